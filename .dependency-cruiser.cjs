@@ -1,0 +1,22 @@
+// The house rules of docs/architecture.md, "Who may import whom". Run by `npm run lint`.
+const rule = (name, comment, from, to) => ({name, severity: 'error', comment, from, to});
+const adapters = ['api', 'podvm', 'network', 'relay', 'kubernetes', 'image', 'health'];
+/** @type {import('dependency-cruiser').IConfiguration} */
+module.exports = {
+	forbidden: [
+		rule('no-cycles', 'A cycle is two rooms that are one.', {}, {circular: true}),
+		rule('no-orphans', 'Nobody imports it: it is dead.', {orphan: true, path: '^src/', pathNot: '^src/main[.]ts$'}, {}),
+		rule('foundation', 'lifetime, errors and log stand on nothing of ours.', {path: '^src/(lifetime|errors|log)[.]ts$'}, {path: '^src/(?!(lifetime|errors|log)[.]ts$)'}),
+		rule('domain-knows-no-protocol', 'sandbox/ imports lifetime, errors and log only, and no library.', {path: '^src/sandbox/'}, {pathNot: ['^src/(sandbox/|(lifetime|errors|log)[.]ts$)', '^node:']}),
+		...adapters.map(name => rule(
+			`${name}-is-an-adapter`, 'Adapters never import each other, nor what composes them.',
+			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|sandbox${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/frame[.]ts|ttrpc/message[.]ts' : ''}))(?!(lifetime|errors|log)[.]ts$)`},
+		)),
+		...['ttrpc', 'libvirt'].map(name => rule(`${name}-is-a-package`, 'Fit to be a package of its own: knows nothing of pods.', {path: `^src/${name}/`}, {path: `^src/(?!${name}/|(lifetime|errors)[.]ts$)`})),
+		rule('only-main-is-the-edge', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$)'}, {path: '^src/main[.]ts$'}),
+		rule('cli-is-for-main', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$|cli/)'}, {path: '^src/cli/'}),
+		...[['ssh2', '^src/libvirt/'], ['@grpc/', '^src/api/'], ['@peculiar/x509', '^src/relay/'], ['xmlbuilder2', '^src/(podvm|image)/'], ['pino', '^src/log[.]ts$'], ['yaml', '^src/podvm/'], ['protobufjs', '^src/ttrpc/']].map(([library, home]) =>
+			rule(`${library.replace(/\W/g, '')}-lives-in-one-place`, 'One third-party library lives in one place.', {path: '^src/', pathNot: home}, {path: `node_modules/${library}`})),
+	],
+	options: {tsPreCompilationDeps: true, tsConfig: {fileName: 'tsconfig.json'}, doNotFollow: {path: 'node_modules'}, enhancedResolveOptions: {exportsFields: ['exports'], conditionNames: ['import', 'node', 'default', 'types']}},
+};

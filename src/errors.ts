@@ -1,0 +1,73 @@
+/**
+ * What went wrong, where, and what to do about it. The one base class of every error that leaves a module.
+ * Knows no protocol: `api/` translates the codes, nobody else does.
+ */
+
+/** The meanings that an error can have for a caller; named after the gRPC status codes that they become. */
+export type ErrorCode =
+	| 'invalid-argument'
+	| 'not-found'
+	| 'already-exists'
+	| 'failed-precondition'
+	| 'resource-exhausted'
+	| 'permission-denied'
+	| 'unauthenticated'
+	| 'unavailable'
+	| 'deadline-exceeded'
+	| 'cancelled'
+	| 'aborted'
+	| 'data-loss'
+	| 'unimplemented'
+	| 'internal';
+
+/** Identifiers only (names, ids, addresses, numbers): these are logged and sent to peers. Never a value that could be secret. */
+export type ErrorWhere = Readonly<Record<string, string | number | boolean>>;
+
+export interface ErrorParts {
+	readonly code: ErrorCode;
+	/** A sentence without a full stop: what could not be done, and why. */
+	readonly what: string;
+	readonly where?: ErrorWhere;
+	/** What the operator can do, as a full sentence. */
+	readonly remedy?: string;
+	readonly cause?: unknown;
+}
+
+export class AdaptorError extends Error {
+	override readonly name: string = 'AdaptorError';
+	readonly code: ErrorCode;
+	readonly what: string;
+	readonly where: ErrorWhere;
+	readonly remedy: string | undefined;
+
+	constructor({code, what, where = {}, remedy, cause}: ErrorParts) {
+		super(operatorText(what, where, remedy), cause === undefined ? undefined : {cause});
+		this.code = code;
+		this.what = what;
+		this.where = where;
+		this.remedy = remedy;
+	}
+}
+
+function operatorText(what: string, where: ErrorWhere, remedy: string | undefined): string {
+	const places = Object.entries(where).map(([name, value]) => `${name} ${JSON.stringify(value)}`);
+	return `${what}${places.length > 0 ? ` (${places.join(', ')})` : ''}${remedy === undefined ? '' : `. ${remedy}`}`;
+}
+
+/** Whatever was thrown, as an `Error`. */
+export function toError(thrown: unknown): Error {
+	return thrown instanceof Error ? thrown : new Error(String(thrown));
+}
+
+/** The code of any thrown value: an `AdaptorError`'s own, an abort's meaning, or 'internal'. */
+export function codeOf(thrown: unknown): ErrorCode {
+	if (thrown instanceof AdaptorError) {
+		return thrown.code;
+	}
+
+	if (thrown instanceof Error && thrown.name === 'TimeoutError') {
+		return 'deadline-exceeded';
+	}
+
+	return thrown instanceof Error && thrown.name === 'AbortError' ? 'cancelled' : 'internal';
+}

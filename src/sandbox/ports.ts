@@ -1,0 +1,190 @@
+/**
+ * The domain's edges, in its own words. Above: what the kata shim and CSI plugins ask of us (`Sandboxes`).
+ * Below: what a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`).
+ * Every implementation of a port, in-memory or real, passes the same suite in test/contract.
+ */
+import type {Secret} from '../log.ts';
+
+/** kata's sandbox id: 64 hexadecimal digits from containerd and CRI-O; anything of `[A-Za-z0-9._-]{1,128}` is taken. */
+export type SandboxId = string;
+
+export interface PodIdentity {
+	readonly name: string;
+	readonly namespace: string;
+	/** Known with CRI-O only. */
+	readonly uid?: string;
+}
+
+/** What kata's remote hypervisor API offers, without its wire format. Implemented by the domain, called by `api/`. */
+export interface Sandboxes {
+	/**
+	 * Admits a sandbox, inspects its pod's network and reserves what it will need; starts nothing.
+	 * @throws 'already-exists' for an id that is in use, 'invalid-argument' for bad annotations or netns
+	 */
+	create(request: CreateSandbox, signal: AbortSignal): Promise<{readonly agentSocketPath: string}>;
+	/**
+	 * Resolves when the kata agent in the VM can be reached at the agent socket. On failure, deadline or abort nothing of the VM is left;
+	 * the sandbox itself stays, failed, until it is stopped.
+	 * @throws 'not-found' for an id that was never created or is stopped
+	 */
+	start(id: SandboxId, signal: AbortSignal): Promise<void>;
+	/** Ends a start that is under way, then removes everything. Stopping what does not exist succeeds. */
+	stop(id: SandboxId, signal: AbortSignal): Promise<void>;
+	/**
+	 * The name of the VM of a pod on this node.
+	 * @param wait until there is one, or the signal aborts
+	 * @throws 'not-found' when there is none and `wait` is false
+	 */
+	vmOf(pod: Pick<PodIdentity, 'name' | 'namespace'>, wait: boolean, signal: AbortSignal): Promise<string>;
+}
+
+export interface CreateSandbox {
+	readonly id: SandboxId;
+	readonly annotations: Readonly<Record<string, string>>;
+	/** Absolute path, e.g. `/var/run/netns/cni-…`. */
+	readonly netnsPath: string;
+}
+
+/**
+ * One end of a pod's VXLAN tunnel, as plain data: it is written to the sandbox's record and, as `pod-network`, to the VM.
+ * Addresses are dotted IPv4, prefixes `a.b.c.d/n`. Fields are named after the `pod-network` object of existing pod VM images.
+ */
+export interface PodNetwork {
+	readonly netnsPath: string;
+	/** The pod's address with its prefix length. */
+	readonly podIp: string;
+	readonly podHwAddr: string;
+	/** Name of the pod's primary interface in its netns, e.g. `eth0`. */
+	readonly interface: string;
+	/** The worker's address towards the VMs with its prefix length: the VM's VXLAN remote. */
+	readonly workerNodeIp: string;
+	readonly tunnelType: 'vxlan';
+	readonly routes: readonly PodRoute[];
+	readonly neighbors: readonly PodNeighbor[];
+	/** Bytes: min(pod MTU, underlay MTU - 50). */
+	readonly mtu: number;
+	readonly index: number;
+	readonly vxlanPort: number;
+	/** The reserved VXLAN network identifier. */
+	readonly vxlanId: number;
+	readonly dedicated: boolean;
+	readonly externalNetViaPodVm: boolean;
+}
+
+export interface PodRoute {
+	/** Prefix; `''` is the default route, as Go marshals it. */
+	readonly dst: string;
+	/** `''` when directly connected. */
+	readonly gw: string;
+	readonly dev: string;
+	readonly protocol?: string;
+	/** Omitted for `universe`. */
+	readonly scope?: string;
+}
+
+export interface PodNeighbor {
+	readonly ip: string;
+	readonly hwAddr: string;
+	readonly dev: string;
+	readonly state: string;
+}
+
+/** The pod's network namespace and its tunnel. */
+export interface PodNetworks {
+	/** Reads the pod's netns and reserves a VNI in it. On failure nothing stays reserved. */
+	reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork>;
+	/** Points the tunnel at the VM and redirects the pod's traffic into it. Idempotent; a second address replaces the first. */
+	attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void>;
+	/** Removes tunnel, redirection and reservation. Succeeds when they, or the netns, are already gone. */
+	release(network: PodNetwork, signal: AbortSignal): Promise<void>;
+}
+
+/** A file for the VM's cloud-init disk. Contents may hold keys, so they never print. */
+export interface GuestFile {
+	/** Absolute path in the VM. */
+	readonly path: string;
+	readonly content: Secret<string>;
+}
+
+export interface PodVmSpec {
+	readonly sandboxId: SandboxId;
+	/** `podvm-<pod>-<first 8 of the sandbox id>`, at most 63 characters of `[a-z0-9-]`: the VM's name, its host name and its TLS name. */
+	readonly instanceName: string;
+	readonly pod: PodIdentity;
+	readonly vcpus: number;
+	readonly memoryMib: number;
+	/** A volume of the configured pool; the configured default when absent. */
+	readonly image?: string;
+	/** Recorded with the VM, so that whoever finds it knows which VNI it held. */
+	readonly vni: number;
+	readonly files: readonly GuestFile[];
+}
+
+export interface PodVm {
+	readonly sandboxId: SandboxId;
+	/** The instance name: what PodVMInfo answers and what the hypervisor's own tools show. */
+	readonly name: string;
+	/** The hypervisor's identifier of this VM. Recycled after deletion: never delete by it alone. */
+	readonly uuid: string;
+	readonly mac: string;
+}
+
+/** Virtual machines on the KVM host, those of this cluster and node only. */
+export interface PodVms {
+	/** Records the intent at the hypervisor, makes the disks, starts. Resolves once the VM runs. On failure or abort nothing is left behind. */
+	start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm>;
+	/**
+	 * Addresses at which the VM may be reached, likeliest first, each once. A guess may come before the guest is up (a remembered lease):
+	 * only TLS proves who answers. Goes on looking until the consumer returns or the signal aborts.
+	 * @throws AdaptorError as soon as the VM is no longer running, telling how it ended
+	 */
+	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never>;
+	/** Deletes VM and disks of a sandbox, whatever state they are in. Succeeds when there are none. Touches nothing of other clusters or nodes. */
+	delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void>;
+	/** All VMs of this cluster and node, half-made ones too. */
+	list(signal: AbortSignal): Promise<readonly PodVmRecord[]>;
+}
+
+/** What the hypervisor remembers of a VM of ours. */
+export interface PodVmRecord extends PodVm {
+	readonly pod: PodIdentity;
+	readonly vni: number;
+	readonly createdAt: Date;
+	readonly running: boolean;
+}
+
+/** What the VM's forwarder needs to serve TLS; goes to the VM as `tls-*` of apf.json. */
+export interface ForwarderTls {
+	/** PEM. Absent with a CA of the administrator's, whose images carry their own certificate. */
+	readonly serverKey?: Secret<string>;
+	readonly serverCert?: string;
+	/** PEM of the certificate that client certificates are verified against. */
+	readonly clientCa?: string;
+	readonly minVersion?: 'VersionTLS12' | 'VersionTLS13';
+	/** IANA names. */
+	readonly cipherSuites?: readonly string[];
+}
+
+/** The kata agent's traffic: from the shim's unix socket to the VM over mutual TLS. */
+export interface AgentRelays {
+	/** A server certificate for one VM, and what it shall accept. */
+	issue(instanceName: string, signal: AbortSignal): Promise<ForwarderTls>;
+	/**
+	 * Dials the addresses as they come, retrying each until the forwarder listens, and takes the first that proves by TLS to be the VM.
+	 * Then serves `socketPath`. Rejects when `addresses` throws (the VM died) or the signal aborts; nothing is left then.
+	 */
+	open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay>;
+}
+
+export interface RelayTarget {
+	readonly sandboxId: SandboxId;
+	readonly instanceName: string;
+	/** Absolute; its directory is made (0700) by the relay and removed when it is disposed. */
+	readonly socketPath: string;
+}
+
+/** Disposing closes the socket and all connections at once, and removes the socket's file. */
+export interface AgentRelay extends AsyncDisposable {
+	/** The address that proved to be the VM's. */
+	readonly address: string;
+}
