@@ -1,0 +1,33 @@
+/**
+ * Domain lifecycle events: their numbers in libvirt's words.
+ * Source: libvirt, include/libvirt/libvirt-domain.h, virDomainEventType and virDomainEvent…DetailType.
+ */
+import type {Domain} from './procedures.ts';
+
+/** VIR_DOMAIN_EVENT_ID_LIFECYCLE */
+export const lifecycleEventId = 0;
+
+/** In the order of virDomainEventType. */
+const lifecycleNames = ['defined', 'undefined', 'started', 'suspended', 'resumed', 'stopped', 'shutdown', 'pmsuspended', 'crashed'] as const;
+
+export type LifecycleName = (typeof lifecycleNames)[number] | 'unknown';
+
+/** In the order of virDomainEventStoppedDetailType. */
+const stoppedDetails = ['shutdown', 'destroyed', 'crashed', 'migrated', 'saved', 'failed', 'from-snapshot'] as const;
+
+export interface LifecycleEvent {
+	readonly domain: Domain;
+	/** What happened. */
+	readonly name: LifecycleName;
+	/** libvirt's numbers. */
+	readonly event: number;
+	readonly detail: number;
+	/** How it came to be stopped: with name 'stopped' only. */
+	readonly stopped?: (typeof stoppedDetails)[number];
+}
+
+export function lifecycleEvent(domain: Domain, event: number, detail: number): LifecycleEvent {
+	const name = lifecycleNames[event] ?? 'unknown';
+	const stopped = name === 'stopped' ? stoppedDetails[detail] : undefined;
+	return {domain, name, event, detail, ...(stopped === undefined ? {} : {stopped})};
+}
