@@ -1,0 +1,52 @@
+/**
+ * What a pod VM is told at boot, as files for its cloud-init disk. Pure; knows JSON's field names, not YAML and not the disk.
+ * Source: cloud-api-adaptor, pkg/podnetwork/tunneler (pod-network) and cmd/process-user-data (paths), v0.8 to v0.22.
+ */
+import {Secret} from '../log.ts';
+import type {ForwarderTls, GuestFile, PodIdentity, PodNetwork} from './ports.ts';
+
+/** The forwarder's configuration: `apf.json` from v0.15 on, `daemon.json` up to v0.14. Each generation ignores the other's. */
+export const forwarderConfigPaths = ['/run/peerpod/apf.json', '/run/peerpod/daemon.json'] as const;
+
+export interface GuestConfiguration {
+	readonly pod: PodIdentity;
+	readonly network: PodNetwork;
+	readonly tls: ForwarderTls;
+}
+
+export function guestFiles(configuration: GuestConfiguration): GuestFile[] {
+	const content = new Secret(`${JSON.stringify(forwarderConfig(configuration), undefined, 2)}\n`);
+	return forwarderConfigPaths.map(path => ({path, content}));
+}
+
+/** Go's encoding: what is empty is left out, except where the VM's parser wants the empty string. */
+function forwarderConfig({pod, network, tls}: GuestConfiguration): unknown {
+	return {
+		'pod-network': podNetwork(network),
+		'pod-namespace': pod.namespace,
+		'pod-name': pod.name,
+		'tls-server-key': tls.serverKey?.reveal(),
+		'tls-server-cert': tls.serverCert,
+		'tls-client-ca': tls.clientCa,
+		'tls-min-version': tls.minVersion,
+		'tls-cipher-suites': tls.cipherSuites,
+	};
+}
+
+function podNetwork(network: PodNetwork): unknown {
+	return {
+		podip: network.podIp,
+		'pod-hw-addr': network.podHwAddr,
+		interface: network.interface,
+		'worker-node-ip': network.workerNodeIp,
+		'tunnel-type': network.tunnelType,
+		routes: network.routes.map(({dst, gw, dev, protocol, scope}) => ({dst, gw, dev, protocol, scope})),
+		neighbors: network.neighbors.map(({ip, hwAddr, dev, state}) => ({ip, 'hw-addr': hwAddr, dev, state})),
+		mtu: network.mtu,
+		index: network.index,
+		'vxlan-port': network.vxlanPort,
+		'vxlan-id': network.vxlanId,
+		dedicated: network.dedicated,
+		'external-net-via-pod-vm': network.externalNetViaPodVm,
+	};
+}

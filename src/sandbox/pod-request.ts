@@ -1,0 +1,113 @@
+/**
+ * What a pod asks for, read from CreateVM's annotations once; nothing else reads annotations. Pure.
+ * Source of the names: kata-containers, src/runtime/virtcontainers/remote.go and pkg/annotations (3.4 and 4.1).
+ */
+import {AdaptorError} from '../errors.ts';
+import type {PodIdentity, SandboxId} from './ports.ts';
+
+const cri = 'io.kubernetes.cri.';
+const hypervisor = 'io.katacontainers.config.hypervisor.';
+
+export const annotations = {
+	podName: `${cri}sandbox-name`,
+	podNamespace: `${cri}sandbox-namespace`,
+	vcpus: `${hypervisor}default_vcpus`,
+	memory: `${hypervisor}default_memory`,
+	image: `${hypervisor}image`,
+} as const;
+
+/** The administrator's sizes. Memory in MiB. */
+export interface SizePolicy {
+	readonly vcpus: number;
+	readonly memoryMib: number;
+	readonly minMemoryMib: number;
+	readonly maxMemoryMib: number;
+	readonly maxVcpus: number;
+}
+
+/** Where a size came from, for the log. */
+export type SizeSource = 'annotation' | 'configuration' | 'minimum' | 'maximum';
+
+export interface PodRequest {
+	readonly pod: PodIdentity;
+	readonly instanceName: string;
+	readonly vcpus: number;
+	readonly vcpusFrom: SizeSource;
+	readonly memoryMib: number;
+	readonly memoryFrom: SizeSource;
+	/** A volume's name, as the pod gave it; checked by whoever knows volumes. */
+	readonly image?: string;
+}
+
+/** @throws AdaptorError 'invalid-argument' that names the annotation and what it held */
+export function podRequest(id: SandboxId, given: Readonly<Record<string, string>>, policy: SizePolicy): PodRequest {
+	const pod = podIdentity(given);
+	const vcpus = size(given, annotations.vcpus, {configured: policy.vcpus, min: 1, max: policy.maxVcpus});
+	const memory = size(given, annotations.memory, {configured: policy.memoryMib, min: policy.minMemoryMib, max: policy.maxMemoryMib});
+	const image = given[annotations.image];
+	return {
+		pod,
+		instanceName: instanceName(pod.name, id),
+		vcpus: vcpus.value,
+		vcpusFrom: vcpus.from,
+		memoryMib: memory.value,
+		memoryFrom: memory.from,
+		...(image === undefined || image === '' ? {} : {image}),
+	};
+}
+
+/** `podvm-<pod>-<first 8 of the id>`: a DNS label, for it is also the VM's host name and the name on its TLS certificate. */
+export function instanceName(podName: string, id: SandboxId): string {
+	const label = (text: string): string => text.toLowerCase().replaceAll(/[^a-z\d-]/g, '-');
+	const suffix = label(id.slice(0, 8)).replace(/-$/, '0');
+	return `podvm-${label(podName).slice(0, 63 - 'podvm--'.length - suffix.length)}-${suffix}`;
+}
+
+function podIdentity(given: Readonly<Record<string, string>>): PodIdentity {
+	const required = (annotation: string): string => {
+		const value = given[annotation];
+		if (value === undefined || value === '') {
+			throw new AdaptorError({
+				code: 'invalid-argument',
+				what: 'The request names no pod: an annotation is missing',
+				where: {annotation},
+				remedy: 'The container runtime sets it for every pod sandbox; check that the kata shim and the runtime match.',
+			});
+		}
+
+		return value;
+	};
+
+	const name = required(annotations.podName);
+	const namespace = required(annotations.podNamespace);
+	// CRI-O gives its own sandbox name, k8s_<pod>_<namespace>_<uid>_<attempt>; none of the parts can hold an underscore.
+	const [, podName, , uid] = /^k8s_([^_]+)_([^_]+)_([^_]+)_\d+$/.exec(name) ?? [];
+	return podName === undefined || uid === undefined ? {name, namespace} : {name: podName, namespace, uid};
+}
+
+interface SizeBounds {
+	readonly configured: number;
+	readonly min: number;
+	readonly max: number;
+}
+
+/** A decimal, rounded up, within the administrator's bounds; absent, empty and zero mean "as configured". */
+function size(given: Readonly<Record<string, string>>, annotation: string, {configured, min, max}: SizeBounds): {value: number; from: SizeSource} {
+	const text = (given[annotation] ?? '').trim();
+	if (text !== '' && !/^\d{1,9}(?:\.\d{1,9})?$/.test(text)) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'A size that the pod asks for is not a number',
+			where: {annotation, got: text.slice(0, 64)},
+			remedy: 'Give a decimal number (memory in MiB), for example "2", or leave the annotation out.',
+		});
+	}
+
+	const asked = text === '' ? 0 : Math.ceil(Number(text));
+	const wanted = asked === 0 ? configured : asked;
+	if (wanted > max) {
+		return {value: max, from: 'maximum'};
+	}
+
+	return wanted < min ? {value: min, from: 'minimum'} : {value: wanted, from: asked === 0 ? 'configuration' : 'annotation'};
+}

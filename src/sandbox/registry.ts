@@ -1,0 +1,153 @@
+/**
+ * All sandboxes of this node: who exists, who has to make way for whom, who waits for a VM. The life of each is sandbox.ts's.
+ */
+import {AdaptorError} from '../errors.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import {vmIn} from './admission.ts';
+import type {CreateSandbox, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
+import {Sandbox, type SandboxWorld} from './sandbox.ts';
+
+type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
+
+export class SandboxRegistry implements Sandboxes, AsyncDisposable {
+	readonly #world: SandboxWorld;
+	readonly #sandboxes = new Map<SandboxId, Sandbox>();
+	readonly #vmWaiters = new Set<{readonly pod: PodName; readonly resolve: (name: string) => void}>();
+	/** Stops go on when their caller is gone; closing waits for them. */
+	readonly #stops = new Set<Promise<unknown>>();
+	#closed: Promise<void> | undefined;
+
+	constructor(world: SandboxWorld) {
+		this.#world = world;
+	}
+
+	async create(request: CreateSandbox, signal: AbortSignal): Promise<{readonly agentSocketPath: string}> {
+		const {id} = request;
+		this.#assertOpen();
+		assertUsable(request);
+		if (this.#sandboxes.has(id)) {
+			throw new AdaptorError({code: 'already-exists', what: 'A sandbox with this id exists', where: {sandboxId: id}, remedy: 'Stop it first.'});
+		}
+
+		const sandbox = new Sandbox(id, this.#world, this.#changed);
+		this.#sandboxes.set(id, sandbox);
+		await sandbox.create(request, signal);
+		this.#stopOlderOf(sandbox);
+		return {agentSocketPath: sandbox.agentSocketPath};
+	}
+
+	async start(id: SandboxId, signal: AbortSignal): Promise<void> {
+		this.#assertOpen();
+		const sandbox = this.#sandboxes.get(id);
+		if (sandbox === undefined) {
+			throw new AdaptorError({code: 'not-found', what: 'There is no such sandbox', where: {sandboxId: id}, remedy: 'CreateVM comes first.'});
+		}
+
+		await sandbox.start(signal);
+	}
+
+	async stop(id: SandboxId, signal: AbortSignal): Promise<void> {
+		await abortable(this.#stop(id), signal);
+	}
+
+	async vmOf(pod: PodName, wait: boolean, signal: AbortSignal): Promise<string> {
+		for (const sandbox of this.#sandboxes.values()) {
+			const vm = vmIn(sandbox.state);
+			if (vm !== undefined && isSamePod(sandbox.pod, pod)) {
+				return vm.name;
+			}
+		}
+
+		if (!wait) {
+			throw new AdaptorError({code: 'not-found', what: 'The pod has no VM on this node', where: {pod: `${pod.namespace}/${pod.name}`}});
+		}
+
+		const {promise, resolve} = Promise.withResolvers<string>();
+		const waiter = {pod, resolve};
+		this.#vmWaiters.add(waiter);
+		try {
+			return await abortable(promise, signal);
+		} finally {
+			this.#vmWaiters.delete(waiter);
+		}
+	}
+
+	/** Takes no new work, ends starts (they unwind), waits for stops; running VMs are left alone. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#closed ??= (async () => {
+			await Promise.allSettled([...[...this.#sandboxes.values()].map(async sandbox => sandbox.close()), ...this.#stops]);
+		})();
+		await this.#closed;
+	}
+
+	#stop(id: SandboxId): Promise<void> {
+		const sandbox = this.#sandboxes.get(id);
+		const stop = sandbox === undefined ? this.#deleteUnknown(id) : sandbox.stop();
+		this.#stops.add(stop);
+		stop.then(() => this.#stops.delete(stop), () => this.#stops.delete(stop));
+		return stop;
+	}
+
+	/** A sandbox of an earlier run of the daemon, perhaps: the hypervisor knows. */
+	async #deleteUnknown(id: SandboxId): Promise<void> {
+		using scope = new Scope().deadline(this.#world.cleanupTimeoutMs, 'the VM of an unknown sandbox to be deleted');
+		await this.#world.podVms.delete(id, scope.signal);
+	}
+
+	/** kubelet gives up on a start after some minutes and asks for the same pod with a new id; the older one only costs then. */
+	#stopOlderOf(newer: Sandbox): void {
+		for (const older of this.#sandboxes.values()) {
+			if (older === newer || newer.pod === undefined || !isSamePod(older.pod, newer.pod)) {
+				continue;
+			}
+
+			this.#world.log.warn({sandboxId: older.id, pod: `${newer.pod.namespace}/${newer.pod.name}`, reason: `superseded by sandbox ${newer.id}`}, 'stopping the older sandbox of a pod');
+			// Reported by the sandbox itself, which goes on trying.
+			this.#stop(older.id).catch(() => undefined);
+		}
+	}
+
+	readonly #changed = (sandbox: Sandbox): void => {
+		const vm = vmIn(sandbox.state);
+		for (const waiter of vm === undefined ? [] : this.#vmWaiters) {
+			if (vm !== undefined && isSamePod(sandbox.pod, waiter.pod)) {
+				waiter.resolve(vm.name);
+			}
+		}
+
+		if (sandbox.state.name === 'gone') {
+			this.#sandboxes.delete(sandbox.id);
+		}
+	};
+
+	#assertOpen(): void {
+		if (this.#closed !== undefined) {
+			throw new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'});
+		}
+	}
+}
+
+function isSamePod(one: PodName | undefined, other: PodName): boolean {
+	return one?.name === other.name && one.namespace === other.namespace;
+}
+
+/** The id becomes part of a path and of names at the hypervisor. */
+function assertUsable({id, netnsPath}: CreateSandbox): void {
+	if (!/^[A-Za-z\d][\w.-]{0,127}$/.test(id)) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'The sandbox id is not usable as a file name',
+			where: {sandboxId: id.slice(0, 128)},
+			remedy: 'It must be 1 to 128 letters, digits, ".", "_" or "-", and begin with a letter or digit.',
+		});
+	}
+
+	if (!netnsPath.startsWith('/') || netnsPath.includes('\0')) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'The network namespace is not an absolute path',
+			where: {sandboxId: id, netns: netnsPath.slice(0, 256)},
+			remedy: 'Host-network pods cannot run as peer pods; use the default runtime class for them.',
+		});
+	}
+}

@@ -1,0 +1,72 @@
+import test from 'ava';
+import fc from 'fast-check';
+import {AdaptorError} from '../../src/errors.ts';
+import {instanceName, podRequest, type SizePolicy} from '../../src/sandbox/pod-request.ts';
+
+const policy: SizePolicy = {vcpus: 2, memoryMib: 8192, minMemoryMib: 512, maxMemoryMib: 65_536, maxVcpus: 16};
+const id = '0123456789abcdef'.repeat(4);
+const names = {'io.kubernetes.cri.sandbox-name': 'web', 'io.kubernetes.cri.sandbox-namespace': 'shop'};
+const hypervisor = 'io.katacontainers.config.hypervisor.';
+
+test('a pod that asks for nothing gets the configured sizes', t => {
+	t.deepEqual(podRequest(id, names, policy), {
+		pod: {name: 'web', namespace: 'shop'},
+		instanceName: 'podvm-web-01234567',
+		vcpus: 2,
+		vcpusFrom: 'configuration',
+		memoryMib: 8192,
+		memoryFrom: 'configuration',
+	});
+});
+
+for (const value of ['', '0', '0.0', ' ']) {
+	test(`sizes of ${JSON.stringify(value)} mean: as configured`, t => {
+		const request = podRequest(id, {...names, [`${hypervisor}default_vcpus`]: value, [`${hypervisor}default_memory`]: value}, policy);
+		t.like(request, {vcpus: 2, vcpusFrom: 'configuration', memoryMib: 8192, memoryFrom: 'configuration'});
+	});
+}
+
+test('decimal vCPUs are rounded up', t => {
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.7'}, policy), {vcpus: 2, vcpusFrom: 'annotation'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '3.0'}, policy), {vcpus: 3});
+});
+
+test('sizes are kept within the administrator\'s bounds, and say so', t => {
+	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '100'}, policy), {memoryMib: 512, memoryFrom: 'minimum'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '999999'}, policy), {memoryMib: 65_536, memoryFrom: 'maximum'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '17'}, policy), {vcpus: 16, vcpusFrom: 'maximum'});
+});
+
+for (const value of ['two', '-1', '1e3', '0x10', '1.2.3', 'NaN', '2 GiB', '99999999999']) {
+	test(`a size of ${value} is refused with the annotation's name`, t => {
+		const error = t.throws(() => podRequest(id, {...names, [`${hypervisor}default_memory`]: value}, policy), {instanceOf: AdaptorError});
+		t.is(error.code, 'invalid-argument');
+		t.deepEqual(error.where, {annotation: `${hypervisor}default_memory`, got: value});
+	});
+}
+
+test('CRI-O\'s sandbox name gives the pod\'s name and uid', t => {
+	const request = podRequest(id, {...names, 'io.kubernetes.cri.sandbox-name': 'k8s_web-0_shop_1f7e-22_0'}, policy);
+	t.deepEqual(request.pod, {name: 'web-0', namespace: 'shop', uid: '1f7e-22'});
+	t.is(request.instanceName, 'podvm-web-0-01234567');
+});
+
+for (const missing of ['io.kubernetes.cri.sandbox-name', 'io.kubernetes.cri.sandbox-namespace']) {
+	test(`a request without ${missing} is refused by that name`, t => {
+		const error = t.throws(() => podRequest(id, {...names, [missing]: ''}, policy), {instanceOf: AdaptorError});
+		t.deepEqual(error.where, {annotation: missing});
+	});
+}
+
+test('the image annotation is passed on, an empty one is none', t => {
+	t.is(podRequest(id, {...names, [`${hypervisor}image`]: 'other.qcow2'}, policy).image, 'other.qcow2');
+	t.false('image' in podRequest(id, {...names, [`${hypervisor}image`]: ''}, policy));
+});
+
+test('an instance name is always a DNS label that keeps the sandbox\'s first eight', t => {
+	fc.assert(fc.property(fc.string({minLength: 1}), fc.stringMatching(/^[A-Za-z\d][\w.-]{7,63}$/), (pod, sandboxId) => {
+		const name = instanceName(pod, sandboxId);
+		return /^podvm-[a-z\d-]{0,48}-[a-z\d-]{7}[a-z\d]$/.test(name) && name.length <= 63;
+	}));
+	t.is(instanceName('a'.repeat(253), id), `podvm-${'a'.repeat(48)}-01234567`);
+});

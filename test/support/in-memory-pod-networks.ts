@@ -1,0 +1,38 @@
+/** Pod networks without a kernel: VNIs from a counter, what is reserved and attached in a map. Passes the contract suite. */
+import {AdaptorError, toError} from '../../src/errors.ts';
+import type {PodNetwork, PodNetworks, SandboxId} from '../../src/sandbox/ports.ts';
+
+export class InMemoryPodNetworks implements PodNetworks {
+	/** VNI -> the address that its tunnel points to, or undefined when only reserved. */
+	readonly tunnels = new Map<number, string | undefined>();
+	#nextVni = 555_000;
+
+	async reserve(_sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
+		throwIfAborted(signal);
+		const vxlanId = this.#nextVni++;
+		this.tunnels.set(vxlanId, undefined);
+		return {
+			netnsPath, podIp: '10.244.0.5/24', podHwAddr: '0a:58:0a:f4:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24', tunnelType: 'vxlan',
+			routes: [], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId, dedicated: false, externalNetViaPodVm: false,
+		};
+	}
+
+	async attach({vxlanId}: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {
+		throwIfAborted(signal);
+		if (!this.tunnels.has(vxlanId)) {
+			throw new AdaptorError({code: 'failed-precondition', what: 'The VNI is not reserved', where: {vni: vxlanId}});
+		}
+
+		this.tunnels.set(vxlanId, vmAddress);
+	}
+
+	async release({vxlanId}: PodNetwork, _signal: AbortSignal): Promise<void> {
+		this.tunnels.delete(vxlanId);
+	}
+}
+
+function throwIfAborted(signal: AbortSignal): void {
+	if (signal.aborted) {
+		throw toError(signal.reason);
+	}
+}
