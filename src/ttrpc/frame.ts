@@ -1,0 +1,165 @@
+/**
+ * ttrpc frames: a ten-byte header, big-endian, then the message's bytes (containerd/ttrpc, PROTOCOL.md, "Message Frame").
+ * Bytes in, frames out. Knows nothing of sockets, timers, streams or protobuf.
+ */
+
+export const headerLength = 10;
+
+/** The largest message of the protocol, without its header: 4 MiB. */
+export const maxMessageLength = 4 * 1024 * 1024;
+
+/** Every other type is reserved, and ignored by who receives it. */
+export const frameType = {request: 1, response: 2, data: 3} as const;
+
+export const frameFlag = {
+	/** No more data will come from the sender. */
+	remoteClosed: 0x01,
+	/** The sender has more to send on this stream. */
+	remoteOpen: 0x02,
+	/** The empty message is not data. */
+	noData: 0x04,
+} as const;
+
+/** What the header says apart from the length. */
+export interface FrameHeader {
+	/** Unsigned, 32 bits; odd when the client opened the stream. */
+	readonly streamId: number;
+	/** One of `frameType`, or a byte that is reserved. */
+	readonly type: number;
+	/** Bits of `frameFlag`; none on unary calls. */
+	readonly flags: number;
+}
+
+/** A whole frame. Its bytes are a view of what was received wherever possible: keeping them keeps the chunk that they came in. */
+export class Frame implements FrameHeader {
+	readonly streamId: number;
+	readonly type: number;
+	readonly flags: number;
+	/** As received, header included. */
+	readonly bytes: Buffer;
+
+	constructor(bytes: Buffer) {
+		this.streamId = bytes.readUInt32BE(4);
+		this.type = bytes.readUInt8(8);
+		this.flags = bytes.readUInt8(9);
+		this.bytes = bytes;
+	}
+
+	/** The message without the header: a view, not a copy. */
+	get message(): Buffer {
+		return this.bytes.subarray(headerLength);
+	}
+}
+
+/** A frame over the limit. It is reported as soon as its header is known; its message is skipped as it arrives and never held. */
+export class OversizedFrame implements FrameHeader {
+	readonly streamId: number;
+	readonly type: number;
+	readonly flags: number;
+	/** What the header announces, in bytes. */
+	readonly messageLength: number;
+
+	constructor(header: Buffer) {
+		this.messageLength = header.readUInt32BE(0);
+		this.streamId = header.readUInt32BE(4);
+		this.type = header.readUInt8(8);
+		this.flags = header.readUInt8(9);
+	}
+}
+
+/**
+ * Cuts a stream of bytes into frames, however it is chunked. A frame that lies within one chunk is a view of that chunk;
+ * one that spans chunks is copied once, into a buffer that is made when its length is known to be allowed.
+ */
+export class FrameDecoder {
+	readonly #maxMessageLength: number;
+	/** The first bytes of a header that was cut. */
+	readonly #header = Buffer.alloc(headerLength);
+	#headerFilled = 0;
+	/** A frame of which some bytes are still to come. */
+	#partial: Buffer | undefined;
+	#partialFilled = 0;
+	/** Bytes of an oversized message that are still to come. */
+	#toSkip = 0;
+
+	/** @param limit bytes of the largest message, without its header, that is accepted */
+	constructor(limit: number = maxMessageLength) {
+		this.#maxMessageLength = limit;
+	}
+
+	/** How many bytes are held because a header or frame is incomplete; over a whole conversation's end this is 0. */
+	get heldBytes(): number {
+		return this.#headerFilled + this.#partialFilled;
+	}
+
+	/**
+	 * The frames that this chunk completes, in order. To be iterated to its end: bytes that are not iterated over are lost.
+	 * The chunk must not be changed afterwards.
+	 */
+	* push(chunk: Uint8Array): Generator<Frame | OversizedFrame, void, undefined> {
+		const bytes = Buffer.isBuffer(chunk) ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
+		let position = 0;
+		while (position < bytes.length) {
+			if (this.#toSkip > 0) {
+				const skipped = Math.min(this.#toSkip, bytes.length - position);
+				this.#toSkip -= skipped;
+				position += skipped;
+			} else if (this.#partial !== undefined) {
+				const copied = bytes.copy(this.#partial, this.#partialFilled, position);
+				this.#partialFilled += copied;
+				position += copied;
+				if (this.#partialFilled === this.#partial.length) {
+					const frame = new Frame(this.#partial);
+					this.#partial = undefined;
+					this.#partialFilled = 0;
+					yield frame;
+				}
+			} else if (this.#headerFilled > 0 || bytes.length - position < headerLength) {
+				const copied = bytes.copy(this.#header, this.#headerFilled, position);
+				this.#headerFilled += copied;
+				position += copied;
+				if (this.#headerFilled === headerLength) {
+					this.#headerFilled = 0;
+					yield* this.#begin(this.#header);
+				}
+			} else {
+				const end = position + headerLength + bytes.readUInt32BE(position);
+				if (end <= bytes.length && end - position - headerLength <= this.#maxMessageLength) {
+					const frame = new Frame(bytes.subarray(position, end));
+					position = end;
+					yield frame;
+				} else {
+					const header = bytes.subarray(position, position + headerLength);
+					position += headerLength;
+					yield* this.#begin(header);
+				}
+			}
+		}
+	}
+
+	/** A header is known and its message is not, or not wholly, in the same chunk. */
+	* #begin(header: Buffer): Generator<Frame | OversizedFrame, void, undefined> {
+		const messageLength = header.readUInt32BE(0);
+		if (messageLength > this.#maxMessageLength) {
+			this.#toSkip = messageLength;
+			yield new OversizedFrame(header);
+		} else if (messageLength === 0) {
+			yield new Frame(Buffer.from(header));
+		} else {
+			// Not from the pool: pages that are announced and never sent then cost no memory.
+			this.#partial = Buffer.allocUnsafeSlow(headerLength + messageLength);
+			this.#partialFilled = header.copy(this.#partial);
+		}
+	}
+}
+
+/** A frame's bytes. The message is copied; its length is the caller's to check. */
+export function encodeFrame({streamId, type, flags}: FrameHeader, message: Uint8Array): Buffer {
+	const bytes = Buffer.allocUnsafe(headerLength + message.length);
+	bytes.writeUInt32BE(message.length, 0);
+	bytes.writeUInt32BE(streamId, 4);
+	bytes.writeUInt8(type, 8);
+	bytes.writeUInt8(flags, 9);
+	bytes.set(message, headerLength);
+	return bytes;
+}

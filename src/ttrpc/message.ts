@@ -1,0 +1,262 @@
+/**
+ * The messages inside request and response frames, as protobuf (proto/ttrpc.proto; containerd/ttrpc, request.proto).
+ * Knows no sockets and no streams. Payloads are views of the given bytes, never copies.
+ * Unknown fields are skipped. Fields come in the order of their numbers, as the reference implementation writes them.
+ */
+import protobuf from 'protobufjs/minimal.js';
+import {AdaptorError} from '../errors.ts';
+import type {Status, StatusDetail} from './status.ts';
+
+export interface Request {
+	/** With its package, e.g. `hypervisor.Hypervisor`. */
+	readonly service: string;
+	readonly method: string;
+	readonly payload: Buffer;
+	/** 0 is no deadline, negative is a deadline that has passed. A bigint, for a number cannot hold all 64 bits. */
+	readonly timeoutNano: bigint;
+	/** Keys may repeat. */
+	readonly metadata: readonly KeyValue[];
+}
+
+export interface KeyValue {
+	readonly key: string;
+	readonly value: string;
+}
+
+export interface Response {
+	/** Absent, or with code 0, is success. */
+	readonly status?: Status;
+	readonly payload: Buffer;
+}
+
+/** What a log line wants to know of a request. */
+export type RequestSummary = Pick<Request, 'service' | 'method' | 'timeoutNano'>;
+
+/** More of them in one message is no metadata but an attempt on our memory: an empty entry takes two bytes on the wire. */
+const maxRepeated = 1024;
+
+const noBytes = Buffer.alloc(0);
+
+const varint = 0;
+const lengthDelimited = 2;
+
+const tag = (field: number, wireType: number): number => (field << 3) | wireType;
+
+const requestTag = {
+	service: tag(1, lengthDelimited), method: tag(2, lengthDelimited), payload: tag(3, lengthDelimited),
+	timeoutNano: tag(4, varint), metadata: tag(5, lengthDelimited),
+} as const;
+const keyValueTag = {key: tag(1, lengthDelimited), value: tag(2, lengthDelimited)} as const;
+const responseTag = {status: tag(1, lengthDelimited), payload: tag(2, lengthDelimited)} as const;
+const statusTag = {code: tag(1, varint), message: tag(2, lengthDelimited), details: tag(3, lengthDelimited)} as const;
+const anyTag = {typeUrl: tag(1, lengthDelimited), value: tag(2, lengthDelimited)} as const;
+
+/** @throws 'invalid-argument' when the bytes are no such message */
+export function decodeRequest(bytes: Buffer): Request {
+	let service = '';
+	let method = '';
+	let payload: Buffer = noBytes;
+	let timeoutNano = 0n;
+	const metadata: KeyValue[] = [];
+	readFields('Request', bytes, (field, reader) => {
+		switch (field) {
+			case requestTag.service: service = readString(reader); return true;
+			case requestTag.method: method = readString(reader); return true;
+			case requestTag.payload: payload = readBytes(reader); return true;
+			case requestTag.timeoutNano: timeoutNano = readInt64(reader); return true;
+			case requestTag.metadata: append(metadata, decodeKeyValue(readBytes(reader))); return true;
+			default: return false;
+		}
+	});
+	return {service, method, payload, timeoutNano, metadata};
+}
+
+/** Reads what a log line wants and skips the rest. Undefined when the bytes are no request: whoever serves it will say so. */
+export function peekMethod(bytes: Buffer): RequestSummary | undefined {
+	let service = '';
+	let method = '';
+	let timeoutNano = 0n;
+	try {
+		readFields('Request', bytes, (field, reader) => {
+			switch (field) {
+				case requestTag.service: service = readString(reader); return true;
+				case requestTag.method: method = readString(reader); return true;
+				case requestTag.timeoutNano: timeoutNano = readInt64(reader); return true;
+				default: return false;
+			}
+		});
+	} catch {
+		return undefined;
+	}
+
+	return {service, method, timeoutNano};
+}
+
+export function encodeRequest({service, method, payload, timeoutNano, metadata}: Request): Buffer {
+	const writer = protobuf.Writer.create();
+	writeString(writer, requestTag.service, service);
+	writeString(writer, requestTag.method, method);
+	writeBytes(writer, requestTag.payload, payload);
+	if (timeoutNano !== 0n) {
+		writer.uint32(requestTag.timeoutNano).int64(String(BigInt.asIntN(64, timeoutNano)));
+	}
+
+	for (const {key, value} of metadata) {
+		writer.uint32(requestTag.metadata).fork();
+		writeString(writer, keyValueTag.key, key);
+		writeString(writer, keyValueTag.value, value);
+		writer.ldelim();
+	}
+
+	return finish(writer);
+}
+
+/** @throws 'invalid-argument' when the bytes are no such message */
+export function decodeResponse(bytes: Buffer): Response {
+	let status: Status | undefined;
+	let payload: Buffer = noBytes;
+	readFields('Response', bytes, (field, reader) => {
+		switch (field) {
+			case responseTag.status: status = decodeStatus(readBytes(reader)); return true;
+			case responseTag.payload: payload = readBytes(reader); return true;
+			default: return false;
+		}
+	});
+	return status === undefined ? {payload} : {status, payload};
+}
+
+/** Success with an empty payload is a message of no bytes at all, as the reference implementation writes it. */
+export function encodeResponse({status, payload}: Response): Buffer {
+	const writer = protobuf.Writer.create();
+	if (status !== undefined) {
+		writer.uint32(responseTag.status).fork();
+		writeStatus(writer, status);
+		writer.ldelim();
+	}
+
+	writeBytes(writer, responseTag.payload, payload);
+	return finish(writer);
+}
+
+function decodeKeyValue(bytes: Buffer): KeyValue {
+	let key = '';
+	let value = '';
+	readFields('KeyValue', bytes, (field, reader) => {
+		switch (field) {
+			case keyValueTag.key: key = readString(reader); return true;
+			case keyValueTag.value: value = readString(reader); return true;
+			default: return false;
+		}
+	});
+	return {key, value};
+}
+
+function decodeStatus(bytes: Buffer): Status {
+	let code = 0;
+	let message = '';
+	const details: StatusDetail[] = [];
+	readFields('Status', bytes, (field, reader) => {
+		switch (field) {
+			case statusTag.code: code = reader.int32(); return true;
+			case statusTag.message: message = readString(reader); return true;
+			case statusTag.details: append(details, decodeAny(readBytes(reader))); return true;
+			default: return false;
+		}
+	});
+	return details.length === 0 ? {code, message} : {code, message, details};
+}
+
+function writeStatus(writer: protobuf.Writer, {code, message, details = []}: Status): void {
+	if (code !== 0) {
+		writer.uint32(statusTag.code).int32(code);
+	}
+
+	writeString(writer, statusTag.message, message);
+	for (const {typeUrl, value} of details) {
+		writer.uint32(statusTag.details).fork();
+		writeString(writer, anyTag.typeUrl, typeUrl);
+		writeBytes(writer, anyTag.value, value);
+		writer.ldelim();
+	}
+}
+
+function decodeAny(bytes: Buffer): StatusDetail {
+	let typeUrl = '';
+	let value: Buffer = noBytes;
+	readFields('Any', bytes, (field, reader) => {
+		switch (field) {
+			case anyTag.typeUrl: typeUrl = readString(reader); return true;
+			case anyTag.value: value = readBytes(reader); return true;
+			default: return false;
+		}
+	});
+	return {typeUrl, value};
+}
+
+/** Hands each field to `take`, which reads it and says true, or leaves it to be skipped and says false. */
+function readFields(message: string, bytes: Buffer, take: (field: number, reader: protobuf.Reader) => boolean): void {
+	const reader = protobuf.Reader.create(bytes);
+	try {
+		while (reader.pos < reader.len) {
+			const field = reader.uint32();
+			if (field >>> 3 === 0) {
+				throw new RangeError('field number 0');
+			}
+
+			if (!take(field, reader)) {
+				reader.skipType(field & 7);
+			}
+		}
+	} catch (error) {
+		throw error instanceof AdaptorError ? error : new AdaptorError({
+			code: 'invalid-argument', what: `Malformed ttrpc ${message}: ${error instanceof Error ? error.message : String(error)}`, cause: error,
+		});
+	}
+}
+
+/** The reader's own type is a plain view; over a Buffer it gives Buffers. */
+function readBytes(reader: protobuf.Reader): Buffer {
+	const bytes = reader.bytes();
+	return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** Not the reader's own `string()`, which takes one that is cut off. */
+function readString(reader: protobuf.Reader): string {
+	return readBytes(reader).toString();
+}
+
+function readInt64(reader: protobuf.Reader): bigint {
+	const {high, low} = reader.int64();
+	// protobufjs takes a 64-bit number that the message's end cuts off.
+	if (reader.pos > reader.len || ((reader.buf[reader.pos - 1] ?? 0) & 0x80) !== 0) {
+		throw new RangeError('a number is cut off');
+	}
+
+	return (BigInt(high) << 32n) | BigInt(low >>> 0);
+}
+
+function append<T>(list: T[], item: T): void {
+	if (list.length === maxRepeated) {
+		throw new RangeError(`more than ${maxRepeated} entries in a list`);
+	}
+
+	list.push(item);
+}
+
+function writeString(writer: protobuf.Writer, field: number, value: string): void {
+	if (value !== '') {
+		writer.uint32(field).string(value);
+	}
+}
+
+function writeBytes(writer: protobuf.Writer, field: number, value: Buffer): void {
+	if (value.length > 0) {
+		writer.uint32(field).bytes(value);
+	}
+}
+
+/** Over Node's Buffers the writer gives a Buffer. */
+function finish(writer: protobuf.Writer): Buffer {
+	const bytes = writer.finish();
+	return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes);
+}
