@@ -3,7 +3,7 @@
  * how each thing is done is the ports'. Knows nothing of other sandboxes.
  */
 import {performance} from 'node:perf_hooks';
-import {AdaptorError, toError} from '../errors.ts';
+import {AdaptorError, codeOf, toError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import {admitStart, toAbort, type Prepared, type SandboxState} from './admission.ts';
@@ -164,8 +164,7 @@ export class Sandbox {
 			this.#setState({name: 'running', prepared, vm, relay});
 			log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId, timings: stages.end()}, 'pod VM started');
 		} catch (thrown) {
-			const error = toError(thrown);
-			log.warn({err: error, stage: stages.current, timings: stages.end()}, 'pod VM start failed');
+			const error = stages.failed(thrown);
 			const unwound = await this.#unwind(undo);
 			this.#setState({name: 'failed', reason: error, ...(unwound ? {} : {leftovers: prepared})});
 			if (!unwound) {
@@ -273,8 +272,17 @@ class Stages {
 	readonly #durations: Record<string, number> = {};
 	#current: {name: string; since: number} | undefined;
 
-	get current(): string {
-		return this.#current?.name ?? 'none';
+	/** The error that a start ends with: what was wrong, and in which stage after how long. */
+	failed(thrown: unknown): AdaptorError {
+		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
+		const {what, where, remedy} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}, remedy: undefined};
+		return new AdaptorError({
+			code: codeOf(thrown),
+			what: `Could not ${name}: ${what}`,
+			where: {...where, stageMs: Math.round(performance.now() - since)},
+			...(remedy === undefined ? {} : {remedy}),
+			cause: thrown,
+		});
 	}
 
 	enter(name: string): void {

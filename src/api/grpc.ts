@@ -1,0 +1,70 @@
+/** The same services over gRPC, with health and reflection, for runtimes and people that prefer it. */
+import type {Socket} from 'node:net';
+import {Metadata, Server, ServerCredentials, type handleUnaryCall, type sendUnaryData, type ServerUnaryCall} from '@grpc/grpc-js';
+import {ReflectionService} from '@grpc/reflection';
+import {HealthImplementation} from 'grpc-health-check';
+import {AdaptorError} from '../errors.ts';
+import type {Contract} from './contract.ts';
+import type {Service, UnaryHandler} from './services.ts';
+import type {Status} from './status.ts';
+
+export interface GrpcEndpoint extends AsyncDisposable {
+	/** Serves an accepted connection. */
+	accept(socket: Socket): void;
+}
+
+export interface GrpcOptions {
+	readonly contract: Contract;
+	readonly services: readonly Service[];
+	readonly toStatus: (error: unknown) => Status;
+	/** How long disposing waits for calls that are under way. */
+	readonly drainTimeoutMs: number;
+}
+
+export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: GrpcOptions): GrpcEndpoint {
+	const server = new Server();
+	for (const {definition, handlers} of services) {
+		const implementation = Object.fromEntries(Object.entries(handlers).map(([name, handler]) => [name, unary(handler as UnaryHandler<unknown, object>, toStatus)]));
+		server.addService({...definition}, implementation);
+	}
+
+	new HealthImplementation({'': 'SERVING', ...Object.fromEntries(serviceNames(services).map(name => [name, 'SERVING'] as const))}).addToServer(server);
+	new ReflectionService(contract.definition).addToServer(server);
+	const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+	let closed: Promise<void> | undefined;
+	return {
+		accept: socket => injector.injectConnection(socket),
+		async [Symbol.asyncDispose]() {
+			closed ??= (async () => {
+				injector.drain(drainTimeoutMs);
+				const {promise, resolve} = Promise.withResolvers<undefined>();
+				server.tryShutdown(() => resolve(undefined));
+				const impatience = setTimeout(() => server.forceShutdown(), drainTimeoutMs);
+				await promise;
+				clearTimeout(impatience);
+				injector.destroy();
+			})();
+			await closed;
+		},
+	};
+}
+
+function serviceNames(services: readonly Service[]): string[] {
+	return services.flatMap(({definition}) => Object.values(definition).slice(0, 1).map(({path}: {readonly path: string}) => path.split('/')[1] ?? ''));
+}
+
+function unary(handler: UnaryHandler<unknown, object>, toStatus: (error: unknown) => Status): handleUnaryCall<unknown, object> {
+	const answer = async (call: ServerUnaryCall<unknown, object>, callback: sendUnaryData<object>): Promise<void> => {
+		const abort = new AbortController();
+		// grpc-js reports both the caller's deadline and its hanging up as 'cancelled'.
+		call.on('cancelled', () => abort.abort(new AdaptorError({code: 'cancelled', what: 'The caller gave up', where: {method: call.getPath()}})));
+		try {
+			callback(null, await handler(call.request, {signal: abort.signal}));
+		} catch (error) {
+			const {code, message} = toStatus(error);
+			callback({code, details: message, metadata: new Metadata()});
+		}
+	};
+
+	return (call, callback) => void answer(call, callback);
+}
