@@ -1,0 +1,119 @@
+/**
+ * A program that runs for long: keeps the end of what it says on standard error, for whoever has to explain a failure.
+ * Knows nothing of the lab.
+ */
+import type {ChildProcess} from 'node:child_process';
+import {once} from 'node:events';
+import {createInterface} from 'node:readline';
+import {AdaptorError} from '../../src/errors.ts';
+import {abortable, DeadlineError, Scope} from '../../src/lifetime.ts';
+
+const keptLines = 200;
+
+export class Service implements AsyncDisposable {
+	readonly name: string;
+	readonly #child: ChildProcess;
+	readonly #askToEnd: () => void;
+	readonly #lines: string[] = [];
+	readonly #waiting = new Set<(line: string) => void>();
+	/** Settles when the program has ended: with its exit status, 128 + n when signal n ended it. */
+	readonly ended: Promise<number>;
+
+	/**
+	 * @param child with standard error as a pipe
+	 * @param askToEnd how it is asked to end; by SIGTERM unless given
+	 */
+	constructor(name: string, child: ChildProcess, askToEnd = (): void => this.kill('SIGTERM')) {
+		this.name = name;
+		this.#child = child;
+		this.#askToEnd = askToEnd;
+		this.ended = exitOf(child);
+		if (child.stderr !== null) {
+			createInterface({input: child.stderr}).on('line', line => this.#take(line));
+		}
+	}
+
+	/** The last lines that it wrote to standard error. */
+	get tail(): readonly string[] {
+		return this.#lines;
+	}
+
+	/**
+	 * The first line on standard error that matches, already written or to come.
+	 * @throws 'failed-precondition' with its last lines when it ends before
+	 */
+	async line(pattern: RegExp, signal: AbortSignal): Promise<string> {
+		const seen = this.#lines.find(line => pattern.test(line));
+		if (seen !== undefined) {
+			return seen;
+		}
+
+		const {promise, resolve} = Promise.withResolvers<string>();
+		const take = (line: string): void => {
+			if (pattern.test(line)) {
+				resolve(line);
+			}
+		};
+		this.#waiting.add(take);
+		try {
+			return await abortable(Promise.race([promise, this.#endedTooSoon()]), signal);
+		} finally {
+			this.#waiting.delete(take);
+		}
+	}
+
+	/** Ends it: politely, after `graceMs` for good. Resolves with its exit status. */
+	async stop(graceMs = 10_000): Promise<number> {
+		this.#askToEnd();
+		using grace = new Scope().deadline(graceMs, `${this.name} to end`);
+		try {
+			return await abortable(this.ended, grace.signal);
+		} catch (error) {
+			if (!(error instanceof DeadlineError)) {
+				throw error;
+			}
+
+			this.kill('SIGKILL');
+			return await this.ended;
+		}
+	}
+
+	kill(signal: NodeJS.Signals): void {
+		this.#child.kill(signal);
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await this.stop();
+	}
+
+	#take(line: string): void {
+		this.#lines.push(line);
+		if (this.#lines.length > keptLines) {
+			this.#lines.shift();
+		}
+
+		for (const take of this.#waiting) {
+			take(line);
+		}
+	}
+
+	async #endedTooSoon(): Promise<never> {
+		const status = await this.ended;
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `${this.name} ended too soon`,
+			where: {status},
+			remedy: `Its last lines:\n${this.#lines.slice(-20).join('\n')}`,
+		});
+	}
+}
+
+async function exitOf(child: ChildProcess): Promise<number> {
+	try {
+		// 'close', not 'exit': by then all that it wrote has been read.
+		const [status] = await once(child, 'close') as [number | null];
+		return status ?? 128;
+	} catch {
+		return 127; // it could not be started: 'error' came first
+	}
+}
