@@ -25,10 +25,10 @@ export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: Grp
 	const server = new Server();
 	for (const {definition, handlers} of services) {
 		const implementation = Object.fromEntries(Object.entries(handlers).map(([name, handler]) => [name, unary(handler as UnaryHandler<unknown, object>, toStatus)]));
-		server.addService({...definition}, implementation);
+		server.addService(definition, implementation);
 	}
 
-	new HealthImplementation({'': 'SERVING', ...Object.fromEntries(serviceNames(services).map(name => [name, 'SERVING'] as const))}).addToServer(server);
+	new HealthImplementation({'': 'SERVING', ...Object.fromEntries(services.map(({name}) => [name, 'SERVING'] as const))}).addToServer(server);
 	new ReflectionService(contract.definition).addToServer(server);
 	const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
 	let closed: Promise<void> | undefined;
@@ -47,10 +47,6 @@ export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: Grp
 			await closed;
 		},
 	};
-}
-
-function serviceNames(services: readonly Service[]): string[] {
-	return services.flatMap(({definition}) => Object.values(definition).slice(0, 1).map(({path}: {readonly path: string}) => path.split('/')[1] ?? ''));
 }
 
 function unary(handler: UnaryHandler<unknown, object>, toStatus: (error: unknown) => Status): handleUnaryCall<unknown, object> {

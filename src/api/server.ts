@@ -1,0 +1,53 @@
+/** Everything that is served on hypervisor.sock: each connection goes to ttrpc or gRPC by its first bytes, both serve the same handlers. */
+import type {Socket} from 'node:net';
+import type {Logger} from '../log.ts';
+import type {Sandboxes} from '../sandbox/ports.ts';
+import {TtrpcServer} from '../ttrpc/server.ts';
+import {loadContract} from './contract.ts';
+import {grpcEndpoint} from './grpc.ts';
+import {onProtocol} from './protocol.ts';
+import {services} from './services.ts';
+import {listen} from './socket.ts';
+import {toStatus} from './status.ts';
+
+export interface ApiOptions {
+	/** Absolute path of the unix socket. */
+	readonly path: string;
+	readonly sandboxes: Sandboxes;
+	/** How long disposing waits for calls that are under way. */
+	readonly drainTimeoutMs: number;
+	readonly log: Logger;
+}
+
+/** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
+export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOptions, signal: AbortSignal): Promise<AsyncDisposable> {
+	const contract = loadContract();
+	const served = services(contract, sandboxes, log);
+	await using parts = new AsyncDisposableStack();
+	const grpc = parts.use(grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs}));
+	const ttrpc = parts.use(new TtrpcServer({toStatus, disposeMs: drainTimeoutMs}));
+	for (const service of served) {
+		ttrpc.register(service);
+	}
+
+	// Connections that have not said yet what they speak; those that have belong to their protocol's server.
+	const undecided = parts.adopt(new Set<Socket>(), sockets => {
+		for (const socket of sockets) {
+			socket.destroy();
+		}
+	});
+	parts.use(await listen(path, socket => {
+		undecided.add(socket);
+		socket.once('close', () => undecided.delete(socket));
+		onProtocol(socket, protocol => {
+			undecided.delete(socket);
+			log.debug({protocol}, 'connection accepted');
+			if (protocol === 'grpc') {
+				grpc.accept(socket);
+			} else {
+				ttrpc.serve(socket);
+			}
+		});
+	}, log, signal));
+	return parts.move();
+}
