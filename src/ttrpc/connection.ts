@@ -1,0 +1,128 @@
+/**
+ * One socket as a sender and receiver of frames: the thin layer of ttrpc that does I/O.
+ * Knows no streams, no messages and no roles. Whoever makes it owns what is above; the socket is its own from then on.
+ */
+import type {Duplex} from 'node:stream';
+import {AdaptorError} from '../errors.ts';
+import {Frame, FrameDecoder, type OversizedFrame} from './frame.ts';
+
+export interface ConnectionEvents {
+	frame(frame: Frame): void;
+	oversized(frame: OversizedFrame): void;
+	/** Once, and nothing else after it. The peer's end of the stream counts: nobody who asks by ttrpc stops sending and still listens. */
+	closed(reason: Error): void;
+}
+
+export interface ConnectionOptions {
+	/** Bytes of the largest message that is taken, without its header. */
+	readonly maxMessageLength: number;
+	/**
+	 * Take no more frames while the peer leaves its own unread (more than the socket's high-water mark is waiting to be written).
+	 * For servers only: were both ends to do so, each could wait for the other.
+	 */
+	readonly holdReads: boolean;
+}
+
+export class Connection {
+	readonly #socket: Duplex;
+	readonly #decoder: FrameDecoder;
+	readonly #events: ConnectionEvents;
+	readonly #holdReads: boolean;
+	readonly #closed = Promise.withResolvers<undefined>();
+	/** Why it ends; the first cause wins. */
+	#reason: Error | undefined;
+	#isOver = false;
+
+	/** @param socket may hold bytes that were read and unshifted again, and may be paused */
+	constructor(socket: Duplex, events: ConnectionEvents, {maxMessageLength, holdReads}: ConnectionOptions) {
+		this.#socket = socket;
+		this.#events = events;
+		this.#decoder = new FrameDecoder(maxMessageLength);
+		this.#holdReads = holdReads;
+		socket.on('data', this.#onData).on('end', this.#onEnd).on('drain', this.#onDrain).on('error', this.#onError).on('close', this.#onClose);
+		socket.resume();
+		if (socket.closed) {
+			queueMicrotask(this.#onClose);
+		}
+	}
+
+	/** Resolves when the socket is closed. */
+	get closed(): Promise<undefined> {
+		return this.#closed.promise;
+	}
+
+	/** Whether nothing can be sent or received any more. */
+	get isOver(): boolean {
+		return this.#isOver;
+	}
+
+	/** Sends a whole frame, header included. After the end it does nothing. */
+	send(frame: Buffer): void {
+		if (this.#isOver || this.#socket.writableEnded) {
+			return;
+		}
+
+		if (!this.#socket.write(frame) && this.#holdReads) {
+			this.#socket.pause();
+		}
+	}
+
+	/** Closes once everything sent has been handed on. A peer that does not read delays this for ever: destroy it then. Idempotent. */
+	finish(reason: Error): void {
+		if (!this.#isOver && !this.#socket.writableEnded) {
+			this.#reason ??= reason;
+			this.#socket.end(() => this.destroy(reason));
+		}
+	}
+
+	/** Closes at once. Idempotent. */
+	destroy(reason: Error): void {
+		this.#reason ??= reason;
+		this.#socket.destroy();
+		this.#end();
+	}
+
+	readonly #onData = (chunk: Buffer): void => {
+		for (const frame of this.#decoder.push(chunk)) {
+			if (this.#isOver) {
+				return;
+			}
+
+			if (frame instanceof Frame) {
+				this.#events.frame(frame);
+			} else {
+				this.#events.oversized(frame);
+			}
+		}
+	};
+
+	readonly #onDrain = (): void => {
+		this.#socket.resume();
+	};
+
+	readonly #onEnd = (): void => {
+		this.destroy(closedByPeer());
+	};
+
+	readonly #onError = (error: Error): void => {
+		this.#reason ??= new AdaptorError({code: 'unavailable', what: `ttrpc connection failed: ${error.message}`, cause: error});
+	};
+
+	readonly #onClose = (): void => {
+		this.#reason ??= closedByPeer();
+		this.#end();
+		this.#socket.off('data', this.#onData).off('end', this.#onEnd).off('drain', this.#onDrain).off('error', this.#onError).off('close', this.#onClose);
+		this.#closed.resolve(undefined);
+	};
+
+	#end(): void {
+		if (!this.#isOver) {
+			this.#isOver = true;
+			this.#events.closed(this.#reason ?? closedByPeer());
+		}
+	}
+}
+
+function closedByPeer(): AdaptorError {
+	return new AdaptorError({code: 'unavailable', what: 'The ttrpc peer closed the connection'});
+}

@@ -1,0 +1,195 @@
+/**
+ * The calls of one connection to a server: admits requests, runs handlers, answers each once.
+ * Reads and writes through `Connection`; knows neither the listener nor the other connections.
+ */
+import type {Duplex} from 'node:stream';
+import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import {Connection} from './connection.ts';
+import {encodeFrame, frameFlag, frameType, type Frame, type FrameHeader} from './frame.ts';
+import {decodeRequest, encodeResponse, type KeyValue, type Request, type Response} from './message.ts';
+import type {Route} from './service.ts';
+import {statusCode, TtrpcError, type Status} from './status.ts';
+
+/** What the server lends to each of its connections. */
+export interface Serving {
+	readonly route: (service: string, method: string) => Route | undefined;
+	readonly toStatus: (error: unknown) => Status | undefined;
+	readonly maxMessageLength: number;
+	readonly maxStreams: number;
+}
+
+const noBytes = Buffer.alloc(0);
+
+/** Node's timers hold 31 bits of milliseconds (24.8 days); a deadline beyond is none. */
+const longestTimerMs = 0x7f_ff_ff_ff;
+
+const untold: Status = {code: statusCode.unknown, message: 'The call failed; the server\'s log tells more'};
+
+export class ServerConnection {
+	readonly #serving: Serving;
+	readonly #connection: Connection;
+	/** By stream id: calls whose handler has not settled, though they may have been answered when their deadline passed. */
+	readonly #calls = new Map<number, Scope>();
+	#isDraining = false;
+
+	constructor(socket: Duplex, serving: Serving) {
+		this.#serving = serving;
+		this.#connection = new Connection(socket, {
+			frame: frame => this.#onFrame(frame),
+			oversized: ({streamId, type, messageLength}) => {
+				if (type === frameType.request) {
+					this.#refuse(streamId, statusCode.resourceExhausted, `A request of ${messageLength} bytes exceeds the limit of ${serving.maxMessageLength}`);
+				}
+			},
+			closed: reason => this.#abortAll(reason),
+		}, {maxMessageLength: serving.maxMessageLength, holdReads: true});
+	}
+
+	/** Resolves when the socket is closed. */
+	get closed(): Promise<unknown> {
+		return this.#connection.closed;
+	}
+
+	/** Resolves when the running calls have ended, their answers are sent and the socket is closed. */
+	async drain(): Promise<void> {
+		this.#isDraining = true;
+		this.#finishIfDrained();
+		await this.closed;
+	}
+
+	/** Resolves when the socket is closed. */
+	async close(): Promise<void> {
+		this.#connection.destroy(new AdaptorError({code: 'unavailable', what: 'The ttrpc server was closed'}));
+		await this.closed;
+	}
+
+	/** Frames of other types are ignored: responses, data of streams that were refused, and what the protocol has yet to define. */
+	#onFrame(frame: Frame): void {
+		if (frame.type === frameType.request && this.#mayStart(frame)) {
+			this.#start(frame);
+		}
+	}
+
+	/** Answers what may not. */
+	#mayStart({streamId, flags}: FrameHeader): boolean {
+		if (streamId % 2 === 0) {
+			this.#refuse(streamId, statusCode.invalidArgument, 'A client\'s stream id must be odd');
+		} else if (this.#calls.has(streamId)) {
+			// Ids need not grow: ttrpc-rust takes them in one order and may send them in another. The call that runs goes on.
+			this.#refuse(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
+		} else if ((flags & frameFlag.remoteOpen) !== 0) {
+			this.#refuse(streamId, statusCode.unimplemented, 'Streaming requests are not served');
+		} else if (this.#isDraining) {
+			this.#refuse(streamId, statusCode.unavailable, 'The server is shutting down');
+		} else if (this.#calls.size >= this.#serving.maxStreams) {
+			this.#refuse(streamId, statusCode.resourceExhausted, `${this.#serving.maxStreams} calls are running on this connection`);
+		} else {
+			return true;
+		}
+
+		return false;
+	}
+
+	#start({streamId, message}: Frame): void {
+		let request: Request;
+		try {
+			request = decodeRequest(message);
+		} catch (error) {
+			this.#refuse(streamId, statusCode.invalidArgument, toError(error).message);
+			return;
+		}
+
+		const {service, method, timeoutNano} = request;
+		const route = this.#serving.route(service, method);
+		if (route === undefined) {
+			this.#refuse(streamId, statusCode.unimplemented, `Unknown service or method: /${service}/${method}`);
+			return;
+		}
+
+		if (timeoutNano < 0n) {
+			this.#refuse(streamId, statusCode.deadlineExceeded, `The deadline of ${route.definition.path} had passed before it was received`);
+			return;
+		}
+
+		const scope = new Scope();
+		const timeoutMs = Math.ceil(Number(timeoutNano) / 1e6);
+		if (timeoutMs > 0 && timeoutMs <= longestTimerMs) {
+			scope.deadline(timeoutMs, route.definition.path);
+		}
+
+		this.#calls.set(streamId, scope);
+		void this.#run(streamId, route, request, scope);
+	}
+
+	/** Never rejects. */
+	async #run(streamId: number, route: Route, request: Request, scope: Scope): Promise<void> {
+		const handled = this.#handle(route, request, scope.signal);
+		try {
+			this.#answer(streamId, {payload: await abortable(handled, scope.signal)});
+		} catch (error) {
+			this.#answer(streamId, {status: scope.signal.aborted ? statusOfAbort(scope.signal) : this.#statusOf(error), payload: noBytes});
+			// A handler that goes on after its deadline counts, for the limit of calls and for draining.
+			await handled.catch(() => undefined);
+		}
+
+		scope[Symbol.dispose]();
+		this.#calls.delete(streamId);
+		this.#finishIfDrained();
+	}
+
+	async #handle({definition, handler}: Route, {service, method, payload, metadata}: Request, signal: AbortSignal): Promise<Buffer> {
+		let value: object;
+		try {
+			value = definition.requestDeserialize(payload);
+		} catch (error) {
+			throw new TtrpcError({code: statusCode.invalidArgument, message: `Malformed request of ${definition.path}: ${toError(error).message}`}, error);
+		}
+
+		// The definition that this handler was registered with has made the value.
+		return definition.responseSerialize(await handler(value as never, {signal, service, method, metadata: byKey(metadata)}));
+	}
+
+	#statusOf(error: unknown): Status {
+		try {
+			const status = this.#serving.toStatus(error) ?? (error instanceof TtrpcError ? error.status : untold);
+			return status.code === statusCode.ok ? untold : status;
+		} catch {
+			return untold;
+		}
+	}
+
+	#refuse(streamId: number, code: number, message: string): void {
+		this.#answer(streamId, {status: {code, message}, payload: noBytes});
+	}
+
+	#answer(streamId: number, response: Response): void {
+		const message = encodeResponse(response);
+		if (message.length > this.#serving.maxMessageLength) {
+			this.#refuse(streamId, statusCode.resourceExhausted, `A response of ${message.length} bytes exceeds the limit of ${this.#serving.maxMessageLength}`);
+			return;
+		}
+
+		this.#connection.send(encodeFrame({streamId, type: frameType.response, flags: 0}, message));
+	}
+
+	#abortAll(reason: Error): void {
+		for (const scope of this.#calls.values()) {
+			scope.abort(new AdaptorError({code: 'cancelled', what: 'The ttrpc call was abandoned', cause: reason}));
+		}
+	}
+
+	#finishIfDrained(): void {
+		if (this.#isDraining && this.#calls.size === 0) {
+			this.#connection.finish(new AdaptorError({code: 'unavailable', what: 'The ttrpc server was drained'}));
+		}
+	}
+}
+
+function statusOfAbort({reason}: AbortSignal): Status {
+	return {code: codeOf(reason) === 'deadline-exceeded' ? statusCode.deadlineExceeded : statusCode.cancelled, message: toError(reason).message};
+}
+
+function byKey(metadata: readonly KeyValue[]): Map<string, readonly string[]> {
+	return new Map([...Map.groupBy(metadata, ({key}) => key)].map(([key, pairs]) => [key, pairs.map(({value}) => value)]));
+}

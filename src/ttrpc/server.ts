@@ -1,0 +1,91 @@
+/**
+ * Serves unary calls on sockets that others accepted. One stream is one call (containerd/ttrpc, PROTOCOL.md, "Unary State Diagram").
+ * Knows no listener, and of errors only what the caller's `toStatus` tells.
+ *
+ *   open ── drain() ──▶ draining: new calls are UNAVAILABLE, a connection ends with its last running call ──▶ closed
+ *   open, draining ── close() ──▶ closed: running calls are aborted, connections end at once
+ */
+import type {Duplex} from 'node:stream';
+import {AdaptorError} from '../errors.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import {maxMessageLength} from './frame.ts';
+import {ServerConnection, type Serving} from './server-connection.ts';
+import type {Route, Service} from './service.ts';
+import type {Status} from './status.ts';
+
+export interface ServerOptions {
+	/** The status that tells the peer of what a handler threw. Undefined for what it does not know: that is UNKNOWN, without details. */
+	readonly toStatus: (error: unknown) => Status | undefined;
+	/** Bytes of a message, both ways, without the frame's header. Default 4 MiB, the protocol's own limit. */
+	readonly maxMessageLength?: number;
+	/** Calls that run at once on one connection; more are RESOURCE_EXHAUSTED. Default 1024. */
+	readonly maxStreams?: number;
+	/** How long disposing waits for running calls before it closes. Default 10 s. */
+	readonly disposeMs?: number;
+}
+
+export class TtrpcServer implements AsyncDisposable {
+	readonly #routes = new Map<string, Route>();
+	readonly #connections = new Set<ServerConnection>();
+	readonly #serving: Serving;
+	readonly #disposeMs: number;
+	#isOpen = true;
+
+	constructor({toStatus, maxStreams = 1024, disposeMs = 10_000, ...limits}: ServerOptions) {
+		this.#disposeMs = disposeMs;
+		this.#serving = {
+			route: (service, method) => this.#routes.get(`/${service}/${method}`),
+			toStatus, maxStreams, maxMessageLength: limits.maxMessageLength ?? maxMessageLength,
+		};
+	}
+
+	/** @throws 'already-exists' when one of its methods is registered */
+	register({definition, handlers}: Service): void {
+		for (const [name, method] of Object.entries(definition)) {
+			const handler = Object.hasOwn(handlers, name) ? handlers[name] : undefined;
+			if (handler === undefined || method.requestStream === true || method.responseStream === true) {
+				continue;
+			}
+
+			if (this.#routes.has(method.path)) {
+				throw new AdaptorError({code: 'already-exists', what: 'This ttrpc method is registered already', where: {method: method.path}});
+			}
+
+			this.#routes.set(method.path, {definition: method, handler});
+		}
+	}
+
+	/** Takes over an accepted socket, whose first bytes may have been unshifted. One that comes after drain or close is destroyed. */
+	serve(socket: Duplex): void {
+		if (!this.#isOpen) {
+			socket.destroy();
+			return;
+		}
+
+		const connection = new ServerConnection(socket, this.#serving);
+		this.#connections.add(connection);
+		void connection.closed.then(() => this.#connections.delete(connection));
+	}
+
+	/** Takes no new calls, lets the running ones finish and answers them, then ends the connections; when the signal aborts, closes instead. */
+	async drain(signal: AbortSignal): Promise<void> {
+		this.#isOpen = false;
+		try {
+			await abortable(Promise.all([...this.#connections].map(async connection => connection.drain())), signal);
+		} catch {
+			await this.close();
+		}
+	}
+
+	/** Aborts running calls, unanswered, and ends every connection. Does not wait for handlers. */
+	async close(): Promise<void> {
+		this.#isOpen = false;
+		await Promise.all([...this.#connections].map(async connection => connection.close()));
+	}
+
+	/** Drains, within its own time. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		using scope = new Scope().deadline(this.#disposeMs, 'running ttrpc calls');
+		await this.drain(scope.signal);
+	}
+}
