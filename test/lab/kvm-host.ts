@@ -109,15 +109,14 @@ async function createKeys(namespaces: Namespaces, signal: AbortSignal): Promise<
 	`], signal);
 }
 
+/** Asks again and again: libvirtd says nothing when it is ready. */
 async function listening(namespaces: Namespaces, libvirtd: Service, signal: AbortSignal): Promise<void> {
 	using scope = new Scope(signal);
-	const end = libvirtd.line(/(?!)/, scope.signal); // never matches: rejects when libvirtd ends
-	end.catch((error: unknown) => scope.abort(error));
+	libvirtd.endedTooSoon().catch((error: unknown) => scope.abort(error));
 	for (;;) {
 		const socket = connect(namespaces.outside(paths.libvirtSocket));
 		try {
 			await abortable(once(socket, 'connect'), scope.signal);
-			scope.abort(undefined);
 			return;
 		} catch {
 			await pause(10, scope.signal);

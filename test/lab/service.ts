@@ -56,10 +56,21 @@ export class Service implements AsyncDisposable {
 		};
 		this.#waiting.add(take);
 		try {
-			return await abortable(Promise.race([promise, this.#endedTooSoon()]), signal);
+			return await abortable(Promise.race([promise, this.endedTooSoon()]), signal);
 		} finally {
 			this.#waiting.delete(take);
 		}
+	}
+
+	/** Rejects once it has ended, with its last lines: to race what needs it against. */
+	async endedTooSoon(): Promise<never> {
+		const status = await this.ended;
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `${this.name} ended too soon`,
+			where: {status},
+			remedy: `Its last lines:\n${this.#lines.slice(-20).join('\n')}`,
+		});
 	}
 
 	/** Ends it: politely, after `graceMs` for good. Resolves with its exit status. */
@@ -95,16 +106,6 @@ export class Service implements AsyncDisposable {
 		for (const take of this.#waiting) {
 			take(line);
 		}
-	}
-
-	async #endedTooSoon(): Promise<never> {
-		const status = await this.ended;
-		throw new AdaptorError({
-			code: 'failed-precondition',
-			what: `${this.name} ended too soon`,
-			where: {status},
-			remedy: `Its last lines:\n${this.#lines.slice(-20).join('\n')}`,
-		});
 	}
 }
 

@@ -1,11 +1,123 @@
 #!/bin/sh
-# Brings a fresh Debian 12 to where `npm test` and `npm run demo` can run: node modules, then Debian packages.
-# Does nothing, quickly, when everything is there. Fails loudly when something cannot be had.
+# Brings a fresh Debian 12 to where `npm test` and `npm run demo` can run: Debian packages, then node modules.
+# Does nothing, quickly, when everything is there. Starts no service and changes nothing of the machine's network.
 set -eu
 cd "$(dirname "$0")/../.."
 
-if ! [ node_modules/.package-lock.json -nt package-lock.json ]; then
-	echo '» npm ci'
-	npm ci --no-audit --no-fund --loglevel=error
-	touch node_modules/.package-lock.json
+# What is needed, and for what; nothing else may be assumed of the machine but Node.js with npm.
+packages='
+qemu-system-misc                        runs s390x virtual machines
+qemu-utils                              qemu-img, makes their disks
+libvirt-daemon-system                   libvirtd, virtlogd
+libvirt-clients                         virsh
+dnsmasq-base                            DHCP of a libvirt network
+openssh-server                          sshd, the way to libvirt
+openssh-client                          ssh, ssh-keygen
+iproute2                                network namespaces, bridges, VXLAN
+nftables                                the pods'"'"' packet filter
+util-linux                              unshare, nsenter, setpriv
+tini                                    PID 1 of the lab
+golang-go                               builds the guest agent
+golang-github-containerd-ttrpc-dev      the reference ttrpc, for interoperability tests
+dpkg-dev                                unpacks the guest'"'"'s kernel package
+cpio                                    the guest'"'"'s initramfs
+lz4                                     the guest'"'"'s initramfs
+genisoimage                             isoinfo, reads the cloud-init disk back
+libxml2-utils                           xmllint, validates domain XML
+netcat-openbsd                          nc, one of the ways to libvirt
+python3-yaml                            the YAML parser of cloud-init, as a judge of ours
+'
+
+started=$(date +%s)
+step() {
+	printf '» %s\n' "$1"
+	step_started=$(date +%s)
+}
+done_step() {
+	printf '✓ %s  %s s\n' "$1" "$(($(date +%s) - step_started))"
+}
+fail() {
+	printf '✗ %s\n  %s\n' "$1" "$2" >&2
+	exit 1
+}
+
+missing=$(
+	printf '%s' "$packages" | while read -r name _; do
+		[ -z "$name" ] || printf '%s\n' "$name"
+	done | {
+		names=$(cat)
+		command -v dpkg-query >/dev/null || { printf '%s' "$names"; exit 0; }
+		# shellcheck disable=SC2086 # one word a package
+		present=$(dpkg-query -W -f '${db:Status-Abbrev}${Package}\n' $names 2>/dev/null | sed -n 's/^ii *//p')
+		for name in $names; do
+			case "
+$present
+" in *"
+$name
+"*) ;; *) printf '%s ' "$name" ;; esac
+		done
+	}
+)
+
+if [ -n "$missing" ]; then
+	# shellcheck disable=SC1091
+	release=$(. /etc/os-release 2>/dev/null && printf '%s %s' "$ID" "${VERSION_ID:-}" || printf 'unknown')
+	[ "$release" = 'debian 12' ] || fail "These packages are missing: $missing" \
+		"This script installs them on Debian 12 only; this is $release. Install what provides the same programs, or use a Debian 12 container (--privileged)."
+	[ "$(id -u)" = 0 ] || fail "These packages are missing: $missing" 'Run this as root: they have to be installed, and the lab makes network namespaces.'
+
+	log=$(mktemp)
+	# Packages start their services when they are installed, unless this file says no. One that is there already stays.
+	policy=/usr/sbin/policy-rc.d
+	mark='# by cloud-api-adaptor test/lab/setup.sh, until it ends'
+	! grep -qsxF "$mark" "$policy" || rm -f "$policy" # of a run that was killed
+	made_policy=
+	clean_up() {
+		[ -z "$made_policy" ] || rm -f "$policy"
+		rm -f "$log"
+	}
+	trap clean_up EXIT
+	trap 'exit 130' INT TERM HUP
+	if ! [ -e "$policy" ]; then
+		made_policy=1
+		printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$policy"
+		chmod 755 "$policy"
+	fi
+
+	export DEBIAN_FRONTEND=noninteractive
+	apt() {
+		apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 "$@" </dev/null >>"$log" 2>&1
+	}
+	install() {
+		# shellcheck disable=SC2086 # one word a package
+		apt install --no-install-recommends $missing
+	}
+
+	# A run that was interrupted leaves packages unpacked but not configured.
+	[ -z "$(dpkg --audit)" ] || { step 'Finish an interrupted installation'; dpkg --configure -a </dev/null >>"$log" 2>&1 || true; done_step 'Interrupted installation'; }
+	step "Install Debian packages: $missing"
+	# The machine's package lists will often do; when they are missing or too old, fetch them.
+	if ! install; then
+		apt update || { cat "$log" >&2; fail 'apt-get update failed' 'See its output above: network, proxy, or the sources in /etc/apt.'; }
+		install || { cat "$log" >&2; fail 'apt-get install failed' 'See its output above; what dpkg left half-way is finished by running this again.'; }
+	fi
+	done_step 'Debian packages'
 fi
+
+[ "$(id -u)" = 0 ] || fail 'Not root' 'The lab makes network namespaces and mounts: run this as root.'
+
+# The stamp is written last: an interrupted or removed installation has none, whatever npm left in node_modules.
+stamp=node_modules/.installed-lock
+if ! cmp -s package-lock.json "$stamp" || ! [ -x node_modules/.bin/node ]; then
+	command -v npm >/dev/null || fail 'npm is missing' 'Install Node.js with npm, e.g. "apt-get install npm"; the right version of Node.js then comes with the modules.'
+	step 'Install node modules (npm ci)'
+	rm -f "$stamp"
+	npm ci --no-audit --no-fund --loglevel=error </dev/null || fail 'npm ci failed' 'See its output above: network, proxy or registry. It is safe to run this again.'
+	node_modules/.bin/node --version >/dev/null || fail 'The Node.js among the node modules does not run' \
+		'npm may be set to ignore install scripts: run "npm config set ignore-scripts false", then this again.'
+	cp package-lock.json "$stamp"
+	done_step 'Node modules'
+fi
+
+elapsed=$(($(date +%s) - started))
+[ "$elapsed" -lt 2 ] || printf 'Set up in %s s\n' "$elapsed"

@@ -1,0 +1,140 @@
+import test from 'ava';
+import {spawn} from 'node:child_process';
+import {once} from 'node:events';
+import {readdir, readFile, stat, writeFile} from 'node:fs/promises';
+import {createServer} from 'node:net';
+import {text} from 'node:stream/consumers';
+import {fileURLToPath} from 'node:url';
+import {pause} from '../../src/lifetime.ts';
+import {startLab} from './lab.ts';
+import {Service} from './service.ts';
+
+const signal = AbortSignal.timeout(100_000);
+const domain = (name: string): string => `<domain type='qemu'><name>${name}</name><memory>65536</memory><os><type arch='s390x'>hvm</type></os></domain>`;
+
+test('the worker reaches libvirt over ssh, with network and pool active and s390x to offer', async t => {
+	await using lab = await startLab({signal});
+	const [network, pool, capabilities] = await Promise.all([
+		lab.workerVirsh('net-info', 'default'), lab.workerVirsh('pool-info', 'default'), lab.workerVirsh('capabilities'),
+	]);
+	t.regex(network, /Active:\s+yes/);
+	t.regex(pool, /State:\s+running/);
+	t.regex(capabilities, /<arch name='s390x'>/);
+});
+
+test('libvirt verifies nothing away: a worker without the host key is refused', async t => {
+	await using lab = await startLab({signal});
+	await writeFile(lab.outside('/run/lab/home/.ssh/known_hosts'), '');
+	await t.throwsAsync(lab.workerVirsh('list'), {message: /Host key verification failed/});
+});
+
+test('the inventory shows domains, their MACs, volumes, files and sockets; a second lab has none of them', async t => {
+	await using lab = await startLab({signal});
+	await using other = await startLab({signal});
+	await writeFile(lab.outside('/run/one.xml'), domain('one'));
+	await lab.virsh('define /run/one.xml; attach-interface one network default --mac 52:54:00:00:00:07 --config');
+	await lab.virsh('vol-create-as', 'default', 'one-root', '1M');
+	const [stdout] = await finished(lab.workerRun(['sh', '-euc', 'mkdir -p /run/peerpod/pods; echo x >/run/peerpod/pods/record']));
+	t.is(stdout, '');
+	const server = createServer().listen(lab.outside('/run/peerpod/hypervisor.sock'));
+	t.teardown(() => server.close());
+	await once(server, 'listening');
+
+	t.deepEqual(await lab.inventory(), {
+		domains: ['one'],
+		volumes: ['one-root'],
+		macs: ['52:54:00:00:00:07'],
+		files: ['/run/peerpod/pods/record'],
+		sockets: ['/run/peerpod/hypervisor.sock'],
+	});
+	t.deepEqual(await other.inventory(), {domains: [], volumes: [], macs: [], files: [], sockets: []});
+});
+
+test('a pod reaches the worker from a network namespace of its own', async t => {
+	await using lab = await startLab({signal});
+	await using pod = await lab.podNamespace('pod-1');
+	const [stdout] = await finished(lab.workerRun(['nsenter', `--net=${pod.netnsPath}`, 'ip', '-br', '-4', 'address', 'show', 'eth0']));
+	t.true(stdout.includes(`${pod.podIp}/24`));
+	await using listener = new Service('nc', lab.workerRun(['nc', '-lvn', '10.244.0.1', '7']));
+	await listener.line(/^Listening/, signal);
+	const [, status] = await finished(lab.workerRun(['nsenter', `--net=${pod.netnsPath}`, 'nc', '-zw5', '10.244.0.1', '7']));
+	t.is(status, 0);
+});
+
+test('signals reach a program in the lab, its exit status comes back, and SIGKILL leaves no orphan', async t => {
+	await using lab = await startLab({signal});
+	const script = 'trap "exit 3" TERM; echo $$ up >&2; while :; do sleep 0.01; done';
+	const polite = new Service('polite', lab.workerRun(['sh', '-c', script]));
+	await polite.line(/up/, signal);
+	t.is(await polite.stop(), 3);
+
+	const killed = new Service('killed', lab.workerRun(['sh', '-c', script]));
+	const pid = Number.parseInt(await killed.line(/up/, signal), 10);
+	killed.kill('SIGKILL');
+	await killed.ended;
+	await gone(lab.outside(`/proc/${pid}`));
+	t.pass();
+});
+
+test('disposing twice succeeds, ends every process, and leaves the machine as it was', async t => {
+	const before = await machine();
+	const lab = await startLab({signal});
+	const {pid} = lab;
+	await lab.virsh('vol-create-as', 'default', 'left', '1M');
+	t.deepEqual(await machine(), before, 'while it runs');
+	await Promise.all([lab[Symbol.asyncDispose](), lab[Symbol.asyncDispose]()]);
+	await lab[Symbol.asyncDispose]();
+	await t.throwsAsync(stat(`/proc/${pid}`), {code: 'ENOENT'});
+	t.deepEqual(await machine(), before);
+});
+
+test('an aborted start leaves nothing running', async t => {
+	const controller = new AbortController();
+	const starting = startLab({signal: controller.signal});
+	controller.abort(new Error('no longer wanted'));
+	await t.throwsAsync(starting, {message: 'no longer wanted'});
+});
+
+for (const [name, target] of [['SIGKILL', 1], ['SIGINT', -1]] as const) {
+	test(`${name} of ${target === 1 ? 'the process' : 'the process group'} that made the lab ends all of it`, async t => {
+		// A group of its own, as a shell gives it to a command in a terminal.
+		const holder = spawn(process.execPath, [fileURLToPath(new URL('fixtures/hold-lab.ts', import.meta.url))], {stdio: ['ignore', 'pipe', 'inherit'], detached: true});
+		t.teardown(() => holder.kill('SIGKILL'));
+		const [line] = await once(holder.stdout, 'data', {signal}) as [Buffer];
+		const pids = line.toString().trim().split(' ');
+		t.true(pids.length >= 10, `only ${pids.length} processes`);
+		process.kill(target * (holder.pid ?? Number.NaN), name);
+		await Promise.all(pids.map(async pid => gone(`/proc/${pid}`)));
+		t.pass();
+	});
+}
+
+/** What a lab must not change, as far as it is quick to look at. */
+async function machine(): Promise<unknown> {
+	const listed = async (directory: string): Promise<unknown> => readdir(directory).catch(() => 'none');
+	return {
+		mounts: (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').filter(line => / lab | \/usr\/bin\/qemu-system| \/etc\/passwd /.test(line)),
+		bridge: await stat('/sys/class/net/virbr0').then(() => true, () => false),
+		passwd: (await stat('/etc/passwd')).mtimeMs,
+		directories: await Promise.all(['/etc/libvirt', '/etc/libvirt/qemu', '/var/lib/libvirt/images', '/var/log/libvirt/qemu', '/run/libvirt', '/root/.ssh'].map(listed)),
+	};
+}
+
+/** Until a directory of /proc is gone, or its process is a zombie, ended but not yet reaped by the machine's own PID 1. */
+async function gone(directory: string): Promise<void> {
+	const deadline = AbortSignal.timeout(5000);
+	while (!/^State:\tZ|^$/m.test(await readFile(`${directory}/status`, 'utf8').catch(() => ''))) {
+		await pause(10, deadline);
+	}
+}
+
+async function finished(child: ReturnType<typeof spawn>): Promise<readonly [stdout: string, status: number | null]> {
+	if (child.stdout === null) {
+		throw new TypeError('stdout is a pipe');
+	}
+
+	const ended = once(child, 'close');
+	const stdout = await text(child.stdout);
+	await ended;
+	return [stdout, child.exitCode];
+}
