@@ -1,0 +1,106 @@
+// The lab's guest: process 1 of a small s390x virtual machine that stands in for a pod VM image.
+//
+// It goes through the stages of a real image in their order (cloud-init disk, DHCP, forwarder, agent), prints a line on the console
+// for each, and powers the machine off, saying why, when one fails. See README.md for what it is not.
+package main
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+)
+
+const forwarderPort = 15150
+
+func main() {
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "guest: this is the /init of a virtual machine and runs as process 1 only")
+		os.Exit(2)
+	}
+	if err := boot(); err != nil {
+		console("failed: %v", err)
+		console("powering off")
+		powerOff()
+	}
+}
+
+// boot returns only when a stage fails.
+func boot() error {
+	if err := mountKernelFilesystems(); err != nil {
+		return err
+	}
+	lab, err := labOptions()
+	if err != nil {
+		return err
+	}
+	console("init runs, %s", kernelRelease())
+	if err := loadModules("/lib/modules"); err != nil {
+		return err
+	}
+
+	seed, err := readCidata(5 * time.Second)
+	if err != nil {
+		return err
+	}
+	if err := seed.writeFiles(); err != nil {
+		return err
+	}
+	config, err := loadForwarderConfig()
+	if err != nil {
+		return err
+	}
+	console("cidata read for %s, pod %s/%s, %d files", seed.hostname, config.PodNamespace, config.PodName, len(seed.files))
+
+	if lab["nodhcp"] {
+		console("caa.lab=nodhcp: never asks for an address")
+		select {}
+	}
+	if err := bringUp("lo"); err != nil {
+		return err
+	}
+	lease, err := configureByDHCP("eth0", seed.hostname, 60*time.Second)
+	if err != nil {
+		return err
+	}
+	console("eth0 has %s from %s", lease.prefix.String(), lease.server)
+
+	switch {
+	case lab["panic"]:
+		console("caa.lab=panic: crashing the kernel")
+		if err := os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0); err != nil {
+			return err
+		}
+	case lab["poweroff"]:
+		console("caa.lab=poweroff: leaving")
+		powerOff()
+	case lab["nolisten"]:
+		console("caa.lab=nolisten: never listens")
+		select {}
+	case lab["slow"]:
+		console("caa.lab=slow: listens in 10 s")
+		time.Sleep(10 * time.Second)
+	}
+
+	tlsConfig, err := config.serverTLS()
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", fmt.Sprintf(":%d", forwarderPort))
+	if err != nil {
+		return err
+	}
+	reaper := newReaper()
+	go reaper.run()
+	agent := newAgent(reaper)
+	console("listening on port %d", forwarderPort)
+	return serveTLS(listener, tlsConfig, agent.services())
+}
+
+// console prints one line with the machine's uptime. It never says more of a file than its name: the console is readable on the host.
+func console(format string, arguments ...any) {
+	uptime, _ := os.ReadFile("/proc/uptime")
+	seconds, _, _ := strings.Cut(string(uptime), " ")
+	fmt.Printf("[%8s] guest: %s\n", seconds, fmt.Sprintf(format, arguments...))
+}
