@@ -1,0 +1,265 @@
+/**
+ * Finds the VM among the addresses where it may be: dials each over and over until one proves by its certificate to be the VM.
+ *
+ *   addresses ──▶ candidate ──▶ attempts: TCP ─▶ TLS ─▶ the first of all wins, everything else is destroyed
+ *                     ▲              │
+ *                     └── after a pause that depends on how the last one failed
+ *
+ * While a VM boots its packets vanish, then are refused, then are answered. Vanished ones are the reason why attempts overlap: the
+ * kernel repeats a lost SYN only after 1 s, 3 s, 7 s, so a fresh attempt every `overlapMs` notices the VM up to seconds earlier than a
+ * patient one. (While ARP is still unanswered the kernel queues them all behind one probe a second; the VM's own announcement of its
+ * address releases them at once, because they keep the neighbour entry alive.) Knows no ttrpc.
+ */
+import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
+import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {Scope} from '../lifetime.ts';
+
+/** All in milliseconds but `maxPending`. */
+export interface DialTimings {
+	/** After a refusal or a reset: the VM is up and its forwarder about to listen. This is most of what StartVM's answer can be late. */
+	readonly retryMs: number;
+	/** The same once an address has been tried for a minute. */
+	readonly patientRetryMs: number;
+	/** A fresh attempt although the last got no answer yet. */
+	readonly overlapMs: number;
+	/** A fresh attempt although the last is in its TLS handshake: a busy VM is not helped by more handshakes. */
+	readonly handshakeOverlapMs: number;
+	/** Somebody else answers; the VM may take the address over later. */
+	readonly strangerMs: number;
+	readonly connectTimeoutMs: number;
+	readonly handshakeTimeoutMs: number;
+	/** Attempts without an answer at one address at a time. */
+	readonly maxPending: number;
+}
+
+export const defaultDialTimings: DialTimings = {
+	retryMs: 25,
+	patientRetryMs: 250,
+	overlapMs: 100,
+	handshakeOverlapMs: 1500,
+	strangerMs: 500,
+	connectTimeoutMs: 2000,
+	handshakeTimeoutMs: 15_000,
+	maxPending: 20,
+};
+
+const patientAfterMs = 60_000;
+
+export interface DialTarget {
+	readonly instanceName: string;
+	readonly port: number;
+	/** The name that the certificate must have. */
+	readonly serverName: string;
+	/** Context, trust, and whether to verify. */
+	readonly tls: ConnectionOptions;
+	readonly timings: DialTimings;
+}
+
+export interface Dialled {
+	readonly address: string;
+	/** Proven, half-open allowed, not read from yet. Owned by the caller. */
+	readonly socket: TLSSocket;
+}
+
+/**
+ * @throws whatever `addresses` throws, at once; the signal's reason, or, when that is a deadline, an error that tells how far each address got
+ */
+export async function dial(addresses: AsyncIterable<string>, target: DialTarget, signal: AbortSignal): Promise<Dialled> {
+	using race = new Scope(signal);
+	const candidates = new Map<string, Candidate>();
+	const {promise, resolve, reject} = Promise.withResolvers<Dialled>();
+	const onAbort = (): void => reject(abortReason(race.signal.reason, target, candidates));
+	if (race.signal.aborted) {
+		onAbort();
+	}
+
+	race.signal.addEventListener('abort', onAbort, {once: true});
+	const iterator = addresses[Symbol.asyncIterator]();
+	const takeUp = async (): Promise<void> => {
+		for (let next = await iterator.next(); next.done !== true && !race.signal.aborted; next = await iterator.next()) {
+			const address = next.value;
+			if (!candidates.has(address)) {
+				candidates.set(address, new Candidate(address, target, socket => resolve({address, socket})));
+			}
+		}
+
+		if (candidates.size === 0) {
+			reject(failure('no address was found', target, candidates, 'unavailable'));
+		}
+	};
+
+	takeUp().catch(reject);
+	try {
+		return await promise;
+	} finally {
+		race.signal.removeEventListener('abort', onAbort);
+		race.abort(new Error('the race is over'));
+		for (const candidate of candidates.values()) {
+			candidate[Symbol.dispose]();
+		}
+
+		// Not awaited: a generator finishes its current step first, and its failure no longer matters.
+		iterator.return?.().catch(() => undefined);
+	}
+}
+
+/** One address, dialled until it is disposed or has won. */
+class Candidate implements Disposable {
+	readonly address: string;
+	/** How the last attempt failed, or how far the current ones are. */
+	progress = 'no answer yet';
+	remedy = remedies.silent;
+	readonly #target: DialTarget;
+	readonly #onVm: (socket: TLSSocket) => void;
+	readonly #startedAt = performance.now();
+	readonly #attempts = new Set<TLSSocket>();
+	readonly #handshaking = new Set<TLSSocket>();
+	#timer: NodeJS.Timeout | undefined;
+	#over = false;
+
+	constructor(address: string, target: DialTarget, onVm: (socket: TLSSocket) => void) {
+		this.address = address;
+		this.#target = target;
+		this.#onVm = onVm;
+		this.#attempt();
+	}
+
+	#attempt(): void {
+		const {port, serverName, tls, timings} = this.#target;
+		// `allowHalfOpen` is documented for tls.connect and missing from its types.
+		const options: ConnectionOptions & {readonly allowHalfOpen: boolean} = {...tls, host: this.address, port, servername: serverName, allowHalfOpen: true};
+		const socket = connect(options);
+		socket.setNoDelay(true);
+		let timeout = setTimeout(() => socket.destroy(stageError('ETIMEDOUT')), timings.connectTimeoutMs);
+		this.#attempts.add(socket);
+		const forget = (): void => {
+			clearTimeout(timeout);
+			this.#attempts.delete(socket);
+			this.#handshaking.delete(socket);
+		};
+
+		socket.once('connect', () => {
+			clearTimeout(timeout);
+			timeout = setTimeout(() => socket.destroy(stageError('ETLSTIMEDOUT')), timings.handshakeTimeoutMs);
+			this.#handshaking.add(socket);
+			this.#schedule(timings.handshakeOverlapMs);
+		});
+		socket.once('secureConnect', () => {
+			forget();
+			socket.removeListener('error', onError);
+			socket.removeListener('close', onClose);
+			if (this.#over) {
+				socket.destroy();
+				return;
+			}
+
+			this[Symbol.dispose]();
+			this.#onVm(socket);
+		});
+		let failure: Error | undefined;
+		const onError = (error: Error): void => {
+			failure = error;
+		};
+		const onClose = (): void => {
+			const connected = this.#handshaking.has(socket);
+			forget();
+			if (!this.#over) {
+				this.#failed(failure, connected);
+			}
+		};
+		socket.on('error', onError);
+		socket.once('close', onClose);
+		if (this.#attempts.size < timings.maxPending) {
+			this.#schedule(timings.overlapMs);
+		}
+	}
+
+	#failed(error: Error | undefined, connected: boolean): void {
+		const {retryMs, patientRetryMs, strangerMs} = this.#target.timings;
+		const outcome = explain(error, connected, this.#target);
+		this.progress = outcome.progress;
+		this.remedy = outcome.remedy;
+		const pauseMs = performance.now() - this.#startedAt > patientAfterMs ? patientRetryMs : retryMs;
+		this.#schedule(outcome.stranger ? strangerMs : pauseMs);
+	}
+
+	#schedule(delayMs: number): void {
+		clearTimeout(this.#timer);
+		this.#timer = setTimeout(() => this.#attempt(), this.#handshaking.size > 0 ? Math.max(delayMs, this.#target.timings.handshakeOverlapMs) : delayMs);
+	}
+
+	[Symbol.dispose](): void {
+		this.#over = true;
+		clearTimeout(this.#timer);
+		for (const socket of this.#attempts) {
+			socket.destroy();
+		}
+	}
+}
+
+const remedies = {
+	noAddress: 'Look at the VM\'s console: its image has to boot and ask for an address by DHCP, and LIBVIRT_NET has to give it one.',
+	silent: 'The VM is not up yet, or a firewall or missing route between this node and the VM\'s network drops the packets.',
+	refused: 'The VM is up, but its forwarder does not listen: look at agent-protocol-forwarder and the kata agent in the VM\'s journal, and at FORWARDER_PORT.',
+	handshake: 'The VM\'s forwarder ends the handshake: compare TLS_MIN_VERSION and TLS_CIPHER_SUITES with what its image can, and look at its journal.',
+	stranger: 'Another VM has this address: look for stale DHCP leases, and for VMs that were not deleted.',
+	ownCa: 'The image\'s server certificate has to be issued for podvm-server by the CA of CACERT_FILE, or by this node when that is unset.',
+};
+
+interface Outcome {
+	readonly progress: string;
+	readonly remedy: string;
+	/** It is certain that this is not our VM. */
+	readonly stranger: boolean;
+}
+
+function explain(error: Error | undefined, connected: boolean, {serverName}: DialTarget): Outcome {
+	const code = error !== undefined && 'code' in error && typeof error.code === 'string' ? error.code : '';
+	switch (code) {
+		case 'ECONNREFUSED': return {progress: 'connection refused', remedy: remedies.refused, stranger: false};
+		case 'EHOSTUNREACH': case 'ENETUNREACH': return {progress: `no route to it (${code})`, remedy: remedies.silent, stranger: false};
+		case 'ETIMEDOUT': return {progress: 'no answer', remedy: remedies.silent, stranger: false};
+		case 'ETLSTIMEDOUT': return {progress: 'connected, but no answer to the TLS handshake', remedy: remedies.handshake, stranger: false};
+		case 'ERR_TLS_CERT_ALTNAME_INVALID':
+			return {progress: `its certificate is for ${namesOf(error)}, not for ${serverName}`, remedy: remedies.stranger, stranger: true};
+		case 'UNABLE_TO_VERIFY_LEAF_SIGNATURE': case 'UNABLE_TO_GET_ISSUER_CERT': case 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY': case 'DEPTH_ZERO_SELF_SIGNED_CERT':
+		case 'SELF_SIGNED_CERT_IN_CHAIN': case 'CERT_SIGNATURE_FAILURE': case 'CERT_UNTRUSTED': case 'CERT_HAS_EXPIRED': case 'CERT_NOT_YET_VALID':
+		case 'INVALID_CA': case 'INVALID_PURPOSE':
+			return {progress: `its certificate is not accepted (${code})`, remedy: remedies.ownCa, stranger: true};
+		default: {
+			const reason = code === '' ? 'closed by the other side' : code;
+			return connected
+				? {progress: `the TLS handshake failed (${reason})`, remedy: remedies.handshake, stranger: false}
+				: {progress: `the connection failed (${reason})`, remedy: remedies.silent, stranger: false};
+		}
+	}
+}
+
+/** The names in the certificate of Node's name mismatch. */
+function namesOf(error: Error | undefined): string {
+	const cert: unknown = error !== undefined && 'cert' in error ? error.cert : undefined;
+	const names: unknown = typeof cert === 'object' && cert !== null && 'subjectaltname' in cert ? cert.subjectaltname : undefined;
+	return typeof names === 'string' ? names.replaceAll('DNS:', '').slice(0, 200) : 'another name';
+}
+
+function stageError(code: string): Error {
+	return Object.assign(new Error(code), {code});
+}
+
+function abortReason(reason: unknown, target: DialTarget, candidates: ReadonlyMap<string, Candidate>): Error {
+	return codeOf(reason) === 'deadline-exceeded'
+		? failure('the time is up', target, candidates, 'deadline-exceeded', reason)
+		: toError(reason);
+}
+
+function failure(why: string, {instanceName, port}: DialTarget, candidates: ReadonlyMap<string, Candidate>, code: 'deadline-exceeded' | 'unavailable', cause?: unknown): AdaptorError {
+	const tried = [...candidates.values()];
+	const stages = tried.map(({address, progress}) => `${address}: ${progress}`);
+	return new AdaptorError({
+		code,
+		what: `Could not reach the pod VM's forwarder, ${why}: ${stages.length === 0 ? 'the VM has no address yet' : stages.join('; ')}`,
+		where: {instanceName, port},
+		remedy: tried.at(-1)?.remedy ?? remedies.noAddress,
+		cause,
+	});
+}

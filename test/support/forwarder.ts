@@ -1,0 +1,137 @@
+/**
+ * A pod VM's forwarder, as far as a relay can see: a real TLS server with the certificate and trust that were issued for the VM.
+ * What it says on a connection is the test's.
+ */
+import {once} from 'node:events';
+import type {AddressInfo} from 'node:net';
+import {createServer, type TLSSocket} from 'node:tls';
+import type {ForwarderTls} from '../../src/sandbox/ports.ts';
+import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
+
+export interface ForwarderOptions {
+	/** Must hold a server key and certificate. */
+	readonly tls: ForwarderTls;
+	/** On loopback. */
+	readonly address: string;
+	/** A free one when absent. */
+	readonly port?: number;
+	readonly maxVersion?: 'TLSv1.2' | 'TLSv1.3';
+	/** OpenSSL names. */
+	readonly ciphers?: string;
+	/** Has every connection from the moment it is proven. Without it, connections are kept for `accept()`. */
+	readonly onConnection?: (socket: TLSSocket) => void;
+}
+
+export interface Forwarder extends AsyncDisposable {
+	readonly address: string;
+	readonly port: number;
+	/** TCP connections that are open, proven or not. */
+	readonly open: number;
+	/** TLS connections whose client certificate was accepted, ever. */
+	readonly proven: number;
+	/** Handshakes that failed, ever. */
+	readonly refused: number;
+	/** The next proven connection that nobody took yet. */
+	accept(): Promise<TLSSocket>;
+	/** Resolves when no TCP connection is open. */
+	idle(): Promise<void>;
+}
+
+export async function startForwarder({tls, address, port = 0, maxVersion, ciphers, onConnection}: ForwarderOptions): Promise<Forwarder> {
+	const waiting: Array<(socket: TLSSocket) => void> = [];
+	const ready: TLSSocket[] = [];
+	const idle: Array<() => void> = [];
+	const open = new Set<{destroy(): void}>();
+	let proven = 0;
+	let refused = 0;
+	const server = createServer({
+		...(tls.serverKey === undefined ? {} : {key: tls.serverKey.reveal()}),
+		...(tls.serverCert === undefined ? {} : {cert: tls.serverCert}),
+		...(tls.clientCa === undefined ? {} : {ca: tls.clientCa}),
+		requestCert: true,
+		rejectUnauthorized: true,
+		allowHalfOpen: true,
+		minVersion: tls.minVersion === 'VersionTLS13' ? 'TLSv1.3' : 'TLSv1.2',
+		...(maxVersion === undefined ? {} : {maxVersion}),
+		...(ciphers === undefined ? {} : {ciphers}),
+	}, socket => {
+		proven++;
+		socket.setNoDelay(true);
+		socket.on('error', () => undefined);
+		const taker = onConnection ?? waiting.shift();
+		if (taker === undefined) {
+			ready.push(socket);
+		} else {
+			taker(socket);
+		}
+	});
+	server.on('tlsClientError', () => {
+		refused++;
+	});
+	server.on('connection', (socket: TLSSocket) => {
+		open.add(socket);
+		socket.once('close', () => {
+			open.delete(socket);
+			if (open.size === 0) {
+				for (const resolve of idle.splice(0)) {
+					resolve();
+				}
+			}
+		});
+	});
+	server.listen(port, address);
+	await once(server, 'listening');
+	let closed: Promise<unknown> | undefined;
+	return {
+		address,
+		port: (server.address() as AddressInfo).port,
+		get open() {
+			return open.size;
+		},
+		get proven() {
+			return proven;
+		},
+		get refused() {
+			return refused;
+		},
+		async accept() {
+			return ready.shift() ?? new Promise(resolve => {
+				waiting.push(resolve);
+			});
+		},
+		async idle() {
+			if (open.size > 0) {
+				await new Promise<void>(resolve => {
+					idle.push(resolve);
+				});
+			}
+		},
+		async [Symbol.asyncDispose]() {
+			closed ??= new Promise(resolve => {
+				server.close(resolve);
+				for (const socket of open) {
+					socket.destroy();
+				}
+			});
+			await closed;
+		},
+	};
+}
+
+/** Sends everything back. */
+export function echo(socket: TLSSocket): void {
+	socket.pipe(socket);
+}
+
+/** Answers every ttrpc request with an empty message at once, as the kata agent answers a health check. */
+export function answerEmpty(socket: TLSSocket): void {
+	const decoder = new FrameDecoder();
+	socket.on('data', (chunk: Buffer) => {
+		for (const frame of decoder.push(chunk)) {
+			if (frame instanceof Frame && frame.type === frameType.request) {
+				socket.write(encodeFrame({streamId: frame.streamId, type: frameType.response, flags: 0}, Buffer.alloc(0)));
+			}
+		}
+	});
+	socket.once('end', () => socket.end());
+}

@@ -1,0 +1,105 @@
+/**
+ * `AgentRelays` without sockets or keys, for tests of the domain: VMs are said to answer at addresses, and relays are remembered.
+ * Passes test/contract/agent-relays.ts like the real one.
+ */
+import {AdaptorError} from '../../src/errors.ts';
+import {abortable} from '../../src/lifetime.ts';
+import {Secret} from '../../src/log.ts';
+import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget} from '../../src/sandbox/ports.ts';
+
+export class InMemoryAgentRelays implements AgentRelays {
+	/** Socket paths that are served, with their targets. */
+	readonly served = new Map<string, RelayTarget>();
+	/** Instance names that certificates were issued for, in order. */
+	readonly issued: string[] = [];
+	/** When set, `issue` fails with it. */
+	issueError: Error | undefined;
+	/** When set, `open` fails with it instead of resolving. */
+	openError: Error | undefined;
+	/** Whatever address comes is taken for the VM: for tests that have nothing to say about addresses. */
+	readonly #anyAddress: boolean;
+	readonly #answering = new Map<string, string>();
+	readonly #watchers = new Set<() => void>();
+
+	constructor({anyAddress = false}: {readonly anyAddress?: boolean} = {}) {
+		this.#anyAddress = anyAddress;
+	}
+
+	/** From now on, until it is disposed, the VM answers at the address. */
+	boot(address: string, instanceName: string): Disposable {
+		this.#answering.set(address, instanceName);
+		for (const look of this.#watchers) {
+			look();
+		}
+
+		return {
+			[Symbol.dispose]: () => {
+				if (this.#answering.get(address) === instanceName) {
+					this.#answering.delete(address);
+				}
+			},
+		};
+	}
+
+	async issue(instanceName: string, signal: AbortSignal): Promise<ForwarderTls> {
+		signal.throwIfAborted();
+		if (this.issueError !== undefined) {
+			throw this.issueError;
+		}
+
+		this.issued.push(instanceName);
+		return {serverKey: new Secret(`key of ${instanceName}`), serverCert: `certificate of ${instanceName}`, clientCa: 'certificate of the relay'};
+	}
+
+	async open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay> {
+		if (Buffer.byteLength(target.socketPath) > 107) {
+			throw new AdaptorError({code: 'invalid-argument', what: 'The agent socket\'s path is too long', where: {path: target.socketPath}});
+		}
+
+		const {promise, resolve, reject} = Promise.withResolvers<string>();
+		const seen = new Set<string>();
+		const look = (): void => {
+			const found = [...seen].find(address => this.#anyAddress || this.#answering.get(address) === target.instanceName);
+			if (found !== undefined) {
+				resolve(found);
+			}
+		};
+
+		const iterator = addresses[Symbol.asyncIterator]();
+		const takeUp = async (): Promise<void> => {
+			for (let next = await iterator.next(); next.done !== true; next = await iterator.next()) {
+				seen.add(next.value);
+				look();
+			}
+
+			if (seen.size === 0) {
+				throw new AdaptorError({code: 'unavailable', what: 'Could not reach the pod VM\'s forwarder: the VM has no address'});
+			}
+		};
+
+		this.#watchers.add(look);
+		takeUp().catch(reject);
+		let address: string;
+		try {
+			address = await abortable(promise, signal);
+		} finally {
+			this.#watchers.delete(look);
+			iterator.return?.().catch(() => undefined);
+		}
+
+		if (this.openError !== undefined) {
+			throw this.openError;
+		}
+
+		const mine = {...target};
+		this.served.set(target.socketPath, mine);
+		return {
+			address,
+			[Symbol.asyncDispose]: async () => {
+				if (this.served.get(target.socketPath) === mine) {
+					this.served.delete(target.socketPath);
+				}
+			},
+		};
+	}
+}
