@@ -1,0 +1,59 @@
+/** Writes configuration.md from the table of settings: `npx node docs/generate-configuration.ts`. A test checks that this was done. */
+import {writeFileSync} from 'node:fs';
+import {exampleOf} from '../src/config.ts';
+import {inertSettings, sections, settings, type Setting} from '../src/settings.ts';
+
+/** The whole of docs/configuration.md. */
+export function configurationMarkdown(): string {
+	const all: readonly Setting[] = Object.values(settings);
+	return [
+		'<!-- Written by docs/generate-configuration.ts from src/settings.ts: edit that instead. -->',
+		'# Configuration',
+		'',
+		'Every setting is an environment variable; some are flags of `cloud-api-adaptor libvirt` as well, and a flag wins over its variable. '
+		+ 'An empty value counts as not set. All problems are reported at once, and the process does not start with any.',
+		'',
+		'Flags are written `-name value`, `-name=value` or with two dashes; a switch is `-name` or `-name=false`.',
+		'',
+		'The names and defaults are those of the existing cloud-api-adaptor, so its manifests work unchanged. "Ours" marks what it does not have.',
+		...sections.flatMap(section => ['', `## ${section}`, '', ...settingsTable(all.filter(setting => setting.section === section))]),
+		'',
+		'## Accepted without effect',
+		'',
+		'Setting one of these changes nothing; a warning at start says so.',
+		'',
+		'| variable | flag | why |',
+		'| --- | --- | --- |',
+		...inertSettings.map(({env, flag, reason}) => row(`\`${env}\``, flagCell(flag), reason)),
+		'',
+	].join('\n');
+}
+
+/** Lines of a Markdown table. */
+function settingsTable(rows: readonly Setting[]): string[] {
+	return [
+		'| variable | flag | default | expected | description |',
+		'| --- | --- | --- | --- | --- |',
+		...rows.map(setting => row(`\`${setting.env}\``, flagCell(setting.flag), defaultCell(setting), expectedCell(setting), `${setting.description}${setting.isPending ? ' No effect yet.' : ''}`)),
+	];
+}
+
+function row(...cells: readonly string[]): string {
+	return `| ${cells.map(cell => cell.replaceAll('|', '\\|')).join(' | ')} |`;
+}
+
+function flagCell(flag: string | undefined): string {
+	return flag === undefined ? '' : `\`-${flag}\``;
+}
+
+function defaultCell({default: usual, defaultIs}: Setting): string {
+	return usual === undefined ? defaultIs ?? '' : `\`${usual}\``;
+}
+
+function expectedCell(setting: Setting): string {
+	return `${setting.type.expected}${setting.example === undefined ? '' : `, for example \`${exampleOf(setting)}\``}`;
+}
+
+if (import.meta.main) {
+	writeFileSync(new URL('configuration.md', import.meta.url), configurationMarkdown());
+}

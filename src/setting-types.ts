@@ -1,0 +1,147 @@
+/**
+ * How a setting's text becomes a value. A type says in words what it takes, so that messages and documentation agree with the parser.
+ * Knows no setting, no environment and no file: a path is checked for its form, not for what is there.
+ */
+import {isIPv4} from 'node:net';
+import {parseLibvirtUri, type LibvirtUri} from './libvirt/uri.ts';
+import {parseCipherSuites, parseTlsMinVersion, type TlsMinVersion} from './relay/tls-options.ts';
+
+export interface ValueType<T> {
+	/** Completes "expected …". */
+	readonly expected: string;
+	/** A flag of this type may stand alone: `-name` means `-name=true`. */
+	readonly isSwitch?: true;
+	/**
+	 * The value of non-empty, trimmed text; `undefined` when the text is not of this type.
+	 * @throws AdaptorError to say more than `expected` does; the text is then not shown, so it may hold a secret
+	 */
+	parse(text: string): T | undefined;
+}
+
+export const boolean: ValueType<boolean> = {
+	expected: 'true or false',
+	isSwitch: true,
+	parse(text) {
+		const word = text.toLowerCase();
+		return ['true', 't', '1'].includes(word) ? true : ['false', 'f', '0'].includes(word) ? false : undefined;
+	},
+};
+
+export function integer(min: number, max: number, unit = ''): ValueType<number> {
+	return {
+		expected: `a whole number${unit === '' ? '' : ` of ${unit}`} from ${min} to ${max}`,
+		parse(text) {
+			const value = /^\d{1,15}$/v.test(text) ? Number(text) : Number.NaN;
+			return value >= min && value <= max ? value : undefined;
+		},
+	};
+}
+
+export const port = integer(1, 65_535);
+
+export function oneOf<const T extends string>(...words: readonly T[]): ValueType<T> {
+	return {
+		expected: words.length === 1 ? `"${String(words[0])}", the only one supported` : `one of ${words.join(', ')}`,
+		parse: text => words.find(word => word === text),
+	};
+}
+
+export function textLike(expected: string, pattern: RegExp): ValueType<string> {
+	return {expected, parse: text => (pattern.test(text) ? text : undefined)};
+}
+
+/** What may stand in an identifier of ours: it goes into XML, file names and log lines. */
+export const identifier = textLike('letters, digits and . _ - (at most 253)', /^[A-Za-z0-9._\-]{1,253}$/v);
+
+/** libvirt refuses `/` and control characters in the names of its objects; a name that is a path would leave the pool. */
+export const libvirtName = textLike('a name without "/" and control characters', /^(?!\.{1,2}$)[^\/\p{Cc}]{1,255}$/v);
+
+/** Linux: at most 15 bytes (IFNAMSIZ), no `/`, no white space, not `.` or `..`. */
+export const interfaceName = textLike('the name of a network interface (at most 15 characters)', /^(?!\.{1,2}$)[!-.0-~]{1,15}$/v);
+
+/** @param maxBytes what fits where the path is used; the file system's own limit (PATH_MAX) when not given */
+export function absolutePath(maxBytes = 4095): ValueType<string> {
+	return {
+		expected: `an absolute path${maxBytes < 4095 ? ` of at most ${maxBytes} bytes` : ''}`,
+		parse: text => (/^\/\P{Cc}*$/v.test(text) && Buffer.byteLength(text) <= maxBytes ? text : undefined),
+	};
+}
+
+/** libvirt's cpuset as plain numbers and rising ranges; its `^` for exclusions is not taken. */
+export const cpuset: ValueType<string> = {
+	expected: 'CPU numbers and ranges separated by commas',
+	parse(text) {
+		const rises = (part: string): boolean => {
+			const [, first, last = first] = /^(\d{1,5})(?:-(\d{1,5}))?$/v.exec(part) ?? [];
+			return first !== undefined && Number(first) <= Number(last);
+		};
+		const parts = text.split(',').map(part => part.trim());
+		return parts.every(rises) ? parts.join(',') : undefined;
+	},
+};
+
+export function listOf(item: ValueType<string>, items: string): ValueType<readonly string[]> {
+	return {
+		expected: `${items} separated by commas`,
+		parse(text) {
+			const values = text.split(',').map(part => item.parse(part.trim()));
+			return values.every(value => value !== undefined) ? Object.freeze(values) : undefined;
+		},
+	};
+}
+
+export const ipv4Prefix: ValueType<string> = {
+	expected: 'an IPv4 prefix',
+	parse(text) {
+		const [, address = '', length = ''] = /^([\d.]{7,15})\/(\d{1,2})$/v.exec(text) ?? [];
+		return isIPv4(address) && Number(length) <= 32 ? text : undefined;
+	},
+};
+
+// Parsed by those who will use them, who also say best what is wrong; the libvirt client repeats no password in doing so.
+
+export const libvirtUri: ValueType<LibvirtUri> = {
+	expected: 'a libvirt URI without a password: qemu+ssh://[user@]host[:port]/system, qemu:///system or test:///default',
+	parse: parseLibvirtUri,
+};
+
+export const tlsMinVersion: ValueType<TlsMinVersion> = {
+	expected: 'VersionTLS12 or VersionTLS13',
+	parse: parseTlsMinVersion,
+};
+
+export const cipherSuites: ValueType<readonly string[]> = {
+	expected: 'IANA names of cipher suites separated by commas',
+	parse: text => Object.freeze(parseCipherSuites(text)),
+};
+
+/** A Go duration in milliseconds; a whole number of them, since no timer here is finer. */
+export const duration: ValueType<number> = {
+	expected: 'a duration from 1ms to 24h with its units (ms, s, m, h)',
+	parse(text) {
+		const ms = Math.round(parseGoDuration(text) ?? 0);
+		return ms >= 1 && ms <= 86_400_000 ? ms : undefined;
+	},
+};
+
+const unitMs: Readonly<Record<string, number>> = {ns: 1e-6, us: 1e-3, 'µs': 1e-3, 'μs': 1e-3, ms: 1, s: 1000, m: 60_000, h: 3_600_000};
+const maxGoDurationMs = 2 ** 63 / 1e6;
+
+/**
+ * Milliseconds, to the nanosecond, of text such as `1h30m`, `1.5h` or `-100ms`; `undefined` when it is none.
+ * Source: Go, package time, ParseDuration.
+ */
+export function parseGoDuration(text: string): number | undefined {
+	const [, sign = '', amounts] = /^([+\-]?)(0|(?:(?:\d+(?:\.\d*)?|\.\d+)(?:[nuµμm]s|[smh]))+)$/v.exec(text) ?? [];
+	if (amounts === undefined) {
+		return undefined;
+	}
+
+	let ms = 0;
+	for (const [, amount, unit = ''] of amounts.matchAll(/([\d.]+)([a-zµμ]+)/gv)) {
+		ms += Number(amount) * (unitMs[unit] ?? Number.NaN);
+	}
+
+	const rounded = Math.round(ms * 1e6) / 1e6;
+	return rounded < maxGoDurationMs ? (sign === '-' && rounded > 0 ? -rounded : rounded) : undefined;
+}

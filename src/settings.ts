@@ -1,0 +1,231 @@
+/**
+ * The one table of settings: the environment, the command line's flags, the help text and docs/configuration.md are all made from it.
+ * Names, flags and defaults are those of the existing adaptor (cloud-api-adaptor, cmd/cloud-api-adaptor/main.go and
+ * cloud-providers/libvirt/manager.go), so that its manifests work; what is only ours says so in its description.
+ */
+import {
+	absolutePath, boolean, cipherSuites, cpuset, duration, identifier, integer, interfaceName, ipv4Prefix, libvirtName, libvirtUri, listOf, oneOf, port,
+	textLike, tlsMinVersion, type ValueType,
+} from './setting-types.ts';
+
+export interface Setting<T = unknown> {
+	/** The environment variable. */
+	readonly env: string;
+	/** The flag without its dash, where the existing adaptor has one. */
+	readonly flag?: string;
+	readonly section: Section;
+	readonly type: ValueType<T>;
+	/** As one would write it. A setting with neither a default nor `defaultIs` may be absent. */
+	readonly default?: string;
+	/** Tells the default that only the running machine knows. */
+	readonly defaultIs?: string;
+	/** Sentences for an operator, in Markdown without links. */
+	readonly description: string;
+	/** Shown in messages; the default where there is one. */
+	readonly example?: string;
+	/** Checked, but nothing reads it yet: the operator is warned when it differs from its default. */
+	readonly isPending?: true;
+}
+
+export const sections = ['KVM host', 'Pod VM size', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Logging'] as const;
+export type Section = typeof sections[number];
+
+/** A unix socket's path is at most 107 bytes, and `<PODS_DIR>/<64 digits>/agent.ttrpc` is one. */
+const maxSocketPathBytes = 107;
+const agentSocketSuffixBytes = '/'.length + 64 + '/agent.ttrpc'.length;
+
+/** QEMU, hw/s390x: S390_MAX_CPUS. */
+const vcpus = integer(1, 248);
+const memory = integer(1, 16_777_216, 'MiB');
+
+export const settings = {
+	cloudProvider: {
+		env: 'CLOUD_PROVIDER', section: 'KVM host', type: oneOf('libvirt'), default: 'libvirt',
+		description: 'Where pod VMs run.',
+	},
+	libvirtUri: {
+		env: 'LIBVIRT_URI', flag: 'uri', section: 'KVM host', type: libvirtUri, default: 'qemu+ssh://root@192.168.122.1/system?no_verify=1',
+		description: 'The libvirt that runs the pod VMs, with libvirt\'s own URI parameters (`keyfile`, `known_hosts`, `no_verify`, …). '
+			+ 'The default does not verify the host\'s key: leave `no_verify` out in production.',
+	},
+	pool: {
+		env: 'LIBVIRT_POOL', flag: 'pool-name', section: 'KVM host', type: libvirtName, default: 'default',
+		description: 'Storage pool of the base volume and of the pod VMs\' disks.',
+	},
+	network: {
+		env: 'LIBVIRT_NET', flag: 'network-name', section: 'KVM host', type: libvirtName, default: 'default',
+		description: 'libvirt network of the pod VMs. The worker node must reach it.',
+	},
+	baseVolume: {
+		env: 'LIBVIRT_VOL_NAME', flag: 'vol-name', section: 'KVM host', type: libvirtName, default: 'podvm-base.qcow2',
+		description: 'Volume of the pool that holds the pod VM image, for pods that name none. A name, never a path.',
+	},
+	launchSecurity: {
+		env: 'LIBVIRT_LAUNCH_SECURITY', flag: 'launch-security', section: 'KVM host', type: oneOf('s390-pv'), example: 's390-pv',
+		description: 'Confidential VMs by IBM Secure Execution. Needs `DISABLECVM=false`; together with `DISABLECVM=true` it is refused, '
+			+ 'since pods would silently run unprotected. Not set: decided by what the host offers, if `DISABLECVM=false`.',
+	},
+	disableCvm: {
+		env: 'DISABLECVM', flag: 'disable-cvm', section: 'KVM host', type: boolean, default: 'true',
+		description: 'Ordinary VMs even where the host offers confidential ones.',
+	},
+	clusterId: {
+		env: 'CLUSTER_ID', section: 'KVM host', type: textLike('letters, digits and . _ - (at most 63)', /^[A-Za-z0-9._\-]{1,63}$/v),
+		defaultIs: 'the UID of the pod\'s service account', example: 'prod-east',
+		description: 'Ours. Written to each VM together with `NODE_NAME`: only VMs that carry both are ever listed, adopted or deleted, so clusters can share '
+			+ 'a KVM host. Must differ between clusters and never change while VMs run. Required outside Kubernetes, where nothing tells two clusters apart.',
+	},
+
+	vcpus: {
+		env: 'LIBVIRT_CPU', flag: 'cpu', section: 'Pod VM size', type: vcpus, default: '2',
+		description: 'Virtual CPUs of a pod VM, for pods that ask for none.',
+	},
+	maxVcpus: {
+		env: 'LIBVIRT_MAX_CPU', section: 'Pod VM size', type: vcpus, example: '16',
+		description: 'Ours. The most virtual CPUs that a pod can get. Not set: no limit.',
+	},
+	memoryMib: {
+		env: 'LIBVIRT_MEMORY', flag: 'memory', section: 'Pod VM size', type: memory, default: '8192',
+		description: 'Memory of a pod VM in MiB, for pods that ask for none.',
+	},
+	minMemoryMib: {
+		env: 'LIBVIRT_MIN_MEMORY', section: 'Pod VM size', type: memory, default: '1024',
+		description: 'Ours. The least memory of a pod VM in MiB: a pod may ask for less than its VM needs to boot. '
+			+ 'Not set and `LIBVIRT_MEMORY` smaller than the default: as `LIBVIRT_MEMORY`.',
+	},
+	maxMemoryMib: {
+		env: 'LIBVIRT_MAX_MEMORY', section: 'Pod VM size', type: memory, example: '65536',
+		description: 'Ours. The most memory in MiB that a pod can get. Not set: no limit.',
+	},
+	cpuset: {
+		env: 'LIBVIRT_CPUSET', flag: 'cpuset', section: 'Pod VM size', type: cpuset, example: '0-3,8',
+		description: 'CPUs of the KVM host to which pod VMs are pinned. Not set: all.',
+	},
+	rootDiskGib: {
+		env: 'LIBVIRT_ROOT_DISK_SIZE', flag: 'root-disk-size', section: 'Pod VM size', type: integer(1, 65_536, 'GiB'), default: '10',
+		description: 'Size of a pod VM\'s root disk in GiB. A larger base volume counts.',
+	},
+
+	socketPath: {
+		env: 'REMOTE_HYPERVISOR_ENDPOINT', flag: 'socket', section: 'Sockets and timeouts', type: absolutePath(maxSocketPathBytes), default: '/run/peerpod/hypervisor.sock',
+		description: 'Unix socket on which kata\'s remote hypervisor API is served.',
+	},
+	podsDir: {
+		env: 'PODS_DIR', flag: 'pods-dir', section: 'Sockets and timeouts', type: absolutePath(maxSocketPathBytes - agentSocketSuffixBytes), default: '/run/peerpod/pods',
+		description: 'Directory of the sandboxes\' records and agent sockets.',
+	},
+	forwarderPort: {
+		env: 'FORWARDER_PORT', flag: 'forwarder-port', section: 'Sockets and timeouts', type: port, default: '15150',
+		description: 'TCP port of the agent protocol forwarder in the pod VM.',
+	},
+	proxyTimeoutMs: {
+		env: 'PROXY_TIMEOUT', flag: 'proxy-timeout', section: 'Sockets and timeouts', type: duration, default: '5m',
+		description: 'How long the forwarder of a VM that has an address may take to answer.',
+	},
+	startTimeoutMs: {
+		env: 'START_TIMEOUT', section: 'Sockets and timeouts', type: duration, default: '210s',
+		description: 'Ours. How long a whole StartVM may take; kubelet gives up after about four minutes. It bounds `PROXY_TIMEOUT` too.',
+	},
+	probePort: {
+		env: 'PROBE_PORT', section: 'Sockets and timeouts', type: port, default: '8000', isPending: true,
+		description: 'TCP port on 127.0.0.1 of the probes.',
+	},
+
+	caCertFile: {
+		env: 'CACERT_FILE', flag: 'ca-cert-file', section: 'TLS to the pod VM', type: absolutePath(), example: '/etc/certificates/ca.crt',
+		description: 'CA certificate of forwarders whose image carries its own certificate. Set all of `CACERT_FILE`, `CERT_FILE` and `CERT_KEY`, or none; '
+			+ 'with none, every VM gets a certificate of its own.',
+	},
+	certFile: {
+		env: 'CERT_FILE', flag: 'cert-file', section: 'TLS to the pod VM', type: absolutePath(), example: '/etc/certificates/client.crt',
+		description: 'Client certificate for `CACERT_FILE`.',
+	},
+	certKeyFile: {
+		env: 'CERT_KEY', flag: 'cert-key', section: 'TLS to the pod VM', type: absolutePath(), example: '/etc/certificates/client.key',
+		description: 'File of the client certificate\'s private key.',
+	},
+	tlsSkipVerify: {
+		env: 'TLS_SKIP_VERIFY', flag: 'tls-skip-verify', section: 'TLS to the pod VM', type: boolean, default: 'false',
+		description: 'Accept any certificate of a pod VM. For tests only.',
+	},
+	tlsMinVersion: {
+		env: 'TLS_MIN_VERSION', flag: 'tls-min-version', section: 'TLS to the pod VM', type: tlsMinVersion, example: 'VersionTLS12',
+		description: 'Oldest TLS version between worker node and pod VM. It reaches a VM when the VM is made.',
+	},
+	tlsCipherSuites: {
+		env: 'TLS_CIPHER_SUITES', flag: 'tls-cipher-suites', section: 'TLS to the pod VM', type: cipherSuites, example: 'TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256',
+		description: 'Cipher suites between worker node and pod VM. Not with `TLS_MIN_VERSION=VersionTLS13`, whose suites are fixed.',
+	},
+
+	tunnelType: {
+		env: 'TUNNEL_TYPE', flag: 'tunnel-type', section: 'Pod network', type: oneOf('vxlan'), default: 'vxlan',
+		description: 'Tunnel between the pod\'s network namespace and its VM.',
+	},
+	vxlanPort: {
+		env: 'VXLAN_PORT', flag: 'vxlan-port', section: 'Pod network', type: port, default: '4789',
+		description: 'UDP port of the tunnels. Must be another than that of the cluster\'s own VXLAN; OpenShift\'s samples use 9000.',
+	},
+	vxlanMinId: {
+		env: 'VXLAN_MIN_ID', flag: 'vxlan-min-id', section: 'Pod network', type: integer(1, 16_777_215), default: '555000',
+		description: 'Lowest VXLAN network identifier. As a variable it is ours.',
+	},
+	hostInterface: {
+		env: 'HOST_INTERFACE', flag: 'host-interface', section: 'Pod network', type: interfaceName, example: 'enc1', isPending: true,
+		description: 'The worker\'s interface towards the pod VMs. Not set: the one of the default route. As a variable it is ours.',
+	},
+	externalNetworkViaPodVm: {
+		env: 'EXTERNAL_NETWORK_VIA_PODVM', flag: 'ext-network-via-podvm', section: 'Pod network', type: boolean, default: 'false', isPending: true,
+		description: 'External traffic leaves through the pod VM\'s own network instead of the tunnel.',
+	},
+	podSubnetCidrs: {
+		env: 'POD_SUBNET_CIDRS', flag: 'pod-subnet-cidrs', section: 'Pod network', type: listOf(ipv4Prefix, 'IPv4 prefixes'), example: '10.128.0.0/14,172.30.0.0/16', isPending: true,
+		description: 'The cluster\'s own subnets, which stay in the tunnel with `EXTERNAL_NETWORK_VIA_PODVM`.',
+	},
+
+	nodeName: {
+		env: 'NODE_NAME', section: 'Kubernetes', type: identifier, defaultIs: 'the host name', example: 'worker-0.example.com',
+		description: 'Name of this node, from the downward API. Written to each VM: see `CLUSTER_ID`.',
+	},
+	podUid: {
+		env: 'POD_UID', section: 'Kubernetes', type: identifier, example: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11', isPending: true,
+		description: 'UID of the adaptor\'s own pod, from the downward API.',
+	},
+	runtimeClassName: {
+		env: 'RUNTIMECLASS_NAME', section: 'Kubernetes', type: identifier, default: 'kata-remote', isPending: true,
+		description: 'Runtime class of the pods that the startup probe waits for.',
+	},
+
+	logLevel: {
+		env: 'LOG_LEVEL', section: 'Logging', type: oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'), default: 'info',
+		description: 'Ours. The least important lines that are written.',
+	},
+	logFormat: {
+		env: 'LOG_FORMAT', section: 'Logging', type: oneOf('json', 'pretty'), default: 'json',
+		description: 'Ours. One JSON object a line, or lines for a reader.',
+	},
+} as const satisfies Readonly<Record<string, Setting>>;
+
+/** Known names that change nothing (yet): manifests that set them work, and the operator is told. */
+export interface InertSetting {
+	readonly env: string;
+	readonly flag?: string;
+	readonly isSwitch?: true;
+	/** Values under which the setting asks for nothing, so nothing needs saying. */
+	readonly silentFor?: readonly string[];
+	/** Why it has no effect, and what to do instead. */
+	readonly reason: string;
+}
+
+const notYet = 'not implemented yet';
+
+export const inertSettings: readonly InertSetting[] = [
+	{env: 'LIBVIRT_DIR_NAME', flag: 'data-dir', reason: 'volumes are found through the storage pool (LIBVIRT_POOL), which knows its own directory'},
+	{env: 'LIBVIRT_EFI_FIRMWARE', flag: 'firmware', reason: 's390x has no EFI firmware'},
+	{env: 'PAUSE_IMAGE', flag: 'pause-image', reason: 'the pod VM image brings its own pause container'},
+	{env: 'PEER_PODS_DIR', reason: 'an old name: set PODS_DIR'},
+	{env: 'INITDATA', flag: 'initdata', reason: notYet},
+	{env: 'CLOUD_CONFIG_VERIFY', flag: 'cloud-config-verify', isSwitch: true, silentFor: ['false'], reason: notYet},
+	{env: 'PEERPODS_LIMIT_PER_NODE', flag: 'peerpods-limit-per-node', reason: notYet},
+	{env: 'ENABLE_SCRATCH_SPACE', flag: 'enable-scratch-space', isSwitch: true, silentFor: ['false'], reason: notYet},
+	{env: 'SECURE_COMMS', flag: 'secure-comms', isSwitch: true, silentFor: ['false'], reason: 'not supported: the agent\'s traffic goes over mutual TLS'},
+];
