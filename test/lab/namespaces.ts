@@ -92,7 +92,7 @@ export class Namespaces implements AsyncDisposable {
 	run(netns: string, argv: readonly string[], {env = {}, cwd = '/', stdio = 'pipe'}: RunOptions = {}): ChildProcess {
 		const of = `/proc/${this.pid}`;
 		const child = spawn('nsenter', [
-			`--mount=${of}/ns/mnt`, `--pid=${of}/ns/pid_for_children`, `--net=${of}/root/run/netns/${netns}`, `--wdns=${cwd}`, '--no-fork', '--',
+			`--mount=${of}/ns/mnt`, `--root=${of}/root`, `--pid=${of}/ns/pid_for_children`, `--net=${of}/root/run/netns/${netns}`, `--wdns=${cwd}`, '--no-fork', '--',
 			'tini', '-s', '-p', 'SIGKILL', '--',
 			'setpriv', '--pdeathsig', 'KILL', '--', ...argv,
 		], {env: {...environment, ...env}, stdio, detached: true});

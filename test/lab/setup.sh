@@ -59,6 +59,11 @@ $name
 	}
 )
 
+# Packages start their services when they are installed, unless this file says no. One that is there already stays.
+policy=/usr/sbin/policy-rc.d
+mark='# by cloud-api-adaptor test/lab/setup.sh, until it ends'
+! grep -qsxF "$mark" "$policy" || rm -f "$policy" # left by a run that was killed
+
 if [ -n "$missing" ]; then
 	# shellcheck disable=SC1091
 	release=$(. /etc/os-release 2>/dev/null && printf '%s %s' "$ID" "${VERSION_ID:-}" || printf 'unknown')
@@ -67,10 +72,6 @@ if [ -n "$missing" ]; then
 	[ "$(id -u)" = 0 ] || fail "These packages are missing: $missing" 'Run this as root: they have to be installed, and the lab makes network namespaces.'
 
 	log=$(mktemp)
-	# Packages start their services when they are installed, unless this file says no. One that is there already stays.
-	policy=/usr/sbin/policy-rc.d
-	mark='# by cloud-api-adaptor test/lab/setup.sh, until it ends'
-	! grep -qsxF "$mark" "$policy" || rm -f "$policy" # of a run that was killed
 	made_policy=
 	clean_up() {
 		[ -z "$made_policy" ] || rm -f "$policy"
@@ -88,20 +89,33 @@ if [ -n "$missing" ]; then
 	apt() {
 		apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 "$@" </dev/null >>"$log" 2>&1
 	}
-	install() {
-		# shellcheck disable=SC2086 # one word a package
-		apt install --no-install-recommends $missing
+	# shellcheck disable=SC2086 # one word a package
+	{
+		download() { apt install --no-install-recommends --download-only $missing; }
+		install() { apt install --no-install-recommends $missing; }
+	}
+	explain() {
+		cat "$log" >&2
+		fail "$1" "$2"
 	}
 
 	# A run that was interrupted leaves packages unpacked but not configured.
-	[ -z "$(dpkg --audit)" ] || { step 'Finish an interrupted installation'; dpkg --configure -a </dev/null >>"$log" 2>&1 || true; done_step 'Interrupted installation'; }
-	step "Install Debian packages: $missing"
-	# The machine's package lists will often do; when they are missing or too old, fetch them.
-	if ! install; then
-		apt update || { cat "$log" >&2; fail 'apt-get update failed' 'See its output above: network, proxy, or the sources in /etc/apt.'; }
-		install || { cat "$log" >&2; fail 'apt-get install failed' 'See its output above; what dpkg left half-way is finished by running this again.'; }
+	if [ -n "$(dpkg --audit)" ]; then
+		step 'Finish an installation that was interrupted'
+		dpkg --configure -a </dev/null >>"$log" 2>&1 || apt install --fix-broken || explain 'dpkg --configure -a failed' 'See its output above, and repair the packages that it names.'
+		done_step 'Finished it'
 	fi
-	done_step 'Debian packages'
+	printf 'Missing Debian packages: %s\n' "$missing"
+	step 'Download them'
+	# The machine's package lists will often do; when they are missing or too old, fetch them.
+	download || {
+		apt update || explain 'apt-get update failed' 'See its output above: network, proxy, or the sources in /etc/apt.'
+		download || explain 'The packages could not be downloaded' 'See the output above: network, proxy, or a disk that is full.'
+	}
+	done_step 'Downloaded'
+	step 'Install them (no service is started)'
+	install || explain 'apt-get install failed' 'See its output above; running this again finishes what was left half-way.'
+	done_step 'Installed'
 fi
 
 [ "$(id -u)" = 0 ] || fail 'Not root' 'The lab makes network namespaces and mounts: run this as root.'
