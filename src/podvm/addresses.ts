@@ -1,0 +1,149 @@
+/**
+ * Where a VM may be reached: asks the host again and again, quickly at first, and ends at once when the VM does.
+ * A remembered lease of a recycled MAC shows before the guest is up; that is a good guess and no proof, TLS proves who answers.
+ * There is no question to a guest agent: pod VM images have none, and its answers would be the guest's own.
+ */
+import {toError} from '../errors.ts';
+import {pause, Scope} from '../lifetime.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {procedures, type Domain, type Network} from '../libvirt/procedures.ts';
+import type {Logger} from '../log.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
+import {endOfEvent, endOfState} from './vm-end.ts';
+
+export interface Reachable {
+	readonly domain: Domain;
+	readonly mac: string;
+	/** libvirt's name of it. */
+	readonly network: string;
+}
+
+const pauses = {firstMs: 50, longestMs: 500, growth: 1.5};
+
+/** Every so many rounds, so every two seconds in the end, the state is read: an event that was lost must not matter. */
+const roundsPerState = 4;
+
+const ipv4 = 0;
+const sources = {lease: 0, arp: 2};
+
+/** @throws PodVmEndedError as soon as the VM ends; the signal's reason. Never because libvirt could not be asked: it asks again. */
+export async function* findAddresses(session: LibvirtCalls, {domain, mac, network}: Reachable, log: Logger, signal: AbortSignal): AsyncGenerator<string, never> {
+	using scope = new Scope(signal);
+	// First the listener, then the state: what happens in between is seen twice rather than never.
+	using _listener = session.onLifecycle(event => {
+		// Also by name: the UUID was another VM's before.
+		const end = event.domain.name === domain.name && Buffer.compare(event.domain.uuid, domain.uuid) === 0 ? endOfEvent(event) : undefined;
+		if (end !== undefined) {
+			scope.abort(end);
+		}
+	});
+	const hints = new AddressHints(session, {domain, mac, network});
+	const told = new Set<string>();
+	let warned = false;
+	let delayMs = pauses.firstMs;
+	for (let round = 0; ; round++) {
+		let found: readonly string[] = [];
+		try {
+			[found] = await Promise.all([
+				hints.read(scope.signal),
+				round % roundsPerState === 0 ? endWhenStopped(session, domain, scope) : undefined,
+			]);
+		} catch (error) {
+			if (!scope.signal.aborted) {
+				log[warned ? 'debug' : 'warn']({instanceName: domain.name, err: error}, 'address of the pod VM not known yet: asking libvirt again');
+				warned = true;
+			}
+		}
+
+		for (const address of found) {
+			throwIfAborted(scope.signal);
+			if (!told.has(address)) {
+				told.add(address);
+				log.debug({instanceName: domain.name, mac, address}, 'pod VM may be at this address');
+				yield address;
+			}
+		}
+
+		throwIfAborted(scope.signal);
+		await pause(delayMs, scope.signal);
+		delayMs = Math.min(pauses.longestMs, delayMs * pauses.growth);
+	}
+}
+
+function throwIfAborted(signal: AbortSignal): void {
+	if (signal.aborted) {
+		throw toError(signal.reason);
+	}
+}
+
+async function endWhenStopped(session: LibvirtCalls, domain: Domain, scope: Scope): Promise<void> {
+	const state = await session.call(procedures.domainGetState, {dom: domain, flags: 0}, scope.signal).catch((error: unknown) => {
+		if (isLibvirtError(error, libvirtCode.noDomain)) {
+			return undefined;
+		}
+
+		throw error;
+	});
+	const end = endOfState(domain.name, state);
+	if (end !== undefined) {
+		scope.abort(end);
+	}
+}
+
+/** What libvirt knows of a MAC, from the best source that has anything. */
+class AddressHints {
+	readonly #session: LibvirtCalls;
+	readonly #vm: Reachable;
+	#network: Network | undefined;
+	#hasLeases = true;
+
+	constructor(session: LibvirtCalls, vm: Reachable) {
+		this.#session = session;
+		this.#vm = vm;
+	}
+
+	/** Likeliest first. */
+	async read(signal: AbortSignal): Promise<readonly string[]> {
+		const leased = this.#hasLeases ? await this.#leases(signal) : await this.#ofInterfaces(sources.lease, signal);
+		// A network whose DHCP is not libvirt's shows in the host's neighbour table only. Some hosts cannot read it.
+		return leased.length > 0 ? leased : await this.#ofInterfaces(sources.arp, signal);
+	}
+
+	/** Newest first. */
+	async #leases(signal: AbortSignal): Promise<readonly string[]> {
+		const {mac, network: name} = this.#vm;
+		try {
+			this.#network ??= (await this.#session.call(procedures.networkLookupByName, {name}, signal)).net;
+			const {leases} = await this.#session.call(procedures.networkGetDhcpLeases, {net: this.#network, mac, needResults: 1, flags: 0}, signal);
+			return leases
+				.filter(lease => lease.type === ipv4 && lease.mac?.toLowerCase() === mac)
+				.sort((a, b) => Number(b.expirytime - a.expirytime))
+				.map(({ipaddr}) => ipaddr);
+		} catch (error) {
+			// It may have been defined anew, with another UUID.
+			this.#network = undefined;
+			if (isLibvirtError(error, libvirtCode.noSupport)) {
+				this.#hasLeases = false;
+				return [];
+			}
+
+			throw error;
+		}
+	}
+
+	async #ofInterfaces(source: number, signal: AbortSignal): Promise<readonly string[]> {
+		const {domain: dom, mac} = this.#vm;
+		try {
+			const {ifaces} = await this.#session.call(procedures.domainInterfaceAddresses, {dom, source, flags: 0}, signal);
+			return ifaces
+				.filter(({hwaddr}) => hwaddr?.toLowerCase() === mac)
+				.flatMap(({addrs}) => addrs.filter(({type}) => type === ipv4).map(({addr}) => addr));
+		} catch (error) {
+			if (source === sources.arp && !signal.aborted) {
+				return [];
+			}
+
+			throw error;
+		}
+	}
+}

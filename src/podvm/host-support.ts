@@ -1,0 +1,48 @@
+/**
+ * What the KVM host offers for s390x guests, read from libvirt's capabilities. Pure.
+ * The machine is the canonical one (`s390-ccw-virtio-7.2`, not the alias), so that a VM's definition says what it really runs on.
+ */
+import {AdaptorError} from '../errors.ts';
+import {child, children, readXml, type XmlElement} from './xml.ts';
+
+export interface HostSupport {
+	/** `kvm` wherever the host offers it; `qemu` is emulation in software (TCG), good for tests only. */
+	readonly domainType: 'kvm' | 'qemu';
+	readonly machine: string;
+	/** Path of the emulator on the host. */
+	readonly emulator: string;
+}
+
+/** The alias that stands for the host's newest machine. */
+const machineAlias = 's390-ccw-virtio';
+
+/**
+ * @param capabilities answer of CONNECT_GET_CAPABILITIES (libvirt, docs/formatcaps)
+ * @throws AdaptorError 'failed-precondition' when the host runs no s390x guests
+ */
+export function hostSupport(capabilities: string): HostSupport {
+	const architecture = children(readXml(capabilities), 'guest')
+		.filter(guest => child(guest, 'os_type')?.text === 'hvm')
+		.flatMap(guest => children(guest, 'arch'))
+		.find(({attributes}) => attributes['name'] === 's390x');
+	for (const domainType of ['kvm', 'qemu'] as const) {
+		const domain = children(architecture, 'domain').find(({attributes}) => attributes['type'] === domainType);
+		// A domain type may name an emulator and machines of its own; else those of the architecture hold.
+		const emulator = (child(domain, 'emulator') ?? child(architecture, 'emulator'))?.text;
+		const machine = newestMachine(domain) ?? newestMachine(architecture);
+		if (domain !== undefined && emulator !== undefined && machine !== undefined) {
+			return {domainType, machine, emulator};
+		}
+	}
+
+	throw new AdaptorError({
+		code: 'failed-precondition',
+		what: 'The libvirt host cannot run s390x virtual machines',
+		remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE with qemu-system-s390x installed.',
+	});
+}
+
+function newestMachine(of: XmlElement | undefined): string | undefined {
+	const alias = children(of, 'machine').find(({text}) => text === machineAlias);
+	return alias === undefined ? undefined : alias.attributes['canonical'] ?? machineAlias;
+}

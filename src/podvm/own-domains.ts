@@ -1,0 +1,70 @@
+/**
+ * The domains of this cluster and node among all that a KVM host runs. A domain is ours when its UUID is of one of our slots *and* its
+ * metadata says so; whatever else is there is never touched, and never waited for.
+ */
+import {AdaptorError} from '../errors.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {procedures, type Domain} from '../libvirt/procedures.ts';
+import type {Logger} from '../log.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
+import {readMetadata, type PodVmMetadata} from './metadata.ts';
+import type {VmSlots} from './vm-slots.ts';
+import {cidataVolumeName, rootVolumeName} from './volumes.ts';
+import {readXml} from './xml.ts';
+
+export interface OwnDomain {
+	readonly domain: Domain;
+	/** 0 to 255. */
+	readonly slot: number;
+	readonly metadata: PodVmMetadata;
+}
+
+export interface Owner {
+	readonly cluster: string;
+	readonly node: string;
+}
+
+export async function listDomains(session: LibvirtCalls, signal: AbortSignal): Promise<readonly Domain[]> {
+	return (await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains;
+}
+
+/** Reads the XML of those domains that have UUIDs of ours; one call each. */
+export async function readOwnDomains(
+	session: LibvirtCalls, slots: VmSlots, owner: Owner, domains: readonly Domain[], log: Logger, signal: AbortSignal,
+): Promise<readonly OwnDomain[]> {
+	const own = await Promise.all(domains.map(async domain => {
+		const slot = slots.numberOf(domain.uuid);
+		const metadata = slot === undefined ? undefined : await readOwnMetadata(session, domain, owner, log, signal);
+		return slot === undefined || metadata === undefined ? [] : [{domain, slot, metadata}];
+	}));
+	return own.flat();
+}
+
+/** Undefined for a domain that is gone by now, is another's, or cannot be understood. */
+async function readOwnMetadata(session: LibvirtCalls, domain: Domain, {cluster, node}: Owner, log: Logger, signal: AbortSignal): Promise<PodVmMetadata | undefined> {
+	try {
+		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom: domain, flags: 0}, signal);
+		const metadata = readMetadata(readXml(xml));
+		if (metadata === undefined || metadata.cluster !== cluster || metadata.node !== node) {
+			return undefined;
+		}
+
+		// Nobody deletes other volumes by editing metadata.
+		if (metadata.rootVolume !== rootVolumeName(domain.name) || metadata.cidataVolume !== cidataVolumeName(domain.name)) {
+			throw new AdaptorError({code: 'data-loss', what: 'The metadata of a domain names volumes that are not its own', where: {domain: domain.name}});
+		}
+
+		return metadata;
+	} catch (error) {
+		if (isLibvirtError(error, libvirtCode.noDomain)) {
+			return undefined;
+		}
+
+		if (error instanceof AdaptorError && error.code === 'data-loss') {
+			log.warn({instanceName: domain.name, err: error}, 'domain left alone: its metadata cannot be trusted');
+			return undefined;
+		}
+
+		throw error;
+	}
+}

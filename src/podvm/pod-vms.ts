@@ -1,0 +1,285 @@
+/**
+ * Pod VMs on a KVM host that libvirt manages.
+ *
+ * Start: define, then make the disks side by side, then start. libvirt does not look at disks when a domain is defined, so the definition
+ * with our metadata is the journal: from the first side effect on, the host itself says what may have to be cleaned up.
+ * Delete: the other way round, the definition last. Nothing about VMs is remembered here that the host could contradict: each start and
+ * delete begins with one list of all domains, which is one cheap call, right after a restart too, and sees the other daemon's VMs during
+ * a rolling update.
+ *
+ * UUIDs are recycled with their slots and libvirt finds domains by UUID alone. So a slot is held here while it is worked on: a second
+ * deletion that comes late cannot hit the VM that got the slot next.
+ */
+import {AdaptorError} from '../errors.ts';
+import {backOff, pause, Scope} from '../lifetime.ts';
+import {libvirtCode, LibvirtError} from '../libvirt/errors.ts';
+import {procedures, type Domain, type StoragePool} from '../libvirt/procedures.ts';
+import type {Logger} from '../log.ts';
+import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
+import {findAddresses} from './addresses.ts';
+import {cidataIso} from './cidata.ts';
+import {domainXml} from './domain-xml.ts';
+import {hostSupport, type HostSupport} from './host-support.ts';
+import {change, type LibvirtCalls} from './libvirt-calls.ts';
+import type {PodVmMetadata} from './metadata.ts';
+import {listDomains, readOwnDomains, type OwnDomain} from './own-domains.ts';
+import {removeVm, settleAll} from './removal.ts';
+import {Turns} from './turns.ts';
+import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
+import {cidataVolumeName, cidataVolumeXml, createVolume, imageName, readBaseVolume, rootVolumeName, rootVolumeXml, type BaseVolume} from './volumes.ts';
+
+export interface PodVmsOptions {
+	readonly session: LibvirtCalls;
+	/** LIBVIRT_POOL */
+	readonly pool: string;
+	/** LIBVIRT_NET */
+	readonly network: string;
+	/** LIBVIRT_VOL_NAME: the image of pods that choose none. */
+	readonly volumeName: string;
+	/** LIBVIRT_ROOT_DISK_SIZE */
+	readonly rootDiskSizeGib: number;
+	/** LIBVIRT_CPUSET */
+	readonly cpuset?: string;
+	readonly launchSecurity?: 's390-pv';
+	readonly cluster: string;
+	readonly node: string;
+	readonly log: Logger;
+	readonly clock?: () => Date;
+}
+
+export function createPodVms(options: PodVmsOptions): PodVms {
+	return new LibvirtPodVms(options);
+}
+
+/** A start that failed cleans up in this time, whatever its caller's signal says; what is left then is found by `list`. */
+const unwindTimeoutMs = 60_000;
+
+class LibvirtPodVms implements PodVms {
+	readonly #options: PodVmsOptions;
+	readonly #slots: VmSlots;
+	/** A start and the deletions of one sandbox never overlap. */
+	readonly #turns = new Turns();
+	/** Slots that are being worked on. */
+	readonly #held = new Set<number>();
+	#host: HostSupport | undefined;
+
+	constructor(options: PodVmsOptions) {
+		this.#options = options;
+		this.#slots = new VmSlots(options.cluster, options.node);
+	}
+
+	async start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
+		return this.#turns.take(spec.sandboxId, async () => this.#start(spec, signal), signal);
+	}
+
+	async * addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
+		const {session, network, log} = this.#options;
+		return yield* findAddresses(session, {domain: {name: vm.name, uuid: parseUuid(vm.uuid), id: -1}, mac: vm.mac, network}, log, signal);
+	}
+
+	async delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
+		await this.#turns.take(sandboxId, async () => this.#delete(sandboxId, signal), signal);
+	}
+
+	async list(signal: AbortSignal): Promise<readonly PodVmRecord[]> {
+		const own = await this.#readOwn(await listDomains(this.#options.session, signal), signal);
+		return own.map(({domain, slot, metadata: {sandboxId, pod, vni, createdAt}}) => (
+			{...this.#vmAt(slot, domain.name, sandboxId), pod, vni, createdAt, running: domain.id !== -1}
+		));
+	}
+
+	async #start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
+		const {session, pool: poolName, volumeName, log} = this.#options;
+		const {sandboxId, instanceName} = spec;
+		checkInstanceName(spec);
+		const image = imageName(spec.image ?? volumeName);
+		// Upstream's end-to-end tests look for these words.
+		log.info({sandboxId, instanceName, image}, `Choosing ${image}`);
+		const createdAt = this.#now();
+		const iso = cidataIso(instanceName, spec.files, createdAt);
+		const metadata: PodVmMetadata = {
+			cluster: this.#options.cluster, node: this.#options.node, sandboxId, pod: spec.pod, vni: spec.vni, createdAt,
+			pool: poolName, rootVolume: rootVolumeName(instanceName), cidataVolume: cidataVolumeName(instanceName), baseImage: image,
+		};
+		const [host, base, {pool}] = await Promise.all([
+			this.#hostSupport(signal),
+			readBaseVolume(session, poolName, image, signal),
+			session.call(procedures.storagePoolLookupByName, {name: poolName}, signal),
+		]);
+
+		await using undo = new AsyncDisposableStack();
+		const {domain, slot} = await this.#define(spec, host, metadata, undo, signal);
+		await this.#makeDisks(pool, base, metadata, iso, signal);
+		await this.#run(domain, signal);
+		signal.throwIfAborted();
+		undo.move();
+		this.#held.delete(slot);
+		log.info({sandboxId, instanceName, image, mac: this.#slots.at(slot).mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, domainType: host.domainType}, 'pod VM started');
+		return this.#vmAt(slot, instanceName, sandboxId);
+	}
+
+	/** Takes the lowest slot that libvirt lets us have. What is to be undone from here on is added to `undo`. */
+	async #define(spec: PodVmSpec, host: HostSupport, metadata: PodVmMetadata, undo: AsyncDisposableStack, signal: AbortSignal): Promise<{domain: Domain; slot: number}> {
+		const {session, network, cpuset, launchSecurity} = this.#options;
+		const {sandboxId, instanceName} = spec;
+		let refused: {readonly slot: number; readonly error: LibvirtError} | undefined;
+		for (;;) {
+			const domains = await listDomains(session, signal);
+			// Defining a name again with its own UUID would replace the definition of a VM that may be running.
+			if (domains.some(({name}) => name === instanceName)) {
+				throw alreadyExists(sandboxId, instanceName);
+			}
+
+			const taken = new Set(domains.map(({uuid}) => this.#slots.numberOf(uuid)).filter(number => number !== undefined));
+			if (refused !== undefined && !taken.has(refused.slot)) {
+				throw refused.error;
+			}
+
+			const slot = this.#slots.lowestFree(this.#held.union(taken));
+			const {uuid, mac} = this.#slots.at(slot);
+			const xml = domainXml({
+				name: instanceName, uuid: formatUuid(uuid), mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, network, host, metadata,
+				...(cpuset === undefined || cpuset === '' ? {} : {cpuset}), ...(launchSecurity === undefined ? {} : {launchSecurity}),
+			});
+			signal.throwIfAborted();
+			this.#held.add(slot);
+			undo.defer(() => {
+				this.#held.delete(slot);
+			});
+			try {
+				const {dom} = await change(session, procedures.domainDefineXmlFlags, {xml, flags: 0}, signal);
+				undo.defer(async () => this.#unwind(sandboxId));
+				return {domain: dom, slot};
+			} catch (error) {
+				this.#host = undefined;
+				if (!(error instanceof LibvirtError)) {
+					// No answer: it may be defined all the same.
+					undo.defer(async () => this.#unwind(sandboxId));
+					throw error;
+				}
+
+				// Perhaps somebody else, most likely the daemon that we replace, took the slot or the name since we looked: look again.
+				if (error.libvirtCode !== libvirtCode.operationFailed) {
+					throw error;
+				}
+
+				refused = {slot, error};
+			}
+		}
+	}
+
+	async #makeDisks(pool: StoragePool, base: BaseVolume, {rootVolume, cidataVolume}: PodVmMetadata, iso: Buffer, signal: AbortSignal): Promise<void> {
+		const {session, rootDiskSizeGib} = this.#options;
+		await settleAll([
+			createVolume(session, pool, rootVolume, rootVolumeXml(rootVolume, base, rootDiskSizeGib), signal),
+			this.#makeCidata(pool, cidataVolume, iso, signal),
+		]);
+	}
+
+	async #makeCidata(pool: StoragePool, name: string, iso: Buffer, signal: AbortSignal): Promise<void> {
+		const {session} = this.#options;
+		const volume = await createVolume(session, pool, name, cidataVolumeXml(name, iso.length), signal);
+		await session.upload(volume, once(iso), {offset: 0, length: iso.length}, signal);
+	}
+
+	async #run(dom: Domain, signal: AbortSignal): Promise<void> {
+		try {
+			await change(this.#options.session, procedures.domainCreateWithFlags, {dom, flags: 0}, signal);
+		} catch (error) {
+			// The emulator may have been updated since the capabilities were read.
+			this.#host = undefined;
+			throw error;
+		}
+	}
+
+	/** Never throws: the failure that led here is what the caller shall see. */
+	async #unwind(sandboxId: SandboxId): Promise<void> {
+		using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed start');
+		for (const retryInMs of backOff(100, 5000)) {
+			try {
+				await this.#delete(sandboxId, scope.signal);
+				return;
+			} catch (error) {
+				this.#options.log.warn({sandboxId, err: error}, 'could not clean up after a failed start');
+			}
+
+			try {
+				await pause(retryInMs, scope.signal);
+			} catch {
+				return;
+			}
+		}
+	}
+
+	async #delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
+		const {session, log} = this.#options;
+		const domains = await listDomains(session, signal);
+		const candidates = domains.filter(({name}) => name.endsWith(instanceNameSuffix(sandboxId)));
+		for (const own of await this.#readOwn(candidates, signal)) {
+			if (own.metadata.sandboxId === sandboxId) {
+				this.#held.add(own.slot);
+				try {
+					await removeVm(session, own, signal);
+				} finally {
+					this.#held.delete(own.slot);
+				}
+
+				log.info({sandboxId, instanceName: own.domain.name}, 'pod VM deleted');
+			}
+		}
+	}
+
+	async #readOwn(domains: readonly Domain[], signal: AbortSignal): Promise<readonly OwnDomain[]> {
+		return readOwnDomains(this.#options.session, this.#slots, this.#options, domains, this.#options.log, signal);
+	}
+
+	/** Remembered until something fails that an update of the host may explain. */
+	async #hostSupport(signal: AbortSignal): Promise<HostSupport> {
+		if (this.#host === undefined) {
+			const {capabilities} = await this.#options.session.call(procedures.connectGetCapabilities, undefined, signal);
+			this.#host = hostSupport(capabilities);
+			if (this.#host.domainType === 'qemu') {
+				this.#options.log.warn({domainType: 'qemu'}, 'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only');
+			}
+		}
+
+		return this.#host;
+	}
+
+	#vmAt(slot: number, name: string, sandboxId: SandboxId): PodVm {
+		const {uuid, mac} = this.#slots.at(slot);
+		return {sandboxId, name, uuid: formatUuid(uuid), mac};
+	}
+
+	#now(): Date {
+		return this.#options.clock?.() ?? new Date();
+	}
+}
+
+/** The end of the names of a sandbox's VM: how it is found again by its id among many without reading each one's XML. */
+function instanceNameSuffix(sandboxId: SandboxId): string {
+	return `-${sandboxId.slice(0, 8).toLowerCase().replaceAll(/[^a-z0-9-]/g, '-')}`;
+}
+
+function checkInstanceName({sandboxId, instanceName}: PodVmSpec): void {
+	if (!/^podvm-[a-z0-9-]{1,57}$/.test(instanceName) || !instanceName.endsWith(instanceNameSuffix(sandboxId))) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'Could not start the pod VM: its name is not podvm-<pod>-<first 8 of the sandbox id>',
+			where: {instanceName, sandboxId},
+		});
+	}
+}
+
+function alreadyExists(sandboxId: SandboxId, instanceName: string): AdaptorError {
+	return new AdaptorError({
+		code: 'already-exists',
+		what: 'Could not start the pod VM: the libvirt host has a domain of this name',
+		where: {instanceName, sandboxId},
+		remedy: 'Stop the sandbox first. If the domain is not of this cluster and node, remove it on the KVM host.',
+	});
+}
+
+async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
+	yield bytes;
+}

@@ -1,0 +1,87 @@
+/**
+ * How a VM came to its end, in the operator's words: from a lifecycle event, or from the state when the event was missed. Pure.
+ * Numbers: libvirt, include/libvirt/libvirt-domain.h.
+ */
+import {AdaptorError} from '../errors.ts';
+import type {LifecycleEvent} from '../libvirt/events.ts';
+
+/** The VM will not answer any more. */
+export class PodVmEndedError extends AdaptorError {
+	override readonly name = 'PodVmEndedError';
+
+	constructor(instanceName: string, {how, remedy}: End, seenBy: Readonly<Record<string, string | number>>) {
+		super({code: 'aborted', what: `The pod VM ended: ${how}`, where: {instanceName, ...seenBy}, remedy});
+	}
+}
+
+interface End {
+	readonly how: string;
+	readonly remedy: string;
+}
+
+const ends = {
+	panicked: {
+		how: 'the guest\'s kernel panicked',
+		remedy: 'Check that the image is for s390x and fits its memory; the console says more: "virsh start --console" of a VM with the same image on the KVM host.',
+	},
+	failed: {
+		how: 'QEMU failed or was killed',
+		remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host, and its kernel\'s log for "Out of memory".',
+	},
+	shutdown: {
+		how: 'the guest shut itself down or restarted',
+		remedy: 'The image\'s services decided so: check that it is a pod VM image, and of the generation that this version supports.',
+	},
+	destroyed: {how: 'somebody stopped it on the KVM host', remedy: 'See libvirtd\'s log on the KVM host for who destroyed it.'},
+	stored: {how: 'somebody saved, reverted or migrated it on the KVM host', remedy: 'Leave the domains whose names start with podvm- alone.'},
+	diskError: {
+		how: 'it was paused because its disk cannot be read or written',
+		remedy: 'Look for free space with "virsh pool-info" on the KVM host, and for errors of its storage in the kernel\'s log.',
+	},
+	gone: {how: 'its domain does not exist any more', remedy: 'Somebody undefined it on the KVM host; the pod has to be made anew.'},
+	unknown: {how: 'it does not run any more', remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host.'},
+} satisfies Record<string, End>;
+
+/** Undefined for events after which it may still run; undefining alone leaves a running domain running. */
+export function endOfEvent({domain, name, event, detail, stopped}: LifecycleEvent): PodVmEndedError | undefined {
+	const end = name === 'crashed' ? ends.panicked
+		: name === 'suspended' ? suspendedForDiskError(detail)
+			: name === 'stopped' ? endOfStopped[stopped ?? 'unknown']
+				: undefined;
+	return end === undefined ? undefined : new PodVmEndedError(domain.name, end, {event, detail});
+}
+
+/** VIR_DOMAIN_EVENT_SUSPENDED_IOERROR */
+function suspendedForDiskError(detail: number): End | undefined {
+	return detail === 2 ? ends.diskError : undefined;
+}
+
+const endOfStopped: Readonly<Record<NonNullable<LifecycleEvent['stopped']> | 'unknown', End>> = {
+	'shutdown': ends.shutdown,
+	'destroyed': ends.destroyed,
+	'crashed': ends.panicked,
+	'migrated': ends.stored,
+	'saved': ends.stored,
+	'failed': ends.failed,
+	'from-snapshot': ends.stored,
+	'unknown': ends.unknown,
+};
+
+const [pausedState, shutoffState, crashedState] = [3, 5, 6];
+const pausedForDiskError = 5;
+
+/** In the order of virDomainShutoffReason. */
+const endOfShutoff: readonly End[] = [ends.unknown, ends.shutdown, ends.destroyed, ends.panicked, ends.stored, ends.stored, ends.failed, ends.stored, ends.failed];
+
+/** @param state answer of DOMAIN_GET_STATE, undefined when there is no such domain */
+export function endOfState(instanceName: string, state: {readonly state: number; readonly reason: number} | undefined): PodVmEndedError | undefined {
+	if (state === undefined) {
+		return new PodVmEndedError(instanceName, ends.gone, {});
+	}
+
+	const end = state.state === crashedState ? ends.panicked
+		: state.state === shutoffState ? endOfShutoff[state.reason] ?? ends.unknown
+			: state.state === pausedState && state.reason === pausedForDiskError ? ends.diskError
+				: undefined;
+	return end === undefined ? undefined : new PodVmEndedError(instanceName, end, {...state});
+}

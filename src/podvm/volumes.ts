@@ -1,0 +1,151 @@
+/**
+ * The volumes of a pod VM: the base image they start from, the overlay that is its root disk, the disk for cloud-init.
+ * No pool is ever refreshed: that reads every volume in it. libvirt finds a volume by the names of its pool and itself,
+ * so neither needs to be looked up first.
+ */
+import {create} from 'xmlbuilder2';
+import {AdaptorError} from '../errors.ts';
+import {pause} from '../lifetime.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
+import {change, type LibvirtCalls} from './libvirt-calls.ts';
+import {child, readXml, xmlText} from './xml.ts';
+
+export interface BaseVolume {
+	/** On the host. */
+	readonly path: string;
+	/** As the volume says, whatever its name ends in. */
+	readonly format: 'qcow2' | 'raw';
+	/** Bytes, as the guest sees them. */
+	readonly capacity: bigint;
+}
+
+const gib = 1024n ** 3n;
+
+export function rootVolumeName(instanceName: string): string {
+	return `${instanceName}-root.qcow2`;
+}
+
+export function cidataVolumeName(instanceName: string): string {
+	return `${instanceName}-cidata.iso`;
+}
+
+/** The key is the path for libvirt's own use; nobody looks for it. */
+export function volumeOf(pool: string, name: string): StorageVol {
+	return {pool, name, key: ''};
+}
+
+/**
+ * An image annotation names a volume of the pool: never a path, and never a disk of a pod VM.
+ * @throws AdaptorError 'invalid-argument'
+ */
+export function imageName(image: string): string {
+	const isPath = image.includes('/') || image === '.' || image === '..';
+	if (image === '' || isPath || /^podvm-.*-(?:root\.qcow2|cidata\.iso)$/.test(image)) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: `Could not choose the image: ${isPath ? 'it is a path' : image === '' ? 'its name is empty' : 'it is the disk of a pod VM'}`,
+			where: {image},
+			remedy: 'Name a volume of LIBVIRT_POOL in io.katacontainers.config.hypervisor.image, or in LIBVIRT_VOL_NAME.',
+		});
+	}
+
+	return xmlText('image', image, 255);
+}
+
+/** @throws AdaptorError 'not-found', 'failed-precondition' for an image in a format that no overlay can stand on */
+export async function readBaseVolume(session: LibvirtCalls, pool: string, name: string, signal: AbortSignal): Promise<BaseVolume> {
+	let xml;
+	try {
+		({xml} = await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal));
+	} catch (error) {
+		throw isLibvirtError(error, libvirtCode.noStorageVol) ? new AdaptorError({
+			code: 'not-found',
+			// These first words are what upstream's end-to-end tests look for in the pod's events.
+			what: `Can't retrieve volume ${name}: the pool has no such volume`,
+			where: {pool, volume: name},
+			remedy: 'Upload the pod VM image under this name, or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; '
+				+ 'a file that was copied into the pool shows after "virsh pool-refresh" on the KVM host.',
+			cause: error,
+		}) : error;
+	}
+
+	const volume = readXml(xml);
+	const target = child(volume, 'target');
+	const [path, format, capacity] = [child(target, 'path')?.text, child(target, 'format')?.attributes['type'], child(volume, 'capacity')];
+	if (path === undefined || capacity === undefined || !/^\d+$/.test(capacity.text) || (format !== 'qcow2' && format !== 'raw')) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not use the volume as a pod VM image: it is neither qcow2 nor raw',
+			where: {pool, volume: name, ...(format === undefined ? {} : {format})},
+			remedy: 'Convert it with "qemu-img convert -O qcow2" and upload it again.',
+		});
+	}
+
+	return {path, format, capacity: BigInt(capacity.text)};
+}
+
+/** An overlay that reads through to `base`. Its capacity is never less than the base's: the guest would lose the end of its file system. */
+export function rootVolumeXml(name: string, base: BaseVolume, rootDiskSizeGib: number): string {
+	const wanted = BigInt(rootDiskSizeGib) * gib;
+	const volume = volumeXml(name, 'qcow2', wanted > base.capacity ? wanted : base.capacity);
+	volume.ele('backingStore').ele('path').txt(base.path).up().ele('format', {type: base.format});
+	return volume.end({headless: true, prettyPrint: true});
+}
+
+/** @param capacity bytes */
+export function cidataVolumeXml(name: string, capacity: number): string {
+	return volumeXml(name, 'raw', BigInt(capacity)).end({headless: true, prettyPrint: true});
+}
+
+/** libvirt creates volumes with mode 0600 and gives them to QEMU's user while the VM runs. */
+function volumeXml(name: string, format: 'qcow2' | 'raw', capacity: bigint): ReturnType<typeof create> {
+	const volume = create().ele('volume', {type: 'file'});
+	volume.ele('name').txt(xmlText('volume', name));
+	volume.ele('capacity', {unit: 'bytes'}).txt(String(capacity));
+	// Grows as it is written.
+	volume.ele('allocation', {unit: 'bytes'}).txt('0');
+	volume.ele('target').ele('format', {type: format});
+	return volume;
+}
+
+/**
+ * Creates a volume of a domain that is already defined as ours. One that is there already is a remainder:
+ * names derive from the domain's, which libvirt keeps unique.
+ */
+export async function createVolume(session: LibvirtCalls, pool: StoragePool, name: string, xml: string, signal: AbortSignal): Promise<StorageVol> {
+	try {
+		return (await change(session, procedures.storageVolCreateXml, {pool, xml, flags: 0}, signal)).vol;
+	} catch (error) {
+		// The test driver says so with the general number.
+		if (!isLibvirtError(error, libvirtCode.storageVolExist) && !isLibvirtError(error, libvirtCode.operationFailed)) {
+			throw error;
+		}
+
+		await deleteVolume(session, pool.name, name, signal);
+		return (await change(session, procedures.storageVolCreateXml, {pool, xml, flags: 0}, signal)).vol;
+	}
+}
+
+/** While a volume is still being made or written, libvirt refuses to delete it: how often and how soon to ask again. */
+const busyRetries = {times: 20, everyMs: 250};
+
+/** Succeeds when there is no such volume, or no such pool any more. */
+export async function deleteVolume(session: LibvirtCalls, pool: string, name: string, signal: AbortSignal): Promise<void> {
+	for (let attempt = 1; ; attempt++) {
+		try {
+			await change(session, procedures.storageVolDelete, {vol: volumeOf(pool, name), flags: 0}, signal);
+			return;
+		} catch (error) {
+			if (isLibvirtError(error, libvirtCode.noStorageVol) || isLibvirtError(error, libvirtCode.noStoragePool)) {
+				return;
+			}
+
+			if (!isLibvirtError(error, libvirtCode.operationInvalid) || attempt > busyRetries.times) {
+				throw error;
+			}
+		}
+
+		await pause(busyRetries.everyMs, signal);
+	}
+}

@@ -1,0 +1,90 @@
+/**
+ * Reading XML that libvirt answers (and that any administrator of the host may have written), as a small immutable tree;
+ * and what may be written into XML at all. Knows no element of libvirt's.
+ * Entities of a document type are not expanded by the parser, so an answer cannot grow while it is read.
+ */
+import {create} from 'xmlbuilder2';
+import {AdaptorError} from '../errors.ts';
+
+export interface XmlElement {
+	/** Without prefix. */
+	readonly name: string;
+	/** The namespace's URI, `''` for none. */
+	readonly namespace: string;
+	readonly attributes: Readonly<Record<string, string>>;
+	readonly children: readonly XmlElement[];
+	/** All text inside, that of descendants included, trimmed. */
+	readonly text: string;
+}
+
+/** Deeper than any document of libvirt's; keeps the recursion below from exhausting the stack. */
+const maxDepth = 64;
+
+/** @throws AdaptorError 'data-loss' for text that is no XML document */
+export function readXml(text: string): XmlElement {
+	try {
+		return readElement(create(text).root().node, 0);
+	} catch (error) {
+		throw new AdaptorError({
+			code: 'data-loss',
+			what: 'Could not read an answer of libvirt: it is not well-formed XML',
+			remedy: 'Look at the same object with virsh; if it shows well, report this.',
+			cause: error,
+		});
+	}
+}
+
+type XmlNode = ReturnType<ReturnType<typeof create>['root']>['node'];
+
+/** DOM, Node.nodeType. The library's enumeration cannot be imported under type stripping. */
+const elementNode: number = 1;
+
+function readElement(node: XmlNode, depth: number): XmlElement {
+	if (depth > maxDepth) {
+		throw new RangeError(`More than ${maxDepth} elements inside each other`);
+	}
+
+	const attributes: Record<string, string> = Object.create(null) as Record<string, string>;
+	if ('attributes' in node) {
+		for (const {localName, value} of node.attributes as Iterable<{localName: string; value: string}>) {
+			attributes[localName] = value;
+		}
+	}
+
+	const children = [...node.childNodes].filter(({nodeType}) => elementNode === (nodeType as number)).map(child => readElement(child, depth + 1));
+	return {
+		name: 'localName' in node ? String(node.localName) : node.nodeName,
+		namespace: 'namespaceURI' in node && typeof node.namespaceURI === 'string' ? node.namespaceURI : '',
+		attributes,
+		children,
+		text: (node.textContent ?? '').trim(),
+	};
+}
+
+/** The first element at a path of names below `element`. */
+export function child(element: XmlElement | undefined, ...path: readonly string[]): XmlElement | undefined {
+	return path.reduce<XmlElement | undefined>((parent, name) => parent?.children.find(candidate => candidate.name === name), element);
+}
+
+export function children(element: XmlElement | undefined, name: string): readonly XmlElement[] {
+	return element?.children.filter(candidate => candidate.name === name) ?? [];
+}
+
+/**
+ * The value, if it comes back from libvirt as it was sent: XML 1.0 has no way to write most control characters, attribute values
+ * lose line breaks and tabs, and libvirt trims here and there. Names, ids and URIs need none of these.
+ * @throws AdaptorError 'invalid-argument' naming the field, never the value
+ */
+export function xmlText(field: string, value: string, maxLength = 1024): string {
+	// \p{Cc} control characters, \p{Zl} and \p{Zp} line separators, \p{Noncharacter_Code_Point} U+FFFE and the like.
+	if (!value.isWellFormed() || /[\p{Cc}\p{Zl}\p{Zp}\p{Noncharacter_Code_Point}\uFEFF]/u.test(value) || value.trim() !== value || value.length > maxLength) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: `Could not describe the pod VM: ${field} holds what cannot be kept in XML`,
+			where: {field},
+			remedy: `Give it at most ${maxLength} characters without control characters, line breaks or spaces at the ends.`,
+		});
+	}
+
+	return value;
+}
