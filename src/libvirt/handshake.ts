@@ -1,0 +1,46 @@
+/**
+ * The first words on a connection: who we are, which driver, pings on.
+ * Source: libvirt, src/remote/remote_driver.c (order of the calls), src/remote/remote_protocol.x (remote_auth_type).
+ */
+import {AdaptorError} from '../errors.ts';
+import {lifecycleEventId} from './events.ts';
+import {procedures} from './procedures.ts';
+import type {RpcConnection} from './rpc.ts';
+
+/** remote_auth_type */
+const auth = {none: 0, sasl: 1, polkit: 2} as const;
+/** VIR_DRV_FEATURE_PROGRAM_KEEPALIVE: asking for it starts the daemon's pings. */
+const keepaliveFeature = 10;
+
+/** Authenticates, if the daemon wants it, and opens the driver. */
+export async function openDriver(connection: RpcConnection, uri: string, signal: AbortSignal): Promise<void> {
+	const {types} = await connection.call(procedures.authList, undefined, signal);
+	if (types.includes(auth.polkit)) {
+		await connection.call(procedures.authPolkit, undefined, signal);
+	} else if (types.length > 0 && !types.includes(auth.none)) {
+		throw new AdaptorError({
+			code: 'unauthenticated',
+			what: types.includes(auth.sasl) ? 'The libvirt daemon asks for SASL authentication, which is not implemented' : 'The libvirt daemon asks for an unknown kind of authentication',
+			where: {types: types.join(' ')},
+			remedy: 'Connect over ssh as a user that may use libvirt\'s unix socket, or set auth_unix_rw to "none" or "polkit" in libvirtd.conf on the KVM host.',
+		});
+	}
+
+	await connection.call(procedures.connectOpen, {name: uri, flags: 0}, signal);
+}
+
+/** Turns pings and lifecycle events on, and asks who answers. `keepalive` is whether the daemon answers pings. */
+export async function prepareDriver(connection: RpcConnection, signal: AbortSignal): Promise<{readonly keepalive: boolean; readonly driver: string; readonly libvirtVersion: string; readonly hostname: string}> {
+	const [feature, , {type}, {libVer}, {hostname}] = await Promise.all([
+		connection.call(procedures.connectSupportsFeature, {feature: keepaliveFeature}, signal),
+		connection.call(procedures.connectDomainEventCallbackRegisterAny, {eventId: lifecycleEventId, dom: null}, signal),
+		connection.call(procedures.connectGetType, undefined, signal),
+		connection.call(procedures.connectGetLibVersion, undefined, signal),
+		connection.call(procedures.connectGetHostname, undefined, signal),
+	]);
+	return {keepalive: feature.supported === 1, driver: type, libvirtVersion: versionText(libVer), hostname};
+}
+
+function versionText(version: bigint): string {
+	return `${version / 1_000_000n}.${version / 1000n % 1000n}.${version % 1000n}`;
+}

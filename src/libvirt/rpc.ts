@@ -1,0 +1,327 @@
+/**
+ * One connection to a libvirt daemon, shared by many calls: serials, order, the limit of calls in flight, keepalive, loss.
+ * Knows no procedure's meaning and never reconnects: that is the session's. Lost once is lost for good.
+ *
+ * The life of an exchange: waits for a slot ─▶ CALL sent, holds the slot ─▶ REPLY, slot free ─▶ (streams: STREAM packets) ─▶ over.
+ * A caller that gives up leaves its exchange, and its slot, behind until the REPLY comes: the daemon still counts the call.
+ */
+import {AdaptorError, toError} from '../errors.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import {LibvirtConnectionError, LibvirtError, remoteError} from './errors.ts';
+import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, PacketError, remoteProgram, type MessageStatus, type Packet} from './packet.ts';
+import type {Pipe} from './pipe.ts';
+import type {Procedure} from './procedures.ts';
+import {Slots} from './slots.ts';
+import {decode, encode} from './xdr.ts';
+
+/**
+ * At its `max_client_requests` (5 by default, libvirtd.conf) the daemon stops reading: our answers to its pings, too, go unread, and it hangs up.
+ * Stream packets that it has not written to disk yet count as well, but it drains those by itself.
+ */
+const callsInFlight = 4;
+/** virkeepalive.c: procedures of the keepalive program. */
+const ping = 1;
+const pong = 2;
+/** The silence limit is counted in this many ticks of a timer: a process that was stopped itself sees one late tick, not a silent peer. */
+const ticksOfSilence = 4;
+
+export interface RpcOptions {
+	/** Answers `lost` exactly once, also after `close`. */
+	readonly onLost: (reason: AdaptorError) => void;
+	/** A message that nobody asked for. Must not throw. */
+	readonly onMessage: (packet: Packet) => void;
+	readonly onIgnored: (packet: Packet) => void;
+}
+
+/** What one procedure call on the wire is to its maker. */
+export interface ExchangeHandler {
+	/** @returns whether the exchange is over with this packet */
+	receive(packet: Packet): boolean;
+	/** The connection is lost. */
+	fail(reason: LibvirtConnectionError): void;
+}
+
+/** A CALL that was sent. */
+export interface Exchange {
+	/** Sends a STREAM packet of this exchange. */
+	send(status: MessageStatus, body: Uint8Array): void;
+	/** The caller does not wait any more; packets still go to the handler. */
+	abandon(): void;
+}
+
+interface Pending extends ExchangeHandler {
+	readonly procedure: string;
+	holdsSlot: boolean;
+	/** Counted by the watch's ticks. */
+	abandonedFor: number | undefined;
+}
+
+export class RpcConnection {
+	readonly #pipe: Pipe;
+	readonly #options: RpcOptions;
+	readonly #decoder = new PacketDecoder();
+	readonly #slots = new Slots(callsInFlight);
+	readonly #pending = new Map<number, Pending>();
+	/** Aborts with the reason when the connection is lost. */
+	readonly #life = new Scope();
+	readonly #drained = new Set<() => void>();
+	#serial = 0;
+	#lost: AdaptorError | undefined;
+	#heard = true;
+	#watch: NodeJS.Timeout | undefined;
+
+	constructor(pipe: Pipe, options: RpcOptions) {
+		this.#pipe = pipe;
+		this.#options = options;
+		pipe.duplex
+			.on('data', (chunk: Buffer) => this.#read(chunk))
+			.on('drain', () => this.#onDrain())
+			.on('end', () => this.close(disconnected('the daemon, or what leads to it, closed the connection')))
+			.on('error', (error: Error) => this.close(error instanceof AdaptorError ? error : disconnected(error.message, error)))
+			.on('close', () => this.close(disconnected('the connection was closed')));
+		if (pipe.duplex.destroyed) {
+			this.close(disconnected('the connection was closed as soon as it was open'));
+		}
+	}
+
+	/** How the daemon is reached. */
+	get transport(): string {
+		return this.#pipe.description;
+	}
+
+	/** Why the connection is gone; undefined while it lives. */
+	get lost(): AdaptorError | undefined {
+		return this.#lost;
+	}
+
+	/** Calls whose answer has not come. */
+	get inFlight(): number {
+		return this.#pending.size;
+	}
+
+	/**
+	 * One call, one answer. Gives up with the signal's reason; the daemon carries it out all the same.
+	 * @throws LibvirtError, LibvirtConnectionError, XdrError
+	 */
+	async call<Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal): Promise<Result> {
+		const {promise, resolve, reject} = Promise.withResolvers<Packet>();
+		const exchange = await this.begin(procedure, args, signal, {
+			receive(packet) {
+				resolve(packet);
+				return true;
+			},
+			fail: reject,
+		});
+		try {
+			return this.#result(procedure, await abortable(promise, signal));
+		} catch (error) {
+			exchange.abandon(); // Without effect when the answer came.
+			throw error;
+		}
+	}
+
+	/** Waits for a slot and sends the CALL. The handler gets everything that the daemon sends for it, from the REPLY on. */
+	async begin<Args>(procedure: Procedure<Args, unknown>, args: Args, signal: AbortSignal, handler: ExchangeHandler): Promise<Exchange> {
+		const body = encode(procedure.args, args);
+		await this.#slot(procedure.name, signal);
+		const serial = this.#nextSerial();
+		const pending: Pending = {
+			procedure: procedure.name,
+			holdsSlot: true,
+			abandonedFor: undefined,
+			receive: packet => handler.receive(packet),
+			fail: reason => handler.fail(reason),
+		};
+		this.#pending.set(serial, pending);
+		const send = (type: Packet['type'], status: MessageStatus, bytes: Uint8Array): void => {
+			this.#write(encodePacket({program: remoteProgram, version: 1, procedure: procedure.number, type, serial, status}, bytes));
+		};
+
+		send(messageType.call, messageStatus.ok, body);
+		return {
+			send: (status, bytes) => send(messageType.stream, status, bytes),
+			abandon: () => {
+				pending.abandonedFor ??= 0;
+			},
+		};
+	}
+
+	/** Resolves when the pipe wants more bytes. */
+	async drained(signal: AbortSignal): Promise<void> {
+		if (!this.#pipe.duplex.writableNeedDrain || this.#lost !== undefined) {
+			return;
+		}
+
+		const {promise, resolve} = Promise.withResolvers<void>();
+		this.#drained.add(resolve);
+		try {
+			await abortable(promise, signal);
+		} finally {
+			this.#drained.delete(resolve);
+		}
+	}
+
+	/** Stops reading: nothing of the whole connection arrives until `resume`. For connections that carry one stream only. */
+	pause(): void {
+		this.#pipe.duplex.pause();
+	}
+
+	resume(): void {
+		this.#pipe.duplex.resume();
+	}
+
+	/**
+	 * Watches for a silent peer from now on, and for slots that are stuck.
+	 * @param keepalive whether the daemon answers pings; it pings by itself about every 5 s then, unless its administrator turned that off
+	 * @param silenceTimeoutMs half of it without a byte: one ping of ours; all of it: lost
+	 */
+	watch(keepalive: boolean, silenceTimeoutMs: number): void {
+		let silentTicks = 0;
+		this.#watch = setInterval(() => {
+			silentTicks = this.#heard ? 0 : silentTicks + 1;
+			this.#heard = false;
+			this.#countAbandoned();
+			if (keepalive && silentTicks === ticksOfSilence / 2) {
+				this.#write(keepalivePacket(ping));
+			} else if (keepalive && silentTicks >= ticksOfSilence) {
+				this.close(disconnected(`nothing arrived from the daemon for ${silenceTimeoutMs} ms, not even an answer to a ping`));
+			}
+		}, silenceTimeoutMs / ticksOfSilence);
+	}
+
+	/** Ends it at once; whoever waits gets the first reason given. Idempotent. */
+	close(reason: AdaptorError): void {
+		if (this.#lost !== undefined) {
+			return;
+		}
+
+		this.#lost = reason;
+		clearInterval(this.#watch);
+		this.#pipe.close();
+		this.#life.abort(reason);
+		this.#onDrain();
+		const pending = [...this.#pending.values()];
+		this.#pending.clear();
+		for (const exchange of pending) {
+			exchange.fail(new LibvirtConnectionError(exchange.procedure, true, this.transport, reason));
+		}
+
+		this.#options.onLost(reason);
+	}
+
+	async #slot(procedure: string, signal: AbortSignal): Promise<void> {
+		using scope = new Scope(signal, this.#life.signal);
+		try {
+			await this.#slots.acquire(scope.signal);
+		} catch (error) {
+			throw signal.aborted || this.#lost === undefined ? error : new LibvirtConnectionError(procedure, false, this.transport, this.#lost);
+		}
+	}
+
+	#result<Args, Result>(procedure: Procedure<Args, Result>, packet: Packet): Result {
+		if (packet.status === messageStatus.error) {
+			throw new LibvirtError(decode(remoteError, packet.body), procedure.name);
+		}
+
+		return decode(procedure.result, packet.body);
+	}
+
+	#nextSerial(): number {
+		do {
+			this.#serial = this.#serial % 0xff_ff_ff_ff + 1;
+		} while (this.#pending.has(this.#serial));
+
+		return this.#serial;
+	}
+
+	#write(bytes: Buffer): void {
+		if (this.#lost === undefined) {
+			this.#pipe.duplex.write(bytes);
+		}
+	}
+
+	#read(chunk: Buffer): void {
+		this.#heard = true;
+		try {
+			for (const packet of this.#decoder.push(chunk)) {
+				this.#dispatch(packet);
+				if (this.#lost !== undefined) {
+					return;
+				}
+			}
+		} catch (error) {
+			this.close(error instanceof AdaptorError ? error : new AdaptorError({code: 'internal', what: 'A message of libvirt could not be handled', cause: toError(error)}));
+		}
+	}
+
+	#dispatch(packet: Packet): void {
+		if (packet.program === keepaliveProgram) {
+			if (packet.procedure === ping) {
+				this.#write(keepalivePacket(pong));
+			}
+
+			return;
+		}
+
+		if (packet.program !== remoteProgram || packet.version !== 1 || packet.type === messageType.call) {
+			throw new PacketError(`a packet has program ${packet.program.toString(16)}, version ${packet.version}, type ${packet.type}`);
+		}
+
+		if (packet.type === messageType.message) {
+			this.#options.onMessage(packet);
+			return;
+		}
+
+		const exchange = this.#pending.get(packet.serial);
+		if (exchange === undefined) {
+			// The rest of a stream that we ended, usually.
+			this.#options.onIgnored(packet);
+			return;
+		}
+
+		if (exchange.holdsSlot) {
+			exchange.holdsSlot = false;
+			this.#slots.release();
+		}
+
+		if (exchange.receive(packet)) {
+			this.#pending.delete(packet.serial);
+		}
+	}
+
+	/**
+	 * When every slot is held by calls that their callers gave up on, and others wait, this connection is of no use any more:
+	 * those calls may hang for hours in the daemon. A new connection starts with a count of its own.
+	 */
+	#countAbandoned(): void {
+		const holders = [...this.#pending.values()].filter(exchange => exchange.holdsSlot);
+		for (const holder of holders) {
+			if (holder.abandonedFor !== undefined) {
+				holder.abandonedFor++;
+			}
+		}
+
+		if (this.#slots.waiting > 0 && holders.every(({abandonedFor = 0}) => abandonedFor >= 2)) {
+			const procedures = holders.map(({procedure}) => procedure).join(', ');
+			this.close(new AdaptorError({
+				code: 'unavailable',
+				what: `the daemon answers none of the ${holders.length} calls in flight, on which their callers gave up (${procedures})`,
+				remedy: 'A job of libvirt hangs on the KVM host: its log, and "virsh domjobinfo", say which.',
+			}));
+		}
+	}
+
+	#onDrain(): void {
+		for (const resolve of this.#drained) {
+			resolve();
+		}
+	}
+}
+
+function keepalivePacket(procedure: number): Buffer {
+	return encodePacket({program: keepaliveProgram, version: 1, procedure, type: messageType.message, serial: 0, status: messageStatus.ok}, Buffer.alloc(0));
+}
+
+function disconnected(what: string, cause?: Error): AdaptorError {
+	return new AdaptorError({code: 'unavailable', what, ...(cause === undefined ? {} : {cause})});
+}

@@ -1,0 +1,257 @@
+/**
+ * Volumes' bytes over an RPC connection, with back-pressure both ways.
+ * Source: libvirt, src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL's REPLY both sides send STREAM
+ * packets with the CALL's serial: CONTINUE with data, CONTINUE without data for the end of a download, then OK from us, OK back.
+ * ERROR without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe is
+ * the only brake, and it stops everything else on that connection.
+ */
+import {toError} from '../errors.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import {LibvirtError, remoteError} from './errors.ts';
+import {messageStatus, messageType, PacketError, streamPayload, type Packet} from './packet.ts';
+import {procedures, type Procedure, type StorageVol} from './procedures.ts';
+import type {Exchange, ExchangeHandler, RpcConnection} from './rpc.ts';
+import {decode} from './xdr.ts';
+
+/** How long the daemon may take to confirm that a stream was aborted, before we go on regardless. */
+const abortTimeoutMs = 5000;
+/** Bytes of a download that wait for their reader before we stop reading the connection, and at which we go on. */
+const backlogLimit = 2 * 1024 * 1024;
+const backlogResume = 512 * 1024;
+const empty = Buffer.alloc(0);
+
+/** Bytes; `length` 0 is up to the end. */
+export interface VolumeRange {
+	readonly vol: StorageVol;
+	readonly offset: bigint;
+	readonly length: bigint;
+}
+
+/**
+ * Writes the source into the volume; resolves when the daemon has confirmed all of it.
+ * @param stallMs how long to wait for the daemon without progress
+ * @throws LibvirtError also in the middle: then the source was not read to its end. What was written stays written.
+ */
+export async function uploadVolume(connection: RpcConnection, range: VolumeRange, source: AsyncIterable<Uint8Array>, stallMs: number, signal: AbortSignal): Promise<void> {
+	const stream = await VolumeStream.open(connection, procedures.storageVolUpload, range, stallMs, signal);
+	const chunks = source[Symbol.asyncIterator]();
+	try {
+		using scope = new Scope(signal, stream.failed);
+		for (;;) {
+			const next = await abortable(chunks.next(), scope.signal);
+			if (next.done === true) {
+				break;
+			}
+
+			for (let offset = 0; offset < next.value.length; offset += streamPayload) {
+				await stream.write(next.value.subarray(offset, offset + streamPayload), scope.signal);
+			}
+		}
+
+		await stream.finish(scope.signal);
+	} catch (error) {
+		// Not awaited: a source that hangs in next() would hang in return().
+		Promise.resolve(chunks.return?.()).catch(() => undefined);
+		await stream.abort();
+		throw error;
+	}
+}
+
+/**
+ * The volume's bytes as they come. The connection must carry nothing else: a slow reader stops it.
+ * Returning early aborts the stream.
+ */
+export async function* downloadVolume(connection: RpcConnection, range: VolumeRange, stallMs: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+	const stream = await VolumeStream.open(connection, procedures.storageVolDownload, range, stallMs, signal);
+	try {
+		using scope = new Scope(signal, stream.failed);
+		for (;;) {
+			const data = await stream.read(scope.signal);
+			if (data === undefined) {
+				await stream.finish(scope.signal);
+				return;
+			}
+
+			yield data;
+		}
+	} finally {
+		await stream.abort();
+	}
+}
+
+/** One stream after its REPLY. */
+class VolumeStream {
+	readonly #connection: RpcConnection;
+	readonly #exchange: Exchange;
+	readonly #inbox: Inbox;
+	readonly #stallMs: number;
+
+	/** Sends the CALL and waits for its REPLY. */
+	static async open(connection: RpcConnection, procedure: Procedure<VolumeRange & {readonly flags: number}, undefined>, range: VolumeRange, stallMs: number, signal: AbortSignal): Promise<VolumeStream> {
+		const inbox = new Inbox(procedure.name, connection);
+		const exchange = await connection.begin(procedure, {...range, flags: 0}, signal, inbox);
+		try {
+			using scope = new Scope(signal, inbox.failed).deadline(stallMs, 'libvirt to open a stream');
+			await abortable(inbox.replied, scope.signal);
+			return new VolumeStream(connection, exchange, inbox, stallMs);
+		} catch (error) {
+			exchange.abandon();
+			inbox.discard();
+			void inbox.replied.then(() => exchange.send(messageStatus.error, empty));
+			throw error;
+		}
+	}
+
+	private constructor(connection: RpcConnection, exchange: Exchange, inbox: Inbox, stallMs: number) {
+		this.#connection = connection;
+		this.#exchange = exchange;
+		this.#inbox = inbox;
+		this.#stallMs = stallMs;
+	}
+
+	/** Aborts with the LibvirtError or LibvirtConnectionError that ended the stream. */
+	get failed(): AbortSignal {
+		return this.#inbox.failed;
+	}
+
+	/** Sends a chunk, then waits until the pipe takes more. */
+	async write(chunk: Uint8Array, signal: AbortSignal): Promise<void> {
+		signal.throwIfAborted();
+		this.#exchange.send(messageStatus.continue, chunk);
+		await this.#waitFor(scope => this.#connection.drained(scope), 'libvirt to take the data of an upload', signal);
+	}
+
+	/** The next data; undefined at the end. */
+	async read(signal: AbortSignal): Promise<Buffer | undefined> {
+		return this.#waitFor(scope => this.#inbox.take(scope), 'libvirt to send the data of a download', signal);
+	}
+
+	/** Says that all went well, and waits for the daemon to say so too. */
+	async finish(signal: AbortSignal): Promise<void> {
+		if (!this.#inbox.isOver) {
+			this.#exchange.send(messageStatus.ok, empty);
+		}
+
+		await this.#waitFor(scope => abortable(this.#inbox.over, scope), 'libvirt to confirm the end of a stream', signal);
+	}
+
+	/** Ends the stream if it is not over, and waits for that, but not for long. Never throws. */
+	async abort(): Promise<void> {
+		if (this.#inbox.isOver) {
+			return;
+		}
+
+		this.#inbox.discard();
+		this.#exchange.send(messageStatus.error, empty);
+		using scope = new Scope(this.#inbox.failed).deadline(abortTimeoutMs, 'libvirt to confirm that a stream was aborted');
+		await abortable(this.#inbox.over, scope.signal).catch(() => undefined);
+	}
+
+	async #waitFor<T>(wait: (signal: AbortSignal) => Promise<T>, awaited: string, signal: AbortSignal): Promise<T> {
+		using scope = new Scope(signal).deadline(this.#stallMs, awaited);
+		return await wait(scope.signal);
+	}
+}
+
+/** What the daemon sends for one stream, from the REPLY on. */
+class Inbox implements ExchangeHandler {
+	readonly #procedure: string;
+	readonly #connection: RpcConnection;
+	readonly #failure = new Scope();
+	readonly #replied = Promise.withResolvers<void>();
+	readonly #over = Promise.withResolvers<void>();
+	readonly #backlog: Buffer[] = [];
+	#backlogBytes = 0;
+	#state: 'opening' | 'open' | 'ended' | 'over' = 'opening';
+	#discards = false;
+	/** Set while a reader waits. */
+	#wake: (() => void) | undefined;
+
+	constructor(procedure: string, connection: RpcConnection) {
+		this.#procedure = procedure;
+		this.#connection = connection;
+	}
+
+	/** Aborts with what ended the stream, unless it ended well. */
+	get failed(): AbortSignal {
+		return this.#failure.signal;
+	}
+
+	/** Resolves with a good REPLY; never rejects. */
+	get replied(): Promise<void> {
+		return this.#replied.promise;
+	}
+
+	/** Resolves when the daemon confirmed the end; never rejects. */
+	get over(): Promise<void> {
+		return this.#over.promise;
+	}
+
+	/** Nothing more will come, and nothing must be sent. */
+	get isOver(): boolean {
+		return this.#state === 'over';
+	}
+
+	receive(packet: Packet): boolean {
+		if (packet.status === messageStatus.error) {
+			this.fail(this.#refusal(packet));
+		} else if (packet.type === messageType.reply) {
+			this.#state = 'open';
+			this.#replied.resolve();
+		} else if (this.#state === 'opening') {
+			throw new PacketError(`data came before the reply to ${this.#procedure}`);
+		} else if (packet.status === messageStatus.ok) {
+			this.#state = 'over';
+			this.#over.resolve();
+		} else if (packet.body.length === 0) {
+			this.#state = 'ended';
+		} else if (!this.#discards) {
+			this.#backlog.push(packet.body);
+			this.#backlogBytes += packet.body.length;
+			if (this.#backlogBytes > backlogLimit) {
+				this.#connection.pause();
+			}
+		}
+
+		this.#wake?.();
+		return this.isOver;
+	}
+
+	fail(reason: Error): void {
+		this.#state = 'over';
+		this.#failure.abort(reason);
+	}
+
+	/** The next data; undefined at the end. */
+	async take(signal: AbortSignal): Promise<Buffer | undefined> {
+		if (this.#backlog.length === 0 && this.#state === 'open') {
+			const {promise, resolve} = Promise.withResolvers<void>();
+			this.#wake = resolve;
+			await abortable(promise, signal);
+		}
+
+		signal.throwIfAborted();
+		const data = this.#backlog.shift();
+		this.#backlogBytes -= data?.length ?? 0;
+		if (this.#backlogBytes <= backlogResume) {
+			this.#connection.resume();
+		}
+
+		return data;
+	}
+
+	/** Data is of no interest from now on. */
+	discard(): void {
+		this.#discards = true;
+		this.#backlog.length = 0;
+		this.#connection.resume();
+	}
+
+	#refusal(packet: Packet): Error {
+		try {
+			return new LibvirtError(decode(remoteError, packet.body), this.#procedure);
+		} catch (error) {
+			return toError(error);
+		}
+	}
+}
