@@ -15,7 +15,7 @@ export function configurationMarkdown(): string {
 		'',
 		'Flags are written `-name value`, `-name=value` or with two dashes; a switch is `-name` or `-name=false`.',
 		'',
-		'The names and defaults are those of the existing cloud-api-adaptor, so its manifests work unchanged. "Ours" marks what it does not have.',
+		'The names and defaults are those of the existing cloud-api-adaptor, so its manifests work; but a value that cannot be understood stops the start instead of being replaced by the default. "Ours" marks what it does not have.',
 		...sections.flatMap(section => ['', `## ${section}`, '', ...settingsTable(all.filter(setting => setting.section === section))]),
 		'',
 		'## Accepted without effect',

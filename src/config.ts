@@ -34,7 +34,7 @@ export interface ConfigWarning {
 export interface Config extends Omit<Values, CustomCaName> {
 	/** Absent: a CA of our own and a certificate for each VM. */
 	readonly customCa: CustomCa | undefined;
-	/** To be logged once at start. Holds no values. */
+	/** To be logged once at start. Holds no values. Those of `libvirtUri` are among them. */
 	readonly warnings: readonly ConfigWarning[];
 }
 
@@ -191,8 +191,8 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 	return problems;
 }
 
-function warningsAbout(env: Texts, flags: Texts, {tlsSkipVerify}: Pick<Parsed, 'tlsSkipVerify'>): ConfigWarning[] {
-	const warnings: ConfigWarning[] = [];
+function warningsAbout(env: Texts, flags: Texts, {libvirtUri, tlsSkipVerify}: Pick<Parsed, 'libvirtUri' | 'tlsSkipVerify'>): ConfigWarning[] {
+	const warnings: ConfigWarning[] = (libvirtUri?.warnings ?? []).map(reason => ({name: 'LIBVIRT_URI', reason}));
 	for (const setting of inertSettings) {
 		const asked = given(setting, env, flags);
 		if (asked !== undefined && setting.silentFor?.includes(asked.text.toLowerCase()) !== true) {

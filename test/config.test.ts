@@ -160,6 +160,10 @@ test('a setting without effect is accepted, whatever it holds, and warned about'
 	t.false(JSON.stringify(warnings).includes('secret'));
 });
 
+test('a parameter of the URI that has no meaning is warned about', t => {
+	t.deepEqual(load({LIBVIRT_URI: 'qemu+ssh://h/system?no_sanity=1'}).warnings.map(({name}) => name), ['LIBVIRT_URI']);
+});
+
 test('accepting any certificate is warned about', t => {
 	t.deepEqual(load({TLS_SKIP_VERIFY: 'true'}).warnings.map(({name}) => name), ['TLS_SKIP_VERIFY']);
 });
