@@ -56,6 +56,16 @@ export interface KvmHost {
 }
 
 /**
+ * Keeps what guests print: a pod VM's console is a pty, which nobody reads. QEMU drops what it has for a pty until someone opens it and
+ * looks once a second, so the guest's first second may be missing. libvirt, docs/hooks: it waits for whoever holds the hook's own output.
+ */
+const hook = `#!/bin/sh
+[ "$2" = started ] || exit 0
+tty=$(sed -n "s|.*<console type='pty' tty='\\([^']*\\)'.*|\\1|p" | head -n 1)
+[ -z "$tty" ] || setsid cat "$tty" >${paths.consoleLogs}/"$1".log 2>/dev/null </dev/null &
+`;
+
+/**
  * Resolves when libvirt answers, with network and pool active.
  * @param image a qcow2 file of this machine that becomes the base volume
  */
@@ -83,9 +93,9 @@ export async function virsh(namespaces: Namespaces, args: readonly string[], sig
 }
 
 async function writeFiles(namespaces: Namespaces): Promise<void> {
-	const write = async (path: string, content: string): Promise<void> => {
+	const write = async (path: string, content: string, mode = 0o644): Promise<void> => {
 		await mkdir(namespaces.outside(dirname(path)), {recursive: true});
-		await writeFile(namespaces.outside(path), content);
+		await writeFile(namespaces.outside(path), content, {mode});
 	};
 	const autostarted = async (directory: string, name: string, xml: string): Promise<void> => {
 		await write(`${directory}/${name}.xml`, xml);
@@ -93,7 +103,9 @@ async function writeFiles(namespaces: Namespaces): Promise<void> {
 		await symlink(`../${name}.xml`, namespaces.outside(`${directory}/autostart/${name}.xml`));
 	};
 	await Promise.all([
+		mkdir(namespaces.outside(paths.consoleLogs), {recursive: true}),
 		write('/etc/libvirt/qemu.conf', qemuConf),
+		write('/etc/libvirt/hooks/qemu', hook, 0o755),
 		write(paths.sshdConfig, sshdConfig),
 		autostarted('/etc/libvirt/qemu/networks', names.network, network),
 		autostarted('/etc/libvirt/storage', names.pool, pool),

@@ -4,7 +4,8 @@
  * network, libvirt or files; see namespaces.ts for why nothing can be left over.
  */
 import type {ChildProcess} from 'node:child_process';
-import {readdir} from 'node:fs/promises';
+import {readdir, readFile} from 'node:fs/promises';
+import {basename} from 'node:path';
 import {startKvmHost, virsh, type KvmHost} from './kvm-host.ts';
 import {Namespaces, type RunOptions} from './namespaces.ts';
 import {names, paths, subnet} from './topology.ts';
@@ -45,6 +46,8 @@ export interface Lab extends AsyncDisposable {
 	workerVirsh(...args: readonly string[]): Promise<string>;
 	/** @param name of the network namespace, unique in the lab */
 	podNamespace(name: string): Promise<PodNamespace>;
+	/** What guests printed on their consoles, by domain; kept when the domain is gone. */
+	consoles(): Promise<ReadonlyMap<string, string>>;
 	/** What of the adaptor's there is right now. */
 	inventory(): Promise<Inventory>;
 }
@@ -69,9 +72,16 @@ export async function startLab({image, signal}: LabOptions): Promise<Lab> {
 		virsh: async (...args) => virsh(namespaces, args, signal),
 		workerVirsh: async (...args) => namespaces.exec('worker', ['virsh', '--quiet', '-c', sshUri, ...args], signal),
 		podNamespace: async name => createPodNamespace(namespaces, name, 2 + pods++, signal),
+		consoles: async () => consoles(namespaces),
 		inventory: async () => inventory(namespaces, signal),
 		[Symbol.asyncDispose]: async () => resources.disposeAsync(),
 	};
+}
+
+async function consoles(namespaces: Namespaces): Promise<Map<string, string>> {
+	const directory = namespaces.outside(paths.consoleLogs);
+	const files = await readdir(directory);
+	return new Map(await Promise.all(files.map(async file => [basename(file, '.log'), await readFile(`${directory}/${file}`, 'utf8')] as const)));
 }
 
 async function inventory(namespaces: Namespaces, signal: AbortSignal): Promise<Inventory> {

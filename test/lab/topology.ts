@@ -35,7 +35,7 @@ export const paths = {
 	hostKey: '/run/lab/host_key',
 	sshdConfig: '/run/lab/sshd_config',
 	libvirtSocket: '/run/libvirt/libvirt-sock',
-	consoleLogs: '/var/log/libvirt/qemu',
+	consoleLogs: '/var/log/libvirt/console',
 	/** The adaptor's own directory on a worker. */
 	peerpod: '/run/peerpod',
 } as const;

@@ -1,0 +1,43 @@
+/**
+ * The daemon on the lab's worker node, from source, as its manifests would start it: settings by environment, all others at their defaults.
+ * Knows of the daemon only its command line, its settings and the line that says it is ready.
+ */
+import {fileURLToPath} from 'node:url';
+import type {Lab} from './lab.ts';
+import {Service} from './service.ts';
+import {paths} from './topology.ts';
+
+const repository = fileURLToPath(new URL('../..', import.meta.url)).replace(/\/$/, '');
+
+/** Small VMs: the lab's guest needs little and is emulated. */
+const settings = {
+	CLUSTER_ID: 'lab',
+	NODE_NAME: 'worker-0',
+	LIBVIRT_CPU: '1',
+	LIBVIRT_MEMORY: '256',
+	LIBVIRT_ROOT_DISK_SIZE: '1',
+	LOG_LEVEL: 'debug',
+};
+
+/** Where it serves unless told otherwise, as seen in the lab. */
+export const hypervisorSocket = `${paths.peerpod}/hypervisor.sock`;
+
+/**
+ * Resolves when it is ready. Disposing ends it with SIGTERM and waits.
+ * @param env added to, or instead of, the lab's settings
+ * @throws 'failed-precondition' with its last lines when it ends before
+ */
+export async function startDaemon(lab: Lab, env: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Service> {
+	const daemon = new Service('cloud-api-adaptor', lab.workerRun([process.execPath, 'src/main.ts', 'libvirt', '-uri', lab.sshUri], {
+		cwd: repository,
+		env: {...settings, ...env},
+		stdio: ['ignore', 'ignore', 'pipe'],
+	}));
+	try {
+		await daemon.line(/"msg":"ready"/, signal);
+		return daemon;
+	} catch (error) {
+		await daemon.stop();
+		throw error;
+	}
+}

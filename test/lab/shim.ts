@@ -1,0 +1,50 @@
+/**
+ * Plays the kata shim's part towards the daemon: kata's remote hypervisor API over ttrpc, a new connection for each call, as the Go shim does.
+ * (kata-containers, src/runtime/virtcontainers/remote.go.)
+ */
+import {randomBytes} from 'node:crypto';
+import {loadContract, type CreateVMRequest, type CreateVMResponse, type Version} from '../../src/api/contract.ts';
+import {connect} from '../../src/ttrpc/client.ts';
+
+const {hypervisor} = loadContract();
+const startTimeoutMs = 600_000;
+
+/** As containerd makes them. */
+export const newSandboxId = (): string => randomBytes(32).toString('hex');
+
+export class Shim {
+	readonly #socketPath: string;
+
+	/** @param socketPath of the hypervisor API, as this process can open it */
+	constructor(socketPath: string) {
+		this.#socketPath = socketPath;
+	}
+
+	/** @returns the version that the daemon speaks */
+	async version(signal: AbortSignal): Promise<string> {
+		return (await this.#call<Version>('Version', {version: '0.0.0'}, undefined, signal)).version;
+	}
+
+	/** @returns the path of the agent's socket, as the daemon sees it */
+	async createVm(request: CreateVMRequest, signal: AbortSignal): Promise<string> {
+		return (await this.#call<CreateVMResponse>('CreateVM', request, undefined, signal)).agentSocketPath;
+	}
+
+	async startVm(id: string, signal: AbortSignal): Promise<void> {
+		await this.#call('StartVM', {id}, startTimeoutMs, signal);
+	}
+
+	async stopVm(id: string, signal: AbortSignal): Promise<void> {
+		await this.#call('StopVM', {id}, undefined, signal);
+	}
+
+	async #call<Response>(name: string, request: object, timeoutMs: number | undefined, signal: AbortSignal): Promise<Response> {
+		const method = hypervisor[name];
+		if (method === undefined) {
+			throw new TypeError(`hypervisor.proto has no ${name}`);
+		}
+
+		await using client = await connect(this.#socketPath, signal);
+		return await client.call(method, request, timeoutMs === undefined ? {} : {timeoutMs}, signal) as Response;
+	}
+}
