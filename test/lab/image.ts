@@ -1,0 +1,154 @@
+/**
+ * Builds the guest image of the lab: Debian's s390x kernel and busybox, our agent as /init, one bootable qcow2 file.
+ * What was built is kept under a name made of everything that went into it. A run that dies leaves only `tmp-…` directories,
+ * which the next one removes.
+ */
+import {spawn} from 'node:child_process';
+import {createHash} from 'node:crypto';
+import {once} from 'node:events';
+import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile} from 'node:fs/promises';
+import {join, resolve} from 'node:path';
+import {fileURLToPath} from 'node:url';
+import {run} from './command.ts';
+import {fetchParts, unpackedParts, type GuestParts, type Steps} from './guest-packages.ts';
+import {fileType, newcArchive, type ArchiveEntry} from './newc.ts';
+import {ziplDisk} from './zipl.ts';
+
+export interface GuestImageOptions {
+	/** Everything is kept below it; made when it does not exist. */
+	readonly cacheDir: string;
+	/** Shows what is being done; a `Progress` fits. Nothing is shown by default. */
+	readonly steps?: Steps;
+	/** Words for the kernel command line, e.g. `caa.lab=slow` (guest/README.md). */
+	readonly bootOptions?: readonly string[];
+	/** Further files of the image by their absolute path, e.g. `/etc/certificates/tls.crt`. */
+	readonly files?: Readonly<Record<string, string>>;
+}
+
+type Recipe = Required<Pick<GuestImageOptions, 'bootOptions' | 'files'>>;
+
+const guestDirectory = fileURLToPath(new URL('guest/', import.meta.url));
+const builders = ['image.ts', 'zipl.ts', 'newc.ts'].map(name => fileURLToPath(new URL(name, import.meta.url)));
+const go = '/usr/lib/go/bin/go';
+
+/** Of those in Debian's busybox-static, what tests and curious people run. */
+const applets = [
+	'[', 'awk', 'base64', 'cat', 'chmod', 'cp', 'cut', 'date', 'dd', 'df', 'dmesg', 'echo', 'env', 'false', 'find', 'free', 'grep', 'head', 'hostname', 'id',
+	'ip', 'kill', 'ls', 'md5sum', 'mkdir', 'mount', 'mv', 'nc', 'ping', 'printf', 'ps', 'pwd', 'rm', 'sed', 'seq', 'sh', 'sha256sum', 'sleep', 'sort', 'stat',
+	'stty', 'tail', 'tee', 'test', 'touch', 'tr', 'true', 'tty', 'uname', 'uptime', 'vi', 'wc', 'wget', 'xargs', 'yes',
+];
+
+/**
+ * Resolves with the path of a qcow2 file, at once when nothing has changed since it was built. Several processes may ask at the same time.
+ * @throws AdaptorError with a remedy when packages or tools cannot be had
+ */
+export async function buildGuestImage({cacheDir, steps = silent, bootOptions = [], files = {}}: GuestImageOptions, signal: AbortSignal): Promise<string> {
+	const cache = resolve(cacheDir);
+	const recipe: Recipe = {bootOptions, files};
+	const known = await unpackedParts(cache);
+	const built = known === undefined ? undefined : await imagePath(cache, known, recipe);
+	if (built !== undefined && await exists(built)) {
+		return built;
+	}
+
+	await mkdir(cache, {recursive: true});
+	await using _lock = await exclusively(join(cache, 'lock'), signal);
+	await removeLeftovers(cache);
+	const scratch = await mkdtemp(join(cache, 'tmp-'));
+	try {
+		const parts = await unpackedParts(cache) ?? await fetchParts(cache, scratch, steps, signal);
+		const path = await imagePath(cache, parts, recipe);
+		if (!await exists(path)) {
+			await rename(await build(parts, recipe, {cache, scratch, steps}, signal), path);
+		}
+
+		return path;
+	} finally {
+		await rm(scratch, {recursive: true, force: true});
+	}
+}
+
+const silent: Steps = {step: async (_title, work) => work({bytes: () => undefined, note: () => undefined})};
+
+async function imagePath(cache: string, parts: GuestParts, recipe: Recipe): Promise<string> {
+	const hash = createHash('sha256').update(JSON.stringify([parts.name, recipe]));
+	const sources = (await readdir(guestDirectory)).filter(name => /\.go$|^go\.mod$/.test(name)).sort().map(name => join(guestDirectory, name));
+	for (const source of [...sources, ...builders]) {
+		hash.update(`\0${source}\0`).update(await readFile(source));
+	}
+
+	return join(cache, `guest-${hash.digest('hex').slice(0, 16)}.qcow2`);
+}
+
+async function build(parts: GuestParts, {bootOptions, files}: Recipe, {cache, scratch, steps}: {cache: string; scratch: string; steps: Steps}, signal: AbortSignal): Promise<string> {
+	const agent = join(scratch, 'init');
+	await steps.step('Compile the guest agent for s390x', async () => {
+		const env = {
+			PATH: process.env['PATH'], HOME: scratch, GOCACHE: join(cache, 'go'), GOPROXY: 'off', GOFLAGS: '', GOTOOLCHAIN: 'local',
+			CGO_ENABLED: '0', GOOS: 'linux', GOARCH: 's390x',
+		};
+		const args = ['build', '-trimpath', '-buildvcs=false', '-ldflags=-s -w', '-o', agent, '.'];
+		await run(go, args, {cwd: guestDirectory, env, remedy: 'The Debian package golang-go provides it: run test/lab/setup.sh.'}, signal);
+	});
+	return steps.step('Make the boot disk', async report => {
+		const archive = newcArchive(await rootFiles(parts, agent, files));
+		// The kernel knows lz4's legacy format only. Unpacking it takes less time in the guest than anything smaller would.
+		const initramfs = await run('lz4', ['-l', '-9', '-c'], {input: archive, remedy: 'The Debian package lz4 provides it: run test/lab/setup.sh.'}, signal);
+		// `quiet`: the console is slow. `cryptomgr.notests`: 0.3 to 0.5 s of self-tests under emulation.
+		const commandLine = ['console=ttysclp0', 'quiet', 'cryptomgr.notests', ...bootOptions].join(' ');
+		const raw = join(scratch, 'guest.raw');
+		await writeFile(raw, ziplDisk({kernel: await readFile(parts.kernel), initramfs, commandLine}));
+		const image = join(scratch, 'guest.qcow2');
+		await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, image], {remedy: 'The Debian package qemu-utils provides it: run test/lab/setup.sh.'}, signal);
+		report.note(`${((await stat(image)).size / 1_048_576).toFixed(1)} MiB`);
+		return image;
+	});
+}
+
+async function rootFiles(parts: GuestParts, agent: string, files: Readonly<Record<string, string>>): Promise<ArchiveEntry[]> {
+	const program = fileType.regular | 0o755;
+	const plain = fileType.regular | 0o644;
+	const contents: ArchiveEntry[] = [
+		{path: 'init', mode: program, content: await readFile(agent)},
+		{path: 'bin/busybox', mode: program, content: await readFile(parts.busybox)},
+		...applets.map(name => ({path: `bin/${name}`, mode: fileType.symlink | 0o777, content: Buffer.from('busybox')})),
+		{path: 'etc/passwd', mode: plain, content: Buffer.from('root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n')},
+		{path: 'etc/group', mode: plain, content: Buffer.from('root:x:0:\nnogroup:x:65534:\n')},
+		{path: 'etc/hosts', mode: plain, content: Buffer.from('127.0.0.1 localhost\n')},
+		// The agent loads them in the order of their names.
+		...await Promise.all(parts.modules.map(async (module, index) => ({
+			path: `lib/modules/${String(index).padStart(2, '0')}.ko`, mode: plain, content: await readFile(module),
+		}))),
+		...Object.entries(files).map(([path, content]) => ({path: path.slice(1), mode: fileType.regular | 0o600, content: Buffer.from(content)})),
+	];
+	const directories = new Set(['root', ...contents.flatMap(({path}) => parents(path))]);
+	return [...[...directories].sort().map(path => ({path, mode: fileType.directory | 0o755})), ...contents];
+}
+
+function parents(path: string): string[] {
+	const names = path.split('/').slice(0, -1);
+	return names.map((_name, index) => names.slice(0, index + 1).join('/'));
+}
+
+/** Only who holds the lock makes them. */
+async function removeLeftovers(cache: string): Promise<void> {
+	const leftovers = (await readdir(cache)).filter(name => name.startsWith('tmp-'));
+	await Promise.all(leftovers.map(async name => rm(join(cache, name), {recursive: true, force: true})));
+}
+
+async function exists(path: string): Promise<boolean> {
+	return stat(path).then(() => true, () => false);
+}
+
+/** Holds a lock that the kernel lets go of when this process dies, however it dies: the holder reads from a pipe of ours. */
+async function exclusively(path: string, signal: AbortSignal): Promise<AsyncDisposable> {
+	const holder = spawn('flock', ['--no-fork', path, 'sh', '-c', 'echo locked; exec cat >/dev/null'], {stdio: ['pipe', 'pipe', 'inherit'], signal});
+	const ended = once(holder, 'close').catch(() => undefined);
+	await once(holder.stdout, 'data', {signal});
+	return {
+		[Symbol.asyncDispose]: async () => {
+			holder.stdin.end();
+			await ended;
+		},
+	};
+}
