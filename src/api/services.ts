@@ -1,5 +1,4 @@
 /** kata's remote hypervisor API and PodVMInfo as calls on the domain. Translation only. */
-import {performance} from 'node:perf_hooks';
 import type {ServiceDefinition} from '@grpc/proto-loader';
 import {codeOf} from '../errors.ts';
 import type {Logger} from '../log.ts';

@@ -2,7 +2,6 @@
  * One sandbox: its state, its mailbox, and the order in which things are made and unmade. What may happen when is admission.ts's;
  * how each thing is done is the ports'. Knows nothing of other sandboxes.
  */
-import {performance} from 'node:perf_hooks';
 import {AdaptorError, codeOf, toError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';

@@ -1,0 +1,91 @@
+/**
+ * The composition root: builds the daemon's parts in order into one stack and hands it over. No policy, no protocol.
+ */
+import {dirname, join} from 'node:path';
+import {serveApi} from './api/server.ts';
+import type {Config} from './config.ts';
+import type {Logger} from './log.ts';
+import {openPipe} from './libvirt/open-pipe.ts';
+import {LibvirtSession} from './libvirt/session.ts';
+import {unwiredPodNetworks} from './network/unwired.ts';
+import {createPodVms} from './podvm/pod-vms.ts';
+import {openIdentity} from './relay/identity.ts';
+import {createAgentRelays} from './relay/relay.ts';
+import {SandboxRegistry} from './sandbox/registry.ts';
+
+/** What of the process's surroundings the parts need. */
+export interface Surroundings {
+	/** Whose `.ssh` holds keys and known_hosts. */
+	readonly home: string;
+	/** The user on the KVM host when the URI names none. */
+	readonly user: string;
+	/** SSH_AUTH_SOCK. */
+	readonly sshAgentSocket: string | undefined;
+}
+
+/** How long calls under way may go on after a stop was asked for; what has not finished then is unwound. Kubernetes' own patience is 30 s. */
+const drainTimeoutMs = 10_000;
+const cleanupTimeoutMs = 60_000;
+const removalRetryMs = [500, 30_000] as const;
+
+/**
+ * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running ones finish for
+ * a while, unwinds starts that did not, and leaves running pod VMs alone.
+ */
+export async function startDaemon(config: Config, {home, user, sshAgentSocket}: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
+	await using parts = new AsyncDisposableStack();
+	const identity = await openIdentity({
+		directory: join(dirname(config.socketPath), 'tls'),
+		...(config.customCa === undefined ? {} : {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
+		log,
+	});
+	const relays = createAgentRelays({
+		identity,
+		forwarderPort: config.forwarderPort,
+		tls: {
+			...(config.tlsMinVersion === undefined ? {} : {minVersion: config.tlsMinVersion}),
+			...(config.tlsCipherSuites === undefined ? {} : {cipherSuites: config.tlsCipherSuites}),
+			skipVerify: config.tlsSkipVerify,
+		},
+		log,
+	});
+
+	const uri = config.libvirtUri;
+	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, home, user, agentSocket: sshAgentSocket}), uri: uri.remoteUri, log}));
+	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it and goes on trying.
+	session.connect(signal).catch(() => undefined);
+	const podVms = createPodVms({
+		session,
+		pool: config.pool,
+		network: config.network,
+		volumeName: config.baseVolume,
+		rootDiskSizeGib: config.rootDiskGib,
+		...(config.cpuset === undefined ? {} : {cpuset: config.cpuset}),
+		// A confidential VM that was asked for and cannot be had is libvirt's refusal, never an ordinary VM.
+		...(config.disableCvm ? {} : {launchSecurity: 's390-pv'}),
+		cluster: config.clusterId,
+		node: config.nodeName,
+		log,
+	});
+
+	const sandboxes = parts.use(new SandboxRegistry({
+		podVms,
+		networks: unwiredPodNetworks(config, log),
+		relays,
+		sizes: {
+			vcpus: config.vcpus,
+			maxVcpus: config.maxVcpus ?? Infinity,
+			memoryMib: config.memoryMib,
+			minMemoryMib: config.minMemoryMib,
+			maxMemoryMib: config.maxMemoryMib ?? Infinity,
+		},
+		podsDir: config.podsDir,
+		startTimeoutMs: config.startTimeoutMs,
+		cleanupTimeoutMs,
+		removalRetryMs,
+		log,
+	}));
+	parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
+	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');
+	return parts.move();
+}
