@@ -5,7 +5,7 @@
 import {once} from 'node:events';
 import {createConnection} from 'node:net';
 import type {Duplex} from 'node:stream';
-import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {AdaptorError, toError} from '../errors.ts';
 import {abortable, DeadlineError, Scope} from '../lifetime.ts';
 import {Connection} from './connection.ts';
 import {encodeFrame, frameType, maxMessageLength, type Frame} from './frame.ts';
@@ -35,8 +35,8 @@ export interface ClientOptions {
 
 interface Waiting {
 	readonly path: string;
-	resolve(payload: Buffer): void;
-	reject(error: Error): void;
+	readonly resolve: (payload: Buffer) => void;
+	readonly reject: (error: Error) => void;
 }
 
 const lastStreamId = 0xff_ff_ff_ff;
@@ -191,20 +191,19 @@ export class TtrpcClient implements AsyncDisposable {
 	}
 }
 
-/** A client on the unix socket at `path`. */
+/**
+ * A client on the unix socket at `path`.
+ * @throws 'unavailable' when nobody listens there; the signal's reason
+ */
 export async function connect(path: string, signal: AbortSignal, options: ClientOptions = {}): Promise<TtrpcClient> {
 	signal.throwIfAborted();
 	const socket = createConnection(path);
 	try {
-		// Aborts of its own accord, and takes its listeners off.
 		await once(socket, 'connect', {signal});
 	} catch (error) {
 		socket.destroy();
-		throw new AdaptorError({
-			code: signal.aborted ? codeOf(signal.reason) : 'unavailable',
-			what: `Could not connect to the ttrpc server: ${toError(signal.aborted ? signal.reason : error).message}`,
-			where: {path}, cause: error,
-		});
+		signal.throwIfAborted();
+		throw new AdaptorError({code: 'unavailable', what: `Could not connect to the ttrpc server: ${toError(error).message}`, where: {path}, cause: error});
 	}
 
 	return new TtrpcClient(socket, options);
