@@ -1,0 +1,156 @@
+/**
+ * A real sshd on 127.0.0.1, in a mount and process namespace of its own: `/run` is private in it, and `/run/libvirt` is a directory
+ * that the test fills. Killing it takes every session and command of it along.
+ */
+import {execFile, spawn} from 'node:child_process';
+import {once} from 'node:events';
+import {cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile} from 'node:fs/promises';
+import {createServer, type AddressInfo} from 'node:net';
+import {createInterface} from 'node:readline';
+import {tmpdir} from 'node:os';
+import {promisify} from 'node:util';
+
+export const run = promisify(execFile);
+
+export interface SshdOptions {
+	/** Lines of sshd_config, before the usual ones: the first of a kind wins. */
+	readonly config?: readonly string[];
+	/** What stands before the key in authorized_keys. */
+	readonly keyOptions?: string;
+	/** Another daemon's directory, whose host keys and user key are taken over. */
+	readonly keysOf?: string;
+	/** The types of host key to have. */
+	readonly hostKeys?: readonly HostKeyType[];
+	/** The commands that sessions find; all of the machine's when absent. */
+	readonly commands?: readonly string[];
+}
+
+export type HostKeyType = 'ed25519' | 'ecdsa' | 'rsa';
+
+export interface Sshd extends AsyncDisposable {
+	readonly host: '127.0.0.1';
+	readonly port: number;
+	/** Its files: `ssh_host_<type>_key(.pub)`, `user_key(.pub)`, `authorized_keys`. */
+	readonly directory: string;
+	/** A private key that it lets in as root. */
+	readonly userKey: string;
+	/** What its sessions see as `/run/libvirt`. */
+	readonly runLibvirt: string;
+	/** A line of known_hosts for its key of this type. */
+	knownHostsLine(type: HostKeyType): Promise<string>;
+	/** What it wrote to its log so far. */
+	log(): string;
+	/** The processes that serve connections, and their children. */
+	sessionPids(): Promise<readonly number[]>;
+	/** Resolves once no connection is served any more. */
+	idle(): Promise<void>;
+}
+
+/** Needs root, for the namespaces and because sshd is to log root in. */
+export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
+	const directory = await mkdtemp(`${tmpdir()}/sshd-`);
+	await using undo = new AsyncDisposableStack();
+	undo.defer(async () => rm(directory, {recursive: true, force: true}));
+	const runLibvirt = `${directory}/libvirt`;
+	await mkdir(runLibvirt);
+	const types = options.hostKeys ?? ['ed25519', 'ecdsa', 'rsa'];
+	await (options.keysOf === undefined ? makeKeys(directory, types) : copyKeys(options.keysOf, directory));
+	await writeFile(`${directory}/authorized_keys`, `${options.keyOptions ?? ''} ${await readFile(`${directory}/user_key.pub`, 'utf8')}`.trimStart());
+	const port = await freePort();
+	const path = options.commands === undefined ? [] : [`SetEnv PATH=${await commandDirectory(directory, options.commands)}`];
+	await writeFile(`${directory}/sshd_config`, [
+		...(options.config ?? []), ...path,
+		'ListenAddress 127.0.0.1', `Port ${port}`, ...types.map(type => `HostKey ${directory}/ssh_host_${type}_key`), `AuthorizedKeysFile ${directory}/authorized_keys`,
+		'PidFile none', 'StrictModes no', 'UsePAM no', 'PermitRootLogin yes', 'PasswordAuthentication no', 'KbdInteractiveAuthentication no', 'LogLevel VERBOSE', '',
+	].join('\n'));
+	const script = 'mount -t tmpfs none /run && mkdir /run/sshd && ln -s "$0"/libvirt /run/libvirt && exec /usr/sbin/sshd -D -e -f "$0"/sshd_config';
+	const child = spawn('unshare', ['--mount', '--pid', '--fork', '--kill-child', 'sh', '-c', script, directory], {stdio: ['ignore', 'ignore', 'pipe']});
+	const exited = once(child, 'exit');
+	undo.defer(async () => {
+		child.kill('SIGKILL');
+		await exited;
+	});
+	let log = '';
+	const lines = createInterface({input: child.stderr});
+	const listening = Promise.withResolvers<undefined>();
+	lines.on('line', line => {
+		log += `${line}\n`;
+		if (line.startsWith('Server listening on')) {
+			listening.resolve(undefined);
+		}
+	});
+	child.once('exit', () => listening.reject(new Error(`sshd did not start: ${log}`)));
+	await listening.promise;
+	const owned = undo.move();
+	const {pid} = child;
+	const sessionPids = async (): Promise<readonly number[]> => (await descendants(pid ?? 0)).slice(1);
+	return {
+		host: '127.0.0.1', port, directory, runLibvirt, userKey: `${directory}/user_key`,
+		knownHostsLine: async type => `[127.0.0.1]:${port} ${(await readFile(`${directory}/ssh_host_${type}_key.pub`, 'utf8')).split(' ').slice(0, 2).join(' ')}\n`,
+		log: () => log,
+		sessionPids,
+		// Processes end without telling a stranger: looked at on every turn of the event loop.
+		async idle() {
+			while ((await sessionPids()).length > 0) {
+				await new Promise(setImmediate);
+			}
+		},
+		[Symbol.asyncDispose]: async () => owned.disposeAsync(),
+	};
+}
+
+async function makeKeys(directory: string, types: readonly HostKeyType[]): Promise<void> {
+	const make = async (type: HostKeyType, file: string): Promise<unknown> => run('ssh-keygen', ['-q', '-t', type, ...(type === 'rsa' ? ['-b', '2048'] : []), '-N', '', '-C', 'test', '-f', `${directory}/${file}`]);
+	await Promise.all([make('ed25519', 'user_key'), ...types.map(async type => make(type, `ssh_host_${type}_key`))]);
+}
+
+async function copyKeys(from: string, to: string): Promise<void> {
+	for (const name of await readdir(from)) {
+		if (/_key(\.pub)?$/.test(name)) {
+			await cp(`${from}/${name}`, `${to}/${name}`);
+		}
+	}
+}
+
+async function commandDirectory(directory: string, commands: readonly string[]): Promise<string> {
+	const path = `${directory}/bin`;
+	await mkdir(path);
+	for (const command of commands) {
+		const {stdout} = await run('sh', ['-c', 'command -v "$0"', command]);
+		await run('ln', ['-s', stdout.trim(), `${path}/${command}`]);
+	}
+
+	return path;
+}
+
+async function freePort(): Promise<number> {
+	const server = createServer();
+	server.listen(0, '127.0.0.1');
+	await once(server, 'listening');
+	const {port} = server.address() as AddressInfo;
+	server.close();
+	await once(server, 'close');
+	return port;
+}
+
+/** Living processes below `pid`, the eldest first. */
+async function descendants(pid: number): Promise<readonly number[]> {
+	const parents = new Map<number, number>();
+	for (const name of await readdir('/proc')) {
+		if (/^\d+$/.test(name)) {
+			const stat = await readFile(`/proc/${name}/stat`, 'latin1').catch(() => '');
+			const [, state, parent] = /\) (\S) (\d+)/.exec(stat) ?? [];
+			if (state !== undefined && state !== 'Z') {
+				parents.set(Number(name), Number(parent));
+			}
+		}
+	}
+
+	const found: number[] = [];
+	for (let generation = [pid]; generation.length > 0;) {
+		generation = [...parents].filter(([, parent]) => generation.includes(parent)).map(([child]) => child);
+		found.push(...generation);
+	}
+
+	return found;
+}
