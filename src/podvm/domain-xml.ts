@@ -33,7 +33,7 @@ export function domainXml({name, uuid, mac, vcpus, cpuset, memoryMib, network, h
 	appendMetadata(domain, metadata);
 	domain.ele('memory', {unit: 'MiB'}).txt(String(memoryMib));
 	domain.ele('vcpu', {placement: 'static', ...(cpuset === undefined ? {} : {cpuset: xmlText('cpuset', cpuset)})}).txt(String(vcpus));
-	domain.ele('os').ele('type', {arch: 's390x', machine: host.machine}).txt('hvm');
+	domain.ele('os').ele('type', {arch: 's390x', machine: xmlText('machine', host.machine)}).txt('hvm');
 	if (host.domainType === 'kvm') {
 		// Includes the `unpack` facility where the host has it. Emulation has no host model; QEMU's default boots there.
 		domain.ele('cpu', {mode: 'host-model'});
@@ -46,7 +46,7 @@ export function domainXml({name, uuid, mac, vcpus, cpuset, memoryMib, network, h
 	}
 
 	const devices = domain.ele('devices');
-	devices.ele('emulator').txt(host.emulator);
+	devices.ele('emulator').txt(xmlText('emulator', host.emulator));
 	devices.ele('disk', {type: 'volume', device: 'disk'})
 		.ele('driver', {name: 'qemu', type: 'qcow2', iommu: 'on'}).up()
 		.ele('source', {pool: xmlText('pool', metadata.pool), volume: xmlText('root', metadata.rootVolume)}).up()

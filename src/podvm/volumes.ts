@@ -9,7 +9,7 @@ import {pause} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
-import {child, readXml, xmlText} from './xml.ts';
+import {checkedText, child, readXml, xmlText} from './xml.ts';
 
 export interface BaseVolume {
 	/** On the host. */
@@ -50,7 +50,7 @@ export function imageName(image: string): string {
 		});
 	}
 
-	return xmlText('image', image, 255);
+	return checkedText('image', image, 255);
 }
 
 /** @throws AdaptorError 'not-found', 'failed-precondition' for an image in a format that no overlay can stand on */
@@ -89,7 +89,7 @@ export async function readBaseVolume(session: LibvirtCalls, pool: string, name: 
 export function rootVolumeXml(name: string, base: BaseVolume, rootDiskSizeGib: number): string {
 	const wanted = BigInt(rootDiskSizeGib) * gib;
 	const volume = volumeXml(name, 'qcow2', wanted > base.capacity ? wanted : base.capacity);
-	volume.ele('backingStore').ele('path').txt(base.path).up().ele('format', {type: base.format});
+	volume.ele('backingStore').ele('path').txt(xmlText('path', base.path)).up().ele('format', {type: base.format});
 	return volume.end({headless: true, prettyPrint: true});
 }
 

@@ -72,19 +72,30 @@ export function children(element: XmlElement | undefined, name: string): readonl
 
 /**
  * The value, if it comes back from libvirt as it was sent: XML 1.0 has no way to write most control characters, attribute values
- * lose line breaks and tabs, and libvirt trims here and there. Names, ids and URIs need none of these.
+ * lose line breaks and tabs, and libvirt trims here and there. Names, ids and paths need none of these.
  * @throws AdaptorError 'invalid-argument' naming the field, never the value
  */
-export function xmlText(field: string, value: string, maxLength = 1024): string {
+export function checkedText(field: string, value: string, maxLength = 1024): string {
 	// \p{Cc} control characters, \p{Zl} and \p{Zp} line separators, \p{Noncharacter_Code_Point} U+FFFE and the like.
-	if (!value.isWellFormed() || /[\p{Cc}\p{Zl}\p{Zp}\p{Noncharacter_Code_Point}\uFEFF]/u.test(value) || value.trim() !== value || value.length > maxLength) {
+	// `&#`: xmlbuilder2 4.0.3 reads `&amp;#38;` as `&` (BaseReader._decodeText decodes numeric references in what it has decoded already).
+	const unsafe = /[\p{Cc}\p{Zl}\p{Zp}\p{Noncharacter_Code_Point}\uFEFF]|&#/u;
+	if (!value.isWellFormed() || unsafe.test(value) || value.trim() !== value || value.length > maxLength) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: `Could not describe the pod VM: ${field} holds what cannot be kept in XML`,
 			where: {field},
-			remedy: `Give it at most ${maxLength} characters without control characters, line breaks or spaces at the ends.`,
+			remedy: `Give it at most ${maxLength} characters without control characters, line breaks, "&#", or spaces at the ends.`,
 		});
 	}
 
 	return value;
+}
+
+/**
+ * The value as xmlbuilder2 has to get it, in attributes and texts. It leaves an ampersand alone that looks like the start of an entity
+ * (4.0.3, nonEntityAmpersandRegex), so that `&amp;` and even `&x;` would go out as they are.
+ * @throws AdaptorError as `checkedText`
+ */
+export function xmlText(field: string, value: string): string {
+	return checkedText(field, value).replaceAll('&', '&amp;');
 }
