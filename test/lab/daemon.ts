@@ -16,7 +16,6 @@ const settings = {
 	LIBVIRT_CPU: '1',
 	LIBVIRT_MEMORY: '256',
 	LIBVIRT_ROOT_DISK_SIZE: '1',
-	LOG_LEVEL: 'debug',
 };
 
 /** Where it serves unless told otherwise, as seen in the lab. */

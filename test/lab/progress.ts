@@ -1,6 +1,6 @@
 /**
  * Shows what a long piece of work is doing: steps with their times, and a bar while bytes are counted.
- * On a terminal the running step is one line that is redrawn; elsewhere (CI, a file) a line when it begins and a line when it ends.
+ * On a terminal the running step is one line that is redrawn; elsewhere (CI, a file) a line when it ends, and one before when it takes long.
  * Knows nothing of the work.
  */
 import type {WriteStream} from 'node:tty';
@@ -15,6 +15,7 @@ export interface StepReport {
 
 const barWidth = 24;
 const redrawMs = 100;
+const longMs = 1000;
 
 export class Progress {
 	readonly #out: NodeJS.WritableStream & Partial<Pick<WriteStream, 'isTTY' | 'columns'>>;
@@ -50,8 +51,13 @@ export class Progress {
 
 	#show(step: Step): Disposable {
 		if (this.#out.isTTY !== true) {
-			this.#out.write(`» ${step.title}\n`);
-			return {[Symbol.dispose]: () => this.#out.write(`${step.text()}\n`)};
+			const announce = setTimeout(() => this.line(`… ${step.title}`), longMs);
+			return {
+				[Symbol.dispose]: () => {
+					clearTimeout(announce);
+					this.line(step.text());
+				},
+			};
 		}
 
 		const draw = (end: string): void => {

@@ -1,0 +1,142 @@
+/**
+ * `npm run demo`: the whole of it on one machine. Builds the guest image, starts a KVM host and a worker node in the lab and the daemon on
+ * the worker, then plays the kata shim: a pod VM is created and started, its agent runs commands in it, it is stopped, nothing is left.
+ * Exit code 1 and an explanation when a step fails; Ctrl-C leaves nothing behind either.
+ */
+import {fileURLToPath} from 'node:url';
+import {isDeepStrictEqual, stripVTControlCharacters} from 'node:util';
+import {AdaptorError, toError} from '../../src/errors.ts';
+import {pause, Scope} from '../../src/lifetime.ts';
+import {connect} from '../../src/ttrpc/client.ts';
+import {AgentClient, runCommand} from './agent-client.ts';
+import {hypervisorSocket, startDaemon} from './daemon.ts';
+import {buildGuestImage} from './image.ts';
+import {startLab, type Inventory, type Lab} from './lab.ts';
+import {Progress} from './progress.ts';
+import type {Service} from './service.ts';
+import {newSandboxId, Shim} from './shim.ts';
+
+const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
+const commands = [['uname', '-a'], ['uname', '-m'], ['ip', '-o', '-4', 'address'], ['sh', '-c', 'echo "$(nproc) processors, $(free -m | awk \'/Mem/ {print $2}\') MiB"']] as const;
+const pod = {name: 'hello', namespace: 'demo'};
+
+const progress = new Progress(process.stdout);
+const stopping = new AbortController();
+for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+	process.on(name, () => {
+		if (stopping.signal.aborted) {
+			process.exit(130); // the kernel ends the lab with us
+		}
+
+		stopping.abort(new AdaptorError({code: 'cancelled', what: `Stopped by ${name}; everything the demo started has ended`}));
+	});
+}
+
+try {
+	await demo(stopping.signal);
+	progress.line(`\nDone in ${progress.elapsed}.`);
+} catch (error) {
+	const {message} = toError(stopping.signal.aborted ? stopping.signal.reason : error);
+	progress.line(`\nThe demo failed after ${progress.elapsed}: ${message}`);
+	process.exitCode = stopping.signal.aborted ? 130 : 1;
+}
+
+async function demo(signal: AbortSignal): Promise<void> {
+	const image = await buildGuestImage({cacheDir, steps: progress}, signal);
+	await using lab = await progress.step('Start a KVM host (libvirtd, sshd, DHCP) and a worker node on one subnet', async () => startLab({image, signal}));
+	await using daemon = await progress.step('Start cloud-api-adaptor on the worker', async report => {
+		report.note(`LIBVIRT_URI=${lab.sshUri.replace(/\?.*/, '')}`);
+		return startDaemon(lab, {}, signal);
+	});
+	try {
+		await playShim(lab, signal);
+	} catch (error) {
+		if (!signal.aborted) {
+			await showEvidence(lab, daemon);
+		}
+
+		throw error;
+	}
+
+	await progress.step('Stop cloud-api-adaptor', async report => report.note(`exit code ${await daemon.stop()}`));
+}
+
+async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
+	const shim = new Shim(lab.outside(hypervisorSocket));
+	const id = newSandboxId();
+	await using podNetwork = await lab.podNamespace(pod.name);
+	const before = await lab.inventory();
+
+	progress.line('\nFrom here on we are the kata shim, on the hypervisor socket:');
+	await progress.step('Version', async report => report.note(await shim.version(signal)));
+	const agentSocket = await progress.step('CreateVM', async report => {
+		const path = await shim.createVm({
+			id,
+			annotations: {'io.kubernetes.cri.sandbox-name': pod.name, 'io.kubernetes.cri.sandbox-namespace': pod.namespace},
+			networkNamespacePath: podNetwork.netnsPath,
+		}, signal);
+		report.note(`agent socket ${path.replace(id, `${id.slice(0, 8)}…`)}`);
+		return path;
+	});
+	await progress.step('StartVM', async report => {
+		await shim.startVm(id, signal);
+		const {domains, macs, volumes} = await lab.inventory();
+		report.note(`${domains.join(', ')}, ${macs.join(', ')}, ${volumes.length} volumes`);
+	});
+
+	progress.line('\nOver the agent socket, through the relay and mutual TLS, into the VM:');
+	await callAgent(lab.outside(agentSocket), id, signal);
+
+	progress.line('');
+	await progress.step('StopVM', async () => shim.stopVm(id, signal));
+	await progress.step('Nothing is left on the KVM host and the worker', async report => {
+		using scope = new Scope(signal).deadline(20_000, 'VM, volumes and sockets to be gone');
+		let after: Inventory;
+		// StopVM may answer before all of it is gone: deletion does not depend on the shim staying.
+		while (!isDeepStrictEqual(after = await lab.inventory(), before)) {
+			await pause(50, scope.signal);
+		}
+
+		report.note(`${after.domains.length} domains, ${after.volumes.length} volumes besides the base, as before CreateVM`);
+	});
+}
+
+async function callAgent(socketPath: string, id: string, signal: AbortSignal): Promise<void> {
+	await using client = await connect(socketPath, signal);
+	const agent = new AgentClient(client);
+	const container = 'greeter';
+	const timeoutMs = 60_000;
+	await progress.step('Check', async report => report.note((await agent.call('Health/Check', {}, signal, timeoutMs)).status));
+	await progress.step('GetGuestDetails', async report => {
+		const {agent_details: {version}} = await agent.call('AgentService/GetGuestDetails', {}, signal, timeoutMs);
+		report.note(`agent ${version}`);
+	});
+	await progress.step('CreateSandbox, CreateContainer, StartContainer', async () => {
+		await agent.call('AgentService/CreateSandbox', {sandbox_id: id, hostname: pod.name}, signal, timeoutMs);
+		await agent.call('AgentService/CreateContainer', {container_id: container, OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, timeoutMs);
+		await agent.call('AgentService/StartContainer', {container_id: container}, signal, timeoutMs);
+	});
+	for (const argv of commands) {
+		const {exitCode, stdout, stderr} = await progress.step(`ExecProcess: ${argv.join(' ')}`, async () => runCommand(agent, container, argv, signal));
+		for (const line of `${stdout}${stderr}`.trimEnd().split('\n')) {
+			progress.line(`    ${line}`);
+		}
+
+		if (exitCode !== 0) {
+			throw new AdaptorError({code: 'internal', what: 'A command in the VM failed', where: {command: argv.join(' '), exitCode}});
+		}
+	}
+
+	await progress.step('DestroySandbox', async () => agent.call('AgentService/DestroySandbox', {}, signal, timeoutMs));
+}
+
+/** What those who were there said last, for a failure of a step between them. */
+async function showEvidence(lab: Lab, daemon: Service): Promise<void> {
+	const show = (title: string, lines: readonly string[]): void => progress.line(`\n${title}:\n${lines.map(line => `    ${line}`).join('\n')}`);
+	show('The daemon said last', daemon.tail.slice(-20));
+	for (const [domain, text] of await lab.consoles()) {
+		show(`The console of ${domain} says`, stripVTControlCharacters(text).split(/[\r\n]+/).slice(-15));
+	}
+
+	show('libvirtd said last', lab.kvmHost.libvirtd.tail.slice(-5));
+}
