@@ -1,0 +1,96 @@
+import {once} from 'node:events';
+import {connect} from 'node:net';
+import {Client, credentials, makeGenericClientConstructor, status, type ServiceError} from '@grpc/grpc-js';
+import {loadSync, type ServiceDefinition} from '@grpc/proto-loader';
+import {service as healthService} from 'grpc-health-check';
+import test, {type ExecutionContext} from 'ava';
+import {loadContract} from '../../src/api/contract.ts';
+import {AdaptorError} from '../../src/errors.ts';
+import {gate, serving} from './harness.ts';
+
+const {hypervisor, podVmInfo} = loadContract();
+
+type Unary = (request: object, callback: (error: ServiceError | null, response: object) => void) => {cancel: () => void};
+
+/** Typed by hand: generic clients know their methods only at run time. */
+function caller(t: ExecutionContext, definition: ServiceDefinition, path: string): (method: string, request: object) => Promise<object> {
+	const client = new (makeGenericClientConstructor(definition, 'test'))(`unix:${path}`, credentials.createInsecure()) as Client & Readonly<Record<string, Unary>>;
+	t.teardown(() => client.close());
+	return async (method, request) => new Promise((resolve, reject) => {
+		const call: Unary | undefined = client[method]?.bind(client);
+		call?.(request, (error, response) => error === null ? resolve(response) : reject(error));
+	});
+}
+
+test('the same calls are answered over gRPC on the same socket', async t => {
+	const {path} = await serving(t, {
+		create: async ({id, annotations, netnsPath}) => ({agentSocketPath: `/${id}/${annotations['a'] ?? ''}${netnsPath}`}),
+		vmOf: async ({name}) => `vm of ${name}`,
+	});
+	const call = caller(t, hypervisor, path);
+	t.deepEqual(await call('CreateVM', {id: 'x', annotations: {a: 'b'}, networkNamespacePath: '/ns'}), {agentSocketPath: '/x/b/ns'});
+	t.deepEqual(await call('Version', {version: ''}), {version: '0.0.0'});
+	t.deepEqual(await caller(t, podVmInfo, path)('GetInfo', {PodName: 'web', PodNamespace: 'shop'}), {VMID: 'vm of web'});
+});
+
+test('errors travel as their status code with the operator\'s text', async t => {
+	const {path} = await serving(t, {
+		async start() {
+			throw new AdaptorError({code: 'failed-precondition', what: 'Can\'t: ünïcode & "quotes"', remedy: 'Do.'});
+		},
+	});
+	const error = await t.throwsAsync<ServiceError>(caller(t, hypervisor, path)('StartVM', {id: 'x'}));
+	t.is(error.code, status.FAILED_PRECONDITION);
+	t.is(error.details, 'Can\'t: ünïcode & "quotes". Do.');
+});
+
+test('a caller that cancels aborts its call', async t => {
+	const held = gate();
+	const {path} = await serving(t, {start: async (_id, signal) => held.pass(signal)});
+	const client = new (makeGenericClientConstructor(hypervisor, 'test'))(`unix:${path}`, credentials.createInsecure()) as Client & Readonly<Record<string, Unary>>;
+	t.teardown(() => client.close());
+	const ended = Promise.withResolvers<ServiceError | null>();
+	const call = client['StartVM']?.({id: 'x'}, error => ended.resolve(error));
+	await held.entered;
+	call?.cancel();
+	await held.aborted;
+	t.is((await ended.promise)?.code, status.CANCELLED);
+	held.open();
+});
+
+test('health says that all services serve', async t => {
+	const {path} = await serving(t, {});
+	const call = caller(t, healthService as unknown as ServiceDefinition, path);
+	for (const service of ['', 'hypervisor.Hypervisor', 'podvminfo.PodVMInfo']) {
+		t.like(await call('check', {service}), {status: 'SERVING'});
+	}
+
+	const error = await t.throwsAsync<ServiceError>(call('check', {service: 'no.such'}));
+	t.is(error.code, status.NOT_FOUND);
+});
+
+test('reflection lists the services', async t => {
+	const {path} = await serving(t, {});
+	const definition = loadSync('reflection/v1/reflection.proto', {includeDirs: [new URL('../../node_modules/@grpc/reflection/build/proto/grpc/', import.meta.url).pathname]});
+	const client = new (makeGenericClientConstructor(definition['grpc.reflection.v1.ServerReflection'] as ServiceDefinition, 'test'))(`unix:${path}`, credentials.createInsecure()) as Client & Readonly<Record<string, () => NodeJS.ReadWriteStream & {write: (request: object) => void}>>;
+	t.teardown(() => client.close());
+	const stream = client['ServerReflectionInfo']?.();
+	stream?.write({listServices: ''});
+	const [response] = await once(stream as NodeJS.ReadWriteStream, 'data') as [{listServicesResponse: {service: Array<{name: string}>}}];
+	stream?.end();
+	const names = response.listServicesResponse.service.map(({name}) => name);
+	t.true(names.includes('hypervisor.Hypervisor') && names.includes('podvminfo.PodVMInfo'), names.join(', '));
+});
+
+test('a gRPC client\'s first bytes may come one at a time', async t => {
+	const {path} = await serving(t, {});
+	const socket = connect(path);
+	t.teardown(() => void socket.destroy());
+	for (const byte of Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u0004\0\0\0\0\0', 'latin1')) {
+		socket.write(Buffer.of(byte));
+	}
+
+	const [first] = await once(socket, 'data') as [Buffer];
+	// An HTTP/2 server begins with its SETTINGS frame (RFC 9113, 3.4): type 4 in the frame's fourth byte.
+	t.is(first[3], 4);
+});

@@ -1,0 +1,9 @@
+/** A directory of a test's own, short enough for unix sockets, removed afterwards. */
+import {mkdtemp, rm} from 'node:fs/promises';
+import type {ExecutionContext} from 'ava';
+
+export async function directoryOf(t: ExecutionContext): Promise<string> {
+	const directory = await mkdtemp('/tmp/caa-');
+	t.teardown(async () => rm(directory, {recursive: true, force: true}));
+	return directory;
+}
