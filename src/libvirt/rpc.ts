@@ -64,7 +64,7 @@ export class RpcConnection {
 	readonly #pending = new Map<number, Pending>();
 	/** Aborts with the reason when the connection is lost. */
 	readonly #life = new Scope();
-	readonly #drained = new Set<() => void>();
+	readonly #drained = new Set<(value: undefined) => void>();
 	#serial = 0;
 	#lost: AdaptorError | undefined;
 	#heard = true;
@@ -152,7 +152,7 @@ export class RpcConnection {
 			return;
 		}
 
-		const {promise, resolve} = Promise.withResolvers<void>();
+		const {promise, resolve} = Promise.withResolvers<undefined>();
 		this.#drained.add(resolve);
 		try {
 			await abortable(promise, signal);
@@ -313,7 +313,7 @@ export class RpcConnection {
 
 	#onDrain(): void {
 		for (const resolve of this.#drained) {
-			resolve();
+			resolve(undefined);
 		}
 	}
 }

@@ -3,7 +3,7 @@ import {abortable} from '../lifetime.ts';
 
 export class Slots {
 	#free: number;
-	readonly #waiting = new Set<() => void>();
+	readonly #waiting = new Set<(value: undefined) => void>();
 
 	constructor(count: number) {
 		this.#free = count;
@@ -22,7 +22,7 @@ export class Slots {
 			return;
 		}
 
-		const {promise, resolve} = Promise.withResolvers<void>();
+		const {promise, resolve} = Promise.withResolvers<undefined>();
 		this.#waiting.add(resolve);
 		try {
 			await abortable(promise, signal);
@@ -44,6 +44,6 @@ export class Slots {
 		}
 
 		this.#waiting.delete(next);
-		next();
+		next(undefined);
 	}
 }

@@ -158,14 +158,14 @@ class Inbox implements ExchangeHandler {
 	readonly #procedure: string;
 	readonly #connection: RpcConnection;
 	readonly #failure = new Scope();
-	readonly #replied = Promise.withResolvers<void>();
-	readonly #over = Promise.withResolvers<void>();
+	readonly #replied = Promise.withResolvers<undefined>();
+	readonly #over = Promise.withResolvers<undefined>();
 	readonly #backlog: Buffer[] = [];
 	#backlogBytes = 0;
 	#state: 'opening' | 'open' | 'ended' | 'over' = 'opening';
 	#discards = false;
 	/** Set while a reader waits. */
-	#wake: (() => void) | undefined;
+	#wake: ((value: undefined) => void) | undefined;
 
 	constructor(procedure: string, connection: RpcConnection) {
 		this.#procedure = procedure;
@@ -178,12 +178,12 @@ class Inbox implements ExchangeHandler {
 	}
 
 	/** Resolves with a good REPLY; never rejects. */
-	get replied(): Promise<void> {
+	get replied(): Promise<undefined> {
 		return this.#replied.promise;
 	}
 
 	/** Resolves when the daemon confirmed the end; never rejects. */
-	get over(): Promise<void> {
+	get over(): Promise<undefined> {
 		return this.#over.promise;
 	}
 
@@ -197,12 +197,12 @@ class Inbox implements ExchangeHandler {
 			this.fail(this.#refusal(packet));
 		} else if (packet.type === messageType.reply) {
 			this.#state = 'open';
-			this.#replied.resolve();
+			this.#replied.resolve(undefined);
 		} else if (this.#state === 'opening') {
 			throw new PacketError(`data came before the reply to ${this.#procedure}`);
 		} else if (packet.status === messageStatus.ok) {
 			this.#state = 'over';
-			this.#over.resolve();
+			this.#over.resolve(undefined);
 		} else if (packet.body.length === 0) {
 			this.#state = 'ended';
 		} else if (!this.#discards) {
@@ -213,7 +213,7 @@ class Inbox implements ExchangeHandler {
 			}
 		}
 
-		this.#wake?.();
+		this.#wake?.(undefined);
 		return this.isOver;
 	}
 
@@ -225,7 +225,7 @@ class Inbox implements ExchangeHandler {
 	/** The next data; undefined at the end. */
 	async take(signal: AbortSignal): Promise<Buffer | undefined> {
 		if (this.#backlog.length === 0 && this.#state === 'open') {
-			const {promise, resolve} = Promise.withResolvers<void>();
+			const {promise, resolve} = Promise.withResolvers<undefined>();
 			this.#wake = resolve;
 			await abortable(promise, signal);
 		}

@@ -1,0 +1,59 @@
+import test from 'ava';
+import fc from 'fast-check';
+import {LibvirtError, remoteError} from '../../src/libvirt/errors.ts';
+import {PacketDecoder} from '../../src/libvirt/packet.ts';
+import {procedures, type Procedure} from '../../src/libvirt/procedures.ts';
+import {decode, encode, XdrError} from '../../src/libvirt/xdr.ts';
+import {bytesOf, type golden} from './golden.ts';
+
+const uuid = Buffer.from('dfe224cb28fb8dd0c4b264eb3f0f4566', 'hex');
+const all = Object.entries(procedures) as unknown as ReadonlyArray<readonly [string, Procedure<unknown, unknown>]>;
+
+function bodyOf(name: keyof typeof golden): Buffer {
+	const [packet] = [...new PacketDecoder().push(bytesOf(name))];
+	return packet?.body ?? Buffer.alloc(0);
+}
+
+test('arguments have the bytes that virsh sends', t => {
+	t.deepEqual(encode(procedures.connectOpen.args, {name: 'test:///default', flags: 0}), bodyOf('openCall'));
+	t.deepEqual(encode(procedures.connectSupportsFeature.args, {feature: 10}), bodyOf('keepaliveFeatureCall'));
+	t.deepEqual(encode(procedures.connectListAllDomains.args, {needResults: 1, flags: 3}), bodyOf('listAllDomainsCall'));
+	t.deepEqual(encode(procedures.domainLookupByName.args, {name: 'nosuch'}), bodyOf('lookupCall'));
+	t.deepEqual(encode(procedures.storagePoolGetInfo.args, {pool: {name: 'default-pool', uuid}}), bodyOf('poolInfoCall'));
+});
+
+test('what libvirtd answers is read', t => {
+	t.deepEqual(decode(procedures.authList.result, bodyOf('authListReply')), {types: [0]});
+	t.is(decode(procedures.connectOpen.result, bodyOf('openReply')), undefined);
+	t.deepEqual(decode(procedures.connectListAllDomains.result, bodyOf('listAllDomainsReply')), {
+		domains: [{name: 'test', uuid: Buffer.from('6695eb01f6a4830479aa97f2502e193f', 'hex'), id: 1}], ret: 1,
+	});
+	t.deepEqual(decode(procedures.nodeGetInfo.result, bodyOf('nodeInfoReply')), {
+		model: 'i686', memory: 3_145_728n, cpus: 16, mhz: 1400, nodes: 2, sockets: 2, cores: 2, threads: 2,
+	});
+	t.deepEqual(decode(procedures.storagePoolLookupByName.result, bodyOf('poolLookupReply')), {pool: {name: 'default-pool', uuid}});
+	t.deepEqual(decode(procedures.storagePoolGetInfo.result, bodyOf('poolInfoReply')), {state: 2, capacity: 107_374_182_400n, allocation: 0n, available: 107_374_182_400n});
+});
+
+test('an answer that is an error keeps libvirt\'s numbers and words', t => {
+	const error = new LibvirtError(decode(remoteError, bodyOf('lookupError')), 'domainLookupByName');
+	t.like(error, {code: 'not-found', libvirtCode: 42, libvirtDomain: 12, level: 2, libvirtMessage: 'Domain not found', procedure: 'domainLookupByName'});
+});
+
+test('numbers are unique and names are those of the table', t => {
+	t.is(new Set(all.map(([, {number}]) => number)).size, all.length);
+	t.deepEqual(all.filter(([name, procedure]) => procedure.name !== name), []);
+});
+
+test('hostile answers give a value or an XdrError, for every procedure', t => {
+	const codecs = [remoteError, ...all.flatMap(([, {args, result}]) => [args, result])];
+	fc.assert(fc.property(fc.constantFrom(...codecs), fc.uint8Array({maxLength: 120}), fc.nat(3), (codec, bytes, zeros) => {
+		try {
+			// Small numbers reach deeper than random words do.
+			decode(codec, Buffer.concat([Buffer.from([0, 0, 0, zeros]), Buffer.from(bytes)]));
+		} catch (error) {
+			t.true(error instanceof XdrError, String(error));
+		}
+	}), {numRuns: 1_000_000, interruptAfterTimeLimit: 1000, markInterruptAsFailure: false});
+	t.pass();
+});
