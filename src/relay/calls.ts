@@ -135,7 +135,7 @@ export class FrameSkimmer {
 }
 
 /** `service/method` of a request whose end may be missing: fields 1 and 2, which every client writes first and in this order. */
-function methodOf(prefix: Buffer): string | undefined {
+export function methodOf(prefix: Buffer): string | undefined {
 	const service = stringAt(prefix, 0, 0x0a);
 	const method = service === undefined ? undefined : stringAt(prefix, service.end, 0x12);
 	return service === undefined || method === undefined ? undefined : `${service.text}/${method.text}`;

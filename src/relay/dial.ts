@@ -106,9 +106,8 @@ export async function dial(addresses: AsyncIterable<string>, target: DialTarget,
 /** One address, dialled until it is disposed or has won. */
 class Candidate implements Disposable {
 	readonly address: string;
-	/** How the last attempt failed, or how far the current ones are. */
-	progress = 'no answer yet';
-	remedy = remedies.silent;
+	/** How the last attempt ended. */
+	#outcome: Outcome | undefined;
 	readonly #target: DialTarget;
 	readonly #onVm: (socket: TLSSocket) => void;
 	readonly #startedAt = performance.now();
@@ -177,8 +176,7 @@ class Candidate implements Disposable {
 	#failed(error: Error | undefined, connected: boolean): void {
 		const {retryMs, patientRetryMs, strangerMs} = this.#target.timings;
 		const outcome = explain(error, connected, this.#target);
-		this.progress = outcome.progress;
-		this.remedy = outcome.remedy;
+		this.#outcome = outcome;
 		const pauseMs = performance.now() - this.#startedAt > patientAfterMs ? patientRetryMs : retryMs;
 		this.#schedule(outcome.stranger ? strangerMs : pauseMs);
 	}
@@ -186,6 +184,13 @@ class Candidate implements Disposable {
 	#schedule(delayMs: number): void {
 		clearTimeout(this.#timer);
 		this.#timer = setTimeout(() => this.#attempt(), this.#handshaking.size > 0 ? Math.max(delayMs, this.#target.timings.handshakeOverlapMs) : delayMs);
+	}
+
+	/** How far this address got, for the operator. */
+	get standing(): Pick<Outcome, 'progress' | 'remedy'> {
+		return this.#outcome ?? (this.#handshaking.size > 0
+			? {progress: 'connected, in the TLS handshake', remedy: remedies.handshake}
+			: {progress: 'no answer yet', remedy: remedies.silent});
 	}
 
 	[Symbol.dispose](): void {
@@ -254,12 +259,12 @@ function abortReason(reason: unknown, target: DialTarget, candidates: ReadonlyMa
 
 function failure(why: string, {instanceName, port}: DialTarget, candidates: ReadonlyMap<string, Candidate>, code: 'deadline-exceeded' | 'unavailable', cause?: unknown): AdaptorError {
 	const tried = [...candidates.values()];
-	const stages = tried.map(({address, progress}) => `${address}: ${progress}`);
+	const stages = tried.map(({address, standing: {progress}}) => `${address}: ${progress}`);
 	return new AdaptorError({
 		code,
 		what: `Could not reach the pod VM's forwarder, ${why}: ${stages.length === 0 ? 'the VM has no address yet' : stages.join('; ')}`,
 		where: {instanceName, port},
-		remedy: tried.at(-1)?.remedy ?? remedies.noAddress,
+		remedy: tried.at(-1)?.standing.remedy ?? remedies.noAddress,
 		cause,
 	});
 }

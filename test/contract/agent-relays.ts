@@ -9,7 +9,7 @@ export interface AgentRelaysHarness extends AsyncDisposable {
 	/** An empty directory of the test's own, with a short path. */
 	readonly directory: string;
 	/** An address where nothing answers until something is booted there; a different one for each `n`. */
-	address(n: number): string;
+	readonly address: (n: number) => string;
 	/** The VM that was issued `tls` answers at the address until it is disposed. */
 	boot(address: string, instanceName: string, tls: ForwarderTls): Promise<AsyncDisposable | Disposable>;
 	/** Whether a shim that connects would be served. */

@@ -1,6 +1,6 @@
 /** The real relays with an identity in a directory of their own, VMs on loopback addresses that only this process uses. */
 import {mkdtemp, rm} from 'node:fs/promises';
-import {connect, type Socket} from 'node:net';
+import {connect, createServer, type Socket} from 'node:net';
 import {once} from 'node:events';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
@@ -22,7 +22,7 @@ export interface RealHarness extends AgentRelaysHarness {
 	/** Everything that was logged, as text. */
 	text(): string;
 	/** Other relays of the same identity and port. */
-	relaysWith(tls: TlsOptions, timings?: Partial<RelayTimings>): AgentRelays;
+	readonly relaysWith: (tls: TlsOptions, timings?: Partial<RelayTimings>) => AgentRelays;
 }
 
 export interface RealHarnessOptions {
@@ -86,7 +86,6 @@ export async function capturedLog(): Promise<{log: Awaited<ReturnType<typeof cre
 }
 
 async function freePort(address: string): Promise<number> {
-	const {createServer} = await import('node:net');
 	const server = createServer().listen(0, address);
 	await once(server, 'listening');
 	const bound = server.address();
@@ -106,23 +105,53 @@ export async function connectShim(socketPath: string): Promise<Socket> {
 export async function readBytes(stream: NodeJS.ReadableStream, length: number): Promise<Buffer> {
 	const chunks: Buffer[] = [];
 	let have = 0;
-	while (have < length) {
-		const chunk = stream.read() as Buffer | null;
-		if (chunk === null) {
-			await Promise.race([once(stream, 'readable'), once(stream, 'end').then(() => {
-				throw new Error(`ended after ${have} of ${length} bytes`);
-			})]);
-			continue;
+	const {promise, resolve, reject} = Promise.withResolvers<Buffer>();
+	const take = (): void => {
+		for (let chunk = stream.read() as Buffer | null; chunk !== null; chunk = stream.read() as Buffer | null) {
+			chunks.push(chunk);
+			have += chunk.length;
 		}
 
-		chunks.push(chunk);
-		have += chunk.length;
+		if (have >= length) {
+			resolve(Buffer.concat(chunks));
+		}
+	};
+
+	const onEnd = (): void => reject(new Error(`ended after ${have} of ${length} bytes`));
+	stream.on('readable', take).once('end', onEnd).once('error', reject);
+	take();
+	try {
+		const all = await promise;
+		if (all.length > length) {
+			stream.unshift(all.subarray(length));
+		}
+
+		return all.subarray(0, length);
+	} finally {
+		stream.removeListener('readable', take).removeListener('end', onEnd).removeListener('error', reject);
+	}
+}
+
+/** Gives the event loop turns until the claim holds. */
+export async function until(holds: () => boolean): Promise<void> {
+	const patience = Date.now() + 15_000;
+	while (!holds()) {
+		if (Date.now() > patience) {
+			throw new Error(`waited in vain for: ${holds.toString()}`);
+		}
+
+		await new Promise(resolve => {
+			setImmediate(resolve);
+		});
+	}
+}
+
+/** Everything until the stream's end. */
+export async function readAll(stream: NodeJS.ReadableStream): Promise<Buffer> {
+	const chunks: Buffer[] = [];
+	for await (const chunk of stream) {
+		chunks.push(chunk as Buffer);
 	}
 
-	const all = Buffer.concat(chunks);
-	if (all.length > length) {
-		stream.unshift(all.subarray(length));
-	}
-
-	return all.subarray(0, length);
+	return Buffer.concat(chunks);
 }

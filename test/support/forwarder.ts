@@ -3,7 +3,7 @@
  * What it says on a connection is the test's.
  */
 import {once} from 'node:events';
-import type {AddressInfo} from 'node:net';
+import type {AddressInfo, Socket} from 'node:net';
 import {createServer, type TLSSocket} from 'node:tls';
 import type {ForwarderTls} from '../../src/sandbox/ports.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
@@ -18,6 +18,8 @@ export interface ForwarderOptions {
 	readonly maxVersion?: 'TLSv1.2' | 'TLSv1.3';
 	/** OpenSSL names. */
 	readonly ciphers?: string;
+	/** True unless a test says otherwise; then a handshake that the client gives up leaves no connection that waits for more. */
+	readonly allowHalfOpen?: boolean;
 	/** Has every connection from the moment it is proven. Without it, connections are kept for `accept()`. */
 	readonly onConnection?: (socket: TLSSocket) => void;
 }
@@ -27,21 +29,26 @@ export interface Forwarder extends AsyncDisposable {
 	readonly port: number;
 	/** TCP connections that are open, proven or not. */
 	readonly open: number;
+	/** TCP connections, ever. */
+	readonly dialled: number;
 	/** TLS connections whose client certificate was accepted, ever. */
 	readonly proven: number;
 	/** Handshakes that failed, ever. */
 	readonly refused: number;
 	/** The next proven connection that nobody took yet. */
 	accept(): Promise<TLSSocket>;
+	/** Loses all connections as a VM does that is destroyed and started anew: by a TCP reset. */
+	reset(): void;
 	/** Resolves when no TCP connection is open. */
 	idle(): Promise<void>;
 }
 
-export async function startForwarder({tls, address, port = 0, maxVersion, ciphers, onConnection}: ForwarderOptions): Promise<Forwarder> {
+export async function startForwarder({tls, address, port = 0, maxVersion, ciphers, allowHalfOpen = true, onConnection}: ForwarderOptions): Promise<Forwarder> {
 	const waiting: Array<(socket: TLSSocket) => void> = [];
 	const ready: TLSSocket[] = [];
 	const idle: Array<() => void> = [];
-	const open = new Set<{destroy(): void}>();
+	const open = new Set<Socket>();
+	let dialled = 0;
 	let proven = 0;
 	let refused = 0;
 	const server = createServer({
@@ -50,7 +57,7 @@ export async function startForwarder({tls, address, port = 0, maxVersion, cipher
 		...(tls.clientCa === undefined ? {} : {ca: tls.clientCa}),
 		requestCert: true,
 		rejectUnauthorized: true,
-		allowHalfOpen: true,
+		allowHalfOpen,
 		minVersion: tls.minVersion === 'VersionTLS13' ? 'TLSv1.3' : 'TLSv1.2',
 		...(maxVersion === undefined ? {} : {maxVersion}),
 		...(ciphers === undefined ? {} : {ciphers}),
@@ -68,7 +75,8 @@ export async function startForwarder({tls, address, port = 0, maxVersion, cipher
 	server.on('tlsClientError', () => {
 		refused++;
 	});
-	server.on('connection', (socket: TLSSocket) => {
+	server.on('connection', (socket: Socket) => {
+		dialled++;
 		open.add(socket);
 		socket.once('close', () => {
 			open.delete(socket);
@@ -88,6 +96,9 @@ export async function startForwarder({tls, address, port = 0, maxVersion, cipher
 		get open() {
 			return open.size;
 		},
+		get dialled() {
+			return dialled;
+		},
 		get proven() {
 			return proven;
 		},
@@ -98,6 +109,11 @@ export async function startForwarder({tls, address, port = 0, maxVersion, cipher
 			return ready.shift() ?? new Promise(resolve => {
 				waiting.push(resolve);
 			});
+		},
+		reset() {
+			for (const socket of open) {
+				socket.resetAndDestroy();
+			}
 		},
 		async idle() {
 			if (open.size > 0) {

@@ -1,0 +1,180 @@
+/** Finding the VM among addresses: late, silent, wrong, and gone ones. */
+import {spawn} from 'node:child_process';
+import {once} from 'node:events';
+import {createServer, type Socket} from 'node:net';
+import {join} from 'node:path';
+import {connect} from 'node:tls';
+import test from 'ava';
+import {makeCa, makeServerCertificate} from '../../src/relay/certificates.ts';
+import {AdaptorError} from '../../src/errors.ts';
+import {Scope} from '../../src/lifetime.ts';
+import type {ForwarderTls} from '../../src/sandbox/ports.ts';
+import {from} from '../contract/agent-relays.ts';
+import {startForwarder} from '../support/forwarder.ts';
+import {realHarness, until, type RealHarness} from './harness.ts';
+
+const signal = (): AbortSignal => AbortSignal.timeout(20_000);
+const target = ({directory}: RealHarness) => ({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(directory, 'a', 'agent.ttrpc')});
+
+/** The error that a deadline ends the opening with, once `when` holds. */
+async function deadlineError(t: {throwsAsync: (promise: Promise<unknown>) => Promise<unknown>}, harness: RealHarness, addresses: AsyncIterable<string>, when: Promise<unknown>, relays = harness.relays): Promise<AdaptorError> {
+	using scope = new Scope();
+	const thrown = t.throwsAsync(relays.open(target(harness), addresses, scope.signal));
+	await when;
+	scope.abort(new AdaptorError({code: 'deadline-exceeded', what: 'Timed out'}));
+	const error = await thrown;
+	if (!(error instanceof AdaptorError)) {
+		throw new TypeError('not an AdaptorError');
+	}
+
+	return error;
+}
+
+test('a client without a certificate is refused by the VM\'s forwarder', async t => {
+	await using harness = await realHarness();
+	const tls = await harness.relays.issue('podvm-a', signal());
+	await using forwarder = await startForwarder({tls, address: harness.address(1), port: harness.port});
+	const socket = connect({host: harness.address(1), port: harness.port, ca: harness.identity.serverCa, servername: 'podvm-a'});
+	socket.resume();
+	await t.throwsAsync(once(socket, 'close'));
+	t.is(forwarder.proven, 0);
+	t.is(forwarder.refused, 1);
+});
+
+test('a certificate of our CA for another VM is never accepted, and the error says whose it is', async t => {
+	await using harness = await realHarness({timings: {strangerMs: 20}});
+	const tls = await harness.relays.issue('podvm-other', signal());
+	await using other = await startForwarder({tls, address: harness.address(1), port: harness.port, allowHalfOpen: false});
+	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => other.dialled > 1));
+	t.is(error.code, 'deadline-exceeded');
+	t.regex(error.what, /its certificate is for podvm-other, not for podvm-a/);
+	t.regex(error.remedy ?? '', /stale DHCP leases/);
+	await other.idle();
+});
+
+test('a certificate for the right name of another CA is never accepted', async t => {
+	await using harness = await realHarness({timings: {strangerMs: 20}});
+	const validity = {notBefore: new Date(Date.now() - 1000), notAfter: new Date(Date.now() + 86_400_000)};
+	const server = await makeServerCertificate('podvm-a', await makeCa('agent-protocol-forwarder', validity), validity);
+	const {clientCa} = await harness.relays.issue('podvm-a', signal());
+	const tls: ForwarderTls = {serverCert: server.cert, serverKey: server.key, ...(clientCa === undefined ? {} : {clientCa})};
+	await using impostor = await startForwarder({tls, address: harness.address(1), port: harness.port, allowHalfOpen: false});
+	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => impostor.dialled > 1));
+	t.regex(error.what, /its certificate is not accepted/);
+	await impostor.idle();
+});
+
+test('with TLS_SKIP_VERIFY whoever answers is taken, and the log warns', async t => {
+	await using harness = await realHarness();
+	const tls = await harness.relays.issue('podvm-other', signal());
+	await using _other = await startForwarder({tls, address: harness.address(1), port: harness.port});
+	await using relay = await harness.relaysWith({skipVerify: true}).open(target(harness), from(harness.address(1)), signal());
+	t.is(relay.address, harness.address(1));
+	t.true(harness.lines.some(({level, msg}) => level === 'warn' && msg.includes('TLS_SKIP_VERIFY')));
+});
+
+test('the VM is found at an address where a stranger was before', async t => {
+	await using harness = await realHarness({timings: {strangerMs: 20}});
+	const {relays, port, address} = harness;
+	const other = await startForwarder({tls: await relays.issue('podvm-other', signal()), address: address(1), port, allowHalfOpen: false});
+	const opening = relays.open(target(harness), from(address(1)), signal());
+	await until(() => other.dialled > 1);
+	await other[Symbol.asyncDispose]();
+	await using _vm = await startForwarder({tls: await relays.issue('podvm-a', signal()), address: address(1), port});
+	await using relay = await opening;
+	t.is(relay.address, address(1));
+});
+
+test('the error of a deadline tells how far each address got', async t => {
+	await using harness = await realHarness();
+	const none = await deadlineError(t, harness, never(), Promise.resolve());
+	t.regex(none.what, /the VM has no address yet/);
+	t.regex(none.remedy ?? '', /DHCP/);
+	let refused = 0;
+	const counting = connectCounter(() => refused++);
+	t.teardown(counting.stop);
+	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => refused > 3));
+	t.is(error.what, `Could not reach the pod VM's forwarder, the time is up: ${harness.address(1)}: connection refused`);
+	t.regex(error.remedy ?? '', /FORWARDER_PORT/);
+	t.deepEqual(error.where, {instanceName: 'podvm-a', port: harness.port});
+});
+
+test('an abort in the middle of the handshake leaves no connection, no socket and no timer', async t => {
+	await using harness = await realHarness();
+	const sockets = new Set<Socket>();
+	const silent = createServer(socket => {
+		sockets.add(socket);
+		socket.on('error', () => undefined).once('close', () => sockets.delete(socket)).resume();
+	}).listen(harness.port, harness.address(1));
+	t.teardown(() => silent.close());
+	await once(silent, 'listening');
+	const abort = new AbortController();
+	const thrown = t.throwsAsync(harness.relays.open(target(harness), from(harness.address(1), harness.address(2)), abort.signal), {message: 'enough'});
+	await until(() => sockets.size > 0);
+	abort.abort(new Error('enough'));
+	await thrown;
+	await until(() => sockets.size === 0);
+	t.false(await harness.isServed(target(harness).socketPath));
+	// A candidate that was still alive would be back within its retry time of 25 ms.
+	await using vm = await startForwarder({tls: await harness.relays.issue('podvm-a', signal()), address: harness.address(2), port: harness.port});
+	await using relay = await harness.relays.open(target(harness), from(harness.address(2)), signal());
+	t.is(relay.address, harness.address(2));
+	t.is(vm.proven, 1);
+});
+
+test('an address whose packets vanish delays no other, and is told from one that refuses', async t => {
+	await using harness = await realHarness({timings: {connectTimeoutMs: 100, overlapMs: 20}});
+	const {relays, port, address} = harness;
+	// A listener that never accepts, with its queue full: the kernel drops further SYNs, as a VM does before it is up.
+	const listener = spawn('python3', ['-c', 'import socket,sys\ns=socket.socket()\ns.bind((sys.argv[1],int(sys.argv[2])))\ns.listen(0)\nc=socket.socket();c.connect(s.getsockname())\nprint("full",flush=True)\nsys.stdin.read()', address(1), String(port)], {stdio: ['pipe', 'pipe', 'inherit']});
+	t.teardown(async () => {
+		listener.stdin.end();
+		await once(listener, 'exit');
+	});
+	await once(listener.stdout, 'data');
+	using scope = new Scope();
+	const failing = t.throwsAsync<AdaptorError>(relays.open(target(harness), from(address(1)), scope.signal));
+	await using _vm = await startForwarder({tls: await relays.issue('podvm-a', signal()), address: address(2), port});
+	await using relay = await relays.open(target(harness), from(address(1), address(2)), signal());
+	t.is(relay.address, address(2));
+	await new Promise(resolve => setTimeout(resolve, 300)); // the connect time-out is what is being tested
+	scope.abort(new AdaptorError({code: 'deadline-exceeded', what: 'Timed out'}));
+	t.regex((await failing).what, /: no answer$/);
+});
+
+test('TLS 1.2 with chosen suites, TLS 1.3 as the minimum, and the error when the VM cannot', async t => {
+	await using harness = await realHarness();
+	const {port, address, relaysWith} = harness;
+	const chosen = relaysWith({minVersion: 'VersionTLS12', cipherSuites: ['TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384']});
+	const tls = await chosen.issue('podvm-a', signal());
+	t.deepEqual(tls.cipherSuites, ['TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384']);
+	t.is(tls.minVersion, 'VersionTLS12');
+	await using old = await startForwarder({tls, address: address(1), port, maxVersion: 'TLSv1.2', allowHalfOpen: false});
+	await using relay = await chosen.open(target(harness), from(address(1)), signal());
+	const accepted = await old.accept();
+	t.is(accepted.getProtocol(), 'TLSv1.2');
+	t.is(accepted.getCipher().name, 'ECDHE-ECDSA-AES256-GCM-SHA384');
+	await relay[Symbol.asyncDispose]();
+	await old.idle();
+	const strict = relaysWith({minVersion: 'VersionTLS13'});
+	const dialledBefore = old.dialled;
+	const error = await deadlineError(t, harness, from(address(1)), until(() => old.dialled > dialledBefore + 1), strict);
+	t.regex(error.what, /the TLS handshake failed/);
+	t.regex(error.remedy ?? '', /TLS_MIN_VERSION/);
+	await using modern = await startForwarder({tls: await strict.issue('podvm-a', signal()), address: address(2), port});
+	await using second = await strict.open(target(harness), from(address(2)), signal());
+	t.is((await modern.accept()).getProtocol(), 'TLSv1.3');
+	t.truthy(second);
+});
+
+/** No address, and no end. */
+async function* never(): AsyncGenerator<string> {
+	await new Promise(() => undefined);
+	yield '';
+}
+
+/** Calls back at turns of the event loop: enough of them for refused attempts. */
+function connectCounter(onTurn: () => void): {stop: () => void} {
+	const timer = setInterval(onTurn, 20);
+	return {stop: () => clearInterval(timer)};
+}
