@@ -16,6 +16,9 @@ import {realHarness, until, type RealHarness} from './harness.ts';
 const signal = (): AbortSignal => AbortSignal.timeout(20_000);
 const target = ({directory}: RealHarness) => ({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(directory, 'a', 'agent.ttrpc')});
 
+/** No attempt begins before the last has failed: a second one proves that the first's outcome is known. */
+const oneByOne = {overlapMs: 60_000, handshakeOverlapMs: 60_000, strangerMs: 20};
+
 /** The error that a deadline ends the opening with, once `when` holds. */
 async function deadlineError(t: {throwsAsync: (promise: Promise<unknown>) => Promise<unknown>}, harness: RealHarness, addresses: AsyncIterable<string>, when: Promise<unknown>, relays = harness.relays): Promise<AdaptorError> {
 	using scope = new Scope();
@@ -42,7 +45,7 @@ test('a client without a certificate is refused by the VM\'s forwarder', async t
 });
 
 test('a certificate of our CA for another VM is never accepted, and the error says whose it is', async t => {
-	await using harness = await realHarness({timings: {strangerMs: 20}});
+	await using harness = await realHarness({timings: oneByOne});
 	const tls = await harness.relays.issue('podvm-other', signal());
 	await using other = await startForwarder({tls, address: harness.address(1), port: harness.port, allowHalfOpen: false});
 	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => other.dialled > 1));
@@ -53,7 +56,7 @@ test('a certificate of our CA for another VM is never accepted, and the error sa
 });
 
 test('a certificate for the right name of another CA is never accepted', async t => {
-	await using harness = await realHarness({timings: {strangerMs: 20}});
+	await using harness = await realHarness({timings: oneByOne});
 	const validity = {notBefore: new Date(Date.now() - 1000), notAfter: new Date(Date.now() + 86_400_000)};
 	const server = await makeServerCertificate('podvm-a', await makeCa('agent-protocol-forwarder', validity), validity);
 	const {clientCa} = await harness.relays.issue('podvm-a', signal());
@@ -74,7 +77,7 @@ test('with TLS_SKIP_VERIFY whoever answers is taken, and the log warns', async t
 });
 
 test('the VM is found at an address where a stranger was before', async t => {
-	await using harness = await realHarness({timings: {strangerMs: 20}});
+	await using harness = await realHarness({timings: oneByOne});
 	const {relays, port, address} = harness;
 	const other = await startForwarder({tls: await relays.issue('podvm-other', signal()), address: address(1), port, allowHalfOpen: false});
 	const opening = relays.open(target(harness), from(address(1)), signal());
@@ -143,7 +146,7 @@ test('an address whose packets vanish delays no other, and is told from one that
 });
 
 test('TLS 1.2 with chosen suites, TLS 1.3 as the minimum, and the error when the VM cannot', async t => {
-	await using harness = await realHarness();
+	await using harness = await realHarness({timings: oneByOne});
 	const {port, address, relaysWith} = harness;
 	const chosen = relaysWith({minVersion: 'VersionTLS12', cipherSuites: ['TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384']});
 	const tls = await chosen.issue('podvm-a', signal());
