@@ -141,6 +141,8 @@ export class Sandbox {
 		undo.defer(async () => this.#bounded('the reserved network to be released', async limit => networks.release(network, limit)));
 		try {
 			stages.enter('start the VM');
+			// Before there is one: a start that is cut off from the host cannot keep its promise to leave nothing, and says so only by failing.
+			undo.defer(async () => this.#bounded('the pod VM to be deleted', async limit => podVms.delete(this.id, limit)));
 			const vm = await podVms.start({
 				sandboxId: this.id,
 				instanceName: request.instanceName,
@@ -151,7 +153,6 @@ export class Sandbox {
 				vni: network.vxlanId,
 				files: guestFiles({pod: request.pod, network, tls}),
 			}, scope.signal);
-			undo.defer(async () => this.#bounded('the pod VM to be deleted', async limit => podVms.delete(this.id, limit)));
 			this.#setState({name: 'booting', prepared, abort, vm});
 			stages.enter('reach the agent');
 			const relay = await relays.open({sandboxId: this.id, instanceName: request.instanceName, socketPath: this.agentSocketPath}, podVms.addresses(vm, scope.signal), scope.signal);

@@ -1,0 +1,287 @@
+import test from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import {never, pod, world, type PortCall} from './world.ts';
+
+const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
+
+/** Holds the named call until it is aborted; tells when it is reached. */
+function holding(call: PortCall): {hook: (called: PortCall, signal: AbortSignal) => Promise<void>; reached: Promise<AbortSignal>} {
+	const reached = Promise.withResolvers<AbortSignal>();
+	return {
+		reached: reached.promise,
+		async hook(called, signal) {
+			if (called === call) {
+				reached.resolve(signal);
+				const aborted = Promise.withResolvers<never>();
+				signal.addEventListener('abort', () => aborted.reject(signal.reason as Error), {once: true});
+				await aborted.promise;
+			}
+		},
+	};
+}
+
+test('a sandbox is created, started and stopped, and nothing is left', async t => {
+	const {registry, networks, podVms, left, log} = world(t);
+	t.deepEqual(await registry.create(pod('a'), never), {agentSocketPath: socket('a')});
+	t.deepEqual(await left(), ['VNI 555000']);
+	await registry.start('a', never);
+	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`]);
+	t.truthy(networks.tunnels.get(555_000), 'the tunnel points to the VM');
+	const [vm] = await podVms.list(never);
+	t.like(vm, {sandboxId: 'a', vni: 555_000, pod: {name: 'web', namespace: 'shop'}});
+	await registry.stop('a', never);
+	t.deepEqual(await left(), []);
+	t.deepEqual(log.lines.filter(({level}) => level !== 'debug').map(({message}) => message), ['sandbox created', 'pod VM started', 'sandbox removed']);
+});
+
+test('starting twice is starting once', async t => {
+	const {registry, podVms} = world(t);
+	await registry.create(pod('a'), never);
+	await Promise.all([registry.start('a', never), registry.start('a', never)]);
+	await registry.start('a', never);
+	t.is((await podVms.list(never)).length, 1);
+});
+
+test('an id that is in use cannot be created again, and stays usable', async t => {
+	const {registry, left} = world(t);
+	const [first, second] = await Promise.allSettled([registry.create(pod('a'), never), registry.create(pod('a'), never)]);
+	t.is(first.status, 'fulfilled');
+	t.like((second as PromiseRejectedResult).reason, {code: 'already-exists'});
+	await registry.start('a', never);
+	t.is((await left()).length, 3);
+});
+
+test('starting the unknown is refused, stopping it succeeds', async t => {
+	const {registry} = world(t);
+	await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /no such sandbox/});
+	await registry.stop('a', never);
+	await registry.create(pod('a'), never);
+	await registry.stop('a', never);
+	await registry.stop('a', never);
+	await t.throwsAsync(registry.start('a', never), {message: /no such sandbox/});
+});
+
+test('stopping a sandbox of an earlier run deletes its VM', async t => {
+	const {registry, podVms} = world(t);
+	await podVms.start({sandboxId: 'old', instanceName: 'podvm-web-old', pod: {name: 'web', namespace: 'shop'}, vcpus: 1, memoryMib: 512, vni: 1, files: []}, never);
+	await registry.stop('old', never);
+	t.deepEqual(await podVms.list(never), []);
+});
+
+const steps: readonly PortCall[] = ['podVms.start', 'relays.open', 'networks.attach'];
+for (const step of steps) {
+	for (const when of ['before', 'after'] as const) {
+		test(`a start that fails ${when} ${step} leaves nothing, and says why until it is stopped`, async t => {
+			const {registry, left} = world(t, {
+				[when](call: PortCall) {
+					if (call === step) {
+						throw new AdaptorError({code: 'unavailable', what: 'The host burns'});
+					}
+				},
+			});
+			await registry.create(pod('a'), never);
+			const error = await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /Could not .*: The host burns/});
+			t.is(error.code, 'unavailable');
+			// A relay that was opened and not handed over cannot be known to its caller: that `open` leaves nothing is its own promise.
+			t.deepEqual((await left()).filter(name => !(step === 'relays.open' && when === 'after' && name.startsWith('socket'))), []);
+			await t.throwsAsync(registry.start('a', never), {message: /failed to start before.*The host burns/});
+			await registry.stop('a', never);
+			await t.throwsAsync(registry.start('a', never), {message: /no such sandbox/});
+		});
+	}
+
+	test(`a stop ends a start that is in ${step}, and leaves nothing`, async t => {
+		const {hook, reached} = holding(step);
+		const {registry, left} = world(t, {before: hook});
+		await registry.create(pod('a'), never);
+		const start = t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /stopped while it was being started/});
+		await reached;
+		await Promise.all([registry.stop('a', never), registry.stop('a', never)]);
+		t.is((await start).code, 'aborted');
+		t.deepEqual(await left(), []);
+	});
+
+	test(`a caller that goes away in ${step} leaves nothing`, async t => {
+		const {hook, reached} = holding(step);
+		const {registry, left} = world(t, {before: hook});
+		await registry.create(pod('a'), never);
+		const caller = new AbortController();
+		const start = t.throwsAsync(registry.start('a', caller.signal), {message: /hung up/});
+		await reached;
+		caller.abort(new AdaptorError({code: 'cancelled', what: 'The caller hung up'}));
+		t.is(((await start) as AdaptorError).code, 'cancelled');
+		t.deepEqual(await left(), []);
+	});
+
+	test(`a start whose time is up in ${step} leaves nothing`, async t => {
+		const {hook} = holding(step);
+		const {registry, left} = world(t, {before: hook, startTimeoutMs: 20});
+		await registry.create(pod('a'), never);
+		const error = await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /START_TIMEOUT/});
+		t.is(error.code, 'deadline-exceeded');
+		t.deepEqual(await left(), []);
+	});
+}
+
+for (const step of ['networks.reserve', 'relays.issue'] as const) {
+	test(`a create that fails before ${step} leaves nothing, not even the id`, async t => {
+		let fails = true;
+		const {registry, left} = world(t, {
+			before(call) {
+				if (call === step && fails) {
+					throw new Error('no');
+				}
+			},
+		});
+		await t.throwsAsync(registry.create(pod('a'), never), {message: 'no'});
+		t.deepEqual(await left(), []);
+		fails = false;
+		await registry.create(pod('a'), never);
+		t.is((await left()).length, 1);
+	});
+
+	test(`a stop ends a create that is in ${step}`, async t => {
+		const {hook, reached} = holding(step);
+		const {registry, left} = world(t, {before: hook});
+		const create = t.throwsAsync(registry.create(pod('a'), never), {message: /stopped/});
+		await reached;
+		await registry.stop('a', never);
+		await create;
+		t.deepEqual(await left(), []);
+	});
+}
+
+for (const step of ['podVms.delete', 'networks.release'] as const) {
+	test(`a stop that fails in ${step} tells, and is completed in the background`, async t => {
+		let failures = 2;
+		const done = Promise.withResolvers<undefined>();
+		const {registry, left, log} = world(t, {
+			before(call) {
+				if (call === step && failures-- > 0) {
+					throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
+				}
+			},
+			after(call) {
+				if (call === 'networks.release') {
+					done.resolve(undefined);
+				}
+			},
+		});
+		await registry.create(pod('a'), never);
+		await registry.start('a', never);
+		await t.throwsAsync(registry.stop('a', never), {message: /The host is away/});
+		await done.promise;
+		t.deepEqual(await left(), []);
+		t.true(log.lines.some(({message}) => message === 'sandbox removal failed'));
+	});
+}
+
+test('what an unwinding could not remove is removed later without being asked', async t => {
+	let failures = 3;
+	const done = Promise.withResolvers<undefined>();
+	const {registry, left} = world(t, {
+		before(call) {
+			if (call === 'networks.attach' || (call === 'podVms.delete' && failures-- > 0)) {
+				throw new Error('no');
+			}
+		},
+		after(call) {
+			if (call === 'podVms.delete') {
+				done.resolve(undefined);
+			}
+		},
+	});
+	await registry.create(pod('a'), never);
+	await t.throwsAsync(registry.start('a', never));
+	t.deepEqual(await left(), ['VM podvm-web-a']);
+	await done.promise;
+	t.deepEqual(await left(), []);
+});
+
+test('a stop goes on when its caller does not wait for it', async t => {
+	const released = Promise.withResolvers<undefined>();
+	const deleted = Promise.withResolvers<undefined>();
+	const {registry, left} = world(t, {
+		before: async call => call === 'podVms.delete' ? released.promise : undefined,
+		after(call) {
+			if (call === 'networks.release') {
+				deleted.resolve(undefined);
+			}
+		},
+	});
+	await registry.create(pod('a'), never);
+	await registry.start('a', never);
+	const caller = new AbortController();
+	const stop = t.throwsAsync(registry.stop('a', caller.signal), {message: 'gone'});
+	caller.abort(new Error('gone'));
+	await stop;
+	released.resolve(undefined);
+	await deleted.promise;
+	t.deepEqual(await left(), []);
+});
+
+test('a new sandbox of the same pod makes the older one stop', async t => {
+	const released = Promise.withResolvers<undefined>();
+	const {registry, left} = world(t, {
+		after(call) {
+			if (call === 'networks.release') {
+				released.resolve(undefined);
+			}
+		},
+	});
+	await registry.create(pod('old'), never);
+	await registry.start('old', never);
+	await registry.create(pod('other', 'db'), never);
+	await registry.create(pod('new'), never);
+	await released.promise;
+	t.deepEqual(await left(), ['VNI 555001', 'VNI 555002']);
+	await registry.start('new', never);
+	t.is(await registry.vmOf({name: 'web', namespace: 'shop'}, false, never), 'podvm-web-new');
+});
+
+test('PodVMInfo waits until the VM exists, which is before its agent answers', async t => {
+	const {hook, reached} = holding('relays.open');
+	const {registry} = world(t, {before: hook});
+	const web = {name: 'web', namespace: 'shop'};
+	await t.throwsAsync(registry.vmOf(web, false, never), {message: /no VM on this node/});
+	const gone = new AbortController();
+	const impatient = t.throwsAsync(registry.vmOf(web, true, gone.signal), {message: 'enough'});
+	gone.abort(new Error('enough'));
+	await impatient;
+	const waiting = registry.vmOf(web, true, never);
+	await registry.create(pod('a'), never);
+	const start = t.throwsAsync(registry.start('a', never));
+	t.is(await waiting, 'podvm-web-a');
+	await reached;
+	t.is(await registry.vmOf(web, false, never), 'podvm-web-a');
+	await registry.stop('a', never);
+	await start;
+	await t.throwsAsync(registry.vmOf(web, false, never));
+});
+
+test('closing ends starts, gives reservations back, and leaves running VMs alone', async t => {
+	const {registry, left} = world(t);
+	await registry.create(pod('running'), never);
+	await registry.start('running', never);
+	await registry.create(pod('created', 'db'), never);
+	await registry[Symbol.asyncDispose]();
+	await registry[Symbol.asyncDispose]();
+	t.deepEqual(await left(), ['VM podvm-web-running', 'VNI 555000']);
+	await t.throwsAsync(registry.create(pod('b'), never), {message: /stopping/});
+	await t.throwsAsync(registry.start('running', never), {message: /stopping/});
+});
+
+for (const id of ['', '../up', '.hidden', 'a/b', 'x'.repeat(129), 'a\0b']) {
+	test(`the sandbox id ${JSON.stringify(id.slice(0, 20))} is refused`, async t => {
+		const {registry, left} = world(t);
+		await t.throwsAsync(registry.create(pod(id), never), {message: /not usable as a file name/});
+		t.deepEqual(await left(), []);
+	});
+}
+
+test('a netns path that is none is refused', async t => {
+	const {registry} = world(t);
+	for (const netnsPath of ['', 'relative', '/a\0b']) {
+		await t.throwsAsync(registry.create({...pod('a'), netnsPath}, never), {message: /not an absolute path/});
+	}
+});
