@@ -34,10 +34,10 @@ export class SshChannel extends Duplex {
 	#exit: string | undefined;
 	#ending = false;
 	#exitTimer: NodeJS.Timeout | undefined;
+	#ownsConnection = false;
 
 	/**
 	 * Make it within the callback that hands the channel out: a process may have exited by the next tick.
-	 * It owns the connection: when it is destroyed, the connection is hung up.
 	 * @param description of the far end, for errors
 	 */
 	constructor(channel: ClientChannel, connection: SshConnection, description: string, isCommand: boolean, events: ChannelEvents) {
@@ -62,6 +62,15 @@ export class SshChannel extends Duplex {
 		this.on('error', () => undefined);
 	}
 
+	/**
+	 * From now on the connection is hung up when this is destroyed.
+	 * @returns false when it is already too late: the channel was destroyed and the connection is still the caller's
+	 */
+	takeConnection(): boolean {
+		this.#ownsConnection = !this.destroyed;
+		return this.#ownsConnection;
+	}
+
 	override _read(): void {
 		this.#channel.resume();
 	}
@@ -80,7 +89,11 @@ export class SshChannel extends Duplex {
 		this.#connection.client.off('close', this.#onConnectionClose);
 		// Unread data would hold the channel open; nobody wants it any more.
 		this.#channel.removeAllListeners('data').resume();
-		this.#connection.hangUp();
+		this.#channel.close();
+		if (this.#ownsConnection) {
+			this.#connection.hangUp();
+		}
+
 		done(error);
 	}
 

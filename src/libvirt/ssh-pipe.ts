@@ -10,7 +10,7 @@ import type {ClientChannel} from 'ssh2';
 import {AdaptorError, toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import type {OpenPipe, Pipe} from './pipe.ts';
-import {SshChannel} from './ssh-channel.ts';
+import {SshChannel, type ChannelEvents} from './ssh-channel.ts';
 import {connectSsh, type SshConnection, type SshOptions} from './ssh-connection.ts';
 import {runRemote} from './ssh-command.ts';
 import {socketPaths, type SshUri} from './uri.ts';
@@ -82,7 +82,7 @@ interface Opened {
 
 async function firstThatOpens(
 	connection: SshConnection, uri: SshUri, routes: readonly Route[], isSettled: (route: Route) => boolean,
-	signal: AbortSignal, eventsOf: (route: Route) => {onFirstBytes(): void; onSilence(): void},
+	signal: AbortSignal, eventsOf: (route: Route) => ChannelEvents,
 ): Promise<Opened> {
 	const failures: string[] = [];
 	let surveying: Promise<Survey> | undefined;
@@ -102,7 +102,7 @@ async function firstThatOpens(
 
 		try {
 			const channel = await abortable(openRoute(connection, route, eventsOf(route)), signal);
-			if (!channel.destroyed) {
+			if (channel.takeConnection()) {
 				return {channel, route};
 			}
 
@@ -126,11 +126,12 @@ async function firstThatOpens(
 	});
 }
 
-async function openRoute({client, ...rest}: SshConnection, route: Route, events: {onFirstBytes(): void; onSilence(): void}): Promise<SshChannel> {
+async function openRoute(connection: SshConnection, route: Route, events: ChannelEvents): Promise<SshChannel> {
+	const {client} = connection;
 	const {promise, resolve, reject} = Promise.withResolvers<SshChannel>();
 	const onOpen = (error: Error | undefined, channel: ClientChannel): void => {
 		if (error === undefined) {
-			resolve(new SshChannel(channel, {client, ...rest}, route.name, route.kind !== 'socket', events));
+			resolve(new SshChannel(channel, connection, route.name, route.kind !== 'socket', events));
 		} else {
 			reject(error);
 		}

@@ -1,6 +1,6 @@
 /**
  * A real sshd on 127.0.0.1, in a mount and process namespace of its own: `/run` is private in it, and `/run/libvirt` is a directory
- * that the test fills. Killing it takes every session and command of it along.
+ * that the test fills. Killing it takes every session and command of it along, and it dies with the test's process.
  */
 import {execFile, spawn} from 'node:child_process';
 import {once} from 'node:events';
@@ -61,10 +61,11 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 	await writeFile(`${directory}/sshd_config`, [
 		...(options.config ?? []), ...path,
 		'ListenAddress 127.0.0.1', `Port ${port}`, ...types.map(type => `HostKey ${directory}/ssh_host_${type}_key`), `AuthorizedKeysFile ${directory}/authorized_keys`,
-		'PidFile none', 'StrictModes no', 'UsePAM no', 'PermitRootLogin yes', 'PasswordAuthentication no', 'KbdInteractiveAuthentication no', 'LogLevel VERBOSE', '',
+		'PidFile none', 'StrictModes no', 'UsePAM no', 'PermitRootLogin yes', 'PasswordAuthentication no', 'KbdInteractiveAuthentication no', 'LogLevel VERBOSE', 'MaxStartups 100', '',
 	].join('\n'));
-	const script = 'mount -t tmpfs none /run && mkdir /run/sshd && ln -s "$0"/libvirt /run/libvirt && exec /usr/sbin/sshd -D -e -f "$0"/sshd_config';
-	const child = spawn('unshare', ['--mount', '--pid', '--fork', '--kill-child', 'sh', '-c', script, directory], {stdio: ['ignore', 'ignore', 'pipe']});
+	// Without a home, so that no profile of this machine's slows its commands down or talks.
+	const script = 'mount -t tmpfs none /root && mount -t tmpfs none /run && mkdir /run/sshd && ln -s "$0"/libvirt /run/libvirt && exec /usr/sbin/sshd -D -e -f "$0"/sshd_config';
+	const child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--fork', '--kill-child', 'sh', '-c', script, directory], {stdio: ['ignore', 'ignore', 'pipe']});
 	const exited = once(child, 'exit');
 	undo.defer(async () => {
 		child.kill('SIGKILL');
