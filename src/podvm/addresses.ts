@@ -3,7 +3,7 @@
  * A remembered lease of a recycled MAC shows before the guest is up; that is a good guess and no proof, TLS proves who answers.
  * There is no question to a guest agent: pod VM images have none, and its answers would be the guest's own.
  */
-import {toError} from '../errors.ts';
+import {AdaptorError, toError} from '../errors.ts';
 import {pause, Scope} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type Domain, type Network} from '../libvirt/procedures.ts';
@@ -27,14 +27,46 @@ const ipv4 = 0;
 const sources = {lease: 0, arp: 2};
 
 /** @throws PodVmEndedError as soon as the VM ends; the signal's reason. Never because libvirt could not be asked: it asks again. */
-export async function* findAddresses(session: LibvirtCalls, {domain, mac, network}: Reachable, log: Logger, signal: AbortSignal): AsyncGenerator<string, never> {
-	using scope = new Scope(signal);
+export function findAddresses(session: LibvirtCalls, vm: Reachable, log: Logger, signal: AbortSignal): AsyncGenerator<string, never> {
+	// A plain generator answers return() only after the next() before it, which may wait for one more address for ever: this ends that wait.
+	const stop = new Scope();
+	const found = search(session, vm, log, signal, stop.signal);
+	const end = async (): Promise<IteratorReturnResult<never>> => {
+		stop.abort(new AdaptorError({code: 'cancelled', what: 'Nobody asks for the pod VM\'s addresses any more'}));
+		// `never` says that nobody gets a value out of the end, which is undefined as every generator's.
+		return found.return(undefined as never) as Promise<IteratorReturnResult<never>>;
+	};
+
+	return {
+		next: async () => found.next().catch(async (error: unknown) => {
+			if (stop.signal.aborted) {
+				return end();
+			}
+
+			throw error;
+		}),
+		return: end,
+		throw: async error => {
+			await end();
+			throw error;
+		},
+		[Symbol.asyncIterator]() {
+			return this;
+		},
+		async [Symbol.asyncDispose]() {
+			await end();
+		},
+	};
+}
+
+async function* search(session: LibvirtCalls, {domain, mac, network}: Reachable, log: Logger, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
+	using scope = new Scope(...ends);
 	// First the listener, then the state: what happens in between is seen twice rather than never.
 	using _listener = session.onLifecycle(event => {
 		// Also by name: the UUID was another VM's before.
-		const end = event.domain.name === domain.name && Buffer.compare(event.domain.uuid, domain.uuid) === 0 ? endOfEvent(event) : undefined;
-		if (end !== undefined) {
-			scope.abort(end);
+		const ended = event.domain.name === domain.name && Buffer.compare(event.domain.uuid, domain.uuid) === 0 ? endOfEvent(event) : undefined;
+		if (ended !== undefined) {
+			scope.abort(ended);
 		}
 	});
 	const hints = new AddressHints(session, {domain, mac, network});

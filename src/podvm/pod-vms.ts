@@ -72,9 +72,9 @@ class LibvirtPodVms implements PodVms {
 		return this.#turns.take(spec.sandboxId, async () => this.#start(spec, signal), signal);
 	}
 
-	async * addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
+	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
 		const {session, network, log} = this.#options;
-		return yield* findAddresses(session, {domain: {name: vm.name, uuid: parseUuid(vm.uuid), id: -1}, mac: vm.mac, network}, log, signal);
+		return findAddresses(session, {domain: {name: vm.name, uuid: parseUuid(vm.uuid), id: -1}, mac: vm.mac, network}, log, signal);
 	}
 
 	async delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {

@@ -8,13 +8,13 @@ import {change, type LibvirtCalls} from './libvirt-calls.ts';
 import type {OwnDomain} from './own-domains.ts';
 import {deleteVolume} from './volumes.ts';
 
-/** With what an administrator may have added: MANAGED_SAVE, SNAPSHOTS_METADATA, CHECKPOINTS_METADATA (libvirt-domain.h). */
-const undefineEverything = 1 | 2 | 16;
+/** With what an administrator may have added: MANAGED_SAVE, SNAPSHOTS_METADATA (libvirt-domain.h). */
+const undefineAll = 1 | 2;
 
 export async function removeVm(session: LibvirtCalls, {domain: dom, metadata}: OwnDomain, signal: AbortSignal): Promise<void> {
 	await ignoring([libvirtCode.operationInvalid, libvirtCode.noDomain], change(session, procedures.domainDestroyFlags, {dom, flags: 0}, signal));
 	await settleAll([metadata.rootVolume, metadata.cidataVolume].map(async volume => deleteVolume(session, metadata.pool, volume, signal)));
-	await ignoring([libvirtCode.noDomain], change(session, procedures.domainUndefineFlags, {dom, flags: undefineEverything}, signal));
+	await ignoring([libvirtCode.noDomain], change(session, procedures.domainUndefineFlags, {dom, flags: undefineAll}, signal));
 }
 
 /** Waits for all, so that nothing is still being changed when it rejects with the first failure. */

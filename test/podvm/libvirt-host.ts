@@ -1,0 +1,134 @@
+/**
+ * A KVM host as far as it can be had without privileges, for tests of what we do with it:
+ * domains and their events are those of libvirt's test driver, volumes those of a real storage driver (qemu:///session of the same
+ * libvirtd, real files, real uploads, real qemu-img), because the test driver takes no uploads.
+ * Not real: the capabilities (a recorded host's; the test driver knows no s390x), and the addresses of guests that do not exist.
+ * The lab's end-to-end tests run the same code against one real driver with real guests.
+ */
+import {randomBytes} from 'node:crypto';
+import {chown, mkdir, readdir, readFile} from 'node:fs/promises';
+import {procedures, type Procedure} from '../../src/libvirt/procedures.ts';
+import {LibvirtSession} from '../../src/libvirt/session.ts';
+import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
+import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {silentLogger} from '../../src/log.ts';
+import type {LibvirtCalls} from '../../src/podvm/libvirt-calls.ts';
+import {createPodVms, type PodVmsOptions} from '../../src/podvm/pod-vms.ts';
+import type {PodVms} from '../../src/sandbox/ports.ts';
+import {startTestLibvirtd, type TestLibvirtd} from '../support/libvirtd.ts';
+
+export const never = new AbortController().signal;
+export const baseVolume = 'podvm-base.qcow2';
+export const baseCapacity = 12n * 1024n ** 3n;
+
+const capabilities = await readFile(new URL('../fixtures/podvm/capabilities-s390x-tcg.xml', import.meta.url), 'utf8');
+
+export interface LibvirtHost extends AsyncDisposable {
+	readonly libvirtd: TestLibvirtd;
+	/** Both drivers as one. */
+	readonly calls: LibvirtCalls;
+	/** A pool of its own with a base volume; one a test, so that tests do not see each other's. */
+	pool(): Promise<TestPool>;
+}
+
+export interface TestPool {
+	readonly name: string;
+	/** Of the volumes' files, sorted, without the base volumes'. */
+	files(): Promise<readonly string[]>;
+	readonly directory: string;
+	/** A raw one, besides the base volume. */
+	readonly otherVolume: string;
+}
+
+export async function startLibvirtHost(): Promise<LibvirtHost> {
+	await using undo = new AsyncDisposableStack();
+	const libvirtd = undo.use(await startTestLibvirtd());
+	const session = (uri: string): LibvirtSession => undo.use(new LibvirtSession({
+		uri, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${libvirtd.socketPath}`), transport: 'unix'}, {}),
+	}));
+	const [domains, storage] = [session('test:///default'), session('qemu:///session')];
+	await Promise.all([domains.connect(never), storage.connect(never)]);
+	const calls: LibvirtCalls = {
+		async call(procedure, args, signal, options) {
+			if (procedure.name === procedures.connectGetCapabilities.name) {
+				return {capabilities} as never;
+			}
+
+			return (procedure.name.startsWith('storage') ? storage : domains).call(procedure, args, signal, options);
+		},
+		upload: async (volume, source, range, signal) => storage.upload(volume, source, range, signal),
+		onLifecycle: listener => domains.onLifecycle(listener),
+	};
+	const owned = undo.move();
+	return {
+		libvirtd, calls,
+		async pool() {
+			const name = `pool-${randomBytes(6).toString('hex')}`;
+			const directory = `${libvirtd.directory}/${name}`;
+			await mkdir(directory);
+			await chown(directory, libvirtd.uid, libvirtd.uid);
+			const {pool} = await storage.call(procedures.storagePoolCreateXml, {xml: `<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`, flags: 0}, never);
+			const volume = async (volumeName: string, format: string): Promise<unknown> => storage.call(procedures.storageVolCreateXml, {
+				pool, flags: 0,
+				xml: `<volume><name>${volumeName}</name><capacity>${String(baseCapacity)}</capacity><allocation>0</allocation><target><format type='${format}'/></target></volume>`,
+			}, never);
+			const otherVolume = 'other.raw';
+			await Promise.all([volume(baseVolume, 'qcow2'), volume(otherVolume, 'raw')]);
+			return {name, directory, otherVolume, files: async () => (await readdir(directory)).filter(file => file !== baseVolume && file !== otherVolume).sort()};
+		},
+		[Symbol.asyncDispose]: async () => owned.disposeAsync(),
+	};
+}
+
+/** Options for a daemon on this host; a node of its own unless told. */
+export function optionsFor(session: LibvirtCalls, pool: TestPool, more: Partial<PodVmsOptions> = {}): PodVmsOptions {
+	return {session, pool: pool.name, network: 'default', volumeName: baseVolume, rootDiskSizeGib: 10, cluster: 'test', node: randomBytes(6).toString('hex'), log: silentLogger, ...more};
+}
+
+export function podVmsOn(session: LibvirtCalls, pool: TestPool, more: Partial<PodVmsOptions> = {}): PodVms {
+	return createPodVms(optionsFor(session, pool, more));
+}
+
+/** Names of the domains with this text in their XML, whatever we think of them. */
+export async function domainsNaming(calls: LibvirtCalls, text: string): Promise<readonly string[]> {
+	const {domains} = await calls.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, never);
+	const named = await Promise.all(domains.map(async dom => {
+		// Another test may delete its domain in this moment.
+		const {xml} = await calls.call(procedures.domainGetXmlDesc, {dom, flags: 0}, never).catch(() => ({xml: ''}));
+		return xml.includes(text) ? [dom.name] : [];
+	}));
+	return named.flat().sort();
+}
+
+export type Intercept = (procedure: string, number: number) => Promise<void> | undefined;
+
+export interface InterceptedCalls extends LibvirtCalls {
+	/** Names of the procedures called so far, `upload` included, in order. */
+	readonly made: string[];
+	/** Before a call is made; a rejection takes its place. */
+	before: Intercept | undefined;
+	/** After a call was carried out; a rejection takes its answer's place. */
+	after: Intercept | undefined;
+	/** In place of a call's answer; undefined to make the call. */
+	answer: ((procedure: string, args: unknown) => unknown) | undefined;
+}
+
+export function intercept(calls: LibvirtCalls): InterceptedCalls {
+	const through = async <T>(name: string, args: unknown, make: () => Promise<T>): Promise<T> => {
+		const number = intercepted.made.push(name);
+		await intercepted.before?.(name, number);
+		const answer: unknown = intercepted.answer?.(name, args);
+		const result = answer === undefined ? await make() : answer as T;
+		await intercepted.after?.(name, number);
+		return result;
+	};
+
+	const intercepted: InterceptedCalls = {
+		made: [], before: undefined, after: undefined, answer: undefined,
+		call: async <Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, options?: {readonly timeoutMs?: number}) =>
+			through(procedure.name, args, async () => calls.call(procedure, args, signal, options)),
+		upload: async (volume, source, range, signal) => through('upload', volume, async () => calls.upload(volume, source, range, signal)),
+		onLifecycle: listener => calls.onLifecycle(listener),
+	};
+	return intercepted;
+}

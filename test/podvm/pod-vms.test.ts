@@ -1,0 +1,259 @@
+// How VMs come and go on libvirt: the calls, failures and aborts at every one of them, half-made states. libvirt-host.ts says what is real here.
+import {randomBytes} from 'node:crypto';
+import test, {type ExecutionContext} from 'ava';
+import {AdaptorError, codeOf} from '../../src/errors.ts';
+import {libvirtCode, LibvirtError} from '../../src/libvirt/errors.ts';
+import {procedures} from '../../src/libvirt/procedures.ts';
+import {Secret} from '../../src/log.ts';
+import {VmSlots} from '../../src/podvm/vm-slots.ts';
+import {child, readXml} from '../../src/podvm/xml.ts';
+import type {PodVms} from '../../src/sandbox/ports.ts';
+import {specOf} from '../contract/pod-vms.ts';
+import {recordingLog} from '../support/recording-log.ts';
+import {baseCapacity, baseVolume, domainsNaming, intercept, never, podVmsOn, startLibvirtHost, type InterceptedCalls, type LibvirtHost, type TestPool} from './libvirt-host.ts';
+import {run} from './run.ts';
+
+let host: LibvirtHost;
+test.before('a libvirt host', async () => {
+	host = await startLibvirtHost();
+});
+test.after.always('the libvirt host ends', async () => host[Symbol.asyncDispose]());
+
+interface Daemon {
+	readonly calls: InterceptedCalls;
+	readonly vms: PodVms;
+	readonly pool: TestPool;
+	/** Another daemon of the same node, on a connection that nobody meddles with. */
+	readonly restarted: () => PodVms;
+	readonly log: ReturnType<typeof recordingLog>;
+	readonly slots: VmSlots;
+	leftovers(): Promise<readonly string[]>;
+}
+
+async function daemon(): Promise<Daemon> {
+	const [pool, calls, log, cluster] = [await host.pool(), intercept(host.calls), recordingLog(), randomBytes(6).toString('hex')];
+	const more = {cluster, node: 'node', log};
+	return {
+		calls, pool, log, vms: podVmsOn(calls, pool, more), restarted: () => podVmsOn(host.calls, pool, more), slots: new VmSlots(cluster, 'node'),
+		leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
+	};
+}
+
+/** The calls of one whole start. */
+async function callsOfStart(): Promise<readonly string[]> {
+	const {calls, vms} = await daemon();
+	await vms.start(specOf(), never);
+	return calls.made;
+}
+
+async function outcome(promise: Promise<unknown>): Promise<unknown> {
+	return promise.then(() => undefined, (error: unknown) => error);
+}
+
+test('a start defines first, then makes the disks, then starts, in at most 12 calls', async t => {
+	const {calls, vms} = await daemon();
+	await vms.start(specOf(), never);
+	t.true(calls.made.length <= 12, calls.made.join(' '));
+	calls.made.length = 0;
+	await vms.start(specOf(), never);
+	t.deepEqual(calls.made.filter(name => !/Get|List|Lookup/.test(name)), ['domainDefineXmlFlags', 'storageVolCreateXml', 'storageVolCreateXml', 'upload', 'domainCreateWithFlags']);
+	t.true(calls.made.length <= 12, calls.made.join(' '));
+	t.false(calls.made.includes(procedures.storagePoolRefresh.name));
+});
+
+const refusal = new LibvirtError({code: libvirtCode.internalError, domain: 0, message: 'no', level: 2, dom: null, str1: null, str2: null, str3: null, int1: 0, int2: 0, net: null}, 'any');
+const lost = new AdaptorError({code: 'unavailable', what: 'The connection was lost'});
+
+for (const [how, hook, failure] of [['is refused', 'before', refusal], ['never gets there', 'before', lost], ['is carried out and its answer lost', 'after', lost]] as const) {
+	test(`whichever call of a start ${how}, nothing is left and the failure is told`, async t => {
+		const {length} = await callsOfStart();
+		for (let failing = 1; failing <= length; failing++) {
+			const {calls, vms, leftovers} = await daemon();
+			calls[hook] = async (_name, number) => number === failing ? Promise.reject(failure) : undefined;
+			t.is(await outcome(vms.start(specOf(), never)), failure, calls.made.join(' '));
+			t.deepEqual(await leftovers(), [], calls.made.join(' '));
+		}
+	});
+}
+
+for (const hook of ['before', 'after'] as const) {
+	test(`an abort ${hook} any call of a start leaves nothing`, async t => {
+		const {length} = await callsOfStart();
+		for (let aborting = 1; aborting <= length; aborting++) {
+			const {calls, vms, leftovers} = await daemon();
+			const [abort, reason] = [new AbortController(), new Error('stopped')];
+			calls[hook] = async (_name, number) => number === aborting ? abort.abort(reason) : undefined;
+			t.is(await outcome(vms.start(specOf(), abort.signal)), reason, calls.made.join(' '));
+			t.deepEqual(await leftovers(), [], calls.made.join(' '));
+		}
+	});
+}
+
+/** As if the daemon were killed: its call with this number, or the answer to it, never comes, nor any later one. */
+function dieAt(calls: InterceptedCalls, hook: 'before' | 'after', number: number): Promise<void> {
+	const dead = Promise.withResolvers<undefined>();
+	const forever = Promise.withResolvers<undefined>().promise;
+	calls[hook] = async (_name, made) => {
+		if (made >= number) {
+			dead.resolve(undefined);
+			await forever;
+		}
+	};
+	return dead.promise;
+}
+
+test('a daemon that was killed at any call of a start is cleaned up after by the next', async t => {
+	const {length} = await callsOfStart();
+	for (let number = 1; number <= length; number++) {
+		const {calls, vms, restarted, leftovers} = await daemon();
+		const spec = specOf();
+		const dead = dieAt(calls, 'after', number);
+		void vms.start(spec, never);
+		await dead;
+		const [next, made] = [restarted(), (await leftovers()).length > 0];
+		t.deepEqual((await next.list(never)).map(({sandboxId}) => sandboxId), made ? [spec.sandboxId] : []);
+		await next.delete(spec.sandboxId, never);
+		t.deepEqual(await leftovers(), [], calls.made.join(' '));
+	}
+});
+
+test('a daemon that was killed at any call of a deletion is finished for by the next; the definition goes last', async t => {
+	const complete = await daemon();
+	const first = specOf();
+	await complete.vms.start(first, never);
+	complete.calls.made.length = 0;
+	await complete.vms.delete(first.sandboxId, never);
+	t.is(complete.calls.made.at(-1), procedures.domainUndefineFlags.name);
+	for (let number = 1; number <= complete.calls.made.length; number++) {
+		const {calls, vms, restarted, leftovers} = await daemon();
+		const spec = specOf();
+		await vms.start(spec, never);
+		calls.made.length = 0;
+		const dead = dieAt(calls, 'after', number);
+		void vms.delete(spec.sandboxId, never);
+		await dead;
+		const next = restarted();
+		const left = await next.list(never);
+		t.is(left.length, number === complete.calls.made.length ? 0 : 1, 'while something is left, the definition is');
+		await next.delete(spec.sandboxId, never);
+		t.deepEqual(await leftovers(), [], calls.made.join(' '));
+	}
+});
+
+test('a deletion that fails may be repeated', async t => {
+	const {calls, vms, leftovers} = await daemon();
+	const spec = specOf();
+	await vms.start(spec, never);
+	calls.before = async name => name === 'storageVolDelete' ? Promise.reject(lost) : undefined;
+	t.is(await outcome(vms.delete(spec.sandboxId, never)), lost);
+	t.like(await vms.list(never), [{sandboxId: spec.sandboxId, running: false}]);
+	calls.before = undefined;
+	await vms.delete(spec.sandboxId, never);
+	t.deepEqual(await leftovers(), []);
+});
+
+test('the root disk is an overlay of the image, no smaller than it; the other disk holds the files', async t => {
+	for (const image of ['base', 'other'] as const) {
+		const {vms, pool} = await daemon();
+		const volume = image === 'base' ? baseVolume : pool.otherVolume;
+		const spec = specOf({image: volume, files: [{path: '/run/peerpod/apf.json', content: new Secret('{"key": "ü\\n"}')}]});
+		await vms.start(spec, never);
+		const {xml} = await host.calls.call(procedures.storageVolGetXmlDesc, {vol: {pool: pool.name, name: `${spec.instanceName}-root.qcow2`, key: ''}, flags: 0}, never);
+		const root = readXml(xml);
+		t.is(child(root, 'capacity')?.text, String(baseCapacity));
+		t.is(child(root, 'backingStore', 'path')?.text, `${pool.directory}/${volume}`);
+		t.is(child(root, 'backingStore', 'format')?.attributes['type'], image === 'base' ? 'qcow2' : 'raw');
+		const iso = `${pool.directory}/${spec.instanceName}-cidata.iso`;
+		t.regex((await run('isoinfo', ['-i', iso, '-R', '-x', '/user-data'])).toString(), /^#cloud-config\n.*apf\.json/s);
+		t.regex((await run('isoinfo', ['-i', iso, '-R', '-x', '/meta-data'])).toString(), new RegExp(`local-hostname: ${spec.instanceName}`));
+	}
+});
+
+test('volumes that a removed definition left behind do not stop a new start', async t => {
+	const {vms, pool, leftovers} = await daemon();
+	const spec = specOf();
+	const {pool: handle} = await host.calls.call(procedures.storagePoolLookupByName, {name: pool.name}, never);
+	for (const suffix of ['root.qcow2', 'cidata.iso']) {
+		await host.calls.call(procedures.storageVolCreateXml, {pool: handle, xml: `<volume><name>${spec.instanceName}-${suffix}</name><capacity>512</capacity></volume>`, flags: 0}, never);
+	}
+
+	await vms.start(spec, never);
+	await vms.delete(spec.sandboxId, never);
+	t.deepEqual(await leftovers(), []);
+});
+
+test('a slot that another daemon took since we looked is skipped; a name that it took is refused and left alone', async t => {
+	const {calls, vms, restarted, slots} = await daemon();
+	const spec = specOf();
+	const theirs = await restarted().start(spec, never);
+	t.is(theirs.mac, slots.at(0).mac);
+	const lookTooEarly = (): void => {
+		let looks = 0;
+		calls.answer = name => name === 'connectListAllDomains' && looks++ === 0 ? {domains: [], ret: 0} : undefined;
+	};
+
+	lookTooEarly();
+	t.is((await vms.start(specOf(), never)).mac, slots.at(1).mac);
+	lookTooEarly();
+	const other = specOf({sandboxId: `${spec.sandboxId.slice(0, 8)}ffff`, instanceName: spec.instanceName});
+	// The same name on the same slot would replace their definition; on another slot libvirt refuses. Slot 0 is free by now for neither.
+	calls.before = async name => name === 'domainDefineXmlFlags' ? Promise.reject(new LibvirtError(
+		{code: libvirtCode.operationFailed, domain: 0, message: 'already exists', level: 2, dom: null, str1: null, str2: null, str3: null, int1: 0, int2: 0, net: null}, 'domainDefineXmlFlags',
+	)) : undefined;
+	t.is(codeOf(await outcome(vms.start(other, never))), 'already-exists');
+	t.is((await restarted().list(never)).length, 2);
+});
+
+test('libvirt refuses a second domain with a UUID in use, with the number that we take for it', async t => {
+	const xml = (name: string): string => `<domain type='test'><name>${name}</name><uuid>1c1f3a52-0000-8000-8000-000000000001</uuid><memory>1</memory><os><type>hvm</type></os></domain>`;
+	const {dom} = await host.calls.call(procedures.domainDefineXmlFlags, {xml: xml('uuid-one'), flags: 0}, never);
+	t.teardown(async () => host.calls.call(procedures.domainUndefineFlags, {dom, flags: 0}, never));
+	const error = await outcome(host.calls.call(procedures.domainDefineXmlFlags, {xml: xml('uuid-two'), flags: 0}, never));
+	t.is((error as LibvirtError).libvirtCode, libvirtCode.operationFailed);
+});
+
+async function tamper(t: ExecutionContext, {vms}: Daemon, change: (xml: string) => string): Promise<string> {
+	const spec = specOf();
+	await vms.start(spec, never);
+	const {dom} = await host.calls.call(procedures.domainLookupByName, {name: spec.instanceName}, never);
+	const {xml} = await host.calls.call(procedures.domainGetXmlDesc, {dom, flags: 0}, never);
+	t.not(change(xml), xml);
+	await host.calls.call(procedures.domainDestroyFlags, {dom, flags: 0}, never);
+	await host.calls.call(procedures.domainDefineXmlFlags, {xml: change(xml), flags: 0}, never);
+	return spec.sandboxId;
+}
+
+test('a domain on a slot of ours whose metadata is broken, another\'s, or names other volumes is left alone', async t => {
+	const changes: ReadonlyArray<(xml: string) => string> = [
+		xml => xml.replace(/vni="[^"]*"|vni='[^']*'/, ''),
+		xml => xml.replace(/node=(["'])node\1/, 'node="other"'),
+		xml => xml.replace(/root=(["'])[^"']*\1/, `root="${baseVolume}"`),
+		xml => xml.replace(/<metadata>.*<\/metadata>/s, ''),
+	];
+	for (const change of changes) {
+		const own = await daemon();
+		const sandboxId = await tamper(t, own, change);
+		const before = await own.pool.files();
+		t.deepEqual(await own.vms.list(never), []);
+		await own.vms.delete(sandboxId, never);
+		t.deepEqual(await own.pool.files(), before);
+		t.is((await own.vms.start(specOf(), never)).mac, own.slots.at(1).mac, 'its slot is not used');
+	}
+});
+
+test('the log names the image as upstream does, and warns of emulation once', async t => {
+	const {vms, log} = await daemon();
+	await vms.start(specOf(), never);
+	await vms.start(specOf(), never);
+	t.like(log.lines.find(({message}) => message === `Choosing ${baseVolume}`), {level: 'info', fields: {image: baseVolume}});
+	t.is(log.lines.filter(({level, fields}) => level === 'warn' && fields.domainType === 'qemu').length, 1);
+});
+
+test('a name that is not of this sandbox, and a pod name that XML cannot carry, are refused before anything is made', async t => {
+	const {vms, calls} = await daemon();
+	for (const spec of [specOf({instanceName: 'podvm-web-00000000'}), specOf({sandboxId: 'abc', instanceName: 'web-abc'}), specOf({pod: {name: 'a\u0000b', namespace: 'shop'}})]) {
+		t.is(codeOf(await outcome(vms.start(spec, never))), 'invalid-argument');
+	}
+
+	t.false(calls.made.some(name => /Define|Create|upload/.test(name)));
+});

@@ -1,0 +1,154 @@
+/**
+ * `PodVms` without a hypervisor, for tests of the domain: VMs are entries of a host in memory. Passes test/contract/pod-vms.ts like the real one.
+ */
+import {AdaptorError, toError} from '../../src/errors.ts';
+import {abortable, Scope} from '../../src/lifetime.ts';
+import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../../src/sandbox/ports.ts';
+
+interface Entry {
+	readonly node: string;
+	readonly slot: number;
+	readonly record: PodVmRecord;
+	readonly addresses: readonly string[];
+	/** Aborts when the VM ends. */
+	readonly life: Scope;
+	readonly spec: PodVmSpec;
+}
+
+/** What the daemons of several nodes, or of one node before and after a restart, share. */
+export class InMemoryKvmHost {
+	readonly images = new Set(['podvm-base.qcow2']);
+	readonly vms = new Map<string, Entry>();
+
+	/** Ends a VM as if somebody had stopped it on the host; its definition stays. */
+	kill(name: string): void {
+		const entry = this.vms.get(name);
+		if (entry !== undefined) {
+			this.vms.set(name, {...entry, record: {...entry.record, running: false}});
+			entry.life.abort(ended(name));
+		}
+	}
+}
+
+export class InMemoryPodVms implements PodVms {
+	readonly host: InMemoryKvmHost;
+	/** When set, `start` fails with it. */
+	startError: Error | undefined;
+	/** When set, `start` waits for it before the VM exists; it may still be aborted then. */
+	startGate: Promise<void> | undefined;
+	/** When set, `delete` fails with it. */
+	deleteError: Error | undefined;
+	/** Where VMs that are started from now on may be reached. None: `addresses` waits. */
+	addressesOfVms: readonly string[] = ['192.168.122.10'];
+	readonly #node: string;
+
+	constructor({host = new InMemoryKvmHost(), node = 'node'}: {readonly host?: InMemoryKvmHost; readonly node?: string} = {}) {
+		this.host = host;
+		this.#node = node;
+	}
+
+	/** What a VM of this host was started with. */
+	specOf(name: string): PodVmSpec | undefined {
+		return this.host.vms.get(name)?.spec;
+	}
+
+	async start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
+		const {sandboxId, instanceName: name, image = 'podvm-base.qcow2'} = spec;
+		throwIfAborted(signal);
+		if (image === '' || image.includes('/') || /^podvm-.*-(?:root\.qcow2|cidata\.iso)$/.test(image)) {
+			throw new AdaptorError({code: 'invalid-argument', what: 'Could not choose the image', where: {image}});
+		}
+
+		await abortable(this.startGate ?? Promise.resolve(), signal);
+		throwIfAborted(signal);
+		if (this.startError !== undefined) {
+			throw this.startError;
+		}
+
+		if (!this.host.images.has(image)) {
+			throw new AdaptorError({code: 'not-found', what: `Can't retrieve volume ${image}`, where: {volume: image}});
+		}
+
+		if (this.host.vms.has(name)) {
+			throw new AdaptorError({code: 'already-exists', what: 'Could not start the pod VM: there is one of this name', where: {instanceName: name}});
+		}
+
+		const taken = new Set([...this.host.vms.values()].filter(({node}) => node === this.#node).map(({slot}) => slot));
+		let slot = 0;
+		while (taken.has(slot)) {
+			slot++;
+		}
+
+		const last = slot.toString(16).padStart(2, '0');
+		const node = Buffer.from(this.#node.padEnd(4)).toString('hex', 0, 4);
+		const vm: PodVm = {sandboxId, name, uuid: `${node}-0000-8000-8000-0000000000${last}`, mac: `52:${node.replace(/(..)(..)(..)(..)/, '$1:$2:$3:$4')}:${last}`};
+		this.host.vms.set(name, {
+			node: this.#node, slot, addresses: this.addressesOfVms, life: new Scope(), spec,
+			record: {...vm, pod: spec.pod, vni: spec.vni, createdAt: new Date(), running: true},
+		});
+		return vm;
+	}
+
+	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
+		const stop = new Scope();
+		const found = this.#search(vm.name, signal, stop.signal);
+		const end = async (): Promise<IteratorReturnResult<never>> => {
+			stop.abort(new Error('Nobody asks any more'));
+			return found.return(undefined as never) as Promise<IteratorReturnResult<never>>;
+		};
+
+		return {
+			next: async () => found.next().catch(async (error: unknown) => stop.signal.aborted ? end() : Promise.reject(toError(error))),
+			return: end,
+			throw: async error => end().then(async () => Promise.reject(toError(error))),
+			[Symbol.asyncIterator]() {
+				return this;
+			},
+			[Symbol.asyncDispose]: async () => void await end(),
+		};
+	}
+
+	async delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
+		throwIfAborted(signal);
+		if (this.deleteError !== undefined) {
+			throw this.deleteError;
+		}
+
+		for (const [name, {node, record, life}] of this.host.vms) {
+			if (node === this.#node && record.sandboxId === sandboxId) {
+				this.host.vms.delete(name);
+				life.abort(ended(name));
+			}
+		}
+	}
+
+	async list(signal: AbortSignal): Promise<readonly PodVmRecord[]> {
+		throwIfAborted(signal);
+		return [...this.host.vms.values()].filter(({node}) => node === this.#node).map(({record}) => record);
+	}
+
+	async* #search(name: string, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
+		const entry = this.host.vms.get(name);
+		if (entry === undefined) {
+			throw ended(name);
+		}
+
+		using scope = new Scope(entry.life.signal, ...ends);
+		for (const address of entry.addresses) {
+			throwIfAborted(scope.signal);
+			yield address;
+		}
+
+		return await abortable(Promise.withResolvers<never>().promise, scope.signal);
+	}
+}
+
+function ended(instanceName: string): AdaptorError {
+	return new AdaptorError({code: 'aborted', what: 'The pod VM ended: somebody stopped it', where: {instanceName}, remedy: 'Ask who did.'});
+}
+
+function throwIfAborted(signal: AbortSignal): void {
+	if (signal.aborted) {
+		throw toError(signal.reason);
+	}
+}
