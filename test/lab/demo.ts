@@ -18,6 +18,7 @@ import {newSandboxId, Shim} from './shim.ts';
 
 const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const commands = [['uname', '-a'], ['uname', '-m'], ['ip', '-o', '-4', 'address'], ['sh', '-c', 'echo "$(nproc) processors, $(free -m | awk \'/Mem/ {print $2}\') MiB"']] as const;
+const logLevel = process.env['LOG_LEVEL'];
 const pod = {name: 'hello', namespace: 'demo'};
 
 const progress = new Progress(process.stdout);
@@ -38,6 +39,10 @@ try {
 } catch (error) {
 	const {message} = toError(stopping.signal.aborted ? stopping.signal.reason : error);
 	progress.line(`\nThe demo failed after ${progress.elapsed}: ${message}`);
+	if (!stopping.signal.aborted) {
+		progress.line('"LOG_LEVEL=debug npm run demo" lets the daemon say more.');
+	}
+
 	process.exitCode = stopping.signal.aborted ? 130 : 1;
 }
 
@@ -46,7 +51,7 @@ async function demo(signal: AbortSignal): Promise<void> {
 	await using lab = await progress.step('Start a KVM host (libvirtd, sshd, DHCP) and a worker node on one subnet', async () => startLab({image, signal}));
 	await using daemon = await progress.step('Start cloud-api-adaptor on the worker', async report => {
 		report.note(`LIBVIRT_URI=${lab.sshUri.replace(/\?.*/, '')}`);
-		return startDaemon(lab, {}, signal);
+		return startDaemon(lab, logLevel === undefined ? {} : {LOG_LEVEL: logLevel}, signal);
 	});
 	try {
 		await playShim(lab, signal);
@@ -138,5 +143,6 @@ async function showEvidence(lab: Lab, daemon: Service): Promise<void> {
 		show(`The console of ${domain} says`, stripVTControlCharacters(text).split(/[\r\n]+/).slice(-15));
 	}
 
-	show('libvirtd said last', lab.kvmHost.libvirtd.tail.slice(-5));
+	// What it says at each look into the ARP table where the kernel's differs from what it expects is of no interest.
+	show('libvirtd said last', lab.kvmHost.libvirtd.tail.filter(line => !line.includes('virArpTableGet')).slice(-5));
 }

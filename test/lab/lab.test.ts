@@ -22,7 +22,7 @@ test('the worker reaches libvirt over ssh, with network and pool active and s390
 	t.regex(capabilities, /<arch name='s390x'>/);
 });
 
-test('libvirt verifies nothing away: a worker without the host key is refused', async t => {
+test('a worker that does not know the KVM host\'s key refuses to talk to it', async t => {
 	await using lab = await startLab({signal});
 	await writeFile(lab.outside('/run/lab/home/.ssh/known_hosts'), '');
 	await t.throwsAsync(lab.workerVirsh('list'), {message: /Host key verification failed/});

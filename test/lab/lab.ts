@@ -14,6 +14,7 @@ import {createPodNamespace, createWorker, plug, type PodNamespace} from './worke
 export interface LabOptions {
 	/** A qcow2 file that becomes the base volume; none when absent. */
 	readonly image?: string;
+	/** Ends the start, and later what the lab is being asked for; not the lab itself. */
 	readonly signal: AbortSignal;
 }
 
