@@ -46,7 +46,8 @@ export async function run(program: string, args: readonly string[], {input, onSt
 	await written;
 	const [output, complaint] = await printed;
 	if (child.exitCode !== 0) {
-		throw fails(complaint.trim().split('\n').slice(-4).join(' | ') || `ended with ${child.exitCode ?? child.signalCode ?? 'nothing'}`);
+		const said = complaint.trim() || output.toString().trim();
+		throw fails(said.split('\n').slice(-4).join(' | ') || `ended with ${child.exitCode ?? child.signalCode ?? 'nothing'}`);
 	}
 
 	return output;

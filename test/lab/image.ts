@@ -7,7 +7,7 @@ import {spawn} from 'node:child_process';
 import {createHash} from 'node:crypto';
 import {once} from 'node:events';
 import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile} from 'node:fs/promises';
-import {join, resolve} from 'node:path';
+import {basename, join, resolve} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {run} from './command.ts';
 import {fetchParts, unpackedParts, type GuestParts, type Steps} from './guest-packages.ts';
@@ -72,9 +72,9 @@ const silent: Steps = {step: async (_title, work) => work({bytes: () => undefine
 
 async function imagePath(cache: string, parts: GuestParts, recipe: Recipe): Promise<string> {
 	const hash = createHash('sha256').update(JSON.stringify([parts.name, recipe]));
-	const sources = (await readdir(guestDirectory)).filter(name => /\.go$|^go\.mod$/.test(name)).sort().map(name => join(guestDirectory, name));
+	const sources = (await readdir(guestDirectory)).filter(name => /(?<!_test)\.go$|^go\.mod$/.test(name)).sort().map(name => join(guestDirectory, name));
 	for (const source of [...sources, ...builders]) {
-		hash.update(`\0${source}\0`).update(await readFile(source));
+		hash.update(`\0${basename(source)}\0`).update(await readFile(source));
 	}
 
 	return join(cache, `guest-${hash.digest('hex').slice(0, 16)}.qcow2`);

@@ -79,11 +79,33 @@ func configureByDHCP(name, hostname string, patience time.Duration) (lease, erro
 			return lease{}, err
 		}
 	}
+	if err := announce(link, l.prefix.IP); err != nil {
+		return lease{}, err
+	}
 	var resolvConf strings.Builder
 	for _, server := range l.dns {
 		fmt.Fprintf(&resolvConf, "nameserver %s\n", server)
 	}
 	return l, os.WriteFile("/etc/resolv.conf", []byte(resolvConf.String()), 0o644)
+}
+
+// announce tells the neighbours who has the address now (RFC 2131, 4.4.1; RFC 5227, 2.3): those who asked before it had one ask again
+// only after a second.
+func announce(link *net.Interface, address net.IP) error {
+	socket, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(socket)
+	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, lengths, a request
+	packet = append(append(packet, link.HardwareAddr...), address.To4()...)
+	packet = append(append(packet, make([]byte, 6)...), address.To4()...)
+	return syscall.Sendto(socket, packet, 0, broadcast(link, syscall.ETH_P_ARP))
+}
+
+func broadcast(link *net.Interface, protocol uint16) *syscall.SockaddrLinklayer {
+	everyone := [8]uint8{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+	return &syscall.SockaddrLinklayer{Protocol: networkOrder(protocol), Ifindex: link.Index, Halen: 6, Addr: everyone}
 }
 
 // dhcpClient talks through a packet socket, since the interface has no address yet.
@@ -142,9 +164,7 @@ func (c *dhcpClient) exchange(message []byte, deadline time.Time, kinds ...byte)
 	packet := udpBroadcast(message)
 	buffer := make([]byte, 2048)
 	for interval := firstRetransmission; time.Now().Before(deadline); {
-		broadcast := &syscall.SockaddrLinklayer{Protocol: networkOrder(syscall.ETH_P_IP), Ifindex: c.link.Index, Halen: 6,
-			Addr: [8]uint8{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
-		if err := syscall.Sendto(c.socket, packet, 0, broadcast); err != nil {
+		if err := syscall.Sendto(c.socket, packet, 0, broadcast(c.link, syscall.ETH_P_IP)); err != nil {
 			return dhcpMessage{}, err
 		}
 		for again := time.Now().Add(interval); ; {

@@ -292,17 +292,20 @@ func (p *yamlParser) blockScalar(header string, parent int) (string, error) {
 	} else {
 		deepestBlank := 0
 		for i := p.at; i < len(p.lines) && indent == 0; i++ {
-			if blank := strings.Trim(p.lines[i], " ") == ""; !blank {
+			if strings.Trim(p.lines[i], " ") != "" {
 				indent = indentation(p.lines[i])
 			} else if len(p.lines[i]) > deepestBlank {
 				deepestBlank = len(p.lines[i])
 			}
-			if indent > 0 && deepestBlank > indent {
-				return "", p.fail("a leading blank line is indented deeper than the text")
-			}
 		}
-		if indent <= parent {
+		switch {
+		case indent <= parent: // there are only blank lines, and what follows is not of this scalar
 			indent = parent + 1
+			if deepestBlank > indent {
+				indent = deepestBlank
+			}
+		case deepestBlank > indent:
+			return "", p.fail("a leading blank line is indented deeper than the text")
 		}
 	}
 	var lines []string

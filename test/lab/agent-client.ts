@@ -1,0 +1,119 @@
+/**
+ * The kata shim's side of the agent API, typed, over a ttrpc connection that somebody else made: to a relay's socket, or to a guest.
+ * Knows neither TLS nor addresses. The messages are those of agent.proto, with its field names.
+ */
+import {fileURLToPath} from 'node:url';
+import {loadSync, type MethodDefinition} from '@grpc/proto-loader';
+import {AdaptorError} from '../../src/errors.ts';
+import type {ClientMethod, TtrpcClient} from '../../src/ttrpc/client.ts';
+import {statusCode, TtrpcError} from '../../src/ttrpc/status.ts';
+
+export interface OciProcess {
+	readonly Args: readonly string[];
+	readonly Env?: readonly string[];
+	readonly Cwd?: string;
+	readonly Terminal?: boolean;
+	readonly User?: {readonly UID: number; readonly GID: number};
+}
+
+interface ContainerRef {
+	readonly container_id: string;
+}
+
+/** An empty or absent exec id is the container's first process. */
+export interface ProcessRef extends ContainerRef {
+	readonly exec_id?: string;
+}
+
+type Empty = Readonly<Record<string, never>>;
+
+/** Method -> request, response. Absent fields of a response have proto3's defaults. */
+interface Methods {
+	'Health/Check': [request: {service?: string}, response: {status: 'UNKNOWN' | 'SERVING' | 'NOT_SERVING'}];
+	'Health/Version': [request: {service?: string}, response: {grpc_version: string; agent_version: string}];
+	'AgentService/CreateSandbox': [request: {sandbox_id: string; hostname?: string; dns?: readonly string[]}, response: Empty];
+	'AgentService/DestroySandbox': [request: Empty, response: Empty];
+	'AgentService/GetGuestDetails': [request: Empty, response: {agent_details: {version: string; init_daemon: boolean}}];
+	'AgentService/GetMetrics': [request: Empty, response: {metrics: string}];
+	'AgentService/GetOOMEvent': [request: Empty, response: ContainerRef];
+	'AgentService/SetPolicy': [request: {policy: string}, response: Empty];
+	'AgentService/CreateContainer': [request: ContainerRef & {OCI: {Process: OciProcess}}, response: Empty];
+	'AgentService/StartContainer': [request: ContainerRef, response: Empty];
+	'AgentService/PauseContainer': [request: ContainerRef, response: Empty];
+	'AgentService/RemoveContainer': [request: ContainerRef & {timeout?: number}, response: Empty];
+	'AgentService/ExecProcess': [request: Required<ProcessRef> & {process: OciProcess}, response: Empty];
+	'AgentService/SignalProcess': [request: ProcessRef & {signal: number}, response: Empty];
+	'AgentService/WaitProcess': [request: ProcessRef, response: {status: number}];
+	'AgentService/WriteStdin': [request: ProcessRef & {data: Buffer}, response: {len: number}];
+	'AgentService/ReadStdout': [request: ProcessRef & {len: number}, response: {data: Buffer}];
+	'AgentService/ReadStderr': [request: ProcessRef & {len: number}, response: {data: Buffer}];
+	'AgentService/CloseStdin': [request: ProcessRef, response: Empty];
+	'AgentService/TtyWinResize': [request: ProcessRef & {row: number; column: number}, response: Empty];
+	'AgentService/CopyFile': [request: {path: string; file_size: number; file_mode: number; dir_mode: number; offset: number; data: Buffer}, response: Empty];
+}
+
+export type AgentMethod = keyof Methods;
+
+const definition = loadSync(fileURLToPath(new URL('agent.proto', import.meta.url)), {keepCase: true, defaults: true, enums: String, longs: Number});
+
+function clientMethod<M extends AgentMethod>(name: M): ClientMethod<Methods[M][0], Methods[M][1]> {
+	const [service = '', method = ''] = name.split('/');
+	const found = (definition[`grpc.${service}`] as Record<string, MethodDefinition<object, object>> | undefined)?.[method];
+	if (found === undefined) {
+		throw new AdaptorError({code: 'internal', what: 'A method is missing from agent.proto', where: {method: name}});
+	}
+
+	return found as unknown as ClientMethod<Methods[M][0], Methods[M][1]>;
+}
+
+export class AgentClient {
+	readonly #client: TtrpcClient;
+
+	constructor(client: TtrpcClient) {
+		this.#client = client;
+	}
+
+	/** @param timeoutMs none by default, as a shim calls what waits (WaitProcess, ReadStdout, GetOOMEvent) */
+	async call<M extends AgentMethod>(method: M, request: Methods[M][0], signal: AbortSignal, timeoutMs?: number): Promise<Methods[M][1]> {
+		return this.#client.call(clientMethod(method), request, timeoutMs === undefined ? {} : {timeoutMs}, signal);
+	}
+
+	/** What a process has written to an output until its end. The agent has no way to say "the end" but an error. */
+	async readAll(output: 'Stdout' | 'Stderr', process: ProcessRef, signal: AbortSignal): Promise<string> {
+		const chunks: Buffer[] = [];
+		try {
+			for (;;) {
+				const {data} = await this.call(`AgentService/Read${output}`, {...process, len: 32_768}, signal);
+				chunks.push(data);
+			}
+		} catch (error) {
+			if (!isEof(error)) {
+				throw error;
+			}
+		}
+
+		return Buffer.concat(chunks).toString();
+	}
+}
+
+export interface CommandResult {
+	readonly exitCode: number;
+	readonly stdout: string;
+	readonly stderr: string;
+}
+
+/** Runs a command in a running container and waits for its end. */
+export async function runCommand(agent: AgentClient, containerId: string, argv: readonly string[], signal: AbortSignal): Promise<CommandResult> {
+	const process = {container_id: containerId, exec_id: `exec-${crypto.randomUUID()}`};
+	await agent.call('AgentService/ExecProcess', {...process, process: {Args: argv, Env: ['PATH=/bin'], Cwd: '/'}}, signal);
+	await agent.call('AgentService/CloseStdin', process, signal);
+	const [stdout, stderr, {status}] = await Promise.all([
+		agent.readAll('Stdout', process, signal), agent.readAll('Stderr', process, signal), agent.call('AgentService/WaitProcess', process, signal),
+	]);
+	return {exitCode: status, stdout, stderr};
+}
+
+/** kata-containers, src/agent/src/rpc.rs: `read meet eof` from a pipe, `eof` from a terminal. */
+function isEof(error: unknown): boolean {
+	return error instanceof TtrpcError && error.status.code === statusCode.internal && /\beof$/.test(error.status.message);
+}

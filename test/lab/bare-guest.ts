@@ -1,0 +1,130 @@
+/**
+ * A guest on its own: the image in a QEMU process with user-mode networking, its port reachable on loopback. No libvirt, no
+ * namespaces, no privileges: for tests of the image itself. QEMU dies with this object, or with this process (it is a child on a pipe).
+ */
+import {spawn, type ChildProcess} from 'node:child_process';
+import {once} from 'node:events';
+import {mkdtemp, rm, writeFile} from 'node:fs/promises';
+import {createServer, type AddressInfo} from 'node:net';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {connect as connectTls} from 'node:tls';
+import {cidataIso} from '../../src/podvm/cidata.ts';
+import {makeCa, makeClientCertificate, makeServerCertificate, type KeyPair} from '../../src/relay/certificates.ts';
+import type {GuestFile} from '../../src/sandbox/ports.ts';
+import {TtrpcClient} from '../../src/ttrpc/client.ts';
+
+export interface GuestIdentity {
+	readonly instanceName: string;
+	readonly ca: KeyPair;
+	readonly server: KeyPair;
+	readonly client: KeyPair;
+}
+
+export async function makeGuestIdentity(instanceName: string): Promise<GuestIdentity> {
+	const validity = {notBefore: new Date(Date.now() - 3_600_000), notAfter: new Date(Date.now() + 3_600_000)};
+	const ca = await makeCa('agent-protocol-forwarder', validity);
+	return {instanceName, ca, server: await makeServerCertificate(instanceName, ca, validity), client: await makeClientCertificate('cloud-api-adaptor', validity)};
+}
+
+export class BareGuest implements AsyncDisposable {
+	/** Every line of the console so far. */
+	readonly console: string[] = [];
+	readonly port: number;
+	readonly #qemu: ChildProcess;
+	readonly #closed: Promise<unknown>;
+	readonly #directory: string;
+	#onLine: () => void = () => undefined;
+
+	private constructor(qemu: ChildProcess, port: number, directory: string) {
+		this.#qemu = qemu;
+		this.port = port;
+		this.#directory = directory;
+		this.#closed = once(qemu, 'close');
+		let rest = '';
+		qemu.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
+			const lines = (rest + chunk).split(/\r*\n/);
+			rest = lines.pop() ?? '';
+			this.console.push(...lines);
+			this.#onLine();
+		});
+		void this.#closed.then(() => this.#onLine());
+	}
+
+	static async boot(image: string, instanceName: string, files: readonly GuestFile[]): Promise<BareGuest> {
+		const directory = await mkdtemp(join(tmpdir(), 'guest-'));
+		const cidata = join(directory, 'cidata.iso');
+		await writeFile(cidata, cidataIso(instanceName, files, new Date()));
+		const port = await freePort();
+		const qemu = spawn('qemu-system-s390x', [
+			'-machine', 's390-ccw-virtio', '-accel', 'tcg', '-m', '256', '-nodefaults', '-display', 'none', '-no-reboot',
+			'-chardev', 'stdio,id=console,signal=off', '-device', 'sclpconsole,chardev=console',
+			'-drive', `file=${image},if=none,id=root,format=qcow2,readonly=on`, '-device', 'virtio-blk-ccw,drive=root,bootindex=1',
+			'-drive', `file=${cidata},if=none,id=cidata,format=raw,readonly=on`, '-device', 'virtio-blk-ccw,drive=cidata',
+			'-netdev', `user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:${port}-:15150`, '-device', 'virtio-net-ccw,netdev=net',
+		], {stdio: ['pipe', 'pipe', 'inherit']});
+		return new BareGuest(qemu, port, directory);
+	}
+
+	/** The first line of the console that matches. Rejects when the machine ends before it. */
+	async line(pattern: RegExp, signal: AbortSignal): Promise<string> {
+		for (;;) {
+			const found = this.console.find(line => pattern.test(line));
+			if (found !== undefined) {
+				return found;
+			}
+
+			if (this.#qemu.exitCode !== null || this.#qemu.signalCode !== null) {
+				throw new Error(`The guest ended before ${String(pattern)}:\n${this.console.join('\n')}`);
+			}
+
+			await this.#nextLine(signal);
+		}
+	}
+
+	/** Resolves with QEMU's exit status once the machine has powered itself off. */
+	async ended(): Promise<number | null> {
+		await this.#closed;
+		return this.#qemu.exitCode;
+	}
+
+	/** A ttrpc connection that has proven both sides. The guest must listen: user-mode networking accepts before it does. */
+	async connect({instanceName, ca, client}: GuestIdentity, signal: AbortSignal): Promise<TtrpcClient> {
+		const socket = connectTls({host: '127.0.0.1', port: this.port, servername: instanceName, ca: ca.cert, cert: client.cert, key: client.key.reveal()});
+		try {
+			await once(socket, 'secureConnect', {signal});
+		} catch (error) {
+			socket.destroy();
+			throw error;
+		}
+
+		return new TtrpcClient(socket);
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#qemu.kill('SIGKILL');
+		await this.#closed;
+		await rm(this.#directory, {recursive: true, force: true});
+	}
+
+	async #nextLine(signal: AbortSignal): Promise<void> {
+		const {promise, resolve, reject} = Promise.withResolvers<undefined>();
+		const onAbort = (): void => reject(new Error(`No such line within the time:\n${this.console.join('\n')}`));
+		signal.addEventListener('abort', onAbort, {once: true});
+		this.#onLine = () => resolve(undefined);
+		try {
+			await promise;
+		} finally {
+			signal.removeEventListener('abort', onAbort);
+		}
+	}
+}
+
+async function freePort(): Promise<number> {
+	const server = createServer().listen(0, '127.0.0.1');
+	await once(server, 'listening');
+	const {port} = server.address() as AddressInfo;
+	server.close();
+	await once(server, 'close');
+	return port;
+}
