@@ -14,7 +14,7 @@ import type {Exchange, ExchangeHandler, RpcConnection} from './rpc.ts';
 import {decode} from './xdr.ts';
 
 /** How long the daemon may take to confirm that a stream was aborted, before we go on regardless. */
-const abortTimeoutMs = 5000;
+const abortTimeoutMs = 2000;
 /** Bytes of a download that wait for their reader before we stop reading the connection, and at which we go on. */
 const backlogLimit = 2 * 1024 * 1024;
 const backlogResume = 512 * 1024;

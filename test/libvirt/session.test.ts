@@ -1,0 +1,386 @@
+/** Conversations with a scripted daemon: order, limits, loss, silence, reconnection. */
+import test, {type ExecutionContext} from 'ava';
+import {DeadlineError} from '../../src/lifetime.ts';
+import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/errors.ts';
+import type {LifecycleEvent} from '../../src/libvirt/events.ts';
+import {messageLimit, messageStatus, messageType, type Packet} from '../../src/libvirt/packet.ts';
+import {procedures} from '../../src/libvirt/procedures.ts';
+import {LibvirtSession, type LibvirtSessionOptions, type SessionState} from '../../src/libvirt/session.ts';
+import {decode} from '../../src/libvirt/xdr.ts';
+import {domain, Queue, startScriptedDaemon, type Peer, type ScriptedDaemon, type ScriptedDaemonOptions} from './scripted-daemon.ts';
+
+const {domainLookupByName, domainGetXmlDesc, connectOpen, connectGetCapabilities} = procedures;
+const patient = new AbortController().signal;
+
+interface Stage {
+	readonly daemon: ScriptedDaemon;
+	readonly session: LibvirtSession;
+	readonly peer: Peer;
+}
+
+async function startSession(t: ExecutionContext, daemonOptions: ScriptedDaemonOptions = {}, options: Partial<LibvirtSessionOptions> = {}): Promise<Omit<Stage, 'peer'>> {
+	const daemon = await startScriptedDaemon(daemonOptions);
+	const session = new LibvirtSession({openPipe: daemon.openPipe, uri: 'test:///default', reconnectMs: {first: 5, longest: 20}, ...options});
+	t.teardown(async () => {
+		await session[Symbol.asyncDispose]();
+		await daemon[Symbol.asyncDispose]();
+	});
+	return {daemon, session};
+}
+
+async function connected(t: ExecutionContext, daemonOptions: ScriptedDaemonOptions = {}, options: Partial<LibvirtSessionOptions> = {}): Promise<Stage> {
+	const {daemon, session} = await startSession(t, daemonOptions, options);
+	await session.connect(patient);
+	return {daemon, session, peer: await daemon.peers.next()};
+}
+
+async function lookUp(session: LibvirtSession, name: string, signal = patient, timeoutMs = 10_000): Promise<number> {
+	const {dom} = await session.call(domainLookupByName, {name}, signal, {timeoutMs});
+	return dom.id;
+}
+
+function nameIn(call: Packet): string {
+	return decode(domainLookupByName.args, call.body).name;
+}
+
+function answer(peer: Peer, call: Packet): void {
+	peer.reply(call, domainLookupByName, {dom: {...domain, id: Number(nameIn(call))}});
+}
+
+async function stateOf(session: LibvirtSession, name: SessionState['name']): Promise<SessionState> {
+	if (session.state.name === name) {
+		return session.state;
+	}
+
+	const {promise, resolve} = Promise.withResolvers<SessionState>();
+	using _listener = session.onState(state => {
+		if (state.name === name) {
+			resolve(state);
+		}
+	});
+	return await promise;
+}
+
+test('the first call connects, and the server is known afterwards', async t => {
+	const {session} = await startSession(t);
+	t.is(session.state.name, 'idle');
+	const server = await session.connect(patient);
+	t.deepEqual(server, {driver: 'SCRIPT', libvirtVersion: '9.1.2', hostname: 'scripted', transport: 'scripted'});
+	t.is(session.state.name, 'connected');
+});
+
+test('answers that come out of order reach their callers', async t => {
+	const {session, peer} = await connected(t);
+	const calls = [lookUp(session, '1'), lookUp(session, '2'), lookUp(session, '3')];
+	const packets = [await peer.received.next(), await peer.received.next(), await peer.received.next()];
+	for (const packet of packets.toReversed()) {
+		answer(peer, packet);
+	}
+
+	t.deepEqual(await Promise.all(calls), [1, 2, 3]);
+});
+
+test('the fifth call waits for an answer, and the sixth for its turn', async t => {
+	const {session, peer} = await connected(t);
+	const calls = ['1', '2', '3', '4', '5', '6'].map(name => lookUp(session, name));
+	const first = await Promise.all([1, 2, 3, 4].map(async () => peer.received.next()));
+	// The daemon's own ping is answered, and in order: had a fifth call been sent, it would be here before the pong.
+	peer.ping();
+	await peer.keepalive.next();
+	t.is(peer.received.length, 0);
+	answer(peer, first[2] ?? t.fail());
+	const fifth = await peer.received.next();
+	t.is(nameIn(fifth), '5');
+	answer(peer, fifth);
+	const sixth = await peer.received.next();
+	t.is(nameIn(sixth), '6');
+	for (const packet of [first[0], first[1], first[3], sixth]) {
+		answer(peer, packet ?? t.fail());
+	}
+
+	t.deepEqual(await Promise.all(calls), [1, 2, 3, 4, 5, 6]);
+});
+
+test('a call that is cancelled in the queue is never sent', async t => {
+	const {session, peer} = await connected(t);
+	const calls = ['1', '2', '3', '4'].map(name => lookUp(session, name));
+	const abort = new AbortController();
+	const cancelled = lookUp(session, '5', abort.signal);
+	const last = lookUp(session, '6');
+	const packets = await Promise.all([1, 2, 3, 4].map(async () => peer.received.next()));
+	abort.abort(new Error('changed my mind'));
+	await t.throwsAsync(cancelled, {message: 'changed my mind'});
+	answer(peer, packets[0] ?? t.fail());
+	const next = await peer.received.next();
+	t.is(nameIn(next), '6');
+	for (const packet of [...packets.slice(1), next]) {
+		answer(peer, packet);
+	}
+
+	await Promise.all([...calls, last]);
+});
+
+test('a call that its caller gave up on keeps its slot until the answer comes', async t => {
+	const {session, peer} = await connected(t);
+	const calls = ['1', '2', '3'].map(name => lookUp(session, name));
+	const abort = new AbortController();
+	const given = lookUp(session, '4', abort.signal);
+	const packets = await Promise.all([1, 2, 3, 4].map(async () => peer.received.next()));
+	abort.abort(new Error('enough'));
+	await t.throwsAsync(given, {message: 'enough'});
+	const waiting = lookUp(session, '5');
+	peer.ping();
+	await peer.keepalive.next();
+	t.is(peer.received.length, 0);
+	answer(peer, packets[3] ?? t.fail());
+	const fifth = await peer.received.next();
+	for (const packet of [...packets.slice(0, 3), fifth]) {
+		answer(peer, packet);
+	}
+
+	t.deepEqual(await Promise.all([...calls, waiting]), [1, 2, 3, 5]);
+});
+
+test('when all four slots are held by calls that nobody waits for, the connection is replaced', async t => {
+	const {daemon, session} = await connected(t, {}, {silenceTimeoutMs: 200});
+	await Promise.all(['1', '2', '3', '4'].map(async name => t.throwsAsync(lookUp(session, name, patient, 20), {instanceOf: DeadlineError})));
+	const call = lookUp(session, '5');
+	const error = await t.throwsAsync(call, {instanceOf: LibvirtConnectionError});
+	t.like(error, {code: 'unavailable', mayHaveBeenExecuted: false});
+	const fresh = await daemon.peers.next();
+	await stateOf(session, 'connected');
+	const again = lookUp(session, '6');
+	answer(fresh, await fresh.received.next());
+	t.is(await again, 6);
+});
+
+test('a deadline names the call that was awaited', async t => {
+	const {session} = await connected(t);
+	await t.throwsAsync(lookUp(session, '1', patient, 20), {instanceOf: DeadlineError, message: /libvirt to answer domainLookupByName/});
+});
+
+test('events that come before the answer are delivered first', async t => {
+	const {session, peer} = await connected(t);
+	const order: string[] = [];
+	using _listener = session.onLifecycle(event => {
+		order.push(`${event.name} ${event.stopped ?? ''}`);
+	});
+	const call = lookUp(session, '1').then(() => order.push('answer'));
+	const packet = await peer.received.next();
+	peer.lifecycle(2, 0);
+	peer.lifecycle(5, 5);
+	answer(peer, packet);
+	await call;
+	t.deepEqual(order, ['started ', 'stopped failed', 'answer']);
+});
+
+test('a listener that throws harms neither the other listeners nor the connection', async t => {
+	const {session, peer} = await connected(t);
+	using _bad = session.onLifecycle(() => {
+		throw new Error('listener');
+	});
+	const seen = new Queue<LifecycleEvent>();
+	using _good = session.onLifecycle(event => seen.push(event));
+	peer.lifecycle(0, 0);
+	t.is((await seen.next()).name, 'defined');
+	t.is(session.state.name, 'connected');
+});
+
+test('a lost connection fails its calls at once and says which may have been carried out', async t => {
+	const {session, peer} = await connected(t);
+	const calls = ['1', '2', '3', '4', '5'].map(name => lookUp(session, name));
+	const errors = Promise.all(calls.map(async call => t.throwsAsync(call, {instanceOf: LibvirtConnectionError, code: 'unavailable'})));
+	await Promise.all([1, 2, 3, 4].map(async () => peer.received.next()));
+	peer.socket.destroy();
+	t.deepEqual((await errors).map(error => error.mayHaveBeenExecuted), [true, true, true, true, false]);
+	t.regex((await errors)[0]?.message ?? '', /domainLookupByName.*may have carried out/);
+});
+
+test('after a loss the session reconnects by itself and registers for events again', async t => {
+	const {daemon, session, peer} = await connected(t);
+	const events = new Queue<LifecycleEvent>();
+	using _events = session.onLifecycle(event => events.push(event));
+	const states: string[] = [];
+	using _states = session.onState(state => states.push(state.name));
+	await peer.registrations.next();
+	await daemon.down();
+	await stateOf(session, 'connecting');
+	await daemon.up();
+	const again = await daemon.peers.next();
+	await again.registrations.next();
+	await stateOf(session, 'connected');
+	t.deepEqual(states, ['connecting', 'connected']);
+	again.lifecycle(8, 0);
+	t.is((await events.next()).name, 'crashed');
+});
+
+test('calls made while the daemon is away fail with the attempt that they waited for', async t => {
+	const {daemon, session} = await connected(t);
+	await daemon.down();
+	await stateOf(session, 'connecting');
+	const error = await t.throwsAsync(lookUp(session, '1'), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
+	t.false(error.mayHaveBeenExecuted);
+});
+
+test('a first connection that fails says why, and a later call tries again', async t => {
+	const {daemon, session} = await startSession(t);
+	await daemon.down();
+	await t.throwsAsync(session.connect(patient), {instanceOf: LibvirtConnectionError, message: /ENOENT|ECONNREFUSED/});
+	await daemon.up();
+	// The attempt that runs now may have begun before the daemon was up.
+	await session.connect(patient).catch(async () => session.connect(patient));
+	t.is(session.state.name, 'connected');
+});
+
+test('a daemon that falls silent is given up after one ping of ours', async t => {
+	const {daemon, session, peer} = await connected(t, {}, {silenceTimeoutMs: 100});
+	const call = lookUp(session, '1');
+	t.is((await peer.keepalive.next()).procedure, 1);
+	await t.throwsAsync(call, {instanceOf: LibvirtConnectionError, message: /nothing arrived/});
+	t.is(peer.keepalive.length, 0);
+	await daemon.peers.next();
+});
+
+test('a daemon that pings is alive, and gets its pongs', async t => {
+	const {session, peer} = await connected(t, {}, {silenceTimeoutMs: 100});
+	const call = lookUp(session, '1');
+	const packet = await peer.received.next();
+	const beat = setInterval(() => peer.ping(), 10);
+	t.teardown(() => clearInterval(beat));
+	// Thirty beats are three times the limit.
+	for (let pongs = 0; pongs < 30; pongs++) {
+		t.is((await peer.keepalive.next()).procedure, 2);
+	}
+
+	answer(peer, packet);
+	t.is(await call, 1);
+});
+
+test('a daemon without keepalive may be silent', async t => {
+	const {session, peer} = await connected(t, {keepalive: 0}, {silenceTimeoutMs: 20});
+	await t.throwsAsync(lookUp(session, '1', patient, 150), {instanceOf: DeadlineError});
+	t.is(peer.keepalive.length, 0);
+	t.is(session.state.name, 'connected');
+});
+
+for (const [what, bytes] of [
+	['a length over the limit', Buffer.from([(messageLimit >>> 24) + 1, 0, 0, 0])],
+	['text instead of packets', Buffer.from('Welcome to this host!\n')],
+	['an unknown program', Buffer.from('0000001c200080870000000100000001000000010000000100000000', 'hex')],
+	['a call from the daemon', Buffer.from('0000001c200080860000000100000001000000000000000100000000', 'hex')],
+] as const) {
+	test(`${what} ends the connection with a typed error`, async t => {
+		const {session, peer} = await connected(t);
+		const call = lookUp(session, '1');
+		await peer.received.next();
+		peer.socket.write(bytes);
+		const error = await t.throwsAsync(call, {instanceOf: LibvirtConnectionError, code: 'unavailable'});
+		t.like(error.cause, {name: 'PacketError', code: 'data-loss'});
+	});
+}
+
+test('an answer that cannot be read fails its call only', async t => {
+	const {session, peer} = await connected(t);
+	const call = lookUp(session, '1');
+	const packet = await peer.received.next();
+	peer.send(packet, messageType.reply, messageStatus.ok, Buffer.from('ffffffff', 'hex'));
+	await t.throwsAsync(call, {name: 'XdrError'});
+	t.is(session.state.name, 'connected');
+});
+
+test('an answer to nobody is ignored', async t => {
+	const {session, peer} = await connected(t);
+	const call = lookUp(session, '1');
+	const packet = await peer.received.next();
+	answer(peer, {...packet, serial: packet.serial + 100});
+	answer(peer, packet);
+	t.is(await call, 1);
+});
+
+test('a refusal carries libvirt\'s code and ours, and the connection goes on', async t => {
+	const {session, peer} = await connected(t);
+	const call = session.call(domainGetXmlDesc, {dom: domain, flags: 0}, patient);
+	peer.refuse(await peer.received.next(), 55, 'domain is not running');
+	const error = await t.throwsAsync(call, {instanceOf: LibvirtError, code: 'failed-precondition'});
+	t.like(error, {libvirtCode: 55, libvirtMessage: 'domain is not running', procedure: 'domainGetXmlDesc'});
+	t.is(session.state.name, 'connected');
+});
+
+test('arguments that cannot be encoded harm nothing', async t => {
+	const {session} = await connected(t);
+	await t.throwsAsync(lookUp(session, 'a\0b'), {name: 'XdrError'});
+	t.is(session.state.name, 'connected');
+});
+
+test('polkit is asked only when it is listed', async t => {
+	const {session, peer} = await startSession(t, {authTypes: [2], unanswered: [procedures.authPolkit.number]}).then(async ({daemon, session}) => {
+		void session.connect(patient).catch(() => undefined);
+		return {session, peer: await daemon.peers.next()};
+	});
+	const call = await peer.received.next();
+	t.is(call.procedure, procedures.authPolkit.number);
+	peer.reply(call, procedures.authPolkit, {complete: 1});
+	await stateOf(session, 'connected');
+	const other = await connected(t, {authTypes: [0], unanswered: [procedures.authPolkit.number]});
+	t.is(other.peer.received.length, 0);
+});
+
+test('a daemon that wants SASL is refused with a remedy, and asked once more by the next call', async t => {
+	const {daemon, session} = await startSession(t, {authTypes: [1]});
+	const error = await t.throwsAsync(session.connect(patient), {instanceOf: LibvirtConnectionError, code: 'unauthenticated'});
+	t.regex(error.message, /SASL.*auth_unix_rw/);
+	await daemon.peers.next();
+	await t.throwsAsync(session.connect(patient), {code: 'unauthenticated'});
+	await daemon.peers.next();
+	t.is(daemon.peers.length, 0);
+});
+
+test('a driver that does not open says why', async t => {
+	const {daemon, session} = await startSession(t, {unanswered: [connectOpen.number]});
+	const connecting = session.connect(patient);
+	const peer = await daemon.peers.next();
+	peer.refuse(await peer.received.next(), 5, 'no connection driver available for foo:///x');
+	await t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /no connection driver/});
+});
+
+test('a handshake that hangs ends with the time limit of an attempt', async t => {
+	const {session} = await startSession(t, {unanswered: [connectOpen.number]}, {connectTimeoutMs: 50});
+	await t.throwsAsync(session.connect(patient), {instanceOf: LibvirtConnectionError, message: /Timed out after 50 ms/});
+});
+
+test('disposing lets calls under way finish, refuses new ones, and says goodbye', async t => {
+	const {session, peer} = await connected(t, {unanswered: [procedures.connectClose.number]});
+	const call = lookUp(session, '1');
+	const packet = await peer.received.next();
+	const disposed = session[Symbol.asyncDispose]();
+	await t.throwsAsync(lookUp(session, '2'), {instanceOf: LibvirtConnectionError, message: /closed/});
+	answer(peer, packet);
+	t.is(await call, 1);
+	const goodbye = await peer.received.next();
+	t.is(goodbye.procedure, procedures.connectClose.number);
+	peer.reply(goodbye, procedures.connectClose, undefined);
+	await disposed;
+	await session[Symbol.asyncDispose]();
+	await peer.closed;
+	t.is(session.state.name, 'closed');
+});
+
+test('disposing while connecting fails those who wait', async t => {
+	const {daemon, session} = await startSession(t, {unanswered: [connectOpen.number]});
+	const connecting = session.connect(patient);
+	const peer = await daemon.peers.next();
+	await peer.received.next();
+	const failed = t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /closed/});
+	await session[Symbol.asyncDispose]();
+	await failed;
+	await peer.closed;
+});
+
+test('a long text in small pieces arrives', async t => {
+	const {session, peer} = await connected(t);
+	const call = session.call(connectGetCapabilities, undefined, patient);
+	const packet = await peer.received.next();
+	const capabilities = '<x/>'.repeat(500_000);
+	peer.reply(packet, connectGetCapabilities, {capabilities});
+	t.is((await call).capabilities, capabilities);
+});
