@@ -21,9 +21,6 @@ export interface Serving {
 
 const noBytes = Buffer.alloc(0);
 
-/** Node's timers hold 31 bits of milliseconds (24.8 days); a deadline beyond is none. */
-const longestTimerMs = 0x7f_ff_ff_ff;
-
 const untold: Status = {code: statusCode.unknown, message: 'The call failed; the server\'s log tells more'};
 
 export class ServerConnection {
@@ -113,9 +110,8 @@ export class ServerConnection {
 		}
 
 		const scope = new Scope();
-		const timeoutMs = Math.ceil(Number(timeoutNano) / 1e6);
-		if (timeoutMs > 0 && timeoutMs <= longestTimerMs) {
-			scope.deadline(timeoutMs, route.definition.path);
+		if (timeoutNano > 0n) {
+			scope.deadline(Math.ceil(Number(timeoutNano) / 1e6), route.definition.path);
 		}
 
 		this.#calls.set(streamId, scope);

@@ -4,6 +4,7 @@ import {setFlagsFromString} from 'node:v8';
 import {runInNewContext} from 'node:vm';
 import test from 'ava';
 import * as fc from 'fast-check';
+import {connect} from '../../src/ttrpc/client.ts';
 import {encodeFrame} from '../../src/ttrpc/frame.ts';
 import {encodeRequest} from '../../src/ttrpc/message.ts';
 import {cut} from './conversation.ts';
@@ -79,6 +80,30 @@ test('a server survives hostile bytes in hostile chunks, bounded in memory, and 
 	const after = process.memoryUsage();
 	t.true(after.arrayBuffers - before.arrayBuffers < 10_000_000, `${after.arrayBuffers - before.arrayBuffers} bytes of buffers kept`);
 	t.true(after.heapUsed - before.heapUsed < 50_000_000, `${after.heapUsed - before.heapUsed} bytes of heap kept`);
+});
+
+test('whatever a server sends, each call of a client settles once it is gone', async t => {
+	let answer = Buffer.alloc(0);
+	const peer = await serve(t, {}, {}, (_server, socket) => {
+		socket.on('error', () => undefined);
+		socket.once('data', () => socket.end(answer));
+	});
+	const signal = AbortSignal.timeout(20_000);
+	const settled = {fulfilled: 0, rejected: 0};
+	const responses = fc.array(fc.record({streamId: fc.constantFrom(1, 2, 3), type: fc.constantFrom(1, 2, 2, 2, 3, 4), flags: fc.nat(7), message: bytes(12)})
+		.map(({message, ...header}) => encodeFrame(header, message)), {maxLength: 6}).map(frames => Buffer.concat(frames));
+	await fc.assert(fc.asyncProperty(fc.oneof(hostile, responses), async attack => {
+		answer = attack;
+		const client = await connect(peer.path, signal);
+		const calls = [1, 3, 5].map(async () => client.call(method('Version'), {}, {}, signal));
+		for (const {status} of await Promise.allSettled(calls)) {
+			settled[status]++;
+		}
+
+		await client.closed;
+	}), {interruptAfterTimeLimit: 1000, numRuns: 100_000});
+	t.false(signal.aborted);
+	t.true(settled.fulfilled > 0 && settled.rejected > 0, JSON.stringify(settled));
 });
 
 test('frames that are announced and never sent cost next to nothing', async t => {
