@@ -9,7 +9,7 @@ import {closeSync, constants, openSync} from 'node:fs';
 import {once} from 'node:events';
 import {text} from 'node:stream/consumers';
 import {fileURLToPath} from 'node:url';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError, toError} from '../../src/errors.ts';
 import {abortable, Scope} from '../../src/lifetime.ts';
 import {Service} from './service.ts';
 
@@ -69,7 +69,7 @@ export class Namespaces implements AsyncDisposable {
 			signal.throwIfAborted();
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: `Could not make namespaces for the lab: ${holder.tail.join('; ')}`,
+				what: `Could not make namespaces for the lab: ${holder.tail.join('; ') || toError(error).message}`,
 				remedy: 'Run as root with all capabilities (a container needs --privileged). "sh test/lab/setup.sh" installs missing programs.',
 				cause: error,
 			});
