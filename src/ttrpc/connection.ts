@@ -51,11 +51,6 @@ export class Connection {
 		return this.#closed.promise;
 	}
 
-	/** Whether nothing can be sent or received any more. */
-	get isOver(): boolean {
-		return this.#isOver;
-	}
-
 	/** Sends a whole frame, header included. After the end it does nothing. */
 	send(frame: Buffer): void {
 		if (this.#isOver || this.#socket.writableEnded) {
