@@ -26,9 +26,9 @@ const pong = 2;
 const ticksOfSilence = 4;
 
 export interface RpcOptions {
-	/** Answers `lost` exactly once, also after `close`. */
+	/** Called exactly once, also for `close`. */
 	readonly onLost: (reason: AdaptorError) => void;
-	/** A message that nobody asked for. Must not throw. */
+	/** A message that nobody asked for. What it throws ends the connection. */
 	readonly onMessage: (packet: Packet) => void;
 	readonly onIgnored: (packet: Packet) => void;
 }
@@ -92,11 +92,6 @@ export class RpcConnection {
 	/** Why the connection is gone; undefined while it lives. */
 	get lost(): AdaptorError | undefined {
 		return this.#lost;
-	}
-
-	/** Calls whose answer has not come. */
-	get inFlight(): number {
-		return this.#pending.size;
 	}
 
 	/**
@@ -211,10 +206,13 @@ export class RpcConnection {
 
 	async #slot(procedure: string, signal: AbortSignal): Promise<void> {
 		using scope = new Scope(signal, this.#life.signal);
-		try {
-			await this.#slots.acquire(scope.signal);
-		} catch (error) {
-			throw signal.aborted || this.#lost === undefined ? error : new LibvirtConnectionError(procedure, false, this.transport, this.#lost);
+		const failure = await this.#slots.acquire(scope.signal).then(() => undefined, toError);
+		if (this.#lost !== undefined) {
+			throw new LibvirtConnectionError(procedure, false, this.transport, this.#lost);
+		}
+
+		if (failure !== undefined) {
+			throw failure;
 		}
 	}
 

@@ -9,91 +9,12 @@ import {isRefusal, LibvirtConnectionError} from './errors.ts';
 import {lifecycleEvent, type LifecycleEvent} from './events.ts';
 import {openDriver, prepareDriver} from './handshake.ts';
 import type {Packet} from './packet.ts';
-import type {OpenPipe} from './pipe.ts';
 import {procedures, type Procedure, type StorageVol} from './procedures.ts';
 import {RpcConnection} from './rpc.ts';
+import {sessionDefaults, type CallOptions, type LibvirtSessionOptions, type ServerInfo, type SessionState, type StreamRange} from './session-options.ts';
 import {Slots} from './slots.ts';
 import {downloadVolume, uploadVolume} from './streams.ts';
 import {decode} from './xdr.ts';
-
-/** Where a session writes what it does; any pino-like logger fits. */
-export interface SessionLog {
-	debug(fields: SessionLogFields, message: string): void;
-	info(fields: SessionLogFields, message: string): void;
-	warn(fields: SessionLogFields, message: string): void;
-}
-
-export interface SessionLogFields {
-	readonly attempt?: number;
-	readonly connection?: number;
-	readonly durationMs?: number;
-	readonly err?: unknown;
-	readonly host?: string;
-	readonly libvirtVersion?: string;
-	readonly reason?: string;
-	readonly retryInMs?: number;
-	readonly transport?: string;
-	readonly uri?: string;
-}
-
-export interface LibvirtSessionOptions {
-	readonly openPipe: OpenPipe;
-	/** The driver's URI as the daemon sees it: `qemu:///system`, `test:///default`. */
-	readonly uri: string;
-	readonly log?: SessionLog;
-	/** How long a call may take when it does not say itself, waiting for its turn and for a connection included. */
-	readonly callTimeoutMs?: number;
-	/** How long one attempt to connect may take, from opening the pipe to the last answer of the handshake. */
-	readonly connectTimeoutMs?: number;
-	/** A connection on which nothing arrives for so long is lost. The daemon pings every 5 s by default. */
-	readonly silenceTimeoutMs?: number;
-	/** How long a stream may wait for the daemon without any progress. */
-	readonly streamTimeoutMs?: number;
-	/** The first and the longest pause between attempts to connect. */
-	readonly reconnectMs?: {readonly first: number; readonly longest: number};
-}
-
-/** What answered at the other end. */
-export interface ServerInfo {
-	/** The driver: `QEMU`, `TEST`. */
-	readonly driver: string;
-	/** Of the daemon, e.g. `9.0.0`. */
-	readonly libvirtVersion: string;
-	readonly hostname: string;
-	/** How the daemon was reached: the pipe's description. */
-	readonly transport: string;
-}
-
-export type SessionState =
-	/** Nothing was asked yet. */
-	| {readonly name: 'idle'}
-	/** `lost`: why the connection before this one ended, when there was one. */
-	| {readonly name: 'connecting'; readonly lost?: Error}
-	/** Events are flowing. Whatever happened while the state was another one went unseen. */
-	| {readonly name: 'connected'; readonly server: ServerInfo}
-	| {readonly name: 'closed'};
-
-export interface CallOptions {
-	readonly timeoutMs?: number;
-}
-
-export interface StreamRange {
-	/** Bytes from the volume's start. */
-	readonly offset?: bigint | number;
-	/** Bytes; 0 or absent is all that comes (upload: up to the end of the source; download: up to the volume's end). */
-	readonly length?: bigint | number;
-}
-
-
-const defaults = {
-	log: {debug: () => undefined, info: () => undefined, warn: () => undefined},
-	callTimeoutMs: 30_000,
-	connectTimeoutMs: 10_000,
-	silenceTimeoutMs: 20_000,
-	streamTimeoutMs: 120_000,
-	// The longest pause plus a handshake stay under 2 s: that is how soon a host that came back is in use again.
-	reconnectMs: {first: 100, longest: 1000},
-} satisfies Omit<LibvirtSessionOptions, 'openPipe' | 'uri'>;
 
 /** A connection that lived shorter does not count as success for the back-off. */
 const stableMs = 5000;
@@ -125,12 +46,14 @@ export class LibvirtSession implements AsyncDisposable {
 	#serverInfo: ServerInfo | undefined;
 	#delays: Iterator<number, never>;
 	#connections = 0;
+	/** The loop that makes the connection; settled while there is one. Never rejects. */
+	#connecting: Promise<void> = Promise.resolve();
 	/** Ends the long pause after a refusal. */
 	#wake: (() => void) | undefined;
 	#closing: Promise<void> | undefined;
 
 	constructor(options: LibvirtSessionOptions) {
-		this.#options = {...defaults, ...options};
+		this.#options = {...sessionDefaults, ...options};
 		this.#delays = this.#newDelays();
 	}
 
@@ -215,16 +138,17 @@ export class LibvirtSession implements AsyncDisposable {
 		const reason = closedReason();
 		this.#life.abort(reason);
 		this.#rejectWaiters(reason);
+		await this.#connecting;
+		using drain = new Scope().deadline(drainTimeoutMs, 'calls under way');
+		await abortable(Promise.allSettled(this.#work), drain.signal).catch(() => undefined);
+		for (const connection of this.#streamConnections) {
+			connection.close(reason);
+		}
+
 		if (last.name === 'connected') {
-			using drain = new Scope().deadline(drainTimeoutMs, 'calls under way');
-			await abortable(Promise.allSettled(this.#work), drain.signal).catch(() => undefined);
 			using goodbye = new Scope().deadline(closeTimeoutMs, 'libvirt to say goodbye');
 			await last.connection.call(procedures.connectClose, undefined, goodbye.signal).catch(() => undefined);
 			last.connection.close(reason);
-		}
-
-		for (const connection of this.#streamConnections) {
-			connection.close(reason);
 		}
 	}
 
@@ -241,7 +165,7 @@ export class LibvirtSession implements AsyncDisposable {
 			this.#rejectWaiters(closedReason());
 		} else if (this.#state.name === 'idle') {
 			this.#become({name: 'connecting'});
-			void this.#keepConnecting(0);
+			this.#connecting = this.#keepConnecting(0);
 		}
 
 		try {
@@ -303,6 +227,11 @@ export class LibvirtSession implements AsyncDisposable {
 		try {
 			const {keepalive, ...about} = await prepareDriver(connection, scope.signal);
 			connection.watch(keepalive, this.#options.silenceTimeoutMs);
+			// What came right behind the last answer may have ended it already, before our state said that it is ours to watch.
+			if (connection.lost !== undefined) {
+				throw connection.lost;
+			}
+
 			this.#serverInfo = {...about, transport: connection.transport};
 		} catch (error) {
 			connection.close(rootReason(error));
@@ -383,7 +312,7 @@ export class LibvirtSession implements AsyncDisposable {
 
 		this.#options.log.warn({err: lost, uri: this.#options.uri, transport: state.connection.transport, connection: this.#connections}, 'libvirt connection lost');
 		this.#become({name: 'connecting', lost});
-		void this.#keepConnecting(wasStable ? 0 : this.#delays.next().value);
+		this.#connecting = this.#keepConnecting(wasStable ? 0 : this.#delays.next().value);
 	}
 
 	#onMessage(packet: Packet): void {

@@ -24,7 +24,7 @@ test('arguments have the bytes that virsh sends', t => {
 
 test('what libvirtd answers is read', t => {
 	t.deepEqual(decode(procedures.authList.result, bodyOf('authListReply')), {types: [0]});
-	t.is(decode(procedures.connectOpen.result, bodyOf('openReply')), undefined);
+	t.is(bodyOf('openReply').length, 0);
 	t.deepEqual(decode(procedures.connectListAllDomains.result, bodyOf('listAllDomainsReply')), {
 		domains: [{name: 'test', uuid: Buffer.from('6695eb01f6a4830479aa97f2502e193f', 'hex'), id: 1}], ret: 1,
 	});

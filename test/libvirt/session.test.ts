@@ -5,7 +5,8 @@ import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/errors.ts'
 import type {LifecycleEvent} from '../../src/libvirt/events.ts';
 import {messageLimit, messageStatus, messageType, type Packet} from '../../src/libvirt/packet.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
-import {LibvirtSession, type LibvirtSessionOptions, type SessionState} from '../../src/libvirt/session.ts';
+import type {LibvirtSessionOptions, SessionState} from '../../src/libvirt/session-options.ts';
+import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {decode} from '../../src/libvirt/xdr.ts';
 import {domain, Queue, startScriptedDaemon, type Peer, type ScriptedDaemon, type ScriptedDaemonOptions} from './scripted-daemon.ts';
 

@@ -4,7 +4,8 @@ import anyTest, {type ExecutionContext, type TestFn} from 'ava';
 import {isLibvirtError, libvirtCode, LibvirtConnectionError, LibvirtError} from '../../src/libvirt/errors.ts';
 import type {OpenPipe} from '../../src/libvirt/pipe.ts';
 import {procedures, type Domain} from '../../src/libvirt/procedures.ts';
-import {LibvirtSession, type SessionLog, type SessionState} from '../../src/libvirt/session.ts';
+import type {SessionLog, SessionState} from '../../src/libvirt/session-options.ts';
+import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openPipe} from '../../src/libvirt/open-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {silentLogger} from '../../src/log.ts';
@@ -161,29 +162,69 @@ test('a hundred calls at once are all answered', async t => {
 	t.is(answers.length, 100);
 });
 
+async function reached(session: LibvirtSession, name: SessionState['name']): Promise<void> {
+	const {promise, resolve} = Promise.withResolvers<undefined>();
+	using _listener = session.onState(state => {
+		if (state.name === name) {
+			resolve(undefined);
+		}
+	});
+	await promise;
+}
+
 test('when libvirtd dies and comes back, the session is connected again and events flow', async t => {
 	await using libvirtd = await startTestLibvirtd();
 	await using session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: 'test:///default', log, reconnectMs: {first: 10, longest: 50}});
 	await session.connect(patient);
-	const reached = async (name: SessionState['name']): Promise<void> => {
-		const {promise, resolve} = Promise.withResolvers<undefined>();
-		using _listener = session.onState(state => {
-			if (state.name === name) {
-				resolve(undefined);
-			}
-		});
-		await promise;
-	};
-
-	const lost = reached('connecting');
+	const lost = reached(session, 'connecting');
 	await libvirtd.stop();
 	await lost;
 	await t.throwsAsync(session.call(p.connectGetUri, undefined, patient), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
-	const back = reached('connected');
+	const back = reached(session, 'connected');
 	await libvirtd.start();
 	await back;
 	const {promise: event, resolve} = Promise.withResolvers<string>();
 	using _listener = session.onLifecycle(({name}) => resolve(name));
 	await defineDomain(session, 'vm');
 	t.is(await event, 'defined');
+});
+
+test('a libvirtd that hangs without closing anything is noticed, and used again when it goes on', async t => {
+	await using libvirtd = await startTestLibvirtd();
+	await using session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: 'test:///default', log, silenceTimeoutMs: 300, connectTimeoutMs: 200, reconnectMs: {first: 10, longest: 50}});
+	await session.connect(patient);
+	const lost = reached(session, 'connecting');
+	process.kill(libvirtd.pid ?? 0, 'SIGSTOP');
+	await t.throwsAsync(session.call(p.connectGetUri, undefined, patient), {instanceOf: LibvirtConnectionError, message: /nothing arrived/});
+	await lost;
+	const back = reached(session, 'connected');
+	process.kill(libvirtd.pid ?? 0, 'SIGCONT');
+	await back;
+	t.regex((await session.call(p.connectGetUri, undefined, patient)).uri, /^test:/);
+});
+
+test('the pings of an impatient libvirtd are answered', async t => {
+	// It hangs up 2 s after the last sign of life.
+	await using libvirtd = await startTestLibvirtd({config: ['keepalive_interval = 1', 'keepalive_count = 1']});
+	const pings = Promise.withResolvers<undefined>();
+	const open = pipeTo(libvirtd);
+	await using session = new LibvirtSession({
+		uri: 'test:///default', log,
+		openPipe: async signal => {
+			const pipe = await open(signal);
+			let count = 0;
+			pipe.duplex.on('data', (chunk: Buffer) => {
+				count += chunk.length === 28 && chunk.readUInt32BE(4) === 0x6b_65_65_70 ? 1 : 0;
+				if (count === 4) {
+					pings.resolve(undefined);
+				}
+			});
+			return pipe;
+		},
+	});
+	await session.connect(patient);
+	const states: string[] = [];
+	using _listener = session.onState(({name}) => states.push(name));
+	await pings.promise;
+	t.deepEqual(states, []);
 });

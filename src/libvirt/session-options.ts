@@ -1,0 +1,81 @@
+/** What a libvirt session is told and what it tells: options with their defaults, states, who answered. */
+import type {OpenPipe} from './pipe.ts';
+
+/** Where a session writes what it does; any pino-like logger fits. */
+export interface SessionLog {
+	debug(fields: SessionLogFields, message: string): void;
+	info(fields: SessionLogFields, message: string): void;
+	warn(fields: SessionLogFields, message: string): void;
+}
+
+export interface SessionLogFields {
+	readonly attempt?: number;
+	readonly connection?: number;
+	readonly durationMs?: number;
+	readonly err?: unknown;
+	readonly host?: string;
+	readonly libvirtVersion?: string;
+	readonly reason?: string;
+	readonly retryInMs?: number;
+	readonly transport?: string;
+	readonly uri?: string;
+}
+
+export interface LibvirtSessionOptions {
+	readonly openPipe: OpenPipe;
+	/** The driver's URI as the daemon sees it: `qemu:///system`, `test:///default`. */
+	readonly uri: string;
+	readonly log?: SessionLog;
+	/** How long a call may take when it does not say itself, waiting for its turn and for a connection included. */
+	readonly callTimeoutMs?: number;
+	/** How long one attempt to connect may take, from opening the pipe to the last answer of the handshake. */
+	readonly connectTimeoutMs?: number;
+	/** A connection on which nothing arrives for so long is lost. The daemon pings every 5 s by default. */
+	readonly silenceTimeoutMs?: number;
+	/** How long a stream may wait for the daemon without any progress. */
+	readonly streamTimeoutMs?: number;
+	/** The first and the longest pause between attempts to connect. */
+	readonly reconnectMs?: {readonly first: number; readonly longest: number};
+}
+
+/** What answered at the other end. */
+export interface ServerInfo {
+	/** The driver: `QEMU`, `TEST`. */
+	readonly driver: string;
+	/** Of the daemon, e.g. `9.0.0`. */
+	readonly libvirtVersion: string;
+	readonly hostname: string;
+	/** How the daemon was reached: the pipe's description. */
+	readonly transport: string;
+}
+
+export type SessionState =
+	/** Nothing was asked yet. */
+	| {readonly name: 'idle'}
+	/** `lost`: why the connection before this one ended, when there was one. */
+	| {readonly name: 'connecting'; readonly lost?: Error}
+	/** Events are flowing. Whatever happened while the state was another one went unseen. */
+	| {readonly name: 'connected'; readonly server: ServerInfo}
+	| {readonly name: 'closed'};
+
+export interface CallOptions {
+	readonly timeoutMs?: number;
+}
+
+export interface StreamRange {
+	/** Bytes from the volume's start. */
+	readonly offset?: bigint | number;
+	/** Bytes; 0 or absent is all that comes (upload: up to the end of the source; download: up to the volume's end). */
+	readonly length?: bigint | number;
+}
+
+
+export const sessionDefaults = {
+	log: {debug: () => undefined, info: () => undefined, warn: () => undefined},
+	callTimeoutMs: 30_000,
+	connectTimeoutMs: 10_000,
+	silenceTimeoutMs: 20_000,
+	streamTimeoutMs: 120_000,
+	// The longest pause plus a handshake stay under 2 s: that is how soon a host that came back is in use again.
+	reconnectMs: {first: 100, longest: 1000},
+} satisfies Omit<LibvirtSessionOptions, 'openPipe' | 'uri'>;
