@@ -1,6 +1,5 @@
 /** Runs a program of the machine to its end, for the builders of the lab. Knows nothing of what it does. */
 import {spawn, type SpawnOptions} from 'node:child_process';
-import {once} from 'node:events';
 import {buffer, text} from 'node:stream/consumers';
 import {pipeline} from 'node:stream/promises';
 import {AdaptorError} from '../../src/errors.ts';
@@ -35,16 +34,19 @@ export async function run(program: string, args: readonly string[], {input, onSt
 	// A program that does not read its input is judged by its exit status alone.
 	const written = pipeline([input ?? Buffer.alloc(0)], stdin).catch(() => undefined);
 	const printed = Promise.all([buffer(stdout), text(stderr)]);
-	try {
-		await once(child, 'close');
-	} catch (error) {
-		printed.catch(() => undefined);
-		signal.throwIfAborted();
-		throw fails('could not be started', error);
-	}
-
+	let failure: unknown;
+	child.on('error', error => {
+		failure ??= error;
+	});
+	// Also after an error: who aborts wants to remove what the program was writing to.
+	await new Promise(resolve => child.once('close', resolve));
 	await written;
 	const [output, complaint] = await printed;
+	if (failure !== undefined) {
+		signal.throwIfAborted();
+		throw fails('could not be started', failure);
+	}
+
 	if (child.exitCode !== 0) {
 		const said = complaint.trim() || output.toString().trim();
 		throw fails(said.split('\n').slice(-4).join(' | ') || `ended with ${child.exitCode ?? child.signalCode ?? 'nothing'}`);

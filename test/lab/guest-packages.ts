@@ -4,7 +4,7 @@
  */
 import {mkdir, readdir, readFile, rename, stat, writeFile} from 'node:fs/promises';
 import {basename, join} from 'node:path';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError, toError} from '../../src/errors.ts';
 import {run} from './command.ts';
 import type {StepReport} from './progress.ts';
 
@@ -61,7 +61,7 @@ export async function fetchParts(cacheDir: string, scratch: string, steps: Steps
 		await mkdir(parts);
 		await gather(unpacked, parts, signal);
 		// A directory of that name without its name in `parts` is whole too: it came by the same rename.
-		await rename(parts, join(cacheDir, name)).catch(error => {
+		await rename(parts, join(cacheDir, name)).catch((error: unknown) => {
 			if (!(error instanceof Error && 'code' in error && error.code === 'ENOTEMPTY')) {
 				throw error;
 			}
@@ -114,6 +114,8 @@ class Apt {
 	readonly #root: string;
 	readonly #signal: AbortSignal;
 	readonly #options: readonly string[];
+	/** What `update` complained of. */
+	#complaint: unknown;
 
 	constructor(root: string, signal: AbortSignal) {
 		this.#root = root;
@@ -138,16 +140,25 @@ class Apt {
 		await writeFile(join(this.#root, 'status'), '');
 		// Images of Debian for containers have hooks here that clear the machine's own caches.
 		await writeFile(join(this.#root, 'apt.conf'), '#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n#clear DPkg::Post-Invoke;\n');
-		await this.#apt('apt-get', ['update']);
+		try {
+			await this.#apt('apt-get', ['update']);
+		} catch (error) {
+			this.#signal.throwIfAborted();
+			this.#complaint = error;
+		}
 	}
 
 	async dependency(name: string, pattern: RegExp): Promise<string> {
-		const depends = (await this.#apt('apt-cache', ['depends', name])).toString();
+		// For a package that it has never heard of apt-cache fails.
+		const depends = (await this.#apt('apt-cache', ['depends', name]).catch(() => '')).toString();
+		this.#signal.throwIfAborted();
 		const found = depends.split(/\s+/).find(word => pattern.test(word));
 		if (found === undefined) {
 			throw new AdaptorError({
-				code: 'not-found', what: `apt knows no s390x package that ${name} depends on`,
-				remedy: 'The apt sources of this machine must include a Debian archive with s390x, e.g. http://deb.debian.org/debian bookworm main.',
+				code: 'not-found',
+				what: `apt knows no ${name} for s390x${this.#complaint === undefined ? '' : `: ${toError(this.#complaint).message}`}`,
+				remedy: 'The network must be up, and the sources in /etc/apt must name a Debian archive with s390x, e.g. http://deb.debian.org/debian bookworm main.',
+				cause: this.#complaint,
 			});
 		}
 

@@ -82,14 +82,14 @@ test('cloud-init files are written as they were sent, for root only', async t =>
 	t.like(await runCommand(client, id, ['stat', '-c', '%a', forwarderConfigPaths[0]], signal), {stdout: '600\n'});
 });
 
-test('a megabyte of output arrives whole, and standard input goes in', async t => {
+test('output far larger than a pipe arrives whole, and standard input goes in', async t => {
 	const client = await agent();
-	const id = await container(client, {Args: ['sh', '-c', 'wc -c; seq 1 150000']});
+	const id = await container(client, {Args: ['sh', '-c', 'wc -c; seq 1 40000']});
 	await client.call('AgentService/StartContainer', {container_id: id}, signal);
 	await client.call('AgentService/WriteStdin', {container_id: id, data: Buffer.alloc(50_000, 'x')}, signal);
 	await client.call('AgentService/CloseStdin', {container_id: id}, signal);
 	const output = await client.readAll('Stdout', {container_id: id}, signal);
-	t.is(output, `50000\n${Array.from({length: 150_000}, (_, index) => index + 1).join('\n')}\n`);
+	t.is(output, `50000\n${Array.from({length: 40_000}, (_, index) => index + 1).join('\n')}\n`);
 	t.like(await client.call('AgentService/WaitProcess', {container_id: id}, signal), {status: 0});
 });
 
@@ -115,7 +115,7 @@ test('errors have the codes that the original gives', async t => {
 	const client = await agent();
 	const code = async (call: Promise<unknown>): Promise<unknown> => {
 		const error = await t.throwsAsync(call, {instanceOf: AdaptorError});
-		return error?.code;
+		return error.code;
 	};
 	const id = await runningContainer(client);
 	t.is(await code(client.call('AgentService/PauseContainer', {container_id: id}, signal)), 'unimplemented');

@@ -9,6 +9,7 @@ import {once} from 'node:events';
 import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile} from 'node:fs/promises';
 import {basename, join, resolve} from 'node:path';
 import {fileURLToPath} from 'node:url';
+import {AdaptorError, toError} from '../../src/errors.ts';
 import {run} from './command.ts';
 import {fetchParts, unpackedParts, type GuestParts, type Steps} from './guest-packages.ts';
 import {fileType, newcArchive, type ArchiveEntry} from './newc.ts';
@@ -143,8 +144,14 @@ async function exists(path: string): Promise<boolean> {
 /** Holds a lock that the kernel lets go of when this process dies, however it dies: the holder reads from a pipe of ours. */
 async function exclusively(path: string, signal: AbortSignal): Promise<AsyncDisposable> {
 	const holder = spawn('flock', ['--no-fork', path, 'sh', '-c', 'echo locked; exec cat >/dev/null'], {stdio: ['pipe', 'pipe', 'inherit'], signal});
-	const ended = once(holder, 'close').catch(() => undefined);
-	await once(holder.stdout, 'data', {signal});
+	const ended = once(holder, 'close').then(([code]) => new Error(`flock ended with ${String(code)}`), toError);
+	const locked = once(holder.stdout, 'data').then(() => undefined);
+	const failure = await Promise.race([locked, ended]);
+	if (failure !== undefined) {
+		signal.throwIfAborted();
+		throw new AdaptorError({code: 'failed-precondition', what: `Could not lock the image cache: ${failure.message}`, where: {path}, cause: failure});
+	}
+
 	return {
 		[Symbol.asyncDispose]: async () => {
 			holder.stdin.end();

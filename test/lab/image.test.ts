@@ -1,0 +1,79 @@
+import test from 'ava';
+import {mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile} from 'node:fs/promises';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import {fileURLToPath} from 'node:url';
+import {AdaptorError} from '../../src/errors.ts';
+import {run} from './command.ts';
+import type {Steps} from './guest-packages.ts';
+import {buildGuestImage} from './image.ts';
+
+const signal = AbortSignal.timeout(110_000);
+const shared = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
+
+/** A cache of its own that has the packages and the Go compiler's results already. */
+async function warmCache(): Promise<string> {
+	await buildGuestImage({cacheDir: shared}, signal);
+	const cache = await mkdtemp(join(tmpdir(), 'image-'));
+	const parts = await readFile(join(shared, 'parts'), 'utf8');
+	await Promise.all([
+		writeFile(join(cache, 'parts'), parts), symlink(join(shared, parts), join(cache, parts)), symlink(join(shared, 'go'), join(cache, 'go')),
+	]);
+	return cache;
+}
+
+const images = async (cache: string): Promise<string[]> => (await readdir(cache)).filter(name => /^guest-|^tmp-/.test(name)).sort();
+
+test('a second build does nothing; another recipe makes another image', async t => {
+	const cacheDir = await warmCache();
+	t.teardown(async () => rm(cacheDir, {recursive: true}));
+	const titles: string[] = [];
+	const steps: Steps = {step: async (title, work) => {
+		titles.push(title);
+		return work({bytes: () => undefined, note: () => undefined});
+	}};
+	const first = await buildGuestImage({cacheDir, steps}, signal);
+	t.deepEqual(titles, ['Compile the guest agent for s390x', 'Make the boot disk']);
+	t.is(await buildGuestImage({cacheDir, steps}, signal), first);
+	t.is(titles.length, 2);
+	t.not(await buildGuestImage({cacheDir, bootOptions: ['caa.lab=slow']}, signal), first);
+	t.not(await buildGuestImage({cacheDir, files: {'/etc/certificates/ca.crt': ''}}, signal), first);
+	t.is((await images(cacheDir)).length, 3);
+	const {format} = JSON.parse((await run('qemu-img', ['info', '--output=json', first], {}, signal)).toString()) as {format: string};
+	t.is(format, 'qcow2');
+});
+
+test('two builds at once end with one image', async t => {
+	const cacheDir = await warmCache();
+	t.teardown(async () => rm(cacheDir, {recursive: true}));
+	const [one, other] = await Promise.all([buildGuestImage({cacheDir}, signal), buildGuestImage({cacheDir}, signal)]);
+	t.is(one, other);
+	t.is((await images(cacheDir)).length, 1);
+});
+
+test('a build that is aborted in any step, or died and left its scratch directory, is no obstacle to the next', async t => {
+	const cacheDir = await warmCache();
+	t.teardown(async () => rm(cacheDir, {recursive: true}));
+	await mkdir(join(cacheDir, 'tmp-of-a-killed-run', 'apt'), {recursive: true});
+	for (const at of ['Compile the guest agent for s390x', 'Make the boot disk']) {
+		const controller = new AbortController();
+		const steps: Steps = {step: async (title, work) => {
+			const running = work({bytes: () => undefined, note: () => undefined});
+			if (title === at) {
+				controller.abort(new Error('enough'));
+			}
+
+			return running;
+		}};
+		await t.throwsAsync(buildGuestImage({cacheDir, steps}, controller.signal), {message: 'enough'});
+		t.deepEqual(await images(cacheDir), [], at);
+	}
+
+	await buildGuestImage({cacheDir}, signal);
+	t.is((await images(cacheDir)).length, 1);
+});
+
+test('a program that is missing or fails is named, with what it said', async t => {
+	await t.throwsAsync(run('no-such-program', ['x'], {remedy: 'Install it.'}, signal), {instanceOf: AdaptorError, message: /no-such-program x: could not be started.*Install it\./});
+	await t.throwsAsync(run('sh', ['-c', 'echo the reason >&2; exit 3'], {}, signal), {instanceOf: AdaptorError, message: /sh -c: the reason/});
+});
