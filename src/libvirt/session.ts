@@ -226,12 +226,12 @@ export class LibvirtSession implements AsyncDisposable {
 		const connection = await this.#open(scope.signal);
 		try {
 			const {keepalive, ...about} = await prepareDriver(connection, scope.signal);
-			connection.watch(keepalive, this.#options.silenceTimeoutMs);
 			// What came right behind the last answer may have ended it already, before our state said that it is ours to watch.
 			if (connection.lost !== undefined) {
 				throw connection.lost;
 			}
 
+			connection.watch(keepalive, this.#options.silenceTimeoutMs);
 			this.#serverInfo = {...about, transport: connection.transport};
 		} catch (error) {
 			connection.close(rootReason(error));

@@ -243,10 +243,10 @@ test('a daemon that falls silent is given up after one ping of ours', async t =>
 });
 
 test('a daemon that pings is alive, and gets its pongs', async t => {
-	const {session, peer} = await connected(t, {}, {silenceTimeoutMs: 100});
+	const {session, peer} = await connected(t, {}, {silenceTimeoutMs: 200});
 	const call = lookUp(session, '1');
 	const packet = await peer.received.next();
-	const beat = setInterval(() => peer.ping(), 10);
+	const beat = setInterval(() => peer.ping(), 20);
 	t.teardown(() => clearInterval(beat));
 	// Thirty beats are three times the limit.
 	for (let pongs = 0; pongs < 30; pongs++) {
@@ -342,6 +342,42 @@ test('a driver that does not open says why', async t => {
 	const peer = await daemon.peers.next();
 	peer.refuse(await peer.received.next(), 5, 'no connection driver available for foo:///x');
 	await t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /no connection driver/});
+});
+
+const handshake = [
+	procedures.authList, connectOpen, procedures.connectSupportsFeature, procedures.connectDomainEventCallbackRegisterAny,
+	procedures.connectGetType, procedures.connectGetLibVersion, procedures.connectGetHostname,
+];
+for (const {name, number} of handshake) {
+	test(`a connection that is lost during ${name} fails the attempt, and the next one works`, async t => {
+		const {daemon, session} = await startSession(t, {unanswered: [number]});
+		const connecting = session.connect(patient);
+		const peer = await daemon.peers.next();
+		await peer.received.next();
+		const failed = t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, code: 'unavailable'});
+		peer.socket.destroy();
+		await failed;
+		const again = await daemon.peers.next();
+		const packet = await again.received.next();
+		const answers: Readonly<Record<number, Buffer>> = {
+			[procedures.authList.number]: Buffer.alloc(4), [connectOpen.number]: Buffer.alloc(0), [procedures.connectGetLibVersion.number]: Buffer.alloc(8),
+		};
+		again.send(packet, messageType.reply, messageStatus.ok, answers[number] ?? Buffer.alloc(4));
+		t.is((await stateOf(session, 'connected')).name, 'connected');
+	});
+}
+
+test('a connection that is lost right behind the last answer of the handshake is not taken for one', async t => {
+	const {daemon, session} = await startSession(t, {unanswered: [procedures.connectGetHostname.number]});
+	const connecting = session.connect(patient);
+	const peer = await daemon.peers.next();
+	const packet = await peer.received.next();
+	peer.socket.cork();
+	peer.reply(packet, procedures.connectGetHostname, {hostname: 'h'});
+	peer.socket.write(Buffer.alloc(28));
+	peer.socket.uncork();
+	await t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /not libvirt's protocol/});
+	t.is(session.state.name, 'connecting');
 });
 
 test('a handshake that hangs ends with the time limit of an attempt', async t => {

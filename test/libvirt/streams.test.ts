@@ -240,7 +240,7 @@ test('a connection lost in the middle fails upload and download', async t => {
 });
 
 test('a daemon that does not read stops the source, until the limit of no progress', async t => {
-	const stage = await scripted(t, {streamTimeoutMs: 200});
+	const stage = await scripted(t, {streamTimeoutMs: 500});
 	let chunks = 0;
 	const upload = stage.session.upload(somewhere, endless(() => chunks++), {}, patient);
 	const {peer} = await openStream(stage);

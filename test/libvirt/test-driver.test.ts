@@ -191,7 +191,7 @@ test('when libvirtd dies and comes back, the session is connected again and even
 
 test('a libvirtd that hangs without closing anything is noticed, and used again when it goes on', async t => {
 	await using libvirtd = await startTestLibvirtd();
-	await using session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: 'test:///default', log, silenceTimeoutMs: 300, connectTimeoutMs: 200, reconnectMs: {first: 10, longest: 50}});
+	await using session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: 'test:///default', log, silenceTimeoutMs: 300, reconnectMs: {first: 10, longest: 50}});
 	await session.connect(patient);
 	const lost = reached(session, 'connecting');
 	process.kill(libvirtd.pid ?? 0, 'SIGSTOP');
