@@ -7,7 +7,6 @@
  * The two legs live and die together today. When the VM's leg is to be replaced under a living shim, this is the place: `ShimLeg` stays,
  * another `VmLeg` is joined to it. Knows no addresses and no certificates.
  */
-import {once} from 'node:events';
 import type {Duplex} from 'node:stream';
 import type {Socket} from 'node:net';
 import type {TLSSocket} from 'node:tls';
@@ -26,6 +25,8 @@ class Leg<S extends Duplex & {destroySoon(): void}> implements AsyncDisposable {
 		this.stream = stream;
 		stream.on('error', error => {
 			this.error ??= error;
+			// Not every error of a half-open TLS socket closes it.
+			stream.destroy();
 		});
 	}
 
@@ -44,10 +45,8 @@ class Leg<S extends Duplex & {destroySoon(): void}> implements AsyncDisposable {
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {
-		if (!this.stream.closed) {
-			this.stream.destroy();
-			await once(this.stream, 'close');
-		}
+		this.stream.destroy();
+		await closed(this.stream);
 	}
 }
 

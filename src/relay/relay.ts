@@ -108,6 +108,10 @@ class Relay implements AgentRelay {
 		try {
 			await using shimLeg = shim;
 			await using vmLeg = new VmLeg(await this.#connectVm());
+			if (this.#scope.signal.aborted) {
+				return;
+			}
+
 			log.debug({}, 'shim connected');
 			await using conversation = new Conversation(shimLeg, vmLeg, {log, now: () => performance.now()});
 			const onAbort = (): void => {
@@ -172,12 +176,7 @@ class WarmConnection {
 	take(): TLSSocket | undefined {
 		this.#socket.removeListener('readable', this.#onReadable);
 		this.#socket.removeListener('close', this.#onClose);
-		if (this.#lost) {
-			return undefined;
-		}
-
-		// The error listener stays: in the moment of handing over there is no other.
-		return this.#socket;
+		return this.#lost || this.#socket.destroyed ? undefined : this.#socket;
 	}
 
 	readonly #onError = (error: Error): void => {
@@ -191,7 +190,6 @@ class WarmConnection {
 		}
 	};
 
-	/** Right after the handshake this is how a VM refuses our certificate: with TLS 1.3 the client is done before the server has checked it. */
 	readonly #onClose = (): void => {
 		this.#lost = true;
 		this.#log.warn({...(this.#error === undefined ? {} : {err: this.#error})}, 'unused connection closed by the VM, another is made when needed');
