@@ -21,7 +21,7 @@ interface Running {
 	readonly calls: InterceptedCalls;
 	readonly addresses: AsyncGenerator<string, never>;
 	readonly log: ReturnType<typeof recordingLog>;
-	kill(): Promise<void>;
+	readonly kill: () => Promise<void>;
 }
 
 async function running(t: ExecutionContext, through: (calls: LibvirtCalls) => LibvirtCalls = calls => calls): Promise<Running> {
@@ -94,6 +94,7 @@ test('an event ends the search at once, also between two questions and while nob
 	await host.calls.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, never);
 	const error = await t.throwsAsync(addresses.next(), {instanceOf: PodVmEndedError});
 	t.regex(error.message, /somebody stopped it/);
+	t.like(error.where, {event: 5, detail: 1});
 });
 
 test('an event that is lost does not matter: the state tells', async t => {

@@ -107,6 +107,8 @@ export interface InterceptedCalls extends LibvirtCalls {
 	readonly made: string[];
 	/** Before a call is made; a rejection takes its place. */
 	before: Intercept | undefined;
+	/** After a call was sent. */
+	during: ((procedure: string, number: number) => void) | undefined;
 	/** After a call was carried out; a rejection takes its answer's place. */
 	after: Intercept | undefined;
 	/** In place of a call's answer; undefined to make the call. */
@@ -118,13 +120,15 @@ export function intercept(calls: LibvirtCalls): InterceptedCalls {
 		const number = intercepted.made.push(name);
 		await intercepted.before?.(name, number);
 		const answer: unknown = intercepted.answer?.(name, args);
-		const result = answer === undefined ? await make() : answer as T;
+		const making = answer === undefined ? make() : Promise.resolve(answer as T);
+		intercepted.during?.(name, number);
+		const result = await making;
 		await intercepted.after?.(name, number);
 		return result;
 	};
 
 	const intercepted: InterceptedCalls = {
-		made: [], before: undefined, after: undefined, answer: undefined,
+		made: [], before: undefined, during: undefined, after: undefined, answer: undefined,
 		call: async <Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, options?: {readonly timeoutMs?: number}) =>
 			through(procedure.name, args, async () => calls.call(procedure, args, signal, options)),
 		upload: async (volume, source, range, signal) => through('upload', volume, async () => calls.upload(volume, source, range, signal)),

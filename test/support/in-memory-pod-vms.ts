@@ -104,7 +104,9 @@ export class InMemoryPodVms implements PodVms {
 			[Symbol.asyncIterator]() {
 				return this;
 			},
-			[Symbol.asyncDispose]: async () => void await end(),
+			[Symbol.asyncDispose]: async () => {
+				await end();
+			},
 		};
 	}
 
