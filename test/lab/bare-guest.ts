@@ -1,6 +1,6 @@
 /**
  * A guest on its own: the image in a QEMU process with user-mode networking, its port reachable on loopback. No libvirt, no
- * namespaces, no privileges: for tests of the image itself. QEMU dies with this object, or with this process (it is a child on a pipe).
+ * namespaces, no privileges: for tests of the image itself. QEMU dies with this object, or with this process.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -9,6 +9,7 @@ import {createServer, type AddressInfo} from 'node:net';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {connect as connectTls} from 'node:tls';
+import {abortable} from '../../src/lifetime.ts';
 import {cidataIso} from '../../src/podvm/cidata.ts';
 import {makeCa, makeClientCertificate, makeServerCertificate, type KeyPair} from '../../src/relay/certificates.ts';
 import type {GuestFile} from '../../src/sandbox/ports.ts';
@@ -34,7 +35,8 @@ export class BareGuest implements AsyncDisposable {
 	readonly #qemu: ChildProcess;
 	readonly #closed: Promise<unknown>;
 	readonly #directory: string;
-	#onLine: () => void = () => undefined;
+	/** Resolves at the next line, and at the end; made anew at every line. */
+	#changed = Promise.withResolvers<undefined>();
 
 	private constructor(qemu: ChildProcess, port: number, directory: string) {
 		this.#qemu = qemu;
@@ -46,9 +48,9 @@ export class BareGuest implements AsyncDisposable {
 			const lines = (rest + chunk).split(/\r*\n/);
 			rest = lines.pop() ?? '';
 			this.console.push(...lines);
-			this.#onLine();
+			this.#change();
 		});
-		void this.#closed.then(() => this.#onLine());
+		void this.#closed.then(() => this.#change());
 	}
 
 	static async boot(image: string, instanceName: string, files: readonly GuestFile[]): Promise<BareGuest> {
@@ -56,7 +58,8 @@ export class BareGuest implements AsyncDisposable {
 		const cidata = join(directory, 'cidata.iso');
 		await writeFile(cidata, cidataIso(instanceName, files, new Date()));
 		const port = await freePort();
-		const qemu = spawn('qemu-system-s390x', [
+		const qemu = spawn('setpriv', [
+			'--pdeathsig', 'KILL', 'qemu-system-s390x',
 			'-machine', 's390-ccw-virtio', '-accel', 'tcg', '-m', '256', '-nodefaults', '-display', 'none', '-no-reboot',
 			'-chardev', 'stdio,id=console,signal=off', '-device', 'sclpconsole,chardev=console',
 			'-drive', `file=${image},if=none,id=root,format=qcow2,readonly=on`, '-device', 'virtio-blk-ccw,drive=root,bootindex=1',
@@ -78,7 +81,9 @@ export class BareGuest implements AsyncDisposable {
 				throw new Error(`The guest ended before ${String(pattern)}:\n${this.console.join('\n')}`);
 			}
 
-			await this.#nextLine(signal);
+			await abortable(this.#changed.promise, signal).catch((error: unknown) => {
+				throw new Error(`The console has no line ${String(pattern)}:\n${this.console.join('\n')}`, {cause: error});
+			});
 		}
 	}
 
@@ -107,16 +112,9 @@ export class BareGuest implements AsyncDisposable {
 		await rm(this.#directory, {recursive: true, force: true});
 	}
 
-	async #nextLine(signal: AbortSignal): Promise<void> {
-		const {promise, resolve, reject} = Promise.withResolvers<undefined>();
-		const onAbort = (): void => reject(new Error(`No such line within the time:\n${this.console.join('\n')}`));
-		signal.addEventListener('abort', onAbort, {once: true});
-		this.#onLine = () => resolve(undefined);
-		try {
-			await promise;
-		} finally {
-			signal.removeEventListener('abort', onAbort);
-		}
+	#change(): void {
+		this.#changed.resolve(undefined);
+		this.#changed = Promise.withResolvers();
 	}
 }
 

@@ -2,21 +2,10 @@
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net"
 	"syscall"
-	"unsafe"
 )
-
-// Netlink speaks the machine's own byte order: big-endian in the guest, whatever the host has in a unit test.
-var hostOrder = func() binary.ByteOrder {
-	probe := uint16(1)
-	if *(*byte)(unsafe.Pointer(&probe)) == 1 {
-		return binary.LittleEndian
-	}
-	return binary.BigEndian
-}()
 
 // netlinkRequest is a message under construction: header, the type's own struct, attributes.
 type netlinkRequest []byte

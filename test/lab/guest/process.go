@@ -281,3 +281,10 @@ func (s *stream) read(ctx context.Context, limit int) ([]byte, error) {
 		}
 	}
 }
+
+func min(a, b int) int {
+	if a < b {
+		return a
+	}
+	return b
+}

@@ -27,7 +27,6 @@ const (
 const (
 	codeInvalidArgument   = 3
 	codeDeadlineExceeded  = 4
-	codeNotFound          = 5
 	codePermissionDenied  = 7
 	codeResourceExhausted = 8
 	codeUnimplemented     = 12
