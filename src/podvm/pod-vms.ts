@@ -59,9 +59,10 @@ class LibvirtPodVms implements PodVms {
 	readonly #slots: VmSlots;
 	/** A start and the deletions of one sandbox never overlap. */
 	readonly #turns = new Turns();
-	/** Slots that are being worked on. */
-	readonly #held = new Set<number>();
+	/** Slots that are being worked on, once for each who does. */
+	#held: readonly number[] = [];
 	#host: HostSupport | undefined;
+	#warnedOfEmulation = false;
 
 	constructor(options: PodVmsOptions) {
 		this.#options = options;
@@ -107,19 +108,21 @@ class LibvirtPodVms implements PodVms {
 			session.call(procedures.storagePoolLookupByName, {name: poolName}, signal),
 		]);
 
+		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
-		const {domain, slot} = await this.#define(spec, host, metadata, undo, signal);
+		const {domain, slot} = await this.#define(spec, host, metadata, held, undo, signal);
 		await this.#makeDisks(pool, base, metadata, iso, signal);
 		await this.#run(domain, signal);
 		signal.throwIfAborted();
 		undo.move();
-		this.#held.delete(slot);
-		log.info({sandboxId, instanceName, image, mac: this.#slots.at(slot).mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, domainType: host.domainType}, 'pod VM started');
+		log.info({sandboxId, instanceName, image, mac: this.#slots.at(slot).mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, domainType: host.domainType}, 'domain started');
 		return this.#vmAt(slot, instanceName, sandboxId);
 	}
 
-	/** Takes the lowest slot that libvirt lets us have. What is to be undone from here on is added to `undo`. */
-	async #define(spec: PodVmSpec, host: HostSupport, metadata: PodVmMetadata, undo: AsyncDisposableStack, signal: AbortSignal): Promise<{domain: Domain; slot: number}> {
+	/** Takes the lowest slot that libvirt lets us have, and adds it to `held`. What is to be undone from here on is added to `undo`. */
+	async #define(
+		spec: PodVmSpec, host: HostSupport, metadata: PodVmMetadata, held: DisposableStack, undo: AsyncDisposableStack, signal: AbortSignal,
+	): Promise<{domain: Domain; slot: number}> {
 		const {session, network, cpuset, launchSecurity} = this.#options;
 		const {sandboxId, instanceName} = spec;
 		let refused: {readonly slot: number; readonly error: LibvirtError} | undefined;
@@ -135,17 +138,14 @@ class LibvirtPodVms implements PodVms {
 				throw refused.error;
 			}
 
-			const slot = this.#slots.lowestFree(this.#held.union(taken));
+			const slot = this.#slots.lowestFree(taken.union(new Set(this.#held)));
 			const {uuid, mac} = this.#slots.at(slot);
 			const xml = domainXml({
 				name: instanceName, uuid: formatUuid(uuid), mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, network, host, metadata,
 				...(cpuset === undefined || cpuset === '' ? {} : {cpuset}), ...(launchSecurity === undefined ? {} : {launchSecurity}),
 			});
 			signal.throwIfAborted();
-			this.#held.add(slot);
-			undo.defer(() => {
-				this.#held.delete(slot);
-			});
+			held.use(this.#hold(slot));
 			try {
 				const {dom} = await change(session, procedures.domainDefineXmlFlags, {xml, flags: 0}, signal);
 				undo.defer(async () => this.#unwind(sandboxId));
@@ -200,13 +200,13 @@ class LibvirtPodVms implements PodVms {
 				await this.#delete(sandboxId, scope.signal);
 				return;
 			} catch (error) {
-				this.#options.log.warn({sandboxId, err: error}, 'could not clean up after a failed start');
-			}
-
-			try {
-				await pause(retryInMs, scope.signal);
-			} catch {
-				return;
+				this.#options.log.debug({sandboxId, retryInMs, err: error}, 'clean-up after a failed start will be tried again');
+				try {
+					await pause(retryInMs, scope.signal);
+				} catch {
+					this.#options.log.warn({sandboxId, err: error}, 'could not clean up after a failed start: the VM stays listed until it is deleted');
+					return;
+				}
 			}
 		}
 	}
@@ -217,16 +217,20 @@ class LibvirtPodVms implements PodVms {
 		const candidates = domains.filter(({name}) => name.endsWith(instanceNameSuffix(sandboxId)));
 		for (const own of await this.#readOwn(candidates, signal)) {
 			if (own.metadata.sandboxId === sandboxId) {
-				this.#held.add(own.slot);
-				try {
-					await removeVm(session, own, signal);
-				} finally {
-					this.#held.delete(own.slot);
-				}
-
+				using _held = this.#hold(own.slot);
+				await removeVm(session, own, signal);
 				log.info({sandboxId, instanceName: own.domain.name}, 'pod VM deleted');
 			}
 		}
+	}
+
+	#hold(slot: number): Disposable {
+		this.#held = [...this.#held, slot];
+		return {
+			[Symbol.dispose]: () => {
+				this.#held = this.#held.toSpliced(this.#held.indexOf(slot), 1);
+			},
+		};
 	}
 
 	async #readOwn(domains: readonly Domain[], signal: AbortSignal): Promise<readonly OwnDomain[]> {
@@ -238,7 +242,8 @@ class LibvirtPodVms implements PodVms {
 		if (this.#host === undefined) {
 			const {capabilities} = await this.#options.session.call(procedures.connectGetCapabilities, undefined, signal);
 			this.#host = hostSupport(capabilities);
-			if (this.#host.domainType === 'qemu') {
+			if (this.#host.domainType === 'qemu' && !this.#warnedOfEmulation) {
+				this.#warnedOfEmulation = true;
 				this.#options.log.warn({domainType: 'qemu'}, 'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only');
 			}
 		}

@@ -277,6 +277,9 @@ test('a slot that another daemon took since we looked is skipped; a name that it
 
 	lookTooEarly();
 	t.is((await vms.start(specOf(), never)).mac, slots.at(1).mac);
+	await restarted().delete(spec.sandboxId, never);
+	calls.answer = undefined;
+	t.is((await vms.start(spec, never)).mac, slots.at(0).mac, 'a slot that was refused once is not lost');
 	lookTooEarly();
 	const other = specOf({sandboxId: `${spec.sandboxId.slice(0, 8)}ffff`, instanceName: spec.instanceName});
 	// Having looked too early, we would try slot 0 with their name, which libvirt takes for a new definition of theirs: no test for what we cannot prevent.
