@@ -8,7 +8,7 @@ import {toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
-import {checkSocketPath, listenAt} from './agent-socket.ts';
+import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
 import {Conversation, ShimLeg, VmLeg} from './conversation.ts';
 import {defaultDialTimings, dial, type Dialled, type DialTarget, type DialTimings} from './dial.ts';
 import type {RelayIdentity} from './identity.ts';
@@ -52,7 +52,7 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 			return {...await identity.issue(instanceName), ...forwarderOptions(tls)};
 		},
 		async open(target, addresses, signal) {
-			checkSocketPath(target.socketPath);
+			checkAgentSocketPath(target.socketPath);
 			const relayLog = log.child({sandboxId: target.sandboxId, instanceName: target.instanceName});
 			const dialTarget: DialTarget = {
 				instanceName: target.instanceName, port: forwarderPort, serverName: identity.serverName(target.instanceName), tls: connection, timings: allTimings,
@@ -67,6 +67,7 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 			undo.move();
 			return relay;
 		},
+		discard: async socketPath => discardSocket(socketPath),
 	};
 }
 
@@ -94,7 +95,7 @@ class Relay implements AgentRelay {
 	}
 
 	async listen({socketPath}: RelayTarget): Promise<void> {
-		this.#parts.use(await listenAt(socketPath, shim => this.#accept(shim)));
+		this.#parts.use(await listenForShims(socketPath, shim => this.#accept(shim)));
 	}
 
 	#accept(socket: Socket): void {

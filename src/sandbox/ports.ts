@@ -174,6 +174,8 @@ export interface AgentRelays {
 	 * Then serves `socketPath`. Rejects when `addresses` throws (the VM died) or the signal aborts; nothing is left then.
 	 */
 	open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay>;
+	/** Removes the socket that a daemon which died has left at the path; succeeds when there is none. */
+	discard(socketPath: string): Promise<void>;
 }
 
 export interface RelayTarget {

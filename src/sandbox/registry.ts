@@ -5,7 +5,7 @@ import {AdaptorError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {vmIn} from './admission.ts';
 import type {CreateSandbox, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
-import {Sandbox, type SandboxWorld} from './sandbox.ts';
+import {agentSocketPath, Sandbox, type SandboxWorld} from './sandbox.ts';
 
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
@@ -92,6 +92,9 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	async #deleteUnknown(id: SandboxId): Promise<void> {
 		using scope = new Scope().deadline(this.#world.cleanupTimeoutMs, 'the VM of an unknown sandbox to be deleted');
 		await this.#world.podVms.delete(id, scope.signal);
+		if (isUsableId(id)) {
+			await this.#world.relays.discard(agentSocketPath(this.#world.podsDir, id));
+		}
 	}
 
 	/** kubelet gives up on a start after some minutes and asks for the same pod with a new id; the older one only costs then. */
@@ -131,9 +134,13 @@ function isSamePod(one: PodName | undefined, other: PodName): boolean {
 	return one?.name === other.name && one.namespace === other.namespace;
 }
 
+function isUsableId(id: SandboxId): boolean {
+	return /^[A-Za-z\d][\w.-]{0,127}$/.test(id);
+}
+
 /** The id becomes part of a path and of names at the hypervisor. */
 function assertUsable({id, netnsPath}: CreateSandbox): void {
-	if (!/^[A-Za-z\d][\w.-]{0,127}$/.test(id)) {
+	if (!isUsableId(id)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'The sandbox id is not usable as a file name',

@@ -28,6 +28,10 @@ export interface SandboxWorld {
 	readonly log: Logger;
 }
 
+export function agentSocketPath(podsDir: string, id: SandboxId): string {
+	return `${podsDir}/${id}/agent.ttrpc`;
+}
+
 export class Sandbox {
 	readonly id: SandboxId;
 	readonly agentSocketPath: string;
@@ -46,7 +50,7 @@ export class Sandbox {
 		this.id = id;
 		this.#world = world;
 		this.#onChange = onChange;
-		this.agentSocketPath = `${world.podsDir}/${id}/agent.ttrpc`;
+		this.agentSocketPath = agentSocketPath(world.podsDir, id);
 		this.#log = world.log.child({sandboxId: id});
 	}
 

@@ -134,7 +134,8 @@ function parents(path: string): string[] {
 /** Only who holds the lock makes them. */
 async function removeLeftovers(cache: string): Promise<void> {
 	const leftovers = (await readdir(cache)).filter(name => name.startsWith('tmp-'));
-	await Promise.all(leftovers.map(async name => rm(join(cache, name), {recursive: true, force: true})));
+	// Programs that the dead run had started may still be writing.
+	await Promise.all(leftovers.map(async name => rm(join(cache, name), {recursive: true, force: true, maxRetries: 5})));
 }
 
 async function exists(path: string): Promise<boolean> {

@@ -87,7 +87,8 @@ async function consoles(namespaces: Namespaces): Promise<Map<string, string>> {
 
 async function inventory(namespaces: Namespaces, signal: AbortSignal): Promise<Inventory> {
 	const domains = lines(await virsh(namespaces, ['list', '--all', '--name'], signal));
-	const interfaces = await Promise.all(domains.map(async name => virsh(namespaces, ['domiflist', name], signal)));
+	// One that is gone meanwhile has no interfaces.
+	const interfaces = await Promise.all(domains.map(async name => virsh(namespaces, ['domiflist', name], signal).catch(() => '')));
 	const entries = await readdir(namespaces.outside(paths.peerpod), {recursive: true, withFileTypes: true}).catch((error: unknown) => {
 		if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
 			return [];

@@ -106,10 +106,10 @@ for (const step of steps) {
 		const {registry, left} = world(t, {before: hook});
 		await registry.create(pod('a'), never);
 		const caller = new AbortController();
-		const start = t.throwsAsync(registry.start('a', caller.signal), {message: /hung up/});
+		const start = t.throwsAsync<AdaptorError>(registry.start('a', caller.signal), {message: /hung up/});
 		await reached;
 		caller.abort(new AdaptorError({code: 'cancelled', what: 'The caller hung up'}));
-		t.is(((await start) as AdaptorError).code, 'cancelled');
+		t.is((await start).code, 'cancelled');
 		t.deepEqual(await left(), []);
 	});
 

@@ -19,7 +19,7 @@ export interface World {
 	readonly relays: InMemoryAgentRelays;
 	readonly log: ReturnType<typeof recordingLog>;
 	/** Everything that exists anywhere, by name: nothing left means an empty list. */
-	left(): Promise<string[]>;
+	readonly left: () => Promise<string[]>;
 }
 
 export const never = new AbortController().signal;
@@ -56,6 +56,7 @@ export function world(t: ExecutionContext, {before = () => undefined, after = ()
 	const hookedRelays: AgentRelays = {
 		issue: async (name, signal) => hooked('relays.issue', signal, async () => relays.issue(name, signal)),
 		open: async (target, addresses, signal) => hooked('relays.open', signal, async () => relays.open(target, addresses, signal)),
+		discard: async path => relays.discard(path),
 	};
 	const registry = new SandboxRegistry({
 		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays,

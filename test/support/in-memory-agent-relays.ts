@@ -51,6 +51,10 @@ export class InMemoryAgentRelays implements AgentRelays {
 		return {serverKey: new Secret(`key of ${instanceName}`), serverCert: `certificate of ${instanceName}`, clientCa: 'certificate of the relay'};
 	}
 
+	async discard(socketPath: string): Promise<void> {
+		this.served.delete(socketPath);
+	}
+
 	async open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay> {
 		if (Buffer.byteLength(target.socketPath) > 107) {
 			throw new AdaptorError({code: 'invalid-argument', what: 'The agent socket\'s path is too long', where: {path: target.socketPath}});

@@ -1,0 +1,192 @@
+/**
+ * The main job with nothing left out: the daemon on a worker node, libvirt over ssh, QEMU booting s390x, mutual TLS, the guest's agent.
+ * One lab for all; each test begins and ends with an empty host.
+ */
+import {fileURLToPath} from 'node:url';
+import test, {type ExecutionContext} from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import {pause, Scope} from '../../src/lifetime.ts';
+import {connect} from '../../src/ttrpc/client.ts';
+import {AgentClient, runCommand} from '../lab/agent-client.ts';
+import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
+import {buildGuestImage} from '../lab/image.ts';
+import {startLab, type Inventory, type Lab} from '../lab/lab.ts';
+import type {Service} from '../lab/service.ts';
+import {newSandboxId, Shim} from '../lab/shim.ts';
+
+const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
+const stack = new AsyncDisposableStack();
+const {signal} = new AbortController();
+let lab: Lab;
+let daemon: Service;
+let shim: Shim;
+let empty: Inventory;
+
+test.before(async t => {
+	t.timeout(180_000);
+	lab = stack.use(await startLab({image: await buildGuestImage({cacheDir}, signal), signal}));
+	daemon = await startDaemon(lab, {}, signal);
+	shim = new Shim(lab.outside(hypervisorSocket));
+	empty = await lab.inventory();
+});
+
+test.after.always(async () => {
+	await daemon.stop();
+	await stack.disposeAsync();
+});
+
+test.afterEach.always('what the daemon said, when a test has failed', t => {
+	if (!t.passed) {
+		t.log(daemon.tail.join('\n'));
+	}
+});
+
+interface Pod {
+	readonly id: string;
+	readonly agentSocket: string;
+}
+
+async function create(t: ExecutionContext, name: string, annotations: Readonly<Record<string, string>> = {}): Promise<Pod> {
+	const network = await lab.podNamespace(name);
+	t.teardown(async () => network[Symbol.asyncDispose]());
+	const id = newSandboxId();
+	t.teardown(async () => shim.stopVm(id, signal));
+	const agentSocket = await shim.createVm({
+		id,
+		annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'e2e', ...annotations},
+		networkNamespacePath: network.netnsPath,
+	}, signal);
+	return {id, agentSocket: lab.outside(agentSocket)};
+}
+
+async function sh(pod: Pod, command: string): Promise<string> {
+	await using client = await connect(pod.agentSocket, signal);
+	const agent = new AgentClient(client);
+	await agent.call('AgentService/CreateSandbox', {sandbox_id: pod.id, hostname: 'pod'}, signal, 60_000);
+	await agent.call('AgentService/CreateContainer', {container_id: 'c', OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, 60_000);
+	await agent.call('AgentService/StartContainer', {container_id: 'c'}, signal, 60_000);
+	const {stdout} = await runCommand(agent, 'c', ['sh', '-c', command], signal);
+	return stdout.trim();
+}
+
+/** Waits until the host is as it was before the first test; what is left too long is shown. */
+async function nothingLeft(t: ExecutionContext): Promise<void> {
+	using scope = new Scope(signal).deadline(20_000, 'everything to be gone');
+	for (;;) {
+		const now = await lab.inventory();
+		try {
+			await pause(JSON.stringify(now) === JSON.stringify(empty) ? 0 : 100, scope.signal);
+		} catch {
+			t.deepEqual(now, empty);
+			return;
+		}
+
+		if (JSON.stringify(now) === JSON.stringify(empty)) {
+			t.pass();
+			return;
+		}
+	}
+}
+
+async function until(what: string, holds: (now: Inventory) => boolean): Promise<Inventory> {
+	using scope = new Scope(signal).deadline(30_000, what);
+	for (;;) {
+		const now = await lab.inventory();
+		if (holds(now)) {
+			return now;
+		}
+
+		await pause(50, scope.signal);
+	}
+}
+
+const booting = async (): Promise<Inventory> => until('a VM to be started', ({volumes, domains}) => domains.length === 1 && volumes.length === 2);
+
+test.serial('a shim gets a VM of its own, whose agent runs commands on s390x, and no trace is left of it', async t => {
+	const pod = await create(t, 'hello');
+	await shim.startVm(pod.id, signal);
+	const {domains, sockets} = await lab.inventory();
+	t.deepEqual(domains, [`podvm-hello-${pod.id.slice(0, 8)}`]);
+	t.true(sockets.some(path => path.endsWith(`${pod.id}/agent.ttrpc`)));
+	t.is(await sh(pod, 'uname -m; hostname'), `s390x\n${domains[0] ?? ''}`);
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('two pods at once are two VMs that differ in MAC and address; the next one takes the first one\'s MAC again', async t => {
+	const pods = await Promise.all([create(t, 'one'), create(t, 'two')]);
+	await Promise.all(pods.map(async ({id}) => shim.startVm(id, signal)));
+	const {macs} = await lab.inventory();
+	t.is(new Set(macs).size, 2);
+	const addresses = await Promise.all(pods.map(async pod => sh(pod, 'ip -o -4 address show eth0 | awk \'{print $4}\'')));
+	t.is(new Set(addresses).size, 2, addresses.join(' '));
+	await Promise.all(pods.map(async ({id}) => shim.stopVm(id, signal)));
+	const third = await create(t, 'three');
+	await shim.startVm(third.id, signal);
+	t.deepEqual((await lab.inventory()).macs, macs.slice(0, 1));
+	await shim.stopVm(third.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('a stop during a start ends it at once and leaves nothing', async t => {
+	const pod = await create(t, 'stopped');
+	const start = t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
+	await booting();
+	await Promise.all([shim.stopVm(pod.id, signal), shim.stopVm(pod.id, signal)]);
+	t.regex((await start).message, /stopped while it was being started/);
+	await nothingLeft(t);
+});
+
+test.serial('a shim that hangs up during a start leaves nothing', async t => {
+	const pod = await create(t, 'orphan');
+	const caller = new AbortController();
+	const start = t.throwsAsync(shim.startVm(pod.id, caller.signal));
+	await booting();
+	caller.abort(new Error('the shim was killed'));
+	await start;
+	await until('the VM to be gone', ({domains, volumes}) => domains.length + volumes.length === 0);
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('a VM that ends while it boots fails its start at once, and the error tells how it ended', async t => {
+	const pod = await create(t, 'killed');
+	const name = ({id}: Pod): string => `podvm-killed-${id.slice(0, 8)}`;
+	const start = t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
+	await daemon.line(new RegExp(`domain started.*${name(pod)}|${name(pod)}.*domain started`), signal);
+	await lab.virsh('destroy', name(pod));
+	const {message} = await start;
+	t.regex(message, /Could not reach the agent/);
+	t.regex(message, /destroyed|stopped|ended/i);
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('an image that does not exist is named in the error', async t => {
+	const pod = await create(t, 'noimage', {'io.katacontainers.config.hypervisor.image': 'non-existing-image'});
+	const error = await t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
+	t.regex(error.message, /Can't retrieve volume non-existing-image/);
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('a daemon that is told to stop does so at once, and leaves running VMs alone', async t => {
+	const pod = await create(t, 'steady');
+	await shim.startVm(pod.id, signal);
+	t.is(await daemon.stop(), 0);
+	daemon = await startDaemon(lab, {}, signal);
+	t.is((await lab.inventory()).domains.length, 1);
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('a daemon that was killed has a successor that stops what it had started', async t => {
+	const pod = await create(t, 'survivor');
+	await shim.startVm(pod.id, signal);
+	daemon.kill('SIGKILL');
+	await daemon.ended;
+	daemon = await startDaemon(lab, {}, signal);
+	t.is((await lab.inventory()).domains.length, 1, 'a pod outlives its daemon');
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
