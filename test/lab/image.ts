@@ -118,7 +118,7 @@ async function rootFiles(parts: GuestParts, agent: string, files: Readonly<Recor
 		{path: 'etc/hosts', mode: plain, content: Buffer.from('127.0.0.1 localhost\n')},
 		// The agent loads them in the order of their names.
 		...await Promise.all(parts.modules.map(async (module, index) => ({
-			path: `lib/modules/${String(index).padStart(2, '0')}.ko`, mode: plain, content: await readFile(module),
+			path: `lib/modules/${String(index).padStart(2, '0')}-${basename(module)}`, mode: plain, content: await readFile(module),
 		}))),
 		...Object.entries(files).map(([path, content]) => ({path: path.slice(1), mode: fileType.regular | 0o600, content: Buffer.from(content)})),
 	];
