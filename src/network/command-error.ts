@@ -26,7 +26,7 @@ const explanations: readonly Explanation[] = [
 		remedy: 'If it exists on the node, mount /run/netns into this container with mountPropagation: HostToContainer.',
 	},
 	{meaning: 'no-device', pattern: /Cannot find device|does not exist/v, code: 'not-found', reason: 'the interface does not exist'},
-	{meaning: 'no-qdisc', pattern: /Cannot find specified qdisc/v, code: 'not-found', reason: 'there is no redirection'},
+	{meaning: 'no-qdisc', pattern: /Cannot find specified qdisc|Error: Invalid handle/v, code: 'not-found', reason: 'there is no redirection'},
 	{meaning: 'vni-in-use', pattern: /VXLAN device with the specified VNI already exists/v, code: 'already-exists', reason: 'the VNI is in use on this node'},
 	{
 		meaning: 'other-qdisc', pattern: /must match existing qdisc/v, code: 'failed-precondition', reason: 'the pod\'s interface has a traffic filter of another program (clsact)',

@@ -168,9 +168,12 @@ class Shell {
 		this.ended = promise;
 		const onEnd = (): void => {
 			this.#isRetired = true;
+			// A program that outlives its shell and holds on to them must not hold us.
+			this.#child.stdout.destroy();
+			this.#child.stderr.destroy();
 			resolve(undefined);
 		};
-		this.#child.once('close', onEnd).once('error', onEnd);
+		this.#child.once('exit', onEnd).once('error', onEnd);
 		this.#stdout = new Output(this.#child.stdout, `\n${this.#mark}`);
 		this.#stderr = new Output(this.#child.stderr, `\n${this.#mark}`);
 		// On SIGTERM: end the command, also one that is just being started.
@@ -238,12 +241,7 @@ class Shell {
 	}
 
 	async #orKill(): Promise<void> {
-		const timer = setTimeout(() => {
-			this.#child.kill('SIGKILL');
-			// A program that holds on to them must not hold us.
-			this.#child.stdout.destroy();
-			this.#child.stderr.destroy();
-		}, patienceMs);
+		const timer = setTimeout(() => this.#child.kill('SIGKILL'), patienceMs);
 		await this.ended;
 		clearTimeout(timer);
 	}

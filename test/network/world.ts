@@ -14,6 +14,8 @@ import type {PodNetwork} from '../../src/sandbox/ports.ts';
 export const workerAddress = '192.168.122.10';
 /** The libvirt host's end of the VMs' network: an address in the VMs' subnet that nobody here has. */
 const gatewayOfVms = '192.168.122.1';
+/** Not the caller's: under npm, `nft` would be a program of node_modules/.bin (@vercel/nft). */
+const env = {PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C'};
 const peer = fileURLToPath(new URL('peer.ts', import.meta.url));
 
 /** How a CNI plugin leaves a pod. */
@@ -49,7 +51,7 @@ export class World implements AsyncDisposable {
 			ip link set cni0 up
 			echo ready
 			exec cat >/dev/null
-		`], {stdio: ['pipe', 'pipe', 'inherit']});
+		`], {stdio: ['pipe', 'pipe', 'inherit'], env});
 		const [line] = await once(createInterface(holder.stdout), 'line') as [string];
 		if (line !== 'ready' || holder.pid === undefined) {
 			throw new Error('No namespaces: root and all capabilities are needed');
@@ -174,6 +176,31 @@ export class World implements AsyncDisposable {
 		return name;
 	}
 
+	/** What the kernel says of a reservation; everything of it has to agree. */
+	async tunnel(netnsPath: string, vni: number): Promise<'none' | 'reserved' | {readonly remote: string}> {
+		const [shown, filters, elements] = await Promise.all([
+			this.sh(`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} ip -d -o link show vxlan1 2>/dev/null || :`),
+			this.sh(`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} tc filter show dev eth0 ingress 2>/dev/null || :`),
+			this.sh('nft list set ip caa_peerpods vms 2>/dev/null || :'),
+		]);
+		const isListed = elements.includes(`"vni ${vni}"`);
+		const remote = new RegExp(`vxlan id ${vni} (?:remote (\\S+) )?`, 'v').exec(shown);
+		const states = {tunnel: remote !== null, remote: remote?.[1], redirected: filters.includes('to device vxlan1'), untracked: isListed};
+		if (!states.tunnel && !states.redirected && !states.untracked) {
+			return 'none';
+		}
+
+		if (states.tunnel && states.remote === undefined && !states.redirected && !states.untracked) {
+			return 'reserved';
+		}
+
+		if (states.remote !== undefined && states.redirected && elements.includes(`${states.remote} comment "vni ${vni}"`)) {
+			return {remote: states.remote};
+		}
+
+		throw new Error(`half of a tunnel: ${JSON.stringify(states)} ${shown} ${filters} ${elements}`);
+	}
+
 	/** A process in a namespace that answers on TCP port 8080 until it is disposed; see peer.ts. */
 	async listen(netns: string): Promise<AsyncDisposable> {
 		const child = this.#spawn([process.execPath, peer], netns);
@@ -193,7 +220,7 @@ export class World implements AsyncDisposable {
 
 	#spawn(argv: readonly string[], netns?: string) {
 		const net = netns === undefined ? `/proc/${this.#pid}/ns/net` : this.netnsPath(netns);
-		const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'nsenter', `--net=${net}`, `--mount=/proc/${this.#pid}/ns/mnt`, '--', ...argv], {stdio: ['ignore', 'pipe', 'pipe'], cwd: '/'});
+		const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'nsenter', `--net=${net}`, `--mount=/proc/${this.#pid}/ns/mnt`, '--', ...argv], {stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', env});
 		this.#peers.add(child);
 		child.once('close', () => this.#peers.delete(child));
 		return child;

@@ -1,0 +1,97 @@
+/** What every implementation of `PodNetworks` promises. Call it once per implementation, from that one's test file. */
+import type {ExecutionContext, TestFn} from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import type {PodNetwork, PodNetworks} from '../../src/sandbox/ports.ts';
+
+export interface PodNetworksHarness extends AsyncDisposable {
+	readonly networks: PodNetworks;
+	/** The path of a new pod's network namespace, a different one for each `n` from 2 to 250. */
+	addPod(n: number): Promise<string>;
+	/** Ends the pod's namespace, as the container runtime may do at any time. */
+	removePod(n: number): Promise<void>;
+	/** Whether a VNI is reserved, and where its tunnel points to. */
+	tunnel(network: PodNetwork): Promise<'none' | 'reserved' | {readonly remote: string}>;
+}
+
+export function podNetworksContract(test: TestFn, name: string, makeHarness: () => Promise<PodNetworksHarness>): void {
+	const signal = (): AbortSignal => AbortSignal.timeout(30_000);
+	const contract = (claim: string, check: (t: ExecutionContext, harness: PodNetworksHarness) => Promise<void>): void => {
+		test(`${name}: ${claim}`, async t => {
+			await using harness = await makeHarness();
+			await check(t, harness);
+		});
+	};
+
+	contract('a reservation holds a VNI and points nowhere', async (t, {networks, addPod, tunnel}) => {
+		const netnsPath = await addPod(2);
+		const network = await networks.reserve('one', netnsPath, signal());
+		t.is(network.netnsPath, netnsPath);
+		t.true(network.vxlanId >= 555_000 && network.vxlanId < 2 ** 24);
+		t.regex(network.podIp, /^\d+\.\d+\.\d+\.\d+\/\d+$/v);
+		t.regex(network.workerNodeIp, /^\d+\.\d+\.\d+\.\d+\/\d+$/v);
+		t.regex(network.podHwAddr, /^(?:[0-9a-f]{2}:){5}[0-9a-f]{2}$/v);
+		t.is(await tunnel(network), 'reserved');
+	});
+
+	contract('what is reserved is plain data: a record of it serves as well', async (t, {networks, addPod, tunnel}) => {
+		const network = JSON.parse(JSON.stringify(await networks.reserve('one', await addPod(2), signal()))) as PodNetwork;
+		await networks.attach(network, '192.168.122.102', signal());
+		t.deepEqual(await tunnel(network), {remote: '192.168.122.102'});
+		await networks.release(network, signal());
+		t.is(await tunnel(network), 'none');
+	});
+
+	contract('sixty at once have sixty VNIs', async (t, {networks, addPod}) => {
+		const pods = await Promise.all(Array.from({length: 60}, async (_, n) => addPod(n + 2)));
+		const reserved = await Promise.all(pods.map(async (netnsPath, n) => networks.reserve(`sandbox-${n}`, netnsPath, signal())));
+		t.is(new Set(reserved.map(({vxlanId}) => vxlanId)).size, 60);
+	});
+
+	contract('attaching again changes nothing, and a second address replaces the first', async (t, {networks, addPod, tunnel}) => {
+		const network = await networks.reserve('one', await addPod(2), signal());
+		await networks.attach(network, '192.168.122.102', signal());
+		await networks.attach(network, '192.168.122.102', signal());
+		t.deepEqual(await tunnel(network), {remote: '192.168.122.102'});
+		await networks.attach(network, '192.168.122.103', signal());
+		t.deepEqual(await tunnel(network), {remote: '192.168.122.103'});
+	});
+
+	contract('releasing again, and releasing what was only reserved, succeeds and leaves the others alone', async (t, {networks, addPod, tunnel}) => {
+		const one = await networks.reserve('one', await addPod(2), signal());
+		const two = await networks.reserve('two', await addPod(3), signal());
+		const three = await networks.reserve('three', await addPod(4), signal());
+		await networks.attach(two, '192.168.122.102', signal());
+		await networks.attach(three, '192.168.122.103', signal());
+		await networks.release(one, signal());
+		await networks.release(two, signal());
+		await networks.release(one, signal());
+		await networks.release(two, signal());
+		t.deepEqual(await Promise.all([one, two, three].map(tunnel)), ['none', 'none', {remote: '192.168.122.103'}]);
+	});
+
+	contract('releasing succeeds when the namespace has gone', async (t, {networks, addPod, removePod, tunnel}) => {
+		const network = await networks.reserve('one', await addPod(2), signal());
+		await networks.attach(network, '192.168.122.102', signal());
+		await removePod(2);
+		await networks.release(network, signal());
+		t.is(await tunnel(network), 'none');
+	});
+
+	contract('a pod can be reserved anew once it was released', async (t, {networks, addPod, tunnel}) => {
+		const netnsPath = await addPod(2);
+		const first = await networks.reserve('one', netnsPath, signal());
+		await networks.release(first, signal());
+		const second = await networks.reserve('two', netnsPath, signal());
+		t.is(await tunnel(second), 'reserved');
+	});
+
+	contract('an aborted signal reserves nothing and attaches nothing', async (t, {networks, addPod, tunnel}) => {
+		const reason = new AdaptorError({code: 'cancelled', what: 'stopped'});
+		const aborted = AbortSignal.abort(reason);
+		const netnsPath = await addPod(2);
+		t.is(await t.throwsAsync(networks.reserve('one', netnsPath, aborted)), reason);
+		const network = await networks.reserve('one', netnsPath, signal());
+		t.is(await t.throwsAsync(networks.attach(network, '192.168.122.102', aborted)), reason);
+		t.is(await tunnel(network), 'reserved');
+	});
+}
