@@ -172,13 +172,13 @@ test('a socket that hangs up in silence says so, and the next one is tried the n
 	t.regex(second.description, /libvirt-sock$/);
 });
 
-test('a command that ends early gives its status and what it said, and the next way is tried the next time', async t => {
+test('a command that ends early gives its status and what it said', async t => {
 	const sshd = await sshdWith(t, {config: ['AllowStreamLocalForwarding no']});
 	const {open} = opening({sshd, parameters: {proxy: 'native'}});
-	const pipe = await opened(t, open);
-	const error = await closed(pipe.duplex);
-	t.regex(error?.message ?? '', /status 1: virt-ssh-helper: cannot connect.*No such file/s);
+	// The command may end before the pipe is handed over or after: whoever hears of it hears why.
+	const error: unknown = await opened(t, open).then(async pipe => closed(pipe.duplex), (refusal: unknown) => refusal);
 	t.true(error instanceof AdaptorError && error.code === 'unavailable');
+	t.regex(String(error), /status 1: virt-ssh-helper: cannot connect.*No such file/s);
 });
 
 test('without any way the error names every way that was tried', async t => {
