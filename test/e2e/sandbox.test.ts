@@ -2,11 +2,17 @@
  * The main job with nothing left out: the daemon on a worker node, libvirt over ssh, QEMU booting s390x, mutual TLS, the guest's agent.
  * One lab for all; each test begins and ends with an empty host.
  */
+import {once} from 'node:events';
+import {readFileSync} from 'node:fs';
+import {connect as connectSocket} from 'node:net';
 import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import {pause, Scope} from '../../src/lifetime.ts';
+import {loadContract, type CreateVMRequest} from '../../src/api/contract.ts';
 import {connect} from '../../src/ttrpc/client.ts';
+import {Frame, FrameDecoder, maxMessageLength} from '../../src/ttrpc/frame.ts';
+import {decodeRequest, decodeResponse} from '../../src/ttrpc/message.ts';
 import {AgentClient, runCommand} from '../lab/agent-client.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
@@ -110,6 +116,73 @@ test.serial('a shim gets a VM of its own, whose agent runs commands on s390x, an
 	t.true(sockets.some(path => path.endsWith(`${pod.id}/agent.ttrpc`)));
 	t.is(await sh(pod, 'uname -m; hostname'), `s390x\n${domains[0] ?? ''}`);
 	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+const recorded = (name: string): Buffer => readFileSync(new URL(`../fixtures/kata-shim/${name}.bin`, import.meta.url));
+
+function recordedFrames(name: string): Frame[] {
+	return [...new FrameDecoder(maxMessageLength).push(recorded(name))].filter(frame => frame instanceof Frame);
+}
+
+/** Sends one recorded call on a connection of its own, as the Go shim does, and gives back the answer's frame. */
+async function replayCall(name: string): Promise<Frame> {
+	const socket = connectSocket(lab.outside(hypervisorSocket));
+	socket.write(recorded(name));
+	const decoder = new FrameDecoder(maxMessageLength);
+	for await (const chunk of socket as AsyncIterable<Buffer>) {
+		for (const frame of decoder.push(chunk)) {
+			if (frame instanceof Frame) {
+				return frame;
+			}
+		}
+	}
+
+	throw new Error(`${name} got no answer`);
+}
+
+test.serial('what a real shim once said, to the daemon and to the agent, is answered by the daemon and by an agent in a real VM', async t => {
+	const [createFrame] = recordedFrames('createvm.request');
+	const request = loadContract().hypervisor['CreateVM']?.requestDeserialize(decodeRequest(createFrame?.message ?? Buffer.alloc(0)).payload) as CreateVMRequest;
+	await using _network = await lab.podNamespace(request.networkNamespacePath.replace(/^.*\//, ''));
+	for (const name of ['createvm', 'startvm']) {
+		t.deepEqual(decodeResponse((await replayCall(`${name}.request`)).message).status, undefined, name);
+	}
+
+	const agent = connectSocket(lab.outside(`/run/peerpod/pods/${request.id}/agent.ttrpc`));
+	const decoder = new FrameDecoder(maxMessageLength);
+	const answers = new Map<number, Frame>();
+	agent.on('data', (chunk: Buffer) => {
+		for (const frame of decoder.push(chunk)) {
+			if (frame instanceof Frame) {
+				answers.set(frame.streamId, frame);
+			}
+		}
+	});
+	/** Calls that last until something happens: a process ends, writes, or memory runs out. */
+	const waiting = new Set(['WaitProcess', 'GetOOMEvent', 'ReadStdout', 'ReadStderr']);
+	const answered = async (streamId: number): Promise<void> => {
+		while (!answers.has(streamId)) {
+			await once(agent, 'data', {signal: AbortSignal.timeout(10_000)});
+		}
+	};
+
+	const codes: Record<string, number> = {};
+	for (const frame of recordedFrames('agent.client')) {
+		const {method} = decodeRequest(frame.message);
+		agent.write(frame.bytes);
+		if (!waiting.has(method)) {
+			await answered(frame.streamId);
+			codes[`${frame.streamId} ${method}`] = decodeResponse(answers.get(frame.streamId)?.message ?? Buffer.alloc(0)).status?.code ?? 0;
+		}
+	}
+
+	t.deepEqual(Object.entries(codes).filter(([, code]) => code !== 0), [], 'every call succeeds, as it did then');
+	// What waited has come to its end by now, all but the wait for the memory to run out.
+	await Promise.all(recordedFrames('agent.server').map(async ({streamId}) => answered(streamId)));
+	const output = recordedFrames('agent.client').find(frame => frame.message.includes('ReadStdout') && answers.get(frame.streamId)?.message.includes('s390x'));
+	t.truthy(output, 'the recorded `uname -m` was run on s390x');
+	t.deepEqual(decodeResponse((await replayCall('stopvm.request')).message).status, undefined);
 	await nothingLeft(t);
 });
 

@@ -113,6 +113,8 @@ async function rootFiles(parts: GuestParts, agent: string, files: Readonly<Recor
 		{path: 'init', mode: program, content: await readFile(agent)},
 		{path: 'bin/busybox', mode: program, content: await readFile(parts.busybox)},
 		...applets.map(name => ({path: `bin/${name}`, mode: fileType.symlink | 0o777, content: Buffer.from('busybox')})),
+		// What a pod's first container runs, here as in any pause image: it sleeps until it is told to end.
+		{path: 'pause', mode: program, content: Buffer.from('#!/bin/sh\ntrap "exit 0" TERM INT\nsleep 2147483647 & wait\n')},
 		{path: 'etc/passwd', mode: plain, content: Buffer.from('root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n')},
 		{path: 'etc/group', mode: plain, content: Buffer.from('root:x:0:\nnogroup:x:65534:\n')},
 		{path: 'etc/hosts', mode: plain, content: Buffer.from('127.0.0.1 localhost\n')},

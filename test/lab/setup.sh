@@ -19,12 +19,12 @@ util-linux                              unshare, nsenter, setpriv
 tini                                    PID 1 of the lab
 golang-go                               builds the guest agent
 golang-github-containerd-ttrpc-dev      the reference ttrpc, for interoperability tests
-dpkg-dev                                unpacks the guest'"'"'s kernel package
-cpio                                    the guest'"'"'s initramfs
-lz4                                     the guest'"'"'s initramfs
+lz4                                     compresses the guest'"'"'s initramfs
+cpio                                    reads it back
 genisoimage                             isoinfo, reads the cloud-init disk back
 libxml2-utils                           xmllint, validates domain XML
 netcat-openbsd                          nc, one of the ways to libvirt
+openssl                                 reads our certificates, makes an administrator'"'"'s own
 python3-yaml                            the YAML parser of cloud-init, as a judge of ours
 '
 
