@@ -152,7 +152,12 @@ class Tunnels implements KernelPodNetworks {
 
 		const {netnsPath, vxlanId: vni, vxlanPort: port} = network;
 		let tenancy = this.#tenancies.get(netnsPath);
-		if (tenancy?.vni !== vni) {
+		if (tenancy !== undefined && tenancy.vni !== vni) {
+			throw new AdaptorError({code: 'failed-precondition', what: 'The network namespace has another tunnel by now', where: {netns: netnsPath, vni, present: tenancy.vni}});
+		}
+
+		if (tenancy === undefined) {
+			// Reserved by an earlier run, which is known from its record.
 			tenancy = {sandboxId: undefined, vni, remote: undefined, isAdopted: true};
 			this.#tenancies.set(netnsPath, tenancy);
 			this.#vnis.adopt(vni);
@@ -172,10 +177,10 @@ class Tunnels implements KernelPodNetworks {
 		signal.throwIfAborted();
 		const {netnsPath, vxlanId: vni} = network;
 		const tenancy = this.#tenancies.get(netnsPath);
-		// A late repetition for a namespace that has a new tenant: the tunnel in there is not meant.
+		// Otherwise a late repetition for a namespace that has a new tenant: the tunnel in there is not meant.
 		const isTenant = tenancy === undefined || tenancy.vni === vni;
 		await settled({
-			untracked: this.#track(vni, isTenant ? tenancy : undefined, signal),
+			untracked: this.#trackAgain(vni, isTenant ? tenancy : undefined, signal),
 			...(isTenant ? {
 				tunnel: unlessGone(this.#iproute2.removeTunnel(netnsPath, signal)),
 				redirection: unlessGone(this.#iproute2.removeRedirection(netnsPath, network.interface, signal)),
@@ -268,7 +273,7 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	/** Takes the VM's address out of the NOTRACK set. What is not known to us, an earlier run's, is looked up. */
-	async #track(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
+	async #trackAgain(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
 		const known = tenancy?.remote === undefined ? [] : [tenancy.remote];
 		const addresses = tenancy === undefined || tenancy.isAdopted ? [...known, ...await this.#bypass.addressesOf(vni, signal)] : known;
 		const remove = [...new Set(addresses)].filter(address => !this.#isUsed(address, tenancy));
@@ -298,11 +303,12 @@ async function settled<T extends Record<string, unknown>>(promises: {readonly [N
 	})) as T;
 }
 
+/** A filter of another program in place of ours is none of ours either. */
 async function unlessGone(removal: Promise<void>): Promise<void> {
 	try {
 		await removal;
 	} catch (error) {
-		if (!means(error, 'no-netns', 'no-device', 'no-qdisc')) {
+		if (!means(error, 'no-netns', 'no-device', 'no-qdisc', 'other-qdisc')) {
 			throw error;
 		}
 	}

@@ -131,13 +131,22 @@ export class SpawnServer implements AsyncDisposable {
 	/** Gives waiting commands to shells that have none. */
 	#next(): void {
 		while (this.#queue.length > 0) {
-			const free = this.#shells.values().find(({isFree}) => isFree) ?? (this.#shells.size < this.#size ? this.#start() : undefined);
-			const task = free === undefined ? undefined : this.#queue.shift();
-			if (free === undefined || task === undefined) {
+			let free = this.#shells.values().find(({isFree}) => isFree);
+			if (free === undefined && this.#shells.size === this.#size) {
 				return;
 			}
 
-			free.run(task.command, task.signal).then(task.resolve, task.reject).finally(() => this.#next());
+			const task = this.#queue.shift();
+			try {
+				free ??= this.#start();
+			} catch (error) {
+				task?.reject(new AdaptorError({code: 'unavailable', what: 'Could not start a shell', cause: error}));
+				continue;
+			}
+
+			if (task !== undefined) {
+				void free.run(task.command, task.signal).then(task.resolve, task.reject).finally(() => this.#next());
+			}
 		}
 	}
 }

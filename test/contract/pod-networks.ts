@@ -6,11 +6,11 @@ import type {PodNetwork, PodNetworks} from '../../src/sandbox/ports.ts';
 export interface PodNetworksHarness extends AsyncDisposable {
 	readonly networks: PodNetworks;
 	/** The path of a new pod's network namespace, a different one for each `n` from 2 to 250. */
-	addPod(n: number): Promise<string>;
+	readonly addPod: (n: number) => Promise<string>;
 	/** Ends the pod's namespace, as the container runtime may do at any time. */
-	removePod(n: number): Promise<void>;
+	readonly removePod: (n: number) => Promise<void>;
 	/** Whether a VNI is reserved, and where its tunnel points to. */
-	tunnel(network: PodNetwork): Promise<'none' | 'reserved' | {readonly remote: string}>;
+	readonly tunnel: (network: PodNetwork) => Promise<'none' | 'reserved' | {readonly remote: string}>;
 }
 
 export function podNetworksContract(test: TestFn, name: string, makeHarness: () => Promise<PodNetworksHarness>): void {

@@ -10,7 +10,7 @@ podNetworksContract(test, 'in memory', async () => {
 		networks,
 		addPod: async n => `/run/netns/pod-${n}`,
 		removePod: async () => undefined,
-		async tunnel({vxlanId}) {
+		tunnel: async ({vxlanId}) => {
 			const remote = networks.tunnels.get(vxlanId);
 			return !networks.tunnels.has(vxlanId) ? 'none' : remote === undefined ? 'reserved' : {remote};
 		},
@@ -24,7 +24,9 @@ podNetworksContract(test, 'kernel', async () => {
 	return {
 		networks,
 		addPod: async n => world.addPod('bridge', n),
-		removePod: async n => void await world.sh(`ip netns del pod-${n}`),
+		async removePod(n) {
+			await world.sh(`ip netns del pod-${n}`);
+		},
 		tunnel: async ({netnsPath, vxlanId}) => world.tunnel(netnsPath, vxlanId),
 		async [Symbol.asyncDispose]() {
 			await networks[Symbol.asyncDispose]();

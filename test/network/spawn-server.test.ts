@@ -130,11 +130,14 @@ async function appears(path: string): Promise<string> {
 }
 
 async function gone(pid: number): Promise<void> {
-	for (const until = Date.now() + 5000; Date.now() < until; await delay(5)) {
+	const until = Date.now() + 5000;
+	while (Date.now() < until) {
 		const state = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => 'gone');
 		if (state === 'gone' || state.includes(') Z ')) {
 			return;
 		}
+
+		await delay(5);
 	}
 
 	throw new Error(`process ${pid} is still there`);

@@ -157,7 +157,7 @@ export class World implements AsyncDisposable {
 	 */
 	async configureVm(index: number, network: PodNetwork): Promise<string> {
 		const name = `podns-${index}`;
-		const [address = '', length] = network.podIp.split('/');
+		const length = network.podIp.split('/')[1];
 		const routes = [...network.routes].sort((one, other) => Number(one.gw !== '') - Number(other.gw !== ''));
 		const worker = network.workerNodeIp.split('/')[0] ?? '';
 		const dev = network.interface;
@@ -172,7 +172,7 @@ export class World implements AsyncDisposable {
 			${length === '32' ? '' : `ip route del "$(ip -o route show proto kernel | cut -d' ' -f1)" dev ${dev}`}
 			${routes.map(({dst, gw, protocol = 'boot', scope}) => `ip route add ${dst} dev ${dev} ${gw === '' ? 'scope link' : `via ${gw}${scope === undefined ? '' : ` scope ${scope}`}`} proto ${protocol}`).join('\n')}
 			${network.neighbors.map(({ip, hwAddr, state}) => `ip neigh add ${ip} lladdr ${hwAddr} dev ${dev} nud ${state}`).join('\n')}
-			: ${address}`, name);
+`, name);
 		return name;
 	}
 

@@ -1,0 +1,71 @@
+/** A daemon that is killed at any point of its work, and the next that finds what it left. */
+import {spawn} from 'node:child_process';
+import {once} from 'node:events';
+import {text} from 'node:stream/consumers';
+import {setTimeout as delay} from 'node:timers/promises';
+import {fileURLToPath} from 'node:url';
+import test from 'ava';
+import type {PodNetwork} from '../../src/sandbox/ports.ts';
+import type {Doomed} from './doomed.ts';
+import {podAddress, World} from './world.ts';
+
+const signal = (): AbortSignal => AbortSignal.timeout(30_000);
+const program = fileURLToPath(new URL('doomed.ts', import.meta.url));
+
+/** @returns what it had told before the end */
+async function killAfter(delayMs: number, world: World, pod: string, vm: string): Promise<readonly string[]> {
+	const doomed: Doomed = {shell: world.shell, ownNetns: world.ownNetns, pod, vm};
+	const child = spawn(process.execPath, [program, JSON.stringify(doomed)], {stdio: ['ignore', 'pipe', 'inherit']});
+	const told = text(child.stdout);
+	await once(child.stdout, 'data');
+	// The staggered moment is the point of the test: no event tells it.
+	await delay(delayMs);
+	child.kill('SIGKILL');
+	return (await told).trim().split('\n');
+}
+
+test('killed at any moment, the next run makes the pod reachable, and what it releases is gone', async t => {
+	await using world = await World.create();
+	await world.addPod('bridge', 9, 'client');
+	const pod = await world.addPod('bridge', 5);
+	const vm = await world.addVm(5);
+	const stages = new Set<number>();
+	for (let delayMs = 0; delayMs <= 33; delayMs += 3) {
+		const told = await killAfter(delayMs, world, pod, vm);
+		stages.add(told.length);
+		await using networks = world.networks();
+		const network = await networks.reserve('next', pod, signal());
+		if (told[1] !== undefined) {
+			t.is(network.vxlanId, (JSON.parse(told[1]) as PodNetwork).vxlanId, 'the VM that runs already goes on with its VNI');
+		}
+
+		await networks.attach(network, vm, signal());
+		const podns = await world.configureVm(5, network);
+		await using peer = await world.listen(podns);
+		t.is(await world.ask('client', podAddress('bridge', 5), 'whoami'), `${podAddress('bridge', 9)}\n`, `killed after ${delayMs} ms`);
+		t.truthy(peer);
+		await networks.release(network, signal());
+		t.is(await world.tunnel(pod, network.vxlanId), 'none');
+		t.notRegex(await world.sh('nft list set ip caa_peerpods vms'), /elements/v);
+		t.notRegex(await world.sh('ip link show; tc qdisc show dev eth0', 'pod-5'), /vxlan|ingress/v);
+	}
+
+	t.log('killed with', [...stages].toSorted(), 'of 3 steps told');
+	t.true(stages.size > 1, 'the delays reach different steps');
+});
+
+test('killed at any moment and the pod gone too, the next run cleans up from the record', async t => {
+	await using world = await World.create();
+	for (let delayMs = 4; delayMs <= 32; delayMs += 7) {
+		const pod = await world.addPod('bridge', 5 + delayMs);
+		const [, record] = await killAfter(delayMs, world, pod, '192.168.122.105');
+		await world.sh(`ip netns del pod-${5 + delayMs}`);
+		await using networks = world.networks();
+		if (record?.startsWith('{') === true) {
+			await networks.release(JSON.parse(record) as PodNetwork, signal());
+			t.notRegex(await world.sh('nft list set ip caa_peerpods vms'), /elements/v);
+		}
+
+		t.notRegex(await world.sh('ip link show'), /vxlan/v, 'in the node\'s own namespace there never was anything');
+	}
+});

@@ -1,0 +1,269 @@
+/** The kernel's particulars: what goes wrong on nodes, what earlier runs and other programs leave, and how many processes it takes. */
+import {mkdtemp, readFile, rm, writeFile} from 'node:fs/promises';
+import {tmpdir} from 'node:os';
+import {join} from 'node:path';
+import test from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import {parseElements, transaction} from '../../src/network/nft.ts';
+import {podAddress, warnings, World} from './world.ts';
+
+const signal = (): AbortSignal => AbortSignal.timeout(30_000);
+const vm = '192.168.122.105';
+
+test('a port that the cluster\'s network uses in metadata mode is an error at start that names the interface', async t => {
+	await using world = await World.create();
+	await world.sh('ip link add vxlan_sys_4789 up type vxlan external dstport 4789');
+	await using networks = world.networks();
+	const error = await t.throwsAsync<AdaptorError>(networks.check(signal()));
+	t.is(error.code, 'failed-precondition');
+	t.regex(error.message, /VXLAN_PORT 4789 is in use.*vxlan_sys_4789.*Set VXLAN_PORT/v);
+	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
+	await using other = world.networks({vxlanPort: 9000});
+	await t.notThrowsAsync(other.check(signal()));
+	t.regex(await world.sh('nft list table ip caa_peerpods'), /udp dport 9000 notrack/v);
+});
+
+test('a port that is shared with an ordinary VXLAN is a warning, a free one is none, and the check leaves nothing', async t => {
+	await using world = await World.create();
+	const {log, reasons} = warnings();
+	await using networks = world.networks({log});
+	await networks.check(signal());
+	t.deepEqual(reasons, []);
+	await world.sh('ip link add vxlan.calico up type vxlan id 4096 dstport 4789 local 192.168.122.10');
+	await networks.check(signal());
+	t.deepEqual(reasons, ['the interface vxlan.calico uses it too']);
+	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
+});
+
+test('a namespace that is gone, a plain file, and the node\'s own are told apart', async t => {
+	await using world = await World.create();
+	await using networks = world.networks();
+	await world.sh('touch /run/netns/plain');
+	for (const [path, code, message] of [
+		[world.netnsPath('never'), 'not-found', /does not exist.*HostToContainer/v],
+		[world.netnsPath('plain'), 'invalid-argument', /plain file.*HostToContainer/v],
+		[world.ownNetns, 'invalid-argument', /node's own.*Host-network/v],
+	] as const) {
+		const error = await t.throwsAsync<AdaptorError>(networks.reserve('sandbox', path, signal()), undefined, path);
+		t.is(error.code, code);
+		t.regex(error.message, message);
+	}
+
+	// Without the look at the file first: what the programs say is understood too.
+	const pod = await world.addPod('bridge', 5);
+	const network = await networks.reserve('sandbox', pod, signal());
+	await world.sh('ip netns del pod-5');
+	t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()))).code, 'not-found');
+	await world.sh('touch /run/netns/pod-5');
+	t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()))).code, 'not-found');
+	await t.notThrowsAsync(networks.release(network, signal()));
+});
+
+test('the next daemon takes over the VNI that it finds, but never a tunnel that learns or has another port', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await using before = world.networks();
+	const {vxlanId} = await before.reserve('old', pod, signal());
+	await using after = world.networks();
+	t.is((await after.reserve('new', pod, signal())).vxlanId, vxlanId);
+	await using elsewhere = world.networks({vxlanPort: 9000});
+	await elsewhere.reserve('new', pod, signal());
+	t.regex(await world.sh('ip -d link show vxlan1', 'pod-5'), /dstport 9000 nolearning/v);
+
+	await world.sh('ip link del vxlan1', 'pod-5');
+	await world.sh(`ip link add vxlan1 netns pod-5 up type vxlan id 555001 remote ${vm} dstport 4789`);
+	const {log, reasons} = warnings();
+	await using careful = world.networks({log});
+	await careful.reserve('new', pod, signal());
+	t.regex(await world.sh('ip -d link show vxlan1', 'pod-5'), /nolearning/v);
+	t.deepEqual(reasons, ['its port, VNI or mode is another']);
+});
+
+test('a namespace has one sandbox at a time', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await using networks = world.networks();
+	const network = await networks.reserve('one', pod, signal());
+	const error = await t.throwsAsync<AdaptorError>(networks.reserve('two', pod, signal()));
+	t.is(error.code, 'already-exists');
+	t.is(await world.tunnel(pod, network.vxlanId), 'reserved');
+	const raced = await world.addPod('bridge', 6);
+	const both = await Promise.allSettled(['one', 'two'].map(async id => networks.reserve(id, raced, signal())));
+	t.is(both.filter(({status}) => status === 'fulfilled').length, 1);
+});
+
+test('a late repetition for the last sandbox of a namespace leaves the next one\'s tunnel alone', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await using networks = world.networks();
+	const last = await networks.reserve('last', pod, signal());
+	await networks.attach(last, '192.168.122.104', signal());
+	await networks.release(last, signal());
+	const next = await networks.reserve('next', pod, signal());
+	await networks.attach(next, vm, signal());
+	await networks.release(last, signal());
+	const error = await t.throwsAsync<AdaptorError>(networks.attach(last, '192.168.122.104', signal()));
+	t.is(error.code, 'failed-precondition');
+	t.deepEqual(await world.tunnel(pod, next.vxlanId), {remote: vm});
+});
+
+test('two daemons at once, even with the same guesses, reserve different VNIs', async t => {
+	await using world = await World.create();
+	const count = 50;
+	await world.sh(`for n in $(seq ${2 * count}); do ip netns add p$n; echo "link add eth0 netns p$n type bridge"; done >/run/batch; ip -batch /run/batch
+		for n in $(seq ${2 * count}); do printf 'link set eth0 up\\naddr add 10.9.0.1/32 dev eth0\\n' | ip -n p$n -batch -; done`);
+	const pods = Array.from({length: 2 * count}, (_, n) => world.netnsPath(`p${n + 1}`));
+	const last = pods.pop() ?? t.fail();
+	await using one = world.networks({random: guesses(1)});
+	await using two = world.networks({random: guesses(1)});
+	const reserved = await Promise.all(pods.map(async (pod, n) => (n % 2 === 0 ? one : two).reserve(`sandbox-${n}`, pod, signal())));
+	t.is(new Set(reserved.map(({vxlanId}) => vxlanId)).size, pods.length);
+	// Starts where they did.
+	await using next = world.networks({random: guesses(1)});
+	const {vxlanId} = await next.reserve('next', last, signal());
+	t.false(reserved.some(network => network.vxlanId === vxlanId));
+});
+
+test('a reservation that is given up leaves nothing, whenever that is', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await using networks = world.networks();
+	await networks.check(signal());
+	let given = 0;
+	for (let delayMs = 0; delayMs < 24; delayMs += 2) {
+		try {
+			const network = await networks.reserve('sandbox', pod, AbortSignal.timeout(delayMs));
+			await networks.release(network, signal());
+		} catch {
+			given++;
+		}
+
+		t.notRegex(await world.sh('ip link show', 'pod-5'), /vxlan1/v, `given up after ${delayMs} ms`);
+	}
+
+	t.true(given > 0);
+});
+
+test('a filter of another program on the pod\'s interface is an error that says so', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await world.sh('tc qdisc add dev eth0 clsact', 'pod-5');
+	await using networks = world.networks();
+	const network = await networks.reserve('sandbox', pod, signal());
+	const error = await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()));
+	t.is(error.code, 'failed-precondition');
+	t.regex(error.message, /clsact.*CNI/v);
+	await networks.release(network, signal());
+	t.regex(await world.sh('tc qdisc show dev eth0', 'pod-5'), /clsact/v, 'it is not ours to remove');
+});
+
+test('attaching repairs what somebody removed: the device, the redirection, the NOTRACK table', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await using networks = world.networks();
+	const network = await networks.reserve('sandbox', pod, signal());
+	for (const damage of ['ip link del vxlan1', 'ip link del vxlan1; ip link add vxlan1 type vxlan id 7 dstport 4789', 'tc qdisc del dev eth0 ingress']) {
+		await networks.attach(network, vm, signal());
+		await world.sh(damage, 'pod-5');
+		await world.sh('nft flush ruleset');
+		await networks.attach(network, vm, signal());
+		t.deepEqual(await world.tunnel(pod, network.vxlanId), {remote: vm}, damage);
+	}
+});
+
+test('an address that the next VM already has stays out of connection tracking when the last one\'s tunnel goes', async t => {
+	await using world = await World.create();
+	await using networks = world.networks();
+	const one = await networks.reserve('one', await world.addPod('bridge', 5), signal());
+	const two = await networks.reserve('two', await world.addPod('bridge', 6), signal());
+	await networks.attach(one, vm, signal());
+	await networks.attach(two, vm, signal());
+	await networks.release(one, signal());
+	await networks.release(one, signal());
+	t.deepEqual(await world.tunnel(two.netnsPath, two.vxlanId), {remote: vm});
+	t.is(await world.tunnel(one.netnsPath, one.vxlanId), 'none');
+});
+
+test('another daemon\'s addresses stay in the NOTRACK set, whatever ours does', async t => {
+	await using world = await World.create();
+	await using theirs = world.networks();
+	const network = await theirs.reserve('theirs', await world.addPod('bridge', 5), signal());
+	await theirs.attach(network, vm, signal());
+	await using ours = world.networks();
+	await ours.check(signal());
+	const other = await ours.reserve('ours', await world.addPod('bridge', 6), signal());
+	await ours.attach(other, '192.168.122.106', signal());
+	await ours.release(other, signal());
+	t.deepEqual(await world.tunnel(network.netnsPath, network.vxlanId), {remote: vm});
+});
+
+test('an address that is no IPv4 address reaches no script', async t => {
+	await using world = await World.create();
+	await using networks = world.networks();
+	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
+	for (const address of ['', '192.168.122.5 }; flush ruleset #', 'fe80::1', '192.168.122.05']) {
+		t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, address, signal()))).code, 'invalid-argument', address);
+	}
+});
+
+test('the worker\'s address is HOST_INTERFACE\'s when set, else the one towards the VMs; without a way there it says so', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await using towards = world.networks();
+	t.is((await towards.reserve('sandbox', pod, signal())).workerNodeIp, '192.168.122.10/24');
+	await using chosen = world.networks({underlay: {hostInterface: 'cni0'}});
+	t.is((await chosen.reserve('sandbox', pod, signal())).workerNodeIp, '10.244.0.1/24');
+	await using lost = world.networks({underlay: {vmAddress: async () => '203.0.113.1'}});
+	const error = await t.throwsAsync<AdaptorError>(lost.reserve('sandbox', pod, signal()));
+	t.regex(error.message, /no route there.*LIBVIRT_NET/v);
+	let asked = 0;
+	await using late = world.networks({underlay: {vmAddress: async () => ++asked === 1 ? Promise.reject(new Error('libvirt is away')) : '192.168.122.1'}});
+	await t.throwsAsync(late.reserve('sandbox', pod, signal()), {message: 'libvirt is away'});
+	t.is((await late.reserve('sandbox', pod, signal())).workerNodeIp, '192.168.122.10/24', 'asked again after a failure');
+	await world.sh('ip addr show dev eth0', 'pod-5');
+	t.is(podAddress('bridge', 5), '10.244.0.5');
+});
+
+test('inspecting takes one process, reserving one more, attaching three, releasing at most three', async t => {
+	await using world = await World.create();
+	const directory = await mkdtemp(join(tmpdir(), 'caa-network-'));
+	t.teardown(async () => rm(directory, {recursive: true}));
+	const log = join(directory, 'script');
+	await writeFile(log, '');
+	// What the shells are given is copied: one `<<'…' &` a process.
+	await using networks = world.networks({spawnServer: {shell: ['sh', '-c', 'tee -a "$0" | "$@"', log, ...world.shell], size: 2}});
+	const first = await networks.reserve('one', await world.addPod('bridge', 5), signal());
+	await networks.release(first, signal());
+	const second = await networks.reserve('two', await world.addPod('bridge', 6), signal());
+	await networks.attach(second, vm, signal());
+	await networks.release(second, signal());
+	await networks[Symbol.asyncDispose]();
+	const commands = (await readFile(log, 'utf8')).matchAll(/^(.*) <<'[\-0-9a-f]+' &$/gmv).map(([, command = '']) =>
+		command.replaceAll('\'', '').replaceAll(/nsenter --net=\S+ -- /gv, 'nsenter ').replaceAll(/(?<=id |dstport )\d+/gv, 'N').replaceAll(/netns \S+/gv, 'netns P')).toArray();
+	t.deepEqual(commands.toSorted(), [
+		// The node's own address, once.
+		'ip -d -j -batch -',
+		...twice('nsenter ip -d -j -batch -'),
+		...twice('ip link add vxlan1 netns P type vxlan id N dstport N nolearning'),
+		'nft -f -', 'nsenter ip link set vxlan1 up type vxlan id N remote 192.168.122.105', 'nsenter tc -batch -',
+		// Of the first, which had no VM, nothing is in the NOTRACK set.
+		'nft -f -', ...twice('nsenter ip link del vxlan1'), ...twice('nsenter tc qdisc del dev eth0 ingress'),
+	].toSorted());
+});
+
+test('the NOTRACK table is stated whole, and elements are found by their VNI', t => {
+	t.regex(transaction(9000, {add: {address: '192.0.2.1', vni: 555_001}, remove: ['192.0.2.2']}), /udp dport 9000 notrack[\s\S]*delete element ip caa_peerpods vms \{ 192\.0\.2\.2 \}[\s\S]*add element ip caa_peerpods vms \{ 192\.0\.2\.1 comment "vni 555001" \}\n$/v);
+	t.deepEqual(parseElements('{"nftables": [{"metainfo": {}}, {"set": {"elem": ["192.0.2.9", {"elem": {"val": "192.0.2.1", "comment": "vni 555001"}}, {"elem": {"val": "192.0.2.2", "comment": "other"}}]}}]}'), [{address: '192.0.2.1', vni: 555_001}]);
+	t.deepEqual(parseElements('{"nftables": [{"metainfo": {}}, {"set": {"name": "vms"}}]}'), []);
+});
+
+const twice = (command: string): string[] => [command, command];
+
+/** The same guesses at every run: a linear congruential generator with the constants of Numerical Recipes. */
+function guesses(seed: number): () => number {
+	let state = seed;
+	return () => {
+		state = (Math.imul(state, 1_664_525) + 1_013_904_223) >>> 0;
+		return state / 2 ** 32;
+	};
+}
