@@ -7,7 +7,8 @@ import type {Config} from './config.ts';
 import type {Logger} from './log.ts';
 import {openPipe} from './libvirt/open-pipe.ts';
 import {LibvirtSession} from './libvirt/session.ts';
-import {unwiredPodNetworks} from './network/unwired.ts';
+import {createPodNetworks} from './network/pod-networks.ts';
+import {networkAddress} from './podvm/network-address.ts';
 import {createPodVms} from './podvm/pod-vms.ts';
 import {openIdentity} from './relay/identity.ts';
 import {createAgentRelays} from './relay/relay.ts';
@@ -68,9 +69,21 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		log,
 	});
 
+	const networks = parts.use(createPodNetworks({
+		underlay: config.hostInterface === undefined
+			? {vmAddress: async limit => await networkAddress(session, config.network, limit) ?? (uri.transport === 'ssh' ? uri.host : '')}
+			: {hostInterface: config.hostInterface},
+		vxlanPort: config.vxlanPort,
+		vxlanMinId: config.vxlanMinId,
+		podSubnetCidrs: config.podSubnetCidrs ?? [],
+		externalNetViaPodVm: config.externalNetworkViaPodVm,
+		log,
+	}));
+	await networks.check(signal);
+
 	const sandboxes = parts.use(new SandboxRegistry({
 		podVms,
-		networks: unwiredPodNetworks(config, log),
+		networks,
 		relays,
 		sizes: {
 			vcpus: config.vcpus,

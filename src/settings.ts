@@ -170,15 +170,15 @@ export const settings = {
 		description: 'Lowest VXLAN network identifier. As a variable it is ours.',
 	},
 	hostInterface: {
-		env: 'HOST_INTERFACE', flag: 'host-interface', section: 'Pod network', type: interfaceName, example: 'enc1', isPending: true,
-		description: 'The worker\'s interface towards the pod VMs. Not set: the one of the default route. As a variable it is ours.',
+		env: 'HOST_INTERFACE', flag: 'host-interface', section: 'Pod network', type: interfaceName, example: 'enc1',
+		description: 'The worker\'s interface towards the pod VMs. Not set: the one that the kernel would use towards the subnet of `LIBVIRT_NET`. As a variable it is ours.',
 	},
 	externalNetworkViaPodVm: {
-		env: 'EXTERNAL_NETWORK_VIA_PODVM', flag: 'ext-network-via-podvm', section: 'Pod network', type: boolean, default: 'false', isPending: true,
+		env: 'EXTERNAL_NETWORK_VIA_PODVM', flag: 'ext-network-via-podvm', section: 'Pod network', type: boolean, default: 'false',
 		description: 'External traffic leaves through the pod VM\'s own network instead of the tunnel.',
 	},
 	podSubnetCidrs: {
-		env: 'POD_SUBNET_CIDRS', flag: 'pod-subnet-cidrs', section: 'Pod network', type: listOf(ipv4Prefix, 'IPv4 prefixes'), example: '10.128.0.0/14,172.30.0.0/16', isPending: true,
+		env: 'POD_SUBNET_CIDRS', flag: 'pod-subnet-cidrs', section: 'Pod network', type: listOf(ipv4Prefix, 'IPv4 prefixes'), example: '10.128.0.0/14,172.30.0.0/16',
 		description: 'The cluster\'s own subnets, which stay in the tunnel with `EXTERNAL_NETWORK_VIA_PODVM`.',
 	},
 

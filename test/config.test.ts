@@ -154,9 +154,9 @@ test('the default minimum of memory gives way to a smaller LIBVIRT_MEMORY', t =>
 });
 
 test('a setting without effect is accepted, whatever it holds, and warned about', t => {
-	const env = {PAUSE_IMAGE: 'pause:3.9', INITDATA: 'secret', CLOUD_CONFIG_VERIFY: 'false', ENABLE_SCRATCH_SPACE: 'true', POD_SUBNET_CIDRS: '10.0.0.0/8', PROBE_PORT: '8000'};
+	const env = {PAUSE_IMAGE: 'pause:3.9', INITDATA: 'secret', CLOUD_CONFIG_VERIFY: 'false', ENABLE_SCRATCH_SPACE: 'true', POD_UID: 'u', PROBE_PORT: '8000'};
 	const {warnings} = load(env, {'data-dir': '/opt/data-dir'});
-	t.deepEqual(warnings.map(({name}) => name), ['-data-dir', 'PAUSE_IMAGE', 'INITDATA', 'ENABLE_SCRATCH_SPACE', 'POD_SUBNET_CIDRS']);
+	t.deepEqual(warnings.map(({name}) => name), ['-data-dir', 'PAUSE_IMAGE', 'INITDATA', 'ENABLE_SCRATCH_SPACE', 'POD_UID']);
 	t.false(JSON.stringify(warnings).includes('secret'));
 });
 
