@@ -183,9 +183,9 @@ export class World implements AsyncDisposable {
 			this.sh(`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} tc filter show dev eth0 ingress 2>/dev/null || :`),
 			this.sh('nft list set ip caa_peerpods vms 2>/dev/null || :'),
 		]);
-		const isListed = elements.includes(`"vni ${vni}"`);
+		const listed = elements.matchAll(/(\S+) comment "vni (\d+)"/gv).filter(([, , of]) => Number(of) === vni).map(([, address]) => address).toArray();
 		const remote = new RegExp(`vxlan id ${vni} (?:remote (\\S+) )?`, 'v').exec(shown);
-		const states = {tunnel: remote !== null, remote: remote?.[1], redirected: filters.includes('to device vxlan1'), untracked: isListed};
+		const states = {tunnel: remote !== null, remote: remote?.[1], redirected: filters.includes('to device vxlan1'), untracked: listed.length > 0};
 		if (!states.tunnel && !states.redirected && !states.untracked) {
 			return 'none';
 		}
@@ -194,7 +194,7 @@ export class World implements AsyncDisposable {
 			return 'reserved';
 		}
 
-		if (states.remote !== undefined && states.redirected && elements.includes(`${states.remote} comment "vni ${vni}"`)) {
+		if (states.remote !== undefined && states.redirected && listed.length === 1 && listed[0] === states.remote) {
 			return {remote: states.remote};
 		}
 
