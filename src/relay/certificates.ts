@@ -1,14 +1,12 @@
 /**
  * Makes the three kinds of certificate that the agent's connection needs: a CA, server certificates signed by it, and a client
- * certificate that vouches for itself. ECDSA P-256, keys as PKCS#8, everything as PEM. Knows no files and no sockets.
+ * certificate that vouches for itself. X.509 version 3 (RFC 5280), ECDSA P-256 with SHA-256, keys as PKCS#8, everything as PEM.
+ * Node signs; only the bytes to be signed are put together here (docs/adr/0005). Knows no files and no sockets.
  */
-import './reflect.ts';
-import {createPrivateKey, KeyObject, webcrypto} from 'node:crypto';
-import {
-	AuthorityKeyIdentifierExtension, BasicConstraintsExtension, ExtendedKeyUsage, ExtendedKeyUsageExtension, KeyUsageFlags,
-	KeyUsagesExtension, SubjectAlternativeNameExtension, SubjectKeyIdentifierExtension, X509Certificate, X509CertificateGenerator,
-} from '@peculiar/x509';
+import {createHash, createPrivateKey, generateKeyPair, randomBytes, sign, X509Certificate, type KeyObject} from 'node:crypto';
+import {promisify} from 'node:util';
 import {Secret} from '../log.ts';
+import {bitString, explicit, implicit, isTrue, octetString, oid, sequence, setOf, time, unsigned, utf8String} from './der.ts';
 
 export interface KeyPair {
 	/** PEM. */
@@ -22,68 +20,119 @@ export interface Validity {
 	readonly notAfter: Date;
 }
 
-const ecdsaP256 = {name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256'} as const;
+/** RFC 5280 (extensions, key purposes), RFC 5758 (the signature). */
+const oids = {
+	commonName: oid('2.5.4.3'),
+	subjectKeyIdentifier: oid('2.5.29.14'),
+	keyUsage: oid('2.5.29.15'),
+	subjectAltName: oid('2.5.29.17'),
+	basicConstraints: oid('2.5.29.19'),
+	authorityKeyIdentifier: oid('2.5.29.35'),
+	extKeyUsage: oid('2.5.29.37'),
+	serverAuth: oid('1.3.6.1.5.5.7.3.1'),
+	clientAuth: oid('1.3.6.1.5.5.7.3.2'),
+	ecdsaWithSha256: oid('1.2.840.10045.4.3.2'),
+};
+const signatureAlgorithm = sequence(oids.ecdsaWithSha256);
+const critical = isTrue();
+
+/** A certificate authority that signs servers only: no other authority below it. */
+const caConstraints = extension(oids.basicConstraints, sequence(isTrue(), unsigned(Buffer.of(0))), critical);
+const leafConstraints = extension(oids.basicConstraints, sequence(), critical);
+/** Named bits (RFC 5280, 4.2.1.3), counted from the left: keyCertSign is 5, digitalSignature is 0. */
+const signsCertificates = extension(oids.keyUsage, bitString(Buffer.of(0b0000_0100), 2), critical);
+const signsHandshakes = extension(oids.keyUsage, bitString(Buffer.of(0b1000_0000), 7), critical);
 
 export async function makeCa(commonName: string, validity: Validity): Promise<KeyPair> {
 	const keys = await makeKeys();
-	const cert = await X509CertificateGenerator.createSelfSigned({
-		name: [{CN: [commonName]}],
-		...validity,
-		keys,
-		signingAlgorithm: ecdsaP256,
-		extensions: [
-			new BasicConstraintsExtension(true, 0, true),
-			new KeyUsagesExtension(KeyUsageFlags.keyCertSign, true),
-			await SubjectKeyIdentifierExtension.create(keys.publicKey),
-		],
+	const name = distinguishedName(commonName);
+	return certificate({
+		subject: name, issuer: name, validity, keys, signingKey: keys.privateKey,
+		extensions: [caConstraints, signsCertificates, extension(oids.subjectKeyIdentifier, octetString(keyIdentifier(keys.publicKey)))],
 	});
-	return pem(cert, keys);
 }
 
 /** A certificate that is its own trust anchor: whoever is given it as a CA accepts this one client and nobody else. */
 export async function makeClientCertificate(commonName: string, validity: Validity): Promise<KeyPair> {
 	const keys = await makeKeys();
-	const cert = await X509CertificateGenerator.createSelfSigned({
-		name: [{CN: [commonName]}],
-		...validity,
-		keys,
-		signingAlgorithm: ecdsaP256,
-		extensions: [
-			new BasicConstraintsExtension(false, undefined, true),
-			new KeyUsagesExtension(KeyUsageFlags.digitalSignature, true),
-			new ExtendedKeyUsageExtension([ExtendedKeyUsage.clientAuth]),
-		],
+	const name = distinguishedName(commonName);
+	return certificate({
+		subject: name, issuer: name, validity, keys, signingKey: keys.privateKey,
+		extensions: [leafConstraints, signsHandshakes, extension(oids.extKeyUsage, sequence(oids.clientAuth))],
 	});
-	return pem(cert, keys);
 }
 
-/** @param dnsName common name and only subject alternative name, at most 63 characters */
+/**
+ * @param dnsName common name and only subject alternative name, at most 63 characters
+ * @param ca made by `makeCa`
+ */
 export async function makeServerCertificate(dnsName: string, ca: KeyPair, validity: Validity): Promise<KeyPair> {
 	const keys = await makeKeys();
 	const issuer = new X509Certificate(ca.cert);
-	const cert = await X509CertificateGenerator.create({
-		subject: [{CN: [dnsName]}],
-		issuer: issuer.subject,
-		...validity,
-		publicKey: keys.publicKey,
-		signingKey: createPrivateKey(ca.key.reveal()).toCryptoKey(ecdsaP256, false, ['sign']),
-		signingAlgorithm: ecdsaP256,
+	return certificate({
+		subject: distinguishedName(dnsName),
+		issuer: distinguishedName(issuer.subject.replace(/^CN=/, '')),
+		validity, keys,
+		signingKey: createPrivateKey(ca.key.reveal()),
 		extensions: [
-			new BasicConstraintsExtension(false, undefined, true),
-			new KeyUsagesExtension(KeyUsageFlags.digitalSignature, true),
-			new ExtendedKeyUsageExtension([ExtendedKeyUsage.serverAuth]),
-			new SubjectAlternativeNameExtension([{type: 'dns', value: dnsName}]),
-			await AuthorityKeyIdentifierExtension.create(issuer.publicKey),
+			leafConstraints, signsHandshakes, extension(oids.extKeyUsage, sequence(oids.serverAuth)),
+			// GeneralName's dNSName is [2]; AuthorityKeyIdentifier's keyIdentifier is [0].
+			extension(oids.subjectAltName, sequence(implicit(2, Buffer.from(dnsName)))),
+			extension(oids.authorityKeyIdentifier, sequence(implicit(0, keyIdentifier(issuer.publicKey)))),
 		],
 	});
-	return pem(cert, keys);
 }
 
-async function makeKeys(): Promise<webcrypto.CryptoKeyPair> {
-	return webcrypto.subtle.generateKey(ecdsaP256, true, ['sign', 'verify']);
+interface CertificateParts {
+	readonly subject: Buffer;
+	readonly issuer: Buffer;
+	readonly validity: Validity;
+	readonly keys: Keys;
+	readonly signingKey: KeyObject;
+	readonly extensions: readonly Buffer[];
 }
 
-function pem(cert: X509Certificate, keys: webcrypto.CryptoKeyPair): KeyPair {
-	const key = KeyObject.from(keys.privateKey).export({type: 'pkcs8', format: 'pem'});
-	return {cert: `${cert.toString('pem')}\n`, key: new Secret(key.toString())};
+/** RFC 5280, 4.1. */
+function certificate({subject, issuer, validity: {notBefore, notAfter}, keys, signingKey, extensions}: CertificateParts): KeyPair {
+	const toBeSigned = sequence(
+		explicit(0, unsigned(Buffer.of(2))),
+		unsigned(randomBytes(16)),
+		signatureAlgorithm,
+		issuer,
+		sequence(time(notBefore), time(notAfter)),
+		subject,
+		subjectPublicKeyInfo(keys.publicKey),
+		explicit(3, sequence(...extensions)),
+	);
+	const bytes = sequence(toBeSigned, signatureAlgorithm, bitString(sign('sha256', toBeSigned, signingKey)));
+	return {
+		cert: new X509Certificate(bytes).toString(),
+		key: new Secret(keys.privateKey.export({type: 'pkcs8', format: 'pem'}).toString()),
+	};
+}
+
+interface Keys {
+	readonly publicKey: KeyObject;
+	readonly privateKey: KeyObject;
+}
+
+async function makeKeys(): Promise<Keys> {
+	return promisify(generateKeyPair)('ec', {namedCurve: 'P-256'});
+}
+
+function distinguishedName(commonName: string): Buffer {
+	return sequence(setOf(sequence(oids.commonName, utf8String(commonName))));
+}
+
+function extension(id: Buffer, content: Buffer, ...isCritical: readonly Buffer[]): Buffer {
+	return sequence(id, ...isCritical, octetString(content));
+}
+
+function subjectPublicKeyInfo(key: KeyObject): Buffer {
+	return key.export({type: 'spki', format: 'der'});
+}
+
+/** SHA-1 of the point itself (RFC 5280, 4.2.1.2, method 1): a P-256 key's info ends with its 65 bytes. */
+function keyIdentifier(key: KeyObject): Buffer {
+	return createHash('sha1').update(subjectPublicKeyInfo(key).subarray(-65)).digest();
 }

@@ -5,6 +5,7 @@ import {chmod, readdir, readFile, rm, stat, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
+import fc from 'fast-check';
 import {makeCa, makeClientCertificate, makeServerCertificate} from '../../src/relay/certificates.ts';
 import {AdaptorError} from '../../src/errors.ts';
 import {openIdentity, type IdentityFiles, type RelayIdentity} from '../../src/relay/identity.ts';
@@ -59,6 +60,20 @@ test('OpenSSL, strictly, takes the server certificate for its name and the clien
 	t.regex(await verify('-x509_strict', '-purpose', 'sslserver', '-verify_hostname', 'podvm-a', '-CAfile', ca, server), /: OK/);
 	await t.throwsAsync(verify('-verify_hostname', 'podvm-b', '-CAfile', ca, server));
 	t.regex(await verify('-purpose', 'sslclient', '-CAfile', client, client), /: OK/);
+});
+
+test('names of any length, and validity over the year 2050, are read back as they were given', async t => {
+	await fc.assert(fc.asyncProperty(fc.stringMatching(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/), fc.date({min: new Date('2026-01-01'), max: new Date('2090-01-01'), noInvalidDate: true}), async (name, notBefore) => {
+		const dates = {notBefore, notAfter: new Date(notBefore.getTime() + 3650 * dayMs)};
+		const ca = await makeCa('agent-protocol-forwarder', dates);
+		const cert = new X509Certificate((await makeServerCertificate(name, ca, dates)).cert);
+		t.is(cert.subject, `CN=${name}`);
+		t.is(cert.subjectAltName, `DNS:${name}`);
+		t.is(cert.validFromDate.getTime(), Math.floor(dates.notBefore.getTime() / 1000) * 1000);
+		t.is(cert.validToDate.getTime(), Math.floor(dates.notAfter.getTime() / 1000) * 1000);
+		t.true(cert.checkIssued(new X509Certificate(ca.cert)));
+		t.regex(cert.serialNumber, /^[0-9A-F]{20,32}$/);
+	}), {numRuns: 30});
 });
 
 test('a restart is the same identity, in a file that only we can read', async t => {
