@@ -3,6 +3,8 @@
  * the longest stall of the event loop; 200 reservations at once. Needs root, for network namespaces of its own.
  */
 import {monitorEventLoopDelay} from 'node:perf_hooks';
+import {Iproute2} from '../src/network/iproute2.ts';
+import {SpawnServer} from '../src/network/spawn-server.ts';
 import type {PodNetwork} from '../src/sandbox/ports.ts';
 import {World} from '../test/network/world.ts';
 
@@ -11,6 +13,8 @@ const signal = (): AbortSignal => AbortSignal.timeout(60_000);
 
 await using world = await World.create();
 await using networks = world.networks();
+await using programs = new SpawnServer({shell: world.shell, size: 1});
+const iproute2 = new Iproute2(programs);
 await networks.check(signal());
 const pod = await world.addPod('bridge', 5);
 await networks.release(await networks.reserve('warm', pod, signal()), signal());
@@ -25,7 +29,7 @@ await measure();
 await atOnce(200);
 
 async function measure(): Promise<void> {
-	const times: Record<string, number[]> = {'reserve (inspect, VNI)': [], 'attach (setup)': [], 'release (teardown)': []};
+	const times: Record<string, number[]> = {'inspect': [], 'reserve (inspect, VNI)': [], 'attach (setup)': [], 'release (teardown)': []};
 	const timed = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
 		const start = performance.now();
 		const result = await work();
@@ -35,6 +39,7 @@ async function measure(): Promise<void> {
 	const stalls = monitorEventLoopDelay({resolution: 1});
 	stalls.enable();
 	for (let round = 0; round < rounds; round++) {
+		await timed('inspect', async () => iproute2.inspect(pod, signal()));
 		const network: PodNetwork = await timed('reserve (inspect, VNI)', async () => networks.reserve('bench', pod, signal()));
 		await timed('attach (setup)', async () => networks.attach(network, '192.168.122.105', signal()));
 		await timed('release (teardown)', async () => networks.release(network, signal()));

@@ -54,8 +54,8 @@ export function createPodNetworks(options: PodNetworksOptions): KernelPodNetwork
 interface Tenancy {
 	readonly sandboxId: SandboxId | undefined;
 	readonly vni: number;
-	/** The VM's address that is in the NOTRACK set. */
-	remote: string | undefined;
+	/** Addresses that are, or may be, in the NOTRACK set for it: the VM's, and any before it until their removal has succeeded. */
+	readonly remotes: Set<string>;
 	/** An earlier run's, whose elements in the NOTRACK set we do not know. */
 	readonly isAdopted: boolean;
 }
@@ -130,7 +130,7 @@ class Tunnels implements KernelPodNetworks {
 			this.#refuseSecondTenant(sandboxId, netnsPath);
 			try {
 				const {vni, remote, isAdopted} = await this.#reserveVni(sandboxId, netnsPath, inspection.links, signal);
-				this.#tenancies.set(netnsPath, {sandboxId, vni, remote, isAdopted});
+				this.#tenancies.set(netnsPath, {sandboxId, vni, remotes: new Set(remote === undefined ? [] : [remote]), isAdopted});
 				for (const reason of warnings) {
 					this.#log.warn({sandboxId, netns: netnsPath, reason}, 'pod network is not carried to the VM as a whole');
 				}
@@ -158,18 +158,21 @@ class Tunnels implements KernelPodNetworks {
 
 		if (tenancy === undefined) {
 			// Reserved by an earlier run, which is known from its record.
-			tenancy = {sandboxId: undefined, vni, remote: undefined, isAdopted: true};
+			tenancy = {sandboxId: undefined, vni, remotes: new Set(), isAdopted: true};
 			this.#tenancies.set(netnsPath, tenancy);
 			this.#vnis.adopt(vni);
 		}
 
-		const former = tenancy.remote === undefined || tenancy.remote === vmAddress || this.#isUsed(tenancy.remote, tenancy) ? [] : [tenancy.remote];
-		// Known from now on, so that it is removed even if this ends half-way.
-		tenancy.remote = vmAddress;
+		const former = tenancy.remotes.difference(new Set([vmAddress]));
+		tenancy.remotes.add(vmAddress);
 		await settled({
-			untracked: this.#bypass.change({add: {address: vmAddress, vni}, remove: former}, signal),
+			untracked: this.#bypass.change({add: {address: vmAddress, vni}, remove: this.#unused(former, tenancy)}, signal),
 			tunnel: this.#pointTunnel({netnsPath, vni, port, remote: vmAddress}, signal),
 		});
+		for (const address of former) {
+			tenancy.remotes.delete(address);
+		}
+
 		await this.#iproute2.redirect(netnsPath, network.interface, signal);
 	}
 
@@ -228,7 +231,8 @@ class Tunnels implements KernelPodNetworks {
 		for (let attempt = this.#vnis.take(); ;) {
 			try {
 				await this.#iproute2.addTunnel({netnsPath, vni: attempt.vni, port}, signal);
-				return {vni: attempt.vni, isAdopted: leftover !== undefined};
+				const remote = leftover?.vxlan?.remote;
+				return {vni: attempt.vni, isAdopted: false, ...(remote === undefined ? {} : {remote})};
 			} catch (error) {
 				if (means(error, 'vni-in-use')) {
 					attempt = attempt.another();
@@ -274,17 +278,18 @@ class Tunnels implements KernelPodNetworks {
 
 	/** Takes the VM's address out of the NOTRACK set. What is not known to us, an earlier run's, is looked up. */
 	async #trackAgain(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
-		const known = tenancy?.remote === undefined ? [] : [tenancy.remote];
-		const addresses = tenancy === undefined || tenancy.isAdopted ? [...known, ...await this.#bypass.addressesOf(vni, signal)] : known;
-		const remove = [...new Set(addresses)].filter(address => !this.#isUsed(address, tenancy));
+		const known = tenancy?.remotes ?? new Set();
+		const recorded = tenancy === undefined || tenancy.isAdopted ? await this.#bypass.addressesOf(vni, signal) : [];
+		const remove = this.#unused(known.union(new Set(recorded)), tenancy);
 		if (remove.length > 0) {
 			await this.#bypass.change({remove}, signal);
 		}
 	}
 
-	/** Whether another tunnel leads to the address: libvirt gives it to the next VM as soon as the last has ended. */
-	#isUsed(address: string, except: Tenancy | undefined): boolean {
-		return this.#tenancies.values().some(tenancy => tenancy !== except && tenancy.remote === address);
+	/** Those that no other tunnel leads to: libvirt gives an address to the next VM as soon as the last has ended. */
+	#unused(addresses: ReadonlySet<string>, except: Tenancy | undefined): string[] {
+		const others = this.#tenancies.values().filter(tenancy => tenancy !== except).toArray();
+		return [...addresses].filter(address => !others.some(({remotes}) => remotes.has(address)));
 	}
 }
 

@@ -19,11 +19,11 @@ const env = {PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const peer = fileURLToPath(new URL('peer.ts', import.meta.url));
 
 /** How a CNI plugin leaves a pod. */
-export type Cni = 'bridge' | 'calico' | 'ptp';
-export const cnis: readonly Cni[] = ['bridge', 'calico', 'ptp'];
+export type Cni = 'bridge' | 'calico' | 'ptp' | 'onlink';
+export const cnis: readonly Cni[] = ['bridge', 'calico', 'ptp', 'onlink'];
 
 /** `index` from 2 to 250 makes addresses, names and MACs. */
-export const podAddress = (cni: Cni, index: number): string => `${{bridge: '10.244.0', calico: '10.1.2', ptp: '10.22.0'}[cni]}.${index}`;
+export const podAddress = (cni: Cni, index: number): string => `${{bridge: '10.244.0', calico: '10.1.2', ptp: '10.22.0', onlink: '10.0.3'}[cni]}.${index}`;
 export const vmAddress = (index: number): string => `192.168.122.${100 + index}`;
 
 export class World implements AsyncDisposable {
@@ -115,6 +115,9 @@ export class World implements AsyncDisposable {
 				ip route add 10.22.0.1 dev eth0 scope link src ${address}
 				ip route add 10.22.0.0/24 via 10.22.0.1 src ${address}
 				ip route add default via 10.22.0.1`,
+			onlink: `
+				ip addr add ${address}/32 dev eth0
+				ip route add default via 169.254.1.1 dev eth0 onlink`,
 		}[cni];
 		const onWorker = {
 			bridge: `ip link set ${host} master cni0 up`,
@@ -123,6 +126,10 @@ export class World implements AsyncDisposable {
 				ip route add ${address} dev ${host} scope link`,
 			ptp: `
 				ip addr add 10.22.0.1/32 dev ${host}
+				ip link set ${host} up
+				ip route add ${address} dev ${host} scope link`,
+			onlink: `
+				ip addr add 169.254.1.1/32 dev ${host}
 				ip link set ${host} up
 				ip route add ${address} dev ${host} scope link`,
 		}[cni];
