@@ -28,7 +28,7 @@ test.after.always('power off', async () => guest[Symbol.asyncDispose]());
 
 const network: PodNetwork = {
 	netnsPath: '/run/netns/pod', podIp: '10.0.0.5/24', podHwAddr: '0a:58:0a:00:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24',
-	tunnelType: 'vxlan', routes: [{dst: '', gw: '10.0.0.1', dev: 'eth0'}], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId: 555_001,
+	tunnelType: 'vxlan', routes: [{dst: '10.0.0.0/24', gw: '', dev: 'eth0', protocol: 'kernel', scope: 'link'}, {dst: '', gw: '10.0.0.1', dev: 'eth0'}], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId: 555_001,
 	dedicated: false, externalNetViaPodVm: false,
 };
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 )
 
@@ -34,11 +35,12 @@ type forwarderConfig struct {
 	TLSCipherSuites []string    `json:"tls-cipher-suites"`
 }
 
+// Prefixes and addresses are spelled as Go marshals them: what is absent is the empty string.
 type podNetwork struct {
-	PodIP               string        `json:"podip"`
+	PodIP               netip.Prefix  `json:"podip"`
 	PodHwAddr           string        `json:"pod-hw-addr"`
 	Interface           string        `json:"interface"`
-	WorkerNodeIP        string        `json:"worker-node-ip"`
+	WorkerNodeIP        netip.Prefix  `json:"worker-node-ip"`
 	TunnelType          string        `json:"tunnel-type"`
 	Routes              []podRoute    `json:"routes"`
 	Neighbors           []podNeighbor `json:"neighbors"`
@@ -51,18 +53,18 @@ type podNetwork struct {
 }
 
 type podRoute struct {
-	Dst      string `json:"dst"`
-	GW       string `json:"gw"`
-	Dev      string `json:"dev"`
-	Protocol string `json:"protocol"`
-	Scope    string `json:"scope"`
+	Dst      netip.Prefix `json:"dst"`
+	GW       netip.Addr   `json:"gw"`
+	Dev      string       `json:"dev"`
+	Protocol string       `json:"protocol"`
+	Scope    string       `json:"scope"`
 }
 
 type podNeighbor struct {
-	IP     string `json:"ip"`
-	HwAddr string `json:"hw-addr"`
-	Dev    string `json:"dev"`
-	State  string `json:"state"`
+	IP     netip.Addr `json:"ip"`
+	HwAddr string     `json:"hw-addr"`
+	Dev    string     `json:"dev"`
+	State  string     `json:"state"`
 }
 
 // loadForwarderConfig wants either file, and the same in both: each generation of images reads only its own.

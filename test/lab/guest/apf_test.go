@@ -6,10 +6,10 @@ import (
 
 func TestForwarderConfigurationIsReadStrictly(t *testing.T) {
 	config, err := parseForwarderConfig([]byte(`{"pod-name":"web","pod-network":{"podip":"10.0.0.5/24","routes":[{"dst":"","gw":"10.0.0.1","dev":"eth0"}]}}`))
-	if err != nil || config.PodName != "web" || config.PodNetwork.Routes[0].GW != "10.0.0.1" {
+	if err != nil || config.PodName != "web" || config.PodNetwork.Routes[0].GW.String() != "10.0.0.1" || config.PodNetwork.Routes[0].Dst.IsValid() {
 		t.Errorf("%+v, %v", config, err)
 	}
-	for _, text := range []string{``, `[]`, `{"pod-nam":"x"}`, `{"pod-network":{"vxlan":1}}`, `{"pod-network":{"mtu":"1450"}}`, `{} {}`} {
+	for _, text := range []string{``, `[]`, `{"pod-nam":"x"}`, `{"pod-network":{"vxlan":1}}`, `{"pod-network":{"mtu":"1450"}}`, `{"pod-network":{"podip":"10.0.0.5"}}`, `{} {}`} {
 		if config, err := parseForwarderConfig([]byte(text)); err == nil {
 			t.Errorf("%s was read as %+v", text, config)
 		}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"syscall"
@@ -21,10 +22,10 @@ const (
 )
 
 type lease struct {
-	prefix net.IPNet
-	router net.IP
-	dns    []net.IP
-	server net.IP
+	prefix netip.Prefix
+	router netip.Addr
+	dns    []netip.Addr
+	server netip.Addr
 }
 
 // configureByDHCP brings the interface up, gets a lease, and applies it.
@@ -45,15 +46,15 @@ func configureByDHCP(name, hostname string, patience time.Duration) (lease, erro
 	if err != nil {
 		return lease{}, fmt.Errorf("DHCP on %s: %w", name, err)
 	}
-	if err := addAddress(link, l.prefix); err != nil {
+	if err := addAddress(link, l.prefix, 0); err != nil {
 		return lease{}, err
 	}
-	if l.router != nil {
-		if err := addDefaultRoute(link, l.router); err != nil {
+	if l.router.IsValid() {
+		if err := addRoute(link, route{destination: everywhere, gateway: l.router, protocol: syscall.RTPROT_DHCP}); err != nil {
 			return lease{}, err
 		}
 	}
-	if err := announce(link, l.prefix.IP); err != nil {
+	if err := announce(link, l.prefix.Addr()); err != nil {
 		return lease{}, err
 	}
 	var resolvConf strings.Builder
@@ -65,15 +66,15 @@ func configureByDHCP(name, hostname string, patience time.Duration) (lease, erro
 
 // announce tells the neighbours who has the address now (RFC 2131, 4.4.1; RFC 5227, 2.3): those who asked before it had one ask again
 // only after a second.
-func announce(link *net.Interface, address net.IP) error {
+func announce(link *net.Interface, address netip.Addr) error {
 	socket, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer syscall.Close(socket)
 	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1} // Ethernet, IPv4, lengths, a request
-	packet = append(append(packet, link.HardwareAddr...), address.To4()...)
-	packet = append(append(packet, make([]byte, 6)...), address.To4()...)
+	packet = append(append(packet, link.HardwareAddr...), address.AsSlice()...)
+	packet = append(append(packet, make([]byte, 6)...), address.AsSlice()...)
 	return syscall.Sendto(socket, packet, 0, broadcast(link, syscall.ETH_P_ARP))
 }
 
@@ -116,7 +117,7 @@ func (c *dhcpClient) lease(deadline time.Time) (lease, error) {
 		if err != nil {
 			return lease{}, err
 		}
-		requested := map[byte][]byte{optionRequestedIP: offer.address, optionServer: offer.options[optionServer]}
+		requested := map[byte][]byte{optionRequestedIP: offer.address.AsSlice(), optionServer: offer.options[optionServer]}
 		soon := time.Now().Add(2 * maxRetransmission)
 		if deadline.Before(soon) {
 			soon = deadline

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"net/netip"
 	"syscall"
 )
 
@@ -33,7 +34,7 @@ var dhcpMagic = []byte{99, 130, 83, 99}
 type dhcpMessage struct {
 	xid     uint32
 	kind    byte
-	address net.IP // yiaddr: the client's, as the server has it
+	address netip.Addr // yiaddr: the client's, as the server has it
 	options map[byte][]byte
 }
 
@@ -59,7 +60,8 @@ func decodeDHCP(message []byte) (dhcpMessage, error) {
 	if len(message) < 240 || message[0] != 2 || !bytes.Equal(message[236:240], dhcpMagic) {
 		return dhcpMessage{}, errors.New("not a DHCP answer")
 	}
-	decoded := dhcpMessage{xid: binary.BigEndian.Uint32(message[4:]), address: append(net.IP(nil), message[16:20]...), options: map[byte][]byte{}}
+	decoded := dhcpMessage{xid: binary.BigEndian.Uint32(message[4:]), options: map[byte][]byte{}}
+	decoded.address, _ = netip.AddrFromSlice(message[16:20])
 	for rest := message[240:]; len(rest) > 0 && rest[0] != optionEnd; {
 		if rest[0] == 0 { // padding
 			rest = rest[1:]
@@ -82,12 +84,15 @@ func (m dhcpMessage) lease() (lease, error) {
 	if len(mask) != 4 {
 		return lease{}, errors.New("the server gave no subnet mask")
 	}
-	l := lease{prefix: net.IPNet{IP: m.address, Mask: mask}, server: m.options[optionServer]}
+	ones, _ := net.IPMask(mask).Size()
+	l := lease{prefix: netip.PrefixFrom(m.address, ones)}
+	l.server, _ = netip.AddrFromSlice(m.options[optionServer])
 	if router := m.options[optionRouter]; len(router) >= 4 {
-		l.router = router[:4]
+		l.router, _ = netip.AddrFromSlice(router[:4])
 	}
 	for dns := m.options[optionDNS]; len(dns) >= 4; dns = dns[4:] {
-		l.dns = append(l.dns, dns[:4])
+		address, _ := netip.AddrFromSlice(dns[:4])
+		l.dns = append(l.dns, address)
 	}
 	return l, nil
 }

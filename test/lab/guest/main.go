@@ -8,15 +8,23 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 )
 
 const forwarderPort = 15150
 
+// init gives the process's first thread to main: it is the one that may not end, and that /proc/1 shows (see netns.do).
+func init() { runtime.LockOSThread() }
+
 func main() {
 	if os.Getpid() != 1 {
-		fmt.Fprintln(os.Stderr, "guest: this is the /init of a virtual machine and runs as process 1 only")
+		if len(os.Args) == 3 && os.Args[1] == "serve" {
+			fmt.Fprintln(os.Stderr, serve(os.Args[2]))
+			os.Exit(1)
+		}
+		fmt.Fprintln(os.Stderr, "guest: this is the /init of a virtual machine; as a command it knows: serve PORT")
 		os.Exit(2)
 	}
 	if err := boot(); err != nil {
@@ -64,7 +72,7 @@ func boot() error {
 	if err != nil {
 		return err
 	}
-	console("eth0 has %s from %s", lease.prefix.String(), lease.server)
+	console("eth0 has %s from %s", lease.prefix, lease.server)
 
 	switch {
 	case lab["panic"]:
@@ -83,6 +91,9 @@ func boot() error {
 		time.Sleep(10 * time.Second)
 	}
 
+	if err := config.PodNetwork.setUp(podns); err != nil {
+		return fmt.Errorf("pod network: %w", err)
+	}
 	tlsConfig, err := config.serverTLS()
 	if err != nil {
 		return err
@@ -91,7 +102,7 @@ func boot() error {
 	if err != nil {
 		return err
 	}
-	reaper := newReaper()
+	reaper := newReaper(podns)
 	go reaper.run()
 	agent := newAgent(reaper)
 	console("listening on port %d", forwarderPort)

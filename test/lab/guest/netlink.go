@@ -1,9 +1,12 @@
-// The few rtnetlink requests that it takes to give an interface an address (rtnetlink(7)): link up, address, default route.
+// The few rtnetlink requests that the guest needs (rtnetlink(7)): link up, address, route, neighbour, VXLAN device.
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
+	"net/netip"
+	"os"
 	"syscall"
 )
 
@@ -58,41 +61,145 @@ func bringUp(name string) error {
 	if err != nil {
 		return err
 	}
+	return bringUpAs(link, name)
+}
+
+// bringUpAs renames a link that is down, and raises it.
+func bringUpAs(link *net.Interface, name string) error {
 	body := make([]byte, syscall.SizeofIfInfomsg)
 	hostOrder.PutUint32(body[4:], uint32(link.Index))
 	hostOrder.PutUint32(body[8:], syscall.IFF_UP)  // flags
 	hostOrder.PutUint32(body[12:], syscall.IFF_UP) // which of them to change
-	if err := newNetlinkRequest(syscall.RTM_NEWLINK, 0, body).send(); err != nil {
-		return fmt.Errorf("set %s up: %w", name, err)
+	request := newNetlinkRequest(syscall.RTM_NEWLINK, 0, body)
+	request.attribute(syscall.IFLA_IFNAME, append([]byte(name), 0))
+	if err := request.send(); err != nil {
+		return fmt.Errorf("set %s up as %s: %w", link.Name, name, err)
 	}
 	return nil
 }
 
-func addAddress(link *net.Interface, prefix net.IPNet) error {
-	ones, _ := prefix.Mask.Size()
+// withoutPrefixRoute is IFA_F_NOPREFIXROUTE: the address brings no route to its subnet.
+const withoutPrefixRoute = 0x200
+
+func addAddress(link *net.Interface, prefix netip.Prefix, flags uint32) error {
 	body := make([]byte, syscall.SizeofIfAddrmsg)
-	body[0], body[1] = syscall.AF_INET, byte(ones)
+	body[0], body[1] = syscall.AF_INET, byte(prefix.Bits())
 	hostOrder.PutUint32(body[4:], uint32(link.Index))
 	request := newNetlinkRequest(syscall.RTM_NEWADDR, syscall.NLM_F_CREATE|syscall.NLM_F_REPLACE, body)
-	request.attribute(syscall.IFA_LOCAL, prefix.IP.To4())
-	request.attribute(syscall.IFA_ADDRESS, prefix.IP.To4())
+	request.attribute(syscall.IFA_LOCAL, prefix.Addr().AsSlice())
+	request.attribute(syscall.IFA_ADDRESS, prefix.Addr().AsSlice())
+	request.attribute(attributeAddressFlags, number(flags))
 	if err := request.send(); err != nil {
-		return fmt.Errorf("add %s to %s: %w", prefix.String(), link.Name, err)
+		return fmt.Errorf("add %s to %s: %w", prefix, link.Name, err)
 	}
 	return nil
 }
 
-func addDefaultRoute(link *net.Interface, gateway net.IP) error {
+type route struct {
+	destination netip.Prefix
+	gateway     netip.Addr // not valid: directly connected
+	protocol    byte
+	scope       byte
+}
+
+var everywhere = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+
+func (r route) String() string {
+	if !r.gateway.IsValid() {
+		return r.destination.String()
+	}
+	return fmt.Sprintf("%s via %s", r.destination, r.gateway)
+}
+
+// addRoute fails when there is one already, as the forwarder's does.
+func addRoute(link *net.Interface, r route) error {
 	body := make([]byte, syscall.SizeofRtMsg)
-	body[0], body[4], body[5] = syscall.AF_INET, syscall.RT_TABLE_MAIN, syscall.RTPROT_DHCP
-	body[6], body[7] = syscall.RT_SCOPE_UNIVERSE, syscall.RTN_UNICAST
-	request := newNetlinkRequest(syscall.RTM_NEWROUTE, syscall.NLM_F_CREATE|syscall.NLM_F_REPLACE, body)
-	request.attribute(syscall.RTA_GATEWAY, gateway.To4())
-	index := make([]byte, 4)
-	hostOrder.PutUint32(index, uint32(link.Index))
-	request.attribute(syscall.RTA_OIF, index)
+	body[0], body[1], body[4], body[5] = syscall.AF_INET, byte(r.destination.Bits()), syscall.RT_TABLE_MAIN, r.protocol
+	body[6], body[7] = r.scope, syscall.RTN_UNICAST
+	request := newNetlinkRequest(syscall.RTM_NEWROUTE, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL, body)
+	request.attribute(syscall.RTA_DST, r.destination.Addr().AsSlice())
+	if r.gateway.IsValid() {
+		request.attribute(syscall.RTA_GATEWAY, r.gateway.AsSlice())
+	}
+	request.attribute(syscall.RTA_OIF, number(uint32(link.Index)))
 	if err := request.send(); err != nil {
-		return fmt.Errorf("add the default route by %s: %w", gateway, err)
+		return fmt.Errorf("add the route %s: %w", r, err)
 	}
 	return nil
+}
+
+type neighbour struct {
+	address netip.Addr
+	mac     net.HardwareAddr
+}
+
+// Of linux/neighbour.h, if_link.h, if_addr.h: the syscall package stops short of them.
+const (
+	statePermanent         = 0x80
+	attributeNeighbour     = 1 // NDA_DST
+	attributeNeighbourMAC  = 2 // NDA_LLADDR
+	attributeAddressFlags  = 8 // IFA_FLAGS
+	attributeLinkInfo      = 18
+	attributeLinkKind      = 1
+	attributeLinkData      = 2
+	attributeNamespace     = 28 // IFLA_NET_NS_FD
+	attributeVXLANID       = 1
+	attributeVXLANRemote   = 2 // IFLA_VXLAN_GROUP
+	attributeVXLANLearning = 7
+	attributeVXLANPort     = 15
+	sizeofNeighbourMessage = 12
+)
+
+func addPermanentNeighbour(link *net.Interface, n neighbour) error {
+	body := make([]byte, sizeofNeighbourMessage)
+	body[0] = syscall.AF_INET
+	hostOrder.PutUint32(body[4:], uint32(link.Index))
+	hostOrder.PutUint16(body[8:], statePermanent)
+	request := newNetlinkRequest(syscall.RTM_NEWNEIGH, syscall.NLM_F_CREATE|syscall.NLM_F_REPLACE, body)
+	request.attribute(attributeNeighbour, n.address.AsSlice())
+	request.attribute(attributeNeighbourMAC, n.mac)
+	if err := request.send(); err != nil {
+		return fmt.Errorf("add the neighbour %s: %w", n.address, err)
+	}
+	return nil
+}
+
+type vxlan struct {
+	name   string
+	mac    net.HardwareAddr
+	mtu    int
+	id     int
+	remote netip.Addr
+	port   int
+}
+
+// add makes the device in another namespace; its packets travel in this one. Nothing is left when it fails.
+func (v vxlan) add(namespace *os.File) error {
+	port := make([]byte, 2)
+	binary.BigEndian.PutUint16(port, uint16(v.port))
+	var data, info netlinkRequest
+	data.attribute(attributeVXLANID, number(uint32(v.id)))
+	data.attribute(attributeVXLANRemote, v.remote.AsSlice())
+	data.attribute(attributeVXLANPort, port)
+	data.attribute(attributeVXLANLearning, []byte{0}) // or whoever guesses the id could take over the pod's traffic
+	info.attribute(attributeLinkKind, []byte("vxlan"))
+	info.attribute(attributeLinkData, data)
+
+	request := newNetlinkRequest(syscall.RTM_NEWLINK, syscall.NLM_F_CREATE|syscall.NLM_F_EXCL, make([]byte, syscall.SizeofIfInfomsg))
+	request.attribute(syscall.IFLA_IFNAME, append([]byte(v.name), 0))
+	request.attribute(syscall.IFLA_ADDRESS, v.mac)
+	request.attribute(syscall.IFLA_MTU, number(uint32(v.mtu)))
+	request.attribute(attributeNamespace, number(uint32(namespace.Fd())))
+	request.attribute(attributeLinkInfo, info)
+	if err := request.send(); err != nil {
+		return fmt.Errorf("add the VXLAN device %s, id %d, port %d, to %s: %w", v.name, v.id, v.port, v.remote, err)
+	}
+	return nil
+}
+
+// number is an attribute's value of 32 bits.
+func number(value uint32) []byte {
+	bytes := make([]byte, 4)
+	hostOrder.PutUint32(bytes, value)
+	return bytes
 }

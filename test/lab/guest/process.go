@@ -15,11 +15,14 @@ import (
 
 // reaper is the only one to wait for children. Process 1 inherits orphans too, and os/exec's own waiting would race with theirs.
 type reaper struct {
+	netns    netns      // where children start
 	mu       sync.Mutex // held while forking, so that no child can be reaped before it is known
 	children map[int]func(syscall.WaitStatus)
 }
 
-func newReaper() *reaper { return &reaper{children: map[int]func(syscall.WaitStatus){}} }
+func newReaper(where netns) *reaper {
+	return &reaper{netns: where, children: map[int]func(syscall.WaitStatus){}}
+}
 
 func (r *reaper) run() {
 	signals := make(chan os.Signal, 1)
@@ -52,7 +55,11 @@ func (r *reaper) reap() {
 func (r *reaper) start(program string, arguments []string, attributes *syscall.ProcAttr, exited func(syscall.WaitStatus)) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	pid, err := syscall.ForkExec(program, arguments, attributes)
+	pid := 0
+	err := r.netns.do(func() (err error) {
+		pid, err = syscall.ForkExec(program, arguments, attributes)
+		return err
+	})
 	if err == nil {
 		r.children[pid] = exited
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 func runningReaper() *reaper {
-	r := newReaper()
+	r := newReaper("")
 	go r.run()
 	return r
 }

@@ -1,0 +1,78 @@
+// A server to run in a container, as `/init serve PORT`: shows what of the network arrives. TCP is HTTP, UDP is an echo.
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"math/rand"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"strconv"
+)
+
+// serve returns only when it fails.
+func serve(port string) error {
+	echo, err := net.ListenPacket("udp4", ":"+port)
+	if err != nil {
+		return err
+	}
+	go echoDatagrams(echo)
+	listener, err := net.Listen("tcp4", ":"+port)
+	if err != nil {
+		return err
+	}
+	http.HandleFunc("/", greet)
+	http.HandleFunc("/bytes", sendBytes)
+	http.HandleFunc("/checksum", checksum)
+	fmt.Println("serving") // what a test waits for
+	return http.Serve(listener, nil)
+}
+
+// greet tells the client who answers, and the address that the client was seen with.
+func greet(response http.ResponseWriter, request *http.Request) {
+	client, _, _ := net.SplitHostPort(request.RemoteAddr)
+	hostname, _ := os.Hostname()
+	fmt.Fprintf(response, "Hello %s, this is %s on %s.\n", client, hostname, runtime.GOARCH)
+}
+
+// sendBytes answers ?count=N with N bytes, in which a lost or exchanged segment shows, and with their checksum.
+func sendBytes(response http.ResponseWriter, request *http.Request) {
+	count, err := strconv.ParseInt(request.FormValue("count"), 10, 32)
+	if err != nil || count < 0 {
+		http.Error(response, "count is how many bytes to send", http.StatusBadRequest)
+		return
+	}
+	bytes := make([]byte, count)
+	rand.New(rand.NewSource(count)).Read(bytes)
+	response.Header().Set("Content-Length", strconv.Itoa(len(bytes)))
+	response.Header().Set("X-Sha256", fmt.Sprintf("%x", sha256.Sum256(bytes)))
+	response.Write(bytes)
+}
+
+// checksum answers a body with its length and checksum.
+func checksum(response http.ResponseWriter, request *http.Request) {
+	hash := sha256.New()
+	count, err := io.Copy(hash, request.Body)
+	if err != nil {
+		http.Error(response, err.Error(), http.StatusBadRequest)
+		return
+	}
+	fmt.Fprintf(response, "%d %x\n", count, hash.Sum(nil))
+}
+
+func echoDatagrams(socket net.PacketConn) {
+	datagram := make([]byte, 1<<16)
+	for {
+		n, client, err := socket.ReadFrom(datagram)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return
+		}
+		if _, err := socket.WriteTo(datagram[:n], client); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+}
