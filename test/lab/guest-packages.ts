@@ -110,7 +110,8 @@ async function gather(unpacked: string, target: string, signal: AbortSignal): Pr
 	}
 }
 
-class Apt {
+/** Debian packages for s390x, whatever they are for. */
+export class Apt {
 	readonly #root: string;
 	readonly #signal: AbortSignal;
 	readonly #options: readonly string[];

@@ -8,6 +8,7 @@ cd "$(dirname "$0")/../.."
 packages='
 qemu-system-misc                        runs s390x virtual machines
 qemu-utils                              qemu-img, makes their disks
+qemu-user-static                        runs Node.js for s390x, so that our code meets a big-endian machine
 libvirt-daemon-system                   libvirtd, virtlogd
 libvirt-clients                         virsh
 dnsmasq-base                            DHCP of a libvirt network
