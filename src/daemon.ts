@@ -26,6 +26,8 @@ export interface Surroundings {
 
 /** How long calls under way may go on after a stop was asked for; what has not finished then is unwound. Kubernetes' own patience is 30 s. */
 const drainTimeoutMs = 10_000;
+/** kata's shim sets no deadline for CreateVM. */
+const createTimeoutMs = 30_000;
 const cleanupTimeoutMs = 60_000;
 const removalRetryMs = [500, 30_000] as const;
 
@@ -93,7 +95,9 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 			maxMemoryMib: config.maxMemoryMib ?? Infinity,
 		},
 		podsDir: config.podsDir,
+		createTimeoutMs,
 		startTimeoutMs: config.startTimeoutMs,
+		agentTimeoutMs: config.proxyTimeoutMs,
 		cleanupTimeoutMs,
 		removalRetryMs,
 		log,

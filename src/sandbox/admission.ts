@@ -2,6 +2,7 @@
  * Who may do what in which state. Policy only: no I/O, no waiting.
  * Every state is listed: a new one does not compile until it is decided on.
  */
+import type {AdaptorError} from '../errors.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {AgentRelay, ForwarderTls, PodNetwork, PodVm} from './ports.ts';
 
@@ -19,23 +20,32 @@ export interface Prepared {
  *                └────────────┴──────── stop ───────────┴─────────────────┘──▶ stopping ──▶ gone
  */
 export type SandboxState =
-	| {readonly name: 'creating'; readonly abort: AbortController}
+	| {readonly name: 'creating'}
 	| {readonly name: 'created'; readonly prepared: Prepared}
 	/** Nothing is known of a VM yet, but there may be one. */
-	| {readonly name: 'starting'; readonly prepared: Prepared; readonly abort: AbortController}
+	| {readonly name: 'starting'; readonly prepared: Prepared}
 	/** The VM runs; its agent cannot be reached yet. */
-	| {readonly name: 'booting'; readonly prepared: Prepared; readonly abort: AbortController; readonly vm: PodVm}
+	| {readonly name: 'booting'; readonly prepared: Prepared; readonly vm: PodVm}
 	| {readonly name: 'running'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay: AgentRelay}
-	/** Remembered until it is stopped, so that a late call learns why. `leftovers`: what could not be unwound, to be tried again. */
-	| {readonly name: 'failed'; readonly reason: Error; readonly leftovers?: Prepared}
-	| {readonly name: 'stopping'; readonly prepared?: Prepared}
+	/** Remembered until it is stopped, so that a late call learns why. `remains`: what could not be unwound, to be tried again. */
+	| {readonly name: 'failed'; readonly reason: AdaptorError; readonly remains: Remains}
+	| {readonly name: 'stopping'; readonly remains: Remains}
 	| {readonly name: 'gone'};
+
+/** What there may be to remove. */
+export interface Remains {
+	/** Absent: none was reserved, or by an earlier run of the daemon. */
+	readonly network?: PodNetwork;
+	readonly mayHaveVm: boolean;
+}
+
+export const nothing: Remains = {mayHaveVm: false};
 
 export type Verdict =
 	| {readonly verdict: 'go'}
 	/** Already so: answer success. */
 	| {readonly verdict: 'done'}
-	| {readonly verdict: 'refuse'; readonly why: 'not-found' | 'failed-precondition'; readonly cause?: Error};
+	| {readonly verdict: 'refuse'; readonly why: 'not-found' | 'failed-precondition'; readonly cause?: AdaptorError};
 
 /** Called with the mailbox held, so no other task of the same sandbox is under way. */
 export function admitStart(state: SandboxState): Verdict {
@@ -62,21 +72,27 @@ export function admitStart(state: SandboxState): Verdict {
 	}
 }
 
-/** The task that a stop has to end before its turn in the mailbox can come. */
-export function toAbort(state: SandboxState): AbortController | undefined {
+/** What a removal that begins now has to remove; a running sandbox's relay besides. */
+export function remainsOf(state: SandboxState): Remains {
 	switch (state.name) {
-		case 'creating':
-		case 'starting':
-		case 'booting': {
-			return state.abort;
+		case 'created': {
+			return {network: state.prepared.network, mayHaveVm: false};
 		}
 
-		case 'created':
-		case 'running':
+		case 'starting':
+		case 'booting':
+		case 'running': {
+			return {network: state.prepared.network, mayHaveVm: true};
+		}
+
 		case 'failed':
-		case 'stopping':
+		case 'stopping': {
+			return state.remains;
+		}
+
+		case 'creating':
 		case 'gone': {
-			return undefined;
+			return nothing;
 		}
 	}
 }

@@ -5,7 +5,7 @@ import {AdaptorError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {vmIn} from './admission.ts';
 import type {CreateSandbox, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
-import {agentSocketPath, Sandbox, type SandboxWorld} from './sandbox.ts';
+import {Sandbox, type SandboxWorld} from './sandbox.ts';
 
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
@@ -15,6 +15,8 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	readonly #vmWaiters = new Set<{readonly pod: PodName; readonly resolve: (name: string) => void}>();
 	/** Stops go on when their caller is gone; closing waits for them. */
 	readonly #stops = new Set<Promise<unknown>>();
+	/** Aborts when closing begins. */
+	readonly #closing = new AbortController();
 	#closed: Promise<void> | undefined;
 
 	constructor(world: SandboxWorld) {
@@ -47,10 +49,12 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	async stop(id: SandboxId, signal: AbortSignal): Promise<void> {
+		this.#assertOpen();
 		await abortable(this.#stop(id), signal);
 	}
 
 	async vmOf(pod: PodName, wait: boolean, signal: AbortSignal): Promise<string> {
+		this.#assertOpen();
 		for (const sandbox of this.#sandboxes.values()) {
 			const vm = vmIn(sandbox.state);
 			if (vm !== undefined && isSamePod(sandbox.pod, pod)) {
@@ -65,8 +69,9 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		const {promise, resolve} = Promise.withResolvers<string>();
 		const waiter = {pod, resolve};
 		this.#vmWaiters.add(waiter);
+		using scope = new Scope(signal, this.#closing.signal);
 		try {
-			return await abortable(promise, signal);
+			return await abortable(promise, scope.signal);
 		} finally {
 			this.#vmWaiters.delete(waiter);
 		}
@@ -74,39 +79,58 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 
 	/** Takes no new work, ends starts (they unwind), waits for stops; running VMs are left alone. */
 	async [Symbol.asyncDispose](): Promise<void> {
-		this.#closed ??= (async () => {
-			await Promise.allSettled([...[...this.#sandboxes.values()].map(async sandbox => sandbox.close()), ...this.#stops]);
-		})();
+		this.#closed ??= this.#close();
 		await this.#closed;
 	}
 
-	#stop(id: SandboxId): Promise<void> {
-		const sandbox = this.#sandboxes.get(id);
-		const stop = sandbox === undefined ? this.#deleteUnknown(id) : sandbox.stop();
-		this.#stops.add(stop);
-		stop.then(() => this.#stops.delete(stop), () => this.#stops.delete(stop));
-		return stop;
+	async #close(): Promise<void> {
+		this.#closing.abort(stoppingError());
+		await Promise.allSettled([...[...this.#sandboxes.values()].map(async sandbox => sandbox.close()), ...this.#stops]);
 	}
 
-	/** A sandbox of an earlier run of the daemon, perhaps: the hypervisor knows. */
-	async #deleteUnknown(id: SandboxId): Promise<void> {
-		using scope = new Scope().deadline(this.#world.cleanupTimeoutMs, 'the VM of an unknown sandbox to be deleted');
-		await this.#world.podVms.delete(id, scope.signal);
-		if (isUsableId(id)) {
-			await this.#world.relays.discard(agentSocketPath(this.#world.podsDir, id));
+	async #stop(id: SandboxId, why?: string): Promise<void> {
+		const sandbox = this.#sandboxes.get(id) ?? this.#unknown(id);
+		if (sandbox === undefined) {
+			return;
 		}
+
+		const stop = sandbox.stop(why);
+		this.#stops.add(stop);
+		try {
+			await stop;
+		} finally {
+			this.#stops.delete(stop);
+		}
+	}
+
+	/** Of an earlier run of the daemon, perhaps: the hypervisor knows. Undefined for an id that no sandbox can have had. */
+	#unknown(id: SandboxId): Sandbox | undefined {
+		if (!isUsableId(id)) {
+			return undefined;
+		}
+
+		const sandbox = new Sandbox(id, this.#world, this.#changed, {name: 'stopping', remains: {mayHaveVm: true}});
+		this.#sandboxes.set(id, sandbox);
+		return sandbox;
 	}
 
 	/** kubelet gives up on a start after some minutes and asks for the same pod with a new id; the older one only costs then. */
 	#stopOlderOf(newer: Sandbox): void {
 		for (const older of this.#sandboxes.values()) {
-			if (older === newer || newer.pod === undefined || !isSamePod(older.pod, newer.pod)) {
+			if (older === newer) {
+				// A map keeps the order of insertion: what follows is newer still.
+				return;
+			}
+
+			if (newer.pod === undefined || !isSamePod(older.pod, newer.pod) || older.state.name === 'stopping') {
 				continue;
 			}
 
-			this.#world.log.warn({sandboxId: older.id, pod: `${newer.pod.namespace}/${newer.pod.name}`, reason: `superseded by sandbox ${newer.id}`}, 'stopping the older sandbox of a pod');
-			// Reported by the sandbox itself, which goes on trying.
-			this.#stop(older.id).catch(() => undefined);
+			const names = {sandboxId: older.id, pod: `${newer.pod.namespace}/${newer.pod.name}`};
+			this.#world.log.warn({...names, reason: `superseded by sandbox ${newer.id}`}, 'stopping the older sandbox of a pod');
+			this.#stop(older.id, `The pod has a newer sandbox, ${newer.id}`).catch((error: unknown) => {
+				this.#world.log.warn({...names, err: error}, 'could not remove the older sandbox of a pod, it is tried again');
+			});
 		}
 	}
 
@@ -124,10 +148,14 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	};
 
 	#assertOpen(): void {
-		if (this.#closed !== undefined) {
-			throw new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'});
+		if (this.#closing.signal.aborted) {
+			throw stoppingError();
 		}
 	}
+}
+
+function stoppingError(): AdaptorError {
+	return new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'});
 }
 
 function isSamePod(one: PodName | undefined, other: PodName): boolean {

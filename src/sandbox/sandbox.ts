@@ -5,11 +5,11 @@
 import {AdaptorError, codeOf, toError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {admitStart, toAbort, type Prepared, type SandboxState} from './admission.ts';
+import {admitStart, nothing, remainsOf, type Prepared, type Remains, type SandboxState} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
 import {Mailbox} from './mailbox.ts';
 import {podRequest, type SizePolicy} from './pod-request.ts';
-import type {AgentRelays, CreateSandbox, PodIdentity, PodNetworks, PodVms, SandboxId} from './ports.ts';
+import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetwork, PodNetworks, PodVms, SandboxId} from './ports.ts';
 
 /** What every sandbox of a daemon shares. */
 export interface SandboxWorld {
@@ -19,8 +19,12 @@ export interface SandboxWorld {
 	readonly sizes: SizePolicy;
 	/** Absolute directory; the agent's socket of a sandbox is `<podsDir>/<id>/agent.ttrpc`. */
 	readonly podsDir: string;
+	/** Budget of a creation, which only looks at this node. */
+	readonly createTimeoutMs: number;
 	/** Budget of a whole start. */
 	readonly startTimeoutMs: number;
+	/** Of it, how long a VM that runs may take until its forwarder answers. */
+	readonly agentTimeoutMs: number;
 	/** Budget of one attempt to unwind or to remove; independent of any caller's. */
 	readonly cleanupTimeoutMs: number;
 	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */
@@ -28,29 +32,31 @@ export interface SandboxWorld {
 	readonly log: Logger;
 }
 
-export function agentSocketPath(podsDir: string, id: SandboxId): string {
-	return `${podsDir}/${id}/agent.ttrpc`;
-}
+/** For what must be done whoever waits for it. */
+const unconditional = new AbortController().signal;
 
 export class Sandbox {
 	readonly id: SandboxId;
 	readonly agentSocketPath: string;
 	readonly #world: SandboxWorld;
-	readonly #log: Logger;
 	readonly #onChange: (sandbox: Sandbox) => void;
 	readonly #mailbox = new Mailbox();
-	/** Ends waits for the next attempt to remove; aborted when the daemon stops. */
-	readonly #closing = new AbortController();
+	/** Ends a creation or a start, also one whose turn has not come: the sandbox is to be stopped, or the daemon is. */
+	readonly #end = new AbortController();
+	/** Ends the wait for the next attempt to remove: it is gone, or the daemon stops. */
+	readonly #lastAttempt = new AbortController();
+	#log: Logger;
 	#pod: PodIdentity | undefined;
 	#removal: Promise<void> | undefined;
-	#state: SandboxState = {name: 'creating', abort: new AbortController()};
+	#state: SandboxState;
 
 	/** @param onChange called after every change of state */
-	constructor(id: SandboxId, world: SandboxWorld, onChange: (sandbox: Sandbox) => void) {
+	constructor(id: SandboxId, world: SandboxWorld, onChange: (sandbox: Sandbox) => void, state: SandboxState = {name: 'creating'}) {
 		this.id = id;
 		this.#world = world;
 		this.#onChange = onChange;
-		this.agentSocketPath = agentSocketPath(world.podsDir, id);
+		this.#state = state;
+		this.agentSocketPath = `${world.podsDir}/${id}/agent.ttrpc`;
 		this.#log = world.log.child({sandboxId: id});
 	}
 
@@ -65,29 +71,32 @@ export class Sandbox {
 
 	/** To be called once, first. On failure the sandbox is gone and nothing is left of it. */
 	async create({annotations, netnsPath}: CreateSandbox, signal: AbortSignal): Promise<void> {
-		const {networks, relays, sizes} = this.#world;
+		const {networks, relays, sizes, createTimeoutMs} = this.#world;
 		return this.#mailbox.post(async () => {
-			using scope = new Scope(signal, ...this.#aborts());
-			const undo = new AsyncDisposableStack();
+			using scope = new Scope(signal, this.#end.signal).deadline(createTimeoutMs, 'the sandbox to be created');
+			let network: PodNetwork | undefined;
 			try {
 				const request = podRequest(this.id, annotations, sizes);
 				this.#pod = request.pod;
-				const network = await networks.reserve(this.id, netnsPath, scope.signal);
-				undo.defer(async () => this.#bounded('the reserved network to be released', async limit => networks.release(network, limit)));
+				this.#log = this.#log.child({pod: `${request.pod.namespace}/${request.pod.name}`, instanceName: request.instanceName});
+				network = await networks.reserve(this.id, netnsPath, scope.signal);
 				const tls = await relays.issue(request.instanceName, scope.signal);
 				scope.signal.throwIfAborted();
-				undo.move();
 				this.#setState({name: 'created', prepared: {request, network, tls}});
-				this.#log.info({...this.#names(request), vcpus: request.vcpus, vcpusFrom: request.vcpusFrom, memoryMib: request.memoryMib, memoryFrom: request.memoryFrom, vni: network.vxlanId, netns: netnsPath}, 'sandbox created');
-			} catch (error) {
-				await this.#unwind(undo);
-				this.#setState({name: 'gone'});
-				throw error;
+				const {vcpus, vcpusFrom, memoryMib, memoryFrom} = request;
+				this.#log.info({vcpus, vcpusFrom, memoryMib, memoryFrom, vni: network.vxlanId, netns: netnsPath}, 'sandbox created');
+			} catch (thrown) {
+				const remains = await this.#unwind(network === undefined ? nothing : {network, mayHaveVm: false});
+				this.#setState(remains === nothing ? {name: 'gone'} : {name: 'stopping', remains});
+				throw rootCause(thrown, scope.signal);
 			}
-		});
+		}, unconditional);
 	}
 
-	/** Resolves when the agent can be reached. On failure or abort everything is unwound first; the sandbox stays, failed. */
+	/**
+	 * Resolves when the agent can be reached. On failure or abort everything is unwound first; the sandbox stays, failed.
+	 * Behind another start it waits for its turn, and an abort then changes nothing.
+	 */
 	async start(signal: AbortSignal): Promise<void> {
 		return this.#mailbox.post(async () => {
 			const admitted = admitStart(this.#state);
@@ -96,19 +105,21 @@ export class Sandbox {
 			}
 
 			if (admitted.verdict === 'go' && this.#state.name === 'created') {
+				this.#end.signal.throwIfAborted();
 				await this.#bringUp(this.#state.prepared, signal);
 			}
-		});
+		}, signal);
 	}
 
 	/**
 	 * Ends whatever is under way, removes everything, and says when. The removal does not depend on the caller: what fails is tried again
-	 * until it succeeds, in the background; the first failure is reported.
+	 * until it succeeds, in the background; the first failure is thrown.
+	 * @param why what the caller of a start that this ends gets to read
 	 */
-	async stop(): Promise<void> {
-		toAbort(this.#state)?.abort(new AdaptorError({code: 'aborted', what: 'The sandbox was stopped while it was being started', where: {sandboxId: this.id}}));
+	async stop(why = 'The sandbox was stopped while it was being started'): Promise<void> {
+		this.#end.abort(new AdaptorError({code: 'aborted', what: why, where: {sandboxId: this.id}}));
 		try {
-			await this.#mailbox.post(async () => this.#remove());
+			await this.#mailbox.post(async () => this.#remove(), unconditional);
 		} catch (error) {
 			this.#removal ??= this.#keepRemoving();
 			throw error;
@@ -117,36 +128,35 @@ export class Sandbox {
 
 	/**
 	 * The daemon stops: ends a start (it unwinds), gives a reservation back, and closes the relay of a running sandbox. Its VM is left alone:
-	 * a daemon that ends must not take pods with it.
+	 * a daemon that ends must not take pods with it. Never throws.
 	 */
 	async close(): Promise<void> {
-		const reason = new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'});
-		this.#closing.abort(reason);
-		toAbort(this.#state)?.abort(reason);
-		await this.#mailbox.post(async () => {
-			if (this.#state.name === 'running') {
-				await this.#state.relay[Symbol.asyncDispose]();
-			} else {
-				await this.#remove();
-			}
-		});
+		this.#end.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'}));
+		this.#lastAttempt.abort();
+		try {
+			await this.#mailbox.post(async () => {
+				if (this.#state.name === 'running') {
+					await this.#state.relay[Symbol.asyncDispose]();
+				} else {
+					await this.#remove();
+				}
+			}, unconditional);
+		} catch (error) {
+			this.#log.error({err: error}, 'sandbox left behind');
+		}
+
 		await this.#removal;
 	}
 
 	async #bringUp(prepared: Prepared, signal: AbortSignal): Promise<void> {
-		const {podVms, networks, relays, startTimeoutMs} = this.#world;
+		const {podVms, networks, relays, startTimeoutMs, agentTimeoutMs} = this.#world;
 		const {request, network, tls} = prepared;
-		const log = this.#log.child(this.#names(request));
-		const abort = new AbortController();
-		this.#setState({name: 'starting', prepared, abort});
-		using scope = new Scope(signal, abort.signal).deadline(startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
+		this.#setState({name: 'starting', prepared});
+		using scope = new Scope(signal, this.#end.signal).deadline(startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
 		const stages = new Stages();
-		const undo = new AsyncDisposableStack();
-		undo.defer(async () => this.#bounded('the reserved network to be released', async limit => networks.release(network, limit)));
+		let relay: AgentRelay | undefined;
 		try {
 			stages.enter('start the VM');
-			// Before there is one: a start that is cut off from the host cannot keep its promise to leave nothing, and says so only by failing.
-			undo.defer(async () => this.#bounded('the pod VM to be deleted', async limit => podVms.delete(this.id, limit)));
 			const vm = await podVms.start({
 				sandboxId: this.id,
 				instanceName: request.instanceName,
@@ -157,118 +167,115 @@ export class Sandbox {
 				vni: network.vxlanId,
 				files: guestFiles({pod: request.pod, network, tls}),
 			}, scope.signal);
-			this.#setState({name: 'booting', prepared, abort, vm});
+			this.#setState({name: 'booting', prepared, vm});
 			stages.enter('reach the agent');
-			const relay = await relays.open({sandboxId: this.id, instanceName: request.instanceName, socketPath: this.agentSocketPath}, podVms.addresses(vm, scope.signal), scope.signal);
-			undo.use(relay);
+			using reaching = new Scope(scope.signal).deadline(agentTimeoutMs, 'the pod VM\'s forwarder to answer (PROXY_TIMEOUT)');
+			relay = await relays.open({sandboxId: this.id, instanceName: request.instanceName, socketPath: this.agentSocketPath}, podVms.addresses(vm, reaching.signal), reaching.signal);
 			stages.enter('attach the network');
 			await networks.attach(network, relay.address, scope.signal);
 			scope.signal.throwIfAborted();
-			undo.move();
 			this.#setState({name: 'running', prepared, vm, relay});
-			log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId, timings: stages.end()}, 'pod VM started');
+			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId, timings: stages.end()}, 'pod VM started');
 		} catch (thrown) {
-			const error = stages.failed(thrown);
-			const unwound = await this.#unwind(undo);
-			this.#setState({name: 'failed', reason: error, ...(unwound ? {} : {leftovers: prepared})});
-			if (!unwound) {
-				this.#removal ??= this.#keepRemoving();
-			}
-
-			throw error;
+			const reason = stages.failed(rootCause(thrown, scope.signal));
+			// Also when no VM was started: one that was cut off from the host cannot know, and cannot keep its promise to leave nothing.
+			const remains = await this.#unwind({network, mayHaveVm: true}, relay);
+			this.#setState({name: 'failed', reason, remains});
+			throw reason;
 		}
 	}
 
 	/** With the mailbox held. */
 	async #remove(): Promise<void> {
-		const state = this.#state;
-		if (state.name === 'gone') {
+		if (this.#state.name === 'gone') {
 			return;
 		}
 
-		const prepared = state.name === 'failed' ? state.leftovers : 'prepared' in state ? state.prepared : undefined;
-		const hasVm = state.name === 'running' || state.name === 'failed' || state.name === 'stopping';
-		this.#setState(prepared === undefined ? {name: 'stopping'} : {name: 'stopping', prepared});
-		if (prepared !== undefined) {
-			const startedAt = performance.now();
-			try {
-				if (state.name === 'running') {
-					await state.relay[Symbol.asyncDispose]();
-				}
-
-				await this.#bounded('the sandbox to be removed', async limit => {
-					if (hasVm) {
-						await this.#world.podVms.delete(this.id, limit);
-					}
-
-					await this.#world.networks.release(prepared.network, limit);
-				});
-			} catch (error) {
-				this.#log.warn({...this.#names(prepared.request), err: error}, 'sandbox removal failed');
-				throw error;
-			}
-
-			this.#log.info({...this.#names(prepared.request), durationMs: Math.round(performance.now() - startedAt)}, 'sandbox removed');
-		}
-
+		const startedAt = performance.now();
+		const relay = this.#state.name === 'running' ? this.#state.relay : undefined;
+		const remains = remainsOf(this.#state);
+		this.#setState({name: 'stopping', remains});
+		await this.#clear(remains, relay);
 		this.#setState({name: 'gone'});
+		// Of a sandbox that this daemon did not make there may have been nothing.
+		this.#log[this.#pod === undefined ? 'debug' : 'info']({durationMs: Math.round(performance.now() - startedAt)}, 'sandbox removed');
 	}
 
+	/** In this order: a VNI is free for others only when no VM can use it any more. */
+	async #clear({network, mayHaveVm}: Remains, relay: AgentRelay | undefined): Promise<void> {
+		const {podVms, networks, relays, cleanupTimeoutMs} = this.#world;
+		using scope = new Scope().deadline(cleanupTimeoutMs, 'the sandbox to be removed');
+		const clear = async (): Promise<void> => {
+			await relay?.[Symbol.asyncDispose]();
+			if (mayHaveVm) {
+				await podVms.delete(this.id, scope.signal);
+				await relays.discard(this.agentSocketPath);
+			}
+
+			if (network !== undefined) {
+				await networks.release(network, scope.signal);
+			}
+		};
+
+		// A port that ignores its signal must not hold the mailbox for ever.
+		await abortable(clear(), scope.signal);
+	}
+
+	/** Never throws: what went wrong is logged and tried again in the background. @returns what is left to do so for */
+	async #unwind(remains: Remains, relay?: AgentRelay): Promise<Remains> {
+		try {
+			await this.#clear(remains, relay);
+			return nothing;
+		} catch (error) {
+			this.#log.warn({err: error}, 'unwinding failed, it is tried again');
+			this.#removal ??= this.#keepRemoving();
+			return remains;
+		}
+	}
+
+	/** Never throws. */
 	async #keepRemoving(): Promise<void> {
-		const pauses = backOff(...this.#world.removalRetryMs);
-		while (this.#state.name !== 'gone') {
+		let attempt = 0;
+		for (const delayMs of backOff(...this.#world.removalRetryMs)) {
 			try {
-				await pause(pauses.next().value, this.#closing.signal);
-				await this.#mailbox.post(async () => this.#remove());
+				await pause(delayMs, this.#lastAttempt.signal);
+			} catch {
+				return;
+			}
+
+			attempt++;
+			try {
+				await this.#mailbox.post(async () => this.#remove(), unconditional);
 			} catch (error) {
-				if (this.#closing.signal.aborted) {
-					this.#log.error({err: error}, 'sandbox left behind');
-					return;
-				}
+				// An outage of a night is not to fill the log.
+				this.#log[Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug']({err: error, attempt}, 'sandbox removal failed, it is tried again');
 			}
 		}
 	}
 
-	/** Never throws: what went wrong is logged, and false is answered. */
-	async #unwind(undo: AsyncDisposableStack): Promise<boolean> {
-		try {
-			await undo.disposeAsync();
-			return true;
-		} catch (error) {
-			this.#log.warn({err: error}, 'unwinding failed');
-			return false;
-		}
-	}
-
-	async #bounded(awaited: string, work: (limit: AbortSignal) => Promise<void>): Promise<void> {
-		using scope = new Scope().deadline(this.#world.cleanupTimeoutMs, awaited);
-		// A port that ignores its signal must not hold the mailbox for ever.
-		await abortable(work(scope.signal), scope.signal);
-	}
-
-	#refusal(why: 'not-found' | 'failed-precondition', cause: Error | undefined): AdaptorError {
+	#refusal(why: 'not-found' | 'failed-precondition', cause: AdaptorError | undefined): AdaptorError {
 		return new AdaptorError({
 			code: why,
-			what: why === 'not-found' ? 'There is no such sandbox' : `The sandbox has failed to start before${cause === undefined ? '' : `: ${cause.message}`}`,
+			what: why === 'not-found' ? 'There is no such sandbox' : `The sandbox has failed to start before${cause === undefined ? '' : `: ${cause.what}`}`,
 			where: {sandboxId: this.id},
 			remedy: why === 'not-found' ? 'CreateVM comes first.' : 'Stop it, then create it again.',
 			cause,
 		});
 	}
 
-	#aborts(): AbortSignal[] {
-		const abort = toAbort(this.#state);
-		return abort === undefined ? [] : [abort.signal];
-	}
-
-	#names({pod, instanceName}: Prepared['request']): {pod: string; instanceName: string} {
-		return {pod: `${pod.namespace}/${pod.name}`, instanceName};
-	}
-
 	#setState(state: SandboxState): void {
 		this.#state = state;
+		if (state.name === 'gone') {
+			this.#lastAttempt.abort();
+		}
+
 		this.#onChange(this);
 	}
+}
+
+/** Why work under a signal ended: libraries say of an abort only that there was one. What knows better, such as a host's refusal, stands. */
+function rootCause(thrown: unknown, signal: AbortSignal): unknown {
+	return signal.aborted && !(thrown instanceof AdaptorError) ? signal.reason : thrown;
 }
 
 /** How long each stage of a start took, and which one it is in. */

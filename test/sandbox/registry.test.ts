@@ -140,6 +140,14 @@ for (const step of ['networks.reserve', 'relays.issue'] as const) {
 		t.is((await left()).length, 1);
 	});
 
+	test(`a create whose time is up in ${step} leaves nothing`, async t => {
+		const {hook} = holding(step);
+		const {registry, left} = world(t, {before: hook, createTimeoutMs: 20});
+		const error = await t.throwsAsync<AdaptorError>(registry.create(pod('a'), never), {message: /the sandbox to be created/});
+		t.is(error.code, 'deadline-exceeded');
+		t.deepEqual(await left(), []);
+	});
+
 	test(`a stop ends a create that is in ${step}`, async t => {
 		const {hook, reached} = holding(step);
 		const {registry, left} = world(t, {before: hook});
@@ -172,7 +180,7 @@ for (const step of ['podVms.delete', 'networks.release'] as const) {
 		await t.throwsAsync(registry.stop('a', never), {message: /The host is away/});
 		await done.promise;
 		t.deepEqual(await left(), []);
-		t.true(log.lines.some(({message}) => message === 'sandbox removal failed'));
+		t.true(log.lines.some(({message}) => message === 'sandbox removal failed, it is tried again'));
 	});
 }
 
@@ -186,14 +194,14 @@ test('what an unwinding could not remove is removed later without being asked', 
 			}
 		},
 		after(call) {
-			if (call === 'podVms.delete') {
+			if (call === 'networks.release') {
 				done.resolve(undefined);
 			}
 		},
 	});
 	await registry.create(pod('a'), never);
 	await t.throwsAsync(registry.start('a', never));
-	t.deepEqual(await left(), ['VM podvm-web-a']);
+	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000'], 'no other pod gets the VNI of a VM that may still run');
 	await done.promise;
 	t.deepEqual(await left(), []);
 });
@@ -284,4 +292,176 @@ test('a netns path that is none is refused', async t => {
 	for (const netnsPath of ['', 'relative', '/a\0b']) {
 		await t.throwsAsync(registry.create({...pod('a'), netnsPath}, never), {message: /not an absolute path/});
 	}
+});
+
+test('a stop that comes before a start\'s turn ends it, and no VM is started', async t => {
+	const calls: PortCall[] = [];
+	const {registry, left} = world(t, {before: call => void calls.push(call)});
+	await registry.create(pod('a'), never);
+	const start = t.throwsAsync<AdaptorError>(registry.start('a', never), {message: /stopped while it was being started/});
+	await registry.stop('a', never);
+	t.is((await start).code, 'aborted');
+	t.deepEqual(calls, ['networks.reserve', 'relays.issue', 'networks.release']);
+	t.deepEqual(await left(), []);
+});
+
+test('closing before a start\'s turn ends it, and no VM is started', async t => {
+	const calls: PortCall[] = [];
+	const {registry, left} = world(t, {before: call => void calls.push(call)});
+	await registry.create(pod('a'), never);
+	const start = t.throwsAsync(registry.start('a', never), {message: /daemon is stopping/});
+	await registry[Symbol.asyncDispose]();
+	await start;
+	t.false(calls.includes('podVms.start'));
+	t.deepEqual(await left(), []);
+});
+
+test('a start whose caller has gone before its turn changes nothing', async t => {
+	const {registry, left} = world(t);
+	await registry.create(pod('a'), never);
+	await t.throwsAsync(registry.start('a', AbortSignal.abort(new Error('gone'))), {message: 'gone'});
+	t.deepEqual(await left(), ['VNI 555000']);
+	await registry.start('a', never);
+	t.is((await left()).length, 3);
+});
+
+test('a second start is answered when its caller gives up, and the first goes on', async t => {
+	const {hook, reached} = holding('networks.attach');
+	const {registry} = world(t, {before: hook});
+	await registry.create(pod('a'), never);
+	const first = t.throwsAsync(registry.start('a', never), {message: /stopped/});
+	await reached;
+	const caller = new AbortController();
+	const second = t.throwsAsync(registry.start('a', caller.signal), {message: 'enough'});
+	caller.abort(new Error('enough'));
+	await second;
+	await registry.stop('a', never);
+	await first;
+});
+
+test('of two creations of one pod that overlap, the one that came later stays, whichever is done first', async t => {
+	for (const slow of ['old', 'new']) {
+		const release = Promise.withResolvers<undefined>();
+		const {registry, networks, left} = world(t);
+		const reserve = networks.reserve.bind(networks);
+		networks.reserve = async (id, ...rest) => {
+			await (id === slow ? release.promise : undefined);
+			return reserve(id, ...rest);
+		};
+
+		const [older, newer] = [registry.create(pod('old'), never), registry.create(pod('new'), never)];
+		const created = Promise.allSettled([older, newer]);
+		await (slow === 'old' ? newer : older);
+		release.resolve(undefined);
+		t.is((await created)[1].status, 'fulfilled', `${slow} is slow`);
+		await registry.start('new', never);
+		await registry.stop('old', never);
+		t.deepEqual((await left()).filter(name => name.startsWith('VM')), ['VM podvm-web-new']);
+	}
+});
+
+test('whoever starts a sandbox that is superseded is told by which', async t => {
+	const {hook, reached} = holding('relays.open');
+	const {registry} = world(t, {before: hook});
+	await registry.create(pod('old'), never);
+	const start = t.throwsAsync<AdaptorError>(registry.start('old', never), {message: /the agent: The pod has a newer sandbox, new/});
+	await reached;
+	await registry.create(pod('new'), never);
+	t.is((await start).code, 'aborted');
+});
+
+test('a create that cannot give its reservation back does so later', async t => {
+	let failures = 2;
+	const released = Promise.withResolvers<undefined>();
+	const {registry, left} = world(t, {
+		before(call) {
+			if (call === 'relays.issue' || (call === 'networks.release' && failures-- > 0)) {
+				throw new Error('no');
+			}
+		},
+		after(call) {
+			if (call === 'networks.release') {
+				released.resolve(undefined);
+			}
+		},
+	});
+	await t.throwsAsync(registry.create(pod('a'), never));
+	await released.promise;
+	t.deepEqual(await left(), []);
+});
+
+test('stopping a sandbox of an earlier run is completed in the background when the host is away', async t => {
+	let failures = 3;
+	const deleted = Promise.withResolvers<undefined>();
+	const {registry, podVms, relays} = world(t, {
+		before(call) {
+			if (call === 'podVms.delete' && failures-- > 0) {
+				throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
+			}
+		},
+		after(call) {
+			if (call === 'podVms.delete') {
+				deleted.resolve(undefined);
+			}
+		},
+	});
+	await podVms.start({sandboxId: 'old', instanceName: 'podvm-web-old', pod: {name: 'web', namespace: 'shop'}, vcpus: 1, memoryMib: 512, vni: 1, files: []}, never);
+	relays.served.set(socket('old'), {sandboxId: 'old', instanceName: 'podvm-web-old', socketPath: socket('old')});
+	await t.throwsAsync(registry.stop('old', never), {message: /The host is away/});
+	await deleted.promise;
+	await registry.stop('old', never);
+	t.deepEqual(await podVms.list(never), []);
+	t.is(relays.served.size, 0);
+});
+
+test('stopping an id that no sandbox can have succeeds without asking anybody', async t => {
+	const calls: PortCall[] = [];
+	const {registry} = world(t, {before: call => void calls.push(call)});
+	await registry.stop('../up', never);
+	t.deepEqual(calls, []);
+});
+
+test('closing waits for no further attempt to remove, and says what it leaves behind, once', async t => {
+	const {registry, log} = world(t, {
+		before(call) {
+			if (call === 'podVms.delete') {
+				throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
+			}
+		},
+	});
+	await registry.create(pod('a'), never);
+	await registry.start('a', never);
+	await t.throwsAsync(registry.stop('a', never));
+	await registry[Symbol.asyncDispose]();
+	t.is(log.lines.filter(({level}) => level === 'error').length, 1);
+	t.like(log.lines.at(-1), {message: 'sandbox left behind', fields: {sandboxId: 'a', pod: 'shop/web', instanceName: 'podvm-web-a'}});
+});
+
+test('a port that ends an abort in words of its own does not hide why there was one', async t => {
+	const caller = new AbortController();
+	const {registry} = world(t, {
+		async before(call, signal) {
+			if (call === 'networks.attach') {
+				caller.abort(new AdaptorError({code: 'cancelled', what: 'The caller hung up'}));
+				throw new DOMException(signal.aborted ? 'This operation was aborted' : 'not aborted', 'AbortError');
+			}
+		},
+	});
+	await registry.create(pod('a'), never);
+	await t.throwsAsync(registry.start('a', caller.signal), {message: /attach the network: The caller hung up/});
+});
+
+test('a forwarder that does not answer in its time is named, not the whole start', async t => {
+	const {hook} = holding('relays.open');
+	const {registry, left} = world(t, {before: hook, agentTimeoutMs: 20});
+	await registry.create(pod('a'), never);
+	await t.throwsAsync(registry.start('a', never), {message: /reach the agent: Timed out .*PROXY_TIMEOUT/});
+	t.deepEqual(await left(), []);
+});
+
+test('who waits for a VM is told when the daemon stops', async t => {
+	const {registry} = world(t);
+	const waiting = t.throwsAsync(registry.vmOf({name: 'web', namespace: 'shop'}, true, never), {message: /daemon is stopping/});
+	await registry[Symbol.asyncDispose]();
+	await waiting;
 });

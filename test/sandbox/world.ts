@@ -27,10 +27,13 @@ export const never = new AbortController().signal;
 export interface WorldOptions {
 	readonly before?: Hook;
 	readonly after?: Hook;
+	readonly createTimeoutMs?: number;
 	readonly startTimeoutMs?: number;
+	readonly agentTimeoutMs?: number;
+	readonly cleanupTimeoutMs?: number;
 }
 
-export function world(t: ExecutionContext, {before = () => undefined, after = () => undefined, startTimeoutMs = 60_000}: WorldOptions = {}): World {
+export function world(t: ExecutionContext, {before = () => undefined, after = () => undefined, createTimeoutMs = 60_000, startTimeoutMs = 60_000, agentTimeoutMs = 60_000, cleanupTimeoutMs = 5000}: WorldOptions = {}): World {
 	const podVms = new InMemoryPodVms();
 	const networks = new InMemoryPodNetworks();
 	const relays = new InMemoryAgentRelays({anyAddress: true});
@@ -61,7 +64,7 @@ export function world(t: ExecutionContext, {before = () => undefined, after = ()
 	const registry = new SandboxRegistry({
 		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays,
 		sizes: {vcpus: 2, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
-		podsDir: '/run/pods', startTimeoutMs, cleanupTimeoutMs: 5000, removalRetryMs: [1, 4], log,
+		podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
 	});
 	t.teardown(async () => registry[Symbol.asyncDispose]());
 	return {
