@@ -36,13 +36,11 @@ export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: Grp
 		accept: socket => injector.injectConnection(socket),
 		async [Symbol.asyncDispose]() {
 			closed ??= (async () => {
+				// Idle connections end at once, others with their last call or their time. (`forceShutdown` misses those that were injected.)
 				injector.drain(drainTimeoutMs);
 				const {promise, resolve} = Promise.withResolvers<undefined>();
 				server.tryShutdown(() => resolve(undefined));
-				const impatience = setTimeout(() => server.forceShutdown(), drainTimeoutMs);
 				await promise;
-				clearTimeout(impatience);
-				injector.destroy();
 			})();
 			await closed;
 		},
@@ -52,7 +50,7 @@ export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: Grp
 function unary(handler: UnaryHandler<unknown, object>, toStatus: (error: unknown) => Status): handleUnaryCall<unknown, object> {
 	const answer = async (call: ServerUnaryCall<unknown, object>, callback: sendUnaryData<object>): Promise<void> => {
 		const abort = new AbortController();
-		// grpc-js reports both the caller's deadline and its hanging up as 'cancelled'.
+		// What grpc-js reports alike: the caller's deadline, its hanging up, and our impatience at the end of draining.
 		call.on('cancelled', () => abort.abort(new AdaptorError({code: 'cancelled', what: 'The caller gave up', where: {method: call.getPath()}})));
 		try {
 			callback(null, await handler(call.request, {signal: abort.signal}));

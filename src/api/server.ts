@@ -24,8 +24,12 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOption
 	const contract = loadContract();
 	const served = services(contract, sandboxes, log);
 	await using parts = new AsyncDisposableStack();
-	const grpc = parts.use(grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs}));
-	const ttrpc = parts.use(new TtrpcServer({toStatus, disposeMs: drainTimeoutMs}));
+	const grpc = grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs});
+	const ttrpc = new TtrpcServer({toStatus, disposeMs: drainTimeoutMs});
+	// Both at once: the time to drain is one.
+	parts.defer(async () => {
+		await Promise.all([grpc[Symbol.asyncDispose](), ttrpc[Symbol.asyncDispose]()]);
+	});
 	for (const service of served) {
 		ttrpc.register(service);
 	}

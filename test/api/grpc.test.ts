@@ -1,16 +1,17 @@
 import {once} from 'node:events';
 import {connect} from 'node:net';
-import {Client, credentials, makeGenericClientConstructor, status, type ServiceError} from '@grpc/grpc-js';
+import {Client, credentials, makeGenericClientConstructor, status, type CallOptions, type ServiceError} from '@grpc/grpc-js';
 import {loadSync, type ServiceDefinition} from '@grpc/proto-loader';
 import {service as healthService} from 'grpc-health-check';
 import test, {type ExecutionContext} from 'ava';
 import {loadContract} from '../../src/api/contract.ts';
 import {AdaptorError} from '../../src/errors.ts';
-import {gate, serving} from './harness.ts';
+import {TtrpcClient, type ClientMethod} from '../../src/ttrpc/client.ts';
+import {gate, never, serving} from './harness.ts';
 
 const {hypervisor, podVmInfo} = loadContract();
 
-type Unary = (request: object, callback: (error: ServiceError | null, response: object) => void) => {cancel: () => void};
+type Unary = (request: object, options: CallOptions, callback: (error: ServiceError | null, response: object) => void) => {cancel: () => void};
 
 /** Typed by hand: generic clients know their methods only at run time. */
 function caller(t: ExecutionContext, definition: ServiceDefinition, path: string): (method: string, request: object) => Promise<object> {
@@ -18,7 +19,7 @@ function caller(t: ExecutionContext, definition: ServiceDefinition, path: string
 	t.teardown(() => client.close());
 	return async (method, request) => new Promise((resolve, reject) => {
 		const call: Unary | undefined = client[method]?.bind(client);
-		call?.(request, (error, response) => error === null ? resolve(response) : reject(error));
+		call?.(request, {}, (error, response) => error === null ? resolve(response) : reject(error));
 	});
 }
 
@@ -50,7 +51,7 @@ test('a caller that cancels aborts its call', async t => {
 	const client = new (makeGenericClientConstructor(hypervisor, 'test'))(`unix:${path}`, credentials.createInsecure()) as Client & Readonly<Record<string, Unary>>;
 	t.teardown(() => client.close());
 	const ended = Promise.withResolvers<ServiceError | null>();
-	const call = client['StartVM']?.({id: 'x'}, error => ended.resolve(error));
+	const call = client['StartVM']?.({id: 'x'}, {}, error => ended.resolve(error));
 	await held.entered;
 	call?.cancel();
 	await held.aborted;
@@ -93,4 +94,52 @@ test('a gRPC client\'s first bytes may come one at a time', async t => {
 	const [first] = await once(socket, 'data') as [Buffer];
 	// An HTTP/2 server begins with its SETTINGS frame (RFC 9113, 3.4): type 4 in the frame's fourth byte.
 	t.is(first[3], 4);
+});
+
+test('a call whose deadline passes is aborted, and its caller gets DEADLINE_EXCEEDED', async t => {
+	const held = gate();
+	const {path} = await serving(t, {start: async (_id, signal) => held.pass(signal)});
+	const client = new (makeGenericClientConstructor(hypervisor, 'test'))(`unix:${path}`, credentials.createInsecure()) as Client & Readonly<Record<string, Unary>>;
+	t.teardown(() => client.close());
+	const ended = Promise.withResolvers<ServiceError | null>();
+	client['StartVM']?.({id: 'x'}, {deadline: Date.now() + 100}, error => ended.resolve(error));
+	t.is((await ended.promise)?.code, status.DEADLINE_EXCEEDED);
+	t.is((await held.aborted as AdaptorError).code, 'cancelled');
+	held.open();
+});
+
+test('disposing closes connections that wait for nothing at once, while a ttrpc call still has its time to finish', async t => {
+	const held = gate();
+	const {path, server} = await serving(t, {start: async (_id, signal) => held.pass(signal)}, 60_000);
+	const ttrpc = new TtrpcClient(connect(path));
+	t.teardown(async () => ttrpc.close());
+	const startVm = hypervisor['StartVM'];
+	const call = ttrpc.call(startVm as unknown as ClientMethod<object, object>, {id: 'a'}, {}, never);
+	await held.entered;
+	await caller(t, hypervisor, path)('Version', {version: ''});
+	const closed = ['P', 'PRI ', 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u0004\0\0\0\0\0'].map(async said => {
+		const socket = connect(path);
+		t.teardown(() => void socket.destroy());
+		socket.on('error', () => undefined).resume().write(said);
+		await once(socket, 'close');
+	});
+	// Answered after those were accepted, for one listener takes them in their order.
+	await caller(t, hypervisor, path)('Version', {version: ''});
+	const disposed = server[Symbol.asyncDispose]();
+	await Promise.all(closed);
+	held.open();
+	await call;
+	await disposed;
+	t.pass();
+});
+
+test('a gRPC call that does not finish in the time to drain is aborted, and disposing ends', async t => {
+	const held = gate();
+	const {path, server} = await serving(t, {start: async (_id, signal) => held.pass(signal)}, 50);
+	const call = t.throwsAsync<ServiceError>(caller(t, hypervisor, path)('StartVM', {id: 'x'}));
+	await held.entered;
+	await server[Symbol.asyncDispose]();
+	t.is((await held.aborted as AdaptorError).code, 'cancelled');
+	t.is((await call).code, status.CANCELLED);
+	held.open();
 });
