@@ -11,6 +11,7 @@ import {LibvirtConnectionError, LibvirtError, remoteError} from './errors.ts';
 import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, PacketError, remoteProgram, type MessageStatus, type Packet} from './packet.ts';
 import type {Pipe} from './pipe.ts';
 import type {Procedure} from './procedures.ts';
+import {SilenceWatch} from './silence-watch.ts';
 import {Slots} from './slots.ts';
 import {decode, encode} from './xdr.ts';
 
@@ -22,8 +23,8 @@ const callsInFlight = 4;
 /** virkeepalive.c: procedures of the keepalive program. */
 const ping = 1;
 const pong = 2;
-/** The silence limit is counted in this many ticks of a timer: a process that was stopped itself sees one late tick, not a silent peer. */
-const ticksOfSilence = 4;
+/** How often the calls in flight are looked at for those that nobody waits for, and how many looks in a row make the connection useless. */
+const abandonedLooks = {partOfLimit: 20, atMost: 10};
 
 export interface RpcOptions {
 	/** Called exactly once, also for `close`. */
@@ -52,7 +53,7 @@ export interface Exchange {
 interface Pending extends ExchangeHandler {
 	readonly procedure: string;
 	holdsSlot: boolean;
-	/** Counted by the watch's ticks. */
+	/** Counted in looks. */
 	abandonedFor: number | undefined;
 }
 
@@ -67,8 +68,9 @@ export class RpcConnection {
 	readonly #drained = new Set<(value: undefined) => void>();
 	#serial = 0;
 	#lost: AdaptorError | undefined;
-	#heard = true;
-	#watch: NodeJS.Timeout | undefined;
+	#retirement: AdaptorError | undefined;
+	#silence: SilenceWatch | undefined;
+	#looks: NodeJS.Timeout | undefined;
 
 	constructor(pipe: Pipe, options: RpcOptions) {
 		this.#pipe = pipe;
@@ -167,21 +169,20 @@ export class RpcConnection {
 
 	/**
 	 * Watches for a silent peer from now on, and for slots that are stuck.
-	 * @param keepalive whether the daemon answers pings; it pings by itself about every 5 s then, unless its administrator turned that off
-	 * @param silenceTimeoutMs half of it without a byte: one ping of ours; all of it: lost
+	 * @param keepalive whether the daemon answers pings; if not, silence means nothing
+	 * @param silenceTimeoutMs without a byte: lost
+	 * @param onSuspicion a ping of ours was not answered soon; the signal aborts when something arrives, or the connection is lost
 	 */
-	watch(keepalive: boolean, silenceTimeoutMs: number): void {
-		let silentTicks = 0;
-		this.#watch = setInterval(() => {
-			silentTicks = this.#heard ? 0 : silentTicks + 1;
-			this.#heard = false;
-			this.#countAbandoned();
-			if (keepalive && silentTicks === ticksOfSilence / 2) {
-				this.#write(keepalivePacket(ping));
-			} else if (keepalive && silentTicks >= ticksOfSilence) {
-				this.close(disconnected(`nothing arrived from the daemon for ${silenceTimeoutMs} ms, not even an answer to a ping`));
-			}
-		}, silenceTimeoutMs / ticksOfSilence);
+	watch(keepalive: boolean, silenceTimeoutMs: number, onSuspicion: (heard: AbortSignal) => void): void {
+		this.#looks = setInterval(() => this.#countAbandoned(), silenceTimeoutMs / abandonedLooks.partOfLimit);
+		if (keepalive) {
+			this.#silence = new SilenceWatch({
+				limitMs: silenceTimeoutMs,
+				ask: () => this.#write(keepalivePacket(ping)),
+				onSuspicion,
+				onLimit: () => this.close(disconnected(`nothing arrived from the daemon for ${silenceTimeoutMs} ms, not even an answer to a ping`)),
+			});
+		}
 	}
 
 	/** Ends it at once; whoever waits gets the first reason given. Idempotent. */
@@ -191,8 +192,14 @@ export class RpcConnection {
 		}
 
 		this.#lost = reason;
-		clearInterval(this.#watch);
-		this.#pipe.close();
+		clearInterval(this.#looks);
+		this.#silence?.stop();
+		if (this.#pending.size > 0) {
+			this.#pipe.cut();
+		} else {
+			this.#pipe.close();
+		}
+
 		this.#life.abort(reason);
 		this.#onDrain();
 		const pending = [...this.#pending.values()];
@@ -202,6 +209,21 @@ export class RpcConnection {
 		}
 
 		this.#options.onLost(reason);
+	}
+
+	/**
+	 * Another connection has taken its place: ends it at once, or after the last stream. While a stream fills a disk the daemon may read
+	 * nothing else for a while, so that silence is no reason to end that.
+	 */
+	retire(reason: AdaptorError): void {
+		this.#retirement = reason;
+		this.#closeWhenRetired();
+	}
+
+	#closeWhenRetired(): void {
+		if (this.#retirement !== undefined && [...this.#pending.values()].every(({holdsSlot}) => holdsSlot)) {
+			this.close(this.#retirement);
+		}
 	}
 
 	async #slot(procedure: string, signal: AbortSignal): Promise<void> {
@@ -239,7 +261,7 @@ export class RpcConnection {
 	}
 
 	#read(chunk: Buffer): void {
-		this.#heard = true;
+		this.#silence?.heard();
 		try {
 			for (const packet of this.#decoder.push(chunk)) {
 				this.#dispatch(packet);
@@ -284,6 +306,7 @@ export class RpcConnection {
 
 		if (exchange.receive(packet)) {
 			this.#pending.delete(packet.serial);
+			this.#closeWhenRetired();
 		}
 	}
 
@@ -299,7 +322,7 @@ export class RpcConnection {
 			}
 		}
 
-		if (this.#slots.waiting > 0 && holders.every(({abandonedFor = 0}) => abandonedFor >= 2)) {
+		if (this.#slots.waiting > 0 && holders.every(({abandonedFor = 0}) => abandonedFor >= abandonedLooks.atMost)) {
 			const procedures = holders.map(({procedure}) => procedure).join(', ');
 			this.close(new AdaptorError({
 				code: 'unavailable',

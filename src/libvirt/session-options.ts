@@ -30,7 +30,10 @@ export interface LibvirtSessionOptions {
 	readonly callTimeoutMs?: number;
 	/** How long one attempt to connect may take, from opening the pipe to the last answer of the handshake. */
 	readonly connectTimeoutMs?: number;
-	/** A connection on which nothing arrives for so long is lost. The daemon pings every 5 s by default. */
+	/**
+	 * A connection on which nothing arrives for so long is lost. A twentieth of it without a byte: we ping. Another one: a new connection is
+	 * tried, which takes the place of the silent one if it gets through first.
+	 */
 	readonly silenceTimeoutMs?: number;
 	/** How long a stream may wait for the daemon without any progress. */
 	readonly streamTimeoutMs?: number;
@@ -60,6 +63,8 @@ export type SessionState =
 
 export interface CallOptions {
 	readonly timeoutMs?: number;
+	/** Whether to call again when the answer was lost with the connection; unless told, what the procedure's `idempotent` says. */
+	readonly retry?: boolean;
 }
 
 export interface StreamRange {
@@ -68,7 +73,6 @@ export interface StreamRange {
 	/** Bytes; 0 or absent is all that comes (upload: up to the end of the source; download: up to the volume's end). */
 	readonly length?: bigint | number;
 }
-
 
 export const sessionDefaults = {
 	log: {debug: () => undefined, info: () => undefined, warn: () => undefined},

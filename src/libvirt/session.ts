@@ -1,18 +1,21 @@
 /**
  * A libvirt connection that lasts: made by the first call, made again with back-off whenever it is lost, until disposed.
- * Knows what a connection's life needs (authentication, opening the driver, events); knows nothing of how bytes travel
- * (pipe.ts) or of how calls share one connection (rpc.ts).
+ * Knows nothing of how connections are made (connector.ts) nor of how calls share one (rpc.ts).
+ *
+ *   idle ──call──▶ connecting ──▶ connected ──▶ closed
+ *                      ▲── lost ──────┘ ▲────┐ silent, and a new connection gets through: that one from now on
+ *                                       └────┘
  */
-import {AdaptorError, toError} from '../errors.ts';
+import {AdaptorError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
+import {Connector, rootReason, type ConnectionEvents, type PreparedConnection} from './connector.ts';
 import {isRefusal, LibvirtConnectionError} from './errors.ts';
 import {lifecycleEvent, type LifecycleEvent} from './events.ts';
-import {openDriver, prepareDriver} from './handshake.ts';
 import type {Packet} from './packet.ts';
 import {procedures, type Procedure, type StorageVol} from './procedures.ts';
-import {RpcConnection} from './rpc.ts';
+import type {RpcConnection} from './rpc.ts';
 import {sessionDefaults, type CallOptions, type LibvirtSessionOptions, type ServerInfo, type SessionState, type StreamRange} from './session-options.ts';
-import {Slots} from './slots.ts';
+import {StreamConnections} from './stream-connections.ts';
 import {downloadVolume, uploadVolume} from './streams.ts';
 import {decode} from './xdr.ts';
 
@@ -22,8 +25,8 @@ const stableMs = 5000;
 const refusedPauseMs = 30_000;
 /** An upload up to this size shares the connection with the calls: the daemon reads it faster than a connection of its own is made. */
 const sharedUploadLimit = 8n * 1024n * 1024n;
-/** Connections for streams at one time. */
-const streamConnections = 4;
+/** A call whose answer is lost this often is not the victim of connections but, perhaps, what breaks them. */
+const lostAnswersAtMost = 3;
 /** How long disposing waits for calls and uploads that are under way. */
 const drainTimeoutMs = 5000;
 const closeTimeoutMs = 1000;
@@ -35,19 +38,24 @@ export class LibvirtSession implements AsyncDisposable {
 	readonly #options: Required<LibvirtSessionOptions>;
 	/** Ends with the session. */
 	readonly #life = new Scope();
-	readonly #waiters = new Set<PromiseWithResolvers<Connected>>();
+	/** Told the connection, or why the present attempt failed. */
+	readonly #waiters = new Set<(outcome: Connected | AdaptorError) => void>();
 	readonly #lifecycleListeners = new Set<(event: LifecycleEvent) => void>();
 	readonly #stateListeners = new Set<(state: SessionState) => void>();
 	/** Calls and uploads under way. */
 	readonly #work = new Set<Promise<unknown>>();
-	readonly #streamSlots = new Slots(streamConnections);
-	readonly #streamConnections = new Set<RpcConnection>();
+	readonly #connector: Connector;
+	readonly #streams: StreamConnections;
+	readonly #events: ConnectionEvents = {onLost: () => this.#onLost(), onMessage: packet => this.#onMessage(packet)};
+	/** Silent connections whose place was taken while they carried a stream. */
+	readonly #retired = new Set<RpcConnection>();
 	#state: State = {name: 'idle'};
 	#serverInfo: ServerInfo | undefined;
 	#delays: Iterator<number, never>;
 	#connections = 0;
-	/** The loop that makes the connection; settled while there is one. Never rejects. */
+	/** The loops that make a connection, or one to take a silent one's place; settled when there is nothing to make. They never reject. */
 	#connecting: Promise<void> = Promise.resolve();
+	#replacing: Promise<void> = Promise.resolve();
 	/** Ends the long pause after a refusal. */
 	#wake: (() => void) | undefined;
 	#closing: Promise<void> | undefined;
@@ -55,6 +63,8 @@ export class LibvirtSession implements AsyncDisposable {
 	constructor(options: LibvirtSessionOptions) {
 		this.#options = {...sessionDefaults, ...options};
 		this.#delays = this.#newDelays();
+		this.#connector = new Connector(this.#options);
+		this.#streams = new StreamConnections(this.#connector, this.#options.callTimeoutMs);
 	}
 
 	get state(): SessionState {
@@ -66,24 +76,41 @@ export class LibvirtSession implements AsyncDisposable {
 		return this.#serverInfo;
 	}
 
-	/** Connects if it is not connected. */
+	/** Connects if it is not connected; rejects with the first attempt that fails. */
 	async connect(signal: AbortSignal): Promise<ServerInfo> {
 		using scope = new Scope(signal).deadline(this.#options.callTimeoutMs, 'a connection to libvirt');
-		const {server} = await this.#connected(procedures.connectOpen.name, scope.signal);
-		return server;
+		const outcome = await this.#attempted(scope.signal);
+		if (outcome instanceof AdaptorError) {
+			throw new LibvirtConnectionError(procedures.connectOpen.name, false, undefined, outcome);
+		}
+
+		return outcome.server;
 	}
 
 	/**
-	 * Calls one procedure. The first call connects; while the connection is being made, calls wait for the present attempt and fail with it.
+	 * Calls one procedure. The first call connects, and fails with the first attempt to. When the connection was lost, calls wait for the next
+	 * one; those that were under way are made again if that cannot do harm (`retry`), all within their time.
 	 * @throws LibvirtError what the daemon answered; LibvirtConnectionError ('unavailable', or the code of a refusal such as 'unauthenticated')
 	 * when there is no connection or it was lost; DeadlineError after `timeoutMs`; the signal's reason.
 	 * In the latter two cases the daemon may still carry the call out, and one of four calls in flight stays taken until it answers.
 	 */
-	async call<Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, {timeoutMs = this.#options.callTimeoutMs}: CallOptions = {}): Promise<Result> {
+	async call<Args, Result>(
+		procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, {timeoutMs = this.#options.callTimeoutMs, retry = procedure.idempotent}: CallOptions = {},
+	): Promise<Result> {
 		return this.#track(async () => {
 			using scope = new Scope(signal).deadline(timeoutMs, `libvirt to answer ${procedure.name}`);
-			const {connection} = await this.#connected(procedure.name, scope.signal);
-			return await connection.call(procedure, args, scope.signal);
+			for (let lostAnswers = 0; ;) {
+				const {connection} = await this.#connected(procedure.name, signal, scope.signal);
+				try {
+					return await connection.call(procedure, args, scope.signal);
+				} catch (error) {
+					if (!(error instanceof LibvirtConnectionError) || (error.mayHaveBeenExecuted && (!retry || ++lostAnswers === lostAnswersAtMost))) {
+						throw error;
+					}
+
+					this.#options.log.debug({err: error}, 'libvirt call will be made again');
+				}
+			}
 		});
 	}
 
@@ -97,12 +124,13 @@ export class LibvirtSession implements AsyncDisposable {
 		const volume = volumeRange(vol, range);
 		await this.#track(async () => {
 			if (volume.length > 0n && volume.length <= sharedUploadLimit) {
-				const {connection} = await this.#connectedInTime(name, signal);
+				using scope = new Scope(signal).deadline(this.#options.callTimeoutMs, `a connection to libvirt for ${name}`);
+				const {connection} = await this.#connected(name, signal, scope.signal);
 				await uploadVolume(connection, volume, source, this.#options.streamTimeoutMs, signal);
 				return;
 			}
 
-			using own = await this.#streamConnection(name, signal);
+			using own = await this.#openStream(name, signal);
 			await uploadVolume(own.connection, volume, source, this.#options.streamTimeoutMs, signal);
 		});
 	}
@@ -112,7 +140,7 @@ export class LibvirtSession implements AsyncDisposable {
 	 * @throws as `upload`
 	 */
 	async* download(vol: StorageVol, range: StreamRange, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
-		using own = await this.#streamConnection(procedures.storageVolDownload.name, signal);
+		using own = await this.#openStream(procedures.storageVolDownload.name, signal);
 		yield* downloadVolume(own.connection, volumeRange(vol, range), this.#options.streamTimeoutMs, signal);
 	}
 
@@ -137,11 +165,13 @@ export class LibvirtSession implements AsyncDisposable {
 		this.#become({name: 'closed'});
 		const reason = closedReason();
 		this.#life.abort(reason);
-		this.#rejectWaiters(reason);
+		this.#tellWaiters(reason);
 		await this.#connecting;
+		await this.#replacing;
 		using drain = new Scope().deadline(drainTimeoutMs, 'calls under way');
 		await abortable(Promise.allSettled(this.#work), drain.signal).catch(() => undefined);
-		for (const connection of this.#streamConnections) {
+		this.#streams.close(reason);
+		for (const connection of this.#retired) {
 			connection.close(reason);
 		}
 
@@ -152,34 +182,53 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 	}
 
-	/** The connection, as soon as there is one. */
-	async #connected(procedure: string, signal: AbortSignal): Promise<Connected> {
-		if (this.#state.name === 'connected') {
-			return this.#state;
-		}
-
-		const waiter = Promise.withResolvers<Connected>();
-		this.#waiters.add(waiter);
-		this.#wake?.();
-		if (this.#state.name === 'closed') {
-			this.#rejectWaiters(closedReason());
-		} else if (this.#state.name === 'idle') {
-			this.#become({name: 'connecting'});
-			this.#connecting = this.#keepConnecting(0);
-		}
-
+	/** The connection, as soon as there is one. Whoever had one before waits for more than one attempt. */
+	async #connected(procedure: string, caller: AbortSignal, signal: AbortSignal): Promise<Connected> {
+		let failure: AdaptorError | undefined;
 		try {
-			return await abortable(waiter.promise, signal);
+			for (;;) {
+				const outcome = await this.#attempted(signal);
+				if (!(outcome instanceof AdaptorError)) {
+					return outcome;
+				}
+
+				failure = outcome;
+				if (this.#serverInfo === undefined || isRefusal(failure) || this.#life.signal.aborted) {
+					break;
+				}
+			}
 		} catch (error) {
-			throw signal.aborted ? error : new LibvirtConnectionError(procedure, false, undefined, rootReason(error));
-		} finally {
-			this.#waiters.delete(waiter);
+			// The time is up: what kept us from a connection says more than that it is.
+			if (caller.aborted || failure === undefined) {
+				throw error;
+			}
 		}
+
+		throw new LibvirtConnectionError(procedure, false, undefined, failure);
 	}
 
-	async #connectedInTime(procedure: string, signal: AbortSignal): Promise<Connected> {
-		using scope = new Scope(signal).deadline(this.#options.callTimeoutMs, `a connection to libvirt for ${procedure}`);
-		return await this.#connected(procedure, scope.signal);
+	/** The connection, or why the attempt to make it failed that was under way, or was begun. */
+	async #attempted(signal: AbortSignal): Promise<Connected | AdaptorError> {
+		switch (this.#state.name) {
+			case 'connected':
+				return this.#state;
+			case 'closed':
+				return closedReason();
+			case 'idle':
+				this.#become({name: 'connecting'});
+				this.#connecting = this.#keepConnecting(0);
+				break;
+			case 'connecting':
+		}
+
+		const {promise, resolve} = Promise.withResolvers<Connected | AdaptorError>();
+		this.#waiters.add(resolve);
+		this.#wake?.();
+		try {
+			return await abortable(promise, signal);
+		} finally {
+			this.#waiters.delete(resolve);
+		}
 	}
 
 	/** Tries until there is a connection or the session ends. Never throws. */
@@ -189,7 +238,8 @@ export class LibvirtSession implements AsyncDisposable {
 		for (let attempt = 1; ; attempt++) {
 			try {
 				await this.#pause(delayMs, refused);
-				await this.#attempt();
+				const startedAt = performance.now();
+				this.#adopt(await this.#connector.openPrepared(this.#events, this.#life.signal), startedAt);
 				return;
 			} catch (error) {
 				if (this.#life.signal.aborted) {
@@ -202,7 +252,7 @@ export class LibvirtSession implements AsyncDisposable {
 				// The first attempts, then fewer and fewer: an outage of a night is not to fill the log.
 				const level = Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
 				this.#options.log[level]({err: reason, attempt, uri: this.#options.uri, retryInMs: refused ? refusedPauseMs : delayMs}, 'could not connect to libvirt');
-				this.#rejectWaiters(reason);
+				this.#tellWaiters(reason);
 			}
 		}
 	}
@@ -220,85 +270,73 @@ export class LibvirtSession implements AsyncDisposable {
 		this.#life.signal.throwIfAborted();
 	}
 
-	async #attempt(): Promise<void> {
-		using scope = new Scope(this.#life.signal).deadline(this.#options.connectTimeoutMs, 'libvirt\'s answers to a new connection');
-		const startedAt = performance.now();
-		const connection = await this.#open(scope.signal);
-		try {
-			const {keepalive, ...about} = await prepareDriver(connection, scope.signal);
-			// What came right behind the last answer may have ended it already, before our state said that it is ours to watch.
-			if (connection.lost !== undefined) {
-				throw connection.lost;
-			}
-
-			connection.watch(keepalive, this.#options.silenceTimeoutMs);
-			this.#serverInfo = {...about, transport: connection.transport};
-		} catch (error) {
-			connection.close(rootReason(error));
-			throw error;
+	/** @throws what ended the connection already: what came right behind the last answer of the handshake may have */
+	#adopt({connection, server, keepalive}: PreparedConnection, startedAt: number): void {
+		if (connection.lost !== undefined) {
+			throw connection.lost;
 		}
 
+		this.#serverInfo = server;
 		this.#connections++;
 		this.#options.log.info({
 			uri: this.#options.uri,
 			connection: this.#connections,
 			durationMs: Math.round(performance.now() - startedAt),
-			host: this.#serverInfo.hostname,
-			libvirtVersion: this.#serverInfo.libvirtVersion,
-			transport: connection.transport,
+			host: server.hostname,
+			libvirtVersion: server.libvirtVersion,
+			transport: server.transport,
 		}, 'libvirt connected');
-		const connected: Connected = {name: 'connected', server: this.#serverInfo, connection, since: performance.now()};
-		this.#become(connected);
-		for (const waiter of this.#waiters) {
-			waiter.resolve(connected);
-		}
-	}
-
-	/** A connection with its driver open. */
-	async #open(signal: AbortSignal): Promise<RpcConnection> {
-		const pipe = await this.#options.openPipe(signal);
-		const connection = new RpcConnection(pipe, {
-			onLost: () => this.#onLost(),
-			onMessage: packet => this.#onMessage(packet),
-			onIgnored: packet => this.#options.log.debug({reason: `serial ${packet.serial}, procedure ${packet.procedure}`}, 'libvirt packet ignored'),
+		const connected: Connected = {name: 'connected', server, connection, since: performance.now()};
+		connection.watch(keepalive, this.#options.silenceTimeoutMs, heard => {
+			this.#replacing = this.#replace(connected, heard);
 		});
-		try {
-			await openDriver(connection, this.#options.uri, signal);
-			return connection;
-		} catch (error) {
-			connection.close(rootReason(error));
-			throw error;
+		this.#become(connected);
+		this.#tellWaiters(connected);
+	}
+
+	/**
+	 * A silent connection: the host is slow, or the way is dead, or was. A new connection that gets through while the old one stays silent
+	 * tells which. The old one's own recovery would take as long again as the way was dead, for TCP doubles its pauses.
+	 */
+	async #replace(silent: Connected, heard: AbortSignal): Promise<void> {
+		using scope = new Scope(heard, this.#life.signal);
+		while (!scope.signal.aborted && this.#state === silent) {
+			try {
+				const startedAt = performance.now();
+				const prepared = await this.#connector.openPrepared(this.#events, scope.signal);
+				if (scope.signal.aborted || this.#state !== silent) {
+					prepared.connection.close(new AdaptorError({code: 'cancelled', what: 'the connection that was silent is in use'}));
+					return;
+				}
+
+				this.#adopt(prepared, startedAt);
+				this.#options.log.warn({uri: this.#options.uri, transport: silent.connection.transport}, 'libvirt connection was silent: replaced');
+				this.#retired.add(silent.connection);
+				silent.connection.retire(new AdaptorError({code: 'unavailable', what: 'nothing arrived on the connection, while a new one got through'}));
+				return;
+			} catch (error) {
+				this.#options.log.debug({err: error, uri: this.#options.uri}, 'libvirt connection is silent, and no new one gets through');
+				await pause(this.#options.reconnectMs.longest, scope.signal).catch(() => undefined);
+			}
 		}
 	}
 
-	/** A connection for one stream: without events and pings, so that a slow reader may stop it. */
-	async #streamConnection(procedure: string, signal: AbortSignal): Promise<Disposable & {readonly connection: RpcConnection}> {
+	async #openStream(procedure: string, signal: AbortSignal): Promise<Disposable & {readonly connection: RpcConnection}> {
 		if (this.#state.name === 'closed') {
 			throw new LibvirtConnectionError(procedure, false, undefined, closedReason());
 		}
 
-		using scope = new Scope(signal, this.#life.signal).deadline(this.#options.callTimeoutMs, `a connection to libvirt for ${procedure}`);
-		await this.#streamSlots.acquire(scope.signal);
-		try {
-			const connection = await this.#open(scope.signal);
-			this.#streamConnections.add(connection);
-			return {
-				connection,
-				[Symbol.dispose]: () => {
-					connection.close(new AdaptorError({code: 'cancelled', what: 'the stream is over'}));
-					if (this.#streamConnections.delete(connection)) {
-						this.#streamSlots.release();
-					}
-				},
-			};
-		} catch (error) {
-			this.#streamSlots.release();
-			throw scope.signal.aborted ? error : new LibvirtConnectionError(procedure, false, undefined, rootReason(error));
-		}
+		return await this.#streams.open(procedure, signal, this.#life.signal);
 	}
 
 	/** Any connection was lost; ours to act when it was the shared one. */
 	#onLost(): void {
+		for (const connection of this.#retired) {
+			if (connection.lost !== undefined) {
+				this.#retired.delete(connection);
+			}
+		}
+
 		const state = this.#state;
 		if (state.name !== 'connected' || state.connection.lost === undefined) {
 			return;
@@ -340,10 +378,9 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 	}
 
-	#rejectWaiters(reason: AdaptorError): void {
-		for (const waiter of this.#waiters) {
-			waiter.promise.catch(() => undefined);
-			waiter.reject(reason);
+	#tellWaiters(outcome: Connected | AdaptorError): void {
+		for (const resolve of this.#waiters) {
+			resolve(outcome);
 		}
 
 		this.#waiters.clear();
@@ -379,10 +416,4 @@ function subscribe<T>(listeners: Set<T>, listener: T): Disposable {
 
 function closedReason(): AdaptorError {
 	return new AdaptorError({code: 'unavailable', what: 'the libvirt session is closed'});
-}
-
-/** What is behind a failed handshake, in words that can stand after a colon. */
-function rootReason(thrown: unknown): AdaptorError {
-	const reason = thrown instanceof LibvirtConnectionError && thrown.cause instanceof AdaptorError ? thrown.cause : thrown;
-	return reason instanceof AdaptorError ? reason : new AdaptorError({code: 'unavailable', what: toError(reason).message, cause: reason});
 }

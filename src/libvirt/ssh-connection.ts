@@ -2,11 +2,12 @@
  * One authenticated ssh connection: address, host key, keys and agent, keepalive, and errors that say what to do.
  * Knows nothing of libvirt. With the other ssh-*.ts files the only place that knows the ssh2 library.
  */
-import {connect, type Socket} from 'node:net';
+import type {Socket} from 'node:net';
 import ssh2, {type AnyAuthMethod, type AuthHandlerMiddleware, type Client} from 'ssh2';
 import {AdaptorError, toError} from '../errors.ts';
 import {hostKeyCheck, type HostKeyCheck} from './host-keys.ts';
 import {loadIdentities, type Identities} from './ssh-identities.ts';
+import {connectTcp} from './tcp.ts';
 import type {SshAuth, SshUri} from './uri.ts';
 
 export interface PipeLog {
@@ -43,6 +44,8 @@ export interface SshConnection {
 	lossReason(): Error | undefined;
 	/** Says goodbye and closes the socket, by force if the goodbye does not get through. Idempotent. */
 	hangUp(): void;
+	/** Ends it without a word: what was written and has not arrived never will. Idempotent. */
+	cut(): void;
 }
 
 /** How long a goodbye may take to leave a socket that its peer no longer reads. */
@@ -60,14 +63,17 @@ export async function connectSsh(uri: SshUri, options: SshOptions, signal: Abort
 		options.log.warn({path, host: uri.host}, 'ssh key file is accessible to others than its owner');
 	}
 
-	signal.throwIfAborted();
-	// A socket of our own, so that the attempt can be ended at any point of it. Nagle would add 40 ms to small calls.
-	const socket = connect({host: uri.host, port: uri.port, noDelay: true});
+	// A socket of our own, so that the attempt can be ended at any point of it.
+	const socket = await connectTcp(uri.host, uri.port, signal).catch((error: unknown) => {
+		signal.throwIfAborted();
+		throw unreachable(uri, 'Could not connect to the host', toError(error));
+	});
 	const onAbort = (): void => {
 		socket.destroy();
 	};
 	signal.addEventListener('abort', onAbort, {once: true});
 	try {
+		signal.throwIfAborted();
 		return await handshake(socket, uri, options, hostKeys, identities);
 	} catch (error) {
 		socket.destroy();
@@ -82,12 +88,9 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 	const {promise, resolve, reject} = Promise.withResolvers<undefined>();
 	const client = new ssh2.Client();
 	const auth = new Authentication(uri, options, identities);
-	let stage: Stage = 'connect';
+	let stage: Stage = 'handshake';
 	let refusal: Error | undefined;
 	let broken: Error | undefined;
-	client.on('connect', () => {
-		stage = 'handshake';
-	});
 	client.on('handshake', () => {
 		// Also after every later exchange of keys.
 		stage = stage === 'handshake' ? 'authentication' : stage;
@@ -104,6 +107,10 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 		}
 
 		broken ??= error;
+		if (stage === 'ready') {
+			cut(socket); // ssh2 would only close it.
+		}
+
 		reject(refusal ?? failure(uri, stage, error, auth));
 	});
 	client.on('close', () => reject(refusal ?? failure(uri, stage, broken ?? new Error('the host closed the connection'), auth)));
@@ -133,7 +140,7 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 		readyTimeout: 0,
 	});
 	await promise;
-	return {client, lossReason: () => broken, hangUp: () => hangUp(client, socket)};
+	return {client, lossReason: () => broken, hangUp: () => hangUp(client, socket), cut: () => cut(socket)};
 }
 
 function hangUp(client: Client, socket: Socket): void {
@@ -143,8 +150,18 @@ function hangUp(client: Client, socket: Socket): void {
 
 	client.end();
 	socket.destroySoon();
-	const force = setTimeout(() => socket.destroy(), goodbyeMs).unref();
+	const force = setTimeout(() => cut(socket), goodbyeMs).unref();
 	socket.once('close', () => clearTimeout(force));
+}
+
+/**
+ * By a reset, which throws away what the kernel has not got across. Of a socket that is only closed it goes on sending that, for minutes:
+ * a call of a connection that was given up would still be carried out when the way is back, after all that was decided since.
+ */
+function cut(socket: Socket): void {
+	if (!socket.destroyed) {
+		socket.resetAndDestroy();
+	}
 }
 
 interface Attempt {
@@ -208,7 +225,7 @@ class Authentication {
 	}
 }
 
-type Stage = 'connect' | 'handshake' | 'authentication' | 'ready';
+type Stage = 'handshake' | 'authentication' | 'ready';
 
 const networkRemedies: Readonly<Record<string, string>> = {
 	ENOTFOUND: 'The name does not resolve: correct the host in the URI, or the resolver of this node.',
@@ -224,12 +241,16 @@ function failure(uri: SshUri, stage: Stage, error: Error, auth: Authentication):
 		return auth.failure(error);
 	}
 
-	const code = 'code' in error && typeof error.code === 'string' ? error.code : '';
+	return unreachable(uri, 'Could not open an ssh session at the host', error);
+}
+
+function unreachable({host, port}: SshUri, what: string, cause: Error): AdaptorError {
+	const code = 'code' in cause && typeof cause.code === 'string' ? cause.code : '';
 	return new AdaptorError({
 		code: 'unavailable',
-		what: `${stage === 'connect' ? 'Could not connect to the host' : 'Could not open an ssh session at the host'}: ${code || error.message}`,
-		where: {host: uri.host, port: uri.port},
+		what: `${what}: ${code || cause.message}`,
+		where: {host, port},
 		remedy: networkRemedies[code] ?? 'Check that sshd runs on the host and look into its log.',
-		cause: error,
+		cause,
 	});
 }

@@ -51,7 +51,12 @@ export function openSshPipe(uri: SshUri, options: SshPipeOptions): OpenPipe {
 			}));
 			const description = `ssh ${uri.host}:${uri.port}, ${route.name}`;
 			options.log.debug({host: uri.host, transport: description}, 'way to libvirt opened');
-			return {duplex: channel, description, close: () => void channel.destroy()} satisfies Pipe;
+			const cut = (): void => {
+				connection.cut();
+				channel.destroy();
+			};
+
+			return {duplex: channel, description, close: () => void channel.destroy(), cut} satisfies Pipe;
 		} catch (error) {
 			connection.hangUp();
 			scope.signal.throwIfAborted();

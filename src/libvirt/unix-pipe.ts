@@ -17,7 +17,8 @@ export function openUnixPipe(uri: UnixUri, {connectTimeoutMs = 10_000}: UnixPipe
 		for (const path of socketPaths(uri)) {
 			try {
 				const duplex = await connectSocket(path, scope.signal);
-				return {duplex, description: `unix ${path}`, close: () => void duplex.destroy()};
+				const close = (): void => void duplex.destroy();
+				return {duplex, description: `unix ${path}`, close, cut: close};
 			} catch (error) {
 				scope.signal.throwIfAborted();
 				// A socket that is there and refuses tells more than one that is not.

@@ -168,7 +168,8 @@ export async function startScriptedDaemon(options: ScriptedDaemonOptions = {}): 
 		openPipe: async signal => {
 			const duplex = connect({path});
 			await once(duplex, 'connect', {signal});
-			return {duplex, description: 'scripted', close: () => void duplex.destroy()};
+			const close = (): void => void duplex.destroy();
+			return {duplex, description: 'scripted', close, cut: close};
 		},
 		[Symbol.asyncDispose]: async () => {
 			await down();

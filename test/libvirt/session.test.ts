@@ -1,11 +1,12 @@
 /** Conversations with a scripted daemon: order, limits, loss, silence, reconnection. */
+import {once} from 'node:events';
 import test, {type ExecutionContext} from 'ava';
-import {DeadlineError} from '../../src/lifetime.ts';
+import {abortable, DeadlineError} from '../../src/lifetime.ts';
 import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/errors.ts';
 import type {LifecycleEvent} from '../../src/libvirt/events.ts';
 import {messageLimit, messageStatus, messageType, type Packet} from '../../src/libvirt/packet.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
-import type {LibvirtSessionOptions, SessionState} from '../../src/libvirt/session-options.ts';
+import type {CallOptions, LibvirtSessionOptions, SessionState} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {decode} from '../../src/libvirt/xdr.ts';
 import {domain, Queue, startScriptedDaemon, type Peer, type ScriptedDaemon, type ScriptedDaemonOptions} from './scripted-daemon.ts';
@@ -35,8 +36,9 @@ async function connected(t: ExecutionContext, daemonOptions: ScriptedDaemonOptio
 	return {daemon, session, peer: await daemon.peers.next()};
 }
 
-async function lookUp(session: LibvirtSession, name: string, signal = patient, timeoutMs = 10_000): Promise<number> {
-	const {dom} = await session.call(domainLookupByName, {name}, signal, {timeoutMs});
+/** Not made again when its answer is lost, unless told. */
+async function lookUp(session: LibvirtSession, name: string, signal = patient, options: CallOptions = {}): Promise<number> {
+	const {dom} = await session.call(domainLookupByName, {name}, signal, {timeoutMs: 10_000, retry: false, ...options});
 	return dom.id;
 }
 
@@ -60,6 +62,12 @@ async function stateOf(session: LibvirtSession, name: SessionState['name']): Pro
 		}
 	});
 	return await promise;
+}
+
+async function nextState(session: LibvirtSession): Promise<void> {
+	const {promise, resolve} = Promise.withResolvers<undefined>();
+	using _listener = session.onState(() => resolve(undefined));
+	await promise;
 }
 
 test('the first call connects, and the server is known afterwards', async t => {
@@ -143,21 +151,19 @@ test('a call that its caller gave up on keeps its slot until the answer comes', 
 });
 
 test('when all four slots are held by calls that nobody waits for, the connection is replaced', async t => {
-	const {daemon, session} = await connected(t, {}, {silenceTimeoutMs: 200});
-	await Promise.all(['1', '2', '3', '4'].map(async name => t.throwsAsync(lookUp(session, name, patient, 20), {instanceOf: DeadlineError})));
+	const {daemon, session} = await connected(t, {keepalive: 0}, {silenceTimeoutMs: 200});
+	await Promise.all(['1', '2', '3', '4'].map(async name => t.throwsAsync(lookUp(session, name, patient, {timeoutMs: 20}), {instanceOf: DeadlineError})));
 	const call = lookUp(session, '5');
-	const error = await t.throwsAsync(call, {instanceOf: LibvirtConnectionError});
-	t.like(error, {code: 'unavailable', mayHaveBeenExecuted: false});
 	const fresh = await daemon.peers.next();
-	await stateOf(session, 'connected');
-	const again = lookUp(session, '6');
-	answer(fresh, await fresh.received.next());
-	t.is(await again, 6);
+	const packet = await fresh.received.next();
+	t.is(nameIn(packet), '5');
+	answer(fresh, packet);
+	t.is(await call, 5);
 });
 
 test('a deadline names the call that was awaited', async t => {
 	const {session} = await connected(t);
-	await t.throwsAsync(lookUp(session, '1', patient, 20), {instanceOf: DeadlineError, message: /libvirt to answer domainLookupByName/});
+	await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 20}), {instanceOf: DeadlineError, message: /libvirt to answer domainLookupByName/});
 });
 
 test('events that come before the answer are delivered first', async t => {
@@ -187,14 +193,39 @@ test('a listener that throws harms neither the other listeners nor the connectio
 	t.is(session.state.name, 'connected');
 });
 
-test('a lost connection fails its calls at once and says which may have been carried out', async t => {
-	const {session, peer} = await connected(t);
-	const calls = ['1', '2', '3', '4', '5'].map(name => lookUp(session, name));
+test('a lost connection fails its calls at once if they may have been carried out; those that were not sent are, on the next one', async t => {
+	const {daemon, session, peer} = await connected(t);
+	const calls = ['1', '2', '3', '4'].map(name => lookUp(session, name));
+	const unsent = lookUp(session, '5');
 	const errors = Promise.all(calls.map(async call => t.throwsAsync(call, {instanceOf: LibvirtConnectionError, code: 'unavailable'})));
 	await Promise.all([1, 2, 3, 4].map(async () => peer.received.next()));
 	peer.socket.destroy();
-	t.deepEqual((await errors).map(error => error.mayHaveBeenExecuted), [true, true, true, true, false]);
+	t.deepEqual((await errors).map(error => error.mayHaveBeenExecuted), [true, true, true, true]);
 	t.regex((await errors)[0]?.message ?? '', /domainLookupByName.*may have carried out/);
+	const next = await daemon.peers.next();
+	answer(next, await next.received.next());
+	t.is(await unsent, 5);
+});
+
+test('what only looks is asked again when its answer is lost, three times at most; what changes something is not', async t => {
+	const {daemon, session, peer: first} = await connected(t);
+	const looking = lookUp(session, '1', patient, {retry: true});
+	const changing = t.throwsAsync(session.call(procedures.domainDefineXmlFlags, {xml: '<domain/>', flags: 0}, patient), {instanceOf: LibvirtConnectionError});
+	await Promise.all([first.received.next(), first.received.next()]);
+	first.socket.destroy();
+	t.like(await changing, {mayHaveBeenExecuted: true});
+	const second = await daemon.peers.next();
+	answer(second, await second.received.next());
+	t.is(await looking, 1);
+	t.is(second.received.length, 0);
+	const crashing = t.throwsAsync(session.call(domainLookupByName, {name: '2'}, patient), {instanceOf: LibvirtConnectionError});
+	for (let peer = second, times = 1; times <= 3; times++) {
+		await peer.received.next();
+		peer.socket.destroy();
+		peer = await daemon.peers.next();
+	}
+
+	t.like(await crashing, {mayHaveBeenExecuted: true});
 });
 
 test('after a loss the session reconnects by itself and registers for events again', async t => {
@@ -215,13 +246,38 @@ test('after a loss the session reconnects by itself and registers for events aga
 	t.is((await events.next()).name, 'crashed');
 });
 
-test('calls made while the daemon is away fail with the attempt that they waited for', async t => {
+test('calls made while the daemon is away are carried out when it is back', async t => {
 	const {daemon, session} = await connected(t);
 	await daemon.down();
 	await stateOf(session, 'connecting');
-	const error = await t.throwsAsync(lookUp(session, '1'), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
-	t.false(error.mayHaveBeenExecuted);
+	const call = lookUp(session, '1');
+	await attemptsToFail(session, 3);
+	await daemon.up();
+	const again = await daemon.peers.next();
+	answer(again, await again.received.next());
+	t.is(await call, 1);
 });
+
+test('calls made while the daemon is away say at their deadline why it is, and give up with their signal', async t => {
+	const {daemon, session} = await connected(t);
+	await daemon.down();
+	await stateOf(session, 'connecting');
+	const error = await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 200}), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
+	t.false(error.mayHaveBeenExecuted);
+	t.regex(error.message, /ENOENT|ECONNREFUSED/);
+	const abort = new AbortController();
+	const call = lookUp(session, '2', abort.signal);
+	await attemptsToFail(session, 2);
+	abort.abort(new Error('enough'));
+	await t.throwsAsync(call, {message: 'enough'});
+});
+
+/** `connect` fails with the attempt that is under way. */
+async function attemptsToFail(session: LibvirtSession, count: number): Promise<void> {
+	for (let failed = 0; failed < count; failed++) {
+		await session.connect(patient).catch(() => undefined);
+	}
+}
 
 test('a first connection that fails says why, and a later call tries again', async t => {
 	const {daemon, session} = await startSession(t);
@@ -233,22 +289,94 @@ test('a first connection that fails says why, and a later call tries again', asy
 	t.is(session.state.name, 'connected');
 });
 
-test('a daemon that falls silent is given up after one ping of ours', async t => {
-	const {daemon, session, peer} = await connected(t, {}, {silenceTimeoutMs: 100});
-	const call = lookUp(session, '1');
+test('a connection that falls silent is asked once, then replaced by a new one that gets through; its calls are made there', async t => {
+	const {daemon, session, peer} = await connected(t, {}, {silenceTimeoutMs: 2000});
+	const states: string[] = [];
+	using _states = session.onState(({name}) => states.push(name));
+	const call = lookUp(session, '1', patient, {retry: true});
 	t.is((await peer.keepalive.next()).procedure, 1);
-	await t.throwsAsync(call, {instanceOf: LibvirtConnectionError, message: /nothing arrived/});
+	const next = await daemon.peers.next();
+	answer(next, await next.received.next());
+	t.is(await call, 1);
+	await peer.closed;
 	t.is(peer.keepalive.length, 0);
-	await daemon.peers.next();
+	t.deepEqual(states, ['connected']);
+	next.lifecycle(0, 0);
+});
+
+/** Connected; from then on every attempt to connect says so and hangs until it is given up. */
+async function cutOff(t: ExecutionContext, options: Partial<LibvirtSessionOptions>): Promise<Stage & {readonly attempts: Queue<AbortSignal>}> {
+	const daemon = await startScriptedDaemon();
+	const attempts = new Queue<AbortSignal>();
+	let connections = 0;
+	const session = new LibvirtSession({
+		uri: 'test:///default', reconnectMs: {first: 5, longest: 20}, ...options,
+		openPipe: async signal => {
+			if (connections++ === 0) {
+				return daemon.openPipe(signal);
+			}
+
+			attempts.push(signal);
+			return abortable(Promise.withResolvers<never>().promise, signal);
+		},
+	});
+	t.teardown(async () => {
+		await session[Symbol.asyncDispose]();
+		await daemon[Symbol.asyncDispose]();
+	});
+	await session.connect(patient);
+	return {daemon, session, peer: await daemon.peers.next(), attempts};
+}
+
+test('a silent connection that speaks again before a new one gets through is kept', async t => {
+	const {session, peer, attempts} = await cutOff(t, {silenceTimeoutMs: 2000});
+	const states: string[] = [];
+	using _states = session.onState(({name}) => states.push(name));
+	const call = lookUp(session, '1');
+	const attempt = await attempts.next();
+	const ended = once(attempt, 'abort');
+	answer(peer, await peer.received.next());
+	t.is(await call, 1);
+	await ended;
+	t.deepEqual(states, []);
+});
+
+test('a silent connection is given up at the limit when no new one gets through', async t => {
+	const {session, attempts} = await cutOff(t, {silenceTimeoutMs: 400});
+	await t.throwsAsync(lookUp(session, '1'), {instanceOf: LibvirtConnectionError, message: /nothing arrived from the daemon for 400 ms/});
+	t.true(attempts.length > 0);
+	t.is(session.state.name, 'connecting');
+});
+
+test('a silent connection that carries a stream is left to it when it is replaced, and closed after it', async t => {
+	const {daemon, session, peer} = await connected(t, {}, {silenceTimeoutMs: 2000});
+	const source = Promise.withResolvers<undefined>();
+	const upload = session.upload({pool: 'p', name: 'v', key: ''}, (async function* () {
+		await source.promise;
+		yield Buffer.from('late');
+	})(), {length: 4}, patient);
+	const call = await peer.received.next();
+	peer.send(call, messageType.reply, messageStatus.ok, Buffer.alloc(0));
+	await nextState(session);
+	const looking = lookUp(session, '1');
+	const next = await daemon.peers.next();
+	answer(next, await next.received.next());
+	t.is(await looking, 1);
+	source.resolve(undefined);
+	t.is((await peer.received.next()).body.toString(), 'late');
+	t.is((await peer.received.next()).status, messageStatus.ok);
+	peer.send(call, messageType.stream, messageStatus.ok, Buffer.alloc(0));
+	await upload;
+	await peer.closed;
 });
 
 test('a daemon that pings is alive, and gets its pongs', async t => {
-	const {session, peer} = await connected(t, {}, {silenceTimeoutMs: 200});
+	const {session, peer} = await connected(t, {}, {silenceTimeoutMs: 2000});
 	const call = lookUp(session, '1');
 	const packet = await peer.received.next();
 	const beat = setInterval(() => peer.ping(), 20);
 	t.teardown(() => clearInterval(beat));
-	// Thirty beats are three times the limit.
+	// Thirty beats are three times what makes it suspect.
 	for (let pongs = 0; pongs < 30; pongs++) {
 		t.is((await peer.keepalive.next()).procedure, 2);
 	}
@@ -259,7 +387,7 @@ test('a daemon that pings is alive, and gets its pongs', async t => {
 
 test('a daemon without keepalive may be silent', async t => {
 	const {session, peer} = await connected(t, {keepalive: 0}, {silenceTimeoutMs: 20});
-	await t.throwsAsync(lookUp(session, '1', patient, 150), {instanceOf: DeadlineError});
+	await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 150}), {instanceOf: DeadlineError});
 	t.is(peer.keepalive.length, 0);
 	t.is(session.state.name, 'connected');
 });

@@ -1,0 +1,72 @@
+/**
+ * Makes connections to one daemon: opens the pipe, authenticates, opens the driver, and for those that are to last turns events and pings on.
+ * Knows nothing of when a connection is wanted, nor of what becomes of it.
+ */
+import {AdaptorError, toError} from '../errors.ts';
+import {Scope} from '../lifetime.ts';
+import {LibvirtConnectionError} from './errors.ts';
+import {openDriver, prepareDriver} from './handshake.ts';
+import {overlapping} from './overlapping.ts';
+import {RpcConnection, type RpcOptions} from './rpc.ts';
+import type {LibvirtSessionOptions, ServerInfo} from './session-options.ts';
+
+/** An attempt that was under way when the host went may hang in its handshake; a handshake takes a third of a second. */
+const overlap = {everyMs: 1500, atMost: 2};
+
+export type ConnectionEvents = Pick<RpcOptions, 'onLost' | 'onMessage'>;
+
+export interface PreparedConnection {
+	readonly connection: RpcConnection;
+	readonly server: ServerInfo;
+	/** Whether the daemon answers pings. */
+	readonly keepalive: boolean;
+}
+
+export class Connector {
+	readonly #options: Required<LibvirtSessionOptions>;
+
+	constructor(options: Required<LibvirtSessionOptions>) {
+		this.#options = options;
+	}
+
+	/** A connection with its driver open, for a stream. */
+	async open(events: ConnectionEvents, signal: AbortSignal): Promise<RpcConnection> {
+		const pipe = await this.#options.openPipe(signal);
+		const connection = new RpcConnection(pipe, {
+			...events,
+			onIgnored: packet => this.#options.log.debug({reason: `serial ${packet.serial}, procedure ${packet.procedure}`}, 'libvirt packet ignored'),
+		});
+		try {
+			await openDriver(connection, this.#options.uri, signal);
+			return connection;
+		} catch (error) {
+			connection.close(rootReason(error));
+			throw error;
+		}
+	}
+
+	/** A connection to last, its lifecycle events flowing. One that `connectTimeoutMs` is not enough for has failed. */
+	async openPrepared(events: ConnectionEvents, signal: AbortSignal): Promise<PreparedConnection> {
+		using scope = new Scope(signal).deadline(this.#options.connectTimeoutMs, 'libvirt\'s answers to a new connection');
+		return await overlapping(async attempt => this.#openPrepared(events, attempt), {
+			...overlap, discard: ({connection}) => connection.close(new AdaptorError({code: 'cancelled', what: 'another connection was there first'})),
+		}, scope.signal);
+	}
+
+	async #openPrepared(events: ConnectionEvents, signal: AbortSignal): Promise<PreparedConnection> {
+		const connection = await this.open(events, signal);
+		try {
+			const {keepalive, ...about} = await prepareDriver(connection, signal);
+			return {connection, keepalive, server: {...about, transport: connection.transport}};
+		} catch (error) {
+			connection.close(rootReason(error));
+			throw error;
+		}
+	}
+}
+
+/** What is behind a failed handshake, in words that can stand after a colon. */
+export function rootReason(thrown: unknown): AdaptorError {
+	const reason = thrown instanceof LibvirtConnectionError && thrown.cause instanceof AdaptorError ? thrown.cause : thrown;
+	return reason instanceof AdaptorError ? reason : new AdaptorError({code: 'unavailable', what: toError(reason).message, cause: reason});
+}

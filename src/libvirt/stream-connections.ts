@@ -1,0 +1,50 @@
+/** Connections that carry one stream each: without events and pings, so that a slow reader may stop them. Few at a time. */
+import {AdaptorError} from '../errors.ts';
+import {Scope} from '../lifetime.ts';
+import {rootReason, type Connector} from './connector.ts';
+import {LibvirtConnectionError} from './errors.ts';
+import type {RpcConnection} from './rpc.ts';
+import {Slots} from './slots.ts';
+
+const connectionsAtOnce = 4;
+
+export class StreamConnections {
+	readonly #connector: Connector;
+	readonly #timeoutMs: number;
+	readonly #slots = new Slots(connectionsAtOnce);
+	readonly #open = new Set<RpcConnection>();
+
+	/** @param timeoutMs for the wait for a turn and for the connection */
+	constructor(connector: Connector, timeoutMs: number) {
+		this.#connector = connector;
+		this.#timeoutMs = timeoutMs;
+	}
+
+	/** Disposing the result closes the connection and gives the turn back. */
+	async open(procedure: string, ...ends: readonly AbortSignal[]): Promise<Disposable & {readonly connection: RpcConnection}> {
+		using scope = new Scope(...ends).deadline(this.#timeoutMs, `a connection to libvirt for ${procedure}`);
+		await this.#slots.acquire(scope.signal);
+		try {
+			const connection = await this.#connector.open({onLost: () => undefined, onMessage: () => undefined}, scope.signal);
+			this.#open.add(connection);
+			return {
+				connection,
+				[Symbol.dispose]: () => {
+					connection.close(new AdaptorError({code: 'cancelled', what: 'the stream is over'}));
+					if (this.#open.delete(connection)) {
+						this.#slots.release();
+					}
+				},
+			};
+		} catch (error) {
+			this.#slots.release();
+			throw scope.signal.aborted ? error : new LibvirtConnectionError(procedure, false, undefined, rootReason(error));
+		}
+	}
+
+	close(reason: AdaptorError): void {
+		for (const connection of this.#open) {
+			connection.close(reason);
+		}
+	}
+}
