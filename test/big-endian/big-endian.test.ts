@@ -7,6 +7,7 @@ import {mkdtemp, readdir, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {fileURLToPath} from 'node:url';
+import {Client, credentials} from '@grpc/grpc-js';
 import test from 'ava';
 import {AgentClient} from '../lab/agent-client.ts';
 import {run} from '../lab/command.ts';
@@ -15,6 +16,7 @@ import {newSandboxId, Shim} from '../lab/shim.ts';
 import {World} from '../network/world.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 import {startSshd} from '../support/sshd.ts';
+import {loadContract} from '../../src/api/contract.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {emit} from './emit.ts';
 import {addressOfFirstVm, baseVolume, pool, startKvmHost} from './kvm-host.ts';
@@ -66,13 +68,16 @@ for (const [name, cases] of Object.entries(vectors)) {
 	});
 }
 
-test('libvirt is reached over ssh', async t => {
+test('libvirt is reached over ssh, with every kind of cipher that a host may insist on', async t => {
 	await using libvirtd = await startTestLibvirtd();
-	await using sshd = await startSshd();
-	const knownHosts = join(directory, 'known_hosts');
-	await writeFile(knownHosts, await sshd.knownHostsLine('ed25519'));
-	const uri = `test+ssh://root@${sshd.host}:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${knownHosts}`;
-	t.deepEqual(JSON.parse(await onS390x('test/big-endian/list-domains.js', uri, directory)), ['test']);
+	await using hosts = new AsyncDisposableStack();
+	const uris = await Promise.all(['aes128-gcm@openssh.com', 'chacha20-poly1305@openssh.com', 'aes256-ctr'].map(async cipher => {
+		const sshd = hosts.use(await startSshd({config: [`Ciphers ${cipher}`], hostKeys: ['ed25519']}));
+		const knownHosts = join(sshd.directory, 'known_hosts');
+		await writeFile(knownHosts, await sshd.knownHostsLine('ed25519'));
+		return `test+ssh://root@${sshd.host}:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${knownHosts}`;
+	}));
+	t.deepEqual(JSON.parse(await onS390x('test/big-endian/list-domains.js', ...uris)), uris.map(() => ['test']));
 });
 
 test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its network, and leaves nothing when it is stopped', async t => {
@@ -102,7 +107,7 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 	starting.catch(() => undefined); // awaited below
 	const instanceName = `podvm-pod-${id.slice(0, 8)}`;
 	const disk = join(directory, 'cidata.iso');
-	await writeFile(disk, await Promise.race([host.uploaded(`${instanceName}-cidata.iso`), starting.then(() => Buffer.alloc(0))]));
+	await writeFile(disk, await Promise.race([host.uploaded(`${instanceName}-cidata.iso`), starting]) ?? '');
 	await using vm = program('the VM', ['nsenter', `--net=${world.netnsPath('vm-1')}`, '--', process.execPath, fileURLToPath(new URL('vm.ts', import.meta.url)), disk, addressOfFirstVm]);
 	const ready = await vm.line(/^ready /, signal);
 	const network = JSON.parse(ready.slice('ready '.length)) as {readonly podip: string; readonly 'worker-node-ip': string; readonly 'vxlan-id': number};
@@ -116,6 +121,8 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 		t.is((await new AgentClient(client).call('Health/Check', {}, signal, 10_000)).status, 'UNKNOWN', 'the VM\'s answer, an empty message');
 	}
 
+	t.deepEqual(await overGrpc(socketPath, {PodName: 'pod', PodNamespace: 'default', Wait: false}), {VMID: instanceName});
+
 	await shim.stopVm(id, signal);
 	t.deepEqual({domains: await host.domains(), volumes: await host.volumes()}, before);
 	t.is(await world.tunnel(netnsPath, network['vxlan-id']), 'none');
@@ -127,4 +134,21 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 function program(name: string, argv: readonly string[], env: Readonly<Record<string, string>> = {}): Service {
 	const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...argv], {env: {PATH: process.env['PATH'], HOME: directory, ...env}, stdio: ['ignore', 'ignore', 'pipe'], cwd: '/'});
 	return new Service(name, child);
+}
+
+/** PodVMInfo's only call. */
+async function overGrpc(socketPath: string, request: object): Promise<unknown> {
+	const {podVmInfo: {GetInfo: method}} = loadContract();
+	if (method === undefined) {
+		throw new TypeError('podvminfo.proto has no GetInfo');
+	}
+
+	const client = new Client(`unix:${socketPath}`, credentials.createInsecure());
+	try {
+		return await new Promise((resolve, reject) => {
+			client.makeUnaryRequest(method.path, method.requestSerialize, method.responseDeserialize, request, (error, response) => error === null ? resolve(response) : reject(error));
+		});
+	} finally {
+		client.close();
+	}
 }

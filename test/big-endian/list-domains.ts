@@ -1,14 +1,18 @@
-/** Prints the names of a libvirt's domains, as JSON. Arguments: the URI, and the home whose `.ssh` counts. */
+/** Prints the names of the domains of one libvirt after the other, as JSON. Arguments: the URIs. */
 import {openPipe} from '../../src/libvirt/open-pipe.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {silentLogger} from '../../src/log.ts';
 
-const [, , text = '', home = ''] = process.argv;
-const uri = parseLibvirtUri(text);
 const {signal} = new AbortController();
-await using session = new LibvirtSession({uri: uri.remoteUri, openPipe: openPipe(uri, {log: silentLogger, home, user: 'root', agentSocket: undefined})});
-await session.connect(signal);
-const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);
-process.stdout.write(JSON.stringify(domains.map(({name}) => name)));
+const found = [];
+for (const text of process.argv.slice(2)) {
+	const uri = parseLibvirtUri(text);
+	await using session = new LibvirtSession({uri: uri.remoteUri, openPipe: openPipe(uri, {log: silentLogger, home: '/nonexistent', user: 'root', agentSocket: undefined})});
+	await session.connect(signal);
+	const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);
+	found.push(domains.map(({name}) => name));
+}
+
+process.stdout.write(JSON.stringify(found));

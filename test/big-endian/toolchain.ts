@@ -3,7 +3,7 @@
  * The newest build that a registry holds is 20.11, with Debian's libraries beside it. Nothing is installed: both are unpacked into the cache.
  */
 import {createHash} from 'node:crypto';
-import {mkdir, mkdtemp, readFile, rename, rm, stat} from 'node:fs/promises';
+import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat} from 'node:fs/promises';
 import {join} from 'node:path';
 import {AdaptorError} from '../../src/errors.ts';
 import {run} from '../lab/command.ts';
@@ -16,6 +16,9 @@ const integrity = 'sha512-00F88i+9jVexpzxYBDrY+xXqeyU3XW1JhyoxGqSbnUbmcOzvYzSSjV
 const libraries = ['libc6', 'libgcc-s1', 'libstdc++6', 'libatomic1'];
 
 const emulator = 'qemu-s390x-static';
+const scratchPrefix = 'tmp-';
+/** A run that takes longer is dead. */
+const maxScratchAgeMs = 3_600_000;
 
 /**
  * Resolves with the program and its first arguments, to be followed by Node's own. Fetches what is missing, which takes a few seconds.
@@ -26,7 +29,8 @@ export async function s390xNode(cacheDir: string, signal: AbortSignal): Promise<
 	const home = join(cacheDir, `node-${version}-s390x`);
 	if (!await stat(home).then(() => true, () => false)) {
 		await mkdir(cacheDir, {recursive: true});
-		const scratch = await mkdtemp(join(cacheDir, 'tmp-'));
+		await removeLeftovers(cacheDir);
+		const scratch = await mkdtemp(join(cacheDir, scratchPrefix));
 		try {
 			const unpacked = join(scratch, 'unpacked');
 			await mkdir(unpacked);
@@ -62,5 +66,14 @@ async function unpackLibraries(scratch: string, target: string, signal: AbortSig
 	await apt.update();
 	for (const deb of await apt.download(libraries, {bytes: () => undefined, note: () => undefined})) {
 		await run('dpkg', ['-x', deb, join(target, 'root')], {}, signal);
+	}
+}
+
+/** Of runs that were killed. */
+async function removeLeftovers(cacheDir: string): Promise<void> {
+	for (const path of (await readdir(cacheDir)).filter(name => name.startsWith(scratchPrefix)).map(name => join(cacheDir, name))) {
+		if (Date.now() - (await stat(path)).mtimeMs > maxScratchAgeMs) {
+			await rm(path, {recursive: true, force: true});
+		}
 	}
 }
