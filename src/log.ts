@@ -106,6 +106,8 @@ interface ErrorDescription {
 	readonly code?: string;
 	readonly stack?: string;
 	readonly cause?: ErrorDescription;
+	/** Of an error that stands for several, in the order in which they came. */
+	readonly errors?: readonly ErrorDescription[];
 }
 
 /** Errors as fields: ours by their parts without a stack, foreign ones with it, causes nested. Nothing else of the object is printed. */
@@ -114,6 +116,7 @@ export function describeError(error: unknown): ErrorDescription {
 		return {type: typeof error, message: String(error)};
 	}
 
+	const errors = error instanceof SuppressedError ? [error.suppressed, error.error] : error instanceof AggregateError ? error.errors : [];
 	const code: unknown = 'code' in error ? error.code : undefined;
 	return {
 		type: error.name,
@@ -121,6 +124,7 @@ export function describeError(error: unknown): ErrorDescription {
 		...(typeof code === 'string' ? {code} : {}),
 		...(!(error instanceof AdaptorError) && error.stack !== undefined ? {stack: error.stack} : {}),
 		...(error.cause === undefined ? {} : {cause: describeError(error.cause)}),
+		...(errors.length === 0 ? {} : {errors: errors.map(describeError)}),
 	};
 }
 

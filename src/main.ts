@@ -55,7 +55,7 @@ async function runDaemon(flags: Readonly<Record<string, string>>): Promise<numbe
 		});
 	}
 
-	await run({
+	const running = run({
 		env: process.env,
 		flags,
 		host: {hostname: hostname(), ...serviceAccountToken()},
@@ -66,6 +66,15 @@ async function runDaemon(flags: Readonly<Record<string, string>>): Promise<numbe
 			log = logger;
 		},
 	}, stopping.signal);
+	try {
+		await running;
+	} catch (error) {
+		// Told to stop while it started: that is what it did.
+		if (error !== stopping.signal.reason) {
+			throw error;
+		}
+	}
+
 	return exitCode.ok;
 }
 

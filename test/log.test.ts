@@ -34,6 +34,14 @@ test('errors are logged with their causes; ours without a stack', async t => {
 	t.truthy(err.cause.stack);
 });
 
+test('an error that stands for several is logged with all of them', async t => {
+	const {log, lines} = await collecting();
+	log.warn({err: new SuppressedError(new Error('later'), new AdaptorError({code: 'unavailable', what: 'Earlier'}))}, 'failed');
+	log.warn({err: new AggregateError([new Error('one'), 'two'])}, 'failed');
+	const messages = (lines() as Array<{err: {errors: Array<{message: string}>}}>).map(({err}) => err.errors.map(({message}) => message));
+	t.deepEqual(messages, [['Earlier', 'later'], ['one', 'two']]);
+});
+
 test('a secret prints as [redacted] whatever is done with it, and reveals itself only when asked', async t => {
 	const secret = new Secret('hunter2');
 	const {log, lines} = await collecting();

@@ -1,6 +1,7 @@
 /** `cloud-api-adaptor libvirt`: the daemon, from its configuration to the signal that ends it. */
 import {once} from 'node:events';
 import {loadConfig, type Host} from '../config.ts';
+import {toError} from '../errors.ts';
 import {startDaemon, type Surroundings} from '../daemon.ts';
 import {createLogger, type Logger} from '../log.ts';
 
@@ -23,7 +24,7 @@ export async function run({env, flags, host, surroundings, version, logTo, onLog
 	onLogger(log);
 	log.info({version}, 'starting');
 	for (const {name, reason} of config.warnings) {
-		log.warn({reason: `${name}: ${reason}`}, 'a setting has no effect');
+		log.warn({reason: `${name}: ${reason}`}, 'configuration warning');
 	}
 
 	await using _daemon = await startDaemon(config, surroundings, log, signal);
@@ -31,5 +32,5 @@ export async function run({env, flags, host, surroundings, version, logTo, onLog
 		await once(signal, 'abort');
 	}
 
-	log.info({reason: String(signal.reason)}, 'stopping');
+	log.info({reason: toError(signal.reason).message}, 'stopping');
 }

@@ -1,0 +1,210 @@
+/** The process as a container runs it: arguments and environment in, lines and exit code out. */
+import {spawn, type ChildProcessByStdio} from 'node:child_process';
+import {once} from 'node:events';
+import {cp, stat, symlink} from 'node:fs/promises';
+import {connect} from 'node:net';
+import {join} from 'node:path';
+import {createInterface} from 'node:readline';
+import type {Readable} from 'node:stream';
+import {text} from 'node:stream/consumers';
+import {fileURLToPath} from 'node:url';
+import test, {type ExecutionContext} from 'ava';
+import {loadContract} from '../src/api/contract.ts';
+import {TtrpcClient, type ClientMethod} from '../src/ttrpc/client.ts';
+import {directoryOf} from './support/directory.ts';
+import {startTestLibvirtd} from './support/libvirtd.ts';
+
+const repository = fileURLToPath(new URL('..', import.meta.url));
+const never = new AbortController().signal;
+const source = join(repository, 'src/main.ts');
+
+interface Line {
+	readonly level: string;
+	readonly msg: string;
+	readonly [field: string]: unknown;
+}
+
+/** One run; killed with its test. */
+class Process {
+	readonly child: ChildProcessByStdio<null, Readable, Readable>;
+	readonly exited: Promise<readonly [code: number | null, signal: NodeJS.Signals | null]>;
+	readonly stdout: Promise<string>;
+	readonly lines: string[] = [];
+	readonly #watchers = new Set<() => void>();
+
+	constructor(t: ExecutionContext, words: readonly string[], env: Readonly<Record<string, string>> = {}, main = source) {
+		this.child = spawn(process.execPath, [main, ...words], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'pipe', 'pipe']});
+		this.exited = once(this.child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
+		t.teardown(async () => {
+			this.child.kill('SIGKILL');
+			await this.exited;
+		});
+		this.stdout = text(this.child.stdout);
+		createInterface({input: this.child.stderr}).on('line', line => {
+			this.lines.push(line);
+			this.#look();
+		});
+		void this.exited.then(() => this.#look());
+	}
+
+	get stderr(): string {
+		return this.lines.join('\n');
+	}
+
+	/** The first line that contains the text, also one that came before. @throws when the process ends without it */
+	async line(wanted: string): Promise<string> {
+		for (;;) {
+			const found = this.lines.find(line => line.includes(wanted));
+			if (found !== undefined) {
+				return found;
+			}
+
+			if (this.child.exitCode !== null || this.child.signalCode !== null) {
+				throw new Error(`It ended without saying ${wanted}:\n${this.stderr}`);
+			}
+
+			await new Promise<void>(resolve => {
+				const watcher = (): void => {
+					this.#watchers.delete(watcher);
+					resolve();
+				};
+				this.#watchers.add(watcher);
+			});
+		}
+	}
+
+	async event(message: string): Promise<Line> {
+		return JSON.parse(await this.line(`"msg":"${message}"`)) as Line;
+	}
+
+	#look(): void {
+		for (const watcher of [...this.#watchers]) {
+			watcher();
+		}
+	}
+}
+
+interface Daemon extends Process {
+	readonly socketPath: string;
+}
+
+/** On sockets of the test's own. */
+async function daemon(t: ExecutionContext, env: Readonly<Record<string, string>>, main = source): Promise<Daemon> {
+	const directory = await directoryOf(t);
+	const socketPath = join(directory, 'run/h.sock');
+	return Object.assign(new Process(t, ['libvirt'], {
+		REMOTE_HYPERVISOR_ENDPOINT: socketPath, PODS_DIR: join(directory, 'p'), CLUSTER_ID: 'test', NODE_NAME: 'worker-0', LIBVIRT_URI: `test:///default?socket=${directory}/none`, ...env,
+	}, main), {socketPath});
+}
+
+async function versionOver(socketPath: string): Promise<unknown> {
+	await using client = new TtrpcClient(connect(socketPath));
+	const {Version} = loadContract().hypervisor;
+	return await client.call(Version as unknown as ClientMethod<object, object>, {version: ''}, {timeoutMs: 5000}, never);
+}
+
+test('help explains every command on standard output, version tells the version', async t => {
+	const [help, version] = [new Process(t, ['help']), new Process(t, ['version'])];
+	t.deepEqual(await help.exited, [0, null]);
+	t.regex(await help.stdout, /^Usage: cloud-api-adaptor libvirt/);
+	t.deepEqual(await version.exited, [0, null]);
+	t.regex(await version.stdout, /^cloud-api-adaptor \d+\.\d+\.\d+\n$/);
+	t.is(help.stderr + version.stderr, '');
+});
+
+test('arguments that are wrong end it with 2 and a way on', async t => {
+	for (const words of [[], ['libvrt'], ['libvirt', '-no-such-flag']]) {
+		const wrong = new Process(t, words);
+		t.deepEqual(await wrong.exited, [2, null]);
+		t.regex(wrong.stderr, /^cloud-api-adaptor: .*See "cloud-api-adaptor help"\.$/);
+		t.is(await wrong.stdout, '');
+	}
+});
+
+test('every problem of the configuration is told at once, with 2, and no password', async t => {
+	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {LIBVIRT_MEMORY: 'much', LIBVIRT_URI: 'qemu+ssh://root:hunter2@host/system', CLUSTER_ID: 'test', LOG_LEVEL: 'loud'});
+	t.deepEqual(await wrong.exited, [2, null]);
+	t.deepEqual(wrong.lines.slice(1).map(line => line.trim().split(' ')[0]), ['LIBVIRT_URI', '-cpu', 'LIBVIRT_MEMORY', 'LOG_LEVEL']);
+	t.notRegex(wrong.stderr, /hunter2/);
+});
+
+test('it says when it is ready, answers on its socket, and SIGTERM ends it with 0 and without the socket', async t => {
+	await using libvirtd = await startTestLibvirtd();
+	const running = await daemon(t, {LIBVIRT_URI: `test:///default?socket=${libvirtd.socketPath}`, PEER_SECRET: 'hunter2', INITDATA: 'hunter3'});
+	t.like(await running.event('ready'), {level: 'info', path: running.socketPath, node: 'worker-0', pool: 'default'});
+	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
+	t.like(await running.event('libvirt connected'), {level: 'info', connection: 1});
+	running.child.kill('SIGTERM');
+	t.deepEqual(await running.exited, [0, null]);
+	t.like(await running.event('stopping'), {reason: 'The daemon was told to stop by SIGTERM'});
+	await t.throwsAsync(stat(running.socketPath), {code: 'ENOENT'});
+	t.deepEqual(running.lines.map(line => (JSON.parse(line) as Line).level).filter(level => level !== 'info' && level !== 'warn'), []);
+	t.notRegex(running.stderr, /hunter/);
+});
+
+test('a SIGTERM that comes while it starts ends it with 0', async t => {
+	const starting = await daemon(t, {});
+	await starting.event('starting');
+	starting.child.kill('SIGTERM');
+	t.deepEqual(await starting.exited, [0, null]);
+	await t.throwsAsync(stat(starting.socketPath), {code: 'ENOENT'});
+});
+
+test('a second signal ends it at once, though a call is under way', async t => {
+	const running = await daemon(t, {});
+	await running.event('ready');
+	const client = new TtrpcClient(connect(running.socketPath));
+	t.teardown(async () => client.close());
+	// It waits for a VM that never comes, and draining waits for it.
+	const {GetInfo} = loadContract().podVmInfo;
+	const call = t.throwsAsync(client.call(GetInfo as unknown as ClientMethod<object, object>, {PodName: 'web', PodNamespace: 'shop', Wait: true}, {}, never));
+	await versionOver(running.socketPath);
+	running.child.kill('SIGTERM');
+	await running.event('stopping');
+	running.child.kill('SIGINT');
+	t.deepEqual(await running.exited, [130, null]);
+	await call;
+});
+
+test('a libvirt that cannot be reached keeps it from nothing but VMs, and does not fill the log', async t => {
+	const running = await daemon(t, {LOG_LEVEL: 'debug'});
+	await running.event('ready');
+	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
+	await running.line('"attempt":3,');
+	const told = running.lines.map(line => JSON.parse(line) as Line).filter(({msg}) => msg === 'could not connect to libvirt');
+	t.deepEqual(told.map(({level}) => level), ['warn', 'warn', 'debug']);
+	const pauses = told.map(({retryInMs}) => Number(retryInMs));
+	t.true((pauses[0] ?? 0) > 0 && (pauses[1] ?? 0) > (pauses[0] ?? 0) && (pauses[2] ?? 0) > (pauses[1] ?? 0), String(pauses));
+	running.child.kill('SIGTERM');
+	t.deepEqual(await running.exited, [0, null]);
+});
+
+test('LOG_FORMAT=pretty gives lines for a reader', async t => {
+	const running = await daemon(t, {LOG_FORMAT: 'pretty'});
+	const ready = await running.line('ready');
+	t.false(ready.includes('{"level"'));
+	t.regex(ready, /^\[\d\d:\d\d:\d\d\.\d+\].*INFO.*ready/);
+	running.child.kill('SIGINT');
+	t.deepEqual(await running.exited, [0, null]);
+});
+
+test('what is built runs as the source does: it finds its package and its contracts', async t => {
+	const directory = await directoryOf(t);
+	// Types are lint's business.
+	const compiler = spawn(process.execPath, [join(repository, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.build.json', '--noCheck', '--outDir', join(directory, 'dist')], {cwd: repository, stdio: ['ignore', 'pipe', 'inherit']});
+	t.teardown(() => void compiler.kill('SIGKILL'));
+	const [said, [code]] = await Promise.all([text(compiler.stdout), once(compiler, 'exit') as Promise<[number]>]);
+	t.is(code, 0, said);
+	// As in the image: dist beside package.json, proto and node_modules.
+	await Promise.all(['package.json', 'proto'].map(async name => cp(join(repository, name), join(directory, name), {recursive: true})));
+	await symlink(join(repository, 'node_modules'), join(directory, 'node_modules'));
+	const main = join(directory, 'dist/main.js');
+	const version = new Process(t, ['version'], {}, main);
+	t.deepEqual(await version.exited, [0, null]);
+	t.regex(await version.stdout, /^cloud-api-adaptor \d/);
+	const running = await daemon(t, {}, main);
+	await running.event('ready');
+	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
+	running.child.kill('SIGTERM');
+	t.deepEqual(await running.exited, [0, null]);
+});
