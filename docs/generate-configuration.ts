@@ -1,5 +1,5 @@
-/** Writes configuration.md from the table of settings: `npx node docs/generate-configuration.ts`. A test checks that this was done. */
-import {writeFileSync} from 'node:fs';
+/** Writes configuration.md, and the table in README.md, from the table of settings: `npm run docs`. A test checks that this was done. */
+import {readFileSync, writeFileSync} from 'node:fs';
 import {exampleOf} from '../src/config.ts';
 import {inertSettings, sections, settings, type Setting} from '../src/settings.ts';
 
@@ -29,6 +29,36 @@ export function configurationMarkdown(): string {
 	].join('\n');
 }
 
+/** README.md with its table of settings brought up to date: what stands between the two marks is replaced. @throws when it has no marks */
+export function withConfiguration(readme: string): string {
+	const [before, rest] = halves(readme, readmeMarks.begin);
+	const [, after] = halves(rest, readmeMarks.end);
+	const all: readonly Setting[] = Object.values(settings);
+	return [
+		`${before}${readmeMarks.begin}`,
+		'| variable | default | what it is |',
+		'| --- | --- | --- |',
+		...all.map(setting => row(`\`${setting.env}\``, defaultCell(setting), `${inShort(setting.description)}${setting.isPending ? ' No effect yet.' : ''}`)),
+		`${readmeMarks.end}${after}`,
+	].join('\n');
+}
+
+const readmeMarks = {begin: '<!-- configuration: written by npm run docs -->', end: '<!-- /configuration -->'} as const;
+
+function halves(text: string, mark: string): [before: string, after: string] {
+	const at = text.indexOf(mark);
+	if (at === -1) {
+		throw new Error(`README.md has no ${mark}`);
+	}
+
+	return [text.slice(0, at), text.slice(at + mark.length)];
+}
+
+/** The first sentence that says what it is. */
+function inShort(description: string): string {
+	return /^(?:Ours\. )?(.+?\.)(?= [A-Z`]|$)/v.exec(description)?.[1] ?? description;
+}
+
 /** Lines of a Markdown table. */
 function settingsTable(rows: readonly Setting[]): string[] {
 	return [
@@ -55,5 +85,7 @@ function expectedCell(setting: Setting): string {
 }
 
 if (import.meta.main) {
+	const readme = new URL('../README.md', import.meta.url);
 	writeFileSync(new URL('configuration.md', import.meta.url), configurationMarkdown());
+	writeFileSync(readme, withConfiguration(readFileSync(readme, 'utf8')));
 }

@@ -191,7 +191,7 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 	return problems;
 }
 
-function warningsAbout(env: Texts, flags: Texts, {libvirtUri, tlsSkipVerify}: Pick<Parsed, 'libvirtUri' | 'tlsSkipVerify'>): ConfigWarning[] {
+function warningsAbout(env: Texts, flags: Texts, {libvirtUri}: Pick<Parsed, 'libvirtUri'>): ConfigWarning[] {
 	const warnings: ConfigWarning[] = (libvirtUri?.warnings ?? []).map(reason => ({name: 'LIBVIRT_URI', reason}));
 	for (const setting of inertSettings) {
 		const asked = given(setting, env, flags);
@@ -205,10 +205,6 @@ function warningsAbout(env: Texts, flags: Texts, {libvirtUri, tlsSkipVerify}: Pi
 		if (setting.isPending && asked !== undefined && asked.text !== setting.default) {
 			warnings.push({name: asked.name, reason: 'has no effect yet'});
 		}
-	}
-
-	if (tlsSkipVerify === true) {
-		warnings.push({name: 'TLS_SKIP_VERIFY', reason: 'whoever answers at a pod VM\'s address is taken for it: for tests only'});
 	}
 
 	return warnings.map(warning => Object.freeze(warning));

@@ -63,11 +63,11 @@ export const settings = {
 	launchSecurity: {
 		env: 'LIBVIRT_LAUNCH_SECURITY', flag: 'launch-security', section: 'KVM host', type: oneOf('s390-pv'), example: 's390-pv',
 		description: 'Confidential VMs by IBM Secure Execution. Needs `DISABLECVM=false`; together with `DISABLECVM=true` it is refused, '
-			+ 'since pods would silently run unprotected. Not set: decided by what the host offers, if `DISABLECVM=false`.',
+			+ 'since pods would silently run unprotected. Not set: as `s390-pv` if `DISABLECVM=false`.',
 	},
 	disableCvm: {
 		env: 'DISABLECVM', flag: 'disable-cvm', section: 'KVM host', type: boolean, default: 'true',
-		description: 'Ordinary VMs even where the host offers confidential ones.',
+		description: 'Ordinary VMs. With `false` every pod VM is confidential, and a host that cannot do that starts none.',
 	},
 	clusterId: {
 		env: 'CLUSTER_ID', section: 'KVM host', type: textLike('letters, digits and . _ - (at most 63)', /^[A-Za-z0-9._\-]{1,63}$/v),
@@ -120,11 +120,11 @@ export const settings = {
 	},
 	proxyTimeoutMs: {
 		env: 'PROXY_TIMEOUT', flag: 'proxy-timeout', section: 'Sockets and timeouts', type: duration, default: '5m',
-		description: 'How long the forwarder of a VM that has an address may take to answer.',
+		description: 'How long a VM that was started may take until its forwarder answers. `START_TIMEOUT`, which is shorter by default, bounds it.',
 	},
 	startTimeoutMs: {
 		env: 'START_TIMEOUT', section: 'Sockets and timeouts', type: duration, default: '210s',
-		description: 'Ours. How long a whole StartVM may take; kubelet gives up after about four minutes. It bounds `PROXY_TIMEOUT` too.',
+		description: 'Ours. How long a whole StartVM may take; kubelet gives up after about four minutes.',
 	},
 	probePort: {
 		env: 'PROBE_PORT', section: 'Sockets and timeouts', type: port, default: '8000', isPending: true,

@@ -1,7 +1,7 @@
 import {readFileSync} from 'node:fs';
 import test from 'ava';
 import fc from 'fast-check';
-import {configurationMarkdown} from '../docs/generate-configuration.ts';
+import {configurationMarkdown, withConfiguration} from '../docs/generate-configuration.ts';
 import {ConfigError, exampleOf, loadConfig, serviceAccountUid, type Config} from '../src/config.ts';
 import {AdaptorError} from '../src/errors.ts';
 import {Secret} from '../src/log.ts';
@@ -164,10 +164,6 @@ test('a parameter of the URI that has no meaning is warned about', t => {
 	t.deepEqual(load({LIBVIRT_URI: 'qemu+ssh://h/system?no_sanity=1'}).warnings.map(({name}) => name), ['LIBVIRT_URI']);
 });
 
-test('accepting any certificate is warned about', t => {
-	t.deepEqual(load({TLS_SKIP_VERIFY: 'true'}).warnings.map(({name}) => name), ['TLS_SKIP_VERIFY']);
-});
-
 test('variables of others are ignored', t => {
 	t.deepEqual(load({PATH: '/bin', LIBVIRT_DEBUG: '1', KUBERNETES_SERVICE_HOST: '10.96.0.1'}), load({}));
 });
@@ -249,7 +245,17 @@ test('parsing a long hostile duration takes no time to speak of', t => {
 });
 
 test('docs/configuration.md is what the table says', t => {
-	t.is(readFileSync(new URL('../docs/configuration.md', import.meta.url), 'utf8'), configurationMarkdown(), 'run: npx node docs/generate-configuration.ts');
+	t.is(readFileSync(new URL('../docs/configuration.md', import.meta.url), 'utf8'), configurationMarkdown(), 'run: npm run docs');
+});
+
+test('README.md\'s table of settings is what the table says', t => {
+	const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8');
+	t.is(readme, withConfiguration(readme), 'run: npm run docs');
+	for (const {env} of all) {
+		t.true(readme.includes(`| \`${env}\` |`), env);
+	}
+
+	t.throws(() => withConfiguration('no marks'));
 });
 
 test('a ConfigError is an AdaptorError, so callers need to know no other', t => {
