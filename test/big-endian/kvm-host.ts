@@ -16,7 +16,7 @@ import {startTestLibvirtd} from '../support/libvirtd.ts';
 
 export const pool = 'default-pool';
 export const baseVolume = 'podvm-base.qcow2';
-/** What the test driver tells of the first domain that is started, whoever asks (libvirt, src/test/test_driver.c, testDomainInterfaceAddressFromNet). */
+/** What libvirt's test driver makes up for the first domain that is started, whoever asks. */
 export const addressOfFirstVm = '192.168.122.23';
 
 const {signal} = new AbortController();
@@ -24,10 +24,8 @@ const {signal} = new AbortController();
 export interface KvmHost extends AsyncDisposable {
 	/** Of the libvirt daemon, as far as clients can tell. */
 	readonly socketPath: string;
-	/** Names of the volumes that something was uploaded to, with what. */
-	readonly uploads: ReadonlyMap<string, Buffer>;
-	/** Resolves when the volume whose name ends like this was uploaded. */
-	uploaded(suffix: string): Promise<Buffer>;
+	/** What was, or will be, uploaded to a volume for the first time. */
+	uploaded(volume: string): Promise<Buffer>;
 	/** Asked of libvirt itself: names, sorted. */
 	domains(): Promise<readonly string[]>;
 	volumes(): Promise<readonly string[]>;
@@ -45,19 +43,17 @@ export async function startKvmHost(directory: string): Promise<KvmHost> {
 	await session.call(procedures.storageVolCreateXml, {pool: storage, xml, flags: 0}, signal);
 
 	const capabilities = encode(procedures.connectGetCapabilities.result, {capabilities: await readFile(new URL('../fixtures/podvm/capabilities-s390x-tcg.xml', import.meta.url), 'utf8')});
-	const uploads = new Map<string, Buffer>();
-	const waiting = new Set<() => void>();
-	const keep = (volume: string, content: Buffer): void => {
-		uploads.set(volume, content);
-		for (const look of waiting) {
-			look();
-		}
+	const uploads = new Map<string, PromiseWithResolvers<Buffer>>();
+	const uploadTo = (volume: string): PromiseWithResolvers<Buffer> => {
+		const upload = uploads.get(volume) ?? Promise.withResolvers<Buffer>();
+		uploads.set(volume, upload);
+		return upload;
 	};
 
 	const sockets = new Set<Socket>();
 	const server = createServer(client => {
 		const daemon = connect(libvirtd.socketPath);
-		const front = new Front(client, capabilities, keep);
+		const front = new Front(client, capabilities, (volume, content) => uploadTo(volume).resolve(content));
 		relayPackets(client, packet => front.answers(packet) || daemon.write(encodePacket(packet, packet.body)));
 		relayPackets(daemon, packet => client.write(encodePacket(packet, packet.body)));
 		for (const [socket, other] of [[client, daemon], [daemon, client]] as const) {
@@ -82,19 +78,8 @@ export async function startKvmHost(directory: string): Promise<KvmHost> {
 	});
 	const owned = undo.move();
 	return {
-		socketPath, uploads,
-		async uploaded(suffix) {
-			const {promise, resolve} = Promise.withResolvers<Buffer>();
-			const look = (): void => {
-				const found = uploads.entries().find(([name]) => name.endsWith(suffix));
-				if (found !== undefined) {
-					resolve(found[1]);
-				}
-			};
-			waiting.add(look);
-			look();
-			return promise.finally(() => waiting.delete(look));
-		},
+		socketPath,
+		uploaded: async volume => uploadTo(volume).promise,
 		domains: async () => (await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains.map(({name}) => name).sort(),
 		volumes: async () => (await session.call(procedures.storagePoolListAllVolumes, {pool: storage, needResults: 1, flags: 0}, signal)).vols.map(({name}) => name).sort(),
 		[Symbol.asyncDispose]: async () => owned.disposeAsync(),
