@@ -12,7 +12,7 @@ export interface Overlap<T> {
 	/** Attempts in all. */
 	readonly atMost: number;
 	/** Ends what a second attempt has brought that came too late. */
-	discard(late: T): void;
+	readonly discard: (late: T) => void;
 }
 
 /** @param attempt must end when its signal aborts */

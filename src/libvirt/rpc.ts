@@ -97,10 +97,12 @@ export class RpcConnection {
 	}
 
 	/**
-	 * One call, one answer. Gives up with the signal's reason; the daemon carries it out all the same.
+	 * One call, one answer. Gives up with a signal's reason; the daemon carries it out all the same if it was sent.
+	 * @param signal until it is sent
+	 * @param answerSignal from then on
 	 * @throws LibvirtError, LibvirtConnectionError, XdrError
 	 */
-	async call<Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal): Promise<Result> {
+	async call<Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, answerSignal = signal): Promise<Result> {
 		const {promise, resolve, reject} = Promise.withResolvers<Packet>();
 		const exchange = await this.begin(procedure, args, signal, {
 			receive(packet) {
@@ -110,7 +112,7 @@ export class RpcConnection {
 			fail: reject,
 		});
 		try {
-			return this.#result(procedure, await abortable(promise, signal));
+			return this.#result(procedure, await abortable(promise, answerSignal));
 		} catch (error) {
 			exchange.abandon(); // Without effect when the answer came.
 			throw error;

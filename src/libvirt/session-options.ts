@@ -65,6 +65,8 @@ export interface CallOptions {
 	readonly timeoutMs?: number;
 	/** Whether to call again when the answer was lost with the connection; unless told, what the procedure's `idempotent` says. */
 	readonly retry?: boolean;
+	/** The signal is heeded only until the call is sent; from then on the outcome is waited for. False unless told. */
+	readonly seeThrough?: boolean;
 }
 
 export interface StreamRange {

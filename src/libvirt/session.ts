@@ -95,14 +95,15 @@ export class LibvirtSession implements AsyncDisposable {
 	 * In the latter two cases the daemon may still carry the call out, and one of four calls in flight stays taken until it answers.
 	 */
 	async call<Args, Result>(
-		procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, {timeoutMs = this.#options.callTimeoutMs, retry = procedure.idempotent}: CallOptions = {},
+		procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, {timeoutMs = this.#options.callTimeoutMs, retry = procedure.idempotent, seeThrough = false}: CallOptions = {},
 	): Promise<Result> {
 		return this.#track(async () => {
-			using scope = new Scope(signal).deadline(timeoutMs, `libvirt to answer ${procedure.name}`);
+			using patience = new Scope().deadline(timeoutMs, `libvirt to answer ${procedure.name}`);
+			using scope = new Scope(signal, patience.signal);
 			for (let lostAnswers = 0; ;) {
 				const {connection} = await this.#connected(procedure.name, signal, scope.signal);
 				try {
-					return await connection.call(procedure, args, scope.signal);
+					return await connection.call(procedure, args, scope.signal, seeThrough ? patience.signal : scope.signal);
 				} catch (error) {
 					if (!(error instanceof LibvirtConnectionError) || (error.mayHaveBeenExecuted && (!retry || ++lostAnswers === lostAnswersAtMost))) {
 						throw error;
@@ -300,11 +301,12 @@ export class LibvirtSession implements AsyncDisposable {
 	 */
 	async #replace(silent: Connected, heard: AbortSignal): Promise<void> {
 		using scope = new Scope(heard, this.#life.signal);
-		while (!scope.signal.aborted && this.#state === silent) {
+		const isWanted = (): boolean => !scope.signal.aborted && this.#state === silent;
+		while (isWanted()) {
 			try {
 				const startedAt = performance.now();
 				const prepared = await this.#connector.openPrepared(this.#events, scope.signal);
-				if (scope.signal.aborted || this.#state !== silent) {
+				if (!isWanted()) {
 					prepared.connection.close(new AdaptorError({code: 'cancelled', what: 'the connection that was silent is in use'}));
 					return;
 				}

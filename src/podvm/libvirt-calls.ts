@@ -10,14 +10,11 @@ export type LibvirtCalls = Pick<LibvirtSession, 'call' | 'upload' | 'onLifecycle
 /** Starting QEMU on a busy host and writing a large volume take longer than a look at something. */
 const changeTimeoutMs = 120_000;
 
-const never = new AbortController().signal;
-
 /**
  * Makes a change and waits for its outcome, whatever the caller's signal says meanwhile: libvirt carries out a call that it has received,
  * and works on several at once. A clean-up that did not wait could look before the change is made, and leave it behind.
- * Nothing is sent when the signal has aborted already. Whoever goes on with more changes looks at the signal again.
+ * Nothing is sent any more when the signal aborts before. Whoever goes on with more changes looks at the signal again.
  */
 export async function change<Args, Result>(session: LibvirtCalls, procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal): Promise<Result> {
-	signal.throwIfAborted();
-	return session.call(procedure, args, never, {timeoutMs: changeTimeoutMs});
+	return session.call(procedure, args, signal, {timeoutMs: changeTimeoutMs, seeThrough: true});
 }

@@ -19,6 +19,8 @@ export interface PodVmMetadata {
 	readonly pod: PodIdentity;
 	readonly vni: number;
 	readonly createdAt: Date;
+	/** Of one start: whose definition it is when two daemons define the same VM at the same time. */
+	readonly nonce: string;
 	readonly pool: string;
 	readonly rootVolume: string;
 	readonly cidataVolume: string;
@@ -27,12 +29,12 @@ export interface PodVmMetadata {
 }
 
 /** libvirt wants one top-level element a namespace, with a prefix (libvirt, docs/formatdomain, "General metadata"). */
-export function appendMetadata(domain: XMLBuilder, {cluster, node, sandboxId, pod, vni, createdAt, pool, rootVolume, cidataVolume, baseImage}: PodVmMetadata): void {
+export function appendMetadata(domain: XMLBuilder, {cluster, node, sandboxId, pod, vni, createdAt, nonce, pool, rootVolume, cidataVolume, baseImage}: PodVmMetadata): void {
 	const own = (name: string): [string, string] => [metadataNamespace, `podvm:${name}`];
 	const attributes = (of: Readonly<Record<string, string | undefined>>): Record<string, string> => Object.fromEntries(
 		Object.entries(of).flatMap(([name, value]) => value === undefined ? [] : [[name, xmlText(name, value)]]),
 	);
-	domain.ele('metadata').ele(...own('pod-vm'), attributes({'sandbox-id': sandboxId, 'vni': String(vni), 'created-at': createdAt.toISOString()}))
+	domain.ele('metadata').ele(...own('pod-vm'), attributes({'sandbox-id': sandboxId, 'vni': String(vni), 'created-at': createdAt.toISOString(), nonce}))
 		.ele(...own('owner'), attributes({cluster, node})).up()
 		.ele(...own('pod'), attributes({...pod})).up()
 		.ele(...own('volumes'), attributes({pool, root: rootVolume, cidata: cidataVolume, base: baseImage}));
@@ -64,6 +66,7 @@ export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
 		pod: {name: attribute(part('pod'), 'name'), namespace: attribute(part('pod'), 'namespace'), ...(uid === undefined ? {} : {uid})},
 		vni,
 		createdAt,
+		nonce: attribute(entry, 'nonce'),
 		pool: attribute(volumes, 'pool'),
 		rootVolume: attribute(volumes, 'root'),
 		cidataVolume: attribute(volumes, 'cidata'),

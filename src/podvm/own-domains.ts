@@ -24,6 +24,20 @@ export interface Owner {
 	readonly node: string;
 }
 
+/** Whether the definition is still the one that was read: by its UUID another VM may have come to stand there since. */
+export async function isStillThere(session: LibvirtCalls, {name, uuid}: Domain, nonce: string, signal: AbortSignal): Promise<boolean> {
+	try {
+		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom: {name, uuid, id: -1}, flags: 0}, signal);
+		return readMetadata(readXml(xml))?.nonce === nonce;
+	} catch (error) {
+		if (isLibvirtError(error, libvirtCode.noDomain)) {
+			return false;
+		}
+
+		throw error;
+	}
+}
+
 export async function listDomains(session: LibvirtCalls, signal: AbortSignal): Promise<readonly Domain[]> {
 	return (await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains;
 }

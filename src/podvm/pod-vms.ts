@@ -10,9 +10,10 @@
  * UUIDs are recycled with their slots and libvirt finds domains by UUID alone. So a slot is held here while it is worked on: a second
  * deletion that comes late cannot hit the VM that got the slot next.
  */
+import {randomUUID} from 'node:crypto';
 import {AdaptorError} from '../errors.ts';
 import {backOff, pause, Scope} from '../lifetime.ts';
-import {libvirtCode, LibvirtError} from '../libvirt/errors.ts';
+import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/errors.ts';
 import {procedures, type Domain, type StoragePool} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
@@ -22,7 +23,7 @@ import {domainXml} from './domain-xml.ts';
 import {hostSupport, type HostSupport} from './host-support.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';
-import {listDomains, readOwnDomains, type OwnDomain} from './own-domains.ts';
+import {isStillThere, listDomains, readOwnDomains, type OwnDomain} from './own-domains.ts';
 import {removeVm, settleAll} from './removal.ts';
 import {Turns} from './turns.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
@@ -53,6 +54,9 @@ export function createPodVms(options: PodVmsOptions): PodVms {
 
 /** A start that failed cleans up in this time, whatever its caller's signal says; what is left then is found by `list`. */
 const unwindTimeoutMs = 60_000;
+
+/** Of one deletion, when each is cut off; whoever asked for it has a longer patience. */
+const deleteAttempts = 3;
 
 class LibvirtPodVms implements PodVms {
 	readonly #options: PodVmsOptions;
@@ -99,7 +103,7 @@ class LibvirtPodVms implements PodVms {
 		const createdAt = this.#now();
 		const iso = cidataIso(instanceName, spec.files, createdAt);
 		const metadata: PodVmMetadata = {
-			cluster: this.#options.cluster, node: this.#options.node, sandboxId, pod: spec.pod, vni: spec.vni, createdAt,
+			cluster: this.#options.cluster, node: this.#options.node, sandboxId, pod: spec.pod, vni: spec.vni, createdAt, nonce: randomUUID(),
 			pool: poolName, rootVolume: rootVolumeName(instanceName), cidataVolume: cidataVolumeName(instanceName), baseImage: image,
 		};
 		const [host, base, {pool}] = await Promise.all([
@@ -111,6 +115,11 @@ class LibvirtPodVms implements PodVms {
 		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
 		const {domain, slot} = await this.#define(spec, host, metadata, held, undo, signal);
+		// Whoever defines last owns it: the disks would be made twice otherwise, one daemon's under the other's VM.
+		if (!await isStillThere(session, domain, metadata.nonce, signal)) {
+			throw alreadyExists(sandboxId, instanceName);
+		}
+
 		await this.#makeDisks(pool, base, metadata, iso, signal);
 		await this.#run(domain, signal);
 		signal.throwIfAborted();
@@ -148,13 +157,15 @@ class LibvirtPodVms implements PodVms {
 			held.use(this.#hold(slot));
 			try {
 				const {dom} = await change(session, procedures.domainDefineXmlFlags, {xml, flags: 0}, signal);
-				undo.defer(async () => this.#unwind(sandboxId));
+				undo.defer(async () => this.#unwind(metadata));
 				return {domain: dom, slot};
 			} catch (error) {
 				this.#host = undefined;
 				if (!(error instanceof LibvirtError)) {
-					// No answer: it may be defined all the same.
-					undo.defer(async () => this.#unwind(sandboxId));
+					if (mayHaveBeenMade(error, signal)) {
+						undo.defer(async () => this.#unwind(metadata));
+					}
+
 					throw error;
 				}
 
@@ -193,11 +204,11 @@ class LibvirtPodVms implements PodVms {
 	}
 
 	/** Never throws: the failure that led here is what the caller shall see. */
-	async #unwind(sandboxId: SandboxId): Promise<void> {
+	async #unwind({sandboxId, nonce}: PodVmMetadata): Promise<void> {
 		using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed start');
 		for (const retryInMs of backOff(100, 5000)) {
 			try {
-				await this.#delete(sandboxId, scope.signal);
+				await this.#delete(sandboxId, scope.signal, nonce);
 				return;
 			} catch (error) {
 				this.#options.log.debug({sandboxId, retryInMs, err: error}, 'clean-up after a failed start will be tried again');
@@ -211,12 +222,31 @@ class LibvirtPodVms implements PodVms {
 		}
 	}
 
-	async #delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
+	/**
+	 * From the list again when the connection is lost in the middle: what was done then is looked up rather than supposed.
+	 * @param nonce of the one start whose VM is meant; that of whichever start if absent
+	 */
+	async #delete(sandboxId: SandboxId, signal: AbortSignal, nonce?: string): Promise<void> {
+		for (let attempt = 1; ; attempt++) {
+			try {
+				await this.#deleteListed(sandboxId, signal, nonce);
+				return;
+			} catch (error) {
+				if (!(error instanceof LibvirtConnectionError) || isRefusal(error) || attempt === deleteAttempts) {
+					throw error;
+				}
+
+				this.#options.log.debug({sandboxId, attempt, err: error}, 'pod VM will be looked for again to delete it');
+			}
+		}
+	}
+
+	async #deleteListed(sandboxId: SandboxId, signal: AbortSignal, nonce: string | undefined): Promise<void> {
 		const {session, log} = this.#options;
 		const domains = await listDomains(session, signal);
 		const candidates = domains.filter(({name}) => name.endsWith(instanceNameSuffix(sandboxId)));
 		for (const own of await this.#readOwn(candidates, signal)) {
-			if (own.metadata.sandboxId === sandboxId) {
+			if (own.metadata.sandboxId === sandboxId && (nonce === undefined || own.metadata.nonce === nonce)) {
 				using _held = this.#hold(own.slot);
 				await removeVm(session, own, signal);
 				log.info({sandboxId, instanceName: own.domain.name}, 'pod VM deleted');
@@ -283,6 +313,11 @@ function alreadyExists(sandboxId: SandboxId, instanceName: string): AdaptorError
 		where: {instanceName, sandboxId},
 		remedy: 'Stop the sandbox first. If the domain is not of this cluster and node, remove it on the KVM host.',
 	});
+}
+
+/** What became of a change that got no answer. A clean-up for nothing would wait for a host that is away. */
+function mayHaveBeenMade(error: unknown, signal: AbortSignal): boolean {
+	return error instanceof LibvirtConnectionError ? error.mayHaveBeenExecuted : !signal.aborted || error !== signal.reason;
 }
 
 async function* once(bytes: Buffer): AsyncGenerator<Buffer> {

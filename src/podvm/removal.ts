@@ -5,7 +5,7 @@
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures} from '../libvirt/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
-import type {OwnDomain} from './own-domains.ts';
+import {isStillThere, type OwnDomain} from './own-domains.ts';
 import {deleteVolume} from './volumes.ts';
 
 /** With what an administrator may have added: MANAGED_SAVE, SNAPSHOTS_METADATA (libvirt-domain.h). */
@@ -14,6 +14,11 @@ const undefineAll = 1 | 2;
 export async function removeVm(session: LibvirtCalls, {domain: dom, metadata}: OwnDomain, signal: AbortSignal): Promise<void> {
 	await ignoring([libvirtCode.operationInvalid, libvirtCode.noDomain], change(session, procedures.domainDestroyFlags, {dom, flags: 0}, signal));
 	await settleAll([metadata.rootVolume, metadata.cidataVolume].map(async volume => deleteVolume(session, metadata.pool, volume, signal)));
+	// The disks took a while. Another daemon of this node that deletes the same VM may have finished, and given the UUID to a new one.
+	if (!await isStillThere(session, dom, metadata.nonce, signal)) {
+		return;
+	}
+
 	await ignoring([libvirtCode.noDomain], change(session, procedures.domainUndefineFlags, {dom, flags: undefineAll}, signal));
 }
 

@@ -12,7 +12,7 @@ import {run} from './run.ts';
 
 const metadata: PodVmMetadata = {
 	cluster: 'cluster', node: 'node-1', sandboxId: '0123456789abcdef', pod: {name: 'web', namespace: 'shop', uid: '8d1c9b3e-0d4a-4b8e-9f55-0a8c7e1d2b3c'},
-	vni: 555_001, createdAt: new Date('2026-01-02T03:04:05.678Z'), pool: 'default', baseImage: 'podvm-base.qcow2',
+	vni: 555_001, createdAt: new Date('2026-01-02T03:04:05.678Z'), nonce: '5f2e', pool: 'default', baseImage: 'podvm-base.qcow2',
 	rootVolume: 'podvm-web-01234567-root.qcow2', cidataVolume: 'podvm-web-01234567-cidata.iso',
 };
 

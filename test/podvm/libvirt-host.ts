@@ -8,7 +8,9 @@
 import {randomBytes} from 'node:crypto';
 import {chown, mkdir, readdir, readFile} from 'node:fs/promises';
 import {procedures, type Procedure} from '../../src/libvirt/procedures.ts';
+import type {CallOptions} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
+import type {OpenPipe} from '../../src/libvirt/pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
 import {silentLogger} from '../../src/log.ts';
@@ -27,6 +29,8 @@ export interface LibvirtHost extends AsyncDisposable {
 	readonly libvirtd: TestLibvirtd;
 	/** Both drivers as one. */
 	readonly calls: LibvirtCalls;
+	/** The same by connections of their own, over another way. */
+	connect(way: (open: OpenPipe) => OpenPipe): Promise<LibvirtCalls & AsyncDisposable>;
 	/** A pool of its own with a base volume; one a test, so that tests do not see each other's. */
 	pool(): Promise<TestPool>;
 }
@@ -43,25 +47,18 @@ export interface TestPool {
 export async function startLibvirtHost(): Promise<LibvirtHost> {
 	await using undo = new AsyncDisposableStack();
 	const libvirtd = undo.use(await startTestLibvirtd());
-	const session = (uri: string): LibvirtSession => undo.use(new LibvirtSession({
-		uri, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${libvirtd.socketPath}`), transport: 'unix'}, {}),
-	}));
-	const [domains, storage] = [session('test:///default'), session('qemu:///session')];
-	await Promise.all([domains.connect(never), storage.connect(never)]);
-	const calls: LibvirtCalls = {
-		async call(procedure, args, signal, options) {
-			if (procedure.name === procedures.connectGetCapabilities.name) {
-				return {capabilities} as never;
-			}
-
-			return (procedure.name.startsWith('storage') ? storage : domains).call(procedure, args, signal, options);
-		},
-		upload: async (volume, source, range, signal) => storage.upload(volume, source, range, signal),
-		onLifecycle: listener => domains.onLifecycle(listener),
+	const open = openUnixPipe({...parseLibvirtUri(`test:///default?socket=${libvirtd.socketPath}`), transport: 'unix'}, {});
+	const {calls, storage} = await connect(open, undo);
+	const connectBy: LibvirtHost['connect'] = async way => {
+		await using stack = new AsyncDisposableStack();
+		const connected = await connect(way(open), stack);
+		const own = stack.move();
+		return {...connected.calls, [Symbol.asyncDispose]: async () => own.disposeAsync()};
 	};
+
 	const owned = undo.move();
 	return {
-		libvirtd, calls,
+		libvirtd, calls, connect: connectBy,
 		async pool() {
 			const name = `pool-${randomBytes(6).toString('hex')}`;
 			const directory = `${libvirtd.directory}/${name}`;
@@ -77,6 +74,26 @@ export async function startLibvirtHost(): Promise<LibvirtHost> {
 			return {name, directory, otherVolume, files: async () => (await readdir(directory)).filter(file => file !== baseVolume && file !== otherVolume).sort()};
 		},
 		[Symbol.asyncDispose]: async () => owned.disposeAsync(),
+	};
+}
+
+async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<{readonly calls: LibvirtCalls; readonly storage: LibvirtSession}> {
+	const session = (uri: string): LibvirtSession => undo.use(new LibvirtSession({uri, openPipe, reconnectMs: {first: 10, longest: 100}}));
+	const [domains, storage] = [session('test:///default'), session('qemu:///session')];
+	await Promise.all([domains.connect(never), storage.connect(never)]);
+	return {
+		storage,
+		calls: {
+			async call(procedure, args, signal, options) {
+				if (procedure.name === procedures.connectGetCapabilities.name) {
+					return {capabilities} as never;
+				}
+
+				return (procedure.name.startsWith('storage') ? storage : domains).call(procedure, args, signal, options);
+			},
+			upload: async (volume, source, range, signal) => storage.upload(volume, source, range, signal),
+			onLifecycle: listener => domains.onLifecycle(listener),
+		},
 	};
 }
 
@@ -129,7 +146,7 @@ export function intercept(calls: LibvirtCalls): InterceptedCalls {
 
 	const intercepted: InterceptedCalls = {
 		made: [], before: undefined, during: undefined, after: undefined, answer: undefined,
-		call: async <Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, options?: {readonly timeoutMs?: number}) =>
+		call: async <Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, options?: CallOptions) =>
 			through(procedure.name, args, async () => calls.call(procedure, args, signal, options)),
 		upload: async (volume, source, range, signal) => through('upload', volume, async () => calls.upload(volume, source, range, signal)),
 		onLifecycle: listener => calls.onLifecycle(listener),

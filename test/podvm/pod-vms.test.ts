@@ -26,6 +26,8 @@ interface Daemon {
 	readonly pool: TestPool;
 	/** Another daemon of the same node, on a connection that nobody meddles with. */
 	readonly restarted: () => PodVms;
+	/** One more, on these calls. */
+	readonly other: (calls: InterceptedCalls) => PodVms;
 	readonly log: ReturnType<typeof recordingLog>;
 	readonly slots: VmSlots;
 	readonly leftovers: () => Promise<readonly string[]>;
@@ -35,7 +37,7 @@ async function daemon(): Promise<Daemon> {
 	const [pool, calls, log, cluster] = [await host.pool(), intercept(host.calls), recordingLog(), randomBytes(6).toString('hex')];
 	const more = {cluster, node: 'node', log};
 	return {
-		calls, pool, log, vms: podVmsOn(calls, pool, more), restarted: () => podVmsOn(host.calls, pool, more), slots: new VmSlots(cluster, 'node'),
+		calls, pool, log, vms: podVmsOn(calls, pool, more), restarted: () => podVmsOn(host.calls, pool, more), other: on => podVmsOn(on, pool, more), slots: new VmSlots(cluster, 'node'),
 		leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
 	};
 }
@@ -116,9 +118,12 @@ async function roundTrip(): Promise<void> {
 test('a change that was sent is waited for before anything is cleaned up, whatever the signal says', async t => {
 	const {calls, leftovers, pool, log} = await daemon();
 	const abort = new AbortController();
-	// As a session does: gives up at once when the signal aborts, while libvirt carries the call out later.
+	// As a session does: gives up at once when the signal aborts, unless it is told to see the call through.
 	const vms = podVmsOn({
-		...calls, call: async (procedure, args, signal, options) => abortable(calls.call(procedure, args, never, options), signal),
+		...calls, call: async (procedure, args, signal, options) => {
+			const call = calls.call(procedure, args, never, options);
+			return options?.seeThrough === true ? call : abortable(call, signal);
+		},
 	}, pool, {log});
 	const define = holdUp(calls, 'before', 'domainDefineXmlFlags');
 	const starting = outcome(vms.start(specOf(), abort.signal));
@@ -289,6 +294,42 @@ test('a slot that another daemon took since we looked is skipped; a name that it
 	)) : undefined;
 	t.is(codeOf(await outcome(vms.start(other, never))), 'already-exists');
 	t.is((await restarted().list(never)).length, 2);
+});
+
+test('of two daemons that define the same VM at once one goes on, and the other leaves it alone', async t => {
+	const {calls, vms, other, restarted, leftovers} = await daemon();
+	const spec = specOf();
+	const looksTooEarly = intercept(host.calls);
+	let looks = 0;
+	looksTooEarly.answer = name => name === 'connectListAllDomains' && looks++ === 0 ? {domains: [], ret: 0} : undefined;
+	let theirs: Promise<unknown> | undefined;
+	calls.after = async name => {
+		if (name === 'domainDefineXmlFlags') {
+			theirs = other(looksTooEarly).start(spec, never);
+			await theirs;
+		}
+	};
+	t.is(codeOf(await outcome(vms.start(spec, never))), 'already-exists');
+	await theirs;
+	t.like(await restarted().list(never), [{sandboxId: spec.sandboxId, running: true}]);
+	t.is((await leftovers()).length, 3, 'the definition and both disks');
+});
+
+test('a deletion that was overtaken by another daemon\'s does not touch the VM that has the slot by then', async t => {
+	const {calls, vms, restarted, slots} = await daemon();
+	const [first, second] = [specOf(), specOf()];
+	await vms.start(first, never);
+	let disks = 0;
+	calls.after = async name => {
+		if (name === 'storageVolDelete' && ++disks === 2) {
+			await restarted().delete(first.sandboxId, never);
+			t.is((await restarted().start(second, never)).mac, slots.at(0).mac);
+		}
+	};
+	await vms.delete(first.sandboxId, never);
+	const {dom} = await host.calls.call(procedures.domainLookupByName, {name: second.instanceName}, never);
+	await host.calls.call(procedures.domainDestroyFlags, {dom, flags: 0}, never);
+	t.like(await restarted().list(never), [{sandboxId: second.sandboxId, running: false}], 'still defined once it is stopped');
 });
 
 test('libvirt refuses a second domain with a UUID in use, with the number that we take for it', async t => {
