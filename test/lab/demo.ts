@@ -1,6 +1,7 @@
 /**
  * `npm run demo`: the whole of it on one machine. Builds the guest image, starts a KVM host and a worker node in the lab and the daemon on
- * the worker, then plays the kata shim: a pod VM is created and started, its agent runs commands in it, it is stopped, nothing is left.
+ * the worker, then plays the kata shim: a pod VM is created and started, its agent runs commands in it, another pod fetches a page that it
+ * serves at the pod's own address, it is stopped, nothing is left.
  * Exit code 1 and an explanation when a step fails; Ctrl-C leaves nothing behind either.
  */
 import {fileURLToPath} from 'node:url';
@@ -9,9 +10,11 @@ import {AdaptorError, toError} from '../../src/errors.ts';
 import {pause, Scope} from '../../src/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient, runCommand} from './agent-client.ts';
+import {get} from './clients.ts';
 import {hypervisorSocket, startDaemon} from './daemon.ts';
 import {buildGuestImage} from './image.ts';
-import {startLab, type Inventory, type Lab} from './lab.ts';
+import type {Inventory} from './inventory.ts';
+import {startLab, type Lab} from './lab.ts';
 import {Progress} from './progress.ts';
 import type {Service} from './service.ts';
 import {newSandboxId, Shim} from './shim.ts';
@@ -20,6 +23,7 @@ const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const commands = [['uname', '-a'], ['uname', '-m'], ['ip', '-o', '-4', 'address'], ['sh', '-c', 'echo "$(nproc) processors, $(free -m | awk \'/Mem/ {print $2}\') MiB"']] as const;
 const logLevel = process.env['LOG_LEVEL'];
 const pod = {name: 'hello', namespace: 'demo'};
+const agentTimeoutMs = 60_000;
 
 const progress = new Progress(process.stdout);
 const stopping = new AbortController();
@@ -70,6 +74,7 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	const shim = new Shim(lab.outside(hypervisorSocket));
 	const id = newSandboxId();
 	await using podNetwork = await lab.podNamespace(pod.name);
+	await using visitor = await lab.podNamespace('visitor');
 	const before = await lab.inventory();
 
 	progress.line('\nFrom here on we are the kata shim, on the hypervisor socket:');
@@ -86,13 +91,24 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	await progress.step('StartVM', async report => {
 		await shim.startVm(id, signal);
 		const {domains, macs, volumes} = await lab.inventory();
-		report.note(`${domains.join(', ')}, ${macs.join(', ')}, ${volumes.length} volumes`);
+		report.note(`${domains.join(', ')}, ${macs.join(', ')}, ${volumes.length} volumes, pod address ${podNetwork.podIp}`);
 	});
 
 	progress.line('\nOver the agent socket, through the relay and mutual TLS, into the VM:');
-	await callAgent(lab.outside(agentSocket), id, signal);
+	await using client = await connect(lab.outside(agentSocket), signal);
+	const agent = new AgentClient(client);
+	await callAgent(agent, id, signal);
+
+	progress.line('\nOver the pod network, through the tunnel, into the VM:');
+	const url = `http://${podNetwork.podIp}/`;
+	const page = await progress.step(`Another pod, ${visitor.podIp}, fetches ${url}`, async () => get(visitor, url, signal));
+	progress.line(`    ${page.trimEnd()}`);
+	if (!page.includes(visitor.podIp) || !page.includes('s390x')) {
+		throw new AdaptorError({code: 'internal', what: 'The page is not what the VM should show to that pod', where: {url}});
+	}
 
 	progress.line('');
+	await progress.step('DestroySandbox', async () => agent.call('AgentService/DestroySandbox', {}, signal, agentTimeoutMs));
 	await progress.step('StopVM', async () => shim.stopVm(id, signal));
 	await progress.step('Nothing is left on the KVM host and the worker', async report => {
 		using scope = new Scope(signal).deadline(20_000, 'VM, volumes and sockets to be gone');
@@ -106,20 +122,18 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	});
 }
 
-async function callAgent(socketPath: string, id: string, signal: AbortSignal): Promise<void> {
-	await using client = await connect(socketPath, signal);
-	const agent = new AgentClient(client);
+async function callAgent(agent: AgentClient, id: string, signal: AbortSignal): Promise<void> {
 	const container = 'greeter';
-	const timeoutMs = 60_000;
-	await progress.step('Check', async report => report.note((await agent.call('Health/Check', {}, signal, timeoutMs)).status));
+	await progress.step('Check', async report => report.note((await agent.call('Health/Check', {}, signal, agentTimeoutMs)).status));
 	await progress.step('GetGuestDetails', async report => {
-		const {agent_details: {version}} = await agent.call('AgentService/GetGuestDetails', {}, signal, timeoutMs);
+		const {agent_details: {version}} = await agent.call('AgentService/GetGuestDetails', {}, signal, agentTimeoutMs);
 		report.note(`agent ${version}`);
 	});
-	await progress.step('CreateSandbox, CreateContainer, StartContainer', async () => {
-		await agent.call('AgentService/CreateSandbox', {sandbox_id: id, hostname: pod.name}, signal, timeoutMs);
-		await agent.call('AgentService/CreateContainer', {container_id: container, OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, timeoutMs);
-		await agent.call('AgentService/StartContainer', {container_id: container}, signal, timeoutMs);
+	await progress.step('CreateSandbox, CreateContainer, StartContainer: a web server', async () => {
+		await agent.call('AgentService/CreateSandbox', {sandbox_id: id, hostname: pod.name}, signal, agentTimeoutMs);
+		await agent.call('AgentService/CreateContainer', {container_id: container, OCI: {Process: {Args: ['/init', 'serve', '80'], Cwd: '/'}}}, signal, agentTimeoutMs);
+		await agent.call('AgentService/StartContainer', {container_id: container}, signal, agentTimeoutMs);
+		await agent.call('AgentService/ReadStdout', {container_id: container, len: 100}, signal, agentTimeoutMs); // its first word: it serves
 	});
 	for (const argv of commands) {
 		const {exitCode, stdout, stderr} = await progress.step(`ExecProcess: ${argv.join(' ')}`, async () => runCommand(agent, container, argv, signal));
@@ -131,8 +145,6 @@ async function callAgent(socketPath: string, id: string, signal: AbortSignal): P
 			throw new AdaptorError({code: 'internal', what: 'A command in the VM failed', where: {command: argv.join(' '), exitCode}});
 		}
 	}
-
-	await progress.step('DestroySandbox', async () => agent.call('AgentService/DestroySandbox', {}, signal, timeoutMs));
 }
 
 /** What those who were there said last, for a failure of a step between them. */

@@ -8,6 +8,7 @@ import {fileURLToPath} from 'node:url';
 import {pause} from '../../src/lifetime.ts';
 import {startLab} from './lab.ts';
 import {Service} from './service.ts';
+import {podShapes, subnet} from './topology.ts';
 
 const signal = AbortSignal.timeout(100_000);
 const domain = (name: string): string => `<domain type='qemu'><name>${name}</name><memory>65536</memory><os><type arch='s390x'>hvm</type></os></domain>`;
@@ -28,7 +29,7 @@ test('a worker that does not know the KVM host\'s key refuses to talk to it', as
 	await t.throwsAsync(lab.workerVirsh('list'), {message: /Host key verification failed/});
 });
 
-test('the inventory shows domains, their MACs, volumes, files and sockets; a second lab has none of them', async t => {
+test('the inventory shows domains, their MACs, volumes, files, sockets and tunnels; a second lab has none of them', async t => {
 	await using lab = await startLab({signal});
 	await using other = await startLab({signal});
 	await writeFile(lab.outside('/run/one.xml'), domain('one'));
@@ -39,6 +40,14 @@ test('the inventory shows domains, their MACs, volumes, files and sockets; a sec
 	const server = createServer().listen(lab.outside('/run/peerpod/hypervisor.sock'));
 	t.teardown(() => server.close());
 	await once(server, 'listening');
+	await using _pod = await lab.podNamespace('pod');
+	const [, status] = await finished(lab.workerRun(['sh', '-euc', `
+		ip link add vxlan0 type vxlan id 1 dstport 4789
+		ip link add vxlan1 netns pod type vxlan id 2 dstport 4789
+		ip netns exec pod tc qdisc add dev eth0 ingress
+		nft 'table ip caa_peerpods { set vms { type ipv4_addr; elements = { 192.168.122.100 comment "vni 2" }; }; }'
+	`]));
+	t.is(status, 0);
 
 	t.deepEqual(await lab.inventory(), {
 		domains: ['one'],
@@ -46,20 +55,28 @@ test('the inventory shows domains, their MACs, volumes, files and sockets; a sec
 		macs: ['52:54:00:00:00:07'],
 		files: ['/run/peerpod/pods/record'],
 		sockets: ['/run/peerpod/hypervisor.sock'],
+		tunnels: ['pod/vxlan1', 'worker/vxlan0'],
+		redirections: ['pod/eth0'],
+		untracked: ['192.168.122.100'],
 	});
-	t.deepEqual(await other.inventory(), {domains: [], volumes: [], macs: [], files: [], sockets: []});
+	t.deepEqual(await other.inventory(), {domains: [], volumes: [], macs: [], files: [], sockets: [], tunnels: [], redirections: [], untracked: []});
 });
 
-test('a pod reaches the worker from a network namespace of its own', async t => {
-	await using lab = await startLab({signal});
-	await using pod = await lab.podNamespace('pod-1');
-	const [stdout] = await finished(lab.workerRun(['nsenter', `--net=${pod.netnsPath}`, 'ip', '-br', '-4', 'address', 'show', 'eth0']));
-	t.true(stdout.includes(`${pod.podIp}/24`));
-	await using listener = new Service('nc', lab.workerRun(['nc', '-lvn', '10.244.0.1', '7']));
-	await listener.line(/^Listening/, signal);
-	const [, status] = await finished(lab.workerRun(['nsenter', `--net=${pod.netnsPath}`, 'nc', '-zw5', '10.244.0.1', '7']));
-	t.is(status, 0);
-});
+for (const shape of podShapes) {
+	test(`${shape}: a pod in a network namespace of its own reaches the worker and another pod`, async t => {
+		await using lab = await startLab({signal});
+		const [pod, other] = [await lab.podNamespace('one', {shape}), await lab.podNamespace('two', {shape})];
+		const [stdout] = await finished(pod.run(['ip', '-br', '-4', 'address', 'show', 'eth0']));
+		t.true(stdout.includes(`${pod.podIp}/`));
+		for (const [where, address] of [[other, other.podIp], [undefined, subnet.worker]] as const) {
+			const listen = ['nc', '-lvn', address, '7'];
+			await using listener = new Service('nc', where?.run(listen) ?? lab.workerRun(listen));
+			await listener.line(/^Listening/, signal);
+			await finished(pod.run(['nc', '-zw5', address, '7']));
+			t.regex(await listener.line(/^Connection received/, signal), new RegExp(`on ${pod.podIp} |from ${pod.podIp} `));
+		}
+	});
+}
 
 test('signals reach a program in the lab, its exit status comes back, and SIGKILL leaves no orphan', async t => {
 	await using lab = await startLab({signal});

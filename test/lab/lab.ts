@@ -6,9 +6,10 @@
 import type {ChildProcess} from 'node:child_process';
 import {readdir, readFile} from 'node:fs/promises';
 import {basename} from 'node:path';
+import {takeInventory, type Inventory} from './inventory.ts';
 import {startKvmHost, virsh, type KvmHost} from './kvm-host.ts';
 import {Namespaces, type RunOptions} from './namespaces.ts';
-import {names, paths, subnet} from './topology.ts';
+import {paths, subnet, type PodShape} from './topology.ts';
 import {createPodNamespace, createWorker, plug, type PodNamespace} from './worker.ts';
 
 export interface LabOptions {
@@ -16,17 +17,6 @@ export interface LabOptions {
 	readonly image?: string;
 	/** Ends the start, and later what the lab is being asked for; not the lab itself. */
 	readonly signal: AbortSignal;
-}
-
-export interface Inventory {
-	readonly domains: readonly string[];
-	/** Of the pool, without the base volume. */
-	readonly volumes: readonly string[];
-	/** Of the domains' network interfaces. */
-	readonly macs: readonly string[];
-	/** Under the adaptor's directory, `/run/peerpod`, sockets not included. */
-	readonly files: readonly string[];
-	readonly sockets: readonly string[];
 }
 
 export interface Lab extends AsyncDisposable {
@@ -45,8 +35,8 @@ export interface Lab extends AsyncDisposable {
 	virsh(...args: readonly string[]): Promise<string>;
 	/** What virsh prints, on the worker, over ssh. */
 	workerVirsh(...args: readonly string[]): Promise<string>;
-	/** @param name of the network namespace, unique in the lab */
-	podNamespace(name: string): Promise<PodNamespace>;
+	/** @param name of the network namespace, unique in the lab; @param shape how its CNI plugin leaves it, `bridge` unless given */
+	podNamespace(name: string, options?: {readonly shape?: PodShape}): Promise<PodNamespace>;
 	/** What guests printed on their consoles, by domain; kept when the domain is gone. */
 	consoles(): Promise<ReadonlyMap<string, string>>;
 	/** What of the adaptor's there is right now. */
@@ -72,9 +62,9 @@ export async function startLab({image, signal}: LabOptions): Promise<Lab> {
 		hostRun: (argv, options) => namespaces.run('kvmhost', argv, options),
 		virsh: async (...args) => virsh(namespaces, args, signal),
 		workerVirsh: async (...args) => namespaces.exec('worker', ['virsh', '--quiet', '-c', sshUri, ...args], signal),
-		podNamespace: async name => createPodNamespace(namespaces, name, 2 + pods++, signal),
+		podNamespace: async (name, {shape = 'bridge'} = {}) => createPodNamespace(namespaces, name, shape, 2 + pods++, signal),
 		consoles: async () => consoles(namespaces),
-		inventory: async () => inventory(namespaces, signal),
+		inventory: async () => takeInventory(namespaces, signal),
 		[Symbol.asyncDispose]: async () => resources.disposeAsync(),
 	};
 }
@@ -83,30 +73,4 @@ async function consoles(namespaces: Namespaces): Promise<Map<string, string>> {
 	const directory = namespaces.outside(paths.consoleLogs);
 	const files = await readdir(directory);
 	return new Map(await Promise.all(files.map(async file => [basename(file, '.log'), await readFile(`${directory}/${file}`, 'utf8')] as const)));
-}
-
-async function inventory(namespaces: Namespaces, signal: AbortSignal): Promise<Inventory> {
-	const domains = lines(await virsh(namespaces, ['list', '--all', '--name'], signal));
-	// One that is gone meanwhile has no interfaces.
-	const interfaces = await Promise.all(domains.map(async name => virsh(namespaces, ['domiflist', name], signal).catch(() => '')));
-	const entries = await readdir(namespaces.outside(paths.peerpod), {recursive: true, withFileTypes: true}).catch((error: unknown) => {
-		if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
-			return [];
-		}
-
-		throw error;
-	});
-	const inside = (kept: typeof entries): string[] => kept.map(entry => `${entry.parentPath}/${entry.name}`.slice(namespaces.outside('').length)).sort();
-	return {
-		domains,
-		// From the directory, not from libvirt: a file that libvirt has forgotten is left over too.
-		volumes: (await readdir(namespaces.outside(names.images))).filter(name => name !== names.baseVolume).sort(),
-		macs: interfaces.flatMap(table => table.match(/\b(?:[\da-f]{2}:){5}[\da-f]{2}\b/g) ?? []).sort(),
-		files: inside(entries.filter(entry => !entry.isDirectory() && !entry.isSocket())),
-		sockets: inside(entries.filter(entry => entry.isSocket())),
-	};
-}
-
-function lines(text: string): string[] {
-	return text.split('\n').map(line => line.trim()).filter(line => line !== '');
 }

@@ -1,4 +1,4 @@
-/** Who is where in the lab: one subnet for the KVM host, the worker and the pod VMs, as the product requires; a second one for pods. */
+/** Who is where in the lab: one subnet for the KVM host, the worker and the pod VMs, as the product requires; others for pods. */
 
 export const subnet = {
 	host: '192.168.122.1',
@@ -9,13 +9,19 @@ export const subnet = {
 	lastLease: '192.168.122.254',
 } as const;
 
-/** The lab's stand-in for a CNI: a bridge on the worker. */
-export const podSubnet = {
-	bridge: 'cni0',
-	gateway: '10.244.0.1',
-	prefixLength: 24,
-	/** @param index from 2 */
-	address: (index: number): string => `10.244.0.${index}`,
+/**
+ * How CNI plugins leave a pod:
+ * - bridge: a bridge on the worker, the pod in a subnet with it and with the other pods
+ * - calico: an address alone; the gateway is nobody's address, on the link by decree, its MAC a permanent neighbour
+ * - ptp: a subnet, of which the pod reaches all but the gateway by the gateway
+ */
+export const podShapes = ['bridge', 'calico', 'ptp'] as const;
+export type PodShape = typeof podShapes[number];
+
+export const podSubnets = {
+	bridge: {prefix: '10.244.0', prefixLength: 24, gateway: '10.244.0.1', bridge: 'cni0'},
+	calico: {prefix: '10.1.2', prefixLength: 32, gateway: '169.254.1.1', gatewayMac: 'ee:ee:ee:ee:ee:ee'},
+	ptp: {prefix: '10.22.0', prefixLength: 24, gateway: '10.22.0.1'},
 } as const;
 
 /** As libvirt calls them; the names are the adaptor's defaults, so that the lab is used with default settings. */

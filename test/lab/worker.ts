@@ -1,9 +1,10 @@
 /**
- * The worker node: a network namespace with a leg on the KVM host's bridge, and pods' namespaces behind a bridge of its own.
+ * The worker node: a network namespace with a leg on the KVM host's bridge, which routes between its pods' namespaces.
  * Knows nothing of libvirt.
  */
-import type {Namespaces} from './namespaces.ts';
-import {names, podSubnet, subnet} from './topology.ts';
+import type {ChildProcess} from 'node:child_process';
+import type {Namespaces, RunOptions} from './namespaces.ts';
+import {names, podSubnets, subnet, type PodShape} from './topology.ts';
 
 /** Its leg waits for a bridge; `plug` puts it on. */
 export async function createWorker(namespaces: Namespaces, signal: AbortSignal): Promise<void> {
@@ -17,9 +18,10 @@ export async function createWorker(namespaces: Namespaces, signal: AbortSignal):
 			addr add ${subnet.worker}/${subnet.prefixLength} dev eth0
 			link set eth0 up
 			route add default via ${subnet.host}
-			link add ${podSubnet.bridge} up type bridge
-			addr add ${podSubnet.gateway}/${podSubnet.prefixLength} dev ${podSubnet.bridge}
+			link add ${podSubnets.bridge.bridge} up type bridge
+			addr add ${podSubnets.bridge.gateway}/${podSubnets.bridge.prefixLength} dev ${podSubnets.bridge.bridge}
 		END
+		nsenter --net=/run/netns/worker sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
 	`], signal);
 }
 
@@ -27,31 +29,80 @@ export async function plug(namespaces: Namespaces, signal: AbortSignal): Promise
 	await namespaces.exec('kvmhost', ['ip', 'link', 'set', 'worker', 'master', names.bridge], signal);
 }
 
-/** A pod's network as a CNI leaves it: `eth0` with an address and a default route. */
+/** A pod's network as a CNI plugin leaves it: `eth0` with an address, routes, and the worker's end. */
 export interface PodNamespace extends AsyncDisposable {
 	/** As the shim would say it in CreateVM. */
 	readonly netnsPath: string;
 	readonly podIp: string;
+	readonly mac: string;
+	/** Starts a program of this machine in it. */
+	run(argv: readonly string[], options?: RunOptions): ChildProcess;
 }
 
 /** @param index from 2 to 254, of one pod at a time */
-export async function createPodNamespace(namespaces: Namespaces, name: string, index: number, signal: AbortSignal): Promise<PodNamespace> {
-	const podIp = podSubnet.address(index);
+export async function createPodNamespace(namespaces: Namespaces, name: string, shape: PodShape, index: number, signal: AbortSignal): Promise<PodNamespace> {
+	const podIp = `${podSubnets[shape].prefix}.${index}`;
+	// Made of the address, as CNI plugins have it.
+	const mac = ['0a', '58', ...podIp.split('.').map(part => Number(part).toString(16).padStart(2, '0'))].join(':');
+	const {inPod, onWorker} = commands[shape](podIp, `veth${index}`);
 	await namespaces.exec('worker', ['sh', '-euc', `
 		ip netns add ${name}
-		ip link add veth${index} master ${podSubnet.bridge} up type veth peer name eth0 netns ${name}
+		ip link add veth${index} type veth peer name eth0 address ${mac} netns ${name}
 		ip -n ${name} -batch - <<-END
 			link set lo up
-			addr add ${podIp}/${podSubnet.prefixLength} dev eth0
 			link set eth0 up
-			route add default via ${podSubnet.gateway}
+			${inPod.join('\n')}
+		END
+		ip -batch - <<-END
+			${onWorker.join('\n')}
 		END
 	`], signal);
 	return {
 		netnsPath: `/run/netns/${name}`,
 		podIp,
+		mac,
+		run: (argv, options) => namespaces.run(name, argv, options),
 		[Symbol.asyncDispose]: async () => {
 			await namespaces.exec('worker', ['ip', 'netns', 'delete', name], AbortSignal.timeout(5000));
 		},
 	};
 }
+
+/** Lines for `ip -batch`. */
+interface Commands {
+	readonly inPod: readonly string[];
+	readonly onWorker: readonly string[];
+}
+
+const commands: Readonly<Record<PodShape, (podIp: string, device: string) => Commands>> = {
+	bridge(podIp, device) {
+		const {prefixLength, gateway, bridge} = podSubnets.bridge;
+		return {
+			inPod: [`addr add ${podIp}/${prefixLength} dev eth0`, `route add default via ${gateway}`],
+			onWorker: [`link set ${device} master ${bridge} up`],
+		};
+	},
+	calico(podIp, device) {
+		const {prefixLength, gateway, gatewayMac} = podSubnets.calico;
+		return {
+			inPod: [
+				`addr add ${podIp}/${prefixLength} dev eth0`,
+				`route add default via ${gateway} dev eth0 onlink`,
+				`neigh add ${gateway} lladdr ${gatewayMac} dev eth0 nud permanent`,
+			],
+			onWorker: [`link set ${device} address ${gatewayMac} up`, `route add ${podIp} dev ${device} scope link`],
+		};
+	},
+	ptp(podIp, device) {
+		const {prefix, prefixLength, gateway} = podSubnets.ptp;
+		return {
+			inPod: [
+				`addr add ${podIp}/${prefixLength} dev eth0 noprefixroute`,
+				`route add ${gateway} dev eth0 scope link src ${podIp}`,
+				`route add ${prefix}.0/${prefixLength} via ${gateway} src ${podIp}`,
+				`route add default via ${gateway}`,
+			],
+			onWorker: [`addr add ${gateway}/32 dev ${device}`, `link set ${device} up`, `route add ${podIp} dev ${device} scope link`],
+		};
+	},
+};

@@ -3,8 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"strings"
 	"testing"
 )
@@ -69,19 +67,5 @@ func TestPodNetworksThatCannotBe(t *testing.T) {
 		if link, err := linkOf(t, text); err == nil {
 			t.Errorf("%s was accepted: %+v", change[1], link)
 		}
-	}
-}
-
-func TestTheServerSendsWhatItsChecksumSays(t *testing.T) {
-	sent := httptest.NewRecorder()
-	sendBytes(sent, httptest.NewRequest(http.MethodGet, "/bytes?count=100000", nil))
-	answer := httptest.NewRecorder()
-	checksum(answer, httptest.NewRequest(http.MethodPost, "/checksum", sent.Body))
-	if want := "100000 " + sent.Header().Get("X-Sha256") + "\n"; answer.Body.String() != want {
-		t.Errorf("%q, want %q", answer.Body, want)
-	}
-	refused := httptest.NewRecorder()
-	if sendBytes(refused, httptest.NewRequest(http.MethodGet, "/bytes?count=-1", nil)); refused.Code != http.StatusBadRequest {
-		t.Error(refused.Code)
 	}
 }

@@ -4,7 +4,6 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"math/rand"
 	"net"
 	"net/http"
@@ -26,7 +25,6 @@ func serve(port string) error {
 	}
 	http.HandleFunc("/", greet)
 	http.HandleFunc("/bytes", sendBytes)
-	http.HandleFunc("/checksum", checksum)
 	fmt.Println("serving") // what a test waits for
 	return http.Serve(listener, nil)
 }
@@ -50,17 +48,6 @@ func sendBytes(response http.ResponseWriter, request *http.Request) {
 	response.Header().Set("Content-Length", strconv.Itoa(len(bytes)))
 	response.Header().Set("X-Sha256", fmt.Sprintf("%x", sha256.Sum256(bytes)))
 	response.Write(bytes)
-}
-
-// checksum answers a body with its length and checksum.
-func checksum(response http.ResponseWriter, request *http.Request) {
-	hash := sha256.New()
-	count, err := io.Copy(hash, request.Body)
-	if err != nil {
-		http.Error(response, err.Error(), http.StatusBadRequest)
-		return
-	}
-	fmt.Fprintf(response, "%d %x\n", count, hash.Sum(nil))
 }
 
 func echoDatagrams(socket net.PacketConn) {

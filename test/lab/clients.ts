@@ -1,0 +1,60 @@
+/** Clients and a server on the lab's pod network, each a process of peer.ts in a pod's namespace or on the worker. */
+import {once} from 'node:events';
+import {text} from 'node:stream/consumers';
+import {fileURLToPath} from 'node:url';
+import {AdaptorError} from '../../src/errors.ts';
+import {abortable, Scope} from '../../src/lifetime.ts';
+import type {Lab} from './lab.ts';
+import {Service} from './service.ts';
+import type {PodNamespace} from './worker.ts';
+
+const peer = [process.execPath, fileURLToPath(new URL('peer.ts', import.meta.url))];
+/** Transfers wait for processors, when many guests are emulated at once. */
+const timeoutMs = 60_000;
+
+/** A server on the worker, at all its addresses; resolves when it answers. */
+export async function serveOnWorker(lab: Lab, port: number, signal: AbortSignal): Promise<AsyncDisposable> {
+	const server = new Service('server on the worker', lab.workerRun([...peer, 'serve', String(port)], {stdio: ['ignore', 'ignore', 'pipe']}));
+	try {
+		await server.line(/^Serving$/, signal);
+		return server;
+	} catch (error) {
+		await server.stop();
+		throw error;
+	}
+}
+
+/** The body of a page, as a pod gets it. */
+export async function get(from: PodNamespace, url: string, signal: AbortSignal): Promise<string> {
+	return run(from, ['get', url], signal);
+}
+
+/** What arrived of `/bytes`: how many, their SHA-256, and the SHA-256 that the server announced. */
+export async function download(from: PodNamespace, url: string, signal: AbortSignal): Promise<{readonly length: number; readonly sha256: string; readonly announced: string}> {
+	const [length, sha256 = '', announced = ''] = (await run(from, ['checksum', url], signal)).trim().split(' ');
+	return {length: Number(length), sha256, announced};
+}
+
+/** Sends a UDP datagram of that size, and returns how many bytes came back. */
+export async function echo(from: PodNamespace, host: string, port: number, size: number, signal: AbortSignal): Promise<number> {
+	return Number(await run(from, ['echo', host, String(port), String(size)], signal));
+}
+
+async function run(from: PodNamespace, args: readonly string[], signal: AbortSignal): Promise<string> {
+	const child = from.run([...peer, ...args], {stdio: ['ignore', 'pipe', 'pipe']});
+	if (child.stdout === null || child.stderr === null) {
+		throw new TypeError('stdio are pipes');
+	}
+
+	using scope = new Scope(signal).deadline(timeoutMs, `${args.join(' ')} from ${from.podIp}`);
+	try {
+		const [stdout, stderr] = await abortable(Promise.all([text(child.stdout), text(child.stderr), once(child, 'close')]), scope.signal);
+		if (child.exitCode !== 0) {
+			throw new AdaptorError({code: 'internal', what: `${args.join(' ')} failed: ${stderr.trim()}`, where: {address: from.podIp}});
+		}
+
+		return stdout;
+	} finally {
+		child.kill('SIGKILL');
+	}
+}

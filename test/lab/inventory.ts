@@ -1,0 +1,83 @@
+/** What of the adaptor's there is in a lab: to compare before and after, so that nothing left over goes unnoticed. */
+import {readdir} from 'node:fs/promises';
+import {virsh} from './kvm-host.ts';
+import type {Namespaces} from './namespaces.ts';
+import {names, paths} from './topology.ts';
+
+export interface Inventory extends NetworkInventory {
+	readonly domains: readonly string[];
+	/** Of the pool, without the base volume. */
+	readonly volumes: readonly string[];
+	/** Of the domains' network interfaces. */
+	readonly macs: readonly string[];
+	/** Under the adaptor's directory, `/run/peerpod`, sockets not included. */
+	readonly files: readonly string[];
+	readonly sockets: readonly string[];
+}
+
+/** Of the worker and all its pods. */
+interface NetworkInventory {
+	/** VXLAN devices, as `<namespace>/<device>`. */
+	readonly tunnels: readonly string[];
+	/** Devices with a filter of what arrives, as `<namespace>/<device>`. */
+	readonly redirections: readonly string[];
+	/** VMs' addresses in the NOTRACK set. */
+	readonly untracked: readonly string[];
+}
+
+export async function takeInventory(namespaces: Namespaces, signal: AbortSignal): Promise<Inventory> {
+	const [host, files, network] = await Promise.all([hostInventory(namespaces, signal), fileInventory(namespaces), networkInventory(namespaces, signal)]);
+	return {...host, ...files, ...network};
+}
+
+async function hostInventory(namespaces: Namespaces, signal: AbortSignal): Promise<Pick<Inventory, 'domains' | 'volumes' | 'macs'>> {
+	const domains = lines(await virsh(namespaces, ['list', '--all', '--name'], signal));
+	// One that is gone meanwhile has no interfaces.
+	const interfaces = await Promise.all(domains.map(async name => virsh(namespaces, ['domiflist', name], signal).catch(() => '')));
+	return {
+		domains,
+		// From the directory, not from libvirt: a file that libvirt has forgotten is left over too.
+		volumes: (await readdir(namespaces.outside(names.images))).filter(name => name !== names.baseVolume).sort(),
+		macs: interfaces.flatMap(table => table.match(/\b(?:[\da-f]{2}:){5}[\da-f]{2}\b/g) ?? []).sort(),
+	};
+}
+
+async function fileInventory(namespaces: Namespaces): Promise<Pick<Inventory, 'files' | 'sockets'>> {
+	const entries = await readdir(namespaces.outside(paths.peerpod), {recursive: true, withFileTypes: true}).catch((error: unknown) => {
+		if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
+			return [];
+		}
+
+		throw error;
+	});
+	const inside = (kept: typeof entries): string[] => kept.map(entry => `${entry.parentPath}/${entry.name}`.slice(namespaces.outside('').length)).sort();
+	return {
+		files: inside(entries.filter(entry => !entry.isDirectory() && !entry.isSocket())),
+		sockets: inside(entries.filter(entry => entry.isSocket())),
+	};
+}
+
+/** A pod that is gone meanwhile, and a table that is not there, have nothing. */
+async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Promise<NetworkInventory> {
+	const [devices, set] = await Promise.all([
+		namespaces.exec('worker', ['sh', '-euc', `
+			for path in /run/netns/*; do
+				nsenter --net=$path sh -c 'ip -o link show type vxlan; tc qdisc show' 2>/dev/null | sed "s|^|\${path##*/} |"
+			done
+		`], signal),
+		namespaces.exec('worker', ['sh', '-c', 'nft list set ip caa_peerpods vms 2>/dev/null || :'], signal),
+	]);
+	const all = (pattern: RegExp): string[] => lines(devices).flatMap(line => {
+		const [, netns, device] = pattern.exec(line) ?? [];
+		return netns === undefined || device === undefined ? [] : [`${netns}/${device}`];
+	}).sort();
+	return {
+		tunnels: all(/^(\S+) \d+: ([^:@]+)/),
+		redirections: all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/),
+		untracked: (set.match(/\b(?:\d+\.){3}\d+\b/g) ?? []).sort(),
+	};
+}
+
+function lines(text: string): string[] {
+	return text.split('\n').map(line => line.trim()).filter(line => line !== '');
+}

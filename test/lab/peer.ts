@@ -1,0 +1,64 @@
+/**
+ * A program for the worker and for plain pods: what of the network arrives there. See clients.ts for those who run it.
+ *
+ *     serve PORT            says on TCP whom it sees (`/`) and sends bytes (`/bytes?count=N`), over HTTP; `Serving` on standard error
+ *     get URL               prints the body
+ *     checksum URL          prints how many bytes the body has, their SHA-256, and the one that the server announced
+ *     echo HOST PORT SIZE   sends a UDP datagram that large and prints how many bytes came back. The kernel forbids to fragment those
+ *                           that fit the interface (ip(7), IP_MTU_DISCOVER, whose default is "want")
+ */
+import {createHash} from 'node:crypto';
+import {createSocket} from 'node:dgram';
+import {once} from 'node:events';
+import {createServer} from 'node:http';
+
+/** Lost, doubled or exchanged segments show. */
+export function pattern(count: number): Buffer {
+	const bytes = Buffer.alloc(count);
+	for (let at = 0, value = 1; at < count; at++) {
+		value = Math.imul(value, 1_664_525) + 1_013_904_223 | 0;
+		bytes[at] = value >>> 24;
+	}
+
+	return bytes;
+}
+
+export function sha256(bytes: Uint8Array): string {
+	return createHash('sha256').update(bytes).digest('hex');
+}
+
+const commands: Readonly<Record<string, (...args: string[]) => Promise<void>>> = {
+	async serve(port) {
+		const server = createServer((request, response) => {
+			const {pathname, searchParams} = new URL(request.url ?? '', 'http://server');
+			response.end(pathname === '/bytes' ? pattern(Number(searchParams.get('count'))) : `Hello ${request.socket.remoteAddress ?? ''}.\n`);
+		});
+		server.listen(Number(port), '0.0.0.0');
+		await once(server, 'listening');
+		console.error('Serving');
+	},
+
+	async get(url = '') {
+		process.stdout.write(await (await fetch(url)).text());
+	},
+
+	async checksum(url = '') {
+		const response = await fetch(url);
+		const bytes = Buffer.from(await response.arrayBuffer());
+		console.log(bytes.length, sha256(bytes), response.headers.get('x-sha256'));
+	},
+
+	async echo(host, port, size) {
+		const socket = createSocket('udp4');
+		const sent = pattern(Number(size));
+		socket.send(sent, Number(port), host);
+		const [datagram] = await once(socket, 'message') as [Buffer];
+		socket.close();
+		console.log(datagram.equals(sent) ? datagram.length : 'other bytes');
+	},
+};
+
+if (import.meta.main) {
+	const [command = '', ...args] = process.argv.slice(2);
+	await commands[command]?.(...args);
+}
