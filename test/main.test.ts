@@ -2,7 +2,7 @@
 import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {once} from 'node:events';
 import {cp, stat, symlink} from 'node:fs/promises';
-import {connect} from 'node:net';
+import {connect, createServer, type Socket} from 'node:net';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import type {Readable} from 'node:stream';
@@ -151,13 +151,19 @@ test('a SIGTERM that comes while it starts ends it with 0', async t => {
 });
 
 test('a second signal ends it at once, though a call is under way', async t => {
-	const running = await daemon(t, {});
+	// A libvirt that takes the connection and says nothing.
+	const path = join(await directoryOf(t), 'silent');
+	const silent = createServer().listen(path);
+	t.teardown(() => void silent.close());
+	const asked = once(silent, 'connection') as Promise<[Socket]>;
+	const running = await daemon(t, {LIBVIRT_URI: `test:///default?socket=${path}`});
 	await running.event('ready');
+	const [libvirt] = await asked;
+	t.teardown(() => void libvirt.destroy());
 	const client = new TtrpcClient(connect(running.socketPath));
 	t.teardown(async () => client.close());
-	// It waits for a VM that never comes, and draining waits for it.
-	const {GetInfo} = loadContract().podVmInfo;
-	const call = t.throwsAsync(client.call(GetInfo as unknown as ClientMethod<object, object>, {PodName: 'web', PodNamespace: 'shop', Wait: true}, {}, never));
+	const {StopVM} = loadContract().hypervisor;
+	const call = t.throwsAsync(client.call(StopVM as unknown as ClientMethod<object, object>, {id: 'a'}, {}, never));
 	await versionOver(running.socketPath);
 	running.child.kill('SIGTERM');
 	await running.event('stopping');

@@ -1,5 +1,6 @@
 /** Everything that is served on hypervisor.sock: each connection goes to ttrpc or gRPC by its first bytes, both serve the same handlers. */
 import type {Socket} from 'node:net';
+import {AdaptorError} from '../errors.ts';
 import type {Logger} from '../log.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
 import {TtrpcServer} from '../ttrpc/server.ts';
@@ -22,12 +23,14 @@ export interface ApiOptions {
 /** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
 export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOptions, signal: AbortSignal): Promise<AsyncDisposable> {
 	const contract = loadContract();
-	const served = services(contract, sandboxes, log);
+	const ending = new AbortController();
+	const served = services(contract, sandboxes, log, ending.signal);
 	await using parts = new AsyncDisposableStack();
 	const grpc = grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs});
 	const ttrpc = new TtrpcServer({toStatus, disposeMs: drainTimeoutMs});
 	// Both at once: the time to drain is one.
 	parts.defer(async () => {
+		ending.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'}));
 		await Promise.all([grpc[Symbol.asyncDispose](), ttrpc[Symbol.asyncDispose]()]);
 	});
 	for (const service of served) {

@@ -1,6 +1,7 @@
 /** kata's remote hypervisor API and PodVMInfo as calls on the domain. Translation only. */
 import type {ServiceDefinition} from '@grpc/proto-loader';
 import {codeOf} from '../errors.ts';
+import {Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
 import type {Contract, CreateVMRequest, CreateVMResponse, GetInfoRequest, GetInfoResponse, SandboxRequest, Version} from './contract.ts';
@@ -25,7 +26,8 @@ export interface Service {
 /** kata's shims do not look at it; upstream has answered this since the API exists. */
 const apiVersion = '0.0.0';
 
-export function services({hypervisor, podVmInfo}: Contract, sandboxes: Sandboxes, log: Logger): readonly Service[] {
+/** @param ending aborts when draining begins: who only waits for something to happen is answered then, so that draining need not wait for it */
+export function services({hypervisor, podVmInfo}: Contract, sandboxes: Sandboxes, log: Logger, ending: AbortSignal): readonly Service[] {
 	const hypervisorHandlers: {
 		CreateVM: UnaryHandler<CreateVMRequest, CreateVMResponse>;
 		StartVM: UnaryHandler<SandboxRequest, object>;
@@ -44,7 +46,10 @@ export function services({hypervisor, podVmInfo}: Contract, sandboxes: Sandboxes
 		Version: async () => ({version: apiVersion}),
 	};
 	const podVmInfoHandlers: {GetInfo: UnaryHandler<GetInfoRequest, GetInfoResponse>} = {
-		GetInfo: async ({PodName, PodNamespace, Wait}, {signal}) => ({VMID: await sandboxes.vmOf({name: PodName, namespace: PodNamespace}, Wait, signal)}),
+		async GetInfo({PodName, PodNamespace, Wait}, {signal}) {
+			using scope = new Scope(signal, ending);
+			return {VMID: await sandboxes.vmOf({name: PodName, namespace: PodNamespace}, Wait, scope.signal)};
+		},
 	};
 	return [
 		{name: 'hypervisor.Hypervisor', definition: hypervisor, handlers: observed(hypervisorHandlers, log)},

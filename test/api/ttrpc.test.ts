@@ -5,6 +5,7 @@ import {buffer} from 'node:stream/consumers';
 import test from 'ava';
 import {loadContract} from '../../src/api/contract.ts';
 import {AdaptorError} from '../../src/errors.ts';
+import {abortable} from '../../src/lifetime.ts';
 import type {CreateSandbox} from '../../src/sandbox/ports.ts';
 import {TtrpcClient} from '../../src/ttrpc/client.ts';
 import type {MethodDefinition} from '../../src/ttrpc/service.ts';
@@ -140,6 +141,20 @@ test('disposing lets a call finish, takes no new connection, and removes the soc
 	held.open();
 	t.deepEqual(await call, {});
 	await disposed;
+});
+
+test('who waits for a pod\'s VM is answered when the daemon stops, and does not hold it up', async t => {
+	const waiting = Promise.withResolvers<undefined>();
+	const {path, server} = await serving(t, {
+		async vmOf(_pod, _wait, signal) {
+			waiting.resolve(undefined);
+			return abortable(Promise.withResolvers<never>().promise, signal);
+		},
+	}, 60_000);
+	const call = t.throwsAsync(clientAt(t, path).call(method(podVmInfo, 'GetInfo'), {PodName: 'web', PodNamespace: 'shop', Wait: true}, {}, never), {code: 'unavailable', message: /daemon is stopping/} as never);
+	await waiting.promise;
+	await server[Symbol.asyncDispose]();
+	await call;
 });
 
 test('garbage ends its own connection only', async t => {
