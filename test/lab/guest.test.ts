@@ -138,6 +138,7 @@ test('a client whose certificate is not the one that was announced is not served
 
 const bad: ReadonlyArray<readonly [title: string, files: readonly GuestFile[], complaint: RegExp]> = [
 	['a path that images do not accept', [{path: '/etc/shadow', content: new Secret('x')}], /failed: user-data: path "\/etc\/shadow" is not allowed/],
+	['a route to a gateway that nothing leads to', guestFiles({pod: {name: 'web', namespace: 'default'}, network: {...network, routes: [{dst: '', gw: '10.0.0.1', dev: 'eth0'}]}, tls: {}}), /failed: pod network: add the route 0\.0\.0\.0\/0 via 10\.0\.0\.1: network is unreachable/],
 	['no forwarder configuration', [{path: '/run/peerpod/aa.toml', content: new Secret('x')}], /failed: neither .*apf\.json nor .*daemon\.json/],
 ];
 for (const [title, files, complaint] of bad) {

@@ -14,7 +14,7 @@ import (
 
 const maxTunnelMTU = 1450
 
-// Until it has its own: before Linux 6.15 a new device cannot have a name that another has where it is made, wherever it is made for.
+// Until it has its own: to Linux 6.1 a new device may not have a name that another has where it is made, wherever it is made for.
 const newTunnelName = "vxlan0"
 
 // podLink is what comes of a podNetwork, in the order of its making.
@@ -66,9 +66,6 @@ func (n *podNetwork) link() (podLink, error) {
 		name:    n.Interface,
 		tunnel:  vxlan{name: newTunnelName, mac: mac, mtu: min(n.MTU, maxTunnelMTU), id: n.VXLANID, remote: n.WorkerNodeIP.Addr(), port: n.VXLANPort},
 		address: n.PodIP,
-	}
-	if n.MTU == 0 {
-		link.tunnel.mtu = maxTunnelMTU
 	}
 	var indirect []route
 	for _, spec := range n.Routes {
