@@ -3,7 +3,8 @@
  * Sits on a real socket between the two; knows of libvirt's protocol what a packet is and which calls are the handshake's.
  */
 import {once} from 'node:events';
-import {createServer, connect, type Socket} from 'node:net';
+import {connect, createServer, type Socket} from 'node:net';
+import type {Duplex} from 'node:stream';
 import {encodePacket, messageType, PacketDecoder, remoteProgram, type Packet} from '../../src/libvirt/packet.ts';
 import type {OpenPipe} from '../../src/libvirt/pipe.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
@@ -48,7 +49,7 @@ export class BreakingWay implements AsyncDisposable {
 			near.setNoDelay(true);
 			const [middle] = await once(server, 'connection') as [Socket];
 			server.close();
-			this.#join(middle, far.duplex as Socket);
+			this.#join(middle, far.duplex);
 			near.on('error', () => undefined);
 			this.#disposables.defer(() => void near.destroy());
 			const close = (): void => void near.destroy();
@@ -60,7 +61,7 @@ export class BreakingWay implements AsyncDisposable {
 		await this.#disposables.disposeAsync();
 	}
 
-	#join(near: Socket, far: Socket): void {
+	#join(near: Socket, far: Duplex): void {
 		const end = (): void => {
 			near.destroy();
 			far.destroy();

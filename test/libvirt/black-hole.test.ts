@@ -1,0 +1,20 @@
+// The way to the host is a black hole for a while. Real sshd, libvirtd and packet filter, in a network namespace that the test makes.
+import {execFile} from 'node:child_process';
+import {promisify} from 'node:util';
+import test from 'ava';
+import type {Outcome} from './black-hole.ts';
+
+const run = promisify(execFile);
+
+// Shorter than what makes the way suspect; and long enough for a new connection, the old one's next packet being seconds away.
+for (const holeMs of [1000, 5000]) {
+	test(`after ${holeMs} ms without the host it is used again within 2 s, and what was said of a change in between is true`, async t => {
+		const script = 'ip link set lo up && { echo 0 > /proc/sys/net/ipv4/tcp_syn_linear_timeouts; } 2>/dev/null; exec "$0" "$@"';
+		const program = new URL('black-hole.ts', import.meta.url).pathname;
+		const {stdout} = await run('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--net', 'sh', '-c', script, process.execPath, program, String(holeMs)]);
+		const {backAfterMs, saidMade, made} = JSON.parse(stdout) as Outcome;
+		t.log(`${backAfterMs} ms`);
+		t.true(backAfterMs < 2000, `${backAfterMs} ms`);
+		t.is(made, saidMade);
+	});
+}
