@@ -7,10 +7,12 @@
  *                                       └────┘
  */
 import {AdaptorError} from '../errors.ts';
-import {abortable, backOff, pause, Scope} from '../lifetime.ts';
-import {Connector, rootReason, type ConnectionEvents, type PreparedConnection} from './connector.ts';
+import {abortable, pause, Scope} from '../lifetime.ts';
+import {Attempts} from './attempts.ts';
+import {Connector, type ConnectionEvents, type PreparedConnection} from './connector.ts';
 import {isRefusal, LibvirtConnectionError} from './errors.ts';
 import {lifecycleEvent, type LifecycleEvent} from './events.ts';
+import {Listeners} from './listeners.ts';
 import type {Packet} from './packet.ts';
 import {procedures, type Procedure, type StorageVol} from './procedures.ts';
 import type {RpcConnection} from './rpc.ts';
@@ -21,8 +23,6 @@ import {decode} from './xdr.ts';
 
 /** A connection that lived shorter does not count as success for the back-off. */
 const stableMs = 5000;
-/** After a refusal (a key, a permission) only somebody's call makes us try again sooner than this: sshd counts failed attempts. */
-const refusedPauseMs = 30_000;
 /** An upload up to this size shares the connection with the calls: the daemon reads it faster than a connection of its own is made. */
 const sharedUploadLimit = 8n * 1024n * 1024n;
 /** A call whose answer is lost this often is not the victim of connections but, perhaps, what breaks them. */
@@ -40,10 +40,11 @@ export class LibvirtSession implements AsyncDisposable {
 	readonly #life = new Scope();
 	/** Told the connection, or why the present attempt failed. */
 	readonly #waiters = new Set<(outcome: Connected | AdaptorError) => void>();
-	readonly #lifecycleListeners = new Set<(event: LifecycleEvent) => void>();
-	readonly #stateListeners = new Set<(state: SessionState) => void>();
+	readonly #lifecycleListeners = new Listeners<LifecycleEvent>(error => this.#onListenerError(error));
+	readonly #stateListeners = new Listeners<SessionState>(error => this.#onListenerError(error));
 	/** Calls and uploads under way. */
 	readonly #work = new Set<Promise<unknown>>();
+	readonly #attempts: Attempts;
 	readonly #connector: Connector;
 	readonly #streams: StreamConnections;
 	readonly #events: ConnectionEvents = {onLost: () => this.#onLost(), onMessage: packet => this.#onMessage(packet)};
@@ -51,18 +52,20 @@ export class LibvirtSession implements AsyncDisposable {
 	readonly #retired = new Set<RpcConnection>();
 	#state: State = {name: 'idle'};
 	#serverInfo: ServerInfo | undefined;
-	#delays: Iterator<number, never>;
 	#connections = 0;
-	/** The loops that make a connection, or one to take a silent one's place; settled when there is nothing to make. They never reject. */
-	#connecting: Promise<void> = Promise.resolve();
+	/** The attempts to take a silent connection's place; settled when there are none. Never rejects. */
 	#replacing: Promise<void> = Promise.resolve();
-	/** Ends the long pause after a refusal. */
-	#wake: (() => void) | undefined;
 	#closing: Promise<void> | undefined;
 
 	constructor(options: LibvirtSessionOptions) {
 		this.#options = {...sessionDefaults, ...options};
-		this.#delays = this.#newDelays();
+		this.#attempts = new Attempts({
+			attempt: async () => this.#connectOnce(),
+			onFailure: (reason, number, retryInMs) => this.#onFailure(reason, number, retryInMs),
+			isWaitedFor: () => this.#waiters.size > 0,
+			pauseMs: this.#options.reconnectMs,
+			life: this.#life.signal,
+		});
 		this.#connector = new Connector(this.#options);
 		this.#streams = new StreamConnections(this.#connector, this.#options.callTimeoutMs);
 	}
@@ -147,12 +150,12 @@ export class LibvirtSession implements AsyncDisposable {
 
 	/** Lifecycle events of all domains, while connected. Does not connect by itself. Events may come before the answer of the call that caused them. */
 	onLifecycle(listener: (event: LifecycleEvent) => void): Disposable {
-		return subscribe(this.#lifecycleListeners, listener);
+		return this.#lifecycleListeners.add(listener);
 	}
 
 	/** Every change of `state`. Whatever was learned from events is to be looked up anew after each 'connected'. */
 	onState(listener: (state: SessionState) => void): Disposable {
-		return subscribe(this.#stateListeners, listener);
+		return this.#stateListeners.add(listener);
 	}
 
 	/** Refuses new calls at once, lets those under way finish for a while, then disconnects. Idempotent. */
@@ -167,7 +170,7 @@ export class LibvirtSession implements AsyncDisposable {
 		const reason = closedReason();
 		this.#life.abort(reason);
 		this.#tellWaiters(reason);
-		await this.#connecting;
+		await this.#attempts.ended;
 		await this.#replacing;
 		using drain = new Scope().deadline(drainTimeoutMs, 'calls under way');
 		await abortable(Promise.allSettled(this.#work), drain.signal).catch(() => undefined);
@@ -217,14 +220,14 @@ export class LibvirtSession implements AsyncDisposable {
 				return closedReason();
 			case 'idle':
 				this.#become({name: 'connecting'});
-				this.#connecting = this.#keepConnecting(0);
+				this.#attempts.begin();
 				break;
 			case 'connecting':
 		}
 
 		const {promise, resolve} = Promise.withResolvers<Connected | AdaptorError>();
 		this.#waiters.add(resolve);
-		this.#wake?.();
+		this.#attempts.wake();
 		try {
 			return await abortable(promise, signal);
 		} finally {
@@ -232,43 +235,16 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 	}
 
-	/** Tries until there is a connection or the session ends. Never throws. */
-	async #keepConnecting(firstDelayMs: number): Promise<void> {
-		let delayMs = firstDelayMs;
-		let refused = false;
-		for (let attempt = 1; ; attempt++) {
-			try {
-				await this.#pause(delayMs, refused);
-				const startedAt = performance.now();
-				this.#adopt(await this.#connector.openPrepared(this.#events, this.#life.signal), startedAt);
-				return;
-			} catch (error) {
-				if (this.#life.signal.aborted) {
-					return;
-				}
-
-				const reason = rootReason(error);
-				delayMs = this.#delays.next().value;
-				refused = isRefusal(reason);
-				// The first attempts, then fewer and fewer: an outage of a night is not to fill the log.
-				const level = Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
-				this.#options.log[level]({err: reason, attempt, uri: this.#options.uri, retryInMs: refused ? refusedPauseMs : delayMs}, 'could not connect to libvirt');
-				this.#tellWaiters(reason);
-			}
-		}
+	async #connectOnce(): Promise<void> {
+		const startedAt = performance.now();
+		this.#adopt(await this.#connector.openPrepared(this.#events, this.#life.signal), startedAt);
 	}
 
-	async #pause(delayMs: number, refused: boolean): Promise<void> {
-		await pause(delayMs, this.#life.signal);
-		if (!refused || this.#waiters.size > 0) {
-			return;
-		}
-
-		using scope = new Scope(this.#life.signal);
-		this.#wake = () => scope.abort(new Error('somebody calls'));
-		await pause(refusedPauseMs, scope.signal).catch(() => undefined);
-		this.#wake = undefined;
-		this.#life.signal.throwIfAborted();
+	#onFailure(reason: AdaptorError, attempt: number, retryInMs: number): void {
+		// The first attempts, then fewer and fewer: an outage of a night is not to fill the log.
+		const level = Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
+		this.#options.log[level]({err: reason, attempt, uri: this.#options.uri, retryInMs}, 'could not connect to libvirt');
+		this.#tellWaiters(reason);
 	}
 
 	/** @throws what ended the connection already: what came right behind the last answer of the handshake may have */
@@ -345,14 +321,9 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 
 		const lost = state.connection.lost;
-		const wasStable = performance.now() - state.since >= stableMs;
-		if (wasStable) {
-			this.#delays = this.#newDelays();
-		}
-
 		this.#options.log.warn({err: lost, uri: this.#options.uri, transport: state.connection.transport, connection: this.#connections}, 'libvirt connection lost');
 		this.#become({name: 'connecting', lost});
-		this.#connecting = this.#keepConnecting(wasStable ? 0 : this.#delays.next().value);
+		this.#attempts.beginAgain(performance.now() - state.since >= stableMs);
 	}
 
 	#onMessage(packet: Packet): void {
@@ -361,23 +332,16 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 
 		const {dom, event, detail} = decode(procedures.domainEventCallbackLifecycle.result, packet.body);
-		this.#tell(this.#lifecycleListeners, lifecycleEvent(dom, event, detail));
+		this.#lifecycleListeners.tell(lifecycleEvent(dom, event, detail));
 	}
 
 	#become(state: State): void {
 		this.#state = state;
-		this.#tell(this.#stateListeners, state);
+		this.#stateListeners.tell(state);
 	}
 
-	/** A listener's error is its own: it ends neither the connection nor the other listeners' turn. */
-	#tell<T>(listeners: ReadonlySet<(value: T) => void>, value: T): void {
-		for (const listener of [...listeners]) {
-			try {
-				listener(value);
-			} catch (error) {
-				this.#options.log.warn({err: error}, 'a listener of the libvirt session failed');
-			}
-		}
+	#onListenerError(error: unknown): void {
+		this.#options.log.warn({err: error}, 'a listener of the libvirt session failed');
 	}
 
 	#tellWaiters(outcome: Connected | AdaptorError): void {
@@ -397,23 +361,10 @@ export class LibvirtSession implements AsyncDisposable {
 			this.#work.delete(running);
 		}
 	}
-
-	#newDelays(): Iterator<number, never> {
-		return backOff(this.#options.reconnectMs.first, this.#options.reconnectMs.longest);
-	}
 }
 
 function volumeRange(vol: StorageVol, {offset = 0n, length = 0n}: StreamRange): {vol: StorageVol; offset: bigint; length: bigint} {
 	return {vol, offset: BigInt(offset), length: BigInt(length)};
-}
-
-function subscribe<T>(listeners: Set<T>, listener: T): Disposable {
-	listeners.add(listener);
-	return {
-		[Symbol.dispose]: () => {
-			listeners.delete(listener);
-		},
-	};
 }
 
 function closedReason(): AdaptorError {

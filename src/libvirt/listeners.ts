@@ -1,0 +1,28 @@
+/** Who wants to be told of something. A listener's error is its own: it ends neither the teller's work nor the other listeners' turn. */
+export class Listeners<T> {
+	readonly #listeners = new Set<(value: T) => void>();
+	readonly #onError: (error: unknown) => void;
+
+	constructor(onError: (error: unknown) => void) {
+		this.#onError = onError;
+	}
+
+	add(listener: (value: T) => void): Disposable {
+		this.#listeners.add(listener);
+		return {
+			[Symbol.dispose]: () => {
+				this.#listeners.delete(listener);
+			},
+		};
+	}
+
+	tell(value: T): void {
+		for (const listener of [...this.#listeners]) {
+			try {
+				listener(value);
+			} catch (error) {
+				this.#onError(error);
+			}
+		}
+	}
+}
