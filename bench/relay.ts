@@ -1,6 +1,6 @@
 /**
- * The relay against a bare TLS byte pipe, in one run on one machine, as ratios: throughput of bulk bytes and of framed bulk (64 KiB and 1 MiB
- * messages), and what the relay adds to the latency of one call. Budget: throughput within 30 %, less than 0.3 ms added per call.
+ * The relay against a bare TLS byte pipe, in one run on one machine, as ratios: throughput in both directions with messages of 4 KiB to 4 MiB,
+ * and what the relay adds to the latency of one call. Budget: throughput within 30 %, less than 0.3 ms added per call.
  * `node bench/relay.ts`. The forwarder and the client run in a process of their own, so that only the relay's work differs.
  */
 import {fork} from 'node:child_process';
@@ -8,6 +8,7 @@ import {once} from 'node:events';
 import {mkdtemp, rm} from 'node:fs/promises';
 import {connect, createServer, type Socket} from 'node:net';
 import {tmpdir} from 'node:os';
+import type {Duplex} from 'node:stream';
 import {join} from 'node:path';
 import {connect as connectTls, createSecureContext} from 'node:tls';
 import {Secret, silentLogger} from '../src/log.ts';
@@ -22,6 +23,9 @@ const address = '127.0.0.1';
 const bulkBytes = 256 * 1024 * 1024;
 const calls = 3000;
 const rounds = 5;
+const firstStream = 1;
+const uploadStream = 0xff_ff_ff_ff;
+const downloadStream = 0x1000_0001;
 
 if (process.send === undefined) {
 	await measure();
@@ -29,7 +33,7 @@ if (process.send === undefined) {
 	await serve();
 }
 
-/** In the child: a VM that swallows data frames and answers calls; and the client. */
+/** In the child: a VM that takes or sends bulk, or answers calls, by the first frame's stream; and the client. */
 async function serve(): Promise<void> {
 	process.on('disconnect', () => process.exit());
 	const [task, reply] = [once(process, 'message'), (message: unknown) => process.send?.(message)];
@@ -37,36 +41,58 @@ async function serve(): Promise<void> {
 	const forwarder = await startForwarder({
 		tls: {...tls, serverKey: new Secret(tls.serverKey)}, address,
 		onConnection(socket) {
-			socket.once('data', (first: Buffer) => {
-				if (first[8] === frameType.data) {
+			const begin = (first: Buffer): void => {
+				const streamId = first.readUInt32BE(4);
+				if (streamId === firstStream) {
+					socket.write(encodeFrame({streamId, type: frameType.response, flags: 0}, Buffer.alloc(0)));
+					socket.once('data', begin);
+					return;
+				}
+
+				if (streamId === uploadStream) {
 					let left = bulkBytes - first.length;
 					socket.on('data', (chunk: Buffer) => {
 						left -= chunk.length;
 						if (left <= 0) {
-							socket.write('.');
+							socket.write(encodeFrame({streamId, type: frameType.response, flags: 0}, Buffer.alloc(0)));
 						}
 					});
+				} else if (streamId >= downloadStream) {
+					feed(socket, dataFrame(streamId, streamId - downloadStream));
 				} else {
 					socket.unshift(first);
 					answerEmpty(socket);
 				}
-			});
+			};
+
+			socket.once('data', begin);
 		},
 	});
 	reply(forwarder.port);
-	process.on('message', ({path, what, messageBytes}: {path: string; what: 'bulk' | 'calls'; messageBytes: number}) => {
-		void (what === 'bulk' ? bulk(path, messageBytes) : latency(path)).then(reply);
+	process.on('message', ({path, what, messageBytes}: {path: string; what: 'upload' | 'download' | 'calls'; messageBytes: number}) => {
+		void (what === 'calls' ? latency(path) : bulk(path, what, messageBytes)).then(reply);
 	});
 }
 
-/** MiB/s through the socket at `path`. */
-async function bulk(path: string, messageBytes: number): Promise<number> {
+/** When the whole way is there. */
+async function connected(path: string): Promise<Socket> {
 	const socket = connect(path);
-	await once(socket, 'connect');
-	const chunk = encodeFrame({streamId: 1, type: frameType.data, flags: 0}, Buffer.alloc(messageBytes - 10, 1));
-	const startedAt = performance.now();
+	socket.write(request(firstStream));
+	await once(socket, 'data');
+	return socket;
+}
+
+function request(streamId: number): Buffer {
+	return encodeFrame({streamId, type: frameType.request, flags: 0}, encodeRequest({service: 'grpc.Health', method: 'Check', payload: Buffer.alloc(20), timeoutNano: 0n, metadata: []}));
+}
+
+function dataFrame(streamId: number, messageBytes: number): Buffer {
+	return encodeFrame({streamId, type: frameType.data, flags: 0}, Buffer.alloc(messageBytes - 10, 1));
+}
+
+function feed(socket: Duplex, chunk: Buffer): void {
 	let left = bulkBytes;
-	const feed = (): void => {
+	const write = (): void => {
 		while (left > 0) {
 			left -= chunk.length;
 			if (!socket.write(chunk)) {
@@ -74,9 +100,32 @@ async function bulk(path: string, messageBytes: number): Promise<number> {
 			}
 		}
 	};
-	socket.on('drain', feed);
-	feed();
-	await once(socket, 'data');
+	socket.on('drain', write);
+	write();
+}
+
+/** MiB/s through the socket at `path`. */
+async function bulk(path: string, what: 'upload' | 'download', messageBytes: number): Promise<number> {
+	const socket = await connected(path);
+	const startedAt = performance.now();
+	if (what === 'upload') {
+		socket.write(request(uploadStream));
+		feed(socket, dataFrame(uploadStream, messageBytes));
+		await once(socket, 'data');
+	} else {
+		// The stream tells the size.
+		socket.write(request(downloadStream + messageBytes));
+		await new Promise<void>(resolve => {
+			let left = bulkBytes;
+			socket.on('data', (chunk: Buffer) => {
+				left -= chunk.length;
+				if (left <= 0) {
+					resolve();
+				}
+			});
+		});
+	}
+
 	const seconds = (performance.now() - startedAt) / 1000;
 	socket.destroy();
 	return bulkBytes / 1024 / 1024 / seconds;
@@ -84,13 +133,12 @@ async function bulk(path: string, messageBytes: number): Promise<number> {
 
 /** Median milliseconds of a call. */
 async function latency(path: string): Promise<number> {
-	const socket: Socket = connect(path);
-	await once(socket, 'connect');
+	const socket = await connected(path);
 	const times: number[] = [];
 	for (let n = 0; n < calls; n++) {
-		const request = encodeFrame({streamId: 2 * n + 1, type: frameType.request, flags: 0}, encodeRequest({service: 'grpc.Health', method: 'Check', payload: Buffer.alloc(20), timeoutNano: 0n, metadata: []}));
+		const bytes = request(2 * n + 3);
 		const startedAt = performance.now();
-		socket.write(request);
+		socket.write(bytes);
 		await once(socket, 'data');
 		times.push(performance.now() - startedAt);
 	}
@@ -142,9 +190,9 @@ async function measure(): Promise<void> {
 		return {bare: best(...ofBare), relay: best(...ofRelay)};
 	};
 
-	for (const messageBytes of [4096, 65_536, 1_048_576]) {
-		const {bare: mibBare, relay: mibRelay} = await compare({what: 'bulk', messageBytes}, Math.max);
-		console.log(`bulk, ${messageBytes} B messages: bare ${mibBare.toFixed(0)} MiB/s, relay ${mibRelay.toFixed(0)} MiB/s, ratio ${(mibRelay / mibBare).toFixed(2)}`);
+	for (const [what, messageBytes] of ['upload', 'download'].flatMap(what => [4096, 65_536, 1_048_576, 4_194_304].map(messageBytes => [what, messageBytes] as const))) {
+		const {bare: mibBare, relay: mibRelay} = await compare({what, messageBytes}, Math.max);
+		console.log(`${what}, ${messageBytes} B messages: bare ${mibBare.toFixed(0)} MiB/s, relay ${mibRelay.toFixed(0)} MiB/s, ratio ${(mibRelay / mibBare).toFixed(2)}`);
 	}
 
 	const {bare: msBare, relay: msRelay} = await compare({what: 'calls', messageBytes: 0}, Math.min);

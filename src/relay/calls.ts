@@ -1,158 +1,224 @@
 /**
- * Looks at a ttrpc conversation as it passes, for the log: which method, how long, which status. Skims the bytes: it reads each frame's
- * header and the message's first bytes, where service, method and status are, and holds nothing else, however large the message.
- * (A frame decoder would put together 4 MiB that nobody wants.) It forwards nothing and can break nothing: what it does not understand
- * ends the looking, not the conversation.
+ * The calls of one shim connection: which are open, what each would need to be made again, and until when it is to be answered.
+ * Bookkeeping alone: no sockets, no timers, no time of its own. Whole frames come in, because only a frame that is whole can be
+ * kept from the shim when the VM's connection dies in the middle of it, and sent again when it died before its end.
+ *
+ *   request ──▶ open ── the VM's response ──▶ answered      (forwarded)
+ *                │ ▲
+ *   lost ────────┤ └── sent again on the next connection    (what only waits; what was never sent)
+ *                └──▶ answered with UNAVAILABLE             (everything else, and whatever's time is up)
+ *
+ * A stream that was answered is no longer here, and a late response to it finds nobody.
  */
 import type {Logger} from '../log.ts';
-import {frameType, headerLength, type FrameHeader} from '../ttrpc/frame.ts';
+import type {Frame} from '../ttrpc/frame.ts';
+import {peekMethod, peekStatus} from '../ttrpc/message.ts';
+import {statusCode} from '../ttrpc/status.ts';
 
-/** Enough for service and method (`grpc.AgentService`, `RemoveStaleVirtiofsShareMounts` take 52 bytes) and for a status' code. */
-const prefixLength = 256;
+/** Calls that change nothing and end when something happens: made again, they mean the same. */
+const waitingMethods: ReadonlySet<string> = new Set(['grpc.Health/Check', 'grpc.AgentService/WaitProcess', 'grpc.AgentService/GetOOMEvent']);
 
-/** Calls that are remembered while they wait for their answer. A shim has a few dozen; more would only be our memory. */
-const maxOpenCalls = 4096;
+export interface CallLimits {
+	/** Calls that are open at a time. A shim has a few dozen; more would only be our memory. */
+	readonly maxOpen: number;
+	/** Bytes of requests that are kept to be sent, or sent again. */
+	readonly maxHeldBytes: number;
+}
 
-const statusNames = [
-	'OK', 'CANCELLED', 'UNKNOWN', 'INVALID_ARGUMENT', 'DEADLINE_EXCEEDED', 'NOT_FOUND', 'ALREADY_EXISTS', 'PERMISSION_DENIED', 'RESOURCE_EXHAUSTED',
-	'FAILED_PRECONDITION', 'ABORTED', 'OUT_OF_RANGE', 'UNIMPLEMENTED', 'INTERNAL', 'UNAVAILABLE', 'DATA_LOSS', 'UNAUTHENTICATED',
-];
+/** Two of the largest messages fit. */
+export const defaultCallLimits: CallLimits = {maxOpen: 1024, maxHeldBytes: 9 * 1024 * 1024};
 
-/** One connection's calls. */
-export class CallObserver {
+/** A waiting call's request is short: ids of a container and a process. What is not, is not kept: it fails with the rest. */
+const maxWaitingBytes = 4096;
+
+/** So long before the shim gives up it is told why: the failure then has a reason instead of a time-out. */
+const answerAheadMs = 500;
+
+export interface Call {
+	readonly streamId: number;
+	/** `service/method`. */
+	readonly method: string;
+	/** Of the same clock as all times here. */
+	readonly startedAt: number;
+	/** When it is to be answered at the latest, a little ahead of the shim's own deadline; undefined when it has none. */
+	readonly answerBy: number | undefined;
+}
+
+interface OpenCall extends Call {
+	/** It only waits: it is made again on the next connection. */
+	waits: boolean;
+	/** Its frames, as long as they may have to be sent (again). */
+	held: Buffer[];
+	/** It had to wait for a connection: its time may be up before the VM can answer. */
+	delayed: boolean;
+}
+
+/** `busy`: the stream has a call that runs; `full`: too many calls, or too many bytes held. */
+export type Admission = 'taken' | 'busy' | 'full';
+
+export class Calls {
 	readonly #log: Logger;
-	readonly #now: () => number;
-	readonly #open = new Map<number, {readonly method: string; readonly startedAt: number}>();
-	readonly #fromShim = new FrameSkimmer((header, prefix) => this.#onRequest(header, prefix));
-	readonly #fromVm = new FrameSkimmer((header, prefix) => this.#onResponse(header, prefix));
-	#lost = false;
+	readonly #limits: CallLimits;
+	/** By stream id, in the order of their requests. */
+	readonly #open = new Map<number, OpenCall>();
+	#heldBytes = 0;
 
-	/** @param now milliseconds that only grow */
-	constructor(log: Logger, now: () => number) {
+	constructor(log: Logger, limits: CallLimits) {
 		this.#log = log;
-		this.#now = now;
+		this.#limits = limits;
 	}
 
-	/** Calls that were not answered yet. */
-	get openCalls(): number {
+	/** How many are open. */
+	get size(): number {
 		return this.#open.size;
 	}
 
-	fromShim(chunk: Buffer): void {
-		this.#skim(this.#fromShim, chunk);
+	get heldBytes(): number {
+		return this.#heldBytes;
 	}
 
-	fromVm(chunk: Buffer): void {
-		this.#skim(this.#fromVm, chunk);
-	}
-
-	#skim(skimmer: FrameSkimmer, chunk: Buffer): void {
-		if (this.#lost || skimmer.push(chunk)) {
-			return;
+	/**
+	 * @param isJoined whether it can be sent now; if not, it is held
+	 * @param now milliseconds that only grow
+	 */
+	request(frame: Frame, isJoined: boolean, now: number): Admission {
+		const {streamId, bytes} = frame;
+		if (this.#open.has(streamId)) {
+			return 'busy';
 		}
 
-		this.#lost = true;
-		this.#open.clear();
-		this.#log.debug({reason: 'the bytes are no ttrpc frames'}, 'calls are no longer observed');
-	}
-
-	#onRequest({type, streamId}: FrameHeader, prefix: Buffer): void {
-		if (type === frameType.request && this.#open.size < maxOpenCalls) {
-			this.#open.set(streamId, {method: methodOf(prefix) ?? '?', startedAt: this.#now()});
-		}
-	}
-
-	#onResponse({type, streamId}: FrameHeader, prefix: Buffer): void {
-		const call = type === frameType.response ? this.#open.get(streamId) : undefined;
-		if (call !== undefined) {
-			this.#open.delete(streamId);
-			const code = statusCodeOf(prefix);
-			this.#log.debug({method: call.method, durationMs: Math.round((this.#now() - call.startedAt) * 10) / 10, code: statusNames[code] ?? String(code)}, 'agent call');
-		}
-	}
-}
-
-/** Bytes in; for each frame its header and the beginning of its message, as soon as that is there. */
-export class FrameSkimmer {
-	readonly #onFrame: (header: FrameHeader, prefix: Buffer) => void;
-	/** Of the frame that is under way: its header, then the beginning of its message. */
-	readonly #head = Buffer.alloc(headerLength + prefixLength);
-	#filled = 0;
-	#wanted = headerLength;
-	/** Message bytes after those. */
-	#toSkip = 0;
-
-	constructor(onFrame: (header: FrameHeader, prefix: Buffer) => void) {
-		this.#onFrame = onFrame;
-	}
-
-	/** False when these are no ttrpc frames; it must not be called again then. */
-	push(chunk: Buffer): boolean {
-		for (let position = 0; position < chunk.length;) {
-			if (this.#toSkip > 0) {
-				const skipped = Math.min(this.#toSkip, chunk.length - position);
-				this.#toSkip -= skipped;
-				position += skipped;
-				continue;
-			}
-
-			const copied = chunk.copy(this.#head, this.#filled, position, position + this.#wanted - this.#filled);
-			this.#filled += copied;
-			position += copied;
-			if (this.#filled === headerLength && this.#wanted === headerLength && !this.#measure()) {
-				return false;
-			}
-
-			if (this.#filled === this.#wanted) {
-				this.#finish();
-			}
+		const fits = this.#fits(bytes);
+		if (this.#open.size >= this.#limits.maxOpen || (!isJoined && !fits)) {
+			return 'full';
 		}
 
-		return true;
+		const {service, method, timeoutNano} = peekMethod(frame.message) ?? {service: '', method: '', timeoutNano: 0n};
+		const name = `${service}/${method}`;
+		const waits = waitingMethods.has(name) && frame.flags === 0 && bytes.length <= maxWaitingBytes;
+		const timeoutMs = Number(timeoutNano) / 1e6;
+		const call: OpenCall = {
+			streamId, method: name, startedAt: now, waits, held: [], delayed: !isJoined,
+			answerBy: timeoutMs > 0 ? now + timeoutMs - Math.min(answerAheadMs, timeoutMs / 10) : undefined,
+		};
+		if (!isJoined || (waits && fits)) {
+			this.#hold(call, bytes);
+		}
+
+		this.#open.set(streamId, call);
+		return 'taken';
 	}
 
-	/** The header is there. */
-	#measure(): boolean {
-		const type = this.#head.readUInt8(8);
-		if (type < frameType.request || type > frameType.data) {
+	/**
+	 * More of a request. `taken` means as much as of a request; it may be held in full only, `full` then says that the call is to be failed.
+	 * `unknown`: of no call that is open.
+	 */
+	data({streamId, bytes}: Frame, isJoined: boolean): 'taken' | 'full' | 'unknown' {
+		const call = this.#open.get(streamId);
+		if (call === undefined) {
+			return 'unknown';
+		}
+
+		if (isJoined) {
+			// Whatever its name says, it is no simple question.
+			call.waits = false;
+			this.#release(call);
+		} else if (this.#fits(bytes)) {
+			this.#hold(call, bytes);
+		} else {
+			return 'full';
+		}
+
+		return 'taken';
+	}
+
+	/** Whether a data frame of the VM belongs to a call that is open. */
+	isOpen(streamId: number): boolean {
+		return this.#open.has(streamId);
+	}
+
+	/** False for a response that nobody waits for. */
+	response({streamId, message}: Frame, now: number): boolean {
+		const call = this.#open.get(streamId);
+		if (call === undefined) {
 			return false;
 		}
 
-		const length = this.#head.readUInt32BE(0);
-		this.#wanted = headerLength + Math.min(length, prefixLength);
+		this.#close(call, peekStatus(message), now);
 		return true;
 	}
 
-	/** Header and beginning are there. */
-	#finish(): void {
-		const header = {streamId: this.#head.readUInt32BE(4), type: this.#head.readUInt8(8), flags: this.#head.readUInt8(9)};
-		this.#toSkip = this.#head.readUInt32BE(0) - (this.#wanted - headerLength);
-		const prefix = this.#head.subarray(headerLength, this.#wanted);
-		this.#filled = 0;
-		this.#wanted = headerLength;
-		this.#onFrame(header, prefix);
+	/** The relay itself answers. False when the call is not open (any more). */
+	answer(streamId: number, code: number, now: number): boolean {
+		const call = this.#open.get(streamId);
+		if (call !== undefined) {
+			this.#close(call, code, now);
+		}
+
+		return call !== undefined;
+	}
+
+	/** What a new connection to the VM is to be sent first, in the order of the requests. */
+	* join(): Generator<Buffer> {
+		for (const call of this.#open.values()) {
+			yield* call.held;
+			if (!call.waits) {
+				this.#release(call);
+			}
+		}
+	}
+
+	/** The connection to the VM is lost. @returns the calls that are lost with it, still open; the others wait for the next one */
+	lost(): readonly Call[] {
+		const calls = [...this.#open.values()];
+		for (const call of calls) {
+			call.delayed = true;
+		}
+
+		return calls.filter(({held}) => held.length === 0);
+	}
+
+	all(): readonly Call[] {
+		return [...this.#open.values()];
+	}
+
+	/** When the next of the calls that were delayed has to be answered. */
+	get nextDeadline(): number | undefined {
+		return this.#delayed().reduce<number | undefined>((next, {answerBy}) => next === undefined || answerBy < next ? answerBy : next, undefined);
+	}
+
+	/** The delayed calls whose time is up, still open. */
+	expired(now: number): readonly Call[] {
+		return this.#delayed().filter(({answerBy}) => answerBy <= now);
+	}
+
+	#delayed(): ReadonlyArray<OpenCall & {readonly answerBy: number}> {
+		return [...this.#open.values()].filter((call): call is OpenCall & {readonly answerBy: number} => call.delayed && call.answerBy !== undefined);
+	}
+
+	#close(call: OpenCall, code: number, now: number): void {
+		this.#open.delete(call.streamId);
+		this.#release(call);
+		this.#log.debug({method: call.method, durationMs: Math.round((now - call.startedAt) * 10) / 10, code: statusName(code)}, 'agent call');
+	}
+
+	#fits(bytes: Buffer): boolean {
+		return this.#heldBytes + bytes.length <= this.#limits.maxHeldBytes;
+	}
+
+	/** A copy: the frame is a view of a chunk that may be much larger. */
+	#hold(call: OpenCall, bytes: Buffer): void {
+		call.held.push(Buffer.from(bytes));
+		this.#heldBytes += bytes.length;
+	}
+
+	#release(call: OpenCall): void {
+		this.#heldBytes -= call.held.reduce((sum, {length}) => sum + length, 0);
+		call.held = [];
 	}
 }
 
-/** `service/method` of a request whose end may be missing: fields 1 and 2, which every client writes first and in this order. */
-export function methodOf(prefix: Buffer): string | undefined {
-	const service = stringAt(prefix, 0, 0x0a);
-	const method = service === undefined ? undefined : stringAt(prefix, service.end, 0x12);
-	return service === undefined || method === undefined ? undefined : `${service.text}/${method.text}`;
-}
+const statusNames = new Map<number, string>(Object.entries(statusCode).map(([name, code]) => [code, name.replaceAll(/[A-Z]/g, letter => `_${letter}`).toUpperCase()]));
 
-/** A protobuf string shorter than 128 bytes, whose length is one byte therefore. */
-function stringAt(bytes: Buffer, start: number, tag: number): {text: string; end: number} | undefined {
-	const end = start + 2 + (bytes[start + 1] ?? 0);
-	return bytes[start] === tag && end - start < 130 && end <= bytes.length ? {text: bytes.toString('latin1', start + 2, end), end} : undefined;
-}
-
-/** Of a response whose end may be missing: field 1 is a google.rpc.Status, whose field 1 is the code; both absent mean OK. */
-function statusCodeOf(prefix: Buffer): number {
-	if (prefix[0] !== 0x0a) {
-		return 0;
-	}
-
-	const inner = 1 + prefix.subarray(1).findIndex(byte => byte < 0x80) + 1;
-	return prefix[inner] === 0x08 ? (prefix[inner + 1] ?? 0) : 0;
+function statusName(code: number): string {
+	return statusNames.get(code) ?? String(code);
 }

@@ -1,101 +1,381 @@
 /**
- * One shim connection and its own connection to the VM, byte for byte in both directions.
+ * One shim connection, kept as long as the shim wants it, and one connection to the VM at a time, replaced when it is lost.
  *
- *   shim ──▶ ShimLeg ══▶ VmLeg ──▶ VM        each direction: back-pressure by the other leg's buffer, its end passed on as an end
- *        ◀──         ◀══       ◀──
+ *   dialling ── connected ──▶ joined          what is held is sent, then frames pass as they are
+ *   joined ── lost ──▶ dialling               what was under way fails, what only waits is kept (calls.ts)
+ *   dialling, joined ── fail() ──▶ failed     every call is answered with UNAVAILABLE at once
+ *   any ── the shim leaves, disposed ──▶ over
  *
- * The two legs live and die together today. When the VM's leg is to be replaced under a living shim, this is the place: `ShimLeg` stays,
- * another `VmLeg` is joined to it. Knows no addresses and no certificates.
+ * Frames pass byte for byte and whole: a frame of which the end never came was never begun towards the other side. One that is larger than
+ * the protocol allows is answered as whoever received it would, and not passed on. Knows no addresses and no certificates.
  */
-import type {Duplex} from 'node:stream';
 import type {Socket} from 'node:net';
 import type {TLSSocket} from 'node:tls';
+import {AdaptorError, toError, type ErrorWhere} from '../errors.ts';
+import {backOff, pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {CallObserver} from './calls.ts';
-
-type Observe = (chunk: Buffer) => void;
-
-/** One end: a stream, how it ended, and who is told. */
-class Leg<S extends Duplex & {destroySoon(): void}> implements AsyncDisposable {
-	readonly stream: S;
-	/** Why it was lost, when it did not simply end. */
-	error: Error | undefined;
-
-	constructor(stream: S) {
-		this.stream = stream;
-		stream.on('error', error => {
-			this.error ??= error;
-			// Not every error of a half-open TLS socket closes it.
-			stream.destroy();
-		});
-	}
-
-	/** Bytes of this leg go to `other`, and its end too; `observe` sees them in passing. A leg that is lost takes the other with it. */
-	forward(other: Leg<Duplex & {destroySoon(): void}>, observe: Observe): void {
-		this.stream.on('data', observe);
-		this.stream.pipe(other.stream);
-		this.stream.once('close', () => {
-			// After its end has been passed on there may still be bytes of it on their way to the other side.
-			if (this.stream.readableEnded && this.error === undefined) {
-				other.stream.destroySoon();
-			} else {
-				other.stream.destroy();
-			}
-		});
-	}
-
-	async [Symbol.asyncDispose](): Promise<void> {
-		this.stream.destroy();
-		await closed(this.stream);
-	}
-}
-
-export class ShimLeg extends Leg<Socket> {}
-export class VmLeg extends Leg<TLSSocket> {}
+import {encodeFrame, Frame, FrameDecoder, frameType, maxMessageLength, type OversizedFrame} from '../ttrpc/frame.ts';
+import {encodeResponse} from '../ttrpc/message.ts';
+import {statusCode} from '../ttrpc/status.ts';
+import {Calls, defaultCallLimits, type Call, type CallLimits} from './calls.ts';
+import {VmLeg} from './vm-leg.ts';
 
 export interface ConversationOptions {
+	/** A connection to the VM, proven to be it and this conversation's from then on. Tries until it has one: rejects only when the signal aborts. */
+	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
+	/** The VM, for the operator. */
+	readonly where: ErrorWhere;
 	readonly log: Logger;
 	/** Milliseconds that only grow. */
 	readonly now: () => number;
+	readonly limits?: CallLimits;
+	/** The first and the longest pause before the VM is dialled again after a connection that did not last. */
+	readonly redialPauseMs: readonly [first: number, longest: number];
 }
 
-/** Disposing ends both legs at once. */
-export class Conversation implements AsyncDisposable {
-	readonly #shim: ShimLeg;
-	readonly #vm: VmLeg;
-	readonly #startedAt: number;
-	/** Resolves when both legs are closed. */
-	readonly ended: Promise<void>;
-	#disposed = false;
+interface Loss {
+	readonly reason: Error;
+	readonly at: number;
+}
 
-	constructor(shim: ShimLeg, vm: VmLeg, {log, now}: ConversationOptions) {
+type State =
+	/** There was no connection yet when `loss` is absent. */
+	| {readonly name: 'dialling'; readonly abort: AbortController; readonly loss: Loss | undefined}
+	| {readonly name: 'joined'; readonly vm: VmLeg; readonly since: number}
+	| {readonly name: 'failed'; readonly reason: Error}
+	| {readonly name: 'over'};
+
+/** A connection that was there for so long is replaced at once. A VM that accepts and hangs up must not keep us busy with handshakes. */
+const lastingMs = 5000;
+
+const tooMuchHeld = 'Too much waits for the connection to the pod VM, which is dialled';
+
+/** Disposing ends everything at once. */
+export class Conversation implements AsyncDisposable {
+	readonly #shim: Socket;
+	readonly #options: ConversationOptions;
+	readonly #startedAt: number;
+	readonly #calls: Calls;
+	readonly #decoder = new FrameDecoder();
+	readonly #ended = Promise.withResolvers<undefined>();
+	/** Connections that are dialled, used, or not closed yet. */
+	readonly #legs = new Set<Promise<unknown>>();
+	#state: State = {name: 'over'};
+	#pauses: Generator<number, never>;
+	#timer: NodeJS.Timeout | undefined;
+	/** The shim leaves our own answers unread: no more of its requests are taken meanwhile. */
+	#isUnheard = false;
+
+	/** @param shim paused, half-open allowed; this conversation's from now on */
+	constructor(shim: Socket, options: ConversationOptions) {
 		this.#shim = shim;
-		this.#vm = vm;
-		this.#startedAt = now();
-		const calls = new CallObserver(log, now);
-		shim.forward(vm, chunk => calls.fromShim(chunk));
-		vm.forward(shim, chunk => calls.fromVm(chunk));
-		this.ended = Promise.all([closed(shim.stream), closed(vm.stream)]).then(() => {
-			const fields = {count: calls.openCalls, bytes: shim.stream.bytesRead + shim.stream.bytesWritten, durationMs: Math.round(now() - this.#startedAt)};
-			if (vm.error !== undefined && !this.#disposed) {
-				log.warn({...fields, err: vm.error}, 'connection to the VM lost, shim connection closed');
+		this.#options = options;
+		this.#startedAt = options.now();
+		this.#pauses = this.#newPauses();
+		this.#calls = new Calls(options.log, options.limits ?? defaultCallLimits);
+		// A half-open socket need not close by itself after an error.
+		shim.on('error', () => shim.destroy());
+		shim.on('data', this.#onShimData).on('drain', this.#onShimDrain).once('end', this.#onShimEnd).once('close', this.#onShimClose);
+		this.#dial(undefined, 0);
+		shim.resume();
+	}
+
+	/** Resolves when the shim's connection and all to the VM are closed. */
+	get ended(): Promise<unknown> {
+		return this.#ended.promise;
+	}
+
+	/** The VM is gone: every call, open or to come, is answered with UNAVAILABLE and this reason, the first one given. */
+	fail(reason: Error): void {
+		if (this.#state.name === 'dialling' || this.#state.name === 'joined') {
+			this.#options.log.warn({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
+			this.#enter({name: 'failed', reason});
+			this.#answerAll(this.#calls.all(), this.#goneText(reason));
+			if (this.#shim.readableEnded) {
+				this.#finish();
 			} else {
-				log.debug(fields, 'shim connection ended');
+				this.#balance();
 			}
-		});
+		}
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {
-		this.#disposed = true;
-		await Promise.all([this.#shim[Symbol.asyncDispose](), this.#vm[Symbol.asyncDispose]()]);
+		this.#enter({name: 'over'});
+		this.#shim.destroy();
 		await this.ended;
+	}
+
+	/** The only writer of the state: what belonged to the one before is ended. */
+	#enter(state: State): void {
+		const before = this.#state;
+		this.#state = state;
+		if (before.name === 'dialling' && state.name !== 'joined') {
+			before.abort.abort(new Error('the connection is not wanted any more'));
+		} else if (before.name === 'joined') {
+			before.vm.destroy();
+		}
+
+		if (state.name === 'failed' || state.name === 'over') {
+			clearTimeout(this.#timer);
+		}
+	}
+
+	readonly #onShimData = (chunk: Buffer): void => {
+		const toVm: Buffer[] = [];
+		for (const frame of this.#decoder.push(chunk)) {
+			if (this.#isForVm(frame)) {
+				toVm.push(frame.bytes);
+			}
+		}
+
+		if (this.#state.name === 'joined') {
+			this.#state.vm.send(toVm);
+		} else if (this.#state.name === 'dialling') {
+			this.#watchDeadlines();
+		}
+
+		this.#balance();
+	};
+
+	/** Whether the frame is to be sent now. What is not is held, answered or dropped. */
+	#isForVm(frame: Frame | OversizedFrame): frame is Frame {
+		const {streamId, type} = frame;
+		const isJoined = this.#state.name === 'joined';
+		if (!(frame instanceof Frame)) {
+			if (type === frameType.request) {
+				this.#respond(streamId, statusCode.resourceExhausted, tooLarge('request', frame));
+			}
+
+			return false;
+		}
+
+		if (type === frameType.request) {
+			return this.#isRequestForVm(frame, isJoined);
+		}
+
+		if (type === frameType.data) {
+			const admission = this.#calls.data(frame, isJoined);
+			if (admission === 'full') {
+				this.#answer(streamId, statusCode.unavailable, this.#text(tooMuchHeld));
+			}
+
+			return isJoined && admission === 'taken';
+		}
+
+		return isJoined;
+	}
+
+	#isRequestForVm(frame: Frame, isJoined: boolean): boolean {
+		const {streamId} = frame;
+		if (this.#state.name === 'failed') {
+			this.#respond(streamId, statusCode.unavailable, this.#goneText(this.#state.reason));
+			return false;
+		}
+
+		const admission = this.#calls.request(frame, isJoined, this.#options.now());
+		if (admission === 'busy') {
+			this.#respond(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
+		} else if (admission === 'full' && isJoined) {
+			this.#respond(streamId, statusCode.resourceExhausted, this.#text('Too many calls are open on this connection'));
+		} else if (admission === 'full') {
+			this.#respond(streamId, statusCode.unavailable, this.#text(tooMuchHeld));
+		}
+
+		return isJoined && admission === 'taken';
+	}
+
+	readonly #onShimDrain = (): void => {
+		this.#isUnheard = false;
+		this.#balance();
+	};
+
+	/** The shim says no more, and is told what there is still to be told. */
+	readonly #onShimEnd = (): void => {
+		if (this.#state.name === 'joined') {
+			this.#state.vm.end();
+		} else {
+			this.#finish();
+		}
+	};
+
+	readonly #onShimClose = (): void => {
+		this.#enter({name: 'over'});
+		const {log, now} = this.#options;
+		log.debug({count: this.#calls.size, bytes: this.#shim.bytesRead + this.#shim.bytesWritten, durationMs: Math.round(now() - this.#startedAt)}, 'shim connection ended');
+		void Promise.all(this.#legs).then(() => this.#ended.resolve(undefined));
+	};
+
+	#dial(loss: Loss | undefined, pauseMs: number): void {
+		const abort = new AbortController();
+		this.#enter({name: 'dialling', abort, loss});
+		this.#track(this.#connect(abort.signal, pauseMs));
+	}
+
+	/** Never rejects. */
+	async #connect(signal: AbortSignal, pauseMs: number): Promise<void> {
+		try {
+			if (pauseMs > 0) {
+				await pause(pauseMs, signal);
+			}
+
+			const socket = await this.#options.connectVm(signal);
+			if (signal.aborted) {
+				socket.destroy();
+			} else {
+				this.#join(socket);
+			}
+		} catch (error) {
+			if (!signal.aborted) {
+				this.fail(toError(error));
+			}
+		}
+	}
+
+	#join(socket: TLSSocket): void {
+		const {log, now} = this.#options;
+		const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
+		const vm = new VmLeg(socket, {
+			frames: frames => this.#onVmFrames(frames),
+			drained: () => this.#balance(),
+			lost: reason => this.#onVmLost(reason),
+		});
+		this.#track(vm.closed);
+		this.#enter({name: 'joined', vm, since: now()});
+		if (loss !== undefined) {
+			log.info({count: this.#calls.size, durationMs: Math.round(now() - loss.at)}, 'connection to the VM is back');
+		}
+
+		vm.send(this.#calls.join());
+		this.#balance();
+	}
+
+	#onVmFrames(frames: Iterable<Frame | OversizedFrame>): void {
+		this.#shim.cork();
+		for (const frame of frames) {
+			if (!(frame instanceof Frame)) {
+				if (frame.type === frameType.response) {
+					this.#answer(frame.streamId, statusCode.resourceExhausted, tooLarge('response', frame));
+				}
+			} else if (this.#isForShim(frame)) {
+				this.#shim.write(frame.bytes);
+			}
+		}
+
+		this.#shim.uncork();
+		this.#balance();
+	}
+
+	/** Nobody at the shim waits for an answer on a stream that was answered already. */
+	#isForShim(frame: Frame): boolean {
+		switch (frame.type) {
+			case frameType.response: return this.#calls.response(frame, this.#options.now());
+			case frameType.data: return this.#calls.isOpen(frame.streamId);
+			default: return true;
+		}
+	}
+
+	#onVmLost(reason: Error): void {
+		const lost = this.#calls.lost();
+		const text = this.#text(`The connection to the pod VM was lost while this call was under way (${reason.message}): whether it was carried out is not known`);
+		if (this.#shim.readableEnded) {
+			this.#answerAll(lost, text);
+			this.#finish();
+			return;
+		}
+
+		const {log, now} = this.#options;
+		log.warn({err: reason, count: lost.length}, 'connection to the VM lost, dialling again');
+		const lasted = this.#state.name === 'joined' && now() - this.#state.since >= lastingMs;
+		if (lasted) {
+			this.#pauses = this.#newPauses();
+		}
+
+		this.#dial({reason, at: now()}, lasted ? 0 : this.#pauses.next().value);
+		this.#answerAll(lost, text);
+		this.#watchDeadlines();
+		this.#balance();
+	}
+
+	/** Calls that had to wait for a connection are answered before the shim gives up on them: the first health check without an answer ends the pod. */
+	#watchDeadlines(): void {
+		clearTimeout(this.#timer);
+		const next = this.#calls.nextDeadline;
+		if (next === undefined) {
+			return;
+		}
+
+		const {now} = this.#options;
+		this.#timer = setTimeout(() => {
+			const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
+			this.#answerAll(this.#calls.expired(now()), this.#text(this.#state.name === 'joined'
+				? 'The connection to the pod VM was lost and is back, but the VM did not answer before this call\'s deadline'
+				: `The pod VM could not be reached before this call's deadline${loss === undefined ? '' : `: the connection was lost (${loss.reason.message})`}`));
+			this.#watchDeadlines();
+		}, Math.min(Math.max(0, next - now()) + 1, 0x7f_ff_ff_ff));
+	}
+
+	/** For a shim that says no more: fails what it still waits for, and says no more either. */
+	#finish(): void {
+		this.#answerAll(this.#calls.all(), this.#text('The connection to the pod VM is lost, and the caller has ended its side'));
+		this.#enter({name: 'over'});
+		this.#shim.end();
+	}
+
+	#answerAll(calls: readonly Call[], text: string): void {
+		for (const {streamId} of calls) {
+			this.#answer(streamId, statusCode.unavailable, text);
+		}
+	}
+
+	/** Unless it was answered. */
+	#answer(streamId: number, code: number, message: string): void {
+		if (this.#calls.answer(streamId, code, this.#options.now())) {
+			this.#respond(streamId, code, message);
+		}
+	}
+
+	#respond(streamId: number, code: number, message: string): void {
+		const response = encodeResponse({status: {code, message}, payload: Buffer.alloc(0)});
+		if (!this.#shim.write(encodeFrame({streamId, type: frameType.response, flags: 0}, response))) {
+			this.#isUnheard = true;
+		}
+	}
+
+	/** Each side is read from as long as the other takes what it says. */
+	#balance(): void {
+		const vm = this.#state.name === 'joined' ? this.#state.vm : undefined;
+		const shall = !this.#isUnheard && vm?.isFull !== true;
+		if (shall === this.#shim.isPaused()) {
+			if (shall) {
+				this.#shim.resume();
+			} else {
+				this.#shim.pause();
+			}
+		}
+
+		if (vm !== undefined) {
+			vm.isReading = !this.#shim.writableNeedDrain;
+		}
+	}
+
+	#newPauses(): Generator<number, never> {
+		return backOff(...this.#options.redialPauseMs);
+	}
+
+	#track(leg: Promise<unknown>): void {
+		this.#legs.add(leg);
+		void leg.then(() => this.#legs.delete(leg));
+	}
+
+	#goneText(reason: Error): string {
+		return this.#text(`The pod VM is gone: ${reason.message}`);
+	}
+
+	#text(what: string): string {
+		return new AdaptorError({code: 'unavailable', what, where: this.#options.where}).message;
 	}
 }
 
-async function closed(stream: Duplex): Promise<void> {
-	if (!stream.closed) {
-		await new Promise<void>(resolve => {
-			stream.once('close', resolve);
-		});
-	}
+function tooLarge(what: string, {messageLength}: OversizedFrame): string {
+	return `A ${what} of ${messageLength} bytes exceeds the limit of ${maxMessageLength}`;
 }

@@ -135,8 +135,10 @@ class Candidate implements Disposable {
 		socket.setNoDelay(true);
 		let timeout = setTimeout(() => socket.destroy(stageError('ETIMEDOUT')), timings.connectTimeoutMs);
 		this.#attempts.add(socket);
+		let ticket: NodeJS.Immediate | undefined;
 		const forget = (): void => {
 			clearTimeout(timeout);
+			clearImmediate(ticket);
 			this.#attempts.delete(socket);
 			this.#handshaking.delete(socket);
 		};
@@ -150,17 +152,22 @@ class Candidate implements Disposable {
 		let proven = false;
 		const win = (): void => {
 			forget();
-			socket.removeListener('session', win);
+			socket.removeListener('session', onSession);
 			socket.removeListener('close', onClose);
 			this[Symbol.dispose]();
 			this.#onVm(socket);
 		};
+		// Later, for the event comes out of OpenSSL's reading, and what is written before that has returned stays unsent: Node 24.
+		const onSession = (): void => {
+			ticket = setImmediate(win);
+		};
+
 		socket.once('secureConnect', () => {
 			proven = true;
 			if (socket.getProtocol() === 'TLSv1.3') {
 				clearTimeout(timeout);
 				timeout = setTimeout(win, timings.objectionMs);
-				socket.once('session', win);
+				socket.once('session', onSession);
 			} else {
 				win();
 			}

@@ -1,15 +1,14 @@
 /**
- * The kata agent's traffic: a unix socket for the shim, mutual TLS to the VM's forwarder, and nothing in between but bytes.
+ * The kata agent's traffic: a unix socket for the shim, mutual TLS to the VM's forwarder, and nothing in between but frames.
  * Puts the parts together: identity, dialling, socket, conversations. Decides nothing about sandboxes.
  */
 import type {Socket} from 'node:net';
 import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
-import {toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
 import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
-import {Conversation, ShimLeg, VmLeg} from './conversation.ts';
+import {Conversation} from './conversation.ts';
 import {defaultDialTimings, dial, type Dialled, type DialTarget, type DialTimings} from './dial.ts';
 import type {RelayIdentity} from './identity.ts';
 import {forwarderOptions, secureContextOptions, type TlsOptions} from './tls-options.ts';
@@ -24,11 +23,20 @@ export interface AgentRelaysOptions {
 }
 
 export interface RelayTimings extends DialTimings {
-	/** How long a further shim connection waits for its own connection to the VM. */
-	readonly furtherDialMs: number;
+	/** For a VM that was reached before: it is there or it is not, and there may be many of them when a KVM host is not. */
+	readonly again: Partial<DialTimings>;
+	/** After so long without a connection the log says how far dialling got, and once more whenever it fails as long again. */
+	readonly reportMs: number;
+	/** As of `ConversationOptions`. */
+	readonly redialPauseMs: readonly [first: number, longest: number];
 }
 
-const defaultTimings: RelayTimings = {...defaultDialTimings, furtherDialMs: 20_000};
+const defaultTimings: RelayTimings = {
+	...defaultDialTimings,
+	again: {retryMs: 100, patientRetryMs: 1000, overlapMs: 500, maxPending: 4},
+	reportMs: 20_000,
+	redialPauseMs: [100, 5000],
+};
 
 /** The VM's network stack tells a dead host from a silent pod; ttrpc has no ping of its own. */
 const keepAliveMs = 30_000;
@@ -61,7 +69,7 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 			const dialled = await dial(addresses, dialTarget, signal);
 			relayLog.info({address: dialled.address, durationMs: Math.round(performance.now() - startedAt)}, 'forwarder of the VM reached');
 			await using undo = new AsyncDisposableStack();
-			const relay = undo.use(new Relay(dialled, dialTarget, relayLog, allTimings.furtherDialMs));
+			const relay = undo.use(new Relay(dialled, dialTarget, relayLog, allTimings));
 			await relay.listen(target);
 			signal.throwIfAborted();
 			undo.move();
@@ -75,22 +83,20 @@ class Relay implements AgentRelay {
 	readonly address: string;
 	readonly #target: DialTarget;
 	readonly #log: Logger;
-	readonly #furtherDialMs: number;
-	/** Ends what still dials. */
-	readonly #scope = new Scope();
+	readonly #timings: RelayTimings;
 	readonly #parts = new AsyncDisposableStack();
-	/** Connections of shims, from accepted to closed. */
-	readonly #serving = new Set<Promise<void>>();
+	readonly #conversations = new Set<Conversation>();
 	/** The connection that proved the VM, kept for the first shim. */
 	#warm: WarmConnection | undefined;
 	#connections = 0;
+	#failure: Error | undefined;
 	#disposed: Promise<void> | undefined;
 
-	constructor({address, socket}: Dialled, target: DialTarget, log: Logger, furtherDialMs: number) {
+	constructor({address, socket}: Dialled, target: DialTarget, log: Logger, timings: RelayTimings) {
 		this.address = address;
-		this.#target = target;
+		this.#target = {...target, timings: {...timings, ...timings.again}};
 		this.#log = log;
-		this.#furtherDialMs = furtherDialMs;
+		this.#timings = timings;
 		this.#warm = new WarmConnection(tuned(socket), log);
 	}
 
@@ -98,49 +104,58 @@ class Relay implements AgentRelay {
 		this.#parts.use(await listenForShims(socketPath, shim => this.#accept(shim)));
 	}
 
-	#accept(socket: Socket): void {
-		const serving = this.#serve(new ShimLeg(socket)).finally(() => this.#serving.delete(serving));
-		this.#serving.add(serving);
-	}
-
-	/** Never rejects. */
-	async #serve(shim: ShimLeg): Promise<void> {
-		const log = this.#log.child({connection: ++this.#connections});
-		try {
-			await using shimLeg = shim;
-			await using vmLeg = new VmLeg(await this.#connectVm());
-			if (this.#scope.signal.aborted) {
-				return;
-			}
-
-			log.debug({}, 'shim connected');
-			await using conversation = new Conversation(shimLeg, vmLeg, {log, now: () => performance.now()});
-			const onAbort = (): void => {
-				void conversation[Symbol.asyncDispose]();
-			};
-			this.#scope.signal.addEventListener('abort', onAbort, {once: true});
-			try {
-				await conversation.ended;
-			} finally {
-				this.#scope.signal.removeEventListener('abort', onAbort);
-			}
-		} catch (error) {
-			if (!this.#scope.signal.aborted) {
-				log.warn({err: toError(error)}, 'no connection to the VM for this shim connection, which is closed');
-			}
+	fail(reason: Error): void {
+		this.#failure ??= reason;
+		this.#takeWarm()?.destroy();
+		for (const conversation of this.#conversations) {
+			conversation.fail(this.#failure);
 		}
 	}
 
-	async #connectVm(): Promise<TLSSocket> {
-		const warm = this.#warm?.take();
-		this.#warm = undefined;
+	#accept(shim: Socket): void {
+		if (this.#disposed !== undefined) {
+			shim.destroy();
+			return;
+		}
+
+		const log = this.#log.child({connection: ++this.#connections});
+		log.debug({}, 'shim connected');
+		const conversation = new Conversation(shim, {
+			connectVm: async signal => this.#connectVm(log, signal),
+			where: {instanceName: this.#target.instanceName, address: this.address},
+			log,
+			now: () => performance.now(),
+			redialPauseMs: this.#timings.redialPauseMs,
+		});
+		this.#conversations.add(conversation);
+		void conversation.ended.then(() => this.#conversations.delete(conversation));
+		if (this.#failure !== undefined) {
+			conversation.fail(this.#failure);
+		}
+	}
+
+	async #connectVm(log: Logger, signal: AbortSignal): Promise<TLSSocket> {
+		const warm = this.#takeWarm();
 		if (warm !== undefined) {
 			return warm;
 		}
 
-		using scope = new Scope(this.#scope.signal).deadline(this.#furtherDialMs, 'a further connection to the VM');
-		const {socket} = await dial(only(this.address), this.#target, scope.signal);
-		return tuned(socket);
+		for (let level: 'warn' | 'debug' = 'warn'; ; level = 'debug') {
+			using scope = new Scope(signal).deadline(this.#timings.reportMs, 'a connection to the VM');
+			try {
+				const {socket} = await dial(only(this.address), this.#target, scope.signal);
+				return tuned(socket);
+			} catch (error) {
+				signal.throwIfAborted();
+				log[level]({err: error}, 'VM cannot be reached, dialling on');
+			}
+		}
+	}
+
+	#takeWarm(): TLSSocket | undefined {
+		const warm = this.#warm?.take();
+		this.#warm = undefined;
+		return warm;
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {
@@ -149,11 +164,8 @@ class Relay implements AgentRelay {
 	}
 
 	async #dispose(): Promise<void> {
-		this.#scope.abort(new Error('the relay is closed'));
-		this.#warm?.take()?.destroy();
-		await Promise.all([this.#parts.disposeAsync(), ...this.#serving]);
-		// One that was accepted while the listener closed found the scope aborted.
-		await Promise.all(this.#serving);
+		this.#takeWarm()?.destroy();
+		await Promise.all([this.#parts.disposeAsync(), ...[...this.#conversations].map(async conversation => conversation[Symbol.asyncDispose]())]);
 	}
 }
 
@@ -177,7 +189,12 @@ class WarmConnection {
 	take(): TLSSocket | undefined {
 		this.#socket.removeListener('readable', this.#onReadable);
 		this.#socket.removeListener('close', this.#onClose);
-		return this.#lost || this.#socket.destroyed ? undefined : this.#socket;
+		if (this.#lost || this.#socket.destroyed || this.#socket.readableEnded) {
+			this.#socket.destroy();
+			return undefined;
+		}
+
+		return this.#socket;
 	}
 
 	readonly #onError = (error: Error): void => {

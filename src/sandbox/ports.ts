@@ -185,8 +185,16 @@ export interface RelayTarget {
 	readonly socketPath: string;
 }
 
-/** Disposing closes the socket and all connections at once, and removes the socket's file. */
+/**
+ * Outlives its connections to the VM: one that is lost is dialled again, calls that only wait are made again, all others end as UNAVAILABLE.
+ * Disposing closes the socket and all connections at once, and removes the socket's file.
+ */
 export interface AgentRelay extends AsyncDisposable {
 	/** The address that proved to be the VM's. */
 	readonly address: string;
+	/**
+	 * The VM is gone, and will not come back: all calls under way, and all that come, end as UNAVAILABLE at once, with the reason in their text.
+	 * The socket is served until the relay is disposed. The first reason stays; after disposing this does nothing.
+	 */
+	fail(reason: Error): void;
 }

@@ -125,6 +125,32 @@ export function decodeResponse(bytes: Buffer): Response {
 	return status === undefined ? {payload} : {status, payload};
 }
 
+/** The status' code, without reading the rest: 0 when there is none, or when the bytes are no response. */
+export function peekStatus(bytes: Buffer): number {
+	let code = 0;
+	try {
+		readFields('Response', bytes, (field, reader) => {
+			if (field !== responseTag.status) {
+				return false;
+			}
+
+			readFields('Status', readBytes(reader), (part, status) => {
+				if (part !== statusTag.code) {
+					return false;
+				}
+
+				code = status.int32();
+				return true;
+			});
+			return true;
+		});
+	} catch {
+		// Whoever waits for it will say so.
+	}
+
+	return code;
+}
+
 /** Success with an empty payload is a message of no bytes at all, as the reference implementation writes it. */
 export function encodeResponse({status, payload}: Response): Buffer {
 	const writer = protobuf.Writer.create();

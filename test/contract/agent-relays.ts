@@ -14,6 +14,8 @@ export interface AgentRelaysHarness extends AsyncDisposable {
 	boot(address: string, instanceName: string, tls: ForwarderTls): Promise<AsyncDisposable | Disposable>;
 	/** Whether a shim that connects would be served. */
 	isServed(socketPath: string): Promise<boolean>;
+	/** Makes a call there. @returns 'answered' by the VM, or the text of UNAVAILABLE */
+	call(socketPath: string): Promise<string>;
 }
 
 export function agentRelaysContract(test: TestFn, name: string, makeHarness: () => Promise<AgentRelaysHarness>): void {
@@ -119,6 +121,25 @@ export function agentRelaysContract(test: TestFn, name: string, makeHarness: () 
 		await using second = await relays.open(socket, from(harness.address(1)), signal());
 		await relay[Symbol.asyncDispose]();
 		t.true(await harness.isServed(socket.socketPath));
+		t.truthy(vm);
+		t.truthy(second);
+	});
+
+	contract('when the VM is said to be gone, calls fail with the first reason, and the socket is served until the relay is disposed', async (t, harness) => {
+		const {relays} = harness;
+		const socket = target(harness, 'podvm-gone');
+		await using vm = await harness.boot(harness.address(1), 'podvm-gone', await relays.issue('podvm-gone', signal()));
+		const relay = await relays.open(socket, from(harness.address(1)), signal());
+		t.is(await harness.call(socket.socketPath), 'answered');
+		relay.fail(new AdaptorError({code: 'aborted', what: 'The VM ended: crashed'}));
+		relay.fail(new Error('a later reason'));
+		t.regex(await harness.call(socket.socketPath), /The VM ended: crashed/);
+		t.true(await harness.isServed(socket.socketPath));
+		await relay[Symbol.asyncDispose]();
+		relay.fail(new Error('too late'));
+		t.false(await harness.isServed(socket.socketPath));
+		await using second = await relays.open(socket, from(harness.address(1)), signal());
+		t.is(await harness.call(socket.socketPath), 'answered');
 		t.truthy(vm);
 		t.truthy(second);
 	});

@@ -1,97 +1,149 @@
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
 import fc from 'fast-check';
-import {CallObserver, FrameSkimmer, methodOf} from '../../src/relay/calls.ts';
+import {Calls, defaultCallLimits} from '../../src/relay/calls.ts';
+import {silentLogger} from '../../src/log.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
-import {encodeRequest, encodeResponse, peekMethod} from '../../src/ttrpc/message.ts';
+import {data, failure, frameOf, request, response} from './frames.ts';
 import {capturedLog} from './harness.ts';
 
-const cut = (bytes: Buffer, sizes: readonly number[]): Buffer[] => {
-	const pieces: Buffer[] = [];
-	for (let position = 0, n = 0; position < bytes.length; n++) {
-		const size = sizes[n % sizes.length] ?? 1;
-		pieces.push(bytes.subarray(position, position + size));
-		position += size;
-	}
-
-	return pieces;
-};
-const sizes = fc.array(fc.integer({min: 1, max: 700}), {minLength: 1, maxLength: 20});
-
-test('any chunking of the recorded conversation shows the same calls as decoding it', async t => {
-	const client = await readFile(new URL('../fixtures/kata-shim/agent.client.bin', import.meta.url));
-	const expected = [...new FrameDecoder().push(client)].map(frame => {
-		const summary = frame instanceof Frame ? peekMethod(frame.message) : undefined;
-		return [frame.streamId, `${summary?.service ?? ''}/${summary?.method ?? ''}`];
-	});
-	t.is(expected.length, 33);
-	fc.assert(fc.property(sizes, chunking => {
-		const seen: unknown[] = [];
-		const skimmer = new FrameSkimmer(({streamId}, prefix) => {
-			seen.push([streamId, methodOf(prefix)]);
-		});
-		t.true(cut(client, chunking).every(piece => skimmer.push(piece)));
-		t.deepEqual(seen, expected);
-	}));
-});
+const streams = (calls: readonly {readonly streamId: number}[]): number[] => calls.map(({streamId}) => streamId);
 
 test('answers are matched to their calls in whatever order, with method, time and status', async t => {
 	const {log, lines} = await capturedLog();
-	let now = 0;
-	const calls = new CallObserver(log, () => now);
-	const request = (streamId: number, method: string, payload = Buffer.alloc(0)): Buffer =>
-		encodeFrame({streamId, type: frameType.request, flags: 0}, encodeRequest({service: 'grpc.AgentService', method, payload, timeoutNano: 0n, metadata: []}));
-	const response = (streamId: number, code: number, message = ''): Buffer =>
-		encodeFrame({streamId, type: frameType.response, flags: 0}, encodeResponse({status: {code, message}, payload: Buffer.alloc(0)}));
-	calls.fromShim(request(1, 'WaitProcess'));
-	calls.fromShim(request(3, 'CopyFile', Buffer.alloc(100_000)));
-	now = 12.34;
-	calls.fromVm(response(3, 5, 'x'.repeat(1000)));
-	calls.fromVm(response(9, 0));
-	t.is(calls.openCalls, 1);
-	now = 20;
-	calls.fromVm(encodeFrame({streamId: 1, type: frameType.response, flags: 0}, Buffer.alloc(0)));
-	t.is(calls.openCalls, 0);
+	const calls = new Calls(log, defaultCallLimits);
+	calls.request(frameOf(request(1, 'WaitProcess')), true, 0);
+	calls.request(frameOf(request(3, 'CopyFile', {payload: Buffer.alloc(100_000)})), true, 0);
+	t.true(calls.response(frameOf(failure(3, 5, 'x'.repeat(1000))), 12.34));
+	t.false(calls.response(frameOf(response(9)), 12.34));
+	t.is(calls.size, 1);
+	t.true(calls.response(frameOf(response(1)), 20));
+	t.is(calls.size, 0);
 	t.deepEqual(lines.map(({method, durationMs, code}) => [method, durationMs, code]), [
 		['grpc.AgentService/CopyFile', 12.3, 'NOT_FOUND'],
 		['grpc.AgentService/WaitProcess', 20, 'OK'],
 	]);
 });
 
-test('bytes that are no frames end the looking with one line', async t => {
+test('the methods of the recorded conversation are seen, and all its calls are answered', async t => {
 	const {log, lines} = await capturedLog();
-	const calls = new CallObserver(log, () => 0);
-	for (let n = 0; n < 3; n++) {
-		calls.fromShim(Buffer.from('PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n'));
-		calls.fromVm(Buffer.from('and so on, and so on'));
-	}
-
-	t.is(lines.length, 1);
-	t.is(lines[0]?.msg, 'calls are no longer observed');
+	const calls = new Calls(log, defaultCallLimits);
+	const recorded = async (side: string): Promise<Buffer> => readFile(new URL(`../fixtures/kata-shim/agent.${side}.bin`, import.meta.url));
+	const requests = [...new FrameDecoder().push(await recorded('client'))].filter(frame => frame instanceof Frame);
+	const responses = [...new FrameDecoder().push(await recorded('server'))].filter(frame => frame instanceof Frame);
+	t.is(requests.length, 33);
+	t.true(requests.every(frame => calls.request(frame, true, 0) === 'taken'));
+	t.true(responses.every(frame => calls.response(frame, 0)));
+	t.true(lines.every(({method}) => /^grpc\.(AgentService|Health)\/\w+$/.test(method ?? '')));
 });
 
-test('no bytes make it throw or remember without bound', async t => {
-	const {log} = await capturedLog();
-	const frame = fc.tuple(fc.integer({min: 0, max: 5}), fc.nat(), fc.uint8Array({maxLength: 400}))
-		.map(([type, streamId, message]) => encodeFrame({type, streamId, flags: 0}, message));
-	fc.assert(fc.property(fc.array(fc.tuple(fc.boolean(), fc.oneof(frame, fc.uint8Array({maxLength: 50}).map(bytes => Buffer.from(bytes)))), {maxLength: 30}), sizes, (writes, chunking) => {
-		const calls = new CallObserver(log, () => 0);
-		for (const [fromShim, bytes] of writes) {
-			for (const piece of cut(bytes, chunking)) {
-				if (fromShim) {
-					calls.fromShim(piece);
-				} else {
-					calls.fromVm(piece);
-				}
-			}
-		}
-
-		t.true(calls.openCalls <= writes.length);
-	}), {numRuns: 200});
-	const calls = new CallObserver(log, () => 0);
-	for (let streamId = 1; streamId < 20_000; streamId += 2) {
-		calls.fromShim(encodeFrame({streamId, type: frameType.request, flags: 0}, Buffer.alloc(0)));
+test('with the connection everything is lost but what only waits, which is made again byte for byte', t => {
+	const calls = new Calls(silentLogger, defaultCallLimits);
+	const waiting = [request(1, 'WaitProcess', {payload: Buffer.from('a')}), request(5, 'GetOOMEvent'), request(9, 'Check', {timeoutMs: 30_000})];
+	for (const bytes of [waiting[0], request(3, 'CreateContainer'), waiting[1], request(7, 'ReadStdout'), waiting[2]]) {
+		calls.request(frameOf(bytes ?? Buffer.alloc(0)), true, 0);
 	}
 
-	t.is(calls.openCalls, 4096);
+	t.deepEqual(streams(calls.lost()), [3, 7]);
+	for (const {streamId} of calls.lost()) {
+		t.true(calls.answer(streamId, 14, 0));
+	}
+
+	for (let connection = 0; connection < 3; connection++) {
+		t.deepEqual([...calls.join()], waiting);
+		t.deepEqual(streams(calls.lost()), []);
+	}
+});
+
+test('what came without a connection is sent once, in its order, and then lost like the rest', t => {
+	const calls = new Calls(silentLogger, defaultCallLimits);
+	const frames = [request(1, 'ExecProcess'), request(3, 'WaitProcess'), request(5, 'CopyFile')];
+	for (const bytes of frames) {
+		t.is(calls.request(frameOf(bytes), false, 0), 'taken');
+	}
+
+	t.is(calls.heldBytes, Buffer.concat(frames).length);
+	t.deepEqual([...calls.join()], frames);
+	t.is(calls.heldBytes, frames[1]?.length ?? 0);
+	t.deepEqual(streams(calls.lost()), [1, 5]);
+});
+
+test('a stream is answered once: what comes later finds nobody', t => {
+	const calls = new Calls(silentLogger, defaultCallLimits);
+	calls.request(frameOf(request(1, 'Check')), true, 0);
+	t.is(calls.request(frameOf(request(1, 'Check')), true, 0), 'busy');
+	t.true(calls.answer(1, 14, 0));
+	t.false(calls.answer(1, 14, 0));
+	t.false(calls.response(frameOf(response(1)), 0));
+	t.deepEqual([...calls.join()], []);
+	t.is(calls.heldBytes, 0);
+});
+
+test('only calls that were delayed are answered ahead of their deadline, by half a second or a tenth of their time', t => {
+	const calls = new Calls(silentLogger, defaultCallLimits);
+	calls.request(frameOf(request(1, 'Check', {timeoutMs: 30_000})), true, 1000);
+	calls.request(frameOf(request(3, 'Check', {timeoutMs: 1000})), true, 1000);
+	calls.request(frameOf(request(5, 'WaitProcess')), true, 1000);
+	t.is(calls.nextDeadline, undefined);
+	t.deepEqual(calls.expired(1e9), []);
+	calls.lost();
+	t.is(calls.nextDeadline, 1900);
+	t.deepEqual(streams(calls.expired(1900)), [3]);
+	calls.answer(3, 14, 1900);
+	t.is(calls.nextDeadline, 30_500);
+	calls.request(frameOf(request(7, 'ExecProcess', {timeoutMs: 5000})), false, 2000);
+	t.is(calls.nextDeadline, 6500);
+});
+
+test('a request that goes on in further frames is held with them, and never made again', t => {
+	const calls = new Calls(silentLogger, {maxOpen: 10, maxHeldBytes: 200});
+	const frames = [request(1, 'Check'), data(1, Buffer.from('more'))];
+	calls.request(frameOf(frames[0] ?? Buffer.alloc(0)), false, 0);
+	t.is(calls.data(frameOf(frames[1] ?? Buffer.alloc(0)), false), 'taken');
+	t.is(calls.data(frameOf(data(1, Buffer.alloc(200))), false), 'full');
+	t.is(calls.data(frameOf(data(3, Buffer.alloc(2))), false), 'unknown');
+	t.deepEqual([...calls.join()], frames);
+	t.is(calls.data(frameOf(data(1, Buffer.alloc(1))), true), 'taken');
+	t.is(calls.heldBytes, 0);
+	t.deepEqual(streams(calls.lost()), [1]);
+});
+
+test('no frames make it throw, or remember more than it may', t => {
+	const limits = {maxOpen: 5, maxHeldBytes: 500};
+	const frame = fc.oneof(
+		fc.tuple(fc.integer({min: 0, max: 5}), fc.integer({min: 0, max: 9}), fc.uint8Array({maxLength: 400})).map(([type, streamId, message]) => encodeFrame({type, streamId, flags: 0}, message)),
+		fc.tuple(fc.integer({min: 0, max: 9}), fc.constantFrom('Check', 'WaitProcess', 'CopyFile'), fc.nat(300)).map(([streamId, method, length]) => request(streamId, method, {payload: Buffer.alloc(length)})),
+	);
+	const step = fc.record({what: fc.constantFrom('shim', 'vm', 'lose', 'join'), frame});
+	fc.assert(fc.property(fc.array(step, {maxLength: 60}), steps => {
+		const calls = new Calls(silentLogger, limits);
+		let isJoined = false;
+		for (const {what, frame: bytes} of steps) {
+			const given = frameOf(bytes);
+			if (what === 'shim' && given.type === frameType.request) {
+				calls.request(given, isJoined, 0);
+			} else if (what === 'shim') {
+				calls.data(given, isJoined);
+			} else if (what === 'vm') {
+				calls.response(given, 0);
+			} else if (what === 'lose') {
+				isJoined = false;
+				for (const {streamId} of calls.lost()) {
+					calls.answer(streamId, 14, 0);
+				}
+			} else {
+				isJoined = true;
+				t.is(Buffer.concat([...calls.join()]).length <= limits.maxHeldBytes, true);
+			}
+
+			t.true(calls.size <= limits.maxOpen);
+			t.true(calls.heldBytes >= 0 && calls.heldBytes <= limits.maxHeldBytes);
+		}
+
+		for (const {streamId} of calls.all()) {
+			calls.answer(streamId, 14, 0);
+		}
+
+		t.is(calls.heldBytes, 0);
+	}), {numRuns: 300});
 });

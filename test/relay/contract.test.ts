@@ -13,6 +13,7 @@ agentRelaysContract(test, 'relays in memory', async () => {
 		address: n => `192.0.2.${n}`,
 		boot: async (address, instanceName) => relays.boot(address, instanceName),
 		isServed: async socketPath => relays.served.has(socketPath),
+		call: async socketPath => relays.failures.get(socketPath)?.message ?? 'answered',
 		async [Symbol.asyncDispose]() {
 			// Holds nothing.
 		},

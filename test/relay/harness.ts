@@ -4,14 +4,17 @@ import {connect, createServer, type Socket} from 'node:net';
 import {once} from 'node:events';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
-import type {AgentRelays} from '../../src/sandbox/ports.ts';
+import type {TLSSocket} from 'node:tls';
+import type {AgentRelay, AgentRelays, ForwarderTls} from '../../src/sandbox/ports.ts';
 import {openIdentity, type IdentityFiles, type RelayIdentity} from '../../src/relay/identity.ts';
 import {createAgentRelays, type RelayTimings} from '../../src/relay/relay.ts';
 import type {TlsOptions} from '../../src/relay/tls-options.ts';
+import {FrameReader, request, statusOf} from './frames.ts';
 import {createLogger, type LogFields} from '../../src/log.ts';
 import {PassThrough} from 'node:stream';
-import type {AgentRelaysHarness} from '../contract/agent-relays.ts';
-import {startForwarder} from '../support/forwarder.ts';
+import {from, type AgentRelaysHarness} from '../contract/agent-relays.ts';
+import {statusCode} from '../../src/ttrpc/status.ts';
+import {answerEmpty, startForwarder, type Forwarder, type ForwarderOptions} from '../support/forwarder.ts';
 
 export type LogLine = LogFields & {readonly level: string; readonly msg: string};
 
@@ -50,7 +53,7 @@ export async function realHarness({files = {}, timings = {}}: RealHarnessOptions
 		lines,
 		text,
 		address,
-		boot: async (at, _instanceName, tls) => startForwarder({tls, address: at, port}),
+		boot: async (at, _instanceName, tls) => startForwarder({tls, address: at, port, onConnection: answerEmpty}),
 		async isServed(socketPath) {
 			const socket = connect(socketPath);
 			try {
@@ -60,6 +63,16 @@ export async function realHarness({files = {}, timings = {}}: RealHarnessOptions
 				return false;
 			} finally {
 				socket.destroy();
+			}
+		},
+		async call(socketPath) {
+			const shim = await connectShim(socketPath);
+			try {
+				shim.write(request(1, 'Check', {timeoutMs: 10_000}));
+				const {code, message} = statusOf(await new FrameReader(shim).next());
+				return code === statusCode.ok ? 'answered' : message;
+			} finally {
+				shim.destroy();
 			}
 		},
 		async [Symbol.asyncDispose]() {
@@ -154,4 +167,35 @@ export async function readAll(stream: NodeJS.ReadableStream): Promise<Buffer> {
 	}
 
 	return Buffer.concat(chunks);
+}
+
+/** A relay that is open to a VM that is up. */
+export interface Running extends AsyncDisposable {
+	readonly harness: RealHarness;
+	readonly tls: ForwarderTls;
+	readonly forwarder: Forwarder;
+	readonly relay: AgentRelay;
+	readonly socketPath: string;
+	/** A shim's connection and the VM's end of it. */
+	converse(): Promise<{shim: Socket; vm: TLSSocket}>;
+}
+
+export async function running(options: Partial<ForwarderOptions> = {}, timings: Partial<RelayTimings> = {}): Promise<Running> {
+	await using undo = new AsyncDisposableStack();
+	const harness = undo.use(await realHarness({timings}));
+	const {relays, directory, address, port} = harness;
+	const signal = AbortSignal.timeout(20_000);
+	const tls = await relays.issue('podvm-a-12345678', signal);
+	const forwarder = undo.use(await startForwarder({tls, address: address(1), port, ...options}));
+	const socketPath = join(directory, 'a', 'agent.ttrpc');
+	const relay = undo.use(await relays.open({sandboxId: 'a', instanceName: 'podvm-a-12345678', socketPath}, from(address(1)), signal));
+	const all = undo.move();
+	return {
+		harness, tls, forwarder, relay, socketPath,
+		async converse() {
+			const shim = await connectShim(socketPath);
+			return {shim, vm: await forwarder.accept()};
+		},
+		[Symbol.asyncDispose]: async () => all.disposeAsync(),
+	};
 }

@@ -10,6 +10,8 @@ import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget} from '../../src
 export class InMemoryAgentRelays implements AgentRelays {
 	/** Socket paths that are served, with their targets. */
 	readonly served = new Map<string, RelayTarget>();
+	/** Why the VMs behind them are gone, by socket path; of sockets that are served. */
+	readonly failures = new Map<string, Error>();
 	/** Instance names that certificates were issued for, in order. */
 	readonly issued: string[] = [];
 	/** When set, `issue` fails with it. */
@@ -53,6 +55,7 @@ export class InMemoryAgentRelays implements AgentRelays {
 
 	async discard(socketPath: string): Promise<void> {
 		this.served.delete(socketPath);
+		this.failures.delete(socketPath);
 	}
 
 	async open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay> {
@@ -99,9 +102,15 @@ export class InMemoryAgentRelays implements AgentRelays {
 		this.served.set(target.socketPath, mine);
 		return {
 			address,
+			fail: reason => {
+				if (this.served.get(target.socketPath) === mine && !this.failures.has(target.socketPath)) {
+					this.failures.set(target.socketPath, reason);
+				}
+			},
 			[Symbol.asyncDispose]: async () => {
 				if (this.served.get(target.socketPath) === mine) {
 					this.served.delete(target.socketPath);
+					this.failures.delete(target.socketPath);
 				}
 			},
 		};

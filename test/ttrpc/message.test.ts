@@ -1,7 +1,7 @@
 import test from 'ava';
 import * as fc from 'fast-check';
 import {AdaptorError} from '../../src/errors.ts';
-import {decodeRequest, decodeResponse, encodeRequest, encodeResponse, peekMethod, type Request} from '../../src/ttrpc/message.ts';
+import {decodeRequest, decodeResponse, encodeRequest, encodeResponse, peekMethod, peekStatus, type Request} from '../../src/ttrpc/message.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {framesOf, recorded} from './conversation.ts';
 
@@ -138,4 +138,14 @@ test('status codes are google.rpc.Code\'s', t => {
 	t.is(statusCode.resourceExhausted, 8);
 	t.is(statusCode.unimplemented, 12);
 	t.is(statusCode.unauthenticated, 16);
+});
+
+test('the code of a status is seen without decoding the response, and bytes that are none have none', t => {
+	fc.assert(fc.property(fc.integer({min: -(2 ** 31), max: 2 ** 31 - 1}), text, bytesOf, (code, message, payload) => {
+		t.is(peekStatus(encodeResponse({status: {code, message}, payload})), code);
+		t.is(peekStatus(encodeResponse({payload})), 0);
+	}));
+	fc.assert(fc.property(bytesOf, bytes => {
+		t.notThrows(() => peekStatus(bytes));
+	}));
 });
