@@ -253,6 +253,11 @@ export class LibvirtSession implements AsyncDisposable {
 			throw connection.lost;
 		}
 
+		if (this.#life.signal.aborted) {
+			connection.close(closedReason());
+			return;
+		}
+
 		this.#serverInfo = server;
 		this.#connections++;
 		this.#options.log.info({

@@ -5,6 +5,7 @@ import {abortable, DeadlineError} from '../../src/lifetime.ts';
 import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/errors.ts';
 import type {LifecycleEvent} from '../../src/libvirt/events.ts';
 import {messageLimit, messageStatus, messageType, type Packet} from '../../src/libvirt/packet.ts';
+import type {Pipe} from '../../src/libvirt/pipe.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
 import type {CallOptions, LibvirtSessionOptions, SessionState} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
@@ -556,6 +557,30 @@ test('disposing while connecting fails those who wait', async t => {
 	await session[Symbol.asyncDispose]();
 	await failed;
 	await peer.closed;
+});
+
+test('disposing in the moment in which the connection is ready leaves none', async t => {
+	const daemon = await startScriptedDaemon({unanswered: [procedures.connectGetHostname.number]});
+	const pipes = new Queue<Pipe>();
+	const session = new LibvirtSession({uri: 'test:///default', openPipe: async signal => {
+		const pipe = await daemon.openPipe(signal);
+		pipes.push(pipe);
+		return pipe;
+	}});
+	const failed = t.throwsAsync(session.connect(patient), {instanceOf: LibvirtConnectionError, message: /closed/});
+	const [peer, pipe] = [await daemon.peers.next(), await pipes.next()];
+	const call = await peer.received.next();
+	let disposed: Promise<void> | undefined;
+	// After the session has read the last answer, before it could do anything about it.
+	pipe.duplex.on('data', () => {
+		disposed ??= session[Symbol.asyncDispose]();
+	});
+	peer.reply(call, procedures.connectGetHostname, {hostname: 'h'});
+	await failed;
+	await disposed;
+	await peer.closed;
+	t.is(session.state.name, 'closed');
+	await daemon[Symbol.asyncDispose]();
 });
 
 test('a long text in small pieces arrives', async t => {
