@@ -1,6 +1,6 @@
 // The house rules of docs/architecture.md, "Who may import whom". Run by `npm run lint`.
 const rule = (name, comment, from, to) => ({name, severity: 'error', comment, from, to});
-const adapters = ['api', 'podvm', 'network', 'relay', 'kubernetes', 'image', 'health'];
+const adapters = ['api', 'journal', 'podvm', 'network', 'relay', 'kubernetes', 'image', 'health'];
 /** @type {import('dependency-cruiser').IConfiguration} */
 module.exports = {
 	forbidden: [
@@ -10,7 +10,7 @@ module.exports = {
 		rule('domain-knows-no-protocol', 'sandbox/ imports lifetime, errors and log only, and no library.', {path: '^src/sandbox/'}, {pathNot: ['^src/(sandbox/|(lifetime|errors|log)[.]ts$)', '^node:']}),
 		...adapters.map(name => rule(
 			`${name}-is-an-adapter`, 'Adapters never import each other, nor what composes them.',
-			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|sandbox${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/frame[.]ts|ttrpc/message[.]ts' : ''}))(?!(lifetime|errors|log|unix-listener)[.]ts$)`},
+			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|sandbox${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|status)[.]ts' : ''}))(?!(lifetime|errors|log|unix-listener)[.]ts$)`},
 		)),
 		...['ttrpc', 'libvirt'].map(name => rule(`${name}-is-a-package`, 'Fit to be a package of its own: knows nothing of pods.', {path: `^src/${name}/`}, {path: `^src/(?!${name}/|(lifetime|errors)[.]ts$)`})),
 		rule('only-main-is-the-edge', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$)'}, {path: '^src/main[.]ts$'}),

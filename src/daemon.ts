@@ -12,7 +12,9 @@ import {networkAddress} from './podvm/network-address.ts';
 import {createPodVms} from './podvm/pod-vms.ts';
 import {openIdentity} from './relay/identity.ts';
 import {createAgentRelays} from './relay/relay.ts';
+import {FileRecords} from './journal/file-records.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
+import {StartQueue} from './sandbox/start-queue.ts';
 
 /** What of the process's surroundings the parts need. */
 export interface Surroundings {
@@ -30,10 +32,11 @@ const drainTimeoutMs = 10_000;
 const createTimeoutMs = 30_000;
 const cleanupTimeoutMs = 60_000;
 const removalRetryMs = [500, 30_000] as const;
+const orphanIntervalMs = 60_000;
 
 /**
  * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running ones finish for
- * a while, unwinds starts that did not, and leaves running pod VMs alone.
+ * a while, unwinds starts that did not, and leaves running pod VMs alone: the next daemon takes them up from their records.
  */
 export async function startDaemon(config: Config, {home, user, sshAgentSocket}: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
@@ -87,6 +90,9 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		podVms,
 		networks,
 		relays,
+		records: new FileRecords(config.podsDir, log),
+		starts: new StartQueue(config.maxConcurrentStarts),
+		...(config.limitPerNode === undefined || config.limitPerNode < 0 || !config.enforceLimit ? {} : {maxSandboxes: config.limitPerNode}),
 		sizes: {
 			vcpus: config.vcpus,
 			maxVcpus: config.maxVcpus ?? Infinity,
@@ -100,9 +106,15 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		agentTimeoutMs: config.proxyTimeoutMs,
 		cleanupTimeoutMs,
 		removalRetryMs,
+		orphanGraceMs: config.orphanGraceMs,
+		orphanIntervalMs: Math.min(orphanIntervalMs, config.orphanGraceMs),
 		log,
 	}));
-	parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
+	const halfMadeGraceMs = Promise.withResolvers<number>();
+	await sandboxes.recover(halfMadeGraceMs.promise);
+	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
+	// A daemon that this one overlaps with may be in the middle of a start; of one that is dead, nothing is.
+	halfMadeGraceMs.resolve(api.tookOver ? config.startTimeoutMs + drainTimeoutMs : 0);
 	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');
 	return parts.move();
 }

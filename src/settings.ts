@@ -126,6 +126,14 @@ export const settings = {
 		env: 'START_TIMEOUT', section: 'Sockets and timeouts', type: duration, default: '210s',
 		description: 'Ours. How long a whole StartVM may take; kubelet gives up after about four minutes.',
 	},
+	maxConcurrentStarts: {
+		env: 'MAX_CONCURRENT_STARTS', section: 'Sockets and timeouts', type: integer(1, 1000), default: '10',
+		description: 'Ours. Starts of pod VMs at a time; others wait their turn, within their `START_TIMEOUT`.',
+	},
+	orphanGraceMs: {
+		env: 'ORPHAN_GRACE', section: 'Sockets and timeouts', type: duration, default: '2m',
+		description: 'Ours. How long a VM of this node may be without a known sandbox before it is removed.',
+	},
 	probePort: {
 		env: 'PROBE_PORT', section: 'Sockets and timeouts', type: port, default: '8000', isPending: true,
 		description: 'TCP port on 127.0.0.1 of the probes.',
@@ -186,6 +194,14 @@ export const settings = {
 		env: 'NODE_NAME', section: 'Kubernetes', type: identifier, defaultIs: 'the host name', example: 'worker-0.example.com',
 		description: 'Name of this node, from the downward API. Written to each VM: see `CLUSTER_ID`.',
 	},
+	limitPerNode: {
+		env: 'PEERPODS_LIMIT_PER_NODE', flag: 'peerpods-limit-per-node', section: 'Kubernetes', type: integer(-1, 100_000), example: '10',
+		description: 'Pod VMs at a time on this node; CreateVM beyond it is refused. Not set or negative: no limit.',
+	},
+	enforceLimit: {
+		env: 'ENFORCE_PEERPODS_LIMIT', section: 'Kubernetes', type: boolean, default: 'true',
+		description: 'Ours. `false`: `PEERPODS_LIMIT_PER_NODE` is left to the scheduler.',
+	},
 	podUid: {
 		env: 'POD_UID', section: 'Kubernetes', type: identifier, example: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11', isPending: true,
 		description: 'UID of the adaptor\'s own pod, from the downward API.',
@@ -225,7 +241,6 @@ export const inertSettings: readonly InertSetting[] = [
 	{env: 'PEER_PODS_DIR', reason: 'an old name: set PODS_DIR'},
 	{env: 'INITDATA', flag: 'initdata', reason: notYet},
 	{env: 'CLOUD_CONFIG_VERIFY', flag: 'cloud-config-verify', isSwitch: true, silentFor: ['false'], reason: notYet},
-	{env: 'PEERPODS_LIMIT_PER_NODE', flag: 'peerpods-limit-per-node', reason: notYet},
 	{env: 'ENABLE_SCRATCH_SPACE', flag: 'enable-scratch-space', isSwitch: true, silentFor: ['false'], reason: notYet},
 	{env: 'SECURE_COMMS', flag: 'secure-comms', isSwitch: true, silentFor: ['false'], reason: 'not supported: the agent\'s traffic goes over mutual TLS'},
 ];

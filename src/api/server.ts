@@ -20,8 +20,13 @@ export interface ApiOptions {
 	readonly log: Logger;
 }
 
+export interface ApiServer extends AsyncDisposable {
+	/** Another daemon was serving the socket, and may still have calls under way. */
+	readonly tookOver: boolean;
+}
+
 /** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
-export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOptions, signal: AbortSignal): Promise<AsyncDisposable> {
+export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOptions, signal: AbortSignal): Promise<ApiServer> {
 	const contract = loadContract();
 	const ending = new AbortController();
 	const served = services(contract, sandboxes, log, ending.signal);
@@ -43,7 +48,7 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOption
 			socket.destroy();
 		}
 	});
-	parts.use(await listen(path, socket => {
+	const listener = parts.use(await listen(path, socket => {
 		undecided.add(socket);
 		socket.once('close', () => undecided.delete(socket));
 		onProtocol(socket, protocol => {
@@ -56,5 +61,6 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOption
 			}
 		});
 	}, log, signal));
-	return parts.move();
+	const resources = parts.move();
+	return {tookOver: listener.tookOver, [Symbol.asyncDispose]: async () => resources.disposeAsync()};
 }

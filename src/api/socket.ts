@@ -17,19 +17,20 @@ const setting = 'REMOTE_HYPERVISOR_ENDPOINT';
  * @returns disposing accepts no further connections and removes the socket, unless a successor has taken its place
  * @throws AdaptorError when the path is too long, cannot be made, or is something else than a socket
  */
-export async function listen(path: string, onConnection: (socket: Socket) => void, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
+export async function listen(path: string, onConnection: (socket: Socket) => void, log: Logger, signal: AbortSignal): Promise<AsyncDisposable & {readonly tookOver: boolean}> {
 	checkSocketPath({path, setting});
 	await mkdir(dirname(path), {recursive: true, mode: 0o700});
 	await warnIfOthersMayWrite(dirname(path), log);
-	await examine(path, log, signal);
-	return listenAt({path, setting}, onConnection);
+	const tookOver = await examine(path, log, signal);
+	const listener = await listenAt({path, setting}, onConnection);
+	return {tookOver, [Symbol.asyncDispose]: async () => listener[Symbol.asyncDispose]()};
 }
 
-/** What is at the path now? Nothing and a stale socket are fine, a live daemon's is reported, anything else is refused. */
-async function examine(path: string, log: Logger, signal: AbortSignal): Promise<void> {
+/** What is at the path now, and is it alive? Nothing and a stale socket are fine, a live daemon's is reported, anything else is refused. */
+async function examine(path: string, log: Logger, signal: AbortSignal): Promise<boolean> {
 	const found = await lstat(path).catch(() => undefined);
 	if (found === undefined) {
-		return;
+		return false;
 	}
 
 	if (!found.isSocket()) {
@@ -38,9 +39,11 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 
 	if (await answers(path, signal)) {
 		log.warn({path}, 'taking the socket over from a daemon that is still running');
-	} else {
-		log.info({path}, 'replacing a stale socket');
+		return true;
 	}
+
+	log.info({path}, 'replacing a stale socket');
+	return false;
 }
 
 async function answers(path: string, signal: AbortSignal): Promise<boolean> {

@@ -5,6 +5,7 @@
 import type {AdaptorError} from '../errors.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {AgentRelay, ForwarderTls, PodNetwork, PodVm} from './ports.ts';
+import type {SandboxRecord} from './records.ts';
 
 /** What CreateVM found out and reserved; StartVM works from it alone. */
 export interface Prepared {
@@ -18,9 +19,13 @@ export interface Prepared {
  *                │            │                  │            │           │
  *                │            │                  └──▶ failed ◀┘           │
  *                └────────────┴──────── stop ───────────┴─────────────────┘──▶ stopping ──▶ gone
+ *
+ *  restart ──▶ recovering ──▶ created, running, failed or stopping, as the record and the hypervisor say
  */
 export type SandboxState =
 	| {readonly name: 'creating'}
+	/** Of an earlier run: its record is known, what has become of it is not yet. */
+	| {readonly name: 'recovering'; readonly record: SandboxRecord}
 	| {readonly name: 'created'; readonly prepared: Prepared}
 	/** Nothing is known of a VM yet, but there may be one. */
 	| {readonly name: 'starting'; readonly prepared: Prepared}
@@ -63,6 +68,7 @@ export function admitStart(state: SandboxState): Verdict {
 		}
 
 		case 'creating':
+		case 'recovering':
 		case 'starting':
 		case 'booting':
 		case 'stopping':
@@ -85,6 +91,10 @@ export function remainsOf(state: SandboxState): Remains {
 			return {network: state.prepared.network, mayHaveVm: true};
 		}
 
+		case 'recovering': {
+			return {network: state.record.network, mayHaveVm: true};
+		}
+
 		case 'failed':
 		case 'stopping': {
 			return state.remains;
@@ -105,6 +115,10 @@ export function vmIn(state: SandboxState): PodVm | undefined {
 			return state.vm;
 		}
 
+		case 'recovering': {
+			return state.record.state === 'running' ? state.record.vm : undefined;
+		}
+
 		case 'creating':
 		case 'created':
 		case 'starting':
@@ -112,6 +126,26 @@ export function vmIn(state: SandboxState): PodVm | undefined {
 		case 'stopping':
 		case 'gone': {
 			return undefined;
+		}
+	}
+}
+
+/** What counts against the limit of the node: sandboxes that have a VM, or are to have one. */
+export function occupiesPlace(state: SandboxState): boolean {
+	switch (state.name) {
+		case 'creating':
+		case 'recovering':
+		case 'created':
+		case 'starting':
+		case 'booting':
+		case 'running': {
+			return true;
+		}
+
+		case 'failed':
+		case 'stopping':
+		case 'gone': {
+			return false;
 		}
 	}
 }

@@ -1,13 +1,8 @@
 /**
- * What a daemon must remember of its sandboxes over its own death: one file a sandbox, `<podsDir>/<id>/sandbox.json`.
- * A record is written whole or not at all, read with suspicion, and holds no secret: certificates are issued again when they are needed.
- * The node's tmpfs is the right place: a node that reboots has lost its pods, and what must be known to delete VMs is with the hypervisor.
+ * What a daemon must remember of its sandboxes over its own death, and how a text is recognised as such a record.
+ * Holds no secret: certificates are issued again when they are needed. Where records are kept is the port's.
  */
-import {randomBytes} from 'node:crypto';
-import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
-import {join} from 'node:path';
 import {AdaptorError} from '../errors.ts';
-import type {Logger} from '../log.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {PodNetwork, PodVm, SandboxId} from './ports.ts';
 
@@ -23,6 +18,7 @@ export type SandboxRecord = {
 	| {readonly state: 'stopping'}
 );
 
+/** Passed over a daemon's death, by whatever means. */
 export interface SandboxRecords {
 	/** Replaces an earlier record of the same sandbox. Durable when it resolves. */
 	write(record: SandboxRecord): Promise<void>;
@@ -32,92 +28,11 @@ export interface SandboxRecords {
 	readAll(): Promise<readonly SandboxRecord[]>;
 }
 
-const fileName = 'sandbox.json';
 /** Raised when a field changes its meaning; an older daemon leaves newer records alone. */
-const version = 1;
+const recordVersion = 1;
 
-export class FileRecords implements SandboxRecords {
-	readonly #podsDir: string;
-	readonly #log: Logger;
-
-	constructor(podsDir: string, log: Logger) {
-		this.#podsDir = podsDir;
-		this.#log = log;
-	}
-
-	async write(record: SandboxRecord): Promise<void> {
-		const directory = join(this.#podsDir, record.id);
-		await mkdir(directory, {recursive: true, mode: 0o700});
-		const temporary = join(directory, `.${randomBytes(4).toString('hex')}`);
-		try {
-			const file = await open(temporary, 'wx', 0o600);
-			try {
-				await file.writeFile(`${JSON.stringify({version, ...record})}\n`);
-				await file.sync();
-			} finally {
-				await file.close();
-			}
-
-			await rename(temporary, join(directory, fileName));
-		} catch (error) {
-			await rm(temporary, {force: true});
-			throw new AdaptorError({
-				code: 'unavailable',
-				what: 'Could not write the sandbox\'s record',
-				where: {sandboxId: record.id, path: join(directory, fileName)},
-				remedy: 'Check that PODS_DIR can be written to and has space left.',
-				cause: error,
-			});
-		}
-	}
-
-	async remove(id: SandboxId): Promise<void> {
-		const directory = join(this.#podsDir, id);
-		await rm(join(directory, fileName), {force: true});
-		// Whoever else keeps something there (the agent's socket) removes it himself, and the directory with it if he is the last.
-		await rmdir(directory).catch((error: unknown) => {
-			if (!(error instanceof Error && 'code' in error && ['ENOENT', 'ENOTEMPTY', 'EEXIST'].includes(String(error.code)))) {
-				throw error;
-			}
-		});
-	}
-
-	async readAll(): Promise<readonly SandboxRecord[]> {
-		const directories = await readdir(this.#podsDir, {withFileTypes: true}).catch(missingIsEmpty);
-		const records = await Promise.all(directories.filter(entry => entry.isDirectory()).map(async ({name}) => this.#read(name)));
-		return records.filter(record => record !== undefined);
-	}
-
-	async #read(id: SandboxId): Promise<SandboxRecord | undefined> {
-		const path = join(this.#podsDir, id, fileName);
-		let text: string;
-		try {
-			text = await readFile(path, 'utf8');
-		} catch (error) {
-			if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) {
-				this.#log.error({path, err: error}, 'a sandbox record cannot be read and is passed over');
-			}
-
-			return undefined;
-		}
-
-		try {
-			return parseRecord(id, text);
-		} catch (error) {
-			// Kept for whoever wants to know; its VM, if it has one, is an orphan now and goes its way.
-			await rename(path, `${path}.bad`);
-			this.#log.error({path: `${path}.bad`, err: error}, 'a sandbox record is damaged or foreign and was set aside');
-			return undefined;
-		}
-	}
-}
-
-function missingIsEmpty(error: unknown): [] {
-	if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
-		return [];
-	}
-
-	throw error;
+export function recordText(record: SandboxRecord): string {
+	return `${JSON.stringify({version: recordVersion, ...record})}\n`;
 }
 
 /** @throws AdaptorError 'data-loss' */
@@ -131,8 +46,8 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	}
 
 	const record = fields(value);
-	if (record['version'] !== version) {
-		throw damaged(`The record is of version ${JSON.stringify(record['version'] ?? null).slice(0, 20)}, this is ${version}`);
+	if (record['version'] !== recordVersion) {
+		throw damaged(`The record is of version ${JSON.stringify(record['version'] ?? null).slice(0, 20)}, this is ${recordVersion}`);
 	}
 
 	if (record['id'] !== id) {

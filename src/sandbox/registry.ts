@@ -2,25 +2,58 @@
  * All sandboxes of this node: who exists, who has to make way for whom, who waits for a VM. The life of each is sandbox.ts's.
  */
 import {AdaptorError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
-import {vmIn} from './admission.ts';
-import type {CreateSandbox, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
+import {abortable, backOff, pause, Scope} from '../lifetime.ts';
+import {occupiesPlace, vmIn} from './admission.ts';
+import {reapOrphans, type ReapingTimes} from './orphans.ts';
+import type {CreateSandbox, PodIdentity, PodVmRecord, Sandboxes, SandboxId} from './ports.ts';
 import {Sandbox, type SandboxWorld} from './sandbox.ts';
 
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
+export interface RegistryOptions extends SandboxWorld, ReapingTimes {
+	/** Sandboxes that may have a VM at a time on this node; no limit when absent. */
+	readonly maxSandboxes?: number;
+}
+
 export class SandboxRegistry implements Sandboxes, AsyncDisposable {
-	readonly #world: SandboxWorld;
+	readonly #world: RegistryOptions;
 	readonly #sandboxes = new Map<SandboxId, Sandbox>();
 	readonly #vmWaiters = new Set<{readonly pod: PodName; readonly resolve: (name: string) => void}>();
 	/** Stops go on when their caller is gone; closing waits for them. */
 	readonly #stops = new Set<Promise<unknown>>();
+	/** Recovery and the search for orphans. */
+	readonly #background: Promise<unknown>[] = [];
 	/** Aborts when closing begins. */
 	readonly #closing = new AbortController();
 	#closed: Promise<void> | undefined;
 
-	constructor(world: SandboxWorld) {
+	constructor(world: RegistryOptions) {
 		this.#world = world;
+	}
+
+	/**
+	 * Takes up what an earlier run of the daemon has left. Resolves when all its sandboxes are known: calls for them may come from then on, and
+	 * wait until it is settled, in the background, what has become of each. VMs that no sandbox is known for are searched for from then on.
+	 * @param halfMadeGraceMs how long to leave starts alone that seem to be cut off: not at all when no other daemon can be at them
+	 */
+	async recover(halfMadeGraceMs: Promise<number>): Promise<void> {
+		const vms = this.#listing();
+		for (const record of await this.#world.records.readAll()) {
+			const {id} = record;
+			if (!isUsableId(id) || this.#sandboxes.has(id)) {
+				continue;
+			}
+
+			const sandbox = new Sandbox(id, this.#world, this.#changed, {name: 'recovering', record});
+			this.#sandboxes.set(id, sandbox);
+			this.#background.push(sandbox.recover(record, {vms, halfMadeGraceMs}));
+		}
+
+		this.#background.push(reapOrphans({
+			...this.#world,
+			isKnown: id => this.#sandboxes.has(id),
+			reap: async id => this.#stop(id),
+		}, this.#closing.signal));
 	}
 
 	async create(request: CreateSandbox, signal: AbortSignal): Promise<{readonly agentSocketPath: string}> {
@@ -31,6 +64,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			throw new AdaptorError({code: 'already-exists', what: 'A sandbox with this id exists', where: {sandboxId: id}, remedy: 'Stop it first.'});
 		}
 
+		this.#assertPlace();
 		const sandbox = new Sandbox(id, this.#world, this.#changed);
 		this.#sandboxes.set(id, sandbox);
 		await sandbox.create(request, signal);
@@ -85,7 +119,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 
 	async #close(): Promise<void> {
 		this.#closing.abort(stoppingError());
-		await Promise.allSettled([...[...this.#sandboxes.values()].map(async sandbox => sandbox.close()), ...this.#stops]);
+		await Promise.allSettled([...[...this.#sandboxes.values()].map(async sandbox => sandbox.close()), ...this.#stops, ...this.#background]);
 	}
 
 	async #stop(id: SandboxId, why?: string): Promise<void> {
@@ -146,6 +180,39 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			this.#sandboxes.delete(sandbox.id);
 		}
 	};
+
+	/** The hypervisor's list, asked for once at a time whoever wants it, and until it answers. */
+	#listing(): (signal: AbortSignal) => Promise<readonly PodVmRecord[]> {
+		let listing: Promise<readonly PodVmRecord[]> | undefined;
+		return async signal => {
+			const pauses = backOff(...this.#world.removalRetryMs);
+			for (;;) {
+				listing ??= this.#world.podVms.list(this.#closing.signal).finally(() => {
+					listing = undefined;
+				});
+				try {
+					return await abortable(listing, signal);
+				} catch (error) {
+					signal.throwIfAborted();
+					this.#world.log.debug({err: error}, 'the VMs of this node cannot be listed yet');
+					await pause(pauses.next().value, signal);
+				}
+			}
+		};
+	}
+
+	#assertPlace(): void {
+		const {maxSandboxes} = this.#world;
+		const taken = [...this.#sandboxes.values()].filter(({state}) => occupiesPlace(state)).length;
+		if (maxSandboxes !== undefined && taken >= maxSandboxes) {
+			throw new AdaptorError({
+				code: 'resource-exhausted',
+				what: 'This node has as many pod VMs as it may have',
+				where: {count: taken, limit: maxSandboxes},
+				remedy: 'Raise PEERPODS_LIMIT_PER_NODE if the KVM host has room for more, or let the scheduler use other nodes.',
+			});
+		}
+	}
 
 	#assertOpen(): void {
 		if (this.#closing.signal.aborted) {

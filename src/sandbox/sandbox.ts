@@ -8,14 +8,19 @@ import type {Logger} from '../log.ts';
 import {admitStart, nothing, remainsOf, type Prepared, type Remains, type SandboxState} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
 import {Mailbox} from './mailbox.ts';
-import {podRequest, type SizePolicy} from './pod-request.ts';
-import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetwork, PodNetworks, PodVms, SandboxId} from './ports.ts';
+import {podRequest, type PodRequest, type SizePolicy} from './pod-request.ts';
+import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetwork, PodNetworks, PodVmRecord, PodVms, RelayTarget, SandboxId} from './ports.ts';
+import type {SandboxRecord, SandboxRecords} from './records.ts';
+import type {StartQueue} from './start-queue.ts';
 
 /** What every sandbox of a daemon shares. */
 export interface SandboxWorld {
 	readonly podVms: PodVms;
 	readonly networks: PodNetworks;
 	readonly relays: AgentRelays;
+	readonly records: SandboxRecords;
+	/** Starts under way, of all sandboxes. */
+	readonly starts: StartQueue;
 	readonly sizes: SizePolicy;
 	/** Absolute directory; the agent's socket of a sandbox is `<podsDir>/<id>/agent.ttrpc`. */
 	readonly podsDir: string;
@@ -31,6 +36,17 @@ export interface SandboxWorld {
 	readonly removalRetryMs: readonly [first: number, longest: number];
 	readonly log: Logger;
 }
+
+/** What taking up an earlier run's sandbox needs besides. */
+export interface Recovery {
+	/** The VMs at the hypervisor; asked again until it answers or the signal aborts. */
+	readonly vms: (signal: AbortSignal) => Promise<readonly PodVmRecord[]>;
+	/** How long to leave a start alone that seems to be cut off: while the daemon before this one may still be at it. */
+	readonly halfMadeGraceMs: Promise<number>;
+}
+
+/** `Omit` of each member of a union. */
+type DistributedOmit<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 
 /** For what must be done whoever waits for it. */
 const unconditional = new AbortController().signal;
@@ -48,6 +64,8 @@ export class Sandbox {
 	#log: Logger;
 	#pod: PodIdentity | undefined;
 	#removal: Promise<void> | undefined;
+	/** What every record of this sandbox says. */
+	#recorded: Pick<SandboxRecord, 'id' | 'request' | 'network'> | undefined;
 	#state: SandboxState;
 
 	/** @param onChange called after every change of state */
@@ -77,10 +95,10 @@ export class Sandbox {
 			let network: PodNetwork | undefined;
 			try {
 				const request = podRequest(this.id, annotations, sizes);
-				this.#pod = request.pod;
-				this.#log = this.#log.child({pod: `${request.pod.namespace}/${request.pod.name}`, instanceName: request.instanceName});
+				this.#know(request);
 				network = await networks.reserve(this.id, netnsPath, scope.signal);
 				const tls = await relays.issue(request.instanceName, scope.signal);
+				await this.#record({request, network, state: 'created'});
 				scope.signal.throwIfAborted();
 				this.#setState({name: 'created', prepared: {request, network, tls}});
 				const {vcpus, vcpusFrom, memoryMib, memoryFrom} = request;
@@ -91,6 +109,93 @@ export class Sandbox {
 				throw rootCause(thrown, scope.signal);
 			}
 		}, unconditional);
+	}
+
+	/**
+	 * To be called once, first, instead of `create`: takes up what an earlier run has left, and tries until that is settled. A running VM is
+	 * served again at the same socket; a start that was cut off is unwound, a removal completed. Never throws.
+	 */
+	async recover(record: SandboxRecord, recovery: Recovery): Promise<void> {
+		this.#know(record.request);
+		this.#recorded = {id: this.id, request: record.request, network: record.network};
+		await this.#mailbox.post(async () => {
+			const pauses = backOff(...this.#world.removalRetryMs);
+			const isEnding = (): boolean => this.#end.signal.aborted;
+			while (!isEnding() && this.#state.name === 'recovering') {
+				try {
+					await this.#resume(this.#state.record, recovery);
+				} catch (error) {
+					if (!isEnding() && isLost(error)) {
+						this.#log.warn({err: error}, 'sandbox of an earlier run is lost and removed');
+						this.#setState({name: 'failed', reason: error, remains: await this.#unwind({network: record.network, mayHaveVm: true})});
+					} else if (!isEnding()) {
+						// The host is away, perhaps: no reason to give a running pod up.
+						this.#log.warn({err: error}, 'sandbox of an earlier run not taken up yet, it is tried again');
+						await pause(pauses.next().value, this.#end.signal).catch(() => undefined);
+					}
+				}
+			}
+		}, unconditional);
+	}
+
+	/** One attempt. @throws what `isLost` tells apart */
+	async #resume(record: SandboxRecord, {vms, halfMadeGraceMs}: Recovery): Promise<void> {
+		const {request, network} = record;
+		const {signal} = this.#end;
+		switch (record.state) {
+			case 'created': {
+				const hasVm = async (): Promise<boolean> => (await vms(signal)).some(({sandboxId}) => sandboxId === this.id);
+				if (await hasVm()) {
+					await pause(await abortable(halfMadeGraceMs, signal), signal);
+					const latest = (await this.#world.records.readAll()).find(({id}) => id === this.id);
+					if (latest !== undefined && latest.state !== 'created') {
+						this.#setState({name: 'recovering', record: latest});
+						return;
+					}
+
+					if (await hasVm()) {
+						throw new AdaptorError({code: 'aborted', what: 'The start of the pod VM was cut off when the daemon ended', where: {sandboxId: this.id}});
+					}
+				}
+
+				const tls = await this.#world.relays.issue(request.instanceName, signal);
+				this.#setState({name: 'created', prepared: {request, network, tls}});
+				this.#log.info({vni: network.vxlanId}, 'sandbox of an earlier run taken up, not started yet');
+				return;
+			}
+
+			case 'running': {
+				await this.#serveAgain(record);
+				return;
+			}
+
+			case 'stopping': {
+				this.#setState({name: 'stopping', remains: {network, mayHaveVm: true}});
+				try {
+					await this.#remove();
+				} catch (error) {
+					this.#log.warn({err: error}, 'sandbox removal failed, it is tried again');
+					this.#removal ??= this.#keepRemoving();
+				}
+			}
+		}
+	}
+
+	async #serveAgain({request, network, vm, address}: SandboxRecord & {readonly state: 'running'}): Promise<void> {
+		const {networks, podVms, relays} = this.#world;
+		using looking = new Scope(this.#end.signal);
+		const tls = await relays.issue(request.instanceName, looking.signal);
+		const relay = await relays.open(this.#target(request), startingWith(address, podVms.addresses(vm, looking.signal)), looking.signal);
+		try {
+			await networks.attach(network, relay.address, looking.signal);
+			await this.#record({request, network, state: 'running', vm, address: relay.address});
+			looking.signal.throwIfAborted();
+			this.#setState({name: 'running', prepared: {request, network, tls}, vm, relay});
+			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId}, 'sandbox of an earlier run taken up');
+		} catch (error) {
+			await relay[Symbol.asyncDispose]();
+			throw error;
+		}
 	}
 
 	/**
@@ -127,8 +232,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * The daemon stops: ends a start (it unwinds), gives a reservation back, and closes the relay of a running sandbox. Its VM is left alone:
-	 * a daemon that ends must not take pods with it. Never throws.
+	 * The daemon stops: ends a start (it unwinds), and closes the relay of a running sandbox. Its VM is left alone, and so is what was only
+	 * created or is being removed: the next daemon finds the record, or the VM, and goes on. Never throws.
 	 */
 	async close(): Promise<void> {
 		this.#end.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'}));
@@ -137,25 +242,25 @@ export class Sandbox {
 			await this.#mailbox.post(async () => {
 				if (this.#state.name === 'running') {
 					await this.#state.relay[Symbol.asyncDispose]();
-				} else {
-					await this.#remove();
 				}
 			}, unconditional);
 		} catch (error) {
-			this.#log.error({err: error}, 'sandbox left behind');
+			this.#log.warn({err: error}, 'agent relay did not close');
 		}
 
 		await this.#removal;
 	}
 
 	async #bringUp(prepared: Prepared, signal: AbortSignal): Promise<void> {
-		const {podVms, networks, relays, startTimeoutMs, agentTimeoutMs} = this.#world;
+		const {podVms, networks, relays, starts, startTimeoutMs, agentTimeoutMs} = this.#world;
 		const {request, network, tls} = prepared;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal).deadline(startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
 		const stages = new Stages();
 		let relay: AgentRelay | undefined;
 		try {
+			stages.enter('get a turn to start');
+			using _turn = await starts.turn(scope.signal);
 			stages.enter('start the VM');
 			const vm = await podVms.start({
 				sandboxId: this.id,
@@ -170,9 +275,10 @@ export class Sandbox {
 			this.#setState({name: 'booting', prepared, vm});
 			stages.enter('reach the agent');
 			using reaching = new Scope(scope.signal).deadline(agentTimeoutMs, 'the pod VM\'s forwarder to answer (PROXY_TIMEOUT)');
-			relay = await relays.open({sandboxId: this.id, instanceName: request.instanceName, socketPath: this.agentSocketPath}, podVms.addresses(vm, reaching.signal), reaching.signal);
+			relay = await relays.open(this.#target(request), podVms.addresses(vm, reaching.signal), reaching.signal);
 			stages.enter('attach the network');
 			await networks.attach(network, relay.address, scope.signal);
+			await this.#record({request, network, state: 'running', vm, address: relay.address});
 			scope.signal.throwIfAborted();
 			this.#setState({name: 'running', prepared, vm, relay});
 			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId, timings: stages.end()}, 'pod VM started');
@@ -195,6 +301,7 @@ export class Sandbox {
 		const relay = this.#state.name === 'running' ? this.#state.relay : undefined;
 		const remains = remainsOf(this.#state);
 		this.#setState({name: 'stopping', remains});
+		await this.#recordStopping();
 		await this.#clear(remains, relay);
 		this.#setState({name: 'gone'});
 		// Of a sandbox that this daemon did not make there may have been nothing.
@@ -203,7 +310,7 @@ export class Sandbox {
 
 	/** In this order: a VNI is free for others only when no VM can use it any more. */
 	async #clear({network, mayHaveVm}: Remains, relay: AgentRelay | undefined): Promise<void> {
-		const {podVms, networks, relays, cleanupTimeoutMs} = this.#world;
+		const {podVms, networks, relays, records, cleanupTimeoutMs} = this.#world;
 		using scope = new Scope().deadline(cleanupTimeoutMs, 'the sandbox to be removed');
 		const clear = async (): Promise<void> => {
 			await relay?.[Symbol.asyncDispose]();
@@ -215,10 +322,38 @@ export class Sandbox {
 			if (network !== undefined) {
 				await networks.release(network, scope.signal);
 			}
+
+			// Last: from here on nobody would look for what is left.
+			await records.remove(this.id);
 		};
 
 		// A port that ignores its signal must not hold the mailbox for ever.
 		await abortable(clear(), scope.signal);
+	}
+
+	async #record({request, network, ...rest}: DistributedOmit<SandboxRecord, 'id'>): Promise<void> {
+		this.#recorded = {id: this.id, request, network};
+		await this.#world.records.write({...this.#recorded, ...rest});
+	}
+
+	/** From here on there is no way back, also for the next daemon. A node that cannot write it down must be able to get rid of pods all the same. */
+	async #recordStopping(): Promise<void> {
+		if (this.#recorded !== undefined) {
+			try {
+				await this.#world.records.write({...this.#recorded, state: 'stopping'});
+			} catch (error) {
+				this.#log.warn({err: error}, 'the removal is not on record and would be forgotten with this daemon');
+			}
+		}
+	}
+
+	#know({pod, instanceName}: PodRequest): void {
+		this.#pod = pod;
+		this.#log = this.#log.child({pod: `${pod.namespace}/${pod.name}`, instanceName});
+	}
+
+	#target({instanceName}: PodRequest): RelayTarget {
+		return {sandboxId: this.id, instanceName, socketPath: this.agentSocketPath};
 	}
 
 	/** Never throws: what went wrong is logged and tried again in the background. @returns what is left to do so for */
@@ -270,6 +405,21 @@ export class Sandbox {
 		}
 
 		this.#onChange(this);
+	}
+}
+
+/** Whether an earlier run's sandbox cannot come back: its VM has ended, or its pod's namespace is gone. Anything else may pass. */
+function isLost(error: unknown): error is AdaptorError {
+	return error instanceof AdaptorError && (error.code === 'aborted' || error.code === 'not-found');
+}
+
+/** The address that was right before, then those that are found. */
+async function* startingWith(address: string, found: AsyncGenerator<string, never>): AsyncGenerator<string> {
+	yield address;
+	for await (const other of found) {
+		if (other !== address) {
+			yield other;
+		}
 	}
 }
 

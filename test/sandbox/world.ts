@@ -1,13 +1,17 @@
 /** A registry over in-memory ports, with a hook before and after every call of a port: to fail it, to hold it, to count it. */
 import type {ExecutionContext} from 'ava';
 import {SandboxRegistry} from '../../src/sandbox/registry.ts';
+import type {SandboxRecords} from '../../src/sandbox/records.ts';
+import {abortable} from '../../src/lifetime.ts';
+import {StartQueue} from '../../src/sandbox/start-queue.ts';
 import type {AgentRelays, PodNetworks, PodVms} from '../../src/sandbox/ports.ts';
 import {InMemoryAgentRelays} from '../support/in-memory-agent-relays.ts';
 import {InMemoryPodNetworks} from '../support/in-memory-pod-networks.ts';
-import {InMemoryPodVms} from '../support/in-memory-pod-vms.ts';
+import {InMemoryKvmHost, InMemoryPodVms} from '../support/in-memory-pod-vms.ts';
+import {InMemorySandboxRecords} from '../support/in-memory-sandbox-records.ts';
 import {recordingLog} from '../support/recording-log.ts';
 
-export type PortCall = 'networks.reserve' | 'networks.attach' | 'networks.release' | 'relays.issue' | 'relays.open' | 'podVms.start' | 'podVms.delete';
+export type PortCall = 'networks.reserve' | 'networks.attach' | 'networks.release' | 'relays.issue' | 'relays.open' | 'podVms.start' | 'podVms.delete' | 'records.write' | 'records.remove';
 
 /** May wait, or throw; the signal is the call's own. */
 export type Hook = (call: PortCall, signal: AbortSignal) => Promise<void> | void;
@@ -17,7 +21,12 @@ export interface World {
 	readonly podVms: InMemoryPodVms;
 	readonly networks: InMemoryPodNetworks;
 	readonly relays: InMemoryAgentRelays;
+	readonly records: InMemorySandboxRecords;
 	readonly log: ReturnType<typeof recordingLog>;
+	/** The next daemon on the same node and host, which has read the records. This one is not closed: it may have been killed, or still be at it. */
+	readonly restart: (options?: WorldOptions) => Promise<World>;
+	/** As SIGKILL: from now on nothing that this daemon does has an effect, and nobody is answered. Disposing buries it. */
+	readonly kill: () => AsyncDisposable;
 	/** Everything that exists anywhere, by name: nothing left means an empty list. */
 	readonly left: () => Promise<string[]>;
 }
@@ -31,17 +40,40 @@ export interface WorldOptions {
 	readonly startTimeoutMs?: number;
 	readonly agentTimeoutMs?: number;
 	readonly cleanupTimeoutMs?: number;
+	readonly maxStarts?: number;
+	readonly maxSandboxes?: number;
+	readonly orphanGraceMs?: number;
+	readonly halfMadeGraceMs?: number;
 }
 
-export function world(t: ExecutionContext, {before = () => undefined, after = () => undefined, createTimeoutMs = 60_000, startTimeoutMs = 60_000, agentTimeoutMs = 60_000, cleanupTimeoutMs = 5000}: WorldOptions = {}): World {
-	const podVms = new InMemoryPodVms();
-	const networks = new InMemoryPodNetworks();
+/** What outlives a daemon. */
+interface Node {
+	readonly host: InMemoryKvmHost;
+	readonly networks: InMemoryPodNetworks;
+	readonly records: InMemorySandboxRecords;
+}
+
+export function world(t: ExecutionContext, options: WorldOptions = {}): World {
+	return worldOn({host: new InMemoryKvmHost(), networks: new InMemoryPodNetworks(), records: new InMemorySandboxRecords()}, t, options);
+}
+
+function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World {
+	const {before = () => undefined, after = () => undefined, createTimeoutMs = 60_000, startTimeoutMs = 60_000, agentTimeoutMs = 60_000, cleanupTimeoutMs = 5000} = options;
+	const {networks, records} = node;
+	const podVms = new InMemoryPodVms({host: node.host});
 	const relays = new InMemoryAgentRelays({anyAddress: true});
 	const log = recordingLog();
+	let isKilled = false;
+	const buried = new AbortController();
+	const unlessKilled = async (): Promise<void> => isKilled ? abortable(Promise.withResolvers<never>().promise, buried.signal) : undefined;
 	const hooked = async <T>(call: PortCall, signal: AbortSignal, work: () => Promise<T>): Promise<T> => {
-		await before(call, signal);
+		await unlessKilled();
+		await abortable((async () => before(call, signal))(), buried.signal);
+		await unlessKilled();
 		const result = await work();
-		await after(call, signal);
+		await unlessKilled();
+		await abortable((async () => after(call, signal))(), buried.signal);
+		await unlessKilled();
 		return result;
 	};
 
@@ -61,19 +93,44 @@ export function world(t: ExecutionContext, {before = () => undefined, after = ()
 		open: async (target, addresses, signal) => hooked('relays.open', signal, async () => relays.open(target, addresses, signal)),
 		discard: async path => relays.discard(path),
 	};
+	const hookedRecords: SandboxRecords = {
+		write: async record => hooked('records.write', never, async () => records.write(record)),
+		remove: async id => hooked('records.remove', never, async () => records.remove(id)),
+		readAll: async () => records.readAll(),
+	};
 	const registry = new SandboxRegistry({
-		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays,
+		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, starts: new StartQueue(options.maxStarts ?? 10),
+		...(options.maxSandboxes === undefined ? {} : {maxSandboxes: options.maxSandboxes}),
+		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
 		sizes: {vcpus: 2, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
 		podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
 	});
-	t.teardown(async () => registry[Symbol.asyncDispose]());
+	t.teardown(async () => {
+		buried.abort(new Error('killed'));
+		await registry[Symbol.asyncDispose]();
+	});
 	return {
-		registry, podVms, networks, relays, log,
+		registry, podVms, networks, relays, records, log,
+		kill() {
+			isKilled = true;
+			return {
+				async [Symbol.asyncDispose]() {
+					buried.abort(new Error('killed'));
+					await registry[Symbol.asyncDispose]();
+				},
+			};
+		},
+		async restart(next = {}) {
+			const successor = worldOn(node, t, next);
+			await successor.registry.recover(Promise.resolve(next.halfMadeGraceMs ?? 0));
+			return successor;
+		},
 		async left() {
 			return [
 				...(await podVms.list(never)).map(({name}) => `VM ${name}`),
 				...[...networks.tunnels.keys()].map(vni => `VNI ${vni}`),
 				...[...relays.served.keys()].map(path => `socket ${path}`),
+				...(await records.readAll()).map(({id}) => `record ${id}`),
 			];
 		},
 	};

@@ -19,6 +19,8 @@ interface Entry {
 export class InMemoryKvmHost {
 	readonly images = new Set(['podvm-base.qcow2']);
 	readonly vms = new Map<string, Entry>();
+	/** When set, nothing that is asked of the host is answered. */
+	isAway = false;
 
 	/** Ends a VM as if somebody had stopped it on the host; its definition stays. */
 	kill(name: string): void {
@@ -126,6 +128,10 @@ export class InMemoryPodVms implements PodVms {
 
 	async list(signal: AbortSignal): Promise<readonly PodVmRecord[]> {
 		throwIfAborted(signal);
+		if (this.host.isAway) {
+			throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
+		}
+
 		return [...this.host.vms.values()].filter(({node}) => node === this.#node).map(({record}) => record);
 	}
 

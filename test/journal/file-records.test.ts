@@ -3,7 +3,8 @@ import {join} from 'node:path';
 import test from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/errors.ts';
-import {FileRecords, parseRecord, type SandboxRecord} from '../../src/sandbox/records.ts';
+import {FileRecords} from '../../src/journal/file-records.ts';
+import {parseRecord, type SandboxRecord} from '../../src/sandbox/records.ts';
 import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';
 

@@ -1,0 +1,97 @@
+/**
+ * Sandbox records as files, `<podsDir>/<id>/sandbox.json`: written whole or not at all, read with suspicion.
+ * The node's tmpfs is the right place: a node that reboots has lost its pods, and what must be known to delete VMs is with the hypervisor.
+ */
+import {randomBytes} from 'node:crypto';
+import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
+import {join} from 'node:path';
+import {AdaptorError} from '../errors.ts';
+import type {Logger} from '../log.ts';
+import type {SandboxId} from '../sandbox/ports.ts';
+import {parseRecord, recordText, type SandboxRecord, type SandboxRecords} from '../sandbox/records.ts';
+
+const fileName = 'sandbox.json';
+
+export class FileRecords implements SandboxRecords {
+	readonly #podsDir: string;
+	readonly #log: Logger;
+
+	constructor(podsDir: string, log: Logger) {
+		this.#podsDir = podsDir;
+		this.#log = log;
+	}
+
+	async write(record: SandboxRecord): Promise<void> {
+		const directory = join(this.#podsDir, record.id);
+		await mkdir(directory, {recursive: true, mode: 0o700});
+		const temporary = join(directory, `.${randomBytes(4).toString('hex')}`);
+		try {
+			const file = await open(temporary, 'wx', 0o600);
+			try {
+				await file.writeFile(recordText(record));
+				await file.sync();
+			} finally {
+				await file.close();
+			}
+
+			await rename(temporary, join(directory, fileName));
+		} catch (error) {
+			await rm(temporary, {force: true});
+			throw new AdaptorError({
+				code: 'unavailable',
+				what: 'Could not write the sandbox\'s record',
+				where: {sandboxId: record.id, path: join(directory, fileName)},
+				remedy: 'Check that PODS_DIR can be written to and has space left.',
+				cause: error,
+			});
+		}
+	}
+
+	async remove(id: SandboxId): Promise<void> {
+		const directory = join(this.#podsDir, id);
+		await rm(join(directory, fileName), {force: true});
+		// Whoever else keeps something there (the agent's socket) removes it himself, and the directory with it if he is the last.
+		await rmdir(directory).catch((error: unknown) => {
+			if (!(error instanceof Error && 'code' in error && ['ENOENT', 'ENOTEMPTY', 'EEXIST'].includes(String(error.code)))) {
+				throw error;
+			}
+		});
+	}
+
+	async readAll(): Promise<readonly SandboxRecord[]> {
+		const directories = await readdir(this.#podsDir, {withFileTypes: true}).catch(missingIsEmpty);
+		const records = await Promise.all(directories.filter(entry => entry.isDirectory()).map(async ({name}) => this.#read(name)));
+		return records.filter(record => record !== undefined);
+	}
+
+	async #read(id: SandboxId): Promise<SandboxRecord | undefined> {
+		const path = join(this.#podsDir, id, fileName);
+		let text: string;
+		try {
+			text = await readFile(path, 'utf8');
+		} catch (error) {
+			if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) {
+				this.#log.error({path, err: error}, 'a sandbox record cannot be read and is passed over');
+			}
+
+			return undefined;
+		}
+
+		try {
+			return parseRecord(id, text);
+		} catch (error) {
+			// Kept for whoever wants to know; its VM, if it has one, is an orphan now and goes its way.
+			await rename(path, `${path}.bad`);
+			this.#log.error({path: `${path}.bad`, err: error}, 'a sandbox record is damaged or foreign and was set aside');
+			return undefined;
+		}
+	}
+}
+
+function missingIsEmpty(error: unknown): [] {
+	if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
+		return [];
+	}
+
+	throw error;
+}

@@ -1,0 +1,286 @@
+import test, {type ExecutionContext} from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import {never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
+
+const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
+const web = {name: 'web', namespace: 'shop'};
+
+/** A node with a running sandbox 'a', whose daemon was killed. */
+async function killedWhileRunning(t: ExecutionContext, options: WorldOptions = {}): Promise<World> {
+	const before = world(t, options);
+	await before.registry.create(pod('a'), never);
+	await before.registry.start('a', never);
+	before.kill();
+	return before;
+}
+
+/** Options whose promise resolves after the named call. */
+function awaiting(call: PortCall): {options: WorldOptions; called: Promise<void>} {
+	const called = Promise.withResolvers<undefined>();
+	return {
+		called: called.promise,
+		options: {
+			after(done) {
+				if (done === call) {
+					called.resolve(undefined);
+				}
+			},
+		},
+	};
+}
+
+async function logged({log}: World, message: string): Promise<void> {
+	while (!log.lines.some(line => line.message === message)) {
+		await new Promise(resolve => {
+			setImmediate(resolve);
+		});
+	}
+}
+
+test('a running sandbox is served again at its socket, with its VM, address and VNI', async t => {
+	const before = await killedWhileRunning(t);
+	const after = await before.restart();
+	// Calls may come at once, and wait.
+	t.is(await after.registry.vmOf(web, false, never), 'podvm-web-a');
+	await after.registry.start('a', never);
+	t.deepEqual([...after.relays.served.keys()], [socket('a')]);
+	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
+	await t.throwsAsync(after.registry.create(pod('a'), never), {message: /exists/});
+	await after.registry.stop('a', never);
+	t.deepEqual(await after.left(), []);
+});
+
+test('a running sandbox is served again although the host cannot be asked', async t => {
+	const before = await killedWhileRunning(t);
+	before.podVms.host.isAway = true;
+	const after = await before.restart();
+	await after.registry.start('a', never);
+	t.deepEqual([...after.relays.served.keys()], [socket('a')]);
+});
+
+test('a daemon that ended in good order is followed like one that was killed', async t => {
+	const before = world(t);
+	await before.registry.create(pod('a'), never);
+	await before.registry.start('a', never);
+	await before.registry[Symbol.asyncDispose]();
+	const after = await before.restart();
+	await after.registry.stop('a', never);
+	t.deepEqual(await after.left(), []);
+});
+
+test('a sandbox that was only created can be started', async t => {
+	const before = world(t);
+	await before.registry.create(pod('a'), never);
+	before.kill();
+	const after = await before.restart();
+	await after.registry.start('a', never);
+	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
+	const [vm] = await after.podVms.list(never);
+	t.true(after.podVms.specOf(vm?.name ?? '')?.files.some(({content}) => content.reveal().includes('certificate of podvm-web-a')), 'with certificates of its own');
+});
+
+for (const step of ['relays.open', 'networks.attach', 'records.write'] as const) {
+	test(`a start that was cut off in ${step} is unwound`, async t => {
+		let isStarting = false;
+		const reached = Promise.withResolvers<undefined>();
+		const before = world(t, {
+			async before(call) {
+				isStarting ||= call === 'podVms.start';
+				if (call === step && isStarting) {
+					reached.resolve(undefined);
+					await Promise.withResolvers<never>().promise;
+				}
+			},
+		});
+		await before.registry.create(pod('a'), never);
+		before.registry.start('a', never).catch(() => undefined);
+		await reached.promise;
+		before.kill();
+		const {options, called} = awaiting('records.remove');
+		const after = await before.restart(options);
+		await called;
+		t.deepEqual((await after.left()), []);
+		await t.throwsAsync(after.registry.start('a', never), {message: /cut off when the daemon ended/});
+		await after.registry.stop('a', never);
+	});
+}
+
+test('a start that the daemon before is still at is left alone, and its sandbox taken up when it runs', async t => {
+	const go = Promise.withResolvers<undefined>();
+	const reached = Promise.withResolvers<undefined>();
+	const before = world(t, {
+		async before(call) {
+			if (call === 'networks.attach') {
+				reached.resolve(undefined);
+				await go.promise;
+			}
+		},
+	});
+	await before.registry.create(pod('a'), never);
+	const start = before.registry.start('a', never);
+	await reached.promise;
+	const after = await before.restart({halfMadeGraceMs: 30});
+	go.resolve(undefined);
+	await start;
+	await after.registry.start('a', never);
+	t.deepEqual((await after.podVms.list(never)).map(({name}) => name), ['podvm-web-a']);
+	t.is(after.relays.served.size, 1);
+});
+
+for (const step of ['podVms.delete', 'networks.release', 'records.remove'] as const) {
+	test(`a stop that was cut off in ${step} is completed`, async t => {
+		const reached = Promise.withResolvers<undefined>();
+		const before = world(t, {
+			async before(call) {
+				if (call === step) {
+					reached.resolve(undefined);
+					await Promise.withResolvers<never>().promise;
+				}
+			},
+		});
+		await before.registry.create(pod('a'), never);
+		await before.registry.start('a', never);
+		before.registry.stop('a', never).catch(() => undefined);
+		await reached.promise;
+		before.kill();
+		const {options, called} = awaiting('records.remove');
+		const after = await before.restart(options);
+		await called;
+		t.deepEqual(await after.left(), []);
+	});
+}
+
+test('a sandbox whose VM ended meanwhile is removed, and a late call learns why', async t => {
+	const before = await killedWhileRunning(t);
+	before.podVms.host.kill('podvm-web-a');
+	const {options, called} = awaiting('records.remove');
+	const after = await before.restart({...options, before: answersNowhere});
+	await called;
+	t.deepEqual(await after.left(), []);
+	await t.throwsAsync(after.registry.start('a', never), {message: /failed to start before/});
+});
+
+/** The VM that has ended does not answer at its old address either. */
+async function answersNowhere(call: PortCall): Promise<void> {
+	if (call === 'relays.open') {
+		throw new AdaptorError({code: 'aborted', what: 'The VM has ended'});
+	}
+}
+
+test('a sandbox whose pod\'s namespace is gone is removed', async t => {
+	const before = await killedWhileRunning(t);
+	const {options, called} = awaiting('records.remove');
+	const after = await before.restart({
+		...options,
+		before(call) {
+			if (call === 'networks.attach') {
+				throw new AdaptorError({code: 'not-found', what: 'The network namespace is gone'});
+			}
+		},
+	});
+	await called;
+	t.deepEqual(await after.left(), []);
+});
+
+test('whatever else keeps a running sandbox from being taken up is tried again: no pod is given up for it', async t => {
+	const before = await killedWhileRunning(t);
+	let failures = 4;
+	const after = await before.restart({
+		before(call) {
+			if (call === 'networks.attach' && failures-- > 0) {
+				throw new AdaptorError({code: 'unavailable', what: 'No'});
+			}
+		},
+	});
+	await after.registry.start('a', never);
+	t.is(after.relays.served.size, 1);
+	t.is((await after.podVms.list(never)).length, 1);
+});
+
+test('a stop ends a recovery that gets nowhere', async t => {
+	const before = await killedWhileRunning(t);
+	const after = await before.restart({
+		before(call) {
+			if (call === 'networks.attach') {
+				throw new AdaptorError({code: 'unavailable', what: 'No'});
+			}
+		},
+	});
+	await logged(after, 'sandbox of an earlier run not taken up yet, it is tried again');
+	await after.registry.stop('a', never);
+	t.deepEqual(await after.left(), []);
+});
+
+test('a VM without sandbox and record is removed after the grace period, and no other', async t => {
+	const before = world(t);
+	const orphan = {sandboxId: 'orphan', instanceName: 'podvm-x-orphan', pod: {name: 'x', namespace: 'y'}, vcpus: 1, memoryMib: 512, vni: 1, files: []};
+	await before.podVms.start(orphan, never);
+	await before.registry.create(pod('a'), never);
+	await before.registry.start('a', never);
+	await before.registry.create(pod('b', 'db'), never);
+	before.kill();
+	const {options, called} = awaiting('podVms.delete');
+	const after = await before.restart({...options, orphanGraceMs: 20});
+	t.true((await after.left()).includes('VM podvm-x-orphan'));
+	await called;
+	t.deepEqual((await after.podVms.list(never)).map(({name}) => name), ['podvm-web-a']);
+	t.true(after.log.lines.some(({level, message, fields}) => level === 'warn' && message === 'removing an orphaned pod VM' && fields.sandboxId === 'orphan'));
+});
+
+test('a VM whose sandbox another daemon has on record is no orphan', async t => {
+	const before = world(t);
+	const after = await before.restart({orphanGraceMs: 0});
+	await before.registry.create(pod('a'), never);
+	await before.registry.start('a', never);
+	for (let looks = 0; looks < 5; looks++) {
+		await after.podVms.list(never);
+		await new Promise(resolve => {
+			setTimeout(resolve, 3);
+		});
+	}
+
+	t.is((await before.podVms.list(never)).length, 1);
+});
+
+test('a node that is full refuses further sandboxes, and takes them again when one has gone', async t => {
+	const {registry} = world(t, {maxSandboxes: 2});
+	await registry.create(pod('a'), never);
+	await registry.create(pod('b', 'db'), never);
+	const error = await t.throwsAsync<AdaptorError>(registry.create(pod('c', 'cache'), never), {message: /as many pod VMs as it may have/});
+	t.is(error.code, 'resource-exhausted');
+	t.regex(error.message, /PEERPODS_LIMIT_PER_NODE/);
+	await registry.stop('a', never);
+	await registry.create(pod('c', 'cache'), never);
+});
+
+test('no more starts run at a time than may; who waits can be stopped', async t => {
+	let running = 0;
+	let most = 0;
+	const go = Promise.withResolvers<undefined>();
+	const {registry} = world(t, {
+		maxStarts: 2,
+		async before(call) {
+			if (call === 'podVms.start') {
+				most = Math.max(most, ++running);
+				await go.promise;
+			}
+		},
+		after(call) {
+			if (call === 'podVms.start') {
+				running--;
+			}
+		},
+	});
+	const ids = ['a', 'b', 'c', 'd', 'e'];
+	await Promise.all(ids.map(async id => registry.create(pod(id, id), never)));
+	const starts = ids.slice(0, 4).map(async id => registry.start(id, never));
+	const waiting = t.throwsAsync(registry.start('e', never), {message: /Could not get a turn to start: .*stopped/});
+	await new Promise(resolve => {
+		setImmediate(resolve);
+	});
+	await registry.stop('e', never);
+	await waiting;
+	go.resolve(undefined);
+	await Promise.all(starts);
+	t.is(most, 2);
+});

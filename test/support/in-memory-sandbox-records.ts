@@ -1,0 +1,18 @@
+/** Sandbox records that outlive a registry, for tests of restarts; copied both ways, as files would be. */
+import type {SandboxRecord, SandboxRecords} from '../../src/sandbox/records.ts';
+
+export class InMemorySandboxRecords implements SandboxRecords {
+	readonly #texts = new Map<string, string>();
+
+	async write(record: SandboxRecord): Promise<void> {
+		this.#texts.set(record.id, JSON.stringify(record));
+	}
+
+	async remove(id: string): Promise<void> {
+		this.#texts.delete(id);
+	}
+
+	async readAll(): Promise<readonly SandboxRecord[]> {
+		return [...this.#texts.values()].map(text => JSON.parse(text) as SandboxRecord);
+	}
+}
