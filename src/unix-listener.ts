@@ -3,7 +3,7 @@
  * open to others, never absent while it replaces another, and removed only while it is still ours. Knows nothing of what is said on it.
  */
 import {randomBytes} from 'node:crypto';
-import {chmod, lstat, rename, unlink} from 'node:fs/promises';
+import {chmod, lstat, readdir, rename, unlink} from 'node:fs/promises';
 import {createServer, type Server, type Socket} from 'node:net';
 import {dirname, join} from 'node:path';
 import {AdaptorError} from './errors.ts';
@@ -68,6 +68,8 @@ async function bind(server: Server, path: string): Promise<void> {
 	server.listen({path, backlog: 128}, () => resolve(undefined));
 	await promise;
 	server.off('error', reject);
+	// One connection that could not be accepted is that one's loss; without a listener it would end the process.
+	server.on('error', () => undefined);
 }
 
 async function removeOwn(path: string, inode: bigint): Promise<void> {
@@ -88,4 +90,14 @@ function ignoreMissing(error: unknown): undefined {
 /** In the same directory, and short. */
 function temporaryPath(path: string): string {
 	return join(dirname(path), `.${randomBytes(4).toString('hex')}`);
+}
+
+/** Removes what a process has left in the directory that died before it could move its socket into place. */
+export async function discardUnfinished(directory: string): Promise<void> {
+	const entries = await readdir(directory, {withFileTypes: true}).catch(ignoreMissing) ?? [];
+	for (const entry of entries) {
+		if (entry.isSocket() && /^\.[\da-f]{8}$/.test(entry.name)) {
+			await unlink(join(directory, entry.name)).catch(ignoreMissing);
+		}
+	}
 }

@@ -2,7 +2,7 @@
 import {chmod, mkdir, rmdir, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
 import {dirname} from 'node:path';
-import {checkSocketPath, listenAt} from '../unix-listener.ts';
+import {checkSocketPath, discardUnfinished, listenAt} from '../unix-listener.ts';
 
 const setting = 'PODS_DIR';
 
@@ -29,6 +29,7 @@ export async function listenForShims(path: string, onConnection: (shim: Socket) 
 /** Removes what a daemon that died has left. */
 export async function discardSocket(path: string): Promise<void> {
 	await removeUnless(['ENOENT'], unlink(path));
+	await discardUnfinished(dirname(path));
 	await removeUnless(['ENOENT', 'ENOTEMPTY', 'EEXIST'], rmdir(dirname(path)));
 }
 

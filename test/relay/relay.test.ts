@@ -1,6 +1,6 @@
 /** What a shim and a VM notice of the relay between them: nothing. */
 import {once} from 'node:events';
-import {mkdir, readdir, readFile, rename, stat, writeFile} from 'node:fs/promises';
+import {mkdir, readdir, readFile, rename, rm, stat, writeFile} from 'node:fs/promises';
 import {createServer, type Socket} from 'node:net';
 import {dirname, join} from 'node:path';
 import {setImmediate as turn} from 'node:timers/promises';
@@ -215,6 +215,23 @@ test('a socket that another daemon has put in the place is not removed', async t
 	await rename(`${run.socketPath}.new`, run.socketPath);
 	await run.relay[Symbol.asyncDispose]();
 	t.true(await run.harness.isServed(run.socketPath));
+});
+
+test('what a daemon left that died at any step of listening is discarded with its directory, and nothing else', async t => {
+	await using harness = await realHarness();
+	const {relays, directory} = harness;
+	const socketPath = join(directory, 'a', 'agent.ttrpc');
+	await relays.discard(socketPath);
+	await mkdir(dirname(socketPath), {mode: 0o700});
+	const servers = ['agent.ttrpc', '.0123abcd'].map(name => createServer().listen(join(dirname(socketPath), name)));
+	t.teardown(() => servers.forEach(server => server.close()));
+	await Promise.all(servers.map(async server => once(server, 'listening')));
+	await writeFile(join(dirname(socketPath), '.89abcdef'), 'no socket');
+	await relays.discard(socketPath);
+	t.deepEqual(await readdir(dirname(socketPath)), ['.89abcdef']);
+	await rm(join(dirname(socketPath), '.89abcdef'));
+	await relays.discard(socketPath);
+	await t.throwsAsync(stat(dirname(socketPath)), {code: 'ENOENT'});
 });
 
 test('no key is in any line of the log', async t => {
