@@ -1,5 +1,6 @@
 /** What a shim notices when its VM's connection is lost: as little as can be, and the truth about the rest. */
 import {once} from 'node:events';
+import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
@@ -124,6 +125,31 @@ for (const [where, sent, answered] of cuts) {
 		});
 	}
 }
+
+test('what was held is sent the moment that the VM has proven itself, without anything after it', async t => {
+	await using run = await running({}, {...quick, objectionMs: 60_000});
+	for (let streamId = 1; streamId < 10; streamId += 2) {
+		const shim = await connectShim(run.socketPath);
+		shim.write(request(streamId, 'Check'));
+		t.is((await new FrameReader(await run.forwarder.accept()).next()).streamId, streamId);
+	}
+});
+
+test('a shim that leaves the relay\'s own answers unread is not read from either, until it reads again', async t => {
+	await using run = await running({}, quick);
+	run.relay.fail(new AdaptorError({code: 'aborted', what: 'The VM ended: crashed'}));
+	const shim = await connectShim(run.socketPath);
+	const count = 40_000;
+	shim.write(Buffer.concat(Array.from({length: count}, (_, n) => request(2 * n + 1, 'Check'))));
+	for (let still = 0, before = -1; still < 300; still = shim.writableLength === before && shim.bytesWritten > 0 ? still + 1 : 0) {
+		before = shim.writableLength;
+		await turn();
+	}
+
+	t.true(shim.writableLength > 0);
+	const answers = await new FrameReader(shim).take(count);
+	t.is(new Set(ids(answers)).size, count);
+});
 
 test('requests that come while the VM is away are kept and sent in their order, once it is back', async t => {
 	await using run = await running({}, quick);
