@@ -4,6 +4,7 @@
  */
 import {once} from 'node:events';
 import {readFileSync} from 'node:fs';
+import {rm} from 'node:fs/promises';
 import {connect as connectSocket} from 'node:net';
 import {fileURLToPath} from 'node:url';
 import {isDeepStrictEqual} from 'node:util';
@@ -90,9 +91,6 @@ async function nothingLeft(t: ExecutionContext, counted: (inventory: Inventory) 
 	t.deepEqual(now, wanted);
 }
 
-/** A daemon does not know the networks that its predecessor made: tunnel and redirection go with the pod's namespace, the NOTRACK element stays. */
-const allButNetworks = (inventory: Inventory): Inventory => ({...inventory, tunnels: [], redirections: [], untracked: []});
-
 async function until(what: string, holds: (now: Inventory) => boolean): Promise<Inventory> {
 	using scope = new Scope(signal).deadline(30_000, what);
 	for (;;) {
@@ -144,6 +142,7 @@ test.serial('what a real shim once said, to the daemon and to the agent, is answ
 	const [createFrame] = recordedFrames('createvm.request');
 	const request = loadContract().hypervisor['CreateVM']?.requestDeserialize(decodeRequest(createFrame?.message ?? Buffer.alloc(0)).payload) as CreateVMRequest;
 	await using _network = await lab.podNamespace(request.networkNamespacePath.replace(/^.*\//, ''));
+	t.teardown(async () => shim.stopVm(request.id, signal));
 	for (const name of ['createvm', 'startvm']) {
 		t.deepEqual(decodeResponse((await replayCall(`${name}.request`)).message).status, undefined, name);
 	}
@@ -167,8 +166,14 @@ test.serial('what a real shim once said, to the daemon and to the agent, is answ
 	};
 
 	const codes: Record<string, number> = {};
+	const answeredInOrder = recordedFrames('agent.server').map(({streamId}) => streamId);
 	for (const frame of recordedFrames('agent.client')) {
 		const {method} = decodeRequest(frame.message);
+		if (!waiting.has(method)) {
+			// The shim knew by then what had been answered before this call was: it did not kill a process whose output it was waiting for.
+			await Promise.all(answeredInOrder.slice(0, answeredInOrder.indexOf(frame.streamId)).map(answered));
+		}
+
 		agent.write(frame.bytes);
 		if (!waiting.has(method)) {
 			await answered(frame.streamId);
@@ -242,23 +247,55 @@ test.serial('an image that does not exist is named in the error', async t => {
 	await nothingLeft(t);
 });
 
-test.serial('a daemon that is told to stop does so at once, and leaves running VMs alone', async t => {
+/** What a shim that dials again gets to see: its agent, in the same VM. */
+async function check(pod: Pod): Promise<string> {
+	await using client = await connect(pod.agentSocket, signal);
+	return (await new AgentClient(client).call('Health/Check', {}, signal, 10_000)).status;
+}
+
+test.serial('a daemon that is told to stop does so at once, leaves running VMs alone, and its successor serves them again', async t => {
 	const pod = await create(t, 'steady');
+	const idle = await create(t, 'idle');
 	await shim.startVm(pod.id, signal);
+	const {domains, macs, tunnels} = await lab.inventory();
 	t.is(await daemon.stop(), 0);
 	daemon = await startDaemon(lab, {}, signal);
-	t.is((await lab.inventory()).domains.length, 1);
+	await daemon.line(new RegExp(`${pod.id}.*sandbox of an earlier run taken up"`), signal);
+	t.is(await check(pod), 'SERVING');
+	const now = await lab.inventory();
+	t.deepEqual([now.domains, now.macs, now.tunnels], [domains, macs, tunnels]);
 	await shim.stopVm(pod.id, signal);
-	await nothingLeft(t, allButNetworks);
+	await shim.startVm(idle.id, signal);
+	t.is(await check(idle), 'SERVING', 'what was only created can be started');
+	await shim.stopVm(idle.id, signal);
+	await nothingLeft(t);
 });
 
-test.serial('a daemon that was killed has a successor that stops what it had started', async t => {
-	const pod = await create(t, 'survivor');
-	await shim.startVm(pod.id, signal);
+test.serial('a daemon that was killed has a successor that serves what runs, unwinds what was cut off, and finishes what was being removed', async t => {
+	const [runs, booting, ends] = await Promise.all([create(t, 'runs'), create(t, 'cutoff'), create(t, 'ends')]);
+	await Promise.all([shim.startVm(runs.id, signal), shim.startVm(ends.id, signal)]);
+	const start = t.throwsAsync(shim.startVm(booting.id, signal));
+	await daemon.line(new RegExp(`domain started.*${booting.id}|${booting.id}.*domain started`), signal);
+	const stop = shim.stopVm(ends.id, signal).catch(() => undefined);
+	await until('the removal to have begun', ({sockets}) => !sockets.some(path => path.includes(ends.id)));
 	daemon.kill('SIGKILL');
-	await daemon.ended;
+	await Promise.all([daemon.ended, start, stop]);
 	daemon = await startDaemon(lab, {}, signal);
-	t.is((await lab.inventory()).domains.length, 1, 'a pod outlives its daemon');
+	await until('only the running one to be left', ({domains}) => domains.length === 1 && domains[0]?.endsWith(runs.id.slice(0, 8)) === true);
+	await daemon.line(new RegExp(`${runs.id}.*sandbox of an earlier run taken up"`), signal);
+	t.is(await check(runs), 'SERVING');
+	await shim.stopVm(booting.id, signal);
+	await shim.stopVm(runs.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('a VM whose sandbox nobody knows any more is removed after the grace period', async t => {
+	const pod = await create(t, 'lost');
+	await shim.startVm(pod.id, signal);
+	t.is(await daemon.stop(), 0);
+	await rm(lab.outside(`/run/peerpod/pods/${pod.id}`), {recursive: true});
+	daemon = await startDaemon(lab, {ORPHAN_GRACE: '1s'}, signal);
+	await until('the orphan to be gone', ({domains, volumes}) => domains.length + volumes.length === 0);
 	await shim.stopVm(pod.id, signal);
-	await nothingLeft(t, allButNetworks);
+	t.true(daemon.tail.some(line => line.includes('removing an orphaned pod VM') && line.includes(pod.id)));
 });
