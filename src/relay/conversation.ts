@@ -308,7 +308,7 @@ export class Conversation implements AsyncDisposable {
 		this.#timer = setTimeout(() => {
 			const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
 			this.#answerAll(this.#calls.expired(now()), this.#text(this.#state.name === 'joined'
-				? 'The connection to the pod VM was lost and is back, but the VM did not answer before this call\'s deadline'
+				? 'This call had to wait for the connection to the pod VM, and the VM did not answer it before its deadline'
 				: `The pod VM could not be reached before this call's deadline${loss === undefined ? '' : `: the connection was lost (${loss.reason.message})`}`));
 			this.#watchDeadlines();
 		}, Math.min(Math.max(0, next - now()) + 1, 0x7f_ff_ff_ff));
