@@ -182,7 +182,8 @@ export interface Running extends AsyncDisposable {
 
 export async function running(options: Partial<ForwarderOptions> = {}, timings: Partial<RelayTimings> = {}): Promise<Running> {
 	await using undo = new AsyncDisposableStack();
-	const harness = undo.use(await realHarness({timings}));
+	// No attempt begins before the last has failed: what the forwarder accepts is what the relay uses, however slow the machine.
+	const harness = undo.use(await realHarness({timings: {overlapMs: 60_000, handshakeOverlapMs: 60_000, again: {}, ...timings}}));
 	const {relays, directory, address, port} = harness;
 	const signal = AbortSignal.timeout(20_000);
 	const tls = await relays.issue('podvm-a-12345678', signal);
