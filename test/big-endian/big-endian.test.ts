@@ -19,7 +19,7 @@ import {startSshd} from '../support/sshd.ts';
 import {loadContract} from '../../src/api/contract.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {emit} from './emit.ts';
-import {addressOfFirstVm, baseVolume, pool, startKvmHost} from './kvm-host.ts';
+import {addressOfFirstVm, baseVolume, pool, startKvmHost} from '../support/kvm-host.ts';
 import {s390xNode} from './toolchain.ts';
 import {digestOf, vectors} from './vectors.ts';
 

@@ -1,0 +1,57 @@
+/**
+ * The node's programs (ip, tc, nft) with a wrapper in front of each, in the mount namespace of the run alone: it fails when it is told to,
+ * by a file. The daemon cannot tell, and needs no hook for it.
+ */
+import {mkdir, readdir, rm, writeFile} from 'node:fs/promises';
+import type {World} from '../network/world.ts';
+import {programs, type programFailures} from './script.ts';
+
+export class FailingPrograms {
+	readonly #orders: string;
+	#ordered = 0;
+
+	private constructor(orders: string) {
+		this.#orders = orders;
+	}
+
+	/** @param directory of the run; removed by whoever made it */
+	static async install(world: World, directory: string): Promise<FailingPrograms> {
+		const orders = `${directory}/orders`;
+		await mkdir(orders);
+		for (const program of programs) {
+			// An order is one file; whoever removes it carries it out, so that of programs that run at once only one does.
+			await writeFile(`${directory}/${program}-wrapper`, `#!/bin/sh
+for order in ${orders}/${program}.*; do
+	rm "$order" 2>/dev/null || continue
+	case $order in
+	*.refuses) echo 'Error: Cannot allocate memory' >&2; exit 2 ;;
+	*.killed-before) kill -KILL $$ ;;
+	*.killed-after) ${directory}/real-${program} "$@"; kill -KILL $$ ;;
+	esac
+	break
+done
+exec ${directory}/real-${program} "$@"
+`, {mode: 0o755});
+			await world.sh(`
+				path=$(readlink -f "$(command -v ${program})")
+				cp "$path" ${directory}/real-${program}
+				mount --bind ${directory}/${program}-wrapper "$path"`);
+		}
+
+		return new FailingPrograms(orders);
+	}
+
+	/** The program's nth run from now on fails. */
+	async order(program: typeof programs[number], run: number, how: typeof programFailures[number]): Promise<void> {
+		for (let nth = 1; nth <= run; nth++) {
+			await writeFile(`${this.#orders}/${program}.${String(++this.#ordered).padStart(8, '0')}.${nth === run ? how : 'works'}`, '');
+		}
+	}
+
+	/** Takes all orders back. @returns whether a failure was among them that has not happened */
+	async withdraw(): Promise<boolean> {
+		const left = await readdir(this.#orders);
+		await Promise.all(left.map(async name => rm(`${this.#orders}/${name}`, {force: true})));
+		return left.some(name => !name.endsWith('.works'));
+	}
+}

@@ -1,0 +1,210 @@
+/**
+ * A worker node for one run: the daemon as a process of its own in namespaces of the run's, its pods, its KVM host, its VMs; and the list of
+ * everything there is, by which nothing left over goes unnoticed. Knows nothing of faults but where they can be made.
+ */
+import {spawn} from 'node:child_process';
+import {mkdtemp, readdir, rm} from 'node:fs/promises';
+import {fileURLToPath} from 'node:url';
+import {abortable, Scope} from '../../src/lifetime.ts';
+import {Service} from '../lab/service.ts';
+import {Shim} from '../lab/shim.ts';
+import {World, type Cni} from '../network/world.ts';
+import {baseVolume, pool, startKvmHost, type Fate, type KvmHost} from '../support/kvm-host.ts';
+import {FailingPrograms} from './failing-programs.ts';
+import {leaseOf, Vms} from './vms.ts';
+
+/** Short: some faults wait for it. A start that nothing disturbs takes a tenth of it on a busy machine. */
+export const startTimeoutMs = 5000;
+const readyTimeoutMs = 60_000;
+
+const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
+const {signal} = new AbortController();
+
+export interface PodNetns {
+	readonly name: string;
+	/** As the daemon sees it. */
+	readonly path: string;
+}
+
+/** What the KVM host does with calls of the daemon. */
+interface Decisions {
+	onCall: ((procedure: string) => Fate | undefined) | undefined;
+	hasLeases: boolean;
+	isFull: boolean;
+}
+
+/** Everything of the adaptor's, by name. */
+export type Inventory = ReadonlySet<string>;
+
+export class ChaosNode implements AsyncDisposable {
+	readonly #owned: AsyncDisposableStack;
+	readonly #directory: string;
+	readonly #world: World;
+	readonly #decide: Decisions;
+	readonly host: KvmHost;
+	readonly vms: Vms;
+	readonly programs: FailingPrograms;
+	readonly shim: Shim;
+	#daemon: Service;
+	/** Daemons that were told to end. */
+	readonly #expected = new WeakSet<Service>();
+	/** The daemon that is meant to run, once it does; ends are expected of the one before. */
+	#replacing: Promise<void> = Promise.resolve();
+	#pods = 0;
+	readonly #idlePods: Record<Cni, PodNetns[]> = {bridge: [], calico: [], ptp: [], onlink: []};
+	/** Of daemons that ended without being told to. */
+	readonly crashes: string[] = [];
+
+	private constructor(owned: AsyncDisposableStack, directory: string, world: World, decide: Decisions, host: KvmHost, vms: Vms, programs: FailingPrograms, daemon: Service) {
+		this.#owned = owned;
+		this.#directory = directory;
+		this.#world = world;
+		this.#decide = decide;
+		this.host = host;
+		this.vms = vms;
+		this.programs = programs;
+		this.shim = new Shim(`${directory}/hypervisor.sock`);
+		this.#daemon = daemon;
+		this.#watch(daemon);
+	}
+
+	static async start(): Promise<ChaosNode> {
+		await using undo = new AsyncDisposableStack();
+		// Short: sockets are in it.
+		const directory = await mkdtemp('/tmp/caa-');
+		undo.defer(async () => rm(directory, {recursive: true, force: true}));
+		const decide: Decisions = {onCall: undefined, hasLeases: true, isFull: false};
+		const host = undo.use(await startKvmHost(directory, {
+			onCall: procedure => decide.onCall?.(procedure),
+			leaseOf: mac => decide.hasLeases ? leaseOf(mac) : undefined,
+			isFull: () => decide.isFull,
+		}));
+		const world = undo.use(await World.create());
+		const vms = undo.use(await Vms.start(host, world, directory, signal));
+		const programs = await FailingPrograms.install(world, directory);
+		const daemon = await startDaemon(directory, world, host);
+		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, daemon);
+	}
+
+	/** Hears of every call that the daemon makes of libvirt, and decides on it. */
+	set onCall(decide: ((procedure: string) => Fate | undefined) | undefined) {
+		this.#decide.onCall = decide;
+	}
+
+	set hasLeases(has: boolean) {
+		this.#decide.hasLeases = has;
+	}
+
+	set isFull(full: boolean) {
+		this.#decide.isFull = full;
+	}
+
+	/** What the daemon said last. */
+	get tail(): readonly string[] {
+		return this.#daemon.tail;
+	}
+
+	/** Ends the daemon and starts another, once at a time. Returns when the signal is sent. */
+	restart(by: 'SIGKILL' | 'SIGTERM'): void {
+		const ending = this.#daemon;
+		this.#expected.add(ending);
+		ending.kill(by);
+		this.#replacing = this.#replacing.then(async () => {
+			if (this.#daemon === ending) {
+				await ending.ended;
+				// What a fault keeps from starting is started again, as a kubelet does.
+				this.#daemon = await this.#start().catch(async () => this.#start());
+				this.#watch(this.#daemon);
+			}
+		});
+		this.#replacing.catch(() => undefined); // `settled` tells
+	}
+
+	/** Resolves when a daemon is ready. */
+	async settled(): Promise<void> {
+		await this.#replacing;
+	}
+
+	async pod(cni: Cni): Promise<PodNetns> {
+		const idle = this.#idlePods[cni].shift();
+		if (idle !== undefined) {
+			return idle;
+		}
+
+		const index = 2 + this.#pods++ % 240;
+		const name = `pod-${index}`;
+		await this.#world.addPod(cni, index, name);
+		return {name, path: `/run/netns/${name}`};
+	}
+
+	/** For the next that wants one, if it is still there. */
+	async giveBack(cni: Cni, pod: PodNetns): Promise<void> {
+		if (await this.#world.sh(`[ ! -e ${pod.path} ] || echo there`) !== '') {
+			this.#idlePods[cni].push(pod);
+		}
+	}
+
+	/** If it is still there. */
+	async vanish({name, path}: PodNetns): Promise<void> {
+		await this.#world.sh(`[ ! -e ${path} ] || ip netns del ${name}`);
+	}
+
+	async inventory(): Promise<Inventory> {
+		const [domains, volumes, files, shown] = await Promise.all([
+			this.host.domains(), this.host.volumes(), readdir(`${this.#directory}/pods`, {recursive: true}).catch(() => []),
+			this.#world.sh(`
+				for path in /run/netns/pod-*; do
+					[ -e "$path" ] || continue
+					nsenter --net="$path" sh -c 'ip -o link show type vxlan; tc qdisc show' | sed "s|^|\${path##*/} |"
+				done
+				ip -o link show type vxlan | sed 's|^|worker |'
+				nft list set ip caa_peerpods vms`),
+		]);
+		const all = (pattern: RegExp, kind: string): string[] => Array.from(shown.matchAll(pattern), ([, ...words]) => `${kind} ${words.join(' ')}`);
+		return new Set([
+			...domains.filter(name => name !== 'test').map(name => `domain ${name}`),
+			...volumes.filter(name => name !== baseVolume).map(name => `volume ${name}`),
+			...files.map(name => `file ${name}`),
+			...all(/^(\S+) \d+: ([^:@]+)/gmv, 'tunnel'),
+			...all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/gmv, 'redirection'),
+			...all(/\b((?:\d+\.){3}\d+)\b/gv, 'untracked'),
+		]);
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await this.#replacing.catch(() => undefined);
+		this.#expected.add(this.#daemon);
+		await this.#daemon.stop(30_000);
+		await this.#owned.disposeAsync();
+	}
+
+	async #start(): Promise<Service> {
+		return startDaemon(this.#directory, this.#world, this.host);
+	}
+
+	#watch(daemon: Service): void {
+		void daemon.ended.then(status => {
+			if (!this.#expected.has(daemon)) {
+				this.crashes.push(`the daemon ended by itself with ${status}: ${daemon.tail.slice(-5).join(' | ')}`);
+				this.restart('SIGKILL');
+			}
+		});
+	}
+}
+
+async function startDaemon(directory: string, world: World, host: KvmHost): Promise<Service> {
+	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, main, 'libvirt'];
+	const child = spawn('setpriv', argv, {
+		cwd: '/', stdio: ['ignore', 'ignore', 'pipe'],
+		env: {
+			PATH: process.env['PATH'], HOME: directory,
+			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`, LIBVIRT_POOL: pool, LIBVIRT_VOL_NAME: baseVolume, CLUSTER_ID: 'chaos', NODE_NAME: 'worker-0',
+			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${startTimeoutMs}ms`,
+			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug',
+		},
+	});
+	const daemon = new Service('the daemon', child);
+	using scope = new Scope(signal).deadline(readyTimeoutMs, 'the daemon to be ready');
+	await abortable(daemon.line(/"msg":"ready"/, scope.signal), scope.signal);
+	return daemon;
+}

@@ -1,0 +1,401 @@
+/**
+ * Plays one script on a node, and judges by what there is afterwards:
+ * - hung: a caller that got no answer within its limit, or a daemon that never came back
+ * - lost: a sandbox whose start succeeded, that nobody stopped and whose VM nobody ended, and whose agent does not answer; what failed
+ *   although nothing was wrong; a daemon that ended by itself
+ * - leaked: what is still there when all sandboxes were stopped and the daemon had time to converge
+ */
+import {toError} from '../../src/errors.ts';
+import {abortable, pause, Scope} from '../../src/lifetime.ts';
+import {connect} from '../../src/ttrpc/client.ts';
+import {TtrpcError} from '../../src/ttrpc/status.ts';
+import {AgentClient} from '../lab/agent-client.ts';
+import {newSandboxId} from '../lab/shim.ts';
+import type {Cni} from '../network/world.ts';
+import type {Fate} from '../support/kvm-host.ts';
+import {startTimeoutMs, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
+import {phases, type Fault, type Moment, type Phase, type Script} from './script.ts';
+
+/** Generous: many rounds share two processors with other work. A start unwinds after its own budget; a stop waits for the host. */
+const limitsMs = {create: 35_000, start: startTimeoutMs + 30_000, stop: 40_000, check: 20_000, settle: 60_000, converge: 40_000};
+
+export interface Verdict {
+	readonly leaked: readonly string[];
+	readonly lost: readonly string[];
+	readonly hung: readonly string[];
+	/** What happened, in its order. */
+	readonly story: readonly string[];
+	/** Whether each fault of the script came to happen. */
+	readonly happened: ReadonlyMap<Fault, boolean>;
+	readonly durationMs: number;
+}
+
+interface Pod extends PodNetns {
+	readonly cni: Cni;
+	readonly id: string;
+	/** Aborts when its shim is killed. */
+	readonly shim: AbortController;
+	agentSocket: string | undefined;
+	isStarted: boolean;
+	/** A stop was asked for. */
+	isStopped: boolean;
+	/** Its VM or its network is gone by a fault: nobody can serve it. */
+	isDoomed: boolean;
+}
+
+type Answer<T> = {readonly value: T} | {readonly error: Error};
+
+const never = new AbortController().signal;
+
+/** @param before what there is when nothing is; what a round leaves is the next one's `before`, so that it counts once */
+export async function playRound(node: ChaosNode, script: Script, before: Inventory): Promise<Verdict & {readonly after: Inventory}> {
+	return new Round(node, script, before).play();
+}
+
+class Round {
+	readonly #node: ChaosNode;
+	readonly #script: Script;
+	readonly #before: Inventory;
+	readonly #startedAt = performance.now();
+	readonly #leaked: string[] = [];
+	readonly #lost: string[] = [];
+	readonly #hung: string[] = [];
+	readonly #story: string[] = [];
+	readonly #happened = new Map<Fault, boolean>();
+	/** What faults have begun and nobody waits for yet. */
+	readonly #sideEffects: Promise<unknown>[] = [];
+	#pods: readonly Pod[] = [];
+
+	constructor(node: ChaosNode, script: Script, before: Inventory) {
+		this.#node = node;
+		this.#script = script;
+		this.#before = before;
+	}
+
+	async play(): Promise<Verdict & {readonly after: Inventory}> {
+		const node = this.#node;
+		this.#pods = await Promise.all(this.#script.pods.map(async cni => ({
+			...await node.pod(cni), cni, id: newSandboxId(), shim: new AbortController(), agentSocket: undefined, isStarted: false, isStopped: false, isDoomed: false,
+		})));
+		for (const phase of phases) {
+			await this.#during(phase, async () => Promise.all(this.#pods.map(async pod => this.#doPhase(phase, pod))));
+			if (phase === 'running') {
+				await Promise.all(this.#pods.map(async pod => this.#assertServed(pod)));
+			}
+		}
+
+		// A caller that lost the daemon asks again, as a kubelet does.
+		await Promise.all(this.#pods.filter(({isStopped}) => !isStopped).map(async pod => this.#stop(pod, 'last stop')));
+		const after = await this.#converge();
+		await Promise.all(this.#pods.map(async pod => node.giveBack(pod.cni, pod)));
+		this.#lost.push(...node.crashes.splice(0));
+		return {
+			leaked: this.#leaked, lost: this.#lost, hung: this.#hung, story: this.#story, happened: this.#happened, after,
+			durationMs: Math.round(performance.now() - this.#startedAt),
+		};
+	}
+
+	async #doPhase(phase: Phase, pod: Pod): Promise<void> {
+		const {shim} = this.#node;
+		switch (phase) {
+			case 'create': {
+				const annotations = {'io.kubernetes.cri.sandbox-name': pod.name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'};
+				const answer = await this.#answered(pod, 'create', async signal => shim.createVm({id: pod.id, annotations, networkNamespacePath: pod.path}, signal));
+				pod.agentSocket = 'value' in answer ? answer.value : undefined;
+				return;
+			}
+
+			case 'start': {
+				if (pod.agentSocket !== undefined && !pod.isStopped) {
+					const answer = await this.#answered(pod, 'start', async signal => shim.startVm(pod.id, signal));
+					pod.isStarted = 'value' in answer;
+				}
+
+				return;
+			}
+
+			case 'stop': {
+				if (!pod.isStopped) {
+					await this.#stop(pod);
+				}
+
+				return;
+			}
+
+			case 'created':
+			case 'running': {
+				// Long enough for the faults of this phase to happen.
+				await pause(this.#script.faults.some(fault => fault.phase === phase) ? 250 : 0, never);
+			}
+		}
+	}
+
+	/** Once answered, the daemon has promised it, also by an error: then nobody asks again. */
+	async #stop(pod: Pod, name = 'stop'): Promise<void> {
+		const answer = await this.#answered(pod, 'stop', async signal => this.#node.shim.stopVm(pod.id, signal), name);
+		const isRefused = 'error' in answer && answer.error instanceof TtrpcError && !answer.error.message.includes('daemon is stopping');
+		pod.isStopped = 'value' in answer || isRefused || pod.shim.signal.aborted;
+		if ('error' in answer && name === 'last stop') {
+			this.#lost.push(`the last stop of ${pod.name} failed, although nothing is wrong any more: ${answer.error.message}`);
+		}
+	}
+
+	/** Does the work with the phase's faults; afterwards nothing is wrong any more, and the daemon runs. */
+	async #during(phase: Phase, work: () => Promise<unknown>): Promise<void> {
+		const node = this.#node;
+		const faults = this.#script.faults.filter(fault => fault.phase === phase);
+		using timers = new DisposableStack();
+		const waiting: Array<{readonly moment: Exclude<Moment, {ms: number}>; readonly last: number; readonly fate: () => Fate['action']}> = [];
+		const at = (moment: Moment, fault: Fault, act: () => void): void => {
+			const happen = (): void => this.#happen(fault, act);
+			if ('ms' in moment) {
+				const timer = setTimeout(happen, moment.ms);
+				timers.defer(() => clearTimeout(timer));
+			} else {
+				waiting.push({moment, last: moment.call, fate: () => happen});
+			}
+		};
+
+		for (const fault of faults) {
+			this.#happened.set(fault, false);
+			await this.#arm(fault, at, waiting);
+		}
+
+		let calls = 0;
+		node.onCall = procedure => {
+			const call = ++calls;
+			const due = waiting.find(({moment, last}) => moment.call <= call && call <= last);
+			if (due === undefined) {
+				return undefined;
+			}
+
+			this.#tell(`${phase}: ${due.moment.when} ${procedure}, call ${call}`);
+			return {when: due.moment.when, action: due.fate()};
+		};
+
+		await work();
+		node.onCall = undefined;
+		const areLeft = await node.programs.withdraw();
+		for (const fault of faults) {
+			if (fault.kind === 'program') {
+				this.#happened.set(fault, !areLeft);
+			}
+		}
+
+		node.isFull = false;
+		node.hasLeases = true;
+		node.vms.boots = 'listening';
+		await Promise.all(this.#sideEffects.splice(0));
+		await this.#settled();
+	}
+
+	async #arm(
+		fault: Fault, at: (moment: Moment, fault: Fault, act: () => void) => void,
+		waiting: Array<{readonly moment: Exclude<Moment, {ms: number}>; readonly last: number; readonly fate: () => Fate['action']}>,
+	): Promise<void> {
+		const node = this.#node;
+		const [first] = this.#pods;
+		if (first === undefined) {
+			throw new TypeError('A script has a pod');
+		}
+
+		const calls = (call: number, times: number, when: Fate['when'], action: Fate['action']): void => {
+			waiting.push({moment: {call, when}, last: call + times - 1, fate: () => {
+				this.#happened.set(fault, true);
+				return action;
+			}});
+		};
+
+		switch (fault.kind) {
+			case 'refuse': {
+				calls(fault.call, fault.times, 'before', {refuse: fault.code});
+				return;
+			}
+
+			case 'drop':
+			case 'freeze': {
+				calls(fault.call, 1, fault.when, fault.kind);
+				return;
+			}
+
+			case 'away': {
+				at(fault.at, fault, () => this.#sideEffects.push(this.#beAway(fault.forMs)));
+				return;
+			}
+
+			case 'program': {
+				await node.programs.order(fault.program, fault.run, fault.how);
+				return;
+			}
+
+			case 'disk-full': {
+				this.#happen(fault, () => {
+					node.isFull = true;
+				});
+				return;
+			}
+
+			case 'no-address': {
+				this.#happen(fault, () => {
+					node.hasLeases = false;
+				});
+				return;
+			}
+
+			case 'no-listen':
+			case 'vm-ends': {
+				this.#happen(fault, () => {
+					node.vms.boots = fault.kind === 'no-listen' ? 'silent' : 'ending';
+				});
+				return;
+			}
+
+			case 'kill':
+			case 'terminate': {
+				at(fault.at, fault, () => node.restart(fault.kind === 'kill' ? 'SIGKILL' : 'SIGTERM'));
+				return;
+			}
+
+			case 'hang-up': {
+				at(fault.at, fault, () => first.shim.abort(new Error('the shim was killed')));
+				return;
+			}
+
+			case 'stop': {
+				at(fault.at, fault, () => this.#sideEffects.push(this.#stop(first, 'stop meanwhile')));
+				return;
+			}
+
+			case 'no-netns': {
+				at(fault.at, fault, () => {
+					first.isDoomed = true;
+					this.#sideEffects.push(node.vanish(first));
+				});
+				return;
+			}
+
+			case 'agent-reset': {
+				this.#happen(fault, () => node.vms.reset());
+				return;
+			}
+
+			case 'vm-dies': {
+				if (first.isStarted) {
+					this.#happen(fault, () => {
+						first.isDoomed = true;
+						// By another fault of its kind it may be dead already.
+						this.#sideEffects.push(node.host.destroy(`podvm-${first.name}-${first.id.slice(0, 8)}`).catch(() => undefined));
+					});
+				}
+			}
+		}
+	}
+
+	#happen(fault: Fault, act: () => void): void {
+		if (this.#happened.get(fault) !== true) {
+			this.#happened.set(fault, true);
+			this.#tell(`fault: ${JSON.stringify(fault)}`);
+			act();
+		}
+	}
+
+	async #beAway(forMs: number): Promise<void> {
+		await this.#node.host.away();
+		await pause(forMs, never);
+		await this.#node.host.back();
+	}
+
+	/** Never rejects: also an error is an answer, only none is not. */
+	async #answered<T>(pod: Pod, call: 'create' | 'start' | 'stop', make: (signal: AbortSignal) => Promise<T>, name: string = call): Promise<Answer<T>> {
+		const startedAt = performance.now();
+		using limit = new Scope(pod.shim.signal).deadline(limitsMs[call], `${name} of ${pod.name}`);
+		const tell = (answer: string): void => this.#tell(`${name} of ${pod.name} ${pod.id.slice(0, 8)}: ${answer} after ${Math.round(performance.now() - startedAt)} ms`);
+		// A shim that was killed asks nothing; whoever takes care of its pod does.
+		if (pod.shim.signal.aborted) {
+			using other = new Scope().deadline(limitsMs[call], `${name} of ${pod.name}`);
+			return await this.#judged(make(other.signal), other.signal, tell, `${name} of ${pod.name}`);
+		}
+
+		const answer = await this.#judged(make(limit.signal), limit.signal, tell, `${name} of ${pod.name}`, pod.shim.signal);
+		if ('error' in answer && !pod.isDoomed && !this.#isDisturbed() && !pod.isStopped) {
+			this.#lost.push(`${name} of ${pod.name} failed, although nothing was wrong: ${answer.error.message}`);
+		}
+
+		return answer;
+	}
+
+	async #judged<T>(answer: Promise<T>, limit: AbortSignal, tell: (answer: string) => void, what: string, hungUp?: AbortSignal): Promise<Answer<T>> {
+		try {
+			const value = await answer;
+			tell('ok');
+			return {value};
+		} catch (error) {
+			tell(toError(error).message);
+			if (limit.aborted && hungUp?.aborted !== true) {
+				this.#hung.push(`${what} got no answer`);
+			}
+
+			return {error: toError(error)};
+		}
+	}
+
+	/** Whether anything has gone wrong so far, for all that the daemon can know. */
+	#isDisturbed(): boolean {
+		return this.#script.faults.some(fault => this.#happened.get(fault) === true || (fault.kind === 'program' && this.#happened.has(fault)));
+	}
+
+	/** By the way of a shim that dials again. */
+	async #assertServed(pod: Pod): Promise<void> {
+		const {agentSocket} = pod;
+		if (!pod.isStarted || pod.isStopped || pod.isDoomed || agentSocket === undefined) {
+			return;
+		}
+
+		using scope = new Scope().deadline(limitsMs.check, 'the agent to answer');
+		for (let attempt = 1; ; attempt++) {
+			try {
+				await using client = await connect(agentSocket, scope.signal);
+				await new AgentClient(client).call('Health/Check', {}, scope.signal, 10_000);
+				this.#tell(`${pod.name} is served, at attempt ${attempt}`);
+				return;
+			} catch (error) {
+				if (scope.signal.aborted) {
+					this.#lost.push(`${pod.name} ${pod.id.slice(0, 8)} is not served: ${toError(error).message}`);
+					return;
+				}
+
+				await pause(50, scope.signal).catch(() => undefined);
+			}
+		}
+	}
+
+	async #settled(): Promise<void> {
+		using scope = new Scope().deadline(limitsMs.settle, 'the daemon to be there again');
+		try {
+			await abortable(this.#node.settled(), scope.signal);
+		} catch (error) {
+			this.#hung.push(`no daemon: ${toError(error).message}`);
+		}
+	}
+
+	/** Looks until nothing is there that was not before, or time is up. */
+	async #converge(): Promise<Inventory> {
+		const startedAt = performance.now();
+		for (;;) {
+			const now = await this.#node.inventory();
+			const left = now.difference(this.#before);
+			const elapsedMs = Math.round(performance.now() - startedAt);
+			if (left.size === 0 || elapsedMs > limitsMs.converge) {
+				this.#tell(`${left.size} left after ${elapsedMs} ms`);
+				this.#leaked.push(...left);
+				return now;
+			}
+
+			await pause(50, never);
+		}
+	}
+
+	#tell(what: string): void {
+		this.#story.push(`${String(Math.round(performance.now() - this.#startedAt)).padStart(6)} ms  ${what}`);
+	}
+}

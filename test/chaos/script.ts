@@ -1,0 +1,154 @@
+/** What happens in a round, made from a seed: pure, so that a round that failed can be played again. Knows no process and no socket. */
+import type {Cni} from '../network/world.ts';
+
+/** In this order. The two in the middle are idle: nobody asks the daemon for anything. */
+export const phases = ['create', 'created', 'start', 'running', 'stop'] as const;
+export type Phase = typeof phases[number];
+
+export type When = 'before' | 'during' | 'after';
+/** Of a phase: its nth call of libvirt, counted from 1 over both pods; or a time. */
+export type Moment = {readonly call: number; readonly when: When} | {readonly ms: number};
+
+export const programs = ['ip', 'tc', 'nft'] as const;
+/** It does nothing and says so; it does its work and is killed; it is killed before. */
+export const programFailures = ['refuses', 'killed-after', 'killed-before'] as const;
+
+export type Fault = {readonly phase: Phase} & (
+	/** libvirt refuses so many calls, one after the other. */
+	| {readonly kind: 'refuse'; readonly call: number; readonly times: number; readonly code: number}
+	/** The connection to libvirt ends, or carries nothing any more. */
+	| {readonly kind: 'drop' | 'freeze'; readonly call: number; readonly when: When}
+	/** The KVM host cannot be reached. */
+	| {readonly kind: 'away'; readonly at: Moment; readonly forMs: number}
+	/** The nth run of a program of the node. */
+	| {readonly kind: 'program'; readonly program: typeof programs[number]; readonly run: number; readonly how: typeof programFailures[number]}
+	/** Of the VMs, for as long as the phase lasts: no room for the disk, no lease, a forwarder that never listens, an end while it boots. */
+	| {readonly kind: 'disk-full' | 'no-address' | 'no-listen' | 'vm-ends'}
+	/** The daemon is killed or told to stop, and started again; it is replaced as in a rolling update. */
+	| {readonly kind: 'kill' | 'terminate'; readonly at: Moment}
+	/** The first pod's shim is killed in its call; it asks for a stop meanwhile. */
+	| {readonly kind: 'hang-up' | 'stop'; readonly at: Moment}
+	/** The first pod's namespace vanishes. */
+	| {readonly kind: 'no-netns'; readonly at: Moment}
+	/** The VMs' connections are reset; the first pod's VM is destroyed. */
+	| {readonly kind: 'agent-reset' | 'vm-dies'}
+);
+
+export interface Script {
+	/** One or two. */
+	readonly pods: readonly Cni[];
+	readonly faults: readonly Fault[];
+}
+
+/** As Math.random. */
+export type Random = () => number;
+
+/** Mulberry32 (Tommy Ettinger's, public domain). */
+export function randomFrom(seed: number): Random {
+	let state = seed >>> 0;
+	return () => {
+		state = (state + 0x6d_2b_79_f5) >>> 0;
+		let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+		mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+		return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
+	};
+}
+
+export const faultKinds = [
+	'refuse', 'drop', 'freeze', 'away', 'program', 'disk-full', 'no-address', 'no-listen', 'vm-ends', 'kill', 'terminate', 'hang-up', 'stop', 'no-netns', 'agent-reset', 'vm-dies',
+] as const satisfies ReadonlyArray<Fault['kind']>;
+export type FaultKind = typeof faultKinds[number];
+
+/** Where a kind of fault makes sense. */
+const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
+	'refuse': ['start', 'stop'],
+	'drop': ['start', 'stop'],
+	'freeze': ['start', 'stop'],
+	'away': ['created', 'start', 'running', 'stop'],
+	'program': ['create', 'start', 'stop'],
+	'disk-full': ['start'],
+	'no-address': ['start'],
+	'no-listen': ['start'],
+	'vm-ends': ['start'],
+	'kill': phases,
+	'terminate': phases,
+	'hang-up': ['create', 'start', 'stop'],
+	'stop': ['create', 'start'],
+	'no-netns': ['created', 'start', 'running', 'stop'],
+	'agent-reset': ['running'],
+	'vm-dies': ['running'],
+};
+
+/** What one pod's start and stop make at least, and some more for a second pod: most faults shall happen. */
+const callsOf: Readonly<Record<Phase, number>> = {create: 0, created: 0, start: 18, running: 0, stop: 10};
+const runsOf: Readonly<Record<typeof programs[number], number>> = {ip: 2, tc: 1, nft: 1};
+/** virErrorNumber: internal error, operation failed, system error (no space), operation invalid, time-out, access denied. */
+const refusals = [1, 9, 38, 55, 68, 88];
+
+/** @param kind of the first fault; a random one if absent, and perhaps a second one, or none at all */
+export function randomScript(random: Random, kind?: FaultKind): Script {
+	const upTo = (limit: number): number => Math.floor(random() * limit);
+	const oneOf = <T>(values: readonly [T, ...T[]] | readonly T[]): T => values[upTo(values.length)] as T;
+	const chance = (probability: number): boolean => random() < probability;
+	const when = (): When => oneOf(['before', 'during', 'after']);
+	const moment = (phase: Phase): Moment => callsOf[phase] > 0 && chance(0.75) ? {call: 1 + upTo(callsOf[phase]), when: when()} : {ms: upTo(phase === 'create' ? 40 : 200)};
+	const fault = (of: FaultKind): Fault => {
+		const phase = oneOf(phasesOf[of]);
+		const call = 1 + upTo(callsOf[phase]);
+		switch (of) {
+			case 'refuse': {
+				return {phase, kind: of, call, times: oneOf([1, 1, 2, 4]), code: oneOf(refusals)};
+			}
+
+			case 'drop':
+			case 'freeze': {
+				return {phase, kind: of, call, when: when()};
+			}
+
+			case 'away': {
+				return {phase, kind: of, at: moment(phase), forMs: 100 + upTo(1400)};
+			}
+
+			case 'program': {
+				const program = oneOf(programs);
+				return {phase, kind: of, program, run: 1 + upTo(runsOf[program]), how: oneOf(programFailures)};
+			}
+
+			case 'kill':
+			case 'terminate':
+			case 'no-netns':
+			case 'hang-up':
+			case 'stop': {
+				return {phase, kind: of, at: moment(phase)};
+			}
+
+			case 'disk-full':
+			case 'no-address':
+			case 'no-listen':
+			case 'vm-ends':
+			case 'agent-reset':
+			case 'vm-dies': {
+				return {phase, kind: of};
+			}
+		}
+	};
+
+	const pods = chance(0.4) ? [oneOf(cnisOfPods), oneOf(cnisOfPods)] : [oneOf(cnisOfPods)];
+	// Some wait for a deadline: they are rarer.
+	const any = (): FaultKind => {
+		const chosen = oneOf(faultKinds);
+		return (chosen === 'no-address' || chosen === 'no-listen' || chosen === 'freeze') && chance(0.5) ? oneOf(['kill', 'drop', 'refuse', 'program']) : chosen;
+	};
+	if (kind !== undefined) {
+		return {pods, faults: [fault(kind)]};
+	}
+
+	return {pods, faults: Array.from({length: chance(0.05) ? 0 : chance(0.3) ? 2 : 1}, () => fault(any()))};
+}
+
+const cnisOfPods = ['bridge', 'calico', 'ptp'] as const;
+
+/** The faults in the order of their phases, in a few words each. */
+export function describe({pods, faults}: Script): string {
+	return `${pods.join('+')}: ${faults.map(fault => JSON.stringify(fault)).join(', ') || 'no fault'}`;
+}

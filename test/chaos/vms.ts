@@ -1,0 +1,94 @@
+/**
+ * Plays the pod VMs that libvirt's test driver only keeps in its books: one that it says is started boots from the disk that was uploaded
+ * for it, and answers at its address until libvirt says that it has ended. One address a slot of the node, as DHCP's memory makes it.
+ */
+import {spawn, type ChildProcess} from 'node:child_process';
+import {rm, writeFile} from 'node:fs/promises';
+import {fileURLToPath} from 'node:url';
+import type {LifecycleEvent} from '../../src/libvirt/events.ts';
+import {Service} from '../lab/service.ts';
+import type {World} from '../network/world.ts';
+import type {KvmHost} from '../support/kvm-host.ts';
+import type {Order} from './vm-process.ts';
+
+/** Slots that have an address: more than pods at a time. */
+const slots = 8;
+const firstAddress = 100;
+
+const addressOf = (slot: number): string => `192.168.122.${firstAddress + slot}`;
+
+/** By the last byte of the MAC, which is the slot's. */
+export function leaseOf(mac: string): string | undefined {
+	const slot = Number.parseInt(mac.slice(-2), 16);
+	return slot < slots ? addressOf(slot) : undefined;
+}
+
+export class Vms implements AsyncDisposable {
+	readonly #host: KvmHost;
+	readonly #directory: string;
+	readonly #child: ChildProcess;
+	readonly #service: Service;
+	/** What a VM that is started does, until told otherwise. */
+	boots: 'listening' | 'silent' | 'ending' = 'listening';
+
+	private constructor(host: KvmHost, directory: string, child: ChildProcess) {
+		this.#host = host;
+		this.#directory = directory;
+		this.#child = child;
+		this.#service = new Service('the VMs', child);
+		host.onLifecycle(event => {
+			// A disk that cannot be read, and so on, shows in the start that fails.
+			this.#take(event).catch(() => undefined);
+		});
+	}
+
+	static async start(host: KvmHost, world: World, directory: string, signal: AbortSignal): Promise<Vms> {
+		await world.addVm(0);
+		await world.sh(Array.from({length: slots - 1}, (_, index) => `ip addr add ${addressOf(index + 1)}/24 dev enc1`).join('\n'), 'vm-0');
+		const program = fileURLToPath(new URL('vm-process.ts', import.meta.url));
+		const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'nsenter', `--net=${world.netnsPath('vm-0')}`, '--', process.execPath, program], {stdio: ['ignore', 'ignore', 'pipe', 'ipc'], cwd: '/'});
+		const vms = new Vms(host, directory, child);
+		await vms.#service.line(/^ready$/, signal);
+		return vms;
+	}
+
+	/** Whatever went wrong in there. */
+	get complaints(): readonly string[] {
+		return this.#service.tail.filter(line => line !== 'ready');
+	}
+
+	/** Resets all connections to agents. */
+	reset(): void {
+		this.#order({do: 'reset'});
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await this.#service.stop();
+	}
+
+	async #take({name: event, domain: {name, uuid}}: LifecycleEvent): Promise<void> {
+		const address = addressOf(uuid.at(-1) ?? 0);
+		const disk = `${this.#directory}/${name}.iso`;
+		if (event === 'stopped') {
+			this.#order({do: 'off', address});
+			await rm(disk, {force: true});
+			return;
+		}
+
+		if (event !== 'started' || this.boots === 'silent') {
+			return;
+		}
+
+		if (this.boots === 'ending') {
+			await this.#host.destroy(name);
+			return;
+		}
+
+		await writeFile(disk, await this.#host.uploaded(`${name}-cidata.iso`));
+		this.#order({do: 'boot', address, disk});
+	}
+
+	#order(order: Order): void {
+		this.#child.send(order);
+	}
+}
