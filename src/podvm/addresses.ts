@@ -8,8 +8,9 @@ import {pause, Scope} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type Domain, type Network} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
+import {isSameVm, readEnd} from './end-watch.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import {endOfEvent, endOfState} from './vm-end.ts';
+import {endOfEvent} from './vm-end.ts';
 
 export interface Reachable {
 	readonly domain: Domain;
@@ -63,8 +64,7 @@ async function* search(session: LibvirtCalls, {domain, mac, network}: Reachable,
 	using scope = new Scope(...ends);
 	// First the listener, then the state: what happens in between is seen twice rather than never.
 	using _listener = session.onLifecycle(event => {
-		// Also by name: the UUID was another VM's before.
-		const ended = event.domain.name === domain.name && Buffer.compare(event.domain.uuid, domain.uuid) === 0 ? endOfEvent(event) : undefined;
+		const ended = isSameVm(event.domain, domain) ? endOfEvent(event) : undefined;
 		if (ended !== undefined) {
 			scope.abort(ended);
 		}
@@ -109,14 +109,7 @@ function throwIfAborted(signal: AbortSignal): void {
 }
 
 async function endWhenStopped(session: LibvirtCalls, domain: Domain, scope: Scope): Promise<void> {
-	const state = await session.call(procedures.domainGetState, {dom: domain, flags: 0}, scope.signal).catch((error: unknown) => {
-		if (isLibvirtError(error, libvirtCode.noDomain)) {
-			return undefined;
-		}
-
-		throw error;
-	});
-	const end = endOfState(domain.name, state);
+	const end = await readEnd(session, domain, scope.signal);
 	if (end !== undefined) {
 		scope.abort(end);
 	}

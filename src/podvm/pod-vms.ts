@@ -20,6 +20,7 @@ import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/
 import {findAddresses} from './addresses.ts';
 import {cidataIso} from './cidata.ts';
 import {domainXml} from './domain-xml.ts';
+import {EndWatch} from './end-watch.ts';
 import {hostSupport, type HostSupport} from './host-support.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';
@@ -63,6 +64,7 @@ class LibvirtPodVms implements PodVms {
 	readonly #slots: VmSlots;
 	/** A start and the deletions of one sandbox never overlap. */
 	readonly #turns = new Turns();
+	readonly #endWatch: EndWatch;
 	/** Slots that are being worked on, once for each who does. */
 	#held: readonly number[] = [];
 	#host: HostSupport | undefined;
@@ -71,6 +73,7 @@ class LibvirtPodVms implements PodVms {
 	constructor(options: PodVmsOptions) {
 		this.#options = options;
 		this.#slots = new VmSlots(options.cluster, options.node);
+		this.#endWatch = new EndWatch(options);
 	}
 
 	async start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
@@ -79,7 +82,11 @@ class LibvirtPodVms implements PodVms {
 
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
 		const {session, network, log} = this.#options;
-		return findAddresses(session, {domain: {name: vm.name, uuid: parseUuid(vm.uuid), id: -1}, mac: vm.mac, network}, log, signal);
+		return findAddresses(session, {domain: domainOf(vm), mac: vm.mac, network}, log, signal);
+	}
+
+	async ended(vm: PodVm, signal: AbortSignal): Promise<AdaptorError> {
+		return this.#endWatch.ended(domainOf(vm), signal);
 	}
 
 	async delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
@@ -289,6 +296,10 @@ class LibvirtPodVms implements PodVms {
 	#now(): Date {
 		return this.#options.clock?.() ?? new Date();
 	}
+}
+
+function domainOf({name, uuid}: PodVm): Domain {
+	return {name, uuid: parseUuid(uuid), id: -1};
 }
 
 /** The end of the names of a sandbox's VM: how it is found again by its id among many without reading each one's XML. */

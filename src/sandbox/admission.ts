@@ -20,6 +20,7 @@ export interface Prepared {
  *                │            │                  └──▶ failed ◀┘           │
  *                └────────────┴──────── stop ───────────┴─────────────────┘──▶ stopping ──▶ gone
  *
+ *  running ── the VM ends ──▶ failed
  *  restart ──▶ recovering ──▶ created, running, failed or stopping, as the record and the hypervisor say
  */
 export type SandboxState =
@@ -32,7 +33,10 @@ export type SandboxState =
 	/** The VM runs; its agent cannot be reached yet. */
 	| {readonly name: 'booting'; readonly prepared: Prepared; readonly vm: PodVm}
 	| {readonly name: 'running'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay: AgentRelay}
-	/** Remembered until it is stopped, so that a late call learns why. `remains`: what could not be unwound, to be tried again. */
+	/**
+	 * Did not start, or its VM has ended. Remembered until it is stopped, so that a late call learns why.
+	 * `remains`: what could not be unwound, to be tried again; of a VM that has ended, everything.
+	 */
 	| {readonly name: 'failed'; readonly reason: AdaptorError; readonly remains: Remains}
 	| {readonly name: 'stopping'; readonly remains: Remains}
 	| {readonly name: 'gone'};
@@ -42,6 +46,8 @@ export interface Remains {
 	/** Absent: none was reserved, or by an earlier run of the daemon. */
 	readonly network?: PodNetwork;
 	readonly mayHaveVm: boolean;
+	/** Absent: none is open in this daemon. */
+	readonly relay?: AgentRelay;
 }
 
 export const nothing: Remains = {mayHaveVm: false};
@@ -78,7 +84,7 @@ export function admitStart(state: SandboxState): Verdict {
 	}
 }
 
-/** What a removal that begins now has to remove; a running sandbox's relay besides. */
+/** What a removal that begins now has to remove. */
 export function remainsOf(state: SandboxState): Remains {
 	switch (state.name) {
 		case 'created': {
@@ -86,9 +92,12 @@ export function remainsOf(state: SandboxState): Remains {
 		}
 
 		case 'starting':
-		case 'booting':
-		case 'running': {
+		case 'booting': {
 			return {network: state.prepared.network, mayHaveVm: true};
+		}
+
+		case 'running': {
+			return {network: state.prepared.network, mayHaveVm: true, relay: state.relay};
 		}
 
 		case 'recovering': {

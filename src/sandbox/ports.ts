@@ -3,6 +3,7 @@
  * Below: what a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`).
  * Every implementation of a port, in-memory or real, passes the same suite in test/contract.
  */
+import type {AdaptorError} from '../errors.ts';
 import type {Secret} from '../log.ts';
 
 /** kata's sandbox id: 64 hexadecimal digits from containerd and CRI-O; anything of `[A-Za-z0-9._-]{1,128}` is taken. */
@@ -139,6 +140,11 @@ export interface PodVms {
 	 * @throws AdaptorError as soon as the VM is no longer running, telling how it ended
 	 */
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never>;
+	/**
+	 * Resolves when the VM has ended by itself or was deleted, at once if it has already, with how ('aborted'); however long that takes, and also
+	 * when the hypervisor is away in between. Rejects with the signal's reason only.
+	 */
+	ended(vm: PodVm, signal: AbortSignal): Promise<AdaptorError>;
 	/** Deletes VM and disks of a sandbox, whatever state they are in. Succeeds when there are none. Touches nothing of other clusters or nodes. */
 	delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void>;
 	/** All VMs of this cluster and node, half-made ones too. */

@@ -32,6 +32,8 @@ export interface SandboxWorld {
 	readonly agentTimeoutMs: number;
 	/** Budget of one attempt to unwind or to remove; independent of any caller's. */
 	readonly cleanupTimeoutMs: number;
+	/** How long the remains of a VM that has ended by itself wait for somebody to stop the sandbox. */
+	readonly endedGraceMs?: number;
 	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */
 	readonly removalRetryMs: readonly [first: number, longest: number];
 	readonly log: Logger;
@@ -47,6 +49,11 @@ export interface Recovery {
 
 /** `Omit` of each member of a union. */
 type DistributedOmit<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
+
+type Running = Extract<SandboxState, {readonly name: 'running'}>;
+
+/** Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks cost. */
+const endedGraceMs = 300_000;
 
 /** For what must be done whoever waits for it. */
 const unconditional = new AbortController().signal;
@@ -190,7 +197,7 @@ export class Sandbox {
 			await networks.attach(network, relay.address, looking.signal);
 			await this.#record({request, network, state: 'running', vm, address: relay.address});
 			looking.signal.throwIfAborted();
-			this.#setState({name: 'running', prepared: {request, network, tls}, vm, relay});
+			this.#run({name: 'running', prepared: {request, network, tls}, vm, relay});
 			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId}, 'sandbox of an earlier run taken up');
 		} catch (error) {
 			await relay[Symbol.asyncDispose]();
@@ -232,7 +239,7 @@ export class Sandbox {
 	}
 
 	/**
-	 * The daemon stops: ends a start (it unwinds), and closes the relay of a running sandbox. Its VM is left alone, and so is what was only
+	 * The daemon stops: ends a start (it unwinds), and closes the relay that is open. Its VM is left alone, and so is what was only
 	 * created or is being removed: the next daemon finds the record, or the VM, and goes on. Never throws.
 	 */
 	async close(): Promise<void> {
@@ -240,9 +247,7 @@ export class Sandbox {
 		this.#lastAttempt.abort();
 		try {
 			await this.#mailbox.post(async () => {
-				if (this.#state.name === 'running') {
-					await this.#state.relay[Symbol.asyncDispose]();
-				}
+				await remainsOf(this.#state).relay?.[Symbol.asyncDispose]();
 			}, unconditional);
 		} catch (error) {
 			this.#log.warn({err: error}, 'agent relay did not close');
@@ -280,15 +285,50 @@ export class Sandbox {
 			await networks.attach(network, relay.address, scope.signal);
 			await this.#record({request, network, state: 'running', vm, address: relay.address});
 			scope.signal.throwIfAborted();
-			this.#setState({name: 'running', prepared, vm, relay});
+			this.#run({name: 'running', prepared, vm, relay});
 			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId, timings: stages.end()}, 'pod VM started');
 		} catch (thrown) {
 			const reason = stages.failed(rootCause(thrown, scope.signal));
 			// Also when no VM was started: one that was cut off from the host cannot know, and cannot keep its promise to leave nothing.
-			const remains = await this.#unwind({network, mayHaveVm: true}, relay);
+			const remains = await this.#unwind({network, mayHaveVm: true, ...(relay === undefined ? {} : {relay})});
 			this.#setState({name: 'failed', reason, remains});
 			throw reason;
 		}
+	}
+
+	#run(state: Running): void {
+		this.#setState(state);
+		void this.#watch(state);
+	}
+
+	/**
+	 * Waits for the VM to end by itself. Whoever has calls under way learns it at once, and so does everybody who calls from then on: the relay
+	 * is served on for that, and with it everything else stays as it is until the sandbox is stopped. The shim does that as soon as its calls
+	 * have ended; one that has died does not, so after a while it is done in its place. A daemon that comes after this one finds on record
+	 * what ran, sees that it does not any more, and removes it. Never throws.
+	 */
+	async #watch(state: Running): Promise<void> {
+		const {signal} = this.#end;
+		try {
+			const reason = await this.#world.podVms.ended(state.vm, signal);
+			state.relay.fail(reason);
+			await this.#mailbox.post(async () => {
+				if (this.#state === state) {
+					this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
+					this.#setState({name: 'failed', reason, remains: remainsOf(state)});
+				}
+			}, signal);
+			await pause(this.#world.endedGraceMs ?? endedGraceMs, signal);
+		} catch (error) {
+			if (!signal.aborted) {
+				this.#log.error({err: error}, 'the end of the pod VM will go unnoticed');
+			}
+
+			return;
+		}
+
+		this.#log.warn({}, 'nobody stopped the sandbox of a pod VM that has ended: it is removed');
+		await this.stop().catch((error: unknown) => this.#log.warn({err: error}, 'sandbox removal failed, it is tried again'));
 	}
 
 	/** With the mailbox held. */
@@ -298,18 +338,17 @@ export class Sandbox {
 		}
 
 		const startedAt = performance.now();
-		const relay = this.#state.name === 'running' ? this.#state.relay : undefined;
 		const remains = remainsOf(this.#state);
 		this.#setState({name: 'stopping', remains});
 		await this.#recordStopping();
-		await this.#clear(remains, relay);
+		await this.#clear(remains);
 		this.#setState({name: 'gone'});
 		// Of a sandbox that this daemon did not make there may have been nothing.
 		this.#log[this.#pod === undefined ? 'debug' : 'info']({durationMs: Math.round(performance.now() - startedAt)}, 'sandbox removed');
 	}
 
 	/** In this order: a VNI is free for others only when no VM can use it any more. */
-	async #clear({network, mayHaveVm}: Remains, relay: AgentRelay | undefined): Promise<void> {
+	async #clear({network, mayHaveVm, relay}: Remains): Promise<void> {
 		const {podVms, networks, relays, records, cleanupTimeoutMs} = this.#world;
 		using scope = new Scope().deadline(cleanupTimeoutMs, 'the sandbox to be removed');
 		const clear = async (): Promise<void> => {
@@ -357,9 +396,9 @@ export class Sandbox {
 	}
 
 	/** Never throws: what went wrong is logged and tried again in the background. @returns what is left to do so for */
-	async #unwind(remains: Remains, relay?: AgentRelay): Promise<Remains> {
+	async #unwind(remains: Remains): Promise<Remains> {
 		try {
-			await this.#clear(remains, relay);
+			await this.#clear(remains);
 			return nothing;
 		} catch (error) {
 			this.#log.warn({err: error}, 'unwinding failed, it is tried again');
@@ -391,7 +430,7 @@ export class Sandbox {
 	#refusal(why: 'not-found' | 'failed-precondition', cause: AdaptorError | undefined): AdaptorError {
 		return new AdaptorError({
 			code: why,
-			what: why === 'not-found' ? 'There is no such sandbox' : `The sandbox has failed to start before${cause === undefined ? '' : `: ${cause.what}`}`,
+			what: why === 'not-found' ? 'There is no such sandbox' : `The sandbox has failed${cause === undefined ? '' : `: ${cause.what}`}`,
 			where: {sandboxId: this.id},
 			remedy: why === 'not-found' ? 'CreateVM comes first.' : 'Stop it, then create it again.',
 			cause,

@@ -179,4 +179,21 @@ export function podVmsContract(test: TestFn, name: string, harnessFor: (t: Execu
 		const late = await t.throwsAsync(vms.addresses(vm, never).next(), {instanceOf: AdaptorError});
 		t.is(late.code, 'aborted');
 	});
+
+	claim('the end of a VM that runs is told to all who wait for it and who ask later, and of no other VM', async (t, harness, vms) => {
+		const [one, two] = [await vms.start(specOf(), never), await vms.start(specOf(), never)];
+		const abort = new AbortController();
+		const [ended, alsoEnded, otherEnded] = [vms.ended(one, never), harness.podVms('node').ended(one, never), vms.ended(two, abort.signal)];
+		await harness.kill(one.name);
+		for (const end of [await ended, await alsoEnded, await vms.ended(one, never)]) {
+			t.is(end.code, 'aborted');
+			t.regex(end.message, /pod VM ended.*stopped/);
+		}
+
+		abort.abort(new Error('no longer interesting'));
+		await t.throwsAsync(otherEnded, {message: 'no longer interesting'});
+		await t.throwsAsync(vms.ended(two, abort.signal), {message: 'no longer interesting'});
+		await vms.delete(one.sandboxId, never);
+		t.is((await vms.ended(one, never)).code, 'aborted');
+	});
 }

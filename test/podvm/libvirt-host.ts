@@ -93,6 +93,7 @@ async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<
 			},
 			upload: async (volume, source, range, signal) => storage.upload(volume, source, range, signal),
 			onLifecycle: listener => domains.onLifecycle(listener),
+			onState: listener => domains.onState(listener),
 		},
 	};
 }
@@ -150,6 +151,7 @@ export function intercept(calls: LibvirtCalls): InterceptedCalls {
 			through(procedure.name, args, async () => calls.call(procedure, args, signal, options)),
 		upload: async (volume, source, range, signal) => through('upload', volume, async () => calls.upload(volume, source, range, signal)),
 		onLifecycle: listener => calls.onLifecycle(listener),
+		onState: listener => calls.onState(listener),
 	};
 	return intercepted;
 }

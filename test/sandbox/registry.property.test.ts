@@ -17,6 +17,8 @@ interface Call {
 
 type Operation =
 	| Call
+	/** Its VM, if it has one, ends by itself. */
+	| {readonly call: 'end'; readonly id: string}
 	/** The caller of one of the operations so far goes away. */
 	| {readonly call: 'hang up'; readonly which: number}
 	/** Everybody else gets this many turns of the event loop. */
@@ -33,6 +35,7 @@ const operation: fc.Arbitrary<Operation> = fc.oneof(
 	{weight: 4, arbitrary: fc.record({call: fc.constant('create' as const), id})},
 	{weight: 4, arbitrary: fc.record({call: fc.constant('start' as const), id})},
 	{weight: 2, arbitrary: fc.record({call: fc.constant('stop' as const), id})},
+	{weight: 1, arbitrary: fc.record({call: fc.constant('end' as const), id})},
 	{weight: 2, arbitrary: fc.record({call: fc.constant('hang up' as const), which: fc.nat({max: 30})})},
 	{weight: 3, arbitrary: fc.record({call: fc.constant('wait' as const), turns: fc.integer({min: 1, max: 4})})},
 );
@@ -99,6 +102,8 @@ class Run {
 				await turns(operation.turns);
 			} else if (operation.call === 'hang up') {
 				this.#calls[operation.which]?.caller.abort(new AdaptorError({code: 'cancelled', what: 'The caller hung up'}));
+			} else if (operation.call === 'end') {
+				this.world.podVms.host.kill(`podvm-${podOf[operation.id] ?? ''}-${operation.id}`);
 			} else {
 				this.#begin(operation);
 			}

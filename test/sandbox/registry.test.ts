@@ -1,7 +1,9 @@
-import test from 'ava';
+import {setImmediate as turn} from 'node:timers/promises';
+import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
-import {never, pod, world, type PortCall} from './world.ts';
+import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
 
+const web = {name: 'web', namespace: 'shop'};
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
 
 /** Holds the named call until it is aborted; tells when it is reached. */
@@ -84,7 +86,7 @@ for (const step of steps) {
 			t.is(error.code, 'unavailable');
 			// A relay that was opened and not handed over cannot be known to its caller: that `open` leaves nothing is its own promise.
 			t.deepEqual((await left()).filter(name => !(step === 'relays.open' && when === 'after' && name.startsWith('socket'))), []);
-			await t.throwsAsync(registry.start('a', never), {message: /failed to start before.*The host burns/});
+			await t.throwsAsync(registry.start('a', never), {message: /sandbox has failed: .*The host burns/});
 			await registry.stop('a', never);
 			await t.throwsAsync(registry.start('a', never), {message: /no such sandbox/});
 		});
@@ -250,7 +252,6 @@ test('a new sandbox of the same pod makes the older one stop', async t => {
 test('PodVMInfo waits until the VM exists, which is before its agent answers', async t => {
 	const {hook, reached} = holding('relays.open');
 	const {registry} = world(t, {before: hook});
-	const web = {name: 'web', namespace: 'shop'};
 	await t.throwsAsync(registry.vmOf(web, false, never), {message: /no VM on this node/});
 	const gone = new AbortController();
 	const impatient = t.throwsAsync(registry.vmOf(web, true, gone.signal), {message: 'enough'});
@@ -473,4 +474,47 @@ test('who waits for a VM is told when the daemon stops', async t => {
 	const waiting = t.throwsAsync(registry.vmOf({name: 'web', namespace: 'shop'}, true, never), {message: /daemon is stopping/});
 	await registry[Symbol.asyncDispose]();
 	await waiting;
+});
+
+/** A running sandbox 'a' whose VM has just ended by itself; resolves when that is known. */
+async function endedWhileRunning(t: ExecutionContext, options: WorldOptions = {}): Promise<World> {
+	const ended = world(t, options);
+	await ended.registry.create(pod('a'), never);
+	await ended.registry.start('a', never);
+	ended.podVms.host.kill('podvm-web-a');
+	await logged(ended, 'pod VM ended by itself');
+	return ended;
+}
+
+test('when a running VM ends its relay fails with the reason, once logged; the pod has no VM then, and a stop leaves nothing', async t => {
+	const {registry, relays, left, log} = await endedWhileRunning(t);
+	t.regex(relays.failures.get(socket('a'))?.message ?? '', /somebody stopped it/);
+	t.deepEqual(log.lines.filter(({level}) => level === 'warn').map(({message}) => message), ['pod VM ended by itself']);
+	await t.throwsAsync(registry.vmOf(web, false, never), {message: /no VM/});
+	await t.throwsAsync(registry.start('a', never), {message: /sandbox has failed: The pod VM ended/});
+	t.is((await left()).length, 4, 'the socket is served on, and everything is on record');
+	await registry.stop('a', never);
+	t.deepEqual(await left(), []);
+});
+
+test('what remains of a VM that ended is removed after a while if nobody stops its sandbox', async t => {
+	const {registry, left} = await endedWhileRunning(t, {endedGraceMs: 1});
+	while ((await left()).length > 0) {
+		await turn();
+	}
+
+	await registry.stop('a', never);
+	await t.throwsAsync(registry.start('a', never), {message: /no such sandbox/});
+});
+
+test('a daemon that closes after a VM ended closes its socket and leaves the rest to the next one, which removes it', async t => {
+	const before = await endedWhileRunning(t);
+	await before.registry[Symbol.asyncDispose]();
+	t.deepEqual(await before.left(), ['VM podvm-web-a', 'VNI 555000', 'record a']);
+	const after = await before.restart({endedGraceMs: 1});
+	while ((await after.left()).length > 0) {
+		await turn();
+	}
+
+	t.pass();
 });

@@ -1,6 +1,6 @@
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
-import {never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
+import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
 
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
 const web = {name: 'web', namespace: 'shop'};
@@ -29,14 +29,6 @@ function awaiting(call: PortCall): {options: WorldOptions; called: Promise<void>
 	};
 }
 
-async function logged({log}: World, message: string): Promise<void> {
-	while (!log.lines.some(line => line.message === message)) {
-		await new Promise(resolve => {
-			setImmediate(resolve);
-		});
-	}
-}
-
 test('a running sandbox is served again at its socket, with its VM, address and VNI', async t => {
 	const before = await killedWhileRunning(t);
 	const after = await before.restart();
@@ -46,6 +38,16 @@ test('a running sandbox is served again at its socket, with its VM, address and 
 	t.deepEqual([...after.relays.served.keys()], [socket('a')]);
 	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
 	await t.throwsAsync(after.registry.create(pod('a'), never), {message: /exists/});
+	await after.registry.stop('a', never);
+	t.deepEqual(await after.left(), []);
+});
+
+test('a VM that ends after its sandbox was taken up fails the relay', async t => {
+	const after = await (await killedWhileRunning(t)).restart();
+	await after.registry.start('a', never);
+	after.podVms.host.kill('podvm-web-a');
+	await logged(after, 'pod VM ended by itself');
+	t.true(after.relays.failures.has(socket('a')));
 	await after.registry.stop('a', never);
 	t.deepEqual(await after.left(), []);
 });
@@ -157,7 +159,7 @@ test('a sandbox whose VM ended meanwhile is removed, and a late call learns why'
 	const after = await before.restart({...options, before: answersNowhere});
 	await called;
 	t.deepEqual(await after.left(), []);
-	await t.throwsAsync(after.registry.start('a', never), {message: /failed to start before/});
+	await t.throwsAsync(after.registry.start('a', never), {message: /sandbox has failed/});
 });
 
 /** The VM that has ended does not answer at its old address either. */

@@ -44,6 +44,7 @@ export interface WorldOptions {
 	readonly maxSandboxes?: number;
 	readonly orphanGraceMs?: number;
 	readonly halfMadeGraceMs?: number;
+	readonly endedGraceMs?: number;
 }
 
 /** What outlives a daemon. */
@@ -85,6 +86,11 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const hookedVms: PodVms = {
 		start: async (spec, signal) => hooked('podVms.start', signal, async () => podVms.start(spec, signal)),
 		addresses: (vm, signal) => podVms.addresses(vm, signal),
+		ended: async (vm, signal) => {
+			const end = await podVms.ended(vm, signal);
+			await unlessKilled();
+			return end;
+		},
 		delete: async (id, signal) => hooked('podVms.delete', signal, async () => podVms.delete(id, signal)),
 		list: async signal => podVms.list(signal),
 	};
@@ -100,6 +106,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	};
 	const registry = new SandboxRegistry({
 		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, starts: new StartQueue(options.maxStarts ?? 10),
+		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
 		...(options.maxSandboxes === undefined ? {} : {maxSandboxes: options.maxSandboxes}),
 		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
 		sizes: {vcpus: 2, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
@@ -134,6 +141,15 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 			];
 		},
 	};
+}
+
+/** Resolves when the daemon has said so. */
+export async function logged({log}: World, message: string): Promise<void> {
+	while (!log.lines.some(line => line.message === message)) {
+		await new Promise(resolve => {
+			setImmediate(resolve);
+		});
+	}
 }
 
 export function pod(id: string, name = 'web'): {id: string; annotations: Record<string, string>; netnsPath: string} {

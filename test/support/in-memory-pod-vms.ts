@@ -112,6 +112,19 @@ export class InMemoryPodVms implements PodVms {
 		};
 	}
 
+	async ended({name, uuid}: PodVm, signal: AbortSignal): Promise<AdaptorError> {
+		const entry = this.host.vms.get(name);
+		if (entry?.record.uuid !== uuid || entry.life.signal.aborted) {
+			throwIfAborted(signal);
+			return ended(name);
+		}
+
+		using scope = new Scope(entry.life.signal, signal);
+		await abortable(Promise.withResolvers<never>().promise, scope.signal).catch(() => undefined);
+		throwIfAborted(signal);
+		return ended(name);
+	}
+
 	async delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
 		throwIfAborted(signal);
 		if (this.deleteError !== undefined) {
