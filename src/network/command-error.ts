@@ -53,6 +53,8 @@ const noProgram: Omit<Explanation, 'pattern'> = {meaning: 'no-program', code: 'f
 export class CommandError extends AdaptorError {
 	override readonly name = 'CommandError';
 	readonly meaning: Meaning;
+	/** A signal ended the program, the kernel's when memory runs out for example: nobody knows what it had done by then. */
+	readonly wasKilled: boolean;
 
 	/** @param what a phrase after "Could not", e.g. "redirect the pod's traffic" */
 	constructor(what: string, program: string, {status, stderr}: CommandResult, where: Readonly<Record<string, string | number>>) {
@@ -65,6 +67,7 @@ export class CommandError extends AdaptorError {
 			...(explanation?.remedy === undefined ? {} : {remedy: explanation.remedy}),
 		});
 		this.meaning = explanation?.meaning ?? 'unknown';
+		this.wasKilled = status > 128;
 	}
 }
 

@@ -240,7 +240,7 @@ class Tunnels implements KernelPodNetworks {
 				}
 
 				this.#vnis.release(attempt.vni);
-				if (!(error instanceof CommandError)) {
+				if (!(error instanceof CommandError) || error.wasKilled) {
 					await this.#undoReservation(netnsPath);
 				}
 
@@ -249,7 +249,7 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	/** After an abort or time-out nobody knows whether the device was made. */
+	/** After an abort, a time-out or a kill nobody knows whether the device was made. */
 	async #undoReservation(netnsPath: string): Promise<void> {
 		using scope = new Scope().deadline(undoTimeoutMs, 'the reserved VNI to be released');
 		try {

@@ -152,6 +152,20 @@ case $* in "link add vxlan1"*) : >${directory}/made; exec sleep 60;; esac
 	t.notRegex(await world.sh('ip link show', 'pod-5'), /vxlan1/v);
 });
 
+test('a reservation whose program is killed after its work leaves nothing', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	const directory = await mkdtemp(join(tmpdir(), 'caa-network-'));
+	t.teardown(async () => rm(directory, {recursive: true}));
+	await writeFile(join(directory, 'ip'), `#!/bin/sh
+/sbin/ip "$@" || exit
+case $* in "link add vxlan1"*) kill -KILL $$;; esac
+`, {mode: 0o755});
+	await using networks = world.networks({spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]}});
+	await t.throwsAsync(networks.reserve('sandbox', pod, signal()), {message: /ended with status 137/v});
+	t.notRegex(await world.sh('ip link show', 'pod-5'), /vxlan1/v);
+});
+
 test('a filter of another program on the pod\'s interface is an error that says so', async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
