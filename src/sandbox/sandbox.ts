@@ -452,14 +452,20 @@ function isLost(error: unknown): error is AdaptorError {
 	return error instanceof AdaptorError && (error.code === 'aborted' || error.code === 'not-found');
 }
 
-/** The address that was right before, then those that are found. */
-async function* startingWith(address: string, found: AsyncGenerator<string, never>): AsyncGenerator<string> {
-	yield address;
-	for await (const other of found) {
-		if (other !== address) {
-			yield other;
+/** The address that was right before, then those that are found. No generator: that would end only with one more address, perhaps never. */
+function startingWith(address: string, found: AsyncGenerator<string, never>): AsyncIterable<string> {
+	let isFirst = true;
+	const next = async (): Promise<IteratorResult<string, never>> => {
+		if (isFirst) {
+			isFirst = false;
+			return {value: address};
 		}
-	}
+
+		const other = await found.next();
+		return other.done !== true && other.value === address ? next() : other;
+	};
+
+	return {[Symbol.asyncIterator]: () => ({next, return: async () => found.return(undefined as never)})};
 }
 
 /** Why work under a signal ended: libraries say of an abort only that there was one. What knows better, such as a host's refusal, stands. */
