@@ -14,11 +14,11 @@ import {isRefusal, LibvirtConnectionError} from './errors.ts';
 import {lifecycleEvent, type LifecycleEvent} from './events.ts';
 import {Listeners} from './listeners.ts';
 import type {Packet} from './packet.ts';
-import {procedures, type Procedure, type StorageVol} from './procedures.ts';
+import {procedures, type Domain, type Procedure, type StorageVol} from './procedures.ts';
 import type {RpcConnection} from './rpc.ts';
 import {sessionDefaults, type CallOptions, type LibvirtSessionOptions, type ServerInfo, type SessionState, type StreamRange} from './session-options.ts';
 import {StreamConnections} from './stream-connections.ts';
-import {downloadVolume, uploadVolume} from './streams.ts';
+import {consoleOutput, downloadVolume, uploadVolume} from './streams.ts';
 import {decode} from './xdr.ts';
 
 /** A connection that lived shorter does not count as success for the back-off. */
@@ -146,6 +146,18 @@ export class LibvirtSession implements AsyncDisposable {
 	async* download(vol: StorageVol, range: StreamRange, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		using own = await this.#openStream(procedures.storageVolDownload.name, signal);
 		yield* downloadVolume(own.connection, volumeRange(vol, range), this.#options.streamTimeoutMs, signal);
+	}
+
+	/**
+	 * What the domain's guest prints on its first console from now on, until it ends or the connection does. Shares the connection with the calls,
+	 * so whoever takes it must be quick. Returning early gives the console back; meanwhile `virsh console` needs --force, which ends this.
+	 * @throws as `call`; LibvirtError as well when somebody has the console open already
+	 */
+	async* console(dom: Domain, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+		const {name} = procedures.domainOpenConsole;
+		using scope = new Scope(signal).deadline(this.#options.callTimeoutMs, `a connection to libvirt for ${name}`);
+		const {connection} = await this.#connected(name, signal, scope.signal);
+		yield* consoleOutput(connection, dom, signal);
 	}
 
 	/** Lifecycle events of all domains, while connected. Does not connect by itself. Events may come before the answer of the call that caused them. */

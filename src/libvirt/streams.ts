@@ -1,5 +1,5 @@
 /**
- * Volumes' bytes over an RPC connection, with back-pressure both ways.
+ * Volumes' bytes and consoles' output over an RPC connection, with back-pressure both ways.
  * Source: libvirt, src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL's REPLY both sides send STREAM
  * packets with the CALL's serial: CONTINUE with data, CONTINUE without data for the end of a download, then OK from us, OK back.
  * ERROR without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe is
@@ -9,7 +9,7 @@ import {toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {LibvirtError, remoteError} from './errors.ts';
 import {messageStatus, messageType, PacketError, streamPayload, type Packet} from './packet.ts';
-import {procedures, type Procedure, type StorageVol} from './procedures.ts';
+import {procedures, type Domain, type Procedure, type StorageVol} from './procedures.ts';
 import type {Exchange, ExchangeHandler, RpcConnection} from './rpc.ts';
 import {decode} from './xdr.ts';
 
@@ -33,7 +33,7 @@ export interface VolumeRange {
  * @throws LibvirtError also in the middle: then the source was not read to its end. What was written stays written.
  */
 export async function uploadVolume(connection: RpcConnection, range: VolumeRange, source: AsyncIterable<Uint8Array>, stallMs: number, signal: AbortSignal): Promise<void> {
-	const stream = await VolumeStream.open(connection, procedures.storageVolUpload, range, stallMs, signal);
+	const stream = await DataStream.open(connection, procedures.storageVolUpload, {...range, flags: 0}, stallMs, signal);
 	const chunks = source[Symbol.asyncIterator]();
 	try {
 		using scope = new Scope(signal, stream.failed);
@@ -62,7 +62,7 @@ export async function uploadVolume(connection: RpcConnection, range: VolumeRange
  * Returning early aborts the stream.
  */
 export async function* downloadVolume(connection: RpcConnection, range: VolumeRange, stallMs: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
-	const stream = await VolumeStream.open(connection, procedures.storageVolDownload, range, stallMs, signal);
+	const stream = await DataStream.open(connection, procedures.storageVolDownload, {...range, flags: 0}, stallMs, signal);
 	try {
 		using scope = new Scope(signal, stream.failed);
 		for (;;) {
@@ -79,21 +79,38 @@ export async function* downloadVolume(connection: RpcConnection, range: VolumeRa
 	}
 }
 
+/**
+ * What the guest prints on its first console from now on, until its VM ends. Whoever takes it must be quick: the connection is shared.
+ * Returning early gives the console back.
+ */
+export async function* consoleOutput(connection: RpcConnection, dom: Domain, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+	// Without VIR_DOMAIN_CONSOLE_FORCE: whoever has it open keeps it. A guest may say nothing for as long as it likes.
+	const stream = await DataStream.open(connection, procedures.domainOpenConsole, {dom, devName: null, flags: 0}, Infinity, signal);
+	try {
+		using scope = new Scope(signal, stream.failed);
+		for (let data = await stream.read(scope.signal); data !== undefined; data = await stream.read(scope.signal)) {
+			yield data;
+		}
+	} finally {
+		await stream.abort();
+	}
+}
+
 /** One stream after its REPLY. */
-class VolumeStream {
+class DataStream {
 	readonly #connection: RpcConnection;
 	readonly #exchange: Exchange;
 	readonly #inbox: Inbox;
 	readonly #stallMs: number;
 
 	/** Sends the CALL and waits for its REPLY. */
-	static async open(connection: RpcConnection, procedure: Procedure<VolumeRange & {readonly flags: number}, undefined>, range: VolumeRange, stallMs: number, signal: AbortSignal): Promise<VolumeStream> {
+	static async open<Args>(connection: RpcConnection, procedure: Procedure<Args, undefined>, args: Args, stallMs: number, signal: AbortSignal): Promise<DataStream> {
 		const inbox = new Inbox(procedure.name, connection);
-		const exchange = await connection.begin(procedure, {...range, flags: 0}, signal, inbox);
+		const exchange = await connection.begin(procedure, args, signal, inbox);
 		try {
 			using scope = new Scope(signal, inbox.failed).deadline(stallMs, 'libvirt to open a stream');
 			await abortable(inbox.replied, scope.signal);
-			return new VolumeStream(connection, exchange, inbox, stallMs);
+			return new DataStream(connection, exchange, inbox, stallMs);
 		} catch (error) {
 			exchange.abandon();
 			inbox.discard();

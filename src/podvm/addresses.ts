@@ -8,15 +8,18 @@ import {pause, Scope} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type Domain, type Network} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
+import type {ConsoleTail} from './console-tail.ts';
 import {isSameVm, readEnd} from './end-watch.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import {endOfEvent} from './vm-end.ts';
+import {endOfEvent, type PodVmEndedError} from './vm-end.ts';
 
 export interface Reachable {
 	readonly domain: Domain;
 	readonly mac: string;
 	/** libvirt's name of it. */
 	readonly network: string;
+	/** To be read meanwhile. */
+	readonly console?: ConsoleTail;
 }
 
 const pauses = {firstMs: 50, longestMs: 500, growth: 1.5};
@@ -60,15 +63,20 @@ export function findAddresses(session: LibvirtCalls, vm: Reachable, log: Logger,
 	};
 }
 
-async function* search(session: LibvirtCalls, {domain, mac, network}: Reachable, log: Logger, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
+async function* search(session: LibvirtCalls, {domain, mac, network, console: tail}: Reachable, log: Logger, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
 	using scope = new Scope(...ends);
+	const endWith = async (ended: PodVmEndedError): Promise<void> => {
+		await tail?.rest();
+		scope.abort(ended);
+	};
 	// First the listener, then the state: what happens in between is seen twice rather than never.
 	using _listener = session.onLifecycle(event => {
 		const ended = isSameVm(event.domain, domain) ? endOfEvent(event) : undefined;
 		if (ended !== undefined) {
-			scope.abort(ended);
+			void endWith(ended);
 		}
 	});
+	using _console = tail?.follow(session, domain, log);
 	const hints = new AddressHints(session, {domain, mac, network});
 	const told = new Set<string>();
 	let warned = false;
@@ -78,7 +86,7 @@ async function* search(session: LibvirtCalls, {domain, mac, network}: Reachable,
 		try {
 			[found] = await Promise.all([
 				hints.read(scope.signal),
-				round % roundsPerState === 0 ? endWhenStopped(session, domain, scope) : undefined,
+				round % roundsPerState === 0 ? readEnd(session, domain, scope.signal).then(async ended => ended === undefined ? undefined : endWith(ended)) : undefined,
 			]);
 		} catch (error) {
 			if (!scope.signal.aborted) {
@@ -105,13 +113,6 @@ async function* search(session: LibvirtCalls, {domain, mac, network}: Reachable,
 function throwIfAborted(signal: AbortSignal): void {
 	if (signal.aborted) {
 		throw toError(signal.reason);
-	}
-}
-
-async function endWhenStopped(session: LibvirtCalls, domain: Domain, scope: Scope): Promise<void> {
-	const end = await readEnd(session, domain, scope.signal);
-	if (end !== undefined) {
-		scope.abort(end);
 	}
 }
 

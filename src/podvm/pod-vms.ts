@@ -19,6 +19,7 @@ import type {Logger} from '../log.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
 import {findAddresses} from './addresses.ts';
 import {cidataIso} from './cidata.ts';
+import {ConsoleTail} from './console-tail.ts';
 import {domainXml} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
 import {hostSupport, type HostSupport} from './host-support.ts';
@@ -65,6 +66,8 @@ class LibvirtPodVms implements PodVms {
 	/** A start and the deletions of one sandbox never overlap. */
 	readonly #turns = new Turns();
 	readonly #endWatch: EndWatch;
+	/** Of VMs that were started here. */
+	readonly #consoles = new WeakMap<PodVm, ConsoleTail>();
 	/** Slots that are being worked on, once for each who does. */
 	#held: readonly number[] = [];
 	#host: HostSupport | undefined;
@@ -82,7 +85,12 @@ class LibvirtPodVms implements PodVms {
 
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
 		const {session, network, log} = this.#options;
-		return findAddresses(session, {domain: domainOf(vm), mac: vm.mac, network}, log, signal);
+		const tail = this.#consoles.get(vm);
+		return findAddresses(session, {domain: domainOf(vm), mac: vm.mac, network, ...(tail === undefined ? {} : {console: tail})}, log, signal);
+	}
+
+	lastWords(vm: PodVm): readonly string[] {
+		return this.#consoles.get(vm)?.lines() ?? [];
 	}
 
 	async ended(vm: PodVm, signal: AbortSignal): Promise<AdaptorError> {
@@ -132,7 +140,13 @@ class LibvirtPodVms implements PodVms {
 		signal.throwIfAborted();
 		undo.move();
 		log.info({sandboxId, instanceName, image, mac: this.#slots.at(slot).mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, domainType: host.domainType}, 'domain started');
-		return this.#vmAt(slot, instanceName, sandboxId);
+		const vm = this.#vmAt(slot, instanceName, sandboxId);
+		// What a confidential guest prints is nobody's business on this side; it has to be debugged as an ordinary one.
+		if (this.#options.launchSecurity === undefined) {
+			this.#consoles.set(vm, new ConsoleTail());
+		}
+
+		return vm;
 	}
 
 	/** Takes the lowest slot that libvirt lets us have, and adds it to `held`. What is to be undone from here on is added to `undo`. */

@@ -141,6 +141,11 @@ export interface PodVms {
 	 */
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never>;
 	/**
+	 * What a VM that this daemon has started printed last on its console while its addresses were asked for: a few lines of printable text, oldest
+	 * first. Empty where that is not known, or not to be known.
+	 */
+	lastWords(vm: PodVm): readonly string[];
+	/**
 	 * Resolves when the VM has ended by itself or was deleted, at once if it has already, with how ('aborted'); however long that takes, and also
 	 * when the hypervisor is away in between. Rejects with the signal's reason only.
 	 */

@@ -288,7 +288,7 @@ export class Sandbox {
 			this.#run({name: 'running', prepared, vm, relay});
 			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId, timings: stages.end()}, 'pod VM started');
 		} catch (thrown) {
-			const reason = stages.failed(rootCause(thrown, scope.signal));
+			const reason = stages.failed(rootCause(thrown, scope.signal), this.#lastWords());
 			// Also when no VM was started: one that was cut off from the host cannot know, and cannot keep its promise to leave nothing.
 			const remains = await this.#unwind({network, mayHaveVm: true, ...(relay === undefined ? {} : {relay})});
 			this.#setState({name: 'failed', reason, remains});
@@ -312,9 +312,9 @@ export class Sandbox {
 		try {
 			const reason = await this.#world.podVms.ended(state.vm, signal);
 			state.relay.fail(reason);
+			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
 			await this.#mailbox.post(async () => {
 				if (this.#state === state) {
-					this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
 					this.#setState({name: 'failed', reason, remains: remainsOf(state)});
 				}
 			}, signal);
@@ -329,6 +329,11 @@ export class Sandbox {
 
 		this.#log.warn({}, 'nobody stopped the sandbox of a pod VM that has ended: it is removed');
 		await this.stop().catch((error: unknown) => this.#log.warn({err: error}, 'sandbox removal failed, it is tried again'));
+	}
+
+	/** Of a VM whose agent could not be reached, unless because it was to be given up anyway. */
+	#lastWords(): readonly string[] {
+		return this.#state.name === 'booting' && !this.#end.signal.aborted ? this.#world.podVms.lastWords(this.#state.vm) : [];
 	}
 
 	/** With the mailbox held. */
@@ -478,13 +483,16 @@ class Stages {
 	readonly #durations: Record<string, number> = {};
 	#current: {name: string; since: number} | undefined;
 
-	/** The error that a start ends with: what was wrong, and in which stage after how long. */
-	failed(thrown: unknown): AdaptorError {
+	/**
+	 * The error that a start ends with: what was wrong, and in which stage after how long.
+	 * @param lastWords of the guest; in one line, as everything that shows errors wants it
+	 */
+	failed(thrown: unknown, lastWords: readonly string[]): AdaptorError {
 		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
 		const {what, where, remedy} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}, remedy: undefined};
 		return new AdaptorError({
 			code: codeOf(thrown),
-			what: `Could not ${name}: ${what}`,
+			what: `Could not ${name}: ${what}${lastWords.length === 0 ? '' : `; its console ended with: ${lastWords.join(' | ')}`}`,
 			where: {...where, stageMs: Math.round(performance.now() - since)},
 			...(remedy === undefined ? {} : {remedy}),
 			cause: thrown,

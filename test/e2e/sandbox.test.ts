@@ -4,7 +4,7 @@
  */
 import {once} from 'node:events';
 import {readFileSync} from 'node:fs';
-import {rm} from 'node:fs/promises';
+import {copyFile, rm} from 'node:fs/promises';
 import {connect as connectSocket} from 'node:net';
 import {fileURLToPath} from 'node:url';
 import {isDeepStrictEqual} from 'node:util';
@@ -15,6 +15,7 @@ import {loadContract, type CreateVMRequest} from '../../src/api/contract.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {Frame, FrameDecoder, maxMessageLength} from '../../src/ttrpc/frame.ts';
 import {decodeRequest, decodeResponse} from '../../src/ttrpc/message.ts';
+import {statusCode, TtrpcError} from '../../src/ttrpc/status.ts';
 import {AgentClient, runCommand} from '../lab/agent-client.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
@@ -76,6 +77,13 @@ async function sh(pod: Pod, command: string): Promise<string> {
 	await agent.call('AgentService/StartContainer', {container_id: 'c'}, signal, 60_000);
 	const {stdout} = await runCommand(agent, 'c', ['sh', '-c', command], signal);
 	return stdout.trim();
+}
+
+async function hostSh(command: string): Promise<void> {
+	const [code] = await once(lab.hostRun(['sh', '-c', command]), 'close') as [number | null];
+	if (code !== 0) {
+		throw new Error(`${command} exited with ${String(code)}`);
+	}
 }
 
 /** Waits until the host is as it was before the first test; what is left too long is shown. */
@@ -238,6 +246,54 @@ test.serial('a VM that ends while it boots fails its start at once, and the erro
 	await shim.stopVm(pod.id, signal);
 	await nothingLeft(t);
 });
+
+test.serial('when the QEMU of a running VM is killed, a call that waits in the agent ends at once and says why, and a stop leaves nothing', async t => {
+	const pod = await create(t, 'crashed');
+	await shim.startVm(pod.id, signal);
+	await using client = await connect(pod.agentSocket, signal);
+	const agent = new AgentClient(client);
+	await agent.call('AgentService/CreateSandbox', {sandbox_id: pod.id, hostname: 'pod'}, signal, 60_000);
+	await agent.call('AgentService/CreateContainer', {container_id: 'c', OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, 60_000);
+	await agent.call('AgentService/StartContainer', {container_id: 'c'}, signal, 60_000);
+	const ended = t.throwsAsync<TtrpcError>(agent.call('AgentService/WaitProcess', {container_id: 'c'}, signal), {instanceOf: TtrpcError});
+	// Its answer comes behind: the wait has begun.
+	await agent.call('Health/Check', {}, signal, 10_000);
+	const killedAt = performance.now();
+	await hostSh(`kill -KILL "$(cat /run/libvirt/qemu/podvm-crashed-${pod.id.slice(0, 8)}.pid)"`);
+	const {status} = await ended;
+	const tookMs = performance.now() - killedAt;
+	t.is(status.code, statusCode.unavailable);
+	t.regex(status.message, /pod VM ended: QEMU failed or was killed/);
+	t.true(tookMs < 2000, `${tookMs} ms`);
+	t.log(`${Math.round(tookMs)} ms from the kill to the answer`);
+	await shim.stopVm(pod.id, signal);
+	await daemon.line(new RegExp(`${pod.id}.*sandbox removed`), signal);
+	t.is(daemon.tail.filter(line => line.includes('pod VM ended by itself') && line.includes(pod.id)).length, 1);
+	await nothingLeft(t);
+});
+
+for (const [end, how, words] of [
+	['panic', /kernel panicked/, /caa\.lab=panic: crashing the kernel \| .*Kernel panic/],
+	['poweroff', /shut itself down/, /caa\.lab=poweroff: leaving/],
+] as const) {
+	test.serial(`a guest that ends by ${end} while it boots: the start's error says so, with the last lines of its console`, async t => {
+		t.timeout(120_000);
+		const volume = `podvm-${end}.qcow2`;
+		await copyFile(await buildGuestImage({cacheDir, bootOptions: [`caa.lab=${end}`]}, signal), lab.outside(`/var/lib/libvirt/images/${volume}`));
+		await lab.virsh('pool-refresh', 'default');
+		// Where libvirt keeps locks of consoles. The lab's own log of consoles would take every other byte.
+		await hostSh('mkdir -p "$(readlink -m /var/lock)" && cp /etc/libvirt/hooks/qemu /run/hook && printf "#!/bin/sh\\n" >/etc/libvirt/hooks/qemu');
+		t.teardown(async () => hostSh('cp /run/hook /etc/libvirt/hooks/qemu'));
+		t.teardown(async () => hostSh(`virsh -c qemu:///system vol-delete --pool default ${volume}`));
+		const pod = await create(t, end, {'io.katacontainers.config.hypervisor.image': volume});
+		const {message} = await t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
+		t.log(message);
+		t.regex(message, how);
+		t.regex(message, words);
+		t.regex(message, /^[ -~]+$/);
+		await shim.stopVm(pod.id, signal);
+	});
+}
 
 test.serial('an image that does not exist is named in the error', async t => {
 	const pod = await create(t, 'noimage', {'io.katacontainers.config.hypervisor.image': 'non-existing-image'});

@@ -82,8 +82,9 @@ test('a libvirt that cannot be reached for a while is asked again, and warned of
 	let failures = 0;
 	calls.before = async () => failures++ < 6 ? Promise.reject(new AdaptorError({code: 'unavailable', what: 'The connection was lost'})) : undefined;
 	t.is((await addresses.next()).value, '192.168.122.10');
-	t.is(log.lines.filter(({message}) => /asking libvirt again/.test(message)).length, log.lines.filter(({level}) => level === 'debug' || level === 'warn').length - 2);
-	t.is(log.lines.filter(({level, message}) => level === 'warn' && /asking libvirt again/.test(message)).length, 1);
+	const [first, ...later] = log.lines.filter(({message}) => /asking libvirt again/.test(message)).map(({level}) => level);
+	t.is(first, 'warn');
+	t.true(later.length > 0 && later.every(level => level === 'debug'), later.join(' '));
 });
 
 test('an event ends the search at once, also between two questions and while nobody waits', async t => {

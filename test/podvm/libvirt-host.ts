@@ -94,6 +94,7 @@ async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<
 			upload: async (volume, source, range, signal) => storage.upload(volume, source, range, signal),
 			onLifecycle: listener => domains.onLifecycle(listener),
 			onState: listener => domains.onState(listener),
+			console: (domain, signal) => domains.console(domain, signal),
 		},
 	};
 }
@@ -152,6 +153,7 @@ export function intercept(calls: LibvirtCalls): InterceptedCalls {
 		upload: async (volume, source, range, signal) => through('upload', volume, async () => calls.upload(volume, source, range, signal)),
 		onLifecycle: listener => calls.onLifecycle(listener),
 		onState: listener => calls.onState(listener),
+		console: (domain, signal) => calls.console(domain, signal),
 	};
 	return intercepted;
 }

@@ -518,3 +518,22 @@ test('a daemon that closes after a VM ended closes its socket and leaves the res
 
 	t.pass();
 });
+
+test('a start whose VM does not answer fails with what its guest said last; one that is stopped does not', async t => {
+	const {registry, podVms} = world(t, {agentTimeoutMs: 5});
+	podVms.addressesOfVms = [];
+	for (const id of ['a', 'b']) {
+		podVms.consoles.set(`podvm-${id}-${id}`, ['init runs', 'no DHCP server']);
+		await registry.create(pod(id, id), never);
+	}
+
+	await t.throwsAsync(registry.start('a', never), {message: /Could not reach the agent.*its console ended with: init runs \| no DHCP server/});
+	const patient = world(t);
+	patient.podVms.addressesOfVms = [];
+	patient.podVms.consoles.set('podvm-web-c', ['init runs']);
+	await patient.registry.create(pod('c'), never);
+	const stopped = t.throwsAsync(patient.registry.start('c', never), {message: /stopped while it was being started(?!.*init runs)/});
+	await patient.registry.vmOf(web, true, never);
+	await patient.registry.stop('c', never);
+	await stopped;
+});

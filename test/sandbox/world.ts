@@ -86,6 +86,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const hookedVms: PodVms = {
 		start: async (spec, signal) => hooked('podVms.start', signal, async () => podVms.start(spec, signal)),
 		addresses: (vm, signal) => podVms.addresses(vm, signal),
+		lastWords: vm => podVms.lastWords(vm),
 		ended: async (vm, signal) => {
 			const end = await podVms.ended(vm, signal);
 			await unlessKilled();

@@ -42,6 +42,8 @@ export class InMemoryPodVms implements PodVms {
 	deleteError: Error | undefined;
 	/** Where VMs that are started from now on may be reached. None: `addresses` waits. */
 	addressesOfVms: readonly string[] = ['192.168.122.10'];
+	/** What guests say on their consoles. */
+	readonly consoles = new Map<string, readonly string[]>();
 	readonly #node: string;
 
 	constructor({host = new InMemoryKvmHost(), node = 'node'}: {readonly host?: InMemoryKvmHost; readonly node?: string} = {}) {
@@ -110,6 +112,10 @@ export class InMemoryPodVms implements PodVms {
 				await end();
 			},
 		};
+	}
+
+	lastWords({name}: PodVm): readonly string[] {
+		return this.consoles.get(name) ?? [];
 	}
 
 	async ended({name, uuid}: PodVm, signal: AbortSignal): Promise<AdaptorError> {
