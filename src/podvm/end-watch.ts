@@ -78,12 +78,15 @@ export class EndWatch {
 				this.#due.resolve(undefined);
 			}
 		});
-		while (!life.aborted) {
+		const isOver = (): boolean => life.aborted;
+		while (!isOver()) {
 			this.#due = Promise.withResolvers();
 			try {
 				await this.#look(life);
 			} catch (error) {
-				this.#log.debug({err: error}, 'could not see whether the pod VMs still run: asking libvirt again');
+				if (!isOver()) {
+					this.#log.debug({err: error}, 'could not see whether the pod VMs still run: asking libvirt again');
+				}
 			}
 
 			using rest = new Scope(life).deadline(this.#lookEveryMs, 'the next look at all pod VMs');

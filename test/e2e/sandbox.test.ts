@@ -35,6 +35,8 @@ let empty: Inventory;
 test.before(async t => {
 	t.timeout(180_000);
 	lab = stack.use(await startLab({image: await buildGuestImage({cacheDir}, signal), signal}));
+	// Where libvirt keeps locks of consoles, and reads none without.
+	await hostSh('mkdir -p "$(readlink -m /var/lock)"');
 	daemon = await startDaemon(lab, {}, signal);
 	shim = new Shim(lab.outside(hypervisorSocket));
 	empty = await lab.inventory();
@@ -281,8 +283,8 @@ for (const [end, how, words] of [
 		const volume = `podvm-${end}.qcow2`;
 		await copyFile(await buildGuestImage({cacheDir, bootOptions: [`caa.lab=${end}`]}, signal), lab.outside(`/var/lib/libvirt/images/${volume}`));
 		await lab.virsh('pool-refresh', 'default');
-		// Where libvirt keeps locks of consoles. The lab's own log of consoles would take every other byte.
-		await hostSh('mkdir -p "$(readlink -m /var/lock)" && cp /etc/libvirt/hooks/qemu /run/hook && printf "#!/bin/sh\\n" >/etc/libvirt/hooks/qemu');
+		// The lab's own log of consoles would take every other byte.
+		await hostSh('cp /etc/libvirt/hooks/qemu /run/hook && printf "#!/bin/sh\\n" >/etc/libvirt/hooks/qemu');
 		t.teardown(async () => hostSh('cp /run/hook /etc/libvirt/hooks/qemu'));
 		t.teardown(async () => hostSh(`virsh -c qemu:///system vol-delete --pool default ${volume}`));
 		const pod = await create(t, end, {'io.katacontainers.config.hypervisor.image': volume});
@@ -294,6 +296,23 @@ for (const [end, how, words] of [
 		await shim.stopVm(pod.id, signal);
 	});
 }
+
+test.serial('the console of a VM is ours while it boots, and anybody\'s once it runs', async t => {
+	const pod = await create(t, 'console');
+	const start = shim.startVm(pod.id, signal);
+	const isOurs = async (): Promise<boolean> => hostSh('ls /var/lock | grep -q LCK').then(() => true, () => false);
+	while (!await isOurs()) {
+		await pause(50, signal);
+	}
+
+	await start;
+	while (await isOurs()) {
+		await pause(50, signal);
+	}
+
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
 
 test.serial('an image that does not exist is named in the error', async t => {
 	const pod = await create(t, 'noimage', {'io.katacontainers.config.hypervisor.image': 'non-existing-image'});
