@@ -7,6 +7,7 @@
  */
 import {toError} from '../../src/errors.ts';
 import {abortable, pause, Scope} from '../../src/lifetime.ts';
+import {libvirtCode} from '../../src/libvirt/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {TtrpcError} from '../../src/ttrpc/status.ts';
 import {AgentClient} from '../lab/agent-client.ts';
@@ -173,7 +174,7 @@ class Round {
 			}
 
 			this.#tell(`${phase}: ${due.moment.when} ${procedure}, call ${call}`);
-			return {when: due.moment.when, action: due.fate()};
+			return {when: due.moment.when, action: honest(procedure, due.fate())};
 		};
 
 		await work();
@@ -405,4 +406,9 @@ class Round {
 	#tell(what: string): void {
 		this.#story.push(`${String(Math.round(performance.now() - this.#startedAt)).padStart(6)} ms  ${what}`);
 	}
+}
+
+/** "Operation invalid" of a destroy says that the domain does not run: libvirt does not say so of one that does. */
+function honest(procedure: string, action: Fate['action']): Fate['action'] {
+	return procedure === 'domainDestroyFlags' && typeof action === 'object' && action.refuse === libvirtCode.operationInvalid ? {refuse: libvirtCode.internalError} : action;
 }

@@ -1,4 +1,5 @@
 /** What happens in a round, made from a seed: pure, so that a round that failed can be played again. Knows no process and no socket. */
+import {libvirtCode} from '../../src/libvirt/errors.ts';
 import type {Cni} from '../network/world.ts';
 
 /** In this order. The two in the middle are idle: nobody asks the daemon for anything. */
@@ -82,8 +83,9 @@ const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
 /** What one pod's start and stop make at least, and some more for a second pod: most faults shall happen. */
 const callsOf: Readonly<Record<Phase, number>> = {create: 0, created: 0, start: 18, running: 0, stop: 10};
 const runsOf: Readonly<Record<typeof programs[number], number>> = {ip: 2, tc: 1, nft: 1};
-/** virErrorNumber: internal error, operation failed, system error (no space), operation invalid, time-out, access denied. */
-const refusals = [1, 9, 38, 55, 68, 88];
+const refusals = [
+	libvirtCode.internalError, libvirtCode.operationFailed, libvirtCode.systemError, libvirtCode.operationInvalid, libvirtCode.operationTimeout, libvirtCode.accessDenied,
+];
 
 /** @param kind of the first fault; a random one if absent, and perhaps a second one, or none at all */
 export function randomScript(random: Random, kind?: FaultKind): Script {
