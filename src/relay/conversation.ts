@@ -88,7 +88,7 @@ export class Conversation implements AsyncDisposable {
 	/** The VM is gone: every call, open or to come, is answered with UNAVAILABLE and this reason, the first one given. */
 	fail(reason: Error): void {
 		if (this.#state.name === 'dialling' || this.#state.name === 'joined') {
-			this.#options.log.warn({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
+			this.#options.log.debug({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
 			this.#enter({name: 'failed', reason});
 			this.#answerAll(this.#calls.all(), this.#goneText(reason));
 			if (this.#shim.readableEnded) {

@@ -2,15 +2,17 @@
  * One sandbox: its state, its mailbox, and the order in which things are made and unmade. What may happen when is admission.ts's;
  * how each thing is done is the ports'. Knows nothing of other sandboxes.
  */
-import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {AdaptorError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import {admitStart, nothing, remainsOf, type Prepared, type Remains, type SandboxState} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
 import {Mailbox} from './mailbox.ts';
 import {podRequest, type PodRequest, type SizePolicy} from './pod-request.ts';
-import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetwork, PodNetworks, PodVmRecord, PodVms, RelayTarget, SandboxId} from './ports.ts';
+import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetwork, PodNetworks, PodVms, RelayTarget, SandboxId} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
+import {isLost, startingWith, type Recovery} from './recovery.ts';
+import {Stages} from './stages.ts';
 import type {StartQueue} from './start-queue.ts';
 
 /** What every sandbox of a daemon shares. */
@@ -37,14 +39,6 @@ export interface SandboxWorld {
 	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */
 	readonly removalRetryMs: readonly [first: number, longest: number];
 	readonly log: Logger;
-}
-
-/** What taking up an earlier run's sandbox needs besides. */
-export interface Recovery {
-	/** The VMs at the hypervisor; asked again until it answers or the signal aborts. */
-	readonly vms: (signal: AbortSignal) => Promise<readonly PodVmRecord[]>;
-	/** How long to leave a start alone that seems to be cut off: while the daemon before this one may still be at it. */
-	readonly halfMadeGraceMs: Promise<number>;
 }
 
 /** `Omit` of each member of a union. */
@@ -155,8 +149,9 @@ export class Sandbox {
 				if (await hasVm()) {
 					await pause(await abortable(halfMadeGraceMs, signal), signal);
 					const latest = (await this.#world.records.readAll()).find(({id}) => id === this.id);
-					if (latest !== undefined && latest.state !== 'created') {
-						this.#setState({name: 'recovering', record: latest});
+					if (latest?.state !== 'created') {
+						// The daemon before this one has brought the start to its end: the sandbox runs, or nothing is left of it.
+						this.#setState(latest === undefined ? {name: 'gone'} : {name: 'recovering', record: latest});
 						return;
 					}
 
@@ -452,65 +447,7 @@ export class Sandbox {
 	}
 }
 
-/** Whether an earlier run's sandbox cannot come back: its VM has ended, or its pod's namespace is gone. Anything else may pass. */
-function isLost(error: unknown): error is AdaptorError {
-	return error instanceof AdaptorError && (error.code === 'aborted' || error.code === 'not-found');
-}
-
-/** The address that was right before, then those that are found. No generator: that would end only with one more address, perhaps never. */
-function startingWith(address: string, found: AsyncGenerator<string, never>): AsyncIterable<string> {
-	let isFirst = true;
-	const next = async (): Promise<IteratorResult<string, never>> => {
-		if (isFirst) {
-			isFirst = false;
-			return {value: address};
-		}
-
-		const other = await found.next();
-		return other.done !== true && other.value === address ? next() : other;
-	};
-
-	return {[Symbol.asyncIterator]: () => ({next, return: async () => found.return(undefined as never)})};
-}
-
 /** Why work under a signal ended: libraries say of an abort only that there was one. What knows better, such as a host's refusal, stands. */
 function rootCause(thrown: unknown, signal: AbortSignal): unknown {
 	return signal.aborted && !(thrown instanceof AdaptorError) ? signal.reason : thrown;
-}
-
-/** How long each stage of a start took, and which one it is in. */
-class Stages {
-	readonly #durations: Record<string, number> = {};
-	#current: {name: string; since: number} | undefined;
-
-	/**
-	 * The error that a start ends with: what was wrong, and in which stage after how long.
-	 * @param lastWords of the guest; in one line, as everything that shows errors wants it
-	 */
-	failed(thrown: unknown, lastWords: readonly string[]): AdaptorError {
-		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
-		const {what, where, remedy} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}, remedy: undefined};
-		return new AdaptorError({
-			code: codeOf(thrown),
-			what: `Could not ${name}: ${what}${lastWords.length === 0 ? '' : `; its console ended with: ${lastWords.join(' | ')}`}`,
-			where: {...where, stageMs: Math.round(performance.now() - since)},
-			...(remedy === undefined ? {} : {remedy}),
-			cause: thrown,
-		});
-	}
-
-	enter(name: string): void {
-		this.end();
-		this.#current = {name, since: performance.now()};
-	}
-
-	/** @returns milliseconds by stage */
-	end(): Readonly<Record<string, number>> {
-		if (this.#current !== undefined) {
-			this.#durations[this.#current.name] = Math.round(performance.now() - this.#current.since);
-			this.#current = undefined;
-		}
-
-		return this.#durations;
-	}
 }

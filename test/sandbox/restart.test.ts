@@ -129,6 +129,28 @@ test('a start that the daemon before is still at is left alone, and its sandbox 
 	t.is(after.relays.served.size, 1);
 });
 
+test('a start that the daemon before brings to a bad end leaves no sandbox', async t => {
+	const fail = Promise.withResolvers<undefined>();
+	const reached = Promise.withResolvers<undefined>();
+	const before = world(t, {
+		async before(call) {
+			if (call === 'networks.attach') {
+				reached.resolve(undefined);
+				await fail.promise;
+				throw new AdaptorError({code: 'unavailable', what: 'No'});
+			}
+		},
+	});
+	await before.registry.create(pod('a'), never);
+	const start = t.throwsAsync(before.registry.start('a', never));
+	await reached.promise;
+	const after = await before.restart({halfMadeGraceMs: 30});
+	fail.resolve(undefined);
+	await start;
+	await t.throwsAsync(after.registry.start('a', never), {message: /no such sandbox/});
+	t.deepEqual(await after.left(), []);
+});
+
 for (const step of ['podVms.delete', 'networks.release', 'records.remove'] as const) {
 	test(`a stop that was cut off in ${step} is completed`, async t => {
 		const reached = Promise.withResolvers<undefined>();

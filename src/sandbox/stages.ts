@@ -1,0 +1,38 @@
+/** How long each stage of a start took, for the log, and in which one it failed, for its error. */
+import {AdaptorError, codeOf, toError} from '../errors.ts';
+
+export class Stages {
+	readonly #durations: Record<string, number> = {};
+	#current: {name: string; since: number} | undefined;
+
+	/**
+	 * The error that a start ends with: what was wrong, and in which stage after how long.
+	 * @param lastWords of the guest; in one line, as everything that shows errors wants it
+	 */
+	failed(thrown: unknown, lastWords: readonly string[]): AdaptorError {
+		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
+		const {what, where, remedy} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}, remedy: undefined};
+		return new AdaptorError({
+			code: codeOf(thrown),
+			what: `Could not ${name}: ${what}${lastWords.length === 0 ? '' : `; its console ended with: ${lastWords.join(' | ')}`}`,
+			where: {...where, stageMs: Math.round(performance.now() - since)},
+			...(remedy === undefined ? {} : {remedy}),
+			cause: thrown,
+		});
+	}
+
+	enter(name: string): void {
+		this.end();
+		this.#current = {name, since: performance.now()};
+	}
+
+	/** @returns milliseconds by stage */
+	end(): Readonly<Record<string, number>> {
+		if (this.#current !== undefined) {
+			this.#durations[this.#current.name] = Math.round(performance.now() - this.#current.since);
+			this.#current = undefined;
+		}
+
+		return this.#durations;
+	}
+}
