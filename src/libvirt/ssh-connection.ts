@@ -7,7 +7,7 @@ import ssh2, {type AnyAuthMethod, type AuthHandlerMiddleware, type Client} from 
 import {AdaptorError, toError} from '../errors.ts';
 import {hostKeyCheck, type HostKeyCheck} from './host-keys.ts';
 import {loadIdentities, type Identities} from './ssh-identities.ts';
-import {connectTcp} from './tcp.ts';
+import {connectTcp, resetTcp} from './tcp.ts';
 import type {SshAuth, SshUri} from './uri.ts';
 
 export interface PipeLog {
@@ -108,7 +108,7 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 
 		broken ??= error;
 		if (stage === 'ready') {
-			cut(socket); // ssh2 would only close it.
+			resetTcp(socket); // ssh2 would only close it.
 		}
 
 		reject(refusal ?? failure(uri, stage, error, auth));
@@ -140,7 +140,7 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 		readyTimeout: 0,
 	});
 	await promise;
-	return {client, lossReason: () => broken, hangUp: () => hangUp(client, socket), cut: () => cut(socket)};
+	return {client, lossReason: () => broken, hangUp: () => hangUp(client, socket), cut: () => resetTcp(socket)};
 }
 
 function hangUp(client: Client, socket: Socket): void {
@@ -150,18 +150,8 @@ function hangUp(client: Client, socket: Socket): void {
 
 	client.end();
 	socket.destroySoon();
-	const force = setTimeout(() => cut(socket), goodbyeMs).unref();
+	const force = setTimeout(() => resetTcp(socket), goodbyeMs).unref();
 	socket.once('close', () => clearTimeout(force));
-}
-
-/**
- * By a reset, which throws away what the kernel has not got across. Of a socket that is only closed it goes on sending that, for minutes:
- * a call of a connection that was given up would still be carried out when the way is back, after all that was decided since.
- */
-function cut(socket: Socket): void {
-	if (!socket.destroyed) {
-		socket.resetAndDestroy();
-	}
 }
 
 interface Attempt {

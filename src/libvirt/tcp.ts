@@ -26,3 +26,27 @@ export async function connectTcp(host: string, port: number, signal: AbortSignal
 		}
 	}, {everyMs: synEveryMs, atMost: socketsAtMost, discard: socket => void socket.destroy()}, signal);
 }
+
+/** How long what was written before the end may take to reach the kernel. */
+const endingMs = 1000;
+
+/**
+ * Closes by a reset, which throws away what the kernel has not got across. Of a socket that is only closed it goes on sending that, for
+ * minutes: a call of a connection that was given up would still be carried out when the way is back, after all that was decided since.
+ */
+export function resetTcp(socket: Socket): void {
+	if (socket.destroyed) {
+		return;
+	}
+
+	if (!socket.writableEnded || socket.writableFinished) {
+		socket.resetAndDestroy();
+		return;
+	}
+
+	// libuv refuses to reset a socket that is just being shut down (uv_tcp_close_reset, UV_EINVAL). Node.js 24 does not expect that: it
+	// would keep the descriptor for ever, and could not end.
+	const force = setTimeout(() => socket.destroy(), endingMs);
+	socket.once('close', () => clearTimeout(force));
+	socket.once('finish', () => resetTcp(socket));
+}
