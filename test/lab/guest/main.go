@@ -63,7 +63,7 @@ func boot() error {
 
 	if lab["nodhcp"] {
 		console("caa.lab=nodhcp: never asks for an address")
-		select {}
+		sleepForEver()
 	}
 	if err := bringUp("lo"); err != nil {
 		return err
@@ -85,7 +85,7 @@ func boot() error {
 		powerOff()
 	case lab["nolisten"]:
 		console("caa.lab=nolisten: never listens")
-		select {}
+		sleepForEver()
 	case lab["slow"]:
 		console("caa.lab=slow: listens in 10 s")
 		time.Sleep(10 * time.Second)
@@ -107,6 +107,13 @@ func boot() error {
 	agent := newAgent(reaper)
 	console("listening on port %d", forwarderPort)
 	return serveTLS(listener, tlsConfig, agent.services())
+}
+
+// sleepForEver is not `select {}`: with no other goroutine the runtime calls that a deadlock, and when init ends the kernel panics.
+func sleepForEver() {
+	for {
+		time.Sleep(time.Hour)
+	}
 }
 
 // console prints one line with the machine's uptime. It never says more of a file than its name: the console is readable on the host.
