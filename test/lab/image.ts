@@ -65,7 +65,8 @@ export async function buildGuestImage({cacheDir, steps = silent, bootOptions = [
 
 		return path;
 	} finally {
-		await rm(scratch, {recursive: true, force: true});
+		// What a stopped go had started may still be writing.
+		await rm(scratch, {recursive: true, force: true, maxRetries: 5});
 	}
 }
 
@@ -87,6 +88,7 @@ async function build(parts: GuestParts, {bootOptions, files}: Recipe, {cache, sc
 		const env = {
 			PATH: process.env['PATH'], HOME: scratch, GOCACHE: join(cache, 'go'), GOPROXY: 'off', GOFLAGS: '', GOTOOLCHAIN: 'local',
 			CGO_ENABLED: '0', GOOS: 'linux', GOARCH: 's390x',
+			GOTMPDIR: scratch, // go leaves its files there when it is stopped
 		};
 		const args = ['build', '-trimpath', '-buildvcs=false', '-ldflags=-s -w', '-o', agent, '.'];
 		await run(go, args, {cwd: guestDirectory, env, remedy: 'The Debian package golang-go provides it: run test/lab/setup.sh.'}, signal);
