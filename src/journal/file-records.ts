@@ -12,6 +12,9 @@ import {parseRecord, recordText, type SandboxRecord, type SandboxRecords} from '
 
 const fileName = 'sandbox.json';
 
+/** As `write` makes them. */
+const temporaryName = /^\.[\da-f]{8}$/v;
+
 export class FileRecords implements SandboxRecords {
 	readonly #podsDir: string;
 	readonly #log: Logger;
@@ -49,7 +52,9 @@ export class FileRecords implements SandboxRecords {
 
 	async remove(id: SandboxId): Promise<void> {
 		const directory = join(this.#podsDir, id);
-		await rm(join(directory, fileName), {force: true});
+		// A daemon that was killed over a write has left its temporary file.
+		const own = (await readdir(directory).catch(missingIsEmpty)).filter(name => name === fileName || temporaryName.test(name));
+		await Promise.all(own.map(async name => rm(join(directory, name), {force: true})));
 		// Whoever else keeps something there (the agent's socket) removes it himself, and the directory with it if he is the last.
 		await rmdir(directory).catch((error: unknown) => {
 			if (!(error instanceof Error && 'code' in error && ['ENOENT', 'ENOTEMPTY', 'EEXIST'].includes(String(error.code)))) {

@@ -43,6 +43,15 @@ test('only the owner can read a record, and no temporary file stays', async t =>
 	t.deepEqual(await readdir(join(podsDir, 'a')), ['sandbox.json']);
 });
 
+test('what a daemon that was killed over a write has left goes with the record', async t => {
+	const podsDir = join(await directoryOf(t), 'pods');
+	const records = new FileRecords(podsDir, recordingLog());
+	await mkdir(join(podsDir, 'a'), {recursive: true});
+	await writeFile(join(podsDir, 'a', '.14247b2a'), '{"version":1,');
+	await records.remove('a');
+	t.deepEqual(await readdir(podsDir), []);
+});
+
 test('what somebody else keeps in the sandbox\'s directory is not removed with the record', async t => {
 	const podsDir = await directoryOf(t);
 	const records = new FileRecords(podsDir, recordingLog());
