@@ -24,6 +24,11 @@ const ends = {
 		how: 'the guest\'s kernel panicked',
 		remedy: 'Check that the image is for s390x and fits its memory; the console says more: "virsh start --console" of a VM with the same image on the KVM host.',
 	},
+	/** What libvirtd finds when it comes back says no more (seen with libvirt 9.0 after a host's libvirtd and QEMU were killed). */
+	crashed: {
+		how: 'the guest\'s kernel panicked, or QEMU ended while libvirtd did not run, as in a reboot of the host',
+		remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host, and whether it has rebooted.',
+	},
 	failed: {
 		how: 'QEMU failed or was killed',
 		remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host, and its kernel\'s log for "Out of memory".',
@@ -71,7 +76,7 @@ const [pausedState, shutoffState, crashedState] = [3, 5, 6];
 const pausedForDiskError = 5;
 
 /** In the order of virDomainShutoffReason. */
-const endOfShutoff: readonly End[] = [ends.unknown, ends.shutdown, ends.destroyed, ends.panicked, ends.stored, ends.stored, ends.failed, ends.stored, ends.failed];
+const endOfShutoff: readonly End[] = [ends.unknown, ends.shutdown, ends.destroyed, ends.crashed, ends.stored, ends.stored, ends.failed, ends.stored, ends.failed];
 
 /** @param state answer of DOMAIN_GET_STATE, undefined when there is no such domain */
 export function endOfState(instanceName: string, state: {readonly state: number; readonly reason: number} | undefined): PodVmEndedError | undefined {

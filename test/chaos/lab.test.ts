@@ -195,6 +195,35 @@ test.serial('a guest that panics and one that never listens fail their starts wi
 	await onlyLeft(t, [], 'at the end');
 });
 
+test.serial('when the host reboots, the calls of its VMs end with the reason, and the next start works', async t => {
+	const [pod, idle] = await Promise.all([started('rebooted'), create('idle')]);
+	await using client = await connect(pod.agentSocket, signal);
+	const waiting = t.throwsAsync<AdaptorError>(new AgentClient(client).call('AgentService/GetOOMEvent', {}, signal));
+	// What a reboot is to those who look on from outside: libvirtd, sshd and every VM are gone at once, definitions and volumes are still there afterwards.
+	await onHost('kill -KILL "$(cat /run/libvirtd.pid)"; for comm in /proc/[0-9]*/comm; do ! grep -qx -e sshd -e "qemu-system-.*" "$comm" 2>/dev/null || { pid=${comm#/proc/}; kill -KILL "${pid%/comm}" 2>/dev/null || :; }; done');
+	await until('no VM to be left', async () => await emulators() === 0);
+	start('/usr/sbin/libvirtd');
+	await onHost('until virsh -q -c qemu:///system list >/dev/null 2>&1; do sleep 0.05; done');
+	const again = start('/usr/sbin/sshd', '-D', '-e', '-f', paths.sshdConfig);
+	await again.line(/^Server listening/, signal);
+	const {code, message} = await waiting;
+	t.is(code, 'unavailable');
+	t.regex(message, /VM/);
+	await daemon.line(new RegExp(`${pod.id}.*pod VM ended by itself`), signal);
+	await shim.startVm(idle.id, signal);
+	t.is(await check(idle), 'SERVING');
+	// `steady` may be gone by now: stopping it again changes nothing.
+	await Promise.all([pod, idle, steady].map(async ({id}) => shim.stopVm(id, signal)));
+	await onlyLeft(t, [], 'after the reboot');
+});
+
+async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
+	using scope = new Scope(signal).deadline(20_000, what);
+	while (!await holds()) {
+		await pause(50, scope.signal);
+	}
+}
+
 /** Of a start that failed nothing is left at the host, before anybody asks for a stop. */
 async function onlyLeftOfFailed(t: ExecutionContext): Promise<void> {
 	const {domains, volumes} = await lab.inventory();
