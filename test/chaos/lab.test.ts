@@ -152,7 +152,10 @@ test.serial('when the host breaks, what runs is served, a start and a stop in th
 	for (const [index, [title, breakIt]] of Object.entries(breaks).entries()) {
 		const starting = await create(`starting-${index}`);
 		const outcome = shim.startVm(starting.id, signal).then(() => undefined, (error: unknown) => error as AdaptorError);
-		await daemon.line(new RegExp(`Choosing.*${starting.id}|${starting.id}.*Choosing`), signal);
+		// A libvirtd 9.0 that is killed while it starts a QEMU may come back unable to destroy it ("cannot acquire state change lock", for minutes):
+		// what is asked of the daemon then is to go on trying, which no test can wait for.
+		const moment = title.startsWith('libvirtd') ? 'domain started' : 'Choosing';
+		await daemon.line(new RegExp(`${moment}.*${starting.id}|${starting.id}.*${moment}`), signal);
 		const stopped = shim.stopVm(ending.id, signal).then(() => undefined, (error: unknown) => error as AdaptorError);
 		await breakIt();
 		const backAt = performance.now();
