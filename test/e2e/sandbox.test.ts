@@ -47,9 +47,12 @@ test.after.always(async () => {
 	await stack.disposeAsync();
 });
 
-test.afterEach.always('what the daemon said, when a test has failed', t => {
+test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => {
 	if (!t.passed) {
 		t.log(daemon.tail.join('\n'));
+		for (const [domain, text] of await lab.consoles()) {
+			t.log(`${domain}: ${text.slice(-1500)}`);
+		}
 	}
 });
 
