@@ -73,7 +73,7 @@ export interface PodNetwork {
 }
 
 export interface PodRoute {
-	/** Prefix; `''` is the default route, as Go marshals it. */
+	/** Prefix; `0.0.0.0/0` is the default route, as the existing adaptor sends it. */
 	readonly dst: string;
 	/** `''` when directly connected. */
 	readonly gw: string;
