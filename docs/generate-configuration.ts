@@ -1,22 +1,27 @@
 /** Writes configuration.md, and the table in README.md, from the table of settings: `npm run docs`. A test checks that this was done. */
 import {readFileSync, writeFileSync} from 'node:fs';
+import {commands, type CommandDescription} from '../src/cli/commands.ts';
 import {exampleOf} from '../src/config.ts';
 import {inertSettings, sections, settings, type Setting} from '../src/settings.ts';
 
+/** Of all commands, each once: several may share one. */
+const everySetting = [...new Map([settings, ...Object.values<CommandDescription>(commands).map(({settings: own = {}}) => own)]
+	.flatMap(table => Object.values<Setting>(table))
+	.map(setting => [setting.env, setting])).values()];
+
 /** The whole of docs/configuration.md. */
 export function configurationMarkdown(): string {
-	const all: readonly Setting[] = Object.values(settings);
 	return [
 		'<!-- Written by docs/generate-configuration.ts from src/settings.ts: edit that instead. -->',
 		'# Configuration',
 		'',
-		'Every setting is an environment variable; some are flags of `cloud-api-adaptor libvirt` as well, and a flag wins over its variable. '
+		'Every setting is an environment variable; some are flags of the command line as well, and a flag wins over its variable. '
 		+ 'An empty value counts as not set. All problems are reported at once, and the process does not start with any.',
 		'',
 		'Flags are written `-name value`, `-name=value` or with two dashes; a switch is `-name` or `-name=false`.',
 		'',
 		'The names and defaults are those of the existing cloud-api-adaptor, so its manifests work; but a value that cannot be understood stops the start instead of being replaced by the default. "Ours" marks what it does not have.',
-		...sections.flatMap(section => ['', `## ${section}`, '', ...settingsTable(all.filter(setting => setting.section === section))]),
+		...sections.flatMap(section => ['', `## ${section}`, '', ...settingsTable(everySetting.filter(setting => setting.section === section))]),
 		'',
 		'## Accepted without effect',
 		'',

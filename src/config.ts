@@ -6,14 +6,15 @@ import {AdaptorError} from './errors.ts';
 import type {Secret} from './log.ts';
 import {checkTlsOptions} from './relay/tls-options.ts';
 import type {ValueType} from './setting-types.ts';
-import {inertSettings, settings, type Setting} from './settings.ts';
+import {inertSettings, settings, type Setting, type SettingsTable} from './settings.ts';
 
-type Settings = typeof settings;
 type ValueOf<S> = S extends {readonly type: ValueType<infer T>} ? S extends {readonly default: string} | {readonly defaultIs: string} ? T : T | undefined : never;
 /** One value a setting, typed by the table; `undefined` only where the table has no default. */
-type Values = {readonly [Name in keyof Settings]: ValueOf<Settings[Name]>};
+export type ValuesOf<Table extends SettingsTable> = {readonly [Name in keyof Table]: ValueOf<Table[Name]>};
+type Values = ValuesOf<typeof settings>;
 /** Before it is known that nothing is wrong. */
-type Parsed = {readonly [Name in keyof Settings]: ValueOf<Settings[Name]> | undefined};
+type ParsedOf<Table extends SettingsTable> = {readonly [Name in keyof Table]: ValueOf<Table[Name]> | undefined};
+type Parsed = ParsedOf<typeof settings>;
 type CustomCaName = 'caCertFile' | 'certFile' | 'certKeyFile';
 
 /** The administrator's own CA and client certificate: paths of PEM files. */
@@ -70,30 +71,14 @@ type SizeName = 'vcpus' | 'maxVcpus' | 'minMemoryMib' | 'memoryMib' | 'maxMemory
 type Texts = Readonly<Record<string, string | undefined>>;
 
 /**
- * An empty value counts as not set (manifests pass empty ones), white space around a value is dropped (secrets end in a newline),
- * and a flag wins over its variable.
+ * The daemon's configuration. Flags win over variables.
  * @param flags by the flag's name without dash
  * @throws ConfigError with every problem
  */
 export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
-	const hostDefaults: Texts = {
-		NODE_NAME: host.hostname,
-		CLUSTER_ID: host.serviceAccountToken === undefined ? undefined : serviceAccountUid(host.serviceAccountToken),
-	};
 	const isGiven = (setting: Setting): boolean => given(setting, env, flags) !== undefined;
-	const problems: ConfigProblem[] = [];
-	const values: Record<string, unknown> = {};
-	for (const [key, setting] of Object.entries<Setting>(settings)) {
-		const {name, text} = given(setting, env, flags) ?? {name: setting.env, text: setting.default ?? hostDefaults[setting.env]?.trim()};
-		const {value, problem} = read(setting, text);
-		values[key] = value;
-		if (problem !== undefined) {
-			problems.push({name, text: `${problem}; for example ${name}=${exampleOf(setting)}`});
-		}
-	}
-
-	// Each value is of its setting's type by construction; undefined is one with a problem, or one that the table lets be absent.
-	const {caCertFile, certFile, certKeyFile, ...parsed} = values as Parsed;
+	const {values, problems} = readTable(settings, env, host, flags);
+	const {caCertFile, certFile, certKeyFile, ...parsed} = values;
 	// A limit that nobody set gives way to the size that somebody did.
 	const minMemoryMib = isGiven(settings.minMemoryMib) ? parsed.minMemoryMib : Math.min(parsed.minMemoryMib ?? Infinity, parsed.memoryMib ?? Infinity);
 	const sized = {...parsed, minMemoryMib};
@@ -106,6 +91,42 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 		? Object.freeze({caFile: caCertFile, certFile, keyFile: certKeyFile})
 		: undefined;
 	return Object.freeze({...sized as Omit<Values, CustomCaName>, customCa, warnings: Object.freeze(warningsAbout(env, flags, parsed))});
+}
+
+/**
+ * What any other command is told: one value a setting of its table, each checked by itself.
+ * @param flags by the flag's name without dash
+ * @throws ConfigError with every problem
+ */
+export function loadSettings<Table extends SettingsTable>(table: Table, env: Texts, host: Host, flags: Texts = {}): ValuesOf<Table> {
+	const {values, problems} = readTable(table, env, host, flags);
+	if (problems.length > 0) {
+		throw new ConfigError(problems);
+	}
+
+	// Without a problem, undefined is only what the table lets be absent.
+	return Object.freeze(values as ValuesOf<Table>);
+}
+
+/** An empty value counts as not set (manifests pass empty ones), and white space around a value is dropped (secrets end in a newline). */
+function readTable<Table extends SettingsTable>(table: Table, env: Texts, host: Host, flags: Texts): {readonly values: ParsedOf<Table>; readonly problems: ConfigProblem[]} {
+	const hostDefaults: Texts = {
+		NODE_NAME: host.hostname,
+		CLUSTER_ID: host.serviceAccountToken === undefined ? undefined : serviceAccountUid(host.serviceAccountToken),
+	};
+	const problems: ConfigProblem[] = [];
+	const values: Record<string, unknown> = {};
+	for (const [key, setting] of Object.entries<Setting>(table)) {
+		const {name, text} = given(setting, env, flags) ?? {name: setting.env, text: setting.default ?? hostDefaults[setting.env]?.trim()};
+		const {value, problem} = read(setting, text);
+		values[key] = value;
+		if (problem !== undefined) {
+			problems.push({name, text: `${problem}; for example ${name}=${exampleOf(setting)}`});
+		}
+	}
+
+	// Each value is of its setting's type by construction; undefined is one with a problem, or one that the table lets be absent.
+	return {values: values as ParsedOf<Table>, problems};
 }
 
 function read(setting: Setting, text: string | undefined): {value?: unknown; problem?: string} {

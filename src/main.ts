@@ -6,10 +6,18 @@
 import {readFileSync} from 'node:fs';
 import {homedir, hostname, userInfo} from 'node:os';
 import {helpText, parseArguments} from './cli/arguments.ts';
+import {exitCode, type Command, type CommandContext, type Screen} from './cli/command.ts';
+import type {CommandName} from './cli/commands.ts';
 import {AdaptorError, toError} from './errors.ts';
 import {Secret, type Logger} from './log.ts';
 
-const exitCode = {ok: 0, failure: 1, usage: 2, signal: 128 + 2} as const;
+/** Loaded one by one: `help` answers without the daemon, and the daemon does without what other commands need. */
+const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
+	libvirt: async () => (await import('./cli/run.ts')).run,
+};
+
+/** 128 and the number of SIGINT: how shells say that a command was interrupted. */
+const interrupted = 128 + 2;
 const tokenFile = '/var/run/secrets/kubernetes.io/serviceaccount/token';
 
 let log: Logger | undefined;
@@ -41,60 +49,64 @@ function version(): string {
 	return text;
 }
 
-async function runDaemon(flags: Readonly<Record<string, string>>): Promise<number> {
-	// Loaded only here: `help` and `version` answer without it.
-	const {run} = await import('./cli/run.ts');
+function screen(stream: NodeJS.WriteStream): Screen {
+	return {
+		write(text) {
+			stream.write(text);
+		},
+		...(stream.isTTY ? {columns: stream.columns} : {}),
+	};
+}
+
+async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags' | 'operands'>): Promise<number> {
+	const command = await load[name]();
 	const stopping = new AbortController();
-	for (const name of ['SIGTERM', 'SIGINT'] as const) {
-		process.on(name, () => {
+	for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+		process.on(signal, () => {
 			if (stopping.signal.aborted) {
-				process.exit(exitCode.signal);
+				process.exit(interrupted);
 			}
 
-			stopping.abort(new AdaptorError({code: 'unavailable', what: `The daemon was told to stop by ${name}`}));
+			stopping.abort(new AdaptorError({code: 'unavailable', what: `The process was told to stop by ${signal}`}));
 		});
 	}
 
-	const running = run({
-		env: process.env,
-		flags,
-		host: {hostname: hostname(), ...serviceAccountToken()},
-		surroundings: {home: homedir(), user: userInfo().username, sshAgentSocket: process.env['SSH_AUTH_SOCK']},
-		version: version(),
-		logTo: process.stderr.fd,
-		onLogger(logger) {
-			log = logger;
-		},
-	}, stopping.signal);
 	try {
-		await running;
+		return await command({
+			...given,
+			env: process.env,
+			host: {hostname: hostname(), ...serviceAccountToken()},
+			surroundings: {home: homedir(), user: userInfo().username, sshAgentSocket: process.env['SSH_AUTH_SOCK']},
+			version: version(),
+			out: screen(process.stdout),
+			err: screen(process.stderr),
+			logTo: process.stderr.fd,
+			onLogger(logger) {
+				log = logger;
+			},
+		}, stopping.signal);
 	} catch (error) {
-		// Told to stop while it started: that is what it did.
-		if (error !== stopping.signal.reason) {
-			throw error;
+		if (stopping.signal.aborted && error === stopping.signal.reason) {
+			return interrupted;
 		}
-	}
 
-	return exitCode.ok;
+		throw error;
+	}
 }
 
 async function main(argv: readonly string[]): Promise<number> {
 	const parsed = parseArguments(argv);
-	switch (parsed.command) {
-		case 'libvirt': {
-			return runDaemon(parsed.flags);
-		}
-
-		case 'help': {
-			process.stdout.write(helpText());
-			return exitCode.ok;
-		}
-
-		case 'version': {
-			process.stdout.write(`cloud-api-adaptor ${version()}\n`);
-			return exitCode.ok;
-		}
+	if (parsed.command === 'help') {
+		process.stdout.write(helpText(parsed.topic));
+		return exitCode.ok;
 	}
+
+	if (parsed.command === 'version') {
+		process.stdout.write(`cloud-api-adaptor ${version()}\n`);
+		return exitCode.ok;
+	}
+
+	return runCommand(parsed.command, parsed);
 }
 
 try {

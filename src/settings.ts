@@ -1,5 +1,6 @@
 /**
- * The one table of settings: the environment, the command line's flags, the help text and docs/configuration.md are all made from it.
+ * The tables of settings: the environment, the command line's flags, the help text and docs/configuration.md are all made from them.
+ * `settings` is the daemon's; a command with settings of its own has a table beside it (see cli/commands.ts for who has which).
  * Names, flags and defaults are those of the existing adaptor (cloud-api-adaptor, cmd/cloud-api-adaptor/main.go and
  * cloud-providers/libvirt/manager.go), so that its manifests work; what is only ours says so in its description.
  */
@@ -26,6 +27,9 @@ export interface Setting<T = unknown> {
 	/** Checked, but nothing reads it yet: the operator is warned when it differs from its default. */
 	readonly isPending?: true;
 }
+
+/** By the names that the values have in the code. */
+export type SettingsTable = Readonly<Record<string, Setting>>;
 
 export const sections = ['KVM host', 'Pod VM size', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Logging'] as const;
 export type Section = typeof sections[number];
@@ -219,7 +223,7 @@ export const settings = {
 		env: 'LOG_FORMAT', section: 'Logging', type: oneOf('json', 'pretty'), default: 'json',
 		description: 'Ours. One JSON object a line, or lines for a reader.',
 	},
-} as const satisfies Readonly<Record<string, Setting>>;
+} as const satisfies SettingsTable;
 
 /** Known names that change nothing (yet): manifests that set them work, and the operator is told. */
 export interface InertSetting {

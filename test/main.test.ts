@@ -136,7 +136,7 @@ test('it says when it is ready, answers on its socket, and SIGTERM ends it with 
 	t.like(await running.event('libvirt connected'), {level: 'info', connection: 1});
 	running.child.kill('SIGTERM');
 	t.deepEqual(await running.exited, [0, null]);
-	t.like(await running.event('stopping'), {reason: 'The daemon was told to stop by SIGTERM'});
+	t.like(await running.event('stopping'), {reason: 'The process was told to stop by SIGTERM'});
 	await t.throwsAsync(stat(running.socketPath), {code: 'ENOENT'});
 	t.deepEqual(running.lines.map(line => (JSON.parse(line) as Line).level).filter(level => level !== 'info' && level !== 'warn'), []);
 	t.notRegex(running.stderr, /hunter/);

@@ -5,10 +5,12 @@
  */
 import {AdaptorError} from '../errors.ts';
 import {inertSettings, sections, settings, type Setting} from '../settings.ts';
+import {commands, type CommandDescription, type CommandName} from './commands.ts';
 
 export type Arguments =
-	| {readonly command: 'libvirt'; readonly flags: Readonly<Record<string, string>>}
-	| {readonly command: 'help'}
+	| {readonly command: CommandName; readonly flags: Readonly<Record<string, string>>; readonly operands: readonly string[]}
+	/** Of one command, or of all. */
+	| {readonly command: 'help'; readonly topic?: CommandName}
 	| {readonly command: 'version'};
 
 interface Flag {
@@ -16,52 +18,78 @@ interface Flag {
 	readonly isSwitch: boolean;
 }
 
-const commands = ['libvirt', 'help', 'version'] as const;
+const table: Readonly<Record<string, CommandDescription>> = commands;
+const names = Object.keys(commands) as CommandName[];
+const words = [...names, 'help', 'version'];
 const helpFlags = ['-h', '-help', '--h', '--help'];
 const helpRemedy = 'See "cloud-api-adaptor help".';
-const allSettings: readonly Setting[] = Object.values(settings);
-
-const flagTable: readonly Flag[] = [
-	...allSettings.map(({flag, type}) => ({name: flag, isSwitch: type.isSwitch === true})),
-	...inertSettings.map(({flag, isSwitch}) => ({name: flag, isSwitch: isSwitch === true})),
-].filter((flag): flag is Flag => flag.name !== undefined);
 
 /**
  * @param argv what follows the program's name
  * @throws AdaptorError 'invalid-argument' for an unknown command or flag, a flag without its value, a stray argument
  */
-export function parseArguments(argv: readonly string[], table: readonly Flag[] = flagTable): Arguments {
-	const [command, ...rest] = argv;
-	if (command === 'help' || (command !== undefined && helpFlags.includes(command))) {
-		return {command: 'help'};
+export function parseArguments(argv: readonly string[]): Arguments {
+	const [first] = argv;
+	if (first === undefined) {
+		throw refused(`No command was given; expected one of ${words.join(', ')}`);
 	}
 
-	switch (command) {
-		case 'libvirt': {
-			const flags = parseFlags(rest, table);
-			return flags === 'help' ? {command: 'help'} : {command, flags};
-		}
-
-		case 'version': {
-			return {command};
-		}
-
-		case undefined: {
-			throw refused(`No command was given; expected one of ${commands.join(', ')}`);
-		}
-
-		default: {
-			throw refused(`There is no command ${JSON.stringify(command)}; expected one of ${commands.join(', ')}${suggestion(command, commands)}`);
-		}
+	if (first === 'version') {
+		return {command: 'version'};
 	}
+
+	if (first === 'help' || helpFlags.includes(first)) {
+		const topic = commandOf(argv.slice(1));
+		return {command: 'help', ...(topic === undefined ? {} : {topic})};
+	}
+
+	const command = commandOf(argv);
+	if (command === undefined) {
+		const subcommands = names.filter(name => name.startsWith(`${first} `));
+		throw subcommands.length > 0
+			? refused(`${JSON.stringify(first)} is not a command by itself; expected one of ${subcommands.join(', ')}`)
+			: refused(`There is no command ${JSON.stringify(first)}; expected one of ${words.join(', ')}${suggestion(first, words)}`);
+	}
+
+	const {operands: [least, most] = [0, 0], usage = ''} = table[command] ?? {};
+	const parsed = parseRest(argv.slice(command.split(' ').length), flagsOf(command), most);
+	if (parsed === 'help') {
+		return {command: 'help', topic: command};
+	}
+
+	if (parsed.operands.length < least) {
+		throw refused(`${command} needs ${usage}`);
+	}
+
+	return {command, ...parsed};
 }
 
-function parseFlags(argv: readonly string[], table: readonly Flag[]): Record<string, string> | 'help' {
+/** A command's name is of one word or two. */
+function commandOf(argv: readonly string[]): CommandName | undefined {
+	return names.find(name => name === argv.slice(0, 2).join(' ')) ?? names.find(name => name === argv[0]);
+}
+
+function flagsOf(command: CommandName): readonly Flag[] {
+	const {settings: own = {}, inertSettings: inert = [], flags = []} = table[command] ?? {};
+	return [
+		...Object.values(own).map(({flag, type}) => ({name: flag, isSwitch: type.isSwitch === true})),
+		...inert.map(({flag, isSwitch}) => ({name: flag, isSwitch: isSwitch === true})),
+		...flags.map(({name, isSwitch}) => ({name, isSwitch: isSwitch === true})),
+	].filter((flag): flag is Flag => flag.name !== undefined);
+}
+
+function parseRest(argv: readonly string[], known: readonly Flag[], mostOperands: number): Pick<Extract<Arguments, {flags: unknown}>, 'flags' | 'operands'> | 'help' {
 	const flags: Record<string, string> = {};
-	const words = argv[Symbol.iterator]();
-	for (const word of words) {
+	const operands: string[] = [];
+	const rest = argv[Symbol.iterator]();
+	for (const word of rest) {
 		if (helpFlags.includes(word)) {
 			return 'help';
+		}
+
+		if (!word.startsWith('-') && operands.length < mostOperands) {
+			operands.push(word);
+			continue;
 		}
 
 		const [, name, value] = /^--?([^=\-][^=]*)(?:=(.*))?$/sv.exec(word) ?? [];
@@ -70,12 +98,12 @@ function parseFlags(argv: readonly string[], table: readonly Flag[]): Record<str
 			throw refused(`Unexpected argument ${JSON.stringify(word)}; a switch takes its value with "=", as in -disable-cvm=false`);
 		}
 
-		const flag = table.find(each => each.name === name);
+		const flag = known.find(each => each.name === name);
 		if (flag === undefined) {
-			throw refused(`There is no flag -${name}${suggestion(name, table.map(each => each.name), '-')}`);
+			throw refused(`There is no flag -${name}${suggestion(name, known.map(each => each.name), '-')}`);
 		}
 
-		const text = value ?? (flag.isSwitch ? 'true' : words.next().value);
+		const text = value ?? (flag.isSwitch ? 'true' : rest.next().value);
 		if (text === undefined) {
 			throw refused(`The flag -${name} needs a value`);
 		}
@@ -83,7 +111,7 @@ function parseFlags(argv: readonly string[], table: readonly Flag[]): Record<str
 		flags[name] = text;
 	}
 
-	return flags;
+	return {flags, operands};
 }
 
 function refused(what: string): AdaptorError {
@@ -91,8 +119,8 @@ function refused(what: string): AdaptorError {
 }
 
 /** `; did you mean …?` for the nearest name, if one is near. */
-function suggestion(word: string, names: readonly string[], prefix = ''): string {
-	const [nearest] = names
+function suggestion(word: string, candidates: readonly string[], prefix = ''): string {
+	const [nearest] = candidates
 		.map(name => ({name, distance: editDistance(word, name)}))
 		.filter(({name, distance}) => distance <= Math.max(2, name.length / 3))
 		.toSorted((a, b) => a.distance - b.distance);
@@ -114,31 +142,50 @@ function editDistance(from: string, to: string): number {
 	return row.at(-1) ?? 0;
 }
 
-/** Commands and every setting, for a terminal. */
-export function helpText(): string {
-	const lines = [
-		'Usage: cloud-api-adaptor libvirt [flags] | help | version',
-		'',
-		'  libvirt   serve kata\'s remote hypervisor API with pod VMs on libvirt',
-		'  help      this text',
-		'  version   the version',
-		'',
-		'Every setting is an environment variable; some are flags as well, and a flag wins.',
-		'An empty value counts as not set.',
-	];
-	for (const section of sections) {
-		lines.push('', section);
-		for (const setting of allSettings.filter(each => each.section === section)) {
-			lines.push(`  ${heading(setting)}`, ...wrapped(`${setting.description.replaceAll('`', '')}${setting.isPending ? ' No effect yet.' : ''}`, 92).map(line => `        ${line}`));
-		}
-	}
+/** For a terminal: one command with its settings and flags, or all commands with the daemon's. */
+export function helpText(topic?: CommandName): string {
+	return `${(topic === undefined ? generalHelp() : commandHelp(topic)).join('\n')}\n`;
+}
 
-	lines.push('', 'Accepted without effect');
+const envAndFlags = [
+	'Every setting is an environment variable; some are flags as well, and a flag wins.',
+	'An empty value counts as not set.',
+] as const;
+
+function generalHelp(): string[] {
+	const lines = [
+		'Usage: cloud-api-adaptor COMMAND [flags]',
+		'',
+		...[...Object.entries(table).map(([name, {summary}]) => [name, summary] as const), ['help', 'this text; "help COMMAND" tells the settings and flags of one'] as const, ['version', 'the version'] as const]
+			.map(([name, summary]) => `  ${name.padEnd(columnWidth)}${summary}`),
+		'',
+		...envAndFlags,
+		...settingLines(Object.values<Setting>(settings)),
+		'', 'Accepted without effect',
+	];
 	for (const {env, flag, reason} of inertSettings) {
 		lines.push(`  ${env}${flag === undefined ? '' : `, -${flag}`}: ${reason}`);
 	}
 
-	return `${lines.join('\n')}\n`;
+	return lines;
+}
+
+const columnWidth = Math.max(...words.map(word => word.length)) + 3;
+
+function commandHelp(command: CommandName): string[] {
+	const {summary, usage, settings: own = {}, flags = []} = table[command] ?? {summary: ''};
+	const lines = [`Usage: cloud-api-adaptor ${command}${flags.length > 0 || Object.values(own).some(({flag}) => flag !== undefined) ? ' [flags]' : ''}${usage === undefined ? '' : ` ${usage}`}`, '', `  ${summary}`];
+	if (flags.length > 0) {
+		lines.push('', 'Flags', ...flags.flatMap(({name, value, description}) => [`  -${name}${value === undefined ? '' : ` ${value}`}`, ...wrapped(description, 92).map(line => `        ${line}`)]));
+	}
+
+	return Object.keys(own).length === 0 ? lines : [...lines, '', ...envAndFlags, ...settingLines(Object.values(own))];
+}
+
+function settingLines(all: readonly Setting[]): string[] {
+	return sections.filter(section => all.some(each => each.section === section)).flatMap(section => ['', section, ...all
+		.filter(each => each.section === section)
+		.flatMap(setting => [`  ${heading(setting)}`, ...wrapped(`${setting.description.replaceAll('`', '')}${setting.isPending ? ' No effect yet.' : ''}`, 92).map(line => `        ${line}`)])]);
 }
 
 function heading({env, flag, default: usual, defaultIs, example}: Setting): string {

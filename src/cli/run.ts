@@ -1,24 +1,13 @@
 /** `cloud-api-adaptor libvirt`: the daemon, from its configuration to the signal that ends it. */
 import {once} from 'node:events';
-import {loadConfig, type Host} from '../config.ts';
+import {loadConfig} from '../config.ts';
+import {startDaemon} from '../daemon.ts';
 import {toError} from '../errors.ts';
-import {startDaemon, type Surroundings} from '../daemon.ts';
-import {createLogger, type Logger} from '../log.ts';
-
-export interface RunOptions {
-	readonly env: Readonly<Record<string, string | undefined>>;
-	readonly flags: Readonly<Record<string, string>>;
-	readonly host: Host;
-	readonly surroundings: Surroundings;
-	readonly version: string;
-	/** Where log lines go: a file descriptor. */
-	readonly logTo: number;
-	/** Told the logger as soon as there is one. */
-	readonly onLogger: (log: Logger) => void;
-}
+import {createLogger} from '../log.ts';
+import {exitCode, type CommandContext} from './command.ts';
 
 /** Runs until the signal aborts, then drains. @throws ConfigError and whatever keeps the daemon from starting */
-export async function run({env, flags, host, surroundings, version, logTo, onLogger}: RunOptions, signal: AbortSignal): Promise<void> {
+export async function run({env, flags, host, surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
 	const config = loadConfig(env, host, flags);
 	const log = await createLogger({level: config.logLevel, format: config.logFormat, destination: logTo});
 	onLogger(log);
@@ -27,10 +16,19 @@ export async function run({env, flags, host, surroundings, version, logTo, onLog
 		log.warn({reason: `${name}: ${reason}`}, 'configuration warning');
 	}
 
-	await using _daemon = await startDaemon(config, surroundings, log, signal);
-	if (!signal.aborted) {
-		await once(signal, 'abort');
+	try {
+		await using _daemon = await startDaemon(config, surroundings, log, signal);
+		if (!signal.aborted) {
+			await once(signal, 'abort');
+		}
+
+		log.info({reason: toError(signal.reason).message}, 'stopping');
+	} catch (error) {
+		// Told to stop while it started: that is what it did.
+		if (error !== signal.reason) {
+			throw error;
+		}
 	}
 
-	log.info({reason: toError(signal.reason).message}, 'stopping');
+	return exitCode.ok;
 }

@@ -2,6 +2,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import {helpText, parseArguments} from '../../src/cli/arguments.ts';
 import {AdaptorError} from '../../src/errors.ts';
+import {commands, type CommandDescription} from '../../src/cli/commands.ts';
 import {inertSettings, settings, type Setting} from '../../src/settings.ts';
 
 function flagsOf(...words: readonly string[]): Readonly<Record<string, string>> {
@@ -39,16 +40,20 @@ test('what the existing entrypoint scripts pass is accepted', t => {
 });
 
 test('help and version are commands, and help is a flag as well', t => {
-	for (const words of [['help'], ['-h'], ['-help'], ['--help'], ['libvirt', '-help'], ['libvirt', '-cpu', '2', '-h']]) {
+	for (const words of [['help'], ['-h'], ['-help'], ['--help']]) {
 		t.deepEqual(parseArguments(words), {command: 'help'});
+	}
+
+	for (const words of [['help', 'libvirt'], ['libvirt', '-help'], ['libvirt', '-cpu', '2', '-h']]) {
+		t.deepEqual(parseArguments(words), {command: 'help', topic: 'libvirt'});
 	}
 
 	t.deepEqual(parseArguments(['version']), {command: 'version'});
 });
 
 const refusals: ReadonlyArray<readonly [readonly string[], RegExp]> = [
-	[[], /No command was given.*libvirt, help, version/v],
-	[['aws'], /no command "aws"; expected one of libvirt, help, version\. See "cloud-api-adaptor help"/v],
+	[[], /No command was given.*libvirt, .*help, version/v],
+	[['aws'], /no command "aws"; expected one of libvirt, .*help, version\. See "cloud-api-adaptor help"/v],
 	[['libvrt'], /did you mean libvirt\?/v],
 	[['-uri', 'x'], /no command "-uri"/v],
 	[['libvirt', '-memroy', '1'], /no flag -memroy; did you mean -memory\?/v],
@@ -90,4 +95,16 @@ test('the help text names every variable and every flag, in lines that a termina
 	}
 
 	t.deepEqual(text.split('\n').filter(line => line.length > 120), []);
+});
+
+test('each command has a help that names its own settings and flags, in lines that a terminal shows whole', t => {
+	for (const [name, {settings: own = {}, flags = []}] of Object.entries<CommandDescription>(commands)) {
+		const parsed = parseArguments(['help', ...name.split(' ')]);
+		const text = helpText(parsed.command === 'help' ? parsed.topic : undefined);
+		t.true(text.startsWith(`Usage: cloud-api-adaptor ${name}`));
+		t.deepEqual(Object.values(own).filter(({env}) => !text.includes(`  ${env}`)), []);
+		t.deepEqual(flags.filter(flag => !text.includes(`  -${flag.name}`)), []);
+		t.deepEqual(text.split('\n').filter(line => line.length > 120), []);
+		t.true(helpText().includes(`  ${name} `));
+	}
 });

@@ -1,0 +1,33 @@
+/**
+ * The table of commands: the parser of the command line and its help are made from it. What a command does is its own file's, named after it;
+ * main.ts knows which. Flags of a command are those of its settings, and its own, which no environment variable stands for.
+ */
+import {inertSettings, settings, type InertSetting, type SettingsTable} from '../settings.ts';
+
+export interface CommandFlag {
+	/** Without its dash. */
+	readonly name: string;
+	readonly isSwitch?: true;
+	/** What the value is, for the help: `-path DIRECTORY`. Of a switch, none. */
+	readonly value?: string;
+	readonly description: string;
+}
+
+export interface CommandDescription {
+	/** Completes the line of the command in the list of commands. */
+	readonly summary: string;
+	/** As the usage shows it: `FILE | REFERENCE`. */
+	readonly usage?: string;
+	/** How many operands it takes, at least and at most; none if absent. */
+	readonly operands?: readonly [least: number, most: number];
+	readonly settings?: SettingsTable;
+	/** Names that change nothing and are taken all the same. */
+	readonly inertSettings?: readonly InertSetting[];
+	readonly flags?: readonly CommandFlag[];
+}
+
+export const commands = {
+	libvirt: {summary: 'serve kata\'s remote hypervisor API with pod VMs on libvirt', settings, inertSettings},
+} as const satisfies Readonly<Record<string, CommandDescription>>;
+
+export type CommandName = keyof typeof commands;
