@@ -106,7 +106,7 @@ async function versionOver(socketPath: string): Promise<unknown> {
 test('help explains every command on standard output, version tells the version', async t => {
 	const [help, version] = [new Process(t, ['help']), new Process(t, ['version'])];
 	t.deepEqual(await help.exited, [0, null]);
-	t.regex(await help.stdout, /^Usage: cloud-api-adaptor libvirt/);
+	t.regex(await help.stdout, /^Usage: cloud-api-adaptor COMMAND/);
 	t.deepEqual(await version.exited, [0, null]);
 	t.regex(await version.stdout, /^cloud-api-adaptor \d+\.\d+\.\d+\n$/);
 	t.is(help.stderr + version.stderr, '');
