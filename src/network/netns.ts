@@ -40,3 +40,17 @@ export async function checkNetns(path: string, ownPath: string): Promise<void> {
 		});
 	}
 }
+
+/** Whether there is one at the path that may be touched. */
+export async function isPodNetns(path: string, ownPath: string): Promise<boolean> {
+	try {
+		await checkNetns(path, ownPath);
+		return true;
+	} catch (error) {
+		if (error instanceof AdaptorError) {
+			return false;
+		}
+
+		throw error;
+	}
+}

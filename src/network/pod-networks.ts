@@ -3,6 +3,7 @@
  * and the pod's own interface, so that the pod's address is the VM's. Knows no libvirt and no VM but by address.
  *
  *   reserve   vxlan1 in the pod's namespace, down, without remote: holds the VNI, by the kernel's word, even while we are not running
+ *   abandon   that device gone, without knowing what its VNI is
  *   attach    its remote, up, and the redirection both ways
  *   release   all of it gone, and with it the VNI; gone too when the namespace goes
  *
@@ -16,7 +17,7 @@ import type {PodNetwork, PodNetworks, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Link} from './inspection.ts';
 import {Iproute2} from './iproute2.ts';
-import {checkNetns} from './netns.ts';
+import {checkNetns, isPodNetns} from './netns.ts';
 import {ConntrackBypass} from './nft.ts';
 import {isReusable, planPodNetwork, tunnelInterface} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
@@ -144,6 +145,20 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
+	async abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
+		signal.throwIfAborted();
+		const tenancy = this.#tenancies.get(netnsPath);
+		if ((tenancy !== undefined && tenancy.sandboxId !== sandboxId) || !await isPodNetns(netnsPath, this.#ownNetns)) {
+			return;
+		}
+
+		await unlessGone(this.#removeReservation(netnsPath, signal));
+		if (tenancy !== undefined && this.#tenancies.get(netnsPath) === tenancy) {
+			this.#tenancies.delete(netnsPath);
+			this.#vnis.release(tenancy.vni);
+		}
+	}
+
 	async attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		if (!isIPv4(vmAddress)) {
@@ -246,6 +261,16 @@ class Tunnels implements KernelPodNetworks {
 
 				throw error;
 			}
+		}
+	}
+
+	/** Only what a reservation of ours looks like. */
+	async #removeReservation(netnsPath: string, signal: AbortSignal): Promise<void> {
+		const {vxlanPort, vxlanMinId} = this.#options;
+		const {links} = await this.#iproute2.inspect(netnsPath, signal);
+		const vxlan = links.find(({name}) => name === tunnelInterface)?.vxlan;
+		if (vxlan !== undefined && vxlan.remote === undefined && vxlan.vni >= vxlanMinId && isReusable(vxlan, vxlanPort)) {
+			await this.#iproute2.removeTunnel(netnsPath, signal);
 		}
 	}
 

@@ -21,7 +21,7 @@ export interface Prepared {
  *                └────────────┴──────── stop ───────────┴─────────────────┘──▶ stopping ──▶ gone
  *
  *  running ── the VM ends ──▶ failed
- *  restart ──▶ recovering ──▶ created, running, failed or stopping, as the record and the hypervisor say
+ *  restart ──▶ recovering ──▶ created, running, failed, stopping or gone, as the record and the hypervisor say
  */
 export type SandboxState =
 	| {readonly name: 'creating'}
@@ -45,6 +45,8 @@ export type SandboxState =
 export interface Remains {
 	/** Absent: none was reserved, or by an earlier run of the daemon. */
 	readonly network?: PodNetwork;
+	/** The namespace in which one may have been reserved, as far as anybody knows. */
+	readonly reservingIn?: string;
 	readonly mayHaveVm: boolean;
 	/** Absent: none is open in this daemon. */
 	readonly relay?: AgentRelay;
@@ -101,7 +103,7 @@ export function remainsOf(state: SandboxState): Remains {
 		}
 
 		case 'recovering': {
-			return {network: state.record.network, mayHaveVm: true};
+			return remainsOnRecord(state.record);
 		}
 
 		case 'failed':
@@ -114,6 +116,11 @@ export function remainsOf(state: SandboxState): Remains {
 			return nothing;
 		}
 	}
+}
+
+/** What an earlier run of the daemon may have left of a sandbox. */
+export function remainsOnRecord(record: SandboxRecord): Remains {
+	return record.state === 'creating' ? {reservingIn: record.netnsPath, mayHaveVm: false} : {network: record.network, mayHaveVm: true};
 }
 
 /** The VM of a sandbox, from the moment it exists until it is to be deleted. */

@@ -94,6 +94,11 @@ export interface PodNeighbor {
 export interface PodNetworks {
 	/** Reads the pod's netns and reserves a VNI in it. On failure nothing stays reserved. */
 	reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork>;
+	/**
+	 * Undoes a reservation of which only the place is known, for it was cut off, perhaps in a daemon that has died. Succeeds when nothing is
+	 * reserved there, or the netns is gone. Leaves alone what another sandbox has there, and a tunnel that leads to a VM.
+	 */
+	abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void>;
 	/** Points the tunnel at the VM and redirects the pod's traffic into it. Idempotent; a second address replaces the first. */
 	attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void>;
 	/** Removes tunnel, redirection and reservation. Succeeds when they, or the netns, are already gone. */

@@ -10,12 +10,13 @@ import type {PodNetwork, PodVm, SandboxId} from './ports.ts';
 export type SandboxRecord = {
 	readonly id: SandboxId;
 	readonly request: PodRequest;
-	readonly network: PodNetwork;
 } & (
-	| {readonly state: 'created'}
-	| {readonly state: 'running'; readonly vm: PodVm; readonly address: string}
+	/** Written before anything is made: there may be a reservation in the namespace, or none yet. */
+	| {readonly state: 'creating'; readonly netnsPath: string}
+	| {readonly state: 'created'; readonly network: PodNetwork}
+	| {readonly state: 'running'; readonly network: PodNetwork; readonly vm: PodVm; readonly address: string}
 	/** StopVM was asked for: there is no way back. */
-	| {readonly state: 'stopping'}
+	| {readonly state: 'stopping'; readonly network: PodNetwork}
 );
 
 /** Passed over a daemon's death, by whatever means. */
@@ -28,7 +29,7 @@ export interface SandboxRecords {
 	readAll(): Promise<readonly SandboxRecord[]>;
 }
 
-/** Raised when a field changes its meaning; an older daemon leaves newer records alone. */
+/** Raised when a field changes its meaning; an older daemon sets newer records aside, as it does those in a state that it does not know. */
 const recordVersion = 1;
 
 export function recordText(record: SandboxRecord): string {
@@ -57,10 +58,12 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	// The shape was ours when it was written, by a rename that shows it whole: what is checked is what a foreign file would get wrong.
 	const {pod, instanceName} = fields(record['request']);
 	const network = fields(record['network']);
-	const {state} = record;
-	const hasVm = state !== 'running' || (isText(fields(record['vm'])['uuid']) && isText(fields(record['vm'])['name']) && isText(record['address']));
-	if (!isText(instanceName) || !isText(fields(pod)['name']) || !isText(fields(pod)['namespace']) || !isText(network['netnsPath'])
-		|| typeof network['vxlanId'] !== 'number' || !(state === 'created' || state === 'running' || state === 'stopping') || !hasVm) {
+	const hasNetwork = isText(network['netnsPath']) && typeof network['vxlanId'] === 'number';
+	const hasVm = isText(fields(record['vm'])['uuid']) && isText(fields(record['vm'])['name']) && isText(record['address']);
+	const isWhole = new Map<unknown, boolean>([
+		['creating', isText(record['netnsPath'])], ['created', hasNetwork], ['running', hasNetwork && hasVm], ['stopping', hasNetwork],
+	] satisfies ReadonlyArray<[SandboxRecord['state'], boolean]>).get(record['state']);
+	if (!isText(instanceName) || !isText(fields(pod)['name']) || !isText(fields(pod)['namespace']) || isWhole !== true) {
 		throw damaged('The record lacks fields that it must have');
 	}
 

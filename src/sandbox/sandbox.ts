@@ -5,11 +5,11 @@
 import {AdaptorError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {admitStart, nothing, remainsOf, type Prepared, type Remains, type SandboxState} from './admission.ts';
+import {admitStart, nothing, remainsOf, remainsOnRecord, type Prepared, type Remains, type SandboxState} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
 import {Mailbox} from './mailbox.ts';
 import {podRequest, type PodRequest, type SizePolicy} from './pod-request.ts';
-import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetwork, PodNetworks, PodVms, RelayTarget, SandboxId} from './ports.ts';
+import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetworks, PodVms, RelayTarget, SandboxId} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
 import {isLost, startingWith, type Recovery} from './recovery.ts';
 import {Stages} from './stages.ts';
@@ -65,8 +65,8 @@ export class Sandbox {
 	#log: Logger;
 	#pod: PodIdentity | undefined;
 	#removal: Promise<void> | undefined;
-	/** What every record of this sandbox says. */
-	#recorded: Pick<SandboxRecord, 'id' | 'request' | 'network'> | undefined;
+	/** What every record of this sandbox says, once it is created. */
+	#recorded: Pick<Extract<SandboxRecord, {readonly state: 'created'}>, 'id' | 'request' | 'network'> | undefined;
 	#state: SandboxState;
 
 	/** @param onChange called after every change of state */
@@ -93,11 +93,14 @@ export class Sandbox {
 		const {networks, relays, sizes, createTimeoutMs} = this.#world;
 		return this.#mailbox.post(async () => {
 			using scope = new Scope(signal, this.#end.signal).deadline(createTimeoutMs, 'the sandbox to be created');
-			let network: PodNetwork | undefined;
+			let made = nothing;
 			try {
 				const request = podRequest(this.id, annotations, sizes);
 				this.#know(request);
-				network = await networks.reserve(this.id, netnsPath, scope.signal);
+				await this.#record({request, netnsPath, state: 'creating'});
+				made = {reservingIn: netnsPath, mayHaveVm: false};
+				const network = await networks.reserve(this.id, netnsPath, scope.signal);
+				made = {network, mayHaveVm: false};
 				const tls = await relays.issue(request.instanceName, scope.signal);
 				await this.#record({request, network, state: 'created'});
 				scope.signal.throwIfAborted();
@@ -105,8 +108,7 @@ export class Sandbox {
 				const {vcpus, vcpusFrom, memoryMib, memoryFrom} = request;
 				this.#log.info({vcpus, vcpusFrom, memoryMib, memoryFrom, vni: network.vxlanId, netns: netnsPath}, 'sandbox created');
 			} catch (thrown) {
-				const remains = await this.#unwind(network === undefined ? nothing : {network, mayHaveVm: false});
-				this.#setState(remains === nothing ? {name: 'gone'} : {name: 'stopping', remains});
+				await this.#unmake(made);
 				throw rootCause(thrown, scope.signal);
 			}
 		}, unconditional);
@@ -118,7 +120,7 @@ export class Sandbox {
 	 */
 	async recover(record: SandboxRecord, recovery: Recovery): Promise<void> {
 		this.#know(record.request);
-		this.#recorded = {id: this.id, request: record.request, network: record.network};
+		this.#takeUp(record);
 		await this.#mailbox.post(async () => {
 			const pauses = backOff(...this.#world.removalRetryMs);
 			const isEnding = (): boolean => this.#end.signal.aborted;
@@ -128,7 +130,7 @@ export class Sandbox {
 				} catch (error) {
 					if (!isEnding() && isLost(error)) {
 						this.#log.warn({err: error}, 'sandbox of an earlier run is lost and removed');
-						this.#setState({name: 'failed', reason: error, remains: await this.#unwind({network: record.network, mayHaveVm: true})});
+						this.#setState({name: 'failed', reason: error, remains: await this.#unwind(remainsOnRecord(record))});
 					} else if (!isEnding()) {
 						// The host is away, perhaps: no reason to give a running pod up.
 						this.#log.warn({err: error}, 'sandbox of an earlier run not taken up yet, it is tried again');
@@ -141,17 +143,22 @@ export class Sandbox {
 
 	/** One attempt. @throws what `isLost` tells apart */
 	async #resume(record: SandboxRecord, {vms, halfMadeGraceMs}: Recovery): Promise<void> {
-		const {request, network} = record;
 		const {signal} = this.#end;
 		switch (record.state) {
+			case 'creating': {
+				if (await this.#isLeftAlone(record, halfMadeGraceMs)) {
+					this.#log.info({netns: record.netnsPath}, 'creation that was cut off is undone');
+					await this.#unmake(remainsOnRecord(record));
+				}
+
+				return;
+			}
+
 			case 'created': {
+				const {request, network} = record;
 				const hasVm = async (): Promise<boolean> => (await vms(signal)).some(({sandboxId}) => sandboxId === this.id);
 				if (await hasVm()) {
-					await pause(await abortable(halfMadeGraceMs, signal), signal);
-					const latest = (await this.#world.records.readAll()).find(({id}) => id === this.id);
-					if (latest?.state !== 'created') {
-						// The daemon before this one has brought the start to its end: the sandbox runs, or nothing is left of it.
-						this.#setState(latest === undefined ? {name: 'gone'} : {name: 'recovering', record: latest});
+					if (!await this.#isLeftAlone(record, halfMadeGraceMs)) {
 						return;
 					}
 
@@ -172,7 +179,7 @@ export class Sandbox {
 			}
 
 			case 'stopping': {
-				this.#setState({name: 'stopping', remains: {network, mayHaveVm: true}});
+				this.#setState({name: 'stopping', remains: remainsOnRecord(record)});
 				try {
 					await this.#remove();
 				} catch (error) {
@@ -181,6 +188,28 @@ export class Sandbox {
 				}
 			}
 		}
+	}
+
+	/**
+	 * Whether the daemon before this one has left a sandbox as it is on record, given the time. If not, it has brought what it was at to its
+	 * end: the sandbox is another step on, which is to be taken up instead, or nothing is left of it.
+	 */
+	async #isLeftAlone({state}: SandboxRecord, halfMadeGraceMs: Promise<number>): Promise<boolean> {
+		const {signal} = this.#end;
+		await pause(await abortable(halfMadeGraceMs, signal), signal);
+		const latest = (await this.#world.records.readAll()).find(({id}) => id === this.id);
+		if (latest === undefined) {
+			this.#setState({name: 'gone'});
+		} else if (latest.state !== state) {
+			this.#takeUp(latest);
+		}
+
+		return latest?.state === state;
+	}
+
+	#takeUp(record: SandboxRecord): void {
+		this.#recorded = record.state === 'creating' ? undefined : {id: this.id, request: record.request, network: record.network};
+		this.#setState({name: 'recovering', record});
 	}
 
 	async #serveAgain({request, network, vm, address}: SandboxRecord & {readonly state: 'running'}): Promise<void> {
@@ -348,7 +377,7 @@ export class Sandbox {
 	}
 
 	/** In this order: a VNI is free for others only when no VM can use it any more. */
-	async #clear({network, mayHaveVm, relay}: Remains): Promise<void> {
+	async #clear({network, reservingIn, mayHaveVm, relay}: Remains): Promise<void> {
 		const {podVms, networks, relays, records, cleanupTimeoutMs} = this.#world;
 		using scope = new Scope().deadline(cleanupTimeoutMs, 'the sandbox to be removed');
 		const clear = async (): Promise<void> => {
@@ -362,6 +391,10 @@ export class Sandbox {
 				await networks.release(network, scope.signal);
 			}
 
+			if (reservingIn !== undefined) {
+				await networks.abandon(this.id, reservingIn, scope.signal);
+			}
+
 			// Last: from here on nobody would look for what is left.
 			await records.remove(this.id);
 		};
@@ -370,9 +403,12 @@ export class Sandbox {
 		await abortable(clear(), scope.signal);
 	}
 
-	async #record({request, network, ...rest}: DistributedOmit<SandboxRecord, 'id'>): Promise<void> {
-		this.#recorded = {id: this.id, request, network};
-		await this.#world.records.write({...this.#recorded, ...rest});
+	async #record(record: DistributedOmit<SandboxRecord, 'id'>): Promise<void> {
+		if (record.state !== 'creating') {
+			this.#recorded = {id: this.id, request: record.request, network: record.network};
+		}
+
+		await this.#world.records.write({id: this.id, ...record});
 	}
 
 	/** From here on there is no way back, also for the next daemon. A node that cannot write it down must be able to get rid of pods all the same. */
@@ -393,6 +429,12 @@ export class Sandbox {
 
 	#target({instanceName}: PodRequest): RelayTarget {
 		return {sandboxId: this.id, instanceName, socketPath: this.agentSocketPath};
+	}
+
+	/** Of a creation that failed: nobody is to hear of the sandbox any more. Never throws. */
+	async #unmake(made: Remains): Promise<void> {
+		const remains = await this.#unwind(made);
+		this.#setState(remains === nothing ? {name: 'gone'} : {name: 'stopping', remains});
 	}
 
 	/** Never throws: what went wrong is logged and tried again in the background. @returns what is left to do so for */

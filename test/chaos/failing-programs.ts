@@ -26,6 +26,7 @@ for order in ${orders}/${program}.*; do
 	case $order in
 	*.refuses) echo 'Error: Cannot allocate memory' >&2; exit 2 ;;
 	*.killed-before) kill -KILL $$ ;;
+	*.late) ${directory}/real-${program} "$@"; status=$?; sleep 2; exit $status ;;
 	*.killed-after) ${directory}/real-${program} "$@"; kill -KILL $$ ;;
 	esac
 	break

@@ -87,9 +87,6 @@ class Round {
 
 		// A caller that lost the daemon asks again, as a kubelet does.
 		await Promise.all(this.#pods.filter(({isStopped}) => !isStopped).map(async pod => this.#stop(pod, 'last stop')));
-		// A daemon that died over a creation may leave its VNI's device in the pod's namespace, which nobody has on record. It goes with the
-		// namespace: a container runtime removes that of a pod whose sandbox could not be made.
-		await Promise.all(this.#pods.filter(({agentSocket}) => agentSocket === undefined && this.#diedDuring('create')).map(async pod => node.vanish(pod)));
 		const after = await this.#converge();
 		await Promise.all(this.#pods.map(async pod => node.giveBack(pod.cni, pod)));
 		this.#lost.push(...node.crashes.splice(0));
@@ -346,10 +343,6 @@ class Round {
 	/** Whether anything has gone wrong so far, for all that the daemon can know. */
 	#isDisturbed(): boolean {
 		return this.#script.faults.some(fault => this.#happened.get(fault) === true || (fault.kind === 'program' && this.#happened.has(fault)));
-	}
-
-	#diedDuring(phase: Phase): boolean {
-		return this.#script.faults.some(fault => fault.phase === phase && fault.kind === 'kill' && this.#happened.get(fault) === true);
 	}
 
 	/** By the way of a shim that dials again. */

@@ -11,8 +11,8 @@ export type When = 'before' | 'during' | 'after';
 export type Moment = {readonly call: number; readonly when: When} | {readonly ms: number};
 
 export const programs = ['ip', 'tc', 'nft'] as const;
-/** It does nothing and says so; it does its work and is killed; it is killed before. */
-export const programFailures = ['refuses', 'killed-after', 'killed-before'] as const;
+/** It does nothing and says so; it does its work and is killed; it is killed before; it does its work and ends a while later. */
+export const programFailures = ['refuses', 'killed-after', 'killed-before', 'late'] as const;
 
 export type Fault = {readonly phase: Phase} & (
 	/** libvirt refuses so many calls, one after the other. */

@@ -85,6 +85,27 @@ export function podNetworksContract(test: TestFn, name: string, makeHarness: () 
 		t.is(await tunnel(second), 'reserved');
 	});
 
+	contract('a reservation is abandoned by its place alone, and the place is free again', async (t, {networks, addPod, tunnel}) => {
+		const netnsPath = await addPod(2);
+		const first = await networks.reserve('one', netnsPath, signal());
+		await networks.abandon('one', netnsPath, signal());
+		t.is(await tunnel(first), 'none');
+		t.is(await tunnel(await networks.reserve('two', netnsPath, signal())), 'reserved');
+	});
+
+	contract('abandoning what another sandbox has, what leads to a VM, nothing, or what is gone changes nothing', async (t, {networks, addPod, removePod, tunnel}) => {
+		const [reserved, attached, empty, gone] = await Promise.all([2, 3, 4, 5].map(addPod));
+		const one = await networks.reserve('one', reserved ?? '', signal());
+		const two = await networks.reserve('two', attached ?? '', signal());
+		await networks.attach(two, '192.168.122.102', signal());
+		await removePod(5);
+		await networks.abandon('another', reserved ?? '', signal());
+		await networks.abandon('another', attached ?? '', signal());
+		await networks.abandon('three', empty ?? '', signal());
+		await networks.abandon('four', gone ?? '', signal());
+		t.deepEqual(await Promise.all([one, two].map(tunnel)), ['reserved', {remote: '192.168.122.102'}]);
+	});
+
 	contract('an aborted signal reserves nothing and attaches nothing', async (t, {networks, addPod, tunnel}) => {
 		const reason = new AdaptorError({code: 'cancelled', what: 'stopped'});
 		const aborted = AbortSignal.abort(reason);

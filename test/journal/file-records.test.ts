@@ -17,12 +17,15 @@ const created: SandboxRecord = {
 	},
 	state: 'created',
 };
+const creating: SandboxRecord = {id: 'a', request: created.request, state: 'creating', netnsPath: '/run/netns/web'};
 const running: SandboxRecord = {...created, state: 'running', vm: {sandboxId: 'a', name: 'podvm-web-a', uuid: 'u', mac: '52:00:00:00:00:00'}, address: '192.168.122.20'};
 
 test('a record is read as it was written, and the last one counts', async t => {
 	const podsDir = join(await directoryOf(t), 'pods');
 	const records = new FileRecords(podsDir, recordingLog());
 	t.deepEqual(await records.readAll(), []);
+	await records.write(creating);
+	t.deepEqual(await records.readAll(), [creating]);
 	await records.write(created);
 	t.deepEqual(await records.readAll(), [created]);
 	await records.write(running);
@@ -67,6 +70,7 @@ for (const [kind, text] of [
 	['of another sandbox', JSON.stringify({version: 1, ...created, id: 'b'})],
 	['of a later version', JSON.stringify({version: 2, ...created})],
 	['without its network', JSON.stringify({version: 1, ...created, network: undefined})],
+	['creating without its namespace', JSON.stringify({version: 1, ...creating, netnsPath: ''})],
 	['running without its VM', JSON.stringify({version: 1, ...running, vm: undefined})],
 	['in an unknown state', JSON.stringify({version: 1, ...created, state: 'dreaming'})],
 	['something else', '[1, null]'],

@@ -54,6 +54,26 @@ test('killed at any moment, the next run makes the pod reachable, and what it re
 	t.true(stages.size > 1, 'the delays reach different steps');
 });
 
+test('killed at any moment before it is attached, the next run undoes the reservation, of which it knows the place only', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	let undone = 0;
+	for (let delayMs = 0; delayMs <= 33; delayMs += 3) {
+		const [, , attached] = await killAfter(delayMs, world, pod, '192.168.122.105');
+		const links = await world.sh('ip -d -o link show type vxlan', 'pod-5');
+		undone += Number(/vxlan1/v.test(links) && !links.includes(' remote '));
+		await using networks = world.networks();
+		await networks.abandon('doomed', pod, signal());
+		const left = await world.sh('ip -d -o link show type vxlan', 'pod-5');
+		t.true(left === '' || left.includes(' remote '), `killed after ${delayMs} ms`);
+		t.true(attached === undefined || left !== '', 'what leads to a VM is on record');
+		await world.sh('ip link del vxlan1 2>/dev/null || :', 'pod-5');
+	}
+
+	t.log(undone, 'reservations undone');
+	t.true(undone > 0);
+});
+
 test('killed at any moment and the pod gone too, the next run cleans up from the record', async t => {
 	await using world = await World.create();
 	for (let delayMs = 4; delayMs <= 32; delayMs += 7) {
@@ -61,6 +81,7 @@ test('killed at any moment and the pod gone too, the next run cleans up from the
 		const [, record] = await killAfter(delayMs, world, pod, '192.168.122.105');
 		await world.sh(`ip netns del pod-${5 + delayMs}`);
 		await using networks = world.networks();
+		await networks.abandon('doomed', pod, signal());
 		if (record?.startsWith('{') === true) {
 			await networks.release(JSON.parse(record) as PodNetwork, signal());
 			t.notRegex(await world.sh('nft list set ip caa_peerpods vms'), /elements/v);

@@ -88,8 +88,8 @@ class Run {
 				}
 			},
 			after(call, signal) {
-				// A reservation or a relay that failed after it was made could not be known to its caller: that is the ports' own promise.
-				if (pending.get(signal) === 'fails after' && call !== 'networks.reserve' && call !== 'relays.open') {
+				// A relay that failed after it was made could not be known to its caller: that is the port's own promise.
+				if (pending.get(signal) === 'fails after' && call !== 'relays.open') {
 					throw failure(call);
 				}
 			},

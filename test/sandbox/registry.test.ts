@@ -302,7 +302,7 @@ test('a stop that comes before a start\'s turn ends it, and no VM is started', a
 	const start = t.throwsAsync<AdaptorError>(registry.start('a', never), {message: /stopped while it was being started/});
 	await registry.stop('a', never);
 	t.is((await start).code, 'aborted');
-	t.deepEqual(calls, ['networks.reserve', 'relays.issue', 'records.write', 'records.write', 'networks.release', 'records.remove']);
+	t.deepEqual(calls, ['records.write', 'networks.reserve', 'relays.issue', 'records.write', 'records.write', 'networks.release', 'records.remove']);
 	t.deepEqual(await left(), []);
 });
 

@@ -81,6 +81,75 @@ test('a sandbox that was only created can be started', async t => {
 	t.true(after.podVms.specOf(vm?.name ?? '')?.files.some(({content}) => content.reveal().includes('certificate of podvm-web-a')), 'with certificates of its own');
 });
 
+/** A daemon that stands still in the creation of 'a', before or after the nth call of a port. */
+async function creatingHeld(t: ExecutionContext, step: PortCall, when: 'before' | 'after', nth = 1): Promise<{before: World; go: () => void; creation: Promise<unknown>}> {
+	const go = Promise.withResolvers<undefined>();
+	const reached = Promise.withResolvers<undefined>();
+	let calls = 0;
+	const before = world(t, {
+		async [when](call: PortCall) {
+			if (call === step && ++calls === nth) {
+				reached.resolve(undefined);
+				await go.promise;
+			}
+		},
+	});
+	const creation = before.registry.create(pod('a'), never);
+	creation.catch(() => undefined);
+	await reached.promise;
+	return {before, go: () => go.resolve(undefined), creation};
+}
+
+for (const [step, when, nth] of [
+	['records.write', 'after', 1], ['networks.reserve', 'before', 1], ['networks.reserve', 'after', 1], ['relays.issue', 'after', 1], ['records.write', 'before', 2],
+] as const) {
+	test(`a creation that was cut off ${when} ${step} (${nth}) leaves nothing, not even the id`, async t => {
+		const {before} = await creatingHeld(t, step, when, nth);
+		before.kill();
+		const after = await before.restart();
+		await logged(after, 'creation that was cut off is undone');
+		await after.registry.stop('a', never);
+		t.deepEqual(await after.left(), []);
+		await after.registry.create(pod('a'), never);
+	});
+}
+
+test('a creation that was cut off and cannot be undone yet is tried again', async t => {
+	const {before} = await creatingHeld(t, 'networks.reserve', 'after');
+	before.kill();
+	let failures = 3;
+	const {options, called} = awaiting('records.remove');
+	const after = await before.restart({
+		...options,
+		before(call) {
+			if (call === 'networks.abandon' && failures-- > 0) {
+				throw new AdaptorError({code: 'unavailable', what: 'No'});
+			}
+		},
+	});
+	await called;
+	t.deepEqual(await after.left(), []);
+});
+
+test('a creation that the daemon before is still at is left alone, and its sandbox taken up', async t => {
+	const {before, go, creation} = await creatingHeld(t, 'networks.reserve', 'after');
+	const after = await before.restart({halfMadeGraceMs: 30});
+	go();
+	await creation;
+	await after.registry.start('a', never);
+	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
+	await after.registry.stop('a', never);
+	t.deepEqual(await after.left(), []);
+});
+
+test('a creation that was cut off can be stopped before its time is up', async t => {
+	const {before} = await creatingHeld(t, 'networks.reserve', 'after');
+	before.kill();
+	const after = await before.restart({halfMadeGraceMs: 60_000});
+	await after.registry.stop('a', never);
+	t.deepEqual(await after.left(), []);
+});
+
 for (const step of ['relays.open', 'networks.attach', 'records.write'] as const) {
 	test(`a start that was cut off in ${step} is unwound`, async t => {
 		let isStarting = false;

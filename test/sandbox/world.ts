@@ -11,7 +11,7 @@ import {InMemoryKvmHost, InMemoryPodVms} from '../support/in-memory-pod-vms.ts';
 import {InMemorySandboxRecords} from '../support/in-memory-sandbox-records.ts';
 import {recordingLog} from '../support/recording-log.ts';
 
-export type PortCall = 'networks.reserve' | 'networks.attach' | 'networks.release' | 'relays.issue' | 'relays.open' | 'podVms.start' | 'podVms.delete' | 'records.write' | 'records.remove';
+export type PortCall = 'networks.reserve' | 'networks.abandon' | 'networks.attach' | 'networks.release' | 'relays.issue' | 'relays.open' | 'podVms.start' | 'podVms.delete' | 'records.write' | 'records.remove';
 
 /** May wait, or throw; the signal is the call's own. */
 export type Hook = (call: PortCall, signal: AbortSignal) => Promise<void> | void;
@@ -80,6 +80,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 
 	const hookedNetworks: PodNetworks = {
 		reserve: async (id, netns, signal) => hooked('networks.reserve', signal, async () => networks.reserve(id, netns, signal)),
+		abandon: async (id, netns, signal) => hooked('networks.abandon', signal, async () => networks.abandon(id, netns, signal)),
 		attach: async (network, address, signal) => hooked('networks.attach', signal, async () => networks.attach(network, address, signal)),
 		release: async (network, signal) => hooked('networks.release', signal, async () => networks.release(network, signal)),
 	};

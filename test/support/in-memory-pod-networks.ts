@@ -5,16 +5,27 @@ import type {PodNetwork, PodNetworks, SandboxId} from '../../src/sandbox/ports.t
 export class InMemoryPodNetworks implements PodNetworks {
 	/** VNI -> the address that its tunnel points to, or undefined when only reserved. */
 	readonly tunnels = new Map<number, string | undefined>();
+	/** The namespace's path -> who has reserved what in it. */
+	readonly #tenancies = new Map<string, {readonly sandboxId: SandboxId; readonly vni: number}>();
 	#nextVni = 555_000;
 
-	async reserve(_sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
+	async reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
 		throwIfAborted(signal);
 		const vxlanId = this.#nextVni++;
 		this.tunnels.set(vxlanId, undefined);
+		this.#tenancies.set(netnsPath, {sandboxId, vni: vxlanId});
 		return {
 			netnsPath, podIp: '10.244.0.5/24', podHwAddr: '0a:58:0a:f4:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24', tunnelType: 'vxlan',
 			routes: [], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId, dedicated: false, externalNetViaPodVm: false,
 		};
+	}
+
+	async abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
+		throwIfAborted(signal);
+		const tenancy = this.#tenancies.get(netnsPath);
+		if (tenancy?.sandboxId === sandboxId && this.tunnels.get(tenancy.vni) === undefined) {
+			this.tunnels.delete(tenancy.vni);
+		}
 	}
 
 	async attach({vxlanId}: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {
