@@ -13,6 +13,7 @@ import {createPodVms} from './podvm/pod-vms.ts';
 import {openIdentity} from './relay/identity.ts';
 import {createAgentRelays} from './relay/relay.ts';
 import {FileRecords} from './journal/file-records.ts';
+import {noCluster} from './sandbox/no-cluster.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
 import {StartQueue} from './sandbox/start-queue.ts';
 
@@ -90,9 +91,10 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		podVms,
 		networks,
 		relays,
+		cluster: noCluster,
 		records: new FileRecords(config.podsDir, log),
 		starts: new StartQueue(config.maxConcurrentStarts),
-		...(config.limitPerNode === undefined || config.limitPerNode < 0 || !config.enforceLimit ? {} : {maxSandboxes: config.limitPerNode}),
+		maxSandboxes: () => config.limitPerNode === undefined || config.limitPerNode < 0 || !config.enforceLimit ? undefined : config.limitPerNode,
 		sizes: {
 			vcpus: config.vcpus,
 			maxVcpus: config.maxVcpus ?? Infinity,

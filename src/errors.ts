@@ -30,6 +30,8 @@ export interface ErrorParts {
 	readonly where?: ErrorWhere;
 	/** What the operator can do, as a full sentence. */
 	readonly remedy?: string;
+	/** What machines sort it by, as the reason of a Kubernetes Event: one CamelCase word. Only of errors that an operator has to tell from others. */
+	readonly reason?: string;
 	readonly cause?: unknown;
 }
 
@@ -39,13 +41,15 @@ export class AdaptorError extends Error {
 	readonly what: string;
 	readonly where: ErrorWhere;
 	readonly remedy: string | undefined;
+	readonly reason: string | undefined;
 
-	constructor({code, what, where = {}, remedy, cause}: ErrorParts) {
+	constructor({code, what, where = {}, remedy, reason, cause}: ErrorParts) {
 		super(operatorText(what, where, remedy), cause === undefined ? undefined : {cause});
 		this.code = code;
 		this.what = what;
 		this.where = where;
 		this.remedy = remedy;
+		this.reason = reason;
 	}
 }
 

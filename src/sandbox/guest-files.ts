@@ -8,15 +8,24 @@ import type {ForwarderTls, GuestFile, PodIdentity, PodNetwork} from './ports.ts'
 /** The forwarder's configuration: `apf.json` from v0.15 on, `daemon.json` up to v0.14. Each generation ignores the other's. */
 export const forwarderConfigPaths = ['/run/peerpod/apf.json', '/run/peerpod/daemon.json'] as const;
 
+/** Registry credentials, for the agent's image pull. */
+export const pullCredentialsPath = '/run/peerpod/auth.json';
+
 export interface GuestConfiguration {
 	readonly pod: PodIdentity;
 	readonly network: PodNetwork;
 	readonly tls: ForwarderTls;
+	/** The content of `auth.json`; none, no file. */
+	readonly pullCredentials?: Secret<string>;
 }
 
 export function guestFiles(configuration: GuestConfiguration): GuestFile[] {
+	const {pullCredentials} = configuration;
 	const content = new Secret(`${JSON.stringify(forwarderConfig(configuration), undefined, 2)}\n`);
-	return forwarderConfigPaths.map(path => ({path, content}));
+	return [
+		...forwarderConfigPaths.map(path => ({path, content})),
+		...(pullCredentials === undefined ? [] : [{path: pullCredentialsPath, content: pullCredentials}]),
+	];
 }
 
 /** Go's encoding: what is empty is left out, except where the VM's parser wants the empty string. */

@@ -1,6 +1,6 @@
 /**
  * The domain's edges, in its own words. Above: what the kata shim and CSI plugins ask of us (`Sandboxes`).
- * Below: what a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`).
+ * Below: what a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`), and the cluster that it belongs to (`Cluster`).
  * Every implementation of a port, in-memory or real, passes the same suite in test/contract.
  */
 import type {AdaptorError} from '../errors.ts';
@@ -213,4 +213,40 @@ export interface AgentRelay extends AsyncDisposable {
 	 * The socket is served until the relay is disposed. The first reason stays; after disposing this does nothing.
 	 */
 	fail(reason: Error): void;
+}
+
+/** A pod's VM, as those know it who may outlive this node. */
+export interface ClaimedVm {
+	readonly sandboxId: SandboxId;
+	readonly instanceName: string;
+	readonly pod: PodIdentity;
+}
+
+/** Something about its pod that the pod's owner should see where they look. */
+export interface PodEvent {
+	readonly type: 'Normal' | 'Warning';
+	/** One CamelCase word, for machines. */
+	readonly reason: string;
+	readonly message: string;
+}
+
+/**
+ * The cluster that the pods are of: what it knows of them beyond what kata tells, and what it is told. No pod ever waits long for it, or fails by
+ * it: what goes wrong is reported by the implementation.
+ */
+export interface Cluster {
+	/**
+	 * The credentials with which the VM pulls the pod's images: the content of `auth.json`. Undefined when there are none, or when they cannot be
+	 * had in time. Rejects with the signal's reason only.
+	 */
+	pullCredentials(pod: PodIdentity, signal: AbortSignal): Promise<Secret<string> | undefined>;
+	/**
+	 * Puts on record that the pod is to have this VM, so that somebody can delete it when this node cannot any more; also of a VM that is on record
+	 * already. Resolves when that is done, or after a short while: then it goes on in the background. Rejects with the signal's reason only.
+	 */
+	claim(vm: ClaimedVm, signal: AbortSignal): Promise<void>;
+	/** The VM is gone: the record is withdrawn, in the background. Another VM of the same pod stays on record. */
+	disclaim(vm: ClaimedVm): void;
+	/** Tells what happened to a pod, in the background; repetitions may be dropped. */
+	tell(pod: PodIdentity, event: PodEvent): void;
 }

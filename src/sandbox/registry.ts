@@ -11,8 +11,8 @@ import {Sandbox, type SandboxWorld} from './sandbox.ts';
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
 export interface RegistryOptions extends SandboxWorld, ReapingTimes {
-	/** Sandboxes that may have a VM at a time on this node; no limit when absent. */
-	readonly maxSandboxes?: number;
+	/** Sandboxes that may have a VM at a time on this node, asked at each creation: it may change. No limit when undefined. */
+	readonly maxSandboxes: () => number | undefined;
 }
 
 export class SandboxRegistry implements Sandboxes, AsyncDisposable {
@@ -202,7 +202,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	#assertPlace(): void {
-		const {maxSandboxes} = this.#world;
+		const maxSandboxes = this.#world.maxSandboxes();
 		const taken = [...this.#sandboxes.values()].filter(({state}) => occupiesPlace(state)).length;
 		if (maxSandboxes !== undefined && taken >= maxSandboxes) {
 			throw new AdaptorError({

@@ -9,7 +9,7 @@ import {admitStart, nothing, remainsOf, remainsOnRecord, type Prepared, type Rem
 import {guestFiles} from './guest-files.ts';
 import {Mailbox} from './mailbox.ts';
 import {podRequest, type PodRequest, type SizePolicy} from './pod-request.ts';
-import type {AgentRelay, AgentRelays, CreateSandbox, PodIdentity, PodNetworks, PodVms, RelayTarget, SandboxId} from './ports.ts';
+import type {AgentRelay, AgentRelays, ClaimedVm, Cluster, CreateSandbox, PodIdentity, PodNetworks, PodVms, RelayTarget, SandboxId} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
 import {isLost, startingWith, type Recovery} from './recovery.ts';
 import {Stages} from './stages.ts';
@@ -20,6 +20,7 @@ export interface SandboxWorld {
 	readonly podVms: PodVms;
 	readonly networks: PodNetworks;
 	readonly relays: AgentRelays;
+	readonly cluster: Cluster;
 	readonly records: SandboxRecords;
 	/** Starts under way, of all sandboxes. */
 	readonly starts: StartQueue;
@@ -222,6 +223,8 @@ export class Sandbox {
 			await this.#record({request, network, state: 'running', vm, address: relay.address});
 			looking.signal.throwIfAborted();
 			this.#run({name: 'running', prepared: {request, network, tls}, vm, relay});
+			// A claim that an earlier run did not get through to the cluster is made up for.
+			void this.#world.cluster.claim(this.#claimOf(request), this.#end.signal).catch(() => undefined);
 			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId}, 'sandbox of an earlier run taken up');
 		} catch (error) {
 			await relay[Symbol.asyncDispose]();
@@ -281,7 +284,7 @@ export class Sandbox {
 	}
 
 	async #bringUp(prepared: Prepared, signal: AbortSignal): Promise<void> {
-		const {podVms, networks, relays, starts, startTimeoutMs, agentTimeoutMs} = this.#world;
+		const {podVms, networks, relays, cluster, starts, startTimeoutMs, agentTimeoutMs} = this.#world;
 		const {request, network, tls} = prepared;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal).deadline(startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
@@ -290,6 +293,11 @@ export class Sandbox {
 		try {
 			stages.enter('get a turn to start');
 			using _turn = await starts.turn(scope.signal);
+			stages.enter('tell the cluster');
+			const [pullCredentials] = await Promise.all([
+				cluster.pullCredentials(request.pod, scope.signal),
+				cluster.claim(this.#claimOf(request), scope.signal),
+			]);
 			stages.enter('start the VM');
 			const vm = await podVms.start({
 				sandboxId: this.id,
@@ -299,7 +307,7 @@ export class Sandbox {
 				memoryMib: request.memoryMib,
 				...(request.image === undefined ? {} : {image: request.image}),
 				vni: network.vxlanId,
-				files: guestFiles({pod: request.pod, network, tls}),
+				files: guestFiles({pod: request.pod, network, tls, ...(pullCredentials === undefined ? {} : {pullCredentials})}),
 			}, scope.signal);
 			this.#setState({name: 'booting', prepared, vm});
 			stages.enter('reach the agent');
@@ -313,6 +321,11 @@ export class Sandbox {
 			this.#log.info({vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId, timings: stages.end()}, 'pod VM started');
 		} catch (thrown) {
 			const reason = stages.failed(rootCause(thrown, scope.signal), this.#lastWords());
+			// A start that is ended on purpose is no news to whoever ends it.
+			if (!this.#end.signal.aborted) {
+				cluster.tell(request.pod, {type: 'Warning', reason: reason.reason ?? 'PodVMStartFailed', message: reason.message});
+			}
+
 			// Also when no VM was started: one that was cut off from the host cannot know, and cannot keep its promise to leave nothing.
 			const remains = await this.#unwind({network, mayHaveVm: true, ...(relay === undefined ? {} : {relay})});
 			this.#setState({name: 'failed', reason, remains});
@@ -337,6 +350,7 @@ export class Sandbox {
 			const reason = await this.#world.podVms.ended(state.vm, signal);
 			state.relay.fail(reason);
 			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
+			this.#world.cluster.tell(state.prepared.request.pod, {type: 'Warning', reason: 'PodVMEnded', message: reason.message});
 			await this.#mailbox.post(async () => {
 				if (this.#state === state) {
 					this.#setState({name: 'failed', reason, remains: remainsOf(state)});
@@ -378,13 +392,16 @@ export class Sandbox {
 
 	/** In this order: a VNI is free for others only when no VM can use it any more. */
 	async #clear({network, reservingIn, mayHaveVm, relay}: Remains): Promise<void> {
-		const {podVms, networks, relays, records, cleanupTimeoutMs} = this.#world;
+		const {podVms, networks, relays, cluster, records, cleanupTimeoutMs} = this.#world;
 		using scope = new Scope().deadline(cleanupTimeoutMs, 'the sandbox to be removed');
 		const clear = async (): Promise<void> => {
 			await relay?.[Symbol.asyncDispose]();
 			if (mayHaveVm) {
 				await podVms.delete(this.id, scope.signal);
 				await relays.discard(this.agentSocketPath);
+				if (this.#recorded !== undefined) {
+					cluster.disclaim(this.#claimOf(this.#recorded.request));
+				}
 			}
 
 			if (network !== undefined) {
@@ -425,6 +442,10 @@ export class Sandbox {
 	#know({pod, instanceName}: PodRequest): void {
 		this.#pod = pod;
 		this.#log = this.#log.child({pod: `${pod.namespace}/${pod.name}`, instanceName});
+	}
+
+	#claimOf({instanceName, pod}: PodRequest): ClaimedVm {
+		return {sandboxId: this.id, instanceName, pod};
 	}
 
 	#target({instanceName}: PodRequest): RelayTarget {

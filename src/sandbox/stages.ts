@@ -11,12 +11,13 @@ export class Stages {
 	 */
 	failed(thrown: unknown, lastWords: readonly string[]): AdaptorError {
 		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
-		const {what, where, remedy} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}, remedy: undefined};
+		const {what, where, remedy, reason} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}};
 		return new AdaptorError({
 			code: codeOf(thrown),
 			what: `Could not ${name}: ${what}${lastWords.length === 0 ? '' : `; its console ended with: ${lastWords.join(' | ')}`}`,
 			where: {...where, stageMs: Math.round(performance.now() - since)},
 			...(remedy === undefined ? {} : {remedy}),
+			...(reason === undefined ? {} : {reason}),
 			cause: thrown,
 		});
 	}

@@ -1,6 +1,7 @@
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
+import {Secret} from '../../src/log.ts';
 import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
 
 const web = {name: 'web', namespace: 'shop'};
@@ -27,7 +28,7 @@ test('a sandbox is created, started and stopped, and nothing is left', async t =
 	t.deepEqual(await registry.create(pod('a'), never), {agentSocketPath: socket('a')});
 	t.deepEqual(await left(), ['VNI 555000', 'record a']);
 	await registry.start('a', never);
-	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
+	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
 	t.truthy(networks.tunnels.get(555_000), 'the tunnel points to the VM');
 	const [vm] = await podVms.list(never);
 	t.like(vm, {sandboxId: 'a', vni: 555_000, pod: {name: 'web', namespace: 'shop'}});
@@ -50,7 +51,7 @@ test('an id that is in use cannot be created again, and stays usable', async t =
 	t.is(first.status, 'fulfilled');
 	t.like((second as PromiseRejectedResult).reason, {code: 'already-exists'});
 	await registry.start('a', never);
-	t.is((await left()).length, 4);
+	t.is((await left()).length, 5);
 });
 
 test('starting the unknown is refused, stopping it succeeds', async t => {
@@ -203,7 +204,7 @@ test('what an unwinding could not remove is removed later without being asked', 
 	});
 	await registry.create(pod('a'), never);
 	await t.throwsAsync(registry.start('a', never));
-	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', 'record a'], 'no other pod gets the VNI of a VM that may still run');
+	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', 'record a', 'claim podvm-web-a'], 'no other pod gets the VNI of a VM that may still run');
 	await done.promise;
 	t.deepEqual(await left(), []);
 });
@@ -275,7 +276,7 @@ test('closing ends starts, and leaves what runs or is only created to the next d
 	await registry.create(pod('created', 'db'), never);
 	await registry[Symbol.asyncDispose]();
 	await registry[Symbol.asyncDispose]();
-	t.deepEqual(await left(), ['VM podvm-web-running', 'VNI 555000', 'VNI 555001', 'record running', 'record created']);
+	t.deepEqual(await left(), ['VM podvm-web-running', 'VNI 555000', 'VNI 555001', 'record running', 'record created', 'claim podvm-web-running']);
 	await t.throwsAsync(registry.create(pod('b'), never), {message: /stopping/});
 	await t.throwsAsync(registry.start('running', never), {message: /stopping/});
 });
@@ -323,7 +324,7 @@ test('a start whose caller has gone before its turn changes nothing', async t =>
 	await t.throwsAsync(registry.start('a', AbortSignal.abort(new Error('gone'))), {message: 'gone'});
 	t.deepEqual(await left(), ['VNI 555000', 'record a']);
 	await registry.start('a', never);
-	t.is((await left()).length, 4);
+	t.is((await left()).length, 5);
 });
 
 test('a second start is answered when its caller gives up, and the first goes on', async t => {
@@ -434,7 +435,7 @@ test('closing waits for no further attempt to remove: the next daemon makes it',
 	await registry.start('a', never);
 	await t.throwsAsync(registry.stop('a', never));
 	await registry[Symbol.asyncDispose]();
-	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', 'record a']);
+	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', 'record a', 'claim podvm-web-a']);
 	const removed = Promise.withResolvers<undefined>();
 	await restart({
 		after(call) {
@@ -492,7 +493,7 @@ test('when a running VM ends its relay fails with the reason, once logged; the p
 	t.deepEqual(log.lines.filter(({level}) => level === 'warn').map(({message}) => message), ['pod VM ended by itself']);
 	await t.throwsAsync(registry.vmOf(web, false, never), {message: /no VM/});
 	await t.throwsAsync(registry.start('a', never), {message: /sandbox has failed: The pod VM ended/});
-	t.is((await left()).length, 4, 'the socket is served on, and everything is on record');
+	t.is((await left()).length, 5, 'the socket is served on, and everything is on record');
 	await registry.stop('a', never);
 	t.deepEqual(await left(), []);
 });
@@ -510,7 +511,7 @@ test('what remains of a VM that ended is removed after a while if nobody stops i
 test('a daemon that closes after a VM ended closes its socket and leaves the rest to the next one, which removes it', async t => {
 	const before = await endedWhileRunning(t);
 	await before.registry[Symbol.asyncDispose]();
-	t.deepEqual(await before.left(), ['VM podvm-web-a', 'VNI 555000', 'record a']);
+	t.deepEqual(await before.left(), ['VM podvm-web-a', 'VNI 555000', 'record a', 'claim podvm-web-a']);
 	const after = await before.restart({endedGraceMs: 1});
 	while ((await after.left()).length > 0) {
 		await turn();
@@ -536,4 +537,73 @@ test('a start whose VM does not answer fails with what its guest said last; one 
 	await patient.registry.vmOf(web, true, never);
 	await patient.registry.stop('c', never);
 	await stopped;
+});
+
+test('the cluster knows of a VM before it has a side effect, and until it is gone', async t => {
+	const seen: string[] = [];
+	const {registry, cluster} = world(t, {
+		before(call) {
+			if (call === 'podVms.start' || call === 'podVms.delete') {
+				seen.push(`${call} with ${[...cluster.claims.keys()].join(' ')}`);
+			}
+		},
+	});
+	await registry.create(pod('a'), never);
+	t.deepEqual([...cluster.claims.keys()], []);
+	await registry.start('a', never);
+	t.deepEqual(cluster.claims.get('podvm-web-a'), {sandboxId: 'a', instanceName: 'podvm-web-a', pod: web});
+	await registry.stop('a', never);
+	t.deepEqual(seen, ['podVms.start with podvm-web-a', 'podVms.delete with podvm-web-a']);
+	t.deepEqual([...cluster.claims.keys()], []);
+});
+
+test('a claim that an earlier run did not get through is made up for when its VM is taken up', async t => {
+	const before = world(t);
+	await before.registry.create(pod('a'), never);
+	await before.registry.start('a', never);
+	before.cluster.claims.clear();
+	await using _dead = before.kill();
+	const after = await before.restart();
+	await logged(after, 'sandbox of an earlier run taken up');
+	t.deepEqual([...after.cluster.claims.keys()], ['podvm-web-a']);
+});
+
+test('the pod\'s pull credentials go to its VM, and into no record and no line of the log', async t => {
+	const {registry, cluster, podVms, records, log} = world(t);
+	cluster.credentials = new Secret('{"auths":{"registry.example":{"auth":"c2VjcmV0"}}}');
+	await registry.create(pod('a'), never);
+	await registry.start('a', never);
+	const files = podVms.specOf('podvm-web-a')?.files ?? [];
+	t.is(files.find(({path}) => path === '/run/peerpod/auth.json')?.content.reveal(), cluster.credentials.reveal());
+	t.false(JSON.stringify([await records.readAll(), log.lines]).includes('c2VjcmV0'));
+});
+
+test('a start that fails is told to the pod with its reason; one that is stopped on purpose is not', async t => {
+	const {registry, cluster, podVms} = world(t);
+	podVms.startError = new AdaptorError({code: 'not-found', what: 'Can\'t retrieve volume none', reason: 'ImageNotFound'});
+	await registry.create(pod('a'), never);
+	await t.throwsAsync(registry.start('a', never));
+	podVms.startError = new Error('no');
+	await registry.create(pod('b', 'db'), never);
+	await t.throwsAsync(registry.start('b', never));
+	t.deepEqual(cluster.events.map(({type, reason, pod: {name}}) => [type, reason, name]), [['Warning', 'ImageNotFound', 'web'], ['Warning', 'PodVMStartFailed', 'db']]);
+	t.regex(cluster.events[0]?.message ?? '', /Could not start the VM: Can't retrieve volume none/);
+
+	podVms.startError = undefined;
+	podVms.addressesOfVms = [];
+	await registry.create(pod('c', 'cache'), never);
+	const start = registry.start('c', never);
+	const failed = t.throwsAsync(start);
+	await registry.stop('c', never);
+	await failed;
+	t.is(cluster.events.length, 2);
+});
+
+test('a VM that ends by itself is told to its pod', async t => {
+	const here = world(t);
+	await here.registry.create(pod('a'), never);
+	await here.registry.start('a', never);
+	here.podVms.host.kill('podvm-web-a');
+	await logged(here, 'pod VM ended by itself');
+	t.like(here.cluster.events, [{type: 'Warning', reason: 'PodVMEnded', pod: web}]);
 });

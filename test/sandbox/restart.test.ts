@@ -36,7 +36,7 @@ test('a running sandbox is served again at its socket, with its VM, address and 
 	t.is(await after.registry.vmOf(web, false, never), 'podvm-web-a');
 	await after.registry.start('a', never);
 	t.deepEqual([...after.relays.served.keys()], [socket('a')]);
-	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
+	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
 	await t.throwsAsync(after.registry.create(pod('a'), never), {message: /exists/});
 	await after.registry.stop('a', never);
 	t.deepEqual(await after.left(), []);
@@ -76,7 +76,7 @@ test('a sandbox that was only created can be started', async t => {
 	before.kill();
 	const after = await before.restart();
 	await after.registry.start('a', never);
-	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
+	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
 	const [vm] = await after.podVms.list(never);
 	t.true(after.podVms.specOf(vm?.name ?? '')?.files.some(({content}) => content.reveal().includes('certificate of podvm-web-a')), 'with certificates of its own');
 });
@@ -137,7 +137,7 @@ test('a creation that the daemon before is still at is left alone, and its sandb
 	go();
 	await creation;
 	await after.registry.start('a', never);
-	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a']);
+	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
 	await after.registry.stop('a', never);
 	t.deepEqual(await after.left(), []);
 });
@@ -335,8 +335,9 @@ test('a VM whose sandbox another daemon has on record is no orphan', async t => 
 	t.is((await before.podVms.list(never)).length, 1);
 });
 
-test('a node that is full refuses further sandboxes, and takes them again when one has gone', async t => {
-	const {registry} = world(t, {maxSandboxes: 2});
+test('a node that is full refuses further sandboxes, and takes them again when one has gone or the limit was raised', async t => {
+	let limit = 2;
+	const {registry} = world(t, {maxSandboxes: () => limit});
 	await registry.create(pod('a'), never);
 	await registry.create(pod('b', 'db'), never);
 	const error = await t.throwsAsync<AdaptorError>(registry.create(pod('c', 'cache'), never), {message: /as many pod VMs as it may have/});
@@ -344,6 +345,9 @@ test('a node that is full refuses further sandboxes, and takes them again when o
 	t.regex(error.message, /PEERPODS_LIMIT_PER_NODE/);
 	await registry.stop('a', never);
 	await registry.create(pod('c', 'cache'), never);
+	await t.throwsAsync(registry.create(pod('d', 'queue'), never), {message: /as many pod VMs as it may have/});
+	limit = 3;
+	await registry.create(pod('d', 'queue'), never);
 });
 
 test('no more starts run at a time than may; who waits can be stopped', async t => {

@@ -6,6 +6,7 @@ import {abortable} from '../../src/lifetime.ts';
 import {StartQueue} from '../../src/sandbox/start-queue.ts';
 import type {AgentRelays, PodNetworks, PodVms} from '../../src/sandbox/ports.ts';
 import {InMemoryAgentRelays} from '../support/in-memory-agent-relays.ts';
+import {InMemoryCluster} from '../support/in-memory-cluster.ts';
 import {InMemoryPodNetworks} from '../support/in-memory-pod-networks.ts';
 import {InMemoryKvmHost, InMemoryPodVms} from '../support/in-memory-pod-vms.ts';
 import {InMemorySandboxRecords} from '../support/in-memory-sandbox-records.ts';
@@ -22,6 +23,7 @@ export interface World {
 	readonly networks: InMemoryPodNetworks;
 	readonly relays: InMemoryAgentRelays;
 	readonly records: InMemorySandboxRecords;
+	readonly cluster: InMemoryCluster;
 	readonly log: ReturnType<typeof recordingLog>;
 	/** The next daemon on the same node and host, which has read the records. This one is not closed: it may have been killed, or still be at it. */
 	readonly restart: (options?: WorldOptions) => Promise<World>;
@@ -41,7 +43,7 @@ export interface WorldOptions {
 	readonly agentTimeoutMs?: number;
 	readonly cleanupTimeoutMs?: number;
 	readonly maxStarts?: number;
-	readonly maxSandboxes?: number;
+	readonly maxSandboxes?: () => number | undefined;
 	readonly orphanGraceMs?: number;
 	readonly halfMadeGraceMs?: number;
 	readonly endedGraceMs?: number;
@@ -52,15 +54,16 @@ interface Node {
 	readonly host: InMemoryKvmHost;
 	readonly networks: InMemoryPodNetworks;
 	readonly records: InMemorySandboxRecords;
+	readonly cluster: InMemoryCluster;
 }
 
 export function world(t: ExecutionContext, options: WorldOptions = {}): World {
-	return worldOn({host: new InMemoryKvmHost(), networks: new InMemoryPodNetworks(), records: new InMemorySandboxRecords()}, t, options);
+	return worldOn({host: new InMemoryKvmHost(), networks: new InMemoryPodNetworks(), records: new InMemorySandboxRecords(), cluster: new InMemoryCluster()}, t, options);
 }
 
 function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World {
 	const {before = () => undefined, after = () => undefined, createTimeoutMs = 60_000, startTimeoutMs = 60_000, agentTimeoutMs = 60_000, cleanupTimeoutMs = 5000} = options;
-	const {networks, records} = node;
+	const {networks, records, cluster} = node;
 	const podVms = new InMemoryPodVms({host: node.host});
 	const relays = new InMemoryAgentRelays({anyAddress: true});
 	const log = recordingLog();
@@ -107,9 +110,9 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		readAll: async () => records.readAll(),
 	};
 	const registry = new SandboxRegistry({
-		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, starts: new StartQueue(options.maxStarts ?? 10),
+		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, cluster, starts: new StartQueue(options.maxStarts ?? 10),
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
-		...(options.maxSandboxes === undefined ? {} : {maxSandboxes: options.maxSandboxes}),
+		maxSandboxes: options.maxSandboxes ?? (() => undefined),
 		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
 		sizes: {vcpus: 2, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
 		podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
@@ -119,7 +122,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		await registry[Symbol.asyncDispose]();
 	});
 	return {
-		registry, podVms, networks, relays, records, log,
+		registry, podVms, networks, relays, records, cluster, log,
 		kill() {
 			isKilled = true;
 			return {
@@ -140,6 +143,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 				...[...networks.tunnels.keys()].map(vni => `VNI ${vni}`),
 				...[...relays.served.keys()].map(path => `socket ${path}`),
 				...(await records.readAll()).map(({id}) => `record ${id}`),
+				...[...cluster.claims.keys()].map(name => `claim ${name}`),
 			];
 		},
 	};
