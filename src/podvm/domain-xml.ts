@@ -8,7 +8,7 @@
 import {create} from 'xmlbuilder2';
 import type {HostSupport} from './host-support.ts';
 import {appendMetadata, type PodVmMetadata} from './metadata.ts';
-import {xmlText} from './xml.ts';
+import {xmlText} from '../libvirt/xml.ts';
 
 export interface DomainSpec {
 	readonly name: string;

@@ -3,7 +3,7 @@
  * The machine is the canonical one (`s390-ccw-virtio-7.2`, not the alias), so that a VM's definition says what it really runs on.
  */
 import {AdaptorError} from '../errors.ts';
-import {child, children, readXml, type XmlElement} from './xml.ts';
+import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 
 export interface HostSupport {
 	/** `kvm` wherever the host offers it; `qemu` is emulation in software (TCG), good for tests only. */

@@ -7,7 +7,7 @@
 import type {XMLBuilder} from 'xmlbuilder2/lib/interfaces.js';
 import {AdaptorError} from '../errors.ts';
 import type {PodIdentity, SandboxId} from '../sandbox/ports.ts';
-import {child, children, xmlText, type XmlElement} from './xml.ts';
+import {child, children, xmlText, type XmlElement} from '../libvirt/xml.ts';
 
 /** The number at its end changes when readers of the old form would misread the new one. */
 export const metadataNamespace = 'urn:cloud-api-adaptor:pod-vm:1';

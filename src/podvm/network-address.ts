@@ -1,7 +1,7 @@
 /** An address in the pod VMs' subnet, for whoever has to know the way there. */
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {procedures} from '../libvirt/procedures.ts';
-import {readXml} from './xml.ts';
+import {readXml} from '../libvirt/xml.ts';
 
 /**
  * The KVM host's own IPv4 address in a libvirt network. Undefined when libvirt does not manage the network's addresses: with

@@ -10,7 +10,7 @@ import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readMetadata, type PodVmMetadata} from './metadata.ts';
 import type {VmSlots} from './vm-slots.ts';
 import {cidataVolumeName, rootVolumeName} from './volumes.ts';
-import {readXml} from './xml.ts';
+import {readXml} from '../libvirt/xml.ts';
 
 export interface OwnDomain {
 	readonly domain: Domain;

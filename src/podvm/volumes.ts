@@ -9,7 +9,7 @@ import {pause} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
-import {checkedText, child, readXml, xmlText} from './xml.ts';
+import {checkedText, child, readXml, xmlText} from '../libvirt/xml.ts';
 
 export interface BaseVolume {
 	/** On the host. */

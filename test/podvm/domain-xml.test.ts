@@ -7,7 +7,7 @@ import fc from 'fast-check';
 import {AdaptorError} from '../../src/errors.ts';
 import {domainXml, type DomainSpec} from '../../src/podvm/domain-xml.ts';
 import {readMetadata, type PodVmMetadata} from '../../src/podvm/metadata.ts';
-import {child, readXml} from '../../src/podvm/xml.ts';
+import {child, readXml} from '../../src/libvirt/xml.ts';
 import {run} from './run.ts';
 
 const metadata: PodVmMetadata = {

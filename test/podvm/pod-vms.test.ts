@@ -7,7 +7,7 @@ import {libvirtCode, LibvirtError} from '../../src/libvirt/errors.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
 import {Secret} from '../../src/log.ts';
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
-import {child, readXml} from '../../src/podvm/xml.ts';
+import {child, readXml} from '../../src/libvirt/xml.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';
 import {recordingLog} from '../support/recording-log.ts';

@@ -1,7 +1,7 @@
 import test from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import {cidataVolumeXml, imageName, rootVolumeXml} from '../../src/podvm/volumes.ts';
-import {child, readXml} from '../../src/podvm/xml.ts';
+import {child, readXml} from '../../src/libvirt/xml.ts';
 
 const gib = 1024n ** 3n;
 

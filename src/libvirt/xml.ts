@@ -82,7 +82,7 @@ export function checkedText(field: string, value: string, maxLength = 1024): str
 	if (!value.isWellFormed() || unsafe.test(value) || value.trim() !== value || value.length > maxLength) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: `Could not describe the pod VM: ${field} holds what cannot be kept in XML`,
+			what: `Could not describe it to libvirt: ${field} holds what cannot be kept in XML`,
 			where: {field},
 			remedy: `Give it at most ${maxLength} characters without control characters, line breaks, "&#", or spaces at the ends.`,
 		});
