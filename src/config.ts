@@ -67,7 +67,7 @@ export class ConfigError extends AdaptorError {
 	}
 }
 
-type SizeName = 'vcpus' | 'maxVcpus' | 'minMemoryMib' | 'memoryMib' | 'maxMemoryMib';
+type SizeName = 'vcpus' | 'minVcpus' | 'maxVcpus' | 'minMemoryMib' | 'memoryMib' | 'maxMemoryMib';
 type Texts = Readonly<Record<string, string | undefined>>;
 
 /**
@@ -195,6 +195,7 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 			problems.push({name: settings[low].env, text: `is ${least}, more than ${settings[high].env}, which is ${most}`});
 		}
 	};
+	ordered('minVcpus', 'vcpus');
 	ordered('vcpus', 'maxVcpus');
 	ordered('minMemoryMib', 'memoryMib');
 	ordered('memoryMib', 'maxMemoryMib');

@@ -67,9 +67,10 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		network: config.network,
 		volumeName: config.baseVolume,
 		rootDiskSizeGib: config.rootDiskGib,
+		...(config.allowedImages === undefined ? {} : {allowedImages: config.allowedImages}),
 		...(config.cpuset === undefined ? {} : {cpuset: config.cpuset}),
-		// A confidential VM that was asked for and cannot be had is libvirt's refusal, never an ordinary VM.
-		...(config.disableCvm ? {} : {launchSecurity: 's390-pv'}),
+		// A confidential VM that was asked for and cannot be had is refused, never an ordinary VM.
+		...(config.disableCvm ? {} : {launchSecurity: 's390-pv', swiotlbMib: config.swiotlbMib}),
 		cluster: config.clusterId,
 		node: config.nodeName,
 		log,
@@ -97,7 +98,8 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		maxSandboxes: () => config.limitPerNode === undefined || config.limitPerNode < 0 || !config.enforceLimit ? undefined : config.limitPerNode,
 		sizes: {
 			vcpus: config.vcpus,
-			maxVcpus: config.maxVcpus ?? Infinity,
+			minVcpus: config.minVcpus,
+			maxVcpus: config.maxVcpus,
 			memoryMib: config.memoryMib,
 			minMemoryMib: config.minMemoryMib,
 			maxMemoryMib: config.maxMemoryMib ?? Infinity,

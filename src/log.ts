@@ -42,6 +42,7 @@ export interface LogFields {
 	readonly sandboxId?: string;
 	readonly signal?: string;
 	readonly stage?: string;
+	readonly swiotlbMib?: number;
 	readonly timings?: Readonly<Record<string, number>>;
 	readonly transport?: string;
 	readonly uri?: string;

@@ -3,6 +3,7 @@
  * Knows no setting, no environment and no file: a path is checked for its form, not for what is there.
  */
 import {isIPv4} from 'node:net';
+import {highestCpu, parseCpuset} from './libvirt/cpuset.ts';
 import {parseLibvirtUri, type LibvirtUri} from './libvirt/uri.ts';
 import {parseCipherSuites, parseTlsMinVersion, type TlsMinVersion} from './relay/tls-options.ts';
 
@@ -56,6 +57,9 @@ export const identifier = textLike('letters, digits and . _ - (at most 253)', /^
 /** libvirt refuses `/` and control characters in the names of its objects; a name that is a path would leave the pool. */
 export const libvirtName = textLike('a name without "/" and control characters', /^(?!\.{1,2}$)[^\/\p{Cc}]{1,255}$/v);
 
+/** For names of libvirt's objects; `*` and `?` are in them already. A comma, which a volume's name may hold, is written as `?`. */
+export const glob = textLike('a name or pattern without "/" and control characters', /^[^\/\p{Cc}]{1,255}$/v);
+
 /** Linux: at most 15 bytes (IFNAMSIZ), no `/`, no white space, not `.` or `..`. */
 export const interfaceName = textLike('the name of a network interface (at most 15 characters)', /^(?!\.{1,2}$)[!-.0-~]{1,15}$/v);
 
@@ -67,17 +71,9 @@ export function absolutePath(maxBytes = 4095): ValueType<string> {
 	};
 }
 
-/** libvirt's cpuset as plain numbers and rising ranges; its `^` for exclusions is not taken. */
 export const cpuset: ValueType<string> = {
-	expected: 'CPU numbers and ranges separated by commas',
-	parse(text) {
-		const rises = (part: string): boolean => {
-			const [, first, last = first] = /^(\d{1,5})(?:-(\d{1,5}))?$/v.exec(part) ?? [];
-			return first !== undefined && Number(first) <= Number(last);
-		};
-		const parts = text.split(',').map(part => part.trim());
-		return parts.every(rises) ? parts.join(',') : undefined;
-	},
+	expected: `CPU numbers (0 to ${highestCpu}), rising ranges and, after "^", exclusions, separated by commas`,
+	parse: text => (parseCpuset(text) === undefined ? undefined : text.replaceAll(/\s/gv, '')),
 };
 
 export function listOf(item: ValueType<string>, items: string): ValueType<readonly string[]> {

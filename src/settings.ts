@@ -5,7 +5,7 @@
  * cloud-providers/libvirt/manager.go), so that its manifests work; what is only ours says so in its description.
  */
 import {
-	absolutePath, boolean, cipherSuites, cpuset, duration, identifier, integer, interfaceName, ipv4Prefix, libvirtName, libvirtUri, listOf, oneOf, port,
+	absolutePath, boolean, cipherSuites, cpuset, duration, glob, identifier, integer, interfaceName, ipv4Prefix, libvirtName, libvirtUri, listOf, oneOf, port,
 	textLike, tlsMinVersion, type ValueType,
 } from './setting-types.ts';
 
@@ -39,7 +39,8 @@ const maxSocketPathBytes = 107;
 const agentSocketSuffixBytes = '/'.length + 64 + '/agent.ttrpc'.length;
 
 /** QEMU, hw/s390x: S390_MAX_CPUS. */
-const vcpus = integer(1, 248);
+const mostVcpus = 248;
+const vcpus = integer(1, mostVcpus);
 const memory = integer(1, 16_777_216, 'MiB');
 
 export const settings = {
@@ -64,6 +65,11 @@ export const settings = {
 		env: 'LIBVIRT_VOL_NAME', flag: 'vol-name', section: 'KVM host', type: libvirtName, default: 'podvm-base.qcow2',
 		description: 'Volume of the pool that holds the pod VM image, for pods that name none. A name, never a path.',
 	},
+	allowedImages: {
+		env: 'LIBVIRT_ALLOWED_IMAGES', section: 'KVM host', type: listOf(glob, 'names of volumes, with * for any characters and ? for one,'), example: 'podvm-*.qcow2,se-?.qcow2',
+		description: 'Ours. Volumes of the pool that pods may name as their image (annotation `io.katacontainers.config.hypervisor.image`); '
+			+ '`LIBVIRT_VOL_NAME` always is one. Not set: all but the disks of pod VMs.',
+	},
 	launchSecurity: {
 		env: 'LIBVIRT_LAUNCH_SECURITY', flag: 'launch-security', section: 'KVM host', type: oneOf('s390-pv'), example: 's390-pv',
 		description: 'Confidential VMs by IBM Secure Execution. Needs `DISABLECVM=false`; together with `DISABLECVM=true` it is refused, '
@@ -84,9 +90,13 @@ export const settings = {
 		env: 'LIBVIRT_CPU', flag: 'cpu', section: 'Pod VM size', type: vcpus, default: '2',
 		description: 'Virtual CPUs of a pod VM, for pods that ask for none.',
 	},
+	minVcpus: {
+		env: 'LIBVIRT_MIN_CPU', section: 'Pod VM size', type: vcpus, default: '1',
+		description: 'Ours. The fewest virtual CPUs of a pod VM.',
+	},
 	maxVcpus: {
-		env: 'LIBVIRT_MAX_CPU', section: 'Pod VM size', type: vcpus, example: '16',
-		description: 'Ours. The most virtual CPUs that a pod can get. Not set: no limit.',
+		env: 'LIBVIRT_MAX_CPU', section: 'Pod VM size', type: vcpus, default: String(mostVcpus),
+		description: 'Ours. The most virtual CPUs that a pod can get. The default is the most that an s390x VM can have.',
 	},
 	memoryMib: {
 		env: 'LIBVIRT_MEMORY', flag: 'memory', section: 'Pod VM size', type: memory, default: '8192',
@@ -101,9 +111,14 @@ export const settings = {
 		env: 'LIBVIRT_MAX_MEMORY', section: 'Pod VM size', type: memory, example: '65536',
 		description: 'Ours. The most memory in MiB that a pod can get. Not set: no limit.',
 	},
+	swiotlbMib: {
+		env: 'LIBVIRT_SWIOTLB_MEMORY', section: 'Pod VM size', type: integer(0, 65_536, 'MiB'), default: '512',
+		description: 'Ours. Memory in MiB that a confidential VM gets on top of its pod\'s, and of `LIBVIRT_MAX_MEMORY`: its kernel keeps that much for its I/O. '
+			+ 'The default fits images with the kernel parameter `swiotlb=262144` (slabs of 2 KiB).',
+	},
 	cpuset: {
-		env: 'LIBVIRT_CPUSET', flag: 'cpuset', section: 'Pod VM size', type: cpuset, example: '0-3,8',
-		description: 'CPUs of the KVM host to which pod VMs are pinned. Not set: all.',
+		env: 'LIBVIRT_CPUSET', flag: 'cpuset', section: 'Pod VM size', type: cpuset, example: '0-7,^3',
+		description: 'CPUs of the KVM host to which pod VMs are pinned. A start is refused while one of them is missing or offline. Not set: all.',
 	},
 	rootDiskGib: {
 		env: 'LIBVIRT_ROOT_DISK_SIZE', flag: 'root-disk-size', section: 'Pod VM size', type: integer(1, 65_536, 'GiB'), default: '10',

@@ -48,14 +48,14 @@ test('an empty environment gives the existing adaptor\'s defaults', t => {
 test('every setting that is given reaches the config', t => {
 	const config = load({
 		LIBVIRT_URI: 'qemu+ssh://kvm@host:2222/system?keyfile=/root/.ssh/id_rsa', LIBVIRT_LAUNCH_SECURITY: 's390-pv', DISABLECVM: 'false', LIBVIRT_CPU: '4',
-		LIBVIRT_MEMORY: '7168', LIBVIRT_MAX_CPU: '16', LIBVIRT_MIN_MEMORY: '512', LIBVIRT_MAX_MEMORY: '65536', LIBVIRT_CPUSET: '0-3, 8',
+		LIBVIRT_MEMORY: '7168', LIBVIRT_MIN_CPU: '2', LIBVIRT_MAX_CPU: '16', LIBVIRT_SWIOTLB_MEMORY: '64', LIBVIRT_ALLOWED_IMAGES: 'a*, b?.raw', LIBVIRT_MIN_MEMORY: '512', LIBVIRT_MAX_MEMORY: '65536', LIBVIRT_CPUSET: '0-7, ^4, 8',
 		PROXY_TIMEOUT: '1h30m', TLS_MIN_VERSION: 'VersionTLS12', TLS_CIPHER_SUITES: 'TLS_AES_128_GCM_SHA256, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256',
 		CACERT_FILE: '/c/ca.crt', CERT_FILE: '/c/client.crt', CERT_KEY: '/c/client.key', VXLAN_PORT: '9000', HOST_INTERFACE: 'enc1',
 		EXTERNAL_NETWORK_VIA_PODVM: 'TRUE', POD_SUBNET_CIDRS: '10.128.0.0/14, 172.30.0.0/16', NODE_NAME: 'node-7', POD_UID: 'uid-1', CLUSTER_ID: 'east',
 		LOG_LEVEL: 'debug', LOG_FORMAT: 'pretty',
 	});
 	t.like(config, {
-		launchSecurity: 's390-pv', disableCvm: false, vcpus: 4, memoryMib: 7168, maxVcpus: 16, minMemoryMib: 512, maxMemoryMib: 65_536, cpuset: '0-3,8',
+		launchSecurity: 's390-pv', disableCvm: false, vcpus: 4, memoryMib: 7168, minVcpus: 2, maxVcpus: 16, swiotlbMib: 64, allowedImages: ['a*', 'b?.raw'], minMemoryMib: 512, maxMemoryMib: 65_536, cpuset: '0-7,^4,8',
 		proxyTimeoutMs: 5_400_000, tlsMinVersion: 'VersionTLS12', tlsCipherSuites: ['TLS_AES_128_GCM_SHA256', 'TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256'],
 		customCa: {caFile: '/c/ca.crt', certFile: '/c/client.crt', keyFile: '/c/client.key'}, vxlanPort: 9000, hostInterface: 'enc1',
 		externalNetworkViaPodVm: true, podSubnetCidrs: ['10.128.0.0/14', '172.30.0.0/16'], nodeName: 'node-7', podUid: 'uid-1', clusterId: 'east',
@@ -105,7 +105,8 @@ test('one error lists every problem, with the name, what it got and an example',
 const refusals: ReadonlyArray<readonly [string, string]> = [
 	['CLOUD_PROVIDER', 'aws'], ['LIBVIRT_URI', 'xen:///'], ['LIBVIRT_URI', 'qemu+ssh://root@h/system?no_verfy=1'], ['LIBVIRT_POOL', '../etc'], ['LIBVIRT_VOL_NAME', '..'],
 	['LIBVIRT_CPU', '0'], ['LIBVIRT_CPU', '1.5'], ['LIBVIRT_CPU', '-1'], ['LIBVIRT_CPU', '249'], ['LIBVIRT_MEMORY', '8Gi'], ['LIBVIRT_MEMORY', '1e3'],
-	['LIBVIRT_CPUSET', '3-1'], ['LIBVIRT_CPUSET', '1,,2'], ['LIBVIRT_CPUSET', 'all'], ['DISABLECVM', 'yes'], ['FORWARDER_PORT', '65536'], ['VXLAN_PORT', '0'],
+	['LIBVIRT_CPUSET', '3-1'], ['LIBVIRT_CPUSET', '1,,2'], ['LIBVIRT_CPUSET', 'all'], ['LIBVIRT_CPUSET', '0-1024'], ['LIBVIRT_CPUSET', '1,^1'], ['LIBVIRT_CPUSET', '0-7,^2-3'], ['LIBVIRT_ALLOWED_IMAGES', 'a,,b'], ['LIBVIRT_ALLOWED_IMAGES', '/etc/*'],
+	['LIBVIRT_SWIOTLB_MEMORY', '-1'], ['LIBVIRT_MIN_CPU', '3'], ['DISABLECVM', 'yes'], ['FORWARDER_PORT', '65536'], ['VXLAN_PORT', '0'],
 	['VXLAN_MIN_ID', '16777216'], ['TUNNEL_TYPE', 'routing'], ['PODS_DIR', 'pods'], ['PODS_DIR', `/${'p'.repeat(30)}`], ['REMOTE_HYPERVISOR_ENDPOINT', `/${'s'.repeat(107)}`],
 	['PROXY_TIMEOUT', '-5m'], ['PROXY_TIMEOUT', '0'], ['START_TIMEOUT', '25h'], ['TLS_MIN_VERSION', 'VersionTLS10'], ['TLS_CIPHER_SUITES', 'AES128-SHA'],
 	['HOST_INTERFACE', 'a-name-of-16-byt'], ['POD_SUBNET_CIDRS', '10.0.0.0'], ['POD_SUBNET_CIDRS', '10.0.0.0/33'], ['POD_SUBNET_CIDRS', '10.0.0.256/8'],

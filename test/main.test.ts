@@ -177,7 +177,7 @@ test('a libvirt that cannot be reached keeps it from nothing but VMs, and does n
 	await running.event('ready');
 	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
 	await running.line('"attempt":3,');
-	const told = running.lines.map(line => JSON.parse(line) as Line).filter(({msg}) => msg === 'could not connect to libvirt');
+	const told = running.lines.map(line => JSON.parse(line) as Line).filter(({msg}) => msg === 'could not connect to libvirt').slice(0, 3);
 	t.deepEqual(told.map(({level}) => level), ['warn', 'warn', 'debug']);
 	const pauses = told.map(({retryInMs}) => Number(retryInMs));
 	t.true((pauses[0] ?? 0) > 0 && (pauses[1] ?? 0) > (pauses[0] ?? 0) && (pauses[2] ?? 0) > (pauses[1] ?? 0), String(pauses));

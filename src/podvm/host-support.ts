@@ -11,6 +11,8 @@ export interface HostSupport {
 	readonly machine: string;
 	/** Path of the emulator on the host. */
 	readonly emulator: string;
+	/** Numbers of the host's CPUs that are online, rising; none when libvirt does not tell. */
+	readonly cpus: readonly number[];
 }
 
 /** The alias that stands for the host's newest machine. */
@@ -21,7 +23,8 @@ const machineAlias = 's390-ccw-virtio';
  * @throws AdaptorError 'failed-precondition' when the host runs no s390x guests
  */
 export function hostSupport(capabilities: string): HostSupport {
-	const architecture = children(readXml(capabilities), 'guest')
+	const described = readXml(capabilities);
+	const architecture = children(described, 'guest')
 		.filter(guest => child(guest, 'os_type')?.text === 'hvm')
 		.flatMap(guest => children(guest, 'arch'))
 		.find(({attributes}) => attributes['name'] === 's390x');
@@ -31,7 +34,7 @@ export function hostSupport(capabilities: string): HostSupport {
 		const emulator = (child(domain, 'emulator') ?? child(architecture, 'emulator'))?.text;
 		const machine = newestMachine(domain) ?? newestMachine(architecture);
 		if (domain !== undefined && emulator !== undefined && machine !== undefined) {
-			return {domainType, machine, emulator};
+			return {domainType, machine, emulator, cpus: onlineCpus(described)};
 		}
 	}
 
@@ -40,6 +43,15 @@ export function hostSupport(capabilities: string): HostSupport {
 		what: 'The libvirt host cannot run s390x virtual machines',
 		remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE with qemu-system-s390x installed.',
 	});
+}
+
+/** libvirt lists them by NUMA node; s390x has one, or several without meaning (libvirt, docs/formatcaps, "Host capabilities"). */
+function onlineCpus(capabilities: XmlElement): readonly number[] {
+	return children(child(capabilities, 'host', 'topology', 'cells'), 'cell')
+		.flatMap(cell => children(child(cell, 'cpus'), 'cpu'))
+		.map(({attributes}) => Number(attributes['id'] ?? Number.NaN))
+		.filter(cpu => Number.isInteger(cpu))
+		.sort((one, other) => one - other);
 }
 
 function newestMachine(of: XmlElement | undefined): string | undefined {

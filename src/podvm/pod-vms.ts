@@ -22,14 +22,16 @@ import {cidataIso} from './cidata.ts';
 import {ConsoleTail} from './console-tail.ts';
 import {domainXml} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
-import {hostSupport, type HostSupport} from './host-support.ts';
+import type {HostSupport} from './host-support.ts';
+import {checkIsNoOverlay, chosenImage} from './image-choice.ts';
+import {KvmHost} from './kvm-host.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';
 import {isStillThere, listDomains, readOwnDomains, type OwnDomain} from './own-domains.ts';
 import {removeVm, settleAll} from './removal.ts';
 import {Turns} from './turns.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
-import {cidataVolumeName, cidataVolumeXml, createVolume, imageName, readBaseVolume, rootVolumeName, rootVolumeXml, type BaseVolume} from './volumes.ts';
+import {cidataVolumeName, cidataVolumeXml, createVolume, readBaseVolume, rootVolumeName, rootVolumeXml, type BaseVolume} from './volumes.ts';
 
 export interface PodVmsOptions {
 	readonly session: LibvirtCalls;
@@ -39,11 +41,15 @@ export interface PodVmsOptions {
 	readonly network: string;
 	/** LIBVIRT_VOL_NAME: the image of pods that choose none. */
 	readonly volumeName: string;
+	/** LIBVIRT_ALLOWED_IMAGES: which others they may choose; all when absent. */
+	readonly allowedImages?: readonly string[];
 	/** LIBVIRT_ROOT_DISK_SIZE */
 	readonly rootDiskSizeGib: number;
 	/** LIBVIRT_CPUSET */
 	readonly cpuset?: string;
 	readonly launchSecurity?: 's390-pv';
+	/** LIBVIRT_SWIOTLB_MEMORY: what a confidential VM's kernel keeps for its I/O; such a VM gets as much on top of what its pod asked for. */
+	readonly swiotlbMib?: number;
 	readonly cluster: string;
 	readonly node: string;
 	readonly log: Logger;
@@ -65,17 +71,17 @@ class LibvirtPodVms implements PodVms {
 	readonly #slots: VmSlots;
 	/** A start and the deletions of one sandbox never overlap. */
 	readonly #turns = new Turns();
+	readonly #host: KvmHost;
 	readonly #endWatch: EndWatch;
 	/** Of VMs that were started here. */
 	readonly #consoles = new WeakMap<PodVm, ConsoleTail>();
 	/** Slots that are being worked on, once for each who does. */
 	#held: readonly number[] = [];
-	#host: HostSupport | undefined;
-	#warnedOfEmulation = false;
 
 	constructor(options: PodVmsOptions) {
 		this.#options = options;
 		this.#slots = new VmSlots(options.cluster, options.node);
+		this.#host = new KvmHost(options);
 		this.#endWatch = new EndWatch(options);
 	}
 
@@ -109,10 +115,10 @@ class LibvirtPodVms implements PodVms {
 	}
 
 	async #start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
-		const {session, pool: poolName, volumeName, log} = this.#options;
+		const {session, pool: poolName, volumeName, allowedImages, log} = this.#options;
 		const {sandboxId, instanceName} = spec;
 		checkInstanceName(spec);
-		const image = imageName(spec.image ?? volumeName);
+		const image = chosenImage(spec.image, {configured: volumeName, ...(allowedImages === undefined ? {} : {allowed: allowedImages})});
 		// Upstream's end-to-end tests look for these words.
 		log.info({sandboxId, instanceName, image}, `Choosing ${image}`);
 		const createdAt = this.#now();
@@ -122,10 +128,13 @@ class LibvirtPodVms implements PodVms {
 			pool: poolName, rootVolume: rootVolumeName(instanceName), cidataVolume: cidataVolumeName(instanceName), baseImage: image,
 		};
 		const [host, base, {pool}] = await Promise.all([
-			this.#hostSupport(signal),
+			this.#host.support(signal),
 			readBaseVolume(session, poolName, image, signal),
 			session.call(procedures.storagePoolLookupByName, {name: poolName}, signal),
 		]);
+		if (image !== volumeName) {
+			checkIsNoOverlay(image, base);
+		}
 
 		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
@@ -139,7 +148,11 @@ class LibvirtPodVms implements PodVms {
 		await this.#run(domain, signal);
 		signal.throwIfAborted();
 		undo.move();
-		log.info({sandboxId, instanceName, image, mac: this.#slots.at(slot).mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, domainType: host.domainType}, 'domain started');
+		const {vcpus, memoryMib} = spec;
+		const swiotlbMib = this.#swiotlbMib;
+		log.info({
+			sandboxId, instanceName, image, mac: this.#slots.at(slot).mac, vcpus, memoryMib: memoryMib + swiotlbMib, ...(swiotlbMib === 0 ? {} : {swiotlbMib}), domainType: host.domainType,
+		}, 'domain started');
 		const vm = this.#vmAt(slot, instanceName, sandboxId);
 		// What a confidential guest prints is nobody's business on this side; it has to be debugged as an ordinary one.
 		if (this.#options.launchSecurity === undefined) {
@@ -171,7 +184,7 @@ class LibvirtPodVms implements PodVms {
 			const slot = this.#slots.lowestFree(taken.union(new Set(this.#held)));
 			const {uuid, mac} = this.#slots.at(slot);
 			const xml = domainXml({
-				name: instanceName, uuid: formatUuid(uuid), mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib, network, host, metadata,
+				name: instanceName, uuid: formatUuid(uuid), mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib + this.#swiotlbMib, network, host, metadata,
 				...(cpuset === undefined || cpuset === '' ? {} : {cpuset}), ...(launchSecurity === undefined ? {} : {launchSecurity}),
 			});
 			signal.throwIfAborted();
@@ -181,7 +194,7 @@ class LibvirtPodVms implements PodVms {
 				undo.defer(async () => this.#unwind(metadata));
 				return {domain: dom, slot};
 			} catch (error) {
-				this.#host = undefined;
+				this.#host.forget();
 				if (!(error instanceof LibvirtError)) {
 					if (mayHaveBeenMade(error, signal)) {
 						undo.defer(async () => this.#unwind(metadata));
@@ -219,7 +232,7 @@ class LibvirtPodVms implements PodVms {
 			await change(this.#options.session, procedures.domainCreateWithFlags, {dom, flags: 0}, signal);
 		} catch (error) {
 			// The emulator may have been updated since the capabilities were read.
-			this.#host = undefined;
+			this.#host.forget();
 			throw error;
 		}
 	}
@@ -288,18 +301,9 @@ class LibvirtPodVms implements PodVms {
 		return readOwnDomains(this.#options.session, this.#slots, this.#options, domains, this.#options.log, signal);
 	}
 
-	/** Remembered until something fails that an update of the host may explain. */
-	async #hostSupport(signal: AbortSignal): Promise<HostSupport> {
-		if (this.#host === undefined) {
-			const {capabilities} = await this.#options.session.call(procedures.connectGetCapabilities, undefined, signal);
-			this.#host = hostSupport(capabilities);
-			if (this.#host.domainType === 'qemu' && !this.#warnedOfEmulation) {
-				this.#warnedOfEmulation = true;
-				this.#options.log.warn({domainType: 'qemu'}, 'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only');
-			}
-		}
-
-		return this.#host;
+	get #swiotlbMib(): number {
+		const {launchSecurity, swiotlbMib = 0} = this.#options;
+		return launchSecurity === undefined ? 0 : swiotlbMib;
 	}
 
 	#vmAt(slot: number, name: string, sandboxId: SandboxId): PodVm {

@@ -8,8 +8,8 @@ import {AdaptorError} from '../errors.ts';
 import {pause} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
+import {child, readXml, xmlText} from '../libvirt/xml.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
-import {checkedText, child, readXml, xmlText} from '../libvirt/xml.ts';
 
 export interface BaseVolume {
 	/** On the host. */
@@ -18,6 +18,8 @@ export interface BaseVolume {
 	readonly format: 'qcow2' | 'raw';
 	/** Bytes, as the guest sees them. */
 	readonly capacity: bigint;
+	/** Whether it is itself an overlay, as every root disk of a pod VM is. */
+	readonly isOverlay: boolean;
 }
 
 const gib = 1024n ** 3n;
@@ -35,24 +37,6 @@ export function volumeOf(pool: string, name: string): StorageVol {
 	return {pool, name, key: ''};
 }
 
-/**
- * An image annotation names a volume of the pool: never a path, and never a disk of a pod VM.
- * @throws AdaptorError 'invalid-argument'
- */
-export function imageName(image: string): string {
-	const isPath = image.includes('/') || image === '.' || image === '..';
-	if (image === '' || isPath || /^podvm-.*-(?:root\.qcow2|cidata\.iso)$/.test(image)) {
-		throw new AdaptorError({
-			code: 'invalid-argument',
-			what: `Could not choose the image: ${isPath ? 'it is a path' : image === '' ? 'its name is empty' : 'it is the disk of a pod VM'}`,
-			where: {image},
-			remedy: 'Name a volume of LIBVIRT_POOL in io.katacontainers.config.hypervisor.image, or in LIBVIRT_VOL_NAME.',
-		});
-	}
-
-	return checkedText('image', image, 255);
-}
-
 /** @throws AdaptorError 'not-found', 'failed-precondition' for an image in a format that no overlay can stand on */
 export async function readBaseVolume(session: LibvirtCalls, pool: string, name: string, signal: AbortSignal): Promise<BaseVolume> {
 	let xml;
@@ -61,6 +45,7 @@ export async function readBaseVolume(session: LibvirtCalls, pool: string, name: 
 	} catch (error) {
 		throw isLibvirtError(error, libvirtCode.noStorageVol) ? new AdaptorError({
 			code: 'not-found',
+			reason: 'ImageNotFound',
 			// These first words are what upstream's end-to-end tests look for in the pod's events.
 			what: `Can't retrieve volume ${name}: the pool has no such volume`,
 			where: {pool, volume: name},
@@ -82,7 +67,7 @@ export async function readBaseVolume(session: LibvirtCalls, pool: string, name: 
 		});
 	}
 
-	return {path, format, capacity: BigInt(capacity.text)};
+	return {path, format, capacity: BigInt(capacity.text), isOverlay: (child(volume, 'backingStore', 'path')?.text ?? '') !== ''};
 }
 
 /** An overlay that reads through to `base`. Its capacity is never less than the base's: the guest would lose the end of its file system. */

@@ -22,6 +22,7 @@ export interface SizePolicy {
 	readonly memoryMib: number;
 	readonly minMemoryMib: number;
 	readonly maxMemoryMib: number;
+	readonly minVcpus: number;
 	readonly maxVcpus: number;
 }
 
@@ -42,7 +43,7 @@ export interface PodRequest {
 /** @throws AdaptorError 'invalid-argument' that names the annotation and what it held */
 export function podRequest(id: SandboxId, given: Readonly<Record<string, string>>, policy: SizePolicy): PodRequest {
 	const pod = podIdentity(given);
-	const vcpus = size(given, annotations.vcpus, {configured: policy.vcpus, min: 1, max: policy.maxVcpus});
+	const vcpus = size(given, annotations.vcpus, {configured: policy.vcpus, min: policy.minVcpus, max: policy.maxVcpus});
 	const memory = size(given, annotations.memory, {configured: policy.memoryMib, min: policy.minMemoryMib, max: policy.maxMemoryMib});
 	const image = given[annotations.image];
 	return {

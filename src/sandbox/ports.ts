@@ -118,6 +118,7 @@ export interface PodVmSpec {
 	readonly instanceName: string;
 	readonly pod: PodIdentity;
 	readonly vcpus: number;
+	/** What the pod is to have; what a VM of its kind takes for itself comes on top. */
 	readonly memoryMib: number;
 	/** A volume of the configured pool; the configured default when absent. */
 	readonly image?: string;

@@ -19,6 +19,10 @@ test('arguments have the bytes that virsh sends', t => {
 	t.deepEqual(encode(procedures.connectSupportsFeature.args, {feature: 10}), bodyOf('keepaliveFeatureCall'));
 	t.deepEqual(encode(procedures.connectListAllDomains.args, {needResults: 1, flags: 3}), bodyOf('listAllDomainsCall'));
 	t.deepEqual(encode(procedures.domainLookupByName.args, {name: 'nosuch'}), bodyOf('lookupCall'));
+	t.deepEqual(
+		encode(procedures.connectGetDomainCapabilities.args, {emulatorbin: '/usr/bin/qemu-system-s390x', arch: 's390x', machine: 's390-ccw-virtio-7.2', virttype: 'qemu', flags: 0}),
+		bodyOf('domainCapabilitiesCall'),
+	);
 	t.deepEqual(encode(procedures.storagePoolGetInfo.args, {pool: {name: 'default-pool', uuid}}), bodyOf('poolInfoCall'));
 });
 

@@ -18,12 +18,12 @@ const metadata: PodVmMetadata = {
 
 const onKvm: DomainSpec = {
 	name: 'podvm-web-01234567', uuid: 'f88767e8-cd50-80a5-88a3-cb2003806a00', mac: '52:c7:74:ab:53:00', vcpus: 2, cpuset: '0-3,^2', memoryMib: 8192, network: 'default',
-	host: {domainType: 'kvm', machine: 's390-ccw-virtio-8.2', emulator: '/usr/libexec/qemu-kvm'}, launchSecurity: 's390-pv', metadata,
+	host: {domainType: 'kvm', machine: 's390-ccw-virtio-8.2', emulator: '/usr/libexec/qemu-kvm', cpus: []}, launchSecurity: 's390-pv', metadata,
 };
 
 const {cpuset: _cpuset, launchSecurity: _launchSecurity, ...plain} = onKvm;
 const emulated: DomainSpec = {
-	...plain, host: {domainType: 'qemu', machine: 's390-ccw-virtio-7.2', emulator: '/usr/bin/qemu-system-s390x'}, metadata: {...metadata, pod: {name: 'web', namespace: 'shop'}},
+	...plain, host: {domainType: 'qemu', machine: 's390-ccw-virtio-7.2', emulator: '/usr/bin/qemu-system-s390x', cpus: []}, metadata: {...metadata, pod: {name: 'web', namespace: 'shop'}},
 };
 
 async function fixture(name: string): Promise<string> {

@@ -3,7 +3,7 @@ import fc from 'fast-check';
 import {AdaptorError} from '../../src/errors.ts';
 import {instanceName, podRequest, type SizePolicy} from '../../src/sandbox/pod-request.ts';
 
-const policy: SizePolicy = {vcpus: 2, memoryMib: 8192, minMemoryMib: 512, maxMemoryMib: 65_536, maxVcpus: 16};
+const policy: SizePolicy = {vcpus: 2, memoryMib: 8192, minMemoryMib: 512, maxMemoryMib: 65_536, minVcpus: 1, maxVcpus: 16};
 const id = '0123456789abcdef'.repeat(4);
 const names = {'io.kubernetes.cri.sandbox-name': 'web', 'io.kubernetes.cri.sandbox-namespace': 'shop'};
 const hypervisor = 'io.katacontainers.config.hypervisor.';
@@ -29,20 +29,26 @@ for (const value of ['', '0', '0.0', ' ']) {
 test('decimal vCPUs are rounded up', t => {
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.7'}, policy), {vcpus: 2, vcpusFrom: 'annotation'});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '3.0'}, policy), {vcpus: 3});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.1'}, policy), {vcpus: 1, vcpusFrom: 'annotation'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.5', [`${hypervisor}default_memory`]: '2048.5'}, policy), {vcpus: 2, memoryMib: 2049});
 });
 
 test('sizes are kept within the administrator\'s bounds, and say so', t => {
 	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '100'}, policy), {memoryMib: 512, memoryFrom: 'minimum'});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '999999'}, policy), {memoryMib: 65_536, memoryFrom: 'maximum'});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '17'}, policy), {vcpus: 16, vcpusFrom: 'maximum'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.5'}, {...policy, minVcpus: 2}), {vcpus: 2, vcpusFrom: 'minimum'});
 });
 
 for (const value of ['two', '-1', '1e3', '0x10', '1.2.3', 'NaN', '2 GiB', '99999999999']) {
-	test(`a size of ${value} is refused with the annotation's name`, t => {
-		const error = t.throws(() => podRequest(id, {...names, [`${hypervisor}default_memory`]: value}, policy), {instanceOf: AdaptorError});
-		t.is(error.code, 'invalid-argument');
-		t.deepEqual(error.where, {annotation: `${hypervisor}default_memory`, got: value});
-	});
+	for (const annotation of [`${hypervisor}default_memory`, `${hypervisor}default_vcpus`]) {
+		test(`${annotation.split('.').at(-1)} of ${value} is refused with the annotation's name`, t => {
+			const error = t.throws(() => podRequest(id, {...names, [annotation]: value}, policy), {instanceOf: AdaptorError});
+			t.is(error.code, 'invalid-argument');
+			t.deepEqual(error.where, {annotation, got: value});
+			t.true(error.message.includes(annotation));
+		});
+	}
 }
 
 test('CRI-O\'s sandbox name gives the pod\'s name and uid', t => {

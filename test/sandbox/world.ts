@@ -114,7 +114,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),
 		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
-		sizes: {vcpus: 2, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
+		sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
 		podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
 	});
 	t.teardown(async () => {

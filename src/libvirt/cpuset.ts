@@ -1,0 +1,45 @@
+/**
+ * libvirt's way to write sets of CPUs: numbers, rising ranges and exclusions, in order, separated by commas, as in `0-7,^3`.
+ * Source: libvirt, docs/formatdomain ("CPU Allocation"), src/util/virbitmap.c (virBitmapParse).
+ */
+
+/** libvirt's own limit was 1024 CPUs for long (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN); no machine of IBM's has as many. */
+export const highestCpu = 1023;
+
+/** Undefined for what libvirt would refuse: other syntax, a CPU over the limit, an empty set. */
+export function parseCpuset(text: string): ReadonlySet<number> | undefined {
+	const cpus = new Set<number>();
+	for (const part of text.split(',')) {
+		const [, exclusion, start, end = start] = /^\s*(\^?)(\d{1,5})(?:-(\d{1,5}))?\s*$/v.exec(part) ?? [];
+		const [first, last] = [Number(start), Number(end)];
+		// NaN, where the syntax was another, is in no range.
+		if (!(first <= last && last <= highestCpu) || (exclusion === '^' && part.includes('-'))) {
+			return undefined;
+		}
+
+		for (let cpu = first; cpu <= last; cpu++) {
+			if (exclusion === '^') {
+				cpus.delete(cpu);
+			} else {
+				cpus.add(cpu);
+			}
+		}
+	}
+
+	return cpus.size === 0 ? undefined : cpus;
+}
+
+/** The set as libvirt would write it, without exclusions. */
+export function formatCpuset(cpus: Iterable<number>): string {
+	const ranges: Array<[first: number, last: number]> = [];
+	for (const cpu of [...cpus].sort((one, other) => one - other)) {
+		const range = ranges.at(-1);
+		if (range?.[1] === cpu - 1) {
+			range[1] = cpu;
+		} else {
+			ranges.push([cpu, cpu]);
+		}
+	}
+
+	return ranges.map(([first, last]) => first === last ? String(first) : `${first}-${last}`).join(',');
+}

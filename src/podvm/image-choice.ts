@@ -1,0 +1,86 @@
+/**
+ * Which volume a pod VM starts from. A pod names it in an annotation, so whoever may create pods chooses among what is in the pool:
+ * never by a path, never a disk of a pod VM, and only what LIBVIRT_ALLOWED_IMAGES allows, where that is set. Pure.
+ */
+import {AdaptorError} from '../errors.ts';
+import {checkedText} from '../libvirt/xml.ts';
+import type {BaseVolume} from './volumes.ts';
+
+export interface ImagePolicy {
+	/** LIBVIRT_VOL_NAME: the image of pods that choose none; always allowed. */
+	readonly configured: string;
+	/** LIBVIRT_ALLOWED_IMAGES: patterns as `matchesGlob` takes them; all images when absent. */
+	readonly allowed?: readonly string[];
+}
+
+/**
+ * Names of pod VMs' disks are made of their domains' names, and metadata that says otherwise is not trusted (own-domains.ts), so the name tells
+ * all there is to know. `cloudinit` is what the existing adaptor calls it: both may share a pool.
+ */
+const diskOfPodVm = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/;
+
+/** @throws AdaptorError 'invalid-argument' for what is no name of an image, 'permission-denied' for one that is not allowed */
+export function chosenImage(asked: string | undefined, {configured, allowed}: ImagePolicy): string {
+	const image = asked ?? configured;
+	const isPath = image.includes('/') || image === '.' || image === '..';
+	if (image === '' || isPath || diskOfPodVm.test(image)) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: `Could not choose the image: ${isPath ? 'it is a path' : image === '' ? 'its name is empty' : 'it is the disk of a pod VM'}`,
+			where: {image},
+			remedy: 'Name a volume of LIBVIRT_POOL in io.katacontainers.config.hypervisor.image, or in LIBVIRT_VOL_NAME.',
+		});
+	}
+
+	if (image !== configured && allowed?.some(pattern => matchesGlob(pattern, image)) === false) {
+		throw new AdaptorError({
+			code: 'permission-denied',
+			reason: 'ImageNotAllowed',
+			what: 'Could not choose the image: pods may not use this volume',
+			where: {image},
+			remedy: 'Name another in io.katacontainers.config.hypervisor.image, or let the administrator add this one to LIBVIRT_ALLOWED_IMAGES.',
+		});
+	}
+
+	return checkedText('image', image, 255);
+}
+
+/**
+ * For an image that a pod chose. A root disk that somebody copied or renamed on the host is still an overlay; images are whole.
+ * @throws AdaptorError 'invalid-argument'
+ */
+export function checkIsNoOverlay(image: string, {isOverlay}: Pick<BaseVolume, 'isOverlay'>): void {
+	if (isOverlay) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'Could not choose the image: it is an overlay of another volume, as the disks of VMs are',
+			where: {image},
+			remedy: 'Make it whole with "qemu-img convert -O qcow2" and upload that under another name, or make it the configured image (LIBVIRT_VOL_NAME).',
+		});
+	}
+}
+
+/**
+ * Whether the whole text fits: `*` stands for any characters or none, `?` for one (a UTF-16 unit), everything else for itself.
+ * At most one step back for each character, however many stars there are: no pattern makes it slow.
+ */
+export function matchesGlob(pattern: string, text: string): boolean {
+	let [at, star, resume] = [0, -1, 0];
+	for (let position = 0; position < text.length;) {
+		if (pattern[at] === '*') {
+			star = at++;
+			resume = position;
+		} else if (at < pattern.length && (pattern[at] === '?' || pattern[at] === text[position])) {
+			at++;
+			position++;
+		} else if (star >= 0) {
+			// The last star takes one more.
+			at = star + 1;
+			position = ++resume;
+		} else {
+			return false;
+		}
+	}
+
+	return /^\**$/.test(pattern.slice(at));
+}

@@ -1,0 +1,127 @@
+/**
+ * What has to be known of the KVM host before a VM is defined on it: asked once a connection, for a new connection may be to a host that was
+ * updated. Refuses what the host cannot do, so that a start fails before it has left a trace.
+ */
+import {AdaptorError} from '../errors.ts';
+import {abortable} from '../lifetime.ts';
+import {formatCpuset, parseCpuset} from '../libvirt/cpuset.ts';
+import {procedures} from '../libvirt/procedures.ts';
+import type {Logger} from '../log.ts';
+import {hostSupport, type HostSupport} from './host-support.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
+import {readSecureExecutionSupport, secureExecutionUnavailable, type SecureExecutionSupport} from './secure-execution.ts';
+
+export interface KvmHostOptions {
+	readonly session: LibvirtCalls;
+	/** LIBVIRT_CPUSET */
+	readonly cpuset?: string;
+	/** Whether pod VMs are to be confidential ones. */
+	readonly launchSecurity?: 's390-pv';
+	readonly log: Logger;
+}
+
+interface Answers {
+	readonly support: HostSupport;
+	/** Asked for only when it is wanted. */
+	readonly secureExecution: SecureExecutionSupport | undefined;
+}
+
+/** The session bounds its calls itself. */
+const unconditional = new AbortController().signal;
+
+export class KvmHost {
+	readonly #options: KvmHostOptions;
+	#answers: Promise<Answers> | undefined;
+	#warnedOfEmulation = false;
+
+	/** Listens to the session for as long as that lives. */
+	constructor(options: KvmHostOptions) {
+		this.#options = options;
+		options.session.onState(({name}) => {
+			if (name === 'connected') {
+				this.forget();
+				if (options.launchSecurity !== undefined) {
+					void this.#tellOfSecureExecution();
+				}
+			}
+		});
+	}
+
+	/** Something failed that an update of the host may explain: ask again. */
+	forget(): void {
+		this.#answers = undefined;
+	}
+
+	/** @throws AdaptorError 'failed-precondition' when the host cannot run what is configured; else as `LibvirtSession.call` */
+	async support(signal: AbortSignal): Promise<HostSupport> {
+		const {support, secureExecution} = await abortable(this.#ask(), signal);
+		if (secureExecution?.supported === false) {
+			throw secureExecutionUnavailable(secureExecution);
+		}
+
+		try {
+			checkCpuset(this.#options.cpuset, support.cpus);
+		} catch (error) {
+			// CPUs come and go while libvirt runs.
+			this.forget();
+			throw error;
+		}
+
+		return support;
+	}
+
+	/** One question for all who ask at the same time: hence none of their signals. */
+	async #ask(): Promise<Answers> {
+		const answers = this.#answers ?? this.#read();
+		this.#answers = answers;
+		try {
+			return await answers;
+		} catch (error) {
+			if (this.#answers === answers) {
+				this.forget();
+			}
+
+			throw error;
+		}
+	}
+
+	async #read(): Promise<Answers> {
+		const {session, launchSecurity, log} = this.#options;
+		const {capabilities} = await session.call(procedures.connectGetCapabilities, undefined, unconditional);
+		const support = hostSupport(capabilities);
+		if (support.domainType === 'qemu' && !this.#warnedOfEmulation) {
+			this.#warnedOfEmulation = true;
+			log.warn({domainType: 'qemu'}, 'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only');
+		}
+
+		return {support, secureExecution: launchSecurity === undefined ? undefined : await readSecureExecutionSupport(session, support, unconditional)};
+	}
+
+	/** At once rather than at the first pod's expense. Never throws. */
+	async #tellOfSecureExecution(): Promise<void> {
+		const {log} = this.#options;
+		try {
+			const {secureExecution} = await this.#ask();
+			if (secureExecution?.supported === false) {
+				log.error({err: secureExecutionUnavailable(secureExecution)}, 'confidential VMs are asked for, and the KVM host cannot run them: no pod VM will start');
+			} else {
+				log.info({}, 'the KVM host can run confidential VMs');
+			}
+		} catch (error) {
+			log.debug({err: error}, 'could not see whether the KVM host can run confidential VMs: asked again at the next start');
+		}
+	}
+}
+
+/** libvirt would say so only when the VM is started, with the kernel's words. */
+function checkCpuset(cpuset: string | undefined, cpus: readonly number[]): void {
+	const missing = cpuset === undefined || cpus.length === 0 ? new Set<number>() : (parseCpuset(cpuset) ?? new Set()).difference(new Set(cpus));
+	if (missing.size > 0) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'LIBVIRT_CPUSET names CPUs that the KVM host does not have, or has offline',
+			where: {cpuset: cpuset ?? '', missing: formatCpuset(missing), online: formatCpuset(cpus)},
+			remedy: 'Name only CPUs that "lscpu -e" shows as online on the KVM host, or bring the others online there with "chcpu -e".',
+		});
+	}
+}

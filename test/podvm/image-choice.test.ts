@@ -1,0 +1,65 @@
+import test from 'ava';
+import fc from 'fast-check';
+import {AdaptorError} from '../../src/errors.ts';
+import {checkIsNoOverlay, chosenImage, matchesGlob} from '../../src/podvm/image-choice.ts';
+
+const configured = 'podvm-base.qcow2';
+
+test('an image is a volume\'s name: no path, nothing empty, no disk of a pod VM, whoever made it', t => {
+	t.is(chosenImage(undefined, {configured}), configured);
+	t.is(chosenImage('my image (2).raw', {configured}), 'my image (2).raw');
+	for (const image of [
+		'', '/etc/passwd', '../x', '..', '.', 'a/b', 'a\nb', ' a', 'x'.repeat(256),
+		'podvm-web-01234567-root.qcow2', 'podvm-web-01234567-cidata.iso', 'podvm-web-01234567-cloudinit.iso',
+	]) {
+		for (const choose of [() => chosenImage(image, {configured}), () => chosenImage(image, {configured, allowed: ['*']}), () => chosenImage(undefined, {configured: image})]) {
+			const error = t.throws(choose, {instanceOf: AdaptorError}, image);
+			t.is(error.code, 'invalid-argument');
+		}
+	}
+});
+
+test('of a list only what is on it may be chosen, and always the configured image', t => {
+	const policy = {configured, allowed: ['se-*.qcow2', 'other.raw']};
+	for (const image of ['se-1.qcow2', 'se-.qcow2', 'other.raw', configured]) {
+		t.is(chosenImage(image, policy), image);
+	}
+
+	t.is(chosenImage(undefined, policy), configured);
+	for (const image of ['se-1.qcow2.bak', 'my-se-1.qcow2', 'otherxraw', 'Other.raw', 'podvm-base.qcow3']) {
+		const error = t.throws(() => chosenImage(image, policy), {instanceOf: AdaptorError}, image);
+		t.is(error.code, 'permission-denied');
+		t.regex(error.message, /LIBVIRT_ALLOWED_IMAGES/);
+	}
+});
+
+test('an overlay is no image for a pod to choose', t => {
+	checkIsNoOverlay('a', {isOverlay: false});
+	t.like(t.throws(() => checkIsNoOverlay('copy.qcow2', {isOverlay: true}), {instanceOf: AdaptorError}), {code: 'invalid-argument', where: {image: 'copy.qcow2'}});
+});
+
+test('a glob is anchored, and only * and ? mean something', t => {
+	for (const [pattern, text] of [['*', ''], ['*', 'abc'], ['a*c', 'abbc'], ['a*c', 'ac'], ['a?c', 'abc'], ['**a**', 'bab'], ['*ab*ab', 'abxabab'], ['', ''], ['[a].+$^|(x)', '[a].+$^|(x)']] as const) {
+		t.true(matchesGlob(pattern, text), `${pattern} ${text}`);
+	}
+
+	for (const [pattern, text] of [['', 'a'], ['a', ''], ['a?c', 'ac'], ['a*c', 'abcd'], ['a*c', 'xabc'], ['.*', 'abc'], ['[ab]', 'a'], ['a+', 'aa'], ['?', ''], ['*b?', 'ab']] as const) {
+		t.false(matchesGlob(pattern, text), `${pattern} ${text}`);
+	}
+});
+
+/** Says the same in the slowest and plainest way. */
+function matchesPlainly(pattern: string, text: string): boolean {
+	if (pattern === '') {
+		return text === '';
+	}
+
+	return pattern.startsWith('*') ? matchesPlainly(pattern.slice(1), text) || (text !== '' && matchesPlainly(pattern, text.slice(1)))
+		: text !== '' && (pattern[0] === '?' || pattern[0] === text[0]) && matchesPlainly(pattern.slice(1), text.slice(1));
+}
+
+test('any glob fits what it says, and nothing else', t => {
+	const of = (...letters: readonly string[]): fc.Arbitrary<string> => fc.array(fc.constantFrom(...letters), {maxLength: 8}).map(parts => parts.join(''));
+	fc.assert(fc.property(of('a', 'b', '*', '?'), of('a', 'b'), (pattern, text) => matchesGlob(pattern, text) === matchesPlainly(pattern, text)), {numRuns: 5000});
+	t.false(matchesGlob(`${'*a'.repeat(120)}b`, 'a'.repeat(255)), 'and in no time');
+});
