@@ -1,0 +1,216 @@
+/**
+ * The Kubernetes API in the few verbs that are used here, typed by `Kind`. Knows no kinds of its own and no policy.
+ * There is no update of a whole object on purpose: see objects.ts.
+ */
+import {AdaptorError} from '../errors.ts';
+import {backOff, pause, Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import {ApiConnection, type ConnectionOptions} from './connection.ts';
+import {isExpired, KubernetesError} from './errors.ts';
+import {listAt, textAt} from './fields.ts';
+import {pathOf, readObject, type ApiObject, type Kind, type ObjectMeta, type ObjectName} from './objects.ts';
+import {watchEvents} from './watch.ts';
+
+/** Which objects: of all namespaces when none is given, all that match the selectors. */
+export interface Selection {
+	readonly namespace?: string;
+	/** e.g. `metadata.name=worker-0` */
+	readonly fieldSelector?: string;
+	readonly labelSelector?: string;
+}
+
+export interface ObjectList<Fields> {
+	readonly items: ReadonlyArray<ApiObject<Fields>>;
+	/** From where a watch goes on. */
+	readonly resourceVersion: string;
+}
+
+/** An object to be made: at least a name, or the beginning of one. */
+export interface NewObject {
+	readonly metadata: Partial<ObjectMeta> & ({readonly name: string} | {readonly generateName: string});
+	readonly [field: string]: unknown;
+}
+
+/** RFC 6902. */
+export type JsonPatch = ReadonlyArray<
+	| {readonly op: 'add' | 'replace' | 'test'; readonly path: string; readonly value: unknown}
+	| {readonly op: 'remove'; readonly path: string}
+>;
+
+export type Patch =
+	| {readonly json: JsonPatch}
+	/** RFC 7396; with `metadata.resourceVersion` it is refused (409) when the object has changed since. */
+	| {readonly merge: Readonly<Record<string, unknown>>};
+
+export interface Preconditions {
+	readonly uid?: string;
+	readonly resourceVersion?: string;
+}
+
+/** `all` replaces what was known; it comes first, and again whenever changes may have been missed. */
+export type WatchEvent<Fields> =
+	| {readonly type: 'all'; readonly objects: ReadonlyArray<ApiObject<Fields>>}
+	| {readonly type: 'changed' | 'deleted'; readonly object: ApiObject<Fields>};
+
+export interface ClientOptions extends ConnectionOptions {
+	readonly log: Logger;
+	/** How long the server shall let a watch last: it is also how long a connection that died silently goes unnoticed. */
+	readonly watchTimeoutMs?: number;
+	/** Pauses before a watch that ended badly is begun again. */
+	readonly watchRetryMs?: readonly [first: number, longest: number];
+}
+
+/** Objects of a page of a list: what is listed can be large, and the answer is held in memory whole. */
+const pageSize = 250;
+/** What a server may need to end a watch whose time is over. */
+const watchSlackMs = 15_000;
+
+export class KubernetesClient implements Disposable {
+	readonly #connection: ApiConnection;
+	readonly #options: Required<Pick<ClientOptions, 'log' | 'watchTimeoutMs' | 'watchRetryMs'>>;
+
+	constructor({log, watchTimeoutMs = 240_000, watchRetryMs = [500, 30_000], ...connection}: ClientOptions) {
+		this.#connection = new ApiConnection(connection);
+		this.#options = {log, watchTimeoutMs, watchRetryMs};
+	}
+
+	/** @throws KubernetesError, 404 when there is none */
+	async get<Fields>(kind: Kind<Fields>, name: ObjectName, signal: AbortSignal): Promise<ApiObject<Fields>> {
+		return readObject(kind, await this.#connection.request({method: 'GET', path: pathOf(kind, name)}, signal));
+	}
+
+	/** All of them, page by page. */
+	async list<Fields>(kind: Kind<Fields>, selection: Selection, signal: AbortSignal): Promise<ObjectList<Fields>> {
+		const items: Array<ApiObject<Fields>> = [];
+		let token: string | undefined;
+		for (;;) {
+			const path = `${pathOf(kind, selection)}?${query(selection, {limit: String(pageSize), ...(token === undefined ? {} : {continue: token})})}`;
+			const page = await this.#connection.request({method: 'GET', path}, signal);
+			items.push(...listAt(page, 'items').map(item => readObject(kind, item)));
+			token = textAt(page, 'metadata', 'continue');
+			if (token === undefined || token === '') {
+				return {items, resourceVersion: textAt(page, 'metadata', 'resourceVersion') ?? ''};
+			}
+		}
+	}
+
+	/**
+	 * Without an answer this is not tried again unless it surely was not done.
+	 * @throws KubernetesError with reason AlreadyExists
+	 */
+	async create<Fields>(kind: Kind<Fields>, namespace: string | undefined, object: NewObject, signal: AbortSignal): Promise<ApiObject<Fields>> {
+		const body = {apiVersion: kind.apiVersion, kind: kind.kind, ...object};
+		return readObject(kind, await this.#connection.request({method: 'POST', path: pathOf(kind, namespace === undefined ? {} : {namespace}), body}, signal));
+	}
+
+	/**
+	 * @param subresource of which only that part of the object can be changed, and only there
+	 * @throws KubernetesError: 404; 409 when a resourceVersion in the patch is no longer the object's; 422 when a `test` fails or the result is not valid
+	 */
+	async patch<Fields>(kind: Kind<Fields>, name: ObjectName, patch: Patch, signal: AbortSignal, subresource?: 'status'): Promise<ApiObject<Fields>> {
+		const [body, type] = 'json' in patch ? [patch.json, 'json-patch'] as const : [patch.merge, 'merge-patch'] as const;
+		const path = pathOf(kind, name, ...(subresource === undefined ? [] : [subresource]));
+		return readObject(kind, await this.#connection.request({method: 'PATCH', path, body, contentType: `application/${type}+json`}, signal));
+	}
+
+	/**
+	 * Asks for an object to be deleted; it stays until its finalizers are gone.
+	 * @throws KubernetesError: 404; 409 when the preconditions do not hold
+	 */
+	async delete(kind: Kind<unknown>, name: ObjectName, preconditions: Preconditions, signal: AbortSignal): Promise<void> {
+		const body = {apiVersion: 'v1', kind: 'DeleteOptions', preconditions, propagationPolicy: 'Background'};
+		await this.#connection.request({method: 'DELETE', path: pathOf(kind, name), body}, signal);
+	}
+
+	/**
+	 * All objects, then each change, until the signal aborts: then it ends without an error. Goes on after lost connections and failures of
+	 * the server, and lists again when it has been away for too long.
+	 * @throws KubernetesError when it is refused (404 for a kind that is not there, 403)
+	 */
+	async* watch<Fields>(kind: Kind<Fields>, selection: Selection, signal: AbortSignal): AsyncGenerator<WatchEvent<Fields>, void> {
+		const {log, watchRetryMs} = this.#options;
+		let pauses = backOff(...watchRetryMs);
+		let resourceVersion: string | undefined;
+		let isLost = false;
+		const back = (): void => {
+			if (isLost) {
+				isLost = false;
+				log.info({event: kind.plural}, 'watch of the Kubernetes API is back');
+			}
+		};
+		const isOver = (): boolean => signal.aborted;
+		while (!isOver()) {
+			try {
+				if (resourceVersion === undefined) {
+					const {items, ...list} = await this.list(kind, selection, signal);
+					({resourceVersion} = list);
+					back();
+					yield {type: 'all', objects: items};
+				}
+
+				for await (const {type, object, resourceVersion: next} of this.#watchOnce(kind, selection, resourceVersion, back, signal)) {
+					resourceVersion = next;
+					pauses = backOff(...watchRetryMs);
+					if (type !== 'BOOKMARK') {
+						yield {type: type === 'DELETED' ? 'deleted' : 'changed', object: readObject(kind, object)};
+					}
+				}
+
+				// The server ends every watch after a while; nothing is missed.
+				pauses = backOff(...watchRetryMs);
+			} catch (error) {
+				if (isOver()) {
+					return;
+				}
+
+				if (isExpired(error)) {
+					resourceVersion = undefined;
+				} else if (isRefused(error)) {
+					throw error;
+				} else {
+					// The first failure is worth a line; that it goes on is not.
+					log[isLost ? 'debug' : 'warn']({event: kind.plural, err: error}, 'watch of the Kubernetes API was lost');
+					isLost = true;
+				}
+			}
+
+			await pause(pauses.next().value, signal).catch(() => undefined);
+		}
+	}
+
+	/** Ends all requests and watches. */
+	[Symbol.dispose](): void {
+		this.#connection[Symbol.dispose]();
+	}
+
+	async* #watchOnce(
+		kind: Kind<unknown>, selection: Selection, resourceVersion: string, onOpen: () => void, signal: AbortSignal,
+	): ReturnType<typeof watchEvents> {
+		const {watchTimeoutMs} = this.#options;
+		using scope = new Scope(signal).deadline(watchTimeoutMs + watchSlackMs, 'the end of a watch');
+		try {
+			const path = `${pathOf(kind, selection)}?${query(selection, {
+				watch: 'true', allowWatchBookmarks: 'true', resourceVersion, timeoutSeconds: String(Math.ceil(watchTimeoutMs / 1000)),
+			})}`;
+			const body = await this.#connection.stream({method: 'GET', path}, scope.signal);
+			onOpen();
+			yield* watchEvents(body, this.#connection.maxResponseBytes);
+		} finally {
+			scope.abort(new AdaptorError({code: 'cancelled', what: 'The watch is over'}));
+		}
+	}
+}
+
+function query({fieldSelector, labelSelector}: Selection, others: Readonly<Record<string, string>>): string {
+	return new URLSearchParams({...others, ...(fieldSelector === undefined ? {} : {fieldSelector}), ...(labelSelector === undefined ? {} : {labelSelector})}).toString();
+}
+
+/** A refusal that asking again will not change soon. */
+function isRefused(error: unknown): boolean {
+	if (!(error instanceof KubernetesError)) {
+		return error instanceof AdaptorError && error.code === 'invalid-argument';
+	}
+
+	const {status = 500} = error;
+	return status >= 400 && status < 500 && status !== 401 && status !== 429;
+}

@@ -1,0 +1,206 @@
+/**
+ * HTTPS to the API server: one request, one answer, authenticated, tried again where that is safe. Knows JSON, but no kinds of objects.
+ * On node:https alone: the official client costs 85 MB of resident memory (docs/adr/0013).
+ */
+import type {IncomingMessage} from 'node:http';
+import {Agent, request as httpsRequest} from 'node:https';
+import {once} from 'node:events';
+import {AdaptorError, toError} from '../errors.ts';
+import {abortable, backOff, DeadlineError, pause, Scope} from '../lifetime.ts';
+import {KubernetesError, refusal} from './errors.ts';
+import type {ApiServerAddress, ServiceAccount} from './service-account.ts';
+
+export interface ConnectionOptions {
+	readonly server: ApiServerAddress;
+	readonly account: ServiceAccount;
+	/** Of one attempt. */
+	readonly requestTimeoutMs?: number;
+	/** Of one answer, or of one event of a watch. */
+	readonly maxResponseBytes?: number;
+	/** Pauses between attempts: the first, and the longest. */
+	readonly retryMs?: readonly [first: number, longest: number];
+}
+
+export interface ApiRequest {
+	readonly method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
+	/** With its query. */
+	readonly path: string;
+	readonly body?: unknown;
+	readonly contentType?: string;
+}
+
+const attempts = 5;
+const longestRetryAfterMs = 30_000;
+
+export class ApiConnection implements Disposable {
+	readonly #options: Required<ConnectionOptions>;
+	readonly #agent = new Agent({keepAlive: true, maxSockets: 16, maxFreeSockets: 2});
+
+	constructor(options: ConnectionOptions) {
+		this.#options = {requestTimeoutMs: 30_000, maxResponseBytes: 32 * 1024 * 1024, retryMs: [200, 5000], ...options};
+	}
+
+	get maxResponseBytes(): number {
+		return this.#options.maxResponseBytes;
+	}
+
+	/**
+	 * The parsed answer. A refusal for being busy is tried again, a failure too unless it might have created something.
+	 * @throws KubernetesError
+	 */
+	async request(request: ApiRequest, signal: AbortSignal): Promise<unknown> {
+		const pauses = backOff(...this.#options.retryMs);
+		for (let attempt = 1; ; attempt++) {
+			try {
+				return await this.#exchange(request, signal);
+			} catch (error) {
+				signal.throwIfAborted();
+				if (attempt === attempts || !mayBeRetried(error, request)) {
+					throw error;
+				}
+
+				await pause(Math.min(error.retryAfterMs ?? pauses.next().value, longestRetryAfterMs), signal);
+			}
+		}
+	}
+
+	/**
+	 * An answer that goes on: resolves with its head, tried once.
+	 * @param signal ends the body as well: the caller must abort it when it wants no more, also after a failure
+	 * @throws KubernetesError
+	 */
+	async stream(request: ApiRequest, signal: AbortSignal): Promise<IncomingMessage> {
+		using head = new Scope(signal).deadline(this.#options.requestTimeoutMs, 'the Kubernetes API');
+		return await abortable(this.#authenticated(request, signal), head.signal);
+	}
+
+	/** Ends all requests. */
+	[Symbol.dispose](): void {
+		this.#agent.destroy();
+	}
+
+	async #exchange(request: ApiRequest, signal: AbortSignal): Promise<unknown> {
+		const {requestTimeoutMs, maxResponseBytes} = this.#options;
+		using scope = new Scope(signal).deadline(requestTimeoutMs, 'the Kubernetes API');
+		const where = {method: request.method, path: pathAlone(request)};
+		try {
+			const response = await this.#authenticated(request, scope.signal);
+			return JSON.parse(await bodyOf(response, maxResponseBytes)) as unknown;
+		} catch (error) {
+			signal.throwIfAborted();
+			if (error instanceof AdaptorError && !(error instanceof DeadlineError)) {
+				throw error;
+			}
+
+			const isGarbage = error instanceof SyntaxError;
+			const reason = toError(scope.signal.aborted ? scope.signal.reason : error);
+			throw new KubernetesError({
+				code: isGarbage ? 'data-loss' : 'unavailable',
+				// A parser's message quotes what it read, which may be anybody's secret.
+				what: isGarbage ? 'The Kubernetes API answered with something that is not JSON' : `The Kubernetes API does not answer: ${reason.message}`,
+				where,
+				...(isGarbage ? {} : {cause: reason}),
+				mayHaveBeenExecuted: true,
+			});
+		}
+	}
+
+	/** The answer's head, of 399 at most. With a token that was rejected the files are read once more: it may have been replaced a moment ago. */
+	async #authenticated(request: ApiRequest, signal: AbortSignal): Promise<IncomingMessage> {
+		const where = {method: request.method, path: pathAlone(request)};
+		let rejected: Awaited<ReturnType<ServiceAccount['credentials']>> | undefined;
+		for (;;) {
+			const credentials = await this.#options.account.credentials(rejected);
+			const response = await this.#send(request, credentials.token.reveal(), credentials.ca, signal);
+			const status = response.statusCode ?? 0;
+			if (status < 400) {
+				return response;
+			}
+
+			const error = refusal(status, await bodyOf(response, this.#options.maxResponseBytes), response.headers['retry-after'], where);
+			if (status !== 401 || rejected !== undefined) {
+				throw error;
+			}
+
+			rejected = credentials;
+		}
+	}
+
+	async #send({method, path, body, contentType}: ApiRequest, token: string, ca: string, signal: AbortSignal): Promise<IncomingMessage> {
+		const {server} = this.#options;
+		const text = body === undefined ? undefined : Buffer.from(JSON.stringify(body));
+		const request = httpsRequest({
+			...server, method, path, signal, agent: this.#agent,
+			// The agent keeps connections apart by their CA: one that was replaced is not used for new ones.
+			ca,
+			headers: {
+				'authorization': `Bearer ${token}`,
+				'accept': 'application/json',
+				'user-agent': 'cloud-api-adaptor',
+				...(text === undefined ? {} : {'content-type': contentType ?? 'application/json', 'content-length': text.length}),
+			},
+		});
+		// Headers and body follow the handshake at once. Of a connection that was idle, and is closed just when it is used again, nobody knows.
+		const sent = {maybe: false};
+		request.once('socket', socket => {
+			sent.maybe = request.reusedSocket;
+			if (!request.reusedSocket) {
+				socket.once('secureConnect', () => {
+					sent.maybe = true;
+				});
+			}
+		});
+		// For errors that come when the answer has, which whoever reads it sees, or when nobody waits any more.
+		request.on('error', () => undefined);
+		request.end(text);
+		try {
+			const [response] = await once(request, 'response') as [IncomingMessage];
+			return response;
+		} catch (error) {
+			signal.throwIfAborted();
+			const reason = toError(error);
+			throw new KubernetesError({
+				code: 'unavailable',
+				what: `The Kubernetes API cannot be reached: ${reason.message}`,
+				where: {...server, method, path: pathAlone({path})},
+				cause: reason,
+				mayHaveBeenExecuted: sent.maybe,
+			});
+		}
+	}
+}
+
+function pathAlone({path}: Pick<ApiRequest, 'path'>): string {
+	return path.replace(/\?.*$/v, '');
+}
+
+function mayBeRetried(error: unknown, {method}: ApiRequest): error is KubernetesError {
+	if (!(error instanceof KubernetesError)) {
+		return false;
+	}
+
+	if (error.status === undefined) {
+		return error.code === 'unavailable' && (method !== 'POST' || !error.mayHaveBeenExecuted);
+	}
+
+	return error.status === 429 || (error.status >= 500 && method !== 'POST');
+}
+
+async function bodyOf(response: IncomingMessage, maxBytes: number): Promise<string> {
+	const chunks: Buffer[] = [];
+	let bytes = 0;
+	for await (const chunk of response as AsyncIterable<Buffer>) {
+		bytes += chunk.length;
+		if (bytes > maxBytes) {
+			throw tooLong(maxBytes);
+		}
+
+		chunks.push(chunk);
+	}
+
+	return Buffer.concat(chunks).toString();
+}
+
+export function tooLong(maxBytes: number): KubernetesError {
+	return new KubernetesError({code: 'data-loss', what: `The Kubernetes API answered with more than ${maxBytes} bytes`, where: {}});
+}

@@ -1,0 +1,135 @@
+/** What the API server refused, or why it could not be asked. Knows HTTP's status codes and Kubernetes' reasons, not what was wanted. */
+import {AdaptorError, type ErrorCode, type ErrorWhere} from '../errors.ts';
+import {at, textAt} from './fields.ts';
+
+interface KubernetesErrorParts {
+	readonly what: string;
+	readonly where: ErrorWhere;
+	readonly code: ErrorCode;
+	readonly remedy?: string;
+	readonly cause?: unknown;
+	readonly status?: number;
+	readonly reason?: string;
+	readonly retryAfterMs?: number;
+	readonly isKindMissing?: boolean;
+	readonly mayHaveBeenExecuted?: boolean;
+}
+
+export class KubernetesError extends AdaptorError {
+	override readonly name = 'KubernetesError';
+	/** HTTP's status code; undefined when there was no answer, or none that can be understood. */
+	readonly status: number | undefined;
+	/** Kubernetes' own word (`NotFound`, `AlreadyExists`, `Conflict`, `Expired`, …); undefined when something else than the API answered. */
+	readonly reason: string | undefined;
+	/** When the server said how long to wait. */
+	readonly retryAfterMs: number | undefined;
+	/** The whole kind of object is unknown there: its custom resource definition is not installed. */
+	readonly isKindMissing: boolean;
+	/** Without an answer: whether the server may have done it all the same. */
+	readonly mayHaveBeenExecuted: boolean;
+
+	constructor({status, reason, retryAfterMs, isKindMissing = false, mayHaveBeenExecuted = false, ...parts}: KubernetesErrorParts) {
+		super(parts);
+		this.status = status;
+		this.reason = reason;
+		this.retryAfterMs = retryAfterMs;
+		this.isKindMissing = isKindMissing;
+		this.mayHaveBeenExecuted = mayHaveBeenExecuted;
+	}
+}
+
+export function isNotFound(error: unknown): error is KubernetesError {
+	return error instanceof KubernetesError && error.status === 404;
+}
+
+/** Somebody has changed the object since it was read, or it is another one of the same name. */
+export function isConflict(error: unknown): error is KubernetesError {
+	return error instanceof KubernetesError && error.status === 409 && error.reason !== 'AlreadyExists';
+}
+
+export function isAlreadyExists(error: unknown): error is KubernetesError {
+	return error instanceof KubernetesError && error.reason === 'AlreadyExists';
+}
+
+/** That part of the history is no longer kept: list again. */
+export function isExpired(error: unknown): error is KubernetesError {
+	return error instanceof KubernetesError && error.status === 410;
+}
+
+const maxMessageLength = 500;
+
+/**
+ * The error that an answer of 400 or more stands for.
+ * @param body as it came; a Status of Kubernetes' (Kubernetes API conventions, "Response Status Kind") or a text of whatever answered
+ * @param retryAfter the header's value
+ */
+export function refusal(status: number, body: string, retryAfter: string | undefined, where: ErrorWhere): KubernetesError {
+	const answer = parsedOrNothing(body);
+	const isStatus = textAt(answer, 'kind') === 'Status';
+	const reason = isStatus ? textAt(answer, 'reason') : undefined;
+	const said = (isStatus ? textAt(answer, 'message') : undefined) ?? `HTTP status ${status}`;
+	const seconds = Number(retryAfter ?? at(answer, 'details', 'retryAfterSeconds') ?? Number.NaN);
+	const remedy = remedyFor(status);
+	return new KubernetesError({
+		what: `The Kubernetes API refused: ${said.slice(0, maxMessageLength).replaceAll(/\p{Cc}+/gv, ' ')}`,
+		where,
+		code: codeFor(status, reason),
+		status,
+		...(reason === undefined ? {} : {reason}),
+		...(remedy === undefined ? {} : {remedy}),
+		...(seconds >= 0 ? {retryAfterMs: seconds * 1000} : {}),
+		// A kind that exists answers with a Status that names the object; for one that does not exist there is a text, or no name.
+		isKindMissing: status === 404 && (!isStatus || textAt(answer, 'details', 'name') === undefined),
+	});
+}
+
+function parsedOrNothing(body: string): unknown {
+	try {
+		return JSON.parse(body);
+	} catch {
+		return undefined; // Text of a proxy, or of the server for a path that it does not know.
+	}
+}
+
+function codeFor(status: number, reason: string | undefined): ErrorCode {
+	switch (status) {
+		case 400: case 413: case 415: case 422: {
+			return 'invalid-argument';
+		}
+
+		case 401: {
+			return 'unauthenticated';
+		}
+
+		case 403: {
+			return 'permission-denied';
+		}
+
+		case 404: {
+			return 'not-found';
+		}
+
+		case 409: {
+			return reason === 'AlreadyExists' ? 'already-exists' : 'aborted';
+		}
+
+		case 410: {
+			return 'aborted';
+		}
+
+		case 429: {
+			return 'resource-exhausted';
+		}
+
+		default: {
+			return status >= 500 ? 'unavailable' : 'internal';
+		}
+	}
+}
+
+function remedyFor(status: number): string | undefined {
+	return {
+		401: 'Check that the service account exists and that its token is mounted.',
+		403: 'Give the service account the permissions that deploy/ gives it.',
+	}[status];
+}

@@ -1,0 +1,104 @@
+/**
+ * Objects of the Kubernetes API, with those fields only that somebody here uses. What is read is checked once, at the edge.
+ * An object that was read is never written back whole, since it lacks the fields that nobody here knows: changes are patches.
+ */
+import {AdaptorError} from '../errors.ts';
+import {at, listAt, textAt, textsAt} from './fields.ts';
+
+export interface OwnerReference {
+	readonly apiVersion: string;
+	readonly kind: string;
+	readonly name: string;
+	readonly uid: string;
+	readonly controller?: boolean;
+	readonly blockOwnerDeletion?: boolean;
+}
+
+export interface ObjectMeta {
+	readonly name: string;
+	/** Absent for what belongs to no namespace. */
+	readonly namespace?: string;
+	readonly uid: string;
+	readonly resourceVersion: string;
+	readonly labels: Readonly<Record<string, string>>;
+	readonly annotations: Readonly<Record<string, string>>;
+	readonly finalizers: readonly string[];
+	readonly ownerReferences: readonly OwnerReference[];
+	/** RFC 3339. */
+	readonly creationTimestamp?: string;
+	/** RFC 3339. Present: it is gone as soon as its last finalizer is. */
+	readonly deletionTimestamp?: string;
+}
+
+/** An object of a kind whose other fields are `Fields`. */
+export type ApiObject<Fields> = Fields & {readonly metadata: ObjectMeta};
+
+/** A kind of objects: where the API serves it, and how the fields that we use are read. */
+export interface Kind<Fields> {
+	/** `v1` for the core group, else `group/version`. */
+	readonly apiVersion: string;
+	readonly kind: string;
+	/** The name in paths, e.g. `pods`. */
+	readonly plural: string;
+	readonly isNamespaced: boolean;
+	/** Picks the fields; whatever is missing or of another type is undefined, or the empty value. */
+	readonly read: (raw: unknown) => Fields;
+}
+
+export interface ObjectName {
+	readonly name: string;
+	/** Of namespaced kinds. */
+	readonly namespace?: string;
+}
+
+/** @throws AdaptorError 'data-loss' for what is no object */
+export function readObject<Fields>(kind: Kind<Fields>, raw: unknown): ApiObject<Fields> {
+	return {...kind.read(raw), metadata: readMetadata(kind.kind, raw)};
+}
+
+function readMetadata(kind: string, raw: unknown): ObjectMeta {
+	const [name, uid, resourceVersion] = ['name', 'uid', 'resourceVersion'].map(field => textAt(raw, 'metadata', field));
+	if (name === undefined || uid === undefined || resourceVersion === undefined) {
+		throw new AdaptorError({code: 'data-loss', what: `The Kubernetes API sent a ${kind} without a name, uid or resourceVersion`});
+	}
+
+	const optional = Object.fromEntries(['namespace', 'creationTimestamp', 'deletionTimestamp'].flatMap(field => {
+		const value = textAt(raw, 'metadata', field);
+		return value === undefined ? [] : [[field, value]];
+	}));
+	return {
+		name, uid, resourceVersion, ...optional,
+		labels: textsAt(raw, 'metadata', 'labels'),
+		annotations: textsAt(raw, 'metadata', 'annotations'),
+		finalizers: listAt(raw, 'metadata', 'finalizers').filter(each => typeof each === 'string'),
+		ownerReferences: listAt(raw, 'metadata', 'ownerReferences').map(each => ({
+			apiVersion: textAt(each, 'apiVersion') ?? '',
+			kind: textAt(each, 'kind') ?? '',
+			name: textAt(each, 'name') ?? '',
+			uid: textAt(each, 'uid') ?? '',
+			controller: at(each, 'controller') === true,
+			blockOwnerDeletion: at(each, 'blockOwnerDeletion') === true,
+		})),
+	};
+}
+
+/**
+ * The path of all objects of a kind, of those in one namespace, or of one object.
+ * @throws AdaptorError 'invalid-argument' for a name that would lead elsewhere
+ */
+export function pathOf({apiVersion, plural, isNamespaced}: Kind<unknown>, {name, namespace}: Partial<ObjectName>, ...subresource: readonly string[]): string {
+	const root = apiVersion.includes('/') ? ['apis', ...apiVersion.split('/')] : ['api', apiVersion];
+	const segments = [
+		...root,
+		...(isNamespaced && namespace !== undefined ? ['namespaces', namespace] : []),
+		plural,
+		...(name === undefined ? [] : [name]),
+		...subresource,
+	];
+	// Kubernetes, "Object Names and IDs", path segment names.
+	if (segments.some(segment => /^\.{0,2}$|[\/%\p{Cc}]/v.test(segment)) || (isNamespaced && name !== undefined && namespace === undefined)) {
+		throw new AdaptorError({code: 'invalid-argument', what: 'Not the name of a Kubernetes object', where: {name: String(name), namespace: String(namespace), kind: plural}});
+	}
+
+	return `/${segments.map(encodeURIComponent).join('/')}`;
+}
