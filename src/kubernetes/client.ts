@@ -96,7 +96,7 @@ export class KubernetesClient implements Disposable {
 
 	/**
 	 * Without an answer this is not tried again unless it surely was not done.
-	 * @throws KubernetesError with reason AlreadyExists
+	 * @throws KubernetesError, AlreadyExists among others
 	 */
 	async create<Fields>(kind: Kind<Fields>, namespace: string | undefined, object: NewObject, signal: AbortSignal): Promise<ApiObject<Fields>> {
 		const body = {apiVersion: kind.apiVersion, kind: kind.kind, ...object};

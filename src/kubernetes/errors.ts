@@ -9,7 +9,7 @@ interface KubernetesErrorParts {
 	readonly remedy?: string;
 	readonly cause?: unknown;
 	readonly status?: number;
-	readonly reason?: string;
+	readonly statusReason?: string;
 	readonly retryAfterMs?: number;
 	readonly isKindMissing?: boolean;
 	readonly mayHaveBeenExecuted?: boolean;
@@ -20,7 +20,7 @@ export class KubernetesError extends AdaptorError {
 	/** HTTP's status code; undefined when there was no answer, or none that can be understood. */
 	readonly status: number | undefined;
 	/** Kubernetes' own word (`NotFound`, `AlreadyExists`, `Conflict`, `Expired`, …); undefined when something else than the API answered. */
-	readonly reason: string | undefined;
+	readonly statusReason: string | undefined;
 	/** When the server said how long to wait. */
 	readonly retryAfterMs: number | undefined;
 	/** The whole kind of object is unknown there: its custom resource definition is not installed. */
@@ -28,10 +28,10 @@ export class KubernetesError extends AdaptorError {
 	/** Without an answer: whether the server may have done it all the same. */
 	readonly mayHaveBeenExecuted: boolean;
 
-	constructor({status, reason, retryAfterMs, isKindMissing = false, mayHaveBeenExecuted = false, ...parts}: KubernetesErrorParts) {
+	constructor({status, statusReason, retryAfterMs, isKindMissing = false, mayHaveBeenExecuted = false, ...parts}: KubernetesErrorParts) {
 		super(parts);
 		this.status = status;
-		this.reason = reason;
+		this.statusReason = statusReason;
 		this.retryAfterMs = retryAfterMs;
 		this.isKindMissing = isKindMissing;
 		this.mayHaveBeenExecuted = mayHaveBeenExecuted;
@@ -44,11 +44,11 @@ export function isNotFound(error: unknown): error is KubernetesError {
 
 /** Somebody has changed the object since it was read, or it is another one of the same name. */
 export function isConflict(error: unknown): error is KubernetesError {
-	return error instanceof KubernetesError && error.status === 409 && error.reason !== 'AlreadyExists';
+	return error instanceof KubernetesError && error.status === 409 && error.statusReason !== 'AlreadyExists';
 }
 
 export function isAlreadyExists(error: unknown): error is KubernetesError {
-	return error instanceof KubernetesError && error.reason === 'AlreadyExists';
+	return error instanceof KubernetesError && error.statusReason === 'AlreadyExists';
 }
 
 /** That part of the history is no longer kept: list again. */
@@ -66,16 +66,16 @@ const maxMessageLength = 500;
 export function refusal(status: number, body: string, retryAfter: string | undefined, where: ErrorWhere): KubernetesError {
 	const answer = parsedOrNothing(body);
 	const isStatus = textAt(answer, 'kind') === 'Status';
-	const reason = isStatus ? textAt(answer, 'reason') : undefined;
+	const statusReason = isStatus ? textAt(answer, 'reason') : undefined;
 	const said = (isStatus ? textAt(answer, 'message') : undefined) ?? `HTTP status ${status}`;
 	const seconds = Number(retryAfter ?? at(answer, 'details', 'retryAfterSeconds') ?? Number.NaN);
 	const remedy = remedyFor(status);
 	return new KubernetesError({
 		what: `The Kubernetes API refused: ${said.slice(0, maxMessageLength).replaceAll(/\p{Cc}+/gv, ' ')}`,
 		where,
-		code: codeFor(status, reason),
+		code: codeFor(status, statusReason),
 		status,
-		...(reason === undefined ? {} : {reason}),
+		...(statusReason === undefined ? {} : {statusReason}),
 		...(remedy === undefined ? {} : {remedy}),
 		...(seconds >= 0 ? {retryAfterMs: seconds * 1000} : {}),
 		// A kind that exists answers with a Status that names the object; for one that does not exist there is a text, or no name.
@@ -91,7 +91,7 @@ function parsedOrNothing(body: string): unknown {
 	}
 }
 
-function codeFor(status: number, reason: string | undefined): ErrorCode {
+function codeFor(status: number, statusReason: string | undefined): ErrorCode {
 	switch (status) {
 		case 400: case 413: case 415: case 422: {
 			return 'invalid-argument';
@@ -110,7 +110,7 @@ function codeFor(status: number, reason: string | undefined): ErrorCode {
 		}
 
 		case 409: {
-			return reason === 'AlreadyExists' ? 'already-exists' : 'aborted';
+			return statusReason === 'AlreadyExists' ? 'already-exists' : 'aborted';
 		}
 
 		case 410: {

@@ -58,7 +58,7 @@ test('refusals are told apart: exists, changed meanwhile, another object of the 
 	api.define(peerPodKind);
 	t.like(await refusalOf(t, client.get(peerPods, name, signal)), {status: 404, isKindMissing: false});
 	using _ = api.fault(() => 'forbidden');
-	t.like(await refusalOf(t, client.get(configMaps, name, signal)), {status: 403, code: 'permission-denied', reason: 'Forbidden'});
+	t.like(await refusalOf(t, client.get(configMaps, name, signal)), {status: 403, code: 'permission-denied', statusReason: 'Forbidden'});
 });
 
 test('the status of an object is changed through its subresource only', async t => {
