@@ -36,8 +36,8 @@ const found: readonly Script[] = [
 	{pods: ['ptp'], faults: [{phase: 'start', kind: 'terminate', at: {call: 12, when: 'during'}}, {phase: 'running', kind: 'terminate', at: {ms: 59}}]},
 	// A VNI that was reserved by a program which was killed after that stayed reserved.
 	{pods: ['calico'], faults: [{phase: 'create', kind: 'program', program: 'ip', run: 2, how: 'killed-after'}]},
-	// A VNI that was reserved when the daemon was killed stayed reserved.
-	{pods: ['bridge'], faults: [{phase: 'create', kind: 'program', program: 'ip', run: 2, how: 'late'}, {phase: 'create', kind: 'kill', at: {ms: 1000}}]},
+	// A VNI that was reserved when the daemon was killed stayed reserved. A daemon's first reservation looks for the VMs' network, too.
+	...[2, 3].map((run): Script => ({pods: ['bridge'], faults: [{phase: 'create', kind: 'program', program: 'ip', run, how: 'late'}, {phase: 'create', kind: 'kill', at: {ms: 1000}}]})),
 ];
 
 test('after each kind of fault and after random ones every caller has an answer, nothing is left, and what was started is served', async t => {
