@@ -27,8 +27,13 @@ export interface Surroundings {
 	readonly sshAgentSocket: string | undefined;
 }
 
-/** How long calls under way may go on after a stop was asked for; what has not finished then is unwound. Kubernetes' own patience is 30 s. */
-const drainTimeoutMs = 10_000;
+/**
+ * Kubernetes kills what has not ended 30 s after it was told to. All of this takes about 15 s at most, also against a host that is stuck: calls under
+ * way may go on for 8 s, what has not finished then has 4 s to be unwound, and the libvirt session 3 s for its last words. What is not
+ * unwound by then is on record, and the next daemon's.
+ */
+const drainTimeoutMs = 8000;
+const closeTimeoutMs = 4000;
 /** kata's shim sets no deadline for CreateVM. */
 const createTimeoutMs = 30_000;
 const cleanupTimeoutMs = 60_000;
@@ -110,6 +115,7 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		agentTimeoutMs: config.proxyTimeoutMs,
 		cleanupTimeoutMs,
 		removalRetryMs,
+		closeTimeoutMs,
 		orphanGraceMs: config.orphanGraceMs,
 		orphanIntervalMs: Math.min(orphanIntervalMs, config.orphanGraceMs),
 		log,
@@ -118,7 +124,7 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 	await sandboxes.recover(halfMadeGraceMs.promise);
 	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
 	// A daemon that this one overlaps with may be in the middle of a start; of one that is dead, nothing is.
-	halfMadeGraceMs.resolve(api.tookOver ? config.startTimeoutMs + drainTimeoutMs : 0);
+	halfMadeGraceMs.resolve(api.tookOver ? config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs : 0);
 	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');
 	return parts.move();
 }

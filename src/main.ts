@@ -18,6 +18,7 @@ const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 
 /** 128 and the number of SIGINT: how shells say that a command was interrupted. */
 const interrupted = 128 + 2;
+const stragglersMs = 500;
 const tokenFile = '/var/run/secrets/kubernetes.io/serviceaccount/token';
 
 let log: Logger | undefined;
@@ -115,3 +116,6 @@ try {
 	report(error, 'cannot run');
 	process.exitCode = error instanceof AdaptorError && error.code === 'invalid-argument' ? exitCode.usage : exitCode.failure;
 }
+
+// Everything is disposed: what still waits for something, such as an unwinding that was given up, is not to hold the exit.
+setTimeout(() => process.exit(), stragglersMs).unref();

@@ -27,8 +27,8 @@ const stableMs = 5000;
 const sharedUploadLimit = 8n * 1024n * 1024n;
 /** A call whose answer is lost this often is not the victim of connections but, perhaps, what breaks them. */
 const lostAnswersAtMost = 3;
-/** How long disposing waits for calls and uploads that are under way. */
-const drainTimeoutMs = 5000;
+/** How long disposing waits for calls and uploads that are under way: not long, those who made them have had their time. */
+const drainTimeoutMs = 2000;
 const closeTimeoutMs = 1000;
 
 type Connected = Extract<SessionState, {readonly name: 'connected'}> & {readonly connection: RpcConnection; readonly since: number};

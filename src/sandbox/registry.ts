@@ -13,6 +13,8 @@ type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 export interface RegistryOptions extends SandboxWorld, ReapingTimes {
 	/** Sandboxes that may have a VM at a time on this node, asked at each creation: it may change. No limit when undefined. */
 	readonly maxSandboxes: () => number | undefined;
+	/** How long closing waits for what is to be unwound or removed. */
+	readonly closeTimeoutMs: number;
 }
 
 export class SandboxRegistry implements Sandboxes, AsyncDisposable {
@@ -111,7 +113,10 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		}
 	}
 
-	/** Takes no new work, ends starts (they unwind), waits for stops; running VMs are left alone. */
+	/**
+	 * Takes no new work, ends starts (they unwind), waits for stops, for a while: what is not done by then is on record, for the next daemon.
+	 * Running VMs are left alone.
+	 */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
 		await this.#closed;
@@ -119,7 +124,16 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 
 	async #close(): Promise<void> {
 		this.#closing.abort(stoppingError());
-		await Promise.allSettled([...[...this.#sandboxes.values()].map(async sandbox => sandbox.close()), ...this.#stops, ...this.#background]);
+		const closing = new Set(this.#sandboxes.values());
+		const settled = Promise.allSettled([
+			...[...closing].map(async sandbox => sandbox.close().finally(() => closing.delete(sandbox))), ...this.#stops, ...this.#background,
+		]);
+		using scope = new Scope().deadline(this.#world.closeTimeoutMs, 'sandboxes to be unwound or removed');
+		try {
+			await abortable(settled, scope.signal);
+		} catch (error) {
+			this.#world.log.warn({err: error, count: closing.size}, 'ending before everything is unwound: it is on record, the next daemon goes on');
+		}
 	}
 
 	async #stop(id: SandboxId, why?: string): Promise<void> {

@@ -448,6 +448,47 @@ test('closing waits for no further attempt to remove: the next daemon makes it',
 	t.deepEqual(await left(), []);
 });
 
+for (const call of ['start', 'stop'] as const) {
+	test(`closing does not wait for a host that is stuck in a ${call}: the next daemon goes on`, async t => {
+		const reached = Promise.withResolvers<undefined>();
+		const {registry, restart, left, log, kill} = world(t, {
+			closeTimeoutMs: 20,
+			async before(called) {
+				if (called === 'podVms.delete') {
+					reached.resolve(undefined);
+					await Promise.withResolvers<never>().promise;
+				}
+
+				if (called === 'relays.open' && call === 'start') {
+					throw new AdaptorError({code: 'unavailable', what: 'No'});
+				}
+			},
+		});
+		await registry.create(pod('a'), never);
+		const start = registry.start('a', never);
+		start.catch(() => undefined);
+		if (call === 'stop') {
+			await start;
+			registry.stop('a', never).catch(() => undefined);
+		}
+
+		await reached.promise;
+		await registry[Symbol.asyncDispose]();
+		t.like(log.lines.find(({message}) => message.startsWith('ending before everything is unwound')), {level: 'warn', fields: {count: 1}});
+		kill();
+		const removed = Promise.withResolvers<undefined>();
+		await restart({
+			after(called) {
+				if (called === 'records.remove') {
+					removed.resolve(undefined);
+				}
+			},
+		});
+		await removed.promise;
+		t.deepEqual(await left(), []);
+	});
+}
+
 test('a port that ends an abort in words of its own does not hide why there was one', async t => {
 	const caller = new AbortController();
 	const {registry} = world(t, {

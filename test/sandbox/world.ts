@@ -47,6 +47,7 @@ export interface WorldOptions {
 	readonly orphanGraceMs?: number;
 	readonly halfMadeGraceMs?: number;
 	readonly endedGraceMs?: number;
+	readonly closeTimeoutMs?: number;
 }
 
 /** What outlives a daemon. */
@@ -115,7 +116,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),
 		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
 		sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
-		podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
+		closeTimeoutMs: options.closeTimeoutMs ?? 60_000, podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
 	});
 	t.teardown(async () => {
 		buried.abort(new Error('killed'));

@@ -1,0 +1,59 @@
+/** The end of a daemon whose KVM host is stuck: it takes connections and calls, and answers none. */
+import test from 'ava';
+import {pause, Scope} from '../../src/lifetime.ts';
+import {newSandboxId} from '../lab/shim.ts';
+import {ChaosNode, type PodNetns} from './node.ts';
+
+const {signal} = new AbortController();
+
+test('a daemon that is told to stop in the middle of a start and of a stop ends in time though its host is stuck, and the next one leaves nothing', async t => {
+	t.timeout(120_000);
+	await using node = await ChaosNode.start();
+	const before = await node.inventory();
+	const create = async ({name, path}: PodNetns): Promise<string> => {
+		const id = newSandboxId();
+		await node.shim.createVm({id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'}, networkNamespacePath: path}, signal);
+		return id;
+	};
+
+	const stopping = await create(await node.pod('bridge'));
+	const starting = await create(await node.pod('bridge'));
+	await node.shim.startVm(stopping, signal);
+	const isStuck = Promise.withResolvers<undefined>();
+	let stuck = false;
+	node.onCall = procedure => {
+		stuck ||= procedure === 'domainDefineXmlFlags';
+		if (!stuck) {
+			return undefined;
+		}
+
+		isStuck.resolve(undefined);
+		// Carried out, and never answered.
+		return {when: 'during', action: 'freeze'};
+	};
+	const start = t.throwsAsync(node.shim.startVm(starting, signal));
+	await isStuck.promise;
+	const stop = t.throwsAsync(node.shim.stopVm(stopping, signal));
+	while ([...await node.inventory()].some(name => name.includes(stopping) && name.endsWith('agent.ttrpc'))) {
+		await pause(20, signal);
+	}
+
+	const toldAt = performance.now();
+	node.restart('SIGTERM');
+	await Promise.all([start, stop]);
+	await node.settled();
+	const tookMs = Math.round(performance.now() - toldAt);
+	t.log(`${tookMs} ms from SIGTERM to a successor that is ready`);
+	// 15 s, and the successor's start on a busy machine.
+	t.true(tookMs < 20_000, `${tookMs} ms`);
+	node.onCall = undefined;
+	await Promise.all([starting, stopping].map(async id => node.shim.stopVm(id, signal)));
+	using scope = new Scope(signal).deadline(40_000, 'everything to be gone');
+	let left = [...(await node.inventory()).difference(before)];
+	while (left.length > 0 && !scope.signal.aborted) {
+		await pause(50, signal);
+		left = [...(await node.inventory()).difference(before)];
+	}
+
+	t.deepEqual(left, []);
+});
