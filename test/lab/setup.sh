@@ -27,7 +27,10 @@ libxml2-utils                           xmllint, validates domain XML
 netcat-openbsd                          nc, one of the ways to libvirt
 openssl                                 reads our certificates, makes an administrator'"'"'s own
 python3-yaml                            the YAML parser of cloud-init, as a judge of ours
+kubernetes-client                       kubectl, builds the manifests of deploy/
 '
+# A kubectl of other origin does as well, and Debian's cannot be installed beside one.
+! command -v kubectl >/dev/null || packages=$(printf '%s' "$packages" | sed '/^kubernetes-client /d')
 
 started=$(date +%s)
 step() {

@@ -1,0 +1,100 @@
+/** deploy/ is what Kubernetes takes: built by kubectl, checked against the types of its API and against itself. And these checks can fail. */
+import {readFileSync, readdirSync} from 'node:fs';
+import {join} from 'node:path';
+import test from 'ava';
+import type {CustomResourceDefinition} from 'kubernetes-types/apiextensions/v1.js';
+import {build, containersOf, deployDirectory, ofKind, overlays, read, samples, workloads, type Manifest} from './manifests.ts';
+import {relationErrors} from './relations.ts';
+import {nameOf, typeErrors} from './types.ts';
+
+const definitions = ['base/peerpod.crd.yaml', 'base/peerpodconfig.crd.yaml'].flatMap(file => read(file)) as Array<Manifest & CustomResourceDefinition>;
+
+/** What is there without us, or made by the user as docs/install.md says: the samples show most of it. */
+const others = new Set([
+	...samples().map(nameOf),
+	'Secret certs-for-tls',
+	// OpenShift's own.
+	'ClusterRole system:openshift:scc:privileged',
+	// Every namespace has it; with the operator it is the daemon's.
+	'ServiceAccount default',
+]);
+
+for (const overlay of overlays) {
+	test(`overlay ${overlay}: kubectl builds it, every object is of its kind's type, and what objects name is there`, async t => {
+		const manifests = await build(`overlays/${overlay}`);
+		t.true(manifests.length > 0);
+		t.deepEqual(typeErrors(manifests, definitions), []);
+		t.deepEqual(relationErrors(manifests, {others}), []);
+	});
+}
+
+test('the samples are of their kinds\' types, peerpodconfig-openshift of our own definition\'s', t => {
+	t.deepEqual(typeErrors(samples(), definitions), []);
+	t.true(samples().some(({kind}) => kind === 'PeerPodConfig'));
+});
+
+test('no image is left unnamed, and none moves by itself', async t => {
+	for (const manifests of await Promise.all(overlays.map(async overlay => build(`overlays/${overlay}`)))) {
+		for (const {image = ''} of workloads(manifests).flatMap(containersOf)) {
+			t.regex(image, /^[a-z0-9.\-]+\.[a-z]+\/.+(?::(?!latest)[\w.\-]+|@sha256:[0-9a-f]{64})$/v);
+		}
+	}
+});
+
+test('no sample holds a key', t => {
+	const texts = readdirSync(deployDirectory, {recursive: true, encoding: 'utf8'}).filter(name => name.endsWith('.yaml')).map(name => readFileSync(join(deployDirectory, name), 'utf8'));
+	t.true(texts.length > 10);
+	t.deepEqual(texts.filter(text => /-----BEGIN|ssh-(?:rsa|ed25519) A/v.test(text)), []);
+});
+
+const base = build('overlays/openshift');
+
+type Edit = (find: <T>(name: string) => T & Manifest, manifests: Manifest[]) => void;
+
+const slips: ReadonlyArray<readonly [slip: string, edit: Edit, complaint: RegExp]> = [
+	['a field that the kind does not have', find => Object.assign(daemonOf(find).spec.template.spec, {hostNetworks: true}), /"hostNetworks"' does not exist/v],
+	['a field of a container that is misspelt', find => Object.assign(containersOf(daemonOf(find))[0] ?? {}, {volumemounts: []}), /"volumemounts"' does not exist/v],
+	['a field that is missing', find => Reflect.deleteProperty(daemonOf(find).spec, 'selector'), /'selector' is missing/v],
+	['a number where text belongs', find => Object.assign(containersOf(daemonOf(find))[0]?.resources ?? {}, {requests: {cpu: 1}}), /'number' is not assignable to type 'string'/v],
+	['a field of the custom resource that is not defined', (_find, manifests) => manifests.push(peerPodConfig({limits: '10'})), /"limits"' does not exist/v],
+	['a limit that is no text', (_find, manifests) => manifests.push(peerPodConfig({limit: 10})), /'number' is not assignable to type 'string'/v],
+	['a kind of an API version that is gone', find => Object.assign(daemonOf(find), {apiVersion: 'extensions/v1beta1'}), /there is no type for extensions\/v1beta1/v],
+	['a word that Kubernetes does not know', find => Object.assign(daemonOf(find).spec.template.spec, {dnsPolicy: 'Node'}), /dnsPolicy is "Node", expected one of/v],
+	['a selector that does not match', find => Object.assign(daemonOf(find).spec.selector?.matchLabels ?? {}, {name: 'caa'}), /selector does not match/v],
+	['a service account that is not there', find => Object.assign(daemonOf(find).spec.template.spec, {serviceAccountName: 'caa'}), /there is no ServiceAccount caa/v],
+	['no service account at all', find => Reflect.deleteProperty(daemonOf(find).spec.template.spec, 'serviceAccountName'), /there is no ServiceAccount undefined/v],
+	['a config map that is not there', find => containersOf(daemonOf(find))[0]?.envFrom?.push({configMapRef: {name: 'peer-pod-cm'}}), /there is no ConfigMap peer-pod-cm/v],
+	['a mount without a volume', find => containersOf(daemonOf(find))[0]?.volumeMounts?.push({name: 'modules', mountPath: '/lib/modules'}), /no volume modules/v],
+	['a volume that nobody mounts', find => daemonOf(find).spec.template.spec.volumes?.push({name: 'modules', hostPath: {path: '/lib/modules'}}), /nobody mounts the volume modules/v],
+	['a binding to a role that is not there', find => Object.assign(find<{roleRef: object}>('ClusterRoleBinding cloud-api-adaptor-daemon').roleRef, {name: 'daemon'}), /there is no ClusterRole daemon/v],
+	['a binding of an account elsewhere', find => Object.assign(find<{subjects: [object]}>('ClusterRoleBinding cloud-api-adaptor-daemon').subjects[0], {namespace: 'default'}), /there is no ServiceAccount cloud-api-adaptor in default/v],
+	['a role that nobody has', (_find, manifests) => manifests.splice(manifests.findIndex(each => nameOf(each) === 'RoleBinding cloud-api-adaptor-daemon'), 1), /Role cloud-api-adaptor-daemon: nobody has it/v],
+	['an object in another namespace', find => Object.assign(daemonOf(find).metadata, {namespace: 'kube-system'}), /namespace is kube-system/v],
+	['peer pods on nodes without the daemon', find => Object.assign(daemonOf(find).spec.template.spec.nodeSelector ?? {}, {'kata.peerpods.io/node': 'yes'}), /nodes without the daemon/v],
+	['a definition with a field of no type', find => Object.assign(definitionOf(find).spec.versions[0]?.schema?.openAPIV3Schema?.properties?.['spec']?.properties ?? {}, {limit: {description: 'x'}}), /spec\.limit has no type/v],
+	['an object that is there twice', (_find, manifests) => manifests.push(...manifests.slice(0, 1)), /is there twice/v],
+];
+
+for (const [slip, edit, complaint] of slips) {
+	test(`${slip} is found`, async t => {
+		const manifests = structuredClone(await base);
+		edit(<T>(name: string) => {
+			const found = manifests.find(each => nameOf(each) === name);
+			return t.truthy(found) ? found as T & Manifest : t.fail() as never;
+		}, manifests);
+		t.regex([...relationErrors(manifests, {others}), ...typeErrors(manifests, definitions)].join('\n'), complaint);
+	});
+}
+
+function daemonOf(find: Parameters<Edit>[0]): ReturnType<typeof workloads>[number] {
+	return find('DaemonSet osc-caa-ds');
+}
+
+function definitionOf(find: Parameters<Edit>[0]): CustomResourceDefinition & Manifest {
+	return find('CustomResourceDefinition peerpodconfigs.confidentialcontainers.org');
+}
+
+function peerPodConfig(spec: object): Manifest {
+	const [config] = ofKind(samples(), 'PeerPodConfig');
+	return {...config, spec: {cloudSecretName: 'a', configMapName: 'b', ...spec}} as Manifest;
+}
