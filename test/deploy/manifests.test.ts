@@ -3,7 +3,8 @@ import {readFileSync, readdirSync} from 'node:fs';
 import {join} from 'node:path';
 import test from 'ava';
 import type {CustomResourceDefinition} from 'kubernetes-types/apiextensions/v1.js';
-import {build, containersOf, deployDirectory, ofKind, overlays, read, samples, workloads, type Manifest} from './manifests.ts';
+import type {ClusterRoleBinding} from 'kubernetes-types/rbac/v1.js';
+import {build, containersOf, deployDirectory, ofKind, overlays, read, samples, workloads, type Manifest, type Workload} from './manifests.ts';
 import {relationErrors} from './relations.ts';
 import {nameOf, typeErrors} from './types.ts';
 
@@ -49,7 +50,8 @@ test('no sample holds a key', t => {
 
 const base = build('overlays/openshift');
 
-type Edit = (find: <T>(name: string) => T & Manifest, manifests: Manifest[]) => void;
+type Find = (name: string) => Manifest;
+type Edit = (find: Find, manifests: Manifest[]) => void;
 
 const slips: ReadonlyArray<readonly [slip: string, edit: Edit, complaint: RegExp]> = [
 	['a field that the kind does not have', find => Object.assign(daemonOf(find).spec.template.spec, {hostNetworks: true}), /"hostNetworks"' does not exist/v],
@@ -66,8 +68,8 @@ const slips: ReadonlyArray<readonly [slip: string, edit: Edit, complaint: RegExp
 	['a config map that is not there', find => containersOf(daemonOf(find))[0]?.envFrom?.push({configMapRef: {name: 'peer-pod-cm'}}), /there is no ConfigMap peer-pod-cm/v],
 	['a mount without a volume', find => containersOf(daemonOf(find))[0]?.volumeMounts?.push({name: 'modules', mountPath: '/lib/modules'}), /no volume modules/v],
 	['a volume that nobody mounts', find => daemonOf(find).spec.template.spec.volumes?.push({name: 'modules', hostPath: {path: '/lib/modules'}}), /nobody mounts the volume modules/v],
-	['a binding to a role that is not there', find => Object.assign(find<{roleRef: object}>('ClusterRoleBinding cloud-api-adaptor-daemon').roleRef, {name: 'daemon'}), /there is no ClusterRole daemon/v],
-	['a binding of an account elsewhere', find => Object.assign(find<{subjects: [object]}>('ClusterRoleBinding cloud-api-adaptor-daemon').subjects[0], {namespace: 'default'}), /there is no ServiceAccount cloud-api-adaptor in default/v],
+	['a binding to a role that is not there', find => Object.assign(bindingOf(find).roleRef, {name: 'daemon'}), /there is no ClusterRole daemon/v],
+	['a binding of an account elsewhere', find => Object.assign(bindingOf(find).subjects?.[0] ?? {}, {namespace: 'default'}), /there is no ServiceAccount cloud-api-adaptor in default/v],
 	['a role that nobody has', (_find, manifests) => manifests.splice(manifests.findIndex(each => nameOf(each) === 'RoleBinding cloud-api-adaptor-daemon'), 1), /Role cloud-api-adaptor-daemon: nobody has it/v],
 	['an object in another namespace', find => Object.assign(daemonOf(find).metadata, {namespace: 'kube-system'}), /namespace is kube-system/v],
 	['peer pods on nodes without the daemon', find => Object.assign(daemonOf(find).spec.template.spec.nodeSelector ?? {}, {'kata.peerpods.io/node': 'yes'}), /nodes without the daemon/v],
@@ -78,20 +80,24 @@ const slips: ReadonlyArray<readonly [slip: string, edit: Edit, complaint: RegExp
 for (const [slip, edit, complaint] of slips) {
 	test(`${slip} is found`, async t => {
 		const manifests = structuredClone(await base);
-		edit(<T>(name: string) => {
+		edit(name => {
 			const found = manifests.find(each => nameOf(each) === name);
-			return t.truthy(found) ? found as T & Manifest : t.fail() as never;
+			return t.truthy(found) ? found : t.fail();
 		}, manifests);
 		t.regex([...relationErrors(manifests, {others}), ...typeErrors(manifests, definitions)].join('\n'), complaint);
 	});
 }
 
-function daemonOf(find: Parameters<Edit>[0]): ReturnType<typeof workloads>[number] {
-	return find('DaemonSet osc-caa-ds');
+function daemonOf(find: Find): Workload {
+	return find('DaemonSet osc-caa-ds') as Workload;
 }
 
-function definitionOf(find: Parameters<Edit>[0]): CustomResourceDefinition & Manifest {
-	return find('CustomResourceDefinition peerpodconfigs.confidentialcontainers.org');
+function bindingOf(find: Find): ClusterRoleBinding & Manifest {
+	return find('ClusterRoleBinding cloud-api-adaptor-daemon') as ClusterRoleBinding & Manifest;
+}
+
+function definitionOf(find: Find): CustomResourceDefinition & Manifest {
+	return find('CustomResourceDefinition peerpodconfigs.confidentialcontainers.org') as CustomResourceDefinition & Manifest;
 }
 
 function peerPodConfig(spec: object): Manifest {

@@ -89,7 +89,7 @@ function typeOf({type, properties = {}, required = [], additionalProperties, enu
 	switch (type) {
 		case 'object': {
 			if (typeof additionalProperties === 'object') {
-				return `{[name: string]: ${typeOf(additionalProperties as JSONSchemaProps, false)}}`;
+				return `{[name: string]: ${typeOf(additionalProperties, false)}}`;
 			}
 
 			const fields = Object.entries(properties)
@@ -110,6 +110,7 @@ function typeOf({type, properties = {}, required = [], additionalProperties, enu
 			return 'boolean';
 		}
 
+		case undefined:
 		default: {
 			throw new TypeError(`A schema without a type that is known here: ${JSON.stringify(type)}`);
 		}
