@@ -105,7 +105,7 @@ test('one error lists every problem, with the name, what it got and an example',
 const refusals: ReadonlyArray<readonly [string, string]> = [
 	['CLOUD_PROVIDER', 'aws'], ['LIBVIRT_URI', 'xen:///'], ['LIBVIRT_URI', 'qemu+ssh://root@h/system?no_verfy=1'], ['LIBVIRT_POOL', '../etc'], ['LIBVIRT_VOL_NAME', '..'],
 	['LIBVIRT_CPU', '0'], ['LIBVIRT_CPU', '1.5'], ['LIBVIRT_CPU', '-1'], ['LIBVIRT_CPU', '249'], ['LIBVIRT_MEMORY', '8Gi'], ['LIBVIRT_MEMORY', '1e3'],
-	['LIBVIRT_CPUSET', '3-1'], ['LIBVIRT_CPUSET', '1,,2'], ['LIBVIRT_CPUSET', 'all'], ['LIBVIRT_CPUSET', '0-1024'], ['LIBVIRT_CPUSET', '1,^1'], ['LIBVIRT_CPUSET', '0-7,^2-3'], ['LIBVIRT_ALLOWED_IMAGES', 'a,,b'], ['LIBVIRT_ALLOWED_IMAGES', '/etc/*'],
+	['LIBVIRT_CPUSET', '3-1'], ['LIBVIRT_CPUSET', '1,,2'], ['LIBVIRT_CPUSET', 'all'], ['LIBVIRT_CPUSET', '0-16384'], ['LIBVIRT_CPUSET', '1,^1'], ['LIBVIRT_CPUSET', '0-7,^2-3'], ['LIBVIRT_ALLOWED_IMAGES', 'a,,b'], ['LIBVIRT_ALLOWED_IMAGES', '/etc/*'],
 	['LIBVIRT_SWIOTLB_MEMORY', '-1'], ['LIBVIRT_MIN_CPU', '3'], ['DISABLECVM', 'yes'], ['FORWARDER_PORT', '65536'], ['VXLAN_PORT', '0'],
 	['VXLAN_MIN_ID', '16777216'], ['TUNNEL_TYPE', 'routing'], ['PODS_DIR', 'pods'], ['PODS_DIR', `/${'p'.repeat(30)}`], ['REMOTE_HYPERVISOR_ENDPOINT', `/${'s'.repeat(107)}`],
 	['PROXY_TIMEOUT', '-5m'], ['PROXY_TIMEOUT', '0'], ['START_TIMEOUT', '25h'], ['TLS_MIN_VERSION', 'VersionTLS10'], ['TLS_CIPHER_SUITES', 'AES128-SHA'],

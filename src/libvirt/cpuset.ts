@@ -3,10 +3,10 @@
  * Source: libvirt, docs/formatdomain ("CPU Allocation"), src/util/virbitmap.c (virBitmapParse).
  */
 
-/** libvirt's own limit was 1024 CPUs for long (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN); no machine of IBM's has as many. */
-export const highestCpu = 1023;
+/** The highest that libvirt takes (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN). */
+export const highestCpu = 16_383;
 
-/** Undefined for what libvirt would refuse: other syntax, a CPU over the limit, an empty set. */
+/** Undefined for what libvirt would refuse: other syntax, a CPU over the limit, an empty set; and for a comma at the end, which it takes. */
 export function parseCpuset(text: string): ReadonlySet<number> | undefined {
 	const cpus = new Set<number>();
 	for (const part of text.split(',')) {
