@@ -38,7 +38,7 @@ test('libvirt itself takes what is taken here, understands it so, and refuses wh
 	};
 	const part = fc.oneof(
 		fc.nat(12).map(String), fc.tuple(fc.nat(12), fc.nat(12)).map(([a, b]) => `${a}-${b}`), fc.nat(12).map(cpu => `^${cpu}`),
-		fc.constantFrom('16383', '16384', '0-16383', ' 4', '2-', '^1-2', 'x'),
+		fc.constantFrom('16383', '16384', '14-16383', ' 4', '2-', '^1-2', 'x'),
 	);
 	await fc.assert(fc.asyncProperty(fc.array(part, {minLength: 1, maxLength: 4}), async parts => {
 		const text = parts.join(',');
