@@ -169,14 +169,16 @@ interface Given {
 	readonly text: string;
 }
 
-function given({env: variable, flag}: Pick<Setting, 'env' | 'flag'>, env: Texts, flags: Texts): Given | undefined {
-	const ofFlag = flag === undefined ? undefined : flags[flag]?.trim();
-	if (ofFlag) {
+/** Trimmed, unless the type is verbatim; what is blank is not given at all. */
+function given({env: variable, flag, type}: Pick<Setting, 'env' | 'flag'> & {readonly type?: ValueType<unknown>}, env: Texts, flags: Texts): Given | undefined {
+	const textOf = (raw: string | undefined): string => (type?.isVerbatim === true && raw?.trim() ? raw : raw?.trim() ?? '');
+	const ofFlag = flag === undefined ? '' : textOf(flags[flag]);
+	if (ofFlag !== '') {
 		return {name: `-${String(flag)}`, text: ofFlag};
 	}
 
-	const ofVariable = env[variable]?.trim();
-	return ofVariable ? {name: variable, text: ofVariable} : undefined;
+	const ofVariable = textOf(env[variable]);
+	return ofVariable === '' ? undefined : {name: variable, text: ofVariable};
 }
 
 /** Settings that are right one by one and wrong together. */

@@ -4,6 +4,7 @@
 import {dirname, join} from 'node:path';
 import {serveApi} from './api/server.ts';
 import type {Config} from './config.ts';
+import {parseInitdata} from './initdata.ts';
 import type {Logger} from './log.ts';
 import {openPipe} from './libvirt/open-pipe.ts';
 import {LibvirtSession} from './libvirt/session.ts';
@@ -101,14 +102,18 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		records: new FileRecords(config.podsDir, log),
 		starts: new StartQueue(config.maxConcurrentStarts),
 		maxSandboxes: () => config.limitPerNode === undefined || config.limitPerNode < 0 || !config.enforceLimit ? undefined : config.limitPerNode,
-		sizes: {
-			vcpus: config.vcpus,
-			minVcpus: config.minVcpus,
-			maxVcpus: config.maxVcpus,
-			memoryMib: config.memoryMib,
-			minMemoryMib: config.minMemoryMib,
-			maxMemoryMib: config.maxMemoryMib ?? Infinity,
+		policy: {
+			sizes: {
+				vcpus: config.vcpus,
+				minVcpus: config.minVcpus,
+				maxVcpus: config.maxVcpus,
+				memoryMib: config.memoryMib,
+				minMemoryMib: config.minMemoryMib,
+				maxMemoryMib: config.maxMemoryMib ?? Infinity,
+			},
+			initdata: {parse: parseInitdata, ...(config.initdata === undefined ? {} : {configured: config.initdata})},
 		},
+		hasScratchSpace: config.enableScratchSpace,
 		podsDir: config.podsDir,
 		createTimeoutMs,
 		startTimeoutMs: config.startTimeoutMs,

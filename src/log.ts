@@ -23,6 +23,8 @@ export interface LogFields {
 	readonly event?: string;
 	readonly host?: string;
 	readonly image?: string;
+	/** Its digest, never its content. */
+	readonly initdata?: string;
 	readonly instanceName?: string;
 	readonly libvirtVersion?: string;
 	readonly mac?: string;

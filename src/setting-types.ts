@@ -5,6 +5,8 @@
 import {isIPv4} from 'node:net';
 import {highestCpu, parseCpuset} from './libvirt/cpuset.ts';
 import {parseLibvirtUri, type LibvirtUri} from './libvirt/uri.ts';
+import {parseInitdata} from './initdata.ts';
+import type {Initdata} from './sandbox/pod-request.ts';
 import {parseCipherSuites, parseTlsMinVersion, type TlsMinVersion} from './relay/tls-options.ts';
 
 export interface ValueType<T> {
@@ -12,6 +14,8 @@ export interface ValueType<T> {
 	readonly expected: string;
 	/** A flag of this type may stand alone: `-name` means `-name=true`. */
 	readonly isSwitch?: true;
+	/** White space around it belongs to the value; `parse` gets it too. */
+	readonly isVerbatim?: true;
 	/**
 	 * The value of non-empty, trimmed text; `undefined` when the text is not of this type.
 	 * @throws AdaptorError to say more than `expected` does; the text is then not shown, so it may hold a secret
@@ -99,6 +103,13 @@ export const ipv4Prefix: ValueType<string> = {
 export const libvirtUri: ValueType<LibvirtUri> = {
 	expected: 'a libvirt URI without a password: qemu+ssh://[user@]host[:port]/system, qemu:///system or test:///default',
 	parse: parseLibvirtUri,
+};
+
+/** Measured byte by byte, so a final newline counts. */
+export const initdata: ValueType<Initdata> = {
+	expected: 'an initdata document in TOML, as it is or as gzip and base64 make it',
+	isVerbatim: true,
+	parse: parseInitdata,
 };
 
 export const tlsMinVersion: ValueType<TlsMinVersion> = {

@@ -5,7 +5,7 @@
  * cloud-providers/libvirt/manager.go), so that its manifests work; what is only ours says so in its description.
  */
 import {
-	absolutePath, boolean, cipherSuites, cpuset, duration, glob, identifier, integer, interfaceName, ipv4Prefix, libvirtName, libvirtUri, listOf, oneOf, port,
+	absolutePath, boolean, cipherSuites, cpuset, duration, glob, identifier, integer, initdata, interfaceName, ipv4Prefix, libvirtName, libvirtUri, listOf, oneOf, port,
 	textLike, tlsMinVersion, type ValueType,
 } from './setting-types.ts';
 
@@ -31,7 +31,7 @@ export interface Setting<T = unknown> {
 /** By the names that the values have in the code. */
 export type SettingsTable = Readonly<Record<string, Setting>>;
 
-export const sections = ['KVM host', 'Pod VM size', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Logging'] as const;
+export const sections = ['KVM host', 'Pod VM size', 'Inside the pod VM', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Logging'] as const;
 export type Section = typeof sections[number];
 
 /** A unix socket's path is at most 107 bytes, and `<PODS_DIR>/<64 digits>/agent.ttrpc` is one. */
@@ -123,6 +123,18 @@ export const settings = {
 	rootDiskGib: {
 		env: 'LIBVIRT_ROOT_DISK_SIZE', flag: 'root-disk-size', section: 'Pod VM size', type: integer(1, 65_536, 'GiB'), default: '10',
 		description: 'Size of a pod VM\'s root disk in GiB. A larger base volume counts.',
+	},
+
+	initdata: {
+		env: 'INITDATA', flag: 'initdata', section: 'Inside the pod VM', type: initdata,
+		example: 'H4sIAAAAAAACA0vMSc8vyizJyLVVKs5INDI1U+IqSy0qzszPs1Uy0DPUM1Diik5JLEmMBQAK8Z+aKQAAAA==',
+		description: 'Initdata of pods that bring none in their annotation `io.katacontainers.config.hypervisor.cc_init_data`: what `gzip -c initdata.toml | base64 -w0` prints, '
+			+ 'or the TOML document itself. No place for secrets.',
+	},
+	enableScratchSpace: {
+		env: 'ENABLE_SCRATCH_SPACE', flag: 'enable-scratch-space', section: 'Inside the pod VM', type: boolean, default: 'false',
+		description: 'Pod VMs keep container images in encrypted scratch space. They make it, where their image can, in the part of the root disk that the image does not fill: '
+			+ 'set `LIBVIRT_ROOT_DISK_SIZE` larger than the image.',
 	},
 
 	socketPath: {
@@ -258,8 +270,6 @@ export const inertSettings: readonly InertSetting[] = [
 	{env: 'LIBVIRT_EFI_FIRMWARE', flag: 'firmware', reason: 's390x has no EFI firmware'},
 	{env: 'PAUSE_IMAGE', flag: 'pause-image', reason: 'the pod VM image brings its own pause container'},
 	{env: 'PEER_PODS_DIR', reason: 'an old name: set PODS_DIR'},
-	{env: 'INITDATA', flag: 'initdata', reason: notYet},
 	{env: 'CLOUD_CONFIG_VERIFY', flag: 'cloud-config-verify', isSwitch: true, silentFor: ['false'], reason: notYet},
-	{env: 'ENABLE_SCRATCH_SPACE', flag: 'enable-scratch-space', isSwitch: true, silentFor: ['false'], reason: notYet},
 	{env: 'SECURE_COMMS', flag: 'secure-comms', isSwitch: true, silentFor: ['false'], reason: 'not supported: the agent\'s traffic goes over mutual TLS'},
 ];

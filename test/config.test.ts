@@ -1,3 +1,4 @@
+import {createHash} from 'node:crypto';
 import {readFileSync} from 'node:fs';
 import test from 'ava';
 import fc from 'fast-check';
@@ -118,6 +119,15 @@ for (const [name, value] of refusals) {
 	});
 }
 
+test('initdata is checked, kept to the last byte, and never repeated', t => {
+	const document = 'algorithm = "sha256"\nversion = "0.1.0"\n[data]\n';
+	t.is(load({INITDATA: document}).initdata?.digest, `sha256:${createHash('sha256').update(document).digest('hex')}`);
+	t.is(load({INITDATA: ' \n'}).initdata, undefined);
+	const {INITDATA: problem = ''} = problemsOf({INITDATA: 'algorithm = "hunter2"'});
+	t.regex(problem, /is refused: The initdata has no version.*for example INITDATA=H4sI/);
+	t.false(problem.includes('hunter2'));
+});
+
 test('a password in the URI is refused and never repeated', t => {
 	const error = t.throws(() => load({LIBVIRT_URI: 'qemu+ssh://root:hunter2@host/system'}), {instanceOf: ConfigError});
 	t.false(error.message.includes('hunter2'));
@@ -155,9 +165,9 @@ test('the default minimum of memory gives way to a smaller LIBVIRT_MEMORY', t =>
 });
 
 test('a setting without effect is accepted, whatever it holds, and warned about', t => {
-	const env = {PAUSE_IMAGE: 'pause:3.9', INITDATA: 'secret', CLOUD_CONFIG_VERIFY: 'false', ENABLE_SCRATCH_SPACE: 'true', POD_UID: 'u', PROBE_PORT: '8000'};
+	const env = {PAUSE_IMAGE: 'secret', SECURE_COMMS: 'true', CLOUD_CONFIG_VERIFY: 'false', POD_UID: 'u', PROBE_PORT: '8000'};
 	const {warnings} = load(env, {'data-dir': '/opt/data-dir'});
-	t.deepEqual(warnings.map(({name}) => name), ['-data-dir', 'PAUSE_IMAGE', 'INITDATA', 'ENABLE_SCRATCH_SPACE', 'POD_UID']);
+	t.deepEqual(warnings.map(({name}) => name), ['-data-dir', 'PAUSE_IMAGE', 'SECURE_COMMS', 'POD_UID']);
 	t.false(JSON.stringify(warnings).includes('secret'));
 });
 
@@ -192,7 +202,7 @@ test('the config is frozen through and through', t => {
 	};
 	assertFrozen(load({
 		LIBVIRT_URI: 'qemu+ssh://h/system?sshauth=agent', CACERT_FILE: '/a', CERT_FILE: '/b', CERT_KEY: '/c', PAUSE_IMAGE: 'p',
-		POD_SUBNET_CIDRS: '10.0.0.0/8', TLS_CIPHER_SUITES: 'TLS_AES_128_GCM_SHA256',
+		POD_SUBNET_CIDRS: '10.0.0.0/8', TLS_CIPHER_SUITES: 'TLS_AES_128_GCM_SHA256', INITDATA: exampleOf(settings.initdata),
 	}));
 });
 

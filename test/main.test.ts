@@ -130,7 +130,7 @@ test('every problem of the configuration is told at once, with 2, and no passwor
 
 test('it says when it is ready, answers on its socket, and SIGTERM ends it with 0 and without the socket', async t => {
 	await using libvirtd = await startTestLibvirtd();
-	const running = await daemon(t, {LIBVIRT_URI: `test:///default?socket=${libvirtd.socketPath}`, PEER_SECRET: 'hunter2', INITDATA: 'hunter3'});
+	const running = await daemon(t, {LIBVIRT_URI: `test:///default?socket=${libvirtd.socketPath}`, PEER_SECRET: 'hunter2', INITDATA: 'algorithm = "sha256"\nversion = "0.1.0"\n[data]\na = "hunter3"'});
 	t.like(await running.event('ready'), {level: 'info', path: running.socketPath, node: 'worker-0', pool: 'default'});
 	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
 	t.like(await running.event('libvirt connected'), {level: 'info', connection: 1});

@@ -3,6 +3,7 @@
  * Source: cloud-api-adaptor, pkg/podnetwork/tunneler (pod-network) and cmd/process-user-data (paths), v0.8 to v0.22.
  */
 import {Secret} from '../log.ts';
+import type {Initdata} from './pod-request.ts';
 import type {ForwarderTls, GuestFile, PodIdentity, PodNetwork} from './ports.ts';
 
 /** The forwarder's configuration: `apf.json` from v0.15 on, `daemon.json` up to v0.14. Each generation ignores the other's. */
@@ -10,21 +11,29 @@ export const forwarderConfigPaths = ['/run/peerpod/apf.json', '/run/peerpod/daem
 
 /** Registry credentials, for the agent's image pull. */
 export const pullCredentialsPath = '/run/peerpod/auth.json';
+/** Where the VM looks for what a pod's owner wants of it, as `Initdata` has it. */
+const initdataPath = '/run/peerpod/initdata';
+/** Its mere presence makes the VM set up scratch space (v0.15 and later). */
+const scratchSpacePath = '/run/peerpod/scratch-space.marker';
 
 export interface GuestConfiguration {
 	readonly pod: PodIdentity;
 	readonly network: PodNetwork;
 	readonly tls: ForwarderTls;
 	/** The content of `auth.json`; none, no file. */
-	readonly pullCredentials?: Secret<string>;
+	readonly pullCredentials?: Secret<string> | undefined;
+	readonly initdata?: Initdata | undefined;
+	readonly hasScratchSpace?: boolean;
 }
 
 export function guestFiles(configuration: GuestConfiguration): GuestFile[] {
-	const {pullCredentials} = configuration;
+	const {pullCredentials, initdata, hasScratchSpace} = configuration;
 	const content = new Secret(`${JSON.stringify(forwarderConfig(configuration), undefined, 2)}\n`);
 	return [
 		...forwarderConfigPaths.map(path => ({path, content})),
 		...(pullCredentials === undefined ? [] : [{path: pullCredentialsPath, content: pullCredentials}]),
+		...(initdata === undefined ? [] : [{path: initdataPath, content: new Secret(initdata.content)}]),
+		...(hasScratchSpace === true ? [{path: scratchSpacePath, content: new Secret('')}] : []),
 	];
 }
 

@@ -14,6 +14,9 @@ export const annotations = {
 	vcpus: `${hypervisor}default_vcpus`,
 	memory: `${hypervisor}default_memory`,
 	image: `${hypervisor}image`,
+	initdata: `${hypervisor}cc_init_data`,
+	/** The name of the same up to kata 3.19. */
+	initdataBefore: 'io.katacontainers.config.runtime.cc_init_data',
 } as const;
 
 /** The administrator's sizes. Memory in MiB. */
@@ -24,6 +27,27 @@ export interface SizePolicy {
 	readonly maxMemoryMib: number;
 	readonly minVcpus: number;
 	readonly maxVcpus: number;
+}
+
+/** A document for the VM, checked. */
+export interface Initdata {
+	/** As the VM reads it. No secret: it stood in an annotation or in the configuration. Not for the log either. */
+	readonly content: string;
+	/** Of the document, as attestation measures it: `<algorithm>:<hexadecimal>`. */
+	readonly digest: string;
+}
+
+export interface InitdataPolicy {
+	/** For pods that bring none. */
+	readonly configured?: Initdata;
+	/** @throws AdaptorError 'invalid-argument' with `where` */
+	readonly parse: (text: string, where: {readonly annotation: string}) => Initdata;
+}
+
+/** What the administrator allows, and what holds where a pod asks for nothing. */
+export interface PodPolicy {
+	readonly sizes: SizePolicy;
+	readonly initdata: InitdataPolicy;
 }
 
 /** Where a size came from, for the log. */
@@ -38,14 +62,16 @@ export interface PodRequest {
 	readonly memoryFrom: SizeSource;
 	/** A volume's name, as the pod gave it; checked by whoever knows volumes. */
 	readonly image?: string;
+	readonly initdata?: Initdata;
 }
 
 /** @throws AdaptorError 'invalid-argument' that names the annotation and what it held */
-export function podRequest(id: SandboxId, given: Readonly<Record<string, string>>, policy: SizePolicy): PodRequest {
+export function podRequest(id: SandboxId, given: Readonly<Record<string, string>>, {sizes, initdata: initdataPolicy}: PodPolicy): PodRequest {
 	const pod = podIdentity(given);
-	const vcpus = size(given, annotations.vcpus, {configured: policy.vcpus, min: policy.minVcpus, max: policy.maxVcpus});
-	const memory = size(given, annotations.memory, {configured: policy.memoryMib, min: policy.minMemoryMib, max: policy.maxMemoryMib});
+	const vcpus = size(given, annotations.vcpus, {configured: sizes.vcpus, min: sizes.minVcpus, max: sizes.maxVcpus});
+	const memory = size(given, annotations.memory, {configured: sizes.memoryMib, min: sizes.minMemoryMib, max: sizes.maxMemoryMib});
 	const image = given[annotations.image];
+	const initdata = initdataOf(given, initdataPolicy);
 	return {
 		pod,
 		instanceName: instanceName(pod.name, id),
@@ -54,6 +80,7 @@ export function podRequest(id: SandboxId, given: Readonly<Record<string, string>
 		memoryMib: memory.value,
 		memoryFrom: memory.from,
 		...(image === undefined || image === '' ? {} : {image}),
+		...(initdata === undefined ? {} : {initdata}),
 	};
 }
 
@@ -84,6 +111,12 @@ function podIdentity(given: Readonly<Record<string, string>>): PodIdentity {
 	// CRI-O gives its own sandbox name, k8s_<pod>_<namespace>_<uid>_<attempt>; none of the parts can hold an underscore.
 	const [, podName, , uid] = /^k8s_([^_]+)_([^_]+)_([^_]+)_\d+$/.exec(name) ?? [];
 	return podName === undefined || uid === undefined ? {name, namespace} : {name: podName, namespace, uid};
+}
+
+/** The pod's own, else the configured: never a mixture of both. */
+function initdataOf(given: Readonly<Record<string, string>>, {configured, parse}: InitdataPolicy): Initdata | undefined {
+	const annotation = [annotations.initdata, annotations.initdataBefore].find(name => (given[name] ?? '').trim() !== '');
+	return annotation === undefined ? configured : parse(given[annotation] ?? '', {annotation});
 }
 
 interface SizeBounds {

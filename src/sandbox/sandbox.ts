@@ -8,7 +8,7 @@ import type {Logger} from '../log.ts';
 import {admitStart, nothing, remainsOf, remainsOnRecord, type Prepared, type Remains, type SandboxState} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
 import {Mailbox} from './mailbox.ts';
-import {podRequest, type PodRequest, type SizePolicy} from './pod-request.ts';
+import {podRequest, type PodPolicy, type PodRequest} from './pod-request.ts';
 import type {AgentRelay, AgentRelays, ClaimedVm, Cluster, CreateSandbox, PodIdentity, PodNetworks, PodVms, RelayTarget, SandboxId} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
 import {isLost, startingWith, type Recovery} from './recovery.ts';
@@ -24,7 +24,9 @@ export interface SandboxWorld {
 	readonly records: SandboxRecords;
 	/** Starts under way, of all sandboxes. */
 	readonly starts: StartQueue;
-	readonly sizes: SizePolicy;
+	readonly policy: PodPolicy;
+	/** Every VM is asked to set up scratch space. */
+	readonly hasScratchSpace: boolean;
 	/** Absolute directory; the agent's socket of a sandbox is `<podsDir>/<id>/agent.ttrpc`. */
 	readonly podsDir: string;
 	/** Budget of a creation, which only looks at this node. */
@@ -91,12 +93,12 @@ export class Sandbox {
 
 	/** To be called once, first. On failure the sandbox is gone and nothing is left of it. */
 	async create({annotations, netnsPath}: CreateSandbox, signal: AbortSignal): Promise<void> {
-		const {networks, relays, sizes, createTimeoutMs} = this.#world;
+		const {networks, relays, policy, createTimeoutMs} = this.#world;
 		return this.#mailbox.post(async () => {
 			using scope = new Scope(signal, this.#end.signal).deadline(createTimeoutMs, 'the sandbox to be created');
 			let made = nothing;
 			try {
-				const request = podRequest(this.id, annotations, sizes);
+				const request = podRequest(this.id, annotations, policy);
 				this.#know(request);
 				await this.#record({request, netnsPath, state: 'creating'});
 				made = {reservingIn: netnsPath, mayHaveVm: false};
@@ -106,8 +108,9 @@ export class Sandbox {
 				await this.#record({request, network, state: 'created'});
 				scope.signal.throwIfAborted();
 				this.#setState({name: 'created', prepared: {request, network, tls}});
-				const {vcpus, vcpusFrom, memoryMib, memoryFrom} = request;
-				this.#log.info({vcpus, vcpusFrom, memoryMib, memoryFrom, vni: network.vxlanId, netns: netnsPath}, 'sandbox created');
+				const {vcpus, vcpusFrom, memoryMib, memoryFrom, initdata} = request;
+				const measured = initdata === undefined ? {} : {initdata: initdata.digest};
+				this.#log.info({vcpus, vcpusFrom, memoryMib, memoryFrom, ...measured, vni: network.vxlanId, netns: netnsPath}, 'sandbox created');
 			} catch (thrown) {
 				await this.#unmake(made);
 				throw rootCause(thrown, scope.signal);
@@ -284,7 +287,7 @@ export class Sandbox {
 	}
 
 	async #bringUp(prepared: Prepared, signal: AbortSignal): Promise<void> {
-		const {podVms, networks, relays, cluster, starts, startTimeoutMs, agentTimeoutMs} = this.#world;
+		const {podVms, networks, relays, cluster, starts, hasScratchSpace, startTimeoutMs, agentTimeoutMs} = this.#world;
 		const {request, network, tls} = prepared;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal).deadline(startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
@@ -307,7 +310,7 @@ export class Sandbox {
 				memoryMib: request.memoryMib,
 				...(request.image === undefined ? {} : {image: request.image}),
 				vni: network.vxlanId,
-				files: guestFiles({pod: request.pod, network, tls, ...(pullCredentials === undefined ? {} : {pullCredentials})}),
+				files: guestFiles({pod: request.pod, network, tls, pullCredentials, initdata: request.initdata, hasScratchSpace}),
 			}, scope.signal);
 			this.#setState({name: 'booting', prepared, vm});
 			stages.enter('reach the agent');

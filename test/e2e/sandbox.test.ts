@@ -2,6 +2,7 @@
  * The main job with nothing left out: the daemon on a worker node, libvirt over ssh, QEMU booting s390x, mutual TLS, the guest's agent.
  * One lab for all; each test begins and ends with an empty host.
  */
+import {createHash} from 'node:crypto';
 import {once} from 'node:events';
 import {readFileSync} from 'node:fs';
 import {copyFile, rm} from 'node:fs/promises';
@@ -313,6 +314,35 @@ test.serial('the console of a VM is ours while it boots, and anybody\'s once it 
 		await pause(50, signal);
 	}
 
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('a policy that is set through the relay takes effect, and its refusals reach the caller as the guest\'s agent worded them', async t => {
+	const pod = await create(t, 'policy');
+	await shim.startVm(pod.id, signal);
+	t.is(await sh(pod, 'uname -m'), 's390x');
+	await using client = await connect(pod.agentSocket, signal);
+	const agent = new AgentClient(client);
+	await agent.call('AgentService/SetPolicy', {policy: 'package agent_policy\n\ndefault WaitProcessRequest := true\ndefault ExecProcessRequest := false\n'}, signal, 60_000);
+	const exec = {container_id: 'c', exec_id: 'after', process: {Args: ['true'], Env: ['PATH=/bin'], Cwd: '/'}};
+	const {status} = await t.throwsAsync<TtrpcError>(agent.call('AgentService/ExecProcess', exec, signal, 60_000), {instanceOf: TtrpcError});
+	t.deepEqual(status, {code: statusCode.permissionDenied, message: 'ExecProcessRequest is blocked by policy'});
+	t.is((await agent.call('Health/Check', {}, signal, 10_000)).status, 'SERVING', 'the connection lives');
+	await agent.call('AgentService/SetPolicy', {policy: 'default ExecProcessRequest := true'}, signal, 60_000);
+	t.is((await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout, 's390x\n', 'what is allowed again works again');
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
+
+test.serial('initdata reach the VM as pod VM images read them, and the log tells the digest', async t => {
+	const text = 'algorithm = "sha384"\nversion = "0.1.0"\n\n[data]\n"aa.toml" = \'\'\'\nurl = "http://127.0.0.1:8080"\n\'\'\'\n';
+	const pod = await create(t, 'initdata', {'io.katacontainers.config.hypervisor.cc_init_data': text});
+	const digest = createHash('sha384').update(text).digest('hex');
+	t.true(daemon.tail.some(line => line.includes('sandbox created') && line.includes(`"initdata":"sha384:${digest}"`)));
+	t.false(daemon.tail.some(line => line.includes('aa.toml')));
+	await shim.startVm(pod.id, signal);
+	t.is(await sh(pod, 'base64 -d /run/peerpod/initdata | gunzip -c'), text.trim());
 	await shim.stopVm(pod.id, signal);
 	await nothingLeft(t);
 });

@@ -33,6 +33,12 @@ test('what an administrator\'s CA makes unnecessary is left out', t => {
 	t.false(/tls-/.test(file?.content.reveal() ?? 'tls-'));
 });
 
+test('initdata and the scratch space\'s marker are there when they are asked for, and only then', t => {
+	const others = guestFiles({pod: {name: 'web', namespace: 'shop'}, network, tls, initdata: {content: 'H4sI', digest: 'sha256:00'}, hasScratchSpace: true}).slice(2);
+	t.deepEqual(others.map(({path, content}) => [path, content.reveal()]), [['/run/peerpod/initdata', 'H4sI'], ['/run/peerpod/scratch-space.marker', '']]);
+	t.is(guestFiles({pod: {name: 'web', namespace: 'shop'}, network, tls, hasScratchSpace: false}).length, 2);
+});
+
 test('a file never prints its content', t => {
 	const [file] = guestFiles({pod: {name: 'web', namespace: 'shop'}, network, tls});
 	t.notRegex(inspect(file, {depth: 9, showHidden: true}) + JSON.stringify(file) + String(file?.content), /KEY/);

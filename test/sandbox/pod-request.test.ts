@@ -1,9 +1,12 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/errors.ts';
-import {instanceName, podRequest, type SizePolicy} from '../../src/sandbox/pod-request.ts';
+import {instanceName, podRequest, type PodPolicy} from '../../src/sandbox/pod-request.ts';
 
-const policy: SizePolicy = {vcpus: 2, memoryMib: 8192, minMemoryMib: 512, maxMemoryMib: 65_536, minVcpus: 1, maxVcpus: 16};
+const policy: PodPolicy = {
+	sizes: {vcpus: 2, memoryMib: 8192, minMemoryMib: 512, maxMemoryMib: 65_536, minVcpus: 1, maxVcpus: 16},
+	initdata: {parse: (text, {annotation}) => ({content: text, digest: annotation})},
+};
 const id = '0123456789abcdef'.repeat(4);
 const names = {'io.kubernetes.cri.sandbox-name': 'web', 'io.kubernetes.cri.sandbox-namespace': 'shop'};
 const hypervisor = 'io.katacontainers.config.hypervisor.';
@@ -37,7 +40,7 @@ test('sizes are kept within the administrator\'s bounds, and say so', t => {
 	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '100'}, policy), {memoryMib: 512, memoryFrom: 'minimum'});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '999999'}, policy), {memoryMib: 65_536, memoryFrom: 'maximum'});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '17'}, policy), {vcpus: 16, vcpusFrom: 'maximum'});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.5'}, {...policy, minVcpus: 2}), {vcpus: 2, vcpusFrom: 'minimum'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.5'}, {...policy, sizes: {...policy.sizes, minVcpus: 2}}), {vcpus: 2, vcpusFrom: 'minimum'});
 });
 
 for (const value of ['two', '-1', '1e3', '0x10', '1.2.3', 'NaN', '2 GiB', '99999999999']) {
@@ -67,6 +70,22 @@ for (const missing of ['io.kubernetes.cri.sandbox-name', 'io.kubernetes.cri.sand
 test('the image annotation is passed on, an empty one is none', t => {
 	t.is(podRequest(id, {...names, [`${hypervisor}image`]: 'other.qcow2'}, policy).image, 'other.qcow2');
 	t.false('image' in podRequest(id, {...names, [`${hypervisor}image`]: ''}, policy));
+});
+
+const configured = {content: 'global', digest: 'configuration'};
+for (const [what, given, expected] of [
+	['the configured initdata', {}, configured],
+	['the configured initdata, its annotation being empty', {[`${hypervisor}cc_init_data`]: ' '}, configured],
+	['its own initdata', {[`${hypervisor}cc_init_data`]: 'own\n'}, {content: 'own\n', digest: `${hypervisor}cc_init_data`}],
+	['its own initdata by its older name', {[`${hypervisor}cc_init_data`]: '', 'io.katacontainers.config.runtime.cc_init_data': 'own'}, {content: 'own', digest: 'io.katacontainers.config.runtime.cc_init_data'}],
+] as const) {
+	test(`a pod gets ${what}`, t => {
+		t.deepEqual(podRequest(id, {...names, ...given}, {...policy, initdata: {...policy.initdata, configured}}).initdata, expected);
+	});
+}
+
+test('without any initdata there is none', t => {
+	t.false('initdata' in podRequest(id, names, policy));
 });
 
 test('an instance name is always a DNS label that keeps the sandbox\'s first eight', t => {

@@ -1,3 +1,5 @@
+import {createHash} from 'node:crypto';
+import {gunzipSync} from 'node:zlib';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
@@ -50,6 +52,30 @@ test('a VM that ends after its sandbox was taken up fails the relay', async t =>
 	t.true(after.relays.failures.has(socket('a')));
 	await after.registry.stop('a', never);
 	t.deepEqual(await after.left(), []);
+});
+
+test('initdata outlive a restart between creation and start, and the log shows their digest only', async t => {
+	const before = world(t);
+	const text = 'algorithm = "sha256"\nversion = "0.1.0"\n[data]\n"policy.rego" = "hush-hush"\n';
+	const {annotations, ...rest} = pod('a');
+	await before.registry.create({...rest, annotations: {...annotations, 'io.katacontainers.config.hypervisor.cc_init_data': text}}, never);
+	before.kill();
+	const after = await before.restart();
+	await after.registry.start('a', never);
+	const file = after.podVms.specOf('podvm-web-a')?.files.find(({path}) => path === '/run/peerpod/initdata');
+	t.is(gunzipSync(Buffer.from(file?.content.reveal() ?? '', 'base64')).toString(), text);
+	const lines = [...before.log.lines, ...after.log.lines];
+	t.is(lines.find(({message}) => message === 'sandbox created')?.fields.initdata, `sha256:${createHash('sha256').update(text).digest('hex')}`);
+	t.false(JSON.stringify(lines).includes('hush'));
+});
+
+test('bad initdata are refused by the annotation\'s name, and nothing is left', async t => {
+	const {registry, left} = world(t);
+	const annotation = 'io.katacontainers.config.hypervisor.cc_init_data';
+	const {annotations, ...rest} = pod('a');
+	const error = await t.throwsAsync<AdaptorError>(registry.create({...rest, annotations: {...annotations, [annotation]: 'a = "hush'}}, never));
+	t.like(error, {code: 'invalid-argument', where: {annotation}});
+	t.deepEqual(await left(), []);
 });
 
 test('a running sandbox is served again although the host cannot be asked', async t => {

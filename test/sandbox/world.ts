@@ -1,5 +1,6 @@
 /** A registry over in-memory ports, with a hook before and after every call of a port: to fail it, to hold it, to count it. */
 import type {ExecutionContext} from 'ava';
+import {parseInitdata} from '../../src/initdata.ts';
 import {SandboxRegistry} from '../../src/sandbox/registry.ts';
 import type {SandboxRecords} from '../../src/sandbox/records.ts';
 import {abortable} from '../../src/lifetime.ts';
@@ -115,7 +116,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),
 		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
-		sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
+		policy: {sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192}, initdata: {parse: parseInitdata}}, hasScratchSpace: false,
 		closeTimeoutMs: options.closeTimeoutMs ?? 60_000, podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
 	});
 	t.teardown(async () => {
