@@ -32,6 +32,7 @@ const unconditional = new AbortController().signal;
 export class KvmHost {
 	readonly #options: KvmHostOptions;
 	#answers: Promise<Answers> | undefined;
+	#connections = 0;
 	#warnedOfEmulation = false;
 
 	/** Listens to the session for as long as that lives. */
@@ -40,8 +41,9 @@ export class KvmHost {
 		options.session.onState(({name}) => {
 			if (name === 'connected') {
 				this.forget();
+				this.#connections++;
 				if (options.launchSecurity !== undefined) {
-					void this.#tellOfSecureExecution();
+					void this.#tellOfSecureExecution(this.#connections);
 				}
 			}
 		});
@@ -98,10 +100,15 @@ export class KvmHost {
 	}
 
 	/** At once rather than at the first pod's expense. Never throws. */
-	async #tellOfSecureExecution(): Promise<void> {
+	async #tellOfSecureExecution(connection: number): Promise<void> {
 		const {log} = this.#options;
 		try {
 			const {secureExecution} = await this.#ask();
+			// A call that lost its connection is made again on the next one, which tells by itself.
+			if (connection !== this.#connections) {
+				return;
+			}
+
 			if (secureExecution?.supported === false) {
 				log.error({err: secureExecutionUnavailable(secureExecution)}, 'confidential VMs are asked for, and the KVM host cannot run them: no pod VM will start');
 			} else {
