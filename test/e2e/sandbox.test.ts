@@ -36,8 +36,6 @@ let empty: Inventory;
 test.before(async t => {
 	t.timeout(180_000);
 	lab = stack.use(await startLab({image: await buildGuestImage({cacheDir}, signal), signal}));
-	// Where libvirt keeps locks of consoles, and reads none without.
-	await hostSh('mkdir -p "$(readlink -m /var/lock)"');
 	daemon = await startDaemon(lab, {}, signal);
 	shim = new Shim(lab.outside(hypervisorSocket));
 	empty = await lab.inventory();

@@ -9,6 +9,8 @@ for directory in /run /var/log /var/lib/libvirt /var/cache/libvirt /etc/libvirt;
 	mount -t tmpfs -o mode=755 lab "$directory"
 done
 mkdir -p /run/lab/home /run/netns /run/sshd /var/lib/libvirt/images
+# Where libvirt keeps the locks of consoles, and reads none without: a link into /run.
+mkdir -p "$(readlink -m /var/lock)"
 
 # At its first use libvirt asks every QEMU it finds what it can do, up to a minute in all: let it find the one that we need (0.4 s).
 for emulator in /usr/bin/qemu-system-*; do
