@@ -52,6 +52,9 @@ type Running = Extract<SandboxState, {readonly name: 'running'}>;
 /** Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks cost. */
 const endedGraceMs = 300_000;
 
+/** How often to look whether the daemon before this one has brought a start to its end: once that daemon ends, nobody serves the sandbox. */
+const lookAgainMs = 500;
+
 /** For what must be done whoever waits for it. */
 const unconditional = new AbortController().signal;
 
@@ -195,20 +198,29 @@ export class Sandbox {
 	}
 
 	/**
-	 * Whether the daemon before this one has left a sandbox as it is on record, given the time. If not, it has brought what it was at to its
-	 * end: the sandbox is another step on, which is to be taken up instead, or nothing is left of it.
+	 * Whether the daemon before this one leaves a sandbox as it is on record for as long as it may be at it. As soon as it does not, it has
+	 * brought that to its end: the sandbox is another step on, which is to be taken up instead, or nothing is left of it.
 	 */
 	async #isLeftAlone({state}: SandboxRecord, halfMadeGraceMs: Promise<number>): Promise<boolean> {
 		const {signal} = this.#end;
-		await pause(await abortable(halfMadeGraceMs, signal), signal);
-		const latest = (await this.#world.records.readAll()).find(({id}) => id === this.id);
-		if (latest === undefined) {
-			this.#setState({name: 'gone'});
-		} else if (latest.state !== state) {
-			this.#takeUp(latest);
-		}
+		for (let leftMs = await abortable(halfMadeGraceMs, signal); ; leftMs -= lookAgainMs) {
+			const latest = (await this.#world.records.readAll()).find(({id}) => id === this.id);
+			if (latest === undefined) {
+				this.#setState({name: 'gone'});
+				return false;
+			}
 
-		return latest?.state === state;
+			if (latest.state !== state) {
+				this.#takeUp(latest);
+				return false;
+			}
+
+			if (leftMs <= 0) {
+				return true;
+			}
+
+			await pause(Math.min(leftMs, lookAgainMs), signal);
+		}
 	}
 
 	#takeUp(record: SandboxRecord): void {

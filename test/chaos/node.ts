@@ -104,6 +104,16 @@ export class ChaosNode implements AsyncDisposable {
 		return this.#daemon.tail;
 	}
 
+	/** Of the hypervisor API. */
+	get socketPath(): string {
+		return `${this.#directory}/hypervisor.sock`;
+	}
+
+	/** The first line of the daemon's that matches, said already or to come. */
+	async line(pattern: RegExp, limit: AbortSignal): Promise<string> {
+		return this.#daemon.line(pattern, limit);
+	}
+
 	/** Ends the daemon and starts another, once at a time. Returns when the signal is sent. */
 	restart(by: 'SIGKILL' | 'SIGTERM'): void {
 		const ending = this.#daemon;
@@ -118,6 +128,16 @@ export class ChaosNode implements AsyncDisposable {
 			}
 		});
 		this.#replacing.catch(() => undefined); // `settled` tells
+	}
+
+	/** Starts another daemon beside the one that runs, as a rolling update does. @returns the older one, whose end is its caller's business */
+	async overlap(): Promise<Service> {
+		const older = this.#daemon;
+		this.#expected.add(older);
+		this.#daemon = await this.#start();
+		this.#watch(this.#daemon);
+		this.#owned.use(older);
+		return older;
 	}
 
 	/** Resolves when a daemon is ready. */

@@ -1,0 +1,99 @@
+/** A rolling update: a daemon starts while the one before it still runs, idle or in the middle of a start. Both are processes of their own. */
+import {access} from 'node:fs/promises';
+import test, {type ExecutionContext} from 'ava';
+import {pause, Scope} from '../../src/lifetime.ts';
+import {connect} from '../../src/ttrpc/client.ts';
+import {AgentClient} from '../lab/agent-client.ts';
+import {newSandboxId} from '../lab/shim.ts';
+import {ChaosNode, type Inventory} from './node.ts';
+
+const {signal} = new AbortController();
+
+interface Pod {
+	readonly id: string;
+	readonly agentSocket: string;
+}
+
+async function create(node: ChaosNode): Promise<Pod> {
+	const {name, path} = await node.pod('bridge');
+	const id = newSandboxId();
+	const annotations = {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'};
+	return {id, agentSocket: await node.shim.createVm({id, annotations, networkNamespacePath: path}, signal)};
+}
+
+/** As a shim that dials again asks. */
+async function check({agentSocket}: Pod): Promise<void> {
+	await using client = await connect(agentSocket, signal);
+	await new AgentClient(client).call('Health/Check', {}, signal, 10_000);
+}
+
+async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Inventory): Promise<void> {
+	using scope = new Scope(signal).deadline(20_000, 'everything to be gone');
+	let left = [...(await node.inventory()).difference(before)];
+	while (left.length > 0 && !scope.signal.aborted) {
+		await pause(50, signal);
+		left = [...(await node.inventory()).difference(before)];
+	}
+
+	t.deepEqual(left, []);
+}
+
+const domains = async (node: ChaosNode): Promise<number> => [...await node.inventory()].filter(name => name.startsWith('domain ')).length;
+
+test('a daemon that starts beside another takes over what runs and what is created; the other one ends and takes nothing with it', async t => {
+	t.timeout(120_000);
+	await using node = await ChaosNode.start();
+	const before = await node.inventory();
+	const [running, created] = [await create(node), await create(node)];
+	await node.shim.startVm(running.id, signal);
+	const older = await node.overlap();
+	await node.line(new RegExp(`${running.id}.*sandbox of an earlier run taken up"`), signal);
+	await t.notThrowsAsync(check(running), 'while both run');
+	t.is(await domains(node), 1);
+	t.is(await older.stop(20_000), 0);
+	await t.notThrowsAsync(access(node.socketPath), 'the socket is the successor\'s');
+	await t.notThrowsAsync(check(running), 'when the older one has gone');
+	await node.shim.startVm(created.id, signal);
+	await t.notThrowsAsync(check(created));
+	t.is(await domains(node), 2);
+	await Promise.all([running, created].map(async ({id}) => node.shim.stopVm(id, signal)));
+	await nothingLeft(t, node, before);
+});
+
+test('a start that the older daemon is in the middle of comes to its end there; the newer one serves it when the older one has ended', async t => {
+	t.timeout(120_000);
+	await using node = await ChaosNode.start();
+	const before = await node.inventory();
+	const pod = await create(node);
+	node.hasLeases = false;
+	const start = node.shim.startVm(pod.id, signal);
+	await node.line(new RegExp(`${pod.id}.*domain started`), signal);
+	const older = await node.overlap();
+	const ended = older.stop(20_000);
+	await older.line(/"msg":"stopping"/, signal);
+	node.hasLeases = true;
+	await t.notThrowsAsync(start, 'the caller has its answer from the older one');
+	t.is(await ended, 0);
+	const endedAt = performance.now();
+	await node.line(new RegExp(`${pod.id}.*sandbox of an earlier run taken up"`), signal);
+	t.log(`served again ${Math.round(performance.now() - endedAt)} ms after the older one's end`);
+	await t.notThrowsAsync(check(pod));
+	t.is(await domains(node), 1);
+	await node.shim.stopVm(pod.id, signal);
+	await nothingLeft(t, node, before);
+});
+
+test('a pod that is stopped by the newer daemon, while the older one still starts it, leaves nothing, and the start is answered', async t => {
+	t.timeout(120_000);
+	await using node = await ChaosNode.start();
+	const before = await node.inventory();
+	const pod = await create(node);
+	node.hasLeases = false;
+	const start = t.throwsAsync(node.shim.startVm(pod.id, signal), {message: /VM/});
+	await node.line(new RegExp(`${pod.id}.*domain started`), signal);
+	const older = await node.overlap();
+	await node.shim.stopVm(pod.id, signal);
+	await start;
+	t.is(await older.stop(20_000), 0);
+	await nothingLeft(t, node, before);
+});
