@@ -118,6 +118,11 @@ function readTable<Table extends SettingsTable>(table: Table, env: Texts, host: 
 	const values: Record<string, unknown> = {};
 	for (const [key, setting] of Object.entries<Setting>(table)) {
 		const {name, text} = given(setting, env, flags) ?? {name: setting.env, text: setting.default ?? hostDefaults[setting.env]?.trim()};
+		const ofAlias = setting.alias === undefined ? undefined : env[setting.alias]?.trim();
+		if (ofAlias && name === setting.env && ofAlias !== text) {
+			problems.push({name, text: `contradicts ${String(setting.alias)}, another name of it; set one of them`});
+		}
+
 		const {value, problem} = read(setting, text);
 		values[key] = value;
 		if (problem !== undefined) {
@@ -170,15 +175,14 @@ interface Given {
 }
 
 /** Trimmed, unless the type is verbatim; what is blank is not given at all. */
-function given({env: variable, flag, type}: Pick<Setting, 'env' | 'flag'> & {readonly type?: ValueType<unknown>}, env: Texts, flags: Texts): Given | undefined {
+function given({env: variable, alias, flag, type}: Pick<Setting, 'env' | 'alias' | 'flag'> & {readonly type?: ValueType<unknown>}, env: Texts, flags: Texts): Given | undefined {
 	const textOf = (raw: string | undefined): string => (type?.isVerbatim === true && raw?.trim() ? raw : raw?.trim() ?? '');
 	const ofFlag = flag === undefined ? '' : textOf(flags[flag]);
 	if (ofFlag !== '') {
 		return {name: `-${String(flag)}`, text: ofFlag};
 	}
 
-	const ofVariable = textOf(env[variable]);
-	return ofVariable === '' ? undefined : {name: variable, text: ofVariable};
+	return [variable, ...(alias === undefined ? [] : [alias])].map(name => ({name, text: textOf(env[name])})).find(({text}) => text !== '');
 }
 
 /** Settings that are right one by one and wrong together. */

@@ -38,9 +38,11 @@ export interface LogFields {
 	readonly pod?: string;
 	readonly pool?: string;
 	readonly port?: number;
+	readonly probePort?: number;
 	readonly protocol?: string;
 	readonly reason?: string;
 	readonly retryInMs?: number;
+	readonly runtimeClass?: string;
 	readonly sandboxId?: string;
 	readonly signal?: string;
 	readonly stage?: string;

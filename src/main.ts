@@ -14,6 +14,7 @@ import {Secret, type Logger} from './log.ts';
 /** Loaded one by one: `help` answers without the daemon, and the daemon does without what other commands need. */
 const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	libvirt: async () => (await import('./cli/run.ts')).run,
+	webhook: async () => (await import('./cli/webhook.ts')).webhook,
 };
 
 /** 128 and the number of SIGINT: how shells say that a command was interrupted. */

@@ -8,6 +8,7 @@ import {parseLibvirtUri, type LibvirtUri} from './libvirt/uri.ts';
 import {parseInitdata} from './initdata.ts';
 import type {Initdata} from './sandbox/pod-request.ts';
 import {parseCipherSuites, parseTlsMinVersion, type TlsMinVersion} from './relay/tls-options.ts';
+import {parseQuantity} from './webhook/quantity.ts';
 
 export interface ValueType<T> {
 	/** Completes "expected …". */
@@ -43,6 +44,7 @@ export function integer(min: number, max: number, unit = ''): ValueType<number> 
 }
 
 export const port = integer(1, 65_535);
+export const portOrAny = integer(0, 65_535);
 
 export function oneOf<const T extends string>(...words: readonly T[]): ValueType<T> {
 	return {
@@ -57,6 +59,12 @@ export function textLike(expected: string, pattern: RegExp): ValueType<string> {
 
 /** What may stand in an identifier of ours: it goes into XML, file names and log lines. */
 export const identifier = textLike('letters, digits and . _ - (at most 253)', /^[A-Za-z0-9._\-]{1,253}$/v);
+
+/** A name of most of Kubernetes' objects (Kubernetes, "Object Names and IDs", DNS subdomain names). */
+export const objectName = textLike('lower-case letters, digits, - and . (at most 253)', /^[a-z\d](?:[a-z\d.\-]{0,251}[a-z\d])?$/v);
+
+/** A resource outside kubernetes.io (Kubernetes, "Extended resources"). */
+export const resourceName = textLike('a domain and a name, as in example.com/device', /^(?=[^\/]{1,253}\/)[a-z\d](?:[a-z\d.\-]*[a-z\d])?\/[A-Za-z\d](?:[A-Za-z\d._\-]{0,61}[A-Za-z\d])?$/v);
 
 /** libvirt refuses `/` and control characters in the names of its objects; a name that is a path would leave the pool. */
 export const libvirtName = textLike('a name without "/" and control characters', /^(?!\.{1,2}$)[^\/\p{Cc}]{1,255}$/v);
@@ -120,6 +128,15 @@ export const tlsMinVersion: ValueType<TlsMinVersion> = {
 export const cipherSuites: ValueType<readonly string[]> = {
 	expected: 'IANA names of cipher suites separated by commas',
 	parse: text => Object.freeze(parseCipherSuites(text)),
+};
+
+/** In nano-units. */
+export const quantity: ValueType<bigint> = {
+	expected: 'a quantity of Kubernetes\', not negative, such as 500m or 256Mi',
+	parse(text) {
+		const amount = parseQuantity(text);
+		return amount !== undefined && amount >= 0n ? amount : undefined;
+	},
 };
 
 /** A Go duration in milliseconds; a whole number of them, since no timer here is finer. */

@@ -5,13 +5,15 @@
  * cloud-providers/libvirt/manager.go), so that its manifests work; what is only ours says so in its description.
  */
 import {
-	absolutePath, boolean, cipherSuites, cpuset, duration, glob, identifier, integer, initdata, interfaceName, ipv4Prefix, libvirtName, libvirtUri, listOf, oneOf, port,
-	textLike, tlsMinVersion, type ValueType,
+	absolutePath, boolean, cipherSuites, cpuset, duration, glob, identifier, integer, initdata, interfaceName, ipv4Prefix, libvirtName, libvirtUri, listOf, objectName,
+	oneOf, port, portOrAny, quantity, resourceName, textLike, tlsMinVersion, type ValueType,
 } from './setting-types.ts';
 
 export interface Setting<T = unknown> {
 	/** The environment variable. */
 	readonly env: string;
+	/** Another name of the variable, which documentation uses as well. */
+	readonly alias?: string;
 	/** The flag without its dash, where the existing adaptor has one. */
 	readonly flag?: string;
 	readonly section: Section;
@@ -31,7 +33,7 @@ export interface Setting<T = unknown> {
 /** By the names that the values have in the code. */
 export type SettingsTable = Readonly<Record<string, Setting>>;
 
-export const sections = ['KVM host', 'Pod VM size', 'Inside the pod VM', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Logging'] as const;
+export const sections = ['KVM host', 'Pod VM size', 'Inside the pod VM', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Webhook', 'Logging'] as const;
 export type Section = typeof sections[number];
 
 /** A unix socket's path is at most 107 bytes, and `<PODS_DIR>/<64 digits>/agent.ttrpc` is one. */
@@ -250,6 +252,50 @@ export const settings = {
 		env: 'LOG_FORMAT', section: 'Logging', type: oneOf('json', 'pretty'), default: 'json',
 		description: 'Ours. One JSON object a line, or lines for a reader.',
 	},
+} as const satisfies SettingsTable;
+
+/** Of `cloud-api-adaptor webhook`. Names without "Ours" are those of the existing adaptor's webhook (src/webhook/pkg/mutating-webhook). */
+export const webhookSettings = {
+	targetRuntimeClass: {
+		env: 'TARGET_RUNTIMECLASS', alias: 'TARGET_RUNTIME_CLASS', section: 'Webhook', type: objectName, default: 'kata-remote',
+		description: 'Runtime class of the pods that are changed. `TARGET_RUNTIME_CLASS` is another name of it.',
+	},
+	extendedResource: {
+		env: 'POD_VM_EXTENDED_RESOURCE', section: 'Webhook', type: resourceName, default: 'kata.peerpods.io/vm',
+		description: 'Resource of the nodes of which each pod takes one.',
+	},
+	overheadCpu: {
+		env: 'POD_VM_OVERHEAD_CPU', section: 'Webhook', type: quantity, default: '0',
+		description: 'Ours. CPUs that a VM gets beside those that its pod asks for, before the sum is rounded up.',
+	},
+	overheadMemory: {
+		env: 'POD_VM_OVERHEAD_MEMORY', section: 'Webhook', type: quantity, default: '256Mi',
+		description: 'Ours. Memory that a VM gets beside what its pod asks for: its kernel, the agent and the forwarder live in it too.',
+	},
+	excludedNamespaces: {
+		env: 'WEBHOOK_EXCLUDED_NAMESPACES', section: 'Webhook', type: listOf(objectName, 'names of namespaces'), default: 'kube-system',
+		description: 'Ours. Namespaces whose pods pass unchanged.',
+	},
+	webhookPort: {
+		env: 'WEBHOOK_PORT', section: 'Webhook', type: portOrAny, default: '9443',
+		description: 'Ours. TCP port of the admission reviews. 0: any that is free; the log tells which.',
+	},
+	webhookProbePort: {
+		env: 'WEBHOOK_PROBE_PORT', section: 'Webhook', type: portOrAny, default: '8081',
+		description: 'Ours. TCP port of the probes `/healthz` and `/readyz`.',
+	},
+	webhookCertDir: {
+		env: 'WEBHOOK_CERT_DIR', flag: 'cert-dir', section: 'Webhook', type: absolutePath(), default: '/tmp/k8s-webhook-server/serving-certs',
+		description: 'Ours. Directory with the server\'s certificate, `tls.crt`, and its key, `tls.key`. They are read again when they change.',
+	},
+	webhookDrainDelayMs: {
+		env: 'WEBHOOK_DRAIN_DELAY', section: 'Webhook', type: duration, default: '3s',
+		description: 'Ours. How long admission reviews are still taken after SIGTERM: so long an API server may not know yet that this one goes.',
+	},
+	tlsMinVersion: settings.tlsMinVersion,
+	tlsCipherSuites: settings.tlsCipherSuites,
+	logLevel: settings.logLevel,
+	logFormat: settings.logFormat,
 } as const satisfies SettingsTable;
 
 /** Known names that change nothing (yet): manifests that set them work, and the operator is told. */

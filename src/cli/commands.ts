@@ -2,7 +2,7 @@
  * The table of commands: the parser of the command line and its help are made from it. What a command does is its own file's, named after it;
  * main.ts knows which. Flags of a command are those of its settings, and its own, which no environment variable stands for.
  */
-import {inertSettings, settings, type InertSetting, type SettingsTable} from '../settings.ts';
+import {inertSettings, settings, webhookSettings, type InertSetting, type SettingsTable} from '../settings.ts';
 
 export interface CommandFlag {
 	/** Without its dash. */
@@ -28,6 +28,7 @@ export interface CommandDescription {
 
 export const commands = {
 	libvirt: {summary: 'serve kata\'s remote hypervisor API with pod VMs on libvirt', settings, inertSettings},
+	webhook: {summary: 'serve the admission webhook that turns what pods ask for into the size of their VMs', settings: webhookSettings},
 } as const satisfies Readonly<Record<string, CommandDescription>>;
 
 export type CommandName = keyof typeof commands;

@@ -1,0 +1,97 @@
+/**
+ * One AdmissionReview, from the API server's question to our answer. Decides whose pods are changed; how is mutation.ts's business. No I/O.
+ * Source of the documents: Kubernetes, "Dynamic Admission Control", admission.k8s.io/v1.
+ */
+import {AdaptorError} from '../errors.ts';
+import {mutation, type MutationPolicy} from './mutation.ts';
+import {malformed, member, objectAt, parsePod, type JsonObject} from './pod.ts';
+import type {PodSize} from './pod-size.ts';
+
+export interface ReviewPolicy extends MutationPolicy {
+	/** Pods of this runtime class are changed, no others. */
+	readonly runtimeClass: string;
+	readonly excludedNamespaces: readonly string[];
+}
+
+export interface Answer {
+	/** An AdmissionReview with a response, to be sent as JSON. */
+	readonly review: unknown;
+	/** Namespace and name, or what the name will begin with; where a Pod was looked at. */
+	readonly pod?: string;
+	/** What the pod asks for; of a pod that was changed. */
+	readonly size?: PodSize;
+	/** Why it was denied. */
+	readonly denial?: string;
+}
+
+const apiVersion = 'admission.k8s.io/v1';
+const kind = 'AdmissionReview';
+
+/**
+ * @param document what was posted, parsed
+ * @returns also for a request that cannot be understood, as long as there is a uid to answer to: a denial
+ * @throws AdaptorError 'invalid-argument' when there is none
+ */
+export function answerReview(document: unknown, policy: ReviewPolicy): Answer {
+	if (typeof document !== 'object' || document === null || Array.isArray(document)) {
+		throw malformed('The request', `an ${kind}`);
+	}
+
+	const given = document as JsonObject;
+	if (member(given, 'kind') !== kind || member(given, 'apiVersion') !== apiVersion) {
+		throw malformed('The request', `an ${kind} of ${apiVersion}`);
+	}
+
+	const request = objectAt(given, 'request', '');
+	const uid = member(request, 'uid');
+	if (typeof uid !== 'string' || uid === '') {
+		throw malformed('request.uid', 'a string');
+	}
+
+	try {
+		return answerRequest(uid, request, policy);
+	} catch (error) {
+		if (error instanceof AdaptorError && error.code === 'invalid-argument') {
+			return {review: response({uid, allowed: false, status: {status: 'Failure', reason: 'BadRequest', code: 400, message: error.what}}), denial: error.what};
+		}
+
+		throw error;
+	}
+}
+
+function answerRequest(uid: string, request: JsonObject, policy: ReviewPolicy): Answer {
+	const unchanged = {review: response({uid, allowed: true})};
+	if (!createsPod(request)) {
+		return unchanged;
+	}
+
+	const pod = objectAt(request, 'object', 'request.');
+	const metadata = objectAt(pod, 'metadata', 'request.object.');
+	// A pod that a controller makes has its namespace from the request.
+	const namespace = text(metadata, 'namespace') || text(request, 'namespace');
+	const identity = {pod: `${namespace}/${text(metadata, 'name') || text(metadata, 'generateName')}`};
+	if (policy.excludedNamespaces.includes(namespace) || member(objectAt(pod, 'spec', 'request.object.'), 'runtimeClassName') !== policy.runtimeClass) {
+		return {...unchanged, ...identity};
+	}
+
+	const {patch, size} = mutation(parsePod(pod), policy);
+	return patch.length === 0
+		? {...unchanged, ...identity}
+		: {review: response({uid, allowed: true, patchType: 'JSONPatch', patch: Buffer.from(JSON.stringify(patch)).toString('base64')}), ...identity, size};
+}
+
+/** Not its subresources: a binding and an eviction are created too. */
+function createsPod(request: JsonObject): boolean {
+	const requested = objectAt(request, 'kind', 'request.');
+	return member(request, 'operation') === 'CREATE' && text(request, 'subResource') === ''
+		&& text(requested, 'group') === '' && member(requested, 'version') === 'v1' && member(requested, 'kind') === 'Pod';
+}
+
+function text(parent: JsonObject, name: string): string {
+	const value = member(parent, name);
+	return typeof value === 'string' ? value : '';
+}
+
+function response(answer: JsonObject): JsonObject {
+	return {apiVersion, kind, response: answer};
+}

@@ -1,0 +1,63 @@
+/**
+ * How large the VM of a pod must be: what its containers may use at once, and what the VM needs for itself. Pure arithmetic on nano-units.
+ * Source of the formula: Kubernetes, "Pod Lifecycle: resource sharing within containers", and KEP-753 for sidecars; KEP-2837 for pod-level resources.
+ */
+import type {Container, Pod} from './pod.ts';
+import {inSteps, mib, one} from './quantity.ts';
+
+/** What a VM takes beside what its pod asks for, in nano-units. */
+export interface VmOverhead {
+	/** Of CPUs. */
+	readonly cpu: bigint;
+	/** Of bytes. */
+	readonly memory: bigint;
+}
+
+/** Whole numbers; absent where the pod asks for nothing, so that the adaptor's own defaults hold. */
+export interface PodSize {
+	readonly vcpus?: bigint;
+	readonly memoryMib?: bigint;
+	readonly gpus?: bigint;
+}
+
+const gpuResource = 'nvidia.com/gpu';
+
+export function podSize(pod: Pod, overhead: VmOverhead): PodSize {
+	const [cpu, memory, gpus] = [atOnce(pod, 'cpu'), atOnce(pod, 'memory'), atOnce(pod, gpuResource)];
+	return {
+		...(cpu > 0n ? {vcpus: inSteps(cpu + overhead.cpu, one)} : {}),
+		...(memory > 0n ? {memoryMib: inSteps(memory + overhead.memory, mib)} : {}),
+		...(gpus > 0n ? {gpus: inSteps(gpus, one)} : {}),
+	};
+}
+
+/**
+ * What a pod may use of a resource at one time. What was said of the pod as a whole wins; only where that is no more than a request can
+ * the containers' limits exceed it.
+ */
+function atOnce(pod: Pod, resource: string): bigint {
+	const {limits, requests} = pod.resources;
+	return limits.get(resource) ?? max(requests.get(resource) ?? 0n, ofContainers(pod, resource));
+}
+
+/** Init containers run one after the other, each beside the sidecars before it; then the containers run beside all sidecars. */
+function ofContainers({containers, initContainers}: Pod, resource: string): bigint {
+	let sidecars = 0n;
+	let peak = 0n;
+	for (const container of initContainers) {
+		const own = ofContainer(container, resource);
+		peak = max(peak, sidecars + own);
+		sidecars += container.isSidecar ? own : 0n;
+	}
+
+	return max(peak, containers.reduce((sum, container) => sum + ofContainer(container, resource), sidecars));
+}
+
+/** A VM must have room for the limit; the API server has made the limit the request where only that was given. */
+function ofContainer({resources: {limits, requests}}: Container, resource: string): bigint {
+	return limits.get(resource) ?? requests.get(resource) ?? 0n;
+}
+
+function max(a: bigint, b: bigint): bigint {
+	return a > b ? a : b;
+}

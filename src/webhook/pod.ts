@@ -1,0 +1,109 @@
+/**
+ * What the webhook has to know of a Pod, read from its JSON and checked once; the rest of the document is not looked at.
+ * Quantities are parsed here, so that nobody behind this file meets text. Knows no policy.
+ * Source of the shape: Kubernetes API reference, core/v1 Pod.
+ */
+import {AdaptorError} from '../errors.ts';
+import {parseQuantity} from './quantity.ts';
+
+/** Nano-units by the resource's name. */
+export type Amounts = ReadonlyMap<string, bigint>;
+
+export interface Resources {
+	/** The member `resources` is there, be it empty. */
+	readonly isPresent: boolean;
+	readonly requests: Amounts;
+	readonly limits: Amounts;
+	/** All else that it holds (`claims`), as it was. */
+	readonly others: Readonly<Record<string, unknown>>;
+}
+
+export interface Container {
+	/** An init container that runs on beside the others: `restartPolicy: Always`. */
+	readonly isSidecar: boolean;
+	readonly resources: Resources;
+}
+
+export interface Pod {
+	/** `undefined` where the Pod has none, which is not the same as empty ones to a patch. */
+	readonly annotations: Readonly<Record<string, unknown>> | undefined;
+	readonly containers: readonly Container[];
+	readonly initContainers: readonly Container[];
+	/** Of the pod as a whole: `spec.resources`. */
+	readonly resources: Resources;
+}
+
+export type JsonObject = Readonly<Record<string, unknown>>;
+
+/** @throws AdaptorError 'invalid-argument' that names the field */
+export function parsePod(document: JsonObject): Pod {
+	const metadata = objectAt(document, 'metadata', '');
+	const spec = objectAt(document, 'spec', '');
+	return {
+		annotations: member(metadata, 'annotations') === undefined ? undefined : objectAt(metadata, 'annotations', 'metadata.'),
+		containers: containersAt(spec, 'containers'),
+		initContainers: containersAt(spec, 'initContainers'),
+		resources: resourcesAt(spec, 'spec.'),
+	};
+}
+
+/** A member that is there and not null: Go, which wrote the document, reads null as absent. */
+export function member(parent: JsonObject, name: string): unknown {
+	return Object.hasOwn(parent, name) ? parent[name] ?? undefined : undefined;
+}
+
+/** @throws AdaptorError 'invalid-argument' unless it is an object */
+export function objectAt(parent: JsonObject, name: string, where: string): JsonObject {
+	const value = member(parent, name);
+	if (typeof value !== 'object' || Array.isArray(value)) {
+		throw malformed(`${where}${name}`, 'an object');
+	}
+
+	return value as JsonObject;
+}
+
+function containersAt(spec: JsonObject, name: string): Container[] {
+	const list = member(spec, name) ?? [];
+	if (!Array.isArray(list)) {
+		throw malformed(`spec.${name}`, 'a list');
+	}
+
+	return list.map((container: unknown, index) => {
+		const where = `spec.${name}[${index}]`;
+		if (typeof container !== 'object' || container === null || Array.isArray(container)) {
+			throw malformed(where, 'an object');
+		}
+
+		return {
+			isSidecar: name === 'initContainers' && member(container as JsonObject, 'restartPolicy') === 'Always',
+			resources: resourcesAt(container as JsonObject, `${where}.`),
+		};
+	});
+}
+
+function resourcesAt(parent: JsonObject, where: string): Resources {
+	const given = member(parent, 'resources') === undefined ? {} : objectAt(parent, 'resources', where);
+	const {requests: _, limits: __, ...others} = given;
+	return {
+		isPresent: Object.hasOwn(parent, 'resources'),
+		requests: amountsAt(given, 'requests', `${where}resources.`),
+		limits: amountsAt(given, 'limits', `${where}resources.`),
+		others,
+	};
+}
+
+function amountsAt(resources: JsonObject, list: string, where: string): Amounts {
+	const quantities = member(resources, list) === undefined ? {} : objectAt(resources, list, where);
+	return new Map(Object.entries(quantities).map(([name, quantity]) => {
+		const amount = typeof quantity === 'string' || typeof quantity === 'number' ? parseQuantity(String(quantity)) : undefined;
+		if (amount === undefined) {
+			throw malformed(`${where}${list}[${JSON.stringify(name.slice(0, 253))}]`, 'a quantity, such as 500m or 2Gi');
+		}
+
+		return [name, amount];
+	}));
+}
+
+export function malformed(field: string, expected: string): AdaptorError {
+	return new AdaptorError({code: 'invalid-argument', what: `${field} is not ${expected}`});
+}

@@ -1,0 +1,86 @@
+/**
+ * The server's certificate and key, as files that somebody else replaces: kubelet swaps the symbolic link `..data` of a mounted secret,
+ * others write the two files one after the other. Whatever is seen in between is refused and the last good pair kept.
+ * Looks every few seconds rather than watching: two small files, and no file system's notifications to depend on.
+ */
+import {X509Certificate} from 'node:crypto';
+import {readFile} from 'node:fs/promises';
+import {join} from 'node:path';
+import {createSecureContext, type SecureContextOptions} from 'node:tls';
+import {AdaptorError} from '../errors.ts';
+import {Secret, type Logger} from '../log.ts';
+
+export interface TlsFilesOptions {
+	/** Holds `tls.crt`, a chain in PEM, and `tls.key`. */
+	readonly directory: string;
+	/** What else the context is made of; a pair must fit to it. */
+	readonly tls: Pick<SecureContextOptions, 'minVersion' | 'ciphers'>;
+	readonly intervalMs: number;
+	readonly log: Logger;
+	/** A pair that is whole, to be used from now on; called before this resolves, and for each later one. */
+	readonly onChange: (options: SecureContextOptions) => void;
+}
+
+interface Pair {
+	readonly cert: string;
+	readonly key: Secret<string>;
+}
+
+/**
+ * @returns disposing stops looking
+ * @throws AdaptorError 'failed-precondition' when there is no usable pair to begin with
+ */
+export async function followTlsFiles({directory, tls, intervalMs, log, onChange}: TlsFilesOptions): Promise<AsyncDisposable> {
+	let used: Pair | undefined;
+	let failure: string | undefined;
+	const look = async (): Promise<void> => {
+		const pair = await readPair(directory);
+		if (pair.cert === used?.cert && pair.key.reveal() === used.key.reveal()) {
+			return;
+		}
+
+		const options = {...tls, cert: pair.cert, key: pair.key.reveal()};
+		createSecureContext(options);
+		const {fingerprint256: certificate, validFrom, validTo} = new X509Certificate(pair.cert);
+		onChange(options);
+		log.info({path: directory, certificate, reason: `valid from ${validFrom} to ${validTo}`}, 'TLS certificate loaded');
+		used = pair;
+		failure = undefined;
+	};
+
+	try {
+		await look();
+	} catch (cause) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'The certificate of the webhook cannot be used',
+			where: {directory},
+			remedy: 'Mount a secret there with a certificate as tls.crt and its private key as tls.key, or set WEBHOOK_CERT_DIR.',
+			cause,
+		});
+	}
+
+	let looking: Promise<void> | undefined;
+	const timer = setInterval(() => {
+		looking ??= look().catch((err: unknown) => {
+			// Said once: the same trouble is met again at the next look.
+			if (failure !== String(err)) {
+				failure = String(err);
+				log.warn({path: directory, err}, 'new TLS certificate cannot be used, the old one is kept');
+			}
+		}).finally(() => {
+			looking = undefined;
+		});
+	}, intervalMs);
+	return {
+		async [Symbol.asyncDispose]() {
+			clearInterval(timer);
+			await looking;
+		},
+	};
+}
+
+async function readPair(directory: string): Promise<Pair> {
+	const [cert, key] = await Promise.all(['tls.crt', 'tls.key'].map(async name => readFile(join(directory, name), 'utf8')));
+	return {cert: cert ?? '', key: new Secret(key ?? '')};
+}
