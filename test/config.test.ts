@@ -3,14 +3,17 @@ import {readFileSync} from 'node:fs';
 import test from 'ava';
 import fc from 'fast-check';
 import {configurationMarkdown, withConfiguration} from '../docs/generate-configuration.ts';
-import {ConfigError, exampleOf, loadConfig, serviceAccountUid, type Config} from '../src/config.ts';
+import {commands, type CommandDescription} from '../src/cli/commands.ts';
+import {ConfigError, exampleOf, loadConfig, loadSettings, serviceAccountUid, type Config} from '../src/config.ts';
 import {AdaptorError} from '../src/errors.ts';
 import {Secret} from '../src/log.ts';
 import {parseGoDuration} from '../src/setting-types.ts';
-import {inertSettings, sections, settings, type Setting} from '../src/settings.ts';
+import {inertSettings, sections, settings, webhookSettings, type Setting} from '../src/settings.ts';
 
 const host = {hostname: 'worker-0', serviceAccountToken: tokenWith({'kubernetes.io': {serviceaccount: {name: 'default', uid: '0b9a-uid'}}})};
 const all: readonly Setting[] = Object.values(settings);
+/** Of all commands, each once: several may share one. */
+const ofEveryCommand = [...new Set(Object.values<CommandDescription>(commands).flatMap(({settings: own = {}}) => Object.values<Setting>(own)))];
 
 function tokenWith(claims: unknown): Secret<string> {
 	return new Secret(['e30', Buffer.from(JSON.stringify(claims)).toString('base64url'), 'signature'].join('.'));
@@ -66,7 +69,7 @@ test('every setting that is given reaches the config', t => {
 });
 
 test('every default and every example is valid, and an example is there wherever there is no default', t => {
-	for (const setting of all) {
+	for (const setting of ofEveryCommand) {
 		t.not(exampleOf(setting), '', setting.env);
 		t.not(setting.type.parse(exampleOf(setting)), undefined, setting.env);
 		if (setting.default !== undefined) {
@@ -76,14 +79,25 @@ test('every default and every example is valid, and an example is there wherever
 });
 
 test('names of variables and flags are unique, and no section is empty', t => {
-	const names = [...all, ...inertSettings].flatMap(({env, flag}) => (flag === undefined ? [env] : [env, flag]));
+	const names = [...ofEveryCommand, ...inertSettings].flatMap(({env, flag}) => (flag === undefined ? [env] : [env, flag]));
 	t.deepEqual(names, [...new Set(names)]);
-	t.deepEqual([...new Set(all.map(({section}) => section))], [...sections]);
+	t.deepEqual([...new Set(ofEveryCommand.map(({section}) => section))].toSorted(), [...sections].toSorted());
 });
 
 test('an empty or blank value counts as not set', t => {
 	const blank = Object.fromEntries([...all, ...inertSettings].map(({env}, index) => [env, index % 2 === 0 ? '' : ' \n']));
 	t.deepEqual(load(blank, {cpu: ''}), load({}));
+});
+
+test('a variable is known by its other name too, and the two may not contradict each other', t => {
+	const runtimeClass = (env: Record<string, string>): string => loadSettings(webhookSettings, env, host).targetRuntimeClass;
+	t.is(runtimeClass({}), 'kata-remote');
+	t.is(runtimeClass({TARGET_RUNTIMECLASS: 'a'}), 'a');
+	t.is(runtimeClass({TARGET_RUNTIME_CLASS: 'b', TARGET_RUNTIMECLASS: ' '}), 'b');
+	t.is(runtimeClass({TARGET_RUNTIME_CLASS: 'c', TARGET_RUNTIMECLASS: 'c'}), 'c');
+	const error = t.throws(() => runtimeClass({TARGET_RUNTIME_CLASS: 'd', TARGET_RUNTIMECLASS: 'e'}), {instanceOf: ConfigError});
+	t.deepEqual(error.problems.map(({name}) => name), ['TARGET_RUNTIMECLASS']);
+	t.deepEqual(t.throws(() => runtimeClass({TARGET_RUNTIME_CLASS: 'No!'}), {instanceOf: ConfigError}).problems.map(({name}) => name), ['TARGET_RUNTIME_CLASS']);
 });
 
 test('white space around a value is dropped', t => {

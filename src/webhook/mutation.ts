@@ -2,6 +2,7 @@
  * What becomes of a pod that runs in a VM elsewhere: nothing of its CPU and memory is asked of the node any more, it takes one of the node's
  * VMs instead, and its VM's size stands in annotations. Pure: a Pod in, the smallest JSON patch (RFC 6902) out.
  *
+ * No name that stands in a path holds a character that a JSON pointer escapes (RFC 6901).
  * Applied to its own result it has nothing to do. The API server does that: when a webhook has changed a pod, its own plugins run once more,
  * and a LimitRange puts default resources back on containers that have none; they are taken away again, and were counted the first time.
  */
@@ -52,7 +53,7 @@ function annotationsAdded(present: Pod['annotations'], {vcpus, memoryMib, gpus}:
 
 	return present === undefined
 		? [{op: 'add', path: '/metadata/annotations', value: Object.fromEntries(missing)}]
-		: missing.map(([name, value]) => ({op: 'add', path: pointer('/metadata/annotations', name), value}));
+		: missing.map(([name, value]) => ({op: 'add', path: `/metadata/annotations/${name}`, value}));
 }
 
 /** Claims stay: a device that is asked for by a claim is no quantity, and must not be lost without a word. */
@@ -63,7 +64,7 @@ function without({requests, limits, others}: Resources, path: string): PatchOper
 
 	return Object.keys(others).length === 0
 		? [{op: 'remove', path}]
-		: [...(requests.size > 0 ? ['requests'] : []), ...(limits.size > 0 ? ['limits'] : [])].map(name => ({op: 'remove', path: pointer(path, name)}));
+		: [...(requests.size > 0 ? ['requests'] : []), ...(limits.size > 0 ? ['limits'] : [])].map(name => ({op: 'remove', path: `${path}/${name}`}));
 }
 
 function only(resource: string, {isPresent, requests, limits, others}: Resources, path: string): PatchOperation[] {
@@ -73,9 +74,4 @@ function only(resource: string, {isPresent, requests, limits, others}: Resources
 
 	const amounts = {[resource]: '1'};
 	return [{op: isPresent ? 'replace' : 'add', path, value: {...others, limits: amounts, requests: amounts}}];
-}
-
-/** A JSON pointer to a member (RFC 6901). */
-function pointer(parent: string, name: string): string {
-	return `${parent}/${name.replaceAll('~', '~0').replaceAll('/', '~1')}`;
 }

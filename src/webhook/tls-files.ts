@@ -3,7 +3,7 @@
  * others write the two files one after the other. Whatever is seen in between is refused and the last good pair kept.
  * Looks every few seconds rather than watching: two small files, and no file system's notifications to depend on.
  */
-import {X509Certificate} from 'node:crypto';
+import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createSecureContext, type SecureContextOptions} from 'node:tls';
@@ -40,9 +40,15 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 		}
 
 		const options = {...tls, cert: pair.cert, key: pair.key.reveal()};
+		const leaf = new X509Certificate(pair.cert);
+		// Node takes an empty key for none, and would make a context that no handshake succeeds with.
+		if (!leaf.checkPrivateKey(createPrivateKey(options.key))) {
+			throw new AdaptorError({code: 'failed-precondition', what: 'The key does not belong to the certificate', where: {directory}});
+		}
+
 		createSecureContext(options);
-		const {fingerprint256: certificate, validFrom, validTo} = new X509Certificate(pair.cert);
 		onChange(options);
+		const {fingerprint256: certificate, validFrom, validTo} = leaf;
 		log.info({path: directory, certificate, reason: `valid from ${validFrom} to ${validTo}`}, 'TLS certificate loaded');
 		used = pair;
 		failure = undefined;

@@ -1,0 +1,191 @@
+/** The webhook on real TLS connections: what it takes, what it refuses, a certificate that changes, and how it goes. */
+import {once} from 'node:events';
+import {mkdir, rename, rm, writeFile} from 'node:fs/promises';
+import {get, type IncomingMessage} from 'node:http';
+import {createServer, connect as connectTcp, type AddressInfo} from 'node:net';
+import {join} from 'node:path';
+import {text} from 'node:stream/consumers';
+import {connect as connectTls} from 'node:tls';
+import {X509Certificate} from 'node:crypto';
+import test from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import {silentLogger} from '../../src/log.ts';
+import {startWebhook} from '../../src/webhook/server.ts';
+import {directoryOf} from '../support/directory.ts';
+import {Client, makeIssuer, MountedSecret, serverName, until, webhookOf} from './harness.ts';
+import {patchIn, podOf, policy, responseIn, reviewOf} from './pods.ts';
+
+const question = JSON.stringify(reviewOf(podOf([{resources: {requests: {cpu: '2', memory: '1Gi'}}}])));
+
+async function probe(port: number, path: string): Promise<{status: number; body: string}> {
+	const [response] = await once(get({host: '127.0.0.1', port, path, agent: false}), 'response') as [IncomingMessage];
+	return {status: response.statusCode ?? 0, body: await text(response)};
+}
+
+test('a review is answered, on a connection that is kept, and what was decided is logged', async t => {
+	const {client, log} = await webhookOf(t);
+	const [first, second] = [await client.call({body: question}), await client.call({body: question, headers: {'Content-Type': 'application/json; charset=utf-8'}})];
+	t.is(first.status, 200);
+	t.is(first.headers['content-type'], 'application/json');
+	t.is(first.headers['connection'], 'keep-alive');
+	t.is(second.body, first.body);
+	t.true(patchIn(responseIn(JSON.parse(first.body))).length > 0);
+	t.is(Object.values(client.agent.freeSockets).flat().length, 1);
+	t.deepEqual(log.lines.filter(({message}) => message === 'pod changed').map(({fields}) => fields), Array.from({length: 2}, () => ({pod: 'shop/app', vcpus: 2, memoryMib: 1024})));
+});
+
+test('garbage is refused with what was expected, and the connection serves on', async t => {
+	const {client, log} = await webhookOf(t);
+	for (const [call, status] of [
+		[{method: 'GET'}, 405], [{path: '/mutate'}, 404], [{path: '/'}, 404], [{headers: {'Content-Type': 'application/yaml'}, body: question}, 415], [{headers: {'Content-Type': 'application/jsonp'}, body: question}, 415],
+		[{body: ''}, 400], [{body: '{'}, 400], [{body: 'null'}, 400], [{body: '{}'}, 400], [{body: Buffer.of(0xff, 0xfe, 0)}, 400], [{body: '['.repeat(1_000_000)}, 400],
+	] as const) {
+		const reply = await client.call(call);
+		t.is(reply.status, status, JSON.stringify(call).slice(0, 80));
+		t.regex(reply.body, /\.\n$/);
+	}
+
+	t.is((await client.call({method: 'PUT'})).headers.allow, 'POST');
+	t.is((await client.call({body: question})).status, 200);
+	t.deepEqual([...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))], ['admission request refused']);
+	t.is(log.lines.filter(({level}) => level === 'error').length, 0);
+});
+
+test('a body beyond the limit is refused before it is read, declared or not', async t => {
+	const {client} = await webhookOf(t);
+	const large = Buffer.alloc((7 << 20) + 1, ' ');
+	for (const headers of [{'Content-Length': String(large.length)}, {'Transfer-Encoding': 'chunked'}] as ReadonlyArray<Record<string, string>>) {
+		// Whoever is still sending may see the connection end before the answer.
+		const outcome = await client.call({headers, body: large}).then(({status}) => status, (error: unknown) => (error instanceof Error && 'code' in error ? error.code : error));
+		t.true(outcome === 413 || outcome === 'EPIPE' || outcome === 'ECONNRESET', String(outcome));
+	}
+
+	t.is((await client.call({body: Buffer.concat([Buffer.from(question), large.subarray(question.length + 1)])})).status, 200);
+});
+
+test('bytes that are no TLS, and callers that hang up half-way, harm nobody', async t => {
+	const {client, webhook, issuer} = await webhookOf(t);
+	const plain = connectTcp(webhook.port, '127.0.0.1');
+	plain.on('error', () => undefined);
+	plain.write('GET / HTTP/1.1\r\n\r\n');
+	await once(plain, 'close');
+	const half = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName});
+	await once(half, 'secureConnect');
+	half.write('POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{');
+	half.destroy();
+	t.is((await client.call({body: question})).status, 200);
+});
+
+test('a thousand reviews at once are each answered with their own uid', async t => {
+	const {webhook, issuer} = await webhookOf(t, {log: silentLogger});
+	const client = new Client(webhook.port, issuer.ca, {maxSockets: 1000});
+	t.teardown(() => client.close());
+	const pod = podOf([{resources: {limits: {cpu: '1'}, requests: {cpu: '1'}}}]);
+	const uids = await Promise.all(Array.from({length: 1000}, async (_, index) => responseIn(await client.review(reviewOf(pod, {uid: `uid-${index}`}))).uid));
+	t.deepEqual(uids, Array.from({length: 1000}, (_, index) => `uid-${index}`));
+});
+
+test('a certificate that kubelet swaps is used for new connections, and old connections stay', async t => {
+	const {client, webhook, issuer, secret, log} = await webhookOf(t);
+	const before = await client.call({body: question});
+	const next = await issuer.issue();
+	await secret.write(next);
+	const fresh = new Client(webhook.port, issuer.ca, {keepAlive: false});
+	t.teardown(() => fresh.close());
+	const wanted = new X509Certificate(next.cert).fingerprint256;
+	await until(async () => (await fresh.call({body: question})).fingerprint === wanted);
+	t.is((await client.call({body: question})).fingerprint, before.fingerprint);
+	t.is(log.lines.filter(({message}) => message === 'TLS certificate loaded').length, 2);
+	t.is(log.lines.filter(({level}) => level === 'warn').length, 0);
+});
+
+test('a half-written pair, a broken one and none at all keep the old one, which is said once each', async t => {
+	const {webhook, issuer, secret, log} = await webhookOf(t);
+	const fresh = new Client(webhook.port, issuer.ca, {keepAlive: false});
+	t.teardown(() => fresh.close());
+	const {fingerprint} = await fresh.call({body: question});
+	const warnings = (): number => log.lines.filter(({level}) => level === 'warn').length;
+	const put = async (name: string, content: string): Promise<void> => {
+		await writeFile(join(secret.directory, 'new'), content);
+		await rename(join(secret.directory, 'new'), join(secret.directory, name));
+	};
+	const next = await issuer.issue();
+	await put('tls.crt', next.cert);
+	await until(() => warnings() === 1);
+	t.is((await fresh.call({body: question})).fingerprint, fingerprint);
+	await put('tls.key', next.key.reveal());
+	await until(async () => (await fresh.call({body: question})).fingerprint === new X509Certificate(next.cert).fingerprint256);
+	await put('tls.key', '');
+	await until(() => warnings() === 2);
+	await put('tls.crt', 'no certificate');
+	await until(() => warnings() === 3);
+	await rm(secret.directory, {recursive: true});
+	await until(() => warnings() === 4);
+	t.is((await fresh.call({body: question})).status, 200);
+	t.deepEqual([...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))], ['new TLS certificate cannot be used, the old one is kept']);
+	t.notRegex(JSON.stringify(log.lines), /PRIVATE KEY/);
+});
+
+test('without a usable certificate, or with a port that is taken, it does not start and says what to do', async t => {
+	const issuer = await makeIssuer();
+	const options = {port: 0, probePort: 0, tls: {}, policy, drainDelayMs: 0, log: silentLogger};
+	const none = await directoryOf(t);
+	const missing = await t.throwsAsync(startWebhook({...options, tlsDirectory: none}), {instanceOf: AdaptorError});
+	t.like(missing, {code: 'failed-precondition', where: {directory: none}});
+	t.regex(missing.message, /tls\.crt/);
+	const [one, other] = [await issuer.issue(), await issuer.issue()];
+	const mixed = join(none, 'mixed');
+	await mkdir(mixed);
+	await new MountedSecret(mixed).write({cert: one.cert, key: other.key});
+	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: mixed})), {code: 'failed-precondition'});
+
+	const taken = createServer().listen(0);
+	await once(taken, 'listening');
+	t.teardown(() => void taken.close());
+	const secret = new MountedSecret(join(none, 'good'));
+	await secret.write(one);
+	const {port} = taken.address() as AddressInfo;
+	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: secret.directory, port})), {code: 'failed-precondition', where: {port}});
+	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: secret.directory, probePort: port})), {code: 'failed-precondition', where: {port}});
+});
+
+test('TLS below the minimum is not spoken', async t => {
+	const {webhook, issuer} = await webhookOf(t, {tls: {minVersion: 'TLSv1.3'}});
+	const old = new Client(webhook.port, issuer.ca, {maxVersion: 'TLSv1.2'});
+	t.teardown(() => old.close());
+	await t.throwsAsync(old.call({body: question}));
+});
+
+test('probes are answered, and readiness ends with the drain, in which reviews are still answered', async t => {
+	const {webhook, client} = await webhookOf(t, {drainDelayMs: 3000});
+	t.deepEqual(await probe(webhook.probePort, '/healthz'), {status: 200, body: 'ok\n'});
+	t.deepEqual(await probe(webhook.probePort, '/readyz'), {status: 200, body: 'ok\n'});
+	t.is((await probe(webhook.probePort, '/metrics')).status, 404);
+	await client.call({body: question});
+	const gone = webhook[Symbol.asyncDispose]();
+	t.is((await probe(webhook.probePort, '/readyz')).status, 503);
+	t.is((await probe(webhook.probePort, '/healthz')).status, 200);
+	const last = await client.call({body: question});
+	t.is(last.status, 200);
+	t.is(last.headers['connection'], 'close');
+	await gone;
+	await t.throwsAsync(client.call({body: question}), {code: 'ECONNREFUSED'});
+	await t.throwsAsync(probe(webhook.probePort, '/healthz'), {code: 'ECONNREFUSED'});
+	await webhook[Symbol.asyncDispose]();
+});
+
+test('a review that is under way when it stops is answered before it has stopped; connections in no use do not hold it up', async t => {
+	const {webhook, client, issuer} = await webhookOf(t);
+	await client.call({body: question});
+	const slow = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName});
+	await once(slow, 'secureConnect');
+	const received = text(slow);
+	slow.write(`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: ${Buffer.byteLength(question)}\r\n\r\n`);
+	// It says so when it has the request.
+	await once(slow, 'readable');
+	const gone = webhook[Symbol.asyncDispose]();
+	await until(async () => probe(webhook.probePort, '/readyz').then(({status}) => status === 503, () => true));
+	slow.end(question);
+	t.regex(await received, /HTTP\/1\.1 200 OK/);
+	await gone;
+});
