@@ -3,6 +3,8 @@ import {readFileSync, readdirSync} from 'node:fs';
 import {join} from 'node:path';
 import test from 'ava';
 import type {CustomResourceDefinition} from 'kubernetes-types/apiextensions/v1.js';
+import type {Service} from 'kubernetes-types/core/v1.js';
+import type {PodDisruptionBudget} from 'kubernetes-types/policy/v1.js';
 import type {ClusterRoleBinding} from 'kubernetes-types/rbac/v1.js';
 import {build, containersOf, deployDirectory, ofKind, overlays, read, samples, workloads, type Manifest, type Workload} from './manifests.ts';
 import {relationErrors} from './relations.ts';
@@ -73,6 +75,12 @@ const slips: ReadonlyArray<readonly [slip: string, edit: Edit, complaint: RegExp
 	['a role that nobody has', (_find, manifests) => manifests.splice(manifests.findIndex(each => nameOf(each) === 'RoleBinding cloud-api-adaptor-daemon'), 1), /Role cloud-api-adaptor-daemon: nobody has it/v],
 	['an object in another namespace', find => Object.assign(daemonOf(find).metadata, {namespace: 'kube-system'}), /namespace is kube-system/v],
 	['peer pods on nodes without the daemon', find => Object.assign(daemonOf(find).spec.template.spec.nodeSelector ?? {}, {'kata.peerpods.io/node': 'yes'}), /nodes without the daemon/v],
+	['a disruption budget for nobody', find => Object.assign((find('PodDisruptionBudget peer-pods-webhook') as Manifest & PodDisruptionBudget).spec ?? {}, {selector: {matchLabels: {app: 'webhook'}}}), /PodDisruptionBudget peer-pods-webhook: does not select/v],
+	['a service that leads to no port', find => Object.assign(serviceOf(find).spec?.ports?.[0] ?? {}, {targetPort: 8443}), /no container has the port 8443/v],
+	['a webhook whose service is called otherwise', find => Object.assign(serviceOf(find).metadata, {name: 'webhook'}), /calls a service or port that is not there/v],
+	['a webhook without a certificate', find => Object.assign(serviceOf(find).metadata, {annotations: {}}), /there is no Secret peer-pods-webhook-svc-secret/v],
+	['a webhook that the API server does not trust', find => Object.assign(find('MutatingWebhookConfiguration mwebhook.peerpods.io').metadata, {annotations: {}}), /not told whom to trust/v],
+	['a probe of a port that the container does not have', find => Object.assign(containersOf(find('Deployment peer-pods-webhook') as Workload)[0] ?? {}, {ports: []}), /a probe asks port probes/v],
 	['a definition with a field of no type', find => Object.assign(definitionOf(find).spec.versions[0]?.schema?.openAPIV3Schema?.properties?.['spec']?.properties ?? {}, {limit: {description: 'x'}}), /spec\.limit has no type/v],
 	['an object that is there twice', (_find, manifests) => manifests.push(...manifests.slice(0, 1)), /is there twice/v],
 ];
@@ -90,6 +98,10 @@ for (const [slip, edit, complaint] of slips) {
 
 function daemonOf(find: Find): Workload {
 	return find('DaemonSet osc-caa-ds') as Workload;
+}
+
+function serviceOf(find: Find): Service & Manifest {
+	return find('Service peer-pods-webhook-svc') as Service & Manifest;
 }
 
 function bindingOf(find: Find): ClusterRoleBinding & Manifest {

@@ -86,7 +86,8 @@ const rules: readonly Rule[] = [
 	},
 
 	function* whatPodsUseExists(manifests, {others}) {
-		const exists = (kind: string, name: string | undefined): boolean => others.has(`${kind} ${name ?? ''}`) || manifests.some(each => nameOf(each) === `${kind} ${name ?? ''}`);
+		const there = new Set([...others, ...manifests.map(nameOf), ...manifests.flatMap(certificateSecret).map(name => `Secret ${name}`)]);
+		const exists = (kind: string, name: string | undefined): boolean => there.has(`${kind} ${name ?? ''}`);
 		for (const workload of workloads(manifests)) {
 			const {serviceAccountName, volumes = []} = workload.spec.template.spec;
 			const used: Array<[kind: string, name: string | undefined]> = [['ServiceAccount', serviceAccountName]];
@@ -171,6 +172,23 @@ const rules: readonly Rule[] = [
 		}
 	},
 
+	function* certificatesAreForWhoUsesThem(manifests) {
+		const secrets = new Set(workloads(manifests).flatMap(({spec}) => spec.template.spec.volumes ?? []).map(({secret}) => secret?.secretName));
+		const services = new Set(ofKind<Manifest & Service>(manifests, 'Service').map(({metadata}) => `${metadata.name}.${namespace}.svc`));
+		for (const certificate of ofKind<Certificate>(manifests, 'Certificate').filter(({spec}) => secrets.has(spec.secretName))) {
+			const strays = certificate.spec.dnsNames?.filter(name => !services.has(name)) ?? ['no name'];
+			yield* strays.map(name => `${nameOf(certificate)}: there is no service ${name}`);
+		}
+
+		const issued = ofKind<Certificate>(manifests, 'Certificate').map(({metadata}) => `${namespace}/${metadata.name}`);
+		for (const configuration of ofKind(manifests, 'MutatingWebhookConfiguration')) {
+			const {['cert-manager.io/inject-ca-from']: from, ['service.beta.openshift.io/inject-cabundle']: inject} = configuration.metadata.annotations ?? {};
+			if (from === undefined ? inject !== 'true' : !issued.includes(from)) {
+				yield `${nameOf(configuration)}: the API server is not told whom to trust`;
+			}
+		}
+	},
+
 	function* bindingsBind(manifests, {others}) {
 		for (const binding of ofKind<Manifest & ClusterRoleBinding>(manifests, 'RoleBinding', 'ClusterRoleBinding')) {
 			const {roleRef, subjects = []} = binding;
@@ -223,6 +241,14 @@ const rules: readonly Rule[] = [
 /** @returns every complaint; nothing when all is well */
 export function relationErrors(manifests: readonly Manifest[], surroundings: Surroundings): string[] {
 	return rules.flatMap(rule => [...rule(manifests, surroundings)]);
+}
+
+type Certificate = Manifest & {spec: {secretName: string; dnsNames?: readonly string[]}};
+
+/** The secret that cert-manager or OpenShift's service CA makes for the object, if any. */
+function certificateSecret(manifest: Manifest): string[] {
+	const name = manifest.kind === 'Certificate' ? (manifest as Certificate).spec.secretName : manifest.metadata.annotations?.['service.beta.openshift.io/serving-cert-secret-name'];
+	return name === undefined ? [] : [name];
 }
 
 /** As Kubernetes does; an empty selector is a mistake here. */

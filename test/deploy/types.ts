@@ -24,11 +24,14 @@ const modules: Readonly<Record<string, string>> = {
 /** Kinds that others define, as far as they are used here. */
 const foreign: Readonly<Record<string, string>> = {
 	// cert-manager, "API reference", cert-manager.io/v1
-	'cert-manager.io/v1 Issuer': '{metadata: ObjectMeta; spec: {selfSigned: {}}}',
-	'cert-manager.io/v1 Certificate': '{metadata: ObjectMeta; spec: {secretName: string; dnsNames: string[]; duration?: string; renewBefore?: string; '
+	'cert-manager.io/v1 Issuer': '{metadata: ObjectMeta; spec: {selfSigned: {}} | {ca: {secretName: string}}}',
+	'cert-manager.io/v1 Certificate': '{metadata: ObjectMeta; spec: {secretName: string; dnsNames?: string[]; isCA?: boolean; commonName?: string; duration?: string; renewBefore?: string; '
 		+ 'privateKey?: {algorithm?: "RSA" | "ECDSA" | "Ed25519"; size?: number; rotationPolicy?: "Always" | "Never"}; '
 		+ 'issuerRef: {name: string; kind?: "Issuer" | "ClusterIssuer"; group?: string}}}',
 };
+
+/** What kubernetes-types 1.30.0 leaves out of an interface. */
+const supplement = 'import type {} from "kubernetes-types/admissionregistration/v1.js"; declare module "kubernetes-types/admissionregistration/v1.js" {interface RuleWithOperations {resources?: string[]; scope?: string}}';
 
 const path = join(import.meta.dirname, 'manifests.generated.ts');
 const options: ts.CompilerOptions = {
@@ -45,7 +48,7 @@ const parse = host.getSourceFile.bind(host);
 export function typeErrors(manifests: readonly Manifest[], definitions: readonly CustomResourceDefinition[]): string[] {
 	const custom = new Map(definitions.flatMap(({spec}) => spec.versions.map(({name, schema}) => [`${spec.group}/${name} ${spec.names.kind}`, typeOf(schema?.openAPIV3Schema ?? {})])));
 	const unknown: string[] = [];
-	const lines = ['import type {ObjectMeta} from "kubernetes-types/meta/v1.js";'];
+	const lines = [`import type {ObjectMeta} from "kubernetes-types/meta/v1.js"; ${supplement}`];
 	const names: string[] = [''];
 	for (const manifest of manifests) {
 		const {apiVersion, kind, ...rest} = manifest;
