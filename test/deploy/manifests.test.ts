@@ -4,8 +4,10 @@ import {join} from 'node:path';
 import test from 'ava';
 import type {CustomResourceDefinition} from 'kubernetes-types/apiextensions/v1.js';
 import type {Service} from 'kubernetes-types/core/v1.js';
+import type {RuntimeClass} from 'kubernetes-types/node/v1.js';
 import type {PodDisruptionBudget} from 'kubernetes-types/policy/v1.js';
 import type {ClusterRoleBinding} from 'kubernetes-types/rbac/v1.js';
+import {settings} from '../../src/settings.ts';
 import {build, containersOf, deployDirectory, ofKind, overlays, read, samples, workloads, type Manifest, type Workload} from './manifests.ts';
 import {relationErrors} from './relations.ts';
 import {nameOf, typeErrors} from './types.ts';
@@ -36,6 +38,19 @@ test('the samples are of their kinds\' types, peerpodconfig-openshift of our own
 	t.true(samples().some(({kind}) => kind === 'PeerPodConfig'));
 });
 
+test('the nodes of OpenShift get kata\'s and CRI-O\'s configuration as they are to be read beside the machine config, for the daemon\'s socket and our handler', async t => {
+	const [machineConfig, ...more] = read('nodes/machine-config.yaml') as MachineConfig[];
+	t.deepEqual(more, []);
+	t.deepEqual(typeErrors([machineConfig as Manifest], []), []);
+	const files = machineConfig?.spec.config.storage.files.map(({contents: {source}}) => Buffer.from(source.split('base64,')[1] ?? '', 'base64').toString());
+	const [kata, crio] = ['configuration-remote.toml', 'crio-kata-remote.conf'].map(name => readFileSync(join(deployDirectory, 'nodes', name), 'utf8'));
+	t.deepEqual(files, [kata, crio]);
+	t.true(kata?.includes(`remote_hypervisor_socket = "${settings.socketPath.default}"`));
+	const [runtimeClass] = ofKind<Manifest & RuntimeClass>(await base, 'RuntimeClass');
+	t.true(crio?.includes(`[crio.runtime.runtimes.${runtimeClass?.handler ?? ''}]`));
+	t.true(crio?.includes(`"${machineConfig?.spec.config.storage.files[0]?.path ?? ''}"`));
+});
+
 test('no image is left unnamed, and none moves by itself', async t => {
 	for (const manifests of await Promise.all(overlays.map(async overlay => build(`overlays/${overlay}`)))) {
 		for (const {image = ''} of workloads(manifests).flatMap(containersOf)) {
@@ -51,6 +66,8 @@ test('no sample holds a key', t => {
 });
 
 const base = build('overlays/openshift');
+
+type MachineConfig = Manifest & {spec: {config: {storage: {files: Array<{path: string; contents: {source: string}}>}}}};
 
 type Find = (name: string) => Manifest;
 type Edit = (find: Find, manifests: Manifest[]) => void;

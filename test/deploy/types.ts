@@ -28,6 +28,9 @@ const foreign: Readonly<Record<string, string>> = {
 	'cert-manager.io/v1 Certificate': '{metadata: ObjectMeta; spec: {secretName: string; dnsNames?: string[]; isCA?: boolean; commonName?: string; duration?: string; renewBefore?: string; '
 		+ 'privateKey?: {algorithm?: "RSA" | "ECDSA" | "Ed25519"; size?: number; rotationPolicy?: "Always" | "Never"}; '
 		+ 'issuerRef: {name: string; kind?: "Issuer" | "ClusterIssuer"; group?: string}}}',
+	// OpenShift, openshift/api, machineconfiguration/v1; Ignition, "Configuration Specification v3.2.0"
+	'machineconfiguration.openshift.io/v1 MachineConfig': '{metadata: ObjectMeta; spec: {extensions?: string[]; config: {ignition: {version: "3.2.0"}; '
+		+ 'storage: {files: Array<{path: string; mode: number; overwrite?: boolean; contents: {source: string}}>}}}}',
 };
 
 /** What kubernetes-types 1.30.0 leaves out of an interface. */
