@@ -60,6 +60,15 @@ function screen(stream: NodeJS.WriteStream): Screen {
 	};
 }
 
+/** A container may run under a number that no account has; then the system's answer is an error. */
+function account(): {readonly home: string; readonly user: string} {
+	try {
+		return {home: homedir(), user: userInfo().username};
+	} catch {
+		return {home: process.env['HOME'] ?? '/', user: String(process.getuid?.() ?? '')};
+	}
+}
+
 async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags' | 'operands'>): Promise<number> {
 	const command = await load[name]();
 	const stopping = new AbortController();
@@ -78,7 +87,7 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 			...given,
 			env: process.env,
 			host: {hostname: hostname(), ...serviceAccountToken()},
-			surroundings: {home: homedir(), user: userInfo().username, sshAgentSocket: process.env['SSH_AUTH_SOCK']},
+			surroundings: {...account(), sshAgentSocket: process.env['SSH_AUTH_SOCK']},
 			version: version(),
 			out: screen(process.stdout),
 			err: screen(process.stderr),

@@ -32,8 +32,9 @@ class Process {
 	readonly lines: string[] = [];
 	readonly #watchers = new Set<() => void>();
 
-	constructor(t: ExecutionContext, words: readonly string[], env: Readonly<Record<string, string>> = {}, main = source) {
-		this.child = spawn(process.execPath, [main, ...words], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'pipe', 'pipe']});
+	constructor(t: ExecutionContext, words: readonly string[], env: Readonly<Record<string, string>> = {}, main = source, before: readonly string[] = []) {
+		const [program, ...rest] = [...before, process.execPath, main, ...words] as [string, ...string[]];
+		this.child = spawn(program, rest, {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'pipe', 'pipe']});
 		this.exited = once(this.child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
 		t.teardown(async () => {
 			this.child.kill('SIGKILL');
@@ -126,6 +127,12 @@ test('every problem of the configuration is told at once, with 2, and no passwor
 	t.deepEqual(await wrong.exited, [2, null]);
 	t.deepEqual(wrong.lines.slice(1).map(line => line.trim().split(' ')[0]), ['LIBVIRT_URI', '-cpu', 'LIBVIRT_MEMORY', 'LOG_LEVEL']);
 	t.notRegex(wrong.stderr, /hunter2/);
+});
+
+test('it runs under a number that no account has, as containers may', async t => {
+	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {CLUSTER_ID: 'test'}, source, ['unshare', '--user', '--map-user=65532', '--map-group=65532']);
+	t.deepEqual(await wrong.exited, [2, null]);
+	t.regex(wrong.stderr, /-cpu/);
 });
 
 test('it says when it is ready, answers on its socket, and SIGTERM ends it with 0 and without the socket', async t => {
