@@ -95,6 +95,22 @@ test('libvirt\'s test driver takes a confidential VM, whose memory has room for 
 	t.like(log.lines.find(({message}) => message === 'domain started')?.fields, {memoryMib: 1536, swiotlbMib: 512});
 });
 
+test('the console of a confidential VM is not opened while its address is looked for; that of an ordinary one is', async t => {
+	for (const [more, opened] of [[{launchSecurity: 's390-pv'}, []], [{}, ['console']]] as const) {
+		const {calls, vms} = await daemon({domainCapabilities: protecting}, more);
+		const consoles: string[] = [];
+		calls.console = (domain, signal) => {
+			consoles.push('console');
+			return host.calls.console(domain, signal);
+		};
+		const vm = await vms.start(specOf(), never);
+		await using addresses = vms.addresses(vm, never);
+		t.is(typeof (await addresses.next()).value, 'string');
+		t.deepEqual(consoles, [...opened]);
+		t.deepEqual(vms.lastWords(vm), []);
+	}
+});
+
 test('an ordinary VM gets no more memory than was asked for, and nobody asks what it does not need', async t => {
 	const {vms, definition, count} = await daemon({}, {swiotlbMib: 512});
 	const {name} = await vms.start(specOf({memoryMib: 1024}), never);

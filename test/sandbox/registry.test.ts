@@ -37,6 +37,15 @@ test('a sandbox is created, started and stopped, and nothing is left', async t =
 	t.deepEqual(log.lines.filter(({level}) => level !== 'debug').map(({message}) => message), ['sandbox created', 'pod VM started', 'sandbox removed']);
 });
 
+test('the VM has the sizes that the pod asked for, within the bounds, and the log says where each came from', async t => {
+	const {registry, podVms, log} = world(t);
+	const sizes = {'io.katacontainers.config.hypervisor.default_vcpus': '1.5', 'io.katacontainers.config.hypervisor.default_memory': '64'};
+	await registry.create({...pod('a'), annotations: {...pod('a').annotations, ...sizes}}, never);
+	await registry.start('a', never);
+	t.like(podVms.specOf('podvm-web-a'), {vcpus: 2, memoryMib: 512});
+	t.like(log.lines.find(({message}) => message === 'sandbox created')?.fields, {vcpus: 2, vcpusFrom: 'annotation', memoryMib: 512, memoryFrom: 'minimum'});
+});
+
 test('starting twice is starting once', async t => {
 	const {registry, podVms} = world(t);
 	await registry.create(pod('a'), never);
