@@ -67,6 +67,9 @@ export class ConfigError extends AdaptorError {
 	}
 }
 
+/** Source: cloud-api-adaptor, pkg/probe. */
+const defaultProbePort = 8000;
+
 type SizeName = 'vcpus' | 'minVcpus' | 'maxVcpus' | 'minMemoryMib' | 'memoryMib' | 'maxMemoryMib';
 type Texts = Readonly<Record<string, string | undefined>>;
 
@@ -87,10 +90,11 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 		throw new ConfigError(problems);
 	}
 
+	const probePort = sized.probePort ?? (host.serviceAccountToken === undefined ? undefined : defaultProbePort);
 	const customCa = caCertFile !== undefined && certFile !== undefined && certKeyFile !== undefined
 		? Object.freeze({caFile: caCertFile, certFile, keyFile: certKeyFile})
 		: undefined;
-	return Object.freeze({...sized as Omit<Values, CustomCaName>, customCa, warnings: Object.freeze(warningsAbout(env, flags, parsed))});
+	return Object.freeze({...sized as Omit<Values, CustomCaName>, probePort, customCa, warnings: Object.freeze(warningsAbout(env, flags, parsed))});
 }
 
 /**

@@ -5,6 +5,7 @@ import {dirname, join} from 'node:path';
 import {serveApi} from './api/server.ts';
 import type {Config} from './config.ts';
 import {parseInitdata} from './initdata.ts';
+import {serveProbes} from './health/probes.ts';
 import type {Logger} from './log.ts';
 import {openPipe} from './libvirt/open-pipe.ts';
 import {LibvirtSession} from './libvirt/session.ts';
@@ -128,6 +129,10 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 	const halfMadeGraceMs = Promise.withResolvers<number>();
 	await sandboxes.recover(halfMadeGraceMs.promise);
 	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
+	if (config.probePort !== undefined) {
+		parts.use(serveProbes({port: config.probePort, log}));
+	}
+
 	// A daemon that this one overlaps with may be in the middle of a start; of one that is dead, nothing is.
 	halfMadeGraceMs.resolve(api.tookOver ? config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs : 0);
 	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');

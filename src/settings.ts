@@ -168,8 +168,8 @@ export const settings = {
 		description: 'Ours. How long a VM of this node may be without a known sandbox before it is removed.',
 	},
 	probePort: {
-		env: 'PROBE_PORT', section: 'Sockets and timeouts', type: port, default: '8000', isPending: true,
-		description: 'TCP port on 127.0.0.1 of the probes.',
+		env: 'PROBE_PORT', section: 'Sockets and timeouts', type: port, example: '8000',
+		description: 'TCP port on 127.0.0.1 of `/startup` and `/healthz`. Not set: 8000 in a pod, none elsewhere. A port that is taken is tried again, and fails nothing.',
 	},
 
 	caCertFile: {
@@ -238,10 +238,6 @@ export const settings = {
 	podUid: {
 		env: 'POD_UID', section: 'Kubernetes', type: identifier, example: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11', isPending: true,
 		description: 'UID of the adaptor\'s own pod, from the downward API.',
-	},
-	runtimeClassName: {
-		env: 'RUNTIMECLASS_NAME', section: 'Kubernetes', type: identifier, default: 'kata-remote', isPending: true,
-		description: 'Runtime class of the pods that the startup probe waits for.',
 	},
 
 	logLevel: {
@@ -315,6 +311,7 @@ export const inertSettings: readonly InertSetting[] = [
 	{env: 'LIBVIRT_DIR_NAME', flag: 'data-dir', reason: 'volumes are found through the storage pool (LIBVIRT_POOL), which knows its own directory'},
 	{env: 'LIBVIRT_EFI_FIRMWARE', flag: 'firmware', reason: 's390x has no EFI firmware'},
 	{env: 'PAUSE_IMAGE', flag: 'pause-image', reason: 'the pod VM image brings its own pause container'},
+	{env: 'RUNTIMECLASS_NAME', silentFor: ['kata-remote'], reason: 'the startup probe tells of this daemon, not of the pods that it runs'},
 	{env: 'PEER_PODS_DIR', reason: 'an old name: set PODS_DIR'},
 	{env: 'CLOUD_CONFIG_VERIFY', flag: 'cloud-config-verify', isSwitch: true, silentFor: ['false'], reason: notYet},
 	{env: 'SECURE_COMMS', flag: 'secure-comms', isSwitch: true, silentFor: ['false'], reason: 'not supported: the agent\'s traffic goes over mutual TLS'},

@@ -43,10 +43,15 @@ test('an empty environment gives the existing adaptor\'s defaults', t => {
 		cloudProvider: 'libvirt', pool: 'default', network: 'default', baseVolume: 'podvm-base.qcow2', launchSecurity: undefined, disableCvm: true,
 		vcpus: 2, memoryMib: 8192, rootDiskGib: 10, cpuset: undefined, socketPath: '/run/peerpod/hypervisor.sock', podsDir: '/run/peerpod/pods',
 		forwarderPort: 15_150, proxyTimeoutMs: 300_000, startTimeoutMs: 210_000, tlsSkipVerify: false, tunnelType: 'vxlan', vxlanPort: 4789,
-		vxlanMinId: 555_000, externalNetworkViaPodVm: false, probePort: 8000, runtimeClassName: 'kata-remote', logLevel: 'info', logFormat: 'json',
 		customCa: undefined, nodeName: 'worker-0', clusterId: '0b9a-uid', warnings: [],
 	});
 	t.is(config.libvirtUri.text, 'qemu+ssh://root@192.168.122.1/system?no_verify=1');
+});
+
+test('probes are served on their usual port in a pod, on none elsewhere, and where one says so', t => {
+	t.is(load({}).probePort, 8000);
+	t.is(loadConfig({CLUSTER_ID: 'east'}, {hostname: 'h'}).probePort, undefined);
+	t.is(loadConfig({CLUSTER_ID: 'east', PROBE_PORT: '8001'}, {hostname: 'h'}).probePort, 8001);
 });
 
 test('every setting that is given reaches the config', t => {

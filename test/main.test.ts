@@ -2,7 +2,7 @@
 import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {once} from 'node:events';
 import {cp, stat, symlink} from 'node:fs/promises';
-import {connect, createServer, type Socket} from 'node:net';
+import {connect, createServer, type AddressInfo, type Socket} from 'node:net';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import type {Readable} from 'node:stream';
@@ -147,6 +147,19 @@ test('it says when it is ready, answers on its socket, and SIGTERM ends it with 
 	await t.throwsAsync(stat(running.socketPath), {code: 'ENOENT'});
 	t.deepEqual(running.lines.map(line => (JSON.parse(line) as Line).level).filter(level => level !== 'info' && level !== 'warn'), []);
 	t.notRegex(running.stderr, /hunter/);
+});
+
+test('kubelet\'s startup probe is answered once it is ready', async t => {
+	const free = createServer().listen(0, '127.0.0.1');
+	await once(free, 'listening');
+	const {port} = free.address() as AddressInfo;
+	free.close();
+	await once(free, 'close');
+	const running = await daemon(t, {PROBE_PORT: String(port), LOG_LEVEL: 'debug'});
+	await running.event('probes are served');
+	t.is((await fetch(`http://127.0.0.1:${port}/startup`)).status, 200);
+	running.child.kill('SIGTERM');
+	t.deepEqual(await running.exited, [0, null]);
 });
 
 test('a SIGTERM that comes while it starts ends it with 0', async t => {
