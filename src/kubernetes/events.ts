@@ -1,0 +1,239 @@
+/**
+ * Events on pods, for whoever looks at a pod that does not start (`kubectl describe pod`). Told in the background, in order; repeats of an event
+ * raise its count. Never in anybody's way: what is too much, or cannot be sent in time, is dropped, and that is said in the log.
+ * Of core/v1 rather than events.k8s.io/v1: both are the same objects to the API server, this one asks for no action and no series, and is the one that
+ * existing roles allow.
+ * Source: Kubernetes API reference, Event v1 core; client-go, tools/record (names, counts, limits).
+ */
+import {AdaptorError, toError} from '../errors.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import type {PodEvent, PodIdentity} from '../sandbox/ports.ts';
+import type {KubernetesClient, NewObject} from './client.ts';
+import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
+import {EventLimits, type BucketSize} from './event-limits.ts';
+import type {Kind} from './objects.ts';
+
+export interface PodEventsOptions {
+	readonly client: Pick<KubernetesClient, 'get' | 'create' | 'patch'>;
+	/** This node's name. */
+	readonly node: string;
+	readonly perPod?: BucketSize;
+	readonly inAll?: BucketSize;
+	/** How long one event may take, the API server's silences included. */
+	readonly sendTimeoutMs?: number;
+	/** How long disposing waits for what is not sent yet. */
+	readonly drainTimeoutMs?: number;
+	readonly log: Logger;
+}
+
+interface Told {
+	readonly pod: PodIdentity;
+	readonly event: PodEvent;
+	readonly at: Date;
+}
+
+/** An event that is at the API server. */
+interface Sent {
+	readonly name: string;
+	count: number;
+}
+
+const component = 'cloud-api-adaptor';
+/** What the API server takes (core/v1 validation, NoteLengthLimit). */
+const maxMessageBytes = 1024;
+const maxWaiting = 500;
+/** Events that a repeat can be recognised of; the API server forgets them after an hour by default. */
+const maxRemembered = 1000;
+
+const pods: Kind<object> = {apiVersion: 'v1', kind: 'Pod', plural: 'pods', isNamespaced: true, read: () => ({})};
+const events: Kind<object> = {apiVersion: 'v1', kind: 'Event', plural: 'events', isNamespaced: true, read: () => ({})};
+
+export class PodEvents implements AsyncDisposable {
+	readonly #options: Required<Omit<PodEventsOptions, 'perPod' | 'inAll'>>;
+	readonly #limits: EventLimits;
+	readonly #waiting: Told[] = [];
+	readonly #sent = new Map<string, Sent>();
+	readonly #ending = new AbortController();
+	#sending: Promise<void> | undefined;
+	#closed: Promise<void> | undefined;
+	#isForbidden = false;
+	#dropped = 0;
+	#made = 0;
+
+	constructor({perPod, inAll, ...options}: PodEventsOptions) {
+		this.#options = {sendTimeoutMs: 30_000, drainTimeoutMs: 3000, ...options};
+		this.#limits = new EventLimits(performance.now(), perPod, inAll);
+	}
+
+	/** As `Cluster` promises it. */
+	tell(pod: PodIdentity, event: PodEvent): void {
+		if (this.#closed !== undefined || this.#waiting.length >= maxWaiting || !this.#limits.allows(`${pod.namespace}/${pod.name}`, performance.now())) {
+			this.#drop(pod, event, this.#closed === undefined ? 'too many' : 'stopping');
+			return;
+		}
+
+		this.#waiting.push({pod, event: {...event, message: cut(event.message)}, at: new Date()});
+		this.#sending ??= this.#sendAll();
+	}
+
+	/** Takes no more, sends for a while what is left, and drops the rest. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#closed ??= this.#close();
+		await this.#closed;
+	}
+
+	async #close(): Promise<void> {
+		using scope = new Scope().deadline(this.#options.drainTimeoutMs, 'events to be sent');
+		await abortable(this.#sending ?? Promise.resolve(), scope.signal).catch(() => undefined);
+		this.#ending.abort(new AdaptorError({code: 'cancelled', what: 'The daemon is stopping'}));
+		await this.#sending;
+		if (this.#waiting.length > 0) {
+			this.#options.log.warn({count: this.#waiting.length, reason: 'stopping'}, 'events of pods were dropped');
+		}
+	}
+
+	/** Never throws. */
+	async #sendAll(): Promise<void> {
+		for (let next = this.#waiting.shift(); next !== undefined; next = this.#ending.signal.aborted ? undefined : this.#waiting.shift()) {
+			using scope = new Scope(this.#ending.signal).deadline(this.#options.sendTimeoutMs, 'the Kubernetes API to take an event');
+			try {
+				await this.#send(next, scope.signal);
+				this.#isForbidden = false;
+			} catch (thrown) {
+				this.#failed(next, scope.signal.aborted ? toError(scope.signal.reason) : toError(thrown));
+			}
+		}
+
+		this.#sending = undefined;
+	}
+
+	async #send(told: Told, signal: AbortSignal): Promise<void> {
+		const {client} = this.#options;
+		const {pod, event: {type, reason, message}, at} = told;
+		const {namespace} = pod;
+		// Also for a repeat: it may be another pod of the same name by now.
+		const uid = pod.uid ?? await this.#uidOf(pod, signal);
+		const key = JSON.stringify([namespace, pod.name, uid, type, reason, message]);
+		const earlier = this.#sent.get(key);
+		if (earlier !== undefined) {
+			try {
+				await client.patch(events, {namespace, name: earlier.name}, {merge: {count: earlier.count + 1, lastTimestamp: timestamp(at)}}, signal);
+				earlier.count += 1;
+				return;
+			} catch (error) {
+				if (!isNotFound(error)) {
+					throw error;
+				}
+			}
+		}
+
+		const name = this.#eventName(pod.name, at);
+		await this.#create(namespace, this.#object(told, name, uid), signal);
+		this.#sent.delete(key);
+		this.#sent.set(key, {name, count: 1});
+		for (const oldest of this.#sent.keys()) {
+			if (this.#sent.size <= maxRemembered) {
+				break;
+			}
+
+			this.#sent.delete(oldest);
+		}
+	}
+
+	/** `kubectl describe` shows events of that uid only. Without it they are still in `kubectl get events`. */
+	async #uidOf(pod: PodIdentity, signal: AbortSignal): Promise<string | undefined> {
+		try {
+			return (await this.#options.client.get(pods, pod, signal)).metadata.uid;
+		} catch (error) {
+			if (error instanceof KubernetesError && error.status !== undefined && error.status < 500) {
+				return undefined;
+			}
+
+			throw error;
+		}
+	}
+
+	/** Once more when nobody knows whether it was done: the name tells. */
+	async #create(namespace: string, object: NewObject, signal: AbortSignal): Promise<void> {
+		const {client} = this.#options;
+		try {
+			await client.create(events, namespace, object, signal);
+		} catch (error) {
+			signal.throwIfAborted();
+			if (!(error instanceof KubernetesError && error.mayHaveBeenExecuted)) {
+				throw error;
+			}
+
+			await client.create(events, namespace, object, signal).catch((again: unknown) => {
+				if (!isAlreadyExists(again)) {
+					throw again;
+				}
+			});
+		}
+	}
+
+	#object({pod, event: {type, reason, message}, at}: Told, name: string, uid: string | undefined): NewObject {
+		const {node} = this.#options;
+		return {
+			metadata: {name, namespace: pod.namespace},
+			involvedObject: {apiVersion: 'v1', kind: 'Pod', namespace: pod.namespace, name: pod.name, ...(uid === undefined ? {} : {uid})},
+			type, reason, message,
+			source: {component, host: node},
+			reportingComponent: component,
+			reportingInstance: node,
+			firstTimestamp: timestamp(at),
+			lastTimestamp: timestamp(at),
+			count: 1,
+		};
+	}
+
+	/** Unique, so that it shows whether a request that got no answer was done; as client-go names them, by the time in nanoseconds. */
+	#eventName(podName: string, at: Date): string {
+		this.#made = (this.#made + 1) % 1_000_000;
+		return `${podName.slice(0, 230)}.${(BigInt(at.getTime()) * 1_000_000n + BigInt(this.#made)).toString(16)}`;
+	}
+
+	#failed({pod, event}: Told, error: Error): void {
+		const isForbidden = error instanceof KubernetesError && error.status === 403;
+		if (isForbidden && this.#isForbidden) {
+			this.#drop(pod, event, 'forbidden');
+			return;
+		}
+
+		this.#isForbidden = isForbidden;
+		this.#options.log.warn({pod: `${pod.namespace}/${pod.name}`, event: event.reason, err: error}, isForbidden ? 'events of pods may not be written' : 'an event of a pod could not be written');
+	}
+
+	/** The first of many is worth a line. */
+	#drop(pod: PodIdentity, event: PodEvent, reason: string): void {
+		this.#dropped += 1;
+		const isFirst = this.#dropped === 1;
+		this.#options.log[isFirst ? 'warn' : 'debug']({pod: `${pod.namespace}/${pod.name}`, event: event.reason, reason, count: this.#dropped}, 'an event of a pod was dropped');
+	}
+}
+
+/** To the second, as `metav1.Time` is. */
+function timestamp(at: Date): string {
+	return at.toISOString().replace(/\.\d+Z$/v, 'Z');
+}
+
+/** By bytes, between characters. */
+function cut(message: string): string {
+	if (Buffer.byteLength(message) <= maxMessageBytes) {
+		return message;
+	}
+
+	let bytes = Buffer.byteLength('…');
+	let kept = '';
+	for (const character of message) {
+		bytes += Buffer.byteLength(character);
+		if (bytes > maxMessageBytes) {
+			break;
+		}
+
+		kept += character;
+	}
+
+	return `${kept}…`;
+}

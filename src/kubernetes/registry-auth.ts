@@ -1,0 +1,80 @@
+/**
+ * Registry credentials: how they are written in image pull secrets, and as what pod VMs read them. Pure. No error repeats anything of them.
+ * Sources: Kubernetes, "Pull an Image from a Private Registry" and pkg/credentialprovider (what the kubelet takes, and in which order); containers-auth.json(5);
+ * confidential-containers/guest-components, image-rs/src/auth (what the VM reads: `auth` alone, in padded base64, and one entry without it spoils the file).
+ */
+import {AdaptorError} from '../errors.ts';
+import {at, textAt} from './fields.ts';
+
+/** `auth` by registry: a host, perhaps with a port and the beginning of a path. */
+export type RegistryAuth = ReadonlyMap<string, string>;
+
+/**
+ * @param text of `.dockerconfigjson` and `auth.json`, in which the entries are under `auths`, or of the older `.dockercfg`, in which they are not
+ * @throws AdaptorError 'data-loss'
+ */
+export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'dockercfg'): RegistryAuth {
+	let value: unknown;
+	try {
+		value = JSON.parse(text);
+	} catch {
+		throw malformed('not JSON'); // The parser's message quotes what it read.
+	}
+
+	const entries = format === 'dockercfg' ? value : at(value, 'auths') ?? {};
+	if (!isObject(value) || !isObject(entries)) {
+		throw malformed('not a table of registries');
+	}
+
+	const found = new Map<string, string>();
+	for (const [registry, entry] of Object.entries(entries)) {
+		const auth = authOf(entry);
+		const key = registryKey(registry);
+		if (auth !== undefined && key !== '' && !found.has(key)) {
+			found.set(key, auth);
+		}
+	}
+
+	return found;
+}
+
+/** The content of `auth.json`, or undefined when there is nothing to say. Of several credentials for one registry the first counts. */
+export function authJson(sources: readonly RegistryAuth[]): string | undefined {
+	const merged = new Map(sources.toReversed().flatMap(source => [...source]));
+	return merged.size === 0 ? undefined : JSON.stringify({auths: Object.fromEntries([...merged].map(([registry, auth]) => [registry, {auth}]))});
+}
+
+/**
+ * `auth` wins over user name and password, as with the kubelet. An entry without either is for other programs (an identity token, a credential
+ * helper's mark), and is passed over.
+ * @throws AdaptorError 'data-loss'
+ */
+function authOf(entry: unknown): string | undefined {
+	// Padded or not, as the kubelet takes it.
+	const auth = (textAt(entry, 'auth') ?? '').replaceAll(/[\r\n]/gv, '').replace(/={1,2}$/v, '');
+	if (auth !== '') {
+		const decoded = Buffer.from(auth, 'base64');
+		const padded = decoded.toString('base64');
+		if (padded.replace(/=+$/v, '') !== auth || !decoded.includes(':')) {
+			throw malformed('an "auth" that is not base64 of a user and a password');
+		}
+
+		return padded;
+	}
+
+	const [username = '', password = ''] = [textAt(entry, 'username'), textAt(entry, 'password')];
+	return username === '' || password === '' ? undefined : Buffer.from(`${username}:${password}`).toString('base64');
+}
+
+/** Without scheme, without the API version of which registries' addresses used to end, and without a final slash: so the kubelet takes them for the same. */
+function registryKey(registry: string): string {
+	return registry.replace(/^https?:\/\//v, '').replace(/^([^\/]*)\/v[12]\//v, '$1/').replace(/\/+$/v, '');
+}
+
+function malformed(what: string): AdaptorError {
+	return new AdaptorError({code: 'data-loss', what});
+}
+
+function isObject(value: unknown): value is object {
+	return typeof value === 'object' && value !== null && !Array.isArray(value);
+}

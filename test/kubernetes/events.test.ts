@@ -1,0 +1,193 @@
+import test, {type ExecutionContext} from 'ava';
+import type {Raw} from '../support/api-server.ts';
+import {at, numberAt, textAt} from '../../src/kubernetes/fields.ts';
+import {Bucket, EventLimits} from '../../src/kubernetes/event-limits.ts';
+import {PodEvents, type PodEventsOptions} from '../../src/kubernetes/events.ts';
+import type {PodEvent} from '../../src/sandbox/ports.ts';
+import {recordingLog} from '../support/recording-log.ts';
+import {testCluster, type TestCluster} from './cluster.ts';
+
+const pod = {name: 'web', namespace: 'default'};
+const failed: PodEvent = {type: 'Warning', reason: 'PodVMStartFailed', message: 'Could not start'};
+const numbered = (number: number): PodEvent => ({...failed, message: `Could not start ${number}`});
+
+interface World extends TestCluster {
+	readonly events: PodEvents;
+	readonly log: ReturnType<typeof recordingLog>;
+	readonly uid: string;
+	/** The events at the API server, once there are so many. */
+	readonly stored: (count: number) => Promise<readonly Raw[]>;
+}
+
+async function world(t: ExecutionContext, options: Partial<PodEventsOptions> = {}): Promise<World> {
+	const cluster = await testCluster(t);
+	const {api, client} = cluster;
+	const log = recordingLog();
+	const events = new PodEvents({client, node: 'worker-0', log, ...options});
+	t.teardown(async () => events[Symbol.asyncDispose]());
+	const {metadata: {uid}} = api.put('pods', {metadata: pod, spec: {}});
+	return {
+		...cluster, events, log, uid,
+		async stored(count) {
+			return api.until(() => {
+				const all = api.list('events');
+				return all.length >= count && all;
+			});
+		},
+	};
+}
+
+test('an event is on the pod, with its uid, and says who and where', async t => {
+	const {events, stored, uid} = await world(t);
+	events.tell(pod, failed);
+	const [event] = await stored(1);
+	t.like(event, {
+		apiVersion: 'v1', kind: 'Event', type: 'Warning', reason: 'PodVMStartFailed', message: 'Could not start', count: 1,
+		involvedObject: {apiVersion: 'v1', kind: 'Pod', namespace: 'default', name: 'web', uid},
+		source: {component: 'cloud-api-adaptor', host: 'worker-0'}, reportingComponent: 'cloud-api-adaptor', reportingInstance: 'worker-0',
+	});
+	t.regex(event?.metadata.name ?? '', /^web\.[\da-f]{16}$/);
+	t.regex(textAt(event, 'lastTimestamp') ?? '', /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
+});
+
+test('a uid that is known is not asked for; a pod that is gone can still be told of', async t => {
+	const {api, events, stored} = await world(t);
+	events.tell({...pod, uid: 'known'}, failed);
+	events.tell({name: 'gone', namespace: 'default'}, failed);
+	t.deepEqual((await stored(2)).map(event => at(event, 'involvedObject', 'uid')).toSorted(), ['known', undefined]);
+	t.deepEqual(api.calls.filter(({plural}) => plural === 'pods').map(({name}) => name), ['gone']);
+});
+
+test('a repeat raises the count; another message, another pod and a pod of the same name after it are events of their own', async t => {
+	const {api, events, stored} = await world(t);
+	events.tell(pod, failed);
+	events.tell(pod, failed);
+	events.tell(pod, numbered(1));
+	events.tell({...pod, name: 'other'}, failed);
+	await stored(3);
+	api.delete('pods', 'web', 'default');
+	api.put('pods', {metadata: pod, spec: {}});
+	events.tell(pod, failed);
+	t.deepEqual((await stored(4)).map(event => numberAt(event, 'count')).toSorted(), [1, 1, 1, 2]);
+});
+
+test('a repeat of an event that the API server has forgotten is made anew', async t => {
+	const {api, events, stored} = await world(t);
+	events.tell(pod, failed);
+	const [event] = await stored(1);
+	api.delete('events', event?.metadata.name ?? '', 'default');
+	events.tell(pod, failed);
+	t.is(numberAt((await stored(1))[0], 'count'), 1);
+});
+
+test('an event whose request got no answer is there once', async t => {
+	const {api, events, stored} = await world(t);
+	{
+		let faults = 0;
+		using _ = api.fault(({verb}) => (verb === 'create' && faults++ === 0 ? 'drop-after' : undefined));
+		events.tell(pod, numbered(1));
+		events.tell(pod, numbered(2));
+		await stored(2);
+	}
+
+	await events[Symbol.asyncDispose]();
+	t.is(api.list('events').length, 2);
+});
+
+test('a long message is cut to what the API server takes, between characters', async t => {
+	const {events, stored} = await world(t);
+	events.tell(pod, {...failed, message: `${'x'.repeat(1019)}ü${'y'.repeat(100)}`});
+	events.tell(pod, {...failed, message: 'ü'.repeat(512)});
+	events.tell(pod, {...failed, message: `x${'ü'.repeat(512)}`});
+	t.deepEqual(new Set((await stored(3)).map(event => textAt(event, 'message'))), new Set([`${'x'.repeat(1019)}ü…`, 'ü'.repeat(512), `x${'ü'.repeat(510)}…`]));
+});
+
+test('one pod\'s storm is cut off, others are heard', async t => {
+	const {events, stored, log} = await world(t, {perPod: {burst: 3, refillMs: 300_000}});
+	for (let number = 0; number < 10; number++) {
+		events.tell(pod, numbered(number));
+	}
+
+	events.tell({...pod, name: 'other'}, failed);
+	t.deepEqual((await stored(4)).map(event => textAt(event, 'involvedObject', 'name')).toSorted(), ['other', 'web', 'web', 'web']);
+	t.deepEqual(log.lines.filter(({message}) => message === 'an event of a pod was dropped').map(({level}) => level), ['warn', ...Array.from({length: 6}, () => 'debug')]);
+});
+
+test('a storm of many pods is cut off', async t => {
+	const {events, api} = await world(t, {inAll: {burst: 5, refillMs: 300_000}});
+	for (let number = 0; number < 10; number++) {
+		events.tell({...pod, name: `web-${number}`}, failed);
+	}
+
+	await events[Symbol.asyncDispose]();
+	t.is(api.list('events').length, 5);
+});
+
+test('that events are forbidden is said once, and again only when they were allowed in between', async t => {
+	const {api, events, log, stored} = await world(t);
+	const said = (): number => log.lines.filter(({message}) => message === 'events of pods may not be written').length;
+	{
+		using _ = api.fault(({verb}) => (verb === 'create' ? 'forbidden' : undefined));
+		events.tell(pod, numbered(1));
+		events.tell(pod, numbered(2));
+		await api.until(() => api.calls.filter(({verb}) => verb === 'create').length === 2);
+	}
+
+	events.tell(pod, numbered(3));
+	await stored(1);
+	t.is(said(), 1);
+	using _ = api.fault(({verb}) => (verb === 'create' ? 'forbidden' : undefined));
+	events.tell(pod, numbered(4));
+	await events[Symbol.asyncDispose]();
+	t.is(said(), 2);
+});
+
+test('an API server that is silent holds nobody up: the event is given up after a while, the next is sent', async t => {
+	const {api, events, log, stored} = await world(t, {sendTimeoutMs: 1000});
+	let isFirst = true;
+	using _ = api.fault(({verb}) => {
+		const fault = verb === 'create' && isFirst ? 'silence' : undefined;
+		isFirst &&= fault === undefined;
+		return fault;
+	});
+	const before = performance.now();
+	events.tell(pod, numbered(1));
+	events.tell(pod, numbered(2));
+	t.true(performance.now() - before < 900, 'telling does not wait');
+	t.is(textAt((await stored(1))[0], 'message'), 'Could not start 2');
+	t.true(log.lines.some(({message, fields}) => message === 'an event of a pod could not be written' && /Timed out after 1000 ms/.test(String(fields.err))));
+});
+
+test('the end waits for what was told before it, sends nothing after, and is the same twice', async t => {
+	const {api, events, log} = await world(t);
+	for (let number = 0; number < 5; number++) {
+		events.tell(pod, numbered(number));
+	}
+
+	await Promise.all([events[Symbol.asyncDispose](), events[Symbol.asyncDispose]()]);
+	t.is(api.list('events').length, 5);
+	events.tell(pod, numbered(6));
+	t.is(api.list('events').length, 5);
+	t.is(log.lines.at(-1)?.fields.reason, 'stopping');
+});
+
+test('the end does not wait for an API server that is silent', async t => {
+	const {api, events, log} = await world(t, {drainTimeoutMs: 20});
+	using _ = api.fault(() => 'silence');
+	events.tell(pod, numbered(1));
+	events.tell(pod, numbered(2));
+	await api.until(() => api.calls.length > 0);
+	await events[Symbol.asyncDispose]();
+	t.deepEqual(log.lines.map(({message}) => message), ['an event of a pod could not be written', 'events of pods were dropped']);
+	t.is(log.lines.at(-1)?.fields.count, 1);
+});
+
+test('a bucket gives what it holds, and one more each time it is refilled', t => {
+	const bucket = new Bucket({burst: 2, refillMs: 100}, 0);
+	t.deepEqual([0, 0, 0, 99, 100, 101, 1000, 1000, 1000].map(now => bucket.take(now)), [true, true, false, false, true, false, true, true, false]);
+});
+
+test('what one pod may not say is not taken from the others', t => {
+	const limits = new EventLimits(0, {burst: 1, refillMs: 1000}, {burst: 3, refillMs: 1_000_000});
+	t.deepEqual(['a', 'a', 'a', 'b', 'c', 'd'].map(name => limits.allows(name, 0)), [true, false, false, true, true, false]);
+});
