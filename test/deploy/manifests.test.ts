@@ -17,6 +17,7 @@ const definitions = ['base/peerpod.crd.yaml', 'base/peerpodconfig.crd.yaml'].fla
 /** What is there without us, or made by the user as docs/install.md says: the samples show most of it. */
 const others = new Set([
 	...samples().map(nameOf),
+	'Secret auth-json-secret',
 	'Secret certs-for-tls',
 	// OpenShift's own.
 	'ClusterRole system:openshift:scc:privileged',
