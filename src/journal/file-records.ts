@@ -26,9 +26,9 @@ export class FileRecords implements SandboxRecords {
 
 	async write(record: SandboxRecord): Promise<void> {
 		const directory = join(this.#podsDir, record.id);
-		await mkdir(directory, {recursive: true, mode: 0o700});
 		const temporary = join(directory, `.${randomBytes(4).toString('hex')}`);
 		try {
+			await mkdir(directory, {recursive: true, mode: 0o700});
 			const file = await open(temporary, 'wx', 0o600);
 			try {
 				await file.writeFile(recordText(record));
@@ -39,10 +39,10 @@ export class FileRecords implements SandboxRecords {
 
 			await rename(temporary, join(directory, fileName));
 		} catch (error) {
-			await rm(temporary, {force: true});
+			await rm(temporary, {force: true}).catch(() => undefined);
 			throw new AdaptorError({
 				code: 'unavailable',
-				what: 'Could not write the sandbox\'s record',
+				what: `Could not write the sandbox's record: ${error instanceof Error && 'code' in error ? String(error.code) : 'unexpectedly'}`,
 				where: {sandboxId: record.id, path: join(directory, fileName)},
 				remedy: 'Check that PODS_DIR can be written to and has space left.',
 				cause: error,

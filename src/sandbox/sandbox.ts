@@ -330,6 +330,7 @@ export class Sandbox {
 			relay = await relays.open(this.#target(request), podVms.addresses(vm, reaching.signal), reaching.signal);
 			stages.enter('attach the network');
 			await networks.attach(network, relay.address, scope.signal);
+			stages.enter('record that it runs');
 			await this.#record({request, network, state: 'running', vm, address: relay.address});
 			scope.signal.throwIfAborted();
 			this.#run({name: 'running', prepared, vm, relay});

@@ -68,7 +68,8 @@ export class ChaosNode implements AsyncDisposable {
 		this.#watch(daemon);
 	}
 
-	static async start(): Promise<ChaosNode> {
+	/** @param podsDirSize PODS_DIR is a tmpfs of this size, e.g. `64k`, in the daemon's mount namespace; a plain directory if absent */
+	static async start({podsDirSize}: {readonly podsDirSize?: string} = {}): Promise<ChaosNode> {
 		await using undo = new AsyncDisposableStack();
 		// Short: sockets are in it.
 		const directory = await mkdtemp('/tmp/caa-');
@@ -81,6 +82,10 @@ export class ChaosNode implements AsyncDisposable {
 		}));
 		const world = undo.use(await World.create());
 		const vms = undo.use(await Vms.start(host, world, directory, signal));
+		if (podsDirSize !== undefined) {
+			await world.sh(`mkdir ${directory}/pods; mount -t tmpfs -o size=${podsDirSize} pods ${directory}/pods`);
+		}
+
 		const programs = await FailingPrograms.install(world, directory);
 		const daemon = await startDaemon(directory, world, host);
 		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, daemon);
@@ -112,6 +117,15 @@ export class ChaosNode implements AsyncDisposable {
 	/** The first line of the daemon's that matches, said already or to come. */
 	async line(pattern: RegExp, limit: AbortSignal): Promise<string> {
 		return this.#daemon.line(pattern, limit);
+	}
+
+	/** Until there is no room for another byte. */
+	async fillPodsDir(): Promise<void> {
+		await this.#world.sh(`! cat /dev/zero >>${this.#directory}/pods/fill 2>/dev/null`);
+	}
+
+	async emptyPodsDir(): Promise<void> {
+		await this.#world.sh(`rm ${this.#directory}/pods/fill`);
 	}
 
 	/** Ends the daemon and starts another, once at a time. Returns when the signal is sent. */
@@ -171,7 +185,7 @@ export class ChaosNode implements AsyncDisposable {
 
 	async inventory(): Promise<Inventory> {
 		const [domains, volumes, files, shown] = await Promise.all([
-			this.host.domains(), this.host.volumes(), readdir(`${this.#directory}/pods`, {recursive: true}).catch(() => []),
+			this.host.domains(), this.host.volumes(), readdir(this.#world.outside(`${this.#directory}/pods`), {recursive: true}).catch(() => []),
 			this.#world.sh(`
 				for path in /run/netns/pod-*; do
 					[ -e "$path" ] || continue

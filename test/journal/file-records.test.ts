@@ -101,5 +101,5 @@ test('any text is a record or data loss, and nothing else', t => {
 test('a record that cannot be written is an error that names the setting', async t => {
 	const podsDir = join(await directoryOf(t), 'file');
 	await writeFile(podsDir, '');
-	await t.throwsAsync(new FileRecords(podsDir, recordingLog()).write(created));
+	await t.throwsAsync(new FileRecords(podsDir, recordingLog()).write(created), {instanceOf: AdaptorError, message: /ENOTDIR.*PODS_DIR/});
 });

@@ -71,7 +71,12 @@ export class World implements AsyncDisposable {
 
 	/** A path that is valid in the worker's mount namespace and in ours. */
 	netnsPath(name: string): string {
-		return `/proc/${this.#pid}/root/run/netns/${name}`;
+		return this.outside(`/run/netns/${name}`);
+	}
+
+	/** A path of the worker's mount namespace as it is in ours. */
+	outside(path: string): string {
+		return `/proc/${this.#pid}/root${path}`;
 	}
 
 	/** Options that make the implementation work in here. */

@@ -1,0 +1,55 @@
+/** A node whose PODS_DIR is full: a tmpfs of a few pages, in the daemon's own mount namespace. */
+import test from 'ava';
+import {pause, Scope} from '../../src/lifetime.ts';
+import {newSandboxId} from '../lab/shim.ts';
+import type {TtrpcError} from '../../src/ttrpc/status.ts';
+import {ChaosNode} from './node.ts';
+
+const {signal} = new AbortController();
+
+test('without room for records a creation and a start fail with the reason and leave nothing half-made, and a stop deletes all the same', async t => {
+	t.timeout(120_000);
+	await using node = await ChaosNode.start({podsDirSize: '64k'});
+	const empty = await node.inventory();
+	const create = async (): Promise<string> => {
+		const {name, path} = await node.pod('bridge');
+		const id = newSandboxId();
+		await node.shim.createVm({id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'}, networkNamespacePath: path}, signal);
+		return id;
+	};
+
+	const leftBesides = async (before: ReadonlySet<string>): Promise<readonly string[]> => {
+		using scope = new Scope(signal).deadline(20_000, 'everything to be gone');
+		for (;;) {
+			const left = [...(await node.inventory()).difference(before)];
+			if (left.length === 0 || scope.signal.aborted) {
+				return left;
+			}
+
+			await pause(50, signal);
+		}
+	};
+
+	const [running, created] = [await create(), await create()];
+	await node.shim.startVm(running, signal);
+	await node.fillPodsDir();
+	const before = await node.inventory();
+	for (const attempt of [() => create(), async () => node.shim.startVm(created, signal)]) {
+		const {message} = await t.throwsAsync<TtrpcError>(attempt());
+		t.regex(message, /Could not write the sandbox's record: ENOSPC.*PODS_DIR/);
+		t.deepEqual(await leftBesides(before), []);
+	}
+
+	// The record of the start that failed has made room.
+	await node.fillPodsDir();
+	await node.shim.stopVm(running, signal);
+	for (const told of ['the removal is not on record', 'sandbox removed']) {
+		await node.line(new RegExp(`${running}.*${told}`), AbortSignal.timeout(10_000));
+	}
+
+	await node.shim.stopVm(created, signal);
+	await node.emptyPodsDir();
+	t.deepEqual(await leftBesides(empty), []);
+	await node.shim.stopVm(await create(), signal);
+	t.deepEqual(await leftBesides(empty), []);
+});
