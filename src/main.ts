@@ -15,6 +15,11 @@ import {Secret, type Logger} from './log.ts';
 const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	libvirt: async () => (await import('./cli/run.ts')).run,
 	webhook: async () => (await import('./cli/webhook.ts')).webhook,
+	'image push': async () => (await import('./cli/image.ts')).pushCommand,
+	'image list': async () => (await import('./cli/image.ts')).listCommand,
+	'image use': async () => (await import('./cli/image.ts')).useCommand,
+	'image rm': async () => (await import('./cli/image.ts')).removeCommand,
+	'image prune': async () => (await import('./cli/image.ts')).pruneCommand,
 };
 
 /** 128 and the number of SIGINT: how shells say that a command was interrupted. */

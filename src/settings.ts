@@ -33,7 +33,7 @@ export interface Setting<T = unknown> {
 /** By the names that the values have in the code. */
 export type SettingsTable = Readonly<Record<string, Setting>>;
 
-export const sections = ['KVM host', 'Pod VM size', 'Inside the pod VM', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Webhook', 'Logging'] as const;
+export const sections = ['KVM host', 'Images', 'Pod VM size', 'Inside the pod VM', 'Sockets and timeouts', 'TLS to the pod VM', 'Pod network', 'Kubernetes', 'Webhook', 'Logging'] as const;
 export type Section = typeof sections[number];
 
 /** A unix socket's path is at most 107 bytes, and `<PODS_DIR>/<64 digits>/agent.ttrpc` is one. */
@@ -65,7 +65,8 @@ export const settings = {
 	},
 	baseVolume: {
 		env: 'LIBVIRT_VOL_NAME', flag: 'vol-name', section: 'KVM host', type: libvirtName, default: 'podvm-base.qcow2',
-		description: 'Volume of the pool that holds the pod VM image, for pods that name none. A name, never a path.',
+		description: 'Volume of the pool that holds the pod VM image, for pods that name none. A name, never a path. '
+			+ '`image push` makes versions of it, and has it stand for the newest.',
 	},
 	allowedImages: {
 		env: 'LIBVIRT_ALLOWED_IMAGES', section: 'KVM host', type: listOf(glob, 'names of volumes, with * for any characters and ? for one,'), example: 'podvm-*.qcow2,se-?.qcow2',

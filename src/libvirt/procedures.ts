@@ -130,7 +130,13 @@ const table = {
 	storagePoolListAllVolumes: reads(282, struct({pool: storagePool, needResults: i32, flags: u32}), struct({vols: list(storageVol, 16_384), ret: u32})),
 	storagePoolRefresh: changes(83, struct({pool: storagePool, flags: u32}), nothing),
 	storagePoolCreateXml: changes(76, struct({xml: string, flags: u32}), struct({pool: storagePool})),
+	storagePoolDefineXml: changes(77, struct({xml: string, flags: u32}), struct({pool: storagePool})),
+	/** Starts a pool that is defined. */
+	storagePoolCreate: changes(78, struct({pool: storagePool, flags: u32}), nothing),
+	/** Makes what the pool stands on, such as its directory. */
+	storagePoolBuild: changes(79, struct({pool: storagePool, flags: u32}), nothing),
 	storagePoolDestroy: changes(80, struct({pool: storagePool}), nothing),
+	storagePoolSetAutostart: changes(90, struct({pool: storagePool, autostart: i32}), nothing),
 	storageVolLookupByName: reads(95, struct({pool: storagePool, name: string}), struct({vol: storageVol})),
 	storageVolLookupByPath: reads(97, struct({path: string}), struct({vol: storageVol})),
 	/** Sizes in bytes. `type` 0 is a file. */

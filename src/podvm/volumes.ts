@@ -9,6 +9,7 @@ import {pause} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
 import {child, readXml, xmlText} from '../libvirt/xml.ts';
+import {readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 
 export interface BaseVolume {
@@ -49,15 +50,30 @@ export async function readBaseVolume(session: LibvirtCalls, pool: string, name: 
 			// These first words are what upstream's end-to-end tests look for in the pod's events.
 			what: `Can't retrieve volume ${name}: the pool has no such volume`,
 			where: {pool, volume: name},
-			remedy: 'Upload the pod VM image under this name, or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; '
+			remedy: 'Upload the pod VM image with "cloud-api-adaptor image push", or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; '
 				+ 'a file that was copied into the pool shows after "virsh pool-refresh" on the KVM host.',
 			cause: error,
 		}) : error;
 	}
 
 	const volume = readXml(xml);
-	const target = child(volume, 'target');
-	const [path, format, capacity] = [child(target, 'path')?.text, child(target, 'format')?.attributes['type'], child(volume, 'capacity')];
+	const backing = child(volume, 'backingStore');
+	const backingPath = child(backing, 'path')?.text ?? '';
+	const ownPath = child(volume, 'target', 'path')?.text;
+	// Only the name of a version of the image: VMs stand on the version, so that the name can be given to another one at any time.
+	const isStandIn = ownPath !== undefined && standsForVersion(ownPath, backingPath);
+	const path = isStandIn ? backingPath : ownPath;
+	const format = child(isStandIn ? backing : child(volume, 'target'), 'format')?.attributes['type'];
+	const capacity = child(volume, 'capacity');
+	if (format === 'raw' && path?.endsWith('.qcow2') === true && readImageVersion(path.slice(path.lastIndexOf('/') + 1)) !== undefined) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not use the volume as a pod VM image: it is not complete yet',
+			where: {pool, volume: name},
+			remedy: 'Wait until it is pushed; "cloud-api-adaptor image list" tells.',
+		});
+	}
+
 	if (path === undefined || capacity === undefined || !/^\d+$/.test(capacity.text) || (format !== 'qcow2' && format !== 'raw')) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
@@ -67,7 +83,7 @@ export async function readBaseVolume(session: LibvirtCalls, pool: string, name: 
 		});
 	}
 
-	return {path, format, capacity: BigInt(capacity.text), isOverlay: (child(volume, 'backingStore', 'path')?.text ?? '') !== ''};
+	return {path, format, capacity: BigInt(capacity.text), isOverlay: backingPath !== '' && !isStandIn};
 }
 
 /** An overlay that reads through to `base`. Its capacity is never less than the base's: the guest would lose the end of its file system. */

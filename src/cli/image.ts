@@ -1,0 +1,221 @@
+/** `cloud-api-adaptor image push|list|use|rm|prune`: the operator's side of pod VM images. */
+import {readFile} from 'node:fs/promises';
+import {join} from 'node:path';
+import {loadSettings, type ValuesOf} from '../config.ts';
+import {AdaptorError, toError} from '../errors.ts';
+import {listImages, pruneImages, removeImage, useImage, type CatalogueOptions, type Image} from '../image/catalogue.ts';
+import {findCredentials} from '../image/credentials.ts';
+import {HttpClient} from '../image/http.ts';
+import {createPool} from '../image/pool.ts';
+import {pushImage} from '../image/push.ts';
+import {parseImageReference} from '../image/reference.ts';
+import {Registry} from '../image/registry.ts';
+import {fileSource, registrySource, type ImageSource} from '../image/source.ts';
+import {KubernetesClient} from '../kubernetes/client.ts';
+import {writeConfigMap} from '../kubernetes/config-map.ts';
+import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
+import {openPipe} from '../libvirt/open-pipe.ts';
+import {LibvirtSession} from '../libvirt/session.ts';
+import {createLogger, type Logger} from '../log.ts';
+import {exitCode, type Command, type CommandContext} from './command.ts';
+import {imageSettings, pushSettings} from './image-settings.ts';
+import {bytes, duration, Progress} from './progress.ts';
+
+/** Images are for one machine, wherever they are pushed from. */
+const platform = {os: 'linux', architecture: 's390x'} as const;
+/** How long a registry may say nothing. */
+const registrySilenceMs = 60_000;
+const configMap = 'peer-pods-cm';
+const usualKeep = 2;
+
+export const pushCommand: Command = async (context, signal) => {
+	const {env, flags, operands, host, out, err} = context;
+	const values = loadSettings(pushSettings, env, host, flags);
+	const writesConfigMap = values.updateConfigMap === 'yes' && flags['no-switch'] !== 'true';
+	await using parts = new AsyncDisposableStack();
+	const {session, log} = await connect(context, values, parts, signal);
+	// Whatever would make it fail in the end, at the start.
+	const cluster = writesConfigMap ? await configMapOf(context, parts, log) : undefined;
+	const source = await sourceOf(operands[0] ?? values.imageUri, values.authFile, context, parts);
+	if (flags['create-pool'] === 'true') {
+		const done = await createPool(session, values.pool, poolDirectory(values), signal);
+		out.write(done.length === 0 ? '' : `Pool ${values.pool}: ${done.join(', ')}\n`);
+	}
+
+	out.write(`Pushing ${source.name} to the pool ${values.pool}\n`);
+	const progress = new Progress({screen: err, clock: () => performance.now()});
+	const startedAt = performance.now();
+	let pushed;
+	try {
+		pushed = await pushImage({
+			session, pool: values.pool, name: values.baseVolume, source, log,
+			givesName: flags['no-switch'] !== 'true' && !writesConfigMap,
+			onProgress: ({stage, done, total}) => progress.update(stage === 'uploading' ? 'Uploading' : 'Checking ', done, total),
+		}, signal);
+	} finally {
+		progress[Symbol.dispose]();
+	}
+
+	for (const volume of pushed.removed) {
+		out.write(`Removed ${volume}, whose push was cut off\n`);
+	}
+
+	out.write(`${pushed.volume}: ${pushed.format}, ${bytes(pushed.size)}, ${bytes(pushed.virtualSize)} for the guest, ${pushed.digest}, in ${duration((performance.now() - startedAt) / 1000)}\n`);
+	if (pushed.source !== source.name) {
+		out.write(`It is ${pushed.source}\n`);
+	}
+
+	if (cluster !== undefined) {
+		await cluster.write({LIBVIRT_VOL_NAME: pushed.volume, LIBVIRT_IMAGE_ID: pushed.volume}, signal);
+		out.write(`LIBVIRT_VOL_NAME and LIBVIRT_IMAGE_ID of ${configMap} in ${cluster.namespace} are set to it\n`);
+	} else if (flags['no-switch'] === 'true') {
+		out.write(`Nothing starts from it yet: set LIBVIRT_VOL_NAME=${pushed.volume}, or run "cloud-api-adaptor image use ${pushed.volume}"\n`);
+	} else {
+		out.write(`${values.baseVolume} stands for it now: new pod VMs start from it, running ones keep what they have\n`);
+	}
+
+	return exitCode.ok;
+};
+
+export const listCommand: Command = async (context, signal) => {
+	await using parts = new AsyncDisposableStack();
+	const options = await catalogue(context, parts, signal);
+	const images = await listImages(options, signal);
+	context.out.write(context.flags['json'] === 'true' ? imagesJson(images, options) : imagesTable(images, options));
+	return exitCode.ok;
+};
+
+export const useCommand: Command = async (context, signal) => {
+	await using parts = new AsyncDisposableStack();
+	const options = await catalogue(context, parts, signal);
+	const [volume = ''] = context.operands;
+	await useImage(options, volume, signal);
+	context.out.write(`${options.name} stands for ${volume} now\n`);
+	return exitCode.ok;
+};
+
+export const removeCommand: Command = async (context, signal) => {
+	await using parts = new AsyncDisposableStack();
+	const removed = await removeImage(await catalogue(context, parts, signal), context.operands[0] ?? '', context.flags['force'] === 'true', signal);
+	context.out.write(removed.map(volume => `Removed ${volume}\n`).join(''));
+	return exitCode.ok;
+};
+
+export const pruneCommand: Command = async (context, signal) => {
+	const keep = Number(context.flags['keep'] ?? usualKeep);
+	if (!Number.isSafeInteger(keep) || keep < 1) {
+		throw new AdaptorError({code: 'invalid-argument', what: `-keep is ${JSON.stringify(context.flags['keep'])}; expected a whole number from 1`});
+	}
+
+	await using parts = new AsyncDisposableStack();
+	const removed = await pruneImages(await catalogue(context, parts, signal), keep, signal);
+	context.out.write(removed.length === 0 ? 'Nothing to remove\n' : removed.map(volume => `Removed ${volume}\n`).join(''));
+	return exitCode.ok;
+};
+
+async function catalogue(context: CommandContext, parts: AsyncDisposableStack, signal: AbortSignal): Promise<CatalogueOptions> {
+	const values = loadSettings(imageSettings, context.env, context.host, context.flags);
+	const {session} = await connect(context, values, parts, signal);
+	return {session, pool: values.pool, name: values.baseVolume, now: new Date()};
+}
+
+async function connect(
+	{logTo, surroundings: {home, user, sshAgentSocket}, env, err}: CommandContext, {libvirtUri: uri, logLevel}: ValuesOf<typeof imageSettings>, parts: AsyncDisposableStack, signal: AbortSignal,
+): Promise<{readonly session: LibvirtSession; readonly log: Logger}> {
+	// Someone is looking at what is asked for; the client's own story is for those who ask for it.
+	const log = await createLogger({level: env['LOG_LEVEL'] === undefined ? 'error' : logLevel, format: 'pretty', destination: logTo});
+	for (const warning of uri.warnings) {
+		err.write(`Warning: LIBVIRT_URI ${warning}\n`);
+	}
+
+	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, home, user, agentSocket: sshAgentSocket}), uri: uri.remoteUri, log}));
+	await session.connect(signal);
+	return {session, log};
+}
+
+async function sourceOf(operand: string | undefined, authFile: string | undefined, {env, flags, surroundings: {home}}: CommandContext, parts: AsyncDisposableStack): Promise<ImageSource> {
+	if (operand === undefined) {
+		throw new AdaptorError({code: 'invalid-argument', what: 'There is nothing to push', remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.'});
+	}
+
+	// What looks like a path is one; a reference may have as many slashes.
+	if (/^\.{0,2}\//v.test(operand) || /^[^:]*\.(?:qcow2|raw|img)$/v.test(operand)) {
+		return fileSource(operand);
+	}
+
+	const reference = parseImageReference(operand);
+	const {'registry-ca': caFile, 'plain-http': plainHost} = flags;
+	const http = parts.use(new HttpClient({
+		...(caFile === undefined ? {} : {ca: await readCa(caFile)}),
+		proxyEnv: Object.fromEntries(['HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY'].flatMap(name => [name, name.toLowerCase()]).map(name => [name, env[name]])),
+		plainHosts: new Set(plainHost === undefined ? [] : [plainHost]),
+		silenceMs: registrySilenceMs,
+	}));
+	const credentials = await findCredentials(reference, authFile, [
+		join(env['DOCKER_CONFIG'] ?? join(home, '.docker'), 'config.json'),
+		...(env['XDG_RUNTIME_DIR'] === undefined ? [] : [join(env['XDG_RUNTIME_DIR'], 'containers/auth.json')]),
+		join(home, '.config/containers/auth.json'),
+		'/root/containers/auth.json',
+	]);
+	return registrySource(new Registry(http, reference, credentials), reference, platform);
+}
+
+async function readCa(path: string): Promise<readonly string[]> {
+	try {
+		return [await readFile(path, 'utf8')];
+	} catch (error) {
+		throw new AdaptorError({code: 'failed-precondition', what: `Could not read the registry's certificate authority: ${toError(error).message}`, where: {path}, cause: error});
+	}
+}
+
+function poolDirectory({pool, poolDirectory: directory}: ValuesOf<typeof pushSettings>): string {
+	const usual = '/var/lib/libvirt/images';
+	return directory ?? (pool === 'default' ? usual : `${usual}/${pool}`);
+}
+
+interface ClusterConfigMap {
+	readonly namespace: string;
+	write(data: Readonly<Record<string, string>>, signal: AbortSignal): Promise<void>;
+}
+
+async function configMapOf({env, flags}: CommandContext, parts: AsyncDisposableStack, log: Logger): Promise<ClusterConfigMap> {
+	const server = apiServerAddress(env);
+	if (server === undefined) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `Could not update ${configMap}: this is not a pod of a cluster`,
+			remedy: 'Run it in the cluster, or without UPDATE_PEERPODS_CM, and set LIBVIRT_VOL_NAME by hand.',
+		});
+	}
+
+	const account = new ServiceAccount();
+	const {namespace = await account.namespace()} = flags;
+	const client = parts.use(new KubernetesClient({server, account, log}));
+	return {namespace, write: async (data, signal) => writeConfigMap(client, {name: configMap, namespace}, data, signal)};
+}
+
+function imagesJson(images: readonly Image[], {pool, name}: CatalogueOptions): string {
+	const plain = images.map(({volume, format, size, virtualSize, madeAt, completeness, isCurrent, use}) => (
+		{volume, format, sizeBytes: Number(size), virtualSizeBytes: Number(virtualSize), madeAt: madeAt?.toISOString() ?? null, state: completeness, current: isCurrent, usedBy: use}
+	));
+	return `${JSON.stringify({pool, name, images: plain}, undefined, '\t')}\n`;
+}
+
+function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptions): string {
+	if (images.length === 0) {
+		return `The pool ${pool} has no images\n`;
+	}
+
+	const rows = [['', 'NAME', 'SIZE', 'FOR THE GUEST', 'IN USE BY', 'AGE', ''], ...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use}) => [
+		isCurrent ? '*' : '',
+		volume,
+		bytes(size),
+		bytes(virtualSize),
+		use.domains.length > 0 ? `${use.domains.length} VM${use.domains.length > 1 ? 's' : ''}` : use.volumes.length > 0 ? `${use.volumes.length} volume${use.volumes.length > 1 ? 's' : ''}` : '-',
+		madeAt === undefined ? '-' : duration(Math.max(0, (now.getTime() - madeAt.getTime()) / 1000)).replace(/\.\d/v, ''),
+		completeness === 'complete' ? '' : completeness === 'under way' ? 'not complete, being pushed' : 'not complete, its push was cut off',
+	])];
+	const widths = rows[0]?.map((_, column) => Math.max(...rows.map(row => row[column]?.length ?? 0))) ?? [];
+	const table = rows.map(row => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ').trimEnd()).join('\n');
+	return `${table}\n${images.some(({isCurrent}) => isCurrent) ? `* is what ${name} stands for\n` : `There is no ${name}: pods that name no image cannot start\n`}`;
+}

@@ -1,0 +1,118 @@
+/** How far a transfer is: a bar that is drawn over itself on a terminal, now and then a line elsewhere. */
+import type {Screen} from './command.ts';
+
+export interface ProgressOptions {
+	readonly screen: Screen;
+	/** Milliseconds, rising. */
+	readonly clock: () => number;
+}
+
+const redrawMs = 100;
+const lineMs = 10_000;
+/** How far back the rate looks. */
+const windowMs = 5000;
+const barWidth = 30;
+
+/** Disposing leaves the last state on the screen and the cursor on a line of its own. */
+export class Progress implements Disposable {
+	readonly #screen: Screen;
+	readonly #clock: () => number;
+	#label: string | undefined;
+	#startedAt = 0;
+	#drawnAt = -Infinity;
+	#samples: ReadonlyArray<readonly [at: number, done: bigint]> = [];
+	#last: readonly [done: bigint, total: bigint] = [0n, 0n];
+
+	constructor({screen, clock}: ProgressOptions) {
+		this.#screen = screen;
+		this.#clock = clock;
+	}
+
+	/** @param done and `total` in bytes; a new label begins anew */
+	update(label: string, done: bigint, total: bigint): void {
+		const now = this.#clock();
+		if (label !== this.#label) {
+			this.#finish();
+			this.#label = label;
+			this.#startedAt = now;
+			this.#samples = [[now, done]];
+			this.#drawnAt = this.#screen.columns === undefined ? now : -Infinity;
+		}
+
+		this.#last = [done, total];
+		if (now - this.#drawnAt >= (this.#screen.columns === undefined ? lineMs : redrawMs)) {
+			this.#samples = [...this.#samples.filter(([at], index) => at >= now - windowMs || index === this.#samples.length - 1), [now, done]];
+			this.#drawnAt = now;
+			this.#draw(`${this.#rate()}${remaining(this.#bytesPerSecond(), total - done)}`);
+		}
+	}
+
+	[Symbol.dispose](): void {
+		this.#finish();
+	}
+
+	#finish(): void {
+		if (this.#label !== undefined) {
+			const seconds = (this.#clock() - this.#startedAt) / 1000;
+			this.#draw(`in ${duration(seconds)}`);
+			this.#label = undefined;
+			if (this.#screen.columns !== undefined) {
+				this.#screen.write('\n');
+			}
+		}
+	}
+
+	#draw(end: string): void {
+		const [done, total] = this.#last;
+		const share = total === 0n ? 1 : Number(done) / Number(total);
+		const text = `${this.#label ?? ''}  ${String(Math.floor(share * 100)).padStart(3)} %  ${bytes(done)} of ${bytes(total)}  ${end}`;
+		const {columns} = this.#screen;
+		if (columns === undefined) {
+			this.#screen.write(`${text}\n`);
+			return;
+		}
+
+		const filled = Math.round(share * barWidth);
+		const line = `[${'#'.repeat(filled)}${'.'.repeat(barWidth - filled)}] ${text}`;
+		// To the start of the line, what is to be said, and nothing behind it (ECMA-48, EL).
+		this.#screen.write(`\r${line.slice(0, columns - 1)}\u001B[K`);
+	}
+
+	#bytesPerSecond(): number {
+		const [[since, from], [at, done]] = [this.#samples[0] ?? [0, 0n], this.#samples.at(-1) ?? [0, 0n]];
+		return at > since ? Number(done - from) * 1000 / (at - since) : 0;
+	}
+
+	#rate(): string {
+		const rate = this.#bytesPerSecond();
+		return rate > 0 ? `${bytes(BigInt(Math.round(rate)))}/s` : '';
+	}
+}
+
+function remaining(bytesPerSecond: number, left: bigint): string {
+	return bytesPerSecond > 0 ? `  ${duration(Number(left) / bytesPerSecond)} left` : '';
+}
+
+/** `1.4 GiB`: three figures, and the unit that they need. */
+export function bytes(count: bigint): string {
+	const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
+	let value = Number(count);
+	let unit = 0;
+	while (value >= 1000 && unit < units.length - 1) {
+		value /= 1024;
+		unit++;
+	}
+
+	return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(value >= 10 ? 1 : 2).replace(/\.?0+$/v, '')} ${units[unit] ?? ''}`;
+}
+
+/** `3 s`, `2 min 5 s`, `1 h 40 min`, `12 d`. */
+export function duration(seconds: number): string {
+	if (seconds < 10) {
+		return `${seconds.toFixed(1)} s`;
+	}
+
+	const whole = Math.round(seconds);
+	const [days, hours, minutes] = [Math.floor(whole / 86_400), Math.floor(whole / 3600), Math.floor(whole / 60)];
+	return days >= 2 ? `${days} d` : hours > 0 ? `${hours} h ${minutes % 60} min` : minutes > 0 ? `${minutes} min ${whole % 60} s` : `${whole} s`;
+}

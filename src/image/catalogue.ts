@@ -1,0 +1,148 @@
+/** The images of a pool: what there is, what is in use, and what may go. */
+import {AdaptorError} from '../errors.ts';
+import {imageStem, readImageVersion} from '../sandbox/image-version.ts';
+import {completenessOf, type Completeness} from './incomplete.ts';
+import {checkName, currentVersion, describeUse, giveName, isStandIn} from './name.ts';
+import {deleteVolume, isInUse, openPool, readHoldings, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
+
+export interface CatalogueOptions {
+	readonly session: LibvirtStorage;
+	readonly pool: string;
+	/** LIBVIRT_VOL_NAME */
+	readonly name: string;
+	readonly now: Date;
+}
+
+export interface Image {
+	readonly volume: string;
+	readonly format: string;
+	/** Bytes that it takes of the storage. */
+	readonly size: bigint;
+	/** Bytes, as a guest sees them. */
+	readonly virtualSize: bigint;
+	readonly madeAt: Date | undefined;
+	readonly completeness: Completeness;
+	/** Whether pods get it that name no other. */
+	readonly isCurrent: boolean;
+	readonly use: Use;
+}
+
+/** Disks of pod VMs, of whichever cluster, and of the existing adaptor's: nobody's base image. */
+const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
+
+/** Newest first. The name that stands for one of them is not an image of its own. */
+export async function listImages({session, pool: poolName, name, now}: CatalogueOptions, signal: AbortSignal): Promise<readonly Image[]> {
+	const {pool} = await openPool(session, poolName, signal);
+	const holdings = await readHoldings(session, pool, signal);
+	const current = currentVersion(name, holdings.volumes);
+	const images = holdings.volumes.filter(volume => !podDisk.test(volume.name) && !isStandIn(volume)).map(async volume => ({
+		volume: volume.name,
+		format: volume.format,
+		size: volume.allocation,
+		virtualSize: volume.capacity,
+		madeAt: readImageVersion(volume.name)?.madeAt ?? volume.modifiedAt,
+		completeness: await completenessOf(session, poolName, volume, now, signal),
+		isCurrent: volume === current,
+		use: holdings.useOf(volume),
+	}));
+	return (await Promise.all(images)).sort((a, b) => (b.madeAt?.getTime() ?? 0) - (a.madeAt?.getTime() ?? 0) || a.volume.localeCompare(b.volume));
+}
+
+/** Makes the configured name stand for a version that is there: the way back from a bad image. */
+export async function useImage({session, pool: poolName, name, now}: CatalogueOptions, volumeName: string, signal: AbortSignal): Promise<void> {
+	const {pool} = await openPool(session, poolName, signal);
+	const holdings = await readHoldings(session, pool, signal);
+	const volume = find(holdings, poolName, volumeName);
+	if (await completenessOf(session, poolName, volume, now, signal) !== 'complete') {
+		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the image: it is not complete', where: {pool: poolName, volume: volumeName}, remedy: 'Wait for its push, or push it again.'});
+	}
+
+	checkName(name, holdings);
+	await giveName(session, pool, name, volume, signal);
+}
+
+/**
+ * @param force also what the configured name stands for, and the name itself; what VMs stand on never goes
+ * @returns names of the volumes that are gone
+ */
+export async function removeImage({session, pool: poolName, name, now}: CatalogueOptions, volumeName: string, force: boolean, signal: AbortSignal): Promise<readonly string[]> {
+	const {pool} = await openPool(session, poolName, signal);
+	const holdings = await readHoldings(session, pool, signal);
+	const volume = find(holdings, poolName, volumeName);
+	if (podDisk.test(volumeName)) {
+		throw refusal(poolName, volumeName, 'it is the disk of a pod VM', 'It goes with its VM.');
+	}
+
+	const use = holdings.useOf(volume);
+	if (isInUse(use)) {
+		throw refusal(poolName, volumeName, `it is in use by ${describeUse(use)}`, 'Nothing removes it while they are there; "cloud-api-adaptor image prune" does afterwards.');
+	}
+
+	if (await completenessOf(session, poolName, volume, now, signal) === 'under way' && !force) {
+		throw refusal(poolName, volumeName, 'a push is under way', 'Wait for it; if it is known to be dead, pass -force.');
+	}
+
+	const isConfigured = volumeName === name || volume === currentVersion(name, holdings.volumes);
+	if (isConfigured && !force) {
+		throw refusal(poolName, volumeName, `pods get it that name no other image: LIBVIRT_VOL_NAME is ${name}`, 'Choose another with "cloud-api-adaptor image use", or pass -force.');
+	}
+
+	// Names that would lead nowhere go first.
+	const names = holdings.volumes.filter(each => isStandIn(each) && each.backingPath === volume.path).map(each => each.name);
+	const removed: string[] = [];
+	for (const each of [...names, volumeName]) {
+		if (await deleteVolume(session, poolName, each, signal)) {
+			removed.push(each);
+		}
+	}
+
+	return removed;
+}
+
+/**
+ * Removes old versions of the configured image that nobody uses, and what pushes have left behind.
+ * A start that has just read the name stands on the version in the next moment: keep one more than the current.
+ * @param keep how many of the newest stay, besides the current one and those in use; at least 1
+ * @returns names of the volumes that are gone
+ */
+export async function pruneImages({session, pool: poolName, name, now}: CatalogueOptions, keep: number, signal: AbortSignal): Promise<readonly string[]> {
+	const {pool} = await openPool(session, poolName, signal);
+	const holdings = await readHoldings(session, pool, signal);
+	const removed: string[] = [];
+	let complete = 0;
+	for (const volume of versionsOf(holdings, imageStem(name))) {
+		const completeness = await completenessOf(session, poolName, volume, now, signal);
+		complete += completeness === 'complete' ? 1 : 0;
+		if (completeness === 'under way' || (completeness === 'complete' && complete <= keep)) {
+			continue;
+		}
+
+		// Looked at anew: each removal takes its time.
+		const present = await readHoldings(session, pool, signal);
+		const isNamed = present.volumes.some(each => isStandIn(each) && each.backingPath === volume.path) || volume.name === name;
+		if (!isNamed && !isInUse(present.useOf(volume)) && await deleteVolume(session, poolName, volume.name, signal)) {
+			removed.push(volume.name);
+		}
+	}
+
+	return removed;
+}
+
+/** Newest first. */
+function versionsOf({volumes}: Holdings, stem: string): readonly Volume[] {
+	const madeAt = ({name}: Volume): number => readImageVersion(name)?.madeAt.getTime() ?? 0;
+	return volumes.filter(({name}) => readImageVersion(name)?.stem === stem).sort((a, b) => madeAt(b) - madeAt(a));
+}
+
+function find({volumes}: Holdings, pool: string, name: string): Volume {
+	const volume = volumes.find(each => each.name === name);
+	if (volume === undefined) {
+		throw new AdaptorError({code: 'not-found', what: 'There is no such image in the pool', where: {pool, volume: name}, remedy: 'See "cloud-api-adaptor image list".'});
+	}
+
+	return volume;
+}
+
+function refusal(pool: string, volume: string, why: string, remedy: string): AdaptorError {
+	return new AdaptorError({code: 'failed-precondition', what: `Could not remove the image: ${why}`, where: {pool, volume}, remedy});
+}

@@ -1,0 +1,110 @@
+/**
+ * Who we are to a registry, from a file in the format that container tools share (containers-auth.json(5), Docker's config.json, Kubernetes'
+ * dockerconfigjson). Credential helpers are programs and are not run.
+ */
+import {readFile} from 'node:fs/promises';
+import {AdaptorError} from '../errors.ts';
+import {Secret} from '../log.ts';
+import {member} from './json.ts';
+import type {ImageReference} from './reference.ts';
+
+export type Credentials =
+	| {readonly user: string; readonly password: Secret<string>}
+	/** OAuth2's refresh token. */
+	| {readonly identityToken: Secret<string>};
+
+type Entries = ReadonlyMap<string, Credentials>;
+
+/**
+ * The credentials for a repository from the first of the files that exists, the most particular entry first.
+ * @param named a file that somebody asked for: it must be there
+ * @param usual files that may be there
+ * @throws AdaptorError 'failed-precondition' for a file that cannot be read or understood
+ */
+export async function findCredentials(reference: ImageReference, named: string | undefined, usual: readonly string[]): Promise<Credentials | undefined> {
+	for (const path of named === undefined ? usual : [named]) {
+		const text = await readIfThere(path, named !== undefined);
+		if (text !== undefined) {
+			const found = pick(parse(text, path), reference);
+			if (found !== undefined || named !== undefined) {
+				return found;
+			}
+		}
+	}
+
+	return undefined;
+}
+
+async function readIfThere(path: string, mustExist: boolean): Promise<string | undefined> {
+	try {
+		return await readFile(path, 'utf8');
+	} catch (error) {
+		if (!mustExist && error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR', 'EACCES', 'EISDIR'].includes(String(error.code))) {
+			return undefined;
+		}
+
+		throw unreadable(path, 'it cannot be read', error);
+	}
+}
+
+/** Exported for tests. @throws AdaptorError that holds nothing of the text */
+export function parse(text: string, path: string): Entries {
+	let content: unknown;
+	try {
+		content = JSON.parse(text);
+	} catch {
+		// The parser's message quotes the text.
+		throw unreadable(path, 'it is not JSON');
+	}
+
+	const auths = member(content, 'auths');
+	const entries = new Map<string, Credentials>();
+	for (const [key, entry] of Object.entries(typeof auths === 'object' && auths !== null ? auths : {})) {
+		const credentials = credentialsOf(entry);
+		if (credentials !== undefined) {
+			entries.set(normalKey(key), credentials);
+		}
+	}
+
+	return entries;
+}
+
+function credentialsOf(entry: unknown): Credentials | undefined {
+	const [token, auth, user, password] = ['identitytoken', 'auth', 'username', 'password'].map(name => member(entry, name));
+	if (typeof token === 'string' && token !== '') {
+		return {identityToken: new Secret(token)};
+	}
+
+	if (typeof auth === 'string' && auth !== '') {
+		const decoded = Buffer.from(auth, 'base64').toString();
+		const colon = decoded.indexOf(':');
+		return colon === -1 ? undefined : {user: decoded.slice(0, colon), password: new Secret(decoded.slice(colon + 1).replace(/\0+$/v, ''))};
+	}
+
+	return typeof user === 'string' && typeof password === 'string' ? {user, password: new Secret(password)} : undefined;
+}
+
+/** Docker writes URLs, among them `https://index.docker.io/v1/`; others write hosts, or hosts with repositories. */
+function normalKey(key: string): string {
+	const bare = key.replace(/^https?:\/\//v, '').replace(/\/(?:v[12]\/?)?$/v, '');
+	return bare.replace(/^(?:index\.docker\.io|registry-1\.docker\.io)(?=\/|$)/v, 'docker.io');
+}
+
+function pick(entries: Entries, {registry, repository}: ImageReference): Credentials | undefined {
+	for (let key = `${registry}/${repository}`; ; key = key.slice(0, key.lastIndexOf('/'))) {
+		const found = entries.get(key);
+		if (found !== undefined || !key.includes('/')) {
+			return found;
+		}
+	}
+}
+
+function unreadable(path: string, why: string, cause?: unknown): AdaptorError {
+	return new AdaptorError({
+		code: 'failed-precondition',
+		what: `Could not read the registry credentials: ${why}`,
+		where: {path},
+		remedy: 'Name a file of the form {"auths": {"REGISTRY": {"auth": "BASE64 OF USER:PASSWORD"}}} in REGISTRY_AUTH_FILE.',
+		...(cause === undefined ? {} : {cause}),
+	});
+}

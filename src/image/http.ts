@@ -1,0 +1,194 @@
+/**
+ * HTTP as a registry needs it: redirects to wherever blobs are stored, without telling that place who we are; proxies; a limit on silence.
+ * Knows no registry. Node's own client: `fetch` would follow redirects by its own rules.
+ */
+import {Agent as HttpAgent, request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders} from 'node:http';
+import {Agent as HttpsAgent, request as httpsRequest} from 'node:https';
+import {isIPv4} from 'node:net';
+import {AdaptorError, toError} from '../errors.ts';
+import {abortable, DeadlineError, Scope} from '../lifetime.ts';
+
+export interface HttpOptions {
+	/** PEM of certificate authorities that are trusted besides the usual ones. */
+	readonly ca?: readonly string[];
+	/** HTTP_PROXY, HTTPS_PROXY, NO_PROXY, in capitals or not. */
+	readonly proxyEnv: Readonly<Record<string, string | undefined>>;
+	/** Hosts (with port, as in the URL) that may be spoken to without TLS, besides this machine. */
+	readonly plainHosts: ReadonlySet<string>;
+	/** How long a server may say nothing. */
+	readonly silenceMs: number;
+}
+
+export interface Request {
+	readonly url: URL;
+	readonly method?: 'GET' | 'POST';
+	readonly headers?: OutgoingHttpHeaders;
+	readonly body?: string;
+}
+
+export interface Answer {
+	readonly status: number;
+	readonly headers: IncomingMessage['headers'];
+	/** Where it came from, after redirects. */
+	readonly url: URL;
+	/**
+	 * Once. Returning early ends the connection.
+	 * @throws HttpError when the connection breaks or falls silent
+	 */
+	body(signal: AbortSignal): AsyncGenerator<Buffer, void, undefined>;
+}
+
+/** The exchange failed, and might not if it were tried again, unless `isFinal`. */
+export class HttpError extends AdaptorError {
+	override readonly name = 'HttpError';
+	readonly isFinal: boolean;
+
+	constructor(what: string, url: URL, {isFinal = false, remedy, cause}: {readonly isFinal?: boolean; readonly remedy?: string; readonly cause?: unknown}) {
+		super({code: isFinal ? 'failed-precondition' : 'unavailable', what, where: {host: url.host}, ...(remedy === undefined ? {} : {remedy}), ...(cause === undefined ? {} : {cause})});
+		this.isFinal = isFinal;
+	}
+}
+
+const redirectsAtMost = 5;
+const redirectStatuses = new Set([301, 302, 303, 307, 308]);
+/** Failures of a handshake with a server that has no TLS. */
+const noTlsCodes = new Set(['ERR_SSL_WRONG_VERSION_NUMBER', 'ERR_SSL_PACKET_LENGTH_TOO_LONG', 'ERR_SSL_HTTP_REQUEST', 'EPROTO']);
+/** Node's codes for certificates that cannot be trusted. */
+const certificateCode = /^(?:CERT_|ERR_TLS_CERT|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|HOSTNAME_MISMATCH|ERR_SSL_)/v;
+
+export class HttpClient implements Disposable {
+	readonly #options: HttpOptions;
+	readonly #plain: HttpAgent;
+	readonly #tls: HttpsAgent;
+
+	constructor(options: HttpOptions) {
+		this.#options = options;
+		const {ca, proxyEnv} = options;
+		this.#plain = new HttpAgent({keepAlive: true, proxyEnv: {...proxyEnv}});
+		this.#tls = new HttpsAgent({keepAlive: true, proxyEnv: {...proxyEnv}, minVersion: 'TLSv1.2', ...(ca === undefined ? {} : {ca: [...ca]})});
+	}
+
+	[Symbol.dispose](): void {
+		this.#plain.destroy();
+		this.#tls.destroy();
+	}
+
+	/** Whether the host may be spoken to without TLS. */
+	allowsPlain(url: URL): boolean {
+		return isLoopback(url.hostname) || this.#options.plainHosts.has(url.host);
+	}
+
+	/**
+	 * Follows redirects of a GET; what `Authorization` holds stays with the host that it was meant for.
+	 * @throws HttpError when there is no answer; an answer of any status is one
+	 */
+	async send(request: Request, signal: AbortSignal): Promise<Answer> {
+		let {url, headers = {}} = request;
+		for (let redirects = 0; ; redirects++) {
+			if (url.protocol !== 'https:' && !(url.protocol === 'http:' && this.allowsPlain(url))) {
+				throw new HttpError(`Could not fetch over ${url.protocol.slice(0, -1)}: only https is allowed`, url, {isFinal: true, remedy: 'Name the host in -plain-http if its traffic need not be protected.'});
+			}
+
+			const response = await this.#exchange({...request, url, headers}, signal);
+			const {location} = response.headers;
+			if (!redirectStatuses.has(response.statusCode ?? 0) || location === undefined || (request.method ?? 'GET') !== 'GET') {
+				return this.#answer(response, url);
+			}
+
+			response.destroy();
+			const next = URL.parse(location, url.href);
+			if (next === null || redirects === redirectsAtMost) {
+				throw new HttpError(next === null ? 'A redirect leads nowhere' : `More than ${redirectsAtMost} redirects`, url, {isFinal: true});
+			}
+
+			if (next.origin !== url.origin) {
+				headers = Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== 'authorization'));
+			}
+
+			url = next;
+		}
+	}
+
+	async #exchange({url, method = 'GET', headers, body}: Request, signal: AbortSignal): Promise<IncomingMessage> {
+		const isTls = url.protocol === 'https:';
+		const {promise, resolve, reject} = Promise.withResolvers<IncomingMessage>();
+		using scope = new Scope(signal).deadline(this.#options.silenceMs, `an answer of ${url.host}`);
+		const options = {method, headers: {'user-agent': 'cloud-api-adaptor', ...headers}, agent: isTls ? this.#tls : this.#plain};
+		const outgoing = isTls ? httpsRequest(url, options, resolve) : httpRequest(url, options, resolve);
+		outgoing.on('error', reject);
+		outgoing.end(body);
+		try {
+			return await abortable(promise, scope.signal);
+		} catch (error) {
+			outgoing.destroy();
+			signal.throwIfAborted();
+			throw exchangeError(toError(error), url);
+		}
+	}
+
+	#answer(response: IncomingMessage, url: URL): Answer {
+		const {silenceMs} = this.#options;
+		return {
+			status: response.statusCode ?? 0,
+			headers: response.headers,
+			url,
+			async* body(signal) {
+				const chunks = response[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
+				try {
+					for (;;) {
+						using scope = new Scope(signal).deadline(silenceMs, `more data of ${url.host}`);
+						const next = await abortable(chunks.next(), scope.signal);
+						if (next.done === true) {
+							return;
+						}
+
+						yield next.value;
+					}
+				} catch (error) {
+					signal.throwIfAborted();
+					throw new HttpError(`The connection broke in the middle of an answer: ${toError(error).message}`, url, {cause: error});
+				} finally {
+					response.destroy();
+				}
+			},
+		};
+	}
+}
+
+/** All of a short answer. @throws HttpError for one that is longer */
+export async function readAll(answer: Answer, maxBytes: number, signal: AbortSignal): Promise<Buffer> {
+	const chunks: Buffer[] = [];
+	let length = 0;
+	for await (const chunk of answer.body(signal)) {
+		length += chunk.length;
+		if (length > maxBytes) {
+			throw new HttpError(`An answer has more than ${maxBytes} bytes`, answer.url, {isFinal: true});
+		}
+
+		chunks.push(chunk);
+	}
+
+	return Buffer.concat(chunks);
+}
+
+/** Whether the exchange failed because the other side speaks no TLS. */
+export function isWithoutTls(error: unknown): boolean {
+	return error instanceof HttpError && error.cause instanceof Error && 'code' in error.cause && noTlsCodes.has(String(error.cause.code));
+}
+
+export function isLoopback(hostname: string): boolean {
+	return hostname === 'localhost' || hostname === '[::1]' || (isIPv4(hostname) && hostname.startsWith('127.'));
+}
+
+function exchangeError(error: Error, url: URL): HttpError {
+	const code = 'code' in error ? String(error.code) : '';
+	if (certificateCode.test(code) && !noTlsCodes.has(code)) {
+		return new HttpError(`The server's certificate is not trusted: ${error.message}`, url, {isFinal: true, remedy: 'Name a file with its certificate authority in -registry-ca.', cause: error});
+	}
+
+	if (code === 'ENOTFOUND') {
+		return new HttpError('There is no such host', url, {isFinal: true, remedy: 'Check the reference; behind a proxy, set HTTPS_PROXY.', cause: error});
+	}
+
+	return new HttpError(error instanceof DeadlineError ? error.what : `Could not reach the server: ${error.message}`, url, {cause: error});
+}

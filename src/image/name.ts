@@ -1,0 +1,124 @@
+/**
+ * What the configured name is on the host: a thin volume that reads through to one version of the image (docs/adr/0019). libvirt cannot rename
+ * volumes; this one is small enough to be written anew in one piece, and nothing stands on it, because who needs the image takes the version.
+ */
+import {AdaptorError} from '../errors.ts';
+import {pause, Scope} from '../lifetime.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {procedures, type StoragePool} from '../libvirt/procedures.ts';
+import {imageStem, readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
+import {thinQcow2} from './qcow2.ts';
+import {change, isInUse, readVolume, volumeOf, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
+import {volumeXml} from './volume-xml.ts';
+
+/** How long libvirt may take to see what it has written. */
+const visibleTimeoutMs = 30_000;
+const lookAgainMs = 50;
+
+/** The version that the name stands for; the volume itself when it is an image of its own; undefined when there is none of this name. */
+export function currentVersion(name: string, volumes: readonly Volume[]): Volume | undefined {
+	const named = volumes.find(volume => volume.name === name);
+	return named !== undefined && isStandIn(named) ? volumes.find(({path}) => path === named.backingPath) : named;
+}
+
+/** Whether the volume only stands for a version. */
+export function isStandIn({path, backingPath}: Volume): boolean {
+	return backingPath !== undefined && standsForVersion(path, backingPath);
+}
+
+/**
+ * Whether the name could be given to a version of its image.
+ * @throws AdaptorError 'failed-precondition' when it cannot, with the ways that are left
+ */
+export function checkName(name: string, {volumes, useOf}: Holdings): void {
+	const volume = volumes.find(each => each.name === name);
+	if (readImageVersion(name) !== undefined) {
+		throw taken(name, 'it is the name of one version', `Set LIBVIRT_VOL_NAME to ${imageStem(name)}.qcow2, or pass -no-switch and set it to the new version's name.`);
+	}
+
+	if (volume !== undefined && !isStandIn(volume)) {
+		const use = useOf(volume);
+		throw taken(name, `it is an image of its own${isInUse(use) ? ` that is in use by ${describeUse(use)}` : ''}, which is never overwritten`, isInUse(use)
+			? 'Set LIBVIRT_VOL_NAME to a new name, or pass -no-switch and set it to the new version\'s name.'
+			: `Remove it with "cloud-api-adaptor image rm ${name} -force" first, set LIBVIRT_VOL_NAME to a new name, or pass -no-switch.`);
+	}
+
+	// Others than this program may have made overlays on the name itself.
+	if (volume !== undefined && isInUse(useOf(volume))) {
+		throw taken(name, `${describeUse(useOf(volume))} read through it`, 'Wait for them to end, or pass -no-switch and set LIBVIRT_VOL_NAME to the new version\'s name.');
+	}
+}
+
+/** Makes the name stand for the version, whatever it stood for. At every moment it stands for one of the two. */
+export async function giveName(session: LibvirtStorage, pool: StoragePool, name: string, version: Volume, signal: AbortSignal): Promise<void> {
+	if (version.format !== 'qcow2' && version.format !== 'raw') {
+		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the volume as a pod VM image: it is neither qcow2 nor raw', where: {volume: version.name, format: version.format}});
+	}
+
+	if (!standsForVersion(`${version.path.slice(0, version.path.lastIndexOf('/'))}/${name}`, version.path)) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'Could not give the image its name: it is not a version of that name',
+			where: {name, volume: version.name},
+			remedy: 'Choose one that "cloud-api-adaptor image list" shows, or set LIBVIRT_VOL_NAME to this one.',
+		});
+	}
+
+	const backing = {path: version.path, format: version.format} as const;
+	try {
+		await change(session, procedures.storageVolCreateXml, {pool, xml: volumeXml(name, 'qcow2', version.capacity, backing), flags: 0}, signal);
+	} catch (error) {
+		if (!isLibvirtError(error, libvirtCode.storageVolExist)) {
+			throw error;
+		}
+
+		const bytes = thinQcow2(backing, version.capacity);
+		await session.upload(volumeOf(pool.name, name), once(bytes), {offset: 0, length: bytes.length}, signal);
+	}
+
+	await untilSeen(session, pool, name, volume => volume.backingPath === version.path && volume.capacity === version.capacity, signal);
+}
+
+/**
+ * Waits until libvirt sees in the volume what was written to it. It looks again by itself after an upload, unless it is busy with the pool then.
+ * @throws AdaptorError 'data-loss' when it does not
+ */
+export async function untilSeen(session: LibvirtStorage, pool: StoragePool, name: string, isRight: (volume: Volume) => boolean, signal: AbortSignal): Promise<Volume> {
+	using patience = new Scope().deadline(visibleTimeoutMs, 'libvirt to see the volume as it was written');
+	using scope = new Scope(signal, patience.signal);
+	for (let look = 1; ; look++) {
+		const volume = await readVolume(session, pool.name, name, signal);
+		if (volume !== undefined && isRight(volume)) {
+			return volume;
+		}
+
+		if (volume === undefined || patience.signal.aborted) {
+			throw new AdaptorError({
+				code: 'data-loss',
+				what: volume === undefined ? 'The volume has vanished while it was written' : 'libvirt does not see in the volume what was written to it',
+				where: {pool: pool.name, volume: name, ...(volume === undefined ? {} : {format: volume.format, capacity: String(volume.capacity)})},
+				remedy: 'Look at "virsh vol-dumpxml" and at the storage of the KVM host, then push again.',
+			});
+		}
+
+		if (look % 10 === 0) {
+			// Refused while something is made in the pool; then it is asked again.
+			await session.call(procedures.storagePoolRefresh, {pool, flags: 0}, signal).catch(() => undefined);
+		}
+
+		await pause(lookAgainMs, scope.signal).catch(() => signal.throwIfAborted());
+	}
+}
+
+export function describeUse({domains, volumes}: Use): string {
+	const some = (names: readonly string[]): string => names.length > 3 ? `${names.slice(0, 3).join(', ')} and ${names.length - 3} more` : names.join(', ');
+	return domains.length > 0 ? some(domains) : some(volumes);
+}
+
+function taken(name: string, why: string, remedy: string): AdaptorError {
+	return new AdaptorError({code: 'failed-precondition', what: `Could not give the configured name to a new version of the image: ${why}`, where: {volume: name}, remedy});
+}
+
+async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
+	yield bytes;
+}

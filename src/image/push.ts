@@ -1,0 +1,244 @@
+/**
+ * An image becomes a volume of the pool, without a copy in between:
+ *
+ *   look ──▶ make an empty volume ──▶ note who writes it ──▶ all but the first 64 KiB ──▶ read back ──▶ the first 64 KiB ──▶ libvirt sees it
+ *
+ * What comes last makes it an image: until then it is a raw volume that says at its start that it is not complete (pusher.ts), whatever happens to
+ * us, to the connection or to the host. So a version is complete as soon as it looks like one, and its name never has to change.
+ */
+import {createHash} from 'node:crypto';
+import {AdaptorError} from '../errors.ts';
+import {pause, Scope} from '../lifetime.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {procedures, type StoragePool} from '../libvirt/procedures.ts';
+import type {Logger} from '../log.ts';
+import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
+import {removeAbandoned} from './incomplete.ts';
+import {checkName, giveName, untilSeen} from './name.ts';
+import {thisPusher, writeNote} from './pusher.ts';
+import {readImageFormat, type ImageFormat} from './qcow2.ts';
+import type {ImageSource, OpenImage} from './source.ts';
+import {volumeXml} from './volume-xml.ts';
+import {deleteVolume, openPool, readHoldings, change, volumeOf, type LibvirtStorage, type Volume} from './volumes.ts';
+
+export interface PushOptions {
+	readonly session: LibvirtStorage;
+	readonly pool: string;
+	/** LIBVIRT_VOL_NAME: the new volume is a version of it. */
+	readonly name: string;
+	/** Whether the name stands for the new version in the end. */
+	readonly givesName: boolean;
+	readonly source: ImageSource;
+	readonly onProgress: (progress: PushProgress) => void;
+	readonly log: Logger;
+	readonly clock?: () => Date;
+}
+
+export interface PushProgress {
+	readonly stage: 'uploading' | 'checking';
+	/** Bytes. */
+	readonly done: bigint;
+	readonly total: bigint;
+}
+
+export interface PushedImage extends ImageFormat {
+	readonly volume: string;
+	/** What was read, as precisely as it is known. */
+	readonly source: string;
+	/** Bytes. */
+	readonly size: bigint;
+	/** Of the bytes, `sha256:…`. */
+	readonly digest: string;
+	/** Versions that pushes had begun and left behind, now gone. */
+	readonly removed: readonly string[];
+}
+
+/** A cluster of qcow2, and more than any boot record: what comes last. */
+const headBytes = 64 * 1024;
+/** A push that failed removes its volume in this time, whatever its caller's signal says. */
+const unwindTimeoutMs = 60_000;
+/** Names are a second apart; whoever meets another push waits for the next. */
+const nameAttempts = 5;
+
+/**
+ * On failure or abort nothing is left; what a process that was killed leaves is removed by the next push.
+ * @throws AdaptorError
+ */
+export async function pushImage(options: PushOptions, signal: AbortSignal): Promise<PushedImage> {
+	const {session, name, givesName, source, log} = options;
+	const now = options.clock ?? (() => new Date());
+	const {pool, availableBytes} = await openPool(session, options.pool, signal);
+	const holdings = await readHoldings(session, pool, signal);
+	if (givesName) {
+		// Before anything is transferred for nothing.
+		checkName(name, holdings);
+	}
+
+	const stem = imageStem(name);
+	const removed = await removeAbandoned(session, pool, holdings, stem, now(), signal);
+	await using image = await source.open(signal);
+	const bytes = new Bytes(image);
+	const head = await bytes.take(headBytes);
+	const format = readImageFormat(head, image.size);
+	if (image.size > availableBytes) {
+		throw new AdaptorError({
+			code: 'resource-exhausted',
+			what: 'Could not push the image: the storage pool has not enough space',
+			where: {pool: pool.name, neededBytes: String(image.size), availableBytes: String(availableBytes)},
+			remedy: 'Free some: "cloud-api-adaptor image prune" removes old versions.',
+		});
+	}
+
+	await using undo = new AsyncDisposableStack();
+	const volume = await makeVolume(session, pool, image.size, () => imageVersionName(stem, now(), format.format), signal);
+	undo.defer(async () => unwind(session, pool, volume, log));
+	const digest = await upload(options, volume, head, bytes, image.size, signal);
+	const version = await complete(session, pool, volume, head, format, signal);
+	undo.move();
+	if (givesName) {
+		checkName(name, await readHoldings(session, pool, signal));
+		await giveName(session, pool, name, version, signal);
+	}
+
+	return {...format, volume, source: image.name, size: image.size, digest, removed};
+}
+
+async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigint, newName: () => string, signal: AbortSignal): Promise<string> {
+	for (let attempt = 1; ; attempt++) {
+		const name = newName();
+		try {
+			// Raw, even for qcow2: libvirt would make a valid empty image otherwise.
+			await change(session, procedures.storageVolCreateXml, {pool, xml: volumeXml(name, 'raw', size), flags: 0}, signal);
+			return name;
+		} catch (error) {
+			if (!isLibvirtError(error, libvirtCode.storageVolExist) || attempt === nameAttempts) {
+				throw error;
+			}
+		}
+
+		await pause(1000, signal);
+	}
+}
+
+/** Writes all but the head, and reads it back. @returns the digest of the whole image */
+async function upload({session, pool, onProgress}: PushOptions, volume: string, head: Buffer, bytes: Bytes, size: bigint, signal: AbortSignal): Promise<string> {
+	const note = writeNote(await thisPusher());
+	const range = {offset: head.length, length: size - BigInt(head.length)};
+	const sent = createHash('sha256').update(head);
+	if (range.length === 0n) {
+		await bytes.end();
+		return `sha256:${sent.digest('hex')}`;
+	}
+
+	await session.upload(volumeOf(pool, volume), once(note), {offset: 0, length: note.length}, signal);
+	let done = BigInt(head.length);
+	const tell = (stage: PushProgress['stage'], chunk: Buffer): void => {
+		done += BigInt(chunk.length);
+		onProgress({stage, done, total: size});
+	};
+
+	await session.upload(volumeOf(pool, volume), (async function* () {
+		for await (const chunk of bytes.rest()) {
+			sent.update(chunk);
+			tell('uploading', chunk);
+			yield chunk;
+		}
+	})(), range, signal);
+
+	const found = createHash('sha256').update(head);
+	done = BigInt(head.length);
+	for await (const chunk of session.download(volumeOf(pool, volume), range, signal)) {
+		found.update(chunk);
+		tell('checking', chunk);
+	}
+
+	const digest = sent.digest('hex');
+	if (found.digest('hex') !== digest || done !== size) {
+		throw new AdaptorError({
+			code: 'data-loss',
+			what: 'Could not push the image: what was read back from the volume is not what was written',
+			where: {pool, volume},
+			remedy: 'Look at the storage of the KVM host and its log, then push again.',
+		});
+	}
+
+	return `sha256:${digest}`;
+}
+
+/** From here on the volume is an image. */
+async function complete(session: LibvirtStorage, pool: StoragePool, volume: string, head: Buffer, {format, virtualSize}: ImageFormat, signal: AbortSignal): Promise<Volume> {
+	await session.upload(volumeOf(pool.name, volume), once(head), {offset: 0, length: head.length}, signal);
+	return untilSeen(session, pool, volume, seen => seen.format === format && seen.capacity === virtualSize && seen.backingPath === undefined, signal);
+}
+
+/** Never throws: the failure that led here is what the caller shall see. */
+async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string, log: Logger): Promise<void> {
+	using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed push');
+	try {
+		await deleteVolume(session, pool.name, volume, scope.signal);
+	} catch (error) {
+		log.warn({pool: pool.name, volume, err: error}, 'could not remove an incomplete image: the next push or prune does');
+	}
+}
+
+/** The image's bytes, its first ones apart. Checks that they are as many as was said. */
+class Bytes {
+	readonly #size: bigint;
+	readonly #chunks: AsyncGenerator<Buffer, void, undefined>;
+	#ahead: Buffer = Buffer.alloc(0);
+	#received = 0n;
+
+	constructor({size, chunks}: OpenImage) {
+		this.#size = size;
+		this.#chunks = chunks();
+	}
+
+	async take(length: number): Promise<Buffer> {
+		const parts: Buffer[] = [];
+		let received = 0;
+		while (received < length) {
+			const chunk = await this.#next();
+			if (chunk === undefined) {
+				break;
+			}
+
+			parts.push(chunk);
+			received += chunk.length;
+		}
+
+		const all = Buffer.concat(parts);
+		this.#ahead = all.subarray(length);
+		return all.subarray(0, length);
+	}
+
+	async* rest(): AsyncGenerator<Buffer, void, undefined> {
+		if (this.#ahead.length > 0) {
+			yield this.#ahead;
+		}
+
+		for (let chunk = await this.#next(); chunk !== undefined; chunk = await this.#next()) {
+			yield chunk;
+		}
+	}
+
+	/** Reads to the end, where a source tells whether its bytes were the right ones. */
+	async end(): Promise<void> {
+		while (await this.#next() !== undefined) {
+			// Nothing is expected; more than was said is refused there.
+		}
+	}
+
+	async #next(): Promise<Buffer | undefined> {
+		const next = await this.#chunks.next();
+		this.#received += BigInt(next.done === true ? 0 : next.value.length);
+		if (next.done === true ? this.#received !== this.#size : this.#received > this.#size) {
+			throw new AdaptorError({code: 'data-loss', what: 'Could not read the image: it has another size than it said', where: {expectedBytes: String(this.#size), receivedBytes: String(this.#received)}});
+		}
+
+		return next.done === true ? undefined : next.value;
+	}
+}
+
+async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
+	yield bytes;
+}

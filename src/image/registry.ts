@@ -1,0 +1,367 @@
+/**
+ * One repository of a registry: manifests and blobs, as the OCI distribution protocol serves them (OCI distribution-spec, "Pull"; token
+ * authentication: distribution, docs/spec/auth/token). What is read is what its digest says, or nothing.
+ */
+import {createHash, type Hash} from 'node:crypto';
+import {AdaptorError} from '../errors.ts';
+import {backOff, pause} from '../lifetime.ts';
+import {Secret} from '../log.ts';
+import type {Credentials} from './credentials.ts';
+import {HttpClient, HttpError, isWithoutTls, readAll, type Answer} from './http.ts';
+import {member} from './json.ts';
+import {digestPattern, formatReference, type ImageReference} from './reference.ts';
+
+/** A blob as a manifest names it. */
+export interface Descriptor {
+	readonly digest: string;
+	/** Bytes. */
+	readonly size: number;
+}
+
+export interface ImageManifest {
+	/** Of the manifest itself. */
+	readonly digest: string;
+	/** Lowest first. */
+	readonly layers: readonly Descriptor[];
+}
+
+export interface Platform {
+	readonly os: string;
+	readonly architecture: string;
+}
+
+/** distribution's own limit for a manifest. */
+const maxManifestBytes = 4 * 1024 * 1024;
+const maxTokenBytes = 1024 * 1024;
+const maxErrorBytes = 16 * 1024;
+const maxLayers = 1000;
+/** Failures in a row, without one byte in between, after which a transfer is given up. */
+const attemptsAtMost = 5;
+const indexTypes = ['application/vnd.oci.image.index.v1+json', 'application/vnd.docker.distribution.manifest.list.v2+json'];
+const manifestTypes = ['application/vnd.oci.image.manifest.v1+json', 'application/vnd.docker.distribution.manifest.v2+json'];
+
+export class Registry {
+	readonly #http: HttpClient;
+	readonly #reference: ImageReference;
+	readonly #credentials: Credentials | undefined;
+	readonly #retryMs: {readonly first: number; readonly longest: number};
+	/** The header of the last authentication that worked. */
+	#authorization: Secret<string> | undefined;
+	/** Known after the first answer. */
+	#protocol: 'https:' | 'http:' | undefined;
+
+	constructor(http: HttpClient, reference: ImageReference, credentials: Credentials | undefined, retryMs = {first: 500, longest: 10_000}) {
+		this.#http = http;
+		this.#reference = reference;
+		this.#credentials = credentials;
+		this.#retryMs = retryMs;
+	}
+
+	/**
+	 * The manifest that the reference stands for; of a list, that for the platform, or its only one.
+	 * @throws AdaptorError 'not-found', 'unauthenticated', 'permission-denied', 'data-loss' for one that is not what its digest says
+	 */
+	async manifest(platform: Platform, signal: AbortSignal): Promise<ImageManifest> {
+		const {version} = this.#reference;
+		let wanted = 'tag' in version ? version.tag : version.digest;
+		// A list of lists is allowed, and of no use.
+		for (let depth = 0; depth < 3; depth++) {
+			const {content, digest} = await this.#readManifest(wanted, signal);
+			const list = member(content, 'manifests');
+			if (!Array.isArray(list)) {
+				return {digest, layers: layersOf(content, this.#where)};
+			}
+
+			wanted = choose(list, platform, this.#where);
+		}
+
+		throw damaged('the manifest list holds lists only', this.#where);
+	}
+
+	/**
+	 * The blob's bytes. A transfer that breaks goes on where it was; bytes come once and in order.
+	 * @throws AdaptorError 'data-loss' at the end, when size or digest are others: whoever used the bytes drops what they made of them
+	 */
+	async* blob({digest, size}: Descriptor, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+		const hash = hashFor(digest);
+		const retries = backOff(this.#retryMs.first, this.#retryMs.longest);
+		let received = 0;
+		for (let attempt = 1; received < size;) {
+			try {
+				for await (const chunk of this.#blobFrom(digest, received, signal)) {
+					received += chunk.length;
+					if (received > size) {
+						throw damaged(`a blob has more than its ${size} bytes`, {...this.#where, digest});
+					}
+
+					hash.update(chunk);
+					attempt = 1;
+					yield chunk;
+				}
+
+				if (received < size) {
+					throw new HttpError(`A blob ended after ${received} of ${size} bytes`, this.#url(''), {});
+				}
+			} catch (error) {
+				if (!(error instanceof HttpError) || error.isFinal || attempt++ === attemptsAtMost) {
+					throw error;
+				}
+
+				await pause(retries.next().value, signal);
+			}
+		}
+
+		if (`${digest.slice(0, digest.indexOf(':'))}:${hash.digest('hex')}` !== digest) {
+			throw damaged('a blob is not what its digest says', {...this.#where, digest});
+		}
+	}
+
+	async* #blobFrom(digest: string, offset: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+		const answer = await this.#get(`blobs/${digest}`, offset === 0 ? {} : {range: `bytes=${offset}-`}, signal);
+		// Who ignores the range sends all of it again.
+		let skip = offset;
+		if (answer.status === 206) {
+			const [, start] = /^bytes (\d+)-/v.exec(answer.headers['content-range'] ?? '') ?? [];
+			if (Number(start) !== offset) {
+				throw new HttpError('The registry answered another part of a blob than it was asked for', answer.url, {isFinal: true});
+			}
+
+			skip = 0;
+		}
+
+		for await (const chunk of answer.body(signal)) {
+			const skipped = Math.min(skip, chunk.length);
+			skip -= skipped;
+			if (skipped < chunk.length) {
+				yield chunk.subarray(skipped);
+			}
+		}
+	}
+
+	async #readManifest(version: string, signal: AbortSignal): Promise<{content: unknown; digest: string}> {
+		const accept = [...indexTypes, ...manifestTypes].join(', ');
+		const bytes = await this.#retried(async () => readAll(await this.#get(`manifests/${version}`, {accept}, signal), maxManifestBytes, signal), signal);
+		if (digestPattern.test(version) && `${version.slice(0, version.indexOf(':'))}:${hashFor(version).update(bytes).digest('hex')}` !== version) {
+			throw damaged('a manifest is not what its digest says', {...this.#where, digest: version});
+		}
+
+		return {content: parseJson(bytes, 'the manifest', this.#where), digest: digestPattern.test(version) ? version : `sha256:${createHash('sha256').update(bytes).digest('hex')}`};
+	}
+
+	async #retried<T>(attempt: () => Promise<T>, signal: AbortSignal): Promise<T> {
+		const retries = backOff(this.#retryMs.first, this.#retryMs.longest);
+		for (let number = 1; ; number++) {
+			try {
+				return await attempt();
+			} catch (error) {
+				if (!(error instanceof HttpError) || error.isFinal || number === attemptsAtMost) {
+					throw error;
+				}
+			}
+
+			await pause(retries.next().value, signal);
+		}
+	}
+
+	/** An answer with content. Authenticates when asked to. */
+	async #get(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Answer> {
+		for (let hasAuthenticated = false; ; hasAuthenticated = true) {
+			const answer = await this.#send(path, {...headers, ...(this.#authorization === undefined ? {} : {authorization: this.#authorization.reveal()})}, signal);
+			if (answer.status === 200 || answer.status === 206) {
+				return answer;
+			}
+
+			const text = await readAll(answer, maxErrorBytes, signal).catch(() => Buffer.alloc(0));
+			// Who stands where a blob was redirected to is not told who we are.
+			if (answer.status !== 401 || hasAuthenticated || answer.url.host !== this.#url('').host) {
+				throw refusal(answer, text, this.#credentials !== undefined, this.#where);
+			}
+
+			this.#authorization = await this.#authenticate(answer, signal);
+		}
+	}
+
+	/** Over https; a registry that has no TLS is spoken to without only where that is allowed. */
+	async #send(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Answer> {
+		try {
+			const answer = await this.#http.send({url: this.#url(path), headers}, signal);
+			this.#protocol ??= 'https:';
+			return answer;
+		} catch (error) {
+			if (this.#protocol !== undefined || !isWithoutTls(error)) {
+				throw error;
+			}
+
+			if (!this.#http.allowsPlain(this.#url(path))) {
+				throw new HttpError('The registry speaks no TLS', this.#url(path), {isFinal: true, remedy: 'Name it in -plain-http if its traffic need not be protected.', cause: error});
+			}
+		}
+
+		this.#protocol = 'http:';
+		return this.#http.send({url: this.#url(path), headers}, signal);
+	}
+
+	async #authenticate(answer: Answer, signal: AbortSignal): Promise<Secret<string>> {
+		const challenges = parseChallenges(answer.headers['www-authenticate'] ?? '');
+		const bearer = challenges.get('bearer');
+		if (bearer !== undefined) {
+			return new Secret(`Bearer ${(await this.#token(bearer, answer.url, signal)).reveal()}`);
+		}
+
+		if (challenges.has('basic') && this.#credentials !== undefined && 'user' in this.#credentials) {
+			return basic(this.#credentials);
+		}
+
+		throw refusal(answer, Buffer.alloc(0), this.#credentials !== undefined, this.#where);
+	}
+
+	async #token(challenge: ReadonlyMap<string, string>, asked: URL, signal: AbortSignal): Promise<Secret<string>> {
+		const url = URL.parse(challenge.get('realm') ?? '');
+		if (url === null) {
+			throw new HttpError('The registry names no place to get a token from', asked, {isFinal: true});
+		}
+
+		const {repository} = this.#reference;
+		const parameters = {service: challenge.get('service') ?? '', scope: challenge.get('scope') ?? `repository:${repository}:pull`};
+		const credentials = this.#credentials;
+		const answer = await this.#retried(async () => {
+			if (credentials !== undefined && 'identityToken' in credentials) {
+				const form = new URLSearchParams({...parameters, grant_type: 'refresh_token', client_id: 'cloud-api-adaptor', refresh_token: credentials.identityToken.reveal()});
+				return this.#http.send({url, method: 'POST', headers: {'content-type': 'application/x-www-form-urlencoded'}, body: form.toString()}, signal);
+			}
+
+			const query = new URL(url);
+			for (const [name, value] of Object.entries(parameters)) {
+				query.searchParams.set(name, value);
+			}
+
+			return this.#http.send({url: query, headers: credentials === undefined ? {} : {authorization: basic(credentials).reveal()}}, signal);
+		}, signal);
+		const body = await readAll(answer, maxTokenBytes, signal);
+		if (answer.status !== 200) {
+			throw refusal(answer, body, credentials !== undefined, this.#where);
+		}
+
+		const content = parseJson(body, 'the answer with a token', this.#where);
+		const token = member(content, 'token') ?? member(content, 'access_token');
+		if (typeof token !== 'string' || !/^[\x21-\x7e]+$/v.test(token)) {
+			throw new HttpError('The answer with a token has none', answer.url, {isFinal: true});
+		}
+
+		return new Secret(token);
+	}
+
+	#url(path: string): URL {
+		const {registry, repository} = this.#reference;
+		return new URL(`${this.#protocol ?? 'https:'}//${registry === 'docker.io' ? 'registry-1.docker.io' : registry}/v2/${repository}/${path}`);
+	}
+
+	get #where(): Readonly<Record<string, string>> {
+		return {image: formatReference(this.#reference)};
+	}
+}
+
+/**
+ * The challenges of WWW-Authenticate by their scheme in lower case, with their parameters.
+ * Source: RFC 9110, section 11.6.1; exported for tests.
+ */
+export function parseChallenges(header: string): ReadonlyMap<string, ReadonlyMap<string, string>> {
+	const challenges = new Map<string, Map<string, string>>();
+	let parameters: Map<string, string> | undefined;
+	for (const [, scheme, name, quoted, bare] of header.matchAll(/([\w\-]+)(?=\s+[\w\-]+\s*=|\s*(?:,|$))(?!\s*=)|([\w\-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))/gv)) {
+		if (scheme !== undefined) {
+			parameters = new Map();
+			challenges.set(scheme.toLowerCase(), parameters);
+		} else if (name !== undefined) {
+			parameters?.set(name.toLowerCase(), quoted?.replaceAll(/\\(.)/gsv, '$1') ?? bare ?? '');
+		}
+	}
+
+	return challenges;
+}
+
+function basic(credentials: Extract<Credentials, {user: string}>): Secret<string> {
+	return new Secret(`Basic ${Buffer.from(`${credentials.user}:${credentials.password.reveal()}`).toString('base64')}`);
+}
+
+function hashFor(digest: string): Hash {
+	return createHash(digest.startsWith('sha512:') ? 'sha512' : 'sha256');
+}
+
+function layersOf(manifest: unknown, where: Readonly<Record<string, string>>): readonly Descriptor[] {
+	const layers = member(manifest, 'layers');
+	if (!Array.isArray(layers) || layers.length === 0 || layers.length > maxLayers) {
+		throw damaged('the manifest is not that of a container image: it has no layers', where);
+	}
+
+	return layers.map(layer => descriptorOf(layer, where));
+}
+
+function descriptorOf(value: unknown, where: Readonly<Record<string, string>>): Descriptor {
+	const [digest, size] = [member(value, 'digest'), member(value, 'size')];
+	if (typeof digest !== 'string' || !digestPattern.test(digest) || typeof size !== 'number' || !Number.isSafeInteger(size) || size < 0) {
+		throw damaged('the manifest names a blob without a proper digest and size', where);
+	}
+
+	return {digest, size};
+}
+
+/** The digest of the manifest for the platform; the only one's, whatever it is for: images that only carry a file are often built anywhere. */
+function choose(list: readonly unknown[], {os, architecture}: Platform, where: Readonly<Record<string, string>>): string {
+	const candidates = list.map(entry => {
+		const words = ['os', 'architecture'].map(name => member(member(entry, 'platform'), name));
+		return {digest: descriptorOf(entry, where).digest, name: words.map(word => typeof word === 'string' ? word : 'unknown').join('/')};
+	});
+	// Attestations are listed as being for nothing known.
+	const real = candidates.filter(({name}) => name !== 'unknown/unknown');
+	const chosen = candidates.find(({name}) => name === `${os}/${architecture}`) ?? (real.length === 1 ? real[0] : candidates.length === 1 ? candidates[0] : undefined);
+	if (chosen === undefined) {
+		throw new AdaptorError({
+			code: 'not-found',
+			what: `Could not choose an image of the manifest list: none is for ${os}/${architecture}`,
+			where: {...where, platforms: [...new Set(candidates.map(({name}) => name))].slice(0, 20).join(', ')},
+			remedy: 'Name the image that is meant by its digest.',
+		});
+	}
+
+	return chosen.digest;
+}
+
+function parseJson(bytes: Buffer, what: string, where: Readonly<Record<string, string>>): unknown {
+	try {
+		return JSON.parse(bytes.toString());
+	} catch {
+		throw damaged(`${what} is not JSON`, where);
+	}
+}
+
+/** The codes of the protocol's own errors ("Error Codes"), which are words of a fixed list. */
+function refusal({status, url}: Answer, body: Buffer, hadCredentials: boolean, where: Readonly<Record<string, string>>): AdaptorError {
+	if (status === 401 || status === 403) {
+		return new AdaptorError({
+			code: status === 401 ? 'unauthenticated' : 'permission-denied',
+			what: hadCredentials ? 'The registry does not accept the credentials for this image' : 'The registry wants credentials for this image',
+			where: {...where, host: url.host, status},
+			remedy: 'Log in to it with "podman login" or name a file with credentials in REGISTRY_AUTH_FILE.',
+		});
+	}
+
+	if (status === 404) {
+		return new AdaptorError({code: 'not-found', what: 'The registry has no such image, tag or blob', where: {...where, host: url.host}, remedy: 'Check the reference.'});
+	}
+
+	let words = '';
+	try {
+		const errors = member(JSON.parse(body.toString()), 'errors');
+		words = Array.isArray(errors) ? errors.map(error => String(member(error, 'code'))).filter(code => /^[A-Z_]{1,40}$/v.test(code)).join(', ') : '';
+	} catch {
+		// Not the protocol's; the status says enough.
+	}
+
+	// Too many requests, and whatever a server says of itself, may pass.
+	return new HttpError(`The registry answered status ${status}${words === '' ? '' : ` (${words})`}`, url, {isFinal: status !== 429 && status < 500});
+}
+
+function damaged(why: string, where: Readonly<Record<string, string>>): AdaptorError {
+	return new AdaptorError({code: 'data-loss', what: `Could not read the image: ${why}`, where, remedy: 'Push the image to the registry again, or fetch it from another one.'});
+}

@@ -1,0 +1,92 @@
+/** Where an image's bytes come from: a file, or a container image in a registry. Knows no libvirt. */
+import {open} from 'node:fs/promises';
+import {AdaptorError, toError} from '../errors.ts';
+import {findInLayers} from './layers.ts';
+import {formatReference, type ImageReference} from './reference.ts';
+import type {Platform, Registry} from './registry.ts';
+
+export interface ImageSource {
+	/** As the operator knows it: a path, or a reference with its digest once that is known. */
+	readonly name: string;
+	/** Opens it; who does disposes the result. */
+	open(signal: AbortSignal): Promise<OpenImage>;
+}
+
+export interface OpenImage extends AsyncDisposable {
+	readonly name: string;
+	/** Bytes. */
+	readonly size: bigint;
+	/** Once, to the end: only the end tells whether the bytes were the right ones. */
+	readonly chunks: () => AsyncGenerator<Buffer, void, undefined>;
+}
+
+/** Large reads: each is one round through the thread pool. */
+const fileChunkBytes = 1024 * 1024;
+
+export function fileSource(path: string): ImageSource {
+	return {
+		name: path,
+		async open(signal) {
+			signal.throwIfAborted();
+			await using undo = new AsyncDisposableStack();
+			const file = await open(path).catch((error: unknown) => {
+				throw unreadable(path, error);
+			});
+			undo.defer(async () => file.close());
+			const stats = await file.stat({bigint: true});
+			if (!stats.isFile()) {
+				throw new AdaptorError({code: 'invalid-argument', what: 'Could not read the image: it is no file', where: {path}});
+			}
+
+			const owned = undo.move();
+			return {
+				name: path,
+				size: stats.size,
+				async* chunks() {
+					for (let at = 0n; at < stats.size;) {
+						signal.throwIfAborted();
+						const {bytesRead, buffer} = await file.read(Buffer.allocUnsafe(fileChunkBytes), 0, fileChunkBytes, at).catch((error: unknown) => {
+							throw unreadable(path, error);
+						});
+						if (bytesRead === 0) {
+							throw new AdaptorError({code: 'aborted', what: 'Could not read the image to its end: it became shorter meanwhile', where: {path}});
+						}
+
+						at += BigInt(bytesRead);
+						if (at > stats.size) {
+							throw new AdaptorError({code: 'aborted', what: 'Could not read the image: it became longer meanwhile', where: {path}});
+						}
+
+						yield buffer.subarray(0, bytesRead);
+					}
+				},
+				[Symbol.asyncDispose]: async () => owned.disposeAsync(),
+			};
+		},
+	};
+}
+
+export function registrySource(registry: Registry, reference: ImageReference, platform: Platform): ImageSource {
+	return {
+		name: formatReference(reference),
+		async open(signal) {
+			const manifest = await registry.manifest(platform, signal);
+			const file = await findInLayers(manifest.layers.map(layer => () => registry.blob(layer, signal)), reference.path);
+			return {
+				name: `${formatReference({...reference, version: {digest: manifest.digest}})}::/${reference.path}`,
+				size: file.size,
+				chunks: () => file.chunks(),
+				[Symbol.asyncDispose]: async () => file[Symbol.asyncDispose](),
+			};
+		},
+	};
+}
+
+function unreadable(path: string, cause: unknown): AdaptorError {
+	return new AdaptorError({
+		code: cause instanceof Error && 'code' in cause && cause.code === 'ENOENT' ? 'not-found' : 'failed-precondition',
+		what: `Could not read the image: ${toError(cause).message}`,
+		where: {path},
+		cause,
+	});
+}

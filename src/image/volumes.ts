@@ -1,0 +1,190 @@
+/**
+ * The volumes of a pool, and what stands on them: the disks of VMs, whosever they are, and the volumes that read through to others.
+ * All of it is libvirt's word of this moment, nothing is remembered.
+ */
+import {AdaptorError} from '../errors.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {procedures, type Domain, type Procedure, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
+import type {LibvirtSession} from '../libvirt/session.ts';
+import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
+import {standsForVersion} from '../sandbox/image-version.ts';
+
+/** What `LibvirtSession` has, so that it fits as it is. */
+export type LibvirtStorage = Pick<LibvirtSession, 'call' | 'upload' | 'download'>;
+
+export interface Volume {
+	readonly name: string;
+	/** On the host. */
+	readonly path: string;
+	readonly format: string;
+	/** Bytes, as a guest sees them. */
+	readonly capacity: bigint;
+	/** Bytes that it takes of the storage. */
+	readonly allocation: bigint;
+	/** By the host's clock; absent where libvirt does not tell. */
+	readonly modifiedAt?: Date;
+	/** Of the file that it reads through to. */
+	readonly backingPath?: string;
+}
+
+export interface Use {
+	/** Domains whose disks are the volume or stand on it. */
+	readonly domains: readonly string[];
+	/** Volumes that read through to it, those that only stand for it left out. */
+	readonly volumes: readonly string[];
+}
+
+export interface Holdings {
+	readonly volumes: readonly Volume[];
+	readonly useOf: (volume: Pick<Volume, 'path'>) => Use;
+}
+
+/** Making and removing large files takes longer than a look at something. */
+const changeTimeoutMs = 120_000;
+/** virStoragePoolState */
+const running = 2;
+const fileTypes = ['dir', 'fs', 'netfs'];
+
+/** A change is never abandoned: its outcome is waited for, whatever the signal says meanwhile. */
+export async function change<Args, Result>(session: LibvirtStorage, procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal): Promise<Result> {
+	return session.call(procedure, args, signal, {timeoutMs: changeTimeoutMs, seeThrough: true});
+}
+
+export function volumeOf(pool: string, name: string): StorageVol {
+	return {pool, name, key: ''};
+}
+
+/** @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or does not keep volumes as files */
+export async function openPool(session: LibvirtStorage, name: string, signal: AbortSignal): Promise<{readonly pool: StoragePool; readonly availableBytes: bigint}> {
+	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal);
+	const {state, available} = await session.call(procedures.storagePoolGetInfo, {pool}, signal);
+	if (state !== running) {
+		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the storage pool: it is not active', where: {pool: name}, remedy: `Start it with "virsh pool-start ${name}" on the KVM host.`});
+	}
+
+	const {xml} = await session.call(procedures.storagePoolGetXmlDesc, {pool, flags: 0}, signal);
+	const type = readXml(xml).attributes['type'] ?? '';
+	if (!fileTypes.includes(type)) {
+		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the storage pool: it does not keep volumes as files', where: {pool: name, type}, remedy: 'Use a pool of type dir, fs or netfs.'});
+	}
+
+	return {pool, availableBytes: available};
+}
+
+/** @returns undefined when there is none of this name */
+export async function readVolume(session: LibvirtStorage, pool: string, name: string, signal: AbortSignal): Promise<Volume | undefined> {
+	try {
+		const {xml} = await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal);
+		return volumeFrom(readXml(xml));
+	} catch (error) {
+		if (isLibvirtError(error, libvirtCode.noStorageVol)) {
+			return undefined;
+		}
+
+		throw error;
+	}
+}
+
+/** Every volume of the pool and every domain of the host: one call each. */
+export async function readHoldings(session: LibvirtStorage, pool: StoragePool, signal: AbortSignal): Promise<Holdings> {
+	const [{vols}, {domains}] = await Promise.all([
+		session.call(procedures.storagePoolListAllVolumes, {pool, needResults: 1, flags: 0}, signal),
+		session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal),
+	]);
+	const [volumes, disks] = await Promise.all([
+		Promise.all(vols.map(async ({name}) => readVolume(session, pool.name, name, signal))),
+		Promise.all(domains.map(async dom => ({domain: dom.name, sources: await disksOf(session, dom, signal)}))),
+	]);
+	const present = volumes.filter(volume => volume !== undefined);
+	const pathOf = (disk: DiskSource): string | undefined => 'file' in disk ? disk.file : disk.pool === pool.name ? present.find(({name}) => name === disk.volume)?.path : undefined;
+	return holdingsOf(present, disks.map(({domain, sources}) => ({domain, paths: new Set(sources.map(pathOf).filter(path => path !== undefined))})));
+}
+
+/** A disk is a file, or a volume by its name. */
+type DiskSource = {readonly file: string} | {readonly pool: string; readonly volume: string};
+
+/** None for a domain that is gone by now. */
+async function disksOf(session: LibvirtStorage, dom: Domain, signal: AbortSignal): Promise<readonly DiskSource[]> {
+	try {
+		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom, flags: 0}, signal);
+		return children(child(readXml(xml), 'devices'), 'disk').flatMap(sourcesOf);
+	} catch (error) {
+		if (isLibvirtError(error, libvirtCode.noDomain)) {
+			return [];
+		}
+
+		throw error;
+	}
+}
+
+/** Of a disk and, for a domain that runs, of what it reads through to (libvirt, docs/formatdomain, "backingStore"). */
+function sourcesOf(element: XmlElement): DiskSource[] {
+	const {file, pool, volume} = child(element, 'source')?.attributes ?? {};
+	const own: DiskSource[] = file !== undefined ? [{file}] : pool !== undefined && volume !== undefined ? [{pool, volume}] : [];
+	return [...own, ...children(element, 'backingStore').flatMap(sourcesOf)];
+}
+
+/** Pure; exported for tests. */
+export function holdingsOf(volumes: readonly Volume[], disks: ReadonlyArray<{readonly domain: string; readonly paths: ReadonlySet<string>}>): Holdings {
+	return {
+		volumes,
+		useOf({path}) {
+			const above = [...standingOn(volumes, new Set([path]))];
+			const paths = new Set([path, ...above.map(volume => volume.path)]);
+			return {
+				domains: disks.filter(disk => !disk.paths.isDisjointFrom(paths)).map(({domain}) => domain).sort(),
+				volumes: above.filter(volume => volume.backingPath === undefined || !standsForVersion(volume.path, volume.backingPath)).map(({name}) => name).sort(),
+			};
+		},
+	};
+}
+
+/** Volumes that read through to one of the paths, by however many others in between. */
+function standingOn(volumes: readonly Volume[], paths: Set<string>): Set<Volume> {
+	const found = new Set<Volume>();
+	for (let before = -1; before < found.size;) {
+		before = found.size;
+		for (const volume of volumes) {
+			if (volume.backingPath !== undefined && paths.has(volume.backingPath) && !paths.has(volume.path)) {
+				paths.add(volume.path);
+				found.add(volume);
+			}
+		}
+	}
+
+	return found;
+}
+
+export function isInUse({domains, volumes}: Use): boolean {
+	return domains.length > 0 || volumes.length > 0;
+}
+
+/** @returns false when there was none */
+export async function deleteVolume(session: LibvirtStorage, pool: string, name: string, signal: AbortSignal): Promise<boolean> {
+	try {
+		await change(session, procedures.storageVolDelete, {vol: volumeOf(pool, name), flags: 0}, signal);
+		return true;
+	} catch (error) {
+		if (isLibvirtError(error, libvirtCode.noStorageVol)) {
+			return false;
+		}
+
+		throw error;
+	}
+}
+
+function volumeFrom(xml: XmlElement): Volume {
+	const text = (...path: readonly string[]): string => child(xml, ...path)?.text ?? '';
+	const bytes = (name: string): bigint => /^\d+$/v.test(text(name)) ? BigInt(text(name)) : 0n;
+	const modified = Number(text('target', 'timestamps', 'mtime'));
+	const backingPath = text('backingStore', 'path');
+	return {
+		name: text('name'),
+		path: text('target', 'path'),
+		format: child(xml, 'target', 'format')?.attributes['type'] ?? 'unknown',
+		capacity: bytes('capacity'),
+		allocation: bytes('allocation'),
+		...(modified > 0 ? {modifiedAt: new Date(modified * 1000)} : {}),
+		...(backingPath === '' ? {} : {backingPath}),
+	};
+}

@@ -1,0 +1,80 @@
+/**
+ * A KVM host's storage as far as it can be had without privileges: a real libvirtd with real pools of type dir (qemu:///session), so real uploads,
+ * real qemu-img, and libvirt's own looking into files.
+ */
+import {execFile} from 'node:child_process';
+import {randomBytes} from 'node:crypto';
+import {chown, mkdir, readdir, readFile} from 'node:fs/promises';
+import {promisify} from 'node:util';
+import type {ExecutionContext} from 'ava';
+import {procedures, type StoragePool} from '../../src/libvirt/procedures.ts';
+import {LibvirtSession} from '../../src/libvirt/session.ts';
+import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
+import {startTestLibvirtd, type TestLibvirtd} from '../support/libvirtd.ts';
+
+export const never = new AbortController().signal;
+export const execute = promisify(execFile);
+
+export interface Storage extends AsyncDisposable {
+	readonly libvirtd: TestLibvirtd;
+	readonly session: LibvirtSession;
+	/** For a process of its own. */
+	readonly uri: string;
+	/** A pool of its own. */
+	pool(): Promise<TestPool>;
+}
+
+export interface TestPool {
+	readonly name: string;
+	readonly directory: string;
+	readonly pool: StoragePool;
+	/** Sorted. */
+	files(): Promise<readonly string[]>;
+	read(file: string): Promise<Buffer>;
+	/** As any tool would: `vol-create-as` with a backing volume. */
+	overlay(name: string, backing: string): Promise<void>;
+}
+
+export async function startStorage(): Promise<Storage> {
+	await using undo = new AsyncDisposableStack();
+	const libvirtd = undo.use(await startTestLibvirtd());
+	const uri = `qemu:///session?socket=${libvirtd.socketPath}`;
+	const parsed = parseLibvirtUri(uri);
+	const session = undo.use(new LibvirtSession({uri: parsed.remoteUri, openPipe: openUnixPipe({...parsed, transport: 'unix'}, {})}));
+	await session.connect(never);
+	const owned = undo.move();
+	return {
+		libvirtd, session, uri,
+		async pool() {
+			const name = `pool-${randomBytes(6).toString('hex')}`;
+			const directory = `${libvirtd.directory}/${name}`;
+			await mkdir(directory);
+			await chown(directory, libvirtd.uid, libvirtd.uid);
+			const {pool} = await session.call(procedures.storagePoolCreateXml, {xml: `<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`, flags: 0}, never);
+			return {
+				name, directory, pool,
+				files: async () => (await readdir(directory)).sort(),
+				read: async file => readFile(`${directory}/${file}`),
+				async overlay(volume, backing) {
+					const xml = `<volume><name>${volume}</name><capacity>10737418240</capacity><target><format type='qcow2'/></target>`
+						+ `<backingStore><path>${directory}/${backing}</path><format type='qcow2'/></backingStore></volume>`;
+					await session.call(procedures.storageVolCreateXml, {pool, xml, flags: 0}, never);
+				},
+			};
+		},
+		[Symbol.asyncDispose]: async () => owned.disposeAsync(),
+	};
+}
+
+/** A qcow2 image with random content, so that nothing is the same twice. */
+export async function makeQcow2(t: ExecutionContext, directory: string, megabytes: number, virtualSize = '3G'): Promise<{readonly path: string; readonly content: Buffer}> {
+	const path = `${directory}/image-${randomBytes(4).toString('hex')}.qcow2`;
+	await execute('qemu-img', ['create', '-q', '-f', 'qcow2', path, virtualSize]);
+	if (megabytes > 0) {
+		await execute('qemu-io', ['-f', 'qcow2', '-c', `write -q -P 0xa5 0 ${megabytes}M`, path]);
+	}
+
+	t.log(`image of ${megabytes} MiB`);
+	return {path, content: await readFile(path)};
+}
