@@ -56,7 +56,7 @@ type Refuse = (what: string) => never;
 
 function bytesOfBase64(text: string): Buffer | undefined {
 	const digits = text.replaceAll(/\s/gv, '');
-	return digits.length % 4 === 0 && /^[\w+\/]+={0,2}$/v.test(digits) && !digits.includes('_') ? Buffer.from(digits, 'base64') : undefined;
+	return digits.length % 4 === 0 && /^[A-Za-z\d+\/]+={0,2}$/v.test(digits) ? Buffer.from(digits, 'base64') : undefined;
 }
 
 function unpacked(bytes: Buffer, refuse: Refuse): Buffer {
