@@ -3,6 +3,7 @@
  */
 import {dirname, join} from 'node:path';
 import {serveApi} from './api/server.ts';
+import {composeChecks} from './checks.ts';
 import type {Config} from './config.ts';
 import {parseInitdata} from './initdata.ts';
 import {serveProbes} from './health/probes.ts';
@@ -18,6 +19,7 @@ import {FileRecords} from './journal/file-records.ts';
 import {noCluster} from './sandbox/no-cluster.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
 import {StartQueue} from './sandbox/start-queue.ts';
+import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
 
 /** What of the process's surroundings the parts need. */
 export interface Surroundings {
@@ -65,7 +67,8 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 	});
 
 	const uri = config.libvirtUri;
-	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, home, user, agentSocket: sshAgentSocket}), uri: uri.remoteUri, log}));
+	const ssh = {home, user, agentSocket: sshAgentSocket};
+	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, ...ssh}), uri: uri.remoteUri, log}));
 	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it and goes on trying.
 	session.connect(signal).catch(() => undefined);
 	const podVms = createPodVms({
@@ -94,6 +97,11 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		log,
 	}));
 	await networks.check(signal);
+
+	const checks = parts.use(composeChecks({config, session, network: networks.probe, ssh}));
+	if (config.cloudConfigVerify) {
+		refuseFailures(await checkAndLog(checks.list, log, signal));
+	}
 
 	const sandboxes = parts.use(new SandboxRegistry({
 		podVms,
@@ -136,5 +144,9 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 	// A daemon that this one overlaps with may be in the middle of a start; of one that is dead, nothing is.
 	halfMadeGraceMs.resolve(api.tookOver ? config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs : 0);
 	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');
+	if (!config.cloudConfigVerify) {
+		parts.use(checkInBackground(checks.list, log));
+	}
+
 	return parts.move();
 }

@@ -53,7 +53,8 @@ export class AdaptorError extends Error {
 	}
 }
 
-function operatorText(what: string, where: ErrorWhere, remedy: string | undefined): string {
+/** As an operator reads it: what, where in brackets, and the remedy as a sentence of its own. */
+export function operatorText(what: string, where: ErrorWhere, remedy?: string): string {
 	const places = Object.entries(where).map(([name, value]) => `${name} ${JSON.stringify(value)}`);
 	return `${what}${places.length > 0 ? ` (${places.join(', ')})` : ''}${remedy === undefined ? '' : `. ${remedy}`}`;
 }

@@ -14,6 +14,7 @@ export interface LogFields {
 	readonly attempt?: number;
 	readonly bytes?: number;
 	readonly certificate?: string;
+	readonly check?: string;
 	readonly code?: string;
 	readonly connection?: number;
 	readonly count?: number;
@@ -41,6 +42,7 @@ export interface LogFields {
 	readonly probePort?: number;
 	readonly protocol?: string;
 	readonly reason?: string;
+	readonly remedy?: string;
 	readonly retryInMs?: number;
 	readonly runtimeClass?: string;
 	readonly sandboxId?: string;

@@ -13,6 +13,7 @@ import {Secret, type Logger} from './log.ts';
 
 /** Loaded one by one: `help` answers without the daemon, and the daemon does without what other commands need. */
 const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
+	check: async () => (await import('./cli/check.ts')).check,
 	libvirt: async () => (await import('./cli/run.ts')).run,
 	webhook: async () => (await import('./cli/webhook.ts')).webhook,
 	'image push': async () => (await import('./cli/image.ts')).pushCommand,

@@ -88,6 +88,10 @@ export const settings = {
 		description: 'Ours. Written to each VM together with `NODE_NAME`: only VMs that carry both are ever listed, adopted or deleted, so clusters can share '
 			+ 'a KVM host. Must differ between clusters and never change while VMs run. Required outside Kubernetes, where nothing tells two clusters apart.',
 	},
+	cloudConfigVerify: {
+		env: 'CLOUD_CONFIG_VERIFY', flag: 'cloud-config-verify', section: 'KVM host', type: boolean, default: 'false',
+		description: 'The daemon starts only when nothing that `cloud-api-adaptor check` looks at has failed. With `false` it looks as well, while it serves, and logs what it finds.',
+	},
 
 	vcpus: {
 		env: 'LIBVIRT_CPU', flag: 'cpu', section: 'Pod VM size', type: vcpus, default: '2',
@@ -306,14 +310,11 @@ export interface InertSetting {
 	readonly reason: string;
 }
 
-const notYet = 'not implemented yet';
-
 export const inertSettings: readonly InertSetting[] = [
 	{env: 'LIBVIRT_DIR_NAME', flag: 'data-dir', reason: 'volumes are found through the storage pool (LIBVIRT_POOL), which knows its own directory'},
 	{env: 'LIBVIRT_EFI_FIRMWARE', flag: 'firmware', reason: 's390x has no EFI firmware'},
 	{env: 'PAUSE_IMAGE', flag: 'pause-image', reason: 'the pod VM image brings its own pause container'},
 	{env: 'RUNTIMECLASS_NAME', silentFor: ['kata-remote'], reason: 'the startup probe tells of this daemon, not of the pods that it runs'},
 	{env: 'PEER_PODS_DIR', reason: 'an old name: set PODS_DIR'},
-	{env: 'CLOUD_CONFIG_VERIFY', flag: 'cloud-config-verify', isSwitch: true, silentFor: ['false'], reason: notYet},
 	{env: 'SECURE_COMMS', flag: 'secure-comms', isSwitch: true, silentFor: ['false'], reason: 'not supported: the agent\'s traffic goes over mutual TLS'},
 ];

@@ -6,6 +6,7 @@
 import {AdaptorError} from '../errors.ts';
 import {inertSettings, sections, settings, type Setting} from '../settings.ts';
 import {commands, type CommandDescription, type CommandName} from './commands.ts';
+import {wrapped} from './text.ts';
 
 export type Arguments =
 	| {readonly command: CommandName; readonly flags: Readonly<Record<string, string>>; readonly operands: readonly string[]}
@@ -191,19 +192,4 @@ function settingLines(all: readonly Setting[]): string[] {
 function heading({env, flag, default: usual, defaultIs, example}: Setting): string {
 	const value = usual ?? defaultIs;
 	return `${env}${flag === undefined ? '' : `, -${flag}`}${value === undefined ? '' : ` [${value}]`}${example === undefined ? '' : ` (for example ${example})`}`;
-}
-
-function wrapped(text: string, width: number): string[] {
-	const lines: string[] = [];
-	let line = '';
-	for (const word of text.split(' ')) {
-		if (line !== '' && line.length + 1 + word.length > width) {
-			lines.push(line);
-			line = word;
-		} else {
-			line = line === '' ? word : `${line} ${word}`;
-		}
-	}
-
-	return [...lines, line];
 }

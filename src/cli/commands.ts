@@ -29,6 +29,10 @@ export interface CommandDescription {
 
 export const commands = {
 	libvirt: {summary: 'serve kata\'s remote hypervisor API with pod VMs on libvirt', settings, inertSettings},
+	check: {
+		summary: 'tell whether this node can run peer pods: the KVM host and the way to it, storage, network, this node', settings, inertSettings,
+		flags: [{name: 'json', isSwitch: true, description: 'One JSON document instead of a screen. Its fields and the names of the checks are stable.'}],
+	},
 	webhook: {summary: 'serve the admission webhook that turns what pods ask for into the size of their VMs', settings: webhookSettings},
 	'image push': {
 		summary: 'make a volume of a pod VM image out of a file or a registry',

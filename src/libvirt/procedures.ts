@@ -86,6 +86,8 @@ const table = {
 	nodeGetInfo: reads(6, nothing, struct({model: chars(32), memory: u64, cpus: i32, mhz: i32, nodes: i32, sockets: i32, cores: i32, threads: i32})),
 	/** In bytes. */
 	nodeGetFreeMemory: reads(102, nothing, struct({freeMem: u64})),
+	/** In KiB, by field: `total`, `free`, `buffers`, `cached`. `cellNum` -1 is the whole host; with `nparams` 0 only their number is told. */
+	nodeGetMemoryStats: reads(228, struct({nparams: i32, cellNum: i32, flags: u32}), struct({params: list(struct({field: string, value: u64}), 1024), nparams: i32})),
 	connectGetCapabilities: reads(7, nothing, struct({capabilities: string})),
 	connectGetDomainCapabilities: reads(
 		342,
@@ -115,6 +117,7 @@ const table = {
 	networkLookupByName: reads(46, struct({name: string}), struct({net: network})),
 	networkGetXmlDesc: reads(43, struct({net: network, flags: u32}), struct({xml: string})),
 	networkIsActive: reads(152, struct({net: network}), struct({active: i32})),
+	networkGetAutostart: reads(44, struct({net: network}), struct({autostart: i32})),
 	networkGetDhcpLeases: reads(
 		341,
 		struct({net: network, mac: optional(string), needResults: i32, flags: u32}),
@@ -126,6 +129,7 @@ const table = {
 	/** Sizes in bytes. `state` 2 is running. */
 	storagePoolGetInfo: reads(87, struct({pool: storagePool}), struct({state: i32, capacity: u64, allocation: u64, available: u64})),
 	storagePoolGetXmlDesc: reads(88, struct({pool: storagePool, flags: u32}), struct({xml: string})),
+	storagePoolGetAutostart: reads(89, struct({pool: storagePool}), struct({autostart: i32})),
 	storagePoolIsActive: reads(154, struct({pool: storagePool}), struct({active: i32})),
 	storagePoolListAllVolumes: reads(282, struct({pool: storagePool, needResults: i32, flags: u32}), struct({vols: list(storageVol, 16_384), ret: u32})),
 	storagePoolRefresh: changes(83, struct({pool: storagePool, flags: u32}), nothing),

@@ -40,6 +40,12 @@ export class Iproute2 {
 		return parseRouteAndLinks(await this.#run('find the way to the pod VMs\' network', {address}, ['ip', '-d', '-j', '-batch', '-'], signal, batch));
 	}
 
+	/** The entry of the node's table that packets to an address go by. @throws CommandError 'unreachable' */
+	async matchingRoute(address: string, signal: AbortSignal): Promise<Route> {
+		const batch = `route get fibmatch ${address}\naddr show\n`;
+		return parseRouteAndLinks(await this.#run('find the way to the pod VMs\' network', {address}, ['ip', '-d', '-j', '-batch', '-'], signal, batch)).route;
+	}
+
 	async links(signal: AbortSignal): Promise<Link[]> {
 		return parseLinks(await this.#run('list the node\'s interfaces', {}, ['ip', '-d', '-j', 'addr', 'show'], signal));
 	}

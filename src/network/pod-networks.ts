@@ -19,6 +19,7 @@ import type {Link} from './inspection.ts';
 import {Iproute2} from './iproute2.ts';
 import {checkNetns, isPodNetns} from './netns.ts';
 import {ConntrackBypass} from './nft.ts';
+import {NetworkProbe} from './probe.ts';
 import {isReusable, planPodNetwork, tunnelInterface} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
 import {Underlay, type UnderlaySource} from './underlay.ts';
@@ -44,6 +45,8 @@ export interface KernelPodNetworks extends PodNetworks, AsyncDisposable {
 	 * @throws 'failed-precondition', 'permission-denied'
 	 */
 	check(signal: AbortSignal): Promise<void>;
+	/** For those who look at this node, by the same shells. */
+	readonly probe: NetworkProbe;
 }
 
 /** Starts the shells that everything runs through: call it early, while the process is small. */
@@ -67,6 +70,7 @@ const undoTimeoutMs = 10_000;
 const maxAttempts = 3;
 
 class Tunnels implements KernelPodNetworks {
+	readonly probe: NetworkProbe;
 	readonly #options: PodNetworksOptions;
 	readonly #ownNetns: string;
 	readonly #log: Logger;
@@ -86,6 +90,7 @@ class Tunnels implements KernelPodNetworks {
 		this.#log = log;
 		this.#programs = new SpawnServer(spawnServer);
 		this.#iproute2 = new Iproute2(this.#programs);
+		this.probe = new NetworkProbe(this.#programs, this.#iproute2, vxlanPort);
 		this.#bypass = new ConntrackBypass(this.#programs, vxlanPort);
 		this.#underlay = new Underlay(this.#iproute2, underlay, this.#life.signal);
 		this.#vnis = new VniAllocator(vxlanMinId, random);
@@ -93,28 +98,18 @@ class Tunnels implements KernelPodNetworks {
 
 	async check(signal: AbortSignal): Promise<void> {
 		const {vxlanPort} = this.#options;
-		const sharing = (await this.#iproute2.links(signal)).filter(({vxlan}) => vxlan?.port === vxlanPort);
-		try {
-			await this.#iproute2.probePort(vxlanPort, signal);
-		} catch (error) {
-			if (means(error, 'port-in-use')) {
-				const users = sharing.map(({name}) => name).join(', ');
-				throw new AdaptorError({
-					code: 'failed-precondition',
-					what: `VXLAN_PORT ${vxlanPort} is in use on this node${users === '' ? '' : ` by ${users}, likely of the cluster's own network`}`,
-					where: {port: vxlanPort},
-					remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.',
-					cause: error,
-				});
-			}
-
-			// Another daemon's probe at this very moment: no reason to doubt the port.
-			if (!means(error, 'exists', 'vni-in-use')) {
-				throw error;
-			}
+		const {isFree, sharing} = await this.probe.observeVxlanPort(signal);
+		if (!isFree) {
+			const users = sharing.join(', ');
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: `VXLAN_PORT ${vxlanPort} is in use on this node${users === '' ? '' : ` by ${users}, likely of the cluster's own network`}`,
+				where: {port: vxlanPort},
+				remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.',
+			});
 		}
 
-		for (const {name} of sharing) {
+		for (const name of sharing) {
 			this.#log.warn({port: vxlanPort, reason: `the interface ${name} uses it too`}, 'VXLAN port is shared');
 		}
 

@@ -39,7 +39,7 @@ export function volumeOf(pool: string, name: string): StorageVol {
 }
 
 /** @throws AdaptorError 'not-found', 'failed-precondition' for an image in a format that no overlay can stand on */
-export async function readBaseVolume(session: LibvirtCalls, pool: string, name: string, signal: AbortSignal): Promise<BaseVolume> {
+export async function readBaseVolume(session: Pick<LibvirtCalls, 'call'>, pool: string, name: string, signal: AbortSignal): Promise<BaseVolume> {
 	let xml;
 	try {
 		({xml} = await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal));

@@ -34,9 +34,17 @@ export interface IdentityFileOptions {
 	readonly now: () => Date;
 }
 
+const fileName = 'identity.json';
+
+/** What is kept there, or why it cannot be used; undefined when there is nothing. Changes nothing. */
+export async function lookAtIdentity(directory: string, now: Date): Promise<OwnIdentity | string | undefined> {
+	const found = await read(join(directory, fileName));
+	return found === undefined ? undefined : judge(found.text, now);
+}
+
 /** @throws 'failed-precondition' when the directory cannot be written */
 export async function keepIdentity({directory, log, now}: IdentityFileOptions): Promise<OwnIdentity> {
-	const path = join(directory, 'identity.json');
+	const path = join(directory, fileName);
 	try {
 		await mkdir(directory, {recursive: true, mode: 0o700});
 		await chmod(directory, 0o700);

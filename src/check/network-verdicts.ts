@@ -1,0 +1,63 @@
+/** The pod VMs' network and this node's way into it, judged. Pure. */
+import {finding, type Finding, type Problem} from './finding.ts';
+import type {NetworkObservation, ProgramsObservation, RouteObservation, VxlanPortObservation} from './observations.ts';
+
+export function networkFinding(network: string, {isActive, autostarts, forwardMode = 'isolated', subnet, hasSpanningTree}: NetworkObservation): Finding {
+	return finding(
+		`network ${network} (${forwardMode})${subnet === undefined ? ', whose addresses are not libvirt\'s to give' : `, subnet ${subnet}`}${isActive ? ', active' : ''}`
+		+ (hasSpanningTree ? '; spanning tree is on: a VM\'s first packets wait about 3 s' : ''),
+		isActive ? undefined : {status: 'failure', text: 'it is not active', remedy: `Run "virsh net-start ${network}" on the KVM host.`},
+		autostarts ? undefined : {status: 'warning', text: 'it does not start with the host', remedy: `Run "virsh net-autostart ${network}" on the KVM host.`},
+	);
+}
+
+const defaultRoute = '0.0.0.0/0';
+
+export interface RouteWish {
+	/** The subnet, or the address of the KVM host where the subnet is not known. */
+	readonly towards: string;
+	/** HOST_INTERFACE */
+	readonly hostInterface?: string;
+	/** TCP */
+	readonly forwarderPort: number;
+	/** UDP */
+	readonly vxlanPort: number;
+}
+
+export function routeFinding({dst, gateway, dev = 'several interfaces'}: RouteObservation, {towards, hostInterface, forwarderPort, vxlanPort}: RouteWish): Finding {
+	const fact = `${towards} by ${dev}${gateway === undefined ? ', directly' : ` through ${gateway}`}`;
+	return finding(
+		fact,
+		dst === defaultRoute ? {
+			status: 'warning', text: 'which is the default route: nothing here knows of that network',
+			remedy: `If pod VMs cannot be reached that way over TCP ${forwarderPort} and UDP ${vxlanPort}: put this node on the network of LIBVIRT_NET, or add a route to ${towards} through the KVM host ("ip route add ${towards} via …").`,
+		} : undefined,
+		hostInterface === undefined || hostInterface === dev ? undefined : {
+			status: 'warning', text: `HOST_INTERFACE is ${hostInterface}`,
+			remedy: `Set HOST_INTERFACE to ${dev}, or leave it out: pod VMs send their tunnels to the address of that interface.`,
+		},
+	);
+}
+
+export function programsFinding({versions}: ProgramsObservation): Finding {
+	const entries = Object.entries(versions);
+	const found = entries.filter(([, version]) => version !== null).map(([name, version]) => `${name} ${String(version)}`);
+	const missing = entries.filter(([, version]) => version === null).map(([name]) => name);
+	return finding(found.join(', ') || 'none found', missing.length === 0 ? undefined : {
+		status: 'failure', text: `${missing.join(', ')} missing`, remedy: 'Install iproute2 (ip, tc), nftables (nft) and util-linux (nsenter) on this node, or in the adaptor\'s image.',
+	});
+}
+
+export function vxlanPortFinding(port: number, {isFree, sharing, programs}: VxlanPortObservation): Finding {
+	return finding(`UDP ${port} ${isFree ? 'can carry the tunnels' : 'is taken'}`, portProblem(isFree, sharing, programs));
+}
+
+function portProblem(isFree: boolean, sharing: readonly string[], programs: readonly string[]): Problem | undefined {
+	const remedy = 'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.';
+	if (!isFree) {
+		const users = sharing.length > 0 ? `the interface ${sharing.join(', ')}, likely of the cluster's own network` : programs.length > 0 ? programs.join(', ') : 'something that cannot be seen from here';
+		return {status: 'failure', text: `by ${users}`, remedy};
+	}
+
+	return sharing.length === 0 ? undefined : {status: 'warning', text: `the interface ${sharing.join(', ')} uses it too`, remedy};
+}

@@ -1,0 +1,147 @@
+/**
+ * Which checks tell whether this node can run peer pods, composed of the adapters' probes and the verdicts of `check/`.
+ * The command `check` and the daemon run the same list.
+ */
+import {dirname, join} from 'node:path';
+import {finding, type Finding} from './check/finding.ts';
+import {clockFinding, guestFinding, libvirtFinding, memoryFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
+import {networkFinding, programsFinding, routeFinding, vxlanPortFinding} from './check/network-verdicts.ts';
+import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
+import type {Check} from './check/run-checks.ts';
+import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdicts.ts';
+import type {Config} from './config.ts';
+import {observeDirectory} from './journal/directory-probe.ts';
+import type {LibvirtSession} from './libvirt/session.ts';
+import {SshProbe} from './libvirt/ssh-probe.ts';
+import type {SshOptions} from './libvirt/ssh-connection.ts';
+import type {SshUri} from './libvirt/uri.ts';
+import type {NetworkProbe} from './network/probe.ts';
+import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool} from './podvm/host-probe.ts';
+import {observeIdentity} from './relay/identity-probe.ts';
+
+export interface ChecksOptions {
+	readonly config: Config;
+	readonly session: LibvirtSession;
+	readonly network: NetworkProbe;
+	readonly ssh: Omit<SshOptions, 'log'>;
+	readonly now?: () => Date;
+}
+
+/** To be run once; disposing ends the ssh connection of its own. */
+export interface Checks extends Disposable {
+	readonly list: readonly Check[];
+}
+
+/** A libvirtd that has just been started asks every QEMU on its host what it can do, once. */
+const firstConnectionTimeoutMs = 20_000;
+const capabilitiesTimeoutMs = 40_000;
+
+export function composeChecks({config, session, network, ssh, now = () => new Date()}: ChecksOptions): Checks {
+	const {libvirtUri: uri, pool, baseVolume, network: networkName, vxlanPort, forwarderPort, hostInterface, customCa} = config;
+	const probe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
+	const demand = async (signal: AbortSignal): Promise<Demand> => ({
+		vms: await vmsToCome(config, session, signal), memoryMib: config.memoryMib, rootDiskGib: config.rootDiskGib,
+	});
+	const list: readonly Check[] = [
+		...(uri.transport === 'ssh' && probe !== undefined ? sshChecks(uri, probe) : localChecks),
+		{
+			name: 'libvirt', subject: 'host', needs: probe === undefined ? [] : ['ssh'], timeoutMs: firstConnectionTimeoutMs,
+			whenSilent: 'Look at libvirtd (or virtqemud) on the KVM host: "systemctl status libvirtd", "virsh list" there.',
+			run: async signal => libvirtFinding(await observeLibvirt(session, signal)),
+		},
+		{
+			name: 'guests', subject: 'host', needs: ['libvirt'], timeoutMs: capabilitiesTimeoutMs,
+			run: async signal => guestFinding(await observeGuests(session, signal)),
+		},
+		{
+			name: 'secure-execution', subject: 'host', needs: ['guests'],
+			run: async () => secureExecutionFinding(!config.disableCvm),
+		},
+		{
+			name: 'memory', subject: 'host', needs: ['libvirt'],
+			run: async signal => memoryFinding(await observeMemory(session, signal), await demand(signal)),
+		},
+		{
+			name: 'pool', subject: 'host', needs: ['libvirt'],
+			run: async signal => poolFinding(pool, await observePool(session, pool, signal)),
+		},
+		{
+			name: 'base-volume', subject: 'host', needs: ['pool'], timeoutMs: firstConnectionTimeoutMs,
+			run: async signal => baseVolumeFinding(pool, baseVolume, await observeBaseVolume(session, pool, baseVolume, signal)),
+		},
+		{
+			name: 'disk', subject: 'host', needs: ['pool'],
+			run: async signal => diskFinding(await observePool(session, pool, signal), await demand(signal)),
+		},
+		{
+			name: 'network', subject: 'host', needs: ['libvirt'],
+			run: async signal => networkFinding(networkName, await observeNetwork(session, networkName, signal)),
+		},
+		{
+			name: 'programs', subject: 'node',
+			run: async signal => programsFinding(await network.observePrograms(signal)),
+		},
+		{
+			name: 'route', subject: 'node', needs: ['network', 'programs'],
+			async run(signal) {
+				const {subnet, vmAddress} = await observeNetwork(session, networkName, signal);
+				// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be known.
+				const address = vmAddress ?? (uri.transport === 'ssh' ? uri.host : undefined);
+				if (address === undefined) {
+					return {status: 'skipped', text: `not known where the VMs of network ${networkName} are: libvirt does not manage its addresses`};
+				}
+
+				const wish = {towards: subnet ?? address, forwarderPort, vxlanPort, ...(hostInterface === undefined ? {} : {hostInterface})};
+				return routeFinding(await network.observeRoute(address, signal), wish);
+			},
+		},
+		{
+			name: 'vxlan-port', subject: 'node', needs: ['programs'],
+			run: async signal => vxlanPortFinding(vxlanPort, await network.observeVxlanPort(signal)),
+		},
+		{
+			name: 'socket-directory', subject: 'node',
+			run: async () => directoryFinding('REMOTE_HYPERVISOR_ENDPOINT', await observeDirectory(dirname(config.socketPath))),
+		},
+		{
+			name: 'pods-directory', subject: 'node',
+			run: async () => directoryFinding('PODS_DIR', await observeDirectory(config.podsDir)),
+		},
+		{
+			name: 'tls-identity', subject: 'node',
+			async run() {
+				const files = customCa === undefined ? undefined : {caCert: customCa.caFile, cert: customCa.certFile, key: customCa.keyFile};
+				return identityFinding(await observeIdentity(join(dirname(config.socketPath), 'tls'), files, now()), {skipsVerification: config.tlsSkipVerify, now: now()});
+			},
+		},
+	];
+	return {list, [Symbol.dispose]: () => probe?.[Symbol.dispose]()};
+}
+
+function sshChecks({host, port}: SshUri, probe: SshProbe): readonly Check[] {
+	return [
+		{
+			name: 'ssh', subject: 'host',
+			whenSilent: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${host} port ${port}.`,
+			run: async signal => sshFinding(await probe.login(signal)),
+		},
+		{name: 'clock', subject: 'host', needs: ['ssh'], run: async signal => clockFinding(await probe.clockSkew(signal))},
+	];
+}
+
+const localChecks: readonly Check[] = [
+	{name: 'ssh', subject: 'host', run: async () => ({status: 'skipped', text: 'LIBVIRT_URI names this machine'})},
+	{name: 'clock', subject: 'host', run: async () => ({status: 'skipped', text: 'LIBVIRT_URI names this machine'})},
+];
+
+/** How many pod VMs this node may still start; one, where nothing limits them. */
+async function vmsToCome({limitPerNode, clusterId, nodeName}: Config, session: LibvirtSession, signal: AbortSignal): Promise<number> {
+	return limitPerNode === undefined || limitPerNode < 0 ? 1 : Math.max(0, limitPerNode - await countRunningVms(session, clusterId, nodeName, signal));
+}
+
+/** Place of the detection. Until then it is the first StartVM that is told by libvirt. */
+function secureExecutionFinding(isWanted: boolean): Finding {
+	return isWanted
+		? {status: 'skipped', text: 'not known before the first pod VM is started'}
+		: finding('not asked for (DISABLECVM=true)');
+}

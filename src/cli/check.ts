@@ -1,0 +1,63 @@
+/**
+ * `cloud-api-adaptor check`: one screen that tells whether this node can run peer pods. Changes nothing.
+ * Lines appear as they are known, in the same order always.
+ */
+import {openPipe} from '../libvirt/open-pipe.ts';
+import {LibvirtSession} from '../libvirt/session.ts';
+import {silentLogger} from '../log.ts';
+import {createNetworkProbe} from '../network/probe.ts';
+import type {Finding, Status} from '../check/finding.ts';
+import {runChecks, type CheckResult} from '../check/run-checks.ts';
+import {composeChecks} from '../checks.ts';
+import {loadConfig} from '../config.ts';
+import {exitCode, type CommandContext, type Screen} from './command.ts';
+import {wrapped} from './text.ts';
+
+/** @returns 1 when a check has failed; warnings alone are 0 */
+export async function check({env, flags, host, surroundings: {home, user, sshAgentSocket}, out}: CommandContext, signal: AbortSignal): Promise<number> {
+	const config = loadConfig(env, host, flags);
+	const ssh = {home, user, agentSocket: sshAgentSocket};
+	// What they would log is what the findings say.
+	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
+	await using network = createNetworkProbe(config.vxlanPort);
+	using checks = composeChecks({config, session, network, ssh});
+	const titles = {host: `KVM host ${config.libvirtUri.text}`, node: `Worker node ${config.nodeName}`};
+	const results: CheckResult[] = [];
+	const asJson = flags['json'] === 'true';
+	for await (const result of runChecks(checks.list, {}, signal)) {
+		if (!asJson) {
+			out.write(`${results.at(-1)?.subject === result.subject ? '' : `${results.length === 0 ? '' : '\n'}${titles[result.subject]}\n`}${line(result, out)}`);
+		}
+
+		results.push(result);
+	}
+
+	out.write(asJson ? `${JSON.stringify({node: config.nodeName, uri: config.libvirtUri.text, status: worst(results), checks: results.map(jsonOf)}, undefined, '\t')}\n` : `\n${summary(results)}\n`);
+	return worst(results) === 'failure' ? exitCode.failure : exitCode.ok;
+}
+
+function worst(findings: readonly Finding[]): 'ok' | 'warning' | 'failure' {
+	return (['failure', 'warning'] as const).find(status => findings.some(each => each.status === status)) ?? 'ok';
+}
+
+/** Every field is always there. */
+function jsonOf({name, subject, status, text, remedy = null, durationMs}: Omit<CheckResult, 'remedy'> & {readonly remedy?: string | null}): Readonly<Record<string, unknown>> {
+	return {name, subject, status, text, remedy, durationMs};
+}
+
+const statusWidth = 'warning'.length + 2;
+const nameWidth = 'socket-directory'.length + 2;
+const indent = 2 + statusWidth + nameWidth;
+
+function line({name, status, text, remedy}: CheckResult, {columns = Infinity}: Screen): string {
+	const width = Math.max(40, columns - indent - 1);
+	const [first = '', ...rest] = [...wrapped(text, width), ...(remedy === undefined ? [] : wrapped(`→ ${remedy}`, width))];
+	return [`  ${status.padEnd(statusWidth)}${name.padEnd(nameWidth)}${first}`, ...rest.map(more => ' '.repeat(indent) + more), ''].join('\n');
+}
+
+function summary(results: readonly CheckResult[]): string {
+	const count = (status: Status): number => results.filter(each => each.status === status).length;
+	const counted = (number: number, one: string): string => `${number} ${one}${number === 1 ? '' : 's'}`;
+	const verdict = count('failure') > 0 ? 'This node cannot run peer pods.' : 'This node can run peer pods.';
+	return `${count('ok')} ok, ${counted(count('warning'), 'warning')}, ${counted(count('failure'), 'failure')}, ${count('skipped')} skipped. ${verdict}`;
+}

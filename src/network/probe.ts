@@ -1,0 +1,93 @@
+/**
+ * Whether this node can have tunnels, and where its packets for the VMs go: looks, leaves nothing behind, judges nothing.
+ */
+import type {ProgramsObservation, RouteObservation, VxlanPortObservation} from '../check/observations.ts';
+import {CommandError, means} from './command-error.ts';
+import {Iproute2} from './iproute2.ts';
+import {transaction} from './nft.ts';
+import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
+
+/** How each tells its version. */
+const programs: Readonly<Record<string, readonly string[]>> = {ip: ['-V'], tc: ['-V'], nft: ['--version'], nsenter: ['--version']};
+const statusOfNoProgram = 127;
+
+export class NetworkProbe {
+	readonly #programs: SpawnServer;
+	readonly #iproute2: Iproute2;
+	readonly #port: number;
+
+	constructor(spawnServer: SpawnServer, iproute2: Iproute2, port: number) {
+		this.#programs = spawnServer;
+		this.#iproute2 = iproute2;
+		this.#port = port;
+	}
+
+	/** Also whether they may do what they are for. @throws CommandError 'not-permitted', or whatever else they say */
+	async observePrograms(signal: AbortSignal): Promise<ProgramsObservation> {
+		const versions = Object.fromEntries(await Promise.all(Object.entries(programs).map(async ([program, args]) => {
+			const {status, stdout} = await this.#programs.run({argv: [program, ...args]}, signal);
+			return [program, status === statusOfNoProgram ? null : /\d+(?:\.\d+)+/v.exec(stdout)?.[0] ?? 'of unknown version'] as const;
+		})));
+		if (versions['nft'] !== null) {
+			// Only checked: the kernel gets the whole transaction, and gives it up at the end.
+			await this.#succeed('change the NOTRACK table', ['nft', '-c', '-f', '-'], signal, transaction(this.#port, {}));
+		}
+
+		if (versions['nsenter'] !== null) {
+			await this.#succeed('enter a network namespace', ['nsenter', '--net=/proc/self/ns/net', '--', 'true'], signal);
+		}
+
+		return {versions};
+	}
+
+	async observeVxlanPort(signal: AbortSignal): Promise<VxlanPortObservation> {
+		const sharing = (await this.#iproute2.links(signal)).filter(({vxlan}) => vxlan?.port === this.#port).map(({name}) => name);
+		const isFree = await this.#canOpenPort(signal);
+		return {isFree, sharing, programs: isFree ? [] : await this.#listeners(signal)};
+	}
+
+	/** @throws CommandError 'unreachable' */
+	async observeRoute(address: string, signal: AbortSignal): Promise<RouteObservation> {
+		const {dst, gateway, dev} = await this.#iproute2.matchingRoute(address, signal);
+		return {dst, ...(gateway === undefined ? {} : {gateway}), ...(dev === undefined ? {} : {dev})};
+	}
+
+	async #canOpenPort(signal: AbortSignal): Promise<boolean> {
+		try {
+			await this.#iproute2.probePort(this.#port, signal);
+			return true;
+		} catch (error) {
+			if (means(error, 'port-in-use')) {
+				return false;
+			}
+
+			// Another daemon's probe at this very moment: no reason to doubt the port.
+			if (means(error, 'exists', 'vni-in-use')) {
+				return true;
+			}
+
+			throw error;
+		}
+	}
+
+	/** Names of programs; of those in other process namespaces the kernel tells none. */
+	async #listeners(signal: AbortSignal): Promise<string[]> {
+		const {stdout} = await this.#programs.run({argv: ['ss', '-Hulnp', `sport = :${this.#port}`]}, signal);
+		return [...new Set(stdout.matchAll(/\("([^"]+)",pid=/gv).map(([, name]) => name ?? ''))];
+	}
+
+	async #succeed(what: string, argv: readonly string[], signal: AbortSignal, stdin = ''): Promise<void> {
+		const result = await this.#programs.run({argv, stdin}, signal);
+		if (result.status !== 0) {
+			throw new CommandError(what, argv[0] ?? '', result, {});
+		}
+	}
+}
+
+/** A probe with shells of its own, which end when it is disposed. */
+export function createNetworkProbe(vxlanPort: number, options: SpawnServerOptions = {size: 2}): NetworkProbe & AsyncDisposable {
+	const shells = new SpawnServer(options);
+	return Object.assign(new NetworkProbe(shells, new Iproute2(shells), vxlanPort), {
+		[Symbol.asyncDispose]: async () => shells[Symbol.asyncDispose](),
+	});
+}

@@ -1,0 +1,160 @@
+/**
+ * What libvirt says of the KVM host and of the objects that pod VMs need there. Only looks, changes nothing, judges nothing:
+ * `check/` does. An object that does not exist is an error with its remedy.
+ */
+import type {GuestObservation, LibvirtObservation, MemoryObservation, NetworkObservation, PoolObservation, VolumeObservation} from '../check/observations.ts';
+import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/errors.ts';
+import {procedures} from '../libvirt/procedures.ts';
+import type {LibvirtSession} from '../libvirt/session.ts';
+import {hostSupport} from './host-support.ts';
+import {VmSlots} from './vm-slots.ts';
+import {readBaseVolume, volumeOf} from './volumes.ts';
+import {child, readXml, type XmlElement} from './xml.ts';
+
+type Session = Pick<LibvirtSession, 'call' | 'connect' | 'download'>;
+
+const roundTrips = 5;
+
+/** Connects if need be. */
+export async function observeLibvirt(session: Session, signal: AbortSignal): Promise<LibvirtObservation> {
+	const {driver, libvirtVersion, hostname, transport} = await session.connect(signal);
+	const times: number[] = [];
+	while (times.length < roundTrips) {
+		const startedAt = performance.now();
+		await session.call(procedures.connectGetLibVersion, undefined, signal);
+		times.push(performance.now() - startedAt);
+	}
+
+	return {driver, version: libvirtVersion, hostname, transport, roundTripMs: times.sort((a, b) => a - b)[Math.floor(roundTrips / 2)] ?? 0};
+}
+
+/** @throws 'failed-precondition' for a host that runs no s390x guests at all */
+export async function observeGuests(session: Session, signal: AbortSignal): Promise<GuestObservation> {
+	const {capabilities} = await session.call(procedures.connectGetCapabilities, undefined, signal);
+	return hostSupport(capabilities);
+}
+
+/** VIR_NODE_MEMORY_STATS_ALL_CELLS (libvirt-host.h). */
+const allCells = -1;
+
+export async function observeMemory(session: Session, signal: AbortSignal): Promise<MemoryObservation> {
+	const {memory} = await session.call(procedures.nodeGetInfo, undefined, signal);
+	const totalBytes = memory * 1024n;
+	try {
+		// The first call tells how many there are.
+		const {nparams} = await session.call(procedures.nodeGetMemoryStats, {nparams: 0, cellNum: allCells, flags: 0}, signal);
+		const {params} = await session.call(procedures.nodeGetMemoryStats, {nparams, cellNum: allCells, flags: 0}, signal);
+		const availableKib = params.filter(({field}) => ['free', 'buffers', 'cached'].includes(field)).reduce((sum, {value}) => sum + value, 0n);
+		return {totalBytes, availableBytes: availableKib * 1024n};
+	} catch (error) {
+		if (!isLibvirtError(error, libvirtCode.noSupport)) {
+			throw error;
+		}
+
+		// Without what caches would give back.
+		const {freeMem} = await session.call(procedures.nodeGetFreeMemory, undefined, signal);
+		return {totalBytes, availableBytes: freeMem};
+	}
+}
+
+/** How many VMs of this cluster and node run: by their UUIDs, so without a look into each. */
+export async function countRunningVms(session: Session, cluster: string, node: string, signal: AbortSignal): Promise<number> {
+	const slots = new VmSlots(cluster, node);
+	const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);
+	return domains.filter(({id, uuid}) => id !== -1 && slots.numberOf(uuid) !== undefined).length;
+}
+
+/** @throws LibvirtError 'not-found' */
+export async function observePool(session: Session, name: string, signal: AbortSignal): Promise<PoolObservation> {
+	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal);
+	const [{active}, {autostart}, {xml}, {available}] = await Promise.all([
+		session.call(procedures.storagePoolIsActive, {pool}, signal),
+		session.call(procedures.storagePoolGetAutostart, {pool}, signal),
+		session.call(procedures.storagePoolGetXmlDesc, {pool, flags: 0}, signal),
+		session.call(procedures.storagePoolGetInfo, {pool}, signal),
+	]);
+	const description = readXml(xml);
+	const path = child(description, 'target', 'path')?.text;
+	return {
+		type: description.attributes['type'] ?? 'unknown', isActive: active === 1, autostarts: autostart === 1, availableBytes: active === 1 ? available : 0n,
+		...(path === undefined ? {} : {path}),
+	};
+}
+
+/** A disk's first sector: every format shows itself there. */
+const headerBytes = 512;
+
+/** @throws as `readBaseVolume` */
+export async function observeBaseVolume(session: Session, poolName: string, name: string, signal: AbortSignal): Promise<VolumeObservation> {
+	const vol = volumeOf(poolName, name);
+	const [{format, capacity}, {allocation}] = await Promise.all([
+		readBaseVolume(session, poolName, name, signal),
+		session.call(procedures.storageVolGetInfo, {vol}, signal),
+	]);
+	return {declaredFormat: format, capacityBytes: capacity, allocatedBytes: allocation, header: await readHeader(session, vol, signal)};
+}
+
+async function readHeader(session: Session, vol: ReturnType<typeof volumeOf>, signal: AbortSignal): Promise<VolumeObservation['header']> {
+	const chunks: Buffer[] = [];
+	try {
+		for await (const chunk of session.download(vol, {length: headerBytes}, signal)) {
+			chunks.push(chunk);
+		}
+	} catch (error) {
+		if (error instanceof LibvirtError) {
+			return {unreadable: error.libvirtMessage};
+		}
+
+		throw error;
+	}
+
+	return Buffer.concat(chunks);
+}
+
+/** @throws LibvirtError 'not-found' */
+export async function observeNetwork(session: Session, name: string, signal: AbortSignal): Promise<NetworkObservation> {
+	const {net} = await session.call(procedures.networkLookupByName, {name}, signal);
+	const [{active}, {autostart}, {xml}] = await Promise.all([
+		session.call(procedures.networkIsActive, {net}, signal),
+		session.call(procedures.networkGetAutostart, {net}, signal),
+		session.call(procedures.networkGetXmlDesc, {net, flags: 0}, signal),
+	]);
+	const description = readXml(xml);
+	const forward = child(description, 'forward');
+	const bridge = child(description, 'bridge');
+	return {
+		isActive: active === 1,
+		autostarts: autostart === 1,
+		// libvirt, docs/formatnetwork.rst: `nat` when the element says nothing more.
+		...(forward === undefined ? {} : {forwardMode: forward.attributes['mode'] ?? 'nat'}),
+		...addressing(description.children.find(({name: element, attributes}) => element === 'ip' && (attributes['family'] ?? 'ipv4') === 'ipv4')),
+		// libvirt writes it for the bridges that it makes.
+		hasSpanningTree: bridge?.attributes['stp'] === 'on',
+	};
+}
+
+function addressing(ip: XmlElement | undefined): Pick<NetworkObservation, 'subnet' | 'vmAddress'> {
+	const {address, prefix, netmask} = ip?.attributes ?? {};
+	if (address === undefined) {
+		return {};
+	}
+
+	const bits = addressBits(address);
+	const length = prefix === undefined ? prefixLengthOf(netmask) : Number(prefix);
+	const first = child(ip, 'dhcp', 'range')?.attributes['start'];
+	const size = 2 ** (32 - length);
+	return {subnet: `${addressText(Math.floor(bits / size) * size)}/${length}`, vmAddress: first ?? address};
+}
+
+/** Without either libvirt takes the class of the address; then one address is all that is sure. */
+function prefixLengthOf(netmask: string | undefined): number {
+	return netmask === undefined ? 32 : 32 - Math.log2(2 ** 32 - addressBits(netmask));
+}
+
+function addressBits(address: string): number {
+	return address.split('.').reduce((value, part) => value * 256 + Number(part), 0);
+}
+
+function addressText(bits: number): string {
+	return [24, 16, 8, 0].map(shift => Math.floor(bits / 2 ** shift) % 256).join('.');
+}

@@ -1,0 +1,34 @@
+/** What `openIdentity` would find, without making or moving anything. Judges nothing but what it would refuse. */
+import {X509Certificate} from 'node:crypto';
+import type {IdentityObservation} from '../check/observations.ts';
+import {silentLogger} from '../log.ts';
+import {lookAtIdentity} from './identity-file.ts';
+import {openIdentity, type IdentityFiles} from './identity.ts';
+
+/**
+ * @param directory where our own keys are kept
+ * @param files of the administrator's: all of them, or none
+ * @throws as `openIdentity`
+ */
+export async function observeIdentity(directory: string, files: Required<IdentityFiles> | undefined, now: Date): Promise<IdentityObservation> {
+	if (files !== undefined) {
+		const {serverCa, client} = await openIdentity({directory, files, log: silentLogger, now: () => now});
+		return {source: 'files', state: 'usable', ...validity([serverCa, client.cert])};
+	}
+
+	const found = await lookAtIdentity(directory, now);
+	if (found === undefined) {
+		return {source: 'own', state: 'absent'};
+	}
+
+	return typeof found === 'string' ? {source: 'own', state: 'unusable', reason: found} : {source: 'own', state: 'usable', ...validity([found.ca.cert, found.client.cert])};
+}
+
+/** Of all together. */
+function validity(certificates: readonly string[]): {readonly validFrom: Date; readonly validTo: Date} {
+	const read = certificates.map(text => new X509Certificate(text));
+	return {
+		validFrom: new Date(Math.max(...read.map(({validFromDate}) => validFromDate.getTime()))),
+		validTo: new Date(Math.min(...read.map(({validToDate}) => validToDate.getTime()))),
+	};
+}

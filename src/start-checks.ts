@@ -1,0 +1,53 @@
+/** The daemon's own look at its surroundings when it starts: every finding that needs somebody is a log line. */
+import {AdaptorError} from './errors.ts';
+import {runChecks, type Check, type CheckResult} from './check/run-checks.ts';
+import type {Logger} from './log.ts';
+
+/** @returns the failures @throws the signal's reason */
+export async function checkAndLog(checks: readonly Check[], log: Logger, signal: AbortSignal): Promise<readonly CheckResult[]> {
+	const startedAt = performance.now();
+	const results: CheckResult[] = [];
+	for await (const result of runChecks(checks, {}, signal)) {
+		results.push(result);
+		const {name, status, text, remedy, durationMs} = result;
+		const fields = {check: name, reason: text, durationMs, ...(remedy === undefined ? {} : {remedy})};
+		if (status === 'failure') {
+			log.error(fields, 'check failed');
+		} else if (status === 'warning') {
+			log.warn(fields, 'check has a warning');
+		} else {
+			log.debug(fields, status === 'ok' ? 'check passed' : 'check skipped');
+		}
+	}
+
+	const failures = results.filter(({status}) => status === 'failure');
+	log[failures.length === 0 ? 'info' : 'debug']({count: results.length, durationMs: Math.round(performance.now() - startedAt)}, failures.length === 0 ? 'checks passed' : 'checks done');
+	return failures;
+}
+
+/** @throws 'failed-precondition' telling every failure */
+export function refuseFailures(failures: readonly CheckResult[]): void {
+	if (failures.length > 0) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `This node cannot run peer pods: ${failures.map(({name, text}) => `${name}: ${text}`).join('; ')}`,
+			remedy: [...failures.flatMap(({remedy}) => remedy ?? []), 'Without CLOUD_CONFIG_VERIFY the daemon starts all the same.'].join(' '),
+		});
+	}
+}
+
+/** Checks while the daemon serves already; disposing ends that. */
+export function checkInBackground(checks: readonly Check[], log: Logger): AsyncDisposable {
+	const ending = new AbortController();
+	const checking = checkAndLog(checks, log, ending.signal).catch((error: unknown) => {
+		if (!ending.signal.aborted) {
+			log.warn({err: error}, 'checks ended early');
+		}
+	});
+	return {
+		async [Symbol.asyncDispose]() {
+			ending.abort(new AdaptorError({code: 'cancelled', what: 'Shutting down'}));
+			await checking;
+		},
+	};
+}
