@@ -38,22 +38,20 @@ export async function observeGuests(session: Session, signal: AbortSignal): Prom
 const allCells = -1;
 
 export async function observeMemory(session: Session, signal: AbortSignal): Promise<MemoryObservation> {
-	const {memory} = await session.call(procedures.nodeGetInfo, undefined, signal);
-	const totalBytes = memory * 1024n;
 	try {
 		// The first call tells how many there are.
 		const {nparams} = await session.call(procedures.nodeGetMemoryStats, {nparams: 0, cellNum: allCells, flags: 0}, signal);
 		const {params} = await session.call(procedures.nodeGetMemoryStats, {nparams, cellNum: allCells, flags: 0}, signal);
-		const availableKib = params.filter(({field}) => ['free', 'buffers', 'cached'].includes(field)).reduce((sum, {value}) => sum + value, 0n);
-		return {totalBytes, availableBytes: availableKib * 1024n};
+		const bytesOf = (...fields: readonly string[]): bigint => params.filter(({field}) => fields.includes(field)).reduce((sum, {value}) => sum + value * 1024n, 0n);
+		return {totalBytes: bytesOf('total'), availableBytes: bytesOf('free', 'buffers', 'cached')};
 	} catch (error) {
 		if (!isLibvirtError(error, libvirtCode.noSupport)) {
 			throw error;
 		}
 
 		// Without what caches would give back.
-		const {freeMem} = await session.call(procedures.nodeGetFreeMemory, undefined, signal);
-		return {totalBytes, availableBytes: freeMem};
+		const [{memory}, {freeMem}] = await Promise.all([session.call(procedures.nodeGetInfo, undefined, signal), session.call(procedures.nodeGetFreeMemory, undefined, signal)]);
+		return {totalBytes: memory * 1024n, availableBytes: freeMem};
 	}
 }
 
@@ -87,10 +85,8 @@ const headerBytes = 512;
 /** @throws as `readBaseVolume` */
 export async function observeBaseVolume(session: Session, poolName: string, name: string, signal: AbortSignal): Promise<VolumeObservation> {
 	const vol = volumeOf(poolName, name);
-	const [{format, capacity}, {allocation}] = await Promise.all([
-		readBaseVolume(session, poolName, name, signal),
-		session.call(procedures.storageVolGetInfo, {vol}, signal),
-	]);
+	const {format, capacity} = await readBaseVolume(session, poolName, name, signal);
+	const {allocation} = await session.call(procedures.storageVolGetInfo, {vol}, signal);
 	return {declaredFormat: format, capacityBytes: capacity, allocatedBytes: allocation, header: await readHeader(session, vol, signal)};
 }
 

@@ -88,6 +88,8 @@ export class ChaosNode implements AsyncDisposable {
 
 		const programs = await FailingPrograms.install(world, directory);
 		const daemon = await startDaemon(directory, world, host);
+		// Its own look around would take the calls and programs that faults are meant for.
+		await daemon.line(/"msg":"checks (?:passed|done)"/, signal);
 		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, daemon);
 	}
 

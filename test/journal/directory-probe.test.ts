@@ -1,0 +1,46 @@
+import {execFile} from 'node:child_process';
+import {mkdir, readdir, writeFile} from 'node:fs/promises';
+import {promisify} from 'node:util';
+import test from 'ava';
+import {observeDirectory} from '../../src/journal/directory-probe.ts';
+import {directoryOf} from '../support/directory.ts';
+
+const run = promisify(execFile);
+
+test('a directory that files can be written to is told so, and keeps none', async t => {
+	const directory = await directoryOf(t);
+	const {availableBytes, ...found} = await observeDirectory(directory);
+	t.deepEqual(found, {path: directory, nearest: directory});
+	t.true(availableBytes > 0n);
+	t.deepEqual(await readdir(directory), []);
+});
+
+test('of a directory that is to be made, the nearest above it is tried', async t => {
+	const directory = await directoryOf(t);
+	await mkdir(`${directory}/a`);
+	t.like(await observeDirectory(`${directory}/a/b/c`), {path: `${directory}/a/b/c`, nearest: `${directory}/a`});
+	t.deepEqual(await readdir(`${directory}/a`), []);
+});
+
+test('a file in the way is an error', async t => {
+	const directory = await directoryOf(t);
+	await writeFile(`${directory}/file`, '');
+	t.regex((await observeDirectory(`${directory}/file`)).unwritable ?? '', /ENOTDIR/);
+	await t.throwsAsync(observeDirectory(`${directory}/file/b`), {code: 'ENOTDIR'});
+});
+
+// In a mount namespace of their own: nobody else sees these file systems.
+for (const [title, options, prepare, reason] of [
+	['that is read-only', 'ro', 'true', /EROFS/],
+	['that is full', 'size=4k', 'head -c 4096 /dev/zero >full/file', /ENOSPC/],
+] as const) {
+	test(`a file system ${title} is told with the reason`, async t => {
+		const directory = await directoryOf(t);
+		await mkdir(`${directory}/full`);
+		const program = `import {observeDirectory} from ${JSON.stringify(new URL('../../src/journal/directory-probe.ts', import.meta.url).href)};
+			const {unwritable} = await observeDirectory(${JSON.stringify(`${directory}/full`)}); process.stdout.write(String(unwritable));`;
+		const script = `mount -t tmpfs -o ${options} tmpfs full && ${prepare} && exec "$0" --input-type=module -e "$1"`;
+		const {stdout} = await run('unshare', ['--mount', 'sh', '-euc', script, process.execPath, program], {cwd: directory});
+		t.regex(stdout, reason);
+	});
+}

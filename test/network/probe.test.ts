@@ -1,0 +1,70 @@
+import test, {type ExecutionContext} from 'ava';
+import {createNetworkProbe, type NetworkProbe} from '../../src/network/probe.ts';
+import {workerAddress, World} from './world.ts';
+
+const signal = (): AbortSignal => AbortSignal.timeout(15_000);
+
+async function probeIn(t: ExecutionContext, port = 4789): Promise<{readonly world: World; readonly probe: NetworkProbe}> {
+	const world = await World.create();
+	const probe = createNetworkProbe(port, {shell: world.shell});
+	t.teardown(async () => {
+		await probe[Symbol.asyncDispose]();
+		await world[Symbol.asyncDispose]();
+	});
+	return {world, probe};
+}
+
+test('programs are told with their versions, and nothing is left of trying them', async t => {
+	const {world, probe} = await probeIn(t);
+	const {versions} = await probe.observePrograms(signal());
+	t.deepEqual(Object.keys(versions), ['ip', 'tc', 'nft', 'nsenter']);
+	for (const version of Object.values(versions)) {
+		t.regex(version ?? 'missing', /^\d+(\.\d+)+$/);
+	}
+
+	await probe.observeVxlanPort(signal());
+	t.is(await world.sh('nft list ruleset; ip -o link show type vxlan'), '');
+});
+
+test('a program that is missing is told, and the others all the same', async t => {
+	const {world, probe} = await probeIn(t);
+	// In the world's own mount namespace: where it was is a file that cannot be run.
+	await world.sh('mount --bind /dev/null "$(command -v nft)"');
+	const {ip, nft} = (await probe.observePrograms(signal())).versions;
+	t.is(nft, null);
+	t.regex(ip ?? '', /^\d/);
+});
+
+test('a node that may not change its network says so', async t => {
+	const {world} = await probeIn(t);
+	await using bound = createNetworkProbe(4789, {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-net_admin', '--inh-caps=-net_admin', '/bin/sh']});
+	await t.throwsAsync(bound.observePrograms(signal()), {message: /not permitted.*NET_ADMIN/});
+	await using unable = createNetworkProbe(4789, {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-sys_admin', '--inh-caps=-sys_admin', '/bin/sh']});
+	await t.throwsAsync(unable.observePrograms(signal()), {message: /enter a network namespace.*not permitted.*SYS_ADMIN/});
+});
+
+test('a VXLAN port is free, shared, taken by an interface of another mode, or by a program, which is named', async t => {
+	const {world, probe} = await probeIn(t, 9000);
+	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []});
+	await world.sh('ip link add own up type vxlan id 7 dstport 9000 nolearning');
+	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: ['own'], programs: []});
+	await world.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
+	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: ['cni'], programs: []});
+	await world.sh('ip link del cni');
+	const program = world.sh('exec nc -u -l 0.0.0.0 9000').catch(() => undefined);
+	await world.sh('until ss -Huln | grep -q :9000; do :; done');
+	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: [], programs: ['nc']});
+	await world[Symbol.asyncDispose]();
+	await program;
+});
+
+test('the route to an address is the entry of the table that leads there', async t => {
+	const {world, probe} = await probeIn(t);
+	t.deepEqual(await probe.observeRoute('192.168.122.77', signal()), {dst: '192.168.122.0/24', dev: 'virbr0'});
+	await t.throwsAsync(probe.observeRoute('10.9.8.7', signal()), {message: /no route there.*LIBVIRT_NET/});
+	await world.sh('ip route add default via 192.168.122.1');
+	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {dst: '0.0.0.0/0', dev: 'virbr0', gateway: '192.168.122.1'});
+	await world.sh('ip route add 10.9.0.0/16 via 192.168.122.5');
+	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {dst: '10.9.0.0/16', dev: 'virbr0', gateway: '192.168.122.5'});
+	t.deepEqual(await probe.observeRoute(workerAddress, signal()), {dst: `${workerAddress}/32`, dev: 'virbr0'});
+});

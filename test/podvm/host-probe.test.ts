@@ -1,0 +1,126 @@
+/** What libvirt is seen to have: networks and domains of its test driver, volumes of a real storage driver with real files. */
+import {writeFile} from 'node:fs/promises';
+import test from 'ava';
+import {LibvirtError} from '../../src/libvirt/errors.ts';
+import {procedures} from '../../src/libvirt/procedures.ts';
+import {LibvirtSession} from '../../src/libvirt/session.ts';
+import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
+import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool} from '../../src/podvm/host-probe.ts';
+import {VmSlots} from '../../src/podvm/vm-slots.ts';
+import {baseCapacity, baseVolume, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
+
+const signal = AbortSignal.timeout(60_000);
+const stack = new AsyncDisposableStack();
+let host: LibvirtHost;
+let storage: LibvirtSession;
+let made: LibvirtSession;
+
+test.before(async () => {
+	host = stack.use(await startLibvirtHost());
+	const session = (uri: string): LibvirtSession => stack.use(new LibvirtSession({
+		uri, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'}, {}),
+	}));
+	storage = session('qemu:///session');
+	made = session('test:///default');
+});
+test.after.always(async () => stack.disposeAsync());
+
+test('who answers, and how quickly', async t => {
+	const {driver, version, hostname, transport, roundTripMs} = await observeLibvirt(made, signal);
+	t.is(driver, 'TEST');
+	t.regex(version, /^\d+\.\d+\.\d+$/);
+	t.not(hostname, '');
+	t.true(transport.includes(host.libvirtd.socketPath));
+	t.true(roundTripMs > 0 && roundTripMs < 1000);
+});
+
+test('a host without s390x says so', async t => {
+	await t.throwsAsync(observeGuests(made, signal), {message: /cannot run s390x/});
+});
+
+test('memory is what is free and what caches would give back; a driver that does not know both tells what it has', async t => {
+	const {totalBytes, availableBytes} = await observeMemory(storage, signal);
+	const {params} = await storage.call(procedures.nodeGetMemoryStats, {nparams: 4, cellNum: -1, flags: 0}, signal);
+	t.is(totalBytes, (params.find(({field}) => field === 'total')?.value ?? 0n) * 1024n);
+	t.true(availableBytes > (params.find(({field}) => field === 'buffers')?.value ?? 0n) * 1024n && availableBytes < totalBytes);
+	t.is((await observeMemory(made, signal)).totalBytes, 3n * 1024n ** 3n);
+});
+
+test('a pool shows its type, path, state, autostart and space', async t => {
+	const pool = await host.pool();
+	const found = await observePool(storage, pool.name, signal);
+	t.like(found, {type: 'dir', path: pool.directory, isActive: true, autostarts: false});
+	t.true(found.availableBytes > 0n);
+	await t.throwsAsync(observePool(storage, 'none', signal), {instanceOf: LibvirtError, message: /pool-list/});
+});
+
+test('a pool that is not active has no space', async t => {
+	const xml = '<pool type=\'logical\'><name>idle</name><source><name>vg</name></source><target><path>/dev/vg</path></target></pool>';
+	await using own = new LibvirtSession({uri: `test://${host.libvirtd.directory}/idle.xml`, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'}, {})});
+	await writeFile(`${host.libvirtd.directory}/idle.xml`, `<node>${xml}</node>`);
+	const {pool} = await own.call(procedures.storagePoolLookupByName, {name: 'idle'}, signal);
+	await own.call(procedures.storagePoolDestroy, {pool}, signal);
+	t.like(await observePool(own, 'idle', signal), {type: 'logical', isActive: false, availableBytes: 0n});
+});
+
+test('a volume shows the bytes that it begins with, whatever libvirt takes it for', async t => {
+	const pool = await host.pool();
+	const qcow2 = await observeBaseVolume(storage, pool.name, baseVolume, signal);
+	t.like(qcow2, {declaredFormat: 'qcow2', capacityBytes: baseCapacity});
+	t.true(qcow2.header instanceof Buffer && qcow2.header.length === 512 && qcow2.header.toString('latin1', 0, 4) === 'QFI\xFB');
+	t.true(qcow2.allocatedBytes > 0n && qcow2.allocatedBytes < 1024n ** 2n);
+
+	const raw = await observeBaseVolume(storage, pool.name, pool.otherVolume, signal);
+	t.is(raw.declaredFormat, 'raw');
+	t.true(raw.header instanceof Buffer && raw.header.equals(Buffer.alloc(512)));
+
+	// Behind libvirt's back.
+	await writeFile(`${pool.directory}/${baseVolume}`, 'zIPL, and so on');
+	const lying = await observeBaseVolume(storage, pool.name, baseVolume, signal);
+	t.true(lying.header instanceof Buffer && lying.header.toString() === 'zIPL, and so on');
+});
+
+test('a volume whose bytes libvirt does not give is seen without; one that does not exist is an error', async t => {
+	const {pool} = await made.call(procedures.storagePoolLookupByName, {name: 'default-pool'}, signal);
+	await made.call(procedures.storageVolCreateXml, {pool, xml: '<volume><name>v</name><capacity>1000000</capacity><target><format type=\'qcow2\'/></target></volume>', flags: 0}, signal);
+	const {header} = await observeBaseVolume(made, pool.name, 'v', signal);
+	t.regex('unreadable' in header ? header.unreadable : '', /not supported/);
+	await t.throwsAsync(observeBaseVolume(made, pool.name, 'none', signal), {message: /Can't retrieve volume none.*LIBVIRT_VOL_NAME/});
+});
+
+test('a network shows its state, subnet and an address that a VM may get', async t => {
+	t.like(await observeNetwork(made, 'default', signal), {isActive: true, autostarts: false, forwardMode: 'nat', subnet: '192.168.122.0/24', vmAddress: '192.168.122.2', hasSpanningTree: true});
+	await t.throwsAsync(observeNetwork(made, 'none', signal), {instanceOf: LibvirtError, message: /net-list/});
+});
+
+const networks: ReadonlyArray<readonly [xml: string, seen: object]> = [
+	['<forward mode="bridge"/><bridge name="br0"/>', {forwardMode: 'bridge', hasSpanningTree: false}],
+	['<forward mode="open"/><bridge name="virbr7" stp="off"/><ip address="10.1.2.3" prefix="20"/>', {forwardMode: 'open', subnet: '10.1.0.0/20', vmAddress: '10.1.2.3', hasSpanningTree: false}],
+	['<bridge name="virbr8" stp="on"/><ip family="ipv6" address="fd00::1" prefix="64"/><ip address="10.1.2.3" netmask="255.255.255.128"/>', {subnet: '10.1.2.0/25', vmAddress: '10.1.2.3', hasSpanningTree: true}],
+];
+for (const [index, [inside, seen]] of networks.entries()) {
+	test(`a network is seen as it is described: ${inside}`, async t => {
+		const path = `${host.libvirtd.directory}/network-${index}.xml`;
+		await writeFile(path, `<node><network><name>n</name>${inside}</network></node>`);
+		await using own = new LibvirtSession({uri: `test://${path}`, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'}, {})});
+		t.deepEqual(await observeNetwork(own, 'n', signal), {isActive: true, autostarts: false, ...seen} as never);
+	});
+}
+
+test('only running VMs of this cluster and node are counted', async t => {
+	const uuidOf = (node: string, slot: number): string => new VmSlots('counted', node).at(slot).uuid.toString('hex');
+	const define = async (name: string, uuid: string, isStarted: boolean): Promise<void> => {
+		const xml = `<domain type="test"><name>${name}</name><uuid>${uuid}</uuid><memory>1024</memory><os><type>hvm</type></os></domain>`;
+		const {dom} = await made.call(procedures.domainDefineXmlFlags, {xml, flags: 0}, signal);
+		if (isStarted) {
+			await made.call(procedures.domainCreateWithFlags, {dom, flags: 0}, signal);
+		}
+	};
+
+	await define('one', uuidOf('n', 0), true);
+	await define('two', uuidOf('n', 1), true);
+	await define('idle', uuidOf('n', 2), false);
+	await define('other', uuidOf('m', 0), true);
+	t.is(await countRunningVms(made, 'counted', 'n', signal), 2);
+});

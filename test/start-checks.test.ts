@@ -1,0 +1,114 @@
+/** What the daemon says of its surroundings when it starts, and what CLOUD_CONFIG_VERIFY makes of it. */
+import {once} from 'node:events';
+import {stat} from 'node:fs/promises';
+import {createServer} from 'node:net';
+import {join} from 'node:path';
+import {createInterface} from 'node:readline';
+import test, {type ExecutionContext} from 'ava';
+import {startNode, type TestNode} from './check/node.ts';
+import {directoryOf} from './support/directory.ts';
+
+interface Line {
+	readonly level: string;
+	readonly msg: string;
+	readonly check?: string;
+	readonly [field: string]: unknown;
+}
+
+interface Daemon {
+	/** All so far, up to the first with this message. @throws when it ends without */
+	until(message: string): Promise<readonly Line[]>;
+	/** Its exit code, once it has ended. */
+	readonly ended: Promise<number | null>;
+	terminate(): void;
+}
+
+function daemonOn(node: TestNode, env: Readonly<Record<string, string>>): Daemon {
+	const child = node.start(['libvirt'], env);
+	const ended = (once(child, 'close') as Promise<[number | null]>).then(([code]) => code);
+	const lines: Line[] = [];
+	const reading = createInterface({input: child.stderr})[Symbol.asyncIterator]();
+	return {
+		ended,
+		terminate: () => void child.kill('SIGTERM'),
+		async until(message) {
+			while (lines.at(-1)?.msg !== message) {
+				const {value, done} = await reading.next() as IteratorResult<string>;
+				if (done === true) {
+					throw new Error(`It ended without ${message}: ${JSON.stringify(lines)}`);
+				}
+
+				lines.push(JSON.parse(value) as Line);
+			}
+
+			return lines;
+		},
+	};
+}
+
+async function endsWell(t: ExecutionContext, daemon: Daemon): Promise<void> {
+	daemon.terminate();
+	t.is(await daemon.ended, 0);
+}
+
+test('it serves before it has looked around; each thing to be mended is one line, and a summary tells that none has failed', async t => {
+	const daemon = daemonOn(await startNode(t), {});
+	const lines = await daemon.until('checks passed');
+	const order = lines.map(({msg}) => msg);
+	t.true(order.indexOf('ready') < order.findIndex(msg => msg.startsWith('check')), order.join());
+	const warnings = lines.filter(({msg}) => msg === 'check has a warning');
+	t.deepEqual(warnings.map(({check}) => check), ['libvirt', 'guests', 'pool', 'base-volume', 'network']);
+	for (const warning of warnings) {
+		t.like(warning, {level: 'warn'});
+		t.regex(String(warning['reason']), /\w/);
+		t.regex(String(warning['remedy']), /\.$/);
+	}
+
+	t.like(lines.at(-1), {level: 'info', count: 16});
+	await endsWell(t, daemon);
+});
+
+test('what has failed is an error with its remedy, and keeps it from nothing', async t => {
+	const daemon = daemonOn(await startNode(t), {LIBVIRT_POOL: 'none', LOG_LEVEL: 'debug'});
+	const lines = await daemon.until('checks done');
+	t.like(lines.find(({check}) => check === 'pool'), {level: 'error', msg: 'check failed'});
+	t.regex(String(lines.find(({check}) => check === 'pool')?.['remedy']), /pool-list/);
+	t.like(lines.find(({check}) => check === 'disk'), {level: 'debug', msg: 'check skipped', reason: 'needs pool, which failed'});
+	t.false(lines.some(({msg}) => msg === 'checks passed'));
+	await endsWell(t, daemon);
+});
+
+test('with CLOUD_CONFIG_VERIFY it does not serve when something has failed: it ends with 1, and says what and what to do', async t => {
+	const node = await startNode(t);
+	const daemon = daemonOn(node, {LIBVIRT_POOL: 'none', CLOUD_CONFIG_VERIFY: 'true'});
+	const lines = await daemon.until('cannot run');
+	t.is(await daemon.ended, 1);
+	t.false(lines.some(({msg}) => msg === 'ready'));
+	const {message} = lines.at(-1)?.['err'] as {message: string};
+	t.regex(message, /^This node cannot run peer pods: pool: libvirt: Storage pool not found.*pool-list.*CLOUD_CONFIG_VERIFY/);
+	await t.throwsAsync(stat(join(node.directory, 'hypervisor.sock')), {code: 'ENOENT'});
+});
+
+test('with CLOUD_CONFIG_VERIFY warnings keep it from nothing, and it looks around once', async t => {
+	const daemon = daemonOn(await startNode(t), {CLOUD_CONFIG_VERIFY: 'true'});
+	const order = (await daemon.until('ready')).map(({msg}) => msg);
+	t.deepEqual(order.filter(msg => msg === 'checks passed'), ['checks passed']);
+	await endsWell(t, daemon);
+});
+
+test('SIGTERM ends it at once while it looks around, before it serves as well as after', async t => {
+	// A libvirt that takes the connection and says nothing.
+	const path = join(await directoryOf(t), 'silent');
+	const silent = createServer().listen(path);
+	t.teardown(() => void silent.close());
+	for (const verify of ['true', 'false']) {
+		const asked = once(silent, 'connection');
+		const daemon = daemonOn(await startNode(t), {LIBVIRT_URI: `test:///default?socket=${path}`, CLOUD_CONFIG_VERIFY: verify, LOG_LEVEL: 'debug'});
+		await asked;
+		await daemon.until('check skipped').catch(() => undefined);
+		const startedAt = performance.now();
+		daemon.terminate();
+		t.is(await daemon.ended, 0);
+		t.true(performance.now() - startedAt < 5000);
+	}
+});
