@@ -3,8 +3,7 @@
  * The command `check` and the daemon run the same list.
  */
 import {dirname, join} from 'node:path';
-import {finding, type Finding} from './check/finding.ts';
-import {clockFinding, guestFinding, libvirtFinding, memoryFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
+import {clockFinding, guestFinding, libvirtFinding, memoryFinding, secureExecutionFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
 import {networkFinding, programsFinding, routeFinding, vxlanPortFinding} from './check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
 import type {Check} from './check/run-checks.ts';
@@ -16,7 +15,7 @@ import {SshProbe} from './libvirt/ssh-probe.ts';
 import type {SshOptions} from './libvirt/ssh-connection.ts';
 import type {SshUri} from './libvirt/uri.ts';
 import type {NetworkProbe} from './network/probe.ts';
-import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool} from './podvm/host-probe.ts';
+import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool, observeSecureExecution} from './podvm/host-probe.ts';
 import {observeIdentity} from './relay/identity-probe.ts';
 
 export interface ChecksOptions {
@@ -40,7 +39,9 @@ export function composeChecks({config, session, network, ssh, now = () => new Da
 	const {libvirtUri: uri, pool, baseVolume, network: networkName, vxlanPort, forwarderPort, hostInterface, customCa} = config;
 	const probe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
 	const demand = async (signal: AbortSignal): Promise<Demand> => ({
-		vms: await vmsToCome(config, session, signal), memoryMib: config.memoryMib, rootDiskGib: config.rootDiskGib,
+		vms: await vmsToCome(config, session, signal),
+		memoryMib: config.memoryMib + (config.disableCvm ? 0 : config.swiotlbMib),
+		rootDiskGib: config.rootDiskGib,
 	});
 	const list: readonly Check[] = [
 		...(uri.transport === 'ssh' && probe !== undefined ? sshChecks(uri, probe) : localChecks),
@@ -51,11 +52,11 @@ export function composeChecks({config, session, network, ssh, now = () => new Da
 		},
 		{
 			name: 'guests', subject: 'host', needs: ['libvirt'], timeoutMs: capabilitiesTimeoutMs,
-			run: async signal => guestFinding(await observeGuests(session, signal)),
+			run: async signal => guestFinding(await observeGuests(session, config.cpuset, signal)),
 		},
 		{
 			name: 'secure-execution', subject: 'host', needs: ['guests'],
-			run: async () => secureExecutionFinding(!config.disableCvm),
+			run: async signal => secureExecutionFinding(await observeSecureExecution(session, signal), !config.disableCvm),
 		},
 		{
 			name: 'memory', subject: 'host', needs: ['libvirt'],
@@ -137,11 +138,4 @@ const localChecks: readonly Check[] = [
 /** How many pod VMs this node may still start; one, where nothing limits them. */
 async function vmsToCome({limitPerNode, clusterId, nodeName}: Config, session: LibvirtSession, signal: AbortSignal): Promise<number> {
 	return limitPerNode === undefined || limitPerNode < 0 ? 1 : Math.max(0, limitPerNode - await countRunningVms(session, clusterId, nodeName, signal));
-}
-
-/** Place of the detection. Until then it is the first StartVM that is told by libvirt. */
-function secureExecutionFinding(isWanted: boolean): Finding {
-	return isWanted
-		? {status: 'skipped', text: 'not known before the first pod VM is started'}
-		: finding('not asked for (DISABLECVM=true)');
 }

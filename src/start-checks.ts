@@ -30,8 +30,8 @@ export function refuseFailures(failures: readonly CheckResult[]): void {
 	if (failures.length > 0) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: `This node cannot run peer pods: ${failures.map(({name, text}) => `${name}: ${text}`).join('; ')}`,
-			remedy: [...failures.flatMap(({remedy}) => remedy ?? []), 'Without CLOUD_CONFIG_VERIFY the daemon starts all the same.'].join(' '),
+			what: `This node cannot run peer pods: ${failures.map(({name, text, remedy}) => `${name}: ${text}${remedy === undefined ? '' : ` (${remedy.replace(/\.$/v, '')})`}`).join('; ')}`,
+			remedy: 'Mend that, or set CLOUD_CONFIG_VERIFY=false: the daemon then starts all the same.',
 		});
 	}
 }

@@ -25,16 +25,16 @@ interface Daemon {
 
 function daemonOn(node: TestNode, env: Readonly<Record<string, string>>): Daemon {
 	const child = node.start(['libvirt'], env);
-	const ended = (once(child, 'close') as Promise<[number | null]>).then(([code]) => code);
+	const closed = once(child, 'close') as Promise<[number | null]>;
 	const lines: Line[] = [];
 	const reading = createInterface({input: child.stderr})[Symbol.asyncIterator]();
 	return {
-		ended,
+		ended: closed.then(([code]) => code),
 		terminate: () => void child.kill('SIGTERM'),
 		async until(message) {
 			while (lines.at(-1)?.msg !== message) {
-				const {value, done} = await reading.next() as IteratorResult<string>;
-				if (done === true) {
+				const {value} = await reading.next();
+				if (value === undefined) {
 					throw new Error(`It ended without ${message}: ${JSON.stringify(lines)}`);
 				}
 

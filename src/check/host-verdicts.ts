@@ -1,6 +1,6 @@
 /** The KVM host: what is seen of it, judged. Pure. */
 import {finding, sizeText, type Finding, type Problem} from './finding.ts';
-import type {GuestObservation, LibvirtObservation, MemoryObservation, SshObservation} from './observations.ts';
+import type {GuestObservation, LibvirtObservation, MemoryObservation, SecureExecutionObservation, SshObservation} from './observations.ts';
 
 export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}: SshObservation): Finding {
 	return finding(
@@ -76,6 +76,17 @@ export function guestFinding({domainType, machine}: GuestObservation): Finding {
 		status: 'warning', text: 'which is slow and for tests only',
 		remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If this is one: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
 	});
+}
+
+/** @param isWanted whether pod VMs are to be confidential ones: then there are none without it */
+export function secureExecutionFinding(support: SecureExecutionObservation, isWanted: boolean): Finding {
+	if (support.supported) {
+		return finding(isWanted ? 'the host can run confidential VMs; that a VM is protected only attestation shows' : 'not asked for (DISABLECVM=true), though the host could');
+	}
+
+	return isWanted
+		? {status: 'failure', text: `the host cannot run confidential VMs: ${support.reason}`, remedy: support.remedy}
+		: finding(`not asked for (DISABLECVM=true); the host could not: ${support.reason}`);
 }
 
 /** What the pod VMs that are still to come may ask for. */

@@ -31,6 +31,9 @@ export interface GuestObservation {
 	readonly machine: string;
 }
 
+/** Of IBM Secure Execution. Both texts are sentences, the reason without a full stop. */
+export type SecureExecutionObservation = {readonly supported: true} | {readonly supported: false; readonly reason: string; readonly remedy: string};
+
 export interface PoolObservation {
 	/** libvirt's word: `dir`, `netfs`, `logical`, … */
 	readonly type: string;

@@ -2,21 +2,23 @@
  * What libvirt says of the KVM host and of the objects that pod VMs need there. Only looks, changes nothing, judges nothing:
  * `check/` does. An object that does not exist is an error with its remedy.
  */
-import type {GuestObservation, LibvirtObservation, MemoryObservation, NetworkObservation, PoolObservation, VolumeObservation} from '../check/observations.ts';
+import type {GuestObservation, LibvirtObservation, MemoryObservation, NetworkObservation, PoolObservation, SecureExecutionObservation, VolumeObservation} from '../check/observations.ts';
 import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/errors.ts';
 import {procedures} from '../libvirt/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
-import {hostSupport} from './host-support.ts';
+import {child, readXml, type XmlElement} from '../libvirt/xml.ts';
+import {hostSupport, type HostSupport} from './host-support.ts';
+import {checkCpuset} from './kvm-host.ts';
+import {readSecureExecutionSupport} from './secure-execution.ts';
 import {VmSlots} from './vm-slots.ts';
 import {readBaseVolume, volumeOf} from './volumes.ts';
-import {child, readXml, type XmlElement} from './xml.ts';
 
-type Session = Pick<LibvirtSession, 'call' | 'connect' | 'download'>;
+type Calls = Pick<LibvirtSession, 'call'>;
 
 const roundTrips = 5;
 
 /** Connects if need be. */
-export async function observeLibvirt(session: Session, signal: AbortSignal): Promise<LibvirtObservation> {
+export async function observeLibvirt(session: Calls & Pick<LibvirtSession, 'connect'>, signal: AbortSignal): Promise<LibvirtObservation> {
 	const {driver, libvirtVersion, hostname, transport} = await session.connect(signal);
 	const times: number[] = [];
 	while (times.length < roundTrips) {
@@ -28,16 +30,35 @@ export async function observeLibvirt(session: Session, signal: AbortSignal): Pro
 	return {driver, version: libvirtVersion, hostname, transport, roundTripMs: times.sort((a, b) => a - b)[Math.floor(roundTrips / 2)] ?? 0};
 }
 
-/** @throws 'failed-precondition' for a host that runs no s390x guests at all */
-export async function observeGuests(session: Session, signal: AbortSignal): Promise<GuestObservation> {
-	const {capabilities} = await session.call(procedures.connectGetCapabilities, undefined, signal);
-	return hostSupport(capabilities);
+/** @throws 'failed-precondition' for a host that runs no s390x guests at all, or lacks CPUs of `cpuset` */
+export async function observeGuests(session: Calls, cpuset: string | undefined, signal: AbortSignal): Promise<GuestObservation> {
+	const support = await readSupport(session, signal);
+	checkCpuset(cpuset, support.cpus);
+	return support;
+}
+
+/** @throws as `observeGuests` */
+export async function observeSecureExecution(session: Calls, signal: AbortSignal): Promise<SecureExecutionObservation> {
+	const support = await readSupport(session, signal);
+	try {
+		return await readSecureExecutionSupport(session, support, signal);
+	} catch (error) {
+		if (!isLibvirtError(error, libvirtCode.noSupport)) {
+			throw error;
+		}
+
+		return {supported: false, reason: 'its libvirt cannot tell', remedy: 'Update libvirt on the KVM host, and check the driver in LIBVIRT_URI.'};
+	}
+}
+
+async function readSupport(session: Calls, signal: AbortSignal): Promise<HostSupport> {
+	return hostSupport((await session.call(procedures.connectGetCapabilities, undefined, signal)).capabilities);
 }
 
 /** VIR_NODE_MEMORY_STATS_ALL_CELLS (libvirt-host.h). */
 const allCells = -1;
 
-export async function observeMemory(session: Session, signal: AbortSignal): Promise<MemoryObservation> {
+export async function observeMemory(session: Calls, signal: AbortSignal): Promise<MemoryObservation> {
 	try {
 		// The first call tells how many there are.
 		const {nparams} = await session.call(procedures.nodeGetMemoryStats, {nparams: 0, cellNum: allCells, flags: 0}, signal);
@@ -56,14 +77,14 @@ export async function observeMemory(session: Session, signal: AbortSignal): Prom
 }
 
 /** How many VMs of this cluster and node run: by their UUIDs, so without a look into each. */
-export async function countRunningVms(session: Session, cluster: string, node: string, signal: AbortSignal): Promise<number> {
+export async function countRunningVms(session: Calls, cluster: string, node: string, signal: AbortSignal): Promise<number> {
 	const slots = new VmSlots(cluster, node);
 	const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);
 	return domains.filter(({id, uuid}) => id !== -1 && slots.numberOf(uuid) !== undefined).length;
 }
 
 /** @throws LibvirtError 'not-found' */
-export async function observePool(session: Session, name: string, signal: AbortSignal): Promise<PoolObservation> {
+export async function observePool(session: Calls, name: string, signal: AbortSignal): Promise<PoolObservation> {
 	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal);
 	const [{active}, {autostart}, {xml}, {available}] = await Promise.all([
 		session.call(procedures.storagePoolIsActive, {pool}, signal),
@@ -83,14 +104,14 @@ export async function observePool(session: Session, name: string, signal: AbortS
 const headerBytes = 512;
 
 /** @throws as `readBaseVolume` */
-export async function observeBaseVolume(session: Session, poolName: string, name: string, signal: AbortSignal): Promise<VolumeObservation> {
+export async function observeBaseVolume(session: Calls & Pick<LibvirtSession, 'download'>, poolName: string, name: string, signal: AbortSignal): Promise<VolumeObservation> {
 	const vol = volumeOf(poolName, name);
 	const {format, capacity} = await readBaseVolume(session, poolName, name, signal);
 	const {allocation} = await session.call(procedures.storageVolGetInfo, {vol}, signal);
 	return {declaredFormat: format, capacityBytes: capacity, allocatedBytes: allocation, header: await readHeader(session, vol, signal)};
 }
 
-async function readHeader(session: Session, vol: ReturnType<typeof volumeOf>, signal: AbortSignal): Promise<VolumeObservation['header']> {
+async function readHeader(session: Pick<LibvirtSession, 'download'>, vol: ReturnType<typeof volumeOf>, signal: AbortSignal): Promise<VolumeObservation['header']> {
 	const chunks: Buffer[] = [];
 	try {
 		for await (const chunk of session.download(vol, {length: headerBytes}, signal)) {
@@ -108,7 +129,7 @@ async function readHeader(session: Session, vol: ReturnType<typeof volumeOf>, si
 }
 
 /** @throws LibvirtError 'not-found' */
-export async function observeNetwork(session: Session, name: string, signal: AbortSignal): Promise<NetworkObservation> {
+export async function observeNetwork(session: Calls, name: string, signal: AbortSignal): Promise<NetworkObservation> {
 	const {net} = await session.call(procedures.networkLookupByName, {name}, signal);
 	const [{active}, {autostart}, {xml}] = await Promise.all([
 		session.call(procedures.networkIsActive, {net}, signal),

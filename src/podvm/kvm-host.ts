@@ -120,8 +120,8 @@ export class KvmHost {
 	}
 }
 
-/** libvirt would say so only when the VM is started, with the kernel's words. */
-function checkCpuset(cpuset: string | undefined, cpus: readonly number[]): void {
+/** libvirt would say so only when the VM is started, with the kernel's words. @throws AdaptorError 'failed-precondition' */
+export function checkCpuset(cpuset: string | undefined, cpus: readonly number[]): void {
 	const missing = cpuset === undefined || cpus.length === 0 ? new Set<number>() : (parseCpuset(cpuset) ?? new Set()).difference(new Set(cpus));
 	if (missing.size > 0) {
 		throw new AdaptorError({

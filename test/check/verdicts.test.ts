@@ -2,7 +2,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {finding, sizeText, type Finding, type Problem} from '../../src/check/finding.ts';
-import {clockFinding, guestFinding, libvirtFinding, memoryFinding, sshFinding} from '../../src/check/host-verdicts.ts';
+import {clockFinding, guestFinding, libvirtFinding, memoryFinding, secureExecutionFinding, sshFinding} from '../../src/check/host-verdicts.ts';
 import {networkFinding, programsFinding, routeFinding, vxlanPortFinding} from '../../src/check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from '../../src/check/node-verdicts.ts';
 import type {LibvirtObservation, NetworkObservation, PoolObservation, SshObservation, VolumeObservation} from '../../src/check/observations.ts';
@@ -45,6 +45,11 @@ const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Find
 
 	['guests: by KVM', guestFinding({domainType: 'kvm', machine: 's390-ccw-virtio-9.2'}), 'ok', /s390-ccw-virtio-9\.2 by KVM/],
 	['guests: emulated', guestFinding({domainType: 'qemu', machine: 's390-ccw-virtio-7.2'}), 'warning', /emulation; which is slow/, /kvm/],
+
+	['Secure Execution: wanted and there', secureExecutionFinding({supported: true}, true), 'ok', /can run confidential VMs.*attestation/],
+	['Secure Execution: wanted and not there', secureExecutionFinding({supported: false, reason: 'it has no KVM', remedy: 'Use another.'}, true), 'failure', /cannot.*it has no KVM$/, /^Use another\.$/],
+	['Secure Execution: there and not wanted', secureExecutionFinding({supported: true}, false), 'ok', /not asked for.*though the host could/],
+	['Secure Execution: neither', secureExecutionFinding({supported: false, reason: 'it has no KVM', remedy: 'Use another.'}, false), 'ok', /not asked for.*could not: it has no KVM/],
 
 	['memory: enough for all', memoryFinding({totalBytes: 256n * gib, availableBytes: 80n * gib}, demand), 'ok', /^80 GiB of 256 GiB available$/],
 	['memory: enough for some', memoryFinding({totalBytes: 256n * gib, availableBytes: 79n * gib}, demand), 'warning', /enough for 9 pod VMs of 8 GiB, not for 10 more/, /LIBVIRT_MEMORY/],

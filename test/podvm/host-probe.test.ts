@@ -6,9 +6,9 @@ import {procedures} from '../../src/libvirt/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool} from '../../src/podvm/host-probe.ts';
+import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool, observeSecureExecution} from '../../src/podvm/host-probe.ts';
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
-import {baseCapacity, baseVolume, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
+import {baseCapacity, baseVolume, intercept, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
 
 const signal = AbortSignal.timeout(60_000);
 const stack = new AsyncDisposableStack();
@@ -36,7 +36,21 @@ test('who answers, and how quickly', async t => {
 });
 
 test('a host without s390x says so', async t => {
-	await t.throwsAsync(observeGuests(made, signal), {message: /cannot run s390x/});
+	await t.throwsAsync(observeGuests(made, undefined, signal), {message: /cannot run s390x/});
+});
+
+test('a driver that cannot be asked for Secure Execution has none', async t => {
+	t.like(await observeSecureExecution(host.calls, signal), {supported: false, reason: 'its libvirt cannot tell'});
+});
+
+test('the guests\' machine is told; CPUs that the host does not have are an error', async t => {
+	t.like(await observeGuests(host.calls, '0', signal), {domainType: 'qemu', machine: 's390-ccw-virtio-7.2'});
+	const {capabilities} = await host.calls.call(procedures.connectGetCapabilities, undefined, signal);
+	const calls = intercept(host.calls);
+	const topology = '<topology><cells><cell id="0"><cpus num="1"><cpu id="0"/></cpus></cell></cells></topology>';
+	calls.answer = procedure => procedure === procedures.connectGetCapabilities.name ? {capabilities: capabilities.replace('</host>', `${topology}</host>`)} : undefined;
+	t.like(await observeGuests(calls, '0', signal), {domainType: 'qemu'});
+	await t.throwsAsync(observeGuests(calls, '0-1', signal), {message: /LIBVIRT_CPUSET names CPUs/});
 });
 
 test('memory is what is free and what caches would give back; a driver that does not know both tells what it has', async t => {
