@@ -415,9 +415,11 @@ export class Sandbox {
 			if (mayHaveVm) {
 				await podVms.delete(this.id, scope.signal);
 				await relays.discard(this.agentSocketPath);
-				if (this.#recorded !== undefined) {
-					cluster.disclaim(this.#claimOf(this.#recorded.request));
-				}
+			}
+
+			// Also without a VM: a daemon that died had perhaps come to the claim and no further.
+			if (this.#recorded !== undefined) {
+				cluster.disclaim(this.#claimOf(this.#recorded.request));
 			}
 
 			if (network !== undefined) {

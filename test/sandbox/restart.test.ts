@@ -140,6 +140,26 @@ for (const [step, when, nth] of [
 	});
 }
 
+test('a start that was cut off between its claim and its VM leaves no claim', async t => {
+	const reached = Promise.withResolvers<undefined>();
+	const before = world(t, {
+		async before(call) {
+			if (call === 'podVms.start') {
+				reached.resolve(undefined);
+				await Promise.withResolvers<never>().promise;
+			}
+		},
+	});
+	await before.registry.create(pod('a'), never);
+	before.registry.start('a', never).catch(() => undefined);
+	await reached.promise;
+	t.true((await before.left()).includes('claim podvm-web-a'));
+	before.kill();
+	const after = await before.restart();
+	await after.registry.stop('a', never);
+	t.deepEqual(await before.left(), []);
+});
+
 test('a creation that was cut off and cannot be undone yet is tried again', async t => {
 	const {before} = await creatingHeld(t, 'networks.reserve', 'after');
 	before.kill();
