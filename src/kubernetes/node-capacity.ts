@@ -1,0 +1,229 @@
+/**
+ * How many pod VMs this node may have, told to the scheduler as the extended resource `kata.peerpods.io/vm` of the node, and kept: whoever
+ * takes it away (a kubelet that restarts sets it to 0, a daemon of another version removes it when it stops), it is put back.
+ * Removed only when the DaemonSet goes. Knows nothing of sandboxes.
+ * Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for a Node" (the kubelet derives `allocatable`).
+ */
+import {abortable, backOff, pause, Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import type {KubernetesClient} from './client.ts';
+import {isNotFound} from './errors.ts';
+import {textAt, textsAt} from './fields.ts';
+import type {Kind, ObjectMeta} from './objects.ts';
+import {followLimit} from './peer-pod-config.ts';
+
+/** What the webhook asks for in each pod of the runtime class. */
+export const extendedResource = 'kata.peerpods.io/vm';
+/** Who advertised it last: the UID of a daemon's pod. Daemons of the existing adaptor remove the resource when they stop, unless this names another. */
+export const ownerAnnotation = 'kata.peerpods.io/caa-owner';
+
+interface Node {
+	readonly capacity: Readonly<Record<string, string>>;
+}
+
+const nodes: Kind<Node> = {
+	apiVersion: 'v1', kind: 'Node', plural: 'nodes', isNamespaced: false,
+	read: raw => ({capacity: textsAt(raw, 'status', 'capacity')}),
+};
+
+const daemonSets: Kind<object> = {apiVersion: 'apps/v1', kind: 'DaemonSet', plural: 'daemonsets', isNamespaced: true, read: () => ({})};
+
+export interface NodeCapacityOptions {
+	readonly client: KubernetesClient;
+	/** NODE_NAME */
+	readonly node: string;
+	/** The daemon's own. */
+	readonly namespace: string;
+	/** The daemon's DaemonSet: the resource goes when it does. */
+	readonly daemonSet: string;
+	/** PEERPODS_LIMIT_PER_NODE, not negative; undefined when it is not set. */
+	readonly configured: number | undefined;
+	/** POD_UID; the operator's DaemonSet does not tell it. */
+	readonly podUid?: string;
+	/** How often to ask again for what is not there, or not allowed. */
+	readonly lookAgainMs?: number;
+	readonly retryMs?: readonly [first: number, longest: number];
+	readonly log: Logger;
+}
+
+const defaultLimit = 10;
+/** Of what is done when the daemon stops; it has other things to do then. */
+const goodbyeTimeoutMs = 3000;
+
+export class NodeCapacity implements AsyncDisposable {
+	readonly #options: Required<Omit<NodeCapacityOptions, 'configured' | 'podUid'>> & Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
+	readonly #closing = new AbortController();
+	readonly #background: ReadonlyArray<Promise<void>>;
+	/** Resolves when the node may have to be patched; a new one each time. */
+	#doubt = Promise.withResolvers<undefined>();
+	/** The API server's last word on the node. */
+	#seen: {readonly capacity: string | undefined; readonly owner: string | undefined} | undefined;
+	#ofPeerPodConfig: number | undefined;
+	/** What was logged last. */
+	#advertised: number | undefined;
+	#hadDaemonSet = false;
+	#closed: Promise<void> | undefined;
+
+	/** Begins at once, in the background; nothing here waits for the API server. */
+	constructor(options: NodeCapacityOptions) {
+		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], ...options};
+		const {signal} = this.#closing;
+		this.#background = [
+			this.#watchNode(signal),
+			this.#keepAdvertised(signal),
+			this.#lookForDaemonSet(signal),
+			followLimit(this.#options, limit => {
+				this.#ofPeerPodConfig = limit;
+				this.#doubt.resolve(undefined);
+			}, signal),
+		];
+	}
+
+	/** What was set: PeerPodConfig's limit, else PEERPODS_LIMIT_PER_NODE; undefined when neither is. */
+	get limit(): number | undefined {
+		return this.#ofPeerPodConfig ?? this.#options.configured;
+	}
+
+	/** Leaves the resource as it is for the daemon that comes next, unless none will: then it is removed, if the API server can be reached. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#closed ??= this.#close();
+		await this.#closed;
+	}
+
+	async #close(): Promise<void> {
+		this.#closing.abort(new Error('closing'));
+		await Promise.all(this.#background);
+		using scope = new Scope().deadline(goodbyeTimeoutMs, 'the Kubernetes API');
+		try {
+			if (this.#hadDaemonSet && await this.#isUninstalled(scope.signal)) {
+				await this.#remove(scope.signal);
+			}
+		} catch (error) {
+			this.#options.log.warn({err: error, node: this.#options.node}, 'whether to withdraw the node\'s capacity for pod VMs is not known: it stays');
+		}
+	}
+
+	async #watchNode(signal: AbortSignal): Promise<void> {
+		const {client, node, lookAgainMs, log} = this.#options;
+		let isTold = false;
+		while (!signal.aborted) {
+			try {
+				for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
+					const object = event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
+					this.#seen = object && seen(object);
+					if (this.#seen !== undefined) {
+						this.#doubt.resolve(undefined);
+					} else if (event.type === 'all') {
+						log.warn({node}, 'there is no node of this name (NODE_NAME): its capacity for pod VMs is not advertised');
+					}
+				}
+			} catch (error) {
+				// May patch the node's status, but not look: what the existing adaptor's permissions allow. So the patch is repeated instead.
+				if (!isTold) {
+					isTold = true;
+					log.warn({err: error, node}, 'the node cannot be watched: its capacity for pod VMs is advertised again and again');
+				}
+
+				this.#seen = {capacity: undefined, owner: undefined};
+				this.#doubt.resolve(undefined);
+				await pause(lookAgainMs, signal).catch(() => undefined);
+			}
+		}
+	}
+
+	async #keepAdvertised(signal: AbortSignal): Promise<void> {
+		const {node, retryMs, log} = this.#options;
+		const isClosing = (): boolean => signal.aborted;
+		let pauses = backOff(...retryMs);
+		let isTold = false;
+		while (!isClosing()) {
+			try {
+				await abortable(this.#doubt.promise, signal);
+				this.#doubt = Promise.withResolvers();
+				await this.#advertise(signal);
+				pauses = backOff(...retryMs);
+				isTold = false;
+			} catch (error) {
+				if (isClosing()) {
+					return;
+				}
+
+				log[isTold ? 'debug' : 'warn']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
+				isTold = true;
+				this.#doubt.resolve(undefined);
+				await pause(pauses.next().value, signal).catch(() => undefined);
+			}
+		}
+	}
+
+	async #advertise(signal: AbortSignal): Promise<void> {
+		const {client, node, podUid, log} = this.#options;
+		const limit = this.limit ?? defaultLimit;
+		if (this.#seen === undefined || (this.#seen.capacity !== undefined && wholeQuantity(this.#seen.capacity) === limit && (podUid === undefined || this.#seen.owner === podUid))) {
+			return;
+		}
+
+		// The status subresource takes metadata too, as the kubelet uses it.
+		await client.patch(nodes, {name: node}, {merge: {
+			...(podUid === undefined ? {} : {metadata: {annotations: {[ownerAnnotation]: podUid}}}),
+			status: {capacity: {[extendedResource]: String(limit)}},
+		}}, signal, 'status');
+		// What comes of it is seen by the watch: this answer may be older than what it has told meanwhile.
+		if (this.#advertised !== limit) {
+			this.#advertised = limit;
+			log.info({node, count: limit}, 'node\'s capacity for pod VMs advertised');
+		} else {
+			log.debug({node, count: limit}, 'node\'s capacity for pod VMs advertised again');
+		}
+	}
+
+	/** Only one that was there can be found gone: under another name it never is. */
+	async #lookForDaemonSet(signal: AbortSignal): Promise<void> {
+		const {client, namespace, daemonSet, lookAgainMs} = this.#options;
+		while (!signal.aborted && !this.#hadDaemonSet) {
+			try {
+				await client.get(daemonSets, {name: daemonSet, namespace}, signal);
+				this.#hadDaemonSet = true;
+			} catch {
+				await pause(lookAgainMs, signal).catch(() => undefined);
+			}
+		}
+	}
+
+	async #isUninstalled(signal: AbortSignal): Promise<boolean> {
+		const {client, namespace, daemonSet} = this.#options;
+		try {
+			return (await client.get(daemonSets, {name: daemonSet, namespace}, signal)).metadata.deletionTimestamp !== undefined;
+		} catch (error) {
+			if (isNotFound(error)) {
+				return true;
+			}
+
+			throw error;
+		}
+	}
+
+	async #remove(signal: AbortSignal): Promise<void> {
+		const {client, node, podUid, log} = this.#options;
+		const {metadata} = await client.get(nodes, {name: node}, signal);
+		const owner = metadata.annotations[ownerAnnotation];
+		if (podUid !== undefined && owner !== undefined && owner !== podUid) {
+			return; // Another DaemonSet's daemon has taken over.
+		}
+
+		await client.patch(nodes, {name: node}, {merge: {
+			metadata: {annotations: {[ownerAnnotation]: null}}, status: {capacity: {[extendedResource]: null}},
+		}}, signal, 'status');
+		log.info({node, reason: `DaemonSet ${this.#options.daemonSet} is gone`}, 'node\'s capacity for pod VMs withdrawn');
+	}
+}
+
+function seen({capacity, metadata}: Node & {readonly metadata: ObjectMeta}): {capacity: string | undefined; owner: string | undefined} {
+	return {capacity: textAt(capacity, extendedResource), owner: textAt(metadata.annotations, ownerAnnotation)};
+}
+
+/** A count as Kubernetes writes it back: thousands get a suffix (Kubernetes, "Quantity"). Undefined for what is no whole number of that kind. */
+export function wholeQuantity(text: string): number | undefined {
+	const [, digits, suffix = ''] = /^(\d{1,9})([kMG]?)$/v.exec(text) ?? [];
+	return digits === undefined ? undefined : Number(digits) * ({k: 1e3, M: 1e6, G: 1e9}[suffix] ?? 1);
+}

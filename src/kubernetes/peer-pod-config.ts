@@ -1,0 +1,68 @@
+/**
+ * The limit that the operator's PeerPodConfig sets, as it is at any time. Its custom resource definition may be missing, or come later:
+ * it is looked for again now and then. Knows nothing of who follows the limit.
+ * Source: cloud-api-adaptor, peerpodconfig-ctrl/api/v1alpha1; the OpenShift operator makes `peerpodconfig-openshift` in its namespace.
+ */
+import {pause} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import type {KubernetesClient} from './client.ts';
+import {KubernetesError} from './errors.ts';
+import {textAt} from './fields.ts';
+import type {ApiObject, Kind} from './objects.ts';
+
+interface PeerPodConfig {
+	readonly limit: string | undefined;
+}
+
+const peerPodConfigs: Kind<PeerPodConfig> = {
+	apiVersion: 'confidentialcontainers.org/v1alpha1', kind: 'PeerPodConfig', plural: 'peerpodconfigs', isNamespaced: true,
+	read: raw => ({limit: textAt(raw, 'spec', 'limit')}),
+};
+
+export interface LimitSource {
+	readonly client: KubernetesClient;
+	/** The daemon's own, where the operator keeps its configuration. */
+	readonly namespace: string;
+	readonly lookAgainMs: number;
+	readonly log: Logger;
+}
+
+const name = 'peerpodconfig-openshift';
+
+/**
+ * Calls `onLimit` with each new limit, and with undefined when there is none any more. Ends with the signal only, and without an error.
+ */
+export async function followLimit({client, namespace, lookAgainMs, log}: LimitSource, onLimit: (limit: number | undefined) => void, signal: AbortSignal): Promise<void> {
+	let isTold = false;
+	const tell = (config: ApiObject<PeerPodConfig> | undefined): void => {
+		onLimit(config?.limit === undefined || config.limit === '' ? undefined : parsedLimit(config.limit, log));
+	};
+
+	while (!signal.aborted) {
+		try {
+			for await (const event of client.watch(peerPodConfigs, {namespace, fieldSelector: `metadata.name=${name}`}, signal)) {
+				tell(event.type === 'all' ? event.objects[0] : event.type === 'deleted' ? undefined : event.object);
+				isTold = false;
+			}
+		} catch (error) {
+			const isMissing = error instanceof KubernetesError && error.isKindMissing;
+			if (isMissing) {
+				onLimit(undefined);
+			} else if (!isTold) {
+				isTold = true;
+				log.warn({err: error}, 'the limit of PeerPodConfig cannot be followed');
+			}
+
+			await pause(lookAgainMs, signal).catch(() => undefined);
+		}
+	}
+}
+
+function parsedLimit(text: string, log: Logger): number | undefined {
+	if (/^\d{1,6}$/v.test(text)) {
+		return Number(text);
+	}
+
+	log.warn({reason: `spec.limit of ${name} is ${JSON.stringify(text.slice(0, 40))}, not a number`}, 'the limit of PeerPodConfig is not usable');
+	return undefined;
+}

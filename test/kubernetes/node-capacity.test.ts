@@ -1,0 +1,184 @@
+import test, {type ExecutionContext} from 'ava';
+import fc from 'fast-check';
+import {textAt} from '../../src/kubernetes/fields.ts';
+import {extendedResource, NodeCapacity, ownerAnnotation, wholeQuantity, type NodeCapacityOptions} from '../../src/kubernetes/node-capacity.ts';
+import {silentLogger} from '../../src/log.ts';
+import {peerPodConfigKind, type TestApiServer} from '../support/api-server.ts';
+import {recordingLog} from '../support/recording-log.ts';
+import {clientOf, testCluster} from './cluster.ts';
+
+const node = 'worker-0';
+const daemonSet = 'osc-caa-ds';
+
+function capacityOf(api: TestApiServer): string | undefined {
+	return textAt(api.find('nodes', node), 'status', 'capacity', extendedResource);
+}
+
+function ownerOf(api: TestApiServer): string | undefined {
+	return textAt(api.find('nodes', node), 'metadata', 'annotations', ownerAnnotation);
+}
+
+function setLimit(api: TestApiServer, limit: string | null): void {
+	api.put('peerpodconfigs', {metadata: {name: 'peerpodconfig-openshift', namespace: api.namespace}, spec: {limit}});
+}
+
+function addNode(api: TestApiServer): void {
+	api.put('nodes', {metadata: {name: node}, spec: {podCIDR: '10.0.0.0/24'}, status: {capacity: {cpu: '4'}}});
+}
+
+interface Advertiser {
+	readonly api: TestApiServer;
+	readonly start: (options?: Partial<NodeCapacityOptions>) => NodeCapacity;
+}
+
+async function advertiser(t: ExecutionContext): Promise<Advertiser> {
+	const {api} = await testCluster(t);
+	addNode(api);
+	api.put('daemonsets', {metadata: {name: daemonSet, namespace: api.namespace}});
+	return {
+		api,
+		start(options = {}) {
+			const client = clientOf(api, {...options.log && {log: options.log}});
+			const capacity = new NodeCapacity({
+				client, node, daemonSet, namespace: api.namespace, configured: undefined, lookAgainMs: 5, retryMs: [1, 5], log: silentLogger, ...options,
+			});
+			t.teardown(async () => {
+				await capacity[Symbol.asyncDispose]();
+				client[Symbol.dispose]();
+			});
+			return capacity;
+		},
+	};
+}
+
+test('the node gets ten when nothing is set, and the limit stays open', async t => {
+	const {api, start} = await advertiser(t);
+	const capacity = start();
+	await api.until(() => capacityOf(api) === '10');
+	t.is(capacity.limit, undefined);
+	t.is(textAt(api.find('nodes', node), 'status', 'capacity', 'cpu'), '4');
+});
+
+test('what was set is advertised, with the owner, and put back whoever takes it away', async t => {
+	const {api, start} = await advertiser(t);
+	const capacity = start({configured: 3, podUid: 'uid-1'});
+	await api.until(() => capacityOf(api) === '3' && ownerOf(api) === 'uid-1');
+	t.is(capacity.limit, 3);
+	// As a kubelet that restarts, a daemon of the existing adaptor that stops, and one that was replaced by this one.
+	for (const status of [{capacity: {[extendedResource]: '0'}}, {capacity: {[extendedResource]: null}}]) {
+		api.put('nodes', {metadata: {name: node}, status});
+		await api.until(() => capacityOf(api) === '3');
+	}
+
+	api.put('nodes', {metadata: {name: node, annotations: {[ownerAnnotation]: 'uid-0'}}});
+	await api.until(() => ownerOf(api) === 'uid-1');
+	api.delete('nodes', node);
+	addNode(api);
+	await api.until(() => capacityOf(api) === '3');
+	t.pass();
+});
+
+test('a node that is as it should be is not written to', async t => {
+	const {api, start} = await advertiser(t);
+	api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '2k'}}});
+	start({configured: 2000});
+	await api.until(() => api.watches >= 1);
+	api.put('nodes', {metadata: {name: node, labels: {seen: 'yes'}}});
+	api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '7'}}});
+	await api.until(() => capacityOf(api) === '2000');
+	t.is(api.calls.filter(({verb}) => verb === 'patch').length, 1);
+});
+
+test('the limit of PeerPodConfig is followed while it changes, comes and goes', async t => {
+	const {api, start} = await advertiser(t);
+	const capacity = start({configured: 3});
+	await api.until(() => capacityOf(api) === '3');
+	api.define(peerPodConfigKind);
+	setLimit(api, '20');
+	await api.until(() => capacityOf(api) === '20');
+	t.is(capacity.limit, 20);
+	setLimit(api, '0');
+	await api.until(() => capacityOf(api) === '0');
+	t.is(capacity.limit, 0);
+	setLimit(api, null);
+	await api.until(() => capacityOf(api) === '3');
+	setLimit(api, '21');
+	await api.until(() => capacityOf(api) === '21');
+	api.undefine(peerPodConfigKind);
+	await api.until(() => capacityOf(api) === '3');
+	t.is(capacity.limit, 3);
+});
+
+test('a limit that is no number counts as none, and is reported', async t => {
+	const {api, start} = await advertiser(t);
+	api.define(peerPodConfigKind);
+	setLimit(api, 'plenty');
+	const log = recordingLog();
+	start({configured: 4, log});
+	await api.until(() => capacityOf(api) === '4' && log.lines.some(({message}) => message === 'the limit of PeerPodConfig is not usable'));
+	t.pass();
+});
+
+test('a daemon that may patch but not look advertises all the same, and says so once', async t => {
+	const {api, start} = await advertiser(t);
+	const log = recordingLog();
+	using _ = api.fault(({verb, plural}) => plural === 'nodes' && verb !== 'patch' ? 'forbidden' : undefined);
+	start({configured: 5, log});
+	await api.until(() => capacityOf(api) === '5');
+	api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '0'}}});
+	await api.until(() => capacityOf(api) === '5');
+	t.is(log.lines.filter(({level, fields}) => level === 'warn' && fields.node === node).length, 1);
+});
+
+test('an API server that fails for a while is tried until it takes the patch', async t => {
+	const {api, start} = await advertiser(t);
+	let left = 20;
+	using _ = api.fault(({verb}) => verb === 'patch' && left-- > 0 ? 'error' : undefined);
+	const log = recordingLog();
+	start({configured: 5, log});
+	await api.until(() => capacityOf(api) === '5');
+	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length, 1);
+});
+
+test('a daemon that stops leaves the resource to its successor', async t => {
+	const {api, start} = await advertiser(t);
+	const old = start({configured: 3, podUid: 'uid-1'});
+	await api.until(() => capacityOf(api) === '3' && api.calls.some(({plural}) => plural === 'daemonsets'));
+	start({configured: 3, podUid: 'uid-2'});
+	await api.until(() => ownerOf(api) === 'uid-2');
+	await old[Symbol.asyncDispose]();
+	t.is(capacityOf(api), '3');
+});
+
+test('a daemon that stops because its DaemonSet is gone takes the resource with it', async t => {
+	const {api, start} = await advertiser(t);
+	const capacity = start({configured: 3, podUid: 'uid-1'});
+	await api.until(() => capacityOf(api) === '3' && api.calls.some(({plural}) => plural === 'daemonsets'));
+	api.delete('daemonsets', daemonSet, api.namespace);
+	await capacity[Symbol.asyncDispose]();
+	t.is(capacityOf(api), undefined);
+	t.is(ownerOf(api), undefined);
+});
+
+test('a DaemonSet that never was there, or that nobody may look at, is no reason to take the resource', async t => {
+	const {api, start} = await advertiser(t);
+	const elsewhere = start({configured: 3, daemonSet: 'of-another-name'});
+	await api.until(() => capacityOf(api) === '3' && api.calls.some(({plural}) => plural === 'daemonsets'));
+	await elsewhere[Symbol.asyncDispose]();
+	t.is(capacityOf(api), '3');
+	const blind = start({configured: 3});
+	await api.until(() => api.calls.some(({name}) => name === daemonSet));
+	using _ = api.fault(({plural}) => plural === 'daemonsets' ? 'forbidden' : undefined);
+	await blind[Symbol.asyncDispose]();
+	t.is(capacityOf(api), '3');
+});
+
+test('any count survives the way in which Kubernetes writes it', t => {
+	fc.assert(fc.property(fc.nat({max: 100_000}), count => {
+		const canonical = count >= 1000 && count % 1000 === 0 ? `${count / 1000}k` : String(count);
+		t.is(wholeQuantity(canonical), count);
+	}));
+	for (const text of ['', '-1', '1.5', '1Ki', '100m']) {
+		t.is(wholeQuantity(text), undefined);
+	}
+});
