@@ -16,7 +16,9 @@ import {createPodVms} from './podvm/pod-vms.ts';
 import {openIdentity} from './relay/identity.ts';
 import {createAgentRelays} from './relay/relay.ts';
 import {FileRecords} from './journal/file-records.ts';
+import type {KubernetesCluster} from './kubernetes/cluster.ts';
 import {noCluster} from './sandbox/no-cluster.ts';
+import type {PodVms} from './sandbox/ports.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
 import {StartQueue} from './sandbox/start-queue.ts';
 import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
@@ -29,11 +31,15 @@ export interface Surroundings {
 	readonly user: string;
 	/** SSH_AUTH_SOCK. */
 	readonly sshAgentSocket: string | undefined;
+	/** KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT; absent outside of a cluster. */
+	readonly apiServer?: {readonly host: string; readonly port: number};
+	/** Where the pod's token for it is, if not where Kubernetes mounts it. */
+	readonly serviceAccountDirectory?: string;
 }
 
 /**
- * Kubernetes kills what has not ended 30 s after it was told to. All of this takes about 15 s at most, also against a host that is stuck: calls under
- * way may go on for 8 s, what has not finished then has 4 s to be unwound, and the libvirt session 3 s for its last words. What is not
+ * Kubernetes kills what has not ended 30 s after it was told to. All of this takes about 18 s at most, also against a host that is stuck: calls under
+ * way may go on for 8 s, what has not finished then has 4 s to be unwound, and the cluster and the libvirt session 3 s each for last words. What is not
  * unwound by then is on record, and the next daemon's.
  */
 const drainTimeoutMs = 8000;
@@ -48,8 +54,9 @@ const orphanIntervalMs = 60_000;
  * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running ones finish for
  * a while, unwinds starts that did not, and leaves running pod VMs alone: the next daemon takes them up from their records.
  */
-export async function startDaemon(config: Config, {home, user, sshAgentSocket}: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
+export async function startDaemon(config: Config, surroundings: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
+	const {home, user, sshAgentSocket} = surroundings;
 	const identity = await openIdentity({
 		directory: join(dirname(config.socketPath), 'tls'),
 		...(config.customCa === undefined ? {} : {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
@@ -103,14 +110,16 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 		refuseFailures(await checkAndLog(checks.list, log, signal));
 	}
 
+	const cluster = parts.use(await kubernetesCluster(config, surroundings, podVms, log));
+	const configuredLimit = config.limitPerNode === undefined || config.limitPerNode < 0 ? undefined : config.limitPerNode;
 	const sandboxes = parts.use(new SandboxRegistry({
 		podVms,
 		networks,
 		relays,
-		cluster: noCluster,
+		cluster: cluster ?? noCluster,
 		records: new FileRecords(config.podsDir, log),
 		starts: new StartQueue(config.maxConcurrentStarts),
-		maxSandboxes: () => config.limitPerNode === undefined || config.limitPerNode < 0 || !config.enforceLimit ? undefined : config.limitPerNode,
+		maxSandboxes: () => config.enforceLimit ? (cluster === undefined ? configuredLimit : cluster.limit) : undefined,
 		policy: {
 			sizes: {
 				vcpus: config.vcpus,
@@ -149,4 +158,29 @@ export async function startDaemon(config: Config, {home, user, sshAgentSocket}: 
 	}
 
 	return parts.move();
+}
+
+/** Loaded only inside of a cluster. A pod that has no way to its API server is not kept from its work by that. */
+async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirectory}: Surroundings, podVms: PodVms, log: Logger): Promise<KubernetesCluster | undefined> {
+	if (apiServer === undefined) {
+		return undefined;
+	}
+
+	const {joinCluster} = await import('./kubernetes/cluster.ts');
+	try {
+		return await joinCluster({
+			server: apiServer,
+			...(serviceAccountDirectory === undefined ? {} : {serviceAccountDirectory}),
+			node: config.nodeName,
+			cluster: config.clusterId,
+			limitPerNode: config.limitPerNode,
+			podUid: config.podUid,
+			daemonSet: config.daemonSet,
+			vmNames: async signal => (await podVms.list(signal)).map(({name}) => name),
+			log,
+		});
+	} catch (error) {
+		log.warn({err: error}, 'the cluster is not told of this node\'s pod VMs');
+		return undefined;
+	}
 }

@@ -234,15 +234,20 @@ export const settings = {
 	},
 	limitPerNode: {
 		env: 'PEERPODS_LIMIT_PER_NODE', flag: 'peerpods-limit-per-node', section: 'Kubernetes', type: integer(-1, 100_000), example: '10',
-		description: 'Pod VMs at a time on this node; CreateVM beyond it is refused. Not set or negative: no limit.',
+		description: 'Pod VMs at a time on this node; CreateVM beyond it is refused. In a cluster it is advertised to the scheduler, and a limit in the '
+			+ 'operator\'s PeerPodConfig counts instead. Not set: 10 are advertised and more are not refused. Negative: no limit, nothing is advertised.',
 	},
 	enforceLimit: {
 		env: 'ENFORCE_PEERPODS_LIMIT', section: 'Kubernetes', type: boolean, default: 'true',
 		description: 'Ours. `false`: `PEERPODS_LIMIT_PER_NODE` is left to the scheduler.',
 	},
 	podUid: {
-		env: 'POD_UID', section: 'Kubernetes', type: identifier, example: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11', isPending: true,
-		description: 'UID of the adaptor\'s own pod, from the downward API.',
+		env: 'POD_UID', section: 'Kubernetes', type: identifier, example: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11',
+		description: 'UID of the adaptor\'s own pod, from the downward API. Noted at the node as the one that advertises its capacity for pod VMs.',
+	},
+	daemonSet: {
+		env: 'DAEMONSET_NAME', section: 'Kubernetes', type: identifier, default: 'osc-caa-ds',
+		description: 'Ours. The DaemonSet of the adaptor, in its own namespace. When it is gone the node\'s capacity for pod VMs goes with the daemon.',
 	},
 
 	logLevel: {

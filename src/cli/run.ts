@@ -3,6 +3,7 @@ import {once} from 'node:events';
 import {loadConfig} from '../config.ts';
 import {startDaemon} from '../daemon.ts';
 import {toError} from '../errors.ts';
+import {apiServerAddress} from '../kubernetes/service-account.ts';
 import {createLogger} from '../log.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
@@ -16,8 +17,9 @@ export async function run({env, flags, host, surroundings, version, logTo, onLog
 		log.warn({reason: `${name}: ${reason}`}, 'configuration warning');
 	}
 
+	const apiServer = apiServerAddress(env);
 	try {
-		await using _daemon = await startDaemon(config, surroundings, log, signal);
+		await using _daemon = await startDaemon(config, {...surroundings, ...(apiServer === undefined ? {} : {apiServer})}, log, signal);
 		if (!signal.aborted) {
 			await once(signal, 'abort');
 		}

@@ -1,0 +1,82 @@
+/**
+ * `Cluster` by the API server of the cluster that the daemon's pod runs in: one client and the parts that use it. Each part minds the API server's
+ * absences itself; joining waits for nothing but two files.
+ */
+import type {Logger, Secret} from '../log.ts';
+import type {ClaimedVm, Cluster, PodEvent, PodIdentity} from '../sandbox/ports.ts';
+import {KubernetesClient} from './client.ts';
+import {PodEvents} from './events.ts';
+import {NodeCapacity} from './node-capacity.ts';
+import {PeerPods} from './peer-pods.ts';
+import {PullSecrets} from './pull-secrets.ts';
+import {ServiceAccount, type ApiServerAddress} from './service-account.ts';
+
+export interface ClusterOptions {
+	readonly server: ApiServerAddress;
+	/** Where the pod's token is; as Kubernetes mounts it if absent. */
+	readonly serviceAccountDirectory?: string;
+	/** NODE_NAME */
+	readonly node: string;
+	/** CLUSTER_ID */
+	readonly cluster: string;
+	/** PEERPODS_LIMIT_PER_NODE: negative to leave the node's capacity alone, undefined when it is not set. */
+	readonly limitPerNode: number | undefined;
+	/** POD_UID */
+	readonly podUid: string | undefined;
+	/** DAEMONSET_NAME */
+	readonly daemonSet: string;
+	/** The instance names of all VMs of this node, half-made ones too. */
+	readonly vmNames: (signal: AbortSignal) => Promise<readonly string[]>;
+	readonly log: Logger;
+}
+
+/** @throws AdaptorError 'failed-precondition' when the pod has no service account */
+export async function joinCluster(options: ClusterOptions): Promise<KubernetesCluster> {
+	const account = new ServiceAccount(options.serviceAccountDirectory);
+	return new KubernetesCluster(options, account, await account.namespace());
+}
+
+export class KubernetesCluster implements Cluster, AsyncDisposable {
+	readonly #client: KubernetesClient;
+	readonly #events: PodEvents;
+	readonly #pullSecrets: PullSecrets;
+	readonly #peerPods: PeerPods;
+	readonly #capacity: NodeCapacity | undefined;
+
+	constructor({server, node, cluster, limitPerNode, podUid, daemonSet, vmNames, log}: ClusterOptions, account: ServiceAccount, namespace: string) {
+		const client = new KubernetesClient({server, account, log});
+		this.#client = client;
+		this.#events = new PodEvents({client, node, log});
+		this.#pullSecrets = new PullSecrets({client, tell: (pod, event) => this.#events.tell(pod, event), log});
+		this.#peerPods = new PeerPods({client, node, cluster, vmNames, log});
+		this.#capacity = limitPerNode !== undefined && limitPerNode < 0 ? undefined : new NodeCapacity({
+			client, node, namespace, daemonSet, configured: limitPerNode, ...(podUid === undefined ? {} : {podUid}), log,
+		});
+	}
+
+	/** How many pod VMs this node may have, as it was set last; undefined when it was not. */
+	get limit(): number | undefined {
+		return this.#capacity?.limit;
+	}
+
+	async pullCredentials(pod: PodIdentity, signal: AbortSignal): Promise<Secret<string> | undefined> {
+		return this.#pullSecrets.pullCredentials(pod, signal);
+	}
+
+	async claim(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
+		await this.#peerPods.claim(vm, signal);
+	}
+
+	disclaim(vm: ClaimedVm): void {
+		this.#peerPods.disclaim(vm);
+	}
+
+	tell(pod: PodIdentity, event: PodEvent): void {
+		this.#events.tell(pod, event);
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await Promise.all([this.#peerPods, this.#events, this.#capacity].map(async part => part?.[Symbol.asyncDispose]()));
+		this.#client[Symbol.dispose]();
+	}
+}

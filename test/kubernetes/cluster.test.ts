@@ -1,0 +1,52 @@
+import test from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import {textAt} from '../../src/kubernetes/fields.ts';
+import {joinCluster, type ClusterOptions} from '../../src/kubernetes/cluster.ts';
+import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
+import {silentLogger} from '../../src/log.ts';
+import {peerPodKind, TestApiServer} from '../support/api-server.ts';
+import {testCluster} from './cluster.ts';
+
+function optionsFor(api: TestApiServer): ClusterOptions {
+	return {
+		server: api.address, serviceAccountDirectory: api.accountDirectory, node: 'worker-0', cluster: 'east', limitPerNode: 7, podUid: undefined,
+		daemonSet: 'osc-caa-ds', vmNames: async () => [], log: silentLogger,
+	};
+}
+
+test('a daemon that joins advertises its node, claims VMs, and knows its limit', async t => {
+	const {api, signal} = await testCluster(t);
+	api.define(peerPodKind);
+	api.put('nodes', {metadata: {name: 'worker-0'}});
+	api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
+	await using cluster = await joinCluster(optionsFor(api));
+	t.is(cluster.limit, 7);
+	await cluster.claim({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod: {name: 'nginx', namespace: 'default'}}, signal);
+	t.truthy(api.find('peerpods', 'podvm-nginx-aaaaaaaa', 'default'));
+	await api.until(() => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource) === '7');
+});
+
+test('with a negative limit the node is left alone, and nothing is limited', async t => {
+	const {api} = await testCluster(t);
+	api.define(peerPodKind);
+	api.put('nodes', {metadata: {name: 'worker-0'}});
+	await using cluster = await joinCluster({...optionsFor(api), limitPerNode: -1});
+	t.is(cluster.limit, undefined);
+	await api.until(() => api.calls.length > 0);
+	t.deepEqual(new Set(api.calls.map(({plural}) => plural)), new Set(['peerpods']));
+});
+
+test('an API server that is away keeps nobody from joining, nor from leaving', async t => {
+	const api = await TestApiServer.start();
+	t.teardown(async () => api[Symbol.asyncDispose]());
+	using _ = api.fault(() => 'drop');
+	const cluster = await joinCluster(optionsFor(api));
+	t.is(cluster.limit, 7);
+	await t.notThrowsAsync(cluster[Symbol.asyncDispose]());
+});
+
+test('without a service account there is no cluster to join', async t => {
+	const {api} = await testCluster(t);
+	const error = await t.throwsAsync(joinCluster({...optionsFor(api), serviceAccountDirectory: '/nonexistent'}), {instanceOf: AdaptorError});
+	t.is(error.code, 'failed-precondition');
+});

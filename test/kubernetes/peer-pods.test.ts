@@ -1,0 +1,216 @@
+import test, {type ExecutionContext} from 'ava';
+import {at, listAt, textAt} from '../../src/kubernetes/fields.ts';
+import {peerPodFinalizer} from '../../src/kubernetes/peer-pod.ts';
+import {PeerPods, type PeerPodsOptions} from '../../src/kubernetes/peer-pods.ts';
+import {silentLogger} from '../../src/log.ts';
+import type {ClaimedVm} from '../../src/sandbox/ports.ts';
+import {peerPodKind, type Raw, type TestApiServer} from '../support/api-server.ts';
+import {recordingLog} from '../support/recording-log.ts';
+import {clientOf, testCluster} from './cluster.ts';
+
+const vm: ClaimedVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod: {name: 'nginx', namespace: 'default'}};
+const unconditional = new AbortController().signal;
+
+function found(api: TestApiServer, name = vm.instanceName): Raw | undefined {
+	return api.find('peerpods', name, 'default');
+}
+
+interface World {
+	readonly api: TestApiServer;
+	readonly podUid: string;
+	/** Names of VMs that there are. */
+	readonly vms: string[];
+	readonly start: (options?: Partial<PeerPodsOptions>) => PeerPods;
+}
+
+async function world(t: ExecutionContext, kinds = [peerPodKind]): Promise<World> {
+	const {api} = await testCluster(t);
+	api.define(...kinds);
+	const {metadata: {uid: podUid}} = api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
+	const vms: string[] = [];
+	return {
+		api, podUid, vms,
+		start(options = {}) {
+			const client = clientOf(api);
+			const peerPods = new PeerPods({
+				client, node: 'worker-0', cluster: 'east', vmNames: async () => vms, log: silentLogger, retryMs: [1, 5], lookAgainMs: 5, ...options,
+			});
+			t.teardown(async () => {
+				await peerPods[Symbol.asyncDispose]();
+				client[Symbol.dispose]();
+			});
+			return peerPods;
+		},
+	};
+}
+
+test('a claim is on record when it resolves: owned by the pod, held by the finalizer, naming the VM', async t => {
+	const {api, podUid, start} = await world(t);
+	await start().claim(vm, unconditional);
+	const peerPod = found(api);
+	t.deepEqual(at(peerPod, 'spec'), {cloudProvider: 'libvirt', instanceID: 'podvm-nginx-1a2b3c4d'});
+	t.deepEqual(listAt(peerPod, 'metadata', 'finalizers'), ['peer.pod/finalizer']);
+	t.deepEqual(listAt(peerPod, 'metadata', 'ownerReferences'), [
+		{apiVersion: 'v1', kind: 'Pod', name: 'nginx', uid: podUid, controller: true, blockOwnerDeletion: true},
+	]);
+	t.is(textAt(peerPod, 'metadata', 'annotations', 'kata.peerpods.io/node'), 'worker-0');
+});
+
+test('the VM is gone: so is the object', async t => {
+	const {api, start} = await world(t);
+	const peerPods = start();
+	await peerPods.claim(vm, unconditional);
+	peerPods.disclaim(vm);
+	await api.until(() => found(api) === undefined);
+	t.is(api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'get').length, 0);
+});
+
+test('it stays while the VM does, though the pod is gone, and goes with the VM', async t => {
+	const {api, start} = await world(t);
+	const peerPods = start();
+	await peerPods.claim(vm, unconditional);
+	api.delete('pods', 'nginx', 'default');
+	await api.until(() => at(found(api), 'metadata', 'deletionTimestamp') !== undefined);
+	peerPods.disclaim(vm);
+	await api.until(() => found(api) === undefined);
+	t.pass();
+});
+
+test('the finalizers of others stay, and so does what they hold', async t => {
+	const {api, start} = await world(t);
+	const peerPods = start();
+	await peerPods.claim(vm, unconditional);
+	api.put('peerpods', {metadata: {name: vm.instanceName, namespace: 'default', finalizers: ['example.com/audit', peerPodFinalizer]}});
+	peerPods.disclaim(vm);
+	const peerPod = await api.until(() => at(found(api), 'metadata', 'deletionTimestamp') !== undefined && found(api));
+	t.deepEqual(listAt(peerPod, 'metadata', 'finalizers'), ['example.com/audit']);
+});
+
+test('after a restart the claim is the one that there was', async t => {
+	const {api, start} = await world(t);
+	const before = start();
+	await before.claim(vm, unconditional);
+	const {uid} = found(api)?.metadata ?? {};
+	await before[Symbol.asyncDispose]();
+	const after = start();
+	await after.claim(vm, unconditional);
+	t.is(found(api)?.metadata.uid, uid);
+	after.disclaim(vm);
+	await api.until(() => found(api) === undefined);
+});
+
+test('an API server that is away makes no pod wait for long, and learns of the claim when it is back', async t => {
+	const {api, start} = await world(t);
+	const log = recordingLog();
+	const peerPods = start({patienceMs: 20, log});
+	using away = api.fault(() => 'drop');
+	await peerPods.claim(vm, unconditional);
+	t.is(found(api), undefined);
+	away[Symbol.dispose]();
+	await api.until(() => found(api));
+	t.true(log.lines.some(({level, message}) => level === 'warn' && message.includes('goes on in the background')));
+});
+
+test('a claim that was withdrawn before it got through leaves nothing, whichever came first', async t => {
+	const {api, start} = await world(t);
+	const peerPods = start({patienceMs: 5});
+	{
+		using _ = api.fault(({plural}) => plural === 'peerpods' ? 'drop-after' : undefined);
+		await peerPods.claim(vm, unconditional);
+		await api.until(() => found(api));
+		peerPods.disclaim(vm);
+	}
+
+	await api.until(() => found(api) === undefined);
+	using _ = api.fault(({plural}) => plural === 'pods' ? 'silence' : undefined);
+	await peerPods.claim(vm, unconditional);
+	peerPods.disclaim(vm);
+	await peerPods[Symbol.asyncDispose]();
+	t.is(found(api), undefined);
+});
+
+test('the wait ends with its signal', async t => {
+	const {api, start} = await world(t);
+	using _ = api.fault(() => 'silence');
+	const caller = new AbortController();
+	const claim = start().claim(vm, caller.signal);
+	await api.until(() => api.calls.some(({plural}) => plural === 'pods'));
+	const reason = new Error('stopped');
+	caller.abort(reason);
+	t.is(await t.throwsAsync(claim), reason);
+});
+
+test('a cluster without PeerPods costs one line, and no waiting; when they come, what runs is announced', async t => {
+	const {api, start} = await world(t, []);
+	const log = recordingLog();
+	const peerPods = start({log, patienceMs: 60_000});
+	const other = {...vm, instanceName: 'podvm-nginx-99999999'};
+	await Promise.all([peerPods.claim(vm, unconditional), peerPods.claim(other, unconditional)]);
+	t.is(log.lines.filter(({level}) => level === 'warn').length, 1);
+	peerPods.disclaim(other);
+	api.define(peerPodKind);
+	await api.until(() => found(api));
+	t.is(found(api, other.instanceName), undefined);
+});
+
+test('who may not make PeerPods is told once, and does without', async t => {
+	const {api, start} = await world(t);
+	const log = recordingLog();
+	using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
+	const peerPods = start({log, patienceMs: 60_000});
+	await peerPods.claim(vm, unconditional);
+	await peerPods.claim({...vm, instanceName: 'podvm-nginx-99999999'}, unconditional);
+	t.is(log.lines.filter(({level}) => level === 'warn').length, 1);
+});
+
+test('with the existing adaptor\'s permissions the finalizer goes, and the object with its pod', async t => {
+	const {api, start} = await world(t);
+	using _ = api.fault(({plural, verb}) => plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined);
+	const peerPods = start();
+	await peerPods.claim(vm, unconditional);
+	peerPods.disclaim(vm);
+	await api.until(() => listAt(found(api), 'metadata', 'finalizers').length === 0);
+	api.delete('pods', 'nginx', 'default');
+	await api.until(() => found(api) === undefined);
+	t.pass();
+});
+
+test('a VM whose pod is gone, or was replaced by another of its name, is not announced', async t => {
+	const {api, podUid, start} = await world(t);
+	const peerPods = start();
+	await peerPods.claim({...vm, instanceName: 'podvm-a-11111111', pod: {name: 'gone', namespace: 'default'}}, unconditional);
+	await peerPods.claim({...vm, instanceName: 'podvm-b-22222222', pod: {...vm.pod, uid: 'of-an-earlier-one'}}, unconditional);
+	await peerPods.claim({...vm, pod: {...vm.pod, uid: podUid}}, unconditional);
+	t.deepEqual(api.list('peerpods').map(({metadata}) => metadata.name), [vm.instanceName]);
+});
+
+test('a static pod is known by the UID that the API server gave its mirror', async t => {
+	const {api, start} = await world(t);
+	const {metadata} = api.put('pods', {metadata: {name: 'static', namespace: 'default', annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'}}});
+	await start().claim({...vm, pod: {name: 'static', namespace: 'default', uid: 'of-the-kubelet'}}, unconditional);
+	t.is(textAt(listAt(found(api), 'metadata', 'ownerReferences')[0], 'uid'), metadata.uid);
+});
+
+test('what an earlier run did not withdraw goes when there is no such VM, and nothing else does', async t => {
+	const {api, vms, start} = await world(t);
+	const earlier = start();
+	const elsewhere = start({node: 'worker-1'});
+	const otherCluster = start({cluster: 'west'});
+	const claimOn = async (peerPods: PeerPods, instanceName: string): Promise<void> => peerPods.claim({...vm, instanceName}, unconditional);
+	await claimOn(earlier, 'podvm-gone-00000001');
+	await claimOn(earlier, 'podvm-runs-00000002');
+	await claimOn(elsewhere, 'podvm-elsewhere-00000003');
+	await claimOn(otherCluster, 'podvm-west-00000004');
+	await earlier[Symbol.asyncDispose]();
+	vms.push('podvm-runs-00000002');
+	const young = start({compareMs: 1});
+	await api.until(() => api.calls.filter(({verb}) => verb === 'list').length > 6);
+	await young[Symbol.asyncDispose]();
+	t.is(api.list('peerpods').length, 4);
+	const later = start({compareMs: 1, now: () => Date.now() + 3_600_000});
+	await claimOn(later, 'podvm-starts-00000005');
+	await api.until(() => found(api, 'podvm-gone-00000001') === undefined);
+	t.deepEqual(api.list('peerpods').map(({metadata}) => metadata.name), [
+		'podvm-elsewhere-00000003', 'podvm-runs-00000002', 'podvm-starts-00000005', 'podvm-west-00000004',
+	]);
+});
