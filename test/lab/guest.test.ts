@@ -34,7 +34,7 @@ const network: PodNetwork = {
 
 function configuration({server, client}: GuestIdentity): GuestFile[] {
 	return guestFiles({
-		pod: {name: 'web', namespace: 'default'}, network,
+		pod: {name: 'web', namespace: 'default'}, network, initdata: {content: 'H4sI', digest: 'sha256:00'}, hasScratchSpace: true,
 		tls: {serverKey: server.key, serverCert: server.cert, clientCa: client.cert, minVersion: 'VersionTLS12', cipherSuites: ['TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384']},
 	});
 }
@@ -74,9 +74,8 @@ test('commands run in the guest: it is an s390x machine with the instance\'s nam
 test('cloud-init files are written as they were sent, for root only', async t => {
 	const client = await agent();
 	const id = await runningContainer(client);
-	const expected = configuration(identity);
-	for (const [index, path] of forwarderConfigPaths.entries()) {
-		t.like(await runCommand(client, id, ['cat', path], signal), {exitCode: 0, stdout: expected[index]?.content.reveal()});
+	for (const {path, content} of configuration(identity)) {
+		t.like(await runCommand(client, id, ['cat', path], signal), {exitCode: 0, stdout: content.reveal()}, path);
 	}
 
 	t.like(await runCommand(client, id, ['stat', '-c', '%a', forwarderConfigPaths[0]], signal), {stdout: '600\n'});
