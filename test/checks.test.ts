@@ -1,0 +1,153 @@
+/** The list as the command and the daemon run it, over real ssh to a real libvirtd (its test driver), and what becomes of it when those are not as they should be. */
+import {execFile} from 'node:child_process';
+import {once} from 'node:events';
+import {appendFile, writeFile} from 'node:fs/promises';
+import {createServer, type AddressInfo, type Socket} from 'node:net';
+import {promisify} from 'node:util';
+import test, {type ExecutionContext} from 'ava';
+import {runChecks, type CheckResult} from '../src/check/run-checks.ts';
+import {composeChecks} from '../src/checks.ts';
+import {loadConfig} from '../src/config.ts';
+import {openPipe} from '../src/libvirt/open-pipe.ts';
+import {LibvirtSession} from '../src/libvirt/session.ts';
+import {silentLogger} from '../src/log.ts';
+import {createNetworkProbe} from '../src/network/probe.ts';
+import {directoryOf} from './support/directory.ts';
+import {startTestLibvirtd, type TestLibvirtd} from './support/libvirtd.ts';
+import {startSshd, type Sshd} from './support/sshd.ts';
+
+const never = new AbortController().signal;
+const stack = new AsyncDisposableStack();
+let sshd: Sshd;
+let other: Sshd;
+
+test.before(async () => {
+	[sshd, other] = await Promise.all([startSshd({hostKeys: ['ed25519']}), startSshd({hostKeys: ['ed25519']})]);
+	stack.use(sshd);
+	stack.use(other);
+	await writeFile(`${sshd.directory}/known_hosts`, await sshd.knownHostsLine('ed25519'));
+});
+test.after.always(async () => stack.disposeAsync());
+
+async function libvirtdOf(t: ExecutionContext): Promise<TestLibvirtd> {
+	const libvirtd = await startTestLibvirtd();
+	t.teardown(async () => libvirtd[Symbol.asyncDispose]());
+	return libvirtd;
+}
+
+interface Way {
+	readonly port?: number;
+	readonly key?: string;
+	readonly knownHosts?: string;
+	readonly socket: string;
+}
+
+function uriOf({port = sshd.port, key = sshd.userKey, knownHosts = `${sshd.directory}/known_hosts`, socket}: Way): string {
+	return `test+ssh://root@127.0.0.1:${port}/default?socket=${socket}&keyfile=${key}&known_hosts=${knownHosts}`;
+}
+
+/** All findings by name; `prepare` comes when libvirt is connected, so that what it changes there lasts. */
+async function found(t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}, prepare?: () => Promise<void>): Promise<Readonly<Record<string, CheckResult>>> {
+	const directory = await directoryOf(t);
+	const config = loadConfig({CLUSTER_ID: 'test', NODE_NAME: 'worker-0', LIBVIRT_URI: uri, LIBVIRT_POOL: 'default-pool', LIBVIRT_MEMORY: '1', REMOTE_HYPERVISOR_ENDPOINT: `${directory}/h.sock`, PODS_DIR: `${directory}/pods`, ...env}, {hostname: 'h'});
+	const ssh = {home: '/nonexistent', user: 'root', agentSocket: undefined};
+	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
+	await using network = createNetworkProbe(config.vxlanPort);
+	if (prepare !== undefined) {
+		await session.connect(never);
+		await prepare();
+	}
+
+	using checks = composeChecks({config, session, network, ssh});
+	const results: CheckResult[] = [];
+	for await (const result of runChecks(checks.list, {checkTimeoutMs: 3000, totalTimeoutMs: 20_000}, never)) {
+		results.push(result);
+	}
+
+	return Object.fromEntries(results.map(result => [result.name, result]));
+}
+
+/** All that needs the host is skipped, and says why. */
+function onlySshFailed(t: ExecutionContext, results: Readonly<Record<string, CheckResult>>): void {
+	const ofHost = Object.values(results).filter(({subject, name}) => subject === 'host' && name !== 'ssh');
+	t.is(ofHost.length, 9);
+	t.true(ofHost.every(({status, text}) => status === 'skipped' && text === 'needs ssh, which failed'));
+	t.is(results['route']?.status, 'skipped');
+	t.is(results['pods-directory']?.status, 'ok');
+}
+
+test('a host that is as it should be, over ssh', async t => {
+	const {socketPath: socket} = await libvirtdOf(t);
+	const results = await found(t, uriOf({socket}));
+	t.like(results['ssh'], {status: 'ok'});
+	t.regex(results['ssh']?.text ?? '', /host key is verified/);
+	t.like(results['clock'], {status: 'ok'});
+	t.like(results['libvirt'], {status: 'warning'});
+	t.regex(results['libvirt']?.text ?? '', /socket .*libvirt-sock/);
+	t.like(results['guests'], {status: 'failure'});
+	t.like(results['base-volume'], {status: 'failure'});
+	t.regex(results['base-volume']?.text ?? '', /^Can't retrieve volume podvm-base\.qcow2/);
+});
+
+test('a host with another key than the one that is known', async t => {
+	const knownHosts = `${other.directory}/known_hosts`;
+	await appendFile(knownHosts, (await other.knownHostsLine('ed25519')).replace(String(other.port), String(sshd.port)));
+	const results = await found(t, uriOf({knownHosts, socket: '/none'}));
+	t.regex(results['ssh']?.text ?? '', /not the one that is known/);
+	t.regex(results['ssh']?.remedy ?? '', /ssh-keygen/);
+	onlySshFailed(t, results);
+});
+
+test('a host that does not take the key', async t => {
+	const results = await found(t, uriOf({key: other.userKey, socket: '/none'}));
+	t.regex(results['ssh']?.text ?? '', /did not let user root in/);
+	t.regex(results['ssh']?.remedy ?? '', /authorized_keys/);
+	onlySshFailed(t, results);
+});
+
+test('a host that takes the connection and says nothing is given up on when its time is over', async t => {
+	const connections = new Set<Socket>();
+	const silent = createServer(socket => connections.add(socket)).listen(0, '127.0.0.1');
+	t.teardown(() => {
+		silent.close();
+		connections.forEach(socket => socket.destroy());
+	});
+	await once(silent, 'listening');
+	const startedAt = performance.now();
+	const results = await found(t, uriOf({port: (silent.address() as AddressInfo).port, socket: '/none'}));
+	t.true(performance.now() - startedAt < 15_000);
+	t.is(results['ssh']?.text, 'Timed out after 3000 ms waiting for ssh');
+	t.regex(results['ssh']?.remedy ?? '', /firewalls/);
+	onlySshFailed(t, results);
+	t.is(connections.size, 1);
+});
+
+test('a host without libvirt', async t => {
+	const results = await found(t, uriOf({socket: '/run/libvirt/none'}));
+	t.is(results['ssh']?.status, 'ok');
+	t.is(results['libvirt']?.status, 'failure');
+	t.regex(results['libvirt']?.remedy ?? '', /libvirtd/);
+	t.is(results['pool']?.text, 'needs libvirt, which failed');
+});
+
+test('a pool and a network that are not active', async t => {
+	const {socketPath: socket} = await libvirtdOf(t);
+	const results = await found(t, uriOf({socket}), {}, async () => {
+		await promisify(execFile)('virsh', ['-c', `test+unix:///default?socket=${socket}`, 'pool-destroy default-pool; net-destroy default']);
+	});
+	t.like(results['pool'], {status: 'failure'});
+	t.regex(results['pool']?.text ?? '', /it is not active/);
+	t.like(results['network'], {status: 'failure'});
+	t.regex(results['network']?.remedy ?? '', /virsh net-start default/);
+	t.is(results['disk']?.text, 'needs pool, which failed');
+	t.is(results['route']?.text, 'needs network, which failed');
+});
+
+test('memory and space are asked for as many VMs as may still come', async t => {
+	const {socketPath: socket} = await libvirtdOf(t);
+	const disk = async (env: Readonly<Record<string, string>>): Promise<string | undefined> => (await found(t, uriOf({socket}), env))['disk']?.status;
+	// The test driver's pool has 100 GiB.
+	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100'}), 'ok');
+	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '2'}), 'warning');
+	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '0'}), 'ok');
+});
