@@ -1,17 +1,29 @@
-/** Every variable in deploy/ is one that the code knows, with a value that it takes, and to some effect. */
+/** Every variable and command line in deploy/ is one that the code knows, with values that it takes, and to some effect. */
+import {once} from 'node:events';
+import {createServer, type AddressInfo} from 'node:net';
 import test from 'ava';
 import type {Container} from 'kubernetes-types/core/v1.js';
-import {ConfigError, loadConfig} from '../../src/config.ts';
+import {parseArguments} from '../../src/cli/arguments.ts';
+import {commands, type CommandDescription} from '../../src/cli/commands.ts';
+import {ConfigError, loadConfig, loadSettings} from '../../src/config.ts';
+import {serveProbes} from '../../src/health/probes.ts';
 import {Secret} from '../../src/log.ts';
 import {settings, type Setting} from '../../src/settings.ts';
-import {build, containersOf, samples, workloads, type Manifest} from './manifests.ts';
+import {recordingLog} from '../support/recording-log.ts';
+import {build, containersOf, overlays, samples, workloads, type Manifest} from './manifests.ts';
 import {nameOf} from './types.ts';
 
 type Environment = Readonly<Record<string, string>>;
 
 const serviceAccountToken = new Secret(['e30', Buffer.from(JSON.stringify({'kubernetes.io': {serviceaccount: {uid: 'uid'}}})).toString('base64url'), 's'].join('.'));
 const host = {hostname: 'worker-0', serviceAccountToken};
-const known = new Map(Object.values<Setting>(settings).map(setting => [setting.env, setting]));
+const table: Readonly<Record<string, CommandDescription>> = commands;
+/** Those of all commands: peer-pods-cm is for several. */
+const known = new Map(Object.values(table).flatMap(({settings: own = {}}) => namesOf(Object.values(own))));
+
+function namesOf(own: readonly Setting[]): Array<[name: string, setting: Setting]> {
+	return own.flatMap(setting => [setting.env, ...setting.alias === undefined ? [] : [setting.alias]].map((name): [string, Setting] => [name, setting]));
+}
 
 /** As kubelet makes it: envFrom in order, the later wins, then env. What the downward API gives is the field's path. */
 function environmentOf({envFrom = [], env = []}: Container, manifests: readonly Manifest[]): Environment {
@@ -32,34 +44,60 @@ async function daemon(): Promise<Container> {
 	return container;
 }
 
-/** What is wrong with an environment, one line each. */
-function complaints(env: Environment): readonly string[] {
+/** What is wrong with the command line and the environment, one line each. */
+function complaints({command = [], args = [], env: own = []}: Container, {HOME: _, ...env}: Environment): readonly string[] {
+	// The image's entrypoint is for the daemon.
+	const words = command[0] === '/usr/local/bin/entrypoint.sh' ? ['libvirt', ...args] : [...command.slice(1), ...args];
 	try {
+		const parsed = parseArguments(words);
+		const {settings: ofCommand = {}} = table[parsed.command] ?? {};
+		if (!('flags' in parsed)) {
+			return [`${words.join(' ')} serves nothing`];
+		}
+
+		const warnings = parsed.command === 'libvirt' ? loadConfig(env, host, parsed.flags).warnings : [];
+		loadSettings(ofCommand, env, host, parsed.flags);
+		const read = new Map(namesOf(Object.values(ofCommand)));
 		return [
 			...Object.keys(env).filter(name => !known.has(name)).map(name => `${name} is no setting`),
+			...own.map(({name}) => name).filter(name => name !== 'HOME' && !read.has(name)).map(name => `${name} is not read by ${parsed.command}`),
 			// What is announced and not in effect yet is no mistake of a manifest.
-			...loadConfig(env, host).warnings.filter(({name}) => known.get(name)?.isPending !== true).map(({name, reason}) => `${name}: ${reason}`),
+			...warnings.filter(({name}) => known.get(name)?.isPending !== true).map(({name, reason}) => `${name}: ${reason}`),
 		];
 	} catch (error) {
 		if (error instanceof ConfigError) {
 			return error.problems.map(({name, text}) => `${name} ${text}`);
 		}
 
-		throw error;
+		return [String(error)];
 	}
 }
 
-test('the daemon with the sample config map and secret starts without a complaint or a warning, and has what they say', async t => {
+for (const overlay of overlays.filter(name => name !== 'operator')) {
+	test(`overlay ${overlay}: with the samples, every container starts without a complaint or a warning`, async t => {
+		const containers = workloads(await build(`overlays/${overlay}`)).flatMap(containersOf);
+		t.true(containers.length > 0);
+		for (const container of containers) {
+			t.regex(container.command?.[0] ?? '', /^\/usr\/local\/bin\/(?:entrypoint\.sh|cloud-api-adaptor)$/v);
+			t.deepEqual(complaints(container, environmentOf(container, samples())), [], container.name);
+		}
+	});
+}
+
+test('the daemon has what the sample config map and secret say', async t => {
 	const env = environmentOf(await daemon(), samples());
-	t.deepEqual(complaints(env), []);
 	t.like(loadConfig(env, host), {clusterId: 'my-cluster', nodeName: 'spec.nodeName', vxlanPort: 9000, limitPerNode: 10, maxVcpus: 16, libvirtUri: {transport: 'ssh', host: 'kvm.example.com'}});
 });
 
-test('variables that nothing reads, values that cannot be understood and settings without effect are found', async t => {
-	const env = environmentOf(await daemon(), samples());
-	t.deepEqual(complaints({...env, LIBVIRT_IMAGE_ID: 'x'}), ['LIBVIRT_IMAGE_ID is no setting']);
-	t.regex(complaints({...env, LIBVIRT_CPU: '2 CPUs'}).join('\n'), /^LIBVIRT_CPU/v);
-	t.regex(complaints({...env, LIBVIRT_DIR_NAME: '/var/lib/libvirt/images'}).join('\n'), /LIBVIRT_DIR_NAME: has no effect/v);
+test('variables that nothing reads, values that cannot be understood, settings without effect and wrong command lines are found', async t => {
+	const container = await daemon();
+	const env = environmentOf(container, samples());
+	t.deepEqual(complaints(container, {...env, LIBVIRT_IMAGE: 'x'}), ['LIBVIRT_IMAGE is no setting']);
+	t.regex(complaints(container, {...env, LIBVIRT_CPU: '2 CPUs'}).join('\n'), /^LIBVIRT_CPU/v);
+	t.regex(complaints(container, {...env, LIBVIRT_EFI_FIRMWARE: '/edk2'}).join('\n'), /LIBVIRT_EFI_FIRMWARE: has no effect/v);
+	t.regex(complaints({...container, args: ['-cpus=2']}, env).join('\n'), /no flag -cpus/v);
+	t.regex(complaints({...container, command: ['/usr/local/bin/cloud-api-adaptor'], args: ['web-hook']}, env).join('\n'), /no command "web-hook"/v);
+	t.deepEqual(complaints({...container, command: ['/usr/local/bin/cloud-api-adaptor'], args: ['webhook'], env: [{name: 'LIBVIRT_POOL', value: 'x'}]}, {}), ['LIBVIRT_POOL is not read by webhook']);
 });
 
 test('what the daemon keeps, and what it is given as files, is where its defaults look for it', async t => {
@@ -71,5 +109,23 @@ test('what the daemon keeps, and what it is given as files, is where its default
 
 	for (const {example = ''} of [settings.caCertFile, settings.certFile, settings.certKeyFile]) {
 		t.true([...mounts].some(([mountPath, name]) => name === 'certificates' && example.startsWith(`${mountPath}/`)), example);
+	}
+});
+
+test('kubelet probes the daemon where it answers', async t => {
+	const {startupProbe, livenessProbe} = await daemon();
+	const blocker = createServer().listen(0, '127.0.0.1');
+	await once(blocker, 'listening');
+	const {port} = blocker.address() as AddressInfo;
+	const log = recordingLog();
+	await using _probes = serveProbes({port, log, retryMs: [1, 1]});
+	blocker.close();
+	while (!log.lines.some(({message}) => message === 'probes are served')) {
+		await new Promise(resolve => setImmediate(resolve));
+	}
+
+	for (const {host: address, path = '', port: where} of [startupProbe, livenessProbe].map(probe => probe?.httpGet ?? {port: 0})) {
+		t.deepEqual([address, where], ['127.0.0.1', loadConfig({}, host).probePort]);
+		t.is((await fetch(`http://127.0.0.1:${port}${path}`)).status, 200);
 	}
 });
