@@ -19,7 +19,6 @@ const others = new Set([
 	...samples().map(nameOf),
 	'Secret auth-json-secret',
 	'Secret certs-for-tls',
-	'Secret auth-json-secret',
 	// OpenShift's own.
 	'ClusterRole system:openshift:scc:privileged',
 	// Every namespace has it; with the operator it is the daemon's.
