@@ -76,7 +76,7 @@ function account(): {readonly home: string; readonly user: string} {
 }
 
 async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags' | 'operands'>): Promise<number> {
-	const command = await load[name]();
+	// Before anything is loaded: to a container's first process a signal without a listener never comes.
 	const stopping = new AbortController();
 	for (const signal of ['SIGTERM', 'SIGINT'] as const) {
 		process.on(signal, () => {
@@ -89,6 +89,7 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 	}
 
 	try {
+		const command = await load[name]();
 		return await command({
 			...given,
 			env: process.env,
