@@ -13,8 +13,8 @@ import {parse, TomlError} from 'smol-toml';
 import {AdaptorError, type ErrorWhere} from './errors.ts';
 import type {Initdata} from './sandbox/pod-request.ts';
 
-/** Several times what the annotations of a Kubernetes object may hold in all (256 KiB), and little enough to be read in a moment. */
-const maxBytes = 1_048_576;
+/** What the annotations of a Kubernetes object may hold in all. A document that was made to be slow to read takes a parser's time by its length. */
+const maxBytes = 262_144;
 const algorithms = ['sha256', 'sha384', 'sha512'] as const;
 const remedy = 'Give the TOML document, or what "gzip -c initdata.toml | base64 -w0" makes of it.';
 
