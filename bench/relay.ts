@@ -148,7 +148,7 @@ async function latency(path: string): Promise<number> {
 }
 
 async function measure(): Promise<void> {
-	const directory = await mkdtemp(join(tmpdir(), 'bench-relay-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-bench-relay-'));
 	const child = fork(import.meta.filename);
 	await using cleanup = new AsyncDisposableStack();
 	cleanup.defer(() => rm(directory, {recursive: true}));

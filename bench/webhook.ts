@@ -37,7 +37,7 @@ if (process.send === undefined) {
 }
 
 async function measure(): Promise<void> {
-	const directory = await mkdtemp(join(tmpdir(), 'bench-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-bench-'));
 	const child = fork(import.meta.filename, process.argv.slice(2));
 	try {
 		const issuer = await makeIssuer();

@@ -41,9 +41,9 @@ let printed: Promise<Printed>;
 
 test.before('Node.js for s390x, and our code for it', async t => {
 	t.timeout(600_000);
-	directory = await mkdtemp('/tmp/caa-');
+	directory = await mkdtemp('/tmp/caat-');
 	stack.defer(async () => rm(directory, {recursive: true, force: true}));
-	const build = await mkdtemp(join(tmpdir(), 'big-endian-'));
+	const build = await mkdtemp(join(tmpdir(), 'caat-big-endian-'));
 	stack.defer(async () => rm(build, {recursive: true, force: true}));
 	const [node] = await Promise.all([s390xNode(cacheDir, signal), emit(build)]);
 	s390x = program => [...node, '--import', join(build, 'test/big-endian/polyfill.js'), join(build, program)];

@@ -72,7 +72,7 @@ export class ChaosNode implements AsyncDisposable {
 	static async start({podsDirSize}: {readonly podsDirSize?: string} = {}): Promise<ChaosNode> {
 		await using undo = new AsyncDisposableStack();
 		// Short: sockets are in it.
-		const directory = await mkdtemp('/tmp/caa-');
+		const directory = await mkdtemp('/tmp/caat-');
 		undo.defer(async () => rm(directory, {recursive: true, force: true}));
 		const decide: Decisions = {onCall: undefined, hasLeases: true, isFull: false};
 		const host = undo.use(await startKvmHost(directory, {

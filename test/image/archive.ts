@@ -9,7 +9,7 @@ export type Files = Readonly<Record<string, string | Buffer | null | {readonly l
 
 /** @param options of tar, e.g. `--format=pax` */
 export async function makeTar(files: Files, ...options: readonly string[]): Promise<Buffer> {
-	const root = await mkdtemp(join(tmpdir(), 'layer-'));
+	const root = await mkdtemp(join(tmpdir(), 'caat-layer-'));
 	try {
 		for (const [path, content] of Object.entries(files)) {
 			await mkdir(join(root, dirname(path)), {recursive: true});

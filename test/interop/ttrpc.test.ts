@@ -21,7 +21,7 @@ test.before('the reference implementation builds', async t => {
 
 /** A client of ours, connected to the reference server, and what kills that server. */
 async function referenceServer(t: ExecutionContext): Promise<{client: TtrpcClient; kill: () => void}> {
-	const directory = mkdtempSync(join(tmpdir(), 'ttrpc-go-'));
+	const directory = mkdtempSync(join(tmpdir(), 'caat-ttrpc-go-'));
 	const path = join(directory, 'socket');
 	const server = spawn(await referencePeer(), ['serve', path], {stdio: ['ignore', 'pipe', 'inherit']});
 	const exited = once(server, 'exit');

@@ -54,7 +54,7 @@ export class BareGuest implements AsyncDisposable {
 	}
 
 	static async boot(image: string, instanceName: string, files: readonly GuestFile[]): Promise<BareGuest> {
-		const directory = await mkdtemp(join(tmpdir(), 'guest-'));
+		const directory = await mkdtemp(join(tmpdir(), 'caat-guest-'));
 		const cidata = join(directory, 'cidata.iso');
 		await writeFile(cidata, cidataIso(instanceName, files, new Date()));
 		const port = await freePort();

@@ -37,7 +37,7 @@ const layouts: readonly ToStringOptions[] = [
 ];
 
 test('the guest reads what the adaptor\'s writer writes, and what a YAML library writes in any of its styles', async t => {
-	const directory = await mkdtemp(join(tmpdir(), 'cloud-config-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-cloud-config-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const seed = Math.floor(Math.random() * 2 ** 31);
 	const cases = [

@@ -1,7 +1,7 @@
 import test from 'ava';
-import {mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile} from 'node:fs/promises';
+import {mkdir, mkdtemp, readdir, readFile, rm, symlink, utimes, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
-import {join} from 'node:path';
+import {basename, join} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {AdaptorError} from '../../src/errors.ts';
 import {run} from './command.ts';
@@ -14,7 +14,7 @@ const shared = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 /** A cache of its own that has the packages and the Go compiler's results already. */
 async function warmCache(): Promise<string> {
 	await buildGuestImage({cacheDir: shared}, signal);
-	const cache = await mkdtemp(join(tmpdir(), 'image-'));
+	const cache = await mkdtemp(join(tmpdir(), 'caat-image-'));
 	const parts = await readFile(join(shared, 'parts'), 'utf8');
 	await Promise.all([
 		writeFile(join(cache, 'parts'), parts), symlink(join(shared, parts), join(cache, parts)), symlink(join(shared, 'go'), join(cache, 'go')),
@@ -41,6 +41,20 @@ test('a second build does nothing; another recipe makes another image', async t 
 	t.is((await images(cacheDir)).length, 3);
 	const {format} = JSON.parse((await run('qemu-img', ['info', '--output=json', first], {}, signal)).toString()) as {format: string};
 	t.is(format, 'qcow2');
+});
+
+test('of the images that were built those that were used last are kept', async t => {
+	const cacheDir = await warmCache();
+	t.teardown(async () => rm(cacheDir, {recursive: true}));
+	const first = await buildGuestImage({cacheDir}, signal);
+	const old = Array.from({length: 15}, (_, index) => join(cacheDir, `guest-${String(index).padStart(16, '0')}.qcow2`));
+	for (const [index, path] of old.entries()) {
+		await writeFile(path, '');
+		await utimes(path, index, index);
+	}
+
+	const next = await buildGuestImage({cacheDir, bootOptions: ['caa.lab=slow']}, signal);
+	t.deepEqual(await images(cacheDir), [...old.slice(5), first, next].map(path => basename(path)).sort());
 });
 
 test('two builds at once end with one image', async t => {

@@ -6,7 +6,7 @@
 import {spawn} from 'node:child_process';
 import {createHash} from 'node:crypto';
 import {once} from 'node:events';
-import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile} from 'node:fs/promises';
+import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat, utimes, writeFile} from 'node:fs/promises';
 import {basename, join, resolve} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {AdaptorError, toError} from '../../src/errors.ts';
@@ -31,6 +31,8 @@ type Recipe = Required<Pick<GuestImageOptions, 'bootOptions' | 'files'>>;
 const guestDirectory = fileURLToPath(new URL('guest/', import.meta.url));
 const builders = ['image.ts', 'zipl.ts', 'newc.ts'].map(name => fileURLToPath(new URL(name, import.meta.url)));
 const go = '/usr/lib/go/bin/go';
+/** Twice what all tests use together. */
+const keptImages = 12;
 
 /** Of those in Debian's busybox-static, what tests and curious people run. */
 const applets = [
@@ -48,7 +50,7 @@ export async function buildGuestImage({cacheDir, steps = silent, bootOptions = [
 	const recipe: Recipe = {bootOptions, files};
 	const known = await unpackedParts(cache);
 	const built = known === undefined ? undefined : await imagePath(cache, known, recipe);
-	if (built !== undefined && await exists(built)) {
+	if (built !== undefined && await isUsed(built)) {
 		return built;
 	}
 
@@ -59,8 +61,9 @@ export async function buildGuestImage({cacheDir, steps = silent, bootOptions = [
 	try {
 		const parts = await unpackedParts(cache) ?? await fetchParts(cache, scratch, steps, signal);
 		const path = await imagePath(cache, parts, recipe);
-		if (!await exists(path)) {
+		if (!await isUsed(path)) {
 			await rename(await build(parts, recipe, {cache, scratch, steps}, signal), path);
+			await removeOldImages(cache);
 		}
 
 		return path;
@@ -142,8 +145,17 @@ async function removeLeftovers(cache: string): Promise<void> {
 	await Promise.all(leftovers.map(async name => rm(join(cache, name), {recursive: true, force: true, maxRetries: 5})));
 }
 
-async function exists(path: string): Promise<boolean> {
-	return stat(path).then(() => true, () => false);
+/** Every change of the agent's sources makes new ones: all but those that were used last go. Only who holds the lock removes them. */
+async function removeOldImages(cache: string): Promise<void> {
+	const images = (await readdir(cache)).filter(name => /^guest-[\da-f]{16}\.qcow2$/v.test(name)).map(name => join(cache, name));
+	const aged = await Promise.all(images.map(async path => ({path, usedMs: (await stat(path)).mtimeMs})));
+	await Promise.all(aged.toSorted((one, other) => other.usedMs - one.usedMs).slice(keptImages).map(async ({path}) => rm(path, {force: true})));
+}
+
+/** Whether there is one; it is marked as used then. */
+async function isUsed(path: string): Promise<boolean> {
+	const now = new Date();
+	return utimes(path, now, now).then(() => true, () => false);
 }
 
 /** Holds a lock that the kernel lets go of when this process dies, however it dies: the holder reads from a pipe of ours. */

@@ -6,7 +6,7 @@ import {run} from './command.ts';
 import {fileType, newcArchive} from './newc.ts';
 
 test('cpio unpacks what was packed: files of every length modulo four, empty ones, directories, links, modes', async t => {
-	const directory = await mkdtemp(join(tmpdir(), 'newc-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-newc-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const lengths = [0, 1, 2, 3, 4, 5, 4095, 4096];
 	await run('cpio', ['-i', '--quiet', '-D', directory], {

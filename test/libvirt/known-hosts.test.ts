@@ -87,7 +87,7 @@ test('the types known for a host are those at its port, or else at port 22', t =
 });
 
 test('keys, hashed hosts and fingerprints are those of ssh-keygen', async t => {
-	const directory = await mkdtemp(`${tmpdir()}/known-hosts-`);
+	const directory = await mkdtemp(`${tmpdir()}/caat-known-hosts-`);
 	t.teardown(async () => rm(directory, {recursive: true}));
 	await run('ssh-keygen', ['-q', '-t', 'ecdsa', '-N', '', '-f', `${directory}/key`]);
 	const [type = '', base64 = ''] = (await readFile(`${directory}/key.pub`, 'utf8')).split(' ');

@@ -130,7 +130,7 @@ export interface ScriptedDaemon extends AsyncDisposable {
 }
 
 export async function startScriptedDaemon(options: ScriptedDaemonOptions = {}): Promise<ScriptedDaemon> {
-	const directory = await mkdtemp(`${tmpdir()}/lv-script-`);
+	const directory = await mkdtemp(`${tmpdir()}/caat-lv-script-`);
 	const path = `${directory}/socket`;
 	const peers = new Queue<Peer>();
 	const sockets = new Set<Socket>();

@@ -12,7 +12,7 @@ function uriOf(path: string): UnixUri {
 }
 
 async function temporaryDirectory(t: ExecutionContext): Promise<string> {
-	const directory = await mkdtemp(`${tmpdir()}/unix-pipe-`);
+	const directory = await mkdtemp(`${tmpdir()}/caat-unix-pipe-`);
 	t.teardown(async () => rm(directory, {recursive: true}));
 	return directory;
 }

@@ -127,7 +127,7 @@ test('two daemons at once, even with the same guesses, reserve different VNIs', 
 test('a reservation that is given up leaves nothing, not even when the kernel had made it', async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
-	const directory = await mkdtemp(join(tmpdir(), 'caa-network-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	// Tells when the device is made, and then does not end.
 	await writeFile(join(directory, 'ip'), `#!/bin/sh
@@ -155,7 +155,7 @@ case $* in "link add vxlan1"*) : >${directory}/made; exec sleep 60;; esac
 test('a reservation whose program is killed after its work leaves nothing', async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
-	const directory = await mkdtemp(join(tmpdir(), 'caa-network-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	await writeFile(join(directory, 'ip'), `#!/bin/sh
 /sbin/ip "$@" || exit
@@ -248,7 +248,7 @@ test('the worker\'s address is HOST_INTERFACE\'s when set, else the one towards 
 
 test('inspecting takes one process, reserving one more, attaching three, releasing at most three', async t => {
 	await using world = await World.create();
-	const directory = await mkdtemp(join(tmpdir(), 'caa-network-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const log = join(directory, 'script');
 	await writeFile(log, '');

@@ -65,7 +65,7 @@ test('half a surrogate pair is refused by its path and without its content', t =
 });
 
 test('the disk has the three files of NoCloud under its label', async t => {
-	const directory = await mkdtemp(join(tmpdir(), 'cidata-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-cidata-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const path = join(directory, 'cidata.iso');
 	const files = [{path: '/run/peerpod/apf.json', content: new Secret('{}')}];

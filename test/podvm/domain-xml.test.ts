@@ -32,7 +32,7 @@ async function fixture(name: string): Promise<string> {
 
 /** Fails when virt-xml-validate (Debian: libvirt-clients) is missing. */
 async function isValid(t: ExecutionContext, ...documents: readonly string[]): Promise<void> {
-	const directory = await mkdtemp(join(tmpdir(), 'domain-xml-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-domain-xml-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	await Promise.all(documents.map(async (document, index) => {
 		const path = join(directory, `${String(index)}.xml`);

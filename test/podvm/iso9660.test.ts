@@ -10,7 +10,7 @@ import {run} from './run.ts';
 const createdAt = new Date('2026-01-02T03:04:05.678Z');
 
 async function imageFile(t: ExecutionContext, files: readonly IsoFile[], label = 'cidata'): Promise<string> {
-	const directory = await mkdtemp(join(tmpdir(), 'iso9660-'));
+	const directory = await mkdtemp(join(tmpdir(), 'caat-iso9660-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const path = join(directory, 'image.iso');
 	await writeFile(path, isoImage({label, files, createdAt}));

@@ -82,7 +82,7 @@ export async function realHarness({files = {}, timings = {}}: RealHarnessOptions
 }
 
 export async function temporaryDirectory(): Promise<string> {
-	return mkdtemp(join(tmpdir(), 'relay-'));
+	return mkdtemp(join(tmpdir(), 'caat-relay-'));
 }
 
 export async function capturedLog(): Promise<{log: Awaited<ReturnType<typeof createLogger>>; lines: LogLine[]; text: () => string}> {

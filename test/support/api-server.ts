@@ -80,7 +80,7 @@ export class TestApiServer implements AsyncDisposable {
 		const server = createServer({cert, key: key.reveal()});
 		server.listen(0, 'localhost');
 		await once(server, 'listening');
-		const api = new TestApiServer(server, ca.cert, await mkdtemp(join(tmpdir(), 'service-account-')));
+		const api = new TestApiServer(server, ca.cert, await mkdtemp(join(tmpdir(), 'caat-service-account-')));
 		await Promise.all([
 			writeFile(join(api.accountDirectory, 'namespace'), api.namespace),
 			writeFile(join(api.accountDirectory, 'ca.crt'), ca.cert),

@@ -3,7 +3,7 @@ import {mkdtemp, rm} from 'node:fs/promises';
 import type {ExecutionContext} from 'ava';
 
 export async function directoryOf(t: ExecutionContext): Promise<string> {
-	const directory = await mkdtemp('/tmp/caa-');
+	const directory = await mkdtemp('/tmp/caat-');
 	t.teardown(async () => rm(directory, {recursive: true, force: true}));
 	return directory;
 }

@@ -37,7 +37,7 @@ export interface TestLibvirtdOptions {
 export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {}): Promise<TestLibvirtd> {
 	const asRoot = process.getuid?.() === 0;
 	const uid = asRoot ? nobody : process.getuid?.() ?? nobody;
-	const directory = await mkdtemp(`${tmpdir()}/lv-`);
+	const directory = await mkdtemp(`${tmpdir()}/caat-lv-`);
 	await using undo = new AsyncDisposableStack();
 	undo.defer(async () => rm(directory, {recursive: true, force: true}));
 	const socketPath = `${directory}/run/libvirt/libvirt-sock`;

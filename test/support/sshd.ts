@@ -48,7 +48,7 @@ export interface Sshd extends AsyncDisposable {
 
 /** Needs root, for the namespaces and because sshd is to log root in. */
 export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
-	const directory = await mkdtemp(`${tmpdir()}/sshd-`);
+	const directory = await mkdtemp(`${tmpdir()}/caat-sshd-`);
 	await using undo = new AsyncDisposableStack();
 	undo.defer(async () => rm(directory, {recursive: true, force: true}));
 	const runLibvirt = `${directory}/libvirt`;

@@ -42,7 +42,7 @@ export async function serve(
 	t: ExecutionContext, handlers: Readonly<Record<string, Handler>>, options: Partial<ServerOptions> = {},
 	accept: (server: TtrpcServer, socket: Socket) => void = (to, socket) => to.serve(socket),
 ): Promise<Peer> {
-	const directory = mkdtempSync(join(tmpdir(), 'ttrpc-'));
+	const directory = mkdtempSync(join(tmpdir(), 'caat-ttrpc-'));
 	const path = join(directory, 'socket');
 	const server = new TtrpcServer({toStatus, ...options});
 	server.register({definition: hypervisor, handlers});
