@@ -1,0 +1,106 @@
+/** Roles let their accounts do all that they do in the cluster, and nothing else: found by letting them do everything against an API server that asks the role. */
+import test from 'ava';
+import type {PolicyRule} from 'kubernetes-types/rbac/v1.js';
+import {writeConfigMap} from '../../src/kubernetes/config-map.ts';
+import {joinCluster} from '../../src/kubernetes/cluster.ts';
+import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
+import {textAt} from '../../src/kubernetes/fields.ts';
+import {silentLogger} from '../../src/log.ts';
+import {testCluster} from '../kubernetes/cluster.ts';
+import {peerPodConfigKind, peerPodKind, type ApiCall, type TestApiServer} from '../support/api-server.ts';
+import {build, ofKind, type Manifest} from './manifests.ts';
+import {namespace} from './relations.ts';
+
+type Role = Manifest & {rules: PolicyRule[]};
+
+/** `nodes/status patch`, with where and of which name it is a right. */
+interface Right {
+	readonly text: string;
+	readonly namespace: string | undefined;
+	readonly names: readonly string[] | undefined;
+}
+
+function rightsOf(roles: readonly Role[]): Right[] {
+	return roles.flatMap(({metadata, rules}) => rules.flatMap(({resources = [], verbs, resourceNames}) =>
+		resources.flatMap(resource => verbs.map(verb => ({text: `${resource} ${verb}`, namespace: metadata.namespace, names: resourceNames})))));
+}
+
+function textOf({plural, subresource, verb}: ApiCall): string {
+	return `${plural}${subresource === undefined ? '' : `/${subresource}`} ${verb}`;
+}
+
+/** Kubernetes, "Using RBAC Authorization". */
+function allows(right: Right, call: ApiCall): boolean {
+	return right.text === textOf(call)
+		&& (right.namespace === undefined || right.namespace === call.namespace)
+		&& (right.names === undefined || right.names.includes(call.name ?? ''));
+}
+
+/** From now on the API server asks the roles. */
+function authorize(api: TestApiServer, roles: readonly Role[]): {readonly refused: () => string[]; readonly unused: () => string[]} {
+	const rights = rightsOf(roles);
+	const used = new Set<Right>();
+	const refused = new Set<string>();
+	api.fault(call => {
+		const right = rights.find(each => allows(each, call));
+		if (right === undefined) {
+			refused.add(textOf(call));
+			return 'forbidden';
+		}
+
+		used.add(right);
+		return undefined;
+	});
+	return {refused: () => [...refused], unused: () => rights.filter(right => !used.has(right)).map(({text}) => text)};
+}
+
+test('the daemon needs every right of its role, and no other', async t => {
+	const {api, signal} = await testCluster(t);
+	const {refused, unused} = authorize(api, ofKind<Role>(await build('overlays/operator'), 'ClusterRole', 'Role'));
+	api.define(peerPodKind, peerPodConfigKind);
+	api.put('nodes', {metadata: {name: 'worker-0'}});
+	api.put('daemonsets', {metadata: {name: 'osc-caa-ds', namespace}});
+	api.put('peerpodconfigs', {metadata: {name: 'peerpodconfig-openshift', namespace}, spec: {limit: '5'}});
+	api.put('serviceaccounts', {metadata: {name: 'default', namespace: 'default'}, imagePullSecrets: [{name: 'pull'}]});
+	api.put('secrets', {metadata: {name: 'pull', namespace: 'default'}, type: 'kubernetes.io/dockerconfigjson', data: {'.dockerconfigjson': Buffer.from('{"auths": {"r.example": {"auth": "YTpi"}}}').toString('base64')}});
+	api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}, spec: {serviceAccountName: 'default'}});
+	const vm = {sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod: {name: 'nginx', namespace: 'default'}};
+	const event = {type: 'Warning', reason: 'Failed', message: 'no'} as const;
+
+	const cluster = await joinCluster({
+		server: api.address, serviceAccountDirectory: api.accountDirectory, node: 'worker-0', cluster: 'east', limitPerNode: 7, podUid: 'uid-1', daemonSet: 'osc-caa-ds', vmNames: async () => [], log: silentLogger,
+	});
+	const capacity = (): string | undefined => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource);
+	await api.until(() => capacity() === '5');
+	await cluster.claim(vm, signal);
+	// A finalizer of someone else's before ours: then the object has to be read first.
+	const [peerPod] = api.list('peerpods');
+	api.put('peerpods', {...peerPod, metadata: {...peerPod?.metadata, name: peerPod?.metadata.name ?? '', finalizers: ['another/finalizer', 'peer.pod/finalizer']}});
+	t.truthy(await cluster.pullCredentials(vm.pod, signal));
+	cluster.tell(vm.pod, event);
+	cluster.tell(vm.pod, event);
+	await api.until(() => api.calls.some(({plural, verb}) => plural === 'events' && verb === 'patch'));
+	cluster.disclaim(vm);
+	await api.until(() => api.calls.some(({plural, verb}) => plural === 'peerpods' && verb === 'delete'));
+	api.delete('daemonsets', 'osc-caa-ds', namespace);
+	await cluster[Symbol.asyncDispose]();
+	t.is(capacity(), undefined);
+
+	t.deepEqual(refused(), []);
+	t.deepEqual(unused(), [
+		// OpenShift's admission asks for it where a PeerPod is made that blocks its owner's deletion (OwnerReferencesPermissionEnforcement).
+		'pods/finalizers update',
+	]);
+});
+
+test('the Job that pushes the pod VM image may write to peer-pods-cm, and nothing else', async t => {
+	const {api, client, signal} = await testCluster(t);
+	const {refused, unused} = authorize(api, ofKind<Role>(await build('overlays/openshift-image'), 'Role'));
+	for (const name of ['peer-pods-cm', 'another']) {
+		api.put('configmaps', {metadata: {name, namespace}, data: {}});
+	}
+
+	await writeConfigMap(client, {namespace, name: 'peer-pods-cm'}, {LIBVIRT_VOL_NAME: 'new.qcow2'}, signal);
+	await t.throwsAsync(writeConfigMap(client, {namespace, name: 'another'}, {LIBVIRT_VOL_NAME: 'new.qcow2'}, signal));
+	t.deepEqual([refused(), unused()], [['configmaps patch'], []]);
+});
