@@ -27,7 +27,8 @@ export type SandboxState =
 	| {readonly name: 'creating'}
 	/** Of an earlier run: its record is known, what has become of it is not yet. */
 	| {readonly name: 'recovering'; readonly record: SandboxRecord}
-	| {readonly name: 'created'; readonly prepared: Prepared}
+	/** `isElsewhereToo`: taken up while the daemon before this one still ran, which may have a start of it waiting for its turn. */
+	| {readonly name: 'created'; readonly prepared: Prepared; readonly isElsewhereToo?: boolean}
 	/** Nothing is known of a VM yet, but there may be one. */
 	| {readonly name: 'starting'; readonly prepared: Prepared}
 	/** The VM runs; its agent cannot be reached yet. */
@@ -90,7 +91,7 @@ export function admitStart(state: SandboxState): Verdict {
 export function remainsOf(state: SandboxState): Remains {
 	switch (state.name) {
 		case 'created': {
-			return {network: state.prepared.network, mayHaveVm: false};
+			return {network: state.prepared.network, mayHaveVm: state.isElsewhereToo === true};
 		}
 
 		case 'starting':

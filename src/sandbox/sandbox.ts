@@ -128,24 +128,61 @@ export class Sandbox {
 	async recover(record: SandboxRecord, recovery: Recovery): Promise<void> {
 		this.#know(record.request);
 		this.#takeUp(record);
-		await this.#mailbox.post(async () => {
-			const pauses = backOff(...this.#world.removalRetryMs);
-			const isEnding = (): boolean => this.#end.signal.aborted;
-			while (!isEnding() && this.#state.name === 'recovering') {
-				try {
-					await this.#resume(this.#state.record, recovery);
-				} catch (error) {
-					if (!isEnding() && isLost(error)) {
-						this.#log.warn({err: error}, 'sandbox of an earlier run is lost and removed');
-						this.#setState({name: 'failed', reason: error, remains: await this.#unwind(remainsOnRecord(record))});
-					} else if (!isEnding()) {
-						// The host is away, perhaps: no reason to give a running pod up.
-						this.#log.warn({err: error}, 'sandbox of an earlier run not taken up yet, it is tried again');
-						await pause(pauses.next().value, this.#end.signal).catch(() => undefined);
-					}
+		await this.#mailbox.post(async () => this.#settle(recovery), unconditional);
+		await this.#followElsewhere(recovery);
+	}
+
+	/** With the mailbox held: tries to resume until it is settled. */
+	async #settle(recovery: Recovery): Promise<void> {
+		const pauses = backOff(...this.#world.removalRetryMs);
+		const isEnding = (): boolean => this.#end.signal.aborted;
+		while (!isEnding() && this.#state.name === 'recovering') {
+			try {
+				await this.#resume(this.#state.record, recovery);
+			} catch (error) {
+				if (!isEnding() && isLost(error)) {
+					this.#log.warn({err: error}, 'sandbox of an earlier run is lost and removed');
+					this.#setState({name: 'failed', reason: error, remains: await this.#unwind(remainsOf(this.#state))});
+				} else if (!isEnding()) {
+					// The host is away, perhaps: no reason to give a running pod up.
+					this.#log.warn({err: error}, 'sandbox of an earlier run not taken up yet, it is tried again');
+					await pause(pauses.next().value, this.#end.signal).catch(() => undefined);
 				}
 			}
-		}, unconditional);
+		}
+	}
+
+	/**
+	 * A start that waits for its turn in a daemon which this one overlaps with leaves no trace yet. Looks for one until that daemon must have
+	 * ended; what it has made of the sandbox is taken up then. Never throws.
+	 */
+	async #followElsewhere(recovery: Recovery): Promise<void> {
+		const {signal} = this.#end;
+		const state = this.#state;
+		if (state.name !== 'created' || state.isElsewhereToo !== true) {
+			return;
+		}
+
+		try {
+			for (let leftMs = await recovery.halfMadeGraceMs; leftMs > 0 && this.#state === state; leftMs -= lookAgainMs) {
+				await pause(Math.min(leftMs, lookAgainMs), signal);
+				const latest = await this.#onRecord();
+				if (latest?.state !== 'created') {
+					await this.#mailbox.post(async () => {
+						// Unless it was this daemon that started it.
+						if (this.#state === state) {
+							this.#takeUp(latest);
+							await this.#settle(recovery);
+						}
+					}, signal);
+					return;
+				}
+			}
+		} catch (error) {
+			if (!signal.aborted) {
+				this.#log.error({err: error}, 'what another daemon makes of the sandbox will go unnoticed');
+			}
+		}
 	}
 
 	/** One attempt. @throws what `isLost` tells apart */
@@ -175,7 +212,8 @@ export class Sandbox {
 				}
 
 				const tls = await this.#world.relays.issue(request.instanceName, signal);
-				this.#setState({name: 'created', prepared: {request, network, tls}});
+				const isElsewhereToo = await abortable(halfMadeGraceMs, signal) > 0;
+				this.#setState({name: 'created', prepared: {request, network, tls}, isElsewhereToo});
 				this.#log.info({vni: network.vxlanId}, 'sandbox of an earlier run taken up, not started yet');
 				return;
 			}
@@ -204,13 +242,8 @@ export class Sandbox {
 	async #isLeftAlone({state}: SandboxRecord, halfMadeGraceMs: Promise<number>): Promise<boolean> {
 		const {signal} = this.#end;
 		for (let leftMs = await abortable(halfMadeGraceMs, signal); ; leftMs -= lookAgainMs) {
-			const latest = (await this.#world.records.readAll()).find(({id}) => id === this.id);
-			if (latest === undefined) {
-				this.#setState({name: 'gone'});
-				return false;
-			}
-
-			if (latest.state !== state) {
+			const latest = await this.#onRecord();
+			if (latest?.state !== state) {
 				this.#takeUp(latest);
 				return false;
 			}
@@ -223,9 +256,14 @@ export class Sandbox {
 		}
 	}
 
-	#takeUp(record: SandboxRecord): void {
-		this.#recorded = record.state === 'creating' ? undefined : {id: this.id, request: record.request, network: record.network};
-		this.#setState({name: 'recovering', record});
+	/** @param record none: the daemon before this one has left nothing of it */
+	#takeUp(record: SandboxRecord | undefined): void {
+		this.#recorded = record === undefined || record.state === 'creating' ? undefined : {id: this.id, request: record.request, network: record.network};
+		this.#setState(record === undefined ? {name: 'gone'} : {name: 'recovering', record});
+	}
+
+	async #onRecord(): Promise<SandboxRecord | undefined> {
+		return (await this.#world.records.readAll()).find(({id}) => id === this.id);
 	}
 
 	async #serveAgain({request, network, vm, address}: SandboxRecord & {readonly state: 'running'}): Promise<void> {

@@ -244,6 +244,36 @@ test('a start that the daemon before is still at is left alone, and its sandbox 
 	t.is(after.relays.served.size, 1);
 });
 
+for (const stoppedAtOnce of [false, true]) {
+	test(`a start that waited in the daemon before, unseen, ${stoppedAtOnce ? 'can be stopped at once' : 'is served once it runs there'}`, async t => {
+		const go = Promise.withResolvers<undefined>();
+		const reached = Promise.withResolvers<undefined>();
+		const before = world(t, {
+			async before(call) {
+				if (call === 'podVms.start') {
+					reached.resolve(undefined);
+					await go.promise;
+				}
+			},
+		});
+		await before.registry.create(pod('a'), never);
+		const start = before.registry.start('a', never);
+		await reached.promise;
+		const after = await before.restart({halfMadeGraceMs: 60_000});
+		await logged(after, 'sandbox of an earlier run taken up, not started yet');
+		go.resolve(undefined);
+		await start;
+		if (!stoppedAtOnce) {
+			await logged(after, 'sandbox of an earlier run taken up');
+			t.deepEqual([...after.relays.served.keys()], [socket('a')]);
+			t.is((await after.podVms.list(never)).length, 1);
+		}
+
+		await after.registry.stop('a', never);
+		t.deepEqual(await after.left(), []);
+	});
+}
+
 test('a start that the daemon before brings to a bad end leaves no sandbox', async t => {
 	const fail = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
