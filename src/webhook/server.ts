@@ -147,20 +147,22 @@ async function answer(request: IncomingMessage, response: ServerResponse, policy
 
 /** @returns `undefined` when it is too long @throws when the connection ends before it does */
 async function readBody(request: IncomingMessage): Promise<Buffer | undefined> {
+	if (Number(request.headers['content-length'] ?? 0) > maxBodyBytes) {
+		return undefined;
+	}
+
 	const chunks: Buffer[] = [];
-	let bytes = Number(request.headers['content-length'] ?? 0) > maxBodyBytes ? Infinity : 0;
-	if (bytes <= maxBodyBytes) {
-		// Not destroyed when it is left: the refusal has to go out on the same socket.
-		for await (const chunk of request.iterator({destroyOnReturn: false}) as AsyncIterable<Buffer>) {
-			chunks.push(chunk);
-			bytes += chunk.length;
-			if (bytes > maxBodyBytes) {
-				break;
-			}
+	let bytes = 0;
+	// Not destroyed when it is left: the refusal has to go out on the same socket.
+	for await (const chunk of request.iterator({destroyOnReturn: false}) as AsyncIterable<Buffer>) {
+		chunks.push(chunk);
+		bytes += chunk.length;
+		if (bytes > maxBodyBytes) {
+			return undefined;
 		}
 	}
 
-	return bytes > maxBodyBytes ? undefined : Buffer.concat(chunks);
+	return Buffer.concat(chunks);
 }
 
 /** @throws AdaptorError 'invalid-argument' */

@@ -149,6 +149,14 @@ test('without a usable certificate, or with a port that is taken, it does not st
 	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: secret.directory, probePort: port})), {code: 'failed-precondition', where: {port}});
 });
 
+test('who offers HTTP/2, as the API server does, is answered with HTTP/1.1', async t => {
+	const {webhook, issuer} = await webhookOf(t);
+	const socket = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName, ALPNProtocols: ['h2', 'http/1.1']});
+	await once(socket, 'secureConnect');
+	t.is(socket.alpnProtocol, 'http/1.1');
+	socket.destroy();
+});
+
 test('TLS below the minimum is not spoken', async t => {
 	const {webhook, issuer} = await webhookOf(t, {tls: {minVersion: 'TLSv1.3'}});
 	const old = new Client(webhook.port, issuer.ca, {maxVersion: 'TLSv1.2'});
