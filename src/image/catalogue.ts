@@ -30,12 +30,12 @@ export interface Image {
 /** Disks of pod VMs, of whichever cluster, and of the existing adaptor's: nobody's base image. */
 const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
 
-/** Newest first. The name that stands for one of them is not an image of its own. */
+/** Newest first. Images are whole: overlays are disks of somebody's, or names. */
 export async function listImages({session, pool: poolName, name, now}: CatalogueOptions, signal: AbortSignal): Promise<readonly Image[]> {
 	const {pool} = await openPool(session, poolName, signal);
 	const holdings = await readHoldings(session, pool, signal);
 	const current = currentVersion(name, holdings.volumes);
-	const images = holdings.volumes.filter(volume => !podDisk.test(volume.name) && !isStandIn(volume)).map(async volume => ({
+	const images = holdings.volumes.filter(volume => volume === current || (volume.backingPath === undefined && !podDisk.test(volume.name))).map(async volume => ({
 		volume: volume.name,
 		format: volume.format,
 		size: volume.allocation,

@@ -76,7 +76,8 @@ export async function giveName(session: LibvirtStorage, pool: StoragePool, name:
 		await session.upload(volumeOf(pool.name, name), once(bytes), {offset: 0, length: bytes.length}, signal);
 	}
 
-	await untilSeen(session, pool, name, volume => volume.backingPath === version.path && volume.capacity === version.capacity, signal);
+	// libvirt makes volumes of whole KiB.
+	await untilSeen(session, pool, name, ({backingPath, capacity}) => backingPath === version.path && capacity >= version.capacity && capacity < version.capacity + 1024n, signal);
 }
 
 /**

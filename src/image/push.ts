@@ -15,7 +15,7 @@ import type {Logger} from '../log.ts';
 import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
 import {removeAbandoned} from './incomplete.ts';
 import {checkName, giveName, untilSeen} from './name.ts';
-import {thisPusher, writeNote} from './pusher.ts';
+import {thisPusher, writeNote, type Pusher} from './pusher.ts';
 import {readImageFormat, type ImageFormat} from './qcow2.ts';
 import type {ImageSource, OpenImage} from './source.ts';
 import {volumeXml} from './volume-xml.ts';
@@ -32,6 +32,8 @@ export interface PushOptions {
 	readonly onProgress: (progress: PushProgress) => void;
 	readonly log: Logger;
 	readonly clock?: () => Date;
+	/** Who the note on an incomplete volume names; this process if absent. */
+	readonly pusher?: Pusher;
 }
 
 export interface PushProgress {
@@ -121,8 +123,8 @@ async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigi
 }
 
 /** Writes all but the head, and reads it back. @returns the digest of the whole image */
-async function upload({session, pool, onProgress}: PushOptions, volume: string, head: Buffer, bytes: Bytes, size: bigint, signal: AbortSignal): Promise<string> {
-	const note = writeNote(await thisPusher());
+async function upload({session, pool, onProgress, pusher}: PushOptions, volume: string, head: Buffer, bytes: Bytes, size: bigint, signal: AbortSignal): Promise<string> {
+	const note = writeNote(pusher ?? await thisPusher());
 	const range = {offset: head.length, length: size - BigInt(head.length)};
 	const sent = createHash('sha256').update(head);
 	if (range.length === 0n) {

@@ -1,6 +1,6 @@
 /**
  * Volumes' bytes and consoles' output over an RPC connection, with back-pressure both ways.
- * Source: libvirt, src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL's REPLY both sides send STREAM
+ * Source: libvirt, src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL both sides send STREAM
  * packets with the CALL's serial: CONTINUE with data, CONTINUE without data for the end of a download, then OK from us, OK back.
  * ERROR without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe is
  * the only brake, and it stops everything else on that connection.
@@ -170,7 +170,10 @@ class DataStream {
 	}
 }
 
-/** What the daemon sends for one stream, from the REPLY on. */
+/**
+ * What the daemon sends for one stream. Its data may come before the REPLY: libvirtd starts to send from one thread while another still
+ * writes the REPLY (remoteDispatchStorageVolDownload adds the stream first; seen with 9.0.0 under load).
+ */
 class Inbox implements ExchangeHandler {
 	readonly #procedure: string;
 	readonly #connection: RpcConnection;
@@ -179,7 +182,8 @@ class Inbox implements ExchangeHandler {
 	readonly #over = Promise.withResolvers<undefined>();
 	readonly #backlog: Buffer[] = [];
 	#backlogBytes = 0;
-	#state: 'opening' | 'open' | 'ended' | 'over' = 'opening';
+	#state: 'open' | 'ended' | 'over' = 'open';
+	#hasReply = false;
 	#discards = false;
 	/** Set while a reader waits. */
 	#wake: ((value: undefined) => void) | undefined;
@@ -213,11 +217,13 @@ class Inbox implements ExchangeHandler {
 		if (packet.status === messageStatus.error) {
 			this.fail(this.#refusal(packet));
 		} else if (packet.type === messageType.reply) {
-			this.#state = 'open';
+			this.#hasReply = true;
 			this.#replied.resolve(undefined);
-		} else if (this.#state === 'opening') {
-			throw new PacketError(`data came before the reply to ${this.#procedure}`);
 		} else if (packet.status === messageStatus.ok) {
+			if (!this.#hasReply) {
+				throw new PacketError(`a stream was over before the reply to ${this.#procedure}`);
+			}
+
 			this.#state = 'over';
 			this.#over.resolve(undefined);
 		} else if (packet.body.length === 0) {
@@ -225,7 +231,8 @@ class Inbox implements ExchangeHandler {
 		} else if (!this.#discards) {
 			this.#backlog.push(packet.body);
 			this.#backlogBytes += packet.body.length;
-			if (this.#backlogBytes > backlogLimit) {
+			// The REPLY may be behind.
+			if (this.#hasReply && this.#backlogBytes > backlogLimit) {
 				this.#connection.pause();
 			}
 		}

@@ -4,9 +4,8 @@
  */
 import {execFile} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
-import {chown, mkdir, readdir, readFile} from 'node:fs/promises';
+import {chown, mkdir, readdir, readFile, rm, writeFile} from 'node:fs/promises';
 import {promisify} from 'node:util';
-import type {ExecutionContext} from 'ava';
 import {procedures, type StoragePool} from '../../src/libvirt/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
@@ -67,14 +66,12 @@ export async function startStorage(): Promise<Storage> {
 	};
 }
 
-/** A qcow2 image with random content, so that nothing is the same twice. */
-export async function makeQcow2(t: ExecutionContext, directory: string, megabytes: number, virtualSize = '3G'): Promise<{readonly path: string; readonly content: Buffer}> {
-	const path = `${directory}/image-${randomBytes(4).toString('hex')}.qcow2`;
-	await execute('qemu-img', ['create', '-q', '-f', 'qcow2', path, virtualSize]);
-	if (megabytes > 0) {
-		await execute('qemu-io', ['-f', 'qcow2', '-c', `write -q -P 0xa5 0 ${megabytes}M`, path]);
-	}
-
-	t.log(`image of ${megabytes} MiB`);
-	return {path, content: await readFile(path)};
+/** A qcow2 image of that many random bytes, for a guest's disk of `virtualSize`. */
+export async function makeQcow2(directory: string, bytes: number, virtualSize = '3G'): Promise<{readonly path: string; readonly content: Buffer}> {
+	const name = `${directory}/image-${randomBytes(4).toString('hex')}`;
+	await writeFile(`${name}.raw`, randomBytes(bytes));
+	await execute('truncate', ['-s', virtualSize, `${name}.raw`]);
+	await execute('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', `${name}.raw`, `${name}.qcow2`]);
+	await rm(`${name}.raw`);
+	return {path: `${name}.qcow2`, content: await readFile(`${name}.qcow2`)};
 }

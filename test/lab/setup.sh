@@ -25,6 +25,7 @@ cpio                                    reads it back
 genisoimage                             isoinfo, reads the cloud-init disk back
 libxml2-utils                           xmllint, validates domain XML
 netcat-openbsd                          nc, one of the ways to libvirt
+docker-registry                         a registry to push pod VM images from
 openssl                                 reads our certificates, makes an administrator'"'"'s own
 python3-yaml                            the YAML parser of cloud-init, as a judge of ours
 kubernetes-client                       kubectl, builds the manifests of deploy/

@@ -199,6 +199,21 @@ test('an upload is CALL, data with the same serial, OK, and waits for the OK of 
 	await upload;
 });
 
+test('data that overtakes the reply belongs to the download', async t => {
+	const {daemon, session} = await scripted(t);
+	const download = collect(session.download(somewhere, {}, patient));
+	const peer = await daemon.peers.next();
+	const call = await peer.received.next();
+	for (const data of ['first', 'second', '']) {
+		peer.send(call, messageType.stream, messageStatus.continue, Buffer.from(data));
+	}
+
+	peer.send(call, messageType.reply, messageStatus.ok, Buffer.alloc(0));
+	t.is((await peer.received.next()).status, messageStatus.ok);
+	peer.send(call, messageType.stream, messageStatus.ok, Buffer.alloc(0));
+	t.is((await download).toString(), 'firstsecond');
+});
+
 test('an abort is announced by ERROR, and what comes before its confirmation is dropped', async t => {
 	const stage = await scripted(t);
 	const abort = new AbortController();

@@ -1,0 +1,463 @@
+import {randomBytes} from 'node:crypto';
+import {existsSync} from 'node:fs';
+import {readdir, readFile, writeFile} from 'node:fs/promises';
+import {gzipSync, zstdCompressSync} from 'node:zlib';
+import test, {type ExecutionContext} from 'ava';
+import {AdaptorError} from '../../src/errors.ts';
+import {listImages, pruneImages, removeImage, useImage} from '../../src/image/catalogue.ts';
+import {pushImage, type PushedImage, type PushOptions} from '../../src/image/push.ts';
+import {parseImageReference} from '../../src/image/reference.ts';
+import {fileSource, registrySource, type ImageSource} from '../../src/image/source.ts';
+import type {LibvirtStorage} from '../../src/image/volumes.ts';
+import {procedures} from '../../src/libvirt/procedures.ts';
+import {silentLogger} from '../../src/log.ts';
+import {readBaseVolume} from '../../src/podvm/volumes.ts';
+import {directoryOf} from '../support/directory.ts';
+import {makeTar} from './archive.ts';
+import {run, start} from './command.ts';
+import {forward, pushImage as pushToRegistry, registryFor, serve, startRegistry, type TestRegistry} from './registry-server.ts';
+import {execute, makeQcow2, never, startStorage, type Storage, type TestPool} from './storage.ts';
+
+const name = 'podvm-base.qcow2';
+const hour = 3_600_000;
+/** Nobody's any more. */
+const deadPusher = {machine: '', pid: 2 ** 22, startedAt: '1'};
+
+let storage: Storage;
+let registry: TestRegistry;
+let image: {readonly path: string; readonly content: Buffer};
+/** Versions are a second apart by name; tests do not wait for that. */
+let now = Date.parse('2026-01-01T00:00:00Z');
+
+test.before(async () => {
+	[storage, registry] = await Promise.all([startStorage(), startRegistry()]);
+	image = await makeQcow2(storage.libvirtd.directory, 3_000_000);
+});
+
+test.after.always(async () => {
+	await registry[Symbol.asyncDispose]();
+	await storage[Symbol.asyncDispose]();
+});
+
+function optionsFor(pool: TestPool, more: Partial<PushOptions> = {}): PushOptions {
+	return {
+		session: storage.session, pool: pool.name, name, givesName: true, source: fileSource(image.path), onProgress: () => undefined, log: silentLogger,
+		clock: () => new Date(now += 1000), ...more,
+	};
+}
+
+async function push(pool: TestPool, more: Partial<PushOptions> = {}, signal = never): Promise<PushedImage> {
+	return pushImage(optionsFor(pool, more), signal);
+}
+
+function catalogueOf(pool: TestPool): Parameters<typeof listImages>[0] {
+	return {session: storage.session, pool: pool.name, name, now: new Date()};
+}
+
+function environmentFor(pool: Pick<TestPool, 'name'>): Readonly<Record<string, string>> {
+	return {LIBVIRT_URI: storage.uri, LIBVIRT_POOL: pool.name};
+}
+
+function source(content: Buffer, chunkBytes = 100_000, before: (at: number) => Promise<void> = async () => undefined): ImageSource {
+	return {
+		name: 'made up',
+		open: async () => ({
+			name: 'made up', size: BigInt(content.length),
+			async* chunks() {
+				for (let at = 0; at < content.length; at += chunkBytes) {
+					await before(at);
+					yield content.subarray(at, at + chunkBytes);
+				}
+			},
+			[Symbol.asyncDispose]: async () => undefined,
+		}),
+	};
+}
+
+async function refused(t: ExecutionContext, pushing: Promise<unknown>, message: RegExp): Promise<AdaptorError> {
+	return t.throwsAsync(pushing, {instanceOf: AdaptorError, message});
+}
+
+test('an image becomes a volume byte by byte, the name stands for it, and a pod VM stands on the version', async t => {
+	const pool = await storage.pool();
+	const seen: string[] = [];
+	const pushed = await push(pool, {onProgress: ({stage, done, total}) => seen.push(`${stage} ${done} of ${total}`)});
+	t.like(pushed, {format: 'qcow2', virtualSize: 3n << 30n, size: BigInt(image.content.length), source: image.path, removed: []});
+	t.regex(pushed.volume, /^podvm-base-\d{8}T\d{6}Z\.qcow2$/v);
+	t.true((await pool.read(pushed.volume)).equals(image.content));
+	t.deepEqual(await pool.files(), [pushed.volume, name]);
+	const total = image.content.length;
+	t.true(seen.includes(`uploading ${total} of ${total}`) && seen.includes(`checking ${total} of ${total}`));
+	t.deepEqual(await readBaseVolume(storage.session, pool.name, name, never), {path: `${pool.directory}/${pushed.volume}`, format: 'qcow2', capacity: 3n << 30n, isOverlay: false});
+	// To anybody else the name is an image, too.
+	await execute('qemu-img', ['check', '-q', `${pool.directory}/${name}`]);
+	t.like((await listImages(catalogueOf(pool), never))[0], {volume: pushed.volume, isCurrent: true, completeness: 'complete', use: {domains: [], volumes: []}});
+});
+
+for (const [kind, pack] of [['gzip', gzipSync], ['zstd', zstdCompressSync], ['not at all', (bytes: Buffer) => bytes]] as const) {
+	test(`an image in a layer that is packed ${kind} comes straight out of the registry`, async t => {
+		const repository = `org/${kind.replaceAll(' ', '-')}`;
+		const digest = await pushToRegistry(registry.host, repository, 'x', [pack(await makeTar({'image/podvm.qcow2': image.content})), gzipSync(await makeTar({'etc/release': 'x'}))]);
+		const reference = parseImageReference(`oci::${registry.host}/${repository}:x`);
+		using from = registryFor(`${registry.host}/${repository}:x`);
+		const pool = await storage.pool();
+		const pushed = await push(pool, {source: registrySource(from, reference, {os: 'linux', architecture: 's390x'})});
+		t.true((await pool.read(pushed.volume)).equals(image.content));
+		t.is(pushed.source, `${registry.host}/${repository}@${digest}::/image/podvm.qcow2`);
+	});
+}
+
+test('a raw image stays raw, and its name reads through to it', async t => {
+	const pool = await storage.pool();
+	const content = randomBytes(512 * 1000);
+	const pushed = await push(pool, {source: source(content)});
+	t.like(pushed, {format: 'raw', virtualSize: BigInt(content.length)});
+	t.regex(pushed.volume, /Z\.raw$/v);
+	t.true((await pool.read(pushed.volume)).equals(content));
+	t.like(await readBaseVolume(storage.session, pool.name, name, never), {path: `${pool.directory}/${pushed.volume}`, format: 'raw', capacity: BigInt(content.length)});
+	await execute('qemu-img', ['convert', '-O', 'raw', `${pool.directory}/${name}`, `${storage.libvirtd.directory}/read-through`]);
+	await execute('cmp', [`${storage.libvirtd.directory}/read-through`, `${pool.directory}/${pushed.volume}`]);
+});
+
+test('images of the smallest sizes are pushed', async t => {
+	const pool = await storage.pool();
+	for (const size of [512, 65_536, 65_536 + 512]) {
+		const content = randomBytes(size);
+		t.true((await pool.read((await push(pool, {source: source(content)})).volume)).equals(content));
+	}
+});
+
+test('a new version takes the name; what VMs stand on stays as it is, and goes when they do', async t => {
+	const pool = await storage.pool();
+	const first = await push(pool);
+	await pool.overlay('podvm-a-12345678-root.qcow2', first.volume);
+	const second = await push(pool, {source: fileSource((await makeQcow2(storage.libvirtd.directory, 200_000, '5G')).path)});
+	t.like(await readBaseVolume(storage.session, pool.name, name, never), {path: `${pool.directory}/${second.volume}`, capacity: 5n << 30n});
+	await execute('qemu-img', ['check', '-q', `${pool.directory}/${name}`]);
+	t.true((await pool.read(first.volume)).equals(image.content));
+
+	const [third, fourth] = [await push(pool), await push(pool)];
+	await refused(t, removeImage(catalogueOf(pool), first.volume, true, never), /in use by podvm-a-12345678-root\.qcow2/v);
+	t.deepEqual(await pruneImages(catalogueOf(pool), 2, never), [second.volume]);
+	await storage.session.call(procedures.storageVolDelete, {vol: {pool: pool.name, name: 'podvm-a-12345678-root.qcow2', key: ''}, flags: 0}, never);
+	t.deepEqual(await pruneImages(catalogueOf(pool), 2, never), [first.volume]);
+	t.deepEqual(await pool.files(), [third.volume, fourth.volume, name]);
+});
+
+test('the way back: the name is given to an older version', async t => {
+	const pool = await storage.pool();
+	const [first, second] = [await push(pool), await push(pool)];
+	await useImage(catalogueOf(pool), first.volume, never);
+	t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${first.volume}`);
+	// It is kept, old as it is.
+	t.deepEqual(await pruneImages(catalogueOf(pool), 1, never), []);
+	await push(pool, {givesName: false});
+	t.deepEqual(await pruneImages(catalogueOf(pool), 1, never), [second.volume]);
+	await refused(t, useImage(catalogueOf(pool), second.volume, never), /no such image/v);
+	await refused(t, useImage(catalogueOf(pool), name, never), /not a version/v);
+});
+
+test('a domain that has the image, or a disk on it, for its own is a use of it, running or not', async t => {
+	const pool = await storage.pool();
+	const pushed = await push(pool);
+	await pool.overlay('elsewhere.qcow2', pushed.volume);
+	for (const [index, disk] of [`<source file='${pool.directory}/${pushed.volume}'/>`, `<source pool='${pool.name}' volume='elsewhere.qcow2'/>`].entries()) {
+		const type = disk.includes('file') ? 'file' : 'volume';
+		await storage.session.call(procedures.domainDefineXmlFlags, {
+			xml: `<domain type='qemu'><name>${pool.name}-${index}</name><memory>65536</memory><os><type arch='s390x' machine='s390-ccw-virtio'>hvm</type></os>`
+				+ `<devices><disk type='${type}' device='disk'><driver name='qemu' type='qcow2'/>${disk}<target dev='vda' bus='virtio'/></disk></devices></domain>`,
+			flags: 0,
+		}, never);
+	}
+
+	const [listed] = await listImages(catalogueOf(pool), never);
+	t.deepEqual(listed?.use, {domains: [`${pool.name}-0`, `${pool.name}-1`], volumes: ['elsewhere.qcow2']});
+	await refused(t, removeImage(catalogueOf(pool), pushed.volume, true, never), /in use by pool-/v);
+});
+
+test('an image that stands under the name by itself is never overwritten: that is known before anything is transferred', async t => {
+	const pool = await storage.pool();
+	await storage.session.call(procedures.storageVolCreateXml, {pool: pool.pool, xml: `<volume><name>${name}</name><capacity>1073741824</capacity><target><format type='qcow2'/></target></volume>`, flags: 0}, never);
+	const before = await pool.read(name);
+	await refused(t, push(pool, {source: {name: 'x', open: async () => t.fail('it was opened')}}), /an image of its own.*image rm podvm-base\.qcow2 -force.*-no-switch/v);
+	await pool.overlay('podvm-a-12345678-root.qcow2', name);
+	await refused(t, push(pool), /in use by podvm-a-12345678-root\.qcow2/v);
+	t.true((await pool.read(name)).equals(before));
+	const pushed = await push(pool, {givesName: false});
+	t.like(await listImages(catalogueOf(pool), never), [{volume: name, isCurrent: true}, {volume: pushed.volume, isCurrent: false}]);
+});
+
+test('a name that others stand on is left to them', async t => {
+	const pool = await storage.pool();
+	const first = await push(pool);
+	// As the existing adaptor does.
+	await pool.overlay('podvm-a-12345678-root.qcow2', name);
+	await refused(t, push(pool), /podvm-a-12345678-root\.qcow2 read through it/v);
+	await refused(t, removeImage(catalogueOf(pool), name, true, never), /in use/v);
+	await refused(t, removeImage(catalogueOf(pool), first.volume, true, never), /in use/v);
+	t.deepEqual(await pool.files(), [first.volume, name, 'podvm-a-12345678-root.qcow2'].sort());
+});
+
+test('the current image goes by force only, and its name with it', async t => {
+	const pool = await storage.pool();
+	const {volume} = await push(pool);
+	for (const each of [volume, name]) {
+		await refused(t, removeImage(catalogueOf(pool), each, false, never), /pods get it that name no other/v);
+	}
+
+	t.deepEqual(await removeImage(catalogueOf(pool), volume, true, never), [name, volume]);
+	t.deepEqual(await pool.files(), []);
+	await refused(t, removeImage(catalogueOf(pool), volume, true, never), /no such image/v);
+});
+
+const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource, message: RegExp]> = [
+	['is no image', () => source(gzipSync(randomBytes(100_000))), /a gzip file/v],
+	['is shorter than it said', () => ({...source(image.content), open: async () => ({...await source(image.content.subarray(0, 1_000_000)).open(never), size: BigInt(image.content.length)})}), /another size/v],
+	['is longer than it said', () => ({...source(image.content), open: async () => ({...await source(Buffer.concat([image.content, Buffer.alloc(1)])).open(never), size: BigInt(image.content.length)})}), /another size/v],
+	['turns out to be wrong at its very end', () => source(image.content, 100_000, async at => {
+		if (at + 100_000 >= image.content.length) {
+			throw new AdaptorError({code: 'data-loss', what: 'the digest is another'});
+		}
+	}), /digest is another/v],
+	['does not fit', () => ({name: 'x', open: async () => ({...await source(image.content).open(never), size: 1n << 60n})}), /not enough space/v],
+];
+for (const [claim, of, message] of failures) {
+	test(`of an image that ${claim} nothing is left`, async t => {
+		const pool = await storage.pool();
+		await refused(t, push(pool, {source: of()}), message);
+		t.deepEqual(await pool.files(), []);
+	});
+}
+
+test('a push that is told to stop leaves nothing', async t => {
+	const pool = await storage.pool();
+	const stopping = new AbortController();
+	const stopped = new AdaptorError({code: 'cancelled', what: 'stopped'});
+	await t.throwsAsync(push(pool, {source: source(image.content, 100_000, async at => {
+		if (at > 1_000_000) {
+			stopping.abort(stopped);
+		}
+	})}, stopping.signal), {is: stopped});
+	t.deepEqual(await pool.files(), []);
+});
+
+test('what is read back must be what was written', async t => {
+	const pool = await storage.pool();
+	const session: LibvirtStorage = {
+		call: async (...args) => storage.session.call(...args),
+		upload: async (...args) => storage.session.upload(...args),
+		async* download(...args) {
+			for await (const chunk of storage.session.download(...args)) {
+				const wrong = Buffer.from(chunk);
+				wrong[0] = (wrong[0] ?? 0) ^ 1;
+				yield wrong;
+			}
+		},
+	};
+	await refused(t, push(pool, {session}), /not what was written/v);
+	t.deepEqual(await pool.files(), []);
+});
+
+/** Dies at its nth step: from then on nothing happens any more, no clean-up either. */
+function mortal(steps: number): LibvirtStorage & {readonly died: () => boolean} {
+	let taken = 0;
+	const live = (): void => {
+		if (++taken > steps) {
+			throw new Error('dead');
+		}
+	};
+	return {
+		died: () => taken > steps,
+		async call(...args) {
+			live();
+			return storage.session.call(...args);
+		},
+		async upload(vol, chunks, range, signal) {
+			live();
+			return storage.session.upload(vol, (async function* () {
+				for await (const chunk of chunks) {
+					live();
+					yield chunk;
+				}
+			})(), range, signal);
+		},
+		async* download(...args) {
+			live();
+			yield* storage.session.download(...args);
+		},
+	};
+}
+
+test('wherever a push dies, no half-made image is taken for one, and the next push succeeds and leaves none', async t => {
+	const pool = await storage.pool();
+	let step = 0;
+	for (let died = true; died; step++) {
+		const session = mortal(step);
+		await push(pool, {session, pusher: deadPusher, source: source(image.content, 1_000_000)}).catch(() => undefined);
+		died = session.died();
+		// Whoever may be pushing is elsewhere: time tells.
+		const half = (await listImages({...catalogueOf(pool), now: new Date(Date.now() + 2 * hour)}, never)).filter(({completeness}) => completeness !== 'complete');
+		for (const {volume, completeness} of half) {
+			t.is(completeness, 'abandoned');
+			await refused(t, readBaseVolume(storage.session, pool.name, volume, never), /not complete yet/v);
+			await refused(t, useImage(catalogueOf(pool), volume, never), /not complete/v);
+		}
+
+		const later = Date.now() + 2 * hour + step * 10_000;
+		const pushed = await push(pool, {clock: () => new Date(later)});
+		t.deepEqual(pushed.removed, half.map(({volume}) => volume));
+		for (const file of await pool.files()) {
+			t.true(file === name || (await pool.read(file)).equals(image.content), file);
+			if (file !== name && file !== pushed.volume) {
+				await removeImage(catalogueOf(pool), file, false, never);
+			}
+		}
+
+		t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${pushed.volume}`);
+	}
+
+	t.true(step > 15, `${step} steps`);
+});
+
+test('a push that is under way is not touched by others, and completes', async t => {
+	const pool = await storage.pool();
+	const reached = Promise.withResolvers<undefined>();
+	const goOn = Promise.withResolvers<undefined>();
+	const slow = push(pool, {source: source(image.content, 100_000, async at => {
+		if (at > 2_000_000) {
+			reached.resolve(undefined);
+			await goOn.promise;
+		}
+	})});
+	await reached.promise;
+	const [underWay = ''] = await pool.files();
+	// Long ago by its clock, but its process lives.
+	const later = {...catalogueOf(pool), now: new Date(Date.now() + 100 * hour)};
+	t.like(await listImages(later, never), [{volume: underWay, completeness: 'under way'}]);
+	const other = await push(pool, {clock: () => new Date(Date.now() + 100 * hour)});
+	t.deepEqual(other.removed, []);
+	t.deepEqual(await pruneImages(later, 1, never), []);
+	await refused(t, removeImage(later, underWay, false, never), /a push is under way/v);
+	goOn.resolve(undefined);
+	t.is((await slow).volume, underWay);
+	t.true((await pool.read(underWay)).equals(image.content));
+});
+
+/** A registry that gives that many bytes of each blob and then waits. */
+async function stalling(bytes: number): Promise<{readonly host: string; readonly reached: Promise<undefined>} & AsyncDisposable> {
+	const reached = Promise.withResolvers<undefined>();
+	const server = await serve((incoming, response) => forward(registry.host, incoming, response, (sent, chunk) => {
+		if (sent < bytes) {
+			return chunk;
+		}
+
+		reached.resolve(undefined);
+		return Buffer.alloc(0);
+	}));
+	return {host: server.host, reached: reached.promise, [Symbol.asyncDispose]: async () => server[Symbol.asyncDispose]()};
+}
+
+test('kill -9 in the middle of a push: the next one removes what is left, and succeeds', async t => {
+	await pushToRegistry(registry.host, 'org/killed', 'latest', [await makeTar({'image/podvm.qcow2': image.content})]);
+	const pool = await storage.pool();
+	await using slow = await stalling(1_500_000);
+	const first = start(t, environmentFor(pool), 'push', `oci::${slow.host}/org/killed`);
+	await slow.reached;
+	await untilWritten(pool);
+	first.child.kill('SIGKILL');
+	await first.finished;
+	const [half = ''] = await pool.files();
+	t.regex(half, /^podvm-base-.*Z\.qcow2$/v);
+	t.regex((await run(t, environmentFor(pool), 'list')).out, /its push was cut off[^]*There is no podvm-base\.qcow2/v);
+
+	// A second apart, so that the names are others.
+	const second = await run(t, {...environmentFor(pool), PODVM_IMAGE_URI: `oci::${registry.host}/org/killed:latest::/image/podvm.qcow2`}, 'push');
+	t.is(second.code, 0, second.err);
+	t.true(second.out.includes(`Removed ${half}, whose push was cut off`), second.out);
+	const files = await pool.files();
+	t.is(files.length, 2);
+	t.false(files.includes(half));
+	t.true((await pool.read(files.find(file => file !== name) ?? '')).equals(image.content));
+	t.regex((await run(t, environmentFor(pool), 'list')).out, /^\* +podvm-base-.*\n\* is what podvm-base\.qcow2 stands for\n$/mv);
+});
+
+test('Ctrl-C in the middle of a push leaves nothing', async t => {
+	await pushToRegistry(registry.host, 'org/stopped', 'latest', [await makeTar({'image/podvm.qcow2': image.content})]);
+	const pool = await storage.pool();
+	await using slow = await stalling(1_500_000);
+	const pushing = start(t, environmentFor(pool), 'push', `${slow.host}/org/stopped`);
+	await slow.reached;
+	await untilWritten(pool);
+	pushing.child.kill('SIGINT');
+	const {code} = await pushing.finished;
+	t.is(code, 130);
+	t.deepEqual(await pool.files(), []);
+});
+
+/** Until the note of who is pushing is there; there is no event for it. */
+async function untilWritten(pool: Pick<TestPool, 'files' | 'read'>): Promise<void> {
+	for (;;) {
+		for (const file of await pool.files()) {
+			if ((await pool.read(file)).subarray(0, 64).includes('not complete')) {
+				return;
+			}
+		}
+	}
+}
+
+test('a lost libvirtd in the middle of a push: nothing is left once it is back, and a second push succeeds', async t => {
+	await using own = await startStorage();
+	const directory = `${own.libvirtd.directory}/images`;
+	const env = {LIBVIRT_URI: own.uri, LIBVIRT_POOL: 'images', LIBVIRT_DIR_NAME: directory};
+	const created = await run(t, env, 'push', '-create-pool', image.path);
+	t.is(created.code, 0, created.err);
+	t.regex(created.out, /Pool images: defined in .*\/images, built and started, set to start with the host/v);
+	t.true(existsSync(`${own.libvirtd.directory}/config/libvirt/storage/autostart/images.xml`));
+	t.notRegex((await run(t, env, 'push', '-create-pool', '-no-switch', image.path)).out, /Pool images/v);
+
+	await pushToRegistry(registry.host, 'org/lost', 'latest', [await makeTar({'image/podvm.qcow2': image.content})]);
+	await using slow = await stalling(1_500_000);
+	const pool = {files: async () => readdir(directory), read: async (file: string) => readFile(`${directory}/${file}`)};
+	const before = await pool.files();
+	const pushing = start(t, env, 'push', `${slow.host}/org/lost`);
+	await slow.reached;
+	await untilWritten(pool);
+	await own.libvirtd.stop();
+	await own.libvirtd.start();
+	const {code, err} = await pushing.finished;
+	t.is(code, 1);
+	t.regex(err, /libvirt/v);
+	t.deepEqual(await pool.files(), before);
+	const second = await run(t, env, 'push', `${registry.host}/org/lost`);
+	t.is(second.code, 0, second.err);
+	t.is((await pool.files()).length, before.length + 1);
+});
+
+test('the command says what is wrong with what it is given, and exits with 1 or 2', async t => {
+	const pool = await storage.pool();
+	const env = environmentFor(pool);
+	const directory = await directoryOf(t);
+	await writeFile(`${directory}/notes.raw`, 'not an image');
+	for (const [words, code, message] of [
+		[['push'], 2, /nothing to push.*PODVM_IMAGE_URI/v],
+		[['push', `${directory}/none.qcow2`], 1, /Could not read the image.*none\.qcow2/v],
+		[['push', `${directory}/notes.raw`], 2, /whole number of sectors/v],
+		[['push', 'Not/A/Reference'], 2, /oci::REPOSITORY/v],
+		[['rm', 'none'], 1, /no such image.*image list/v],
+		[['prune', '-keep', '0'], 2, /-keep is "0"; expected a whole number from 1/v],
+		[['list', '-pool-name', 'none'], 1, /virsh pool-list/v],
+	] as const) {
+		const {code: found, err} = await run(t, env, ...words);
+		t.is(found, code, err);
+		t.regex(err, message);
+	}
+
+	t.deepEqual(await pool.files(), []);
+});
+
+test('the list is one JSON document when that is asked for', async t => {
+	const pool = await storage.pool();
+	const {volume} = await push(pool);
+	const {out} = await run(t, environmentFor(pool), 'list', '-json');
+	t.like(JSON.parse(out), {pool: pool.name, name, images: [{volume, format: 'qcow2', virtualSizeBytes: 3_221_225_472, state: 'complete', current: true, usedBy: {domains: [], volumes: []}}]});
+});
