@@ -31,7 +31,8 @@ python3-yaml                            the YAML parser of cloud-init, as a judg
 kubernetes-client                       kubectl, builds the manifests of deploy/
 '
 # A kubectl of other origin does as well, and Debian's cannot be installed beside one.
-! command -v kubectl >/dev/null || packages=$(printf '%s' "$packages" | sed '/^kubernetes-client /d')
+! command -v kubectl >/dev/null || packages="$(printf '%s' "$packages" | sed '/^kubernetes-client /d')
+"
 
 started=$(date +%s)
 step() {
