@@ -10,7 +10,7 @@ import type {NetworkPolicy} from 'kubernetes-types/networking/v1.js';
 import type {RuntimeClass} from 'kubernetes-types/node/v1.js';
 import type {PodDisruptionBudget} from 'kubernetes-types/policy/v1.js';
 import type {ClusterRoleBinding} from 'kubernetes-types/rbac/v1.js';
-import {containersOf, ofKind, workloads, type Manifest} from './manifests.ts';
+import {containersOf, ofKind, workloads, type Manifest, type Workload} from './manifests.ts';
 import {nameOf} from './types.ts';
 
 export interface Surroundings {
@@ -87,27 +87,8 @@ const rules: readonly Rule[] = [
 
 	function* whatPodsUseExists(manifests, {others}) {
 		const there = new Set([...others, ...manifests.map(nameOf), ...manifests.flatMap(certificateSecret).map(name => `Secret ${name}`)]);
-		const exists = (kind: string, name: string | undefined): boolean => there.has(`${kind} ${name ?? ''}`);
 		for (const workload of workloads(manifests)) {
-			const {serviceAccountName, volumes = []} = workload.spec.template.spec;
-			const used: Array<[kind: string, name: string | undefined]> = [['ServiceAccount', serviceAccountName]];
-			for (const {secret, configMap} of volumes) {
-				used.push(...secret === undefined ? [] : [['Secret', secret.secretName] as [string, string | undefined]], ...configMap === undefined ? [] : [['ConfigMap', configMap.name] as [string, string | undefined]]);
-			}
-
-			for (const {envFrom = [], env = []} of containersOf(workload)) {
-				for (const {secretRef, configMapRef} of envFrom) {
-					used.push(secretRef === undefined ? ['ConfigMap', configMapRef?.name] : ['Secret', secretRef.name]);
-				}
-
-				for (const {valueFrom} of env) {
-					used.push(...valueFrom?.secretKeyRef === undefined ? [] : [['Secret', valueFrom.secretKeyRef.name] as [string, string | undefined]]);
-				}
-			}
-
-			for (const [kind, name] of used.filter(([kind, name]) => !exists(kind, name))) {
-				yield `${nameOf(workload)}: there is no ${kind} ${String(name)}`;
-			}
+			yield* [...usedBy(workload)].filter(name => !there.has(name)).map(name => `${nameOf(workload)}: there is no ${name}`);
 		}
 	},
 
@@ -241,6 +222,28 @@ const rules: readonly Rule[] = [
 /** @returns every complaint; nothing when all is well */
 export function relationErrors(manifests: readonly Manifest[], surroundings: Surroundings): string[] {
 	return rules.flatMap(rule => [...rule(manifests, surroundings)]);
+}
+
+/** What kubelet needs to run the workload's pods, as `Secret peer-pods-secret`. */
+function* usedBy(workload: Workload): Generator<string> {
+	const {serviceAccountName, volumes = []} = workload.spec.template.spec;
+	yield `ServiceAccount ${String(serviceAccountName)}`;
+	const containers = containersOf(workload);
+	for (const name of [
+		...volumes.map(({secret}) => secret?.secretName),
+		...containers.flatMap(({envFrom = []}) => envFrom.map(({secretRef}) => secretRef?.name)),
+		...containers.flatMap(({env = []}) => env.map(({valueFrom}) => valueFrom?.secretKeyRef?.name)),
+	]) {
+		yield* name === undefined ? [] : [`Secret ${name}`];
+	}
+
+	for (const name of [
+		...volumes.map(({configMap}) => configMap?.name),
+		...containers.flatMap(({envFrom = []}) => envFrom.map(({configMapRef}) => configMapRef?.name)),
+		...containers.flatMap(({env = []}) => env.map(({valueFrom}) => valueFrom?.configMapKeyRef?.name)),
+	]) {
+		yield* name === undefined ? [] : [`ConfigMap ${name}`];
+	}
 }
 
 type Certificate = Manifest & {spec: {secretName: string; dnsNames?: readonly string[]}};
