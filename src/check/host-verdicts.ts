@@ -1,5 +1,5 @@
 /** The KVM host: what is seen of it, judged. Pure. */
-import {finding, sizeText, type Finding, type Problem} from './finding.ts';
+import {finding, sizeText, type Finding} from './finding.ts';
 import type {GuestObservation, LibvirtObservation, MemoryObservation, SecureExecutionObservation, SshObservation} from './observations.ts';
 
 export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}: SshObservation): Finding {
@@ -73,7 +73,7 @@ function isOlder(version: string): boolean {
 
 export function guestFinding({domainType, machine}: GuestObservation): Finding {
 	return finding(`runs s390x guests as ${machine} ${domainType === 'kvm' ? 'by KVM' : 'in emulation'}`, domainType === 'kvm' ? undefined : {
-		status: 'warning', text: 'which is slow and for tests only',
+		status: 'warning', text: 'that is slow and for tests only',
 		remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If this is one: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
 	});
 }
@@ -99,18 +99,19 @@ export interface Demand {
 
 export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {vms, memoryMib}: Demand): Finding {
 	const each = BigInt(memoryMib) * 1024n ** 2n;
-	return finding(
-		`${sizeText(availableBytes)} of ${sizeText(totalBytes)} available`,
-		shortage(availableBytes, each, vms, 'Free memory on the KVM host, give it more, or lower LIBVIRT_MEMORY or PEERPODS_LIMIT_PER_NODE.'),
-	);
+	const fact = `${sizeText(availableBytes)} of ${sizeText(totalBytes)} available`;
+	if (availableBytes >= each * BigInt(vms)) {
+		return finding(`${fact}${enoughText(vms, each)}`);
+	}
+
+	// Memory can be overcommitted and pods may ask for less, so only the lack of what one VM takes is a failure.
+	const remedy = 'Free memory on the KVM host, give it more, or lower LIBVIRT_MEMORY or PEERPODS_LIMIT_PER_NODE.';
+	return finding(fact, availableBytes < each
+		? {status: 'failure', text: `a pod VM takes ${sizeText(each)}`, remedy}
+		: {status: 'warning', text: `enough for ${availableBytes / each} pod VMs of ${sizeText(each)}, not for ${vms} more`, remedy});
 }
 
-/** Memory can be overcommitted and pods may ask for less, so only the lack of what one VM takes is a failure. */
-function shortage(available: bigint, each: bigint, vms: number, remedy: string): Problem | undefined {
-	const wanted = each * BigInt(vms);
-	return vms === 0 || available >= wanted ? undefined : {
-		status: available < each ? 'failure' : 'warning',
-		text: available < each ? `a pod VM takes ${sizeText(each)}` : `enough for ${available / each} pod VMs of ${sizeText(each)}, not for ${vms} more`,
-		remedy,
-	};
+/** @param each bytes of one */
+export function enoughText(vms: number, each: bigint): string {
+	return vms === 0 ? ', and no more pod VMs are to come' : `, enough for ${vms === 1 ? 'a pod VM' : `${vms} more pod VMs`} of ${sizeText(each)}`;
 }

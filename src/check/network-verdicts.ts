@@ -1,5 +1,5 @@
 /** The pod VMs' network and this node's way into it, judged. Pure. */
-import {finding, type Finding, type Problem} from './finding.ts';
+import {finding, type Finding} from './finding.ts';
 import type {NetworkObservation, ProgramsObservation, RouteObservation, VxlanPortObservation} from './observations.ts';
 
 export function networkFinding(network: string, {isActive, autostarts, forwardMode = 'isolated', subnet, hasSpanningTree}: NetworkObservation): Finding {
@@ -29,7 +29,7 @@ export function routeFinding({dst, gateway, dev = 'several interfaces'}: RouteOb
 	return finding(
 		fact,
 		dst === defaultRoute ? {
-			status: 'warning', text: 'which is the default route: nothing here knows of that network',
+			status: 'warning', text: 'that is the default route, this node does not know that network',
 			remedy: `If pod VMs cannot be reached that way over TCP ${forwarderPort} and UDP ${vxlanPort}: put this node on the network of LIBVIRT_NET, or add a route to ${towards} through the KVM host ("ip route add ${towards} via …").`,
 		} : undefined,
 		hostInterface === undefined || hostInterface === dev ? undefined : {
@@ -49,15 +49,11 @@ export function programsFinding({versions}: ProgramsObservation): Finding {
 }
 
 export function vxlanPortFinding(port: number, {isFree, sharing, programs}: VxlanPortObservation): Finding {
-	return finding(`UDP ${port} ${isFree ? 'can carry the tunnels' : 'is taken'}`, portProblem(isFree, sharing, programs));
-}
-
-function portProblem(isFree: boolean, sharing: readonly string[], programs: readonly string[]): Problem | undefined {
 	const remedy = 'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.';
 	if (!isFree) {
 		const users = sharing.length > 0 ? `the interface ${sharing.join(', ')}, likely of the cluster's own network` : programs.length > 0 ? programs.join(', ') : 'something that cannot be seen from here';
-		return {status: 'failure', text: `by ${users}`, remedy};
+		return {status: 'failure', text: `UDP ${port} is taken by ${users}`, remedy};
 	}
 
-	return sharing.length === 0 ? undefined : {status: 'warning', text: `the interface ${sharing.join(', ')} uses it too`, remedy};
+	return finding(`UDP ${port} can carry the tunnels`, sharing.length === 0 ? undefined : {status: 'warning', text: `the interface ${sharing.join(', ')} uses it too`, remedy});
 }
