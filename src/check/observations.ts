@@ -45,6 +45,8 @@ export interface PoolObservation {
 }
 
 export interface VolumeObservation {
+	/** The volume that the name stands for; everything else is of that one. Absent when it is itself the image. */
+	readonly version?: string;
 	/** As libvirt has it, on which overlays are made. */
 	readonly declaredFormat: 'qcow2' | 'raw';
 	readonly capacityBytes: bigint;

@@ -19,11 +19,12 @@ export function poolFinding(pool: string, {type, path, isActive, autostarts}: Po
 	);
 }
 
+const pushImage = 'Push the pod VM image with "cloud-api-adaptor image push".';
 /** A qcow2 volume that was created and never written to has its tables, which are less than this. */
 const emptyQcow2Bytes = 1024n * 1024n;
 
-export function baseVolumeFinding(pool: string, volume: string, {declaredFormat, capacityBytes, allocatedBytes, header}: VolumeObservation): Finding {
-	const fact = `${volume}, ${declaredFormat} of ${sizeText(capacityBytes)}, ${sizeText(allocatedBytes)} stored`;
+export function baseVolumeFinding(pool: string, volume: string, {version, declaredFormat, capacityBytes, allocatedBytes, header}: VolumeObservation): Finding {
+	const fact = `${volume}${version === undefined ? '' : `, which is ${version}`}, ${declaredFormat} of ${sizeText(capacityBytes)}, ${sizeText(allocatedBytes)} stored`;
 	if ('unreadable' in header) {
 		return finding(fact, {
 			status: 'warning', text: `its first bytes could not be read (${header.unreadable}), so its format is what libvirt says`,
@@ -35,36 +36,35 @@ export function baseVolumeFinding(pool: string, volume: string, {declaredFormat,
 }
 
 function contentProblem(pool: string, volume: string, declaredFormat: 'qcow2' | 'raw', allocatedBytes: bigint, header: Uint8Array): Problem | undefined {
-	const uploadAgain = 'upload the pod VM image into a volume of a new name, and set LIBVIRT_VOL_NAME to it.';
 	const kind = imageKind(header);
 	switch (kind.format) {
 		case 'foreign': {
-			return {status: 'failure', text: `its content is ${kind.name}, which no VM boots from`, remedy: `Unpack it, or convert it with "qemu-img convert -O qcow2", then ${uploadAgain}`};
+			return {status: 'failure', text: `its content is ${kind.name}, which no VM boots from`, remedy: `Unpack it, or convert it with "qemu-img convert -O qcow2". ${pushImage}`};
 		}
 
 		case 'zeros': {
-			return {status: 'failure', text: 'it begins with nothing but zeros: nothing was uploaded to it', remedy: `On a machine that has it, ${uploadAgain}`};
+			return {status: 'failure', text: 'it begins with nothing but zeros: nothing was uploaded to it', remedy: pushImage};
 		}
 
 		case 'qcow2': {
 			if (declaredFormat === 'raw') {
 				return {
 					status: 'failure', text: 'its content is qcow2: VMs would see that file instead of the disk in it',
-					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew. If it still says raw, ${uploadAgain}`,
+					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew, or make a new one. ${pushImage}`,
 				};
 			}
 
 			if (kind.hasBackingFile) {
-				return {status: 'warning', text: 'it is itself an overlay on another file, which must stay where it is', remedy: `Flatten it with "qemu-img convert -O qcow2 ${volume} …", then ${uploadAgain}`};
+				return {status: 'warning', text: 'it is itself an overlay on another file, which must stay where it is', remedy: `Flatten it with "qemu-img convert -O qcow2 ${volume} …". ${pushImage}`};
 			}
 
-			return allocatedBytes >= emptyQcow2Bytes ? undefined : {status: 'failure', text: 'nothing was uploaded to it', remedy: `On a machine that has it, ${uploadAgain}`};
+			return allocatedBytes >= emptyQcow2Bytes ? undefined : {status: 'failure', text: 'nothing was uploaded to it', remedy: pushImage};
 		}
 
 		case 'raw': {
 			return declaredFormat === 'raw' ? undefined : {
 				status: 'failure', text: 'its content is not qcow2: VMs would not start',
-				remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew. If it still says qcow2, ${uploadAgain}`,
+				remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew, or make a new one. ${pushImage}`,
 			};
 		}
 	}

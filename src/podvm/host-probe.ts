@@ -103,12 +103,17 @@ export async function observePool(session: Calls, name: string, signal: AbortSig
 /** A disk's first sector: every format shows itself there. */
 const headerBytes = 512;
 
-/** @throws as `readBaseVolume` */
+/** Of what VMs stand on: when the name only stands for a version of the image, of that. @throws as `readBaseVolume` */
 export async function observeBaseVolume(session: Calls & Pick<LibvirtSession, 'download'>, poolName: string, name: string, signal: AbortSignal): Promise<VolumeObservation> {
-	const vol = volumeOf(poolName, name);
-	const {format, capacity} = await readBaseVolume(session, poolName, name, signal);
+	const {path, format, capacity} = await readBaseVolume(session, poolName, name, signal);
+	// In pools whose volumes are files, they are named after them.
+	const version = path.slice(path.lastIndexOf('/') + 1);
+	const vol = volumeOf(poolName, version);
 	const {allocation} = await session.call(procedures.storageVolGetInfo, {vol}, signal);
-	return {declaredFormat: format, capacityBytes: capacity, allocatedBytes: allocation, header: await readHeader(session, vol, signal)};
+	return {
+		declaredFormat: format, capacityBytes: capacity, allocatedBytes: allocation, header: await readHeader(session, vol, signal),
+		...(version === name ? {} : {version}),
+	};
 }
 
 async function readHeader(session: Pick<LibvirtSession, 'download'>, vol: ReturnType<typeof volumeOf>, signal: AbortSignal): Promise<VolumeObservation['header']> {

@@ -64,14 +64,15 @@ const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Find
 	['pool: neither', poolFinding('p', {...pool, isActive: false, autostarts: false}), 'failure', /not active; it does not start/, /pool-start p.*pool-autostart p/],
 
 	['base volume: qcow2', baseVolumeFinding('p', 'v', volume), 'ok', /^v, qcow2 of 20 GiB, 2 GiB stored$/],
+	['base volume: a name that stands for a version', baseVolumeFinding('p', 'v', {...volume, version: 'v-20260101T000000Z.qcow2'}), 'ok', /^v, which is v-2026\S+\.qcow2, qcow2 of/],
 	['base volume: raw', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.from('zIPL')}), 'ok', /raw/],
 	['base volume: qcow2 that libvirt takes for raw', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw'}), 'failure', /its content is qcow2/, /pool-refresh p/],
 	['base volume: raw that libvirt takes for qcow2', baseVolumeFinding('p', 'v', {...volume, header: Buffer.from('zIPL')}), 'failure', /not qcow2/, /pool-refresh p/],
-	['base volume: never written to', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.alloc(512)}), 'failure', /nothing was uploaded/, /upload/],
-	['base volume: qcow2 that was only created', baseVolumeFinding('p', 'v', {...volume, allocatedBytes: 200_704n}), 'failure', /nothing was uploaded/, /upload/],
+	['base volume: never written to', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.alloc(512)}), 'failure', /nothing was uploaded/, /image push/],
+	['base volume: qcow2 that was only created', baseVolumeFinding('p', 'v', {...volume, allocatedBytes: 200_704n}), 'failure', /nothing was uploaded/, /image push/],
 	['base volume: itself an overlay', baseVolumeFinding('p', 'v', {...volume, header: qcow2([0, 0, 0, 0, 0, 0, 2, 0])}), 'warning', /overlay/, /Flatten/],
 	['base volume: compressed', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.of(0x1f, 0x8b, 8)}), 'failure', /gzip/, /Unpack/],
-	['base volume: a page that a download answered instead', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.from('<!DOCTYPE html>')}), 'failure', /HTML/, /upload/],
+	['base volume: a page that a download answered instead', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.from('<!DOCTYPE html>')}), 'failure', /HTML/, /image push/],
 	['base volume: a disk of another hypervisor', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.from('KDMV\x01')}), 'failure', /VMDK/, /convert/],
 	['base volume: that cannot be read', baseVolumeFinding('p', 'v', {...volume, header: {unreadable: 'not supported'}}), 'warning', /not supported.*what libvirt says/, /qemu-img info/],
 

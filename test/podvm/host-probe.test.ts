@@ -95,6 +95,21 @@ test('a volume shows the bytes that it begins with, whatever libvirt takes it fo
 	t.true(lying.header instanceof Buffer && lying.header.toString() === 'zIPL, and so on');
 });
 
+test('of a name that stands for a version of the image, the version is seen', async t => {
+	const {name, directory} = await host.pool();
+	const {pool} = await storage.call(procedures.storagePoolLookupByName, {name}, signal);
+	const volume = async (of: string, more = ''): Promise<unknown> => storage.call(procedures.storageVolCreateXml, {
+		pool, flags: 0, xml: `<volume><name>${of}</name><capacity>1000000</capacity><allocation>0</allocation><target><format type="qcow2"/></target>${more}</volume>`,
+	}, signal);
+	const version = 'image-20260102T030405Z.qcow2';
+	await volume(version);
+	await volume('image.qcow2', `<backingStore><path>${directory}/${version}</path><format type="qcow2"/></backingStore>`);
+	const {header, ...seen} = await observeBaseVolume(storage, name, 'image.qcow2', signal);
+	t.like(seen, {version, declaredFormat: 'qcow2'});
+	// The offset of a backing file's name: the version has none.
+	t.true(header instanceof Buffer && header.readBigUInt64BE(8) === 0n);
+});
+
 test('a volume whose bytes libvirt does not give is seen without; one that does not exist is an error', async t => {
 	const {pool} = await made.call(procedures.storagePoolLookupByName, {name: 'default-pool'}, signal);
 	await made.call(procedures.storageVolCreateXml, {pool, xml: '<volume><name>v</name><capacity>1000000</capacity><target><format type=\'qcow2\'/></target></volume>', flags: 0}, signal);
