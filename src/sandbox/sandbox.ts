@@ -11,7 +11,7 @@ import {Mailbox} from './mailbox.ts';
 import {podRequest, type PodPolicy, type PodRequest} from './pod-request.ts';
 import type {AgentRelay, AgentRelays, ClaimedVm, Cluster, CreateSandbox, PodIdentity, PodNetworks, PodVms, RelayTarget, SandboxId} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
-import {isLost, startingWith, type Recovery} from './recovery.ts';
+import {changeOnRecord, isLost, startingWith, type Recovery} from './recovery.ts';
 import {Stages} from './stages.ts';
 import type {StartQueue} from './start-queue.ts';
 
@@ -51,9 +51,6 @@ type Running = Extract<SandboxState, {readonly name: 'running'}>;
 
 /** Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks cost. */
 const endedGraceMs = 300_000;
-
-/** How often to look whether the daemon before this one has brought a start to its end: once that daemon ends, nobody serves the sandbox. */
-const lookAgainMs = 500;
 
 /** For what must be done whoever waits for it. */
 const unconditional = new AbortController().signal;
@@ -164,20 +161,14 @@ export class Sandbox {
 		}
 
 		try {
-			for (let leftMs = await recovery.halfMadeGraceMs; leftMs > 0 && this.#state === state; leftMs -= lookAgainMs) {
-				await pause(Math.min(leftMs, lookAgainMs), signal);
-				const latest = await this.#onRecord();
-				if (latest?.state !== 'created') {
-					await this.#mailbox.post(async () => {
-						// Unless it was this daemon that started it.
-						if (this.#state === state) {
-							this.#takeUp(latest);
-							await this.#settle(recovery);
-						}
-					}, signal);
-					return;
+			const change = await changeOnRecord(this.#world.records, {id: this.id, state: 'created'}, recovery, signal);
+			await this.#mailbox.post(async () => {
+				// Unless it was this daemon that started it.
+				if (change !== undefined && this.#state === state) {
+					this.#takeUp(change.to);
+					await this.#settle(recovery);
 				}
-			}
+			}, signal);
 		} catch (error) {
 			if (!signal.aborted) {
 				this.#log.error({err: error}, 'what another daemon makes of the sandbox will go unnoticed');
@@ -186,11 +177,11 @@ export class Sandbox {
 	}
 
 	/** One attempt. @throws what `isLost` tells apart */
-	async #resume(record: SandboxRecord, {vms, halfMadeGraceMs}: Recovery): Promise<void> {
+	async #resume(record: SandboxRecord, recovery: Recovery): Promise<void> {
 		const {signal} = this.#end;
 		switch (record.state) {
 			case 'creating': {
-				if (await this.#isLeftAlone(record, halfMadeGraceMs)) {
+				if (await this.#isLeftAlone(record, recovery)) {
 					this.#log.info({netns: record.netnsPath}, 'creation that was cut off is undone');
 					await this.#unmake(remainsOnRecord(record));
 				}
@@ -200,9 +191,9 @@ export class Sandbox {
 
 			case 'created': {
 				const {request, network} = record;
-				const hasVm = async (): Promise<boolean> => (await vms(signal)).some(({sandboxId}) => sandboxId === this.id);
+				const hasVm = async (): Promise<boolean> => (await recovery.vms(signal)).some(({sandboxId}) => sandboxId === this.id);
 				if (await hasVm()) {
-					if (!await this.#isLeftAlone(record, halfMadeGraceMs)) {
+					if (!await this.#isLeftAlone(record, recovery)) {
 						return;
 					}
 
@@ -212,7 +203,7 @@ export class Sandbox {
 				}
 
 				const tls = await this.#world.relays.issue(request.instanceName, signal);
-				const isElsewhereToo = await abortable(halfMadeGraceMs, signal) > 0;
+				const isElsewhereToo = await abortable(recovery.halfMadeGraceMs, signal) > 0;
 				this.#setState({name: 'created', prepared: {request, network, tls}, isElsewhereToo});
 				this.#log.info({vni: network.vxlanId}, 'sandbox of an earlier run taken up, not started yet');
 				return;
@@ -239,31 +230,19 @@ export class Sandbox {
 	 * Whether the daemon before this one leaves a sandbox as it is on record for as long as it may be at it. As soon as it does not, it has
 	 * brought that to its end: the sandbox is another step on, which is to be taken up instead, or nothing is left of it.
 	 */
-	async #isLeftAlone({state}: SandboxRecord, halfMadeGraceMs: Promise<number>): Promise<boolean> {
-		const {signal} = this.#end;
-		for (let leftMs = await abortable(halfMadeGraceMs, signal); ; leftMs -= lookAgainMs) {
-			const latest = await this.#onRecord();
-			if (latest?.state !== state) {
-				this.#takeUp(latest);
-				return false;
-			}
-
-			if (leftMs <= 0) {
-				return true;
-			}
-
-			await pause(Math.min(leftMs, lookAgainMs), signal);
+	async #isLeftAlone(record: SandboxRecord, recovery: Recovery): Promise<boolean> {
+		const change = await changeOnRecord(this.#world.records, record, recovery, this.#end.signal);
+		if (change !== undefined) {
+			this.#takeUp(change.to);
 		}
+
+		return change === undefined;
 	}
 
 	/** @param record none: the daemon before this one has left nothing of it */
 	#takeUp(record: SandboxRecord | undefined): void {
 		this.#recorded = record === undefined || record.state === 'creating' ? undefined : {id: this.id, request: record.request, network: record.network};
 		this.#setState(record === undefined ? {name: 'gone'} : {name: 'recovering', record});
-	}
-
-	async #onRecord(): Promise<SandboxRecord | undefined> {
-		return (await this.#world.records.readAll()).find(({id}) => id === this.id);
 	}
 
 	async #serveAgain({request, network, vm, address}: SandboxRecord & {readonly state: 'running'}): Promise<void> {

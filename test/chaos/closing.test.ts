@@ -8,7 +8,7 @@ const {signal} = new AbortController();
 
 test('a daemon that is told to stop in the middle of a start and of a stop ends in time though its host is stuck, and the next one leaves nothing', async t => {
 	t.timeout(120_000);
-	await using node = await ChaosNode.start();
+	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const create = async ({name, path}: PodNetns): Promise<string> => {
 		const id = newSandboxId();
@@ -44,8 +44,8 @@ test('a daemon that is told to stop in the middle of a start and of a stop ends 
 	await node.settled();
 	const tookMs = Math.round(performance.now() - toldAt);
 	t.log(`${tookMs} ms from SIGTERM to a successor that is ready`);
-	// 15 s, and the successor's start on a busy machine.
-	t.true(tookMs < 20_000, `${tookMs} ms`);
+	// Kubernetes' patience is 30 s; in this there are about 16, and the successor's start on a busy machine.
+	t.true(tookMs < 25_000, `${tookMs} ms`);
 	node.onCall = undefined;
 	await Promise.all([starting, stopping].map(async id => node.shim.stopVm(id, signal)));
 	using scope = new Scope(signal).deadline(40_000, 'everything to be gone');

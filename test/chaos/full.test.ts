@@ -9,7 +9,7 @@ const {signal} = new AbortController();
 
 test('without room for records a creation and a start fail with the reason and leave nothing half-made, and a stop deletes all the same', async t => {
 	t.timeout(120_000);
-	await using node = await ChaosNode.start({podsDirSize: '64k'});
+	await using node = await ChaosNode.start({podsDirSize: '64k', patienceMs: 60_000});
 	const empty = await node.inventory();
 	const create = async (): Promise<string> => {
 		const {name, path} = await node.pod('bridge');

@@ -45,6 +45,8 @@ export class ChaosNode implements AsyncDisposable {
 	readonly vms: Vms;
 	readonly programs: FailingPrograms;
 	readonly shim: Shim;
+	/** Another daemon; resolves when it is ready. */
+	readonly #begin: () => Promise<Service>;
 	#daemon: Service;
 	/** Daemons that were told to end. */
 	readonly #expected = new WeakSet<Service>();
@@ -55,7 +57,7 @@ export class ChaosNode implements AsyncDisposable {
 	/** Of daemons that ended without being told to. */
 	readonly crashes: string[] = [];
 
-	private constructor(owned: AsyncDisposableStack, directory: string, world: World, decide: Decisions, host: KvmHost, vms: Vms, programs: FailingPrograms, daemon: Service) {
+	private constructor(owned: AsyncDisposableStack, directory: string, world: World, decide: Decisions, host: KvmHost, vms: Vms, programs: FailingPrograms, begin: () => Promise<Service>, daemon: Service) {
 		this.#owned = owned;
 		this.#directory = directory;
 		this.#world = world;
@@ -64,12 +66,16 @@ export class ChaosNode implements AsyncDisposable {
 		this.vms = vms;
 		this.programs = programs;
 		this.shim = new Shim(`${directory}/hypervisor.sock`);
+		this.#begin = begin;
 		this.#daemon = daemon;
 		this.#watch(daemon);
 	}
 
-	/** @param podsDirSize PODS_DIR is a tmpfs of this size, e.g. `64k`, in the daemon's mount namespace; a plain directory if absent */
-	static async start({podsDirSize}: {readonly podsDirSize?: string} = {}): Promise<ChaosNode> {
+	/**
+	 * @param podsDirSize PODS_DIR is a tmpfs of this size, e.g. `64k`, in the daemon's mount namespace; a plain directory if absent
+	 * @param patienceMs START_TIMEOUT, where a start has to outlast more than a fault; `startTimeoutMs` if absent
+	 */
+	static async start({podsDirSize, patienceMs = startTimeoutMs}: {readonly podsDirSize?: string; readonly patienceMs?: number} = {}): Promise<ChaosNode> {
 		await using undo = new AsyncDisposableStack();
 		// Short: sockets are in it.
 		const directory = await mkdtemp('/tmp/caat-');
@@ -87,10 +93,11 @@ export class ChaosNode implements AsyncDisposable {
 		}
 
 		const programs = await FailingPrograms.install(world, directory);
-		const daemon = await startDaemon(directory, world, host);
+		const begin = async (): Promise<Service> => startDaemon(directory, world, host, patienceMs);
+		const daemon = await begin();
 		// Its own look around would take the calls and programs that faults are meant for.
 		await daemon.line(/"msg":"checks (?:passed|done)"/, signal);
-		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, daemon);
+		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, begin, daemon);
 	}
 
 	/** Hears of every call that the daemon makes of libvirt, and decides on it. */
@@ -139,7 +146,7 @@ export class ChaosNode implements AsyncDisposable {
 			if (this.#daemon === ending) {
 				await ending.ended;
 				// What a fault keeps from starting is started again, as a kubelet does.
-				this.#daemon = await this.#start().catch(async () => this.#start());
+				this.#daemon = await this.#begin().catch(async () => this.#begin());
 				this.#watch(this.#daemon);
 			}
 		});
@@ -150,7 +157,7 @@ export class ChaosNode implements AsyncDisposable {
 	async overlap(): Promise<Service> {
 		const older = this.#daemon;
 		this.#expected.add(older);
-		this.#daemon = await this.#start();
+		this.#daemon = await this.#begin();
 		this.#watch(this.#daemon);
 		this.#owned.use(older);
 		return older;
@@ -214,10 +221,6 @@ export class ChaosNode implements AsyncDisposable {
 		await this.#owned.disposeAsync();
 	}
 
-	async #start(): Promise<Service> {
-		return startDaemon(this.#directory, this.#world, this.host);
-	}
-
 	#watch(daemon: Service): void {
 		void daemon.ended.then(status => {
 			if (!this.#expected.has(daemon)) {
@@ -228,14 +231,14 @@ export class ChaosNode implements AsyncDisposable {
 	}
 }
 
-async function startDaemon(directory: string, world: World, host: KvmHost): Promise<Service> {
+async function startDaemon(directory: string, world: World, host: KvmHost, patienceMs: number): Promise<Service> {
 	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, main, 'libvirt'];
 	const child = spawn('setpriv', argv, {
 		cwd: '/', stdio: ['ignore', 'ignore', 'pipe'],
 		env: {
 			PATH: process.env['PATH'], HOME: directory,
 			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`, LIBVIRT_POOL: pool, LIBVIRT_VOL_NAME: baseVolume, CLUSTER_ID: 'chaos', NODE_NAME: 'worker-0',
-			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${startTimeoutMs}ms`,
+			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${patienceMs}ms`,
 			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug',
 		},
 	});

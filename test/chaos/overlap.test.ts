@@ -42,7 +42,7 @@ const domains = async (node: ChaosNode): Promise<number> => [...await node.inven
 
 test('a daemon that starts beside another takes over what runs and what is created; the other one ends and takes nothing with it', async t => {
 	t.timeout(120_000);
-	await using node = await ChaosNode.start();
+	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const [running, created] = [await create(node), await create(node)];
 	await node.shim.startVm(running.id, signal);
@@ -62,7 +62,7 @@ test('a daemon that starts beside another takes over what runs and what is creat
 
 test('a start that the older daemon is in the middle of comes to its end there; the newer one serves it when the older one has ended', async t => {
 	t.timeout(120_000);
-	await using node = await ChaosNode.start();
+	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const pod = await create(node);
 	node.hasLeases = false;
@@ -85,7 +85,7 @@ test('a start that the older daemon is in the middle of comes to its end there; 
 
 test('a pod that is stopped by the newer daemon, while the older one still starts it, leaves nothing, and the start is answered', async t => {
 	t.timeout(120_000);
-	await using node = await ChaosNode.start();
+	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const pod = await create(node);
 	node.hasLeases = false;
