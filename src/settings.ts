@@ -128,8 +128,8 @@ export const settings = {
 		description: 'CPUs of the KVM host to which pod VMs are pinned. A start is refused while one of them is missing or offline. Not set: all.',
 	},
 	rootDiskGib: {
-		env: 'LIBVIRT_ROOT_DISK_SIZE', flag: 'root-disk-size', section: 'Pod VM size', type: integer(1, 65_536, 'GiB'), default: '10',
-		description: 'Size of a pod VM\'s root disk in GiB. A larger base volume counts.',
+		env: 'LIBVIRT_ROOT_DISK_SIZE', alias: 'ROOT_VOLUME_SIZE', flag: 'root-disk-size', section: 'Pod VM size', type: integer(1, 65_536, 'GiB'), default: '10',
+		description: 'Size of a pod VM\'s root disk in GiB. A larger base volume counts. `ROOT_VOLUME_SIZE`, which OpenShift\'s documentation writes, is another name of it.',
 	},
 
 	initdata: {

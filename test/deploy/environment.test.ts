@@ -100,6 +100,18 @@ test('variables that nothing reads, values that cannot be understood, settings w
 	t.deepEqual(complaints({...container, command: ['/usr/local/bin/cloud-api-adaptor'], args: ['webhook'], env: [{name: 'LIBVIRT_POOL', value: 'x'}]}, {}), ['LIBVIRT_POOL is not read by webhook']);
 });
 
+/** OpenShift sandboxed containers 1.10, "Deploying on IBM Z and IBM LinuxONE": peer pods secret and config map, their placeholders filled in. */
+const documented: Environment = {
+	CLOUD_PROVIDER: 'libvirt', LIBVIRT_URI: 'qemu+ssh://root@192.168.122.1/system?no_verify=1', LIBVIRT_POOL: 'pool', LIBVIRT_VOL_NAME: 'volume',
+	LIBVIRT_DIR_NAME: '/var/lib/libvirt/images/directory', LIBVIRT_NET: 'default', PEERPODS_LIMIT_PER_NODE: '10', ROOT_VOLUME_SIZE: '6', DISABLECVM: 'true',
+};
+
+test('what the product\'s documentation puts into the config map is known, and said where it has no effect', async t => {
+	const complained = complaints(await daemon(), {...documented, NODE_NAME: 'worker-0', POD_UID: 'uid'});
+	t.deepEqual(complained.map(line => line.split(':', 1)[0]).filter(name => name !== 'LIBVIRT_DIR_NAME' && name !== 'LIBVIRT_URI'), []);
+	t.like(loadConfig(documented, host), {rootDiskGib: 6, limitPerNode: 10});
+});
+
 test('what the daemon keeps, and what it is given as files, is where its defaults look for it', async t => {
 	const mounts = new Map((await daemon()).volumeMounts?.map(({mountPath, name}) => [mountPath, name]));
 	const {socketPath, podsDir} = loadConfig({}, host);
