@@ -1,6 +1,6 @@
 /** The same services over gRPC, with health and reflection, for runtimes and people that prefer it. */
 import type {Socket} from 'node:net';
-import {Metadata, Server, ServerCredentials, type handleUnaryCall, type sendUnaryData, type ServerUnaryCall} from '@grpc/grpc-js';
+import {Metadata, Server, ServerCredentials, type handleUnaryCall, type sendUnaryData, type ServerUnaryCall, type status} from '@grpc/grpc-js';
 import {ReflectionService} from '@grpc/reflection';
 import {HealthImplementation} from 'grpc-health-check';
 import {AdaptorError} from '../errors.ts';
@@ -56,7 +56,8 @@ function unary(handler: UnaryHandler<unknown, object>, toStatus: (error: unknown
 			callback(null, await handler(call.request, {signal: abort.signal}));
 		} catch (error) {
 			const {code, message} = toStatus(error);
-			callback({code, details: message, metadata: new Metadata()});
+			// The same numbers, but an enum here.
+			callback({code: code as unknown as status, details: message, metadata: new Metadata()});
 		}
 	};
 

@@ -5,7 +5,7 @@ import type {Logger} from '../log.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
 import {TtrpcServer} from '../ttrpc/server.ts';
 import {loadContract} from './contract.ts';
-import {grpcEndpoint} from './grpc.ts';
+import type {GrpcEndpoint} from './grpc.ts';
 import {onProtocol} from './protocol.ts';
 import {services} from './services.ts';
 import {listen} from './socket.ts';
@@ -31,12 +31,17 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOption
 	const ending = new AbortController();
 	const served = services(contract, sandboxes, log, ending.signal);
 	await using parts = new AsyncDisposableStack();
-	const grpc = grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs});
+	// Loaded with its first connection: today's shims speak ttrpc, and gRPC's libraries are a tenth of what an idle daemon keeps resident.
+	let grpc: Promise<GrpcEndpoint> | undefined;
+	const loadGrpc = async (): Promise<GrpcEndpoint> => {
+		const {grpcEndpoint} = await import('./grpc.ts');
+		return grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs});
+	};
 	const ttrpc = new TtrpcServer({toStatus, disposeMs: drainTimeoutMs});
 	// Both at once: the time to drain is one.
 	parts.defer(async () => {
 		ending.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'}));
-		await Promise.all([grpc[Symbol.asyncDispose](), ttrpc[Symbol.asyncDispose]()]);
+		await Promise.all([grpc?.then(async endpoint => endpoint[Symbol.asyncDispose]()), ttrpc[Symbol.asyncDispose]()]);
 	});
 	for (const service of served) {
 		ttrpc.register(service);
@@ -52,13 +57,20 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOption
 		undecided.add(socket);
 		socket.once('close', () => undecided.delete(socket));
 		onProtocol(socket, protocol => {
-			undecided.delete(socket);
 			log.debug({protocol}, 'connection accepted');
-			if (protocol === 'grpc') {
-				grpc.accept(socket);
-			} else {
+			if (protocol === 'ttrpc') {
+				undecided.delete(socket);
 				ttrpc.serve(socket);
+				return;
 			}
+
+			grpc ??= loadGrpc();
+			void grpc.then(endpoint => {
+				// It may have been closed meanwhile, by either side.
+				if (undecided.delete(socket)) {
+					endpoint.accept(socket);
+				}
+			});
 		});
 	}, log, signal));
 	const resources = parts.move();

@@ -1,0 +1,97 @@
+/**
+ * What the daemon keeps resident when it is built as for the image, connected to a real libvirtd, and idle: outside of a cluster, and in one (an API
+ * server in memory). `node bench/memory.ts [NODE OPTIONS]`, with the options of main.ts if none are given; takes about half a minute. The budget is
+ * that of docs/architecture.md.
+ * What is file-backed is mostly Node's own program, which daemons of one node share.
+ */
+import {spawn} from 'node:child_process';
+import {once} from 'node:events';
+import {mkdtemp, readFile, rm, symlink, writeFile} from 'node:fs/promises';
+import {join} from 'node:path';
+import {createInterface} from 'node:readline';
+import {setTimeout as delay} from 'node:timers/promises';
+import {fileURLToPath} from 'node:url';
+import {peerPodConfigKind, peerPodKind, TestApiServer} from '../test/support/api-server.ts';
+import {startTestLibvirtd} from '../test/support/libvirtd.ts';
+
+const runs = 3;
+const budgetMib = 90e6 / 2 ** 20;
+/** After which nothing moves any more but timers. */
+const settleMs = 4000;
+const repository = fileURLToPath(new URL('..', import.meta.url));
+
+/** As main.ts, but that the service account's files are where the test server has put them. */
+const edge = `
+	import {homedir, hostname} from 'node:os';
+	import {run} from './cli/run.js';
+	const stopping = new AbortController();
+	process.once('SIGTERM', () => stopping.abort(new Error('SIGTERM')));
+	await run({
+		env: process.env, flags: {}, operands: [], host: {hostname: hostname()}, version: 'bench', out: process.stdout, err: process.stderr, logTo: 2, onLogger() {},
+		surroundings: {home: homedir(), user: 'root', sshAgentSocket: undefined, serviceAccountDirectory: process.argv[2]},
+	}, stopping.signal);
+`;
+
+interface Resident {
+	readonly anonymousMib: number;
+	readonly fileMib: number;
+}
+
+async function measure(directory: string, nodeOptions: readonly string[], env: Readonly<Record<string, string>>, account: string): Promise<Resident> {
+	const child = spawn(process.execPath, [...nodeOptions, join(directory, 'edge.js'), account], {
+		env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'inherit', 'pipe'],
+	});
+	const exited = once(child, 'exit');
+	const ready = Promise.withResolvers<undefined>();
+	createInterface({input: child.stderr}).on('line', line => {
+		if (line.includes('"msg":"ready"')) {
+			ready.resolve(undefined);
+		} else if (line.includes('"level":"fatal"')) {
+			console.error(line);
+		}
+	});
+	await ready.promise;
+	await delay(settleMs);
+	const status = await readFile(`/proc/${child.pid}/status`, 'utf8');
+	const mib = (name: string): number => Number(new RegExp(String.raw`^${name}:\s+(\d+) kB`, 'm').exec(status)?.[1]) / 1024;
+	const resident = {anonymousMib: mib('RssAnon'), fileMib: mib('RssFile')};
+	child.kill('SIGTERM');
+	await exited;
+	return resident;
+}
+
+const directory = await mkdtemp('/tmp/caa-memory-');
+const [firstLine = ''] = (await readFile(join(repository, 'src/main.ts'), 'utf8')).split('\n');
+const nodeOptions = process.argv.length > 2 ? process.argv.slice(2) : firstLine.split(' ').filter(word => word.startsWith('--'));
+try {
+	const [code] = await once(spawn(process.execPath, [
+		join(repository, 'node_modules/typescript/bin/tsc'), '-p', join(repository, 'tsconfig.build.json'), '--outDir', join(directory, 'dist'),
+	], {stdio: 'inherit'}), 'exit') as [number];
+	if (code !== 0) {
+		throw new Error('the build failed');
+	}
+
+	await Promise.all(['node_modules', 'package.json', 'proto'].map(async name => symlink(join(repository, name), join(directory, name))));
+	await writeFile(join(directory, 'dist/edge.js'), edge);
+	await using libvirtd = await startTestLibvirtd();
+	await using api = await TestApiServer.start();
+	api.define(peerPodKind, peerPodConfigKind);
+	api.put('nodes', {metadata: {name: 'bench'}});
+	const daemon = {
+		LIBVIRT_URI: `test+unix:///default?socket=${libvirtd.socketPath}`, NODE_NAME: 'bench', CLUSTER_ID: 'bench', HOST_INTERFACE: 'lo', PROBE_PORT: '18766',
+		REMOTE_HYPERVISOR_ENDPOINT: join(directory, 'hypervisor.sock'), PODS_DIR: join(directory, 'pods'), LOG_LEVEL: 'info',
+	};
+	for (const [what, env] of [['outside of a cluster', daemon], ['in a cluster', {...daemon, ...api.environment}]] as const) {
+		const totals: number[] = [];
+		for (let run = 0; run < runs; run++) {
+			const {anonymousMib, fileMib} = await measure(join(directory, 'dist'), nodeOptions, env, api.accountDirectory);
+			totals.push(anonymousMib + fileMib);
+			console.log(`  ${anonymousMib.toFixed(1)} MiB anonymous, ${fileMib.toFixed(1)} MiB of files`);
+		}
+
+		const mean = totals.reduce((sum, total) => sum + total) / runs;
+		console.log(`${what}: ${mean.toFixed(1)} MiB resident (${(mean * 2 ** 20 / 1e6).toFixed(1)} MB), budget ${budgetMib.toFixed(1)} MiB (90 MB)`);
+	}
+} finally {
+	await rm(directory, {recursive: true, force: true});
+}
