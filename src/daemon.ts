@@ -105,9 +105,9 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	}));
 	await networks.check(signal);
 
-	const checks = parts.use(composeChecks({config, session, network: networks.probe, ssh}));
+	const checks = composeChecks({config, session, network: networks.probe, ssh});
 	if (config.cloudConfigVerify) {
-		refuseFailures(await checkAndLog(checks.list, log, signal));
+		refuseFailures(await checkAndLog(checks, log, signal));
 	}
 
 	const cluster = parts.use(await kubernetesCluster(config, surroundings, podVms, log));
@@ -154,7 +154,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	halfMadeGraceMs.resolve(api.tookOver ? config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs : 0);
 	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');
 	if (!config.cloudConfigVerify) {
-		parts.use(checkInBackground(checks.list, log));
+		parts.use(checkInBackground(checks, log));
 	}
 
 	return parts.move();

@@ -1,13 +1,15 @@
 /** The daemon's own look at its surroundings when it starts: every finding that needs somebody is a log line. */
 import {AdaptorError} from './errors.ts';
-import {runChecks, type Check, type CheckResult} from './check/run-checks.ts';
+import {runChecks, type CheckResult} from './check/run-checks.ts';
+import type {Checks} from './checks.ts';
 import type {Logger} from './log.ts';
 
-/** @returns the failures @throws the signal's reason */
-export async function checkAndLog(checks: readonly Check[], log: Logger, signal: AbortSignal): Promise<readonly CheckResult[]> {
+/** Disposes the checks: they are made once. @returns the failures @throws the signal's reason */
+export async function checkAndLog(checks: Checks, log: Logger, signal: AbortSignal): Promise<readonly CheckResult[]> {
+	using _checks = checks;
 	const startedAt = performance.now();
 	const results: CheckResult[] = [];
-	for await (const result of runChecks(checks, {}, signal)) {
+	for await (const result of runChecks(checks.list, {}, signal)) {
 		results.push(result);
 		const {name, status, text, remedy, durationMs} = result;
 		const fields = {check: name, reason: text, durationMs, ...(remedy === undefined ? {} : {remedy})};
@@ -37,7 +39,7 @@ export function refuseFailures(failures: readonly CheckResult[]): void {
 }
 
 /** Checks while the daemon serves already; disposing ends that. */
-export function checkInBackground(checks: readonly Check[], log: Logger): AsyncDisposable {
+export function checkInBackground(checks: Checks, log: Logger): AsyncDisposable {
 	const ending = new AbortController();
 	const checking = checkAndLog(checks, log, ending.signal).catch((error: unknown) => {
 		if (!ending.signal.aborted) {

@@ -5,6 +5,8 @@ import {createServer} from 'node:net';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import test, {type ExecutionContext} from 'ava';
+import {silentLogger} from '../src/log.ts';
+import {checkAndLog} from '../src/start-checks.ts';
 import {startNode, type TestNode} from './check/node.ts';
 import {directoryOf} from './support/directory.ts';
 
@@ -94,6 +96,21 @@ test('with CLOUD_CONFIG_VERIFY warnings keep it from nothing, and it looks aroun
 	const order = (await daemon.until('ready')).map(({msg}) => msg);
 	t.deepEqual(order.filter(msg => msg === 'checks passed'), ['checks passed']);
 	await endsWell(t, daemon);
+});
+
+test('what was opened for the checks is closed when they are done, or given up on', async t => {
+	let closed = 0;
+	const checks = (run: () => Promise<never>): Parameters<typeof checkAndLog>[0] => ({
+		list: [{name: 'a', subject: 'node', run}],
+		[Symbol.dispose]() {
+			closed++;
+		},
+	});
+	const failing = checks(async () => Promise.reject(new Error('broken')));
+	t.like(await checkAndLog(failing, silentLogger, new AbortController().signal), [{name: 'a', text: 'broken'}]);
+	t.is(closed, 1);
+	await t.throwsAsync(checkAndLog(checks(async () => new Promise(() => undefined)), silentLogger, AbortSignal.abort(new Error('enough'))), {message: 'enough'});
+	t.is(closed, 2);
 });
 
 test('SIGTERM ends it at once while it looks around, before it serves as well as after', async t => {
