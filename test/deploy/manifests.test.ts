@@ -52,6 +52,27 @@ test('the nodes of OpenShift get kata\'s and CRI-O\'s configuration as they are 
 	t.true(crio?.includes(`"${machineConfig?.spec.config.storage.files[0]?.path ?? ''}"`));
 });
 
+test('the DaemonSet gives the daemon all that the operator\'s gives it', async t => {
+	// Source: openshift/sandboxed-containers-operator, controllers/peerpods.go (processDaemonsetForCAA).
+	const daemonSet = (await base).find(each => nameOf(each) === 'DaemonSet osc-caa-ds') as Workload;
+	const {spec} = daemonSet.spec.template;
+	const [container] = containersOf(daemonSet);
+	t.like(daemonSet, {metadata: {namespace: 'openshift-sandboxed-containers-operator'}, spec: {selector: {matchLabels: {name: 'osc-caa-ds'}}}});
+	t.like(spec, {hostNetwork: true});
+	t.like(container, {
+		name: 'caa-pod', command: ['/usr/local/bin/entrypoint.sh'], securityContext: {privileged: true, runAsUser: 0},
+		envFrom: [{secretRef: {name: 'peer-pods-secret'}}, {configMapRef: {name: 'peer-pods-cm'}}],
+	});
+	t.true(container?.env?.some(({name, valueFrom}) => name === 'NODE_NAME' && valueFrom?.fieldRef?.fieldPath === 'spec.nodeName'));
+	const mounted = new Map(container?.volumeMounts?.map(({mountPath, name, readOnly, mountPropagation}) => {
+		const {hostPath, secret} = spec.volumes?.find(volume => volume.name === name) ?? {};
+		return [mountPath, [hostPath?.path ?? `${secret?.secretName ?? ''} ${secret?.defaultMode?.toString(8) ?? ''}${secret?.optional === true ? ' optional' : ''}`, mountPropagation ?? (readOnly === true ? 'read-only' : '')]];
+	}));
+	t.deepEqual(['/run/peerpod', '/run/netns', '/root/.ssh', '/root/containers'].map(path => mounted.get(path)), [
+		['/run/peerpod', ''], ['/run/netns', 'HostToContainer'], ['ssh-key-secret 600 optional', 'read-only'], ['auth-json-secret 600 optional', 'read-only'],
+	]);
+});
+
 test('no image is left unnamed, and none moves by itself', async t => {
 	for (const manifests of await Promise.all(overlays.map(async overlay => build(`overlays/${overlay}`)))) {
 		for (const {image = ''} of workloads(manifests).flatMap(containersOf)) {
