@@ -35,7 +35,7 @@ export const pushCommand: Command = async (context, signal) => {
 	await using parts = new AsyncDisposableStack();
 	const {session, log} = await connect(context, values, parts, signal);
 	// Whatever would make it fail in the end, at the start.
-	const cluster = writesConfigMap ? await configMapOf(context, parts, log) : undefined;
+	const cluster = writesConfigMap ? await configMapOf(context, parts, log, signal) : undefined;
 	const source = await sourceOf(operands[0] ?? values.imageUri, values.authFile, context, parts);
 	if (flags['create-pool'] === 'true') {
 		const done = await createPool(session, values.pool, poolDirectory(values), signal);
@@ -178,7 +178,7 @@ interface ClusterConfigMap {
 	write(data: Readonly<Record<string, string>>, signal: AbortSignal): Promise<void>;
 }
 
-async function configMapOf({env, flags}: CommandContext, parts: AsyncDisposableStack, log: Logger): Promise<ClusterConfigMap> {
+async function configMapOf({env, flags}: CommandContext, parts: AsyncDisposableStack, log: Logger, signal: AbortSignal): Promise<ClusterConfigMap> {
 	const server = apiServerAddress(env);
 	if (server === undefined) {
 		throw new AdaptorError({
@@ -191,6 +191,8 @@ async function configMapOf({env, flags}: CommandContext, parts: AsyncDisposableS
 	const account = new ServiceAccount();
 	const {namespace = await account.namespace()} = flags;
 	const client = parts.use(new KubernetesClient({server, account, log}));
+	// Changes nothing, but finds out whether it is there and may be changed.
+	await writeConfigMap(client, {name: configMap, namespace}, {}, signal);
 	return {namespace, write: async (data, signal) => writeConfigMap(client, {name: configMap, namespace}, data, signal)};
 }
 
