@@ -125,7 +125,8 @@ async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigi
 /** Writes all but the head, and reads it back. @returns the digest of the whole image */
 async function upload({session, pool, onProgress, pusher}: PushOptions, volume: string, head: Buffer, bytes: Bytes, size: bigint, signal: AbortSignal): Promise<string> {
 	const note = writeNote(pusher ?? await thisPusher());
-	const range = {offset: head.length, length: size - BigInt(head.length)};
+	// The volume is new, so what is not written is zero.
+	const range = {offset: head.length, length: size - BigInt(head.length), isSparse: true};
 	const sent = createHash('sha256').update(head);
 	if (range.length === 0n) {
 		await bytes.end();

@@ -68,7 +68,8 @@ function registryOf(name: string, text: string): {registry: string; repository: 
 	const rest = isHost ? name.slice(slash + 1) : name;
 	const repository = registry === dockerHub && !rest.includes('/') ? `library/${rest}` : rest;
 	const [, port] = hostPattern.exec(registry) ?? [];
-	if (!hostPattern.test(registry) || (port !== undefined && (Number(port) === 0 || Number(port) > 65_535))) {
+	// A URL takes what ends in a number for an IPv4 address, and refuses it if it is none.
+	if (!hostPattern.test(registry) || port === '0' || !URL.canParse(`https://${registry}/`)) {
 		throw refused(text, 'its registry is no host name with or without a port');
 	}
 

@@ -7,8 +7,8 @@ import {AdaptorError} from '../errors.ts';
 export const remoteProgram = 0x20_00_80_86;
 export const keepaliveProgram = 0x6b_65_65_70;
 
-/** virNetMessageType, without those that come only when asked for: file descriptors, holes of sparse streams. */
-export const messageType = {call: 0, reply: 1, message: 2, stream: 3} as const;
+/** virNetMessageType, without those that come only when asked for: calls and replies with file descriptors. */
+export const messageType = {call: 0, reply: 1, message: 2, stream: 3, hole: 6} as const;
 /** virNetMessageStatus. */
 export const messageStatus = {ok: 0, error: 1, continue: 2} as const;
 
@@ -159,7 +159,7 @@ function decodePacket(bytes: Buffer): Packet {
 }
 
 function isType(value: number): value is MessageType {
-	return value <= messageType.stream;
+	return value <= messageType.stream || value === messageType.hole;
 }
 
 function isStatus(value: number): value is MessageStatus {

@@ -44,8 +44,8 @@ export interface ExchangeHandler {
 
 /** A CALL that was sent. */
 export interface Exchange {
-	/** Sends a STREAM packet of this exchange. */
-	send(status: MessageStatus, body: Uint8Array): void;
+	/** Sends a STREAM packet of this exchange, or one for a hole in a sparse stream. */
+	send(status: MessageStatus, body: Uint8Array, type?: typeof messageType.stream | typeof messageType.hole): void;
 	/** The caller does not wait any more; packets still go to the handler. */
 	abandon(): void;
 }
@@ -138,7 +138,7 @@ export class RpcConnection {
 
 		send(messageType.call, messageStatus.ok, body);
 		return {
-			send: (status, bytes) => send(messageType.stream, status, bytes),
+			send: (status, bytes, type = messageType.stream) => send(type, status, bytes),
 			abandon: () => {
 				pending.abandonedFor ??= 0;
 			},

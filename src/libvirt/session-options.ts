@@ -74,6 +74,11 @@ export interface StreamRange {
 	readonly offset?: bigint | number;
 	/** Bytes; 0 or absent is all that comes (upload: up to the end of the source; download: up to the volume's end). */
 	readonly length?: bigint | number;
+	/**
+	 * Zeros are neither sent nor stored. Of an upload: the volume must have zeros there already, and the range must reach to its end, since libvirt cuts
+	 * the file behind each hole. False unless told.
+	 */
+	readonly isSparse?: boolean;
 }
 
 export const sessionDefaults = {

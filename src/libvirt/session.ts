@@ -18,7 +18,7 @@ import {procedures, type Domain, type Procedure, type StorageVol} from './proced
 import type {RpcConnection} from './rpc.ts';
 import {sessionDefaults, type CallOptions, type LibvirtSessionOptions, type ServerInfo, type SessionState, type StreamRange} from './session-options.ts';
 import {StreamConnections} from './stream-connections.ts';
-import {consoleOutput, downloadVolume, uploadVolume} from './streams.ts';
+import {consoleOutput, downloadVolume, uploadVolume, type VolumeRange} from './streams.ts';
 import {decode} from './xdr.ts';
 
 /** A connection that lived shorter does not count as success for the back-off. */
@@ -380,8 +380,8 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 }
 
-function volumeRange(vol: StorageVol, {offset = 0n, length = 0n}: StreamRange): {vol: StorageVol; offset: bigint; length: bigint} {
-	return {vol, offset: BigInt(offset), length: BigInt(length)};
+function volumeRange(vol: StorageVol, {offset = 0n, length = 0n, isSparse = false}: StreamRange): VolumeRange {
+	return {vol, offset: BigInt(offset), length: BigInt(length), isSparse};
 }
 
 function closedReason(): AdaptorError {

@@ -2,6 +2,7 @@
  * Volumes' bytes and consoles' output over an RPC connection, with back-pressure both ways.
  * Source: libvirt, src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL both sides send STREAM
  * packets with the CALL's serial: CONTINUE with data, CONTINUE without data for the end of a download, then OK from us, OK back.
+ * A sparse stream has HOLE packets as well: so many zeros, which take no space in the volume and on the wire.
  * ERROR without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe is
  * the only brake, and it stops everything else on that connection.
  */
@@ -11,7 +12,7 @@ import {LibvirtError, remoteError} from './errors.ts';
 import {messageStatus, messageType, PacketError, streamPayload, type Packet} from './packet.ts';
 import {procedures, type Domain, type Procedure, type StorageVol} from './procedures.ts';
 import type {Exchange, ExchangeHandler, RpcConnection} from './rpc.ts';
-import {decode} from './xdr.ts';
+import {decode, encode, i64, struct, u32} from './xdr.ts';
 
 /** How long the daemon may take to confirm that a stream was aborted, before we go on regardless. */
 const abortTimeoutMs = 2000;
@@ -19,12 +20,20 @@ const abortTimeoutMs = 2000;
 const backlogLimit = 2 * 1024 * 1024;
 const backlogResume = 512 * 1024;
 const empty = Buffer.alloc(0);
+/** VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM and VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM (since libvirt 3.4.0). */
+const sparseStream = 1;
+/** virNetStreamHole: bytes, and flags of which there are none. */
+const hole = struct({length: i64, flags: u32});
+/** Zeros are looked for in pieces of this size: file systems and QEMU make no smaller holes worth their while. */
+const zeros = Buffer.alloc(65_536);
 
 /** Bytes; `length` 0 is up to the end. */
 export interface VolumeRange {
 	readonly vol: StorageVol;
 	readonly offset: bigint;
 	readonly length: bigint;
+	/** Zeros become holes. Of an upload, those must be holes already: for volumes that are new, and ranges up to their end. */
+	readonly isSparse: boolean;
 }
 
 /**
@@ -32,22 +41,33 @@ export interface VolumeRange {
  * @param stallMs how long to wait for the daemon without progress
  * @throws LibvirtError also in the middle: then the source was not read to its end. What was written stays written.
  */
-export async function uploadVolume(connection: RpcConnection, range: VolumeRange, source: AsyncIterable<Uint8Array>, stallMs: number, signal: AbortSignal): Promise<void> {
-	const stream = await DataStream.open(connection, procedures.storageVolUpload, {...range, flags: 0}, stallMs, signal);
+export async function uploadVolume(connection: RpcConnection, {isSparse, ...range}: VolumeRange, source: AsyncIterable<Uint8Array>, stallMs: number, signal: AbortSignal): Promise<void> {
+	const stream = await DataStream.open(connection, procedures.storageVolUpload, {...range, flags: isSparse ? sparseStream : 0}, stallMs, signal);
 	const chunks = source[Symbol.asyncIterator]();
 	try {
 		using scope = new Scope(signal, stream.failed);
+		let skipped = 0;
 		for (;;) {
 			const next = await abortable(chunks.next(), scope.signal);
 			if (next.done === true) {
 				break;
 			}
 
-			for (let offset = 0; offset < next.value.length; offset += streamPayload) {
-				await stream.write(next.value.subarray(offset, offset + streamPayload), scope.signal);
+			for (const part of isSparse ? withoutZeros(next.value) : [next.value]) {
+				if (typeof part === 'number') {
+					skipped += part;
+					continue;
+				}
+
+				await stream.skip(skipped, scope.signal);
+				skipped = 0;
+				for (let offset = 0; offset < part.length; offset += streamPayload) {
+					await stream.write(part.subarray(offset, offset + streamPayload), scope.signal);
+				}
 			}
 		}
 
+		await stream.skip(skipped, scope.signal);
 		await stream.finish(scope.signal);
 	} catch (error) {
 		// Not awaited: a source that hangs in next() would hang in return().
@@ -61,8 +81,8 @@ export async function uploadVolume(connection: RpcConnection, range: VolumeRange
  * The volume's bytes as they come. The connection must carry nothing else: a slow reader stops it.
  * Returning early aborts the stream.
  */
-export async function* downloadVolume(connection: RpcConnection, range: VolumeRange, stallMs: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
-	const stream = await DataStream.open(connection, procedures.storageVolDownload, {...range, flags: 0}, stallMs, signal);
+export async function* downloadVolume(connection: RpcConnection, {isSparse, ...range}: VolumeRange, stallMs: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+	const stream = await DataStream.open(connection, procedures.storageVolDownload, {...range, flags: isSparse ? sparseStream : 0}, stallMs, signal);
 	try {
 		using scope = new Scope(signal, stream.failed);
 		for (;;) {
@@ -70,6 +90,11 @@ export async function* downloadVolume(connection: RpcConnection, range: VolumeRa
 			if (data === undefined) {
 				await stream.finish(scope.signal);
 				return;
+			}
+
+			if (typeof data === 'bigint') {
+				yield* zeroBytes(data);
+				continue;
 			}
 
 			yield data;
@@ -89,10 +114,39 @@ export async function* consoleOutput(connection: RpcConnection, dom: Domain, sig
 	try {
 		using scope = new Scope(signal, stream.failed);
 		for (let data = await stream.read(scope.signal); data !== undefined; data = await stream.read(scope.signal)) {
-			yield data;
+			// Nothing has holes that nobody asked for.
+			if (typeof data !== 'bigint') {
+				yield data;
+			}
 		}
 	} finally {
 		await stream.abort();
+	}
+}
+
+/** The bytes in order: what has to be written, and between that how many zeros need not be. */
+function* withoutZeros(chunk: Uint8Array): Generator<Uint8Array | number> {
+	let from = 0;
+	for (let at = 0; at < chunk.length; at += zeros.length) {
+		const piece = chunk.subarray(at, at + zeros.length);
+		if (zeros.subarray(0, piece.length).equals(piece)) {
+			if (at > from) {
+				yield chunk.subarray(from, at);
+			}
+
+			yield piece.length;
+			from = at + piece.length;
+		}
+	}
+
+	if (from < chunk.length) {
+		yield chunk.subarray(from);
+	}
+}
+
+function* zeroBytes(length: bigint): Generator<Buffer> {
+	for (let left = length; left > 0n; left -= BigInt(streamPayload)) {
+		yield Buffer.alloc(left < BigInt(streamPayload) ? Number(left) : streamPayload);
 	}
 }
 
@@ -138,8 +192,17 @@ class DataStream {
 		await this.#waitFor(scope => this.#connection.drained(scope), 'libvirt to take the data of an upload', signal);
 	}
 
-	/** The next data; undefined at the end. */
-	async read(signal: AbortSignal): Promise<Buffer | undefined> {
+	/** Sends a hole of so many bytes, if any, then waits as `write` does. */
+	async skip(length: number, signal: AbortSignal): Promise<void> {
+		if (length > 0) {
+			signal.throwIfAborted();
+			this.#exchange.send(messageStatus.continue, encode(hole, {length: BigInt(length), flags: 0}), messageType.hole);
+			await this.#waitFor(scope => this.#connection.drained(scope), 'libvirt to take the data of an upload', signal);
+		}
+	}
+
+	/** The next data, or how many zeros there are; undefined at the end. */
+	async read(signal: AbortSignal): Promise<Buffer | bigint | undefined> {
 		return this.#waitFor(scope => this.#inbox.take(scope), 'libvirt to send the data of a download', signal);
 	}
 
@@ -180,7 +243,8 @@ class Inbox implements ExchangeHandler {
 	readonly #failure = new Scope();
 	readonly #replied = Promise.withResolvers<undefined>();
 	readonly #over = Promise.withResolvers<undefined>();
-	readonly #backlog: Buffer[] = [];
+	/** Data, and lengths of holes. */
+	readonly #backlog: Array<Buffer | bigint> = [];
 	#backlogBytes = 0;
 	#state: 'open' | 'ended' | 'over' = 'open';
 	#hasReply = false;
@@ -226,6 +290,8 @@ class Inbox implements ExchangeHandler {
 
 			this.#state = 'over';
 			this.#over.resolve(undefined);
+		} else if (packet.type === messageType.hole) {
+			this.#backlog.push(...this.#discards ? [] : [decode(hole, packet.body).length]);
 		} else if (packet.body.length === 0) {
 			this.#state = 'ended';
 		} else if (!this.#discards) {
@@ -246,8 +312,8 @@ class Inbox implements ExchangeHandler {
 		this.#failure.abort(reason);
 	}
 
-	/** The next data; undefined at the end. */
-	async take(signal: AbortSignal): Promise<Buffer | undefined> {
+	/** The next data, or how many zeros there are; undefined at the end. */
+	async take(signal: AbortSignal): Promise<Buffer | bigint | undefined> {
 		if (this.#backlog.length === 0 && this.#state === 'open') {
 			const {promise, resolve} = Promise.withResolvers<undefined>();
 			this.#wake = resolve;
@@ -256,7 +322,7 @@ class Inbox implements ExchangeHandler {
 
 		signal.throwIfAborted();
 		const data = this.#backlog.shift();
-		this.#backlogBytes -= data?.length ?? 0;
+		this.#backlogBytes -= typeof data === 'bigint' ? 0 : data?.length ?? 0;
 		if (this.#backlogBytes <= backlogResume) {
 			this.#connection.resume();
 		}

@@ -192,5 +192,5 @@ test('any damage gives the file or an AdaptorError', async t => {
 		}
 
 		t.is(damaged.seen.closed, 1);
-	}), {numRuns: 1500, interruptAfterTimeLimit: 4000, markInterruptAsFailure: false});
+	}), {numRuns: 1500, interruptAfterTimeLimit: 2000, markInterruptAsFailure: false});
 });

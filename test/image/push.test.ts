@@ -1,6 +1,6 @@
 import {randomBytes} from 'node:crypto';
 import {existsSync} from 'node:fs';
-import {readdir, readFile, writeFile} from 'node:fs/promises';
+import {readdir, readFile, stat, writeFile} from 'node:fs/promises';
 import {gzipSync, zstdCompressSync} from 'node:zlib';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
@@ -117,6 +117,16 @@ test('a raw image stays raw, and its name reads through to it', async t => {
 	t.like(await readBaseVolume(storage.session, pool.name, name, never), {path: `${pool.directory}/${pushed.volume}`, format: 'raw', capacity: BigInt(content.length)});
 	await execute('qemu-img', ['convert', '-O', 'raw', `${pool.directory}/${name}`, `${storage.libvirtd.directory}/read-through`]);
 	await execute('cmp', [`${storage.libvirtd.directory}/read-through`, `${pool.directory}/${pushed.volume}`]);
+});
+
+test('what is empty in an image is neither sent nor stored', async t => {
+	const pool = await storage.pool();
+	const path = `${storage.libvirtd.directory}/sparse.raw`;
+	await writeFile(path, image.content);
+	await execute('truncate', ['-s', '200M', path]);
+	const pushed = await push(pool, {source: fileSource(path)});
+	await execute('cmp', [path, `${pool.directory}/${pushed.volume}`]);
+	t.true((await stat(`${pool.directory}/${pushed.volume}`)).blocks * 512 < 5_000_000);
 });
 
 test('images of the smallest sizes are pushed', async t => {
@@ -290,10 +300,11 @@ function mortal(steps: number): LibvirtStorage & {readonly died: () => boolean} 
 
 test('wherever a push dies, no half-made image is taken for one, and the next push succeeds and leaves none', async t => {
 	const pool = await storage.pool();
+	const {path, content} = await makeQcow2(storage.libvirtd.directory, 100_000);
 	let step = 0;
 	for (let died = true; died; step++) {
 		const session = mortal(step);
-		await push(pool, {session, pusher: deadPusher, source: source(image.content, 1_000_000)}).catch(() => undefined);
+		await push(pool, {session, pusher: deadPusher, source: source(content, 150_000)}).catch(() => undefined);
 		died = session.died();
 		// Whoever may be pushing is elsewhere: time tells.
 		const half = (await listImages({...catalogueOf(pool), now: new Date(Date.now() + 2 * hour)}, never)).filter(({completeness}) => completeness !== 'complete');
@@ -304,10 +315,10 @@ test('wherever a push dies, no half-made image is taken for one, and the next pu
 		}
 
 		const later = Date.now() + 2 * hour + step * 10_000;
-		const pushed = await push(pool, {clock: () => new Date(later)});
+		const pushed = await push(pool, {clock: () => new Date(later), source: fileSource(path)});
 		t.deepEqual(pushed.removed, half.map(({volume}) => volume));
 		for (const file of await pool.files()) {
-			t.true(file === name || (await pool.read(file)).equals(image.content), file);
+			t.true(file === name || (await pool.read(file)).equals(content), file);
 			if (file !== name && file !== pushed.volume) {
 				await removeImage(catalogueOf(pool), file, false, never);
 			}

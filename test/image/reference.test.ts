@@ -40,7 +40,7 @@ for (const [text, registry, repository, version, path] of readings) {
 
 for (const text of [
 	'', 'oci::', 'oci::::/a', ':tag', '/org/podvm', 'quay.io/', 'quay.io/Org/podvm', 'quay.io/org/podvm:', 'quay.io/org/podvm:-x', `quay.io/org/podvm:${'x'.repeat(129)}`,
-	'quay.io/org/podvm@sha256:abc', `quay.io/org/podvm@${sha256.toUpperCase()}`, 'quay.io/org/podvm@md5:0123', 'quay.io:0/podvm', 'quay.io:65536/podvm', 'quay.io:x/podvm',
+	'quay.io/org/podvm@sha256:abc', `quay.io/org/podvm@${sha256.toUpperCase()}`, 'quay.io/org/podvm@md5:0123', 'quay.io:0/podvm', 'quay.0/podvm', 'quay.io:65536/podvm', 'quay.io:x/podvm',
 	'quay.io/org//podvm', 'quay.io/../podvm', 'user@quay.io/podvm', 'quay.io/podvm?x', 'quay.io/podvm#x', 'quay.io/podvm::', 'quay.io/podvm::/', 'quay.io/podvm::/a/', 'quay.io/podvm::../a',
 	'quay.io/podvm::/a/../../b', 'quay.io/podvm::/a\0', 'https://quay.io/podvm', '[::1/podvm', `a/${'b'.repeat(260)}`,
 ]) {

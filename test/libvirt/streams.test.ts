@@ -1,6 +1,6 @@
 /** Uploads and downloads: with libvirt's real storage driver, and with a daemon that misbehaves. */
 import {randomBytes} from 'node:crypto';
-import {chown, mkdir, readFile} from 'node:fs/promises';
+import {chown, mkdir, readFile, stat} from 'node:fs/promises';
 import {setImmediate} from 'node:timers/promises';
 import anyTest, {type ExecutionContext, type TestFn} from 'ava';
 import {DeadlineError} from '../../src/lifetime.ts';
@@ -40,7 +40,7 @@ test.after.always('nothing is left', async t => {
 });
 
 async function createVolume({context: {session, pool}}: ExecutionContext<Context>, name: string, capacity: number): Promise<StorageVol> {
-	const xml = `<volume><name>${name}</name><capacity>${capacity}</capacity><target><format type="raw"/></target></volume>`;
+	const xml = `<volume><name>${name}</name><capacity>${capacity}</capacity><allocation>0</allocation><target><format type="raw"/></target></volume>`;
 	return (await session.call(procedures.storageVolCreateXml, {pool, xml, flags: 0}, patient)).vol;
 }
 
@@ -197,6 +197,22 @@ test('an upload is CALL, data with the same serial, OK, and waits for the OK of 
 	t.false(done);
 	peer.send(call, messageType.stream, messageStatus.ok, Buffer.alloc(0));
 	await upload;
+});
+
+test('zeros of a sparse stream take no space in the volume, and come back as zeros', async t => {
+	const {session} = t.context;
+	const megabyte = 1024 * 1024;
+	const [one, two] = [randomBytes(100_000), randomBytes(megabyte)];
+	const bytes = Buffer.concat([one, Buffer.alloc(20 * megabyte), two, Buffer.alloc(10 * megabyte + 77)]);
+	for (const [name, chunk] of [['sparse-large', 3 * megabyte], ['sparse-odd', 99_999]] as const) {
+		const vol = await createVolume(t, name, bytes.length);
+		await session.upload(vol, inChunks(bytes, chunk), {length: bytes.length, isSparse: true}, patient);
+		t.true((await readFile(vol.key)).equals(bytes));
+		t.true((await stat(vol.key)).blocks * 512 < 3 * megabyte);
+		t.true((await collect(session.download(vol, {isSparse: true}, patient))).equals(bytes));
+		t.true((await collect(session.download(vol, {offset: 50_000, length: 25 * megabyte, isSparse: true}, patient))).equals(bytes.subarray(50_000, 50_000 + 25 * megabyte)));
+		t.true((await collect(session.download(vol, {}, patient))).equals(bytes));
+	}
 });
 
 test('data that overtakes the reply belongs to the download', async t => {
