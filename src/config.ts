@@ -84,7 +84,9 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 	const {caCertFile, certFile, certKeyFile, ...parsed} = values;
 	// A limit that nobody set gives way to the size that somebody did.
 	const minMemoryMib = isGiven(settings.minMemoryMib) ? parsed.minMemoryMib : Math.min(parsed.minMemoryMib ?? Infinity, parsed.memoryMib ?? Infinity);
-	const sized = {...parsed, minMemoryMib};
+	// Either name asks for confidential VMs; only to turn them off as well is a contradiction.
+	const disableCvm = isGiven(settings.disableCvm) || parsed.launchSecurity === undefined ? parsed.disableCvm : false;
+	const sized = {...parsed, minMemoryMib, disableCvm};
 	problems.push(...contradictions(sized, isGiven));
 	if (problems.length > 0) {
 		throw new ConfigError(problems);
@@ -211,7 +213,7 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 	ordered('memoryMib', 'maxMemoryMib');
 
 	if (values.launchSecurity !== undefined && values.disableCvm === true) {
-		problems.push({name: 'LIBVIRT_LAUNCH_SECURITY', text: `is "${values.launchSecurity}", but DISABLECVM is true and turns it off; expected DISABLECVM=false with it`});
+		problems.push({name: 'LIBVIRT_LAUNCH_SECURITY', text: `is "${values.launchSecurity}", but DISABLECVM is true and turns it off; expected DISABLECVM=false with it, or no DISABLECVM`});
 	}
 
 	const {tlsMinVersion: minVersion, tlsCipherSuites: cipherSuites} = values;

@@ -75,12 +75,12 @@ export const settings = {
 	},
 	launchSecurity: {
 		env: 'LIBVIRT_LAUNCH_SECURITY', flag: 'launch-security', section: 'KVM host', type: oneOf('s390-pv'), example: 's390-pv',
-		description: 'Confidential VMs by IBM Secure Execution. Needs `DISABLECVM=false`; together with `DISABLECVM=true` it is refused, '
+		description: 'Confidential VMs by IBM Secure Execution, as with `DISABLECVM=false`. Together with a `DISABLECVM=true` that is set it is refused, '
 			+ 'since pods would silently run unprotected. Not set: as `s390-pv` if `DISABLECVM=false`.',
 	},
 	disableCvm: {
 		env: 'DISABLECVM', flag: 'disable-cvm', section: 'KVM host', type: boolean, default: 'true',
-		description: 'Ordinary VMs. With `false` every pod VM is confidential, and a host that cannot do that starts none.',
+		description: 'Ordinary VMs. With `false` every pod VM is confidential, and a host that cannot do that starts none. Not set: `false` if `LIBVIRT_LAUNCH_SECURITY` is.',
 	},
 	clusterId: {
 		env: 'CLUSTER_ID', section: 'KVM host', type: textLike('letters, digits and . _ - (at most 63)', /^[A-Za-z0-9._\-]{1,63}$/v),

@@ -166,7 +166,8 @@ test('some but not all of the custom CA\'s files is refused, naming those that a
 });
 
 test('confidential VMs that are asked for and turned off at once are refused', t => {
-	t.deepEqual(Object.keys(problemsOf({LIBVIRT_LAUNCH_SECURITY: 's390-pv'})), ['LIBVIRT_LAUNCH_SECURITY']);
+	t.deepEqual(Object.keys(problemsOf({LIBVIRT_LAUNCH_SECURITY: 's390-pv', DISABLECVM: 'true'})), ['LIBVIRT_LAUNCH_SECURITY']);
+	t.false(load({LIBVIRT_LAUNCH_SECURITY: 's390-pv'}).disableCvm);
 	t.is(load({LIBVIRT_LAUNCH_SECURITY: 's390-pv', DISABLECVM: 'false'}).launchSecurity, 's390-pv');
 });
 
