@@ -7,11 +7,13 @@ import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import {runChecks, type CheckResult} from '../src/check/run-checks.ts';
 import {composeChecks} from '../src/checks.ts';
-import {loadConfig} from '../src/config.ts';
+import {loadConfig, type Config} from '../src/config.ts';
 import {openPipe} from '../src/libvirt/open-pipe.ts';
 import {LibvirtSession} from '../src/libvirt/session.ts';
+import {parseLibvirtUri} from '../src/libvirt/uri.ts';
 import {silentLogger} from '../src/log.ts';
 import {createNetworkProbe} from '../src/network/probe.ts';
+import {checkAndLog} from '../src/start-checks.ts';
 import {directoryOf} from './support/directory.ts';
 import {startTestLibvirtd, type TestLibvirtd} from './support/libvirtd.ts';
 import {startSshd, type Sshd} from './support/sshd.ts';
@@ -46,11 +48,19 @@ function uriOf({port = sshd.port, key = sshd.userKey, knownHosts = `${sshd.direc
 	return `test+ssh://root@127.0.0.1:${port}/default?socket=${socket}&keyfile=${key}&known_hosts=${knownHosts}`;
 }
 
+const ssh = {home: '/nonexistent', user: 'root', agentSocket: undefined};
+
+async function configOf(t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}): Promise<Config> {
+	const directory = await directoryOf(t);
+	return loadConfig({
+		CLUSTER_ID: 'test', NODE_NAME: 'worker-0', LIBVIRT_URI: uri, LIBVIRT_POOL: 'default-pool', LIBVIRT_MEMORY: '1',
+		REMOTE_HYPERVISOR_ENDPOINT: `${directory}/h.sock`, PODS_DIR: `${directory}/pods`, ...env,
+	}, {hostname: 'h'});
+}
+
 /** All findings by name; `prepare` comes when libvirt is connected, so that what it changes there lasts. */
 async function found(t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}, prepare?: () => Promise<void>): Promise<Readonly<Record<string, CheckResult>>> {
-	const directory = await directoryOf(t);
-	const config = loadConfig({CLUSTER_ID: 'test', NODE_NAME: 'worker-0', LIBVIRT_URI: uri, LIBVIRT_POOL: 'default-pool', LIBVIRT_MEMORY: '1', REMOTE_HYPERVISOR_ENDPOINT: `${directory}/h.sock`, PODS_DIR: `${directory}/pods`, ...env}, {hostname: 'h'});
-	const ssh = {home: '/nonexistent', user: 'root', agentSocket: undefined};
+	const config = await configOf(t, uri, env);
 	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
 	await using network = createNetworkProbe(config.vxlanPort);
 	if (prepare !== undefined) {
@@ -150,4 +160,18 @@ test('memory and space are asked for as many VMs as may still come', async t => 
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100'}), 'ok');
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '2'}), 'warning');
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '0'}), 'ok');
+});
+
+test('when all have been made, the ssh connection of their own is ended', async t => {
+	t.timeout(10_000, 'a connection is still served');
+	await using own = await startSshd({hostKeys: ['ed25519']});
+	const knownHosts = `${own.directory}/known_hosts`;
+	await writeFile(knownHosts, await own.knownHostsLine('ed25519'));
+	const {socketPath: socket} = await libvirtdOf(t);
+	const config = await configOf(t, uriOf({port: own.port, key: own.userKey, knownHosts, socket}));
+	await using session = new LibvirtSession({openPipe: openPipe(parseLibvirtUri(`test:///default?socket=${socket}`), {...ssh, log: silentLogger}), uri: 'test:///default'});
+	await using network = createNetworkProbe(config.vxlanPort);
+	const failures = await checkAndLog(composeChecks({config, session, network, ssh}), silentLogger, never);
+	t.false(failures.some(({name}) => name === 'ssh' || name === 'clock'));
+	await own.idle();
 });
