@@ -2,9 +2,10 @@
  * Which checks tell whether this node can run peer pods, composed of the adapters' probes and the verdicts of `check/`.
  * The command `check` and the daemon run the same list.
  */
+import {isIPv4} from 'node:net';
 import {dirname, join} from 'node:path';
 import {clockFinding, guestFinding, libvirtFinding, memoryFinding, secureExecutionFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
-import {networkFinding, programsFinding, routeFinding, vxlanPortFinding} from './check/network-verdicts.ts';
+import {networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from './check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
 import type {Check} from './check/run-checks.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdicts.ts';
@@ -85,11 +86,15 @@ export function composeChecks({config, session, network, ssh, now = () => new Da
 		{
 			name: 'route', subject: 'node', needs: ['network', 'programs'],
 			async run(signal) {
+				if (hostInterface !== undefined) {
+					await network.checkHostInterface(hostInterface, signal);
+				}
+
 				const {subnet, vmAddress} = await observeNetwork(session, networkName, signal);
-				// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be known.
-				const address = vmAddress ?? (uri.transport === 'ssh' ? uri.host : undefined);
+				// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be known; a name of the host is not looked up.
+				const address = vmAddress ?? (uri.transport === 'ssh' && isIPv4(uri.host) ? uri.host : undefined);
 				if (address === undefined) {
-					return {status: 'skipped', text: `not known where the VMs of network ${networkName} are: libvirt does not manage its addresses`};
+					return unknownSubnetFinding(networkName, hostInterface);
 				}
 
 				const wish = {towards: subnet ?? address, forwarderPort, vxlanPort, ...(hostInterface === undefined ? {} : {hostInterface})};

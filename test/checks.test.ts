@@ -42,10 +42,13 @@ interface Way {
 	readonly key?: string;
 	readonly knownHosts?: string;
 	readonly socket: string;
+	readonly host?: string;
+	/** Of libvirt's test driver. */
+	readonly path?: string;
 }
 
-function uriOf({port = sshd.port, key = sshd.userKey, knownHosts = `${sshd.directory}/known_hosts`, socket}: Way): string {
-	return `test+ssh://root@127.0.0.1:${port}/default?socket=${socket}&keyfile=${key}&known_hosts=${knownHosts}`;
+function uriOf({port = sshd.port, key = sshd.userKey, knownHosts = `${sshd.directory}/known_hosts`, socket, host = '127.0.0.1', path = '/default'}: Way): string {
+	return `test+ssh://root@${host}:${port}${path}?socket=${socket}&keyfile=${key}&known_hosts=${knownHosts}`;
 }
 
 const ssh = {home: '/nonexistent', user: 'root', agentSocket: undefined};
@@ -151,6 +154,19 @@ test('a pool and a network that are not active', async t => {
 	t.regex(results['network']?.remedy ?? '', /virsh net-start default/);
 	t.is(results['disk']?.text, 'needs pool, which failed');
 	t.is(results['route']?.text, 'needs network, which failed');
+});
+
+test('a network whose addresses are not libvirt\'s, on a host that is known by its name: tunnels need HOST_INTERFACE, and one that exists', async t => {
+	const {socketPath: socket, directory} = await libvirtdOf(t);
+	const path = `${directory}/bridge.xml`;
+	await writeFile(path, '<node><network><name>default</name><forward mode="bridge"/><bridge name="br0"/></network></node>');
+	const knownHosts = `${directory}/known_hosts`;
+	await writeFile(knownHosts, (await sshd.knownHostsLine('ed25519')).replace('127.0.0.1', 'localhost'));
+	const route = async (env: Readonly<Record<string, string>>): Promise<CheckResult | undefined> => (await found(t, uriOf({socket, path, knownHosts, host: 'localhost'}), env))['route'];
+	const without = await route({});
+	t.is(without?.status, 'failure');
+	t.regex(without?.remedy ?? '', /HOST_INTERFACE/);
+	t.regex((await route({HOST_INTERFACE: 'none0'}))?.text ?? '', /HOST_INTERFACE names an interface that does not exist/);
 });
 
 test('memory and space are asked for as many VMs as may still come', async t => {

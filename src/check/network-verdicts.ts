@@ -39,6 +39,14 @@ export function routeFinding({dst, gateway, dev = 'several interfaces'}: RouteOb
 	);
 }
 
+/** Where libvirt does not give the VMs their addresses, and the URI names the KVM host by something else than an IPv4 address. */
+export function unknownSubnetFinding(network: string, hostInterface: string | undefined): Finding {
+	const fact = `not known where the VMs of network ${network} are: libvirt does not manage its addresses`;
+	return hostInterface === undefined
+		? {status: 'failure', text: `${fact}, and LIBVIRT_URI names the KVM host by no IPv4 address`, remedy: 'Set HOST_INTERFACE to this node\'s interface towards the VMs.'}
+		: {status: 'skipped', text: `${fact}; tunnels begin at ${hostInterface}`};
+}
+
 export function programsFinding({versions}: ProgramsObservation): Finding {
 	const entries = Object.entries(versions);
 	const found = entries.filter(([, version]) => version !== null).map(([name, version]) => `${name} ${String(version)}`);

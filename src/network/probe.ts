@@ -5,6 +5,7 @@ import type {ProgramsObservation, RouteObservation, VxlanPortObservation} from '
 import {CommandError, means} from './command-error.ts';
 import {Iproute2} from './iproute2.ts';
 import {transaction} from './nft.ts';
+import {workerAddress} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
 
 /** How each tells its version. */
@@ -50,6 +51,11 @@ export class NetworkProbe {
 	async observeRoute(address: string, signal: AbortSignal): Promise<RouteObservation> {
 		const {dst, gateway, dev} = await this.#iproute2.matchingRoute(address, signal);
 		return {dst, ...(gateway === undefined ? {} : {gateway}), ...(dev === undefined ? {} : {dev})};
+	}
+
+	/** Whether tunnels can have their near end on it. @throws AdaptorError 'failed-precondition' as the making of a tunnel would */
+	async checkHostInterface(name: string, signal: AbortSignal): Promise<void> {
+		workerAddress(await this.#iproute2.links(signal), {hostInterface: name});
 	}
 
 	async #canOpenPort(signal: AbortSignal): Promise<boolean> {

@@ -3,7 +3,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import {finding, sizeText, type Finding, type Problem} from '../../src/check/finding.ts';
 import {clockFinding, guestFinding, libvirtFinding, memoryFinding, secureExecutionFinding, sshFinding} from '../../src/check/host-verdicts.ts';
-import {networkFinding, programsFinding, routeFinding, vxlanPortFinding} from '../../src/check/network-verdicts.ts';
+import {networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from '../../src/check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from '../../src/check/node-verdicts.ts';
 import type {LibvirtObservation, NetworkObservation, PoolObservation, SshObservation, VolumeObservation} from '../../src/check/observations.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from '../../src/check/storage-verdicts.ts';
@@ -96,6 +96,9 @@ const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Find
 	['route: the default route', routeFinding({dst: '0.0.0.0/0', dev: 'eth0', gateway: '10.0.0.1'}, wish), 'warning', /default route/, /TCP 15150 and UDP 9000.*ip route add 192\.168\.122\.0\/24/],
 	['route: another interface than HOST_INTERFACE', routeFinding({dst: '192.168.122.0/24', dev: 'eth0'}, {...wish, hostInterface: 'enc1'}), 'warning', /HOST_INTERFACE is enc1/, /Set HOST_INTERFACE to eth0/],
 	['route: HOST_INTERFACE', routeFinding({dst: '192.168.122.0/24', dev: 'enc1'}, {...wish, hostInterface: 'enc1'}), 'ok', /enc1/],
+
+	['route: where the VMs are is not known', unknownSubnetFinding('n', undefined), 'failure', /network n .*no IPv4 address/, /HOST_INTERFACE/],
+	['route: where the VMs are is not known, but the interface is', unknownSubnetFinding('n', 'enc1'), 'skipped', /tunnels begin at enc1/],
 
 	['VXLAN port: free', vxlanPortFinding(9000, {isFree: true, sharing: [], programs: []}), 'ok', /^UDP 9000 can carry/],
 	['VXLAN port: shared with an interface of the same kind', vxlanPortFinding(9000, {isFree: true, sharing: ['flannel.1'], programs: []}), 'warning', /flannel\.1 uses it too/, /VXLAN_PORT/],
