@@ -9,36 +9,15 @@ import {Secret} from '../log.ts';
 import type {Credentials} from './credentials.ts';
 import {HttpClient, HttpError, isWithoutTls, readAll, type Answer} from './http.ts';
 import {member} from './json.ts';
+import {chooseOf, damaged, layersOf, manifestTypes, parseJson, type Descriptor, type ImageManifest, type Platform} from './manifest.ts';
 import {digestPattern, formatReference, type ImageReference} from './reference.ts';
-
-/** A blob as a manifest names it. */
-export interface Descriptor {
-	readonly digest: string;
-	/** Bytes. */
-	readonly size: number;
-}
-
-export interface ImageManifest {
-	/** Of the manifest itself. */
-	readonly digest: string;
-	/** Lowest first. */
-	readonly layers: readonly Descriptor[];
-}
-
-export interface Platform {
-	readonly os: string;
-	readonly architecture: string;
-}
 
 /** distribution's own limit for a manifest. */
 const maxManifestBytes = 4 * 1024 * 1024;
 const maxTokenBytes = 1024 * 1024;
 const maxErrorBytes = 16 * 1024;
-const maxLayers = 1000;
 /** Failures in a row, without one byte in between, after which a transfer is given up. */
 const attemptsAtMost = 5;
-const indexTypes = ['application/vnd.oci.image.index.v1+json', 'application/vnd.docker.distribution.manifest.list.v2+json'];
-const manifestTypes = ['application/vnd.oci.image.manifest.v1+json', 'application/vnd.docker.distribution.manifest.v2+json'];
 
 export class Registry {
 	readonly #http: HttpClient;
@@ -72,7 +51,7 @@ export class Registry {
 				return {digest, layers: layersOf(content, this.#where)};
 			}
 
-			wanted = choose(list, platform, this.#where);
+			wanted = chooseOf(list, platform, this.#where);
 		}
 
 		throw damaged('the manifest list holds lists only', this.#where);
@@ -139,7 +118,7 @@ export class Registry {
 	}
 
 	async #readManifest(version: string, signal: AbortSignal): Promise<{content: unknown; digest: string}> {
-		const accept = [...indexTypes, ...manifestTypes].join(', ');
+		const accept = manifestTypes.join(', ');
 		const bytes = await this.#retried(async () => readAll(await this.#get(`manifests/${version}`, {accept}, signal), maxManifestBytes, signal), signal);
 		if (digestPattern.test(version) && `${version.slice(0, version.indexOf(':'))}:${hashFor(version).update(bytes).digest('hex')}` !== version) {
 			throw damaged('a manifest is not what its digest says', {...this.#where, digest: version});
@@ -288,53 +267,6 @@ function hashFor(digest: string): Hash {
 	return createHash(digest.startsWith('sha512:') ? 'sha512' : 'sha256');
 }
 
-function layersOf(manifest: unknown, where: Readonly<Record<string, string>>): readonly Descriptor[] {
-	const layers = member(manifest, 'layers');
-	if (!Array.isArray(layers) || layers.length === 0 || layers.length > maxLayers) {
-		throw damaged('the manifest is not that of a container image: it has no layers', where);
-	}
-
-	return layers.map(layer => descriptorOf(layer, where));
-}
-
-function descriptorOf(value: unknown, where: Readonly<Record<string, string>>): Descriptor {
-	const [digest, size] = [member(value, 'digest'), member(value, 'size')];
-	if (typeof digest !== 'string' || !digestPattern.test(digest) || typeof size !== 'number' || !Number.isSafeInteger(size) || size < 0) {
-		throw damaged('the manifest names a blob without a proper digest and size', where);
-	}
-
-	return {digest, size};
-}
-
-/** The digest of the manifest for the platform; the only one's, whatever it is for: images that only carry a file are often built anywhere. */
-function choose(list: readonly unknown[], {os, architecture}: Platform, where: Readonly<Record<string, string>>): string {
-	const candidates = list.map(entry => {
-		const words = ['os', 'architecture'].map(name => member(member(entry, 'platform'), name));
-		return {digest: descriptorOf(entry, where).digest, name: words.map(word => typeof word === 'string' ? word : 'unknown').join('/')};
-	});
-	// Attestations are listed as being for nothing known.
-	const real = candidates.filter(({name}) => name !== 'unknown/unknown');
-	const chosen = candidates.find(({name}) => name === `${os}/${architecture}`) ?? (real.length === 1 ? real[0] : candidates.length === 1 ? candidates[0] : undefined);
-	if (chosen === undefined) {
-		throw new AdaptorError({
-			code: 'not-found',
-			what: `Could not choose an image of the manifest list: none is for ${os}/${architecture}`,
-			where: {...where, platforms: [...new Set(candidates.map(({name}) => name))].slice(0, 20).join(', ')},
-			remedy: 'Name the image that is meant by its digest.',
-		});
-	}
-
-	return chosen.digest;
-}
-
-function parseJson(bytes: Buffer, what: string, where: Readonly<Record<string, string>>): unknown {
-	try {
-		return JSON.parse(bytes.toString());
-	} catch {
-		throw damaged(`${what} is not JSON`, where);
-	}
-}
-
 /** The codes of the protocol's own errors ("Error Codes"), which are words of a fixed list. */
 function refusal({status, url}: Answer, body: Buffer, hadCredentials: boolean, where: Readonly<Record<string, string>>): AdaptorError {
 	if (status === 401 || status === 403) {
@@ -360,8 +292,4 @@ function refusal({status, url}: Answer, body: Buffer, hadCredentials: boolean, w
 
 	// Too many requests, and whatever a server says of itself, may pass.
 	return new HttpError(`The registry answered status ${status}${words === '' ? '' : ` (${words})`}`, url, {isFinal: status !== 429 && status < 500});
-}
-
-function damaged(why: string, where: Readonly<Record<string, string>>): AdaptorError {
-	return new AdaptorError({code: 'data-loss', what: `Could not read the image: ${why}`, where, remedy: 'Push the image to the registry again, or fetch it from another one.'});
 }

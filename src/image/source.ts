@@ -3,7 +3,8 @@ import {open} from 'node:fs/promises';
 import {AdaptorError, toError} from '../errors.ts';
 import {findInLayers} from './layers.ts';
 import {formatReference, type ImageReference} from './reference.ts';
-import type {Platform, Registry} from './registry.ts';
+import type {Platform} from './manifest.ts';
+import type {Registry} from './registry.ts';
 
 export interface ImageSource {
 	/** As the operator knows it: a path, or a reference with its digest once that is known. */

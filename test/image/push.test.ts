@@ -12,6 +12,7 @@ import type {LibvirtStorage} from '../../src/image/volumes.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
 import {silentLogger} from '../../src/log.ts';
 import {readBaseVolume} from '../../src/podvm/volumes.ts';
+import {TestApiServer} from '../support/api-server.ts';
 import {directoryOf} from '../support/directory.ts';
 import {makeTar} from './archive.ts';
 import {run, start} from './command.ts';
@@ -442,6 +443,25 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 	const second = await run(t, env, 'push', `${registry.host}/org/lost`);
 	t.is(second.code, 0, second.err);
 	t.is((await pool.files()).length, before.length + 1);
+});
+
+test('in a cluster the config map gets the version\'s name, and the volume of the configured name stays as it is', async t => {
+	await using api = await TestApiServer.start();
+	const pool = await storage.pool();
+	const first = await push(pool);
+	const inCluster = async (): ReturnType<typeof run> => run(t, {...environmentFor(pool), ...api.environment, UPDATE_PEERPODS_CM: 'yes', IN_POD_OF: api.accountDirectory}, 'push', image.path);
+	const early = await inCluster();
+	t.is(early.code, 1);
+	t.regex(early.err, /config map does not exist.*peer-pods-cm/v);
+	t.deepEqual(await pool.files(), [first.volume, name]);
+
+	api.put('configmaps', {metadata: {name: 'peer-pods-cm', namespace: api.namespace}, data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: name}});
+	const {code, out, err} = await inCluster();
+	t.is(code, 0, err);
+	const volume = (await pool.files()).find(file => file !== name && file !== first.volume) ?? '';
+	t.true(out.includes('are set to it'), out);
+	t.like(api.find('configmaps', 'peer-pods-cm', api.namespace), {data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: volume, LIBVIRT_IMAGE_ID: volume}});
+	t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${first.volume}`);
 });
 
 test('the command says what is wrong with what it is given, and exits with 1 or 2', async t => {

@@ -53,6 +53,20 @@ async function outcome(promise: Promise<unknown>): Promise<unknown> {
 	return promise.then(() => undefined, (error: unknown) => error);
 }
 
+test('a VM stands on the version of the image that the configured name stands for, and on the name never', async t => {
+	const pool = await host.pool();
+	const {pool: handle} = await host.calls.call(procedures.storagePoolLookupByName, {name: pool.name}, never);
+	const version = 'image-20260101T000000Z.qcow2';
+	for (const [name, backing] of [[version, ''], ['image.qcow2', `<backingStore><path>${pool.directory}/${version}</path><format type='qcow2'/></backingStore>`]] as const) {
+		await host.calls.call(procedures.storageVolCreateXml, {pool: handle, xml: `<volume><name>${name}</name><capacity>${baseCapacity}</capacity><target><format type='qcow2'/></target>${backing}</volume>`, flags: 0}, never);
+	}
+
+	const spec = specOf();
+	await podVmsOn(host.calls, pool, {volumeName: 'image.qcow2'}).start(spec, never);
+	const {xml} = await host.calls.call(procedures.storageVolGetXmlDesc, {vol: {pool: pool.name, name: `${spec.instanceName}-root.qcow2`, key: ''}, flags: 0}, never);
+	t.is(child(readXml(xml), 'backingStore', 'path')?.text, `${pool.directory}/${version}`);
+});
+
 test('a start defines first, then makes the disks, then starts, in at most 12 calls', async t => {
 	const {calls, vms} = await daemon();
 	await vms.start(specOf(), never);
