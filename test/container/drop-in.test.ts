@@ -16,6 +16,7 @@ import {startLab, type Lab} from '../lab/lab.ts';
 import {Service} from '../lab/service.ts';
 import {newSandboxId, Shim} from '../lab/shim.ts';
 import {names, paths, subnet} from '../lab/topology.ts';
+import {makeCa} from '../../src/relay/certificates.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {contextOf, parseDockerfile, play, type Image} from './dockerfile.ts';
 
@@ -161,11 +162,17 @@ const peerPodsConfigMap = {
 	PEERPODS_LIMIT_PER_NODE: '10', PROXY_TIMEOUT: '15m', VXLAN_PORT: '9000', LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', INITDATA: '', PODVM_DISTRO: 'rhel',
 };
 const ofDaemonSet = {NODE_NAME: 'worker-0.example.com', HTTP_PROXY: '', HTTPS_PROXY: '', NO_PROXY: '', TLS_MIN_VERSION: 'VersionTLS12', TLS_CIPHER_SUITES: 'TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256'};
+/** As kubelet makes them. Nobody listens there: without an API server pods get their VMs all the same. */
+const ofCluster = {
+	KUBERNETES_SERVICE_HOST: subnet.worker, KUBERNETES_SERVICE_PORT: '443', KUBERNETES_SERVICE_PORT_HTTPS: '443', KUBERNETES_PORT: `tcp://${subnet.worker}:443`,
+	KUBERNETES_PORT_443_TCP: `tcp://${subnet.worker}:443`, KUBERNETES_PORT_443_TCP_PROTO: 'tcp', KUBERNETES_PORT_443_TCP_PORT: '443', KUBERNETES_PORT_443_TCP_ADDR: subnet.worker,
+	HOSTNAME: 'worker-0',
+};
 const token = ['e30', Buffer.from(JSON.stringify({'kubernetes.io': {serviceaccount: {name: 'default', uid: '0b9a4b0e-uid'}}})).toString('base64url'), 's'].join('.');
 
 /** The mounts: secrets as kubelet makes them (links into ..data, on a tmpfs that is read-only in the container), the host's /run/peerpod and /run/netns as they are. */
 const asTheDaemonSet = `${enter}
-	token=$1; shift
+	token=$1; ca=$2; shift 2
 	secret() {
 		mkdir -p "$1/..2026_01"
 		cp "$2/"* "$1/..2026_01/"
@@ -181,7 +188,10 @@ const asTheDaemonSet = `${enter}
 	secret /root/.ssh /run/key
 	mount -o remount,ro /root/.ssh
 	mkdir -p /run/secrets/kubernetes.io/serviceaccount
-	echo "$token" >/run/secrets/kubernetes.io/serviceaccount/token
+	cd /run/secrets/kubernetes.io/serviceaccount
+	printf %s "$token" >token
+	printf %s "$ca" >ca.crt
+	printf openshift-sandboxed-containers-operator >namespace
 	cd /
 	exec env --ignore-environment "$@"
 `;
@@ -189,9 +199,10 @@ const asTheDaemonSet = `${enter}
 test('under the operator\'s DaemonSet, with its mounts and its environment and nothing else, pods get their VMs', async t => {
 	t.timeout(180_000);
 	await using lab: Lab = await startLab({image: await buildGuestImage({cacheDir: join(repository, '.cache/lab')}, signal), signal});
-	const env = Object.entries({...baseEnv, ...image.env, ...peerPodsSecret, ...peerPodsConfigMap, ...ofDaemonSet}).map(([name, value]) => `${name}=${value}`);
+	const env = Object.entries({...baseEnv, ...image.env, ...peerPodsSecret, ...ofCluster, ...peerPodsSecret, ...peerPodsConfigMap, ...ofDaemonSet}).map(([name, value]) => `${name}=${value}`);
+	const ca = await makeCa('test cluster', {notBefore: new Date(Date.now() - 60_000), notAfter: new Date(Date.now() + 3_600_000)});
 	// HostToContainer: namespaces of pods that come later are seen. A PID namespace: the daemon is the container's first process.
-	const container = lab.workerRun(['unshare', '--mount', '--propagation', 'slave', '--pid', '--fork', '--kill-child', '--mount-proc', 'sh', '-euc', asTheDaemonSet, 'sh', image.root, nodeDirectory, token, ...env, ...image.command], {stdio: ['ignore', 'ignore', 'pipe']});
+	const container = lab.workerRun(['unshare', '--mount', '--propagation', 'slave', '--pid', '--fork', '--kill-child', '--mount-proc', 'sh', '-euc', asTheDaemonSet, 'sh', image.root, nodeDirectory, token, ca.cert, ...env, ...image.command], {stdio: ['ignore', 'ignore', 'pipe']});
 	await using daemon = new Service('osc-caa-ds', container);
 	try {
 		t.like(JSON.parse(await daemon.line(/"msg":"ready"/, signal)), {path: hypervisorSocket, node: 'worker-0.example.com', pool: names.pool});
