@@ -59,6 +59,12 @@ function version(): string {
 }
 
 function screen(stream: NodeJS.WriteStream): Screen {
+	stream.on('error', (error: NodeJS.ErrnoException) => {
+		// Whoever read it has seen enough, as `head` does: what is under way is brought to its end all the same.
+		if (error.code !== 'EPIPE') {
+			throw error;
+		}
+	});
 	return {
 		write(text) {
 			stream.write(text);
@@ -116,12 +122,12 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 async function main(argv: readonly string[]): Promise<number> {
 	const parsed = parseArguments(argv);
 	if (parsed.command === 'help') {
-		process.stdout.write(helpText(parsed.topic));
+		screen(process.stdout).write(helpText(parsed.topic));
 		return exitCode.ok;
 	}
 
 	if (parsed.command === 'version') {
-		process.stdout.write(`cloud-api-adaptor ${version()}\n`);
+		screen(process.stdout).write(`cloud-api-adaptor ${version()}\n`);
 		return exitCode.ok;
 	}
 

@@ -216,6 +216,19 @@ test('LOG_FORMAT=pretty gives lines for a reader', async t => {
 	t.deepEqual(await running.exited, [0, null]);
 });
 
+test('whoever stops reading changes nothing: no complaint, and the exit code that it would have been', async t => {
+	const outcome = async (words: string): Promise<string> => {
+		// The pipe has no reader any more when the first word is written.
+		const shell = spawn('sh', ['-c', `{ trap "" PIPE; until ! printf x 2>/dev/null; do :; done; "$0" "$1" ${words}; printf %s $? >&2; } | true`, process.execPath, source], {
+			env: {PATH: process.env['PATH'], CLUSTER_ID: 'x', LIBVIRT_URI: 'test:///default?socket=/nonexistent'}, stdio: ['ignore', 'ignore', 'pipe'],
+		});
+		return text(shell.stderr);
+	};
+
+	t.is(await outcome('help'), '0');
+	t.is(await outcome('check'), '1');
+});
+
 test('what is built runs as the source does: it finds its package and its contracts', async t => {
 	const directory = await directoryOf(t);
 	// Types are lint's business.
