@@ -1,9 +1,10 @@
 /**
  * The command line: which command, which flags, and the help text. Flags follow Go's package flag, as manifests of the existing adaptor
  * write them: `-name value`, `-name=value`, `--name …`; a switch is `-name` or `-name=false`.
- * Knows the table of settings but not what values mean: `loadConfig` checks those.
+ * Knows the table of settings but not what values mean: `loadConfig` checks those. Of a command's own flags only switches are checked here.
  */
 import {AdaptorError} from '../errors.ts';
+import {boolean} from '../setting-types.ts';
 import {inertSettings, sections, settings, type Setting} from '../settings.ts';
 import {commands, type CommandDescription, type CommandName} from './commands.ts';
 import {wrapped} from './text.ts';
@@ -17,6 +18,8 @@ export type Arguments =
 interface Flag {
 	readonly name: string;
 	readonly isSwitch: boolean;
+	/** Of a flag whose value nobody else checks: in one spelling; `undefined` when it is none. */
+	readonly normalize?: (text: string) => string | undefined;
 }
 
 const table: Readonly<Record<string, CommandDescription>> = commands;
@@ -75,7 +78,7 @@ function flagsOf(command: CommandName): readonly Flag[] {
 	return [
 		...Object.values(own).map(({flag, type}) => ({name: flag, isSwitch: type.isSwitch === true})),
 		...inert.map(({flag, isSwitch}) => ({name: flag, isSwitch: isSwitch === true})),
-		...flags.map(({name, isSwitch}) => ({name, isSwitch: isSwitch === true})),
+		...flags.map(({name, isSwitch}) => isSwitch === true ? {name, isSwitch, normalize: switchValue} : {name, isSwitch: false}),
 	].filter((flag): flag is Flag => flag.name !== undefined);
 }
 
@@ -109,10 +112,20 @@ function parseRest(argv: readonly string[], known: readonly Flag[], mostOperands
 			throw refused(`The flag -${name} needs a value`);
 		}
 
-		flags[name] = text;
+		const normal = flag.normalize === undefined ? text : flag.normalize(text);
+		if (normal === undefined) {
+			throw refused(`The flag -${name} is ${JSON.stringify(text)}; expected ${boolean.expected}`);
+		}
+
+		flags[name] = normal;
 	}
 
 	return {flags, operands};
+}
+
+/** Of a command's own switch. */
+function switchValue(text: string): string | undefined {
+	return boolean.parse(text)?.toString();
 }
 
 function refused(what: string): AdaptorError {

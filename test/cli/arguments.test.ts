@@ -26,6 +26,16 @@ test('a switch stands alone or takes its value with =', t => {
 	t.deepEqual(flagsOf('--disable-cvm=false'), {'disable-cvm': 'false'});
 });
 
+test('a command\'s own switch is true or false, in every spelling that settings have', t => {
+	const json = (word: string): unknown => parseArguments(['check', word]);
+	for (const word of ['-json', '-json=true', '--json=1', '-json=T']) {
+		t.like(json(word), {flags: {json: 'true'}}, word);
+	}
+
+	t.like(json('-json=0'), {flags: {json: 'false'}});
+	t.throws(() => json('-json=yes'), {instanceOf: AdaptorError, message: /-json is "yes"; expected true or false/});
+});
+
 test('what the existing entrypoint scripts pass is accepted', t => {
 	// entrypoint.sh of v0.10, of v0.14 to v0.16, and of 2026, each with all its options.
 	t.deepEqual(Object.keys(flagsOf(
