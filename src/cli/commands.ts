@@ -2,6 +2,7 @@
  * The table of commands: the parser of the command line and its help are made from it. What a command does is its own file's, named after it;
  * main.ts knows which. Flags of a command are those of its settings, and its own, which no environment variable stands for.
  */
+import {controllerSettings} from './controller-settings.ts';
 import {imageSettings, listFlags, pruneFlags, pushFlags, pushSettings, removeFlags} from './image-settings.ts';
 import {inertSettings, settings, webhookSettings, type InertSetting, type SettingsTable} from '../settings.ts';
 
@@ -34,6 +35,7 @@ export const commands = {
 		flags: [{name: 'json', isSwitch: true, description: 'One JSON document instead of a screen. Its fields and the names of the checks are stable.'}],
 	},
 	webhook: {summary: 'serve the admission webhook that turns what pods ask for into the size of their VMs', settings: webhookSettings},
+	controller: {summary: 'delete the VMs of pods whose node is lost: one deployment a cluster', settings: controllerSettings},
 	'image push': {
 		summary: 'make a volume of a pod VM image out of a file or a registry',
 		usage: 'FILE | oci::REPOSITORY[:TAG|@DIGEST][::PATH]', operands: [0, 1], settings: pushSettings, flags: pushFlags,

@@ -1,0 +1,54 @@
+/**
+ * When is a VM abandoned? Policy only, without I/O.
+ *
+ * A PeerPod is being deleted when its pod object is gone: the kubelet has confirmed the pod's end, which it does only after the daemon has removed the VM;
+ * or an administrator has deleted it by force; or its node is gone from the cluster. The daemon of the node removes VM and finalizer, whatever comes
+ * first. So as long as there may be a daemon that serves the VM nothing is done here; and without a deletion nothing is ever done, because a pod that
+ * exists may still run.
+ */
+import type {Claim} from './peer-pod.ts';
+
+/** What is known of a node at one moment. */
+export interface NodeView {
+	/** The node object is there. */
+	readonly exists: boolean;
+	/** Its Ready condition is True: its kubelet has been heard of lately. */
+	readonly isReady: boolean;
+	/** A pod of the daemon is Ready on it. */
+	readonly hasDaemon: boolean;
+}
+
+export type Verdict =
+	/** Not ours to touch. */
+	| {readonly action: 'leave'; readonly why: 'in use' | 'the daemon is there' | 'of another cluster'}
+	/** Abandoned since then, and not for long enough. */
+	| {readonly action: 'wait'; readonly since: number}
+	| {readonly action: 'delete'; readonly why: 'the node is gone' | 'the node is not ready' | 'the daemon is gone'};
+
+export interface AbandonmentPolicy {
+	/** CLUSTER_ID */
+	readonly cluster: string;
+	/** How long a node must have been without a daemon, without interruption. */
+	readonly graceMs: number;
+}
+
+/** @param since when the claim was first seen like this without interruption; the moment itself if it is the first time */
+export function verdictOn(claim: Claim, node: NodeView, since: number, now: number, {cluster, graceMs}: AbandonmentPolicy): Verdict {
+	if (claim.cluster !== cluster) {
+		return {action: 'leave', why: 'of another cluster'};
+	}
+
+	if (!claim.isBeingDeleted) {
+		return {action: 'leave', why: 'in use'};
+	}
+
+	if (node.exists && node.isReady && node.hasDaemon) {
+		return {action: 'leave', why: 'the daemon is there'};
+	}
+
+	if (now - since < graceMs) {
+		return {action: 'wait', since};
+	}
+
+	return {action: 'delete', why: !node.exists ? 'the node is gone' : !node.isReady ? 'the node is not ready' : 'the daemon is gone'};
+}

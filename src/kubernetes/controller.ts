@@ -1,0 +1,154 @@
+/**
+ * Cleans up after nodes: deletes the VM of a PeerPod that was abandoned (abandonment.ts says when), then removes its finalizer. Looks at everything
+ * anew each time, so nothing that was missed stays missed; asks for nodes only when there is something to decide. How a VM is deleted is a
+ * function that it is given. Works beside the existing controller: both may remove the finalizer, and neither minds that it is gone.
+ */
+import {pause} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
+import type {KubernetesClient} from './client.ts';
+import {isNotFound, KubernetesError} from './errors.ts';
+import {listAt, textAt} from './fields.ts';
+import type {ApiObject, Kind} from './objects.ts';
+import {claimOf, peerPods, withoutFinalizer, type Claim, type PeerPod} from './peer-pod.ts';
+
+interface WithReadiness {
+	readonly isReady: boolean;
+}
+
+const isReady = (raw: unknown): boolean => listAt(raw, 'status', 'conditions').some(condition => textAt(condition, 'type') === 'Ready' && textAt(condition, 'status') === 'True');
+const nodes: Kind<WithReadiness> = {apiVersion: 'v1', kind: 'Node', plural: 'nodes', isNamespaced: false, read: raw => ({isReady: isReady(raw)})};
+const pods: Kind<WithReadiness & {readonly node: string | undefined}> = {
+	apiVersion: 'v1', kind: 'Pod', plural: 'pods', isNamespaced: true, read: raw => ({isReady: isReady(raw), node: textAt(raw, 'spec', 'nodeName')}),
+};
+
+export interface ControllerOptions extends AbandonmentPolicy {
+	readonly client: KubernetesClient;
+	/** Of the daemons. */
+	readonly namespace: string;
+	/** Which pods there are daemons, e.g. `name=osc-caa-ds`. */
+	readonly daemonSelector: string;
+	readonly intervalMs?: number;
+	/** Of a clock that never goes back. */
+	readonly now?: () => number;
+	/** Deletes the VM that a claim names, and nothing that is not surely it. @returns whether there was one */
+	readonly deleteVm: (claim: Claim, signal: AbortSignal) => Promise<boolean>;
+	readonly log: Logger;
+}
+
+type Candidate = ApiObject<PeerPod> & {readonly claim: Claim};
+
+/** Works until the signal aborts. Never throws. */
+export async function cleanUpAfterNodes(options: ControllerOptions, signal: AbortSignal): Promise<void> {
+	const cleaner = new Cleaner(options);
+	const isOver = (): boolean => signal.aborted;
+	while (!isOver()) {
+		await cleaner.round(signal);
+		await pause(options.intervalMs ?? 15_000, signal).catch(() => undefined);
+	}
+}
+
+class Cleaner {
+	readonly #options: ControllerOptions;
+	readonly #now: () => number;
+	/** By the PeerPod's UID: since when it is seen without a daemon. */
+	#since = new Map<string, number>();
+	/** What was reported: once is enough. */
+	readonly #told = new Set<string>();
+
+	constructor(options: ControllerOptions) {
+		this.#options = options;
+		this.#now = options.now ?? (() => performance.now());
+	}
+
+	async round(signal: AbortSignal): Promise<void> {
+		const {client, log} = this.#options;
+		try {
+			const {items} = await client.list(peerPods, {}, signal);
+			const candidates = items.flatMap(item => {
+				const claim = claimOf(item);
+				return claim?.isBeingDeleted === true ? [{...item, claim}] : [];
+			});
+			const views = candidates.length === 0 ? undefined : await this.#nodes(signal);
+			const since = new Map<string, number>();
+			for (const candidate of candidates) {
+				signal.throwIfAborted();
+				await this.#decide(candidate, views?.(candidate.claim.node) ?? unseen, since, signal);
+			}
+
+			this.#since = since;
+			this.#told.delete('failed');
+		} catch (error) {
+			if (!signal.aborted) {
+				const isMissing = error instanceof KubernetesError && error.isKindMissing;
+				this.#tellOnce('failed', () => log.warn({err: error}, isMissing ? 'there are no PeerPods in this cluster: there is nothing to do' : 'PeerPods cannot be looked through, it is tried again'));
+			}
+		}
+	}
+
+	async #decide(candidate: Candidate, node: NodeView, since: Map<string, number>, signal: AbortSignal): Promise<void> {
+		const {log} = this.#options;
+		const {claim, metadata: {uid, name}} = candidate;
+		const now = this.#now();
+		const verdict = verdictOn(claim, node, this.#since.get(uid) ?? now, now, this.#options);
+		const names = {instanceName: name, node: claim.node, pod: `${claim.pod.namespace}/${claim.pod.name}`};
+		switch (verdict.action) {
+			case 'leave': {
+				if (verdict.why === 'of another cluster') {
+					this.#tellOnce(uid, () => log.warn({...names, reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(claim.cluster)} there`}, 'PeerPod left alone: its daemon has another CLUSTER_ID'));
+				}
+
+				return;
+			}
+
+			case 'wait': {
+				since.set(uid, verdict.since);
+				this.#tellOnce(uid, () => log.info(names, 'pod VM without a daemon: it is deleted unless one comes'));
+				return;
+			}
+
+			case 'delete': {
+				since.set(uid, this.#since.get(uid) ?? now);
+				try {
+					const wasThere = await this.#options.deleteVm(claim, signal);
+					await this.#release(candidate, signal);
+					since.delete(uid);
+					log.info({...names, reason: verdict.why}, wasThere ? 'abandoned pod VM deleted' : 'PeerPod released: its VM was gone');
+				} catch (error) {
+					signal.throwIfAborted();
+					log.warn({...names, err: error}, 'abandoned pod VM not deleted yet, it is tried again');
+				}
+			}
+		}
+	}
+
+	async #release({metadata: {uid, name, namespace, finalizers}}: Candidate, signal: AbortSignal): Promise<void> {
+		const {client} = this.#options;
+		try {
+			await client.patch(peerPods, {name, ...(namespace === undefined ? {} : {namespace})}, {
+				json: [{op: 'test', path: '/metadata/uid', value: uid}, ...withoutFinalizer(finalizers)],
+			}, signal);
+		} catch (error) {
+			if (!isNotFound(error)) {
+				throw error;
+			}
+		}
+	}
+
+	async #nodes(signal: AbortSignal): Promise<(name: string) => NodeView> {
+		const {client, namespace, daemonSelector} = this.#options;
+		const [all, daemons] = await Promise.all([client.list(nodes, {}, signal), client.list(pods, {namespace, labelSelector: daemonSelector}, signal)]);
+		const ready = new Map(all.items.map(({metadata, isReady: is}) => [metadata.name, is]));
+		const served = new Set(daemons.items.flatMap(({isReady: is, node}) => is && node !== undefined ? [node] : []));
+		return name => ({exists: ready.has(name), isReady: ready.get(name) === true, hasDaemon: served.has(name)});
+	}
+
+	#tellOnce(topic: string, tell: () => void): void {
+		if (!this.#told.has(topic)) {
+			this.#told.add(topic);
+			tell();
+		}
+	}
+}
+
+const unseen: NodeView = {exists: false, isReady: false, hasDaemon: false};

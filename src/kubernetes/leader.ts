@@ -1,0 +1,194 @@
+/**
+ * One of several processes works at a time: whoever holds a Lease. The semantics are those of client-go's leader election (tools/leaderelection),
+ * so that its holders and ours understand each other. Clocks are not compared between machines: a lease has expired when it was not renewed for
+ * its duration by the clock of whoever looks.
+ */
+import {toError} from '../errors.ts';
+import {backOff, pause, Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import type {KubernetesClient} from './client.ts';
+import {isAlreadyExists, isConflict, isNotFound} from './errors.ts';
+import {numberAt, textAt} from './fields.ts';
+import type {ApiObject, Kind, ObjectName} from './objects.ts';
+
+interface Lease {
+	/** Empty or absent: free. */
+	readonly holder: string | undefined;
+	readonly durationSeconds: number | undefined;
+	readonly transitions: number;
+}
+
+const leases: Kind<Lease> = {
+	apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', plural: 'leases', isNamespaced: true,
+	read: raw => ({
+		holder: textAt(raw, 'spec', 'holderIdentity'),
+		durationSeconds: numberAt(raw, 'spec', 'leaseDurationSeconds'),
+		transitions: numberAt(raw, 'spec', 'leaseTransitions') ?? 0,
+	}),
+};
+
+export interface LeaderOptions {
+	readonly client: KubernetesClient;
+	readonly lease: ObjectName & {readonly namespace: string};
+	/** Of this process, different from all others'. */
+	readonly identity: string;
+	/** Whole seconds. */
+	readonly leaseDurationMs?: number;
+	/** Who could not renew for this long stops working; shorter than the lease lasts. */
+	readonly renewDeadlineMs?: number;
+	readonly retryMs?: number;
+	/** Of a clock that never goes back. */
+	readonly now?: () => number;
+	readonly log: Logger;
+}
+
+const releaseTimeoutMs = 3000;
+
+/**
+ * Runs `work` whenever this process leads, until the signal aborts; then gives the lease back. The signal of `work` aborts at once when the
+ * lease is lost, and nobody else can have it before.
+ * @param work resolves soon after its signal aborts; what it throws otherwise ends everything
+ */
+export async function whileLeading(options: LeaderOptions, work: (signal: AbortSignal) => Promise<void>, signal: AbortSignal): Promise<void> {
+	const candidate = new Candidate(options);
+	const isOver = (): boolean => signal.aborted;
+	while (!isOver()) {
+		if (await candidate.tryToLead(signal)) {
+			options.log.info({path: leaseName(options)}, 'leading');
+			await candidate.lead(work, signal);
+			options.log.info({path: leaseName(options)}, 'leading no more');
+		} else {
+			await pause(candidate.retryMs, signal).catch(() => undefined);
+		}
+	}
+}
+
+class Candidate {
+	readonly #options: Required<LeaderOptions>;
+	/** What the lease was when it last changed, and when that was seen. */
+	#seen: {readonly resourceVersion: string; readonly at: number} | undefined;
+	/** As it was seen last. */
+	#isAnothers = false;
+	#isTold = false;
+
+	constructor(options: LeaderOptions) {
+		this.#options = {leaseDurationMs: 15_000, renewDeadlineMs: 10_000, retryMs: 2000, now: () => performance.now(), ...options};
+	}
+
+	/** Spread, so that candidates do not ask in step. */
+	get retryMs(): number {
+		return backOff(this.#options.retryMs, this.#options.retryMs).next().value;
+	}
+
+	/** Takes the lease if it is free, ours or expired. Never throws. */
+	async tryToLead(signal: AbortSignal): Promise<boolean> {
+		try {
+			const isTaken = await this.#take(signal);
+			this.#isTold = false;
+			return isTaken;
+		} catch (error) {
+			if (!signal.aborted && !isConflict(error) && !isAlreadyExists(error)) {
+				this.#options.log[this.#isTold ? 'debug' : 'warn']({path: leaseName(this.#options), err: error}, 'the lease of the leader cannot be had');
+				this.#isTold = true;
+			}
+
+			return false;
+		}
+	}
+
+	async lead(work: (signal: AbortSignal) => Promise<void>, signal: AbortSignal): Promise<void> {
+		using leading = new Scope(signal);
+		const working = work(leading.signal).finally(() => leading.abort(new Error('the work has ended')));
+		try {
+			await Promise.all([working, this.#renew(leading)]);
+		} catch (error) {
+			if (!signal.aborted && error !== leading.signal.reason) {
+				throw error;
+			}
+		} finally {
+			await working.catch(() => undefined);
+			await this.#release();
+		}
+	}
+
+	/** Until the scope ends; ends it when the lease may become another's. */
+	async #renew(leading: Scope): Promise<void> {
+		const {renewDeadlineMs, now, log} = this.#options;
+		const isOver = (): boolean => leading.signal.aborted;
+		let renewedAt = now();
+		while (!isOver()) {
+			await pause(this.retryMs, leading.signal).catch(() => undefined);
+			const startedAt = now();
+			using limit = new Scope(leading.signal).deadline(Math.max(0, renewedAt + renewDeadlineMs - startedAt), 'the lease to be renewed');
+			if (await this.tryToLead(limit.signal)) {
+				renewedAt = startedAt;
+			} else if (!isOver() && (limit.signal.aborted || now() - renewedAt >= renewDeadlineMs || this.#isAnothers)) {
+				log.warn({path: leaseName(this.#options)}, 'the lease of the leader is lost: no more work is done');
+				leading.abort(new Error('the lease is lost'));
+			}
+		}
+	}
+
+	async #take(signal: AbortSignal): Promise<boolean> {
+		const {client, lease, identity, leaseDurationMs, now} = this.#options;
+		const renewTime = microTime(new Date());
+		const own = {holderIdentity: identity, leaseDurationSeconds: Math.ceil(leaseDurationMs / 1000), renewTime};
+		const found = await this.#find(signal);
+		if (found === undefined) {
+			await client.create(leases, lease.namespace, {metadata: {name: lease.name}, spec: {...own, acquireTime: renewTime, leaseTransitions: 0}}, signal);
+			return true;
+		}
+
+		const {metadata: {resourceVersion}, holder, durationSeconds, transitions} = found;
+		if (this.#seen?.resourceVersion !== resourceVersion) {
+			this.#seen = {resourceVersion, at: now()};
+		}
+
+		const isFree = holder === undefined || holder === '';
+		this.#isAnothers = !isFree && holder !== identity;
+		if (this.#isAnothers && now() - this.#seen.at < (durationSeconds ?? own.leaseDurationSeconds) * 1000) {
+			return false;
+		}
+
+		const spec = holder === identity ? own : {...own, acquireTime: renewTime, leaseTransitions: transitions + 1};
+		await client.patch(leases, lease, {merge: {metadata: {resourceVersion}, spec}}, signal);
+		this.#isAnothers = false;
+		return true;
+	}
+
+	async #find(signal: AbortSignal): Promise<ApiObject<Lease> | undefined> {
+		try {
+			return await this.#options.client.get(leases, this.#options.lease, signal);
+		} catch (error) {
+			if (isNotFound(error)) {
+				return undefined;
+			}
+
+			throw error;
+		}
+	}
+
+	/** So that the next one need not wait for it to expire. Never throws. */
+	async #release(): Promise<void> {
+		const {client, lease, identity, log} = this.#options;
+		using limit = new Scope().deadline(releaseTimeoutMs, 'the Kubernetes API');
+		try {
+			const found = await this.#find(limit.signal);
+			if (found?.holder === identity) {
+				const spec = {holderIdentity: '', leaseDurationSeconds: 1, renewTime: microTime(new Date())};
+				await client.patch(leases, lease, {merge: {metadata: {resourceVersion: found.metadata.resourceVersion}, spec}}, limit.signal);
+			}
+		} catch (error) {
+			log.debug({reason: toError(error).message}, 'the lease was not given back: it expires');
+		}
+	}
+}
+
+function leaseName({lease}: Pick<LeaderOptions, 'lease'>): string {
+	return `${lease.namespace}/${lease.name}`;
+}
+
+/** Kubernetes, MicroTime: RFC 3339 with six decimals. */
+function microTime(date: Date): string {
+	return date.toISOString().replace('Z', '000Z');
+}

@@ -1,0 +1,94 @@
+import {once} from 'node:events';
+import test, {type ExecutionContext} from 'ava';
+import {at, textAt} from '../../src/kubernetes/fields.ts';
+import {whileLeading, type LeaderOptions} from '../../src/kubernetes/leader.ts';
+import {silentLogger} from '../../src/log.ts';
+import type {TestApiServer} from '../support/api-server.ts';
+import {clientOf, testCluster} from './cluster.ts';
+
+interface Member {
+	/** The signal of the work, once it leads; a new one each time. */
+	readonly leads: () => Promise<AbortSignal>;
+	readonly stop: () => Promise<void>;
+}
+
+function member(t: ExecutionContext, api: TestApiServer, identity: string, options: Partial<LeaderOptions> = {}): Member {
+	const client = clientOf(api);
+	const ending = new AbortController();
+	let leading = Promise.withResolvers<AbortSignal>();
+	const done = whileLeading({
+		client, identity, lease: {name: 'leader', namespace: 'default'}, leaseDurationMs: 1000, renewDeadlineMs: 500, retryMs: 10, log: silentLogger, ...options,
+	}, async signal => {
+		leading.resolve(signal);
+		if (!signal.aborted) {
+			await once(signal, 'abort');
+		}
+
+		leading = Promise.withResolvers();
+	}, ending.signal);
+	const stop = async (): Promise<void> => {
+		ending.abort();
+		await done;
+	};
+	t.teardown(async () => {
+		await stop();
+		client[Symbol.dispose]();
+	});
+	return {leads: async () => leading.promise, stop};
+}
+
+function leaseOf(api: TestApiServer): unknown {
+	return at(api.find('leases', 'leader', 'default'), 'spec');
+}
+
+test('the first leads, and says so as client-go does', async t => {
+	const {api} = await testCluster(t);
+	await member(t, api, 'one').leads();
+	t.like(leaseOf(api), {holderIdentity: 'one', leaseDurationSeconds: 1, leaseTransitions: 0});
+	t.regex(textAt(leaseOf(api), 'renewTime') ?? '', /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$/v);
+});
+
+test('one leads at a time; the next takes over as soon as the lease is given back', async t => {
+	const {api} = await testCluster(t);
+	const one = member(t, api, 'one');
+	const first = await one.leads();
+	const two = member(t, api, 'two', {leaseDurationMs: 60_000});
+	let isSecond = false;
+	const second = two.leads().then(signal => {
+		isSecond = true;
+		return signal;
+	});
+	const {length} = api.calls;
+	await api.until(() => api.calls.length > length + 20);
+	t.false(isSecond);
+	await one.stop();
+	t.true(first.aborted);
+	t.false((await second).aborted);
+	t.like(leaseOf(api), {holderIdentity: 'two', leaseTransitions: 1});
+});
+
+test('a lease that is not renewed is taken when it has expired by the looker\'s own clock', async t => {
+	const {api} = await testCluster(t);
+	api.put('leases', {metadata: {name: 'leader', namespace: 'default'}, spec: {holderIdentity: 'dead', leaseDurationSeconds: 1, renewTime: '2030-01-01T00:00:00.000000Z', leaseTransitions: 4}});
+	const startedAt = performance.now();
+	await member(t, api, 'one').leads();
+	t.true(performance.now() - startedAt >= 1000);
+	t.like(leaseOf(api), {holderIdentity: 'one', leaseTransitions: 5});
+});
+
+test('who cannot renew stops before anybody else can lead', async t => {
+	const {api} = await testCluster(t);
+	const signal = await member(t, api, 'one').leads();
+	const startedAt = performance.now();
+	using _ = api.fault(() => 'silence');
+	await once(signal, 'abort');
+	t.true(performance.now() - startedAt < 1000);
+});
+
+test('who sees the lease in another\'s hands stops at once', async t => {
+	const {api} = await testCluster(t);
+	const signal = await member(t, api, 'one', {renewDeadlineMs: 60_000, leaseDurationMs: 60_000}).leads();
+	api.put('leases', {metadata: {name: 'leader', namespace: 'default'}, spec: {holderIdentity: 'usurper'}});
+	await once(signal, 'abort');
+	t.is(textAt(leaseOf(api), 'holderIdentity'), 'usurper');
+});
