@@ -25,7 +25,13 @@ export async function thisPusher(): Promise<Pusher> {
 
 /** @returns whether the process is gone; undefined when that cannot be known here */
 export async function isGone({machine, pid, startedAt}: Pusher): Promise<boolean | undefined> {
-	return machine === await machineName() ? await startOf(pid) !== startedAt : undefined;
+	if (machine !== await machineName()) {
+		return undefined;
+	}
+
+	const found = await startOf(pid);
+	// Where other users' processes are hidden (proc(5), hidepid), the first one is too: then not to be seen means nothing.
+	return found === undefined && await startOf(1) === undefined ? undefined : found !== startedAt;
 }
 
 export function writeNote(pusher: Pusher): Buffer {

@@ -40,7 +40,7 @@ export interface TestRegistry extends AsyncDisposable {
 }
 
 export async function startRegistry({root, htpasswd, token, tls}: RegistryOptions = {}): Promise<TestRegistry> {
-	const directory = await mkdtemp(`${tmpdir()}/registry-`);
+	const directory = await mkdtemp(`${tmpdir()}/caat-registry-`);
 	const storage = root ?? `${directory}/data`;
 	await writeFile(`${directory}/htpasswd`, htpasswd ?? '');
 	const lines = [
@@ -119,7 +119,7 @@ async function expectCreated(answer: Response): Promise<void> {
 
 /** For 127.0.0.1 and localhost. */
 export async function makeCertificate(): Promise<Certificate & AsyncDisposable> {
-	const directory = await mkdtemp(`${tmpdir()}/certificate-`);
+	const directory = await mkdtemp(`${tmpdir()}/caat-certificate-`);
 	const [certPath, keyPath] = [`${directory}/cert.pem`, `${directory}/key.pem`];
 	execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=test', '-addext', 'subjectAltName=IP:127.0.0.1,DNS:localhost', '-keyout', keyPath, '-out', certPath], {stdio: 'ignore'});
 	const [cert, key] = await Promise.all([readFile(certPath, 'utf8'), readFile(keyPath, 'utf8')]);
