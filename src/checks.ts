@@ -36,6 +36,12 @@ export interface Checks extends Disposable {
 const firstConnectionTimeoutMs = 20_000;
 const capabilitiesTimeoutMs = 40_000;
 
+/** For failures that say nothing better. */
+const usualRemedies: Readonly<Record<Check['subject'], string>> = {
+	host: 'Look at libvirtd (or virtqemud) on the KVM host: "systemctl status libvirtd", "virsh list" there.',
+	node: 'Look at this node itself: its load, its kernel\'s messages, and what the text names.',
+};
+
 export function composeChecks({config, session, network, ssh, now = () => new Date()}: ChecksOptions): Checks {
 	const {libvirtUri: uri, pool, baseVolume, network: networkName, vxlanPort, forwarderPort, hostInterface, customCa} = config;
 	const probe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
@@ -48,7 +54,6 @@ export function composeChecks({config, session, network, ssh, now = () => new Da
 		...(uri.transport === 'ssh' && probe !== undefined ? sshChecks(uri, probe) : localChecks),
 		{
 			name: 'libvirt', subject: 'host', needs: probe === undefined ? [] : ['ssh'], timeoutMs: firstConnectionTimeoutMs,
-			whenSilent: 'Look at libvirtd (or virtqemud) on the KVM host: "systemctl status libvirtd", "virsh list" there.',
 			run: async signal => libvirtFinding(await observeLibvirt(session, signal)),
 		},
 		{
@@ -121,14 +126,14 @@ export function composeChecks({config, session, network, ssh, now = () => new Da
 			},
 		},
 	];
-	return {list, [Symbol.dispose]: () => probe?.[Symbol.dispose]()};
+	return {list: list.map(check => ({remedy: usualRemedies[check.subject], ...check})), [Symbol.dispose]: () => probe?.[Symbol.dispose]()};
 }
 
 function sshChecks({host, port}: SshUri, probe: SshProbe): readonly Check[] {
 	return [
 		{
 			name: 'ssh', subject: 'host',
-			whenSilent: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${host} port ${port}.`,
+			remedy: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${host} port ${port}.`,
 			run: async signal => sshFinding(await probe.login(signal)),
 		},
 		{name: 'clock', subject: 'host', needs: ['ssh'], run: async signal => clockFinding(await probe.clockSkew(signal))},

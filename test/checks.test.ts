@@ -178,7 +178,7 @@ test('memory and space are asked for as many VMs as may still come', async t => 
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '0'}), 'ok');
 });
 
-test('when all have been made, the ssh connection of their own is ended', async t => {
+test('each has a remedy for whatever fails without one; when all have been made, the ssh connection of their own is ended', async t => {
 	t.timeout(10_000, 'a connection is still served');
 	await using own = await startSshd({hostKeys: ['ed25519']});
 	const knownHosts = `${own.directory}/known_hosts`;
@@ -187,7 +187,9 @@ test('when all have been made, the ssh connection of their own is ended', async 
 	const config = await configOf(t, uriOf({port: own.port, key: own.userKey, knownHosts, socket}));
 	await using session = new LibvirtSession({openPipe: openPipe(parseLibvirtUri(`test:///default?socket=${socket}`), {...ssh, log: silentLogger}), uri: 'test:///default'});
 	await using network = createNetworkProbe(config.vxlanPort);
-	const failures = await checkAndLog(composeChecks({config, session, network, ssh}), silentLogger, never);
+	const checks = composeChecks({config, session, network, ssh});
+	t.true(checks.list.every(({remedy}) => remedy?.endsWith('.')), 'whatever fails says what to do');
+	const failures = await checkAndLog(checks, silentLogger, never);
 	t.false(failures.some(({name}) => name === 'ssh' || name === 'clock'));
 	await own.idle();
 });

@@ -2,7 +2,7 @@
  * Runs checks side by side and tells their findings in the order of the list. Nothing can hang: each check has a deadline of its own,
  * all together have one, and a check that does not heed its signal is left behind. Knows nothing of what is checked.
  */
-import {abortable, DeadlineError, Scope} from '../lifetime.ts';
+import {abortable, Scope} from '../lifetime.ts';
 import {failureOf, type Finding} from './finding.ts';
 
 export interface Check {
@@ -13,8 +13,8 @@ export interface Check {
 	/** Names of earlier checks of the list: unless all of them found something usable, this one is skipped. */
 	readonly needs?: readonly string[];
 	readonly timeoutMs?: number;
-	/** What to do when time runs out. */
-	readonly whenSilent?: string;
+	/** For a failure that brings none, such as time that ran out. */
+	readonly remedy?: string;
 	/** What it throws is a failure. */
 	run(signal: AbortSignal): Promise<Finding>;
 }
@@ -63,7 +63,7 @@ export async function* runChecks(
 
 /** Never rejects. */
 async function runCheck(check: Check, needed: ReadonlyArray<Promise<CheckResult>>, timeoutMs: number, signal: AbortSignal): Promise<CheckResult> {
-	const {name, subject, whenSilent} = check;
+	const {name, subject, remedy} = check;
 	const unusable = (await Promise.all(needed)).find(({status}) => status === 'failure' || status === 'skipped');
 	if (unusable !== undefined) {
 		// Of a row of skipped ones, each tells the first cause.
@@ -74,6 +74,6 @@ async function runCheck(check: Check, needed: ReadonlyArray<Promise<CheckResult>
 	using scope = new Scope(signal).deadline(check.timeoutMs ?? timeoutMs, name);
 	// In a then, so that what is thrown at once is a rejection too.
 	const found = await abortable(Promise.resolve(scope.signal).then(async each => check.run(each)), scope.signal)
-		.catch((error: unknown) => failureOf(error, error instanceof DeadlineError ? whenSilent : undefined));
+		.catch((error: unknown) => failureOf(error, remedy));
 	return {name, subject, ...found, durationMs: Math.round(performance.now() - startedAt)};
 }

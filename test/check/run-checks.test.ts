@@ -61,25 +61,25 @@ test('what depends on a failure is skipped and tells the first cause', async t =
 	])), ['a failure broken', 'b skipped needs a, which failed', 'c skipped needs a, which failed', 'd ok well']);
 });
 
-test('what a check throws is its failure, with the remedy of the error', async t => {
+test('what a check throws is its failure, with the remedy of the error, or else of the check', async t => {
 	const [ours, foreign, atOnce] = await results([
 		check('ours', async () => {
 			throw new AdaptorError({code: 'not-found', what: 'There is none', where: {pool: 'p'}, remedy: 'Make one.'});
-		}),
+		}, {remedy: 'Look there.'}),
 		check('foreign', async () => {
 			throw new TypeError('oops');
 		}),
 		check('at-once', () => {
 			throw new RangeError('early');
-		}),
+		}, {remedy: 'Look there.'}),
 	]);
 	t.like(ours, {status: 'failure', text: 'There is none (pool "p")', remedy: 'Make one.'});
 	t.like(foreign, {status: 'failure', text: 'oops'});
-	t.like(atOnce, {status: 'failure', text: 'early'});
+	t.like(atOnce, {status: 'failure', text: 'early', remedy: 'Look there.'});
 });
 
 test('a check that hangs, whatever its signal says, fails at its deadline with what to do; the others are told all the same', async t => {
-	const all = await results([check('stuck', forever, {timeoutMs: 20, whenSilent: 'Look there.'}), check('well')]);
+	const all = await results([check('stuck', forever, {timeoutMs: 20, remedy: 'Look there.'}), check('well')]);
 	t.deepEqual(shown(all), ['stuck failure Timed out after 20 ms waiting for stuck', 'well ok well']);
 	t.is(all[0]?.remedy, 'Look there.');
 });
