@@ -128,7 +128,8 @@ interface SizeBounds {
 /** A decimal, rounded up, within the administrator's bounds; absent, empty and zero mean "as configured". */
 function size(given: Readonly<Record<string, string>>, annotation: string, {configured, min, max}: SizeBounds): {value: number; from: SizeSource} {
 	const text = (given[annotation] ?? '').trim();
-	if (text !== '' && !/^\d{1,9}(?:\.\d{1,9})?$/.test(text)) {
+	// A sum of floating-point numbers may come with all the digits that it has.
+	if (text !== '' && !/^\d{1,9}(?:\.\d{1,60})?$/.test(text)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'A size that the pod asks for is not a number',

@@ -31,6 +31,7 @@ for (const value of ['', '0', '0.0', ' ']) {
 
 test('decimal vCPUs are rounded up', t => {
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.7'}, policy), {vcpus: 2, vcpusFrom: 'annotation'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.2000000476837158'}, policy), {vcpus: 2, vcpusFrom: 'annotation'});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '3.0'}, policy), {vcpus: 3});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.1'}, policy), {vcpus: 1, vcpusFrom: 'annotation'});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.5', [`${hypervisor}default_memory`]: '2048.5'}, policy), {vcpus: 2, memoryMib: 2049});
