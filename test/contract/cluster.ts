@@ -1,0 +1,74 @@
+/** What every implementation of `Cluster` promises. Call it once per implementation, from that one's test file. */
+import type {ExecutionContext, TestFn} from 'ava';
+import type {ClaimedVm, Cluster, PodIdentity} from '../../src/sandbox/ports.ts';
+
+export interface ClusterHarness extends AsyncDisposable {
+	readonly cluster: Cluster;
+	/** The cluster has this pod. */
+	readonly add: (pod: PodIdentity) => void;
+	/** Instance names of the VMs that are on record. */
+	readonly claims: () => readonly string[];
+	/** The reasons of events that the pod's owner can see. */
+	readonly reasons: (pod: PodIdentity) => readonly string[];
+	/** Resolves when the condition holds; it may come to in the background. */
+	readonly until: (condition: () => boolean) => Promise<void>;
+	/** Nobody answers until it is disposed. */
+	readonly silence: () => Disposable;
+}
+
+const pod: PodIdentity = {name: 'nginx', namespace: 'default'};
+const vm: ClaimedVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod};
+const next: ClaimedVm = {sandboxId: '5e6f7a8b'.repeat(8), instanceName: 'podvm-nginx-5e6f7a8b', pod};
+
+export function clusterContract(test: TestFn, name: string, makeHarness: () => Promise<ClusterHarness>): void {
+	const signal = (): AbortSignal => AbortSignal.timeout(20_000);
+	const contract = (claim: string, check: (t: ExecutionContext, harness: ClusterHarness) => Promise<void>): void => {
+		test(`${name}: ${claim}`, async t => {
+			await using harness = await makeHarness();
+			harness.add(pod);
+			await check(t, harness);
+		});
+	};
+
+	contract('a claim is on record when it resolves, and claiming again changes nothing', async (t, {cluster, claims}) => {
+		await cluster.claim(vm, signal());
+		t.deepEqual(claims(), [vm.instanceName]);
+		await cluster.claim(vm, signal());
+		t.deepEqual(claims(), [vm.instanceName]);
+	});
+
+	contract('what is withdrawn goes; another VM of the same pod stays', async (t, {cluster, claims, until}) => {
+		await Promise.all([cluster.claim(vm, signal()), cluster.claim(next, signal())]);
+		cluster.disclaim(vm);
+		await until(() => !claims().includes(vm.instanceName));
+		t.deepEqual(claims(), [next.instanceName]);
+	});
+
+	contract('withdrawing what was never claimed does nothing', async (t, {cluster, claims}) => {
+		await cluster.claim(next, signal());
+		cluster.disclaim(vm);
+		await cluster.claim(next, signal());
+		t.deepEqual(claims(), [next.instanceName]);
+	});
+
+	contract('waits end with their signal, with its reason', async (t, {cluster, silence}) => {
+		using _ = silence();
+		const reason = new Error('no longer wanted');
+		const caller = new AbortController();
+		const waits = [cluster.claim(vm, caller.signal), cluster.pullCredentials(pod, caller.signal)];
+		caller.abort(reason);
+		for (const wait of waits) {
+			t.is(await t.throwsAsync(wait), reason);
+		}
+	});
+
+	contract('a pod without credentials gets none', async (t, {cluster}) => {
+		t.is(await cluster.pullCredentials(pod, signal()), undefined);
+	});
+
+	contract('what a pod is told can be seen', async (t, {cluster, reasons, until}) => {
+		cluster.tell(pod, {type: 'Warning', reason: 'PodVMEnded', message: 'It burnt'});
+		await until(() => reasons(pod).length > 0);
+		t.deepEqual(reasons(pod), ['PodVMEnded']);
+	});
+}

@@ -1,0 +1,55 @@
+import {setImmediate as turn} from 'node:timers/promises';
+import test from 'ava';
+import {joinCluster} from '../../src/kubernetes/cluster.ts';
+import {textAt} from '../../src/kubernetes/fields.ts';
+import {silentLogger} from '../../src/log.ts';
+import {clusterContract} from '../contract/cluster.ts';
+import {peerPodKind, TestApiServer} from '../support/api-server.ts';
+import {InMemoryCluster} from '../support/in-memory-cluster.ts';
+
+clusterContract(test, 'a cluster by its API server', async () => {
+	const api = await TestApiServer.start();
+	api.define(peerPodKind);
+	api.put('serviceaccounts', {metadata: {name: 'default', namespace: 'default'}});
+	const cluster = await joinCluster({
+		server: api.address, serviceAccountDirectory: api.accountDirectory, node: 'worker-0', cluster: 'east', limitPerNode: -1, podUid: undefined,
+		daemonSet: 'osc-caa-ds', vmNames: async () => [], log: silentLogger,
+	});
+	return {
+		cluster,
+		add: ({name, namespace}) => void api.put('pods', {metadata: {name, namespace}}),
+		claims: () => api.list('peerpods').map(({metadata}) => metadata.name),
+		reasons: ({name}) => api.list('events').filter(event => textAt(event, 'involvedObject', 'name') === name).map(event => textAt(event, 'reason') ?? ''),
+		async until(condition) {
+			await api.until(condition);
+		},
+		silence: () => api.fault(() => 'silence'),
+		async [Symbol.asyncDispose]() {
+			await cluster[Symbol.asyncDispose]();
+			await api[Symbol.asyncDispose]();
+		},
+	};
+});
+
+clusterContract(test, 'a cluster in memory', async () => {
+	const cluster = new InMemoryCluster();
+	return {
+		cluster,
+		add: () => undefined,
+		claims: () => [...cluster.claims.keys()],
+		reasons: ({name}) => cluster.events.filter(({pod}) => pod.name === name).map(({reason}) => reason),
+		async until(condition) {
+			while (!condition()) {
+				await turn();
+			}
+		},
+		silence() {
+			const {promise, resolve} = Promise.withResolvers<undefined>();
+			cluster.gate = promise.then(() => undefined);
+			return {[Symbol.dispose]: () => resolve(undefined)};
+		},
+		async [Symbol.asyncDispose]() {
+			// Holds nothing.
+		},
+	};
+});
