@@ -3,8 +3,8 @@
  *
  * A PeerPod is being deleted when its pod object is gone: the kubelet has confirmed the pod's end, which it does only after the daemon has removed the VM;
  * or an administrator has deleted it by force; or its node is gone from the cluster. The daemon of the node removes VM and finalizer, whatever comes
- * first. So as long as there may be a daemon that serves the VM nothing is done here; and without a deletion nothing is ever done, because a pod that
- * exists may still run.
+ * first. So as long as there may be a daemon that serves the VM nothing is done here; and while the pod exists nothing is ever done, because it may still
+ * run: its PeerPod may have been deleted by somebody all the same (the existing controller does so when the pod has a newer one).
  */
 import type {Claim} from './peer-pod.ts';
 
@@ -18,9 +18,19 @@ export interface NodeView {
 	readonly hasDaemon: boolean;
 }
 
+/** What is known of a claim besides what it says itself. */
+export interface Surroundings {
+	readonly node: NodeView;
+	/** The owner is there: the same pod, not one of its name. */
+	readonly hasPod: boolean;
+	/** When it was first seen without daemon and pod, without interruption; the moment itself if it is the first time. */
+	readonly since: number;
+	readonly now: number;
+}
+
 export type Verdict =
 	/** Not ours to touch. */
-	| {readonly action: 'leave'; readonly why: 'in use' | 'the daemon is there' | 'of another cluster'}
+	| {readonly action: 'leave'; readonly why: 'in use' | 'the daemon is there' | 'the pod is there' | 'of another cluster'}
 	/** Abandoned since then, and not for long enough. */
 	| {readonly action: 'wait'; readonly since: number}
 	| {readonly action: 'delete'; readonly why: 'the node is gone' | 'the node is not ready' | 'the daemon is gone'};
@@ -32,8 +42,7 @@ export interface AbandonmentPolicy {
 	readonly graceMs: number;
 }
 
-/** @param since when the claim was first seen like this without interruption; the moment itself if it is the first time */
-export function verdictOn(claim: Claim, node: NodeView, since: number, now: number, {cluster, graceMs}: AbandonmentPolicy): Verdict {
+export function verdictOn(claim: Claim, {node, hasPod, since, now}: Surroundings, {cluster, graceMs}: AbandonmentPolicy): Verdict {
 	if (claim.cluster !== cluster) {
 		return {action: 'leave', why: 'of another cluster'};
 	}
@@ -44,6 +53,10 @@ export function verdictOn(claim: Claim, node: NodeView, since: number, now: numb
 
 	if (node.exists && node.isReady && node.hasDaemon) {
 		return {action: 'leave', why: 'the daemon is there'};
+	}
+
+	if (hasPod) {
+		return {action: 'leave', why: 'the pod is there'};
 	}
 
 	if (now - since < graceMs) {

@@ -90,8 +90,9 @@ class Cleaner {
 		const {log} = this.#options;
 		const {claim, metadata: {uid, name}} = candidate;
 		const now = this.#now();
-		const verdict = verdictOn(claim, node, this.#since.get(uid) ?? now, now, this.#options);
 		const names = {instanceName: name, node: claim.node, pod: `${claim.pod.namespace}/${claim.pod.name}`};
+		const hasPod = await this.#exists(claim.pod, signal);
+		const verdict = verdictOn(claim, {node, hasPod, since: this.#since.get(uid) ?? now, now}, this.#options);
 		switch (verdict.action) {
 			case 'leave': {
 				if (verdict.why === 'of another cluster') {
@@ -119,6 +120,18 @@ class Cleaner {
 					log.warn({...names, err: error}, 'abandoned pod VM not deleted yet, it is tried again');
 				}
 			}
+		}
+	}
+
+	async #exists({name, namespace, uid}: Claim['pod'], signal: AbortSignal): Promise<boolean> {
+		try {
+			return (await this.#options.client.get(pods, {name, namespace}, signal)).metadata.uid === uid;
+		} catch (error) {
+			if (isNotFound(error)) {
+				return false;
+			}
+
+			throw error;
 		}
 	}
 

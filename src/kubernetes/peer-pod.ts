@@ -68,7 +68,8 @@ function nodeLabelValue(node: string): string {
 /** What a PeerPod of ours says; undefined for one of the existing adaptor's, or one that is held by nobody any more. */
 export interface Claim {
 	readonly instanceName: string;
-	readonly pod: Pick<PodIdentity, 'name' | 'namespace'>;
+	/** The owner. */
+	readonly pod: Required<PodIdentity>;
 	readonly node: string;
 	readonly cluster: string;
 	readonly isBeingDeleted: boolean;
@@ -85,7 +86,7 @@ export function claimOf({cloudProvider, instanceId, metadata}: PeerPod & {readon
 		return undefined;
 	}
 
-	return {instanceName: instanceId, pod: {name: owner.name, namespace}, node, cluster, isBeingDeleted: deletionTimestamp !== undefined};
+	return {instanceName: instanceId, pod: {name: owner.name, namespace, uid: owner.uid}, node, cluster, isBeingDeleted: deletionTimestamp !== undefined};
 }
 
 /** Takes the finalizer away from where it stands, and only if it still stands there; empty when there is none. */

@@ -7,18 +7,20 @@ import {recordingLog} from '../support/recording-log.ts';
 import {testCluster} from './cluster.ts';
 
 const instanceName = 'podvm-nginx-1a2b3c4d';
-const claim: Claim = {instanceName, pod: {name: 'nginx', namespace: 'default'}, node: 'worker-0', cluster: 'east', isBeingDeleted: true};
+const claim: Claim = {instanceName, pod: {name: 'nginx', namespace: 'default', uid: 'uid-1'}, node: 'worker-0', cluster: 'east', isBeingDeleted: true};
 
 test('only what is being deleted, of this cluster, and without a daemon for long enough is deleted', t => {
 	const policy = {cluster: 'east', graceMs: 100};
 	const healthy: NodeView = {exists: true, isReady: true, hasDaemon: true};
 	const gone: NodeView = {exists: false, isReady: false, hasDaemon: false};
-	t.is(verdictOn(claim, healthy, 0, 1e9, policy).action, 'leave');
-	t.is(verdictOn({...claim, isBeingDeleted: false}, gone, 0, 1e9, policy).action, 'leave');
-	t.is(verdictOn({...claim, cluster: 'west'}, gone, 0, 1e9, policy).action, 'leave');
+	const long = {node: gone, hasPod: false, since: 0, now: 1e9};
+	t.is(verdictOn(claim, {...long, node: healthy}, policy).action, 'leave');
+	t.is(verdictOn(claim, {...long, hasPod: true}, policy).action, 'leave');
+	t.is(verdictOn({...claim, isBeingDeleted: false}, long, policy).action, 'leave');
+	t.is(verdictOn({...claim, cluster: 'west'}, long, policy).action, 'leave');
 	for (const node of [gone, {...healthy, hasDaemon: false}, {...healthy, isReady: false}]) {
-		t.is(verdictOn(claim, node, 0, 99, policy).action, 'wait');
-		t.is(verdictOn(claim, node, 0, 100, policy).action, 'delete');
+		t.is(verdictOn(claim, {...long, node, now: 99}, policy).action, 'wait');
+		t.is(verdictOn(claim, {...long, node, now: 100}, policy).action, 'delete');
 	}
 });
 
@@ -91,7 +93,7 @@ test('the node is gone: after the grace the VM is deleted, then the finalizer re
 	t.true(isThere(api));
 	pass(1);
 	await api.until(() => !isThere(api));
-	t.deepEqual(deleted, [claim]);
+	t.deepEqual(deleted.map(({pod: {uid: _, ...pod}, ...rest}) => ({...rest, pod})), [{...claim, pod: {name: 'nginx', namespace: 'default'}}]);
 });
 
 test('a pod that exists keeps its VM, whatever became of its node', async t => {
@@ -103,6 +105,22 @@ test('a pod that exists keeps its VM, whatever became of its node', async t => {
 	await rounds();
 	t.deepEqual(deleted, []);
 	t.true(isThere(api));
+});
+
+test('a pod that exists keeps its VM also when its PeerPod is deleted; another pod of its name does not', async t => {
+	const {api, deleted, pass, rounds} = await world(t);
+	api.delete('nodes', 'worker-0');
+	api.delete('peerpods', instanceName, 'default');
+	await rounds();
+	pass(1e9);
+	await rounds();
+	t.deepEqual(deleted, []);
+	api.delete('pods', 'nginx', 'default');
+	api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
+	await rounds();
+	pass(1e9);
+	await api.until(() => !isThere(api));
+	t.is(deleted.length, 1);
 });
 
 test('where a daemon is, it is left to it, and its absence counts anew each time', async t => {

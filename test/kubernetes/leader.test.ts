@@ -78,11 +78,11 @@ test('a lease that is not renewed is taken when it has expired by the looker\'s 
 
 test('who cannot renew stops before anybody else can lead', async t => {
 	const {api} = await testCluster(t);
-	const signal = await member(t, api, 'one').leads();
+	const signal = await member(t, api, 'one', {leaseDurationMs: 10_000}).leads();
 	const startedAt = performance.now();
 	using _ = api.fault(() => 'silence');
 	await once(signal, 'abort');
-	t.true(performance.now() - startedAt < 1000);
+	t.true(performance.now() - startedAt < 10_000);
 });
 
 test('who sees the lease in another\'s hands stops at once', async t => {
