@@ -17,7 +17,7 @@ export interface Tunnel {
 }
 
 /** The device that `probePort` makes and removes. */
-const probeInterface = 'caa-probe';
+export const probeInterface = 'caa-probe';
 /** Its VNI: at the far end of what is ever reserved. */
 const probeVni = 0xff_ff_ff;
 

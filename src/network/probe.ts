@@ -3,7 +3,7 @@
  */
 import type {ProgramsObservation, RouteObservation, VxlanPortObservation} from '../check/observations.ts';
 import {CommandError, means} from './command-error.ts';
-import {Iproute2} from './iproute2.ts';
+import {Iproute2, probeInterface} from './iproute2.ts';
 import {transaction} from './nft.ts';
 import {workerAddress} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
@@ -42,7 +42,9 @@ export class NetworkProbe {
 	}
 
 	async observeVxlanPort(signal: AbortSignal): Promise<VxlanPortObservation> {
-		const sharing = (await this.#iproute2.links(signal)).filter(({vxlan}) => vxlan?.port === this.#port).map(({name}) => name);
+		const sharing = (await this.#iproute2.links(signal))
+			.filter(({name, vxlan}) => vxlan?.port === this.#port && name !== probeInterface)
+			.map(({name}) => name);
 		const isFree = await this.#canOpenPort(signal);
 		return {isFree, sharing, programs: isFree ? [] : await this.#listeners(signal)};
 	}

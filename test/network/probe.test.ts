@@ -46,7 +46,9 @@ test('a node that may not change its network says so', async t => {
 test('a VXLAN port is free, shared, taken by an interface of another mode, or by a program, which is named', async t => {
 	const {world, probe} = await probeIn(t, 9000);
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []});
-	await world.sh('ip link add own up type vxlan id 7 dstport 9000 nolearning');
+	await world.sh('ip link add caa-probe up type vxlan id 16777215 dstport 9000 nolearning');
+	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []}, 'another daemon looks at this very moment');
+	await world.sh('ip link del caa-probe; ip link add own up type vxlan id 7 dstport 9000 nolearning');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: ['own'], programs: []});
 	await world.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: ['cni'], programs: []});
