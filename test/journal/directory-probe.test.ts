@@ -1,5 +1,5 @@
 import {execFile} from 'node:child_process';
-import {mkdir, readdir, writeFile} from 'node:fs/promises';
+import {chmod, chown, mkdir, readdir, writeFile} from 'node:fs/promises';
 import {promisify} from 'node:util';
 import test from 'ava';
 import {observeDirectory} from '../../src/journal/directory-probe.ts';
@@ -22,11 +22,24 @@ test('of a directory that is to be made, the nearest above it is tried', async t
 	t.deepEqual(await readdir(`${directory}/a`), []);
 });
 
-test('a file in the way is an error', async t => {
+test('a file in the way is told with the reason', async t => {
 	const directory = await directoryOf(t);
 	await writeFile(`${directory}/file`, '');
 	t.regex((await observeDirectory(`${directory}/file`)).unwritable ?? '', /ENOTDIR/);
-	await t.throwsAsync(observeDirectory(`${directory}/file/b`), {code: 'ENOTDIR'});
+	t.regex((await observeDirectory(`${directory}/file/b`)).unwritable ?? '', /ENOTDIR/);
+});
+
+const programOf = (path: string): string => `import {observeDirectory} from ${JSON.stringify(new URL('../../src/journal/directory-probe.ts', import.meta.url).href)};
+	const {unwritable} = await observeDirectory(${JSON.stringify(path)}); process.stdout.write(String(unwritable));`;
+
+test('a directory beneath one that this process may not enter is told with the reason', async t => {
+	const directory = await directoryOf(t);
+	await mkdir(`${directory}/other/a`, {recursive: true});
+	await chmod(`${directory}/other`, 0o700);
+	await chown(`${directory}/other`, 12_345, 12_345);
+	const capabilities = '-dac_override,-dac_read_search';
+	const {stdout} = await run('setpriv', [`--bounding-set=${capabilities}`, `--inh-caps=${capabilities}`, process.execPath, '--input-type=module', '-e', programOf(`${directory}/other/a/b`)]);
+	t.regex(stdout, /EACCES/);
 });
 
 // In a mount namespace of their own: nobody else sees these file systems.
@@ -37,10 +50,8 @@ for (const [title, options, prepare, reason] of [
 	test(`a file system ${title} is told with the reason`, async t => {
 		const directory = await directoryOf(t);
 		await mkdir(`${directory}/full`);
-		const program = `import {observeDirectory} from ${JSON.stringify(new URL('../../src/journal/directory-probe.ts', import.meta.url).href)};
-			const {unwritable} = await observeDirectory(${JSON.stringify(`${directory}/full`)}); process.stdout.write(String(unwritable));`;
 		const script = `mount -t tmpfs -o ${options} tmpfs full && ${prepare} && exec "$0" --input-type=module -e "$1"`;
-		const {stdout} = await run('unshare', ['--mount', 'sh', '-euc', script, process.execPath, program], {cwd: directory});
+		const {stdout} = await run('unshare', ['--mount', 'sh', '-euc', script, process.execPath, programOf(`${directory}/full`)], {cwd: directory});
 		t.regex(stdout, reason);
 	});
 }
