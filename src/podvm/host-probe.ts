@@ -43,11 +43,15 @@ export async function observeSecureExecution(session: Calls, signal: AbortSignal
 	try {
 		return await readSecureExecutionSupport(session, support, signal);
 	} catch (error) {
-		if (!isLibvirtError(error, libvirtCode.noSupport)) {
+		// No failure where nobody asks for it; where it is asked for, a start fails just so.
+		if (!(error instanceof LibvirtError)) {
 			throw error;
 		}
 
-		return {supported: false, reason: 'its libvirt cannot tell', remedy: 'Update libvirt on the KVM host, and check the driver in LIBVIRT_URI.'};
+		return {
+			supported: false, reason: `its libvirt cannot tell (${error.libvirtMessage.replaceAll(/\s+/gv, ' ')})`,
+			remedy: 'Update libvirt on the KVM host, and check the driver in LIBVIRT_URI and what its user may do.',
+		};
 	}
 }
 

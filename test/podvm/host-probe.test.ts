@@ -39,8 +39,16 @@ test('a host without s390x says so', async t => {
 	await t.throwsAsync(observeGuests(made, undefined, signal), {message: /cannot run s390x/});
 });
 
-test('a driver that cannot be asked for Secure Execution has none', async t => {
-	t.like(await observeSecureExecution(host.calls, signal), {supported: false, reason: 'its libvirt cannot tell'});
+test('a driver that cannot be asked for Secure Execution, or refuses to tell, has none', async t => {
+	const cannot = await observeSecureExecution(host.calls, signal);
+	t.regex('reason' in cannot ? cannot.reason : '', /^its libvirt cannot tell \(.*not supported.*\)$/);
+	const {capabilities} = await host.calls.call(procedures.connectGetCapabilities, undefined, signal);
+	const refuses = await observeSecureExecution({
+		call: async (procedure, args, ...rest) => procedure.name === procedures.connectGetCapabilities.name
+			? {capabilities: capabilities.replaceAll('/usr/bin/qemu-system-s390x', '/nonexistent')} as never
+			: storage.call(procedure, args, ...rest),
+	}, signal);
+	t.regex('reason' in refuses ? refuses.reason : '', /^its libvirt cannot tell \(.*\/nonexistent.*\)$/);
 });
 
 test('the guests\' machine is told; CPUs that the host does not have are an error', async t => {
