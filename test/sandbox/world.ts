@@ -161,5 +161,5 @@ export async function logged({log}: World, message: string): Promise<void> {
 }
 
 export function pod(id: string, name = 'web'): {id: string; annotations: Record<string, string>; netnsPath: string} {
-	return {id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'shop'}, netnsPath: `/run/netns/${name}`};
+	return {id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'shop'}, netnsPath: `/run/netns/${id}`};
 }
