@@ -43,7 +43,7 @@ interface Announcement {
 	/** Nothing is done for it any more. Never rejects. */
 	readonly done: Promise<void>;
 	/** Waiting for it makes sense no longer. Never rejects. */
-	readonly settled: Promise<undefined>;
+	readonly settled: Promise<void>;
 }
 
 type Task = (signal: AbortSignal) => Promise<void>;
@@ -110,9 +110,9 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 
 	#beginToAnnounce(vm: ClaimedVm): Announcement {
 		const end = new AbortController();
-		const {promise: settled, resolve: settle} = Promise.withResolvers<undefined>();
-		const done = this.#inBackground(this.#persist(vm, async signal => this.#announce(vm, signal), end.signal, () => settle(undefined)));
-		const announcement = {end, done, settled};
+		const {promise: hopeless, resolve: giveUp} = Promise.withResolvers<undefined>();
+		const done = this.#inBackground(this.#persist(vm, async signal => this.#announce(vm, signal), end.signal, () => giveUp(undefined)));
+		const announcement = {end, done, settled: Promise.race([done, hopeless])};
 		this.#claimed.set(vm.instanceName, announcement);
 		return announcement;
 	}
@@ -128,9 +128,9 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 
 	/**
 	 * Until it is done, is refused for good, or is ended. Never throws.
-	 * @param onSettled called when that may take as long as it likes: it is done, or the cluster has no PeerPods
+	 * @param onMissing called when that will take as long as it likes: the cluster has no PeerPods
 	 */
-	async #persist(vm: ClaimedVm, task: Task, end?: AbortSignal, onSettled?: () => void): Promise<void> {
+	async #persist(vm: ClaimedVm, task: Task, end?: AbortSignal, onMissing?: () => void): Promise<void> {
 		using attempts = new Scope(this.#closing.signal, ...(end === undefined ? [] : [end]));
 		using pauses = new Scope(this.#stopping.signal, attempts.signal);
 		const delays = backOff(...this.#options.retryMs);
@@ -139,7 +139,6 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		do {
 			try {
 				await task(attempts.signal);
-				onSettled?.();
 				return;
 			} catch (error) {
 				if (isOver()) {
@@ -148,11 +147,10 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 
 				if (error instanceof KubernetesError && error.isKindMissing) {
 					this.#tellOnce('missing', error, 'there are no PeerPods in this cluster: nobody will clean up after a node that is lost');
-					onSettled?.();
+					onMissing?.();
 					await abortable(this.#kindToAppear(), pauses.signal).catch(() => undefined);
 				} else if (isForGood(error)) {
 					this.#tellOnce(String(error instanceof KubernetesError ? error.status : error), error, 'PeerPods cannot be kept');
-					onSettled?.();
 					return;
 				} else {
 					this.#options.log[isTold ? 'debug' : 'warn']({...names(vm), err: error}, 'PeerPod not up to date yet, it is tried again');
@@ -206,13 +204,17 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		try {
 			const {metadata} = await this.#withoutFinalizer(name, signal);
 			if (metadata.deletionTimestamp === undefined) {
-				await client.delete(peerPods, name, {uid: metadata.uid}, signal);
+				await client.delete(peerPods, name, {uid: metadata.uid}, signal).catch((error: unknown) => {
+					// One that may not be deleted goes with its pod, now that its finalizer is gone.
+					if (!(error instanceof KubernetesError && error.status === 403)) {
+						throw error;
+					}
+				});
 			}
 
 			log.debug({instanceName: name.name}, 'PeerPod withdrawn');
 		} catch (error) {
-			// One that may not be deleted goes with its pod, now that its finalizer is gone.
-			if (!isNotFound(error) && !(error instanceof KubernetesError && error.status === 403)) {
+			if (!isNotFound(error)) {
 				throw error;
 			}
 		}
