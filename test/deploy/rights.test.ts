@@ -1,14 +1,18 @@
 /** Roles let their accounts do all that they do in the cluster, and nothing else: found by letting them do everything against an API server that asks the role. */
 import test from 'ava';
 import type {PolicyRule} from 'kubernetes-types/rbac/v1.js';
+import {controllerSettings} from '../../src/cli/controller-settings.ts';
+import {loadSettings} from '../../src/config.ts';
 import {writeConfigMap} from '../../src/kubernetes/config-map.ts';
 import {joinCluster} from '../../src/kubernetes/cluster.ts';
+import {cleanUpAfterNodes} from '../../src/kubernetes/controller.ts';
+import {whileLeading} from '../../src/kubernetes/leader.ts';
 import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
 import {textAt} from '../../src/kubernetes/fields.ts';
 import {silentLogger} from '../../src/log.ts';
 import {testCluster} from '../kubernetes/cluster.ts';
 import {peerPodConfigKind, peerPodKind, type ApiCall, type TestApiServer} from '../support/api-server.ts';
-import {build, ofKind, type Manifest} from './manifests.ts';
+import {build, ofKind, workloads, type Manifest} from './manifests.ts';
 import {namespace} from './relations.ts';
 
 type Role = Manifest & {rules: PolicyRule[]};
@@ -103,4 +107,36 @@ test('the Job that pushes the pod VM image may write to peer-pods-cm, and nothin
 	await writeConfigMap(client, {namespace, name: 'peer-pods-cm'}, {LIBVIRT_VOL_NAME: 'new.qcow2'}, signal);
 	await t.throwsAsync(writeConfigMap(client, {namespace, name: 'another'}, {LIBVIRT_VOL_NAME: 'new.qcow2'}, signal));
 	t.deepEqual([refused(), unused()], [['configmaps patch'], []]);
+});
+
+test('the controller needs every right of its roles, and no other; its daemons are the DaemonSet\'s pods', async t => {
+	const {api, client} = await testCluster(t);
+	const manifests = await build('overlays/openshift');
+	const {refused, unused} = authorize(api, ofKind<Role>(manifests, 'ClusterRole', 'Role').filter(({metadata}) => metadata.name === 'peer-pods-controller'));
+	api.define(peerPodKind);
+	api.put('peerpods', {
+		metadata: {
+			name: 'podvm-nginx-aaaaaaaa', namespace: 'default', finalizers: ['peer.pod/finalizer'],
+			annotations: {'kata.peerpods.io/node': 'worker-0', 'kata.peerpods.io/cluster': 'east', 'kata.peerpods.io/sandbox': 'a'.repeat(64)},
+			ownerReferences: [{apiVersion: 'v1', kind: 'Pod', name: 'nginx', uid: 'uid-1', controller: true, blockOwnerDeletion: true}],
+		},
+		spec: {cloudProvider: 'libvirt', instanceID: 'podvm-nginx-aaaaaaaa'},
+	});
+	api.delete('peerpods', 'podvm-nginx-aaaaaaaa', 'default');
+	const {daemonSelector} = loadSettings(controllerSettings, {CLUSTER_ID: 'east'}, {hostname: 'a'});
+	const [name = '', value] = daemonSelector.split('=');
+	t.is(workloads(manifests).find(({kind}) => kind === 'DaemonSet')?.spec.template.metadata?.labels?.[name], value);
+
+	const stopping = new AbortController();
+	const lease = {namespace, name: 'cloud-api-adaptor-controller'};
+	const lead = async (): Promise<void> => whileLeading({client, lease, identity: 'a', retryMs: 1, renewDeadlineMs: 500, log: silentLogger}, async signal => cleanUpAfterNodes({
+		client, namespace, daemonSelector, cluster: 'east', graceMs: 0, intervalMs: 1, deleteVm: async () => true, log: silentLogger,
+	}, signal), stopping.signal);
+	const leading = lead();
+	await api.until(() => api.find('peerpods', 'podvm-nginx-aaaaaaaa', 'default') === undefined);
+	stopping.abort();
+	await leading;
+
+	t.deepEqual(refused(), []);
+	t.deepEqual(unused(), []);
 });
