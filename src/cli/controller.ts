@@ -16,7 +16,7 @@ import {deleteAbandonedVm} from '../podvm/abandoned-vms.ts';
 import {exitCode, type CommandContext} from './command.ts';
 import {controllerSettings} from './controller-settings.ts';
 
-const leaseName = 'cloud-api-adaptor-controller';
+export const leaseName = 'cloud-api-adaptor-controller';
 const usualIntervalMs = 15_000;
 
 /** Runs until the signal aborts. @throws ConfigError, and AdaptorError 'failed-precondition' outside of a cluster */

@@ -1,6 +1,7 @@
 /** Roles let their accounts do all that they do in the cluster, and nothing else: found by letting them do everything against an API server that asks the role. */
 import test from 'ava';
 import type {PolicyRule} from 'kubernetes-types/rbac/v1.js';
+import {leaseName} from '../../src/cli/controller.ts';
 import {controllerSettings} from '../../src/cli/controller-settings.ts';
 import {loadSettings} from '../../src/config.ts';
 import {writeConfigMap} from '../../src/kubernetes/config-map.ts';
@@ -128,7 +129,7 @@ test('the controller needs every right of its roles, and no other; its daemons a
 	t.is(workloads(manifests).find(({kind}) => kind === 'DaemonSet')?.spec.template.metadata?.labels?.[name], value);
 
 	const stopping = new AbortController();
-	const lease = {namespace, name: 'cloud-api-adaptor-controller'};
+	const lease = {namespace, name: leaseName};
 	const lead = async (): Promise<void> => whileLeading({client, lease, identity: 'a', retryMs: 1, renewDeadlineMs: 500, log: silentLogger}, async signal => cleanUpAfterNodes({
 		client, namespace, daemonSelector, cluster: 'east', graceMs: 0, intervalMs: 1, deleteVm: async () => true, log: silentLogger,
 	}, signal), stopping.signal);
