@@ -40,11 +40,13 @@ function report(error: unknown, message: string): void {
 	}
 }
 
-// Nobody expected it, so nothing is known about the state any more; whoever restarts us finds what is left through its journal.
-process.on('uncaughtException', error => {
+/** Nobody expected it, so nothing is known about the state any more; whoever restarts us finds what is left through its journal. */
+function giveUp(error: unknown): void {
 	report(error, 'unexpected error');
 	process.exit(exitCode.failure);
-});
+}
+
+process.on('uncaughtException', giveUp);
 
 function serviceAccountToken(): {serviceAccountToken?: Secret<string>} {
 	try {
@@ -63,7 +65,7 @@ function screen(stream: NodeJS.WriteStream): Screen {
 	stream.on('error', (error: NodeJS.ErrnoException) => {
 		// Whoever read it has seen enough, as `head` does: what is under way is brought to its end all the same.
 		if (error.code !== 'EPIPE') {
-			throw error;
+			giveUp(error);
 		}
 	});
 	return {
