@@ -40,8 +40,9 @@ export interface NodeCapacityOptions {
 	readonly configured: number | undefined;
 	/** POD_UID; the operator's DaemonSet does not tell it. */
 	readonly podUid?: string;
-	/** How often to ask again for what is not there, or not allowed. */
+	/** How often to ask again for what is not there, or not allowed; and after how long without a patch the pauses between them are short again. */
 	readonly lookAgainMs?: number;
+	/** Pauses after each patch, done or failed: the first, and the longest. */
 	readonly retryMs?: readonly [first: number, longest: number];
 	readonly log: Logger;
 }
@@ -131,17 +132,27 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
+	/**
+	 * A first patch is made at once. Those that follow wait longer and longer: somebody else may insist on another value as this daemon does, such as the
+	 * other one of a rolling update that changes the limit.
+	 */
 	async #keepAdvertised(signal: AbortSignal): Promise<void> {
-		const {node, retryMs, log} = this.#options;
+		const {node, lookAgainMs, retryMs, log} = this.#options;
 		const isClosing = (): boolean => signal.aborted;
 		let pauses = backOff(...retryMs);
+		let patchedAt = 0;
 		let isTold = false;
 		while (!isClosing()) {
 			try {
 				await abortable(this.#doubt.promise, signal);
 				this.#doubt = Promise.withResolvers();
+				if (!this.#isInDoubt()) {
+					continue;
+				}
+
+				pauses = performance.now() - patchedAt > lookAgainMs ? backOff(...retryMs) : pauses;
+				patchedAt = performance.now();
 				await this.#advertise(signal);
-				pauses = backOff(...retryMs);
 				isTold = false;
 			} catch (error) {
 				if (isClosing()) {
@@ -151,18 +162,30 @@ export class NodeCapacity implements AsyncDisposable {
 				log[isTold ? 'debug' : 'warn']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
 				isTold = true;
 				this.#doubt.resolve(undefined);
-				await pause(pauses.next().value, signal).catch(() => undefined);
 			}
+
+			await pause(pauses.next().value, signal).catch(() => undefined);
 		}
+	}
+
+	/**
+	 * Whether the node has to be patched. Of two daemons that overlap, the one that came last is the owner: the other does not dispute that, or they would
+	 * take it from each other without end.
+	 */
+	#isInDoubt(): boolean {
+		const {podUid} = this.#options;
+		if (this.#seen === undefined) {
+			return false;
+		}
+
+		const {capacity, owner} = this.#seen;
+		const hasOwner = podUid === undefined || owner === podUid || (this.#advertised !== undefined && owner !== undefined);
+		return !hasOwner || capacity === undefined || wholeQuantity(capacity) !== (this.limit ?? defaultLimit);
 	}
 
 	async #advertise(signal: AbortSignal): Promise<void> {
 		const {client, node, podUid, log} = this.#options;
 		const limit = this.limit ?? defaultLimit;
-		if (this.#seen === undefined || (this.#seen.capacity !== undefined && wholeQuantity(this.#seen.capacity) === limit && (podUid === undefined || this.#seen.owner === podUid))) {
-			return;
-		}
-
 		// The status subresource takes metadata too, as the kubelet uses it.
 		await client.patch(nodes, {name: node}, {merge: {
 			...(podUid === undefined ? {} : {metadata: {annotations: {[ownerAnnotation]: podUid}}}),

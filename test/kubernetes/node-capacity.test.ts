@@ -6,6 +6,7 @@ import {silentLogger} from '../../src/log.ts';
 import {peerPodConfigKind, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {clientOf, testCluster} from './cluster.ts';
+import {nodes} from './kinds.ts';
 
 const node = 'worker-0';
 const daemonSet = 'osc-caa-ds';
@@ -70,7 +71,7 @@ test('what was set is advertised, with the owner, and put back whoever takes it 
 		await api.until(() => capacityOf(api) === '3');
 	}
 
-	api.put('nodes', {metadata: {name: node, annotations: {[ownerAnnotation]: 'uid-0'}}});
+	api.put('nodes', {metadata: {name: node, annotations: {[ownerAnnotation]: null}}});
 	await api.until(() => ownerOf(api) === 'uid-1');
 	api.delete('nodes', node);
 	addNode(api);
@@ -138,6 +139,38 @@ test('an API server that fails for a while is tried until it takes the patch', a
 	start({configured: 5, log});
 	await api.until(() => capacityOf(api) === '5');
 	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length, 1);
+});
+
+/** As many requests as a race of patches would be seen in. */
+async function manyRequests(api: TestApiServer): Promise<void> {
+	using client = clientOf(api);
+	for (let request = 0; request < 40; request++) {
+		await client.get(nodes, {name: node}, AbortSignal.timeout(10_000));
+	}
+}
+
+test('two daemons that overlap do not take the node from each other: it is the later one\'s', async t => {
+	const {api, start} = await advertiser(t);
+	start({configured: 3, podUid: 'uid-1'});
+	await api.until(() => ownerOf(api) === 'uid-1');
+	start({configured: 3, podUid: 'uid-2'});
+	await api.until(() => ownerOf(api) === 'uid-2');
+	await manyRequests(api);
+	t.is(ownerOf(api), 'uid-2');
+	t.is(api.calls.filter(({verb}) => verb === 'patch').length, 2);
+});
+
+test('somebody who insists on another limit is not raced with', async t => {
+	const {api, start} = await advertiser(t);
+	t.teardown(api.store.onEvent(() => {
+		if (capacityOf(api) === '3') {
+			queueMicrotask(() => api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '4'}}}));
+		}
+	}));
+	start({configured: 3, lookAgainMs: 60_000, retryMs: [60_000, 60_000]});
+	await api.until(() => capacityOf(api) === '4');
+	await manyRequests(api);
+	t.is(api.calls.filter(({verb}) => verb === 'patch').length, 1);
 });
 
 test('a daemon that stops leaves the resource to its successor', async t => {
