@@ -2,9 +2,9 @@
  * Who may do what in which state. Policy only: no I/O, no waiting.
  * Every state is listed: a new one does not compile until it is decided on.
  */
-import type {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../errors.ts';
 import type {PodRequest} from './pod-request.ts';
-import type {AgentRelay, ForwarderTls, PodNetwork, PodVm} from './ports.ts';
+import type {AgentRelay, ForwarderTls, PodNetwork, PodVm, SandboxId} from './ports.ts';
 import type {SandboxRecord} from './records.ts';
 
 /** What CreateVM found out and reserved; StartVM works from it alone. */
@@ -24,15 +24,15 @@ export interface Prepared {
  *  restart ──▶ recovering ──▶ created, running, failed, stopping or gone, as the record and the hypervisor say
  */
 export type SandboxState =
-	| {readonly name: 'creating'}
+	| {readonly name: 'creating'; readonly made: Remains}
 	/** Of an earlier run: its record is known, what has become of it is not yet. */
 	| {readonly name: 'recovering'; readonly record: SandboxRecord}
 	/** `isElsewhereToo`: taken up while the daemon before this one still ran, which may have a start of it waiting for its turn. */
 	| {readonly name: 'created'; readonly prepared: Prepared; readonly isElsewhereToo?: boolean}
 	/** Nothing is known of a VM yet, but there may be one. */
 	| {readonly name: 'starting'; readonly prepared: Prepared}
-	/** The VM runs; its agent cannot be reached yet. */
-	| {readonly name: 'booting'; readonly prepared: Prepared; readonly vm: PodVm}
+	/** The VM runs; it is of no use yet. `relay`: its agent was reached. */
+	| {readonly name: 'booting'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay?: AgentRelay}
 	| {readonly name: 'running'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay: AgentRelay}
 	/**
 	 * Did not start, or its VM has ended. Remembered until it is stopped, so that a late call learns why.
@@ -41,6 +41,8 @@ export type SandboxState =
 	| {readonly name: 'failed'; readonly reason: AdaptorError; readonly remains: Remains}
 	| {readonly name: 'stopping'; readonly remains: Remains}
 	| {readonly name: 'gone'};
+
+export type StateOf<Name extends SandboxState['name']> = Extract<SandboxState, {readonly name: Name}>;
 
 /** What there may be to remove. */
 export interface Remains {
@@ -87,6 +89,17 @@ export function admitStart(state: SandboxState): Verdict {
 	}
 }
 
+/** What the caller gets to read of a start that is refused. */
+export function refusal(id: SandboxId, why: 'not-found' | 'failed-precondition', cause?: AdaptorError): AdaptorError {
+	return new AdaptorError({
+		code: why,
+		what: why === 'not-found' ? 'There is no such sandbox' : `The sandbox has failed${cause === undefined ? '' : `: ${cause.what}`}`,
+		where: {sandboxId: id},
+		remedy: why === 'not-found' ? 'CreateVM comes first.' : 'Stop it, then create it again.',
+		cause,
+	});
+}
+
 /** What a removal that begins now has to remove. */
 export function remainsOf(state: SandboxState): Remains {
 	switch (state.name) {
@@ -94,13 +107,15 @@ export function remainsOf(state: SandboxState): Remains {
 			return {network: state.prepared.network, mayHaveVm: state.isElsewhereToo === true};
 		}
 
-		case 'starting':
-		case 'booting': {
+		case 'starting': {
+			// A start that was cut off from the host cannot know, and cannot keep its promise to leave nothing.
 			return {network: state.prepared.network, mayHaveVm: true};
 		}
 
+		case 'booting':
 		case 'running': {
-			return {network: state.prepared.network, mayHaveVm: true, relay: state.relay};
+			const {prepared: {network}, relay} = state;
+			return {network, mayHaveVm: true, ...(relay === undefined ? {} : {relay})};
 		}
 
 		case 'recovering': {
@@ -112,7 +127,10 @@ export function remainsOf(state: SandboxState): Remains {
 			return state.remains;
 		}
 
-		case 'creating':
+		case 'creating': {
+			return state.made;
+		}
+
 		case 'gone': {
 			return nothing;
 		}

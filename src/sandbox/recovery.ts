@@ -1,8 +1,16 @@
-/** What taking up an earlier run's sandbox needs, and when to give it up. The steps are sandbox.ts's. */
+/**
+ * What has become of a sandbox that an earlier run of the daemon has left, and taking it up where that is possible. Decides and opens; undoes
+ * nothing, and writes no state: what was found is said as a value.
+ */
 import {AdaptorError} from '../errors.ts';
-import {abortable, pause} from '../lifetime.ts';
+import {abortable, backOff, pause, Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import type {StateOf} from './admission.ts';
+import {claimedVm, runningNames, relayTarget} from './names.ts';
+import type {OwnRecord} from './own-record.ts';
 import type {PodVmRecord} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
+import type {SandboxWorld} from './world.ts';
 
 export interface Recovery {
 	/** The VMs at the hypervisor; asked again until it answers or the signal aborts. */
@@ -11,20 +19,116 @@ export interface Recovery {
 	readonly halfMadeGraceMs: Promise<number>;
 }
 
+/** What has become of a sandbox that was on record. */
+export type Finding =
+	/** It goes on from here. */
+	| {readonly verdict: 'goes-on'; readonly state: StateOf<'created' | 'running'>}
+	| MovedOn
+	/** Its creation was cut off. */
+	| {readonly verdict: 'cut-off'}
+	/** It was being removed. */
+	| {readonly verdict: 'stopping'}
+	/** It cannot come back. */
+	| {readonly verdict: 'lost'; readonly reason: AdaptorError};
+
+/** The daemon before this one has brought it a step on, to another record, or to its end: that is to be taken up in its place. */
+export interface MovedOn {
+	readonly verdict: 'moved-on';
+	readonly to: SandboxRecord | undefined;
+}
+
+/** What a sandbox's life is taken up with. */
+export interface Resumption extends Recovery {
+	readonly world: SandboxWorld;
+	readonly ownRecord: OwnRecord;
+	readonly log: Logger;
+}
+
+/** Tries until it is known what has become of a sandbox. Rejects with the signal's reason only. */
+export async function resume(record: SandboxRecord, resumption: Resumption, signal: AbortSignal): Promise<Finding> {
+	const pauses = backOff(...resumption.world.removalRetryMs);
+	for (;;) {
+		signal.throwIfAborted();
+		try {
+			return await tryToResume(record, resumption, signal);
+		} catch (error) {
+			signal.throwIfAborted();
+			if (isLost(error)) {
+				resumption.log.warn({err: error}, 'sandbox of an earlier run is lost and removed');
+				return {verdict: 'lost', reason: error};
+			}
+
+			// The host is away, perhaps: no reason to give a running pod up.
+			resumption.log.warn({err: error}, 'sandbox of an earlier run not taken up yet, it is tried again');
+			await pause(pauses.next().value, signal);
+		}
+	}
+}
+
+async function tryToResume(record: SandboxRecord, resumption: Resumption, signal: AbortSignal): Promise<Finding> {
+	const {world, vms, halfMadeGraceMs, log} = resumption;
+	switch (record.state) {
+		case 'creating': {
+			const finding = await movedOn(record, world.records, halfMadeGraceMs, signal);
+			if (finding !== undefined) {
+				return finding;
+			}
+
+			log.info({netns: record.netnsPath}, 'creation that was cut off is undone');
+			return {verdict: 'cut-off'};
+		}
+
+		case 'created': {
+			const {id, request, network} = record;
+			const hasVm = async (): Promise<boolean> => (await vms(signal)).some(({sandboxId}) => sandboxId === id);
+			if (await hasVm()) {
+				const finding = await movedOn(record, world.records, halfMadeGraceMs, signal);
+				if (finding !== undefined) {
+					return finding;
+				}
+
+				if (await hasVm()) {
+					throw new AdaptorError({code: 'aborted', what: 'The start of the pod VM was cut off when the daemon ended', where: {sandboxId: id}});
+				}
+			}
+
+			const tls = await world.relays.issue(request.instanceName, signal);
+			const isElsewhereToo = await abortable(halfMadeGraceMs, signal) > 0;
+			log.info({vni: network.vxlanId}, 'sandbox of an earlier run taken up, not started yet');
+			return {verdict: 'goes-on', state: {name: 'created', prepared: {request, network, tls}, isElsewhereToo}};
+		}
+
+		case 'running': {
+			const state = await serveAgain(record, resumption, signal);
+			log.info(runningNames(state), 'sandbox of an earlier run taken up');
+			return {verdict: 'goes-on', state};
+		}
+
+		case 'stopping': {
+			return {verdict: 'stopping'};
+		}
+	}
+}
+
+/** Whether an earlier run's sandbox cannot come back: its VM has ended, or its pod's namespace is gone. Anything else may pass. */
+function isLost(error: unknown): error is AdaptorError {
+	return error instanceof AdaptorError && (error.code === 'aborted' || error.code === 'not-found');
+}
+
 /** How often to look whether the daemon before this one has brought a start to its end: once that daemon ends, nobody serves the sandbox. */
 const lookAgainMs = 500;
 
 /**
  * Waits until the daemon before this one has brought a sandbox a step on from where its record was, for as long as it may be at it.
- * @returns where to: `to` is undefined when nothing is left of the sandbox; undefined when it is as it was
+ * @returns undefined when it is as it was
  */
-export async function changeOnRecord(
-	records: Pick<SandboxRecords, 'readAll'>, {id, state}: Pick<SandboxRecord, 'id' | 'state'>, {halfMadeGraceMs}: Recovery, signal: AbortSignal,
-): Promise<{readonly to: SandboxRecord | undefined} | undefined> {
+export async function movedOn(
+	{id, state}: Pick<SandboxRecord, 'id' | 'state'>, records: Pick<SandboxRecords, 'readAll'>, halfMadeGraceMs: Promise<number>, signal: AbortSignal,
+): Promise<MovedOn | undefined> {
 	for (let leftMs = await abortable(halfMadeGraceMs, signal); ; leftMs -= lookAgainMs) {
 		const latest = (await records.readAll()).find(record => record.id === id);
 		if (latest?.state !== state) {
-			return {to: latest};
+			return {verdict: 'moved-on', to: latest};
 		}
 
 		if (leftMs <= 0) {
@@ -35,13 +139,29 @@ export async function changeOnRecord(
 	}
 }
 
-/** Whether an earlier run's sandbox cannot come back: its VM has ended, or its pod's namespace is gone. Anything else may pass. */
-export function isLost(error: unknown): error is AdaptorError {
-	return error instanceof AdaptorError && (error.code === 'aborted' || error.code === 'not-found');
+async function serveAgain(
+	{id, request, network, vm, address}: SandboxRecord & {readonly state: 'running'}, {world, ownRecord}: Resumption, signal: AbortSignal,
+): Promise<StateOf<'running'>> {
+	const {networks, podVms, relays, cluster} = world;
+	using looking = new Scope(signal);
+	const tls = await relays.issue(request.instanceName, looking.signal);
+	const relay = await relays.open(relayTarget(id, request, world), startingWith(address, podVms.addresses(vm, looking.signal)), looking.signal);
+	try {
+		await networks.attach(network, relay.address, looking.signal);
+		await ownRecord.write({request, network, state: 'running', vm, address: relay.address});
+		looking.signal.throwIfAborted();
+	} catch (error) {
+		await relay[Symbol.asyncDispose]();
+		throw error;
+	}
+
+	// A claim that an earlier run did not get through to the cluster is made up for.
+	void cluster.claim(claimedVm(id, request), signal).catch(() => undefined);
+	return {name: 'running', prepared: {request, network, tls}, vm, relay};
 }
 
 /** The address that was right before, then those that are found. No generator: that would end only with one more address, perhaps never. */
-export function startingWith(address: string, found: AsyncGenerator<string, never>): AsyncIterable<string> {
+function startingWith(address: string, found: AsyncGenerator<string, never>): AsyncIterable<string> {
 	let isFirst = true;
 	const next = async (): Promise<IteratorResult<string, never>> => {
 		if (isFirst) {

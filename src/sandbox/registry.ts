@@ -3,10 +3,11 @@
  */
 import {AdaptorError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
-import {occupiesPlace, vmIn} from './admission.ts';
+import {occupiesPlace, refusal, vmIn} from './admission.ts';
 import {reapOrphans, type ReapingTimes} from './orphans.ts';
 import type {CreateSandbox, PodIdentity, PodVmRecord, Sandboxes, SandboxId} from './ports.ts';
-import {Sandbox, type SandboxWorld} from './sandbox.ts';
+import {Sandbox} from './sandbox.ts';
+import type {SandboxWorld} from './world.ts';
 
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
@@ -78,7 +79,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		this.#assertOpen();
 		const sandbox = this.#sandboxes.get(id);
 		if (sandbox === undefined) {
-			throw new AdaptorError({code: 'not-found', what: 'There is no such sandbox', where: {sandboxId: id}, remedy: 'CreateVM comes first.'});
+			throw refusal(id, 'not-found');
 		}
 
 		await sandbox.start(signal);

@@ -1,0 +1,23 @@
+/**
+ * What CreateVM finds out and reserves, in the order in which it goes on record. Undoes nothing: the states that a creation goes through say at
+ * any time what there is to undo.
+ */
+import {nothing, type StateOf} from './admission.ts';
+import type {OwnRecord} from './own-record.ts';
+import type {PodRequest} from './pod-request.ts';
+import type {SandboxId} from './ports.ts';
+import type {SandboxWorld} from './world.ts';
+
+/** @returns the states of a creation, each as soon as it is reached; the last is 'created' */
+export async function* prepare(
+	id: SandboxId, request: PodRequest, netnsPath: string, {networks, relays}: SandboxWorld, ownRecord: OwnRecord, signal: AbortSignal,
+): AsyncGenerator<StateOf<'creating' | 'created'>, void> {
+	await ownRecord.write({request, netnsPath, state: 'creating'});
+	yield {name: 'creating', made: {...nothing, reservingIn: netnsPath}};
+	const network = await networks.reserve(id, netnsPath, signal);
+	yield {name: 'creating', made: {...nothing, network}};
+	const tls = await relays.issue(request.instanceName, signal);
+	await ownRecord.write({request, network, state: 'created'});
+	signal.throwIfAborted();
+	yield {name: 'created', prepared: {request, network, tls}};
+}

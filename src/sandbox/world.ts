@@ -1,0 +1,34 @@
+/** What every sandbox of a daemon shares: the ports, the administrator's policy, and how long things may take. */
+import type {Logger} from '../log.ts';
+import type {PodPolicy} from './pod-request.ts';
+import type {AgentRelays, Cluster, PodNetworks, PodVms} from './ports.ts';
+import type {SandboxRecords} from './records.ts';
+import type {StartQueue} from './start-queue.ts';
+
+export interface SandboxWorld {
+	readonly podVms: PodVms;
+	readonly networks: PodNetworks;
+	readonly relays: AgentRelays;
+	readonly cluster: Cluster;
+	readonly records: SandboxRecords;
+	/** Starts under way, of all sandboxes. */
+	readonly starts: StartQueue;
+	readonly policy: PodPolicy;
+	/** Every VM is asked to set up scratch space. */
+	readonly hasScratchSpace: boolean;
+	/** Absolute directory; the agent's socket of a sandbox is `<podsDir>/<id>/agent.ttrpc`. */
+	readonly podsDir: string;
+	/** Budget of a creation, which only looks at this node. */
+	readonly createTimeoutMs: number;
+	/** Budget of a whole start. */
+	readonly startTimeoutMs: number;
+	/** Of it, how long a VM that runs may take until its forwarder answers. */
+	readonly agentTimeoutMs: number;
+	/** Budget of one attempt to unwind or to remove; independent of any caller's. */
+	readonly cleanupTimeoutMs: number;
+	/** How long the remains of a VM that has ended by itself wait for somebody to stop the sandbox. */
+	readonly endedGraceMs?: number;
+	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */
+	readonly removalRetryMs: readonly [first: number, longest: number];
+	readonly log: Logger;
+}
