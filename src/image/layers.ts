@@ -3,8 +3,6 @@
  * uppermost down, each once, as a stream. Nothing is ever written by a name of an archive.
  * Source: OCI image-spec, layer.md ("Whiteouts", "Opaque Whiteout").
  */
-import {Readable, type Transform} from 'node:stream';
-import {pipeline} from 'node:stream/promises';
 import {createGunzip, createZstdDecompress} from 'node:zlib';
 import {AdaptorError, toError} from '../errors.ts';
 import {TarDecoder, type TarEntry} from './tar.ts';
@@ -28,6 +26,8 @@ const whiteout = '.wh.';
 const opaqueWhiteout = '.wh..wh..opq';
 const gzipMagic = Buffer.from([0x1f, 0x8b]);
 const zstdMagic = Buffer.from([0x28, 0xb5, 0x2f, 0xfd]);
+/** Of frames that hold no data, as they begin layers that pzstd has made; its last four bits are anything (RFC 8878, section 3.1.2). */
+const zstdSkippable = 0x18_4d_2a_50;
 
 /**
  * Disposing closes the layer that is being read.
@@ -68,7 +68,7 @@ export async function findInLayers(layers: readonly OpenLayer[], path: string, l
 class LayerReader {
 	readonly #path: string;
 	readonly #limit: number;
-	readonly #blob: AsyncGenerator<Buffer, void, undefined>;
+	readonly #blob: Blob;
 	readonly #archive: AsyncGenerator<Buffer, void, undefined>;
 	readonly #tar = new TarDecoder();
 	#ended = false;
@@ -82,8 +82,8 @@ class LayerReader {
 	hidesWhatIsBelow = false;
 
 	constructor(blob: AsyncGenerator<Buffer, void, undefined>, path: string, limit: number) {
-		this.#blob = blob;
-		this.#archive = unpacked(blob);
+		this.#blob = new Blob(blob);
+		this.#archive = unpacked(this.#blob);
 		this.#path = path;
 		this.#limit = limit;
 	}
@@ -111,7 +111,7 @@ class LayerReader {
 
 	async close(): Promise<void> {
 		await this.#archive.return();
-		await this.#blob.return();
+		await this.#blob.close();
 	}
 
 	/** Decodes one more chunk, or notes the end. */
@@ -121,7 +121,7 @@ class LayerReader {
 		});
 		if (next.done === true) {
 			// An unpacker stops where the archive does; the proof of the blob comes at its very end.
-			for (let more = await this.#blob.next(); more.done !== true; more = await this.#blob.next()) {
+			while (await this.#blob.next() !== undefined) {
 				// Read for its digest only.
 			}
 
@@ -179,41 +179,103 @@ class LayerReader {
 	}
 }
 
-/** Unpacks what its first bytes say it is; media types are often wrong. Leaves the blob open. */
-async function* unpacked(blob: AsyncGenerator<Buffer, void, undefined>): AsyncGenerator<Buffer, void, undefined> {
-	let head: Buffer = Buffer.alloc(0);
-	while (head.length < zstdMagic.length) {
+/** Unpacks what its first bytes say it is; media types are often wrong. Leaves the blob open, perhaps before its end. */
+async function* unpacked(blob: Blob): AsyncGenerator<Buffer, void, undefined> {
+	let rest: Buffer = Buffer.alloc(0);
+	while (rest.length < zstdMagic.length) {
 		const next = await blob.next();
-		if (next.done === true) {
+		if (next === undefined) {
 			break;
 		}
 
-		head = Buffer.concat([head, next.value]);
+		rest = Buffer.concat([rest, next]);
 	}
 
-	const packed = withHead(head, blob);
-	const starts = (magic: Buffer): boolean => head.subarray(0, magic.length).equals(magic);
-	const unpacker: Transform | undefined = starts(gzipMagic) ? createGunzip() : starts(zstdMagic) ? createZstdDecompress() : undefined;
-	if (unpacker === undefined) {
-		yield* packed;
+	if (rest.subarray(0, gzipMagic.length).equals(gzipMagic)) {
+		yield* unpackedBy(createGunzip(), rest, blob);
 		return;
 	}
 
-	// Its failure is that of the reader below as well.
-	const feeding = pipeline(Readable.from(packed), unpacker).catch(() => undefined);
+	const isZstd = rest.subarray(0, zstdMagic.length).equals(zstdMagic) || (rest.length >= zstdMagic.length && (rest.readUInt32LE(0) & 0xff_ff_ff_f0) === zstdSkippable);
+	if (!isZstd) {
+		for (let next: Buffer | undefined = rest; next !== undefined; next = await blob.next()) {
+			yield next;
+		}
+
+		return;
+	}
+
+	// Whatever makes or fetches layers in parallel (pzstd, zstd:chunked) writes many frames; Node's unpacker ends with the first that ends within a chunk.
+	while (rest.length > 0) {
+		rest = yield* unpackedBy(createZstdDecompress(), rest, blob);
+	}
+}
+
+type Unpacker = ReturnType<typeof createGunzip> | ReturnType<typeof createZstdDecompress>;
+
+/** @returns what was read of the blob and lies behind the end that the unpacker has found */
+async function* unpackedBy(unpacker: Unpacker, head: Buffer, blob: Blob): AsyncGenerator<Buffer, Buffer, undefined> {
+	// Of a write that its reader has given up nothing is heard any more.
+	let wake: (value: undefined) => void = () => undefined;
+	unpacker.once('close', () => wake(undefined));
+	const feed = async (): Promise<Buffer> => {
+		let fed = 0;
+		for (let chunk: Buffer | undefined = head; chunk !== undefined; chunk = await blob.next()) {
+			const {promise, resolve} = Promise.withResolvers<undefined>();
+			wake = resolve;
+			unpacker.write(chunk, () => resolve(undefined));
+			await promise;
+			fed += chunk.length;
+			if (unpacker.bytesWritten < fed) {
+				return chunk.subarray(chunk.length - (fed - unpacker.bytesWritten));
+			}
+		}
+
+		unpacker.end();
+		return Buffer.alloc(0);
+	};
+
+	const feeding = feed().catch((error: unknown) => {
+		unpacker.destroy(toError(error));
+		return Buffer.alloc(0);
+	});
 	try {
 		yield* unpacker as AsyncIterable<Buffer>;
+		return await feeding;
 	} finally {
 		unpacker.destroy();
 		await feeding;
 	}
 }
 
-/** Without a `return` of its own, so that who stops early does not close the blob. */
-async function* withHead(head: Buffer, blob: AsyncGenerator<Buffer, void, undefined>): AsyncGenerator<Buffer, void, undefined> {
-	yield head;
-	for (let next = await blob.next(); next.done !== true; next = await blob.next()) {
-		yield next.value;
+/**
+ * A blob's chunks; undefined at the end. What is wrong with it is told to everyone who asks from then on: the one who was told first may be an
+ * unpacker that had found its end already and does not listen any more.
+ */
+class Blob {
+	readonly #chunks: AsyncGenerator<Buffer, void, undefined>;
+	#failure: {readonly error: unknown} | undefined;
+
+	constructor(chunks: AsyncGenerator<Buffer, void, undefined>) {
+		this.#chunks = chunks;
+	}
+
+	async next(): Promise<Buffer | undefined> {
+		if (this.#failure !== undefined) {
+			throw toError(this.#failure.error);
+		}
+
+		try {
+			const next = await this.#chunks.next();
+			return next.done === true ? undefined : next.value;
+		} catch (error) {
+			this.#failure = {error};
+			throw error;
+		}
+	}
+
+	async close(): Promise<void> {
+		await this.#chunks.return();
 	}
 }
 

@@ -173,6 +173,46 @@ test('what the blob finds wrong at its end reaches who reads the file', async t 
 	}, {is: wrong});
 });
 
+test('what the blob finds wrong at its end is heard, though the unpacker had found its own end before', async t => {
+	const tar = await makeTar({[path]: random.subarray(0, 5000)});
+	const wrong = new AdaptorError({code: 'data-loss', what: 'the digest is another'});
+	for (const packed of [Buffer.concat([gzipSync(tar), Buffer.alloc(100)]), Buffer.concat([zstdCompressSync(tar), skippable(100)])]) {
+		await t.throwsAsync(async () => {
+			const file = await findInLayers([async function* () {
+				yield packed;
+				// Until the file is out.
+				for (let turn = 0; turn < 1000; turn++) {
+					await new Promise(setImmediate);
+				}
+
+				throw wrong;
+			}], path);
+			for await (const chunk of file.chunks()) {
+				t.true(chunk.length > 0);
+			}
+		}, {is: wrong});
+	}
+});
+
+/** A zstd frame without data. */
+function skippable(length: number): Buffer {
+	const frame = Buffer.alloc(8 + length, 'x');
+	frame.writeUInt32LE(0x18_4d_2a_53);
+	frame.writeUInt32LE(length, 4);
+	return frame;
+}
+
+for (const chunk of [7, 512, 1 << 20]) {
+	test(`a zstd layer of many frames, some of them without data, is read in chunks of ${chunk} bytes`, async t => {
+		const tar = await makeTar({[path]: random.subarray(0, 20_000), 'var/more': 'x'});
+		const frames = [0, 4000, 4001, 15_000].map((from, index, all) => zstdCompressSync(tar.subarray(from, all[index + 1])));
+		const packed = Buffer.concat([skippable(4), ...frames.flatMap(frame => [frame, skippable(0)]), skippable(3000)]);
+		t.deepEqual(await find([layer(packed, chunk)]), Buffer.from(random.subarray(0, 20_000)));
+		await refused(t, [layer(packed.subarray(0, -3016 - (frames.at(-1)?.length ?? 0)), chunk)], 'data-loss', /cut off/v);
+		await refused(t, [layer(Buffer.concat([packed, Buffer.from('what is no frame')]), chunk)], 'data-loss', /Could not read a layer/v);
+	});
+}
+
 test('any damage gives the file or an AdaptorError', async t => {
 	const tars = await Promise.all(['gnu', 'pax'].map(async format => makeTar({'etc/x': 'x', [`${'d/'.repeat(80)}f`]: 'y', [path]: random.subarray(0, 3000)}, `--format=${format}`)));
 	const damage = fc.array(fc.tuple(fc.nat(12_000), fc.nat(255)), {maxLength: 5});
