@@ -11,7 +11,7 @@ import {abortable, DeadlineError, Scope} from '../lifetime.ts';
 export interface HttpOptions {
 	/** PEM of certificate authorities that are trusted besides the usual ones. */
 	readonly ca?: readonly string[];
-	/** HTTP_PROXY, HTTPS_PROXY, NO_PROXY, in capitals or not. */
+	/** HTTP_PROXY, HTTPS_PROXY, NO_PROXY, in capitals or not; for other machines than this one. */
 	readonly proxyEnv: Readonly<Record<string, string | undefined>>;
 	/** Hosts (with port, as in the URL) that may be spoken to without TLS, besides this machine. */
 	readonly plainHosts: ReadonlySet<string>;
@@ -56,21 +56,32 @@ const noTlsCodes = new Set(['ERR_SSL_WRONG_VERSION_NUMBER', 'ERR_SSL_PACKET_LENG
 /** Node's codes for certificates that cannot be trusted. */
 const certificateCode = /^(?:CERT_|ERR_TLS_CERT|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|HOSTNAME_MISMATCH|ERR_SSL_)/v;
 
+interface Agents {
+	readonly plain: HttpAgent;
+	readonly tls: HttpsAgent;
+}
+
 export class HttpClient implements Disposable {
 	readonly #options: HttpOptions;
-	readonly #plain: HttpAgent;
-	readonly #tls: HttpsAgent;
+	readonly #agents: Agents;
+	/** To this machine: a proxy has no way here, and is not to be told what is meant for it. */
+	readonly #direct: Agents;
 
+	/** @throws AdaptorError 'invalid-argument' for a proxy that is none */
 	constructor(options: HttpOptions) {
 		this.#options = options;
-		const {ca, proxyEnv} = options;
-		this.#plain = new HttpAgent({keepAlive: true, proxyEnv: {...proxyEnv}});
-		this.#tls = new HttpsAgent({keepAlive: true, proxyEnv: {...proxyEnv}, minVersion: 'TLSv1.2', ...(ca === undefined ? {} : {ca: [...ca]})});
+		const agents = (proxyEnv: HttpOptions['proxyEnv']): Agents => ({
+			plain: new HttpAgent({keepAlive: true, proxyEnv: {...proxyEnv}}),
+			tls: new HttpsAgent({keepAlive: true, proxyEnv: {...proxyEnv}, minVersion: 'TLSv1.2', ...(options.ca === undefined ? {} : {ca: [...options.ca]})}),
+		});
+		this.#agents = agents(proxiesOf(options.proxyEnv));
+		this.#direct = agents({});
 	}
 
 	[Symbol.dispose](): void {
-		this.#plain.destroy();
-		this.#tls.destroy();
+		for (const agent of [this.#agents, this.#direct].flatMap(({plain, tls}) => [plain, tls])) {
+			agent.destroy();
+		}
 	}
 
 	/** Whether the host may be spoken to without TLS. */
@@ -113,7 +124,8 @@ export class HttpClient implements Disposable {
 		const isTls = url.protocol === 'https:';
 		const {promise, resolve, reject} = Promise.withResolvers<IncomingMessage>();
 		using scope = new Scope(signal).deadline(this.#options.silenceMs, `an answer of ${url.host}`);
-		const options = {method, headers: {'user-agent': 'cloud-api-adaptor', ...headers}, agent: isTls ? this.#tls : this.#plain};
+		const agents = isLoopback(url.hostname) ? this.#direct : this.#agents;
+		const options = {method, headers: {'user-agent': 'cloud-api-adaptor', ...headers}, agent: isTls ? agents.tls : agents.plain};
 		const outgoing = isTls ? httpsRequest(url, options, resolve) : httpRequest(url, options, resolve);
 		outgoing.on('error', reject);
 		outgoing.end(body);
@@ -178,6 +190,27 @@ export function isWithoutTls(error: unknown): boolean {
 
 export function isLoopback(hostname: string): boolean {
 	return hostname === 'localhost' || hostname === '[::1]' || (isIPv4(hostname) && hostname.startsWith('127.'));
+}
+
+/** As curl reads them: without a scheme it is http. Node would pass over such a one, and repeat one that it cannot read, password and all. */
+function proxiesOf(env: HttpOptions['proxyEnv']): Record<string, string> {
+	return Object.fromEntries(Object.entries(env).flatMap(([name, value = '']) => {
+		if (value === '' || name.toUpperCase() === 'NO_PROXY') {
+			return [[name, value]];
+		}
+
+		const text = value.includes('://') ? value : `http://${value}`;
+		const url = URL.parse(text);
+		if (url === null || !['http:', 'https:'].includes(url.protocol) || !isEncoded(url.username) || !isEncoded(url.password)) {
+			throw new AdaptorError({code: 'invalid-argument', what: `${name} is not the URL of an HTTP proxy`, remedy: 'Write http://[USER:PASSWORD@]HOST:PORT, what is special in user and password as %XX.'});
+		}
+
+		return [[name, text]];
+	}));
+}
+
+function isEncoded(text: string): boolean {
+	return !/%(?![0-9A-Fa-f]{2})/v.test(text);
 }
 
 function exchangeError(error: Error, url: URL): HttpError {

@@ -117,11 +117,11 @@ async function expectCreated(answer: Response): Promise<void> {
 	}
 }
 
-/** For 127.0.0.1 and localhost. */
+/** For 127.0.0.1, localhost, and 0.0.0.0. */
 export async function makeCertificate(): Promise<Certificate & AsyncDisposable> {
 	const directory = await mkdtemp(`${tmpdir()}/caat-certificate-`);
 	const [certPath, keyPath] = [`${directory}/cert.pem`, `${directory}/key.pem`];
-	execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=test', '-addext', 'subjectAltName=IP:127.0.0.1,DNS:localhost', '-keyout', keyPath, '-out', certPath], {stdio: 'ignore'});
+	execFileSync('openssl', ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes', '-days', '2', '-subj', '/CN=test', '-addext', 'subjectAltName=IP:127.0.0.1,IP:0.0.0.0,DNS:localhost', '-keyout', keyPath, '-out', certPath], {stdio: 'ignore'});
 	const [cert, key] = await Promise.all([readFile(certPath, 'utf8'), readFile(keyPath, 'utf8')]);
 	return {cert, key, certPath, keyPath, [Symbol.asyncDispose]: async () => rm(directory, {recursive: true, force: true})};
 }
@@ -187,9 +187,10 @@ export function tokenFor(repository: string, {cert, key}: Certificate): string {
 	return `${head}.${claims}.${signature}`;
 }
 
-export function registryFor(reference: string, {credentials, ca, proxyEnv = {}, plainHosts = []}: {
+export function registryFor(reference: string, {credentials, ca, proxyEnv = {}, plainHosts = [], silenceMs = 5000}: {
 	readonly credentials?: Credentials; readonly ca?: string; readonly proxyEnv?: Readonly<Record<string, string>>; readonly plainHosts?: readonly string[];
+	readonly silenceMs?: number;
 } = {}): Registry & Disposable {
-	const http = new HttpClient({...(ca === undefined ? {} : {ca: [ca]}), proxyEnv, plainHosts: new Set(plainHosts), silenceMs: 5000});
+	const http = new HttpClient({...(ca === undefined ? {} : {ca: [ca]}), proxyEnv, plainHosts: new Set(plainHosts), silenceMs});
 	return Object.assign(new Registry(http, parseImageReference(reference), credentials, {first: 1, longest: 5}), {[Symbol.dispose]: () => http[Symbol.dispose]()});
 }

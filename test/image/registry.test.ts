@@ -289,27 +289,71 @@ async function proxy(t: ExecutionContext): Promise<{readonly origin: string; rea
 	return {origin: `http://127.0.0.1:${(server.address() as AddressInfo).port}`, asked};
 }
 
-test('HTTPS_PROXY is used, NO_PROXY is not', async t => {
+test('HTTPS_PROXY is used, where NO_PROXY does not say otherwise', async t => {
 	await using certificate = await makeCertificate();
 	await using closed = await startRegistry({root: registry.root, tls: certificate});
 	const {origin, asked} = await proxy(t);
+	// A name of this machine that does not look like one.
+	const host = closed.host.replace('127.0.0.1', '0.0.0.0');
 	const options = {ca: certificate.cert, proxyEnv: {HTTPS_PROXY: origin}};
-	using from = registryFor(`${closed.host}/org/podvm:one`, options);
+	using from = registryFor(`${host}/org/podvm:one`, options);
 	t.true((await read(from)).equals(large));
-	t.deepEqual([...new Set(asked)], [closed.host]);
+	t.deepEqual([...new Set(asked)], [host]);
 	const before = asked.length;
-	using direct = registryFor(`${closed.host}/org/podvm:one`, {...options, proxyEnv: {HTTPS_PROXY: origin, NO_PROXY: '127.0.0.1'}});
+	using direct = registryFor(`${host}/org/podvm:one`, {...options, proxyEnv: {HTTPS_PROXY: origin, NO_PROXY: '0.0.0.0'}});
 	t.true((await read(direct)).equals(large));
 	t.is(asked.length, before);
 });
 
-test('a wait for a registry that says nothing ends with its signal, and with its time', async t => {
-	await using front = await serve(() => undefined);
-	using from = registryFor(`${front.host}/org/podvm:one`);
+test('a proxy may be written without scheme; one that is none is refused without its password', t => {
+	for (const [name, value] of [['HTTPS_PROXY', 'http://user:sesame@[bad'], ['https_proxy', 'user:sesame@proxy:99999'], ['HTTP_PROXY', 'socks5://user:sesame@proxy'], ['http_proxy', 'http://user:sesam%e@proxy']] as const) {
+		const error = t.throws(() => registryFor('quay.io/x', {proxyEnv: {[name]: value}}), {instanceOf: AdaptorError, message: new RegExp(`^${name} is not the URL`, 'v')});
+		t.false(error.message.includes('sesam'));
+	}
+
+	using from = registryFor('quay.io/x', {proxyEnv: {HTTPS_PROXY: 'user:sesame@proxy:3128', NO_PROXY: '*.example.com,[::1]', HTTP_PROXY: ''}});
+	t.truthy(from);
+});
+
+test('a proxy learns nothing of what is meant for this machine', async t => {
+	await using closed = await startRegistry({root: registry.root, htpasswd});
+	await using proxy = await serve((_, response) => response.writeHead(502).end());
+	using from = registryFor(`${closed.host}/org/podvm:one`, {credentials: puller, proxyEnv: {HTTP_PROXY: proxy.origin, HTTPS_PROXY: proxy.origin}});
+	t.true((await read(from)).equals(large));
+	t.deepEqual(proxy.requests, []);
+});
+
+test('a wait for a registry that says nothing ends with its signal', async t => {
 	const stopping = new AbortController();
-	const waiting = t.throwsAsync(from.manifest(platform, stopping.signal), {message: 'enough'});
-	setTimeout(() => stopping.abort(new Error('enough')), 50);
-	await waiting;
+	const enough = new Error('enough');
+	await using front = await serve(() => stopping.abort(enough));
+	using from = registryFor(`${front.host}/org/podvm:one`);
+	await t.throwsAsync(from.manifest(platform, stopping.signal), {is: enough});
+});
+
+test('a registry that falls silent, before an answer or within one, is asked again, and given up in time', async t => {
+	const asked = {manifests: 0, blobs: 0};
+	let isSilent = false;
+	await using front = await serve((incoming, response) => {
+		if (!isSilent) {
+			forward(registry.host, incoming, response);
+		} else if (incoming.url?.includes('/blobs/') === true) {
+			asked.blobs++;
+			response.writeHead(incoming.headers.range === undefined ? 200 : 206, {'content-range': 'bytes 1000-'});
+			response.write(incoming.headers.range === undefined ? large.subarray(0, 1000) : '');
+			response.flushHeaders();
+		} else {
+			asked.manifests++;
+		}
+	});
+	using from = registryFor(`${front.host}/org/podvm:one`, {silenceMs: 300});
+	await from.manifest(platform, never);
+	isSilent = true;
+	await Promise.all([
+		t.throwsAsync(from.manifest(platform, never), {instanceOf: HttpError, message: /Timed out after 300 ms waiting for an answer of 127/v}),
+		t.throwsAsync(read(from), {instanceOf: HttpError, message: /Timed out after 300 ms waiting for more data/v}),
+	]);
+	t.true(asked.manifests > 1 && asked.blobs > 1);
 });
 
 test('challenges are read as they are written', t => {
