@@ -15,6 +15,8 @@ export interface ConnectionOptions {
 	readonly account: ServiceAccount;
 	/** Of one attempt. */
 	readonly requestTimeoutMs?: number;
+	/** How long a connection that nobody uses is kept: one that has died without a word in between costs the next request its time. */
+	readonly idleTimeoutMs?: number;
 	/** Of one answer, or of one event of a watch. */
 	readonly maxResponseBytes?: number;
 	/** Pauses between attempts: the first, and the longest. */
@@ -34,10 +36,12 @@ const longestRetryAfterMs = 30_000;
 
 export class ApiConnection implements Disposable {
 	readonly #options: Required<ConnectionOptions>;
-	readonly #agent = new Agent({keepAlive: true, maxSockets: 16, maxFreeSockets: 2});
+	readonly #agent: Agent;
 
 	constructor(options: ConnectionOptions) {
-		this.#options = {requestTimeoutMs: 30_000, maxResponseBytes: 32 * 1024 * 1024, retryMs: [200, 5000], ...options};
+		this.#options = {requestTimeoutMs: 30_000, idleTimeoutMs: 10_000, maxResponseBytes: 32 * 1024 * 1024, retryMs: [200, 5000], ...options};
+		// Of a connection that is in use, `timeout` says only that it is quiet.
+		this.#agent = new Agent({keepAlive: true, maxSockets: 16, maxFreeSockets: 2, timeout: this.#options.idleTimeoutMs});
 	}
 
 	get maxResponseBytes(): number {

@@ -21,7 +21,7 @@ export interface PullSecretsOptions {
 	readonly tell: Cluster['tell'];
 	/** The administrator's credentials for all pods; there need not be any. */
 	readonly authFile?: string;
-	/** How long a start waits for all of it. */
+	/** How long a start waits for all look-ups together: what is not known by then is not known. */
 	readonly timeoutMs?: number;
 	readonly log: Logger;
 }
@@ -61,7 +61,7 @@ export class PullSecrets {
 	readonly #options: Required<PullSecretsOptions>;
 
 	constructor(options: PullSecretsOptions) {
-		this.#options = {authFile: defaultAuthFile, timeoutMs: 10_000, ...options};
+		this.#options = {authFile: defaultAuthFile, timeoutMs: 4000, ...options};
 	}
 
 	/** As `Cluster` promises it. */

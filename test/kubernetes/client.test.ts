@@ -146,6 +146,22 @@ test('a server that never answers costs no more than the deadline, and an aborte
 	t.is(await t.throwsAsync(call), reason);
 });
 
+test('a connection that nobody uses is given up after a while, one with a quiet watch is not', async t => {
+	const {api, signal} = await testCluster(t);
+	using client = clientOf(api, {idleTimeoutMs: 20});
+	const events = client.watch(nodes, {}, signal);
+	t.like((await events.next()).value, {type: 'all'});
+	const next = events.next();
+	await api.until(() => api.watches === 1);
+	await client.list(nodes, {}, signal);
+	await api.until(() => api.connections === 1);
+	api.put('nodes', {metadata: {name: 'worker-0'}});
+	t.like((await next).value, {type: 'changed'});
+	t.is(api.calls.filter(({verb}) => verb === 'watch').length, 1);
+	await events.return();
+	await api.until(() => api.connections === 0);
+});
+
 test('an answer that is too large, or no JSON, is an error that does not show it', async t => {
 	const {api, client, signal} = await testCluster(t);
 	api.put('configmaps', {metadata: {name: 'big', namespace: 'default'}, data: {a: 'x'.repeat(5000)}});

@@ -45,6 +45,19 @@ test('an API server that is away keeps nobody from joining, nor from leaving', a
 	await t.notThrowsAsync(cluster[Symbol.asyncDispose]());
 });
 
+test('an API server that never answers costs a start four seconds in all', async t => {
+	const {api, signal} = await testCluster(t);
+	using _ = api.fault(() => 'silence');
+	await using cluster = await joinCluster(optionsFor(api));
+	const pod = {name: 'nginx', namespace: 'default'};
+	const startedAt = performance.now();
+	const [credentials] = await Promise.all([
+		cluster.pullCredentials(pod, signal), cluster.claim({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod}, signal),
+	]);
+	t.is(credentials, undefined);
+	t.true(performance.now() - startedAt < 6000);
+});
+
 test('without a service account there is no cluster to join', async t => {
 	const {api} = await testCluster(t);
 	const error = await t.throwsAsync(joinCluster({...optionsFor(api), serviceAccountDirectory: '/nonexistent'}), {instanceOf: AdaptorError});

@@ -72,12 +72,14 @@ export class TestApiServer implements AsyncDisposable {
 	readonly #faults = new Set<(call: ApiCall) => Fault | undefined>();
 	readonly #waiters = new Set<() => void>();
 	#token = '';
+	#connections = 0;
 
 	static async start(): Promise<TestApiServer> {
 		const validity = {notBefore: new Date(Date.now() - 3_600_000), notAfter: new Date(Date.now() + 86_400_000)};
 		const ca = await makeCa('test cluster', validity);
 		const {cert, key} = await makeServerCertificate('localhost', ca, validity);
-		const server = createServer({cert, key: key.reveal()});
+		// The real one lets its clients decide how long connections that nobody uses are kept.
+		const server = createServer({cert, key: key.reveal(), keepAliveTimeout: 0});
 		server.listen(0, 'localhost');
 		await once(server, 'listening');
 		const api = new TestApiServer(server, ca.cert, await mkdtemp(join(tmpdir(), 'caat-service-account-')));
@@ -97,6 +99,13 @@ export class TestApiServer implements AsyncDisposable {
 		this.#server = server;
 		this.ca = ca;
 		this.accountDirectory = accountDirectory;
+		server.on('secureConnection', socket => {
+			this.#connections += 1;
+			socket.once('close', () => {
+				this.#connections -= 1;
+				this.#wake();
+			});
+		});
 		server.on('request', (request, response) => {
 			void this.#serve(request, response);
 		});
@@ -190,6 +199,11 @@ export class TestApiServer implements AsyncDisposable {
 		this.#server.closeIdleConnections();
 	}
 
+	/** Connections from clients, in use or not. */
+	get connections(): number {
+		return this.#connections;
+	}
+
 	/** Watches under way. */
 	get watches(): number {
 		return this.#watchers.size;
@@ -205,7 +219,7 @@ export class TestApiServer implements AsyncDisposable {
 		};
 	}
 
-	/** Resolves when a condition on objects, calls or watches holds: looked at whenever one of these changes. */
+	/** Resolves when a condition on objects, calls, watches or connections holds: looked at whenever one of these changes. */
 	async until<T>(condition: () => T | undefined | false): Promise<T> {
 		for (;;) {
 			const value = condition();
