@@ -26,6 +26,9 @@ export interface PullSecretsOptions {
 	readonly log: Logger;
 }
 
+/** A pod can name tens of thousands, and each may hold 1 MiB: no tenant is to fill the node's memory and log with them. */
+const maxSecrets = 50;
+
 /** Where the OpenShift sandboxed containers operator mounts the secret `auth-json-secret`. */
 const defaultAuthFile = '/root/containers/auth.json';
 
@@ -102,8 +105,14 @@ export class PullSecrets {
 			`service account ${found.serviceAccount}`, async () => client.get(serviceAccounts, {namespace, name: found.serviceAccount}, signal),
 		);
 		// Mostly the same: Kubernetes gives a pod that names none its service account's.
-		const names = new Set([...found?.pullSecrets ?? [], ...account?.pullSecrets ?? []]);
-		const read = await Promise.all([...names].map(async name => attempt(`secret ${name}`, async () => {
+		const names = [...new Set([...found?.pullSecrets ?? [], ...account?.pullSecrets ?? []])];
+		if (names.length > maxSecrets) {
+			await attempt(`${names.length - maxSecrets} secrets beyond the first ${maxSecrets}`, async () => {
+				throw new AdaptorError({code: 'resource-exhausted', what: 'not read, there are too many'});
+			});
+		}
+
+		const read = await Promise.all(names.slice(0, maxSecrets).map(async name => attempt(`secret ${name}`, async () => {
 			const {data} = await client.get(secrets, {namespace, name}, signal);
 			if (data === undefined) {
 				throw new AdaptorError({code: 'data-loss', what: 'no registry credentials in it'});

@@ -137,6 +137,19 @@ test('a secret of any size is passed on whole', async t => {
 	t.is(Object.keys(users(await pullSecrets.pullCredentials(pod, signal))).length, registries.length);
 });
 
+test('of very many secrets the first fifty are read, and that the others are not is told once', async t => {
+	const names = Array.from({length: 60}, (_, index) => `secret-${index}`);
+	const {api, pullSecrets, secret, events, log, signal} = await world(t, names);
+	for (const name of names) {
+		secret(name, {[name]: 'user'});
+	}
+
+	t.deepEqual(new Set(Object.keys(users(await pullSecrets.pullCredentials(pod, signal)))), new Set(names.slice(0, 50)));
+	t.is(api.calls.filter(({plural}) => plural === 'secrets').length, 50);
+	t.regex(events[0]?.message ?? '', /10 secrets beyond the first 50: not read, there are too many/);
+	t.is(log.lines.length, 1);
+});
+
 test('an administrator\'s file that is damaged is told in the log, not to the pod, and is read again at the next start', async t => {
 	const {pullSecrets, authFile, events, log, said, signal} = await world(t, []);
 	await writeFile(authFile, '{"auths": hush-hush');
