@@ -110,7 +110,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 		refuseFailures(await checkAndLog(checks, log, signal));
 	}
 
-	const cluster = parts.use(await kubernetesCluster(config, surroundings, podVms, log));
+	const cluster = parts.use(await kubernetesCluster(config, surroundings, podVms, log, signal));
 	const configuredLimit = config.limitPerNode === undefined || config.limitPerNode < 0 ? undefined : config.limitPerNode;
 	const sandboxes = parts.use(new SandboxRegistry({
 		podVms,
@@ -161,7 +161,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 }
 
 /** Loaded only inside of a cluster. A pod that has no way to its API server is not kept from its work by that. */
-async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirectory}: Surroundings, podVms: PodVms, log: Logger): Promise<KubernetesCluster | undefined> {
+async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirectory}: Surroundings, podVms: PodVms, log: Logger, stopping: AbortSignal): Promise<KubernetesCluster | undefined> {
 	if (apiServer === undefined) {
 		return undefined;
 	}
@@ -177,6 +177,7 @@ async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirec
 			podUid: config.podUid,
 			daemonSet: config.daemonSet,
 			vmNames: async signal => (await podVms.list(signal)).map(({name}) => name),
+			stopping,
 			log,
 		});
 	} catch (error) {

@@ -27,6 +27,8 @@ export interface ClusterOptions {
 	readonly daemonSet: string;
 	/** The instance names of all VMs of this node, half-made ones too. */
 	readonly vmNames: (signal: AbortSignal) => Promise<readonly string[]>;
+	/** Aborts when the daemon is told to stop; it is disposed when it has. */
+	readonly stopping?: AbortSignal;
 	readonly log: Logger;
 }
 
@@ -43,14 +45,14 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 	readonly #peerPods: PeerPods;
 	readonly #capacity: NodeCapacity | undefined;
 
-	constructor({server, node, cluster, limitPerNode, podUid, daemonSet, vmNames, log}: ClusterOptions, account: ServiceAccount, namespace: string) {
+	constructor({server, node, cluster, limitPerNode, podUid, daemonSet, vmNames, stopping, log}: ClusterOptions, account: ServiceAccount, namespace: string) {
 		const client = new KubernetesClient({server, account, log});
 		this.#client = client;
 		this.#events = new PodEvents({client, node, log});
 		this.#pullSecrets = new PullSecrets({client, tell: (pod, event) => this.#events.tell(pod, event), log});
 		this.#peerPods = new PeerPods({client, node, cluster, vmNames, log});
 		this.#capacity = limitPerNode !== undefined && limitPerNode < 0 ? undefined : new NodeCapacity({
-			client, node, namespace, daemonSet, configured: limitPerNode, ...(podUid === undefined ? {} : {podUid}), log,
+			client, node, namespace, daemonSet, configured: limitPerNode, ...(podUid === undefined ? {} : {podUid}), ...(stopping === undefined ? {} : {stopping}), log,
 		});
 	}
 

@@ -2,6 +2,9 @@
  * How many pod VMs this node may have, told to the scheduler as the extended resource `kata.peerpods.io/vm` of the node, and kept: whoever
  * takes it away (a kubelet that restarts sets it to 0, a daemon of another version removes it when it stops), it is put back.
  * Removed only when the DaemonSet goes. Knows nothing of sandboxes.
+ *
+ * During an update two daemons run, perhaps with two limits. Where they know their pods' UIDs, who sees another owner leaves the resource to it, and
+ * mends it only when it stays gone; where they do not, each mends ever more slowly what the other does.
  * Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for a Node" (the kubelet derives `allocatable`).
  */
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
@@ -40,10 +43,13 @@ export interface NodeCapacityOptions {
 	readonly configured: number | undefined;
 	/** POD_UID; the operator's DaemonSet does not tell it. */
 	readonly podUid?: string;
-	/** How often to ask again for what is not there, or not allowed; and after how long without a patch the pauses between them are short again. */
+	/** Aborts when the daemon is told to stop: its successor's word counts from then on. */
+	readonly stopping?: AbortSignal;
+	/** How often to ask again for what is not there, or not allowed. */
 	readonly lookAgainMs?: number;
-	/** Pauses after each patch, done or failed: the first, and the longest. */
 	readonly retryMs?: readonly [first: number, longest: number];
+	/** After which a change of the resource by somebody else is put right at once; of changes that come faster each takes longer. */
+	readonly calmMs?: number;
 	readonly log: Logger;
 }
 
@@ -52,22 +58,26 @@ const defaultLimit = 10;
 const goodbyeTimeoutMs = 3000;
 
 export class NodeCapacity implements AsyncDisposable {
-	readonly #options: Required<Omit<NodeCapacityOptions, 'configured' | 'podUid'>> & Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
-	readonly #closing = new AbortController();
+	readonly #options: Required<Omit<NodeCapacityOptions, 'configured' | 'podUid' | 'stopping'>> & Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
+	readonly #closing: Scope;
 	readonly #background: ReadonlyArray<Promise<void>>;
 	/** Resolves when the node may have to be patched; a new one each time. */
 	#doubt = Promise.withResolvers<undefined>();
 	/** The API server's last word on the node. */
 	#seen: {readonly capacity: string | undefined; readonly owner: string | undefined} | undefined;
 	#ofPeerPodConfig: number | undefined;
+	/** What had been seen when the node was patched last, and with which limit. */
+	#patched: {readonly seen: object | undefined; readonly limit: number} | undefined;
+	#wasOwner = false;
 	/** What was logged last. */
 	#advertised: number | undefined;
 	#hadDaemonSet = false;
 	#closed: Promise<void> | undefined;
 
 	/** Begins at once, in the background; nothing here waits for the API server. */
-	constructor(options: NodeCapacityOptions) {
-		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], ...options};
+	constructor({stopping, ...options}: NodeCapacityOptions) {
+		this.#closing = new Scope(...(stopping === undefined ? [] : [stopping]));
+		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], calmMs: 60_000, ...options};
 		const {signal} = this.#closing;
 		this.#background = [
 			this.#watchNode(signal),
@@ -132,27 +142,29 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
-	/**
-	 * A first patch is made at once. Those that follow wait longer and longer: somebody else may insist on another value as this daemon does, such as the
-	 * other one of a rolling update that changes the limit.
-	 */
 	async #keepAdvertised(signal: AbortSignal): Promise<void> {
-		const {node, lookAgainMs, retryMs, log} = this.#options;
+		const {node, retryMs, calmMs, lookAgainMs, log} = this.#options;
 		const isClosing = (): boolean => signal.aborted;
 		let pauses = backOff(...retryMs);
-		let patchedAt = 0;
+		let patchedAt = -Infinity;
 		let isTold = false;
 		while (!isClosing()) {
 			try {
 				await abortable(this.#doubt.promise, signal);
 				this.#doubt = Promise.withResolvers();
-				if (!this.#isInDoubt()) {
-					continue;
+				if (this.#isSuperseded() && this.#isWrong()) {
+					await pause(lookAgainMs, signal);
+				} else if (this.#isWrong() && performance.now() - patchedAt < calmMs) {
+					await pause(pauses.next().value, signal);
+				} else if (performance.now() - patchedAt >= calmMs) {
+					pauses = backOff(...retryMs);
 				}
 
-				pauses = performance.now() - patchedAt > lookAgainMs ? backOff(...retryMs) : pauses;
-				patchedAt = performance.now();
-				await this.#advertise(signal);
+				if (this.#isWrong()) {
+					await this.#advertise(signal);
+					patchedAt = performance.now();
+				}
+
 				isTold = false;
 			} catch (error) {
 				if (isClosing()) {
@@ -162,36 +174,45 @@ export class NodeCapacity implements AsyncDisposable {
 				log[isTold ? 'debug' : 'warn']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
 				isTold = true;
 				this.#doubt.resolve(undefined);
+				await pause(pauses.next().value, signal).catch(() => undefined);
 			}
-
-			await pause(pauses.next().value, signal).catch(() => undefined);
 		}
 	}
 
-	/**
-	 * Whether the node has to be patched. Of two daemons that overlap, the one that came last is the owner: the other does not dispute that, or they would
-	 * take it from each other without end.
-	 */
-	#isInDoubt(): boolean {
+	/** Another daemon has taken over from this one. */
+	#isSuperseded(): boolean {
 		const {podUid} = this.#options;
-		if (this.#seen === undefined) {
+		return podUid !== undefined && this.#wasOwner && this.#seen?.owner !== undefined && this.#seen.owner !== podUid;
+	}
+
+	#isWrong(): boolean {
+		const wanted = this.limit ?? defaultLimit;
+		// There is no node; or what the last patch did to it is not seen yet.
+		if (this.#seen === undefined || (this.#patched?.seen === this.#seen && this.#patched.limit === wanted)) {
 			return false;
 		}
 
 		const {capacity, owner} = this.#seen;
-		const hasOwner = podUid === undefined || owner === podUid || (this.#advertised !== undefined && owner !== undefined);
-		return !hasOwner || capacity === undefined || wholeQuantity(capacity) !== (this.limit ?? defaultLimit);
+		const {podUid} = this.#options;
+		const advertised = capacity === undefined ? undefined : wholeQuantity(capacity);
+		return this.#isSuperseded()
+			? advertised !== wanted && (advertised === undefined || advertised === 0)
+			: advertised !== wanted || (podUid !== undefined && owner !== podUid);
 	}
 
 	async #advertise(signal: AbortSignal): Promise<void> {
 		const {client, node, podUid, log} = this.#options;
 		const limit = this.limit ?? defaultLimit;
-		// The status subresource takes metadata too, as the kubelet uses it.
+		const before = this.#seen;
+		const isOwner = podUid !== undefined && !this.#isSuperseded();
+		// The status subresource takes metadata too, as the kubelet uses it. What comes of it is seen by the watch: the answer may be older than what that
+		// has told meanwhile.
 		await client.patch(nodes, {name: node}, {merge: {
-			...(podUid === undefined ? {} : {metadata: {annotations: {[ownerAnnotation]: podUid}}}),
+			...(isOwner ? {metadata: {annotations: {[ownerAnnotation]: podUid}}} : {}),
 			status: {capacity: {[extendedResource]: String(limit)}},
 		}}, signal, 'status');
-		// What comes of it is seen by the watch: this answer may be older than what it has told meanwhile.
+		this.#patched = {seen: before, limit};
+		this.#wasOwner ||= isOwner;
 		if (this.#advertised !== limit) {
 			this.#advertised = limit;
 			log.info({node, count: limit}, 'node\'s capacity for pod VMs advertised');

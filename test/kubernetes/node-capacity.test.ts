@@ -65,7 +65,7 @@ test('what was set is advertised, with the owner, and put back whoever takes it 
 	const capacity = start({configured: 3, podUid: 'uid-1'});
 	await api.until(() => capacityOf(api) === '3' && ownerOf(api) === 'uid-1');
 	t.is(capacity.limit, 3);
-	// As a kubelet that restarts, a daemon of the existing adaptor that stops, and one that was replaced by this one.
+	// As a kubelet that restarts, and a daemon of the existing adaptor that stops.
 	for (const status of [{capacity: {[extendedResource]: '0'}}, {capacity: {[extendedResource]: null}}]) {
 		api.put('nodes', {metadata: {name: node}, status});
 		await api.until(() => capacityOf(api) === '3');
@@ -173,6 +173,19 @@ test('somebody who insists on another limit is not raced with', async t => {
 	t.is(api.calls.filter(({verb}) => verb === 'patch').length, 1);
 });
 
+test('a daemon that is told to stop contests nothing any more', async t => {
+	const {api, start} = await advertiser(t);
+	const stopping = new AbortController();
+	start({configured: 3, stopping: stopping.signal});
+	await api.until(() => capacityOf(api) === '3' && api.watches > 0);
+	stopping.abort(new Error('told to stop'));
+	await api.until(() => api.watches === 0);
+	api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '6'}}});
+	start({configured: 6});
+	await api.until(() => api.watches > 0);
+	t.is(capacityOf(api), '6');
+});
+
 test('a daemon that stops leaves the resource to its successor', async t => {
 	const {api, start} = await advertiser(t);
 	const old = start({configured: 3, podUid: 'uid-1'});
@@ -181,6 +194,45 @@ test('a daemon that stops leaves the resource to its successor', async t => {
 	await api.until(() => ownerOf(api) === 'uid-2');
 	await old[Symbol.asyncDispose]();
 	t.is(capacityOf(api), '3');
+});
+
+test('two daemons of an update with two limits do not fight: the newer one\'s counts', async t => {
+	const {api, start} = await advertiser(t);
+	const patches = (): number => api.calls.filter(({verb}) => verb === 'patch').length;
+	start({configured: 3, podUid: 'uid-1', lookAgainMs: 60_000});
+	await api.until(() => ownerOf(api) === 'uid-1');
+	start({configured: 6, podUid: 'uid-2', lookAgainMs: 60_000});
+	await api.until(() => ownerOf(api) === 'uid-2');
+	const before = patches();
+	for (const label of ['a', 'b', 'c']) {
+		const {watches} = api;
+		api.put('nodes', {metadata: {name: node, labels: {label}}});
+		api.endWatches('end');
+		await api.until(() => api.watches >= watches);
+	}
+
+	t.is(patches(), before);
+	t.is(capacityOf(api), '6');
+});
+
+test('a daemon whose successor has gone again puts the resource back when it stays gone', async t => {
+	const {api, start} = await advertiser(t);
+	start({configured: 3, podUid: 'uid-1'});
+	await api.until(() => ownerOf(api) === 'uid-1');
+	api.put('nodes', {metadata: {name: node, annotations: {[ownerAnnotation]: 'uid-2'}}, status: {capacity: {[extendedResource]: '0'}}});
+	await api.until(() => capacityOf(api) === '3');
+	t.is(ownerOf(api), 'uid-2');
+});
+
+test('two daemons that do not know their UIDs disagree ever more slowly', async t => {
+	const {api, start} = await advertiser(t);
+	const patches = (): number => api.calls.filter(({verb}) => verb === 'patch').length;
+	start({configured: 3, retryMs: [5, 60_000]});
+	start({configured: 6, retryMs: [5, 60_000]});
+	await api.until(() => patches() >= 6);
+	const startedAt = performance.now();
+	await api.until(() => patches() >= 10);
+	t.true(performance.now() - startedAt > 60);
 });
 
 test('a daemon that stops because its DaemonSet is gone takes the resource with it', async t => {
