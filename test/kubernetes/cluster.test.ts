@@ -22,7 +22,7 @@ test('a daemon that joins advertises its node, claims VMs, and knows its limit',
 	await using cluster = await joinCluster(optionsFor(api));
 	t.is(cluster.limit, 7);
 	await cluster.claim({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod: {name: 'nginx', namespace: 'default'}}, signal);
-	t.truthy(api.find('peerpods', 'podvm-nginx-aaaaaaaa', 'default'));
+	await api.until(() => api.find('peerpods', 'podvm-nginx-aaaaaaaa', 'default'));
 	await api.until(() => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource) === '7');
 });
 

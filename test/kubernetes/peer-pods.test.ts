@@ -33,7 +33,9 @@ async function world(t: ExecutionContext, kinds = [peerPodKind]): Promise<World>
 		start(options = {}) {
 			const client = clientOf(api);
 			const peerPods = new PeerPods({
-				client, node: 'worker-0', cluster: 'east', vmNames: async () => vms, log: silentLogger, retryMs: [1, 5], lookAgainMs: 5, ...options,
+				client, node: 'worker-0', cluster: 'east', vmNames: async () => vms, log: silentLogger, retryMs: [1, 5], lookAgainMs: 5,
+				// A busy machine is not what is tested.
+				patienceMs: 60_000, ...options,
 			});
 			t.teardown(async () => {
 				await peerPods[Symbol.asyncDispose]();
