@@ -21,13 +21,14 @@ type Role = Manifest & {rules: PolicyRule[]};
 /** `nodes/status patch`, with where and of which name it is a right. */
 interface Right {
 	readonly text: string;
+	readonly group: string;
 	readonly namespace: string | undefined;
 	readonly names: readonly string[] | undefined;
 }
 
 function rightsOf(roles: readonly Role[]): Right[] {
-	return roles.flatMap(({metadata, rules}) => rules.flatMap(({resources = [], verbs, resourceNames}) =>
-		resources.flatMap(resource => verbs.map(verb => ({text: `${resource} ${verb}`, namespace: metadata.namespace, names: resourceNames})))));
+	return roles.flatMap(({metadata, rules}) => rules.flatMap(({apiGroups = [], resources = [], verbs, resourceNames}) =>
+		apiGroups.flatMap(group => resources.flatMap(resource => verbs.map(verb => ({text: `${resource} ${verb}`, group, namespace: metadata.namespace, names: resourceNames}))))));
 }
 
 function textOf({plural, subresource, verb}: ApiCall): string {
@@ -36,7 +37,7 @@ function textOf({plural, subresource, verb}: ApiCall): string {
 
 /** Kubernetes, "Using RBAC Authorization". */
 function allows(right: Right, call: ApiCall): boolean {
-	return right.text === textOf(call)
+	return right.text === textOf(call) && right.group === call.group
 		&& (right.namespace === undefined || right.namespace === call.namespace)
 		&& (right.names === undefined || right.names.includes(call.name ?? ''));
 }

@@ -20,6 +20,8 @@ export type {Raw} from './api-store.ts';
 /** One request, as RBAC sees it. */
 export interface ApiCall {
 	readonly verb: 'get' | 'list' | 'watch' | 'create' | 'update' | 'patch' | 'delete';
+	/** Empty for the core group. */
+	readonly group: string;
 	readonly plural: string;
 	readonly namespace: string | undefined;
 	readonly name: string | undefined;
@@ -304,7 +306,7 @@ export class TestApiServer implements AsyncDisposable {
 		const isWatch = ['true', '1'].includes(url.searchParams.get('watch') ?? '');
 		const verb = {GET: isWatch ? 'watch' : name === undefined ? 'list' : 'get', POST: 'create', PUT: 'update', PATCH: 'patch', DELETE: 'delete'}[request.method ?? ''];
 		const parsed: unknown = body === '' ? undefined : JSON.parse(body);
-		const call = {verb, plural: kind.plural, namespace, name, subresource, contentType, body: parsed} as ApiCall;
+		const call = {verb, group: groupOf(kind), plural: kind.plural, namespace, name, subresource, contentType, body: parsed} as ApiCall;
 		this.calls.push(call);
 		const fault = [...this.#faults].map(choose => choose(call)).find(each => each !== undefined);
 		if (isPrevented(fault, call, response)) {
@@ -465,6 +467,10 @@ function selector(namespace: string | undefined, parameters: URLSearchParams): (
 	return object => (namespace === undefined || object.metadata.namespace === namespace)
 		&& fields.every(([path = '', value]) => (textAt(object, ...path.split('.')) ?? '') === value)
 		&& labels.every(([name = '', value]) => at(object, 'metadata', 'labels', name) === value);
+}
+
+function groupOf({apiVersion}: ServedKind): string {
+	return apiVersion.includes('/') ? apiVersion.replace(/\/.*$/v, '') : '';
 }
 
 function requireType(contentType: string, known: readonly string[]): void {
