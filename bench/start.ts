@@ -4,11 +4,10 @@
  */
 import {once} from 'node:events';
 import {createInterface} from 'node:readline';
-import {fileURLToPath} from 'node:url';
 import {hypervisorSocket, startDaemon} from '../test/lab/daemon.ts';
 import {buildGuestImage} from '../test/lab/image.ts';
 import {startLab, type Lab} from '../test/lab/lab.ts';
-import {newSandboxId, Shim} from '../test/lab/shim.ts';
+import {newSandboxId, podAnnotations, Shim} from '../test/lab/shim.ts';
 
 const starts = 7;
 const {signal} = new AbortController();
@@ -41,7 +40,7 @@ function median(values: readonly number[]): number {
 }
 
 const now = (): number => performance.timeOrigin + performance.now();
-const image = await buildGuestImage({cacheDir: fileURLToPath(new URL('../.cache/lab', import.meta.url))}, signal);
+const image = await buildGuestImage({}, signal);
 await using lab = await startLab({image, signal});
 await using daemon = await startDaemon(lab, {}, signal);
 await using pod = await lab.podNamespace('bench');
@@ -51,7 +50,7 @@ const shim = new Shim(lab.outside(hypervisorSocket));
 async function measure(address: string | undefined): Promise<{address: string; whole: number; own: number; answer: number}> {
 	const id = newSandboxId();
 	await shim.createVm({
-		id, annotations: {'io.kubernetes.cri.sandbox-name': 'bench', 'io.kubernetes.cri.sandbox-namespace': 'bench'}, networkNamespacePath: pod.netnsPath,
+		id, annotations: podAnnotations('bench', 'bench'), networkNamespacePath: pod.netnsPath,
 	}, signal);
 	const listening = address === undefined ? undefined : listeningSince(lab, address);
 	const startedAt = now();

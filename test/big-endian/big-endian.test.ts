@@ -12,7 +12,7 @@ import test from 'ava';
 import {AgentClient} from '../lab/agent-client.ts';
 import {run} from '../lab/command.ts';
 import {Service} from '../lab/service.ts';
-import {newSandboxId, Shim} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
 import {World} from '../network/world.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 import {startSshd} from '../support/sshd.ts';
@@ -102,7 +102,7 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 
 	const shim = new Shim(socketPath);
 	const id = newSandboxId();
-	const agentSocket = await shim.createVm({id, annotations: {'io.kubernetes.cri.sandbox-name': 'pod', 'io.kubernetes.cri.sandbox-namespace': 'default'}, networkNamespacePath: netnsPath}, signal);
+	const agentSocket = await shim.createVm({id, annotations: podAnnotations('pod', 'default'), networkNamespacePath: netnsPath}, signal);
 	const starting = Promise.race([shim.startVm(id, signal), daemon.endedTooSoon()]);
 	starting.catch(() => undefined); // awaited below
 	const instanceName = `podvm-pod-${id.slice(0, 8)}`;

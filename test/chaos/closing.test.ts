@@ -1,7 +1,7 @@
 /** The end of a daemon whose KVM host is stuck: it takes connections and calls, and answers none. */
 import test from 'ava';
 import {pause, Scope} from '../../src/lifetime.ts';
-import {newSandboxId} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import {ChaosNode, type PodNetns} from './node.ts';
 
 const {signal} = new AbortController();
@@ -12,7 +12,7 @@ test('a daemon that is told to stop in the middle of a start and of a stop ends 
 	const before = await node.inventory();
 	const create = async ({name, path}: PodNetns): Promise<string> => {
 		const id = newSandboxId();
-		await node.shim.createVm({id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'}, networkNamespacePath: path}, signal);
+		await node.shim.createVm({id, annotations: podAnnotations(name, 'chaos'), networkNamespacePath: path}, signal);
 		return id;
 	};
 

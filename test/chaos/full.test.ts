@@ -1,7 +1,7 @@
 /** A node whose PODS_DIR is full: a tmpfs of a few pages, in the daemon's own mount namespace. */
 import test from 'ava';
 import {pause, Scope} from '../../src/lifetime.ts';
-import {newSandboxId} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import type {TtrpcError} from '../../src/ttrpc/status.ts';
 import {ChaosNode} from './node.ts';
 
@@ -14,7 +14,7 @@ test('without room for records a creation and a start fail with the reason and l
 	const create = async (): Promise<string> => {
 		const {name, path} = await node.pod('bridge');
 		const id = newSandboxId();
-		await node.shim.createVm({id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'}, networkNamespacePath: path}, signal);
+		await node.shim.createVm({id, annotations: podAnnotations(name, 'chaos'), networkNamespacePath: path}, signal);
 		return id;
 	};
 

@@ -3,7 +3,6 @@
  * breaks while one pod runs, another is in the middle of its start and a third in the middle of its stop.
  */
 import {copyFile, readdir, readFile} from 'node:fs/promises';
-import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import type {AdaptorError} from '../../src/errors.ts';
 import {abortable, pause, Scope} from '../../src/lifetime.ts';
@@ -14,10 +13,9 @@ import {buildGuestImage} from '../lab/image.ts';
 import type {Inventory} from '../lab/inventory.ts';
 import {startLab, type Lab} from '../lab/lab.ts';
 import {Service} from '../lab/service.ts';
-import {newSandboxId, Shim} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
 import {names, paths} from '../lab/topology.ts';
 
-const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const {signal} = new AbortController();
 const stack = new AsyncDisposableStack();
 let lab: Lab;
@@ -33,7 +31,7 @@ interface Pod {
 
 test.before(async t => {
 	t.timeout(240_000);
-	const [image, panics, silent] = await Promise.all([[], ['caa.lab=panic'], ['caa.lab=nolisten']].map(async bootOptions => buildGuestImage({cacheDir, bootOptions}, signal)));
+	const [image, panics, silent] = await Promise.all([[], ['caa.lab=panic'], ['caa.lab=nolisten']].map(async bootOptions => buildGuestImage({bootOptions}, signal)));
 	lab = stack.use(await startLab({image: image ?? '', signal}));
 	for (const [name, file] of [['panics.qcow2', panics], ['silent.qcow2', silent]] as const) {
 		await copyFile(file ?? '', lab.outside(`${names.images}/${name}`));
@@ -61,7 +59,7 @@ async function create(name: string, annotations: Readonly<Record<string, string>
 	const {netnsPath} = await lab.podNamespace(name);
 	const id = newSandboxId();
 	const agentSocket = await shim.createVm({
-		id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'chaos', ...annotations}, networkNamespacePath: netnsPath,
+		id, annotations: {...podAnnotations(name, 'chaos'), ...annotations}, networkNamespacePath: netnsPath,
 	}, signal);
 	return {id, agentSocket: lab.outside(agentSocket)};
 }

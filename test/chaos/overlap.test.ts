@@ -4,7 +4,7 @@ import test, {type ExecutionContext} from 'ava';
 import {pause, Scope} from '../../src/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient} from '../lab/agent-client.ts';
-import {newSandboxId} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import {ChaosNode, type Inventory} from './node.ts';
 
 const {signal} = new AbortController();
@@ -17,7 +17,7 @@ interface Pod {
 async function create(node: ChaosNode): Promise<Pod> {
 	const {name, path} = await node.pod('bridge');
 	const id = newSandboxId();
-	const annotations = {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'};
+	const annotations = podAnnotations(name, 'chaos');
 	return {id, agentSocket: await node.shim.createVm({id, annotations, networkNamespacePath: path}, signal)};
 }
 

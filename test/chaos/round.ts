@@ -11,7 +11,7 @@ import {libvirtCode} from '../../src/libvirt/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {TtrpcError} from '../../src/ttrpc/status.ts';
 import {AgentClient} from '../lab/agent-client.ts';
-import {newSandboxId} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import type {Cni} from '../network/world.ts';
 import type {Fate} from '../support/kvm-host.ts';
 import {startTimeoutMs, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
@@ -100,7 +100,7 @@ class Round {
 		const {shim} = this.#node;
 		switch (phase) {
 			case 'create': {
-				const annotations = {'io.kubernetes.cri.sandbox-name': pod.name, 'io.kubernetes.cri.sandbox-namespace': 'chaos'};
+				const annotations = podAnnotations(pod.name, 'chaos');
 				const answer = await this.#answered(pod, 'create', async signal => shim.createVm({id: pod.id, annotations, networkNamespacePath: pod.path}, signal));
 				pod.agentSocket = 'value' in answer ? answer.value : undefined;
 				return;

@@ -9,12 +9,12 @@ import {dirname, join} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import test from 'ava';
 import {commands} from '../../src/cli/commands.ts';
-import {AgentClient, runCommand} from '../lab/agent-client.ts';
+import {AgentClient, runCommand, startSleeper} from '../lab/agent-client.ts';
 import {hypervisorSocket} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
 import {startLab, type Lab} from '../lab/lab.ts';
 import {Service} from '../lab/service.ts';
-import {newSandboxId, Shim} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
 import {names, paths, subnet} from '../lab/topology.ts';
 import {makeCa} from '../../src/relay/certificates.ts';
 import {connect} from '../../src/ttrpc/client.ts';
@@ -198,7 +198,7 @@ const asTheDaemonSet = `${enter}
 
 test('under the operator\'s DaemonSet, with its mounts and its environment and nothing else, pods get their VMs', async t => {
 	t.timeout(180_000);
-	await using lab: Lab = await startLab({image: await buildGuestImage({cacheDir: join(repository, '.cache/lab')}, signal), signal});
+	await using lab: Lab = await startLab({image: await buildGuestImage({}, signal), signal});
 	const env = Object.entries({...baseEnv, ...image.env, ...peerPodsSecret, ...ofCluster, ...peerPodsSecret, ...peerPodsConfigMap, ...ofDaemonSet}).map(([name, value]) => `${name}=${value}`);
 	const ca = await makeCa('test cluster', {notBefore: new Date(Date.now() - 60_000), notAfter: new Date(Date.now() + 3_600_000)});
 	// HostToContainer: namespaces of pods that come later are seen. A PID namespace: the daemon is the container's first process.
@@ -214,15 +214,13 @@ test('under the operator\'s DaemonSet, with its mounts and its environment and n
 		const shim = new Shim(lab.outside(hypervisorSocket));
 		const id = newSandboxId();
 		const agentSocket = await shim.createVm({
-			id, annotations: {'io.kubernetes.cri.sandbox-name': 'hello', 'io.kubernetes.cri.sandbox-namespace': 'default'}, networkNamespacePath: pod.netnsPath,
+			id, annotations: podAnnotations('hello', 'default'), networkNamespacePath: pod.netnsPath,
 		}, signal);
 		await shim.startVm(id, signal);
 		t.deepEqual((await lab.inventory()).domains, [`podvm-hello-${id.slice(0, 8)}`]);
 		await using client = await connect(lab.outside(agentSocket), signal);
 		const agent = new AgentClient(client);
-		await agent.call('AgentService/CreateSandbox', {sandbox_id: id, hostname: 'pod'}, signal, 60_000);
-		await agent.call('AgentService/CreateContainer', {container_id: 'c', OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, 60_000);
-		await agent.call('AgentService/StartContainer', {container_id: 'c'}, signal, 60_000);
+		await startSleeper(agent, id, 'c', signal);
 		t.is((await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout, 's390x\n');
 		await shim.stopVm(id, signal);
 		await daemon.line(/"msg":"sandbox removed"/, signal);

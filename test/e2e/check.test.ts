@@ -12,14 +12,13 @@ import {startLab, type Lab} from '../lab/lab.ts';
 import {names, paths, subnet} from '../lab/topology.ts';
 
 const repository = fileURLToPath(new URL('../..', import.meta.url));
-const cacheDir = `${repository}/.cache/lab`;
 const {signal} = new AbortController();
 const stack = new AsyncDisposableStack();
 let lab: Lab;
 
 test.before(async t => {
 	t.timeout(180_000);
-	lab = stack.use(await startLab({image: await buildGuestImage({cacheDir}, signal), signal}));
+	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
 });
 test.after.always(async () => stack.disposeAsync());
 

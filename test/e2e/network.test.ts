@@ -2,24 +2,20 @@
  * The pod's network with nothing left out: packets of real programs between pods on the worker and processes in s390x VMs, through the
  * tunnels that the daemon makes. One VM for each way in which CNI plugins leave a pod, and a plain pod beside each; all tests share them.
  */
-import {fileURLToPath} from 'node:url';
-import {isDeepStrictEqual} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
-import {pause, Scope} from '../../src/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient, runCommand} from '../lab/agent-client.ts';
 import {download, echo, get, serveOnWorker} from '../lab/clients.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
-import type {Inventory} from '../lab/inventory.ts';
+import {settledInventory, type Inventory} from '../lab/inventory.ts';
 import {startLab, type Lab} from '../lab/lab.ts';
 import {pattern, sha256} from '../lab/peer.ts';
 import type {Service} from '../lab/service.ts';
-import {newSandboxId, Shim} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
 import {podShapes, subnet, type PodShape} from '../lab/topology.ts';
 import type {PodNamespace} from '../lab/worker.ts';
 
-const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const tenMegabytes = 10_000_000;
 const checksum = sha256(pattern(tenMegabytes));
 /** The VM's leaves room for the tunnel's headers: RFC 7348, section 5. */
@@ -48,7 +44,7 @@ interface Pod {
 
 test.before(async t => {
 	t.timeout(180_000);
-	lab = stack.use(await startLab({image: await buildGuestImage({cacheDir}, signal), signal}));
+	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
 	daemon = await startDaemon(lab, {}, signal);
 	shim = new Shim(lab.outside(hypervisorSocket));
 	const namespaces = await Promise.all(podShapes.map(async shape => ({
@@ -75,7 +71,7 @@ test.afterEach.always('what the daemon said, when a test has failed', t => {
 async function startPod(name: string, own: PodNamespace, neighbour: PodNamespace): Promise<Pod> {
 	const id = newSandboxId();
 	const agentSocket = await shim.createVm({
-		id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'e2e'}, networkNamespacePath: own.netnsPath,
+		id, annotations: podAnnotations(name, 'e2e'), networkNamespacePath: own.netnsPath,
 	}, signal);
 	await shim.startVm(id, signal);
 	const agent = new AgentClient(stack.use(await connect(lab.outside(agentSocket), signal)));
@@ -150,13 +146,5 @@ test.serial('a stopped pod takes nothing of the others with it; with the last, n
 	await shim.stopVm(bridge.id, signal);
 	t.regex(await get(calico.neighbour, addressOf(calico), signal), new RegExp(calico.hostname));
 	await Promise.all([calico, ptp].map(async ({id}) => shim.stopVm(id, signal)));
-	using scope = new Scope(signal).deadline(20_000, 'everything to be gone');
-	let now = await lab.inventory();
-	// StopVM may answer before all of it is gone.
-	while (!isDeepStrictEqual(now, empty) && !scope.signal.aborted) {
-		await pause(100, scope.signal).catch(() => undefined);
-		now = await lab.inventory();
-	}
-
-	t.deepEqual(now, empty);
+	t.deepEqual(await settledInventory(empty, lab, signal), empty);
 });

@@ -7,25 +7,22 @@ import {once} from 'node:events';
 import {readFileSync} from 'node:fs';
 import {copyFile, rm} from 'node:fs/promises';
 import {connect as connectSocket} from 'node:net';
-import {fileURLToPath} from 'node:url';
-import {isDeepStrictEqual} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
-import {pause, Scope} from '../../src/lifetime.ts';
+import {pause} from '../../src/lifetime.ts';
 import {loadContract, type CreateVMRequest} from '../../src/api/contract.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {Frame, FrameDecoder, maxMessageLength} from '../../src/ttrpc/frame.ts';
 import {decodeRequest, decodeResponse} from '../../src/ttrpc/message.ts';
 import {statusCode, TtrpcError} from '../../src/ttrpc/status.ts';
-import {AgentClient, runCommand} from '../lab/agent-client.ts';
+import {AgentClient, runCommand, startSleeper} from '../lab/agent-client.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
-import type {Inventory} from '../lab/inventory.ts';
+import {inventoryWhen, settledInventory, type Inventory} from '../lab/inventory.ts';
 import {startLab, type Lab} from '../lab/lab.ts';
 import type {Service} from '../lab/service.ts';
-import {newSandboxId, Shim} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
 
-const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const stack = new AsyncDisposableStack();
 const {signal} = new AbortController();
 let lab: Lab;
@@ -35,7 +32,7 @@ let empty: Inventory;
 
 test.before(async t => {
 	t.timeout(180_000);
-	lab = stack.use(await startLab({image: await buildGuestImage({cacheDir}, signal), signal}));
+	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
 	daemon = await startDaemon(lab, {}, signal);
 	shim = new Shim(lab.outside(hypervisorSocket));
 	empty = await lab.inventory();
@@ -67,7 +64,7 @@ async function create(t: ExecutionContext, name: string, annotations: Readonly<R
 	t.teardown(async () => shim.stopVm(id, signal));
 	const agentSocket = await shim.createVm({
 		id,
-		annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'e2e', ...annotations},
+		annotations: {...podAnnotations(name, 'e2e'), ...annotations},
 		networkNamespacePath: network.netnsPath,
 	}, signal);
 	return {id, agentSocket: lab.outside(agentSocket)};
@@ -76,9 +73,7 @@ async function create(t: ExecutionContext, name: string, annotations: Readonly<R
 async function sh(pod: Pod, command: string): Promise<string> {
 	await using client = await connect(pod.agentSocket, signal);
 	const agent = new AgentClient(client);
-	await agent.call('AgentService/CreateSandbox', {sandbox_id: pod.id, hostname: 'pod'}, signal, 60_000);
-	await agent.call('AgentService/CreateContainer', {container_id: 'c', OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, 60_000);
-	await agent.call('AgentService/StartContainer', {container_id: 'c'}, signal, 60_000);
+	await startSleeper(agent, pod.id, 'c', signal);
 	const {stdout} = await runCommand(agent, 'c', ['sh', '-c', command], signal);
 	return stdout.trim();
 }
@@ -90,29 +85,13 @@ async function hostSh(command: string): Promise<void> {
 	}
 }
 
-/** Waits until the host is as it was before the first test; what is left too long is shown. */
-async function nothingLeft(t: ExecutionContext, counted: (inventory: Inventory) => Inventory = inventory => inventory): Promise<void> {
-	using scope = new Scope(signal).deadline(20_000, 'everything to be gone');
-	const wanted = counted(empty);
-	let now = counted(await lab.inventory());
-	while (!isDeepStrictEqual(now, wanted) && !scope.signal.aborted) {
-		await pause(100, scope.signal).catch(() => undefined);
-		now = counted(await lab.inventory());
-	}
-
-	t.deepEqual(now, wanted);
+/** The host is as it was before the first test; what is left too long is shown. */
+async function nothingLeft(t: ExecutionContext): Promise<void> {
+	t.deepEqual(await settledInventory(empty, lab, signal), empty);
 }
 
 async function until(what: string, holds: (now: Inventory) => boolean): Promise<Inventory> {
-	using scope = new Scope(signal).deadline(30_000, what);
-	for (;;) {
-		const now = await lab.inventory();
-		if (holds(now)) {
-			return now;
-		}
-
-		await pause(50, scope.signal);
-	}
+	return inventoryWhen(what, holds, lab, signal);
 }
 
 const booting = async (): Promise<Inventory> => until('a VM to be started', ({volumes, domains}) => domains.length === 1 && volumes.length === 2);
@@ -256,9 +235,7 @@ test.serial('when the QEMU of a running VM is killed, a call that waits in the a
 	await shim.startVm(pod.id, signal);
 	await using client = await connect(pod.agentSocket, signal);
 	const agent = new AgentClient(client);
-	await agent.call('AgentService/CreateSandbox', {sandbox_id: pod.id, hostname: 'pod'}, signal, 60_000);
-	await agent.call('AgentService/CreateContainer', {container_id: 'c', OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, 60_000);
-	await agent.call('AgentService/StartContainer', {container_id: 'c'}, signal, 60_000);
+	await startSleeper(agent, pod.id, 'c', signal);
 	const ended = t.throwsAsync<TtrpcError>(agent.call('AgentService/WaitProcess', {container_id: 'c'}, signal), {instanceOf: TtrpcError});
 	// Its answer comes behind: the wait has begun.
 	await agent.call('Health/Check', {}, signal, 10_000);
@@ -283,7 +260,7 @@ for (const [end, how, words] of [
 	test.serial(`a guest that ends by ${end} while it boots: the start's error says so, with the last lines of its console`, async t => {
 		t.timeout(120_000);
 		const volume = `podvm-${end}.qcow2`;
-		await copyFile(await buildGuestImage({cacheDir, bootOptions: [`caa.lab=${end}`]}, signal), lab.outside(`/var/lib/libvirt/images/${volume}`));
+		await copyFile(await buildGuestImage({bootOptions: [`caa.lab=${end}`]}, signal), lab.outside(`/var/lib/libvirt/images/${volume}`));
 		await lab.virsh('pool-refresh', 'default');
 		// The lab's own log of consoles would take every other byte.
 		await hostSh('cp /etc/libvirt/hooks/qemu /run/hook && printf "#!/bin/sh\\n" >/etc/libvirt/hooks/qemu');

@@ -7,18 +7,16 @@
  * is protected, nor that an image that was made for Secure Execution boots.
  */
 import {readFile} from 'node:fs/promises';
-import {fileURLToPath} from 'node:url';
 import test from 'ava';
 import type {AdaptorError} from '../../src/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
-import {AgentClient, runCommand} from '../lab/agent-client.ts';
+import {AgentClient, runCommand, startSleeper} from '../lab/agent-client.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
 import {startLab, type Lab} from '../lab/lab.ts';
 import {Service} from '../lab/service.ts';
-import {newSandboxId, Shim} from '../lab/shim.ts';
+import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
 
-const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const {signal} = new AbortController();
 const emulator = '/usr/bin/qemu-system-s390x';
 
@@ -83,7 +81,7 @@ async function pretend(lab: Lab): Promise<void> {
 
 test('XML path only, nothing is protected: a host without Secure Execution is refused; when libvirt says that it has it, a sandbox starts with launchSecurity and stops', async t => {
 	t.timeout(180_000);
-	await using lab = await startLab({image: await buildGuestImage({cacheDir}, signal), signal});
+	await using lab = await startLab({image: await buildGuestImage({}, signal), signal});
 	await using daemon = await startDaemon(lab, {DISABLECVM: 'false', LIBVIRT_SWIOTLB_MEMORY: '64'}, signal);
 	const shim = new Shim(lab.outside(hypervisorSocket));
 	const empty = await lab.inventory();
@@ -91,7 +89,7 @@ test('XML path only, nothing is protected: a host without Secure Execution is re
 		const network = await lab.podNamespace(name);
 		const id = newSandboxId();
 		const agentSocket = await shim.createVm({
-			id, networkNamespacePath: network.netnsPath, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'e2e'},
+			id, networkNamespacePath: network.netnsPath, annotations: podAnnotations(name, 'e2e'),
 		}, signal);
 		return {id, agentSocket: lab.outside(agentSocket)};
 	};
@@ -120,9 +118,7 @@ test('XML path only, nothing is protected: a host without Secure Execution is re
 
 		await using client = await connect(agentSocket, signal);
 		const agent = new AgentClient(client);
-		await agent.call('AgentService/CreateSandbox', {sandbox_id: id, hostname: 'pod'}, signal, 60_000);
-		await agent.call('AgentService/CreateContainer', {container_id: 'c', OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, 60_000);
-		await agent.call('AgentService/StartContainer', {container_id: 'c'}, signal, 60_000);
+		await startSleeper(agent, id, 'c', signal);
 		t.is((await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout.trim(), 's390x');
 		await shim.stopVm(id, signal);
 		t.deepEqual(await lab.inventory(), empty);

@@ -4,22 +4,19 @@
  * serves at the pod's own address, it is stopped, nothing is left.
  * Exit code 1 and an explanation when a step fails; Ctrl-C leaves nothing behind either.
  */
-import {fileURLToPath} from 'node:url';
 import {isDeepStrictEqual, stripVTControlCharacters} from 'node:util';
 import {AdaptorError, toError} from '../../src/errors.ts';
-import {pause, Scope} from '../../src/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient, runCommand} from './agent-client.ts';
 import {get} from './clients.ts';
 import {hypervisorSocket, startDaemon} from './daemon.ts';
 import {buildGuestImage} from './image.ts';
-import type {Inventory} from './inventory.ts';
+import {inventoryWhen} from './inventory.ts';
 import {startLab, type Lab} from './lab.ts';
 import {Progress} from './progress.ts';
 import type {Service} from './service.ts';
-import {newSandboxId, Shim} from './shim.ts';
+import {newSandboxId, podAnnotations, Shim} from './shim.ts';
 
-const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const commands = [['uname', '-a'], ['uname', '-m'], ['ip', '-o', '-4', 'address'], ['sh', '-c', 'echo "$(nproc) processors, $(free -m | awk \'/Mem/ {print $2}\') MiB"']] as const;
 const logLevel = process.env['LOG_LEVEL'];
 const pod = {name: 'hello', namespace: 'demo'};
@@ -51,7 +48,7 @@ try {
 }
 
 async function demo(signal: AbortSignal): Promise<void> {
-	const image = await buildGuestImage({cacheDir, steps: progress}, signal);
+	const image = await buildGuestImage({steps: progress}, signal);
 	await using lab = await progress.step('Start a KVM host (libvirtd, sshd, DHCP) and a worker node on one subnet', async () => startLab({image, signal}));
 	await using daemon = await progress.step('Start cloud-api-adaptor on the worker', async report => {
 		report.note(`LIBVIRT_URI=${lab.sshUri.replace(/\?.*/, '')}`);
@@ -82,7 +79,7 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	const agentSocket = await progress.step('CreateVM', async report => {
 		const path = await shim.createVm({
 			id,
-			annotations: {'io.kubernetes.cri.sandbox-name': pod.name, 'io.kubernetes.cri.sandbox-namespace': pod.namespace},
+			annotations: podAnnotations(pod.name, pod.namespace),
 			networkNamespacePath: podNetwork.netnsPath,
 		}, signal);
 		report.note(`agent socket ${path.replace(id, `${id.slice(0, 8)}…`)}`);
@@ -111,13 +108,7 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	await progress.step('DestroySandbox', async () => agent.call('AgentService/DestroySandbox', {}, signal, agentTimeoutMs));
 	await progress.step('StopVM', async () => shim.stopVm(id, signal));
 	await progress.step('Nothing is left on the KVM host and the worker', async report => {
-		using scope = new Scope(signal).deadline(20_000, 'VM, volumes and sockets to be gone');
-		let after: Inventory;
-		// StopVM may answer before all of it is gone: deletion does not depend on the shim staying.
-		while (!isDeepStrictEqual(after = await lab.inventory(), before)) {
-			await pause(50, scope.signal);
-		}
-
+		const after = await inventoryWhen('VM, volumes and sockets to be gone', now => isDeepStrictEqual(now, before), lab, signal);
 		report.note(`${after.domains.length} domains, ${after.volumes.length} volumes besides the base, as before CreateVM`);
 	});
 }

@@ -1,6 +1,5 @@
 import test from 'ava';
 import {randomUUID} from 'node:crypto';
-import {fileURLToPath} from 'node:url';
 import {AdaptorError} from '../../src/errors.ts';
 import {Secret} from '../../src/log.ts';
 import {forwarderConfigPaths, guestFiles} from '../../src/sandbox/guest-files.ts';
@@ -11,7 +10,6 @@ import {buildGuestImage} from './image.ts';
 
 // One guest answers all of these tests at once: they have containers of their own. Building the image for the first time takes a minute.
 const signal = AbortSignal.timeout(110_000);
-const cacheDir = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const instanceName = 'podvm-bare-0123abcd';
 
 let guest: BareGuest;
@@ -20,7 +18,7 @@ let image: string;
 
 test.before('boot', async () => {
 	identity = await makeGuestIdentity(instanceName);
-	image = await buildGuestImage({cacheDir}, signal);
+	image = await buildGuestImage({}, signal);
 	guest = await BareGuest.boot(image, instanceName, configuration(identity));
 	await guest.line(/listening on port 15150/, signal);
 });

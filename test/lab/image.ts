@@ -16,8 +16,8 @@ import {fileType, newcArchive, type ArchiveEntry} from './newc.ts';
 import {ziplDisk} from './zipl.ts';
 
 export interface GuestImageOptions {
-	/** Everything is kept below it; made when it does not exist. */
-	readonly cacheDir: string;
+	/** Everything is kept below it; made when it does not exist. The repository's unless given. */
+	readonly cacheDir?: string;
 	/** Shows what is being done; a `Progress` fits. Nothing is shown by default. */
 	readonly steps?: Steps;
 	/** Words for the kernel command line, e.g. `caa.lab=slow` (guest/README.md). */
@@ -28,6 +28,7 @@ export interface GuestImageOptions {
 
 type Recipe = Required<Pick<GuestImageOptions, 'bootOptions' | 'files'>>;
 
+const sharedCache = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const guestDirectory = fileURLToPath(new URL('guest/', import.meta.url));
 const builders = ['image.ts', 'zipl.ts', 'newc.ts'].map(name => fileURLToPath(new URL(name, import.meta.url)));
 const go = '/usr/lib/go/bin/go';
@@ -45,7 +46,7 @@ const applets = [
  * Resolves with the path of a qcow2 file, at once when nothing has changed since it was built. Several processes may ask at the same time.
  * @throws AdaptorError with a remedy when packages or tools cannot be had
  */
-export async function buildGuestImage({cacheDir, steps = silent, bootOptions = [], files = {}}: GuestImageOptions, signal: AbortSignal): Promise<string> {
+export async function buildGuestImage({cacheDir = sharedCache, steps = silent, bootOptions = [], files = {}}: GuestImageOptions, signal: AbortSignal): Promise<string> {
 	const cache = resolve(cacheDir);
 	const recipe: Recipe = {bootOptions, files};
 	const known = await unpackedParts(cache);

@@ -1,6 +1,9 @@
 /** What of the adaptor's there is in a lab: to compare before and after, so that nothing left over goes unnoticed. */
 import {readdir} from 'node:fs/promises';
+import {isDeepStrictEqual} from 'node:util';
+import {pause, Scope} from '../../src/lifetime.ts';
 import {virsh} from './kvm-host.ts';
+import type {Lab} from './lab.ts';
 import type {Namespaces} from './namespaces.ts';
 import {names, paths} from './topology.ts';
 
@@ -28,6 +31,27 @@ interface NetworkInventory {
 export async function takeInventory(namespaces: Namespaces, signal: AbortSignal): Promise<Inventory> {
 	const [host, files, network] = await Promise.all([hostInventory(namespaces, signal), fileInventory(namespaces), networkInventory(namespaces, signal)]);
 	return {...host, ...files, ...network};
+}
+
+/**
+ * Looks until it holds. StopVM may answer before all of it is gone: a deletion does not depend on the shim staying.
+ * @throws DeadlineError that names what was awaited, after 30 s
+ */
+export async function inventoryWhen(what: string, holds: (now: Inventory) => boolean, lab: Pick<Lab, 'inventory'>, signal: AbortSignal): Promise<Inventory> {
+	using scope = new Scope(signal).deadline(30_000, what);
+	for (;;) {
+		const now = await lab.inventory();
+		if (holds(now)) {
+			return now;
+		}
+
+		await pause(50, scope.signal);
+	}
+}
+
+/** The inventory when it is as it is wanted, or what it is when that takes too long. */
+export async function settledInventory(wanted: Inventory, lab: Pick<Lab, 'inventory'>, signal: AbortSignal): Promise<Inventory> {
+	return inventoryWhen('everything to be gone', now => isDeepStrictEqual(now, wanted), lab, signal).catch(async () => lab.inventory());
 }
 
 async function hostInventory(namespaces: Namespaces, signal: AbortSignal): Promise<Pick<Inventory, 'domains' | 'volumes' | 'macs'>> {

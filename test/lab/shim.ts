@@ -12,6 +12,11 @@ const startTimeoutMs = 600_000;
 /** As containerd makes them. */
 export const newSandboxId = (): string => randomBytes(32).toString('hex');
 
+/** Those that tell a sandbox's pod, as containerd gives them. */
+export function podAnnotations(name: string, namespace: string): Readonly<Record<string, string>> {
+	return {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': namespace};
+}
+
 export class Shim {
 	readonly #socketPath: string;
 
