@@ -1,6 +1,6 @@
 /**
- * Events on pods, for whoever looks at a pod that does not start (`kubectl describe pod`). Told in the background, in order; repeats of an event
- * raise its count. Never in anybody's way: what is too much, or cannot be sent in time, is dropped, and that is said in the log.
+ * Events on pods, for whoever looks at a pod that does not start (`kubectl describe pod`). Told in the background, in order; repeats of an event,
+ * with other numbers perhaps, raise its count. Never in anybody's way: what is too much, or cannot be sent in time, is dropped, and that is said in the log.
  * Of core/v1 rather than events.k8s.io/v1: both are the same objects to the API server, this one asks for no action and no series, and is the one that
  * existing roles allow.
  * Source: Kubernetes API reference, Event v1 core; client-go, tools/record (names, counts, limits).
@@ -114,11 +114,11 @@ export class PodEvents implements AsyncDisposable {
 		const {namespace} = pod;
 		// Also for a repeat: it may be another pod of the same name by now.
 		const uid = pod.uid ?? await this.#uidOf(pod, signal);
-		const key = JSON.stringify([namespace, pod.name, uid, type, reason, message]);
+		const key = JSON.stringify([namespace, pod.name, uid, type, reason, withoutNumbers(message)]);
 		const earlier = this.#sent.get(key);
 		if (earlier !== undefined) {
 			try {
-				await client.patch(events, {namespace, name: earlier.name}, {merge: {count: earlier.count + 1, lastTimestamp: timestamp(at)}}, signal);
+				await client.patch(events, {namespace, name: earlier.name}, {merge: {count: earlier.count + 1, lastTimestamp: timestamp(at), message}}, signal);
 				earlier.count += 1;
 				return;
 			} catch (error) {
@@ -211,6 +211,11 @@ export class PodEvents implements AsyncDisposable {
 		const isFirst = this.#dropped === 1;
 		this.#options.log[isFirst ? 'warn' : 'debug']({pod: `${pod.namespace}/${pod.name}`, event: event.reason, reason, count: this.#dropped}, 'an event of a pod was dropped');
 	}
+}
+
+/** What the same trouble has in common each time that it is told: not how long it took, nor which sandbox and VM of the pod it was. */
+function withoutNumbers(message: string): string {
+	return message.replaceAll(/[\da-f]*\d[\da-f]*/gv, '#');
 }
 
 /** To the second, as `metav1.Time` is. */

@@ -9,7 +9,7 @@ import {testCluster, type TestCluster} from './cluster.ts';
 
 const pod = {name: 'web', namespace: 'default'};
 const failed: PodEvent = {type: 'Warning', reason: 'PodVMStartFailed', message: 'Could not start'};
-const numbered = (number: number): PodEvent => ({...failed, message: `Could not start ${number}`});
+const numbered = (number: number): PodEvent => ({...failed, message: `Could not start ${'again '.repeat(number)}`});
 
 interface World extends TestCluster {
 	readonly events: PodEvents;
@@ -69,6 +69,18 @@ test('a repeat raises the count; another message, another pod and a pod of the s
 	api.put('pods', {metadata: pod, spec: {}});
 	events.tell(pod, failed);
 	t.deepEqual((await stored(4)).map(event => numberAt(event, 'count')).toSorted(), [1, 1, 1, 2]);
+});
+
+test('a repeat with other numbers and sandboxes is one, and what is told last is shown', async t => {
+	const {api, events, stored} = await world(t);
+	const told = [['podvm-web-1a2b3c4d', 10_012], ['podvm-web-99f0e1d2', 9987]].map(([vm, ms]) => ({...failed, message: `Could not reach the agent of ${vm} (stageMs ${ms})`}));
+	for (const event of told) {
+		events.tell(pod, event);
+	}
+
+	await api.until(() => api.calls.some(({plural, verb}) => plural === 'events' && verb === 'patch'));
+	await events[Symbol.asyncDispose]();
+	t.deepEqual((await stored(1)).map(event => [numberAt(event, 'count'), textAt(event, 'message')]), [[2, told[1]?.message]]);
 });
 
 test('a repeat of an event that the API server has forgotten is made anew', async t => {
@@ -154,7 +166,7 @@ test('an API server that is silent holds nobody up: the event is given up after 
 	events.tell(pod, numbered(1));
 	events.tell(pod, numbered(2));
 	t.true(performance.now() - before < 900, 'telling does not wait');
-	t.is(textAt((await stored(1))[0], 'message'), 'Could not start 2');
+	t.is(textAt((await stored(1))[0], 'message'), numbered(2).message);
 	t.true(log.lines.some(({message, fields}) => message === 'an event of a pod could not be written' && /Timed out after 1000 ms/.test(String(fields.err))));
 });
 
