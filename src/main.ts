@@ -68,12 +68,14 @@ function screen(stream: NodeJS.WriteStream): Screen {
 			giveUp(error);
 		}
 	});
-	return {
-		write(text) {
-			stream.write(text);
+	const write = (text: string): void => void stream.write(text);
+	return stream.isTTY ? {
+		write,
+		// Windows are made wider and narrower.
+		get columns() {
+			return stream.columns;
 		},
-		...(stream.isTTY ? {columns: stream.columns} : {}),
-	};
+	} : {write};
 }
 
 /** A container may run under a number that no account has; then the system's answer is an error. */

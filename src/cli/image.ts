@@ -1,5 +1,5 @@
 /** `cloud-api-adaptor image push|list|use|rm|prune`: the operator's side of pod VM images. */
-import {readFile} from 'node:fs/promises';
+import {readFile, stat} from 'node:fs/promises';
 import {join} from 'node:path';
 import {loadSettings, type ValuesOf} from '../config.ts';
 import {AdaptorError, toError} from '../errors.ts';
@@ -138,8 +138,8 @@ async function sourceOf(operand: string | undefined, authFile: string | undefine
 		throw new AdaptorError({code: 'invalid-argument', what: 'There is nothing to push', remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.'});
 	}
 
-	// What looks like a path is one; a reference may have as many slashes.
-	if (/^\.{0,2}\//v.test(operand) || /^[^:]*\.(?:qcow2|raw|img)$/v.test(operand)) {
+	// What looks like a path is one, and what is one; a reference may have as many slashes.
+	if (/^\.{0,2}\//v.test(operand) || /^[^:]*\.(?:qcow2|raw|img)$/v.test(operand) || (!operand.startsWith('oci::') && await isFile(operand))) {
 		return fileSource(operand);
 	}
 
@@ -158,6 +158,10 @@ async function sourceOf(operand: string | undefined, authFile: string | undefine
 		'/root/containers/auth.json',
 	]);
 	return registrySource(new Registry(http, reference, credentials), reference, platform);
+}
+
+async function isFile(path: string): Promise<boolean> {
+	return stat(path).then(stats => stats.isFile(), () => false);
 }
 
 async function readCa(path: string): Promise<readonly string[]> {

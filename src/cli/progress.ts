@@ -12,6 +12,8 @@ const lineMs = 10_000;
 /** How far back the rate looks. */
 const windowMs = 5000;
 const barWidth = 30;
+const leastBarWidth = 5;
+const usualColumns = 80;
 
 /** Disposing leaves the last state on the screen and the cursor on a line of its own. */
 export class Progress implements Disposable {
@@ -72,10 +74,14 @@ export class Progress implements Disposable {
 			return;
 		}
 
-		const filled = Math.round(share * barWidth);
-		const line = `[${'#'.repeat(filled)}${'.'.repeat(barWidth - filled)}] ${text}`;
+		// Some terminals do not know how wide they are, and say 0.
+		const width = (columns === 0 ? usualColumns : columns) - 1;
+		// What is said goes before the bar.
+		const room = Math.min(barWidth, width - text.length - '[] '.length);
+		const filled = Math.round(share * room);
+		const line = room < leastBarWidth ? text : `[${'#'.repeat(filled)}${'.'.repeat(room - filled)}] ${text}`;
 		// To the start of the line, what is to be said, and nothing behind it (ECMA-48, EL).
-		this.#screen.write(`\r${line.slice(0, columns - 1)}\u001B[K`);
+		this.#screen.write(`\r${line.slice(0, width)}\u001B[K`);
 	}
 
 	#bytesPerSecond(): number {

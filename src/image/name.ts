@@ -8,7 +8,7 @@ import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/procedures.ts';
 import {imageStem, readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {thinQcow2} from './qcow2.ts';
-import {change, isInUse, readVolume, volumeOf, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
+import {change, isInUse, readVolume, refresh, volumeOf, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
 import {volumeXml} from './volume-xml.ts';
 
 /** How long libvirt may take to see what it has written. */
@@ -103,8 +103,7 @@ export async function untilSeen(session: LibvirtStorage, pool: StoragePool, name
 		}
 
 		if (look % 10 === 0) {
-			// Refused while something is made in the pool; then it is asked again.
-			await session.call(procedures.storagePoolRefresh, {pool, flags: 0}, signal).catch(() => undefined);
+			await refresh(session, pool, signal);
 		}
 
 		await pause(lookAgainMs, scope.signal).catch(() => signal.throwIfAborted());

@@ -1,15 +1,15 @@
 /**
  * An image becomes a volume of the pool, without a copy in between:
  *
- *   look ──▶ make an empty volume ──▶ note who writes it ──▶ all but the first 64 KiB ──▶ read back ──▶ the first 64 KiB ──▶ libvirt sees it
+ *   look ──▶ make an empty volume ──▶ note who writes it ──▶ all but the first 64 KiB ──▶ read back ──▶ the first 64 KiB, read back ──▶ libvirt sees it
  *
  * What comes last makes it an image: until then it is a raw volume that says at its start that it is not complete (pusher.ts), whatever happens to
- * us, to the connection or to the host. So a version is complete as soon as it looks like one, and its name never has to change.
+ * us, to the connection or to libvirt; a host that loses power may have kept one write and not another, since libvirt has no way to ask for that. So a version is complete as soon as it looks like one, and its name never has to change.
  */
 import {createHash} from 'node:crypto';
 import {AdaptorError} from '../errors.ts';
 import {pause, Scope} from '../lifetime.ts';
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {isLibvirtError, LibvirtConnectionError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
 import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
@@ -59,6 +59,7 @@ export interface PushedImage extends ImageFormat {
 const headBytes = 64 * 1024;
 /** A push that failed removes its volume in this time, whatever its caller's signal says. */
 const unwindTimeoutMs = 60_000;
+const unwindAgainMs = 500;
 /** Names are a second apart; whoever meets another push waits for the next. */
 const nameAttempts = 5;
 
@@ -69,7 +70,7 @@ const nameAttempts = 5;
 export async function pushImage(options: PushOptions, signal: AbortSignal): Promise<PushedImage> {
 	const {session, name, givesName, source, log} = options;
 	const now = options.clock ?? (() => new Date());
-	const {pool, availableBytes} = await openPool(session, options.pool, signal);
+	const {pool, availableBytes} = await openPool(session, options.pool, signal, true);
 	const holdings = await readHoldings(session, pool, signal);
 	if (givesName) {
 		// Before anything is transferred for nothing.
@@ -92,20 +93,29 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	}
 
 	await using undo = new AsyncDisposableStack();
-	const volume = await makeVolume(session, pool, image.size, () => imageVersionName(stem, now(), format.format), signal);
+	const volume = await makeVolume(session, pool, image.size, () => imageVersionName(stem, now(), format.format), log, signal);
 	undo.defer(async () => unwind(session, pool, volume, log));
 	const digest = await upload(options, volume, head, bytes, image.size, signal);
 	const version = await complete(session, pool, volume, head, format, signal);
 	undo.move();
 	if (givesName) {
-		checkName(name, await readHoldings(session, pool, signal));
-		await giveName(session, pool, name, version, signal);
+		try {
+			checkName(name, await readHoldings(session, pool, signal));
+			await giveName(session, pool, name, version, signal);
+		} catch (error) {
+			throw error instanceof AdaptorError && !signal.aborted ? withVersion(error, volume) : error;
+		}
 	}
 
 	return {...format, volume, source: image.name, size: image.size, digest, removed};
 }
 
-async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigint, newName: () => string, signal: AbortSignal): Promise<string> {
+/** What was transferred is not lost, and that is said. */
+function withVersion({code, what, where, remedy = ''}: AdaptorError, volume: string): AdaptorError {
+	return new AdaptorError({code, what, where: {...where, version: volume}, remedy: `${remedy} The new version itself is complete: "cloud-api-adaptor image use ${volume}" gives it the name.`.trim()});
+}
+
+async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigint, newName: () => string, log: Logger, signal: AbortSignal): Promise<string> {
 	for (let attempt = 1; ; attempt++) {
 		const name = newName();
 		try {
@@ -113,6 +123,11 @@ async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigi
 			await change(session, procedures.storageVolCreateXml, {pool, xml: volumeXml(name, 'raw', size), flags: 0}, signal);
 			return name;
 		} catch (error) {
+			if (!(error instanceof LibvirtError)) {
+				// There was no answer, but there may be a volume. Nobody else's: that would have been the answer.
+				await unwind(session, pool, name, log);
+			}
+
 			if (!isLibvirtError(error, libvirtCode.storageVolExist) || attempt === nameAttempts) {
 				throw error;
 			}
@@ -122,7 +137,7 @@ async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigi
 	}
 }
 
-/** Writes all but the head, and reads it back. @returns the digest of the whole image */
+/** Writes all but the head, and reads that back. @returns the digest of the whole image */
 async function upload({session, pool, onProgress, pusher}: PushOptions, volume: string, head: Buffer, bytes: Bytes, size: bigint, signal: AbortSignal): Promise<string> {
 	const note = writeNote(pusher ?? await thisPusher());
 	// The volume is new, so what is not written is zero.
@@ -157,20 +172,33 @@ async function upload({session, pool, onProgress, pusher}: PushOptions, volume: 
 
 	const digest = sent.digest('hex');
 	if (found.digest('hex') !== digest || done !== size) {
-		throw new AdaptorError({
-			code: 'data-loss',
-			what: 'Could not push the image: what was read back from the volume is not what was written',
-			where: {pool, volume},
-			remedy: 'Look at the storage of the KVM host and its log, then push again.',
-		});
+		throw notWhatWasWritten(pool, volume);
 	}
 
 	return `sha256:${digest}`;
 }
 
+function notWhatWasWritten(pool: string, volume: string): AdaptorError {
+	return new AdaptorError({
+		code: 'data-loss',
+		what: 'Could not push the image: what was read back from the volume is not what was written',
+		where: {pool, volume},
+		remedy: 'Look at the storage of the KVM host and its log, then push again.',
+	});
+}
+
 /** From here on the volume is an image. */
 async function complete(session: LibvirtStorage, pool: StoragePool, volume: string, head: Buffer, {format, virtualSize}: ImageFormat, signal: AbortSignal): Promise<Volume> {
 	await session.upload(volumeOf(pool.name, volume), once(head), {offset: 0, length: head.length}, signal);
+	const found = createHash('sha256');
+	for await (const chunk of session.download(volumeOf(pool.name, volume), {length: head.length}, signal)) {
+		found.update(chunk);
+	}
+
+	if (!found.digest().equals(createHash('sha256').update(head).digest())) {
+		throw notWhatWasWritten(pool.name, volume);
+	}
+
 	return untilSeen(session, pool, volume, seen => seen.format === format && seen.capacity === virtualSize && seen.backingPath === undefined, signal);
 }
 
@@ -178,9 +206,26 @@ async function complete(session: LibvirtStorage, pool: StoragePool, volume: stri
 async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string, log: Logger): Promise<void> {
 	using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed push');
 	try {
-		await deleteVolume(session, pool.name, volume, scope.signal);
+		// What ended the push may have been the end of every connection, which not all of them have noticed yet.
+		while (!await deleted(session, pool, volume, scope.signal)) {
+			await pause(unwindAgainMs, scope.signal);
+		}
 	} catch (error) {
 		log.warn({pool: pool.name, volume, err: error}, 'could not remove an incomplete image: the next push or prune does');
+	}
+}
+
+/** @returns false when the answer was lost with the connection */
+async function deleted(session: LibvirtStorage, pool: StoragePool, volume: string, signal: AbortSignal): Promise<boolean> {
+	try {
+		await deleteVolume(session, pool.name, volume, signal);
+		return true;
+	} catch (error) {
+		if (error instanceof LibvirtConnectionError) {
+			return false;
+		}
+
+		throw error;
 	}
 }
 

@@ -90,10 +90,12 @@ function imagePath(path: string, text: string): string {
 }
 
 function refused(text: string, why: string): AdaptorError {
+	const shown = text.replace(/[^\/:@]*:[^\/@]*@(?!sha(?:256|512):)/v, '…@');
 	return new AdaptorError({
 		code: 'invalid-argument',
 		what: `Could not read the image reference: ${why}`,
-		where: {reference: text.length > 300 ? `${text.slice(0, 300)}…` : text},
+		// A password has no place in a reference, but may have been put there.
+		where: {reference: shown.length > 300 ? `${shown.slice(0, 300)}…` : shown},
 		remedy: 'Write oci::REPOSITORY[:TAG|@DIGEST][::PATH], such as oci::quay.io/openshift_sandboxed_containers/podvm:latest::/image/podvm.qcow2.',
 	});
 }

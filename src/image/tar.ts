@@ -171,7 +171,12 @@ function records(content: Buffer): Map<string, string> {
 			throw damaged('an extended header has a record that is none');
 		}
 
-		found.set(content.toString('utf8', space + 1, equals), content.toString('utf8', equals + 1, end - 1));
+		const key = content.toString('utf8', space + 1, equals);
+		// No other says anything here, and those of a global header are kept.
+		if (key === 'path' || key === 'size' || key.startsWith('GNU.sparse.')) {
+			found.set(key, content.toString('utf8', equals + 1, end - 1));
+		}
+
 		at = end;
 	}
 

@@ -3,7 +3,7 @@
  * All of it is libvirt's word of this moment, nothing is remembered.
  */
 import {AdaptorError} from '../errors.ts';
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type Domain, type Procedure, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
@@ -54,9 +54,16 @@ export function volumeOf(pool: string, name: string): StorageVol {
 	return {pool, name, key: ''};
 }
 
-/** @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or does not keep volumes as files */
-export async function openPool(session: LibvirtStorage, name: string, signal: AbortSignal): Promise<{readonly pool: StoragePool; readonly availableBytes: bigint}> {
+/**
+ * @param looksAnew whether libvirt looks at its files and its free space first: it knows neither files that were copied there nor what others took
+ * @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or does not keep volumes as files
+ */
+export async function openPool(session: LibvirtStorage, name: string, signal: AbortSignal, looksAnew = false): Promise<{readonly pool: StoragePool; readonly availableBytes: bigint}> {
 	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal);
+	if (looksAnew) {
+		await refresh(session, pool, signal);
+	}
+
 	const {state, available} = await session.call(procedures.storagePoolGetInfo, {pool}, signal);
 	if (state !== running) {
 		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the storage pool: it is not active', where: {pool: name}, remedy: `Start it with "virsh pool-start ${name}" on the KVM host.`});
@@ -69,6 +76,15 @@ export async function openPool(session: LibvirtStorage, name: string, signal: Ab
 	}
 
 	return {pool, availableBytes: available};
+}
+
+/** Refused while something is made in the pool, or it is not active: then it is as libvirt knows it. */
+export async function refresh(session: LibvirtStorage, pool: StoragePool, signal: AbortSignal): Promise<void> {
+	await change(session, procedures.storagePoolRefresh, {pool, flags: 0}, signal).catch((error: unknown) => {
+		if (!(error instanceof LibvirtError)) {
+			throw error;
+		}
+	});
 }
 
 /** @returns undefined when there is none of this name */

@@ -140,6 +140,8 @@ const table = {
 	/** Makes what the pool stands on, such as its directory. */
 	storagePoolBuild: changes(79, struct({pool: storagePool, flags: u32}), nothing),
 	storagePoolDestroy: changes(80, struct({pool: storagePool}), nothing),
+	/** Forgets a pool that is not active; its directory stays. */
+	storagePoolUndefine: changes(82, struct({pool: storagePool}), nothing),
 	storagePoolSetAutostart: changes(90, struct({pool: storagePool, autostart: i32}), nothing),
 	storageVolLookupByName: reads(95, struct({pool: storagePool, name: string}), struct({vol: storageVol})),
 	storageVolLookupByPath: reads(97, struct({path: string}), struct({vol: storageVol})),

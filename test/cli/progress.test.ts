@@ -16,7 +16,7 @@ function transfer(progress: Progress, label: string, time: {now: number}, second
 }
 
 test('on a terminal one line is drawn over itself, not too often, within its columns', t => {
-	const {screen: terminal, written} = screen(60);
+	const {screen: terminal, written} = screen(80);
 	const time = {now: 0};
 	{
 		using progress = new Progress({screen: terminal, clock: () => time.now});
@@ -24,11 +24,21 @@ test('on a terminal one line is drawn over itself, not too often, within its col
 	}
 
 	t.true(written.length < 20 * 10 + 5, String(written.length));
-	t.true(written.slice(0, -1).every(text => text.startsWith('\r') && text.length <= 60 + '\r\u001B[K'.length));
-	t.regex(written[100] ?? '', /^\r\[#+\.+\] Uploading +50 %/v);
+	t.true(written.slice(0, -1).every(text => text.startsWith('\r') && text.length < 80 + '\r\u001B[K'.length));
+	t.regex(written[100] ?? '', /^\r\[#+\.+\] Uploading +50 % +100 MiB of 200 MiB +10 MiB\/s +10\.0 s left\u001B\[K$/v);
 	t.is(written.at(-1), '\n');
 	t.regex(written.at(-2) ?? '', /100 %/v);
 });
+
+for (const [columns, shown] of [[0, /^\r\[#+\.+\] Uploading +50 %.*left\u001B\[K$/v], [62, /^\rUploading +50 %.*left\u001B\[K$/v], [20, /^\rUploading +50 %.{1,5}\u001B\[K$/v]] as const) {
+	test(`on a terminal of ${columns} columns, what is said goes before the bar`, t => {
+		const {screen: terminal, written} = screen(columns);
+		const time = {now: 0};
+		using progress = new Progress({screen: terminal, clock: () => time.now});
+		transfer(progress, 'Uploading', time, 20);
+		t.regex(written[100] ?? '', shown);
+	});
+}
 
 test('a wide terminal shows bytes, rate and what is left', t => {
 	const {screen: terminal, written} = screen(200);

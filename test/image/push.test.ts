@@ -9,6 +9,7 @@ import {pushImage, type PushedImage, type PushOptions} from '../../src/image/pus
 import {parseImageReference} from '../../src/image/reference.ts';
 import {fileSource, registrySource, type ImageSource} from '../../src/image/source.ts';
 import type {LibvirtStorage} from '../../src/image/volumes.ts';
+import {LibvirtConnectionError} from '../../src/libvirt/errors.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
 import {silentLogger} from '../../src/log.ts';
 import {readBaseVolume} from '../../src/podvm/volumes.ts';
@@ -198,6 +199,26 @@ test('an image that stands under the name by itself is never overwritten: that i
 	t.like(await listImages(catalogueOf(pool), never), [{volume: name, isCurrent: true}, {volume: pushed.volume, isCurrent: false}]);
 });
 
+test('a file that was copied into the pool under the name is found before anything is transferred', async t => {
+	const pool = await storage.pool();
+	await writeFile(`${pool.directory}/${name}`, image.content);
+	await refused(t, push(pool), /image of its own.*never overwritten/v);
+	t.deepEqual(await pool.files(), [name]);
+});
+
+test('a name that is taken during the push keeps it from the version, which stays', async t => {
+	const pool = await storage.pool();
+	const error = await refused(t, push(pool, {source: source(image.content, 100_000, async at => {
+		if (at === 0) {
+			const xml = `<volume><name>${name}</name><capacity>1048576</capacity><target><format type='raw'/></target></volume>`;
+			await storage.session.call(procedures.storageVolCreateXml, {pool: pool.pool, xml, flags: 0}, never);
+		}
+	})}), /image of its own.*The new version itself is complete/v);
+	const {volume = ''} = (await listImages(catalogueOf(pool), never)).find(each => !each.isCurrent) ?? {};
+	t.true(error.message.includes(`image use ${volume}`));
+	t.true((await pool.read(volume)).equals(image.content));
+});
+
 test('a name that others stand on is left to them', async t => {
 	const pool = await storage.pool();
 	const first = await push(pool);
@@ -252,22 +273,24 @@ test('a push that is told to stop leaves nothing', async t => {
 	t.deepEqual(await pool.files(), []);
 });
 
-test('what is read back must be what was written', async t => {
-	const pool = await storage.pool();
-	const session: LibvirtStorage = {
-		call: async (...args) => storage.session.call(...args),
-		upload: async (...args) => storage.session.upload(...args),
-		async* download(...args) {
-			for await (const chunk of storage.session.download(...args)) {
-				const wrong = Buffer.from(chunk);
-				wrong[0] = (wrong[0] ?? 0) ^ 1;
-				yield wrong;
-			}
-		},
-	};
-	await refused(t, push(pool, {session}), /not what was written/v);
-	t.deepEqual(await pool.files(), []);
-});
+for (const [part, isWrong] of [['all of it', () => true], ['the first bytes, which come last', (offset: bigint | number) => offset === 0]] as const) {
+	test(`what is read back must be what was written: ${part}`, async t => {
+		const pool = await storage.pool();
+		const session: LibvirtStorage = {
+			call: async (...args) => storage.session.call(...args),
+			upload: async (...args) => storage.session.upload(...args),
+			async* download(...args) {
+				for await (const chunk of storage.session.download(...args)) {
+					const read = Buffer.from(chunk);
+					read[0] = (read[0] ?? 0) ^ (isWrong(args[1].offset ?? 0) ? 1 : 0);
+					yield read;
+				}
+			},
+		};
+		await refused(t, push(pool, {session}), /not what was written/v);
+		t.deepEqual(await pool.files(), []);
+	});
+}
 
 /** Dies at its nth step: from then on nothing happens any more, no clean-up either. */
 function mortal(steps: number): LibvirtStorage & {readonly died: () => boolean} {
@@ -329,6 +352,24 @@ test('wherever a push dies, no half-made image is taken for one, and the next pu
 	}
 
 	t.true(step > 15, `${step} steps`);
+});
+
+test('a volume whose making was not confirmed goes with the push', async t => {
+	const pool = await storage.pool();
+	const session: LibvirtStorage = {
+		async call(procedure, ...rest) {
+			const result = await storage.session.call(procedure, ...rest);
+			if (procedure.name === procedures.storageVolCreateXml.name) {
+				throw new LibvirtConnectionError(procedure.name, true, undefined, new AdaptorError({code: 'unavailable', what: 'the connection was lost'}));
+			}
+
+			return result;
+		},
+		upload: async (...args) => storage.session.upload(...args),
+		download: (...args) => storage.session.download(...args),
+	};
+	await refused(t, push(pool, {session}), /connection was lost/v);
+	t.deepEqual(await pool.files(), []);
 });
 
 test('a push that is under way is not touched by others, and completes', async t => {
@@ -421,6 +462,10 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 	await using own = await startStorage();
 	const directory = `${own.libvirtd.directory}/images`;
 	const env = {LIBVIRT_URI: own.uri, LIBVIRT_POOL: 'images', LIBVIRT_DIR_NAME: directory};
+	// What cannot be built is forgotten: a better directory is not in the way.
+	const {code: failed, err: why} = await run(t, {...env, LIBVIRT_DIR_NAME: '/proc/none'}, 'push', '-create-pool', image.path);
+	t.is(failed, 1);
+	t.regex(why, /Could not create the storage pool.*\/proc\/none.*LIBVIRT_DIR_NAME/v);
 	const created = await run(t, env, 'push', '-create-pool', image.path);
 	t.is(created.code, 0, created.err);
 	t.regex(created.out, /Pool images: defined in .*\/images, built and started, set to start with the host/v);

@@ -50,6 +50,16 @@ for (const text of [
 	});
 }
 
+test('a reference that is refused is told without a password', t => {
+	for (const text of ['docker://user:sesame@quay.io/org/podvm', 'oci::user:sesame@quay.io:443/org/podvm:tag', 'user:sesame@quay.io/org/podvm::/x']) {
+		const error = t.throws(() => parseImageReference(text), {instanceOf: AdaptorError});
+		t.false(error.message.includes('sesame'));
+		t.true(error.message.includes('@quay.io'));
+	}
+
+	t.regex(t.throws(() => parseImageReference(`Quay.io/x:y@sha256:${'0'.repeat(63)}`)).message, /Quay\.io\/x:y@sha256:0/v);
+});
+
 test('any text is refused, or read as something that means the same when it is written out', t => {
 	const part = fc.oneof(fc.constantFrom('oci::', '::', '/', ':', '@', 'quay.io', 'localhost', sha256, '[::1]', '5000', 'a', '..', '.', '-', '_', '__'), fc.string({maxLength: 4}));
 	fc.assert(fc.property(fc.array(part, {maxLength: 12}).map(parts => parts.join('')), text => {

@@ -26,6 +26,22 @@ test('arguments have the bytes that virsh sends', t => {
 	t.deepEqual(encode(procedures.storagePoolGetInfo.args, {pool: {name: 'default-pool', uuid}}), bodyOf('poolInfoCall'));
 });
 
+test('pools are made, and unmade, by the numbers and arguments that virsh sends', t => {
+	const pool = {name: 'p', uuid: Buffer.from('6695eb01f6a4830479aa97f2502e193f', 'hex')};
+	const sent = <Args>({number, args}: Procedure<Args, unknown>, value: Args): unknown => ({procedure: number, body: encode(args, value)});
+	const recorded = (name: keyof typeof golden): unknown => {
+		const [packet] = [...new PacketDecoder().push(bytesOf(name))];
+		return {procedure: packet?.procedure, body: packet?.body};
+	};
+	const xml = '<pool type=\'dir\'><name>p</name><uuid>6695eb01-f6a4-8304-79aa-97f2502e193f</uuid><target><path>/p</path></target></pool>';
+	t.deepEqual(sent(procedures.storagePoolDefineXml, {xml, flags: 0}), recorded('poolDefineCall'));
+	t.deepEqual(decode(procedures.storagePoolDefineXml.result, bodyOf('poolDefineReply')), {pool});
+	t.deepEqual(sent(procedures.storagePoolBuild, {pool, flags: 0}), recorded('poolBuildCall'));
+	t.deepEqual(sent(procedures.storagePoolCreate, {pool, flags: 0}), recorded('poolCreateCall'));
+	t.deepEqual(sent(procedures.storagePoolSetAutostart, {pool, autostart: 1}), recorded('poolAutostartCall'));
+	t.deepEqual(sent(procedures.storagePoolUndefine, {pool}), recorded('poolUndefineCall'));
+});
+
 test('what libvirtd answers is read', t => {
 	t.deepEqual(decode(procedures.authList.result, bodyOf('authListReply')), {types: [0]});
 	t.is(bodyOf('openReply').length, 0);
