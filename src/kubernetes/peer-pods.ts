@@ -61,7 +61,9 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	readonly #claimed = new Map<string, Announcement>();
 	readonly #tasks = new Set<Promise<void>>();
 	readonly #comparing: Promise<void>;
-	#kindAppears: Promise<void> | undefined;
+	/** Those who wait for the cluster to know PeerPods. */
+	readonly #waiting = new Set<() => void>();
+	#looking: Promise<void> | undefined;
 	/** Refusals that were reported: once is enough. */
 	readonly #told = new Set<string>();
 	#closed: Promise<void> | undefined;
@@ -105,7 +107,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		this.#stopping.abort(new Error('closing'));
 		await abortable(Promise.all(this.#tasks), patience.signal).catch(() => undefined);
 		this.#closing.abort(new Error('closing'));
-		await Promise.all([this.#comparing, ...this.#tasks]);
+		await Promise.all([this.#comparing, this.#looking, ...this.#tasks]);
 	}
 
 	#beginToAnnounce(vm: ClaimedVm): Announcement {
@@ -148,7 +150,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 				if (error instanceof KubernetesError && error.isKindMissing) {
 					this.#tellOnce('missing', error, 'there are no PeerPods in this cluster: nobody will clean up after a node that is lost');
 					onMissing?.();
-					await abortable(this.#kindToAppear(), pauses.signal).catch(() => undefined);
+					await this.#kindToAppear(pauses.signal).catch(() => undefined);
 				} else if (isForGood(error)) {
 					this.#tellOnce(String(error instanceof KubernetesError ? error.status : error), error, 'PeerPods cannot be kept');
 					return;
@@ -236,12 +238,17 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		return patch.length === 0 ? peerPod : client.patch(peerPods, name, {json: patch}, signal);
 	}
 
-	/** One who asks for all who wait. */
-	async #kindToAppear(): Promise<void> {
-		this.#kindAppears ??= this.#lookForKind(this.#stopping.signal).finally(() => {
-			this.#kindAppears = undefined;
-		});
-		return this.#kindAppears;
+	/** One asks for all who wait. Each has a promise of its own: one that may never settle would keep something of everybody who ever waited for it. */
+	async #kindToAppear(signal: AbortSignal): Promise<void> {
+		const {promise, resolve} = Promise.withResolvers<undefined>();
+		const wake = (): void => resolve(undefined);
+		this.#waiting.add(wake);
+		this.#looking ??= this.#lookForKind(this.#stopping.signal).catch(() => undefined);
+		try {
+			await abortable(promise, signal);
+		} finally {
+			this.#waiting.delete(wake);
+		}
 	}
 
 	async #lookForKind(signal: AbortSignal): Promise<void> {
@@ -258,6 +265,11 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 
 			if (this.#told.delete('missing')) {
 				log.info({}, 'the cluster knows PeerPods now');
+			}
+
+			this.#looking = undefined;
+			for (const wake of this.#waiting) {
+				wake();
 			}
 
 			return;
