@@ -16,6 +16,7 @@ module.exports = {
 		)),
 		...['ttrpc', 'libvirt'].map(name => rule(`${name}-is-a-package`, 'Fit to be a package of its own: knows nothing of pods.', {path: `^src/${name}/`}, {path: `^src/(?!${name}/|(lifetime|errors)[.]ts$)`})),
 		rule('only-main-is-the-edge', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$)'}, {path: '^src/main[.]ts$'}),
+		rule('images-are-for-their-commands', 'The daemon loads none of it: it would cost its memory.', {path: '^src/', pathNot: '^src/(image/|cli/image[.]ts$)'}, {path: '^src/image/'}),
 		rule('cli-is-for-main', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$|cli/)'}, {path: '^src/cli/'}),
 		...[['ssh2', '^src/libvirt/'], ['@grpc/', '^src/api/'], ['xmlbuilder2', '^src/(podvm|image)/|^src/libvirt/xml[.]ts$'], ['pino', '^src/log[.]ts$'], ['yaml', '^src/podvm/'], ['smol-toml', '^src/initdata[.]ts$'], ['protobufjs', '^src/ttrpc/']].map(([library, home]) =>
 			rule(`${library.replace(/\W/g, '')}-lives-in-one-place`, 'One third-party library lives in one place.', {path: '^src/', pathNot: home}, {path: `node_modules/${library}`})),
