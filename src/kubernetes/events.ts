@@ -13,6 +13,7 @@ import type {KubernetesClient, NewObject} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
 import {EventLimits, type BucketSize} from './event-limits.ts';
 import type {Kind} from './objects.ts';
+import {pods} from './pods.ts';
 
 export interface PodEventsOptions {
 	readonly client: Pick<KubernetesClient, 'get' | 'create' | 'patch'>;
@@ -46,7 +47,6 @@ const maxWaiting = 500;
 /** Events that a repeat can be recognised of; the API server forgets them after an hour by default. */
 const maxRemembered = 1000;
 
-const pods: Kind<object> = {apiVersion: 'v1', kind: 'Pod', plural: 'pods', isNamespaced: true, read: () => ({})};
 const events: Kind<object> = {apiVersion: 'v1', kind: 'Event', plural: 'events', isNamespaced: true, read: () => ({})};
 
 export class PodEvents implements AsyncDisposable {

@@ -11,15 +11,9 @@ import type {Logger} from '../log.ts';
 import type {ClaimedVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
-import {textAt} from './fields.ts';
-import type {ApiObject, Kind, ObjectName} from './objects.ts';
+import type {ApiObject, ObjectName} from './objects.ts';
 import {claimOf, newPeerPod, ofNode, peerPodFinalizer, peerPodName, peerPods, withoutFinalizer, type Daemon, type PeerPod} from './peer-pod.ts';
-
-const pods: Kind<{readonly mirrorOf: string | undefined}> = {
-	apiVersion: 'v1', kind: 'Pod', plural: 'pods', isNamespaced: true,
-	// The kubelet gives a static pod another UID than the API server has.
-	read: raw => ({mirrorOf: textAt(raw, 'metadata', 'annotations', 'kubernetes.io/config.mirror')}),
-};
+import {isSamePod, pods} from './pods.ts';
 
 export interface PeerPodsOptions extends Daemon {
 	readonly client: KubernetesClient;
@@ -185,8 +179,8 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	/** As the API server has it, which is what its garbage collector goes by. Undefined when the pod is gone, or another one of its name is there. */
 	async #podUid({pod}: ClaimedVm, signal: AbortSignal): Promise<string | undefined> {
 		try {
-			const {metadata: {uid}, mirrorOf} = await this.#options.client.get(pods, {name: pod.name, namespace: pod.namespace}, signal);
-			return pod.uid === undefined || pod.uid === uid || pod.uid === mirrorOf ? uid : undefined;
+			const {metadata} = await this.#options.client.get(pods, {name: pod.name, namespace: pod.namespace}, signal);
+			return isSamePod(pod, metadata) ? metadata.uid : undefined;
 		} catch (error) {
 			if (isNotFound(error)) {
 				return undefined;

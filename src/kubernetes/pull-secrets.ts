@@ -13,6 +13,7 @@ import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
 import {listAt, textAt} from './fields.ts';
 import type {Kind} from './objects.ts';
+import {isSamePod, pods} from './pods.ts';
 import {authJson, parseRegistryAuth, type RegistryAuth} from './registry-auth.ts';
 
 export interface PullSecretsOptions {
@@ -42,8 +43,8 @@ interface PullSecret {
 	readonly data: {readonly format: 'dockerconfigjson' | 'dockercfg'; readonly text: Secret<string>} | undefined;
 }
 
-const pods: Kind<PodSettings> = {
-	apiVersion: 'v1', kind: 'Pod', plural: 'pods', isNamespaced: true,
+const podSettings: Kind<PodSettings> = {
+	...pods,
 	read: raw => ({serviceAccount: textAt(raw, 'spec', 'serviceAccountName') ?? 'default', pullSecrets: namesAt(raw, 'spec', 'imagePullSecrets')}),
 };
 
@@ -94,8 +95,8 @@ export class PullSecrets {
 		};
 
 		const found = await attempt(`pod ${pod.name}`, async () => {
-			const object = await client.get(pods, pod, signal);
-			if (pod.uid !== undefined && object.metadata.uid !== pod.uid) {
+			const object = await client.get(podSettings, pod, signal);
+			if (!isSamePod(pod, object.metadata)) {
 				throw new AdaptorError({code: 'not-found', what: 'The pod of this name is another one'});
 			}
 

@@ -132,6 +132,14 @@ test('another pod of the same name is not asked for its secrets', async t => {
 	t.deepEqual(users(await pullSecrets.pullCredentials({...pod, uid: podUid}, signal)), {a: 'one'});
 });
 
+test('a static pod is the one of its mirror', async t => {
+	const {api, pullSecrets, secret, events, signal} = await world(t, ['one']);
+	secret('one', {a: 'one'});
+	api.put('pods', {metadata: {...pod, annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'}}});
+	t.deepEqual(users(await pullSecrets.pullCredentials({...pod, uid: 'of-the-kubelet'}, signal)), {a: 'one'});
+	t.deepEqual(events, []);
+});
+
 test('a secret of any size is passed on whole', async t => {
 	const {pullSecrets, secret, signal} = await world(t, ['large']);
 	const registries = Array.from({length: 5000}, (_, index) => `registry-${index}.example.com/a/long/path/to/make/it/larger`);
