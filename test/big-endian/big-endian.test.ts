@@ -7,7 +7,7 @@ import {mkdtemp, readdir, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {fileURLToPath} from 'node:url';
-import {Client, credentials} from '@grpc/grpc-js';
+import {Client, credentials, Metadata} from '@grpc/grpc-js';
 import test from 'ava';
 import {AgentClient} from '../lab/agent-client.ts';
 import {run} from '../lab/command.ts';
@@ -144,9 +144,12 @@ async function overGrpc(socketPath: string, request: object): Promise<unknown> {
 	}
 
 	const client = new Client(`unix:${socketPath}`, credentials.createInsecure());
+	// An emulated processor may load the daemon's gRPC for longer than a client waits for a connection by itself.
+	const patience = new Metadata({waitForReady: true});
+	const deadline = Date.now() + 180_000;
 	try {
 		return await new Promise((resolve, reject) => {
-			client.makeUnaryRequest(method.path, method.requestSerialize, method.responseDeserialize, request, (error, response) => error === null ? resolve(response) : reject(error));
+			client.makeUnaryRequest(method.path, method.requestSerialize, method.responseDeserialize, request, patience, {deadline}, (error, response) => error === null ? resolve(response) : reject(error));
 		});
 	} finally {
 		client.close();

@@ -183,7 +183,7 @@ test.serial('when the host breaks, what runs is served, a start and a stop in th
 test.serial('a guest that panics and one that never listens fail their starts with the reason, and leave nothing', async t => {
 	await shim.stopVm(steady.id, signal);
 	t.is(await daemon.stop(), 0);
-	daemon = await startDaemon(lab, {LOG_LEVEL: 'debug', START_TIMEOUT: '12s'}, signal);
+	daemon = await startDaemon(lab, {LOG_LEVEL: 'debug', START_TIMEOUT: '25s'}, signal);
 	const image = (volume: string): Record<string, string> => ({'io.katacontainers.config.hypervisor.image': volume});
 	const [panics, silent] = await Promise.all([create('panics', image('panics.qcow2')), create('silent', image('silent.qcow2'))]);
 	const startedAt = performance.now();
