@@ -1,9 +1,9 @@
 /** The process as a container runs it: arguments and environment in, lines and exit code out. */
 import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {once} from 'node:events';
-import {cp, stat, symlink} from 'node:fs/promises';
+import {cp, readdir, readFile, stat, symlink} from 'node:fs/promises';
 import {connect, createServer, type AddressInfo, type Socket} from 'node:net';
-import {join} from 'node:path';
+import {dirname, join} from 'node:path';
 import {createInterface} from 'node:readline';
 import type {Readable} from 'node:stream';
 import {text} from 'node:stream/consumers';
@@ -12,6 +12,7 @@ import test, {type ExecutionContext} from 'ava';
 import {loadContract} from '../src/api/contract.ts';
 import {TtrpcClient, type ClientMethod} from '../src/ttrpc/client.ts';
 import {directoryOf} from './support/directory.ts';
+import {grpcCall} from './support/grpc-call.ts';
 import {startTestLibvirtd} from './support/libvirtd.ts';
 
 const repository = fileURLToPath(new URL('..', import.meta.url));
@@ -229,23 +230,38 @@ test('whoever stops reading changes nothing: no complaint, and the exit code tha
 	t.is(await outcome('check'), '1');
 });
 
-test('what is built runs as the source does: it finds its package and its contracts', async t => {
-	const directory = await directoryOf(t);
+/** What `npm run build` makes, in another directory. */
+async function compiled(t: ExecutionContext, directory: string): Promise<void> {
 	// Types are lint's business.
-	const compiler = spawn(process.execPath, [join(repository, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.build.json', '--noCheck', '--outDir', join(directory, 'dist')], {cwd: repository, stdio: ['ignore', 'pipe', 'inherit']});
+	const compiler = spawn(process.execPath, [join(repository, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.build.json', '--noCheck', '--outDir', directory], {cwd: repository, stdio: ['ignore', 'pipe', 'inherit']});
 	t.teardown(() => void compiler.kill('SIGKILL'));
 	const [said, [code]] = await Promise.all([text(compiler.stdout), once(compiler, 'exit') as Promise<[number]>]);
 	t.is(code, 0, said);
+}
+
+test('what is built runs as the source does: it finds its package and its contracts', async t => {
+	const directory = await directoryOf(t);
+	const built = join(directory, 'dist');
+	await compiled(t, built);
+	const files = (await readdir(built, {recursive: true})).filter(path => path.endsWith('.js'));
+	const loadedLater = (await Promise.all(files.map(async file => Array.from(
+		(await readFile(join(built, file), 'utf8')).matchAll(/\bimport\(["'](\.[^"']+)/gv), ([, path = '']) => join(dirname(file), path),
+	)))).flat();
+	t.true(loadedLater.includes('api/grpc.js'));
+	t.deepEqual(loadedLater.filter(path => !files.includes(path)), []);
 	// As in the image: dist beside package.json, proto and node_modules.
 	await Promise.all(['package.json', 'proto'].map(async name => cp(join(repository, name), join(directory, name), {recursive: true})));
 	await symlink(join(repository, 'node_modules'), join(directory, 'node_modules'));
-	const main = join(directory, 'dist/main.js');
+	const main = join(built, 'main.js');
 	const version = new Process(t, ['version'], {}, main);
 	t.deepEqual(await version.exited, [0, null]);
 	t.regex(await version.stdout, /^cloud-api-adaptor \d/);
 	const running = await daemon(t, {}, main);
 	await running.event('ready');
 	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
+	// gRPC is loaded with its first connection.
+	t.deepEqual(await grpcCall(running.socketPath, loadContract().hypervisor['Version'], {version: ''}), {version: '0.0.0'});
 	running.child.kill('SIGTERM');
 	t.deepEqual(await running.exited, [0, null]);
 });
+

@@ -7,13 +7,13 @@ import {mkdtemp, readdir, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {fileURLToPath} from 'node:url';
-import {Client, credentials, Metadata} from '@grpc/grpc-js';
 import test from 'ava';
 import {AgentClient} from '../lab/agent-client.ts';
 import {run} from '../lab/command.ts';
 import {Service} from '../lab/service.ts';
 import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
 import {World} from '../network/world.ts';
+import {grpcCall} from '../support/grpc-call.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 import {startSshd} from '../support/sshd.ts';
 import {loadContract} from '../../src/api/contract.ts';
@@ -121,7 +121,7 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 		t.is((await new AgentClient(client).call('Health/Check', {}, signal, 10_000)).status, 'UNKNOWN', 'the VM\'s answer, an empty message');
 	}
 
-	t.deepEqual(await overGrpc(socketPath, {PodName: 'pod', PodNamespace: 'default', Wait: false}), {VMID: instanceName});
+	t.deepEqual(await grpcCall(socketPath, loadContract().podVmInfo['GetInfo'], {PodName: 'pod', PodNamespace: 'default', Wait: false}, 180_000), {VMID: instanceName});
 
 	await shim.stopVm(id, signal);
 	t.deepEqual({domains: await host.domains(), volumes: await host.volumes()}, before);
@@ -134,24 +134,4 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 function program(name: string, argv: readonly string[], env: Readonly<Record<string, string>> = {}): Service {
 	const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...argv], {env: {PATH: process.env['PATH'], HOME: directory, ...env}, stdio: ['ignore', 'ignore', 'pipe'], cwd: '/'});
 	return new Service(name, child);
-}
-
-/** PodVMInfo's only call. */
-async function overGrpc(socketPath: string, request: object): Promise<unknown> {
-	const {podVmInfo: {GetInfo: method}} = loadContract();
-	if (method === undefined) {
-		throw new TypeError('podvminfo.proto has no GetInfo');
-	}
-
-	const client = new Client(`unix:${socketPath}`, credentials.createInsecure());
-	// An emulated processor may load the daemon's gRPC for longer than a client waits for a connection by itself.
-	const patience = new Metadata({waitForReady: true});
-	const deadline = Date.now() + 180_000;
-	try {
-		return await new Promise((resolve, reject) => {
-			client.makeUnaryRequest(method.path, method.requestSerialize, method.responseDeserialize, request, patience, {deadline}, (error, response) => error === null ? resolve(response) : reject(error));
-		});
-	} finally {
-		client.close();
-	}
 }
