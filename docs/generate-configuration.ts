@@ -43,7 +43,7 @@ export function withConfiguration(readme: string): string {
 		`${before}${readmeMarks.begin}`,
 		'| variable | default | what it is |',
 		'| --- | --- | --- |',
-		...all.map(setting => row(`\`${setting.env}\``, defaultCell(setting), `${inShort(setting.description)}${setting.isPending ? ' No effect yet.' : ''}`)),
+		...all.map(setting => row(`\`${setting.env}\``, defaultCell(setting), inShort(setting.description))),
 		`${readmeMarks.end}${after}`,
 	].join('\n');
 }
@@ -69,7 +69,7 @@ function settingsTable(rows: readonly Setting[]): string[] {
 	return [
 		'| variable | flag | default | expected | description |',
 		'| --- | --- | --- | --- | --- |',
-		...rows.map(setting => row(`\`${setting.env}\``, flagCell(setting.flag), defaultCell(setting), expectedCell(setting), `${setting.description}${setting.isPending ? ' No effect yet.' : ''}`)),
+		...rows.map(setting => row(`\`${setting.env}\``, flagCell(setting.flag), defaultCell(setting), expectedCell(setting), setting.description)),
 	];
 }
 

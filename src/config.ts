@@ -234,13 +234,6 @@ function warningsAbout(env: Texts, flags: Texts, {libvirtUri}: Pick<Parsed, 'lib
 		}
 	}
 
-	for (const setting of Object.values<Setting>(settings)) {
-		const asked = given(setting, env, flags);
-		if (setting.isPending && asked !== undefined && asked.text !== setting.default) {
-			warnings.push({name: asked.name, reason: 'has no effect yet'});
-		}
-	}
-
 	return warnings.map(warning => Object.freeze(warning));
 }
 

@@ -26,8 +26,6 @@ export interface Setting<T = unknown> {
 	readonly description: string;
 	/** Shown in messages; the default where there is one. */
 	readonly example?: string;
-	/** Checked, but nothing reads it yet: the operator is warned when it differs from its default. */
-	readonly isPending?: true;
 }
 
 /** By the names that the values have in the code. */

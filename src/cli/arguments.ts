@@ -199,7 +199,7 @@ function commandHelp(command: CommandName): string[] {
 function settingLines(all: readonly Setting[]): string[] {
 	return sections.filter(section => all.some(each => each.section === section)).flatMap(section => ['', section, ...all
 		.filter(each => each.section === section)
-		.flatMap(setting => [`  ${heading(setting)}`, ...wrapped(`${setting.description.replaceAll('`', '')}${setting.isPending ? ' No effect yet.' : ''}`, 92).map(line => `        ${line}`)])]);
+		.flatMap(setting => [`  ${heading(setting)}`, ...wrapped(setting.description.replaceAll('`', ''), 92).map(line => `        ${line}`)])]);
 }
 
 function heading({env, flag, default: usual, defaultIs, example}: Setting): string {

@@ -3,6 +3,7 @@
  * Pure: knows neither files nor connections, and decides nothing about what an unknown key should lead to.
  */
 import {createHash, createHmac} from 'node:crypto';
+import {matchesGlob} from './glob.ts';
 
 export interface KnownHosts {
 	readonly entries: readonly KnownHost[];
@@ -120,31 +121,8 @@ function matches(hosts: HostMatcher, name: string): boolean {
 		case 'hashed':
 			return createHmac('sha1', hosts.salt).update(name).digest().equals(hosts.hash);
 		case 'patterns':
-			return hosts.allow.some(pattern => globMatches(pattern, name)) && !hosts.deny.some(pattern => globMatches(pattern, name));
+			return hosts.allow.some(pattern => matchesGlob(pattern, name)) && !hosts.deny.some(pattern => matchesGlob(pattern, name));
 	}
-}
-
-/** `*` is any text, `?` any one character. In time proportional to the product of the lengths, whatever the pattern. */
-function globMatches(pattern: string, text: string): boolean {
-	let at = 0;
-	let star = -1;
-	let starText = 0;
-	for (let position = 0; position < text.length;) {
-		if (pattern[at] === '*') {
-			star = at++;
-			starText = position;
-		} else if (pattern[at] === '?' || pattern[at] === text[position]) {
-			at++;
-			position++;
-		} else if (star >= 0) {
-			at = star + 1;
-			position = ++starText;
-		} else {
-			return false;
-		}
-	}
-
-	return /^\**$/.test(pattern.slice(at));
 }
 
 function parseLine(line: string): Omit<KnownHost, 'line'> | string {

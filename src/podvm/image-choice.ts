@@ -3,6 +3,7 @@
  * never by a path, never a disk of a pod VM, and only what LIBVIRT_ALLOWED_IMAGES allows, where that is set. Pure.
  */
 import {AdaptorError} from '../errors.ts';
+import {matchesGlob} from '../libvirt/glob.ts';
 import {checkedText} from '../libvirt/xml.ts';
 import type {BaseVolume} from './volumes.ts';
 
@@ -58,29 +59,4 @@ export function checkIsNoOverlay(image: string, {isOverlay}: Pick<BaseVolume, 'i
 			remedy: 'Make it whole with "qemu-img convert -O qcow2" and upload that under another name, or make it the configured image (LIBVIRT_VOL_NAME).',
 		});
 	}
-}
-
-/**
- * Whether the whole text fits: `*` stands for any characters or none, `?` for one (a UTF-16 unit), everything else for itself.
- * At most one step back for each character, however many stars there are: no pattern makes it slow.
- */
-export function matchesGlob(pattern: string, text: string): boolean {
-	let [at, star, resume] = [0, -1, 0];
-	for (let position = 0; position < text.length;) {
-		if (pattern[at] === '*') {
-			star = at++;
-			resume = position;
-		} else if (at < pattern.length && (pattern[at] === '?' || pattern[at] === text[position])) {
-			at++;
-			position++;
-		} else if (star >= 0) {
-			// The last star takes one more.
-			at = star + 1;
-			position = ++resume;
-		} else {
-			return false;
-		}
-	}
-
-	return /^\**$/.test(pattern.slice(at));
 }

@@ -62,7 +62,7 @@ function complaints({command = [], args = [], env: own = []}: Container, {HOME: 
 			...Object.keys(env).filter(name => !known.has(name)).map(name => `${name} is no setting`),
 			...own.map(({name}) => name).filter(name => name !== 'HOME' && !read.has(name)).map(name => `${name} is not read by ${parsed.command}`),
 			// What is announced and not in effect yet is no mistake of a manifest.
-			...warnings.filter(({name}) => known.get(name)?.isPending !== true).map(({name, reason}) => `${name}: ${reason}`),
+			...warnings.map(({name, reason}) => `${name}: ${reason}`),
 		];
 	} catch (error) {
 		if (error instanceof ConfigError) {
