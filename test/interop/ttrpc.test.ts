@@ -6,7 +6,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError, codeOf} from '../../src/errors.ts';
 import {connect, type CallOptions, type TtrpcClient} from '../../src/ttrpc/client.ts';
 import {statusCode, TtrpcError} from '../../src/ttrpc/status.ts';
 import {method, serve} from '../ttrpc/peers.ts';
@@ -121,5 +121,6 @@ test('the reference client is answered by our server', async t => {
 		deadline: {code: 4},
 		afterwards: {code: 0, value: 'still here'},
 	});
-	t.like(await aborted.promise, {code: 'deadline-exceeded'});
+	// The reference client keeps the time, too, and is gone soon after: on a busy machine its end is noticed before our own clock is looked at.
+	t.true(['deadline-exceeded', 'cancelled'].includes(codeOf(await aborted.promise)));
 });
