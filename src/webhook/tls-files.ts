@@ -87,6 +87,7 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 }
 
 async function readPair(directory: string): Promise<Pair> {
-	const [cert, key] = await Promise.all(['tls.crt', 'tls.key'].map(async name => readFile(join(directory, name), 'utf8')));
-	return {cert: cert ?? '', key: new Secret(key ?? '')};
+	// One after the other: of two that are missing it is always the same that is told.
+	const cert = await readFile(join(directory, 'tls.crt'), 'utf8');
+	return {cert, key: new Secret(await readFile(join(directory, 'tls.key'), 'utf8'))};
 }

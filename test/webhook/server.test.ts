@@ -119,9 +119,11 @@ test('a half-written pair, a broken one and none at all keep the old one, which 
 	await until(() => warnings() === 2);
 	await put('tls.crt', 'no certificate');
 	await until(() => warnings() === 3);
+	// One file goes after the other: it may be said of each.
 	await rm(secret.directory, {recursive: true});
-	await until(() => warnings() === 4);
+	await until(() => warnings() >= 4);
 	t.is((await fresh.call({body: question})).status, 200);
+	t.true(warnings() <= 5);
 	t.deepEqual([...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))], ['new TLS certificate cannot be used, the old one is kept']);
 	t.notRegex(JSON.stringify(log.lines), /PRIVATE KEY/);
 });
