@@ -11,6 +11,7 @@ import {isNotFound, KubernetesError} from './errors.ts';
 import {listAt, textAt} from './fields.ts';
 import type {ApiObject, Kind} from './objects.ts';
 import {claimOf, peerPods, withoutFinalizer, type Claim, type PeerPod} from './peer-pod.ts';
+import {pods} from './pods.ts';
 
 interface WithReadiness {
 	readonly isReady: boolean;
@@ -18,9 +19,7 @@ interface WithReadiness {
 
 const isReady = (raw: unknown): boolean => listAt(raw, 'status', 'conditions').some(condition => textAt(condition, 'type') === 'Ready' && textAt(condition, 'status') === 'True');
 const nodes: Kind<WithReadiness> = {apiVersion: 'v1', kind: 'Node', plural: 'nodes', isNamespaced: false, read: raw => ({isReady: isReady(raw)})};
-const pods: Kind<WithReadiness & {readonly node: string | undefined}> = {
-	apiVersion: 'v1', kind: 'Pod', plural: 'pods', isNamespaced: true, read: raw => ({isReady: isReady(raw), node: textAt(raw, 'spec', 'nodeName')}),
-};
+const daemonPods: Kind<WithReadiness & {readonly node: string | undefined}> = {...pods, read: raw => ({isReady: isReady(raw), node: textAt(raw, 'spec', 'nodeName')})};
 
 export interface ControllerOptions extends AbandonmentPolicy {
 	readonly client: KubernetesClient;
@@ -150,7 +149,7 @@ class Cleaner {
 
 	async #nodes(signal: AbortSignal): Promise<(name: string) => NodeView> {
 		const {client, namespace, daemonSelector} = this.#options;
-		const [all, daemons] = await Promise.all([client.list(nodes, {}, signal), client.list(pods, {namespace, labelSelector: daemonSelector}, signal)]);
+		const [all, daemons] = await Promise.all([client.list(nodes, {}, signal), client.list(daemonPods, {namespace, labelSelector: daemonSelector}, signal)]);
 		const ready = new Map(all.items.map(({metadata, isReady: is}) => [metadata.name, is]));
 		const served = new Set(daemons.items.flatMap(({isReady: is, node}) => is && node !== undefined ? [node] : []));
 		return name => ({exists: ready.has(name), isReady: ready.get(name) === true, hasDaemon: served.has(name)});
