@@ -1,6 +1,6 @@
 /**
  * The server's certificate and key, as files that somebody else replaces: kubelet swaps the symbolic link `..data` of a mounted secret,
- * others write the two files one after the other. Whatever is seen in between is refused and the last good pair kept.
+ * others write the two files one after the other. Whatever is seen in between is refused and the last good pair kept; it is told when it lasts.
  * Looks every few seconds rather than watching: two small files, and no file system's notifications to depend on.
  */
 import {createPrivateKey, X509Certificate} from 'node:crypto';
@@ -32,7 +32,9 @@ interface Pair {
  */
 export async function followTlsFiles({directory, tls, intervalMs, log, onChange}: TlsFilesOptions): Promise<AsyncDisposable> {
 	let used: Pair | undefined;
-	let failure: string | undefined;
+	/** What the last look met, and what of that has been told. */
+	let met: string | undefined;
+	let told: string | undefined;
 	const look = async (): Promise<void> => {
 		const pair = await readPair(directory);
 		if (pair.cert === used?.cert && pair.key.reveal() === used.key.reveal()) {
@@ -51,7 +53,6 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 		const {fingerprint256: certificate, validFrom, validTo} = leaf;
 		log.info({path: directory, certificate, reason: `valid from ${validFrom} to ${validTo}`}, 'TLS certificate loaded');
 		used = pair;
-		failure = undefined;
 	};
 
 	try {
@@ -68,12 +69,18 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 
 	let looking: Promise<void> | undefined;
 	const timer = setInterval(() => {
-		looking ??= look().catch((err: unknown) => {
-			// Said once: the same trouble is met again at the next look.
-			if (failure !== String(err)) {
-				failure = String(err);
+		looking ??= look().then(() => {
+			met = undefined;
+			told = undefined;
+		}, (err: unknown) => {
+			const trouble = String(err);
+			// A pair that is swapped between the reading of one file and of the other looks broken, once. What lasts is told, once too.
+			if (met === trouble && told !== trouble) {
+				told = trouble;
 				log.warn({path: directory, err}, 'new TLS certificate cannot be used, the old one is kept');
 			}
+
+			met = trouble;
 		}).finally(() => {
 			looking = undefined;
 		});

@@ -39,7 +39,11 @@ test('images that would make the host open another file, or that it cannot read,
 
 	await refused(await create('backed', '-b', plain, '-F', 'qcow2'), /backing file/v);
 	await refused(await create('data', '-o', `data_file=${directory}/outside.raw`), /external data file/v);
-	await refused(await create('luks', '--object', 'secret,id=s,data=x', '-o', 'encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'), /encrypted/v);
+	// Its header says LUKS. qemu-img itself would time its key derivation first, and gives up where the clock of CPU time is coarse.
+	const encrypted = await readFile(plain);
+	encrypted.writeUInt32BE(2, 32);
+	await writeFile(`${directory}/luks`, encrypted);
+	await refused(`${directory}/luks`, /encrypted/v);
 	const corrupt = await readFile(plain);
 	corrupt.writeBigUInt64BE(2n, 72);
 	await writeFile(`${directory}/corrupt`, corrupt);

@@ -49,7 +49,8 @@ test('the guest reads what the adaptor\'s writer writes, and what a YAML library
 			const document = {write_files: [{path: '/a', content: value}, {path: '/b', content: 'end'}]};
 			const text = `#cloud-config\n${stringify(document, {defaultKeyType: 'PLAIN', ...layouts[index % layouts.length]})}`;
 			return {text, files: (parse(text) as typeof document).write_files.map(entry => [entry.path, entry.content])};
-		}),
+		// In double quotes the library folds in the middle of a surrogate pair, too: that is no UTF-8 that a file could hold.
+		}).filter(({text}) => text.isWellFormed()),
 	];
 	const file = join(directory, 'cases.json');
 	await writeFile(file, JSON.stringify(cases));

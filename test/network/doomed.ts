@@ -6,7 +6,8 @@ export interface Doomed {
 	readonly shell: readonly string[];
 	readonly ownNetns: string;
 	readonly pod: string;
-	readonly vm: string;
+	/** Without it, the network is only reserved. */
+	readonly vm?: string;
 }
 
 const {shell, ownNetns, pod, vm} = JSON.parse(process.argv[2] ?? '') as Doomed;
@@ -19,6 +20,9 @@ await networks.check(signal);
 process.stdout.write('begin\n');
 const network = await networks.reserve('doomed', pod, signal);
 process.stdout.write(`${JSON.stringify(network)}\n`);
-await networks.attach(network, vm, signal);
-process.stdout.write('attached\n');
+if (vm !== undefined) {
+	await networks.attach(network, vm, signal);
+	process.stdout.write('attached\n');
+}
+
 setInterval(() => undefined, 60_000);
