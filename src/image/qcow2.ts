@@ -4,6 +4,7 @@
  * Source: QEMU, docs/interop/qcow2.txt. The format is big-endian on every machine.
  */
 import {AdaptorError} from '../errors.ts';
+import {foreignImage} from '../sandbox/foreign-image.ts';
 
 export interface ImageFormat {
 	readonly format: 'qcow2' | 'raw';
@@ -26,24 +27,6 @@ const sector = 512n;
 /** Far more than any pod VM has, far less than what makes tools stumble. */
 const maxVirtualSize = 1n << 46n;
 
-/** Starts of files that are neither, but may be taken for raw: whoever uploads one will not be happy with it. */
-const foreign: ReadonlyArray<readonly [magic: Buffer, name: string]> = [
-	[Buffer.from([0x1f, 0x8b]), 'a gzip file'],
-	[Buffer.from([0xfd, 0x37, 0x7a, 0x58, 0x5a, 0x00]), 'an xz file'],
-	[Buffer.from([0x28, 0xb5, 0x2f, 0xfd]), 'a zstd file'],
-	[Buffer.from('BZh'), 'a bzip2 file'],
-	[Buffer.from('PK\x03\x04'), 'a zip file'],
-	[Buffer.from('KDMV'), 'a VMDK image'],
-	[Buffer.from('vhdxfile'), 'a VHDX image'],
-	[Buffer.from('conectix'), 'a VHD image'],
-	[Buffer.from('<<< '), 'a VDI image'],
-	[Buffer.from('QED\0'), 'a QED image'],
-	[Buffer.from('LUKS\xba\xbe', 'latin1'), 'an encrypted (LUKS) image'],
-	[Buffer.from('\x7fELF', 'latin1'), 'a program'],
-	[Buffer.from('<'), 'a web page or XML'],
-	[Buffer.from('{'), 'JSON'],
-];
-
 /**
  * @param head the first 64 KiB, or all of a smaller file
  * @param fileSize bytes
@@ -54,7 +37,7 @@ export function readImageFormat(head: Buffer, fileSize: bigint): ImageFormat {
 		return {format: 'qcow2', virtualSize: readQcow2(head, fileSize)};
 	}
 
-	const [, name] = foreign.find(([start]) => head.subarray(0, start.length).equals(start)) ?? [];
+	const name = foreignImage(head);
 	if (name !== undefined) {
 		throw notAnImage(`it is ${name}`, 'Unpack it, or convert it with "qemu-img convert -O qcow2", and push the result.');
 	}

@@ -72,7 +72,7 @@ const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Find
 	['base volume: qcow2 that was only created', baseVolumeFinding('p', 'v', {...volume, allocatedBytes: 200_704n}), 'failure', /nothing was uploaded/, /image push/],
 	['base volume: itself an overlay', baseVolumeFinding('p', 'v', {...volume, header: qcow2([0, 0, 0, 0, 0, 0, 2, 0])}), 'warning', /overlay/, /Flatten/],
 	['base volume: compressed', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.of(0x1f, 0x8b, 8)}), 'failure', /gzip/, /Unpack/],
-	['base volume: a page that a download answered instead', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.from('<!DOCTYPE html>')}), 'failure', /HTML/, /image push/],
+	['base volume: a page that a download answered instead', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.from('<!DOCTYPE html>')}), 'failure', /web page/, /image push/],
 	['base volume: a disk of another hypervisor', baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', header: Buffer.from('KDMV\x01')}), 'failure', /VMDK/, /convert/],
 	['base volume: that cannot be read', baseVolumeFinding('p', 'v', {...volume, header: {unreadable: 'not supported'}}), 'warning', /not supported.*what libvirt says/, /qemu-img info/],
 
