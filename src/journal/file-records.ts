@@ -5,7 +5,7 @@
 import {randomBytes} from 'node:crypto';
 import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
 import {join} from 'node:path';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError, toError} from '../errors.ts';
 import type {Logger} from '../log.ts';
 import type {SandboxId} from '../sandbox/ports.ts';
 import {parseRecord, recordText, type SandboxRecord, type SandboxRecords} from '../sandbox/records.ts';
@@ -63,23 +63,23 @@ export class FileRecords implements SandboxRecords {
 		});
 	}
 
-	async readAll(): Promise<readonly SandboxRecord[]> {
-		const directories = await readdir(this.#podsDir, {withFileTypes: true}).catch(missingIsEmpty);
-		const records = await Promise.all(directories.filter(entry => entry.isDirectory()).map(async ({name}) => this.#read(name)));
-		return records.filter(record => record !== undefined);
-	}
-
-	async #read(id: SandboxId): Promise<SandboxRecord | undefined> {
+	async read(id: SandboxId): Promise<SandboxRecord | undefined> {
 		const path = join(this.#podsDir, id, fileName);
 		let text: string;
 		try {
 			text = await readFile(path, 'utf8');
 		} catch (error) {
-			if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) {
-				this.#log.error({path, err: error}, 'a sandbox record cannot be read and is passed over');
+			if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
+				return undefined;
 			}
 
-			return undefined;
+			throw new AdaptorError({
+				code: 'unavailable',
+				what: `Could not read the sandbox's record: ${toError(error).message}`,
+				where: {sandboxId: id, path},
+				remedy: 'Check that PODS_DIR can be read.',
+				cause: error,
+			});
 		}
 
 		try {
@@ -90,6 +90,15 @@ export class FileRecords implements SandboxRecords {
 			this.#log.error({path: `${path}.bad`, err: error}, 'a sandbox record is damaged or foreign and was set aside');
 			return undefined;
 		}
+	}
+
+	async readAll(): Promise<readonly SandboxRecord[]> {
+		const directories = await readdir(this.#podsDir, {withFileTypes: true}).catch(missingIsEmpty);
+		const records = await Promise.all(directories.filter(entry => entry.isDirectory()).map(async ({name}) => this.read(name).catch((error: unknown) => {
+			this.#log.error({path: join(this.#podsDir, name, fileName), err: error}, 'a sandbox record cannot be read and is passed over');
+			return undefined;
+		})));
+		return records.filter(record => record !== undefined);
 	}
 }
 

@@ -25,7 +25,12 @@ export interface SandboxRecords {
 	write(record: SandboxRecord): Promise<void>;
 	/** Succeeds when there is none. */
 	remove(id: SandboxId): Promise<void>;
-	/** All of them. What is torn or foreign is set aside, and said. */
+	/**
+	 * Undefined when there is none, or none any more: what is torn or foreign is set aside, and said.
+	 * @throws AdaptorError 'unavailable' when that cannot be told
+	 */
+	read(id: SandboxId): Promise<SandboxRecord | undefined>;
+	/** All of them, each as `read` has it; one that cannot be read is passed over, and said. */
 	readAll(): Promise<readonly SandboxRecord[]>;
 }
 

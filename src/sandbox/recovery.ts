@@ -123,10 +123,10 @@ const lookAgainMs = 500;
  * @returns undefined when it is as it was
  */
 export async function movedOn(
-	{id, state}: Pick<SandboxRecord, 'id' | 'state'>, records: Pick<SandboxRecords, 'readAll'>, halfMadeGraceMs: Promise<number>, signal: AbortSignal,
+	{id, state}: Pick<SandboxRecord, 'id' | 'state'>, records: Pick<SandboxRecords, 'read'>, halfMadeGraceMs: Promise<number>, signal: AbortSignal,
 ): Promise<MovedOn | undefined> {
 	for (let leftMs = await abortable(halfMadeGraceMs, signal); ; leftMs -= lookAgainMs) {
-		const latest = (await records.readAll()).find(record => record.id === id);
+		const latest = await records.read(id);
 		if (latest?.state !== state) {
 			return {verdict: 'moved-on', to: latest};
 		}

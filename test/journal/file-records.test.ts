@@ -31,8 +31,10 @@ test('a record is read as it was written, and the last one counts', async t => {
 	await records.write(running);
 	await records.write({...created, id: 'b', state: 'stopping'});
 	t.deepEqual([...await records.readAll()].sort((one, other) => one.id.localeCompare(other.id)), [running, {...created, id: 'b', state: 'stopping'}]);
+	t.deepEqual(await records.read('a'), running);
 	await records.remove('a');
 	await records.remove('a');
+	t.is(await records.read('a'), undefined);
 	await records.remove('b');
 	t.deepEqual(await records.readAll(), []);
 	t.deepEqual(await readdir(podsDir), []);
@@ -86,6 +88,15 @@ for (const [kind, text] of [
 		t.is(await readFile(join(podsDir, 'a', 'sandbox.json.bad'), 'utf8'), text);
 		t.deepEqual(log.lines.map(({level, message}) => [level, message]), [['error', 'a sandbox record is damaged or foreign and was set aside']]);
 	});
+
+	test(`a record that is ${kind} is set aside when it is read alone`, async t => {
+		const podsDir = await directoryOf(t);
+		const records = new FileRecords(podsDir, recordingLog());
+		await mkdir(join(podsDir, 'a'));
+		await writeFile(join(podsDir, 'a', 'sandbox.json'), text);
+		t.is(await records.read('a'), undefined);
+		t.deepEqual(await readdir(join(podsDir, 'a')), ['sandbox.json.bad']);
+	});
 }
 
 test('any text is a record or data loss, and nothing else', t => {
@@ -96,6 +107,17 @@ test('any text is a record or data loss, and nothing else', t => {
 			return error instanceof AdaptorError && error.code === 'data-loss';
 		}
 	})));
+});
+
+test('a record that cannot be read is an error of its own reading, and one that the reading of all passes over and reports', async t => {
+	const podsDir = await directoryOf(t);
+	const log = recordingLog();
+	const records = new FileRecords(podsDir, log);
+	await mkdir(join(podsDir, 'a', 'sandbox.json'), {recursive: true});
+	await records.write({...created, id: 'c'});
+	t.like(await t.throwsAsync<AdaptorError>(records.read('a'), {message: /EISDIR.*PODS_DIR/}), {code: 'unavailable', where: {sandboxId: 'a'}});
+	t.deepEqual(await records.readAll(), [{...created, id: 'c'}]);
+	t.deepEqual(log.lines.map(({level, message}) => [level, message]), [['error', 'a sandbox record cannot be read and is passed over']]);
 });
 
 test('a record that cannot be written is an error that names the setting', async t => {

@@ -109,6 +109,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const hookedRecords: SandboxRecords = {
 		write: async record => hooked('records.write', never, async () => records.write(record)),
 		remove: async id => hooked('records.remove', never, async () => records.remove(id)),
+		read: async id => records.read(id),
 		readAll: async () => records.readAll(),
 	};
 	const registry = new SandboxRegistry({

@@ -12,6 +12,11 @@ export class InMemorySandboxRecords implements SandboxRecords {
 		this.#texts.delete(id);
 	}
 
+	async read(id: string): Promise<SandboxRecord | undefined> {
+		const text = this.#texts.get(id);
+		return text === undefined ? undefined : JSON.parse(text) as SandboxRecord;
+	}
+
 	async readAll(): Promise<readonly SandboxRecord[]> {
 		return [...this.#texts.values()].map(text => JSON.parse(text) as SandboxRecord);
 	}
