@@ -16,12 +16,15 @@ import {SshProbe} from './libvirt/ssh-probe.ts';
 import type {SshOptions} from './libvirt/ssh-connection.ts';
 import type {SshUri} from './libvirt/uri.ts';
 import type {NetworkProbe} from './network/probe.ts';
+import type {HostCapabilities} from './podvm/host-capabilities.ts';
 import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool, observeSecureExecution} from './podvm/host-probe.ts';
 import {observeIdentity} from './relay/identity-probe.ts';
 
 export interface ChecksOptions {
 	readonly config: Config;
 	readonly session: LibvirtSession;
+	/** Of the session's host. */
+	readonly capabilities: HostCapabilities;
 	readonly network: NetworkProbe;
 	readonly ssh: Omit<SshOptions, 'log'>;
 	readonly now?: () => Date;
@@ -42,7 +45,7 @@ const usualRemedies: Readonly<Record<Check['subject'], string>> = {
 	node: 'Look at this node itself: its load, its kernel\'s messages, and what the text names.',
 };
 
-export function composeChecks({config, session, network, ssh, now = () => new Date()}: ChecksOptions): Checks {
+export function composeChecks({config, session, capabilities, network, ssh, now = () => new Date()}: ChecksOptions): Checks {
 	const {libvirtUri: uri, pool, baseVolume, network: networkName, vxlanPort, forwarderPort, hostInterface, customCa} = config;
 	const probe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
 	const demand = async (signal: AbortSignal): Promise<Demand> => ({
@@ -58,11 +61,11 @@ export function composeChecks({config, session, network, ssh, now = () => new Da
 		},
 		{
 			name: 'guests', subject: 'host', needs: ['libvirt'], timeoutMs: capabilitiesTimeoutMs,
-			run: async signal => guestFinding(await observeGuests(session, config.cpuset, signal)),
+			run: async signal => guestFinding(await observeGuests(capabilities, config.cpuset, signal)),
 		},
 		{
 			name: 'secure-execution', subject: 'host', needs: ['guests'],
-			run: async signal => secureExecutionFinding(await observeSecureExecution(session, signal), !config.disableCvm),
+			run: async signal => secureExecutionFinding(await observeSecureExecution(capabilities, signal), !config.disableCvm),
 		},
 		{
 			name: 'memory', subject: 'host', needs: ['libvirt'],

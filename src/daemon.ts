@@ -11,6 +11,7 @@ import type {Logger} from './log.ts';
 import {openPipe} from './libvirt/open-pipe.ts';
 import {LibvirtSession} from './libvirt/session.ts';
 import {createPodNetworks} from './network/pod-networks.ts';
+import {HostCapabilities} from './podvm/host-capabilities.ts';
 import {networkAddress} from './podvm/network-address.ts';
 import {createPodVms} from './podvm/pod-vms.ts';
 import {openIdentity} from './relay/identity.ts';
@@ -78,8 +79,10 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, ...ssh}), uri: uri.remoteUri, log}));
 	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it and goes on trying.
 	session.connect(signal).catch(() => undefined);
+	const capabilities = new HostCapabilities(session);
 	const podVms = createPodVms({
 		session,
+		capabilities,
 		pool: config.pool,
 		network: config.network,
 		volumeName: config.baseVolume,
@@ -105,7 +108,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	}));
 	await networks.check(signal);
 
-	const checks = composeChecks({config, session, network: networks.probe, ssh});
+	const checks = composeChecks({config, session, capabilities, network: networks.probe, ssh});
 	if (config.cloudConfigVerify) {
 		refuseFailures(await checkAndLog(checks, log, signal));
 	}

@@ -13,6 +13,7 @@ import {LibvirtSession} from '../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../src/libvirt/uri.ts';
 import {silentLogger} from '../src/log.ts';
 import {createNetworkProbe} from '../src/network/probe.ts';
+import {HostCapabilities} from '../src/podvm/host-capabilities.ts';
 import {checkAndLog} from '../src/start-checks.ts';
 import {directoryOf} from './support/directory.ts';
 import {startTestLibvirtd, type TestLibvirtd} from './support/libvirtd.ts';
@@ -71,7 +72,7 @@ async function found(t: ExecutionContext, uri: string, env: Readonly<Record<stri
 		await prepare();
 	}
 
-	using checks = composeChecks({config, session, network, ssh});
+	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
 	const results: CheckResult[] = [];
 	for await (const result of runChecks(checks.list, {checkTimeoutMs: 3000, totalTimeoutMs: 20_000}, never)) {
 		results.push(result);
@@ -187,7 +188,7 @@ test('each has a remedy for whatever fails without one; when all have been made,
 	const config = await configOf(t, uriOf({port: own.port, key: own.userKey, knownHosts, socket}));
 	await using session = new LibvirtSession({openPipe: openPipe(parseLibvirtUri(`test:///default?socket=${socket}`), {...ssh, log: silentLogger}), uri: 'test:///default'});
 	await using network = createNetworkProbe(config.vxlanPort);
-	const checks = composeChecks({config, session, network, ssh});
+	const checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
 	t.true(checks.list.every(({remedy}) => remedy?.endsWith('.')), 'whatever fails says what to do');
 	const failures = await checkAndLog(checks, silentLogger, never);
 	t.false(failures.some(({name}) => name === 'ssh' || name === 'clock'));

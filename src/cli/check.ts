@@ -10,6 +10,7 @@ import type {Finding, Status} from '../check/finding.ts';
 import {runChecks, type CheckResult} from '../check/run-checks.ts';
 import {composeChecks} from '../checks.ts';
 import {loadConfig} from '../config.ts';
+import {HostCapabilities} from '../podvm/host-capabilities.ts';
 import {exitCode, type CommandContext, type Screen} from './command.ts';
 import {wrapped} from './text.ts';
 
@@ -20,7 +21,7 @@ export async function check({env, flags, host, surroundings: {home, user, sshAge
 	// What they would log is what the findings say.
 	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
 	await using network = createNetworkProbe(config.vxlanPort);
-	using checks = composeChecks({config, session, network, ssh});
+	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
 	const titles = {host: `KVM host ${config.libvirtUri.text}`, node: `Worker node ${config.nodeName}`};
 	const results: CheckResult[] = [];
 	const asJson = flags['json'] === 'true';

@@ -7,9 +7,8 @@ import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/errors.ts';
 import {procedures} from '../libvirt/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, readXml, type XmlElement} from '../libvirt/xml.ts';
-import {hostSupport, type HostSupport} from './host-support.ts';
+import type {HostCapabilities} from './host-capabilities.ts';
 import {checkCpuset} from './kvm-host.ts';
-import {readSecureExecutionSupport} from './secure-execution.ts';
 import {VmSlots} from './vm-slots.ts';
 import {readBaseVolume, volumeOf} from './volumes.ts';
 
@@ -31,17 +30,16 @@ export async function observeLibvirt(session: Calls & Pick<LibvirtSession, 'conn
 }
 
 /** @throws 'failed-precondition' for a host that runs no s390x guests at all, or lacks CPUs of `cpuset` */
-export async function observeGuests(session: Calls, cpuset: string | undefined, signal: AbortSignal): Promise<GuestObservation> {
-	const support = await readSupport(session, signal);
+export async function observeGuests(capabilities: HostCapabilities, cpuset: string | undefined, signal: AbortSignal): Promise<GuestObservation> {
+	const support = await capabilities.support(signal);
 	checkCpuset(cpuset, support.cpus);
 	return support;
 }
 
 /** @throws as `observeGuests` */
-export async function observeSecureExecution(session: Calls, signal: AbortSignal): Promise<SecureExecutionObservation> {
-	const support = await readSupport(session, signal);
+export async function observeSecureExecution(capabilities: HostCapabilities, signal: AbortSignal): Promise<SecureExecutionObservation> {
 	try {
-		return await readSecureExecutionSupport(session, support, signal);
+		return await capabilities.secureExecution(signal);
 	} catch (error) {
 		// No failure where nobody asks for it; where it is asked for, a start fails just so.
 		if (!(error instanceof LibvirtError)) {
@@ -53,10 +51,6 @@ export async function observeSecureExecution(session: Calls, signal: AbortSignal
 			remedy: 'Update libvirt on the KVM host, and check the driver in LIBVIRT_URI and what its user may do.',
 		};
 	}
-}
-
-async function readSupport(session: Calls, signal: AbortSignal): Promise<HostSupport> {
-	return hostSupport((await session.call(procedures.connectGetCapabilities, undefined, signal)).capabilities);
 }
 
 /** VIR_NODE_MEMORY_STATS_ALL_CELLS (libvirt-host.h). */

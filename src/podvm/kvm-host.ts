@@ -1,18 +1,18 @@
 /**
- * What has to be known of the KVM host before a VM is defined on it: asked once a connection, for a new connection may be to a host that was
- * updated. Refuses what the host cannot do, so that a start fails before it has left a trace.
+ * What has to be known of the KVM host before a VM is defined on it. Refuses what the host cannot do, so that a start fails before it has left a
+ * trace; where confidential VMs are asked for, it tells of each new connection whether they can be had.
  */
 import {AdaptorError} from '../errors.ts';
-import {abortable} from '../lifetime.ts';
 import {formatCpuset, parseCpuset} from '../libvirt/cpuset.ts';
-import {procedures} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
-import {hostSupport, type HostSupport} from './host-support.ts';
+import type {HostCapabilities} from './host-capabilities.ts';
+import type {HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import {readSecureExecutionSupport, secureExecutionUnavailable, type SecureExecutionSupport} from './secure-execution.ts';
+import {secureExecutionUnavailable} from './secure-execution.ts';
 
 export interface KvmHostOptions {
-	readonly session: LibvirtCalls;
+	readonly session: Pick<LibvirtCalls, 'onState'>;
+	readonly capabilities: HostCapabilities;
 	/** LIBVIRT_CPUSET */
 	readonly cpuset?: string;
 	/** Whether pod VMs are to be confidential ones. */
@@ -20,18 +20,11 @@ export interface KvmHostOptions {
 	readonly log: Logger;
 }
 
-interface Answers {
-	readonly support: HostSupport;
-	/** Asked for only when it is wanted. */
-	readonly secureExecution: SecureExecutionSupport | undefined;
-}
-
 /** The session bounds its calls itself. */
 const unconditional = new AbortController().signal;
 
 export class KvmHost {
 	readonly #options: KvmHostOptions;
-	#answers: Promise<Answers> | undefined;
 	#connections = 0;
 	#warnedOfEmulation = false;
 
@@ -40,7 +33,6 @@ export class KvmHost {
 		this.#options = options;
 		options.session.onState(({name}) => {
 			if (name === 'connected') {
-				this.forget();
 				this.#connections++;
 				if (options.launchSecurity !== undefined) {
 					void this.#tellOfSecureExecution(this.#connections);
@@ -51,18 +43,25 @@ export class KvmHost {
 
 	/** Something failed that an update of the host may explain: ask again. */
 	forget(): void {
-		this.#answers = undefined;
+		this.#options.capabilities.forget();
 	}
 
 	/** @throws AdaptorError 'failed-precondition' when the host cannot run what is configured; else as `LibvirtSession.call` */
 	async support(signal: AbortSignal): Promise<HostSupport> {
-		const {support, secureExecution} = await abortable(this.#ask(), signal);
+		const {capabilities, cpuset, launchSecurity, log} = this.#options;
+		const support = await capabilities.support(signal);
+		if (support.domainType === 'qemu' && !this.#warnedOfEmulation) {
+			this.#warnedOfEmulation = true;
+			log.warn({domainType: 'qemu'}, 'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only');
+		}
+
+		const secureExecution = launchSecurity === undefined ? undefined : await capabilities.secureExecution(signal);
 		if (secureExecution?.supported === false) {
 			throw secureExecutionUnavailable(secureExecution);
 		}
 
 		try {
-			checkCpuset(this.#options.cpuset, support.cpus);
+			checkCpuset(cpuset, support.cpus);
 		} catch (error) {
 			// CPUs come and go while libvirt runs.
 			this.forget();
@@ -72,47 +71,20 @@ export class KvmHost {
 		return support;
 	}
 
-	/** One question for all who ask at the same time: hence none of their signals. */
-	async #ask(): Promise<Answers> {
-		const answers = this.#answers ?? this.#read();
-		this.#answers = answers;
-		try {
-			return await answers;
-		} catch (error) {
-			if (this.#answers === answers) {
-				this.forget();
-			}
-
-			throw error;
-		}
-	}
-
-	async #read(): Promise<Answers> {
-		const {session, launchSecurity, log} = this.#options;
-		const {capabilities} = await session.call(procedures.connectGetCapabilities, undefined, unconditional);
-		const support = hostSupport(capabilities);
-		if (support.domainType === 'qemu' && !this.#warnedOfEmulation) {
-			this.#warnedOfEmulation = true;
-			log.warn({domainType: 'qemu'}, 'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only');
-		}
-
-		return {support, secureExecution: launchSecurity === undefined ? undefined : await readSecureExecutionSupport(session, support, unconditional)};
-	}
-
 	/** At once rather than at the first pod's expense. Never throws. */
 	async #tellOfSecureExecution(connection: number): Promise<void> {
-		const {log} = this.#options;
+		const {capabilities, log} = this.#options;
 		try {
-			const {secureExecution} = await this.#ask();
+			const secureExecution = await capabilities.secureExecution(unconditional);
 			// A call that lost its connection is made again on the next one, which tells by itself.
 			if (connection !== this.#connections) {
 				return;
 			}
 
-			if (secureExecution?.supported === false) {
-				log.error({err: secureExecutionUnavailable(secureExecution)}, 'confidential VMs are asked for, and the KVM host cannot run them: no pod VM will start');
-			} else {
+			if (secureExecution.supported) {
 				log.info({}, 'the KVM host can run confidential VMs');
+			} else {
+				log.error({err: secureExecutionUnavailable(secureExecution)}, 'confidential VMs are asked for, and the KVM host cannot run them: no pod VM will start');
 			}
 		} catch (error) {
 			log.debug({err: error}, 'could not see whether the KVM host can run confidential VMs: asked again at the next start');

@@ -22,6 +22,7 @@ import {cidataIso} from './cidata.ts';
 import {ConsoleTail} from './console-tail.ts';
 import {domainXml} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
+import type {HostCapabilities} from './host-capabilities.ts';
 import type {HostSupport} from './host-support.ts';
 import {checkIsNoOverlay, chosenImage} from './image-choice.ts';
 import {KvmHost} from './kvm-host.ts';
@@ -35,6 +36,8 @@ import {cidataVolumeName, cidataVolumeXml, createVolume, readBaseVolume, rootVol
 
 export interface PodVmsOptions {
 	readonly session: LibvirtCalls;
+	/** Of the session's host. */
+	readonly capabilities: HostCapabilities;
 	/** LIBVIRT_POOL */
 	readonly pool: string;
 	/** LIBVIRT_NET */

@@ -6,6 +6,7 @@ import {procedures} from '../../src/libvirt/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
+import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
 import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool, observeSecureExecution} from '../../src/podvm/host-probe.ts';
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
 import {baseCapacity, baseVolume, intercept, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
@@ -36,29 +37,31 @@ test('who answers, and how quickly', async t => {
 });
 
 test('a host without s390x says so', async t => {
-	await t.throwsAsync(observeGuests(made, undefined, signal), {message: /cannot run s390x/});
+	await t.throwsAsync(observeGuests(new HostCapabilities(made), undefined, signal), {message: /cannot run s390x/});
 });
 
 test('a driver that cannot be asked for Secure Execution, or refuses to tell, has none', async t => {
-	const cannot = await observeSecureExecution(host.calls, signal);
+	const cannot = await observeSecureExecution(new HostCapabilities(host.calls), signal);
 	t.regex('reason' in cannot ? cannot.reason : '', /^its libvirt cannot tell \(.*not supported.*\)$/);
 	const {capabilities} = await host.calls.call(procedures.connectGetCapabilities, undefined, signal);
-	const refuses = await observeSecureExecution({
+	const refuses = await observeSecureExecution(new HostCapabilities({
+		onState: listener => storage.onState(listener),
 		call: async (procedure, args, ...rest) => procedure.name === procedures.connectGetCapabilities.name
 			? {capabilities: capabilities.replaceAll('/usr/bin/qemu-system-s390x', '/nonexistent')} as never
 			: storage.call(procedure, args, ...rest),
-	}, signal);
+	}), signal);
 	t.regex('reason' in refuses ? refuses.reason : '', /^its libvirt cannot tell \(.*\/nonexistent.*\)$/);
 });
 
 test('the guests\' machine is told; CPUs that the host does not have are an error', async t => {
-	t.like(await observeGuests(host.calls, '0', signal), {domainType: 'qemu', machine: 's390-ccw-virtio-7.2'});
+	t.like(await observeGuests(new HostCapabilities(host.calls), '0', signal), {domainType: 'qemu', machine: 's390-ccw-virtio-7.2'});
 	const {capabilities} = await host.calls.call(procedures.connectGetCapabilities, undefined, signal);
 	const calls = intercept(host.calls);
 	const topology = '<topology><cells><cell id="0"><cpus num="1"><cpu id="0"/></cpus></cell></cells></topology>';
 	calls.answer = procedure => procedure === procedures.connectGetCapabilities.name ? {capabilities: capabilities.replace('</host>', `${topology}</host>`)} : undefined;
-	t.like(await observeGuests(calls, '0', signal), {domainType: 'qemu'});
-	await t.throwsAsync(observeGuests(calls, '0-1', signal), {message: /LIBVIRT_CPUSET names CPUs/});
+	const capabilitiesWithCpus = new HostCapabilities(calls);
+	t.like(await observeGuests(capabilitiesWithCpus, '0', signal), {domainType: 'qemu'});
+	await t.throwsAsync(observeGuests(capabilitiesWithCpus, '0-1', signal), {message: /LIBVIRT_CPUSET names CPUs/});
 });
 
 test('memory is what is free and what caches would give back; a driver that does not know both tells what it has', async t => {

@@ -6,6 +6,8 @@ import {AdaptorError} from '../../src/errors.ts';
 import type {SessionState} from '../../src/libvirt/session-options.ts';
 import {procedures} from '../../src/libvirt/procedures.ts';
 import {child, children, readXml} from '../../src/libvirt/xml.ts';
+import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
+import {observeGuests, observeSecureExecution} from '../../src/podvm/host-probe.ts';
 import type {PodVmsOptions} from '../../src/podvm/pod-vms.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';
@@ -137,6 +139,17 @@ test('the host is asked once a connection: a new one may be to a host that was u
 	t.is(others.length, 0, 'one error line a connection');
 	t.regex(line?.message ?? '', /no pod VM will start/);
 	t.like(line?.fields.err, {code: 'failed-precondition'});
+});
+
+test('those who look around and those who start VMs share what one connection was asked', async t => {
+	const pool = await host.pool();
+	const calls = intercept(host.calls);
+	calls.answer = name => name === 'connectGetDomainCapabilities' ? {capabilities: protecting} : undefined;
+	const capabilities = new HostCapabilities(calls);
+	const vms = podVmsOn(calls, pool, {capabilities, launchSecurity: 's390-pv'});
+	await Promise.all([observeGuests(capabilities, undefined, never), observeSecureExecution(capabilities, never), vms.start(specOf(), never)]);
+	await vms.start(specOf(), never);
+	t.deepEqual(calls.made.filter(name => name.endsWith('Capabilities')).sort(), ['connectGetCapabilities', 'connectGetDomainCapabilities']);
 });
 
 test('of those who ask at the same time, one that gives up does not take the answer from the others', async t => {

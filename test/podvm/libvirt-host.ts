@@ -14,6 +14,7 @@ import type {OpenPipe} from '../../src/libvirt/pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
 import {silentLogger} from '../../src/log.ts';
+import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
 import type {LibvirtCalls} from '../../src/podvm/libvirt-calls.ts';
 import {createPodVms, type PodVmsOptions} from '../../src/podvm/pod-vms.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
@@ -101,7 +102,7 @@ async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<
 
 /** Options for a daemon on this host; a node of its own unless told. */
 export function optionsFor(session: LibvirtCalls, pool: TestPool, more: Partial<PodVmsOptions> = {}): PodVmsOptions {
-	return {session, pool: pool.name, network: 'default', volumeName: baseVolume, rootDiskSizeGib: 10, cluster: 'test', node: randomBytes(6).toString('hex'), log: silentLogger, ...more};
+	return {session, capabilities: new HostCapabilities(session), pool: pool.name, network: 'default', volumeName: baseVolume, rootDiskSizeGib: 10, cluster: 'test', node: randomBytes(6).toString('hex'), log: silentLogger, ...more};
 }
 
 export function podVmsOn(session: LibvirtCalls, pool: TestPool, more: Partial<PodVmsOptions> = {}): PodVms {
