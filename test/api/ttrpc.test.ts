@@ -131,7 +131,7 @@ test('a caller that hangs up or whose deadline passes aborts its call', async t 
 
 test('disposing lets a call finish, takes no new connection, and removes the socket', async t => {
 	const held = gate();
-	const {path, server} = await serving(t, {start: async (_id, signal) => held.pass(signal)}, 5000);
+	const {path, server} = await serving(t, {start: async (_id, signal) => held.pass(signal)}, 60_000);
 	const call = clientAt(t, path).call(method(hypervisor, 'StartVM'), {id: 'a'}, {}, never);
 	await held.entered;
 	const disposed = server[Symbol.asyncDispose]();

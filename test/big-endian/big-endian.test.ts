@@ -69,10 +69,11 @@ for (const [name, cases] of Object.entries(vectors)) {
 }
 
 test('libvirt is reached over ssh, with every kind of cipher that a host may insist on', async t => {
+	t.timeout(600_000);
 	await using libvirtd = await startTestLibvirtd();
 	await using hosts = new AsyncDisposableStack();
 	const uris = await Promise.all(['aes128-gcm@openssh.com', 'chacha20-poly1305@openssh.com', 'aes256-ctr'].map(async cipher => {
-		const sshd = hosts.use(await startSshd({config: [`Ciphers ${cipher}`], hostKeys: ['ed25519']}));
+		const sshd = hosts.use(await startSshd({config: [`Ciphers ${cipher}`, 'LoginGraceTime 600'], hostKeys: ['ed25519']}));
 		const knownHosts = join(sshd.directory, 'known_hosts');
 		await writeFile(knownHosts, await sshd.knownHostsLine('ed25519'));
 		return `test+ssh://root@${sshd.host}:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${knownHosts}`;
@@ -81,6 +82,7 @@ test('libvirt is reached over ssh, with every kind of cipher that a host may ins
 });
 
 test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its network, and leaves nothing when it is stopped', async t => {
+	t.timeout(600_000);
 	await using host = await startKvmHost(directory);
 	await using world = await World.create();
 	await world.addVm(1);
@@ -118,7 +120,7 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 	t.deepEqual(await world.tunnel(netnsPath, network['vxlan-id']), {remote: addressOfFirstVm});
 	{
 		await using client = await connect(agentSocket, signal);
-		t.is((await new AgentClient(client).call('Health/Check', {}, signal, 10_000)).status, 'UNKNOWN', 'the VM\'s answer, an empty message');
+		t.is((await new AgentClient(client).call('Health/Check', {}, signal, 180_000)).status, 'UNKNOWN', 'the VM\'s answer, an empty message');
 	}
 
 	t.deepEqual(await grpcCall(socketPath, loadContract().podVmInfo['GetInfo'], {PodName: 'pod', PodNamespace: 'default', Wait: false}, 180_000), {VMID: instanceName});
@@ -127,7 +129,7 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 	t.deepEqual({domains: await host.domains(), volumes: await host.volumes()}, before);
 	t.is(await world.tunnel(netnsPath, network['vxlan-id']), 'none');
 	t.deepEqual(await readdir(podsDir), []);
-	t.is(await daemon.stop(), 0);
+	t.is(await daemon.stop(180_000), 0);
 });
 
 /** A program that says on standard error what it is doing, and dies with this process. */

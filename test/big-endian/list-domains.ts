@@ -6,10 +6,14 @@ import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {silentLogger} from '../../src/log.ts';
 
 const {signal} = new AbortController();
+/** A handshake takes an emulated processor seconds, and a busy machine more. */
+const patience = {connectTimeoutMs: 300_000, callTimeoutMs: 300_000};
 const found = [];
 for (const text of process.argv.slice(2)) {
 	const uri = parseLibvirtUri(text);
-	await using session = new LibvirtSession({uri: uri.remoteUri, openPipe: openPipe(uri, {log: silentLogger, home: '/nonexistent', user: 'root', agentSocket: undefined})});
+	await using session = new LibvirtSession({
+		uri: uri.remoteUri, openPipe: openPipe(uri, {log: silentLogger, home: '/nonexistent', user: 'root', agentSocket: undefined, ...patience}), ...patience,
+	});
 	await session.connect(signal);
 	const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);
 	found.push(domains.map(({name}) => name));

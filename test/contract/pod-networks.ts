@@ -14,7 +14,7 @@ export interface PodNetworksHarness extends AsyncDisposable {
 }
 
 export function podNetworksContract(test: TestFn, name: string, makeHarness: () => Promise<PodNetworksHarness>): void {
-	const signal = (): AbortSignal => AbortSignal.timeout(30_000);
+	const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 	const contract = (claim: string, check: (t: ExecutionContext, harness: PodNetworksHarness) => Promise<void>): void => {
 		test(`${name}: ${claim}`, async t => {
 			await using harness = await makeHarness();

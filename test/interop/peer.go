@@ -78,14 +78,14 @@ func serve(path string) error {
 			}
 			return text, nil
 		}),
-		// Tells of the request's metadata and deadline.
+		// Tells of the request's metadata, and of its deadline to the minute: some of the time has passed.
 		"CreateVM": answers(func(ctx context.Context, _ string) (string, error) {
 			metadata, _ := ttrpc.GetMetadata(ctx)
 			values, _ := metadata.Get("key")
 			deadline, ok := ctx.Deadline()
 			seconds := 0.0
 			if ok {
-				seconds = time.Until(deadline).Round(time.Second).Seconds()
+				seconds = time.Until(deadline).Round(time.Minute).Seconds()
 			}
 			return fmt.Sprintf("%s %g", strings.Join(values, ","), seconds), nil
 		}),

@@ -31,7 +31,7 @@ async function referenceServer(t: ExecutionContext): Promise<{client: TtrpcClien
 		rmSync(directory, {recursive: true});
 	});
 	await once(server.stdout, 'data');
-	const client = await connect(path, AbortSignal.timeout(10_000), {maxMessageLength: 6 << 20});
+	const client = await connect(path, AbortSignal.timeout(60_000), {maxMessageLength: 6 << 20});
 	t.teardown(async () => client.close());
 	return {client, kill: () => void server.kill()};
 }

@@ -179,7 +179,7 @@ test('a creation that was cut off and cannot be undone yet is tried again', asyn
 
 test('a creation that the daemon before is still at is left alone, and its sandbox taken up', async t => {
 	const {before, go, creation} = await creatingHeld(t, 'networks.reserve', 'after');
-	const after = await before.restart({halfMadeGraceMs: 30});
+	const after = await before.restart({halfMadeGraceMs: 60_000});
 	go();
 	await creation;
 	await after.registry.start('a', never);
@@ -236,7 +236,7 @@ test('a start that the daemon before is still at is left alone, and its sandbox 
 	await before.registry.create(pod('a'), never);
 	const start = before.registry.start('a', never);
 	await reached.promise;
-	const after = await before.restart({halfMadeGraceMs: 30});
+	const after = await before.restart({halfMadeGraceMs: 60_000});
 	go.resolve(undefined);
 	await start;
 	await after.registry.start('a', never);
@@ -289,7 +289,7 @@ test('a start that the daemon before brings to a bad end leaves no sandbox', asy
 	await before.registry.create(pod('a'), never);
 	const start = t.throwsAsync(before.registry.start('a', never));
 	await reached.promise;
-	const after = await before.restart({halfMadeGraceMs: 30});
+	const after = await before.restart({halfMadeGraceMs: 60_000});
 	fail.resolve(undefined);
 	await start;
 	await t.throwsAsync(after.registry.start('a', never), {message: /no such sandbox/});
@@ -401,13 +401,19 @@ test('a VM whose sandbox another daemon has on record is no orphan', async t => 
 	const after = await before.restart({orphanGraceMs: 0});
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
-	for (let looks = 0; looks < 5; looks++) {
-		await after.podVms.list(never);
-		await new Promise(resolve => {
-			setTimeout(resolve, 3);
-		});
-	}
+	// It looks at the VMs again and again; with the third look, what the first made of them would be done.
+	const looked = Promise.withResolvers<undefined>();
+	const list = after.podVms.list.bind(after.podVms);
+	let looks = 0;
+	after.podVms.list = async signal => {
+		if (++looks === 3) {
+			looked.resolve(undefined);
+		}
 
+		return list(signal);
+	};
+
+	await looked.promise;
 	t.is((await before.podVms.list(never)).length, 1);
 });
 

@@ -64,7 +64,7 @@ export function world(t: ExecutionContext, options: WorldOptions = {}): World {
 }
 
 function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World {
-	const {before = () => undefined, after = () => undefined, createTimeoutMs = 60_000, startTimeoutMs = 60_000, agentTimeoutMs = 60_000, cleanupTimeoutMs = 5000} = options;
+	const {before = () => undefined, after = () => undefined, createTimeoutMs = 60_000, startTimeoutMs = 60_000, agentTimeoutMs = 60_000, cleanupTimeoutMs = 60_000} = options;
 	const {networks, records, cluster} = node;
 	const podVms = new InMemoryPodVms({host: node.host});
 	const relays = new InMemoryAgentRelays({anyAddress: true});

@@ -38,7 +38,7 @@ test('a call carries request, deadline and metadata, and returns the response', 
 	}});
 	const client = await peer.client();
 	const request = {id: 'a', annotations: {k: 'v'}, networkNamespacePath: '/n'};
-	const answer = await client.call(method('CreateVM'), request, {timeoutMs: 10_000, metadata: {one: '1', two: ['2', '3']}}, forever);
+	const answer = await client.call(method('CreateVM'), request, {timeoutMs: 60_000, metadata: {one: '1', two: ['2', '3']}}, forever);
 	t.deepEqual({...answer}, {agentSocketPath: '/agent'});
 	t.deepEqual(seen, [request, {one: ['1'], two: ['2', '3']}]);
 });
@@ -182,12 +182,12 @@ test('connecting to nobody is unavailable and says where', async t => {
 test('a call leaves no listener behind, on socket or signal', async t => {
 	const peer = await serve(t, {Version: async () => ({}), StartVM: async () => never});
 	const client = await peer.client();
-	await client.call(method('Version'), {}, {timeoutMs: 1000}, forever);
+	await client.call(method('Version'), {}, {timeoutMs: 60_000}, forever);
 	const [socket] = peer.accepted;
 	const counts = (): number[] => (socket?.eventNames() ?? []).map(name => socket?.listenerCount(name as string) ?? 0);
 	const before = counts();
 	const controller = new AbortController();
-	const calls = Array.from({length: 50}, async () => client.call(method('Version'), {}, {timeoutMs: 1000}, controller.signal));
+	const calls = Array.from({length: 50}, async () => client.call(method('Version'), {}, {timeoutMs: 60_000}, controller.signal));
 	await Promise.all(calls);
 	t.deepEqual(counts(), before);
 	await client.close();

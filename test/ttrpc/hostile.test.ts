@@ -1,4 +1,4 @@
-/** Time-boxed: whatever bytes come, in whatever chunks, the server stays up, its memory bounded, and others are served. */
+/** Whatever bytes come, in whatever chunks, the server stays up, its memory bounded, and others are served. */
 import {once} from 'node:events';
 import {setFlagsFromString} from 'node:v8';
 import {runInNewContext} from 'node:vm';
@@ -10,6 +10,7 @@ import {encodeRequest} from '../../src/ttrpc/message.ts';
 import {cut} from './conversation.ts';
 import {method, RawClient, serve} from './peers.ts';
 
+const never = new AbortController().signal;
 const bytes = (maxLength: number): fc.Arbitrary<Buffer> => fc.uint8Array({maxLength}).map(array => Buffer.from(array));
 
 /** From noise to nearly right: each layer is reached. */
@@ -29,12 +30,27 @@ const hostile = fc.array(fc.oneof(
 	}),
 ), {maxLength: 12}).map(parts => Buffer.concat(parts));
 
-function collectGarbage(): void {
+function memoryAfterCollection(): NodeJS.MemoryUsage {
 	setFlagsFromString('--expose-gc');
 	(runInNewContext('gc') as () => void)();
+	return process.memoryUsage();
 }
 
-test('a server survives hostile bytes in hostile chunks, bounded in memory, and serves others meanwhile', async t => {
+/** What is garbage is freed by a thread of its own, some of it with the next collection only; what is kept is kept however often one looks. */
+async function memoryOnceWithin(isWithin: (memory: NodeJS.MemoryUsage) => boolean): Promise<NodeJS.MemoryUsage> {
+	let memory = memoryAfterCollection();
+	for (let looks = 1; looks < 50 && !isWithin(memory); looks++) {
+		await new Promise(resolve => {
+			setTimeout(resolve, 10);
+		});
+		memory = memoryAfterCollection();
+	}
+
+	return memory;
+}
+
+// Alone in the process, as is each test here that looks at its memory.
+test.serial('a server survives hostile bytes in hostile chunks, bounded in memory, and serves others meanwhile', async t => {
 	const running = new Set<AbortSignal>();
 	const peer = await serve(t, {
 		Version: async ({version}: {version: string}) => ({version}),
@@ -49,11 +65,8 @@ test('a server survives hostile bytes in hostile chunks, bounded in memory, and 
 		},
 	});
 	const client = await peer.client();
-	let attacks = 0;
-	collectGarbage();
-	const before = process.memoryUsage();
+	const before = memoryAfterCollection();
 	await fc.assert(fc.asyncProperty(hostile, fc.array(fc.double({min: 0, max: 1, noNaN: true}), {maxLength: 8}), fc.boolean(), async (attack, fractions, leavesRudely) => {
-		attacks++;
 		const raw = await RawClient.connect(peer.path);
 		for (const chunk of cut(attack, fractions)) {
 			if (raw.socket.writable) {
@@ -61,7 +74,7 @@ test('a server survives hostile bytes in hostile chunks, bounded in memory, and 
 			}
 		}
 
-		t.like(await client.call(method('Version'), {version: 'well'}, {timeoutMs: 5000}, AbortSignal.timeout(5000)), {version: 'well'});
+		t.like(await client.call(method('Version'), {version: 'well'}, {timeoutMs: 60_000}, never), {version: 'well'});
 		const closed = once(raw.socket, 'close');
 		if (leavesRudely) {
 			raw.socket.destroy();
@@ -70,14 +83,12 @@ test('a server survives hostile bytes in hostile chunks, bounded in memory, and 
 		}
 
 		await closed;
-	}), {interruptAfterTimeLimit: 2000, numRuns: 100_000});
-	t.true(attacks > 20, `${attacks} attacks`);
+	}), {numRuns: 300});
 	while (running.size > 0) {
 		await new Promise(resolve => setImmediate(resolve));
 	}
 
-	collectGarbage();
-	const after = process.memoryUsage();
+	const after = await memoryOnceWithin(({arrayBuffers, heapUsed}) => arrayBuffers - before.arrayBuffers < 10_000_000 && heapUsed - before.heapUsed < 50_000_000);
 	t.true(after.arrayBuffers - before.arrayBuffers < 10_000_000, `${after.arrayBuffers - before.arrayBuffers} bytes of buffers kept`);
 	t.true(after.heapUsed - before.heapUsed < 50_000_000, `${after.heapUsed - before.heapUsed} bytes of heap kept`);
 });
@@ -88,7 +99,7 @@ test('whatever a server sends, each call of a client settles once it is gone', a
 		socket.on('error', () => undefined);
 		socket.once('data', () => socket.end(answer));
 	});
-	const signal = AbortSignal.timeout(20_000);
+	const signal = AbortSignal.timeout(100_000);
 	const settled = {fulfilled: 0, rejected: 0};
 	const responses = fc.array(fc.record({streamId: fc.constantFrom(1, 2, 3), type: fc.constantFrom(1, 2, 2, 2, 3, 4), flags: fc.nat(7), message: bytes(12)})
 		.map(({message, ...header}) => encodeFrame(header, message)), {maxLength: 6}).map(frames => Buffer.concat(frames));
@@ -101,20 +112,20 @@ test('whatever a server sends, each call of a client settles once it is gone', a
 		}
 
 		await client.closed;
-	}), {interruptAfterTimeLimit: 1000, numRuns: 100_000});
+	}), {numRuns: 300, examples: [[encodeFrame({streamId: 1, type: 2, flags: 0}, Buffer.alloc(0))], [Buffer.alloc(0)]]});
 	t.false(signal.aborted);
 	t.true(settled.fulfilled > 0 && settled.rejected > 0, JSON.stringify(settled));
 });
 
-test('frames that are announced and never sent cost next to nothing', async t => {
+test.serial('frames that are announced and never sent cost next to nothing', async t => {
 	const peer = await serve(t, {Version: async () => ({})});
-	const before = process.memoryUsage.rss();
+	const before = memoryAfterCollection().rss;
 	for (let index = 0; index < 50; index++) {
 		const raw = await peer.raw();
 		raw.socket.write(Buffer.from('00400000000000010100', 'hex'));
 	}
 
 	const client = await peer.client();
-	await client.call(method('Version'), {}, {}, AbortSignal.timeout(5000));
-	t.true(process.memoryUsage.rss() - before < 100_000_000);
+	await client.call(method('Version'), {}, {}, never);
+	t.true(memoryAfterCollection().rss - before < 100_000_000);
 });

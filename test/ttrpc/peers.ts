@@ -33,6 +33,7 @@ export interface Peer {
 	readonly server: TtrpcServer;
 	/** Sockets as the listener accepted them. */
 	readonly accepted: Socket[];
+	/** Resolves, as `raw` does, when its socket is among the accepted. */
 	client(options?: ClientOptions): Promise<TtrpcClient>;
 	raw(): Promise<RawClient>;
 }
@@ -62,12 +63,12 @@ export async function serve(
 	return {
 		path, server, accepted,
 		client: async clientOptions => {
-			const client = await connect(path, AbortSignal.timeout(10_000), clientOptions);
+			const [client] = await Promise.all([connect(path, AbortSignal.timeout(60_000), clientOptions), once(listener, 'connection')]);
 			t.teardown(async () => client.close());
 			return client;
 		},
 		raw: async () => {
-			const raw = await RawClient.connect(path);
+			const [raw] = await Promise.all([RawClient.connect(path), once(listener, 'connection')]);
 			t.teardown(() => raw.socket.destroy());
 			return raw;
 		},
@@ -109,7 +110,7 @@ export class RawClient {
 
 	/** The first `count` frames, in the order of their arrival. */
 	async frames(count: number): Promise<readonly Frame[]> {
-		const signal = AbortSignal.timeout(10_000);
+		const signal = AbortSignal.timeout(60_000);
 		while (this.received.length < count) {
 			await once(this.socket, 'frame', {signal});
 		}
