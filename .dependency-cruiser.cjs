@@ -6,13 +6,13 @@ module.exports = {
 	forbidden: [
 		rule('no-cycles', 'A cycle is two rooms that are one.', {}, {circular: true}),
 		rule('no-orphans', 'Nobody imports it: it is dead.', {orphan: true, path: '^src/', pathNot: '^src/main[.]ts$'}, {}),
-		rule('foundation', 'lifetime, errors, log and unix-listener stand on nothing of ours.', {path: '^src/(lifetime|errors|log|unix-listener)[.]ts$'}, {path: '^src/(?!(lifetime|errors|log)[.]ts$)'}),
+		rule('foundation', 'lifetime, errors, log, ongoing-trouble and unix-listener stand on nothing of ours.', {path: '^src/(lifetime|errors|log|ongoing-trouble|unix-listener)[.]ts$'}, {path: '^src/(?!(lifetime|errors|log)[.]ts$)'}),
 		rule('domain-knows-no-protocol', 'sandbox/ imports lifetime, errors and log only, and no library.', {path: '^src/sandbox/'}, {pathNot: ['^src/(sandbox/|(lifetime|errors|log)[.]ts$)', '^node:']}),
 		rule('check-knows-no-protocol', 'check/ judges what others have seen, and agrees with those who push images on what is none.', {path: '^src/check/'}, {pathNot: ['^src/(check/|(sandbox/foreign-image|lifetime|errors)[.]ts$)', '^node:']}),
 		rule('probes-see-and-do-not-judge', 'Adapters know the observations only.', {path: `^src/(${adapters.join('|')})/`}, {path: '^src/check/', pathNot: '^src/check/observations[.]ts$'}),
 		...adapters.map(name => rule(
 			`${name}-is-an-adapter`, 'Adapters never import each other, nor what composes them.',
-			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|status)[.]ts' : ''}))(?!(lifetime|errors|log|unix-listener)[.]ts$)`},
+			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|status)[.]ts' : ''}))(?!(lifetime|errors|log|ongoing-trouble|unix-listener)[.]ts$)`},
 		)),
 		...['ttrpc', 'libvirt'].map(name => rule(`${name}-is-a-package`, 'Fit to be a package of its own: knows nothing of pods.', {path: `^src/${name}/`}, {path: `^src/(?!${name}/|(lifetime|errors)[.]ts$)`})),
 		rule('only-main-is-the-edge', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$)'}, {path: '^src/main[.]ts$'}),

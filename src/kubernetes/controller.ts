@@ -5,6 +5,7 @@
  */
 import {pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
+import {OngoingTrouble} from '../ongoing-trouble.ts';
 import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound, KubernetesError} from './errors.ts';
@@ -52,8 +53,9 @@ class Cleaner {
 	readonly #now: () => number;
 	/** By the PeerPod's UID: since when it is seen without a daemon. */
 	#since = new Map<string, number>();
-	/** What was reported: once is enough. */
-	readonly #told = new Set<string>();
+	readonly #failing = new OngoingTrouble();
+	/** By the PeerPod's UID. */
+	readonly #abandoned = new OngoingTrouble();
 
 	constructor(options: ControllerOptions) {
 		this.#options = options;
@@ -76,11 +78,13 @@ class Cleaner {
 			}
 
 			this.#since = since;
-			this.#told.delete('failed');
+			this.#failing.ends();
 		} catch (error) {
 			if (!signal.aborted) {
 				const isMissing = error instanceof KubernetesError && error.isKindMissing;
-				this.#tellOnce('failed', () => log.warn({err: error}, isMissing ? 'there are no PeerPods in this cluster: there is nothing to do' : 'PeerPods cannot be looked through, it is tried again'));
+				if (this.#failing.begins()) {
+					log.warn({err: error}, isMissing ? 'there are no PeerPods in this cluster: there is nothing to do' : 'PeerPods cannot be looked through, it is tried again');
+				}
 			}
 		}
 	}
@@ -94,8 +98,10 @@ class Cleaner {
 		const verdict = verdictOn(claim, {node, hasPod, since: this.#since.get(uid) ?? now, now}, this.#options);
 		switch (verdict.action) {
 			case 'leave': {
-				if (verdict.why === 'of another cluster') {
-					this.#tellOnce(uid, () => log.warn({...names, reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(claim.cluster)} there`}, 'PeerPod left alone: its daemon has another CLUSTER_ID'));
+				if (verdict.why !== 'of another cluster') {
+					this.#abandoned.ends(uid);
+				} else if (this.#abandoned.begins(uid)) {
+					log.warn({...names, reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(claim.cluster)} there`}, 'PeerPod left alone: its daemon has another CLUSTER_ID');
 				}
 
 				return;
@@ -103,7 +109,10 @@ class Cleaner {
 
 			case 'wait': {
 				since.set(uid, verdict.since);
-				this.#tellOnce(uid, () => log.info(names, 'pod VM without a daemon: it is deleted unless one comes'));
+				if (this.#abandoned.begins(uid)) {
+					log.info(names, 'pod VM without a daemon: it is deleted unless one comes');
+				}
+
 				return;
 			}
 
@@ -113,6 +122,7 @@ class Cleaner {
 					const wasThere = await this.#options.deleteVm(claim, signal);
 					await this.#release(candidate, signal);
 					since.delete(uid);
+					this.#abandoned.ends(uid);
 					log.info({...names, reason: verdict.why}, wasThere ? 'abandoned pod VM deleted' : 'PeerPod released: its VM was gone');
 				} catch (error) {
 					signal.throwIfAborted();
@@ -153,13 +163,6 @@ class Cleaner {
 		const ready = new Map(all.items.map(({metadata, isReady: is}) => [metadata.name, is]));
 		const served = new Set(daemons.items.flatMap(({isReady: is, node}) => is && node !== undefined ? [node] : []));
 		return name => ({exists: ready.has(name), isReady: ready.get(name) === true, hasDaemon: served.has(name)});
-	}
-
-	#tellOnce(topic: string, tell: () => void): void {
-		if (!this.#told.has(topic)) {
-			this.#told.add(topic);
-			tell();
-		}
 	}
 }
 

@@ -8,6 +8,7 @@
 import {AdaptorError, toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
+import {OngoingTrouble} from '../ongoing-trouble.ts';
 import type {PodEvent, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient, NewObject} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
@@ -55,9 +56,9 @@ export class PodEvents implements AsyncDisposable {
 	readonly #waiting: Told[] = [];
 	readonly #sent = new Map<string, Sent>();
 	readonly #ending = new AbortController();
+	readonly #refusal = new OngoingTrouble();
 	#sending: Promise<void> | undefined;
 	#closed: Promise<void> | undefined;
-	#isForbidden = false;
 	#dropped = 0;
 	#made = 0;
 
@@ -99,7 +100,7 @@ export class PodEvents implements AsyncDisposable {
 			using scope = new Scope(this.#ending.signal).deadline(this.#options.sendTimeoutMs, 'the Kubernetes API to take an event');
 			try {
 				await this.#send(next, scope.signal);
-				this.#isForbidden = false;
+				this.#refusal.ends();
 			} catch (thrown) {
 				this.#failed(next, scope.signal.aborted ? toError(scope.signal.reason) : toError(thrown));
 			}
@@ -196,12 +197,11 @@ export class PodEvents implements AsyncDisposable {
 
 	#failed({pod, event}: Told, error: Error): void {
 		const isForbidden = error instanceof KubernetesError && error.status === 403;
-		if (isForbidden && this.#isForbidden) {
+		if (isForbidden && !this.#refusal.begins()) {
 			this.#drop(pod, event, 'forbidden');
 			return;
 		}
 
-		this.#isForbidden = isForbidden;
 		this.#options.log.warn({pod: `${pod.namespace}/${pod.name}`, event: event.reason, err: error}, isForbidden ? 'events of pods may not be written' : 'an event of a pod could not be written');
 	}
 

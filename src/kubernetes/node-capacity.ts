@@ -9,6 +9,7 @@
  */
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
+import {OngoingTrouble} from '../ongoing-trouble.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
 import {textAt, textsAt} from './fields.ts';
@@ -116,11 +117,12 @@ export class NodeCapacity implements AsyncDisposable {
 
 	async #watchNode(signal: AbortSignal): Promise<void> {
 		const {client, node, lookAgainMs, log} = this.#options;
-		let isTold = false;
+		const trouble = new OngoingTrouble();
 		while (!signal.aborted) {
 			try {
 				for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
 					const object = event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
+					trouble.ends();
 					this.#seen = object && seen(object);
 					if (this.#seen !== undefined) {
 						this.#doubt.resolve(undefined);
@@ -130,8 +132,7 @@ export class NodeCapacity implements AsyncDisposable {
 				}
 			} catch (error) {
 				// May patch the node's status, but not look: what the existing adaptor's permissions allow. So the patch is repeated instead.
-				if (!isTold) {
-					isTold = true;
+				if (trouble.begins()) {
 					log.warn({err: error, node}, 'the node cannot be watched: its capacity for pod VMs is advertised again and again');
 				}
 
@@ -147,7 +148,7 @@ export class NodeCapacity implements AsyncDisposable {
 		const isClosing = (): boolean => signal.aborted;
 		let pauses = backOff(...retryMs);
 		let patchedAt = -Infinity;
-		let isTold = false;
+		const trouble = new OngoingTrouble();
 		while (!isClosing()) {
 			try {
 				await abortable(this.#doubt.promise, signal);
@@ -165,14 +166,13 @@ export class NodeCapacity implements AsyncDisposable {
 					patchedAt = performance.now();
 				}
 
-				isTold = false;
+				trouble.ends();
 			} catch (error) {
 				if (isClosing()) {
 					return;
 				}
 
-				log[isTold ? 'debug' : 'warn']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
-				isTold = true;
+				log[trouble.begins() ? 'warn' : 'debug']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
 				this.#doubt.resolve(undefined);
 				await pause(pauses.next().value, signal).catch(() => undefined);
 			}

@@ -5,6 +5,7 @@
  */
 import {pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
+import {OngoingTrouble} from '../ongoing-trouble.ts';
 import type {KubernetesClient} from './client.ts';
 import {KubernetesError} from './errors.ts';
 import {textAt} from './fields.ts';
@@ -33,7 +34,7 @@ const name = 'peerpodconfig-openshift';
  * Calls `onLimit` with each new limit, and with undefined when there is none any more. Ends with the signal only, and without an error.
  */
 export async function followLimit({client, namespace, lookAgainMs, log}: LimitSource, onLimit: (limit: number | undefined) => void, signal: AbortSignal): Promise<void> {
-	let isTold = false;
+	const trouble = new OngoingTrouble();
 	const tell = (config: ApiObject<PeerPodConfig> | undefined): void => {
 		onLimit(config?.limit === undefined || config.limit === '' ? undefined : parsedLimit(config.limit, log));
 	};
@@ -42,14 +43,13 @@ export async function followLimit({client, namespace, lookAgainMs, log}: LimitSo
 		try {
 			for await (const event of client.watch(peerPodConfigs, {namespace, fieldSelector: `metadata.name=${name}`}, signal)) {
 				tell(event.type === 'all' ? event.objects[0] : event.type === 'deleted' ? undefined : event.object);
-				isTold = false;
+				trouble.ends();
 			}
 		} catch (error) {
 			const isMissing = error instanceof KubernetesError && error.isKindMissing;
 			if (isMissing) {
 				onLimit(undefined);
-			} else if (!isTold) {
-				isTold = true;
+			} else if (trouble.begins()) {
 				log.warn({err: error}, 'the limit of PeerPodConfig cannot be followed');
 			}
 

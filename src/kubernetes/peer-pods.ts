@@ -8,6 +8,7 @@
 import {AdaptorError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
+import {OngoingTrouble} from '../ongoing-trouble.ts';
 import type {ClaimedVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
@@ -58,8 +59,8 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	/** Those who wait for the cluster to know PeerPods. */
 	readonly #waiting = new Set<() => void>();
 	#looking: Promise<void> | undefined;
-	/** Refusals that were reported: once is enough. */
-	readonly #told = new Set<string>();
+	/** What every claim would meet. */
+	readonly #refusals = new OngoingTrouble();
 	#closed: Promise<void> | undefined;
 
 	constructor(options: PeerPodsOptions) {
@@ -131,7 +132,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		using pauses = new Scope(this.#stopping.signal, attempts.signal);
 		const delays = backOff(...this.#options.retryMs);
 		const isOver = (): boolean => pauses.signal.aborted;
-		let isTold = false;
+		const trouble = new OngoingTrouble();
 		do {
 			try {
 				await task(attempts.signal);
@@ -149,8 +150,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 					this.#tellOnce(String(error instanceof KubernetesError ? error.status : error), error, 'PeerPods cannot be kept');
 					return;
 				} else {
-					this.#options.log[isTold ? 'debug' : 'warn']({...names(vm), err: error}, 'PeerPod not up to date yet, it is tried again');
-					isTold = true;
+					this.#options.log[trouble.begins() ? 'warn' : 'debug']({...names(vm), err: error}, 'PeerPod not up to date yet, it is tried again');
 					await pause(delays.next().value, pauses.signal).catch(() => undefined);
 				}
 			}
@@ -257,7 +257,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 				}
 			}
 
-			if (this.#told.delete('missing')) {
+			if (this.#refusals.ends('missing')) {
 				log.info({}, 'the cluster knows PeerPods now');
 			}
 
@@ -299,9 +299,8 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		}
 	}
 
-	#tellOnce(topic: string, error: unknown, message: string): void {
-		if (!this.#told.has(topic)) {
-			this.#told.add(topic);
+	#tellOnce(refusal: string, error: unknown, message: string): void {
+		if (this.#refusals.begins(refusal)) {
 			this.#options.log.warn({err: error}, message);
 		}
 	}

@@ -9,6 +9,7 @@ import {join} from 'node:path';
 import {createSecureContext, type SecureContextOptions} from 'node:tls';
 import {AdaptorError} from '../errors.ts';
 import {Secret, type Logger} from '../log.ts';
+import {OngoingTrouble} from '../ongoing-trouble.ts';
 
 export interface TlsFilesOptions {
 	/** Holds `tls.crt`, a chain in PEM, and `tls.key`. */
@@ -32,9 +33,9 @@ interface Pair {
  */
 export async function followTlsFiles({directory, tls, intervalMs, log, onChange}: TlsFilesOptions): Promise<AsyncDisposable> {
 	let used: Pair | undefined;
-	/** What the last look met, and what of that has been told. */
+	/** What the last look met. */
 	let met: string | undefined;
-	let told: string | undefined;
+	const lasting = new OngoingTrouble();
 	const look = async (): Promise<void> => {
 		const pair = await readPair(directory);
 		if (pair.cert === used?.cert && pair.key.reveal() === used.key.reveal()) {
@@ -71,12 +72,11 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 	const timer = setInterval(() => {
 		looking ??= look().then(() => {
 			met = undefined;
-			told = undefined;
+			lasting.ends();
 		}, (err: unknown) => {
 			const trouble = String(err);
 			// A pair that is swapped between the reading of one file and of the other looks broken, once. What lasts is told, once too.
-			if (met === trouble && told !== trouble) {
-				told = trouble;
+			if (met === trouble && lasting.begins(trouble)) {
 				log.warn({path: directory, err}, 'new TLS certificate cannot be used, the old one is kept');
 			}
 
