@@ -52,7 +52,8 @@ export class SshProbe implements Disposable {
 	}
 
 	/**
-	 * How many seconds the host's clock is ahead of ours, to the second; after `login`.
+	 * By how many seconds the host's clock is ahead of ours at least, or behind if negative; after `login`. What the clock's grain and the way
+	 * of the answer explain is no difference.
 	 * Undefined when the account runs no commands, or others than it is told to.
 	 */
 	async clockSkew(signal: AbortSignal): Promise<number | undefined> {
@@ -60,12 +61,17 @@ export class SshProbe implements Disposable {
 			throw new TypeError('Nobody has logged in');
 		}
 
-		const before = Date.now();
+		const before = Date.now() / 1000;
 		const output = await runRemote(this.#connection.client, 'date +%s', signal).catch(() => '');
 		signal.throwIfAborted();
-		const after = Date.now();
-		// The second has been going on for half of one, on average.
-		return /^\d{9,11}$/.test(output.trim()) ? Number(output) + 0.5 - (before + after) / 2000 : undefined;
+		const after = Date.now() / 1000;
+		if (!/^\d{9,11}$/.test(output.trim())) {
+			return undefined;
+		}
+
+		// When the host said so, its clock stood somewhere within this second, and ours between the two.
+		const second = Number(output);
+		return Math.max(0, second - after) + Math.min(0, second + 1 - before);
 	}
 
 	[Symbol.dispose](): void {

@@ -7,7 +7,7 @@ import {ChaosNode, type PodNetns} from './node.ts';
 const {signal} = new AbortController();
 
 test('a daemon that is told to stop in the middle of a start and of a stop ends in time though its host is stuck, and the next one leaves nothing', async t => {
-	t.timeout(120_000);
+	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const create = async ({name, path}: PodNetns): Promise<string> => {
@@ -38,17 +38,19 @@ test('a daemon that is told to stop in the middle of a start and of a stop ends 
 		await pause(20, signal);
 	}
 
+	const {ended} = node;
 	const toldAt = performance.now();
 	node.restart('SIGTERM');
+	await ended;
+	const tookMs = Math.round(performance.now() - toldAt);
+	t.log(`${tookMs} ms from SIGTERM to the end`);
+	// Kubernetes' patience. The daemon's own limits come to about 16 s.
+	t.true(tookMs < 30_000, `${tookMs} ms`);
 	await Promise.all([start, stop]);
 	await node.settled();
-	const tookMs = Math.round(performance.now() - toldAt);
-	t.log(`${tookMs} ms from SIGTERM to a successor that is ready`);
-	// Kubernetes' patience is 30 s; in this there are about 16, and the successor's start on a busy machine.
-	t.true(tookMs < 25_000, `${tookMs} ms`);
 	node.onCall = undefined;
 	await Promise.all([starting, stopping].map(async id => node.shim.stopVm(id, signal)));
-	using scope = new Scope(signal).deadline(40_000, 'everything to be gone');
+	using scope = new Scope(signal).deadline(120_000, 'everything to be gone');
 	let left = [...(await node.inventory()).difference(before)];
 	while (left.length > 0 && !scope.signal.aborted) {
 		await pause(50, signal);

@@ -8,7 +8,7 @@ import {ChaosNode} from './node.ts';
 const {signal} = new AbortController();
 
 test('without room for records a creation and a start fail with the reason and leave nothing half-made, and a stop deletes all the same', async t => {
-	t.timeout(120_000);
+	t.timeout(600_000);
 	await using node = await ChaosNode.start({podsDirSize: '64k', patienceMs: 60_000});
 	const empty = await node.inventory();
 	const create = async (): Promise<string> => {
@@ -19,7 +19,7 @@ test('without room for records a creation and a start fail with the reason and l
 	};
 
 	const leftBesides = async (before: ReadonlySet<string>): Promise<readonly string[]> => {
-		using scope = new Scope(signal).deadline(20_000, 'everything to be gone');
+		using scope = new Scope(signal).deadline(90_000, 'everything to be gone');
 		for (;;) {
 			const left = [...(await node.inventory()).difference(before)];
 			if (left.length === 0 || scope.signal.aborted) {
@@ -44,7 +44,7 @@ test('without room for records a creation and a start fail with the reason and l
 	await node.fillPodsDir();
 	await node.shim.stopVm(running, signal);
 	for (const told of ['the removal is not on record', 'sandbox removed']) {
-		await node.line(new RegExp(`${running}.*${told}`), AbortSignal.timeout(10_000));
+		await node.line(new RegExp(`${running}.*${told}`), AbortSignal.timeout(90_000));
 	}
 
 	await node.shim.stopVm(created, signal);

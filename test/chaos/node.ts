@@ -13,9 +13,9 @@ import {baseVolume, pool, startKvmHost, type Fate, type KvmHost} from '../suppor
 import {FailingPrograms} from './failing-programs.ts';
 import {leaseOf, Vms} from './vms.ts';
 
-/** Short: some faults wait for it. A start that nothing disturbs takes a tenth of it on a busy machine. */
-export const startTimeoutMs = 5000;
-const readyTimeoutMs = 60_000;
+/** Short: some faults wait for it. A start that nothing disturbs takes a twentieth of it on a busy machine. */
+export const startTimeoutMs = 12_000;
+const readyTimeoutMs = 120_000;
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
 const {signal} = new AbortController();
@@ -115,7 +115,12 @@ export class ChaosNode implements AsyncDisposable {
 
 	/** What the daemon said last. */
 	get tail(): readonly string[] {
-		return this.#daemon.tail;
+		return this.#daemon.tail.slice(-200);
+	}
+
+	/** Settles when the daemon that runs now has ended. */
+	get ended(): Promise<number> {
+		return this.#daemon.ended;
 	}
 
 	/** Of the hypervisor API. */
@@ -217,7 +222,7 @@ export class ChaosNode implements AsyncDisposable {
 	async [Symbol.asyncDispose](): Promise<void> {
 		await this.#replacing.catch(() => undefined);
 		this.#expected.add(this.#daemon);
-		await this.#daemon.stop(30_000);
+		await this.#daemon.stop(60_000);
 		await this.#owned.disposeAsync();
 	}
 

@@ -24,11 +24,11 @@ async function create(node: ChaosNode): Promise<Pod> {
 /** As a shim that dials again asks. */
 async function check({agentSocket}: Pod): Promise<void> {
 	await using client = await connect(agentSocket, signal);
-	await new AgentClient(client).call('Health/Check', {}, signal, 10_000);
+	await new AgentClient(client).call('Health/Check', {}, signal, 60_000);
 }
 
 async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Inventory): Promise<void> {
-	using scope = new Scope(signal).deadline(20_000, 'everything to be gone');
+	using scope = new Scope(signal).deadline(90_000, 'everything to be gone');
 	let left = [...(await node.inventory()).difference(before)];
 	while (left.length > 0 && !scope.signal.aborted) {
 		await pause(50, signal);
@@ -41,7 +41,7 @@ async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Invento
 const domains = async (node: ChaosNode): Promise<number> => [...await node.inventory()].filter(name => name.startsWith('domain ')).length;
 
 test('a daemon that starts beside another takes over what runs and what is created; the other one ends and takes nothing with it', async t => {
-	t.timeout(120_000);
+	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const [running, created] = [await create(node), await create(node)];
@@ -50,7 +50,7 @@ test('a daemon that starts beside another takes over what runs and what is creat
 	await node.line(new RegExp(`${running.id}.*sandbox of an earlier run taken up"`), signal);
 	await t.notThrowsAsync(check(running), 'while both run');
 	t.is(await domains(node), 1);
-	t.is(await older.stop(20_000), 0);
+	t.is(await older.stop(60_000), 0);
 	await t.notThrowsAsync(access(node.socketPath), 'the socket is the successor\'s');
 	await t.notThrowsAsync(check(running), 'when the older one has gone');
 	await node.shim.startVm(created.id, signal);
@@ -61,7 +61,7 @@ test('a daemon that starts beside another takes over what runs and what is creat
 });
 
 test('a start that the older daemon is in the middle of comes to its end there; the newer one serves it when the older one has ended', async t => {
-	t.timeout(120_000);
+	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const pod = await create(node);
@@ -69,7 +69,7 @@ test('a start that the older daemon is in the middle of comes to its end there; 
 	const start = node.shim.startVm(pod.id, signal);
 	await node.line(new RegExp(`${pod.id}.*domain started`), signal);
 	const older = await node.overlap();
-	const ended = older.stop(20_000);
+	const ended = older.stop(60_000);
 	await older.line(/"msg":"stopping"/, signal);
 	node.hasLeases = true;
 	await t.notThrowsAsync(start, 'the caller has its answer from the older one');
@@ -84,7 +84,7 @@ test('a start that the older daemon is in the middle of comes to its end there; 
 });
 
 test('a pod that is stopped by the newer daemon, while the older one still starts it, leaves nothing, and the start is answered', async t => {
-	t.timeout(120_000);
+	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
 	const pod = await create(node);
@@ -94,6 +94,6 @@ test('a pod that is stopped by the newer daemon, while the older one still start
 	const older = await node.overlap();
 	await node.shim.stopVm(pod.id, signal);
 	await start;
-	t.is(await older.stop(20_000), 0);
+	t.is(await older.stop(60_000), 0);
 	await nothingLeft(t, node, before);
 });

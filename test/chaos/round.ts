@@ -18,7 +18,7 @@ import {startTimeoutMs, type ChaosNode, type Inventory, type PodNetns} from './n
 import {phases, type Fault, type Moment, type Phase, type Script} from './script.ts';
 
 /** Generous: many rounds share two processors with other work. A start unwinds after its own budget; a stop waits for the host. */
-const limitsMs = {create: 35_000, start: startTimeoutMs + 30_000, stop: 40_000, check: 20_000, settle: 60_000, converge: 40_000};
+const limitsMs = {create: 90_000, start: startTimeoutMs + 80_000, stop: 90_000, check: 60_000, settle: 150_000, converge: 90_000};
 
 export interface Verdict {
 	readonly leaked: readonly string[];
@@ -356,7 +356,7 @@ class Round {
 		for (let attempt = 1; ; attempt++) {
 			try {
 				await using client = await connect(agentSocket, scope.signal);
-				await new AgentClient(client).call('Health/Check', {}, scope.signal, 10_000);
+				await new AgentClient(client).call('Health/Check', {}, scope.signal, 20_000);
 				this.#tell(`${pod.name} is served, at attempt ${attempt}`);
 				return;
 			} catch (error) {

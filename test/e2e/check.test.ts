@@ -17,7 +17,7 @@ const stack = new AsyncDisposableStack();
 let lab: Lab;
 
 test.before(async t => {
-	t.timeout(180_000);
+	t.timeout(600_000);
 	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
 });
 test.after.always(async () => stack.disposeAsync());
@@ -56,7 +56,9 @@ async function onWorker(script: string): Promise<void> {
 test.serial('where all is well, all is well but that guests are emulated', async t => {
 	const before = await lab.inventory();
 	const found = await check();
-	t.deepEqual(found.lines.filter(line => !line.startsWith('ok ')), ['warning guests'], found.stdout);
+	// On a machine that is busy enough libvirt is slow, and rightly said to be.
+	const isSlow = / \d{3,} ms a call/.test(found.of('libvirt')?.text ?? '');
+	t.deepEqual(found.lines.filter(line => !line.startsWith('ok ')), [...isSlow ? ['warning libvirt'] : [], 'warning guests'], found.stdout);
 	t.is(found.code, 0);
 	t.regex(found.of('ssh')?.text ?? '', /^root@192\.168\.122\.1 port 22 .*host key is verified/);
 	t.regex(found.of('base-volume')?.text ?? '', /^podvm-base\.qcow2, qcow2 of /);
@@ -79,7 +81,7 @@ test.serial('each thing that is not well is found: host key, way, port, space, f
 	await once(lab.hostRun(['sh', '-c', `printf zIPL >${names.images}/${names.baseVolume}`]), 'close');
 	await lab.virsh('pool-autostart', names.pool, '--disable');
 	const found = await check({LIBVIRT_MEMORY: '1000000', DISABLECVM: 'false'}, `qemu+ssh://root@${subnet.host}/system?no_verify=1&keyfile=${paths.key}`);
-	t.deepEqual(found.lines.filter(line => !line.startsWith('ok ')), [
+	t.deepEqual(found.lines.filter(line => !/^ok |^warning libvirt$/.test(line)), [
 		'warning ssh', 'warning guests', 'failure secure-execution', 'failure memory', 'warning pool', 'failure base-volume',
 		'warning route', 'failure vxlan-port', 'failure socket-directory', 'failure pods-directory',
 	], found.stdout);

@@ -43,7 +43,7 @@ interface Pod {
 }
 
 test.before(async t => {
-	t.timeout(180_000);
+	t.timeout(600_000);
 	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
 	daemon = await startDaemon(lab, {}, signal);
 	shim = new Shim(lab.outside(hypervisorSocket));
@@ -61,9 +61,12 @@ test.after.always(async () => {
 	await stack.disposeAsync();
 });
 
-test.afterEach.always('what the daemon said, when a test has failed', t => {
+test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => {
 	if (!t.passed) {
 		t.log(daemon.tail.join('\n'));
+		for (const [domain, text] of await lab.consoles()) {
+			t.log(`${domain}: ${text.slice(-1500)}`);
+		}
 	}
 });
 

@@ -31,8 +31,9 @@ let shim: Shim;
 let empty: Inventory;
 
 test.before(async t => {
-	t.timeout(180_000);
+	t.timeout(600_000);
 	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
+	await addImage(silent, 'nolisten');
 	daemon = await startDaemon(lab, {}, signal);
 	shim = new Shim(lab.outside(hypervisorSocket));
 	empty = await lab.inventory();
@@ -51,6 +52,15 @@ test.afterEach.always('what the daemon and the guests said, when a test has fail
 		}
 	}
 });
+
+/** Of a VM that boots and is never reached: what shall happen during its start does, however long it takes to happen. */
+const silent = 'silent.qcow2';
+const ofImage = (volume: string): Readonly<Record<string, string>> => ({'io.katacontainers.config.hypervisor.image': volume});
+
+async function addImage(volume: string, option: string): Promise<void> {
+	await copyFile(await buildGuestImage({bootOptions: [`caa.lab=${option}`]}, signal), lab.outside(`/var/lib/libvirt/images/${volume}`));
+	await lab.virsh('pool-refresh', 'default');
+}
 
 interface Pod {
 	readonly id: string;
@@ -94,7 +104,8 @@ async function until(what: string, holds: (now: Inventory) => boolean): Promise<
 	return inventoryWhen(what, holds, lab, signal);
 }
 
-const booting = async (): Promise<Inventory> => until('a VM to be started', ({volumes, domains}) => domains.length === 1 && volumes.length === 2);
+const booting = async (): Promise<Inventory> => until('a VM to be started', ({volumes, domains}) => domains.length === 1 && volumes.length === empty.volumes.length + 2);
+const noVm = ({volumes, domains}: Inventory): boolean => domains.length === 0 && volumes.length === empty.volumes.length;
 
 test.serial('a shim gets a VM of its own, whose agent runs commands on s390x, and no trace is left of it', async t => {
 	const pod = await create(t, 'hello');
@@ -152,7 +163,7 @@ test.serial('what a real shim once said, to the daemon and to the agent, is answ
 	const waiting = new Set(['WaitProcess', 'GetOOMEvent', 'ReadStdout', 'ReadStderr']);
 	const answered = async (streamId: number): Promise<void> => {
 		while (!answers.has(streamId)) {
-			await once(agent, 'data', {signal: AbortSignal.timeout(10_000)});
+			await once(agent, 'data', {signal: AbortSignal.timeout(120_000)});
 		}
 	};
 
@@ -189,6 +200,7 @@ test.serial('two pods at once are two VMs that differ in MAC and address; the ne
 	const addresses = await Promise.all(pods.map(async pod => sh(pod, 'ip -o -4 address show eth0 | awk \'{print $4}\'')));
 	t.is(new Set(addresses).size, 2, addresses.join(' '));
 	await Promise.all(pods.map(async ({id}) => shim.stopVm(id, signal)));
+	await nothingLeft(t);
 	const third = await create(t, 'three');
 	await shim.startVm(third.id, signal);
 	t.deepEqual((await lab.inventory()).macs, macs.slice(0, 1));
@@ -197,7 +209,7 @@ test.serial('two pods at once are two VMs that differ in MAC and address; the ne
 });
 
 test.serial('a stop during a start ends it at once and leaves nothing', async t => {
-	const pod = await create(t, 'stopped');
+	const pod = await create(t, 'stopped', ofImage(silent));
 	const start = t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
 	await booting();
 	await Promise.all([shim.stopVm(pod.id, signal), shim.stopVm(pod.id, signal)]);
@@ -206,19 +218,19 @@ test.serial('a stop during a start ends it at once and leaves nothing', async t 
 });
 
 test.serial('a shim that hangs up during a start leaves nothing', async t => {
-	const pod = await create(t, 'orphan');
+	const pod = await create(t, 'orphan', ofImage(silent));
 	const caller = new AbortController();
 	const start = t.throwsAsync(shim.startVm(pod.id, caller.signal));
 	await booting();
 	caller.abort(new Error('the shim was killed'));
 	await start;
-	await until('the VM to be gone', ({domains, volumes}) => domains.length + volumes.length === 0);
+	await until('the VM to be gone', noVm);
 	await shim.stopVm(pod.id, signal);
 	await nothingLeft(t);
 });
 
 test.serial('a VM that ends while it boots fails its start at once, and the error tells how it ended', async t => {
-	const pod = await create(t, 'killed');
+	const pod = await create(t, 'killed', ofImage(silent));
 	const name = ({id}: Pod): string => `podvm-killed-${id.slice(0, 8)}`;
 	const start = t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
 	await daemon.line(new RegExp(`domain started.*${name(pod)}|${name(pod)}.*domain started`), signal);
@@ -238,15 +250,14 @@ test.serial('when the QEMU of a running VM is killed, a call that waits in the a
 	await startSleeper(agent, pod.id, 'c', signal);
 	const ended = t.throwsAsync<TtrpcError>(agent.call('AgentService/WaitProcess', {container_id: 'c'}, signal), {instanceOf: TtrpcError});
 	// Its answer comes behind: the wait has begun.
-	await agent.call('Health/Check', {}, signal, 10_000);
+	await agent.call('Health/Check', {}, signal, 60_000);
 	const killedAt = performance.now();
 	await hostSh(`kill -KILL "$(cat /run/libvirt/qemu/podvm-crashed-${pod.id.slice(0, 8)}.pid)"`);
 	const {status} = await ended;
-	const tookMs = performance.now() - killedAt;
+	t.log(`${Math.round(performance.now() - killedAt)} ms from the kill to the answer`);
 	t.is(status.code, statusCode.unavailable);
-	t.regex(status.message, /pod VM ended: QEMU failed or was killed/);
-	t.true(tookMs < 2000, `${tookMs} ms`);
-	t.log(`${Math.round(tookMs)} ms from the kill to the answer`);
+	// At once is by libvirt's event, not by one of the looks that the daemon takes once a minute.
+	t.regex(status.message, /pod VM ended: QEMU failed or was killed \([^)]*event 5/);
 	await shim.stopVm(pod.id, signal);
 	await daemon.line(new RegExp(`${pod.id}.*sandbox removed`), signal);
 	t.is(daemon.tail.filter(line => line.includes('pod VM ended by itself') && line.includes(pod.id)).length, 1);
@@ -258,15 +269,14 @@ for (const [end, how, words] of [
 	['poweroff', /shut itself down/, /caa\.lab=poweroff: leaving/],
 ] as const) {
 	test.serial(`a guest that ends by ${end} while it boots: the start's error says so, with the last lines of its console`, async t => {
-		t.timeout(120_000);
+		t.timeout(600_000);
 		const volume = `podvm-${end}.qcow2`;
-		await copyFile(await buildGuestImage({bootOptions: [`caa.lab=${end}`]}, signal), lab.outside(`/var/lib/libvirt/images/${volume}`));
-		await lab.virsh('pool-refresh', 'default');
+		await addImage(volume, end);
 		// The lab's own log of consoles would take every other byte.
 		await hostSh('cp /etc/libvirt/hooks/qemu /run/hook && printf "#!/bin/sh\\n" >/etc/libvirt/hooks/qemu');
 		t.teardown(async () => hostSh('cp /run/hook /etc/libvirt/hooks/qemu'));
 		t.teardown(async () => hostSh(`virsh -c qemu:///system vol-delete --pool default ${volume}`));
-		const pod = await create(t, end, {'io.katacontainers.config.hypervisor.image': volume});
+		const pod = await create(t, end, ofImage(volume));
 		const {message} = await t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
 		t.log(message);
 		t.regex(message, how);
@@ -277,19 +287,22 @@ for (const [end, how, words] of [
 }
 
 test.serial('the console of a VM is ours while it boots, and anybody\'s once it runs', async t => {
-	const pod = await create(t, 'console');
-	const start = shim.startVm(pod.id, signal);
 	const isOurs = async (): Promise<boolean> => hostSh('ls /var/lock | grep -q LCK').then(() => true, () => false);
+	const boots = await create(t, 'boots', ofImage(silent));
+	const start = t.throwsAsync(shim.startVm(boots.id, signal));
 	while (!await isOurs()) {
 		await pause(50, signal);
 	}
 
+	await shim.stopVm(boots.id, signal);
 	await start;
+	const runs = await create(t, 'runs');
+	await shim.startVm(runs.id, signal);
 	while (await isOurs()) {
 		await pause(50, signal);
 	}
 
-	await shim.stopVm(pod.id, signal);
+	await shim.stopVm(runs.id, signal);
 	await nothingLeft(t);
 });
 
@@ -303,7 +316,7 @@ test.serial('a policy that is set through the relay takes effect, and its refusa
 	const exec = {container_id: 'c', exec_id: 'after', process: {Args: ['true'], Env: ['PATH=/bin'], Cwd: '/'}};
 	const {status} = await t.throwsAsync<TtrpcError>(agent.call('AgentService/ExecProcess', exec, signal, 60_000), {instanceOf: TtrpcError});
 	t.deepEqual(status, {code: statusCode.permissionDenied, message: 'ExecProcessRequest is blocked by policy'});
-	t.is((await agent.call('Health/Check', {}, signal, 10_000)).status, 'SERVING', 'the connection lives');
+	t.is((await agent.call('Health/Check', {}, signal, 60_000)).status, 'SERVING', 'the connection lives');
 	await agent.call('AgentService/SetPolicy', {policy: 'default ExecProcessRequest := true'}, signal, 60_000);
 	t.is((await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout, 's390x\n', 'what is allowed again works again');
 	await shim.stopVm(pod.id, signal);
@@ -333,7 +346,7 @@ test.serial('an image that does not exist is named in the error', async t => {
 /** What a shim that dials again gets to see: its agent, in the same VM. */
 async function check(pod: Pod): Promise<string> {
 	await using client = await connect(pod.agentSocket, signal);
-	return (await new AgentClient(client).call('Health/Check', {}, signal, 10_000)).status;
+	return (await new AgentClient(client).call('Health/Check', {}, signal, 60_000)).status;
 }
 
 test.serial('a daemon that is told to stop does so at once, leaves running VMs alone, and its successor serves them again', async t => {
@@ -355,7 +368,7 @@ test.serial('a daemon that is told to stop does so at once, leaves running VMs a
 });
 
 test.serial('a daemon that was killed has a successor that serves what runs, unwinds what was cut off, and finishes what was being removed', async t => {
-	const [runs, booting, ends] = await Promise.all([create(t, 'runs'), create(t, 'cutoff'), create(t, 'ends')]);
+	const [runs, booting, ends] = await Promise.all([create(t, 'runs'), create(t, 'cutoff', ofImage(silent)), create(t, 'ends')]);
 	await Promise.all([shim.startVm(runs.id, signal), shim.startVm(ends.id, signal)]);
 	const start = t.throwsAsync(shim.startVm(booting.id, signal));
 	await daemon.line(new RegExp(`domain started.*${booting.id}|${booting.id}.*domain started`), signal);
@@ -378,7 +391,7 @@ test.serial('a VM whose sandbox nobody knows any more is removed after the grace
 	t.is(await daemon.stop(), 0);
 	await rm(lab.outside(`/run/peerpod/pods/${pod.id}`), {recursive: true});
 	daemon = await startDaemon(lab, {ORPHAN_GRACE: '1s'}, signal);
-	await until('the orphan to be gone', ({domains, volumes}) => domains.length + volumes.length === 0);
+	await until('the orphan to be gone', noVm);
 	await shim.stopVm(pod.id, signal);
 	t.true(daemon.tail.some(line => line.includes('removing an orphaned pod VM') && line.includes(pod.id)));
 });

@@ -98,7 +98,7 @@ export class AgentClient {
 
 /** What an agent has to be told first: its sandbox, and a container that sleeps, for commands to run in. */
 export async function startSleeper(agent: AgentClient, sandboxId: string, containerId: string, signal: AbortSignal): Promise<void> {
-	const timeoutMs = 60_000;
+	const timeoutMs = 120_000;
 	await agent.call('AgentService/CreateSandbox', {sandbox_id: sandboxId, hostname: 'pod'}, signal, timeoutMs);
 	await agent.call('AgentService/CreateContainer', {container_id: containerId, OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, timeoutMs);
 	await agent.call('AgentService/StartContainer', {container_id: containerId}, signal, timeoutMs);

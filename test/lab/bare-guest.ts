@@ -35,6 +35,8 @@ export class BareGuest implements AsyncDisposable {
 	readonly #qemu: ChildProcess;
 	readonly #closed: Promise<unknown>;
 	readonly #directory: string;
+	/** What QEMU itself said. */
+	#complaint = '';
 	/** Resolves at the next line, and at the end; made anew at every line. */
 	#changed = Promise.withResolvers<undefined>();
 
@@ -50,10 +52,27 @@ export class BareGuest implements AsyncDisposable {
 			this.console.push(...lines);
 			this.#change();
 		});
+		qemu.stderr?.setEncoding('utf8').on('data', (text: string) => {
+			this.#complaint += text;
+		});
 		void this.#closed.then(() => this.#change());
 	}
 
+	/** Resolves when it has begun to. */
 	static async boot(image: string, instanceName: string, files: readonly GuestFile[]): Promise<BareGuest> {
+		for (;;) {
+			const guest = await BareGuest.#start(image, instanceName, files);
+			await guest.#changed.promise;
+			// Somebody has taken the port since it was looked for.
+			if (guest.console.length > 0 || !/Could not set up host forwarding/.test(guest.#complaint)) {
+				return guest;
+			}
+
+			await guest[Symbol.asyncDispose]();
+		}
+	}
+
+	static async #start(image: string, instanceName: string, files: readonly GuestFile[]): Promise<BareGuest> {
 		const directory = await mkdtemp(join(tmpdir(), 'caat-guest-'));
 		const cidata = join(directory, 'cidata.iso');
 		await writeFile(cidata, cidataIso(instanceName, files, new Date()));
@@ -65,7 +84,7 @@ export class BareGuest implements AsyncDisposable {
 			'-drive', `file=${image},if=none,id=root,format=qcow2,readonly=on`, '-device', 'virtio-blk-ccw,drive=root,bootindex=1',
 			'-drive', `file=${cidata},if=none,id=cidata,format=raw,readonly=on`, '-device', 'virtio-blk-ccw,drive=cidata',
 			'-netdev', `user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:${port}-:15150`, '-device', 'virtio-net-ccw,netdev=net',
-		], {stdio: ['pipe', 'pipe', 'inherit']});
+		], {stdio: ['pipe', 'pipe', 'pipe']});
 		return new BareGuest(qemu, port, directory);
 	}
 
@@ -78,7 +97,7 @@ export class BareGuest implements AsyncDisposable {
 			}
 
 			if (this.#qemu.exitCode !== null || this.#qemu.signalCode !== null) {
-				throw new Error(`The guest ended before ${String(pattern)}:\n${this.console.join('\n')}`);
+				throw new Error(`The guest ended before ${String(pattern)}:\n${this.#complaint}${this.console.join('\n')}`);
 			}
 
 			await abortable(this.#changed.promise, signal).catch((error: unknown) => {

@@ -10,7 +10,7 @@ import type {PodNamespace} from './worker.ts';
 
 const peer = [process.execPath, fileURLToPath(new URL('peer.ts', import.meta.url))];
 /** Transfers wait for processors, when many guests are emulated at once. */
-const timeoutMs = 60_000;
+const timeoutMs = 300_000;
 
 /** A server on the worker, at all its addresses; resolves when it answers. */
 export async function serveOnWorker(lab: Lab, port: number, signal: AbortSignal): Promise<AsyncDisposable> {

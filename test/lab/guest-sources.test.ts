@@ -14,7 +14,7 @@ const env = {
 	PATH: process.env['PATH'], HOME: tmpdir(), CGO_ENABLED: '0', GOPROXY: 'off', GOFLAGS: '', GOTOOLCHAIN: 'local',
 	GOCACHE: fileURLToPath(new URL('../../.cache/lab/go', import.meta.url)),
 };
-const signal = AbortSignal.timeout(110_000);
+const signal = AbortSignal.timeout(600_000);
 const go = async (args: readonly string[], more: Readonly<Record<string, string>> = {}): Promise<Buffer> =>
 	run('/usr/lib/go/bin/go', args, {cwd: guest, env: {...env, ...more}}, signal);
 

@@ -9,7 +9,7 @@ import {BareGuest, makeGuestIdentity, type GuestIdentity} from './bare-guest.ts'
 import {buildGuestImage} from './image.ts';
 
 // One guest answers all of these tests at once: they have containers of their own. Building the image for the first time takes a minute.
-const signal = AbortSignal.timeout(110_000);
+const signal = AbortSignal.timeout(600_000);
 const instanceName = 'podvm-bare-0123abcd';
 
 let guest: BareGuest;

@@ -8,7 +8,7 @@ import {run} from './command.ts';
 import type {Steps} from './guest-packages.ts';
 import {buildGuestImage} from './image.ts';
 
-const signal = AbortSignal.timeout(110_000);
+const signal = AbortSignal.timeout(600_000);
 const shared = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 
 /** A cache of its own that has the packages and the Go compiler's results already. */

@@ -35,10 +35,10 @@ export async function takeInventory(namespaces: Namespaces, signal: AbortSignal)
 
 /**
  * Looks until it holds. StopVM may answer before all of it is gone: a deletion does not depend on the shim staying.
- * @throws DeadlineError that names what was awaited, after 30 s
+ * @throws DeadlineError that names what was awaited, after two minutes
  */
 export async function inventoryWhen(what: string, holds: (now: Inventory) => boolean, lab: Pick<Lab, 'inventory'>, signal: AbortSignal): Promise<Inventory> {
-	using scope = new Scope(signal).deadline(30_000, what);
+	using scope = new Scope(signal).deadline(120_000, what);
 	for (;;) {
 		const now = await lab.inventory();
 		if (holds(now)) {

@@ -80,7 +80,7 @@ export async function startKvmHost(namespaces: Namespaces, image: string | undef
 	const sshd = start('/usr/sbin/sshd', '-D', '-e', '-f', paths.sshdConfig);
 	const virtlogd = start('/usr/sbin/virtlogd');
 	const libvirtd = start('/usr/sbin/libvirtd');
-	using scope = new Scope(signal).deadline(60_000, 'sshd and libvirtd');
+	using scope = new Scope(signal).deadline(300_000, 'sshd and libvirtd');
 	await Promise.all([sshd.line(/^Server listening/, scope.signal), listening(namespaces, libvirtd, scope.signal)]);
 	// Network and pool are started before a connection is served. Asking for the capabilities makes libvirtd learn them now.
 	await virsh(namespaces, [`net-info ${names.network}; pool-info ${names.pool}; capabilities`], scope.signal);

@@ -10,7 +10,7 @@ import {startLab} from './lab.ts';
 import {Service} from './service.ts';
 import {podShapes, subnet} from './topology.ts';
 
-const signal = AbortSignal.timeout(100_000);
+const signal = AbortSignal.timeout(600_000);
 const domain = (name: string): string => `<domain type='qemu'><name>${name}</name><memory>65536</memory><os><type arch='s390x'>hvm</type></os></domain>`;
 
 test('the worker reaches libvirt over ssh, with network and pool active and s390x to offer', async t => {
@@ -72,7 +72,7 @@ for (const shape of podShapes) {
 			const listen = ['nc', '-lvn', address, '7'];
 			await using listener = new Service('nc', where?.run(listen) ?? lab.workerRun(listen));
 			await listener.line(/^Listening/, signal);
-			await finished(pod.run(['nc', '-zw5', address, '7']));
+			await finished(pod.run(['nc', '-zw60', address, '7']));
 			t.regex(await listener.line(/^Connection received/, signal), new RegExp(`on ${pod.podIp} |from ${pod.podIp} `));
 		}
 	});
@@ -139,7 +139,7 @@ async function machine(): Promise<unknown> {
 
 /** Until a directory of /proc is gone, or its process is a zombie, ended but not yet reaped by the machine's own PID 1. */
 async function gone(directory: string): Promise<void> {
-	const deadline = AbortSignal.timeout(5000);
+	const deadline = AbortSignal.timeout(60_000);
 	while (!/^State:\tZ|^$/m.test(await readFile(`${directory}/status`, 'utf8').catch(() => ''))) {
 		await pause(10, deadline);
 	}

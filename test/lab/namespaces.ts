@@ -61,7 +61,7 @@ export class Namespaces implements AsyncDisposable {
 		child.stdin.on('error', () => undefined); // it may end before its input does
 		const holder = new Service('the lab\'s first process', child, () => child.stdin.end());
 		try {
-			using scope = new Scope(signal).deadline(20_000, 'the lab\'s namespaces');
+			using scope = new Scope(signal).deadline(120_000, 'the lab\'s namespaces');
 			await holder.line(/^ready$/, scope.signal);
 			return new Namespaces(holder, child.pid ?? 0);
 		} catch (error) {

@@ -15,7 +15,7 @@ test('cpio unpacks what was packed: files of every length modulo four, empty one
 			...lengths.map(length => ({path: `d/file-${length}`, mode: fileType.regular | 0o640, content: Buffer.alloc(length, 'x')})),
 			{path: 'link', mode: fileType.symlink | 0o777, content: Buffer.from('d/file-1')},
 		]),
-	}, AbortSignal.timeout(10_000));
+	}, AbortSignal.timeout(60_000));
 	for (const length of lengths) {
 		const path = join(directory, 'd', `file-${length}`);
 		t.deepEqual(await readFile(path), Buffer.alloc(length, 'x'));

@@ -8,7 +8,8 @@ import {createInterface} from 'node:readline';
 import {AdaptorError} from '../../src/errors.ts';
 import {abortable, DeadlineError, Scope} from '../../src/lifetime.ts';
 
-const keptLines = 200;
+/** More than a daemon says while whoever asks for a line of it was held up for a while. */
+const keptLines = 5000;
 
 export class Service implements AsyncDisposable {
 	readonly name: string;
@@ -74,7 +75,7 @@ export class Service implements AsyncDisposable {
 	}
 
 	/** Ends it: politely, after `graceMs` for good. Resolves with its exit status. */
-	async stop(graceMs = 10_000): Promise<number> {
+	async stop(graceMs = 30_000): Promise<number> {
 		this.#askToEnd();
 		using grace = new Scope().deadline(graceMs, `${this.name} to end`);
 		try {

@@ -63,7 +63,7 @@ export async function createPodNamespace(namespaces: Namespaces, name: string, s
 		mac,
 		run: (argv, options) => namespaces.run(name, argv, options),
 		[Symbol.asyncDispose]: async () => {
-			await namespaces.exec('worker', ['ip', 'netns', 'delete', name], AbortSignal.timeout(5000));
+			await namespaces.exec('worker', ['ip', 'netns', 'delete', name], AbortSignal.timeout(60_000));
 		},
 	};
 }

@@ -16,6 +16,8 @@ import {startTestLibvirtd} from '../support/libvirtd.ts';
 export interface Outcome {
 	/** From the end of the hole to the answer to a call that was made in it. */
 	readonly backAfterMs: number;
+	/** What a new connection takes on this machine, without a hole. */
+	readonly connectMs: number;
 	/** Whether a change that was asked for in the hole was said to be made, and whether it was. */
 	readonly saidMade: boolean;
 	readonly made: boolean;
@@ -31,7 +33,10 @@ const session = (uri: string): LibvirtSession => new LibvirtSession({
 });
 await using direct = session(`test:///default?socket=${libvirtd.socketPath}`);
 await using far = session(`test+ssh://root@127.0.0.1:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${sshd.directory}/known_hosts`);
-await Promise.all([direct.connect(patient), far.connect(patient)]);
+await direct.connect(patient);
+const connectedAt = performance.now();
+await far.connect(patient);
+const connectMs = Math.round(performance.now() - connectedAt);
 
 // By its path: npm's scripts find another program of this name first.
 const nft = (script: string): Buffer => execFileSync('/usr/sbin/nft', ['-f', '-'], {input: script});
@@ -49,4 +54,4 @@ const saidMade = await change;
 // As long again as the hole: what TCP still held back would come by now.
 await delay(saidMade ? 0 : holeMs);
 const {domains} = await direct.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, patient);
-process.stdout.write(`${JSON.stringify({backAfterMs, saidMade, made: domains.some(({name}) => name === 'late')} satisfies Outcome)}\n`);
+process.stdout.write(`${JSON.stringify({backAfterMs, connectMs, saidMade, made: domains.some(({name}) => name === 'late')} satisfies Outcome)}\n`);

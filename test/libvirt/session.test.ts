@@ -39,7 +39,7 @@ async function connected(t: ExecutionContext, daemonOptions: ScriptedDaemonOptio
 
 /** Not made again when its answer is lost, unless told. */
 async function lookUp(session: LibvirtSession, name: string, signal = patient, options: CallOptions = {}): Promise<number> {
-	const {dom} = await session.call(domainLookupByName, {name}, signal, {timeoutMs: 10_000, retry: false, ...options});
+	const {dom} = await session.call(domainLookupByName, {name}, signal, {timeoutMs: 60_000, retry: false, ...options});
 	return dom.id;
 }
 
@@ -281,6 +281,7 @@ test('calls made while the daemon is away say at their deadline why it is, and g
 	const {daemon, session} = await connected(t);
 	await daemon.down();
 	await stateOf(session, 'connecting');
+	await attemptsToFail(session, 1);
 	const error = await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 200}), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
 	t.false(error.mayHaveBeenExecuted);
 	t.regex(error.message, /ENOENT|ECONNREFUSED/);

@@ -5,7 +5,7 @@ import {SshProbe} from '../../src/libvirt/ssh-probe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {startSshd, type Sshd, type SshdOptions} from '../support/sshd.ts';
 
-const signal = AbortSignal.timeout(20_000);
+const signal = AbortSignal.timeout(300_000);
 
 async function sshdOf(t: ExecutionContext, options: SshdOptions = {}): Promise<Sshd> {
 	const sshd = await startSshd({hostKeys: ['ed25519'], ...options});
@@ -32,8 +32,7 @@ test('who is let in sees a proven host and its clock, and leaves no session behi
 	t.like(login, {user: 'root', host: '127.0.0.1', port: sshd.port, exposedKeys: []});
 	t.true(login.durationMs > 0);
 	t.false('unproven' in login);
-	const skew = await probe.clockSkew(signal);
-	t.true(skew !== undefined && Math.abs(skew) < 2, String(skew));
+	t.is(await probe.clockSkew(signal), 0);
 	probe[Symbol.dispose]();
 	probe[Symbol.dispose]();
 	await sshd.idle();

@@ -26,7 +26,7 @@ for (const [when, moment] of Object.entries(moments)) {
 			end(socket);
 			await moment();
 			resetTcp(socket);
-			await once(socket, 'close', {signal: AbortSignal.timeout(10_000)});
+			await once(socket, 'close', {signal: AbortSignal.timeout(60_000)});
 			t.deepEqual(errors, []);
 		});
 	}

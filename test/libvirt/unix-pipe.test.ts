@@ -26,7 +26,7 @@ test('the pipe is the socket, and closing it closes the socket', async t => {
 	}).listen(path);
 	t.teardown(() => server.close());
 	await once(server, 'listening');
-	const pipe = await openUnixPipe(uriOf(path), {})(AbortSignal.timeout(5000));
+	const pipe = await openUnixPipe(uriOf(path), {})(AbortSignal.timeout(60_000));
 	t.is(pipe.description, `unix ${path}`);
 	pipe.duplex.write('hello');
 	t.is(String((await once(pipe.duplex, 'data') as [Buffer])[0]), 'hello');
@@ -41,7 +41,7 @@ test('a socket that is missing, no socket or not listened at is unavailable', as
 	const directory = await temporaryDirectory(t);
 	await writeFile(`${directory}/file`, '');
 	for (const [name, code] of [['missing', /ENOENT/], ['file', /ECONNREFUSED/]] as const) {
-		const error = await t.throwsAsync(openUnixPipe(uriOf(`${directory}/${name}`), {})(AbortSignal.timeout(5000)), {instanceOf: AdaptorError});
+		const error = await t.throwsAsync(openUnixPipe(uriOf(`${directory}/${name}`), {})(AbortSignal.timeout(60_000)), {instanceOf: AdaptorError});
 		t.is(error.code, 'unavailable');
 		t.is(error.where['path'], `${directory}/${name}`);
 		t.regex(error.message, code);

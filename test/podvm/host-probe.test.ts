@@ -11,7 +11,7 @@ import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, obser
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
 import {baseCapacity, baseVolume, intercept, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
 
-const signal = AbortSignal.timeout(60_000);
+const signal = AbortSignal.timeout(300_000);
 const stack = new AsyncDisposableStack();
 let host: LibvirtHost;
 let storage: LibvirtSession;
@@ -28,12 +28,14 @@ test.before(async () => {
 test.after.always(async () => stack.disposeAsync());
 
 test('who answers, and how quickly', async t => {
+	const startedAt = performance.now();
 	const {driver, version, hostname, transport, roundTripMs} = await observeLibvirt(made, signal);
+	const tookMs = performance.now() - startedAt;
 	t.is(driver, 'TEST');
 	t.regex(version, /^\d+\.\d+\.\d+$/);
 	t.not(hostname, '');
 	t.true(transport.includes(host.libvirtd.socketPath));
-	t.true(roundTripMs > 0 && roundTripMs < 1000);
+	t.true(roundTripMs > 0 && roundTripMs < tookMs / 2, `${roundTripMs} of ${tookMs} ms`);
 });
 
 test('a host without s390x says so', async t => {

@@ -79,7 +79,7 @@ export async function startLibvirtHost(): Promise<LibvirtHost> {
 }
 
 async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<{readonly calls: LibvirtCalls; readonly storage: LibvirtSession}> {
-	const session = (uri: string): LibvirtSession => undo.use(new LibvirtSession({uri, openPipe, reconnectMs: {first: 10, longest: 100}}));
+	const session = (uri: string): LibvirtSession => undo.use(new LibvirtSession({uri, openPipe, reconnectMs: {first: 10, longest: 100}, connectTimeoutMs: 60_000, callTimeoutMs: 120_000}));
 	const [domains, storage] = [session('test:///default'), session('qemu:///session')];
 	await Promise.all([domains.connect(never), storage.connect(never)]);
 	return {

@@ -2,7 +2,7 @@
  * A real sshd on 127.0.0.1, in a mount and process namespace of its own: `/run` is private in it, and `/run/libvirt` is a directory
  * that the test fills. Killing it takes every session and command of it along, and it dies with the test's process.
  */
-import {execFile, spawn} from 'node:child_process';
+import {execFile, spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
 import {cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile} from 'node:fs/promises';
 import {createServer, type AddressInfo} from 'node:net';
@@ -56,32 +56,50 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 	const types = options.hostKeys ?? ['ed25519', 'ecdsa', 'rsa'];
 	await (options.keysOf === undefined ? makeKeys(directory, types) : copyKeys(options.keysOf, directory));
 	await writeFile(`${directory}/authorized_keys`, `${options.keyOptions ?? ''} ${await readFile(`${directory}/user_key.pub`, 'utf8')}`.trimStart());
-	const port = await freePort();
 	const path = options.commands === undefined ? [] : [`SetEnv PATH=${await commandDirectory(directory, options.commands)}`];
-	await writeFile(`${directory}/sshd_config`, [
+	const configure = async (port: number): Promise<void> => writeFile(`${directory}/sshd_config`, [
 		...(options.config ?? []), ...path,
 		'ListenAddress 127.0.0.1', `Port ${port}`, ...types.map(type => `HostKey ${directory}/ssh_host_${type}_key`), `AuthorizedKeysFile ${directory}/authorized_keys`,
 		'PidFile none', 'StrictModes no', 'UsePAM no', 'PermitRootLogin yes', 'PasswordAuthentication no', 'KbdInteractiveAuthentication no', 'LogLevel VERBOSE', 'MaxStartups 100', '',
 	].join('\n'));
 	// Without a home, so that no profile of this machine's slows its commands down or talks.
 	const script = 'mount -t tmpfs none /root && mount -t tmpfs none /run && mkdir /run/sshd && ln -s "$0"/libvirt /run/libvirt && exec /usr/sbin/sshd -D -e -f "$0"/sshd_config';
-	const child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--fork', '--kill-child', 'sh', '-c', script, directory], {stdio: ['ignore', 'ignore', 'pipe']});
-	const exited = once(child, 'exit');
-	undo.defer(async () => {
-		child.kill('SIGKILL');
-		await exited;
-	});
 	let log = '';
-	const lines = createInterface({input: child.stderr});
-	const listening = Promise.withResolvers<undefined>();
-	lines.on('line', line => {
-		log += `${line}\n`;
-		if (line.startsWith('Server listening on')) {
-			listening.resolve(undefined);
-		}
-	});
-	child.once('exit', () => listening.reject(new Error(`sshd did not start: ${log}`)));
-	await listening.promise;
+	/** Its process, or undefined when somebody has taken the port since it was looked for. */
+	const begin = async (): Promise<ChildProcess | undefined> => {
+		const child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--fork', '--kill-child', 'sh', '-c', script, directory], {stdio: ['ignore', 'ignore', 'pipe']});
+		const exited = once(child, 'exit');
+		undo.defer(async () => {
+			child.kill('SIGKILL');
+			await exited;
+		});
+		const listening = Promise.withResolvers<boolean>();
+		log = '';
+		createInterface({input: child.stderr}).on('line', line => {
+			log += `${line}\n`;
+			if (line.startsWith('Server listening on')) {
+				listening.resolve(true);
+			}
+		});
+		// Not `exit`: by then all that it wrote has been read.
+		child.once('close', () => {
+			if (/Address already in use/.test(log)) {
+				listening.resolve(false);
+			} else {
+				listening.reject(new Error(`sshd did not start: ${log}`));
+			}
+		});
+		return await listening.promise ? child : undefined;
+	};
+
+	let port: number;
+	let child: ChildProcess | undefined;
+	do {
+		port = await freePort();
+		await configure(port);
+		child = await begin();
+	} while (child === undefined);
+
 	const owned = undo.move();
 	const {pid} = child;
 	const sessionPids = async (): Promise<readonly number[]> => (await descendants(pid ?? 0)).slice(1);

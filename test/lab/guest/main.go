@@ -15,6 +15,9 @@ import (
 
 const forwarderPort = 15150
 
+// untilRead is how long a guest that ends on purpose waits before: what it says then is for somebody who may still be opening its console.
+const untilRead = 5 * time.Second
+
 // init gives the process's first thread to main: it is the one that may not end, and that /proc/1 shows (see netns.do).
 func init() { runtime.LockOSThread() }
 
@@ -48,7 +51,7 @@ func boot() error {
 		return err
 	}
 
-	seed, err := readCidata(5 * time.Second)
+	seed, err := readCidata(60 * time.Second)
 	if err != nil {
 		return err
 	}
@@ -76,11 +79,13 @@ func boot() error {
 
 	switch {
 	case lab["panic"]:
+		time.Sleep(untilRead)
 		console("caa.lab=panic: crashing the kernel")
 		if err := os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0); err != nil {
 			return err
 		}
 	case lab["poweroff"]:
+		time.Sleep(untilRead)
 		console("caa.lab=poweroff: leaving")
 		powerOff()
 	case lab["nolisten"]:
