@@ -103,9 +103,7 @@ const headerBytes = 512;
 
 /** Of what VMs stand on: when the name only stands for a version of the image, of that. @throws as `readBaseVolume` */
 export async function observeBaseVolume(session: Calls & Pick<LibvirtSession, 'download'>, poolName: string, name: string, signal: AbortSignal): Promise<VolumeObservation> {
-	const {path, format, capacity} = await readBaseVolume(session, poolName, name, signal);
-	// In pools whose volumes are files, they are named after them.
-	const version = path.slice(path.lastIndexOf('/') + 1);
+	const {name: version, format, capacity} = await readBaseVolume(session, poolName, name, signal);
 	const vol = volumeOf(poolName, version);
 	const {allocation} = await session.call(procedures.storageVolGetInfo, {vol}, signal);
 	return {

@@ -32,7 +32,7 @@ import {isStillThere, listDomains, readOwnDomains, type OwnDomain} from './own-d
 import {removeVm, settleAll} from './removal.ts';
 import {Turns} from './turns.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
-import {cidataVolumeName, cidataVolumeXml, createVolume, readBaseVolume, rootVolumeName, rootVolumeXml, type BaseVolume} from './volumes.ts';
+import {causeOfFailure, cidataVolumeName, cidataVolumeXml, createVolume, readBaseVolume, rootVolumeName, rootVolumeXml, type BaseVolume} from './volumes.ts';
 
 export interface PodVmsOptions {
 	readonly session: LibvirtCalls;
@@ -147,8 +147,13 @@ class LibvirtPodVms implements PodVms {
 			throw alreadyExists(sandboxId, instanceName);
 		}
 
-		await this.#makeDisks(pool, base, metadata, iso, signal);
-		await this.#run(domain, signal);
+		try {
+			await this.#makeDisks(pool, base, metadata, iso, signal);
+			await this.#run(domain, signal);
+		} catch (error) {
+			throw await causeOfFailure(session, poolName, base, error, signal);
+		}
+
 		signal.throwIfAborted();
 		undo.move();
 		const {vcpus, memoryMib} = spec;

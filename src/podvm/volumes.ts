@@ -6,13 +6,15 @@
 import {create} from 'xmlbuilder2';
 import {AdaptorError} from '../errors.ts';
 import {pause} from '../lifetime.ts';
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
 import {child, readXml, xmlText} from '../libvirt/xml.ts';
 import {readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 
 export interface BaseVolume {
+	/** Of the volume that disks stand on: where the name only stands for a version of the image, the version's. */
+	readonly name: string;
 	/** On the host. */
 	readonly path: string;
 	/** As the volume says, whatever its name ends in. */
@@ -44,16 +46,7 @@ export async function readBaseVolume(session: Pick<LibvirtCalls, 'call'>, pool: 
 	try {
 		({xml} = await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal));
 	} catch (error) {
-		throw isLibvirtError(error, libvirtCode.noStorageVol) ? new AdaptorError({
-			code: 'not-found',
-			reason: 'ImageNotFound',
-			// These first words are what upstream's end-to-end tests look for in the pod's events.
-			what: `Can't retrieve volume ${name}: the pool has no such volume`,
-			where: {pool, volume: name},
-			remedy: 'Upload the pod VM image with "cloud-api-adaptor image push", or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; '
-				+ 'a file that was copied into the pool shows after "virsh pool-refresh" on the KVM host.',
-			cause: error,
-		}) : error;
+		throw isLibvirtError(error, libvirtCode.noStorageVol) ? notFound(pool, name, 'the pool has no such volume', error) : error;
 	}
 
 	const volume = readXml(xml);
@@ -83,11 +76,43 @@ export async function readBaseVolume(session: Pick<LibvirtCalls, 'call'>, pool: 
 		});
 	}
 
-	return {path, format, capacity: BigInt(capacity.text), isOverlay: backingPath !== '' && !isStandIn};
+	// In pools whose volumes are files, they are named after them.
+	return {name: isStandIn ? path.slice(path.lastIndexOf('/') + 1) : name, path, format, capacity: BigInt(capacity.text), isOverlay: backingPath !== '' && !isStandIn};
+}
+
+/**
+ * Why a start has failed that stood on `base`. Nothing keeps an image from being removed between a start's look at it and the disk that stands on it:
+ * then it is that, and not what libvirt or QEMU say of a file that they cannot open. (A VM that runs by then keeps the file until it ends.)
+ * @returns `failure` itself when the volume is still there, or it cannot be seen
+ */
+export async function causeOfFailure(session: Pick<LibvirtCalls, 'call'>, pool: string, {name}: Pick<BaseVolume, 'name'>, failure: unknown, signal: AbortSignal): Promise<unknown> {
+	if (!(failure instanceof LibvirtError)) {
+		return failure;
+	}
+
+	try {
+		await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal);
+		return failure;
+	} catch (error) {
+		return isLibvirtError(error, libvirtCode.noStorageVol) ? notFound(pool, name, 'it was removed while the VM was being started', failure) : failure;
+	}
+}
+
+function notFound(pool: string, name: string, why: string, cause: LibvirtError): AdaptorError {
+	return new AdaptorError({
+		code: 'not-found',
+		reason: 'ImageNotFound',
+		// These first words are what upstream's end-to-end tests look for in the pod's events.
+		what: `Can't retrieve volume ${name}: ${why}`,
+		where: {pool, volume: name},
+		remedy: 'Upload the pod VM image with "cloud-api-adaptor image push", or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; '
+			+ 'a file that was copied into the pool shows after "virsh pool-refresh" on the KVM host.',
+		cause,
+	});
 }
 
 /** An overlay that reads through to `base`. Its capacity is never less than the base's: the guest would lose the end of its file system. */
-export function rootVolumeXml(name: string, base: BaseVolume, rootDiskSizeGib: number): string {
+export function rootVolumeXml(name: string, base: Pick<BaseVolume, 'path' | 'format' | 'capacity'>, rootDiskSizeGib: number): string {
 	const wanted = BigInt(rootDiskSizeGib) * gib;
 	const volume = volumeXml(name, 'qcow2', wanted > base.capacity ? wanted : base.capacity);
 	volume.ele('backingStore').ele('path').txt(xmlText('path', base.path)).up().ele('format', {type: base.format});

@@ -53,19 +53,46 @@ async function outcome(promise: Promise<unknown>): Promise<unknown> {
 	return promise.then(() => undefined, (error: unknown) => error);
 }
 
-test('a VM stands on the version of the image that the configured name stands for, and on the name never', async t => {
+const version = 'image-20260101T000000Z.qcow2';
+
+/** An image by its version and its name. */
+async function poolWithVersion(): Promise<TestPool> {
 	const pool = await host.pool();
 	const {pool: handle} = await host.calls.call(procedures.storagePoolLookupByName, {name: pool.name}, never);
-	const version = 'image-20260101T000000Z.qcow2';
 	for (const [name, backing] of [[version, ''], ['image.qcow2', `<backingStore><path>${pool.directory}/${version}</path><format type='qcow2'/></backingStore>`]] as const) {
 		await host.calls.call(procedures.storageVolCreateXml, {pool: handle, xml: `<volume><name>${name}</name><capacity>${baseCapacity}</capacity><target><format type='qcow2'/></target>${backing}</volume>`, flags: 0}, never);
 	}
 
+	return pool;
+}
+
+test('a VM stands on the version of the image that the configured name stands for, and on the name never', async t => {
+	const pool = await poolWithVersion();
 	const spec = specOf();
 	await podVmsOn(host.calls, pool, {volumeName: 'image.qcow2'}).start(spec, never);
 	const {xml} = await host.calls.call(procedures.storageVolGetXmlDesc, {vol: {pool: pool.name, name: `${spec.instanceName}-root.qcow2`, key: ''}, flags: 0}, never);
 	t.is(child(readXml(xml), 'backingStore', 'path')?.text, `${pool.directory}/${version}`);
 });
+
+for (const step of ['storageVolCreateXml', 'domainCreateWithFlags'] as const) {
+	test(`a start whose image is removed before ${step} says so, and leaves nothing`, async t => {
+		const [pool, calls, cluster] = [await poolWithVersion(), intercept(host.calls), randomBytes(6).toString('hex')];
+		let removal: Promise<unknown> | undefined;
+		calls.before = async name => {
+			if (name === step) {
+				removal ??= host.calls.call(procedures.storageVolDelete, {vol: {pool: pool.name, name: version, key: ''}, flags: 0}, never);
+				await removal;
+				// The disk is made by the real storage driver, but the test driver opens none.
+				return name === 'domainCreateWithFlags' ? Promise.reject(refusal) : undefined;
+			}
+		};
+		const error = await t.throwsAsync<AdaptorError>(podVmsOn(calls, pool, {volumeName: 'image.qcow2', cluster}).start(specOf(), never), {instanceOf: AdaptorError});
+		t.like(error, {code: 'not-found', reason: 'ImageNotFound', where: {pool: pool.name, volume: version}});
+		t.regex(error.message, /^Can't retrieve volume .*: it was removed while the VM was being started/);
+		t.true(error.cause instanceof LibvirtError);
+		t.deepEqual([...await domainsNaming(host.calls, cluster), ...await pool.files()], ['image.qcow2']);
+	});
+}
 
 test('a start defines first, then makes the disks, then starts, in at most 12 calls', async t => {
 	const {calls, vms} = await daemon();
