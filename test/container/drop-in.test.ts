@@ -37,7 +37,7 @@ let image: Image;
 test.after.always(() => rmSync(directory, {recursive: true, force: true}));
 
 test.before(async t => {
-	t.timeout(180_000);
+	t.timeout(600_000);
 	await mkdir(join(repository, '.cache'), {recursive: true});
 	directory = mkdtempSync(join(repository, '.cache/container-'));
 	image = await play(stages, {
@@ -197,7 +197,7 @@ const asTheDaemonSet = `${enter}
 `;
 
 test('under the operator\'s DaemonSet, with its mounts and its environment and nothing else, pods get their VMs', async t => {
-	t.timeout(180_000);
+	t.timeout(600_000);
 	await using lab: Lab = await startLab({image: await buildGuestImage({}, signal), signal});
 	const env = Object.entries({...baseEnv, ...image.env, ...peerPodsSecret, ...ofCluster, ...peerPodsSecret, ...peerPodsConfigMap, ...ofDaemonSet}).map(([name, value]) => `${name}=${value}`);
 	const ca = await makeCa('test cluster', {notBefore: new Date(Date.now() - 60_000), notAfter: new Date(Date.now() + 3_600_000)});
