@@ -51,12 +51,12 @@ export interface NodeCapacityOptions {
 	readonly retryMs?: readonly [first: number, longest: number];
 	/** After which a change of the resource by somebody else is put right at once; of changes that come faster each takes longer. */
 	readonly calmMs?: number;
+	/** For what is done when the daemon stops; it has other things to do then. */
+	readonly goodbyeMs?: number;
 	readonly log: Logger;
 }
 
 const defaultLimit = 10;
-/** Of what is done when the daemon stops; it has other things to do then. */
-const goodbyeTimeoutMs = 3000;
 
 export class NodeCapacity implements AsyncDisposable {
 	readonly #options: Required<Omit<NodeCapacityOptions, 'configured' | 'podUid' | 'stopping'>> & Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
@@ -78,7 +78,7 @@ export class NodeCapacity implements AsyncDisposable {
 	/** Begins at once, in the background; nothing here waits for the API server. */
 	constructor({stopping, ...options}: NodeCapacityOptions) {
 		this.#closing = new Scope(...(stopping === undefined ? [] : [stopping]));
-		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], calmMs: 60_000, ...options};
+		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], calmMs: 60_000, goodbyeMs: 3000, ...options};
 		const {signal} = this.#closing;
 		this.#background = [
 			this.#watchNode(signal),
@@ -105,7 +105,7 @@ export class NodeCapacity implements AsyncDisposable {
 	async #close(): Promise<void> {
 		this.#closing.abort(new Error('closing'));
 		await Promise.all(this.#background);
-		using scope = new Scope().deadline(goodbyeTimeoutMs, 'the Kubernetes API');
+		using scope = new Scope().deadline(this.#options.goodbyeMs, 'the Kubernetes API');
 		try {
 			if (this.#hadDaemonSet && await this.#isUninstalled(scope.signal)) {
 				await this.#remove(scope.signal);

@@ -19,7 +19,7 @@ export interface AgentRelaysHarness extends AsyncDisposable {
 }
 
 export function agentRelaysContract(test: TestFn, name: string, makeHarness: () => Promise<AgentRelaysHarness>): void {
-	const signal = (): AbortSignal => AbortSignal.timeout(60_000);
+	const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 	const contract = (claim: string, check: (t: ExecutionContext, harness: AgentRelaysHarness) => Promise<void>): void => {
 		test(`${name}: ${claim}`, async t => {
 			await using harness = await makeHarness();

@@ -21,7 +21,7 @@ const vm: ClaimedVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-ngi
 const next: ClaimedVm = {sandboxId: '5e6f7a8b'.repeat(8), instanceName: 'podvm-nginx-5e6f7a8b', pod};
 
 export function clusterContract(test: TestFn, name: string, makeHarness: () => Promise<ClusterHarness>): void {
-	const signal = (): AbortSignal => AbortSignal.timeout(60_000);
+	const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 	const contract = (claim: string, check: (t: ExecutionContext, harness: ClusterHarness) => Promise<void>): void => {
 		test(`${name}: ${claim}`, async t => {
 			await using harness = await makeHarness();

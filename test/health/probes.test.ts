@@ -1,15 +1,16 @@
-import {createServer, type AddressInfo} from 'node:net';
+import {createServer} from 'node:net';
 import {once} from 'node:events';
+import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {serveProbes} from '../../src/health/probes.ts';
+import {freePort} from '../support/port.ts';
 import {recordingLog} from '../support/recording-log.ts';
 
-async function take(port = 0): Promise<{port: number; give: () => Promise<void>}> {
+async function take(port: number): Promise<{give: () => Promise<void>}> {
 	const server = createServer();
 	server.listen(port, '127.0.0.1');
 	await once(server, 'listening');
 	return {
-		port: (server.address() as AddressInfo).port,
 		async give() {
 			server.close();
 			await once(server, 'close');
@@ -17,19 +18,24 @@ async function take(port = 0): Promise<{port: number; give: () => Promise<void>}
 	};
 }
 
-async function freePort(): Promise<number> {
-	const {port, give} = await take();
-	await give();
-	return port;
-}
-
 async function answered(t: ExecutionContext, port: number): Promise<void> {
 	let status: number | undefined;
-	while (status === undefined) {
+	await until(async () => {
 		status = await fetch(`http://127.0.0.1:${port}/startup`).then(response => response.status, () => undefined);
-	}
-
+		return status !== undefined;
+	});
 	t.is(status, 200);
+}
+
+async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
+	const giveUpAt = performance.now() + 60_000;
+	while (!await isSo()) {
+		if (performance.now() > giveUpAt) {
+			throw new Error(`It never came to be that ${String(isSo)}`);
+		}
+
+		await turn();
+	}
 }
 
 test('kubelet\'s questions are answered with 200, others are not', async t => {
@@ -41,15 +47,11 @@ test('kubelet\'s questions are answered with 200, others are not', async t => {
 });
 
 test('a port that is taken is told once and served as soon as it is free', async t => {
-	const {port, give} = await take();
+	const port = await freePort();
+	const {give} = await take(port);
 	const log = recordingLog();
 	await using _probes = serveProbes({port, log, retryMs: [1, 2]});
-	while (log.lines.length < 3) {
-		await new Promise(resolve => {
-			setImmediate(resolve);
-		});
-	}
-
+	await until(() => log.lines.length >= 3);
 	await give();
 	await answered(t, port);
 	t.is(log.lines.filter(({level}) => level === 'warn').length, 1);

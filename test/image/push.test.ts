@@ -449,13 +449,16 @@ test('Ctrl-C in the middle of a push leaves nothing', async t => {
 
 /** Until the note of who is pushing is there; there is no event for it. */
 async function untilWritten(pool: Pick<TestPool, 'files' | 'read'>): Promise<void> {
-	for (;;) {
+	const giveUpAt = performance.now() + 60_000;
+	while (performance.now() < giveUpAt) {
 		for (const file of await pool.files()) {
 			if ((await pool.read(file)).subarray(0, 64).includes('not complete')) {
 				return;
 			}
 		}
 	}
+
+	throw new Error('No push has begun');
 }
 
 test('a lost libvirtd in the middle of a push: nothing is left once it is back, and a second push succeeds', async t => {

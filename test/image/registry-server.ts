@@ -187,7 +187,7 @@ export function tokenFor(repository: string, {cert, key}: Certificate): string {
 	return `${head}.${claims}.${signature}`;
 }
 
-export function registryFor(reference: string, {credentials, ca, proxyEnv = {}, plainHosts = [], silenceMs = 5000}: {
+export function registryFor(reference: string, {credentials, ca, proxyEnv = {}, plainHosts = [], silenceMs = 100_000}: {
 	readonly credentials?: Credentials; readonly ca?: string; readonly proxyEnv?: Readonly<Record<string, string>>; readonly plainHosts?: readonly string[];
 	readonly silenceMs?: number;
 } = {}): Registry & Disposable {

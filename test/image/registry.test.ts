@@ -346,12 +346,12 @@ test('a registry that falls silent, before an answer or within one, is asked aga
 			asked.manifests++;
 		}
 	});
-	using from = registryFor(`${front.host}/org/podvm:one`, {silenceMs: 300});
+	using from = registryFor(`${front.host}/org/podvm:one`, {silenceMs: 1000});
 	await from.manifest(platform, never);
 	isSilent = true;
 	await Promise.all([
-		t.throwsAsync(from.manifest(platform, never), {instanceOf: HttpError, message: /Timed out after 300 ms waiting for an answer of 127/v}),
-		t.throwsAsync(read(from), {instanceOf: HttpError, message: /Timed out after 300 ms waiting for more data/v}),
+		t.throwsAsync(from.manifest(platform, never), {instanceOf: HttpError, message: /Timed out after 1000 ms waiting for an answer of 127/v}),
+		t.throwsAsync(read(from), {instanceOf: HttpError, message: /Timed out after 1000 ms waiting for more data/v}),
 	]);
 	t.true(asked.manifests > 1 && asked.blobs > 1);
 });

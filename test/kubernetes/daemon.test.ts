@@ -42,5 +42,5 @@ test('a daemon in a cluster advertises its node by its settings and PeerPodConfi
 	t.is(await running, 0);
 	t.is(capacity(), '6');
 	t.is(api.list('peerpods').length, 1);
-	t.is(api.watches, 0);
+	await api.until(() => api.watches === 0);
 });

@@ -35,7 +35,8 @@ async function world(t: ExecutionContext, own: readonly string[], ofAccount: rea
 	const authFile = join(await directoryOf(t), 'auth.json');
 	return {
 		...cluster, events, log, authFile, podUid: metadata.uid,
-		pullSecrets: new PullSecrets({client, tell: (_, event) => events.push(event), authFile, log, ...options}),
+		// A busy machine is not what is tested.
+		pullSecrets: new PullSecrets({client, tell: (_, event) => events.push(event), authFile, log, timeoutMs: 100_000, ...options}),
 		secret(name, auths) {
 			const content = {auths: Object.fromEntries(Object.entries(auths).map(([registry, user]) => [registry, {auth: base64(`${user}:hush-hush`)}]))};
 			api.put('secrets', {metadata: {name, namespace: 'default'}, type: 'kubernetes.io/dockerconfigjson', data: {'.dockerconfigjson': base64(JSON.stringify(content))}});
@@ -102,7 +103,7 @@ test('an API server that does not answer is waited for a while, and the pod goes
 });
 
 test('what was read before the API server fell silent counts', async t => {
-	const {api, pullSecrets, secret, events, signal} = await world(t, ['one', 'two'], [], {timeoutMs: 3000});
+	const {api, pullSecrets, secret, events, signal} = await world(t, ['one', 'two'], [], {timeoutMs: 8000});
 	secret('one', {a: 'one'});
 	secret('two', {b: 'two'});
 	// Once without a fault: what is slow at first (connections, code that was never run) is not to take the time.

@@ -7,8 +7,10 @@ import type {PodNetwork} from '../../src/sandbox/ports.ts';
 import type {Doomed} from './doomed.ts';
 import {podAddress, World} from './world.ts';
 
-const signal = (): AbortSignal => AbortSignal.timeout(30_000);
+const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const program = fileURLToPath(new URL('doomed.ts', import.meta.url));
+
+const lock = '/run/doomed';
 
 /** When to kill: so long after it has told so many of its three steps. */
 interface Moment {
@@ -21,9 +23,12 @@ function momentsEvery(ms: number): readonly Moment[] {
 	return Array.from({length: Math.ceil(34 / ms)}, (_, index) => ({steps: 1, delayMs: index * ms}));
 }
 
-/** @returns what it had told before the end */
+/** @returns what it had told before the end; nothing is done any more in its name */
 async function killAt({steps, delayMs}: Moment, world: World, pod: string, vm?: string): Promise<readonly string[]> {
-	const doomed: Doomed = {shell: world.shell, ownNetns: world.ownNetns, pod, ...(vm !== undefined && {vm})};
+	const [shell = '', ...command] = world.shell.toReversed();
+	// Whatever its shells start holds the lock, too: what runs when they lose their daemon comes to its own end.
+	const locked = [...command.toReversed(), 'flock', '--shared', '--no-fork', lock, shell];
+	const doomed: Doomed = {shell: locked, ownNetns: world.ownNetns, pod, ...(vm !== undefined && {vm})};
 	const child = spawn(process.execPath, [program, JSON.stringify(doomed)], {stdio: ['ignore', 'pipe', 'inherit']});
 	const told: string[] = [];
 	for await (const line of createInterface({input: child.stdout})) {
@@ -34,6 +39,7 @@ async function killAt({steps, delayMs}: Moment, world: World, pod: string, vm?: 
 		}
 	}
 
+	await world.sh(`flock ${lock} true`);
 	return told;
 }
 

@@ -11,7 +11,7 @@ export interface Doomed {
 }
 
 const {shell, ownNetns, pod, vm} = JSON.parse(process.argv[2] ?? '') as Doomed;
-const signal = AbortSignal.timeout(60_000);
+const signal = AbortSignal.timeout(100_000);
 const networks = createPodNetworks({
 	underlay: {vmAddress: async () => '192.168.122.1'}, vxlanPort: 4789, vxlanMinId: 555_000, podSubnetCidrs: [], externalNetViaPodVm: false,
 	log: silentLogger, spawnServer: {shell}, ownNetns,

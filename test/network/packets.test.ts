@@ -4,7 +4,7 @@ import test from 'ava';
 import {pattern} from './pattern.ts';
 import {cnis, podAddress, World} from './world.ts';
 
-const signal = (): AbortSignal => AbortSignal.timeout(30_000);
+const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const size = 10_000_000;
 const checksum = createHash('sha256').update(pattern(size)).digest('hex');
 
@@ -24,8 +24,8 @@ for (const cni of cnis) {
 		await using outside = await world.listen('client');
 		t.is(await world.ask('client', podAddress(cni, 5), 'whoami'), `${podAddress(cni, 9)}\n`, 'the VM sees the client');
 		t.is(await world.ask(podns, podAddress(cni, 9), 'whoami'), `${podAddress(cni, 5)}\n`, 'the pod reaches out');
-		t.true((await world.sh(`printf 'download ${size}\\n' | nc -w 5 ${podAddress(cni, 5)} 8080 | sha256sum`, 'client')).startsWith(checksum));
-		t.is(await world.sh(`printf 'download ${size}\\n' | nc -w 5 ${podAddress(cni, 9)} 8080 | nc -N -w 5 ${podAddress(cni, 9)} 8080`, podns), `${size} ${checksum}\n`);
+		t.true((await world.sh(`printf 'download ${size}\\n' | nc -w 60 ${podAddress(cni, 5)} 8080 | sha256sum`, 'client')).startsWith(checksum));
+		t.is(await world.sh(`printf 'download ${size}\\n' | nc -w 60 ${podAddress(cni, 9)} 8080 | nc -N -w 60 ${podAddress(cni, 9)} 8080`, podns), `${size} ${checksum}\n`);
 		t.truthy(inVm);
 		t.truthy(outside);
 	});

@@ -7,7 +7,7 @@ import {AdaptorError} from '../../src/errors.ts';
 import {parseElements, transaction} from '../../src/network/nft.ts';
 import {podAddress, warnings, World} from './world.ts';
 
-const signal = (): AbortSignal => AbortSignal.timeout(30_000);
+const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const vm = '192.168.122.105';
 
 test('a port that the cluster\'s network uses in metadata mode is an error at start that names the interface', async t => {

@@ -2,7 +2,7 @@ import test, {type ExecutionContext} from 'ava';
 import {createNetworkProbe, type NetworkProbe} from '../../src/network/probe.ts';
 import {workerAddress, World} from './world.ts';
 
-const signal = (): AbortSignal => AbortSignal.timeout(15_000);
+const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 
 async function probeIn(t: ExecutionContext, port = 4789): Promise<{readonly world: World; readonly probe: NetworkProbe}> {
 	const world = await World.create();
@@ -53,8 +53,9 @@ test('a VXLAN port is free, shared, taken by an interface of another mode, or by
 	await world.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: ['cni'], programs: []});
 	await world.sh('ip link del cni');
-	const program = world.sh('exec nc -u -l 0.0.0.0 9000').catch(() => undefined);
-	await world.sh('until ss -Huln | grep -q :9000; do :; done');
+	const program = world.sh('exec nc -u -l 0.0.0.0 9000').catch((error: unknown) => error);
+	const listens = world.sh('until ss -Huln | grep -q :9000; do sleep 0.05; done').then(() => true);
+	t.is(await Promise.race([listens, program]), true);
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: [], programs: ['nc']});
 	await world[Symbol.asyncDispose]();
 	await program;

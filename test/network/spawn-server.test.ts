@@ -8,7 +8,7 @@ import test from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import {SpawnServer} from '../../src/network/spawn-server.ts';
 
-const signal = (): AbortSignal => AbortSignal.timeout(20_000);
+const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 
 test('arguments and input reach the program as they are, whatever they contain', async t => {
 	await using programs = new SpawnServer({size: 2});
@@ -41,7 +41,7 @@ test('an abort ends the command before it is told, and the place is taken by ano
 	const fifo = spawn('sh', ['-c', 'mktemp -d'], {stdio: ['ignore', 'pipe', 'inherit']});
 	const [directory] = await once(createInterface(fifo.stdout), 'line') as [string];
 	t.teardown(() => spawn('rm', ['-r', directory]));
-	const running = programs.run({argv: ['sh', '-c', `echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 60`]}, abort.signal);
+	const running = programs.run({argv: ['sh', '-c', `echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 1000`]}, abort.signal);
 	const waiting = programs.run({argv: ['echo', 'next']}, signal());
 	const pid = await appears(`${directory}/pid`);
 	abort.abort(new AdaptorError({code: 'cancelled', what: 'stopped'}));
@@ -102,7 +102,7 @@ test('shells end with the process that started them, even when it is killed', as
 	const program = `
 		import {SpawnServer} from ${JSON.stringify(new URL('../../src/network/spawn-server.ts', import.meta.url))};
 		const programs = new SpawnServer({size: 2});
-		const pids = await Promise.all([1, 2].map(() => programs.run({argv: ['sh', '-c', 'sleep 0.1; echo $PPID']}, AbortSignal.timeout(10_000))));
+		const pids = await Promise.all([1, 2].map(() => programs.run({argv: ['sh', '-c', 'sleep 0.1; echo $PPID']}, AbortSignal.timeout(100_000))));
 		console.log(pids.map(({stdout}) => stdout.trim()).join(' '));
 		setInterval(() => {}, 1000);`;
 	const child = spawn(process.execPath, ['--input-type=module', '-e', program], {stdio: ['ignore', 'pipe', 'inherit']});
@@ -119,26 +119,28 @@ test('shells end with the process that started them, even when it is killed', as
 
 /** Neither file nor process tells when: looked at until it is so. */
 async function appears(path: string): Promise<string> {
-	for (;;) {
-		const content = await readFile(path, 'utf8').catch(() => undefined);
-		if (content !== undefined) {
-			return content;
-		}
-
-		await delay(5);
-	}
+	let content: string | undefined;
+	await until(`no ${path} appeared`, async () => {
+		content = await readFile(path, 'utf8').catch(() => undefined);
+		return content !== undefined;
+	});
+	return content ?? '';
 }
 
 async function gone(pid: number): Promise<void> {
-	const until = Date.now() + 5000;
-	while (Date.now() < until) {
+	await until(`process ${pid} is still there`, async () => {
 		const state = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => 'gone');
-		if (state === 'gone' || state.includes(') Z ')) {
-			return;
+		return state === 'gone' || state.includes(') Z ');
+	});
+}
+
+async function until(complaint: string, isSo: () => Promise<boolean>): Promise<void> {
+	const giveUpAt = performance.now() + 60_000;
+	while (!await isSo()) {
+		if (performance.now() > giveUpAt) {
+			throw new Error(complaint);
 		}
 
 		await delay(5);
 	}
-
-	throw new Error(`process ${pid} is still there`);
 }

@@ -222,7 +222,7 @@ export class World implements AsyncDisposable {
 
 	/** What the peer at an address answers to a request from a namespace. */
 	async ask(netns: string, address: string, request: string): Promise<string> {
-		return this.sh(`printf '${request}\\n' | nc -w 5 ${address} 8080`, netns);
+		return this.sh(`printf '${request}\\n' | nc -w 60 ${address} 8080`, netns);
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {

@@ -89,12 +89,12 @@ test('a restart is the same identity, in a file that only we can read', async t 
 
 test('a VM that was issued before a restart is reached after it', async t => {
 	await using harness = await realHarness();
-	const tls = await harness.relays.issue('podvm-a', AbortSignal.timeout(20_000));
+	const tls = await harness.relays.issue('podvm-a', AbortSignal.timeout(100_000));
 	await using _vm = await startForwarder({tls, address: harness.address(1), port: harness.port});
 	const {log} = await capturedLog();
 	const identity = await openIdentity({directory: join(harness.directory, 'tls'), log});
 	const relays = createAgentRelays({identity, forwarderPort: harness.port, log});
-	await using relay = await relays.open({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')}, from(harness.address(1)), AbortSignal.timeout(20_000));
+	await using relay = await relays.open({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')}, from(harness.address(1)), AbortSignal.timeout(100_000));
 	t.is(relay.address, harness.address(1));
 });
 
@@ -159,7 +159,7 @@ test('with a CA of the administrator\'s the VM is podvm-server, and nothing of o
 	const directory = await scratch(t);
 	const {files, server} = await ownFiles(directory);
 	await using harness = await realHarness({files});
-	const signal = AbortSignal.timeout(20_000);
+	const signal = AbortSignal.timeout(100_000);
 	t.deepEqual(await harness.relaysWith({minVersion: 'VersionTLS13'}).issue('podvm-a', signal), {minVersion: 'VersionTLS13'});
 	t.deepEqual(await harness.relays.issue('podvm-a', signal), {});
 	await using _vm = await startForwarder({

@@ -95,7 +95,7 @@ test('every call gets exactly one whole answer, whenever and however often the V
 	first.end();
 	await onceEnded(first);
 	const script = fc.record({asks: fc.array(ask, {minLength: 1, maxLength: 25}), losses: fc.array(loss, {maxLength: 4}), sizes: fc.array(fc.integer({min: 1, max: 5000}), {minLength: 1, maxLength: 6})});
-	await fc.assert(fc.asyncProperty(script, async ({asks, losses, sizes}) => {
+	const property = fc.asyncProperty(script, async ({asks, losses, sizes}) => {
 		vm = new ScriptedVm(asks, losses);
 		const askOf = ({streamId}: {readonly streamId: number}): Ask => asks[(streamId - 1) / 2] ?? {method: '', size: 0, answerSize: 0};
 		const shim = await connectShim(run.socketPath);
@@ -137,14 +137,20 @@ test('every call gets exactly one whole answer, whenever and however often the V
 		const ended = onceEnded(shim);
 		shim.end();
 		await answered(ended);
-	}), {numRuns: 150, interruptAfterTimeLimit: 8000, markInterruptAsFailure: false});
+	});
+	await fc.assert(property, {numRuns: 150, interruptAfterTimeLimit: 8000, markInterruptAsFailure: false});
+	// On a slow machine those were few.
+	for (let more = 0; more < 20 && (lossesSeen <= 20 || failuresSeen <= 20); more++) {
+		await fc.assert(property, {numRuns: 10});
+	}
+
 	t.true(lossesSeen > 20 && failuresSeen > 20, `${lossesSeen} losses, ${failuresSeen} failed calls`);
 	await run.forwarder.idle();
 });
 
 /** A call that is never answered is to be shown with its script, not to hang. */
 async function answered<T>(promise: Promise<T>): Promise<T> {
-	return abortable(promise, AbortSignal.timeout(5000));
+	return abortable(promise, AbortSignal.timeout(60_000));
 }
 
 async function onceEnded(shim: Awaited<ReturnType<typeof connectShim>>): Promise<void> {

@@ -223,17 +223,24 @@ export class TestApiServer implements AsyncDisposable {
 
 	/** Resolves when a condition on objects, calls, watches or connections holds: looked at whenever one of these changes. */
 	async until<T>(condition: () => T | undefined | false): Promise<T> {
+		const giveUpAt = performance.now() + 100_000;
 		for (;;) {
 			const value = condition();
 			if (value !== undefined && value !== false) {
 				return value;
 			}
 
+			if (performance.now() >= giveUpAt) {
+				throw new Error(`It never came to be that ${String(condition)}`);
+			}
+
 			const {promise, resolve} = Promise.withResolvers<undefined>();
 			const wake = (): void => resolve(undefined);
 			this.#waiters.add(wake);
 			const forget = this.store.onEvent(wake);
+			const timer = setTimeout(wake, giveUpAt - performance.now() + 1);
 			await promise;
+			clearTimeout(timer);
 			forget();
 			this.#waiters.delete(wake);
 		}

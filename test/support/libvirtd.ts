@@ -79,9 +79,10 @@ export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {})
 		child.stderr.setEncoding('utf8').on('data', (text: string) => {
 			errors = (errors + text).slice(-4000);
 		});
+		const giveUpAt = performance.now() + 60_000;
 		while (!await listens(socketPath)) {
-			if (child.exitCode !== null || child.signalCode !== null) {
-				throw new Error(`libvirtd did not start (${child.exitCode ?? child.signalCode}); is the Debian package libvirt-daemon-system installed?\n${errors}`);
+			if (child.exitCode !== null || child.signalCode !== null || performance.now() > giveUpAt) {
+				throw new Error(`libvirtd did not start (${child.exitCode ?? child.signalCode ?? 'it does not listen'}); is the Debian package libvirt-daemon-system installed?\n${errors}`);
 			}
 
 			// There is nothing to wait for: libvirtd says nothing when its socket is ready.

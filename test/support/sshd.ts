@@ -5,10 +5,10 @@
 import {execFile, spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
 import {cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile} from 'node:fs/promises';
-import {createServer, type AddressInfo} from 'node:net';
 import {createInterface} from 'node:readline';
 import {tmpdir} from 'node:os';
 import {promisify} from 'node:util';
+import {freePort} from './port.ts';
 
 export const run = promisify(execFile);
 
@@ -110,7 +110,12 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 		sessionPids,
 		// Processes end without telling a stranger: looked at on every turn of the event loop.
 		async idle() {
-			while ((await sessionPids()).length > 0) {
+			const giveUpAt = performance.now() + 60_000;
+			for (let pids = await sessionPids(); pids.length > 0; pids = await sessionPids()) {
+				if (performance.now() > giveUpAt) {
+					throw new Error(`sshd still serves connections, with the processes ${pids.join()}: ${log}`);
+				}
+
 				await new Promise(setImmediate);
 			}
 		},
@@ -140,16 +145,6 @@ async function commandDirectory(directory: string, commands: readonly string[]):
 	}
 
 	return path;
-}
-
-async function freePort(): Promise<number> {
-	const server = createServer();
-	server.listen(0, '127.0.0.1');
-	await once(server, 'listening');
-	const {port} = server.address() as AddressInfo;
-	server.close();
-	await once(server, 'close');
-	return port;
 }
 
 /** Living processes below `pid`, the eldest first. */

@@ -127,7 +127,7 @@ export class Client {
 
 /** Until it is true, looking each time that something may have happened. @throws when that takes longer than anything here should */
 export async function until(isTrue: () => boolean | Promise<boolean>): Promise<void> {
-	const giveUpAt = performance.now() + 30_000;
+	const giveUpAt = performance.now() + 60_000;
 	while (!await isTrue()) {
 		if (performance.now() > giveUpAt) {
 			throw new Error(`It never came to be that ${String(isTrue)}`);

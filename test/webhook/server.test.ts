@@ -167,7 +167,7 @@ test('TLS below the minimum is not spoken', async t => {
 });
 
 test('probes are answered, and readiness ends with the drain, in which reviews are still answered', async t => {
-	const {webhook, client} = await webhookOf(t, {drainDelayMs: 3000});
+	const {webhook, client} = await webhookOf(t, {drainDelayMs: 8000});
 	t.deepEqual(await probe(webhook.probePort, '/healthz'), {status: 200, body: 'ok\n'});
 	t.deepEqual(await probe(webhook.probePort, '/readyz'), {status: 200, body: 'ok\n'});
 	t.is((await probe(webhook.probePort, '/metrics')).status, 404);
