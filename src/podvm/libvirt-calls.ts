@@ -1,6 +1,7 @@
 /**
  * The part of a libvirt session that pod VMs need, and the one rule for using it: a call that changes something is never abandoned.
  */
+import {LibvirtConnectionError} from '../libvirt/errors.ts';
 import type {Procedure} from '../libvirt/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 
@@ -17,4 +18,9 @@ const changeTimeoutMs = 120_000;
  */
 export async function change<Args, Result>(session: LibvirtCalls, procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal): Promise<Result> {
 	return session.call(procedure, args, signal, {timeoutMs: changeTimeoutMs, seeThrough: true});
+}
+
+/** What became of a change that got no answer. A clean-up for nothing would wait for a host that is away. */
+export function mayHaveBeenMade(error: unknown, signal: AbortSignal): boolean {
+	return error instanceof LibvirtConnectionError ? error.mayHaveBeenExecuted : !signal.aborted || error !== signal.reason;
 }

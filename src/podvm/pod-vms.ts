@@ -14,25 +14,27 @@ import {randomUUID} from 'node:crypto';
 import {AdaptorError} from '../errors.ts';
 import {backOff, pause, Scope} from '../lifetime.ts';
 import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/errors.ts';
-import {procedures, type Domain, type StoragePool} from '../libvirt/procedures.ts';
+import {procedures, type Domain} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
 import {findAddresses} from './addresses.ts';
 import {cidataIso} from './cidata.ts';
 import {ConsoleTail} from './console-tail.ts';
+import {makeDisks} from './disks.ts';
 import {domainXml} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import type {HostSupport} from './host-support.ts';
 import {checkIsNoOverlay, chosenImage} from './image-choice.ts';
+import {checkInstanceName, instanceNameSuffix} from './instance-name.ts';
 import {KvmHost} from './kvm-host.ts';
-import {change, type LibvirtCalls} from './libvirt-calls.ts';
+import {change, mayHaveBeenMade, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';
 import {isStillThere, listDomains, readOwnDomains, type OwnDomain} from './own-domains.ts';
-import {removeVm, settleAll} from './removal.ts';
+import {removeVm} from './removal.ts';
 import {Turns} from './turns.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
-import {causeOfFailure, cidataVolumeName, cidataVolumeXml, createVolume, readBaseVolume, rootVolumeName, rootVolumeXml, type BaseVolume} from './volumes.ts';
+import {causeOfFailure, cidataVolumeName, readBaseVolume, rootVolumeName} from './volumes.ts';
 
 export interface PodVmsOptions {
 	readonly session: LibvirtCalls;
@@ -118,7 +120,7 @@ class LibvirtPodVms implements PodVms {
 	}
 
 	async #start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
-		const {session, pool: poolName, volumeName, allowedImages, log} = this.#options;
+		const {session, pool: poolName, volumeName, rootDiskSizeGib, allowedImages, log} = this.#options;
 		const {sandboxId, instanceName} = spec;
 		checkInstanceName(spec);
 		const image = chosenImage(spec.image, {configured: volumeName, ...(allowedImages === undefined ? {} : {allowed: allowedImages})});
@@ -148,7 +150,7 @@ class LibvirtPodVms implements PodVms {
 		}
 
 		try {
-			await this.#makeDisks(pool, base, metadata, iso, signal);
+			await makeDisks(session, pool, metadata, {base, rootDiskSizeGib, iso}, signal);
 			await this.#run(domain, signal);
 		} catch (error) {
 			throw await causeOfFailure(session, poolName, base, error, signal);
@@ -219,20 +221,6 @@ class LibvirtPodVms implements PodVms {
 				refused = {slot, error};
 			}
 		}
-	}
-
-	async #makeDisks(pool: StoragePool, base: BaseVolume, {rootVolume, cidataVolume}: PodVmMetadata, iso: Buffer, signal: AbortSignal): Promise<void> {
-		const {session, rootDiskSizeGib} = this.#options;
-		await settleAll([
-			createVolume(session, pool, rootVolume, rootVolumeXml(rootVolume, base, rootDiskSizeGib), signal),
-			this.#makeCidata(pool, cidataVolume, iso, signal),
-		]);
-	}
-
-	async #makeCidata(pool: StoragePool, name: string, iso: Buffer, signal: AbortSignal): Promise<void> {
-		const {session} = this.#options;
-		const volume = await createVolume(session, pool, name, cidataVolumeXml(name, iso.length), signal);
-		await session.upload(volume, once(iso), {offset: 0, length: iso.length}, signal);
 	}
 
 	async #run(dom: Domain, signal: AbortSignal): Promise<void> {
@@ -328,21 +316,6 @@ function domainOf({name, uuid}: PodVm): Domain {
 	return {name, uuid: parseUuid(uuid), id: -1};
 }
 
-/** The end of the names of a sandbox's VM: how it is found again by its id among many without reading each one's XML. */
-function instanceNameSuffix(sandboxId: SandboxId): string {
-	return `-${sandboxId.slice(0, 8).toLowerCase().replaceAll(/[^a-z0-9-]/g, '-')}`;
-}
-
-function checkInstanceName({sandboxId, instanceName}: PodVmSpec): void {
-	if (!/^podvm-[a-z0-9-]{1,57}$/.test(instanceName) || !instanceName.endsWith(instanceNameSuffix(sandboxId))) {
-		throw new AdaptorError({
-			code: 'invalid-argument',
-			what: 'Could not start the pod VM: its name is not podvm-<pod>-<first 8 of the sandbox id>',
-			where: {instanceName, sandboxId},
-		});
-	}
-}
-
 function alreadyExists(sandboxId: SandboxId, instanceName: string): AdaptorError {
 	return new AdaptorError({
 		code: 'already-exists',
@@ -350,13 +323,4 @@ function alreadyExists(sandboxId: SandboxId, instanceName: string): AdaptorError
 		where: {instanceName, sandboxId},
 		remedy: 'Stop the sandbox first. If the domain is not of this cluster and node, remove it on the KVM host.',
 	});
-}
-
-/** What became of a change that got no answer. A clean-up for nothing would wait for a host that is away. */
-function mayHaveBeenMade(error: unknown, signal: AbortSignal): boolean {
-	return error instanceof LibvirtConnectionError ? error.mayHaveBeenExecuted : !signal.aborted || error !== signal.reason;
-}
-
-async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
-	yield bytes;
 }

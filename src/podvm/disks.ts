@@ -1,0 +1,32 @@
+/** The two disks of a pod VM that is defined already: the overlay on its image, and the one for cloud-init. */
+import type {StoragePool} from '../libvirt/procedures.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
+import type {PodVmMetadata} from './metadata.ts';
+import {settleAll} from './removal.ts';
+import {cidataVolumeXml, createVolume, rootVolumeXml, type BaseVolume} from './volumes.ts';
+
+export interface Disks {
+	readonly base: BaseVolume;
+	readonly rootDiskSizeGib: number;
+	/** Content of the disk for cloud-init. */
+	readonly iso: Buffer;
+}
+
+/** Makes them side by side. When it rejects, nothing is still being made. */
+export async function makeDisks(
+	session: LibvirtCalls, pool: StoragePool, {rootVolume, cidataVolume}: Pick<PodVmMetadata, 'rootVolume' | 'cidataVolume'>, {base, rootDiskSizeGib, iso}: Disks, signal: AbortSignal,
+): Promise<void> {
+	await settleAll([
+		createVolume(session, pool, rootVolume, rootVolumeXml(rootVolume, base, rootDiskSizeGib), signal),
+		makeCidata(session, pool, cidataVolume, iso, signal),
+	]);
+}
+
+async function makeCidata(session: LibvirtCalls, pool: StoragePool, name: string, iso: Buffer, signal: AbortSignal): Promise<void> {
+	const volume = await createVolume(session, pool, name, cidataVolumeXml(name, iso.length), signal);
+	await session.upload(volume, once(iso), {offset: 0, length: iso.length}, signal);
+}
+
+async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
+	yield bytes;
+}
