@@ -16,6 +16,7 @@ import {backOff, pause, Scope} from '../lifetime.ts';
 import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/errors.ts';
 import {procedures, type Domain} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
+import {isInstanceNameOf} from '../sandbox/instance-name.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
 import {findAddresses} from './addresses.ts';
 import {cidataIso} from './cidata.ts';
@@ -26,7 +27,6 @@ import {EndWatch} from './end-watch.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import type {HostSupport} from './host-support.ts';
 import {checkIsNoOverlay, chosenImage} from './image-choice.ts';
-import {checkInstanceName, instanceNameSuffix} from './instance-name.ts';
 import {KvmHost} from './kvm-host.ts';
 import {change, mayHaveBeenMade, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';
@@ -274,7 +274,8 @@ class LibvirtPodVms implements PodVms {
 	async #deleteListed(sandboxId: SandboxId, signal: AbortSignal, nonce: string | undefined): Promise<void> {
 		const {session, log} = this.#options;
 		const domains = await listDomains(session, signal);
-		const candidates = domains.filter(({name}) => name.endsWith(instanceNameSuffix(sandboxId)));
+		// Found by their names, without reading the XML of many.
+		const candidates = domains.filter(({name}) => isInstanceNameOf(name, sandboxId));
 		for (const own of await this.#readOwn(candidates, signal)) {
 			if (own.metadata.sandboxId === sandboxId && (nonce === undefined || own.metadata.nonce === nonce)) {
 				using _held = this.#hold(own.slot);
@@ -314,6 +315,16 @@ class LibvirtPodVms implements PodVms {
 
 function domainOf({name, uuid}: PodVm): Domain {
 	return {name, uuid: parseUuid(uuid), id: -1};
+}
+
+function checkInstanceName({sandboxId, instanceName}: PodVmSpec): void {
+	if (!isInstanceNameOf(instanceName, sandboxId)) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'Could not start the pod VM: its name is not podvm-<pod>-<first 8 of the sandbox id>',
+			where: {instanceName, sandboxId},
+		});
+	}
 }
 
 function alreadyExists(sandboxId: SandboxId, instanceName: string): AdaptorError {

@@ -3,6 +3,7 @@
  * Source of the names: kata-containers, src/runtime/virtcontainers/remote.go and pkg/annotations (3.4 and 4.1).
  */
 import {AdaptorError} from '../errors.ts';
+import {instanceName} from './instance-name.ts';
 import type {PodIdentity, SandboxId} from './ports.ts';
 
 const cri = 'io.kubernetes.cri.';
@@ -82,13 +83,6 @@ export function podRequest(id: SandboxId, given: Readonly<Record<string, string>
 		...(image === undefined || image === '' ? {} : {image}),
 		...(initdata === undefined ? {} : {initdata}),
 	};
-}
-
-/** `podvm-<pod>-<first 8 of the id>`: a DNS label, for it is also the VM's host name and the name on its TLS certificate. */
-export function instanceName(podName: string, id: SandboxId): string {
-	const label = (text: string): string => text.toLowerCase().replaceAll(/[^a-z\d-]/g, '-');
-	const suffix = label(id.slice(0, 8)).replace(/-$/, '0');
-	return `podvm-${label(podName).slice(0, 63 - 'podvm--'.length - suffix.length)}-${suffix}`;
 }
 
 function podIdentity(given: Readonly<Record<string, string>>): PodIdentity {

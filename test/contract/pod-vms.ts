@@ -6,6 +6,7 @@ import {randomBytes} from 'node:crypto';
 import type {ExecutionContext, TestFn} from 'ava';
 import {AdaptorError, codeOf} from '../../src/errors.ts';
 import {Secret} from '../../src/log.ts';
+import {instanceName} from '../../src/sandbox/instance-name.ts';
 import type {PodVms, PodVmSpec} from '../../src/sandbox/ports.ts';
 
 export interface PodVmsHarness {
@@ -62,6 +63,15 @@ export function podVmsContract(test: TestFn, name: string, harnessFor: (t: Execu
 		t.deepEqual(await harness.leftovers(), []);
 		t.deepEqual(await vms.list(never), []);
 		t.is((await vms.start(specOf(), never)).mac, mac);
+	});
+
+	claim('any sandbox id that may be created may be started, and deleted', async (t, harness, vms) => {
+		for (const sandboxId of ['1234567_0', 'x.', 'A']) {
+			const {name} = await vms.start(specOf({sandboxId, instanceName: instanceName('web', sandboxId)}), never);
+			t.deepEqual((await vms.list(never)).map(record => record.name), [name]);
+			await vms.delete(sandboxId, never);
+			t.deepEqual(await harness.leftovers(), []);
+		}
 	});
 
 	claim('deleting what was never started succeeds', async (t, harness, vms) => {

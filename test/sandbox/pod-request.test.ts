@@ -1,7 +1,8 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/errors.ts';
-import {instanceName, podRequest, type PodPolicy} from '../../src/sandbox/pod-request.ts';
+import {instanceName, isInstanceNameOf} from '../../src/sandbox/instance-name.ts';
+import {podRequest, type PodPolicy} from '../../src/sandbox/pod-request.ts';
 
 const policy: PodPolicy = {
 	sizes: {vcpus: 2, memoryMib: 8192, minMemoryMib: 512, maxMemoryMib: 65_536, minVcpus: 1, maxVcpus: 16},
@@ -89,10 +90,12 @@ test('without any initdata there is none', t => {
 	t.false('initdata' in podRequest(id, names, policy));
 });
 
-test('an instance name is always a DNS label that keeps the sandbox\'s first eight', t => {
+test('an instance name is always a DNS label that keeps the sandbox\'s first eight, and is told by them', t => {
 	fc.assert(fc.property(fc.string({minLength: 1}), fc.stringMatching(/^[A-Za-z\d][\w.-]{7,63}$/), (pod, sandboxId) => {
 		const name = instanceName(pod, sandboxId);
-		return /^podvm-[a-z\d-]{0,48}-[a-z\d-]{7}[a-z\d]$/.test(name) && name.length <= 63;
+		return /^podvm-[a-z\d-]{0,48}-[a-z\d-]{7}[a-z\d]$/.test(name) && name.length <= 63 && isInstanceNameOf(name, sandboxId);
 	}));
+	t.false(isInstanceNameOf('podvm-web-01234568', id));
+	t.false(isInstanceNameOf('web-01234567', id));
 	t.is(instanceName('a'.repeat(253), id), `podvm-${'a'.repeat(48)}-01234567`);
 });
