@@ -14,10 +14,10 @@ import type {TLSSocket} from 'node:tls';
 import {AdaptorError, toError, type ErrorWhere} from '../errors.ts';
 import {backOff, pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {encodeFrame, Frame, FrameDecoder, frameType, maxMessageLength, type OversizedFrame} from '../ttrpc/frame.ts';
-import {encodeResponse} from '../ttrpc/message.ts';
+import {Frame, frameType, maxMessageLength, type OversizedFrame} from '../ttrpc/frame.ts';
 import {statusCode} from '../ttrpc/status.ts';
 import {Calls, defaultCallLimits, type Call, type CallLimits} from './calls.ts';
+import {ShimLeg} from './shim-leg.ts';
 import {VmLeg} from './vm-leg.ts';
 
 export interface ConversationOptions {
@@ -52,32 +52,30 @@ const tooMuchHeld = 'Too much waits for the connection to the pod VM, which is d
 
 /** Disposing ends everything at once. */
 export class Conversation implements AsyncDisposable {
-	readonly #shim: Socket;
+	readonly #shim: ShimLeg;
 	readonly #options: ConversationOptions;
 	readonly #startedAt: number;
 	readonly #calls: Calls;
-	readonly #decoder = new FrameDecoder();
 	readonly #ended = Promise.withResolvers<undefined>();
 	/** Connections that are dialled, used, or not closed yet. */
 	readonly #legs = new Set<Promise<unknown>>();
 	#state: State = {name: 'over'};
 	#pauses: Generator<number, never>;
 	#timer: NodeJS.Timeout | undefined;
-	/** The shim leaves our own answers unread: no more of its requests are taken meanwhile. */
-	#isUnheard = false;
 
 	/** @param shim paused, half-open allowed; this conversation's from now on */
 	constructor(shim: Socket, options: ConversationOptions) {
-		this.#shim = shim;
 		this.#options = options;
 		this.#startedAt = options.now();
 		this.#pauses = this.#newPauses();
 		this.#calls = new Calls(options.log, options.limits ?? defaultCallLimits);
-		// A half-open socket need not close by itself after an error.
-		shim.on('error', () => shim.destroy());
-		shim.on('data', this.#onShimData).on('drain', this.#onShimDrain).once('end', this.#onShimEnd).once('close', this.#onShimClose);
+		this.#shim = new ShimLeg(shim, {
+			frames: frames => this.#onShimFrames(frames),
+			drained: () => this.#balance(),
+			ended: () => this.#onShimEnd(),
+			closed: () => this.#onShimClose(),
+		});
 		this.#dial(undefined, 0);
-		shim.resume();
 	}
 
 	/** Resolves when the shim's connection and all to the VM are closed. */
@@ -91,7 +89,7 @@ export class Conversation implements AsyncDisposable {
 			this.#options.log.debug({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
 			this.#enter({name: 'failed', reason});
 			this.#answerAll(this.#calls.all(), this.#goneText(reason));
-			if (this.#shim.readableEnded) {
+			if (this.#shim.hasEnded) {
 				this.#finish();
 			} else {
 				this.#balance();
@@ -120,9 +118,9 @@ export class Conversation implements AsyncDisposable {
 		}
 	}
 
-	readonly #onShimData = (chunk: Buffer): void => {
+	#onShimFrames(frames: Iterable<Frame | OversizedFrame>): void {
 		const toVm: Buffer[] = [];
-		for (const frame of this.#decoder.push(chunk)) {
+		for (const frame of frames) {
 			if (this.#isForVm(frame)) {
 				toVm.push(frame.bytes);
 			}
@@ -135,7 +133,7 @@ export class Conversation implements AsyncDisposable {
 		}
 
 		this.#balance();
-	};
+	}
 
 	/** Whether the frame is to be sent now. What is not is held, answered or dropped. */
 	#isForVm(frame: Frame | OversizedFrame): frame is Frame {
@@ -143,7 +141,7 @@ export class Conversation implements AsyncDisposable {
 		const isJoined = this.#state.name === 'joined';
 		if (!(frame instanceof Frame)) {
 			if (type === frameType.request) {
-				this.#respond(streamId, statusCode.resourceExhausted, tooLarge('request', frame));
+				this.#shim.respond(streamId, statusCode.resourceExhausted, tooLarge('request', frame));
 			}
 
 			return false;
@@ -168,42 +166,36 @@ export class Conversation implements AsyncDisposable {
 	#isRequestForVm(frame: Frame, isJoined: boolean): boolean {
 		const {streamId} = frame;
 		if (this.#state.name === 'failed') {
-			this.#respond(streamId, statusCode.unavailable, this.#goneText(this.#state.reason));
+			this.#shim.respond(streamId, statusCode.unavailable, this.#goneText(this.#state.reason));
 			return false;
 		}
 
 		const admission = this.#calls.request(frame, isJoined, this.#options.now());
 		if (admission === 'busy') {
-			this.#respond(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
+			this.#shim.respond(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
 		} else if (admission === 'full' && isJoined) {
-			this.#respond(streamId, statusCode.resourceExhausted, this.#text('Too many calls are open on this connection'));
+			this.#shim.respond(streamId, statusCode.resourceExhausted, this.#text('Too many calls are open on this connection'));
 		} else if (admission === 'full') {
-			this.#respond(streamId, statusCode.unavailable, this.#text(tooMuchHeld));
+			this.#shim.respond(streamId, statusCode.unavailable, this.#text(tooMuchHeld));
 		}
 
 		return isJoined && admission === 'taken';
 	}
 
-	readonly #onShimDrain = (): void => {
-		this.#isUnheard = false;
-		this.#balance();
-	};
-
-	/** The shim says no more, and is told what there is still to be told. */
-	readonly #onShimEnd = (): void => {
+	#onShimEnd(): void {
 		if (this.#state.name === 'joined') {
 			this.#state.vm.end();
 		} else {
 			this.#finish();
 		}
-	};
+	}
 
-	readonly #onShimClose = (): void => {
+	#onShimClose(): void {
 		this.#enter({name: 'over'});
 		const {log, now} = this.#options;
-		log.debug({count: this.#calls.size, bytes: this.#shim.bytesRead + this.#shim.bytesWritten, durationMs: Math.round(now() - this.#startedAt)}, 'shim connection ended');
+		log.debug({count: this.#calls.size, bytes: this.#shim.bytes, durationMs: Math.round(now() - this.#startedAt)}, 'shim connection ended');
 		void Promise.all(this.#legs).then(() => this.#ended.resolve(undefined));
-	};
+	}
 
 	#dial(loss: Loss | undefined, pauseMs: number): void {
 		const abort = new AbortController();
@@ -250,18 +242,17 @@ export class Conversation implements AsyncDisposable {
 	}
 
 	#onVmFrames(frames: Iterable<Frame | OversizedFrame>): void {
-		this.#shim.cork();
-		for (const frame of frames) {
-			if (!(frame instanceof Frame)) {
-				if (frame.type === frameType.response) {
-					this.#answer(frame.streamId, statusCode.resourceExhausted, tooLarge('response', frame));
+		this.#shim.together(() => {
+			for (const frame of frames) {
+				if (!(frame instanceof Frame)) {
+					if (frame.type === frameType.response) {
+						this.#answer(frame.streamId, statusCode.resourceExhausted, tooLarge('response', frame));
+					}
+				} else if (this.#isForShim(frame)) {
+					this.#shim.send(frame.bytes);
 				}
-			} else if (this.#isForShim(frame)) {
-				this.#shim.write(frame.bytes);
 			}
-		}
-
-		this.#shim.uncork();
+		});
 		this.#balance();
 	}
 
@@ -277,7 +268,7 @@ export class Conversation implements AsyncDisposable {
 	#onVmLost(reason: Error): void {
 		const lost = this.#calls.lost();
 		const text = this.#text(`The connection to the pod VM was lost while this call was under way (${reason.message}): whether it was carried out is not known`);
-		if (this.#shim.readableEnded) {
+		if (this.#shim.hasEnded) {
 			this.#answerAll(lost, text);
 			this.#finish();
 			return;
@@ -330,31 +321,16 @@ export class Conversation implements AsyncDisposable {
 	/** Unless it was answered. */
 	#answer(streamId: number, code: number, message: string): void {
 		if (this.#calls.answer(streamId, code, this.#options.now())) {
-			this.#respond(streamId, code, message);
-		}
-	}
-
-	#respond(streamId: number, code: number, message: string): void {
-		const response = encodeResponse({status: {code, message}, payload: Buffer.alloc(0)});
-		if (!this.#shim.write(encodeFrame({streamId, type: frameType.response, flags: 0}, response))) {
-			this.#isUnheard = true;
+			this.#shim.respond(streamId, code, message);
 		}
 	}
 
 	/** Each side is read from as long as the other takes what it says. */
 	#balance(): void {
 		const vm = this.#state.name === 'joined' ? this.#state.vm : undefined;
-		const shall = !this.#isUnheard && vm?.isFull !== true;
-		if (shall === this.#shim.isPaused()) {
-			if (shall) {
-				this.#shim.resume();
-			} else {
-				this.#shim.pause();
-			}
-		}
-
+		this.#shim.isReading = !this.#shim.isUnheard && vm?.isFull !== true;
 		if (vm !== undefined) {
-			vm.isReading = !this.#shim.writableNeedDrain;
+			vm.isReading = !this.#shim.isFull;
 		}
 	}
 
