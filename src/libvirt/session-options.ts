@@ -37,6 +37,8 @@ export interface LibvirtSessionOptions {
 	readonly silenceTimeoutMs?: number;
 	/** How long a stream may wait for the daemon without any progress. */
 	readonly streamTimeoutMs?: number;
+	/** How long disposing waits for calls and uploads that are under way: not long, those who made them have had their time. */
+	readonly drainTimeoutMs?: number;
 	/** The first and the longest pause between attempts to connect. */
 	readonly reconnectMs?: {readonly first: number; readonly longest: number};
 }
@@ -87,6 +89,7 @@ export const sessionDefaults = {
 	connectTimeoutMs: 10_000,
 	silenceTimeoutMs: 20_000,
 	streamTimeoutMs: 120_000,
+	drainTimeoutMs: 2000,
 	// The longest pause plus a handshake stay under 2 s: that is how soon a host that came back is in use again.
 	reconnectMs: {first: 100, longest: 1000},
 } satisfies Omit<LibvirtSessionOptions, 'openPipe' | 'uri'>;

@@ -27,8 +27,6 @@ const stableMs = 5000;
 const sharedUploadLimit = 8n * 1024n * 1024n;
 /** A call whose answer is lost this often is not the victim of connections but, perhaps, what breaks them. */
 const lostAnswersAtMost = 3;
-/** How long disposing waits for calls and uploads that are under way: not long, those who made them have had their time. */
-const drainTimeoutMs = 2000;
 const closeTimeoutMs = 1000;
 
 type Connected = Extract<SessionState, {readonly name: 'connected'}> & {readonly connection: RpcConnection; readonly since: number};
@@ -184,7 +182,7 @@ export class LibvirtSession implements AsyncDisposable {
 		this.#tellWaiters(reason);
 		await this.#attempts.ended;
 		await this.#replacing;
-		using drain = new Scope().deadline(drainTimeoutMs, 'calls under way');
+		using drain = new Scope().deadline(this.#options.drainTimeoutMs, 'calls under way');
 		await abortable(Promise.allSettled(this.#work), drain.signal).catch(() => undefined);
 		this.#streams.close(reason);
 		for (const connection of this.#retired) {

@@ -203,7 +203,7 @@ test.serial('a guest that panics and one that never listens fail their starts wi
 	t.regex(panicked.message, /Could not reach the agent: The pod VM ended: the guest's kernel panicked/);
 	// Comes to the end of its patience, by when it has to have booted.
 	t.is(await daemon.stop(), 0);
-	await beginDaemon(`${Math.ceil(25 + 4 * bootMs / 1000)}s`);
+	await beginDaemon(`${Math.ceil(20 + 3 * bootMs / 1000)}s`);
 	const refused = await t.throwsAsync<AdaptorError>(shim.startVm(silent.id, signal));
 	t.log(`after ${Math.round(performance.now() - startedAt)} ms: ${refused.message}`);
 	t.regex(refused.message, /Could not reach the agent: .*connection refused.*its forwarder does not listen/);

@@ -111,6 +111,6 @@ test('arbitrary text and keys never throw', t => {
 		verifyHostKey(known, host, port, Buffer.from(bytes));
 		knownKeyTypes(known, host, port);
 		keyTypeOf(Buffer.from(bytes));
-	}), {numRuns: 20_000, interruptAfterTimeLimit: 1000, markInterruptAsFailure: false});
+	}), {numRuns: 2000});
 	t.pass();
 });

@@ -78,13 +78,12 @@ test('a body over the limit is refused before it is copied', t => {
 });
 
 test('hostile bytes in hostile chunks give packets or a PacketError, nothing else', t => {
-	const until = Date.now() + 1000;
 	fc.assert(fc.property(fc.array(fc.oneof(fc.uint8Array({maxLength: 80}), packets.map(packet => encodePacket(packet, packet.body)))), fc.array(fc.nat(5000)), (parts, cuts) => {
 		try {
 			decodeInChunks(Buffer.concat(parts), cuts);
 		} catch (error) {
 			t.true(error instanceof PacketError, String(error));
 		}
-	}), {numRuns: 1_000_000, interruptAfterTimeLimit: until - Date.now(), markInterruptAsFailure: false});
+	}), {numRuns: 5000});
 	t.pass();
 });

@@ -74,6 +74,6 @@ test('hostile answers give a value or an XdrError, for every procedure', t => {
 		} catch (error) {
 			t.true(error instanceof XdrError, String(error));
 		}
-	}), {numRuns: 1_000_000, interruptAfterTimeLimit: 1000, markInterruptAsFailure: false});
+	}), {numRuns: 20_000});
 	t.pass();
 });

@@ -533,7 +533,7 @@ test('a handshake that hangs ends with the time limit of an attempt', async t =>
 });
 
 test('disposing lets calls under way finish, refuses new ones, and says goodbye', async t => {
-	const {session, peer} = await connected(t, {unanswered: [procedures.connectClose.number]});
+	const {session, peer} = await connected(t, {unanswered: [procedures.connectClose.number]}, {drainTimeoutMs: 60_000});
 	const call = lookUp(session, '1');
 	const packet = await peer.received.next();
 	const disposed = session[Symbol.asyncDispose]();

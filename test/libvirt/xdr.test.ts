@@ -85,6 +85,6 @@ test('hostile bytes give a value or an XdrError, nothing else', t => {
 		} catch (error) {
 			t.true(error instanceof XdrError, String(error));
 		}
-	}), {numRuns: 1_000_000, interruptAfterTimeLimit: 1000, markInterruptAsFailure: false});
+	}), {numRuns: 5000});
 	t.pass();
 });
