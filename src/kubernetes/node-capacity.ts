@@ -122,7 +122,10 @@ export class NodeCapacity implements AsyncDisposable {
 			try {
 				for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
 					const object = event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
-					trouble.ends();
+					if (event.type !== 'all') {
+						trouble.ends(); // Who may list may still not watch.
+					}
+
 					this.#seen = object && seen(object);
 					if (this.#seen !== undefined) {
 						this.#doubt.resolve(undefined);

@@ -43,7 +43,9 @@ export async function followLimit({client, namespace, lookAgainMs, log}: LimitSo
 		try {
 			for await (const event of client.watch(peerPodConfigs, {namespace, fieldSelector: `metadata.name=${name}`}, signal)) {
 				tell(event.type === 'all' ? event.objects[0] : event.type === 'deleted' ? undefined : event.object);
-				trouble.ends();
+				if (event.type !== 'all') {
+					trouble.ends(); // Who may list may still not watch.
+				}
 			}
 		} catch (error) {
 			const isMissing = error instanceof KubernetesError && error.isKindMissing;

@@ -133,6 +133,28 @@ test('a daemon that may patch but not look advertises all the same, and says so 
 	t.is(log.lines.filter(({level, fields}) => level === 'warn' && fields.node === node).length, 1);
 });
 
+test('a daemon that may list but not watch says so once, and again after it could for a while', async t => {
+	const {api, start} = await advertiser(t);
+	const log = recordingLog();
+	const told = (): number => log.lines.filter(({message}) => message.startsWith('the node cannot be watched')).length;
+	const watches = (): number => api.calls.filter(({plural, verb}) => plural === 'nodes' && verb === 'watch').length;
+	const forbid = (): Disposable => api.fault(({verb, plural}) => plural === 'nodes' && verb === 'watch' ? 'forbidden' : undefined);
+	const forbidden = forbid();
+	start({configured: 5, log});
+	await api.until(() => watches() >= 5);
+	t.is(told(), 1);
+	forbidden[Symbol.dispose]();
+	const refused = watches();
+	await api.until(() => watches() > refused);
+	// A change that the watch tells of.
+	api.put('nodes', {metadata: {name: node}, status: {capacity: {cpu: '8'}}});
+	await api.until(() => api.watches > 0);
+	using _ = forbid();
+	api.endWatches('end');
+	await api.until(() => told() === 2);
+	t.pass();
+});
+
 test('an API server that fails for a while is tried until it takes the patch', async t => {
 	const {api, start} = await advertiser(t);
 	let left = 20;
