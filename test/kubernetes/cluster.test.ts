@@ -55,7 +55,7 @@ test('an API server that never answers costs a start four seconds in all', async
 		cluster.pullCredentials(pod, signal), cluster.claim({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod}, signal),
 	]);
 	// Not by the clock: timers end in their order, however slow the machine.
-	const outcome = await Promise.race([start, delay(6000, 'too late')]);
+	const outcome = await Promise.race([start, delay(6000, 'too late', {ref: false})]);
 	t.deepEqual(outcome, [undefined, undefined]);
 });
 

@@ -10,6 +10,8 @@ import {nodes} from './kinds.ts';
 
 const node = 'worker-0';
 const daemonSet = 'osc-caa-ds';
+/** Longer than any test. */
+const hour = 3_600_000;
 
 function capacityOf(api: TestApiServer): string | undefined {
 	return textAt(api.find('nodes', node), 'status', 'capacity', extendedResource);
@@ -191,7 +193,7 @@ test('somebody who insists on another limit is not raced with', async t => {
 			queueMicrotask(() => api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '4'}}}));
 		}
 	}));
-	start({configured: 3, lookAgainMs: 60_000, retryMs: [60_000, 60_000]});
+	start({configured: 3, lookAgainMs: hour, retryMs: [hour, hour], calmMs: hour});
 	await api.until(() => capacityOf(api) === '4');
 	await manyRequests(api);
 	t.is(api.calls.filter(({verb}) => verb === 'patch').length, 1);
@@ -223,9 +225,9 @@ test('a daemon that stops leaves the resource to its successor', async t => {
 test('two daemons of an update with two limits do not fight: the newer one\'s counts', async t => {
 	const {api, start} = await advertiser(t);
 	const patches = (): number => api.calls.filter(({verb}) => verb === 'patch').length;
-	start({configured: 3, podUid: 'uid-1', lookAgainMs: 60_000});
+	start({configured: 3, podUid: 'uid-1', lookAgainMs: hour});
 	await api.until(() => ownerOf(api) === 'uid-1');
-	start({configured: 6, podUid: 'uid-2', lookAgainMs: 60_000});
+	start({configured: 6, podUid: 'uid-2', lookAgainMs: hour});
 	await api.until(() => ownerOf(api) === 'uid-2');
 	const before = patches();
 	for (const label of ['a', 'b', 'c']) {

@@ -5,6 +5,7 @@
 import {spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
 import {createInterface} from 'node:readline';
+import type {Readable} from 'node:stream';
 import {text} from 'node:stream/consumers';
 import {fileURLToPath} from 'node:url';
 import {silentLogger, type Logger} from '../../src/log.ts';
@@ -52,8 +53,7 @@ export class World implements AsyncDisposable {
 			echo ready
 			exec cat >/dev/null
 		`], {stdio: ['pipe', 'pipe', 'inherit'], env});
-		const [line] = await once(createInterface(holder.stdout), 'line') as [string];
-		if (line !== 'ready' || holder.pid === undefined) {
+		if (await firstLine(holder.stdout) !== 'ready' || holder.pid === undefined) {
 			throw new Error('No namespaces: root and all capabilities are needed');
 		}
 
@@ -216,7 +216,10 @@ export class World implements AsyncDisposable {
 	/** A process in a namespace that answers on TCP port 8080 until it is disposed; see peer.ts. */
 	async listen(netns: string): Promise<AsyncDisposable> {
 		const child = this.#spawn([process.execPath, peer], netns);
-		await once(createInterface(child.stdout), 'line');
+		if (await firstLine(child.stdout) === undefined) {
+			throw new Error(`The peer in ${netns} ended: ${await text(child.stderr)}`);
+		}
+
 		return {[Symbol.asyncDispose]: async () => endOf(child)};
 	}
 
@@ -237,6 +240,13 @@ export class World implements AsyncDisposable {
 		child.once('close', () => this.#peers.delete(child));
 		return child;
 	}
+}
+
+/** Undefined when it ends without one. */
+async function firstLine(output: Readable): Promise<string | undefined> {
+	const lines = createInterface({input: output});
+	const [line] = await Promise.race([once(lines, 'line') as Promise<[string]>, once(lines, 'close').then(() => [])]);
+	return line;
 }
 
 async function endOf(child: ChildProcess): Promise<void> {

@@ -72,7 +72,7 @@ export async function realHarness({files = {}, timings = {}}: RealHarnessOptions
 		async call(socketPath) {
 			const shim = await connectShim(socketPath);
 			try {
-				shim.write(request(1, 'Check', {timeoutMs: 10_000}));
+				shim.write(request(1, 'Check', {timeoutMs: 60_000}));
 				const {code, message} = statusOf(await new FrameReader(shim).next());
 				return code === statusCode.ok ? 'answered' : message;
 			} finally {

@@ -5,7 +5,7 @@ import type {loadContract} from '../../src/api/contract.ts';
 type Method = ReturnType<typeof loadContract>['hypervisor'][string];
 
 /** @throws a gRPC ServiceError */
-export async function grpcCall(socketPath: string, method: Method | undefined, request: object, timeoutMs = 20_000): Promise<unknown> {
+export async function grpcCall(socketPath: string, method: Method | undefined, request: object, timeoutMs = 60_000): Promise<unknown> {
 	if (method === undefined) {
 		throw new TypeError('The contract has no such method');
 	}
