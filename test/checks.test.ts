@@ -53,6 +53,8 @@ function uriOf({port = sshd.port, key = sshd.userKey, knownHosts = `${sshd.direc
 }
 
 const ssh = {home: '/nonexistent', user: 'root', agentSocket: undefined};
+/** A busy machine takes longer than an operator would wait. */
+const patience = {connectTimeoutMs: 60_000, callTimeoutMs: 60_000};
 
 async function configOf(t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}): Promise<Config> {
 	const directory = await directoryOf(t);
@@ -64,10 +66,10 @@ async function configOf(t: ExecutionContext, uri: string, env: Readonly<Record<s
 
 /** All findings by name; `prepare` comes when libvirt is connected, so that what it changes there lasts. */
 async function found(
-	t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}, prepare?: () => Promise<void>, sshTimeoutMs = 60_000,
+	t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}, prepare?: () => Promise<void>, sshTimeoutMs = patience.callTimeoutMs,
 ): Promise<Readonly<Record<string, CheckResult>>> {
 	const config = await configOf(t, uri, env);
-	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
+	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, ...patience, log: silentLogger}), ...patience, uri: config.libvirtUri.remoteUri});
 	await using network = createNetworkProbe(config.vxlanPort);
 	if (prepare !== undefined) {
 		await session.connect(never);
@@ -76,8 +78,8 @@ async function found(
 
 	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
 	const results: CheckResult[] = [];
-	const list = checks.list.map(check => check.name === 'ssh' ? {...check, timeoutMs: sshTimeoutMs} : check);
-	for await (const result of runChecks(list, {checkTimeoutMs: 60_000, totalTimeoutMs: 100_000}, never)) {
+	const list = checks.list.map(check => ({...check, timeoutMs: check.name === 'ssh' ? sshTimeoutMs : patience.callTimeoutMs}));
+	for await (const result of runChecks(list, {totalTimeoutMs: 100_000}, never)) {
 		results.push(result);
 	}
 
