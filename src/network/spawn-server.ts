@@ -8,6 +8,7 @@
  */
 import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {randomUUID} from 'node:crypto';
+import {kill} from 'node:process';
 import type {Readable, Writable} from 'node:stream';
 import {AdaptorError, toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
@@ -250,7 +251,9 @@ class Shell {
 	}
 
 	async #orKill(): Promise<void> {
-		const timer = setTimeout(() => this.#child.kill('SIGKILL'), patienceMs);
+		const {pid} = this.#child;
+		// With all that it started: a command must not live on because its shell got no processor time to end it.
+		const timer = setTimeout(() => pid !== undefined && kill(-pid, 'SIGKILL'), patienceMs);
 		await this.ended;
 		clearTimeout(timer);
 	}

@@ -7,6 +7,7 @@ import fc from 'fast-check';
 import test from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import {SpawnServer} from '../../src/network/spawn-server.ts';
+import {directoryOf} from '../support/directory.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 
@@ -38,9 +39,7 @@ test('as many run at once as there are shells, the others wait their turn', asyn
 test('an abort ends the command before it is told, and the place is taken by another shell', async t => {
 	await using programs = new SpawnServer({size: 1});
 	const abort = new AbortController();
-	const fifo = spawn('sh', ['-c', 'mktemp -d'], {stdio: ['ignore', 'pipe', 'inherit']});
-	const [directory] = await once(createInterface(fifo.stdout), 'line') as [string];
-	t.teardown(() => spawn('rm', ['-r', directory]));
+	const directory = await directoryOf(t);
 	const running = programs.run({argv: ['sh', '-c', `echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 1000`]}, abort.signal);
 	const waiting = programs.run({argv: ['echo', 'next']}, signal());
 	const pid = await appears(`${directory}/pid`);
@@ -48,6 +47,17 @@ test('an abort ends the command before it is told, and the place is taken by ano
 	await t.throwsAsync(running, {message: 'stopped'});
 	t.throws(() => process.kill(Number(pid), 0), {code: 'ESRCH'});
 	t.is((await waiting).stdout, 'next\n');
+});
+
+test('an abort ends the command also when its shell does not get to it', async t => {
+	await using programs = new SpawnServer({size: 1});
+	const abort = new AbortController();
+	const directory = await directoryOf(t);
+	const running = programs.run({argv: ['sh', '-c', `kill -STOP $PPID; echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 1000`]}, abort.signal);
+	const pid = await appears(`${directory}/pid`);
+	abort.abort(new AdaptorError({code: 'cancelled', what: 'stopped'}));
+	await t.throwsAsync(running, {message: 'stopped'});
+	await t.notThrowsAsync(gone(Number(pid)));
 });
 
 test('a command that takes too long is ended with an error that names it', async t => {
