@@ -1,11 +1,13 @@
 /** Finding the VM among addresses: late, silent, wrong, and gone ones. */
-import {spawn} from 'node:child_process';
+import {execFile, spawn} from 'node:child_process';
 import {once} from 'node:events';
 import {writeFile} from 'node:fs/promises';
 import {createServer, type Socket} from 'node:net';
 import {join} from 'node:path';
+import {createInterface} from 'node:readline';
 import {setImmediate as turn, setTimeout as delay} from 'node:timers/promises';
 import {connect} from 'node:tls';
+import {promisify} from 'node:util';
 import test from 'ava';
 import {makeCa, makeServerCertificate} from '../../src/relay/certificates.ts';
 import {AdaptorError} from '../../src/errors.ts';
@@ -15,6 +17,7 @@ import {from} from '../contract/agent-relays.ts';
 import {startForwarder} from '../support/forwarder.ts';
 import {patient, realHarness, until, type RealHarness} from './harness.ts';
 
+const execute = promisify(execFile);
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const target = ({directory}: RealHarness) => ({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(directory, 'a', 'agent.ttrpc')});
 
@@ -178,6 +181,37 @@ test('an address whose packets vanish delays no other, and is told from one that
 	await turn();
 	scope.abort(new AdaptorError({code: 'deadline-exceeded', what: 'Timed out'}));
 	t.regex((await failing).what, /: no answer$/);
+});
+
+test('of attempts that the kernel goes on with, one begins a handshake when the VM is up', async t => {
+	await using harness = await realHarness({timings: {...patient, overlapMs: 5}});
+	const {relays, port, address} = harness;
+	// As above, until it is told to accept. Then it prints a line for each connection that sends something.
+	const script = [
+		'import socket,sys,threading', 's=socket.socket()', 's.bind((sys.argv[1],int(sys.argv[2])))', 's.listen(0)',
+		'c=socket.socket();c.connect(s.getsockname())', 'print("full",flush=True)', 'sys.stdin.readline()',
+		'def serve(a):', '  if a.recv(1): print("hello",flush=True)', '  a.recv(65536) and a.recv(65536)',
+		'while True:', '  threading.Thread(target=serve,args=(s.accept()[0],),daemon=True).start()',
+	].join('\n');
+	const listener = spawn('python3', ['-c', script, address(1), String(port)], {stdio: ['pipe', 'pipe', 'inherit']});
+	const lines: string[] = [];
+	createInterface({input: listener.stdout}).on('line', line => lines.push(line));
+	const exited = once(listener, 'exit');
+	t.teardown(async () => {
+		listener.kill();
+		await exited;
+	});
+	const unanswered = async (): Promise<number> => (await execute('ss', ['-Htn', 'state', 'syn-sent', 'dst', address(1)])).stdout.split('\n').length - 1;
+	await until(() => lines.includes('full'));
+	const abort = new AbortController();
+	const thrown = t.throwsAsync(relays.open(target(harness), from(address(1)), abort.signal), {message: 'enough'});
+	await until(async () => await unanswered() >= 10);
+	listener.stdin.write('\n');
+	await until(() => lines.includes('hello'));
+	await until(async () => await unanswered() === 0);
+	abort.abort(new Error('enough'));
+	await thrown;
+	t.is(lines.filter(line => line === 'hello').length, 1);
 });
 
 test('TLS 1.2 with chosen suites, TLS 1.3 as the minimum, and the error when the VM cannot', async t => {

@@ -141,9 +141,9 @@ export async function readBytes(stream: NodeJS.ReadableStream, length: number): 
 }
 
 /** Gives the event loop turns until the claim holds. */
-export async function until(holds: () => boolean): Promise<void> {
+export async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
 	const giveUpAt = performance.now() + 60_000;
-	while (!holds()) {
+	while (!await holds()) {
 		if (performance.now() > giveUpAt) {
 			throw new Error(`waited in vain for: ${holds.toString()}`);
 		}
