@@ -4,6 +4,7 @@
 import type {Socket} from 'node:net';
 import {encodeFrame, FrameDecoder, frameType, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';
 import {encodeResponse} from '../ttrpc/message.ts';
+import {setReading} from './reading.ts';
 
 export interface ShimLegEvents {
 	/** Those of one chunk, in their order. */
@@ -76,13 +77,7 @@ export class ShimLeg {
 
 	/** Whether more is read from the shim. */
 	set isReading(shall: boolean) {
-		if (shall === this.#socket.isPaused()) {
-			if (shall) {
-				this.#socket.resume();
-			} else {
-				this.#socket.pause();
-			}
-		}
+		setReading(this.#socket, shall);
 	}
 
 	/** Nothing more will be sent. */

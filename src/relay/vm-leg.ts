@@ -5,6 +5,7 @@
 import type {TLSSocket} from 'node:tls';
 import {AdaptorError} from '../errors.ts';
 import {FrameDecoder, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';
+import {setReading} from './reading.ts';
 
 export interface VmLegEvents {
 	/** Those of one chunk, in their order; at least one. */
@@ -62,13 +63,7 @@ export class VmLeg {
 
 	/** Whether more is read from the VM. */
 	set isReading(shall: boolean) {
-		if (shall === this.#socket.isPaused()) {
-			if (shall) {
-				this.#socket.resume();
-			} else {
-				this.#socket.pause();
-			}
-		}
+		setReading(this.#socket, shall);
 	}
 
 	/** Closes at once, without `lost`. Idempotent. */

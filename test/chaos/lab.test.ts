@@ -7,6 +7,7 @@ import test, {type ExecutionContext} from 'ava';
 import type {AdaptorError} from '../../src/errors.ts';
 import {abortable, pause, Scope} from '../../src/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
+import {tellAfterFailure} from '../lab/aftermath.ts';
 import {AgentClient} from '../lab/agent-client.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
@@ -53,14 +54,7 @@ test.after.always(async () => {
 	await stack.disposeAsync();
 });
 
-test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => {
-	if (!t.passed) {
-		t.log(daemon.tail.slice(-400).join('\n'));
-		for (const [domain, text] of await lab.consoles()) {
-			t.log(`${domain}: ${text.slice(-1500)}`);
-		}
-	}
-});
+test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => tellAfterFailure(t, daemon, lab));
 
 /** The patience is more than a start ever takes, unless it is the patience that a start is to come to the end of. */
 async function beginDaemon(patience = '2m'): Promise<void> {

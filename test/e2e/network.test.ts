@@ -4,6 +4,7 @@
  */
 import test, {type ExecutionContext} from 'ava';
 import {connect} from '../../src/ttrpc/client.ts';
+import {tellAfterFailure} from '../lab/aftermath.ts';
 import {AgentClient, runCommand} from '../lab/agent-client.ts';
 import {download, echo, get, serveOnWorker} from '../lab/clients.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
@@ -61,14 +62,7 @@ test.after.always(async () => {
 	await stack.disposeAsync();
 });
 
-test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => {
-	if (!t.passed) {
-		t.log(daemon.tail.join('\n'));
-		for (const [domain, text] of await lab.consoles()) {
-			t.log(`${domain}: ${text.slice(-1500)}`);
-		}
-	}
-});
+test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => tellAfterFailure(t, daemon, lab));
 
 /** A VM with a server in it. */
 async function startPod(name: string, own: PodNamespace, neighbour: PodNamespace): Promise<Pod> {

@@ -15,6 +15,7 @@ import {connect} from '../../src/ttrpc/client.ts';
 import {Frame, FrameDecoder, maxMessageLength} from '../../src/ttrpc/frame.ts';
 import {decodeRequest, decodeResponse} from '../../src/ttrpc/message.ts';
 import {statusCode, TtrpcError} from '../../src/ttrpc/status.ts';
+import {tellAfterFailure} from '../lab/aftermath.ts';
 import {AgentClient, runCommand, startSleeper} from '../lab/agent-client.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';
 import {buildGuestImage} from '../lab/image.ts';
@@ -44,14 +45,7 @@ test.after.always(async () => {
 	await stack.disposeAsync();
 });
 
-test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => {
-	if (!t.passed) {
-		t.log(daemon.tail.join('\n'));
-		for (const [domain, text] of await lab.consoles()) {
-			t.log(`${domain}: ${text.slice(-1500)}`);
-		}
-	}
-});
+test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => tellAfterFailure(t, daemon, lab));
 
 /** Of a VM that boots and is never reached: what shall happen during its start does, however long it takes to happen. */
 const silent = 'silent.qcow2';
