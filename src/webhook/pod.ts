@@ -1,6 +1,7 @@
 /**
  * What the webhook has to know of a Pod, read from its JSON and checked once; the rest of the document is not looked at.
- * Quantities are parsed here, so that nobody behind this file meets text. Knows no policy.
+ * Quantities are parsed here, so that nobody behind this file meets text. What Kubernetes refuses in them is refused here: its validation comes
+ * after this, and does not see any more what was taken away. Knows no policy.
  * Source of the shape: Kubernetes API reference, core/v1 Pod.
  */
 import {AdaptorError} from '../errors.ts';
@@ -84,24 +85,30 @@ function containersAt(spec: JsonObject, name: string): Container[] {
 function resourcesAt(parent: JsonObject, where: string): Resources {
 	const given = member(parent, 'resources') === undefined ? {} : objectAt(parent, 'resources', where);
 	const {requests: _, limits: __, ...others} = given;
-	return {
-		isPresent: Object.hasOwn(parent, 'resources'),
-		requests: amountsAt(given, 'requests', `${where}resources.`),
-		limits: amountsAt(given, 'limits', `${where}resources.`),
-		others,
-	};
+	const [requests, limits] = [amountsAt(given, 'requests', `${where}resources.`), amountsAt(given, 'limits', `${where}resources.`)];
+	for (const [name, amount] of requests) {
+		if (amount > (limits.get(name) ?? amount)) {
+			throw malformed(fieldOf(name, 'requests', `${where}resources.`), 'at most its limit');
+		}
+	}
+
+	return {isPresent: Object.hasOwn(parent, 'resources'), requests, limits, others};
 }
 
 function amountsAt(resources: JsonObject, list: string, where: string): Amounts {
 	const quantities = member(resources, list) === undefined ? {} : objectAt(resources, list, where);
 	return new Map(Object.entries(quantities).map(([name, quantity]) => {
 		const amount = typeof quantity === 'string' || typeof quantity === 'number' ? parseQuantity(String(quantity)) : undefined;
-		if (amount === undefined) {
-			throw malformed(`${where}${list}[${JSON.stringify(name.slice(0, 253))}]`, 'a quantity, such as 500m or 2Gi');
+		if (amount === undefined || amount < 0n) {
+			throw malformed(fieldOf(name, list, where), amount === undefined ? 'a quantity, such as 500m or 2Gi' : 'zero or more');
 		}
 
 		return [name, amount];
 	}));
+}
+
+function fieldOf(resource: string, list: string, where: string): string {
+	return `${where}${list}[${JSON.stringify(resource.slice(0, 253))}]`;
 }
 
 export function malformed(field: string, expected: string): AdaptorError {

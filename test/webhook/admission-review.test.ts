@@ -60,6 +60,11 @@ const denied: ReadonlyArray<readonly [field: string, object: unknown]> = [
 	['spec.containers[0].resources is', {...pod, spec: {...pod.spec, containers: [{resources: 'x'}]}}],
 	['spec.containers[0].resources.limits is', {...pod, spec: {...pod.spec, containers: [{resources: {limits: []}}]}}],
 	['spec.containers[0].resources.limits["cpu"] is', {...pod, spec: {...pod.spec, containers: [{resources: {limits: {cpu: '1 core'}}}]}}],
+	// What Kubernetes' validation would refuse, had the quantities not been taken away before it.
+	['spec.containers[0].resources.requests["cpu"] is not zero or more', {...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '-1'}}}]}}],
+	['spec.initContainers[0].resources.limits["example.com/nic"] is not zero or more', {...pod, spec: {...pod.spec, initContainers: [{resources: {limits: {'example.com/nic': '-1'}}}]}}],
+	['spec.containers[0].resources.requests["cpu"] is not at most its limit', {...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '4'}, limits: {cpu: '3999m'}}}]}}],
+	['spec.resources.requests["memory"] is not at most its limit', {...pod, spec: {...pod.spec, resources: {requests: {memory: '1Gi'}, limits: {memory: '1G'}}}}],
 	['spec.resources.requests["memory"] is', {...pod, spec: {...pod.spec, resources: {requests: {memory: {}}}}}],
 ];
 test('a pod that cannot be understood is denied, with the field, under the uid', t => {
