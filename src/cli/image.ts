@@ -1,4 +1,5 @@
 /** `cloud-api-adaptor image push|list|use|rm|prune`: the operator's side of pod VM images. */
+import {X509Certificate} from 'node:crypto';
 import {readFile, stat} from 'node:fs/promises';
 import {join} from 'node:path';
 import {loadSettings, type ValuesOf} from '../config.ts';
@@ -45,6 +46,11 @@ export const pushCommand: Command = async (context, signal) => {
 	out.write(`Pushing ${source.name} to the pool ${values.pool}\n`);
 	const progress = new Progress({screen: err, clock: () => performance.now()});
 	const startedAt = performance.now();
+	const onStop = (): void => {
+		progress[Symbol.dispose]();
+		err.write('Stopping: what was begun is removed\n');
+	};
+	signal.addEventListener('abort', onStop, {once: true});
 	let pushed;
 	try {
 		pushed = await pushImage({
@@ -53,6 +59,7 @@ export const pushCommand: Command = async (context, signal) => {
 			onProgress: ({stage, done, total}) => progress.update(stage === 'uploading' ? 'Uploading' : 'Checking ', done, total),
 		}, signal);
 	} finally {
+		signal.removeEventListener('abort', onStop);
 		progress[Symbol.dispose]();
 	}
 
@@ -166,9 +173,18 @@ async function isFile(path: string): Promise<boolean> {
 
 async function readCa(path: string): Promise<readonly string[]> {
 	try {
-		return [await readFile(path, 'utf8')];
+		const text = await readFile(path, 'utf8');
+		// A TLS client passes over what is no certificate without a word.
+		new X509Certificate(text);
+		return [text];
 	} catch (error) {
-		throw new AdaptorError({code: 'failed-precondition', what: `Could not read the registry's certificate authority: ${toError(error).message}`, where: {path}, cause: error});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `Could not read the registry's certificate authority: ${toError(error).message}`,
+			where: {path},
+			remedy: 'Name a file of certificates in PEM ("-----BEGIN CERTIFICATE-----") in -registry-ca.',
+			cause: error,
+		});
 	}
 }
 

@@ -5,6 +5,7 @@
 import {Agent as HttpAgent, request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders} from 'node:http';
 import {Agent as HttpsAgent, request as httpsRequest} from 'node:https';
 import {isIPv4} from 'node:net';
+import {getCACertificates} from 'node:tls';
 import {AdaptorError, toError} from '../errors.ts';
 import {abortable, DeadlineError, Scope} from '../lifetime.ts';
 
@@ -72,7 +73,7 @@ export class HttpClient implements Disposable {
 		this.#options = options;
 		const agents = (proxyEnv: HttpOptions['proxyEnv']): Agents => ({
 			plain: new HttpAgent({keepAlive: true, proxyEnv: {...proxyEnv}}),
-			tls: new HttpsAgent({keepAlive: true, proxyEnv: {...proxyEnv}, minVersion: 'TLSv1.2', ...(options.ca === undefined ? {} : {ca: [...options.ca]})}),
+			tls: new HttpsAgent({keepAlive: true, proxyEnv: {...proxyEnv}, minVersion: 'TLSv1.2', ...(options.ca === undefined ? {} : {ca: [...getCACertificates('default'), ...options.ca]})}),
 		});
 		this.#agents = agents(proxiesOf(options.proxyEnv));
 		this.#direct = agents({});
@@ -223,5 +224,5 @@ function exchangeError(error: Error, url: URL): HttpError {
 		return new HttpError('There is no such host', url, {isFinal: true, remedy: 'Check the reference; behind a proxy, set HTTPS_PROXY.', cause: error});
 	}
 
-	return new HttpError(error instanceof DeadlineError ? error.what : `Could not reach the server: ${error.message}`, url, {cause: error});
+	return new HttpError(error instanceof DeadlineError ? error.what : `Could not reach the server: ${error.message}`, url, {remedy: 'Check the host and port of the reference, and firewalls on the way; behind a proxy, set HTTPS_PROXY.', cause: error});
 }

@@ -16,7 +16,7 @@ import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
 import {removeAbandoned} from './incomplete.ts';
 import {checkName, giveName, untilSeen} from './name.ts';
 import {thisPusher, writeNote, type Pusher} from './pusher.ts';
-import {readImageFormat, type ImageFormat} from './qcow2.ts';
+import {checkIsWhole, readImageFormat, type ImageFormat} from './qcow2.ts';
 import type {ImageSource, OpenImage} from './source.ts';
 import {volumeXml} from './volume-xml.ts';
 import {deleteVolume, openPool, readHoldings, change, volumeOf, type LibvirtStorage, type Volume} from './volumes.ts';
@@ -83,6 +83,10 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	const bytes = new Bytes(image);
 	const head = await bytes.take(headBytes);
 	const format = readImageFormat(head, image.size);
+	if (format.format === 'qcow2' && image.readAt !== undefined) {
+		await checkIsWhole(head, image.size, image.readAt);
+	}
+
 	if (image.size > availableBytes) {
 		throw new AdaptorError({
 			code: 'resource-exhausted',

@@ -1,5 +1,5 @@
 /**
- * What the first bytes of an image say: qcow2 or raw, how large for the guest, and whether the host may be given it. Pure.
+ * What the first bytes of an image say: qcow2 or raw, how large for the guest, whether the host may be given it; and whether it is whole. Pure.
  * An image comes from elsewhere, and QEMU opens whatever a qcow2 header names: one that names another file is refused before a byte is written.
  * Source: QEMU, docs/interop/qcow2.txt. The format is big-endian on every machine.
  */
@@ -20,6 +20,7 @@ const offset = {version: 4, backingFileOffset: 8, backingFileSize: 16, clusterBi
 const harmlessFeatures = 0b1_1001n;
 const corruptFeature = 0b10n;
 const externalDataFeature = 0b100n;
+const extendedL2Feature = 0b1_0000n;
 const externalDataExtension = 0x44_41_54_41;
 /** QEMU's own limit for an L1 table (QCOW_MAX_L1_SIZE), in entries. */
 const maxL1Entries = 4 * 1024 * 1024;
@@ -94,10 +95,48 @@ function readQcow2(head: Buffer, fileSize: bigint): bigint {
 	const l1Size = head.readUInt32BE(offset.l1Size);
 	const l1End = head.readBigUInt64BE(offset.l1TableOffset) + BigInt(l1Size) * 8n;
 	if (l1Size > maxL1Entries || l1End > fileSize || head.readBigUInt64BE(offset.refcountTableOffset) >= fileSize) {
-		throw notAnImage('its tables lie behind its end: it is cut off or damaged', 'Compare its size with the original\'s, and look at "qemu-img check".');
+		throw cutOff('its tables lie behind its end');
 	}
 
 	return virtualSize;
+}
+
+/** Of an L1 or L2 entry: where a table or a cluster begins. */
+const hostOffset = 0x00_ff_ff_ff_ff_ff_fe_00n;
+const compressedFlag = 1n << 62n;
+/** Reads as zeros, whatever it names. */
+const zeroFlag = 1n;
+
+/**
+ * Whether all that its tables name begins in the file: one that was cut off, by a download that broke for one, begins like a whole one, and boots
+ * until the guest reads what is missing.
+ * @param head of a qcow2 image that `readImageFormat` has taken
+ * @param read the image's bytes from an offset on; fewer where it ends
+ * @throws AdaptorError 'invalid-argument'
+ */
+export async function checkIsWhole(head: Buffer, fileSize: bigint, read: (at: bigint, length: number) => Promise<Buffer>): Promise<void> {
+	const clusterBits = head.readUInt32BE(offset.clusterBits);
+	const hasLongEntries = head.readUInt32BE(offset.version) > 2 && (head.readBigUInt64BE(offset.incompatibleFeatures) & extendedL2Feature) !== 0n;
+	const compressedOffset = (1n << BigInt(62 - (clusterBits - 8))) - 1n;
+	const check = (at: bigint): void => {
+		if (at >= fileSize) {
+			throw cutOff('its tables name what lies behind its end');
+		}
+	};
+
+	const l1 = await read(head.readBigUInt64BE(offset.l1TableOffset), head.readUInt32BE(offset.l1Size) * 8);
+	for (const table of new Set(entriesOf(l1, 8).map(entry => entry & hostOffset))) {
+		check(table);
+		const entries = table === 0n ? [] : entriesOf(await read(table, 2 ** clusterBits), hasLongEntries ? 16 : 8);
+		for (const entry of entries) {
+			check((entry & compressedFlag) !== 0n ? entry & compressedOffset : (entry & zeroFlag) !== 0n ? 0n : entry & hostOffset);
+		}
+	}
+}
+
+/** The first eight bytes of each. */
+function entriesOf(table: Buffer, bytesEach: number): bigint[] {
+	return Array.from({length: Math.floor(table.length / bytesEach)}, (_, index) => table.readBigUInt64BE(index * bytesEach));
 }
 
 /** Header extensions follow the header, each `u32 type, u32 length, data padded to 8`; type 0 ends them. */
@@ -121,6 +160,10 @@ function hasExternalData(head: Buffer, headerLength: number, clusterSize: number
 
 function notAnImage(why: string, remedy = 'Push a qcow2 or raw disk image.'): AdaptorError {
 	return new AdaptorError({code: 'invalid-argument', what: `Could not use the file as a pod VM image: ${why}`, remedy});
+}
+
+function cutOff(why: string): AdaptorError {
+	return notAnImage(`${why}: it is cut off or damaged`, 'Compare its size with the original\'s, and look at "qemu-img check".');
 }
 
 function unsafe(why: string, remedy: string): AdaptorError {

@@ -291,5 +291,7 @@ function refusal({status, url}: Answer, body: Buffer, hadCredentials: boolean, w
 	}
 
 	// Too many requests, and whatever a server says of itself, may pass.
-	return new HttpError(`The registry answered status ${status}${words === '' ? '' : ` (${words})`}`, url, {isFinal: status !== 429 && status < 500});
+	const mayPass = status === 429 || status >= 500;
+	const remedy = mayPass ? 'It was asked several times: push again later, or look at the registry\'s own log.' : 'Check the reference, and that it leads to a registry.';
+	return new HttpError(`The registry answered status ${status}${words === '' ? '' : ` (${words})`}`, url, {isFinal: !mayPass, remedy});
 }

@@ -19,6 +19,8 @@ export interface OpenImage extends AsyncDisposable {
 	readonly size: bigint;
 	/** Once, to the end: only the end tells whether the bytes were the right ones. */
 	readonly chunks: () => AsyncGenerator<Buffer, void, undefined>;
+	/** Bytes from an offset on, fewer at its end. Absent where only the order is known in which they come: a registry vouches for its bytes. */
+	readonly readAt?: (at: bigint, length: number) => Promise<Buffer>;
 }
 
 /** Large reads: each is one round through the thread pool. */
@@ -40,25 +42,31 @@ export function fileSource(path: string): ImageSource {
 			}
 
 			const owned = undo.move();
+			const readAt = async (at: bigint, length: number): Promise<Buffer> => {
+				signal.throwIfAborted();
+				const {bytesRead, buffer} = await file.read(Buffer.allocUnsafe(length), 0, length, at).catch((error: unknown) => {
+					throw unreadable(path, error);
+				});
+				return buffer.subarray(0, bytesRead);
+			};
+
 			return {
+				readAt,
 				name: path,
 				size: stats.size,
 				async* chunks() {
 					for (let at = 0n; at < stats.size;) {
-						signal.throwIfAborted();
-						const {bytesRead, buffer} = await file.read(Buffer.allocUnsafe(fileChunkBytes), 0, fileChunkBytes, at).catch((error: unknown) => {
-							throw unreadable(path, error);
-						});
-						if (bytesRead === 0) {
+						const chunk = await readAt(at, fileChunkBytes);
+						if (chunk.length === 0) {
 							throw new AdaptorError({code: 'aborted', what: 'Could not read the image to its end: it became shorter meanwhile', where: {path}});
 						}
 
-						at += BigInt(bytesRead);
+						at += BigInt(chunk.length);
 						if (at > stats.size) {
 							throw new AdaptorError({code: 'aborted', what: 'Could not read the image: it became longer meanwhile', where: {path}});
 						}
 
-						yield buffer.subarray(0, bytesRead);
+						yield chunk;
 					}
 				},
 				[Symbol.asyncDispose]: async () => owned.disposeAsync(),

@@ -17,7 +17,7 @@ import {TestApiServer} from '../support/api-server.ts';
 import {directoryOf} from '../support/directory.ts';
 import {makeTar} from './archive.ts';
 import {run, start} from './command.ts';
-import {forward, pushImage as pushToRegistry, registryFor, serve, startRegistry, type TestRegistry} from './registry-server.ts';
+import {forward, makeCertificate, pushImage as pushToRegistry, registryFor, serve, startRegistry, type TestRegistry} from './registry-server.ts';
 import {execute, makeQcow2, never, startStorage, type Storage, type TestPool} from './storage.ts';
 
 const name = 'podvm-base.qcow2';
@@ -442,9 +442,37 @@ test('Ctrl-C in the middle of a push leaves nothing', async t => {
 	await slow.reached;
 	await untilWritten(pool);
 	pushing.child.kill('SIGINT');
-	const {code} = await pushing.finished;
+	const {code, err} = await pushing.finished;
 	t.is(code, 130);
+	t.regex(err, /^Stopping: what was begun is removed$/mv);
 	t.deepEqual(await pool.files(), []);
+});
+
+test('a qcow2 file that was cut off on its way here is refused, and the name stays with the version before', async t => {
+	const pool = await storage.pool();
+	const good = await push(pool);
+	const cut = `${await directoryOf(t)}/cut.qcow2`;
+	await writeFile(cut, image.content.subarray(0, image.content.length / 2));
+	const {code, err} = await run(t, environmentFor(pool), 'push', cut);
+	t.is(code, 2);
+	t.regex(err, /names? what lies behind its end: it is cut off or damaged/v);
+	t.deepEqual(await pool.files(), [good.volume, name]);
+});
+
+test('-registry-ca is trusted besides the usual authorities, and must hold certificates', async t => {
+	await using usual = await makeCertificate();
+	await using named = await makeCertificate();
+	await pushToRegistry(registry.host, 'org/trusted', 'latest', [await makeTar({'image/podvm.qcow2': image.content})]);
+	const pool = await storage.pool();
+	for (const certificate of [usual, named]) {
+		await using closed = await startRegistry({root: registry.root, tls: certificate});
+		const {code, err} = await run(t, {...environmentFor(pool), NODE_EXTRA_CA_CERTS: usual.certPath}, 'push', '-registry-ca', named.certPath, '-no-switch', `${closed.host}/org/trusted`);
+		t.is(code, 0, err);
+	}
+
+	const {code, err} = await run(t, environmentFor(pool), 'push', '-registry-ca', image.path, `${registry.host}/org/trusted`);
+	t.is(code, 1);
+	t.regex(err, /Could not read the registry's certificate authority.*PEM/v);
 });
 
 /** Until the note of who is pushing is there; there is no event for it. */

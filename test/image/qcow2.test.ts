@@ -1,8 +1,9 @@
+import {randomBytes} from 'node:crypto';
 import {readFile, writeFile} from 'node:fs/promises';
 import test from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/errors.ts';
-import {readImageFormat, thinQcow2} from '../../src/image/qcow2.ts';
+import {checkIsWhole, readImageFormat, thinQcow2} from '../../src/image/qcow2.ts';
 import {directoryOf} from '../support/directory.ts';
 import {execute} from './storage.ts';
 
@@ -113,5 +114,24 @@ for (const [size, backingFormat] of [[3n << 30n, 'qcow2'], [512n, 'raw'], [5n <<
 			'virtual-size': Number(size), 'format': 'qcow2', 'backing-filename': base, 'backing-filename-format': backingFormat,
 		});
 		t.notRegex((await execute('qemu-io', ['-f', 'qcow2', '-r', '-c', 'read -P 0x5a 0 512', thin])).stdout, /failed/v);
+	});
+}
+
+for (const [name, ...options] of [
+	['compat 0.10', '-o', 'compat=0.10'], ['compat 1.1', '-o', 'compat=1.1'], ['clusters of 4 KiB', '-o', 'cluster_size=4k'], ['clusters of 2 MiB', '-o', 'cluster_size=2M'], ['compression', '-c'],
+	['zstd compression', '-c', '-o', 'compression_type=zstd'], ['extended L2 entries', '-o', 'extended_l2=on,cluster_size=128k'], ['everything preallocated', '-o', 'preallocation=metadata'],
+] as const) {
+	test(`a qcow2 image with ${name} is known to be whole, and known to be cut off`, async t => {
+		const path = `${await directoryOf(t)}/a`;
+		await writeFile(`${path}.raw`, Buffer.concat([Buffer.alloc(1_000_448), randomBytes(6_000_128), Buffer.alloc(4_000_256, 'x')]));
+		await execute('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', ...options, `${path}.raw`, path]);
+		const whole = await readFile(path);
+		const check = async (content: Buffer): Promise<void> => checkIsWhole(
+			content.subarray(0, headBytes), BigInt(content.length), async (at, length) => content.subarray(Number(at), Number(at) + length),
+		);
+		await t.notThrowsAsync(check(whole));
+		for (const share of [0.5, 0.6]) {
+			t.is((await t.throwsAsync(check(whole.subarray(0, Math.floor(whole.length * share))), {instanceOf: AdaptorError, message: /cut off/v})).code, 'invalid-argument');
+		}
 	});
 }
