@@ -9,10 +9,14 @@ import {inertSettings, sections, settings, type Setting} from '../settings.ts';
 import {commands, type CommandDescription, type CommandName} from './commands.ts';
 import {wrapped} from './text.ts';
 
+/** A command, or the word that several begin with. */
+export type HelpTopic = CommandName | Group;
+type Group = CommandName extends infer Name ? Name extends `${infer First} ${string}` ? First : never : never;
+
 export type Arguments =
 	| {readonly command: CommandName; readonly flags: Readonly<Record<string, string>>; readonly operands: readonly string[]}
-	/** Of one command, or of all. */
-	| {readonly command: 'help'; readonly topic?: CommandName}
+	/** Of one command, of those that begin with a word, or of all. */
+	| {readonly command: 'help'; readonly topic?: HelpTopic}
 	| {readonly command: 'version'};
 
 interface Flag {
@@ -26,7 +30,6 @@ const table: Readonly<Record<string, CommandDescription>> = commands;
 const names = Object.keys(commands) as CommandName[];
 const words = [...names, 'help', 'version'];
 const helpFlags = ['-h', '-help', '--h', '--help'];
-const helpRemedy = 'See "cloud-api-adaptor help".';
 
 /**
  * @param argv what follows the program's name
@@ -43,26 +46,27 @@ export function parseArguments(argv: readonly string[]): Arguments {
 	}
 
 	if (first === 'help' || helpFlags.includes(first)) {
-		const topic = commandOf(argv.slice(1));
-		return {command: 'help', ...(topic === undefined ? {} : {topic})};
+		const about = argv.slice(1).filter(word => !helpFlags.includes(word));
+		return about.length === 0 || about[0] === 'help' || about[0] === 'version' ? {command: 'help'} : {command: 'help', topic: topicOf(about)};
+	}
+
+	if (isGroup(first) && helpFlags.includes(argv[1] ?? '')) {
+		return {command: 'help', topic: first};
 	}
 
 	const command = commandOf(argv);
 	if (command === undefined) {
-		const subcommands = names.filter(name => name.startsWith(`${first} `));
-		throw subcommands.length > 0
-			? refused(`${JSON.stringify(first)} is not a command by itself; expected one of ${subcommands.join(', ')}`)
-			: refused(`There is no command ${JSON.stringify(first)}; expected one of ${words.join(', ')}${suggestion(first, words)}`);
+		throw noCommand(argv);
 	}
 
 	const {operands: [least, most] = [0, 0], usage = ''} = table[command] ?? {};
-	const parsed = parseRest(argv.slice(command.split(' ').length), flagsOf(command), most);
+	const parsed = parseRest(argv.slice(command.split(' ').length), command, most);
 	if (parsed === 'help') {
 		return {command: 'help', topic: command};
 	}
 
 	if (parsed.operands.length < least) {
-		throw refused(`${command} needs ${usage}`);
+		throw refused(`${command} needs ${usage}`, command);
 	}
 
 	return {command, ...parsed};
@@ -71,6 +75,32 @@ export function parseArguments(argv: readonly string[]): Arguments {
 /** A command's name is of one word or two. */
 function commandOf(argv: readonly string[]): CommandName | undefined {
 	return names.find(name => name === argv.slice(0, 2).join(' ')) ?? names.find(name => name === argv[0]);
+}
+
+function topicOf(argv: readonly string[]): HelpTopic {
+	const [first, second] = argv;
+	const topic = commandOf(argv) ?? (isGroup(first) && second === undefined ? first : undefined);
+	if (topic === undefined) {
+		throw noCommand(argv);
+	}
+
+	return topic;
+}
+
+function isGroup(word: string | undefined): word is Group {
+	return names.some(name => name.startsWith(`${word} `));
+}
+
+function noCommand([first = '', second = '']: readonly string[]): AdaptorError {
+	const ofGroup = names.filter(name => name.startsWith(`${first} `));
+	if (ofGroup.length === 0) {
+		return refused(`There is no command ${JSON.stringify(first)}; expected one of ${words.join(', ')}${suggestion(first, words)}`);
+	}
+
+	const given = `${first} ${second}`;
+	return second === '' || second.startsWith('-')
+		? refused(`${JSON.stringify(first)} is not a command by itself; expected one of ${ofGroup.join(', ')}`)
+		: refused(`There is no command ${JSON.stringify(given)}; expected one of ${ofGroup.join(', ')}${suggestion(given, ofGroup)}`);
 }
 
 function flagsOf(command: CommandName): readonly Flag[] {
@@ -82,9 +112,11 @@ function flagsOf(command: CommandName): readonly Flag[] {
 	].filter((flag): flag is Flag => flag.name !== undefined);
 }
 
-function parseRest(argv: readonly string[], known: readonly Flag[], mostOperands: number): Pick<Extract<Arguments, {flags: unknown}>, 'flags' | 'operands'> | 'help' {
+function parseRest(argv: readonly string[], command: CommandName, mostOperands: number): Pick<Extract<Arguments, {flags: unknown}>, 'flags' | 'operands'> | 'help' {
+	const known = flagsOf(command);
 	const flags: Record<string, string> = {};
 	const operands: string[] = [];
+	let follows: Flag | undefined;
 	const rest = argv[Symbol.iterator]();
 	for (const word of rest) {
 		if (helpFlags.includes(word)) {
@@ -93,28 +125,30 @@ function parseRest(argv: readonly string[], known: readonly Flag[], mostOperands
 
 		if (!word.startsWith('-') && operands.length < mostOperands) {
 			operands.push(word);
+			follows = undefined;
 			continue;
 		}
 
 		const [, name, value] = /^--?([^=\-][^=]*)(?:=(.*))?$/sv.exec(word) ?? [];
 		if (name === undefined) {
 			// Go's parser would stop here and drop all that follows without a word.
-			throw refused(`Unexpected argument ${JSON.stringify(word)}; a switch takes its value with "=", as in -disable-cvm=false`);
+			throw refused(`Unexpected argument ${JSON.stringify(word)}${follows?.isSwitch === true ? `; a switch takes its value with "=", as in -${follows.name}=false` : ''}`, command);
 		}
 
 		const flag = known.find(each => each.name === name);
 		if (flag === undefined) {
-			throw refused(`There is no flag -${name}${suggestion(name, known.map(each => each.name), '-')}`);
+			throw refused(`There is no flag -${name}${suggestion(name, known.map(each => each.name), '-')}`, command);
 		}
 
+		follows = flag;
 		const text = value ?? (flag.isSwitch ? 'true' : rest.next().value);
 		if (text === undefined) {
-			throw refused(`The flag -${name} needs a value`);
+			throw refused(`The flag -${name} needs a value`, command);
 		}
 
 		const normal = flag.normalize === undefined ? text : flag.normalize(text);
 		if (normal === undefined) {
-			throw refused(`The flag -${name} is ${JSON.stringify(text)}; expected ${boolean.expected}`);
+			throw refused(`The flag -${name} is ${JSON.stringify(text)}; expected ${boolean.expected}`, command);
 		}
 
 		flags[name] = normal;
@@ -128,17 +162,17 @@ function switchValue(text: string): string | undefined {
 	return boolean.parse(text)?.toString();
 }
 
-function refused(what: string): AdaptorError {
-	return new AdaptorError({code: 'invalid-argument', what, remedy: helpRemedy});
+function refused(what: string, command?: CommandName): AdaptorError {
+	return new AdaptorError({code: 'invalid-argument', what, remedy: `See "cloud-api-adaptor help${command === undefined ? '' : ` ${command}`}".`});
 }
 
-/** `; did you mean …?` for the nearest name, if one is near. */
+/** ` (did you mean …?)` for the nearest name, if one is near. */
 function suggestion(word: string, candidates: readonly string[], prefix = ''): string {
 	const [nearest] = candidates
 		.map(name => ({name, distance: editDistance(word, name)}))
 		.filter(({name, distance}) => distance <= Math.max(2, name.length / 3))
 		.toSorted((a, b) => a.distance - b.distance);
-	return nearest === undefined ? '' : `; did you mean ${prefix}${nearest.name}?`;
+	return nearest === undefined ? '' : ` (did you mean ${prefix}${nearest.name}?)`;
 }
 
 /** Levenshtein's distance: how many characters to insert, delete or replace. */
@@ -156,9 +190,19 @@ function editDistance(from: string, to: string): number {
 	return row.at(-1) ?? 0;
 }
 
-/** For a terminal: one command with its settings and flags, or all commands with the daemon's. */
-export function helpText(topic?: CommandName): string {
-	return `${(topic === undefined ? generalHelp() : commandHelp(topic)).join('\n')}\n`;
+/** For a terminal: one command with its settings and flags, those that begin with a word, or all commands with the daemon's settings. */
+export function helpText(topic?: HelpTopic): string {
+	return `${(topic === undefined ? generalHelp() : isGroup(topic) ? groupHelp(topic) : commandHelp(topic)).join('\n')}\n`;
+}
+
+function groupHelp(group: Group): string[] {
+	return [
+		`Usage: cloud-api-adaptor ${group} COMMAND [flags]`,
+		'',
+		...Object.entries(table).filter(([name]) => name.startsWith(`${group} `)).map(([name, {summary}]) => `  ${name.padEnd(columnWidth)}${summary}`),
+		'',
+		`"cloud-api-adaptor help ${group} COMMAND" tells the settings and flags of one.`,
+	];
 }
 
 const envAndFlags = [

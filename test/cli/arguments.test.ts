@@ -58,18 +58,31 @@ test('help and version are commands, and help is a flag as well', t => {
 		t.deepEqual(parseArguments(words), {command: 'help', topic: 'libvirt'});
 	}
 
+	for (const words of [['help', 'image'], ['image', '-h'], ['image', '--help'], ['help', 'image', '-h']]) {
+		t.deepEqual(parseArguments(words), {command: 'help', topic: 'image'});
+	}
+
+	t.deepEqual(parseArguments(['help', 'image', 'rm']), {command: 'help', topic: 'image rm'});
+	t.deepEqual(parseArguments(['help', 'version']), {command: 'help'});
 	t.deepEqual(parseArguments(['version']), {command: 'version'});
 });
 
 const refusals: ReadonlyArray<readonly [readonly string[], RegExp]> = [
 	[[], /No command was given.*libvirt, .*help, version/v],
 	[['aws'], /no command "aws"; expected one of libvirt, .*help, version\. See "cloud-api-adaptor help"/v],
+	[['image'], /"image" is not a command by itself; expected one of image push, image list/v],
+	[['image', 'prnue'], /no command "image prnue"; expected one of image push, .*did you mean image prune\?/v],
+	[['image', '-force'], /not a command by itself/v],
+	[['help', 'libvrt'], /no command "libvrt".*did you mean libvirt\?/v],
+	[['help', 'image', 'remove'], /no command "image remove"/v],
 	[['libvrt'], /did you mean libvirt\?/v],
 	[['-uri', 'x'], /no command "-uri"/v],
-	[['libvirt', '-memroy', '1'], /no flag -memroy; did you mean -memory\?/v],
+	[['libvirt', '-memroy', '1'], /no flag -memroy \(did you mean -memory\?\)\. See/v],
 	[['libvirt', '-disable-tls'], /no flag -disable-tls/v],
 	[['libvirt', '-cpu'], /-cpu needs a value/v],
 	[['libvirt', '-disable-cvm', 'false', '-cpu', '2'], /Unexpected argument "false".*-disable-cvm=false/v],
+	[['image', 'push', 'a', 'b'], /Unexpected argument "b"\. See "cloud-api-adaptor help image push"/v],
+	[['image', 'rm'], /image rm needs VOLUME\. See "cloud-api-adaptor help image rm"/v],
 	[['libvirt', '--'], /Unexpected argument "--"/v],
 	[['libvirt', '---cpu=2'], /Unexpected argument/v],
 	[['libvirt', '-=2'], /Unexpected argument/v],
@@ -105,6 +118,10 @@ test('the help text names every variable and every flag, in lines that a termina
 	}
 
 	t.deepEqual(text.split('\n').filter(line => line.length > 120), []);
+});
+
+test('the help of a group lists its commands and no others', t => {
+	t.deepEqual([...helpText('image').matchAll(/^ {2}(?<name>[a-z]+(?: [a-z]+)?) {2,}\S/gmv)].map(match => match.groups?.['name']), Object.keys(commands).filter(name => name.startsWith('image ')));
 });
 
 test('each command has a help that names its own settings and flags, in lines that a terminal shows whole', t => {
