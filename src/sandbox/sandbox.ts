@@ -22,6 +22,9 @@ import type {SandboxWorld} from './world.ts';
 /** Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks cost. */
 const endedGraceMs = 300_000;
 
+/** A start whose time is up is unwound before its caller is answered, for so long at most: START_TIMEOUT is to end within the caller's patience. */
+const unwindPatienceMs = 5000;
+
 /** For what must be done whoever waits for it. */
 const unconditional = new AbortController().signal;
 
@@ -168,11 +171,12 @@ export class Sandbox {
 	}
 
 	/**
-	 * Resolves when the agent can be reached. On failure or abort everything is unwound first; the sandbox stays, failed.
-	 * Behind another start it waits for its turn, and an abort then changes nothing.
+	 * Resolves when the agent can be reached. On failure or abort everything is unwound first, unless that takes long: then it goes on when the
+	 * caller has its answer. The sandbox stays, failed. Behind another start it waits for its turn, and an abort then changes nothing.
 	 */
 	async start(signal: AbortSignal): Promise<void> {
-		return this.#mailbox.post(async () => {
+		const late = Promise.withResolvers<never>();
+		const whole = this.#mailbox.post(async () => {
 			const admitted = admitStart(this.#state);
 			if (admitted.verdict === 'refuse') {
 				throw refusal(this.id, admitted.why, admitted.cause);
@@ -180,9 +184,10 @@ export class Sandbox {
 
 			if (admitted.verdict === 'go' && this.#state.name === 'created') {
 				this.#end.signal.throwIfAborted();
-				await this.#bringUp(this.#state.prepared, signal);
+				await this.#bringUp(this.#state.prepared, late.reject, signal);
 			}
 		}, signal);
+		await Promise.race([whole, late.promise]);
 	}
 
 	/**
@@ -218,11 +223,18 @@ export class Sandbox {
 		await noRetries;
 	}
 
-	async #bringUp(prepared: Prepared, signal: AbortSignal): Promise<void> {
+	/** @param answer for a caller who is not to wait until this rejects: told why, when the start is over and its unwinding takes long */
+	async #bringUp(prepared: Prepared, answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<void> {
 		const {podVms, cluster, startTimeoutMs} = this.#world;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal).deadline(startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
 		const stages = new Stages();
+		let failure: AdaptorError | undefined;
+		using timers = new DisposableStack();
+		scope.signal.addEventListener('abort', () => {
+			const timer = setTimeout(() => answer(failure ?? stages.failed(scope.signal.reason, [])), this.#world.unwindPatienceMs ?? unwindPatienceMs);
+			timers.defer(() => clearTimeout(timer));
+		}, {once: true});
 		try {
 			for await (const state of bringUp(this.id, prepared, this.#world, this.#ownRecord, stages, scope.signal)) {
 				this.#setState(state);
@@ -233,7 +245,7 @@ export class Sandbox {
 		} catch (thrown) {
 			// A start that is ended on purpose is no news to whoever ends it.
 			const isNews = !this.#end.signal.aborted;
-			const reason = stages.failed(rootCause(thrown, scope.signal), isNews && this.#state.name === 'booting' ? podVms.lastWords(this.#state.vm) : []);
+			const reason = failure = stages.failed(rootCause(thrown, scope.signal), isNews && this.#state.name === 'booting' ? podVms.lastWords(this.#state.vm) : []);
 			if (isNews) {
 				cluster.tell(prepared.request.pod, {type: 'Warning', reason: reason.reason ?? 'PodVMStartFailed', message: reason.message});
 			}

@@ -26,6 +26,8 @@ export interface SandboxWorld {
 	readonly agentTimeoutMs: number;
 	/** Budget of one attempt to unwind or to remove; independent of any caller's. */
 	readonly cleanupTimeoutMs: number;
+	/** How long the caller of a start whose time is up waits for it to be unwound. */
+	readonly unwindPatienceMs?: number;
 	/** How long the remains of a VM that has ended by itself wait for somebody to stop the sandbox. */
 	readonly endedGraceMs?: number;
 	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */

@@ -135,6 +135,27 @@ for (const step of steps) {
 	});
 }
 
+test('a start whose time is up is answered while its unwinding hangs, which goes on', async t => {
+	const {hook} = holding('podVms.start');
+	const host = Promise.withResolvers<undefined>();
+	const {registry, left, log} = world(t, {
+		startTimeoutMs: 20, unwindPatienceMs: 5,
+		async before(call, signal) {
+			await hook(call, signal);
+			await (call === 'podVms.delete' ? host.promise : undefined);
+		},
+	});
+	await registry.create(pod('a'), never);
+	const error = await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /Could not start the VM: .*START_TIMEOUT/});
+	t.is(error.code, 'deadline-exceeded');
+	t.false(log.lines.some(({message}) => message === 'unwinding failed, it is tried again'), 'it has not come to its end by then');
+	t.not((await left()).length, 0);
+	const again = t.throwsAsync(registry.start('a', never), {message: /has failed: .*START_TIMEOUT/});
+	host.resolve(undefined);
+	await again;
+	t.deepEqual(await left(), []);
+});
+
 for (const step of ['networks.reserve', 'relays.issue'] as const) {
 	test(`a create that fails before ${step} leaves nothing, not even the id`, async t => {
 		let fails = true;
