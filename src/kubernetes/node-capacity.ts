@@ -69,6 +69,8 @@ export class NodeCapacity implements AsyncDisposable {
 	#ofPeerPodConfig: number | undefined;
 	/** What had been seen when the node was patched last, and with which limit. */
 	#patched: {readonly seen: object | undefined; readonly limit: number} | undefined;
+	/** While somebody else's change is let stand for a moment. */
+	#givingWay: Scope | undefined;
 	#wasOwner = false;
 	/** What was logged last. */
 	#advertised: number | undefined;
@@ -85,7 +87,12 @@ export class NodeCapacity implements AsyncDisposable {
 			this.#keepAdvertised(signal),
 			this.#lookForDaemonSet(signal),
 			followLimit(this.#options, limit => {
+				const before = this.#wanted;
 				this.#ofPeerPodConfig = limit;
+				if (this.#wanted !== before) {
+					this.#givingWay?.abort(new Error('a new limit'));
+				}
+
 				this.#doubt.resolve(undefined);
 			}, signal),
 		];
@@ -94,6 +101,10 @@ export class NodeCapacity implements AsyncDisposable {
 	/** What was set: PeerPodConfig's limit, else PEERPODS_LIMIT_PER_NODE; undefined when neither is. */
 	get limit(): number | undefined {
 		return this.#ofPeerPodConfig ?? this.#options.configured;
+	}
+
+	get #wanted(): number {
+		return this.limit ?? defaultLimit;
 	}
 
 	/** Leaves the resource as it is for the daemon that comes next, unless none will: then it is removed, if the API server can be reached. */
@@ -158,8 +169,8 @@ export class NodeCapacity implements AsyncDisposable {
 				this.#doubt = Promise.withResolvers();
 				if (this.#isSuperseded() && this.#isWrong()) {
 					await pause(lookAgainMs, signal);
-				} else if (this.#isWrong() && performance.now() - patchedAt < calmMs) {
-					await pause(pauses.next().value, signal);
+				} else if (this.#isWrong() && this.#patched?.limit === this.#wanted && performance.now() - patchedAt < calmMs) {
+					await this.#giveWay(pauses.next().value, signal);
 				} else if (performance.now() - patchedAt >= calmMs) {
 					pauses = backOff(...retryMs);
 				}
@@ -182,6 +193,14 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
+	/** To somebody else who changes it. A new limit of our own does not wait. */
+	async #giveWay(ms: number, signal: AbortSignal): Promise<void> {
+		using scope = new Scope(signal);
+		this.#givingWay = scope;
+		await pause(ms, scope.signal).catch(() => signal.throwIfAborted());
+		this.#givingWay = undefined;
+	}
+
 	/** Another daemon has taken over from this one. */
 	#isSuperseded(): boolean {
 		const {podUid} = this.#options;
@@ -189,7 +208,7 @@ export class NodeCapacity implements AsyncDisposable {
 	}
 
 	#isWrong(): boolean {
-		const wanted = this.limit ?? defaultLimit;
+		const wanted = this.#wanted;
 		// There is no node; or what the last patch did to it is not seen yet.
 		if (this.#seen === undefined || (this.#patched?.seen === this.#seen && this.#patched.limit === wanted)) {
 			return false;
@@ -205,7 +224,7 @@ export class NodeCapacity implements AsyncDisposable {
 
 	async #advertise(signal: AbortSignal): Promise<void> {
 		const {client, node, podUid, log} = this.#options;
-		const limit = this.limit ?? defaultLimit;
+		const limit = this.#wanted;
 		const before = this.#seen;
 		const isOwner = podUid !== undefined && !this.#isSuperseded();
 		// The status subresource takes metadata too, as the kubelet uses it. What comes of it is seen by the watch: the answer may be older than what that

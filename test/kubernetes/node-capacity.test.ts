@@ -114,6 +114,19 @@ test('the limit of PeerPodConfig is followed while it changes, comes and goes', 
 	t.is(capacity.limit, 3);
 });
 
+test('a new limit does not wait, however lately the node was patched', async t => {
+	const {api, start} = await advertiser(t);
+	api.define(peerPodConfigKind);
+	start({configured: 3, retryMs: [hour, hour], calmMs: hour});
+	await api.until(() => capacityOf(api) === '3');
+	for (const limit of ['5', '0', '7']) {
+		setLimit(api, limit);
+		await api.until(() => capacityOf(api) === limit);
+	}
+
+	t.pass();
+});
+
 test('a limit that is no number counts as none, and is reported', async t => {
 	const {api, start} = await advertiser(t);
 	api.define(peerPodConfigKind);
