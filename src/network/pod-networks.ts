@@ -6,6 +6,7 @@
  *   abandon   that device gone, without knowing what its VNI is
  *   attach    its remote, up, and the redirection both ways
  *   release   all of it gone, and with it the VNI; gone too when the namespace goes
+ *   forget    what is outside of the namespace gone, without knowing which it was
  *
  * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it fits, else replaced.
  */
@@ -203,6 +204,11 @@ class Tunnels implements KernelPodNetworks {
 			this.#tenancies.delete(netnsPath);
 			this.#vnis.release(vni);
 		}
+	}
+
+	async forget(vni: number, signal: AbortSignal): Promise<void> {
+		signal.throwIfAborted();
+		await this.#trackAgain(vni, undefined, signal);
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {

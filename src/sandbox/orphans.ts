@@ -17,8 +17,8 @@ export interface ReapingTimes {
 
 export interface Reaping extends ReapingTimes {
 	readonly podVms: Pick<PodVms, 'list'>;
-	/** Those of an overlapping daemon count too. */
-	readonly records: Pick<SandboxRecords, 'readAll'>;
+	/** Those of an overlapping daemon count too, and those that cannot be read. */
+	readonly records: Pick<SandboxRecords, 'read'>;
 	readonly isKnown: (id: SandboxId) => boolean;
 	readonly reap: (id: SandboxId) => Promise<void>;
 	readonly log: Logger;
@@ -26,16 +26,25 @@ export interface Reaping extends ReapingTimes {
 
 /** Goes on until the signal aborts. Never throws. */
 export async function reapOrphans({orphanGraceMs, orphanIntervalMs, podVms, records, isKnown, reap, log}: Reaping, signal: AbortSignal): Promise<void> {
+	const isRecorded = async (id: SandboxId): Promise<boolean> => {
+		try {
+			return await records.read(id) !== undefined;
+		} catch (error) {
+			log.error({sandboxId: id, err: error}, 'a pod VM is left alone, for its sandbox\'s record cannot be read');
+			return true;
+		}
+	};
 	/** When each was first seen without a sandbox. */
 	let since = new Map<SandboxId, number>();
 	const isEnding = (): boolean => signal.aborted;
 	while (!isEnding()) {
 		try {
 			const vms = await podVms.list(signal);
+			const unknown = vms.filter(({sandboxId}) => !isKnown(sandboxId));
 			// After the VMs: a sandbox is on record before its VM exists.
-			const recorded = new Set((await records.readAll()).map(({id}) => id));
+			const areRecorded = await Promise.all(unknown.map(async ({sandboxId}) => isRecorded(sandboxId)));
+			const orphans = unknown.filter((_, index) => areRecorded[index] === false);
 			const now = performance.now();
-			const orphans = vms.filter(({sandboxId}) => !isKnown(sandboxId) && !recorded.has(sandboxId));
 			since = new Map(orphans.map(({sandboxId}) => [sandboxId, since.get(sandboxId) ?? now]));
 			for (const {sandboxId, name, pod, createdAt} of orphans) {
 				if (now - (since.get(sandboxId) ?? now) >= orphanGraceMs) {

@@ -103,6 +103,11 @@ export interface PodNetworks {
 	attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void>;
 	/** Removes tunnel, redirection and reservation. Succeeds when they, or the netns, are already gone. */
 	release(network: PodNetwork, signal: AbortSignal): Promise<void>;
+	/**
+	 * Removes what a tunnel has outside of its netns, where only its VNI is known any more: the rest goes with the netns. Leaves alone what
+	 * belongs to tunnels that are known.
+	 */
+	forget(vni: number, signal: AbortSignal): Promise<void>;
 }
 
 /** A file for the VM's cloud-init disk. Contents may hold keys, so they never print. */

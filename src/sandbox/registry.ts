@@ -54,7 +54,8 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 
 		this.#background.push(reapOrphans({
 			...this.#world,
-			isKnown: id => this.#sandboxes.has(id),
+			// What we would never have made a sandbox of is not ours to look for.
+			isKnown: id => this.#sandboxes.has(id) || !isUsableId(id),
 			reap: async id => this.#stop(id),
 		}, this.#closing.signal));
 	}

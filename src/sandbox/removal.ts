@@ -20,6 +20,12 @@ export async function clear(id: SandboxId, {network, reservingIn, mayHaveVm, rel
 	const clearAll = async (): Promise<void> => {
 		await relay?.[Symbol.asyncDispose]();
 		if (mayHaveVm) {
+			if (network === undefined) {
+				// No record says what the VM's network was. The VM does, as long as it is there.
+				const vms = (await podVms.list(scope.signal)).filter(({sandboxId}) => sandboxId === id);
+				await Promise.all(vms.map(async ({vni}) => networks.forget(vni, scope.signal)));
+			}
+
 			await podVms.delete(id, scope.signal);
 			await relays.discard(agentSocketPath(id, world));
 		}

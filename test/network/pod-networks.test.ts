@@ -219,6 +219,25 @@ test('another daemon\'s addresses stay in the NOTRACK set, whatever ours does', 
 	t.deepEqual(await world.tunnel(network.netnsPath, network.vxlanId), {remote: vm});
 });
 
+test('of a tunnel of which only the VNI is known nothing stays in the NOTRACK set, and of the others everything', async t => {
+	await using world = await World.create();
+	const untracked = async (): Promise<string[]> => (await world.sh('nft list set ip caa_peerpods vms')).match(/(?:\d+\.){3}\d+/gv) ?? [];
+	await using dead = world.networks();
+	const lost = await dead.reserve('lost', await world.addPod('bridge', 5), signal());
+	await dead.attach(lost, vm, signal());
+	await using ours = world.networks();
+	const other = await ours.reserve('ours', await world.addPod('bridge', 6), signal());
+	await ours.attach(other, '192.168.122.106', signal());
+	t.is((await untracked()).length, 2);
+	await world.sh('ip netns del pod-5');
+	await ours.forget(lost.vxlanId, signal());
+	await ours.forget(lost.vxlanId, signal());
+	t.deepEqual(await untracked(), ['192.168.122.106']);
+	// Its VNI was free, and is another's now.
+	await ours.forget(other.vxlanId, signal());
+	t.deepEqual(await world.tunnel(other.netnsPath, other.vxlanId), {remote: '192.168.122.106'});
+});
+
 test('an address that is no IPv4 address reaches no script', async t => {
 	await using world = await World.create();
 	await using networks = world.networks();

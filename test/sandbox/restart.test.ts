@@ -396,6 +396,32 @@ test('a VM without sandbox and record is removed after the grace period, and no 
 	t.true(after.log.lines.some(({level, message, fields}) => level === 'warn' && message === 'removing an orphaned pod VM' && fields.sandboxId === 'orphan'));
 });
 
+for (const how of ['it is an orphan', 'it is stopped'] as const) {
+	test(`of a VM whose sandbox's record is lost nothing is left, not on the node either, when ${how}`, async t => {
+		const before = await killedWhileRunning(t);
+		await before.records.remove('a');
+		const {options, called} = awaiting('podVms.delete');
+		const after = await before.restart({...options, orphanGraceMs: how === 'it is an orphan' ? 0 : 60_000});
+		t.is(after.networks.untracked.size, 1);
+		await (how === 'it is an orphan' ? called : after.registry.stop('a', never));
+		t.is(after.networks.untracked.size, 0);
+		t.deepEqual((await after.left()).filter(name => name.startsWith('VM') || name.startsWith('record')), []);
+	});
+}
+
+test('a VM whose sandbox\'s record cannot be read is no orphan, until it turns out that there is none', async t => {
+	const before = await killedWhileRunning(t);
+	await before.records.remove('a');
+	before.records.isReadable = false;
+	const {options, called} = awaiting('podVms.delete');
+	const after = await before.restart({...options, orphanGraceMs: 0});
+	await logged(after, 'a pod VM is left alone, for its sandbox\'s record cannot be read');
+	t.is((await after.podVms.list(never)).length, 1);
+	before.records.isReadable = true;
+	await called;
+	t.is((await after.podVms.list(never)).length, 0);
+});
+
 test('a VM whose sandbox another daemon has on record is no orphan', async t => {
 	const before = world(t);
 	const after = await before.restart({orphanGraceMs: 0});

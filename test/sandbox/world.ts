@@ -13,7 +13,7 @@ import {InMemoryKvmHost, InMemoryPodVms} from '../support/in-memory-pod-vms.ts';
 import {InMemorySandboxRecords} from '../support/in-memory-sandbox-records.ts';
 import {recordingLog} from '../support/recording-log.ts';
 
-export type PortCall = 'networks.reserve' | 'networks.abandon' | 'networks.attach' | 'networks.release' | 'relays.issue' | 'relays.open' | 'podVms.start' | 'podVms.delete' | 'records.write' | 'records.remove';
+export type PortCall = 'networks.reserve' | 'networks.abandon' | 'networks.attach' | 'networks.release' | 'networks.forget' | 'relays.issue' | 'relays.open' | 'podVms.start' | 'podVms.delete' | 'records.write' | 'records.remove';
 
 /** May wait, or throw; the signal is the call's own. */
 export type Hook = (call: PortCall, signal: AbortSignal) => Promise<void> | void;
@@ -89,6 +89,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		abandon: async (id, netns, signal) => hooked('networks.abandon', signal, async () => networks.abandon(id, netns, signal)),
 		attach: async (network, address, signal) => hooked('networks.attach', signal, async () => networks.attach(network, address, signal)),
 		release: async (network, signal) => hooked('networks.release', signal, async () => networks.release(network, signal)),
+		forget: async (vni, signal) => hooked('networks.forget', signal, async () => networks.forget(vni, signal)),
 	};
 	const hookedVms: PodVms = {
 		start: async (spec, signal) => hooked('podVms.start', signal, async () => podVms.start(spec, signal)),

@@ -5,6 +5,8 @@ import type {PodNetwork, PodNetworks, SandboxId} from '../../src/sandbox/ports.t
 export class InMemoryPodNetworks implements PodNetworks {
 	/** VNI -> the address that its tunnel points to, or undefined when only reserved. */
 	readonly tunnels = new Map<number, string | undefined>();
+	/** What the node itself has of a tunnel: VNI -> the VM's address. */
+	readonly untracked = new Map<number, string>();
 	/** The namespace's path -> who has reserved what in it. */
 	readonly #tenancies = new Map<string, {readonly sandboxId: SandboxId; readonly vni: number}>();
 	#nextVni = 555_000;
@@ -35,10 +37,17 @@ export class InMemoryPodNetworks implements PodNetworks {
 		}
 
 		this.tunnels.set(vxlanId, vmAddress);
+		this.untracked.set(vxlanId, vmAddress);
 	}
 
 	async release({vxlanId}: PodNetwork, _signal: AbortSignal): Promise<void> {
 		this.tunnels.delete(vxlanId);
+		this.untracked.delete(vxlanId);
+	}
+
+	async forget(vni: number, signal: AbortSignal): Promise<void> {
+		throwIfAborted(signal);
+		this.untracked.delete(vni);
 	}
 }
 

@@ -1,8 +1,10 @@
 /** Sandbox records that outlive a registry, for tests of restarts; copied both ways, as files would be. */
+import {AdaptorError} from '../../src/errors.ts';
 import type {SandboxRecord, SandboxRecords} from '../../src/sandbox/records.ts';
 
 export class InMemorySandboxRecords implements SandboxRecords {
 	readonly #texts = new Map<string, string>();
+	isReadable = true;
 
 	async write(record: SandboxRecord): Promise<void> {
 		this.#texts.set(record.id, JSON.stringify(record));
@@ -13,6 +15,10 @@ export class InMemorySandboxRecords implements SandboxRecords {
 	}
 
 	async read(id: string): Promise<SandboxRecord | undefined> {
+		if (!this.isReadable) {
+			throw new AdaptorError({code: 'unavailable', what: 'Could not read the sandbox\'s record', where: {sandboxId: id}});
+		}
+
 		const text = this.#texts.get(id);
 		return text === undefined ? undefined : JSON.parse(text) as SandboxRecord;
 	}
