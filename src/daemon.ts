@@ -32,6 +32,8 @@ export interface Surroundings {
 	readonly user: string;
 	/** SSH_AUTH_SOCK. */
 	readonly sshAgentSocket: string | undefined;
+	/** Who the process is, to the system. */
+	readonly uid?: number | undefined;
 	/** KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT; absent outside of a cluster. */
 	readonly apiServer?: {readonly host: string; readonly port: number};
 	/** Where the pod's token for it is, if not where Kubernetes mounts it. */
@@ -57,7 +59,7 @@ const orphanIntervalMs = 60_000;
  */
 export async function startDaemon(config: Config, surroundings: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
-	const {home, user, sshAgentSocket} = surroundings;
+	const {home, user, uid, sshAgentSocket} = surroundings;
 	const identity = await openIdentity({
 		directory: join(dirname(config.socketPath), 'tls'),
 		...(config.customCa === undefined ? {} : {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
@@ -75,7 +77,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	});
 
 	const uri = config.libvirtUri;
-	const ssh = {home, user, agentSocket: sshAgentSocket};
+	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
 	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, ...ssh}), uri: uri.remoteUri, log}));
 	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it and goes on trying.
 	session.connect(signal).catch(() => undefined);

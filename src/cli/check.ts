@@ -15,9 +15,9 @@ import {exitCode, type CommandContext, type Screen} from './command.ts';
 import {wrapped} from './text.ts';
 
 /** @returns 1 when a check has failed; warnings alone are 0 */
-export async function check({env, flags, host, surroundings: {home, user, sshAgentSocket}, out}: CommandContext, signal: AbortSignal): Promise<number> {
+export async function check({env, flags, host, surroundings: {home, user, uid, sshAgentSocket}, out}: CommandContext, signal: AbortSignal): Promise<number> {
 	const config = loadConfig(env, host, flags);
-	const ssh = {home, user, agentSocket: sshAgentSocket};
+	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
 	// What they would log is what the findings say.
 	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
 	await using network = createNetworkProbe(config.vxlanPort);

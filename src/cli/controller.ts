@@ -37,11 +37,11 @@ export async function controller({env, flags, host, surroundings, version, logTo
 		log.warn({reason: `LIBVIRT_URI: ${warning}`}, 'configuration warning');
 	}
 
-	const {home, user, sshAgentSocket: agentSocket, serviceAccountDirectory} = surroundings;
+	const {home, user, uid, sshAgentSocket: agentSocket, serviceAccountDirectory} = surroundings;
 	const account = new ServiceAccount(serviceAccountDirectory);
 	const namespace = await account.namespace();
 	using client = new KubernetesClient({server, account, log});
-	await using session = new LibvirtSession({openPipe: openPipe(uri, {log, home, user, agentSocket}), uri: uri.remoteUri, log});
+	await using session = new LibvirtSession({openPipe: openPipe(uri, {log, home, user, uid, agentSocket}), uri: uri.remoteUri, log});
 	// Two pods of a host network have the same host name.
 	const identity = `${host.hostname}_${randomUUID()}`;
 	await whileLeading({client, lease: {name: leaseName, namespace}, identity, log}, async leading => cleanUpAfterNodes({

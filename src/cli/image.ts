@@ -127,7 +127,7 @@ async function catalogue(context: CommandContext, parts: AsyncDisposableStack, s
 }
 
 async function connect(
-	{logTo, surroundings: {home, user, sshAgentSocket}, env, err}: CommandContext, {libvirtUri: uri, logLevel}: ValuesOf<typeof imageSettings>, parts: AsyncDisposableStack, signal: AbortSignal,
+	{logTo, surroundings: {home, user, uid, sshAgentSocket}, env, err}: CommandContext, {libvirtUri: uri, logLevel}: ValuesOf<typeof imageSettings>, parts: AsyncDisposableStack, signal: AbortSignal,
 ): Promise<{readonly session: LibvirtSession; readonly log: Logger}> {
 	// Someone is looking at what is asked for; the client's own story is for those who ask for it.
 	const log = await createLogger({level: env['LOG_LEVEL'] === undefined ? 'error' : logLevel, format: 'pretty', destination: logTo});
@@ -135,7 +135,7 @@ async function connect(
 		err.write(`Warning: LIBVIRT_URI ${warning}\n`);
 	}
 
-	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, home, user, agentSocket: sshAgentSocket}), uri: uri.remoteUri, log}));
+	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, home, user, uid, agentSocket: sshAgentSocket}), uri: uri.remoteUri, log}));
 	await session.connect(signal);
 	return {session, log};
 }

@@ -32,6 +32,8 @@ export interface SshOptions {
 	readonly user: string;
 	/** SSH_AUTH_SOCK. */
 	readonly agentSocket: string | undefined;
+	/** Of this process. */
+	readonly uid?: number | undefined;
 	/** How often the host is asked whether it is still there. Default 4000. */
 	readonly keepaliveIntervalMs?: number;
 	/** How many unanswered questions mean that it is not: the loss is noticed after (count + 1) intervals. Default 3. */
@@ -58,7 +60,7 @@ const goodbyeMs = 1000;
 export async function connectSsh(uri: SshUri, options: SshOptions, signal: AbortSignal): Promise<SshConnection> {
 	const hostKeys = await hostKeyCheck(uri, options.home, signal);
 	const usesKeys = uri.sshauth?.includes('privkey') ?? true;
-	const identities = usesKeys ? await loadIdentities(uri.keyfile, options.home, signal) : {usable: [], unusable: []};
+	const identities = usesKeys ? await loadIdentities(uri.keyfile, options.home, options.uid, signal) : {usable: [], unusable: []};
 	for (const {path} of identities.usable.filter(({exposed}) => exposed)) {
 		options.log.warn({path, host: uri.host}, 'ssh key file is accessible to others than its owner');
 	}

@@ -9,7 +9,7 @@ import {AdaptorError, type ErrorCode, toError} from '../errors.ts';
 export interface Identity {
 	readonly path: string;
 	readonly key: ParsedKey;
-	/** Others than its owner may read or write it: worth a warning. */
+	/** Others than those whom its owner means to may read or write it: worth a warning. */
 	readonly exposed: boolean;
 }
 
@@ -25,18 +25,19 @@ const preference = ['id_ed25519', 'id_ecdsa', 'id_rsa'];
 /**
  * @param keyfile the only file to be read, if any
  * @param home whose `.ssh` is read otherwise
+ * @param uid of this process, if known
  * @throws AdaptorError when `keyfile` is given and cannot be used
  */
-export async function loadIdentities(keyfile: string | undefined, home: string, signal: AbortSignal): Promise<Identities> {
+export async function loadIdentities(keyfile: string | undefined, home: string, uid: number | undefined, signal: AbortSignal): Promise<Identities> {
 	if (keyfile !== undefined) {
-		return {usable: [await readIdentity(expandHome(keyfile, home), signal)], unusable: []};
+		return {usable: [await readIdentity(expandHome(keyfile, home), uid, signal)], unusable: []};
 	}
 
 	const usable: Identity[] = [];
 	const unusable: Array<{path: string; reason: string}> = [];
 	for (const path of await defaultKeyFiles(`${home}/.ssh`)) {
 		try {
-			usable.push(await readIdentity(path, signal));
+			usable.push(await readIdentity(path, uid, signal));
 		} catch (error) {
 			signal.throwIfAborted();
 			unusable.push({path, reason: error instanceof AdaptorError ? error.what : toError(error).message});
@@ -60,11 +61,12 @@ async function defaultKeyFiles(directory: string): Promise<readonly string[]> {
 		.map(name => `${directory}/${name}`);
 }
 
-async function readIdentity(path: string, signal: AbortSignal): Promise<Identity> {
+async function readIdentity(path: string, uid: number | undefined, signal: AbortSignal): Promise<Identity> {
 	let text: Buffer;
 	let mode: number;
+	let owner: number;
 	try {
-		({mode} = await stat(path));
+		({mode, uid: owner} = await stat(path));
 		text = await readFile(path, {signal});
 	} catch (error) {
 		signal.throwIfAborted();
@@ -87,7 +89,9 @@ async function readIdentity(path: string, signal: AbortSignal): Promise<Identity
 		throw unusable('failed-precondition', 'The ssh key file holds a public key only', path, 'Name the private key: the file without .pub.');
 	}
 
-	return {path, key: first, exposed: (mode & 0o077) !== 0};
+	// A secret's files are root's; kubelet lets a container that is not root read them by its group (fsGroup), whatever mode was asked for.
+	const others = uid === undefined || uid === owner ? 0o077 : 0o037;
+	return {path, key: first, exposed: (mode & others) !== 0};
 }
 
 function unusable(code: ErrorCode, what: string, path: string, remedy: string, cause?: unknown): AdaptorError {

@@ -1,4 +1,4 @@
-import {chmod, copyFile, writeFile} from 'node:fs/promises';
+import {chmod, copyFile, stat, writeFile} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
 import {HostKeyError} from '../../src/libvirt/host-keys.ts';
 import {SshProbe} from '../../src/libvirt/ssh-probe.ts';
@@ -14,13 +14,13 @@ async function sshdOf(t: ExecutionContext, options: SshdOptions = {}): Promise<S
 	return sshd;
 }
 
-function probeOf(t: ExecutionContext, {port, userKey, directory}: Pick<Sshd, 'port' | 'userKey' | 'directory'>, parameters = `known_hosts=${directory}/known_hosts`): SshProbe {
+function probeOf(t: ExecutionContext, {port, userKey, directory}: Pick<Sshd, 'port' | 'userKey' | 'directory'>, parameters = `known_hosts=${directory}/known_hosts`, uid?: number): SshProbe {
 	const uri = parseLibvirtUri(`qemu+ssh://root@127.0.0.1:${port}/system?keyfile=${userKey}&${parameters}`);
 	if (uri.transport !== 'ssh') {
 		throw new TypeError('It names ssh');
 	}
 
-	const probe = new SshProbe(uri, {home: '/nonexistent', user: 'someone', agentSocket: undefined});
+	const probe = new SshProbe(uri, {home: '/nonexistent', user: 'someone', uid, agentSocket: undefined});
 	t.teardown(() => probe[Symbol.dispose]());
 	return probe;
 }
@@ -46,6 +46,18 @@ test('a host key that is not verified, and a private key that others can read, a
 	const login = await probeOf(t, {...sshd, userKey: exposed}, 'no_verify=1').login(signal);
 	t.regex(login.unproven ?? '', /not verified.*SHA256:/);
 	t.deepEqual(login.exposedKeys, [exposed]);
+});
+
+test('a key of root\'s that a container may read by its group, as kubelet mounts it, is not exposed by that', async t => {
+	const sshd = await sshdOf(t);
+	const mounted = `${sshd.directory}/mounted`;
+	await copyFile(sshd.userKey, mounted);
+	const {uid: owner} = await stat(mounted);
+	for (const [mode, uid, isExposed] of [[0o440, owner + 1, false], [0o440, owner, true], [0o460, owner + 1, true], [0o444, owner + 1, true]] as const) {
+		await chmod(mounted, mode);
+		const {exposedKeys} = await probeOf(t, {...sshd, userKey: mounted}, 'no_verify=1', uid).login(signal);
+		t.deepEqual(exposedKeys, isExposed ? [mounted] : [], `${mode.toString(8)} of ${owner}, read by ${uid}`);
+	}
 });
 
 test('an account that runs no command, or another one, has no clock to tell', async t => {
