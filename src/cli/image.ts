@@ -15,8 +15,10 @@ import {fileSource, registrySource, type ImageSource} from '../image/source.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {writeConfigMap} from '../kubernetes/config-map.ts';
 import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
+import {LibvirtConnectionError} from '../libvirt/errors.ts';
 import {openPipe} from '../libvirt/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
+import type {LibvirtUri} from '../libvirt/uri.ts';
 import {createLogger, type Logger} from '../log.ts';
 import {exitCode, type Command, type CommandContext} from './command.ts';
 import {imageSettings, pushSettings} from './image-settings.ts';
@@ -136,8 +138,18 @@ async function connect(
 	}
 
 	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, home, user, uid, agentSocket: sshAgentSocket}), uri: uri.remoteUri, log}));
-	await session.connect(signal);
+	try {
+		await session.connect(signal);
+	} catch (error) {
+		throw error instanceof LibvirtConnectionError && error.remedy === undefined ? withWay(error, uri) : error;
+	}
+
 	return {session, log};
+}
+
+/** What only broke off or said nothing: neither where nor what to do would be known. */
+function withWay({code, what, where, cause}: AdaptorError, {text}: LibvirtUri): AdaptorError {
+	return new AdaptorError({code, what, where: {...where, uri: text}, remedy: '"cloud-api-adaptor check" tells how far the way to the KVM host goes.', cause});
 }
 
 async function sourceOf(operand: string | undefined, authFile: string | undefined, {env, flags, surroundings: {home}}: CommandContext, parts: AsyncDisposableStack): Promise<ImageSource> {

@@ -1,6 +1,8 @@
 import {randomBytes} from 'node:crypto';
+import {once} from 'node:events';
 import {existsSync} from 'node:fs';
 import {readdir, readFile, stat, writeFile} from 'node:fs/promises';
+import {createServer} from 'node:net';
 import {gzipSync, zstdCompressSync} from 'node:zlib';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
@@ -538,6 +540,16 @@ test('in a cluster the config map gets the version\'s name, and the volume of th
 	t.true(out.includes('are set to it'), out);
 	t.like(api.find('configmaps', 'peer-pods-cm', api.namespace), {data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: volume, LIBVIRT_IMAGE_ID: volume}});
 	t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${first.volume}`);
+});
+
+test('a daemon that hangs up without a word is told with its URI and where to look', async t => {
+	const socket = `${await directoryOf(t)}/s`;
+	const rude = createServer(each => each.end()).listen(socket);
+	t.teardown(() => rude.close());
+	await once(rude, 'listening');
+	const {code, err} = await run(t, {LIBVIRT_URI: `qemu:///system?socket=${socket}`}, 'list');
+	t.is(code, 1);
+	t.regex(err, /closed the connection.*uri "qemu:\/\/\/system\?socket=.*cloud-api-adaptor check/v);
 });
 
 test('the command says what is wrong with what it is given, and exits with 1 or 2', async t => {
