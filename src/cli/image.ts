@@ -50,7 +50,7 @@ export const pushCommand: Command = async (context, signal) => {
 	const startedAt = performance.now();
 	const onStop = (): void => {
 		progress[Symbol.dispose]();
-		err.write('Stopping: what was begun is removed\n');
+		err.write('Stopping, and removing what was begun\n');
 	};
 	signal.addEventListener('abort', onStop, {once: true});
 	let pushed;

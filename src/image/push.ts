@@ -215,7 +215,8 @@ async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string
 			await pause(unwindAgainMs, scope.signal);
 		}
 	} catch (error) {
-		log.warn({pool: pool.name, volume, err: error}, 'could not remove an incomplete image: the next push or prune does');
+		// Of all that may be logged here, what the operator is to see: something is left.
+		log.error({pool: pool.name, volume, err: error}, 'could not remove an incomplete image: the next push or prune does');
 	}
 }
 

@@ -17,6 +17,7 @@ import {silentLogger} from '../../src/log.ts';
 import {readBaseVolume} from '../../src/podvm/volumes.ts';
 import {TestApiServer} from '../support/api-server.ts';
 import {directoryOf} from '../support/directory.ts';
+import {recordingLog} from '../support/recording-log.ts';
 import {makeTar} from './archive.ts';
 import {run, start} from './command.ts';
 import {forward, makeCertificate, pushImage as pushToRegistry, registryFor, serve, startRegistry, type TestRegistry} from './registry-server.ts';
@@ -446,8 +447,33 @@ test('Ctrl-C in the middle of a push leaves nothing', async t => {
 	pushing.child.kill('SIGINT');
 	const {code, err} = await pushing.finished;
 	t.is(code, 130);
-	t.regex(err, /^Stopping: what was begun is removed$/mv);
+	t.regex(err, /^Stopping, and removing what was begun$/mv);
 	t.deepEqual(await pool.files(), []);
+});
+
+test('what a failed push cannot remove is told at the level that the command shows', async t => {
+	const pool = await storage.pool();
+	const {session} = storage;
+	const log = recordingLog();
+	const stubborn: LibvirtStorage = {
+		call: async (procedure, args, signal, options) => {
+			if (procedure.number === procedures.storageVolDelete.number) {
+				throw new AdaptorError({code: 'internal', what: 'No'});
+			}
+
+			return session.call(procedure, args, signal, options);
+		},
+		upload: async (...args) => session.upload(...args),
+		download: (...args) => session.download(...args),
+	};
+	const broken = source(image.content, 100_000, async at => {
+		if (at > 1_000_000) {
+			throw new AdaptorError({code: 'data-loss', what: 'Gone'});
+		}
+	});
+	await refused(t, push(pool, {session: stubborn, log, source: broken}), /Gone/v);
+	const [left = ''] = await pool.files();
+	t.like(log.lines.find(({level}) => level === 'error'), {message: 'could not remove an incomplete image: the next push or prune does', fields: {volume: left}});
 });
 
 test('a qcow2 file that was cut off on its way here is refused, and the name stays with the version before', async t => {
