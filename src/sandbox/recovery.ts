@@ -8,7 +8,7 @@ import type {Logger} from '../log.ts';
 import type {StateOf} from './admission.ts';
 import {claimedVm, runningNames, relayTarget} from './names.ts';
 import type {OwnRecord} from './own-record.ts';
-import type {PodVmRecord} from './ports.ts';
+import type {AgentRelay, PodVmRecord} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
 import type {SandboxWorld} from './world.ts';
 
@@ -115,6 +115,9 @@ function isLost(error: unknown): error is AdaptorError {
 	return error instanceof AdaptorError && (error.code === 'aborted' || error.code === 'not-found');
 }
 
+/** After so long without an answer of the VM the log says how far dialling got. */
+const reachReportMs = 20_000;
+
 /** How often to look whether the daemon before this one has brought a start to its end: once that daemon ends, nobody serves the sandbox. */
 const lookAgainMs = 500;
 
@@ -139,13 +142,12 @@ export async function movedOn(
 	}
 }
 
-async function serveAgain(
-	{id, request, network, vm, address}: SandboxRecord & {readonly state: 'running'}, {world, ownRecord}: Resumption, signal: AbortSignal,
-): Promise<StateOf<'running'>> {
-	const {networks, podVms, relays, cluster} = world;
+async function serveAgain(record: SandboxRecord & {readonly state: 'running'}, resumption: Resumption, signal: AbortSignal): Promise<StateOf<'running'>> {
+	const {id, request, network, vm} = record;
+	const {world: {networks, relays, cluster}, ownRecord} = resumption;
 	using looking = new Scope(signal);
 	const tls = await relays.issue(request.instanceName, looking.signal);
-	const relay = await relays.open(relayTarget(id, request, world), startingWith(address, podVms.addresses(vm, looking.signal)), looking.signal);
+	const relay = await reach(record, resumption, looking.signal);
 	try {
 		await networks.attach(network, relay.address, looking.signal);
 		await ownRecord.write({request, network, state: 'running', vm, address: relay.address});
@@ -158,6 +160,22 @@ async function serveAgain(
 	// A claim that an earlier run did not get through to the cluster is made up for.
 	void cluster.claim(claimedVm(id, request), signal).catch(() => undefined);
 	return {name: 'running', prepared: {request, network, tls}, vm, relay};
+}
+
+/** A VM that does not answer is looked for without a pause, and said to be missing: now, and less and less often. */
+async function reach({id, request, vm, address}: SandboxRecord & {readonly state: 'running'}, {world, log}: Resumption, signal: AbortSignal): Promise<AgentRelay> {
+	for (let attempt = 1; ; attempt++) {
+		using scope = new Scope(signal).deadline(world.reachReportMs ?? reachReportMs, 'the pod VM to answer');
+		try {
+			return await world.relays.open(relayTarget(id, request, world), startingWith(address, world.podVms.addresses(vm, scope.signal)), scope.signal);
+		} catch (error) {
+			if (signal.aborted || !scope.signal.aborted || isLost(error)) {
+				throw error;
+			}
+
+			log[Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug']({err: error, attempt}, 'sandbox of an earlier run not taken up yet, it is tried again');
+		}
+	}
 }
 
 /** The address that was right before, then those that are found. No generator: that would end only with one more address, perhaps never. */

@@ -30,6 +30,8 @@ export interface SandboxWorld {
 	readonly unwindPatienceMs?: number;
 	/** How long the remains of a VM that has ended by itself wait for somebody to stop the sandbox. */
 	readonly endedGraceMs?: number;
+	/** How long the VM of an earlier run may take to answer until the log says that it does not. */
+	readonly reachReportMs?: number;
 	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */
 	readonly removalRetryMs: readonly [first: number, longest: number];
 	readonly log: Logger;

@@ -2,6 +2,7 @@ import {createHash} from 'node:crypto';
 import {gunzipSync} from 'node:zlib';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
+import {abortable} from '../../src/lifetime.ts';
 import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
 
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
@@ -364,6 +365,24 @@ test('whatever else keeps a running sandbox from being taken up is tried again: 
 	await after.registry.start('a', never);
 	t.is(after.relays.served.size, 1);
 	t.is((await after.podVms.list(never)).length, 1);
+});
+
+test('a VM of an earlier run that does not answer is said to, with the reason, and served as soon as it does', async t => {
+	const before = await killedWhileRunning(t);
+	let isSilent = true;
+	const after = await before.restart({
+		reachReportMs: 5,
+		async before(call, signal) {
+			if (call === 'relays.open' && isSilent) {
+				await abortable(Promise.withResolvers<never>().promise, signal);
+			}
+		},
+	});
+	await logged(after, 'sandbox of an earlier run not taken up yet, it is tried again');
+	t.regex(String(after.log.lines.find(({message}) => message.includes('not taken up yet'))?.fields.err), /the pod VM to answer/);
+	isSilent = false;
+	await logged(after, 'sandbox of an earlier run taken up');
+	t.true(after.relays.served.has(socket('a')));
 });
 
 test('a stop ends a recovery that gets nowhere', async t => {

@@ -49,6 +49,7 @@ export interface WorldOptions {
 	readonly halfMadeGraceMs?: number;
 	readonly endedGraceMs?: number;
 	readonly unwindPatienceMs?: number;
+	readonly reachReportMs?: number;
 	readonly closeTimeoutMs?: number;
 }
 
@@ -118,6 +119,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, cluster, starts: new StartQueue(options.maxStarts ?? 10),
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
 		...(options.unwindPatienceMs === undefined ? {} : {unwindPatienceMs: options.unwindPatienceMs}),
+		...(options.reachReportMs === undefined ? {} : {reachReportMs: options.reachReportMs}),
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),
 		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
 		policy: {sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192}, initdata: {parse: parseInitdata}}, hasScratchSpace: false,
