@@ -2,7 +2,7 @@
 import {AdaptorError} from '../errors.ts';
 import {imageStem, readImageVersion} from '../sandbox/image-version.ts';
 import {completenessOf, type Completeness} from './incomplete.ts';
-import {checkName, currentVersion, describeUse, giveName, isStandIn} from './name.ts';
+import {checkName, currentVersion, describeUse, giveName, isStandIn, podDisk} from './name.ts';
 import {deleteVolume, isInUse, openPool, readHoldings, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
 
 export interface CatalogueOptions {
@@ -26,9 +26,6 @@ export interface Image {
 	readonly isCurrent: boolean;
 	readonly use: Use;
 }
-
-/** Disks of pod VMs, of whichever cluster, and of the existing adaptor's: nobody's base image. */
-const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
 
 /** Newest first. Images are whole: overlays are disks of somebody's, or names. */
 export async function listImages({session, pool: poolName, name, now}: CatalogueOptions, signal: AbortSignal): Promise<readonly Image[]> {

@@ -11,6 +11,8 @@ import {thinQcow2} from './qcow2.ts';
 import {change, isInUse, readVolume, refresh, volumeOf, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
 import {volumeXml} from './volume-xml.ts';
 
+/** Disks of pod VMs, of whichever cluster, and of the existing adaptor's: nobody's base image. */
+export const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
 /** How long libvirt may take to see what it has written. */
 const visibleTimeoutMs = 30_000;
 const lookAgainMs = 50;
@@ -34,6 +36,10 @@ export function checkName(name: string, {volumes, useOf}: Holdings): void {
 	const volume = volumes.find(each => each.name === name);
 	if (readImageVersion(name) !== undefined) {
 		throw taken(name, 'it is the name of one version', `Set LIBVIRT_VOL_NAME to ${imageStem(name)}.qcow2, or pass -no-switch and set it to the new version's name.`);
+	}
+
+	if (podDisk.test(name)) {
+		throw taken(name, 'it is the name of a pod VM\'s disk, from which no pod may start', 'Set LIBVIRT_VOL_NAME to another.');
 	}
 
 	if (volume !== undefined && !isStandIn(volume)) {

@@ -209,6 +209,12 @@ test('a file that was copied into the pool under the name is found before anythi
 	t.deepEqual(await pool.files(), [name]);
 });
 
+test('the name of a pod VM\'s disk, which StartVM would refuse, is given to no image', async t => {
+	const pool = await storage.pool();
+	await refused(t, push(pool, {name: 'podvm-a-12345678-root.qcow2'}), /name of a pod VM's disk/v);
+	t.deepEqual(await pool.files(), []);
+});
+
 test('a name that is taken during the push keeps it from the version, which stays', async t => {
 	const pool = await storage.pool();
 	const error = await refused(t, push(pool, {source: source(image.content, 100_000, async at => {
