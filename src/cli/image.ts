@@ -15,7 +15,7 @@ import {fileSource, registrySource, type ImageSource} from '../image/source.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {writeConfigMap} from '../kubernetes/config-map.ts';
 import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
-import {LibvirtConnectionError} from '../libvirt/errors.ts';
+import {isLibvirtError, LibvirtConnectionError, libvirtCode} from '../libvirt/errors.ts';
 import {openPipe} from '../libvirt/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import type {LibvirtUri} from '../libvirt/uri.ts';
@@ -60,6 +60,8 @@ export const pushCommand: Command = async (context, signal) => {
 			givesName: flags['no-switch'] !== 'true' && !writesConfigMap,
 			onProgress: ({stage, done, total}) => progress.update(stage === 'uploading' ? 'Uploading' : 'Checking ', done, total),
 		}, signal);
+	} catch (error) {
+		throw isLibvirtError(error, libvirtCode.noStoragePool) ? noPool(values.pool, error) : error;
 	} finally {
 		signal.removeEventListener('abort', onStop);
 		progress[Symbol.dispose]();
@@ -85,6 +87,16 @@ export const pushCommand: Command = async (context, signal) => {
 
 	return exitCode.ok;
 };
+
+function noPool(pool: string, cause: unknown): AdaptorError {
+	return new AdaptorError({
+		code: 'not-found',
+		what: 'Could not push the image: there is no such storage pool',
+		where: {pool},
+		remedy: 'Pass -create-pool to make it, or set LIBVIRT_POOL to one that "virsh pool-list --all" shows on the KVM host.',
+		cause,
+	});
+}
 
 export const listCommand: Command = async (context, signal) => {
 	await using parts = new AsyncDisposableStack();
