@@ -7,7 +7,7 @@ module.exports = {
 		rule('no-cycles', 'A cycle is two rooms that are one.', {}, {circular: true}),
 		rule('no-orphans', 'Nobody imports it: it is dead.', {orphan: true, path: '^src/', pathNot: '^src/main[.]ts$'}, {}),
 		rule('foundation', 'lifetime, errors, log, ongoing-trouble and unix-listener stand on nothing of ours.', {path: '^src/(lifetime|errors|log|ongoing-trouble|unix-listener)[.]ts$'}, {path: '^src/(?!(lifetime|errors|log)[.]ts$)'}),
-		rule('domain-knows-no-protocol', 'sandbox/ imports lifetime, errors and log only, and no library.', {path: '^src/sandbox/'}, {pathNot: ['^src/(sandbox/|(lifetime|errors|log)[.]ts$)', '^node:']}),
+		rule('domain-knows-no-protocol', 'sandbox/ imports lifetime, errors, log and ongoing-trouble only, and no library.', {path: '^src/sandbox/'}, {pathNot: ['^src/(sandbox/|(lifetime|errors|log|ongoing-trouble)[.]ts$)', '^node:']}),
 		rule('check-knows-no-protocol', 'check/ judges what others have seen, and agrees with those who push images on what is none.', {path: '^src/check/'}, {pathNot: ['^src/(check/|(sandbox/foreign-image|lifetime|errors)[.]ts$)', '^node:']}),
 		rule('probes-see-and-do-not-judge', 'Adapters know the observations only.', {path: `^src/(${adapters.join('|')})/`}, {path: '^src/check/', pathNot: '^src/check/observations[.]ts$'}),
 		...adapters.map(name => rule(

@@ -5,7 +5,7 @@
 import {randomBytes} from 'node:crypto';
 import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
 import {join} from 'node:path';
-import {AdaptorError, toError} from '../errors.ts';
+import {AdaptorError, codeOf, toError} from '../errors.ts';
 import type {Logger} from '../log.ts';
 import type {SandboxId} from '../sandbox/ports.ts';
 import {parseRecord, recordText, type SandboxRecord, type SandboxRecords} from '../sandbox/records.ts';
@@ -85,6 +85,10 @@ export class FileRecords implements SandboxRecords {
 		try {
 			return parseRecord(id, text);
 		} catch (error) {
+			if (codeOf(error) === 'failed-precondition') {
+				throw error;
+			}
+
 			// Kept for whoever wants to know; its VM, if it has one, is an orphan now and goes its way.
 			await rename(path, `${path}.bad`);
 			this.#log.error({path: `${path}.bad`, err: error}, 'a sandbox record is damaged or foreign and was set aside');

@@ -5,6 +5,7 @@
 import {AdaptorError} from '../errors.ts';
 import {pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
+import {OngoingTrouble} from '../ongoing-trouble.ts';
 import type {PodVms, SandboxId} from './ports.ts';
 import type {SandboxRecords} from './records.ts';
 
@@ -26,11 +27,17 @@ export interface Reaping extends ReapingTimes {
 
 /** Goes on until the signal aborts. Never throws. */
 export async function reapOrphans({orphanGraceMs, orphanIntervalMs, podVms, records, isKnown, reap, log}: Reaping, signal: AbortSignal): Promise<void> {
+	const unreadable = new OngoingTrouble();
 	const isRecorded = async (id: SandboxId): Promise<boolean> => {
 		try {
-			return await records.read(id) !== undefined;
+			const record = await records.read(id);
+			unreadable.ends(id);
+			return record !== undefined;
 		} catch (error) {
-			log.error({sandboxId: id, err: error}, 'a pod VM is left alone, for its sandbox\'s record cannot be read');
+			if (unreadable.begins(id)) {
+				log.error({sandboxId: id, err: error}, 'a pod VM is left alone, for its sandbox\'s record cannot be read');
+			}
+
 			return true;
 		}
 	};

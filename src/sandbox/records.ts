@@ -27,21 +27,21 @@ export interface SandboxRecords {
 	remove(id: SandboxId): Promise<void>;
 	/**
 	 * Undefined when there is none, or none any more: what is torn or foreign is set aside, and said.
-	 * @throws AdaptorError 'unavailable' when that cannot be told
+	 * @throws AdaptorError 'unavailable' when that cannot be told; 'failed-precondition' for the record of a later program
 	 */
 	read(id: SandboxId): Promise<SandboxRecord | undefined>;
 	/** All of them, each as `read` has it; one that cannot be read is passed over, and said. */
 	readAll(): Promise<readonly SandboxRecord[]>;
 }
 
-/** Raised when a field changes its meaning; an older daemon sets newer records aside, as it does those in a state that it does not know. */
+/** Raised when a field changes its meaning: an older daemon, after a roll-back, leaves such a sandbox alone. */
 const recordVersion = 1;
 
 export function recordText(record: SandboxRecord): string {
 	return `${JSON.stringify({version: recordVersion, ...record})}\n`;
 }
 
-/** @throws AdaptorError 'data-loss' */
+/** @throws AdaptorError 'data-loss'; 'failed-precondition' when a later program wrote it */
 export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	const damaged = (what: string): AdaptorError => new AdaptorError({code: 'data-loss', what, where: {sandboxId: id}});
 	let value: unknown;
@@ -52,6 +52,15 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	}
 
 	const record = fields(value);
+	if (Number.isSafeInteger(record['version']) && Number(record['version']) > recordVersion) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `The record is of version ${String(record['version'])}, this program knows ${recordVersion}`,
+			where: {sandboxId: id},
+			remedy: 'Run the version again that wrote it, until its pods are gone.',
+		});
+	}
+
 	if (record['version'] !== recordVersion) {
 		throw damaged(`The record is of version ${JSON.stringify(record['version'] ?? null).slice(0, 20)}, this is ${recordVersion}`);
 	}

@@ -70,7 +70,7 @@ for (const [kind, text] of [
 	['torn', JSON.stringify({version: 1, ...created}).slice(0, 100)],
 	['empty', ''],
 	['of another sandbox', JSON.stringify({version: 1, ...created, id: 'b'})],
-	['of a later version', JSON.stringify({version: 2, ...created})],
+	['of an unknown version', JSON.stringify({version: 0, ...created})],
 	['without its network', JSON.stringify({version: 1, ...created, network: undefined})],
 	['creating without its namespace', JSON.stringify({version: 1, ...creating, netnsPath: ''})],
 	['running without its VM', JSON.stringify({version: 1, ...running, vm: undefined})],
@@ -124,4 +124,19 @@ test('a record that cannot be written is an error that names the setting', async
 	const podsDir = join(await directoryOf(t), 'file');
 	await writeFile(podsDir, '');
 	await t.throwsAsync(new FileRecords(podsDir, recordingLog()).write(created), {instanceOf: AdaptorError, message: /ENOTDIR.*PODS_DIR/});
+});
+
+test('a record that a later program wrote stays where it is, and is reported with what to do', async t => {
+	const podsDir = await directoryOf(t);
+	const log = recordingLog();
+	const records = new FileRecords(podsDir, log);
+	await mkdir(join(podsDir, 'a'));
+	await writeFile(join(podsDir, 'a', 'sandbox.json'), JSON.stringify({version: 2, ...created}));
+	await records.write({...created, id: 'c'});
+	t.deepEqual(await records.readAll(), [{...created, id: 'c'}]);
+	t.deepEqual(log.lines.map(({level, message}) => [level, message]), [['error', 'a sandbox record cannot be read and is passed over']]);
+	const error = await t.throwsAsync(records.read('a'), {instanceOf: AdaptorError});
+	t.like(error, {code: 'failed-precondition', where: {sandboxId: 'a'}});
+	t.regex(error.remedy ?? '', /version again that wrote it/);
+	t.deepEqual(await readdir(join(podsDir, 'a')), ['sandbox.json']);
 });
