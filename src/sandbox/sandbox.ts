@@ -172,9 +172,11 @@ export class Sandbox {
 
 	/**
 	 * Resolves when the agent can be reached. On failure or abort everything is unwound first, unless that takes long: then it goes on when the
-	 * caller has its answer. The sandbox stays, failed. Behind another start it waits for its turn, and an abort then changes nothing.
+	 * caller has its answer. The sandbox stays, failed. Behind another start, or until it is known what an earlier run has left of it, it waits
+	 * for its turn: an abort then changes nothing. That counts towards its time, too.
 	 */
 	async start(signal: AbortSignal): Promise<void> {
+		using scope = new Scope(signal).deadline(this.#world.startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
 		const late = Promise.withResolvers<never>();
 		const whole = this.#mailbox.post(async () => {
 			const admitted = admitStart(this.#state);
@@ -184,9 +186,9 @@ export class Sandbox {
 
 			if (admitted.verdict === 'go' && this.#state.name === 'created') {
 				this.#end.signal.throwIfAborted();
-				await this.#bringUp(this.#state.prepared, late.reject, signal);
+				await this.#bringUp(this.#state.prepared, late.reject, scope.signal);
 			}
-		}, signal);
+		}, scope.signal);
 		await Promise.race([whole, late.promise]);
 	}
 
@@ -225,9 +227,9 @@ export class Sandbox {
 
 	/** @param answer for a caller who is not to wait until this rejects: told why, when the start is over and its unwinding takes long */
 	async #bringUp(prepared: Prepared, answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<void> {
-		const {podVms, cluster, startTimeoutMs} = this.#world;
+		const {podVms, cluster} = this.#world;
 		this.#setState({name: 'starting', prepared});
-		using scope = new Scope(signal, this.#end.signal).deadline(startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
+		using scope = new Scope(signal, this.#end.signal);
 		const stages = new Stages();
 		let failure: AdaptorError | undefined;
 		using timers = new DisposableStack();

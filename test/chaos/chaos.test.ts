@@ -28,6 +28,9 @@ const ofEachKind: Readonly<Record<FaultKind, Fault>> = {
 	'no-netns': {phase: 'start', kind: 'no-netns', at: {call: 4, when: 'before'}},
 	'agent-reset': {phase: 'running', kind: 'agent-reset'},
 	'vm-dies': {phase: 'running', kind: 'vm-dies'},
+	'record-lost': {phase: 'running', kind: 'record-lost', at: {ms: 10}, how: 'torn', then: 'orphan'},
+	'identity-lost': {phase: 'running', kind: 'identity-lost', at: {ms: 10}, how: 'torn'},
+	'away-for-long': {phase: 'start', kind: 'away-for-long', at: {call: 3, when: 'before'}},
 };
 
 /** What random rounds once found. */
@@ -36,6 +39,8 @@ const found: readonly Script[] = [
 	{pods: ['ptp'], faults: [{phase: 'start', kind: 'terminate', at: {call: 12, when: 'during'}}, {phase: 'running', kind: 'terminate', at: {ms: 59}}]},
 	// A VNI that was reserved by a program which was killed after that stayed reserved.
 	{pods: ['calico'], faults: [{phase: 'create', kind: 'program', program: 'ip', run: 2, how: 'killed-after'}]},
+	// A start that came after a restart, and before it was known what had become of the sandbox, had no answer as long as the host was away.
+	{pods: ['bridge'], faults: [{phase: 'created', kind: 'away-for-long', at: {ms: 10}}, {phase: 'created', kind: 'kill', at: {ms: 100}}]},
 	// A VNI that was reserved when the daemon was killed stayed reserved. A daemon's first reservation looks for the VMs' network, too.
 	...[2, 3].map((run): Script => ({pods: ['bridge'], faults: [{phase: 'create', kind: 'program', program: 'ip', run, how: 'late'}, {phase: 'create', kind: 'kill', at: {ms: 1000}}]})),
 ];

@@ -3,7 +3,8 @@
  * everything there is, by which nothing left over goes unnoticed. Knows nothing of faults but where they can be made.
  */
 import {spawn} from 'node:child_process';
-import {mkdtemp, readdir, rm} from 'node:fs/promises';
+import {mkdtemp, readdir, readFile, rm, rmdir, truncate} from 'node:fs/promises';
+import {basename, dirname} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {abortable, Scope} from '../../src/lifetime.ts';
 import {Service} from '../lab/service.ts';
@@ -11,11 +12,15 @@ import {Shim} from '../lab/shim.ts';
 import {World, type Cni} from '../network/world.ts';
 import {baseVolume, pool, startKvmHost, type Fate, type KvmHost} from '../support/kvm-host.ts';
 import {FailingPrograms} from './failing-programs.ts';
+import type {Loss} from './script.ts';
 import {leaseOf, Vms} from './vms.ts';
 
 /** Short: some faults wait for it. A start that nothing disturbs takes a twentieth of it on a busy machine. */
-export const startTimeoutMs = 12_000;
+const startTimeoutMs = 12_000;
 const readyTimeoutMs = 120_000;
+
+/** Said once: its own look around would take the calls and programs that faults are meant for. */
+const lookedAround = /"msg":"checks (?:passed|done)"/;
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
 const {signal} = new AbortController();
@@ -24,6 +29,12 @@ export interface PodNetns {
 	readonly name: string;
 	/** As the daemon sees it. */
 	readonly path: string;
+}
+
+/** Those of the daemon's that a round may need otherwise. */
+export interface Settings {
+	readonly startTimeoutMs: number;
+	readonly orphanGraceMs: number;
 }
 
 /** What the KVM host does with calls of the daemon. */
@@ -46,7 +57,10 @@ export class ChaosNode implements AsyncDisposable {
 	readonly programs: FailingPrograms;
 	readonly shim: Shim;
 	/** Another daemon; resolves when it is ready. */
-	readonly #begin: () => Promise<Service>;
+	readonly #begin: (settings: Settings) => Promise<Service>;
+	readonly #usual: Settings;
+	/** Of the daemons that begin from now on. */
+	#settings: Settings;
 	#daemon: Service;
 	/** Daemons that were told to end. */
 	readonly #expected = new WeakSet<Service>();
@@ -57,7 +71,7 @@ export class ChaosNode implements AsyncDisposable {
 	/** Of daemons that ended without being told to. */
 	readonly crashes: string[] = [];
 
-	private constructor(owned: AsyncDisposableStack, directory: string, world: World, decide: Decisions, host: KvmHost, vms: Vms, programs: FailingPrograms, begin: () => Promise<Service>, daemon: Service) {
+	private constructor(owned: AsyncDisposableStack, directory: string, world: World, decide: Decisions, host: KvmHost, vms: Vms, programs: FailingPrograms, begin: (settings: Settings) => Promise<Service>, settings: Settings, daemon: Service) {
 		this.#owned = owned;
 		this.#directory = directory;
 		this.#world = world;
@@ -67,6 +81,7 @@ export class ChaosNode implements AsyncDisposable {
 		this.programs = programs;
 		this.shim = new Shim(`${directory}/hypervisor.sock`);
 		this.#begin = begin;
+		this.#usual = this.#settings = settings;
 		this.#daemon = daemon;
 		this.#watch(daemon);
 	}
@@ -93,11 +108,11 @@ export class ChaosNode implements AsyncDisposable {
 		}
 
 		const programs = await FailingPrograms.install(world, directory);
-		const begin = async (): Promise<Service> => startDaemon(directory, world, host, patienceMs);
-		const daemon = await begin();
-		// Its own look around would take the calls and programs that faults are meant for.
-		await daemon.line(/"msg":"checks (?:passed|done)"/, signal);
-		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, begin, daemon);
+		const settings = {startTimeoutMs: patienceMs, orphanGraceMs: 120_000};
+		const begin = async (settings: Settings): Promise<Service> => startDaemon(directory, world, host, settings);
+		const daemon = await begin(settings);
+		await daemon.line(lookedAround, signal);
+		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, begin, settings, daemon);
 	}
 
 	/** Hears of every call that the daemon makes of libvirt, and decides on it. */
@@ -111,6 +126,15 @@ export class ChaosNode implements AsyncDisposable {
 
 	set isFull(full: boolean) {
 		this.#decide.isFull = full;
+	}
+
+	get settings(): Settings {
+		return this.#settings;
+	}
+
+	/** Of the daemons that begin from now on. */
+	set settings(settings: Partial<Settings>) {
+		this.#settings = {...this.#settings, ...settings};
 	}
 
 	/** What the daemon said last. */
@@ -142,16 +166,20 @@ export class ChaosNode implements AsyncDisposable {
 		await this.#world.sh(`rm ${this.#directory}/pods/fill`);
 	}
 
-	/** Ends the daemon and starts another, once at a time. Returns when the signal is sent. */
-	restart(by: 'SIGKILL' | 'SIGTERM'): void {
+	/**
+	 * Ends the daemon and starts another, once at a time. Returns when the signal is sent.
+	 * @param meanwhile while none runs
+	 */
+	restart(by: 'SIGKILL' | 'SIGTERM', meanwhile?: () => Promise<void>): void {
 		const ending = this.#daemon;
 		this.#expected.add(ending);
 		ending.kill(by);
 		this.#replacing = this.#replacing.then(async () => {
 			if (this.#daemon === ending) {
 				await ending.ended;
+				await meanwhile?.();
 				// What a fault keeps from starting is started again, as a kubelet does.
-				this.#daemon = await this.#begin().catch(async () => this.#begin());
+				this.#daemon = await this.#begin(this.#settings).catch(async () => this.#begin(this.#settings));
 				this.#watch(this.#daemon);
 			}
 		});
@@ -162,7 +190,7 @@ export class ChaosNode implements AsyncDisposable {
 	async overlap(): Promise<Service> {
 		const older = this.#daemon;
 		this.#expected.add(older);
-		this.#daemon = await this.#begin();
+		this.#daemon = await this.#begin(this.#settings);
 		this.#watch(this.#daemon);
 		this.#owned.use(older);
 		return older;
@@ -171,6 +199,30 @@ export class ChaosNode implements AsyncDisposable {
 	/** Resolves when a daemon is ready. */
 	async settled(): Promise<void> {
 		await this.#replacing;
+	}
+
+	/** Another daemon, with other settings. Resolves when it has looked around. */
+	async reconfigure(settings: Partial<Settings>): Promise<void> {
+		this.settings = settings;
+		this.restart('SIGTERM');
+		await this.settled();
+		await this.line(lookedAround, signal);
+	}
+
+	/** If they are not as usual. */
+	async resetSettings(): Promise<void> {
+		if (this.#settings !== this.#usual) {
+			await this.reconfigure(this.#usual);
+			this.#settings = this.#usual;
+		}
+	}
+
+	recordPath(id: string): string {
+		return this.#world.outside(`${this.#directory}/pods/${id}/sandbox.json`);
+	}
+
+	get identityPath(): string {
+		return `${this.#directory}/tls/identity.json`;
 	}
 
 	async pod(cni: Cni): Promise<PodNetns> {
@@ -236,14 +288,36 @@ export class ChaosNode implements AsyncDisposable {
 	}
 }
 
-async function startDaemon(directory: string, world: World, host: KvmHost, patienceMs: number): Promise<Service> {
+/** Does to a file what a crash may, or an operator. @returns whether there was one */
+export async function spoil(path: string, how: Loss): Promise<boolean> {
+	const content = await readFile(path).catch(() => undefined);
+	if (content === undefined) {
+		return false;
+	}
+
+	await (how === 'torn' ? truncate(path, content.length >> 1) : rm(path));
+	return true;
+}
+
+/** Takes away what the daemon has set aside in a file's place, as an operator does who has looked at it. @returns whether there was something */
+export async function clearAside(path: string): Promise<boolean> {
+	const directory = dirname(path);
+	const names = await readdir(directory).catch(() => []);
+	const aside = names.filter(name => name.startsWith(basename(path)) && /\.(?:bad|unusable-[\da-f]+)$/v.test(name));
+	await Promise.all(aside.map(async name => rm(`${directory}/${name}`)));
+	// A sandbox's goes with its last file.
+	await rmdir(directory).catch(() => undefined);
+	return aside.length > 0;
+}
+
+async function startDaemon(directory: string, world: World, host: KvmHost, {startTimeoutMs, orphanGraceMs}: Settings): Promise<Service> {
 	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, main, 'libvirt'];
 	const child = spawn('setpriv', argv, {
 		cwd: '/', stdio: ['ignore', 'ignore', 'pipe'],
 		env: {
 			PATH: process.env['PATH'], HOME: directory,
 			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`, LIBVIRT_POOL: pool, LIBVIRT_VOL_NAME: baseVolume, CLUSTER_ID: 'chaos', NODE_NAME: 'worker-0',
-			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${patienceMs}ms`,
+			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${startTimeoutMs}ms`, ORPHAN_GRACE: `${orphanGraceMs}ms`,
 			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug',
 		},
 	});

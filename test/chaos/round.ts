@@ -14,11 +14,21 @@ import {AgentClient} from '../lab/agent-client.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import type {Cni} from '../network/world.ts';
 import type {Fate} from '../support/kvm-host.ts';
-import {startTimeoutMs, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
-import {phases, type Fault, type Moment, type Phase, type Script} from './script.ts';
+import {clearAside, spoil, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
+import {phases, type Fault, type Loss, type Moment, type Phase, type Script} from './script.ts';
 
-/** Generous: many rounds share two processors with other work. A start unwinds after its own budget; a stop waits for the host. */
-const limitsMs = {create: 90_000, start: startTimeoutMs + 80_000, stop: 90_000, check: 60_000, settle: 150_000, converge: 90_000};
+/** Generous: many rounds share two processors with other work. A stop waits for the host. */
+const limitsMs = {create: 90_000, stop: 90_000, check: 60_000, settle: 150_000, converge: 90_000};
+/**
+ * Beyond START_TIMEOUT: 5 s are promised, the rest is for a slow machine, and for a daemon that has to look first what became of the sandbox.
+ * Less than the 60 s that an unwinding may take.
+ */
+const startAllowanceMs = 25_000;
+/** What a start waits for until its time is up. */
+const outlasting: ReadonlySet<Fault['kind']> = new Set(['no-address', 'no-listen', 'away-for-long']);
+/** For them, and for a VM that is to be an orphan. A start that nothing disturbs takes a fifth of it on a busy machine. */
+const impatient = {startTimeoutMs: 3000};
+const quickToReap = {orphanGraceMs: 300};
 
 export interface Verdict {
 	readonly leaked: readonly string[];
@@ -38,10 +48,14 @@ interface Pod extends PodNetns {
 	readonly shim: AbortController;
 	agentSocket: string | undefined;
 	isStarted: boolean;
-	/** A stop was asked for. */
+	/** It may have a VM. */
+	isStartAsked: boolean;
+	/** A stop was asked for, or nobody will. */
 	isStopped: boolean;
-	/** Its VM or its network is gone by a fault: nobody can serve it. */
+	/** Its VM, its network or the keys for it are gone by a fault: nobody can serve it. */
 	isDoomed: boolean;
+	/** Its record was lost: what is in its namespace goes with that, and not before. */
+	isForgotten: boolean;
 }
 
 type Answer<T> = {readonly value: T} | {readonly error: Error};
@@ -65,6 +79,13 @@ class Round {
 	readonly #happened = new Map<Fault, boolean>();
 	/** What faults have begun and nobody waits for yet. */
 	readonly #sideEffects: Promise<unknown>[] = [];
+	readonly #startsAnswered = Promise.withResolvers<undefined>();
+	/** What lasts until then, since whichever phase. */
+	readonly #untilStarted: Promise<unknown>[] = [];
+	/** Reasons for which the KVM host is away. */
+	#absences = 0;
+	/** Files that were torn. */
+	readonly #torn: string[] = [];
 	#pods: readonly Pod[] = [];
 
 	constructor(node: ChaosNode, script: Script, before: Inventory) {
@@ -76,7 +97,8 @@ class Round {
 	async play(): Promise<Verdict & {readonly after: Inventory}> {
 		const node = this.#node;
 		this.#pods = await Promise.all(this.#script.pods.map(async cni => ({
-			...await node.pod(cni), cni, id: newSandboxId(), shim: new AbortController(), agentSocket: undefined, isStarted: false, isStopped: false, isDoomed: false,
+			...await node.pod(cni), cni, id: newSandboxId(), shim: new AbortController(), agentSocket: undefined,
+			isStarted: false, isStartAsked: false, isStopped: false, isDoomed: false, isForgotten: false,
 		})));
 		for (const phase of phases) {
 			await this.#during(phase, async () => Promise.all(this.#pods.map(async pod => this.#doPhase(phase, pod))));
@@ -87,7 +109,15 @@ class Round {
 
 		// A caller that lost the daemon asks again, as a kubelet does.
 		await Promise.all(this.#pods.filter(({isStopped}) => !isStopped).map(async pod => this.#stop(pod, 'last stop')));
+		await Promise.all(this.#pods.filter(({isForgotten}) => isForgotten).map(async pod => node.vanish(pod)));
+		for (const path of this.#torn) {
+			if (!await clearAside(path)) {
+				this.#lost.push(`${path} was torn, and is not kept for whoever wants to know`);
+			}
+		}
+
 		const after = await this.#converge();
+		await node.resetSettings();
 		await Promise.all(this.#pods.map(async pod => node.giveBack(pod.cni, pod)));
 		this.#lost.push(...node.crashes.splice(0));
 		return {
@@ -108,6 +138,7 @@ class Round {
 
 			case 'start': {
 				if (pod.agentSocket !== undefined && !pod.isStopped) {
+					pod.isStartAsked = true;
 					const answer = await this.#answered(pod, 'start', async signal => shim.startVm(pod.id, signal));
 					pod.isStarted = 'value' in answer;
 				}
@@ -157,6 +188,11 @@ class Round {
 			}
 		};
 
+		// Before any of them is armed, and not again: from then on the host may be away.
+		if (faults.some(({kind}) => outlasting.has(kind)) && node.settings.startTimeoutMs !== impatient.startTimeoutMs) {
+			await node.reconfigure(impatient);
+		}
+
 		for (const fault of faults) {
 			this.#happened.set(fault, false);
 			await this.#arm(fault, at, waiting);
@@ -186,6 +222,11 @@ class Round {
 		node.isFull = false;
 		node.hasLeases = true;
 		node.vms.boots = 'listening';
+		if (phase === 'start') {
+			this.#startsAnswered.resolve(undefined);
+			await Promise.all(this.#untilStarted);
+		}
+
 		await Promise.all(this.#sideEffects.splice(0));
 		await this.#settled();
 	}
@@ -220,7 +261,34 @@ class Round {
 			}
 
 			case 'away': {
-				at(fault.at, fault, () => this.#sideEffects.push(this.#beAway(fault.forMs)));
+				at(fault.at, fault, () => this.#sideEffects.push(this.#beAway(pause(fault.forMs, never))));
+				return;
+			}
+
+			case 'away-for-long': {
+				at(fault.at, fault, () => this.#untilStarted.push(this.#beAway(this.#startsAnswered.promise)));
+				return;
+			}
+
+			case 'record-lost': {
+				at(fault.at, fault, () => {
+					node.settings = quickToReap;
+					node.restart('SIGKILL', async () => {
+						first.isForgotten = await this.#spoil(node.recordPath(first.id), fault.how);
+						first.isStopped ||= first.isForgotten && fault.then === 'orphan';
+					});
+				});
+				return;
+			}
+
+			case 'identity-lost': {
+				at(fault.at, fault, () => node.restart('SIGKILL', async () => {
+					if (await this.#spoil(node.identityPath, fault.how)) {
+						for (const pod of this.#pods.filter(({isStartAsked}) => isStartAsked)) {
+							pod.isDoomed = true;
+						}
+					}
+				}));
 				return;
 			}
 
@@ -300,20 +368,37 @@ class Round {
 		}
 	}
 
-	async #beAway(forMs: number): Promise<void> {
-		await this.#node.host.away();
-		await pause(forMs, never);
-		await this.#node.host.back();
+	/** @returns whether it was there */
+	async #spoil(path: string, how: Loss): Promise<boolean> {
+		const wasThere = await spoil(path, how);
+		this.#tell(`${path} ${wasThere ? how : 'is not there'}`);
+		if (wasThere && how === 'torn') {
+			this.#torn.push(path);
+		}
+
+		return wasThere;
+	}
+
+	async #beAway(until: Promise<unknown>): Promise<void> {
+		if (this.#absences++ === 0) {
+			await this.#node.host.away();
+		}
+
+		await until;
+		if (--this.#absences === 0) {
+			await this.#node.host.back();
+		}
 	}
 
 	/** Never rejects: also an error is an answer, only none is not. */
 	async #answered<T>(pod: Pod, call: 'create' | 'start' | 'stop', make: (signal: AbortSignal) => Promise<T>, name: string = call): Promise<Answer<T>> {
 		const startedAt = performance.now();
-		using limit = new Scope(pod.shim.signal).deadline(limitsMs[call], `${name} of ${pod.name}`);
+		const limitMs = call === 'start' ? this.#node.settings.startTimeoutMs + startAllowanceMs : limitsMs[call];
+		using limit = new Scope(pod.shim.signal).deadline(limitMs, `${name} of ${pod.name}`);
 		const tell = (answer: string): void => this.#tell(`${name} of ${pod.name} ${pod.id.slice(0, 8)}: ${answer} after ${Math.round(performance.now() - startedAt)} ms`);
 		// A shim that was killed asks nothing; whoever takes care of its pod does.
 		if (pod.shim.signal.aborted) {
-			using other = new Scope().deadline(limitsMs[call], `${name} of ${pod.name}`);
+			using other = new Scope().deadline(limitMs, `${name} of ${pod.name}`);
 			return await this.#judged(make(other.signal), other.signal, tell, `${name} of ${pod.name}`);
 		}
 
@@ -348,7 +433,7 @@ class Round {
 	/** By the way of a shim that dials again. */
 	async #assertServed(pod: Pod): Promise<void> {
 		const {agentSocket} = pod;
-		if (!pod.isStarted || pod.isStopped || pod.isDoomed || agentSocket === undefined) {
+		if (!pod.isStarted || pod.isStopped || pod.isDoomed || pod.isForgotten || agentSocket === undefined) {
 			return;
 		}
 

@@ -14,6 +14,9 @@ export const programs = ['ip', 'tc', 'nft'] as const;
 /** It does nothing and says so; it does its work and is killed; it is killed before; it does its work and ends a while later. */
 export const programFailures = ['refuses', 'killed-after', 'killed-before', 'late'] as const;
 
+export const losses = ['torn', 'removed'] as const;
+export type Loss = typeof losses[number];
+
 export type Fault = {readonly phase: Phase} & (
 	/** libvirt refuses so many calls, one after the other. */
 	| {readonly kind: 'refuse'; readonly call: number; readonly times: number; readonly code: number}
@@ -27,6 +30,14 @@ export type Fault = {readonly phase: Phase} & (
 	| {readonly kind: 'disk-full' | 'no-address' | 'no-listen' | 'vm-ends'}
 	/** The daemon is killed or told to stop, and started again; it is replaced as in a rolling update. */
 	| {readonly kind: 'kill' | 'terminate'; readonly at: Moment}
+	/**
+	 * The daemon is killed, and before the next one begins a file of its own is cut in the middle, or removed: the first pod's record (it is
+	 * stopped all the same, or nobody asks for that any more), or the keys that all VMs which run trust.
+	 */
+	| {readonly kind: 'record-lost'; readonly at: Moment; readonly how: Loss; readonly then: 'stopped' | 'orphan'}
+	| {readonly kind: 'identity-lost'; readonly at: Moment; readonly how: Loss}
+	/** The KVM host cannot be reached until every caller of a start has an answer. */
+	| {readonly kind: 'away-for-long'; readonly at: Moment}
 	/** The first pod's shim is killed in its call; it asks for a stop meanwhile. */
 	| {readonly kind: 'hang-up' | 'stop'; readonly at: Moment}
 	/** The first pod's namespace vanishes. */
@@ -57,6 +68,7 @@ export function randomFrom(seed: number): Random {
 
 export const faultKinds = [
 	'refuse', 'drop', 'freeze', 'away', 'program', 'disk-full', 'no-address', 'no-listen', 'vm-ends', 'kill', 'terminate', 'hang-up', 'stop', 'no-netns', 'agent-reset', 'vm-dies',
+	'record-lost', 'identity-lost', 'away-for-long',
 ] as const satisfies ReadonlyArray<Fault['kind']>;
 export type FaultKind = typeof faultKinds[number];
 
@@ -78,7 +90,14 @@ const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
 	'no-netns': ['created', 'start', 'running', 'stop'],
 	'agent-reset': ['running'],
 	'vm-dies': ['running'],
+	// Not while it is stopped: once the VM is gone, the record alone knows what is left on the node.
+	'record-lost': ['created', 'start', 'running'],
+	'identity-lost': ['created', 'start', 'running'],
+	'away-for-long': ['created', 'start'],
 };
+
+/** They wait for a deadline. */
+const rarer: ReadonlySet<FaultKind> = new Set(['no-address', 'no-listen', 'freeze', 'away-for-long']);
 
 /** What one pod's start and stop make at least, and some more for a second pod: most faults shall happen. */
 const callsOf: Readonly<Record<Phase, number>> = {create: 0, created: 0, start: 18, running: 0, stop: 10};
@@ -124,6 +143,18 @@ export function randomScript(random: Random, kind?: FaultKind): Script {
 				return {phase, kind: of, at: moment(phase)};
 			}
 
+			case 'record-lost': {
+				return {phase, kind: of, at: moment(phase), how: oneOf(losses), then: oneOf(['stopped', 'orphan'])};
+			}
+
+			case 'identity-lost': {
+				return {phase, kind: of, at: moment(phase), how: oneOf(losses)};
+			}
+
+			case 'away-for-long': {
+				return {phase, kind: of, at: phase === 'start' ? {call, when: when()} : moment(phase)};
+			}
+
 			case 'disk-full':
 			case 'no-address':
 			case 'no-listen':
@@ -136,10 +167,9 @@ export function randomScript(random: Random, kind?: FaultKind): Script {
 	};
 
 	const pods = chance(0.4) ? [oneOf(cnisOfPods), oneOf(cnisOfPods)] : [oneOf(cnisOfPods)];
-	// Some wait for a deadline: they are rarer.
 	const any = (): FaultKind => {
 		const chosen = oneOf(faultKinds);
-		return (chosen === 'no-address' || chosen === 'no-listen' || chosen === 'freeze') && chance(0.5) ? oneOf(['kill', 'drop', 'refuse', 'program']) : chosen;
+		return rarer.has(chosen) && chance(0.5) ? oneOf(['kill', 'drop', 'refuse', 'program']) : chosen;
 	};
 	if (kind !== undefined) {
 		return {pods, faults: [fault(kind)]};

@@ -139,7 +139,7 @@ test('a start whose time is up is answered while its unwinding hangs, which goes
 	const {hook} = holding('podVms.start');
 	const host = Promise.withResolvers<undefined>();
 	const {registry, left, log} = world(t, {
-		startTimeoutMs: 20, unwindPatienceMs: 5,
+		startTimeoutMs: 200, unwindPatienceMs: 5,
 		async before(call, signal) {
 			await hook(call, signal);
 			await (call === 'podVms.delete' ? host.promise : undefined);

@@ -45,6 +45,23 @@ test('a running sandbox is served again at its socket, with its VM, address and 
 	t.deepEqual(await after.left(), []);
 });
 
+test('a start that comes before it is known what became of the sandbox is answered when its time is up, and changes nothing', async t => {
+	const before = await killedWhileRunning(t);
+	const host = Promise.withResolvers<undefined>();
+	const after = await before.restart({
+		startTimeoutMs: 20,
+		async before(call, signal) {
+			await (call === 'relays.open' ? abortable(host.promise, signal) : undefined);
+		},
+	});
+	const error = await t.throwsAsync<AdaptorError>(after.registry.start('a', never), {message: /START_TIMEOUT/});
+	t.is(error.code, 'deadline-exceeded');
+	host.resolve(undefined);
+	await logged(after, 'sandbox of an earlier run taken up');
+	await after.registry.stop('a', never);
+	t.deepEqual(await after.left(), []);
+});
+
 test('a VM that ends after its sandbox was taken up fails the relay', async t => {
 	const after = await (await killedWhileRunning(t)).restart();
 	await after.registry.start('a', never);
