@@ -15,8 +15,10 @@ import type {Frame} from '../ttrpc/frame.ts';
 import {peekMethod, peekStatus} from '../ttrpc/message.ts';
 import {statusCode} from '../ttrpc/status.ts';
 
+const healthCheck = 'grpc.Health/Check';
+
 /** Calls that change nothing and end when something happens: made again, they mean the same. */
-const waitingMethods: ReadonlySet<string> = new Set(['grpc.Health/Check', 'grpc.AgentService/WaitProcess', 'grpc.AgentService/GetOOMEvent']);
+const waitingMethods: ReadonlySet<string> = new Set([healthCheck, 'grpc.AgentService/WaitProcess', 'grpc.AgentService/GetOOMEvent']);
 
 export interface CallLimits {
 	/** Calls that are open at a time. A shim has a few dozen; more would only be our memory. */
@@ -49,7 +51,7 @@ interface OpenCall extends Call {
 	waits: boolean;
 	/** Its frames, as long as they may have to be sent (again). */
 	held: Buffer[];
-	/** It had to wait for a connection: its time may be up before the VM can answer. */
+	/** It had to wait for a connection, or waits on a silent one: its time may be up before the VM can answer. */
 	delayed: boolean;
 }
 
@@ -61,6 +63,8 @@ export class Calls {
 	readonly #limits: CallLimits;
 	/** By stream id, in the order of their requests. */
 	readonly #open = new Map<number, OpenCall>();
+	/** The health checks among them that would be made again. */
+	readonly #checks = new Set<OpenCall>();
 	#heldBytes = 0;
 
 	constructor(log: Logger, limits: CallLimits) {
@@ -105,7 +109,24 @@ export class Calls {
 		}
 
 		this.#open.set(streamId, call);
+		if (name === healthCheck && call.waits && call.held.length > 0) {
+			this.#checks.add(call);
+		}
+
 		return 'taken';
+	}
+
+	/** The request of the oldest health check that is open. */
+	get healthCheck(): Buffer | undefined {
+		const [oldest] = this.#checks;
+		return oldest?.held[0];
+	}
+
+	/** The connection is silent: the health checks on it are to be answered in time, like calls that had to wait for one. */
+	delayChecks(): void {
+		for (const call of this.#checks) {
+			call.delayed = true;
+		}
 	}
 
 	/**
@@ -121,6 +142,7 @@ export class Calls {
 		if (isJoined) {
 			// Whatever its name says, it is no simple question.
 			call.waits = false;
+			this.#checks.delete(call);
 			this.#release(call);
 		} else if (this.#fits(bytes)) {
 			this.#hold(call, bytes);
@@ -197,6 +219,7 @@ export class Calls {
 
 	#close(call: OpenCall, code: number, now: number): void {
 		this.#open.delete(call.streamId);
+		this.#checks.delete(call);
 		this.#release(call);
 		this.#log.debug({method: call.method, durationMs: Math.round((now - call.startedAt) * 10) / 10, code: statusName(code)}, 'agent call');
 	}

@@ -14,10 +14,13 @@ import type {TLSSocket} from 'node:tls';
 import {AdaptorError, toError, type ErrorWhere} from '../errors.ts';
 import {backOff, pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {Frame, frameType, maxMessageLength, type OversizedFrame} from '../ttrpc/frame.ts';
+import {Frame, frameType, type OversizedFrame} from '../ttrpc/frame.ts';
 import {statusCode} from '../ttrpc/status.ts';
 import {Calls, defaultCallLimits, type Call, type CallLimits} from './calls.ts';
+import {Deadlines} from './deadlines.ts';
+import {reasons} from './reasons.ts';
 import {ShimLeg} from './shim-leg.ts';
+import {Silence, type SilenceTimings} from './silence.ts';
 import {VmLeg} from './vm-leg.ts';
 
 export interface ConversationOptions {
@@ -31,6 +34,7 @@ export interface ConversationOptions {
 	readonly limits?: CallLimits;
 	/** The first and the longest pause before the VM is dialled again after a connection that did not last. */
 	readonly redialPauseMs: readonly [first: number, longest: number];
+	readonly silence: SilenceTimings;
 }
 
 interface Loss {
@@ -41,14 +45,15 @@ interface Loss {
 type State =
 	/** There was no connection yet when `loss` is absent. */
 	| {readonly name: 'dialling'; readonly abort: AbortController; readonly loss: Loss | undefined}
-	| {readonly name: 'joined'; readonly vm: VmLeg; readonly since: number}
+	| {readonly name: 'joined'; readonly vm: VmLeg; readonly silence: Silence; readonly since: number}
 	| {readonly name: 'failed'; readonly reason: Error}
 	| {readonly name: 'over'};
 
+/** So much that was sent since anything was heard may be on its way still, with the check behind it: no silence. */
+const muchUnheardBytes = 256 * 1024;
+
 /** A connection that was there for so long is replaced at once. A VM that accepts and hangs up must not keep us busy with handshakes. */
 const lastingMs = 5000;
-
-const tooMuchHeld = 'Too much waits for the connection to the pod VM, which is dialled';
 
 /** Disposing ends everything at once. */
 export class Conversation implements AsyncDisposable {
@@ -56,12 +61,12 @@ export class Conversation implements AsyncDisposable {
 	readonly #options: ConversationOptions;
 	readonly #startedAt: number;
 	readonly #calls: Calls;
+	readonly #deadlines: Deadlines;
 	readonly #ended = Promise.withResolvers<undefined>();
 	/** Connections that are dialled, used, or not closed yet. */
 	readonly #legs = new Set<Promise<unknown>>();
 	#state: State = {name: 'over'};
 	#pauses: Generator<number, never>;
-	#timer: NodeJS.Timeout | undefined;
 
 	/** @param shim paused, half-open allowed; this conversation's from now on */
 	constructor(shim: Socket, options: ConversationOptions) {
@@ -69,6 +74,7 @@ export class Conversation implements AsyncDisposable {
 		this.#startedAt = options.now();
 		this.#pauses = this.#newPauses();
 		this.#calls = new Calls(options.log, options.limits ?? defaultCallLimits);
+		this.#deadlines = new Deadlines(this.#calls, options.now, expired => this.#answerAll(expired, this.#text(this.#lateness)));
 		this.#shim = new ShimLeg(shim, {
 			frames: frames => this.#onShimFrames(frames),
 			drained: () => this.#balance(),
@@ -88,7 +94,7 @@ export class Conversation implements AsyncDisposable {
 		if (this.#state.name === 'dialling' || this.#state.name === 'joined') {
 			this.#options.log.debug({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
 			this.#enter({name: 'failed', reason});
-			this.#answerAll(this.#calls.all(), this.#goneText(reason));
+			this.#answerAll(this.#calls.all(), this.#text(reasons.gone(reason)));
 			if (this.#shim.hasEnded) {
 				this.#finish();
 			} else {
@@ -110,11 +116,12 @@ export class Conversation implements AsyncDisposable {
 		if (before.name === 'dialling' && state.name !== 'joined') {
 			before.abort.abort(new Error('the connection is not wanted any more'));
 		} else if (before.name === 'joined') {
+			before.silence[Symbol.dispose]();
 			before.vm.destroy();
 		}
 
 		if (state.name === 'failed' || state.name === 'over') {
-			clearTimeout(this.#timer);
+			this.#deadlines[Symbol.dispose]();
 		}
 	}
 
@@ -128,7 +135,10 @@ export class Conversation implements AsyncDisposable {
 
 		if (this.#state.name === 'joined') {
 			this.#state.vm.send(toVm);
-		} else if (this.#state.name === 'dialling') {
+			this.#state.silence.sent();
+		}
+
+		if (this.#state.name === 'dialling' || (this.#state.name === 'joined' && this.#state.silence.isDoubted)) {
 			this.#watchDeadlines();
 		}
 
@@ -141,7 +151,7 @@ export class Conversation implements AsyncDisposable {
 		const isJoined = this.#state.name === 'joined';
 		if (!(frame instanceof Frame)) {
 			if (type === frameType.request) {
-				this.#shim.respond(streamId, statusCode.resourceExhausted, tooLarge('request', frame));
+				this.#shim.respond(streamId, statusCode.resourceExhausted, reasons.tooLarge('request', frame));
 			}
 
 			return false;
@@ -154,7 +164,7 @@ export class Conversation implements AsyncDisposable {
 		if (type === frameType.data) {
 			const admission = this.#calls.data(frame, isJoined);
 			if (admission === 'full') {
-				this.#answer(streamId, statusCode.unavailable, this.#text(tooMuchHeld));
+				this.#answer(streamId, statusCode.unavailable, this.#text(reasons.tooMuchHeld));
 			}
 
 			return isJoined && admission === 'taken';
@@ -166,17 +176,17 @@ export class Conversation implements AsyncDisposable {
 	#isRequestForVm(frame: Frame, isJoined: boolean): boolean {
 		const {streamId} = frame;
 		if (this.#state.name === 'failed') {
-			this.#shim.respond(streamId, statusCode.unavailable, this.#goneText(this.#state.reason));
+			this.#shim.respond(streamId, statusCode.unavailable, this.#text(reasons.gone(this.#state.reason)));
 			return false;
 		}
 
 		const admission = this.#calls.request(frame, isJoined, this.#options.now());
 		if (admission === 'busy') {
-			this.#shim.respond(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
+			this.#shim.respond(streamId, statusCode.invalidArgument, reasons.busy(streamId));
 		} else if (admission === 'full' && isJoined) {
-			this.#shim.respond(streamId, statusCode.resourceExhausted, this.#text('Too many calls are open on this connection'));
+			this.#shim.respond(streamId, statusCode.resourceExhausted, this.#text(reasons.tooManyCalls));
 		} else if (admission === 'full') {
-			this.#shim.respond(streamId, statusCode.unavailable, this.#text(tooMuchHeld));
+			this.#shim.respond(streamId, statusCode.unavailable, this.#text(reasons.tooMuchHeld));
 		}
 
 		return isJoined && admission === 'taken';
@@ -184,6 +194,7 @@ export class Conversation implements AsyncDisposable {
 
 	#onShimEnd(): void {
 		if (this.#state.name === 'joined') {
+			this.#state.silence[Symbol.dispose]();
 			this.#state.vm.end();
 		} else {
 			this.#finish();
@@ -226,19 +237,46 @@ export class Conversation implements AsyncDisposable {
 	#join(socket: TLSSocket): void {
 		const {log, now} = this.#options;
 		const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
+		const silence = this.#newSilence(() => this.#shim.isFull || vm.unheardBytes > muchUnheardBytes);
 		const vm = new VmLeg(socket, {
-			frames: frames => this.#onVmFrames(frames),
+			frames: frames => {
+				silence.heard();
+				this.#onVmFrames(frames);
+			},
 			drained: () => this.#balance(),
 			lost: reason => this.#onVmLost(reason),
 		});
 		this.#track(vm.closed);
-		this.#enter({name: 'joined', vm, since: now()});
+		this.#enter({name: 'joined', vm, silence, since: now()});
 		if (loss !== undefined) {
 			log.info({count: this.#calls.size, durationMs: Math.round(now() - loss.at)}, 'connection to the VM is back');
 		}
 
 		vm.send(this.#calls.join());
+		silence.sent();
 		this.#balance();
+	}
+
+	#newSilence(isExcused: () => boolean): Silence {
+		const {connectVm, log, now, redialPauseMs: pauseMs, silence: timings} = this.#options;
+		return new Silence({
+			connectVm, log, now, timings, pauseMs, isExcused,
+			healthCheck: () => this.#calls.healthCheck,
+			doubted: attempt => {
+				this.#track(attempt);
+				this.#watchDeadlines();
+			},
+			dead: reason => this.#onVmLost(reason),
+		});
+	}
+
+	/** Calls that had to wait, or wait on a silent connection, are answered in time, whatever becomes of that. */
+	#watchDeadlines(): void {
+		if (this.#state.name === 'joined' && this.#state.silence.isDoubted) {
+			this.#calls.delayChecks();
+		}
+
+		this.#deadlines.watch();
 	}
 
 	#onVmFrames(frames: Iterable<Frame | OversizedFrame>): void {
@@ -246,7 +284,7 @@ export class Conversation implements AsyncDisposable {
 			for (const frame of frames) {
 				if (!(frame instanceof Frame)) {
 					if (frame.type === frameType.response) {
-						this.#answer(frame.streamId, statusCode.resourceExhausted, tooLarge('response', frame));
+						this.#answer(frame.streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame));
 					}
 				} else if (this.#isForShim(frame)) {
 					this.#shim.send(frame.bytes);
@@ -267,7 +305,7 @@ export class Conversation implements AsyncDisposable {
 
 	#onVmLost(reason: Error): void {
 		const lost = this.#calls.lost();
-		const text = this.#text(`The connection to the pod VM was lost while this call was under way (${reason.message}): whether it was carried out is not known`);
+		const text = this.#text(reasons.lost(reason));
 		if (this.#shim.hasEnded) {
 			this.#answerAll(lost, text);
 			this.#finish();
@@ -287,27 +325,17 @@ export class Conversation implements AsyncDisposable {
 		this.#balance();
 	}
 
-	/** Calls that had to wait for a connection are answered before the shim gives up on them: the first health check without an answer ends the pod. */
-	#watchDeadlines(): void {
-		clearTimeout(this.#timer);
-		const next = this.#calls.nextDeadline;
-		if (next === undefined) {
-			return;
+	get #lateness(): string {
+		if (this.#state.name === 'joined') {
+			return this.#state.silence.isDoubted ? reasons.silent : reasons.late;
 		}
 
-		const {now} = this.#options;
-		this.#timer = setTimeout(() => {
-			const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
-			this.#answerAll(this.#calls.expired(now()), this.#text(this.#state.name === 'joined'
-				? 'This call had to wait for the connection to the pod VM, and the VM did not answer it before its deadline'
-				: `The pod VM could not be reached before this call's deadline${loss === undefined ? '' : `: the connection was lost (${loss.reason.message})`}`));
-			this.#watchDeadlines();
-		}, Math.min(Math.max(0, next - now()) + 1, 0x7f_ff_ff_ff));
+		return reasons.unreached(this.#state.name === 'dialling' ? this.#state.loss?.reason : undefined);
 	}
 
 	/** For a shim that says no more: fails what it still waits for, and says no more either. */
 	#finish(): void {
-		this.#answerAll(this.#calls.all(), this.#text('The connection to the pod VM is lost, and the caller has ended its side'));
+		this.#answerAll(this.#calls.all(), this.#text(reasons.callerEnded));
 		this.#enter({name: 'over'});
 		this.#shim.end();
 	}
@@ -343,15 +371,7 @@ export class Conversation implements AsyncDisposable {
 		void leg.then(() => this.#legs.delete(leg));
 	}
 
-	#goneText(reason: Error): string {
-		return this.#text(`The pod VM is gone: ${reason.message}`);
-	}
-
 	#text(what: string): string {
 		return new AdaptorError({code: 'unavailable', what, where: this.#options.where}).message;
 	}
-}
-
-function tooLarge(what: string, {messageLength}: OversizedFrame): string {
-	return `A ${what} of ${messageLength} bytes exceeds the limit of ${maxMessageLength}`;
 }

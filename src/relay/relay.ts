@@ -11,6 +11,7 @@ import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socke
 import {Conversation} from './conversation.ts';
 import {defaultDialTimings, dial, type Dialled, type DialTarget, type DialTimings} from './dial.ts';
 import type {RelayIdentity} from './identity.ts';
+import {defaultSilenceTimings, type SilenceTimings} from './silence.ts';
 import {forwarderOptions, secureContextOptions, type TlsOptions} from './tls-options.ts';
 
 export interface AgentRelaysOptions {
@@ -29,6 +30,7 @@ export interface RelayTimings extends DialTimings {
 	readonly reportMs: number;
 	/** As of `ConversationOptions`. */
 	readonly redialPauseMs: readonly [first: number, longest: number];
+	readonly silence: SilenceTimings;
 }
 
 const defaultTimings: RelayTimings = {
@@ -36,6 +38,7 @@ const defaultTimings: RelayTimings = {
 	again: {retryMs: 100, patientRetryMs: 1000, overlapMs: 500, maxPending: 4},
 	reportMs: 20_000,
 	redialPauseMs: [100, 5000],
+	silence: defaultSilenceTimings,
 };
 
 /** The VM's network stack tells a dead host from a silent pod; ttrpc has no ping of its own. */
@@ -126,6 +129,7 @@ class Relay implements AgentRelay {
 			log,
 			now: () => performance.now(),
 			redialPauseMs: this.#timings.redialPauseMs,
+			silence: this.#timings.silence,
 		});
 		this.#conversations.add(conversation);
 		void conversation.ended.then(() => this.#conversations.delete(conversation));

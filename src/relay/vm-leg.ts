@@ -8,7 +8,7 @@ import {FrameDecoder, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';
 import {setReading} from './reading.ts';
 
 export interface VmLegEvents {
-	/** Those of one chunk, in their order; at least one. */
+	/** Those of one chunk, in their order; none when no frame ends in it. */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
 	/** There is room again. */
 	drained(): void;
@@ -22,6 +22,7 @@ export class VmLeg {
 	readonly #decoder = new FrameDecoder();
 	readonly #closed = Promise.withResolvers<undefined>();
 	#isOver = false;
+	#unheardBytes = 0;
 
 	constructor(socket: TLSSocket, events: VmLegEvents) {
 		this.#socket = socket;
@@ -46,10 +47,16 @@ export class VmLeg {
 		return this.#socket.writableNeedDrain;
 	}
 
+	/** Sent since anything was received. */
+	get unheardBytes(): number {
+		return this.#unheardBytes;
+	}
+
 	/** Sends these bytes, whole frames, in as few writes as possible. */
 	send(frames: Iterable<Buffer>): void {
 		this.#socket.cork();
 		for (const bytes of frames) {
+			this.#unheardBytes += bytes.length;
 			this.#socket.write(bytes);
 		}
 
@@ -74,6 +81,7 @@ export class VmLeg {
 
 	readonly #onData = (chunk: Buffer): void => {
 		if (!this.#isOver) {
+			this.#unheardBytes = 0;
 			this.#events.frames(this.#decoder.push(chunk));
 		}
 	};
