@@ -20,6 +20,8 @@ import {decode, encode} from './xdr.ts';
  * Stream packets that it has not written to disk yet count as well, but it drains those by itself.
  */
 const callsInFlight = 4;
+/** How many streams that ended well are remembered. */
+const confirmationsKept = 64;
 /** virkeepalive.c: procedures of the keepalive program. */
 const ping = 1;
 const pong = 2;
@@ -66,6 +68,8 @@ export class RpcConnection {
 	/** Aborts with the reason when the connection is lost. */
 	readonly #life = new Scope();
 	readonly #drained = new Set<(value: undefined) => void>();
+	/** Serials of streams whose end the daemon has confirmed, the latest. */
+	readonly #confirmed: number[] = [];
 	#serial = 0;
 	#lost: AdaptorError | undefined;
 	#retirement: AdaptorError | undefined;
@@ -295,7 +299,13 @@ export class RpcConnection {
 		}
 
 		const exchange = this.#pending.get(packet.serial);
+		const confirms = packet.type === messageType.stream && packet.status === messageStatus.ok;
 		if (exchange === undefined) {
+			if (confirms && this.#confirmed.includes(packet.serial)) {
+				// libvirtd (9.0.0, seldom, streams beside calls) sends the message again in place of another call's answer, which never comes.
+				throw new AdaptorError({code: 'unavailable', what: 'the daemon confirmed the end of a stream twice: it has lost the answer to another call'});
+			}
+
 			// The rest of a stream that we ended, usually.
 			this.#options.onIgnored(packet);
 			return;
@@ -308,6 +318,11 @@ export class RpcConnection {
 
 		if (exchange.receive(packet)) {
 			this.#pending.delete(packet.serial);
+			if (confirms) {
+				this.#confirmed.push(packet.serial);
+				this.#confirmed.splice(0, this.#confirmed.length - confirmationsKept);
+			}
+
 			this.#closeWhenRetired();
 		}
 	}

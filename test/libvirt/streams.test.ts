@@ -335,3 +335,24 @@ test('while an upload waits for its source, calls on the same connection are ans
 	peer.send(call, messageType.stream, messageStatus.ok, Buffer.alloc(0));
 	await upload;
 });
+
+test('a stream that is confirmed twice stands for an answer that never comes: the calls under way are made again, or told', async t => {
+	const {daemon, session} = await scripted(t);
+	const upload = session.upload(somewhere, inChunks(Buffer.from('x'), 1), {length: 1}, patient);
+	const {peer, call} = await openStream({daemon});
+	const [lookup, creation] = [
+		session.call(procedures.storageVolLookupByPath, {path: 'a'}, patient),
+		t.throwsAsync(session.call(procedures.storageVolCreateXml, {pool: {name: 'p', uuid: Buffer.alloc(16)}, xml: '<volume/>', flags: 0}, patient), {instanceOf: LibvirtConnectionError, message: /confirmed the end of a stream twice/}),
+	];
+	for (let packets = 0; packets < 4; packets++) {
+		await peer.received.next();
+	}
+
+	peer.send(call, messageType.stream, messageStatus.ok, Buffer.alloc(0));
+	peer.send(call, messageType.stream, messageStatus.ok, Buffer.alloc(0));
+	await upload;
+	t.true((await creation).mayHaveBeenExecuted);
+	const next = await daemon.peers.next();
+	next.reply(await next.received.next(), procedures.storageVolLookupByPath, {vol: somewhere});
+	t.deepEqual((await lookup).vol.name, somewhere.name);
+});
