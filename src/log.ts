@@ -73,6 +73,11 @@ export interface Logger {
 	child(fields: LogFields): Logger;
 }
 
+/** Of an attempt that failed and is made again: the first ones, then fewer and fewer are warnings. An outage of a night is not to fill the log. */
+export function levelOfAttempt(attempt: number): 'warn' | 'debug' {
+	return Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
+}
+
 export interface LogOptions {
 	readonly level: LogLevel;
 	readonly format: 'json' | 'pretty';

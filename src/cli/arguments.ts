@@ -88,11 +88,15 @@ function topicOf(argv: readonly string[]): HelpTopic {
 }
 
 function isGroup(word: string | undefined): word is Group {
-	return names.some(name => name.startsWith(`${word} `));
+	return commandsIn(word).length > 0;
+}
+
+function commandsIn(group: string | undefined): readonly CommandName[] {
+	return names.filter(name => name.startsWith(`${group} `));
 }
 
 function noCommand([first = '', second = '']: readonly string[]): AdaptorError {
-	const ofGroup = names.filter(name => name.startsWith(`${first} `));
+	const ofGroup = commandsIn(first);
 	if (ofGroup.length === 0) {
 		return refused(`There is no command ${JSON.stringify(first)}; expected one of ${words.join(', ')}${suggestion(first, words)}`);
 	}
@@ -199,7 +203,7 @@ function groupHelp(group: Group): string[] {
 	return [
 		`Usage: cloud-api-adaptor ${group} COMMAND [flags]`,
 		'',
-		...Object.entries(table).filter(([name]) => name.startsWith(`${group} `)).map(([name, {summary}]) => `  ${name.padEnd(columnWidth)}${summary}`),
+		...commandsIn(group).map(name => `  ${name.padEnd(columnWidth)}${commands[name].summary}`),
 		'',
 		`"cloud-api-adaptor help ${group} COMMAND" tells the settings and flags of one.`,
 	];

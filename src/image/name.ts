@@ -6,6 +6,7 @@ import {AdaptorError} from '../errors.ts';
 import {pause, Scope} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/procedures.ts';
+import {inOnePiece} from '../libvirt/streams.ts';
 import {imageStem, readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {thinQcow2} from './qcow2.ts';
 import {change, isInUse, readVolume, refresh, volumeOf, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
@@ -79,7 +80,7 @@ export async function giveName(session: LibvirtStorage, pool: StoragePool, name:
 		}
 
 		const bytes = thinQcow2(backing, version.capacity);
-		await session.upload(volumeOf(pool.name, name), once(bytes), {offset: 0, length: bytes.length}, signal);
+		await session.upload(volumeOf(pool.name, name), inOnePiece(bytes), {offset: 0, length: bytes.length}, signal);
 	}
 
 	// libvirt makes volumes of whole KiB.
@@ -123,8 +124,4 @@ export function describeUse({domains, volumes}: Use): string {
 
 function taken(name: string, why: string, remedy: string): AdaptorError {
 	return new AdaptorError({code: 'failed-precondition', what: `Could not give the configured name to a new version of the image: ${why}`, where: {volume: name}, remedy});
-}
-
-async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
-	yield bytes;
 }

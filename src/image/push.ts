@@ -11,6 +11,7 @@ import {AdaptorError} from '../errors.ts';
 import {pause, Scope} from '../lifetime.ts';
 import {isLibvirtError, LibvirtConnectionError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/procedures.ts';
+import {inOnePiece} from '../libvirt/streams.ts';
 import type {Logger} from '../log.ts';
 import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
 import {removeAbandoned} from './incomplete.ts';
@@ -152,7 +153,7 @@ async function upload({session, pool, onProgress, pusher}: PushOptions, volume: 
 		return `sha256:${sent.digest('hex')}`;
 	}
 
-	await session.upload(volumeOf(pool, volume), once(note), {offset: 0, length: note.length}, signal);
+	await session.upload(volumeOf(pool, volume), inOnePiece(note), {offset: 0, length: note.length}, signal);
 	let done = BigInt(head.length);
 	const tell = (stage: PushProgress['stage'], chunk: Buffer): void => {
 		done += BigInt(chunk.length);
@@ -193,7 +194,7 @@ function notWhatWasWritten(pool: string, volume: string): AdaptorError {
 
 /** From here on the volume is an image. */
 async function complete(session: LibvirtStorage, pool: StoragePool, volume: string, head: Buffer, {format, virtualSize}: ImageFormat, signal: AbortSignal): Promise<Volume> {
-	await session.upload(volumeOf(pool.name, volume), once(head), {offset: 0, length: head.length}, signal);
+	await session.upload(volumeOf(pool.name, volume), inOnePiece(head), {offset: 0, length: head.length}, signal);
 	const found = createHash('sha256');
 	for await (const chunk of session.download(volumeOf(pool.name, volume), {length: head.length}, signal)) {
 		found.update(chunk);
@@ -290,8 +291,4 @@ class Bytes {
 
 		return next.done === true ? undefined : next.value;
 	}
-}
-
-async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
-	yield bytes;
 }

@@ -124,6 +124,11 @@ export async function* consoleOutput(connection: RpcConnection, dom: Domain, sig
 	}
 }
 
+/** The source of an upload that is in memory as a whole. */
+export async function* inOnePiece(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+	yield bytes;
+}
+
 /** The bytes in order: what has to be written, and between that how many zeros need not be. */
 function* withoutZeros(chunk: Uint8Array): Generator<Uint8Array | number> {
 	let from = 0;

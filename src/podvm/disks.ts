@@ -1,5 +1,6 @@
 /** The two disks of a pod VM that is defined already: the overlay on its image, and the one for cloud-init. */
 import type {StoragePool} from '../libvirt/procedures.ts';
+import {inOnePiece} from '../libvirt/streams.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';
 import {settleAll} from './removal.ts';
@@ -24,9 +25,5 @@ export async function makeDisks(
 
 async function makeCidata(session: LibvirtCalls, pool: StoragePool, name: string, iso: Buffer, signal: AbortSignal): Promise<void> {
 	const volume = await createVolume(session, pool, name, cidataVolumeXml(name, iso.length), signal);
-	await session.upload(volume, once(iso), {offset: 0, length: iso.length}, signal);
-}
-
-async function* once(bytes: Buffer): AsyncGenerator<Buffer> {
-	yield bytes;
+	await session.upload(volume, inOnePiece(iso), {offset: 0, length: iso.length}, signal);
 }

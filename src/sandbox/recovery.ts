@@ -4,7 +4,7 @@
  */
 import {AdaptorError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {levelOfAttempt, type Logger} from '../log.ts';
 import type {StateOf} from './admission.ts';
 import {claimedVm, runningNames, relayTarget} from './names.ts';
 import type {OwnRecord} from './own-record.ts';
@@ -173,7 +173,7 @@ async function reach({id, request, vm, address}: SandboxRecord & {readonly state
 				throw error;
 			}
 
-			log[Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug']({err: error, attempt}, 'sandbox of an earlier run not taken up yet, it is tried again');
+			log[levelOfAttempt(attempt)]({err: error, attempt}, 'sandbox of an earlier run not taken up yet, it is tried again');
 		}
 	}
 }

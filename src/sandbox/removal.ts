@@ -3,7 +3,7 @@
  * Knows no states: what there is to remove is said by whoever wants it gone.
  */
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {levelOfAttempt, type Logger} from '../log.ts';
 import type {Remains} from './admission.ts';
 import {agentSocketPath, claimedVm} from './names.ts';
 import type {PodRequest} from './pod-request.ts';
@@ -89,8 +89,7 @@ export class RemovalRetries {
 			try {
 				await this.#remove();
 			} catch (error) {
-				// An outage of a night is not to fill the log.
-				log[Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug']({err: error, attempt}, 'sandbox removal failed, it is tried again');
+				log[levelOfAttempt(attempt)]({err: error, attempt}, 'sandbox removal failed, it is tried again');
 			}
 		}
 	}
