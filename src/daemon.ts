@@ -4,6 +4,8 @@
 import {dirname, join} from 'node:path';
 import {serveApi} from './api/server.ts';
 import {composeChecks} from './checks.ts';
+import {KeyedMutex} from './concurrency/keyed-mutex.ts';
+import {Semaphore} from './concurrency/semaphore.ts';
 import type {Config} from './config.ts';
 import {parseInitdata} from './initdata.ts';
 import {serveProbes} from './health/probes.ts';
@@ -21,7 +23,6 @@ import type {KubernetesCluster} from './kubernetes/cluster.ts';
 import {noCluster} from './sandbox/no-cluster.ts';
 import type {PodVms} from './sandbox/ports.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
-import {StartQueue} from './sandbox/start-queue.ts';
 import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
 
 /** What of the process's surroundings the parts need. */
@@ -123,7 +124,8 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 		relays,
 		cluster: cluster ?? noCluster,
 		records: new FileRecords(config.podsDir, log),
-		starts: new StartQueue(config.maxConcurrentStarts),
+		starts: new Semaphore(config.maxConcurrentStarts),
+		mutex: new KeyedMutex(),
 		maxSandboxes: () => config.enforceLimit ? (cluster === undefined ? configuredLimit : cluster.limit) : undefined,
 		policy: {
 			sizes: {

@@ -3,7 +3,7 @@
  * absences itself; joining waits for nothing but two files.
  */
 import type {Logger, Secret} from '../log.ts';
-import type {ClaimedVm, Cluster, PodEvent, PodIdentity} from '../sandbox/ports.ts';
+import type {ClaimedVm, Cluster, PodEvent, PodIdentity, Presence} from '../sandbox/ports.ts';
 import {KubernetesClient} from './client.ts';
 import {PodEvents} from './events.ts';
 import {NodeCapacity} from './node-capacity.ts';
@@ -71,6 +71,14 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 
 	disclaim(vm: ClaimedVm): void {
 		this.#peerPods.disclaim(vm);
+	}
+
+	async podPresence(_vm: ClaimedVm, _signal: AbortSignal): Promise<Presence> {
+		return 'unknown';
+	}
+
+	reconcile(_vms: readonly ClaimedVm[]): void {
+		// Claims keep themselves up to date.
 	}
 
 	tell(pod: PodIdentity, event: PodEvent): void {

@@ -5,7 +5,7 @@
  */
 import {pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {OngoingTrouble} from '../ongoing-trouble.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound, KubernetesError} from './errors.ts';
@@ -53,9 +53,9 @@ class Cleaner {
 	readonly #now: () => number;
 	/** By the PeerPod's UID: since when it is seen without a daemon. */
 	#since = new Map<string, number>();
-	readonly #failing = new OngoingTrouble();
+	readonly #failing = new FailureLog();
 	/** By the PeerPod's UID. */
-	readonly #abandoned = new OngoingTrouble();
+	readonly #abandoned = new FailureLog();
 
 	constructor(options: ControllerOptions) {
 		this.#options = options;
@@ -78,11 +78,11 @@ class Cleaner {
 			}
 
 			this.#since = since;
-			this.#failing.ends();
+			this.#failing.recovered();
 		} catch (error) {
 			if (!signal.aborted) {
 				const isMissing = error instanceof KubernetesError && error.isKindMissing;
-				if (this.#failing.begins()) {
+				if (this.#failing.failed()) {
 					log.warn({err: error}, isMissing ? 'there are no PeerPods in this cluster: there is nothing to do' : 'PeerPods cannot be looked through, it is tried again');
 				}
 			}
@@ -99,8 +99,8 @@ class Cleaner {
 		switch (verdict.action) {
 			case 'leave': {
 				if (verdict.why !== 'of another cluster') {
-					this.#abandoned.ends(uid);
-				} else if (this.#abandoned.begins(uid)) {
+					this.#abandoned.recovered(uid);
+				} else if (this.#abandoned.failed(uid)) {
 					log.warn({...names, reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(claim.cluster)} there`}, 'PeerPod left alone: its daemon has another CLUSTER_ID');
 				}
 
@@ -109,7 +109,7 @@ class Cleaner {
 
 			case 'wait': {
 				since.set(uid, verdict.since);
-				if (this.#abandoned.begins(uid)) {
+				if (this.#abandoned.failed(uid)) {
 					log.info(names, 'pod VM without a daemon: it is deleted unless one comes');
 				}
 
@@ -122,7 +122,7 @@ class Cleaner {
 					const wasThere = await this.#options.deleteVm(claim, signal);
 					await this.#release(candidate, signal);
 					since.delete(uid);
-					this.#abandoned.ends(uid);
+					this.#abandoned.recovered(uid);
 					log.info({...names, reason: verdict.why}, wasThere ? 'abandoned pod VM deleted' : 'PeerPod released: its VM was gone');
 				} catch (error) {
 					signal.throwIfAborted();

@@ -8,7 +8,7 @@
 import {AdaptorError, toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {OngoingTrouble} from '../ongoing-trouble.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import type {PodEvent, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient, NewObject} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
@@ -56,7 +56,7 @@ export class PodEvents implements AsyncDisposable {
 	readonly #waiting: Told[] = [];
 	readonly #sent = new Map<string, Sent>();
 	readonly #ending = new AbortController();
-	readonly #refusal = new OngoingTrouble();
+	readonly #refusal = new FailureLog();
 	#sending: Promise<void> | undefined;
 	#closed: Promise<void> | undefined;
 	#dropped = 0;
@@ -100,7 +100,7 @@ export class PodEvents implements AsyncDisposable {
 			using scope = new Scope(this.#ending.signal).deadline(this.#options.sendTimeoutMs, 'the Kubernetes API to take an event');
 			try {
 				await this.#send(next, scope.signal);
-				this.#refusal.ends();
+				this.#refusal.recovered();
 			} catch (thrown) {
 				this.#failed(next, scope.signal.aborted ? toError(scope.signal.reason) : toError(thrown));
 			}
@@ -197,7 +197,7 @@ export class PodEvents implements AsyncDisposable {
 
 	#failed({pod, event}: Told, error: Error): void {
 		const isForbidden = error instanceof KubernetesError && error.status === 403;
-		if (isForbidden && !this.#refusal.begins()) {
+		if (isForbidden && !this.#refusal.failed()) {
 			this.#drop(pod, event, 'forbidden');
 			return;
 		}

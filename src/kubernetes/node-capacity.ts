@@ -9,7 +9,7 @@
  */
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {OngoingTrouble} from '../ongoing-trouble.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
 import {textAt, textsAt} from './fields.ts';
@@ -128,13 +128,13 @@ export class NodeCapacity implements AsyncDisposable {
 
 	async #watchNode(signal: AbortSignal): Promise<void> {
 		const {client, node, lookAgainMs, log} = this.#options;
-		const trouble = new OngoingTrouble();
+		const failures = new FailureLog();
 		while (!signal.aborted) {
 			try {
 				for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
 					const object = event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
 					if (event.type !== 'all') {
-						trouble.ends(); // Who may list may still not watch.
+						failures.recovered(); // Who may list may still not watch.
 					}
 
 					this.#seen = object && seen(object);
@@ -146,7 +146,7 @@ export class NodeCapacity implements AsyncDisposable {
 				}
 			} catch (error) {
 				// May patch the node's status, but not look: what the existing adaptor's permissions allow. So the patch is repeated instead.
-				if (trouble.begins()) {
+				if (failures.failed()) {
 					log.warn({err: error, node}, 'the node cannot be watched: its capacity for pod VMs is advertised again and again');
 				}
 
@@ -162,7 +162,7 @@ export class NodeCapacity implements AsyncDisposable {
 		const isClosing = (): boolean => signal.aborted;
 		let pauses = backOff(...retryMs);
 		let patchedAt = -Infinity;
-		const trouble = new OngoingTrouble();
+		const failures = new FailureLog();
 		while (!isClosing()) {
 			try {
 				await abortable(this.#doubt.promise, signal);
@@ -180,13 +180,13 @@ export class NodeCapacity implements AsyncDisposable {
 					patchedAt = performance.now();
 				}
 
-				trouble.ends();
+				failures.recovered();
 			} catch (error) {
 				if (isClosing()) {
 					return;
 				}
 
-				log[trouble.begins() ? 'warn' : 'debug']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
+				log[failures.failed() ? 'warn' : 'debug']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
 				this.#doubt.resolve(undefined);
 				await pause(pauses.next().value, signal).catch(() => undefined);
 			}

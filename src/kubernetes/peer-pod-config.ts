@@ -5,7 +5,7 @@
  */
 import {pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {OngoingTrouble} from '../ongoing-trouble.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import type {KubernetesClient} from './client.ts';
 import {KubernetesError} from './errors.ts';
 import {textAt} from './fields.ts';
@@ -34,7 +34,7 @@ const name = 'peerpodconfig-openshift';
  * Calls `onLimit` with each new limit, and with undefined when there is none any more. Ends with the signal only, and without an error.
  */
 export async function followLimit({client, namespace, lookAgainMs, log}: LimitSource, onLimit: (limit: number | undefined) => void, signal: AbortSignal): Promise<void> {
-	const trouble = new OngoingTrouble();
+	const failures = new FailureLog();
 	const tell = (config: ApiObject<PeerPodConfig> | undefined): void => {
 		onLimit(config?.limit === undefined || config.limit === '' ? undefined : parsedLimit(config.limit, log));
 	};
@@ -44,14 +44,14 @@ export async function followLimit({client, namespace, lookAgainMs, log}: LimitSo
 			for await (const event of client.watch(peerPodConfigs, {namespace, fieldSelector: `metadata.name=${name}`}, signal)) {
 				tell(event.type === 'all' ? event.objects[0] : event.type === 'deleted' ? undefined : event.object);
 				if (event.type !== 'all') {
-					trouble.ends(); // Who may list may still not watch.
+					failures.recovered(); // Who may list may still not watch.
 				}
 			}
 		} catch (error) {
 			const isMissing = error instanceof KubernetesError && error.isKindMissing;
 			if (isMissing) {
 				onLimit(undefined);
-			} else if (trouble.begins()) {
+			} else if (failures.failed()) {
 				log.warn({err: error}, 'the limit of PeerPodConfig cannot be followed');
 			}
 

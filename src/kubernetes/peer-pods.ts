@@ -8,7 +8,7 @@
 import {AdaptorError} from '../errors.ts';
 import {abortable, backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {OngoingTrouble} from '../ongoing-trouble.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import type {ClaimedVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
@@ -60,7 +60,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	readonly #waiting = new Set<() => void>();
 	#looking: Promise<void> | undefined;
 	/** What every claim would meet. */
-	readonly #refusals = new OngoingTrouble();
+	readonly #refusals = new FailureLog();
 	#closed: Promise<void> | undefined;
 
 	constructor(options: PeerPodsOptions) {
@@ -132,7 +132,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		using pauses = new Scope(this.#stopping.signal, attempts.signal);
 		const delays = backOff(...this.#options.retryMs);
 		const isOver = (): boolean => pauses.signal.aborted;
-		const trouble = new OngoingTrouble();
+		const failures = new FailureLog();
 		do {
 			try {
 				await task(attempts.signal);
@@ -150,7 +150,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 					this.#tellOnce(String(error instanceof KubernetesError ? error.status : error), error, 'PeerPods cannot be kept');
 					return;
 				} else {
-					this.#options.log[trouble.begins() ? 'warn' : 'debug']({...names(vm), err: error}, 'PeerPod not up to date yet, it is tried again');
+					this.#options.log[failures.failed() ? 'warn' : 'debug']({...names(vm), err: error}, 'PeerPod not up to date yet, it is tried again');
 					await pause(delays.next().value, pauses.signal).catch(() => undefined);
 				}
 			}
@@ -257,7 +257,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 				}
 			}
 
-			if (this.#refusals.ends('missing')) {
+			if (this.#refusals.recovered('missing')) {
 				log.info({}, 'the cluster knows PeerPods now');
 			}
 
@@ -300,7 +300,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	}
 
 	#tellOnce(refusal: string, error: unknown, message: string): void {
-		if (this.#refusals.begins(refusal)) {
+		if (this.#refusals.failed(refusal)) {
 			this.#options.log.warn({err: error}, message);
 		}
 	}

@@ -5,6 +5,7 @@
  * The life of an exchange: waits for a slot ─▶ CALL sent, holds the slot ─▶ REPLY, slot free ─▶ (streams: STREAM packets) ─▶ over.
  * A caller that gives up leaves its exchange, and its slot, behind until the REPLY comes: the daemon still counts the call.
  */
+import {Semaphore} from '../concurrency/semaphore.ts';
 import {AdaptorError, toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {LibvirtConnectionError, LibvirtError, remoteError} from './errors.ts';
@@ -12,7 +13,6 @@ import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecode
 import type {Pipe} from './pipe.ts';
 import type {Procedure} from './procedures.ts';
 import {SilenceWatch} from './silence-watch.ts';
-import {Slots} from './slots.ts';
 import {decode, encode} from './xdr.ts';
 
 /**
@@ -54,7 +54,8 @@ export interface Exchange {
 
 interface Pending extends ExchangeHandler {
 	readonly procedure: string;
-	holdsSlot: boolean;
+	/** Until the first answer. */
+	slot: Disposable | undefined;
 	/** Counted in looks. */
 	abandonedFor: number | undefined;
 }
@@ -63,7 +64,7 @@ export class RpcConnection {
 	readonly #pipe: Pipe;
 	readonly #options: RpcOptions;
 	readonly #decoder = new PacketDecoder();
-	readonly #slots = new Slots(callsInFlight);
+	readonly #slots = new Semaphore(callsInFlight);
 	readonly #pending = new Map<number, Pending>();
 	/** Aborts with the reason when the connection is lost. */
 	readonly #life = new Scope();
@@ -126,11 +127,11 @@ export class RpcConnection {
 	/** Waits for a slot and sends the CALL. The handler gets everything that the daemon sends for it, from the REPLY on. */
 	async begin<Args>(procedure: Procedure<Args, unknown>, args: Args, signal: AbortSignal, handler: ExchangeHandler): Promise<Exchange> {
 		const body = encode(procedure.args, args);
-		await this.#slot(procedure.name, signal);
+		const slot = await this.#slot(procedure.name, signal);
 		const serial = this.#nextSerial();
 		const pending: Pending = {
 			procedure: procedure.name,
-			holdsSlot: true,
+			slot,
 			abandonedFor: undefined,
 			receive: packet => handler.receive(packet),
 			fail: reason => handler.fail(reason),
@@ -227,21 +228,23 @@ export class RpcConnection {
 	}
 
 	#closeWhenRetired(): void {
-		if (this.#retirement !== undefined && [...this.#pending.values()].every(({holdsSlot}) => holdsSlot)) {
+		if (this.#retirement !== undefined && [...this.#pending.values()].every(({slot}) => slot !== undefined)) {
 			this.close(this.#retirement);
 		}
 	}
 
-	async #slot(procedure: string, signal: AbortSignal): Promise<void> {
+	async #slot(procedure: string, signal: AbortSignal): Promise<Disposable> {
 		using scope = new Scope(signal, this.#life.signal);
-		const failure = await this.#slots.acquire(scope.signal).then(() => undefined, toError);
+		const [acquired] = await Promise.allSettled([this.#slots.acquire(scope.signal)]);
 		if (this.#lost !== undefined) {
 			throw new LibvirtConnectionError(procedure, false, this.transport, this.#lost);
 		}
 
-		if (failure !== undefined) {
-			throw failure;
+		if (acquired.status === 'rejected') {
+			throw acquired.reason;
 		}
+
+		return acquired.value;
 	}
 
 	#result<Args, Result>(procedure: Procedure<Args, Result>, packet: Packet): Result {
@@ -311,10 +314,8 @@ export class RpcConnection {
 			return;
 		}
 
-		if (exchange.holdsSlot) {
-			exchange.holdsSlot = false;
-			this.#slots.release();
-		}
+		exchange.slot?.[Symbol.dispose]();
+		exchange.slot = undefined;
 
 		if (exchange.receive(packet)) {
 			this.#pending.delete(packet.serial);
@@ -332,7 +333,7 @@ export class RpcConnection {
 	 * those calls may hang for hours in the daemon. A new connection starts with a count of its own.
 	 */
 	#countAbandoned(): void {
-		const holders = [...this.#pending.values()].filter(exchange => exchange.holdsSlot);
+		const holders = [...this.#pending.values()].filter(({slot}) => slot !== undefined);
 		for (const holder of holders) {
 			if (holder.abandonedFor !== undefined) {
 				holder.abandonedFor++;

@@ -1,17 +1,17 @@
 /** Connections that carry one stream each: without events and pings, so that a slow reader may stop them. Few at a time. */
+import {Semaphore} from '../concurrency/semaphore.ts';
 import {AdaptorError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import {rootReason, type Connector} from './connector.ts';
 import {LibvirtConnectionError} from './errors.ts';
 import type {RpcConnection} from './rpc.ts';
-import {Slots} from './slots.ts';
 
 const connectionsAtOnce = 4;
 
 export class StreamConnections {
 	readonly #connector: Connector;
 	readonly #timeoutMs: number;
-	readonly #slots = new Slots(connectionsAtOnce);
+	readonly #slots = new Semaphore(connectionsAtOnce);
 	readonly #open = new Set<RpcConnection>();
 
 	/** @param timeoutMs for the wait for a turn and for the connection */
@@ -23,7 +23,7 @@ export class StreamConnections {
 	/** Disposing the result closes the connection and gives the turn back. */
 	async open(procedure: string, ...ends: readonly AbortSignal[]): Promise<Disposable & {readonly connection: RpcConnection}> {
 		using scope = new Scope(...ends).deadline(this.#timeoutMs, `a connection to libvirt for ${procedure}`);
-		await this.#slots.acquire(scope.signal);
+		const slot = await this.#slots.acquire(scope.signal);
 		try {
 			const connection = await this.#connector.open({onLost: () => undefined, onMessage: () => undefined}, scope.signal);
 			this.#open.add(connection);
@@ -31,13 +31,12 @@ export class StreamConnections {
 				connection,
 				[Symbol.dispose]: () => {
 					connection.close(new AdaptorError({code: 'cancelled', what: 'the stream is over'}));
-					if (this.#open.delete(connection)) {
-						this.#slots.release();
-					}
+					this.#open.delete(connection);
+					slot[Symbol.dispose]();
 				},
 			};
 		} catch (error) {
-			this.#slots.release();
+			slot[Symbol.dispose]();
 			throw scope.signal.aborted ? error : new LibvirtConnectionError(procedure, false, undefined, rootReason(error));
 		}
 	}

@@ -14,7 +14,7 @@ import {isIPv4} from 'node:net';
 import {AdaptorError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import type {PodNetwork, PodNetworks, SandboxId} from '../sandbox/ports.ts';
+import type {PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Link} from './inspection.ts';
 import {Iproute2} from './iproute2.ts';
@@ -153,6 +153,14 @@ class Tunnels implements KernelPodNetworks {
 			this.#tenancies.delete(netnsPath);
 			this.#vnis.release(tenancy.vni);
 		}
+	}
+
+	async presence(_network: PodNetwork, _signal: AbortSignal): Promise<Presence> {
+		return 'unknown';
+	}
+
+	async identify(network: PodNetwork, _signal: AbortSignal): Promise<PodNetwork> {
+		return network;
 	}
 
 	async attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {

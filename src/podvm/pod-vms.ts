@@ -11,6 +11,7 @@
  * deletion that comes late cannot hit the VM that got the slot next.
  */
 import {randomUUID} from 'node:crypto';
+import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
 import {AdaptorError} from '../errors.ts';
 import {backOff, pause, Scope} from '../lifetime.ts';
 import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/errors.ts';
@@ -32,7 +33,6 @@ import {change, mayHaveBeenMade, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';
 import {isStillThere, listDomains, readOwnDomains, type OwnDomain} from './own-domains.ts';
 import {removeVm} from './removal.ts';
-import {Turns} from './turns.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
 import {causeOfFailure, cidataVolumeName, readBaseVolume, rootVolumeName} from './volumes.ts';
 
@@ -75,7 +75,7 @@ class LibvirtPodVms implements PodVms {
 	readonly #options: PodVmsOptions;
 	readonly #slots: VmSlots;
 	/** A start and the deletions of one sandbox never overlap. */
-	readonly #turns = new Turns();
+	readonly #mutex = new KeyedMutex();
 	readonly #host: KvmHost;
 	readonly #endWatch: EndWatch;
 	/** Of VMs that were started here. */
@@ -91,7 +91,7 @@ class LibvirtPodVms implements PodVms {
 	}
 
 	async start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
-		return this.#turns.take(spec.sandboxId, async () => this.#start(spec, signal), signal);
+		return this.#mutex.run(spec.sandboxId, async () => this.#start(spec, signal), signal);
 	}
 
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
@@ -109,13 +109,13 @@ class LibvirtPodVms implements PodVms {
 	}
 
 	async delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
-		await this.#turns.take(sandboxId, async () => this.#delete(sandboxId, signal), signal);
+		await this.#mutex.run(sandboxId, async () => this.#delete(sandboxId, signal), signal);
 	}
 
 	async list(signal: AbortSignal): Promise<readonly PodVmRecord[]> {
 		const own = await this.#readOwn(await listDomains(this.#options.session, signal), signal);
 		return own.map(({domain, slot, metadata: {sandboxId, pod, vni, createdAt}}) => (
-			{...this.#vmAt(slot, domain.name, sandboxId), pod, vni, createdAt, running: domain.id !== -1}
+			{...this.#vmAt(slot, domain.name, sandboxId), pod, vni, createdAt, running: domain.id !== -1, ownership: 'unmarked' as const}
 		));
 	}
 

@@ -18,7 +18,7 @@ export async function* bringUp(
 	const {podVms, networks, relays, cluster, starts, hasScratchSpace, agentTimeoutMs} = world;
 	const {request, network, tls} = prepared;
 	stages.enter('get a turn to start');
-	using _turn = await starts.turn(signal);
+	using _turn = await starts.acquire(signal);
 	stages.enter('tell the cluster');
 	const [pullCredentials] = await Promise.all([cluster.pullCredentials(request.pod, signal), cluster.claim(claimedVm(id, request), signal)]);
 	stages.enter('start the VM');

@@ -11,6 +11,12 @@ export const noCluster: Cluster = {
 	disclaim() {
 		// Nobody to tell.
 	},
+	async podPresence() {
+		return 'unknown';
+	},
+	reconcile() {
+		// Nobody to tell.
+	},
 	tell() {
 		// Nobody to tell.
 	},

@@ -5,7 +5,7 @@
 import {AdaptorError} from '../errors.ts';
 import {pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {OngoingTrouble} from '../ongoing-trouble.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import type {PodVms, SandboxId} from './ports.ts';
 import type {SandboxRecords} from './records.ts';
 
@@ -27,14 +27,14 @@ export interface Reaping extends ReapingTimes {
 
 /** Goes on until the signal aborts. Never throws. */
 export async function reapOrphans({orphanGraceMs, orphanIntervalMs, podVms, records, isKnown, reap, log}: Reaping, signal: AbortSignal): Promise<void> {
-	const unreadable = new OngoingTrouble();
+	const unreadable = new FailureLog();
 	const isRecorded = async (id: SandboxId): Promise<boolean> => {
 		try {
 			const record = await records.read(id);
-			unreadable.ends(id);
+			unreadable.recovered(id);
 			return record !== undefined;
 		} catch (error) {
-			if (unreadable.begins(id)) {
+			if (unreadable.failed(id)) {
 				log.error({sandboxId: id, err: error}, 'a pod VM is left alone, for its sandbox\'s record cannot be read');
 			}
 

@@ -52,6 +52,8 @@ export interface CreateSandbox {
  */
 export interface PodNetwork {
 	readonly netnsPath: string;
+	/** Which namespace was found at that path; absent in records of earlier versions. */
+	readonly netns?: NetnsIdentity;
 	/** The pod's address with its prefix length. */
 	readonly podIp: string;
 	readonly podHwAddr: string;
@@ -71,6 +73,17 @@ export interface PodNetwork {
 	readonly dedicated: boolean;
 	readonly externalNetViaPodVm: boolean;
 }
+
+/** Which network namespace it is, whatever path leads to it. Numbers as decimal text: JSON's numbers cannot hold an inode. */
+export interface NetnsIdentity {
+	readonly device: string;
+	readonly inode: string;
+	/** Of the directory that names it. One that is the same and has no such name any more proves that the namespace is gone. */
+	readonly directory: {readonly device: string; readonly inode: string};
+}
+
+/** Whether something exists. `gone` is proven, never guessed: what cannot be seen is `unknown`. */
+export type Presence = 'present' | 'gone' | 'unknown';
 
 export interface PodRoute {
 	/** Prefix; `0.0.0.0/0` is the default route, as the existing adaptor sends it. */
@@ -92,13 +105,23 @@ export interface PodNeighbor {
 
 /** The pod's network namespace and its tunnel. */
 export interface PodNetworks {
-	/** Reads the pod's netns and reserves a VNI in it. On failure nothing stays reserved. */
+	/**
+	 * Reads the pod's netns and reserves a VNI in it. On failure nothing stays reserved. A namespace is known by its device and inode: two paths to
+	 * one are one, and a second sandbox in it is refused ('already-exists').
+	 */
 	reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork>;
 	/**
 	 * Undoes a reservation of which only the place is known, for it was cut off, perhaps in a daemon that has died. Succeeds when nothing is
 	 * reserved there, or the netns is gone. Leaves alone what another sandbox has there, and a tunnel that leads to a VM.
 	 */
 	abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void>;
+	/**
+	 * Whether the namespace still exists. It is gone when the directory that had it has no such name any more, or has another namespace by that
+	 * name. Never throws: what cannot be seen, such as a directory that is not mounted here, is 'unknown'.
+	 */
+	presence(network: PodNetwork, signal: AbortSignal): Promise<Presence>;
+	/** The network with the identity of the namespace that is at its path now, for a record of an earlier version. */
+	identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork>;
 	/** Points the tunnel at the VM and redirects the pod's traffic into it. Idempotent; a second address replaces the first. */
 	attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void>;
 	/** Removes tunnel, redirection and reservation. Succeeds when they, or the netns, are already gone. */
@@ -161,7 +184,10 @@ export interface PodVms {
 	 * when the hypervisor is away in between. Rejects with the signal's reason only.
 	 */
 	ended(vm: PodVm, signal: AbortSignal): Promise<AdaptorError>;
-	/** Deletes VM and disks of a sandbox, whatever state they are in. Succeeds when there are none. Touches nothing of other clusters or nodes. */
+	/**
+	 * Deletes VM and disks of a sandbox, whatever state they are in, whichever daemon of this node answers for it. Succeeds when there are none.
+	 * Touches nothing of other clusters or nodes. Goes on past each part that cannot be removed, and then rejects, naming what is left.
+	 */
 	delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void>;
 	/** All VMs of this cluster and node, half-made ones too. */
 	list(signal: AbortSignal): Promise<readonly PodVmRecord[]>;
@@ -173,7 +199,13 @@ export interface PodVmRecord extends PodVm {
 	readonly vni: number;
 	readonly createdAt: Date;
 	readonly running: boolean;
+	/** Who answers for it: this PODS_DIR, another one on this node, or a version that did not say ('unmarked'). */
+	readonly ownership: VmOwnership;
+	/** The other PODS_DIR, as the daemon there calls it; for a VM that is 'foreign'. */
+	readonly podsDir?: string;
 }
+
+export type VmOwnership = 'ours' | 'unmarked' | 'foreign';
 
 /** What the VM's forwarder needs to serve TLS; goes to the VM as `tls-*` of apf.json. */
 export interface ForwarderTls {
@@ -253,6 +285,16 @@ export interface Cluster {
 	claim(vm: ClaimedVm, signal: AbortSignal): Promise<void>;
 	/** The VM is gone: the record is withdrawn, in the background. Another VM of the same pod stays on record. */
 	disclaim(vm: ClaimedVm): void;
+	/**
+	 * Whether the pod itself still exists: the pod with its UID, not another one of its name. `unknown` without an API server, without its answer in
+	 * time, and for static pods. Rejects with the signal's reason only.
+	 */
+	podPresence(vm: ClaimedVm, signal: AbortSignal): Promise<Presence>;
+	/**
+	 * These are all VMs of this node that should be on record; called again and again. What is missing is put on record, what is too much is withdrawn,
+	 * in the background, whatever was refused or lost before.
+	 */
+	reconcile(vms: readonly ClaimedVm[]): void;
 	/** Tells what happened to a pod, in the background; repetitions may be dropped. */
 	tell(pod: PodIdentity, event: PodEvent): void;
 }

@@ -7,7 +7,6 @@ import {pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import {admitStart, nothing, refusal, remainsOf, type Prepared, type Remains, type SandboxState, type StateOf} from './admission.ts';
 import {bringUp} from './bring-up.ts';
-import {Mailbox} from './mailbox.ts';
 import {agentSocketPath, createdNames, runningNames} from './names.ts';
 import {OwnRecord} from './own-record.ts';
 import {podRequest, type PodRequest} from './pod-request.ts';
@@ -33,7 +32,6 @@ export class Sandbox {
 	readonly agentSocketPath: string;
 	readonly #world: SandboxWorld;
 	readonly #onChange: (sandbox: Sandbox) => void;
-	readonly #mailbox = new Mailbox();
 	/** Ends a creation or a start, also one whose turn has not come: the sandbox is to be stopped, or the daemon is. */
 	readonly #end = new AbortController();
 	readonly #ownRecord: OwnRecord;
@@ -50,7 +48,7 @@ export class Sandbox {
 		this.#state = state;
 		this.agentSocketPath = agentSocketPath(id, world);
 		this.#ownRecord = new OwnRecord(id, world.records);
-		this.#removalRetries = new RemovalRetries(async () => this.#mailbox.post(async () => this.#remove(), unconditional), world.removalRetryMs);
+		this.#removalRetries = new RemovalRetries(async () => world.mutex.run(id, async () => this.#remove(), unconditional), world.removalRetryMs);
 		this.#log = world.log.child({sandboxId: id});
 	}
 
@@ -66,7 +64,7 @@ export class Sandbox {
 	/** To be called once, first. On failure the sandbox is gone and nothing is left of it. */
 	async create({annotations, netnsPath}: CreateSandbox, signal: AbortSignal): Promise<void> {
 		const {policy, createTimeoutMs} = this.#world;
-		return this.#mailbox.post(async () => {
+		return this.#world.mutex.run(this.id, async () => {
 			using scope = new Scope(signal, this.#end.signal).deadline(createTimeoutMs, 'the sandbox to be created');
 			try {
 				const request = podRequest(this.id, annotations, policy);
@@ -92,7 +90,7 @@ export class Sandbox {
 		this.#know(record.request);
 		this.#takeUp(record);
 		try {
-			await this.#mailbox.post(async () => this.#settle(recovery), this.#end.signal);
+			await this.#world.mutex.run(this.id, async () => this.#settle(recovery), this.#end.signal);
 			await this.#followElsewhere(recovery);
 		} catch (error) {
 			if (!this.#end.signal.aborted) {
@@ -161,7 +159,7 @@ export class Sandbox {
 		}
 
 		const change = await movedOn({id: this.id, state: 'created'}, this.#world.records, recovery.halfMadeGraceMs, signal);
-		await this.#mailbox.post(async () => {
+		await this.#world.mutex.run(this.id, async () => {
 			// Unless it was this daemon that started it.
 			if (change !== undefined && this.#state === state) {
 				await this.#follow(change);
@@ -178,7 +176,7 @@ export class Sandbox {
 	async start(signal: AbortSignal): Promise<void> {
 		using scope = new Scope(signal).deadline(this.#world.startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
 		const late = Promise.withResolvers<never>();
-		const whole = this.#mailbox.post(async () => {
+		const whole = this.#world.mutex.run(this.id, async () => {
 			const admitted = admitStart(this.#state);
 			if (admitted.verdict === 'refuse') {
 				throw refusal(this.id, admitted.why, admitted.cause);
@@ -200,7 +198,7 @@ export class Sandbox {
 	async stop(why = 'The sandbox was stopped while it was being started'): Promise<void> {
 		this.#end.abort(new AdaptorError({code: 'aborted', what: why, where: {sandboxId: this.id}}));
 		try {
-			await this.#mailbox.post(async () => this.#remove(), unconditional);
+			await this.#world.mutex.run(this.id, async () => this.#remove(), unconditional);
 		} catch (error) {
 			this.#removalRetries.begin(this.#log);
 			throw error;
@@ -215,7 +213,7 @@ export class Sandbox {
 		this.#end.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'}));
 		const noRetries = this.#removalRetries.end();
 		try {
-			await this.#mailbox.post(async () => {
+			await this.#world.mutex.run(this.id, async () => {
 				await remainsOf(this.#state).relay?.[Symbol.asyncDispose]();
 			}, unconditional);
 		} catch (error) {
@@ -271,7 +269,7 @@ export class Sandbox {
 			state.relay.fail(reason);
 			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
 			this.#world.cluster.tell(state.prepared.request.pod, {type: 'Warning', reason: 'PodVMEnded', message: reason.message});
-			await this.#mailbox.post(async () => {
+			await this.#world.mutex.run(this.id, async () => {
 				if (this.#state === state) {
 					this.#setState({name: 'failed', reason, remains: remainsOf(state)});
 				}

@@ -1,9 +1,10 @@
 /** What every sandbox of a daemon shares: the ports, the administrator's policy, and how long things may take. */
+import type {KeyedMutex} from '../concurrency/keyed-mutex.ts';
+import type {Semaphore} from '../concurrency/semaphore.ts';
 import type {Logger} from '../log.ts';
 import type {PodPolicy} from './pod-request.ts';
 import type {AgentRelays, Cluster, PodNetworks, PodVms} from './ports.ts';
 import type {SandboxRecords} from './records.ts';
-import type {StartQueue} from './start-queue.ts';
 
 export interface SandboxWorld {
 	readonly podVms: PodVms;
@@ -12,7 +13,9 @@ export interface SandboxWorld {
 	readonly cluster: Cluster;
 	readonly records: SandboxRecords;
 	/** Starts under way, of all sandboxes. */
-	readonly starts: StartQueue;
+	readonly starts: Semaphore;
+	/** By sandbox id: the tasks of a sandbox run one at a time. */
+	readonly mutex: KeyedMutex;
 	readonly policy: PodPolicy;
 	/** Every VM is asked to set up scratch space. */
 	readonly hasScratchSpace: boolean;

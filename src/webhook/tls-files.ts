@@ -9,7 +9,7 @@ import {join} from 'node:path';
 import {createSecureContext, type SecureContextOptions} from 'node:tls';
 import {AdaptorError} from '../errors.ts';
 import {Secret, type Logger} from '../log.ts';
-import {OngoingTrouble} from '../ongoing-trouble.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 
 export interface TlsFilesOptions {
 	/** Holds `tls.crt`, a chain in PEM, and `tls.key`. */
@@ -35,7 +35,7 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 	let used: Pair | undefined;
 	/** What the last look met. */
 	let met: string | undefined;
-	const lasting = new OngoingTrouble();
+	const lasting = new FailureLog();
 	const look = async (): Promise<void> => {
 		const pair = await readPair(directory);
 		if (pair.cert === used?.cert && pair.key.reveal() === used.key.reveal()) {
@@ -72,15 +72,15 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 	const timer = setInterval(() => {
 		looking ??= look().then(() => {
 			met = undefined;
-			lasting.ends();
+			lasting.recovered();
 		}, (err: unknown) => {
-			const trouble = String(err);
+			const failure = String(err);
 			// A pair that is swapped between the reading of one file and of the other looks broken, once. What lasts is told, once too.
-			if (met === trouble && lasting.begins(trouble)) {
+			if (met === failure && lasting.failed(failure)) {
 				log.warn({path: directory, err}, 'new TLS certificate cannot be used, the old one is kept');
 			}
 
-			met = trouble;
+			met = failure;
 		}).finally(() => {
 			looking = undefined;
 		});

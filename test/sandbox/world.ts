@@ -4,7 +4,8 @@ import {parseInitdata} from '../../src/initdata.ts';
 import {SandboxRegistry} from '../../src/sandbox/registry.ts';
 import type {SandboxRecords} from '../../src/sandbox/records.ts';
 import {abortable} from '../../src/lifetime.ts';
-import {StartQueue} from '../../src/sandbox/start-queue.ts';
+import {KeyedMutex} from '../../src/concurrency/keyed-mutex.ts';
+import {Semaphore} from '../../src/concurrency/semaphore.ts';
 import type {AgentRelays, PodNetworks, PodVms} from '../../src/sandbox/ports.ts';
 import {InMemoryAgentRelays} from '../support/in-memory-agent-relays.ts';
 import {InMemoryCluster} from '../support/in-memory-cluster.ts';
@@ -88,6 +89,8 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const hookedNetworks: PodNetworks = {
 		reserve: async (id, netns, signal) => hooked('networks.reserve', signal, async () => networks.reserve(id, netns, signal)),
 		abandon: async (id, netns, signal) => hooked('networks.abandon', signal, async () => networks.abandon(id, netns, signal)),
+		presence: async (network, signal) => networks.presence(network, signal),
+		identify: async (network, signal) => networks.identify(network, signal),
 		attach: async (network, address, signal) => hooked('networks.attach', signal, async () => networks.attach(network, address, signal)),
 		release: async (network, signal) => hooked('networks.release', signal, async () => networks.release(network, signal)),
 		forget: async (vni, signal) => hooked('networks.forget', signal, async () => networks.forget(vni, signal)),
@@ -116,7 +119,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		readAll: async () => records.readAll(),
 	};
 	const registry = new SandboxRegistry({
-		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, cluster, starts: new StartQueue(options.maxStarts ?? 10),
+		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, cluster, starts: new Semaphore(options.maxStarts ?? 10), mutex: new KeyedMutex(),
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
 		...(options.unwindPatienceMs === undefined ? {} : {unwindPatienceMs: options.unwindPatienceMs}),
 		...(options.reachReportMs === undefined ? {} : {reachReportMs: options.reachReportMs}),

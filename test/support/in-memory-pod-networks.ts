@@ -1,6 +1,6 @@
 /** Pod networks without a kernel: VNIs from a counter, what is reserved and attached in a map. Passes the contract suite. */
 import {AdaptorError, toError} from '../../src/errors.ts';
-import type {PodNetwork, PodNetworks, SandboxId} from '../../src/sandbox/ports.ts';
+import type {PodNetwork, PodNetworks, Presence, SandboxId} from '../../src/sandbox/ports.ts';
 
 export class InMemoryPodNetworks implements PodNetworks {
 	/** VNI -> the address that its tunnel points to, or undefined when only reserved. */
@@ -9,6 +9,8 @@ export class InMemoryPodNetworks implements PodNetworks {
 	readonly untracked = new Map<number, string>();
 	/** The namespace's path -> who has reserved what in it. */
 	readonly #tenancies = new Map<string, {readonly sandboxId: SandboxId; readonly vni: number}>();
+	/** Paths of namespaces that are gone, or cannot be seen. */
+	readonly presences = new Map<string, Presence>();
 	#nextVni = 555_000;
 
 	async reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
@@ -28,6 +30,15 @@ export class InMemoryPodNetworks implements PodNetworks {
 		if (tenancy?.sandboxId === sandboxId && this.tunnels.get(tenancy.vni) === undefined) {
 			this.tunnels.delete(tenancy.vni);
 		}
+	}
+
+	async presence({netnsPath}: PodNetwork, _signal: AbortSignal): Promise<Presence> {
+		return this.presences.get(netnsPath) ?? 'present';
+	}
+
+	async identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork> {
+		throwIfAborted(signal);
+		return network;
 	}
 
 	async attach({vxlanId}: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {

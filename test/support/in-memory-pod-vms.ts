@@ -88,7 +88,7 @@ export class InMemoryPodVms implements PodVms {
 		const vm: PodVm = {sandboxId, name, uuid: `${node}-0000-8000-8000-0000000000${last}`, mac: `52:${node.replace(/(..)(..)(..)(..)/, '$1:$2:$3:$4')}:${last}`};
 		this.host.vms.set(name, {
 			node: this.#node, slot, addresses: this.addressesOfVms, life: new Scope(), spec,
-			record: {...vm, pod: spec.pod, vni: spec.vni, createdAt: new Date(), running: true},
+			record: {...vm, pod: spec.pod, vni: spec.vni, createdAt: new Date(), running: true, ownership: 'ours'},
 		});
 		return vm;
 	}
