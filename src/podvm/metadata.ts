@@ -12,9 +12,19 @@ import {child, children, xmlText, type XmlElement} from '../libvirt/xml.ts';
 /** The number at its end changes when readers of the old form would misread the new one. */
 export const metadataNamespace = 'urn:cloud-api-adaptor:pod-vm:1';
 
+/** A directory of sandbox records on one node: the daemon that holds it answers for the VM. */
+export interface PodsDir {
+	/** Opaque hexadecimal text: equal for two daemons only if they have the same directory on the same node. */
+	readonly fingerprint: string;
+	/** What an operator reads: PODS_DIR. */
+	readonly path: string;
+}
+
 export interface PodVmMetadata {
 	readonly cluster: string;
 	readonly node: string;
+	/** Absent in VMs of earlier versions. */
+	readonly podsDir?: PodsDir;
 	readonly sandboxId: SandboxId;
 	readonly pod: PodIdentity;
 	readonly vni: number;
@@ -29,13 +39,13 @@ export interface PodVmMetadata {
 }
 
 /** libvirt wants one top-level element a namespace, with a prefix (libvirt, docs/formatdomain, "General metadata"). */
-export function appendMetadata(domain: XMLBuilder, {cluster, node, sandboxId, pod, vni, createdAt, nonce, pool, rootVolume, cidataVolume, baseImage}: PodVmMetadata): void {
+export function appendMetadata(domain: XMLBuilder, {cluster, node, podsDir, sandboxId, pod, vni, createdAt, nonce, pool, rootVolume, cidataVolume, baseImage}: PodVmMetadata): void {
 	const own = (name: string): [string, string] => [metadataNamespace, `podvm:${name}`];
 	const attributes = (of: Readonly<Record<string, string | undefined>>): Record<string, string> => Object.fromEntries(
 		Object.entries(of).flatMap(([name, value]) => value === undefined ? [] : [[name, xmlText(name, value)]]),
 	);
 	domain.ele('metadata').ele(...own('pod-vm'), attributes({'sandbox-id': sandboxId, 'vni': String(vni), 'created-at': createdAt.toISOString(), nonce}))
-		.ele(...own('owner'), attributes({cluster, node})).up()
+		.ele(...own('owner'), attributes({cluster, node, 'pods-dir': podsDir?.path, 'pods-dir-id': podsDir?.fingerprint})).up()
 		.ele(...own('pod'), attributes({...pod})).up()
 		.ele(...own('volumes'), attributes({pool, root: rootVolume, cidata: cidataVolume, base: baseImage}));
 }
@@ -59,9 +69,11 @@ export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
 	}
 
 	const uid = part('pod')?.attributes['uid'];
+	const {'pods-dir': path = '', 'pods-dir-id': fingerprint} = part('owner')?.attributes ?? {};
 	return {
 		cluster: attribute(part('owner'), 'cluster'),
 		node: attribute(part('owner'), 'node'),
+		...(fingerprint === undefined ? {} : {podsDir: {fingerprint, path}}),
 		sandboxId: attribute(entry, 'sandbox-id'),
 		pod: {name: attribute(part('pod'), 'name'), namespace: attribute(part('pod'), 'namespace'), ...(uid === undefined ? {} : {uid})},
 		vni,

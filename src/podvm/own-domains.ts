@@ -6,8 +6,9 @@ import {AdaptorError} from '../errors.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type Domain} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
+import type {PodVmRecord} from '../sandbox/ports.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import {readMetadata, type PodVmMetadata} from './metadata.ts';
+import {readMetadata, type PodsDir, type PodVmMetadata} from './metadata.ts';
 import type {VmSlots} from './vm-slots.ts';
 import {cidataVolumeName, rootVolumeName} from './volumes.ts';
 import {readXml} from '../libvirt/xml.ts';
@@ -24,8 +25,17 @@ export interface Owner {
 	readonly node: string;
 }
 
+/** Which daemon of this node answers for the VM. @param own absent for a daemon that does not say which it is */
+export function ownership(own: PodsDir | undefined, {podsDir}: PodVmMetadata): Pick<PodVmRecord, 'ownership' | 'podsDir'> {
+	if (own === undefined || podsDir === undefined) {
+		return {ownership: 'unmarked'};
+	}
+
+	return podsDir.fingerprint === own.fingerprint ? {ownership: 'ours'} : {ownership: 'foreign', podsDir: podsDir.path};
+}
+
 /** Whether the definition is still the one that was read: by its UUID another VM may have come to stand there since. */
-export async function isStillThere(session: LibvirtCalls, {name, uuid}: Domain, nonce: string, signal: AbortSignal): Promise<boolean> {
+export async function isStillThere(session: Pick<LibvirtCalls, 'call'>, {name, uuid}: Domain, nonce: string, signal: AbortSignal): Promise<boolean> {
 	try {
 		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom: {name, uuid, id: -1}, flags: 0}, signal);
 		return readMetadata(readXml(xml))?.nonce === nonce;
@@ -38,13 +48,13 @@ export async function isStillThere(session: LibvirtCalls, {name, uuid}: Domain, 
 	}
 }
 
-export async function listDomains(session: LibvirtCalls, signal: AbortSignal): Promise<readonly Domain[]> {
+export async function listDomains(session: Pick<LibvirtCalls, 'call'>, signal: AbortSignal): Promise<readonly Domain[]> {
 	return (await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains;
 }
 
 /** Reads the XML of those domains that have UUIDs of ours; one call each. */
 export async function readOwnDomains(
-	session: LibvirtCalls, slots: VmSlots, owner: Owner, domains: readonly Domain[], log: Logger, signal: AbortSignal,
+	session: Pick<LibvirtCalls, 'call'>, slots: VmSlots, owner: Owner, domains: readonly Domain[], log: Logger, signal: AbortSignal,
 ): Promise<readonly OwnDomain[]> {
 	const own = await Promise.all(domains.map(async domain => {
 		const slot = slots.numberOf(domain.uuid);
@@ -55,7 +65,7 @@ export async function readOwnDomains(
 }
 
 /** Undefined for a domain that is gone by now, is another's, or cannot be understood. */
-async function readOwnMetadata(session: LibvirtCalls, domain: Domain, {cluster, node}: Owner, log: Logger, signal: AbortSignal): Promise<PodVmMetadata | undefined> {
+async function readOwnMetadata(session: Pick<LibvirtCalls, 'call'>, domain: Domain, {cluster, node}: Owner, log: Logger, signal: AbortSignal): Promise<PodVmMetadata | undefined> {
 	try {
 		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom: domain, flags: 0}, signal);
 		const metadata = readMetadata(readXml(xml));

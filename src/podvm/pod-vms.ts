@@ -30,8 +30,8 @@ import type {HostSupport} from './host-support.ts';
 import {checkIsNoOverlay, chosenImage} from './image-choice.ts';
 import {KvmHost} from './kvm-host.ts';
 import {change, mayHaveBeenMade, type LibvirtCalls} from './libvirt-calls.ts';
-import type {PodVmMetadata} from './metadata.ts';
-import {isStillThere, listDomains, readOwnDomains, type OwnDomain} from './own-domains.ts';
+import type {PodsDir, PodVmMetadata} from './metadata.ts';
+import {isStillThere, listDomains, ownership, readOwnDomains, type OwnDomain} from './own-domains.ts';
 import {removeVm} from './removal.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
 import {causeOfFailure, cidataVolumeName, readBaseVolume, rootVolumeName} from './volumes.ts';
@@ -57,6 +57,8 @@ export interface PodVmsOptions {
 	readonly swiotlbMib?: number;
 	readonly cluster: string;
 	readonly node: string;
+	/** Written to each VM, to tell this daemon's from another's of the same cluster and node. Without it all are 'unmarked'. */
+	readonly podsDir?: PodsDir;
 	readonly log: Logger;
 	readonly clock?: () => Date;
 }
@@ -114,13 +116,14 @@ class LibvirtPodVms implements PodVms {
 
 	async list(signal: AbortSignal): Promise<readonly PodVmRecord[]> {
 		const own = await this.#readOwn(await listDomains(this.#options.session, signal), signal);
-		return own.map(({domain, slot, metadata: {sandboxId, pod, vni, createdAt}}) => (
-			{...this.#vmAt(slot, domain.name, sandboxId), pod, vni, createdAt, running: domain.id !== -1, ownership: 'unmarked' as const}
-		));
+		return own.map(({domain, slot, metadata}) => {
+			const {sandboxId, pod, vni, createdAt} = metadata;
+			return {...this.#vmAt(slot, domain.name, sandboxId), pod, vni, createdAt, running: domain.id !== -1, ...ownership(this.#options.podsDir, metadata)};
+		});
 	}
 
 	async #start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
-		const {session, pool: poolName, volumeName, rootDiskSizeGib, allowedImages, log} = this.#options;
+		const {session, pool: poolName, volumeName, rootDiskSizeGib, allowedImages, cluster, node, podsDir, log} = this.#options;
 		const {sandboxId, instanceName} = spec;
 		checkInstanceName(spec);
 		const image = chosenImage(spec.image, {configured: volumeName, ...(allowedImages === undefined ? {} : {allowed: allowedImages})});
@@ -129,7 +132,7 @@ class LibvirtPodVms implements PodVms {
 		const createdAt = this.#now();
 		const iso = cidataIso(instanceName, spec.files, createdAt);
 		const metadata: PodVmMetadata = {
-			cluster: this.#options.cluster, node: this.#options.node, sandboxId, pod: spec.pod, vni: spec.vni, createdAt, nonce: randomUUID(),
+			cluster, node, ...(podsDir === undefined ? {} : {podsDir}), sandboxId, pod: spec.pod, vni: spec.vni, createdAt, nonce: randomUUID(),
 			pool: poolName, rootVolume: rootVolumeName(instanceName), cidataVolume: cidataVolumeName(instanceName), baseImage: image,
 		};
 		const [host, base, {pool}] = await Promise.all([

@@ -10,8 +10,11 @@ import {instanceName} from '../../src/sandbox/instance-name.ts';
 import type {PodVms, PodVmSpec} from '../../src/sandbox/ports.ts';
 
 export interface PodVmsHarness {
-	/** The same host as seen from a cluster and node; a second one for the same node is the daemon after a restart. */
-	podVms(node: string): PodVms;
+	/**
+	 * The same host as seen from a cluster and node; a second one for the same node is the daemon after a restart.
+	 * @param podsDir null for a daemon that does not say which it is, as earlier versions; the same one for all if absent
+	 */
+	podVms(node: string, podsDir?: string | null): PodVms;
 	/** An image that is there besides the default one. */
 	readonly otherImage: string;
 	/** Ends the VM as an administrator of the host could, leaving its definition. */
@@ -52,6 +55,25 @@ export function podVmsContract(test: TestFn, name: string, harnessFor: (t: Execu
 			const createdAt = record?.createdAt.getTime() ?? 0;
 			t.true(createdAt >= before && createdAt <= Date.now());
 		}
+	});
+
+	claim('each VM is listed with who answers for it, and whoever is of its node may delete it', async (t, harness) => {
+		const daemons = [harness.podVms('node', '/run/a'), harness.podVms('node', '/run/b'), harness.podVms('node', null)] as const;
+		const vms = await Promise.all(daemons.map(async daemon => daemon.start(specOf(), never)));
+		const seenBy = async (daemon: PodVms): Promise<unknown> => {
+			const records = await daemon.list(never);
+			return vms.map(({name}) => records.find(record => record.name === name)).map(record => [record?.ownership, record?.podsDir]);
+		};
+		const [ours, unmarked] = [['ours', undefined], ['unmarked', undefined]];
+		t.deepEqual(await seenBy(daemons[0]), [ours, ['foreign', '/run/b'], unmarked]);
+		t.deepEqual(await seenBy(daemons[1]), [['foreign', '/run/a'], ours, unmarked]);
+		t.deepEqual(await seenBy(daemons[2]), [unmarked, unmarked, unmarked]);
+		t.is(new Set(vms.map(({mac}) => mac)).size, 3, 'they share the slots');
+		for (const {sandboxId} of vms) {
+			await daemons[0].delete(sandboxId, never);
+		}
+
+		t.deepEqual(await harness.leftovers(), []);
 	});
 
 	claim('deleting leaves nothing, twice or at once with itself as well, and the MAC is used again', async (t, harness, vms) => {

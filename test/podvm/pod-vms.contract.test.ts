@@ -16,7 +16,7 @@ podVmsContract(test, 'in memory', async () => {
 	const memory = new InMemoryKvmHost();
 	memory.images.add('other.qcow2');
 	return {
-		podVms: node => new InMemoryPodVms({host: memory, node}),
+		podVms: (node, podsDir) => new InMemoryPodVms({host: memory, node, ...(podsDir === undefined ? {} : {podsDir})}),
 		otherImage: 'other.qcow2',
 		kill: async name => memory.kill(name),
 		leftovers: async () => [...memory.vms.keys()],
@@ -27,7 +27,9 @@ podVmsContract(test, 'on libvirt', async () => {
 	const pool = await host.pool();
 	const cluster = randomBytes(6).toString('hex');
 	return {
-		podVms: node => podVmsOn(host.calls, pool, {cluster, node, volumeName: baseVolume}),
+		podVms: (node, podsDir = '/run/peerpod/pods') => podVmsOn(host.calls, pool, {
+			cluster, node, volumeName: baseVolume, ...(podsDir === null ? {} : {podsDir: {fingerprint: Buffer.from(podsDir).toString('hex'), path: podsDir}}),
+		}),
 		otherImage: pool.otherVolume,
 		kill: async name => {
 			const {dom} = await host.calls.call(procedures.domainLookupByName, {name}, never);

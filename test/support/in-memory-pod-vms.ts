@@ -7,8 +7,10 @@ import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../../src/s
 
 interface Entry {
 	readonly node: string;
+	/** Of the daemon that has started it. */
+	readonly podsDir: string | undefined;
 	readonly slot: number;
-	readonly record: PodVmRecord;
+	readonly record: Omit<PodVmRecord, 'ownership' | 'podsDir'>;
 	readonly addresses: readonly string[];
 	/** Aborts when the VM ends. */
 	readonly life: Scope;
@@ -45,10 +47,15 @@ export class InMemoryPodVms implements PodVms {
 	/** What guests say on their consoles. */
 	readonly consoles = new Map<string, readonly string[]>();
 	readonly #node: string;
+	readonly #podsDir: string | undefined;
 
-	constructor({host = new InMemoryKvmHost(), node = 'node'}: {readonly host?: InMemoryKvmHost; readonly node?: string} = {}) {
+	/** @param podsDir null for a daemon that does not say which it is, as earlier versions */
+	constructor(
+		{host = new InMemoryKvmHost(), node = 'node', podsDir = '/run/peerpod/pods'}: {readonly host?: InMemoryKvmHost; readonly node?: string; readonly podsDir?: string | null} = {},
+	) {
 		this.host = host;
 		this.#node = node;
+		this.#podsDir = podsDir ?? undefined;
 	}
 
 	/** What a VM of this host was started with. */
@@ -87,8 +94,8 @@ export class InMemoryPodVms implements PodVms {
 		const node = Buffer.from(this.#node.padEnd(4)).toString('hex', 0, 4);
 		const vm: PodVm = {sandboxId, name, uuid: `${node}-0000-8000-8000-0000000000${last}`, mac: `52:${node.replace(/(..)(..)(..)(..)/, '$1:$2:$3:$4')}:${last}`};
 		this.host.vms.set(name, {
-			node: this.#node, slot, addresses: this.addressesOfVms, life: new Scope(), spec,
-			record: {...vm, pod: spec.pod, vni: spec.vni, createdAt: new Date(), running: true, ownership: 'ours'},
+			node: this.#node, podsDir: this.#podsDir, slot, addresses: this.addressesOfVms, life: new Scope(), spec,
+			record: {...vm, pod: spec.pod, vni: spec.vni, createdAt: new Date(), running: true},
 		});
 		return vm;
 	}
@@ -151,7 +158,15 @@ export class InMemoryPodVms implements PodVms {
 			throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
 		}
 
-		return [...this.host.vms.values()].filter(({node}) => node === this.#node).map(({record}) => record);
+		return [...this.host.vms.values()].filter(({node}) => node === this.#node).map(({record, podsDir}) => ({...record, ...this.#ownership(podsDir)}));
+	}
+
+	#ownership(podsDir: string | undefined): Pick<PodVmRecord, 'ownership' | 'podsDir'> {
+		if (this.#podsDir === undefined || podsDir === undefined) {
+			return {ownership: 'unmarked'};
+		}
+
+		return podsDir === this.#podsDir ? {ownership: 'ours'} : {ownership: 'foreign', podsDir};
 	}
 
 	async* #search(name: string, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
