@@ -4,7 +4,7 @@
  */
 import {isIPv4} from 'node:net';
 import {dirname, join} from 'node:path';
-import {clockFinding, guestFinding, libvirtFinding, memoryFinding, secureExecutionFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
+import {clockFinding, guestFinding, libvirtFinding, memoryFinding, podVmsFinding, secureExecutionFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
 import {networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from './check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
 import type {Check} from './check/run-checks.ts';
@@ -17,7 +17,8 @@ import type {SshOptions} from './libvirt/ssh-connection.ts';
 import type {SshUri} from './libvirt/uri.ts';
 import type {NetworkProbe} from './network/probe.ts';
 import type {HostCapabilities} from './podvm/host-capabilities.ts';
-import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool, observeSecureExecution} from './podvm/host-probe.ts';
+import type {PodsDir} from './podvm/metadata.ts';
+import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePodVms, observePool, observeSecureExecution} from './podvm/host-probe.ts';
 import {observeIdentity} from './relay/identity-probe.ts';
 
 export interface ChecksOptions {
@@ -27,6 +28,8 @@ export interface ChecksOptions {
 	readonly capabilities: HostCapabilities;
 	readonly network: NetworkProbe;
 	readonly ssh: Omit<SshOptions, 'log'>;
+	/** Of the daemon on this node; without it VMs of another one cannot be told. */
+	readonly podsDir?: PodsDir;
 	readonly now?: () => Date;
 }
 
@@ -45,7 +48,7 @@ const usualRemedies: Readonly<Record<Check['subject'], string>> = {
 	node: 'Look at this node itself: its load, its kernel\'s messages, and what the text names.',
 };
 
-export function composeChecks({config, session, capabilities, network, ssh, now = () => new Date()}: ChecksOptions): Checks {
+export function composeChecks({config, session, capabilities, network, ssh, podsDir, now = () => new Date()}: ChecksOptions): Checks {
 	const {libvirtUri: uri, pool, baseVolume, network: networkName, vxlanPort, forwarderPort, hostInterface, customCa} = config;
 	const probe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
 	const demand = async (signal: AbortSignal): Promise<Demand> => ({
@@ -86,6 +89,12 @@ export function composeChecks({config, session, capabilities, network, ssh, now 
 		{
 			name: 'network', subject: 'host', needs: ['libvirt'],
 			run: async signal => networkFinding(networkName, await observeNetwork(session, networkName, signal)),
+		},
+		{
+			name: 'pod-vms', subject: 'host', needs: ['libvirt'],
+			run: async signal => podsDir === undefined
+				? {status: 'skipped', text: 'not known whose VMs they are: this node has no identity of its PODS_DIR yet'}
+				: podVmsFinding(await observePodVms(session, {cluster: config.clusterId, node: config.nodeName}, podsDir, signal)),
 		},
 		{
 			name: 'programs', subject: 'node',

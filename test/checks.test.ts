@@ -14,6 +14,7 @@ import {parseLibvirtUri} from '../src/libvirt/uri.ts';
 import {silentLogger} from '../src/log.ts';
 import {createNetworkProbe} from '../src/network/probe.ts';
 import {HostCapabilities} from '../src/podvm/host-capabilities.ts';
+import type {PodsDir} from '../src/podvm/metadata.ts';
 import {checkAndLog} from '../src/start-checks.ts';
 import {directoryOf} from './support/directory.ts';
 import {startTestLibvirtd, type TestLibvirtd} from './support/libvirtd.ts';
@@ -66,7 +67,7 @@ async function configOf(t: ExecutionContext, uri: string, env: Readonly<Record<s
 
 /** All findings by name; `prepare` comes when libvirt is connected, so that what it changes there lasts. */
 async function found(
-	t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}, prepare?: () => Promise<void>, sshTimeoutMs = patience.callTimeoutMs,
+	t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}, prepare?: () => Promise<void>, sshTimeoutMs = patience.callTimeoutMs, podsDir?: PodsDir,
 ): Promise<Readonly<Record<string, CheckResult>>> {
 	const config = await configOf(t, uri, env);
 	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, ...patience, log: silentLogger}), ...patience, uri: config.libvirtUri.remoteUri});
@@ -76,7 +77,7 @@ async function found(
 		await prepare();
 	}
 
-	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
+	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh, ...(podsDir === undefined ? {} : {podsDir})});
 	const results: CheckResult[] = [];
 	const list = checks.list.map(check => ({...check, timeoutMs: check.name === 'ssh' ? sshTimeoutMs : patience.callTimeoutMs}));
 	for await (const result of runChecks(list, {totalTimeoutMs: 100_000}, never)) {
@@ -89,7 +90,7 @@ async function found(
 /** All that needs the host is skipped, and says why. */
 function onlySshFailed(t: ExecutionContext, results: Readonly<Record<string, CheckResult>>): void {
 	const ofHost = Object.values(results).filter(({subject, name}) => subject === 'host' && name !== 'ssh');
-	t.is(ofHost.length, 9);
+	t.is(ofHost.length, 10);
 	t.true(ofHost.every(({status, text}) => status === 'skipped' && text === 'needs ssh, which failed'));
 	t.is(results['route']?.status, 'skipped');
 	t.is(results['pods-directory']?.status, 'ok');
@@ -172,6 +173,12 @@ test('a network whose addresses are not libvirt\'s, on a host that is known by i
 	t.is(without?.status, 'failure');
 	t.regex(without?.remedy ?? '', /HOST_INTERFACE/);
 	t.regex((await route({HOST_INTERFACE: 'none0'}))?.text ?? '', /HOST_INTERFACE names an interface that does not exist/);
+});
+
+test('VMs of this node are told from those of another PODS_DIR as soon as the PODS_DIR of this one is known', async t => {
+	const {socketPath: socket} = await libvirtdOf(t);
+	t.like((await found(t, uriOf({socket})))['pod-vms'], {status: 'skipped'});
+	t.like((await found(t, uriOf({socket}), {}, undefined, undefined, {fingerprint: 'aa', path: '/run/peerpod/pods'}))['pod-vms'], {status: 'ok', text: '0 pod VMs of this node'});
 });
 
 test('memory and space are asked for as many VMs as may still come', async t => {

@@ -1,6 +1,6 @@
 /** The KVM host: what is seen of it, judged. Pure. */
 import {finding, sizeText, type Finding} from './finding.ts';
-import type {GuestObservation, LibvirtObservation, MemoryObservation, SecureExecutionObservation, SshObservation} from './observations.ts';
+import type {GuestObservation, LibvirtObservation, MemoryObservation, PodVmsObservation, SecureExecutionObservation, SshObservation} from './observations.ts';
 
 export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}: SshObservation): Finding {
 	return finding(
@@ -109,6 +109,25 @@ export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {
 	return finding(fact, availableBytes < each
 		? {status: 'failure', text: `a pod VM takes ${sizeText(each)}`, remedy}
 		: {status: 'warning', text: `enough for ${availableBytes / each} pod VMs of ${sizeText(each)}, not for ${vms} more`, remedy});
+}
+
+/** How many VMs, or directories, are named; of the others their number is told. */
+const mostNamed = 5;
+
+/** Two daemons with one CLUSTER_ID and NODE_NAME: neither deletes the other's VMs, and nobody else does. */
+export function podVmsFinding({count, foreign}: PodVmsObservation): Finding {
+	const directories = [...new Set(foreign.map(({podsDir}) => podsDir === '' ? '(unknown)' : podsDir))].sort();
+	return finding(count === 1 ? '1 pod VM of this node' : `${count} pod VMs of this node`, foreign.length === 0 ? undefined : {
+		status: 'warning',
+		text: `${foreign.length} of them ${foreign.length === 1 ? 'belongs' : 'belong'} to another daemon, with PODS_DIR ${listText(directories)}: ${listText(foreign.map(({name}) => name))}`,
+		remedy: 'Only one daemon may have a CLUSTER_ID and NODE_NAME. If that daemon runs, stop it or give it a NODE_NAME of its own; if PODS_DIR of this one was changed, change it back. '
+			+ 'To delete such a VM by hand, run "virsh destroy NAME" and "virsh undefine NAME --remove-all-storage" on the KVM host.',
+	});
+}
+
+function listText(names: readonly string[]): string {
+	const [named, others] = [names.slice(0, mostNamed), names.length - mostNamed];
+	return `${named.join(', ')}${others > 0 ? ` and ${others} more` : ''}`;
 }
 
 /** @param each bytes of one */

@@ -44,6 +44,13 @@ export interface PoolObservation {
 	readonly availableBytes: bigint;
 }
 
+/** The pod VMs of this CLUSTER_ID and NODE_NAME. */
+export interface PodVmsObservation {
+	readonly count: number;
+	/** Those that the daemon of another PODS_DIR answers for. */
+	readonly foreign: ReadonlyArray<{readonly name: string; readonly podsDir: string}>;
+}
+
 export interface VolumeObservation {
 	/** The volume that the name stands for; everything else is of that one. Absent when it is itself the image. */
 	readonly version?: string;

@@ -2,13 +2,16 @@
  * What libvirt says of the KVM host and of the objects that pod VMs need there. Only looks, changes nothing, judges nothing:
  * `check/` does. An object that does not exist is an error with its remedy.
  */
-import type {GuestObservation, LibvirtObservation, MemoryObservation, NetworkObservation, PoolObservation, SecureExecutionObservation, VolumeObservation} from '../check/observations.ts';
+import type {GuestObservation, LibvirtObservation, MemoryObservation, NetworkObservation, PodVmsObservation, PoolObservation, SecureExecutionObservation, VolumeObservation} from '../check/observations.ts';
 import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/errors.ts';
 import {procedures} from '../libvirt/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, readXml, type XmlElement} from '../libvirt/xml.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
+import {silentLogger} from '../log.ts';
 import {checkCpuset} from './kvm-host.ts';
+import type {PodsDir} from './metadata.ts';
+import {listDomains, ownership, readOwnDomains, type Owner} from './own-domains.ts';
 import {VmSlots} from './vm-slots.ts';
 import {readBaseVolume, volumeOf} from './volumes.ts';
 
@@ -79,6 +82,19 @@ export async function countRunningVms(session: Calls, cluster: string, node: str
 	const slots = new VmSlots(cluster, node);
 	const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);
 	return domains.filter(({id, uuid}) => id !== -1 && slots.numberOf(uuid) !== undefined).length;
+}
+
+/** @param podsDir of the daemon whose VMs are not another's; VMs of earlier versions, which do not say whose they are, count as its own */
+export async function observePodVms(session: Calls, owner: Owner, podsDir: PodsDir, signal: AbortSignal): Promise<PodVmsObservation> {
+	// Domains whose metadata cannot be trusted are the daemon's to warn about.
+	const own = await readOwnDomains(session, new VmSlots(owner.cluster, owner.node), owner, await listDomains(session, signal), silentLogger, signal);
+	return {
+		count: own.length,
+		foreign: own.flatMap(({domain: {name}, metadata}) => {
+			const {ownership: whose, podsDir: other = ''} = ownership(podsDir, metadata);
+			return whose === 'foreign' ? [{name, podsDir: other}] : [];
+		}).sort((a, b) => a.name < b.name ? -1 : 1),
+	};
 }
 
 /** @throws LibvirtError 'not-found' */

@@ -2,10 +2,10 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {finding, sizeText, type Finding, type Problem} from '../../src/check/finding.ts';
-import {clockFinding, guestFinding, libvirtFinding, memoryFinding, secureExecutionFinding, sshFinding} from '../../src/check/host-verdicts.ts';
+import {clockFinding, guestFinding, libvirtFinding, memoryFinding, podVmsFinding, secureExecutionFinding, sshFinding} from '../../src/check/host-verdicts.ts';
 import {networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from '../../src/check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from '../../src/check/node-verdicts.ts';
-import type {LibvirtObservation, NetworkObservation, PoolObservation, SshObservation, VolumeObservation} from '../../src/check/observations.ts';
+import type {LibvirtObservation, NetworkObservation, PodVmsObservation, PoolObservation, SshObservation, VolumeObservation} from '../../src/check/observations.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from '../../src/check/storage-verdicts.ts';
 
 const gib = 1024n ** 3n;
@@ -22,6 +22,8 @@ const trusting = {skipsVerification: false, now};
 const demand = {vms: 10, memoryMib: 8192, rootDiskGib: 10};
 const directory = {path: '/run/peerpod', nearest: '/run/peerpod', availableBytes: gib};
 
+const foreignVms = (count: number): PodVmsObservation['foreign'] => Array.from({length: count}, (_, index) => ({name: `podvm-${index}`, podsDir: '/run/other'}));
+
 const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Finding['status'], text: RegExp, remedy?: RegExp]> = [
 	['ssh: a verified host', sshFinding(ssh), 'ok', /^root@kvm port 22 lets us in \(180 ms\), its host key is verified$/],
 	['ssh: a host key accepted without proof', sshFinding({...ssh, unproven: 'the host key is not verified (no_verify=1); it is SHA256:x'}), 'warning', /no_verify=1.*SHA256:x/, /known_hosts/],
@@ -34,6 +36,13 @@ const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Find
 	['clock: minutes', clockFinding(-600), 'warning', /10 min behind/, /chrony/],
 	['clock: so far behind that new certificates are not valid yet', clockFinding(-90_000), 'failure', /25 h behind.*not valid yet/, /chrony/],
 	['clock: as far ahead', clockFinding(90_000), 'warning', /25 h ahead/, /chrony/],
+
+	['pod VMs: none', podVmsFinding({count: 0, foreign: []}), 'ok', /^0 pod VMs of this node$/],
+	['pod VMs: this daemon\'s', podVmsFinding({count: 1, foreign: []}), 'ok', /^1 pod VM of this node$/],
+	['pod VMs: one of another daemon', podVmsFinding({count: 3, foreign: foreignVms(1)}), 'warning',
+		/^3 pod VMs of this node; 1 of them belongs to another daemon, with PODS_DIR \/run\/other: podvm-0$/, /NODE_NAME.*PODS_DIR.*virsh undefine NAME --remove-all-storage/],
+	['pod VMs: many of other daemons', podVmsFinding({count: 7, foreign: [{name: 'podvm-x', podsDir: ''}, ...foreignVms(6)]}), 'warning',
+		/7 of them belong .* PODS_DIR \(unknown\), \/run\/other: podvm-x, podvm-0, podvm-1, podvm-2, podvm-3 and 2 more$/, /by hand/],
 
 	['libvirt: as it should be', libvirtFinding(libvirt), 'ok', /^libvirt 9\.0\.0 \(QEMU\) on lpar1, 0\.6 ms a call, by ssh kvm:22$/],
 	['libvirt: of the oldest version', libvirtFinding({...libvirt, version: '7.6.0'}), 'ok', /7\.6\.0/],

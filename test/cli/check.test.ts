@@ -12,7 +12,7 @@ interface Report {
 }
 
 const names = [
-	'ssh', 'clock', 'libvirt', 'guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network',
+	'ssh', 'clock', 'libvirt', 'guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'pod-vms',
 	'programs', 'route', 'vxlan-port', 'socket-directory', 'pods-directory', 'tls-identity',
 ];
 const statusOf = ({checks}: Report, name: string): string | undefined => checks.find(each => each.name === name)?.status;
@@ -52,7 +52,7 @@ test('failures end it with 1, each with its remedy on the screen, what depends o
 	t.regex(stdout, /\n\nWorker node worker-0\n  ok       programs /);
 	t.regex(stdout, /\n  warning  route +192\.168\.122\.0\/24 by virbr0 through 10\.0\.0\.1; that is the default route/);
 	t.regex(stdout, /\n  failure  vxlan-port +UDP 4789 is taken by the interface cni.*\n +→ Set VXLAN_PORT/);
-	t.regex(stdout, /\n\n\d+ ok, \d+ warnings, 2 failures, 4 skipped\. This node cannot run peer pods\.\n$/);
+	t.regex(stdout, /\n\n\d+ ok, \d+ warnings, 2 failures, 5 skipped\. This node cannot run peer pods\.\n$/);
 	const {stdout: json} = await node.run(['check', '--json', '-pool-name', 'none']);
 	t.is((JSON.parse(json) as Report).status, 'failure');
 });
@@ -64,7 +64,7 @@ test('a KVM host that is away is one failure, soon, and the node itself is looke
 	const report = JSON.parse(stdout) as Report;
 	t.is(code, 1);
 	t.deepEqual(report.checks.filter(({status}) => status === 'failure').map(({name}) => name), ['libvirt']);
-	t.deepEqual(report.checks.filter(({text}) => text === 'needs libvirt, which failed').map(({name}) => name), ['guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'route']);
+	t.deepEqual(report.checks.filter(({text}) => text === 'needs libvirt, which failed').map(({name}) => name), ['guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'pod-vms', 'route']);
 	t.is(statusOf(report, 'vxlan-port'), 'ok');
 });
 

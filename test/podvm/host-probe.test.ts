@@ -7,9 +7,10 @@ import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
-import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePool, observeSecureExecution} from '../../src/podvm/host-probe.ts';
+import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePodVms, observePool, observeSecureExecution} from '../../src/podvm/host-probe.ts';
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
-import {baseCapacity, baseVolume, intercept, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
+import {specOf} from '../contract/pod-vms.ts';
+import {baseCapacity, baseVolume, intercept, podVmsOn, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
 
 const signal = AbortSignal.timeout(300_000);
 const stack = new AsyncDisposableStack();
@@ -165,4 +166,15 @@ test('only running VMs of this cluster and node are counted', async t => {
 	await define('idle', uuidOf('n', 2), false);
 	await define('other', uuidOf('m', 0), true);
 	t.is(await countRunningVms(made, 'counted', 'n', signal), 2);
+});
+
+test('VMs of this node of which another PODS_DIR is in charge are told, and no others', async t => {
+	const [pool, owner] = [await host.pool(), {cluster: 'observed', node: 'node'}];
+	const [ours, other] = [{fingerprint: 'aa', path: '/run/a'}, {fingerprint: 'bb', path: '/run/b'}];
+	t.deepEqual(await observePodVms(host.calls, owner, ours, signal), {count: 0, foreign: []});
+	const start = async (more: object): Promise<string> => (await podVmsOn(host.calls, pool, {...owner, ...more}).start(specOf(), signal)).name;
+	await Promise.all([start({podsDir: ours}), start({}), start({node: 'other-node', podsDir: other})]);
+	const foreign = [await start({podsDir: other}), await start({podsDir: other})].sort();
+	t.deepEqual(await observePodVms(host.calls, owner, ours, signal), {count: 4, foreign: foreign.map(name => ({name, podsDir: '/run/b'}))});
+	t.deepEqual((await observePodVms(host.calls, owner, {...ours, fingerprint: 'bb'}, signal)).foreign.length, 1, 'by the fingerprint, whatever the path');
 });
