@@ -126,6 +126,8 @@ const table = {
 
 	// Storage.
 	storagePoolLookupByName: reads(84, struct({name: string}), struct({pool: storagePool})),
+	/** Of active pools only; since libvirt 4.1. No two active pools have one path. */
+	storagePoolLookupByTargetPath: reads(391, struct({path: string}), struct({pool: storagePool})),
 	/** Sizes in bytes. `state` 2 is running. */
 	storagePoolGetInfo: reads(87, struct({pool: storagePool}), struct({state: i32, capacity: u64, allocation: u64, available: u64})),
 	storagePoolGetXmlDesc: reads(88, struct({pool: storagePool, flags: u32}), struct({xml: string})),

@@ -32,6 +32,8 @@ export interface PodVmMetadata {
 	/** Of one start: whose definition it is when two daemons define the same VM at the same time. */
 	readonly nonce: string;
 	readonly pool: string;
+	/** In which the pool has its volumes, on the KVM host. Absent in VMs of earlier versions. */
+	readonly poolDirectory?: string;
 	readonly rootVolume: string;
 	readonly cidataVolume: string;
 	/** The volume that the root disk is an overlay of. */
@@ -39,7 +41,7 @@ export interface PodVmMetadata {
 }
 
 /** libvirt wants one top-level element a namespace, with a prefix (libvirt, docs/formatdomain, "General metadata"). */
-export function appendMetadata(domain: XMLBuilder, {cluster, node, podsDir, sandboxId, pod, vni, createdAt, nonce, pool, rootVolume, cidataVolume, baseImage}: PodVmMetadata): void {
+export function appendMetadata(domain: XMLBuilder, {cluster, node, podsDir, sandboxId, pod, vni, createdAt, nonce, pool, poolDirectory, rootVolume, cidataVolume, baseImage}: PodVmMetadata): void {
 	const own = (name: string): [string, string] => [metadataNamespace, `podvm:${name}`];
 	const attributes = (of: Readonly<Record<string, string | undefined>>): Record<string, string> => Object.fromEntries(
 		Object.entries(of).flatMap(([name, value]) => value === undefined ? [] : [[name, xmlText(name, value)]]),
@@ -47,7 +49,7 @@ export function appendMetadata(domain: XMLBuilder, {cluster, node, podsDir, sand
 	domain.ele('metadata').ele(...own('pod-vm'), attributes({'sandbox-id': sandboxId, 'vni': String(vni), 'created-at': createdAt.toISOString(), nonce}))
 		.ele(...own('owner'), attributes({cluster, node, 'pods-dir': podsDir?.path, 'pods-dir-id': podsDir?.fingerprint})).up()
 		.ele(...own('pod'), attributes({...pod})).up()
-		.ele(...own('volumes'), attributes({pool, root: rootVolume, cidata: cidataVolume, base: baseImage}));
+		.ele(...own('volumes'), attributes({pool, directory: poolDirectory, root: rootVolume, cidata: cidataVolume, base: baseImage}));
 }
 
 /**
@@ -69,6 +71,7 @@ export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
 	}
 
 	const uid = part('pod')?.attributes['uid'];
+	const poolDirectory = volumes?.attributes['directory'];
 	const {'pods-dir': path = '', 'pods-dir-id': fingerprint} = part('owner')?.attributes ?? {};
 	return {
 		cluster: attribute(part('owner'), 'cluster'),
@@ -80,6 +83,7 @@ export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
 		createdAt,
 		nonce: attribute(entry, 'nonce'),
 		pool: attribute(volumes, 'pool'),
+		...(poolDirectory === undefined ? {} : {poolDirectory}),
 		rootVolume: attribute(volumes, 'root'),
 		cidataVolume: attribute(volumes, 'cidata'),
 		baseImage: attribute(volumes, 'base'),

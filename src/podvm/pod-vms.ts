@@ -32,7 +32,7 @@ import {KvmHost} from './kvm-host.ts';
 import {change, mayHaveBeenMade, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodsDir, PodVmMetadata} from './metadata.ts';
 import {isStillThere, listDomains, ownership, readOwnDomains, type OwnDomain} from './own-domains.ts';
-import {removeVm} from './removal.ts';
+import {removeVm, settleAll} from './removal.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
 import {causeOfFailure, cidataVolumeName, readBaseVolume, rootVolumeName} from './volumes.ts';
 
@@ -131,10 +131,6 @@ class LibvirtPodVms implements PodVms {
 		log.info({sandboxId, instanceName, image}, `Choosing ${image}`);
 		const createdAt = this.#now();
 		const iso = cidataIso(instanceName, spec.files, createdAt);
-		const metadata: PodVmMetadata = {
-			cluster, node, ...(podsDir === undefined ? {} : {podsDir}), sandboxId, pod: spec.pod, vni: spec.vni, createdAt, nonce: randomUUID(),
-			pool: poolName, rootVolume: rootVolumeName(instanceName), cidataVolume: cidataVolumeName(instanceName), baseImage: image,
-		};
 		const [host, base, {pool}] = await Promise.all([
 			this.#host.support(signal),
 			readBaseVolume(session, poolName, image, signal),
@@ -144,6 +140,10 @@ class LibvirtPodVms implements PodVms {
 			checkIsNoOverlay(image, base);
 		}
 
+		const metadata: PodVmMetadata = {
+			cluster, node, ...(podsDir === undefined ? {} : {podsDir}), sandboxId, pod: spec.pod, vni: spec.vni, createdAt, nonce: randomUUID(),
+			pool: poolName, ...(base.directory === undefined ? {} : {poolDirectory: base.directory}), rootVolume: rootVolumeName(instanceName), cidataVolume: cidataVolumeName(instanceName), baseImage: image,
+		};
 		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
 		const {domain, slot} = await this.#define(spec, host, metadata, held, undo, signal);
@@ -279,13 +279,12 @@ class LibvirtPodVms implements PodVms {
 		const domains = await listDomains(session, signal);
 		// Found by their names, without reading the XML of many.
 		const candidates = domains.filter(({name}) => isInstanceNameOf(name, sandboxId));
-		for (const own of await this.#readOwn(candidates, signal)) {
-			if (own.metadata.sandboxId === sandboxId && (nonce === undefined || own.metadata.nonce === nonce)) {
-				using _held = this.#hold(own.slot);
-				await removeVm(session, own, signal);
-				log.info({sandboxId, instanceName: own.domain.name}, 'pod VM deleted');
-			}
-		}
+		const found = (await this.#readOwn(candidates, signal)).filter(({metadata}) => metadata.sandboxId === sandboxId && (nonce === undefined || metadata.nonce === nonce));
+		await settleAll(found.map(async own => {
+			using _held = this.#hold(own.slot);
+			await removeVm(session, own, signal);
+			log.info({sandboxId, instanceName: own.domain.name}, 'pod VM deleted');
+		}));
 	}
 
 	#hold(slot: number): Disposable {

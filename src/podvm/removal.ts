@@ -1,25 +1,76 @@
 /**
  * Deletes one VM of ours: stop, disks, and the definition last, because its metadata is what tells the next attempt what is left to do.
- * Every step succeeds when there is nothing (more) to do, so it may be repeated from any half-made or half-deleted state.
+ * Every step succeeds when there is nothing (more) to do, so it may be repeated from any half-made or half-deleted state. A step that fails
+ * does not keep the others from being done, except that the definition stays as long as anything else may be left.
  */
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
+import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {isLibvirtError, libvirtCode, LibvirtConnectionError} from '../libvirt/errors.ts';
 import {procedures} from '../libvirt/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 import {isStillThere, type OwnDomain} from './own-domains.ts';
-import {deleteVolume} from './volumes.ts';
+import {deleteVolume} from './volume-deletion.ts';
 
 /** With what an administrator may have added: MANAGED_SAVE, SNAPSHOTS_METADATA (libvirt-domain.h). */
 const undefineAll = 1 | 2;
 
+/**
+ * @throws AdaptorError naming what is left
+ * @throws LibvirtConnectionError when the connection is lost, and the signal's reason: then nobody knows what is left
+ */
 export async function removeVm(session: LibvirtCalls, {domain: dom, metadata}: OwnDomain, signal: AbortSignal): Promise<void> {
-	await ignoring([libvirtCode.operationInvalid, libvirtCode.noDomain], change(session, procedures.domainDestroyFlags, {dom, flags: 0}, signal));
-	await settleAll([metadata.rootVolume, metadata.cidataVolume].map(async volume => deleteVolume(session, metadata.pool, volume, signal)));
+	const {nonce, pool, poolDirectory, rootVolume, cidataVolume} = metadata;
+	const place = {pool, ...(poolDirectory === undefined ? {} : {directory: poolDirectory})};
+	const left: Leftover[] = [];
+	const remove = async (part: string, removing: Promise<unknown>): Promise<void> => {
+		try {
+			await removing;
+		} catch (error) {
+			left.push({part, error});
+		}
+	};
+	const endIfCutOff = (): void => {
+		signal.throwIfAborted();
+		const lost = left.find(({error}) => error instanceof LibvirtConnectionError);
+		if (lost !== undefined) {
+			throw toError(lost.error);
+		}
+	};
+
+	await remove('the running VM', ignoring([libvirtCode.operationInvalid, libvirtCode.noDomain], change(session, procedures.domainDestroyFlags, {dom, flags: 0}, signal)));
+	endIfCutOff();
+	await Promise.all([rootVolume, cidataVolume].map(async volume => remove(volume, deleteVolume(session, place, volume, signal))));
+	endIfCutOff();
+	if (left.length > 0) {
+		throw leftoverError(dom.name, left);
+	}
+
 	// The disks took a while. Another daemon of this node that deletes the same VM may have finished, and given the UUID to a new one.
-	if (!await isStillThere(session, dom, metadata.nonce, signal)) {
+	if (!await isStillThere(session, dom, nonce, signal)) {
 		return;
 	}
 
 	await ignoring([libvirtCode.noDomain], change(session, procedures.domainUndefineFlags, {dom, flags: undefineAll}, signal));
+}
+
+interface Leftover {
+	/** A phrase, or the name of a volume. */
+	readonly part: string;
+	/** Why it is left. */
+	readonly error: unknown;
+}
+
+/** @param left at least one */
+function leftoverError(instanceName: string, left: readonly Leftover[]): AdaptorError {
+	const [first] = left;
+	const cause = toError(first?.error);
+	const {what, where, remedy} = cause instanceof AdaptorError ? cause : {what: cause.message, where: {}, remedy: undefined};
+	return new AdaptorError({
+		code: codeOf(cause),
+		what: `Could not delete all of the pod VM: ${what}; left are ${left.map(({part}) => part).sort().join(', ')} and the definition of the domain`,
+		where: {...where, instanceName},
+		remedy: `${(remedy ?? 'See libvirtd\'s log on the KVM host').replace(/\.$/v, '')}; the deletion then goes on. Or remove what is left by hand, the definition last: "virsh undefine ${instanceName}".`,
+		cause,
+	});
 }
 
 /** Waits for all, so that nothing is still being changed when it rejects with the first failure. */

@@ -5,12 +5,12 @@
  */
 import {create} from 'xmlbuilder2';
 import {AdaptorError} from '../errors.ts';
-import {pause} from '../lifetime.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
 import {child, readXml, xmlText} from '../libvirt/xml.ts';
 import {readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
+import {deleteVolume} from './volume-deletion.ts';
 
 export interface BaseVolume {
 	/** Of the volume that disks stand on: where the name only stands for a version of the image, the version's. */
@@ -21,6 +21,8 @@ export interface BaseVolume {
 	readonly format: 'qcow2' | 'raw';
 	/** Bytes, as the guest sees them. */
 	readonly capacity: bigint;
+	/** Of the pool, on the host; absent where volumes are not files in one. */
+	readonly directory?: string;
 	/** Whether it is itself an overlay, as every root disk of a pod VM is. */
 	readonly isOverlay: boolean;
 }
@@ -77,7 +79,11 @@ export async function readBaseVolume(session: Pick<LibvirtCalls, 'call'>, pool: 
 	}
 
 	// In pools whose volumes are files, they are named after them.
-	return {name: isStandIn ? path.slice(path.lastIndexOf('/') + 1) : name, path, format, capacity: BigInt(capacity.text), isOverlay: backingPath !== '' && !isStandIn};
+	const directory = ownPath?.endsWith(`/${name}`) === true ? ownPath.slice(0, -name.length - 1) : '';
+	return {
+		name: isStandIn ? path.slice(path.lastIndexOf('/') + 1) : name, path, format, capacity: BigInt(capacity.text), isOverlay: backingPath !== '' && !isStandIn,
+		...(directory === '' ? {} : {directory}),
+	};
 }
 
 /**
@@ -148,30 +154,7 @@ export async function createVolume(session: LibvirtCalls, pool: StoragePool, nam
 			throw error;
 		}
 
-		await deleteVolume(session, pool.name, name, signal);
+		await deleteVolume(session, {pool: pool.name}, name, signal);
 		return (await change(session, procedures.storageVolCreateXml, {pool, xml, flags: 0}, signal)).vol;
-	}
-}
-
-/** While a volume is still being made or written, libvirt refuses to delete it: how often and how soon to ask again. */
-const busyRetries = {times: 20, everyMs: 250};
-
-/** Succeeds when there is no such volume, or no such pool any more. */
-export async function deleteVolume(session: LibvirtCalls, pool: string, name: string, signal: AbortSignal): Promise<void> {
-	for (let attempt = 1; ; attempt++) {
-		try {
-			await change(session, procedures.storageVolDelete, {vol: volumeOf(pool, name), flags: 0}, signal);
-			return;
-		} catch (error) {
-			if (isLibvirtError(error, libvirtCode.noStorageVol) || isLibvirtError(error, libvirtCode.noStoragePool)) {
-				return;
-			}
-
-			if (!isLibvirtError(error, libvirtCode.operationInvalid) || attempt > busyRetries.times) {
-				throw error;
-			}
-		}
-
-		await pause(busyRetries.everyMs, signal);
 	}
 }

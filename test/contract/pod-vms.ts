@@ -19,6 +19,11 @@ export interface PodVmsHarness {
 	readonly otherImage: string;
 	/** Ends the VM as an administrator of the host could, leaving its definition. */
 	kill(name: string): Promise<void>;
+	/**
+	 * Keeps one part of a VM from being removed, until `clear`.
+	 * @returns its name, and what `leftovers` tells when everything else that can be removed is
+	 */
+	obstruct(vmName: string): Promise<{readonly part: string; readonly left: readonly string[]; clear(): Promise<void>}>;
 	/** Whatever is on the host because of VMs: empty when all are deleted. */
 	leftovers(): Promise<readonly string[]>;
 }
@@ -94,6 +99,23 @@ export function podVmsContract(test: TestFn, name: string, harnessFor: (t: Execu
 			await vms.delete(sandboxId, never);
 			t.deepEqual(await harness.leftovers(), []);
 		}
+	});
+
+	claim('a part that cannot be removed does not keep the others, is named, and keeps the VM listed until it is gone', async (t, harness, vms) => {
+		const spec = specOf();
+		const vm = await vms.start(spec, never);
+		const obstacle = await harness.obstruct(vm.name);
+		for (const daemon of [vms, harness.podVms('node')]) {
+			const error = await t.throwsAsync(daemon.delete(spec.sandboxId, never), {instanceOf: AdaptorError});
+			t.true(error.message.includes(obstacle.part), error.message);
+			t.truthy(error.remedy);
+			t.deepEqual(await harness.leftovers(), obstacle.left);
+			t.like(await daemon.list(never), [{...vm, running: false}]);
+		}
+
+		await obstacle.clear();
+		await vms.delete(spec.sandboxId, never);
+		t.deepEqual(await harness.leftovers(), []);
 	});
 
 	claim('deleting what was never started succeeds', async (t, harness, vms) => {

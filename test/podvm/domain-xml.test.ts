@@ -12,7 +12,7 @@ import {run} from './run.ts';
 
 const metadata: PodVmMetadata = {
 	cluster: 'cluster', node: 'node-1', podsDir: {fingerprint: '7f3a9c0b', path: '/run/peerpod/pods'}, sandboxId: '0123456789abcdef', pod: {name: 'web', namespace: 'shop', uid: '8d1c9b3e-0d4a-4b8e-9f55-0a8c7e1d2b3c'},
-	vni: 555_001, createdAt: new Date('2026-01-02T03:04:05.678Z'), nonce: '5f2e', pool: 'default', baseImage: 'podvm-base.qcow2',
+	vni: 555_001, createdAt: new Date('2026-01-02T03:04:05.678Z'), nonce: '5f2e', pool: 'default', poolDirectory: '/var/lib/libvirt/images', baseImage: 'podvm-base.qcow2',
 	rootVolume: 'podvm-web-01234567-root.qcow2', cidataVolume: 'podvm-web-01234567-cidata.iso',
 };
 
@@ -22,7 +22,7 @@ const onKvm: DomainSpec = {
 };
 
 /** As earlier versions wrote it. */
-const {podsDir: _podsDir, ...unmarked} = metadata;
+const {podsDir: _podsDir, poolDirectory: _poolDirectory, ...unmarked} = metadata;
 const {cpuset: _cpuset, launchSecurity: _launchSecurity, ...plain} = onKvm;
 const emulated: DomainSpec = {
 	...plain, host: {domainType: 'qemu', machine: 's390-ccw-virtio-7.2', emulator: '/usr/bin/qemu-system-s390x', cpus: []}, metadata: {...unmarked, pod: {name: 'web', namespace: 'shop'}},
@@ -61,8 +61,8 @@ test('what is written into the metadata is read back', t => {
 	t.deepEqual(readMetadata(readXml(domainXml(emulated))), emulated.metadata);
 });
 
-test('a VM of an earlier version says nothing of a PODS_DIR, and is read all the same', t => {
-	const earlier = domainXml(onKvm).replaceAll(/ pods-dir(?:-id)?="[^"]*"/g, '');
+test('a VM of an earlier version says nothing of a PODS_DIR or its pool\'s directory, and is read all the same', t => {
+	const earlier = domainXml(onKvm).replaceAll(/ (?:pods-dir|pods-dir-id|directory)="[^"]*"/g, '');
 	t.deepEqual(readMetadata(readXml(earlier)), unmarked);
 	t.deepEqual(readMetadata(readXml(domainXml(onKvm).replace(/ pods-dir="[^"]*"/, ''))), {...metadata, podsDir: {fingerprint: '7f3a9c0b', path: ''}});
 });

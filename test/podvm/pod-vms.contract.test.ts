@@ -1,5 +1,6 @@
 // The port's promises, kept by the implementation on libvirt and by the one in memory. libvirt-host.ts says what is real here.
 import {randomBytes} from 'node:crypto';
+import {mkdir, rm} from 'node:fs/promises';
 import test from 'ava';
 import {procedures} from '../../src/libvirt/procedures.ts';
 import {podVmsContract} from '../contract/pod-vms.ts';
@@ -19,6 +20,10 @@ podVmsContract(test, 'in memory', async () => {
 		podVms: (node, podsDir) => new InMemoryPodVms({host: memory, node, ...(podsDir === undefined ? {} : {podsDir})}),
 		otherImage: 'other.qcow2',
 		kill: async name => memory.kill(name),
+		async obstruct(name) {
+			memory.stuck.add(name);
+			return {part: `${name}-cidata.iso`, left: [name], clear: async () => void memory.stuck.delete(name)};
+		},
 		leftovers: async () => [...memory.vms.keys()],
 	};
 });
@@ -34,6 +39,13 @@ podVmsContract(test, 'on libvirt', async () => {
 		kill: async name => {
 			const {dom} = await host.calls.call(procedures.domainLookupByName, {name}, never);
 			await host.calls.call(procedures.domainDestroyFlags, {dom, flags: 0}, never);
+		},
+		async obstruct(name) {
+			// What libvirt takes for the volume is a directory with something in it.
+			const file = `${name}-cidata.iso`;
+			await rm(`${pool.directory}/${file}`);
+			await mkdir(`${pool.directory}/${file}/something`, {recursive: true});
+			return {part: file, left: [name, file], clear: async () => rm(`${pool.directory}/${file}`, {recursive: true})};
 		},
 		leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
 	};

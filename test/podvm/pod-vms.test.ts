@@ -274,8 +274,22 @@ test('a deletion that fails may be repeated', async t => {
 	const spec = specOf();
 	await vms.start(spec, never);
 	calls.before = async name => name === 'storageVolDelete' ? Promise.reject(lost) : undefined;
-	t.is(await outcome(vms.delete(spec.sandboxId, never)), lost);
+	t.like(await outcome(vms.delete(spec.sandboxId, never)), {code: 'unavailable', cause: lost});
 	t.like(await vms.list(never), [{sandboxId: spec.sandboxId, running: false}]);
+	calls.before = undefined;
+	await vms.delete(spec.sandboxId, never);
+	t.deepEqual(await leftovers(), []);
+});
+
+test('a VM that cannot be stopped does not keep its disks from being removed, and stays defined', async t => {
+	const {calls, vms, leftovers} = await daemon();
+	const spec = specOf();
+	await vms.start(spec, never);
+	calls.before = async name => name === 'domainDestroyFlags' ? Promise.reject(refusal) : undefined;
+	const error = await t.throwsAsync<AdaptorError>(vms.delete(spec.sandboxId, never), {instanceOf: AdaptorError});
+	t.regex(error.message, /libvirt: no; left are the running VM and the definition of the domain .*virsh undefine podvm-web-/);
+	t.deepEqual(await leftovers(), [spec.instanceName]);
+	t.like(await vms.list(never), [{sandboxId: spec.sandboxId, running: true}]);
 	calls.before = undefined;
 	await vms.delete(spec.sandboxId, never);
 	t.deepEqual(await leftovers(), []);

@@ -21,6 +21,8 @@ interface Entry {
 export class InMemoryKvmHost {
 	readonly images = new Set(['podvm-base.qcow2']);
 	readonly vms = new Map<string, Entry>();
+	/** Names of VMs of which a disk cannot be removed. */
+	readonly stuck = new Set<string>();
 	/** When set, nothing that is asked of the host is answered. */
 	isAway = false;
 
@@ -146,6 +148,13 @@ export class InMemoryPodVms implements PodVms {
 
 		for (const [name, {node, record, life}] of this.host.vms) {
 			if (node === this.#node && record.sandboxId === sandboxId) {
+				if (this.host.stuck.has(name)) {
+					this.host.kill(name);
+					throw new AdaptorError({
+						code: 'failed-precondition', what: `Could not delete all of the pod VM: left are ${name}-cidata.iso and its definition`, where: {instanceName: name}, remedy: 'Remove them by hand.',
+					});
+				}
+
 				this.host.vms.delete(name);
 				life.abort(ended(name));
 			}
