@@ -11,7 +11,8 @@ import type {Logger} from '../log.ts';
 import type {ConsoleTail} from './console-tail.ts';
 import {isSameVm, readEnd} from './end-watch.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import {endOfEvent, type PodVmEndedError} from './vm-end.ts';
+import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
+import {endOfEvent} from './vm-end.ts';
 
 export interface Reachable {
 	readonly domain: Domain;

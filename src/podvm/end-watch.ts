@@ -8,7 +8,8 @@ import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type Domain} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import {endOfEvent, endOfState, type PodVmEndedError} from './vm-end.ts';
+import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
+import {endOfEvent, endOfState} from './vm-end.ts';
 
 export interface EndWatchOptions {
 	readonly session: LibvirtCalls;

@@ -19,6 +19,7 @@ import {procedures, type Domain} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
 import {isInstanceNameOf} from '../sandbox/instance-name.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
+import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
 import {findAddresses} from './addresses.ts';
 import {cidataIso} from './cidata.ts';
 import {ConsoleTail} from './console-tail.ts';
@@ -106,7 +107,7 @@ class LibvirtPodVms implements PodVms {
 		return this.#consoles.get(vm)?.lines() ?? [];
 	}
 
-	async ended(vm: PodVm, signal: AbortSignal): Promise<AdaptorError> {
+	async ended(vm: PodVm, signal: AbortSignal): Promise<PodVmEndedError> {
 		return this.#endWatch.ended(domainOf(vm), signal);
 	}
 

@@ -2,22 +2,8 @@
  * How a VM came to its end, in the operator's words: from a lifecycle event, or from the state when the event was missed. Pure.
  * Numbers: libvirt, include/libvirt/libvirt-domain.h.
  */
-import {AdaptorError} from '../errors.ts';
 import type {LifecycleEvent} from '../libvirt/events.ts';
-
-/** The VM will not answer any more. */
-export class PodVmEndedError extends AdaptorError {
-	override readonly name = 'PodVmEndedError';
-
-	constructor(instanceName: string, {how, remedy}: End, seenBy: Readonly<Record<string, string | number>>) {
-		super({code: 'aborted', what: `The pod VM ended: ${how}`, where: {instanceName, ...seenBy}, remedy});
-	}
-}
-
-interface End {
-	readonly how: string;
-	readonly remedy: string;
-}
+import {PodVmEndedError, type VmEnd} from '../sandbox/vm-ended.ts';
 
 const ends = {
 	panicked: {
@@ -43,9 +29,9 @@ const ends = {
 		how: 'it was paused because its disk cannot be read or written',
 		remedy: 'Look for free space with "virsh pool-info" on the KVM host, and for errors of its storage in the kernel\'s log.',
 	},
-	gone: {how: 'its domain does not exist any more', remedy: 'Somebody undefined it on the KVM host; the pod has to be made anew.'},
+	gone: {how: 'its domain does not exist any more', remedy: 'Somebody undefined it on the KVM host; the pod has to be made anew.', isRemoved: true},
 	unknown: {how: 'it does not run any more', remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host.'},
-} satisfies Record<string, End>;
+} satisfies Record<string, VmEnd>;
 
 /** Undefined for events after which it may still run; undefining alone leaves a running domain running. */
 export function endOfEvent({domain, name, event, detail, stopped}: LifecycleEvent): PodVmEndedError | undefined {
@@ -57,11 +43,11 @@ export function endOfEvent({domain, name, event, detail, stopped}: LifecycleEven
 }
 
 /** VIR_DOMAIN_EVENT_SUSPENDED_IOERROR */
-function suspendedForDiskError(detail: number): End | undefined {
+function suspendedForDiskError(detail: number): VmEnd | undefined {
 	return detail === 2 ? ends.diskError : undefined;
 }
 
-const endOfStopped: Readonly<Record<NonNullable<LifecycleEvent['stopped']> | 'unknown', End>> = {
+const endOfStopped: Readonly<Record<NonNullable<LifecycleEvent['stopped']> | 'unknown', VmEnd>> = {
 	'shutdown': ends.shutdown,
 	'destroyed': ends.destroyed,
 	'crashed': ends.panicked,
@@ -76,7 +62,7 @@ const [pausedState, shutoffState, crashedState] = [3, 5, 6];
 const pausedForDiskError = 5;
 
 /** In the order of virDomainShutoffReason. */
-const endOfShutoff: readonly End[] = [ends.unknown, ends.shutdown, ends.destroyed, ends.crashed, ends.stored, ends.stored, ends.failed, ends.stored, ends.failed];
+const endOfShutoff: readonly VmEnd[] = [ends.unknown, ends.shutdown, ends.destroyed, ends.crashed, ends.stored, ends.stored, ends.failed, ends.stored, ends.failed];
 
 /** @param state answer of DOMAIN_GET_STATE, undefined when there is no such domain */
 export function endOfState(instanceName: string, state: {readonly state: number; readonly reason: number} | undefined): PodVmEndedError | undefined {

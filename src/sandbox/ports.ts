@@ -3,8 +3,8 @@
  * Below: what a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`), and the cluster that it belongs to (`Cluster`).
  * Every implementation of a port, in-memory or real, passes the same suite in test/contract.
  */
-import type {AdaptorError} from '../errors.ts';
 import type {Secret} from '../log.ts';
+import type {PodVmEndedError} from './vm-ended.ts';
 
 /** kata's sandbox id: 64 hexadecimal digits from containerd and CRI-O; anything of `[A-Za-z0-9._-]{1,128}` is taken. */
 export type SandboxId = string;
@@ -171,7 +171,7 @@ export interface PodVms {
 	/**
 	 * Addresses at which the VM may be reached, likeliest first, each once. A guess may come before the guest is up (a remembered lease):
 	 * only TLS proves who answers. Goes on looking until the consumer returns or the signal aborts.
-	 * @throws AdaptorError as soon as the VM is no longer running, telling how it ended
+	 * @throws PodVmEndedError as soon as the VM is no longer running, telling how it ended; that error for no other cause
 	 */
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never>;
 	/**
@@ -183,7 +183,7 @@ export interface PodVms {
 	 * Resolves when the VM has ended by itself or was deleted, at once if it has already, with how ('aborted'); however long that takes, and also
 	 * when the hypervisor is away in between. Rejects with the signal's reason only.
 	 */
-	ended(vm: PodVm, signal: AbortSignal): Promise<AdaptorError>;
+	ended(vm: PodVm, signal: AbortSignal): Promise<PodVmEndedError>;
 	/**
 	 * Deletes VM and disks of a sandbox, whatever state they are in, whichever daemon of this node answers for it. Succeeds when there are none.
 	 * Touches nothing of other clusters or nodes. Goes on past each part that cannot be removed, and then rejects, naming what is left.

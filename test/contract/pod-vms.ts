@@ -8,6 +8,7 @@ import {AdaptorError, codeOf} from '../../src/errors.ts';
 import {Secret} from '../../src/log.ts';
 import {instanceName} from '../../src/sandbox/instance-name.ts';
 import type {PodVms, PodVmSpec} from '../../src/sandbox/ports.ts';
+import {PodVmEndedError} from '../../src/sandbox/vm-ended.ts';
 
 export interface PodVmsHarness {
 	/**
@@ -227,10 +228,10 @@ export function podVmsContract(test: TestFn, name: string, harnessFor: (t: Execu
 
 		const next = addresses.next();
 		await harness.kill(vm.name);
-		const error = await t.throwsAsync(next, {instanceOf: AdaptorError});
+		const error = await t.throwsAsync(next, {instanceOf: PodVmEndedError});
 		t.is(error.code, 'aborted');
 		t.truthy(error.remedy);
-		const late = await t.throwsAsync(vms.addresses(vm, never).next(), {instanceOf: AdaptorError});
+		const late = await t.throwsAsync(vms.addresses(vm, never).next(), {instanceOf: PodVmEndedError});
 		t.is(late.code, 'aborted');
 	});
 
@@ -240,7 +241,9 @@ export function podVmsContract(test: TestFn, name: string, harnessFor: (t: Execu
 		const [ended, alsoEnded, otherEnded] = [vms.ended(one, never), harness.podVms('node').ended(one, never), vms.ended(two, abort.signal)];
 		await harness.kill(one.name);
 		for (const end of [await ended, await alsoEnded, await vms.ended(one, never)]) {
+			t.true(end instanceof PodVmEndedError);
 			t.is(end.code, 'aborted');
+			t.false(end.isRemoved);
 			t.regex(end.message, /pod VM ended.*stopped/);
 		}
 
@@ -248,6 +251,6 @@ export function podVmsContract(test: TestFn, name: string, harnessFor: (t: Execu
 		await t.throwsAsync(otherEnded, {message: 'no longer interesting'});
 		await t.throwsAsync(vms.ended(two, abort.signal), {message: 'no longer interesting'});
 		await vms.delete(one.sandboxId, never);
-		t.is((await vms.ended(one, never)).code, 'aborted');
+		t.like(await vms.ended(one, never), {code: 'aborted', isRemoved: true});
 	});
 }

@@ -3,6 +3,7 @@
  */
 import {AdaptorError, toError} from '../../src/errors.ts';
 import {abortable, Scope} from '../../src/lifetime.ts';
+import {PodVmEndedError} from '../../src/sandbox/vm-ended.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../../src/sandbox/ports.ts';
 
 interface Entry {
@@ -31,7 +32,7 @@ export class InMemoryKvmHost {
 		const entry = this.vms.get(name);
 		if (entry !== undefined) {
 			this.vms.set(name, {...entry, record: {...entry.record, running: false}});
-			entry.life.abort(ended(name));
+			entry.life.abort(stopped(name));
 		}
 	}
 }
@@ -127,17 +128,17 @@ export class InMemoryPodVms implements PodVms {
 		return this.consoles.get(name) ?? [];
 	}
 
-	async ended({name, uuid}: PodVm, signal: AbortSignal): Promise<AdaptorError> {
+	async ended({name, uuid}: PodVm, signal: AbortSignal): Promise<PodVmEndedError> {
 		const entry = this.host.vms.get(name);
 		if (entry?.record.uuid !== uuid || entry.life.signal.aborted) {
 			throwIfAborted(signal);
-			return ended(name);
+			return entry?.record.uuid === uuid ? stopped(name) : removed(name);
 		}
 
 		using scope = new Scope(entry.life.signal, signal);
 		await abortable(Promise.withResolvers<never>().promise, scope.signal).catch(() => undefined);
 		throwIfAborted(signal);
-		return ended(name);
+		return stopped(name);
 	}
 
 	async delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
@@ -156,7 +157,8 @@ export class InMemoryPodVms implements PodVms {
 				}
 
 				this.host.vms.delete(name);
-				life.abort(ended(name));
+				// Whoever waits sees first that it is stopped.
+				life.abort(stopped(name));
 			}
 		}
 	}
@@ -181,7 +183,7 @@ export class InMemoryPodVms implements PodVms {
 	async* #search(name: string, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
 		const entry = this.host.vms.get(name);
 		if (entry === undefined) {
-			throw ended(name);
+			throw removed(name);
 		}
 
 		using scope = new Scope(entry.life.signal, ...ends);
@@ -194,8 +196,12 @@ export class InMemoryPodVms implements PodVms {
 	}
 }
 
-function ended(instanceName: string): AdaptorError {
-	return new AdaptorError({code: 'aborted', what: 'The pod VM ended: somebody stopped it', where: {instanceName}, remedy: 'Ask who did.'});
+function stopped(instanceName: string): PodVmEndedError {
+	return new PodVmEndedError(instanceName, {how: 'somebody stopped it', remedy: 'Ask who did.'});
+}
+
+function removed(instanceName: string): PodVmEndedError {
+	return new PodVmEndedError(instanceName, {how: 'its domain does not exist any more', remedy: 'The pod has to be made anew.', isRemoved: true});
 }
 
 function throwIfAborted(signal: AbortSignal): void {
