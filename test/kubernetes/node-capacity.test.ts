@@ -226,7 +226,7 @@ test('a server that says when to patch again is minded', async t => {
 test('after a restart of the API server the limit is followed at once: 403, 429 and 410 cost no long pause', async t => {
 	const {api, start} = await advertiser(t);
 	api.define(peerPodConfigKind);
-	start({configured: 3, client: clientOf(api, {refusedRetryMs: [1, hour], watchRetryMs: [1, 5]})});
+	start({configured: 3, lookAgainMs: hour, client: clientOf(api, {refusedRetryMs: [1, hour], watchRetryMs: [1, 5]})});
 	await api.until(() => capacityOf(api) === '3' && api.watches === 2);
 	{
 		using _ = api.fault(() => 'drop');
