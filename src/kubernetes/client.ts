@@ -3,10 +3,11 @@
  * There is no update of a whole object on purpose: see objects.ts.
  */
 import {AdaptorError} from '../errors.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import {ApiConnection, type ConnectionOptions} from './connection.ts';
-import {isExpired, KubernetesError} from './errors.ts';
+import {isExpired, isKindMissing, isRefusal, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from './fields.ts';
 import {pathOf, readObject, type ApiObject, type Kind, type ObjectMeta, type ObjectName} from './objects.ts';
 import {watchEvents} from './watch.ts';
@@ -50,14 +51,20 @@ export interface Preconditions {
 /** `all` replaces what was known; it comes first, and again whenever changes may have been missed. */
 export type WatchEvent<Fields> =
 	| {readonly type: 'all'; readonly objects: ReadonlyArray<ApiObject<Fields>>}
-	| {readonly type: 'changed' | 'deleted'; readonly object: ApiObject<Fields>};
+	| {readonly type: 'changed' | 'deleted'; readonly object: ApiObject<Fields>}
+	/** The server does not allow it, or does not know the kind (`isKindMissing`). Comes at each refusal; `all` follows when it is allowed again. */
+	| {readonly type: 'refused'; readonly error: AdaptorError};
 
 export interface ClientOptions extends ConnectionOptions {
 	readonly log: Logger;
 	/** How long the server shall let a watch last: it is also how long a connection that died silently goes unnoticed. */
 	readonly watchTimeoutMs?: number;
-	/** Pauses before a watch that ended badly is begun again. */
+	/** Pauses after failures of a watch. The longest is also how much later than necessary it may notice that a server is back. */
 	readonly watchRetryMs?: readonly [first: number, longest: number];
+	/** Pauses after refusals of a watch. */
+	readonly refusedRetryMs?: readonly [first: number, longest: number];
+	/** How long a connection of a watch must last to count as synchronised when nothing happens: a server tells at once that it no longer has the version. */
+	readonly settleMs?: number;
 }
 
 /** Objects of a page of a list: what is listed can be large, and the answer is held in memory whole. */
@@ -67,11 +74,11 @@ const watchSlackMs = 15_000;
 
 export class KubernetesClient implements Disposable {
 	readonly #connection: ApiConnection;
-	readonly #options: Required<Pick<ClientOptions, 'log' | 'watchTimeoutMs' | 'watchRetryMs'>>;
+	readonly #options: Required<Pick<ClientOptions, 'log' | 'watchTimeoutMs' | 'watchRetryMs' | 'refusedRetryMs' | 'settleMs'>>;
 
-	constructor({log, watchTimeoutMs = 240_000, watchRetryMs = [500, 30_000], ...connection}: ClientOptions) {
+	constructor({log, watchTimeoutMs = 240_000, watchRetryMs = [500, 5000], refusedRetryMs = [500, 30_000], settleMs = 1000, ...connection}: ClientOptions) {
 		this.#connection = new ApiConnection(connection);
-		this.#options = {log, watchTimeoutMs, watchRetryMs};
+		this.#options = {log, watchTimeoutMs, watchRetryMs, refusedRetryMs, settleMs};
 	}
 
 	/** @throws KubernetesError, 404 when there is none */
@@ -123,41 +130,45 @@ export class KubernetesClient implements Disposable {
 	}
 
 	/**
-	 * All objects, then each change, until the signal aborts: then it ends without an error. Goes on after lost connections and failures of
-	 * the server, and lists again when it has been away for too long.
-	 * @throws KubernetesError when it is refused (404 for a kind that is not there, 403)
+	 * All objects, then each change, until the signal aborts: then it ends without an error. Goes on after lost connections, failures and refusals,
+	 * and lists again when it has been away for too long.
+	 *
+	 * It is synchronised when a connection has brought an event or a bookmark, has ended in order, or has lasted for `settleMs`: a server that was restarted
+	 * opens the connection, and says only then that it does not have the version (410).
 	 */
 	async* watch<Fields>(kind: Kind<Fields>, selection: Selection, signal: AbortSignal): AsyncGenerator<WatchEvent<Fields>, void> {
-		const {log, watchRetryMs} = this.#options;
-		let pauses = backOff(...watchRetryMs);
+		const {log, watchRetryMs, refusedRetryMs} = this.#options;
+		const failures = new FailureLog();
+		let pauses = {afterFailure: backOff(...watchRetryMs), afterRefusal: backOff(...refusedRetryMs)};
+		let mayListAtOnce = true;
 		let resourceVersion: string | undefined;
-		let isLost = false;
-		const back = (): void => {
-			if (isLost) {
-				isLost = false;
+		const synchronised = (): void => {
+			pauses = {afterFailure: backOff(...watchRetryMs), afterRefusal: backOff(...refusedRetryMs)};
+			mayListAtOnce = true;
+			if (failures.recovered()) {
 				log.info({event: kind.plural}, 'watch of the Kubernetes API is back');
 			}
 		};
 		const isOver = (): boolean => signal.aborted;
 		while (!isOver()) {
+			let pauseMs: number;
 			try {
 				if (resourceVersion === undefined) {
 					const {items, ...list} = await this.list(kind, selection, signal);
 					({resourceVersion} = list);
-					back();
 					yield {type: 'all', objects: items};
 				}
 
-				for await (const {type, object, resourceVersion: next} of this.#watchOnce(kind, selection, resourceVersion, back, signal)) {
+				for await (const {type, object, resourceVersion: next} of this.#watchOnce(kind, selection, resourceVersion, synchronised, signal)) {
 					resourceVersion = next;
-					pauses = backOff(...watchRetryMs);
 					if (type !== 'BOOKMARK') {
 						yield {type: type === 'DELETED' ? 'deleted' : 'changed', object: readObject(kind, object)};
 					}
 				}
 
 				// The server ends every watch after a while; nothing is missed.
-				pauses = backOff(...watchRetryMs);
+				synchronised();
+				pauseMs = pauses.afterFailure.next().value;
 			} catch (error) {
 				if (isOver()) {
 					return;
@@ -165,16 +176,29 @@ export class KubernetesClient implements Disposable {
 
 				if (isExpired(error)) {
 					resourceVersion = undefined;
-				} else if (isRefused(error)) {
-					throw error;
+					if (mayListAtOnce) {
+						mayListAtOnce = false;
+						continue;
+					}
+
+					pauseMs = pauses.afterFailure.next().value;
+				} else if (isRefusal(error)) {
+					resourceVersion = undefined;
+					if (!isKindMissing(error)) {
+						failures.failed();
+					}
+
+					yield {type: 'refused', error};
+					pauseMs = pauses.afterRefusal.next().value;
 				} else {
-					// The first failure is worth a line; that it goes on is not.
-					log[isLost ? 'debug' : 'warn']({event: kind.plural, err: error}, 'watch of the Kubernetes API was lost');
-					isLost = true;
+					pauseMs = pauses.afterFailure.next().value;
+					log[failures.failed() ? 'warn' : 'debug']({event: kind.plural, err: error, retryInMs: pauseMs}, 'watch of the Kubernetes API was lost');
 				}
+
+				pauseMs = Math.max(pauseMs, retryAfterOf(error) ?? 0);
 			}
 
-			await pause(pauses.next().value, signal).catch(() => undefined);
+			await pause(pauseMs, signal).catch(() => undefined);
 		}
 	}
 
@@ -184,18 +208,24 @@ export class KubernetesClient implements Disposable {
 	}
 
 	async* #watchOnce(
-		kind: Kind<unknown>, selection: Selection, resourceVersion: string, onOpen: () => void, signal: AbortSignal,
+		kind: Kind<unknown>, selection: Selection, resourceVersion: string, onSynchronised: () => void, signal: AbortSignal,
 	): ReturnType<typeof watchEvents> {
-		const {watchTimeoutMs} = this.#options;
+		const {watchTimeoutMs, settleMs} = this.#options;
 		using scope = new Scope(signal).deadline(watchTimeoutMs + watchSlackMs, 'the end of a watch');
+		let settled: NodeJS.Timeout | undefined;
 		try {
 			const path = `${pathOf(kind, selection)}?${query(selection, {
 				watch: 'true', allowWatchBookmarks: 'true', resourceVersion, timeoutSeconds: String(Math.ceil(watchTimeoutMs / 1000)),
 			})}`;
 			const body = await this.#connection.stream({method: 'GET', path}, scope.signal);
-			onOpen();
-			yield* watchEvents(body, this.#connection.maxResponseBytes);
+			settled = setTimeout(onSynchronised, settleMs);
+			for await (const event of watchEvents(body, this.#connection.maxResponseBytes)) {
+				clearTimeout(settled);
+				onSynchronised();
+				yield event;
+			}
 		} finally {
+			clearTimeout(settled);
 			scope.abort(new AdaptorError({code: 'cancelled', what: 'The watch is over'}));
 		}
 	}
@@ -203,14 +233,4 @@ export class KubernetesClient implements Disposable {
 
 function query({fieldSelector, labelSelector}: Selection, others: Readonly<Record<string, string>>): string {
 	return new URLSearchParams({...others, ...(fieldSelector === undefined ? {} : {fieldSelector}), ...(labelSelector === undefined ? {} : {labelSelector})}).toString();
-}
-
-/** A refusal that asking again will not change soon. */
-function isRefused(error: unknown): boolean {
-	if (!(error instanceof KubernetesError)) {
-		return error instanceof AdaptorError && error.code === 'invalid-argument';
-	}
-
-	const {status = 500} = error;
-	return status >= 400 && status < 500 && status !== 401 && status !== 429;
 }

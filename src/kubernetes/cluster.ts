@@ -8,6 +8,7 @@ import {KubernetesClient} from './client.ts';
 import {PodEvents} from './events.ts';
 import {NodeCapacity} from './node-capacity.ts';
 import {PeerPods} from './peer-pods.ts';
+import {PodPresence} from './pod-presence.ts';
 import {PullSecrets} from './pull-secrets.ts';
 import {ServiceAccount, type ApiServerAddress} from './service-account.ts';
 
@@ -27,6 +28,8 @@ export interface ClusterOptions {
 	readonly daemonSet: string;
 	/** The instance names of all VMs of this node, half-made ones too. */
 	readonly vmNames: (signal: AbortSignal) => Promise<readonly string[]>;
+	/** How old the PeerPod of a VM that nobody wants must be to be withdrawn: older than any start may take. */
+	readonly leftOverMs?: number;
 	/** Aborts when the daemon is told to stop; it is disposed when it has. */
 	readonly stopping?: AbortSignal;
 	readonly log: Logger;
@@ -43,14 +46,16 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 	readonly #events: PodEvents;
 	readonly #pullSecrets: PullSecrets;
 	readonly #peerPods: PeerPods;
+	readonly #presence: PodPresence;
 	readonly #capacity: NodeCapacity | undefined;
 
-	constructor({server, node, cluster, limitPerNode, podUid, daemonSet, vmNames, stopping, log}: ClusterOptions, account: ServiceAccount, namespace: string) {
+	constructor({server, node, cluster, limitPerNode, podUid, daemonSet, vmNames, leftOverMs, stopping, log}: ClusterOptions, account: ServiceAccount, namespace: string) {
 		const client = new KubernetesClient({server, account, log});
 		this.#client = client;
 		this.#events = new PodEvents({client, node, log});
 		this.#pullSecrets = new PullSecrets({client, tell: (pod, event) => this.#events.tell(pod, event), log});
-		this.#peerPods = new PeerPods({client, node, cluster, vmNames, log});
+		this.#peerPods = new PeerPods({client, node, cluster, vmNames, ...(leftOverMs === undefined ? {} : {leftOverMs}), log});
+		this.#presence = new PodPresence({client, node, ownerUid: async (vm, signal) => this.#peerPods.ownerUid(vm, signal), log});
 		this.#capacity = limitPerNode !== undefined && limitPerNode < 0 ? undefined : new NodeCapacity({
 			client, node, namespace, daemonSet, configured: limitPerNode, ...(podUid === undefined ? {} : {podUid}), ...(stopping === undefined ? {} : {stopping}), log,
 		});
@@ -73,12 +78,12 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 		this.#peerPods.disclaim(vm);
 	}
 
-	async podPresence(_vm: ClaimedVm, _signal: AbortSignal): Promise<Presence> {
-		return 'unknown';
+	async podPresence(vm: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+		return this.#presence.of(vm, signal);
 	}
 
-	reconcile(_vms: readonly ClaimedVm[]): void {
-		// Claims keep themselves up to date.
+	reconcile(vms: readonly ClaimedVm[]): void {
+		this.#peerPods.reconcile(vms);
 	}
 
 	tell(pod: PodIdentity, event: PodEvent): void {

@@ -6,8 +6,9 @@ import type {IncomingMessage} from 'node:http';
 import {Agent, request as httpsRequest} from 'node:https';
 import {once} from 'node:events';
 import {AdaptorError, toError} from '../errors.ts';
-import {abortable, backOff, DeadlineError, pause, Scope} from '../lifetime.ts';
-import {KubernetesError, refusal} from './errors.ts';
+import {retry} from '../concurrency/retry.ts';
+import {abortable, DeadlineError, Scope} from '../lifetime.ts';
+import {KubernetesError, refusal, retryAfterOf} from './errors.ts';
 import type {ApiServerAddress, ServiceAccount} from './service-account.ts';
 
 export interface ConnectionOptions {
@@ -32,7 +33,6 @@ export interface ApiRequest {
 }
 
 const attempts = 5;
-const longestRetryAfterMs = 30_000;
 
 export class ApiConnection implements Disposable {
 	readonly #options: Required<ConnectionOptions>;
@@ -53,19 +53,15 @@ export class ApiConnection implements Disposable {
 	 * @throws KubernetesError
 	 */
 	async request(request: ApiRequest, signal: AbortSignal): Promise<unknown> {
-		const pauses = backOff(...this.#options.retryMs);
-		for (let attempt = 1; ; attempt++) {
-			try {
-				return await this.#exchange(request, signal);
-			} catch (error) {
-				signal.throwIfAborted();
+		return retry(async () => this.#exchange(request, signal), {
+			backOff: this.#options.retryMs,
+			leastPauseMs: retryAfterOf,
+			onFailure(error, {attempt}) {
 				if (attempt === attempts || !mayBeRetried(error, request)) {
 					throw error;
 				}
-
-				await pause(Math.min(error.retryAfterMs ?? pauses.next().value, longestRetryAfterMs), signal);
-			}
-		}
+			},
+		}, signal);
 	}
 
 	/**
@@ -178,7 +174,7 @@ function pathAlone({path}: Pick<ApiRequest, 'path'>): string {
 	return path.replace(/\?.*$/v, '');
 }
 
-function mayBeRetried(error: unknown, {method}: ApiRequest): error is KubernetesError {
+function mayBeRetried(error: unknown, {method}: ApiRequest): boolean {
 	if (!(error instanceof KubernetesError)) {
 		return false;
 	}

@@ -3,12 +3,13 @@
  * anew each time, so nothing that was missed stays missed; asks for nodes only when there is something to decide. How a VM is deleted is a
  * function that it is given. Works beside the existing controller: both may remove the finalizer, and neither minds that it is gone.
  */
-import {pause} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {every} from '../concurrency/every.ts';
 import {FailureLog} from '../concurrency/failure-log.ts';
+import {retry} from '../concurrency/retry.ts';
+import type {Logger} from '../log.ts';
 import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
 import type {KubernetesClient} from './client.ts';
-import {isNotFound, KubernetesError} from './errors.ts';
+import {isKindMissing, isNotFound, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from './fields.ts';
 import type {ApiObject, Kind} from './objects.ts';
 import {claimOf, peerPods, withoutFinalizer, type Claim, type PeerPod} from './peer-pod.ts';
@@ -40,11 +41,26 @@ type Candidate = ApiObject<PeerPod> & {readonly claim: Claim};
 
 /** Works until the signal aborts. Never throws. */
 export async function cleanUpAfterNodes(options: ControllerOptions, signal: AbortSignal): Promise<void> {
+	const {intervalMs = 15_000, log} = options;
 	const cleaner = new Cleaner(options);
-	const isOver = (): boolean => signal.aborted;
-	while (!isOver()) {
-		await cleaner.round(signal);
-		await pause(options.intervalMs ?? 15_000, signal).catch(() => undefined);
+	const failures = new FailureLog();
+	for await (const _ of every(intervalMs, signal)) {
+		try {
+			await retry(async () => cleaner.round(signal), {
+				// No more than a minute: that is what the end of an outage may cost.
+				backOff: [intervalMs, 4 * intervalMs],
+				leastPauseMs: retryAfterOf,
+				onFailure(error, {retryInMs}) {
+					log[failures.failed() ? 'warn' : 'debug'](
+						{err: error, retryInMs},
+						isKindMissing(error) ? 'there are no PeerPods in this cluster: there is nothing to do' : 'PeerPods cannot be looked through, it is tried again',
+					);
+				},
+			}, signal);
+			failures.recovered();
+		} catch {
+			return; // The signal has aborted: nothing else ends the retries.
+		}
 	}
 }
 
@@ -53,9 +69,10 @@ class Cleaner {
 	readonly #now: () => number;
 	/** By the PeerPod's UID: since when it is seen without a daemon. */
 	#since = new Map<string, number>();
-	readonly #failing = new FailureLog();
 	/** By the PeerPod's UID. */
 	readonly #abandoned = new FailureLog();
+	/** By the PeerPod's UID. */
+	readonly #undeletable = new FailureLog();
 
 	constructor(options: ControllerOptions) {
 		this.#options = options;
@@ -63,30 +80,19 @@ class Cleaner {
 	}
 
 	async round(signal: AbortSignal): Promise<void> {
-		const {client, log} = this.#options;
-		try {
-			const {items} = await client.list(peerPods, {}, signal);
-			const candidates = items.flatMap(item => {
-				const claim = claimOf(item);
-				return claim?.isBeingDeleted === true ? [{...item, claim}] : [];
-			});
-			const views = candidates.length === 0 ? undefined : await this.#nodes(signal);
-			const since = new Map<string, number>();
-			for (const candidate of candidates) {
-				signal.throwIfAborted();
-				await this.#decide(candidate, views?.(candidate.claim.node) ?? unseen, since, signal);
-			}
-
-			this.#since = since;
-			this.#failing.recovered();
-		} catch (error) {
-			if (!signal.aborted) {
-				const isMissing = error instanceof KubernetesError && error.isKindMissing;
-				if (this.#failing.failed()) {
-					log.warn({err: error}, isMissing ? 'there are no PeerPods in this cluster: there is nothing to do' : 'PeerPods cannot be looked through, it is tried again');
-				}
-			}
+		const {items} = await this.#options.client.list(peerPods, {}, signal);
+		const candidates = items.flatMap(item => {
+			const claim = claimOf(item);
+			return claim?.isBeingDeleted === true ? [{...item, claim}] : [];
+		});
+		const views = candidates.length === 0 ? undefined : await this.#nodes(signal);
+		const since = new Map<string, number>();
+		for (const candidate of candidates) {
+			signal.throwIfAborted();
+			await this.#decide(candidate, views?.(candidate.claim.node) ?? unseen, since, signal);
 		}
+
+		this.#since = since;
 	}
 
 	async #decide(candidate: Candidate, node: NodeView, since: Map<string, number>, signal: AbortSignal): Promise<void> {
@@ -123,10 +129,11 @@ class Cleaner {
 					await this.#release(candidate, signal);
 					since.delete(uid);
 					this.#abandoned.recovered(uid);
+					this.#undeletable.recovered(uid);
 					log.info({...names, reason: verdict.why}, wasThere ? 'abandoned pod VM deleted' : 'PeerPod released: its VM was gone');
 				} catch (error) {
 					signal.throwIfAborted();
-					log.warn({...names, err: error}, 'abandoned pod VM not deleted yet, it is tried again');
+					log[this.#undeletable.failed(uid) ? 'warn' : 'debug']({...names, err: error}, 'abandoned pod VM not deleted yet, it is tried again');
 				}
 			}
 		}

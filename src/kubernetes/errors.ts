@@ -56,6 +56,33 @@ export function isExpired(error: unknown): error is KubernetesError {
 	return error instanceof KubernetesError && error.status === 410;
 }
 
+/** The API server does not know this kind of object: its custom resource definition is not installed. */
+export function isKindMissing(error: unknown): boolean {
+	return error instanceof KubernetesError && error.isKindMissing;
+}
+
+/** The object itself does not exist, by the word of the API: not its kind, and not a path that some proxy does not know. */
+export function isObjectMissing(error: unknown): error is KubernetesError {
+	return isNotFound(error) && error.statusReason === 'NotFound' && !error.isKindMissing;
+}
+
+/** A refusal that a repetition does not change soon. None is final: rights and kinds come and go, and a server that starts refuses for seconds what it allows. */
+export function isRefusal(error: unknown): error is AdaptorError {
+	if (!(error instanceof KubernetesError)) {
+		return error instanceof AdaptorError && error.code === 'invalid-argument';
+	}
+
+	const {status = 500} = error;
+	return status >= 400 && status < 500 && status !== 401 && status !== 429;
+}
+
+const longestRetryAfterMs = 30_000;
+
+/** The pause that the server asked for with this error, within reason; undefined when it asked for none. */
+export function retryAfterOf(error: unknown): number | undefined {
+	return error instanceof KubernetesError && error.retryAfterMs !== undefined ? Math.min(error.retryAfterMs, longestRetryAfterMs) : undefined;
+}
+
 const maxMessageLength = 500;
 
 /**

@@ -6,12 +6,12 @@
  * Source: Kubernetes API reference, Event v1 core; client-go, tools/record (names, counts, limits).
  */
 import {AdaptorError, toError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {abortable, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import {FailureLog} from '../concurrency/failure-log.ts';
 import type {PodEvent, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient, NewObject} from './client.ts';
-import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
+import {isAlreadyExists, isNotFound, KubernetesError, retryAfterOf} from './errors.ts';
 import {EventLimits, type BucketSize} from './event-limits.ts';
 import type {Kind} from './objects.ts';
 import {pods} from './pods.ts';
@@ -103,6 +103,7 @@ export class PodEvents implements AsyncDisposable {
 				this.#refusal.recovered();
 			} catch (thrown) {
 				this.#failed(next, scope.signal.aborted ? toError(scope.signal.reason) : toError(thrown));
+				await pause(retryAfterOf(thrown) ?? 0, this.#ending.signal).catch(() => undefined);
 			}
 		}
 

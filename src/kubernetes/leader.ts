@@ -4,10 +4,11 @@
  * its duration by the clock of whoever looks.
  */
 import {toError} from '../errors.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {backOff, pause, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import type {KubernetesClient} from './client.ts';
-import {isAlreadyExists, isConflict, isNotFound} from './errors.ts';
+import {isAlreadyExists, isConflict, isNotFound, retryAfterOf} from './errors.ts';
 import {numberAt, textAt} from './fields.ts';
 import type {ApiObject, Kind, ObjectName} from './objects.ts';
 
@@ -36,6 +37,7 @@ export interface LeaderOptions {
 	readonly leaseDurationMs?: number;
 	/** Who could not renew for this long stops working; shorter than the lease lasts. */
 	readonly renewDeadlineMs?: number;
+	/** Between two attempts. Who does not lead asks less and less often while that fails. */
 	readonly retryMs?: number;
 	/** Of a clock that never goes back. */
 	readonly now?: () => number;
@@ -43,6 +45,7 @@ export interface LeaderOptions {
 }
 
 const releaseTimeoutMs = 3000;
+const longestRetryMs = 30_000;
 
 /**
  * Runs `work` whenever this process leads, until the signal aborts; then gives the lease back. The signal of `work` aborts at once when the
@@ -58,7 +61,7 @@ export async function whileLeading(options: LeaderOptions, work: (signal: AbortS
 			await candidate.lead(work, signal);
 			options.log.info({path: leaseName(options)}, 'leading no more');
 		} else {
-			await pause(candidate.retryMs, signal).catch(() => undefined);
+			await pause(candidate.pauseMs, signal).catch(() => undefined);
 		}
 	}
 }
@@ -69,14 +72,23 @@ class Candidate {
 	#seen: {readonly resourceVersion: string; readonly at: number} | undefined;
 	/** As it was seen last. */
 	#isAnothers = false;
-	#isTold = false;
+	readonly #failures = new FailureLog();
+	#pauses: ReturnType<typeof backOff>;
+	/** The pause after the last attempt, if it failed. */
+	#failurePauseMs: number | undefined;
 
 	constructor(options: LeaderOptions) {
 		this.#options = {leaseDurationMs: 15_000, renewDeadlineMs: 10_000, retryMs: 2000, now: () => performance.now(), ...options};
+		this.#pauses = this.#newPauses();
+	}
+
+	/** Before the next attempt to lead. */
+	get pauseMs(): number {
+		return this.#failurePauseMs ?? this.#retryMs;
 	}
 
 	/** Spread, so that candidates do not ask in step. */
-	get retryMs(): number {
+	get #retryMs(): number {
 		return backOff(this.#options.retryMs, this.#options.retryMs).next().value;
 	}
 
@@ -84,16 +96,23 @@ class Candidate {
 	async tryToLead(signal: AbortSignal): Promise<boolean> {
 		try {
 			const isTaken = await this.#take(signal);
-			this.#isTold = false;
+			this.#failures.recovered();
+			this.#failurePauseMs = undefined;
+			this.#pauses = this.#newPauses();
 			return isTaken;
 		} catch (error) {
 			if (!signal.aborted && !isConflict(error) && !isAlreadyExists(error)) {
-				this.#options.log[this.#isTold ? 'debug' : 'warn']({path: leaseName(this.#options), err: error}, 'the lease of the leader cannot be had');
-				this.#isTold = true;
+				this.#failurePauseMs = Math.max(this.#pauses.next().value, retryAfterOf(error) ?? 0);
+				this.#options.log[this.#failures.failed() ? 'warn' : 'debug']({path: leaseName(this.#options), err: error}, 'the lease of the leader cannot be had');
 			}
 
 			return false;
 		}
+	}
+
+	#newPauses(): ReturnType<typeof backOff> {
+		const {retryMs} = this.#options;
+		return backOff(retryMs, Math.max(retryMs, longestRetryMs));
 	}
 
 	async lead(work: (signal: AbortSignal) => Promise<void>, signal: AbortSignal): Promise<void> {
@@ -117,7 +136,8 @@ class Candidate {
 		const isOver = (): boolean => leading.signal.aborted;
 		let renewedAt = now();
 		while (!isOver()) {
-			await pause(this.retryMs, leading.signal).catch(() => undefined);
+			// The leader asks at a steady pace, for its time is limited; requests themselves mind Retry-After.
+			await pause(this.#retryMs, leading.signal).catch(() => undefined);
 			const startedAt = now();
 			using limit = new Scope(leading.signal).deadline(Math.max(0, renewedAt + renewDeadlineMs - startedAt), 'the lease to be renewed');
 			if (await this.tryToLead(limit.signal)) {

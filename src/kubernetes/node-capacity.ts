@@ -7,11 +7,13 @@
  * mends it only when it stays gone; where they do not, each mends ever more slowly what the other does.
  * Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for a Node" (the kubelet derives `allocatable`).
  */
-import {abortable, backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {Trigger} from '../concurrency/every.ts';
 import {FailureLog} from '../concurrency/failure-log.ts';
+import {retry} from '../concurrency/retry.ts';
+import {backOff, pause, Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
 import type {KubernetesClient} from './client.ts';
-import {isNotFound} from './errors.ts';
+import {isNotFound, retryAfterOf} from './errors.ts';
 import {textAt, textsAt} from './fields.ts';
 import type {Kind, ObjectMeta} from './objects.ts';
 import {followLimit} from './peer-pod-config.ts';
@@ -46,8 +48,9 @@ export interface NodeCapacityOptions {
 	readonly podUid?: string;
 	/** Aborts when the daemon is told to stop: its successor's word counts from then on. */
 	readonly stopping?: AbortSignal;
-	/** How often to ask again for what is not there, or not allowed. */
+	/** How often to look again at what another daemon has taken over, and for a DaemonSet that cannot be seen. */
 	readonly lookAgainMs?: number;
+	/** Pauses after patches that failed, and before somebody else's changes are put right. */
 	readonly retryMs?: readonly [first: number, longest: number];
 	/** After which a change of the resource by somebody else is put right at once; of changes that come faster each takes longer. */
 	readonly calmMs?: number;
@@ -62,13 +65,16 @@ export class NodeCapacity implements AsyncDisposable {
 	readonly #options: Required<Omit<NodeCapacityOptions, 'configured' | 'podUid' | 'stopping'>> & Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
 	readonly #closing: Scope;
 	readonly #background: ReadonlyArray<Promise<void>>;
-	/** Resolves when the node may have to be patched; a new one each time. */
-	#doubt = Promise.withResolvers<undefined>();
+	/** The node may have to be patched. */
+	readonly #doubt = new Trigger();
 	/** The API server's last word on the node. */
 	#seen: {readonly capacity: string | undefined; readonly owner: string | undefined} | undefined;
 	#ofPeerPodConfig: number | undefined;
 	/** What had been seen when the node was patched last, and with which limit. */
 	#patched: {readonly seen: object | undefined; readonly limit: number} | undefined;
+	#patchedAt = -Infinity;
+	/** Pauses before the next change of somebody else is put right. */
+	#concessions: ReturnType<typeof backOff>;
 	/** While somebody else's change is let stand for a moment. */
 	#givingWay: Scope | undefined;
 	#wasOwner = false;
@@ -81,6 +87,7 @@ export class NodeCapacity implements AsyncDisposable {
 	constructor({stopping, ...options}: NodeCapacityOptions) {
 		this.#closing = new Scope(...(stopping === undefined ? [] : [stopping]));
 		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], calmMs: 60_000, goodbyeMs: 3000, ...options};
+		this.#concessions = backOff(...this.#options.retryMs);
 		const {signal} = this.#closing;
 		this.#background = [
 			this.#watchNode(signal),
@@ -93,7 +100,7 @@ export class NodeCapacity implements AsyncDisposable {
 					this.#givingWay?.abort(new Error('a new limit'));
 				}
 
-				this.#doubt.resolve(undefined);
+				this.#doubt.fire();
 			}, signal),
 		];
 	}
@@ -127,69 +134,74 @@ export class NodeCapacity implements AsyncDisposable {
 	}
 
 	async #watchNode(signal: AbortSignal): Promise<void> {
-		const {client, node, lookAgainMs, log} = this.#options;
-		const failures = new FailureLog();
-		while (!signal.aborted) {
-			try {
-				for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
-					const object = event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
-					if (event.type !== 'all') {
-						failures.recovered(); // Who may list may still not watch.
-					}
-
-					this.#seen = object && seen(object);
-					if (this.#seen !== undefined) {
-						this.#doubt.resolve(undefined);
-					} else if (event.type === 'all') {
-						log.warn({node}, 'there is no node of this name (NODE_NAME): its capacity for pod VMs is not advertised');
-					}
-				}
-			} catch (error) {
-				// May patch the node's status, but not look: what the existing adaptor's permissions allow. So the patch is repeated instead.
-				if (failures.failed()) {
-					log.warn({err: error, node}, 'the node cannot be watched: its capacity for pod VMs is advertised again and again');
+		const {client, node, log} = this.#options;
+		const refusals = new FailureLog();
+		const absence = new FailureLog();
+		for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
+			if (event.type === 'refused') {
+				// May patch the node's status, but not look: what upstream's permissions allow. So the patch is repeated instead.
+				if (refusals.failed()) {
+					log.warn({err: event.error, node}, 'the node cannot be watched: its capacity for pod VMs is advertised again and again');
 				}
 
 				this.#seen = {capacity: undefined, owner: undefined};
-				this.#doubt.resolve(undefined);
-				await pause(lookAgainMs, signal).catch(() => undefined);
+				this.#doubt.fire();
+				continue;
+			}
+
+			if (event.type !== 'all') {
+				refusals.recovered(); // Not earlier: who may list may still not watch.
+			}
+
+			const object = event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
+			this.#seen = object && seen(object);
+			if (this.#seen !== undefined) {
+				absence.recovered();
+				this.#doubt.fire();
+			} else if (event.type === 'all' && absence.failed()) {
+				log.warn({node}, 'there is no node of this name (NODE_NAME): its capacity for pod VMs is not advertised');
 			}
 		}
 	}
 
 	async #keepAdvertised(signal: AbortSignal): Promise<void> {
-		const {node, retryMs, calmMs, lookAgainMs, log} = this.#options;
-		const isClosing = (): boolean => signal.aborted;
-		let pauses = backOff(...retryMs);
-		let patchedAt = -Infinity;
+		const {node, retryMs, log} = this.#options;
 		const failures = new FailureLog();
-		while (!isClosing()) {
-			try {
-				await abortable(this.#doubt.promise, signal);
-				this.#doubt = Promise.withResolvers();
-				if (this.#isSuperseded() && this.#isWrong()) {
-					await pause(lookAgainMs, signal);
-				} else if (this.#isWrong() && this.#patched?.limit === this.#wanted && performance.now() - patchedAt < calmMs) {
-					await this.#giveWay(pauses.next().value, signal);
-				} else if (performance.now() - patchedAt >= calmMs) {
-					pauses = backOff(...retryMs);
-				}
-
-				if (this.#isWrong()) {
-					await this.#advertise(signal);
-					patchedAt = performance.now();
-				}
-
+		try {
+			for (;;) {
+				await this.#doubt.wait(signal);
+				await retry(async () => this.#mend(signal), {
+					backOff: retryMs,
+					leastPauseMs: retryAfterOf,
+					onFailure: (error, {retryInMs}) => {
+						log[failures.failed() ? 'warn' : 'debug']({err: error, node, retryInMs}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
+						this.#advertised = undefined; // So that the log tells of the end as well.
+					},
+				}, signal);
 				failures.recovered();
-			} catch (error) {
-				if (isClosing()) {
-					return;
-				}
-
-				log[failures.failed() ? 'warn' : 'debug']({err: error, node}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
-				this.#doubt.resolve(undefined);
-				await pause(pauses.next().value, signal).catch(() => undefined);
 			}
+		} catch (error) {
+			if (!signal.aborted) {
+				throw error;
+			}
+		}
+	}
+
+	/** Patches the node if it is not as it should be. What somebody else changes again and again is put right ever more slowly. */
+	async #mend(signal: AbortSignal): Promise<void> {
+		const {retryMs, calmMs, lookAgainMs} = this.#options;
+		const isCalm = performance.now() - this.#patchedAt >= calmMs;
+		if (this.#isSuperseded() && this.#isWrong()) {
+			await pause(lookAgainMs, signal);
+		} else if (isCalm) {
+			this.#concessions = backOff(...retryMs);
+		} else if (this.#isWrong() && this.#patched?.limit === this.#wanted) {
+			await this.#giveWay(this.#concessions.next().value, signal);
+		}
+
+		if (this.#isWrong()) {
+			await this.#advertise(signal);
+			this.#patchedAt = performance.now();
 		}
 	}
 
@@ -246,13 +258,11 @@ export class NodeCapacity implements AsyncDisposable {
 	/** Only one that was there can be found gone: under another name it never is. */
 	async #lookForDaemonSet(signal: AbortSignal): Promise<void> {
 		const {client, namespace, daemonSet, lookAgainMs} = this.#options;
-		while (!signal.aborted && !this.#hadDaemonSet) {
-			try {
-				await client.get(daemonSets, {name: daemonSet, namespace}, signal);
-				this.#hadDaemonSet = true;
-			} catch {
-				await pause(lookAgainMs, signal).catch(() => undefined);
-			}
+		try {
+			await retry(async () => client.get(daemonSets, {name: daemonSet, namespace}, signal), {backOff: [lookAgainMs, lookAgainMs], leastPauseMs: retryAfterOf}, signal);
+			this.#hadDaemonSet = true;
+		} catch {
+			// Told to stop.
 		}
 	}
 

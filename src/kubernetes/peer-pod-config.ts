@@ -1,13 +1,12 @@
 /**
- * The limit that the operator's PeerPodConfig sets, as it is at any time. Its custom resource definition may be missing, or come later:
- * it is looked for again now and then. Knows nothing of who follows the limit.
+ * The limit that the operator's PeerPodConfig sets, as it is at any time. Its custom resource definition may be missing, or come later.
+ * Knows nothing of who follows the limit.
  * Source: cloud-api-adaptor, peerpodconfig-ctrl/api/v1alpha1; the OpenShift operator makes `peerpodconfig-openshift` in its namespace.
  */
-import {pause} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import {FailureLog} from '../concurrency/failure-log.ts';
 import type {KubernetesClient} from './client.ts';
-import {KubernetesError} from './errors.ts';
+import {isKindMissing} from './errors.ts';
 import {textAt} from './fields.ts';
 import type {ApiObject, Kind} from './objects.ts';
 
@@ -24,7 +23,6 @@ export interface LimitSource {
 	readonly client: KubernetesClient;
 	/** The daemon's own, where the operator keeps its configuration. */
 	readonly namespace: string;
-	readonly lookAgainMs: number;
 	readonly log: Logger;
 }
 
@@ -33,29 +31,33 @@ const name = 'peerpodconfig-openshift';
 /**
  * Calls `onLimit` with each new limit, and with undefined when there is none any more. Ends with the signal only, and without an error.
  */
-export async function followLimit({client, namespace, lookAgainMs, log}: LimitSource, onLimit: (limit: number | undefined) => void, signal: AbortSignal): Promise<void> {
+export async function followLimit({client, namespace, log}: LimitSource, onLimit: (limit: number | undefined) => void, signal: AbortSignal): Promise<void> {
 	const failures = new FailureLog();
 	const tell = (config: ApiObject<PeerPodConfig> | undefined): void => {
 		onLimit(config?.limit === undefined || config.limit === '' ? undefined : parsedLimit(config.limit, log));
 	};
 
-	while (!signal.aborted) {
-		try {
-			for await (const event of client.watch(peerPodConfigs, {namespace, fieldSelector: `metadata.name=${name}`}, signal)) {
-				tell(event.type === 'all' ? event.objects[0] : event.type === 'deleted' ? undefined : event.object);
-				if (event.type !== 'all') {
-					failures.recovered(); // Who may list may still not watch.
-				}
-			}
-		} catch (error) {
-			const isMissing = error instanceof KubernetesError && error.isKindMissing;
-			if (isMissing) {
-				onLimit(undefined);
-			} else if (failures.failed()) {
-				log.warn({err: error}, 'the limit of PeerPodConfig cannot be followed');
+	for await (const event of client.watch(peerPodConfigs, {namespace, fieldSelector: `metadata.name=${name}`}, signal)) {
+		switch (event.type) {
+			case 'all': {
+				tell(event.objects[0]);
+				break;
 			}
 
-			await pause(lookAgainMs, signal).catch(() => undefined);
+			case 'refused': {
+				if (isKindMissing(event.error)) {
+					onLimit(undefined);
+				} else if (failures.failed()) {
+					log.warn({err: event.error}, 'the limit of PeerPodConfig cannot be followed');
+				}
+
+				break;
+			}
+
+			case 'changed': case 'deleted': {
+				failures.recovered(); // Not earlier: who may list may still not watch.
+				tell(event.type === 'deleted' ? undefined : event.object);
+			}
 		}
 	}
 }

@@ -10,7 +10,7 @@ import {createHash} from 'node:crypto';
 import type {ClaimedVm, PodIdentity} from '../sandbox/ports.ts';
 import type {NewObject, JsonPatch} from './client.ts';
 import {textAt} from './fields.ts';
-import type {Kind, ObjectMeta, ObjectName} from './objects.ts';
+import type {Kind, ObjectMeta, ObjectName, OwnerReference} from './objects.ts';
 
 export interface PeerPod {
 	readonly cloudProvider: string | undefined;
@@ -65,6 +65,11 @@ function nodeLabelValue(node: string): string {
 	return node.length <= 63 ? node : createHash('sha256').update(node).digest('hex').slice(0, 32);
 }
 
+/** The pod that a PeerPod belongs to. */
+export function ownerOf({ownerReferences}: Pick<ObjectMeta, 'ownerReferences'>): OwnerReference | undefined {
+	return ownerReferences.find(({kind, controller}) => kind === 'Pod' && controller === true);
+}
+
 /** What a PeerPod of ours says; undefined for one of the existing adaptor's, or one that is held by nobody any more. */
 export interface Claim {
 	readonly instanceName: string;
@@ -76,9 +81,9 @@ export interface Claim {
 }
 
 export function claimOf({cloudProvider, instanceId, metadata}: PeerPod & {readonly metadata: ObjectMeta}): Claim | undefined {
-	const {annotations, finalizers, namespace, ownerReferences, deletionTimestamp} = metadata;
+	const {annotations, finalizers, namespace, deletionTimestamp} = metadata;
 	const [node, cluster] = [annotations[peerPodAnnotations.node], annotations[peerPodAnnotations.cluster]];
-	const owner = ownerReferences.find(({kind, controller}) => kind === 'Pod' && controller === true);
+	const owner = ownerOf(metadata);
 	if (
 		cloudProvider !== 'libvirt' || instanceId === undefined || node === undefined || cluster === undefined || owner === undefined
 		|| namespace === undefined || !finalizers.includes(peerPodFinalizer)

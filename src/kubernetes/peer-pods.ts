@@ -1,20 +1,25 @@
 /**
- * The claims of this node's sandboxes on their VMs, kept as PeerPod objects: each is announced before its VM exists and withdrawn when it is gone,
- * in the background if the API server is away, so that a pod waits for it a short while at most. What an earlier run of the daemon did not get to
- * withdraw is found by comparing with the VMs that there are.
+ * The PeerPod objects of this node: one for each VM that should have one, made before its VM exists and withdrawn when it is gone.
  *
- * One task at a time works on a claim. Withdrawing ends an announcement that is under way, and follows it.
+ * In the happy case `claim` makes the PeerPod at once, `disclaim` withdraws it at once, and `reconcile` finds each time that nothing is left to do.
+ * Everything else is left to rounds, one at a time: what failed or was refused, and what nobody here knows of, such as the PeerPod of a daemon that was killed.
+ * A round compares the VMs that `reconcile` named last with the PeerPods that the API server lists, then works on every wish that is not fulfilled.
+ * A round that fails is repeated with growing pauses of half a minute at most, so PeerPods are right again within a minute of the end of an outage.
+ *
+ * One task at a time works on a PeerPod. A new wish for it replaces the earlier one and ends its attempt.
  */
-import {AdaptorError} from '../errors.ts';
-import {abortable, backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
 import {FailureLog} from '../concurrency/failure-log.ts';
+import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
+import {retry} from '../concurrency/retry.ts';
+import {Trigger} from '../concurrency/every.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
 import type {ClaimedVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
-import {isAlreadyExists, isNotFound, KubernetesError} from './errors.ts';
+import {isAlreadyExists, isKindMissing, isNotFound, isRefusal, KubernetesError, retryAfterOf} from './errors.ts';
 import type {ApiObject, ObjectName} from './objects.ts';
-import {claimOf, newPeerPod, ofNode, peerPodFinalizer, peerPodName, peerPods, withoutFinalizer, type Daemon, type PeerPod} from './peer-pod.ts';
-import {isSamePod, pods} from './pods.ts';
+import {claimOf, newPeerPod, ofNode, ownerOf, peerPodFinalizer, peerPodName, peerPods, withoutFinalizer, type Daemon, type PeerPod} from './peer-pod.ts';
+import {isMirror, isSamePod, pods} from './pods.ts';
 
 export interface PeerPodsOptions extends Daemon {
 	readonly client: KubernetesClient;
@@ -22,59 +27,72 @@ export interface PeerPodsOptions extends Daemon {
 	readonly vmNames: (signal: AbortSignal) => Promise<readonly string[]>;
 	/** How long a claim may make its pod wait. */
 	readonly patienceMs?: number;
-	/** How often to ask again for what is not there, or not allowed. */
-	readonly lookAgainMs?: number;
+	/** Pauses after a round that failed. */
 	readonly retryMs?: readonly [first: number, longest: number];
-	/** How often claims and VMs are compared. */
-	readonly compareMs?: number;
-	/** How old a claim without a VM must be to be taken for a left-over: older than any start, of this daemon or one before it, may take. */
+	/** How old the PeerPod of a VM that nobody wants must be to be withdrawn: older than any start, of this daemon or another one of its node, may take. */
 	readonly leftOverMs?: number;
 	readonly now?: () => number;
 	readonly log: Logger;
 }
 
-interface Announcement {
+/** What is to become of one PeerPod. */
+interface Wish {
+	readonly name: ObjectName;
+	/** The VM that is to be announced; without one the PeerPod is to be withdrawn. */
+	readonly vm?: ClaimedVm;
+	/** Aborts when another wish, or none, has taken its place. */
 	readonly end: AbortController;
-	/** Nothing is done for it any more. Never rejects. */
-	readonly done: Promise<void>;
-	/** Waiting for it makes sense no longer. Never rejects. */
-	readonly settled: Promise<void>;
+	/** Resolves when waiting for it makes sense no longer: it is fulfilled, refused or replaced. */
+	readonly answered: PromiseWithResolvers<undefined>;
+	isFulfilled: boolean;
 }
-
-type Task = (signal: AbortSignal) => Promise<void>;
 
 /** What is under way when the daemon stops may take this long to finish. */
 const goodbyeTimeoutMs = 2000;
+/** A KVM host that is away is not to keep what concerns the cluster alone. */
+const vmNamesTimeoutMs = 10_000;
 
-export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDisposable {
+export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile'>, AsyncDisposable {
 	readonly #options: Required<PeerPodsOptions>;
 	/** Aborts when nothing is to be tried again. */
 	readonly #stopping = new AbortController();
 	/** Aborts when everything is to end. */
 	readonly #closing = new AbortController();
-	/** By instance name; those of sandboxes that exist now. */
-	readonly #claimed = new Map<string, Announcement>();
-	readonly #tasks = new Set<Promise<void>>();
-	readonly #comparing: Promise<void>;
-	/** Those who wait for the cluster to know PeerPods. */
-	readonly #waiting = new Set<() => void>();
-	#looking: Promise<void> | undefined;
-	/** What every claim would meet. */
-	readonly #refusals = new FailureLog();
+	/** By the PeerPod's key. A PeerPod that was withdrawn has none. */
+	readonly #wishes = new Map<string, Wish>();
+	/** By the PeerPod's key: the VMs that `reconcile` named last, without those that were withdrawn since; undefined before it was called. */
+	#wanted: Map<string, ClaimedVm> | undefined;
+	/** They are not compared with the PeerPods that there are yet. */
+	#isComparisonDue = false;
+	/** By the PeerPod's key: UIDs of the pods that own PeerPods, as far as they were seen. */
+	readonly #owners = new Map<string, string>();
+	readonly #mutex = new KeyedMutex();
+	readonly #attempts = new Set<Promise<void>>();
+	/** A round has work. */
+	readonly #work = new Trigger();
+	/** An attempt outside of a round has failed, and the pause after it is still to come. */
+	#failure: {readonly error: unknown} | undefined;
+	readonly #failures = new FailureLog();
+	/** By the PeerPod's key: VMs whose pod is gone. */
+	readonly #withoutPod = new FailureLog();
+	readonly #rounds: Promise<void>;
 	#closed: Promise<void> | undefined;
 
 	constructor(options: PeerPodsOptions) {
-		this.#options = {
-			patienceMs: 2000, lookAgainMs: 60_000, retryMs: [500, 30_000], compareMs: 300_000, leftOverMs: 600_000, now: Date.now, ...options,
-		};
-		this.#comparing = this.#removeLeftOvers(this.#stopping.signal);
+		this.#options = {patienceMs: 2000, retryMs: [500, 30_000], leftOverMs: 600_000, now: Date.now, ...options};
+		this.#rounds = this.#runRounds(this.#stopping.signal);
 	}
 
 	async claim(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
-		const {settled} = this.#claimed.get(vm.instanceName) ?? this.#beginToAnnounce(vm);
+		const known = this.#wishes.get(keyOf(peerPodName(vm)));
+		const wish = known?.vm === undefined ? this.#wish(peerPodName(vm), vm) : known;
+		if (wish !== known) {
+			this.#tryAtOnce(wish);
+		}
+
 		using patience = new Scope(signal).deadline(this.#options.patienceMs, 'the Kubernetes API');
 		try {
-			await abortable(settled, patience.signal);
+			await abortable(wish.answered.promise, patience.signal);
 		} catch {
 			signal.throwIfAborted();
 			this.#options.log.warn(names(vm), 'the pod\'s VM is not announced to the cluster yet, it goes on in the background');
@@ -82,13 +100,56 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	}
 
 	disclaim(vm: ClaimedVm): void {
-		const announcement = this.#claimed.get(vm.instanceName);
-		this.#claimed.delete(vm.instanceName);
-		announcement?.end.abort(new Error('withdrawn'));
-		void this.#inBackground(this.#persist(vm, async signal => {
-			await announcement?.done;
-			await this.#withdraw(peerPodName(vm), signal);
-		}));
+		const name = peerPodName(vm);
+		this.#wanted?.delete(keyOf(name));
+		const known = this.#wishes.get(keyOf(name));
+		if (known === undefined || known.vm !== undefined) {
+			this.#tryAtOnce(this.#wish(name));
+		}
+	}
+
+	/** As `Cluster` promises it. A claim that no set has named yet is of a start that is under way: it stays. */
+	reconcile(vms: readonly ClaimedVm[]): void {
+		const wanted = new Map(vms.map(vm => [keyOf(peerPodName(vm)), vm]));
+		for (const key of this.#wanted?.keys() ?? []) {
+			if (!wanted.has(key) && this.#wishes.get(key)?.vm !== undefined) {
+				this.#forget(key); // Its PeerPod, if there is one, is withdrawn by the comparison, with caution.
+			}
+		}
+
+		for (const [key, vm] of wanted) {
+			if (this.#wishes.get(key)?.vm === undefined) {
+				this.#wish(peerPodName(vm), vm);
+			}
+		}
+
+		this.#wanted = wanted;
+		this.#isComparisonDue = true;
+		this.#work.fire();
+	}
+
+	/** The UID of the pod that owns the PeerPod of a VM; undefined when there is none, or it may not be read. Asks the API server only for what was never seen. */
+	async ownerUid(vm: ClaimedVm, signal: AbortSignal): Promise<string | undefined> {
+		const key = keyOf(peerPodName(vm));
+		const known = this.#owners.get(key);
+		if (known !== undefined) {
+			return known;
+		}
+
+		try {
+			const uid = ownerOf((await this.#options.client.get(peerPods, peerPodName(vm), signal)).metadata)?.uid;
+			if (uid !== undefined) {
+				this.#owners.set(key, uid);
+			}
+
+			return uid;
+		} catch (error) {
+			if (isRefusal(error)) {
+				return undefined;
+			}
+
+			throw error;
+		}
 	}
 
 	/** What is under way gets a moment to finish; what does not is made up for by the daemon that comes next. */
@@ -100,74 +161,207 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	async #close(): Promise<void> {
 		using patience = new Scope().deadline(goodbyeTimeoutMs, 'the Kubernetes API');
 		this.#stopping.abort(new Error('closing'));
-		await abortable(Promise.all(this.#tasks), patience.signal).catch(() => undefined);
+		await abortable(Promise.all(this.#attempts), patience.signal).catch(() => undefined);
 		this.#closing.abort(new Error('closing'));
-		await Promise.all([this.#comparing, this.#looking, ...this.#tasks]);
+		await Promise.all([this.#rounds, ...this.#attempts]);
 	}
 
-	#beginToAnnounce(vm: ClaimedVm): Announcement {
-		const end = new AbortController();
-		const {promise: hopeless, resolve: giveUp} = Promise.withResolvers<undefined>();
-		const done = this.#inBackground(this.#persist(vm, async signal => this.#announce(vm, signal), end.signal, () => giveUp(undefined)));
-		const announcement = {end, done, settled: Promise.race([done, hopeless])};
-		this.#claimed.set(vm.instanceName, announcement);
-		return announcement;
+	/** Takes the place of the wish that there is. */
+	#wish(name: ObjectName, vm?: ClaimedVm): Wish {
+		const key = keyOf(name);
+		this.#forget(key);
+		const wish = {name, ...(vm === undefined ? {} : {vm}), end: new AbortController(), answered: Promise.withResolvers<undefined>(), isFulfilled: false};
+		this.#wishes.set(key, wish);
+		return wish;
 	}
 
-	async #inBackground(task: Promise<void>): Promise<void> {
-		this.#tasks.add(task);
+	#forget(key: string): void {
+		const wish = this.#wishes.get(key);
+		this.#wishes.delete(key);
+		this.#owners.delete(key);
+		this.#withoutPod.recovered(key);
+		wish?.end.abort(new Error('replaced'));
+		wish?.answered.resolve(undefined);
+	}
+
+	#isReplaced({name, end}: Wish): boolean {
+		return end.signal.aborted || this.#wishes.get(keyOf(name))?.end !== end;
+	}
+
+	#tryAtOnce(wish: Wish): void {
+		const attempt = this.#attempt(wish);
+		this.#attempts.add(attempt);
+		void attempt.finally(() => this.#attempts.delete(attempt));
+	}
+
+	/** Never rejects: a round takes over what fails. */
+	async #attempt(wish: Wish): Promise<void> {
 		try {
-			await task;
-		} finally {
-			this.#tasks.delete(task);
+			await this.#fulfil(wish);
+		} catch (error) {
+			if (!this.#closing.signal.aborted && !this.#isReplaced(wish)) {
+				this.#failed(wish, error);
+				this.#failure = {error};
+				this.#work.fire();
+			}
+		}
+	}
+
+	async #fulfil(wish: Wish): Promise<void> {
+		const {name, vm, end, answered} = wish;
+		using scope = new Scope(this.#closing.signal, end.signal);
+		await this.#mutex.run(keyOf(name), async () => {
+			if (wish.isFulfilled || this.#isReplaced(wish)) {
+				return;
+			}
+
+			await (vm === undefined ? this.#withdraw(name, scope.signal) : this.#announce(vm, scope.signal));
+			wish.isFulfilled = true;
+			answered.resolve(undefined);
+			if (vm === undefined && !this.#isReplaced(wish)) {
+				this.#forget(keyOf(name));
+			}
+		}, scope.signal);
+	}
+
+	#failed(wish: Wish, error: unknown): void {
+		this.#tell(error);
+		if (isRefusal(error)) {
+			wish.answered.resolve(undefined);
+		}
+	}
+
+	async #runRounds(signal: AbortSignal): Promise<void> {
+		const {retryMs, log} = this.#options;
+		try {
+			for (;;) {
+				await this.#work.wait(signal);
+				await retry(async attempt => this.#round(attempt === 1, signal), {
+					backOff: retryMs, leastPauseMs: retryAfterOf, onFailure: (error, {retryInMs}) => this.#tell(error, retryInMs),
+				}, signal);
+				if (this.#failures.recovered()) {
+					log.info({}, 'PeerPods are up to date again');
+				}
+			}
+		} catch {
+			// Told to stop.
 		}
 	}
 
 	/**
-	 * Until it is done, is refused for good, or is ended. Never throws.
-	 * @param onMissing called when that will take as long as it likes: the cluster has no PeerPods
+	 * @throws the first failure, when everything has been tried that it does not concern
+	 * @param isFirst an attempt that failed outside of rounds has no pause behind it yet
 	 */
-	async #persist(vm: ClaimedVm, task: Task, end?: AbortSignal, onMissing?: () => void): Promise<void> {
-		using attempts = new Scope(this.#closing.signal, ...(end === undefined ? [] : [end]));
-		using pauses = new Scope(this.#stopping.signal, attempts.signal);
-		const delays = backOff(...this.#options.retryMs);
-		const isOver = (): boolean => pauses.signal.aborted;
-		const failures = new FailureLog();
-		do {
-			try {
-				await task(attempts.signal);
-				return;
-			} catch (error) {
-				if (isOver()) {
-					return;
-				}
+	async #round(isFirst: boolean, signal: AbortSignal): Promise<void> {
+		const failure = this.#failure;
+		this.#failure = undefined;
+		if (isFirst && failure !== undefined) {
+			throw failure.error;
+		}
 
-				if (error instanceof KubernetesError && error.isKindMissing) {
-					this.#tellOnce('missing', error, 'there are no PeerPods in this cluster: nobody will clean up after a node that is lost');
-					onMissing?.();
-					await this.#kindToAppear(pauses.signal).catch(() => undefined);
-				} else if (isForGood(error)) {
-					this.#tellOnce(String(error instanceof KubernetesError ? error.status : error), error, 'PeerPods cannot be kept');
-					return;
-				} else {
-					this.#options.log[failures.failed() ? 'warn' : 'debug']({...names(vm), err: error}, 'PeerPod not up to date yet, it is tried again');
-					await pause(delays.next().value, pauses.signal).catch(() => undefined);
+		const failures: unknown[] = [];
+		const collect = (error: unknown): void => {
+			signal.throwIfAborted();
+			if (error instanceof KubernetesError && (!isRefusal(error) || isKindMissing(error))) {
+				throw error; // The others would meet the same.
+			}
+
+			failures.push(error);
+		};
+
+		if (this.#isComparisonDue) {
+			try {
+				await this.#compare();
+			} catch (error) {
+				collect(error);
+			}
+		}
+
+		for (const wish of this.#wishes.values()) {
+			if (wish.isFulfilled) {
+				continue;
+			}
+
+			try {
+				await this.#fulfil(wish);
+			} catch (error) {
+				if (!this.#isReplaced(wish)) {
+					this.#failed(wish, error);
+					collect(error);
 				}
 			}
-		} while (!isOver());
+
+			signal.throwIfAborted();
+		}
+
+		if (failures.length > 0) {
+			throw failures[0];
+		}
+	}
+
+	/** Finds wishes that are fulfilled already, or no longer, and PeerPods that nobody wants. */
+	async #compare(): Promise<void> {
+		const {client, node} = this.#options;
+		const fulfilled = [...this.#wishes.values()].filter(({vm, isFulfilled}) => vm !== undefined && isFulfilled);
+		this.#isComparisonDue = false; // A set that comes from now on is compared anew.
+		try {
+			const {items} = await client.list(peerPods, {labelSelector: ofNode(node)}, this.#closing.signal);
+			const listed = new Map(items.map(item => [keyOf(item.metadata), item]));
+			for (const wish of fulfilled) {
+				wish.isFulfilled = listed.has(keyOf(wish.name));
+			}
+
+			for (const [key, {metadata}] of listed) {
+				const wish = this.#wishes.get(key);
+				const owner = ownerOf(metadata);
+				if (wish?.vm !== undefined) {
+					wish.isFulfilled = true;
+					wish.answered.resolve(undefined);
+					if (owner !== undefined) {
+						this.#owners.set(key, owner.uid);
+					}
+				}
+			}
+
+			await this.#findLeftOvers(items);
+		} catch (error) {
+			this.#isComparisonDue = true;
+			throw error;
+		}
+	}
+
+	/** Never of what may be on its way: a PeerPod is older than its VM, and another daemon of this node may be making one. */
+	async #findLeftOvers(items: ReadonlyArray<ApiObject<PeerPod>>): Promise<void> {
+		const {node, cluster, vmNames, leftOverMs, now, log} = this.#options;
+		const isWished = (item: ApiObject<PeerPod>): boolean => this.#wishes.has(keyOf(item.metadata));
+		const suspects = items.filter(item => {
+			const claim = claimOf(item);
+			return claim?.node === node && claim.cluster === cluster && !isWished(item) && Date.parse(item.metadata.creationTimestamp ?? '') <= now() - leftOverMs;
+		});
+		using scope = new Scope(this.#closing.signal).deadline(vmNamesTimeoutMs, 'the names of the VMs');
+		const vms = suspects.length === 0 ? [] : await vmNames(scope.signal);
+		for (const suspect of suspects) {
+			const {metadata, instanceId} = suspect;
+			if (!vms.includes(String(instanceId)) && !isWished(suspect)) {
+				log.info({instanceName: metadata.name, pod: `${String(metadata.namespace)}/${String(ownerOf(metadata)?.name)}`}, 'PeerPod of a VM that is gone withdrawn');
+				this.#wish({name: metadata.name, namespace: String(metadata.namespace)});
+			}
+		}
 	}
 
 	async #announce(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
 		const {client, log} = this.#options;
-		const podUid = await this.#podUid(vm, signal);
+		const key = keyOf(peerPodName(vm));
+		const podUid = await this.#podUid(vm, this.#owners.get(key), signal);
 		if (podUid === undefined) {
-			log.info({...names(vm)}, 'the pod is gone from the cluster: its VM is not announced');
+			log[this.#withoutPod.failed(key) ? 'info' : 'debug'](names(vm), 'the pod is gone from the cluster: its VM is not announced');
 			return;
 		}
 
 		try {
 			await client.create(peerPods, vm.pod.namespace, newPeerPod(vm, podUid, this.#options), signal);
-			log.debug({...names(vm)}, 'PeerPod made');
+			this.#owners.set(key, podUid);
+			log.debug(names(vm), 'PeerPod made');
 		} catch (error) {
 			// Of an earlier run of the daemon, or of an attempt that got no answer: the name is the sandbox's alone.
 			if (!isAlreadyExists(error)) {
@@ -177,10 +371,10 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 	}
 
 	/** As the API server has it, which is what its garbage collector goes by. Undefined when the pod is gone, or another one of its name is there. */
-	async #podUid({pod}: ClaimedVm, signal: AbortSignal): Promise<string | undefined> {
+	async #podUid({pod}: ClaimedVm, owner: string | undefined, signal: AbortSignal): Promise<string | undefined> {
 		try {
 			const {metadata} = await this.#options.client.get(pods, {name: pod.name, namespace: pod.namespace}, signal);
-			return isSamePod(pod, metadata) ? metadata.uid : undefined;
+			return isSamePod(pod.uid ?? (isMirror(metadata) ? undefined : owner), metadata) ? metadata.uid : undefined;
 		} catch (error) {
 			if (isNotFound(error)) {
 				return undefined;
@@ -232,89 +426,17 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim'>, AsyncDispo
 		return patch.length === 0 ? peerPod : client.patch(peerPods, name, {json: patch}, signal);
 	}
 
-	/** One asks for all who wait. Each has a promise of its own: one that may never settle would keep something of everybody who ever waited for it. */
-	async #kindToAppear(signal: AbortSignal): Promise<void> {
-		const {promise, resolve} = Promise.withResolvers<undefined>();
-		const wake = (): void => resolve(undefined);
-		this.#waiting.add(wake);
-		this.#looking ??= this.#lookForKind(this.#stopping.signal).catch(() => undefined);
-		try {
-			await abortable(promise, signal);
-		} finally {
-			this.#waiting.delete(wake);
-		}
+	#tell(error: unknown, retryInMs?: number): void {
+		const [what, message] = isKindMissing(error) ? ['missing', 'there are no PeerPods in this cluster: nobody will clean up after a node that is lost']
+			: isRefusal(error) ? ['refused', 'PeerPods cannot be kept, it is tried again'] : ['failed', 'PeerPods are not up to date yet, it is tried again'];
+		this.#options.log[this.#failures.failed(what) ? 'warn' : 'debug']({err: error, ...(retryInMs === undefined ? {} : {retryInMs})}, message);
 	}
+}
 
-	async #lookForKind(signal: AbortSignal): Promise<void> {
-		const {client, lookAgainMs, log} = this.#options;
-		for (;;) {
-			await pause(lookAgainMs, signal);
-			try {
-				await client.list(peerPods, {namespace: 'default'}, signal);
-			} catch (error) {
-				if (signal.aborted || (error instanceof KubernetesError && error.isKindMissing)) {
-					continue;
-				}
-			}
-
-			if (this.#refusals.recovered('missing')) {
-				log.info({}, 'the cluster knows PeerPods now');
-			}
-
-			this.#looking = undefined;
-			for (const wake of this.#waiting) {
-				wake();
-			}
-
-			return;
-		}
-	}
-
-	/** Now and then, and never of what may be on its way: a claim is older than its VM. */
-	async #removeLeftOvers(signal: AbortSignal): Promise<void> {
-		const {client, node, cluster, vmNames, compareMs, leftOverMs, now, log} = this.#options;
-		const isClosing = (): boolean => signal.aborted;
-		while (!isClosing()) {
-			try {
-				const {items} = await client.list(peerPods, {labelSelector: ofNode(node)}, signal);
-				const suspects = items.filter(item => {
-					const claim = claimOf(item);
-					return claim?.node === node && claim.cluster === cluster && !this.#claimed.has(claim.instanceName)
-						&& Date.parse(item.metadata.creationTimestamp ?? '') < now() - leftOverMs;
-				});
-				const vms = suspects.length === 0 ? [] : await vmNames(signal);
-				for (const suspect of suspects) {
-					if (!vms.includes(String(suspect.instanceId)) && !this.#claimed.has(String(suspect.instanceId))) {
-						log.info({instanceName: suspect.metadata.name, pod: `${String(suspect.metadata.namespace)}/${String(suspect.metadata.ownerReferences[0]?.name)}`}, 'PeerPod of a VM that is gone withdrawn');
-						await this.#withdraw(suspect.metadata, signal);
-					}
-				}
-			} catch (error) {
-				if (!isClosing() && !(error instanceof KubernetesError && error.isKindMissing)) {
-					log.debug({err: error}, 'PeerPods and VMs could not be compared');
-				}
-			}
-
-			await pause(compareMs, signal).catch(() => undefined);
-		}
-	}
-
-	#tellOnce(refusal: string, error: unknown, message: string): void {
-		if (this.#refusals.failed(refusal)) {
-			this.#options.log.warn({err: error}, message);
-		}
-	}
+function keyOf({namespace, name}: ObjectName): string {
+	return `${String(namespace)}/${name}`;
 }
 
 function names({sandboxId, instanceName, pod}: ClaimedVm): {sandboxId: string; instanceName: string; pod: string} {
 	return {sandboxId, instanceName, pod: `${pod.namespace}/${pod.name}`};
-}
-
-/** A refusal that will be the same the next time. */
-function isForGood(error: unknown): boolean {
-	if (!(error instanceof KubernetesError)) {
-		return error instanceof AdaptorError && error.code === 'invalid-argument';
-	}
-
-	return [400, 403, 405, 415].includes(error.status ?? 0);
 }

@@ -96,7 +96,7 @@ export class PullSecrets {
 
 		const found = await attempt(`pod ${pod.name}`, async () => {
 			const object = await client.get(podSettings, pod, signal);
-			if (!isSamePod(pod, object.metadata)) {
+			if (!isSamePod(pod.uid, object.metadata)) {
 				throw new AdaptorError({code: 'not-found', what: 'The pod of this name is another one'});
 			}
 

@@ -1,11 +1,13 @@
 /** What every implementation of `Cluster` promises. Call it once per implementation, from that one's test file. */
 import type {ExecutionContext, TestFn} from 'ava';
-import type {ClaimedVm, Cluster, PodIdentity} from '../../src/sandbox/ports.ts';
+import type {ClaimedVm, Cluster, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
 
 export interface ClusterHarness extends AsyncDisposable {
 	readonly cluster: Cluster;
-	/** The cluster has this pod. */
-	readonly add: (pod: PodIdentity) => void;
+	/** The cluster has this pod, from now on. @returns its UID */
+	readonly add: (pod: PodIdentity) => string;
+	/** The cluster has no pod of this name any more. */
+	readonly remove: (pod: PodIdentity) => void;
 	/** Instance names of the VMs that are on record. */
 	readonly claims: () => readonly string[];
 	/** The reasons of events that the pod's owner can see. */
@@ -54,11 +56,78 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 		t.deepEqual(claims(), [next.instanceName]);
 	});
 
+	contract('reconciling puts on record what is missing, and leaves what is there', async (t, {cluster, claims, until}) => {
+		await cluster.claim(vm, signal());
+		await until(() => claims().length === 1);
+		cluster.reconcile([vm, next]);
+		await until(() => claims().length === 2);
+		t.deepEqual(claims().toSorted(), [vm.instanceName, next.instanceName].toSorted());
+	});
+
+	contract('reconciling withdraws what is no longer wanted', async (t, {cluster, claims, until}) => {
+		cluster.reconcile([vm, next]);
+		await until(() => claims().length === 2);
+		cluster.reconcile([next]);
+		await until(() => claims().length === 1);
+		t.deepEqual(claims(), [next.instanceName]);
+	});
+
+	contract('of sets that follow each other the newest counts', async (t, {cluster, claims, until}) => {
+		cluster.reconcile([vm]);
+		cluster.reconcile([]);
+		cluster.reconcile([next]);
+		await until(() => claims().includes(next.instanceName) && !claims().includes(vm.instanceName));
+		t.deepEqual(claims(), [next.instanceName]);
+	});
+
+	contract('what was withdrawn is put on record again when it is wanted again', async (t, {cluster, claims, until}) => {
+		cluster.reconcile([vm]);
+		await until(() => claims().length === 1);
+		cluster.disclaim(vm);
+		await until(() => claims().length === 0);
+		cluster.reconcile([vm]);
+		await until(() => claims().length === 1);
+		t.pass();
+	});
+
+	contract('a pod is present while it exists, and gone when it does not', async (t, {cluster, add, remove}) => {
+		const other: PodIdentity = {name: 'web-0', namespace: 'default'};
+		const uid = add(other);
+		const presence = async (): Promise<Presence> => cluster.podPresence({...vm, pod: {...other, uid}}, signal());
+		t.is(await presence(), 'present');
+		remove(other);
+		t.is(await presence(), 'gone');
+	});
+
+	contract('another pod of the same name is not the pod', async (t, {cluster, add, remove}) => {
+		const other: PodIdentity = {name: 'web-0', namespace: 'default'};
+		const uid = add(other);
+		remove(other);
+		add(other);
+		t.is(await cluster.podPresence({...vm, pod: {...other, uid}}, signal()), 'gone');
+	});
+
+	contract('without a UID a pod of the same name counts, unless the record names another one', async (t, {cluster, add, remove, claims, until}) => {
+		t.is(await cluster.podPresence(vm, signal()), 'present');
+		await cluster.claim(vm, signal());
+		await until(() => claims().length === 1);
+		t.is(await cluster.podPresence(vm, signal()), 'present');
+		remove(pod);
+		add(pod);
+		t.is(await cluster.podPresence(vm, signal()), 'gone');
+		// Nothing is known of this one.
+		t.is(await cluster.podPresence(next, signal()), 'present');
+	});
+
+	contract('a static pod is not judged', async (t, {cluster}) => {
+		t.is(await cluster.podPresence({...vm, pod: {name: 'static-worker-0', namespace: 'default', uid: '0123456789abcdef0123456789abcdef'}}, signal()), 'unknown');
+	});
+
 	contract('waits end with their signal, with its reason', async (t, {cluster, silence}) => {
 		using _ = silence();
 		const reason = new Error('no longer wanted');
 		const caller = new AbortController();
-		const waits = [cluster.claim(vm, caller.signal), cluster.pullCredentials(pod, caller.signal)];
+		const waits = [cluster.claim(vm, caller.signal), cluster.pullCredentials(pod, caller.signal), cluster.podPresence(vm, caller.signal)];
 		caller.abort(reason);
 		for (const wait of waits) {
 			t.is(await t.throwsAsync(wait), reason);

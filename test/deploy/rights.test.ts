@@ -79,6 +79,9 @@ test('the daemon needs every right of its role, and no other', async t => {
 	const capacity = (): string | undefined => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource);
 	await api.until(() => refused().length > 0 || capacity() === '5');
 	await cluster.claim(vm, signal);
+	cluster.reconcile([vm]);
+	await api.until(() => refused().length > 0 || api.calls.some(({plural, verb}) => plural === 'peerpods' && verb === 'list'));
+	t.is(await cluster.podPresence(vm, signal), 'present');
 	// A finalizer of someone else's before ours: then the object has to be read first.
 	const [peerPod] = api.list('peerpods');
 	api.put('peerpods', {...peerPod, metadata: {...peerPod?.metadata, name: peerPod?.metadata.name ?? '', finalizers: ['another/finalizer', 'peer.pod/finalizer']}});

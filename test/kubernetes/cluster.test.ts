@@ -33,6 +33,7 @@ test('with a negative limit the node is left alone, and nothing is limited', asy
 	api.put('nodes', {metadata: {name: 'worker-0'}});
 	await using cluster = await joinCluster({...optionsFor(api), limitPerNode: -1});
 	t.is(cluster.limit, undefined);
+	cluster.reconcile([]);
 	await api.until(() => api.calls.length > 0);
 	t.deepEqual(new Set(api.calls.map(({plural}) => plural)), new Set(['peerpods']));
 });

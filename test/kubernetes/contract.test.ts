@@ -1,3 +1,4 @@
+import {randomUUID} from 'node:crypto';
 import {setImmediate as turn} from 'node:timers/promises';
 import test from 'ava';
 import {joinCluster} from '../../src/kubernetes/cluster.ts';
@@ -13,11 +14,12 @@ clusterContract(test, 'a cluster by its API server', async () => {
 	api.put('serviceaccounts', {metadata: {name: 'default', namespace: 'default'}});
 	const cluster = await joinCluster({
 		server: api.address, serviceAccountDirectory: api.accountDirectory, node: 'worker-0', cluster: 'east', limitPerNode: -1, podUid: undefined,
-		daemonSet: 'osc-caa-ds', vmNames: async () => [], log: silentLogger,
+		daemonSet: 'osc-caa-ds', vmNames: async () => [], leftOverMs: 0, log: silentLogger,
 	});
 	return {
 		cluster,
-		add: ({name, namespace}) => void api.put('pods', {metadata: {name, namespace}}),
+		add: ({name, namespace}) => api.put('pods', {metadata: {name, namespace}}).metadata.uid,
+		remove: ({name, namespace}) => api.delete('pods', name, namespace),
 		claims: () => api.list('peerpods').map(({metadata}) => metadata.name),
 		reasons: ({name}) => api.list('events').filter(event => textAt(event, 'involvedObject', 'name') === name).map(event => textAt(event, 'reason') ?? ''),
 		async until(condition) {
@@ -33,9 +35,15 @@ clusterContract(test, 'a cluster by its API server', async () => {
 
 clusterContract(test, 'a cluster in memory', async () => {
 	const cluster = new InMemoryCluster();
+	cluster.podUids = new Map();
 	return {
 		cluster,
-		add: () => undefined,
+		add({name, namespace}) {
+			const uid = randomUUID();
+			cluster.podUids?.set(`${namespace}/${name}`, uid);
+			return uid;
+		},
+		remove: ({name, namespace}) => void cluster.podUids?.delete(`${namespace}/${name}`),
 		claims: () => [...cluster.claims.keys()],
 		reasons: ({name}) => cluster.events.filter(({pod}) => pod.name === name).map(({reason}) => reason),
 		async until(condition) {

@@ -180,6 +180,70 @@ test('an API server that fails for a while is tried until it takes the patch', a
 	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length, 1);
 });
 
+test('a daemon that may not patch tries ever more slowly, whatever happens to the node, until it may', async t => {
+	const {api, start} = await advertiser(t);
+	const patches = (): number => api.calls.filter(({verb}) => verb === 'patch').length;
+	const forbidden = api.fault(({verb}) => {
+		if (verb !== 'patch') {
+			return undefined;
+		}
+
+		// As the kubelet, which writes to its node all the time.
+		queueMicrotask(() => api.put('nodes', {metadata: {name: node, labels: {heartbeat: String(patches())}}}));
+		return 'forbidden';
+	});
+	const log = recordingLog();
+	start({configured: 5, retryMs: [1, 256], log});
+	await api.until(() => patches() >= 1);
+	const startedAt = performance.now();
+	await api.until(() => patches() >= 10);
+	// Pauses of 2, 4, ... 256 ms at least, each shortened by a fifth at most.
+	t.true(performance.now() - startedAt >= 0.8 * 510 - 10);
+	forbidden[Symbol.dispose]();
+	await api.until(() => capacityOf(api) === '5');
+	await api.until(() => log.lines.some(({message}) => message === 'node\'s capacity for pod VMs advertised'));
+	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length, 1);
+});
+
+test('a server that says when to patch again is minded', async t => {
+	const {api, start} = await advertiser(t);
+	const patchedAt: number[] = [];
+	using _ = api.fault(({verb}) => {
+		if (verb !== 'patch') {
+			return undefined;
+		}
+
+		patchedAt.push(performance.now());
+		return patchedAt.length === 1 ? {retryAfterSeconds: 1} : undefined;
+	});
+	start({configured: 5});
+	await api.until(() => capacityOf(api) === '5');
+	const [first = 0, second = 0] = patchedAt;
+	t.is(patchedAt.length, 2);
+	t.true(second - first >= 990);
+});
+
+test('after a restart of the API server the limit is followed at once: 403, 429 and 410 cost no long pause', async t => {
+	const {api, start} = await advertiser(t);
+	api.define(peerPodConfigKind);
+	start({configured: 3, lookAgainMs: hour, client: clientOf(api, {refusedRetryMs: [1, hour], watchRetryMs: [1, 5]})});
+	await api.until(() => capacityOf(api) === '3' && api.watches === 2);
+	{
+		using _ = api.fault(() => 'drop');
+		api.endWatches('drop');
+		const {length} = api.calls;
+		await api.until(() => api.calls.length > length + 30);
+	}
+
+	setLimit(api, '8');
+	api.compact();
+	let refusals = 4;
+	let busy = 2;
+	using _ = api.fault(({verb}) => verb !== 'watch' ? undefined : refusals-- > 0 ? 'forbidden' : busy-- > 0 ? {retryAfterSeconds: 0} : undefined);
+	await api.until(() => capacityOf(api) === '8');
+	t.pass();
+});
+
 /** As many requests as a race of patches would be seen in. */
 async function manyRequests(api: TestApiServer): Promise<void> {
 	using client = clientOf(api);

@@ -1,3 +1,4 @@
+import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {at, listAt, textAt} from '../../src/kubernetes/fields.ts';
 import {peerPodFinalizer} from '../../src/kubernetes/peer-pod.ts';
@@ -33,7 +34,7 @@ async function world(t: ExecutionContext, kinds = [peerPodKind]): Promise<World>
 		start(options = {}) {
 			const client = clientOf(api);
 			const peerPods = new PeerPods({
-				client, node: 'worker-0', cluster: 'east', vmNames: async () => vms, log: silentLogger, retryMs: [1, 5], lookAgainMs: 5,
+				client, node: 'worker-0', cluster: 'east', vmNames: async () => vms, log: silentLogger, retryMs: [1, 5],
 				// A busy machine is not what is tested.
 				patienceMs: 60_000, ...options,
 			});
@@ -155,14 +156,54 @@ test('a cluster without PeerPods costs one line, and no waiting; when they come,
 	t.is(found(api, other.instanceName), undefined);
 });
 
-test('who may not make PeerPods is told once, and does without', async t => {
+test('who may not make PeerPods is told once, waits for nothing, and makes up for it once it may', async t => {
 	const {api, start} = await world(t);
 	const log = recordingLog();
-	using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
+	const other = {...vm, instanceName: 'podvm-nginx-99999999'};
+	const stopped = {...vm, instanceName: 'podvm-nginx-00000000'};
 	const peerPods = start({log, patienceMs: 60_000});
+	await peerPods.claim(stopped, unconditional);
+	{
+		using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
+		await peerPods.claim(vm, unconditional);
+		await peerPods.claim(other, unconditional);
+		peerPods.disclaim(stopped);
+		const {length} = api.calls;
+		await api.until(() => api.calls.length > length + 20);
+		t.is(log.lines.filter(({level}) => level === 'warn').length, 1);
+		t.truthy(found(api, stopped.instanceName));
+	}
+
+	await api.until(() => found(api) && found(api, other.instanceName) && found(api, stopped.instanceName) === undefined);
+	while (!log.lines.some(({level, message}) => level === 'info' && message === 'PeerPods are up to date again')) {
+		await turn();
+	}
+
+	t.pass();
+});
+
+test('rights that are missing are asked for ever more slowly', async t => {
+	const {api, start} = await world(t);
+	const creates = (): number => api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'create').length;
+	using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
+	const peerPods = start({retryMs: [1, 256]});
 	await peerPods.claim(vm, unconditional);
-	await peerPods.claim({...vm, instanceName: 'podvm-nginx-99999999'}, unconditional);
-	t.is(log.lines.filter(({level}) => level === 'warn').length, 1);
+	peerPods.reconcile([vm]);
+	const startedAt = performance.now();
+	await api.until(() => creates() >= 10);
+	// Pauses of 2, 4, ... 256 ms at least, each shortened by a fifth at most.
+	t.true(performance.now() - startedAt >= 0.8 * 510 - 10);
+});
+
+test('one namespace that takes no objects keeps nothing from the others', async t => {
+	const {api, start} = await world(t);
+	api.put('namespaces', {metadata: {name: 'ending'}});
+	api.put('pods', {metadata: {name: 'nginx', namespace: 'ending'}});
+	using _ = api.fault(({namespace}) => namespace === 'ending' ? 'forbidden' : undefined);
+	const peerPods = start();
+	peerPods.reconcile([{...vm, instanceName: 'podvm-nginx-99999999', pod: {name: 'nginx', namespace: 'ending'}}, vm]);
+	await api.until(() => found(api));
+	t.pass();
 });
 
 test('with the existing adaptor\'s permissions the finalizer goes, and the object with its pod', async t => {
@@ -186,6 +227,66 @@ test('a VM whose pod is gone, or was replaced by another of its name, is not ann
 	t.deepEqual(api.list('peerpods').map(({metadata}) => metadata.name), [vm.instanceName]);
 });
 
+test('what is missing is made though it was there before, and what is on record costs one list', async t => {
+	const {api, start} = await world(t);
+	const peerPods = start();
+	await peerPods.claim(vm, unconditional);
+	api.put('peerpods', {metadata: {name: vm.instanceName, namespace: 'default', finalizers: []}});
+	api.delete('peerpods', vm.instanceName, 'default');
+	peerPods.reconcile([vm]);
+	await api.until(() => found(api));
+	const {length} = api.calls;
+	peerPods.reconcile([vm]);
+	await api.until(() => api.calls.length > length);
+	await peerPods[Symbol.asyncDispose]();
+	t.deepEqual(api.calls.slice(length).map(({verb, plural}) => `${verb} ${plural}`), ['list peerpods']);
+});
+
+test('sets that come while the API server is away cost one round when it is back, and the newest counts', async t => {
+	const {api, start} = await world(t);
+	const [first, second] = [{...vm, instanceName: 'podvm-nginx-00000001'}, {...vm, instanceName: 'podvm-nginx-00000002'}];
+	const peerPods = start();
+	{
+		using _ = api.fault(() => 'drop');
+		for (let set = 0; set < 50; set++) {
+			peerPods.reconcile([first]);
+		}
+
+		await api.until(() => api.calls.length > 10);
+		peerPods.reconcile([second]);
+	}
+
+	const {length} = api.calls;
+	await api.until(() => found(api, second.instanceName));
+	await peerPods[Symbol.asyncDispose]();
+	t.is(found(api, first.instanceName), undefined);
+	t.true(api.calls.slice(length).filter(({verb}) => verb === 'list').length <= 2);
+});
+
+test('without permission to list, what should be there is made all the same', async t => {
+	const {api, start} = await world(t);
+	using _ = api.fault(({plural, verb}) => plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined);
+	start().reconcile([vm]);
+	await api.until(() => found(api));
+	t.pass();
+});
+
+test('a KVM host that is away keeps nothing from being announced', async t => {
+	const {api, start} = await world(t);
+	const earlier = start();
+	await earlier.claim({...vm, instanceName: 'podvm-gone-00000001'}, unconditional);
+	await earlier[Symbol.asyncDispose]();
+	const peerPods = start({
+		leftOverMs: 0,
+		async vmNames() {
+			throw new Error('the host is away');
+		},
+	});
+	peerPods.reconcile([vm]);
+	await api.until(() => found(api));
+	t.truthy(found(api, 'podvm-gone-00000001'));
+});
+
 test('a static pod is known by the UID that the API server gave its mirror', async t => {
 	const {api, start} = await world(t);
 	const {metadata} = api.put('pods', {metadata: {name: 'static', namespace: 'default', annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'}}});
@@ -205,13 +306,19 @@ test('what an earlier run did not withdraw goes when there is no such VM, and no
 	await claimOn(otherCluster, 'podvm-west-00000004');
 	await earlier[Symbol.asyncDispose]();
 	vms.push('podvm-runs-00000002');
-	const young = start({compareMs: 1});
-	await api.until(() => api.calls.filter(({verb}) => verb === 'list').length > 6);
+	const lists = (): number => api.calls.filter(({verb}) => verb === 'list').length;
+	const young = start();
+	young.reconcile([]);
+	await api.until(() => lists() === 1);
 	await young[Symbol.asyncDispose]();
 	t.is(api.list('peerpods').length, 4);
-	const later = start({compareMs: 1, now: () => Date.now() + 3_600_000});
+	const later = start({now: () => Date.now() + 3_600_000});
 	await claimOn(later, 'podvm-starts-00000005');
+	// A daemon that was just started does not know its sandboxes yet.
+	t.is(lists(), 1);
+	later.reconcile([]);
 	await api.until(() => found(api, 'podvm-gone-00000001') === undefined);
+	await later[Symbol.asyncDispose]();
 	t.deepEqual(api.list('peerpods').map(({metadata}) => metadata.name), [
 		'podvm-elsewhere-00000003', 'podvm-runs-00000002', 'podvm-starts-00000005', 'podvm-west-00000004',
 	]);

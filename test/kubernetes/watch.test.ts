@@ -1,3 +1,4 @@
+import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
 import type {WatchEvent} from '../../src/kubernetes/client.ts';
@@ -5,7 +6,7 @@ import {KubernetesError} from '../../src/kubernetes/errors.ts';
 import {lines} from '../../src/kubernetes/watch.ts';
 import {peerPodKind} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';
-import {testCluster} from './cluster.ts';
+import {clientOf, testCluster} from './cluster.ts';
 import {configMaps, peerPods} from './kinds.ts';
 
 const inDefault = (name: string, data = {}): {metadata: {name: string; namespace: string}; data: object} => ({metadata: {name, namespace: 'default'}, data});
@@ -18,7 +19,19 @@ async function next<Fields>(t: ExecutionContext, watch: AsyncGenerator<WatchEven
 		return '';
 	}
 
-	return value.type === 'all' ? `all ${value.objects.map(({metadata}) => metadata.name).join()}` : `${value.type} ${value.object.metadata.name}`;
+	switch (value.type) {
+		case 'all': {
+			return `all ${value.objects.map(({metadata}) => metadata.name).join()}`;
+		}
+
+		case 'refused': {
+			return `refused ${String(value.error instanceof KubernetesError ? value.error.status : value.error)}`;
+		}
+
+		case 'changed': case 'deleted': {
+			return `${value.type} ${value.object.metadata.name}`;
+		}
+	}
 }
 
 test('a watch tells what is there, then each change, until its signal aborts', async t => {
@@ -98,21 +111,116 @@ test('a watch that cannot be had is tried until it can, and says so once', async
 	await api.until(() => api.calls.length > 15);
 	failing[Symbol.dispose]();
 	t.is(await first, 'all ');
-	t.deepEqual(log.lines.filter(({level}) => level !== 'debug').map(({level, message}) => `${level} ${message}`), [
-		'warn watch of the Kubernetes API was lost', 'info watch of the Kubernetes API is back',
-	]);
+	t.deepEqual(told(log), [lost]);
+	const coming = next(t, watch);
+	await api.until(() => api.watches === 1);
+	api.put('configmaps', inDefault('one'));
+	t.is(await coming, 'changed one');
+	t.deepEqual(told(log), [lost, back]);
 });
 
-test('a kind that is not there, and one that becomes forbidden, end the watch with the refusal', async t => {
-	const {api, client, signal} = await testCluster(t);
-	t.like(await t.throwsAsync(client.watch(peerPods, {}, signal).next(), {instanceOf: KubernetesError}), {isKindMissing: true});
-	api.define(peerPodKind);
-	const watch = client.watch(peerPods, {}, signal);
-	t.is(await next(t, watch), 'all ');
-	const coming = t.throwsAsync(watch.next(), {instanceOf: KubernetesError});
+const lost = 'warn watch of the Kubernetes API was lost';
+const back = 'info watch of the Kubernetes API is back';
+
+function told(log: ReturnType<typeof recordingLog>): string[] {
+	return log.lines.filter(({level}) => level !== 'debug').map(({level, message}) => `${level} ${message}`);
+}
+
+test('a watch is back when it has brought something or has lasted, not when it was opened', async t => {
+	const log = recordingLog();
+	const {api, client, signal} = await testCluster(t, {log, settleMs: 3_600_000});
+	using away = api.fault(() => 'drop');
+	const watch = client.watch(configMaps, {}, signal);
+	const first = next(t, watch);
+	await api.until(() => api.calls.length > 10);
+	away[Symbol.dispose]();
+	t.is(await first, 'all ');
+	const coming = next(t, watch);
 	await api.until(() => api.watches === 1);
-	api.undefine(peerPodKind);
-	t.true((await coming).isKindMissing);
+	t.deepEqual(told(log), [lost]);
+	api.bookmark();
+	api.put('configmaps', inDefault('one'));
+	t.is(await coming, 'changed one');
+	t.deepEqual(told(log), [lost, back]);
+
+	const settledLog = recordingLog();
+	using settling = clientOf(api, {log: settledLog, settleMs: 1});
+	using awayAgain = api.fault(() => 'drop');
+	const quiet = settling.watch(configMaps, {}, signal);
+	const all = next(t, quiet);
+	const {length} = api.calls;
+	await api.until(() => api.calls.length > length + 10);
+	awayAgain[Symbol.dispose]();
+	t.is(await all, 'all one');
+	void quiet.next();
+	while (!told(settledLog).includes(back)) {
+		await turn();
+	}
+
+	t.deepEqual(told(settledLog), [lost, back]);
+});
+
+test('a version that the server has forgotten costs no pause', async t => {
+	const hour = 3_600_000;
+	const {api, client, signal} = await testCluster(t, {watchRetryMs: [hour, hour]});
+	const watch = client.watch(configMaps, {}, signal);
+	t.is(await next(t, watch), 'all ');
+	// As a server that was restarted: the watch is opened, and is told 410 at once.
+	api.put('configmaps', inDefault('unseen'));
+	api.compact();
+	t.is(await next(t, watch), 'all unseen');
+});
+
+test('a server that forgets every version is asked ever more slowly', async t => {
+	const {api, client, signal} = await testCluster(t, {watchRetryMs: [1, 3_600_000], settleMs: 3_600_000});
+	const watch = client.watch(configMaps, {}, signal);
+	let startedAt = 0;
+	for (let lists = 0; lists < 11; lists++) {
+		t.is(await next(t, watch), 'all ');
+		startedAt ||= performance.now();
+		api.compact();
+	}
+
+	// One list at once, then pauses of 1, 2, 4, ... 256 ms, each shortened by a fifth at most.
+	t.true(performance.now() - startedAt >= 0.8 * 511 - 10);
+});
+
+test('a watch that is told when to come back comes back then', async t => {
+	const {api, client, signal} = await testCluster(t);
+	const watch = client.watch(configMaps, {}, signal);
+	t.is(await next(t, watch), 'all ');
+	let refusedAt = 0;
+	let comeBackAt = 0;
+	using _ = api.fault(({verb}) => {
+		if (verb === 'watch' && refusedAt === 0) {
+			refusedAt = performance.now();
+			return {retryAfterSeconds: 1};
+		}
+
+		comeBackAt ||= performance.now();
+		return undefined;
+	});
+	const coming = next(t, watch);
+	await api.until(() => api.watches === 1);
+	api.put('configmaps', inDefault('one'));
+	t.is(await coming, 'changed one');
+	t.true(comeBackAt - refusedAt >= 990);
+});
+
+test('a kind that is not there, and one that becomes forbidden, are told at each refusal, then all is', async t => {
+	const {api, client, signal} = await testCluster(t);
+	const watch = client.watch(peerPods, {}, signal);
+	t.is(await next(t, watch), 'refused 404');
+	t.is(await next(t, watch), 'refused 404');
+	api.define(peerPodKind);
+	t.is(await next(t, watch), 'all ');
+	const coming = next(t, watch);
+	await api.until(() => api.watches === 1);
+	using forbidden = api.fault(() => 'forbidden');
+	api.endWatches('end');
+	t.is(await coming, 'refused 403');
+	forbidden[Symbol.dispose]();
+	t.is(await next(t, watch), 'all ');
 });
 
 test('a watch that is left early closes its connection', async t => {

@@ -30,8 +30,11 @@ export interface ApiCall {
 	readonly body: unknown;
 }
 
-/** What a call gets instead of its answer; `drop-after` does what was asked for and hangs up. */
-export type Fault = 'drop' | 'drop-after' | 'forbidden' | 'error' | 'busy' | 'silence' | 'garbage';
+/**
+ * What a call gets instead of its answer; `drop-after` does what was asked for and hangs up, `no-route` is the 404 of a proxy,
+ * `retryAfterSeconds` is that of a server that is busy or not ready.
+ */
+export type Fault = 'drop' | 'drop-after' | 'forbidden' | 'error' | 'busy' | 'silence' | 'garbage' | 'no-route' | {readonly retryAfterSeconds: number};
 
 const builtIns: readonly ServedKind[] = [
 	{apiVersion: 'v1', kind: 'Namespace', plural: 'namespaces', isNamespaced: false},
@@ -303,8 +306,7 @@ export class TestApiServer implements AsyncDisposable {
 		const url = new URL(request.url ?? '/', 'https://localhost');
 		const target = this.#target(url.pathname);
 		if (target === undefined) {
-			// Not a Status: nobody is there who would know Kubernetes.
-			response.writeHead(404, {'content-type': 'text/plain; charset=utf-8'}).end('404 page not found\n');
+			answerNoRoute(response);
 			return;
 		}
 
@@ -433,6 +435,11 @@ export class TestApiServer implements AsyncDisposable {
 
 /** @returns whether the call has got its answer, or never gets one */
 function isPrevented(fault: Fault | undefined, {verb, plural}: ApiCall, response: ServerResponse): boolean {
+	if (typeof fault === 'object') {
+		response.setHeader('retry-after', String(fault.retryAfterSeconds));
+		throw new ApiFault(429, 'TooManyRequests', 'storage is (re)initializing');
+	}
+
 	switch (fault) {
 		case undefined: case 'drop-after': {
 			return false;
@@ -457,6 +464,11 @@ function isPrevented(fault: Fault | undefined, {verb, plural}: ApiCall, response
 		}
 
 		case 'silence': {
+			return true;
+		}
+
+		case 'no-route': {
+			answerNoRoute(response);
 			return true;
 		}
 
@@ -488,6 +500,11 @@ function requireType(contentType: string, known: readonly string[]): void {
 
 function statusOf({status, reason, message, details}: ApiFault): unknown {
 	return {kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Failure', message, reason, details, code: status};
+}
+
+/** Not a Status: nobody is there who would know Kubernetes. */
+function answerNoRoute(response: ServerResponse): void {
+	response.writeHead(404, {'content-type': 'text/plain; charset=utf-8'}).end('404 page not found\n');
 }
 
 function answerStatus(response: ServerResponse, fault: ApiFault): void {

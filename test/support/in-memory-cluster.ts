@@ -8,8 +8,12 @@ export class InMemoryCluster implements Cluster {
 	readonly claims = new Map<string, ClaimedVm>();
 	readonly events: Array<PodEvent & {readonly pod: PodIdentity}> = [];
 	credentials: Secret<string> | undefined;
-	/** By instance name: pods of which the cluster says something; 'unknown' for all others. */
+	/** By instance name: what the cluster says of its pod, whatever else is known. */
 	readonly pods = new Map<string, Presence>();
+	/** By `namespace/name`: the UIDs of all pods that there are. When undefined the cluster does not say: 'unknown' for all that `pods` does not name. */
+	podUids: Map<string, string> | undefined;
+	/** By instance name: the UID of the pod when its VM was claimed. */
+	readonly #owners = new Map<string, string>();
 	/** When set, claims and questions wait for it. */
 	gate: Promise<void> = Promise.resolve();
 
@@ -20,26 +24,50 @@ export class InMemoryCluster implements Cluster {
 
 	async claim(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
 		await abortable(this.gate, signal);
-		this.claims.set(vm.instanceName, vm);
+		this.#claim(vm);
 	}
 
 	disclaim({instanceName}: ClaimedVm): void {
 		this.claims.delete(instanceName);
+		this.#owners.delete(instanceName);
 	}
 
-	async podPresence({instanceName}: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+	async podPresence({instanceName, pod}: ClaimedVm, signal: AbortSignal): Promise<Presence> {
 		await abortable(this.gate, signal);
-		return this.pods.get(instanceName) ?? 'unknown';
+		const said = this.pods.get(instanceName);
+		// The kubelet's UIDs of static pods have no dashes.
+		if (said !== undefined || this.podUids === undefined || pod.uid?.includes('-') === false) {
+			return said ?? 'unknown';
+		}
+
+		const uid = this.podUids.get(nameOf(pod));
+		return uid !== undefined && (pod.uid ?? this.#owners.get(instanceName) ?? uid) === uid ? 'present' : 'gone';
 	}
 
 	reconcile(vms: readonly ClaimedVm[]): void {
-		this.claims.clear();
+		const wanted = new Set(vms.map(({instanceName}) => instanceName));
+		for (const vm of [...this.claims.values()].filter(({instanceName}) => !wanted.has(instanceName))) {
+			this.disclaim(vm);
+		}
+
 		for (const vm of vms) {
-			this.claims.set(vm.instanceName, vm);
+			this.#claim(vm);
 		}
 	}
 
 	tell(pod: PodIdentity, event: PodEvent): void {
 		this.events.push({...event, pod});
 	}
+
+	#claim(vm: ClaimedVm): void {
+		this.claims.set(vm.instanceName, vm);
+		const uid = this.podUids?.get(nameOf(vm.pod));
+		if (uid !== undefined && !this.#owners.has(vm.instanceName)) {
+			this.#owners.set(vm.instanceName, uid);
+		}
+	}
+}
+
+function nameOf({namespace, name}: PodIdentity): string {
+	return `${namespace}/${name}`;
 }

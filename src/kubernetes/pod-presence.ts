@@ -1,0 +1,81 @@
+/**
+ * Whether the pod of a VM still exists, by the API server. A wrong "gone" costs a healthy pod its VM, so only two answers count as one: no pod of that
+ * name, by the API's own word, or one with another UID. Everything else is "unknown": no answer, a refusal, a proxy's 404.
+ *
+ * Static pods are not judged. The API server has only a mirror of them, which comes and goes with the node object and has another UID than the pod.
+ * Source: Kubernetes, "Create static Pods"; kubelet, pkg/kubelet/config (a static pod is named `NAME-NODE`, its UID is a hash without dashes).
+ */
+import {FailureLog} from '../concurrency/failure-log.ts';
+import {Scope} from '../lifetime.ts';
+import type {Logger} from '../log.ts';
+import type {ClaimedVm, PodIdentity, Presence} from '../sandbox/ports.ts';
+import type {KubernetesClient} from './client.ts';
+import {isObjectMissing, isRefusal} from './errors.ts';
+import {isMirror, pods} from './pods.ts';
+
+export interface PodPresenceOptions {
+	readonly client: Pick<KubernetesClient, 'get'>;
+	/** NODE_NAME */
+	readonly node: string;
+	/** The UID of the pod that the cluster recorded for a VM, where kata told none. */
+	readonly ownerUid: (vm: ClaimedVm, signal: AbortSignal) => Promise<string | undefined>;
+	/** How long one question may take. */
+	readonly timeoutMs?: number;
+	readonly log: Logger;
+}
+
+export class PodPresence {
+	readonly #options: Required<PodPresenceOptions>;
+	readonly #refusals = new FailureLog();
+
+	constructor(options: PodPresenceOptions) {
+		this.#options = {timeoutMs: 4000, ...options};
+	}
+
+	/** As `Cluster` promises it. */
+	async of(vm: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+		signal.throwIfAborted();
+		if (mayBeStatic(vm.pod, this.#options.node)) {
+			return 'unknown';
+		}
+
+		using scope = new Scope(signal).deadline(this.#options.timeoutMs, 'the Kubernetes API');
+		try {
+			const presence = await this.#ask(vm, scope.signal);
+			this.#refusals.recovered();
+			return presence;
+		} catch (error) {
+			signal.throwIfAborted();
+			if (isRefusal(error) && this.#refusals.failed()) {
+				this.#options.log.warn({err: error}, 'the Kubernetes API does not tell whether pods exist: a VM whose pod is gone is found by its network namespace only');
+			}
+
+			return 'unknown';
+		}
+	}
+
+	async #ask(vm: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+		const {client, ownerUid} = this.#options;
+		const {name, namespace} = vm.pod;
+		try {
+			const {metadata} = await client.get(pods, {name, namespace}, signal);
+			if (isMirror(metadata)) {
+				return 'unknown';
+			}
+
+			const uid = vm.pod.uid ?? await ownerUid(vm, signal);
+			return uid === undefined || uid === metadata.uid ? 'present' : 'gone';
+		} catch (error) {
+			if (isObjectMissing(error)) {
+				return 'gone';
+			}
+
+			throw error;
+		}
+	}
+}
+
+/** The API server gives every pod a UUID; what a kubelet or a runtime made up is not to be found there. */
+function mayBeStatic({name, uid}: PodIdentity, node: string): boolean {
+	return uid === undefined ? name.endsWith(`-${node.toLowerCase()}`) : !/^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/iv.test(uid);
+}
