@@ -7,8 +7,9 @@
  * us, to the connection or to libvirt; a host that loses power may have kept one write and not another, since libvirt has no way to ask for that. So a version is complete as soon as it looks like one, and its name never has to change.
  */
 import {createHash} from 'node:crypto';
+import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
-import {pause, Scope} from '../lifetime.ts';
+import {Scope} from '../lifetime.ts';
 import {isLibvirtError, LibvirtConnectionError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
@@ -121,7 +122,7 @@ function withVersion({code, what, where, remedy = ''}: AdaptorError, volume: str
 }
 
 async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigint, newName: () => string, log: Logger, signal: AbortSignal): Promise<string> {
-	for (let attempt = 1; ; attempt++) {
+	return retry(async () => {
 		const name = newName();
 		try {
 			// Raw, even for qcow2: libvirt would make a valid empty image otherwise.
@@ -133,13 +134,18 @@ async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigi
 				await unwind(session, pool, name, log);
 			}
 
+			throw error;
+		}
+	}, {
+		backOff: [1000, 1000],
+		// Names differ by the second.
+		leastPauseMs: () => 1000,
+		onFailure(error, {attempt}) {
 			if (!isLibvirtError(error, libvirtCode.storageVolExist) || attempt === nameAttempts) {
 				throw error;
 			}
-		}
-
-		await pause(1000, signal);
-	}
+		},
+	}, signal);
 }
 
 /** Writes all but the head, and reads that back. @returns the digest of the whole image */
@@ -211,27 +217,18 @@ async function complete(session: LibvirtStorage, pool: StoragePool, volume: stri
 async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string, log: Logger): Promise<void> {
 	using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed push');
 	try {
-		// What ended the push may have been the end of every connection, which not all of them have noticed yet.
-		while (!await deleted(session, pool, volume, scope.signal)) {
-			await pause(unwindAgainMs, scope.signal);
-		}
+		await retry(async () => deleteVolume(session, pool.name, volume, scope.signal), {
+			backOff: [unwindAgainMs, unwindAgainMs],
+			onFailure(error) {
+				// What ended the push may have been the end of every connection, which not all of them have noticed yet.
+				if (!(error instanceof LibvirtConnectionError)) {
+					throw error;
+				}
+			},
+		}, scope.signal);
 	} catch (error) {
 		// Of all that may be logged here, what the operator is to see: something is left.
 		log.error({pool: pool.name, volume, err: error}, 'could not remove an incomplete image: the next push or prune does');
-	}
-}
-
-/** @returns false when the answer was lost with the connection */
-async function deleted(session: LibvirtStorage, pool: StoragePool, volume: string, signal: AbortSignal): Promise<boolean> {
-	try {
-		await deleteVolume(session, pool.name, volume, signal);
-		return true;
-	} catch (error) {
-		if (error instanceof LibvirtConnectionError) {
-			return false;
-		}
-
-		throw error;
 	}
 }
 

@@ -3,6 +3,7 @@
  * authentication: distribution, docs/spec/auth/token). What is read is what its digest says, or nothing.
  */
 import {createHash, type Hash} from 'node:crypto';
+import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
 import {backOff, pause} from '../lifetime.ts';
 import {Secret} from '../log.ts';
@@ -128,18 +129,14 @@ export class Registry {
 	}
 
 	async #retried<T>(attempt: () => Promise<T>, signal: AbortSignal): Promise<T> {
-		const retries = backOff(this.#retryMs.first, this.#retryMs.longest);
-		for (let number = 1; ; number++) {
-			try {
-				return await attempt();
-			} catch (error) {
+		return retry(attempt, {
+			backOff: [this.#retryMs.first, this.#retryMs.longest],
+			onFailure(error, {attempt: number}) {
 				if (!(error instanceof HttpError) || error.isFinal || number === attemptsAtMost) {
 					throw error;
 				}
-			}
-
-			await pause(retries.next().value, signal);
-		}
+			},
+		}, signal);
 	}
 
 	/** An answer with content. Authenticates when asked to. */

@@ -6,8 +6,9 @@
  *                      ▲── lost ──────┘ ▲────┐ silent, and a new connection gets through: that one from now on
  *                                       └────┘
  */
+import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
-import {abortable, pause, Scope} from '../lifetime.ts';
+import {abortable, Scope} from '../lifetime.ts';
 import {Attempts} from './attempts.ts';
 import {Connector, type ConnectionEvents, type PreparedConnection} from './connector.ts';
 import {isRefusal, LibvirtConnectionError} from './errors.ts';
@@ -293,25 +294,29 @@ export class LibvirtSession implements AsyncDisposable {
 	async #replace(silent: Connected, heard: AbortSignal): Promise<void> {
 		using scope = new Scope(heard, this.#life.signal);
 		const isWanted = (): boolean => !scope.signal.aborted && this.#state === silent;
-		while (isWanted()) {
-			try {
-				const startedAt = performance.now();
-				const prepared = await this.#connector.openPrepared(this.#events, scope.signal);
-				if (!isWanted()) {
-					prepared.connection.close(new AdaptorError({code: 'cancelled', what: 'the connection that was silent is in use'}));
-					return;
-				}
-
-				this.#adopt(prepared, startedAt);
-				this.#options.log.warn({uri: this.#options.uri, transport: silent.connection.transport}, 'libvirt connection was silent: replaced');
-				this.#retired.add(silent.connection);
-				silent.connection.retire(new AdaptorError({code: 'unavailable', what: 'nothing arrived on the connection, while a new one got through'}));
+		const replaceOnce = async (): Promise<void> => {
+			if (!isWanted()) {
 				return;
-			} catch (error) {
-				this.#options.log.debug({err: error, uri: this.#options.uri}, 'libvirt connection is silent, and no new one gets through');
-				await pause(this.#options.reconnectMs.longest, scope.signal).catch(() => undefined);
 			}
-		}
+
+			const startedAt = performance.now();
+			const prepared = await this.#connector.openPrepared(this.#events, scope.signal);
+			if (!isWanted()) {
+				prepared.connection.close(new AdaptorError({code: 'cancelled', what: 'the connection that was silent is in use'}));
+				return;
+			}
+
+			this.#adopt(prepared, startedAt);
+			this.#options.log.warn({uri: this.#options.uri, transport: silent.connection.transport}, 'libvirt connection was silent: replaced');
+			this.#retired.add(silent.connection);
+			silent.connection.retire(new AdaptorError({code: 'unavailable', what: 'nothing arrived on the connection, while a new one got through'}));
+		};
+
+		const {reconnectMs: {longest}, log, uri} = this.#options;
+		await retry(replaceOnce, {
+			backOff: [longest, longest],
+			onFailure: error => log.debug({err: error, uri}, 'libvirt connection is silent, and no new one gets through'),
+		}, scope.signal).catch(() => undefined);
 	}
 
 	async #openStream(procedure: string, signal: AbortSignal): Promise<Disposable & {readonly connection: RpcConnection}> {

@@ -3,6 +3,7 @@
  * A remembered lease of a recycled MAC shows before the guest is up; that is a good guess and no proof, TLS proves who answers.
  * There is no question to a guest agent: pod VM images have none, and its answers would be the guest's own.
  */
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {AdaptorError, toError} from '../errors.ts';
 import {pause, Scope} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
@@ -80,7 +81,7 @@ async function* search(session: LibvirtCalls, {domain, mac, network, console: ta
 	using _console = tail?.follow(session, domain, log);
 	const hints = new AddressHints(session, {domain, mac, network});
 	const told = new Set<string>();
-	let warned = false;
+	const failures = new FailureLog();
 	let delayMs = pauses.firstMs;
 	for (let round = 0; ; round++) {
 		let found: readonly string[] = [];
@@ -91,8 +92,7 @@ async function* search(session: LibvirtCalls, {domain, mac, network, console: ta
 			]);
 		} catch (error) {
 			if (!scope.signal.aborted) {
-				log[warned ? 'debug' : 'warn']({instanceName: domain.name, err: error}, 'address of the pod VM not known yet: asking libvirt again');
-				warned = true;
+				log[failures.failed() ? 'warn' : 'debug']({instanceName: domain.name, err: error}, 'address of the pod VM not known yet: asking libvirt again');
 			}
 		}
 

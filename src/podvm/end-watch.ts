@@ -3,6 +3,7 @@
  * An event tells at once. Events are lost with connections, so all VMs are looked at after each time that it came back, and once a minute
  * in case that more goes wrong: with one call for all of them, and one more for each that does not simply run.
  */
+import {every, Trigger} from '../concurrency/every.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
 import {procedures, type Domain} from '../libvirt/procedures.ts';
@@ -33,8 +34,8 @@ export class EndWatch {
 	readonly #watched = new Set<Watched>();
 	/** Lasts while anything is watched. */
 	#life: Scope | undefined;
-	/** Resolves when the next look shall not wait for its time. */
-	#due = Promise.withResolvers<undefined>();
+	/** The next look shall not wait for its time. */
+	readonly #due = new Trigger();
 
 	constructor({session, log, lookEveryMs = 60_000}: EndWatchOptions) {
 		this.#session = session;
@@ -51,7 +52,7 @@ export class EndWatch {
 			this.#life = new Scope();
 			void this.#keepLooking(this.#life.signal);
 		} else {
-			this.#due.resolve(undefined);
+			this.#due.fire();
 		}
 
 		try {
@@ -76,22 +77,17 @@ export class EndWatch {
 		});
 		using _states = this.#session.onState(({name}) => {
 			if (name === 'connected') {
-				this.#due.resolve(undefined);
+				this.#due.fire();
 			}
 		});
-		const isOver = (): boolean => life.aborted;
-		while (!isOver()) {
-			this.#due = Promise.withResolvers();
+		for await (const _ of every(this.#lookEveryMs, life, this.#due)) {
 			try {
 				await this.#look(life);
 			} catch (error) {
-				if (!isOver()) {
+				if (!life.aborted) {
 					this.#log.debug({err: error}, 'could not see whether the pod VMs still run: asking libvirt again');
 				}
 			}
-
-			using rest = new Scope(life).deadline(this.#lookEveryMs, 'the next look at all pod VMs');
-			await abortable(this.#due.promise, rest.signal).catch(() => undefined);
 		}
 	}
 

@@ -12,8 +12,9 @@
  */
 import {randomUUID} from 'node:crypto';
 import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
+import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
-import {backOff, pause, Scope} from '../lifetime.ts';
+import {Scope} from '../lifetime.ts';
 import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/errors.ts';
 import {procedures, type Domain} from '../libvirt/procedures.ts';
 import type {Logger} from '../log.ts';
@@ -239,20 +240,19 @@ class LibvirtPodVms implements PodVms {
 
 	/** Never throws: the failure that led here is what the caller shall see. */
 	async #unwind({sandboxId, nonce}: PodVmMetadata): Promise<void> {
+		const {log} = this.#options;
 		using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed start');
-		for (const retryInMs of backOff(100, 5000)) {
-			try {
-				await this.#delete(sandboxId, scope.signal, nonce);
-				return;
-			} catch (error) {
-				this.#options.log.debug({sandboxId, retryInMs, err: error}, 'clean-up after a failed start will be tried again');
-				try {
-					await pause(retryInMs, scope.signal);
-				} catch {
-					this.#options.log.warn({sandboxId, err: error}, 'could not clean up after a failed start: the VM stays listed until it is deleted');
-					return;
-				}
-			}
+		let failure: unknown;
+		try {
+			await retry(async () => this.#delete(sandboxId, scope.signal, nonce), {
+				backOff: [100, 5000],
+				onFailure(error, {retryInMs}) {
+					failure = error;
+					log.debug({sandboxId, retryInMs, err: error}, 'clean-up after a failed start will be tried again');
+				},
+			}, scope.signal);
+		} catch (error) {
+			log.warn({sandboxId, err: failure ?? error}, 'could not clean up after a failed start: the VM stays listed until it is deleted');
 		}
 	}
 
@@ -261,18 +261,18 @@ class LibvirtPodVms implements PodVms {
 	 * @param nonce of the one start whose VM is meant; that of whichever start if absent
 	 */
 	async #delete(sandboxId: SandboxId, signal: AbortSignal, nonce?: string): Promise<void> {
-		for (let attempt = 1; ; attempt++) {
-			try {
-				await this.#deleteListed(sandboxId, signal, nonce);
-				return;
-			} catch (error) {
+		const {log} = this.#options;
+		await retry(async () => this.#deleteListed(sandboxId, signal, nonce), {
+			// The session waits for a new connection by itself.
+			backOff: [0, 0],
+			onFailure(error, {attempt}) {
 				if (!(error instanceof LibvirtConnectionError) || isRefusal(error) || attempt === deleteAttempts) {
 					throw error;
 				}
 
-				this.#options.log.debug({sandboxId, attempt, err: error}, 'pod VM will be looked for again to delete it');
-			}
-		}
+				log.debug({sandboxId, attempt, err: error}, 'pod VM will be looked for again to delete it');
+			},
+		}, signal);
 	}
 
 	async #deleteListed(sandboxId: SandboxId, signal: AbortSignal, nonce: string | undefined): Promise<void> {

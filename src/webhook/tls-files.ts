@@ -7,9 +7,10 @@ import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createSecureContext, type SecureContextOptions} from 'node:tls';
+import {every} from '../concurrency/every.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {AdaptorError} from '../errors.ts';
 import {Secret, type Logger} from '../log.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
 
 export interface TlsFilesOptions {
 	/** Holds `tls.crt`, a chain in PEM, and `tls.key`. */
@@ -68,27 +69,28 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 		});
 	}
 
-	let looking: Promise<void> | undefined;
-	const timer = setInterval(() => {
-		looking ??= look().then(() => {
-			met = undefined;
-			lasting.recovered();
-		}, (err: unknown) => {
-			const failure = String(err);
-			// A pair that is swapped between the reading of one file and of the other looks broken, once. What lasts is told, once too.
-			if (met === failure && lasting.failed(failure)) {
-				log.warn({path: directory, err}, 'new TLS certificate cannot be used, the old one is kept');
-			}
+	const ending = new AbortController();
+	const following = (async () => {
+		for await (const _ of every(intervalMs, ending.signal)) {
+			try {
+				await look();
+				met = undefined;
+				lasting.recovered();
+			} catch (error) {
+				const failure = String(error);
+				// A pair that is swapped between the reading of one file and of the other looks broken, once. What lasts is told, once too.
+				if (met === failure && lasting.failed(failure)) {
+					log.warn({path: directory, err: error}, 'new TLS certificate cannot be used, the old one is kept');
+				}
 
-			met = failure;
-		}).finally(() => {
-			looking = undefined;
-		});
-	}, intervalMs);
+				met = failure;
+			}
+		}
+	})();
 	return {
 		async [Symbol.asyncDispose]() {
-			clearInterval(timer);
-			await looking;
+			ending.abort();
+			await following;
 		},
 	};
 }

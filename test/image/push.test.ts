@@ -93,7 +93,7 @@ test('an image becomes a volume byte by byte, the name stands for it, and a pod 
 	t.deepEqual(await pool.files(), [pushed.volume, name]);
 	const total = image.content.length;
 	t.true(seen.includes(`uploading ${total} of ${total}`) && seen.includes(`checking ${total} of ${total}`));
-	t.deepEqual(await readBaseVolume(storage.session, pool.name, name, never), {name: pushed.volume, path: `${pool.directory}/${pushed.volume}`, format: 'qcow2', capacity: 3n << 30n, isOverlay: false});
+	t.deepEqual(await readBaseVolume(storage.session, pool.name, name, never), {name: pushed.volume, path: `${pool.directory}/${pushed.volume}`, format: 'qcow2', capacity: 3n << 30n, isOverlay: false, directory: pool.directory});
 	// To anybody else the name is an image, too.
 	await execute('qemu-img', ['check', '-q', `${pool.directory}/${name}`]);
 	t.like((await listImages(catalogueOf(pool), never))[0], {volume: pushed.volume, isCurrent: true, completeness: 'complete', use: {domains: [], volumes: []}});
