@@ -43,16 +43,16 @@ export function identityFinding(identity: IdentityObservation, {skipsVerificatio
 		}
 
 		case 'usable': {
-			const {source, validFrom, validTo} = identity;
-			return finding(`${source === 'own' ? 'own CA' : 'CA and client certificate of CACERT_FILE and CERT_FILE'}, valid until ${validTo.toISOString().slice(0, 10)}`, validityProblem(validFrom, validTo, now), unverified);
+			const {source, validTo} = identity;
+			return finding(`${source === 'own' ? 'own CA' : 'CA and client certificate of CACERT_FILE and CERT_FILE'}, valid until ${validTo.toISOString().slice(0, 10)}`, validityProblem(identity, now), unverified);
 		}
 	}
 }
 
-function validityProblem(validFrom: Date, validTo: Date, now: Date): Problem | undefined {
+function validityProblem({source, validFrom, validTo}: IdentityObservation & {readonly state: 'usable'}, now: Date): Problem | undefined {
 	const renew = 'Renew the files of CACERT_FILE, CERT_FILE and CERT_KEY, then restart the daemon.';
 	if (validFrom > now) {
-		return {status: 'failure', text: `not valid before ${validFrom.toISOString()}`, remedy: `Check this node's clock. ${renew}`};
+		return {status: 'failure', text: `not valid before ${validFrom.toISOString()}, while this node's clock says ${now.toISOString()}`, remedy: `Set this node's clock.${source === 'own' ? '' : ` ${renew}`}`};
 	}
 
 	const left = validTo.getTime() - now.getTime();

@@ -17,16 +17,19 @@ interface Explanation {
 	readonly remedy?: string;
 }
 
-/** The first that matches counts: what is more particular comes first. */
+/**
+ * The first that matches counts: what is more particular comes first. None has the code 'not-found', which could be read as "the pod is gone": a
+ * program cannot prove that, for what it does not find may only be out of sight. See netns.ts.
+ */
 const explanations: readonly Explanation[] = [
 	{
-		meaning: 'no-netns', code: 'not-found', reason: 'the network namespace does not exist',
+		meaning: 'no-netns', code: 'failed-precondition', reason: 'the network namespace cannot be entered',
 		// The last: a plain file where a namespace is mounted for others, or was.
-		pattern: /cannot open .*: No such file|Invalid "netns" value|reassociate to namespace '.*' failed: Invalid argument/v,
+		pattern: /nsenter: cannot open .*: No such file|Invalid "netns" value|reassociate to namespace '.*' failed: Invalid argument/v,
 		remedy: 'If it exists on the node, mount /run/netns into this container with mountPropagation: HostToContainer.',
 	},
-	{meaning: 'no-device', pattern: /Cannot find device|does not exist/v, code: 'not-found', reason: 'the interface does not exist'},
-	{meaning: 'no-qdisc', pattern: /Cannot find specified qdisc|Error: Invalid handle/v, code: 'not-found', reason: 'there is no redirection'},
+	{meaning: 'no-device', pattern: /Cannot find device|does not exist/v, code: 'failed-precondition', reason: 'the interface does not exist'},
+	{meaning: 'no-qdisc', pattern: /Cannot find specified qdisc|Error: Invalid handle/v, code: 'failed-precondition', reason: 'there is no redirection'},
 	{meaning: 'vni-in-use', pattern: /VXLAN device with the specified VNI already exists/v, code: 'already-exists', reason: 'the VNI is in use on this node'},
 	{
 		meaning: 'other-qdisc', pattern: /must match existing qdisc/v, code: 'failed-precondition', reason: 'the pod\'s interface has a traffic filter of another program (clsact)',
@@ -43,7 +46,8 @@ const explanations: readonly Explanation[] = [
 		meaning: 'not-permitted', pattern: /Operation not permitted|Permission denied/v, code: 'permission-denied', reason: 'it is not permitted',
 		remedy: 'Run the container privileged, or with the capabilities NET_ADMIN and SYS_ADMIN.',
 	},
-	{meaning: 'not-found', pattern: /No such file or directory/v, code: 'not-found', reason: 'it does not exist'},
+	// A kernel module, a table, a file of the program's own: it says nothing about the namespace.
+	{meaning: 'not-found', pattern: /No such file or directory/v, code: 'failed-precondition', reason: 'the kernel or the program lacks something for it'},
 ];
 
 /** A shell and nsenter end with it when there is no such program. */

@@ -10,6 +10,8 @@ export interface Link {
 	readonly mac: string;
 	readonly isLoopback: boolean;
 	readonly addresses: readonly Address[];
+	/** A note that the kernel keeps with the device: of a tunnel, the sandbox that it was attached for. */
+	readonly alias?: string;
 	/** Of a VXLAN device only. */
 	readonly vxlan?: Vxlan;
 }
@@ -109,6 +111,7 @@ function link(entry: Fields): Link {
 	const data = fields(linkinfo['info_data']);
 	const flags = list(entry['flags']);
 	const remote = text(data['remote']);
+	const alias = text(entry['ifalias']);
 	return {
 		name: text(entry['ifname']),
 		mtu: number(entry['mtu']),
@@ -121,6 +124,7 @@ function link(entry: Fields): Link {
 			scope: text(address['scope']),
 			isSecondary: address['secondary'] === true,
 		})),
+		...(alias === '' ? {} : {alias}),
 		...(linkinfo['info_kind'] === 'vxlan' ? {
 			vxlan: {
 				vni: number(data['id']),

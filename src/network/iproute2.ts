@@ -3,7 +3,7 @@
  * `ip link add … netns PATH` makes a device for another namespace while its tunnel stays in ours, and leaves nothing when it fails;
  * `ip -n` would take names only, so what is done inside a namespace goes through nsenter.
  */
-import {CommandError} from './command-error.ts';
+import {CommandError, means} from './command-error.ts';
 import {inspectionBatch, parseInspection, parseLinks, parseRouteAndLinks, type Inspection, type Link, type Route} from './inspection.ts';
 import {tunnelInterface} from './plan.ts';
 import type {SpawnServer} from './spawn-server.ts';
@@ -14,6 +14,16 @@ export interface Tunnel {
 	readonly port: number;
 	/** The VM. Absent: reserved only, and down. */
 	readonly remote?: string;
+}
+
+/** What an existing tunnel is changed to. */
+export interface Pointing {
+	readonly netnsPath: string;
+	readonly vni: number;
+	/** The VM. */
+	readonly remote: string;
+	/** Noted with the device, so that the next daemon can name the sandbox. Absent: what is noted stays. */
+	readonly sandboxId: string | undefined;
 }
 
 /** The device that `probePort` makes and removes. */
@@ -59,9 +69,10 @@ export class Iproute2 {
 	}
 
 	/** Points the tunnel at a VM and raises it. @throws CommandError 'no-device', 'other-vni' */
-	async pointTunnel({netnsPath, vni, remote}: Required<Omit<Tunnel, 'port'>>, signal: AbortSignal): Promise<void> {
-		// Without `dstport`: a change that names it is refused.
-		const argv = [...inside(netnsPath), 'ip', 'link', 'set', tunnelInterface, 'up', 'type', 'vxlan', 'id', String(vni), 'remote', remote];
+	async pointTunnel({netnsPath, vni, remote, sandboxId}: Pointing, signal: AbortSignal): Promise<void> {
+		const alias = sandboxId === undefined ? [] : ['alias', sandboxId];
+		// Without `dstport`: a change that names it is refused. `ip link add` would ignore an alias.
+		const argv = [...inside(netnsPath), 'ip', 'link', 'set', tunnelInterface, 'up', ...alias, 'type', 'vxlan', 'id', String(vni), 'remote', remote];
 		await this.#run('point the tunnel at the pod VM', {netns: netnsPath, vni, address: remote}, argv, signal);
 	}
 
@@ -86,6 +97,25 @@ export class Iproute2 {
 	/** @throws CommandError 'no-qdisc', 'no-device', 'no-netns' */
 	async removeRedirection(netnsPath: string, dev: string, signal: AbortSignal): Promise<void> {
 		await this.#run('remove the redirection', {netns: netnsPath, interface: dev}, [...inside(netnsPath), 'tc', 'qdisc', 'del', 'dev', dev, 'ingress'], signal);
+	}
+
+	/**
+	 * Whether a tunnel with this VNI could be made, for there is none in any namespace: a device for a moment, in one process, as of `probePort`.
+	 * @throws CommandError 'exists' while another asks the same
+	 */
+	async isVniFree(vni: number, port: number, signal: AbortSignal): Promise<boolean> {
+		const name = `caa-${vni}`;
+		const batch = `link add ${name} type vxlan id ${vni} dstport ${port} nolearning\nlink del ${name}\n`;
+		try {
+			await this.#run('look whether the VNI is in use', {vni, port}, ['ip', '-batch', '-'], signal, batch);
+			return true;
+		} catch (error) {
+			if (means(error, 'vni-in-use')) {
+				return false;
+			}
+
+			throw error;
+		}
 	}
 
 	/**

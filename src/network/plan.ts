@@ -1,8 +1,9 @@
 /**
  * From what is seen in a pod's network namespace to what its VM is told. Pure.
- * The VM's side is fixed: cloud-api-adaptor, pkg/podnetwork/podnode.go and pkg/util/netops, v0.8 to v0.22. It gives the address to its end of
- * the tunnel, removes the route that this made, adds the routes without gateway and then the others, then the neighbours, and gives up
- * at the first that the kernel refuses. It knows no metric, no source address, no `onlink`, and no second interface.
+ * The VM's side is fixed: cloud-api-adaptor, pkg/podnetwork/podnode.go and pkg/util/netops, v0.10 to v0.22. It gives the address to its end of
+ * the tunnel, removes the route to the subnet that this made, adds the routes without gateway and then the others, then the neighbours, and gives
+ * up at the first that the kernel refuses. So the subnet's route, protocol kernel, has to be among those that it is sent: without it the gateway
+ * cannot be reached. It knows no metric, no source address, no `onlink`, and no second interface. See docs/adr/0025-pod-vm-generations.md.
  */
 import {isIPv4} from 'node:net';
 import {AdaptorError} from '../errors.ts';

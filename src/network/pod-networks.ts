@@ -11,18 +11,21 @@
  * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it fits, else replaced.
  */
 import {isIPv4} from 'node:net';
+import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
+import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import type {PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
+import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Link} from './inspection.ts';
-import {Iproute2} from './iproute2.ts';
-import {checkNetns, isPodNetns} from './netns.ts';
+import {Iproute2, type Tunnel} from './iproute2.ts';
+import {checkNetns, mountRemedy, podNetnsAt, presenceOf} from './netns.ts';
 import {ConntrackBypass} from './nft.ts';
 import {NetworkProbe} from './probe.ts';
 import {isReusable, planPodNetwork, tunnelInterface} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
+import {Tenancies, type Tenancy} from './tenancies.ts';
 import {Underlay, type UnderlaySource} from './underlay.ts';
 import {VniAllocator} from './vni.ts';
 
@@ -55,18 +58,17 @@ export function createPodNetworks(options: PodNetworksOptions): KernelPodNetwork
 	return new Tunnels(options);
 }
 
-/** What this process knows of a namespace's tunnel. */
-interface Tenancy {
-	readonly sandboxId: SandboxId | undefined;
-	readonly vni: number;
-	/** Addresses that are, or may be, in the NOTRACK set for it: the VM's, and any before it until their removal has succeeded. */
-	readonly remotes: Set<string>;
-	/** An earlier run's, whose elements in the NOTRACK set we do not know. */
-	readonly isAdopted: boolean;
+/** Who wants a namespace, and which it is. */
+interface Place {
+	readonly sandboxId: SandboxId;
+	readonly netnsPath: string;
+	readonly netns: NetnsIdentity;
 }
 
 /** For undoing what a caller gave up on. */
 const undoTimeoutMs = 10_000;
+/** The kernel takes a namespace apart in the background, and its tunnel with it: the tunnel may still be there for so long. */
+const vanishTimeoutMs = 5000;
 /** A pod's tunnel that appears and disappears under our hands, because somebody else works on it, is tried this often. */
 const maxAttempts = 3;
 
@@ -80,8 +82,9 @@ class Tunnels implements KernelPodNetworks {
 	readonly #bypass: ConntrackBypass;
 	readonly #underlay: Underlay;
 	readonly #vnis: VniAllocator;
-	/** By the namespace's path. */
-	readonly #tenancies = new Map<string, Tenancy>();
+	readonly #tenancies = new Tenancies();
+	/** Reservations and their undoing, by namespace. */
+	readonly #reservations = new KeyedMutex();
 	readonly #life = new AbortController();
 
 	constructor(options: PodNetworksOptions) {
@@ -119,20 +122,24 @@ class Tunnels implements KernelPodNetworks {
 
 	async reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
 		signal.throwIfAborted();
-		this.#refuseSecondTenant(sandboxId, netnsPath);
-		await checkNetns(netnsPath, this.#ownNetns);
+		const netns = await checkNetns(netnsPath, this.#ownNetns);
+		return this.#reservations.run(keyOf(netns), async () => this.#reserve({sandboxId, netnsPath, netns}, signal), signal);
+	}
+
+	async #reserve(place: Place, signal: AbortSignal): Promise<PodNetwork> {
+		const {sandboxId, netnsPath, netns} = place;
 		for (let attempt = 1; ; attempt++) {
 			const {inspection, worker} = await settled({inspection: this.#iproute2.inspect(netnsPath, signal), worker: this.#underlay.address(signal)});
+			await this.#refuseSecondTenant(place, inspection.links);
 			const {network, warnings} = planPodNetwork(inspection, {...this.#options, netnsPath, worker});
-			this.#refuseSecondTenant(sandboxId, netnsPath);
 			try {
-				const {vni, remote, isAdopted} = await this.#reserveVni(sandboxId, netnsPath, inspection.links, signal);
-				this.#tenancies.set(netnsPath, {sandboxId, vni, remotes: new Set(remote === undefined ? [] : [remote]), isAdopted});
+				const {vni, remote, isAdopted} = await this.#reserveVni(place, inspection.links, signal);
+				this.#moveIn({...place, vni, remotes: new Set(remote === undefined ? [] : [remote]), isAdopted});
 				for (const reason of warnings) {
 					this.#log.warn({sandboxId, netns: netnsPath, reason}, 'pod network is not carried to the VM as a whole');
 				}
 
-				return {...network, vxlanId: vni, index: vni - this.#options.vxlanMinId};
+				return {...network, netns, vxlanId: vni, index: vni - this.#options.vxlanMinId};
 			} catch (error) {
 				if (!means(error, 'exists', 'no-device') || attempt >= maxAttempts) {
 					throw error;
@@ -141,26 +148,57 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
+	/** Also in place of what the same sandbox had in the namespace before. */
+	#moveIn(tenancy: Tenancy): void {
+		const former = this.#tenancies.in(tenancy.netns);
+		this.#tenancies.add({...tenancy, remotes: tenancy.remotes.union(former?.remotes ?? new Set())});
+		if (former !== undefined) {
+			this.#drop(former);
+		}
+	}
+
 	async abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
-		const tenancy = this.#tenancies.get(netnsPath);
-		if ((tenancy !== undefined && tenancy.sandboxId !== sandboxId) || !await isPodNetns(netnsPath, this.#ownNetns)) {
+		const reserved = this.#tenancies.reservedBy(sandboxId, netnsPath);
+		const netns = await podNetnsAt(netnsPath, this.#ownNetns);
+		if (netns !== undefined) {
+			await this.#reservations.run(keyOf(netns), async () => this.#abandon({sandboxId, netnsPath, netns}, signal), signal);
+		} else if (await presenceOf({netnsPath, ...(reserved && {netns: reserved.netns})}, this.#ownNetns) !== 'gone') {
+			this.#log.info({sandboxId, netns: netnsPath}, 'namespace of a reservation cannot be seen; a reserved VNI goes with the namespace');
+		}
+
+		if (reserved !== undefined) {
+			this.#drop(reserved);
+		}
+	}
+
+	async #abandon({sandboxId, netnsPath, netns}: Place, signal: AbortSignal): Promise<void> {
+		const tenant = this.#tenancies.in(netns);
+		if (tenant !== undefined && tenant.sandboxId !== sandboxId) {
 			return;
 		}
 
-		await unlessGone(this.#removeReservation(netnsPath, signal));
-		if (tenancy !== undefined && this.#tenancies.get(netnsPath) === tenancy) {
-			this.#tenancies.delete(netnsPath);
-			this.#vnis.release(tenancy.vni);
+		try {
+			await this.#removeReservation(netnsPath, signal);
+		} catch (error) {
+			if (!means(error, 'no-device') && !await this.#isGone(error, {netnsPath, netns})) {
+				throw error;
+			}
+		}
+
+		if (tenant !== undefined) {
+			this.#drop(tenant);
 		}
 	}
 
-	async presence(_network: PodNetwork, _signal: AbortSignal): Promise<Presence> {
-		return 'unknown';
+	async presence(network: PodNetwork, _signal: AbortSignal): Promise<Presence> {
+		return presenceOf(network, this.#ownNetns);
 	}
 
-	async identify(network: PodNetwork, _signal: AbortSignal): Promise<PodNetwork> {
-		return network;
+	async identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork> {
+		signal.throwIfAborted();
+		const netns = network.netns ?? await podNetnsAt(network.netnsPath, this.#ownNetns);
+		return netns === undefined ? network : {...network, netns};
 	}
 
 	async attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {
@@ -170,23 +208,24 @@ class Tunnels implements KernelPodNetworks {
 		}
 
 		const {netnsPath, vxlanId: vni, vxlanPort: port} = network;
-		let tenancy = this.#tenancies.get(netnsPath);
+		const netns = await this.#presentNetns(network);
+		let tenancy = this.#tenancies.in(netns);
 		if (tenancy !== undefined && tenancy.vni !== vni) {
 			throw new AdaptorError({code: 'failed-precondition', what: 'The network namespace has another tunnel by now', where: {netns: netnsPath, vni, present: tenancy.vni}});
 		}
 
 		if (tenancy === undefined) {
 			// Reserved by an earlier run, which is known from its record.
-			tenancy = {sandboxId: undefined, vni, remotes: new Set(), isAdopted: true};
-			this.#tenancies.set(netnsPath, tenancy);
+			tenancy = {sandboxId: undefined, netnsPath, netns, vni, remotes: new Set(), isAdopted: true};
+			this.#tenancies.add(tenancy);
 			this.#vnis.adopt(vni);
 		}
 
 		const former = tenancy.remotes.difference(new Set([vmAddress]));
 		tenancy.remotes.add(vmAddress);
 		await settled({
-			untracked: this.#bypass.change({add: {address: vmAddress, vni}, remove: this.#unused(former, tenancy)}, signal),
-			tunnel: this.#pointTunnel({netnsPath, vni, port, remote: vmAddress}, signal),
+			untracked: this.#bypass.change({add: {address: vmAddress, vni}, remove: this.#tenancies.unused(former, tenancy)}, signal),
+			tunnel: this.#pointTunnel({netnsPath, vni, port, remote: vmAddress}, tenancy.sandboxId, signal),
 		});
 		for (const address of former) {
 			tenancy.remotes.delete(address);
@@ -197,20 +236,13 @@ class Tunnels implements KernelPodNetworks {
 
 	async release(network: PodNetwork, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
-		const {netnsPath, vxlanId: vni} = network;
-		const tenancy = this.#tenancies.get(netnsPath);
-		// Otherwise a late repetition for a namespace that has a new tenant: the tunnel in there is not meant.
-		const isTenant = tenancy === undefined || tenancy.vni === vni;
+		const tenancy = this.#tenancies.of(network);
 		await settled({
-			untracked: this.#trackAgain(vni, isTenant ? tenancy : undefined, signal),
-			...(isTenant ? {
-				tunnel: unlessGone(this.#iproute2.removeTunnel(netnsPath, signal)),
-				redirection: unlessGone(this.#iproute2.removeRedirection(netnsPath, network.interface, signal)),
-			} : {}),
+			untracked: this.#trackAgain(network.vxlanId, tenancy, signal),
+			devices: this.#removeDevices(network, tenancy, signal),
 		});
-		if (isTenant && this.#tenancies.get(netnsPath) === tenancy) {
-			this.#tenancies.delete(netnsPath);
-			this.#vnis.release(vni);
+		if (tenancy !== undefined) {
+			this.#drop(tenancy);
 		}
 	}
 
@@ -224,20 +256,32 @@ class Tunnels implements KernelPodNetworks {
 		await this.#programs[Symbol.asyncDispose]();
 	}
 
-	#refuseSecondTenant(sandboxId: SandboxId, netnsPath: string): void {
-		const tenancy = this.#tenancies.get(netnsPath);
-		if (tenancy !== undefined && tenancy.sandboxId !== sandboxId) {
-			throw new AdaptorError({
-				code: 'already-exists',
-				what: 'The network namespace belongs to another sandbox',
-				where: {netns: netnsPath, vni: tenancy.vni, ...(tenancy.sandboxId === undefined ? {} : {sandbox: tenancy.sandboxId})},
-				remedy: 'Stop that sandbox first.',
-			});
+	async #refuseSecondTenant({sandboxId, netnsPath, netns}: Place, links: readonly Link[]): Promise<void> {
+		const tenant = this.#tenancies.in(netns);
+		if (tenant === undefined || tenant.sandboxId === sandboxId) {
+			return;
 		}
+
+		const tunnel = links.find(({name}) => name === tunnelInterface);
+		const hasTunnel = tunnel?.vxlan?.vni === tenant.vni;
+		if (!hasTunnel && await presenceOf(tenant, this.#ownNetns) !== 'present') {
+			// The namespace that the tenant had is gone, and the kernel has given its inode to this one.
+			this.#tenancies.evict(tenant);
+			return;
+		}
+
+		const tenantId = tenant.sandboxId ?? (hasTunnel ? tunnel.alias : undefined);
+		throw new AdaptorError({
+			code: 'already-exists',
+			what: 'The network namespace belongs to another sandbox',
+			where: {netns: netnsPath, vni: tenant.vni, ...(tenant.netnsPath === netnsPath ? {} : {otherPath: tenant.netnsPath}), ...(tenantId === undefined ? {} : {sandbox: tenantId})},
+			remedy: 'Stop that sandbox first.',
+		});
 	}
 
 	/** Takes over what an earlier run reserved here, else reserves a new one. @throws CommandError 'exists' when somebody else just did */
-	async #reserveVni(sandboxId: SandboxId, netnsPath: string, links: readonly Link[], signal: AbortSignal): Promise<{vni: number; remote?: string; isAdopted: boolean}> {
+	async #reserveVni(place: Place, links: readonly Link[], signal: AbortSignal): Promise<{vni: number; remote?: string; isAdopted: boolean}> {
+		const {sandboxId, netnsPath} = place;
 		const {vxlanPort: port, vxlanMinId} = this.#options;
 		const leftover = links.find(({name}) => name === tunnelInterface);
 		if (leftover?.vxlan !== undefined && leftover.vxlan.vni >= vxlanMinId && isReusable(leftover.vxlan, port)) {
@@ -265,7 +309,7 @@ class Tunnels implements KernelPodNetworks {
 
 				this.#vnis.release(attempt.vni);
 				if (!(error instanceof CommandError) || error.wasKilled) {
-					await this.#undoReservation(netnsPath);
+					await this.#undoReservation(place);
 				}
 
 				throw error;
@@ -284,18 +328,20 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	/** After an abort, a time-out or a kill nobody knows whether the device was made. */
-	async #undoReservation(netnsPath: string): Promise<void> {
+	async #undoReservation(place: Place): Promise<void> {
 		using scope = new Scope().deadline(undoTimeoutMs, 'the reserved VNI to be released');
 		try {
-			await unlessGone(this.#iproute2.removeTunnel(netnsPath, scope.signal));
+			await this.#iproute2.removeTunnel(place.netnsPath, scope.signal);
 		} catch (error) {
-			this.#log.warn({netns: netnsPath, err: error}, 'reserved VNI not released; it goes with the namespace');
+			if (!means(error, 'no-device') && !await this.#isGone(error, place)) {
+				this.#log.warn({netns: place.netnsPath, err: error}, 'reserved VNI not released; it goes with the namespace');
+			}
 		}
 	}
 
-	async #pointTunnel(tunnel: {readonly netnsPath: string; readonly vni: number; readonly port: number; readonly remote: string}, signal: AbortSignal): Promise<void> {
+	async #pointTunnel(tunnel: Required<Tunnel>, sandboxId: SandboxId | undefined, signal: AbortSignal): Promise<void> {
 		try {
-			await this.#iproute2.pointTunnel(tunnel, signal);
+			await this.#iproute2.pointTunnel({...tunnel, sandboxId}, signal);
 		} catch (error) {
 			if (!means(error, 'no-device', 'other-vni')) {
 				throw error;
@@ -310,21 +356,116 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
+	/** The namespace of a network that is to be attached. @throws 'not-found' when it is proven to be gone, 'failed-precondition' when it cannot be seen */
+	async #presentNetns({netnsPath, netns}: PodNetwork): Promise<NetnsIdentity> {
+		const presence = await presenceOf({netnsPath, ...(netns && {netns})}, this.#ownNetns);
+		const found = netns ?? await podNetnsAt(netnsPath, this.#ownNetns);
+		if (presence === 'present' && found !== undefined) {
+			return found;
+		}
+
+		throw presence === 'gone'
+			? new AdaptorError({code: 'not-found', what: 'The pod\'s network namespace is gone', where: {netns: netnsPath}})
+			: new AdaptorError({code: 'failed-precondition', what: 'The pod\'s network namespace cannot be seen', where: {netns: netnsPath}, remedy: mountRemedy});
+	}
+
+	/** Whether a program failed because the namespace has gone, by proof. */
+	async #isGone(error: unknown, place: Pick<PodNetwork, 'netnsPath' | 'netns'>): Promise<boolean> {
+		return means(error, 'no-netns') && await presenceOf(place, this.#ownNetns) === 'gone';
+	}
+
+	/** Removes what the network's namespace has of it. With the namespace it is gone. @throws 'failed-precondition' when the tunnel is left where it cannot be seen */
+	async #removeDevices(network: PodNetwork, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
+		const {netnsPath, vxlanId: vni} = network;
+		const presence = await presenceOf(network, this.#ownNetns);
+		const netns = presence === 'present' ? network.netns ?? await podNetnsAt(netnsPath, this.#ownNetns) : undefined;
+		if (netns === undefined) {
+			return presence === 'gone' ? undefined : this.#assertNoTunnel(network, signal);
+		}
+
+		const tenant = this.#tenancies.in(netns);
+		if (tenant !== undefined && tenant !== tenancy) {
+			// A late repetition for a namespace that has a new tenant.
+			return;
+		}
+
+		try {
+			// Of an earlier run it is not known what has become of the namespace since.
+			if (tenancy?.isAdopted === false || !await this.#hasOtherTunnel(netnsPath, vni, signal)) {
+				await settled({
+					tunnel: unlessAbsent(this.#iproute2.removeTunnel(netnsPath, signal)),
+					redirection: unlessAbsent(this.#iproute2.removeRedirection(netnsPath, network.interface, signal)),
+				});
+			}
+		} catch (error) {
+			if (!means(error, 'no-netns')) {
+				throw error;
+			}
+
+			if (await presenceOf(network, this.#ownNetns) !== 'gone') {
+				await this.#assertNoTunnel(network, signal);
+			}
+		}
+	}
+
+	async #hasOtherTunnel(netnsPath: string, vni: number, signal: AbortSignal): Promise<boolean> {
+		const {links} = await this.#iproute2.inspect(netnsPath, signal);
+		const tunnel = links.find(({name}) => name === tunnelInterface);
+		return tunnel !== undefined && tunnel.vxlan?.vni !== vni;
+	}
+
+	/**
+	 * Of a namespace that cannot be seen, and is not proven to be gone: the kernel tells whether the tunnel still exists, for it gives a VNI only once.
+	 * @throws 'failed-precondition' when it does
+	 */
+	async #assertNoTunnel({netnsPath, vxlanId: vni, vxlanPort: port}: PodNetwork, signal: AbortSignal): Promise<void> {
+		const left = new AdaptorError({
+			code: 'failed-precondition',
+			what: 'A tunnel is left: the network namespace that has it cannot be seen',
+			where: {netns: netnsPath, vni, port},
+			remedy: `${mountRemedy} The tunnel goes with the namespace.`,
+		});
+		using scope = new Scope(signal).deadline(vanishTimeoutMs, 'the tunnel to go with its namespace');
+		try {
+			await retry(async () => {
+				if (!await this.#iproute2.isVniFree(vni, port, scope.signal)) {
+					throw left;
+				}
+			}, {
+				backOff: [25, 500],
+				onFailure: error => {
+					if (error !== left && !means(error, 'exists')) {
+						throw error;
+					}
+				},
+			}, scope.signal);
+		} catch (error) {
+			signal.throwIfAborted();
+			throw scope.signal.aborted ? left : error;
+		}
+	}
+
+	#drop(tenancy: Tenancy): void {
+		this.#tenancies.delete(tenancy);
+		if (!this.#tenancies.hasVni(tenancy.vni)) {
+			this.#vnis.release(tenancy.vni);
+		}
+	}
+
 	/** Takes the VM's address out of the NOTRACK set. What is not known to us, an earlier run's, is looked up. */
 	async #trackAgain(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
 		const known = tenancy?.remotes ?? new Set();
 		const recorded = tenancy === undefined || tenancy.isAdopted ? await this.#bypass.addressesOf(vni, signal) : [];
-		const remove = this.#unused(known.union(new Set(recorded)), tenancy);
+		const remove = this.#tenancies.unused(known.union(new Set(recorded)), tenancy);
 		if (remove.length > 0) {
 			await this.#bypass.change({remove}, signal);
 		}
 	}
+}
 
-	/** Those that no other tunnel leads to: libvirt gives an address to the next VM as soon as the last has ended. */
-	#unused(addresses: ReadonlySet<string>, except: Tenancy | undefined): string[] {
-		const others = this.#tenancies.values().filter(tenancy => tenancy !== except).toArray();
-		return [...addresses].filter(address => !others.some(({remotes}) => remotes.has(address)));
-	}
+/** A namespace as a key. */
+function keyOf({device, inode}: NetnsIdentity): string {
+	return `${device}:${inode}`;
 }
 
 /** All of them, when all have settled; else the first error. So nothing is under way any more when it rejects. */
@@ -342,12 +483,12 @@ async function settled<T extends Record<string, unknown>>(promises: {readonly [N
 	})) as T;
 }
 
-/** A filter of another program in place of ours is none of ours either. */
-async function unlessGone(removal: Promise<void>): Promise<void> {
+/** Succeeds when the namespace has no such thing. A filter of another program in place of ours is none of ours either. */
+async function unlessAbsent(removal: Promise<void>): Promise<void> {
 	try {
 		await removal;
 	} catch (error) {
-		if (!means(error, 'no-netns', 'no-device', 'no-qdisc', 'other-qdisc')) {
+		if (!means(error, 'no-device', 'no-qdisc', 'other-qdisc')) {
 			throw error;
 		}
 	}

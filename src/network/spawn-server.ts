@@ -10,6 +10,7 @@ import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {randomUUID} from 'node:crypto';
 import {kill} from 'node:process';
 import type {Readable, Writable} from 'node:stream';
+import {Semaphore} from '../concurrency/semaphore.ts';
 import {AdaptorError, toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 
@@ -38,13 +39,6 @@ export interface SpawnServerOptions {
 	readonly maxOutput?: number;
 }
 
-interface Task {
-	readonly command: Command;
-	readonly signal: AbortSignal;
-	readonly resolve: (result: CommandResult) => void;
-	readonly reject: (error: Error) => void;
-}
-
 /** Of a shell that was asked to end, before it is killed. */
 const patienceMs = 2000;
 
@@ -53,16 +47,17 @@ const environment = {PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 export class SpawnServer implements AsyncDisposable {
 	readonly #shell: readonly string[];
-	readonly #size: number;
 	readonly #limits: Limits;
 	readonly #shells = new Set<Shell>();
-	readonly #queue: Task[] = [];
+	readonly #running: Semaphore;
+	/** Commands that were accepted and have not ended. */
+	readonly #accepted = new Set<Promise<unknown>>();
 	#disposed: Promise<void> | undefined;
 
 	constructor({shell = ['/bin/sh'], size = 4, timeoutMs = 10_000, maxOutput = 4 << 20}: SpawnServerOptions = {}) {
 		this.#shell = shell;
-		this.#size = size;
 		this.#limits = {timeoutMs, maxOutput};
+		this.#running = new Semaphore(size);
 		while (this.#shells.size < size) {
 			this.#start();
 		}
@@ -74,30 +69,16 @@ export class SpawnServer implements AsyncDisposable {
 	 * @throws the signal's reason; 'deadline-exceeded'; 'resource-exhausted' for too much output; 'unavailable' when its shell died
 	 */
 	async run(command: Command, signal: AbortSignal): Promise<CommandResult> {
-		if (signal.aborted) {
-			throw toError(signal.reason);
-		}
-
-		if (this.#disposed !== undefined) {
+		if (this.#disposed !== undefined && !signal.aborted) {
 			throw new AdaptorError({code: 'unavailable', what: `Could not run ${nameOf(command)}: shutting down`});
 		}
 
-		const {promise, resolve, reject} = Promise.withResolvers<CommandResult>();
-		const task: Task = {command, signal, resolve, reject};
-		const onAbort = (): void => {
-			const index = this.#queue.indexOf(task);
-			if (index !== -1) {
-				this.#queue.splice(index, 1);
-				reject(toError(signal.reason));
-			}
-		};
-		signal.addEventListener('abort', onAbort, {once: true});
+		const result = this.#run(command, signal);
+		this.#accepted.add(result);
 		try {
-			this.#queue.push(task);
-			this.#next();
-			return await promise;
+			return await result;
 		} finally {
-			signal.removeEventListener('abort', onAbort);
+			this.#accepted.delete(result);
 		}
 	}
 
@@ -108,47 +89,28 @@ export class SpawnServer implements AsyncDisposable {
 	}
 
 	async #drain(): Promise<void> {
-		// Also shells that were started meanwhile in place of others.
-		while (this.#shells.size > 0) {
-			await Promise.all(Array.from(this.#shells, async shell => {
-				await shell.idle;
-				if (this.#queue.length === 0) {
-					await shell.end();
-				}
-			}));
-		}
+		await Promise.allSettled(this.#accepted);
+		await Promise.all(Array.from(this.#shells, async shell => shell.end()));
 	}
 
+	async #run(command: Command, signal: AbortSignal): Promise<CommandResult> {
+		using _permit = await this.#running.acquire(signal);
+		const shell = this.#shells.values().find(({isFree}) => isFree) ?? this.#start();
+		return await shell.run(command, signal);
+	}
+
+	/** @throws 'unavailable' */
 	#start(): Shell {
-		const shell = new Shell(this.#shell, this.#limits);
-		this.#shells.add(shell);
-		void shell.ended.then(() => {
-			this.#shells.delete(shell);
-			this.#next();
-		});
-		return shell;
-	}
-
-	/** Gives waiting commands to shells that have none. */
-	#next(): void {
-		while (this.#queue.length > 0) {
-			let free = this.#shells.values().find(({isFree}) => isFree);
-			if (free === undefined && this.#shells.size === this.#size) {
-				return;
-			}
-
-			const task = this.#queue.shift();
-			try {
-				free ??= this.#start();
-			} catch (error) {
-				task?.reject(new AdaptorError({code: 'unavailable', what: 'Could not start a shell', cause: error}));
-				continue;
-			}
-
-			if (task !== undefined) {
-				void free.run(task.command, task.signal).then(task.resolve, task.reject).finally(() => this.#next());
-			}
+		let shell: Shell;
+		try {
+			shell = new Shell(this.#shell, this.#limits);
+		} catch (error) {
+			throw new AdaptorError({code: 'unavailable', what: 'Could not start a shell', cause: error});
 		}
+
+		this.#shells.add(shell);
+		void shell.ended.then(() => this.#shells.delete(shell));
+		return shell;
 	}
 }
 
@@ -166,7 +128,7 @@ class Shell {
 	readonly #mark = randomUUID();
 	readonly #stdout: Output;
 	readonly #stderr: Output;
-	#idle: Promise<unknown> | undefined;
+	#isBusy = false;
 	#isRetired = false;
 
 	constructor([file = '', ...args]: readonly string[], limits: Limits) {
@@ -191,23 +153,16 @@ class Shell {
 	}
 
 	get isFree(): boolean {
-		return this.#idle === undefined && !this.#isRetired;
-	}
-
-	/** Resolves when no command runs, however the last one ended. */
-	get idle(): Promise<unknown> {
-		return this.#idle ?? Promise.resolve();
+		return !this.#isBusy && !this.#isRetired;
 	}
 
 	/** Only on a free shell. */
 	async run(command: Command, signal: AbortSignal): Promise<CommandResult> {
-		const {promise: idle, resolve} = Promise.withResolvers<undefined>();
-		this.#idle = idle;
+		this.#isBusy = true;
 		try {
 			return await this.#run(command, signal);
 		} finally {
-			this.#idle = undefined;
-			resolve(undefined);
+			this.#isBusy = false;
 		}
 	}
 

@@ -15,6 +15,7 @@
 import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {AdaptorError, codeOf, toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
+import {clockReason} from './clock.ts';
 
 /** All in milliseconds but `maxPending`. */
 export interface DialTimings {
@@ -60,7 +61,17 @@ export interface DialTarget {
 	readonly serverName: string;
 	/** Context, trust, and whether to verify. */
 	readonly tls: ConnectionOptions;
+	/** When the CA that the VM's certificate is verified with becomes valid. */
+	readonly caBegins: Date;
 	readonly timings: DialTimings;
+	/** Hears each time that an address is answered by somebody else, or by a VM that refuses us. The address is tried again. */
+	readonly refused: (address: string, refusal: Refusal) => void;
+}
+
+/** For the operator. */
+export interface Refusal {
+	readonly reason: string;
+	readonly remedy: string;
 }
 
 export interface Dialled {
@@ -208,6 +219,10 @@ class Candidate implements Disposable {
 		const {retryMs, patientRetryMs, strangerMs} = this.#target.timings;
 		const outcome = explain(error, reached, this.#target);
 		this.#outcome = outcome;
+		if (outcome.stranger) {
+			this.#target.refused(this.address, {reason: outcome.progress, remedy: outcome.remedy});
+		}
+
 		const pauseMs = performance.now() - this.#startedAt > patientAfterMs ? patientRetryMs : retryMs;
 		this.#schedule(outcome.stranger ? strangerMs : pauseMs);
 	}
@@ -240,6 +255,7 @@ const remedies = {
 	handshake: 'The VM\'s forwarder ends the handshake: compare TLS_MIN_VERSION and TLS_CIPHER_SUITES with what its image can, and look at its journal.',
 	stranger: 'Another VM has this address: look for stale DHCP leases, and for VMs that were not deleted.',
 	client: 'It trusts another one: it was started with other keys than those of this process, or its clock is more than a day off.',
+	clock: 'Set this node\'s clock; the VM is reached then.',
 	ownCa: 'The image\'s server certificate has to be issued for podvm-server by the CA of CACERT_FILE, or by this node when that is unset.',
 };
 
@@ -253,7 +269,7 @@ interface Outcome {
 	readonly stranger: boolean;
 }
 
-function explain(error: Error | undefined, reached: Reached, {serverName}: DialTarget): Outcome {
+function explain(error: Error | undefined, reached: Reached, {serverName, caBegins}: DialTarget): Outcome {
 	const code = error !== undefined && 'code' in error && typeof error.code === 'string' ? error.code : '';
 	if (reached === 'proven') {
 		return {progress: `the VM refuses our client certificate (${code === '' ? 'closed' : code})`, remedy: remedies.client, stranger: true};
@@ -266,8 +282,15 @@ function explain(error: Error | undefined, reached: Reached, {serverName}: DialT
 		case 'ETLSTIMEDOUT': return {progress: 'connected, but no answer to the TLS handshake', remedy: remedies.handshake, stranger: false};
 		case 'ERR_TLS_CERT_ALTNAME_INVALID':
 			return {progress: `its certificate is for ${namesOf(error)}, not for ${serverName}`, remedy: remedies.stranger, stranger: true};
+		case 'CERT_NOT_YET_VALID': {
+			// Node tells no more. A server certificate of ours begins with its CA; an administrator's may begin later.
+			const now = new Date();
+			const why = caBegins > now ? clockReason(now, caBegins) : `this node's clock says ${now.toISOString()}`;
+			return {progress: `its certificate is not valid yet: ${why}`, remedy: remedies.clock, stranger: true};
+		}
+
 		case 'UNABLE_TO_VERIFY_LEAF_SIGNATURE': case 'UNABLE_TO_GET_ISSUER_CERT': case 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY': case 'DEPTH_ZERO_SELF_SIGNED_CERT':
-		case 'SELF_SIGNED_CERT_IN_CHAIN': case 'CERT_SIGNATURE_FAILURE': case 'CERT_UNTRUSTED': case 'CERT_HAS_EXPIRED': case 'CERT_NOT_YET_VALID':
+		case 'SELF_SIGNED_CERT_IN_CHAIN': case 'CERT_SIGNATURE_FAILURE': case 'CERT_UNTRUSTED': case 'CERT_HAS_EXPIRED':
 		case 'INVALID_CA': case 'INVALID_PURPOSE':
 			return {progress: `its certificate is not accepted (${code})`, remedy: remedies.ownCa, stranger: true};
 		default: {

@@ -10,6 +10,7 @@ import {join} from 'node:path';
 import {AdaptorError} from '../errors.ts';
 import {Secret, type Logger} from '../log.ts';
 import {makeCa, makeClientCertificate, type KeyPair, type Validity} from './certificates.ts';
+import {clockReason, latestStart} from './clock.ts';
 
 /** The names that existing pod VM images' forwarders see. */
 const caName = 'agent-protocol-forwarder';
@@ -58,6 +59,7 @@ export async function keepIdentity({directory, log, now}: IdentityFileOptions): 
 			const verdict = judge(found.text, now());
 			if (typeof verdict !== 'string') {
 				log.debug({path, certificate: new X509Certificate(verdict.ca.cert).fingerprint256}, 'identity taken up');
+				warnOfClock(path, verdict, now(), log);
 				return verdict;
 			}
 
@@ -140,15 +142,27 @@ function judge(text: string, now: Date): OwnIdentity | string {
 		return 'it is not ours';
 	}
 
+	// One that is not valid yet stays: this node's clock is wrong, and will be set. VMs that run were issued by it.
 	const soon = new Date(now.getTime() + leastRemainingMs);
 	for (const {cert} of [ca, client]) {
 		const {validFromDate, validToDate} = new X509Certificate(cert);
-		if (validToDate < soon || validFromDate > now) {
+		if (validToDate < soon) {
 			return `it is valid from ${validFromDate.toISOString()} to ${validToDate.toISOString()}`;
 		}
 	}
 
 	return {ca, client};
+}
+
+/** Until the clock is right, TLS refuses every VM; dialling goes on meanwhile. */
+function warnOfClock(path: string, {ca, client}: OwnIdentity, now: Date, log: Logger): void {
+	const begins = latestStart([ca.cert, client.cert]);
+	if (begins > now) {
+		log.warn({
+			path, reason: clockReason(now, begins),
+			remedy: 'Set this node\'s clock; pod VMs can be reached then. If the clock is right, it was wrong when the file was made: remove the file, and delete the pods that run.',
+		}, 'identity is not valid yet and is kept');
+	}
 }
 
 /** A certificate with this name, and its key; undefined for anything else. */

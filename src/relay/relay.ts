@@ -5,9 +5,10 @@
 import type {Socket} from 'node:net';
 import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {levelOfAttempt, type Logger} from '../log.ts';
 import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
 import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
+import {latestStart} from './clock.ts';
 import {Conversation} from './conversation.ts';
 import {defaultDialTimings, dial, type Dialled, type DialTarget, type DialTimings} from './dial.ts';
 import type {RelayIdentity} from './identity.ts';
@@ -57,6 +58,7 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 	}
 
 	const allTimings = {...defaultTimings, ...timings};
+	const caBegins = latestStart([identity.serverCa]);
 	return {
 		async issue(instanceName, signal) {
 			signal.throwIfAborted();
@@ -66,7 +68,8 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 			checkAgentSocketPath(target.socketPath);
 			const relayLog = log.child({sandboxId: target.sandboxId, instanceName: target.instanceName});
 			const dialTarget: DialTarget = {
-				instanceName: target.instanceName, port: forwarderPort, serverName: identity.serverName(target.instanceName), tls: connection, timings: allTimings,
+				instanceName: target.instanceName, port: forwarderPort, serverName: identity.serverName(target.instanceName), tls: connection, caBegins, timings: allTimings,
+				refused: refusalLog(relayLog),
 			};
 			const startedAt = performance.now();
 			const dialled = await dial(addresses, dialTarget, signal);
@@ -215,6 +218,18 @@ class WarmConnection {
 	readonly #onClose = (): void => {
 		this.#lost = true;
 		this.#log.warn({...(this.#error === undefined ? {} : {err: this.#error})}, 'unused connection closed by the VM, another is made when needed');
+	};
+}
+
+/** Of each address and kind: the first refusal is a warning, then fewer and fewer are. */
+function refusalLog(log: Logger): DialTarget['refused'] {
+	const counts = new Map<string, number>();
+	return (address, {reason, remedy}) => {
+		// The reason has the time in it, or another stranger's name; the remedy tells the kind.
+		const key = `${address} ${remedy}`;
+		const attempt = (counts.get(key) ?? 0) + 1;
+		counts.set(key, attempt);
+		log[levelOfAttempt(attempt)]({address, attempt, reason, remedy}, 'address has not proven to be the pod VM\'s, it is tried again');
 	};
 }
 

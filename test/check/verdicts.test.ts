@@ -125,7 +125,8 @@ const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Find
 	['TLS identity: damaged', identityFinding({source: 'own', state: 'unusable', reason: 'it is torn'}, trusting), 'warning', /it is torn/, /sets it aside/],
 	['TLS identity: of the administrator', identityFinding(identity, trusting), 'ok', /CACERT_FILE.*2027/],
 	['TLS identity: over', identityFinding(identity, {...trusting, now: new Date('2027-01-02T00:00:00Z')}), 'failure', /which is over/, /Renew/],
-	['TLS identity: not begun', identityFinding(identity, {...trusting, now: new Date('2025-01-02T00:00:00Z')}), 'failure', /not valid before 2026/, /clock/],
+	['TLS identity: not begun', identityFinding(identity, {...trusting, now: new Date('2025-01-02T00:00:00Z')}), 'failure', /not valid before 2026.*clock says 2025/, /clock.*Renew/],
+	['TLS identity: of our own, not begun', identityFinding({...identity, source: 'own'}, {...trusting, now: new Date('2025-01-02T00:00:00Z')}), 'failure', /not valid before 2026/, /^Set this node's clock\.$/],
 	['TLS identity: over soon', identityFinding(identity, {...trusting, now: new Date('2026-12-22T00:00:00Z')}), 'warning', /10 days are left/, /Renew/],
 	['TLS identity: VMs that nobody verifies', identityFinding(identity, {...trusting, skipsVerification: true}), 'warning', /not verified/, /TLS_SKIP_VERIFY/],
 ];

@@ -9,6 +9,14 @@ export interface PodNetworksHarness extends AsyncDisposable {
 	readonly addPod: (n: number) => Promise<string>;
 	/** Ends the pod's namespace, as the container runtime may do at any time. */
 	readonly removePod: (n: number) => Promise<void>;
+	/** Another path to the pod's namespace. */
+	readonly aliasOf: (n: number) => Promise<string>;
+	/** Another namespace in place of the pod's, at its path. */
+	readonly replacePod: (n: number) => Promise<void>;
+	/** A file in place of the pod's namespace, as where its mount is not propagated. */
+	readonly unmountPod: (n: number) => Promise<void>;
+	/** The directory of all namespaces can be seen no more. */
+	readonly hidePods: () => Promise<void>;
 	/** Whether a VNI is reserved, and where its tunnel points to. */
 	readonly tunnel: (network: PodNetwork) => Promise<'none' | 'reserved' | {readonly remote: string}>;
 }
@@ -104,6 +112,83 @@ export function podNetworksContract(test: TestFn, name: string, makeHarness: () 
 		await networks.abandon('three', empty ?? '', signal());
 		await networks.abandon('four', gone ?? '', signal());
 		t.deepEqual(await Promise.all([one, two].map(tunnel)), ['reserved', {remote: '192.168.122.102'}]);
+	});
+
+	contract('two paths to one namespace are one: a second sandbox is refused, and the first one is named', async (t, {networks, addPod, aliasOf, tunnel}) => {
+		const path = await addPod(2);
+		const network = await networks.reserve('one', path, signal());
+		const alias = await aliasOf(2);
+		for (const again of [path, alias]) {
+			const error = await t.throwsAsync<AdaptorError>(networks.reserve('two', again, signal()), {instanceOf: AdaptorError}, again);
+			t.is(error.code, 'already-exists');
+			t.is(error.where['sandbox'], 'one');
+		}
+
+		await networks.attach(network, '192.168.122.102', signal());
+		await t.throwsAsync(networks.reserve('two', alias, signal()), {message: /belongs to another sandbox/v});
+		t.deepEqual(await tunnel(network), {remote: '192.168.122.102'});
+	});
+
+	contract('what another sandbox abandons by another path, and a late release, leave the tunnel alone', async (t, {networks, addPod, aliasOf, tunnel}) => {
+		const last = await networks.reserve('last', await addPod(2), signal());
+		await networks.release(last, signal());
+		const alias = await aliasOf(2);
+		const next = await networks.reserve('next', alias, signal());
+		await networks.abandon('last', last.netnsPath, signal());
+		await networks.abandon('another', last.netnsPath, signal());
+		t.is(await tunnel(next), 'reserved');
+		await networks.attach(next, '192.168.122.102', signal());
+		await networks.release(last, signal());
+		await networks.release({...last, netnsPath: alias}, signal());
+		t.deepEqual(await tunnel(next), {remote: '192.168.122.102'});
+	});
+
+	contract('a namespace is present as long as it is the one that was reserved', async (t, {networks, addPod, aliasOf, removePod}) => {
+		const network = await networks.reserve('one', await addPod(2), signal());
+		t.is(await networks.presence(network, signal()), 'present');
+		t.is(await networks.presence({...network, netnsPath: await aliasOf(2)}, signal()), 'present');
+		await networks.release(network, signal());
+		t.is(await networks.presence(network, signal()), 'present');
+		await removePod(2);
+		t.is(await networks.presence(network, signal()), 'gone');
+	});
+
+	contract('a namespace is gone when there is another at its path', async (t, {networks, addPod, replacePod, tunnel}) => {
+		const network = await networks.reserve('one', await addPod(2), signal());
+		await networks.attach(network, '192.168.122.102', signal());
+		await replacePod(2);
+		t.is(await networks.presence(network, signal()), 'gone');
+		await networks.release(network, signal());
+		t.is(await tunnel(network), 'none');
+		const next = await networks.reserve('two', network.netnsPath, signal());
+		await networks.release(network, signal());
+		t.is(await tunnel(next), 'reserved');
+	});
+
+	contract('a namespace with a file in its place, or whose directory cannot be seen, is not said to be gone', async (t, {networks, addPod, unmountPod, hidePods}) => {
+		const network = await networks.reserve('one', await addPod(2), signal());
+		const hidden = await networks.reserve('two', await addPod(3), signal());
+		await unmountPod(2);
+		t.is(await networks.presence(network, signal()), 'unknown');
+		await hidePods();
+		t.is(await networks.presence(hidden, signal()), 'unknown');
+	});
+
+	contract('the record of an earlier version tells no identity: its namespace is present or unknown, and can be identified', async (t, {networks, addPod, removePod}) => {
+		const {netns, ...record} = await networks.reserve('one', await addPod(2), signal());
+		t.truthy(netns);
+		t.is(await networks.presence(record, signal()), 'present');
+		t.deepEqual(await networks.identify(record, signal()), {...record, ...(netns && {netns})});
+		await removePod(2);
+		t.is(await networks.presence(record, signal()), 'unknown');
+		t.deepEqual(await networks.identify(record, signal()), record);
+		await networks.release(record, signal());
+	});
+
+	contract('what is identified keeps its identity, whatever is at its path', async (t, {networks, addPod, replacePod}) => {
+		const network = await networks.reserve('one', await addPod(2), signal());
+		await replacePod(2);
+		t.deepEqual(await networks.identify(network, signal()), network);
 	});
 
 	contract('an aborted signal reserves nothing and attaches nothing', async (t, {networks, addPod, tunnel}) => {

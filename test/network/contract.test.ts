@@ -9,7 +9,18 @@ podNetworksContract(test, 'in memory', async () => {
 	return {
 		networks,
 		addPod: async n => `/run/netns/pod-${n}`,
-		removePod: async () => undefined,
+		removePod: async n => void networks.presences.set(`/run/netns/pod-${n}`, 'gone'),
+		async aliasOf(n) {
+			networks.link(`/run/netns/pod-${n}`, `/run/netns/alias-${n}`);
+			return `/run/netns/alias-${n}`;
+		},
+		replacePod: async n => networks.replace(`/run/netns/pod-${n}`),
+		unmountPod: async n => void networks.presences.set(`/run/netns/pod-${n}`, 'unknown'),
+		async hidePods() {
+			for (let n = 2; n <= 250; n++) {
+				networks.presences.set(`/run/netns/pod-${n}`, 'unknown');
+			}
+		},
 		tunnel: async ({vxlanId}) => {
 			const remote = networks.tunnels.get(vxlanId);
 			return !networks.tunnels.has(vxlanId) ? 'none' : remote === undefined ? 'reserved' : {remote};
@@ -26,6 +37,18 @@ podNetworksContract(test, 'kernel', async () => {
 		addPod: async n => world.addPod('bridge', n),
 		async removePod(n) {
 			await world.sh(`ip netns del pod-${n}`);
+		},
+		aliasOf: async n => world.netnsPath(`../netns/pod-${n}`),
+		async replacePod(n) {
+			// The new one first, or it would get the inode of the old one.
+			await world.sh(`ip netns add other; umount /run/netns/pod-${n}; mount --bind /run/netns/other /run/netns/pod-${n}; ip netns del other`);
+			await world.sh(`ip link add eth0 netns pod-${n} type bridge; ip -n pod-${n} addr add 10.244.0.${n}/24 dev eth0`);
+		},
+		async unmountPod(n) {
+			await world.sh(`umount /run/netns/pod-${n}`);
+		},
+		async hidePods() {
+			await world.sh('mount -t tmpfs tmpfs /run/netns');
 		},
 		tunnel: async ({netnsPath, vxlanId}) => world.tunnel(netnsPath, vxlanId),
 		async [Symbol.asyncDispose]() {

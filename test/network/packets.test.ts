@@ -67,3 +67,13 @@ test('the VM\'s MTU leaves room for the tunnel', async t => {
 	await using narrow = world.networks();
 	t.is((await narrow.reserve('sandbox', pod, signal())).mtu, 1350);
 });
+
+test('without the route that the kernel made for the subnet, a VM could not add the route to its gateway', async t => {
+	await using world = await World.create();
+	await using networks = world.networks();
+	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
+	await Promise.all([5, 6, 7].map(async index => world.addVm(index)));
+	await t.throwsAsync(world.configureVm(5, {...network, routes: network.routes.filter(({protocol}) => protocol !== 'kernel')}), {message: /gateway|unreachable/v});
+	await t.notThrowsAsync(world.configureVm(6, network));
+	await t.throwsAsync(world.configureVm(7, {...network, routes: [...network.routes, ...network.routes]}), {message: /File exists/v}, 'as the VM\'s forwarder does');
+});

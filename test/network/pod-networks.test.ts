@@ -48,15 +48,104 @@ test('a namespace that is gone, a plain file, and the node\'s own are told apart
 		t.is(error.code, code);
 		t.regex(error.message, message);
 	}
+});
 
-	// Without the look at the file first: what the programs say is understood too.
-	const pod = await world.addPod('bridge', 5);
-	const network = await networks.reserve('sandbox', pod, signal());
+test('attaching says that a namespace is gone only with proof; releasing then says what is left of it', async t => {
+	await using world = await World.create();
+	await using networks = world.networks();
+	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
+	await networks.attach(network, vm, signal());
+	const attaching = async (): Promise<AdaptorError> => t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()));
+	await world.sh('mount -t tmpfs tmpfs /run/netns');
+	t.is((await attaching()).code, 'failed-precondition');
+	const {code, message} = await t.throwsAsync<AdaptorError>(networks.release(network, signal()));
+	t.is(code, 'failed-precondition');
+	t.regex(message, new RegExp(`A tunnel is left.*pod-5.*${network.vxlanId}.*HostToContainer`, 'v'));
+	t.notRegex(await world.sh('nft list set ip caa_peerpods vms'), /elements/v, 'all that can be removed is removed');
+	t.notRegex(await world.sh('ip link show'), /caa-/v);
+	await world.sh('umount /run/netns');
+	await networks.release(network, signal());
+	t.is(await world.tunnel(network.netnsPath, network.vxlanId), 'none');
+
+	const again = await networks.reserve('sandbox', network.netnsPath, signal());
 	await world.sh('ip netns del pod-5');
-	t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()))).code, 'not-found');
+	t.is((await t.throwsAsync<AdaptorError>(networks.attach(again, vm, signal()))).code, 'not-found');
 	await world.sh('touch /run/netns/pod-5');
-	t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()))).code, 'not-found');
-	await t.notThrowsAsync(networks.release(network, signal()));
+	t.is((await t.throwsAsync<AdaptorError>(networks.attach(again, vm, signal()))).code, 'failed-precondition');
+	await t.notThrowsAsync(networks.release(again, signal()), 'the kernel tells that the tunnel is gone');
+});
+
+test('what programs miss is no proof that the pod is gone', async t => {
+	await using world = await World.create();
+	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
+	t.teardown(async () => rm(directory, {recursive: true}));
+	await using networks = world.networks({spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]}});
+	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
+	for (const said of ['RTNETLINK answers: No such file or directory', 'Cannot find device "eth0"', 'cannot open /run/netns/pod-5: No such file or directory', 'Error: Cannot find specified qdisc on specified device.']) {
+		await writeFile(join(directory, 'tc'), `#!/bin/sh\necho '${said}' >&2\nexit 2\n`, {mode: 0o755});
+		t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()))).code, 'failed-precondition', said);
+	}
+});
+
+for (const [kind, script] of [
+	['symbolic link', 'ln -s pod-5 /run/netns/alias'],
+	['bind mount', 'touch /run/netns/alias; mount --bind /run/netns/pod-5 /run/netns/alias'],
+] as const) {
+	test(`a second sandbox by a ${kind} is refused, also after a restart, and the first one is named`, async t => {
+		await using world = await World.create();
+		const pod = await world.addPod('bridge', 5);
+		await world.sh(script);
+		await using before = world.networks();
+		const network = await before.reserve('one', pod, signal());
+		await before.attach(network, vm, signal());
+		await using after = world.networks();
+		await after.attach(network, vm, signal());
+		const alias = world.netnsPath('alias');
+		for (const networks of [before, after]) {
+			const error = await t.throwsAsync<AdaptorError>(networks.reserve('two', alias, signal()));
+			t.is(error.code, 'already-exists');
+			t.is(error.where['sandbox'], 'one');
+			t.is(error.where['otherPath'], pod);
+			await networks.abandon('two', alias, signal());
+		}
+
+		await after.release({...network, vxlanId: network.vxlanId + 1, netnsPath: alias}, signal());
+		t.deepEqual(await world.tunnel(pod, network.vxlanId), {remote: vm});
+		await after.release({...network, netnsPath: alias}, signal());
+		t.is(await world.tunnel(pod, network.vxlanId), 'none');
+		await t.notThrowsAsync(after.reserve('two', alias, signal()));
+	});
+}
+
+test('the record of an earlier version, after a restart, removes no tunnel of another VNI at its path', async t => {
+	await using world = await World.create();
+	const pod = await world.addPod('bridge', 5);
+	await using before = world.networks();
+	const {netns, ...old} = await before.reserve('old', pod, signal());
+	t.truthy(netns);
+	await before.release(old, signal());
+	const next = await before.reserve('next', pod, signal());
+	await before.attach(next, vm, signal());
+	await using after = world.networks();
+	await after.release(old, signal());
+	t.deepEqual(await world.tunnel(pod, next.vxlanId), {remote: vm});
+});
+
+test('a new pod whose namespace has the inode of one that is gone is not refused', async t => {
+	await using world = await World.create();
+	await using networks = world.networks();
+	const gone = await networks.reserve('gone', await world.addPod('bridge', 5), signal());
+	await networks.attach(gone, vm, signal());
+	// A namespace with that inode and without the tunnel: the kernel gives an inode out again at once, but to whoever comes first on this machine.
+	await world.sh('touch /run/netns/next; mount --bind /run/netns/pod-5 /run/netns/next; ip netns del pod-5; ip -n next link del vxlan1; tc -n next qdisc del dev eth0 ingress');
+	const next = await networks.reserve('next', world.netnsPath('next'), signal());
+	t.is(next.netns?.inode, gone.netns?.inode);
+	t.not(next.vxlanId, gone.vxlanId);
+	await networks.attach(next, '192.168.122.106', signal());
+	t.is(await networks.presence(gone, signal()), 'gone');
+	await networks.release(gone, signal());
+	t.deepEqual(await world.tunnel(next.netnsPath, next.vxlanId), {remote: '192.168.122.106'});
+	t.notRegex(await world.sh('nft list set ip caa_peerpods vms'), new RegExp(`vni ${gone.vxlanId}`, 'v'));
 });
 
 test('the next daemon takes over the VNI that it finds, but never a tunnel that learns or has another port', async t => {
@@ -286,7 +375,7 @@ test('inspecting takes one process, reserving one more, attaching three, releasi
 		'ip -d -j -batch -',
 		...twice('nsenter ip -d -j -batch -'),
 		...twice('ip link add vxlan1 netns P type vxlan id N dstport N nolearning'),
-		'nft -f -', 'nsenter ip link set vxlan1 up type vxlan id N remote 192.168.122.105', 'nsenter tc -batch -',
+		'nft -f -', 'nsenter ip link set vxlan1 up alias two type vxlan id N remote 192.168.122.105', 'nsenter tc -batch -',
 		// Of the first, which had no VM, nothing is in the NOTRACK set.
 		'nft -f -', ...twice('nsenter ip link del vxlan1'), ...twice('nsenter tc qdisc del dev eth0 ingress'),
 	].toSorted());

@@ -13,9 +13,11 @@ import {makeCa, makeServerCertificate} from '../../src/relay/certificates.ts';
 import {AdaptorError} from '../../src/errors.ts';
 import {Scope} from '../../src/lifetime.ts';
 import type {ForwarderTls} from '../../src/sandbox/ports.ts';
+import {openIdentity} from '../../src/relay/identity.ts';
+import {createAgentRelays} from '../../src/relay/relay.ts';
 import {from} from '../contract/agent-relays.ts';
 import {startForwarder} from '../support/forwarder.ts';
-import {patient, realHarness, until, type RealHarness} from './harness.ts';
+import {capturedLog, patient, realHarness, until, type RealHarness} from './harness.ts';
 
 const execute = promisify(execFile);
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
@@ -70,6 +72,30 @@ test('a certificate for the right name of another CA is never accepted', async t
 	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => impostor.dialled > 1));
 	t.regex(error.what, /its certificate is not accepted/);
 	await impostor.idle();
+});
+
+test('while this node\'s clock is behind the certificates, the error names both, and the log says so at once', async t => {
+	await using harness = await realHarness({timings: oneByOne});
+	const {log, lines} = await capturedLog();
+	const identity = await openIdentity({directory: join(harness.directory, 'later'), log, now: () => new Date(Date.now() + 2.5 * 86_400_000)});
+	const relays = createAgentRelays({identity, forwarderPort: harness.port, log, timings: oneByOne});
+	await using vm = await startForwarder({tls: await relays.issue('podvm-a', signal()), address: harness.address(1), port: harness.port, allowHalfOpen: false});
+	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => vm.dialled > 3), relays);
+	t.regex(error.what, /not valid yet: this node's clock says \d{4}-\S+, the certificate begins \d{4}-/);
+	t.regex(error.remedy ?? '', /clock/);
+	t.regex(lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address has not proven'))?.reason ?? '', /this node's clock says/);
+	await vm.idle();
+});
+
+test('a stranger at the VM\'s address is a warning at once, then less and less often, with the address and its name', async t => {
+	await using harness = await realHarness({timings: oneByOne});
+	await using other = await startForwarder({tls: await harness.relays.issue('podvm-other', signal()), address: harness.address(1), port: harness.port, allowHalfOpen: false});
+	await deadlineError(t, harness, from(harness.address(1)), until(() => harness.lines.filter(({msg}) => msg.startsWith('address has not proven')).length >= 7));
+	const told = harness.lines.filter(({msg}) => msg.startsWith('address has not proven')).slice(0, 7);
+	t.deepEqual(told.map(({level}) => level), ['warn', 'warn', 'debug', 'warn', 'debug', 'debug', 'debug']);
+	t.like(told[0], {address: harness.address(1), instanceName: 'podvm-a', attempt: 1, reason: 'its certificate is for podvm-other, not for podvm-a'});
+	t.regex(told[0]?.remedy ?? '', /stale DHCP leases/);
+	await other.idle();
 });
 
 for (const version of ['tls1_2', 'tls1_3'] as const) {

@@ -32,6 +32,13 @@ test('one that is damaged or over is told with the reason, and stays where it is
 	t.deepEqual(await readdir(directory), ['identity.json']);
 });
 
+test('one that is not valid yet, for the clock is wrong, is usable, and tells when it begins', async t => {
+	const directory = await directoryOf(t);
+	await openIdentity({directory, log: silentLogger});
+	const found = await observeIdentity(directory, undefined, new Date(now.getTime() - 3 * dayMs));
+	t.true(found.state === 'usable' && found.validFrom.getTime() > now.getTime() - 3 * dayMs);
+});
+
 test('the administrator\'s files are valid as long as the first of them ends; files that do not belong together are an error', async t => {
 	const directory = await directoryOf(t);
 	const until = (days: number): {notBefore: Date; notAfter: Date} => ({notBefore: new Date(now.getTime() - dayMs), notAfter: new Date(now.getTime() + days * dayMs)});

@@ -98,6 +98,25 @@ test('a VM that was issued before a restart is reached after it', async t => {
 	t.is(relay.address, harness.address(1));
 });
 
+test('a clock that is 1.5 days back at a restart costs no VM: the identity is kept, and the clock is named', async t => {
+	await using harness = await realHarness();
+	const tls = await harness.relays.issue('podvm-a', AbortSignal.timeout(100_000));
+	await using _vm = await startForwarder({tls, address: harness.address(1), port: harness.port});
+	const path = join(harness.directory, 'tls', 'identity.json');
+	const kept = await readFile(path, 'utf8');
+	const {identity, lines} = await opened(harness.directory, {now: () => new Date(Date.now() - 1.5 * dayMs)});
+	t.is(await readFile(path, 'utf8'), kept);
+	t.deepEqual(await readdir(join(harness.directory, 'tls')), ['identity.json']);
+	const warning = lines.find(({level}) => level === 'warn');
+	t.regex(warning?.reason ?? '', /this node's clock says \d{4}-.*, the certificate begins \d{4}-/);
+	t.regex(warning?.remedy ?? '', /clock/);
+	// The clock is right again: for this process it always was.
+	const {log} = await capturedLog();
+	const relays = createAgentRelays({identity, forwarderPort: harness.port, log});
+	await using relay = await relays.open({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')}, from(harness.address(1)), AbortSignal.timeout(100_000));
+	t.is(relay.address, harness.address(1));
+});
+
 test('daemons that start at once are one identity', async t => {
 	const directory = await scratch(t);
 	const all = await Promise.all(Array.from({length: 8}, async () => opened(directory)));

@@ -1,44 +1,72 @@
 /** Pod networks without a kernel: VNIs from a counter, what is reserved and attached in a map. Passes the contract suite. */
+import {dirname, normalize} from 'node:path/posix';
 import {AdaptorError, toError} from '../../src/errors.ts';
-import type {PodNetwork, PodNetworks, Presence, SandboxId} from '../../src/sandbox/ports.ts';
+import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../../src/sandbox/ports.ts';
+
+interface Tenancy {
+	readonly sandboxId: SandboxId;
+	readonly vni: number;
+	readonly inode: string;
+}
 
 export class InMemoryPodNetworks implements PodNetworks {
 	/** VNI -> the address that its tunnel points to, or undefined when only reserved. */
 	readonly tunnels = new Map<number, string | undefined>();
 	/** What the node itself has of a tunnel: VNI -> the VM's address. */
 	readonly untracked = new Map<number, string>();
-	/** The namespace's path -> who has reserved what in it. */
-	readonly #tenancies = new Map<string, {readonly sandboxId: SandboxId; readonly vni: number}>();
-	/** Paths of namespaces that are gone, or cannot be seen. */
+	readonly #tenancies = new Set<Tenancy>();
+	/** Paths of namespaces that are gone, or cannot be seen, whatever else is known of them. */
 	readonly presences = new Map<string, Presence>();
+	/** Path -> the inode of the namespace that it leads to, given at the first sight of the path. */
+	readonly #inodes = new Map<string, string>();
 	#nextVni = 555_000;
+	#nextInode = 4_026_532_000;
+
+	/** Both paths lead to one namespace from now on. */
+	link(path: string, other: string): void {
+		this.#inodes.set(normalize(other), this.#inodeAt(path));
+	}
+
+	/** The path leads to another namespace from now on. */
+	replace(path: string): void {
+		this.#inodes.delete(normalize(path));
+	}
 
 	async reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
 		throwIfAborted(signal);
+		const netns = this.#identityAt(netnsPath);
+		const tenant = this.#tenantOf(netns.inode);
+		if (tenant !== undefined && tenant.sandboxId !== sandboxId) {
+			throw new AdaptorError({code: 'already-exists', what: 'The network namespace belongs to another sandbox', where: {netns: netnsPath, sandbox: tenant.sandboxId}});
+		}
+
 		const vxlanId = this.#nextVni++;
 		this.tunnels.set(vxlanId, undefined);
-		this.#tenancies.set(netnsPath, {sandboxId, vni: vxlanId});
+		this.#tenancies.add({sandboxId, vni: vxlanId, inode: netns.inode});
 		return {
-			netnsPath, podIp: '10.244.0.5/24', podHwAddr: '0a:58:0a:f4:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24', tunnelType: 'vxlan',
+			netnsPath, netns, podIp: '10.244.0.5/24', podHwAddr: '0a:58:0a:f4:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24', tunnelType: 'vxlan',
 			routes: [], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId, dedicated: false, externalNetViaPodVm: false,
 		};
 	}
 
 	async abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
 		throwIfAborted(signal);
-		const tenancy = this.#tenancies.get(netnsPath);
-		if (tenancy?.sandboxId === sandboxId && this.tunnels.get(tenancy.vni) === undefined) {
-			this.tunnels.delete(tenancy.vni);
+		const tenant = this.#tenantOf(this.#inodeAt(netnsPath));
+		if (tenant?.sandboxId === sandboxId && this.tunnels.get(tenant.vni) === undefined) {
+			this.tunnels.delete(tenant.vni);
 		}
 	}
 
-	async presence({netnsPath}: PodNetwork, _signal: AbortSignal): Promise<Presence> {
-		return this.presences.get(netnsPath) ?? 'present';
+	async presence({netnsPath, netns}: PodNetwork, _signal: AbortSignal): Promise<Presence> {
+		const isAnother = netns !== undefined && netns.inode !== this.#inodeAt(netnsPath);
+		const presence = this.presences.get(netnsPath) ?? (isAnother ? 'gone' : 'present');
+		return presence === 'gone' && netns === undefined ? 'unknown' : presence;
 	}
 
 	async identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork> {
 		throwIfAborted(signal);
-		return network;
+		const isSeen = (this.presences.get(network.netnsPath) ?? 'present') === 'present';
+		return network.netns === undefined && isSeen ? {...network, netns: this.#identityAt(network.netnsPath)} : network;
 	}
 
 	async attach({vxlanId}: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {
@@ -59,6 +87,21 @@ export class InMemoryPodNetworks implements PodNetworks {
 	async forget(vni: number, signal: AbortSignal): Promise<void> {
 		throwIfAborted(signal);
 		this.untracked.delete(vni);
+	}
+
+	#tenantOf(inode: string): Tenancy | undefined {
+		return this.#tenancies.values().find(tenancy => tenancy.inode === inode && this.tunnels.has(tenancy.vni));
+	}
+
+	#identityAt(path: string): NetnsIdentity {
+		const directory = {device: '25', inode: String(dirname(normalize(path)).length)};
+		return {device: '4', inode: this.#inodeAt(path), directory};
+	}
+
+	#inodeAt(path: string): string {
+		const known = this.#inodes.get(normalize(path)) ?? String(this.#nextInode++);
+		this.#inodes.set(normalize(path), known);
+		return known;
 	}
 }
 

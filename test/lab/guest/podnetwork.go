@@ -1,6 +1,7 @@
 // The VM's side of the pod's network, as the forwarder of a real image sets it up (cloud-api-adaptor, pkg/podnetwork/podnode.go): a VXLAN
 // device with the pod's MAC and address in a namespace for the pod, routes without gateway first, then the others, then neighbours.
-// The first that the kernel refuses ends it.
+// The first that the kernel refuses ends it. As v0.10 and newer have it: v0.8 and v0.9 leave the subnet's route that the kernel has made, and
+// fail at a second one.
 package main
 
 import (
@@ -103,15 +104,19 @@ var (
 )
 
 func (r podRoute) route(dev string) (route, error) {
-	result := route{destination: r.Dst, gateway: r.GW}
+	result := route{destination: r.Dst, gateway: r.GW.Unmap()}
 	if !r.Dst.IsValid() {
 		result.destination = everywhere
+	}
+	// Upstream's daemon sends the default route as ::ffff:0.0.0.0/0. The forwarder's netlink takes the address for IPv4 and the length as it is.
+	if address, bits := r.Dst.Addr(), r.Dst.Bits(); address.Is4In6() && bits <= 32 {
+		result.destination = netip.PrefixFrom(address.Unmap(), bits)
 	}
 	var known [2]bool
 	result.protocol, known[0] = routeProtocols[r.Protocol]
 	result.scope, known[1] = routeScopes[r.Scope]
 	switch {
-	case !result.destination.Addr().Is4() || r.GW.IsValid() && !r.GW.Is4():
+	case !result.destination.Addr().Is4() || r.GW.IsValid() && !result.gateway.Is4():
 		return route{}, fmt.Errorf("route %s is not of IPv4", result)
 	case r.Dev != dev:
 		return route{}, fmt.Errorf("route %s: there is no interface %q", result, r.Dev)

@@ -45,6 +45,15 @@ func TestRoutesWithoutGatewayComeFirstAndTheMTULeavesRoomForTheTunnel(t *testing
 	}
 }
 
+func TestTheDefaultRouteComesInThreeSpellings(t *testing.T) {
+	for _, dst := range []string{"", "0.0.0.0/0", "::ffff:0.0.0.0/0"} {
+		link, err := linkOf(t, strings.Replace(calico, `"dst": ""`, `"dst": "`+dst+`"`, 1))
+		if err != nil || link.routes[1].destination != everywhere {
+			t.Errorf("%q: %+v, %v", dst, link.routes, err)
+		}
+	}
+}
+
 func TestPodNetworksThatCannotBe(t *testing.T) {
 	if _, err := (*podNetwork)(nil).link(); err == nil {
 		t.Error("none was accepted")
@@ -58,6 +67,7 @@ func TestPodNetworksThatCannotBe(t *testing.T) {
 		{`"protocol": "boot"`, `"protocol": "ospf"`},
 		{`"scope": "link"`, `"scope": "global"`},
 		{`"dst": "169.254.1.1/32"`, `"dst": "fe80::/64"`},
+		{`"dst": "169.254.1.1/32"`, `"dst": "::ffff:169.254.1.1/128"`},
 		{`"state": "permanent"`, `"state": "reachable"`},
 	} {
 		text := strings.Replace(calico, change[0], change[1], 1)
