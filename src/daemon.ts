@@ -20,8 +20,11 @@ import {openIdentity} from './relay/identity.ts';
 import {createAgentRelays} from './relay/relay.ts';
 import {FileRecords} from './journal/file-records.ts';
 import type {KubernetesCluster} from './kubernetes/cluster.ts';
+import {aliveFor} from './journal/unlocked-predecessor.ts';
+import {lockPodsDir} from './journal/daemon-lock.ts';
+import {identifyPodsDir} from './journal/pods-dir.ts';
 import {noCluster} from './sandbox/no-cluster.ts';
-import type {PodVms} from './sandbox/ports.ts';
+import type {OtherDaemons, PodVms} from './sandbox/ports.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
 import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
 
@@ -52,7 +55,7 @@ const closeTimeoutMs = 4000;
 const createTimeoutMs = 30_000;
 const cleanupTimeoutMs = 60_000;
 const removalRetryMs = [500, 30_000] as const;
-const orphanIntervalMs = 60_000;
+const reconcileIntervalMs = 60_000;
 
 /**
  * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running ones finish for
@@ -61,6 +64,9 @@ const orphanIntervalMs = 60_000;
 export async function startDaemon(config: Config, surroundings: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
 	const {home, user, uid, sshAgentSocket} = surroundings;
+	// First, so that it is released last: until then this daemon may be at work.
+	const lock = parts.use(await lockPodsDir(config.podsDir, log));
+	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
 	const identity = await openIdentity({
 		directory: join(dirname(config.socketPath), 'tls'),
 		...(config.customCa === undefined ? {} : {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
@@ -96,6 +102,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 		...(config.disableCvm ? {} : {launchSecurity: 's390-pv', swiotlbMib: config.swiotlbMib}),
 		cluster: config.clusterId,
 		node: config.nodeName,
+		podsDir,
 		log,
 	});
 
@@ -111,7 +118,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	}));
 	await networks.check(signal);
 
-	const checks = composeChecks({config, session, capabilities, network: networks.probe, ssh});
+	const checks = composeChecks({config, session, capabilities, network: networks.probe, ssh, podsDir});
 	if (config.cloudConfigVerify) {
 		refuseFailures(await checkAndLog(checks, log, signal));
 	}
@@ -147,18 +154,25 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 		removalRetryMs,
 		closeTimeoutMs,
 		orphanGraceMs: config.orphanGraceMs,
-		orphanIntervalMs: Math.min(orphanIntervalMs, config.orphanGraceMs),
+		reconcileIntervalMs: Math.min(reconcileIntervalMs, config.orphanGraceMs),
 		log,
 	}));
-	const halfMadeGraceMs = Promise.withResolvers<number>();
-	await sandboxes.recover(halfMadeGraceMs.promise);
+	const others = Promise.withResolvers<OtherDaemons>();
+	others.promise.catch(() => undefined);
+	await sandboxes.recover(others.promise);
+	// What happened while the connection was away went unnoticed.
+	parts.use(session.onState(({name}) => {
+		if (name === 'connected') {
+			sandboxes.reconcileSoon();
+		}
+	}));
 	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
 	if (config.probePort !== undefined) {
-		parts.use(serveProbes({port: config.probePort, log}));
+		parts.use(serveProbes({port: config.probePort, assertReachable: async limit => api.assertReachable(limit), log}));
 	}
 
-	// A daemon that this one overlaps with may be in the middle of a start; of one that is dead, nothing is.
-	halfMadeGraceMs.resolve(api.tookOver ? config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs : 0);
+	// A daemon of an earlier version holds no lock: while it may be in the middle of a start it counts as alive.
+	others.resolve(api.tookOver && !lock.hasPredecessor() ? parts.use(aliveFor(config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs, lock)) : lock);
 	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');
 	if (!config.cloudConfigVerify) {
 		parts.use(checkInBackground(checks, log));
@@ -183,6 +197,7 @@ async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirec
 			limitPerNode: config.limitPerNode,
 			podUid: config.podUid,
 			daemonSet: config.daemonSet,
+			leftOverMs: Math.max(600_000, 2 * config.startTimeoutMs),
 			vmNames: async signal => (await podVms.list(signal)).map(({name}) => name),
 			stopping,
 			log,

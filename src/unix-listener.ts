@@ -1,12 +1,17 @@
 /**
  * A unix socket that only its owner can connect to: bound under a temporary name, made 0600, and moved into place, so that it is never
- * open to others, never absent while it replaces another, and removed only while it is still ours. Knows nothing of what is said on it.
+ * open to others, never absent while it replaces another, and removed only while it is still ours. And kept: when its path no longer leads to it, and
+ * nobody else answers there, it is bound again. Knows nothing of what is said on it.
  */
 import {randomBytes} from 'node:crypto';
-import {chmod, lstat, readdir, rename, unlink} from 'node:fs/promises';
-import {createServer, type Server, type Socket} from 'node:net';
+import {chmod, link, lstat, mkdir, readdir, rename, unlink} from 'node:fs/promises';
+import {connect, createServer, type Server, type Socket} from 'node:net';
 import {dirname, join} from 'node:path';
+import {every} from './concurrency/every.ts';
+import {FailureLog} from './concurrency/failure-log.ts';
 import {AdaptorError} from './errors.ts';
+import {abortable} from './lifetime.ts';
+import type {Logger} from './log.ts';
 
 /** Bytes of a path in `struct sockaddr_un` without its closing NUL (unix(7)). */
 const maxPathBytes = 107;
@@ -34,32 +39,185 @@ export function checkSocketPath({path, setting}: Pick<UnixListenerOptions, 'path
 	}
 }
 
+export interface KeptListenerOptions extends UnixListenerOptions {
+	/** How often to look whether the path still leads to the socket. */
+	readonly lookEveryMs?: number;
+	readonly log: Logger;
+}
+
+/** A daemon notices within 5 s that it cannot be reached: a look takes next to no time. */
+const lookEveryMs = 4000;
+
 /**
+ * Listens, and keeps listening: a socket whose file is removed, or replaced by a process that does not answer any more, is bound again. While another
+ * process answers at the path, such as a daemon that took over, it is left to that one.
  * @param onConnection takes the connection over
- * @returns disposing stops listening and removes the socket, unless somebody has put another in its place; connections are not touched
+ * @returns disposing stops listening and removes the socket, unless another has taken its place; connections are not touched
  * @throws 'invalid-argument' for a path that is too long, 'failed-precondition' when it cannot be listened at
  */
-export async function listenAt({path, setting, allowHalfOpen = false, pauseOnConnect = false}: UnixListenerOptions, onConnection: (socket: Socket) => void): Promise<AsyncDisposable> {
-	checkSocketPath({path, setting});
-	const server = createServer({allowHalfOpen, pauseOnConnect}, onConnection);
-	const temporary = temporaryPath(path);
-	try {
-		await bind(server, temporary);
-		await chmod(temporary, 0o600);
-		const {ino} = await lstat(temporary, {bigint: true});
-		await rename(temporary, path);
-		let closed: Promise<void> | undefined;
-		return {
-			async [Symbol.asyncDispose]() {
-				// Not awaited: `close` calls back when the last connection is gone, and those are not ours.
-				closed ??= (server.close(), removeOwn(path, ino));
-				return closed;
-			},
-		};
-	} catch (error) {
-		server.close();
-		throw new AdaptorError({code: 'failed-precondition', what: 'Could not listen on a unix socket', where: {path}, remedy: `Check its directory, or choose another ${setting}.`, cause: error});
+export async function listenAt(options: KeptListenerOptions, onConnection: (socket: Socket) => void): Promise<AsyncDisposable> {
+	checkSocketPath(options);
+	const listener = new KeptListener(options, onConnection);
+	await listener.begin();
+	return listener;
+}
+
+/** One binding: the server, and the file that it made. */
+interface Bound {
+	readonly server: Server;
+	readonly inode: bigint;
+}
+
+class KeptListener implements AsyncDisposable {
+	readonly #options: KeptListenerOptions;
+	readonly #onConnection: (socket: Socket) => void;
+	readonly #ending = new AbortController();
+	readonly #failures = new FailureLog();
+	#bound: Bound | undefined;
+	#keeping: Promise<void> | undefined;
+	#closed: Promise<void> | undefined;
+
+	constructor(options: KeptListenerOptions, onConnection: (socket: Socket) => void) {
+		this.#options = options;
+		this.#onConnection = onConnection;
 	}
+
+	async begin(): Promise<void> {
+		this.#bound = await this.#bind(async (temporary, path) => rename(temporary, path));
+		this.#keeping = this.#keep();
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#closed ??= this.#close();
+		return this.#closed;
+	}
+
+	async #close(): Promise<void> {
+		this.#ending.abort(new Error('closed'));
+		const bound = this.#bound;
+		// Not awaited: `close` calls back when the last connection is gone, and those are not ours.
+		bound?.server.close();
+		await this.#keeping;
+		this.#bound?.server.close();
+		if (this.#bound !== undefined) {
+			await removeOwn(this.#options.path, this.#bound.inode);
+		}
+	}
+
+	/** Never throws. */
+	async #keep(): Promise<void> {
+		const {path, log} = this.#options;
+		const {signal} = this.#ending;
+		let isFirst = true;
+		for await (const _ of every(this.#options.lookEveryMs ?? lookEveryMs, signal)) {
+			if (isFirst) {
+				isFirst = false;
+				continue;
+			}
+
+			try {
+				await this.#look(signal);
+				this.#failures.recovered('look');
+			} catch (error) {
+				if (!signal.aborted && this.#failures.failed('look')) {
+					log.error({path, err: error}, 'the socket cannot be reached by its path, and cannot be bound again; trying again');
+				}
+			}
+		}
+	}
+
+	async #look(signal: AbortSignal): Promise<void> {
+		const {path, log} = this.#options;
+		const found = await lstat(path, {bigint: true}).catch(ignoreMissing);
+		if (this.#bound !== undefined && found?.ino === this.#bound.inode) {
+			this.#failures.recovered('other');
+			return;
+		}
+
+		if (found !== undefined && !found.isSocket()) {
+			throw new AdaptorError({code: 'failed-precondition', what: 'There is something at the socket\'s path that is not a socket', where: {path}, remedy: 'Move it away.'});
+		}
+
+		if (found !== undefined && await answers(path, signal)) {
+			if (this.#failures.failed('other')) {
+				log.info({path}, 'another process serves the socket now');
+			}
+
+			return;
+		}
+
+		if (found !== undefined && !await removeDead(path, found.ino)) {
+			// Somebody has just bound it: the next look tells whether that one answers.
+			return;
+		}
+
+		const former = this.#bound;
+		// Never in the place of one that came first.
+		const bound = await this.#bind(async (temporary, target) => {
+			await link(temporary, target);
+			await unlink(temporary);
+		});
+		this.#bound = bound;
+		former?.server.close();
+		this.#failures.recovered('other');
+		if (signal.aborted) {
+			return;
+		}
+
+		log.warn({path, reason: found === undefined ? 'its file was removed' : 'the process that had replaced it does not answer any more'}, 'socket bound again');
+	}
+
+	/** @param place moves the finished socket to its path */
+	async #bind(place: (temporary: string, path: string) => Promise<void>): Promise<Bound> {
+		const {path, setting, allowHalfOpen = false, pauseOnConnect = false} = this.#options;
+		const server = createServer({allowHalfOpen, pauseOnConnect}, this.#onConnection);
+		const temporary = temporaryPath(path);
+		try {
+			await mkdir(dirname(path), {recursive: true, mode: 0o700});
+			await bind(server, temporary);
+			await chmod(temporary, 0o600);
+			const {ino} = await lstat(temporary, {bigint: true});
+			await place(temporary, path);
+			return {server, inode: ino};
+		} catch (error) {
+			server.close();
+			await unlink(temporary).catch(() => undefined);
+			throw new AdaptorError({code: 'failed-precondition', what: 'Could not listen on a unix socket', where: {path}, remedy: `Check its directory, or choose another ${setting}.`, cause: error});
+		}
+	}
+}
+
+/** Whether a process accepts connections at the path. */
+export async function answers(path: string, signal: AbortSignal): Promise<boolean> {
+	const socket = connect(path);
+	const {promise, resolve, reject} = Promise.withResolvers<boolean>();
+	socket.once('connect', () => resolve(true));
+	// A full backlog is a process that is busy.
+	socket.once('error', (error: NodeJS.ErrnoException) => error.code === 'EAGAIN' ? resolve(true) : ['ECONNREFUSED', 'ENOENT'].includes(error.code ?? '') ? resolve(false) : reject(error));
+	try {
+		return await abortable(promise, signal);
+	} finally {
+		socket.destroy();
+	}
+}
+
+/** Removes a socket file that was found dead. @returns false when another has come to stand there */
+async function removeDead(path: string, inode: bigint): Promise<boolean> {
+	const aside = temporaryPath(path);
+	try {
+		await rename(path, aside);
+	} catch (error) {
+		ignoreMissing(error);
+		return true;
+	}
+
+	const {ino} = await lstat(aside, {bigint: true});
+	if (ino !== inode) {
+		await link(aside, path).catch(() => undefined);
+	}
+
+	await unlink(aside);
+	return ino === inode;
 }
 
 async function bind(server: Server, path: string): Promise<void> {

@@ -7,6 +7,7 @@ import {TtrpcServer} from '../ttrpc/server.ts';
 import {loadContract} from './contract.ts';
 import type {GrpcEndpoint} from './grpc.ts';
 import {onProtocol} from './protocol.ts';
+import {assertReachable} from './reachability.ts';
 import {services} from './services.ts';
 import {listen} from './socket.ts';
 import {toStatus} from './status.ts';
@@ -23,6 +24,8 @@ export interface ApiOptions {
 export interface ApiServer extends AsyncDisposable {
 	/** Another daemon was serving the socket, and may still have calls under way. */
 	readonly tookOver: boolean;
+	/** Calls the API by its socket's path, as a shim would. @throws when nobody answers there */
+	assertReachable(signal: AbortSignal): Promise<void>;
 }
 
 /** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
@@ -74,5 +77,9 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOption
 		});
 	}, log, signal));
 	const resources = parts.move();
-	return {tookOver: listener.tookOver, [Symbol.asyncDispose]: async () => resources.disposeAsync()};
+	return {
+		tookOver: listener.tookOver,
+		assertReachable: async limit => assertReachable(path, contract, limit),
+		[Symbol.asyncDispose]: async () => resources.disposeAsync(),
+	};
 }

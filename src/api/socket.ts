@@ -3,12 +3,11 @@
  * Knows nothing of what is spoken on it.
  */
 import {lstat, mkdir, stat} from 'node:fs/promises';
-import {connect, type Socket} from 'node:net';
+import type {Socket} from 'node:net';
 import {dirname} from 'node:path';
 import {AdaptorError} from '../errors.ts';
-import {abortable} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import {checkSocketPath, listenAt} from '../unix-listener.ts';
+import {answers, checkSocketPath, listenAt} from '../unix-listener.ts';
 
 const setting = 'REMOTE_HYPERVISOR_ENDPOINT';
 
@@ -22,7 +21,7 @@ export async function listen(path: string, onConnection: (socket: Socket) => voi
 	await mkdir(dirname(path), {recursive: true, mode: 0o700});
 	await warnIfOthersMayWrite(dirname(path), log);
 	const tookOver = await examine(path, log, signal);
-	const listener = await listenAt({path, setting}, onConnection);
+	const listener = await listenAt({path, setting, log}, onConnection);
 	return {tookOver, [Symbol.asyncDispose]: async () => listener[Symbol.asyncDispose]()};
 }
 
@@ -44,18 +43,6 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 
 	log.info({path}, 'replacing a stale socket');
 	return false;
-}
-
-async function answers(path: string, signal: AbortSignal): Promise<boolean> {
-	const socket = connect(path);
-	const {promise, resolve} = Promise.withResolvers<boolean>();
-	socket.once('connect', () => resolve(true));
-	socket.once('error', () => resolve(false));
-	try {
-		return await abortable(promise, signal);
-	} finally {
-		socket.destroy();
-	}
 }
 
 async function warnIfOthersMayWrite(directory: string, log: Logger): Promise<void> {

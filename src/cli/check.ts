@@ -10,6 +10,7 @@ import type {Finding, Status} from '../check/finding.ts';
 import {runChecks, type CheckResult} from '../check/run-checks.ts';
 import {composeChecks} from '../checks.ts';
 import {loadConfig} from '../config.ts';
+import {identifyPodsDir} from '../journal/pods-dir.ts';
 import {HostCapabilities} from '../podvm/host-capabilities.ts';
 import {exitCode, type CommandContext, type Screen} from './command.ts';
 import {wrapped} from './text.ts';
@@ -21,7 +22,9 @@ export async function check({env, flags, host, surroundings: {home, user, uid, s
 	// What they would log is what the findings say.
 	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
 	await using network = createNetworkProbe(config.vxlanPort);
-	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
+	// Without a directory there is no daemon that could answer for VMs: the check says that it was skipped.
+	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName).catch(() => undefined);
+	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh, ...(podsDir === undefined ? {} : {podsDir})});
 	const titles = {host: `KVM host ${config.libvirtUri.text}`, node: `Worker node ${config.nodeName}`};
 	const results: CheckResult[] = [];
 	const asJson = flags['json'] === 'true';

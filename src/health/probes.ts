@@ -1,14 +1,19 @@
 /**
- * What kubelet asks by HTTP on the loopback of the node: `/startup` (as the existing adaptor's) and `/healthz`. Both say 200, and that they do is the
- * news: this is served when hypervisor.sock is, and by the same event loop. Says nothing of the KVM host: a restart of the daemon mends no host.
+ * What kubelet asks by HTTP on the loopback of the node: `/startup` (as upstream's) and `/healthz`. Both go through hypervisor.sock itself, as a shim
+ * does: 200 when it is answered there, 503 with the reason otherwise. During an update that is the other daemon, and right: the node is served. Says nothing
+ * of the KVM host: a restart of the daemon mends no host.
  */
-import {createServer, type Server} from 'node:http';
-import {backOff, pause} from '../lifetime.ts';
+import {createServer, type RequestListener, type Server, type ServerResponse} from 'node:http';
+import {FailureLog} from '../concurrency/failure-log.ts';
+import {retry} from '../concurrency/retry.ts';
+import {toError} from '../errors.ts';
 import type {Logger} from '../log.ts';
 
 export interface ProbeOptions {
 	/** PROBE_PORT */
 	readonly port: number;
+	/** Resolves when the API answers at its socket. */
+	readonly assertReachable: (signal: AbortSignal) => Promise<void>;
 	readonly log: Logger;
 	/** Pauses between attempts to listen: the first, and the longest. */
 	readonly retryMs?: readonly [first: number, longest: number];
@@ -20,9 +25,9 @@ const paths = ['/startup', '/healthz'];
  * Resolves at once. A port that is taken is tried again in the background: during a rolling update it is the other daemon's, on a node's own network
  * perhaps a stranger's, and neither is worth a pod.
  */
-export function serveProbes({port, log, retryMs = [500, 30_000]}: ProbeOptions): AsyncDisposable {
+export function serveProbes(options: ProbeOptions): AsyncDisposable {
 	const ending = new AbortController();
-	const listening = keepListening(port, log, retryMs, ending.signal);
+	const listening = keepListening(options, ending.signal);
 	return {
 		async [Symbol.asyncDispose]() {
 			ending.abort();
@@ -37,35 +42,52 @@ export function serveProbes({port, log, retryMs = [500, 30_000]}: ProbeOptions):
 	};
 }
 
-async function keepListening(port: number, log: Logger, retryMs: readonly [number, number], signal: AbortSignal): Promise<Server | undefined> {
-	let isTold = false;
-	for (const retryInMs of backOff(...retryMs)) {
-		try {
-			const server = await listen(port);
-			log.debug({port}, 'probes are served');
-			return server;
-		} catch (error) {
-			log[isTold ? 'debug' : 'warn']({port, retryInMs, err: error}, 'the port of the probes is taken, it is tried again (PROBE_PORT)');
-			isTold = true;
-		}
-
-		try {
-			await pause(retryInMs, signal);
-		} catch {
-			break;
-		}
+/** Undefined when the signal aborts before. Never throws. */
+async function keepListening({port, log, retryMs = [500, 30_000], assertReachable}: ProbeOptions, signal: AbortSignal): Promise<Server | undefined> {
+	try {
+		const server = await retry(async () => listen(port, answer(assertReachable, log, signal)), {
+			backOff: retryMs,
+			onFailure: (error, {attempt, retryInMs}) => log[attempt === 1 ? 'warn' : 'debug']({port, retryInMs, err: error}, 'the port of the probes is taken; trying again (PROBE_PORT)'),
+		}, signal);
+		log.debug({port}, 'probes are served');
+		return server;
+	} catch {
+		return undefined;
 	}
-
-	return undefined;
 }
 
-async function listen(port: number): Promise<Server> {
-	const server = createServer((request, response) => {
-		const isKnown = paths.includes(request.url ?? '');
-		const isAsked = request.method === 'GET' || request.method === 'HEAD';
-		response.writeHead(isKnown ? isAsked ? 200 : 405 : 404, {'content-type': 'text/plain'});
-		response.end(isKnown && isAsked ? 'ok\n' : '');
-	});
+function answer(assertReachable: ProbeOptions['assertReachable'], log: Logger, signal: AbortSignal): RequestListener {
+	const failures = new FailureLog();
+	const reply = (response: ServerResponse, status: number, text = ''): void => {
+		response.writeHead(status, {'content-type': 'text/plain'});
+		response.end(text);
+	};
+	return (request, response) => {
+		if (!paths.includes(request.url ?? '')) {
+			reply(response, 404);
+			return;
+		}
+
+		if (request.method !== 'GET' && request.method !== 'HEAD') {
+			reply(response, 405);
+			return;
+		}
+
+		assertReachable(signal).then(() => {
+			failures.recovered();
+			reply(response, 200, 'ok\n');
+		}, (error: unknown) => {
+			if (!signal.aborted && failures.failed()) {
+				log.error({err: error}, 'the hypervisor socket is not answered: kubelet is told that the daemon is not healthy');
+			}
+
+			reply(response, 503, `${toError(error).message}\n`);
+		});
+	};
+}
+
+async function listen(port: number, onRequest: RequestListener): Promise<Server> {
+	const server = createServer(onRequest);
 	const {promise, resolve, reject} = Promise.withResolvers<undefined>();
 	server.once('error', reject);
 	server.listen(port, '127.0.0.1', () => resolve(undefined));

@@ -76,6 +76,11 @@ export class Iproute2 {
 		await this.#run('point the tunnel at the pod VM', {netns: netnsPath, vni, address: remote}, argv, signal);
 	}
 
+	/** Its VNI stays reserved. @throws CommandError 'no-device', 'no-netns' */
+	async lowerTunnel(netnsPath: string, signal: AbortSignal): Promise<void> {
+		await this.#run('take the tunnel down', {netns: netnsPath}, [...inside(netnsPath), 'ip', 'link', 'set', tunnelInterface, 'down'], signal);
+	}
+
 	/** @throws CommandError 'no-device', 'no-netns' */
 	async removeTunnel(netnsPath: string, signal: AbortSignal): Promise<void> {
 		await this.#run('remove the tunnel', {netns: netnsPath}, [...inside(netnsPath), 'ip', 'link', 'del', tunnelInterface], signal);

@@ -234,6 +234,26 @@ class Tunnels implements KernelPodNetworks {
 		await this.#iproute2.redirect(netnsPath, network.interface, signal);
 	}
 
+	adopt(sandboxId: SandboxId, {netnsPath, netns, vxlanId: vni}: PodNetwork): void {
+		if (netns !== undefined && this.#tenancies.in(netns) === undefined) {
+			this.#tenancies.add({sandboxId, netnsPath, netns, vni, remotes: new Set(), isAdopted: true});
+			this.#vnis.adopt(vni);
+		}
+	}
+
+	async detach(network: PodNetwork, signal: AbortSignal): Promise<void> {
+		signal.throwIfAborted();
+		const {netnsPath, vxlanId: vni} = network;
+		if (await presenceOf(network, this.#ownNetns) !== 'present' || await this.#hasOtherTunnel(netnsPath, vni, signal)) {
+			return;
+		}
+
+		await settled({
+			tunnel: unlessAbsent(this.#iproute2.lowerTunnel(netnsPath, signal)),
+			redirection: unlessAbsent(this.#iproute2.removeRedirection(netnsPath, network.interface, signal)),
+		});
+	}
+
 	async release(network: PodNetwork, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		const tenancy = this.#tenancies.of(network);

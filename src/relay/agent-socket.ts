@@ -2,6 +2,7 @@
 import {chmod, mkdir, rmdir, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
 import {dirname} from 'node:path';
+import type {Logger} from '../log.ts';
 import {checkSocketPath, discardUnfinished, listenAt} from '../unix-listener.ts';
 
 const setting = 'PODS_DIR';
@@ -16,13 +17,13 @@ export function checkAgentSocketPath(path: string): void {
  * @param onConnection takes over the connection: paused, half-open allowed
  * @returns disposing stops listening and removes the socket, and its directory when that is empty; connections are not touched
  */
-export async function listenForShims(path: string, onConnection: (shim: Socket) => void): Promise<AsyncDisposable> {
+export async function listenForShims(path: string, log: Logger, onConnection: (shim: Socket) => void): Promise<AsyncDisposable> {
 	const directory = dirname(path);
 	await mkdir(directory, {recursive: true, mode: 0o700});
 	await chmod(directory, 0o700);
 	await using stack = new AsyncDisposableStack();
 	stack.defer(async () => removeUnless(['ENOENT', 'ENOTEMPTY', 'EEXIST'], rmdir(directory)));
-	stack.use(await listenAt({path, setting, allowHalfOpen: true, pauseOnConnect: true}, onConnection));
+	stack.use(await listenAt({path, setting, log, allowHalfOpen: true, pauseOnConnect: true}, onConnection));
 	return stack.move();
 }
 

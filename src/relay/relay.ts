@@ -107,7 +107,7 @@ class Relay implements AgentRelay {
 	}
 
 	async listen({socketPath}: RelayTarget): Promise<void> {
-		this.#parts.use(await listenForShims(socketPath, shim => this.#accept(shim)));
+		this.#parts.use(await listenForShims(socketPath, this.#log, shim => this.#accept(shim)));
 	}
 
 	fail(reason: Error): void {

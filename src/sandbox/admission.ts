@@ -21,13 +21,13 @@ export interface Prepared {
  *                └────────────┴──────── stop ───────────┴─────────────────┘──▶ stopping ──▶ gone
  *
  *  running ── the VM ends ──▶ failed
- *  restart ──▶ recovering ──▶ created, running, failed, stopping or gone, as the record and the hypervisor say
+ *  restart ──▶ recovering ──▶ created, running, failed, stopping or gone, as decision.ts decides
  */
 export type SandboxState =
-	| {readonly name: 'creating'; readonly made: Remains}
+	| {readonly name: 'creating'; readonly made: Leftovers}
 	/** Of an earlier run: its record is known, what has become of it is not yet. */
 	| {readonly name: 'recovering'; readonly record: SandboxRecord}
-	/** `isElsewhereToo`: taken up while the daemon before this one still ran, which may have a start of it waiting for its turn. */
+	/** `isElsewhereToo`: resumed while a predecessor was alive, which may have a start of it waiting for its turn. */
 	| {readonly name: 'created'; readonly prepared: Prepared; readonly isElsewhereToo?: boolean}
 	/** Nothing is known of a VM yet, but there may be one. */
 	| {readonly name: 'starting'; readonly prepared: Prepared}
@@ -36,16 +36,39 @@ export type SandboxState =
 	| {readonly name: 'running'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay: AgentRelay}
 	/**
 	 * Did not start, or its VM has ended. Remembered until it is stopped, so that a late call learns why.
-	 * `remains`: what could not be unwound, to be tried again; of a VM that has ended, everything.
+	 * `leftovers`: what could not be rolled back, to be tried again; of a VM that has ended, everything.
 	 */
-	| {readonly name: 'failed'; readonly reason: AdaptorError; readonly remains: Remains}
-	| {readonly name: 'stopping'; readonly remains: Remains}
+	| {readonly name: 'failed'; readonly reason: AdaptorError; readonly leftovers: Leftovers}
+	| {readonly name: 'stopping'; readonly leftovers: Leftovers}
 	| {readonly name: 'gone'};
+
+/**
+ * What may follow what. Every change of a sandbox's state is checked against it (`assertTransition`): a bug shows where it happens, not where it hurts.
+ * `created` goes back to `recovering` when a predecessor turns out to have started it.
+ */
+const transitions: Readonly<Record<SandboxState['name'], ReadonlyArray<SandboxState['name']>>> = {
+	creating: ['creating', 'created', 'stopping', 'gone'],
+	recovering: ['recovering', 'created', 'running', 'failed', 'stopping', 'gone'],
+	created: ['starting', 'recovering', 'failed', 'stopping', 'gone'],
+	starting: ['booting', 'failed', 'stopping'],
+	booting: ['booting', 'running', 'failed', 'stopping'],
+	running: ['failed', 'stopping'],
+	failed: ['stopping'],
+	stopping: ['stopping', 'gone'],
+	gone: [],
+};
+
+/** @throws AdaptorError 'internal' for a change that may not be */
+export function assertTransition(id: SandboxId, from: SandboxState['name'], to: SandboxState['name']): void {
+	if (!transitions[from].includes(to)) {
+		throw new AdaptorError({code: 'internal', what: `A sandbox may not go from ${from} to ${to}`, where: {sandboxId: id}, remedy: 'This is a bug of cloud-api-adaptor: please report it with the log of this sandbox.'});
+	}
+}
 
 export type StateOf<Name extends SandboxState['name']> = Extract<SandboxState, {readonly name: Name}>;
 
 /** What there may be to remove. */
-export interface Remains {
+export interface Leftovers {
 	/** Absent: none was reserved, or by an earlier run of the daemon. */
 	readonly network?: PodNetwork;
 	/** The namespace in which one may have been reserved, as far as anybody knows. */
@@ -55,7 +78,7 @@ export interface Remains {
 	readonly relay?: AgentRelay;
 }
 
-export const nothing: Remains = {mayHaveVm: false};
+export const nothing: Leftovers = {mayHaveVm: false};
 
 export type Verdict =
 	| {readonly verdict: 'go'}
@@ -101,7 +124,7 @@ export function refusal(id: SandboxId, why: 'not-found' | 'failed-precondition',
 }
 
 /** What a removal that begins now has to remove. */
-export function remainsOf(state: SandboxState): Remains {
+export function leftoversOf(state: SandboxState): Leftovers {
 	switch (state.name) {
 		case 'created': {
 			return {network: state.prepared.network, mayHaveVm: state.isElsewhereToo === true};
@@ -119,12 +142,12 @@ export function remainsOf(state: SandboxState): Remains {
 		}
 
 		case 'recovering': {
-			return remainsOnRecord(state.record);
+			return leftoversOnRecord(state.record);
 		}
 
 		case 'failed':
 		case 'stopping': {
-			return state.remains;
+			return state.leftovers;
 		}
 
 		case 'creating': {
@@ -138,7 +161,7 @@ export function remainsOf(state: SandboxState): Remains {
 }
 
 /** What an earlier run of the daemon may have left of a sandbox. */
-export function remainsOnRecord(record: SandboxRecord): Remains {
+export function leftoversOnRecord(record: SandboxRecord): Leftovers {
 	return record.state === 'creating' ? {reservingIn: record.netnsPath, mayHaveVm: false} : {network: record.network, mayHaveVm: true};
 }
 

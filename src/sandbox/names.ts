@@ -3,17 +3,17 @@ import type {LogFields} from '../log.ts';
 import type {StateOf} from './admission.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {ClaimedVm, RelayTarget, SandboxId} from './ports.ts';
-import type {SandboxWorld} from './world.ts';
+import type {SandboxContext} from './context.ts';
 
-export function agentSocketPath(id: SandboxId, {podsDir}: Pick<SandboxWorld, 'podsDir'>): string {
+export function agentSocketPath(id: SandboxId, {podsDir}: Pick<SandboxContext, 'podsDir'>): string {
 	return `${podsDir}/${id}/agent.ttrpc`;
 }
 
-export function relayTarget(id: SandboxId, {instanceName}: PodRequest, world: Pick<SandboxWorld, 'podsDir'>): RelayTarget {
-	return {sandboxId: id, instanceName, socketPath: agentSocketPath(id, world)};
+export function relayTarget(id: SandboxId, {instanceName}: PodRequest, context: Pick<SandboxContext, 'podsDir'>): RelayTarget {
+	return {sandboxId: id, instanceName, socketPath: agentSocketPath(id, context)};
 }
 
-export function claimedVm(id: SandboxId, {instanceName, pod}: PodRequest): ClaimedVm {
+export function registeredVm(id: SandboxId, {instanceName, pod}: PodRequest): ClaimedVm {
 	return {sandboxId: id, instanceName, pod};
 }
 

@@ -124,6 +124,13 @@ export interface PodNetworks {
 	identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork>;
 	/** Points the tunnel at the VM and redirects the pod's traffic into it. Idempotent; a second address replaces the first. */
 	attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void>;
+	/** What an earlier run has reserved, as its record says: nobody else may have the namespace or the VNI, before it is attached again too. */
+	adopt(sandboxId: SandboxId, network: PodNetwork): void;
+	/**
+	 * Cuts the pod off from its VM and keeps the VNI reserved: a VM that could not be removed may still send. Succeeds when there is no tunnel, or the
+	 * netns is gone.
+	 */
+	detach(network: PodNetwork, signal: AbortSignal): Promise<void>;
 	/** Removes tunnel, redirection and reservation. Succeeds when they, or the netns, are already gone. */
 	release(network: PodNetwork, signal: AbortSignal): Promise<void>;
 	/**
@@ -297,4 +304,14 @@ export interface Cluster {
 	reconcile(vms: readonly ClaimedVm[]): void;
 	/** Tells what happened to a pod, in the background; repetitions may be dropped. */
 	tell(pod: PodIdentity, event: PodEvent): void;
+}
+
+/** Daemons on the same PODS_DIR. During an update two of them run. */
+export interface OtherDaemons {
+	/** Whether one that began before this one may still be at work. Once false it stays so. */
+	hasPredecessor(): boolean;
+	/** Resolves when there is no predecessor. Rejects with the signal's reason only. */
+	predecessorsEnded(signal: AbortSignal): Promise<void>;
+	/** Whether one that began after this one is at work. */
+	hasSuccessor(): Promise<boolean>;
 }

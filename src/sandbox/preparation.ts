@@ -3,21 +3,21 @@
  * any time what there is to undo.
  */
 import {nothing, type StateOf} from './admission.ts';
-import type {OwnRecord} from './own-record.ts';
+import type {RecordWriter} from './record-writer.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {SandboxId} from './ports.ts';
-import type {SandboxWorld} from './world.ts';
+import type {SandboxContext} from './context.ts';
 
 /** @returns the states of a creation, each as soon as it is reached; the last is 'created' */
 export async function* prepare(
-	id: SandboxId, request: PodRequest, netnsPath: string, {networks, relays}: SandboxWorld, ownRecord: OwnRecord, signal: AbortSignal,
+	id: SandboxId, request: PodRequest, netnsPath: string, {networks, relays}: SandboxContext, recordWriter: RecordWriter, signal: AbortSignal,
 ): AsyncGenerator<StateOf<'creating' | 'created'>, void> {
-	await ownRecord.write({request, netnsPath, state: 'creating'});
+	await recordWriter.write({request, netnsPath, state: 'creating'});
 	yield {name: 'creating', made: {...nothing, reservingIn: netnsPath}};
 	const network = await networks.reserve(id, netnsPath, signal);
 	yield {name: 'creating', made: {...nothing, network}};
 	const tls = await relays.issue(request.instanceName, signal);
-	await ownRecord.write({request, network, state: 'created'});
+	await recordWriter.write({request, network, state: 'created'});
 	signal.throwIfAborted();
 	yield {name: 'created', prepared: {request, network, tls}};
 }

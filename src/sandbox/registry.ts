@@ -2,62 +2,68 @@
  * All sandboxes of this node: who exists, who has to make way for whom, who waits for a VM. The life of each is sandbox.ts's.
  */
 import {AdaptorError} from '../errors.ts';
-import {abortable, backOff, pause, Scope} from '../lifetime.ts';
+import {abortable, Scope} from '../lifetime.ts';
 import {occupiesPlace, refusal, vmIn} from './admission.ts';
-import {reapOrphans, type ReapingTimes} from './orphans.ts';
-import type {CreateSandbox, PodIdentity, PodVmRecord, Sandboxes, SandboxId} from './ports.ts';
-import {Sandbox} from './sandbox.ts';
-import type {SandboxWorld} from './world.ts';
+import type {SandboxContext} from './context.ts';
+import type {CreateSandbox, OtherDaemons, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
+import {Reconciler, type ReconcileTimes} from './reconcile.ts';
+import type {SandboxRecord} from './records.ts';
+import {Sandbox, type SandboxObserver} from './sandbox.ts';
+import {assertUsable, isUsableId} from './sandbox-id.ts';
 
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
-export interface RegistryOptions extends SandboxWorld, ReapingTimes {
+export interface RegistryOptions extends SandboxContext, ReconcileTimes {
 	/** Sandboxes that may have a VM at a time on this node, asked at each creation: it may change. No limit when undefined. */
 	readonly maxSandboxes: () => number | undefined;
-	/** How long closing waits for what is to be unwound or removed. */
+	/** How long closing waits for what is to be rolled back or removed. */
 	readonly closeTimeoutMs: number;
 }
 
 export class SandboxRegistry implements Sandboxes, AsyncDisposable {
-	readonly #world: RegistryOptions;
+	readonly #context: RegistryOptions;
 	readonly #sandboxes = new Map<SandboxId, Sandbox>();
+	readonly #reconciler: Reconciler;
 	readonly #vmWaiters = new Set<{readonly pod: PodName; readonly resolve: (name: string) => void}>();
 	/** Stops go on when their caller is gone; closing waits for them. */
 	readonly #stops = new Set<Promise<unknown>>();
-	/** Recovery and the search for orphans. */
-	readonly #background: Promise<unknown>[] = [];
 	/** Aborts when closing begins. */
 	readonly #closing = new AbortController();
+	readonly #observer: SandboxObserver;
+	#reconciling: Promise<void> | undefined;
 	#closed: Promise<void> | undefined;
 
-	constructor(world: RegistryOptions) {
-		this.#world = world;
+	constructor(context: RegistryOptions) {
+		this.#context = context;
+		this.#reconciler = new Reconciler(context, {
+			all: () => [...this.#sandboxes.values()],
+			get: id => this.#sandboxes.get(id),
+			adopt: record => this.#adopt(record),
+			remove: async (id, why) => this.#stop(id, why),
+		});
+		this.#observer = {
+			changed: sandbox => this.#changed(sandbox),
+			vmEnded: (sandbox, end) => void this.#reconciler.vmEnded(sandbox, end),
+		};
 	}
 
 	/**
-	 * Takes up what an earlier run of the daemon has left. Resolves when all its sandboxes are known: calls for them may come from then on, and
-	 * wait until it is settled, in the background, what has become of each. VMs that no sandbox is known for are searched for from then on.
-	 * @param halfMadeGraceMs how long to leave starts alone that seem to be cut off: not at all when no other daemon can be at them
+	 * Learns what an earlier run of the daemon has left, and reconciles from then on. Resolves when all its sandboxes are known: calls for them may come
+	 * from then on, and wait until each is in hand or removed.
+	 * @param others once it is known which other daemons are at work; nothing is rolled back or removed before
 	 */
-	async recover(halfMadeGraceMs: Promise<number>): Promise<void> {
-		const vms = this.#listing();
-		for (const record of await this.#world.records.readAll()) {
-			const {id} = record;
-			if (!isUsableId(id) || this.#sandboxes.has(id)) {
-				continue;
-			}
-
-			const sandbox = new Sandbox(id, this.#world, this.#changed, {name: 'recovering', record});
-			this.#sandboxes.set(id, sandbox);
-			this.#background.push(sandbox.recover(record, {vms, halfMadeGraceMs}));
+	async recover(others: Promise<OtherDaemons>): Promise<void> {
+		for (const record of await this.#context.records.readAll()) {
+			this.#adopt(record);
 		}
 
-		this.#background.push(reapOrphans({
-			...this.#world,
-			// What we would never have made a sandbox of is not ours to look for.
-			isKnown: id => this.#sandboxes.has(id) || !isUsableId(id),
-			reap: async id => this.#stop(id),
-		}, this.#closing.signal));
+		const {signal} = this.#closing;
+		this.#reconciling = abortable(others, signal).then(async known => this.#reconciler.run(known, signal)).catch(() => undefined);
+	}
+
+	/** Reconciles now: something has changed that may have gone unnoticed. */
+	reconcileSoon(): void {
+		this.#reconciler.soon();
 	}
 
 	async create(request: CreateSandbox, signal: AbortSignal): Promise<{readonly agentSocketPath: string}> {
@@ -69,7 +75,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		}
 
 		this.#assertPlace();
-		const sandbox = new Sandbox(id, this.#world, this.#changed);
+		const sandbox = new Sandbox(id, this.#context, this.#observer);
 		this.#sandboxes.set(id, sandbox);
 		await sandbox.create(request, signal);
 		this.#stopOlderOf(sandbox);
@@ -116,7 +122,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * Takes no new work, ends starts (they unwind), waits for stops, for a while: what is not done by then is on record, for the next daemon.
+	 * Takes no new work, ends starts (they are rolled back), waits for stops, for a while: what is not done by then the next daemon finds in the records.
 	 * Running VMs are left alone.
 	 */
 	async [Symbol.asyncDispose](): Promise<void> {
@@ -128,13 +134,13 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		this.#closing.abort(stoppingError());
 		const closing = new Set(this.#sandboxes.values());
 		const settled = Promise.allSettled([
-			...[...closing].map(async sandbox => sandbox.close().finally(() => closing.delete(sandbox))), ...this.#stops, ...this.#background,
+			...[...closing].map(async sandbox => sandbox.close().finally(() => closing.delete(sandbox))), ...this.#stops, this.#reconciling,
 		]);
-		using scope = new Scope().deadline(this.#world.closeTimeoutMs, 'sandboxes to be unwound or removed');
+		using scope = new Scope().deadline(this.#context.closeTimeoutMs, 'sandboxes to be rolled back or removed');
 		try {
 			await abortable(settled, scope.signal);
 		} catch (error) {
-			this.#world.log.warn({err: error, count: closing.size}, 'ending before everything is unwound: it is on record, the next daemon goes on');
+			this.#context.log.warn({err: error, count: closing.size}, 'shutdown timed out; the next daemon continues the clean-up');
 		}
 	}
 
@@ -159,8 +165,23 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			return undefined;
 		}
 
-		const sandbox = new Sandbox(id, this.#world, this.#changed, {name: 'stopping', remains: {mayHaveVm: true}});
+		const sandbox = new Sandbox(id, this.#context, this.#observer, {name: 'stopping', leftovers: {mayHaveVm: true}});
 		this.#sandboxes.set(id, sandbox);
+		return sandbox;
+	}
+
+	#adopt(record: SandboxRecord): Sandbox | undefined {
+		const {id} = record;
+		if (!isUsableId(id) || this.#sandboxes.has(id)) {
+			return undefined;
+		}
+
+		const sandbox = new Sandbox(id, this.#context, this.#observer, {name: 'recovering', record});
+		this.#sandboxes.set(id, sandbox);
+		if (record.state !== 'creating') {
+			this.#context.networks.adopt(id, record.network);
+		}
+
 		return sandbox;
 	}
 
@@ -177,14 +198,14 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			}
 
 			const names = {sandboxId: older.id, pod: `${newer.pod.namespace}/${newer.pod.name}`};
-			this.#world.log.warn({...names, reason: `superseded by sandbox ${newer.id}`}, 'stopping the older sandbox of a pod');
+			this.#context.log.warn({...names, reason: `superseded by sandbox ${newer.id}`}, 'stopping the older sandbox of a pod');
 			this.#stop(older.id, `The pod has a newer sandbox, ${newer.id}`).catch((error: unknown) => {
-				this.#world.log.warn({...names, err: error}, 'could not remove the older sandbox of a pod, it is tried again');
+				this.#context.log.warn({...names, err: error}, 'could not remove the older sandbox of a pod; trying again');
 			});
 		}
 	}
 
-	readonly #changed = (sandbox: Sandbox): void => {
+	#changed(sandbox: Sandbox): void {
 		const vm = vmIn(sandbox.state);
 		for (const waiter of vm === undefined ? [] : this.#vmWaiters) {
 			if (vm !== undefined && isSamePod(sandbox.pod, waiter.pod)) {
@@ -195,30 +216,10 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		if (sandbox.state.name === 'gone') {
 			this.#sandboxes.delete(sandbox.id);
 		}
-	};
-
-	/** The hypervisor's list, asked for once at a time whoever wants it, and until it answers. */
-	#listing(): (signal: AbortSignal) => Promise<readonly PodVmRecord[]> {
-		let listing: Promise<readonly PodVmRecord[]> | undefined;
-		return async signal => {
-			const pauses = backOff(...this.#world.removalRetryMs);
-			for (;;) {
-				listing ??= this.#world.podVms.list(this.#closing.signal).finally(() => {
-					listing = undefined;
-				});
-				try {
-					return await abortable(listing, signal);
-				} catch (error) {
-					signal.throwIfAborted();
-					this.#world.log.debug({err: error}, 'the VMs of this node cannot be listed yet');
-					await pause(pauses.next().value, signal);
-				}
-			}
-		};
 	}
 
 	#assertPlace(): void {
-		const maxSandboxes = this.#world.maxSandboxes();
+		const maxSandboxes = this.#context.maxSandboxes();
 		const taken = [...this.#sandboxes.values()].filter(({state}) => occupiesPlace(state)).length;
 		if (maxSandboxes !== undefined && taken >= maxSandboxes) {
 			throw new AdaptorError({
@@ -243,29 +244,4 @@ function stoppingError(): AdaptorError {
 
 function isSamePod(one: PodName | undefined, other: PodName): boolean {
 	return one?.name === other.name && one.namespace === other.namespace;
-}
-
-function isUsableId(id: SandboxId): boolean {
-	return /^[A-Za-z\d][\w.-]{0,127}$/.test(id);
-}
-
-/** The id becomes part of a path and of names at the hypervisor. */
-function assertUsable({id, netnsPath}: CreateSandbox): void {
-	if (!isUsableId(id)) {
-		throw new AdaptorError({
-			code: 'invalid-argument',
-			what: 'The sandbox id is not usable as a file name',
-			where: {sandboxId: id.slice(0, 128)},
-			remedy: 'It must be 1 to 128 letters, digits, ".", "_" or "-", and begin with a letter or digit.',
-		});
-	}
-
-	if (!netnsPath.startsWith('/') || netnsPath.includes('\0')) {
-		throw new AdaptorError({
-			code: 'invalid-argument',
-			what: 'The network namespace is not an absolute path',
-			where: {sandboxId: id, netns: netnsPath.slice(0, 256)},
-			remedy: 'Host-network pods cannot run as peer pods; use the default runtime class for them.',
-		});
-	}
 }

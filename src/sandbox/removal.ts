@@ -1,65 +1,106 @@
 /**
- * How what there is of a sandbox is removed: once, in an order that matters; and again and again, until it has succeeded.
- * Knows no states: what there is to remove is said by whoever wants it gone.
+ * How a sandbox is removed: once, in an order that matters, past every part that fails; and again, until nothing is left.
+ * Knows no states: the caller says what there may be to remove.
  */
-import {abortable, backOff, pause, Scope} from '../lifetime.ts';
+import {retry} from '../concurrency/retry.ts';
+import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {abortable, pause, Scope} from '../lifetime.ts';
 import {levelOfAttempt, type Logger} from '../log.ts';
-import type {Remains} from './admission.ts';
-import {agentSocketPath, claimedVm} from './names.ts';
+import type {Leftovers} from './admission.ts';
+import type {SandboxContext} from './context.ts';
+import {agentSocketPath, registeredVm} from './names.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {SandboxId} from './ports.ts';
-import type {SandboxWorld} from './world.ts';
+
+/** What remains of a sandbox whose VM and network are gone: files of it in PODS_DIR, and why. */
+export type FilesLeft = AdaptorError | undefined;
 
 /**
- * One attempt, within the time budget of one. In this order: a VNI is free for others only when no VM can use it any more.
- * @param request of a sandbox that was created: the cluster may have been told of its VM
+ * One attempt. The VM goes before its VNI is given back, so that it is not another pod's while the VM may still send. A VM that cannot be removed keeps
+ * nothing else from being removed: the pod is cut off from it, and its VNI stays reserved. The record goes last, and only when the VM and the network
+ * are gone: without it nobody would try again. Each part has a time budget of its own, so that one that hangs costs the others nothing.
+ * @param request of a sandbox that was created: the cluster may know its VM
+ * @returns what is left in PODS_DIR, which nobody but this node notices
+ * @throws AdaptorError naming the parts that are left
  */
-export async function clear(id: SandboxId, {network, reservingIn, mayHaveVm, relay}: Remains, request: PodRequest | undefined, world: SandboxWorld): Promise<void> {
-	const {podVms, networks, relays, cluster, records, cleanupTimeoutMs} = world;
-	using scope = new Scope().deadline(cleanupTimeoutMs, 'the sandbox to be removed');
-	const clearAll = async (): Promise<void> => {
-		await relay?.[Symbol.asyncDispose]();
-		if (mayHaveVm) {
+export async function clear(
+	id: SandboxId, {network, reservingIn, mayHaveVm, relay}: Leftovers, request: PodRequest | undefined, context: SandboxContext,
+): Promise<FilesLeft> {
+	const {podVms, networks, relays, cluster, records, cleanupTimeoutMs} = context;
+	const left = new Map<string, unknown>();
+	const filesLeft = new Map<string, unknown>();
+	const remove = async (part: string, work: (signal: AbortSignal) => Promise<unknown>, failures = left): Promise<void> => {
+		using scope = new Scope().deadline(cleanupTimeoutMs, `${part} to be removed`);
+		try {
+			// A port that ignores its signal must not hold the sandbox for ever.
+			await abortable(work(scope.signal), scope.signal);
+		} catch (error) {
+			failures.set(part, error);
+		}
+	};
+
+	await remove('the agent socket', async () => relay?.[Symbol.asyncDispose](), filesLeft);
+	if (mayHaveVm) {
+		await remove('the VM', async signal => {
 			if (network === undefined) {
 				// No record says what the VM's network was. The VM does, as long as it is there.
-				const vms = (await podVms.list(scope.signal)).filter(({sandboxId}) => sandboxId === id);
-				await Promise.all(vms.map(async ({vni}) => networks.forget(vni, scope.signal)));
+				const vms = (await podVms.list(signal)).filter(({sandboxId}) => sandboxId === id);
+				await Promise.all(vms.map(async ({vni}) => networks.forget(vni, signal)));
 			}
 
-			await podVms.delete(id, scope.signal);
-			await relays.discard(agentSocketPath(id, world));
-		}
+			await podVms.delete(id, signal);
+		});
+		await remove('the agent socket', async () => relays.discard(agentSocketPath(id, context)), filesLeft);
+	}
 
-		// Also without a VM: a daemon that died had perhaps come to the claim and no further.
-		if (request !== undefined) {
-			cluster.disclaim(claimedVm(id, request));
-		}
+	// Also without a VM: a daemon that died had perhaps come to the registration and no further.
+	if (request !== undefined && left.size === 0) {
+		cluster.disclaim(registeredVm(id, request));
+	}
 
+	await remove('the tunnel', async signal => {
 		if (network !== undefined) {
-			await networks.release(network, scope.signal);
+			await (left.has('the VM') ? networks.detach(network, signal) : networks.release(network, signal));
 		}
 
 		if (reservingIn !== undefined) {
-			await networks.abandon(id, reservingIn, scope.signal);
+			await networks.abandon(id, reservingIn, signal);
 		}
+	});
+	if (left.size > 0) {
+		throw leftError(id, 'Could not remove the whole sandbox', left);
+	}
 
-		// Last: from here on nobody would look for what is left.
-		await records.remove(id);
-	};
+	await remove('the record', async () => records.remove(id), filesLeft);
+	return filesLeft.size === 0 ? undefined : leftError(id, 'Could not remove the sandbox\'s files in PODS_DIR', filesLeft);
+}
 
-	// A port that ignores its signal must not hold the mailbox for ever.
-	await abortable(clearAll(), scope.signal);
+/** One failure speaks for itself; of several the first one's code counts, and all are causes. */
+function leftError(id: SandboxId, what: string, left: ReadonlyMap<string, unknown>): AdaptorError {
+	const [first, ...others] = left.values();
+	if (first instanceof AdaptorError && others.length === 0) {
+		return first;
+	}
+
+	const reasons = Array.from(left, ([part, error]) => `${part}: ${error instanceof AdaptorError ? error.what : toError(error).message}`);
+	return new AdaptorError({
+		code: codeOf(first),
+		what: `${what}; left are ${reasons.join('; ')}`,
+		where: {sandboxId: id},
+		remedy: first instanceof AdaptorError && first.remedy !== undefined ? first.remedy : 'It is tried again until nothing is left.',
+		cause: others.length === 0 ? first : new AggregateError(left.values(), what),
+	});
 }
 
 /** The promise that a sandbox is removed, kept in the background from the first failure on. */
 export class RemovalRetries {
 	readonly #remove: () => Promise<void>;
-	readonly #retryMs: SandboxWorld['removalRetryMs'];
+	readonly #retryMs: SandboxContext['removalRetryMs'];
 	readonly #over = new AbortController();
 	#underWay: Promise<void> | undefined;
 
-	/** @param remove one attempt; that it succeeded is told by `end` */
-	constructor(remove: () => Promise<void>, retryMs: SandboxWorld['removalRetryMs']) {
+	/** @param remove one attempt, which rejects while something is left; it succeeded for good once `end` is called */
+	constructor(remove: () => Promise<void>, retryMs: SandboxContext['removalRetryMs']) {
 		this.#remove = remove;
 		this.#retryMs = retryMs;
 	}
@@ -77,20 +118,17 @@ export class RemovalRetries {
 
 	/** Never throws. */
 	async #retry(log: Logger): Promise<void> {
-		let attempt = 0;
-		for (const delayMs of backOff(...this.#retryMs)) {
-			try {
-				await pause(delayMs, this.#over.signal);
-			} catch {
-				return;
-			}
-
-			attempt++;
-			try {
-				await this.#remove();
-			} catch (error) {
-				log[levelOfAttempt(attempt)]({err: error, attempt}, 'sandbox removal failed, it is tried again');
-			}
+		const {signal} = this.#over;
+		try {
+			await pause(this.#retryMs[0], signal);
+			await retry(this.#remove, {
+				backOff: this.#retryMs,
+				onFailure: (error, {attempt, retryInMs}) => log[levelOfAttempt(attempt)]({err: error, attempt, retryInMs}, 'could not remove the sandbox; trying again'),
+			}, signal);
+		} catch {
+			// It is gone meanwhile, or the daemon stops.
 		}
+
+		this.#underWay = undefined;
 	}
 }

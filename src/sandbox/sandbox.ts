@@ -1,55 +1,71 @@
 /**
- * One sandbox: its state, its mailbox, and the order in which things are made and unmade. What may happen when is admission.ts's;
- * how each thing is done is the ports'. Knows nothing of other sandboxes.
+ * One sandbox: its state, and the order in which things are made and removed. Calls of the shim come in at `create`, `start` and `stop`; what reconcile.ts
+ * has decided comes in at `resume`, `rollBack`, `end` and `letGo`. What may happen when is admission.ts's; how each thing is done is the ports'. Knows
+ * nothing of other sandboxes. Its tasks run one at a time: they share the sandbox's key of the context's mutex.
  */
+import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
-import {pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
-import {admitStart, nothing, refusal, remainsOf, type Prepared, type Remains, type SandboxState, type StateOf} from './admission.ts';
+import {abortable, Scope} from '../lifetime.ts';
+import {levelOfAttempt, type Logger} from '../log.ts';
+import {
+	admitStart, assertTransition, leftoversOf, nothing, refusal, type Leftovers, type Prepared, type SandboxState, type StateOf,
+} from './admission.ts';
 import {bringUp} from './bring-up.ts';
-import {agentSocketPath, createdNames, runningNames} from './names.ts';
-import {OwnRecord} from './own-record.ts';
+import type {SandboxContext} from './context.ts';
+import {agentSocketPath, createdNames, registeredVm, runningNames} from './names.ts';
 import {podRequest, type PodRequest} from './pod-request.ts';
-import type {CreateSandbox, PodIdentity, SandboxId} from './ports.ts';
+import type {ClaimedVm, CreateSandbox, PodIdentity, PodNetwork, SandboxId} from './ports.ts';
 import {prepare} from './preparation.ts';
+import {RecordWriter} from './record-writer.ts';
 import type {SandboxRecord} from './records.ts';
-import {movedOn, resume, type Finding, type Recovery} from './recovery.ts';
 import {clear, RemovalRetries} from './removal.ts';
+import {resumeCreated, resumeRunning} from './resumption.ts';
 import {Stages} from './stages.ts';
-import type {SandboxWorld} from './world.ts';
+import {PodVmEndedError} from './vm-ended.ts';
 
-/** Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks cost. */
-const endedGraceMs = 300_000;
+/** A start whose time is up is rolled back before its caller is answered, for so long at most: START_TIMEOUT is to end within the caller's patience. */
+const rollBackPatienceMs = 5000;
 
-/** A start whose time is up is unwound before its caller is answered, for so long at most: START_TIMEOUT is to end within the caller's patience. */
-const unwindPatienceMs = 5000;
-
-/** For what must be done whoever waits for it. */
+/** For what must be done, even when nobody waits for it. */
 const unconditional = new AbortController().signal;
+
+export interface SandboxObserver {
+	/** After every change of state. */
+	readonly changed: (sandbox: Sandbox) => void;
+	/** Its VM has ended: of one that runs, or of one that was being resumed. */
+	readonly vmEnded: (sandbox: Sandbox, end: PodVmEndedError) => void;
+}
 
 export class Sandbox {
 	readonly id: SandboxId;
 	readonly agentSocketPath: string;
-	readonly #world: SandboxWorld;
-	readonly #onChange: (sandbox: Sandbox) => void;
-	/** Ends a creation or a start, also one whose turn has not come: the sandbox is to be stopped, or the daemon is. */
+	readonly #context: SandboxContext;
+	readonly #observer: SandboxObserver;
+	/** Ends a creation, a start or a resumption, also one whose turn has not come: the sandbox is to be stopped, or the daemon is. */
 	readonly #end = new AbortController();
-	readonly #ownRecord: OwnRecord;
+	readonly #recordWriter: RecordWriter;
 	readonly #removalRetries: RemovalRetries;
+	/** Resolves at the next change of state. */
+	#change = Promise.withResolvers<undefined>();
+	/** While an earlier run's sandbox is being taken in hand. */
+	#resumption: Scope | undefined;
 	#log: Logger;
 	#pod: PodIdentity | undefined;
 	#state: SandboxState;
 
-	/** @param onChange called after every change of state */
-	constructor(id: SandboxId, world: SandboxWorld, onChange: (sandbox: Sandbox) => void, state: SandboxState = {name: 'creating', made: nothing}) {
+	constructor(id: SandboxId, context: SandboxContext, observer: SandboxObserver, state: SandboxState = {name: 'creating', made: nothing}) {
 		this.id = id;
-		this.#world = world;
-		this.#onChange = onChange;
+		this.#context = context;
+		this.#observer = observer;
 		this.#state = state;
-		this.agentSocketPath = agentSocketPath(id, world);
-		this.#ownRecord = new OwnRecord(id, world.records);
-		this.#removalRetries = new RemovalRetries(async () => world.mutex.run(id, async () => this.#remove(), unconditional), world.removalRetryMs);
-		this.#log = world.log.child({sandboxId: id});
+		this.agentSocketPath = agentSocketPath(id, context);
+		this.#recordWriter = new RecordWriter(id, context.records);
+		this.#removalRetries = new RemovalRetries(async () => this.#exclusively(async () => this.#remove('throws')), context.removalRetryMs);
+		this.#log = context.log.child({sandboxId: id});
+		if (state.name === 'recovering') {
+			this.#know(state.record.request);
+			this.#recordWriter.remember(state.record);
+		}
 	}
 
 	get state(): SandboxState {
@@ -61,15 +77,26 @@ export class Sandbox {
 		return this.#pod;
 	}
 
+	/** What it reserved, from the moment in which it is created. */
+	get network(): PodNetwork | undefined {
+		return this.#recordWriter.network;
+	}
+
+	/** What the cluster may know it by, once it is created. */
+	get vm(): ClaimedVm | undefined {
+		const {request} = this.#recordWriter;
+		return request === undefined ? undefined : registeredVm(this.id, request);
+	}
+
 	/** To be called once, first. On failure the sandbox is gone and nothing is left of it. */
 	async create({annotations, netnsPath}: CreateSandbox, signal: AbortSignal): Promise<void> {
-		const {policy, createTimeoutMs} = this.#world;
-		return this.#world.mutex.run(this.id, async () => {
+		const {policy, createTimeoutMs} = this.#context;
+		return this.#exclusively(async () => {
 			using scope = new Scope(signal, this.#end.signal).deadline(createTimeoutMs, 'the sandbox to be created');
 			try {
 				const request = podRequest(this.id, annotations, policy);
 				this.#know(request);
-				for await (const state of prepare(this.id, request, netnsPath, this.#world, this.#ownRecord, scope.signal)) {
+				for await (const state of prepare(this.id, request, netnsPath, this.#context, this.#recordWriter, scope.signal)) {
 					this.#setState(state);
 					if (state.name === 'created') {
 						this.#log.info(createdNames(state), 'sandbox created');
@@ -79,126 +106,73 @@ export class Sandbox {
 				await this.#unmake();
 				throw rootCause(thrown, scope.signal);
 			}
-		}, unconditional);
+		});
 	}
 
 	/**
-	 * To be called once, first, instead of `create`: takes up what an earlier run has left, and tries until that is settled. A running VM is
-	 * served again at the same socket; a start that was cut off is unwound, a removal completed. Never throws.
-	 */
-	async recover(record: SandboxRecord, recovery: Recovery): Promise<void> {
-		this.#know(record.request);
-		this.#takeUp(record);
-		try {
-			await this.#world.mutex.run(this.id, async () => this.#settle(recovery), this.#end.signal);
-			await this.#followElsewhere(recovery);
-		} catch (error) {
-			if (!this.#end.signal.aborted) {
-				this.#log.error({err: error}, 'what another daemon makes of the sandbox will go unnoticed');
-			}
-		}
-	}
-
-	/** With the mailbox held. Rejects when this is ended. */
-	async #settle(recovery: Recovery): Promise<void> {
-		const resumption = {...recovery, world: this.#world, ownRecord: this.#ownRecord, log: this.#log};
-		while (this.#state.name === 'recovering') {
-			await this.#follow(await resume(this.#state.record, resumption, this.#end.signal));
-		}
-	}
-
-	async #follow(finding: Finding): Promise<void> {
-		switch (finding.verdict) {
-			case 'goes-on': {
-				this.#setState(finding.state);
-				return;
-			}
-
-			case 'moved-on': {
-				this.#takeUp(finding.to);
-				return;
-			}
-
-			case 'cut-off': {
-				await this.#unmake();
-				return;
-			}
-
-			case 'stopping': {
-				try {
-					await this.#remove();
-				} catch (error) {
-					this.#log.warn({err: error}, 'sandbox removal failed, it is tried again');
-					this.#removalRetries.begin(this.#log);
-				}
-
-				return;
-			}
-
-			case 'lost': {
-				this.#setState({name: 'failed', reason: finding.reason, remains: await this.#unwind(remainsOf(this.#state))});
-			}
-		}
-	}
-
-	/** @param record none: the daemon before this one has left nothing of it */
-	#takeUp(record: SandboxRecord | undefined): void {
-		this.#ownRecord.remember(record);
-		this.#setState(record === undefined ? {name: 'gone'} : {name: 'recovering', record});
-	}
-
-	/**
-	 * A start that waits for its turn in a daemon which this one overlaps with leaves no trace yet. Looks for one until that daemon must have
-	 * ended; what it has made of the sandbox is taken up then.
-	 */
-	async #followElsewhere(recovery: Recovery): Promise<void> {
-		const {signal} = this.#end;
-		const state = this.#state;
-		if (state.name !== 'created' || state.isElsewhereToo !== true) {
-			return;
-		}
-
-		const change = await movedOn({id: this.id, state: 'created'}, this.#world.records, recovery.halfMadeGraceMs, signal);
-		await this.#world.mutex.run(this.id, async () => {
-			// Unless it was this daemon that started it.
-			if (change !== undefined && this.#state === state) {
-				await this.#follow(change);
-				await this.#settle(recovery);
-			}
-		}, signal);
-	}
-
-	/**
-	 * Resolves when the agent can be reached. On failure or abort everything is unwound first, unless that takes long: then it goes on when the
-	 * caller has its answer. The sandbox stays, failed. Behind another start, or until it is known what an earlier run has left of it, it waits
+	 * Resolves when the agent can be reached. On failure or abort everything is rolled back first, unless that takes long: then it goes on when the
+	 * caller has its answer. The sandbox stays, failed. Behind another start, or until a sandbox of an earlier run is in hand, it waits
 	 * for its turn: an abort then changes nothing. That counts towards its time, too.
 	 */
 	async start(signal: AbortSignal): Promise<void> {
-		using scope = new Scope(signal).deadline(this.#world.startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
+		using scope = new Scope(signal).deadline(this.#context.startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
 		const late = Promise.withResolvers<never>();
-		const whole = this.#world.mutex.run(this.id, async () => {
-			const admitted = admitStart(this.#state);
-			if (admitted.verdict === 'refuse') {
-				throw refusal(this.id, admitted.why, admitted.cause);
+		late.promise.catch(() => undefined);
+		let isDone = false;
+		while (!isDone) {
+			using waiting = new Scope(scope.signal, this.#end.signal);
+			while (this.#state.name === 'recovering') {
+				await abortable(this.#change.promise, waiting.signal);
 			}
 
-			if (admitted.verdict === 'go' && this.#state.name === 'created') {
-				this.#end.signal.throwIfAborted();
-				await this.#bringUp(this.#state.prepared, late.reject, scope.signal);
-			}
-		}, scope.signal);
-		await Promise.race([whole, late.promise]);
+			isDone = await Promise.race([late.promise, this.#exclusively(async () => this.#startIfAdmitted(late.reject, scope.signal), scope.signal)]);
+		}
+	}
+
+	/** @returns false when what became of the sandbox has to be waited for once more */
+	async #startIfAdmitted(answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<boolean> {
+		if (this.#state.name === 'recovering') {
+			return false;
+		}
+
+		if (this.#state.name === 'created' && this.#state.isElsewhereToo === true && await this.#hasMovedOn()) {
+			return false;
+		}
+
+		const admitted = admitStart(this.#state);
+		if (admitted.verdict === 'refuse') {
+			throw refusal(this.id, admitted.why, admitted.cause);
+		}
+
+		if (admitted.verdict === 'go' && this.#state.name === 'created') {
+			this.#end.signal.throwIfAborted();
+			await this.#bringUp(this.#state.prepared, answer, signal);
+		}
+
+		return true;
+	}
+
+	/** With the sandbox held. Whether a predecessor has started or removed it meanwhile. */
+	async #hasMovedOn(): Promise<boolean> {
+		const record = await this.#context.records.read(this.id);
+		if (record?.state === 'created') {
+			return false;
+		}
+
+		this.#recordWriter.remember(record);
+		this.#setState(record === undefined ? {name: 'gone'} : {name: 'recovering', record});
+		return true;
 	}
 
 	/**
 	 * Ends whatever is under way, removes everything, and says when. The removal does not depend on the caller: what fails is tried again
-	 * until it succeeds, in the background; the first failure is thrown.
+	 * until it succeeds, in the background; the first failure is thrown, unless only files in PODS_DIR are left.
 	 * @param why what the caller of a start that this ends gets to read
 	 */
 	async stop(why = 'The sandbox was stopped while it was being started'): Promise<void> {
 		this.#end.abort(new AdaptorError({code: 'aborted', what: why, where: {sandboxId: this.id}}));
 		try {
-			await this.#world.mutex.run(this.id, async () => this.#remove(), unconditional);
+			await this.#exclusively(async () => this.#remove('goes on'));
 		} catch (error) {
 			this.#removalRetries.begin(this.#log);
 			throw error;
@@ -206,16 +180,16 @@ export class Sandbox {
 	}
 
 	/**
-	 * The daemon stops: ends a start (it unwinds), and closes the relay that is open. Its VM is left alone, and so is what was only
+	 * The daemon stops: ends a start (it is rolled back), and closes the relay that is open. Its VM is left alone, and so is what was only
 	 * created or is being removed: the next daemon finds the record, or the VM, and goes on. Never throws.
 	 */
 	async close(): Promise<void> {
 		this.#end.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'}));
 		const noRetries = this.#removalRetries.end();
 		try {
-			await this.#world.mutex.run(this.id, async () => {
-				await remainsOf(this.#state).relay?.[Symbol.asyncDispose]();
-			}, unconditional);
+			await this.#exclusively(async () => {
+				await leftoversOf(this.#state).relay?.[Symbol.asyncDispose]();
+			});
 		} catch (error) {
 			this.#log.warn({err: error}, 'agent relay did not close');
 		}
@@ -223,20 +197,149 @@ export class Sandbox {
 		await noRetries;
 	}
 
-	/** @param answer for a caller who is not to wait until this rejects: told why, when the start is over and its unwinding takes long */
+	/** A predecessor has brought it on: to another record, or to its end. Nothing happens when it is in hand meanwhile. */
+	async follow(record: SandboxRecord | undefined): Promise<void> {
+		const state = this.#state;
+		this.#resumption?.abort(new AdaptorError({code: 'aborted', what: 'Another daemon has changed the sandbox'}));
+		await this.#exclusively(async () => {
+			if (this.#state === state && (state.name === 'recovering' || state.name === 'created')) {
+				this.#recordWriter.remember(record);
+				this.#setState(record === undefined ? {name: 'gone'} : {name: 'recovering', record});
+			}
+		}, this.#end.signal);
+	}
+
+	/**
+	 * Takes an earlier run's sandbox in hand, in the background: tries until it is done, and the observer hears when its VM has ended meanwhile. Does
+	 * nothing while that is under way, or when it is in hand.
+	 * @param hasPredecessor one may be starting it
+	 */
+	resume(hasPredecessor: boolean): void {
+		if (this.#state.name === 'recovering' && this.#resumption === undefined && !this.#end.signal.aborted) {
+			void this.#resume(this.#state.record, hasPredecessor);
+		}
+	}
+
+	/**
+	 * Removes what was made of a sandbox that cannot go on: of a creation that was cut off everything, else the sandbox is remembered as failed.
+	 * @param reason what a late call gets to read
+	 */
+	async rollBack(reason: AdaptorError): Promise<void> {
+		const state = this.#state;
+		this.#resumption?.abort(reason);
+		await this.#exclusively(async () => {
+			if (this.#state !== state) {
+				return;
+			}
+
+			this.#log.warn({err: reason}, 'sandbox rolled back');
+			if (state.name === 'recovering' && state.record.state === 'creating') {
+				await this.#unmake();
+				return;
+			}
+
+			const leftovers = {...leftoversOf(state), mayHaveVm: true};
+			this.#setState({name: 'failed', reason, leftovers: await this.#rollBack(leftovers)});
+		}, this.#end.signal);
+	}
+
+	/**
+	 * Its VM has ended by itself. Callers with calls under way learn it at once, and so do all who call from then on: the relay
+	 * is served on for that, and with it everything else stays as it is until the sandbox is stopped.
+	 */
+	async end(reason: AdaptorError): Promise<void> {
+		const state = this.#state;
+		if (state.name === 'running') {
+			state.relay.fail(reason);
+			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
+			this.#context.cluster.tell(state.prepared.request.pod, {type: 'Warning', reason: 'PodVMEnded', message: reason.message});
+			await this.#failed(state, reason, leftoversOf(state));
+		}
+	}
+
+	/** Another daemon removes it, or has: what is open here answers with the reason until it is closed with the daemon. */
+	async letGo(reason: AdaptorError): Promise<void> {
+		const state = this.#state;
+		if (state.name === 'running') {
+			state.relay.fail(reason);
+			this.#log.info({reason: reason.what, vmId: state.vm.uuid}, 'sandbox left to the daemon that took over');
+			await this.#failed(state, reason, {mayHaveVm: false, relay: state.relay});
+		}
+	}
+
+	async #failed(state: SandboxState, reason: AdaptorError, leftovers: Leftovers): Promise<void> {
+		await this.#exclusively(async () => {
+			if (this.#state === state) {
+				this.#setState({name: 'failed', reason, leftovers});
+			}
+		}, this.#end.signal);
+	}
+
+	/** Never throws. */
+	async #resume(record: SandboxRecord, hasPredecessor: boolean): Promise<void> {
+		using scope = new Scope(this.#end.signal);
+		this.#resumption = scope;
+		const {signal} = scope;
+		try {
+			await this.#exclusively(async () => {
+				const state = await retry(async () => this.#resumed(record, hasPredecessor, signal), {
+					backOff: this.#context.removalRetryMs,
+					onFailure: (error, {attempt, retryInMs}) => {
+						if (error instanceof PodVmEndedError) {
+							throw error;
+						}
+
+						// The host is away, perhaps: no reason to give a running pod up.
+						this.#log[levelOfAttempt(attempt)]({err: error, attempt, retryInMs}, 'could not resume the sandbox yet; trying again');
+					},
+				}, signal);
+				this.#setState(state);
+				if (state.name === 'running') {
+					this.#log.info(runningNames(state), 'sandbox resumed');
+				} else {
+					this.#log.info({vni: state.prepared.network.vxlanId}, 'sandbox resumed, not started yet');
+				}
+			}, signal);
+		} catch (error) {
+			if (error instanceof PodVmEndedError && !signal.aborted) {
+				this.#observer.vmEnded(this, error);
+			}
+		} finally {
+			this.#resumption = undefined;
+		}
+	}
+
+	async #resumed(record: SandboxRecord, hasPredecessor: boolean, signal: AbortSignal): Promise<StateOf<'created' | 'running'>> {
+		switch (record.state) {
+			case 'running': {
+				return resumeRunning(record, this.#context, this.#recordWriter, this.#log, signal);
+			}
+
+			case 'created': {
+				return resumeCreated(record, this.#context, hasPredecessor, signal);
+			}
+
+			case 'creating':
+			case 'stopping': {
+				throw new AdaptorError({code: 'internal', what: `A sandbox whose record says ${record.state} cannot be resumed`, where: {sandboxId: this.id}});
+			}
+		}
+	}
+
+	/** @param answer for a caller who is not to wait until this rejects: told why, when the start is over and its roll-back takes long */
 	async #bringUp(prepared: Prepared, answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<void> {
-		const {podVms, cluster} = this.#world;
+		const {podVms, cluster} = this.#context;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal);
 		const stages = new Stages();
 		let failure: AdaptorError | undefined;
 		using timers = new DisposableStack();
 		scope.signal.addEventListener('abort', () => {
-			const timer = setTimeout(() => answer(failure ?? stages.failed(scope.signal.reason, [])), this.#world.unwindPatienceMs ?? unwindPatienceMs);
+			const timer = setTimeout(() => answer(failure ?? stages.failed(scope.signal.reason, [])), this.#context.rollBackPatienceMs ?? rollBackPatienceMs);
 			timers.defer(() => clearTimeout(timer));
 		}, {once: true});
 		try {
-			for await (const state of bringUp(this.id, prepared, this.#world, this.#ownRecord, stages, scope.signal)) {
+			for await (const state of bringUp(this.id, prepared, this.#context, this.#recordWriter, stages, scope.signal)) {
 				this.#setState(state);
 				if (state.name === 'running') {
 					this.#log.info({...runningNames(state), timings: stages.end()}, 'pod VM started');
@@ -250,67 +353,61 @@ export class Sandbox {
 				cluster.tell(prepared.request.pod, {type: 'Warning', reason: reason.reason ?? 'PodVMStartFailed', message: reason.message});
 			}
 
-			const remains = await this.#unwind(remainsOf(this.#state));
-			this.#setState({name: 'failed', reason, remains});
+			const leftovers = await this.#rollBack(leftoversOf(this.#state));
+			this.#setState({name: 'failed', reason, leftovers});
 			throw reason;
 		}
 	}
 
-	/**
-	 * Waits for the VM to end by itself. Whoever has calls under way learns it at once, and so does everybody who calls from then on: the relay
-	 * is served on for that, and with it everything else stays as it is until the sandbox is stopped. The shim does that as soon as its calls
-	 * have ended; one that has died does not, so after a while it is done in its place. A daemon that comes after this one finds on record
-	 * what ran, sees that it does not any more, and removes it. Never throws.
-	 */
+	/** Never throws. */
 	async #watch(state: StateOf<'running'>): Promise<void> {
 		const {signal} = this.#end;
 		try {
-			const reason = await this.#world.podVms.ended(state.vm, signal);
-			state.relay.fail(reason);
-			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
-			this.#world.cluster.tell(state.prepared.request.pod, {type: 'Warning', reason: 'PodVMEnded', message: reason.message});
-			await this.#world.mutex.run(this.id, async () => {
-				if (this.#state === state) {
-					this.#setState({name: 'failed', reason, remains: remainsOf(state)});
-				}
-			}, signal);
-			await pause(this.#world.endedGraceMs ?? endedGraceMs, signal);
+			this.#observer.vmEnded(this, await this.#context.podVms.ended(state.vm, signal));
 		} catch (error) {
 			if (!signal.aborted) {
-				this.#log.error({err: error}, 'the end of the pod VM will go unnoticed');
+				this.#log.error({err: error}, 'the end of the pod VM will go unnoticed until the next round');
 			}
-
-			return;
 		}
-
-		this.#log.warn({}, 'nobody stopped the sandbox of a pod VM that has ended: it is removed');
-		await this.stop().catch((error: unknown) => this.#log.warn({err: error}, 'sandbox removal failed, it is tried again'));
 	}
 
-	/** With the mailbox held. */
-	async #remove(): Promise<void> {
+	/**
+	 * With the sandbox held.
+	 * @param onFilesLeft whether files that are left in PODS_DIR are a failure, or removed in the background
+	 */
+	async #remove(onFilesLeft: 'throws' | 'goes on'): Promise<void> {
 		if (this.#state.name === 'gone') {
 			return;
 		}
 
 		const startedAt = performance.now();
-		const remains = remainsOf(this.#state);
-		this.#setState({name: 'stopping', remains});
+		const leftovers = leftoversOf(this.#state);
+		this.#setState({name: 'stopping', leftovers});
 		try {
-			await this.#ownRecord.writeStopping();
+			await this.#recordWriter.writeStopping();
 		} catch (error) {
 			// A node that cannot write must be able to get rid of pods all the same.
-			this.#log.warn({err: error}, 'the removal is not on record and would be forgotten with this daemon');
+			this.#log.warn({err: error}, 'could not record the removal; it will not resume after a restart');
 		}
 
-		await this.#clear(remains);
+		const filesLeft = await this.#clear(leftovers);
+		if (filesLeft !== undefined) {
+			if (onFilesLeft === 'throws') {
+				throw filesLeft;
+			}
+
+			this.#log.warn({err: filesLeft}, 'could not remove the sandbox; trying again');
+			this.#removalRetries.begin(this.#log);
+			return;
+		}
+
 		this.#setState({name: 'gone'});
 		// Of a sandbox that this daemon did not make there may have been nothing.
 		this.#log[this.#pod === undefined ? 'debug' : 'info']({durationMs: Math.round(performance.now() - startedAt)}, 'sandbox removed');
 	}
 
-	async #clear(remains: Remains): Promise<void> {
-		await clear(this.id, remains, this.#ownRecord.request, this.#world);
+	async #clear(leftovers: Leftovers): Promise<AdaptorError | undefined> {
+		return clear(this.id, leftovers, this.#recordWriter.request, this.#context);
 	}
 
 	#know({pod, instanceName}: PodRequest): void {
@@ -320,25 +417,36 @@ export class Sandbox {
 
 	/** Of a creation that failed: nobody is to hear of the sandbox any more. Never throws. */
 	async #unmake(): Promise<void> {
-		const remains = await this.#unwind(remainsOf(this.#state));
-		this.#setState(remains === nothing ? {name: 'gone'} : {name: 'stopping', remains});
+		const leftovers = await this.#rollBack(leftoversOf(this.#state));
+		this.#setState(leftovers === nothing ? {name: 'gone'} : {name: 'stopping', leftovers});
 	}
 
 	/** Never throws: what went wrong is logged and tried again in the background. @returns what is left to do so for */
-	async #unwind(remains: Remains): Promise<Remains> {
+	async #rollBack(leftovers: Leftovers): Promise<Leftovers> {
 		try {
-			await this.#clear(remains);
+			const filesLeft = await this.#clear(leftovers);
+			if (filesLeft !== undefined) {
+				throw filesLeft;
+			}
+
 			return nothing;
 		} catch (error) {
-			this.#log.warn({err: error}, 'unwinding failed, it is tried again');
+			this.#log.warn({err: error}, 'could not roll the sandbox back; trying again');
 			this.#removalRetries.begin(this.#log);
-			return remains;
+			return leftovers;
 		}
 	}
 
+	async #exclusively<T>(task: () => Promise<T>, signal: AbortSignal = unconditional): Promise<T> {
+		return this.#context.mutex.run(this.id, task, signal);
+	}
+
 	#setState(state: SandboxState): void {
+		assertTransition(this.id, this.#state.name, state.name);
 		this.#state = state;
-		this.#onChange(this);
+		this.#change.resolve(undefined);
+		this.#change = Promise.withResolvers<undefined>();
+		this.#observer.changed(this);
 		if (state.name === 'running') {
 			void this.#watch(state);
 		} else if (state.name === 'gone') {

@@ -43,7 +43,7 @@ test('without room for records a creation and a start fail with the reason and l
 	// The record of the start that failed has made room.
 	await node.fillPodsDir();
 	await node.shim.stopVm(running, signal);
-	for (const told of ['the removal is not on record', 'sandbox removed']) {
+	for (const told of ['could not record the removal', 'sandbox removed']) {
 		await node.line(new RegExp(`${running}.*${told}`), AbortSignal.timeout(90_000));
 	}
 

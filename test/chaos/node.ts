@@ -264,7 +264,8 @@ export class ChaosNode implements AsyncDisposable {
 		return new Set([
 			...domains.filter(name => name !== 'test').map(name => `domain ${name}`),
 			...volumes.filter(name => name !== baseVolume).map(name => `volume ${name}`),
-			...files.map(name => `file ${name}`),
+			// Those of daemons tell which of them are at work.
+			...files.filter(name => !/^\.daemon-\d+$/v.test(name)).map(name => `file ${name}`),
 			...all(/^(\S+) \d+: ([^:@]+)/gmv, 'tunnel'),
 			...all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/gmv, 'redirection'),
 			...all(/\b((?:\d+\.){3}\d+)\b/gv, 'untracked'),

@@ -47,7 +47,7 @@ test('a daemon that starts beside another takes over what runs and what is creat
 	const [running, created] = [await create(node), await create(node)];
 	await node.shim.startVm(running.id, signal);
 	const older = await node.overlap();
-	await node.line(new RegExp(`${running.id}.*sandbox of an earlier run taken up"`), signal);
+	await node.line(new RegExp(`${running.id}.*sandbox resumed"`), signal);
 	await t.notThrowsAsync(check(running), 'while both run');
 	t.is(await domains(node), 1);
 	t.is(await older.stop(60_000), 0);
@@ -75,7 +75,7 @@ test('a start that the older daemon is in the middle of comes to its end there; 
 	await t.notThrowsAsync(start, 'the caller has its answer from the older one');
 	t.is(await ended, 0);
 	const endedAt = performance.now();
-	await node.line(new RegExp(`${pod.id}.*sandbox of an earlier run taken up"`), signal);
+	await node.line(new RegExp(`${pod.id}.*sandbox resumed"`), signal);
 	t.log(`served again ${Math.round(performance.now() - endedAt)} ms after the older one's end`);
 	await t.notThrowsAsync(check(pod));
 	t.is(await domains(node), 1);

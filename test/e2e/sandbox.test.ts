@@ -350,7 +350,7 @@ test.serial('a daemon that is told to stop does so at once, leaves running VMs a
 	const {domains, macs, tunnels} = await lab.inventory();
 	t.is(await daemon.stop(), 0);
 	daemon = await startDaemon(lab, {}, signal);
-	await daemon.line(new RegExp(`${pod.id}.*sandbox of an earlier run taken up"`), signal);
+	await daemon.line(new RegExp(`${pod.id}.*sandbox resumed"`), signal);
 	t.is(await check(pod), 'SERVING');
 	const now = await lab.inventory();
 	t.deepEqual([now.domains, now.macs, now.tunnels], [domains, macs, tunnels]);
@@ -372,7 +372,7 @@ test.serial('a daemon that was killed has a successor that serves what runs, unw
 	await Promise.all([daemon.ended, start, stop]);
 	daemon = await startDaemon(lab, {}, signal);
 	await until('only the running one to be left', ({domains}) => domains.length === 1 && domains[0]?.endsWith(runs.id.slice(0, 8)) === true);
-	await daemon.line(new RegExp(`${runs.id}.*sandbox of an earlier run taken up"`), signal);
+	await daemon.line(new RegExp(`${runs.id}.*sandbox resumed"`), signal);
 	t.is(await check(runs), 'SERVING');
 	await shim.stopVm(booting.id, signal);
 	await shim.stopVm(runs.id, signal);

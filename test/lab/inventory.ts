@@ -76,8 +76,9 @@ async function fileInventory(namespaces: Namespaces): Promise<Pick<Inventory, 'f
 	});
 	const inside = (kept: typeof entries): string[] => kept.map(entry => `${entry.parentPath}/${entry.name}`.slice(namespaces.outside('').length)).sort();
 	return {
-		// The daemon's checks write one to see whether they can, while it serves already; that none stays is their own test's matter.
-		files: inside(entries.filter(entry => !entry.isDirectory() && !entry.isSocket() && !entry.name.startsWith('.caa-probe-'))),
+		// The daemon's checks write one to see whether they can, while it serves already, and one tells that it is at work; that none stays is
+		// their own tests' matter.
+		files: inside(entries.filter(entry => !entry.isDirectory() && !entry.isSocket() && !/^\.(?:caa-probe-|daemon-)/v.test(entry.name))),
 		sockets: inside(entries.filter(entry => entry.isSocket())),
 	};
 }

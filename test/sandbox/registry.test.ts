@@ -139,7 +139,7 @@ test('a start whose time is up is answered while its unwinding hangs, which goes
 	const {hook} = holding('podVms.start');
 	const host = Promise.withResolvers<undefined>();
 	const {registry, left, log} = world(t, {
-		startTimeoutMs: 200, unwindPatienceMs: 5,
+		startTimeoutMs: 200, rollBackPatienceMs: 5,
 		async before(call, signal) {
 			await hook(call, signal);
 			await (call === 'podVms.delete' ? host.promise : undefined);
@@ -148,7 +148,7 @@ test('a start whose time is up is answered while its unwinding hangs, which goes
 	await registry.create(pod('a'), never);
 	const error = await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /Could not start the VM: .*START_TIMEOUT/});
 	t.is(error.code, 'deadline-exceeded');
-	t.false(log.lines.some(({message}) => message === 'unwinding failed, it is tried again'), 'it has not come to its end by then');
+	t.false(log.lines.some(({message}) => message === 'could not roll the sandbox back; trying again'), 'it has not come to its end by then');
 	t.not((await left()).length, 0);
 	const again = t.throwsAsync(registry.start('a', never), {message: /has failed: .*START_TIMEOUT/});
 	host.resolve(undefined);
@@ -213,7 +213,7 @@ for (const step of ['podVms.delete', 'networks.release'] as const) {
 		await t.throwsAsync(registry.stop('a', never), {message: /The host is away/});
 		await done.promise;
 		t.deepEqual(await left(), []);
-		t.true(log.lines.some(({message}) => message === 'sandbox removal failed, it is tried again'));
+		t.true(log.lines.some(({message}) => message === 'could not remove the sandbox; trying again'));
 	});
 }
 
@@ -504,7 +504,7 @@ for (const call of ['start', 'stop'] as const) {
 
 		await reached.promise;
 		await registry[Symbol.asyncDispose]();
-		t.like(log.lines.find(({message}) => message.startsWith('ending before everything is unwound')), {level: 'warn', fields: {count: 1}});
+		t.like(log.lines.find(({message}) => message.startsWith('shutdown timed out')), {level: 'warn', fields: {count: 1}});
 		kill();
 		const removed = Promise.withResolvers<undefined>();
 		await restart({
@@ -628,14 +628,14 @@ test('the cluster knows of a VM before it has a side effect, and until it is gon
 	t.deepEqual([...cluster.claims.keys()], []);
 });
 
-test('a claim that an earlier run did not get through is made up for when its VM is taken up', async t => {
+test('a claim that an earlier run did not get through is made up for when its sandbox is resumed', async t => {
 	const before = world(t);
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
 	before.cluster.claims.clear();
 	await using _dead = before.kill();
 	const after = await before.restart();
-	await logged(after, 'sandbox of an earlier run taken up');
+	await logged(after, 'sandbox resumed');
 	t.deepEqual([...after.cluster.claims.keys()], ['podvm-web-a']);
 });
 

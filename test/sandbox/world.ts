@@ -6,7 +6,7 @@ import type {SandboxRecords} from '../../src/sandbox/records.ts';
 import {abortable} from '../../src/lifetime.ts';
 import {KeyedMutex} from '../../src/concurrency/keyed-mutex.ts';
 import {Semaphore} from '../../src/concurrency/semaphore.ts';
-import type {AgentRelays, PodNetworks, PodVms} from '../../src/sandbox/ports.ts';
+import type {AgentRelays, OtherDaemons, PodNetworks, PodVms} from '../../src/sandbox/ports.ts';
 import {InMemoryAgentRelays} from '../support/in-memory-agent-relays.ts';
 import {InMemoryCluster} from '../support/in-memory-cluster.ts';
 import {InMemoryPodNetworks} from '../support/in-memory-pod-networks.ts';
@@ -29,6 +29,10 @@ export interface World {
 	readonly log: ReturnType<typeof recordingLog>;
 	/** The next daemon on the same node and host, which has read the records. This one is not closed: it may have been killed, or still be at it. */
 	readonly restart: (options?: WorldOptions) => Promise<World>;
+	/** VMs of the same cluster and node as the daemon of another PODS_DIR makes them. */
+	readonly otherPodsDir: () => InMemoryPodVms;
+	/** What it knows of others on the same node. */
+	readonly others: OtherDaemons;
 	/** As SIGKILL: from now on nothing that this daemon does has an effect, and nobody is answered. Disposing buries it. */
 	readonly kill: () => AsyncDisposable;
 	/** Everything that exists anywhere, by name: nothing left means an empty list. */
@@ -47,9 +51,12 @@ export interface WorldOptions {
 	readonly maxStarts?: number;
 	readonly maxSandboxes?: () => number | undefined;
 	readonly orphanGraceMs?: number;
-	readonly halfMadeGraceMs?: number;
+	/** A predecessor counts as alive whatever became of it, as one that hangs. */
+	readonly hasHungPredecessor?: boolean;
+	readonly reconcileIntervalMs?: number;
+	readonly listTimeoutMs?: number;
 	readonly endedGraceMs?: number;
-	readonly unwindPatienceMs?: number;
+	readonly rollBackPatienceMs?: number;
 	readonly reachReportMs?: number;
 	readonly closeTimeoutMs?: number;
 }
@@ -60,10 +67,20 @@ interface Node {
 	readonly networks: InMemoryPodNetworks;
 	readonly records: InMemorySandboxRecords;
 	readonly cluster: InMemoryCluster;
+	/** Whether each is at work, in the order in which they began. */
+	readonly daemons: DaemonLife[];
+}
+
+interface DaemonLife {
+	isAlive: boolean;
+	/** Resolves when it is not. */
+	readonly ended: PromiseWithResolvers<undefined>;
 }
 
 export function world(t: ExecutionContext, options: WorldOptions = {}): World {
-	return worldOn({host: new InMemoryKvmHost(), networks: new InMemoryPodNetworks(), records: new InMemorySandboxRecords(), cluster: new InMemoryCluster()}, t, options);
+	const made = worldOn({host: new InMemoryKvmHost(), networks: new InMemoryPodNetworks(), records: new InMemorySandboxRecords(), cluster: new InMemoryCluster(), daemons: []}, t, options);
+	void made.registry.recover(Promise.resolve(made.others));
+	return made;
 }
 
 function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World {
@@ -73,6 +90,20 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const relays = new InMemoryAgentRelays({anyAddress: true});
 	const log = recordingLog();
 	let isKilled = false;
+	const life: DaemonLife = {isAlive: true, ended: Promise.withResolvers<undefined>()};
+	const predecessors = [...node.daemons];
+	node.daemons.push(life);
+	const endLife = (): void => {
+		life.isAlive = false;
+		life.ended.resolve(undefined);
+	};
+	const others: OtherDaemons = {
+		hasPredecessor: () => options.hasHungPredecessor === true || predecessors.some(({isAlive}) => isAlive),
+		async predecessorsEnded(signal) {
+			await abortable(Promise.all([...predecessors.map(async ({ended}) => ended.promise), ...(options.hasHungPredecessor === true ? [Promise.withResolvers<never>().promise] : [])]), signal);
+		},
+		hasSuccessor: async () => node.daemons.slice(node.daemons.indexOf(life) + 1).some(({isAlive}) => isAlive),
+	};
 	const buried = new AbortController();
 	const unlessKilled = async (): Promise<void> => isKilled ? abortable(Promise.withResolvers<never>().promise, buried.signal) : undefined;
 	const hooked = async <T>(call: PortCall, signal: AbortSignal, work: () => Promise<T>): Promise<T> => {
@@ -92,6 +123,8 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		presence: async (network, signal) => networks.presence(network, signal),
 		identify: async (network, signal) => networks.identify(network, signal),
 		attach: async (network, address, signal) => hooked('networks.attach', signal, async () => networks.attach(network, address, signal)),
+		adopt: () => networks.adopt(),
+		detach: async (network, signal) => networks.detach(network, signal),
 		release: async (network, signal) => hooked('networks.release', signal, async () => networks.release(network, signal)),
 		forget: async (vni, signal) => hooked('networks.forget', signal, async () => networks.forget(vni, signal)),
 	};
@@ -121,21 +154,29 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const registry = new SandboxRegistry({
 		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, cluster, starts: new Semaphore(options.maxStarts ?? 10), mutex: new KeyedMutex(),
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
-		...(options.unwindPatienceMs === undefined ? {} : {unwindPatienceMs: options.unwindPatienceMs}),
+		...(options.rollBackPatienceMs === undefined ? {} : {rollBackPatienceMs: options.rollBackPatienceMs}),
 		...(options.reachReportMs === undefined ? {} : {reachReportMs: options.reachReportMs}),
+		...(options.listTimeoutMs === undefined ? {} : {listTimeoutMs: options.listTimeoutMs}),
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),
-		orphanGraceMs: options.orphanGraceMs ?? 60_000, orphanIntervalMs: 2,
+		orphanGraceMs: options.orphanGraceMs ?? 60_000, reconcileIntervalMs: options.reconcileIntervalMs ?? 2,
 		policy: {sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192}, initdata: {parse: parseInitdata}}, hasScratchSpace: false,
 		closeTimeoutMs: options.closeTimeoutMs ?? 60_000, podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
 	});
+	const dispose = registry[Symbol.asyncDispose].bind(registry);
+	registry[Symbol.asyncDispose] = async () => {
+		await dispose();
+		endLife();
+	};
 	t.teardown(async () => {
 		buried.abort(new Error('killed'));
 		await registry[Symbol.asyncDispose]();
 	});
 	return {
-		registry, podVms, networks, relays, records, cluster, log,
+		registry, podVms, networks, relays, records, cluster, log, others,
+		otherPodsDir: () => new InMemoryPodVms({host: node.host, podsDir: '/elsewhere/pods'}),
 		kill() {
 			isKilled = true;
+			endLife();
 			return {
 				async [Symbol.asyncDispose]() {
 					buried.abort(new Error('killed'));
@@ -145,7 +186,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		},
 		async restart(next = {}) {
 			const successor = worldOn(node, t, next);
-			await successor.registry.recover(Promise.resolve(next.halfMadeGraceMs ?? 0));
+			await successor.registry.recover(Promise.resolve(successor.others));
 			return successor;
 		},
 		async left() {

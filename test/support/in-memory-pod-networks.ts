@@ -79,6 +79,17 @@ export class InMemoryPodNetworks implements PodNetworks {
 		this.untracked.set(vxlanId, vmAddress);
 	}
 
+	adopt(): void {
+		// The reservations of an earlier run are those of this map.
+	}
+
+	async detach({vxlanId}: PodNetwork, signal: AbortSignal): Promise<void> {
+		throwIfAborted(signal);
+		if (this.tunnels.has(vxlanId)) {
+			this.tunnels.set(vxlanId, undefined);
+		}
+	}
+
 	async release({vxlanId}: PodNetwork, _signal: AbortSignal): Promise<void> {
 		this.tunnels.delete(vxlanId);
 		this.untracked.delete(vxlanId);

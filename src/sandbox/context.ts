@@ -6,7 +6,7 @@ import type {PodPolicy} from './pod-request.ts';
 import type {AgentRelays, Cluster, PodNetworks, PodVms} from './ports.ts';
 import type {SandboxRecords} from './records.ts';
 
-export interface SandboxWorld {
+export interface SandboxContext {
 	readonly podVms: PodVms;
 	readonly networks: PodNetworks;
 	readonly relays: AgentRelays;
@@ -27,12 +27,10 @@ export interface SandboxWorld {
 	readonly startTimeoutMs: number;
 	/** Of it, how long a VM that runs may take until its forwarder answers. */
 	readonly agentTimeoutMs: number;
-	/** Budget of one attempt to unwind or to remove; independent of any caller's. */
+	/** Budget of one attempt to roll back or to remove; independent of any caller's. */
 	readonly cleanupTimeoutMs: number;
-	/** How long the caller of a start whose time is up waits for it to be unwound. */
-	readonly unwindPatienceMs?: number;
-	/** How long the remains of a VM that has ended by itself wait for somebody to stop the sandbox. */
-	readonly endedGraceMs?: number;
+	/** How long the caller of a start whose time is up waits for it to be rolled back. */
+	readonly rollBackPatienceMs?: number;
 	/** How long the VM of an earlier run may take to answer until the log says that it does not. */
 	readonly reachReportMs?: number;
 	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */

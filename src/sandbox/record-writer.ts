@@ -3,7 +3,7 @@
  * Knows no states; where records are kept is the port's.
  */
 import type {PodRequest} from './pod-request.ts';
-import type {SandboxId} from './ports.ts';
+import type {PodNetwork, SandboxId} from './ports.ts';
 import type {SandboxRecord, SandboxRecords} from './records.ts';
 
 /** `Omit` of each member of a union. */
@@ -12,7 +12,7 @@ type DistributedOmit<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> 
 /** What every record of a sandbox says, once it is created. */
 type Created = Pick<Extract<SandboxRecord, {readonly state: 'created'}>, 'id' | 'request' | 'network'>;
 
-export class OwnRecord {
+export class RecordWriter {
 	readonly #id: SandboxId;
 	readonly #records: Pick<SandboxRecords, 'write'>;
 	#created: Created | undefined;
@@ -25,6 +25,11 @@ export class OwnRecord {
 	/** What was asked for; undefined until the sandbox is created. */
 	get request(): PodRequest | undefined {
 		return this.#created?.request;
+	}
+
+	/** Known from the moment in which the sandbox is created. */
+	get network(): PodNetwork | undefined {
+		return this.#created?.network;
 	}
 
 	/** @param record what another daemon has written of this sandbox; none: it has left nothing of it */

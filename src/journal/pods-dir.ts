@@ -1,0 +1,75 @@
+/**
+ * Which directory PODS_DIR is, so that a VM can say which daemon answers for it. The answer is the same in the container, on the node and after a
+ * reboot: the type of the file system and the path within it, as the kernel's mount table tells them. A path alone would not do: two daemons in
+ * containers may have different directories of the node at the same path.
+ * Source: proc_pid_mountinfo(5).
+ */
+import {createHash} from 'node:crypto';
+import {readFile, realpath} from 'node:fs/promises';
+import {join, relative} from 'node:path';
+import {AdaptorError} from '../errors.ts';
+
+export interface PodsDirIdentity {
+	/** 16 hexadecimal digits. */
+	readonly fingerprint: string;
+	/** As an operator finds it, within this daemon's container. */
+	readonly path: string;
+}
+
+interface Mount {
+	/** The directory of the file system that is mounted. */
+	readonly root: string;
+	readonly mountPoint: string;
+	readonly fileSystem: string;
+}
+
+/**
+ * Changes nothing.
+ * @throws AdaptorError 'failed-precondition' when it is not there
+ */
+export async function identifyPodsDir(podsDir: string, node: string): Promise<PodsDirIdentity> {
+	try {
+		const path = await realpath(podsDir);
+		const place = placeOf(path, await readFile('/proc/self/mountinfo', 'utf8'));
+		return {fingerprint: createHash('sha256').update(`${node}\0${place}`).digest('hex').slice(0, 16), path};
+	} catch (error) {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not find PODS_DIR',
+			where: {path: podsDir},
+			remedy: 'It must be a directory on the node, mounted into the container at the same path (a hostPath volume).',
+			cause: error,
+		});
+	}
+}
+
+/** @param mountinfo the text of /proc/self/mountinfo */
+export function placeOf(path: string, mountinfo: string): string {
+	let nearest: Mount | undefined;
+	for (const line of mountinfo.split('\n')) {
+		const mount = parseMount(line);
+		// The longest mount point counts, and of several at the same place the last: it covers the others.
+		if (mount !== undefined && isWithin(path, mount.mountPoint) && mount.mountPoint.length >= (nearest?.mountPoint.length ?? 0)) {
+			nearest = mount;
+		}
+	}
+
+	return nearest === undefined ? path : `${nearest.fileSystem}:${join(nearest.root, relative(nearest.mountPoint, path))}`;
+}
+
+/** `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/sda1 rw`: optional fields end with a hyphen. */
+function parseMount(line: string): Mount | undefined {
+	const fields = line.split(' ');
+	const [root, mountPoint] = [fields[3], fields[4]];
+	const fileSystem = fields[fields.indexOf('-') + 1];
+	return root === undefined || mountPoint === undefined || fileSystem === undefined ? undefined : {root: unescaped(root), mountPoint: unescaped(mountPoint), fileSystem};
+}
+
+/** Blanks, tabs, line feeds and backslashes are octal. */
+function unescaped(text: string): string {
+	return text.replaceAll(/\\([0-7]{3})/gv, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
+}
+
+function isWithin(path: string, directory: string): boolean {
+	return directory === '/' || path === directory || path.startsWith(`${directory}/`);
+}

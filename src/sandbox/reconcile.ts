@@ -1,0 +1,447 @@
+/**
+ * Compares what should exist with what does, and repairs: at the daemon's start, when the connection to libvirt is back, when a VM ends, when a
+ * predecessor ends, and every minute. What is to be done is decision.ts's; this observes, and carries the decision out. Each round:
+ *
+ *   1. read the records and this daemon's own sandboxes; resume or roll back what needs no word of the KVM host
+ *   2. list the VMs, for a while: a host that is away is no reason to wait with the rest
+ *   3. ask for each pod whether it still exists
+ *   4. decide on each sandbox, and on each VM without one, and carry it out, each in the background
+ *   5. tell the cluster which VMs there should be
+ *
+ * The order matters. A record is written before its VM exists and removed after it: so a VM that is missing from a list which was asked for after its
+ * record said "running" has ended, and a VM without a record in a list has no record.
+ */
+import {every, Trigger} from '../concurrency/every.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
+import {AdaptorError, toError} from '../errors.ts';
+import {abortable, pause, Scope} from '../lifetime.ts';
+import type {SandboxState} from './admission.ts';
+import type {SandboxContext} from './context.ts';
+import {decide, type Decision, type Observation} from './decision.ts';
+import type {ClaimedVm, OtherDaemons, PodVmRecord, Presence, SandboxId} from './ports.ts';
+import type {SandboxRecord} from './records.ts';
+import type {Sandbox} from './sandbox.ts';
+import {isUsableId} from './sandbox-id.ts';
+import type {PodVmEndedError} from './vm-ended.ts';
+
+export interface ReconcileTimes {
+	/** From one round to the next. */
+	readonly reconcileIntervalMs: number;
+	/** ORPHAN_GRACE: how long a VM may be without a sandbox. */
+	readonly orphanGraceMs: number;
+	/** How long a sandbox that failed, or whose VM has ended, waits for somebody to stop it. */
+	readonly endedGraceMs?: number;
+	/** How long a round waits for the list of VMs. */
+	readonly listTimeoutMs?: number;
+}
+
+/** The sandboxes that this daemon knows. */
+export interface KnownSandboxes {
+	readonly all: () => readonly Sandbox[];
+	readonly get: (id: SandboxId) => Sandbox | undefined;
+	/** Makes one of a record that nobody here knows yet; undefined for an id that no sandbox can have had. */
+	readonly adopt: (record: SandboxRecord) => Sandbox | undefined;
+	/** Removes the sandbox and its VM, known or not. */
+	readonly remove: (id: SandboxId, why: string) => Promise<void>;
+}
+
+/** Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks cost. */
+const endedGraceMs = 300_000;
+const listTimeoutMs = 15_000;
+/** How often to look at records that a predecessor may change: when it ends, nobody serves what it has started. */
+const followEveryMs = 500;
+
+const never = new AbortController().signal;
+
+/** A sandbox as it was when a round began. */
+interface Seen {
+	readonly sandbox: Sandbox;
+	readonly state: SandboxState;
+}
+
+/** Whether a pod exists, and for one that is gone how that is known. */
+interface PodPresence {
+	readonly pod: Presence;
+	readonly why?: string;
+}
+
+export class Reconciler {
+	readonly #context: SandboxContext & ReconcileTimes;
+	readonly #known: KnownSandboxes;
+	readonly #trigger = new Trigger();
+	readonly #alone = new FailureLog();
+	readonly #unreadable = new FailureLog();
+	readonly #failures = new FailureLog();
+	/** Since when each has been without a sandbox, or failed: by id, by performance.now(). */
+	#since = new Map<SandboxId, number>();
+	#others: OtherDaemons | undefined;
+
+	constructor(context: SandboxContext & ReconcileTimes, known: KnownSandboxes) {
+		this.#context = context;
+		this.#known = known;
+	}
+
+	/** Begins the next round now. */
+	soon(): void {
+		this.#trigger.fire();
+	}
+
+	/** Goes on until the signal aborts. Never throws. */
+	async run(others: OtherDaemons, signal: AbortSignal): Promise<void> {
+		this.#others = others;
+		const following = this.#followPredecessors(others, signal);
+		for await (const _ of every(this.#context.reconcileIntervalMs, signal, this.#trigger)) {
+			try {
+				await this.#round(others, signal);
+				this.#failures.recovered('round');
+			} catch (error) {
+				if (!signal.aborted && this.#failures.failed('round')) {
+					this.#context.log.error({err: error}, 'could not reconcile the sandboxes; trying again every minute');
+				}
+			}
+		}
+
+		await following;
+	}
+
+	/** The VM of a sandbox has ended: that is decided on at once. */
+	async vmEnded(sandbox: Sandbox, end: PodVmEndedError): Promise<void> {
+		const {state, id} = sandbox;
+		const others = this.#others;
+		// Nothing of a VM that runs in hand is removed by this; of one that is not in hand the VM is.
+		const vms = state.name === 'recovering' ? await this.#listVms(never) : undefined;
+		const observation: Observation = {
+			...inHand(state), vm: 'stopped', pod: 'unknown', ownership: vms?.find(({sandboxId}) => sandboxId === id)?.ownership ?? 'ours',
+			predecessor: others?.hasPredecessor() === true ? 'alive' : 'none', successor: await others?.hasSuccessor() === true ? 'alive' : 'none', isOverdue: false,
+		};
+		if (sandbox.state === state) {
+			await this.#carryOut(decide(observation), {sandbox, state}, end);
+		}
+	}
+
+	async #round(others: OtherDaemons, signal: AbortSignal): Promise<void> {
+		const successor = await others.hasSuccessor() ? 'alive' : 'none';
+		// Before the records are read: what it writes afterwards is followed.
+		const predecessor = others.hasPredecessor() ? 'alive' : 'none';
+		if (successor === 'none') {
+			await this.#adoptRecords();
+		}
+
+		const daemons = {predecessor, successor} as const;
+		const seen = this.#known.all().map((sandbox): Seen => ({sandbox, state: sandbox.state}));
+		await Promise.all(seen.filter(({state}) => state.name === 'recovering').map(async each => this.#reconcile(each, undefined, {pod: 'unknown'}, daemons)));
+		const vms = await this.#listVms(signal);
+		signal.throwIfAborted();
+		await Promise.all(seen.map(async each => {
+			const presence = await this.#podPresence(each.sandbox, signal);
+			await this.#reconcile(each, vms, presence, daemons);
+		}));
+		await this.#reconcileUnknown(seen, vms, daemons);
+		if (successor === 'none') {
+			this.#context.cluster.reconcile(this.#known.all().map(expectedVm).filter(vm => vm !== undefined));
+		}
+	}
+
+	/** Records that this daemon knows nothing of: an earlier run's, or one that a predecessor wrote when this daemon had begun. */
+	async #adoptRecords(): Promise<void> {
+		const {records} = this.#context;
+		for (const {id} of await records.readAll()) {
+			if (this.#known.get(id) === undefined) {
+				// Once more: a sandbox that has just gone had its record removed before it was forgotten here.
+				const record = await records.read(id).catch(() => undefined);
+				if (record !== undefined && this.#known.get(id) === undefined) {
+					this.#known.adopt(record);
+				}
+			}
+		}
+	}
+
+	/** Undefined when the host does not answer in time. */
+	async #listVms(signal: AbortSignal): Promise<readonly PodVmRecord[] | undefined> {
+		using scope = new Scope(signal).deadline(this.#context.listTimeoutMs ?? listTimeoutMs, 'the list of this node\'s VMs');
+		try {
+			const vms = await abortable(this.#context.podVms.list(scope.signal), scope.signal);
+			this.#failures.recovered('list');
+			return vms;
+		} catch (error) {
+			signal.throwIfAborted();
+			this.#context.log[error instanceof AdaptorError || !this.#failures.failed('list') ? 'debug' : 'error']({err: error}, 'could not list the VMs of this node');
+			return undefined;
+		}
+	}
+
+	/** Gone when its namespace is, or the pod with its UID is. */
+	async #podPresence({network, vm, state}: Sandbox, signal: AbortSignal): Promise<PodPresence> {
+		if (state.name === 'stopping' || state.name === 'gone') {
+			return {pod: 'unknown'};
+		}
+
+		const {networks, cluster} = this.#context;
+		const namespace = network === undefined ? 'unknown' : await networks.presence(network, signal);
+		if (namespace === 'gone') {
+			return {pod: 'gone', why: `its network namespace ${String(network?.netnsPath)} no longer exists`};
+		}
+
+		const object = vm === undefined ? 'unknown' : await cluster.podPresence(vm, signal);
+		return object === 'gone' ? {pod: 'gone', why: 'the pod no longer exists in the cluster'} : {pod: namespace === 'unknown' ? object : namespace};
+	}
+
+	async #reconcile(
+		{sandbox, state}: Seen, vms: readonly PodVmRecord[] | undefined, presence: PodPresence, daemons: Pick<Observation, 'predecessor' | 'successor'>,
+	): Promise<void> {
+		const {pod, why} = presence;
+		// What became of it meanwhile is the next round's; but a pod that is gone does not come back.
+		if (sandbox.state !== state && pod !== 'gone') {
+			return;
+		}
+
+		const vm = vms?.find(({sandboxId}) => sandboxId === sandbox.id);
+		const decision = decide({
+			...inHand(sandbox.state), ...daemons, pod,
+			vm: vms === undefined ? 'unknown' : vm === undefined ? 'none' : vm.running ? 'running' : 'stopped',
+			ownership: vm?.ownership ?? 'ours',
+			isOverdue: state.name === 'failed' && this.#hasLasted(sandbox.id, this.#context.endedGraceMs ?? endedGraceMs),
+		});
+		void this.#carryOut(decision, {sandbox, state: sandbox.state}, undefined, why);
+	}
+
+	/** VMs at the hypervisor of which this daemon knows no sandbox. */
+	async #reconcileUnknown(seen: readonly Seen[], vms: readonly PodVmRecord[] | undefined, daemons: Pick<Observation, 'predecessor' | 'successor'>): Promise<void> {
+		if (vms === undefined) {
+			return;
+		}
+
+		const orphans = new Set<SandboxId>();
+		for (const vm of vms.filter(({sandboxId}) => isUsableId(sandboxId) && this.#known.get(sandboxId) === undefined)) {
+			const {sandboxId: id, running, ownership} = vm;
+			const record = await this.#recordOf(vm);
+			orphans.add(id);
+			const decision = decide({
+				...daemons, record, isInHand: false, vm: running ? 'running' : 'stopped', pod: 'unknown', ownership,
+				isOverdue: this.#hasLasted(id, this.#context.orphanGraceMs),
+			});
+			this.#carryOutOnUnknown(decision, vm);
+		}
+
+		const failed = seen.filter(({state}) => state.name === 'failed').map(({sandbox: {id}}) => id);
+		this.#since = new Map([...this.#since].filter(([id]) => orphans.has(id) || failed.includes(id)));
+	}
+
+	async #recordOf({sandboxId, name}: PodVmRecord): Promise<'none' | 'unreadable'> {
+		try {
+			// Any record is adopted by the next round, and decided on then.
+			const record = await this.#context.records.read(sandboxId);
+			this.#unreadable.recovered(sandboxId);
+			return record === undefined ? 'none' : 'unreadable';
+		} catch (error) {
+			if (this.#unreadable.failed(sandboxId)) {
+				this.#context.log.error({sandboxId, instanceName: name, err: error}, 'a pod VM is left alone: its sandbox\'s record cannot be read');
+			}
+
+			return 'unreadable';
+		}
+	}
+
+	#carryOutOnUnknown(decision: Decision, {sandboxId, name, pod, createdAt, ownership, podsDir}: PodVmRecord): void {
+		const {log} = this.#context;
+		const names = {sandboxId, instanceName: name, pod: `${pod.namespace}/${pod.name}`};
+		if (decision.action === 'remove') {
+			log.warn({...names, reason: `${decision.why}; it was made at ${createdAt.toISOString()}`}, 'removing an orphaned pod VM');
+			this.#known.remove(sandboxId, decision.why).catch((error: unknown) => log.warn({...names, err: error}, 'could not remove an orphaned pod VM; trying again'));
+		} else if (ownership === 'foreign' && this.#alone.failed(sandboxId)) {
+			log.warn({...names, ...(podsDir === undefined ? {} : {path: podsDir}), reason: 'the daemon of another PODS_DIR answers for it'}, 'a pod VM is left alone');
+		}
+	}
+
+	/** Never throws. */
+	async #carryOut(decision: Decision, {sandbox, state}: Seen, end?: PodVmEndedError, why?: string): Promise<void> {
+		const {log, cluster} = this.#context;
+		const {id, pod, vm} = sandbox;
+		const names = {sandboxId: id, ...(pod === undefined ? {} : {pod: `${pod.namespace}/${pod.name}`}), ...(vm === undefined ? {} : {instanceName: vm.instanceName})};
+		try {
+			switch (decision.action) {
+				case 'serve': {
+					return;
+				}
+
+				case 'resume': {
+					sandbox.resume(this.#others?.hasPredecessor() === true);
+					return;
+				}
+
+				case 'end': {
+					await sandbox.end(end ?? await this.#endOf(state));
+					return;
+				}
+
+				case 'let go': {
+					await sandbox.letGo(end ?? new AdaptorError({code: 'aborted', what: 'The pod is served by another daemon', where: {sandboxId: id}}));
+					return;
+				}
+
+				case 'roll back': {
+					await sandbox.rollBack(end ?? await this.#reasonToRollBack(decision.why, sandbox, state));
+					return;
+				}
+
+				case 'remove': {
+					const reason = why ?? decision.why;
+					log.warn({...names, reason}, 'removing the sandbox');
+					if (pod !== undefined) {
+						cluster.tell(pod, {type: 'Warning', reason: 'PodVMRemoved', message: `The pod's VM is removed: ${reason}`});
+					}
+
+					await this.#known.remove(id, `The sandbox is removed: ${reason}`);
+					return;
+				}
+
+				case 'wait': {
+					log.debug({...names, reason: decision.why}, 'waiting to decide on the sandbox');
+					return;
+				}
+
+				case 'leave alone': {
+					if (this.#alone.failed(id)) {
+						log.warn({...names, reason: decision.why}, 'the sandbox is left alone');
+					}
+				}
+			}
+		} catch (error) {
+			if (!isEnding(error)) {
+				log.warn({...names, err: error}, 'could not carry out what was decided on the sandbox; trying again');
+			}
+		}
+	}
+
+	/** How the VM ended, which the hypervisor knows: asked only when a list has shown that it does not run. */
+	async #endOf(state: SandboxState): Promise<AdaptorError> {
+		const vm = state.name === 'running' ? state.vm : state.name === 'recovering' && state.record.state === 'running' ? state.record.vm : undefined;
+		if (vm === undefined) {
+			return new AdaptorError({code: 'aborted', what: 'The pod VM ended'});
+		}
+
+		using scope = new Scope().deadline(this.#context.listTimeoutMs ?? listTimeoutMs, 'libvirt to say how the pod VM ended');
+		try {
+			return await this.#context.podVms.ended(vm, scope.signal);
+		} catch (error) {
+			return new AdaptorError({code: 'aborted', what: 'The pod VM ended', where: {instanceName: vm.name}, cause: toError(error)});
+		}
+	}
+
+	async #reasonToRollBack(why: string, {id}: Sandbox, state: SandboxState): Promise<AdaptorError> {
+		return state.name === 'recovering' && state.record.state === 'running' ? this.#endOf(state)
+			: new AdaptorError({code: 'aborted', what: `The sandbox was rolled back: ${why}`, where: {sandboxId: id}});
+	}
+
+	/** While predecessors are at work, their sandboxes move on by their hands. Then what they have left is decided on. Never throws. */
+	async #followPredecessors(others: OtherDaemons, signal: AbortSignal): Promise<void> {
+		if (!others.hasPredecessor()) {
+			return;
+		}
+
+		using waiting = new Scope(signal);
+		const ended = others.predecessorsEnded(waiting.signal).then(() => waiting.abort(new Error('no predecessor is left'))).catch(() => undefined);
+		try {
+			for (;;) {
+				await this.#follow();
+				await pause(followEveryMs, waiting.signal);
+			}
+		} catch {
+			// There is none any more, or this daemon ends.
+		}
+
+		await ended;
+		if (!signal.aborted) {
+			// The last word of the predecessors: what they wrote just before they ended.
+			await this.#follow();
+			this.#context.log.info({}, 'no earlier daemon is at work any more');
+			this.#trigger.fire();
+		}
+	}
+
+	/** Never throws. */
+	async #follow(): Promise<void> {
+		const {records, log} = this.#context;
+		const followed = this.#known.all().filter(({state}) => state.name === 'recovering' || (state.name === 'created' && state.isElsewhereToo === true));
+		const changes = await Promise.allSettled(followed.map(async sandbox => {
+			const {state} = sandbox;
+			const known = state.name === 'recovering' ? state.record.state : 'created';
+			const record = await records.read(sandbox.id);
+			if (record?.state !== known && sandbox.state === state) {
+				await sandbox.follow(record);
+				return true;
+			}
+
+			return false;
+		}));
+		for (const change of changes) {
+			if (change.status === 'rejected') {
+				log.debug({err: change.reason}, 'could not read a record that a predecessor may have changed');
+			}
+		}
+
+		if (changes.some(change => change.status === 'fulfilled' && change.value)) {
+			this.#trigger.fire();
+		}
+	}
+
+	#hasLasted(id: SandboxId, graceMs: number): boolean {
+		const now = performance.now();
+		const since = this.#since.get(id) ?? now;
+		this.#since.set(id, since);
+		return now - since >= graceMs;
+	}
+}
+
+/** What decision.ts wants to know of a state. */
+function inHand(state: SandboxState): Pick<Observation, 'record' | 'isInHand'> {
+	switch (state.name) {
+		case 'recovering': {
+			return {record: state.record.state, isInHand: false};
+		}
+
+		case 'booting': {
+			return {record: 'starting', isInHand: true};
+		}
+
+		case 'gone': {
+			return {record: 'none', isInHand: true};
+		}
+
+		case 'creating':
+		case 'created':
+		case 'starting':
+		case 'running':
+		case 'failed':
+		case 'stopping': {
+			return {record: state.name, isInHand: true};
+		}
+	}
+}
+
+/** The VM that the cluster should know of: of every sandbox that may have one. */
+function expectedVm({state, vm}: Sandbox): ClaimedVm | undefined {
+	switch (state.name) {
+		case 'recovering':
+		case 'starting':
+		case 'booting':
+		case 'running': {
+			return vm;
+		}
+
+		case 'failed':
+		case 'stopping': {
+			return state.leftovers.mayHaveVm ? vm : undefined;
+		}
+
+		case 'creating':
+		case 'created':
+		case 'gone': {
+			return undefined;
+		}
+	}
+}
+
+function isEnding(error: unknown): boolean {
+	return error instanceof AdaptorError && error.code === 'unavailable' && error.what === 'The daemon is stopping';
+}

@@ -1,0 +1,137 @@
+import {spawn} from 'node:child_process';
+import {once} from 'node:events';
+import {rename, rm, stat, unlink, writeFile} from 'node:fs/promises';
+import {connect, type Socket} from 'node:net';
+import {join} from 'node:path';
+import {createInterface} from 'node:readline';
+import {setImmediate as turn} from 'node:timers/promises';
+import test, {type ExecutionContext} from 'ava';
+import {answers, listenAt} from '../src/unix-listener.ts';
+import {directoryOf} from './support/directory.ts';
+import {recordingLog} from './support/recording-log.ts';
+
+const never = new AbortController().signal;
+
+/** Says its name to whoever connects. */
+async function named(t: ExecutionContext, path: string, name: string, log = recordingLog()): Promise<AsyncDisposable & {readonly log: ReturnType<typeof recordingLog>}> {
+	const listener = await listenAt({path, setting: 'SOCKET', log, lookEveryMs: 5}, socket => {
+		socket.on('error', () => undefined);
+		socket.end(name);
+	});
+	t.teardown(async () => listener[Symbol.asyncDispose]());
+	return {log, [Symbol.asyncDispose]: async () => listener[Symbol.asyncDispose]()};
+}
+
+/** Who answers at the path; undefined when nobody does. */
+async function whoAnswers(path: string): Promise<string | undefined> {
+	const socket: Socket = connect(path);
+	const chunks: Buffer[] = [];
+	socket.on('data', chunk => chunks.push(chunk));
+	try {
+		await once(socket, 'close');
+	} catch {
+		return undefined;
+	}
+
+	return chunks.length === 0 ? undefined : Buffer.concat(chunks).toString();
+}
+
+async function until(path: string, name: string): Promise<void> {
+	while (await whoAnswers(path) !== name) {
+		// Each look takes a turn of the event loop.
+	}
+}
+
+async function said(log: ReturnType<typeof recordingLog>, message: string): Promise<void> {
+	while (!log.lines.some(line => line.message === message)) {
+		await turn();
+	}
+}
+
+/** A process that listens at the path as a daemon of another version would, until it is killed. */
+async function foreigner(t: ExecutionContext, path: string): Promise<{readonly kill: () => Promise<void>}> {
+	const program = `require('net').createServer(s => s.on('error', () => undefined).end('foreigner')).listen(${JSON.stringify(`${path}.new`)}, () => { require('fs').renameSync(${JSON.stringify(`${path}.new`)}, ${JSON.stringify(path)}); console.log('ready'); })`;
+	const child = spawn(process.execPath, ['-e', program], {stdio: ['ignore', 'pipe', 'inherit']});
+	t.teardown(() => child.kill('SIGKILL'));
+	await once(createInterface(child.stdout), 'line');
+	return {
+		async kill() {
+			child.kill('SIGKILL');
+			await once(child, 'exit');
+		},
+	};
+}
+
+test('a socket whose file is removed is bound again, private as before, and the log says so', async t => {
+	const path = join(await directoryOf(t), 'h.sock');
+	const {log} = await named(t, path, 'own');
+	await unlink(path);
+	await until(path, 'own');
+	await said(log, 'socket bound again');
+	t.is((await stat(path)).mode & 0o777, 0o600);
+	t.like(log.lines.find(({message}) => message === 'socket bound again'), {level: 'warn', fields: {path, reason: 'its file was removed'}});
+});
+
+test('a socket whose directory is removed is bound again', async t => {
+	const directory = join(await directoryOf(t), 'peerpod');
+	const path = join(directory, 'h.sock');
+	await named(t, path, 'own');
+	await rm(directory, {recursive: true});
+	await until(path, 'own');
+	t.is((await stat(directory)).mode & 0o777, 0o700);
+});
+
+test('a process that took the path over has it while it answers; once it is dead the path is bound again', async t => {
+	const path = join(await directoryOf(t), 'h.sock');
+	const {log} = await named(t, path, 'own');
+	const other = await foreigner(t, path);
+	while (!log.lines.some(({message}) => message === 'another process serves the socket now')) {
+		t.is(await whoAnswers(path), 'foreigner');
+	}
+
+	await other.kill();
+	await until(path, 'own');
+	await said(log, 'socket bound again');
+	t.is(log.lines.filter(({message}) => message === 'another process serves the socket now').length, 1);
+	t.true(log.lines.some(({message, fields}) => message === 'socket bound again' && fields.reason === 'the process that had replaced it does not answer any more'));
+});
+
+test('of two that have lost the path one gets it, and the other leaves it alone', async t => {
+	const path = join(await directoryOf(t), 'h.sock');
+	const [first, second] = [await named(t, path, 'first'), await named(t, path, 'second')];
+	for (let round = 0; round < 20; round++) {
+		await unlink(path).catch(() => undefined);
+		while (!await answers(path, never)) {
+			// Nobody yet.
+		}
+	}
+
+	const who = await whoAnswers(path);
+	await (who === 'first' ? first : second)[Symbol.asyncDispose]();
+	await until(path, who === 'first' ? 'second' : 'first');
+	t.pass();
+});
+
+test('a file that is no socket is not replaced, which is told once; when it goes the path is bound again', async t => {
+	const path = join(await directoryOf(t), 'h.sock');
+	const {log} = await named(t, path, 'own');
+	await rename(path, `${path}.moved`);
+	await writeFile(path, 'precious');
+	while (!log.lines.some(({level}) => level === 'error')) {
+		await whoAnswers(path);
+	}
+
+	t.is((await stat(path)).isFile(), true);
+	await unlink(path);
+	await until(path, 'own');
+	t.is(log.lines.filter(({level}) => level === 'error').length, 1);
+});
+
+test('after disposing nothing is bound again, and nothing is left', async t => {
+	const directory = await directoryOf(t);
+	const path = join(directory, 'h.sock');
+	const own = await named(t, path, 'own');
+	await own[Symbol.asyncDispose]();
+	await t.throwsAsync(stat(path), {code: 'ENOENT'});
+	t.is(await whoAnswers(path), undefined);
+});
