@@ -46,8 +46,8 @@ export interface Surroundings {
 
 /**
  * Kubernetes kills what has not ended 30 s after it was told to. All of this takes about 18 s at most, also against a host that is stuck: calls under
- * way may go on for 8 s, what has not finished then has 4 s to be unwound, and the cluster and the libvirt session 3 s each for last words. What is not
- * unwound by then is on record, and the next daemon's.
+ * way may go on for 8 s, what has not finished then has 4 s to be rolled back, and the cluster and the libvirt session 3 s each for last words. What is not
+ * rolled back by then is left to the next daemon.
  */
 const drainTimeoutMs = 8000;
 const closeTimeoutMs = 4000;
@@ -59,7 +59,7 @@ const reconcileIntervalMs = 60_000;
 
 /**
  * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running ones finish for
- * a while, unwinds starts that did not, and leaves running pod VMs alone: the next daemon takes them up from their records.
+ * a while, rolls back starts that did not, and leaves running pod VMs alone: the next daemon resumes them from their records.
  */
 export async function startDaemon(config: Config, surroundings: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();

@@ -164,11 +164,11 @@ export const settings = {
 	},
 	maxConcurrentStarts: {
 		env: 'MAX_CONCURRENT_STARTS', section: 'Sockets and timeouts', type: integer(1, 1000), default: '10',
-		description: 'Ours. Starts of pod VMs at a time; others wait their turn, within their `START_TIMEOUT`.',
+		description: 'Starts of pod VMs at a time, each until its VM answers or has run for 30 s; others wait within their `START_TIMEOUT`, and namespaces take turns (not in upstream).',
 	},
 	orphanGraceMs: {
 		env: 'ORPHAN_GRACE', section: 'Sockets and timeouts', type: duration, default: '2m',
-		description: 'Ours. How long a VM of this node may be without a known sandbox before it is removed.',
+		description: 'How long a VM of this node may be without a known sandbox before it is removed (not in upstream).',
 	},
 	probePort: {
 		env: 'PROBE_PORT', section: 'Sockets and timeouts', type: port, example: '8000',

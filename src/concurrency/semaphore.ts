@@ -1,9 +1,15 @@
-/** Limits how many run at a time. The others wait, first come first served, and may give up. */
+/**
+ * Limits how many run at a time. The others wait and may give up: within a group first come first served, and the groups take turns, so that one
+ * with many waiters does not keep another waiting for all of them.
+ */
 import {abortable} from '../lifetime.ts';
+
+type Wake = (value: undefined) => void;
 
 export class Semaphore {
 	#free: number;
-	readonly #waiting = new Set<(value: undefined) => void>();
+	/** By group, the one whose turn is next first. No group is empty. */
+	readonly #waiting = new Map<string, Set<Wake>>();
 
 	/** @param limit how many hold it at a time */
 	constructor(limit: number) {
@@ -12,14 +18,15 @@ export class Semaphore {
 
 	/** How many wait. */
 	get waiting(): number {
-		return this.#waiting.size;
+		return this.#waiting.values().reduce((sum, {size}) => sum + size, 0);
 	}
 
 	/**
 	 * Resolves when the caller may go on. Disposing the result, once or more often, lets the next one go on.
 	 * Rejects with the signal's reason; the caller then holds nothing.
+	 * @param group waits in turn with other groups; all in one by default
 	 */
-	async acquire(signal: AbortSignal): Promise<Disposable> {
+	async acquire(signal: AbortSignal, group = ''): Promise<Disposable> {
 		signal.throwIfAborted();
 		if (this.#free > 0) {
 			this.#free--;
@@ -27,13 +34,14 @@ export class Semaphore {
 		}
 
 		const {promise, resolve} = Promise.withResolvers<undefined>();
-		this.#waiting.add(resolve);
+		const waiters = this.#waiting.get(group) ?? new Set();
+		this.#waiting.set(group, waiters.add(resolve));
 		try {
 			await abortable(promise, signal);
 			return this.#permit();
 		} catch (error) {
 			// No longer in the queue: the permit was handed to us in the moment in which the signal aborted.
-			if (!this.#waiting.delete(resolve)) {
+			if (!this.#leave(group, resolve)) {
 				this.#release();
 			}
 
@@ -60,7 +68,28 @@ export class Semaphore {
 			return;
 		}
 
-		this.#waiting.delete(next);
-		next(undefined);
+		const [group, waiters] = next;
+		const [wake] = waiters;
+		// The group goes behind the others, if it has more.
+		this.#waiting.delete(group);
+		if (waiters.size > 1) {
+			this.#waiting.set(group, waiters);
+		}
+
+		if (wake !== undefined) {
+			waiters.delete(wake);
+			wake(undefined);
+		}
+	}
+
+	/** @returns whether it waited */
+	#leave(group: string, wake: Wake): boolean {
+		const waiters = this.#waiting.get(group);
+		const hasWaited = waiters?.delete(wake) ?? false;
+		if (waiters?.size === 0) {
+			this.#waiting.delete(group);
+		}
+
+		return hasWaited;
 	}
 }

@@ -6,7 +6,7 @@
  */
 import {createHash} from 'node:crypto';
 import {readFile, realpath} from 'node:fs/promises';
-import {join, relative} from 'node:path';
+import {basename, dirname, join, relative} from 'node:path';
 import {AdaptorError} from '../errors.ts';
 
 export interface PodsDirIdentity {
@@ -24,12 +24,12 @@ interface Mount {
 }
 
 /**
- * Changes nothing.
- * @throws AdaptorError 'failed-precondition' when it is not there
+ * Changes nothing. Of a directory that does not exist yet, the place where it will be made counts.
+ * @throws AdaptorError 'failed-precondition' when that cannot be found out
  */
 export async function identifyPodsDir(podsDir: string, node: string): Promise<PodsDirIdentity> {
 	try {
-		const path = await realpath(podsDir);
+		const path = await realpathOf(podsDir);
 		const place = placeOf(path, await readFile('/proc/self/mountinfo', 'utf8'));
 		return {fingerprint: createHash('sha256').update(`${node}\0${place}`).digest('hex').slice(0, 16), path};
 	} catch (error) {
@@ -40,6 +40,18 @@ export async function identifyPodsDir(podsDir: string, node: string): Promise<Po
 			remedy: 'It must be a directory on the node, mounted into the container at the same path (a hostPath volume).',
 			cause: error,
 		});
+	}
+}
+
+async function realpathOf(path: string): Promise<string> {
+	try {
+		return await realpath(path);
+	} catch (error) {
+		if (error instanceof Error && 'code' in error && error.code === 'ENOENT' && dirname(path) !== path) {
+			return join(await realpathOf(dirname(path)), basename(path));
+		}
+
+		throw error;
 	}
 }
 

@@ -12,8 +12,10 @@ export interface SandboxContext {
 	readonly relays: AgentRelays;
 	readonly cluster: Cluster;
 	readonly records: SandboxRecords;
-	/** Starts under way, of all sandboxes. */
+	/** Starts that load the host, of all sandboxes; the pods' namespaces take turns. */
 	readonly starts: Semaphore;
+	/** How long a VM that runs keeps its turn while it boots. */
+	readonly bootTurnMs?: number;
 	/** By sandbox id: the tasks of a sandbox run one at a time. */
 	readonly mutex: KeyedMutex;
 	readonly policy: PodPolicy;

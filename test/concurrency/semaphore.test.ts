@@ -59,12 +59,12 @@ test('a permit that is handed to somebody who gives up in the same moment is not
 });
 
 test('whatever is acquired, aborted and released in whatever order, no permit is lost or invented', async t => {
-	await fc.assert(fc.asyncProperty(fc.integer({min: 1, max: 4}), fc.array(fc.record({aborts: fc.boolean(), turns: fc.nat(5)}), {maxLength: 20}), async (count, users) => {
+	await fc.assert(fc.asyncProperty(fc.integer({min: 1, max: 4}), fc.array(fc.record({aborts: fc.boolean(), turns: fc.nat(5), group: fc.constantFrom('a', 'b', 'c')}), {maxLength: 20}), async (count, users) => {
 		const semaphore = new Semaphore(count);
 		let held = 0;
-		await Promise.all(users.map(async ({aborts, turns}) => {
+		await Promise.all(users.map(async ({aborts, turns, group}) => {
 			const abort = new AbortController();
-			const acquired = semaphore.acquire(abort.signal).catch(() => undefined);
+			const acquired = semaphore.acquire(abort.signal, group).catch(() => undefined);
 			for (let turn = 0; turn < turns; turn++) {
 				await Promise.resolve();
 			}
@@ -87,4 +87,18 @@ test('whatever is acquired, aborted and released in whatever order, no permit is
 		}
 	}));
 	t.pass();
+});
+
+test('groups take turns: many waiters of one keep another waiting for one of them only', async t => {
+	const semaphore = new Semaphore(1);
+	const first = await semaphore.acquire(never, 'greedy');
+	const order: string[] = [];
+	const waiting = ['greedy 1', 'greedy 2', 'greedy 3', 'modest 1', 'other 1', 'modest 2'].map(async name => {
+		using _permit = await semaphore.acquire(never, name.split(' ')[0]);
+		order.push(name);
+	});
+	t.is(semaphore.waiting, 6);
+	first[Symbol.dispose]();
+	await Promise.all(waiting);
+	t.deepEqual(order, ['greedy 1', 'modest 1', 'other 1', 'greedy 2', 'modest 2', 'greedy 3']);
 });

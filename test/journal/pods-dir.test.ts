@@ -1,4 +1,4 @@
-import {mkdir, symlink} from 'node:fs/promises';
+import {mkdir, symlink, writeFile} from 'node:fs/promises';
 import test from 'ava';
 import {identifyPodsDir, placeOf} from '../../src/journal/pods-dir.ts';
 import {directoryOf} from '../support/directory.ts';
@@ -45,5 +45,9 @@ test('the fingerprint depends on node and directory alone, whatever path leads t
 	t.is((await identifyPodsDir(`${directory}/link/../link`, 'worker-0')).fingerprint, fingerprint);
 	t.not((await identifyPodsDir(`${directory}/other`, 'worker-0')).fingerprint, fingerprint);
 	t.not((await identifyPodsDir(`${directory}/pods`, 'worker-1')).fingerprint, fingerprint);
-	await t.throwsAsync(identifyPodsDir(`${directory}/none`, 'worker-0'), {message: /Could not find PODS_DIR/});
+	const {fingerprint: early} = await identifyPodsDir(`${directory}/made/later`, 'worker-0');
+	await mkdir(`${directory}/made/later`, {recursive: true});
+	t.is((await identifyPodsDir(`${directory}/made/later`, 'worker-0')).fingerprint, early);
+	await writeFile(`${directory}/file`, '');
+	await t.throwsAsync(identifyPodsDir(`${directory}/file/pods`, 'worker-0'), {message: /Could not find PODS_DIR/});
 });

@@ -678,3 +678,41 @@ test('a VM that ends by itself is told to its pod', async t => {
 	await logged(here, 'pod VM ended by itself');
 	t.like(here.cluster.events, [{type: 'Warning', reason: 'PodVMEnded', pod: web}]);
 });
+
+test('a guest that never comes up gives its turn to start back after a short time, and starts on', async t => {
+	const {registry, podVms} = world(t, {maxStarts: 1, bootTurnMs: 5});
+	podVms.addressesOfVms = [];
+	await registry.create(pod('a', 'dead'), never);
+	const dead = registry.start('a', never);
+	const ended = t.throwsAsync(dead);
+	await registry.vmOf({name: 'dead', namespace: 'shop'}, true, never);
+	podVms.addressesOfVms = ['192.168.122.11'];
+	await registry.create(pod('b'), never);
+	await registry.start('b', never);
+	t.is(await registry.vmOf({name: 'dead', namespace: 'shop'}, false, never), 'podvm-dead-a');
+	await registry.stop('a', never);
+	await ended;
+});
+
+test('starts of one namespace do not keep another namespace waiting for all of them', async t => {
+	const order: string[] = [];
+	const go = Promise.withResolvers<undefined>();
+	const {registry, podVms} = world(t, {maxStarts: 1});
+	const start = podVms.start.bind(podVms);
+	podVms.start = async (spec, signal) => {
+		order.push(`${spec.pod.namespace}/${spec.pod.name}`);
+		await go.promise;
+		return start(spec, signal);
+	};
+	const names = ['greedy/1', 'greedy/2', 'greedy/3', 'greedy/4', 'modest/5'];
+	for (const name of names) {
+		const [namespace = '', id = ''] = name.split('/');
+		const request = pod(id, id);
+		await registry.create({...request, annotations: {...request.annotations, 'io.kubernetes.cri.sandbox-namespace': namespace}}, never);
+	}
+
+	const starts = names.map(async name => registry.start(name.split('/')[1] ?? '', never));
+	go.resolve(undefined);
+	await Promise.all(starts);
+	t.deepEqual(order, ['greedy/1', 'greedy/2', 'modest/5', 'greedy/3', 'greedy/4']);
+});

@@ -55,6 +55,7 @@ export interface WorldOptions {
 	readonly hasHungPredecessor?: boolean;
 	readonly reconcileIntervalMs?: number;
 	readonly listTimeoutMs?: number;
+	readonly bootTurnMs?: number;
 	readonly endedGraceMs?: number;
 	readonly rollBackPatienceMs?: number;
 	readonly reachReportMs?: number;
@@ -157,6 +158,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		...(options.rollBackPatienceMs === undefined ? {} : {rollBackPatienceMs: options.rollBackPatienceMs}),
 		...(options.reachReportMs === undefined ? {} : {reachReportMs: options.reachReportMs}),
 		...(options.listTimeoutMs === undefined ? {} : {listTimeoutMs: options.listTimeoutMs}),
+		...(options.bootTurnMs === undefined ? {} : {bootTurnMs: options.bootTurnMs}),
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),
 		orphanGraceMs: options.orphanGraceMs ?? 60_000, reconcileIntervalMs: options.reconcileIntervalMs ?? 2,
 		policy: {sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192}, initdata: {parse: parseInitdata}}, hasScratchSpace: false,
