@@ -5,6 +5,7 @@
 import {randomBytes} from 'node:crypto';
 import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
 import {join} from 'node:path';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {AdaptorError, codeOf, toError} from '../errors.ts';
 import type {Logger} from '../log.ts';
 import type {SandboxId} from '../sandbox/ports.ts';
@@ -18,6 +19,7 @@ const temporaryName = /^\.[\da-f]{8}$/v;
 export class FileRecords implements SandboxRecords {
 	readonly #podsDir: string;
 	readonly #log: Logger;
+	readonly #failures = new FailureLog();
 
 	constructor(podsDir: string, log: Logger) {
 		this.#podsDir = podsDir;
@@ -98,10 +100,19 @@ export class FileRecords implements SandboxRecords {
 
 	async readAll(): Promise<readonly SandboxRecord[]> {
 		const directories = await readdir(this.#podsDir, {withFileTypes: true}).catch(missingIsEmpty);
-		const records = await Promise.all(directories.filter(entry => entry.isDirectory()).map(async ({name}) => this.read(name).catch((error: unknown) => {
-			this.#log.error({path: join(this.#podsDir, name, fileName), err: error}, 'a sandbox record cannot be read and is passed over');
-			return undefined;
-		})));
+		const records = await Promise.all(directories.filter(entry => entry.isDirectory()).map(async ({name}) => {
+			try {
+				const record = await this.read(name);
+				this.#failures.recovered(name);
+				return record;
+			} catch (error) {
+				if (this.#failures.failed(name)) {
+					this.#log.error({path: join(this.#podsDir, name, fileName), err: error}, 'a sandbox record cannot be read and is passed over');
+				}
+
+				return undefined;
+			}
+		}));
 		return records.filter(record => record !== undefined);
 	}
 }

@@ -287,7 +287,8 @@ export class Reconciler {
 				case 'remove': {
 					const reason = why ?? decision.why;
 					log.warn({...names, reason}, 'removing the sandbox');
-					if (pod !== undefined) {
+					// A removal that was asked for is no news to the pod.
+					if (pod !== undefined && inHand(state).record !== 'stopping') {
 						cluster.tell(pod, {type: 'Warning', reason: 'PodVMRemoved', message: `The pod's VM is removed: ${reason}`});
 					}
 

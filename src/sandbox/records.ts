@@ -30,7 +30,7 @@ export interface SandboxRecords {
 	 * @throws AdaptorError 'unavailable' when that cannot be told; 'failed-precondition' for the record of a later program
 	 */
 	read(id: SandboxId): Promise<SandboxRecord | undefined>;
-	/** All of them, each as `read` has it; one that cannot be read is passed over, and said. */
+	/** All of them, each as `read` has it; one that cannot be read is passed over, which is logged once. */
 	readAll(): Promise<readonly SandboxRecord[]>;
 }
 
