@@ -86,7 +86,10 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 	const minMemoryMib = isGiven(settings.minMemoryMib) ? parsed.minMemoryMib : Math.min(parsed.minMemoryMib ?? Infinity, parsed.memoryMib ?? Infinity);
 	// Either name asks for confidential VMs; only to turn them off as well is a contradiction.
 	const disableCvm = isGiven(settings.disableCvm) || parsed.launchSecurity === undefined ? parsed.disableCvm : false;
-	const sized = {...parsed, minMemoryMib, disableCvm};
+	// A configured size is never more than its limit by default.
+	const maxVcpus = isGiven(settings.maxVcpus) ? parsed.maxVcpus : Math.max(parsed.maxVcpus ?? 0, parsed.vcpus ?? 0);
+	const maxMemoryMib = isGiven(settings.maxMemoryMib) ? parsed.maxMemoryMib : Math.max(parsed.maxMemoryMib ?? 0, parsed.memoryMib ?? 0);
+	const sized = {...parsed, minMemoryMib, maxVcpus, maxMemoryMib, disableCvm};
 	problems.push(...contradictions(sized, isGiven));
 	if (problems.length > 0) {
 		throw new ConfigError(problems);

@@ -141,7 +141,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 				maxVcpus: config.maxVcpus,
 				memoryMib: config.memoryMib,
 				minMemoryMib: config.minMemoryMib,
-				maxMemoryMib: config.maxMemoryMib ?? Infinity,
+				maxMemoryMib: config.maxMemoryMib,
 			},
 			initdata: {parse: parseInitdata, ...(config.initdata === undefined ? {} : {configured: config.initdata})},
 		},
@@ -168,7 +168,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	}));
 	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
 	if (config.probePort !== undefined) {
-		parts.use(serveProbes({port: config.probePort, assertReachable: async limit => api.assertReachable(limit), log}));
+		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));
 	}
 
 	// A daemon of an earlier version holds no lock: while it may be in the middle of a start it counts as alive.

@@ -100,8 +100,8 @@ export const settings = {
 		description: 'Ours. The fewest virtual CPUs of a pod VM.',
 	},
 	maxVcpus: {
-		env: 'LIBVIRT_MAX_CPU', section: 'Pod VM size', type: vcpus, default: String(mostVcpus),
-		description: 'Ours. The most virtual CPUs that a pod can get. The default is the most that an s390x VM can have.',
+		env: 'LIBVIRT_MAX_CPU', section: 'Pod VM size', type: vcpus, default: '32',
+		description: 'The most virtual CPUs that a pod can get; one that asks for more gets as many, and an event. Not set and `LIBVIRT_CPU` larger: as `LIBVIRT_CPU` (not in upstream).',
 	},
 	memoryMib: {
 		env: 'LIBVIRT_MEMORY', flag: 'memory', section: 'Pod VM size', type: memory, default: '8192',
@@ -113,8 +113,8 @@ export const settings = {
 			+ 'Not set and `LIBVIRT_MEMORY` smaller than the default: as `LIBVIRT_MEMORY`.',
 	},
 	maxMemoryMib: {
-		env: 'LIBVIRT_MAX_MEMORY', section: 'Pod VM size', type: memory, example: '65536',
-		description: 'Ours. The most memory in MiB that a pod can get. Not set: no limit.',
+		env: 'LIBVIRT_MAX_MEMORY', section: 'Pod VM size', type: memory, default: '65536',
+		description: 'The most memory in MiB that a pod can get; one that asks for more gets as much, and an event. Not set and `LIBVIRT_MEMORY` larger: as `LIBVIRT_MEMORY` (not in upstream).',
 	},
 	swiotlbMib: {
 		env: 'LIBVIRT_SWIOTLB_MEMORY', section: 'Pod VM size', type: integer(0, 65_536, 'MiB'), default: '512',

@@ -181,6 +181,8 @@ test('sizes must lie within the administrator\'s limits', t => {
 	t.deepEqual(Object.keys(problemsOf({LIBVIRT_MIN_MEMORY: '9000'})), ['LIBVIRT_MIN_MEMORY']);
 	t.deepEqual(Object.keys(problemsOf({LIBVIRT_MAX_MEMORY: '4096'})), ['LIBVIRT_MEMORY']);
 	t.is(load({LIBVIRT_CPU: '8', LIBVIRT_MAX_CPU: '8'}).vcpus, 8);
+	t.like(load({LIBVIRT_CPU: '64', LIBVIRT_MEMORY: '131072'}), {maxVcpus: 64, maxMemoryMib: 131_072});
+	t.like(load({}), {maxVcpus: 32, maxMemoryMib: 65_536});
 });
 
 test('the default minimum of memory gives way to a smaller LIBVIRT_MEMORY', t => {

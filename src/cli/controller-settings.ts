@@ -1,5 +1,5 @@
 /** What `cloud-api-adaptor controller` is told. */
-import {duration, textLike} from '../setting-types.ts';
+import {duration, integer, textLike} from '../setting-types.ts';
 import {settings, type SettingsTable} from '../settings.ts';
 
 const {libvirtUri, clusterId, logLevel, logFormat} = settings;
@@ -15,6 +15,10 @@ export const controllerSettings = {
 	abandonedGraceMs: {
 		env: 'ABANDONED_GRACE', section: 'Kubernetes', type: duration, default: '5m',
 		description: 'Ours. How long the node of a deleted pod must be without a ready daemon before the pod\'s VM is deleted in its place.',
+	},
+	probePort: {
+		env: 'CONTROLLER_PROBE_PORT', section: 'Kubernetes', type: integer(1, 65_535), default: '8081',
+		description: 'TCP port of `/healthz`, on all addresses of the pod.',
 	},
 	logLevel,
 	logFormat,

@@ -5,6 +5,7 @@
 import {randomUUID} from 'node:crypto';
 import {loadSettings} from '../config.ts';
 import {AdaptorError, toError} from '../errors.ts';
+import {serveProbes} from '../health/probes.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {cleanUpAfterNodes} from '../kubernetes/controller.ts';
 import {whileLeading} from '../kubernetes/leader.ts';
@@ -21,7 +22,7 @@ const usualIntervalMs = 15_000;
 
 /** Runs until the signal aborts. @throws ConfigError, and AdaptorError 'failed-precondition' outside of a cluster */
 export async function controller({env, flags, host, surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
-	const {libvirtUri: uri, clusterId: cluster, daemonSelector, abandonedGraceMs: graceMs, logLevel, logFormat} = loadSettings(controllerSettings, env, host, flags);
+	const {libvirtUri: uri, clusterId: cluster, daemonSelector, abandonedGraceMs: graceMs, probePort, logLevel, logFormat} = loadSettings(controllerSettings, env, host, flags);
 	const server = apiServerAddress(env);
 	if (server === undefined) {
 		throw new AdaptorError({
@@ -37,6 +38,8 @@ export async function controller({env, flags, host, surroundings, version, logTo
 		log.warn({reason: `LIBVIRT_URI: ${warning}`}, 'configuration warning');
 	}
 
+	// A replica that only waits to lead is healthy: what is asked is whether its event loop turns.
+	await using _probes = serveProbes({port: probePort, host: '0.0.0.0', assertHealthy: async () => undefined, log});
 	const {home, user, uid, sshAgentSocket: agentSocket, serviceAccountDirectory} = surroundings;
 	const account = new ServiceAccount(serviceAccountDirectory);
 	const namespace = await account.namespace();

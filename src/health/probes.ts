@@ -1,7 +1,7 @@
 /**
- * What kubelet asks by HTTP on the loopback of the node: `/startup` (as upstream's) and `/healthz`. Both go through hypervisor.sock itself, as a shim
- * does: 200 when it is answered there, 503 with the reason otherwise. During an update that is the other daemon, and right: the node is served. Says nothing
- * of the KVM host: a restart of the daemon mends no host.
+ * What kubelet asks by HTTP: `/startup` (as upstream's) and `/healthz`. The daemon's go through hypervisor.sock itself, as a shim does: 200 when it is
+ * answered there, 503 with the reason otherwise. During an update that is the other daemon, and right: the node is served. Says nothing of the KVM host: a
+ * restart of the daemon mends no host.
  */
 import {createServer, type RequestListener, type Server, type ServerResponse} from 'node:http';
 import {FailureLog} from '../concurrency/failure-log.ts';
@@ -12,8 +12,10 @@ import type {Logger} from '../log.ts';
 export interface ProbeOptions {
 	/** PROBE_PORT */
 	readonly port: number;
-	/** Resolves when the API answers at its socket. */
-	readonly assertReachable: (signal: AbortSignal) => Promise<void>;
+	/** Resolves when it is; the daemon's API when it answers at its socket. */
+	readonly assertHealthy: (signal: AbortSignal) => Promise<void>;
+	/** The address to listen at: the loopback of the node unless given. */
+	readonly host?: string;
 	readonly log: Logger;
 	/** Pauses between attempts to listen: the first, and the longest. */
 	readonly retryMs?: readonly [first: number, longest: number];
@@ -43,9 +45,9 @@ export function serveProbes(options: ProbeOptions): AsyncDisposable {
 }
 
 /** Undefined when the signal aborts before. Never throws. */
-async function keepListening({port, log, retryMs = [500, 30_000], assertReachable}: ProbeOptions, signal: AbortSignal): Promise<Server | undefined> {
+async function keepListening({port, host = '127.0.0.1', log, retryMs = [500, 30_000], assertHealthy}: ProbeOptions, signal: AbortSignal): Promise<Server | undefined> {
 	try {
-		const server = await retry(async () => listen(port, answer(assertReachable, log, signal)), {
+		const server = await retry(async () => listen({port, host}, answer(assertHealthy, log, signal)), {
 			backOff: retryMs,
 			onFailure: (error, {attempt, retryInMs}) => log[attempt === 1 ? 'warn' : 'debug']({port, retryInMs, err: error}, 'the port of the probes is taken; trying again (PROBE_PORT)'),
 		}, signal);
@@ -56,7 +58,7 @@ async function keepListening({port, log, retryMs = [500, 30_000], assertReachabl
 	}
 }
 
-function answer(assertReachable: ProbeOptions['assertReachable'], log: Logger, signal: AbortSignal): RequestListener {
+function answer(assertHealthy: ProbeOptions['assertHealthy'], log: Logger, signal: AbortSignal): RequestListener {
 	const failures = new FailureLog();
 	const reply = (response: ServerResponse, status: number, text = ''): void => {
 		response.writeHead(status, {'content-type': 'text/plain'});
@@ -73,12 +75,12 @@ function answer(assertReachable: ProbeOptions['assertReachable'], log: Logger, s
 			return;
 		}
 
-		assertReachable(signal).then(() => {
+		assertHealthy(signal).then(() => {
 			failures.recovered();
 			reply(response, 200, 'ok\n');
 		}, (error: unknown) => {
 			if (!signal.aborted && failures.failed()) {
-				log.error({err: error}, 'the hypervisor socket is not answered: kubelet is told that the daemon is not healthy');
+				log.error({err: error}, 'kubelet is told that this process is not healthy');
 			}
 
 			reply(response, 503, `${toError(error).message}\n`);
@@ -86,11 +88,11 @@ function answer(assertReachable: ProbeOptions['assertReachable'], log: Logger, s
 	};
 }
 
-async function listen(port: number, onRequest: RequestListener): Promise<Server> {
+async function listen(at: {readonly port: number; readonly host: string}, onRequest: RequestListener): Promise<Server> {
 	const server = createServer(onRequest);
 	const {promise, resolve, reject} = Promise.withResolvers<undefined>();
 	server.once('error', reject);
-	server.listen(port, '127.0.0.1', () => resolve(undefined));
+	server.listen(at, () => resolve(undefined));
 	await promise;
 	server.off('error', reject);
 	// One connection that could not be accepted is that one's loss.

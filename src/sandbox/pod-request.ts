@@ -61,6 +61,8 @@ export interface PodRequest {
 	readonly vcpusFrom: SizeSource;
 	readonly memoryMib: number;
 	readonly memoryFrom: SizeSource;
+	/** What the pod gets less of than it asked for, a phrase for each. */
+	readonly limited?: readonly string[];
 	/** A volume's name, as the pod gave it; checked by whoever knows volumes. */
 	readonly image?: string;
 	readonly initdata?: Initdata;
@@ -73,6 +75,10 @@ export function podRequest(id: SandboxId, given: Readonly<Record<string, string>
 	const memory = size(given, annotations.memory, {configured: sizes.memoryMib, min: sizes.minMemoryMib, max: sizes.maxMemoryMib});
 	const image = given[annotations.image];
 	const initdata = initdataOf(given, initdataPolicy);
+	const limited = [
+		...(vcpus.from === 'maximum' ? [`${vcpus.value} virtual CPUs instead of ${vcpus.asked} (LIBVIRT_MAX_CPU)`] : []),
+		...(memory.from === 'maximum' ? [`${memory.value} MiB of memory instead of ${memory.asked} (LIBVIRT_MAX_MEMORY)`] : []),
+	];
 	return {
 		pod,
 		instanceName: instanceName(pod.name, id),
@@ -80,6 +86,7 @@ export function podRequest(id: SandboxId, given: Readonly<Record<string, string>
 		vcpusFrom: vcpus.from,
 		memoryMib: memory.value,
 		memoryFrom: memory.from,
+		...(limited.length === 0 ? {} : {limited}),
 		...(image === undefined || image === '' ? {} : {image}),
 		...(initdata === undefined ? {} : {initdata}),
 	};
@@ -120,7 +127,7 @@ interface SizeBounds {
 }
 
 /** A decimal, rounded up, within the administrator's bounds; absent, empty and zero mean "as configured". */
-function size(given: Readonly<Record<string, string>>, annotation: string, {configured, min, max}: SizeBounds): {value: number; from: SizeSource} {
+function size(given: Readonly<Record<string, string>>, annotation: string, {configured, min, max}: SizeBounds): {value: number; asked: number; from: SizeSource} {
 	const text = (given[annotation] ?? '').trim();
 	// A sum of floating-point numbers may come with all the digits that it has.
 	if (text !== '' && !/^\d{1,9}(?:\.\d{1,60})?$/.test(text)) {
@@ -135,8 +142,8 @@ function size(given: Readonly<Record<string, string>>, annotation: string, {conf
 	const asked = text === '' ? 0 : Math.ceil(Number(text));
 	const wanted = asked === 0 ? configured : asked;
 	if (wanted > max) {
-		return {value: max, from: 'maximum'};
+		return {value: max, asked: wanted, from: 'maximum'};
 	}
 
-	return wanted < min ? {value: min, from: 'minimum'} : {value: wanted, from: asked === 0 ? 'configuration' : 'annotation'};
+	return wanted < min ? {value: min, asked: wanted, from: 'minimum'} : {value: wanted, asked: wanted, from: asked === 0 ? 'configuration' : 'annotation'};
 }

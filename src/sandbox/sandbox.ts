@@ -100,6 +100,7 @@ export class Sandbox {
 					this.#setState(state);
 					if (state.name === 'created') {
 						this.#log.info(createdNames(state), 'sandbox created');
+						this.#tellLimits(request);
 					}
 				}
 			} catch (thrown) {
@@ -408,6 +409,13 @@ export class Sandbox {
 
 	async #clear(leftovers: Leftovers): Promise<AdaptorError | undefined> {
 		return clear(this.id, leftovers, this.#recordWriter.request, this.#context);
+	}
+
+	/** A pod that gets less than it asked for must be able to know why it is slow, or out of memory. */
+	#tellLimits({pod, limited}: PodRequest): void {
+		if (limited !== undefined) {
+			this.#context.cluster.tell(pod, {type: 'Warning', reason: 'PodVMSizeLimited', message: `The pod's VM has ${limited.join(' and ')}`});
+		}
 	}
 
 	#know({pod, instanceName}: PodRequest): void {

@@ -130,7 +130,7 @@ test('kubelet probes the daemon where it answers', async t => {
 	await once(blocker, 'listening');
 	const {port} = blocker.address() as AddressInfo;
 	const log = recordingLog();
-	await using _probes = serveProbes({port, assertReachable: async () => undefined, log, retryMs: [1, 1]});
+	await using _probes = serveProbes({port, assertHealthy: async () => undefined, log, retryMs: [1, 1]});
 	blocker.close();
 	while (!log.lines.some(({message}) => message === 'probes are served')) {
 		await new Promise(resolve => setImmediate(resolve));

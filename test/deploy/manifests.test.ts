@@ -19,8 +19,6 @@ const others = new Set([
 	...samples().map(nameOf),
 	'Secret auth-json-secret',
 	'Secret certs-for-tls',
-	// OpenShift's own.
-	'ClusterRole system:openshift:scc:privileged',
 	// Every namespace has it; with the operator it is the daemon's.
 	'ServiceAccount default',
 ]);
@@ -60,7 +58,7 @@ test('the DaemonSet gives the daemon all that the operator\'s gives it', async t
 	t.like(daemonSet, {metadata: {namespace: 'openshift-sandboxed-containers-operator'}, spec: {selector: {matchLabels: {name: 'osc-caa-ds'}}}});
 	t.like(spec, {hostNetwork: true});
 	t.like(container, {
-		name: 'caa-pod', command: ['/usr/local/bin/entrypoint.sh'], securityContext: {privileged: true, runAsUser: 0},
+		name: 'caa-pod', command: ['/usr/local/bin/entrypoint.sh'], securityContext: {runAsUser: 0, capabilities: {drop: ['ALL'], add: ['NET_ADMIN', 'SYS_ADMIN']}, readOnlyRootFilesystem: true, seLinuxOptions: {type: 'spc_t'}},
 		envFrom: [{secretRef: {name: 'peer-pods-secret'}}, {configMapRef: {name: 'peer-pods-cm'}}],
 	});
 	t.true(container?.env?.some(({name, valueFrom}) => name === 'NODE_NAME' && valueFrom?.fieldRef?.fieldPath === 'spec.nodeName'));

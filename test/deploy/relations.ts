@@ -21,7 +21,7 @@ export interface Surroundings {
 type Rule = (manifests: readonly Manifest[], surroundings: Surroundings) => Iterable<string>;
 
 export const namespace = 'openshift-sandboxed-containers-operator';
-const clusterWide = new Set(['Namespace', 'CustomResourceDefinition', 'RuntimeClass', 'ClusterRole', 'ClusterRoleBinding', 'MutatingWebhookConfiguration', 'PriorityClass']);
+const clusterWide = new Set(['Namespace', 'CustomResourceDefinition', 'RuntimeClass', 'ClusterRole', 'ClusterRoleBinding', 'MutatingWebhookConfiguration', 'PriorityClass', 'SecurityContextConstraints']);
 
 /** Words that Kubernetes takes in a field, where the field's type says `string` only. Source: Kubernetes API reference 1.30. */
 const words: Readonly<Record<string, readonly string[]>> = {

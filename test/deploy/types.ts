@@ -28,13 +28,18 @@ const foreign: Readonly<Record<string, string>> = {
 	'cert-manager.io/v1 Certificate': '{metadata: ObjectMeta; spec: {secretName: string; dnsNames?: string[]; isCA?: boolean; commonName?: string; duration?: string; renewBefore?: string; '
 		+ 'privateKey?: {algorithm?: "RSA" | "ECDSA" | "Ed25519"; size?: number; rotationPolicy?: "Always" | "Never"}; '
 		+ 'issuerRef: {name: string; kind?: "Issuer" | "ClusterIssuer"; group?: string}}}',
+	// OpenShift, openshift/api, security/v1
+	'security.openshift.io/v1 SecurityContextConstraints': '{metadata: ObjectMeta; allowHostDirVolumePlugin: boolean; allowHostIPC: boolean; allowHostNetwork: boolean; allowHostPID: boolean; '
+		+ 'allowHostPorts: boolean; allowPrivilegedContainer: boolean; allowPrivilegeEscalation?: boolean; allowedCapabilities: string[]; readOnlyRootFilesystem: boolean; '
+		+ 'runAsUser: {type: "RunAsAny"}; seLinuxContext: {type: "RunAsAny"}; fsGroup: {type: "RunAsAny"}; supplementalGroups: {type: "RunAsAny"}; '
+		+ 'seccompProfiles?: string[]; volumes: string[]; users: string[]; groups: string[]}',
 	// OpenShift, openshift/api, machineconfiguration/v1; Ignition, "Configuration Specification v3.2.0"
 	'machineconfiguration.openshift.io/v1 MachineConfig': '{metadata: ObjectMeta; spec: {extensions?: string[]; config: {ignition: {version: "3.2.0"}; '
 		+ 'storage: {files: Array<{path: string; mode: number; overwrite?: boolean; contents: {source: string}}>}}}}',
 };
 
 /** What kubernetes-types 1.30.0 leaves out of an interface. */
-const supplement = 'import type {} from "kubernetes-types/admissionregistration/v1.js"; declare module "kubernetes-types/admissionregistration/v1.js" {interface RuleWithOperations {resources?: string[]; scope?: string}}';
+const supplement = 'import type {} from "kubernetes-types/admissionregistration/v1.js"; declare module "kubernetes-types/admissionregistration/v1.js" {interface RuleWithOperations {resources?: string[]; scope?: string} interface NamedRuleWithOperations {resources?: string[]; scope?: string}}';
 
 const path = join(import.meta.dirname, 'manifests.generated.ts');
 const options: ts.CompilerOptions = {

@@ -40,7 +40,7 @@ async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
 
 test('kubelet\'s questions are answered with 200, others are not', async t => {
 	const port = await freePort();
-	await using _probes = serveProbes({port, assertReachable: async () => undefined, log: recordingLog()});
+	await using _probes = serveProbes({port, assertHealthy: async () => undefined, log: recordingLog()});
 	await answered(t, port);
 	const status = async (path: string, method = 'GET'): Promise<number> => (await fetch(`http://127.0.0.1:${port}${path}`, {method})).status;
 	t.deepEqual(await Promise.all([status('/healthz'), status('/startup', 'HEAD'), status('/startup', 'POST'), status('/'), status('/startup/x')]), [200, 200, 405, 404, 404]);
@@ -50,7 +50,7 @@ test('a port that is taken is told once and served as soon as it is free', async
 	const port = await freePort();
 	const {give} = await take(port);
 	const log = recordingLog();
-	await using _probes = serveProbes({port, assertReachable: async () => undefined, log, retryMs: [1, 2]});
+	await using _probes = serveProbes({port, assertHealthy: async () => undefined, log, retryMs: [1, 2]});
 	await until(() => log.lines.length >= 3);
 	await give();
 	await answered(t, port);
@@ -59,12 +59,12 @@ test('a port that is taken is told once and served as soon as it is free', async
 
 test('disposing frees the port, also while a client holds a connection, and ends the wait for one', async t => {
 	const port = await freePort();
-	const probes = serveProbes({port, assertReachable: async () => undefined, log: recordingLog()});
+	const probes = serveProbes({port, assertHealthy: async () => undefined, log: recordingLog()});
 	await answered(t, port);
 	await probes[Symbol.asyncDispose]();
 	await probes[Symbol.asyncDispose]();
 	const other = await take(port);
-	const waiting = serveProbes({port, assertReachable: async () => undefined, log: recordingLog(), retryMs: [60_000, 60_000]});
+	const waiting = serveProbes({port, assertHealthy: async () => undefined, log: recordingLog(), retryMs: [60_000, 60_000]});
 	await waiting[Symbol.asyncDispose]();
 	await other.give();
 	t.pass();
@@ -74,7 +74,7 @@ test('when nobody answers at the hypervisor socket the answer is 503 with the re
 	const port = await freePort();
 	const log = recordingLog();
 	let isReachable = false;
-	await using _probes = serveProbes({port, log, assertReachable: async () => isReachable ? undefined : Promise.reject(new Error('Could not connect'))});
+	await using _probes = serveProbes({port, log, assertHealthy: async () => isReachable ? undefined : Promise.reject(new Error('Could not connect'))});
 	const status = async (): Promise<readonly [number, string]> => {
 		const response = await fetch(`http://127.0.0.1:${port}/healthz`);
 		return [response.status, await response.text()];

@@ -24,10 +24,11 @@ export const hypervisorSocket = `${paths.peerpod}/hypervisor.sock`;
 /**
  * Resolves when it is ready. Disposing ends it with SIGTERM and waits.
  * @param env added to, or instead of, the lab's settings
+ * @param confinement a program with its arguments that starts the daemon with less than everything; none if absent
  * @throws 'failed-precondition' with its last lines when it ends before
  */
-export async function startDaemon(lab: Lab, env: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Service> {
-	const daemon = new Service('cloud-api-adaptor', lab.workerRun([process.execPath, 'src/main.ts', 'libvirt', '-uri', lab.sshUri], {
+export async function startDaemon(lab: Lab, env: Readonly<Record<string, string>>, signal: AbortSignal, confinement: readonly string[] = []): Promise<Service> {
+	const daemon = new Service('cloud-api-adaptor', lab.workerRun([...confinement, process.execPath, 'src/main.ts', 'libvirt', '-uri', lab.sshUri], {
 		cwd: repository,
 		env: {...settings, ...env},
 		stdio: ['ignore', 'ignore', 'pipe'],

@@ -40,8 +40,8 @@ test('decimal vCPUs are rounded up', t => {
 
 test('sizes are kept within the administrator\'s bounds, and say so', t => {
 	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '100'}, policy), {memoryMib: 512, memoryFrom: 'minimum'});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '999999'}, policy), {memoryMib: 65_536, memoryFrom: 'maximum'});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '17'}, policy), {vcpus: 16, vcpusFrom: 'maximum'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '999999'}, policy), {memoryMib: 65_536, memoryFrom: 'maximum', limited: ['65536 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)']});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '17'}, policy), {vcpus: 16, vcpusFrom: 'maximum', limited: ['16 virtual CPUs instead of 17 (LIBVIRT_MAX_CPU)']});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.5'}, {...policy, sizes: {...policy.sizes, minVcpus: 2}}), {vcpus: 2, vcpusFrom: 'minimum'});
 });
 

@@ -716,3 +716,13 @@ test('starts of one namespace do not keep another namespace waiting for all of t
 	await Promise.all(starts);
 	t.deepEqual(order, ['greedy/1', 'greedy/2', 'modest/5', 'greedy/3', 'greedy/4']);
 });
+
+test('a pod that gets less than it asked for is told so by an event, and by no event otherwise', async t => {
+	const {registry, cluster} = world(t);
+	const large = pod('a');
+	await registry.create({...large, annotations: {...large.annotations, 'io.katacontainers.config.hypervisor.default_memory': '999999'}}, never);
+	await registry.create(pod('b', 'db'), never);
+	t.deepEqual(cluster.events.map(({reason, message, pod: {name}}) => [name, reason, message]), [
+		['web', 'PodVMSizeLimited', 'The pod\'s VM has 8192 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)'],
+	]);
+});
