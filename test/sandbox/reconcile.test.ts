@@ -251,3 +251,11 @@ test('a failed sandbox that nobody stops goes after a while', async t => {
 	await logged(here, 'sandbox removed');
 	await t.throwsAsync(here.registry.start('a', never), {message: /no such sandbox/});
 });
+
+test('a reason to look now, such as a connection that is back, does not wait for the next minute', async t => {
+	const here = await running(t, {reconcileIntervalMs: 3_600_000});
+	here.networks.presences.set(namespace, 'gone');
+	here.registry.reconcileSoon();
+	await nothingLeft(here);
+	t.pass();
+});
