@@ -292,6 +292,10 @@ export const webhookSettings = {
 		env: 'WEBHOOK_CERT_DIR', flag: 'cert-dir', section: 'Webhook', type: absolutePath(), default: '/tmp/k8s-webhook-server/serving-certs',
 		description: 'Ours. Directory with the server\'s certificate, `tls.crt`, and its key, `tls.key`. They are read again when they change.',
 	},
+	webhookClientCaFile: {
+		env: 'WEBHOOK_CLIENT_CA_FILE', section: 'Webhook', type: absolutePath(), example: '/etc/webhook-client-ca/ca.crt',
+		description: 'PEM file of the authorities whose client certificate a caller must have. Not set: anyone who can reach the port may ask.',
+	},
 	webhookDrainDelayMs: {
 		env: 'WEBHOOK_DRAIN_DELAY', section: 'Webhook', type: duration, default: '3s',
 		description: 'Ours. How long admission reviews are still taken after SIGTERM: so long an API server may not know yet that this one goes.',

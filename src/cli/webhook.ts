@@ -1,7 +1,9 @@
 /** `cloud-api-adaptor webhook`: the admission webhook, from its settings to the signal that ends it. */
+import {X509Certificate} from 'node:crypto';
 import {once} from 'node:events';
+import {readFile} from 'node:fs/promises';
 import {loadSettings} from '../config.ts';
-import {toError} from '../errors.ts';
+import {AdaptorError, toError} from '../errors.ts';
 import {createLogger} from '../log.ts';
 import {secureContextOptions} from '../relay/tls-options.ts';
 import {webhookSettings} from '../settings.ts';
@@ -16,11 +18,13 @@ export async function webhook({env, flags, host, version, logTo, onLogger}: Comm
 	const log = await createLogger({level: config.logLevel, format: config.logFormat, destination: logTo});
 	onLogger(log);
 	log.info({version}, 'starting');
+	const clientCa = config.webhookClientCaFile === undefined ? undefined : await readClientCa(config.webhookClientCaFile);
 	await using running = await startWebhook({
 		port: config.webhookPort,
 		probePort: config.webhookProbePort,
 		tlsDirectory: config.webhookCertDir,
 		tls,
+		...(clientCa === undefined ? {} : {clientCa}),
 		policy: {runtimeClass, extendedResource, excludedNamespaces: config.excludedNamespaces, overhead: {cpu: config.overheadCpu, memory: config.overheadMemory}},
 		drainDelayMs: config.webhookDrainDelayMs,
 		log,
@@ -32,4 +36,18 @@ export async function webhook({env, flags, host, version, logTo, onLogger}: Comm
 
 	log.info({reason: toError(signal.reason).message}, 'stopping');
 	return exitCode.ok;
+}
+
+/** @throws AdaptorError 'failed-precondition' for a file that is no certificate: otherwise nobody, or anybody, could call */
+async function readClientCa(path: string): Promise<string> {
+	try {
+		const pem = await readFile(path, 'utf8');
+		new X509Certificate(pem);
+		return pem;
+	} catch (cause) {
+		throw new AdaptorError({
+			code: 'failed-precondition', what: 'Could not read the authorities of client certificates', where: {path},
+			remedy: 'WEBHOOK_CLIENT_CA_FILE names a PEM file with at least one certificate.', cause,
+		});
+	}
 }

@@ -5,13 +5,14 @@
 import {once} from 'node:events';
 import {createServer as createHttpServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse} from 'node:http';
 import {createServer as createHttpsServer} from 'node:https';
-import type {AddressInfo} from 'node:net';
+import type {AddressInfo, Socket} from 'node:net';
 import {setTimeout as delay} from 'node:timers/promises';
 import type {SecureContextOptions} from 'node:tls';
 import {AdaptorError, toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import {answerReview, type ReviewPolicy} from './admission-review.ts';
+import {Intake, isParsable, type IntakeLimits, type Refusal} from './intake.ts';
 import {followTlsFiles} from './tls-files.ts';
 
 export interface WebhookOptions {
@@ -23,6 +24,11 @@ export interface WebhookOptions {
 	readonly policy: ReviewPolicy;
 	/** How long requests are still taken after a stop was asked for: that long some API server may not know yet that we go. */
 	readonly drainDelayMs: number;
+	/** PEM of the authorities of client certificates that a caller must have; anyone may call when absent. */
+	readonly clientCa?: string;
+	/** How long a request may take to come; answered with 408 then. */
+	readonly requestTimeoutMs?: number;
+	readonly limits?: IntakeLimits;
 	/** How often the certificate's files are looked at. */
 	readonly tlsIntervalMs?: number;
 	readonly log: Logger;
@@ -35,16 +41,21 @@ export interface Webhook extends AsyncDisposable {
 }
 
 const path = '/mutate-v1-pod';
-/** The API server takes requests of up to 3 MiB, and sends an object twice at most. */
-const maxBodyBytes = 7 << 20;
+/**
+ * The API server takes objects of up to 3 MiB, and for a creation sends one. All unfinished bodies together, connections with their TLS state, and what one body becomes when it is parsed stay
+ * below the container's 256 MiB. An API server keeps one connection for each review that it has under way.
+ */
+const defaultLimits: IntakeLimits = {bodyBytes: 3 << 20, unfinishedBytes: 6 << 20, connections: 256};
 /** As patient as the API server is by default. */
-const requestTimeoutMs = 10_000;
+const defaultRequestTimeoutMs = 10_000;
 /** The API server drops a connection after 90 s without use (Go, net/http, DefaultTransport); it must be the one who does. */
 const keepAliveTimeoutMs = 120_000;
 const closeTimeoutMs = 10_000;
 
 /** @throws AdaptorError 'failed-precondition' when there is no usable certificate, or a port cannot be listened on */
-export async function startWebhook({port, probePort, tlsDirectory, tls, policy, drainDelayMs, tlsIntervalMs = 10_000, log}: WebhookOptions): Promise<Webhook> {
+export async function startWebhook({
+	port, probePort, tlsDirectory, tls, clientCa, policy, drainDelayMs, requestTimeoutMs = defaultRequestTimeoutMs, limits = defaultLimits, tlsIntervalMs = 10_000, log,
+}: WebhookOptions): Promise<Webhook> {
 	await using parts = new AsyncDisposableStack();
 	let state: 'starting' | 'serving' | 'draining' = 'starting';
 	const probes = createHttpServer(probeListener(() => state === 'serving'));
@@ -52,11 +63,13 @@ export async function startWebhook({port, probePort, tlsDirectory, tls, policy, 
 		probes.close();
 		probes.closeAllConnections();
 	});
+	const intake = new Intake(limits);
 	const server = createHttpsServer({
+		...(clientCa === undefined ? {} : {ca: clientCa, requestCert: true, rejectUnauthorized: true}),
 		handshakeTimeout: requestTimeoutMs,
 		requestTimeout: requestTimeoutMs,
 		headersTimeout: requestTimeoutMs,
-		connectionsCheckingInterval: requestTimeoutMs / 10,
+		connectionsCheckingInterval: Math.min(1000, requestTimeoutMs / 2),
 		keepAliveTimeout: keepAliveTimeoutMs,
 	}, (request, response) => {
 		if (state === 'draining') {
@@ -64,13 +77,16 @@ export async function startWebhook({port, probePort, tlsDirectory, tls, policy, 
 			response.setHeader('Connection', 'close');
 		}
 
-		answer(request, response, policy, log).catch((error: unknown) => {
+		const use = intake.use(request.socket);
+		response.once('close', () => use[Symbol.dispose]());
+		answer(request, response, intake, limits, policy, log).catch((error: unknown) => {
 			log.error({err: error}, 'admission review failed');
 			reply(response, 500, 'The webhook failed; its log tells why.');
 		});
 	});
+	server.on('connection', (socket: Socket) => intake.admit(socket));
 	server.on('tlsClientError', error => log.debug({err: toError(error)}, 'TLS handshake failed'));
-	parts.use(await followTlsFiles({directory: tlsDirectory, tls, log, intervalMs: tlsIntervalMs, onChange: options => server.setSecureContext(options)}));
+	parts.use(await followTlsFiles({directory: tlsDirectory, tls, log, intervalMs: tlsIntervalMs, onChange: options => server.setSecureContext({...options, ...(clientCa === undefined ? {} : {ca: clientCa})})}));
 	parts.defer(async () => closed(server));
 
 	const ports = {port: await listen(server, port), probePort: await listen(probes, probePort)};
@@ -90,7 +106,7 @@ export async function startWebhook({port, probePort, tlsDirectory, tls, policy, 
 	};
 }
 
-async function answer(request: IncomingMessage, response: ServerResponse, policy: ReviewPolicy, log: Logger): Promise<void> {
+async function answer(request: IncomingMessage, response: ServerResponse, intake: Intake, {bodyBytes}: IntakeLimits, policy: ReviewPolicy, log: Logger): Promise<void> {
 	if (request.url?.split('?', 1)[0] !== path) {
 		reply(response, 404, `Admission reviews go to ${path}.`);
 		return;
@@ -107,18 +123,25 @@ async function answer(request: IncomingMessage, response: ServerResponse, policy
 		return;
 	}
 
-	let body: Buffer | undefined;
+	let body: Buffer | Refusal;
 	try {
-		body = await readBody(request);
+		body = await intake.read(request);
 	} catch (error) {
 		log.debug({err: error}, 'admission request broke off');
 		return;
 	}
 
-	if (body === undefined) {
+	if (typeof body === 'string') {
 		// The rest is not read, so the connection is of no further use.
 		response.setHeader('Connection', 'close');
-		reply(response, 413, `Admission reviews have at most ${maxBodyBytes} bytes.`);
+		if (body === 'too large') {
+			reply(response, 413, `Admission reviews have at most ${bodyBytes} bytes.`);
+		} else {
+			response.setHeader('Retry-After', '1');
+			reply(response, 429, 'Too many bytes of unfinished admission reviews.');
+		}
+
+		response.once('finish', () => request.socket.destroySoon());
 		return;
 	}
 
@@ -145,28 +168,12 @@ async function answer(request: IncomingMessage, response: ServerResponse, policy
 	}
 }
 
-/** @returns `undefined` when it is too long @throws when the connection ends before it does */
-async function readBody(request: IncomingMessage): Promise<Buffer | undefined> {
-	if (Number(request.headers['content-length'] ?? 0) > maxBodyBytes) {
-		return undefined;
-	}
-
-	const chunks: Buffer[] = [];
-	let bytes = 0;
-	// Not destroyed when it is left: the refusal has to go out on the same socket.
-	for await (const chunk of request.iterator({destroyOnReturn: false}) as AsyncIterable<Buffer>) {
-		chunks.push(chunk);
-		bytes += chunk.length;
-		if (bytes > maxBodyBytes) {
-			return undefined;
-		}
-	}
-
-	return Buffer.concat(chunks);
-}
-
 /** @throws AdaptorError 'invalid-argument' */
 function parseJson(body: Buffer): unknown {
+	if (!isParsable(body)) {
+		throw new AdaptorError({code: 'invalid-argument', what: 'The request has more values, or deeper ones, than any pod'});
+	}
+
 	try {
 		return JSON.parse(body.toString());
 	} catch (cause) {

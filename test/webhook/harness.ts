@@ -94,7 +94,7 @@ export class Client {
 	readonly agent: Agent;
 	readonly #port: number;
 
-	constructor(port: number, ca: string, options: {readonly maxSockets?: number; readonly keepAlive?: boolean; readonly maxVersion?: 'TLSv1.2'} = {}) {
+	constructor(port: number, ca: string, options: {readonly maxSockets?: number; readonly keepAlive?: boolean; readonly maxVersion?: 'TLSv1.2'; readonly cert?: string; readonly key?: string} = {}) {
 		this.#port = port;
 		this.agent = new Agent({keepAlive: true, ca, servername: serverName, maxCachedSessions: 0, ...options});
 	}

@@ -1,17 +1,24 @@
 /** `cloud-api-adaptor webhook` as a container runs it. */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
+import {readFileSync} from 'node:fs';
+import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
+import {connect as connectTls} from 'node:tls';
 import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import {directoryOf} from '../support/directory.ts';
-import {Client, makeIssuer, MountedSecret} from './harness.ts';
+import {Client, makeIssuer, MountedSecret, serverName} from './harness.ts';
 import {memoryAnnotation, patched, patchIn, podOf, responseIn, reviewOf, vcpusAnnotation} from './pods.ts';
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
 
+/** As its first line says, which is how the image runs it. */
+const options = readFileSync(main, 'utf8').split('\n', 1)[0]?.split(' ').filter(word => word.startsWith('--')) ?? [];
+
 interface Process {
+	readonly pid: number;
 	readonly kill: (signal: NodeJS.Signals) => void;
 	readonly exited: Promise<readonly [code: number | null, signal: NodeJS.Signals | null]>;
 	/** The first line with this message. */
@@ -20,7 +27,7 @@ interface Process {
 }
 
 function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): Process {
-	const child = spawn(process.execPath, [main, 'webhook'], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'ignore', 'pipe']});
+	const child = spawn(process.execPath, [...options, main, 'webhook'], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'ignore', 'pipe']});
 	const exited = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
 	t.teardown(async () => {
 		child.kill('SIGKILL');
@@ -29,6 +36,7 @@ function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): 
 	const lines: string[] = [];
 	const reader = createInterface({input: child.stderr}).on('line', line => lines.push(line));
 	return {
+		pid: child.pid ?? 0,
 		kill: signal => void child.kill(signal),
 		exited,
 		stderr: () => lines.join('\n'),
@@ -82,4 +90,52 @@ test('without a certificate, and with settings that are wrong, it ends and says 
 	const wrong = processOf(t, {POD_VM_OVERHEAD_MEMORY: '256MB', POD_VM_EXTENDED_RESOURCE: 'vm', TARGET_RUNTIMECLASS: 'a', TARGET_RUNTIME_CLASS: 'b', WEBHOOK_CERT_DIR: 'certs'});
 	t.deepEqual(await wrong.exited, [2, null]);
 	t.deepEqual([...wrong.stderr().matchAll(/^ {2}(\S+)/gmv)].map(([, name]) => name), ['TARGET_RUNTIMECLASS', 'POD_VM_EXTENDED_RESOURCE', 'POD_VM_OVERHEAD_MEMORY', 'WEBHOOK_CERT_DIR']);
+});
+
+/** MiB that the process has had resident at most. */
+async function mostResident(pid: number): Promise<number> {
+	const [, kib] = /VmHWM:\s+(\d+) kB/v.exec(await readFile(`/proc/${pid}/status`, 'utf8')) ?? [];
+	return Number(kib) / 1024;
+}
+
+test('whatever is sent, it stays below 200 MiB and goes on answering', async t => {
+	t.timeout(300_000);
+	const issuer = await makeIssuer();
+	const secret = new MountedSecret(await directoryOf(t));
+	await secret.write(await issuer.issue());
+	const running = processOf(t, {WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: secret.directory, WEBHOOK_DRAIN_DELAY: '1ms'});
+	const {port} = await running.event('ready');
+	const review = JSON.stringify(reviewOf(podOf([{resources: {limits: {cpu: '2'}, requests: {cpu: '2'}}}])));
+	const large = 3 << 20;
+	const bodies = [
+		`{"a":[${'[],'.repeat((large - 16) / 3)}[]]}`, `{"a":"${'x'.repeat(large - 16)}"}`, `{"a":[${'1,'.repeat((large - 16) / 2)}1]}`, '['.repeat(large), ' '.repeat(7 << 20),
+	];
+	// Many at a time, several times; a caller that is refused while it sends may see its connection end.
+	for (let round = 0; round < 3; round++) {
+		const client = new Client(Number(port), issuer.ca, {maxSockets: 40});
+		await Promise.all(Array.from({length: 40}, async (_, index) => client.call({body: bodies[index % bodies.length] ?? ''}).catch(() => undefined)));
+		client.close();
+	}
+
+	// Those that send nearly all of a body, and then nothing.
+	const stalled = await Promise.all(Array.from({length: 40}, async () => {
+		const socket = connectTls({host: '127.0.0.1', port: Number(port), ca: issuer.ca, servername: serverName});
+		socket.on('error', () => undefined);
+		await once(socket, 'secureConnect');
+		socket.write(`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${large}\r\n\r\n`);
+		socket.write(Buffer.alloc(large - 1, ' '));
+		return socket;
+	}));
+	const client = new Client(Number(port), issuer.ca);
+	t.teardown(() => client.close());
+	for (let asked = 0; asked < 20; asked++) {
+		t.is((await client.call({body: review})).status, 200);
+	}
+
+	const resident = await mostResident(running.pid);
+	t.log(`${Math.round(resident)} MiB at most`);
+	t.true(resident < 200, `${Math.round(resident)} MiB`);
+	for (const socket of stalled) {
+		socket.destroy();
+	}
 });

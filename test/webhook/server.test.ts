@@ -5,11 +5,12 @@ import {get, type IncomingMessage} from 'node:http';
 import {createServer, connect as connectTcp, type AddressInfo} from 'node:net';
 import {join} from 'node:path';
 import {text} from 'node:stream/consumers';
-import {connect as connectTls} from 'node:tls';
+import {connect as connectTls, type TLSSocket} from 'node:tls';
 import {X509Certificate} from 'node:crypto';
 import test from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import {silentLogger} from '../../src/log.ts';
+import {makeClientCertificate} from '../../src/relay/certificates.ts';
 import {startWebhook} from '../../src/webhook/server.ts';
 import {directoryOf} from '../support/directory.ts';
 import {Client, makeIssuer, MountedSecret, serverName, until, webhookOf} from './harness.ts';
@@ -53,7 +54,7 @@ test('garbage is refused with what was expected, and the connection serves on', 
 
 test('a body beyond the limit is refused before it is read, declared or not', async t => {
 	const {client} = await webhookOf(t);
-	const large = Buffer.alloc((7 << 20) + 1, ' ');
+	const large = Buffer.alloc((3 << 20) + 1, ' ');
 	for (const headers of [{'Content-Length': String(large.length)}, {'Transfer-Encoding': 'chunked'}] as ReadonlyArray<Record<string, string>>) {
 		// Whoever is still sending may see the connection end before the answer.
 		const outcome = await client.call({headers, body: large}).then(({status}) => status, (error: unknown) => (error instanceof Error && 'code' in error ? error.code : error));
@@ -198,4 +199,72 @@ test('a review that is under way when it stops is answered before it has stopped
 	slow.end(question);
 	t.regex(await received, /HTTP\/1\.1 200 OK/);
 	await gone;
+});
+
+/** A caller that sends the beginning of a body and then nothing. */
+async function stalled(port: number, ca: string, bytes: number): Promise<{readonly status: Promise<number | undefined>; readonly socket: TLSSocket}> {
+	const socket = connectTls({host: '127.0.0.1', port, ca, servername: serverName});
+	const chunks: Buffer[] = [];
+	socket.on('error', () => undefined).on('data', chunk => chunks.push(chunk));
+	const status = once(socket, 'close').then(() => Number(/^HTTP\/1\.1 (\d+)/.exec(Buffer.concat(chunks).toString())?.[1] ?? NaN) || undefined);
+	await once(socket, 'secureConnect');
+	socket.write(`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${bytes + 1}\r\n\r\n`);
+	await new Promise(resolve => socket.write(Buffer.alloc(bytes, ' '), resolve));
+	return {status, socket};
+}
+
+test('of bodies that stall the oldest is refused with 429 when there are too many, and reviews are answered meanwhile', async t => {
+	const {client, webhook, issuer} = await webhookOf(t, {limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 100}});
+	const callers = [];
+	for (let index = 0; index < 5; index++) {
+		callers.push(await stalled(webhook.port, issuer.ca, 600_000));
+		t.is((await client.call({body: question})).status, 200);
+	}
+
+	t.deepEqual([await callers[0]?.status, await callers[1]?.status], [429, 429]);
+	for (const {socket} of callers) {
+		socket.destroy();
+	}
+
+	t.is((await client.call({body: question})).status, 200);
+});
+
+test('a body that does not come in time is answered with 408', async t => {
+	const {webhook, issuer} = await webhookOf(t, {requestTimeoutMs: 100});
+	t.is(await (await stalled(webhook.port, issuer.ca, 1000)).status, 408);
+});
+
+test('idle connections make way for new ones, the longest idle first; one in use stays', async t => {
+	const {client, webhook, issuer} = await webhookOf(t, {limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 4}});
+	const busy = await stalled(webhook.port, issuer.ca, 1000);
+	const idle: TLSSocket[] = [];
+	for (let index = 0; index < 6; index++) {
+		const socket = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName});
+		socket.on('error', () => undefined);
+		await once(socket, 'secureConnect');
+		idle.push(socket);
+	}
+
+	await until(() => idle.filter(socket => socket.closed).length === 3);
+	t.deepEqual(idle.map(socket => socket.closed), [true, true, true, false, false, false]);
+	t.is((await client.call({body: question})).status, 200);
+	t.false(busy.socket.closed);
+	for (const socket of [...idle, busy.socket]) {
+		socket.destroy();
+	}
+});
+
+test('with a client CA only callers with its certificate are answered', async t => {
+	const validity = {notBefore: new Date(Date.now() - 60_000), notAfter: new Date(Date.now() + 3_600_000)};
+	// Each is its own authority.
+	const [apiServer, stranger] = await Promise.all([makeClientCertificate('api', validity), makeClientCertificate('stranger', validity)]);
+	const {webhook, issuer} = await webhookOf(t, {clientCa: apiServer.cert});
+	const call = async (certificate?: {cert: string; key: {reveal: () => string}}): Promise<unknown> => {
+		const client = new Client(webhook.port, issuer.ca, certificate === undefined ? {} : {cert: certificate.cert, key: certificate.key.reveal()});
+		t.teardown(() => client.close());
+		return client.call({body: question}).then(({status}) => status, () => 'refused');
+	};
+	t.is(await call(apiServer), 200);
+	t.is(await call(stranger), 'refused');
+	t.is(await call(), 'refused');
 });
