@@ -314,8 +314,8 @@ export class ChaosNode implements AsyncDisposable {
 		return new Set([
 			...domains.filter(name => name !== 'test').map(name => `domain ${name}`),
 			...volumes.filter(name => name !== baseVolume).map(name => `volume ${name}`),
-			// Those of daemons tell which of them are at work.
-			...files.filter(name => !/^\.daemon-\d+$/v.test(name)).map(name => `file ${name}`),
+			// Those of daemons tell which of them are at work; a daemon that is killed as it tries whether it can write may leave a page.
+			...files.filter(name => !/^\.(?:daemon-\d+|caa-probe-[\da-f]+)$/v.test(name)).map(name => `file ${name}`),
 			...all(/^(\S+) \d+: ([^:@]+)/gmv, 'tunnel'),
 			...all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/gmv, 'redirection'),
 			...all(/\b((?:\d+\.){3}\d+)\b/gv, 'untracked'),
