@@ -166,7 +166,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 			sandboxes.reconcileSoon();
 		}
 	}));
-	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, log}, signal));
+	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, onBoundAgain: () => sandboxes.reconcileSoon(), log}, signal));
 	if (config.probePort !== undefined) {
 		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));
 	}

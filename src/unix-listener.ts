@@ -42,6 +42,8 @@ export function checkSocketPath({path, setting}: Pick<UnixListenerOptions, 'path
 export interface KeptListenerOptions extends UnixListenerOptions {
 	/** How often to look whether the path still leads to the socket. */
 	readonly lookEveryMs?: number;
+	/** Called each time that the socket was bound again: others may have been served there meanwhile. */
+	readonly onBoundAgain?: () => void;
 	readonly log: Logger;
 }
 
@@ -165,6 +167,7 @@ class KeptListener implements AsyncDisposable {
 		}
 
 		log.warn({path, reason: found === undefined ? 'its file was removed' : 'the process that had replaced it does not answer any more'}, 'socket bound again');
+		this.#options.onBoundAgain?.();
 	}
 
 	/** @param place moves the finished socket to its path */

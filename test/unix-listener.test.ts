@@ -13,8 +13,8 @@ import {recordingLog} from './support/recording-log.ts';
 const never = new AbortController().signal;
 
 /** Says its name to whoever connects. */
-async function named(t: ExecutionContext, path: string, name: string, log = recordingLog()): Promise<AsyncDisposable & {readonly log: ReturnType<typeof recordingLog>}> {
-	const listener = await listenAt({path, setting: 'SOCKET', log, lookEveryMs: 5}, socket => {
+async function named(t: ExecutionContext, path: string, name: string, log = recordingLog(), onBoundAgain = (): void => undefined): Promise<AsyncDisposable & {readonly log: ReturnType<typeof recordingLog>}> {
+	const listener = await listenAt({path, setting: 'SOCKET', log, lookEveryMs: 5, onBoundAgain}, socket => {
 		socket.on('error', () => undefined);
 		socket.end(name);
 	});
@@ -83,7 +83,8 @@ test('a socket whose directory is removed is bound again', async t => {
 
 test('a process that took the path over has it while it answers; once it is dead the path is bound again', async t => {
 	const path = join(await directoryOf(t), 'h.sock');
-	const {log} = await named(t, path, 'own');
+	const boundAgain = Promise.withResolvers<undefined>();
+	const {log} = await named(t, path, 'own', recordingLog(), () => boundAgain.resolve(undefined));
 	const other = await foreigner(t, path);
 	while (!log.lines.some(({message}) => message === 'another process serves the socket now')) {
 		t.is(await whoAnswers(path), 'foreigner');
@@ -92,6 +93,7 @@ test('a process that took the path over has it while it answers; once it is dead
 	await other.kill();
 	await until(path, 'own');
 	await said(log, 'socket bound again');
+	await boundAgain.promise;
 	t.is(log.lines.filter(({message}) => message === 'another process serves the socket now').length, 1);
 	t.true(log.lines.some(({message, fields}) => message === 'socket bound again' && fields.reason === 'the process that had replaced it does not answer any more'));
 });

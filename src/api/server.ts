@@ -18,6 +18,8 @@ export interface ApiOptions {
 	readonly sandboxes: Sandboxes;
 	/** How long disposing waits for calls that are under way. */
 	readonly drainTimeoutMs: number;
+	/** Called when the socket was bound again: another daemon may have served calls, and is gone. */
+	readonly onBoundAgain?: () => void;
 	readonly log: Logger;
 }
 
@@ -29,7 +31,7 @@ export interface ApiServer extends AsyncDisposable {
 }
 
 /** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
-export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOptions, signal: AbortSignal): Promise<ApiServer> {
+export async function serveApi({path, sandboxes, drainTimeoutMs, onBoundAgain, log}: ApiOptions, signal: AbortSignal): Promise<ApiServer> {
 	const contract = loadContract();
 	const ending = new AbortController();
 	const served = services(contract, sandboxes, log, ending.signal);
@@ -75,7 +77,7 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, log}: ApiOption
 				}
 			});
 		});
-	}, log, signal));
+	}, log, signal, onBoundAgain));
 	const resources = parts.move();
 	return {
 		tookOver: listener.tookOver,

@@ -13,15 +13,18 @@ const setting = 'REMOTE_HYPERVISOR_ENDPOINT';
 
 /**
  * A missing directory is made 0700; one that exists is left as it is.
+ * @param onBoundAgain as of `listenAt`
  * @returns disposing accepts no further connections and removes the socket, unless a successor has taken its place
  * @throws AdaptorError when the path is too long, cannot be made, or is something else than a socket
  */
-export async function listen(path: string, onConnection: (socket: Socket) => void, log: Logger, signal: AbortSignal): Promise<AsyncDisposable & {readonly tookOver: boolean}> {
+export async function listen(
+	path: string, onConnection: (socket: Socket) => void, log: Logger, signal: AbortSignal, onBoundAgain?: () => void,
+): Promise<AsyncDisposable & {readonly tookOver: boolean}> {
 	checkSocketPath({path, setting});
 	await mkdir(dirname(path), {recursive: true, mode: 0o700});
 	await warnIfOthersMayWrite(dirname(path), log);
 	const tookOver = await examine(path, log, signal);
-	const listener = await listenAt({path, setting, log}, onConnection);
+	const listener = await listenAt({path, setting, log, ...(onBoundAgain && {onBoundAgain})}, onConnection);
 	return {tookOver, [Symbol.asyncDispose]: async () => listener[Symbol.asyncDispose]()};
 }
 

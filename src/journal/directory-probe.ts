@@ -14,6 +14,8 @@ export async function observeDirectory(path: string): Promise<DirectoryObservati
 	try {
 		const file = await open(probe, 'wx', 0o600);
 		try {
+			// At once, so that a process that is killed leaves nothing.
+			await rm(probe);
 			// A whole page, for a file system may take an empty file when it is full.
 			await file.writeFile(Buffer.alloc(4096));
 		} finally {

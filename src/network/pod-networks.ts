@@ -472,10 +472,11 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	/** Takes the VM's address out of the NOTRACK set. What is not known to us, an earlier run's, is looked up. */
+	/** Takes the VM's address out of the NOTRACK set. What is not known here is looked up: an earlier run's, or a successor's that is gone. */
 	async #trackAgain(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
 		const known = tenancy?.remotes ?? new Set();
-		const recorded = tenancy === undefined || tenancy.isAdopted ? await this.#bypass.addressesOf(vni, signal) : [];
+		const isAllKnown = tenancy !== undefined && !tenancy.isAdopted && tenancy.remotes.size > 0;
+		const recorded = isAllKnown ? [] : await this.#bypass.addressesOf(vni, signal);
 		const remove = this.#tenancies.unused(known.union(new Set(recorded)), tenancy);
 		if (remove.length > 0) {
 			await this.#bypass.change({remove}, signal);

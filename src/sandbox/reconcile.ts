@@ -1,6 +1,6 @@
 /**
  * Compares what should exist with what does, and repairs: at the daemon's start, when the connection to libvirt is back, when a VM ends, when a
- * predecessor ends, and every minute. What is to be done is decision.ts's; this observes, and carries the decision out. Each round:
+ * predecessor ends, when a successor has gone, and every minute. What is to be done is decision.ts's; this observes, and carries the decision out. Each round:
  *
  *   1. read the records and this daemon's own sandboxes; resume or roll back what needs no word of the KVM host
  *   2. list the VMs, for a while: a host that is away is no reason to wait with the rest
@@ -125,6 +125,7 @@ export class Reconciler {
 		const predecessor = others.hasPredecessor() ? 'alive' : 'none';
 		if (successor === 'none') {
 			await this.#adoptRecords();
+			await this.#followSuccessors();
 		}
 
 		const daemons = {predecessor, successor} as const;
@@ -154,6 +155,17 @@ export class Reconciler {
 				}
 			}
 		}
+	}
+
+	/** What is only created here may have been started, or stopped half-way, by a successor that is gone by now: then its record says more. */
+	async #followSuccessors(): Promise<void> {
+		const created = this.#known.all().map((sandbox): Seen => ({sandbox, state: sandbox.state})).filter(({state}) => state.name === 'created');
+		await Promise.all(created.map(async ({sandbox, state}) => {
+			const record = await this.#context.records.read(sandbox.id).catch(() => undefined);
+			if ((record?.state === 'running' || record?.state === 'stopping') && sandbox.state === state) {
+				await sandbox.follow(record);
+			}
+		}));
 	}
 
 	/** Undefined when the host does not answer in time. */

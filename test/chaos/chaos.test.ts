@@ -31,6 +31,14 @@ const ofEachKind: Readonly<Record<FaultKind, Fault>> = {
 	'record-lost': {phase: 'running', kind: 'record-lost', at: {ms: 10}, how: 'torn', then: 'orphan'},
 	'identity-lost': {phase: 'running', kind: 'identity-lost', at: {ms: 10}, how: 'torn'},
 	'away-for-long': {phase: 'start', kind: 'away-for-long', at: {call: 3, when: 'before'}},
+	'shim-killed': {phase: 'running', kind: 'shim-killed', at: {ms: 10}},
+	'pod-removed': {phase: 'running', kind: 'pod-removed', at: {ms: 10}},
+	'successor-goes': {phase: 'running', kind: 'successor-goes', at: {ms: 10}, by: 'SIGKILL'},
+	'lock-holder-killed': {phase: 'start', kind: 'lock-holder-killed', call: 8, when: 'during'},
+	'alias': {phase: 'running', kind: 'alias', at: {ms: 10}, spelling: 'dots'},
+	'clock-back': {phase: 'running', kind: 'clock-back', at: {ms: 10}},
+	'pods-dir-read-only': {phase: 'stop', kind: 'pods-dir-read-only', at: {ms: 0}},
+	'pool-undefined': {phase: 'stop', kind: 'pool-undefined', at: {call: 1, when: 'before'}, forMs: 1000},
 };
 
 /** What random rounds once found. */

@@ -6,23 +6,27 @@ import {spawn} from 'node:child_process';
 import {mkdtemp, readdir, readFile, rm, rmdir, truncate} from 'node:fs/promises';
 import {basename, dirname} from 'node:path';
 import {fileURLToPath} from 'node:url';
-import {abortable, Scope} from '../../src/lifetime.ts';
+import {isDeepStrictEqual} from 'node:util';
+import {abortable, pause, Scope} from '../../src/lifetime.ts';
 import {Service} from '../lab/service.ts';
 import {Shim} from '../lab/shim.ts';
 import {World, type Cni} from '../network/world.ts';
 import {baseVolume, pool, startKvmHost, type Fate, type KvmHost} from '../support/kvm-host.ts';
 import {FailingPrograms} from './failing-programs.ts';
-import type {Loss} from './script.ts';
+import type {Ending, Loss, Spelling} from './script.ts';
 import {leaseOf, Vms} from './vms.ts';
 
 /** Short: some faults wait for it. A start that nothing disturbs takes a twentieth of it on a busy machine. */
 const startTimeoutMs = 12_000;
 const readyTimeoutMs = 120_000;
+/** 5 s are promised; the rest is for a slow machine. */
+const deafLimitMs = 30_000;
 
 /** Said once: its own look around would take the calls and programs that faults are meant for. */
 const lookedAround = /"msg":"checks (?:passed|done)"/;
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
+const clock = fileURLToPath(new URL('clock.ts', import.meta.url));
 const {signal} = new AbortController();
 
 export interface PodNetns {
@@ -35,6 +39,8 @@ export interface PodNetns {
 export interface Settings {
 	readonly startTimeoutMs: number;
 	readonly orphanGraceMs: number;
+	/** By how much the daemon's clock is wrong. */
+	readonly clockOffsetMs: number;
 }
 
 /** What the KVM host does with calls of the daemon. */
@@ -68,7 +74,7 @@ export class ChaosNode implements AsyncDisposable {
 	#replacing: Promise<void> = Promise.resolve();
 	#pods = 0;
 	readonly #idlePods: Record<Cni, PodNetns[]> = {bridge: [], calico: [], ptp: [], onlink: []};
-	/** Of daemons that ended without being told to. */
+	/** Of daemons that ended without being told to, or could not be reached for longer than they may. */
 	readonly crashes: string[] = [];
 
 	private constructor(owned: AsyncDisposableStack, directory: string, world: World, decide: Decisions, host: KvmHost, vms: Vms, programs: FailingPrograms, begin: (settings: Settings) => Promise<Service>, settings: Settings, daemon: Service) {
@@ -108,7 +114,7 @@ export class ChaosNode implements AsyncDisposable {
 		}
 
 		const programs = await FailingPrograms.install(world, directory);
-		const settings = {startTimeoutMs: patienceMs, orphanGraceMs: 120_000};
+		const settings = {startTimeoutMs: patienceMs, orphanGraceMs: 120_000, clockOffsetMs: 0};
 		const begin = async (settings: Settings): Promise<Service> => startDaemon(directory, world, host, settings);
 		const daemon = await begin(settings);
 		await daemon.line(lookedAround, signal);
@@ -166,6 +172,16 @@ export class ChaosNode implements AsyncDisposable {
 		await this.#world.sh(`rm ${this.#directory}/pods/fill`);
 	}
 
+	/** For the daemon that runs and for those that begin; files that it has open stay as they are, such as its lock. */
+	async makePodsDirReadOnly(): Promise<void> {
+		const path = `${this.#directory}/pods`;
+		await this.#world.sh(`mount --bind ${path} ${path}; mount -o remount,bind,ro ${path}`);
+	}
+
+	async makePodsDirWritable(): Promise<void> {
+		await this.#world.sh(`umount --lazy ${this.#directory}/pods`);
+	}
+
 	/**
 	 * Ends the daemon and starts another, once at a time. Returns when the signal is sent.
 	 * @param meanwhile while none runs
@@ -196,6 +212,40 @@ export class ChaosNode implements AsyncDisposable {
 		return older;
 	}
 
+	/**
+	 * Starts another daemon beside the one that runs: it takes everything over. Resolves when it is ready.
+	 * @returns how it ends again. The older one is alone then as before, and has to notice; `settled` waits until it has
+	 */
+	async overlapInVain(): Promise<(by: Ending) => void> {
+		const older = this.#daemon;
+		const newer = await this.#begin(this.#settings);
+		this.#watch(newer);
+		return by => {
+			this.#expected.add(newer);
+			newer.kill(by);
+			this.#replacing = this.#replacing.then(async () => {
+				await newer.ended;
+				await Promise.race([this.#reachable(), older.ended]);
+			});
+			this.#replacing.catch(() => undefined); // `settled` tells
+		};
+	}
+
+	/** Starts another daemon beside the one that runs, and kills the older one when the newer is ready. */
+	killPredecessor(): void {
+		const older = this.#daemon;
+		this.#expected.add(older);
+		this.#replacing = this.#replacing.then(async () => {
+			if (this.#daemon === older) {
+				this.#daemon = await this.#begin(this.#settings);
+				this.#watch(this.#daemon);
+				older.kill('SIGKILL');
+				await older.ended;
+			}
+		});
+		this.#replacing.catch(() => undefined); // `settled` tells
+	}
+
 	/** Resolves when a daemon is ready. */
 	async settled(): Promise<void> {
 		await this.#replacing;
@@ -211,7 +261,7 @@ export class ChaosNode implements AsyncDisposable {
 
 	/** If they are not as usual. */
 	async resetSettings(): Promise<void> {
-		if (this.#settings !== this.#usual) {
+		if (!isDeepStrictEqual(this.#settings, this.#usual)) {
 			await this.reconfigure(this.#usual);
 			this.#settings = this.#usual;
 		}
@@ -264,8 +314,8 @@ export class ChaosNode implements AsyncDisposable {
 		return new Set([
 			...domains.filter(name => name !== 'test').map(name => `domain ${name}`),
 			...volumes.filter(name => name !== baseVolume).map(name => `volume ${name}`),
-			// Those of daemons tell which of them are at work.
-			...files.filter(name => !/^\.daemon-\d+$/v.test(name)).map(name => `file ${name}`),
+			// Those of daemons tell which of them are at work; a daemon that is killed as it tries whether it can write may leave a page.
+			...files.filter(name => !/^\.(?:daemon-\d+|caa-probe-[\da-f]+)$/v.test(name)).map(name => `file ${name}`),
 			...all(/^(\S+) \d+: ([^:@]+)/gmv, 'tunnel'),
 			...all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/gmv, 'redirection'),
 			...all(/\b((?:\d+\.){3}\d+)\b/gv, 'untracked'),
@@ -279,13 +329,46 @@ export class ChaosNode implements AsyncDisposable {
 		await this.#owned.disposeAsync();
 	}
 
+	/** Until the API answers by the path of its socket. */
+	async #reachable(): Promise<void> {
+		const startedAt = performance.now();
+		using scope = new Scope(signal).deadline(deafLimitMs, 'the older daemon to serve its socket again');
+		try {
+			while (!await this.shim.version(scope.signal).then(() => true, () => false)) {
+				await pause(20, scope.signal);
+			}
+		} catch {
+			this.crashes.push(`the older daemon cannot be reached ${Math.round(performance.now() - startedAt)} ms after the end of its successor`);
+		}
+	}
+
 	#watch(daemon: Service): void {
 		void daemon.ended.then(status => {
 			if (!this.#expected.has(daemon)) {
 				this.crashes.push(`the daemon ended by itself with ${status}: ${daemon.tail.slice(-5).join(' | ')}`);
-				this.restart('SIGKILL');
+				if (daemon === this.#daemon) {
+					this.restart('SIGKILL');
+				}
 			}
 		});
+	}
+}
+
+/** Another way to write a path in /run. */
+export function spelled(path: string, spelling: Spelling): string {
+	switch (spelling) {
+		case 'dots': {
+			return path.replace(/^\/run\/(?<directory>\w+)\//v, '/run/$<directory>/../$<directory>/');
+		}
+
+		case 'slashes': {
+			return path.replace(/^\/run\//v, '/run//');
+		}
+
+		case 'symbolic link': {
+			// Filesystem Hierarchy Standard 3.0, section 5.13.
+			return `/var${path}`;
+		}
 	}
 }
 
@@ -311,15 +394,16 @@ export async function clearAside(path: string): Promise<boolean> {
 	return aside.length > 0;
 }
 
-async function startDaemon(directory: string, world: World, host: KvmHost, {startTimeoutMs, orphanGraceMs}: Settings): Promise<Service> {
-	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, main, 'libvirt'];
+async function startDaemon(directory: string, world: World, host: KvmHost, {startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings): Promise<Service> {
+	const preloaded = clockOffsetMs === 0 ? [] : ['--import', clock];
+	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, ...preloaded, main, 'libvirt'];
 	const child = spawn('setpriv', argv, {
 		cwd: '/', stdio: ['ignore', 'ignore', 'pipe'],
 		env: {
 			PATH: process.env['PATH'], HOME: directory,
 			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`, LIBVIRT_POOL: pool, LIBVIRT_VOL_NAME: baseVolume, CLUSTER_ID: 'chaos', NODE_NAME: 'worker-0',
 			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${startTimeoutMs}ms`, ORPHAN_GRACE: `${orphanGraceMs}ms`,
-			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug',
+			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug', CLOCK_OFFSET_MS: String(clockOffsetMs),
 		},
 	});
 	const daemon = new Service('the daemon', child);

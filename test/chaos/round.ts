@@ -5,6 +5,7 @@
  *   although nothing was wrong; a daemon that ended by itself
  * - leaked: what is still there when all sandboxes were stopped and the daemon had time to converge
  */
+import {readFile} from 'node:fs/promises';
 import {toError} from '../../src/errors.ts';
 import {abortable, pause, Scope} from '../../src/lifetime.ts';
 import {libvirtCode} from '../../src/libvirt/errors.ts';
@@ -14,8 +15,8 @@ import {AgentClient} from '../lab/agent-client.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import type {Cni} from '../network/world.ts';
 import type {Fate} from '../support/kvm-host.ts';
-import {clearAside, spoil, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
-import {phases, type Fault, type Loss, type Moment, type Phase, type Script} from './script.ts';
+import {clearAside, spelled, spoil, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
+import {phases, type Fault, type Loss, type Moment, type Phase, type Script, type Spelling} from './script.ts';
 
 /** Generous: many rounds share two processors with other work. A stop waits for the host. */
 const limitsMs = {create: 90_000, stop: 90_000, check: 60_000, settle: 150_000, converge: 90_000};
@@ -29,6 +30,13 @@ const outlasting: ReadonlySet<Fault['kind']> = new Set(['no-address', 'no-listen
 /** For them, and for a VM that is to be an orphan. A start that nothing disturbs takes a fifth of it on a busy machine. */
 const impatient = {startTimeoutMs: 3000};
 const quickToReap = {orphanGraceMs: 300};
+/** What only the daemon's next reconciliation puts right, which comes every minute, or every ORPHAN_GRACE if that is shorter. */
+const awaitingReconciliation: ReadonlySet<Fault['kind']> = new Set(['shim-killed', 'successor-goes']);
+const quickToReconcile = {orphanGraceMs: 2000};
+/** Nobody may notice it. */
+const harmless: ReadonlySet<Fault['kind']> = new Set(['alias']);
+/** Issued certificates are valid from one day before, so that some wrong clocks do no harm. */
+const clockOffsetMs = -1.5 * 86_400_000;
 
 export interface Verdict {
 	readonly leaked: readonly string[];
@@ -82,8 +90,12 @@ class Round {
 	readonly #startsAnswered = Promise.withResolvers<undefined>();
 	/** What lasts until then, since whichever phase. */
 	readonly #untilStarted: Promise<unknown>[] = [];
+	/** Ends what lasts until everybody has an answer of this phase. */
+	readonly #untilAnswered: Array<() => Promise<void>> = [];
 	/** Reasons for which the KVM host is away. */
 	#absences = 0;
+	/** Reasons for which the storage pool is not defined. */
+	#undefinedPools = 0;
 	/** Files that were torn. */
 	readonly #torn: string[] = [];
 	#pods: readonly Pod[] = [];
@@ -100,6 +112,10 @@ class Round {
 			...await node.pod(cni), cni, id: newSandboxId(), shim: new AbortController(), agentSocket: undefined,
 			isStarted: false, isStartAsked: false, isStopped: false, isDoomed: false, isForgotten: false,
 		})));
+		if (this.#script.faults.some(({kind}) => awaitingReconciliation.has(kind))) {
+			await node.reconfigure(quickToReconcile);
+		}
+
 		for (const phase of phases) {
 			await this.#during(phase, async () => Promise.all(this.#pods.map(async pod => this.#doPhase(phase, pod))));
 			if (phase === 'running') {
@@ -109,7 +125,9 @@ class Round {
 
 		// A caller that lost the daemon asks again, as a kubelet does.
 		await Promise.all(this.#pods.filter(({isStopped}) => !isStopped).map(async pod => this.#stop(pod, 'last stop')));
-		await Promise.all(this.#pods.filter(({isForgotten}) => isForgotten).map(async pod => node.vanish(pod)));
+		// What a successor has answered, a daemon that was left alone learns from the namespace only.
+		const hadSuccessor = this.#script.faults.some(({kind}) => kind === 'successor-goes');
+		await Promise.all(this.#pods.filter(({isForgotten}) => isForgotten || hadSuccessor).map(async pod => node.vanish(pod)));
 		for (const path of this.#torn) {
 			if (!await clearAside(path)) {
 				this.#lost.push(`${path} was torn, and is not kept for whoever wants to know`);
@@ -201,6 +219,11 @@ class Round {
 		let calls = 0;
 		node.onCall = procedure => {
 			const call = ++calls;
+			if (this.#undefinedPools > 0 && procedure.startsWith('storage')) {
+				this.#tell(`${phase}: no pool for ${procedure}, call ${call}`);
+				return {when: 'before', action: {refuse: libvirtCode.noStoragePool}};
+			}
+
 			const due = waiting.find(({moment, last}) => moment.call <= call && call <= last);
 			if (due === undefined) {
 				return undefined;
@@ -211,6 +234,12 @@ class Round {
 		};
 
 		await work();
+		for (const end of this.#untilAnswered.splice(0)) {
+			await end();
+		}
+
+		// A pool that is not defined is so for its time, also when everybody has an answer.
+		await Promise.all(this.#sideEffects.splice(0));
 		node.onCall = undefined;
 		const areLeft = await node.programs.withdraw();
 		for (const fault of faults) {
@@ -278,6 +307,81 @@ class Round {
 						first.isStopped ||= first.isForgotten && fault.then === 'orphan';
 					});
 				});
+				return;
+			}
+
+			case 'shim-killed': {
+				at(fault.at, fault, () => {
+					first.isDoomed = true;
+					first.isStopped = true;
+					first.shim.abort(new Error('the shim was killed'));
+					this.#sideEffects.push(node.vanish(first));
+				});
+				return;
+			}
+
+			case 'pod-removed': {
+				at(fault.at, fault, () => {
+					first.isDoomed = true;
+					first.isStopped = true;
+					node.restart('SIGKILL', async () => node.vanish(first));
+				});
+				return;
+			}
+
+			case 'successor-goes': {
+				const end = await node.overlapInVain();
+				const act = (): void => end(fault.by);
+				at(fault.at, fault, act);
+				this.#untilAnswered.push(async () => this.#happen(fault, act));
+				return;
+			}
+
+			case 'lock-holder-killed': {
+				waiting.push({moment: fault, last: fault.call, fate: () => {
+					this.#happen(fault, () => node.killPredecessor());
+					return 'freeze';
+				}});
+				return;
+			}
+
+			case 'alias': {
+				at(fault.at, fault, () => this.#sideEffects.push(this.#intrude(first, fault.spelling)));
+				return;
+			}
+
+			case 'clock-back': {
+				at(fault.at, fault, () => this.#sideEffects.push(this.#turnClockBack()));
+				return;
+			}
+
+			case 'pods-dir-read-only': {
+				let isReadOnly: Promise<void> | undefined;
+				const act = (): void => {
+					isReadOnly = node.makePodsDirReadOnly();
+					this.#untilAnswered.push(async () => {
+						await isReadOnly;
+						if (fault.phase === 'stop' && this.#script.faults.length === 1) {
+							await this.#assertOnlyFilesLeft();
+						}
+
+						await node.makePodsDirWritable();
+					});
+				};
+
+				// A stop records that it has begun before its first call.
+				if ('ms' in fault.at) {
+					this.#happen(fault, act);
+					await isReadOnly;
+				} else {
+					at(fault.at, fault, act);
+				}
+
+				return;
+			}
+
+			case 'pool-undefined': {
+				at(fault.at, fault, () => this.#sideEffects.push(this.#undefinePool(fault.forMs)));
 				return;
 			}
 
@@ -390,6 +494,62 @@ class Round {
 		}
 	}
 
+	async #undefinePool(forMs: number): Promise<void> {
+		this.#undefinedPools++;
+		await pause(forMs, never);
+		this.#undefinedPools--;
+	}
+
+	/** Daemons begin with the wrong time and with the right one. The keys that VMs trust have to survive that. */
+	async #turnClockBack(): Promise<void> {
+		const node = this.#node;
+		const before = await readFile(node.identityPath);
+		for (const offsetMs of [clockOffsetMs, 0]) {
+			node.settings = {clockOffsetMs: offsetMs};
+			node.restart('SIGKILL');
+			await this.#settled();
+		}
+
+		if (!before.equals(await readFile(node.identityPath))) {
+			this.#lost.push('the identity did not survive a wrong clock');
+		}
+	}
+
+	/** Another sandbox for the namespace of one that is there is refused, and its stop does the first one no harm. */
+	async #intrude(first: Pod, spelling: Spelling): Promise<void> {
+		const {shim} = this.#node;
+		const id = newSandboxId();
+		const name = `another sandbox for ${first.name}`;
+		using limit = new Scope().deadline(limitsMs.create + limitsMs.stop, name);
+		const tell = (answer: string): void => this.#tell(`${name} ${id.slice(0, 8)}: ${answer}`);
+		const request = {id, annotations: podAnnotations(`${first.name}-alias`, 'chaos'), networkNamespacePath: spelled(first.path, spelling)};
+		const answer = await this.#judged(shim.createVm(request, limit.signal), limit.signal, tell, name);
+		if ('value' in answer && first.agentSocket !== undefined && !first.isStopped && !first.isDoomed && !first.isForgotten) {
+			this.#lost.push(`${first.name} got a second sandbox by ${request.networkNamespacePath}`);
+		}
+
+		// As a shim does whose CreateVM failed, and again while no daemon answers.
+		while (!limit.signal.aborted && 'error' in await this.#judged(shim.stopVm(id, limit.signal), limit.signal, tell, `stop of ${name}`)) {
+			await pause(50, never);
+		}
+	}
+
+	/** PODS_DIR is read-only, and everything that was stopped is gone from elsewhere. */
+	async #assertOnlyFilesLeft(): Promise<void> {
+		const startedAt = performance.now();
+		for (;;) {
+			const left = [...(await this.#node.inventory()).difference(this.#before)].filter(name => !name.startsWith('file '));
+			const elapsedMs = Math.round(performance.now() - startedAt);
+			if (left.length === 0 || elapsedMs > limitsMs.converge) {
+				this.#tell(`with PODS_DIR read-only ${left.length} left after ${elapsedMs} ms`);
+				this.#leaked.push(...left.map(name => `${name}, while PODS_DIR is read-only`));
+				return;
+			}
+
+			await pause(50, never);
+		}
+	}
+
 	/** Never rejects: also an error is an answer, only none is not. */
 	async #answered<T>(pod: Pod, call: 'create' | 'start' | 'stop', make: (signal: AbortSignal) => Promise<T>, name: string = call): Promise<Answer<T>> {
 		const startedAt = performance.now();
@@ -427,7 +587,7 @@ class Round {
 
 	/** Whether anything has gone wrong so far, for all that the daemon can know. */
 	#isDisturbed(): boolean {
-		return this.#script.faults.some(fault => this.#happened.get(fault) === true || (fault.kind === 'program' && this.#happened.has(fault)));
+		return this.#script.faults.some(fault => !harmless.has(fault.kind) && (this.#happened.get(fault) === true || (fault.kind === 'program' && this.#happened.has(fault))));
 	}
 
 	/** By the way of a shim that dials again. */

@@ -17,6 +17,14 @@ export const programFailures = ['refuses', 'killed-after', 'killed-before', 'lat
 export const losses = ['torn', 'removed'] as const;
 export type Loss = typeof losses[number];
 
+/** Other ways to write the path of a pod's namespace. */
+export const spellings = ['dots', 'slashes', 'symbolic link'] as const;
+export type Spelling = typeof spellings[number];
+
+/** How a daemon is ended: it crashes; it is told to stop, as by `kubectl rollout undo`. */
+export const endings = ['SIGKILL', 'SIGTERM'] as const;
+export type Ending = typeof endings[number];
+
 export type Fault = {readonly phase: Phase} & (
 	/** libvirt refuses so many calls, one after the other. */
 	| {readonly kind: 'refuse'; readonly call: number; readonly times: number; readonly code: number}
@@ -44,6 +52,22 @@ export type Fault = {readonly phase: Phase} & (
 	| {readonly kind: 'no-netns'; readonly at: Moment}
 	/** The VMs' connections are reset; the first pod's VM is destroyed. */
 	| {readonly kind: 'agent-reset' | 'vm-dies'}
+	/** The first pod's shim is killed and nobody calls StopVM; the container runtime removes the pod's namespace. */
+	| {readonly kind: 'shim-killed'; readonly at: Moment}
+	/** The daemon is killed, and the first pod is removed before the next one begins: its shim cannot call StopVM. */
+	| {readonly kind: 'pod-removed'; readonly at: Moment}
+	/** A second daemon has taken over before the phase begins, and ends in the middle of it, or with it; the older daemon is left alone with everything. */
+	| {readonly kind: 'successor-goes'; readonly at: Moment; readonly by: Ending}
+	/** A second daemon waits for the lock of the older one, which is stuck in a call of libvirt and then killed. */
+	| {readonly kind: 'lock-holder-killed'; readonly call: number; readonly when: When}
+	/** Another sandbox is asked for in the first pod's namespace, by another spelling of its path. */
+	| {readonly kind: 'alias'; readonly at: Moment; readonly spelling: Spelling}
+	/** The daemon is killed, the next one begins with its clock 1.5 days back, and the one after that with the right time. */
+	| {readonly kind: 'clock-back'; readonly at: Moment}
+	/** PODS_DIR cannot be written to until everybody has an answer. */
+	| {readonly kind: 'pods-dir-read-only'; readonly at: Moment}
+	/** The storage pool is not defined for a while. */
+	| {readonly kind: 'pool-undefined'; readonly at: Moment; readonly forMs: number}
 );
 
 export interface Script {
@@ -68,7 +92,7 @@ export function randomFrom(seed: number): Random {
 
 export const faultKinds = [
 	'refuse', 'drop', 'freeze', 'away', 'program', 'disk-full', 'no-address', 'no-listen', 'vm-ends', 'kill', 'terminate', 'hang-up', 'stop', 'no-netns', 'agent-reset', 'vm-dies',
-	'record-lost', 'identity-lost', 'away-for-long',
+	'record-lost', 'identity-lost', 'away-for-long', 'shim-killed', 'pod-removed', 'successor-goes', 'lock-holder-killed', 'alias', 'clock-back', 'pods-dir-read-only', 'pool-undefined',
 ] as const satisfies ReadonlyArray<Fault['kind']>;
 export type FaultKind = typeof faultKinds[number];
 
@@ -94,6 +118,14 @@ const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
 	'record-lost': ['created', 'start', 'running'],
 	'identity-lost': ['created', 'start', 'running'],
 	'away-for-long': ['created', 'start'],
+	'shim-killed': ['created', 'start', 'running', 'stop'],
+	'pod-removed': ['create', 'created', 'start', 'running'],
+	'successor-goes': ['create', 'created', 'start', 'running', 'stop'],
+	'lock-holder-killed': ['start', 'stop'],
+	'alias': ['created', 'start', 'running'],
+	'clock-back': ['created', 'start', 'running'],
+	'pods-dir-read-only': ['create', 'start', 'stop'],
+	'pool-undefined': ['start', 'stop'],
 };
 
 /** They wait for a deadline. */
@@ -122,11 +154,13 @@ export function randomScript(random: Random, kind?: FaultKind): Script {
 			}
 
 			case 'drop':
-			case 'freeze': {
+			case 'freeze':
+			case 'lock-holder-killed': {
 				return {phase, kind: of, call, when: when()};
 			}
 
-			case 'away': {
+			case 'away':
+			case 'pool-undefined': {
 				return {phase, kind: of, at: moment(phase), forMs: 100 + upTo(1400)};
 			}
 
@@ -139,8 +173,20 @@ export function randomScript(random: Random, kind?: FaultKind): Script {
 			case 'terminate':
 			case 'no-netns':
 			case 'hang-up':
-			case 'stop': {
+			case 'stop':
+			case 'shim-killed':
+			case 'pod-removed':
+			case 'clock-back':
+			case 'pods-dir-read-only': {
 				return {phase, kind: of, at: moment(phase)};
+			}
+
+			case 'successor-goes': {
+				return {phase, kind: of, at: moment(phase), by: oneOf(endings)};
+			}
+
+			case 'alias': {
+				return {phase, kind: of, at: moment(phase), spelling: oneOf(spellings)};
 			}
 
 			case 'record-lost': {

@@ -173,6 +173,19 @@ test('a daemon leaves what it does not serve to its successor, and takes it in h
 	await nothingLeft(first);
 });
 
+test('a sandbox of ours that a successor started is served, not rolled back, when that one goes', async t => {
+	const first = world(t);
+	await first.registry.create(pod('a'), never);
+	const second = await first.restart();
+	await second.registry.start('a', never);
+	second.kill();
+	await logged(first, 'sandbox resumed');
+	t.deepEqual([...first.relays.served.keys()], [socket('a')]);
+	t.false(first.log.lines.some(({message}) => message === 'sandbox rolled back'));
+	await first.registry.stop('a', never);
+	await nothingLeft(first);
+});
+
 test('a VM that a successor removes is no news: no warning, no event, and the calls end', async t => {
 	const before = await running(t);
 	const after = await before.restart();
