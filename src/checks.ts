@@ -5,7 +5,7 @@
 import {isIPv4} from 'node:net';
 import {dirname, join} from 'node:path';
 import {clockFinding, guestFinding, libvirtFinding, memoryFinding, podVmsFinding, secureExecutionFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
-import {networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from './check/network-verdicts.ts';
+import {guardFinding, networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from './check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
 import type {Check} from './check/run-checks.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdicts.ts';
@@ -121,6 +121,10 @@ export function composeChecks({config, session, capabilities, network, ssh, pods
 		{
 			name: 'vxlan-port', subject: 'node', needs: ['programs'],
 			run: async signal => vxlanPortFinding(vxlanPort, await network.observeVxlanPort(signal)),
+		},
+		{
+			name: 'tunnel-guard', subject: 'node', needs: ['programs'],
+			run: async signal => guardFinding(await network.observeGuard(signal)),
 		},
 		{
 			name: 'socket-directory', subject: 'node',

@@ -160,6 +160,8 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 	const others = Promise.withResolvers<OtherDaemons>();
 	others.promise.catch(() => undefined);
 	await sandboxes.recover(others.promise);
+	// The tunnels of the sandboxes that run are known from here on, and nothing is served yet.
+	await networks.guard(signal);
 	// What happened while the connection was away went unnoticed.
 	parts.use(session.onState(({name}) => {
 		if (name === 'connected') {

@@ -71,7 +71,7 @@ async function found(
 ): Promise<Readonly<Record<string, CheckResult>>> {
 	const config = await configOf(t, uri, env);
 	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, ...patience, log: silentLogger}), ...patience, uri: config.libvirtUri.remoteUri});
-	await using network = createNetworkProbe(config.vxlanPort);
+	await using network = createNetworkProbe(config);
 	if (prepare !== undefined) {
 		await session.connect(never);
 		await prepare();
@@ -198,7 +198,7 @@ test('each has a remedy for whatever fails without one; when all have been made,
 	const {socketPath: socket} = await libvirtdOf(t);
 	const config = await configOf(t, uriOf({port: own.port, key: own.userKey, knownHosts, socket}));
 	await using session = new LibvirtSession({openPipe: openPipe(parseLibvirtUri(`test:///default?socket=${socket}`), {...ssh, log: silentLogger}), uri: 'test:///default'});
-	await using network = createNetworkProbe(config.vxlanPort);
+	await using network = createNetworkProbe(config);
 	const checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
 	t.true(checks.list.every(({remedy}) => remedy?.endsWith('.')), 'whatever fails says what to do');
 	const failures = await checkAndLog(checks, silentLogger, never);

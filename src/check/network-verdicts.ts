@@ -1,6 +1,6 @@
 /** The pod VMs' network and this node's way into it, judged. Pure. */
 import {finding, type Finding} from './finding.ts';
-import type {NetworkObservation, ProgramsObservation, RouteObservation, VxlanPortObservation} from './observations.ts';
+import type {GuardObservation, NetworkObservation, ProgramsObservation, RouteObservation, VxlanPortObservation} from './observations.ts';
 
 export function networkFinding(network: string, {isActive, autostarts, forwardMode = 'isolated', subnet, hasSpanningTree}: NetworkObservation): Finding {
 	return finding(
@@ -64,4 +64,15 @@ export function vxlanPortFinding(port: number, {isFree, sharing, programs}: Vxla
 	}
 
 	return finding(`UDP ${port} can carry the tunnels`, sharing.length === 0 ? undefined : {status: 'warning', text: `the interface ${sharing.join(', ')} uses it too`, remedy});
+}
+
+export function guardFinding({bound, unbound, dropped}: GuardObservation): Finding {
+	const refused = dropped === 0 ? '' : `; ${dropped} ${dropped === 1 ? 'packet' : 'packets'} of others refused`;
+	return finding(
+		`tunnels accept packets of their own VM only, ${bound} at present${refused}`,
+		unbound === 0 ? undefined : {
+			status: 'warning', text: `${unbound} ${unbound === 1 ? 'VM' : 'VMs'} attached by an earlier version can still send into the others' tunnels`,
+			remedy: 'The daemon binds each tunnel when it resumes its sandbox. If this does not pass, the daemon of an earlier version is running: update it.',
+		},
+	);
 }

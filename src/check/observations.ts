@@ -101,6 +101,16 @@ export interface VxlanPortObservation {
 	readonly programs: readonly string[];
 }
 
+/** How far the pods' tunnels are bound to their VMs. */
+export interface GuardObservation {
+	/** Tunnels that accept packets of their own VM only. */
+	readonly bound: number;
+	/** VMs that a daemon of an earlier version attached: they can still send into any tunnel of this node. */
+	readonly unbound: number;
+	/** Packets that were refused since the node's table of tunnels was made, usually since the node was booted. */
+	readonly dropped: number;
+}
+
 export interface DirectoryObservation {
 	readonly path: string;
 	/** The directory itself, or the nearest above it that exists: in it the missing ones will be made. */

@@ -21,7 +21,7 @@ export async function check({env, flags, host, surroundings: {home, user, uid, s
 	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
 	// What they would log is what the findings say.
 	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
-	await using network = createNetworkProbe(config.vxlanPort);
+	await using network = createNetworkProbe(config);
 	// Without a directory there is no daemon that could answer for VMs: the check says that it was skipped.
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName).catch(() => undefined);
 	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh, ...(podsDir === undefined ? {} : {podsDir})});

@@ -7,7 +7,7 @@ import type {CommandResult} from './spawn-server.ts';
 
 export type Meaning =
 	| 'no-netns' | 'no-device' | 'no-qdisc' | 'exists' | 'vni-in-use' | 'other-vni' | 'other-qdisc' | 'port-in-use'
-	| 'not-found' | 'unreachable' | 'not-permitted' | 'no-program' | 'unknown';
+	| 'not-found' | 'unreachable' | 'not-permitted' | 'unsupported' | 'no-program' | 'unknown';
 
 interface Explanation {
 	readonly meaning: Meaning;
@@ -45,6 +45,10 @@ const explanations: readonly Explanation[] = [
 	{
 		meaning: 'not-permitted', pattern: /Operation not permitted|Permission denied/v, code: 'permission-denied', reason: 'it is not permitted',
 		remedy: 'Run the container privileged, or with the capabilities NET_ADMIN and SYS_ADMIN.',
+	},
+	{
+		meaning: 'unsupported', pattern: /syntax error|Operation not supported|Protocol not supported/v, code: 'failed-precondition', reason: 'the kernel or the program is too old for it, or built without it',
+		remedy: 'Update nftables and the kernel of this node: nftables 1.0.6 is known to do it.',
 	},
 	// A kernel module, a table, a file of the program's own: it says nothing about the namespace.
 	{meaning: 'not-found', pattern: /No such file or directory/v, code: 'failed-precondition', reason: 'the kernel or the program lacks something for it'},

@@ -2,32 +2,34 @@
  * The pods' networks, wired by the kernel: in each pod's namespace a VXLAN device towards the pod's VM, and traffic redirected between it
  * and the pod's own interface, so that the pod's address is the VM's. Knows no libvirt and no VM but by address.
  *
- *   reserve   vxlan1 in the pod's namespace, down, without remote: holds the VNI, by the kernel's word, even while we are not running
+ *   reserve   vxlan1 in the pod's namespace, down, without remote: holds the VNI, by the kernel's word, even while we are not running; accepts nothing
  *   abandon   that device gone, without knowing what its VNI is
- *   attach    its remote, up, and the redirection both ways
+ *   attach    its remote, up, accepting that one's packets only, and the redirection both ways
  *   release   all of it gone, and with it the VNI; gone too when the namespace goes
  *   forget    what is outside of the namespace gone, without knowing which it was
  *
  * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it fits, else replaced.
  */
 import {isIPv4} from 'node:net';
+import {every} from '../concurrency/every.ts';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
 import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {abortable, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
 import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Link} from './inspection.ts';
 import {Iproute2, type Tunnel} from './iproute2.ts';
 import {checkNetns, mountRemedy, podNetnsAt, presenceOf} from './netns.ts';
-import {ConntrackBypass} from './nft.ts';
 import {NetworkProbe} from './probe.ts';
 import {isReusable, planPodNetwork, tunnelInterface} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
-import {Tenancies, type Tenancy} from './tenancies.ts';
+import {lead, Tenancies, type Tenancy} from './tenancies.ts';
+import {TunnelGuard} from './tunnel-guard.ts';
 import {Underlay, type UnderlaySource} from './underlay.ts';
-import {VniAllocator} from './vni.ts';
+import {VniAllocator, vniRange} from './vni.ts';
 
 export interface PodNetworksOptions {
 	readonly underlay: UnderlaySource;
@@ -45,10 +47,15 @@ export interface PodNetworksOptions {
 
 export interface KernelPodNetworks extends PodNetworks, AsyncDisposable {
 	/**
-	 * Whether this node can have tunnels: programs and permissions are there, the VXLAN port is free. Makes the NOTRACK table.
+	 * Whether this node can have tunnels: programs and permissions are there, the VXLAN port is free, tunnels can be bound to their VMs.
 	 * @throws 'failed-precondition', 'permission-denied'
 	 */
 	check(signal: AbortSignal): Promise<void>;
+	/**
+	 * Closes the node for VXLAN packets of our VNIs that are not from the tunnel's VM, and keeps it closed until disposal, whoever flushes the rules. To be
+	 * called once what an earlier run reserved is adopted: tunnels that are neither known nor in use any more are closed by it.
+	 */
+	guard(signal: AbortSignal): Promise<void>;
 	/** For those who look at this node, by the same shells. */
 	readonly probe: NetworkProbe;
 }
@@ -69,6 +76,8 @@ interface Place {
 const undoTimeoutMs = 10_000;
 /** The kernel takes a namespace apart in the background, and its tunnel with it: the tunnel may still be there for so long. */
 const vanishTimeoutMs = 5000;
+/** How often the table of bound tunnels is stated again. */
+const guardIntervalMs = 60_000;
 /** A pod's tunnel that appears and disappears under our hands, because somebody else works on it, is tried this often. */
 const maxAttempts = 3;
 
@@ -79,13 +88,14 @@ class Tunnels implements KernelPodNetworks {
 	readonly #log: Logger;
 	readonly #programs: SpawnServer;
 	readonly #iproute2: Iproute2;
-	readonly #bypass: ConntrackBypass;
+	readonly #guard: TunnelGuard;
 	readonly #underlay: Underlay;
 	readonly #vnis: VniAllocator;
 	readonly #tenancies = new Tenancies();
 	/** Reservations and their undoing, by namespace. */
 	readonly #reservations = new KeyedMutex();
 	readonly #life = new AbortController();
+	#guarding: Promise<void> | undefined;
 
 	constructor(options: PodNetworksOptions) {
 		const {underlay, vxlanPort, vxlanMinId, log, spawnServer, ownNetns = '/proc/self/ns/net', random = Math.random} = options;
@@ -94,8 +104,8 @@ class Tunnels implements KernelPodNetworks {
 		this.#log = log;
 		this.#programs = new SpawnServer(spawnServer);
 		this.#iproute2 = new Iproute2(this.#programs);
-		this.probe = new NetworkProbe(this.#programs, this.#iproute2, vxlanPort);
-		this.#bypass = new ConntrackBypass(this.#programs, vxlanPort);
+		this.#guard = new TunnelGuard(this.#programs, this.#iproute2, {port: vxlanPort, ...vniRange(vxlanMinId)}, this.#tenancies);
+		this.probe = new NetworkProbe(this.#programs, this.#iproute2, this.#guard, vxlanPort);
 		this.#underlay = new Underlay(this.#iproute2, underlay, this.#life.signal);
 		this.#vnis = new VniAllocator(vxlanMinId, random);
 	}
@@ -117,7 +127,36 @@ class Tunnels implements KernelPodNetworks {
 			this.#log.warn({port: vxlanPort, reason: `the interface ${name} uses it too`}, 'VXLAN port is shared');
 		}
 
-		await this.#bypass.change({}, signal);
+		await this.#guard.check(signal);
+	}
+
+	async guard(signal: AbortSignal): Promise<void> {
+		const first = Promise.withResolvers<undefined>();
+		this.#guarding ??= this.#keepGuarding(first);
+		await abortable(first.promise, signal);
+	}
+
+	/** Never throws. */
+	async #keepGuarding(first: PromiseWithResolvers<undefined>): Promise<void> {
+		const failures = new FailureLog();
+		const {signal} = this.#life;
+		first.promise.catch(() => undefined);
+		for await (const _ of every(guardIntervalMs, signal)) {
+			try {
+				await this.#guard.reconcile(signal);
+				first.resolve(undefined);
+				if (failures.recovered()) {
+					this.#log.info({}, 'tunnels are bound to their VMs again');
+				}
+			} catch (error) {
+				first.reject(error);
+				if (!signal.aborted && failures.failed()) {
+					this.#log.error({err: error}, 'could not bind the tunnels to their VMs; trying again every minute');
+				}
+			}
+		}
+
+		first.reject(signal.reason);
 	}
 
 	async reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
@@ -133,8 +172,8 @@ class Tunnels implements KernelPodNetworks {
 			await this.#refuseSecondTenant(place, inspection.links);
 			const {network, warnings} = planPodNetwork(inspection, {...this.#options, netnsPath, worker});
 			try {
-				const {vni, remote, isAdopted} = await this.#reserveVni(place, inspection.links, signal);
-				this.#moveIn({...place, vni, remotes: new Set(remote === undefined ? [] : [remote]), isAdopted});
+				const {vni, isAdopted} = await this.#reserveVni(place, inspection.links, signal);
+				this.#moveIn({...place, vni, address: undefined, former: [], isAdopted, isUnseen: false});
 				for (const reason of warnings) {
 					this.#log.warn({sandboxId, netns: netnsPath, reason}, 'pod network is not carried to the VM as a whole');
 				}
@@ -151,8 +190,10 @@ class Tunnels implements KernelPodNetworks {
 	/** Also in place of what the same sandbox had in the namespace before. */
 	#moveIn(tenancy: Tenancy): void {
 		const former = this.#tenancies.in(tenancy.netns);
-		this.#tenancies.add({...tenancy, remotes: tenancy.remotes.union(former?.remotes ?? new Set())});
+		this.#tenancies.add(tenancy);
 		if (former !== undefined) {
+			lead(former, undefined);
+			tenancy.former = former.former;
 			this.#drop(former);
 		}
 	}
@@ -216,27 +257,21 @@ class Tunnels implements KernelPodNetworks {
 
 		if (tenancy === undefined) {
 			// Reserved by an earlier run, which is known from its record.
-			tenancy = {sandboxId: undefined, netnsPath, netns, vni, remotes: new Set(), isAdopted: true};
+			tenancy = {sandboxId: undefined, netnsPath, netns, vni, address: undefined, former: [], isAdopted: true, isUnseen: true};
 			this.#tenancies.add(tenancy);
 			this.#vnis.adopt(vni);
 		}
 
-		const former = tenancy.remotes.difference(new Set([vmAddress]));
-		tenancy.remotes.add(vmAddress);
 		await settled({
-			untracked: this.#bypass.change({add: {address: vmAddress, vni}, remove: this.#tenancies.unused(former, tenancy)}, signal),
+			guard: this.#guard.open(tenancy, vmAddress, signal),
 			tunnel: this.#pointTunnel({netnsPath, vni, port, remote: vmAddress}, tenancy.sandboxId, signal),
 		});
-		for (const address of former) {
-			tenancy.remotes.delete(address);
-		}
-
 		await this.#iproute2.redirect(netnsPath, network.interface, signal);
 	}
 
 	adopt(sandboxId: SandboxId, {netnsPath, netns, vxlanId: vni}: PodNetwork): void {
 		if (netns !== undefined && this.#tenancies.in(netns) === undefined) {
-			this.#tenancies.add({sandboxId, netnsPath, netns, vni, remotes: new Set(), isAdopted: true});
+			this.#tenancies.add({sandboxId, netnsPath, netns, vni, address: undefined, former: [], isAdopted: true, isUnseen: true});
 			this.#vnis.adopt(vni);
 		}
 	}
@@ -258,7 +293,7 @@ class Tunnels implements KernelPodNetworks {
 		signal.throwIfAborted();
 		const tenancy = this.#tenancies.of(network);
 		await settled({
-			untracked: this.#trackAgain(network.vxlanId, tenancy, signal),
+			guard: this.#guard.close(network.vxlanId, tenancy, signal),
 			devices: this.#removeDevices(network, tenancy, signal),
 		});
 		if (tenancy !== undefined) {
@@ -268,11 +303,12 @@ class Tunnels implements KernelPodNetworks {
 
 	async forget(vni: number, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
-		await this.#trackAgain(vni, undefined, signal);
+		await this.#guard.close(vni, undefined, signal);
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#life.abort(new AdaptorError({code: 'cancelled', what: 'Shutting down'}));
+		await this.#guarding;
 		await this.#programs[Symbol.asyncDispose]();
 	}
 
@@ -300,15 +336,17 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	/** Takes over what an earlier run reserved here, else reserves a new one. @throws CommandError 'exists' when somebody else just did */
-	async #reserveVni(place: Place, links: readonly Link[], signal: AbortSignal): Promise<{vni: number; remote?: string; isAdopted: boolean}> {
+	async #reserveVni(place: Place, links: readonly Link[], signal: AbortSignal): Promise<{vni: number; isAdopted: boolean}> {
 		const {sandboxId, netnsPath} = place;
 		const {vxlanPort: port, vxlanMinId} = this.#options;
 		const leftover = links.find(({name}) => name === tunnelInterface);
 		if (leftover?.vxlan !== undefined && leftover.vxlan.vni >= vxlanMinId && isReusable(leftover.vxlan, port)) {
-			const {vni, remote} = leftover.vxlan;
+			const {vni} = leftover.vxlan;
+			// Its device may be up. What an earlier run accepted has to prove itself to this one.
+			await this.#guard.close(vni, undefined, signal);
 			this.#vnis.adopt(vni);
 			this.#log.info({sandboxId, netns: netnsPath, vni}, 'VNI of an earlier run taken over');
-			return {vni, isAdopted: true, ...(remote === undefined ? {} : {remote})};
+			return {vni, isAdopted: true};
 		}
 
 		if (leftover !== undefined) {
@@ -319,8 +357,7 @@ class Tunnels implements KernelPodNetworks {
 		for (let attempt = this.#vnis.take(); ;) {
 			try {
 				await this.#iproute2.addTunnel({netnsPath, vni: attempt.vni, port}, signal);
-				const remote = leftover?.vxlan?.remote;
-				return {vni: attempt.vni, isAdopted: false, ...(remote === undefined ? {} : {remote})};
+				return {vni: attempt.vni, isAdopted: false};
 			} catch (error) {
 				if (means(error, 'vni-in-use')) {
 					attempt = attempt.another();
@@ -469,17 +506,6 @@ class Tunnels implements KernelPodNetworks {
 		this.#tenancies.delete(tenancy);
 		if (!this.#tenancies.hasVni(tenancy.vni)) {
 			this.#vnis.release(tenancy.vni);
-		}
-	}
-
-	/** Takes the VM's address out of the NOTRACK set. What is not known here is looked up: an earlier run's, or a successor's that is gone. */
-	async #trackAgain(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
-		const known = tenancy?.remotes ?? new Set();
-		const isAllKnown = tenancy !== undefined && !tenancy.isAdopted && tenancy.remotes.size > 0;
-		const recorded = isAllKnown ? [] : await this.#bypass.addressesOf(vni, signal);
-		const remove = this.#tenancies.unused(known.union(new Set(recorded)), tenancy);
-		if (remove.length > 0) {
-			await this.#bypass.change({remove}, signal);
 		}
 	}
 }

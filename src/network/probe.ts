@@ -1,12 +1,14 @@
 /**
  * Whether this node can have tunnels, and where its packets for the VMs go: looks, leaves nothing behind, judges nothing.
  */
-import type {ProgramsObservation, RouteObservation, VxlanPortObservation} from '../check/observations.ts';
+import type {GuardObservation, ProgramsObservation, RouteObservation, VxlanPortObservation} from '../check/observations.ts';
 import {CommandError, means} from './command-error.ts';
 import {Iproute2, probeInterface} from './iproute2.ts';
-import {transaction} from './nft.ts';
 import {workerAddress} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
+import {Tenancies} from './tenancies.ts';
+import {TunnelGuard} from './tunnel-guard.ts';
+import {vniRange} from './vni.ts';
 
 /** How each tells its version. */
 const programs: Readonly<Record<string, readonly string[]>> = {ip: ['-V'], tc: ['-V'], nft: ['--version'], nsenter: ['--version']};
@@ -15,11 +17,13 @@ const statusOfNoProgram = 127;
 export class NetworkProbe {
 	readonly #programs: SpawnServer;
 	readonly #iproute2: Iproute2;
+	readonly #guard: TunnelGuard;
 	readonly #port: number;
 
-	constructor(spawnServer: SpawnServer, iproute2: Iproute2, port: number) {
+	constructor(spawnServer: SpawnServer, iproute2: Iproute2, guard: TunnelGuard, port: number) {
 		this.#programs = spawnServer;
 		this.#iproute2 = iproute2;
+		this.#guard = guard;
 		this.#port = port;
 	}
 
@@ -30,8 +34,8 @@ export class NetworkProbe {
 			return [program, status === statusOfNoProgram ? null : /\d+(?:\.\d+)+/v.exec(stdout)?.[0] ?? 'of unknown version'] as const;
 		})));
 		if (versions['nft'] !== null) {
-			// Only checked: the kernel gets the whole transaction, and gives it up at the end.
-			await this.#succeed('change the NOTRACK table', ['nft', '-c', '-f', '-'], signal, transaction(this.#port, {}));
+			// Only checked: the kernel gives it up at the end.
+			await this.#succeed('change nftables', ['nft', '-c', 'add table ip caa_probe'], signal);
 		}
 
 		if (versions['nsenter'] !== null) {
@@ -39,6 +43,13 @@ export class NetworkProbe {
 		}
 
 		return {versions};
+	}
+
+	/** Whether tunnels can be bound to their VMs, and what has come of it. @throws CommandError 'unsupported', or whatever else nft says */
+	async observeGuard(signal: AbortSignal): Promise<GuardObservation> {
+		await this.#guard.check(signal);
+		const {tunnels, legacy, dropped} = await this.#guard.read(signal);
+		return {bound: tunnels.length, unbound: legacy.length, dropped};
 	}
 
 	async observeVxlanPort(signal: AbortSignal): Promise<VxlanPortObservation> {
@@ -84,18 +95,26 @@ export class NetworkProbe {
 		return [...new Set(stdout.matchAll(/\("([^"]+)",pid=/gv).map(([, name]) => name ?? ''))];
 	}
 
-	async #succeed(what: string, argv: readonly string[], signal: AbortSignal, stdin = ''): Promise<void> {
-		const result = await this.#programs.run({argv, stdin}, signal);
+	async #succeed(what: string, argv: readonly string[], signal: AbortSignal): Promise<void> {
+		const result = await this.#programs.run({argv}, signal);
 		if (result.status !== 0) {
 			throw new CommandError(what, argv[0] ?? '', result, {});
 		}
 	}
 }
 
+export interface NetworkProbeOptions {
+	readonly vxlanPort: number;
+	readonly vxlanMinId: number;
+	readonly spawnServer?: SpawnServerOptions;
+}
+
 /** A probe with shells of its own, which end when it is disposed. */
-export function createNetworkProbe(vxlanPort: number, options: SpawnServerOptions = {size: 2}): NetworkProbe & AsyncDisposable {
-	const shells = new SpawnServer(options);
-	return Object.assign(new NetworkProbe(shells, new Iproute2(shells), vxlanPort), {
+export function createNetworkProbe({vxlanPort: port, vxlanMinId, spawnServer = {size: 2}}: NetworkProbeOptions): NetworkProbe & AsyncDisposable {
+	const shells = new SpawnServer(spawnServer);
+	const iproute2 = new Iproute2(shells);
+	const guard = new TunnelGuard(shells, iproute2, {port, ...vniRange(vxlanMinId)}, new Tenancies());
+	return Object.assign(new NetworkProbe(shells, iproute2, guard, port), {
 		[Symbol.asyncDispose]: async () => shells[Symbol.asyncDispose](),
 	});
 }

@@ -4,6 +4,7 @@
  */
 import type {NetnsIdentity, PodNetwork, SandboxId} from '../sandbox/ports.ts';
 import {isSame} from './netns.ts';
+import type {Binding} from './nft.ts';
 
 export interface Tenancy {
 	/** Unknown when it was attached from the record of an earlier run. */
@@ -11,10 +12,14 @@ export interface Tenancy {
 	readonly netnsPath: string;
 	readonly netns: NetnsIdentity;
 	readonly vni: number;
-	/** Addresses that are, or may be, in the NOTRACK set for it: the VM's, and any before it until their removal has succeeded. */
-	readonly remotes: Set<string>;
-	/** An earlier run's, whose elements in the NOTRACK set we do not know. */
+	/** The VM's, once the tunnel leads to one. */
+	address: string | undefined;
+	/** What may still be in the node's table and does not belong there any more: kept until its removal has succeeded. */
+	former: readonly Binding[];
+	/** An earlier run's, whose elements in the node's table are not all known. */
 	readonly isAdopted: boolean;
+	/** Adopted, and neither attached nor closed by this run: another daemon may still do that. */
+	isUnseen: boolean;
 }
 
 export class Tenancies {
@@ -54,9 +59,41 @@ export class Tenancies {
 		return this.#all.values().some(tenancy => tenancy.vni === vni);
 	}
 
-	/** Those of the addresses that no tunnel but `except` leads to: libvirt gives an address to the next VM as soon as the last has ended. */
-	unused(addresses: ReadonlySet<string>, except: Tenancy | undefined): string[] {
-		const others = this.#all.values().filter(tenancy => tenancy !== except).toArray();
-		return [...addresses].filter(address => !others.some(({remotes}) => remotes.has(address)));
+	/** Those of which it is not known where they lead. */
+	unseen(): Tenancy[] {
+		return this.#all.values().filter(({isUnseen, address}) => isUnseen && address === undefined).toArray();
 	}
+
+	/** What the node's table is to have. */
+	bindings(): Binding[] {
+		return this.#all.values().flatMap(bindingOf).toArray();
+	}
+
+	/** What it is to have no more. */
+	former(): Binding[] {
+		return this.#all.values().flatMap(({former}) => former).toArray();
+	}
+
+	/** Their removal has succeeded. @param removed from `former()` */
+	forgetFormer(removed: readonly Binding[]): void {
+		for (const tenancy of this.#all) {
+			tenancy.former = tenancy.former.filter(each => !removed.includes(each));
+		}
+	}
+
+	/** Whether a tunnel has the binding, or may have it for all that is known. */
+	mayHave({address, vni}: Binding): boolean {
+		return this.#all.values().some(tenancy => tenancy.vni === vni && (tenancy.address === address || (tenancy.isUnseen && tenancy.address === undefined)));
+	}
+}
+
+/** From then on the tunnel leads to the address, or nowhere, and by the word of this run. */
+export function lead(tenancy: Tenancy, address: string | undefined): void {
+	tenancy.isUnseen = false;
+	tenancy.former = [...tenancy.former, ...bindingOf(tenancy)].filter(former => former.address !== address || former.vni !== tenancy.vni);
+	tenancy.address = address;
+}
+
+function bindingOf({address, vni}: Tenancy): Binding[] {
+	return address === undefined ? [] : [{address, vni}];
 }

@@ -11,6 +11,11 @@ const maxSpan = 1 << 16;
 /** Refusals in a row before giving up: with half the span taken by others it is one in 10^19. */
 const maxAttempts = 64;
 
+/** The VNIs that are ever reserved. */
+export function vniRange(lowest: number): {readonly lowest: number; readonly highest: number} {
+	return {lowest, highest: Math.min(lowest + maxSpan - 1, maxVni)};
+}
+
 export interface VniAttempt {
 	readonly vni: number;
 	/** For a VNI that the kernel refused; gives the next, or throws 'resource-exhausted'. */
@@ -31,7 +36,7 @@ export class VniAllocator {
 	 */
 	constructor(min: number, random: () => number) {
 		this.#min = min;
-		this.#span = Math.min(maxSpan, maxVni - min + 1);
+		this.#span = vniRange(min).highest - min + 1;
 		this.#random = random;
 		this.#cursor = this.#anywhere();
 	}

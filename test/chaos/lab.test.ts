@@ -89,14 +89,14 @@ async function onlyLeft(t: ExecutionContext, pods: readonly Pod[], when: string)
 	using scope = new Scope(signal).deadline(180_000, 'everything else to be gone');
 	const ends = pods.map(({id}) => id.slice(0, 8));
 	const wanted = {
-		domains: pods.length, volumes: 2 * pods.length, tunnels: pods.length, redirections: 2 * pods.length, untracked: pods.length,
+		domains: pods.length, volumes: 2 * pods.length, tunnels: pods.length, redirections: 2 * pods.length, bound: pods.length,
 		sockets: empty.sockets.length + pods.length, files: empty.files.length + pods.length, emulators: pods.length, foreign: [] as string[],
 	};
 	const look = async (): Promise<typeof wanted> => {
-		const {domains, volumes: all, tunnels, redirections, untracked, sockets, files} = await lab.inventory();
+		const {domains, volumes: all, tunnels, redirections, bound, sockets, files} = await lab.inventory();
 		const volumes = all.filter(name => !empty.volumes.includes(name));
 		return {
-			domains: domains.length, volumes: volumes.length, tunnels: tunnels.length, redirections: redirections.length, untracked: untracked.length,
+			domains: domains.length, volumes: volumes.length, tunnels: tunnels.length, redirections: redirections.length, bound: bound.length,
 			sockets: sockets.length, files: files.length, emulators: await emulators(),
 			foreign: [...domains, ...volumes].filter(name => !ends.some(end => name.includes(end))),
 		};

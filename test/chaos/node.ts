@@ -308,7 +308,7 @@ export class ChaosNode implements AsyncDisposable {
 					nsenter --net="$path" sh -c 'ip -o link show type vxlan; tc qdisc show' | sed "s|^|\${path##*/} |"
 				done
 				ip -o link show type vxlan | sed 's|^|worker |'
-				nft list set ip caa_peerpods vms`),
+				nft list set ip caa_peerpods tunnels`),
 		]);
 		const all = (pattern: RegExp, kind: string): string[] => Array.from(shown.matchAll(pattern), ([, ...words]) => `${kind} ${words.join(' ')}`);
 		return new Set([
@@ -318,7 +318,7 @@ export class ChaosNode implements AsyncDisposable {
 			...files.filter(name => !/^\.(?:daemon-\d+|caa-probe-[\da-f]+)$/v.test(name)).map(name => `file ${name}`),
 			...all(/^(\S+) \d+: ([^:@]+)/gmv, 'tunnel'),
 			...all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/gmv, 'redirection'),
-			...all(/\b((?:\d+\.){3}\d+)\b/gv, 'untracked'),
+			...all(/\b((?:\d+\.){3}\d+)\b/gv, 'bound'),
 		]);
 	}
 

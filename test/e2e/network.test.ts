@@ -134,10 +134,10 @@ test.serial('pods that run at once stay apart: each VM is reached by its own add
 });
 
 test.serial('a stopped pod takes nothing of the others with it; with the last, nothing of their networks is left', async t => {
-	const {tunnels, redirections, untracked} = await lab.inventory();
+	const {tunnels, redirections, bound} = await lab.inventory();
 	t.deepEqual(tunnels, podShapes.map(shape => `${shape}/vxlan1`));
 	t.deepEqual(redirections, podShapes.flatMap(shape => [`${shape}/eth0`, `${shape}/vxlan1`]));
-	t.is(untracked.length, podShapes.length);
+	t.is(bound.length, podShapes.length);
 
 	const {bridge, calico, ptp} = pods;
 	await shim.stopVm(bridge.id, signal);

@@ -24,8 +24,8 @@ interface NetworkInventory {
 	readonly tunnels: readonly string[];
 	/** Devices with a filter of what arrives, as `<namespace>/<device>`. */
 	readonly redirections: readonly string[];
-	/** VMs' addresses in the NOTRACK set. */
-	readonly untracked: readonly string[];
+	/** VMs' addresses that tunnels are bound to. */
+	readonly bound: readonly string[];
 }
 
 export async function takeInventory(namespaces: Namespaces, signal: AbortSignal): Promise<Inventory> {
@@ -91,7 +91,7 @@ async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Pr
 				nsenter --net=$path sh -c 'ip -o link show type vxlan; tc qdisc show' 2>/dev/null | sed "s|^|\${path##*/} |"
 			done
 		`], signal),
-		namespaces.exec('worker', ['sh', '-c', 'nft list set ip caa_peerpods vms 2>/dev/null || :'], signal),
+		namespaces.exec('worker', ['sh', '-c', 'nft list set ip caa_peerpods tunnels 2>/dev/null || :'], signal),
 	]);
 	const all = (pattern: RegExp): string[] => lines(devices).flatMap(line => {
 		const [, netns, device] = pattern.exec(line) ?? [];
@@ -100,7 +100,7 @@ async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Pr
 	return {
 		tunnels: all(/^(\S+) \d+: ([^:@]+)/),
 		redirections: all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/),
-		untracked: (set.match(/\b(?:\d+\.){3}\d+\b/g) ?? []).sort(),
+		bound: (set.match(/\b(?:\d+\.){3}\d+\b/g) ?? []).sort(),
 	};
 }
 

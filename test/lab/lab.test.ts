@@ -45,7 +45,7 @@ test('the inventory shows domains, their MACs, volumes, files, sockets and tunne
 		ip link add vxlan0 type vxlan id 1 dstport 4789
 		ip link add vxlan1 netns pod type vxlan id 2 dstport 4789
 		ip netns exec pod tc qdisc add dev eth0 ingress
-		nft 'table ip caa_peerpods { set vms { type ipv4_addr; elements = { 192.168.122.100 comment "vni 2" }; }; }'
+		nft 'table ip caa_peerpods { set tunnels { typeof ip saddr . @th,96,24; elements = { 192.168.122.100 . 2 }; }; }'
 	`]));
 	t.is(status, 0);
 
@@ -57,9 +57,9 @@ test('the inventory shows domains, their MACs, volumes, files, sockets and tunne
 		sockets: ['/run/peerpod/hypervisor.sock'],
 		tunnels: ['pod/vxlan1', 'worker/vxlan0'],
 		redirections: ['pod/eth0'],
-		untracked: ['192.168.122.100'],
+		bound: ['192.168.122.100'],
 	});
-	t.deepEqual(await other.inventory(), {domains: [], volumes: [], macs: [], files: [], sockets: [], tunnels: [], redirections: [], untracked: []});
+	t.deepEqual(await other.inventory(), {domains: [], volumes: [], macs: [], files: [], sockets: [], tunnels: [], redirections: [], bound: []});
 });
 
 for (const shape of podShapes) {

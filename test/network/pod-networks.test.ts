@@ -4,7 +4,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
-import {parseElements, transaction} from '../../src/network/nft.ts';
+import {parseTable, transaction} from '../../src/network/nft.ts';
 import {podAddress, warnings, World} from './world.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
@@ -20,7 +20,6 @@ test('a port that the cluster\'s network uses in metadata mode is an error at st
 	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
 	await using other = world.networks({vxlanPort: 9000});
 	await t.notThrowsAsync(other.check(signal()));
-	t.regex(await world.sh('nft list table ip caa_peerpods'), /udp dport 9000 notrack/v);
 });
 
 test('a port that is shared with an ordinary VXLAN is a warning, a free one is none, and the check leaves nothing', async t => {
@@ -61,7 +60,7 @@ test('attaching says that a namespace is gone only with proof; releasing then sa
 	const {code, message} = await t.throwsAsync<AdaptorError>(networks.release(network, signal()));
 	t.is(code, 'failed-precondition');
 	t.regex(message, new RegExp(`A tunnel is left.*pod-5.*${network.vxlanId}.*HostToContainer`, 'v'));
-	t.notRegex(await world.sh('nft list set ip caa_peerpods vms'), /elements/v, 'all that can be removed is removed');
+	t.deepEqual(await world.boundTunnels(), [], 'all that can be removed is removed');
 	t.notRegex(await world.sh('ip link show'), /caa-/v);
 	await world.sh('umount /run/netns');
 	await networks.release(network, signal());
@@ -145,7 +144,7 @@ test('a new pod whose namespace has the inode of one that is gone is not refused
 	t.is(await networks.presence(gone, signal()), 'gone');
 	await networks.release(gone, signal());
 	t.deepEqual(await world.tunnel(next.netnsPath, next.vxlanId), {remote: '192.168.122.106'});
-	t.notRegex(await world.sh('nft list set ip caa_peerpods vms'), new RegExp(`vni ${gone.vxlanId}`, 'v'));
+	t.deepEqual(await world.boundTunnels(), [{address: '192.168.122.106', vni: next.vxlanId}]);
 });
 
 test('the next daemon takes over the VNI that it finds, but never a tunnel that learns or has another port', async t => {
@@ -268,7 +267,7 @@ test('a filter of another program on the pod\'s interface is an error that says 
 	t.regex(await world.sh('tc qdisc show dev eth0', 'pod-5'), /clsact/v, 'it is not ours to remove');
 });
 
-test('attaching repairs what somebody removed: the device, the redirection, the NOTRACK table', async t => {
+test('attaching repairs what somebody removed: the device, the redirection, the table of tunnels', async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	await using networks = world.networks();
@@ -282,7 +281,7 @@ test('attaching repairs what somebody removed: the device, the redirection, the 
 	}
 });
 
-test('an address that the next VM already has stays out of connection tracking when the last one\'s tunnel goes', async t => {
+test('an address that the next VM already has stays bound to its tunnel when the last one\'s tunnel goes', async t => {
 	await using world = await World.create();
 	await using networks = world.networks();
 	const one = await networks.reserve('one', await world.addPod('bridge', 5), signal());
@@ -295,7 +294,7 @@ test('an address that the next VM already has stays out of connection tracking w
 	t.is(await world.tunnel(one.netnsPath, one.vxlanId), 'none');
 });
 
-test('another daemon\'s addresses stay in the NOTRACK set, whatever ours does', async t => {
+test('another daemon\'s tunnels stay bound, whatever ours does', async t => {
 	await using world = await World.create();
 	await using theirs = world.networks();
 	const network = await theirs.reserve('theirs', await world.addPod('bridge', 5), signal());
@@ -308,20 +307,19 @@ test('another daemon\'s addresses stay in the NOTRACK set, whatever ours does', 
 	t.deepEqual(await world.tunnel(network.netnsPath, network.vxlanId), {remote: vm});
 });
 
-test('of a tunnel of which only the VNI is known nothing stays in the NOTRACK set, and of the others everything', async t => {
+test('a tunnel of which only the VNI is known is closed, and the others are not', async t => {
 	await using world = await World.create();
-	const untracked = async (): Promise<string[]> => (await world.sh('nft list set ip caa_peerpods vms')).match(/(?:\d+\.){3}\d+/gv) ?? [];
 	await using dead = world.networks();
 	const lost = await dead.reserve('lost', await world.addPod('bridge', 5), signal());
 	await dead.attach(lost, vm, signal());
 	await using ours = world.networks();
 	const other = await ours.reserve('ours', await world.addPod('bridge', 6), signal());
 	await ours.attach(other, '192.168.122.106', signal());
-	t.is((await untracked()).length, 2);
+	t.is((await world.boundTunnels()).length, 2);
 	await world.sh('ip netns del pod-5');
 	await ours.forget(lost.vxlanId, signal());
 	await ours.forget(lost.vxlanId, signal());
-	t.deepEqual(await untracked(), ['192.168.122.106']);
+	t.deepEqual(await world.boundTunnels(), [{address: '192.168.122.106', vni: other.vxlanId}]);
 	// Its VNI was free, and is another's now.
 	await ours.forget(other.vxlanId, signal());
 	t.deepEqual(await world.tunnel(other.netnsPath, other.vxlanId), {remote: '192.168.122.106'});
@@ -387,30 +385,44 @@ test('inspecting takes one process, reserving one more, attaching three, releasi
 		...twice('ip link add vxlan1 netns P type vxlan id N dstport N nolearning'),
 		'nft -f -', 'nsenter ip link set vxlan1 up alias two type vxlan id N remote 192.168.122.105', 'nsenter tc -batch -',
 		// The first had no VM, for all that this process knows: another daemon may have given it one.
-		'nft -j list set ip caa_peerpods vms', 'nft -f -', ...twice('nsenter ip link del vxlan1'), ...twice('nsenter tc qdisc del dev eth0 ingress'),
+		'nft -j list table ip caa_peerpods', 'nft -f -', ...twice('nsenter ip link del vxlan1'), ...twice('nsenter tc qdisc del dev eth0 ingress'),
 	].toSorted());
 });
 
-test('the NOTRACK table is stated whole, and elements are found by their VNI', t => {
-	t.is(transaction(9000, {add: {address: '192.0.2.1', vni: 555_001}, remove: ['192.0.2.2']}), [
+test('the table is stated whole, and what nft tells of it is read, whatever it looks like', t => {
+	t.is(transaction({port: 9000, lowest: 555_000, highest: 620_535}, {
+		add: [{address: '192.0.2.1', vni: 555_001}, {address: '192.0.2.3', vni: 555_003}], remove: [{address: '192.0.2.2', vni: 555_001}], removeLegacy: ['192.0.2.1'],
+	}), [
 		'table ip caa_peerpods {',
 		'	set vms { type ipv4_addr; }',
+		'	set tunnels { typeof ip saddr . @th,96,24; }',
+		'	counter strangers { }',
 		'	chain out { type filter hook output priority raw; }',
 		'	chain pre { type filter hook prerouting priority raw; }',
+		'	chain guard { type filter hook input priority 300; }',
 		'}',
 		'flush chain ip caa_peerpods out',
 		'flush chain ip caa_peerpods pre',
-		'add rule ip caa_peerpods out ip daddr @vms udp dport 9000 notrack',
-		'add rule ip caa_peerpods pre ip saddr @vms udp dport 9000 notrack',
-		'add element ip caa_peerpods vms { 192.0.2.2 }',
-		'delete element ip caa_peerpods vms { 192.0.2.2 }',
+		'flush chain ip caa_peerpods guard',
+		'add rule ip caa_peerpods out udp dport 9000 ip daddr . @th,96,24 @tunnels notrack',
+		'add rule ip caa_peerpods out udp dport 9000 ip daddr @vms notrack',
+		'add rule ip caa_peerpods pre udp dport 9000 ip saddr . @th,96,24 @tunnels notrack',
+		'add rule ip caa_peerpods pre udp dport 9000 ip saddr @vms notrack',
+		'add rule ip caa_peerpods guard udp dport 9000 @th,96,24 555000-620535 ip saddr . @th,96,24 != @tunnels ip saddr != @vms counter name strangers drop',
+		'add element ip caa_peerpods tunnels { 192.0.2.1 . 555001, 192.0.2.3 . 555003 }',
+		'add element ip caa_peerpods tunnels { 192.0.2.2 . 555001 }',
+		'delete element ip caa_peerpods tunnels { 192.0.2.2 . 555001 }',
 		'add element ip caa_peerpods vms { 192.0.2.1 }',
 		'delete element ip caa_peerpods vms { 192.0.2.1 }',
-		'add element ip caa_peerpods vms { 192.0.2.1 comment "vni 555001" }',
 		'',
 	].join('\n'));
-	t.deepEqual(parseElements('{"nftables": [{"metainfo": {}}, {"set": {"elem": ["192.0.2.9", {"elem": {"val": "192.0.2.1", "comment": "vni 555001"}}, {"elem": {"val": "192.0.2.2", "comment": "other"}}]}}]}'), [{address: '192.0.2.1', vni: 555_001}]);
-	t.deepEqual(parseElements('{"nftables": [{"metainfo": {}}, {"set": {"name": "vms"}}]}'), []);
+	t.deepEqual(parseTable(JSON.stringify({nftables: [
+		{metainfo: {}},
+		{set: {name: 'tunnels', elem: [{concat: ['192.0.2.1', 555_001]}, {concat: ['192.0.2.2', '0x877f9']}, {concat: ['192.0.2.3']}, '192.0.2.4']}},
+		{set: {name: 'vms', elem: ['192.0.2.9', {elem: {val: '192.0.2.1', comment: 'vni 555001'}}, {elem: {val: '192.0.2.2', comment: 'other'}}]}},
+		{counter: {name: 'strangers', packets: 7}},
+	]})), {tunnels: [{address: '192.0.2.1', vni: 555_001}, {address: '192.0.2.2', vni: 555_001}], legacy: [{address: '192.0.2.1', vni: 555_001}], dropped: 7});
+	t.deepEqual(parseTable('{"nftables": [{"metainfo": {}}, {"set": {"name": "vms"}}]}'), {tunnels: [], legacy: [], dropped: 0});
 });
 
 const twice = (command: string): string[] => [command, command];

@@ -6,7 +6,7 @@ const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 
 async function probeIn(t: ExecutionContext, port = 4789): Promise<{readonly world: World; readonly probe: NetworkProbe}> {
 	const world = await World.create();
-	const probe = createNetworkProbe(port, {shell: world.shell});
+	const probe = createNetworkProbe({vxlanPort: port, vxlanMinId: 555_000, spawnServer: {shell: world.shell}});
 	t.teardown(async () => {
 		await probe[Symbol.asyncDispose]();
 		await world[Symbol.asyncDispose]();
@@ -37,9 +37,9 @@ test('a program that is missing is told, and the others all the same', async t =
 
 test('a node that may not change its network says so', async t => {
 	const {world} = await probeIn(t);
-	await using bound = createNetworkProbe(4789, {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-net_admin', '--inh-caps=-net_admin', '/bin/sh']});
+	await using bound = createNetworkProbe({vxlanPort: 4789, vxlanMinId: 555_000, spawnServer: {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-net_admin', '--inh-caps=-net_admin', '/bin/sh']}});
 	await t.throwsAsync(bound.observePrograms(signal()), {message: /not permitted.*NET_ADMIN/});
-	await using unable = createNetworkProbe(4789, {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-sys_admin', '--inh-caps=-sys_admin', '/bin/sh']});
+	await using unable = createNetworkProbe({vxlanPort: 4789, vxlanMinId: 555_000, spawnServer: {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-sys_admin', '--inh-caps=-sys_admin', '/bin/sh']}});
 	await t.throwsAsync(unable.observePrograms(signal()), {message: /enter a network namespace.*not permitted.*SYS_ADMIN/});
 });
 

@@ -193,16 +193,16 @@ export class World implements AsyncDisposable {
 		const [shown, filters, elements] = await Promise.all([
 			this.sh(`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} ip -d -o link show vxlan1 2>/dev/null || :`),
 			this.sh(`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} tc filter show dev eth0 ingress 2>/dev/null || :`),
-			this.sh('nft list set ip caa_peerpods vms 2>/dev/null || :'),
+			this.boundTunnels(),
 		]);
-		const listed = elements.matchAll(/(\S+) comment "vni (\d+)"/gv).filter(([, , of]) => Number(of) === vni).map(([, address]) => address).toArray();
+		const listed = elements.filter(each => each.vni === vni).map(({address}) => address);
 		const remote = new RegExp(`vxlan id ${vni} (?:remote (\\S+) )?`, 'v').exec(shown);
-		const states = {tunnel: remote !== null, remote: remote?.[1], redirected: filters.includes('to device vxlan1'), untracked: listed.length > 0};
-		if (!states.tunnel && !states.redirected && !states.untracked) {
+		const states = {tunnel: remote !== null, remote: remote?.[1], redirected: filters.includes('to device vxlan1'), bound: listed.length > 0};
+		if (!states.tunnel && !states.redirected && !states.bound) {
 			return 'none';
 		}
 
-		if (states.tunnel && states.remote === undefined && !states.redirected && !states.untracked) {
+		if (states.tunnel && states.remote === undefined && !states.redirected && !states.bound) {
 			return 'reserved';
 		}
 
@@ -210,7 +210,13 @@ export class World implements AsyncDisposable {
 			return {remote: states.remote};
 		}
 
-		throw new Error(`half of a tunnel: ${JSON.stringify(states)} ${shown} ${filters} ${elements}`);
+		throw new Error(`half of a tunnel: ${JSON.stringify(states)} ${shown} ${filters} ${JSON.stringify(elements)}`);
+	}
+
+	/** From whom the node accepts packets, and of which VNI. */
+	async boundTunnels(): Promise<ReadonlyArray<{readonly address: string; readonly vni: number}>> {
+		const shown = await this.sh('nft list set ip caa_peerpods tunnels 2>/dev/null || :');
+		return Array.from(shown.matchAll(/((?:\d+\.){3}\d+) \. (\w+)/gv), ([, address = '', vni]) => ({address, vni: Number(vni)}));
 	}
 
 	/** A process in a namespace that answers on TCP port 8080 until it is disposed; see peer.ts. */

@@ -205,7 +205,7 @@ test('a review that is under way when it stops is answered before it has stopped
 async function stalled(port: number, ca: string, bytes: number): Promise<{readonly status: Promise<number | undefined>; readonly socket: TLSSocket}> {
 	const socket = connectTls({host: '127.0.0.1', port, ca, servername: serverName});
 	const chunks: Buffer[] = [];
-	socket.on('error', () => undefined).on('data', chunk => chunks.push(chunk));
+	socket.on('error', () => undefined).on('data', (chunk: Buffer) => chunks.push(chunk));
 	const status = once(socket, 'close').then(() => Number(/^HTTP\/1\.1 (\d+)/.exec(Buffer.concat(chunks).toString())?.[1] ?? NaN) || undefined);
 	await once(socket, 'secureConnect');
 	socket.write(`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${bytes + 1}\r\n\r\n`);

@@ -1,0 +1,182 @@
+/**
+ * Binds each tunnel to its VM: keeps the node's nftables table (nft.ts) as the tenancies say. Knows no namespace but by its tunnel.
+ *
+ * One transaction runs at a time, and states all tunnels that this process knows. So what somebody else flushed is back with the next one, and no live
+ * tunnel is closed by a table that was made anew. For the same reason the tunnels of an earlier run are looked up before the first transaction. Elements
+ * of unknown tunnels stay, since another daemon may have them, until the kernel proves that the VNI has no tunnel.
+ */
+import {Semaphore} from '../concurrency/semaphore.ts';
+import {CommandError, means} from './command-error.ts';
+import type {Iproute2} from './iproute2.ts';
+import {noTable, parseTable, table, transaction, type Binding, type Change, type GuardedVnis, type TableState} from './nft.ts';
+import {tunnelInterface} from './plan.ts';
+import type {SpawnServer} from './spawn-server.ts';
+import {lead, type Tenancies, type Tenancy} from './tenancies.ts';
+
+export class TunnelGuard {
+	readonly #programs: SpawnServer;
+	readonly #iproute2: Iproute2;
+	readonly #guarded: GuardedVnis;
+	readonly #tenancies: Tenancies;
+	readonly #turn = new Semaphore(1);
+	/** Adopted ones whose device has been looked at. */
+	readonly #inspected = new WeakSet<Tenancy>();
+
+	constructor(programs: SpawnServer, iproute2: Iproute2, guarded: GuardedVnis, tenancies: Tenancies) {
+		this.#programs = programs;
+		this.#iproute2 = iproute2;
+		this.#guarded = guarded;
+		this.#tenancies = tenancies;
+	}
+
+	/** Whether nft and the kernel can do it: the kernel gets the whole transaction, and gives it up at the end. @throws CommandError */
+	async check(signal: AbortSignal): Promise<void> {
+		const result = await this.#programs.run({argv: ['nft', '-c', '-f', '-'], stdin: transaction(this.#guarded, {add: [{address: '192.0.2.1', vni: this.#guarded.lowest}]})}, signal);
+		if (result.status !== 0) {
+			throw new CommandError('bind tunnels to their VMs', 'nft', result, {table});
+		}
+	}
+
+	/** Accepts the tunnel's packets from the address, and from no other any more. */
+	async open(tenancy: Tenancy, address: string, signal: AbortSignal): Promise<void> {
+		using _ = await this.#turn.acquire(signal);
+		const state = await this.#stateFor(tenancy, signal);
+		lead(tenancy, address);
+		await this.#write(this.#strays(state, [tenancy.vni]), signal);
+	}
+
+	/**
+	 * Accepts none of the tunnel's packets any more.
+	 * @param tenancy absent: an earlier run's of which only the VNI is known; what tenancies have is left alone
+	 */
+	async close(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
+		using _ = await this.#turn.acquire(signal);
+		// What was only reserved here, another daemon may have attached, and have gone since.
+		const state = tenancy?.isAdopted === false && tenancy.address === undefined ? await this.read(signal) : await this.#stateFor(tenancy, signal);
+		if (tenancy !== undefined) {
+			lead(tenancy, undefined);
+		}
+
+		const strays = this.#strays(state, [vni]);
+		if (strays.tunnels.length > 0 || strays.legacy.length > 0 || (tenancy?.former.length ?? 0) > 0) {
+			await this.#write(strays, signal);
+		}
+	}
+
+	/** States the table, and removes what belongs to no tunnel. */
+	async reconcile(signal: AbortSignal): Promise<void> {
+		using _ = await this.#turn.acquire(signal);
+		const state = await this.read(signal);
+		await this.#lookUp(state, signal);
+		const all = [...state.tunnels, ...state.legacy].map(({vni}) => vni);
+		const known = all.filter(vni => this.#tenancies.hasVni(vni));
+		await this.#write(this.#strays(state, known), signal);
+		const free = await this.#withoutTunnel(new Set(all).difference(new Set(known)), signal);
+		if (free.length > 0) {
+			await this.#write(this.#strays(state, free), signal);
+		}
+	}
+
+	async read(signal: AbortSignal): Promise<TableState> {
+		const result = await this.#programs.run({argv: ['nft', '-j', 'list', 'table', 'ip', table]}, signal);
+		if (result.status === 0) {
+			return parseTable(result.stdout);
+		}
+
+		const error = new CommandError('read which tunnels are bound to their VMs', 'nft', result, {table});
+		if (means(error, 'not-found')) {
+			return noTable;
+		}
+
+		throw error;
+	}
+
+	/** What has to be known before a change: of an ordinary tenancy, with no adopted ones beside it, nothing. */
+	async #stateFor(tenancy: Tenancy | undefined, signal: AbortSignal): Promise<TableState> {
+		if (tenancy?.isAdopted === false && this.#tenancies.unseen().every(each => this.#inspected.has(each))) {
+			return noTable;
+		}
+
+		const state = await this.read(signal);
+		await this.#lookUp(state, signal);
+		return state;
+	}
+
+	/** Where the tunnels of an earlier run lead: by the table, or, where that does not tell one address, by the device itself. */
+	async #lookUp(state: TableState, signal: AbortSignal): Promise<void> {
+		await Promise.all(this.#tenancies.unseen().map(async tenancy => {
+			const [bound, ...more] = state.tunnels.filter(({vni}) => vni === tenancy.vni);
+			const isLegacy = state.legacy.some(({vni}) => vni === tenancy.vni);
+			if (bound !== undefined && more.length === 0 && !isLegacy) {
+				tenancy.address = bound.address;
+			} else if (bound !== undefined || isLegacy || !this.#inspected.has(tenancy)) {
+				tenancy.address = await this.#remoteOf(tenancy, signal);
+			}
+		}));
+	}
+
+	/** Undefined when it is only reserved, or cannot be seen. */
+	async #remoteOf(tenancy: Tenancy, signal: AbortSignal): Promise<string | undefined> {
+		try {
+			const {links} = await this.#iproute2.inspect(tenancy.netnsPath, signal);
+			this.#inspected.add(tenancy);
+			const vxlan = links.find(({name}) => name === tunnelInterface)?.vxlan;
+			return vxlan?.vni === tenancy.vni ? vxlan.remote : undefined;
+		} catch (error) {
+			signal.throwIfAborted();
+			if (error instanceof CommandError) {
+				this.#inspected.add(tenancy);
+				return undefined;
+			}
+
+			throw error;
+		}
+	}
+
+	/** Of these VNIs, what no tenancy has. */
+	#strays({tunnels, legacy}: TableState, vnis: readonly number[]): Pick<TableState, 'tunnels' | 'legacy'> {
+		const bindings = this.#tenancies.bindings();
+		return {
+			tunnels: tunnels.filter(each => vnis.includes(each.vni) && !this.#tenancies.mayHave(each)),
+			// One that a tenancy has is in `tunnels` from now on.
+			legacy: legacy.filter(each => vnis.includes(each.vni) && (isAmong(bindings, each) || !this.#tenancies.mayHave(each))),
+		};
+	}
+
+	/** Those that have no tunnel on this node, in whatever namespace and of whatever daemon. */
+	async #withoutTunnel(vnis: ReadonlySet<number>, signal: AbortSignal): Promise<number[]> {
+		const answers = await Promise.all(Array.from(vnis, async vni => {
+			try {
+				return await this.#iproute2.isVniFree(vni, this.#guarded.port, signal) ? [vni] : [];
+			} catch (error) {
+				signal.throwIfAborted();
+				// Not proven: the next round asks again.
+				if (error instanceof CommandError) {
+					return [];
+				}
+
+				throw error;
+			}
+		}));
+		return answers.flat();
+	}
+
+	async #write({tunnels, legacy}: Pick<TableState, 'tunnels' | 'legacy'>, signal: AbortSignal): Promise<void> {
+		const add = this.#tenancies.bindings();
+		const former = this.#tenancies.former();
+		const remove = [...former, ...tunnels].filter(each => !isAmong(add, each));
+		await this.#run({add, remove, removeLegacy: legacy.map(({address}) => address)}, signal);
+		this.#tenancies.forgetFormer(former);
+	}
+
+	async #run(change: Change, signal: AbortSignal): Promise<void> {
+		const result = await this.#programs.run({argv: ['nft', '-f', '-'], stdin: transaction(this.#guarded, change)}, signal);
+		if (result.status !== 0) {
+			throw new CommandError('bind the tunnels to their VMs', 'nft', result, {table});
+		}
+	}
+}
+
+function isAmong(bindings: readonly Binding[], {address, vni}: Binding): boolean {
+	return bindings.some(each => each.address === address && each.vni === vni);
+}

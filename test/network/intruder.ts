@@ -1,0 +1,59 @@
+/** Sends VXLAN packets to the node without being the tunnel's VM: an unprivileged process can, whatever its address is. */
+import {fileURLToPath} from 'node:url';
+import type {PodNetwork} from '../../src/sandbox/ports.ts';
+import type {World} from './world.ts';
+
+export const datagrams = fileURLToPath(new URL('datagrams.ts', import.meta.url));
+export const intruderCount = 20;
+
+export interface Intrusion {
+	/** The pod in whose tunnel, and from whose address, it sends. */
+	readonly victim: PodNetwork;
+	/** Another pod, which gets the datagrams. */
+	readonly target: {readonly netns: string; readonly address: string};
+	/** The namespace that it sends from; the worker's own if absent. */
+	readonly from?: string;
+}
+
+/** @returns how many of `intruderCount` datagrams arrived */
+export async function intrude(world: World, {victim, target, from}: Intrusion): Promise<number> {
+	const before = await refused(world, target.netns);
+	const hex = (await vxlanPacket(world, victim, target)).toString('hex');
+	await world.sh(`${process.execPath} ${datagrams} send ${hostOf(victim.workerNodeIp)} ${victim.vxlanPort} ${intruderCount} ${hex}`, from);
+	return await refused(world, target.netns) - before;
+}
+
+/** VXLAN header (RFC 7348, section 5), Ethernet, IPv4, UDP without checksum to a port that nobody has open. */
+export async function vxlanPacket(world: World, victim: PodNetwork, {netns, address}: Intrusion['target']): Promise<Buffer> {
+	const [, mac = ''] = /link\/ether (\S+)/v.exec(await world.sh('ip link show eth0', netns)) ?? [];
+	const packet = Buffer.alloc(8 + 14 + 20 + 8);
+	packet.writeUInt8(0x08, 0);
+	packet.writeUIntBE(victim.vxlanId, 4, 3);
+	Buffer.from(`${mac}${victim.podHwAddr}0800`.replaceAll(':', ''), 'hex').copy(packet, 8);
+	const ip = packet.subarray(22, 42);
+	Buffer.from('4500001c000000004011', 'hex').copy(ip);
+	Buffer.from([...hostOf(victim.podIp).split('.'), ...address.split('.')].map(Number)).copy(ip, 12);
+	ip.writeUInt16BE(checksum(ip), 10);
+	Buffer.from('0009000900080000', 'hex').copy(packet, 42);
+	return packet;
+}
+
+/** Internet checksum, RFC 1071. */
+function checksum(bytes: Buffer): number {
+	let sum = 0;
+	for (let at = 0; at < bytes.length; at += 2) {
+		sum += bytes.readUInt16BE(at);
+	}
+
+	return ~((sum & 0xff_ff) + (sum >>> 16)) & 0xff_ff;
+}
+
+function hostOf(prefix: string): string {
+	return prefix.split('/')[0] ?? '';
+}
+
+/** UDP datagrams that came to a port that nobody has open. */
+export async function refused(world: World, netns: string): Promise<number> {
+	const [names = '', values = ''] = (await world.sh('grep ^Udp: /proc/net/snmp', netns)).split('\n');
+	return Number(values.split(' ')[names.split(' ').indexOf('NoPorts')]);
+}
