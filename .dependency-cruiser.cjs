@@ -12,7 +12,7 @@ module.exports = {
 		rule('probes-see-and-do-not-judge', 'Adapters know the observations only.', {path: `^src/(${adapters.join('|')})/`}, {path: '^src/check/', pathNot: '^src/check/observations[.]ts$'}),
 		...adapters.map(name => rule(
 			`${name}-is-an-adapter`, 'Adapters never import each other, nor what composes them.',
-			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|status)[.]ts' : ''}))(?!concurrency/|(lifetime|errors|log|unix-listener)[.]ts$)`},
+			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))(?!concurrency/|(lifetime|errors|log|unix-listener)[.]ts$)`},
 		)),
 		...['ttrpc', 'libvirt'].map(name => rule(`${name}-is-a-package`, 'Fit to be a package of its own: knows nothing of pods.', {path: `^src/${name}/`}, {path: `^src/(?!${name}/|concurrency/|(lifetime|errors)[.]ts$)`})),
 		rule('only-main-is-the-edge', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$)'}, {path: '^src/main[.]ts$'}),

@@ -42,7 +42,7 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, onBoundAgain, l
 		const {grpcEndpoint} = await import('./grpc.ts');
 		return grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs});
 	};
-	const ttrpc = new TtrpcServer({toStatus, disposeMs: drainTimeoutMs});
+	const ttrpc = new TtrpcServer({toStatus, disposeMs: drainTimeoutMs, onBroken: error => log.warn({err: error}, 'shim broke the protocol too often, its connection is closed')});
 	// Both at once: the time to drain is one.
 	parts.defer(async () => {
 		ending.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'}));

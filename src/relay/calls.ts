@@ -8,7 +8,8 @@
  *   lost ────────┤ └── sent again on the next connection    (what only waits; what was never sent)
  *                └──▶ answered with UNAVAILABLE             (everything else, and whatever's time is up)
  *
- * A stream that was answered is no longer here, and a late response to it finds nobody.
+ * A stream that was answered is no longer here, and a late response to it finds nobody. That the VM may still send one is remembered: a response to
+ * no call at all breaks the protocol, a late one does not.
  */
 import type {Logger} from '../log.ts';
 import type {Frame} from '../ttrpc/frame.ts';
@@ -51,12 +52,17 @@ interface OpenCall extends Call {
 	waits: boolean;
 	/** Its frames, as long as they may have to be sent (again). */
 	held: Buffer[];
+	/** The present connection was sent its request: that the VM answers it is right, however late. */
+	isSent: boolean;
 	/** It had to wait for a connection, or waits on a silent one: its time may be up before the VM can answer. */
 	delayed: boolean;
 }
 
 /** `busy`: the stream has a call that runs; `full`: too many calls, or too many bytes held. */
 export type Admission = 'taken' | 'busy' | 'full';
+
+/** `late`: a call that was answered already, by the relay; `unknown`: no call of this connection. */
+export type Standing = 'open' | 'late' | 'unknown';
 
 export class Calls {
 	readonly #log: Logger;
@@ -65,6 +71,8 @@ export class Calls {
 	readonly #open = new Map<number, OpenCall>();
 	/** The health checks among them that would be made again. */
 	readonly #checks = new Set<OpenCall>();
+	/** Streams of the present connection that the relay answered before the VM did. */
+	readonly #late = new Set<number>();
 	#heldBytes = 0;
 
 	constructor(log: Logger, limits: CallLimits) {
@@ -101,7 +109,7 @@ export class Calls {
 		const waits = waitingMethods.has(name) && frame.flags === 0 && bytes.length <= maxWaitingBytes;
 		const timeoutMs = Number(timeoutNano) / 1e6;
 		const call: OpenCall = {
-			streamId, method: name, startedAt: now, waits, held: [], delayed: !isJoined,
+			streamId, method: name, startedAt: now, waits, held: [], isSent: isJoined, delayed: !isJoined,
 			answerBy: timeoutMs > 0 ? now + timeoutMs - Math.min(answerAheadMs, timeoutMs / 10) : undefined,
 		};
 		if (!isJoined || (waits && fits)) {
@@ -109,6 +117,7 @@ export class Calls {
 		}
 
 		this.#open.set(streamId, call);
+		this.#late.delete(streamId);
 		if (name === healthCheck && call.waits && call.held.length > 0) {
 			this.#checks.add(call);
 		}
@@ -153,36 +162,54 @@ export class Calls {
 		return 'taken';
 	}
 
-	/** Whether a data frame of the VM belongs to a call that is open. */
-	isOpen(streamId: number): boolean {
-		return this.#open.has(streamId);
+	/** What a frame of the VM belongs to. */
+	standing(streamId: number): Standing {
+		return this.#open.get(streamId)?.isSent === true ? 'open' : this.#late.has(streamId) ? 'late' : 'unknown';
 	}
 
-	/** False for a response that nobody waits for. */
-	response({streamId, message}: Frame, now: number): boolean {
+	/** Closes the call if it is open. */
+	response({streamId, message}: Frame, now: number): Standing {
+		const standing = this.standing(streamId);
 		const call = this.#open.get(streamId);
-		if (call === undefined) {
-			return false;
+		if (standing === 'open' && call !== undefined) {
+			this.#close(call, peekStatus(message), now);
+		} else {
+			this.#late.delete(streamId);
 		}
 
-		this.#close(call, peekStatus(message), now);
-		return true;
+		return standing;
 	}
 
 	/** The relay itself answers. False when the call is not open (any more). */
 	answer(streamId: number, code: number, now: number): boolean {
 		const call = this.#open.get(streamId);
-		if (call !== undefined) {
-			this.#close(call, code, now);
+		if (call === undefined) {
+			return false;
 		}
 
-		return call !== undefined;
+		this.#close(call, code, now);
+		if (call.isSent) {
+			this.#expectLate(streamId);
+		}
+
+		return true;
+	}
+
+	/** As many as can be open: a VM that answers none of its calls is not to fill our memory. */
+	#expectLate(streamId: number): void {
+		const [oldest] = this.#late;
+		if (oldest !== undefined && this.#late.size >= this.#limits.maxOpen) {
+			this.#late.delete(oldest);
+		}
+
+		this.#late.add(streamId);
 	}
 
 	/** What a new connection to the VM is to be sent first, in the order of the requests. */
 	* join(): Generator<Buffer> {
 		for (const call of this.#open.values()) {
 			yield* call.held;
+			call.isSent = true;
 			if (!call.waits) {
 				this.#release(call);
 			}
@@ -192,8 +219,10 @@ export class Calls {
 	/** The connection to the VM is lost. @returns the calls that are lost with it, still open; the others wait for the next one */
 	lost(): readonly Call[] {
 		const calls = [...this.#open.values()];
+		this.#late.clear();
 		for (const call of calls) {
 			call.delayed = true;
+			call.isSent = false;
 		}
 
 		return calls.filter(({held}) => held.length === 0);

@@ -7,16 +7,19 @@
  *   any ── the shim leaves, disposed ──▶ over
  *
  * Frames pass byte for byte and whole: a frame of which the end never came was never begun towards the other side. One that is larger than
- * the protocol allows is answered as whoever received it would, and not passed on. Knows no addresses and no certificates.
+ * the protocol allows is answered as whoever received it would, and not passed on. One that breaks the protocol is dropped; too many of them end the
+ * connection that they came on. Knows no addresses and no certificates.
  */
 import type {Socket} from 'node:net';
 import type {TLSSocket} from 'node:tls';
+import {FailureLog} from '../concurrency/failure-log.ts';
 import {AdaptorError, toError, type ErrorWhere} from '../errors.ts';
 import {backOff, pause} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {levelOfAttempt, type Logger} from '../log.ts';
 import {Frame, frameType, type OversizedFrame} from '../ttrpc/frame.ts';
 import {statusCode} from '../ttrpc/status.ts';
-import {Calls, defaultCallLimits, type Call, type CallLimits} from './calls.ts';
+import {Violations, type Violation} from '../ttrpc/violations.ts';
+import {Calls, defaultCallLimits, type Call, type CallLimits, type Standing} from './calls.ts';
 import {Deadlines} from './deadlines.ts';
 import {reasons} from './reasons.ts';
 import {ShimLeg} from './shim-leg.ts';
@@ -40,6 +43,8 @@ export interface ConversationOptions {
 interface Loss {
 	readonly reason: Error;
 	readonly at: number;
+	/** A warning, unless it is one of many in a row. */
+	readonly level: 'warn' | 'debug';
 }
 
 type State =
@@ -65,6 +70,12 @@ export class Conversation implements AsyncDisposable {
 	readonly #ended = Promise.withResolvers<undefined>();
 	/** Connections that are dialled, used, or not closed yet. */
 	readonly #legs = new Set<Promise<unknown>>();
+	readonly #shimViolations = new Violations();
+	/** Kinds of which the log has heard. */
+	readonly #violations = new FailureLog();
+	#isDisconnected = false;
+	/** Connections to the VM in a row that did not last. */
+	#shortLived = 0;
 	#state: State = {name: 'over'};
 	#pauses: Generator<number, never>;
 
@@ -128,7 +139,12 @@ export class Conversation implements AsyncDisposable {
 	#onShimFrames(frames: Iterable<Frame | OversizedFrame>): void {
 		const toVm: Buffer[] = [];
 		for (const frame of frames) {
-			if (this.#isForVm(frame)) {
+			const violation = shimViolation(frame);
+			if (violation !== undefined) {
+				if (this.#isShimUnbearable(violation)) {
+					return;
+				}
+			} else if (this.#isForVm(frame)) {
 				toVm.push(frame.bytes);
 			}
 		}
@@ -150,10 +166,7 @@ export class Conversation implements AsyncDisposable {
 		const {streamId, type} = frame;
 		const isJoined = this.#state.name === 'joined';
 		if (!(frame instanceof Frame)) {
-			if (type === frameType.request) {
-				this.#shim.respond(streamId, statusCode.resourceExhausted, reasons.tooLarge('request', frame));
-			}
-
+			this.#shim.respond(streamId, statusCode.resourceExhausted, reasons.tooLarge('request', frame));
 			return false;
 		}
 
@@ -161,16 +174,33 @@ export class Conversation implements AsyncDisposable {
 			return this.#isRequestForVm(frame, isJoined);
 		}
 
-		if (type === frameType.data) {
-			const admission = this.#calls.data(frame, isJoined);
-			if (admission === 'full') {
-				this.#answer(streamId, statusCode.unavailable, this.#text(reasons.tooMuchHeld));
-			}
-
-			return isJoined && admission === 'taken';
+		const admission = this.#calls.data(frame, isJoined);
+		if (admission === 'full') {
+			this.#answer(streamId, statusCode.unavailable, this.#text(reasons.tooMuchHeld));
 		}
 
-		return isJoined;
+		return isJoined && admission === 'taken';
+	}
+
+	/** Whether the shim's connection ends for it. */
+	#isShimUnbearable(violation: Violation): boolean {
+		const reason = this.#shimViolations.add(violation);
+		this.#reportViolation('shim broke the protocol, the frame is dropped', violation);
+		if (reason === undefined) {
+			return false;
+		}
+
+		this.#options.log.warn({err: reason}, 'shim broke the protocol too often, its connection is closed');
+		this.#enter({name: 'over'});
+		this.#shim.destroy();
+		return true;
+	}
+
+	/** Each kind once: a peer must not be able to fill the log. */
+	#reportViolation(message: string, violation: Violation): void {
+		if (this.#violations.failed(`${message}: ${violation}`)) {
+			this.#options.log.warn({reason: violation}, message);
+		}
 	}
 
 	#isRequestForVm(frame: Frame, isJoined: boolean): boolean {
@@ -193,6 +223,7 @@ export class Conversation implements AsyncDisposable {
 	}
 
 	#onShimEnd(): void {
+		this.#reportDisconnect();
 		if (this.#state.name === 'joined') {
 			this.#state.silence[Symbol.dispose]();
 			this.#state.vm.end();
@@ -202,10 +233,19 @@ export class Conversation implements AsyncDisposable {
 	}
 
 	#onShimClose(): void {
+		this.#reportDisconnect();
 		this.#enter({name: 'over'});
-		const {log, now} = this.#options;
-		log.debug({count: this.#calls.size, bytes: this.#shim.bytes, durationMs: Math.round(now() - this.#startedAt)}, 'shim connection ended');
 		void Promise.all(this.#legs).then(() => this.#ended.resolve(undefined));
+	}
+
+	/** Once. Neither closed by us nor of a VM that is gone: this tells of a shim that died. Who has said nothing, such as a probe, is no shim. */
+	#reportDisconnect(): void {
+		const {log, now} = this.#options;
+		if (!this.#isDisconnected) {
+			this.#isDisconnected = true;
+			const isNews = (this.#state.name === 'joined' || this.#state.name === 'dialling') && this.#shim.bytes > 0;
+			log[isNews ? 'info' : 'debug']({count: this.#calls.size, bytes: this.#shim.bytes, durationMs: Math.round(now() - this.#startedAt)}, 'shim disconnected');
+		}
 	}
 
 	#dial(loss: Loss | undefined, pauseMs: number): void {
@@ -238,10 +278,11 @@ export class Conversation implements AsyncDisposable {
 		const {log, now} = this.#options;
 		const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
 		const silence = this.#newSilence(() => this.#shim.isFull || vm.unheardBytes > muchUnheardBytes);
+		const violations = new Violations();
 		const vm = new VmLeg(socket, {
 			frames: frames => {
 				silence.heard();
-				this.#onVmFrames(frames);
+				this.#onVmFrames(frames, violations);
 			},
 			drained: () => this.#balance(),
 			lost: reason => this.#onVmLost(reason),
@@ -249,7 +290,7 @@ export class Conversation implements AsyncDisposable {
 		this.#track(vm.closed);
 		this.#enter({name: 'joined', vm, silence, since: now()});
 		if (loss !== undefined) {
-			log.info({count: this.#calls.size, durationMs: Math.round(now() - loss.at)}, 'connection to the VM is back');
+			log[loss.level === 'warn' ? 'info' : 'debug']({count: this.#calls.size, durationMs: Math.round(now() - loss.at)}, 'connection to the VM is back');
 		}
 
 		vm.send(this.#calls.join());
@@ -279,31 +320,55 @@ export class Conversation implements AsyncDisposable {
 		this.#deadlines.watch();
 	}
 
-	#onVmFrames(frames: Iterable<Frame | OversizedFrame>): void {
+	#onVmFrames(frames: Iterable<Frame | OversizedFrame>, violations: Violations): void {
+		let tooMany: Error | undefined;
 		this.#shim.together(() => {
 			for (const frame of frames) {
-				if (!(frame instanceof Frame)) {
-					if (frame.type === frameType.response) {
-						this.#answer(frame.streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame));
+				const violation = this.#onVmFrame(frame);
+				if (violation !== undefined) {
+					tooMany = violations.add(violation);
+					this.#reportViolation('VM broke the protocol, the frame is dropped', violation);
+					if (tooMany !== undefined) {
+						return;
 					}
-				} else if (this.#isForShim(frame)) {
-					this.#shim.send(frame.bytes);
 				}
 			}
 		});
+		if (tooMany !== undefined) {
+			this.#onVmLost(tooMany, {isPunished: true});
+			return;
+		}
+
 		this.#balance();
 	}
 
-	/** Nobody at the shim waits for an answer on a stream that was answered already. */
-	#isForShim(frame: Frame): boolean {
-		switch (frame.type) {
-			case frameType.response: return this.#calls.response(frame, this.#options.now());
-			case frameType.data: return this.#calls.isOpen(frame.streamId);
-			default: return true;
+	/** Nobody at the shim waits for an answer on a stream that was answered already. @returns how the frame breaks the protocol, if it does */
+	#onVmFrame(frame: Frame | OversizedFrame): Violation | undefined {
+		const {streamId, type} = frame;
+		switch (type) {
+			case frameType.response:
+				if (!(frame instanceof Frame)) {
+					return this.#answer(streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame)) ? undefined : 'a message over the limit';
+				}
+
+				return this.#passOn(frame, this.#calls.response(frame, this.#options.now()), 'a response to no call');
+			case frameType.data:
+				return frame instanceof Frame ? this.#passOn(frame, this.#calls.standing(streamId), 'data of no call') : 'a message over the limit';
+			case frameType.request: return 'a request from the server side';
+			default: return 'a frame of a reserved type';
 		}
 	}
 
-	#onVmLost(reason: Error): void {
+	#passOn({bytes}: Frame, standing: Standing, violation: Violation): Violation | undefined {
+		if (standing === 'open') {
+			this.#shim.send(bytes);
+		}
+
+		return standing === 'unknown' ? violation : undefined;
+	}
+
+	/** @param isPunished a VM that breaks the protocol is never dialled again at once, however long its connection has lasted */
+	#onVmLost(reason: Error, {isPunished = false} = {}): void {
 		const lost = this.#calls.lost();
 		const text = this.#text(reasons.lost(reason));
 		if (this.#shim.hasEnded) {
@@ -313,13 +378,16 @@ export class Conversation implements AsyncDisposable {
 		}
 
 		const {log, now} = this.#options;
-		log.warn({err: reason, count: lost.length}, 'connection to the VM lost, dialling again');
-		const lasted = this.#state.name === 'joined' && now() - this.#state.since >= lastingMs;
+		const lasted = !isPunished && this.#state.name === 'joined' && now() - this.#state.since >= lastingMs;
 		if (lasted) {
 			this.#pauses = this.#newPauses();
+			this.#shortLived = 0;
 		}
 
-		this.#dial({reason, at: now()}, lasted ? 0 : this.#pauses.next().value);
+		const attempt = lasted ? 1 : ++this.#shortLived;
+		const level = levelOfAttempt(attempt);
+		log[level]({err: reason, count: lost.length, attempt}, 'connection to the VM lost, dialling again');
+		this.#dial({reason, at: now(), level}, lasted ? 0 : this.#pauses.next().value);
 		this.#answerAll(lost, text);
 		this.#watchDeadlines();
 		this.#balance();
@@ -346,11 +414,14 @@ export class Conversation implements AsyncDisposable {
 		}
 	}
 
-	/** Unless it was answered. */
-	#answer(streamId: number, code: number, message: string): void {
-		if (this.#calls.answer(streamId, code, this.#options.now())) {
+	/** @returns false when it was answered before, or never was a call */
+	#answer(streamId: number, code: number, message: string): boolean {
+		const isOpen = this.#calls.answer(streamId, code, this.#options.now());
+		if (isOpen) {
 			this.#shim.respond(streamId, code, message);
 		}
+
+		return isOpen;
 	}
 
 	/** Each side is read from as long as the other takes what it says. */
@@ -373,5 +444,15 @@ export class Conversation implements AsyncDisposable {
 
 	#text(what: string): string {
 		return new AdaptorError({code: 'unavailable', what, where: this.#options.where}).message;
+	}
+}
+
+/** How a frame of the shim breaks the protocol, if it does. A request over the limit does not: it is answered. */
+function shimViolation(frame: Frame | OversizedFrame): Violation | undefined {
+	switch (frame.type) {
+		case frameType.request: return undefined;
+		case frameType.data: return frame instanceof Frame ? undefined : 'a message over the limit';
+		case frameType.response: return 'a response from the client side';
+		default: return 'a frame of a reserved type';
 	}
 }

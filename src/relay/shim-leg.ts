@@ -2,12 +2,12 @@
  * The shim's connection as a sender and receiver of whole frames, until it is closed. Either side may say no more and still be heard. Knows no calls.
  */
 import type {Socket} from 'node:net';
-import {encodeFrame, FrameDecoder, frameType, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';
+import {encodeFrame, frameType, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';
 import {encodeResponse} from '../ttrpc/message.ts';
-import {setReading} from './reading.ts';
+import {PacedReader} from '../ttrpc/paced-reader.ts';
 
 export interface ShimLegEvents {
-	/** Those of one chunk, in their order. */
+	/** In their order, as many as one turn of the event loop allows. */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
 	/** There is room again. */
 	drained(): void;
@@ -19,25 +19,32 @@ export interface ShimLegEvents {
 
 export class ShimLeg {
 	readonly #socket: Socket;
-	readonly #decoder = new FrameDecoder();
+	readonly #reader: PacedReader;
 	#isUnheard = false;
+	#hasEnded = false;
 
 	/** @param socket paused, half-open allowed; this leg's from now on */
 	constructor(socket: Socket, events: ShimLegEvents) {
 		this.#socket = socket;
 		// A half-open socket need not close by itself after an error.
-		socket.on('error', () => socket.destroy());
-		socket.on('data', (chunk: Buffer) => events.frames(this.#decoder.push(chunk))).once('end', () => events.ended()).once('close', () => events.closed());
+		socket.on('error', () => this.destroy());
 		socket.on('drain', () => {
 			this.#isUnheard = false;
 			events.drained();
 		});
-		socket.resume();
+		this.#reader = new PacedReader(socket, {
+			frames: frames => events.frames(frames),
+			ended: () => {
+				this.#hasEnded = true;
+				events.ended();
+			},
+			closed: () => events.closed(),
+		});
 	}
 
 	/** Whether the shim says no more. */
 	get hasEnded(): boolean {
-		return this.#socket.readableEnded;
+		return this.#hasEnded;
 	}
 
 	/** Whether what was sent waits for the shim to read. */
@@ -77,7 +84,7 @@ export class ShimLeg {
 
 	/** Whether more is read from the shim. */
 	set isReading(shall: boolean) {
-		setReading(this.#socket, shall);
+		this.#reader.isReading = shall;
 	}
 
 	/** Nothing more will be sent. */
@@ -85,7 +92,9 @@ export class ShimLeg {
 		this.#socket.end();
 	}
 
+	/** Closes at once; frames that wait are dropped. Idempotent. */
 	destroy(): void {
+		this.#reader.stop();
 		this.#socket.destroy();
 	}
 }

@@ -4,11 +4,11 @@
  */
 import type {TLSSocket} from 'node:tls';
 import {AdaptorError} from '../errors.ts';
-import {FrameDecoder, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';
-import {setReading} from './reading.ts';
+import type {Frame, OversizedFrame} from '../ttrpc/frame.ts';
+import {PacedReader} from '../ttrpc/paced-reader.ts';
 
 export interface VmLegEvents {
-	/** Those of one chunk, in their order; none when no frame ends in it. */
+	/** In their order, as many as one turn of the event loop allows; none when no frame ends in what arrived. */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
 	/** There is room again. */
 	drained(): void;
@@ -19,7 +19,7 @@ export interface VmLegEvents {
 export class VmLeg {
 	readonly #socket: TLSSocket;
 	readonly #events: VmLegEvents;
-	readonly #decoder = new FrameDecoder();
+	readonly #reader: PacedReader;
 	readonly #closed = Promise.withResolvers<undefined>();
 	#isOver = false;
 	#unheardBytes = 0;
@@ -27,14 +27,18 @@ export class VmLeg {
 	constructor(socket: TLSSocket, events: VmLegEvents) {
 		this.#socket = socket;
 		this.#events = events;
-		socket.on('data', this.#onData).on('drain', this.#onDrain).on('error', this.#onError).once('end', this.#onEnd).once('close', this.#onClose);
-		socket.resume();
-		// It may have ended, unheard, since it was proven.
-		if (socket.closed) {
-			queueMicrotask(this.#onClose);
-		} else if (socket.readableEnded) {
-			queueMicrotask(this.#onEnd);
-		}
+		socket.on('drain', this.#onDrain).on('error', this.#onError);
+		this.#reader = new PacedReader(socket, {
+			frames: frames => {
+				this.#unheardBytes = 0;
+				events.frames(frames);
+			},
+			ended: () => this.#lose(closedByVm()),
+			closed: () => {
+				this.#lose(closedByVm());
+				this.#closed.resolve(undefined);
+			},
+		});
 	}
 
 	/** Resolves when the socket is closed. */
@@ -70,21 +74,15 @@ export class VmLeg {
 
 	/** Whether more is read from the VM. */
 	set isReading(shall: boolean) {
-		setReading(this.#socket, shall);
+		this.#reader.isReading = shall;
 	}
 
-	/** Closes at once, without `lost`. Idempotent. */
+	/** Closes at once, without `lost`; frames that wait are dropped. Idempotent. */
 	destroy(): void {
 		this.#isOver = true;
+		this.#reader.stop();
 		this.#socket.destroy();
 	}
-
-	readonly #onData = (chunk: Buffer): void => {
-		if (!this.#isOver) {
-			this.#unheardBytes = 0;
-			this.#events.frames(this.#decoder.push(chunk));
-		}
-	};
 
 	readonly #onDrain = (): void => {
 		if (!this.#isOver) {
@@ -92,15 +90,8 @@ export class VmLeg {
 		}
 	};
 
-	readonly #onEnd = (): void => this.#lose(closedByVm());
-
 	/** Stays for good. Not every error closes a half-open TLS socket. */
 	readonly #onError = (error: Error): void => this.#lose(error);
-
-	readonly #onClose = (): void => {
-		this.#lose(closedByVm());
-		this.#closed.resolve(undefined);
-	};
 
 	#lose(reason: Error): void {
 		if (!this.#isOver) {

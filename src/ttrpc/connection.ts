@@ -4,7 +4,8 @@
  */
 import type {Duplex} from 'node:stream';
 import {AdaptorError} from '../errors.ts';
-import {Frame, FrameDecoder, type OversizedFrame} from './frame.ts';
+import {Frame, type OversizedFrame} from './frame.ts';
+import {PacedReader} from './paced-reader.ts';
 
 export interface ConnectionEvents {
 	frame(frame: Frame): void;
@@ -25,7 +26,7 @@ export interface ConnectionOptions {
 
 export class Connection {
 	readonly #socket: Duplex;
-	readonly #decoder: FrameDecoder;
+	readonly #reader: PacedReader;
 	readonly #events: ConnectionEvents;
 	readonly #holdReads: boolean;
 	readonly #closed = Promise.withResolvers<undefined>();
@@ -37,13 +38,13 @@ export class Connection {
 	constructor(socket: Duplex, events: ConnectionEvents, {maxMessageLength, holdReads}: ConnectionOptions) {
 		this.#socket = socket;
 		this.#events = events;
-		this.#decoder = new FrameDecoder(maxMessageLength);
 		this.#holdReads = holdReads;
-		socket.on('data', this.#onData).on('end', this.#onEnd).on('drain', this.#onDrain).on('error', this.#onError).on('close', this.#onClose);
-		socket.resume();
-		if (socket.closed) {
-			queueMicrotask(this.#onClose);
-		}
+		socket.on('drain', this.#onDrain).on('error', this.#onError);
+		this.#reader = new PacedReader(socket, {
+			frames: frames => this.#onFrames(frames),
+			ended: () => this.destroy(closedByPeer()),
+			closed: () => this.#onClose(),
+		}, {maxMessageLength});
 	}
 
 	/** Resolves when the socket is closed. */
@@ -58,7 +59,7 @@ export class Connection {
 		}
 
 		if (!this.#socket.write(frame) && this.#holdReads) {
-			this.#socket.pause();
+			this.#reader.isReading = false;
 		}
 	}
 
@@ -73,12 +74,13 @@ export class Connection {
 	/** Closes at once. Idempotent. */
 	destroy(reason: Error): void {
 		this.#reason ??= reason;
+		this.#reader.stop();
 		this.#socket.destroy();
 		this.#end();
 	}
 
-	readonly #onData = (chunk: Buffer): void => {
-		for (const frame of this.#decoder.push(chunk)) {
+	#onFrames(frames: Iterable<Frame | OversizedFrame>): void {
+		for (const frame of frames) {
 			if (this.#isOver) {
 				return;
 			}
@@ -89,26 +91,22 @@ export class Connection {
 				this.#events.oversized(frame);
 			}
 		}
-	};
+	}
 
 	readonly #onDrain = (): void => {
-		this.#socket.resume();
-	};
-
-	readonly #onEnd = (): void => {
-		this.destroy(closedByPeer());
+		this.#reader.isReading = true;
 	};
 
 	readonly #onError = (error: Error): void => {
 		this.#reason ??= new AdaptorError({code: 'unavailable', what: `ttrpc connection failed: ${error.message}`, cause: error});
 	};
 
-	readonly #onClose = (): void => {
+	#onClose(): void {
 		this.#reason ??= closedByPeer();
 		this.#end();
-		this.#socket.off('data', this.#onData).off('end', this.#onEnd).off('drain', this.#onDrain).off('error', this.#onError).off('close', this.#onClose);
+		this.#socket.off('drain', this.#onDrain).off('error', this.#onError);
 		this.#closed.resolve(undefined);
-	};
+	}
 
 	#end(): void {
 		if (!this.#isOver) {

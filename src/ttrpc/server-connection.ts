@@ -10,6 +10,7 @@ import {encodeFrame, frameFlag, frameType, type Frame, type FrameHeader} from '.
 import {decodeRequest, encodeResponse, type KeyValue, type Request, type Response} from './message.ts';
 import type {Route} from './service.ts';
 import {statusCode, TtrpcError, type Status} from './status.ts';
+import {Violations, type Violation} from './violations.ts';
 
 /** What the server lends to each of its connections. */
 export interface Serving {
@@ -17,6 +18,8 @@ export interface Serving {
 	readonly toStatus: (error: unknown) => Status | undefined;
 	readonly maxMessageLength: number;
 	readonly maxStreams: number;
+	/** Hears why a connection ends whose client broke the protocol too often. */
+	readonly onBroken: (reason: Error) => void;
 }
 
 const noBytes = Buffer.alloc(0);
@@ -28,6 +31,7 @@ export class ServerConnection {
 	readonly #connection: Connection;
 	/** By stream id: calls whose handler has not settled, though they may have been answered when their deadline passed. */
 	readonly #calls = new Map<number, Scope>();
+	readonly #violations = new Violations();
 	#isDraining = false;
 
 	constructor(socket: Duplex, serving: Serving) {
@@ -37,6 +41,8 @@ export class ServerConnection {
 			oversized: ({streamId, type, messageLength}) => {
 				if (type === frameType.request) {
 					this.#refuse(streamId, statusCode.resourceExhausted, `A request of ${messageLength} bytes exceeds the limit of ${serving.maxMessageLength}`);
+				} else {
+					this.#onViolation('a message over the limit');
 				}
 			},
 			closed: reason => this.#abortAll(reason),
@@ -61,10 +67,26 @@ export class ServerConnection {
 		await this.closed;
 	}
 
-	/** Frames of other types are ignored: responses, data of streams that were refused, and what the protocol has yet to define. */
+	/** Data is ignored: its stream was refused. */
 	#onFrame(frame: Frame): void {
-		if (frame.type === frameType.request && this.#mayStart(frame)) {
-			this.#start(frame);
+		switch (frame.type) {
+			case frameType.request:
+				if (this.#mayStart(frame)) {
+					this.#start(frame);
+				}
+
+				return;
+			case frameType.data: return;
+			case frameType.response: return this.#onViolation('a response from the client side');
+			default: return this.#onViolation('a frame of a reserved type');
+		}
+	}
+
+	#onViolation(violation: Violation): void {
+		const reason = this.#violations.add(violation);
+		if (reason !== undefined) {
+			this.#serving.onBroken(reason);
+			this.#connection.destroy(reason);
 		}
 	}
 

@@ -20,6 +20,8 @@ export interface ServerOptions {
 	readonly maxMessageLength?: number;
 	/** Calls that run at once on one connection; more are RESOURCE_EXHAUSTED. Default 1024. */
 	readonly maxStreams?: number;
+	/** Hears why a connection ends whose client broke the protocol too often; a few times are forgiven. */
+	readonly onBroken?: (reason: Error) => void;
 	/** How long disposing waits for running calls before it closes. Default 10 s. */
 	readonly disposeMs?: number;
 }
@@ -31,11 +33,11 @@ export class TtrpcServer implements AsyncDisposable {
 	readonly #disposeMs: number;
 	#isOpen = true;
 
-	constructor({toStatus, maxStreams = 1024, disposeMs = 10_000, ...limits}: ServerOptions) {
+	constructor({toStatus, maxStreams = 1024, disposeMs = 10_000, onBroken = () => undefined, ...limits}: ServerOptions) {
 		this.#disposeMs = disposeMs;
 		this.#serving = {
 			route: (service, method) => this.#routes.get(`/${service}/${method}`),
-			toStatus, maxStreams, maxMessageLength: limits.maxMessageLength ?? maxMessageLength,
+			toStatus, maxStreams, onBroken, maxMessageLength: limits.maxMessageLength ?? maxMessageLength,
 		};
 	}
 

@@ -14,10 +14,10 @@ test('answers are matched to their calls in whatever order, with method, time an
 	const calls = new Calls(log, defaultCallLimits);
 	calls.request(frameOf(request(1, 'WaitProcess')), true, 0);
 	calls.request(frameOf(request(3, 'CopyFile', {payload: Buffer.alloc(100_000)})), true, 0);
-	t.true(calls.response(frameOf(failure(3, 5, 'x'.repeat(1000))), 12.34));
-	t.false(calls.response(frameOf(response(9)), 12.34));
+	t.is(calls.response(frameOf(failure(3, 5, 'x'.repeat(1000))), 12.34), 'open');
+	t.is(calls.response(frameOf(response(9)), 12.34), 'unknown');
 	t.is(calls.size, 1);
-	t.true(calls.response(frameOf(response(1)), 20));
+	t.is(calls.response(frameOf(response(1)), 20), 'open');
 	t.is(calls.size, 0);
 	t.deepEqual(lines.map(({method, durationMs, code}) => [method, durationMs, code]), [
 		['grpc.AgentService/CopyFile', 12.3, 'NOT_FOUND'],
@@ -33,7 +33,7 @@ test('the methods of the recorded conversation are seen, and all its calls are a
 	const responses = [...new FrameDecoder().push(await recorded('server'))].filter(frame => frame instanceof Frame);
 	t.is(requests.length, 33);
 	t.true(requests.every(frame => calls.request(frame, true, 0) === 'taken'));
-	t.true(responses.every(frame => calls.response(frame, 0)));
+	t.true(responses.every(frame => calls.response(frame, 0) === 'open'));
 	t.true(lines.every(({method}) => /^grpc\.(AgentService|Health)\/\w+$/.test(method ?? '')));
 });
 
@@ -74,7 +74,7 @@ test('a stream is answered once: what comes later finds nobody', t => {
 	t.is(calls.request(frameOf(request(1, 'Check')), true, 0), 'busy');
 	t.true(calls.answer(1, 14, 0));
 	t.false(calls.answer(1, 14, 0));
-	t.false(calls.response(frameOf(response(1)), 0));
+	t.is(calls.response(frameOf(response(1)), 0), 'late');
 	t.deepEqual([...calls.join()], []);
 	t.is(calls.heldBytes, 0);
 });

@@ -9,7 +9,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import {from} from '../contract/agent-relays.ts';
 import {answerEmpty, echo} from '../support/forwarder.ts';
-import {encodeFrame, frameType, maxMessageLength} from '../../src/ttrpc/frame.ts';
+import {encodeFrame, frameType, headerLength, maxMessageLength} from '../../src/ttrpc/frame.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {data, FrameReader, request, response, statusOf} from './frames.ts';
 import {connectShim, readAll, readBytes, realHarness, running, until} from './harness.ts';
@@ -72,7 +72,7 @@ test('several connections are several conversations, the first over the connecti
 	await Promise.all(shims.map(async (shim, n) => {
 		const said = request(n, 'CopyFile', {payload: Buffer.alloc(200_000, n)});
 		shim.write(said);
-		t.deepEqual(await readBytes(shim, said.length), said);
+		t.deepEqual(await readBytes(shim, said.length), data(n, said.subarray(headerLength)));
 		shim.end();
 	}));
 	t.is(run.forwarder.proven, 3);

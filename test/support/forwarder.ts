@@ -134,9 +134,17 @@ export async function startForwarder({tls, address, port = 0, maxVersion, cipher
 	};
 }
 
-/** Sends everything back. */
+/** Sends every message back, as data of the same stream. */
 export function echo(socket: TLSSocket): void {
-	socket.pipe(socket);
+	const decoder = new FrameDecoder();
+	socket.on('data', (chunk: Buffer) => {
+		for (const frame of decoder.push(chunk)) {
+			if (frame instanceof Frame) {
+				socket.write(encodeFrame({streamId: frame.streamId, type: frameType.data, flags: 0}, frame.message));
+			}
+		}
+	});
+	socket.once('end', () => socket.end());
 }
 
 /** Answers every ttrpc request with an empty message at once, as the kata agent answers a health check. */
