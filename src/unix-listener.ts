@@ -1,10 +1,10 @@
 /**
- * A unix socket that only its owner can connect to: bound under a temporary name, made 0600, and moved into place, so that it is never
- * open to others, never absent while it replaces another, and removed only while it is still ours. And kept: when its path no longer leads to it, and
+ * A unix socket that only its owner can connect to: bound in a temporary directory 0700, made 0600, and moved into place, so that it is never
+ * open to others whatever the umask, never absent while it replaces another, and removed only while it is still ours. And kept: when its path no longer leads to it, and
  * nobody else answers there, it is bound again. Knows nothing of what is said on it.
  */
 import {randomBytes} from 'node:crypto';
-import {chmod, link, lstat, mkdir, readdir, rename, unlink} from 'node:fs/promises';
+import {chmod, link, lstat, mkdir, readdir, rename, rmdir, unlink} from 'node:fs/promises';
 import {connect, createServer, type Server, type Socket} from 'node:net';
 import {dirname, join} from 'node:path';
 import {every} from './concurrency/every.ts';
@@ -15,6 +15,9 @@ import type {Logger} from './log.ts';
 
 /** Bytes of a path in `struct sockaddr_un` without its closing NUL (unix(7)). */
 const maxPathBytes = 107;
+
+/** Every shim of a full node may connect at once, while we are busy. The kernel takes no more than net.core.somaxconn; beyond that connect(2) says EAGAIN. */
+const backlog = 512;
 
 export interface UnixListenerOptions {
 	/** Absolute; its directory exists. */
@@ -28,7 +31,7 @@ export interface UnixListenerOptions {
 
 /** @throws 'invalid-argument' for a path that no socket can have */
 export function checkSocketPath({path, setting}: Pick<UnixListenerOptions, 'path' | 'setting'>): void {
-	const length = Math.max(Buffer.byteLength(path), Buffer.byteLength(temporaryPath(path)));
+	const length = Math.max(Buffer.byteLength(path), Buffer.byteLength(unfinishedIn(temporaryPath(path))));
 	if (length > maxPathBytes) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
@@ -174,17 +177,22 @@ class KeptListener implements AsyncDisposable {
 	async #bind(place: (temporary: string, path: string) => Promise<void>): Promise<Bound> {
 		const {path, setting, allowHalfOpen = false, pauseOnConnect = false} = this.#options;
 		const server = createServer({allowHalfOpen, pauseOnConnect}, this.#onConnection);
-		const temporary = temporaryPath(path);
+		const directory = temporaryPath(path);
+		const temporary = unfinishedIn(directory);
 		try {
 			await mkdir(dirname(path), {recursive: true, mode: 0o700});
+			// Between bind(2) and chmod(2) the umask alone decides who may connect: nobody else gets as far as the socket meanwhile.
+			await mkdir(directory, {mode: 0o700});
 			await bind(server, temporary);
 			await chmod(temporary, 0o600);
 			const {ino} = await lstat(temporary, {bigint: true});
 			await place(temporary, path);
+			await rmdir(directory).catch(() => undefined);
 			return {server, inode: ino};
 		} catch (error) {
 			server.close();
 			await unlink(temporary).catch(() => undefined);
+			await rmdir(directory).catch(() => undefined);
 			throw new AdaptorError({code: 'failed-precondition', what: 'Could not listen on a unix socket', where: {path}, remedy: `Check its directory, or choose another ${setting}.`, cause: error});
 		}
 	}
@@ -226,7 +234,7 @@ async function removeDead(path: string, inode: bigint): Promise<boolean> {
 async function bind(server: Server, path: string): Promise<void> {
 	const {promise, resolve, reject} = Promise.withResolvers<undefined>();
 	server.once('error', reject);
-	server.listen({path, backlog: 128}, () => resolve(undefined));
+	server.listen({path, backlog}, () => resolve(undefined));
 	await promise;
 	server.off('error', reject);
 	// One connection that could not be accepted is that one's loss; without a listener it would end the process.
@@ -253,12 +261,21 @@ function temporaryPath(path: string): string {
 	return join(dirname(path), `.${randomBytes(4).toString('hex')}`);
 }
 
+function unfinishedIn(temporaryDirectory: string): string {
+	return join(temporaryDirectory, 's');
+}
+
 /** Removes what a process has left in the directory that died before it could move its socket into place. */
 export async function discardUnfinished(directory: string): Promise<void> {
 	const entries = await readdir(directory, {withFileTypes: true}).catch(ignoreMissing) ?? [];
-	for (const entry of entries) {
-		if (entry.isSocket() && /^\.[\da-f]{8}$/.test(entry.name)) {
-			await unlink(join(directory, entry.name)).catch(ignoreMissing);
+	for (const entry of entries.filter(({name}) => /^\.[\da-f]{8}$/.test(name))) {
+		const path = join(directory, entry.name);
+		if (entry.isSocket()) {
+			await unlink(path).catch(ignoreMissing);
+		} else if (entry.isDirectory()) {
+			await unlink(unfinishedIn(path)).catch(ignoreMissing);
+			// Anything else in it is not ours.
+			await rmdir(path).catch(() => undefined);
 		}
 	}
 }

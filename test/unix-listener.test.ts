@@ -1,10 +1,12 @@
-import {spawn} from 'node:child_process';
+import {execFile, spawn} from 'node:child_process';
 import {once} from 'node:events';
-import {rename, rm, stat, unlink, writeFile} from 'node:fs/promises';
+import {chmod, readdir, rename, rm, stat, unlink, writeFile} from 'node:fs/promises';
 import {connect, type Socket} from 'node:net';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import {setImmediate as turn} from 'node:timers/promises';
+import {fileURLToPath} from 'node:url';
+import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import {answers, listenAt} from '../src/unix-listener.ts';
 import {directoryOf} from './support/directory.ts';
@@ -136,4 +138,25 @@ test('after disposing nothing is bound again, and nothing is left', async t => {
 	await own[Symbol.asyncDispose]();
 	await t.throwsAsync(stat(path), {code: 'ENOENT'});
 	t.is(await whoAnswers(path), undefined);
+});
+
+test('another user can connect to a socket at no time, even with umask 000', async t => {
+	const directory = await directoryOf(t);
+	await chmod(directory, 0o755);
+	const program = fileURLToPath(new URL('support/umask-listener.ts', import.meta.url));
+	const {stdout} = await promisify(execFile)(process.execPath, [program, join(directory, 'h.sock')]);
+	t.deepEqual(JSON.parse(stdout), ['EACCES', 'EACCES']);
+	t.deepEqual(await readdir(directory), []);
+});
+
+test('512 shims that connect at once, while the daemon is busy, are all served', async t => {
+	const path = join(await directoryOf(t), 'h.sock');
+	await named(t, path, 'own');
+	// Nothing is accepted before all have made their connect(2): it happens at the call, and accepting needs the event loop.
+	const sockets = Array.from({length: 512}, () => connect(path));
+	const outcomes = await Promise.allSettled(sockets.map(async socket => once(socket, 'data')));
+	t.deepEqual(outcomes.filter(({status}) => status === 'rejected'), []);
+	for (const socket of sockets) {
+		socket.destroy();
+	}
 });

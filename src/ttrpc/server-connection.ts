@@ -77,8 +77,11 @@ export class ServerConnection {
 
 				return;
 			case frameType.data: return;
-			case frameType.response: return this.#onViolation('a response from the client side');
-			default: return this.#onViolation('a frame of a reserved type');
+			case frameType.response:
+				this.#onViolation('a response from the client side');
+				return;
+			default:
+				this.#onViolation('a frame of a reserved type');
 		}
 	}
 

@@ -147,3 +147,29 @@ test('no frames make it throw, or remember more than it may', t => {
 		t.is(calls.heldBytes, 0);
 	}), {numRuns: 300});
 });
+
+test('an answer to a call that the relay has answered is late on its connection, once, and belongs to no call on the next one', t => {
+	const calls = new Calls(silentLogger, {...defaultCallLimits, maxOpen: 3});
+	for (const streamId of [1, 3]) {
+		calls.request(frameOf(request(streamId, 'Check')), true, 0);
+		calls.answer(streamId, 14, 0);
+		t.is(calls.standing(streamId), 'late');
+	}
+
+	t.is(calls.response(frameOf(response(1)), 0), 'late');
+	t.is(calls.response(frameOf(response(1)), 0), 'unknown');
+	calls.lost();
+	t.is(calls.response(frameOf(response(3)), 0), 'unknown');
+	// What waits for a connection was not sent: nobody can answer it.
+	calls.request(frameOf(request(5, 'Check')), false, 0);
+	t.is(calls.response(frameOf(response(5)), 0), 'unknown');
+	t.is([...calls.join()].length, 1);
+	t.is(calls.response(frameOf(response(5)), 0), 'open');
+	// A VM that answers nothing does not fill the memory: the oldest are forgotten.
+	for (const streamId of [7, 9, 11, 13]) {
+		calls.request(frameOf(request(streamId, 'ReadStdout')), true, 0);
+		calls.answer(streamId, 14, 0);
+	}
+
+	t.deepEqual([7, 9, 11, 13].map(streamId => calls.standing(streamId)), ['unknown', 'late', 'late', 'late']);
+});

@@ -223,7 +223,8 @@ test('what a daemon left that died at any step of listening is discarded with it
 	const socketPath = join(directory, 'a', 'agent.ttrpc');
 	await relays.discard(socketPath);
 	await mkdir(dirname(socketPath), {mode: 0o700});
-	const servers = ['agent.ttrpc', '.0123abcd'].map(name => createServer().listen(join(dirname(socketPath), name)));
+	await Promise.all(['.aaaaaaaa', '.bbbbbbbb'].map(async name => mkdir(join(dirname(socketPath), name))));
+	const servers = ['agent.ttrpc', '.0123abcd', '.aaaaaaaa/s'].map(name => createServer().listen(join(dirname(socketPath), name)));
 	t.teardown(() => servers.forEach(server => server.close()));
 	await Promise.all(servers.map(async server => once(server, 'listening')));
 	await writeFile(join(dirname(socketPath), '.89abcdef'), 'no socket');

@@ -129,3 +129,46 @@ test.serial('frames that are announced and never sent cost next to nothing', asy
 	await client.call(method('Version'), {}, {}, never);
 	t.true(memoryAfterCollection().rss - before < 100_000_000);
 });
+
+test('requests that come at once begin over several turns of the event loop', async t => {
+	let begun = 0;
+	const peer = await serve(t, {
+		Version: async () => {
+			begun++;
+			return {};
+		},
+	});
+	const raw = await peer.raw();
+	for (let streamId = 1; streamId < 1800; streamId += 2) {
+		raw.request({}, {streamId});
+	}
+
+	let most = 0;
+	for (let before = 0; before < 900;) {
+		await new Promise(resolve => setImmediate(resolve));
+		most = Math.max(most, begun - before);
+		before = begun;
+	}
+
+	t.is((await raw.responses(900)).length, 900);
+	t.true(most <= 512, `${most} in one turn`);
+});
+
+test('a client that breaks the protocol is forgiven ten times, then its connection ends with the reason, and no other', async t => {
+	const reasons: Error[] = [];
+	const peer = await serve(t, {Version: async () => ({})}, {onBroken: reason => reasons.push(reason)});
+	const [raw, client] = [await peer.raw(), await peer.client()];
+	for (let n = 0; n < 10; n++) {
+		raw.request({}, {type: n % 2 === 0 ? 2 : 77});
+	}
+
+	// Data of a stream that was refused breaks nothing.
+	raw.request({}, {type: 3});
+	raw.request({});
+	t.deepEqual(await raw.codes(1), [[1, 0]]);
+	t.deepEqual(reasons, []);
+	raw.request({}, {type: 0});
+	await once(raw.socket, 'close');
+	t.deepEqual(reasons.map(({message}) => message), ['the peer broke the ttrpc protocol: it sent a response from the client side 5 times, a frame of a reserved type 6 times']);
+	await t.notThrowsAsync(client.call(method('Version'), {}, {}, never));
+});
