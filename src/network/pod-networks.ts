@@ -95,6 +95,8 @@ class Tunnels implements KernelPodNetworks {
 	/** Reservations and their undoing, by namespace. */
 	readonly #reservations = new KeyedMutex();
 	readonly #life = new AbortController();
+	/** Settles with the first round. */
+	readonly #guarded = Promise.withResolvers<undefined>();
 	#guarding: Promise<void> | undefined;
 
 	constructor(options: PodNetworksOptions) {
@@ -131,9 +133,8 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	async guard(signal: AbortSignal): Promise<void> {
-		const first = Promise.withResolvers<undefined>();
-		this.#guarding ??= this.#keepGuarding(first);
-		await abortable(first.promise, signal);
+		this.#guarding ??= this.#keepGuarding(this.#guarded);
+		await abortable(this.#guarded.promise, signal);
 	}
 
 	/** Never throws. */

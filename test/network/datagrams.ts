@@ -1,5 +1,5 @@
 /**
- * UDP for tests that count packets. `echo PORT` answers; `send ADDRESS PORT COUNT HEX` sends and does not wait; `flood ADDRESS PORT COUNT` sends each
+ * UDP for tests that count packets. `echo PORT` answers; `send ADDRESS PORT COUNT HEX` sends and does not wait; `flood ADDRESS PORT COUNT SIZE` sends each
  * datagram when the last one was answered, and prints how many were before the first that got lost.
  */
 import {createSocket} from 'node:dgram';
@@ -29,12 +29,12 @@ switch (mode) {
 	}
 
 	case 'flood': {
-		const [address, port, count] = args;
+		const [address, port, count, size] = args;
 		let answered = 0;
 		try {
 			for (; answered < Number(count); answered++) {
 				const answer = once(socket, 'message', {signal: AbortSignal.timeout(lostAfterMs)});
-				socket.send(String(answered), Number(port), address);
+				socket.send(Buffer.alloc(Number(size)), Number(port), address);
 				await answer;
 			}
 		} finally {

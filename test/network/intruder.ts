@@ -10,7 +10,7 @@ export interface Intrusion {
 	/** The pod in whose tunnel, and from whose address, it sends. */
 	readonly victim: PodNetwork;
 	/** Another pod, which gets the datagrams. */
-	readonly target: {readonly netns: string; readonly address: string};
+	readonly target: {readonly netns: string; readonly address: string; readonly dev?: string};
 	/** The namespace that it sends from; the worker's own if absent. */
 	readonly from?: string;
 }
@@ -23,9 +23,35 @@ export async function intrude(world: World, {victim, target, from}: Intrusion): 
 	return await refused(world, target.netns) - before;
 }
 
+/**
+ * As `intrude`, each packet in two fragments, from a raw socket.
+ * @param firstBytes how much of UDP header and payload is in the first one: a multiple of 8
+ */
+export async function sendFragments(world: World, {victim, target, from, source, firstBytes}: Intrusion & {readonly source: string; readonly firstBytes: number}): Promise<number> {
+	const before = await refused(world, target.netns);
+	const packet = await vxlanPacket(world, victim, target);
+	const udp = Buffer.alloc(8);
+	udp.writeUInt16BE(9999, 0);
+	udp.writeUInt16BE(victim.vxlanPort, 2);
+	udp.writeUInt16BE(udp.length + packet.length, 4);
+	const datagram = Buffer.concat([udp, packet]).toString('hex');
+	// Node.js has no raw sockets.
+	await world.sh(`perl -MSocket -e '
+		socket(my $raw, AF_INET, SOCK_RAW, 255) or die;
+		my ($source, $to, $first, $count, $hex) = @ARGV;
+		my $datagram = pack("H*", $hex);
+		for my $id (1 .. $count) {
+			for ([0x2000, substr($datagram, 0, $first)], [$first / 8, substr($datagram, $first)]) {
+				my $header = pack("CCnnnCCna4a4", 0x45, 0, 20 + length($_->[1]), $id, $_->[0], 64, 17, 0, inet_aton($source), inet_aton($to));
+				send($raw, $header . $_->[1], 0, sockaddr_in(0, inet_aton($to))) or die $!;
+			}
+		}' ${source} ${hostOf(victim.workerNodeIp)} ${firstBytes} ${intruderCount} ${datagram}`, from);
+	return await refused(world, target.netns) - before;
+}
+
 /** VXLAN header (RFC 7348, section 5), Ethernet, IPv4, UDP without checksum to a port that nobody has open. */
-export async function vxlanPacket(world: World, victim: PodNetwork, {netns, address}: Intrusion['target']): Promise<Buffer> {
-	const [, mac = ''] = /link\/ether (\S+)/v.exec(await world.sh('ip link show eth0', netns)) ?? [];
+export async function vxlanPacket(world: World, victim: PodNetwork, {netns, address, dev = 'eth0'}: Intrusion['target']): Promise<Buffer> {
+	const [, mac = ''] = /link\/ether (\S+)/v.exec(await world.sh(`ip link show ${dev}`, netns)) ?? [];
 	const packet = Buffer.alloc(8 + 14 + 20 + 8);
 	packet.writeUInt8(0x08, 0);
 	packet.writeUIntBE(victim.vxlanId, 4, 3);
@@ -57,3 +83,26 @@ export async function refused(world: World, netns: string): Promise<number> {
 	const [names = '', values = ''] = (await world.sh('grep ^Udp: /proc/net/snmp', netns)).split('\n');
 	return Number(values.split(' ')[names.split(' ').indexOf('NoPorts')]);
 }
+
+/**
+ * Datagrams that each follow the answer to the last one; `work`, if any, is done again and again until they have ended.
+ * @returns how many were answered, up to the first that was lost, and how often `work` was done
+ */
+export async function flood(world: World, path: {readonly from: string; readonly to: string; readonly address: string; readonly size?: number}, work?: () => Promise<void>): Promise<{readonly answered: number; readonly rounds: number}> {
+	await using echo = await world.serve(path.to, [datagrams, 'echo', '8081']);
+	let isOver = false;
+	const answered = world.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from).finally(() => {
+		isOver = true;
+	});
+	answered.catch(() => undefined);
+	let rounds = 0;
+	while (work !== undefined && !isOver) {
+		await work();
+		rounds++;
+	}
+
+	void echo;
+	return {answered: Number(await answered), rounds};
+}
+
+export const floodCount = 5000;

@@ -221,7 +221,12 @@ export class World implements AsyncDisposable {
 
 	/** A process in a namespace that answers on TCP port 8080 until it is disposed; see peer.ts. */
 	async listen(netns: string): Promise<AsyncDisposable> {
-		const child = this.#spawn([process.execPath, peer], netns);
+		return this.serve(netns, [peer]);
+	}
+
+	/** A Node.js program in a namespace from its first line of output until it is disposed. */
+	async serve(netns: string, program: readonly string[]): Promise<AsyncDisposable> {
+		const child = this.#spawn([process.execPath, ...program], netns);
 		if (await firstLine(child.stdout) === undefined) {
 			throw new Error(`The peer in ${netns} ended: ${await text(child.stderr)}`);
 		}
