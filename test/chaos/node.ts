@@ -3,14 +3,18 @@
  * everything there is, by which nothing left over goes unnoticed. Knows nothing of faults but where they can be made.
  */
 import {spawn} from 'node:child_process';
+import {once} from 'node:events';
 import {mkdtemp, readdir, readFile, rm, rmdir, truncate} from 'node:fs/promises';
+import {connect, createServer} from 'node:net';
 import {basename, dirname} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {isDeepStrictEqual} from 'node:util';
+import {serviceAccountDirectory} from '../../src/kubernetes/service-account.ts';
 import {abortable, pause, Scope} from '../../src/lifetime.ts';
 import {Service} from '../lab/service.ts';
 import {Shim} from '../lab/shim.ts';
 import {World, type Cni} from '../network/world.ts';
+import type {TestApiServer} from '../support/api-server.ts';
 import {baseVolume, pool, startKvmHost, type Fate, type KvmHost} from '../support/kvm-host.ts';
 import {FailingPrograms} from './failing-programs.ts';
 import type {Ending, Loss, Spelling} from './script.ts';
@@ -26,6 +30,8 @@ const deafLimitMs = 30_000;
 const lookedAround = /"msg":"checks (?:passed|done)"/;
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
+const apiWay = fileURLToPath(new URL('api-way.ts', import.meta.url));
+const apiPort = 6443;
 const clock = fileURLToPath(new URL('clock.ts', import.meta.url));
 const {signal} = new AbortController();
 
@@ -41,6 +47,19 @@ export interface Settings {
 	readonly orphanGraceMs: number;
 	/** By how much the daemon's clock is wrong. */
 	readonly clockOffsetMs: number;
+}
+
+export interface NodeOptions {
+	/** PODS_DIR is a tmpfs of this size, e.g. `64k`, in the daemon's mount namespace; a plain directory if absent. */
+	readonly podsDirSize?: string;
+	/** START_TIMEOUT, where a start has to outlast more than a fault. */
+	readonly patienceMs?: number;
+	/** ORPHAN_GRACE; longer than anything takes if absent. */
+	readonly orphanGraceMs?: number;
+	/** The node is one of this server's cluster; of none if absent. */
+	readonly api?: TestApiServer;
+	/** Settings of the daemon's besides. */
+	readonly environment?: Readonly<Record<string, string>>;
 }
 
 /** What the KVM host does with calls of the daemon. */
@@ -92,11 +111,7 @@ export class ChaosNode implements AsyncDisposable {
 		this.#watch(daemon);
 	}
 
-	/**
-	 * @param podsDirSize PODS_DIR is a tmpfs of this size, e.g. `64k`, in the daemon's mount namespace; a plain directory if absent
-	 * @param patienceMs START_TIMEOUT, where a start has to outlast more than a fault; `startTimeoutMs` if absent
-	 */
-	static async start({podsDirSize, patienceMs = startTimeoutMs}: {readonly podsDirSize?: string; readonly patienceMs?: number} = {}): Promise<ChaosNode> {
+	static async start({podsDirSize, patienceMs = startTimeoutMs, orphanGraceMs = 120_000, api, environment = {}}: NodeOptions = {}): Promise<ChaosNode> {
 		await using undo = new AsyncDisposableStack();
 		// Short: sockets are in it.
 		const directory = await mkdtemp('/tmp/caat-');
@@ -114,8 +129,9 @@ export class ChaosNode implements AsyncDisposable {
 		}
 
 		const programs = await FailingPrograms.install(world, directory);
-		const settings = {startTimeoutMs: patienceMs, orphanGraceMs: 120_000, clockOffsetMs: 0};
-		const begin = async (settings: Settings): Promise<Service> => startDaemon(directory, world, host, settings);
+		const cluster = api === undefined ? {} : undo.use(await joinCluster(directory, world, api)).environment;
+		const settings = {startTimeoutMs: patienceMs, orphanGraceMs, clockOffsetMs: 0};
+		const begin = async (settings: Settings): Promise<Service> => startDaemon(directory, world, host, settings, {...cluster, ...environment});
 		const daemon = await begin(settings);
 		await daemon.line(lookedAround, signal);
 		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, begin, settings, daemon);
@@ -372,6 +388,30 @@ export function spelled(path: string, spelling: Spelling): string {
 	}
 }
 
+/** @returns what a pod has in its environment; its files are where they are in a pod */
+async function joinCluster(directory: string, world: World, api: TestApiServer): Promise<AsyncDisposable & {readonly environment: Readonly<Record<string, string>>}> {
+	await using undo = new AsyncDisposableStack();
+	const path = `${directory}/api.sock`;
+	const server = undo.adopt(createServer(way => {
+		const other = connect(api.address.port, api.address.host);
+		for (const [from, to] of [[way, other], [other, way]] as const) {
+			from.on('error', () => to.destroy()).once('close', () => to.destroy());
+			from.pipe(to);
+		}
+	}), server => void server.close());
+	server.listen(path);
+	await once(server, 'listening');
+	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, apiWay, String(apiPort), path];
+	const way = undo.use(new Service('the way to the API server', spawn('setpriv', argv, {cwd: '/', stdio: ['ignore', 'ignore', 'pipe']})));
+	await way.line(/^ready$/, signal);
+	await world.sh(`mkdir -p ${serviceAccountDirectory}; mount --bind ${api.accountDirectory} ${serviceAccountDirectory}`);
+	const resources = undo.move();
+	return {
+		environment: {KUBERNETES_SERVICE_HOST: api.address.host, KUBERNETES_SERVICE_PORT: String(apiPort)},
+		[Symbol.asyncDispose]: async () => resources.disposeAsync(),
+	};
+}
+
 /** Does to a file what a crash may, or an operator. @returns whether there was one */
 export async function spoil(path: string, how: Loss): Promise<boolean> {
 	const content = await readFile(path).catch(() => undefined);
@@ -394,7 +434,7 @@ export async function clearAside(path: string): Promise<boolean> {
 	return aside.length > 0;
 }
 
-async function startDaemon(directory: string, world: World, host: KvmHost, {startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings): Promise<Service> {
+async function startDaemon(directory: string, world: World, host: KvmHost, {startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings, more: Readonly<Record<string, string>>): Promise<Service> {
 	const preloaded = clockOffsetMs === 0 ? [] : ['--import', clock];
 	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, ...preloaded, main, 'libvirt'];
 	const child = spawn('setpriv', argv, {
@@ -403,7 +443,7 @@ async function startDaemon(directory: string, world: World, host: KvmHost, {star
 			PATH: process.env['PATH'], HOME: directory,
 			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`, LIBVIRT_POOL: pool, LIBVIRT_VOL_NAME: baseVolume, CLUSTER_ID: 'chaos', NODE_NAME: 'worker-0',
 			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${startTimeoutMs}ms`, ORPHAN_GRACE: `${orphanGraceMs}ms`,
-			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug', CLOCK_OFFSET_MS: String(clockOffsetMs),
+			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug', CLOCK_OFFSET_MS: String(clockOffsetMs), ...more,
 		},
 	});
 	const daemon = new Service('the daemon', child);

@@ -524,7 +524,9 @@ class Round {
 		const tell = (answer: string): void => this.#tell(`${name} ${id.slice(0, 8)}: ${answer}`);
 		const request = {id, annotations: podAnnotations(`${first.name}-alias`, 'chaos'), networkNamespacePath: spelled(first.path, spelling)};
 		const answer = await this.#judged(shim.createVm(request, limit.signal), limit.signal, tell, name);
-		if ('value' in answer && first.agentSocket !== undefined && !first.isStopped && !first.isDoomed && !first.isForgotten) {
+		// A start that fails gives the namespace back.
+		const hasNamespace = first.isStarted || (first.agentSocket !== undefined && !first.isStartAsked);
+		if ('value' in answer && hasNamespace && !first.isStopped && !first.isDoomed && !first.isForgotten) {
 			this.#lost.push(`${first.name} got a second sandbox by ${request.networkNamespacePath}`);
 		}
 
