@@ -89,19 +89,16 @@ export async function refused(world: World, netns: string): Promise<number> {
  * @returns how many were answered, up to the first that was lost, and how often `work` was done
  */
 export async function flood(world: World, path: {readonly from: string; readonly to: string; readonly address: string; readonly size?: number}, work?: () => Promise<void>): Promise<{readonly answered: number; readonly rounds: number}> {
-	await using echo = await world.serve(path.to, [datagrams, 'echo', '8081']);
-	let isOver = false;
-	const answered = world.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from).finally(() => {
-		isOver = true;
-	});
+	await using _echo = await world.serve(path.to, [datagrams, 'echo', '8081']);
+	const over = new AbortController();
+	const answered = world.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from).finally(() => over.abort());
 	answered.catch(() => undefined);
 	let rounds = 0;
-	while (work !== undefined && !isOver) {
+	while (work !== undefined && !over.signal.aborted) {
 		await work();
 		rounds++;
 	}
 
-	void echo;
 	return {answered: Number(await answered), rounds};
 }
 
