@@ -7,7 +7,7 @@ import {once} from 'node:events';
 
 /** Nothing takes this long on a machine under load but what never comes. */
 const lostAfterMs = 20_000;
-const [mode, ...args] = process.argv.slice(2);
+const [mode = '', ...args] = process.argv.slice(2);
 const socket = createSocket('udp4');
 switch (mode) {
 	case 'echo': {
@@ -46,6 +46,6 @@ switch (mode) {
 	}
 
 	default: {
-		throw new TypeError(`unknown mode ${String(mode)}`);
+		throw new TypeError(`unknown mode ${mode}`);
 	}
 }
