@@ -1,12 +1,14 @@
 /**
  * What a pod's network costs: `node bench/network.ts`. Median of 50 in milliseconds, as this process is and then at 300 MB resident;
- * the longest stall of the event loop; 200 reservations at once. Needs root, for network namespaces of its own.
+ * the longest stall of the event loop; 200 reservations at once; what passes a tunnel with the guard, with the rules of the version before it, and with
+ * none. Needs root, for network namespaces of its own.
  */
 import {monitorEventLoopDelay} from 'node:perf_hooks';
 import {Iproute2} from '../src/network/iproute2.ts';
 import {SpawnServer} from '../src/network/spawn-server.ts';
 import type {PodNetwork} from '../src/sandbox/ports.ts';
-import {World} from '../test/network/world.ts';
+import {earlierVersion} from '../test/network/intruder.ts';
+import {podAddress, World} from '../test/network/world.ts';
 
 const rounds = 50;
 const signal = (): AbortSignal => AbortSignal.timeout(60_000);
@@ -27,6 +29,7 @@ while (process.memoryUsage().rss < 300 << 20) {
 
 await measure();
 await atOnce(200);
+await throughput();
 
 async function measure(): Promise<void> {
 	const times: Record<string, number[]> = {'inspect': [], 'reserve (inspect, VNI)': [], 'attach (setup)': [], 'release (teardown)': []};
@@ -58,6 +61,55 @@ async function atOnce(count: number): Promise<void> {
 	const start = performance.now();
 	const reserved = await Promise.all(Array.from({length: count}, async (_, n) => networks.reserve(`at-once-${n}`, world.netnsPath(`p${n + 1}`), signal())));
 	console.log(`${count} reservations at once: ${Math.round(performance.now() - start)} ms, ${new Set(reserved.map(({vxlanId}) => vxlanId)).size} VNIs`);
+}
+
+/**
+ * From the VM to another pod. In namespaces the sender's processor does all the work, up to the receiving socket, so its time in the kernel is what a
+ * packet costs, however busy the machine is otherwise.
+ */
+async function throughput(): Promise<void> {
+	const [megabytes, count, repetitions] = [200, 50_000, 15];
+	const [network, vm] = [await networks.reserve('bench', pod, signal()), await world.addVm(5)];
+	await world.addPod('bridge', 9, 'client');
+	const podns = await world.configureVm(5, network);
+	await networks.attach(network, vm, signal());
+	const client = podAddress('bridge', 9);
+	const others = Array.from({length: 200}, (_, n) => `10.8.0.${n + 1} . ${560_000 + n}`).join(', ');
+	const variants = [
+		{
+			name: 'guard, 200 tunnels', stream: [] as number[], packet: [] as number[],
+			set: async () => {
+				await networks.attach(network, vm, signal());
+				await world.sh(`nft add element ip caa_peerpods tunnels '{ ${others} }'`);
+			},
+		},
+		{name: 'version before it', stream: [] as number[], packet: [] as number[], set: async () => world.sh(earlierVersion(vm, network.vxlanId))},
+		{name: 'no rules', stream: [] as number[], packet: [] as number[], set: async () => undefined},
+	];
+	const tell = 'process.on("exit", () => console.log(process.cpuUsage().system))';
+	const send = async (program: string): Promise<number> => Number(await world.sh(`${process.execPath} -e '${tell}; ${program}'`, podns));
+	await using _ = await world.serve('client', ['-e', 'net.createServer(s => s.resume().on("end", () => s.end())).listen(8080, () => console.log("listening"))']);
+	for (let repetition = 0; repetition < repetitions; repetition++) {
+		for (const {stream, packet, set} of variants) {
+			await world.sh('nft flush ruleset');
+			await set();
+			stream.push(await send(`
+				const block = Buffer.alloc(1 << 20), socket = net.connect(8080, "${client}");
+				let left = ${megabytes};
+				const write = () => { while (left-- > 0) if (!socket.write(block)) return socket.once("drain", write); socket.end(); };
+				socket.resume();
+				write();`) / megabytes);
+			packet.push(await send(`
+				const socket = dgram.createSocket("udp4");
+				let left = ${count};
+				const next = () => left-- > 0 ? socket.send("x", 9, "${client}", next) : socket.close();
+				next();`) / count);
+		}
+	}
+
+	for (const {name, stream, packet} of variants) {
+		console.log(`  ${name.padEnd(24)} ${median(stream).toFixed(0).padStart(6)} us a megabyte, ${median(packet).toFixed(1)} us a small packet`);
+	}
 }
 
 function median(values: readonly number[]): number {

@@ -3,7 +3,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import {finding, sizeText, type Finding, type Problem} from '../../src/check/finding.ts';
 import {clockFinding, guestFinding, libvirtFinding, memoryFinding, podVmsFinding, secureExecutionFinding, sshFinding} from '../../src/check/host-verdicts.ts';
-import {networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from '../../src/check/network-verdicts.ts';
+import {guardFinding, networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from '../../src/check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from '../../src/check/node-verdicts.ts';
 import type {LibvirtObservation, NetworkObservation, PodVmsObservation, PoolObservation, SshObservation, VolumeObservation} from '../../src/check/observations.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from '../../src/check/storage-verdicts.ts';
@@ -98,6 +98,9 @@ const cases: ReadonlyArray<readonly [title: string, found: Finding, status: Find
 
 	['programs: all there', programsFinding({versions: {ip: '6.1.0', nft: '1.0.6'}}), 'ok', /^ip 6\.1\.0, nft 1\.0\.6$/],
 	['programs: one is missing', programsFinding({versions: {ip: '6.1.0', nft: null}}), 'failure', /^ip 6\.1\.0; nft missing$/, /nftables/],
+	['tunnel guard: all are bound', guardFinding({bound: 2, unbound: 0, dropped: 0}), 'ok', /^tunnels accept packets of their own VM only, 2 at present$/],
+	['tunnel guard: packets of others', guardFinding({bound: 0, unbound: 0, dropped: 7}), 'ok', /; 7 packets of others refused$/],
+	['tunnel guard: VMs of an earlier version', guardFinding({bound: 1, unbound: 2, dropped: 1}), 'warning', /1 packet of others refused; 2 VMs attached by an earlier version/, /update it/],
 	['programs: none', programsFinding({versions: {ip: null}}), 'failure', /none found; ip missing/, /iproute2/],
 
 	['route: on the same subnet', routeFinding({dst: '192.168.122.0/24', dev: 'eth0'}, wish), 'ok', /^192\.168\.122\.0\/24 by eth0, directly$/],

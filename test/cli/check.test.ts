@@ -13,7 +13,7 @@ interface Report {
 
 const names = [
 	'ssh', 'clock', 'libvirt', 'guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'pod-vms',
-	'programs', 'route', 'vxlan-port', 'socket-directory', 'pods-directory', 'tls-identity',
+	'programs', 'route', 'vxlan-port', 'tunnel-guard', 'socket-directory', 'pods-directory', 'tls-identity',
 ];
 const statusOf = ({checks}: Report, name: string): string | undefined => checks.find(each => each.name === name)?.status;
 
@@ -34,7 +34,7 @@ test('warnings alone end it with 0, as one JSON document with all checks and all
 		t.is(typeof check.durationMs, 'number');
 	}
 
-	t.deepEqual(names.filter(name => statusOf(report, name) === 'ok'), ['secure-execution', 'memory', 'disk', 'pod-vms', 'programs', 'route', 'vxlan-port', 'socket-directory', 'pods-directory', 'tls-identity']);
+	t.deepEqual(names.filter(name => statusOf(report, name) === 'ok'), ['secure-execution', 'memory', 'disk', 'pod-vms', 'programs', 'route', 'vxlan-port', 'tunnel-guard', 'socket-directory', 'pods-directory', 'tls-identity']);
 	t.deepEqual(await node.host.volumes(), before);
 	t.deepEqual(await readdir(node.directory), ['libvirt.sock']);
 	t.is(await node.world.sh('nft list ruleset; ip -o link show type vxlan'), '');

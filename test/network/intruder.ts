@@ -5,6 +5,7 @@ import type {World} from './world.ts';
 
 export const datagrams = fileURLToPath(new URL('datagrams.ts', import.meta.url));
 export const intruderCount = 20;
+export const floodCount = 5000;
 
 export interface Intrusion {
 	/** The pod in whose tunnel, and from whose address, it sends. */
@@ -89,12 +90,14 @@ export async function refused(world: World, netns: string): Promise<number> {
  * @returns how many were answered, up to the first that was lost, and how often `work` was done
  */
 export async function flood(world: World, path: {readonly from: string; readonly to: string; readonly address: string; readonly size?: number}, work?: () => Promise<void>): Promise<{readonly answered: number; readonly rounds: number}> {
-	await using _echo = await world.serve(path.to, [datagrams, 'echo', '8081']);
-	const over = new AbortController();
-	const answered = world.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from).finally(() => over.abort());
+	await using _ = await world.serve(path.to, [datagrams, 'echo', '8081']);
+	const pings = {areOver: false};
+	const answered = world.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from).finally(() => {
+		pings.areOver = true;
+	});
 	answered.catch(() => undefined);
 	let rounds = 0;
-	while (work !== undefined && !over.signal.aborted) {
+	while (work !== undefined && !pings.areOver) {
 		await work();
 		rounds++;
 	}
@@ -102,4 +105,20 @@ export async function flood(world: World, path: {readonly from: string; readonly
 	return {answered: Number(await answered), rounds};
 }
 
-export const floodCount = 5000;
+/** What a daemon of a version without the guard writes, as a script for a shell. */
+export function earlierVersion(address: string, vni: number): string {
+	return `
+nft -f - <<'E'
+table ip caa_peerpods {
+	set vms { type ipv4_addr; }
+	chain out { type filter hook output priority raw; }
+	chain pre { type filter hook prerouting priority raw; }
+}
+flush chain ip caa_peerpods out
+flush chain ip caa_peerpods pre
+add rule ip caa_peerpods out ip daddr @vms udp dport 4789 notrack
+add rule ip caa_peerpods pre ip saddr @vms udp dport 4789 notrack
+add element ip caa_peerpods vms { ${address} comment "vni ${vni}" }
+E
+`;
+}

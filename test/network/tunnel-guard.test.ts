@@ -6,7 +6,7 @@ import test from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import type {KernelPodNetworks} from '../../src/network/pod-networks.ts';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
-import {flood, floodCount, intrude, intruderCount, sendFragments} from './intruder.ts';
+import {earlierVersion, flood, floodCount, intrude, intruderCount, sendFragments} from './intruder.ts';
 import {podAddress, vmAddress, workerAddress, World} from './world.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(200_000);
@@ -135,22 +135,6 @@ test('rules that somebody flushes are back with the next round, and no packet of
 	t.is(await intrude(world, {victim: network, target: client, from: 'attacker'}), 0);
 });
 
-/** What a daemon of a version without the guard writes. */
-const earlierVersion = (address: string, vni: number): string => `
-nft -f - <<'E'
-table ip caa_peerpods {
-	set vms { type ipv4_addr; }
-	chain out { type filter hook output priority raw; }
-	chain pre { type filter hook prerouting priority raw; }
-}
-flush chain ip caa_peerpods out
-flush chain ip caa_peerpods pre
-add rule ip caa_peerpods out ip daddr @vms udp dport 4789 notrack
-add rule ip caa_peerpods pre ip saddr @vms udp dport 4789 notrack
-add element ip caa_peerpods vms { ${address} comment "vni ${vni}" }
-E
-`;
-
 test('tunnels of an earlier version are bound without a lost packet; while it runs on, or again, what it attaches works', async t => {
 	await using world = await nodeWithPods();
 	await using before = world.networks();
@@ -214,6 +198,18 @@ test('fragments change nothing: a VM\'s large packets arrive, a stranger\'s are 
 		t.is(await sendFragments(world, {victim, target: client, from: 'vm-5', source: vmAddress(5), firstBytes}), intruderCount, 'fragments are put together');
 		t.is(await sendFragments(world, {victim, target: client, from: 'attacker', source: podAddress('bridge', 7), firstBytes}), 0);
 	}
+});
+
+test('a made-up sender address passes, unless reverse path filtering of the interface is strict', async t => {
+	await using world = await nodeWithPods();
+	await using networks = world.networks();
+	const victim = await runPod(world, networks, 5);
+	const spoofing = {victim, target: client, source: vmAddress(5), firstBytes: 8};
+	t.is(await sendFragments(world, {...spoofing, from: 'attacker'}), intruderCount, 'a raw socket, so CAP_NET_RAW, is what it takes');
+	await world.sh('sysctl -qw net.ipv4.conf.cni0.rp_filter=1');
+	t.is(await sendFragments(world, {...spoofing, from: 'attacker'}), 0);
+	await world.addVm(6);
+	t.is(await sendFragments(world, {...spoofing, from: 'vm-6'}), intruderCount, 'between VMs the KVM host has to filter');
 });
 
 test('a port that is translated on its way in is guarded as well', async t => {
