@@ -6,12 +6,14 @@ import {createInterface} from 'node:readline';
 import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import {directoryOf} from '../support/directory.ts';
+import {caughtSignals, nodeOptions} from '../support/node-options.ts';
 import {Client, makeIssuer, MountedSecret} from './harness.ts';
 import {memoryAnnotation, patched, patchIn, podOf, responseIn, reviewOf, vcpusAnnotation} from './pods.ts';
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
 
 interface Process {
+	readonly pid: number;
 	readonly kill: (signal: NodeJS.Signals) => void;
 	readonly exited: Promise<readonly [code: number | null, signal: NodeJS.Signals | null]>;
 	/** The first line with this message. */
@@ -20,7 +22,7 @@ interface Process {
 }
 
 function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): Process {
-	const child = spawn(process.execPath, [main, 'webhook'], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'ignore', 'pipe']});
+	const child = spawn(process.execPath, [...nodeOptions, main, 'webhook'], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'ignore', 'pipe']});
 	const exited = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
 	t.teardown(async () => {
 		child.kill('SIGKILL');
@@ -29,6 +31,7 @@ function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): 
 	const lines: string[] = [];
 	const reader = createInterface({input: child.stderr}).on('line', line => lines.push(line));
 	return {
+		pid: child.pid ?? 0,
 		kill: signal => void child.kill(signal),
 		exited,
 		stderr: () => lines.join('\n'),
@@ -82,4 +85,18 @@ test('without a certificate, and with settings that are wrong, it ends and says 
 	const wrong = processOf(t, {POD_VM_OVERHEAD_MEMORY: '256MB', POD_VM_EXTENDED_RESOURCE: 'vm', TARGET_RUNTIMECLASS: 'a', TARGET_RUNTIME_CLASS: 'b', WEBHOOK_CERT_DIR: 'certs'});
 	t.deepEqual(await wrong.exited, [2, null]);
 	t.deepEqual([...wrong.stderr().matchAll(/^ {2}(\S+)/gmv)].map(([, name]) => name), ['TARGET_RUNTIMECLASS', 'POD_VM_EXTENDED_RESOURCE', 'POD_VM_OVERHEAD_MEMORY', 'WEBHOOK_CERT_DIR']);
+});
+
+test('SIGUSR1 opens no inspector', async t => {
+	const issuer = await makeIssuer();
+	const secret = new MountedSecret(await directoryOf(t));
+	await secret.write(await issuer.issue());
+	const running = processOf(t, {WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: secret.directory, WEBHOOK_DRAIN_DELAY: '50ms'});
+	const {probePort} = await running.event('ready');
+	t.false((await caughtSignals(running.pid)).includes('SIGUSR1'));
+	running.kill('SIGUSR1');
+	t.is((await fetch(`http://127.0.0.1:${String(probePort)}/readyz`)).status, 200);
+	running.kill('SIGTERM');
+	t.deepEqual(await running.exited, [0, null]);
+	t.notRegex(running.stderr(), /Debugger/);
 });
