@@ -1,7 +1,7 @@
-#!/usr/bin/env -S node --max-semi-space-size=1 --no-maglev
+#!/usr/bin/env -S node --max-semi-space-size=1 --no-maglev --disable-sigusr1
 /**
  * The process edge: arguments and environment in, exit code out, signals. The only file that names `process`.
- * The options of its first line are for memory (docs/adr/0022).
+ * The options of its first line are for memory (docs/adr/0022), and keep SIGUSR1 from opening Node's inspector, a way into a privileged process.
  * The first SIGTERM or SIGINT drains; a second one exits at once.
  */
 import {readFileSync} from 'node:fs';

@@ -15,6 +15,7 @@ import {directoryOf} from './support/directory.ts';
 import {grpcCall} from './support/grpc-call.ts';
 import {startKvmHost} from './support/kvm-host.ts';
 import {startTestLibvirtd} from './support/libvirtd.ts';
+import {caughtSignals, nodeOptions} from './support/node-options.ts';
 
 const repository = fileURLToPath(new URL('..', import.meta.url));
 const never = new AbortController().signal;
@@ -35,7 +36,7 @@ class Process {
 	readonly #watchers = new Set<() => void>();
 
 	constructor(t: ExecutionContext, words: readonly string[], env: Readonly<Record<string, string>> = {}, main = source, before: readonly string[] = []) {
-		const [program, ...rest] = [...before, process.execPath, main, ...words] as [string, ...string[]];
+		const [program, ...rest] = [...before, process.execPath, ...nodeOptions, main, ...words] as [string, ...string[]];
 		this.child = spawn(program, rest, {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'pipe', 'pipe']});
 		this.exited = once(this.child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
 		t.teardown(async () => {
@@ -228,6 +229,17 @@ test('whoever stops reading changes nothing: no complaint, and the exit code tha
 
 	t.is(await outcome('help'), '0');
 	t.is(await outcome('check'), '1');
+});
+
+test('SIGUSR1 opens no inspector in the daemon', async t => {
+	const running = await daemon(t, {});
+	await running.event('ready');
+	t.false((await caughtSignals(running.child.pid ?? 0)).includes('SIGUSR1'));
+	running.child.kill('SIGUSR1');
+	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
+	running.child.kill('SIGTERM');
+	t.deepEqual(await running.exited, [0, null]);
+	t.notRegex(running.stderr, /Debugger/);
 });
 
 /** What `npm run build` makes, in another directory. */

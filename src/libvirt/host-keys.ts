@@ -1,10 +1,11 @@
 /**
- * Which host key a connection accepts, and what an operator is told about one that it does not.
- * Reads the known_hosts file and never writes it. Knows nothing of connections.
+ * Which host key a connection accepts, and what an operator is told about one that it does not. Reads the known_hosts file, and adds a key to it that
+ * known_hosts_verify=auto has accepted, as OpenSSH's accept-new does: only the first key of a host is taken on trust. Knows nothing of connections.
  */
-import {readFile} from 'node:fs/promises';
-import {AdaptorError} from '../errors.ts';
-import {fingerprint, hostName, keyTypeOf, knownKeyTypes, parseKnownHosts, verifyHostKey, type KnownHosts, type KnownLine} from './known-hosts.ts';
+import {mkdir, open, readFile} from 'node:fs/promises';
+import {dirname} from 'node:path';
+import {AdaptorError, toError} from '../errors.ts';
+import {fingerprint, hostName, keyTypeOf, knownHostsLine, knownKeyTypes, parseKnownHosts, verifyHostKey, type KnownHosts, type KnownLine} from './known-hosts.ts';
 import {expandHome} from './ssh-identities.ts';
 import type {SshUri} from './uri.ts';
 
@@ -14,9 +15,17 @@ export interface HostKeyCheck {
 	/**
 	 * @param key as on the wire
 	 * @throws HostKeyError
-	 * @returns what is worth a warning about a key that was accepted
+	 * @returns undefined when the key is known
 	 */
-	accept(key: Buffer): string | undefined;
+	accept(key: Buffer): Unproven | undefined;
+}
+
+/** A key that was accepted and is not known. */
+export interface Unproven {
+	/** What is worth a warning about it. */
+	readonly warning: string;
+	/** Adds it to the known_hosts file. Only of keys that shall be remembered; for when the host has proven that the key is its own. */
+	readonly record?: () => Promise<{readonly path: string}>;
 }
 
 /** The host did not prove to be the one that was meant. Trying again does not help. */
@@ -39,7 +48,7 @@ export async function hostKeyCheck(uri: SshUri, home: string, signal: AbortSigna
 	if (uri.hostKeys === 'ignore') {
 		return {
 			algorithms: algorithmsFor([]),
-			accept: key => `the host key is not verified (no_verify=1); it is ${describeKey(key)}`,
+			accept: key => ({warning: `the host key is not verified (no_verify=1); it is ${describeKey(key)}`}),
 		};
 	}
 
@@ -69,7 +78,7 @@ async function readKnownHosts(path: string, signal: AbortSignal): Promise<KnownH
 	}
 }
 
-function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Buffer): string | undefined {
+function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Buffer): Unproven | undefined {
 	const {verdict, lines} = verifyHostKey(known ?? {entries: [], malformed: []}, uri.host, uri.port, key);
 	const where = {host: uri.host, port: uri.port, offered: describeKey(key), knownHosts: path};
 	const name = hostName(uri.host, uri.port);
@@ -80,7 +89,10 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 			return undefined;
 		case 'unknown': {
 			if (uri.hostKeys === 'auto') {
-				return `the host key is not known and accepted all the same (known_hosts_verify=auto); it is ${describeKey(key)}`;
+				return {
+					warning: `the host key is not known and accepted all the same (known_hosts_verify=auto); it is ${describeKey(key)}`,
+					record: async () => record(uri, path, key),
+				};
 			}
 
 			const why = [
@@ -111,6 +123,33 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 				remedy: 'Give the host a new key: this one is not to be trusted any more.',
 			});
 	}
+}
+
+/** @throws AdaptorError 'failed-precondition' when the file cannot be read or written */
+async function record({host, port}: SshUri, path: string, key: Buffer): Promise<{readonly path: string}> {
+	try {
+		await mkdir(dirname(path), {recursive: true, mode: 0o700});
+		// Appending: others may add lines of theirs at the same time.
+		const file = await open(path, 'a+', 0o600);
+		try {
+			const text = await file.readFile('utf8');
+			const known = parseKnownHosts(text);
+			// Another connection may have added it since it was looked for.
+			if (verifyHostKey(known, host, port, key).verdict === 'unknown') {
+				await file.appendFile(`${text === '' || text.endsWith('\n') ? '' : '\n'}${knownHostsLine(known, host, port, key)}\n`);
+				await file.sync();
+			}
+		} finally {
+			await file.close();
+		}
+	} catch (error) {
+		throw new AdaptorError({
+			code: 'failed-precondition', what: `Could not add the ssh host key to the known_hosts file: ${toError(error).message}`, where: {path},
+			remedy: 'Add it yourself, or name a file that can be written with known_hosts= in the URI: until it is recorded, each connection accepts any key.', cause: error,
+		});
+	}
+
+	return {path};
 }
 
 function describeKey(key: Buffer): string {

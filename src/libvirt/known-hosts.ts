@@ -1,8 +1,8 @@
 /**
  * OpenSSH's known_hosts: which keys a host is known by. Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT".
- * Pure: knows neither files nor connections, and decides nothing about what an unknown key should lead to.
+ * Knows neither files nor connections, and decides nothing about what an unknown key should lead to.
  */
-import {createHash, createHmac} from 'node:crypto';
+import {createHash, createHmac, randomBytes} from 'node:crypto';
 import {matchesGlob} from './glob.ts';
 
 export interface KnownHosts {
@@ -75,6 +75,20 @@ export function verifyHostKey(known: KnownHosts, host: string, port: number, key
 export function knownKeyTypes(known: KnownHosts, host: string, port: number): readonly string[] {
 	const named = [hostName(host, port), hostName(host, 22)].map(name => entriesOf(known, name).filter(({marker}) => marker === undefined));
 	return [...new Set((named.find(entries => entries.length > 0) ?? []).map(({keyType}) => keyType))];
+}
+
+/**
+ * The line that makes a host known by this key, without its newline. The host is hashed if the file has hashed hosts.
+ * @param key as on the wire
+ */
+export function knownHostsLine({entries}: KnownHosts, host: string, port: number, key: Buffer): string {
+	const name = hostName(host, port);
+	return `${entries.some(({hosts}) => hosts.kind === 'hashed') ? hashed(name) : name} ${keyTypeOf(key) ?? ''} ${key.toString('base64')}`;
+}
+
+function hashed(name: string): string {
+	const salt = randomBytes(20);
+	return `|1|${salt.toString('base64')}|${createHmac('sha1', salt).update(name).digest('base64')}`;
 }
 
 /** As ssh-keygen -l prints it: `SHA256:` and base64 without padding. */

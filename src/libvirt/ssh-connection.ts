@@ -5,7 +5,7 @@
 import type {Socket} from 'node:net';
 import ssh2, {type AnyAuthMethod, type AuthHandlerMiddleware, type Client} from 'ssh2';
 import {AdaptorError, toError} from '../errors.ts';
-import {hostKeyCheck, type HostKeyCheck} from './host-keys.ts';
+import {hostKeyCheck, type HostKeyCheck, type Unproven} from './host-keys.ts';
 import {loadIdentities, type Identities} from './ssh-identities.ts';
 import {connectTcp, resetTcp} from './tcp.ts';
 import type {SshAuth, SshUri} from './uri.ts';
@@ -93,6 +93,7 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 	let stage: Stage = 'handshake';
 	let refusal: Error | undefined;
 	let broken: Error | undefined;
+	let unproven: Unproven | undefined;
 	client.on('handshake', () => {
 		// Also after every later exchange of keys.
 		stage = stage === 'handshake' ? 'authentication' : stage;
@@ -125,9 +126,10 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 		}),
 		hostVerifier: (key: Buffer): boolean => {
 			try {
-				const warning = hostKeys.accept(key);
-				if (warning !== undefined && stage !== 'ready') {
-					options.log.warn({host: uri.host, port: uri.port, reason: warning}, 'ssh host key accepted without proof');
+				const accepted = hostKeys.accept(key);
+				if (accepted !== undefined && stage !== 'ready') {
+					unproven = accepted;
+					options.log.warn({host: uri.host, port: uri.port, reason: accepted.warning}, 'ssh host key accepted without proof');
 				}
 
 				return true;
@@ -142,7 +144,22 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 		readyTimeout: 0,
 	});
 	await promise;
+	await remember(unproven, uri, options.log);
 	return {client, lossReason: () => broken, hangUp: () => hangUp(client, socket), cut: () => resetTcp(socket)};
+}
+
+/** A key that cannot be recorded is no reason to be without a connection. */
+async function remember(unproven: Unproven | undefined, {host, port}: SshUri, log: PipeLog): Promise<void> {
+	if (unproven?.record === undefined) {
+		return;
+	}
+
+	try {
+		const {path} = await unproven.record();
+		log.warn({host, port, path}, 'ssh host key recorded: from now on this host must have it');
+	} catch (error) {
+		log.warn({host, port, reason: toError(error).message}, 'ssh host key could not be recorded');
+	}
 }
 
 function hangUp(client: Client, socket: Socket): void {

@@ -1,7 +1,8 @@
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
-import {chmod, readFile, writeFile} from 'node:fs/promises';
+import {chmod, mkdir, readFile, stat, writeFile} from 'node:fs/promises';
 import {connect, createServer, type AddressInfo, type Server, type Socket} from 'node:net';
+import {dirname, join} from 'node:path';
 import type {Duplex} from 'node:stream';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
@@ -9,6 +10,7 @@ import {openPipe} from '../../src/libvirt/open-pipe.ts';
 import type {OpenPipe, Pipe} from '../../src/libvirt/pipe.ts';
 import type {SshPipeOptions} from '../../src/libvirt/ssh-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
+import {directoryOf} from '../support/directory.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 import {run, startSshd, type Sshd, type SshdOptions} from '../support/sshd.ts';
 
@@ -413,13 +415,78 @@ test('a revoked host key is refused', async t => {
 
 test('an unverified host key is warned about at every connect', async t => {
 	const echo = await ownEcho(t);
-	for (const [parameters, reason] of [[{no_verify: '1'}, /not verified/], [{known_hosts: '/nonexistent', known_hosts_verify: 'auto'}, /not known and accepted/]] as const) {
-		const {open, warnings} = opening({parameters: {...parameters, socket: echo.path}});
+	const {open, warnings} = opening({parameters: {no_verify: '1', socket: echo.path}});
+	await opened(t, open);
+	await opened(t, open);
+	t.is(warnings.length, 2);
+	t.regex(warnings[1]?.reason ?? '', /not verified/);
+});
+
+for (const [what, before, host] of [
+	['a new file', undefined, /^\[127\.0\.0\.1\]:\d+$/],
+	['a file without a newline at its end', '# mine', /^\[127\.0\.0\.1\]:\d+$/],
+	['a file of hashed hosts', '|1|', /^\|1\|/],
+] as const) {
+	test(`known_hosts_verify=auto records the key that it accepts in ${what}`, async t => {
+		const echo = await ownEcho(t);
+		const path = join(await directoryOf(t), 'ssh', 'known_hosts');
+		if (before !== undefined) {
+			await mkdir(dirname(path));
+			await writeFile(path, before);
+		}
+
+		if (before === '|1|') {
+			await writeFile(path, `other.example.com ${await readFile(`${shared.userKey}.pub`, 'utf8')}`);
+			await run('ssh-keygen', ['-H', '-f', path]);
+		}
+
+		const former = await readFile(path, 'utf8').catch(() => '');
+		const {open, warnings} = opening({parameters: {known_hosts: path, known_hosts_verify: 'auto', socket: echo.path}});
 		await opened(t, open);
+		t.regex(warnings[0]?.reason ?? '', /not known and accepted/);
+		t.is(warnings[1]?.path, path);
+		const text = await readFile(path, 'utf8');
+		t.true(text.startsWith(former));
+		const lines = text.trim().split('\n').slice(former === '' ? 0 : former.trim().split('\n').length);
+		t.is(lines.length, 1);
+		t.regex(lines[0]?.split(' ')[0] ?? '', host);
+		if (before === undefined) {
+			t.is((await stat(path)).mode & 0o777, 0o600);
+			t.is((await stat(dirname(path))).mode & 0o777, 0o700);
+		}
+
+		// OpenSSH reads it as well, and it is known now, to auto and to the strict check.
+		t.regex((await run('ssh-keygen', ['-F', `[127.0.0.1]:${shared.port}`, '-f', path])).stdout, /found: line/);
 		await opened(t, open);
-		t.is(warnings.length, 2);
-		t.regex(warnings[1]?.reason ?? '', reason);
-	}
+		const strict = opening({parameters: {known_hosts: path, socket: echo.path}});
+		await opened(t, strict.open);
+		t.deepEqual([warnings.length, strict.warnings.length], [2, 0]);
+	});
+}
+
+test('a host that was recorded with one key is refused with another', async t => {
+	const echo = await ownEcho(t);
+	const path = join(await directoryOf(t), 'known_hosts');
+	await opened(t, opening({parameters: {known_hosts: path, known_hosts_verify: 'auto', socket: echo.path}}).open);
+	await using other = await startSshd();
+	// It takes the address over, as far as known_hosts can tell.
+	await writeFile(path, (await readFile(path, 'utf8')).replace(`:${shared.port} `, `:${other.port} `));
+	const error = await refused(t, opening({authority: `root@127.0.0.1:${other.port}`, parameters: {known_hosts: path, known_hosts_verify: 'auto'}}).open);
+	t.is(error.name, 'HostKeyError');
+});
+
+test('a key that cannot be recorded is a warning, and the connection is used all the same', async t => {
+	const echo = await ownEcho(t);
+	// No file can be made in a process's directory of /proc, by nobody.
+	const {open, warnings} = opening({parameters: {known_hosts: '/proc/self/known_hosts', known_hosts_verify: 'auto', socket: echo.path}});
+	t.is(await ask(await opened(t, open), 'hello'), 'hello');
+	t.regex(warnings[1]?.reason ?? '', /Could not add the ssh host key .*known_hosts=/);
+});
+
+test('a host that does not let us in is not recorded', async t => {
+	const path = join(await directoryOf(t), 'known_hosts');
+	await refused(t, opening({authority: `somebody@127.0.0.1:${shared.port}`, parameters: {known_hosts: path, known_hosts_verify: 'auto'}}).open);
+	await t.throwsAsync(stat(path), {code: 'ENOENT'});
 });
 
 test('keys of the home directory are tried, and those that cannot be used are passed over', async t => {

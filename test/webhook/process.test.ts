@@ -1,7 +1,6 @@
 /** `cloud-api-adaptor webhook` as a container runs it. */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
-import {readFileSync} from 'node:fs';
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
@@ -9,13 +8,11 @@ import {connect as connectTls} from 'node:tls';
 import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import {directoryOf} from '../support/directory.ts';
+import {caughtSignals, nodeOptions} from '../support/node-options.ts';
 import {Client, makeIssuer, MountedSecret, serverName} from './harness.ts';
 import {memoryAnnotation, patched, patchIn, podOf, responseIn, reviewOf, vcpusAnnotation} from './pods.ts';
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
-
-/** As its first line says, which is how the image runs it. */
-const options = readFileSync(main, 'utf8').split('\n', 1)[0]?.split(' ').filter(word => word.startsWith('--')) ?? [];
 
 interface Process {
 	readonly pid: number;
@@ -27,7 +24,7 @@ interface Process {
 }
 
 function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): Process {
-	const child = spawn(process.execPath, [...options, main, 'webhook'], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'ignore', 'pipe']});
+	const child = spawn(process.execPath, [...nodeOptions, main, 'webhook'], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'ignore', 'pipe']});
 	const exited = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
 	t.teardown(async () => {
 		child.kill('SIGKILL');
@@ -92,6 +89,7 @@ test('without a certificate, and with settings that are wrong, it ends and says 
 	t.deepEqual([...wrong.stderr().matchAll(/^ {2}(\S+)/gmv)].map(([, name]) => name), ['TARGET_RUNTIMECLASS', 'POD_VM_EXTENDED_RESOURCE', 'POD_VM_OVERHEAD_MEMORY', 'WEBHOOK_CERT_DIR']);
 });
 
+<<<<<<< HEAD
 /** MiB that the process has had resident at most. */
 async function mostResident(pid: number): Promise<number> {
 	const [, kib] = /VmHWM:\s+(\d+) kB/v.exec(await readFile(`/proc/${pid}/status`, 'utf8')) ?? [];
@@ -138,4 +136,18 @@ test('whatever is sent, it stays below 200 MiB and goes on answering', async t =
 	for (const socket of stalled) {
 		socket.destroy();
 	}
+=======
+test('SIGUSR1 opens no inspector', async t => {
+	const issuer = await makeIssuer();
+	const secret = new MountedSecret(await directoryOf(t));
+	await secret.write(await issuer.issue());
+	const running = processOf(t, {WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: secret.directory, WEBHOOK_DRAIN_DELAY: '50ms'});
+	const {probePort} = await running.event('ready');
+	t.false((await caughtSignals(running.pid)).includes('SIGUSR1'));
+	running.kill('SIGUSR1');
+	t.is((await fetch(`http://127.0.0.1:${String(probePort)}/readyz`)).status, 200);
+	running.kill('SIGTERM');
+	t.deepEqual(await running.exited, [0, null]);
+	t.notRegex(running.stderr(), /Debugger/);
+>>>>>>> h-relay
 });
