@@ -89,7 +89,6 @@ test('without a certificate, and with settings that are wrong, it ends and says 
 	t.deepEqual([...wrong.stderr().matchAll(/^ {2}(\S+)/gmv)].map(([, name]) => name), ['TARGET_RUNTIMECLASS', 'POD_VM_EXTENDED_RESOURCE', 'POD_VM_OVERHEAD_MEMORY', 'WEBHOOK_CERT_DIR']);
 });
 
-<<<<<<< HEAD
 /** MiB that the process has had resident at most. */
 async function mostResident(pid: number): Promise<number> {
 	const [, kib] = /VmHWM:\s+(\d+) kB/v.exec(await readFile(`/proc/${pid}/status`, 'utf8')) ?? [];
@@ -136,7 +135,8 @@ test('whatever is sent, it stays below 200 MiB and goes on answering', async t =
 	for (const socket of stalled) {
 		socket.destroy();
 	}
-=======
+});
+
 test('SIGUSR1 opens no inspector', async t => {
 	const issuer = await makeIssuer();
 	const secret = new MountedSecret(await directoryOf(t));
@@ -149,5 +149,4 @@ test('SIGUSR1 opens no inspector', async t => {
 	running.kill('SIGTERM');
 	t.deepEqual(await running.exited, [0, null]);
 	t.notRegex(running.stderr(), /Debugger/);
->>>>>>> h-relay
 });
