@@ -53,9 +53,16 @@ export class AdaptorError extends Error {
 	}
 }
 
-/** As an operator reads it: what, where in brackets, and the remedy as a sentence of its own. */
+/** Text of a peer or a user as it is repeated in errors and logs: 256 characters at most, so that nobody can fill either. */
+export function echoed(text: string): string {
+	return text.length <= maxEchoLength ? text : `${text.slice(0, maxEchoLength - 1).toWellFormed()}…`;
+}
+
+const maxEchoLength = 256;
+
+/** As an operator reads it: what, where in brackets, and the remedy as a sentence of its own. Places are cut: they may be what a caller sent. */
 export function operatorText(what: string, where: ErrorWhere, remedy?: string): string {
-	const places = Object.entries(where).map(([name, value]) => `${name} ${JSON.stringify(value)}`);
+	const places = Object.entries(where).map(([name, value]) => `${name} ${JSON.stringify(typeof value === 'string' ? echoed(value) : value)}`);
 	return `${what}${places.length > 0 ? ` (${places.join(', ')})` : ''}${remedy === undefined ? '' : `. ${remedy}`}`;
 }
 

@@ -1,5 +1,5 @@
 import test from 'ava';
-import {AdaptorError, codeOf, toError} from '../src/errors.ts';
+import {AdaptorError, codeOf, echoed, toError} from '../src/errors.ts';
 
 test('an error tells what, where and what to do, in one line', t => {
 	const error = new AdaptorError({code: 'not-found', what: 'Could not create the root volume', where: {pool: 'default', volume: 'x.qcow2'}, remedy: 'Upload it.'});
@@ -12,4 +12,12 @@ test('what Node throws when a wait is ended has a code too', t => {
 	t.is(codeOf(new DOMException('', 'TimeoutError')), 'deadline-exceeded');
 	t.is(codeOf('anything'), 'internal');
 	t.is(toError('anything').message, 'anything');
+});
+
+test('what others have said is repeated in 256 characters at most, wherever it stands', t => {
+	t.is(echoed('x'.repeat(256)), 'x'.repeat(256));
+	t.is(echoed('x'.repeat(5_000_000)), `${'x'.repeat(255)}…`);
+	t.is(echoed('😀'.repeat(200)), `${'😀'.repeat(127)}\u{fffd}…`);
+	const error = new AdaptorError({code: 'not-found', what: 'There is no such volume', where: {image: 'x'.repeat(5_000_000)}, remedy: 'Name another.'});
+	t.is(error.message, `There is no such volume (image "${'x'.repeat(255)}…"). Name another.`);
 });

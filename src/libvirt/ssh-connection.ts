@@ -4,7 +4,7 @@
  */
 import type {Socket} from 'node:net';
 import ssh2, {type AnyAuthMethod, type AuthHandlerMiddleware, type Client} from 'ssh2';
-import {AdaptorError, toError} from '../errors.ts';
+import {AdaptorError, echoed, toError} from '../errors.ts';
 import {hostKeyCheck, type HostKeyCheck, type Unproven} from './host-keys.ts';
 import {loadIdentities, type Identities} from './ssh-identities.ts';
 import {connectTcp, resetTcp} from './tcp.ts';
@@ -129,7 +129,6 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 				const accepted = hostKeys.accept(key);
 				if (accepted !== undefined && stage !== 'ready') {
 					unproven = accepted;
-					options.log.warn({host: uri.host, port: uri.port, reason: accepted.warning}, 'ssh host key accepted without proof');
 				}
 
 				return true;
@@ -144,22 +143,18 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 		readyTimeout: 0,
 	});
 	await promise;
-	await remember(unproven, uri, options.log);
+	await reportUnproven(unproven, uri, options.log);
 	return {client, lossReason: () => broken, hangUp: () => hangUp(client, socket), cut: () => resetTcp(socket)};
 }
 
-/** A key that cannot be recorded is no reason to be without a connection. */
-async function remember(unproven: Unproven | undefined, {host, port}: SshUri, log: PipeLog): Promise<void> {
-	if (unproven?.record === undefined) {
+/** Records the key, if it shall be. One that cannot be recorded is no reason to be without a connection. */
+async function reportUnproven(unproven: Unproven | undefined, {host, port}: SshUri, log: PipeLog): Promise<void> {
+	if (unproven === undefined) {
 		return;
 	}
 
-	try {
-		const {path} = await unproven.record();
-		log.warn({host, port, path}, 'ssh host key recorded: from now on this host must have it');
-	} catch (error) {
-		log.warn({host, port, reason: toError(error).message}, 'ssh host key could not be recorded');
-	}
+	const outcome = await unproven.record?.().then(({path}) => `; recorded in ${path}: from now on no other is accepted`, (error: unknown) => `; ${toError(error).message}`) ?? '';
+	log.warn({host, port, reason: `${unproven.warning}${outcome}`}, 'ssh host key accepted without proof');
 }
 
 function hangUp(client: Client, socket: Socket): void {
@@ -257,7 +252,7 @@ function unreachable({host, port}: SshUri, what: string, cause: Error): AdaptorE
 	const code = 'code' in cause && typeof cause.code === 'string' ? cause.code : '';
 	return new AdaptorError({
 		code: 'unavailable',
-		what: `${what}: ${code || cause.message}`,
+		what: `${what}: ${echoed(code || cause.message)}`,
 		where: {host, port},
 		remedy: networkRemedies[code] ?? 'Check that sshd runs on the host and look into its log.',
 		cause,

@@ -2,7 +2,7 @@
  * What ip, tc, nft and nsenter mean by what they print when they fail. The texts are those of iproute2 6.1, nftables 1.0.6 and
  * util-linux 2.38 on Linux 6.18, in the C locale; the kernel's own texts come through unchanged.
  */
-import {AdaptorError, type ErrorCode} from '../errors.ts';
+import {AdaptorError, echoed, type ErrorCode} from '../errors.ts';
 import type {CommandResult} from './spawn-server.ts';
 
 export type Meaning =
@@ -66,7 +66,7 @@ export class CommandError extends AdaptorError {
 
 	/** @param what a phrase after "Could not", e.g. "redirect the pod's traffic" */
 	constructor(what: string, program: string, {status, stderr}: CommandResult, where: Readonly<Record<string, string | number>>) {
-		const said = stderr.trim().replaceAll(/\s+/gv, ' ').slice(0, 300);
+		const said = echoed(stderr.trim().replaceAll(/\s+/gv, ' '));
 		const explanation = status === statusOfNoProgram ? noProgram : explanations.find(({pattern}) => pattern.test(stderr));
 		super({
 			code: explanation?.code ?? 'internal',

@@ -11,6 +11,7 @@
  * A stream that was answered is no longer here, and a late response to it finds nobody. That the VM may still send one is remembered: a response to
  * no call at all breaks the protocol, a late one does not.
  */
+import {echoed} from '../errors.ts';
 import type {Logger} from '../log.ts';
 import type {Frame} from '../ttrpc/frame.ts';
 import {peekMethod, peekStatus} from '../ttrpc/message.ts';
@@ -105,7 +106,7 @@ export class Calls {
 		}
 
 		const {service, method, timeoutNano} = peekMethod(frame.message) ?? {service: '', method: '', timeoutNano: 0n};
-		const name = `${service}/${method}`;
+		const name = echoed(`${service}/${method}`);
 		const waits = waitingMethods.has(name) && frame.flags === 0 && bytes.length <= maxWaitingBytes;
 		const timeoutMs = Number(timeoutNano) / 1e6;
 		const call: OpenCall = {

@@ -13,7 +13,7 @@
  * handshakes at a time (medians in the lab, from the listening forwarder to StartVM's answer: 500 ms, against 290 with one). Knows no ttrpc.
  */
 import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
-import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {AdaptorError, codeOf, echoed, toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import {clockReason} from './clock.ts';
 
@@ -306,7 +306,7 @@ function explain(error: Error | undefined, reached: Reached, {serverName, caBegi
 function namesOf(error: Error | undefined): string {
 	const cert: unknown = error !== undefined && 'cert' in error ? error.cert : undefined;
 	const names: unknown = typeof cert === 'object' && cert !== null && 'subjectaltname' in cert ? cert.subjectaltname : undefined;
-	return typeof names === 'string' ? names.replaceAll('DNS:', '').slice(0, 200) : 'another name';
+	return typeof names === 'string' ? echoed(names.replaceAll('DNS:', '')) : 'another name';
 }
 
 function stageError(code: string): Error {

@@ -81,6 +81,7 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 			undo.move();
 			return relay;
 		},
+		assertServable: checkAgentSocketPath,
 		discard: async socketPath => discardSocket(socketPath),
 	};
 }

@@ -235,6 +235,8 @@ export interface AgentRelays {
 	 * Then serves `socketPath`. Rejects when `addresses` throws (the VM died) or the signal aborts; nothing is left then.
 	 */
 	open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay>;
+	/** @throws 'invalid-argument' for a socket path that the kernel would not take: such a sandbox could never be served */
+	assertServable(socketPath: string): void;
 	/** Removes the socket that a daemon which died has left at the path; succeeds when there is none. */
 	discard(socketPath: string): Promise<void>;
 }

@@ -5,6 +5,7 @@ import {AdaptorError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {occupiesPlace, refusal, vmIn} from './admission.ts';
 import type {SandboxContext} from './context.ts';
+import {agentSocketPath} from './names.ts';
 import type {CreateSandbox, OtherDaemons, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
 import {Reconciler, type ReconcileTimes} from './reconcile.ts';
 import type {SandboxRecord} from './records.ts';
@@ -70,6 +71,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		const {id} = request;
 		this.#assertOpen();
 		assertUsable(request);
+		this.#context.relays.assertServable(agentSocketPath(id, this.#context));
 		if (this.#sandboxes.has(id)) {
 			throw new AdaptorError({code: 'already-exists', what: 'A sandbox with this id exists', where: {sandboxId: id}, remedy: 'Stop it first.'});
 		}

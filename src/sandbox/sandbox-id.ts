@@ -1,5 +1,5 @@
 /** Which sandbox ids are taken. The id becomes part of a path and of names at the hypervisor. */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError, echoed} from '../errors.ts';
 import type {CreateSandbox, SandboxId} from './ports.ts';
 
 export function isUsableId(id: SandboxId): boolean {
@@ -12,7 +12,7 @@ export function assertUsable({id, netnsPath}: Pick<CreateSandbox, 'id' | 'netnsP
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'The sandbox id is not usable as a file name',
-			where: {sandboxId: id.slice(0, 128)},
+			where: {sandboxId: echoed(id)},
 			remedy: 'It must be 1 to 128 letters, digits, ".", "_" or "-", and begin with a letter or digit.',
 		});
 	}
@@ -21,7 +21,7 @@ export function assertUsable({id, netnsPath}: Pick<CreateSandbox, 'id' | 'netnsP
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'The network namespace is not an absolute path',
-			where: {sandboxId: id, netns: netnsPath.slice(0, 256)},
+			where: {sandboxId: id, netns: echoed(netnsPath)},
 			remedy: 'Host-network pods cannot run as peer pods; use the default runtime class for them.',
 		});
 	}

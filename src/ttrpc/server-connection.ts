@@ -3,7 +3,7 @@
  * Reads and writes through `Connection`; knows neither the listener nor the other connections.
  */
 import type {Duplex} from 'node:stream';
-import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {AdaptorError, codeOf, echoed, toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {Connection} from './connection.ts';
 import {encodeFrame, frameFlag, frameType, type Frame, type FrameHeader} from './frame.ts';
@@ -125,7 +125,7 @@ export class ServerConnection {
 		const {service, method, timeoutNano} = request;
 		const route = this.#serving.route(service, method);
 		if (route === undefined) {
-			this.#refuse(streamId, statusCode.unimplemented, `Unknown service or method: /${service}/${method}`);
+			this.#refuse(streamId, statusCode.unimplemented, `Unknown service or method: ${echoed(`/${service}/${method}`)}`);
 			return;
 		}
 

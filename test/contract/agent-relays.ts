@@ -149,6 +149,10 @@ export function agentRelaysContract(test: TestFn, name: string, makeHarness: () 
 		const addresses = {[Symbol.asyncIterator]: (): never => t.fail('dialled')};
 		const error = await t.throwsAsync<AdaptorError>(harness.relays.open({sandboxId: 'x', instanceName: 'podvm-x', socketPath: path}, addresses, signal()));
 		t.is(error.code, 'invalid-argument');
+		const refusal = t.throws<AdaptorError>(() => harness.relays.assertServable(path));
+		t.is(refusal.code, 'invalid-argument');
+		t.regex(refusal.message, /too long.*PODS_DIR/);
+		t.notThrows(() => harness.relays.assertServable('/run/peerpod/pods/a/agent.ttrpc'));
 	});
 }
 

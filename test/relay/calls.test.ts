@@ -173,3 +173,9 @@ test('an answer to a call that the relay has answered is late on its connection,
 
 	t.deepEqual([7, 9, 11, 13].map(streamId => calls.standing(streamId)), ['unknown', 'late', 'late', 'late']);
 });
+
+test('of a method that the shim names at length 256 characters are kept', t => {
+	const calls = new Calls(silentLogger, defaultCallLimits);
+	calls.request(frameOf(request(1, 'x'.repeat(1_000_000))), true, 0);
+	t.is(calls.all()[0]?.method.length, 256);
+});

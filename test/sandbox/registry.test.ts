@@ -319,6 +319,15 @@ for (const id of ['', '../up', '.hidden', 'a/b', 'x'.repeat(129), 'a\0b']) {
 	});
 }
 
+test('an id whose agent socket the kernel would not take is refused before anything is made', async t => {
+	const calls: PortCall[] = [];
+	const {registry, left} = world(t, {before: async call => void calls.push(call)});
+	const longest = 107 - '/run/pods//agent.ttrpc'.length;
+	await t.throwsAsync(registry.create(pod('x'.repeat(longest + 1)), never), {message: /path is too long/});
+	t.deepEqual([calls, await left()], [[], []]);
+	await t.notThrowsAsync(registry.create(pod('x'.repeat(longest)), never));
+});
+
 test('a netns path that is none is refused', async t => {
 	const {registry} = world(t);
 	for (const netnsPath of ['', 'relative', '/a\0b']) {

@@ -144,6 +144,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const hookedRelays: AgentRelays = {
 		issue: async (name, signal) => hooked('relays.issue', signal, async () => relays.issue(name, signal)),
 		open: async (target, addresses, signal) => hooked('relays.open', signal, async () => relays.open(target, addresses, signal)),
+		assertServable: path => relays.assertServable(path),
 		discard: async path => relays.discard(path),
 	};
 	const hookedRecords: SandboxRecords = {

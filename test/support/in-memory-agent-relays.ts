@@ -53,16 +53,19 @@ export class InMemoryAgentRelays implements AgentRelays {
 		return {serverKey: new Secret(`key of ${instanceName}`), serverCert: `certificate of ${instanceName}`, clientCa: 'certificate of the relay'};
 	}
 
+	assertServable(socketPath: string): void {
+		if (Buffer.byteLength(socketPath) > 107) {
+			throw new AdaptorError({code: 'invalid-argument', what: 'The agent socket\'s path is too long', where: {path: socketPath}, remedy: 'Choose a shorter PODS_DIR.'});
+		}
+	}
+
 	async discard(socketPath: string): Promise<void> {
 		this.served.delete(socketPath);
 		this.failures.delete(socketPath);
 	}
 
 	async open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay> {
-		if (Buffer.byteLength(target.socketPath) > 107) {
-			throw new AdaptorError({code: 'invalid-argument', what: 'The agent socket\'s path is too long', where: {path: target.socketPath}});
-		}
-
+		this.assertServable(target.socketPath);
 		const {promise, resolve, reject} = Promise.withResolvers<string>();
 		const seen = new Set<string>();
 		const look = (): void => {

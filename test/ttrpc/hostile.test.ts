@@ -172,3 +172,13 @@ test('a client that breaks the protocol is forgiven ten times, then its connecti
 	t.deepEqual(reasons.map(({message}) => message), ['the peer broke the ttrpc protocol: it sent a response from the client side 5 times, a frame of a reserved type 6 times']);
 	await t.notThrowsAsync(client.call(method('Version'), {}, {}, never));
 });
+
+test('an unknown method is repeated to who called it in 256 characters at most', async t => {
+	const peer = await serve(t, {});
+	const raw = await peer.raw();
+	raw.request({method: 'x'.repeat(1_000_000)});
+	const [response] = await raw.responses(1);
+	const status = response?.[1].status;
+	t.regex(status?.message ?? '', /^Unknown service or method: \/hypervisor.Hypervisor\/x+…$/);
+	t.true((status?.message.length ?? Infinity) < 300);
+});
