@@ -77,9 +77,9 @@ test('the build context has nothing that is not copied', t => {
 test('every program that the daemon runs is in a package that is installed', t => {
 	const [install = ''] = image.notRun;
 	t.is(image.notRun.length, 1);
-	const programs = new Set(['iproute2.ts', 'nft.ts'].flatMap(name => [...read(`src/network/${name}`).matchAll(/'(ip|tc|nft|nsenter|bridge|ethtool|iptables|sysctl)',/gv)].map(([, program]) => program)));
-	const packages: Readonly<Record<string, string>> = {ip: 'iproute', tc: 'iproute-tc', nft: 'nftables', nsenter: 'util-linux'};
-	t.deepEqual([...programs].map(program => packages[program ?? '']).toSorted(), ['iproute', 'iproute-tc', 'nftables', 'util-linux']);
+	const programs = new Set(['network/iproute2.ts', 'network/tunnel-guard.ts', 'journal/daemon-lock.ts'].flatMap(name => [...read(`src/${name}`).matchAll(/'(ip|tc|nft|nsenter|flock|bridge|ethtool|iptables|sysctl)',/gv)].map(([, program]) => program)));
+	const packages: Readonly<Record<string, string>> = {ip: 'iproute', tc: 'iproute-tc', nft: 'nftables', nsenter: 'util-linux', flock: 'util-linux'};
+	t.deepEqual([...programs].map(program => packages[program ?? '']).toSorted(), ['iproute', 'iproute-tc', 'nftables', 'util-linux', 'util-linux']);
 	for (const name of Object.values(packages)) {
 		t.true(install.split(' ').includes(name), name);
 	}
