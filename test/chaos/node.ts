@@ -419,7 +419,14 @@ export async function spoil(path: string, how: Loss): Promise<boolean> {
 		return false;
 	}
 
-	await (how === 'torn' ? truncate(path, content.length >> 1) : rm(path));
+	if (how === 'torn') {
+		await truncate(path, content.length >> 1);
+	} else {
+		await rm(path);
+		// A sandbox's goes with its last file.
+		await rmdir(dirname(path)).catch(() => undefined);
+	}
+
 	return true;
 }
 

@@ -234,12 +234,11 @@ class Round {
 		};
 
 		await work();
-		for (const end of this.#untilAnswered.splice(0)) {
+		// A call of the daemon's may begin one more.
+		for (let end = this.#untilAnswered.shift(); end !== undefined; end = this.#untilAnswered.shift()) {
 			await end();
 		}
 
-		// A pool that is not defined is so for its time, also when everybody has an answer.
-		await Promise.all(this.#sideEffects.splice(0));
 		node.onCall = undefined;
 		const areLeft = await node.programs.withdraw();
 		for (const fault of faults) {
@@ -258,6 +257,9 @@ class Round {
 
 		await Promise.all(this.#sideEffects.splice(0));
 		await this.#settled();
+		if (faults.some(fault => fault.kind === 'lock-holder-killed' && this.#happened.get(fault) === true)) {
+			await Promise.all(this.#pods.filter(({isStarted, isStopped}) => phase === 'stop' ? !isStopped : !isStarted).map(async pod => this.#assertFinished(pod)));
+		}
 	}
 
 	async #arm(
@@ -381,7 +383,11 @@ class Round {
 			}
 
 			case 'pool-undefined': {
-				at(fault.at, fault, () => this.#sideEffects.push(this.#undefinePool(fault.forMs)));
+				at(fault.at, fault, () => {
+					// For all of its time, also when everybody has an answer.
+					const isBack = this.#undefinePool(fault.forMs);
+					this.#untilAnswered.push(async () => isBack);
+				});
 				return;
 			}
 
@@ -491,6 +497,27 @@ class Round {
 		await until;
 		if (--this.#absences === 0) {
 			await this.#node.host.back();
+		}
+	}
+
+	/** What a daemon was in the middle of when it was killed is finished, or undone, before anybody asks again. */
+	async #assertFinished({name, id}: Pod): Promise<void> {
+		using scope = new Scope().deadline(limitsMs.converge, 'the VM to be removed');
+		for (;;) {
+			const record = await readFile(this.#node.recordPath(id), 'utf8').catch(() => '{}');
+			const left = [...await this.#node.inventory()].filter(each => /^(?:domain|volume) /v.test(each) && each.includes(id.slice(0, 8)));
+			// It got as far as that, and only the answer was lost; or it had not begun.
+			const isAsItWas = (JSON.parse(record) as {state?: string}).state === 'running';
+			if (left.length === 0 || isAsItWas) {
+				return;
+			}
+
+			if (scope.signal.aborted) {
+				this.#leaked.push(...left.map(each => `${each}, of ${name}, which the killed daemon was in the middle of`));
+				return;
+			}
+
+			await pause(50, never);
 		}
 	}
 
