@@ -12,8 +12,8 @@ import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdi
 import type {Config} from './config.ts';
 import {observeDirectory} from './journal/directory-probe.ts';
 import type {LibvirtSession} from './libvirt/session.ts';
-import {SshProbe} from './libvirt/ssh-probe.ts';
-import type {SshOptions} from './libvirt/ssh-connection.ts';
+import {SshProbe} from './libvirt/transport/ssh-probe.ts';
+import type {SshOptions} from './libvirt/transport/ssh-connection.ts';
 import type {SshUri} from './libvirt/uri.ts';
 import type {NetworkProbe} from './network/probe.ts';
 import type {HostCapabilities} from './podvm/host-capabilities.ts';

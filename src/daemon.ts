@@ -10,7 +10,7 @@ import type {Config} from './config.ts';
 import {parseInitdata} from './initdata.ts';
 import {serveProbes} from './health/probes.ts';
 import type {Logger} from './log.ts';
-import {openPipe} from './libvirt/open-pipe.ts';
+import {openPipe} from './libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from './libvirt/session.ts';
 import {createPodNetworks} from './network/pod-networks.ts';
 import {HostCapabilities} from './podvm/host-capabilities.ts';
@@ -29,7 +29,7 @@ import {SandboxRegistry} from './sandbox/registry.ts';
 import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
 
 /** What of the process's surroundings the parts need. */
-export interface Surroundings {
+export interface ProcessContext {
 	/** Whose `.ssh` holds keys and known_hosts. */
 	readonly home: string;
 	/** The user on the KVM host when the URI names none. */
@@ -61,9 +61,9 @@ const reconcileIntervalMs = 60_000;
  * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running ones finish for
  * a while, rolls back starts that did not, and leaves running pod VMs alone: the next daemon resumes them from their records.
  */
-export async function startDaemon(config: Config, surroundings: Surroundings, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
+export async function startDaemon(config: Config, processContext: ProcessContext, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
-	const {home, user, uid, sshAgentSocket} = surroundings;
+	const {home, user, uid, sshAgentSocket} = processContext;
 	// First, so that it is released last: until then this daemon may be at work.
 	const lock = parts.use(await lockPodsDir(config.podsDir, log));
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
@@ -123,7 +123,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 		refuseFailures(await checkAndLog(checks, log, signal));
 	}
 
-	const cluster = parts.use(await kubernetesCluster(config, surroundings, podVms, log, signal));
+	const cluster = parts.use(await kubernetesCluster(config, processContext, podVms, log, signal));
 	const configuredLimit = config.limitPerNode === undefined || config.limitPerNode < 0 ? undefined : config.limitPerNode;
 	const sandboxes = parts.use(new SandboxRegistry({
 		podVms,
@@ -184,7 +184,7 @@ export async function startDaemon(config: Config, surroundings: Surroundings, lo
 }
 
 /** Loaded only inside of a cluster. A pod that has no way to its API server is not kept from its work by that. */
-async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirectory}: Surroundings, podVms: PodVms, log: Logger, stopping: AbortSignal): Promise<KubernetesCluster | undefined> {
+async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirectory}: ProcessContext, podVms: PodVms, log: Logger, stopping: AbortSignal): Promise<KubernetesCluster | undefined> {
 	if (apiServer === undefined) {
 		return undefined;
 	}

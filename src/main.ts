@@ -106,7 +106,7 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 			...given,
 			env: process.env,
 			host: {hostname: hostname(), ...serviceAccountToken()},
-			surroundings: {...account(), uid: process.getuid?.(), sshAgentSocket: process.env['SSH_AUTH_SOCK']},
+			processContext: {...account(), uid: process.getuid?.(), sshAgentSocket: process.env['SSH_AUTH_SOCK']},
 			version: version(),
 			out: screen(process.stdout),
 			err: screen(process.stderr),

@@ -8,7 +8,7 @@ import test, {type ExecutionContext} from 'ava';
 import {runChecks, type CheckResult} from '../src/check/run-checks.ts';
 import {composeChecks} from '../src/checks.ts';
 import {loadConfig, type Config} from '../src/config.ts';
-import {openPipe} from '../src/libvirt/open-pipe.ts';
+import {openPipe} from '../src/libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../src/libvirt/uri.ts';
 import {silentLogger} from '../src/log.ts';

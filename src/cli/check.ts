@@ -2,7 +2,7 @@
  * `cloud-api-adaptor check`: one screen that tells whether this node can run peer pods. Changes nothing.
  * Lines appear as they are known, in the same order always.
  */
-import {openPipe} from '../libvirt/open-pipe.ts';
+import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import {silentLogger} from '../log.ts';
 import {createNetworkProbe} from '../network/probe.ts';
@@ -16,7 +16,7 @@ import {exitCode, type CommandContext, type Screen} from './command.ts';
 import {wrapped} from './text.ts';
 
 /** @returns 1 when a check has failed; warnings alone are 0 */
-export async function check({env, flags, host, surroundings: {home, user, uid, sshAgentSocket}, out}: CommandContext, signal: AbortSignal): Promise<number> {
+export async function check({env, flags, host, processContext: {home, user, uid, sshAgentSocket}, out}: CommandContext, signal: AbortSignal): Promise<number> {
 	const config = loadConfig(env, host, flags);
 	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
 	// What they would log is what the findings say.

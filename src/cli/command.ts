@@ -1,6 +1,6 @@
 /** What a command is to the process edge: what it is handed, and what it answers. */
 import type {Host} from '../config.ts';
-import type {Surroundings} from '../daemon.ts';
+import type {ProcessContext} from '../daemon.ts';
 import type {Logger} from '../log.ts';
 
 export const exitCode = {ok: 0, failure: 1, usage: 2} as const;
@@ -18,7 +18,7 @@ export interface CommandContext {
 	readonly flags: Readonly<Record<string, string>>;
 	readonly operands: readonly string[];
 	readonly host: Host;
-	readonly surroundings: Surroundings;
+	readonly processContext: ProcessContext;
 	readonly version: string;
 	/** What was asked for. */
 	readonly out: Screen;

@@ -10,7 +10,7 @@ import {KubernetesClient} from '../kubernetes/client.ts';
 import {cleanUpAfterNodes} from '../kubernetes/controller.ts';
 import {whileLeading} from '../kubernetes/leader.ts';
 import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
-import {openPipe} from '../libvirt/open-pipe.ts';
+import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import {createLogger} from '../log.ts';
 import {deleteAbandonedVm} from '../podvm/abandoned-vms.ts';
@@ -21,7 +21,7 @@ export const leaseName = 'cloud-api-adaptor-controller';
 const usualIntervalMs = 15_000;
 
 /** Runs until the signal aborts. @throws ConfigError, and AdaptorError 'failed-precondition' outside of a cluster */
-export async function controller({env, flags, host, surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
+export async function controller({env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
 	const {libvirtUri: uri, clusterId: cluster, daemonSelector, abandonedGraceMs: graceMs, probePort, logLevel, logFormat} = loadSettings(controllerSettings, env, host, flags);
 	const server = apiServerAddress(env);
 	if (server === undefined) {

@@ -15,8 +15,8 @@ import {fileSource, registrySource, type ImageSource} from '../image/source.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {writeConfigMap} from '../kubernetes/config-map.ts';
 import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
-import {isLibvirtError, LibvirtConnectionError, libvirtCode} from '../libvirt/errors.ts';
-import {openPipe} from '../libvirt/open-pipe.ts';
+import {isLibvirtError, LibvirtConnectionError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import type {LibvirtUri} from '../libvirt/uri.ts';
 import {createLogger, type Logger} from '../log.ts';
@@ -141,7 +141,7 @@ async function catalogue(context: CommandContext, parts: AsyncDisposableStack, s
 }
 
 async function connect(
-	{logTo, surroundings: {home, user, uid, sshAgentSocket}, env, err}: CommandContext, {libvirtUri: uri, logLevel}: ValuesOf<typeof imageSettings>, parts: AsyncDisposableStack, signal: AbortSignal,
+	{logTo, processContext: {home, user, uid, sshAgentSocket}, env, err}: CommandContext, {libvirtUri: uri, logLevel}: ValuesOf<typeof imageSettings>, parts: AsyncDisposableStack, signal: AbortSignal,
 ): Promise<{readonly session: LibvirtSession; readonly log: Logger}> {
 	// Someone is looking at what is asked for; the client's own story is for those who ask for it.
 	const log = await createLogger({level: env['LOG_LEVEL'] === undefined ? 'error' : logLevel, format: 'pretty', destination: logTo});
@@ -164,7 +164,7 @@ function withWay({code, what, where, cause}: AdaptorError, {text}: LibvirtUri): 
 	return new AdaptorError({code, what, where: {...where, uri: text}, remedy: '"cloud-api-adaptor check" tells how far the way to the KVM host goes.', cause});
 }
 
-async function sourceOf(operand: string | undefined, authFile: string | undefined, {env, flags, surroundings: {home}}: CommandContext, parts: AsyncDisposableStack): Promise<ImageSource> {
+async function sourceOf(operand: string | undefined, authFile: string | undefined, {env, flags, processContext: {home}}: CommandContext, parts: AsyncDisposableStack): Promise<ImageSource> {
 	if (operand === undefined) {
 		throw new AdaptorError({code: 'invalid-argument', what: 'There is nothing to push', remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.'});
 	}

@@ -8,7 +8,7 @@ import {createLogger} from '../log.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
 /** Runs until the signal aborts, then drains. @throws ConfigError and whatever keeps the daemon from starting */
-export async function run({env, flags, host, surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
+export async function run({env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
 	const config = loadConfig(env, host, flags);
 	const log = await createLogger({level: config.logLevel, format: config.logFormat, destination: logTo});
 	onLogger(log);

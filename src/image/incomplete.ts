@@ -1,5 +1,5 @@
 /** Which versions of an image were begun and never finished, and which of those nobody works on any more. */
-import type {StoragePool} from '../libvirt/procedures.ts';
+import type {StoragePool} from '../libvirt/wire/procedures.ts';
 import {readImageVersion} from '../sandbox/image-version.ts';
 import {isGone, noteBytes, readNote} from './pusher.ts';
 import {deleteVolume, isInUse, volumeOf, type Holdings, type LibvirtStorage, type Volume} from './volumes.ts';

@@ -4,8 +4,8 @@
  */
 import {AdaptorError} from '../errors.ts';
 import {pause, Scope} from '../lifetime.ts';
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
-import {procedures, type StoragePool} from '../libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
 import {imageStem, readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {thinQcow2} from './qcow2.ts';

@@ -1,8 +1,8 @@
 /** A storage pool where there is none: a directory, built, started, and started again with the host. */
 import {AdaptorError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
-import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
-import {procedures, type StoragePool} from '../libvirt/procedures.ts';
+import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {directoryPoolXml} from './volume-xml.ts';
 import {change, type LibvirtStorage} from './volumes.ts';
 

@@ -3,8 +3,8 @@
  * All of it is libvirt's word of this moment, nothing is remembered.
  */
 import {AdaptorError} from '../errors.ts';
-import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
-import {procedures, type Domain, type Procedure, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
+import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {procedures, type Domain, type Procedure, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 import {standsForVersion} from '../sandbox/image-version.ts';

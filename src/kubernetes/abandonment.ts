@@ -6,7 +6,7 @@
  * first. So as long as there may be a daemon that serves the VM nothing is done here; and while the pod exists nothing is ever done, because it may still
  * run: its PeerPod may have been deleted by somebody all the same (the existing controller does so when the pod has a newer one).
  */
-import type {Claim} from './peer-pod.ts';
+import type {VmRegistration} from './peer-pod.ts';
 
 /** What is known of a node at one moment. */
 export interface NodeView {
@@ -18,8 +18,8 @@ export interface NodeView {
 	readonly hasDaemon: boolean;
 }
 
-/** What is known of a claim besides what it says itself. */
-export interface Surroundings {
+/** What is known of a registration besides what it says itself. */
+export interface NodeObservation {
 	readonly node: NodeView;
 	/** The owner is there: the same pod, not one of its name. */
 	readonly hasPod: boolean;
@@ -28,7 +28,7 @@ export interface Surroundings {
 	readonly now: number;
 }
 
-export type Verdict =
+export type AbandonmentVerdict =
 	/** Not ours to touch. */
 	| {readonly action: 'leave'; readonly why: 'in use' | 'the daemon is there' | 'the pod is there' | 'of another cluster'}
 	/** Abandoned since then, and not for long enough. */
@@ -42,12 +42,12 @@ export interface AbandonmentPolicy {
 	readonly graceMs: number;
 }
 
-export function verdictOn(claim: Claim, {node, hasPod, since, now}: Surroundings, {cluster, graceMs}: AbandonmentPolicy): Verdict {
-	if (claim.cluster !== cluster) {
+export function verdictOn(registration: VmRegistration, {node, hasPod, since, now}: NodeObservation, {cluster, graceMs}: AbandonmentPolicy): AbandonmentVerdict {
+	if (registration.cluster !== cluster) {
 		return {action: 'leave', why: 'of another cluster'};
 	}
 
-	if (!claim.isBeingDeleted) {
+	if (!registration.isBeingDeleted) {
 		return {action: 'leave', why: 'in use'};
 	}
 

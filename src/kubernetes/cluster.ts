@@ -3,7 +3,7 @@
  * absences itself; joining waits for nothing but two files.
  */
 import type {Logger, Secret} from '../log.ts';
-import type {ClaimedVm, Cluster, PodEvent, PodIdentity, Presence} from '../sandbox/ports.ts';
+import type {RegisteredVm, Cluster, PodEvent, PodIdentity, Presence} from '../sandbox/ports.ts';
 import {KubernetesClient} from './client.ts';
 import {PodEvents} from './events.ts';
 import {NodeCapacity} from './node-capacity.ts';
@@ -70,23 +70,23 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 		return this.#pullSecrets.pullCredentials(pod, signal);
 	}
 
-	async claim(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
-		await this.#peerPods.claim(vm, signal);
+	async registerVm(vm: RegisteredVm, signal: AbortSignal): Promise<void> {
+		await this.#peerPods.registerVm(vm, signal);
 	}
 
-	disclaim(vm: ClaimedVm): void {
-		this.#peerPods.disclaim(vm);
+	unregisterVm(vm: RegisteredVm): void {
+		this.#peerPods.unregisterVm(vm);
 	}
 
-	async podPresence(vm: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+	async podPresence(vm: RegisteredVm, signal: AbortSignal): Promise<Presence> {
 		return this.#presence.of(vm, signal);
 	}
 
-	reconcile(vms: readonly ClaimedVm[]): void {
+	reconcile(vms: readonly RegisteredVm[]): void {
 		this.#peerPods.reconcile(vms);
 	}
 
-	tell(pod: PodIdentity, event: PodEvent): void {
+	recordEvent(pod: PodIdentity, event: PodEvent): void {
 		this.#events.tell(pod, event);
 	}
 

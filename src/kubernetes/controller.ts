@@ -12,7 +12,7 @@ import type {KubernetesClient} from './client.ts';
 import {isKindMissing, isNotFound, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from './fields.ts';
 import type {ApiObject, Kind} from './objects.ts';
-import {claimOf, peerPods, withoutFinalizer, type Claim, type PeerPod} from './peer-pod.ts';
+import {registrationOf, peerPods, withoutFinalizer, type VmRegistration, type PeerPod} from './peer-pod.ts';
 import {pods} from './pods.ts';
 
 interface WithReadiness {
@@ -32,12 +32,12 @@ export interface ControllerOptions extends AbandonmentPolicy {
 	readonly intervalMs?: number;
 	/** Of a clock that never goes back. */
 	readonly now?: () => number;
-	/** Deletes the VM that a claim names, and nothing that is not surely it. @returns whether there was one */
-	readonly deleteVm: (claim: Claim, signal: AbortSignal) => Promise<boolean>;
+	/** Deletes the VM that a registration names, and nothing that is not surely it. @returns whether there was one */
+	readonly deleteVm: (registration: VmRegistration, signal: AbortSignal) => Promise<boolean>;
 	readonly log: Logger;
 }
 
-type Candidate = ApiObject<PeerPod> & {readonly claim: Claim};
+type Candidate = ApiObject<PeerPod> & {readonly registration: VmRegistration};
 
 /** Works until the signal aborts. Never throws. */
 export async function cleanUpAfterNodes(options: ControllerOptions, signal: AbortSignal): Promise<void> {
@@ -82,14 +82,14 @@ class Cleaner {
 	async round(signal: AbortSignal): Promise<void> {
 		const {items} = await this.#options.client.list(peerPods, {}, signal);
 		const candidates = items.flatMap(item => {
-			const claim = claimOf(item);
-			return claim?.isBeingDeleted === true ? [{...item, claim}] : [];
+			const registration = registrationOf(item);
+			return registration?.isBeingDeleted === true ? [{...item, registration}] : [];
 		});
 		const views = candidates.length === 0 ? undefined : await this.#nodes(signal);
 		const since = new Map<string, number>();
 		for (const candidate of candidates) {
 			signal.throwIfAborted();
-			await this.#decide(candidate, views?.(candidate.claim.node) ?? unseen, since, signal);
+			await this.#decide(candidate, views?.(candidate.registration.node) ?? unseen, since, signal);
 		}
 
 		this.#since = since;
@@ -97,17 +97,17 @@ class Cleaner {
 
 	async #decide(candidate: Candidate, node: NodeView, since: Map<string, number>, signal: AbortSignal): Promise<void> {
 		const {log} = this.#options;
-		const {claim, metadata: {uid, name}} = candidate;
+		const {registration, metadata: {uid, name}} = candidate;
 		const now = this.#now();
-		const names = {instanceName: name, node: claim.node, pod: `${claim.pod.namespace}/${claim.pod.name}`};
-		const hasPod = await this.#exists(claim.pod, signal);
-		const verdict = verdictOn(claim, {node, hasPod, since: this.#since.get(uid) ?? now, now}, this.#options);
+		const names = {instanceName: name, node: registration.node, pod: `${registration.pod.namespace}/${registration.pod.name}`};
+		const hasPod = await this.#exists(registration.pod, signal);
+		const verdict = verdictOn(registration, {node, hasPod, since: this.#since.get(uid) ?? now, now}, this.#options);
 		switch (verdict.action) {
 			case 'leave': {
 				if (verdict.why !== 'of another cluster') {
 					this.#abandoned.recovered(uid);
 				} else if (this.#abandoned.failed(uid)) {
-					log.warn({...names, reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(claim.cluster)} there`}, 'PeerPod left alone: its daemon has another CLUSTER_ID');
+					log.warn({...names, reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(registration.cluster)} there`}, 'PeerPod left alone: its daemon has another CLUSTER_ID');
 				}
 
 				return;
@@ -125,7 +125,7 @@ class Cleaner {
 			case 'delete': {
 				since.set(uid, this.#since.get(uid) ?? now);
 				try {
-					const wasThere = await this.#options.deleteVm(claim, signal);
+					const wasThere = await this.#options.deleteVm(registration, signal);
 					await this.#release(candidate, signal);
 					since.delete(uid);
 					this.#abandoned.recovered(uid);
@@ -139,7 +139,7 @@ class Cleaner {
 		}
 	}
 
-	async #exists({name, namespace, uid}: Claim['pod'], signal: AbortSignal): Promise<boolean> {
+	async #exists({name, namespace, uid}: VmRegistration['pod'], signal: AbortSignal): Promise<boolean> {
 		try {
 			return (await this.#options.client.get(pods, {name, namespace}, signal)).metadata.uid === uid;
 		} catch (error) {

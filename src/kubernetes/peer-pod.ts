@@ -7,7 +7,7 @@
  * looks instances up by UUID, finds none of that form, and deletes nothing (docs/adr/0018).
  */
 import {createHash} from 'node:crypto';
-import type {ClaimedVm, PodIdentity} from '../sandbox/ports.ts';
+import type {RegisteredVm, PodIdentity} from '../sandbox/ports.ts';
 import type {NewObject, JsonPatch} from './client.ts';
 import {textAt} from './fields.ts';
 import type {Kind, ObjectMeta, ObjectName, OwnerReference} from './objects.ts';
@@ -37,11 +37,11 @@ export interface Daemon {
 	readonly cluster: string;
 }
 
-export function peerPodName({instanceName, pod}: Pick<ClaimedVm, 'instanceName' | 'pod'>): ObjectName & {readonly namespace: string} {
+export function peerPodName({instanceName, pod}: Pick<RegisteredVm, 'instanceName' | 'pod'>): ObjectName & {readonly namespace: string} {
 	return {name: instanceName, namespace: pod.namespace};
 }
 
-export function newPeerPod({sandboxId, instanceName, pod}: ClaimedVm, podUid: string, {node, cluster}: Daemon): NewObject {
+export function newPeerPod({sandboxId, instanceName, pod}: RegisteredVm, podUid: string, {node, cluster}: Daemon): NewObject {
 	return {
 		metadata: {
 			name: instanceName,
@@ -71,7 +71,7 @@ export function ownerOf({ownerReferences}: Pick<ObjectMeta, 'ownerReferences'>):
 }
 
 /** What a PeerPod of ours says; undefined for one of the existing adaptor's, or one that is held by nobody any more. */
-export interface Claim {
+export interface VmRegistration {
 	readonly instanceName: string;
 	/** The owner. */
 	readonly pod: Required<PodIdentity>;
@@ -80,7 +80,7 @@ export interface Claim {
 	readonly isBeingDeleted: boolean;
 }
 
-export function claimOf({cloudProvider, instanceId, metadata}: PeerPod & {readonly metadata: ObjectMeta}): Claim | undefined {
+export function registrationOf({cloudProvider, instanceId, metadata}: PeerPod & {readonly metadata: ObjectMeta}): VmRegistration | undefined {
 	const {annotations, finalizers, namespace, deletionTimestamp} = metadata;
 	const [node, cluster] = [annotations[peerPodAnnotations.node], annotations[peerPodAnnotations.cluster]];
 	const owner = ownerOf(metadata);

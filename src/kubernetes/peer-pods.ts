@@ -1,7 +1,7 @@
 /**
  * The PeerPod objects of this node: one for each VM that should have one, made before its VM exists and withdrawn when it is gone.
  *
- * In the happy case `claim` makes the PeerPod at once, `disclaim` withdraws it at once, and `reconcile` finds each time that nothing is left to do.
+ * In the happy case `registerVm` makes the PeerPod at once, `unregisterVm` withdraws it at once, and `reconcile` finds each time that nothing is left to do.
  * Everything else is left to rounds, one at a time: what failed or was refused, and what nobody here knows of, such as the PeerPod of a daemon that was killed.
  * A round compares the VMs that `reconcile` named last with the PeerPods that the API server lists, then works on every wish that is not fulfilled.
  * A round that fails is repeated with growing pauses of half a minute at most, so PeerPods are right again within a minute of the end of an outage.
@@ -14,18 +14,18 @@ import {retry} from '../concurrency/retry.ts';
 import {Trigger} from '../concurrency/every.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import type {ClaimedVm, Cluster} from '../sandbox/ports.ts';
+import type {RegisteredVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isKindMissing, isNotFound, isRefusal, KubernetesError, retryAfterOf} from './errors.ts';
 import type {ApiObject, ObjectName} from './objects.ts';
-import {claimOf, newPeerPod, ofNode, ownerOf, peerPodFinalizer, peerPodName, peerPods, withoutFinalizer, type Daemon, type PeerPod} from './peer-pod.ts';
+import {registrationOf, newPeerPod, ofNode, ownerOf, peerPodFinalizer, peerPodName, peerPods, withoutFinalizer, type Daemon, type PeerPod} from './peer-pod.ts';
 import {isMirror, isSamePod, pods} from './pods.ts';
 
 export interface PeerPodsOptions extends Daemon {
 	readonly client: KubernetesClient;
 	/** The instance names of all VMs of this node, half-made ones too. */
 	readonly vmNames: (signal: AbortSignal) => Promise<readonly string[]>;
-	/** How long a claim may make its pod wait. */
+	/** How long a registration may make its pod wait. */
 	readonly patienceMs?: number;
 	/** Pauses after a round that failed. */
 	readonly retryMs?: readonly [first: number, longest: number];
@@ -39,7 +39,7 @@ export interface PeerPodsOptions extends Daemon {
 interface Wish {
 	readonly name: ObjectName;
 	/** The VM that is to be announced; without one the PeerPod is to be withdrawn. */
-	readonly vm?: ClaimedVm;
+	readonly vm?: RegisteredVm;
 	/** Aborts when another wish, or none, has taken its place. */
 	readonly end: AbortController;
 	/** Resolves when waiting for it makes sense no longer: it is fulfilled, refused or replaced. */
@@ -52,7 +52,7 @@ const goodbyeTimeoutMs = 2000;
 /** A KVM host that is away is not to keep what concerns the cluster alone. */
 const vmNamesTimeoutMs = 10_000;
 
-export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile'>, AsyncDisposable {
+export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | 'reconcile'>, AsyncDisposable {
 	readonly #options: Required<PeerPodsOptions>;
 	/** Aborts when nothing is to be tried again. */
 	readonly #stopping = new AbortController();
@@ -61,7 +61,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 	/** By the PeerPod's key. A PeerPod that was withdrawn has none. */
 	readonly #wishes = new Map<string, Wish>();
 	/** By the PeerPod's key: the VMs that `reconcile` named last, without those that were withdrawn since; undefined before it was called. */
-	#wanted: Map<string, ClaimedVm> | undefined;
+	#wanted: Map<string, RegisteredVm> | undefined;
 	/** They are not compared with the PeerPods that there are yet. */
 	#isComparisonDue = false;
 	/** By the PeerPod's key: UIDs of the pods that own PeerPods, as far as they were seen. */
@@ -83,7 +83,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 		this.#rounds = this.#runRounds(this.#stopping.signal);
 	}
 
-	async claim(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
+	async registerVm(vm: RegisteredVm, signal: AbortSignal): Promise<void> {
 		const known = this.#wishes.get(keyOf(peerPodName(vm)));
 		const wish = known?.vm === undefined ? this.#wish(peerPodName(vm), vm) : known;
 		if (wish !== known) {
@@ -99,7 +99,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 		}
 	}
 
-	disclaim(vm: ClaimedVm): void {
+	unregisterVm(vm: RegisteredVm): void {
 		const name = peerPodName(vm);
 		this.#wanted?.delete(keyOf(name));
 		const known = this.#wishes.get(keyOf(name));
@@ -108,8 +108,8 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 		}
 	}
 
-	/** As `Cluster` promises it. A claim that no set has named yet is of a start that is under way: it stays. */
-	reconcile(vms: readonly ClaimedVm[]): void {
+	/** As `Cluster` promises it. A registration that no set has named yet is of a start that is under way: it stays. */
+	reconcile(vms: readonly RegisteredVm[]): void {
 		const wanted = new Map(vms.map(vm => [keyOf(peerPodName(vm)), vm]));
 		for (const key of this.#wanted?.keys() ?? []) {
 			if (!wanted.has(key) && this.#wishes.get(key)?.vm !== undefined) {
@@ -129,7 +129,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 	}
 
 	/** The UID of the pod that owns the PeerPod of a VM; undefined when there is none, or it may not be read. Asks the API server only for what was never seen. */
-	async ownerUid(vm: ClaimedVm, signal: AbortSignal): Promise<string | undefined> {
+	async ownerUid(vm: RegisteredVm, signal: AbortSignal): Promise<string | undefined> {
 		const key = keyOf(peerPodName(vm));
 		const known = this.#owners.get(key);
 		if (known !== undefined) {
@@ -167,7 +167,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 	}
 
 	/** Takes the place of the wish that there is. */
-	#wish(name: ObjectName, vm?: ClaimedVm): Wish {
+	#wish(name: ObjectName, vm?: RegisteredVm): Wish {
 		const key = keyOf(name);
 		this.#forget(key);
 		const wish = {name, ...(vm === undefined ? {} : {vm}), end: new AbortController(), answered: Promise.withResolvers<undefined>(), isFulfilled: false};
@@ -335,8 +335,8 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 		const {node, cluster, vmNames, leftOverMs, now, log} = this.#options;
 		const isWished = (item: ApiObject<PeerPod>): boolean => this.#wishes.has(keyOf(item.metadata));
 		const suspects = items.filter(item => {
-			const claim = claimOf(item);
-			return claim?.node === node && claim.cluster === cluster && !isWished(item) && Date.parse(item.metadata.creationTimestamp ?? '') <= now() - leftOverMs;
+			const registration = registrationOf(item);
+			return registration?.node === node && registration.cluster === cluster && !isWished(item) && Date.parse(item.metadata.creationTimestamp ?? '') <= now() - leftOverMs;
 		});
 		using scope = new Scope(this.#closing.signal).deadline(vmNamesTimeoutMs, 'the names of the VMs');
 		const vms = suspects.length === 0 ? [] : await vmNames(scope.signal);
@@ -349,7 +349,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 		}
 	}
 
-	async #announce(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
+	async #announce(vm: RegisteredVm, signal: AbortSignal): Promise<void> {
 		const {client, log} = this.#options;
 		const key = keyOf(peerPodName(vm));
 		const podUid = await this.#podUid(vm, this.#owners.get(key), signal);
@@ -371,7 +371,7 @@ export class PeerPods implements Pick<Cluster, 'claim' | 'disclaim' | 'reconcile
 	}
 
 	/** As the API server has it, which is what its garbage collector goes by. Undefined when the pod is gone, or another one of its name is there. */
-	async #podUid({pod}: ClaimedVm, owner: string | undefined, signal: AbortSignal): Promise<string | undefined> {
+	async #podUid({pod}: RegisteredVm, owner: string | undefined, signal: AbortSignal): Promise<string | undefined> {
 		try {
 			const {metadata} = await this.#options.client.get(pods, {name: pod.name, namespace: pod.namespace}, signal);
 			return isSamePod(pod.uid ?? (isMirror(metadata) ? undefined : owner), metadata) ? metadata.uid : undefined;
@@ -437,6 +437,6 @@ function keyOf({namespace, name}: ObjectName): string {
 	return `${String(namespace)}/${name}`;
 }
 
-function names({sandboxId, instanceName, pod}: ClaimedVm): {sandboxId: string; instanceName: string; pod: string} {
+function names({sandboxId, instanceName, pod}: RegisteredVm): {sandboxId: string; instanceName: string; pod: string} {
 	return {sandboxId, instanceName, pod: `${pod.namespace}/${pod.name}`};
 }

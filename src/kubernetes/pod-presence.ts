@@ -8,7 +8,7 @@
 import {FailureLog} from '../concurrency/failure-log.ts';
 import {Scope} from '../lifetime.ts';
 import type {Logger} from '../log.ts';
-import type {ClaimedVm, PodIdentity, Presence} from '../sandbox/ports.ts';
+import type {RegisteredVm, PodIdentity, Presence} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isObjectMissing, isRefusal} from './errors.ts';
 import {isMirror, pods} from './pods.ts';
@@ -18,7 +18,7 @@ export interface PodPresenceOptions {
 	/** NODE_NAME */
 	readonly node: string;
 	/** The UID of the pod that the cluster recorded for a VM, where kata told none. */
-	readonly ownerUid: (vm: ClaimedVm, signal: AbortSignal) => Promise<string | undefined>;
+	readonly ownerUid: (vm: RegisteredVm, signal: AbortSignal) => Promise<string | undefined>;
 	/** How long one question may take. */
 	readonly timeoutMs?: number;
 	readonly log: Logger;
@@ -33,7 +33,7 @@ export class PodPresence {
 	}
 
 	/** As `Cluster` promises it. */
-	async of(vm: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+	async of(vm: RegisteredVm, signal: AbortSignal): Promise<Presence> {
 		signal.throwIfAborted();
 		if (mayBeStatic(vm.pod, this.#options.node)) {
 			return 'unknown';
@@ -54,7 +54,7 @@ export class PodPresence {
 		}
 	}
 
-	async #ask(vm: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+	async #ask(vm: RegisteredVm, signal: AbortSignal): Promise<Presence> {
 		const {client, ownerUid} = this.#options;
 		const {name, namespace} = vm.pod;
 		try {

@@ -19,7 +19,7 @@ import {authJson, parseRegistryAuth, type RegistryAuth} from './registry-auth.ts
 export interface PullSecretsOptions {
 	readonly client: Pick<KubernetesClient, 'get'>;
 	/** Where the pod's owner gets to see what is missing. */
-	readonly tell: Cluster['tell'];
+	readonly tell: Cluster['recordEvent'];
 	/** The administrator's credentials for all pods; there need not be any. */
 	readonly authFile?: string;
 	/** How long a start waits for all look-ups together: what is not known by then is not known. */

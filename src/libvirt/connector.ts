@@ -4,9 +4,9 @@
  */
 import {AdaptorError, toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
-import {LibvirtConnectionError} from './errors.ts';
+import {LibvirtConnectionError} from './wire/errors.ts';
 import {openDriver, prepareDriver} from './handshake.ts';
-import {overlapping} from './overlapping.ts';
+import {hedged} from '../concurrency/hedged.ts';
 import {RpcConnection, type RpcOptions} from './rpc.ts';
 import type {LibvirtSessionOptions, ServerInfo} from './session-options.ts';
 
@@ -48,7 +48,7 @@ export class Connector {
 	/** A connection to last, its lifecycle events flowing. One that `connectTimeoutMs` is not enough for has failed. */
 	async openPrepared(events: ConnectionEvents, signal: AbortSignal): Promise<PreparedConnection> {
 		using scope = new Scope(signal).deadline(this.#options.connectTimeoutMs, 'libvirt\'s answers to a new connection');
-		return await overlapping(async attempt => this.#openPrepared(events, attempt), {
+		return await hedged(async attempt => this.#openPrepared(events, attempt), {
 			...overlap, discard: ({connection}) => connection.close(new AdaptorError({code: 'cancelled', what: 'another connection was there first'})),
 		}, scope.signal);
 	}

@@ -3,8 +3,8 @@
  * Source: libvirt, src/remote/remote_driver.c (order of the calls), src/remote/remote_protocol.x (remote_auth_type).
  */
 import {AdaptorError} from '../errors.ts';
-import {lifecycleEventId} from './events.ts';
-import {procedures} from './procedures.ts';
+import {lifecycleEventId} from './wire/events.ts';
+import {procedures} from './wire/procedures.ts';
 import type {RpcConnection} from './rpc.ts';
 
 /** remote_auth_type */

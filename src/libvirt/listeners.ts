@@ -16,7 +16,7 @@ export class Listeners<T> {
 		};
 	}
 
-	tell(value: T): void {
+	notify(value: T): void {
 		for (const listener of [...this.#listeners]) {
 			try {
 				listener(value);

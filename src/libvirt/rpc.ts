@@ -8,12 +8,12 @@
 import {Semaphore} from '../concurrency/semaphore.ts';
 import {AdaptorError, toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
-import {LibvirtConnectionError, LibvirtError, remoteError} from './errors.ts';
-import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, PacketError, remoteProgram, type MessageStatus, type Packet} from './packet.ts';
-import type {Pipe} from './pipe.ts';
-import type {Procedure} from './procedures.ts';
-import {SilenceWatch} from './silence-watch.ts';
-import {decode, encode} from './xdr.ts';
+import {LibvirtConnectionError, LibvirtError, remoteError} from './wire/errors.ts';
+import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, PacketError, remoteProgram, type MessageStatus, type Packet} from './wire/packet.ts';
+import type {Pipe} from './transport/pipe.ts';
+import type {Procedure} from './wire/procedures.ts';
+import {Keepalive} from './keepalive.ts';
+import {decode, encode} from './wire/xdr.ts';
 
 /**
  * At its `max_client_requests` (5 by default, libvirtd.conf) the daemon stops reading: our answers to its pings, too, go unread, and it hangs up.
@@ -74,7 +74,7 @@ export class RpcConnection {
 	#serial = 0;
 	#lost: AdaptorError | undefined;
 	#retirement: AdaptorError | undefined;
-	#silence: SilenceWatch | undefined;
+	#keepalive: Keepalive | undefined;
 	#looks: NodeJS.Timeout | undefined;
 
 	constructor(pipe: Pipe, options: RpcOptions) {
@@ -183,7 +183,7 @@ export class RpcConnection {
 	watch(keepalive: boolean, silenceTimeoutMs: number, onSuspicion: (heard: AbortSignal) => void): void {
 		this.#looks = setInterval(() => this.#countAbandoned(), silenceTimeoutMs / abandonedLooks.partOfLimit);
 		if (keepalive) {
-			this.#silence = new SilenceWatch({
+			this.#keepalive = new Keepalive({
 				limitMs: silenceTimeoutMs,
 				ask: () => this.#write(keepalivePacket(ping)),
 				onSuspicion,
@@ -200,7 +200,7 @@ export class RpcConnection {
 
 		this.#lost = reason;
 		clearInterval(this.#looks);
-		this.#silence?.stop();
+		this.#keepalive?.stop();
 		if (this.#pending.size > 0) {
 			this.#pipe.cut();
 		} else {
@@ -270,7 +270,7 @@ export class RpcConnection {
 	}
 
 	#read(chunk: Buffer): void {
-		this.#silence?.heard();
+		this.#keepalive?.heard();
 		try {
 			for (const packet of this.#decoder.push(chunk)) {
 				this.#dispatch(packet);

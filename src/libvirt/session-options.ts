@@ -1,5 +1,5 @@
 /** What a libvirt session is told and what it tells: options with their defaults, states, who answered. */
-import type {OpenPipe} from './pipe.ts';
+import type {OpenPipe} from './transport/pipe.ts';
 
 /** Where a session writes what it does; any pino-like logger fits. */
 export interface SessionLog {

@@ -9,18 +9,18 @@
 import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
-import {Attempts} from './attempts.ts';
+import {ReconnectLoop} from './reconnect-loop.ts';
 import {Connector, type ConnectionEvents, type PreparedConnection} from './connector.ts';
-import {isRefusal, LibvirtConnectionError} from './errors.ts';
-import {lifecycleEvent, type LifecycleEvent} from './events.ts';
+import {isRefusal, LibvirtConnectionError} from './wire/errors.ts';
+import {lifecycleEvent, type LifecycleEvent} from './wire/events.ts';
 import {Listeners} from './listeners.ts';
-import type {Packet} from './packet.ts';
-import {procedures, type Domain, type Procedure, type StorageVol} from './procedures.ts';
+import type {Packet} from './wire/packet.ts';
+import {procedures, type Domain, type Procedure, type StorageVol} from './wire/procedures.ts';
 import type {RpcConnection} from './rpc.ts';
 import {sessionDefaults, type CallOptions, type LibvirtSessionOptions, type ServerInfo, type SessionState, type StreamRange} from './session-options.ts';
 import {StreamConnections} from './stream-connections.ts';
 import {consoleOutput, downloadVolume, uploadVolume, type VolumeRange} from './streams.ts';
-import {decode} from './xdr.ts';
+import {decode} from './wire/xdr.ts';
 
 /** A connection that lived shorter does not count as success for the back-off. */
 const stableMs = 5000;
@@ -43,7 +43,7 @@ export class LibvirtSession implements AsyncDisposable {
 	readonly #stateListeners = new Listeners<SessionState>(error => this.#onListenerError(error));
 	/** Calls and uploads under way. */
 	readonly #work = new Set<Promise<unknown>>();
-	readonly #attempts: Attempts;
+	readonly #reconnect: ReconnectLoop;
 	readonly #connector: Connector;
 	readonly #streams: StreamConnections;
 	readonly #events: ConnectionEvents = {onLost: () => this.#onLost(), onMessage: packet => this.#onMessage(packet)};
@@ -58,7 +58,7 @@ export class LibvirtSession implements AsyncDisposable {
 
 	constructor(options: LibvirtSessionOptions) {
 		this.#options = {...sessionDefaults, ...options};
-		this.#attempts = new Attempts({
+		this.#reconnect = new ReconnectLoop({
 			attempt: async () => this.#connectOnce(),
 			onFailure: (reason, number, retryInMs) => this.#onFailure(reason, number, retryInMs),
 			isWaitedFor: () => this.#waiters.size > 0,
@@ -181,7 +181,7 @@ export class LibvirtSession implements AsyncDisposable {
 		const reason = closedReason();
 		this.#life.abort(reason);
 		this.#tellWaiters(reason);
-		await this.#attempts.ended;
+		await this.#reconnect.ended;
 		await this.#replacing;
 		using drain = new Scope().deadline(this.#options.drainTimeoutMs, 'calls under way');
 		await abortable(Promise.allSettled(this.#work), drain.signal).catch(() => undefined);
@@ -231,14 +231,14 @@ export class LibvirtSession implements AsyncDisposable {
 				return closedReason();
 			case 'idle':
 				this.#become({name: 'connecting'});
-				this.#attempts.begin();
+				this.#reconnect.begin();
 				break;
 			case 'connecting':
 		}
 
 		const {promise, resolve} = Promise.withResolvers<Connected | AdaptorError>();
 		this.#waiters.add(resolve);
-		this.#attempts.wake();
+		this.#reconnect.wake();
 		try {
 			return await abortable(promise, signal);
 		} finally {
@@ -343,7 +343,7 @@ export class LibvirtSession implements AsyncDisposable {
 		const lost = state.connection.lost;
 		this.#options.log.warn({err: lost, uri: this.#options.uri, transport: state.connection.transport, connection: this.#connections}, 'libvirt connection lost');
 		this.#become({name: 'connecting', lost});
-		this.#attempts.beginAgain(performance.now() - state.since >= stableMs);
+		this.#reconnect.beginAgain(performance.now() - state.since >= stableMs);
 	}
 
 	#onMessage(packet: Packet): void {
@@ -352,12 +352,12 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 
 		const {dom, event, detail} = decode(procedures.domainEventCallbackLifecycle.result, packet.body);
-		this.#lifecycleListeners.tell(lifecycleEvent(dom, event, detail));
+		this.#lifecycleListeners.notify(lifecycleEvent(dom, event, detail));
 	}
 
 	#become(state: State): void {
 		this.#state = state;
-		this.#stateListeners.tell(state);
+		this.#stateListeners.notify(state);
 	}
 
 	#onListenerError(error: unknown): void {

@@ -3,7 +3,7 @@ import {Semaphore} from '../concurrency/semaphore.ts';
 import {AdaptorError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 import {rootReason, type Connector} from './connector.ts';
-import {LibvirtConnectionError} from './errors.ts';
+import {LibvirtConnectionError} from './wire/errors.ts';
 import type {RpcConnection} from './rpc.ts';
 
 const connectionsAtOnce = 4;

@@ -8,11 +8,11 @@
  */
 import {toError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
-import {LibvirtError, remoteError} from './errors.ts';
-import {messageStatus, messageType, PacketError, streamPayload, type Packet} from './packet.ts';
-import {procedures, type Domain, type Procedure, type StorageVol} from './procedures.ts';
+import {LibvirtError, remoteError} from './wire/errors.ts';
+import {messageStatus, messageType, PacketError, streamPayload, type Packet} from './wire/packet.ts';
+import {procedures, type Domain, type Procedure, type StorageVol} from './wire/procedures.ts';
 import type {Exchange, ExchangeHandler, RpcConnection} from './rpc.ts';
-import {decode, encode, i64, struct, u32} from './xdr.ts';
+import {decode, encode, i64, struct, u32} from './wire/xdr.ts';
 
 /** How long the daemon may take to confirm that a stream was aborted, before we go on regardless. */
 const abortTimeoutMs = 2000;

@@ -3,10 +3,10 @@
  * and the pod's own interface, so that the pod's address is the VM's. Knows no libvirt and no VM but by address.
  *
  *   reserve   vxlan1 in the pod's namespace, down, without remote: holds the VNI, by the kernel's word, even while we are not running; accepts nothing
- *   abandon   that device gone, without knowing what its VNI is
+ *   releaseByNetns  that device gone, without knowing what its VNI is
  *   attach    its remote, up, accepting that one's packets only, and the redirection both ways
  *   release   all of it gone, and with it the VNI; gone too when the namespace goes
- *   forget    what is outside of the namespace gone, without knowing which it was
+ *   releaseByVni  what is outside of the namespace gone, without knowing which it was
  *
  * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it fits, else replaced.
  */
@@ -199,12 +199,12 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	async abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
+	async releaseByNetns(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		const reserved = this.#tenancies.reservedBy(sandboxId, netnsPath);
 		const netns = await podNetnsAt(netnsPath, this.#ownNetns);
 		if (netns !== undefined) {
-			await this.#reservations.run(keyOf(netns), async () => this.#abandon({sandboxId, netnsPath, netns}, signal), signal);
+			await this.#reservations.run(keyOf(netns), async () => this.#releaseByNetns({sandboxId, netnsPath, netns}, signal), signal);
 		} else if (await presenceOf({netnsPath, ...(reserved && {netns: reserved.netns})}, this.#ownNetns) !== 'gone') {
 			this.#log.info({sandboxId, netns: netnsPath}, 'namespace of a reservation cannot be seen; a reserved VNI goes with the namespace');
 		}
@@ -214,7 +214,7 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	async #abandon({sandboxId, netnsPath, netns}: Place, signal: AbortSignal): Promise<void> {
+	async #releaseByNetns({sandboxId, netnsPath, netns}: Place, signal: AbortSignal): Promise<void> {
 		const tenant = this.#tenancies.in(netns);
 		if (tenant !== undefined && tenant.sandboxId !== sandboxId) {
 			return;
@@ -302,7 +302,7 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	async forget(vni: number, signal: AbortSignal): Promise<void> {
+	async releaseByVni(vni: number, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		await this.#guard.close(vni, undefined, signal);
 	}

@@ -6,8 +6,8 @@
 import {FailureLog} from '../concurrency/failure-log.ts';
 import {AdaptorError, toError} from '../errors.ts';
 import {pause, Scope} from '../lifetime.ts';
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
-import {procedures, type Domain, type Network} from '../libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {procedures, type Domain, type Network} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../log.ts';
 import type {ConsoleTail} from './console-tail.ts';
 import {isSameVm, readEnd} from './end-watch.ts';

@@ -3,7 +3,7 @@
  * somebody else has it open for example, changes nothing. What a guest prints is its own: it is made harmless before it is shown.
  */
 import {abortable, Scope} from '../lifetime.ts';
-import type {Domain} from '../libvirt/procedures.ts';
+import type {Domain} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../log.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 

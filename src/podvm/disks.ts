@@ -1,5 +1,5 @@
 /** The two disks of a pod VM that is defined already: the overlay on its image, and the one for cloud-init. */
-import type {StoragePool} from '../libvirt/procedures.ts';
+import type {StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmMetadata} from './metadata.ts';

@@ -5,8 +5,8 @@
  */
 import {every, Trigger} from '../concurrency/every.ts';
 import {abortable, Scope} from '../lifetime.ts';
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
-import {procedures, type Domain} from '../libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../log.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmEndedError} from '../sandbox/vm-ended.ts';

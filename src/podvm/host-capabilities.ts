@@ -3,7 +3,7 @@
  * updated. Judges nothing.
  */
 import {abortable} from '../lifetime.ts';
-import {procedures} from '../libvirt/procedures.ts';
+import {procedures} from '../libvirt/wire/procedures.ts';
 import {hostSupport, type HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readSecureExecutionSupport, type SecureExecutionSupport} from './secure-execution.ts';

@@ -3,8 +3,8 @@
  * `check/` does. An object that does not exist is an error with its remedy.
  */
 import type {GuestObservation, LibvirtObservation, MemoryObservation, NetworkObservation, PodVmsObservation, PoolObservation, SecureExecutionObservation, VolumeObservation} from '../check/observations.ts';
-import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/errors.ts';
-import {procedures} from '../libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
+import {procedures} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, readXml, type XmlElement} from '../libvirt/xml.ts';
 import type {HostCapabilities} from './host-capabilities.ts';

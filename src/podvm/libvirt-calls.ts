@@ -1,8 +1,8 @@
 /**
  * The part of a libvirt session that pod VMs need, and the one rule for using it: a call that changes something is never abandoned.
  */
-import {LibvirtConnectionError} from '../libvirt/errors.ts';
-import type {Procedure} from '../libvirt/procedures.ts';
+import {LibvirtConnectionError} from '../libvirt/wire/errors.ts';
+import type {Procedure} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 
 /** What `LibvirtSession` has, so that it fits as it is. */

@@ -1,6 +1,6 @@
 /** An address in the pod VMs' subnet, for whoever has to know the way there. */
 import type {LibvirtSession} from '../libvirt/session.ts';
-import {procedures} from '../libvirt/procedures.ts';
+import {procedures} from '../libvirt/wire/procedures.ts';
 import {readXml} from '../libvirt/xml.ts';
 
 /**

@@ -3,8 +3,8 @@
  * metadata says so; whatever else is there is never touched, and never waited for.
  */
 import {AdaptorError} from '../errors.ts';
-import {isLibvirtError, libvirtCode} from '../libvirt/errors.ts';
-import {procedures, type Domain} from '../libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../log.ts';
 import type {PodVmRecord} from '../sandbox/ports.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';

@@ -15,8 +15,8 @@ import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
 import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
-import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/errors.ts';
-import {procedures, type Domain} from '../libvirt/procedures.ts';
+import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/wire/errors.ts';
+import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../log.ts';
 import {isInstanceNameOf} from '../sandbox/instance-name.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
@@ -104,7 +104,7 @@ class LibvirtPodVms implements PodVms {
 		return findAddresses(session, {domain: domainOf(vm), mac: vm.mac, network, ...(tail === undefined ? {} : {console: tail})}, log, signal);
 	}
 
-	lastWords(vm: PodVm): readonly string[] {
+	consoleTail(vm: PodVm): readonly string[] {
 		return this.#consoles.get(vm)?.lines() ?? [];
 	}
 

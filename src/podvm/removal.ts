@@ -4,8 +4,8 @@
  * does not keep the others from being done, except that the definition stays as long as anything else may be left.
  */
 import {AdaptorError, codeOf, toError} from '../errors.ts';
-import {isLibvirtError, libvirtCode, LibvirtConnectionError} from '../libvirt/errors.ts';
-import {procedures} from '../libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode, LibvirtConnectionError} from '../libvirt/wire/errors.ts';
+import {procedures} from '../libvirt/wire/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 import {isStillThere, type OwnDomain} from './own-domains.ts';
 import {deleteVolume} from './volume-deletion.ts';

@@ -3,7 +3,7 @@
  * That a guest *is* protected cannot be seen from here: an image that was not built for it boots unprotected all the same. Attestation tells.
  */
 import {AdaptorError} from '../errors.ts';
-import {procedures} from '../libvirt/procedures.ts';
+import {procedures} from '../libvirt/wire/procedures.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 import type {HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';

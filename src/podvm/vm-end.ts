@@ -2,7 +2,7 @@
  * How a VM came to its end, in the operator's words: from a lifecycle event, or from the state when the event was missed. Pure.
  * Numbers: libvirt, include/libvirt/libvirt-domain.h.
  */
-import type {LifecycleEvent} from '../libvirt/events.ts';
+import type {LifecycleEvent} from '../libvirt/wire/events.ts';
 import {PodVmEndedError, type VmEnd} from '../sandbox/vm-ended.ts';
 
 const ends = {

@@ -4,8 +4,8 @@
  */
 import {retry} from '../concurrency/retry.ts';
 import {AdaptorError} from '../errors.ts';
-import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/errors.ts';
-import {procedures} from '../libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
+import {procedures} from '../libvirt/wire/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';
 
 /** While a volume is still being made or written, libvirt refuses to delete it: how often and how soon to ask again. */

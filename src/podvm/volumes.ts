@@ -5,8 +5,8 @@
  */
 import {create} from 'xmlbuilder2';
 import {AdaptorError} from '../errors.ts';
-import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/errors.ts';
-import {procedures, type StoragePool, type StorageVol} from '../libvirt/procedures.ts';
+import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {procedures, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
 import {child, readXml, xmlText} from '../libvirt/xml.ts';
 import {readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';

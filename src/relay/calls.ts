@@ -20,7 +20,7 @@ import {statusCode} from '../ttrpc/status.ts';
 const healthCheck = 'grpc.Health/Check';
 
 /** Calls that change nothing and end when something happens: made again, they mean the same. */
-const waitingMethods: ReadonlySet<string> = new Set([healthCheck, 'grpc.AgentService/WaitProcess', 'grpc.AgentService/GetOOMEvent']);
+const replayableMethods: ReadonlySet<string> = new Set([healthCheck, 'grpc.AgentService/WaitProcess', 'grpc.AgentService/GetOOMEvent']);
 
 export interface CallLimits {
 	/** Calls that are open at a time. A shim has a few dozen; more would only be our memory. */
@@ -33,7 +33,7 @@ export interface CallLimits {
 export const defaultCallLimits: CallLimits = {maxOpen: 1024, maxHeldBytes: 9 * 1024 * 1024};
 
 /** A waiting call's request is short: ids of a container and a process. What is not, is not kept: it fails with the rest. */
-const maxWaitingBytes = 4096;
+const maxReplayableBytes = 4096;
 
 /** So long before the shim gives up it is told why: the failure then has a reason instead of a time-out. */
 const answerAheadMs = 500;
@@ -50,7 +50,7 @@ export interface Call {
 
 interface OpenCall extends Call {
 	/** It only waits: it is made again on the next connection. */
-	waits: boolean;
+	replayable: boolean;
 	/** Its frames, as long as they may have to be sent (again). */
 	held: Buffer[];
 	/** The present connection was sent its request: that the VM answers it is right, however late. */
@@ -107,19 +107,19 @@ export class Calls {
 
 		const {service, method, timeoutNano} = peekMethod(frame.message) ?? {service: '', method: '', timeoutNano: 0n};
 		const name = echoed(`${service}/${method}`);
-		const waits = waitingMethods.has(name) && frame.flags === 0 && bytes.length <= maxWaitingBytes;
+		const replayable = replayableMethods.has(name) && frame.flags === 0 && bytes.length <= maxReplayableBytes;
 		const timeoutMs = Number(timeoutNano) / 1e6;
 		const call: OpenCall = {
-			streamId, method: name, startedAt: now, waits, held: [], isSent: isJoined, delayed: !isJoined,
+			streamId, method: name, startedAt: now, replayable, held: [], isSent: isJoined, delayed: !isJoined,
 			answerBy: timeoutMs > 0 ? now + timeoutMs - Math.min(answerAheadMs, timeoutMs / 10) : undefined,
 		};
-		if (!isJoined || (waits && fits)) {
+		if (!isJoined || (replayable && fits)) {
 			this.#hold(call, bytes);
 		}
 
 		this.#open.set(streamId, call);
 		this.#late.delete(streamId);
-		if (name === healthCheck && call.waits && call.held.length > 0) {
+		if (name === healthCheck && call.replayable && call.held.length > 0) {
 			this.#checks.add(call);
 		}
 
@@ -151,7 +151,7 @@ export class Calls {
 
 		if (isJoined) {
 			// Whatever its name says, it is no simple question.
-			call.waits = false;
+			call.replayable = false;
 			this.#checks.delete(call);
 			this.#release(call);
 		} else if (this.#fits(bytes)) {
@@ -211,7 +211,7 @@ export class Calls {
 		for (const call of this.#open.values()) {
 			yield* call.held;
 			call.isSent = true;
-			if (!call.waits) {
+			if (!call.replayable) {
 				this.#release(call);
 			}
 		}

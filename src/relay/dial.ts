@@ -24,9 +24,9 @@ export interface DialTimings {
 	/** The same once an address has been tried for a minute. */
 	readonly patientRetryMs: number;
 	/** A fresh attempt although the last got no answer yet. */
-	readonly overlapMs: number;
+	readonly hedgeAfterMs: number;
 	/** A fresh attempt although the last is in its TLS handshake: a busy VM is not helped by more handshakes. */
-	readonly handshakeOverlapMs: number;
+	readonly hedgeHandshakeAfterMs: number;
 	/** Somebody else answers; the VM may take the address over later. */
 	readonly strangerMs: number;
 	readonly connectTimeoutMs: number;
@@ -40,8 +40,8 @@ export interface DialTimings {
 export const defaultDialTimings: DialTimings = {
 	retryMs: 25,
 	patientRetryMs: 250,
-	overlapMs: 100,
-	handshakeOverlapMs: 1500,
+	hedgeAfterMs: 100,
+	hedgeHandshakeAfterMs: 1500,
 	strangerMs: 500,
 	connectTimeoutMs: 2000,
 	handshakeTimeoutMs: 15_000,
@@ -163,7 +163,7 @@ class Candidate implements Disposable {
 			timeout = setTimeout(() => socket.destroy(stageError('ETLSTIMEDOUT')), timings.handshakeTimeoutMs);
 			this.#handshaking.add(socket);
 			this.#dropUnanswered();
-			this.#schedule(timings.handshakeOverlapMs);
+			this.#schedule(timings.hedgeHandshakeAfterMs);
 		});
 		let proven = false;
 		const win = (): void => {
@@ -203,7 +203,7 @@ class Candidate implements Disposable {
 		});
 		socket.once('close', onClose);
 		if (this.#attempts.size < timings.maxPending) {
-			this.#schedule(timings.overlapMs);
+			this.#schedule(timings.hedgeAfterMs);
 		}
 	}
 
@@ -229,7 +229,7 @@ class Candidate implements Disposable {
 
 	#schedule(delayMs: number): void {
 		clearTimeout(this.#timer);
-		this.#timer = setTimeout(() => this.#attempt(), this.#handshaking.size > 0 ? Math.max(delayMs, this.#target.timings.handshakeOverlapMs) : delayMs);
+		this.#timer = setTimeout(() => this.#attempt(), this.#handshaking.size > 0 ? Math.max(delayMs, this.#target.timings.hedgeHandshakeAfterMs) : delayMs);
 	}
 
 	/** How far this address got, for the operator. */

@@ -1,6 +1,6 @@
 /**
  * The kata agent's traffic: a unix socket for the shim, mutual TLS to the VM's forwarder, and nothing in between but frames.
- * Puts the parts together: identity, dialling, socket, conversations. Decides nothing about sandboxes.
+ * Puts the parts together: identity, dialling, socket, shim sessions. Decides nothing about sandboxes.
  */
 import type {Socket} from 'node:net';
 import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
@@ -9,10 +9,10 @@ import {levelOfAttempt, type Logger} from '../log.ts';
 import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
 import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
 import {latestStart} from './clock.ts';
-import {Conversation} from './conversation.ts';
+import {ShimSession} from './shim-session.ts';
 import {defaultDialTimings, dial, type Dialled, type DialTarget, type DialTimings} from './dial.ts';
 import type {RelayIdentity} from './identity.ts';
-import {defaultSilenceTimings, type SilenceTimings} from './silence.ts';
+import {defaultLivenessTimings, type LivenessTimings} from './liveness-probe.ts';
 import {forwarderOptions, secureContextOptions, type TlsOptions} from './tls-options.ts';
 
 export interface AgentRelaysOptions {
@@ -29,17 +29,17 @@ export interface RelayTimings extends DialTimings {
 	readonly again: Partial<DialTimings>;
 	/** After so long without a connection the log says how far dialling got, and once more whenever it fails as long again. */
 	readonly reportMs: number;
-	/** As of `ConversationOptions`. */
+	/** As of `ShimSessionOptions`. */
 	readonly redialPauseMs: readonly [first: number, longest: number];
-	readonly silence: SilenceTimings;
+	readonly liveness: LivenessTimings;
 }
 
 const defaultTimings: RelayTimings = {
 	...defaultDialTimings,
-	again: {retryMs: 100, patientRetryMs: 1000, overlapMs: 500, maxPending: 4},
+	again: {retryMs: 100, patientRetryMs: 1000, hedgeAfterMs: 500, maxPending: 4},
 	reportMs: 20_000,
 	redialPauseMs: [100, 5000],
-	silence: defaultSilenceTimings,
+	liveness: defaultLivenessTimings,
 };
 
 /** The VM's network stack tells a dead host from a silent pod; ttrpc has no ping of its own. */
@@ -92,7 +92,7 @@ class Relay implements AgentRelay {
 	readonly #log: Logger;
 	readonly #timings: RelayTimings;
 	readonly #parts = new AsyncDisposableStack();
-	readonly #conversations = new Set<Conversation>();
+	readonly #sessions = new Set<ShimSession>();
 	/** The connection that proved the VM, kept for the first shim. */
 	#warm: WarmConnection | undefined;
 	#connections = 0;
@@ -114,8 +114,8 @@ class Relay implements AgentRelay {
 	fail(reason: Error): void {
 		this.#failure ??= reason;
 		this.#takeWarm()?.destroy();
-		for (const conversation of this.#conversations) {
-			conversation.fail(this.#failure);
+		for (const session of this.#sessions) {
+			session.fail(this.#failure);
 		}
 	}
 
@@ -127,18 +127,18 @@ class Relay implements AgentRelay {
 
 		const log = this.#log.child({connection: ++this.#connections});
 		log.debug({}, 'shim connected');
-		const conversation = new Conversation(shim, {
+		const session = new ShimSession(shim, {
 			connectVm: async signal => this.#connectVm(log, signal),
 			where: {instanceName: this.#target.instanceName, address: this.address},
 			log,
 			now: () => performance.now(),
 			redialPauseMs: this.#timings.redialPauseMs,
-			silence: this.#timings.silence,
+			liveness: this.#timings.liveness,
 		});
-		this.#conversations.add(conversation);
-		void conversation.ended.then(() => this.#conversations.delete(conversation));
+		this.#sessions.add(session);
+		void session.ended.then(() => this.#sessions.delete(session));
 		if (this.#failure !== undefined) {
-			conversation.fail(this.#failure);
+			session.fail(this.#failure);
 		}
 	}
 
@@ -173,7 +173,7 @@ class Relay implements AgentRelay {
 
 	async #dispose(): Promise<void> {
 		this.#takeWarm()?.destroy();
-		await Promise.all([this.#parts.disposeAsync(), ...[...this.#conversations].map(async conversation => conversation[Symbol.asyncDispose]())]);
+		await Promise.all([this.#parts.disposeAsync(), ...[...this.#sessions].map(async session => session[Symbol.asyncDispose]())]);
 	}
 }
 

@@ -20,7 +20,7 @@ export interface ShimLegEvents {
 export class ShimLeg {
 	readonly #socket: Socket;
 	readonly #reader: PacedReader;
-	#isUnheard = false;
+	#hasUnreadAnswers = false;
 	#hasEnded = false;
 
 	/** @param socket paused, half-open allowed; this leg's from now on */
@@ -29,7 +29,7 @@ export class ShimLeg {
 		// A half-open socket need not close by itself after an error.
 		socket.on('error', () => this.destroy());
 		socket.on('drain', () => {
-			this.#isUnheard = false;
+			this.#hasUnreadAnswers = false;
 			events.drained();
 		});
 		this.#reader = new PacedReader(socket, {
@@ -53,8 +53,8 @@ export class ShimLeg {
 	}
 
 	/** The shim leaves our own answers unread: no more of its requests are to be taken meanwhile. */
-	get isUnheard(): boolean {
-		return this.#isUnheard;
+	get hasUnreadAnswers(): boolean {
+		return this.#hasUnreadAnswers;
 	}
 
 	/** Passed so far, both ways. */
@@ -78,7 +78,7 @@ export class ShimLeg {
 	respond(streamId: number, code: number, message: string): void {
 		const response = encodeResponse({status: {code, message}, payload: Buffer.alloc(0)});
 		if (!this.#socket.write(encodeFrame({streamId, type: frameType.response, flags: 0}, response))) {
-			this.#isUnheard = true;
+			this.#hasUnreadAnswers = true;
 		}
 	}
 

@@ -22,7 +22,7 @@ export class VmLeg {
 	readonly #reader: PacedReader;
 	readonly #closed = Promise.withResolvers<undefined>();
 	#isOver = false;
-	#unheardBytes = 0;
+	#unacknowledgedBytes = 0;
 
 	constructor(socket: TLSSocket, events: VmLegEvents) {
 		this.#socket = socket;
@@ -30,7 +30,7 @@ export class VmLeg {
 		socket.on('drain', this.#onDrain).on('error', this.#onError);
 		this.#reader = new PacedReader(socket, {
 			frames: frames => {
-				this.#unheardBytes = 0;
+				this.#unacknowledgedBytes = 0;
 				events.frames(frames);
 			},
 			ended: () => this.#lose(closedByVm()),
@@ -52,15 +52,15 @@ export class VmLeg {
 	}
 
 	/** Sent since anything was received. */
-	get unheardBytes(): number {
-		return this.#unheardBytes;
+	get unacknowledgedBytes(): number {
+		return this.#unacknowledgedBytes;
 	}
 
 	/** Sends these bytes, whole frames, in as few writes as possible. */
 	send(frames: Iterable<Buffer>): void {
 		this.#socket.cork();
 		for (const bytes of frames) {
-			this.#unheardBytes += bytes.length;
+			this.#unacknowledgedBytes += bytes.length;
 			this.#socket.write(bytes);
 		}
 

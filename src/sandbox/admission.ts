@@ -80,14 +80,14 @@ export interface Leftovers {
 
 export const nothing: Leftovers = {mayHaveVm: false};
 
-export type Verdict =
+export type Admission =
 	| {readonly verdict: 'go'}
 	/** Already so: answer success. */
 	| {readonly verdict: 'done'}
 	| {readonly verdict: 'refuse'; readonly why: 'not-found' | 'failed-precondition'; readonly cause?: AdaptorError};
 
 /** Called with the mailbox held, so no other task of the same sandbox is under way. */
-export function admitStart(state: SandboxState): Verdict {
+export function admitStart(state: SandboxState): Admission {
 	switch (state.name) {
 		case 'created': {
 			return {verdict: 'go'};

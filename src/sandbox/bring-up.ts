@@ -5,7 +5,7 @@
 import {Scope} from '../lifetime.ts';
 import type {Prepared, StateOf} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
-import {registeredVm, relayTarget} from './names.ts';
+import {registeredVm, relayTarget} from './log-fields.ts';
 import type {RecordWriter} from './record-writer.ts';
 import type {SandboxId} from './ports.ts';
 import type {Stages} from './stages.ts';
@@ -24,7 +24,7 @@ export async function* bringUp(
 	// By namespace, so that one with many starts does not keep another waiting for all of them.
 	using turn = await starts.acquire(signal, request.pod.namespace);
 	stages.enter('tell the cluster');
-	const [pullCredentials] = await Promise.all([cluster.pullCredentials(request.pod, signal), cluster.claim(registeredVm(id, request), signal)]);
+	const [pullCredentials] = await Promise.all([cluster.pullCredentials(request.pod, signal), cluster.registerVm(registeredVm(id, request), signal)]);
 	stages.enter('start the VM');
 	const vm = await podVms.start({
 		sandboxId: id,

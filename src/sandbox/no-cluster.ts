@@ -5,10 +5,10 @@ export const noCluster: Cluster = {
 	async pullCredentials() {
 		return undefined;
 	},
-	async claim() {
+	async registerVm() {
 		// Nobody to tell.
 	},
-	disclaim() {
+	unregisterVm() {
 		// Nobody to tell.
 	},
 	async podPresence() {
@@ -17,7 +17,7 @@ export const noCluster: Cluster = {
 	reconcile() {
 		// Nobody to tell.
 	},
-	tell() {
+	recordEvent() {
 		// Nobody to tell.
 	},
 };

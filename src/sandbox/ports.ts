@@ -114,7 +114,7 @@ export interface PodNetworks {
 	 * Undoes a reservation of which only the place is known, for it was cut off, perhaps in a daemon that has died. Succeeds when nothing is
 	 * reserved there, or the netns is gone. Leaves alone what another sandbox has there, and a tunnel that leads to a VM.
 	 */
-	abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void>;
+	releaseByNetns(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void>;
 	/**
 	 * Whether the namespace still exists. It is gone when the directory that had it has no such name any more, or has another namespace by that
 	 * name. Never throws: what cannot be seen, such as a directory that is not mounted here, is 'unknown'.
@@ -137,7 +137,7 @@ export interface PodNetworks {
 	 * Removes what a tunnel has outside of its netns, where only its VNI is known any more: the rest goes with the netns. Leaves alone what
 	 * belongs to tunnels that are known.
 	 */
-	forget(vni: number, signal: AbortSignal): Promise<void>;
+	releaseByVni(vni: number, signal: AbortSignal): Promise<void>;
 }
 
 /** A file for the VM's cloud-init disk. Contents may hold keys, so they never print. */
@@ -185,7 +185,7 @@ export interface PodVms {
 	 * What a VM that this daemon has started printed last on its console while its addresses were asked for: a few lines of printable text, oldest
 	 * first. Empty where that is not known, or not to be known.
 	 */
-	lastWords(vm: PodVm): readonly string[];
+	consoleTail(vm: PodVm): readonly string[];
 	/**
 	 * Resolves when the VM has ended by itself or was deleted, at once if it has already, with how ('aborted'); however long that takes, and also
 	 * when the hypervisor is away in between. Rejects with the signal's reason only.
@@ -263,7 +263,7 @@ export interface AgentRelay extends AsyncDisposable {
 }
 
 /** A pod's VM, as those know it who may outlive this node. */
-export interface ClaimedVm {
+export interface RegisteredVm {
 	readonly sandboxId: SandboxId;
 	readonly instanceName: string;
 	readonly pod: PodIdentity;
@@ -291,21 +291,21 @@ export interface Cluster {
 	 * Puts on record that the pod is to have this VM, so that somebody can delete it when this node cannot any more; also of a VM that is on record
 	 * already. Resolves when that is done, or after a short while: then it goes on in the background. Rejects with the signal's reason only.
 	 */
-	claim(vm: ClaimedVm, signal: AbortSignal): Promise<void>;
+	registerVm(vm: RegisteredVm, signal: AbortSignal): Promise<void>;
 	/** The VM is gone: the record is withdrawn, in the background. Another VM of the same pod stays on record. */
-	disclaim(vm: ClaimedVm): void;
+	unregisterVm(vm: RegisteredVm): void;
 	/**
 	 * Whether the pod itself still exists: the pod with its UID, not another one of its name. `unknown` without an API server, without its answer in
 	 * time, and for static pods. Rejects with the signal's reason only.
 	 */
-	podPresence(vm: ClaimedVm, signal: AbortSignal): Promise<Presence>;
+	podPresence(vm: RegisteredVm, signal: AbortSignal): Promise<Presence>;
 	/**
 	 * These are all VMs of this node that should be on record; called again and again. What is missing is put on record, what is too much is withdrawn,
 	 * in the background, whatever was refused or lost before.
 	 */
-	reconcile(vms: readonly ClaimedVm[]): void;
+	reconcile(vms: readonly RegisteredVm[]): void;
 	/** Tells what happened to a pod, in the background; repetitions may be dropped. */
-	tell(pod: PodIdentity, event: PodEvent): void;
+	recordEvent(pod: PodIdentity, event: PodEvent): void;
 }
 
 /** Daemons on the same PODS_DIR. During an update two of them run. */

@@ -18,7 +18,7 @@ import {abortable, pause, Scope} from '../lifetime.ts';
 import type {SandboxState} from './admission.ts';
 import type {SandboxContext} from './context.ts';
 import {decide, type Decision, type Observation} from './decision.ts';
-import type {ClaimedVm, OtherDaemons, PodVmRecord, Presence, SandboxId} from './ports.ts';
+import type {RegisteredVm, OtherDaemons, PodVmRecord, Presence, SandboxId} from './ports.ts';
 import type {SandboxRecord} from './records.ts';
 import type {Sandbox} from './sandbox.ts';
 import {isUsableId} from './sandbox-id.ts';
@@ -301,7 +301,7 @@ export class Reconciler {
 					log.warn({...names, reason}, 'removing the sandbox');
 					// A removal that was asked for is no news to the pod.
 					if (pod !== undefined && inHand(state).record !== 'stopping') {
-						cluster.tell(pod, {type: 'Warning', reason: 'PodVMRemoved', message: `The pod's VM is removed: ${reason}`});
+						cluster.recordEvent(pod, {type: 'Warning', reason: 'PodVMRemoved', message: `The pod's VM is removed: ${reason}`});
 					}
 
 					await this.#known.remove(id, `The sandbox is removed: ${reason}`);
@@ -433,7 +433,7 @@ function inHand(state: SandboxState): Pick<Observation, 'record' | 'isInHand'> {
 }
 
 /** The VM that the cluster should know of: of every sandbox that may have one. */
-function expectedVm({state, vm}: Sandbox): ClaimedVm | undefined {
+function expectedVm({state, vm}: Sandbox): RegisteredVm | undefined {
 	switch (state.name) {
 		case 'recovering':
 		case 'starting':

@@ -5,7 +5,7 @@ import {AdaptorError} from '../errors.ts';
 import {abortable, Scope} from '../lifetime.ts';
 import {occupiesPlace, refusal, vmIn} from './admission.ts';
 import type {SandboxContext} from './context.ts';
-import {agentSocketPath} from './names.ts';
+import {agentSocketPath} from './log-fields.ts';
 import type {CreateSandbox, OtherDaemons, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
 import {Reconciler, type ReconcileTimes} from './reconcile.ts';
 import type {SandboxRecord} from './records.ts';

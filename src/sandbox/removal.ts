@@ -8,7 +8,7 @@ import {abortable, pause, Scope} from '../lifetime.ts';
 import {levelOfAttempt, type Logger} from '../log.ts';
 import type {Leftovers} from './admission.ts';
 import type {SandboxContext} from './context.ts';
-import {agentSocketPath, registeredVm} from './names.ts';
+import {agentSocketPath, registeredVm} from './log-fields.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {SandboxId} from './ports.ts';
 
@@ -45,7 +45,7 @@ export async function clear(
 			if (network === undefined) {
 				// No record says what the VM's network was. The VM does, as long as it is there.
 				const vms = (await podVms.list(signal)).filter(({sandboxId}) => sandboxId === id);
-				await Promise.all(vms.map(async ({vni}) => networks.forget(vni, signal)));
+				await Promise.all(vms.map(async ({vni}) => networks.releaseByVni(vni, signal)));
 			}
 
 			await podVms.delete(id, signal);
@@ -55,7 +55,7 @@ export async function clear(
 
 	// Also without a VM: a daemon that died had perhaps come to the registration and no further.
 	if (request !== undefined && left.size === 0) {
-		cluster.disclaim(registeredVm(id, request));
+		cluster.unregisterVm(registeredVm(id, request));
 	}
 
 	await remove('the tunnel', async signal => {
@@ -64,7 +64,7 @@ export async function clear(
 		}
 
 		if (reservingIn !== undefined) {
-			await networks.abandon(id, reservingIn, signal);
+			await networks.releaseByNetns(id, reservingIn, signal);
 		}
 	});
 	if (left.size > 0) {

@@ -6,7 +6,7 @@ import {Scope} from '../lifetime.ts';
 import {levelOfAttempt, type Logger} from '../log.ts';
 import type {StateOf} from './admission.ts';
 import type {SandboxContext} from './context.ts';
-import {registeredVm, relayTarget} from './names.ts';
+import {registeredVm, relayTarget} from './log-fields.ts';
 import type {AgentRelay, PodNetwork} from './ports.ts';
 import type {RecordWriter} from './record-writer.ts';
 import type {SandboxRecord} from './records.ts';
@@ -39,7 +39,7 @@ export async function resumeRunning(record: Running, context: SandboxContext, re
 		await recordWriter.write({request, network, state: 'running', vm, address: relay.address});
 		signal.throwIfAborted();
 		// What an earlier run did not get through to the cluster is made up for.
-		void cluster.claim(registeredVm(id, request), signal).catch(() => undefined);
+		void cluster.registerVm(registeredVm(id, request), signal).catch(() => undefined);
 		return {name: 'running', prepared: {request, network, tls}, vm, relay};
 	} catch (error) {
 		await relay[Symbol.asyncDispose]();

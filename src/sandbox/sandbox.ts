@@ -12,9 +12,9 @@ import {
 } from './admission.ts';
 import {bringUp} from './bring-up.ts';
 import type {SandboxContext} from './context.ts';
-import {agentSocketPath, createdNames, registeredVm, runningNames} from './names.ts';
+import {agentSocketPath, createdNames, registeredVm, runningNames} from './log-fields.ts';
 import {podRequest, type PodRequest} from './pod-request.ts';
-import type {ClaimedVm, CreateSandbox, PodIdentity, PodNetwork, SandboxId} from './ports.ts';
+import type {RegisteredVm, CreateSandbox, PodIdentity, PodNetwork, SandboxId} from './ports.ts';
 import {prepare} from './preparation.ts';
 import {RecordWriter} from './record-writer.ts';
 import type {SandboxRecord} from './records.ts';
@@ -83,7 +83,7 @@ export class Sandbox {
 	}
 
 	/** What the cluster may know it by, once it is created. */
-	get vm(): ClaimedVm | undefined {
+	get vm(): RegisteredVm | undefined {
 		const {request} = this.#recordWriter;
 		return request === undefined ? undefined : registeredVm(this.id, request);
 	}
@@ -253,7 +253,7 @@ export class Sandbox {
 		if (state.name === 'running') {
 			state.relay.fail(reason);
 			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
-			this.#context.cluster.tell(state.prepared.request.pod, {type: 'Warning', reason: 'PodVMEnded', message: reason.message});
+			this.#context.cluster.recordEvent(state.prepared.request.pod, {type: 'Warning', reason: 'PodVMEnded', message: reason.message});
 			await this.#failed(state, reason, leftoversOf(state));
 		}
 	}
@@ -349,9 +349,9 @@ export class Sandbox {
 		} catch (thrown) {
 			// A start that is ended on purpose is no news to whoever ends it.
 			const isNews = !this.#end.signal.aborted;
-			const reason = failure = stages.failed(rootCause(thrown, scope.signal), isNews && this.#state.name === 'booting' ? podVms.lastWords(this.#state.vm) : []);
+			const reason = failure = stages.failed(rootCause(thrown, scope.signal), isNews && this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm) : []);
 			if (isNews) {
-				cluster.tell(prepared.request.pod, {type: 'Warning', reason: reason.reason ?? 'PodVMStartFailed', message: reason.message});
+				cluster.recordEvent(prepared.request.pod, {type: 'Warning', reason: reason.reason ?? 'PodVMStartFailed', message: reason.message});
 			}
 
 			const leftovers = await this.#rollBack(leftoversOf(this.#state));
@@ -414,7 +414,7 @@ export class Sandbox {
 	/** A pod that gets less than it asked for must be able to know why it is slow, or out of memory. */
 	#tellLimits({pod, limited}: PodRequest): void {
 		if (limited !== undefined) {
-			this.#context.cluster.tell(pod, {type: 'Warning', reason: 'PodVMSizeLimited', message: `The pod's VM has ${limited.join(' and ')}`});
+			this.#context.cluster.recordEvent(pod, {type: 'Warning', reason: 'PodVMSizeLimited', message: `The pod's VM has ${limited.join(' and ')}`});
 		}
 	}
 

@@ -7,14 +7,14 @@ export class Stages {
 
 	/**
 	 * The error that a start ends with: what was wrong, and in which stage after how long.
-	 * @param lastWords of the guest; in one line, as everything that shows errors wants it
+	 * @param consoleTail of the guest; in one line, as everything that shows errors wants it
 	 */
-	failed(thrown: unknown, lastWords: readonly string[]): AdaptorError {
+	failed(thrown: unknown, consoleTail: readonly string[]): AdaptorError {
 		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
 		const {what, where, remedy, reason} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}};
 		return new AdaptorError({
 			code: codeOf(thrown),
-			what: `Could not ${name}: ${what}${lastWords.length === 0 ? '' : `; its console ended with: ${lastWords.join(' | ')}`}`,
+			what: `Could not ${name}: ${what}${consoleTail.length === 0 ? '' : `; its console ended with: ${consoleTail.join(' | ')}`}`,
 			where: {...where, stageMs: Math.round(performance.now() - since)},
 			...(remedy === undefined ? {} : {remedy}),
 			...(reason === undefined ? {} : {reason}),

@@ -1,6 +1,6 @@
 /** Prints the names of the domains of one libvirt after the other, as JSON. Arguments: the URIs. */
-import {openPipe} from '../../src/libvirt/open-pipe.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {silentLogger} from '../../src/log.ts';

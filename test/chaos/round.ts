@@ -8,7 +8,7 @@
 import {readFile} from 'node:fs/promises';
 import {toError} from '../../src/errors.ts';
 import {abortable, pause, Scope} from '../../src/lifetime.ts';
-import {libvirtCode} from '../../src/libvirt/errors.ts';
+import {libvirtCode} from '../../src/libvirt/wire/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {TtrpcError} from '../../src/ttrpc/status.ts';
 import {AgentClient} from '../lab/agent-client.ts';

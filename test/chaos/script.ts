@@ -1,5 +1,5 @@
 /** What happens in a round, made from a seed: pure, so that a round that failed can be played again. Knows no process and no socket. */
-import {libvirtCode} from '../../src/libvirt/errors.ts';
+import {libvirtCode} from '../../src/libvirt/wire/errors.ts';
 import type {Cni} from '../network/world.ts';
 
 /** In this order. The two in the middle are idle: nobody asks the daemon for anything. */

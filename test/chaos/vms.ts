@@ -5,7 +5,7 @@
 import {spawn, type ChildProcess} from 'node:child_process';
 import {rm, writeFile} from 'node:fs/promises';
 import {fileURLToPath} from 'node:url';
-import type {LifecycleEvent} from '../../src/libvirt/events.ts';
+import type {LifecycleEvent} from '../../src/libvirt/wire/events.ts';
 import {Service} from '../lab/service.ts';
 import type {World} from '../network/world.ts';
 import type {KvmHost} from '../support/kvm-host.ts';

@@ -9,7 +9,7 @@ import {startTestLibvirtd} from '../support/libvirtd.ts';
 const nowhere = {write: () => undefined};
 const context: CommandContext = {
 	env: {}, flags: {}, operands: [], host: {hostname: 'controller-0'}, version: '0', out: nowhere, err: nowhere, logTo: 2, onLogger: () => undefined,
-	surroundings: {home: '/nonexistent', user: 'root', sshAgentSocket: undefined},
+	processContext: {home: '/nonexistent', user: 'root', sshAgentSocket: undefined},
 };
 
 test('it releases what a lost node has left, through a real libvirt, and gives its lease back', async t => {
@@ -23,7 +23,7 @@ test('it releases what a lost node has left, through a real libvirt, and gives i
 	api.delete('pods', 'nginx', 'default');
 	const ending = new AbortController();
 	const env = {...api.environment, LIBVIRT_URI: `test+unix:///default?socket=${libvirtd.socketPath}`, CLUSTER_ID: 'east', ABANDONED_GRACE: '5ms', LOG_LEVEL: 'silent'};
-	const running = controller({...context, env, surroundings: {...context.surroundings, serviceAccountDirectory: api.accountDirectory}}, ending.signal);
+	const running = controller({...context, env, processContext: {...context.processContext, serviceAccountDirectory: api.accountDirectory}}, ending.signal);
 	await api.until(() => api.find('peerpods', instanceName, 'default') === undefined);
 	ending.abort(new Error('enough'));
 	t.is(await running, 0);

@@ -1,6 +1,6 @@
 /** What every implementation of `Cluster` promises. Call it once per implementation, from that one's test file. */
 import type {ExecutionContext, TestFn} from 'ava';
-import type {ClaimedVm, Cluster, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
+import type {RegisteredVm, Cluster, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
 
 export interface ClusterHarness extends AsyncDisposable {
 	readonly cluster: Cluster;
@@ -19,8 +19,8 @@ export interface ClusterHarness extends AsyncDisposable {
 }
 
 const pod: PodIdentity = {name: 'nginx', namespace: 'default'};
-const vm: ClaimedVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod};
-const next: ClaimedVm = {sandboxId: '5e6f7a8b'.repeat(8), instanceName: 'podvm-nginx-5e6f7a8b', pod};
+const vm: RegisteredVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod};
+const next: RegisteredVm = {sandboxId: '5e6f7a8b'.repeat(8), instanceName: 'podvm-nginx-5e6f7a8b', pod};
 
 export function clusterContract(test: TestFn, name: string, makeHarness: () => Promise<ClusterHarness>): void {
 	const signal = (): AbortSignal => AbortSignal.timeout(100_000);
@@ -33,31 +33,31 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 	};
 
 	contract('a claim gets on record, and claiming again changes nothing', async (t, {cluster, claims, until}) => {
-		await cluster.claim(vm, signal());
+		await cluster.registerVm(vm, signal());
 		await until(() => claims().length > 0);
 		t.deepEqual(claims(), [vm.instanceName]);
-		await cluster.claim(vm, signal());
+		await cluster.registerVm(vm, signal());
 		t.deepEqual(claims(), [vm.instanceName]);
 	});
 
 	contract('what is withdrawn goes; another VM of the same pod stays', async (t, {cluster, claims, until}) => {
-		await Promise.all([cluster.claim(vm, signal()), cluster.claim(next, signal())]);
+		await Promise.all([cluster.registerVm(vm, signal()), cluster.registerVm(next, signal())]);
 		await until(() => claims().length === 2);
-		cluster.disclaim(vm);
+		cluster.unregisterVm(vm);
 		await until(() => !claims().includes(vm.instanceName));
 		t.deepEqual(claims(), [next.instanceName]);
 	});
 
 	contract('withdrawing what was never claimed does nothing', async (t, {cluster, claims, until}) => {
-		await cluster.claim(next, signal());
+		await cluster.registerVm(next, signal());
 		await until(() => claims().length > 0);
-		cluster.disclaim(vm);
-		await cluster.claim(next, signal());
+		cluster.unregisterVm(vm);
+		await cluster.registerVm(next, signal());
 		t.deepEqual(claims(), [next.instanceName]);
 	});
 
 	contract('reconciling puts on record what is missing, and leaves what is there', async (t, {cluster, claims, until}) => {
-		await cluster.claim(vm, signal());
+		await cluster.registerVm(vm, signal());
 		await until(() => claims().length === 1);
 		cluster.reconcile([vm, next]);
 		await until(() => claims().length === 2);
@@ -83,7 +83,7 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 	contract('what was withdrawn is put on record again when it is wanted again', async (t, {cluster, claims, until}) => {
 		cluster.reconcile([vm]);
 		await until(() => claims().length === 1);
-		cluster.disclaim(vm);
+		cluster.unregisterVm(vm);
 		await until(() => claims().length === 0);
 		cluster.reconcile([vm]);
 		await until(() => claims().length === 1);
@@ -109,7 +109,7 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 
 	contract('without a UID a pod of the same name counts, unless the record names another one', async (t, {cluster, add, remove, claims, until}) => {
 		t.is(await cluster.podPresence(vm, signal()), 'present');
-		await cluster.claim(vm, signal());
+		await cluster.registerVm(vm, signal());
 		await until(() => claims().length === 1);
 		t.is(await cluster.podPresence(vm, signal()), 'present');
 		remove(pod);
@@ -127,7 +127,7 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 		using _ = silence();
 		const reason = new Error('no longer wanted');
 		const caller = new AbortController();
-		const waits = [cluster.claim(vm, caller.signal), cluster.pullCredentials(pod, caller.signal), cluster.podPresence(vm, caller.signal)];
+		const waits = [cluster.registerVm(vm, caller.signal), cluster.pullCredentials(pod, caller.signal), cluster.podPresence(vm, caller.signal)];
 		caller.abort(reason);
 		for (const wait of waits) {
 			t.is(await t.throwsAsync(wait), reason);
@@ -139,7 +139,7 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 	});
 
 	contract('what a pod is told can be seen', async (t, {cluster, reasons, until}) => {
-		cluster.tell(pod, {type: 'Warning', reason: 'PodVMEnded', message: 'It burnt'});
+		cluster.recordEvent(pod, {type: 'Warning', reason: 'PodVMEnded', message: 'It burnt'});
 		await until(() => reasons(pod).length > 0);
 		t.deepEqual(reasons(pod), ['PodVMEnded']);
 	});

@@ -96,7 +96,7 @@ export function podNetworksContract(test: TestFn, name: string, makeHarness: () 
 	contract('a reservation is abandoned by its place alone, and the place is free again', async (t, {networks, addPod, tunnel}) => {
 		const netnsPath = await addPod(2);
 		const first = await networks.reserve('one', netnsPath, signal());
-		await networks.abandon('one', netnsPath, signal());
+		await networks.releaseByNetns('one', netnsPath, signal());
 		t.is(await tunnel(first), 'none');
 		t.is(await tunnel(await networks.reserve('two', netnsPath, signal())), 'reserved');
 	});
@@ -107,10 +107,10 @@ export function podNetworksContract(test: TestFn, name: string, makeHarness: () 
 		const two = await networks.reserve('two', attached ?? '', signal());
 		await networks.attach(two, '192.168.122.102', signal());
 		await removePod(5);
-		await networks.abandon('another', reserved ?? '', signal());
-		await networks.abandon('another', attached ?? '', signal());
-		await networks.abandon('three', empty ?? '', signal());
-		await networks.abandon('four', gone ?? '', signal());
+		await networks.releaseByNetns('another', reserved ?? '', signal());
+		await networks.releaseByNetns('another', attached ?? '', signal());
+		await networks.releaseByNetns('three', empty ?? '', signal());
+		await networks.releaseByNetns('four', gone ?? '', signal());
 		t.deepEqual(await Promise.all([one, two].map(tunnel)), ['reserved', {remote: '192.168.122.102'}]);
 	});
 
@@ -134,8 +134,8 @@ export function podNetworksContract(test: TestFn, name: string, makeHarness: () 
 		await networks.release(last, signal());
 		const alias = await aliasOf(2);
 		const next = await networks.reserve('next', alias, signal());
-		await networks.abandon('last', last.netnsPath, signal());
-		await networks.abandon('another', last.netnsPath, signal());
+		await networks.releaseByNetns('last', last.netnsPath, signal());
+		await networks.releaseByNetns('another', last.netnsPath, signal());
 		t.is(await tunnel(next), 'reserved');
 		await networks.attach(next, '192.168.122.102', signal());
 		await networks.release(last, signal());

@@ -78,7 +78,7 @@ test('the daemon needs every right of its role, and no other', async t => {
 	});
 	const capacity = (): string | undefined => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource);
 	await api.until(() => refused().length > 0 || capacity() === '5');
-	await cluster.claim(vm, signal);
+	await cluster.registerVm(vm, signal);
 	cluster.reconcile([vm]);
 	await api.until(() => refused().length > 0 || api.calls.some(({plural, verb}) => plural === 'peerpods' && verb === 'list'));
 	t.is(await cluster.podPresence(vm, signal), 'present');
@@ -86,10 +86,10 @@ test('the daemon needs every right of its role, and no other', async t => {
 	const [peerPod] = api.list('peerpods');
 	api.put('peerpods', {...peerPod, metadata: {...peerPod?.metadata, name: peerPod?.metadata.name ?? '', finalizers: ['another/finalizer', 'peer.pod/finalizer']}});
 	t.truthy(await cluster.pullCredentials(vm.pod, signal));
-	cluster.tell(vm.pod, event);
-	cluster.tell(vm.pod, event);
+	cluster.recordEvent(vm.pod, event);
+	cluster.recordEvent(vm.pod, event);
 	await api.until(() => refused().length > 0 || api.calls.some(({plural, verb}) => plural === 'events' && verb === 'patch'));
-	cluster.disclaim(vm);
+	cluster.unregisterVm(vm);
 	await api.until(() => refused().length > 0 || api.calls.some(({plural, verb}) => plural === 'peerpods' && verb === 'delete'));
 	api.delete('daemonsets', 'osc-caa-ds', namespace);
 	await cluster[Symbol.asyncDispose]();

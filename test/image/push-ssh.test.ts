@@ -4,7 +4,7 @@ import {readdir, readFile, writeFile} from 'node:fs/promises';
 import test from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import {pushImage} from '../../src/image/push.ts';
-import {openPipe} from '../../src/libvirt/open-pipe.ts';
+import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {silentLogger} from '../../src/log.ts';

@@ -11,8 +11,8 @@ import {pushImage, type PushedImage, type PushOptions} from '../../src/image/pus
 import {parseImageReference} from '../../src/image/reference.ts';
 import {fileSource, registrySource, type ImageSource} from '../../src/image/source.ts';
 import type {LibvirtStorage} from '../../src/image/volumes.ts';
-import {LibvirtConnectionError} from '../../src/libvirt/errors.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {LibvirtConnectionError} from '../../src/libvirt/wire/errors.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {silentLogger} from '../../src/log.ts';
 import {readBaseVolume} from '../../src/podvm/volumes.ts';
 import {TestApiServer} from '../support/api-server.ts';

@@ -6,9 +6,9 @@ import {execFile} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
 import {chown, mkdir, readdir, readFile, rm, writeFile} from 'node:fs/promises';
 import {promisify} from 'node:util';
-import {procedures, type StoragePool} from '../../src/libvirt/procedures.ts';
+import {procedures, type StoragePool} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {startTestLibvirtd, type TestLibvirtd} from '../support/libvirtd.ts';
 

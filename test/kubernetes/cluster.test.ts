@@ -22,7 +22,7 @@ test('a daemon that joins advertises its node, claims VMs, and knows its limit',
 	api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
 	await using cluster = await joinCluster(optionsFor(api));
 	t.is(cluster.limit, 7);
-	await cluster.claim({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod: {name: 'nginx', namespace: 'default'}}, signal);
+	await cluster.registerVm({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod: {name: 'nginx', namespace: 'default'}}, signal);
 	await api.until(() => api.find('peerpods', 'podvm-nginx-aaaaaaaa', 'default'));
 	await api.until(() => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource) === '7');
 });
@@ -53,7 +53,7 @@ test('an API server that never answers costs a start four seconds in all', async
 	await using cluster = await joinCluster(optionsFor(api));
 	const pod = {name: 'nginx', namespace: 'default'};
 	const start = Promise.all([
-		cluster.pullCredentials(pod, signal), cluster.claim({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod}, signal),
+		cluster.pullCredentials(pod, signal), cluster.registerVm({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod}, signal),
 	]);
 	// Not by the clock: timers end in their order, however slow the machine.
 	const outcome = await Promise.race([start, delay(6000, 'too late', {ref: false})]);

@@ -1,13 +1,13 @@
 import test, {type ExecutionContext} from 'ava';
 import {verdictOn, type NodeView} from '../../src/kubernetes/abandonment.ts';
 import {cleanUpAfterNodes} from '../../src/kubernetes/controller.ts';
-import {newPeerPod, type Claim} from '../../src/kubernetes/peer-pod.ts';
+import {newPeerPod, type VmRegistration} from '../../src/kubernetes/peer-pod.ts';
 import {peerPodKind, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {testCluster} from './cluster.ts';
 
 const instanceName = 'podvm-nginx-1a2b3c4d';
-const claim: Claim = {instanceName, pod: {name: 'nginx', namespace: 'default', uid: 'uid-1'}, node: 'worker-0', cluster: 'east', isBeingDeleted: true};
+const claim: VmRegistration = {instanceName, pod: {name: 'nginx', namespace: 'default', uid: 'uid-1'}, node: 'worker-0', cluster: 'east', isBeingDeleted: true};
 
 test('only what is being deleted, of this cluster, and without a daemon for long enough is deleted', t => {
 	const policy = {cluster: 'east', graceMs: 100};
@@ -27,7 +27,7 @@ test('only what is being deleted, of this cluster, and without a daemon for long
 interface World {
 	readonly api: TestApiServer;
 	/** VMs that were deleted. */
-	readonly deleted: Claim[];
+	readonly deleted: VmRegistration[];
 	readonly log: ReturnType<typeof recordingLog>;
 	/** Moves the controller's clock. */
 	readonly pass: (ms: number) => void;
@@ -48,7 +48,7 @@ async function world(t: ExecutionContext): Promise<World> {
 	api.put('nodes', {metadata: {name: 'worker-0'}, status: conditions('True')});
 	api.put('pods', {metadata: {name: 'daemon', namespace: api.namespace, labels: {name: 'osc-caa-ds'}}, spec: {nodeName: 'worker-0'}, status: conditions('True')});
 	const log = recordingLog();
-	const deleted: Claim[] = [];
+	const deleted: VmRegistration[] = [];
 	const ending = new AbortController();
 	let time = 0;
 	const state: World = {

@@ -28,7 +28,7 @@ test('a daemon in a cluster advertises its node by its settings and PeerPodConfi
 			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`,
 		},
 		flags: {}, operands: [], host: {hostname: 'h'}, version: '0', out: nowhere, err: nowhere, logTo: 2, onLogger: () => undefined,
-		surroundings: {home: '/nonexistent', user: 'root', sshAgentSocket: undefined, serviceAccountDirectory: api.accountDirectory},
+		processContext: {home: '/nonexistent', user: 'root', sshAgentSocket: undefined, serviceAccountDirectory: api.accountDirectory},
 	};
 	const capacity = (): string | undefined => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource);
 	const ending = new AbortController();

@@ -4,12 +4,12 @@ import {at, listAt, textAt} from '../../src/kubernetes/fields.ts';
 import {peerPodFinalizer} from '../../src/kubernetes/peer-pod.ts';
 import {PeerPods, type PeerPodsOptions} from '../../src/kubernetes/peer-pods.ts';
 import {silentLogger} from '../../src/log.ts';
-import type {ClaimedVm} from '../../src/sandbox/ports.ts';
+import type {RegisteredVm} from '../../src/sandbox/ports.ts';
 import {peerPodKind, type Raw, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {clientOf, testCluster} from './cluster.ts';
 
-const vm: ClaimedVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod: {name: 'nginx', namespace: 'default'}};
+const vm: RegisteredVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod: {name: 'nginx', namespace: 'default'}};
 const unconditional = new AbortController().signal;
 
 function found(api: TestApiServer, name = vm.instanceName): Raw | undefined {
@@ -49,7 +49,7 @@ async function world(t: ExecutionContext, kinds = [peerPodKind]): Promise<World>
 
 test('a claim is on record when it resolves: owned by the pod, held by the finalizer, naming the VM', async t => {
 	const {api, podUid, start} = await world(t);
-	await start().claim(vm, unconditional);
+	await start().registerVm(vm, unconditional);
 	const peerPod = found(api);
 	t.deepEqual(at(peerPod, 'spec'), {cloudProvider: 'libvirt', instanceID: 'podvm-nginx-1a2b3c4d'});
 	t.deepEqual(listAt(peerPod, 'metadata', 'finalizers'), ['peer.pod/finalizer']);
@@ -62,8 +62,8 @@ test('a claim is on record when it resolves: owned by the pod, held by the final
 test('the VM is gone: so is the object', async t => {
 	const {api, start} = await world(t);
 	const peerPods = start();
-	await peerPods.claim(vm, unconditional);
-	peerPods.disclaim(vm);
+	await peerPods.registerVm(vm, unconditional);
+	peerPods.unregisterVm(vm);
 	await api.until(() => found(api) === undefined);
 	t.is(api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'get').length, 0);
 });
@@ -71,10 +71,10 @@ test('the VM is gone: so is the object', async t => {
 test('it stays while the VM does, though the pod is gone, and goes with the VM', async t => {
 	const {api, start} = await world(t);
 	const peerPods = start();
-	await peerPods.claim(vm, unconditional);
+	await peerPods.registerVm(vm, unconditional);
 	api.delete('pods', 'nginx', 'default');
 	await api.until(() => at(found(api), 'metadata', 'deletionTimestamp') !== undefined);
-	peerPods.disclaim(vm);
+	peerPods.unregisterVm(vm);
 	await api.until(() => found(api) === undefined);
 	t.pass();
 });
@@ -82,9 +82,9 @@ test('it stays while the VM does, though the pod is gone, and goes with the VM',
 test('the finalizers of others stay, and so does what they hold', async t => {
 	const {api, start} = await world(t);
 	const peerPods = start();
-	await peerPods.claim(vm, unconditional);
+	await peerPods.registerVm(vm, unconditional);
 	api.put('peerpods', {metadata: {name: vm.instanceName, namespace: 'default', finalizers: ['example.com/audit', peerPodFinalizer]}});
-	peerPods.disclaim(vm);
+	peerPods.unregisterVm(vm);
 	const peerPod = await api.until(() => at(found(api), 'metadata', 'deletionTimestamp') !== undefined && found(api));
 	t.deepEqual(listAt(peerPod, 'metadata', 'finalizers'), ['example.com/audit']);
 });
@@ -92,13 +92,13 @@ test('the finalizers of others stay, and so does what they hold', async t => {
 test('after a restart the claim is the one that there was', async t => {
 	const {api, start} = await world(t);
 	const before = start();
-	await before.claim(vm, unconditional);
+	await before.registerVm(vm, unconditional);
 	const {uid} = found(api)?.metadata ?? {};
 	await before[Symbol.asyncDispose]();
 	const after = start();
-	await after.claim(vm, unconditional);
+	await after.registerVm(vm, unconditional);
 	t.is(found(api)?.metadata.uid, uid);
-	after.disclaim(vm);
+	after.unregisterVm(vm);
 	await api.until(() => found(api) === undefined);
 });
 
@@ -107,7 +107,7 @@ test('an API server that is away makes no pod wait for long, and learns of the c
 	const log = recordingLog();
 	const peerPods = start({patienceMs: 20, log});
 	using away = api.fault(() => 'drop');
-	await peerPods.claim(vm, unconditional);
+	await peerPods.registerVm(vm, unconditional);
 	t.is(found(api), undefined);
 	away[Symbol.dispose]();
 	await api.until(() => found(api));
@@ -119,15 +119,15 @@ test('a claim that was withdrawn before it got through leaves nothing, whichever
 	const peerPods = start({patienceMs: 5});
 	{
 		using _ = api.fault(({plural}) => plural === 'peerpods' ? 'drop-after' : undefined);
-		await peerPods.claim(vm, unconditional);
+		await peerPods.registerVm(vm, unconditional);
 		await api.until(() => found(api));
-		peerPods.disclaim(vm);
+		peerPods.unregisterVm(vm);
 	}
 
 	await api.until(() => found(api) === undefined);
 	using _ = api.fault(({plural}) => plural === 'pods' ? 'silence' : undefined);
-	await peerPods.claim(vm, unconditional);
-	peerPods.disclaim(vm);
+	await peerPods.registerVm(vm, unconditional);
+	peerPods.unregisterVm(vm);
 	await peerPods[Symbol.asyncDispose]();
 	t.is(found(api), undefined);
 });
@@ -136,7 +136,7 @@ test('the wait ends with its signal', async t => {
 	const {api, start} = await world(t);
 	using _ = api.fault(() => 'silence');
 	const caller = new AbortController();
-	const claim = start().claim(vm, caller.signal);
+	const claim = start().registerVm(vm, caller.signal);
 	await api.until(() => api.calls.some(({plural}) => plural === 'pods'));
 	const reason = new Error('stopped');
 	caller.abort(reason);
@@ -148,9 +148,9 @@ test('a cluster without PeerPods costs one line, and no waiting; when they come,
 	const log = recordingLog();
 	const peerPods = start({log, patienceMs: 60_000});
 	const other = {...vm, instanceName: 'podvm-nginx-99999999'};
-	await Promise.all([peerPods.claim(vm, unconditional), peerPods.claim(other, unconditional)]);
+	await Promise.all([peerPods.registerVm(vm, unconditional), peerPods.registerVm(other, unconditional)]);
 	t.is(log.lines.filter(({level}) => level === 'warn').length, 1);
-	peerPods.disclaim(other);
+	peerPods.unregisterVm(other);
 	api.define(peerPodKind);
 	await api.until(() => found(api));
 	t.is(found(api, other.instanceName), undefined);
@@ -162,12 +162,12 @@ test('who may not make PeerPods is told once, waits for nothing, and makes up fo
 	const other = {...vm, instanceName: 'podvm-nginx-99999999'};
 	const stopped = {...vm, instanceName: 'podvm-nginx-00000000'};
 	const peerPods = start({log, patienceMs: 60_000});
-	await peerPods.claim(stopped, unconditional);
+	await peerPods.registerVm(stopped, unconditional);
 	{
 		using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
-		await peerPods.claim(vm, unconditional);
-		await peerPods.claim(other, unconditional);
-		peerPods.disclaim(stopped);
+		await peerPods.registerVm(vm, unconditional);
+		await peerPods.registerVm(other, unconditional);
+		peerPods.unregisterVm(stopped);
 		const {length} = api.calls;
 		await api.until(() => api.calls.length > length + 20);
 		t.is(log.lines.filter(({level}) => level === 'warn').length, 1);
@@ -187,7 +187,7 @@ test('rights that are missing are asked for ever more slowly', async t => {
 	const creates = (): number => api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'create').length;
 	using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
 	const peerPods = start({retryMs: [1, 256]});
-	await peerPods.claim(vm, unconditional);
+	await peerPods.registerVm(vm, unconditional);
 	peerPods.reconcile([vm]);
 	const startedAt = performance.now();
 	await api.until(() => creates() >= 10);
@@ -210,8 +210,8 @@ test('with the existing adaptor\'s permissions the finalizer goes, and the objec
 	const {api, start} = await world(t);
 	using _ = api.fault(({plural, verb}) => plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined);
 	const peerPods = start();
-	await peerPods.claim(vm, unconditional);
-	peerPods.disclaim(vm);
+	await peerPods.registerVm(vm, unconditional);
+	peerPods.unregisterVm(vm);
 	await api.until(() => listAt(found(api), 'metadata', 'finalizers').length === 0);
 	api.delete('pods', 'nginx', 'default');
 	await api.until(() => found(api) === undefined);
@@ -221,16 +221,16 @@ test('with the existing adaptor\'s permissions the finalizer goes, and the objec
 test('a VM whose pod is gone, or was replaced by another of its name, is not announced', async t => {
 	const {api, podUid, start} = await world(t);
 	const peerPods = start();
-	await peerPods.claim({...vm, instanceName: 'podvm-a-11111111', pod: {name: 'gone', namespace: 'default'}}, unconditional);
-	await peerPods.claim({...vm, instanceName: 'podvm-b-22222222', pod: {...vm.pod, uid: 'of-an-earlier-one'}}, unconditional);
-	await peerPods.claim({...vm, pod: {...vm.pod, uid: podUid}}, unconditional);
+	await peerPods.registerVm({...vm, instanceName: 'podvm-a-11111111', pod: {name: 'gone', namespace: 'default'}}, unconditional);
+	await peerPods.registerVm({...vm, instanceName: 'podvm-b-22222222', pod: {...vm.pod, uid: 'of-an-earlier-one'}}, unconditional);
+	await peerPods.registerVm({...vm, pod: {...vm.pod, uid: podUid}}, unconditional);
 	t.deepEqual(api.list('peerpods').map(({metadata}) => metadata.name), [vm.instanceName]);
 });
 
 test('what is missing is made though it was there before, and what is on record costs one list', async t => {
 	const {api, start} = await world(t);
 	const peerPods = start();
-	await peerPods.claim(vm, unconditional);
+	await peerPods.registerVm(vm, unconditional);
 	api.put('peerpods', {metadata: {name: vm.instanceName, namespace: 'default', finalizers: []}});
 	api.delete('peerpods', vm.instanceName, 'default');
 	peerPods.reconcile([vm]);
@@ -274,7 +274,7 @@ test('without permission to list, what should be there is made all the same', as
 test('a KVM host that is away keeps nothing from being announced', async t => {
 	const {api, start} = await world(t);
 	const earlier = start();
-	await earlier.claim({...vm, instanceName: 'podvm-gone-00000001'}, unconditional);
+	await earlier.registerVm({...vm, instanceName: 'podvm-gone-00000001'}, unconditional);
 	await earlier[Symbol.asyncDispose]();
 	const peerPods = start({
 		leftOverMs: 0,
@@ -290,7 +290,7 @@ test('a KVM host that is away keeps nothing from being announced', async t => {
 test('a static pod is known by the UID that the API server gave its mirror', async t => {
 	const {api, start} = await world(t);
 	const {metadata} = api.put('pods', {metadata: {name: 'static', namespace: 'default', annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'}}});
-	await start().claim({...vm, pod: {name: 'static', namespace: 'default', uid: 'of-the-kubelet'}}, unconditional);
+	await start().registerVm({...vm, pod: {name: 'static', namespace: 'default', uid: 'of-the-kubelet'}}, unconditional);
 	t.is(textAt(listAt(found(api), 'metadata', 'ownerReferences')[0], 'uid'), metadata.uid);
 });
 
@@ -299,7 +299,7 @@ test('what an earlier run did not withdraw goes when there is no such VM, and no
 	const earlier = start();
 	const elsewhere = start({node: 'worker-1'});
 	const otherCluster = start({cluster: 'west'});
-	const claimOn = async (peerPods: PeerPods, instanceName: string): Promise<void> => peerPods.claim({...vm, instanceName}, unconditional);
+	const claimOn = async (peerPods: PeerPods, instanceName: string): Promise<void> => peerPods.registerVm({...vm, instanceName}, unconditional);
 	await claimOn(earlier, 'podvm-gone-00000001');
 	await claimOn(earlier, 'podvm-runs-00000002');
 	await claimOn(elsewhere, 'podvm-elsewhere-00000003');

@@ -3,20 +3,20 @@ import {newPeerPod, peerPodName} from '../../src/kubernetes/peer-pod.ts';
 import {PeerPods} from '../../src/kubernetes/peer-pods.ts';
 import {PodPresence} from '../../src/kubernetes/pod-presence.ts';
 import {silentLogger} from '../../src/log.ts';
-import type {ClaimedVm, Presence} from '../../src/sandbox/ports.ts';
+import type {RegisteredVm, Presence} from '../../src/sandbox/ports.ts';
 import {peerPodKind, type Fault, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {clientOf, testCluster} from './cluster.ts';
 
 const daemon = {node: 'worker-0', cluster: 'east'};
-const vm: ClaimedVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod: {name: 'nginx', namespace: 'default'}};
+const vm: RegisteredVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod: {name: 'nginx', namespace: 'default'}};
 const otherUid = '00000000-1111-4222-8333-444444444444';
 
 interface World {
 	readonly api: TestApiServer;
 	readonly podUid: string;
 	readonly log: ReturnType<typeof recordingLog>;
-	readonly ask: (pod?: Partial<ClaimedVm['pod']>) => Promise<Presence>;
+	readonly ask: (pod?: Partial<RegisteredVm['pod']>) => Promise<Presence>;
 	/** As a new daemon would: nothing is remembered. */
 	readonly restart: () => Promise<void>;
 	readonly calls: () => string[];

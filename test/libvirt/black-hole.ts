@@ -5,8 +5,8 @@
 import {execFileSync} from 'node:child_process';
 import {writeFile} from 'node:fs/promises';
 import {setTimeout as delay} from 'node:timers/promises';
-import {openPipe} from '../../src/libvirt/open-pipe.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {silentLogger} from '../../src/log.ts';

@@ -1,10 +1,10 @@
 // Consoles, by a scripted daemon: libvirt's test driver has none. The end-to-end tests read those of real guests.
 import test, {type ExecutionContext} from 'ava';
-import {LibvirtError} from '../../src/libvirt/errors.ts';
-import {messageStatus, messageType, type Packet} from '../../src/libvirt/packet.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {LibvirtError} from '../../src/libvirt/wire/errors.ts';
+import {messageStatus, messageType, type Packet} from '../../src/libvirt/wire/packet.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import {decode} from '../../src/libvirt/xdr.ts';
+import {decode} from '../../src/libvirt/wire/xdr.ts';
 import {domain, startScriptedDaemon, type Peer} from './scripted-daemon.ts';
 
 const never = new AbortController().signal;

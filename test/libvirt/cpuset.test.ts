@@ -1,9 +1,9 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {formatCpuset, highestCpu, parseCpuset} from '../../src/libvirt/cpuset.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 

@@ -6,11 +6,11 @@ import {once} from 'node:events';
 import {mkdtemp, rm} from 'node:fs/promises';
 import {connect, createServer, type Server, type Socket} from 'node:net';
 import {tmpdir} from 'node:os';
-import {remoteError} from '../../src/libvirt/errors.ts';
-import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, remoteProgram, type MessageStatus, type MessageType, type Packet} from '../../src/libvirt/packet.ts';
-import type {OpenPipe} from '../../src/libvirt/pipe.ts';
-import {procedures, type Domain, type Procedure} from '../../src/libvirt/procedures.ts';
-import {encode} from '../../src/libvirt/xdr.ts';
+import {remoteError} from '../../src/libvirt/wire/errors.ts';
+import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, remoteProgram, type MessageStatus, type MessageType, type Packet} from '../../src/libvirt/wire/packet.ts';
+import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
+import {procedures, type Domain, type Procedure} from '../../src/libvirt/wire/procedures.ts';
+import {encode} from '../../src/libvirt/wire/xdr.ts';
 
 type Answered<Result> = Pick<Procedure<unknown, Result>, 'number' | 'result'>;
 

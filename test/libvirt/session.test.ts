@@ -2,14 +2,14 @@
 import {once} from 'node:events';
 import test, {type ExecutionContext} from 'ava';
 import {abortable, DeadlineError} from '../../src/lifetime.ts';
-import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/errors.ts';
-import type {LifecycleEvent} from '../../src/libvirt/events.ts';
-import {messageLimit, messageStatus, messageType, type Packet} from '../../src/libvirt/packet.ts';
-import type {Pipe} from '../../src/libvirt/pipe.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/wire/errors.ts';
+import type {LifecycleEvent} from '../../src/libvirt/wire/events.ts';
+import {messageLimit, messageStatus, messageType, type Packet} from '../../src/libvirt/wire/packet.ts';
+import type {Pipe} from '../../src/libvirt/transport/pipe.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {CallOptions, LibvirtSessionOptions, SessionState} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import {decode} from '../../src/libvirt/xdr.ts';
+import {decode} from '../../src/libvirt/wire/xdr.ts';
 import {domain, Queue, startScriptedDaemon, type Peer, type ScriptedDaemon, type ScriptedDaemonOptions} from './scripted-daemon.ts';
 
 const {domainLookupByName, domainGetXmlDesc, connectOpen, connectGetCapabilities} = procedures;

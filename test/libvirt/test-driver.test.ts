@@ -1,12 +1,12 @@
 /** Conversations with a real libvirtd, through its built-in test driver. */
 import {writeFile} from 'node:fs/promises';
 import anyTest, {type ExecutionContext, type TestFn} from 'ava';
-import {isLibvirtError, libvirtCode, LibvirtConnectionError, LibvirtError} from '../../src/libvirt/errors.ts';
-import type {OpenPipe} from '../../src/libvirt/pipe.ts';
-import {procedures, type Domain} from '../../src/libvirt/procedures.ts';
+import {isLibvirtError, libvirtCode, LibvirtConnectionError, LibvirtError} from '../../src/libvirt/wire/errors.ts';
+import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
+import {procedures, type Domain} from '../../src/libvirt/wire/procedures.ts';
 import type {SessionLog, SessionState} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import {openPipe} from '../../src/libvirt/open-pipe.ts';
+import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {silentLogger} from '../../src/log.ts';
 import {startTestLibvirtd, type TestLibvirtd} from '../support/libvirtd.ts';

@@ -83,7 +83,7 @@ test('killed at any moment before it is attached, the next run undoes the reserv
 		const links = await world.sh('ip -d -o link show type vxlan', 'pod-5');
 		undone += Number(/vxlan1/v.test(links) && !links.includes(' remote '));
 		await using networks = world.networks();
-		await networks.abandon('doomed', pod, signal());
+		await networks.releaseByNetns('doomed', pod, signal());
 		const left = await world.sh('ip -d -o link show type vxlan', 'pod-5');
 		t.true(left === '' || left.includes(' remote '), JSON.stringify(moment));
 		t.true(attached === undefined || left !== '', 'what leads to a VM is on record');
@@ -101,7 +101,7 @@ test('killed at any moment and the pod gone too, the next run cleans up from the
 		const [, record] = await killAt(moment, world, pod, '192.168.122.105');
 		await world.sh(`ip netns del pod-${5 + index}`);
 		await using networks = world.networks();
-		await networks.abandon('doomed', pod, signal());
+		await networks.releaseByNetns('doomed', pod, signal());
 		if (record?.startsWith('{') === true) {
 			await networks.release(JSON.parse(record) as PodNetwork, signal());
 			t.deepEqual(await world.boundTunnels(), []);

@@ -105,7 +105,7 @@ for (const [kind, script] of [
 			t.is(error.code, 'already-exists');
 			t.is(error.where['sandbox'], 'one');
 			t.is(error.where['otherPath'], pod);
-			await networks.abandon('two', alias, signal());
+			await networks.releaseByNetns('two', alias, signal());
 		}
 
 		await after.release({...network, vxlanId: network.vxlanId + 1, netnsPath: alias}, signal());
@@ -317,11 +317,11 @@ test('a tunnel of which only the VNI is known is closed, and the others are not'
 	await ours.attach(other, '192.168.122.106', signal());
 	t.is((await world.boundTunnels()).length, 2);
 	await world.sh('ip netns del pod-5');
-	await ours.forget(lost.vxlanId, signal());
-	await ours.forget(lost.vxlanId, signal());
+	await ours.releaseByVni(lost.vxlanId, signal());
+	await ours.releaseByVni(lost.vxlanId, signal());
 	t.deepEqual(await world.boundTunnels(), [{address: '192.168.122.106', vni: other.vxlanId}]);
 	// Its VNI was free, and is another's now.
-	await ours.forget(other.vxlanId, signal());
+	await ours.releaseByVni(other.vxlanId, signal());
 	t.deepEqual(await world.tunnel(other.netnsPath, other.vxlanId), {remote: '192.168.122.106'});
 });
 

@@ -5,9 +5,9 @@
 import {once} from 'node:events';
 import {connect, createServer, type Socket} from 'node:net';
 import type {Duplex} from 'node:stream';
-import {encodePacket, messageType, PacketDecoder, remoteProgram, type Packet} from '../../src/libvirt/packet.ts';
-import type {OpenPipe} from '../../src/libvirt/pipe.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {encodePacket, messageType, PacketDecoder, remoteProgram, type Packet} from '../../src/libvirt/wire/packet.ts';
+import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 
 export type Break = 'before' | 'during' | 'after';
 

@@ -1,8 +1,8 @@
 // The connection breaks at each call in turn of a start and of a deletion: each ends in a true state. libvirt-host.ts says what is real here.
 import {randomBytes} from 'node:crypto';
 import test from 'ava';
-import {LibvirtConnectionError} from '../../src/libvirt/errors.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {LibvirtConnectionError} from '../../src/libvirt/wire/errors.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';
 import {BreakingWay, type Break} from './breaking-way.ts';

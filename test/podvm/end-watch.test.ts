@@ -2,7 +2,7 @@
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {SessionState} from '../../src/libvirt/session-options.ts';
 import {EndWatch} from '../../src/podvm/end-watch.ts';
 import {parseUuid} from '../../src/podvm/vm-slots.ts';

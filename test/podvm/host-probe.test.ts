@@ -1,10 +1,10 @@
 /** What libvirt is seen to have: networks and domains of its test driver, volumes of a real storage driver with real files. */
 import {writeFile} from 'node:fs/promises';
 import test from 'ava';
-import {LibvirtError} from '../../src/libvirt/errors.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {LibvirtError} from '../../src/libvirt/wire/errors.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
 import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePodVms, observePool, observeSecureExecution} from '../../src/podvm/host-probe.ts';

@@ -4,7 +4,7 @@ import {readFile} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/errors.ts';
 import type {SessionState} from '../../src/libvirt/session-options.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {child, children, readXml} from '../../src/libvirt/xml.ts';
 import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
 import {observeGuests, observeSecureExecution} from '../../src/podvm/host-probe.ts';
@@ -109,7 +109,7 @@ test('the console of a confidential VM is not opened while its address is looked
 		await using addresses = vms.addresses(vm, never);
 		t.is(typeof (await addresses.next()).value, 'string');
 		t.deepEqual(consoles, [...opened]);
-		t.deepEqual(vms.lastWords(vm), []);
+		t.deepEqual(vms.consoleTail(vm), []);
 	}
 });
 

@@ -7,12 +7,12 @@
  */
 import {randomBytes} from 'node:crypto';
 import {chown, mkdir, readdir, readFile} from 'node:fs/promises';
-import {procedures, type Procedure} from '../../src/libvirt/procedures.ts';
+import {procedures, type Procedure} from '../../src/libvirt/wire/procedures.ts';
 import type {CallOptions} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import type {OpenPipe} from '../../src/libvirt/pipe.ts';
+import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {silentLogger} from '../../src/log.ts';
 import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
 import type {LibvirtCalls} from '../../src/podvm/libvirt-calls.ts';

@@ -2,7 +2,7 @@
 import {randomBytes} from 'node:crypto';
 import {mkdir, rm} from 'node:fs/promises';
 import test from 'ava';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {podVmsContract} from '../contract/pod-vms.ts';
 import {InMemoryKvmHost, InMemoryPodVms} from '../support/in-memory-pod-vms.ts';
 import {baseVolume, domainsNaming, never, podVmsOn, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';

@@ -186,7 +186,7 @@ test('an abort in the middle of the handshake leaves no connection, no socket an
 });
 
 test('an address whose packets vanish delays no other, and is told from one that refuses', async t => {
-	await using harness = await realHarness({timings: {connectTimeoutMs: 100, overlapMs: 20}});
+	await using harness = await realHarness({timings: {connectTimeoutMs: 100, hedgeAfterMs: 20}});
 	const {relays, port, address} = harness;
 	// A listener that never accepts, with its queue full: the kernel drops further SYNs, as a VM does before it is up.
 	const listener = spawn('python3', ['-c', 'import socket,sys\ns=socket.socket()\ns.bind((sys.argv[1],int(sys.argv[2])))\ns.listen(0)\nc=socket.socket();c.connect(s.getsockname())\nprint("full",flush=True)\nsys.stdin.read()', address(1), String(port)], {stdio: ['pipe', 'pipe', 'inherit']});
@@ -210,7 +210,7 @@ test('an address whose packets vanish delays no other, and is told from one that
 });
 
 test('of attempts that the kernel goes on with, one begins a handshake when the VM is up', async t => {
-	await using harness = await realHarness({timings: {...patient, overlapMs: 5}});
+	await using harness = await realHarness({timings: {...patient, hedgeAfterMs: 5}});
 	const {relays, port, address} = harness;
 	// As above, until it is told to accept. Then it prints a line for each connection that sends something.
 	const script = [

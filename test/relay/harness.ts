@@ -180,7 +180,7 @@ export interface Running extends AsyncDisposable {
 
 export async function running(options: Partial<ForwarderOptions> = {}, timings: Partial<RelayTimings> = {}): Promise<Running> {
 	await using undo = new AsyncDisposableStack();
-	const harness = undo.use(await realHarness({timings: {...patient, again: {}, silence: unsuspecting, ...timings}}));
+	const harness = undo.use(await realHarness({timings: {...patient, again: {}, liveness: unsuspecting, ...timings}}));
 	const {relays, directory, address, port} = harness;
 	const signal = AbortSignal.timeout(100_000);
 	const tls = await relays.issue('podvm-a-12345678', signal);

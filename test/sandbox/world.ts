@@ -120,19 +120,19 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 
 	const hookedNetworks: PodNetworks = {
 		reserve: async (id, netns, signal) => hooked('networks.reserve', signal, async () => networks.reserve(id, netns, signal)),
-		abandon: async (id, netns, signal) => hooked('networks.abandon', signal, async () => networks.abandon(id, netns, signal)),
+		releaseByNetns: async (id, netns, signal) => hooked('networks.abandon', signal, async () => networks.releaseByNetns(id, netns, signal)),
 		presence: async (network, signal) => networks.presence(network, signal),
 		identify: async (network, signal) => networks.identify(network, signal),
 		attach: async (network, address, signal) => hooked('networks.attach', signal, async () => networks.attach(network, address, signal)),
 		adopt: () => networks.adopt(),
 		detach: async (network, signal) => networks.detach(network, signal),
 		release: async (network, signal) => hooked('networks.release', signal, async () => networks.release(network, signal)),
-		forget: async (vni, signal) => hooked('networks.forget', signal, async () => networks.forget(vni, signal)),
+		releaseByVni: async (vni, signal) => hooked('networks.forget', signal, async () => networks.releaseByVni(vni, signal)),
 	};
 	const hookedVms: PodVms = {
 		start: async (spec, signal) => hooked('podVms.start', signal, async () => podVms.start(spec, signal)),
 		addresses: (vm, signal) => podVms.addresses(vm, signal),
-		lastWords: vm => podVms.lastWords(vm),
+		consoleTail: vm => podVms.consoleTail(vm),
 		ended: async (vm, signal) => {
 			const end = await podVms.ended(vm, signal);
 			await unlessKilled();

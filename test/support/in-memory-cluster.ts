@@ -1,11 +1,11 @@
 /** `Cluster` without an API server: what it was told is there to be read. */
 import {abortable} from '../../src/lifetime.ts';
 import type {Secret} from '../../src/log.ts';
-import type {ClaimedVm, Cluster, PodEvent, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
+import type {RegisteredVm, Cluster, PodEvent, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
 
 export class InMemoryCluster implements Cluster {
 	/** By instance name. */
-	readonly claims = new Map<string, ClaimedVm>();
+	readonly claims = new Map<string, RegisteredVm>();
 	readonly events: Array<PodEvent & {readonly pod: PodIdentity}> = [];
 	credentials: Secret<string> | undefined;
 	/** By instance name: what the cluster says of its pod, whatever else is known. */
@@ -22,17 +22,17 @@ export class InMemoryCluster implements Cluster {
 		return this.credentials;
 	}
 
-	async claim(vm: ClaimedVm, signal: AbortSignal): Promise<void> {
+	async registerVm(vm: RegisteredVm, signal: AbortSignal): Promise<void> {
 		await abortable(this.gate, signal);
 		this.#claim(vm);
 	}
 
-	disclaim({instanceName}: ClaimedVm): void {
+	unregisterVm({instanceName}: RegisteredVm): void {
 		this.claims.delete(instanceName);
 		this.#owners.delete(instanceName);
 	}
 
-	async podPresence({instanceName, pod}: ClaimedVm, signal: AbortSignal): Promise<Presence> {
+	async podPresence({instanceName, pod}: RegisteredVm, signal: AbortSignal): Promise<Presence> {
 		await abortable(this.gate, signal);
 		const said = this.pods.get(instanceName);
 		// The kubelet's UIDs of static pods have no dashes.
@@ -44,10 +44,10 @@ export class InMemoryCluster implements Cluster {
 		return uid !== undefined && (pod.uid ?? this.#owners.get(instanceName) ?? uid) === uid ? 'present' : 'gone';
 	}
 
-	reconcile(vms: readonly ClaimedVm[]): void {
+	reconcile(vms: readonly RegisteredVm[]): void {
 		const wanted = new Set(vms.map(({instanceName}) => instanceName));
 		for (const vm of [...this.claims.values()].filter(({instanceName}) => !wanted.has(instanceName))) {
-			this.disclaim(vm);
+			this.unregisterVm(vm);
 		}
 
 		for (const vm of vms) {
@@ -55,11 +55,11 @@ export class InMemoryCluster implements Cluster {
 		}
 	}
 
-	tell(pod: PodIdentity, event: PodEvent): void {
+	recordEvent(pod: PodIdentity, event: PodEvent): void {
 		this.events.push({...event, pod});
 	}
 
-	#claim(vm: ClaimedVm): void {
+	#claim(vm: RegisteredVm): void {
 		this.claims.set(vm.instanceName, vm);
 		const uid = this.podUids?.get(nameOf(vm.pod));
 		if (uid !== undefined && !this.#owners.has(vm.instanceName)) {

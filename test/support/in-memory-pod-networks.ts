@@ -49,7 +49,7 @@ export class InMemoryPodNetworks implements PodNetworks {
 		};
 	}
 
-	async abandon(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
+	async releaseByNetns(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void> {
 		throwIfAborted(signal);
 		const tenant = this.#tenantOf(this.#inodeAt(netnsPath));
 		if (tenant?.sandboxId === sandboxId && this.tunnels.get(tenant.vni) === undefined) {
@@ -95,7 +95,7 @@ export class InMemoryPodNetworks implements PodNetworks {
 		this.untracked.delete(vxlanId);
 	}
 
-	async forget(vni: number, signal: AbortSignal): Promise<void> {
+	async releaseByVni(vni: number, signal: AbortSignal): Promise<void> {
 		throwIfAborted(signal);
 		this.untracked.delete(vni);
 	}

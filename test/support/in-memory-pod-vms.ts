@@ -124,7 +124,7 @@ export class InMemoryPodVms implements PodVms {
 		};
 	}
 
-	lastWords({name}: PodVm): readonly string[] {
+	consoleTail({name}: PodVm): readonly string[] {
 		return this.consoles.get(name) ?? [];
 	}
 

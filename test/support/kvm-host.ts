@@ -6,14 +6,14 @@
 import {once} from 'node:events';
 import {readFile} from 'node:fs/promises';
 import {connect, createServer, type Server, type Socket} from 'node:net';
-import {libvirtCode, remoteError} from '../../src/libvirt/errors.ts';
-import type {LifecycleEvent} from '../../src/libvirt/events.ts';
-import {encodePacket, messageStatus, messageType, PacketDecoder, remoteProgram, type MessageStatus, type MessageType, type Packet} from '../../src/libvirt/packet.ts';
-import {procedures} from '../../src/libvirt/procedures.ts';
+import {libvirtCode, remoteError} from '../../src/libvirt/wire/errors.ts';
+import type {LifecycleEvent} from '../../src/libvirt/wire/events.ts';
+import {encodePacket, messageStatus, messageType, PacketDecoder, remoteProgram, type MessageStatus, type MessageType, type Packet} from '../../src/libvirt/wire/packet.ts';
+import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
-import {openUnixPipe} from '../../src/libvirt/unix-pipe.ts';
+import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {decode, encode} from '../../src/libvirt/xdr.ts';
+import {decode, encode} from '../../src/libvirt/wire/xdr.ts';
 import {startTestLibvirtd} from './libvirtd.ts';
 
 export const pool = 'default-pool';

@@ -1,0 +1,177 @@
+/**
+ * From an ssh connection to libvirt's socket on the host: by forwarding to the socket, by virt-ssh-helper, or by nc, whatever the host's
+ * sshd allows and has. What worked is tried first the next time. Knows nothing of libvirt's protocol.
+ *
+ * Every refusal of a forwarding looks alike ("open failed"), whether sshd forbids it or nothing listens, so each leads to the next way.
+ * A command that cannot work shows it only after its channel is open, and libvirt is silent until it is asked: so one small command looks
+ * beforehand at what the host has, and a channel that ends without a byte counts against its way the next time.
+ */
+import type {ClientChannel} from 'ssh2';
+import {AdaptorError, toError} from '../../errors.ts';
+import {abortable, Scope} from '../../lifetime.ts';
+import type {OpenPipe, Pipe} from './pipe.ts';
+import {SshChannel, type ChannelEvents} from './ssh-channel.ts';
+import {connectSsh, type SshConnection, type SshOptions} from './ssh-connection.ts';
+import {runRemote} from './ssh-command.ts';
+import {socketPaths, type SshUri} from '../uri.ts';
+
+export interface SshPipeOptions extends SshOptions {
+	/** For all of it: name, connection, keys, authentication, the way to the socket. Default 20000. */
+	readonly connectTimeoutMs?: number;
+}
+
+type Route =
+	| {readonly kind: 'socket'; readonly name: string; readonly socket: string}
+	| {readonly kind: 'helper'; readonly name: string; readonly command: string}
+	| {readonly kind: 'netcat'; readonly name: string; readonly command: string; readonly socket: string};
+
+/** What a look at the host found: commands and sockets; undefined when it did not let itself be looked at. */
+type Survey = ReadonlySet<string> | undefined;
+
+export function openSshPipe(uri: SshUri, options: SshPipeOptions): OpenPipe {
+	const routes = routesFor(uri);
+	/** Best first: 0 the way that worked last, 1 not yet known, 2 hung up in silence. */
+	const ranks = new Map<Route, 0 | 1 | 2>(routes.map(route => [route, 1]));
+	const worked = (route: Route): void => {
+		for (const [other, rank] of ranks) {
+			ranks.set(other, other === route ? 0 : rank === 0 ? 1 : rank);
+		}
+	};
+
+	return async signal => {
+		const timeoutMs = options.connectTimeoutMs ?? 20_000;
+		using scope = new Scope(signal).deadline(timeoutMs, `libvirt at ${uri.host} over ssh`);
+		const connection = await connectSsh(uri, options, scope.signal);
+		try {
+			const ranked = [...routes].sort((a, b) => (ranks.get(a) ?? 1) - (ranks.get(b) ?? 1));
+			const settled = (route: Route): boolean => ranks.get(route) === 0;
+			const {channel, route} = await firstThatOpens(connection, uri, ranked, settled, scope.signal, way => ({
+				onFirstBytes: () => worked(way),
+				onSilence: () => ranks.set(way, 2),
+			}));
+			const description = `ssh ${uri.host}:${uri.port}, ${route.name}`;
+			options.log.debug({host: uri.host, transport: description}, 'way to libvirt opened');
+			const cut = (): void => {
+				connection.cut();
+				channel.destroy();
+			};
+
+			return {duplex: channel, description, close: () => void channel.destroy(), cut} satisfies Pipe;
+		} catch (error) {
+			connection.hangUp();
+			scope.signal.throwIfAborted();
+			throw error;
+		}
+	};
+}
+
+function routesFor(uri: SshUri): readonly Route[] {
+	const sockets = socketPaths(uri);
+	const forwarded = uri.proxy === 'auto' ? sockets.map((socket): Route => ({kind: 'socket', name: `socket ${socket}`, socket})) : [];
+	// It goes to the usual sockets and heeds no parameters (libvirt, src/remote/remote_ssh_helper.c).
+	const helps = uri.proxy === 'native' || (uri.proxy === 'auto' && uri.socket === undefined && uri.mode === 'auto');
+	const helper: Route[] = helps ? [{kind: 'helper', name: 'virt-ssh-helper', command: `virt-ssh-helper ${quote(uri.remoteUri)}`}] : [];
+	const netcats = uri.proxy === 'native' ? [] : sockets.map((socket): Route => ({kind: 'netcat', name: `${uri.netcat} -U ${socket}`, command: netcatCommand(uri.netcat, socket), socket}));
+	return [...forwarded, ...helper, ...netcats];
+}
+
+/** Where nc has -q, it needs it to end with us: otherwise it stays behind and holds a connection to the daemon. */
+function netcatCommand(netcat: string, socket: string): string {
+	return `sh -c ${quote(`if "$0" -h 2>&1 | grep -q -e "-q "; then exec "$0" -q0 -U "$1"; else exec "$0" -U "$1"; fi`)} ${quote(netcat)} ${quote(socket)}`;
+}
+
+interface Opened {
+	readonly channel: SshChannel;
+	readonly route: Route;
+}
+
+async function firstThatOpens(
+	connection: SshConnection, uri: SshUri, routes: readonly Route[], isSettled: (route: Route) => boolean,
+	signal: AbortSignal, eventsOf: (route: Route) => ChannelEvents,
+): Promise<Opened> {
+	const failures: string[] = [];
+	let surveying: Promise<Survey> | undefined;
+	for (const route of routes) {
+		if (!(route.kind !== 'socket' && isSettled(route))) {
+			// Early, though only commands depend on its answer: sshd turns Nagle off once a command ran, else each small call may take 40 ms.
+			surveying ??= survey(connection, uri, signal);
+		}
+
+		if (route.kind !== 'socket' && surveying !== undefined) {
+			const missing = missingFor(route, uri, await abortable(surveying, signal));
+			if (missing !== undefined) {
+				failures.push(`${route.name}: ${missing}`);
+				continue;
+			}
+		}
+
+		try {
+			const channel = await abortable(openRoute(connection, route, eventsOf(route)), signal);
+			if (channel.takeConnection()) {
+				return {channel, route};
+			}
+
+			throw channel.errored ?? new Error('hung up at once');
+		} catch (error) {
+			signal.throwIfAborted();
+			const lost = connection.lossReason();
+			if (lost !== undefined) {
+				throw new AdaptorError({code: 'unavailable', what: `The ssh connection to the host was lost: ${lost.message}`, where: {host: uri.host, port: uri.port}, cause: error});
+			}
+
+			failures.push(`${route.name}: ${toError(error).message}`);
+		}
+	}
+
+	throw new AdaptorError({
+		code: 'unavailable',
+		what: `No way leads from ssh to libvirt on the host; tried ${failures.join('; ')}`,
+		where: {host: uri.host, port: uri.port},
+		remedy: 'Check that libvirtd (or virtqemud and its socket unit) runs there. If it does: allow AllowStreamLocalForwarding in sshd_config, or install virt-ssh-helper (libvirt-clients or libvirt-daemon) or nc, or name the socket with socket= in the URI.',
+	});
+}
+
+async function openRoute(connection: SshConnection, route: Route, events: ChannelEvents): Promise<SshChannel> {
+	const {client} = connection;
+	const {promise, resolve, reject} = Promise.withResolvers<SshChannel>();
+	const onOpen = (error: Error | undefined, channel: ClientChannel): void => {
+		if (error === undefined) {
+			resolve(new SshChannel(channel, connection, route.name, route.kind !== 'socket', events));
+		} else {
+			reject(error);
+		}
+	};
+	if (route.kind === 'socket') {
+		client.openssh_forwardOutStreamLocal(route.socket, onOpen);
+	} else {
+		client.exec(route.command, onOpen);
+	}
+
+	return promise;
+}
+
+/** What is at hand on the host. A key with a forced command runs that instead, with its input closed: nothing is known then. */
+async function survey(connection: SshConnection, uri: SshUri, signal: AbortSignal): Promise<Survey> {
+	const script = `for c in virt-ssh-helper ${quote(uri.netcat)}; do if command -v "$c" >/dev/null; then echo "$c"; fi; done; for s in ${socketPaths(uri).map(quote).join(' ')}; do if test -S "$s"; then echo "$s"; fi; done; echo surveyed`;
+	const output = await runRemote(connection.client, `sh -c ${quote(script)}`, signal).catch(() => '');
+	const lines = new Set(output.split('\n'));
+	return lines.has('surveyed') ? lines : undefined;
+}
+
+function missingFor(route: Exclude<Route, {kind: 'socket'}>, uri: SshUri, found: Survey): string | undefined {
+	if (found === undefined) {
+		return undefined;
+	}
+
+	switch (route.kind) {
+		case 'helper':
+			return found.has('virt-ssh-helper') ? undefined : 'not installed';
+		case 'netcat':
+			return !found.has(uri.netcat) ? 'not installed' : found.has(route.socket) ? undefined : 'no such socket';
+	}
+}
+
+/** One word for a POSIX shell, whatever it holds. */
+function quote(text: string): string {
+	return `'${text.replaceAll('\'', `'\\''`)}'`;
+}

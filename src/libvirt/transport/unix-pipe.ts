@@ -1,0 +1,62 @@
+/** The daemon's socket on this machine. Knows nothing of libvirt's protocol. */
+import {connect, type Socket} from 'node:net';
+import {AdaptorError, toError} from '../../errors.ts';
+import {abortable, Scope} from '../../lifetime.ts';
+import type {OpenPipe} from './pipe.ts';
+import {socketPaths, type UnixUri} from '../uri.ts';
+
+export interface UnixPipeOptions {
+	/** For connecting, which only waits when the daemon's backlog is full. Default 10000. */
+	readonly connectTimeoutMs?: number;
+}
+
+export function openUnixPipe(uri: UnixUri, {connectTimeoutMs = 10_000}: UnixPipeOptions): OpenPipe {
+	return async signal => {
+		using scope = new Scope(signal).deadline(connectTimeoutMs, 'the libvirt socket to accept a connection');
+		let failure: AdaptorError | undefined;
+		for (const path of socketPaths(uri)) {
+			try {
+				const duplex = await connectSocket(path, scope.signal);
+				const close = (): void => void duplex.destroy();
+				return {duplex, description: `unix ${path}`, close, cut: close};
+			} catch (error) {
+				scope.signal.throwIfAborted();
+				// A socket that is there and refuses tells more than one that is not.
+				failure = failure === undefined || systemCode(failure.cause) === 'ENOENT' ? socketError(path, error) : failure;
+			}
+		}
+
+		throw toError(failure);
+	};
+}
+
+async function connectSocket(path: string, signal: AbortSignal): Promise<Socket> {
+	signal.throwIfAborted();
+	const {promise, resolve, reject} = Promise.withResolvers<Socket>();
+	const socket = connect({path});
+	socket.once('connect', () => resolve(socket));
+	// Stays for good: an error before the session listens must not end the process, and 'close' follows it anyway.
+	socket.on('error', reject);
+	try {
+		return await abortable(promise, signal);
+	} catch (error) {
+		socket.destroy();
+		throw error;
+	}
+}
+
+function systemCode(error: unknown): string {
+	return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : toError(error).message;
+}
+
+function socketError(path: string, cause: unknown): AdaptorError {
+	const code = systemCode(cause);
+	if (code === 'EACCES' || code === 'EPERM') {
+		return new AdaptorError({code: 'permission-denied', what: 'Not allowed to connect to the libvirt socket', where: {path}, remedy: 'Run as root, or as a member of the group libvirt.', cause});
+	}
+
+	return new AdaptorError({
+		code: 'unavailable', what: `Could not connect to the libvirt socket: ${code}`, where: {path}, cause,
+		remedy: 'Check that libvirtd (or virtqemud) runs here, or name its socket with socket= in the URI; for a remote host use qemu+ssh://HOST/system.',
+	});
+}

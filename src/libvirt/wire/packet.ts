@@ -1,0 +1,167 @@
+/**
+ * libvirt's packets: `u32 length` (itself included), a header of six words, a body. Bytes in, packets out.
+ * Source: libvirt, src/rpc/virnetprotocol.x. Knows nothing of sockets, timers or procedures.
+ */
+import {AdaptorError} from '../../errors.ts';
+
+export const remoteProgram = 0x20_00_80_86;
+export const keepaliveProgram = 0x6b_65_65_70;
+
+/** virNetMessageType, without those that come only when asked for: calls and replies with file descriptors. */
+export const messageType = {call: 0, reply: 1, message: 2, stream: 3, hole: 6} as const;
+/** virNetMessageStatus. */
+export const messageStatus = {ok: 0, error: 1, continue: 2} as const;
+
+export type MessageType = (typeof messageType)[keyof typeof messageType];
+export type MessageStatus = (typeof messageStatus)[keyof typeof messageStatus];
+
+export interface PacketHeader {
+	readonly program: number;
+	/** Of the program; 1 for both programs. */
+	readonly version: number;
+	readonly procedure: number;
+	readonly type: MessageType;
+	/** Chosen by the caller; 0 for messages that nobody asked for. */
+	readonly serial: number;
+	readonly status: MessageStatus;
+}
+
+export interface Packet extends PacketHeader {
+	/** May be a view of the chunk that it came in. */
+	readonly body: Buffer;
+}
+
+/** Bytes of the length word and the header. */
+const headerLength = 28;
+/** VIR_NET_MESSAGE_MAX, which does not count the length word: 32 MiB in libvirt 9.0, 16 MiB in older ones. */
+export const messageLimit = 32 * 1024 * 1024;
+/** The body of one stream packet: VIR_NET_MESSAGE_LEGACY_PAYLOAD_MAX, taken by every libvirt and the fastest size measured. */
+export const streamPayload = 262_120;
+
+/** The daemon broke the protocol; what follows in its bytes cannot be understood. */
+export class PacketError extends AdaptorError {
+	override readonly name = 'PacketError';
+
+	constructor(reason: string) {
+		super({
+			code: 'data-loss',
+			what: `What came from the libvirt daemon is not libvirt's protocol: ${reason}`,
+			remedy: 'Check that the URI leads to a libvirt daemon and that nothing in between writes into the connection, such as a banner of a login shell.',
+		});
+	}
+}
+
+/** @throws AdaptorError 'invalid-argument' for a body over the limit */
+export function encodePacket(header: PacketHeader, body: Uint8Array): Buffer {
+	const length = headerLength + body.length;
+	if (length - 4 > messageLimit) {
+		throw new AdaptorError({code: 'invalid-argument', what: `A message of ${length} bytes is too long for libvirt, which takes ${messageLimit}`});
+	}
+
+	const bytes = Buffer.allocUnsafe(length);
+	bytes.writeUInt32BE(length, 0);
+	bytes.writeUInt32BE(header.program, 4);
+	bytes.writeUInt32BE(header.version, 8);
+	bytes.writeInt32BE(header.procedure, 12);
+	bytes.writeUInt32BE(header.type, 16);
+	bytes.writeUInt32BE(header.serial, 20);
+	bytes.writeUInt32BE(header.status, 24);
+	bytes.set(body, headerLength);
+	return bytes;
+}
+
+export class PacketDecoder {
+	readonly #limit: number;
+	/** The beginning of a packet whose rest has not come: the first `#held` bytes. */
+	#buffer = Buffer.alloc(0);
+	#held = 0;
+
+	/** @param limit bytes of a message, its length word not counted */
+	constructor(limit = messageLimit) {
+		this.#limit = limit;
+	}
+
+	/**
+	 * The packets that are complete with this chunk.
+	 * Memory grows with the bytes that came, never with a length that was only claimed.
+	 * @throws PacketError after which the decoder must not be used any more
+	 */
+	* push(chunk: Buffer): Generator<Packet, void, undefined> {
+		let rest = chunk;
+		while (rest.length > 0) {
+			if (this.#held === 0) {
+				const length = rest.length >= 4 ? this.#packetLength(rest) : 4;
+				if (rest.length < length) {
+					this.#hold(rest, length);
+					return;
+				}
+
+				yield decodePacket(rest.subarray(0, length));
+				rest = rest.subarray(length);
+				continue;
+			}
+
+			// Fill up to the length word first, then to the length.
+			const wanted = this.#held < 4 ? 4 : this.#packetLength(this.#buffer);
+			const part = rest.subarray(0, wanted - this.#held);
+			this.#hold(part, wanted);
+			rest = rest.subarray(part.length);
+			if (wanted > 4 && this.#held === wanted) {
+				const bytes = this.#buffer.subarray(0, wanted);
+				this.#buffer = Buffer.alloc(0);
+				this.#held = 0;
+				yield decodePacket(bytes);
+			} else if (this.#held === 4) {
+				this.#packetLength(this.#buffer); // Refuses at once, not only when the next byte comes.
+			}
+		}
+	}
+
+	#packetLength(bytes: Buffer): number {
+		const length = bytes.readUInt32BE(0);
+		if (length < headerLength || length - 4 > this.#limit) {
+			throw new PacketError(`a packet claims a length of ${length} bytes; ${headerLength} to ${this.#limit + 4} are possible`);
+		}
+
+		return length;
+	}
+
+	#hold(bytes: Buffer, wanted: number): void {
+		const held = this.#held + bytes.length;
+		if (held > this.#buffer.length) {
+			// At least doubled, so that a packet of many chunks is not copied for each; half a MiB holds every stream packet.
+			const buffer = Buffer.allocUnsafe(Math.max(held, Math.min(wanted, Math.max(this.#buffer.length * 2, 512 * 1024))));
+			this.#buffer.copy(buffer, 0, 0, this.#held);
+			this.#buffer = buffer;
+		}
+
+		bytes.copy(this.#buffer, this.#held);
+		this.#held = held;
+	}
+}
+
+function decodePacket(bytes: Buffer): Packet {
+	const type = bytes.readUInt32BE(16);
+	const status = bytes.readUInt32BE(24);
+	if (!isType(type) || !isStatus(status)) {
+		throw new PacketError(`a packet has type ${type} and status ${status}`);
+	}
+
+	return {
+		program: bytes.readUInt32BE(4),
+		version: bytes.readUInt32BE(8),
+		procedure: bytes.readInt32BE(12),
+		type,
+		serial: bytes.readUInt32BE(20),
+		status,
+		body: bytes.subarray(headerLength),
+	};
+}
+
+function isType(value: number): value is MessageType {
+	return value <= messageType.stream || value === messageType.hole;
+}
+
+function isStatus(value: number): value is MessageStatus {
+	return value <= messageStatus.continue;
+}

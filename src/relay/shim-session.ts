@@ -1,0 +1,458 @@
+/**
+ * One shim connection, kept as long as the shim wants it, and one connection to the VM at a time, replaced when it is lost.
+ *
+ *   dialling ── connected ──▶ joined          what is held is sent, then frames pass as they are
+ *   joined ── lost ──▶ dialling               what was under way fails, what only waits is kept (calls.ts)
+ *   dialling, joined ── fail() ──▶ failed     every call is answered with UNAVAILABLE at once
+ *   any ── the shim leaves, disposed ──▶ over
+ *
+ * Frames pass byte for byte and whole: a frame of which the end never came was never begun towards the other side. One that is larger than
+ * the protocol allows is answered as whoever received it would, and not passed on. One that breaks the protocol is dropped; too many of them end the
+ * connection that they came on. Knows no addresses and no certificates.
+ */
+import type {Socket} from 'node:net';
+import type {TLSSocket} from 'node:tls';
+import {FailureLog} from '../concurrency/failure-log.ts';
+import {AdaptorError, toError, type ErrorWhere} from '../errors.ts';
+import {backOff, pause} from '../lifetime.ts';
+import {levelOfAttempt, type Logger} from '../log.ts';
+import {Frame, frameType, type OversizedFrame} from '../ttrpc/frame.ts';
+import {statusCode} from '../ttrpc/status.ts';
+import {Violations, type Violation} from '../ttrpc/violations.ts';
+import {Calls, defaultCallLimits, type Call, type CallLimits, type Standing} from './calls.ts';
+import {Deadlines} from './deadlines.ts';
+import {reasons} from './reasons.ts';
+import {ShimLeg} from './shim-leg.ts';
+import {LivenessProbe, type LivenessTimings} from './liveness-probe.ts';
+import {VmLeg} from './vm-leg.ts';
+
+export interface ShimSessionOptions {
+	/** A connection to the VM, proven to be it and this session's from then on. Tries until it has one: rejects only when the signal aborts. */
+	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
+	/** The VM, for the operator. */
+	readonly where: ErrorWhere;
+	readonly log: Logger;
+	/** Milliseconds that only grow. */
+	readonly now: () => number;
+	readonly limits?: CallLimits;
+	/** The first and the longest pause before the VM is dialled again after a connection that did not last. */
+	readonly redialPauseMs: readonly [first: number, longest: number];
+	readonly liveness: LivenessTimings;
+}
+
+interface Loss {
+	readonly reason: Error;
+	readonly at: number;
+	/** A warning, unless it is one of many in a row. */
+	readonly level: 'warn' | 'debug';
+}
+
+type State =
+	/** There was no connection yet when `loss` is absent. */
+	| {readonly name: 'dialling'; readonly abort: AbortController; readonly loss: Loss | undefined}
+	| {readonly name: 'joined'; readonly vm: VmLeg; readonly liveness: LivenessProbe; readonly since: number}
+	| {readonly name: 'failed'; readonly reason: Error}
+	| {readonly name: 'over'};
+
+/** So much that was sent since anything was heard may be on its way still, with the check behind it: no silence. */
+const maxUnacknowledgedBytes = 256 * 1024;
+
+/** A connection that was there for so long is replaced at once. A VM that accepts and hangs up must not keep us busy with handshakes. */
+const lastingMs = 5000;
+
+/** Disposing ends everything at once. */
+export class ShimSession implements AsyncDisposable {
+	readonly #shim: ShimLeg;
+	readonly #options: ShimSessionOptions;
+	readonly #startedAt: number;
+	readonly #calls: Calls;
+	readonly #deadlines: Deadlines;
+	readonly #ended = Promise.withResolvers<undefined>();
+	/** Connections that are dialled, used, or not closed yet. */
+	readonly #legs = new Set<Promise<unknown>>();
+	readonly #shimViolations = new Violations();
+	/** Kinds of which the log has heard. */
+	readonly #violations = new FailureLog();
+	#isDisconnected = false;
+	/** Connections to the VM in a row that did not last. */
+	#shortLived = 0;
+	#state: State = {name: 'over'};
+	#pauses: Generator<number, never>;
+
+	/** @param shim paused, half-open allowed; this session's from now on */
+	constructor(shim: Socket, options: ShimSessionOptions) {
+		this.#options = options;
+		this.#startedAt = options.now();
+		this.#pauses = this.#newPauses();
+		this.#calls = new Calls(options.log, options.limits ?? defaultCallLimits);
+		this.#deadlines = new Deadlines(this.#calls, options.now, expired => this.#answerAll(expired, this.#text(this.#lateness)));
+		this.#shim = new ShimLeg(shim, {
+			frames: frames => this.#onShimFrames(frames),
+			drained: () => this.#balance(),
+			ended: () => this.#onShimEnd(),
+			closed: () => this.#onShimClose(),
+		});
+		this.#dial(undefined, 0);
+	}
+
+	/** Resolves when the shim's connection and all to the VM are closed. */
+	get ended(): Promise<unknown> {
+		return this.#ended.promise;
+	}
+
+	/** The VM is gone: every call, open or to come, is answered with UNAVAILABLE and this reason, the first one given. */
+	fail(reason: Error): void {
+		if (this.#state.name === 'dialling' || this.#state.name === 'joined') {
+			this.#options.log.debug({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
+			this.#enter({name: 'failed', reason});
+			this.#answerAll(this.#calls.all(), this.#text(reasons.gone(reason)));
+			if (this.#shim.hasEnded) {
+				this.#finish();
+			} else {
+				this.#balance();
+			}
+		}
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#enter({name: 'over'});
+		this.#shim.destroy();
+		await this.ended;
+	}
+
+	/** The only writer of the state: what belonged to the one before is ended. */
+	#enter(state: State): void {
+		const before = this.#state;
+		this.#state = state;
+		if (before.name === 'dialling' && state.name !== 'joined') {
+			before.abort.abort(new Error('the connection is not wanted any more'));
+		} else if (before.name === 'joined') {
+			before.liveness[Symbol.dispose]();
+			before.vm.destroy();
+		}
+
+		if (state.name === 'failed' || state.name === 'over') {
+			this.#deadlines[Symbol.dispose]();
+		}
+	}
+
+	#onShimFrames(frames: Iterable<Frame | OversizedFrame>): void {
+		const toVm: Buffer[] = [];
+		for (const frame of frames) {
+			const violation = shimViolation(frame);
+			if (violation !== undefined) {
+				if (this.#isShimUnbearable(violation)) {
+					return;
+				}
+			} else if (this.#isForVm(frame)) {
+				toVm.push(frame.bytes);
+			}
+		}
+
+		if (this.#state.name === 'joined') {
+			this.#state.vm.send(toVm);
+			this.#state.liveness.sent();
+		}
+
+		if (this.#state.name === 'dialling' || (this.#state.name === 'joined' && this.#state.liveness.isDoubted)) {
+			this.#watchDeadlines();
+		}
+
+		this.#balance();
+	}
+
+	/** Whether the frame is to be sent now. What is not is held, answered or dropped. */
+	#isForVm(frame: Frame | OversizedFrame): frame is Frame {
+		const {streamId, type} = frame;
+		const isJoined = this.#state.name === 'joined';
+		if (!(frame instanceof Frame)) {
+			this.#shim.respond(streamId, statusCode.resourceExhausted, reasons.tooLarge('request', frame));
+			return false;
+		}
+
+		if (type === frameType.request) {
+			return this.#isRequestForVm(frame, isJoined);
+		}
+
+		const admission = this.#calls.data(frame, isJoined);
+		if (admission === 'full') {
+			this.#answer(streamId, statusCode.unavailable, this.#text(reasons.tooMuchHeld));
+		}
+
+		return isJoined && admission === 'taken';
+	}
+
+	/** Whether the shim's connection ends for it. */
+	#isShimUnbearable(violation: Violation): boolean {
+		const reason = this.#shimViolations.add(violation);
+		this.#reportViolation('shim broke the protocol, the frame is dropped', violation);
+		if (reason === undefined) {
+			return false;
+		}
+
+		this.#options.log.warn({err: reason}, 'shim broke the protocol too often, its connection is closed');
+		this.#enter({name: 'over'});
+		this.#shim.destroy();
+		return true;
+	}
+
+	/** Each kind once: a peer must not be able to fill the log. */
+	#reportViolation(message: string, violation: Violation): void {
+		if (this.#violations.failed(`${message}: ${violation}`)) {
+			this.#options.log.warn({reason: violation}, message);
+		}
+	}
+
+	#isRequestForVm(frame: Frame, isJoined: boolean): boolean {
+		const {streamId} = frame;
+		if (this.#state.name === 'failed') {
+			this.#shim.respond(streamId, statusCode.unavailable, this.#text(reasons.gone(this.#state.reason)));
+			return false;
+		}
+
+		const admission = this.#calls.request(frame, isJoined, this.#options.now());
+		if (admission === 'busy') {
+			this.#shim.respond(streamId, statusCode.invalidArgument, reasons.busy(streamId));
+		} else if (admission === 'full' && isJoined) {
+			this.#shim.respond(streamId, statusCode.resourceExhausted, this.#text(reasons.tooManyCalls));
+		} else if (admission === 'full') {
+			this.#shim.respond(streamId, statusCode.unavailable, this.#text(reasons.tooMuchHeld));
+		}
+
+		return isJoined && admission === 'taken';
+	}
+
+	#onShimEnd(): void {
+		this.#reportDisconnect();
+		if (this.#state.name === 'joined') {
+			this.#state.liveness[Symbol.dispose]();
+			this.#state.vm.end();
+		} else {
+			this.#finish();
+		}
+	}
+
+	#onShimClose(): void {
+		this.#reportDisconnect();
+		this.#enter({name: 'over'});
+		void Promise.all(this.#legs).then(() => this.#ended.resolve(undefined));
+	}
+
+	/** Once. Neither closed by us nor of a VM that is gone: this tells of a shim that died. Who has said nothing, such as a probe, is no shim. */
+	#reportDisconnect(): void {
+		const {log, now} = this.#options;
+		if (!this.#isDisconnected) {
+			this.#isDisconnected = true;
+			const isNews = (this.#state.name === 'joined' || this.#state.name === 'dialling') && this.#shim.bytes > 0;
+			log[isNews ? 'info' : 'debug']({count: this.#calls.size, bytes: this.#shim.bytes, durationMs: Math.round(now() - this.#startedAt)}, 'shim disconnected');
+		}
+	}
+
+	#dial(loss: Loss | undefined, pauseMs: number): void {
+		const abort = new AbortController();
+		this.#enter({name: 'dialling', abort, loss});
+		this.#track(this.#connect(abort.signal, pauseMs));
+	}
+
+	/** Never rejects. */
+	async #connect(signal: AbortSignal, pauseMs: number): Promise<void> {
+		try {
+			if (pauseMs > 0) {
+				await pause(pauseMs, signal);
+			}
+
+			const socket = await this.#options.connectVm(signal);
+			if (signal.aborted) {
+				socket.destroy();
+			} else {
+				this.#join(socket);
+			}
+		} catch (error) {
+			if (!signal.aborted) {
+				this.fail(toError(error));
+			}
+		}
+	}
+
+	#join(socket: TLSSocket): void {
+		const {log, now} = this.#options;
+		const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
+		const liveness = this.#newLivenessProbe(() => this.#shim.isFull || vm.unacknowledgedBytes > maxUnacknowledgedBytes);
+		const violations = new Violations();
+		const vm = new VmLeg(socket, {
+			frames: frames => {
+				liveness.heard();
+				this.#onVmFrames(frames, violations);
+			},
+			drained: () => this.#balance(),
+			lost: reason => this.#onVmLost(reason),
+		});
+		this.#track(vm.closed);
+		this.#enter({name: 'joined', vm, liveness, since: now()});
+		if (loss !== undefined) {
+			log[loss.level === 'warn' ? 'info' : 'debug']({count: this.#calls.size, durationMs: Math.round(now() - loss.at)}, 'connection to the VM is back');
+		}
+
+		vm.send(this.#calls.join());
+		liveness.sent();
+		this.#balance();
+	}
+
+	#newLivenessProbe(isExcused: () => boolean): LivenessProbe {
+		const {connectVm, log, now, redialPauseMs: pauseMs, liveness: timings} = this.#options;
+		return new LivenessProbe({
+			connectVm, log, now, timings, pauseMs, isExcused,
+			healthCheck: () => this.#calls.healthCheck,
+			doubted: attempt => {
+				this.#track(attempt);
+				this.#watchDeadlines();
+			},
+			dead: reason => this.#onVmLost(reason),
+		});
+	}
+
+	/** Calls that had to wait, or wait on a silent connection, are answered in time, whatever becomes of that. */
+	#watchDeadlines(): void {
+		if (this.#state.name === 'joined' && this.#state.liveness.isDoubted) {
+			this.#calls.delayChecks();
+		}
+
+		this.#deadlines.watch();
+	}
+
+	#onVmFrames(frames: Iterable<Frame | OversizedFrame>, violations: Violations): void {
+		let tooMany: Error | undefined;
+		this.#shim.together(() => {
+			for (const frame of frames) {
+				const violation = this.#onVmFrame(frame);
+				if (violation !== undefined) {
+					tooMany = violations.add(violation);
+					this.#reportViolation('VM broke the protocol, the frame is dropped', violation);
+					if (tooMany !== undefined) {
+						return;
+					}
+				}
+			}
+		});
+		if (tooMany !== undefined) {
+			this.#onVmLost(tooMany, {isPunished: true});
+			return;
+		}
+
+		this.#balance();
+	}
+
+	/** Nobody at the shim waits for an answer on a stream that was answered already. @returns how the frame breaks the protocol, if it does */
+	#onVmFrame(frame: Frame | OversizedFrame): Violation | undefined {
+		const {streamId, type} = frame;
+		switch (type) {
+			case frameType.response:
+				if (!(frame instanceof Frame)) {
+					return this.#answer(streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame)) ? undefined : 'a message over the limit';
+				}
+
+				return this.#passOn(frame, this.#calls.response(frame, this.#options.now()), 'a response to no call');
+			case frameType.data:
+				return frame instanceof Frame ? this.#passOn(frame, this.#calls.standing(streamId), 'data of no call') : 'a message over the limit';
+			case frameType.request: return 'a request from the server side';
+			default: return 'a frame of a reserved type';
+		}
+	}
+
+	#passOn({bytes}: Frame, standing: Standing, violation: Violation): Violation | undefined {
+		if (standing === 'open') {
+			this.#shim.send(bytes);
+		}
+
+		return standing === 'unknown' ? violation : undefined;
+	}
+
+	/** @param isPunished a VM that breaks the protocol is never dialled again at once, however long its connection has lasted */
+	#onVmLost(reason: Error, {isPunished = false} = {}): void {
+		const lost = this.#calls.lost();
+		const text = this.#text(reasons.lost(reason));
+		if (this.#shim.hasEnded) {
+			this.#answerAll(lost, text);
+			this.#finish();
+			return;
+		}
+
+		const {log, now} = this.#options;
+		const lasted = !isPunished && this.#state.name === 'joined' && now() - this.#state.since >= lastingMs;
+		if (lasted) {
+			this.#pauses = this.#newPauses();
+			this.#shortLived = 0;
+		}
+
+		const attempt = lasted ? 1 : ++this.#shortLived;
+		const level = levelOfAttempt(attempt);
+		log[level]({err: reason, count: lost.length, attempt}, 'connection to the VM lost, dialling again');
+		this.#dial({reason, at: now(), level}, lasted ? 0 : this.#pauses.next().value);
+		this.#answerAll(lost, text);
+		this.#watchDeadlines();
+		this.#balance();
+	}
+
+	get #lateness(): string {
+		if (this.#state.name === 'joined') {
+			return this.#state.liveness.isDoubted ? reasons.silent : reasons.late;
+		}
+
+		return reasons.unreached(this.#state.name === 'dialling' ? this.#state.loss?.reason : undefined);
+	}
+
+	/** For a shim that says no more: fails what it still waits for, and says no more either. */
+	#finish(): void {
+		this.#answerAll(this.#calls.all(), this.#text(reasons.callerEnded));
+		this.#enter({name: 'over'});
+		this.#shim.end();
+	}
+
+	#answerAll(calls: readonly Call[], text: string): void {
+		for (const {streamId} of calls) {
+			this.#answer(streamId, statusCode.unavailable, text);
+		}
+	}
+
+	/** @returns false when it was answered before, or never was a call */
+	#answer(streamId: number, code: number, message: string): boolean {
+		const isOpen = this.#calls.answer(streamId, code, this.#options.now());
+		if (isOpen) {
+			this.#shim.respond(streamId, code, message);
+		}
+
+		return isOpen;
+	}
+
+	/** Each side is read from as long as the other takes what it says. */
+	#balance(): void {
+		const vm = this.#state.name === 'joined' ? this.#state.vm : undefined;
+		this.#shim.isReading = !this.#shim.hasUnreadAnswers && vm?.isFull !== true;
+		if (vm !== undefined) {
+			vm.isReading = !this.#shim.isFull;
+		}
+	}
+
+	#newPauses(): Generator<number, never> {
+		return backOff(...this.#options.redialPauseMs);
+	}
+
+	#track(leg: Promise<unknown>): void {
+		this.#legs.add(leg);
+		void leg.then(() => this.#legs.delete(leg));
+	}
+
+	#text(what: string): string {
+		return new AdaptorError({code: 'unavailable', what, where: this.#options.where}).message;
+	}
+}
+
+/** How a frame of the shim breaks the protocol, if it does. A request over the limit does not: it is answered. */
+function shimViolation(frame: Frame | OversizedFrame): Violation | undefined {
+	switch (frame.type) {
+		case frameType.request: return undefined;
+		case frameType.data: return frame instanceof Frame ? undefined : 'a message over the limit';
+		case frameType.response: return 'a response from the client side';
+		default: return 'a frame of a reserved type';
+	}
+}
