@@ -10,7 +10,7 @@ import {connect, type Socket} from 'node:net';
 import {setPriority, tmpdir} from 'node:os';
 import {join} from 'node:path';
 import type {TLSSocket} from 'node:tls';
-import {Secret, silentLogger} from '../src/log.ts';
+import {Secret, silentLogger} from '../src/core/log.ts';
 import {openIdentity} from '../src/relay/identity.ts';
 import {createAgentRelays} from '../src/relay/relay.ts';
 import {encodeFrame, frameType} from '../src/ttrpc/frame.ts';

@@ -11,7 +11,7 @@ import {tmpdir} from 'node:os';
 import type {Duplex} from 'node:stream';
 import {join} from 'node:path';
 import {connect as connectTls, createSecureContext} from 'node:tls';
-import {Secret, silentLogger} from '../src/log.ts';
+import {Secret, silentLogger} from '../src/core/log.ts';
 import {openIdentity} from '../src/relay/identity.ts';
 import {createAgentRelays} from '../src/relay/relay.ts';
 import type {ForwarderTls} from '../src/sandbox/ports.ts';

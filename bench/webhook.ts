@@ -11,7 +11,7 @@ import {createServer} from 'node:https';
 import type {AddressInfo} from 'node:net';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
-import {silentLogger} from '../src/log.ts';
+import {silentLogger} from '../src/core/log.ts';
 import {answerReview} from '../src/webhook/admission-review.ts';
 import {startWebhook} from '../src/webhook/server.ts';
 import {Client, makeIssuer, MountedSecret} from '../test/webhook/harness.ts';

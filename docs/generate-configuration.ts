@@ -1,8 +1,8 @@
 /** Writes configuration.md, and the table in README.md, from the table of settings: `npm run docs`. A test checks that this was done. */
 import {readFileSync, writeFileSync} from 'node:fs';
 import {commands, type CommandDescription} from '../src/cli/commands.ts';
-import {exampleOf} from '../src/config.ts';
-import {inertSettings, sections, settings, type Setting} from '../src/settings.ts';
+import {exampleOf} from '../src/config/config.ts';
+import {inertSettings, sections, settings, type Setting} from '../src/config/settings.ts';
 
 /** Of all commands, each once: several may share one. */
 const everySetting = [...new Map([settings, ...Object.values<CommandDescription>(commands).map(({settings: own = {}}) => own)]
@@ -12,7 +12,7 @@ const everySetting = [...new Map([settings, ...Object.values<CommandDescription>
 /** The whole of docs/configuration.md. */
 export function configurationMarkdown(): string {
 	return [
-		'<!-- Written by docs/generate-configuration.ts from src/settings.ts: edit that instead. -->',
+		'<!-- Written by docs/generate-configuration.ts from src/config/settings.ts: edit that instead. -->',
 		'# Configuration',
 		'',
 		'Every setting is an environment variable; some are flags of the command line as well, and a flag wins over its variable. '

@@ -9,7 +9,7 @@ import {guardFinding, networkFinding, programsFinding, routeFinding, unknownSubn
 import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
 import type {Check} from './check/run-checks.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdicts.ts';
-import type {Config} from './config.ts';
+import type {Config} from './config/config.ts';
 import {observeDirectory} from './journal/directory-probe.ts';
 import type {LibvirtSession} from './libvirt/session.ts';
 import {SshProbe} from './libvirt/transport/ssh-probe.ts';

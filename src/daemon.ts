@@ -4,12 +4,12 @@
 import {dirname, join} from 'node:path';
 import {serveApi} from './api/server.ts';
 import {composeChecks} from './checks.ts';
-import {KeyedMutex} from './concurrency/keyed-mutex.ts';
-import {Semaphore} from './concurrency/semaphore.ts';
-import type {Config} from './config.ts';
+import {KeyedMutex} from './core/concurrency/keyed-mutex.ts';
+import {Semaphore} from './core/concurrency/semaphore.ts';
+import type {Config} from './config/config.ts';
 import {parseInitdata} from './initdata.ts';
 import {serveProbes} from './health/probes.ts';
-import type {Logger} from './log.ts';
+import type {Logger} from './core/log.ts';
 import {openPipe} from './libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from './libvirt/session.ts';
 import {createPodNetworks} from './network/pod-networks.ts';

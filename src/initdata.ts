@@ -10,7 +10,7 @@
 import {createHash} from 'node:crypto';
 import {crc32, gunzipSync} from 'node:zlib';
 import {parse, TomlError} from 'smol-toml';
-import {AdaptorError, type ErrorWhere} from './errors.ts';
+import {AdaptorError, type ErrorWhere} from './core/errors.ts';
 import type {Initdata} from './sandbox/pod-request.ts';
 
 /** What the annotations of a Kubernetes object may hold in all. A document that was made to be slow to read takes a parser's time by its length. */

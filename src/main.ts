@@ -9,8 +9,8 @@ import {homedir, hostname, userInfo} from 'node:os';
 import {helpText, parseArguments} from './cli/arguments.ts';
 import {exitCode, type Command, type CommandContext, type Screen} from './cli/command.ts';
 import type {CommandName} from './cli/commands.ts';
-import {AdaptorError, toError} from './errors.ts';
-import {Secret, type Logger} from './log.ts';
+import {AdaptorError, toError} from './core/errors.ts';
+import {Secret, type Logger} from './core/log.ts';
 
 /** Loaded one by one: `help` answers without the daemon, and the daemon does without what other commands need. */
 const load: Readonly<Record<CommandName, () => Promise<Command>>> = {

@@ -1,8 +1,8 @@
 /** The daemon's own look at its surroundings when it starts: every finding that needs somebody is a log line. */
-import {AdaptorError} from './errors.ts';
+import {AdaptorError} from './core/errors.ts';
 import {runChecks, type CheckResult} from './check/run-checks.ts';
 import type {Checks} from './checks.ts';
-import type {Logger} from './log.ts';
+import type {Logger} from './core/log.ts';
 
 /** Disposes the checks: they are made once. @returns the failures @throws the signal's reason */
 export async function checkAndLog(checks: Checks, log: Logger, signal: AbortSignal): Promise<readonly CheckResult[]> {

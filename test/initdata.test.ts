@@ -3,7 +3,7 @@ import {createHash} from 'node:crypto';
 import {deflateRawSync, gunzipSync, gzipSync} from 'node:zlib';
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../src/errors.ts';
+import {AdaptorError} from '../src/core/errors.ts';
 import {parseInitdata} from '../src/initdata.ts';
 
 const document = `algorithm = "sha384"

@@ -5,7 +5,7 @@ import {createServer} from 'node:net';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import test, {type ExecutionContext} from 'ava';
-import {silentLogger} from '../src/log.ts';
+import {silentLogger} from '../src/core/log.ts';
 import {checkAndLog} from '../src/start-checks.ts';
 import {startNode, type TestNode} from './check/node.ts';
 import {directoryOf} from './support/directory.ts';

@@ -1,7 +1,7 @@
 /** The services that we serve, as proto/ defines them: loaded once, shared by ttrpc and gRPC. */
 import {fileURLToPath} from 'node:url';
 import {loadSync, type PackageDefinition, type ServiceDefinition} from '@grpc/proto-loader';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 /** hypervisor.proto's messages, as proto-loader decodes and encodes them. */
 export interface CreateVMRequest {

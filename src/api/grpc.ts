@@ -3,7 +3,7 @@ import type {Socket} from 'node:net';
 import {Metadata, Server, ServerCredentials, type handleUnaryCall, type sendUnaryData, type ServerUnaryCall, type status} from '@grpc/grpc-js';
 import {ReflectionService} from '@grpc/reflection';
 import {HealthImplementation} from 'grpc-health-check';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {Contract} from './contract.ts';
 import type {Service, UnaryHandler} from './services.ts';
 import type {Status} from './status.ts';

@@ -1,7 +1,7 @@
 /** Everything that is served on hypervisor.sock: each connection goes to ttrpc or gRPC by its first bytes, both serve the same handlers. */
 import type {Socket} from 'node:net';
-import {AdaptorError} from '../errors.ts';
-import type {Logger} from '../log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import type {Logger} from '../core/log.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
 import {TtrpcServer} from '../ttrpc/server.ts';
 import {loadContract} from './contract.ts';

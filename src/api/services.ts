@@ -1,8 +1,8 @@
 /** kata's remote hypervisor API and PodVMInfo as calls on the domain. Translation only. */
 import type {ServiceDefinition} from '@grpc/proto-loader';
-import {codeOf} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {codeOf} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
 import type {Contract, CreateVMRequest, CreateVMResponse, GetInfoRequest, GetInfoResponse, SandboxRequest, Version} from './contract.ts';
 

@@ -1,5 +1,5 @@
 /** One total function from whatever was thrown to what a peer sees: a status code and the operator's text. */
-import {AdaptorError, codeOf, toError, type ErrorCode} from '../errors.ts';
+import {AdaptorError, codeOf, toError, type ErrorCode} from '../core/errors.ts';
 
 export interface Status {
 	/** google.rpc.Code: the same numbers in gRPC and ttrpc. */

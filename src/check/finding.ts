@@ -1,5 +1,5 @@
 /** What a check says to an operator: how things are, and what to do where they are not well. Pure. */
-import {AdaptorError, operatorText, toError} from '../errors.ts';
+import {AdaptorError, operatorText, toError} from '../core/errors.ts';
 
 /**
  * `warning`: peer pods run, but something is slow, unsafe, or will end one day. `failure`: they do not.

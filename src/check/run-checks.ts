@@ -2,7 +2,7 @@
  * Runs checks side by side and tells their findings in the order of the list. Nothing can hang: each check has a deadline of its own,
  * all together have one, and a check that does not heed its signal is left behind. Knows nothing of what is checked.
  */
-import {abortable, Scope} from '../lifetime.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {failureOf, type Finding} from './finding.ts';
 
 export interface Check {

@@ -3,9 +3,9 @@
  * write them: `-name value`, `-name=value`, `--name …`; a switch is `-name` or `-name=false`.
  * Knows the table of settings but not what values mean: `loadConfig` checks those. Of a command's own flags only switches are checked here.
  */
-import {AdaptorError} from '../errors.ts';
-import {boolean} from '../setting-types.ts';
-import {inertSettings, sections, settings, type Setting} from '../settings.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {boolean} from '../config/setting-types.ts';
+import {inertSettings, sections, settings, type Setting} from '../config/settings.ts';
 import {commands, type CommandDescription, type CommandName} from './commands.ts';
 import {wrapped} from './text.ts';
 

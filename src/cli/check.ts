@@ -4,12 +4,12 @@
  */
 import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
-import {silentLogger} from '../log.ts';
+import {silentLogger} from '../core/log.ts';
 import {createNetworkProbe} from '../network/probe.ts';
 import type {Finding, Status} from '../check/finding.ts';
 import {runChecks, type CheckResult} from '../check/run-checks.ts';
 import {composeChecks} from '../checks.ts';
-import {loadConfig} from '../config.ts';
+import {loadConfig} from '../config/config.ts';
 import {identifyPodsDir} from '../journal/pods-dir.ts';
 import {HostCapabilities} from '../podvm/host-capabilities.ts';
 import {exitCode, type CommandContext, type Screen} from './command.ts';

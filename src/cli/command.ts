@@ -1,7 +1,7 @@
 /** What a command is to the process edge: what it is handed, and what it answers. */
-import type {Host} from '../config.ts';
+import type {Host} from '../config/config.ts';
 import type {ProcessContext} from '../daemon.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 
 export const exitCode = {ok: 0, failure: 1, usage: 2} as const;
 

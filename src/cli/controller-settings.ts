@@ -1,6 +1,6 @@
 /** What `cloud-api-adaptor controller` is told. */
-import {duration, integer, textLike} from '../setting-types.ts';
-import {settings, type SettingsTable} from '../settings.ts';
+import {duration, integer, textLike} from '../config/setting-types.ts';
+import {settings, type SettingsTable} from '../config/settings.ts';
 
 const {libvirtUri, clusterId, logLevel, logFormat} = settings;
 

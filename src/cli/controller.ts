@@ -3,8 +3,8 @@
  * The composition of the two rooms that do not know each other: who decides (kubernetes/) and who deletes (podvm/).
  */
 import {randomUUID} from 'node:crypto';
-import {loadSettings} from '../config.ts';
-import {AdaptorError, toError} from '../errors.ts';
+import {loadSettings} from '../config/config.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
 import {serveProbes} from '../health/probes.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {cleanUpAfterNodes} from '../kubernetes/controller.ts';
@@ -12,7 +12,7 @@ import {whileLeading} from '../kubernetes/leader.ts';
 import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
 import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
-import {createLogger} from '../log.ts';
+import {createLogger} from '../core/log.ts';
 import {deleteAbandonedVm} from '../podvm/abandoned-vms.ts';
 import {exitCode, type CommandContext} from './command.ts';
 import {controllerSettings} from './controller-settings.ts';

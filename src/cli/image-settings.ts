@@ -1,6 +1,6 @@
 /** What the image commands are told: settings and flags. */
-import {absolutePath, oneOf, textLike} from '../setting-types.ts';
-import {settings, type SettingsTable} from '../settings.ts';
+import {absolutePath, oneOf, textLike} from '../config/setting-types.ts';
+import {settings, type SettingsTable} from '../config/settings.ts';
 
 const {libvirtUri, pool, baseVolume, logLevel} = settings;
 

@@ -2,8 +2,8 @@
 import {X509Certificate} from 'node:crypto';
 import {readFile, stat} from 'node:fs/promises';
 import {join} from 'node:path';
-import {loadSettings, type ValuesOf} from '../config.ts';
-import {AdaptorError, toError} from '../errors.ts';
+import {loadSettings, type ValuesOf} from '../config/config.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
 import {listImages, pruneImages, removeImage, useImage, type CatalogueOptions, type Image} from '../image/catalogue.ts';
 import {findCredentials} from '../image/credentials.ts';
 import {HttpClient} from '../image/http.ts';
@@ -19,7 +19,7 @@ import {isLibvirtError, LibvirtConnectionError, libvirtCode} from '../libvirt/wi
 import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import type {LibvirtUri} from '../libvirt/uri.ts';
-import {createLogger, type Logger} from '../log.ts';
+import {createLogger, type Logger} from '../core/log.ts';
 import {exitCode, type Command, type CommandContext} from './command.ts';
 import {imageSettings, pushSettings} from './image-settings.ts';
 import {bytes, duration, Progress} from './progress.ts';

@@ -1,10 +1,10 @@
 /** `cloud-api-adaptor libvirt`: the daemon, from its configuration to the signal that ends it. */
 import {once} from 'node:events';
-import {loadConfig} from '../config.ts';
+import {loadConfig} from '../config/config.ts';
 import {startDaemon} from '../daemon.ts';
-import {toError} from '../errors.ts';
+import {toError} from '../core/errors.ts';
 import {apiServerAddress} from '../kubernetes/service-account.ts';
-import {createLogger} from '../log.ts';
+import {createLogger} from '../core/log.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
 /** Runs until the signal aborts, then drains. @throws ConfigError and whatever keeps the daemon from starting */

@@ -2,11 +2,11 @@
 import {X509Certificate} from 'node:crypto';
 import {once} from 'node:events';
 import {readFile} from 'node:fs/promises';
-import {loadSettings} from '../config.ts';
-import {AdaptorError, toError} from '../errors.ts';
-import {createLogger} from '../log.ts';
+import {loadSettings} from '../config/config.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {createLogger} from '../core/log.ts';
 import {secureContextOptions} from '../relay/tls-options.ts';
-import {webhookSettings} from '../settings.ts';
+import {webhookSettings} from '../config/settings.ts';
 import {startWebhook} from '../webhook/server.ts';
 import {exitCode, type CommandContext} from './command.ts';
 

@@ -4,10 +4,10 @@
  * restart of the daemon mends no host.
  */
 import {createServer, type RequestListener, type Server, type ServerResponse} from 'node:http';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {retry} from '../concurrency/retry.ts';
-import {toError} from '../errors.ts';
-import type {Logger} from '../log.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {toError} from '../core/errors.ts';
+import type {Logger} from '../core/log.ts';
 
 export interface ProbeOptions {
 	/** PROBE_PORT */

@@ -1,5 +1,5 @@
 /** The images of a pool: what there is, what is in use, and what may go. */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {imageStem, readImageVersion} from '../sandbox/image-version.ts';
 import {completenessOf, type Completeness} from './incomplete.ts';
 import {checkName, currentVersion, describeUse, giveName, isStandIn, podDisk} from './name.ts';

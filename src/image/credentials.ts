@@ -3,8 +3,8 @@
  * dockerconfigjson). Credential helpers are programs and are not run.
  */
 import {readFile} from 'node:fs/promises';
-import {AdaptorError} from '../errors.ts';
-import {Secret} from '../log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Secret} from '../core/log.ts';
 import {member} from './json.ts';
 import type {ImageReference} from './reference.ts';
 

@@ -6,8 +6,8 @@ import {Agent as HttpAgent, request as httpRequest, type IncomingMessage, type O
 import {Agent as HttpsAgent, request as httpsRequest} from 'node:https';
 import {isIPv4} from 'node:net';
 import {getCACertificates} from 'node:tls';
-import {AdaptorError, toError} from '../errors.ts';
-import {abortable, DeadlineError, Scope} from '../lifetime.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
 
 export interface HttpOptions {
 	/** PEM of certificate authorities that are trusted besides the usual ones. */

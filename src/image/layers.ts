@@ -4,7 +4,7 @@
  * Source: OCI image-spec, layer.md ("Whiteouts", "Opaque Whiteout").
  */
 import {createGunzip, createZstdDecompress} from 'node:zlib';
-import {AdaptorError, toError} from '../errors.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
 import {TarDecoder, type TarEntry} from './tar.ts';
 
 /** Bytes; opened once. Rejects at its end if they were not what they should be. */

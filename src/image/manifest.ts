@@ -2,7 +2,7 @@
  * What a manifest says: its layers, or which manifest of a list is meant. Pure.
  * Sources: OCI image-spec, manifest.md and image-index.md; distribution, docs/spec/manifest-v2-2.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {member} from './json.ts';
 import {digestPattern} from './reference.ts';
 

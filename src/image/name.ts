@@ -2,8 +2,8 @@
  * What the configured name is on the host: a thin volume that reads through to one version of the image (docs/adr/0019). libvirt cannot rename
  * volumes; this one is small enough to be written anew in one piece, and nothing stands on it, because who needs the image takes the version.
  */
-import {AdaptorError} from '../errors.ts';
-import {pause, Scope} from '../lifetime.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {pause, Scope} from '../core/lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';

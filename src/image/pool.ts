@@ -1,6 +1,6 @@
 /** A storage pool where there is none: a directory, built, started, and started again with the host. */
-import {AdaptorError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {directoryPoolXml} from './volume-xml.ts';

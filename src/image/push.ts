@@ -7,13 +7,13 @@
  * us, to the connection or to libvirt; a host that loses power may have kept one write and not another, since libvirt has no way to ask for that. So a version is complete as soon as it looks like one, and its name never has to change.
  */
 import {createHash} from 'node:crypto';
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
 import {isLibvirtError, LibvirtConnectionError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
 import {removeAbandoned} from './incomplete.ts';
 import {checkName, giveName, untilSeen} from './name.ts';

@@ -3,7 +3,7 @@
  * An image comes from elsewhere, and QEMU opens whatever a qcow2 header names: one that names another file is refused before a byte is written.
  * Source: QEMU, docs/interop/qcow2.txt. The format is big-endian on every machine.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {foreignImage} from '../sandbox/foreign-image.ts';
 
 export interface ImageFormat {

@@ -3,7 +3,7 @@
  * Sources: cloud-api-adaptor's PODVM_IMAGE_URI (`oci::REPOSITORY[:TAG|@DIGEST][::PATH]`); the reference grammar of container images
  * (distribution, reference/regexp.go) with Docker Hub's defaults.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 export interface ImageReference {
 	/** Host, with a port if it is not HTTPS's; `docker.io` for Docker Hub. */

@@ -3,10 +3,10 @@
  * authentication: distribution, docs/spec/auth/token). What is read is what its digest says, or nothing.
  */
 import {createHash, type Hash} from 'node:crypto';
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError} from '../errors.ts';
-import {backOff, pause} from '../lifetime.ts';
-import {Secret} from '../log.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {backOff, pause} from '../core/lifetime.ts';
+import {Secret} from '../core/log.ts';
 import type {Credentials} from './credentials.ts';
 import {HttpClient, HttpError, isWithoutTls, readAll, type Answer} from './http.ts';
 import {member} from './json.ts';

@@ -1,6 +1,6 @@
 /** Where an image's bytes come from: a file, or a container image in a registry. Knows no libvirt. */
 import {open} from 'node:fs/promises';
-import {AdaptorError, toError} from '../errors.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
 import {findInLayers} from './layers.ts';
 import {formatReference, type ImageReference} from './reference.ts';
 import type {Platform} from './manifest.ts';

@@ -2,7 +2,7 @@
  * Tar archives: bytes in, entries and their data out. Knows no streams and no file system: a name is only a name here.
  * Sources: POSIX, pax ("ustar Interchange Format", "pax Extended Header"); GNU tar manual, "Basic Tar Format" (long names, base-256 numbers).
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 export interface TarEntry {
 	/** As it is written. */

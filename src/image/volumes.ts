@@ -2,7 +2,7 @@
  * The volumes of a pool, and what stands on them: the disks of VMs, whosever they are, and the volumes that read through to others.
  * All of it is libvirt's word of this moment, nothing is remembered.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain, type Procedure, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';

@@ -9,9 +9,9 @@ import {spawn} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
 import {link, mkdir, open, readdir, stat, unlink, type FileHandle} from 'node:fs/promises';
 import {join} from 'node:path';
-import {AdaptorError} from '../errors.ts';
-import {abortable} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {abortable} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import type {OtherDaemons} from '../sandbox/ports.ts';
 
 const lockName = /^\.daemon-([1-9]\d{0,14})$/v;

@@ -3,7 +3,7 @@ import {randomBytes} from 'node:crypto';
 import {open, rm, stat, statfs} from 'node:fs/promises';
 import {dirname, join} from 'node:path';
 import type {DirectoryObservation} from '../check/observations.ts';
-import {toError} from '../errors.ts';
+import {toError} from '../core/errors.ts';
 
 /** Of one that does not exist yet, the nearest above it is tried. */
 export async function observeDirectory(path: string): Promise<DirectoryObservation> {

@@ -5,9 +5,9 @@
 import {randomBytes} from 'node:crypto';
 import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
 import {join} from 'node:path';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {AdaptorError, codeOf, toError} from '../errors.ts';
-import type {Logger} from '../log.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {AdaptorError, codeOf, toError} from '../core/errors.ts';
+import type {Logger} from '../core/log.ts';
 import type {SandboxId} from '../sandbox/ports.ts';
 import {parseRecord, recordText, type SandboxRecord, type SandboxRecords} from '../sandbox/records.ts';
 

@@ -7,7 +7,7 @@
 import {createHash} from 'node:crypto';
 import {readFile, realpath} from 'node:fs/promises';
 import {basename, dirname, join, relative} from 'node:path';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 export interface PodsDirIdentity {
 	/** 16 hexadecimal digits. */

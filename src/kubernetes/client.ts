@@ -2,10 +2,10 @@
  * The Kubernetes API in the few verbs that are used here, typed by `Kind`. Knows no kinds of its own and no policy.
  * There is no update of a whole object on purpose: see objects.ts.
  */
-import {AdaptorError} from '../errors.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {backOff, pause, Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import {ApiConnection, type ConnectionOptions} from './connection.ts';
 import {isExpired, isKindMissing, isRefusal, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from './fields.ts';

@@ -2,7 +2,7 @@
  * `Cluster` by the API server of the cluster that the daemon's pod runs in: one client and the parts that use it. Each part minds the API server's
  * absences itself; joining waits for nothing but two files.
  */
-import type {Logger, Secret} from '../log.ts';
+import type {Logger, Secret} from '../core/log.ts';
 import type {RegisteredVm, Cluster, PodEvent, PodIdentity, Presence} from '../sandbox/ports.ts';
 import {KubernetesClient} from './client.ts';
 import {PodEvents} from './events.ts';

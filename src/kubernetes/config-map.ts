@@ -1,5 +1,5 @@
 /** The adaptor's configuration in the cluster, as far as it is written from here: single keys of a config map that exists. */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
 import type {Kind, ObjectName} from './objects.ts';

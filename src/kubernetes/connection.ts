@@ -5,9 +5,9 @@
 import type {IncomingMessage} from 'node:http';
 import {Agent, request as httpsRequest} from 'node:https';
 import {once} from 'node:events';
-import {AdaptorError, toError} from '../errors.ts';
-import {retry} from '../concurrency/retry.ts';
-import {abortable, DeadlineError, Scope} from '../lifetime.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
 import {KubernetesError, refusal, retryAfterOf} from './errors.ts';
 import type {ApiServerAddress, ServiceAccount} from './service-account.ts';
 

@@ -3,10 +3,10 @@
  * anew each time, so nothing that was missed stays missed; asks for nodes only when there is something to decide. How a VM is deleted is a
  * function that it is given. Works beside the existing controller: both may remove the finalizer, and neither minds that it is gone.
  */
-import {every} from '../concurrency/every.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {retry} from '../concurrency/retry.ts';
-import type {Logger} from '../log.ts';
+import {every} from '../core/concurrency/every.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import type {Logger} from '../core/log.ts';
 import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
 import type {KubernetesClient} from './client.ts';
 import {isKindMissing, isNotFound, retryAfterOf} from './errors.ts';

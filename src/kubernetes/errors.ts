@@ -1,5 +1,5 @@
 /** What the API server refused, or why it could not be asked. Knows HTTP's status codes and Kubernetes' reasons, not what was wanted. */
-import {AdaptorError, type ErrorCode, type ErrorWhere} from '../errors.ts';
+import {AdaptorError, type ErrorCode, type ErrorWhere} from '../core/errors.ts';
 import {at, textAt} from './fields.ts';
 
 interface KubernetesErrorParts {

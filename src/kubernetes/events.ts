@@ -5,10 +5,10 @@
  * existing roles allow.
  * Source: Kubernetes API reference, Event v1 core; client-go, tools/record (names, counts, limits).
  */
-import {AdaptorError, toError} from '../errors.ts';
-import {abortable, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {abortable, pause, Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
 import type {PodEvent, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient, NewObject} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError, retryAfterOf} from './errors.ts';

@@ -3,10 +3,10 @@
  * so that its holders and ours understand each other. Clocks are not compared between machines: a lease has expired when it was not renewed for
  * its duration by the clock of whoever looks.
  */
-import {toError} from '../errors.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {toError} from '../core/errors.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {backOff, pause, Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isConflict, isNotFound, retryAfterOf} from './errors.ts';
 import {numberAt, textAt} from './fields.ts';

@@ -7,11 +7,11 @@
  * mends it only when it stays gone; where they do not, each mends ever more slowly what the other does.
  * Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for a Node" (the kubelet derives `allocatable`).
  */
-import {Trigger} from '../concurrency/every.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {retry} from '../concurrency/retry.ts';
-import {backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {Trigger} from '../core/concurrency/every.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {backOff, pause, Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound, retryAfterOf} from './errors.ts';
 import {textAt, textsAt} from './fields.ts';

@@ -2,7 +2,7 @@
  * Objects of the Kubernetes API, with those fields only that somebody here uses. What is read is checked once, at the edge.
  * An object that was read is never written back whole, since it lacks the fields that nobody here knows: changes are patches.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {at, listAt, textAt, textsAt} from './fields.ts';
 
 export interface OwnerReference {

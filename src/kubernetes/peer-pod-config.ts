@@ -3,8 +3,8 @@
  * Knows nothing of who follows the limit.
  * Source: cloud-api-adaptor, peerpodconfig-ctrl/api/v1alpha1; the OpenShift operator makes `peerpodconfig-openshift` in its namespace.
  */
-import type {Logger} from '../log.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
+import type {Logger} from '../core/log.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
 import type {KubernetesClient} from './client.ts';
 import {isKindMissing} from './errors.ts';
 import {textAt} from './fields.ts';

@@ -8,12 +8,12 @@
  *
  * One task at a time works on a PeerPod. A new wish for it replaces the earlier one and ends its attempt.
  */
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
-import {retry} from '../concurrency/retry.ts';
-import {Trigger} from '../concurrency/every.ts';
-import {abortable, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {Trigger} from '../core/concurrency/every.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import type {RegisteredVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isKindMissing, isNotFound, isRefusal, KubernetesError, retryAfterOf} from './errors.ts';

@@ -5,9 +5,9 @@
  * Static pods are not judged. The API server has only a mirror of them, which comes and goes with the node object and has another UID than the pod.
  * Source: Kubernetes, "Create static Pods"; kubelet, pkg/kubelet/config (a static pod is named `NAME-NODE`, its UID is a hash without dashes).
  */
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import type {RegisteredVm, PodIdentity, Presence} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isObjectMissing, isRefusal} from './errors.ts';

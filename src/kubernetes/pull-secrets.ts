@@ -5,9 +5,9 @@
  * Credentials are held as secrets, and written nowhere here.
  */
 import {readFile} from 'node:fs/promises';
-import {AdaptorError, toError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
-import {Secret, type Logger} from '../log.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
+import {Secret, type Logger} from '../core/log.ts';
 import type {Cluster, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';

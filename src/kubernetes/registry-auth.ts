@@ -3,7 +3,7 @@
  * Sources: Kubernetes, "Pull an Image from a Private Registry" and pkg/credentialprovider (what the kubelet takes, and in which order); containers-auth.json(5);
  * confidential-containers/guest-components, image-rs/src/auth (what the VM reads: `auth` alone, in padded base64, and one entry without it spoils the file).
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {at, textAt} from './fields.ts';
 
 /** `auth` by registry: a host, perhaps with a port and the beginning of a path. */

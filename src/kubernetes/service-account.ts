@@ -5,8 +5,8 @@
  */
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
-import {AdaptorError} from '../errors.ts';
-import {Secret} from '../log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Secret} from '../core/log.ts';
 
 export interface ApiServerAddress {
 	/** Name or address; an IPv6 address without brackets. */

@@ -2,11 +2,11 @@
  * Makes connections to one daemon: opens the pipe, authenticates, opens the driver, and for those that are to last turns events and pings on.
  * Knows nothing of when a connection is wanted, nor of what becomes of it.
  */
-import {AdaptorError, toError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
 import {LibvirtConnectionError} from './wire/errors.ts';
 import {openDriver, prepareDriver} from './handshake.ts';
-import {hedged} from '../concurrency/hedged.ts';
+import {hedged} from '../core/concurrency/hedged.ts';
 import {RpcConnection, type RpcOptions} from './rpc.ts';
 import type {LibvirtSessionOptions, ServerInfo} from './session-options.ts';
 

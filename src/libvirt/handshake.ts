@@ -2,7 +2,7 @@
  * The first words on a connection: who we are, which driver, pings on.
  * Source: libvirt, src/remote/remote_driver.c (order of the calls), src/remote/remote_protocol.x (remote_auth_type).
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {lifecycleEventId} from './wire/events.ts';
 import {procedures} from './wire/procedures.ts';
 import type {RpcConnection} from './rpc.ts';

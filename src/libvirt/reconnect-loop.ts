@@ -2,8 +2,8 @@
  * The same attempt again and again until it succeeds or its owner ends: with back-off, and with long pauses after a refusal.
  * Knows nothing of what is attempted.
  */
-import type {AdaptorError} from '../errors.ts';
-import {backOff, pause, Scope} from '../lifetime.ts';
+import type {AdaptorError} from '../core/errors.ts';
+import {backOff, pause, Scope} from '../core/lifetime.ts';
 import {rootReason} from './connector.ts';
 import {isRefusal} from './wire/errors.ts';
 

@@ -5,9 +5,9 @@
  * The life of an exchange: waits for a slot ─▶ CALL sent, holds the slot ─▶ REPLY, slot free ─▶ (streams: STREAM packets) ─▶ over.
  * A caller that gives up leaves its exchange, and its slot, behind until the REPLY comes: the daemon still counts the call.
  */
-import {Semaphore} from '../concurrency/semaphore.ts';
-import {AdaptorError, toError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {Semaphore} from '../core/concurrency/semaphore.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {LibvirtConnectionError, LibvirtError, remoteError} from './wire/errors.ts';
 import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, PacketError, remoteProgram, type MessageStatus, type Packet} from './wire/packet.ts';
 import type {Pipe} from './transport/pipe.ts';

@@ -6,9 +6,9 @@
  *                      ▲── lost ──────┘ ▲────┐ silent, and a new connection gets through: that one from now on
  *                                       └────┘
  */
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {ReconnectLoop} from './reconnect-loop.ts';
 import {Connector, type ConnectionEvents, type PreparedConnection} from './connector.ts';
 import {isRefusal, LibvirtConnectionError} from './wire/errors.ts';

@@ -1,7 +1,7 @@
 /** Connections that carry one stream each: without events and pings, so that a slow reader may stop them. Few at a time. */
-import {Semaphore} from '../concurrency/semaphore.ts';
-import {AdaptorError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {Semaphore} from '../core/concurrency/semaphore.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
 import {rootReason, type Connector} from './connector.ts';
 import {LibvirtConnectionError} from './wire/errors.ts';
 import type {RpcConnection} from './rpc.ts';

@@ -6,8 +6,8 @@
  * ERROR without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe is
  * the only brake, and it stops everything else on that connection.
  */
-import {toError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {toError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {LibvirtError, remoteError} from './wire/errors.ts';
 import {messageStatus, messageType, PacketError, streamPayload, type Packet} from './wire/packet.ts';
 import {procedures, type Domain, type Procedure, type StorageVol} from './wire/procedures.ts';

@@ -2,7 +2,7 @@
  * Connection URIs as libvirt writes them, parsed once into what the transports need. Source: libvirt, docs/uri.rst and
  * docs/remote.rst. Knows no sockets and no files; a path in it is only text.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 export type LibvirtUri = UnixUri | SshUri;
 

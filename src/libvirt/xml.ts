@@ -4,7 +4,7 @@
  * Entities of a document type are not expanded by the parser, so an answer cannot grow while it is read.
  */
 import {create} from 'xmlbuilder2';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 export interface XmlElement {
 	/** Without prefix. */

@@ -2,7 +2,7 @@
  * What ip, tc, nft and nsenter mean by what they print when they fail. The texts are those of iproute2 6.1, nftables 1.0.6 and
  * util-linux 2.38 on Linux 6.18, in the C locale; the kernel's own texts come through unchanged.
  */
-import {AdaptorError, echoed, type ErrorCode} from '../errors.ts';
+import {AdaptorError, echoed, type ErrorCode} from '../core/errors.ts';
 import type {CommandResult} from './spawn-server.ts';
 
 export type Meaning =

@@ -2,7 +2,7 @@
  * What `ip -j -d` prints, as typed values. Pure; knows iproute2's field names and nothing of what they are used for.
  * Source: iproute2 6.1, ip/ipaddress.c, ip/iproute.c, ip/ipneigh.c, ip/iplink_vxlan.c. Fields that are not read are ignored.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 export interface Link {
 	readonly name: string;

@@ -8,7 +8,7 @@
 import {constants, type BigIntStats} from 'node:fs';
 import {lstat, open, stat} from 'node:fs/promises';
 import {basename, dirname} from 'node:path';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {NetnsIdentity, PodNetwork, Presence} from '../sandbox/ports.ts';
 
 /** What to do when a namespace that exists on the node cannot be seen. */

@@ -6,7 +6,7 @@
  * cannot be reached. It knows no metric, no source address, no `onlink`, and no second interface. See docs/adr/0025-pod-vm-generations.md.
  */
 import {isIPv4} from 'node:net';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {PodNeighbor, PodNetwork, PodRoute} from '../sandbox/ports.ts';
 import type {Address, Inspection, Link, Route, Vxlan} from './inspection.ts';
 import {networkOf, prefixContains} from './ipv4.ts';

@@ -11,13 +11,13 @@
  * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it fits, else replaced.
  */
 import {isIPv4} from 'node:net';
-import {every} from '../concurrency/every.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {every} from '../core/concurrency/every.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Link} from './inspection.ts';

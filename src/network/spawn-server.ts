@@ -10,9 +10,9 @@ import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {randomUUID} from 'node:crypto';
 import {kill} from 'node:process';
 import type {Readable, Writable} from 'node:stream';
-import {Semaphore} from '../concurrency/semaphore.ts';
-import {AdaptorError, toError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {Semaphore} from '../core/concurrency/semaphore.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
 
 export interface Command {
 	/** Program and arguments, passed on as they are: no expansion, no word splitting. */

@@ -5,7 +5,7 @@
  * tunnel is closed by a table that was made anew. For the same reason the tunnels of an earlier run are looked up before the first transaction. Elements
  * of unknown tunnels stay, since another daemon may have them, until the kernel proves that the VNI has no tunnel.
  */
-import {Semaphore} from '../concurrency/semaphore.ts';
+import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Iproute2} from './iproute2.ts';
 import {noTable, parseTable, table, transaction, type Binding, type Change, type GuardedVnis, type TableState} from './nft.ts';

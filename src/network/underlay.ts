@@ -1,7 +1,7 @@
 /** The node's own address towards the pod VMs: looked up when it is needed, remembered for a while. */
 import {isIPv4} from 'node:net';
-import {AdaptorError, toError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import type {Iproute2} from './iproute2.ts';
 import {workerAddress, type WorkerAddress} from './plan.ts';
 

@@ -2,7 +2,7 @@
  * Which VNI to try next. Only the kernel knows which are free on the node, in whatever namespace and of whatever program: a VNI is
  * reserved by making a device with it, and the kernel refuses a second. This keeps calls of this process apart, and guesses well.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 /** RFC 7348, section 5: 24 bits. */
 const maxVni = 0xff_ff_ff;

@@ -4,7 +4,7 @@
  * since names come from the cluster's users. Knows nothing of how it is decided.
  */
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import type {PodIdentity} from '../sandbox/ports.ts';
 import {listDomains, readOwnDomains} from './own-domains.ts';
 import {removeVm} from './removal.ts';

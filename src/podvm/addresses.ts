@@ -3,12 +3,12 @@
  * A remembered lease of a recycled MAC shows before the guest is up; that is a good guess and no proof, TLS proves who answers.
  * There is no question to a guest agent: pod VM images have none, and its answers would be the guest's own.
  */
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {AdaptorError, toError} from '../errors.ts';
-import {pause, Scope} from '../lifetime.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {pause, Scope} from '../core/lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain, type Network} from '../libvirt/wire/procedures.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import type {ConsoleTail} from './console-tail.ts';
 import {isSameVm, readEnd} from './end-watch.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';

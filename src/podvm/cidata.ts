@@ -5,7 +5,7 @@
  * Knows nothing of what the files mean. Contents may be secret: no error holds any.
  */
 import {Document} from 'yaml';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {GuestFile} from '../sandbox/ports.ts';
 import {isoImage} from './iso9660.ts';
 

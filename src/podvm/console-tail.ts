@@ -2,9 +2,9 @@
  * What a guest printed last on its console while it booted: for the error of a start that fails. A console that cannot be read, because
  * somebody else has it open for example, changes nothing. What a guest prints is its own: it is made harmless before it is shown.
  */
-import {abortable, Scope} from '../lifetime.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import type {Domain} from '../libvirt/wire/procedures.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 
 /** Bytes. Of a guest that prints more than the latter the rest is not read: its output shares a connection with all our calls. */

@@ -3,11 +3,11 @@
  * An event tells at once. Events are lost with connections, so all VMs are looked at after each time that it came back, and once a minute
  * in case that more goes wrong: with one call for all of them, and one more for each that does not simply run.
  */
-import {every, Trigger} from '../concurrency/every.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {every, Trigger} from '../core/concurrency/every.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
 import {endOfEvent, endOfState} from './vm-end.ts';

@@ -2,7 +2,7 @@
  * What the KVM host offers, as its libvirt tells: asked once a connection, by whoever needs it first, for a new connection may be to a host that was
  * updated. Judges nothing.
  */
-import {abortable} from '../lifetime.ts';
+import {abortable} from '../core/lifetime.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {hostSupport, type HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';

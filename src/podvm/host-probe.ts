@@ -8,7 +8,7 @@ import {procedures} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, readXml, type XmlElement} from '../libvirt/xml.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
-import {silentLogger} from '../log.ts';
+import {silentLogger} from '../core/log.ts';
 import {checkCpuset} from './kvm-host.ts';
 import type {PodsDir} from './metadata.ts';
 import {listDomains, ownership, readOwnDomains, type Owner} from './own-domains.ts';

@@ -2,7 +2,7 @@
  * What the KVM host offers for s390x guests, read from libvirt's capabilities. Pure.
  * The machine is the canonical one (`s390-ccw-virtio-7.2`, not the alias), so that a VM's definition says what it really runs on.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 
 export interface HostSupport {

@@ -2,7 +2,7 @@
  * Which volume a pod VM starts from. A pod names it in an annotation, so whoever may create pods chooses among what is in the pool:
  * never by a path, never a disk of a pod VM, and only what LIBVIRT_ALLOWED_IMAGES allows, where that is set. Pure.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {matchesGlob} from '../libvirt/glob.ts';
 import {checkedText} from '../libvirt/xml.ts';
 import type {BaseVolume} from './volumes.ts';

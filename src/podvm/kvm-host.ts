@@ -2,9 +2,9 @@
  * What has to be known of the KVM host before a VM is defined on it. Refuses what the host cannot do, so that a start fails before it has left a
  * trace; where confidential VMs are asked for, it tells of each new connection whether they can be had.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {formatCpuset, parseCpuset} from '../libvirt/cpuset.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import type {HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';

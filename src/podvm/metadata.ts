@@ -5,7 +5,7 @@
  * Never holds a secret.
  */
 import type {XMLBuilder} from 'xmlbuilder2/lib/interfaces.js';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {PodIdentity, SandboxId} from '../sandbox/ports.ts';
 import {child, children, xmlText, type XmlElement} from '../libvirt/xml.ts';
 

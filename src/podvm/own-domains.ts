@@ -2,10 +2,10 @@
  * The domains of this cluster and node among all that a KVM host runs. A domain is ours when its UUID is of one of our slots *and* its
  * metadata says so; whatever else is there is never touched, and never waited for.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import type {PodVmRecord} from '../sandbox/ports.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readMetadata, type PodsDir, type PodVmMetadata} from './metadata.ts';

@@ -11,13 +11,13 @@
  * deletion that comes late cannot hit the VM that got the slot next.
  */
 import {randomUUID} from 'node:crypto';
-import {KeyedMutex} from '../concurrency/keyed-mutex.ts';
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
 import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
-import type {Logger} from '../log.ts';
+import type {Logger} from '../core/log.ts';
 import {isInstanceNameOf} from '../sandbox/instance-name.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
 import type {PodVmEndedError} from '../sandbox/vm-ended.ts';

@@ -3,7 +3,7 @@
  * Every step succeeds when there is nothing (more) to do, so it may be repeated from any half-made or half-deleted state. A step that fails
  * does not keep the others from being done, except that the definition stays as long as anything else may be left.
  */
-import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode, LibvirtConnectionError} from '../libvirt/wire/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';

@@ -2,7 +2,7 @@
  * Whether the KVM host can run guests under IBM Secure Execution, as its libvirt tells. Asking costs nothing on the host.
  * That a guest *is* protected cannot be seen from here: an image that was not built for it boots unprotected all the same. Attestation tells.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 import type {HostSupport} from './host-support.ts';

@@ -9,7 +9,7 @@
  * Because UUIDs are recycled too, nothing is ever deleted by UUID alone.
  */
 import {createHash} from 'node:crypto';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 export interface VmSlot {
 	/** 16 bytes, as in libvirt's protocol. */

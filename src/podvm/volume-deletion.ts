@@ -2,8 +2,8 @@
  * Deletes one volume of a pod VM, or says that it may still be there. Only an active pool proves that a volume is gone: an administrator may have
  * undefined or stopped the pool, or defined it anew with another directory, and the file, with a VM's private keys in it, stays.
  */
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError} from '../errors.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {change, type LibvirtCalls} from './libvirt-calls.ts';

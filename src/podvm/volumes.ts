@@ -4,7 +4,7 @@
  * so neither needs to be looked up first.
  */
 import {create} from 'xmlbuilder2';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
 import {child, readXml, xmlText} from '../libvirt/xml.ts';

@@ -2,8 +2,8 @@
 import {chmod, mkdir, rmdir, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
 import {dirname} from 'node:path';
-import type {Logger} from '../log.ts';
-import {checkSocketPath, discardUnfinished, listenAt} from '../unix-listener.ts';
+import type {Logger} from '../core/log.ts';
+import {checkSocketPath, discardUnfinished, listenAt} from '../core/unix-listener.ts';
 
 const setting = 'PODS_DIR';
 

@@ -11,8 +11,8 @@
  * A stream that was answered is no longer here, and a late response to it finds nobody. That the VM may still send one is remembered: a response to
  * no call at all breaks the protocol, a late one does not.
  */
-import {echoed} from '../errors.ts';
-import type {Logger} from '../log.ts';
+import {echoed} from '../core/errors.ts';
+import type {Logger} from '../core/log.ts';
 import type {Frame} from '../ttrpc/frame.ts';
 import {peekMethod, peekStatus} from '../ttrpc/message.ts';
 import {statusCode} from '../ttrpc/status.ts';

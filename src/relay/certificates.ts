@@ -5,7 +5,7 @@
  */
 import {createHash, createPrivateKey, generateKeyPair, randomBytes, sign, X509Certificate, type KeyObject} from 'node:crypto';
 import {promisify} from 'node:util';
-import {Secret} from '../log.ts';
+import {Secret} from '../core/log.ts';
 import {bitString, explicit, implicit, isTrue, octetString, oid, sequence, setOf, time, unsigned, utf8String} from './der.ts';
 
 export interface KeyPair {

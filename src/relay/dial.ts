@@ -13,8 +13,8 @@
  * handshakes at a time (medians in the lab, from the listening forwarder to StartVM's answer: 500 ms, against 290 with one). Knows no ttrpc.
  */
 import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
-import {AdaptorError, codeOf, echoed, toError} from '../errors.ts';
-import {Scope} from '../lifetime.ts';
+import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
 import {clockReason} from './clock.ts';
 
 /** All in milliseconds but `maxPending`. */

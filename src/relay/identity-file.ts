@@ -7,8 +7,8 @@ import {createPrivateKey, randomBytes, X509Certificate} from 'node:crypto';
 import {constants} from 'node:fs';
 import {chmod, link, mkdir, open, rename, unlink} from 'node:fs/promises';
 import {join} from 'node:path';
-import {AdaptorError} from '../errors.ts';
-import {Secret, type Logger} from '../log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Secret, type Logger} from '../core/log.ts';
 import {makeCa, makeClientCertificate, type KeyPair, type Validity} from './certificates.ts';
 import {clockReason, latestStart} from './clock.ts';
 

@@ -1,7 +1,7 @@
 /** What `openIdentity` would find, without making or moving anything. Judges nothing but what it would refuse. */
 import {X509Certificate} from 'node:crypto';
 import type {IdentityObservation} from '../check/observations.ts';
-import {silentLogger} from '../log.ts';
+import {silentLogger} from '../core/log.ts';
 import {lookAtIdentity} from './identity-file.ts';
 import {openIdentity, type IdentityFiles} from './identity.ts';
 

@@ -4,8 +4,8 @@
  */
 import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
-import {AdaptorError} from '../errors.ts';
-import {Secret, type Logger} from '../log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Secret, type Logger} from '../core/log.ts';
 import type {ForwarderTls} from '../sandbox/ports.ts';
 import {makeServerCertificate, type KeyPair} from './certificates.ts';
 import {keepIdentity} from './identity-file.ts';

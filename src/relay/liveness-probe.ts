@@ -11,9 +11,9 @@
  */
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
-import {AdaptorError, codeOf} from '../errors.ts';
-import {abortable, backOff, pause, Scope} from '../lifetime.ts';
-import type {Logger} from '../log.ts';
+import {AdaptorError, codeOf} from '../core/errors.ts';
+import {abortable, backOff, pause, Scope} from '../core/lifetime.ts';
+import type {Logger} from '../core/log.ts';
 
 export interface LivenessTimings {
 	/** Silence after which a connection is doubted: long for a health check, and short against the time that the shim gives it. */

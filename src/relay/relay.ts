@@ -4,8 +4,8 @@
  */
 import type {Socket} from 'node:net';
 import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
-import {Scope} from '../lifetime.ts';
-import {levelOfAttempt, type Logger} from '../log.ts';
+import {Scope} from '../core/lifetime.ts';
+import {levelOfAttempt, type Logger} from '../core/log.ts';
 import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
 import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
 import {latestStart} from './clock.ts';

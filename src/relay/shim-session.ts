@@ -12,10 +12,10 @@
  */
 import type {Socket} from 'node:net';
 import type {TLSSocket} from 'node:tls';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {AdaptorError, toError, type ErrorWhere} from '../errors.ts';
-import {backOff, pause} from '../lifetime.ts';
-import {levelOfAttempt, type Logger} from '../log.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {AdaptorError, toError, type ErrorWhere} from '../core/errors.ts';
+import {backOff, pause} from '../core/lifetime.ts';
+import {levelOfAttempt, type Logger} from '../core/log.ts';
 import {Frame, frameType, type OversizedFrame} from '../ttrpc/frame.ts';
 import {statusCode} from '../ttrpc/status.ts';
 import {Violations, type Violation} from '../ttrpc/violations.ts';

@@ -3,7 +3,7 @@
  * Pure. Names are IANA's, as Go spells them, because the same values go to the VM; OpenSSL's names are Node's business and ours.
  */
 import type {SecureContextOptions} from 'node:tls';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {ForwarderTls} from '../sandbox/ports.ts';
 
 export type TlsMinVersion = NonNullable<ForwarderTls['minVersion']>;

@@ -3,7 +3,7 @@
  * can be ended and still be heard, and waits when its frames find no room. Knows no calls.
  */
 import type {TLSSocket} from 'node:tls';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {Frame, OversizedFrame} from '../ttrpc/frame.ts';
 import {PacedReader} from '../ttrpc/paced-reader.ts';
 

@@ -2,7 +2,7 @@
  * Who may do what in which state. Policy only: no I/O, no waiting.
  * Every state is listed: a new one does not compile until it is decided on.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {AgentRelay, ForwarderTls, PodNetwork, PodVm, SandboxId} from './ports.ts';
 import type {SandboxRecord} from './records.ts';

@@ -2,7 +2,7 @@
  * How a sandbox that is created comes to run: the steps of a start, one after the other. Undoes nothing: the states that it goes through say at
  * any time what there is to undo.
  */
-import {Scope} from '../lifetime.ts';
+import {Scope} from '../core/lifetime.ts';
 import type {Prepared, StateOf} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
 import {registeredVm, relayTarget} from './log-fields.ts';

@@ -1,7 +1,7 @@
 /** What every sandbox of a daemon shares: the ports, the administrator's policy, and how long things may take. */
-import type {KeyedMutex} from '../concurrency/keyed-mutex.ts';
-import type {Semaphore} from '../concurrency/semaphore.ts';
-import type {Logger} from '../log.ts';
+import type {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
+import type {Semaphore} from '../core/concurrency/semaphore.ts';
+import type {Logger} from '../core/log.ts';
 import type {PodPolicy} from './pod-request.ts';
 import type {AgentRelays, Cluster, PodNetworks, PodVms} from './ports.ts';
 import type {SandboxRecords} from './records.ts';

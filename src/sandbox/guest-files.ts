@@ -2,7 +2,7 @@
  * What a pod VM is told at boot, as files for its cloud-init disk. Pure; knows JSON's field names, not YAML and not the disk.
  * Source: cloud-api-adaptor, pkg/podnetwork/tunneler (pod-network) and cmd/process-user-data (paths), v0.10 to v0.22.
  */
-import {Secret} from '../log.ts';
+import {Secret} from '../core/log.ts';
 import type {Initdata} from './pod-request.ts';
 import type {ForwarderTls, GuestFile, PodIdentity, PodNetwork} from './ports.ts';
 

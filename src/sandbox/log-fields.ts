@@ -1,5 +1,5 @@
 /** By what names a sandbox is known: to the shim, the relay, the cluster, and in the log. Pure. */
-import type {LogFields} from '../log.ts';
+import type {LogFields} from '../core/log.ts';
 import type {StateOf} from './admission.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {RegisteredVm, RelayTarget, SandboxId} from './ports.ts';

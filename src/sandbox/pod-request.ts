@@ -2,7 +2,7 @@
  * What a pod asks for, read from CreateVM's annotations once; nothing else reads annotations. Pure.
  * Source of the names: kata-containers, src/runtime/virtcontainers/remote.go and pkg/annotations (3.4 and 4.1).
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {instanceName} from './instance-name.ts';
 import type {PodIdentity, SandboxId} from './ports.ts';
 

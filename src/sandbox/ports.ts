@@ -3,7 +3,7 @@
  * Below: what a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`), and the cluster that it belongs to (`Cluster`).
  * Every implementation of a port, in-memory or real, passes the same suite in test/contract.
  */
-import type {Secret} from '../log.ts';
+import type {Secret} from '../core/log.ts';
 import type {PodVmEndedError} from './vm-ended.ts';
 
 /** kata's sandbox id: 64 hexadecimal digits from containerd and CRI-O; anything of `[A-Za-z0-9._-]{1,128}` is taken. */

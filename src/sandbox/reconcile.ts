@@ -11,10 +11,10 @@
  * The order matters. A record is written before its VM exists and removed after it: so a VM that is missing from a list which was asked for after its
  * record said "running" has ended, and a VM without a record in a list has no record.
  */
-import {every, Trigger} from '../concurrency/every.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {AdaptorError, toError} from '../errors.ts';
-import {abortable, pause, Scope} from '../lifetime.ts';
+import {every, Trigger} from '../core/concurrency/every.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {abortable, pause, Scope} from '../core/lifetime.ts';
 import type {SandboxState} from './admission.ts';
 import type {SandboxContext} from './context.ts';
 import {decide, type Decision, type Observation} from './decision.ts';

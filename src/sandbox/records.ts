@@ -2,7 +2,7 @@
  * What a daemon must remember of its sandboxes over its own death, and how a text is recognised as such a record.
  * Holds no secret: certificates are issued again when they are needed. Where records are kept is the port's.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {PodNetwork, PodVm, SandboxId} from './ports.ts';
 

@@ -1,8 +1,8 @@
 /**
  * All sandboxes of this node: who exists, who has to make way for whom, who waits for a VM. The life of each is sandbox.ts's.
  */
-import {AdaptorError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {occupiesPlace, refusal, vmIn} from './admission.ts';
 import type {SandboxContext} from './context.ts';
 import {agentSocketPath} from './log-fields.ts';

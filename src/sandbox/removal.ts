@@ -2,10 +2,10 @@
  * How a sandbox is removed: once, in an order that matters, past every part that fails; and again, until nothing is left.
  * Knows no states: the caller says what there may be to remove.
  */
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError, codeOf, toError} from '../errors.ts';
-import {abortable, pause, Scope} from '../lifetime.ts';
-import {levelOfAttempt, type Logger} from '../log.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError, codeOf, toError} from '../core/errors.ts';
+import {abortable, pause, Scope} from '../core/lifetime.ts';
+import {levelOfAttempt, type Logger} from '../core/log.ts';
 import type {Leftovers} from './admission.ts';
 import type {SandboxContext} from './context.ts';
 import {agentSocketPath, registeredVm} from './log-fields.ts';

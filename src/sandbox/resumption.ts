@@ -2,8 +2,8 @@
  * Takes in hand again what an earlier run of the daemon has left: the way back to the states 'created' and 'running'. Decides nothing, undoes
  * nothing, and writes no state. What it throws says that it did not work this time; only a `PodVmEndedError` says that it never will.
  */
-import {Scope} from '../lifetime.ts';
-import {levelOfAttempt, type Logger} from '../log.ts';
+import {Scope} from '../core/lifetime.ts';
+import {levelOfAttempt, type Logger} from '../core/log.ts';
 import type {StateOf} from './admission.ts';
 import type {SandboxContext} from './context.ts';
 import {registeredVm, relayTarget} from './log-fields.ts';

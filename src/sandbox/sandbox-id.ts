@@ -1,5 +1,5 @@
 /** Which sandbox ids are taken. The id becomes part of a path and of names at the hypervisor. */
-import {AdaptorError, echoed} from '../errors.ts';
+import {AdaptorError, echoed} from '../core/errors.ts';
 import type {CreateSandbox, SandboxId} from './ports.ts';
 
 export function isUsableId(id: SandboxId): boolean {

@@ -3,10 +3,10 @@
  * has decided comes in at `resume`, `rollBack`, `end` and `letGo`. What may happen when is admission.ts's; how each thing is done is the ports'. Knows
  * nothing of other sandboxes. Its tasks run one at a time: they share the sandbox's key of the context's mutex.
  */
-import {retry} from '../concurrency/retry.ts';
-import {AdaptorError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
-import {levelOfAttempt, type Logger} from '../log.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
+import {levelOfAttempt, type Logger} from '../core/log.ts';
 import {
 	admitStart, assertTransition, leftoversOf, nothing, refusal, type Leftovers, type Prepared, type SandboxState, type StateOf,
 } from './admission.ts';

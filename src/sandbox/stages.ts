@@ -1,5 +1,5 @@
 /** How long each stage of a start took, for the log, and in which one it failed, for its error. */
-import {AdaptorError, codeOf, toError} from '../errors.ts';
+import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 
 export class Stages {
 	readonly #durations: Record<string, number> = {};

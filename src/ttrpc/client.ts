@@ -5,8 +5,8 @@
 import {once} from 'node:events';
 import {createConnection} from 'node:net';
 import type {Duplex} from 'node:stream';
-import {AdaptorError, toError} from '../errors.ts';
-import {abortable, DeadlineError, Scope} from '../lifetime.ts';
+import {AdaptorError, toError} from '../core/errors.ts';
+import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
 import {Connection} from './connection.ts';
 import {encodeFrame, frameType, maxMessageLength, type Frame} from './frame.ts';
 import {decodeResponse, encodeRequest} from './message.ts';

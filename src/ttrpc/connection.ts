@@ -3,7 +3,7 @@
  * Knows no streams, no messages and no roles. Whoever makes it owns what is above; the socket is its own from then on.
  */
 import type {Duplex} from 'node:stream';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {Frame, type OversizedFrame} from './frame.ts';
 import {PacedReader} from './paced-reader.ts';
 

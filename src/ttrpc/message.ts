@@ -4,7 +4,7 @@
  * Unknown fields are skipped. Fields come in the order of their numbers, as the reference implementation writes them.
  */
 import protobuf from 'protobufjs/minimal.js';
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import type {Status, StatusDetail} from './status.ts';
 
 export interface Request {

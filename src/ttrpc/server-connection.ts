@@ -3,8 +3,8 @@
  * Reads and writes through `Connection`; knows neither the listener nor the other connections.
  */
 import type {Duplex} from 'node:stream';
-import {AdaptorError, codeOf, echoed, toError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {Connection} from './connection.ts';
 import {encodeFrame, frameFlag, frameType, type Frame, type FrameHeader} from './frame.ts';
 import {decodeRequest, encodeResponse, type KeyValue, type Request, type Response} from './message.ts';

@@ -6,8 +6,8 @@
  *   open, draining ── close() ──▶ closed: running calls are aborted, connections end at once
  */
 import type {Duplex} from 'node:stream';
-import {AdaptorError} from '../errors.ts';
-import {abortable, Scope} from '../lifetime.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {abortable, Scope} from '../core/lifetime.ts';
 import {maxMessageLength} from './frame.ts';
 import {ServerConnection, type Serving} from './server-connection.ts';
 import type {Route, Service} from './service.ts';

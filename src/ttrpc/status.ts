@@ -2,7 +2,7 @@
  * How a call ended: the numbers of google.rpc.Code, and the error that a status which is not OK becomes.
  * Knows no wire format.
  */
-import {AdaptorError, type ErrorCode} from '../errors.ts';
+import {AdaptorError, type ErrorCode} from '../core/errors.ts';
 
 /** google/rpc/code.proto. */
 export const statusCode = {

@@ -2,7 +2,7 @@
  * Counts how often a peer breaks the protocol on one connection. A few times are forgiven: a bug on the other side should not cost a pod its calls.
  * Decides nothing about what follows.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 
 /** What one side of a ttrpc connection must not send. */
 export type Violation =

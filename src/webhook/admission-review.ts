@@ -2,7 +2,7 @@
  * One AdmissionReview, from the API server's question to our answer. Decides whose pods are changed; how is mutation.ts's business. No I/O.
  * Source of the documents: Kubernetes, "Dynamic Admission Control", admission.k8s.io/v1.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {mutation, type MutationPolicy} from './mutation.ts';
 import {malformed, member, objectAt, parsePod, type JsonObject} from './pod.ts';
 import type {PodSize} from './pod-size.ts';

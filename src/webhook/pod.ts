@@ -4,7 +4,7 @@
  * after this, and does not see any more what was taken away. Knows no policy.
  * Source of the shape: Kubernetes API reference, core/v1 Pod.
  */
-import {AdaptorError} from '../errors.ts';
+import {AdaptorError} from '../core/errors.ts';
 import {parseQuantity} from './quantity.ts';
 
 /** Nano-units by the resource's name. */

@@ -7,10 +7,10 @@ import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createSecureContext, type SecureContextOptions} from 'node:tls';
-import {every} from '../concurrency/every.ts';
-import {FailureLog} from '../concurrency/failure-log.ts';
-import {AdaptorError} from '../errors.ts';
-import {Secret, type Logger} from '../log.ts';
+import {every} from '../core/concurrency/every.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {Secret, type Logger} from '../core/log.ts';
 
 export interface TlsFilesOptions {
 	/** Holds `tls.crt`, a chain in PEM, and `tls.key`. */

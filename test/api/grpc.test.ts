@@ -5,7 +5,7 @@ import {loadSync, type ServiceDefinition} from '@grpc/proto-loader';
 import {service as healthService} from 'grpc-health-check';
 import test, {type ExecutionContext} from 'ava';
 import {loadContract} from '../../src/api/contract.ts';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {TtrpcClient, type ClientMethod} from '../../src/ttrpc/client.ts';
 import {gate, never, serving} from './harness.ts';
 

@@ -2,7 +2,7 @@
 import {join} from 'node:path';
 import type {ExecutionContext} from 'ava';
 import {serveApi} from '../../src/api/server.ts';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {Sandboxes} from '../../src/sandbox/ports.ts';
 import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';

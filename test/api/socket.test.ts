@@ -4,7 +4,7 @@ import {connect, createServer} from 'node:net';
 import {dirname, join} from 'node:path';
 import test from 'ava';
 import {listen} from '../../src/api/socket.ts';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {never} from './harness.ts';

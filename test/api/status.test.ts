@@ -1,8 +1,8 @@
 import {status} from '@grpc/grpc-js';
 import test from 'ava';
 import {toStatus} from '../../src/api/status.ts';
-import {AdaptorError, type ErrorCode} from '../../src/errors.ts';
-import {DeadlineError} from '../../src/lifetime.ts';
+import {AdaptorError, type ErrorCode} from '../../src/core/errors.ts';
+import {DeadlineError} from '../../src/core/lifetime.ts';
 
 /** Every code but OK and those that nobody gives a meaning to: gRPC, "Status codes and their use in gRPC". */
 const named = Object.keys(status).filter(name => !/^\d+$/.test(name) && !['OK', 'UNKNOWN', 'OUT_OF_RANGE'].includes(name));

@@ -3,7 +3,7 @@ import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 
 const {signal} = new AbortController();
 /** A handshake takes an emulated processor seconds, and a busy machine more. */

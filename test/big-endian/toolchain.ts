@@ -5,7 +5,7 @@
 import {createHash} from 'node:crypto';
 import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat} from 'node:fs/promises';
 import {join} from 'node:path';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {run} from '../lab/command.ts';
 import {Apt} from '../lab/guest-packages.ts';
 

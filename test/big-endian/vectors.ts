@@ -10,7 +10,7 @@ import {remoteError} from '../../src/libvirt/wire/errors.ts';
 import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, remoteProgram} from '../../src/libvirt/wire/packet.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {decode, encode, i32, i64, u32, u64, XdrReader, type XdrCodec} from '../../src/libvirt/wire/xdr.ts';
-import {Secret} from '../../src/log.ts';
+import {Secret} from '../../src/core/log.ts';
 import {networkOf, prefixContains} from '../../src/network/ipv4.ts';
 import {cidataIso} from '../../src/podvm/cidata.ts';
 import {formatUuid, VmSlots} from '../../src/podvm/vm-slots.ts';

@@ -1,6 +1,6 @@
 /** The end of a daemon whose KVM host is stuck: it takes connections and calls, and answers none. */
 import test from 'ava';
-import {pause, Scope} from '../../src/lifetime.ts';
+import {pause, Scope} from '../../src/core/lifetime.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import {ChaosNode, type PodNetns} from './node.ts';
 

@@ -1,6 +1,6 @@
 /** A node whose PODS_DIR is full: a tmpfs of a few pages, in the daemon's own mount namespace. */
 import test from 'ava';
-import {pause, Scope} from '../../src/lifetime.ts';
+import {pause, Scope} from '../../src/core/lifetime.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
 import type {TtrpcError} from '../../src/ttrpc/status.ts';
 import {ChaosNode} from './node.ts';

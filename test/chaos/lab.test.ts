@@ -4,8 +4,8 @@
  */
 import {copyFile, readdir, readFile} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
-import type {AdaptorError} from '../../src/errors.ts';
-import {abortable, pause, Scope} from '../../src/lifetime.ts';
+import type {AdaptorError} from '../../src/core/errors.ts';
+import {abortable, pause, Scope} from '../../src/core/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {tellAfterFailure} from '../lab/aftermath.ts';
 import {AgentClient} from '../lab/agent-client.ts';

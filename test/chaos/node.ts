@@ -10,7 +10,7 @@ import {basename, dirname} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {isDeepStrictEqual} from 'node:util';
 import {serviceAccountDirectory} from '../../src/kubernetes/service-account.ts';
-import {abortable, pause, Scope} from '../../src/lifetime.ts';
+import {abortable, pause, Scope} from '../../src/core/lifetime.ts';
 import {Service} from '../lab/service.ts';
 import {Shim} from '../lab/shim.ts';
 import {World, type Cni} from '../network/world.ts';

@@ -1,7 +1,7 @@
 /** A rolling update: a daemon starts while the one before it still runs, idle or in the middle of a start. Both are processes of their own. */
 import {access} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
-import {pause, Scope} from '../../src/lifetime.ts';
+import {pause, Scope} from '../../src/core/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient} from '../lab/agent-client.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';

@@ -6,8 +6,8 @@
  * - leaked: what is still there when all sandboxes were stopped and the daemon had time to converge
  */
 import {readFile} from 'node:fs/promises';
-import {toError} from '../../src/errors.ts';
-import {abortable, pause, Scope} from '../../src/lifetime.ts';
+import {toError} from '../../src/core/errors.ts';
+import {abortable, pause, Scope} from '../../src/core/lifetime.ts';
 import {libvirtCode} from '../../src/libvirt/wire/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {TtrpcError} from '../../src/ttrpc/status.ts';

@@ -1,7 +1,7 @@
 import test from 'ava';
 import type {Finding} from '../../src/check/finding.ts';
 import {runChecks, type Check, type CheckResult, type RunOptions} from '../../src/check/run-checks.ts';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 
 const never = new AbortController().signal;
 const ok: Finding = {status: 'ok', text: 'well'};

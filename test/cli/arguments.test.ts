@@ -1,9 +1,9 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {helpText, parseArguments} from '../../src/cli/arguments.ts';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {commands, type CommandDescription} from '../../src/cli/commands.ts';
-import {inertSettings, settings, type Setting} from '../../src/settings.ts';
+import {inertSettings, settings, type Setting} from '../../src/config/settings.ts';
 
 function flagsOf(...words: readonly string[]): Readonly<Record<string, string>> {
 	const parsed = parseArguments(['libvirt', ...words]);

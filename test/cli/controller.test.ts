@@ -1,6 +1,6 @@
 import test from 'ava';
 import {controller} from '../../src/cli/controller.ts';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {CommandContext} from '../../src/cli/command.ts';
 import {newPeerPod} from '../../src/kubernetes/peer-pod.ts';
 import {peerPodKind, TestApiServer} from '../support/api-server.ts';

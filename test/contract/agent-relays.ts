@@ -1,7 +1,7 @@
 /** What every implementation of `AgentRelays` promises. Call it once per implementation, from that one's test file. */
 import {join} from 'node:path';
 import type {ExecutionContext, TestFn} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {AgentRelays, ForwarderTls, RelayTarget} from '../../src/sandbox/ports.ts';
 
 export interface AgentRelaysHarness extends AsyncDisposable {

@@ -1,6 +1,6 @@
 /** What every implementation of `PodNetworks` promises. Call it once per implementation, from that one's test file. */
 import type {ExecutionContext, TestFn} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {PodNetwork, PodNetworks} from '../../src/sandbox/ports.ts';
 
 export interface PodNetworksHarness extends AsyncDisposable {

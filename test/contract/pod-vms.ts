@@ -4,8 +4,8 @@
  */
 import {randomBytes} from 'node:crypto';
 import type {ExecutionContext, TestFn} from 'ava';
-import {AdaptorError, codeOf} from '../../src/errors.ts';
-import {Secret} from '../../src/log.ts';
+import {AdaptorError, codeOf} from '../../src/core/errors.ts';
+import {Secret} from '../../src/core/log.ts';
 import {instanceName} from '../../src/sandbox/instance-name.ts';
 import type {PodVms, PodVmSpec} from '../../src/sandbox/ports.ts';
 import {PodVmEndedError} from '../../src/sandbox/vm-ended.ts';

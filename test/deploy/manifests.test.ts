@@ -7,7 +7,7 @@ import type {Service} from 'kubernetes-types/core/v1.js';
 import type {RuntimeClass} from 'kubernetes-types/node/v1.js';
 import type {PodDisruptionBudget} from 'kubernetes-types/policy/v1.js';
 import type {ClusterRoleBinding} from 'kubernetes-types/rbac/v1.js';
-import {settings} from '../../src/settings.ts';
+import {settings} from '../../src/config/settings.ts';
 import {build, containersOf, deployDirectory, ofKind, overlays, read, samples, workloads, type Manifest, type Workload} from './manifests.ts';
 import {relationErrors} from './relations.ts';
 import {nameOf, typeErrors} from './types.ts';

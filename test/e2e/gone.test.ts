@@ -3,7 +3,7 @@
  * rollback, in the middle of traffic. Real sshd, libvirtd and QEMU; one lab for both.
  */
 import test, {type ExecutionContext} from 'ava';
-import {pause, Scope} from '../../src/lifetime.ts';
+import {pause, Scope} from '../../src/core/lifetime.ts';
 import {connect, type TtrpcClient} from '../../src/ttrpc/client.ts';
 import {tellAfterFailure} from '../lab/aftermath.ts';
 import {AgentClient} from '../lab/agent-client.ts';

@@ -8,7 +8,7 @@
  */
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
-import type {AdaptorError} from '../../src/errors.ts';
+import type {AdaptorError} from '../../src/core/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient, runCommand, startSleeper} from '../lab/agent-client.ts';
 import {hypervisorSocket, startDaemon} from '../lab/daemon.ts';

@@ -2,7 +2,7 @@ import {randomBytes} from 'node:crypto';
 import {gzipSync, zstdCompressSync} from 'node:zlib';
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
-import {AdaptorError, type ErrorCode} from '../../src/errors.ts';
+import {AdaptorError, type ErrorCode} from '../../src/core/errors.ts';
 import {findInLayers, type OpenLayer} from '../../src/image/layers.ts';
 import {makeTar, type Files} from './archive.ts';
 

@@ -2,12 +2,12 @@
 import {randomBytes} from 'node:crypto';
 import {readdir, readFile, writeFile} from 'node:fs/promises';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {pushImage} from '../../src/image/push.ts';
 import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 import {startSshd} from '../support/sshd.ts';
 import {run} from './command.ts';

@@ -5,7 +5,7 @@ import {readdir, readFile, stat, writeFile} from 'node:fs/promises';
 import {createServer} from 'node:net';
 import {gzipSync, zstdCompressSync} from 'node:zlib';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {listImages, pruneImages, removeImage, useImage} from '../../src/image/catalogue.ts';
 import {pushImage, type PushedImage, type PushOptions} from '../../src/image/push.ts';
 import {parseImageReference} from '../../src/image/reference.ts';
@@ -13,7 +13,7 @@ import {fileSource, registrySource, type ImageSource} from '../../src/image/sour
 import type {LibvirtStorage} from '../../src/image/volumes.ts';
 import {LibvirtConnectionError} from '../../src/libvirt/wire/errors.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {readBaseVolume} from '../../src/podvm/volumes.ts';
 import {TestApiServer} from '../support/api-server.ts';
 import {directoryOf} from '../support/directory.ts';

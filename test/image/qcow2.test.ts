@@ -2,7 +2,7 @@ import {randomBytes} from 'node:crypto';
 import {readFile, writeFile} from 'node:fs/promises';
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {checkIsWhole, readImageFormat, thinQcow2} from '../../src/image/qcow2.ts';
 import {directoryOf} from '../support/directory.ts';
 import {execute} from './storage.ts';

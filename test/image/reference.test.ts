@@ -1,6 +1,6 @@
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {formatReference, parseImageReference} from '../../src/image/reference.ts';
 
 const sha256 = `sha256:${'0123456789abcdef'.repeat(4)}`;

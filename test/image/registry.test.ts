@@ -3,11 +3,11 @@ import {once} from 'node:events';
 import {createServer} from 'node:http';
 import {connect, type AddressInfo, type Socket} from 'node:net';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {HttpError} from '../../src/image/http.ts';
 import type {Descriptor} from '../../src/image/manifest.ts';
 import {parseChallenges, type Registry} from '../../src/image/registry.ts';
-import {Secret} from '../../src/log.ts';
+import {Secret} from '../../src/core/log.ts';
 import {digestOf, forward, makeCertificate, pushImage, pushList, registryFor, serve, startRegistry, tokenFor, type TestRegistry} from './registry-server.ts';
 import {never} from './storage.ts';
 

@@ -6,7 +6,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError, codeOf} from '../../src/errors.ts';
+import {AdaptorError, codeOf} from '../../src/core/errors.ts';
 import {connect, type CallOptions, type TtrpcClient} from '../../src/ttrpc/client.ts';
 import {statusCode, TtrpcError} from '../../src/ttrpc/status.ts';
 import {method, serve} from '../ttrpc/peers.ts';

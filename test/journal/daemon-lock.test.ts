@@ -5,7 +5,7 @@ import {createInterface} from 'node:readline';
 import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import {lockPodsDir} from '../../src/journal/daemon-lock.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {directoryOf} from '../support/directory.ts';
 
 const never = new AbortController().signal;

@@ -2,7 +2,7 @@ import {mkdir, readdir, readFile, stat, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {FileRecords} from '../../src/journal/file-records.ts';
 import {parseRecord, type SandboxRecord} from '../../src/sandbox/records.ts';
 import {directoryOf} from '../support/directory.ts';

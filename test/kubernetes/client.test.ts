@@ -2,7 +2,7 @@ import {rename, rm, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {inspect} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {isAlreadyExists, isConflict, isNotFound, KubernetesError} from '../../src/kubernetes/errors.ts';
 import {apiServerAddress, ServiceAccount} from '../../src/kubernetes/service-account.ts';
 import {peerPodKind} from '../support/api-server.ts';

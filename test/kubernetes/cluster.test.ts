@@ -1,10 +1,10 @@
 import {setTimeout as delay} from 'node:timers/promises';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {textAt} from '../../src/kubernetes/fields.ts';
 import {joinCluster, type ClusterOptions} from '../../src/kubernetes/cluster.ts';
 import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {peerPodKind, TestApiServer} from '../support/api-server.ts';
 import {testCluster} from './cluster.ts';
 

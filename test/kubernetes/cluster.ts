@@ -1,7 +1,7 @@
 /** An API server and a client of it, for one test. */
 import type {ExecutionContext} from 'ava';
 import {KubernetesClient, type ClientOptions} from '../../src/kubernetes/client.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {TestApiServer} from '../support/api-server.ts';
 
 export interface TestCluster {

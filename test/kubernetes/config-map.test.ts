@@ -1,5 +1,5 @@
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {writeConfigMap} from '../../src/kubernetes/config-map.ts';
 import {testCluster} from './cluster.ts';
 import {configMaps} from './kinds.ts';

@@ -3,7 +3,7 @@ import {setImmediate as turn} from 'node:timers/promises';
 import test from 'ava';
 import {joinCluster} from '../../src/kubernetes/cluster.ts';
 import {textAt} from '../../src/kubernetes/fields.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {clusterContract} from '../contract/cluster.ts';
 import {peerPodKind, TestApiServer} from '../support/api-server.ts';
 import {InMemoryCluster} from '../support/in-memory-cluster.ts';

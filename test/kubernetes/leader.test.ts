@@ -3,7 +3,7 @@ import {setTimeout as delay} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {at, textAt} from '../../src/kubernetes/fields.ts';
 import {whileLeading, type LeaderOptions} from '../../src/kubernetes/leader.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import type {TestApiServer} from '../support/api-server.ts';
 import {clientOf, testCluster} from './cluster.ts';
 

@@ -2,7 +2,7 @@ import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
 import {textAt} from '../../src/kubernetes/fields.ts';
 import {extendedResource, NodeCapacity, ownerAnnotation, wholeQuantity, type NodeCapacityOptions} from '../../src/kubernetes/node-capacity.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {peerPodConfigKind, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {clientOf, testCluster} from './cluster.ts';

@@ -3,7 +3,7 @@ import test, {type ExecutionContext} from 'ava';
 import {at, listAt, textAt} from '../../src/kubernetes/fields.ts';
 import {peerPodFinalizer} from '../../src/kubernetes/peer-pod.ts';
 import {PeerPods, type PeerPodsOptions} from '../../src/kubernetes/peer-pods.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import type {RegisteredVm} from '../../src/sandbox/ports.ts';
 import {peerPodKind, type Raw, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';

@@ -2,7 +2,7 @@ import test, {type ExecutionContext} from 'ava';
 import {newPeerPod, peerPodName} from '../../src/kubernetes/peer-pod.ts';
 import {PeerPods} from '../../src/kubernetes/peer-pods.ts';
 import {PodPresence} from '../../src/kubernetes/pod-presence.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import type {RegisteredVm, Presence} from '../../src/sandbox/ports.ts';
 import {peerPodKind, type Fault, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';

@@ -3,7 +3,7 @@ import {join} from 'node:path';
 import {inspect} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import {PullSecrets, type PullSecretsOptions} from '../../src/kubernetes/pull-secrets.ts';
-import type {Secret} from '../../src/log.ts';
+import type {Secret} from '../../src/core/log.ts';
 import type {PodEvent} from '../../src/sandbox/ports.ts';
 import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';

@@ -1,6 +1,6 @@
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {authJson, parseRegistryAuth} from '../../src/kubernetes/registry-auth.ts';
 
 const base64 = (text: string): string => Buffer.from(text).toString('base64');

@@ -4,7 +4,7 @@
  */
 import {fileURLToPath} from 'node:url';
 import {loadSync, type MethodDefinition} from '@grpc/proto-loader';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {ClientMethod, TtrpcClient} from '../../src/ttrpc/client.ts';
 import {statusCode, TtrpcError} from '../../src/ttrpc/status.ts';
 

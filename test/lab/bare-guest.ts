@@ -9,7 +9,7 @@ import {createServer, type AddressInfo} from 'node:net';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {connect as connectTls} from 'node:tls';
-import {abortable} from '../../src/lifetime.ts';
+import {abortable} from '../../src/core/lifetime.ts';
 import {cidataIso} from '../../src/podvm/cidata.ts';
 import {makeCa, makeClientCertificate, makeServerCertificate, type KeyPair} from '../../src/relay/certificates.ts';
 import type {GuestFile} from '../../src/sandbox/ports.ts';

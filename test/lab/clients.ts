@@ -2,8 +2,8 @@
 import {once} from 'node:events';
 import {text} from 'node:stream/consumers';
 import {fileURLToPath} from 'node:url';
-import {AdaptorError} from '../../src/errors.ts';
-import {abortable, Scope} from '../../src/lifetime.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {abortable, Scope} from '../../src/core/lifetime.ts';
 import type {Lab} from './lab.ts';
 import {Service} from './service.ts';
 import type {PodNamespace} from './worker.ts';

@@ -2,7 +2,7 @@
 import {spawn, type SpawnOptions} from 'node:child_process';
 import {buffer, text} from 'node:stream/consumers';
 import {pipeline} from 'node:stream/promises';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 
 export interface CommandOptions extends Pick<SpawnOptions, 'cwd' | 'env'> {
 	/** Goes to standard input. */

@@ -5,7 +5,7 @@
  * Exit code 1 and an explanation when a step fails; Ctrl-C leaves nothing behind either.
  */
 import {isDeepStrictEqual, stripVTControlCharacters} from 'node:util';
-import {AdaptorError, toError} from '../../src/errors.ts';
+import {AdaptorError, toError} from '../../src/core/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient, runCommand} from './agent-client.ts';
 import {get} from './clients.ts';

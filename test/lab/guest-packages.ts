@@ -4,7 +4,7 @@
  */
 import {mkdir, readdir, readFile, rename, stat, writeFile} from 'node:fs/promises';
 import {basename, join} from 'node:path';
-import {AdaptorError, toError} from '../../src/errors.ts';
+import {AdaptorError, toError} from '../../src/core/errors.ts';
 import {run} from './command.ts';
 import type {StepReport} from './progress.ts';
 

@@ -5,7 +5,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {parse, stringify, type ToStringOptions} from 'yaml';
-import {Secret} from '../../src/log.ts';
+import {Secret} from '../../src/core/log.ts';
 import {cloudConfig} from '../../src/podvm/cidata.ts';
 import {run} from './command.ts';
 

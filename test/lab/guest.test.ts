@@ -1,7 +1,7 @@
 import test from 'ava';
 import {randomUUID} from 'node:crypto';
-import {AdaptorError} from '../../src/errors.ts';
-import {Secret} from '../../src/log.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {Secret} from '../../src/core/log.ts';
 import {forwarderConfigPaths, guestFiles} from '../../src/sandbox/guest-files.ts';
 import type {GuestFile, PodNetwork} from '../../src/sandbox/ports.ts';
 import {AgentClient, runCommand, type OciProcess} from './agent-client.ts';

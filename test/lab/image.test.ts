@@ -3,7 +3,7 @@ import {mkdir, mkdtemp, readdir, readFile, rm, symlink, utimes, writeFile} from 
 import {tmpdir} from 'node:os';
 import {basename, join} from 'node:path';
 import {fileURLToPath} from 'node:url';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {run} from './command.ts';
 import type {Steps} from './guest-packages.ts';
 import {buildGuestImage} from './image.ts';

@@ -9,7 +9,7 @@ import {once} from 'node:events';
 import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat, utimes, writeFile} from 'node:fs/promises';
 import {basename, join, resolve} from 'node:path';
 import {fileURLToPath} from 'node:url';
-import {AdaptorError, toError} from '../../src/errors.ts';
+import {AdaptorError, toError} from '../../src/core/errors.ts';
 import {run} from './command.ts';
 import {fetchParts, unpackedParts, type GuestParts, type Steps} from './guest-packages.ts';
 import {fileType, newcArchive, type ArchiveEntry} from './newc.ts';

@@ -1,7 +1,7 @@
 /** What of the adaptor's there is in a lab: to compare before and after, so that nothing left over goes unnoticed. */
 import {readdir} from 'node:fs/promises';
 import {isDeepStrictEqual} from 'node:util';
-import {pause, Scope} from '../../src/lifetime.ts';
+import {pause, Scope} from '../../src/core/lifetime.ts';
 import {virsh} from './kvm-host.ts';
 import type {Lab} from './lab.ts';
 import type {Namespaces} from './namespaces.ts';

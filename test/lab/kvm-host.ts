@@ -7,7 +7,7 @@ import {once} from 'node:events';
 import {copyFile, mkdir, symlink, writeFile} from 'node:fs/promises';
 import {connect} from 'node:net';
 import {dirname} from 'node:path';
-import {abortable, pause, Scope} from '../../src/lifetime.ts';
+import {abortable, pause, Scope} from '../../src/core/lifetime.ts';
 import type {Namespaces} from './namespaces.ts';
 import {Service} from './service.ts';
 import {names, paths, subnet} from './topology.ts';

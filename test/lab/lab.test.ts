@@ -5,7 +5,7 @@ import {readdir, readFile, stat, writeFile} from 'node:fs/promises';
 import {createServer} from 'node:net';
 import {text} from 'node:stream/consumers';
 import {fileURLToPath} from 'node:url';
-import {pause} from '../../src/lifetime.ts';
+import {pause} from '../../src/core/lifetime.ts';
 import {startLab} from './lab.ts';
 import {Service} from './service.ts';
 import {podShapes, subnet} from './topology.ts';

@@ -9,8 +9,8 @@ import {closeSync, constants, openSync} from 'node:fs';
 import {once} from 'node:events';
 import {text} from 'node:stream/consumers';
 import {fileURLToPath} from 'node:url';
-import {AdaptorError, toError} from '../../src/errors.ts';
-import {abortable, Scope} from '../../src/lifetime.ts';
+import {AdaptorError, toError} from '../../src/core/errors.ts';
+import {abortable, Scope} from '../../src/core/lifetime.ts';
 import {Service} from './service.ts';
 
 const init = fileURLToPath(new URL('init.sh', import.meta.url));

@@ -5,8 +5,8 @@
 import type {ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
 import {createInterface} from 'node:readline';
-import {AdaptorError} from '../../src/errors.ts';
-import {abortable, DeadlineError, Scope} from '../../src/lifetime.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {abortable, DeadlineError, Scope} from '../../src/core/lifetime.ts';
 
 /** More than a daemon says while whoever asks for a line of it was held up for a while. */
 const keptLines = 5000;

@@ -1,6 +1,6 @@
 import test from 'ava';
 import {createHash} from 'node:crypto';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {ziplDisk} from './zipl.ts';
 
 const blockSize = 512;

@@ -6,7 +6,7 @@
  *                                                └──▶ list of data blocks ──▶ initramfs, at 32 MiB
  *                                                └──▶ start PSW
  */
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 
 export interface BootDisk {
 	/** Debian's `vmlinuz`: an s390x kernel with its own decompressor. */

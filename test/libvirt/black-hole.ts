@@ -9,7 +9,7 @@ import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {startSshd} from '../support/sshd.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 

@@ -1,5 +1,5 @@
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {ReconnectLoop} from '../../src/libvirt/reconnect-loop.ts';
 import {Queue} from './scripted-daemon.ts';
 

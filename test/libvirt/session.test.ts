@@ -1,7 +1,7 @@
 /** Conversations with a scripted daemon: order, limits, loss, silence, reconnection. */
 import {once} from 'node:events';
 import test, {type ExecutionContext} from 'ava';
-import {abortable, DeadlineError} from '../../src/lifetime.ts';
+import {abortable, DeadlineError} from '../../src/core/lifetime.ts';
 import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/wire/errors.ts';
 import type {LifecycleEvent} from '../../src/libvirt/wire/events.ts';
 import {messageLimit, messageStatus, messageType, type Packet} from '../../src/libvirt/wire/packet.ts';

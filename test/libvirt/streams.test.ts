@@ -3,7 +3,7 @@ import {randomBytes} from 'node:crypto';
 import {chown, mkdir, readFile, stat} from 'node:fs/promises';
 import {setImmediate} from 'node:timers/promises';
 import anyTest, {type ExecutionContext, type TestFn} from 'ava';
-import {DeadlineError} from '../../src/lifetime.ts';
+import {DeadlineError} from '../../src/core/lifetime.ts';
 import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/wire/errors.ts';
 import {messageStatus, messageType, streamPayload, type Packet} from '../../src/libvirt/wire/packet.ts';
 import {procedures, type StoragePool, type StorageVol} from '../../src/libvirt/wire/procedures.ts';

@@ -8,7 +8,7 @@ import type {SessionLog, SessionState} from '../../src/libvirt/session-options.t
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {startTestLibvirtd, type TestLibvirtd} from '../support/libvirtd.ts';
 
 interface Context {

@@ -1,6 +1,6 @@
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {parseLibvirtUri, socketPaths, type SshUri} from '../../src/libvirt/uri.ts';
 
 const usual = ['/run/libvirt/virtqemud-sock', '/run/libvirt/libvirt-sock'];

@@ -1,6 +1,6 @@
 /** A daemon that reserves and attaches one pod's network, telling each step, until it is killed. Argument: JSON of `Doomed`. */
 import {createPodNetworks} from '../../src/network/pod-networks.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 
 export interface Doomed {
 	readonly shell: readonly string[];

@@ -1,7 +1,7 @@
 /** Golden: test/fixtures/network/*.jsonl were printed by ip 6.1 in namespaces made like those that CNI plugins make. */
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {parseInspection, parseLinks, parseRouteAndLinks, type Inspection} from '../../src/network/inspection.ts';
 import {isReusable, planPodNetwork, workerAddress, type PlanOptions, type PodNetworkPlan} from '../../src/network/plan.ts';
 

@@ -3,7 +3,7 @@ import {mkdtemp, readFile, rm, watch, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {parseTable, transaction} from '../../src/network/nft.ts';
 import {podAddress, warnings, World} from './world.ts';
 

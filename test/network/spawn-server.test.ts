@@ -5,7 +5,7 @@ import {readFile} from 'node:fs/promises';
 import {setTimeout as delay} from 'node:timers/promises';
 import fc from 'fast-check';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {SpawnServer} from '../../src/network/spawn-server.ts';
 import {directoryOf} from '../support/directory.ts';
 

@@ -3,7 +3,7 @@ import {mkdtemp, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {KernelPodNetworks} from '../../src/network/pod-networks.ts';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
 import {earlierVersion, flood, floodCount, intrude, intruderCount, sendFragments} from './intruder.ts';

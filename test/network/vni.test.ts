@@ -1,6 +1,6 @@
 import test from 'ava';
 import {VniAllocator} from '../../src/network/vni.ts';
-import type {AdaptorError} from '../../src/errors.ts';
+import type {AdaptorError} from '../../src/core/errors.ts';
 
 test('VNIs that are held are never given twice, and start at the lowest', t => {
 	const allocator = new VniAllocator(555_000, Math.random);

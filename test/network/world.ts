@@ -8,7 +8,7 @@ import {createInterface} from 'node:readline';
 import type {Readable} from 'node:stream';
 import {text} from 'node:stream/consumers';
 import {fileURLToPath} from 'node:url';
-import {silentLogger, type Logger} from '../../src/log.ts';
+import {silentLogger, type Logger} from '../../src/core/log.ts';
 import {createPodNetworks, type KernelPodNetworks, type PodNetworksOptions} from '../../src/network/pod-networks.ts';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
 

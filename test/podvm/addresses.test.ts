@@ -1,6 +1,6 @@
 // Where a VM is found and how its end is noticed: events and states of libvirt's test driver; leases, which it lacks, are scripted.
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {lifecycleEvent} from '../../src/libvirt/wire/events.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {LibvirtCalls} from '../../src/podvm/libvirt-calls.ts';

@@ -4,8 +4,8 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
-import {Secret} from '../../src/log.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {Secret} from '../../src/core/log.ts';
 import {cidataIso, cloudConfig} from '../../src/podvm/cidata.ts';
 import {run} from './run.ts';
 

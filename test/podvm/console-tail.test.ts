@@ -1,7 +1,7 @@
 // What is kept of a console, and how harmless it is. The console is scripted: libvirt's test driver has none.
 import test from 'ava';
 import fc from 'fast-check';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {ConsoleTail} from '../../src/podvm/console-tail.ts';
 import type {LibvirtCalls} from '../../src/podvm/libvirt-calls.ts';
 

@@ -4,7 +4,7 @@ import {tmpdir} from 'node:os';
 import {join} from 'node:path';
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {domainXml, type DomainSpec} from '../../src/podvm/domain-xml.ts';
 import {readMetadata, type PodVmMetadata} from '../../src/podvm/metadata.ts';
 import {child, readXml} from '../../src/libvirt/xml.ts';

@@ -1,7 +1,7 @@
 // How the end of a VM is noticed that nobody looks at: with events of libvirt's test driver, and without them.
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {SessionState} from '../../src/libvirt/session-options.ts';
 import {EndWatch} from '../../src/podvm/end-watch.ts';

@@ -1,5 +1,5 @@
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {checkIsNoOverlay, chosenImage} from '../../src/podvm/image-choice.ts';
 
 const configured = 'podvm-base.qcow2';

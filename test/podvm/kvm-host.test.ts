@@ -2,7 +2,7 @@
 import {randomBytes} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {SessionState} from '../../src/libvirt/session-options.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {child, children, readXml} from '../../src/libvirt/xml.ts';

@@ -13,7 +13,7 @@ import {LibvirtSession} from '../../src/libvirt/session.ts';
 import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
 import type {LibvirtCalls} from '../../src/podvm/libvirt-calls.ts';
 import {createPodVms, type PodVmsOptions} from '../../src/podvm/pod-vms.ts';

@@ -5,7 +5,7 @@
 import {mkdir, chown, rm} from 'node:fs/promises';
 import {randomBytes} from 'node:crypto';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {PodVms, PodVmSpec} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';

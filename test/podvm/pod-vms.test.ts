@@ -1,11 +1,11 @@
 // How VMs come and go on libvirt: the calls, failures and aborts at every one of them, half-made states. libvirt-host.ts says what is real here.
 import {randomBytes} from 'node:crypto';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError, codeOf} from '../../src/errors.ts';
-import {abortable} from '../../src/lifetime.ts';
+import {AdaptorError, codeOf} from '../../src/core/errors.ts';
+import {abortable} from '../../src/core/lifetime.ts';
 import {libvirtCode, LibvirtError} from '../../src/libvirt/wire/errors.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
-import {Secret} from '../../src/log.ts';
+import {Secret} from '../../src/core/log.ts';
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
 import {child, readXml} from '../../src/libvirt/xml.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';

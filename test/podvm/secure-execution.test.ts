@@ -1,6 +1,6 @@
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {secureExecutionSupport, secureExecutionUnavailable} from '../../src/podvm/secure-execution.ts';
 
 const [emulating, protecting] = await Promise.all(['tcg', 'kvm'].map(async name => readFile(new URL(`../fixtures/podvm/domain-capabilities-s390x-${name}.xml`, import.meta.url), 'utf8'))) as [string, string];

@@ -1,6 +1,6 @@
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {formatUuid, parseUuid, slotCount, VmSlots} from '../../src/podvm/vm-slots.ts';
 
 test('slots are the same in every run, so that a restart and an upgrade keep their MACs', t => {

@@ -2,7 +2,7 @@ import {readFile} from 'node:fs/promises';
 import test from 'ava';
 import fc from 'fast-check';
 import {Calls, defaultCallLimits} from '../../src/relay/calls.ts';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
 import {data, failure, frameOf, request, response} from './frames.ts';
 import {capturedLog} from './harness.ts';

@@ -10,7 +10,7 @@ import {openIdentity, type IdentityFiles, type RelayIdentity} from '../../src/re
 import {createAgentRelays, type RelayTimings} from '../../src/relay/relay.ts';
 import type {TlsOptions} from '../../src/relay/tls-options.ts';
 import {FrameReader, request, statusOf} from './frames.ts';
-import {createLogger, type LogFields} from '../../src/log.ts';
+import {createLogger, type LogFields} from '../../src/core/log.ts';
 import {PassThrough} from 'node:stream';
 import {from, type AgentRelaysHarness} from '../contract/agent-relays.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';

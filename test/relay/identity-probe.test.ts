@@ -1,6 +1,6 @@
 import {readdir, writeFile} from 'node:fs/promises';
 import test from 'ava';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {makeCa, makeClientCertificate} from '../../src/relay/certificates.ts';
 import {observeIdentity} from '../../src/relay/identity-probe.ts';
 import {openIdentity} from '../../src/relay/identity.ts';

@@ -7,7 +7,7 @@ import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
 import {makeCa, makeClientCertificate, makeServerCertificate} from '../../src/relay/certificates.ts';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {openIdentity, type IdentityFiles, type RelayIdentity} from '../../src/relay/identity.ts';
 import {createAgentRelays} from '../../src/relay/relay.ts';
 import {from} from '../contract/agent-relays.ts';

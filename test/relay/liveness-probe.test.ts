@@ -2,7 +2,7 @@
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
 import test from 'ava';
-import {silentLogger} from '../../src/log.ts';
+import {silentLogger} from '../../src/core/log.ts';
 import {LivenessProbe} from '../../src/relay/liveness-probe.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {startForwarder} from '../support/forwarder.ts';

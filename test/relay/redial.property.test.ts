@@ -7,7 +7,7 @@ import fc from 'fast-check';
 import {Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {cut, FrameReader, request, response, statusOf} from './frames.ts';
-import {abortable} from '../../src/lifetime.ts';
+import {abortable} from '../../src/core/lifetime.ts';
 import {connectShim, running} from './harness.ts';
 
 const waiting = ['Check', 'WaitProcess', 'GetOOMEvent'];

@@ -3,7 +3,7 @@ import {once} from 'node:events';
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {Frame} from '../../src/ttrpc/frame.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {startForwarder} from '../support/forwarder.ts';

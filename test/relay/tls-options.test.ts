@@ -1,6 +1,6 @@
 import {createSecureContext, getCiphers} from 'node:tls';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {checkTlsOptions, forwarderOptions, knownCipherSuites, parseCipherSuites, parseTlsMinVersion, secureContextOptions} from '../../src/relay/tls-options.ts';
 
 test('a version is VersionTLS12 or VersionTLS13, everything else is refused with what to write', t => {

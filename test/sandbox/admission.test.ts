@@ -1,5 +1,5 @@
 import test from 'ava';
-import type {AdaptorError} from '../../src/errors.ts';
+import type {AdaptorError} from '../../src/core/errors.ts';
 import {assertTransition, type SandboxState} from '../../src/sandbox/admission.ts';
 
 const names: ReadonlyArray<SandboxState['name']> = ['creating', 'recovering', 'created', 'starting', 'booting', 'running', 'failed', 'stopping', 'gone'];

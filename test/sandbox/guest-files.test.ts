@@ -1,6 +1,6 @@
 import {inspect} from 'node:util';
 import test from 'ava';
-import {Secret} from '../../src/log.ts';
+import {Secret} from '../../src/core/log.ts';
 import {guestFiles} from '../../src/sandbox/guest-files.ts';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
 

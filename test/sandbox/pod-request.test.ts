@@ -1,6 +1,6 @@
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {instanceName, isInstanceNameOf} from '../../src/sandbox/instance-name.ts';
 import {podRequest, type PodPolicy} from '../../src/sandbox/pod-request.ts';
 

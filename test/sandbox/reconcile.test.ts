@@ -1,8 +1,8 @@
 /** What the rounds of reconcile.ts make of a node on which the shim, the pod, the host or another daemon does something unexpected. */
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
-import {abortable} from '../../src/lifetime.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {abortable} from '../../src/core/lifetime.ts';
 import {logged, never, pod, world, type World, type WorldOptions} from './world.ts';
 
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;

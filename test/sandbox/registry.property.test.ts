@@ -6,8 +6,8 @@ import {setImmediate as turn} from 'node:timers/promises';
 import {inspect} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
-import {abortable, Scope} from '../../src/lifetime.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {abortable, Scope} from '../../src/core/lifetime.ts';
 import {never, pod, world, type PortCall, type World} from './world.ts';
 
 interface Call {

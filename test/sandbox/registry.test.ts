@@ -1,7 +1,7 @@
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
-import {Secret} from '../../src/log.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {Secret} from '../../src/core/log.ts';
 import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
 
 const web = {name: 'web', namespace: 'shop'};

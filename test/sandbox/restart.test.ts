@@ -2,8 +2,8 @@ import {createHash} from 'node:crypto';
 import {gunzipSync} from 'node:zlib';
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
-import {abortable} from '../../src/lifetime.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {abortable} from '../../src/core/lifetime.ts';
 import {PodVmEndedError} from '../../src/sandbox/vm-ended.ts';
 import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
 

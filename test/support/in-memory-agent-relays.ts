@@ -2,9 +2,9 @@
  * `AgentRelays` without sockets or keys, for tests of the domain: VMs are said to answer at addresses, and relays are remembered.
  * Passes test/contract/agent-relays.ts like the real one.
  */
-import {AdaptorError} from '../../src/errors.ts';
-import {abortable} from '../../src/lifetime.ts';
-import {Secret} from '../../src/log.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {abortable} from '../../src/core/lifetime.ts';
+import {Secret} from '../../src/core/log.ts';
 import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget} from '../../src/sandbox/ports.ts';
 
 export class InMemoryAgentRelays implements AgentRelays {

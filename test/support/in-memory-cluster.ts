@@ -1,6 +1,6 @@
 /** `Cluster` without an API server: what it was told is there to be read. */
-import {abortable} from '../../src/lifetime.ts';
-import type {Secret} from '../../src/log.ts';
+import {abortable} from '../../src/core/lifetime.ts';
+import type {Secret} from '../../src/core/log.ts';
 import type {RegisteredVm, Cluster, PodEvent, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
 
 export class InMemoryCluster implements Cluster {

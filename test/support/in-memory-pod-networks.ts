@@ -1,6 +1,6 @@
 /** Pod networks without a kernel: VNIs from a counter, what is reserved and attached in a map. Passes the contract suite. */
 import {dirname, normalize} from 'node:path/posix';
-import {AdaptorError, toError} from '../../src/errors.ts';
+import {AdaptorError, toError} from '../../src/core/errors.ts';
 import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../../src/sandbox/ports.ts';
 
 interface Tenancy {

@@ -1,8 +1,8 @@
 /**
  * `PodVms` without a hypervisor, for tests of the domain: VMs are entries of a host in memory. Passes test/contract/pod-vms.ts like the real one.
  */
-import {AdaptorError, toError} from '../../src/errors.ts';
-import {abortable, Scope} from '../../src/lifetime.ts';
+import {AdaptorError, toError} from '../../src/core/errors.ts';
+import {abortable, Scope} from '../../src/core/lifetime.ts';
 import {PodVmEndedError} from '../../src/sandbox/vm-ended.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../../src/sandbox/ports.ts';
 

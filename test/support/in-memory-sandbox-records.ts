@@ -1,5 +1,5 @@
 /** Sandbox records that outlive a registry, for tests of restarts; copied both ways, as files would be. */
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import type {SandboxRecord, SandboxRecords} from '../../src/sandbox/records.ts';
 
 export class InMemorySandboxRecords implements SandboxRecords {

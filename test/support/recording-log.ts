@@ -1,5 +1,5 @@
 /** A logger that remembers its lines, for tests of what an operator gets to see. */
-import type {LogFields, Logger, LogLevel} from '../../src/log.ts';
+import type {LogFields, Logger, LogLevel} from '../../src/core/log.ts';
 
 export interface LogLine {
 	readonly level: Exclude<LogLevel, 'silent'>;

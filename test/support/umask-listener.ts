@@ -5,8 +5,8 @@
 import {once} from 'node:events';
 import {connect, Server} from 'node:net';
 import process from 'node:process';
-import {silentLogger} from '../../src/log.ts';
-import {listenAt} from '../../src/unix-listener.ts';
+import {silentLogger} from '../../src/core/log.ts';
+import {listenAt} from '../../src/core/unix-listener.ts';
 
 const nobody = 65_534;
 const [, , path = ''] = process.argv;

@@ -1,6 +1,6 @@
 /** What a pod VM finds on its cloud-init disk. Knows of it only what the VM does. */
 import {parse} from 'yaml';
-import {Secret} from '../../src/log.ts';
+import {Secret} from '../../src/core/log.ts';
 import type {ForwarderTls} from '../../src/sandbox/ports.ts';
 import {run} from '../podvm/run.ts';
 

@@ -1,6 +1,6 @@
 import {once} from 'node:events';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {method, serve} from './peers.ts';
 

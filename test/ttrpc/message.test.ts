@@ -1,6 +1,6 @@
 import test from 'ava';
 import * as fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {decodeRequest, decodeResponse, encodeRequest, encodeResponse, peekMethod, peekStatus, type Request} from '../../src/ttrpc/message.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {framesOf, recorded} from './conversation.ts';

@@ -7,7 +7,7 @@ import {join} from 'node:path';
 import {fileURLToPath} from 'node:url';
 import {loadSync} from '@grpc/proto-loader';
 import type {ExecutionContext} from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {connect, type ClientMethod, type ClientOptions, type TtrpcClient} from '../../src/ttrpc/client.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
 import {decodeResponse, encodeRequest, type Request, type Response} from '../../src/ttrpc/message.ts';

@@ -1,6 +1,6 @@
 import {once} from 'node:events';
 import test from 'ava';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {encodeFrame, frameFlag, frameType, headerLength, maxMessageLength} from '../../src/ttrpc/frame.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import type {CallContext} from '../../src/ttrpc/service.ts';

@@ -1,7 +1,7 @@
 /** Questions as API servers ask them, and as nobody should. */
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../../src/errors.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
 import {answerReview} from '../../src/webhook/admission-review.ts';
 import {oneVm, patched, patchIn, podOf, policy, responseIn, reviewOf, vcpusAnnotation} from './pods.ts';
 

@@ -4,7 +4,7 @@
  */
 import {mkdir, open, readFile} from 'node:fs/promises';
 import {dirname} from 'node:path';
-import {AdaptorError, toError} from '../../errors.ts';
+import {AdaptorError, toError} from '../../core/errors.ts';
 import {fingerprint, hostName, keyTypeOf, knownHostsLine, knownKeyTypes, parseKnownHosts, verifyHostKey, type KnownHosts, type KnownLine} from './known-hosts.ts';
 import {expandHome} from './ssh-identities.ts';
 import type {SshUri} from '../uri.ts';

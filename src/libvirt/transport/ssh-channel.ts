@@ -8,7 +8,7 @@
  */
 import {Duplex} from 'node:stream';
 import type {ClientChannel} from 'ssh2';
-import {AdaptorError} from '../../errors.ts';
+import {AdaptorError} from '../../core/errors.ts';
 import type {SshConnection} from './ssh-connection.ts';
 
 export interface ChannelEvents {

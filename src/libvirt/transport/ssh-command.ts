@@ -1,6 +1,6 @@
 /** Runs a short command on the host, its input closed. Knows nothing of what it is for. */
 import type {Client, ClientChannel} from 'ssh2';
-import {abortable} from '../../lifetime.ts';
+import {abortable} from '../../core/lifetime.ts';
 
 const outputLimit = 4096;
 /** A forced command may run instead that never ends: nothing waits longer than this for it. */

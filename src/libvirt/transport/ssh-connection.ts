@@ -4,7 +4,7 @@
  */
 import type {Socket} from 'node:net';
 import ssh2, {type AnyAuthMethod, type AuthHandlerMiddleware, type Client} from 'ssh2';
-import {AdaptorError, echoed, toError} from '../../errors.ts';
+import {AdaptorError, echoed, toError} from '../../core/errors.ts';
 import {hostKeyCheck, type HostKeyCheck, type Unproven} from './host-keys.ts';
 import {loadIdentities, type Identities} from './ssh-identities.ts';
 import {connectTcp, resetTcp} from './tcp.ts';

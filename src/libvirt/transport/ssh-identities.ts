@@ -4,7 +4,7 @@
  */
 import {readdir, readFile, stat} from 'node:fs/promises';
 import ssh2, {type ParsedKey} from 'ssh2';
-import {AdaptorError, type ErrorCode, toError} from '../../errors.ts';
+import {AdaptorError, type ErrorCode, toError} from '../../core/errors.ts';
 
 export interface Identity {
 	readonly path: string;

@@ -7,8 +7,8 @@
  * beforehand at what the host has, and a channel that ends without a byte counts against its way the next time.
  */
 import type {ClientChannel} from 'ssh2';
-import {AdaptorError, toError} from '../../errors.ts';
-import {abortable, Scope} from '../../lifetime.ts';
+import {AdaptorError, toError} from '../../core/errors.ts';
+import {abortable, Scope} from '../../core/lifetime.ts';
 import type {OpenPipe, Pipe} from './pipe.ts';
 import {SshChannel, type ChannelEvents} from './ssh-channel.ts';
 import {connectSsh, type SshConnection, type SshOptions} from './ssh-connection.ts';

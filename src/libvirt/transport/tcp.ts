@@ -1,7 +1,7 @@
 /** A TCP connection to a host that may be away for a while. Knows nothing of what is spoken on it. */
 import {once} from 'node:events';
 import {connect, type Socket} from 'node:net';
-import {hedged} from '../../concurrency/hedged.ts';
+import {hedged} from '../../core/concurrency/hedged.ts';
 
 /**
  * A lost SYN is sent again after 1, 3, 7 seconds (Linux before 6.5): a host that is back would go unnoticed for as long. A socket more every

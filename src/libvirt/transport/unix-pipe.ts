@@ -1,7 +1,7 @@
 /** The daemon's socket on this machine. Knows nothing of libvirt's protocol. */
 import {connect, type Socket} from 'node:net';
-import {AdaptorError, toError} from '../../errors.ts';
-import {abortable, Scope} from '../../lifetime.ts';
+import {AdaptorError, toError} from '../../core/errors.ts';
+import {abortable, Scope} from '../../core/lifetime.ts';
 import type {OpenPipe} from './pipe.ts';
 import {socketPaths, type UnixUri} from '../uri.ts';
 

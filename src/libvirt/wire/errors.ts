@@ -3,7 +3,7 @@
  * Source: libvirt, include/libvirt/virterror.h (virErrorNumber), src/rpc/virnetprotocol.x (virNetMessageError).
  * Texts differ between versions: whoever decides anything looks at `libvirtCode`.
  */
-import {AdaptorError, type ErrorCode} from '../../errors.ts';
+import {AdaptorError, type ErrorCode} from '../../core/errors.ts';
 import {i32, opaque, optional, string, struct, type XdrType} from './xdr.ts';
 
 /** virErrorNumber, those that somebody decides on. */

@@ -2,7 +2,7 @@
  * libvirt's packets: `u32 length` (itself included), a header of six words, a body. Bytes in, packets out.
  * Source: libvirt, src/rpc/virnetprotocol.x. Knows nothing of sockets, timers or procedures.
  */
-import {AdaptorError} from '../../errors.ts';
+import {AdaptorError} from '../../core/errors.ts';
 
 export const remoteProgram = 0x20_00_80_86;
 export const keepaliveProgram = 0x6b_65_65_70;

@@ -3,7 +3,7 @@
  * Does no I/O and knows no procedure. Every length is checked against its limit and against the bytes that are there
  * before memory is spent on it.
  */
-import {AdaptorError} from '../../errors.ts';
+import {AdaptorError} from '../../core/errors.ts';
 
 /** Bytes; REMOTE_STRING_MAX and VIR_NET_MESSAGE_STRING_MAX of libvirt since 1.1.0. */
 export const stringLimit = 4 * 1024 * 1024;

@@ -5,7 +5,7 @@ import {connect, createServer, type AddressInfo, type Server, type Socket} from 
 import {dirname, join} from 'node:path';
 import type {Duplex} from 'node:stream';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../../src/errors.ts';
+import {AdaptorError} from '../../../src/core/errors.ts';
 import {openPipe} from '../../../src/libvirt/transport/open-pipe.ts';
 import type {OpenPipe, Pipe} from '../../../src/libvirt/transport/pipe.ts';
 import type {SshPipeOptions} from '../../../src/libvirt/transport/ssh-pipe.ts';

@@ -3,7 +3,7 @@ import {mkdtemp, rm, writeFile} from 'node:fs/promises';
 import {createServer, type Socket} from 'node:net';
 import {tmpdir} from 'node:os';
 import test, {type ExecutionContext} from 'ava';
-import {AdaptorError} from '../../../src/errors.ts';
+import {AdaptorError} from '../../../src/core/errors.ts';
 import {openUnixPipe} from '../../../src/libvirt/transport/unix-pipe.ts';
 import {parseLibvirtUri, type UnixUri} from '../../../src/libvirt/uri.ts';
 

@@ -1,5 +1,5 @@
 import test from 'ava';
-import {AdaptorError, codeOf, echoed, toError} from '../src/errors.ts';
+import {AdaptorError, codeOf, echoed, toError} from '../../src/core/errors.ts';
 
 test('an error tells what, where and what to do, in one line', t => {
 	const error = new AdaptorError({code: 'not-found', what: 'Could not create the root volume', where: {pool: 'default', volume: 'x.qcow2'}, remedy: 'Upload it.'});

@@ -2,13 +2,13 @@ import {createHash} from 'node:crypto';
 import {readFileSync} from 'node:fs';
 import test from 'ava';
 import fc from 'fast-check';
-import {configurationMarkdown, withConfiguration} from '../docs/generate-configuration.ts';
-import {commands, type CommandDescription} from '../src/cli/commands.ts';
-import {ConfigError, exampleOf, loadConfig, loadSettings, serviceAccountUid, type Config} from '../src/config.ts';
-import {AdaptorError} from '../src/errors.ts';
-import {Secret} from '../src/log.ts';
-import {parseGoDuration} from '../src/setting-types.ts';
-import {inertSettings, sections, settings, webhookSettings, type Setting} from '../src/settings.ts';
+import {configurationMarkdown, withConfiguration} from '../../docs/generate-configuration.ts';
+import {commands, type CommandDescription} from '../../src/cli/commands.ts';
+import {ConfigError, exampleOf, loadConfig, loadSettings, serviceAccountUid, type Config} from '../../src/config/config.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {Secret} from '../../src/core/log.ts';
+import {parseGoDuration} from '../../src/config/setting-types.ts';
+import {inertSettings, sections, settings, webhookSettings, type Setting} from '../../src/config/settings.ts';
 
 const host = {hostname: 'worker-0', serviceAccountToken: tokenWith({'kubernetes.io': {serviceaccount: {name: 'default', uid: '0b9a-uid'}}})};
 const all: readonly Setting[] = Object.values(settings);
@@ -282,11 +282,11 @@ test('parsing a long hostile duration takes no time to speak of', t => {
 });
 
 test('docs/configuration.md is what the table says', t => {
-	t.is(readFileSync(new URL('../docs/configuration.md', import.meta.url), 'utf8'), configurationMarkdown(), 'run: npm run docs');
+	t.is(readFileSync(new URL('../../docs/configuration.md', import.meta.url), 'utf8'), configurationMarkdown(), 'run: npm run docs');
 });
 
 test('README.md\'s table of settings is what the table says', t => {
-	const readme = readFileSync(new URL('../README.md', import.meta.url), 'utf8');
+	const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8');
 	t.is(readme, withConfiguration(readme), 'run: npm run docs');
 	for (const {env} of all) {
 		t.true(readme.includes(`| \`${env}\` |`), env);

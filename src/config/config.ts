@@ -2,9 +2,9 @@
  * What the process was told, checked once: environment and flags in, a frozen `Config` out, or one error with every problem in it.
  * Pure: what only the running machine knows (host name, service account) is an argument. Opens no file that a setting names.
  */
-import {AdaptorError} from './errors.ts';
-import type {Secret} from './log.ts';
-import {checkTlsOptions} from './relay/tls-options.ts';
+import {AdaptorError} from '../core/errors.ts';
+import type {Secret} from '../core/log.ts';
+import {checkTlsOptions} from '../relay/tls-options.ts';
 import type {ValueType} from './setting-types.ts';
 import {inertSettings, settings, type Setting, type SettingsTable} from './settings.ts';
 

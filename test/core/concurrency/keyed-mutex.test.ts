@@ -1,7 +1,7 @@
 import {getEventListeners} from 'node:events';
 import {setImmediate as turn} from 'node:timers/promises';
 import test from 'ava';
-import {KeyedMutex} from '../../src/concurrency/keyed-mutex.ts';
+import {KeyedMutex} from '../../../src/core/concurrency/keyed-mutex.ts';
 
 const never = new AbortController().signal;
 

@@ -1,5 +1,5 @@
 import test from 'ava';
-import {FailureLog} from '../../src/concurrency/failure-log.ts';
+import {FailureLog} from '../../../src/core/concurrency/failure-log.ts';
 
 test('a failure is news once, and again after a success', t => {
 	const failures = new FailureLog();

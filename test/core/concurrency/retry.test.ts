@@ -1,5 +1,5 @@
 import test from 'ava';
-import {retry} from '../../src/concurrency/retry.ts';
+import {retry} from '../../../src/core/concurrency/retry.ts';
 
 const never = new AbortController().signal;
 

@@ -8,9 +8,9 @@ import {setImmediate as turn} from 'node:timers/promises';
 import {fileURLToPath} from 'node:url';
 import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
-import {answers, listenAt} from '../src/unix-listener.ts';
-import {directoryOf} from './support/directory.ts';
-import {recordingLog} from './support/recording-log.ts';
+import {answers, listenAt} from '../../src/core/unix-listener.ts';
+import {directoryOf} from '../support/directory.ts';
+import {recordingLog} from '../support/recording-log.ts';
 
 const never = new AbortController().signal;
 
@@ -143,7 +143,7 @@ test('after disposing nothing is bound again, and nothing is left', async t => {
 test('another user can connect to a socket at no time, even with umask 000', async t => {
 	const directory = await directoryOf(t);
 	await chmod(directory, 0o755);
-	const program = fileURLToPath(new URL('support/umask-listener.ts', import.meta.url));
+	const program = fileURLToPath(new URL('../support/umask-listener.ts', import.meta.url));
 	const {stdout} = await promisify(execFile)(process.execPath, [program, join(directory, 'h.sock')]);
 	t.deepEqual(JSON.parse(stdout), ['EACCES', 'EACCES']);
 	t.deepEqual(await readdir(directory), []);

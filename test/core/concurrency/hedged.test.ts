@@ -1,7 +1,7 @@
 import {once} from 'node:events';
 import test from 'ava';
-import {hedged} from '../../src/concurrency/hedged.ts';
-import {Queue} from '../libvirt/scripted-daemon.ts';
+import {hedged} from '../../../src/core/concurrency/hedged.ts';
+import {Queue} from '../../libvirt/scripted-daemon.ts';
 
 const patient = new AbortController().signal;
 

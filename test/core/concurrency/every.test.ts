@@ -1,6 +1,6 @@
 import {getEventListeners} from 'node:events';
 import test from 'ava';
-import {every, Trigger} from '../../src/concurrency/every.ts';
+import {every, Trigger} from '../../../src/core/concurrency/every.ts';
 
 test('it yields at once, then at each interval, and ends without an error', async t => {
 	const ending = new AbortController();

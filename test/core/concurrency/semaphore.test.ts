@@ -1,7 +1,7 @@
 import {getEventListeners} from 'node:events';
 import test from 'ava';
 import fc from 'fast-check';
-import {Semaphore} from '../../src/concurrency/semaphore.ts';
+import {Semaphore} from '../../../src/core/concurrency/semaphore.ts';
 
 const never = new AbortController().signal;
 

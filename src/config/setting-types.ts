@@ -3,12 +3,12 @@
  * Knows no setting, no environment and no file: a path is checked for its form, not for what is there.
  */
 import {isIPv4} from 'node:net';
-import {highestCpu, parseCpuset} from './libvirt/cpuset.ts';
-import {parseLibvirtUri, type LibvirtUri} from './libvirt/uri.ts';
-import {parseInitdata} from './initdata.ts';
-import type {Initdata} from './sandbox/pod-request.ts';
-import {parseCipherSuites, parseTlsMinVersion, type TlsMinVersion} from './relay/tls-options.ts';
-import {parseQuantity} from './webhook/quantity.ts';
+import {highestCpu, parseCpuset} from '../libvirt/cpuset.ts';
+import {parseLibvirtUri, type LibvirtUri} from '../libvirt/uri.ts';
+import {parseInitdata} from '../initdata.ts';
+import type {Initdata} from '../sandbox/pod-request.ts';
+import {parseCipherSuites, parseTlsMinVersion, type TlsMinVersion} from '../relay/tls-options.ts';
+import {parseQuantity} from '../webhook/quantity.ts';
 
 export interface ValueType<T> {
 	/** Completes "expected …". */

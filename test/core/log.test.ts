@@ -1,8 +1,8 @@
 import {Writable} from 'node:stream';
 import {format, inspect} from 'node:util';
 import test from 'ava';
-import {AdaptorError} from '../src/errors.ts';
-import {createLogger, Secret, type Logger, type LogLevel} from '../src/log.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {createLogger, Secret, type Logger, type LogLevel} from '../../src/core/log.ts';
 
 async function collecting(level: LogLevel = 'info'): Promise<{log: Logger; lines: () => unknown[]}> {
 	const chunks: string[] = [];
