@@ -5,23 +5,95 @@ const adapters = ['api', 'journal', 'podvm', 'network', 'relay', 'kubernetes', '
 module.exports = {
 	forbidden: [
 		rule('no-cycles', 'A cycle is two rooms that are one.', {}, {circular: true}),
-		rule('no-orphans', 'Nobody imports it: it is dead.', {orphan: true, path: '^src/', pathNot: '^src/main[.]ts$'}, {}),
+		rule(
+			'no-orphans',
+			'Nobody imports it: it is dead.',
+			{orphan: true, path: '^src/', pathNot: '^src/main[.]ts$'},
+			{},
+		),
 		rule('foundation', 'core/ stands on nothing of ours.', {path: '^src/core/'}, {path: '^src/(?!core/)'}),
-		rule('domain-knows-no-protocol', 'sandbox/ imports core/ only, and no library.', {path: '^src/sandbox/'}, {pathNot: ['^src/(sandbox|core)/', '^node:']}),
-		rule('check-knows-no-protocol', 'check/ judges what others have seen, and agrees with those who push images on what is none.', {path: '^src/check/'}, {pathNot: ['^src/(check/|core/|sandbox/foreign-image[.]ts$)', '^node:']}),
-		rule('probes-see-and-do-not-judge', 'Adapters know the observations only.', {path: `^src/(${adapters.join('|')})/`}, {path: '^src/check/', pathNot: '^src/check/observations[.]ts$'}),
-		...adapters.map(name => rule(
-			`${name}-is-an-adapter`, 'Adapters never import each other, nor what composes them.',
-			{path: `^src/${name}/`}, {path: `^src/(?!(${name}|core|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`},
-		)),
-		...['ttrpc', 'libvirt'].map(name => rule(`${name}-is-a-package`, 'Fit to be a package of its own: knows nothing of pods.', {path: `^src/${name}/`}, {path: `^src/(?!${name}/|core/(?!log[.]ts$))`})),
-		rule('libvirt-wire-does-no-io', 'Bytes, numbers and errors of the protocol: no sockets, no session.', {path: '^src/libvirt/wire/'}, {path: '^src/libvirt/(?!wire/)'}),
-		rule('libvirt-transports-carry-bytes', 'How bytes travel, not what they say.', {path: '^src/libvirt/transport/'}, {path: '^src/libvirt/(?!transport/|(uri|glob)[.]ts$)'}),
-		rule('only-main-is-the-edge', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$)'}, {path: '^src/main[.]ts$'}),
-		rule('images-are-for-their-commands', 'The daemon loads none of it: it would cost its memory.', {path: '^src/', pathNot: '^src/(image/|cli/image[.]ts$)'}, {path: '^src/image/'}),
+		rule(
+			'domain-knows-no-protocol',
+			'sandbox/ imports core/ only, and no library.',
+			{path: '^src/sandbox/'},
+			{pathNot: ['^src/(sandbox|core)/', '^node:']},
+		),
+		rule(
+			'check-knows-no-protocol',
+			'check/ judges what others have seen, and agrees with those who push images on what is none.',
+			{path: '^src/check/'},
+			{pathNot: ['^src/(check/|core/|sandbox/foreign-image[.]ts$)', '^node:']},
+		),
+		rule(
+			'probes-see-and-do-not-judge',
+			'Adapters know the observations only.',
+			{path: `^src/(${adapters.join('|')})/`},
+			{path: '^src/check/', pathNot: '^src/check/observations[.]ts$'},
+		),
+		...adapters.map(name =>
+			rule(
+				`${name}-is-an-adapter`,
+				'Adapters never import each other, nor what composes them.',
+				{path: `^src/${name}/`},
+				{
+					path: `^src/(?!(${name}|core|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`,
+				},
+			),
+		),
+		...['ttrpc', 'libvirt'].map(name =>
+			rule(
+				`${name}-is-a-package`,
+				'Fit to be a package of its own: knows nothing of pods.',
+				{path: `^src/${name}/`},
+				{path: `^src/(?!${name}/|core/(?!log[.]ts$))`},
+			),
+		),
+		rule(
+			'libvirt-wire-does-no-io',
+			'Bytes, numbers and errors of the protocol: no sockets, no session.',
+			{path: '^src/libvirt/wire/'},
+			{path: '^src/libvirt/(?!wire/)'},
+		),
+		rule(
+			'libvirt-transports-carry-bytes',
+			'How bytes travel, not what they say.',
+			{path: '^src/libvirt/transport/'},
+			{path: '^src/libvirt/(?!transport/|(uri|glob)[.]ts$)'},
+		),
+		rule(
+			'only-main-is-the-edge',
+			'main -> cli -> daemon.',
+			{path: '^src/(?!main[.]ts$)'},
+			{path: '^src/main[.]ts$'},
+		),
+		rule(
+			'images-are-for-their-commands',
+			'The daemon loads none of it: it would cost its memory.',
+			{path: '^src/', pathNot: '^src/(image/|cli/image[.]ts$)'},
+			{path: '^src/image/'},
+		),
 		rule('cli-is-for-main', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$|cli/)'}, {path: '^src/cli/'}),
-		...[['ssh2', '^src/libvirt/transport/'], ['@grpc/', '^src/api/'], ['xmlbuilder2', '^src/(podvm|image)/|^src/libvirt/xml[.]ts$'], ['pino', '^src/core/log[.]ts$'], ['yaml', '^src/podvm/'], ['smol-toml', '^src/initdata[.]ts$'], ['protobufjs', '^src/ttrpc/']].map(([library, home]) =>
-			rule(`${library.replace(/\W/g, '')}-lives-in-one-place`, 'One third-party library lives in one place.', {path: '^src/', pathNot: home}, {path: `node_modules/${library}`})),
+		...[
+			['ssh2', '^src/libvirt/transport/'],
+			['@grpc/', '^src/api/'],
+			['xmlbuilder2', '^src/(podvm|image)/|^src/libvirt/xml[.]ts$'],
+			['pino', '^src/core/log[.]ts$'],
+			['yaml', '^src/podvm/'],
+			['smol-toml', '^src/initdata[.]ts$'],
+			['protobufjs', '^src/ttrpc/'],
+		].map(([library, home]) =>
+			rule(
+				`${library.replace(/\W/g, '')}-lives-in-one-place`,
+				'One third-party library lives in one place.',
+				{path: '^src/', pathNot: home},
+				{path: `node_modules/${library}`},
+			),
+		),
 	],
-	options: {tsPreCompilationDeps: true, tsConfig: {fileName: 'tsconfig.json'}, doNotFollow: {path: 'node_modules'}, enhancedResolveOptions: {exportsFields: ['exports'], conditionNames: ['import', 'node', 'default', 'types']}},
+	options: {
+		tsPreCompilationDeps: true,
+		tsConfig: {fileName: 'tsconfig.json'},
+		doNotFollow: {path: 'node_modules'},
+		enhancedResolveOptions: {exportsFields: ['exports'], conditionNames: ['import', 'node', 'default', 'types']},
+	},
 };

@@ -2,7 +2,16 @@
 import {defineConfig} from 'eslint/config';
 import tseslint from 'typescript-eslint';
 
-const multiByteViews = ['Uint16Array', 'Int16Array', 'Uint32Array', 'Int32Array', 'BigUint64Array', 'BigInt64Array', 'Float32Array', 'Float64Array'];
+const multiByteViews = [
+	'Uint16Array',
+	'Int16Array',
+	'Uint32Array',
+	'Int32Array',
+	'BigUint64Array',
+	'BigInt64Array',
+	'Float32Array',
+	'Float64Array',
+];
 
 export default defineConfig(
 	{ignores: ['dist/', 'node_modules/', '.cache/', 'eslint.config.js', 'ava.config.js', '.dependency-cruiser.cjs']},
@@ -13,20 +22,44 @@ export default defineConfig(
 			'@typescript-eslint/no-floating-promises': 'error',
 			'@typescript-eslint/restrict-template-expressions': ['error', {allowNumber: true, allowBoolean: true}],
 			'@typescript-eslint/no-confusing-void-expression': ['error', {ignoreArrowShorthand: true}],
-			'@typescript-eslint/no-unused-vars': ['error', {argsIgnorePattern: '^_', varsIgnorePattern: '^_', caughtErrorsIgnorePattern: '^_'}],
+			'@typescript-eslint/no-unused-vars': [
+				'error',
+				{argsIgnorePattern: '^_', varsIgnorePattern: '^_', caughtErrorsIgnorePattern: '^_'},
+			],
 			// `await using undo = …` holds a resource by existing.
 			'@typescript-eslint/require-await': 'off',
 			'@typescript-eslint/switch-exhaustiveness-check': 'error',
-			'eqeqeq': 'error',
+			eqeqeq: 'error',
+			// The formatter breaks code, not comments. Texts may be longer: a message that is split cannot be searched for.
+			'max-len': [
+				'error',
+				{
+					code: 120,
+					tabWidth: 4,
+					ignoreStrings: true,
+					ignoreTemplateLiterals: true,
+					ignoreRegExpLiterals: true,
+					ignoreUrls: true,
+				},
+			],
 			// s390x is big-endian, developers' machines are not: no test on x86 can tell a host-endian view is wrong.
-			'no-restricted-globals': ['error', ...multiByteViews.map(name => ({name, message: 'Host-endian: use DataView or Buffer.read…BE.'}))],
+			'no-restricted-globals': [
+				'error',
+				...multiByteViews.map(name => ({name, message: 'Host-endian: use DataView or Buffer.read…BE.'})),
+			],
 		},
 	},
 	{
 		files: ['src/**'],
 		ignores: ['src/main.ts'],
 		rules: {
-			'no-restricted-syntax': ['error', {selector: 'Identifier[name="process"]:not(MemberExpression > .property)', message: 'Only main.ts names `process`: take it as an argument.'}],
+			'no-restricted-syntax': [
+				'error',
+				{
+					selector: 'Identifier[name="process"]:not(MemberExpression > .property)',
+					message: 'Only main.ts names `process`: take it as an argument.',
+				},
+			],
 			'no-console': 'error',
 		},
 	},

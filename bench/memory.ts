@@ -1,8 +1,8 @@
 /**
- * What the daemon keeps resident when it is built as for the image, connected to a real libvirtd, and idle: outside of a cluster, and in one (an API
- * server in memory). `node bench/memory.ts [NODE OPTIONS]`, with the options of main.ts if none are given; takes about half a minute. The budget is
- * that of docs/architecture.md.
- * What is file-backed is mostly Node's own program, which daemons of one node share.
+ * What the daemon keeps resident when it is built as for the image, connected to a real libvirtd, and idle: outside of
+ * a cluster, and in one (an API server in memory). `node bench/memory.ts [NODE OPTIONS]`, with the options of main.ts
+ * if none are given; takes about half a minute. The budget is that of docs/architecture.md. What is file-backed is
+ * mostly Node's own program, which daemons of one node share.
  */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
@@ -37,9 +37,15 @@ interface Resident {
 	readonly fileMib: number;
 }
 
-async function measure(directory: string, nodeOptions: readonly string[], env: Readonly<Record<string, string>>, account: string): Promise<Resident> {
+async function measure(
+	directory: string,
+	nodeOptions: readonly string[],
+	env: Readonly<Record<string, string>>,
+	account: string,
+): Promise<Resident> {
 	const child = spawn(process.execPath, [...nodeOptions, join(directory, 'edge.js'), account], {
-		env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'inherit', 'pipe'],
+		env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env},
+		stdio: ['ignore', 'inherit', 'pipe'],
 	});
 	const exited = once(child, 'exit');
 	const ready = Promise.withResolvers<undefined>();
@@ -53,7 +59,8 @@ async function measure(directory: string, nodeOptions: readonly string[], env: R
 	await ready.promise;
 	await delay(settleMs);
 	const status = await readFile(`/proc/${child.pid}/status`, 'utf8');
-	const mib = (name: string): number => Number(new RegExp(String.raw`^${name}:\s+(\d+) kB`, 'm').exec(status)?.[1]) / 1024;
+	const mib = (name: string): number =>
+		Number(new RegExp(String.raw`^${name}:\s+(\d+) kB`, 'm').exec(status)?.[1]) / 1024;
 	const resident = {anonymousMib: mib('RssAnon'), fileMib: mib('RssFile')};
 	child.kill('SIGTERM');
 	await exited;
@@ -62,35 +69,67 @@ async function measure(directory: string, nodeOptions: readonly string[], env: R
 
 const directory = await mkdtemp('/tmp/caa-memory-');
 const [firstLine = ''] = (await readFile(join(repository, 'src/main.ts'), 'utf8')).split('\n');
-const nodeOptions = process.argv.length > 2 ? process.argv.slice(2) : firstLine.split(' ').filter(word => word.startsWith('--'));
+const nodeOptions =
+	process.argv.length > 2 ? process.argv.slice(2) : firstLine.split(' ').filter(word => word.startsWith('--'));
 try {
-	const [code] = await once(spawn(process.execPath, [
-		join(repository, 'node_modules/typescript/bin/tsc'), '-p', join(repository, 'tsconfig.build.json'), '--outDir', join(directory, 'dist'),
-	], {stdio: 'inherit'}), 'exit') as [number];
+	const [code] = (await once(
+		spawn(
+			process.execPath,
+			[
+				join(repository, 'node_modules/typescript/bin/tsc'),
+				'-p',
+				join(repository, 'tsconfig.build.json'),
+				'--outDir',
+				join(directory, 'dist'),
+			],
+			{stdio: 'inherit'},
+		),
+		'exit',
+	)) as [number];
 	if (code !== 0) {
 		throw new Error('the build failed');
 	}
 
-	await Promise.all(['node_modules', 'package.json', 'proto'].map(async name => symlink(join(repository, name), join(directory, name))));
+	await Promise.all(
+		['node_modules', 'package.json', 'proto'].map(async name =>
+			symlink(join(repository, name), join(directory, name)),
+		),
+	);
 	await writeFile(join(directory, 'dist/edge.js'), edge);
 	await using libvirtd = await startTestLibvirtd();
 	await using api = await TestApiServer.start();
 	api.define(peerPodKind, peerPodConfigKind);
 	api.put('nodes', {metadata: {name: 'bench'}});
 	const daemon = {
-		LIBVIRT_URI: `test+unix:///default?socket=${libvirtd.socketPath}`, NODE_NAME: 'bench', CLUSTER_ID: 'bench', HOST_INTERFACE: 'lo', PROBE_PORT: '18766',
-		REMOTE_HYPERVISOR_ENDPOINT: join(directory, 'hypervisor.sock'), PODS_DIR: join(directory, 'pods'), LOG_LEVEL: 'info',
+		LIBVIRT_URI: `test+unix:///default?socket=${libvirtd.socketPath}`,
+		NODE_NAME: 'bench',
+		CLUSTER_ID: 'bench',
+		HOST_INTERFACE: 'lo',
+		PROBE_PORT: '18766',
+		REMOTE_HYPERVISOR_ENDPOINT: join(directory, 'hypervisor.sock'),
+		PODS_DIR: join(directory, 'pods'),
+		LOG_LEVEL: 'info',
 	};
-	for (const [what, env] of [['outside of a cluster', daemon], ['in a cluster', {...daemon, ...api.environment}]] as const) {
+	for (const [what, env] of [
+		['outside of a cluster', daemon],
+		['in a cluster', {...daemon, ...api.environment}],
+	] as const) {
 		const totals: number[] = [];
 		for (let run = 0; run < runs; run++) {
-			const {anonymousMib, fileMib} = await measure(join(directory, 'dist'), nodeOptions, env, api.accountDirectory);
+			const {anonymousMib, fileMib} = await measure(
+				join(directory, 'dist'),
+				nodeOptions,
+				env,
+				api.accountDirectory,
+			);
 			totals.push(anonymousMib + fileMib);
 			console.log(`  ${anonymousMib.toFixed(1)} MiB anonymous, ${fileMib.toFixed(1)} MiB of files`);
 		}
 
 		const mean = totals.reduce((sum, total) => sum + total) / runs;
-		console.log(`${what}: ${mean.toFixed(1)} MiB resident (${(mean * 2 ** 20 / 1e6).toFixed(1)} MB), budget ${budgetMib.toFixed(1)} MiB (90 MB)`);
+		console.log(
+			`${what}: ${mean.toFixed(1)} MiB resident (${((mean * 2 ** 20) / 1e6).toFixed(1)} MB), budget ${budgetMib.toFixed(1)} MiB (90 MB)`,
+		);
 	}
 } finally {
 	await rm(directory, {recursive: true, force: true});

@@ -1,7 +1,7 @@
 /**
- * What a pod's network costs: `node bench/network.ts`. Median of 50 in milliseconds, as this process is and then at 300 MB resident;
- * the longest stall of the event loop; 200 reservations at once; what passes a tunnel with the guard, with the rules of the version before it, and with
- * none. Needs root, for network namespaces of its own.
+ * What a pod's network costs: `node bench/network.ts`. Median of 50 in milliseconds, as this process is and then at 300
+ * MB resident; the longest stall of the event loop; 200 reservations at once; what passes a tunnel with the guard, with
+ * the rules of the version before it, and with none. Needs root, for network namespaces of its own.
  */
 import {monitorEventLoopDelay} from 'node:perf_hooks';
 import {Iproute2} from '../src/network/iproute2.ts';
@@ -32,7 +32,12 @@ await atOnce(200);
 await throughput();
 
 async function measure(): Promise<void> {
-	const times: Record<string, number[]> = {'inspect': [], 'reserve (inspect, VNI)': [], 'attach (setup)': [], 'release (teardown)': []};
+	const times: Record<string, number[]> = {
+		inspect: [],
+		'reserve (inspect, VNI)': [],
+		'attach (setup)': [],
+		'release (teardown)': [],
+	};
 	const timed = async <T>(name: string, work: () => Promise<T>): Promise<T> => {
 		const start = performance.now();
 		const result = await work();
@@ -43,13 +48,17 @@ async function measure(): Promise<void> {
 	stalls.enable();
 	for (let round = 0; round < rounds; round++) {
 		await timed('inspect', async () => iproute2.inspect(pod, signal()));
-		const network: PodNetwork = await timed('reserve (inspect, VNI)', async () => networks.reserve('bench', pod, signal()));
+		const network: PodNetwork = await timed('reserve (inspect, VNI)', async () =>
+			networks.reserve('bench', pod, signal()),
+		);
 		await timed('attach (setup)', async () => networks.attach(network, '192.168.122.105', signal()));
 		await timed('release (teardown)', async () => networks.release(network, signal()));
 	}
 
 	stalls.disable();
-	console.log(`${Math.round(process.memoryUsage().rss / 2 ** 20)} MB resident, longest stall ${(stalls.max / 1e6).toFixed(1)} ms`);
+	console.log(
+		`${Math.round(process.memoryUsage().rss / 2 ** 20)} MB resident, longest stall ${(stalls.max / 1e6).toFixed(1)} ms`,
+	);
 	for (const [name, all] of Object.entries(times)) {
 		console.log(`  ${name.padEnd(24)} ${median(all).toFixed(1).padStart(6)} ms`);
 	}
@@ -59,13 +68,19 @@ async function atOnce(count: number): Promise<void> {
 	await world.sh(`for n in $(seq ${count}); do ip netns add p$n; echo "link add eth0 netns p$n type bridge"; done >/run/batch; ip -batch /run/batch
 		for n in $(seq ${count}); do printf 'link set eth0 up\\naddr add 10.9.0.1/32 dev eth0\\n' | ip -n p$n -batch -; done`);
 	const start = performance.now();
-	const reserved = await Promise.all(Array.from({length: count}, async (_, n) => networks.reserve(`at-once-${n}`, world.netnsPath(`p${n + 1}`), signal())));
-	console.log(`${count} reservations at once: ${Math.round(performance.now() - start)} ms, ${new Set(reserved.map(({vxlanId}) => vxlanId)).size} VNIs`);
+	const reserved = await Promise.all(
+		Array.from({length: count}, async (_, n) =>
+			networks.reserve(`at-once-${n}`, world.netnsPath(`p${n + 1}`), signal()),
+		),
+	);
+	console.log(
+		`${count} reservations at once: ${Math.round(performance.now() - start)} ms, ${new Set(reserved.map(({vxlanId}) => vxlanId)).size} VNIs`,
+	);
 }
 
 /**
- * From the VM to another pod. In namespaces the sender's processor does all the work, up to the receiving socket, so its time in the kernel is what a
- * packet costs, however busy the machine is otherwise.
+ * From the VM to another pod. In namespaces the sender's processor does all the work, up to the receiving socket, so
+ * its time in the kernel is what a packet costs, however busy the machine is otherwise.
  */
 async function throughput(): Promise<void> {
 	const [megabytes, count, repetitions] = [200, 50_000, 15];
@@ -77,38 +92,55 @@ async function throughput(): Promise<void> {
 	const others = Array.from({length: 200}, (_, n) => `10.8.0.${n + 1} . ${560_000 + n}`).join(', ');
 	const variants = [
 		{
-			name: 'guard, 200 tunnels', stream: [] as number[], packet: [] as number[],
+			name: 'guard, 200 tunnels',
+			stream: [] as number[],
+			packet: [] as number[],
 			set: async () => {
 				await networks.attach(network, vm, signal());
 				await world.sh(`nft add element ip caa_peerpods tunnels '{ ${others} }'`);
 			},
 		},
-		{name: 'version before it', stream: [] as number[], packet: [] as number[], set: async () => world.sh(earlierVersion(vm, network.vxlanId))},
+		{
+			name: 'version before it',
+			stream: [] as number[],
+			packet: [] as number[],
+			set: async () => world.sh(earlierVersion(vm, network.vxlanId)),
+		},
 		{name: 'no rules', stream: [] as number[], packet: [] as number[], set: async () => undefined},
 	];
 	const tell = 'process.on("exit", () => console.log(process.cpuUsage().system))';
-	const send = async (program: string): Promise<number> => Number(await world.sh(`${process.execPath} -e '${tell}; ${program}'`, podns));
-	await using _ = await world.serve('client', ['-e', 'net.createServer(s => s.resume().on("end", () => s.end())).listen(8080, () => console.log("listening"))']);
+	const send = async (program: string): Promise<number> =>
+		Number(await world.sh(`${process.execPath} -e '${tell}; ${program}'`, podns));
+	await using _ = await world.serve('client', [
+		'-e',
+		'net.createServer(s => s.resume().on("end", () => s.end())).listen(8080, () => console.log("listening"))',
+	]);
 	for (let repetition = 0; repetition < repetitions; repetition++) {
 		for (const {stream, packet, set} of variants) {
 			await world.sh('nft flush ruleset');
 			await set();
-			stream.push(await send(`
+			stream.push(
+				(await send(`
 				const block = Buffer.alloc(1 << 20), socket = net.connect(8080, "${client}");
 				let left = ${megabytes};
 				const write = () => { while (left-- > 0) if (!socket.write(block)) return socket.once("drain", write); socket.end(); };
 				socket.resume();
-				write();`) / megabytes);
-			packet.push(await send(`
+				write();`)) / megabytes,
+			);
+			packet.push(
+				(await send(`
 				const socket = dgram.createSocket("udp4");
 				let left = ${count};
 				const next = () => left-- > 0 ? socket.send("x", 9, "${client}", next) : socket.close();
-				next();`) / count);
+				next();`)) / count,
+			);
 		}
 	}
 
 	for (const {name, stream, packet} of variants) {
-		console.log(`  ${name.padEnd(24)} ${median(stream).toFixed(0).padStart(6)} us a megabyte, ${median(packet).toFixed(1)} us a small packet`);
+		console.log(
+			`  ${name.padEnd(24)} ${median(stream).toFixed(0).padStart(6)} us a megabyte, ${median(packet).toFixed(1)} us a small packet`,
+		);
 	}
 }
 

@@ -1,7 +1,8 @@
 /**
- * What hostile pod VMs do to the calls of the others, in one run: the time of Health/Check through the relay, without and with four VMs that flood
- * their connections. Goal: with them the 99th percentile is at most 10 ms more than without. `node bench/relay-attack.ts`; about a minute.
- * The relay is alone in its process. The VMs that flood have another, with a low priority, so that the machine's other core is there for the measuring.
+ * What hostile pod VMs do to the calls of the others, in one run: the time of Health/Check through the relay, without
+ * and with four VMs that flood their connections. Goal: with them the 99th percentile is at most 10 ms more than
+ * without. `node bench/relay-attack.ts`; about a minute. The relay is alone in its process. The VMs that flood have
+ * another, with a low priority, so that the machine's other core is there for the measuring.
  */
 import {fork, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -60,7 +61,10 @@ function tenBytes(messageLength: number, streamId: number, type: number): Buffer
 }
 
 function request(streamId: number, service: string, method: string): Buffer {
-	return encodeFrame({streamId, type: frameType.request, flags: 0}, encodeRequest({service, method, payload: Buffer.alloc(20), timeoutNano: 0n, metadata: []}));
+	return encodeFrame(
+		{streamId, type: frameType.request, flags: 0},
+		encodeRequest({service, method, payload: Buffer.alloc(20), timeoutNano: 0n, metadata: []}),
+	);
 }
 
 /** In a child: VMs, shims, and the clock. */
@@ -91,11 +95,19 @@ function serve(): void {
 				}
 
 				await startForwarder({
-					tls: {...task.credentials, serverKey: new Secret(task.credentials.serverKey)}, address: task.address, port,
-					onConnection: task.hostile ? socket => {
-						hostile.add(socket);
-						socket.on('drain', () => flood(socket)).once('close', () => hostile.delete(socket)).once('data', () => flood(socket)).once('end', () => socket.destroy());
-					} : answerEmpty,
+					tls: {...task.credentials, serverKey: new Secret(task.credentials.serverKey)},
+					address: task.address,
+					port,
+					onConnection: task.hostile
+						? socket => {
+								hostile.add(socket);
+								socket
+									.on('drain', () => flood(socket))
+									.once('close', () => hostile.delete(socket))
+									.once('data', () => flood(socket))
+									.once('end', () => socket.destroy());
+							}
+						: answerEmpty,
 				});
 				return undefined;
 			}
@@ -139,7 +151,7 @@ async function latencies(path: string): Promise<number[]> {
 
 async function ask(child: ChildProcess, task: Task): Promise<unknown> {
 	child.send(task);
-	const [{result}] = await once(child, 'message') as [{result: unknown}];
+	const [{result}] = (await once(child, 'message')) as [{result: unknown}];
 	return result;
 }
 
@@ -153,12 +165,27 @@ async function measure(): Promise<void> {
 	cleanup.defer(() => [victim, hostile].forEach(child => child.disconnect()));
 	/** A VM and its relay. */
 	const open = async (n: number, child: ChildProcess, parts: AsyncDisposableStack): Promise<string> => {
-		const [address, instanceName, socketPath] = [`127.0.7.${n + 1}`, `podvm-${n}`, join(directory, String(n), 'agent.ttrpc')];
+		const [address, instanceName, socketPath] = [
+			`127.0.7.${n + 1}`,
+			`podvm-${n}`,
+			join(directory, String(n), 'agent.ttrpc'),
+		];
 		const {serverKey, serverCert, clientCa} = await identity.issue(instanceName);
-		await ask(child, {name: 'vm', address, credentials: {serverKey: serverKey?.reveal() ?? '', serverCert: serverCert ?? '', clientCa: clientCa ?? ''}, hostile: child === hostile});
-		parts.use(await relays.open({sandboxId: instanceName, instanceName, socketPath}, (async function* () {
-			yield address;
-		})(), AbortSignal.timeout(10_000)));
+		await ask(child, {
+			name: 'vm',
+			address,
+			credentials: {serverKey: serverKey?.reveal() ?? '', serverCert: serverCert ?? '', clientCa: clientCa ?? ''},
+			hostile: child === hostile,
+		});
+		parts.use(
+			await relays.open(
+				{sandboxId: instanceName, instanceName, socketPath},
+				(async function* () {
+					yield address;
+				})(),
+				AbortSignal.timeout(10_000),
+			),
+		);
 		return socketPath;
 	};
 
@@ -174,18 +201,25 @@ async function measure(): Promise<void> {
 		// In turns, so that whatever else the machine does hits both; the best of each.
 		const [quiet, attacked]: [Times[], Times[]] = [[], []];
 		for (let round = 0; round < rounds; round++) {
-			for (const [times, what] of [[quiet, undefined], [attacked, attack]] as const) {
+			for (const [times, what] of [
+				[quiet, undefined],
+				[attacked, attack],
+			] as const) {
 				await ask(hostile, {name: 'attack', attack: what});
-				times.push(timesOf(await ask(victim, {name: 'measure', path}) as number[]));
+				times.push(timesOf((await ask(victim, {name: 'measure', path})) as number[]));
 			}
 		}
 
 		const [without, under] = [best(quiet), best(attacked)];
 		added.push(under.p99 - without.p99);
-		console.log(`${attack}: median ${without.median.toFixed(2)} → ${under.median.toFixed(2)} ms, p99 ${without.p99.toFixed(2)} → ${under.p99.toFixed(2)} ms`);
+		console.log(
+			`${attack}: median ${without.median.toFixed(2)} → ${under.median.toFixed(2)} ms, p99 ${without.p99.toFixed(2)} → ${under.p99.toFixed(2)} ms`,
+		);
 	}
 
-	console.log(`p99 with ${attackers} hostile VMs: at most ${Math.max(...added).toFixed(2)} ms more than without (goal: 10 ms)`);
+	console.log(
+		`p99 with ${attackers} hostile VMs: at most ${Math.max(...added).toFixed(2)} ms more than without (goal: 10 ms)`,
+	);
 }
 
 interface Times {
@@ -194,7 +228,8 @@ interface Times {
 }
 
 function timesOf(sorted: readonly number[]): Times {
-	const at = (share: number): number => sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
+	const at = (share: number): number =>
+		sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? Number.NaN;
 	return {median: at(0.5), p99: at(0.99)};
 }
 

@@ -1,7 +1,8 @@
 /**
- * The relay against a bare TLS byte pipe, in one run on one machine, as ratios: throughput in both directions with messages of 4 KiB to 4 MiB,
- * and what the relay adds to the latency of one call. Budget: throughput within 30 %, less than 0.3 ms added per call.
- * `node bench/relay.ts`. The forwarder and the client run in a process of their own, so that only the relay's work differs.
+ * The relay against a bare TLS byte pipe, in one run on one machine, as ratios: throughput in both directions with
+ * messages of 4 KiB to 4 MiB, and what the relay adds to the latency of one call. Budget: throughput within 30 %, less
+ * than 0.3 ms added per call. `node bench/relay.ts`. The forwarder and the client run in a process of their own, so
+ * that only the relay's work differs.
  */
 import {fork} from 'node:child_process';
 import {once} from 'node:events';
@@ -37,9 +38,10 @@ if (process.send === undefined) {
 async function serve(): Promise<void> {
 	process.on('disconnect', () => process.exit());
 	const [task, reply] = [once(process, 'message'), (message: unknown) => process.send?.(message)];
-	const [tls] = await task as [{serverKey: string; serverCert: string; clientCa: string}];
+	const [tls] = (await task) as [{serverKey: string; serverCert: string; clientCa: string}];
 	const forwarder = await startForwarder({
-		tls: {...tls, serverKey: new Secret(tls.serverKey)}, address,
+		tls: {...tls, serverKey: new Secret(tls.serverKey)},
+		address,
 		onConnection(socket) {
 			const begin = (first: Buffer): void => {
 				const streamId = first.readUInt32BE(4);
@@ -69,9 +71,12 @@ async function serve(): Promise<void> {
 		},
 	});
 	reply(forwarder.port);
-	process.on('message', ({path, what, messageBytes}: {path: string; what: 'upload' | 'download' | 'calls'; messageBytes: number}) => {
-		void (what === 'calls' ? latency(path) : bulk(path, what, messageBytes)).then(reply);
-	});
+	process.on(
+		'message',
+		({path, what, messageBytes}: {path: string; what: 'upload' | 'download' | 'calls'; messageBytes: number}) => {
+			void (what === 'calls' ? latency(path) : bulk(path, what, messageBytes)).then(reply);
+		},
+	);
 }
 
 /** When the whole way is there. */
@@ -83,7 +88,16 @@ async function connected(path: string): Promise<Socket> {
 }
 
 function request(streamId: number): Buffer {
-	return encodeFrame({streamId, type: frameType.request, flags: 0}, encodeRequest({service: 'grpc.Health', method: 'Check', payload: Buffer.alloc(20), timeoutNano: 0n, metadata: []}));
+	return encodeFrame(
+		{streamId, type: frameType.request, flags: 0},
+		encodeRequest({
+			service: 'grpc.Health',
+			method: 'Check',
+			payload: Buffer.alloc(20),
+			timeoutNano: 0n,
+			metadata: [],
+		}),
+	);
 }
 
 function dataFrame(streamId: number, messageBytes: number): Buffer {
@@ -155,32 +169,53 @@ async function measure(): Promise<void> {
 	cleanup.defer(() => child.disconnect());
 	const ask = async (message: object): Promise<number> => {
 		child.send(message);
-		const [answer] = await once(child, 'message') as [number];
+		const [answer] = (await once(child, 'message')) as [number];
 		return answer;
 	};
 
 	const identity = await openIdentity({directory: join(directory, 'tls'), log: silentLogger});
 	const issued: ForwarderTls = await identity.issue('podvm-bench');
-	const forwarderPort = await ask({serverKey: issued.serverKey?.reveal(), serverCert: issued.serverCert, clientCa: issued.clientCa});
+	const forwarderPort = await ask({
+		serverKey: issued.serverKey?.reveal(),
+		serverCert: issued.serverCert,
+		clientCa: issued.clientCa,
+	});
 	const relays = createAgentRelays({identity, forwarderPort, log: silentLogger});
 	const relayPath = join(directory, 'a', 'agent.ttrpc');
-	cleanup.use(await relays.open({sandboxId: 'bench', instanceName: 'podvm-bench', socketPath: relayPath}, (async function* () {
-		yield address;
-	})(), AbortSignal.timeout(10_000)));
+	cleanup.use(
+		await relays.open(
+			{sandboxId: 'bench', instanceName: 'podvm-bench', socketPath: relayPath},
+			(async function* () {
+				yield address;
+			})(),
+			AbortSignal.timeout(10_000),
+		),
+	);
 
 	const barePath = join(directory, 'bare');
-	const secureContext = createSecureContext({ca: identity.serverCa, cert: identity.client.cert, key: identity.client.key.reveal()});
+	const secureContext = createSecureContext({
+		ca: identity.serverCa,
+		cert: identity.client.cert,
+		key: identity.client.key.reveal(),
+	});
 	const bare = createServer(socket => {
 		const tls = connectTls({host: address, port: forwarderPort, servername: 'podvm-bench', secureContext});
 		tls.setNoDelay(true);
-		socket.on('error', () => undefined).pipe(tls).on('error', () => undefined).pipe(socket);
+		socket
+			.on('error', () => undefined)
+			.pipe(tls)
+			.on('error', () => undefined)
+			.pipe(socket);
 	}).listen(barePath);
 	cleanup.defer(() => {
 		bare.close();
 	});
 
 	// Each kind of pipe in turn, so that whatever else the machine does hits both; the best of each.
-	const compare = async (request: object, best: (...values: number[]) => number): Promise<{bare: number; relay: number}> => {
+	const compare = async (
+		request: object,
+		best: (...values: number[]) => number,
+	): Promise<{bare: number; relay: number}> => {
 		const [ofBare, ofRelay]: [number[], number[]] = [[], []];
 		for (let round = 0; round < rounds; round++) {
 			ofBare.push(await ask({path: barePath, ...request}));
@@ -190,12 +225,18 @@ async function measure(): Promise<void> {
 		return {bare: best(...ofBare), relay: best(...ofRelay)};
 	};
 
-	for (const [what, messageBytes] of ['upload', 'download'].flatMap(what => [4096, 65_536, 1_048_576, 4_194_304].map(messageBytes => [what, messageBytes] as const))) {
+	for (const [what, messageBytes] of ['upload', 'download'].flatMap(what =>
+		[4096, 65_536, 1_048_576, 4_194_304].map(messageBytes => [what, messageBytes] as const),
+	)) {
 		const {bare: mibBare, relay: mibRelay} = await compare({what, messageBytes}, Math.max);
-		console.log(`${what}, ${messageBytes} B messages: bare ${mibBare.toFixed(0)} MiB/s, relay ${mibRelay.toFixed(0)} MiB/s, ratio ${(mibRelay / mibBare).toFixed(2)}`);
+		console.log(
+			`${what}, ${messageBytes} B messages: bare ${mibBare.toFixed(0)} MiB/s, relay ${mibRelay.toFixed(0)} MiB/s, ratio ${(mibRelay / mibBare).toFixed(2)}`,
+		);
 	}
 
 	const {bare: msBare, relay: msRelay} = await compare({what: 'calls', messageBytes: 0}, Math.min);
-	console.log(`call: bare ${msBare.toFixed(3)} ms, relay ${msRelay.toFixed(3)} ms, added ${(msRelay - msBare).toFixed(3)} ms`);
+	console.log(
+		`call: bare ${msBare.toFixed(3)} ms, relay ${msRelay.toFixed(3)} ms, added ${(msRelay - msBare).toFixed(3)} ms`,
+	);
 	console.log(`resident: ${(process.memoryUsage().rss / 1024 / 1024).toFixed(0)} MiB`);
 }

@@ -1,6 +1,7 @@
 /**
- * What a start costs besides the guest's boot, in the lab: our own work until the VM runs, and how long after its forwarder listens StartVM answers,
- * as parts of the whole and against the budgets of docs/architecture.md. `node bench/start.ts`; takes about a minute.
+ * What a start costs besides the guest's boot, in the lab: our own work until the VM runs, and how long after its
+ * forwarder listens StartVM answers, as parts of the whole and against the budgets of docs/architecture.md. `node
+ * bench/start.ts`; takes about a minute.
  */
 import {once} from 'node:events';
 import {createInterface} from 'node:readline';
@@ -31,7 +32,7 @@ async function listeningSince(lab: Lab, address: string): Promise<number> {
 		throw new TypeError('no pipe');
 	}
 
-	const [line] = await once(createInterface({input: child.stdout}), 'line') as [string];
+	const [line] = (await once(createInterface({input: child.stdout}), 'line')) as [string];
 	return Number(line);
 }
 
@@ -46,19 +47,36 @@ await using daemon = await startDaemon(lab, {}, signal);
 await using pod = await lab.podNamespace('bench');
 const shim = new Shim(lab.outside(hypervisorSocket));
 
-/** @returns milliseconds of the whole, of our own work before the VM runs, and of the answer after its forwarder listens */
-async function measure(address: string | undefined): Promise<{address: string; whole: number; own: number; answer: number}> {
+/**
+ * @returns milliseconds of the whole, of our own work before the VM runs, and of the answer after its forwarder listens
+ */
+async function measure(
+	address: string | undefined,
+): Promise<{address: string; whole: number; own: number; answer: number}> {
 	const id = newSandboxId();
-	await shim.createVm({
-		id, annotations: podAnnotations('bench', 'bench'), networkNamespacePath: pod.netnsPath,
-	}, signal);
+	await shim.createVm(
+		{
+			id,
+			annotations: podAnnotations('bench', 'bench'),
+			networkNamespacePath: pod.netnsPath,
+		},
+		signal,
+	);
 	const listening = address === undefined ? undefined : listeningSince(lab, address);
 	const startedAt = now();
 	await shim.startVm(id, signal);
 	const answeredAt = now();
-	const line = JSON.parse(await daemon.line(new RegExp(`${id}.*"msg":"pod VM started"`), signal)) as {address: string; timings: Record<string, number>};
+	const line = JSON.parse(await daemon.line(new RegExp(`${id}.*"msg":"pod VM started"`), signal)) as {
+		address: string;
+		timings: Record<string, number>;
+	};
 	await shim.stopVm(id, signal);
-	return {address: line.address, whole: answeredAt - startedAt, own: line.timings['start the VM'] ?? Number.NaN, answer: answeredAt - (await listening ?? Number.NaN)};
+	return {
+		address: line.address,
+		whole: answeredAt - startedAt,
+		own: line.timings['start the VM'] ?? Number.NaN,
+		answer: answeredAt - ((await listening) ?? Number.NaN),
+	};
 }
 
 const {address} = await measure(undefined);
@@ -69,7 +87,9 @@ for (let count = 0; count < starts; count++) {
 
 const whole = median(measured.map(each => each.whole));
 const row = (what: string, ms: number, budgetMs?: number): void => {
-	console.log(`${what.padEnd(44)} ${ms.toFixed(0).padStart(6)} ms ${(100 * ms / whole).toFixed(1).padStart(6)} %${budgetMs === undefined ? '' : `   budget ${budgetMs} ms`}`);
+	console.log(
+		`${what.padEnd(44)} ${ms.toFixed(0).padStart(6)} ms ${((100 * ms) / whole).toFixed(1).padStart(6)} %${budgetMs === undefined ? '' : `   budget ${budgetMs} ms`}`,
+	);
 };
 
 console.log(`median of ${starts} starts, one after the other`);

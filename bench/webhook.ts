@@ -1,8 +1,9 @@
 /**
- * The webhook under the load of a cluster: 200 reviews a second, evenly spaced whatever the answers take, over kept TLS connections as an API server
- * keeps them. Budget: 99 of 100 answered within 5 ms. Beside it, in the same minute, the same load on an HTTPS server that does nothing, so that the
- * machine's part is known, and what one review costs without a network. `node bench/webhook.ts [reviews a second] [seconds]`. The client is a process of
- * its own. On a machine that is busy with other things: `chrt --fifo 1 node bench/webhook.ts`.
+ * The webhook under the load of a cluster: 200 reviews a second, evenly spaced whatever the answers take, over kept TLS
+ * connections as an API server keeps them. Budget: 99 of 100 answered within 5 ms. Beside it, in the same minute, the
+ * same load on an HTTPS server that does nothing, so that the machine's part is known, and what one review costs
+ * without a network. `node bench/webhook.ts [reviews a second] [seconds]`. The client is a process of its own. On a
+ * machine that is busy with other things: `chrt --fifo 1 node bench/webhook.ts`.
  */
 import {fork} from 'node:child_process';
 import {once} from 'node:events';
@@ -21,8 +22,17 @@ const [rate = 200, seconds = 10] = process.argv.slice(2).map(Number);
 const percentiles = [50, 90, 99, 99.9, 100];
 
 /** As large as a pod of a service mesh: three containers with some environment, two init containers. */
-const container = {resources: {limits: {cpu: '1500m', memory: '1Gi'}, requests: {cpu: '500m', memory: '512Mi'}}, env: Array.from({length: 30}, (_, index) => ({name: `SETTING_${index}`, value: 'x'.repeat(40)}))};
-const question = JSON.stringify(reviewOf(podOf([container, container, container], {initContainers: [container, {...container, restartPolicy: 'Always'}]})));
+const container = {
+	resources: {limits: {cpu: '1500m', memory: '1Gi'}, requests: {cpu: '500m', memory: '512Mi'}},
+	env: Array.from({length: 30}, (_, index) => ({name: `SETTING_${index}`, value: 'x'.repeat(40)})),
+};
+const question = JSON.stringify(
+	reviewOf(
+		podOf([container, container, container], {
+			initContainers: [container, {...container, restartPolicy: 'Always'}],
+		}),
+	),
+);
 
 interface Order {
 	readonly port: number;
@@ -46,18 +56,33 @@ async function measure(): Promise<void> {
 		const pair = await issuer.issue();
 		const secret = new MountedSecret(directory);
 		await secret.write(pair);
-		await using webhook = await startWebhook({port: 0, probePort: 0, tlsDirectory: directory, tls: {}, policy, drainDelayMs: 0, log: silentLogger});
+		await using webhook = await startWebhook({
+			port: 0,
+			probePort: 0,
+			tlsDirectory: directory,
+			tls: {},
+			policy,
+			drainDelayMs: 0,
+			log: silentLogger,
+		});
 		const idle = createServer({cert: pair.cert, key: pair.key.reveal()}, (request, response) => {
 			request.resume().on('end', () => response.end('{}'));
 		}).listen(0);
 		await once(idle, 'listening');
 
-		process.stdout.write(`${rate} reviews a second of ${question.length} bytes, ${seconds} s; milliseconds\n${''.padEnd(22)}${percentiles.map(percentile => `p${percentile}`.padStart(9)).join('')}\n`);
-		for (const [name, port] of [['webhook', webhook.port], ['HTTPS doing nothing', (idle.address() as AddressInfo).port]] as const) {
+		process.stdout.write(
+			`${rate} reviews a second of ${question.length} bytes, ${seconds} s; milliseconds\n${''.padEnd(22)}${percentiles.map(percentile => `p${percentile}`.padStart(9)).join('')}\n`,
+		);
+		for (const [name, port] of [
+			['webhook', webhook.port],
+			['HTTPS doing nothing', (idle.address() as AddressInfo).port],
+		] as const) {
 			child.send({port, ca: issuer.ca} satisfies Order);
-			const [latencies] = await once(child, 'message') as [number[]];
+			const [latencies] = (await once(child, 'message')) as [number[]];
 			const sorted = latencies.toSorted((a, b) => a - b);
-			process.stdout.write(`${name.padEnd(22)}${percentiles.map(percentile => (sorted[Math.ceil(sorted.length * percentile / 100) - 1] ?? Number.NaN).toFixed(2).padStart(9)).join('')}\n`);
+			process.stdout.write(
+				`${name.padEnd(22)}${percentiles.map(percentile => (sorted[Math.ceil((sorted.length * percentile) / 100) - 1] ?? Number.NaN).toFixed(2).padStart(9)).join('')}\n`,
+			);
 		}
 
 		const repetitions = 2000;
@@ -67,7 +92,9 @@ async function measure(): Promise<void> {
 		}
 
 		const {user, system} = process.cpuUsage(began);
-		process.stdout.write(`one review without a network: ${((user + system) / 1000 / repetitions).toFixed(3)} ms of processor\n`);
+		process.stdout.write(
+			`one review without a network: ${((user + system) / 1000 / repetitions).toFixed(3)} ms of processor\n`,
+		);
 
 		idle.close();
 		idle.closeAllConnections();
@@ -85,7 +112,7 @@ async function load({port, ca}: Order): Promise<number[]> {
 	const latencies: Array<Promise<number>> = [];
 	const started = performance.now();
 	for (let index = 0; index < rate * seconds; index += 1) {
-		const due = started + index * 1000 / rate;
+		const due = started + (index * 1000) / rate;
 		await new Promise(resolve => setTimeout(resolve, Math.max(0, due - performance.now())));
 		const sent = performance.now();
 		latencies.push(client.call({body: question}).then(() => performance.now() - sent));

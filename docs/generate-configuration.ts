@@ -1,13 +1,20 @@
-/** Writes configuration.md, and the table in README.md, from the table of settings: `npm run docs`. A test checks that this was done. */
+/**
+ * Writes configuration.md, and the table in README.md, from the table of settings: `npm run docs`. A test checks that
+ * this was done.
+ */
 import {readFileSync, writeFileSync} from 'node:fs';
 import {commands, type CommandDescription} from '../src/cli/commands.ts';
 import {exampleOf} from '../src/config/config.ts';
 import {inertSettings, sections, settings, type Setting} from '../src/config/settings.ts';
 
 /** Of all commands, each once: several may share one. */
-const everySetting = [...new Map([settings, ...Object.values<CommandDescription>(commands).map(({settings: own = {}}) => own)]
-	.flatMap(table => Object.values<Setting>(table))
-	.map(setting => [setting.env, setting])).values()];
+const everySetting = [
+	...new Map(
+		[settings, ...Object.values<CommandDescription>(commands).map(({settings: own = {}}) => own)]
+			.flatMap(table => Object.values<Setting>(table))
+			.map(setting => [setting.env, setting]),
+	).values(),
+];
 
 /** The whole of docs/configuration.md. */
 export function configurationMarkdown(): string {
@@ -15,13 +22,18 @@ export function configurationMarkdown(): string {
 		'<!-- Written by docs/generate-configuration.ts from src/config/settings.ts: edit that instead. -->',
 		'# Configuration',
 		'',
-		'Every setting is an environment variable; some are flags of the command line as well, and a flag wins over its variable. '
-		+ 'An empty value counts as not set. All problems are reported at once, and the process does not start with any.',
+		'Every setting is an environment variable; some are flags of the command line as well, and a flag wins over its variable. ' +
+			'An empty value counts as not set. All problems are reported at once, and the process does not start with any.',
 		'',
 		'Flags are written `-name value`, `-name=value` or with two dashes; a switch is `-name` or `-name=false`.',
 		'',
 		'The names and defaults are those of the existing cloud-api-adaptor, so its manifests work; but a value that cannot be understood stops the start instead of being replaced by the default. "Ours" marks what it does not have.',
-		...sections.flatMap(section => ['', `## ${section}`, '', ...settingsTable(everySetting.filter(setting => setting.section === section))]),
+		...sections.flatMap(section => [
+			'',
+			`## ${section}`,
+			'',
+			...settingsTable(everySetting.filter(setting => setting.section === section)),
+		]),
 		'',
 		'## Accepted without effect',
 		'',
@@ -34,7 +46,10 @@ export function configurationMarkdown(): string {
 	].join('\n');
 }
 
-/** README.md with its table of settings brought up to date: what stands between the two marks is replaced. @throws when it has no marks */
+/**
+ * README.md with its table of settings brought up to date: what stands between the two marks is replaced.
+ * @throws when it has no marks
+ */
 export function withConfiguration(readme: string): string {
 	const [before, rest] = halves(readme, readmeMarks.begin);
 	const [, after] = halves(rest, readmeMarks.end);
@@ -69,7 +84,15 @@ function settingsTable(rows: readonly Setting[]): string[] {
 	return [
 		'| variable | flag | default | expected | description |',
 		'| --- | --- | --- | --- | --- |',
-		...rows.map(setting => row(`\`${setting.env}\``, flagCell(setting.flag), defaultCell(setting), expectedCell(setting), setting.description)),
+		...rows.map(setting =>
+			row(
+				`\`${setting.env}\``,
+				flagCell(setting.flag),
+				defaultCell(setting),
+				expectedCell(setting),
+				setting.description,
+			),
+		),
 	];
 }
 
@@ -82,7 +105,7 @@ function flagCell(flag: string | undefined): string {
 }
 
 function defaultCell({default: usual, defaultIs}: Setting): string {
-	return usual === undefined ? defaultIs ?? '' : `\`${usual}\``;
+	return usual === undefined ? (defaultIs ?? '') : `\`${usual}\``;
 }
 
 function expectedCell(setting: Setting): string {

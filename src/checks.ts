@@ -4,8 +4,24 @@
  */
 import {isIPv4} from 'node:net';
 import {dirname, join} from 'node:path';
-import {clockFinding, guestFinding, libvirtFinding, memoryFinding, podVmsFinding, secureExecutionFinding, sshFinding, type Demand} from './check/host-verdicts.ts';
-import {guardFinding, networkFinding, programsFinding, routeFinding, unknownSubnetFinding, vxlanPortFinding} from './check/network-verdicts.ts';
+import {
+	clockFinding,
+	guestFinding,
+	libvirtFinding,
+	memoryFinding,
+	podVmsFinding,
+	secureExecutionFinding,
+	sshFinding,
+	type Demand,
+} from './check/host-verdicts.ts';
+import {
+	guardFinding,
+	networkFinding,
+	programsFinding,
+	routeFinding,
+	unknownSubnetFinding,
+	vxlanPortFinding,
+} from './check/network-verdicts.ts';
 import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
 import type {Check} from './check/run-checks.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdicts.ts';
@@ -18,7 +34,17 @@ import type {SshUri} from './libvirt/uri.ts';
 import type {NetworkProbe} from './network/probe.ts';
 import type {HostCapabilities} from './podvm/host-capabilities.ts';
 import type {PodsDir} from './podvm/metadata.ts';
-import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePodVms, observePool, observeSecureExecution} from './podvm/host-probe.ts';
+import {
+	countRunningVms,
+	observeBaseVolume,
+	observeGuests,
+	observeLibvirt,
+	observeMemory,
+	observeNetwork,
+	observePodVms,
+	observePool,
+	observeSecureExecution,
+} from './podvm/host-probe.ts';
 import {observeIdentity} from './relay/identity-probe.ts';
 
 export interface ChecksOptions {
@@ -45,11 +71,28 @@ const capabilitiesTimeoutMs = 40_000;
 /** For failures that say nothing better. */
 const usualRemedies: Readonly<Record<Check['subject'], string>> = {
 	host: 'Look at libvirtd (or virtqemud) on the KVM host: "systemctl status libvirtd", "virsh list" there.',
-	node: 'Look at this node itself: its load, its kernel\'s messages, and what the text names.',
+	node: "Look at this node itself: its load, its kernel's messages, and what the text names.",
 };
 
-export function composeChecks({config, session, capabilities, network, ssh, podsDir, now = () => new Date()}: ChecksOptions): Checks {
-	const {libvirtUri: uri, pool, baseVolume, network: networkName, vxlanPort, forwarderPort, hostInterface, customCa} = config;
+export function composeChecks({
+	config,
+	session,
+	capabilities,
+	network,
+	ssh,
+	podsDir,
+	now = () => new Date(),
+}: ChecksOptions): Checks {
+	const {
+		libvirtUri: uri,
+		pool,
+		baseVolume,
+		network: networkName,
+		vxlanPort,
+		forwarderPort,
+		hostInterface,
+		customCa,
+	} = config;
 	const probe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
 	const demand = async (signal: AbortSignal): Promise<Demand> => ({
 		vms: await vmsToCome(config, session, signal),
@@ -59,100 +102,166 @@ export function composeChecks({config, session, capabilities, network, ssh, pods
 	const list: readonly Check[] = [
 		...(uri.transport === 'ssh' && probe !== undefined ? sshChecks(uri, probe) : localChecks),
 		{
-			name: 'libvirt', subject: 'host', needs: probe === undefined ? [] : ['ssh'], timeoutMs: firstConnectionTimeoutMs,
+			name: 'libvirt',
+			subject: 'host',
+			needs: probe === undefined ? [] : ['ssh'],
+			timeoutMs: firstConnectionTimeoutMs,
 			run: async signal => libvirtFinding(await observeLibvirt(session, signal)),
 		},
 		{
-			name: 'guests', subject: 'host', needs: ['libvirt'], timeoutMs: capabilitiesTimeoutMs,
+			name: 'guests',
+			subject: 'host',
+			needs: ['libvirt'],
+			timeoutMs: capabilitiesTimeoutMs,
 			run: async signal => guestFinding(await observeGuests(capabilities, config.cpuset, signal)),
 		},
 		{
-			name: 'secure-execution', subject: 'host', needs: ['guests'],
-			run: async signal => secureExecutionFinding(await observeSecureExecution(capabilities, signal), !config.disableCvm),
+			name: 'secure-execution',
+			subject: 'host',
+			needs: ['guests'],
+			run: async signal =>
+				secureExecutionFinding(await observeSecureExecution(capabilities, signal), !config.disableCvm),
 		},
 		{
-			name: 'memory', subject: 'host', needs: ['libvirt'],
+			name: 'memory',
+			subject: 'host',
+			needs: ['libvirt'],
 			run: async signal => memoryFinding(await observeMemory(session, signal), await demand(signal)),
 		},
 		{
-			name: 'pool', subject: 'host', needs: ['libvirt'],
+			name: 'pool',
+			subject: 'host',
+			needs: ['libvirt'],
 			run: async signal => poolFinding(pool, await observePool(session, pool, signal)),
 		},
 		{
-			name: 'base-volume', subject: 'host', needs: ['pool'], timeoutMs: firstConnectionTimeoutMs,
-			run: async signal => baseVolumeFinding(pool, baseVolume, await observeBaseVolume(session, pool, baseVolume, signal)),
+			name: 'base-volume',
+			subject: 'host',
+			needs: ['pool'],
+			timeoutMs: firstConnectionTimeoutMs,
+			run: async signal =>
+				baseVolumeFinding(pool, baseVolume, await observeBaseVolume(session, pool, baseVolume, signal)),
 		},
 		{
-			name: 'disk', subject: 'host', needs: ['pool'],
+			name: 'disk',
+			subject: 'host',
+			needs: ['pool'],
 			run: async signal => diskFinding(await observePool(session, pool, signal), await demand(signal)),
 		},
 		{
-			name: 'network', subject: 'host', needs: ['libvirt'],
+			name: 'network',
+			subject: 'host',
+			needs: ['libvirt'],
 			run: async signal => networkFinding(networkName, await observeNetwork(session, networkName, signal)),
 		},
 		{
-			name: 'pod-vms', subject: 'host', needs: ['libvirt'],
-			run: async signal => podsDir === undefined
-				? {status: 'skipped', text: 'not known whose VMs they are: this node has no identity of its PODS_DIR yet'}
-				: podVmsFinding(await observePodVms(session, {cluster: config.clusterId, node: config.nodeName}, podsDir, signal)),
+			name: 'pod-vms',
+			subject: 'host',
+			needs: ['libvirt'],
+			run: async signal =>
+				podsDir === undefined
+					? {
+							status: 'skipped',
+							text: 'not known whose VMs they are: this node has no identity of its PODS_DIR yet',
+						}
+					: podVmsFinding(
+							await observePodVms(
+								session,
+								{cluster: config.clusterId, node: config.nodeName},
+								podsDir,
+								signal,
+							),
+						),
 		},
 		{
-			name: 'programs', subject: 'node',
+			name: 'programs',
+			subject: 'node',
 			run: async signal => programsFinding(await network.observePrograms(signal)),
 		},
 		{
-			name: 'route', subject: 'node', needs: ['network', 'programs'],
+			name: 'route',
+			subject: 'node',
+			needs: ['network', 'programs'],
 			async run(signal) {
 				if (hostInterface !== undefined) {
 					await network.checkHostInterface(hostInterface, signal);
 				}
 
 				const {subnet, vmAddress} = await observeNetwork(session, networkName, signal);
-				// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be known; a name of the host is not looked up.
+				// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be
+				// known; a name of the host is not looked up.
 				const address = vmAddress ?? (uri.transport === 'ssh' && isIPv4(uri.host) ? uri.host : undefined);
 				if (address === undefined) {
 					return unknownSubnetFinding(networkName, hostInterface);
 				}
 
-				const wish = {towards: subnet ?? address, forwarderPort, vxlanPort, ...(hostInterface === undefined ? {} : {hostInterface})};
+				const wish = {
+					towards: subnet ?? address,
+					forwarderPort,
+					vxlanPort,
+					...(hostInterface === undefined ? {} : {hostInterface}),
+				};
 				return routeFinding(await network.observeRoute(address, signal), wish);
 			},
 		},
 		{
-			name: 'vxlan-port', subject: 'node', needs: ['programs'],
+			name: 'vxlan-port',
+			subject: 'node',
+			needs: ['programs'],
 			run: async signal => vxlanPortFinding(vxlanPort, await network.observeVxlanPort(signal)),
 		},
 		{
-			name: 'tunnel-guard', subject: 'node', needs: ['programs'],
+			name: 'tunnel-guard',
+			subject: 'node',
+			needs: ['programs'],
 			run: async signal => guardFinding(await network.observeGuard(signal)),
 		},
 		{
-			name: 'socket-directory', subject: 'node',
-			run: async () => directoryFinding('REMOTE_HYPERVISOR_ENDPOINT', await observeDirectory(dirname(config.socketPath))),
+			name: 'socket-directory',
+			subject: 'node',
+			run: async () =>
+				directoryFinding('REMOTE_HYPERVISOR_ENDPOINT', await observeDirectory(dirname(config.socketPath))),
 		},
 		{
-			name: 'pods-directory', subject: 'node',
+			name: 'pods-directory',
+			subject: 'node',
 			run: async () => directoryFinding('PODS_DIR', await observeDirectory(config.podsDir)),
 		},
 		{
-			name: 'tls-identity', subject: 'node',
+			name: 'tls-identity',
+			subject: 'node',
 			async run() {
-				const files = customCa === undefined ? undefined : {caCert: customCa.caFile, cert: customCa.certFile, key: customCa.keyFile};
-				return identityFinding(await observeIdentity(join(dirname(config.socketPath), 'tls'), files, now()), {skipsVerification: config.tlsSkipVerify, now: now()});
+				const files =
+					customCa === undefined
+						? undefined
+						: {caCert: customCa.caFile, cert: customCa.certFile, key: customCa.keyFile};
+				return identityFinding(await observeIdentity(join(dirname(config.socketPath), 'tls'), files, now()), {
+					skipsVerification: config.tlsSkipVerify,
+					now: now(),
+				});
 			},
 		},
 	];
-	return {list: list.map(check => ({remedy: usualRemedies[check.subject], ...check})), [Symbol.dispose]: () => probe?.[Symbol.dispose]()};
+	return {
+		list: list.map(check => ({remedy: usualRemedies[check.subject], ...check})),
+		[Symbol.dispose]: () => probe?.[Symbol.dispose](),
+	};
 }
 
 function sshChecks({host, port}: SshUri, probe: SshProbe): readonly Check[] {
 	return [
 		{
-			name: 'ssh', subject: 'host',
+			name: 'ssh',
+			subject: 'host',
 			remedy: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${host} port ${port}.`,
 			run: async signal => sshFinding(await probe.login(signal)),
 		},
-		{name: 'clock', subject: 'host', needs: ['ssh'], run: async signal => clockFinding(await probe.clockSkew(signal))},
+		{
+			name: 'clock',
+			subject: 'host',
+			needs: ['ssh'],
+			run: async signal => clockFinding(await probe.clockSkew(signal)),
+		},
 	];
 }
 
@@ -162,6 +271,12 @@ const localChecks: readonly Check[] = [
 ];
 
 /** How many pod VMs this node may still start; one, where nothing limits them. */
-async function vmsToCome({limitPerNode, clusterId, nodeName}: Config, session: LibvirtSession, signal: AbortSignal): Promise<number> {
-	return limitPerNode === undefined || limitPerNode < 0 ? 1 : Math.max(0, limitPerNode - await countRunningVms(session, clusterId, nodeName, signal));
+async function vmsToCome(
+	{limitPerNode, clusterId, nodeName}: Config,
+	session: LibvirtSession,
+	signal: AbortSignal,
+): Promise<number> {
+	return limitPerNode === undefined || limitPerNode < 0
+		? 1
+		: Math.max(0, limitPerNode - (await countRunningVms(session, clusterId, nodeName, signal)));
 }

@@ -45,9 +45,9 @@ export interface ProcessContext {
 }
 
 /**
- * Kubernetes kills what has not ended 30 s after it was told to. All of this takes about 18 s at most, also against a host that is stuck: calls under
- * way may go on for 8 s, what has not finished then has 4 s to be rolled back, and the cluster and the libvirt session 3 s each for last words. What is not
- * rolled back by then is left to the next daemon.
+ * Kubernetes kills what has not ended 30 s after it was told to. All of this takes about 18 s at most, also against a
+ * host that is stuck: calls under way may go on for 8 s, what has not finished then has 4 s to be rolled back, and the
+ * cluster and the libvirt session 3 s each for last words. What is not rolled back by then is left to the next daemon.
  */
 const drainTimeoutMs = 8000;
 const closeTimeoutMs = 4000;
@@ -58,10 +58,16 @@ const removalRetryMs = [500, 30_000] as const;
 const reconcileIntervalMs = 60_000;
 
 /**
- * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running ones finish for
- * a while, rolls back starts that did not, and leaves running pod VMs alone: the next daemon resumes them from their records.
+ * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running
+ * ones finish for a while, rolls back starts that did not, and leaves running pod VMs alone: the next daemon resumes
+ * them from their records.
  */
-export async function startDaemon(config: Config, processContext: ProcessContext, log: Logger, signal: AbortSignal): Promise<AsyncDisposable> {
+export async function startDaemon(
+	config: Config,
+	processContext: ProcessContext,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
 	const {home, user, uid, sshAgentSocket} = processContext;
 	// First, so that it is released last: until then this daemon may be at work.
@@ -69,7 +75,9 @@ export async function startDaemon(config: Config, processContext: ProcessContext
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
 	const identity = await openIdentity({
 		directory: join(dirname(config.socketPath), 'tls'),
-		...(config.customCa === undefined ? {} : {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
+		...(config.customCa === undefined
+			? {}
+			: {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
 		log,
 	});
 	const relays = createAgentRelays({
@@ -86,7 +94,8 @@ export async function startDaemon(config: Config, processContext: ProcessContext
 	const uri = config.libvirtUri;
 	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
 	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, ...ssh}), uri: uri.remoteUri, log}));
-	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it and goes on trying.
+	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it
+	// and goes on trying.
 	session.connect(signal).catch(() => undefined);
 	const capabilities = new HostCapabilities(session);
 	const podVms = createPodVms({
@@ -106,16 +115,23 @@ export async function startDaemon(config: Config, processContext: ProcessContext
 		log,
 	});
 
-	const networks = parts.use(createPodNetworks({
-		underlay: config.hostInterface === undefined
-			? {vmAddress: async limit => await networkAddress(session, config.network, limit) ?? (uri.transport === 'ssh' ? uri.host : '')}
-			: {hostInterface: config.hostInterface},
-		vxlanPort: config.vxlanPort,
-		vxlanMinId: config.vxlanMinId,
-		podSubnetCidrs: config.podSubnetCidrs ?? [],
-		externalNetViaPodVm: config.externalNetworkViaPodVm,
-		log,
-	}));
+	const networks = parts.use(
+		createPodNetworks({
+			underlay:
+				config.hostInterface === undefined
+					? {
+							vmAddress: async limit =>
+								(await networkAddress(session, config.network, limit)) ??
+								(uri.transport === 'ssh' ? uri.host : ''),
+						}
+					: {hostInterface: config.hostInterface},
+			vxlanPort: config.vxlanPort,
+			vxlanMinId: config.vxlanMinId,
+			podSubnetCidrs: config.podSubnetCidrs ?? [],
+			externalNetViaPodVm: config.externalNetworkViaPodVm,
+			log,
+		}),
+	);
 	await networks.check(signal);
 
 	const checks = composeChecks({config, session, capabilities, network: networks.probe, ssh, podsDir});
@@ -124,58 +140,79 @@ export async function startDaemon(config: Config, processContext: ProcessContext
 	}
 
 	const cluster = parts.use(await kubernetesCluster(config, processContext, podVms, log, signal));
-	const configuredLimit = config.limitPerNode === undefined || config.limitPerNode < 0 ? undefined : config.limitPerNode;
-	const sandboxes = parts.use(new SandboxRegistry({
-		podVms,
-		networks,
-		relays,
-		cluster: cluster ?? noCluster,
-		records: new FileRecords(config.podsDir, log),
-		starts: new Semaphore(config.maxConcurrentStarts),
-		mutex: new KeyedMutex(),
-		maxSandboxes: () => config.enforceLimit ? (cluster === undefined ? configuredLimit : cluster.limit) : undefined,
-		policy: {
-			sizes: {
-				vcpus: config.vcpus,
-				minVcpus: config.minVcpus,
-				maxVcpus: config.maxVcpus,
-				memoryMib: config.memoryMib,
-				minMemoryMib: config.minMemoryMib,
-				maxMemoryMib: config.maxMemoryMib,
+	const configuredLimit =
+		config.limitPerNode === undefined || config.limitPerNode < 0 ? undefined : config.limitPerNode;
+	const sandboxes = parts.use(
+		new SandboxRegistry({
+			podVms,
+			networks,
+			relays,
+			cluster: cluster ?? noCluster,
+			records: new FileRecords(config.podsDir, log),
+			starts: new Semaphore(config.maxConcurrentStarts),
+			mutex: new KeyedMutex(),
+			maxSandboxes: () =>
+				config.enforceLimit ? (cluster === undefined ? configuredLimit : cluster.limit) : undefined,
+			policy: {
+				sizes: {
+					vcpus: config.vcpus,
+					minVcpus: config.minVcpus,
+					maxVcpus: config.maxVcpus,
+					memoryMib: config.memoryMib,
+					minMemoryMib: config.minMemoryMib,
+					maxMemoryMib: config.maxMemoryMib,
+				},
+				initdata: {
+					parse: parseInitdata,
+					...(config.initdata === undefined ? {} : {configured: config.initdata}),
+				},
 			},
-			initdata: {parse: parseInitdata, ...(config.initdata === undefined ? {} : {configured: config.initdata})},
-		},
-		hasScratchSpace: config.enableScratchSpace,
-		podsDir: config.podsDir,
-		createTimeoutMs,
-		startTimeoutMs: config.startTimeoutMs,
-		agentTimeoutMs: config.proxyTimeoutMs,
-		cleanupTimeoutMs,
-		removalRetryMs,
-		closeTimeoutMs,
-		orphanGraceMs: config.orphanGraceMs,
-		reconcileIntervalMs: Math.min(reconcileIntervalMs, config.orphanGraceMs),
-		log,
-	}));
+			hasScratchSpace: config.enableScratchSpace,
+			podsDir: config.podsDir,
+			createTimeoutMs,
+			startTimeoutMs: config.startTimeoutMs,
+			agentTimeoutMs: config.proxyTimeoutMs,
+			cleanupTimeoutMs,
+			removalRetryMs,
+			closeTimeoutMs,
+			orphanGraceMs: config.orphanGraceMs,
+			reconcileIntervalMs: Math.min(reconcileIntervalMs, config.orphanGraceMs),
+			log,
+		}),
+	);
 	const others = Promise.withResolvers<OtherDaemons>();
 	others.promise.catch(() => undefined);
 	await sandboxes.recover(others.promise);
 	// The tunnels of the sandboxes that run are known from here on, and nothing is served yet.
 	await networks.guard(signal);
 	// What happened while the connection was away went unnoticed.
-	parts.use(session.onState(({name}) => {
-		if (name === 'connected') {
-			sandboxes.reconcileSoon();
-		}
-	}));
-	const api = parts.use(await serveApi({path: config.socketPath, sandboxes, drainTimeoutMs, onBoundAgain: () => sandboxes.reconcileSoon(), log}, signal));
+	parts.use(
+		session.onState(({name}) => {
+			if (name === 'connected') {
+				sandboxes.reconcileSoon();
+			}
+		}),
+	);
+	const api = parts.use(
+		await serveApi(
+			{path: config.socketPath, sandboxes, drainTimeoutMs, onBoundAgain: () => sandboxes.reconcileSoon(), log},
+			signal,
+		),
+	);
 	if (config.probePort !== undefined) {
 		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));
 	}
 
 	// A daemon of an earlier version holds no lock: while it may be in the middle of a start it counts as alive.
-	others.resolve(api.tookOver && !lock.hasPredecessor() ? parts.use(aliveFor(config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs, lock)) : lock);
-	log.info({path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName}, 'ready');
+	others.resolve(
+		api.tookOver && !lock.hasPredecessor()
+			? parts.use(aliveFor(config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs, lock))
+			: lock,
+	);
+	log.info(
+		{path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName},
+		'ready',
+	);
 	if (!config.cloudConfigVerify) {
 		parts.use(checkInBackground(checks, log));
 	}
@@ -184,7 +221,13 @@ export async function startDaemon(config: Config, processContext: ProcessContext
 }
 
 /** Loaded only inside of a cluster. A pod that has no way to its API server is not kept from its work by that. */
-async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirectory}: ProcessContext, podVms: PodVms, log: Logger, stopping: AbortSignal): Promise<KubernetesCluster | undefined> {
+async function kubernetesCluster(
+	config: Config,
+	{apiServer, serviceAccountDirectory}: ProcessContext,
+	podVms: PodVms,
+	log: Logger,
+	stopping: AbortSignal,
+): Promise<KubernetesCluster | undefined> {
 	if (apiServer === undefined) {
 		return undefined;
 	}
@@ -205,7 +248,7 @@ async function kubernetesCluster(config: Config, {apiServer, serviceAccountDirec
 			log,
 		});
 	} catch (error) {
-		log.warn({err: error}, 'the cluster is not told of this node\'s pod VMs');
+		log.warn({err: error}, "the cluster is not told of this node's pod VMs");
 		return undefined;
 	}
 }

@@ -1,11 +1,12 @@
 /**
- * Initdata: the TOML document with which a pod's owner configures what runs in the pod VM (attestation agent, data hub, policy), and which
- * attestation vouches for by its digest. Text in, checked and in the form in which pod VMs read it out. Pure; knows neither pods nor settings.
- * Stands beside the domain, not in it, since it needs a TOML parser; the domain is handed it as a function.
+ * Initdata: the TOML document with which a pod's owner configures what runs in the pod VM (attestation agent, data hub,
+ * policy), and which attestation vouches for by its digest. Text in, checked and in the form in which pod VMs read it
+ * out. Pure; knows neither pods nor settings. Stands beside the domain, not in it, since it needs a TOML parser; the
+ * domain is handed it as a function.
  *
- * Sources: confidential-containers/trustee, kbs/docs/initdata.md (the document); cloud-api-adaptor, pkg/initdata and pkg/userdata (what VMs read:
- * base64 of gzip since v0.14, base64 of the bare document before); kata-containers, src/runtime/pkg/oci (a shim unpacks the pod's annotation since
- * 3.16, and handed it on as it was before).
+ * Sources: confidential-containers/trustee, kbs/docs/initdata.md (the document); cloud-api-adaptor, pkg/initdata and
+ * pkg/userdata (what VMs read: base64 of gzip since v0.14, base64 of the bare document before); kata-containers,
+ * src/runtime/pkg/oci (a shim unpacks the pod's annotation since 3.16, and handed it on as it was before).
  */
 import {createHash} from 'node:crypto';
 import {crc32, gunzipSync} from 'node:zlib';
@@ -13,13 +14,17 @@ import {parse, TomlError} from 'smol-toml';
 import {AdaptorError, type ErrorWhere} from './core/errors.ts';
 import type {Initdata} from './sandbox/pod-request.ts';
 
-/** What the annotations of a Kubernetes object may hold in all. A document that was made to be slow to read takes a parser's time by its length. */
+/**
+ * What the annotations of a Kubernetes object may hold in all. A document that was made to be slow to read takes a
+ * parser's time by its length.
+ */
 const maxBytes = 262_144;
 const algorithms = ['sha256', 'sha384', 'sha512'] as const;
 const remedy = 'Give the TOML document, or what "gzip -c initdata.toml | base64 -w0" makes of it.';
 
 /**
- * @param text the document itself, or base64 of its gzip, or base64 of the document as images of before v0.14 want it, which then get that
+ * @param text the document itself, or base64 of its gzip, or base64 of the document as images of before v0.14 want it,
+ * which then get that
  * @param where goes into the errors
  * @throws AdaptorError 'invalid-argument', which repeats nothing of the document
  */
@@ -28,7 +33,8 @@ export function parseInitdata(text: string, where: ErrorWhere = {}): Initdata {
 		throw new AdaptorError({code: 'invalid-argument', what: `The initdata ${what}`, where, remedy});
 	};
 
-	// Base64 has no quotes, and a document needs them for its algorithm. Twice: what base64, and gzip of what cannot be compressed, may add.
+	// Base64 has no quotes, and a document needs them for its algorithm. Twice: what base64, and gzip of what cannot be
+	// compressed, may add.
 	const isEncoded = !/["']/v.test(text);
 	if (text.length > 2 * maxBytes) {
 		refuse(`is larger than ${maxBytes} bytes`);
@@ -38,7 +44,7 @@ export function parseInitdata(text: string, where: ErrorWhere = {}): Initdata {
 		refuse('is not valid Unicode');
 	}
 
-	const given = isEncoded ? bytesOfBase64(text) ?? refuse('is neither TOML nor base64') : Buffer.from(text);
+	const given = isEncoded ? (bytesOfBase64(text) ?? refuse('is neither TOML nor base64')) : Buffer.from(text);
 	const isCompressed = given.subarray(0, 2).equals(gzipMagic);
 	const document = isCompressed ? unpacked(given, refuse) : given;
 	if (document.length > maxBytes) {
@@ -56,29 +62,43 @@ type Refuse = (what: string) => never;
 
 function bytesOfBase64(text: string): Buffer | undefined {
 	const digits = text.replaceAll(/\s/gv, '');
-	return digits.length % 4 === 0 && /^[A-Za-z\d+\/]+={0,2}$/v.test(digits) ? Buffer.from(digits, 'base64') : undefined;
+	return digits.length % 4 === 0 && /^[A-Za-z\d+\/]+={0,2}$/v.test(digits)
+		? Buffer.from(digits, 'base64')
+		: undefined;
 }
 
 function unpacked(bytes: Buffer, refuse: Refuse): Buffer {
 	try {
 		return gunzipSync(bytes, {maxOutputLength: maxBytes});
 	} catch (error) {
-		return refuse(error instanceof RangeError ? `is larger than ${maxBytes} bytes when it is unpacked` : 'is damaged: its gzip cannot be unpacked');
+		return refuse(
+			error instanceof RangeError
+				? `is larger than ${maxBytes} bytes when it is unpacked`
+				: 'is damaged: its gzip cannot be unpacked',
+		);
 	}
 }
 
 /** What the VM, and whoever attests it, cannot do without; what is in the files is theirs to judge. */
-function algorithmOf(document: Buffer, refuse: Refuse): typeof algorithms[number] {
+function algorithmOf(document: Buffer, refuse: Refuse): (typeof algorithms)[number] {
 	const {algorithm, version, data} = parsed(document, refuse);
 	if (typeof version !== 'string' || !/^\d+\.\d+\.\d+$/v.test(version)) {
 		refuse('has no version such as "0.1.0"');
 	}
 
-	if (typeof data !== 'object' || data === null || Array.isArray(data) || Object.values(data).some(value => typeof value !== 'string')) {
+	if (
+		typeof data !== 'object' ||
+		data === null ||
+		Array.isArray(data) ||
+		Object.values(data).some(value => typeof value !== 'string')
+	) {
 		refuse('has no table [data] that holds nothing but strings');
 	}
 
-	return algorithms.find(known => known === algorithm) ?? refuse(`has no algorithm that is one of ${algorithms.join(', ')}`);
+	return (
+		algorithms.find(known => known === algorithm) ??
+		refuse(`has no algorithm that is one of ${algorithms.join(', ')}`)
+	);
 }
 
 function parsed(document: Buffer, refuse: Refuse): Readonly<Record<string, unknown>> {
@@ -93,7 +113,9 @@ function parsed(document: Buffer, refuse: Refuse): Readonly<Record<string, unkno
 		return parse(text);
 	} catch (error) {
 		// The parser's own message shows the lines around the place.
-		return refuse(`is not valid TOML${error instanceof TomlError ? ` (line ${error.line}, column ${error.column})` : ''}`);
+		return refuse(
+			`is not valid TOML${error instanceof TomlError ? ` (line ${error.line}, column ${error.column})` : ''}`,
+		);
 	}
 }
 
@@ -101,8 +123,8 @@ const gzipMagic = Buffer.from([0x1f, 0x8b]);
 const maxBlockBytes = 0xff_ff;
 
 /**
- * gzip without compression: the same bytes on every machine and with every version of zlib, and there is room on a disk.
- * Source: RFC 1952 (no time, no name, OS unknown), RFC 1951 3.2.4 (stored blocks).
+ * gzip without compression: the same bytes on every machine and with every version of zlib, and there is room on a
+ * disk. Source: RFC 1952 (no time, no name, OS unknown), RFC 1951 3.2.4 (stored blocks).
  */
 function storedGzip(content: Buffer): Buffer {
 	const parts: Buffer[] = [Buffer.from([...gzipMagic, 8, 0, 0, 0, 0, 0, 0, 255])];

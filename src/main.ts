@@ -1,8 +1,8 @@
 #!/usr/bin/env -S node --max-semi-space-size=1 --no-maglev --disable-sigusr1
 /**
- * The process edge: arguments and environment in, exit code out, signals. The only file that names `process`.
- * The options of its first line are for memory (docs/adr/0022), and keep SIGUSR1 from opening Node's inspector, a way into a privileged process.
- * The first SIGTERM or SIGINT drains; a second one exits at once.
+ * The process edge: arguments and environment in, exit code out, signals. The only file that names `process`. The
+ * options of its first line are for memory (docs/adr/0022), and keep SIGUSR1 from opening Node's inspector, a way into
+ * a privileged process. The first SIGTERM or SIGINT drains; a second one exits at once.
  */
 import {readFileSync} from 'node:fs';
 import {homedir, hostname, userInfo} from 'node:os';
@@ -34,13 +34,18 @@ let log: Logger | undefined;
 
 function report(error: unknown, message: string): void {
 	if (log === undefined) {
-		process.stderr.write(`cloud-api-adaptor: ${error instanceof AdaptorError ? error.message : toError(error).stack ?? ''}\n`);
+		process.stderr.write(
+			`cloud-api-adaptor: ${error instanceof AdaptorError ? error.message : (toError(error).stack ?? '')}\n`,
+		);
 	} else {
 		log.fatal({err: error}, message);
 	}
 }
 
-/** Nobody expected it, so nothing is known about the state any more; whoever restarts us finds what is left through its journal. */
+/**
+ * Nobody expected it, so nothing is known about the state any more; whoever restarts us finds what is left through its
+ * journal.
+ */
 function giveUp(error: unknown): void {
 	report(error, 'unexpected error');
 	process.exit(exitCode.failure);
@@ -57,7 +62,9 @@ function serviceAccountToken(): {serviceAccountToken?: Secret<string>} {
 }
 
 function version(): string {
-	const {version: text} = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {version: string};
+	const {version: text} = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {
+		version: string;
+	};
 	return text;
 }
 
@@ -69,13 +76,15 @@ function screen(stream: NodeJS.WriteStream): Screen {
 		}
 	});
 	const write = (text: string): void => void stream.write(text);
-	return stream.isTTY ? {
-		write,
-		// Windows are made wider and narrower.
-		get columns() {
-			return stream.columns;
-		},
-	} : {write};
+	return stream.isTTY
+		? {
+				write,
+				// Windows are made wider and narrower.
+				get columns() {
+					return stream.columns;
+				},
+			}
+		: {write};
 }
 
 /** A container may run under a number that no account has; then the system's answer is an error. */
@@ -102,19 +111,22 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 
 	try {
 		const command = await load[name]();
-		return await command({
-			...given,
-			env: process.env,
-			host: {hostname: hostname(), ...serviceAccountToken()},
-			processContext: {...account(), uid: process.getuid?.(), sshAgentSocket: process.env['SSH_AUTH_SOCK']},
-			version: version(),
-			out: screen(process.stdout),
-			err: screen(process.stderr),
-			logTo: process.stderr.fd,
-			onLogger(logger) {
-				log = logger;
+		return await command(
+			{
+				...given,
+				env: process.env,
+				host: {hostname: hostname(), ...serviceAccountToken()},
+				processContext: {...account(), uid: process.getuid?.(), sshAgentSocket: process.env['SSH_AUTH_SOCK']},
+				version: version(),
+				out: screen(process.stdout),
+				err: screen(process.stderr),
+				logTo: process.stderr.fd,
+				onLogger(logger) {
+					log = logger;
+				},
 			},
-		}, stopping.signal);
+			stopping.signal,
+		);
 	} catch (error) {
 		if (stopping.signal.aborted && error === stopping.signal.reason) {
 			return interrupted;
@@ -143,8 +155,10 @@ try {
 	process.exitCode = await main(process.argv.slice(2));
 } catch (error) {
 	report(error, 'cannot run');
-	process.exitCode = error instanceof AdaptorError && error.code === 'invalid-argument' ? exitCode.usage : exitCode.failure;
+	process.exitCode =
+		error instanceof AdaptorError && error.code === 'invalid-argument' ? exitCode.usage : exitCode.failure;
 }
 
-// Everything is disposed: what still waits for something, such as an unwinding that was given up, is not to hold the exit.
+// Everything is disposed: what still waits for something, such as an unwinding that was given up, is not to hold the
+// exit.
 setTimeout(() => process.exit(), stragglersMs).unref();

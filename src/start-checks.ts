@@ -23,7 +23,10 @@ export async function checkAndLog(checks: Checks, log: Logger, signal: AbortSign
 	}
 
 	const failures = results.filter(({status}) => status === 'failure');
-	log[failures.length === 0 ? 'info' : 'debug']({count: results.length, durationMs: Math.round(performance.now() - startedAt)}, failures.length === 0 ? 'checks passed' : 'checks done');
+	log[failures.length === 0 ? 'info' : 'debug'](
+		{count: results.length, durationMs: Math.round(performance.now() - startedAt)},
+		failures.length === 0 ? 'checks passed' : 'checks done',
+	);
 	return failures;
 }
 

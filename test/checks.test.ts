@@ -1,4 +1,7 @@
-/** The list as the command and the daemon run it, over real ssh to a real libvirtd (its test driver), and what becomes of it when those are not as they should be. */
+/**
+ * The list as the command and the daemon run it, over real ssh to a real libvirtd (its test driver), and what becomes
+ * of it when those are not as they should be.
+ */
 import {execFile} from 'node:child_process';
 import {once} from 'node:events';
 import {appendFile, writeFile} from 'node:fs/promises';
@@ -49,7 +52,14 @@ interface Way {
 	readonly path?: string;
 }
 
-function uriOf({port = sshd.port, key = sshd.userKey, knownHosts = `${sshd.directory}/known_hosts`, socket, host = '127.0.0.1', path = '/default'}: Way): string {
+function uriOf({
+	port = sshd.port,
+	key = sshd.userKey,
+	knownHosts = `${sshd.directory}/known_hosts`,
+	socket,
+	host = '127.0.0.1',
+	path = '/default',
+}: Way): string {
 	return `test+ssh://root@${host}:${port}${path}?socket=${socket}&keyfile=${key}&known_hosts=${knownHosts}`;
 }
 
@@ -59,27 +69,55 @@ const patience = {connectTimeoutMs: 60_000, callTimeoutMs: 60_000};
 
 async function configOf(t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}): Promise<Config> {
 	const directory = await directoryOf(t);
-	return loadConfig({
-		CLUSTER_ID: 'test', NODE_NAME: 'worker-0', LIBVIRT_URI: uri, LIBVIRT_POOL: 'default-pool', LIBVIRT_MEMORY: '1',
-		REMOTE_HYPERVISOR_ENDPOINT: `${directory}/h.sock`, PODS_DIR: `${directory}/pods`, ...env,
-	}, {hostname: 'h'});
+	return loadConfig(
+		{
+			CLUSTER_ID: 'test',
+			NODE_NAME: 'worker-0',
+			LIBVIRT_URI: uri,
+			LIBVIRT_POOL: 'default-pool',
+			LIBVIRT_MEMORY: '1',
+			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/h.sock`,
+			PODS_DIR: `${directory}/pods`,
+			...env,
+		},
+		{hostname: 'h'},
+	);
 }
 
 /** All findings by name; `prepare` comes when libvirt is connected, so that what it changes there lasts. */
 async function found(
-	t: ExecutionContext, uri: string, env: Readonly<Record<string, string>> = {}, prepare?: () => Promise<void>, sshTimeoutMs = patience.callTimeoutMs, podsDir?: PodsDir,
+	t: ExecutionContext,
+	uri: string,
+	env: Readonly<Record<string, string>> = {},
+	prepare?: () => Promise<void>,
+	sshTimeoutMs = patience.callTimeoutMs,
+	podsDir?: PodsDir,
 ): Promise<Readonly<Record<string, CheckResult>>> {
 	const config = await configOf(t, uri, env);
-	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, ...patience, log: silentLogger}), ...patience, uri: config.libvirtUri.remoteUri});
+	await using session = new LibvirtSession({
+		openPipe: openPipe(config.libvirtUri, {...ssh, ...patience, log: silentLogger}),
+		...patience,
+		uri: config.libvirtUri.remoteUri,
+	});
 	await using network = createNetworkProbe(config);
 	if (prepare !== undefined) {
 		await session.connect(never);
 		await prepare();
 	}
 
-	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh, ...(podsDir === undefined ? {} : {podsDir})});
+	using checks = composeChecks({
+		config,
+		session,
+		capabilities: new HostCapabilities(session),
+		network,
+		ssh,
+		...(podsDir === undefined ? {} : {podsDir}),
+	});
 	const results: CheckResult[] = [];
-	const list = checks.list.map(check => ({...check, timeoutMs: check.name === 'ssh' ? sshTimeoutMs : patience.callTimeoutMs}));
+	const list = checks.list.map(check => ({
+		...check,
+		timeoutMs: check.name === 'ssh' ? sshTimeoutMs : patience.callTimeoutMs,
+	}));
 	for await (const result of runChecks(list, {totalTimeoutMs: 100_000}, never)) {
 		results.push(result);
 	}
@@ -111,7 +149,10 @@ test('a host that is as it should be, over ssh', async t => {
 
 test('a host with another key than the one that is known', async t => {
 	const knownHosts = `${other.directory}/known_hosts`;
-	await appendFile(knownHosts, (await other.knownHostsLine('ed25519')).replace(String(other.port), String(sshd.port)));
+	await appendFile(
+		knownHosts,
+		(await other.knownHostsLine('ed25519')).replace(String(other.port), String(sshd.port)),
+	);
 	const results = await found(t, uriOf({knownHosts, socket: '/none'}));
 	t.regex(results['ssh']?.text ?? '', /not the one that is known/);
 	t.regex(results['ssh']?.remedy ?? '', /ssh-keygen/);
@@ -134,7 +175,13 @@ test('a host that takes the connection and says nothing is given up on when its 
 	});
 	await once(silent, 'listening');
 	// Long enough to connect.
-	const results = await found(t, uriOf({port: (silent.address() as AddressInfo).port, socket: '/none'}), {}, undefined, 6000);
+	const results = await found(
+		t,
+		uriOf({port: (silent.address() as AddressInfo).port, socket: '/none'}),
+		{},
+		undefined,
+		6000,
+	);
 	t.is(results['ssh']?.text, 'Timed out after 6000 ms waiting for ssh');
 	t.regex(results['ssh']?.remedy ?? '', /firewalls/);
 	onlySshFailed(t, results);
@@ -152,7 +199,11 @@ test('a host without libvirt', async t => {
 test('a pool and a network that are not active', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
 	const results = await found(t, uriOf({socket}), {}, async () => {
-		await promisify(execFile)('virsh', ['-c', `test+unix:///default?socket=${socket}`, 'pool-destroy default-pool; net-destroy default']);
+		await promisify(execFile)('virsh', [
+			'-c',
+			`test+unix:///default?socket=${socket}`,
+			'pool-destroy default-pool; net-destroy default',
+		]);
 	});
 	t.like(results['pool'], {status: 'failure'});
 	t.regex(results['pool']?.text ?? '', /it is not active/);
@@ -162,28 +213,41 @@ test('a pool and a network that are not active', async t => {
 	t.is(results['route']?.text, 'needs network, which failed');
 });
 
-test('a network whose addresses are not libvirt\'s, on a host that is known by its name: tunnels need HOST_INTERFACE, and one that exists', async t => {
+test("a network whose addresses are not libvirt's, on a host that is known by its name: tunnels need HOST_INTERFACE, and one that exists", async t => {
 	const {socketPath: socket, directory} = await libvirtdOf(t);
 	const path = `${directory}/bridge.xml`;
-	await writeFile(path, '<node><network><name>default</name><forward mode="bridge"/><bridge name="br0"/></network></node>');
+	await writeFile(
+		path,
+		'<node><network><name>default</name><forward mode="bridge"/><bridge name="br0"/></network></node>',
+	);
 	const knownHosts = `${directory}/known_hosts`;
 	await writeFile(knownHosts, (await sshd.knownHostsLine('ed25519')).replace('127.0.0.1', 'localhost'));
-	const route = async (env: Readonly<Record<string, string>>): Promise<CheckResult | undefined> => (await found(t, uriOf({socket, path, knownHosts, host: 'localhost'}), env))['route'];
+	const route = async (env: Readonly<Record<string, string>>): Promise<CheckResult | undefined> =>
+		(await found(t, uriOf({socket, path, knownHosts, host: 'localhost'}), env))['route'];
 	const without = await route({});
 	t.is(without?.status, 'failure');
 	t.regex(without?.remedy ?? '', /HOST_INTERFACE/);
-	t.regex((await route({HOST_INTERFACE: 'none0'}))?.text ?? '', /HOST_INTERFACE names an interface that does not exist/);
+	t.regex(
+		(await route({HOST_INTERFACE: 'none0'}))?.text ?? '',
+		/HOST_INTERFACE names an interface that does not exist/,
+	);
 });
 
 test('VMs of this node are told from those of another PODS_DIR as soon as the PODS_DIR of this one is known', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
 	t.like((await found(t, uriOf({socket})))['pod-vms'], {status: 'skipped'});
-	t.like((await found(t, uriOf({socket}), {}, undefined, undefined, {fingerprint: 'aa', path: '/run/peerpod/pods'}))['pod-vms'], {status: 'ok', text: '0 pod VMs of this node'});
+	t.like(
+		(await found(t, uriOf({socket}), {}, undefined, undefined, {fingerprint: 'aa', path: '/run/peerpod/pods'}))[
+			'pod-vms'
+		],
+		{status: 'ok', text: '0 pod VMs of this node'},
+	);
 });
 
 test('memory and space are asked for as many VMs as may still come', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
-	const disk = async (env: Readonly<Record<string, string>>): Promise<string | undefined> => (await found(t, uriOf({socket}), env))['disk']?.status;
+	const disk = async (env: Readonly<Record<string, string>>): Promise<string | undefined> =>
+		(await found(t, uriOf({socket}), env))['disk']?.status;
 	// The test driver's pool has 100 GiB.
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100'}), 'ok');
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '2'}), 'warning');
@@ -197,10 +261,16 @@ test('each has a remedy for whatever fails without one; when all have been made,
 	await writeFile(knownHosts, await own.knownHostsLine('ed25519'));
 	const {socketPath: socket} = await libvirtdOf(t);
 	const config = await configOf(t, uriOf({port: own.port, key: own.userKey, knownHosts, socket}));
-	await using session = new LibvirtSession({openPipe: openPipe(parseLibvirtUri(`test:///default?socket=${socket}`), {...ssh, log: silentLogger}), uri: 'test:///default'});
+	await using session = new LibvirtSession({
+		openPipe: openPipe(parseLibvirtUri(`test:///default?socket=${socket}`), {...ssh, log: silentLogger}),
+		uri: 'test:///default',
+	});
 	await using network = createNetworkProbe(config);
 	const checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
-	t.true(checks.list.every(({remedy}) => remedy?.endsWith('.')), 'whatever fails says what to do');
+	t.true(
+		checks.list.every(({remedy}) => remedy?.endsWith('.')),
+		'whatever fails says what to do',
+	);
 	const failures = await checkAndLog(checks, silentLogger, never);
 	t.false(failures.some(({name}) => name === 'ssh' || name === 'clock'));
 	await own.idle();

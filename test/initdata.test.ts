@@ -42,7 +42,10 @@ test('a document reaches the VM as base64 of gzip, byte for byte, and is measure
 
 test('the gzip is that of RFC 1952 for other readers too', t => {
 	const {content} = parseInitdata(`${document}# ${'x'.repeat(200_000)}\n`);
-	t.is(execFileSync('gzip', ['-dc'], {input: Buffer.from(content, 'base64'), maxBuffer: 1 << 20}).toString(), `${document}# ${'x'.repeat(200_000)}\n`);
+	t.is(
+		execFileSync('gzip', ['-dc'], {input: Buffer.from(content, 'base64'), maxBuffer: 1 << 20}).toString(),
+		`${document}# ${'x'.repeat(200_000)}\n`,
+	);
 	t.notThrows(() => execFileSync('gzip', ['-t'], {input: Buffer.from(content, 'base64')}));
 });
 
@@ -53,8 +56,13 @@ test('the bytes for the VM are the same on every machine', t => {
 
 test('what the owner has packed is unpacked, checked, and packed anew: the same whoever packed it, and however', t => {
 	const expected = parseInitdata(document);
-	const wrapped = gzipSync(document).toString('base64').replaceAll(/.{76}/gv, line => `${line}\n`);
-	const halves = Buffer.concat([gzipSync(document.slice(0, 50), {level: 1}), gzipSync(document.slice(50), {level: 9})]);
+	const wrapped = gzipSync(document)
+		.toString('base64')
+		.replaceAll(/.{76}/gv, line => `${line}\n`);
+	const halves = Buffer.concat([
+		gzipSync(document.slice(0, 50), {level: 1}),
+		gzipSync(document.slice(50), {level: 9}),
+	]);
 	for (const text of [gzipSync(document).toString('base64'), `${wrapped}\n`, halves.toString('base64')]) {
 		t.deepEqual(parseInitdata(text), expected);
 	}
@@ -84,9 +92,25 @@ for (const [what, text, words] of [
 	['base64 without its end', 'H4sIAAAAAAAAA0v', /neither TOML nor base64/],
 	['base64 of no TOML', Buffer.from('hush-hush').toString('base64'), /not valid TOML/],
 	['gzip that is cut off', gzipSync(document).subarray(0, 60).toString('base64'), /its gzip cannot be unpacked/],
-	['gzip that is damaged', Buffer.concat([gzipSync(document).subarray(0, 10), deflateRawSync('hush-hush'), Buffer.alloc(8)]).toString('base64'), /its gzip cannot be unpacked/],
-	['bytes that are not UTF-8', gzipSync(Buffer.concat([Buffer.from(`${bare}[data]\nx = "hush-hush`), Buffer.from([0xff, 0x22])])).toString('base64'), /not UTF-8/],
-	['an algorithm that nobody knows', document.replace('sha384', 'hush-hush'), /no algorithm that is one of sha256, sha384, sha512/],
+	[
+		'gzip that is damaged',
+		Buffer.concat([gzipSync(document).subarray(0, 10), deflateRawSync('hush-hush'), Buffer.alloc(8)]).toString(
+			'base64',
+		),
+		/its gzip cannot be unpacked/,
+	],
+	[
+		'bytes that are not UTF-8',
+		gzipSync(Buffer.concat([Buffer.from(`${bare}[data]\nx = "hush-hush`), Buffer.from([0xff, 0x22])])).toString(
+			'base64',
+		),
+		/not UTF-8/,
+	],
+	[
+		'an algorithm that nobody knows',
+		document.replace('sha384', 'hush-hush'),
+		/no algorithm that is one of sha256, sha384, sha512/,
+	],
 	['no algorithm', document.replace(/^.*\n/, ''), /no algorithm/],
 	['an algorithm that is no string', document.replace('"sha384"', '384'), /no algorithm/],
 	['no version', document.replace(/^version.*\n/m, ''), /no version/],
@@ -109,7 +133,12 @@ for (const [what, text, words] of [
 
 test('a document beyond the limit is refused, however little it takes packed', t => {
 	const large = `${document}# ${'x'.repeat(262_144)}`;
-	for (const text of [large, gzipSync(large).toString('base64'), 'A'.repeat(3_000_000), gzipSync(Buffer.alloc(30_000_000)).toString('base64')]) {
+	for (const text of [
+		large,
+		gzipSync(large).toString('base64'),
+		'A'.repeat(3_000_000),
+		gzipSync(Buffer.alloc(30_000_000)).toString('base64'),
+	]) {
 		t.regex(refusal(text).message, /larger than 262144 bytes/);
 	}
 });
@@ -124,16 +153,21 @@ test('any text is taken whole or refused', t => {
 		fc.string({unit: 'binary'}),
 		fc.base64String(),
 		fc.uint8Array().map(bytes => Buffer.concat([Buffer.from([0x1f, 0x8b]), bytes]).toString('base64')),
-		fc.tuple(fc.nat(document.length), fc.string({maxLength: 3})).map(([at, text]) => document.slice(0, at) + text + document.slice(at + text.length)),
+		fc
+			.tuple(fc.nat(document.length), fc.string({maxLength: 3}))
+			.map(([at, text]) => document.slice(0, at) + text + document.slice(at + text.length)),
 	);
-	fc.assert(fc.property(texts, text => {
-		try {
-			const {content, digest} = parseInitdata(text);
-			const given = /["']/.test(text) ? text : unpack(content);
-			return unpack(content) === given && digest.endsWith(hashOf(digest.split(':')[0] ?? '', given));
-		} catch (error) {
-			return error instanceof AdaptorError;
-		}
-	}), {numRuns: 500});
+	fc.assert(
+		fc.property(texts, text => {
+			try {
+				const {content, digest} = parseInitdata(text);
+				const given = /["']/.test(text) ? text : unpack(content);
+				return unpack(content) === given && digest.endsWith(hashOf(digest.split(':')[0] ?? '', given));
+			} catch (error) {
+				return error instanceof AdaptorError;
+			}
+		}),
+		{numRuns: 500},
+	);
 	t.pass();
 });

@@ -35,9 +35,21 @@ class Process {
 	readonly lines: string[] = [];
 	readonly #watchers = new Set<() => void>();
 
-	constructor(t: ExecutionContext, words: readonly string[], env: Readonly<Record<string, string>> = {}, main = source, before: readonly string[] = []) {
-		const [program, ...rest] = [...before, process.execPath, ...nodeOptions, main, ...words] as [string, ...string[]];
-		this.child = spawn(program, rest, {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'pipe', 'pipe']});
+	constructor(
+		t: ExecutionContext,
+		words: readonly string[],
+		env: Readonly<Record<string, string>> = {},
+		main = source,
+		before: readonly string[] = [],
+	) {
+		const [program, ...rest] = [...before, process.execPath, ...nodeOptions, main, ...words] as [
+			string,
+			...string[],
+		];
+		this.child = spawn(program, rest, {
+			env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env},
+			stdio: ['ignore', 'pipe', 'pipe'],
+		});
 		this.exited = once(this.child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
 		t.teardown(async () => {
 			this.child.kill('SIGKILL');
@@ -96,15 +108,33 @@ interface Daemon extends Process {
 async function daemon(t: ExecutionContext, env: Readonly<Record<string, string>>, main = source): Promise<Daemon> {
 	const directory = await directoryOf(t);
 	const socketPath = join(directory, 'run/h.sock');
-	return Object.assign(new Process(t, ['libvirt'], {
-		REMOTE_HYPERVISOR_ENDPOINT: socketPath, PODS_DIR: join(directory, 'p'), CLUSTER_ID: 'test', NODE_NAME: 'worker-0', LIBVIRT_URI: `test:///default?socket=${directory}/none`, ...env,
-	}, main), {socketPath});
+	return Object.assign(
+		new Process(
+			t,
+			['libvirt'],
+			{
+				REMOTE_HYPERVISOR_ENDPOINT: socketPath,
+				PODS_DIR: join(directory, 'p'),
+				CLUSTER_ID: 'test',
+				NODE_NAME: 'worker-0',
+				LIBVIRT_URI: `test:///default?socket=${directory}/none`,
+				...env,
+			},
+			main,
+		),
+		{socketPath},
+	);
 }
 
 async function versionOver(socketPath: string): Promise<unknown> {
 	await using client = new TtrpcClient(connect(socketPath));
 	const {Version} = loadContract().hypervisor;
-	return await client.call(Version as unknown as ClientMethod<object, object>, {version: ''}, {timeoutMs: 60_000}, never);
+	return await client.call(
+		Version as unknown as ClientMethod<object, object>,
+		{version: ''},
+		{timeoutMs: 60_000},
+		never,
+	);
 }
 
 test('help explains every command on standard output, version tells the version', async t => {
@@ -126,21 +156,38 @@ test('arguments that are wrong end it with 2 and a way on', async t => {
 });
 
 test('every problem of the configuration is told at once, with 2, and no password', async t => {
-	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {LIBVIRT_MEMORY: 'much', LIBVIRT_URI: 'qemu+ssh://root:hunter2@host/system', CLUSTER_ID: 'test', LOG_LEVEL: 'loud'});
+	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {
+		LIBVIRT_MEMORY: 'much',
+		LIBVIRT_URI: 'qemu+ssh://root:hunter2@host/system',
+		CLUSTER_ID: 'test',
+		LOG_LEVEL: 'loud',
+	});
 	t.deepEqual(await wrong.exited, [2, null]);
-	t.deepEqual(wrong.lines.slice(1).map(line => line.trim().split(' ')[0]), ['LIBVIRT_URI', '-cpu', 'LIBVIRT_MEMORY', 'LOG_LEVEL']);
+	t.deepEqual(
+		wrong.lines.slice(1).map(line => line.trim().split(' ')[0]),
+		['LIBVIRT_URI', '-cpu', 'LIBVIRT_MEMORY', 'LOG_LEVEL'],
+	);
 	t.notRegex(wrong.stderr, /hunter2/);
 });
 
 test('it runs under a number that no account has, as containers may', async t => {
-	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {CLUSTER_ID: 'test'}, source, ['unshare', '--user', '--map-user=65532', '--map-group=65532']);
+	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {CLUSTER_ID: 'test'}, source, [
+		'unshare',
+		'--user',
+		'--map-user=65532',
+		'--map-group=65532',
+	]);
 	t.deepEqual(await wrong.exited, [2, null]);
 	t.regex(wrong.stderr, /-cpu/);
 });
 
 test('it says when it is ready, answers on its socket, and SIGTERM ends it with 0 and without the socket', async t => {
 	await using libvirtd = await startTestLibvirtd();
-	const running = await daemon(t, {LIBVIRT_URI: `test:///default?socket=${libvirtd.socketPath}`, PEER_SECRET: 'hunter2', INITDATA: 'algorithm = "sha256"\nversion = "0.1.0"\n[data]\na = "hunter3"'});
+	const running = await daemon(t, {
+		LIBVIRT_URI: `test:///default?socket=${libvirtd.socketPath}`,
+		PEER_SECRET: 'hunter2',
+		INITDATA: 'algorithm = "sha256"\nversion = "0.1.0"\n[data]\na = "hunter3"',
+	});
 	t.like(await running.event('ready'), {level: 'info', path: running.socketPath, node: 'worker-0', pool: 'default'});
 	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
 	t.like(await running.event('libvirt connected'), {level: 'info', connection: 1});
@@ -150,11 +197,14 @@ test('it says when it is ready, answers on its socket, and SIGTERM ends it with 
 	await t.throwsAsync(stat(running.socketPath), {code: 'ENOENT'});
 	// What it finds when it looks around is another matter: there is little for pod VMs here.
 	const said = running.lines.map(line => JSON.parse(line) as Line).filter(({msg}) => msg !== 'check failed');
-	t.deepEqual(said.map(({level}) => level).filter(level => level !== 'info' && level !== 'warn'), []);
+	t.deepEqual(
+		said.map(({level}) => level).filter(level => level !== 'info' && level !== 'warn'),
+		[],
+	);
 	t.notRegex(running.stderr, /hunter/);
 });
 
-test('kubelet\'s startup probe is answered once it is ready', async t => {
+test("kubelet's startup probe is answered once it is ready", async t => {
 	const free = createServer().listen(0, '127.0.0.1');
 	await once(free, 'listening');
 	const {port} = free.address() as AddressInfo;
@@ -176,9 +226,12 @@ test('a SIGTERM that comes while it starts ends it with 0', async t => {
 });
 
 test('a second signal ends it at once, though a call is under way', async t => {
-	// A libvirt that falls silent: a call waits for it until its connection is given up, which takes far longer than this test.
+	// A libvirt that falls silent: a call waits for it until its connection is given up, which takes far longer than
+	// this test.
 	let isSilent = false;
-	await using host = await startKvmHost(await directoryOf(t), {onCall: () => isSilent ? {when: 'before', action: 'freeze'} : undefined});
+	await using host = await startKvmHost(await directoryOf(t), {
+		onCall: () => (isSilent ? {when: 'before', action: 'freeze'} : undefined),
+	});
 	const running = await daemon(t, {LIBVIRT_URI: `test:///default?socket=${host.socketPath}`});
 	await running.event('ready');
 	await running.event('libvirt connected');
@@ -201,10 +254,19 @@ test('a libvirt that cannot be reached keeps it from nothing but VMs, and does n
 	await running.event('ready');
 	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
 	await running.line('"attempt":3,');
-	const told = running.lines.map(line => JSON.parse(line) as Line).filter(({msg}) => msg === 'could not connect to libvirt').slice(0, 3);
-	t.deepEqual(told.map(({level}) => level), ['warn', 'warn', 'debug']);
+	const told = running.lines
+		.map(line => JSON.parse(line) as Line)
+		.filter(({msg}) => msg === 'could not connect to libvirt')
+		.slice(0, 3);
+	t.deepEqual(
+		told.map(({level}) => level),
+		['warn', 'warn', 'debug'],
+	);
 	const pauses = told.map(({retryInMs}) => Number(retryInMs));
-	t.true((pauses[0] ?? 0) > 0 && (pauses[1] ?? 0) > (pauses[0] ?? 0) && (pauses[2] ?? 0) > (pauses[1] ?? 0), String(pauses));
+	t.true(
+		(pauses[0] ?? 0) > 0 && (pauses[1] ?? 0) > (pauses[0] ?? 0) && (pauses[2] ?? 0) > (pauses[1] ?? 0),
+		String(pauses),
+	);
 	running.child.kill('SIGTERM');
 	t.deepEqual(await running.exited, [0, null]);
 });
@@ -221,9 +283,19 @@ test('LOG_FORMAT=pretty gives lines for a reader', async t => {
 test('whoever stops reading changes nothing: no complaint, and the exit code that it would have been', async t => {
 	const outcome = async (words: string): Promise<string> => {
 		// The pipe has no reader any more when the first word is written.
-		const shell = spawn('sh', ['-c', `{ trap "" PIPE; until ! printf x 2>/dev/null; do :; done; "$0" "$1" ${words}; printf %s $? >&2; } | true`, process.execPath, source], {
-			env: {PATH: process.env['PATH'], CLUSTER_ID: 'x', LIBVIRT_URI: 'test:///default?socket=/nonexistent'}, stdio: ['ignore', 'ignore', 'pipe'],
-		});
+		const shell = spawn(
+			'sh',
+			[
+				'-c',
+				`{ trap "" PIPE; until ! printf x 2>/dev/null; do :; done; "$0" "$1" ${words}; printf %s $? >&2; } | true`,
+				process.execPath,
+				source,
+			],
+			{
+				env: {PATH: process.env['PATH'], CLUSTER_ID: 'x', LIBVIRT_URI: 'test:///default?socket=/nonexistent'},
+				stdio: ['ignore', 'ignore', 'pipe'],
+			},
+		);
 		return text(shell.stderr);
 	};
 
@@ -245,7 +317,18 @@ test('SIGUSR1 opens no inspector in the daemon', async t => {
 /** What `npm run build` makes, in another directory. */
 async function compiled(t: ExecutionContext, directory: string): Promise<void> {
 	// Types are lint's business.
-	const compiler = spawn(process.execPath, [join(repository, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.build.json', '--noCheck', '--outDir', directory], {cwd: repository, stdio: ['ignore', 'pipe', 'inherit']});
+	const compiler = spawn(
+		process.execPath,
+		[
+			join(repository, 'node_modules/typescript/bin/tsc'),
+			'-p',
+			'tsconfig.build.json',
+			'--noCheck',
+			'--outDir',
+			directory,
+		],
+		{cwd: repository, stdio: ['ignore', 'pipe', 'inherit']},
+	);
 	t.teardown(() => void compiler.kill('SIGKILL'));
 	const [said, [code]] = await Promise.all([text(compiler.stdout), once(compiler, 'exit') as Promise<[number]>]);
 	t.is(code, 0, said);
@@ -256,13 +339,27 @@ test('what is built runs as the source does: it finds its package and its contra
 	const built = join(directory, 'dist');
 	await compiled(t, built);
 	const files = (await readdir(built, {recursive: true})).filter(path => path.endsWith('.js'));
-	const loadedLater = (await Promise.all(files.map(async file => Array.from(
-		(await readFile(join(built, file), 'utf8')).matchAll(/\bimport\(["'](\.[^"']+)/gv), ([, path = '']) => join(dirname(file), path),
-	)))).flat();
+	const loadedLater = (
+		await Promise.all(
+			files.map(async file =>
+				Array.from(
+					(await readFile(join(built, file), 'utf8')).matchAll(/\bimport\(["'](\.[^"']+)/gv),
+					([, path = '']) => join(dirname(file), path),
+				),
+			),
+		)
+	).flat();
 	t.true(loadedLater.includes('api/grpc.js'));
-	t.deepEqual(loadedLater.filter(path => !files.includes(path)), []);
+	t.deepEqual(
+		loadedLater.filter(path => !files.includes(path)),
+		[],
+	);
 	// As in the image: dist beside package.json, proto and node_modules.
-	await Promise.all(['package.json', 'proto'].map(async name => cp(join(repository, name), join(directory, name), {recursive: true})));
+	await Promise.all(
+		['package.json', 'proto'].map(async name =>
+			cp(join(repository, name), join(directory, name), {recursive: true}),
+		),
+	);
 	await symlink(join(repository, 'node_modules'), join(directory, 'node_modules'));
 	const main = join(built, 'main.js');
 	const version = new Process(t, ['version'], {}, main);
@@ -272,8 +369,9 @@ test('what is built runs as the source does: it finds its package and its contra
 	await running.event('ready');
 	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
 	// gRPC is loaded with its first connection.
-	t.deepEqual(await grpcCall(running.socketPath, loadContract().hypervisor['Version'], {version: ''}), {version: '0.0.0'});
+	t.deepEqual(await grpcCall(running.socketPath, loadContract().hypervisor['Version'], {version: ''}), {
+		version: '0.0.0',
+	});
 	running.child.kill('SIGTERM');
 	t.deepEqual(await running.exited, [0, null]);
 });
-

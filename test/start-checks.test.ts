@@ -31,7 +31,10 @@ function daemonOn(node: TestNode, env: Readonly<Record<string, string>>): Daemon
 	const child = node.start(['libvirt'], env);
 	const closed = once(child, 'close') as Promise<[number | null]>;
 	const lines: Line[] = [];
-	const reading = createInterface({input: child.stderr})[Symbol.asyncIterator]() as AsyncIterableIterator<string, undefined>;
+	const reading = createInterface({input: child.stderr})[Symbol.asyncIterator]() as AsyncIterableIterator<
+		string,
+		undefined
+	>;
 	return {
 		ended: closed.then(([code]) => code),
 		terminate: () => void child.kill('SIGTERM'),
@@ -68,7 +71,10 @@ test('it serves before it has looked around; each thing to be mended is one line
 	const order = lines.map(({msg}) => msg);
 	t.true(order.indexOf('ready') < order.findIndex(msg => msg.startsWith('check')), order.join());
 	const warnings = lines.filter(({msg}) => msg === 'check has a warning');
-	t.deepEqual(warnings.map(({check}) => check), ['libvirt', 'guests', 'pool', 'base-volume', 'network']);
+	t.deepEqual(
+		warnings.map(({check}) => check),
+		['libvirt', 'guests', 'pool', 'base-volume', 'network'],
+	);
 	for (const warning of warnings) {
 		t.like(warning, {level: 'warn'});
 		t.regex(String(warning['reason']), /\w/);
@@ -82,9 +88,15 @@ test('it serves before it has looked around; each thing to be mended is one line
 test('what has failed is an error with its remedy, and keeps it from nothing', async t => {
 	const daemon = daemonOn(await startNode(t), {LIBVIRT_POOL: 'none', LOG_LEVEL: 'debug'});
 	const lines = await daemon.until('checks done');
-	t.like(lines.find(({check}) => check === 'pool'), {level: 'error', msg: 'check failed'});
+	t.like(
+		lines.find(({check}) => check === 'pool'),
+		{level: 'error', msg: 'check failed'},
+	);
 	t.regex(String(lines.find(({check}) => check === 'pool')?.['remedy']), /pool-list/);
-	t.like(lines.find(({check}) => check === 'disk'), {level: 'debug', msg: 'check skipped', reason: 'needs pool, which failed'});
+	t.like(
+		lines.find(({check}) => check === 'disk'),
+		{level: 'debug', msg: 'check skipped', reason: 'needs pool, which failed'},
+	);
 	t.false(lines.some(({msg}) => msg === 'checks passed'));
 	await endsWell(t, daemon);
 });
@@ -96,14 +108,20 @@ test('with CLOUD_CONFIG_VERIFY it does not serve when something has failed: it e
 	t.is(await daemon.ended, 1);
 	t.false(lines.some(({msg}) => msg === 'ready'));
 	const {message} = lines.at(-1)?.['err'] as {message: string};
-	t.regex(message, /^This node cannot run peer pods: pool: libvirt: Storage pool not found.*pool-list.*CLOUD_CONFIG_VERIFY/);
+	t.regex(
+		message,
+		/^This node cannot run peer pods: pool: libvirt: Storage pool not found.*pool-list.*CLOUD_CONFIG_VERIFY/,
+	);
 	await t.throwsAsync(stat(join(node.directory, 'hypervisor.sock')), {code: 'ENOENT'});
 });
 
 test('with CLOUD_CONFIG_VERIFY warnings keep it from nothing, and it looks around once', async t => {
 	const daemon = daemonOn(await startNode(t), {CLOUD_CONFIG_VERIFY: 'true'});
 	const order = (await daemon.until('ready')).map(({msg}) => msg);
-	t.deepEqual(order.filter(msg => msg === 'checks passed'), ['checks passed']);
+	t.deepEqual(
+		order.filter(msg => msg === 'checks passed'),
+		['checks passed'],
+	);
 	await endsWell(t, daemon);
 });
 
@@ -118,7 +136,14 @@ test('what was opened for the checks is closed when they are done, or given up o
 	const failing = checks(async () => Promise.reject(new Error('broken')));
 	t.like(await checkAndLog(failing, silentLogger, new AbortController().signal), [{name: 'a', text: 'broken'}]);
 	t.is(closed, 1);
-	await t.throwsAsync(checkAndLog(checks(async () => new Promise(() => undefined)), silentLogger, AbortSignal.abort(new Error('enough'))), {message: 'enough'});
+	await t.throwsAsync(
+		checkAndLog(
+			checks(async () => new Promise(() => undefined)),
+			silentLogger,
+			AbortSignal.abort(new Error('enough')),
+		),
+		{message: 'enough'},
+	);
 	t.is(closed, 2);
 });
 
@@ -129,11 +154,18 @@ test('SIGTERM ends it at once while it looks around, before it serves as well as
 	t.teardown(() => void silent.close());
 	for (const verify of ['true', 'false']) {
 		const asked = once(silent, 'connection');
-		const daemon = daemonOn(await startNode(t), {LIBVIRT_URI: `test:///default?socket=${path}`, CLOUD_CONFIG_VERIFY: verify, LOG_LEVEL: 'debug'});
+		const daemon = daemonOn(await startNode(t), {
+			LIBVIRT_URI: `test:///default?socket=${path}`,
+			CLOUD_CONFIG_VERIFY: verify,
+			LOG_LEVEL: 'debug',
+		});
 		await asked;
 		await daemon.until('check skipped');
 		daemon.terminate();
 		t.is(await daemon.ended, 0);
-		t.false((await daemon.rest()).some(({check}) => check === 'libvirt'), 'its time has not run out');
+		t.false(
+			(await daemon.rest()).some(({check}) => check === 'libvirt'),
+			'its time has not run out',
+		);
 	}
 });

@@ -44,11 +44,19 @@ const protoDirectory = fileURLToPath(new URL('../../proto/', import.meta.url));
 
 export function loadContract(directory: string = protoDirectory): Contract {
 	// Field names as in the .proto files, which are kata's; absent fields get proto3's defaults.
-	const definition = loadSync(['hypervisor.proto', 'podvminfo.proto'], {includeDirs: [directory], keepCase: true, defaults: true});
+	const definition = loadSync(['hypervisor.proto', 'podvminfo.proto'], {
+		includeDirs: [directory],
+		keepCase: true,
+		defaults: true,
+	});
 	const service = (name: string): ServiceDefinition => {
 		const found = definition[name];
 		if (found === undefined || 'format' in found) {
-			throw new AdaptorError({code: 'internal', what: 'A service is missing from the wire contracts', where: {service: name, directory}});
+			throw new AdaptorError({
+				code: 'internal',
+				what: 'A service is missing from the wire contracts',
+				where: {service: name, directory},
+			});
 		}
 
 		return found;

@@ -1,6 +1,14 @@
 /** The same services over gRPC, with health and reflection, for runtimes and people that prefer it. */
 import type {Socket} from 'node:net';
-import {Metadata, Server, ServerCredentials, type handleUnaryCall, type sendUnaryData, type ServerUnaryCall, type status} from '@grpc/grpc-js';
+import {
+	Metadata,
+	Server,
+	ServerCredentials,
+	type handleUnaryCall,
+	type sendUnaryData,
+	type ServerUnaryCall,
+	type status,
+} from '@grpc/grpc-js';
 import {ReflectionService} from '@grpc/reflection';
 import {HealthImplementation} from 'grpc-health-check';
 import {AdaptorError} from '../core/errors.ts';
@@ -24,11 +32,19 @@ export interface GrpcOptions {
 export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: GrpcOptions): GrpcEndpoint {
 	const server = new Server();
 	for (const {definition, handlers} of services) {
-		const implementation = Object.fromEntries(Object.entries(handlers).map(([name, handler]) => [name, unary(handler as UnaryHandler<unknown, object>, toStatus)]));
+		const implementation = Object.fromEntries(
+			Object.entries(handlers).map(([name, handler]) => [
+				name,
+				unary(handler as UnaryHandler<unknown, object>, toStatus),
+			]),
+		);
 		server.addService(definition, implementation);
 	}
 
-	new HealthImplementation({'': 'SERVING', ...Object.fromEntries(services.map(({name}) => [name, 'SERVING'] as const))}).addToServer(server);
+	new HealthImplementation({
+		'': 'SERVING',
+		...Object.fromEntries(services.map(({name}) => [name, 'SERVING'] as const)),
+	}).addToServer(server);
 	new ReflectionService(contract.definition).addToServer(server);
 	const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
 	let closed: Promise<void> | undefined;
@@ -36,7 +52,8 @@ export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: Grp
 		accept: socket => injector.injectConnection(socket),
 		async [Symbol.asyncDispose]() {
 			closed ??= (async () => {
-				// Idle connections end at once, others with their last call or their time. (`forceShutdown` misses those that were injected.)
+				// Idle connections end at once, others with their last call or their time. (`forceShutdown` misses
+				// those that were injected.)
 				injector.drain(drainTimeoutMs);
 				const {promise, resolve} = Promise.withResolvers<undefined>();
 				server.tryShutdown(() => resolve(undefined));
@@ -47,11 +64,18 @@ export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: Grp
 	};
 }
 
-function unary(handler: UnaryHandler<unknown, object>, toStatus: (error: unknown) => Status): handleUnaryCall<unknown, object> {
+function unary(
+	handler: UnaryHandler<unknown, object>,
+	toStatus: (error: unknown) => Status,
+): handleUnaryCall<unknown, object> {
 	const answer = async (call: ServerUnaryCall<unknown, object>, callback: sendUnaryData<object>): Promise<void> => {
 		const abort = new AbortController();
 		// What grpc-js reports alike: the caller's deadline, its hanging up, and our impatience at the end of draining.
-		call.on('cancelled', () => abort.abort(new AdaptorError({code: 'cancelled', what: 'The caller gave up', where: {method: call.getPath()}})));
+		call.on('cancelled', () =>
+			abort.abort(
+				new AdaptorError({code: 'cancelled', what: 'The caller gave up', where: {method: call.getPath()}}),
+			),
+		);
 		try {
 			callback(null, await handler(call.request, {signal: abort.signal}));
 		} catch (error) {

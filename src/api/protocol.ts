@@ -1,6 +1,6 @@
 /**
- * Which protocol does a caller speak? An HTTP/2 client begins with `PRI * HTTP/2.0` (RFC 9113, 3.4); read as a ttrpc length,
- * `PRI ` would be 1.3 GB, so four bytes decide. Knows neither protocol beyond that.
+ * Which protocol does a caller speak? An HTTP/2 client begins with `PRI * HTTP/2.0` (RFC 9113, 3.4); read as a ttrpc
+ * length, `PRI ` would be 1.3 GB, so four bytes decide. Knows neither protocol beyond that.
  */
 import type {Socket} from 'node:net';
 

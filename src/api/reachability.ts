@@ -9,7 +9,11 @@ const answerTimeoutMs = 5000;
  * Calls Version on the socket.
  * @throws AdaptorError or TtrpcError saying why nobody answers there; the signal's reason
  */
-export async function assertReachable(path: string, {hypervisor}: Pick<Contract, 'hypervisor'> = loadContract(), signal: AbortSignal): Promise<void> {
+export async function assertReachable(
+	path: string,
+	{hypervisor}: Pick<Contract, 'hypervisor'> = loadContract(),
+	signal: AbortSignal,
+): Promise<void> {
 	const method = hypervisor['Version'] as unknown as ClientMethod<Version, Version>;
 	await using client = await connect(path, signal);
 	await client.call(method, {version: ''}, {timeoutMs: answerTimeoutMs}, signal);

@@ -1,4 +1,7 @@
-/** Everything that is served on hypervisor.sock: each connection goes to ttrpc or gRPC by its first bytes, both serve the same handlers. */
+/**
+ * Everything that is served on hypervisor.sock: each connection goes to ttrpc or gRPC by its first bytes, both serve
+ * the same handlers.
+ */
 import type {Socket} from 'node:net';
 import {AdaptorError} from '../core/errors.ts';
 import type {Logger} from '../core/log.ts';
@@ -31,22 +34,39 @@ export interface ApiServer extends AsyncDisposable {
 }
 
 /** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
-export async function serveApi({path, sandboxes, drainTimeoutMs, onBoundAgain, log}: ApiOptions, signal: AbortSignal): Promise<ApiServer> {
+export async function serveApi(
+	{path, sandboxes, drainTimeoutMs, onBoundAgain, log}: ApiOptions,
+	signal: AbortSignal,
+): Promise<ApiServer> {
 	const contract = loadContract();
 	const ending = new AbortController();
 	const served = services(contract, sandboxes, log, ending.signal);
 	await using parts = new AsyncDisposableStack();
-	// Loaded with its first connection: today's shims speak ttrpc, and gRPC's libraries are a tenth of what an idle daemon keeps resident.
+	// Loaded with its first connection: today's shims speak ttrpc, and gRPC's libraries are a tenth of what an idle
+	// daemon keeps resident.
 	let grpc: Promise<GrpcEndpoint> | undefined;
 	const loadGrpc = async (): Promise<GrpcEndpoint> => {
 		const {grpcEndpoint} = await import('./grpc.ts');
 		return grpcEndpoint({contract, services: served, toStatus, drainTimeoutMs});
 	};
-	const ttrpc = new TtrpcServer({toStatus, disposeMs: drainTimeoutMs, onBroken: error => log.warn({err: error}, 'shim broke the protocol too often, its connection is closed')});
+	const ttrpc = new TtrpcServer({
+		toStatus,
+		disposeMs: drainTimeoutMs,
+		onBroken: error => log.warn({err: error}, 'shim broke the protocol too often, its connection is closed'),
+	});
 	// Both at once: the time to drain is one.
 	parts.defer(async () => {
-		ending.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'}));
-		await Promise.all([grpc?.then(async endpoint => endpoint[Symbol.asyncDispose]()), ttrpc[Symbol.asyncDispose]()]);
+		ending.abort(
+			new AdaptorError({
+				code: 'unavailable',
+				what: 'The daemon is stopping',
+				remedy: 'Try again when it is back.',
+			}),
+		);
+		await Promise.all([
+			grpc?.then(async endpoint => endpoint[Symbol.asyncDispose]()),
+			ttrpc[Symbol.asyncDispose](),
+		]);
 	});
 	for (const service of served) {
 		ttrpc.register(service);
@@ -58,26 +78,34 @@ export async function serveApi({path, sandboxes, drainTimeoutMs, onBoundAgain, l
 			socket.destroy();
 		}
 	});
-	const listener = parts.use(await listen(path, socket => {
-		undecided.add(socket);
-		socket.once('close', () => undecided.delete(socket));
-		onProtocol(socket, protocol => {
-			log.debug({protocol}, 'connection accepted');
-			if (protocol === 'ttrpc') {
-				undecided.delete(socket);
-				ttrpc.serve(socket);
-				return;
-			}
+	const listener = parts.use(
+		await listen(
+			path,
+			socket => {
+				undecided.add(socket);
+				socket.once('close', () => undecided.delete(socket));
+				onProtocol(socket, protocol => {
+					log.debug({protocol}, 'connection accepted');
+					if (protocol === 'ttrpc') {
+						undecided.delete(socket);
+						ttrpc.serve(socket);
+						return;
+					}
 
-			grpc ??= loadGrpc();
-			void grpc.then(endpoint => {
-				// It may have been closed meanwhile, by either side.
-				if (undecided.delete(socket)) {
-					endpoint.accept(socket);
-				}
-			});
-		});
-	}, log, signal, onBoundAgain));
+					grpc ??= loadGrpc();
+					void grpc.then(endpoint => {
+						// It may have been closed meanwhile, by either side.
+						if (undecided.delete(socket)) {
+							endpoint.accept(socket);
+						}
+					});
+				});
+			},
+			log,
+			signal,
+			onBoundAgain,
+		),
+	);
 	const resources = parts.move();
 	return {
 		tookOver: listener.tookOver,

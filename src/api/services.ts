@@ -4,14 +4,25 @@ import {codeOf} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
-import type {Contract, CreateVMRequest, CreateVMResponse, GetInfoRequest, GetInfoResponse, SandboxRequest, Version} from './contract.ts';
+import type {
+	Contract,
+	CreateVMRequest,
+	CreateVMResponse,
+	GetInfoRequest,
+	GetInfoResponse,
+	SandboxRequest,
+	Version,
+} from './contract.ts';
 
 export interface CallContext {
 	/** Aborts when the caller gives up: its deadline, its connection, or our shutdown. */
 	readonly signal: AbortSignal;
 }
 
-export type UnaryHandler<Request, Response extends object> = (request: Request, context: CallContext) => Promise<Response>;
+export type UnaryHandler<Request, Response extends object> = (
+	request: Request,
+	context: CallContext,
+) => Promise<Response>;
 
 /** `never`: each handler takes what its own method's definition decodes. */
 export type Handlers = Readonly<Record<string, UnaryHandler<never, object>>>;
@@ -26,15 +37,24 @@ export interface Service {
 /** kata's shims do not look at it; upstream has answered this since the API exists. */
 const apiVersion = '0.0.0';
 
-/** @param ending aborts when draining begins: who only waits for something to happen is answered then, so that draining need not wait for it */
-export function services({hypervisor, podVmInfo}: Contract, sandboxes: Sandboxes, log: Logger, ending: AbortSignal): readonly Service[] {
+/**
+ * @param ending aborts when draining begins: who only waits for something to happen is answered then, so that draining
+ * need not wait for it
+ */
+export function services(
+	{hypervisor, podVmInfo}: Contract,
+	sandboxes: Sandboxes,
+	log: Logger,
+	ending: AbortSignal,
+): readonly Service[] {
 	const hypervisorHandlers: {
 		CreateVM: UnaryHandler<CreateVMRequest, CreateVMResponse>;
 		StartVM: UnaryHandler<SandboxRequest, object>;
 		StopVM: UnaryHandler<SandboxRequest, object>;
 		Version: UnaryHandler<Version, Version>;
 	} = {
-		CreateVM: async ({id, annotations, networkNamespacePath}, {signal}) => sandboxes.create({id, annotations, netnsPath: networkNamespacePath}, signal),
+		CreateVM: async ({id, annotations, networkNamespacePath}, {signal}) =>
+			sandboxes.create({id, annotations, netnsPath: networkNamespacePath}, signal),
 		async StartVM({id}, {signal}) {
 			await sandboxes.start(id, signal);
 			return {};
@@ -59,19 +79,28 @@ export function services({hypervisor, podVmInfo}: Contract, sandboxes: Sandboxes
 
 /** Every call is logged once, here: nobody below needs to log what it throws. */
 function observed(handlers: Handlers, log: Logger): Handlers {
-	return Object.fromEntries(Object.entries(handlers).map(([method, handler]) => [method, async (request: never, context: CallContext) => {
-		const startedAt = performance.now();
-		const call = (): {method: string; durationMs: number; sandboxId?: string} => ({method, durationMs: Math.round(performance.now() - startedAt), ...sandboxIdOf(request)});
-		try {
-			const response = await handler(request, context);
-			log.debug(call(), 'call answered');
-			return response;
-		} catch (error) {
-			const code = codeOf(error);
-			log[code === 'internal' ? 'error' : 'warn']({...call(), code, err: error}, 'call failed');
-			throw error;
-		}
-	}]));
+	return Object.fromEntries(
+		Object.entries(handlers).map(([method, handler]) => [
+			method,
+			async (request: never, context: CallContext) => {
+				const startedAt = performance.now();
+				const call = (): {method: string; durationMs: number; sandboxId?: string} => ({
+					method,
+					durationMs: Math.round(performance.now() - startedAt),
+					...sandboxIdOf(request),
+				});
+				try {
+					const response = await handler(request, context);
+					log.debug(call(), 'call answered');
+					return response;
+				} catch (error) {
+					const code = codeOf(error);
+					log[code === 'internal' ? 'error' : 'warn']({...call(), code, err: error}, 'call failed');
+					throw error;
+				}
+			},
+		]),
+	);
 }
 
 function sandboxIdOf(request: object): {sandboxId?: string} {

@@ -1,6 +1,6 @@
 /**
- * The unix socket of the API: a stale file is replaced, a live daemon's socket is taken over in one step and never without a word.
- * Knows nothing of what is spoken on it.
+ * The unix socket of the API: a stale file is replaced, a live daemon's socket is taken over in one step and never
+ * without a word. Knows nothing of what is spoken on it.
  */
 import {lstat, mkdir, stat} from 'node:fs/promises';
 import type {Socket} from 'node:net';
@@ -18,7 +18,11 @@ const setting = 'REMOTE_HYPERVISOR_ENDPOINT';
  * @throws AdaptorError when the path is too long, cannot be made, or is something else than a socket
  */
 export async function listen(
-	path: string, onConnection: (socket: Socket) => void, log: Logger, signal: AbortSignal, onBoundAgain?: () => void,
+	path: string,
+	onConnection: (socket: Socket) => void,
+	log: Logger,
+	signal: AbortSignal,
+	onBoundAgain?: () => void,
 ): Promise<AsyncDisposable & {readonly tookOver: boolean}> {
 	checkSocketPath({path, setting});
 	await mkdir(dirname(path), {recursive: true, mode: 0o700});
@@ -28,7 +32,10 @@ export async function listen(
 	return {tookOver, [Symbol.asyncDispose]: async () => listener[Symbol.asyncDispose]()};
 }
 
-/** What is at the path now, and is it alive? Nothing and a stale socket are fine, a live daemon's is reported, anything else is refused. */
+/**
+ * What is at the path now, and is it alive? Nothing and a stale socket are fine, a live daemon's is reported, anything
+ * else is refused.
+ */
 async function examine(path: string, log: Logger, signal: AbortSignal): Promise<boolean> {
 	const found = await lstat(path).catch(() => undefined);
 	if (found === undefined) {
@@ -36,7 +43,12 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 	}
 
 	if (!found.isSocket()) {
-		throw new AdaptorError({code: 'failed-precondition', what: 'There is something at the socket\'s path that is not a socket', where: {path}, remedy: 'Move it away, or choose another REMOTE_HYPERVISOR_ENDPOINT.'});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: "There is something at the socket's path that is not a socket",
+			where: {path},
+			remedy: 'Move it away, or choose another REMOTE_HYPERVISOR_ENDPOINT.',
+		});
 	}
 
 	if (await answers(path, signal)) {
@@ -51,6 +63,9 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 async function warnIfOthersMayWrite(directory: string, log: Logger): Promise<void> {
 	const {mode} = await stat(directory);
 	if ((mode & 0o022) !== 0 && (mode & 0o1000) === 0) {
-		log.warn({path: directory}, 'others than the owner may replace the socket: its directory is writable by group or all');
+		log.warn(
+			{path: directory},
+			'others than the owner may replace the socket: its directory is writable by group or all',
+		);
 	}
 }

@@ -9,7 +9,7 @@ export interface Status {
 
 /** Written down rather than imported: a library for fourteen numbers would be loaded for callers who never use it. */
 const codes: Readonly<Record<ErrorCode, number>> = {
-	'cancelled': 1,
+	cancelled: 1,
 	'invalid-argument': 3,
 	'deadline-exceeded': 4,
 	'not-found': 5,
@@ -17,16 +17,22 @@ const codes: Readonly<Record<ErrorCode, number>> = {
 	'permission-denied': 7,
 	'resource-exhausted': 8,
 	'failed-precondition': 9,
-	'aborted': 10,
-	'unimplemented': 12,
-	'internal': 13,
-	'unavailable': 14,
+	aborted: 10,
+	unimplemented: 12,
+	internal: 13,
+	unavailable: 14,
 	'data-loss': 15,
-	'unauthenticated': 16,
+	unauthenticated: 16,
 };
 
 export function toStatus(error: unknown): Status {
 	const code = codeOf(error);
 	// An error that nobody foresaw may say anything, a secret included: its text stays in our log.
-	return {code: codes[code], message: code === 'internal' && !(error instanceof AdaptorError) ? 'Internal error; the daemon\'s log has the details' : toError(error).message};
+	return {
+		code: codes[code],
+		message:
+			code === 'internal' && !(error instanceof AdaptorError)
+				? "Internal error; the daemon's log has the details"
+				: toError(error).message,
+	};
 }

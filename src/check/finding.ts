@@ -40,7 +40,10 @@ export function finding(fact: string, ...problems: ReadonlyArray<Problem | undef
 /** What kept a check from finding anything. @param remedy for errors that bring none */
 export function failureOf(thrown: unknown, remedy?: string): Finding {
 	const error = toError(thrown);
-	const [text, way] = error instanceof AdaptorError ? [operatorText(error.what, error.where), error.remedy ?? remedy] : [error.message, remedy];
+	const [text, way] =
+		error instanceof AdaptorError
+			? [operatorText(error.what, error.where), error.remedy ?? remedy]
+			: [error.message, remedy];
 	return {status: 'failure', text, ...(way === undefined ? {} : {remedy: way})};
 }
 

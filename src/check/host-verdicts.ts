@@ -1,18 +1,31 @@
 /** The KVM host: what is seen of it, judged. Pure. */
 import {finding, sizeText, type Finding} from './finding.ts';
-import type {GuestObservation, LibvirtObservation, MemoryObservation, PodVmsObservation, SecureExecutionObservation, SshObservation} from './observations.ts';
+import type {
+	GuestObservation,
+	LibvirtObservation,
+	MemoryObservation,
+	PodVmsObservation,
+	SecureExecutionObservation,
+	SshObservation,
+} from './observations.ts';
 
 export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}: SshObservation): Finding {
 	return finding(
 		`${user}@${host} port ${port} lets us in (${Math.round(durationMs)} ms)${unproven === undefined ? ', its host key is verified' : ''}`,
-		unproven === undefined ? undefined : {
-			status: 'warning', text: unproven,
-			remedy: 'Compare that fingerprint with "ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub" on the KVM host, put the key into known_hosts, and take no_verify and known_hosts_verify out of LIBVIRT_URI.',
-		},
-		exposedKeys.length === 0 ? undefined : {
-			status: 'warning', text: `others than its owner have access to ${exposedKeys.join(', ')}`,
-			remedy: `Run "chmod 600 ${exposedKeys.join(' ')}", or mount the secret with defaultMode 0600.`,
-		},
+		unproven === undefined
+			? undefined
+			: {
+					status: 'warning',
+					text: unproven,
+					remedy: 'Compare that fingerprint with "ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub" on the KVM host, put the key into known_hosts, and take no_verify and known_hosts_verify out of LIBVIRT_URI.',
+				},
+		exposedKeys.length === 0
+			? undefined
+			: {
+					status: 'warning',
+					text: `others than its owner have access to ${exposedKeys.join(', ')}`,
+					remedy: `Run "chmod 600 ${exposedKeys.join(' ')}", or mount the secret with defaultMode 0600.`,
+				},
 	);
 }
 
@@ -33,18 +46,26 @@ export function clockFinding(skewSeconds: number | undefined): Finding {
 	const amount = Math.abs(skewSeconds);
 	const direction = skewSeconds < 0 ? 'behind' : 'ahead of';
 	if (amount <= noticeableSeconds) {
-		return finding('the host\'s clock and this node\'s agree');
+		return finding("the host's clock and this node's agree");
 	}
 
 	const remedy = 'Synchronise both clocks, for example with chrony: "chronyc tracking" on each tells the offset.';
 	const fact = `the host's clock is ${durationText(amount)} ${direction} this node's`;
 	return skewSeconds <= -backdatedSeconds
-		? finding(fact, {status: 'failure', text: 'certificates that this node issues are not valid yet in its VMs', remedy})
+		? finding(fact, {
+				status: 'failure',
+				text: 'certificates that this node issues are not valid yet in its VMs',
+				remedy,
+			})
 		: finding(fact, {status: 'warning', text: 'certificates are judged by both clocks', remedy});
 }
 
 function durationText(seconds: number): string {
-	return seconds < 120 ? `${Math.round(seconds)} s` : seconds < 7200 ? `${Math.round(seconds / 60)} min` : `${Math.round(seconds / 3600)} h`;
+	return seconds < 120
+		? `${Math.round(seconds)} s`
+		: seconds < 7200
+			? `${Math.round(seconds / 60)} min`
+			: `${Math.round(seconds / 3600)} h`;
 }
 
 /** The oldest that knows everything we ask for: `launchSecurity` of type s390-pv (libvirt, NEWS, 7.6.0). */
@@ -56,12 +77,27 @@ export function libvirtFinding({driver, version, hostname, transport, roundTripM
 	const took = roundTripMs < 10 ? roundTripMs.toFixed(1) : String(Math.round(roundTripMs));
 	return finding(
 		`libvirt ${version} (${driver}) on ${hostname}, ${took} ms a call, by ${transport}`,
-		isOlder(version) ? {status: 'warning', text: `older than ${oldestVersion.join('.')}, with which nothing was tried`, remedy: 'Update libvirt on the KVM host.'} : undefined,
-		driver === 'QEMU' ? undefined : {status: 'warning', text: `${driver} is not the QEMU driver: no real VMs`, remedy: 'Name the QEMU driver in LIBVIRT_URI: qemu+ssh://HOST/system.'},
-		roundTripMs < slowRoundTripMs ? undefined : {
-			status: 'warning', text: 'every start of a pod VM waits about twelve times that long',
-			remedy: 'Look at the network between this node and the KVM host, and at the load of its libvirtd.',
-		},
+		isOlder(version)
+			? {
+					status: 'warning',
+					text: `older than ${oldestVersion.join('.')}, with which nothing was tried`,
+					remedy: 'Update libvirt on the KVM host.',
+				}
+			: undefined,
+		driver === 'QEMU'
+			? undefined
+			: {
+					status: 'warning',
+					text: `${driver} is not the QEMU driver: no real VMs`,
+					remedy: 'Name the QEMU driver in LIBVIRT_URI: qemu+ssh://HOST/system.',
+				},
+		roundTripMs < slowRoundTripMs
+			? undefined
+			: {
+					status: 'warning',
+					text: 'every start of a pod VM waits about twelve times that long',
+					remedy: 'Look at the network between this node and the KVM host, and at the load of its libvirtd.',
+				},
 	);
 }
 
@@ -72,16 +108,26 @@ function isOlder(version: string): boolean {
 }
 
 export function guestFinding({domainType, machine}: GuestObservation): Finding {
-	return finding(`runs s390x guests as ${machine} ${domainType === 'kvm' ? 'by KVM' : 'in emulation'}`, domainType === 'kvm' ? undefined : {
-		status: 'warning', text: 'that is slow and for tests only',
-		remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If this is one: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
-	});
+	return finding(
+		`runs s390x guests as ${machine} ${domainType === 'kvm' ? 'by KVM' : 'in emulation'}`,
+		domainType === 'kvm'
+			? undefined
+			: {
+					status: 'warning',
+					text: 'that is slow and for tests only',
+					remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If this is one: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
+				},
+	);
 }
 
 /** @param isWanted whether pod VMs are to be confidential ones: then there are none without it */
 export function secureExecutionFinding(support: SecureExecutionObservation, isWanted: boolean): Finding {
 	if (support.supported) {
-		return finding(isWanted ? 'the host can run confidential VMs; that a VM is protected only attestation shows' : 'not asked for (DISABLECVM=true), though the host could');
+		return finding(
+			isWanted
+				? 'the host can run confidential VMs; that a VM is protected only attestation shows'
+				: 'not asked for (DISABLECVM=true), though the host could',
+		);
 	}
 
 	return isWanted
@@ -106,9 +152,16 @@ export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {
 
 	// Memory can be overcommitted and pods may ask for less, so only the lack of what one VM takes is a failure.
 	const remedy = 'Free memory on the KVM host, give it more, or lower LIBVIRT_MEMORY or PEERPODS_LIMIT_PER_NODE.';
-	return finding(fact, availableBytes < each
-		? {status: 'failure', text: `a pod VM takes ${sizeText(each)}`, remedy}
-		: {status: 'warning', text: `enough for ${availableBytes / each} pod VMs of ${sizeText(each)}, not for ${vms} more`, remedy});
+	return finding(
+		fact,
+		availableBytes < each
+			? {status: 'failure', text: `a pod VM takes ${sizeText(each)}`, remedy}
+			: {
+					status: 'warning',
+					text: `enough for ${availableBytes / each} pod VMs of ${sizeText(each)}, not for ${vms} more`,
+					remedy,
+				},
+	);
 }
 
 /** How many VMs, or directories, are named; of the others their number is told. */
@@ -116,13 +169,19 @@ const mostNamed = 5;
 
 /** Two daemons with one CLUSTER_ID and NODE_NAME: neither deletes the other's VMs, and nobody else does. */
 export function podVmsFinding({count, foreign}: PodVmsObservation): Finding {
-	const directories = [...new Set(foreign.map(({podsDir}) => podsDir === '' ? '(unknown)' : podsDir))].sort();
-	return finding(count === 1 ? '1 pod VM of this node' : `${count} pod VMs of this node`, foreign.length === 0 ? undefined : {
-		status: 'warning',
-		text: `${foreign.length} of them ${foreign.length === 1 ? 'belongs' : 'belong'} to another daemon, with PODS_DIR ${listText(directories)}: ${listText(foreign.map(({name}) => name))}`,
-		remedy: 'Only one daemon may have a CLUSTER_ID and NODE_NAME. If that daemon runs, stop it or give it a NODE_NAME of its own; if PODS_DIR of this one was changed, change it back. '
-			+ 'To delete such a VM by hand, run "virsh destroy NAME" and "virsh undefine NAME --remove-all-storage" on the KVM host.',
-	});
+	const directories = [...new Set(foreign.map(({podsDir}) => (podsDir === '' ? '(unknown)' : podsDir)))].sort();
+	return finding(
+		count === 1 ? '1 pod VM of this node' : `${count} pod VMs of this node`,
+		foreign.length === 0
+			? undefined
+			: {
+					status: 'warning',
+					text: `${foreign.length} of them ${foreign.length === 1 ? 'belongs' : 'belong'} to another daemon, with PODS_DIR ${listText(directories)}: ${listText(foreign.map(({name}) => name))}`,
+					remedy:
+						'Only one daemon may have a CLUSTER_ID and NODE_NAME. If that daemon runs, stop it or give it a NODE_NAME of its own; if PODS_DIR of this one was changed, change it back. ' +
+						'To delete such a VM by hand, run "virsh destroy NAME" and "virsh undefine NAME --remove-all-storage" on the KVM host.',
+				},
+	);
 }
 
 function listText(names: readonly string[]): string {
@@ -132,5 +191,7 @@ function listText(names: readonly string[]): string {
 
 /** @param each bytes of one */
 export function enoughText(vms: number, each: bigint): string {
-	return vms === 0 ? ', and no more pod VMs are to come' : `, enough for ${vms === 1 ? 'a pod VM' : `${vms} more pod VMs`} of ${sizeText(each)}`;
+	return vms === 0
+		? ', and no more pod VMs are to come'
+		: `, enough for ${vms === 1 ? 'a pod VM' : `${vms} more pod VMs`} of ${sizeText(each)}`;
 }

@@ -20,7 +20,11 @@ const backingFileOffsetAt = 8;
 export function imageKind(header: Uint8Array): ImageKind {
 	const bytes = Buffer.from(header.buffer, header.byteOffset, header.byteLength);
 	if (bytes.subarray(0, qcow2Mark.length).equals(qcow2Mark)) {
-		return {format: 'qcow2', hasBackingFile: bytes.length >= backingFileOffsetAt + 8 && bytes.readBigUInt64BE(backingFileOffsetAt) !== 0n};
+		return {
+			format: 'qcow2',
+			hasBackingFile:
+				bytes.length >= backingFileOffsetAt + 8 && bytes.readBigUInt64BE(backingFileOffsetAt) !== 0n,
+		};
 	}
 
 	const name = foreignImage(bytes);

@@ -1,6 +1,6 @@
 /**
- * What the adapters' probes see of the KVM host and of this node, as plain data. They judge nothing; the verdicts beside this file do.
- * Sizes are bytes.
+ * What the adapters' probes see of the KVM host and of this node, as plain data. They judge nothing; the verdicts
+ * beside this file do. Sizes are bytes.
  */
 
 export interface SshObservation {
@@ -32,7 +32,8 @@ export interface GuestObservation {
 }
 
 /** Of IBM Secure Execution. Both texts are sentences, the reason without a full stop. */
-export type SecureExecutionObservation = {readonly supported: true} | {readonly supported: false; readonly reason: string; readonly remedy: string};
+export type SecureExecutionObservation =
+	{readonly supported: true} | {readonly supported: false; readonly reason: string; readonly remedy: string};
 
 export interface PoolObservation {
 	/** libvirt's word: `dir`, `netfs`, `logical`, … */

@@ -1,6 +1,7 @@
 /**
- * Runs checks side by side and tells their findings in the order of the list. Nothing can hang: each check has a deadline of its own,
- * all together have one, and a check that does not heed its signal is left behind. Knows nothing of what is checked.
+ * Runs checks side by side and tells their findings in the order of the list. Nothing can hang: each check has a
+ * deadline of its own, all together have one, and a check that does not heed its signal is left behind. Knows nothing
+ * of what is checked.
  */
 import {abortable, Scope} from '../core/lifetime.ts';
 import {failureOf, type Finding} from './finding.ts';
@@ -36,7 +37,9 @@ export interface RunOptions {
  * @throws TypeError for a list in which a check needs one that does not come before it
  */
 export async function* runChecks(
-	checks: readonly Check[], {checkTimeoutMs = 10_000, totalTimeoutMs = 60_000}: RunOptions, signal: AbortSignal,
+	checks: readonly Check[],
+	{checkTimeoutMs = 10_000, totalTimeoutMs = 60_000}: RunOptions,
+	signal: AbortSignal,
 ): AsyncGenerator<CheckResult, void, undefined> {
 	using scope = new Scope(signal).deadline(totalTimeoutMs, 'all checks');
 	const results = new Map<string, Promise<CheckResult>>();
@@ -62,18 +65,31 @@ export async function* runChecks(
 }
 
 /** Never rejects. */
-async function runCheck(check: Check, needed: ReadonlyArray<Promise<CheckResult>>, timeoutMs: number, signal: AbortSignal): Promise<CheckResult> {
+async function runCheck(
+	check: Check,
+	needed: ReadonlyArray<Promise<CheckResult>>,
+	timeoutMs: number,
+	signal: AbortSignal,
+): Promise<CheckResult> {
 	const {name, subject, remedy} = check;
 	const unusable = (await Promise.all(needed)).find(({status}) => status === 'failure' || status === 'skipped');
 	if (unusable !== undefined) {
 		// Of a row of skipped ones, each tells the first cause.
-		return {name, subject, status: 'skipped', text: unusable.status === 'skipped' ? unusable.text : `needs ${unusable.name}, which failed`, durationMs: 0};
+		return {
+			name,
+			subject,
+			status: 'skipped',
+			text: unusable.status === 'skipped' ? unusable.text : `needs ${unusable.name}, which failed`,
+			durationMs: 0,
+		};
 	}
 
 	const startedAt = performance.now();
 	using scope = new Scope(signal).deadline(check.timeoutMs ?? timeoutMs, name);
 	// In a then, so that what is thrown at once is a rejection too.
-	const found = await abortable(Promise.resolve(scope.signal).then(async each => check.run(each)), scope.signal)
-		.catch((error: unknown) => failureOf(error, remedy));
+	const found = await abortable(
+		Promise.resolve(scope.signal).then(async each => check.run(each)),
+		scope.signal,
+	).catch((error: unknown) => failureOf(error, remedy));
 	return {name, subject, ...found, durationMs: Math.round(performance.now() - startedAt)};
 }

@@ -1,7 +1,8 @@
 /**
- * The command line: which command, which flags, and the help text. Flags follow Go's package flag, as manifests of the existing adaptor
- * write them: `-name value`, `-name=value`, `--name …`; a switch is `-name` or `-name=false`.
- * Knows the table of settings but not what values mean: `loadConfig` checks those. Of a command's own flags only switches are checked here.
+ * The command line: which command, which flags, and the help text. Flags follow Go's package flag, as manifests of the
+ * existing adaptor write them: `-name value`, `-name=value`, `--name …`; a switch is `-name` or `-name=false`. Knows
+ * the table of settings but not what values mean: `loadConfig` checks those. Of a command's own flags only switches are
+ * checked here.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {boolean} from '../config/setting-types.ts';
@@ -11,10 +12,14 @@ import {wrapped} from './text.ts';
 
 /** A command, or the word that several begin with. */
 export type HelpTopic = CommandName | Group;
-type Group = CommandName extends infer Name ? Name extends `${infer First} ${string}` ? First : never : never;
+type Group = CommandName extends infer Name ? (Name extends `${infer First} ${string}` ? First : never) : never;
 
 export type Arguments =
-	| {readonly command: CommandName; readonly flags: Readonly<Record<string, string>>; readonly operands: readonly string[]}
+	| {
+			readonly command: CommandName;
+			readonly flags: Readonly<Record<string, string>>;
+			readonly operands: readonly string[];
+	  }
 	/** Of one command, of those that begin with a word, or of all. */
 	| {readonly command: 'help'; readonly topic?: HelpTopic}
 	| {readonly command: 'version'};
@@ -47,7 +52,9 @@ export function parseArguments(argv: readonly string[]): Arguments {
 
 	if (first === 'help' || helpFlags.includes(first)) {
 		const about = argv.slice(1).filter(word => !helpFlags.includes(word));
-		return about.length === 0 || about[0] === 'help' || about[0] === 'version' ? {command: 'help'} : {command: 'help', topic: topicOf(about)};
+		return about.length === 0 || about[0] === 'help' || about[0] === 'version'
+			? {command: 'help'}
+			: {command: 'help', topic: topicOf(about)};
 	}
 
 	if (isGroup(first) && helpFlags.includes(argv[1] ?? '')) {
@@ -98,13 +105,17 @@ function commandsIn(group: string | undefined): readonly CommandName[] {
 function noCommand([first = '', second = '']: readonly string[]): AdaptorError {
 	const ofGroup = commandsIn(first);
 	if (ofGroup.length === 0) {
-		return refused(`There is no command ${JSON.stringify(first)}; expected one of ${words.join(', ')}${suggestion(first, words)}`);
+		return refused(
+			`There is no command ${JSON.stringify(first)}; expected one of ${words.join(', ')}${suggestion(first, words)}`,
+		);
 	}
 
 	const given = `${first} ${second}`;
 	return second === '' || second.startsWith('-')
 		? refused(`${JSON.stringify(first)} is not a command by itself; expected one of ${ofGroup.join(', ')}`)
-		: refused(`There is no command ${JSON.stringify(given)}; expected one of ${ofGroup.join(', ')}${suggestion(given, ofGroup)}`);
+		: refused(
+				`There is no command ${JSON.stringify(given)}; expected one of ${ofGroup.join(', ')}${suggestion(given, ofGroup)}`,
+			);
 }
 
 function flagsOf(command: CommandName): readonly Flag[] {
@@ -112,11 +123,17 @@ function flagsOf(command: CommandName): readonly Flag[] {
 	return [
 		...Object.values(own).map(({flag, type}) => ({name: flag, isSwitch: type.isSwitch === true})),
 		...inert.map(({flag, isSwitch}) => ({name: flag, isSwitch: isSwitch === true})),
-		...flags.map(({name, isSwitch}) => isSwitch === true ? {name, isSwitch, normalize: switchValue} : {name, isSwitch: false}),
+		...flags.map(({name, isSwitch}) =>
+			isSwitch === true ? {name, isSwitch, normalize: switchValue} : {name, isSwitch: false},
+		),
 	].filter((flag): flag is Flag => flag.name !== undefined);
 }
 
-function parseRest(argv: readonly string[], command: CommandName, mostOperands: number): Pick<Extract<Arguments, {flags: unknown}>, 'flags' | 'operands'> | 'help' {
+function parseRest(
+	argv: readonly string[],
+	command: CommandName,
+	mostOperands: number,
+): Pick<Extract<Arguments, {flags: unknown}>, 'flags' | 'operands'> | 'help' {
 	const known = flagsOf(command);
 	const flags: Record<string, string> = {};
 	const operands: string[] = [];
@@ -136,12 +153,22 @@ function parseRest(argv: readonly string[], command: CommandName, mostOperands: 
 		const [, name, value] = /^--?([^=\-][^=]*)(?:=(.*))?$/sv.exec(word) ?? [];
 		if (name === undefined) {
 			// Go's parser would stop here and drop all that follows without a word.
-			throw refused(`Unexpected argument ${JSON.stringify(word)}${follows?.isSwitch === true ? `; a switch takes its value with "=", as in -${follows.name}=false` : ''}`, command);
+			throw refused(
+				`Unexpected argument ${JSON.stringify(word)}${follows?.isSwitch === true ? `; a switch takes its value with "=", as in -${follows.name}=false` : ''}`,
+				command,
+			);
 		}
 
 		const flag = known.find(each => each.name === name);
 		if (flag === undefined) {
-			throw refused(`There is no flag -${name}${suggestion(name, known.map(each => each.name), '-')}`, command);
+			throw refused(
+				`There is no flag -${name}${suggestion(
+					name,
+					known.map(each => each.name),
+					'-',
+				)}`,
+				command,
+			);
 		}
 
 		follows = flag;
@@ -167,7 +194,11 @@ function switchValue(text: string): string | undefined {
 }
 
 function refused(what: string, command?: CommandName): AdaptorError {
-	return new AdaptorError({code: 'invalid-argument', what, remedy: `See "cloud-api-adaptor help${command === undefined ? '' : ` ${command}`}".`});
+	return new AdaptorError({
+		code: 'invalid-argument',
+		what,
+		remedy: `See "cloud-api-adaptor help${command === undefined ? '' : ` ${command}`}".`,
+	});
 }
 
 /** ` (did you mean …?)` for the nearest name, if one is near. */
@@ -194,7 +225,10 @@ function editDistance(from: string, to: string): number {
 	return row.at(-1) ?? 0;
 }
 
-/** For a terminal: one command with its settings and flags, those that begin with a word, or all commands with the daemon's settings. */
+/**
+ * For a terminal: one command with its settings and flags, those that begin with a word, or all commands with the
+ * daemon's settings.
+ */
 export function helpText(topic?: HelpTopic): string {
 	return `${(topic === undefined ? generalHelp() : isGroup(topic) ? groupHelp(topic) : commandHelp(topic)).join('\n')}\n`;
 }
@@ -218,12 +252,16 @@ function generalHelp(): string[] {
 	const lines = [
 		'Usage: cloud-api-adaptor COMMAND [flags]',
 		'',
-		...[...Object.entries(table).map(([name, {summary}]) => [name, summary] as const), ['help', 'this text; "help COMMAND" tells the settings and flags of one'] as const, ['version', 'the version'] as const]
-			.map(([name, summary]) => `  ${name.padEnd(columnWidth)}${summary}`),
+		...[
+			...Object.entries(table).map(([name, {summary}]) => [name, summary] as const),
+			['help', 'this text; "help COMMAND" tells the settings and flags of one'] as const,
+			['version', 'the version'] as const,
+		].map(([name, summary]) => `  ${name.padEnd(columnWidth)}${summary}`),
 		'',
 		...envAndFlags,
 		...settingLines(Object.values<Setting>(settings)),
-		'', 'Accepted without effect',
+		'',
+		'Accepted without effect',
 	];
 	for (const {env, flag, reason} of inertSettings) {
 		lines.push(`  ${env}${flag === undefined ? '' : `, -${flag}`}: ${reason}`);
@@ -236,18 +274,38 @@ const columnWidth = Math.max(...words.map(word => word.length)) + 3;
 
 function commandHelp(command: CommandName): string[] {
 	const {summary, usage, settings: own = {}, flags = []} = table[command] ?? {summary: ''};
-	const lines = [`Usage: cloud-api-adaptor ${command}${flags.length > 0 || Object.values(own).some(({flag}) => flag !== undefined) ? ' [flags]' : ''}${usage === undefined ? '' : ` ${usage}`}`, '', `  ${summary}`];
+	const lines = [
+		`Usage: cloud-api-adaptor ${command}${flags.length > 0 || Object.values(own).some(({flag}) => flag !== undefined) ? ' [flags]' : ''}${usage === undefined ? '' : ` ${usage}`}`,
+		'',
+		`  ${summary}`,
+	];
 	if (flags.length > 0) {
-		lines.push('', 'Flags', ...flags.flatMap(({name, value, description}) => [`  -${name}${value === undefined ? '' : ` ${value}`}`, ...wrapped(description, 92).map(line => `        ${line}`)]));
+		lines.push(
+			'',
+			'Flags',
+			...flags.flatMap(({name, value, description}) => [
+				`  -${name}${value === undefined ? '' : ` ${value}`}`,
+				...wrapped(description, 92).map(line => `        ${line}`),
+			]),
+		);
 	}
 
 	return Object.keys(own).length === 0 ? lines : [...lines, '', ...envAndFlags, ...settingLines(Object.values(own))];
 }
 
 function settingLines(all: readonly Setting[]): string[] {
-	return sections.filter(section => all.some(each => each.section === section)).flatMap(section => ['', section, ...all
-		.filter(each => each.section === section)
-		.flatMap(setting => [`  ${heading(setting)}`, ...wrapped(setting.description.replaceAll('`', ''), 92).map(line => `        ${line}`)])]);
+	return sections
+		.filter(section => all.some(each => each.section === section))
+		.flatMap(section => [
+			'',
+			section,
+			...all
+				.filter(each => each.section === section)
+				.flatMap(setting => [
+					`  ${heading(setting)}`,
+					...wrapped(setting.description.replaceAll('`', ''), 92).map(line => `        ${line}`),
+				]),
+		]);
 }
 
 function heading({env, flag, default: usual, defaultIs, example}: Setting): string {

@@ -16,27 +16,46 @@ import {exitCode, type CommandContext, type Screen} from './command.ts';
 import {wrapped} from './text.ts';
 
 /** @returns 1 when a check has failed; warnings alone are 0 */
-export async function check({env, flags, host, processContext: {home, user, uid, sshAgentSocket}, out}: CommandContext, signal: AbortSignal): Promise<number> {
+export async function check(
+	{env, flags, host, processContext: {home, user, uid, sshAgentSocket}, out}: CommandContext,
+	signal: AbortSignal,
+): Promise<number> {
 	const config = loadConfig(env, host, flags);
 	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
 	// What they would log is what the findings say.
-	await using session = new LibvirtSession({openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}), uri: config.libvirtUri.remoteUri});
+	await using session = new LibvirtSession({
+		openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}),
+		uri: config.libvirtUri.remoteUri,
+	});
 	await using network = createNetworkProbe(config);
 	// Without a directory there is no daemon that could answer for VMs: the check says that it was skipped.
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName).catch(() => undefined);
-	using checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh, ...(podsDir === undefined ? {} : {podsDir})});
+	using checks = composeChecks({
+		config,
+		session,
+		capabilities: new HostCapabilities(session),
+		network,
+		ssh,
+		...(podsDir === undefined ? {} : {podsDir}),
+	});
 	const titles = {host: `KVM host ${config.libvirtUri.text}`, node: `Worker node ${config.nodeName}`};
 	const results: CheckResult[] = [];
 	const asJson = flags['json'] === 'true';
 	for await (const result of runChecks(checks.list, {}, signal)) {
 		if (!asJson) {
-			out.write(`${results.at(-1)?.subject === result.subject ? '' : `${results.length === 0 ? '' : '\n'}${titles[result.subject]}\n`}${line(result, out)}`);
+			out.write(
+				`${results.at(-1)?.subject === result.subject ? '' : `${results.length === 0 ? '' : '\n'}${titles[result.subject]}\n`}${line(result, out)}`,
+			);
 		}
 
 		results.push(result);
 	}
 
-	out.write(asJson ? `${JSON.stringify({node: config.nodeName, uri: config.libvirtUri.text, status: worst(results), checks: results.map(jsonOf)}, undefined, '\t')}\n` : `\n${summary(results)}\n`);
+	out.write(
+		asJson
+			? `${JSON.stringify({node: config.nodeName, uri: config.libvirtUri.text, status: worst(results), checks: results.map(jsonOf)}, undefined, '\t')}\n`
+			: `\n${summary(results)}\n`,
+	);
 	return worst(results) === 'failure' ? exitCode.failure : exitCode.ok;
 }
 
@@ -45,7 +64,14 @@ function worst(findings: readonly Finding[]): 'ok' | 'warning' | 'failure' {
 }
 
 /** Every field is always there. */
-function jsonOf({name, subject, status, text, remedy = null, durationMs}: Omit<CheckResult, 'remedy'> & {readonly remedy?: string | null}): Readonly<Record<string, unknown>> {
+function jsonOf({
+	name,
+	subject,
+	status,
+	text,
+	remedy = null,
+	durationMs,
+}: Omit<CheckResult, 'remedy'> & {readonly remedy?: string | null}): Readonly<Record<string, unknown>> {
 	return {name, subject, status, text, remedy, durationMs};
 }
 
@@ -55,8 +81,15 @@ const indent = 2 + statusWidth + nameWidth;
 
 function line({name, status, text, remedy}: CheckResult, {columns = Infinity}: Screen): string {
 	const width = Math.max(40, columns - indent - 1);
-	const [first = '', ...rest] = [...wrapped(text, width), ...(remedy === undefined ? [] : wrapped(`→ ${remedy}`, width))];
-	return [`  ${status.padEnd(statusWidth)}${name.padEnd(nameWidth)}${first}`, ...rest.map(more => ' '.repeat(indent) + more), ''].join('\n');
+	const [first = '', ...rest] = [
+		...wrapped(text, width),
+		...(remedy === undefined ? [] : wrapped(`→ ${remedy}`, width)),
+	];
+	return [
+		`  ${status.padEnd(statusWidth)}${name.padEnd(nameWidth)}${first}`,
+		...rest.map(more => ' '.repeat(indent) + more),
+		'',
+	].join('\n');
 }
 
 function summary(results: readonly CheckResult[]): string {

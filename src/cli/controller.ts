@@ -1,6 +1,7 @@
 /**
- * `cloud-api-adaptor controller`: deletes the VMs of pods whose node is lost. One deployment a cluster; of several replicas one works.
- * The composition of the two rooms that do not know each other: who decides (kubernetes/) and who deletes (podvm/).
+ * `cloud-api-adaptor controller`: deletes the VMs of pods whose node is lost. One deployment a cluster; of several
+ * replicas one works. The composition of the two rooms that do not know each other: who decides (kubernetes/) and who
+ * deletes (podvm/).
  */
 import {randomUUID} from 'node:crypto';
 import {loadSettings} from '../config/config.ts';
@@ -21,12 +22,24 @@ export const leaseName = 'cloud-api-adaptor-controller';
 const usualIntervalMs = 15_000;
 
 /** Runs until the signal aborts. @throws ConfigError, and AdaptorError 'failed-precondition' outside of a cluster */
-export async function controller({env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
-	const {libvirtUri: uri, clusterId: cluster, daemonSelector, abandonedGraceMs: graceMs, probePort, logLevel, logFormat} = loadSettings(controllerSettings, env, host, flags);
+export async function controller(
+	{env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext,
+	signal: AbortSignal,
+): Promise<number> {
+	const {
+		libvirtUri: uri,
+		clusterId: cluster,
+		daemonSelector,
+		abandonedGraceMs: graceMs,
+		probePort,
+		logLevel,
+		logFormat,
+	} = loadSettings(controllerSettings, env, host, flags);
 	const server = apiServerAddress(env);
 	if (server === undefined) {
 		throw new AdaptorError({
-			code: 'failed-precondition', what: 'There is no cluster here: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set',
+			code: 'failed-precondition',
+			what: 'There is no cluster here: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set',
 			remedy: 'Run the controller as a pod of the cluster.',
 		});
 	}
@@ -44,13 +57,31 @@ export async function controller({env, flags, host, processContext: surroundings
 	const account = new ServiceAccount(serviceAccountDirectory);
 	const namespace = await account.namespace();
 	using client = new KubernetesClient({server, account, log});
-	await using session = new LibvirtSession({openPipe: openPipe(uri, {log, home, user, uid, agentSocket}), uri: uri.remoteUri, log});
+	await using session = new LibvirtSession({
+		openPipe: openPipe(uri, {log, home, user, uid, agentSocket}),
+		uri: uri.remoteUri,
+		log,
+	});
 	// Two pods of a host network have the same host name.
 	const identity = `${host.hostname}_${randomUUID()}`;
-	await whileLeading({client, lease: {name: leaseName, namespace}, identity, log}, async leading => cleanUpAfterNodes({
-		client, namespace, daemonSelector, cluster, graceMs, intervalMs: Math.min(usualIntervalMs, graceMs), log,
-		deleteVm: async (claim, limit) => deleteAbandonedVm({session, cluster, log}, claim, limit),
-	}, leading), signal);
+	await whileLeading(
+		{client, lease: {name: leaseName, namespace}, identity, log},
+		async leading =>
+			cleanUpAfterNodes(
+				{
+					client,
+					namespace,
+					daemonSelector,
+					cluster,
+					graceMs,
+					intervalMs: Math.min(usualIntervalMs, graceMs),
+					log,
+					deleteVm: async (claim, limit) => deleteAbandonedVm({session, cluster, log}, claim, limit),
+				},
+				leading,
+			),
+		signal,
+	);
 	log.info({reason: toError(signal.reason).message}, 'stopping');
 	return exitCode.ok;
 }

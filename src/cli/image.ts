@@ -55,11 +55,19 @@ export const pushCommand: Command = async (context, signal) => {
 	signal.addEventListener('abort', onStop, {once: true});
 	let pushed;
 	try {
-		pushed = await pushImage({
-			session, pool: values.pool, name: values.baseVolume, source, log,
-			givesName: flags['no-switch'] !== 'true' && !writesConfigMap,
-			onProgress: ({stage, done, total}) => progress.update(stage === 'uploading' ? 'Uploading' : 'Checking ', done, total),
-		}, signal);
+		pushed = await pushImage(
+			{
+				session,
+				pool: values.pool,
+				name: values.baseVolume,
+				source,
+				log,
+				givesName: flags['no-switch'] !== 'true' && !writesConfigMap,
+				onProgress: ({stage, done, total}) =>
+					progress.update(stage === 'uploading' ? 'Uploading' : 'Checking ', done, total),
+			},
+			signal,
+		);
 	} catch (error) {
 		throw isLibvirtError(error, libvirtCode.noStoragePool) ? noPool(values.pool, error) : error;
 	} finally {
@@ -71,7 +79,9 @@ export const pushCommand: Command = async (context, signal) => {
 		out.write(`Removed ${volume}, whose push was cut off\n`);
 	}
 
-	out.write(`${pushed.volume}: ${pushed.format}, ${bytes(pushed.size)}, ${bytes(pushed.virtualSize)} for the guest, ${pushed.digest}, in ${duration((performance.now() - startedAt) / 1000)}\n`);
+	out.write(
+		`${pushed.volume}: ${pushed.format}, ${bytes(pushed.size)}, ${bytes(pushed.virtualSize)} for the guest, ${pushed.digest}, in ${duration((performance.now() - startedAt) / 1000)}\n`,
+	);
 	if (pushed.source !== source.name) {
 		out.write(`It is ${pushed.source}\n`);
 	}
@@ -80,9 +90,13 @@ export const pushCommand: Command = async (context, signal) => {
 		await cluster.write({LIBVIRT_VOL_NAME: pushed.volume, LIBVIRT_IMAGE_ID: pushed.volume}, signal);
 		out.write(`LIBVIRT_VOL_NAME and LIBVIRT_IMAGE_ID of ${configMap} in ${cluster.namespace} are set to it\n`);
 	} else if (flags['no-switch'] === 'true') {
-		out.write(`Nothing starts from it yet: set LIBVIRT_VOL_NAME=${pushed.volume}, or run "cloud-api-adaptor image use ${pushed.volume}"\n`);
+		out.write(
+			`Nothing starts from it yet: set LIBVIRT_VOL_NAME=${pushed.volume}, or run "cloud-api-adaptor image use ${pushed.volume}"\n`,
+		);
 	} else {
-		out.write(`${values.baseVolume} stands for it now: new pod VMs start from it, running ones keep what they have\n`);
+		out.write(
+			`${values.baseVolume} stands for it now: new pod VMs start from it, running ones keep what they have\n`,
+		);
 	}
 
 	return exitCode.ok;
@@ -117,7 +131,12 @@ export const useCommand: Command = async (context, signal) => {
 
 export const removeCommand: Command = async (context, signal) => {
 	await using parts = new AsyncDisposableStack();
-	const removed = await removeImage(await catalogue(context, parts, signal), context.operands[0] ?? '', context.flags['force'] === 'true', signal);
+	const removed = await removeImage(
+		await catalogue(context, parts, signal),
+		context.operands[0] ?? '',
+		context.flags['force'] === 'true',
+		signal,
+	);
 	context.out.write(removed.map(volume => `Removed ${volume}\n`).join(''));
 	return exitCode.ok;
 };
@@ -125,31 +144,53 @@ export const removeCommand: Command = async (context, signal) => {
 export const pruneCommand: Command = async (context, signal) => {
 	const keep = Number(context.flags['keep'] ?? usualKeep);
 	if (!Number.isSafeInteger(keep) || keep < 1) {
-		throw new AdaptorError({code: 'invalid-argument', what: `-keep is ${JSON.stringify(context.flags['keep'])}; expected a whole number from 1`});
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: `-keep is ${JSON.stringify(context.flags['keep'])}; expected a whole number from 1`,
+		});
 	}
 
 	await using parts = new AsyncDisposableStack();
 	const removed = await pruneImages(await catalogue(context, parts, signal), keep, signal);
-	context.out.write(removed.length === 0 ? 'Nothing to remove\n' : removed.map(volume => `Removed ${volume}\n`).join(''));
+	context.out.write(
+		removed.length === 0 ? 'Nothing to remove\n' : removed.map(volume => `Removed ${volume}\n`).join(''),
+	);
 	return exitCode.ok;
 };
 
-async function catalogue(context: CommandContext, parts: AsyncDisposableStack, signal: AbortSignal): Promise<CatalogueOptions> {
+async function catalogue(
+	context: CommandContext,
+	parts: AsyncDisposableStack,
+	signal: AbortSignal,
+): Promise<CatalogueOptions> {
 	const values = loadSettings(imageSettings, context.env, context.host, context.flags);
 	const {session} = await connect(context, values, parts, signal);
 	return {session, pool: values.pool, name: values.baseVolume, now: new Date()};
 }
 
 async function connect(
-	{logTo, processContext: {home, user, uid, sshAgentSocket}, env, err}: CommandContext, {libvirtUri: uri, logLevel}: ValuesOf<typeof imageSettings>, parts: AsyncDisposableStack, signal: AbortSignal,
+	{logTo, processContext: {home, user, uid, sshAgentSocket}, env, err}: CommandContext,
+	{libvirtUri: uri, logLevel}: ValuesOf<typeof imageSettings>,
+	parts: AsyncDisposableStack,
+	signal: AbortSignal,
 ): Promise<{readonly session: LibvirtSession; readonly log: Logger}> {
 	// Someone is looking at what is asked for; the client's own story is for those who ask for it.
-	const log = await createLogger({level: env['LOG_LEVEL'] === undefined ? 'error' : logLevel, format: 'pretty', destination: logTo});
+	const log = await createLogger({
+		level: env['LOG_LEVEL'] === undefined ? 'error' : logLevel,
+		format: 'pretty',
+		destination: logTo,
+	});
 	for (const warning of uri.warnings) {
 		err.write(`Warning: LIBVIRT_URI ${warning}\n`);
 	}
 
-	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, home, user, uid, agentSocket: sshAgentSocket}), uri: uri.remoteUri, log}));
+	const session = parts.use(
+		new LibvirtSession({
+			openPipe: openPipe(uri, {log, home, user, uid, agentSocket: sshAgentSocket}),
+			uri: uri.remoteUri,
+			log,
+		}),
+	);
 	try {
 		await session.connect(signal);
 	} catch (error) {
@@ -161,27 +202,52 @@ async function connect(
 
 /** What only broke off or said nothing: neither where nor what to do would be known. */
 function withWay({code, what, where, cause}: AdaptorError, {text}: LibvirtUri): AdaptorError {
-	return new AdaptorError({code, what, where: {...where, uri: text}, remedy: '"cloud-api-adaptor check" tells how far the way to the KVM host goes.', cause});
+	return new AdaptorError({
+		code,
+		what,
+		where: {...where, uri: text},
+		remedy: '"cloud-api-adaptor check" tells how far the way to the KVM host goes.',
+		cause,
+	});
 }
 
-async function sourceOf(operand: string | undefined, authFile: string | undefined, {env, flags, processContext: {home}}: CommandContext, parts: AsyncDisposableStack): Promise<ImageSource> {
+async function sourceOf(
+	operand: string | undefined,
+	authFile: string | undefined,
+	{env, flags, processContext: {home}}: CommandContext,
+	parts: AsyncDisposableStack,
+): Promise<ImageSource> {
 	if (operand === undefined) {
-		throw new AdaptorError({code: 'invalid-argument', what: 'There is nothing to push', remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.'});
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'There is nothing to push',
+			remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.',
+		});
 	}
 
 	// What looks like a path is one, and what is one; a reference may have as many slashes.
-	if (/^\.{0,2}\//v.test(operand) || /^[^:]*\.(?:qcow2|raw|img)$/v.test(operand) || (!operand.startsWith('oci::') && await isFile(operand))) {
+	if (
+		/^\.{0,2}\//v.test(operand) ||
+		/^[^:]*\.(?:qcow2|raw|img)$/v.test(operand) ||
+		(!operand.startsWith('oci::') && (await isFile(operand)))
+	) {
 		return fileSource(operand);
 	}
 
 	const reference = parseImageReference(operand);
 	const {'registry-ca': caFile, 'plain-http': plainHost} = flags;
-	const http = parts.use(new HttpClient({
-		...(caFile === undefined ? {} : {ca: await readCa(caFile)}),
-		proxyEnv: Object.fromEntries(['HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY'].flatMap(name => [name, name.toLowerCase()]).map(name => [name, env[name]])),
-		plainHosts: new Set(plainHost === undefined ? [] : [plainHost]),
-		silenceMs: registrySilenceMs,
-	}));
+	const http = parts.use(
+		new HttpClient({
+			...(caFile === undefined ? {} : {ca: await readCa(caFile)}),
+			proxyEnv: Object.fromEntries(
+				['HTTP_PROXY', 'HTTPS_PROXY', 'NO_PROXY']
+					.flatMap(name => [name, name.toLowerCase()])
+					.map(name => [name, env[name]]),
+			),
+			plainHosts: new Set(plainHost === undefined ? [] : [plainHost]),
+			silenceMs: registrySilenceMs,
+		}),
+	);
 	const credentials = await findCredentials(reference, authFile, [
 		join(env['DOCKER_CONFIG'] ?? join(home, '.docker'), 'config.json'),
 		...(env['XDG_RUNTIME_DIR'] === undefined ? [] : [join(env['XDG_RUNTIME_DIR'], 'containers/auth.json')]),
@@ -192,7 +258,10 @@ async function sourceOf(operand: string | undefined, authFile: string | undefine
 }
 
 async function isFile(path: string): Promise<boolean> {
-	return stat(path).then(stats => stats.isFile(), () => false);
+	return stat(path).then(
+		stats => stats.isFile(),
+		() => false,
+	);
 }
 
 async function readCa(path: string): Promise<readonly string[]> {
@@ -222,7 +291,12 @@ interface ClusterConfigMap {
 	write(data: Readonly<Record<string, string>>, signal: AbortSignal): Promise<void>;
 }
 
-async function configMapOf({env, flags}: CommandContext, parts: AsyncDisposableStack, log: Logger, signal: AbortSignal): Promise<ClusterConfigMap> {
+async function configMapOf(
+	{env, flags}: CommandContext,
+	parts: AsyncDisposableStack,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<ClusterConfigMap> {
 	const server = apiServerAddress(env);
 	if (server === undefined) {
 		throw new AdaptorError({
@@ -237,13 +311,23 @@ async function configMapOf({env, flags}: CommandContext, parts: AsyncDisposableS
 	const client = parts.use(new KubernetesClient({server, account, log}));
 	// Changes nothing, but finds out whether it is there and may be changed.
 	await writeConfigMap(client, {name: configMap, namespace}, {}, signal);
-	return {namespace, write: async (data, signal) => writeConfigMap(client, {name: configMap, namespace}, data, signal)};
+	return {
+		namespace,
+		write: async (data, signal) => writeConfigMap(client, {name: configMap, namespace}, data, signal),
+	};
 }
 
 function imagesJson(images: readonly Image[], {pool, name}: CatalogueOptions): string {
-	const plain = images.map(({volume, format, size, virtualSize, madeAt, completeness, isCurrent, use}) => (
-		{volume, format, sizeBytes: Number(size), virtualSizeBytes: Number(virtualSize), madeAt: madeAt?.toISOString() ?? null, state: completeness, current: isCurrent, usedBy: use}
-	));
+	const plain = images.map(({volume, format, size, virtualSize, madeAt, completeness, isCurrent, use}) => ({
+		volume,
+		format,
+		sizeBytes: Number(size),
+		virtualSizeBytes: Number(virtualSize),
+		madeAt: madeAt?.toISOString() ?? null,
+		state: completeness,
+		current: isCurrent,
+		usedBy: use,
+	}));
 	return `${JSON.stringify({pool, name, images: plain}, undefined, '\t')}\n`;
 }
 
@@ -252,16 +336,36 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 		return `The pool ${pool} has no images\n`;
 	}
 
-	const rows = [['', 'NAME', 'SIZE', 'FOR THE GUEST', 'IN USE BY', 'AGE', ''], ...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use}) => [
-		isCurrent ? '*' : '',
-		volume,
-		bytes(size),
-		bytes(virtualSize),
-		use.domains.length > 0 ? `${use.domains.length} VM${use.domains.length > 1 ? 's' : ''}` : use.volumes.length > 0 ? `${use.volumes.length} volume${use.volumes.length > 1 ? 's' : ''}` : '-',
-		madeAt === undefined ? '-' : duration(Math.max(0, (now.getTime() - madeAt.getTime()) / 1000)).replace(/\.\d/v, ''),
-		completeness === 'complete' ? '' : completeness === 'under way' ? 'not complete, being pushed' : 'not complete, its push was cut off',
-	])];
+	const rows = [
+		['', 'NAME', 'SIZE', 'FOR THE GUEST', 'IN USE BY', 'AGE', ''],
+		...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use}) => [
+			isCurrent ? '*' : '',
+			volume,
+			bytes(size),
+			bytes(virtualSize),
+			use.domains.length > 0
+				? `${use.domains.length} VM${use.domains.length > 1 ? 's' : ''}`
+				: use.volumes.length > 0
+					? `${use.volumes.length} volume${use.volumes.length > 1 ? 's' : ''}`
+					: '-',
+			madeAt === undefined
+				? '-'
+				: duration(Math.max(0, (now.getTime() - madeAt.getTime()) / 1000)).replace(/\.\d/v, ''),
+			completeness === 'complete'
+				? ''
+				: completeness === 'under way'
+					? 'not complete, being pushed'
+					: 'not complete, its push was cut off',
+		]),
+	];
 	const widths = rows[0]?.map((_, column) => Math.max(...rows.map(row => row[column]?.length ?? 0))) ?? [];
-	const table = rows.map(row => row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join('  ').trimEnd()).join('\n');
+	const table = rows
+		.map(row =>
+			row
+				.map((cell, column) => cell.padEnd(widths[column] ?? 0))
+				.join('  ')
+				.trimEnd(),
+		)
+		.join('\n');
 	return `${table}\n${images.some(({isCurrent}) => isCurrent) ? `* is what ${name} stands for\n` : `There is no ${name}: pods that name no image cannot start\n`}`;
 }

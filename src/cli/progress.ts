@@ -43,7 +43,10 @@ export class Progress implements Disposable {
 
 		this.#last = [done, total];
 		if (now - this.#drawnAt >= (this.#screen.columns === undefined ? lineMs : redrawMs)) {
-			this.#samples = [...this.#samples.filter(([at], index) => at >= now - windowMs || index === this.#samples.length - 1), [now, done]];
+			this.#samples = [
+				...this.#samples.filter(([at], index) => at >= now - windowMs || index === this.#samples.length - 1),
+				[now, done],
+			];
 			this.#drawnAt = now;
 			this.#draw(`${this.#rate()}${remaining(this.#bytesPerSecond(), total - done)}`);
 		}
@@ -86,7 +89,7 @@ export class Progress implements Disposable {
 
 	#bytesPerSecond(): number {
 		const [[since, from], [at, done]] = [this.#samples[0] ?? [0, 0n], this.#samples.at(-1) ?? [0, 0n]];
-		return at > since ? Number(done - from) * 1000 / (at - since) : 0;
+		return at > since ? (Number(done - from) * 1000) / (at - since) : 0;
 	}
 
 	#rate(): string {
@@ -120,5 +123,11 @@ export function duration(seconds: number): string {
 
 	const whole = Math.round(seconds);
 	const [days, hours, minutes] = [Math.floor(whole / 86_400), Math.floor(whole / 3600), Math.floor(whole / 60)];
-	return days >= 2 ? `${days} d` : hours > 0 ? `${hours} h ${minutes % 60} min` : minutes > 0 ? `${minutes} min ${whole % 60} s` : `${whole} s`;
+	return days >= 2
+		? `${days} d`
+		: hours > 0
+			? `${hours} h ${minutes % 60} min`
+			: minutes > 0
+				? `${minutes} min ${whole % 60} s`
+				: `${whole} s`;
 }

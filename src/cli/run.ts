@@ -8,7 +8,10 @@ import {createLogger} from '../core/log.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
 /** Runs until the signal aborts, then drains. @throws ConfigError and whatever keeps the daemon from starting */
-export async function run({env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
+export async function run(
+	{env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext,
+	signal: AbortSignal,
+): Promise<number> {
 	const config = loadConfig(env, host, flags);
 	const log = await createLogger({level: config.logLevel, format: config.logFormat, destination: logTo});
 	onLogger(log);
@@ -19,7 +22,12 @@ export async function run({env, flags, host, processContext: surroundings, versi
 
 	const apiServer = apiServerAddress(env);
 	try {
-		await using _daemon = await startDaemon(config, {...surroundings, ...(apiServer === undefined ? {} : {apiServer})}, log, signal);
+		await using _daemon = await startDaemon(
+			config,
+			{...surroundings, ...(apiServer === undefined ? {} : {apiServer})},
+			log,
+			signal,
+		);
 		if (!signal.aborted) {
 			await once(signal, 'abort');
 		}

@@ -11,21 +11,35 @@ import {startWebhook} from '../webhook/server.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
 /** Runs until the signal aborts, then drains. @throws ConfigError and whatever keeps the webhook from starting */
-export async function webhook({env, flags, host, version, logTo, onLogger}: CommandContext, signal: AbortSignal): Promise<number> {
+export async function webhook(
+	{env, flags, host, version, logTo, onLogger}: CommandContext,
+	signal: AbortSignal,
+): Promise<number> {
 	const config = loadSettings(webhookSettings, env, host, flags);
-	const {tlsMinVersion: minVersion, tlsCipherSuites: cipherSuites, targetRuntimeClass: runtimeClass, extendedResource} = config;
+	const {
+		tlsMinVersion: minVersion,
+		tlsCipherSuites: cipherSuites,
+		targetRuntimeClass: runtimeClass,
+		extendedResource,
+	} = config;
 	const tls = secureContextOptions({...(minVersion && {minVersion}), ...(cipherSuites && {cipherSuites})});
 	const log = await createLogger({level: config.logLevel, format: config.logFormat, destination: logTo});
 	onLogger(log);
 	log.info({version}, 'starting');
-	const clientCa = config.webhookClientCaFile === undefined ? undefined : await readClientCa(config.webhookClientCaFile);
+	const clientCa =
+		config.webhookClientCaFile === undefined ? undefined : await readClientCa(config.webhookClientCaFile);
 	await using running = await startWebhook({
 		port: config.webhookPort,
 		probePort: config.webhookProbePort,
 		tlsDirectory: config.webhookCertDir,
 		tls,
 		...(clientCa === undefined ? {} : {clientCa}),
-		policy: {runtimeClass, extendedResource, excludedNamespaces: config.excludedNamespaces, overhead: {cpu: config.overheadCpu, memory: config.overheadMemory}},
+		policy: {
+			runtimeClass,
+			extendedResource,
+			excludedNamespaces: config.excludedNamespaces,
+			overhead: {cpu: config.overheadCpu, memory: config.overheadMemory},
+		},
 		drainDelayMs: config.webhookDrainDelayMs,
 		log,
 	});
@@ -38,7 +52,10 @@ export async function webhook({env, flags, host, version, logTo, onLogger}: Comm
 	return exitCode.ok;
 }
 
-/** @throws AdaptorError 'failed-precondition' for a file that is no certificate: otherwise nobody, or anybody, could call */
+/**
+ * @throws AdaptorError 'failed-precondition' for a file that is no certificate: otherwise nobody, or anybody, could
+ * call
+ */
 async function readClientCa(path: string): Promise<string> {
 	try {
 		const pem = await readFile(path, 'utf8');
@@ -46,8 +63,11 @@ async function readClientCa(path: string): Promise<string> {
 		return pem;
 	} catch (cause) {
 		throw new AdaptorError({
-			code: 'failed-precondition', what: 'Could not read the authorities of client certificates', where: {path},
-			remedy: 'WEBHOOK_CLIENT_CA_FILE names a PEM file with at least one certificate.', cause,
+			code: 'failed-precondition',
+			what: 'Could not read the authorities of client certificates',
+			where: {path},
+			remedy: 'WEBHOOK_CLIENT_CA_FILE names a PEM file with at least one certificate.',
+			cause,
 		});
 	}
 }

@@ -1,6 +1,7 @@
 /**
- * What the process was told, checked once: environment and flags in, a frozen `Config` out, or one error with every problem in it.
- * Pure: what only the running machine knows (host name, service account) is an argument. Opens no file that a setting names.
+ * What the process was told, checked once: environment and flags in, a frozen `Config` out, or one error with every
+ * problem in it. Pure: what only the running machine knows (host name, service account) is an argument. Opens no file
+ * that a setting names.
  */
 import {AdaptorError} from '../core/errors.ts';
 import type {Secret} from '../core/log.ts';
@@ -8,7 +9,11 @@ import {checkTlsOptions} from '../relay/tls-options.ts';
 import type {ValueType} from './setting-types.ts';
 import {inertSettings, settings, type Setting, type SettingsTable} from './settings.ts';
 
-type ValueOf<S> = S extends {readonly type: ValueType<infer T>} ? S extends {readonly default: string} | {readonly defaultIs: string} ? T : T | undefined : never;
+type ValueOf<S> = S extends {readonly type: ValueType<infer T>}
+	? S extends {readonly default: string} | {readonly defaultIs: string}
+		? T
+		: T | undefined
+	: never;
 /** One value a setting, typed by the table; `undefined` only where the table has no default. */
 export type ValuesOf<Table extends SettingsTable> = {readonly [Name in keyof Table]: ValueOf<Table[Name]>};
 type Values = ValuesOf<typeof settings>;
@@ -61,7 +66,10 @@ export class ConfigError extends AdaptorError {
 		super({
 			code: 'invalid-argument',
 			what: `The configuration has ${problems.length === 1 ? 'a problem' : `${problems.length} problems`}`,
-			remedy: ['"cloud-api-adaptor help" explains every setting. To correct:', ...problems.map(({name, text}) => `  ${name} ${text}`)].join('\n'),
+			remedy: [
+				'"cloud-api-adaptor help" explains every setting. To correct:',
+				...problems.map(({name, text}) => `  ${name} ${text}`),
+			].join('\n'),
 		});
 		this.problems = problems;
 	}
@@ -83,12 +91,16 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 	const {values, problems} = readTable(settings, env, host, flags);
 	const {caCertFile, certFile, certKeyFile, ...parsed} = values;
 	// A limit that nobody set gives way to the size that somebody did.
-	const minMemoryMib = isGiven(settings.minMemoryMib) ? parsed.minMemoryMib : Math.min(parsed.minMemoryMib ?? Infinity, parsed.memoryMib ?? Infinity);
+	const minMemoryMib = isGiven(settings.minMemoryMib)
+		? parsed.minMemoryMib
+		: Math.min(parsed.minMemoryMib ?? Infinity, parsed.memoryMib ?? Infinity);
 	// Either name asks for confidential VMs; only to turn them off as well is a contradiction.
 	const disableCvm = isGiven(settings.disableCvm) || parsed.launchSecurity === undefined ? parsed.disableCvm : false;
 	// A configured size is never more than its limit by default.
 	const maxVcpus = isGiven(settings.maxVcpus) ? parsed.maxVcpus : Math.max(parsed.maxVcpus ?? 0, parsed.vcpus ?? 0);
-	const maxMemoryMib = isGiven(settings.maxMemoryMib) ? parsed.maxMemoryMib : Math.max(parsed.maxMemoryMib ?? 0, parsed.memoryMib ?? 0);
+	const maxMemoryMib = isGiven(settings.maxMemoryMib)
+		? parsed.maxMemoryMib
+		: Math.max(parsed.maxMemoryMib ?? 0, parsed.memoryMib ?? 0);
 	const sized = {...parsed, minMemoryMib, maxVcpus, maxMemoryMib, disableCvm};
 	problems.push(...contradictions(sized, isGiven));
 	if (problems.length > 0) {
@@ -96,10 +108,16 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 	}
 
 	const probePort = sized.probePort ?? (host.serviceAccountToken === undefined ? undefined : defaultProbePort);
-	const customCa = caCertFile !== undefined && certFile !== undefined && certKeyFile !== undefined
-		? Object.freeze({caFile: caCertFile, certFile, keyFile: certKeyFile})
-		: undefined;
-	return Object.freeze({...sized as Omit<Values, CustomCaName>, probePort, customCa, warnings: Object.freeze(warningsAbout(env, flags, parsed))});
+	const customCa =
+		caCertFile !== undefined && certFile !== undefined && certKeyFile !== undefined
+			? Object.freeze({caFile: caCertFile, certFile, keyFile: certKeyFile})
+			: undefined;
+	return Object.freeze({
+		...(sized as Omit<Values, CustomCaName>),
+		probePort,
+		customCa,
+		warnings: Object.freeze(warningsAbout(env, flags, parsed)),
+	});
 }
 
 /**
@@ -107,7 +125,12 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
  * @param flags by the flag's name without dash
  * @throws ConfigError with every problem
  */
-export function loadSettings<Table extends SettingsTable>(table: Table, env: Texts, host: Host, flags: Texts = {}): ValuesOf<Table> {
+export function loadSettings<Table extends SettingsTable>(
+	table: Table,
+	env: Texts,
+	host: Host,
+	flags: Texts = {},
+): ValuesOf<Table> {
 	const {values, problems} = readTable(table, env, host, flags);
 	if (problems.length > 0) {
 		throw new ConfigError(problems);
@@ -117,8 +140,16 @@ export function loadSettings<Table extends SettingsTable>(table: Table, env: Tex
 	return Object.freeze(values as ValuesOf<Table>);
 }
 
-/** An empty value counts as not set (manifests pass empty ones), and white space around a value is dropped (secrets end in a newline). */
-function readTable<Table extends SettingsTable>(table: Table, env: Texts, host: Host, flags: Texts): {readonly values: ParsedOf<Table>; readonly problems: ConfigProblem[]} {
+/**
+ * An empty value counts as not set (manifests pass empty ones), and white space around a value is dropped (secrets end
+ * in a newline).
+ */
+function readTable<Table extends SettingsTable>(
+	table: Table,
+	env: Texts,
+	host: Host,
+	flags: Texts,
+): {readonly values: ParsedOf<Table>; readonly problems: ConfigProblem[]} {
 	const hostDefaults: Texts = {
 		NODE_NAME: host.hostname,
 		CLUSTER_ID: host.serviceAccountToken === undefined ? undefined : serviceAccountUid(host.serviceAccountToken),
@@ -126,7 +157,10 @@ function readTable<Table extends SettingsTable>(table: Table, env: Texts, host: 
 	const problems: ConfigProblem[] = [];
 	const values: Record<string, unknown> = {};
 	for (const [key, setting] of Object.entries<Setting>(table)) {
-		const {name, text} = given(setting, env, flags) ?? {name: setting.env, text: setting.default ?? hostDefaults[setting.env]?.trim()};
+		const {name, text} = given(setting, env, flags) ?? {
+			name: setting.env,
+			text: setting.default ?? hostDefaults[setting.env]?.trim(),
+		};
 		const ofAlias = setting.alias === undefined ? undefined : env[setting.alias]?.trim();
 		if (ofAlias && name === setting.env && ofAlias !== text) {
 			problems.push({name, text: `contradicts ${String(setting.alias)}, another name of it; set one of them`});
@@ -139,13 +173,16 @@ function readTable<Table extends SettingsTable>(table: Table, env: Texts, host: 
 		}
 	}
 
-	// Each value is of its setting's type by construction; undefined is one with a problem, or one that the table lets be absent.
+	// Each value is of its setting's type by construction; undefined is one with a problem, or one that the table lets
+	// be absent.
 	return {values: values as ParsedOf<Table>, problems};
 }
 
 function read(setting: Setting, text: string | undefined): {value?: unknown; problem?: string} {
 	if (text === undefined || text === '') {
-		return setting.defaultIs === undefined ? {} : {problem: `is not set and has no default here; expected ${setting.type.expected}`};
+		return setting.defaultIs === undefined
+			? {}
+			: {problem: `is not set and has no default here; expected ${setting.type.expected}`};
 	}
 
 	let value: unknown;
@@ -184,14 +221,21 @@ interface Given {
 }
 
 /** Trimmed, unless the type is verbatim; what is blank is not given at all. */
-function given({env: variable, alias, flag, type}: Pick<Setting, 'env' | 'alias' | 'flag'> & {readonly type?: ValueType<unknown>}, env: Texts, flags: Texts): Given | undefined {
-	const textOf = (raw: string | undefined): string => (type?.isVerbatim === true && raw?.trim() ? raw : raw?.trim() ?? '');
+function given(
+	{env: variable, alias, flag, type}: Pick<Setting, 'env' | 'alias' | 'flag'> & {readonly type?: ValueType<unknown>},
+	env: Texts,
+	flags: Texts,
+): Given | undefined {
+	const textOf = (raw: string | undefined): string =>
+		type?.isVerbatim === true && raw?.trim() ? raw : (raw?.trim() ?? '');
 	const ofFlag = flag === undefined ? '' : textOf(flags[flag]);
 	if (ofFlag !== '') {
 		return {name: `-${String(flag)}`, text: ofFlag};
 	}
 
-	return [variable, ...(alias === undefined ? [] : [alias])].map(name => ({name, text: textOf(env[name])})).find(({text}) => text !== '');
+	return [variable, ...(alias === undefined ? [] : [alias])]
+		.map(name => ({name, text: textOf(env[name])}))
+		.find(({text}) => text !== '');
 }
 
 /** Settings that are right one by one and wrong together. */
@@ -200,14 +244,20 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 	const customCa = [settings.caCertFile, settings.certFile, settings.certKeyFile];
 	if (customCa.some(isGiven)) {
 		for (const setting of customCa.filter(each => !isGiven(each))) {
-			problems.push({name: setting.env, text: `is not set; expected all of CACERT_FILE, CERT_FILE and CERT_KEY or none; for example ${setting.env}=${setting.example}`});
+			problems.push({
+				name: setting.env,
+				text: `is not set; expected all of CACERT_FILE, CERT_FILE and CERT_KEY or none; for example ${setting.env}=${setting.example}`,
+			});
 		}
 	}
 
 	const ordered = (low: SizeName, high: SizeName): void => {
 		const [least, most] = [values[low], values[high]];
 		if (least !== undefined && most !== undefined && least > most) {
-			problems.push({name: settings[low].env, text: `is ${least}, more than ${settings[high].env}, which is ${most}`});
+			problems.push({
+				name: settings[low].env,
+				text: `is ${least}, more than ${settings[high].env}, which is ${most}`,
+			});
 		}
 	};
 	ordered('minVcpus', 'vcpus');
@@ -216,11 +266,16 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 	ordered('memoryMib', 'maxMemoryMib');
 
 	if (values.launchSecurity !== undefined && values.disableCvm === true) {
-		problems.push({name: 'LIBVIRT_LAUNCH_SECURITY', text: `is "${values.launchSecurity}", but DISABLECVM is true and turns it off; expected DISABLECVM=false with it, or no DISABLECVM`});
+		problems.push({
+			name: 'LIBVIRT_LAUNCH_SECURITY',
+			text: `is "${values.launchSecurity}", but DISABLECVM is true and turns it off; expected DISABLECVM=false with it, or no DISABLECVM`,
+		});
 	}
 
 	const {tlsMinVersion: minVersion, tlsCipherSuites: cipherSuites} = values;
-	const complaint = complaintOf(() => checkTlsOptions({...(minVersion && {minVersion}), ...(cipherSuites && {cipherSuites})}));
+	const complaint = complaintOf(() =>
+		checkTlsOptions({...(minVersion && {minVersion}), ...(cipherSuites && {cipherSuites})}),
+	);
 	if (complaint !== undefined) {
 		problems.push({name: 'TLS_CIPHER_SUITES', text: `is refused: ${complaint}`});
 	}
@@ -246,14 +301,17 @@ function shown(text: string): string {
 }
 
 /**
- * The UID of the service account in its token's claims, unverified: it only has to differ between clusters, and the API server made it at random.
- * Better than the CA bundle, which is rotated, and than the API server's address, which is the same in most clusters.
- * Source: Kubernetes, "Managing Service Accounts" (bound tokens; legacy tokens have a flat claim).
+ * The UID of the service account in its token's claims, unverified: it only has to differ between clusters, and the API
+ * server made it at random. Better than the CA bundle, which is rotated, and than the API server's address, which is
+ * the same in most clusters. Source: Kubernetes, "Managing Service Accounts" (bound tokens; legacy tokens have a flat
+ * claim).
  */
 export function serviceAccountUid(token: Secret<string>): string | undefined {
 	try {
 		const claims: unknown = JSON.parse(Buffer.from(token.reveal().split('.')[1] ?? '', 'base64url').toString());
-		const uid = member(member(member(claims, 'kubernetes.io'), 'serviceaccount'), 'uid') ?? member(claims, 'kubernetes.io/serviceaccount/service-account.uid');
+		const uid =
+			member(member(member(claims, 'kubernetes.io'), 'serviceaccount'), 'uid') ??
+			member(claims, 'kubernetes.io/serviceaccount/service-account.uid');
 		return typeof uid === 'string' ? uid : undefined;
 	} catch {
 		return undefined; // Not JSON, so no token of Kubernetes'.
@@ -261,5 +319,7 @@ export function serviceAccountUid(token: Secret<string>): string | undefined {
 }
 
 function member(value: unknown, name: string): unknown {
-	return typeof value === 'object' && value !== null && Object.hasOwn(value, name) ? (value as Record<string, unknown>)[name] : undefined;
+	return typeof value === 'object' && value !== null && Object.hasOwn(value, name)
+		? (value as Record<string, unknown>)[name]
+		: undefined;
 }

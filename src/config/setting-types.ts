@@ -1,6 +1,6 @@
 /**
- * How a setting's text becomes a value. A type says in words what it takes, so that messages and documentation agree with the parser.
- * Knows no setting, no environment and no file: a path is checked for its form, not for what is there.
+ * How a setting's text becomes a value. A type says in words what it takes, so that messages and documentation agree
+ * with the parser. Knows no setting, no environment and no file: a path is checked for its form, not for what is there.
  */
 import {isIPv4} from 'node:net';
 import {highestCpu, parseCpuset} from '../libvirt/cpuset.ts';
@@ -61,19 +61,33 @@ export function textLike(expected: string, pattern: RegExp): ValueType<string> {
 export const identifier = textLike('letters, digits and . _ - (at most 253)', /^[A-Za-z0-9._\-]{1,253}$/v);
 
 /** A name of most of Kubernetes' objects (Kubernetes, "Object Names and IDs", DNS subdomain names). */
-export const objectName = textLike('lower-case letters, digits, - and . (at most 253)', /^[a-z\d](?:[a-z\d.\-]{0,251}[a-z\d])?$/v);
+export const objectName = textLike(
+	'lower-case letters, digits, - and . (at most 253)',
+	/^[a-z\d](?:[a-z\d.\-]{0,251}[a-z\d])?$/v,
+);
 
 /** A resource outside kubernetes.io (Kubernetes, "Extended resources"). */
-export const resourceName = textLike('a domain and a name, as in example.com/device', /^(?=[^\/]{1,253}\/)[a-z\d](?:[a-z\d.\-]*[a-z\d])?\/[A-Za-z\d](?:[A-Za-z\d._\-]{0,61}[A-Za-z\d])?$/v);
+export const resourceName = textLike(
+	'a domain and a name, as in example.com/device',
+	/^(?=[^\/]{1,253}\/)[a-z\d](?:[a-z\d.\-]*[a-z\d])?\/[A-Za-z\d](?:[A-Za-z\d._\-]{0,61}[A-Za-z\d])?$/v,
+);
 
-/** libvirt refuses `/` and control characters in the names of its objects; a name that is a path would leave the pool. */
+/**
+ * libvirt refuses `/` and control characters in the names of its objects; a name that is a path would leave the pool.
+ */
 export const libvirtName = textLike('a name without "/" and control characters', /^(?!\.{1,2}$)[^\/\p{Cc}]{1,255}$/v);
 
-/** For names of libvirt's objects; `*` and `?` are in them already. A comma, which a volume's name may hold, is written as `?`. */
+/**
+ * For names of libvirt's objects; `*` and `?` are in them already. A comma, which a volume's name may hold, is written
+ * as `?`.
+ */
 export const glob = textLike('a name or pattern without "/" and control characters', /^[^\/\p{Cc}]{1,255}$/v);
 
 /** Linux: at most 15 bytes (IFNAMSIZ), no `/`, no white space, not `.` or `..`. */
-export const interfaceName = textLike('the name of a network interface (at most 15 characters)', /^(?!\.{1,2}$)[!-.0-~]{1,15}$/v);
+export const interfaceName = textLike(
+	'the name of a network interface (at most 15 characters)',
+	/^(?!\.{1,2}$)[!-.0-~]{1,15}$/v,
+);
 
 /** @param maxBytes what fits where the path is used; the file system's own limit (PATH_MAX) when not given */
 export function absolutePath(maxBytes = 4095): ValueType<string> {
@@ -106,10 +120,12 @@ export const ipv4Prefix: ValueType<string> = {
 	},
 };
 
-// Parsed by those who will use them, who also say best what is wrong; the libvirt client repeats no password in doing so.
+// Parsed by those who will use them, who also say best what is wrong; the libvirt client repeats no password in doing
+// so.
 
 export const libvirtUri: ValueType<LibvirtUri> = {
-	expected: 'a libvirt URI without a password: qemu+ssh://[user@]host[:port]/system, qemu:///system or test:///default',
+	expected:
+		'a libvirt URI without a password: qemu+ssh://[user@]host[:port]/system, qemu:///system or test:///default',
 	parse: parseLibvirtUri,
 };
 
@@ -132,7 +148,7 @@ export const cipherSuites: ValueType<readonly string[]> = {
 
 /** In nano-units. */
 export const quantity: ValueType<bigint> = {
-	expected: 'a quantity of Kubernetes\', not negative, such as 500m or 256Mi',
+	expected: "a quantity of Kubernetes', not negative, such as 500m or 256Mi",
 	parse(text) {
 		const amount = parseQuantity(text);
 		return amount !== undefined && amount >= 0n ? amount : undefined;
@@ -148,7 +164,16 @@ export const duration: ValueType<number> = {
 	},
 };
 
-const unitMs: Readonly<Record<string, number>> = {ns: 1e-6, us: 1e-3, 'µs': 1e-3, 'μs': 1e-3, ms: 1, s: 1000, m: 60_000, h: 3_600_000};
+const unitMs: Readonly<Record<string, number>> = {
+	ns: 1e-6,
+	us: 1e-3,
+	µs: 1e-3,
+	μs: 1e-3,
+	ms: 1,
+	s: 1000,
+	m: 60_000,
+	h: 3_600_000,
+};
 const maxGoDurationMs = 2 ** 63 / 1e6;
 
 /**

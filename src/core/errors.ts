@@ -20,7 +20,10 @@ export type ErrorCode =
 	| 'unimplemented'
 	| 'internal';
 
-/** Identifiers only (names, ids, addresses, numbers): these are logged and sent to peers. Never a value that could be secret. */
+/**
+ * Identifiers only (names, ids, addresses, numbers): these are logged and sent to peers. Never a value that could be
+ * secret.
+ */
 export type ErrorWhere = Readonly<Record<string, string | number | boolean>>;
 
 export interface ErrorParts {
@@ -30,7 +33,10 @@ export interface ErrorParts {
 	readonly where?: ErrorWhere;
 	/** What the operator can do, as a full sentence. */
 	readonly remedy?: string;
-	/** What machines sort it by, as the reason of a Kubernetes Event: one CamelCase word. Only of errors that an operator has to tell from others. */
+	/**
+	 * What machines sort it by, as the reason of a Kubernetes Event: one CamelCase word. Only of errors that an
+	 * operator has to tell from others.
+	 */
 	readonly reason?: string;
 	readonly cause?: unknown;
 }
@@ -53,16 +59,24 @@ export class AdaptorError extends Error {
 	}
 }
 
-/** Text of a peer or a user as it is repeated in errors and logs: 256 characters at most, so that nobody can fill either. */
+/**
+ * Text of a peer or a user as it is repeated in errors and logs: 256 characters at most, so that nobody can fill
+ * either.
+ */
 export function echoed(text: string): string {
 	return text.length <= maxEchoLength ? text : `${text.slice(0, maxEchoLength - 1).toWellFormed()}…`;
 }
 
 const maxEchoLength = 256;
 
-/** As an operator reads it: what, where in brackets, and the remedy as a sentence of its own. Places are cut: they may be what a caller sent. */
+/**
+ * As an operator reads it: what, where in brackets, and the remedy as a sentence of its own. Places are cut: they may
+ * be what a caller sent.
+ */
 export function operatorText(what: string, where: ErrorWhere, remedy?: string): string {
-	const places = Object.entries(where).map(([name, value]) => `${name} ${JSON.stringify(typeof value === 'string' ? echoed(value) : value)}`);
+	const places = Object.entries(where).map(
+		([name, value]) => `${name} ${JSON.stringify(typeof value === 'string' ? echoed(value) : value)}`,
+	);
 	return `${what}${places.length > 0 ? ` (${places.join(', ')})` : ''}${remedy === undefined ? '' : `. ${remedy}`}`;
 }
 

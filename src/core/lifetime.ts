@@ -38,9 +38,12 @@ export class Scope implements Disposable {
 			return this;
 		}
 
-		const timer = setTimeout(() => {
-			this.abort(new DeadlineError(awaited, timeoutMs));
-		}, Math.min(timeoutMs, 0x7f_ff_ff_ff));
+		const timer = setTimeout(
+			() => {
+				this.abort(new DeadlineError(awaited, timeoutMs));
+			},
+			Math.min(timeoutMs, 0x7f_ff_ff_ff),
+		);
 		this.#unlink.push(() => clearTimeout(timer));
 		return this;
 	}
@@ -98,7 +101,9 @@ export async function pause(delayMs: number, signal: AbortSignal): Promise<void>
 	}
 }
 
-/** Delays that double from `firstMs` up to `maxMs`, each shortened by up to a fifth at random so that peers spread out. */
+/**
+ * Delays that double from `firstMs` up to `maxMs`, each shortened by up to a fifth at random so that peers spread out.
+ */
 export function* backOff(firstMs: number, maxMs: number): Generator<number, never> {
 	for (let delayMs = firstMs; ; delayMs = Math.min(maxMs, delayMs * 2)) {
 		yield Math.round(delayMs * (1 - Math.random() / 5));

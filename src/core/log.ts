@@ -73,7 +73,10 @@ export interface Logger {
 	child(fields: LogFields): Logger;
 }
 
-/** Of an attempt that failed and is made again: the first ones, then fewer and fewer are warnings. An outage of a night is not to fill the log. */
+/**
+ * Of an attempt that failed and is made again: the first ones, then fewer and fewer are warnings. An outage of a night
+ * is not to fill the log.
+ */
 export function levelOfAttempt(attempt: number): 'warn' | 'debug' {
 	return Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
 }
@@ -95,19 +98,34 @@ export async function createLogger({level, format, destination}: LogOptions): Pr
 	};
 	if (format === 'pretty') {
 		const {default: pretty} = await import('pino-pretty');
-		return adopt(pino(options, pretty({destination, sync: true, translateTime: 'SYS:HH:MM:ss.l', singleLine: true})));
+		return adopt(
+			pino(options, pretty({destination, sync: true, translateTime: 'SYS:HH:MM:ss.l', singleLine: true})),
+		);
 	}
 
-	return adopt(pino(options, typeof destination === 'number' ? pino.destination({dest: destination, sync: true}) : destination));
+	return adopt(
+		pino(
+			options,
+			typeof destination === 'number' ? pino.destination({dest: destination, sync: true}) : destination,
+		),
+	);
 }
 
 /** For tests and tools that want no lines. */
 export const silentLogger: Logger = adopt(pino({level: 'silent'}));
 
 function adopt(logger: PinoLogger): Logger {
-	const write = (level: Exclude<LogLevel, 'silent'>): Write => (fields, message) => logger[level](fields, message);
+	const write =
+		(level: Exclude<LogLevel, 'silent'>): Write =>
+		(fields, message) =>
+			logger[level](fields, message);
 	return {
-		trace: write('trace'), debug: write('debug'), info: write('info'), warn: write('warn'), error: write('error'), fatal: write('fatal'),
+		trace: write('trace'),
+		debug: write('debug'),
+		info: write('info'),
+		warn: write('warn'),
+		error: write('error'),
+		fatal: write('fatal'),
 		child: fields => adopt(logger.child(fields)),
 	};
 }
@@ -122,13 +140,21 @@ interface ErrorDescription {
 	readonly errors?: readonly ErrorDescription[];
 }
 
-/** Errors as fields: ours by their parts without a stack, foreign ones with it, causes nested. Nothing else of the object is printed. */
+/**
+ * Errors as fields: ours by their parts without a stack, foreign ones with it, causes nested. Nothing else of the
+ * object is printed.
+ */
 export function describeError(error: unknown): ErrorDescription {
 	if (!(error instanceof Error)) {
 		return {type: typeof error, message: String(error)};
 	}
 
-	const errors = error instanceof SuppressedError ? [error.suppressed, error.error] : error instanceof AggregateError ? error.errors : [];
+	const errors =
+		error instanceof SuppressedError
+			? [error.suppressed, error.error]
+			: error instanceof AggregateError
+				? error.errors
+				: [];
 	const code: unknown = 'code' in error ? error.code : undefined;
 	return {
 		type: error.name,
@@ -140,7 +166,10 @@ export function describeError(error: unknown): ErrorDescription {
 	};
 }
 
-/** A value that must never be printed: every way to turn it into text gives `[redacted]`; `reveal()` is easy to find in review. */
+/**
+ * A value that must never be printed: every way to turn it into text gives `[redacted]`; `reveal()` is easy to find in
+ * review.
+ */
 export class Secret<T> {
 	readonly #value: T;
 

@@ -1,7 +1,8 @@
 /**
- * A unix socket that only its owner can connect to: bound in a temporary directory 0700, made 0600, and moved into place, so that it is never
- * open to others whatever the umask, never absent while it replaces another, and removed only while it is still ours. And kept: when its path no longer leads to it, and
- * nobody else answers there, it is bound again. Knows nothing of what is said on it.
+ * A unix socket that only its owner can connect to: bound in a temporary directory 0700, made 0600, and moved into
+ * place, so that it is never open to others whatever the umask, never absent while it replaces another, and removed
+ * only while it is still ours. And kept: when its path no longer leads to it, and nobody else answers there, it is
+ * bound again. Knows nothing of what is said on it.
  */
 import {randomBytes} from 'node:crypto';
 import {chmod, link, lstat, mkdir, readdir, rename, rmdir, unlink} from 'node:fs/promises';
@@ -16,7 +17,10 @@ import type {Logger} from './log.ts';
 /** Bytes of a path in `struct sockaddr_un` without its closing NUL (unix(7)). */
 const maxPathBytes = 107;
 
-/** Every shim of a full node may connect at once, while we are busy. The kernel takes no more than net.core.somaxconn; beyond that connect(2) says EAGAIN. */
+/**
+ * Every shim of a full node may connect at once, while we are busy. The kernel takes no more than net.core.somaxconn;
+ * beyond that connect(2) says EAGAIN.
+ */
 const backlog = 512;
 
 export interface UnixListenerOptions {
@@ -54,13 +58,17 @@ export interface KeptListenerOptions extends UnixListenerOptions {
 const lookEveryMs = 4000;
 
 /**
- * Listens, and keeps listening: a socket whose file is removed, or replaced by a process that does not answer any more, is bound again. While another
- * process answers at the path, such as a daemon that took over, it is left to that one.
+ * Listens, and keeps listening: a socket whose file is removed, or replaced by a process that does not answer any more,
+ * is bound again. While another process answers at the path, such as a daemon that took over, it is left to that one.
  * @param onConnection takes the connection over
- * @returns disposing stops listening and removes the socket, unless another has taken its place; connections are not touched
+ * @returns disposing stops listening and removes the socket, unless another has taken its place; connections are not
+ * touched
  * @throws 'invalid-argument' for a path that is too long, 'failed-precondition' when it cannot be listened at
  */
-export async function listenAt(options: KeptListenerOptions, onConnection: (socket: Socket) => void): Promise<AsyncDisposable> {
+export async function listenAt(
+	options: KeptListenerOptions,
+	onConnection: (socket: Socket) => void,
+): Promise<AsyncDisposable> {
 	checkSocketPath(options);
 	const listener = new KeptListener(options, onConnection);
 	await listener.begin();
@@ -125,7 +133,10 @@ class KeptListener implements AsyncDisposable {
 				this.#failures.recovered('look');
 			} catch (error) {
 				if (!signal.aborted && this.#failures.failed('look')) {
-					log.error({path, err: error}, 'the socket cannot be reached by its path, and cannot be bound again; trying again');
+					log.error(
+						{path, err: error},
+						'the socket cannot be reached by its path, and cannot be bound again; trying again',
+					);
 				}
 			}
 		}
@@ -140,10 +151,15 @@ class KeptListener implements AsyncDisposable {
 		}
 
 		if (found !== undefined && !found.isSocket()) {
-			throw new AdaptorError({code: 'failed-precondition', what: 'There is something at the socket\'s path that is not a socket', where: {path}, remedy: 'Move it away.'});
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: "There is something at the socket's path that is not a socket",
+				where: {path},
+				remedy: 'Move it away.',
+			});
 		}
 
-		if (found !== undefined && await answers(path, signal)) {
+		if (found !== undefined && (await answers(path, signal))) {
 			if (this.#failures.failed('other')) {
 				log.info({path}, 'another process serves the socket now');
 			}
@@ -151,7 +167,7 @@ class KeptListener implements AsyncDisposable {
 			return;
 		}
 
-		if (found !== undefined && !await removeDead(path, found.ino)) {
+		if (found !== undefined && !(await removeDead(path, found.ino))) {
 			// Somebody has just bound it: the next look tells whether that one answers.
 			return;
 		}
@@ -169,7 +185,16 @@ class KeptListener implements AsyncDisposable {
 			return;
 		}
 
-		log.warn({path, reason: found === undefined ? 'its file was removed' : 'the process that had replaced it does not answer any more'}, 'socket bound again');
+		log.warn(
+			{
+				path,
+				reason:
+					found === undefined
+						? 'its file was removed'
+						: 'the process that had replaced it does not answer any more',
+			},
+			'socket bound again',
+		);
 		this.#options.onBoundAgain?.();
 	}
 
@@ -181,7 +206,8 @@ class KeptListener implements AsyncDisposable {
 		const temporary = unfinishedIn(directory);
 		try {
 			await mkdir(dirname(path), {recursive: true, mode: 0o700});
-			// Between bind(2) and chmod(2) the umask alone decides who may connect: nobody else gets as far as the socket meanwhile.
+			// Between bind(2) and chmod(2) the umask alone decides who may connect: nobody else gets as far as the
+			// socket meanwhile.
 			await mkdir(directory, {mode: 0o700});
 			await bind(server, temporary);
 			await chmod(temporary, 0o600);
@@ -193,7 +219,13 @@ class KeptListener implements AsyncDisposable {
 			server.close();
 			await unlink(temporary).catch(() => undefined);
 			await rmdir(directory).catch(() => undefined);
-			throw new AdaptorError({code: 'failed-precondition', what: 'Could not listen on a unix socket', where: {path}, remedy: `Check its directory, or choose another ${setting}.`, cause: error});
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: 'Could not listen on a unix socket',
+				where: {path},
+				remedy: `Check its directory, or choose another ${setting}.`,
+				cause: error,
+			});
 		}
 	}
 }
@@ -204,7 +236,13 @@ export async function answers(path: string, signal: AbortSignal): Promise<boolea
 	const {promise, resolve, reject} = Promise.withResolvers<boolean>();
 	socket.once('connect', () => resolve(true));
 	// A full backlog is a process that is busy.
-	socket.once('error', (error: NodeJS.ErrnoException) => error.code === 'EAGAIN' ? resolve(true) : ['ECONNREFUSED', 'ENOENT'].includes(error.code ?? '') ? resolve(false) : reject(error));
+	socket.once('error', (error: NodeJS.ErrnoException) =>
+		error.code === 'EAGAIN'
+			? resolve(true)
+			: ['ECONNREFUSED', 'ENOENT'].includes(error.code ?? '')
+				? resolve(false)
+				: reject(error),
+	);
 	try {
 		return await abortable(promise, signal);
 	} finally {
@@ -267,7 +305,7 @@ function unfinishedIn(temporaryDirectory: string): string {
 
 /** Removes what a process has left in the directory that died before it could move its socket into place. */
 export async function discardUnfinished(directory: string): Promise<void> {
-	const entries = await readdir(directory, {withFileTypes: true}).catch(ignoreMissing) ?? [];
+	const entries = (await readdir(directory, {withFileTypes: true}).catch(ignoreMissing)) ?? [];
 	for (const entry of entries.filter(({name}) => /^\.[\da-f]{8}$/.test(name))) {
 		const path = join(directory, entry.name);
 		if (entry.isSocket()) {

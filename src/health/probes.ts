@@ -1,7 +1,7 @@
 /**
- * What kubelet asks by HTTP: `/startup` (as upstream's) and `/healthz`. The daemon's go through hypervisor.sock itself, as a shim does: 200 when it is
- * answered there, 503 with the reason otherwise. During an update that is the other daemon, and right: the node is served. Says nothing of the KVM host: a
- * restart of the daemon mends no host.
+ * What kubelet asks by HTTP: `/startup` (as upstream's) and `/healthz`. The daemon's go through hypervisor.sock itself,
+ * as a shim does: 200 when it is answered there, 503 with the reason otherwise. During an update that is the other
+ * daemon, and right: the node is served. Says nothing of the KVM host: a restart of the daemon mends no host.
  */
 import {createServer, type RequestListener, type Server, type ServerResponse} from 'node:http';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -24,8 +24,8 @@ export interface ProbeOptions {
 const paths = ['/startup', '/healthz'];
 
 /**
- * Resolves at once. A port that is taken is tried again in the background: during a rolling update it is the other daemon's, on a node's own network
- * perhaps a stranger's, and neither is worth a pod.
+ * Resolves at once. A port that is taken is tried again in the background: during a rolling update it is the other
+ * daemon's, on a node's own network perhaps a stranger's, and neither is worth a pod.
  */
 export function serveProbes(options: ProbeOptions): AsyncDisposable {
 	const ending = new AbortController();
@@ -45,12 +45,23 @@ export function serveProbes(options: ProbeOptions): AsyncDisposable {
 }
 
 /** Undefined when the signal aborts before. Never throws. */
-async function keepListening({port, host = '127.0.0.1', log, retryMs = [500, 30_000], assertHealthy}: ProbeOptions, signal: AbortSignal): Promise<Server | undefined> {
+async function keepListening(
+	{port, host = '127.0.0.1', log, retryMs = [500, 30_000], assertHealthy}: ProbeOptions,
+	signal: AbortSignal,
+): Promise<Server | undefined> {
 	try {
-		const server = await retry(async () => listen({port, host}, answer(assertHealthy, log, signal)), {
-			backOff: retryMs,
-			onFailure: (error, {attempt, retryInMs}) => log[attempt === 1 ? 'warn' : 'debug']({port, retryInMs, err: error}, 'the port of the probes is taken; trying again (PROBE_PORT)'),
-		}, signal);
+		const server = await retry(
+			async () => listen({port, host}, answer(assertHealthy, log, signal)),
+			{
+				backOff: retryMs,
+				onFailure: (error, {attempt, retryInMs}) =>
+					log[attempt === 1 ? 'warn' : 'debug'](
+						{port, retryInMs, err: error},
+						'the port of the probes is taken; trying again (PROBE_PORT)',
+					),
+			},
+			signal,
+		);
 		log.debug({port}, 'probes are served');
 		return server;
 	} catch {
@@ -75,16 +86,19 @@ function answer(assertHealthy: ProbeOptions['assertHealthy'], log: Logger, signa
 			return;
 		}
 
-		assertHealthy(signal).then(() => {
-			failures.recovered();
-			reply(response, 200, 'ok\n');
-		}, (error: unknown) => {
-			if (!signal.aborted && failures.failed()) {
-				log.error({err: error}, 'kubelet is told that this process is not healthy');
-			}
+		assertHealthy(signal).then(
+			() => {
+				failures.recovered();
+				reply(response, 200, 'ok\n');
+			},
+			(error: unknown) => {
+				if (!signal.aborted && failures.failed()) {
+					log.error({err: error}, 'kubelet is told that this process is not healthy');
+				}
 
-			reply(response, 503, `${toError(error).message}\n`);
-		});
+				reply(response, 503, `${toError(error).message}\n`);
+			},
+		);
 	};
 }
 

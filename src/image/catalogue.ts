@@ -3,7 +3,16 @@ import {AdaptorError} from '../core/errors.ts';
 import {imageStem, readImageVersion} from '../sandbox/image-version.ts';
 import {completenessOf, type Completeness} from './incomplete.ts';
 import {checkName, currentVersion, describeUse, giveName, isStandIn, podDisk} from './name.ts';
-import {deleteVolume, isInUse, openPool, readHoldings, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
+import {
+	deleteVolume,
+	isInUse,
+	openPool,
+	readHoldings,
+	type Holdings,
+	type LibvirtStorage,
+	type Use,
+	type Volume,
+} from './volumes.ts';
 
 export interface CatalogueOptions {
 	readonly session: LibvirtStorage;
@@ -28,30 +37,46 @@ export interface Image {
 }
 
 /** Newest first. Images are whole: overlays are disks of somebody's, or names. */
-export async function listImages({session, pool: poolName, name, now}: CatalogueOptions, signal: AbortSignal): Promise<readonly Image[]> {
+export async function listImages(
+	{session, pool: poolName, name, now}: CatalogueOptions,
+	signal: AbortSignal,
+): Promise<readonly Image[]> {
 	const {pool} = await openPool(session, poolName, signal);
 	const holdings = await readHoldings(session, pool, signal);
 	const current = currentVersion(name, holdings.volumes);
-	const images = holdings.volumes.filter(volume => volume === current || (volume.backingPath === undefined && !podDisk.test(volume.name))).map(async volume => ({
-		volume: volume.name,
-		format: volume.format,
-		size: volume.allocation,
-		virtualSize: volume.capacity,
-		madeAt: readImageVersion(volume.name)?.madeAt ?? volume.modifiedAt,
-		completeness: await completenessOf(session, poolName, volume, now, signal),
-		isCurrent: volume === current,
-		use: holdings.useOf(volume),
-	}));
-	return (await Promise.all(images)).sort((a, b) => (b.madeAt?.getTime() ?? 0) - (a.madeAt?.getTime() ?? 0) || a.volume.localeCompare(b.volume));
+	const images = holdings.volumes
+		.filter(volume => volume === current || (volume.backingPath === undefined && !podDisk.test(volume.name)))
+		.map(async volume => ({
+			volume: volume.name,
+			format: volume.format,
+			size: volume.allocation,
+			virtualSize: volume.capacity,
+			madeAt: readImageVersion(volume.name)?.madeAt ?? volume.modifiedAt,
+			completeness: await completenessOf(session, poolName, volume, now, signal),
+			isCurrent: volume === current,
+			use: holdings.useOf(volume),
+		}));
+	return (await Promise.all(images)).sort(
+		(a, b) => (b.madeAt?.getTime() ?? 0) - (a.madeAt?.getTime() ?? 0) || a.volume.localeCompare(b.volume),
+	);
 }
 
 /** Makes the configured name stand for a version that is there: the way back from a bad image. */
-export async function useImage({session, pool: poolName, name, now}: CatalogueOptions, volumeName: string, signal: AbortSignal): Promise<void> {
+export async function useImage(
+	{session, pool: poolName, name, now}: CatalogueOptions,
+	volumeName: string,
+	signal: AbortSignal,
+): Promise<void> {
 	const {pool} = await openPool(session, poolName, signal);
 	const holdings = await readHoldings(session, pool, signal);
 	const volume = find(holdings, poolName, volumeName);
-	if (await completenessOf(session, poolName, volume, now, signal) !== 'complete') {
-		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the image: it is not complete', where: {pool: poolName, volume: volumeName}, remedy: 'Wait for its push, or push it again.'});
+	if ((await completenessOf(session, poolName, volume, now, signal)) !== 'complete') {
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not use the image: it is not complete',
+			where: {pool: poolName, volume: volumeName},
+			remedy: 'Wait for its push, or push it again.',
+		});
 	}
 
 	checkName(name, holdings);
@@ -62,7 +87,12 @@ export async function useImage({session, pool: poolName, name, now}: CatalogueOp
  * @param force also what the configured name stands for, and the name itself; what VMs stand on never goes
  * @returns names of the volumes that are gone
  */
-export async function removeImage({session, pool: poolName, name, now}: CatalogueOptions, volumeName: string, force: boolean, signal: AbortSignal): Promise<readonly string[]> {
+export async function removeImage(
+	{session, pool: poolName, name, now}: CatalogueOptions,
+	volumeName: string,
+	force: boolean,
+	signal: AbortSignal,
+): Promise<readonly string[]> {
 	const {pool} = await openPool(session, poolName, signal);
 	const holdings = await readHoldings(session, pool, signal);
 	const volume = find(holdings, poolName, volumeName);
@@ -72,20 +102,37 @@ export async function removeImage({session, pool: poolName, name, now}: Catalogu
 
 	const use = holdings.useOf(volume);
 	if (isInUse(use)) {
-		throw refusal(poolName, volumeName, `it is in use by ${describeUse(use)}`, 'Nothing removes it while they are there; "cloud-api-adaptor image prune" does afterwards.');
+		throw refusal(
+			poolName,
+			volumeName,
+			`it is in use by ${describeUse(use)}`,
+			'Nothing removes it while they are there; "cloud-api-adaptor image prune" does afterwards.',
+		);
 	}
 
-	if (await completenessOf(session, poolName, volume, now, signal) === 'under way' && !force) {
-		throw refusal(poolName, volumeName, 'a push is under way', 'Wait for it; if it is known to be dead, pass -force.');
+	if ((await completenessOf(session, poolName, volume, now, signal)) === 'under way' && !force) {
+		throw refusal(
+			poolName,
+			volumeName,
+			'a push is under way',
+			'Wait for it; if it is known to be dead, pass -force.',
+		);
 	}
 
 	const isConfigured = volumeName === name || volume === currentVersion(name, holdings.volumes);
 	if (isConfigured && !force) {
-		throw refusal(poolName, volumeName, `pods get it that name no other image: LIBVIRT_VOL_NAME is ${name}`, 'Choose another with "cloud-api-adaptor image use", or pass -force.');
+		throw refusal(
+			poolName,
+			volumeName,
+			`pods get it that name no other image: LIBVIRT_VOL_NAME is ${name}`,
+			'Choose another with "cloud-api-adaptor image use", or pass -force.',
+		);
 	}
 
 	// Names that would lead nowhere go first.
-	const names = holdings.volumes.filter(each => isStandIn(each) && each.backingPath === volume.path).map(each => each.name);
+	const names = holdings.volumes
+		.filter(each => isStandIn(each) && each.backingPath === volume.path)
+		.map(each => each.name);
 	const removed: string[] = [];
 	for (const each of [...names, volumeName]) {
 		if (await deleteVolume(session, poolName, each, signal)) {
@@ -102,7 +149,11 @@ export async function removeImage({session, pool: poolName, name, now}: Catalogu
  * @param keep how many of the newest stay, besides the current one and those in use; at least 1
  * @returns names of the volumes that are gone
  */
-export async function pruneImages({session, pool: poolName, name, now}: CatalogueOptions, keep: number, signal: AbortSignal): Promise<readonly string[]> {
+export async function pruneImages(
+	{session, pool: poolName, name, now}: CatalogueOptions,
+	keep: number,
+	signal: AbortSignal,
+): Promise<readonly string[]> {
 	const {pool} = await openPool(session, poolName, signal);
 	const holdings = await readHoldings(session, pool, signal);
 	const removed: string[] = [];
@@ -116,8 +167,13 @@ export async function pruneImages({session, pool: poolName, name, now}: Catalogu
 
 		// Looked at anew: each removal takes its time.
 		const present = await readHoldings(session, pool, signal);
-		const isNamed = present.volumes.some(each => isStandIn(each) && each.backingPath === volume.path) || volume.name === name;
-		if (!isNamed && !isInUse(present.useOf(volume)) && await deleteVolume(session, poolName, volume.name, signal)) {
+		const isNamed =
+			present.volumes.some(each => isStandIn(each) && each.backingPath === volume.path) || volume.name === name;
+		if (
+			!isNamed &&
+			!isInUse(present.useOf(volume)) &&
+			(await deleteVolume(session, poolName, volume.name, signal))
+		) {
 			removed.push(volume.name);
 		}
 	}
@@ -134,12 +190,22 @@ function versionsOf({volumes}: Holdings, stem: string): readonly Volume[] {
 function find({volumes}: Holdings, pool: string, name: string): Volume {
 	const volume = volumes.find(each => each.name === name);
 	if (volume === undefined) {
-		throw new AdaptorError({code: 'not-found', what: 'There is no such image in the pool', where: {pool, volume: name}, remedy: 'See "cloud-api-adaptor image list".'});
+		throw new AdaptorError({
+			code: 'not-found',
+			what: 'There is no such image in the pool',
+			where: {pool, volume: name},
+			remedy: 'See "cloud-api-adaptor image list".',
+		});
 	}
 
 	return volume;
 }
 
 function refusal(pool: string, volume: string, why: string, remedy: string): AdaptorError {
-	return new AdaptorError({code: 'failed-precondition', what: `Could not remove the image: ${why}`, where: {pool, volume}, remedy});
+	return new AdaptorError({
+		code: 'failed-precondition',
+		what: `Could not remove the image: ${why}`,
+		where: {pool, volume},
+		remedy,
+	});
 }

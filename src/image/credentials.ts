@@ -1,6 +1,6 @@
 /**
- * Who we are to a registry, from a file in the format that container tools share (containers-auth.json(5), Docker's config.json, Kubernetes'
- * dockerconfigjson). Credential helpers are programs and are not run.
+ * Who we are to a registry, from a file in the format that container tools share (containers-auth.json(5), Docker's
+ * config.json, Kubernetes' dockerconfigjson). Credential helpers are programs and are not run.
  */
 import {readFile} from 'node:fs/promises';
 import {AdaptorError} from '../core/errors.ts';
@@ -21,7 +21,11 @@ type Entries = ReadonlyMap<string, Credentials>;
  * @param usual files that may be there
  * @throws AdaptorError 'failed-precondition' for a file that cannot be read or understood
  */
-export async function findCredentials(reference: ImageReference, named: string | undefined, usual: readonly string[]): Promise<Credentials | undefined> {
+export async function findCredentials(
+	reference: ImageReference,
+	named: string | undefined,
+	usual: readonly string[],
+): Promise<Credentials | undefined> {
 	for (const path of named === undefined ? usual : [named]) {
 		const text = await readIfThere(path, named !== undefined);
 		if (text !== undefined) {
@@ -39,7 +43,12 @@ async function readIfThere(path: string, mustExist: boolean): Promise<string | u
 	try {
 		return await readFile(path, 'utf8');
 	} catch (error) {
-		if (!mustExist && error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR', 'EACCES', 'EISDIR'].includes(String(error.code))) {
+		if (
+			!mustExist &&
+			error instanceof Error &&
+			'code' in error &&
+			['ENOENT', 'ENOTDIR', 'EACCES', 'EISDIR'].includes(String(error.code))
+		) {
 			return undefined;
 		}
 
@@ -70,7 +79,9 @@ export function parse(text: string, path: string): Entries {
 }
 
 function credentialsOf(entry: unknown): Credentials | undefined {
-	const [token, auth, user, password] = ['identitytoken', 'auth', 'username', 'password'].map(name => member(entry, name));
+	const [token, auth, user, password] = ['identitytoken', 'auth', 'username', 'password'].map(name =>
+		member(entry, name),
+	);
 	if (typeof token === 'string' && token !== '') {
 		return {identityToken: new Secret(token)};
 	}
@@ -78,10 +89,14 @@ function credentialsOf(entry: unknown): Credentials | undefined {
 	if (typeof auth === 'string' && auth !== '') {
 		const decoded = Buffer.from(auth, 'base64').toString();
 		const colon = decoded.indexOf(':');
-		return colon === -1 ? undefined : {user: decoded.slice(0, colon), password: new Secret(decoded.slice(colon + 1).replace(/\0+$/v, ''))};
+		return colon === -1
+			? undefined
+			: {user: decoded.slice(0, colon), password: new Secret(decoded.slice(colon + 1).replace(/\0+$/v, ''))};
 	}
 
-	return typeof user === 'string' && typeof password === 'string' ? {user, password: new Secret(password)} : undefined;
+	return typeof user === 'string' && typeof password === 'string'
+		? {user, password: new Secret(password)}
+		: undefined;
 }
 
 /** Docker writes URLs, among them `https://index.docker.io/v1/`; others write hosts, or hosts with repositories. */

@@ -1,6 +1,6 @@
 /**
- * HTTP as a registry needs it: redirects to wherever blobs are stored, without telling that place who we are; proxies; a limit on silence.
- * Knows no registry. Node's own client: `fetch` would follow redirects by its own rules.
+ * HTTP as a registry needs it: redirects to wherever blobs are stored, without telling that place who we are; proxies;
+ * a limit on silence. Knows no registry. Node's own client: `fetch` would follow redirects by its own rules.
  */
 import {Agent as HttpAgent, request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders} from 'node:http';
 import {Agent as HttpsAgent, request as httpsRequest} from 'node:https';
@@ -44,8 +44,22 @@ export class HttpError extends AdaptorError {
 	override readonly name = 'HttpError';
 	readonly isFinal: boolean;
 
-	constructor(what: string, url: URL, {isFinal = false, remedy, cause}: {readonly isFinal?: boolean; readonly remedy?: string; readonly cause?: unknown}) {
-		super({code: isFinal ? 'failed-precondition' : 'unavailable', what, where: {host: url.host}, ...(remedy === undefined ? {} : {remedy}), ...(cause === undefined ? {} : {cause})});
+	constructor(
+		what: string,
+		url: URL,
+		{
+			isFinal = false,
+			remedy,
+			cause,
+		}: {readonly isFinal?: boolean; readonly remedy?: string; readonly cause?: unknown},
+	) {
+		super({
+			code: isFinal ? 'failed-precondition' : 'unavailable',
+			what,
+			where: {host: url.host},
+			...(remedy === undefined ? {} : {remedy}),
+			...(cause === undefined ? {} : {cause}),
+		});
 		this.isFinal = isFinal;
 	}
 }
@@ -53,7 +67,12 @@ export class HttpError extends AdaptorError {
 const redirectsAtMost = 5;
 const redirectStatuses = new Set([301, 302, 303, 307, 308]);
 /** Failures of a handshake with a server that has no TLS. */
-const noTlsCodes = new Set(['ERR_SSL_WRONG_VERSION_NUMBER', 'ERR_SSL_PACKET_LENGTH_TOO_LONG', 'ERR_SSL_HTTP_REQUEST', 'EPROTO']);
+const noTlsCodes = new Set([
+	'ERR_SSL_WRONG_VERSION_NUMBER',
+	'ERR_SSL_PACKET_LENGTH_TOO_LONG',
+	'ERR_SSL_HTTP_REQUEST',
+	'EPROTO',
+]);
 /** Node's codes for certificates that cannot be trusted. */
 const certificateCode = /^(?:CERT_|ERR_TLS_CERT|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|HOSTNAME_MISMATCH|ERR_SSL_)/v;
 
@@ -73,7 +92,12 @@ export class HttpClient implements Disposable {
 		this.#options = options;
 		const agents = (proxyEnv: HttpOptions['proxyEnv']): Agents => ({
 			plain: new HttpAgent({keepAlive: true, proxyEnv: {...proxyEnv}}),
-			tls: new HttpsAgent({keepAlive: true, proxyEnv: {...proxyEnv}, minVersion: 'TLSv1.2', ...(options.ca === undefined ? {} : {ca: [...getCACertificates('default'), ...options.ca]})}),
+			tls: new HttpsAgent({
+				keepAlive: true,
+				proxyEnv: {...proxyEnv},
+				minVersion: 'TLSv1.2',
+				...(options.ca === undefined ? {} : {ca: [...getCACertificates('default'), ...options.ca]}),
+			}),
 		});
 		this.#agents = agents(proxiesOf(options.proxyEnv));
 		this.#direct = agents({});
@@ -98,23 +122,36 @@ export class HttpClient implements Disposable {
 		let {url, headers = {}} = request;
 		for (let redirects = 0; ; redirects++) {
 			if (url.protocol !== 'https:' && !(url.protocol === 'http:' && this.allowsPlain(url))) {
-				throw new HttpError(`Could not fetch over ${url.protocol.slice(0, -1)}: only https is allowed`, url, {isFinal: true, remedy: 'Name the host in -plain-http if its traffic need not be protected.'});
+				throw new HttpError(`Could not fetch over ${url.protocol.slice(0, -1)}: only https is allowed`, url, {
+					isFinal: true,
+					remedy: 'Name the host in -plain-http if its traffic need not be protected.',
+				});
 			}
 
 			const response = await this.#exchange({...request, url, headers}, signal);
 			const {location} = response.headers;
-			if (!redirectStatuses.has(response.statusCode ?? 0) || location === undefined || (request.method ?? 'GET') !== 'GET') {
+			if (
+				!redirectStatuses.has(response.statusCode ?? 0) ||
+				location === undefined ||
+				(request.method ?? 'GET') !== 'GET'
+			) {
 				return this.#answer(response, url);
 			}
 
 			response.destroy();
 			const next = URL.parse(location, url.href);
 			if (next === null || redirects === redirectsAtMost) {
-				throw new HttpError(next === null ? 'A redirect leads nowhere' : `More than ${redirectsAtMost} redirects`, url, {isFinal: true});
+				throw new HttpError(
+					next === null ? 'A redirect leads nowhere' : `More than ${redirectsAtMost} redirects`,
+					url,
+					{isFinal: true},
+				);
 			}
 
 			if (next.origin !== url.origin) {
-				headers = Object.fromEntries(Object.entries(headers).filter(([name]) => name.toLowerCase() !== 'authorization'));
+				headers = Object.fromEntries(
+					Object.entries(headers).filter(([name]) => name.toLowerCase() !== 'authorization'),
+				);
 			}
 
 			url = next;
@@ -126,7 +163,11 @@ export class HttpClient implements Disposable {
 		const {promise, resolve, reject} = Promise.withResolvers<IncomingMessage>();
 		using scope = new Scope(signal).deadline(this.#options.silenceMs, `an answer of ${url.host}`);
 		const agents = isLoopback(url.hostname) ? this.#direct : this.#agents;
-		const options = {method, headers: {'user-agent': 'cloud-api-adaptor', ...headers}, agent: isTls ? agents.tls : agents.plain};
+		const options = {
+			method,
+			headers: {'user-agent': 'cloud-api-adaptor', ...headers},
+			agent: isTls ? agents.tls : agents.plain,
+		};
 		const outgoing = isTls ? httpsRequest(url, options, resolve) : httpRequest(url, options, resolve);
 		outgoing.on('error', reject);
 		outgoing.end(body);
@@ -145,7 +186,7 @@ export class HttpClient implements Disposable {
 			status: response.statusCode ?? 0,
 			headers: response.headers,
 			url,
-			async* body(signal) {
+			async *body(signal) {
 				const chunks = response[Symbol.asyncIterator]() as AsyncIterator<Buffer>;
 				try {
 					for (;;) {
@@ -159,7 +200,11 @@ export class HttpClient implements Disposable {
 					}
 				} catch (error) {
 					signal.throwIfAborted();
-					throw new HttpError(`The connection broke in the middle of an answer: ${toError(error).message}`, url, {cause: error});
+					throw new HttpError(
+						`The connection broke in the middle of an answer: ${toError(error).message}`,
+						url,
+						{cause: error},
+					);
 				} finally {
 					response.destroy();
 				}
@@ -186,28 +231,47 @@ export async function readAll(answer: Answer, maxBytes: number, signal: AbortSig
 
 /** Whether the exchange failed because the other side speaks no TLS. */
 export function isWithoutTls(error: unknown): boolean {
-	return error instanceof HttpError && error.cause instanceof Error && 'code' in error.cause && noTlsCodes.has(String(error.cause.code));
+	return (
+		error instanceof HttpError &&
+		error.cause instanceof Error &&
+		'code' in error.cause &&
+		noTlsCodes.has(String(error.cause.code))
+	);
 }
 
 export function isLoopback(hostname: string): boolean {
 	return hostname === 'localhost' || hostname === '[::1]' || (isIPv4(hostname) && hostname.startsWith('127.'));
 }
 
-/** As curl reads them: without a scheme it is http. Node would pass over such a one, and repeat one that it cannot read, password and all. */
+/**
+ * As curl reads them: without a scheme it is http. Node would pass over such a one, and repeat one that it cannot read,
+ * password and all.
+ */
 function proxiesOf(env: HttpOptions['proxyEnv']): Record<string, string> {
-	return Object.fromEntries(Object.entries(env).flatMap(([name, value = '']) => {
-		if (value === '' || name.toUpperCase() === 'NO_PROXY') {
-			return [[name, value]];
-		}
+	return Object.fromEntries(
+		Object.entries(env).flatMap(([name, value = '']) => {
+			if (value === '' || name.toUpperCase() === 'NO_PROXY') {
+				return [[name, value]];
+			}
 
-		const text = value.includes('://') ? value : `http://${value}`;
-		const url = URL.parse(text);
-		if (url === null || !['http:', 'https:'].includes(url.protocol) || !isEncoded(url.username) || !isEncoded(url.password)) {
-			throw new AdaptorError({code: 'invalid-argument', what: `${name} is not the URL of an HTTP proxy`, remedy: 'Write http://[USER:PASSWORD@]HOST:PORT, what is special in user and password as %XX.'});
-		}
+			const text = value.includes('://') ? value : `http://${value}`;
+			const url = URL.parse(text);
+			if (
+				url === null ||
+				!['http:', 'https:'].includes(url.protocol) ||
+				!isEncoded(url.username) ||
+				!isEncoded(url.password)
+			) {
+				throw new AdaptorError({
+					code: 'invalid-argument',
+					what: `${name} is not the URL of an HTTP proxy`,
+					remedy: 'Write http://[USER:PASSWORD@]HOST:PORT, what is special in user and password as %XX.',
+				});
+			}
 
-		return [[name, text]];
-	}));
+			return [[name, text]];
+		}),
+	);
 }
 
 function isEncoded(text: string): boolean {
@@ -217,12 +281,27 @@ function isEncoded(text: string): boolean {
 function exchangeError(error: Error, url: URL): HttpError {
 	const code = 'code' in error ? String(error.code) : '';
 	if (certificateCode.test(code) && !noTlsCodes.has(code)) {
-		return new HttpError(`The server's certificate is not trusted: ${error.message}`, url, {isFinal: true, remedy: 'Name a file with its certificate authority in -registry-ca.', cause: error});
+		return new HttpError(`The server's certificate is not trusted: ${error.message}`, url, {
+			isFinal: true,
+			remedy: 'Name a file with its certificate authority in -registry-ca.',
+			cause: error,
+		});
 	}
 
 	if (code === 'ENOTFOUND') {
-		return new HttpError('There is no such host', url, {isFinal: true, remedy: 'Check the reference; behind a proxy, set HTTPS_PROXY.', cause: error});
+		return new HttpError('There is no such host', url, {
+			isFinal: true,
+			remedy: 'Check the reference; behind a proxy, set HTTPS_PROXY.',
+			cause: error,
+		});
 	}
 
-	return new HttpError(error instanceof DeadlineError ? error.what : `Could not reach the server: ${error.message}`, url, {remedy: 'Check the host and port of the reference, and firewalls on the way; behind a proxy, set HTTPS_PROXY.', cause: error});
+	return new HttpError(
+		error instanceof DeadlineError ? error.what : `Could not reach the server: ${error.message}`,
+		url,
+		{
+			remedy: 'Check the host and port of the reference, and firewalls on the way; behind a proxy, set HTTPS_PROXY.',
+			cause: error,
+		},
+	);
 }

@@ -4,13 +4,22 @@ import {readImageVersion} from '../sandbox/image-version.ts';
 import {isGone, noteBytes, readNote} from './pusher.ts';
 import {deleteVolume, isInUse, volumeOf, type Holdings, type LibvirtStorage, type Volume} from './volumes.ts';
 
-/** How long a version that is begun elsewhere may lie untouched before its push is taken for dead. While it is written, its time changes. */
+/**
+ * How long a version that is begun elsewhere may lie untouched before its push is taken for dead. While it is written,
+ * its time changes.
+ */
 export const abandonedAfterMs = 3_600_000;
 
 export type Completeness = 'complete' | 'under way' | 'abandoned';
 
 /** @param now by a clock that agrees with the host's to a fraction of `abandonedAfterMs` */
-export async function completenessOf(session: LibvirtStorage, pool: string, volume: Volume, now: Date, signal: AbortSignal): Promise<Completeness> {
+export async function completenessOf(
+	session: LibvirtStorage,
+	pool: string,
+	volume: Volume,
+	now: Date,
+	signal: AbortSignal,
+): Promise<Completeness> {
 	// One that is begun is raw until its very end, and only we name volumes like this.
 	if (readImageVersion(volume.name) === undefined || volume.format !== 'raw') {
 		return 'complete';
@@ -21,17 +30,27 @@ export async function completenessOf(session: LibvirtStorage, pool: string, volu
 		return 'complete';
 	}
 
-	const isAbandoned = (note.pusher === undefined ? undefined : await isGone(note.pusher))
-		?? now.getTime() - (volume.modifiedAt ?? now).getTime() > abandonedAfterMs;
+	const isAbandoned =
+		(note.pusher === undefined ? undefined : await isGone(note.pusher)) ??
+		now.getTime() - (volume.modifiedAt ?? now).getTime() > abandonedAfterMs;
 	return isAbandoned ? 'abandoned' : 'under way';
 }
 
 /** Removes abandoned versions of the image. @returns their names */
-export async function removeAbandoned(session: LibvirtStorage, pool: StoragePool, holdings: Holdings, stem: string, now: Date, signal: AbortSignal): Promise<readonly string[]> {
+export async function removeAbandoned(
+	session: LibvirtStorage,
+	pool: StoragePool,
+	holdings: Holdings,
+	stem: string,
+	now: Date,
+	signal: AbortSignal,
+): Promise<readonly string[]> {
 	const removed: string[] = [];
 	for (const volume of holdings.volumes.filter(({name}) => readImageVersion(name)?.stem === stem)) {
-		const isRemovable = await completenessOf(session, pool.name, volume, now, signal) === 'abandoned' && !isInUse(holdings.useOf(volume));
-		if (isRemovable && await deleteVolume(session, pool.name, volume.name, signal)) {
+		const isRemovable =
+			(await completenessOf(session, pool.name, volume, now, signal)) === 'abandoned' &&
+			!isInUse(holdings.useOf(volume));
+		if (isRemovable && (await deleteVolume(session, pool.name, volume.name, signal))) {
 			removed.push(volume.name);
 		}
 	}

@@ -1,6 +1,6 @@
 /**
- * One file out of the layers of a container image, as the file system that they make would show it, without making it: layers are read from the
- * uppermost down, each once, as a stream. Nothing is ever written by a name of an archive.
+ * One file out of the layers of a container image, as the file system that they make would show it, without making it:
+ * layers are read from the uppermost down, each once, as a stream. Nothing is ever written by a name of an archive.
  * Source: OCI image-spec, layer.md ("Whiteouts", "Opaque Whiteout").
  */
 import {createGunzip, createZstdDecompress} from 'node:zlib';
@@ -26,7 +26,10 @@ const whiteout = '.wh.';
 const opaqueWhiteout = '.wh..wh..opq';
 const gzipMagic = Buffer.from([0x1f, 0x8b]);
 const zstdMagic = Buffer.from([0x28, 0xb5, 0x2f, 0xfd]);
-/** Of frames that hold no data, as they begin layers that pzstd has made; its last four bits are anything (RFC 8878, section 3.1.2). */
+/**
+ * Of frames that hold no data, as they begin layers that pzstd has made; its last four bits are anything (RFC 8878,
+ * section 3.1.2).
+ */
 const zstdSkippable = 0x18_4d_2a_50;
 
 /**
@@ -35,7 +38,11 @@ const zstdSkippable = 0x18_4d_2a_50;
  * @param path without leading slash
  * @throws AdaptorError 'not-found'; 'failed-precondition' when the path leads through a link
  */
-export async function findInLayers(layers: readonly OpenLayer[], path: string, limit = maxLayerBytes): Promise<FoundFile & AsyncDisposable> {
+export async function findInLayers(
+	layers: readonly OpenLayer[],
+	path: string,
+	limit = maxLayerBytes,
+): Promise<FoundFile & AsyncDisposable> {
 	for (const open of layers.toReversed()) {
 		const layer = new LayerReader(open(), path, limit);
 		let isHanded = false;
@@ -43,7 +50,11 @@ export async function findInLayers(layers: readonly OpenLayer[], path: string, l
 			const size = await layer.find();
 			if (size !== undefined) {
 				isHanded = true;
-				return {size: BigInt(size), chunks: () => layer.read(), [Symbol.asyncDispose]: async () => layer.close()};
+				return {
+					size: BigInt(size),
+					chunks: () => layer.read(),
+					[Symbol.asyncDispose]: async () => layer.close(),
+				};
 			}
 
 			if (layer.hidesWhatIsBelow) {
@@ -98,7 +109,7 @@ class LayerReader {
 	}
 
 	/** The file's data, then the rest of the layer. */
-	async* read(): AsyncGenerator<Buffer, void, undefined> {
+	async *read(): AsyncGenerator<Buffer, void, undefined> {
 		for (;;) {
 			yield* this.#data.splice(0);
 			if (this.#ended) {
@@ -121,7 +132,7 @@ class LayerReader {
 		});
 		if (next.done === true) {
 			// An unpacker stops where the archive does; the proof of the blob comes at its very end.
-			while (await this.#blob.next() !== undefined) {
+			while ((await this.#blob.next()) !== undefined) {
 				// Read for its digest only.
 			}
 
@@ -167,7 +178,10 @@ class LayerReader {
 					code: 'failed-precondition',
 					what: `Could not take the pod VM image out of the container image: ${type === 'link' ? 'its path is, or leads through, a link' : 'it is archived as a sparse file'}`,
 					where: {path: `/${path}`, entry: `/${entry}`},
-					remedy: type === 'link' ? 'Name the path of the file itself.' : 'Build the container image with a tool that archives the file whole.',
+					remedy:
+						type === 'link'
+							? 'Name the path of the file itself.'
+							: 'Build the container image with a tool that archives the file whole.',
 				});
 			}
 
@@ -179,7 +193,9 @@ class LayerReader {
 	}
 }
 
-/** Unpacks what its first bytes say it is; media types are often wrong. Leaves the blob open, perhaps before its end. */
+/**
+ * Unpacks what its first bytes say it is; media types are often wrong. Leaves the blob open, perhaps before its end.
+ */
 async function* unpacked(blob: Blob): AsyncGenerator<Buffer, void, undefined> {
 	let rest: Buffer = Buffer.alloc(0);
 	while (rest.length < zstdMagic.length) {
@@ -196,7 +212,9 @@ async function* unpacked(blob: Blob): AsyncGenerator<Buffer, void, undefined> {
 		return;
 	}
 
-	const isZstd = rest.subarray(0, zstdMagic.length).equals(zstdMagic) || (rest.length >= zstdMagic.length && (rest.readUInt32LE(0) & 0xff_ff_ff_f0) === zstdSkippable);
+	const isZstd =
+		rest.subarray(0, zstdMagic.length).equals(zstdMagic) ||
+		(rest.length >= zstdMagic.length && (rest.readUInt32LE(0) & 0xff_ff_ff_f0) === zstdSkippable);
 	if (!isZstd) {
 		for (let next: Buffer | undefined = rest; next !== undefined; next = await blob.next()) {
 			yield next;
@@ -205,7 +223,8 @@ async function* unpacked(blob: Blob): AsyncGenerator<Buffer, void, undefined> {
 		return;
 	}
 
-	// Whatever makes or fetches layers in parallel (pzstd, zstd:chunked) writes many frames; Node's unpacker ends with the first that ends within a chunk.
+	// Whatever makes or fetches layers in parallel (pzstd, zstd:chunked) writes many frames; Node's unpacker ends with
+	// the first that ends within a chunk.
 	while (rest.length > 0) {
 		rest = yield* unpackedBy(createZstdDecompress(), rest, blob);
 	}
@@ -249,8 +268,8 @@ async function* unpackedBy(unpacker: Unpacker, head: Buffer, blob: Blob): AsyncG
 }
 
 /**
- * A blob's chunks; undefined at the end. What is wrong with it is told to everyone who asks from then on: the one who was told first may be an
- * unpacker that had found its end already and does not listen any more.
+ * A blob's chunks; undefined at the end. What is wrong with it is told to everyone who asks from then on: the one who
+ * was told first may be an unpacker that had found its end already and does not listen any more.
  */
 class Blob {
 	readonly #chunks: AsyncGenerator<Buffer, void, undefined>;
@@ -281,7 +300,10 @@ class Blob {
 
 /** As the path is written: without `./`, slashes at the ends, empty parts. A name that goes upwards is no path here. */
 function normalName(name: string): string {
-	return name.split('/').filter(part => part !== '' && part !== '.').join('/');
+	return name
+		.split('/')
+		.filter(part => part !== '' && part !== '.')
+		.join('/');
 }
 
 function split(name: string): readonly [directory: string, base: string] {

@@ -8,8 +8,10 @@ import {digestPattern} from './reference.ts';
 
 /** All that can be read here. */
 export const manifestTypes = [
-	'application/vnd.oci.image.index.v1+json', 'application/vnd.docker.distribution.manifest.list.v2+json',
-	'application/vnd.oci.image.manifest.v1+json', 'application/vnd.docker.distribution.manifest.v2+json',
+	'application/vnd.oci.image.index.v1+json',
+	'application/vnd.docker.distribution.manifest.list.v2+json',
+	'application/vnd.oci.image.manifest.v1+json',
+	'application/vnd.docker.distribution.manifest.v2+json',
 ] as const;
 const maxLayers = 1000;
 
@@ -47,22 +49,36 @@ export function layersOf(manifest: unknown, where: Where): readonly Descriptor[]
 
 function descriptorOf(value: unknown, where: Where): Descriptor {
 	const [digest, size] = [member(value, 'digest'), member(value, 'size')];
-	if (typeof digest !== 'string' || !digestPattern.test(digest) || typeof size !== 'number' || !Number.isSafeInteger(size) || size < 0) {
+	if (
+		typeof digest !== 'string' ||
+		!digestPattern.test(digest) ||
+		typeof size !== 'number' ||
+		!Number.isSafeInteger(size) ||
+		size < 0
+	) {
 		throw damaged('the manifest names a blob without a proper digest and size', where);
 	}
 
 	return {digest, size};
 }
 
-/** The digest of the manifest for the platform; the only one's, whatever it is for: images that only carry a file are often built anywhere. */
+/**
+ * The digest of the manifest for the platform; the only one's, whatever it is for: images that only carry a file are
+ * often built anywhere.
+ */
 export function chooseOf(list: readonly unknown[], {os, architecture}: Platform, where: Where): string {
 	const candidates = list.map(entry => {
 		const words = ['os', 'architecture'].map(name => member(member(entry, 'platform'), name));
-		return {digest: descriptorOf(entry, where).digest, name: words.map(word => typeof word === 'string' ? word : 'unknown').join('/')};
+		return {
+			digest: descriptorOf(entry, where).digest,
+			name: words.map(word => (typeof word === 'string' ? word : 'unknown')).join('/'),
+		};
 	});
 	// Attestations are listed as being for nothing known.
 	const real = candidates.filter(({name}) => name !== 'unknown/unknown');
-	const chosen = candidates.find(({name}) => name === `${os}/${architecture}`) ?? (real.length === 1 ? real[0] : candidates.length === 1 ? candidates[0] : undefined);
+	const chosen =
+		candidates.find(({name}) => name === `${os}/${architecture}`) ??
+		(real.length === 1 ? real[0] : candidates.length === 1 ? candidates[0] : undefined);
 	if (chosen === undefined) {
 		throw new AdaptorError({
 			code: 'not-found',
@@ -84,5 +100,10 @@ export function parseJson(bytes: Buffer, what: string, where: Where): unknown {
 }
 
 export function damaged(why: string, where: Where): AdaptorError {
-	return new AdaptorError({code: 'data-loss', what: `Could not read the image: ${why}`, where, remedy: 'Push the image to the registry again, or fetch it from another one.'});
+	return new AdaptorError({
+		code: 'data-loss',
+		what: `Could not read the image: ${why}`,
+		where,
+		remedy: 'Push the image to the registry again, or fetch it from another one.',
+	});
 }

@@ -1,6 +1,7 @@
 /**
- * What the configured name is on the host: a thin volume that reads through to one version of the image (docs/adr/0019). libvirt cannot rename
- * volumes; this one is small enough to be written anew in one piece, and nothing stands on it, because who needs the image takes the version.
+ * What the configured name is on the host: a thin volume that reads through to one version of the image
+ * (docs/adr/0019). libvirt cannot rename volumes; this one is small enough to be written anew in one piece, and nothing
+ * stands on it, because who needs the image takes the version.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {pause, Scope} from '../core/lifetime.ts';
@@ -9,7 +10,17 @@ import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
 import {imageStem, readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
 import {thinQcow2} from './qcow2.ts';
-import {change, isInUse, readVolume, refresh, volumeOf, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
+import {
+	change,
+	isInUse,
+	readVolume,
+	refresh,
+	volumeOf,
+	type Holdings,
+	type LibvirtStorage,
+	type Use,
+	type Volume,
+} from './volumes.ts';
 import {volumeXml} from './volume-xml.ts';
 
 /** Disks of pod VMs, of whichever cluster, and of the existing adaptor's: nobody's base image. */
@@ -18,7 +29,10 @@ export const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
 const visibleTimeoutMs = 30_000;
 const lookAgainMs = 50;
 
-/** The version that the name stands for; the volume itself when it is an image of its own; undefined when there is none of this name. */
+/**
+ * The version that the name stands for; the volume itself when it is an image of its own; undefined when there is none
+ * of this name.
+ */
 export function currentVersion(name: string, volumes: readonly Volume[]): Volume | undefined {
 	const named = volumes.find(volume => volume.name === name);
 	return named !== undefined && isStandIn(named) ? volumes.find(({path}) => path === named.backingPath) : named;
@@ -36,30 +50,56 @@ export function isStandIn({path, backingPath}: Volume): boolean {
 export function checkName(name: string, {volumes, useOf}: Holdings): void {
 	const volume = volumes.find(each => each.name === name);
 	if (readImageVersion(name) !== undefined) {
-		throw taken(name, 'it is the name of one version', `Set LIBVIRT_VOL_NAME to ${imageStem(name)}.qcow2, or pass -no-switch and set it to the new version's name.`);
+		throw taken(
+			name,
+			'it is the name of one version',
+			`Set LIBVIRT_VOL_NAME to ${imageStem(name)}.qcow2, or pass -no-switch and set it to the new version's name.`,
+		);
 	}
 
 	if (podDisk.test(name)) {
-		throw taken(name, 'it is the name of a pod VM\'s disk, from which no pod may start', 'Set LIBVIRT_VOL_NAME to another.');
+		throw taken(
+			name,
+			"it is the name of a pod VM's disk, from which no pod may start",
+			'Set LIBVIRT_VOL_NAME to another.',
+		);
 	}
 
 	if (volume !== undefined && !isStandIn(volume)) {
 		const use = useOf(volume);
-		throw taken(name, `it is an image of its own${isInUse(use) ? ` that is in use by ${describeUse(use)}` : ''}, which is never overwritten`, isInUse(use)
-			? 'Set LIBVIRT_VOL_NAME to a new name, or pass -no-switch and set it to the new version\'s name.'
-			: `Remove it with "cloud-api-adaptor image rm ${name} -force" first, set LIBVIRT_VOL_NAME to a new name, or pass -no-switch.`);
+		throw taken(
+			name,
+			`it is an image of its own${isInUse(use) ? ` that is in use by ${describeUse(use)}` : ''}, which is never overwritten`,
+			isInUse(use)
+				? "Set LIBVIRT_VOL_NAME to a new name, or pass -no-switch and set it to the new version's name."
+				: `Remove it with "cloud-api-adaptor image rm ${name} -force" first, set LIBVIRT_VOL_NAME to a new name, or pass -no-switch.`,
+		);
 	}
 
 	// Others than this program may have made overlays on the name itself.
 	if (volume !== undefined && isInUse(useOf(volume))) {
-		throw taken(name, `${describeUse(useOf(volume))} read through it`, 'Wait for them to end, or pass -no-switch and set LIBVIRT_VOL_NAME to the new version\'s name.');
+		throw taken(
+			name,
+			`${describeUse(useOf(volume))} read through it`,
+			"Wait for them to end, or pass -no-switch and set LIBVIRT_VOL_NAME to the new version's name.",
+		);
 	}
 }
 
 /** Makes the name stand for the version, whatever it stood for. At every moment it stands for one of the two. */
-export async function giveName(session: LibvirtStorage, pool: StoragePool, name: string, version: Volume, signal: AbortSignal): Promise<void> {
+export async function giveName(
+	session: LibvirtStorage,
+	pool: StoragePool,
+	name: string,
+	version: Volume,
+	signal: AbortSignal,
+): Promise<void> {
 	if (version.format !== 'qcow2' && version.format !== 'raw') {
-		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the volume as a pod VM image: it is neither qcow2 nor raw', where: {volume: version.name, format: version.format}});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not use the volume as a pod VM image: it is neither qcow2 nor raw',
+			where: {volume: version.name, format: version.format},
+		});
 	}
 
 	if (!standsForVersion(`${version.path.slice(0, version.path.lastIndexOf('/'))}/${name}`, version.path)) {
@@ -73,7 +113,12 @@ export async function giveName(session: LibvirtStorage, pool: StoragePool, name:
 
 	const backing = {path: version.path, format: version.format} as const;
 	try {
-		await change(session, procedures.storageVolCreateXml, {pool, xml: volumeXml(name, 'qcow2', version.capacity, backing), flags: 0}, signal);
+		await change(
+			session,
+			procedures.storageVolCreateXml,
+			{pool, xml: volumeXml(name, 'qcow2', version.capacity, backing), flags: 0},
+			signal,
+		);
 	} catch (error) {
 		if (!isLibvirtError(error, libvirtCode.storageVolExist)) {
 			throw error;
@@ -84,14 +129,28 @@ export async function giveName(session: LibvirtStorage, pool: StoragePool, name:
 	}
 
 	// libvirt makes volumes of whole KiB.
-	await untilSeen(session, pool, name, ({backingPath, capacity}) => backingPath === version.path && capacity >= version.capacity && capacity < version.capacity + 1024n, signal);
+	await untilSeen(
+		session,
+		pool,
+		name,
+		({backingPath, capacity}) =>
+			backingPath === version.path && capacity >= version.capacity && capacity < version.capacity + 1024n,
+		signal,
+	);
 }
 
 /**
- * Waits until libvirt sees in the volume what was written to it. It looks again by itself after an upload, unless it is busy with the pool then.
+ * Waits until libvirt sees in the volume what was written to it. It looks again by itself after an upload, unless it is
+ * busy with the pool then.
  * @throws AdaptorError 'data-loss' when it does not
  */
-export async function untilSeen(session: LibvirtStorage, pool: StoragePool, name: string, isRight: (volume: Volume) => boolean, signal: AbortSignal): Promise<Volume> {
+export async function untilSeen(
+	session: LibvirtStorage,
+	pool: StoragePool,
+	name: string,
+	isRight: (volume: Volume) => boolean,
+	signal: AbortSignal,
+): Promise<Volume> {
 	using patience = new Scope().deadline(visibleTimeoutMs, 'libvirt to see the volume as it was written');
 	using scope = new Scope(signal, patience.signal);
 	for (let look = 1; ; look++) {
@@ -103,8 +162,15 @@ export async function untilSeen(session: LibvirtStorage, pool: StoragePool, name
 		if (volume === undefined || patience.signal.aborted) {
 			throw new AdaptorError({
 				code: 'data-loss',
-				what: volume === undefined ? 'The volume has vanished while it was written' : 'libvirt does not see in the volume what was written to it',
-				where: {pool: pool.name, volume: name, ...(volume === undefined ? {} : {format: volume.format, capacity: String(volume.capacity)})},
+				what:
+					volume === undefined
+						? 'The volume has vanished while it was written'
+						: 'libvirt does not see in the volume what was written to it',
+				where: {
+					pool: pool.name,
+					volume: name,
+					...(volume === undefined ? {} : {format: volume.format, capacity: String(volume.capacity)}),
+				},
 				remedy: 'Look at "virsh vol-dumpxml" and at the storage of the KVM host, then push again.',
 			});
 		}
@@ -118,10 +184,16 @@ export async function untilSeen(session: LibvirtStorage, pool: StoragePool, name
 }
 
 export function describeUse({domains, volumes}: Use): string {
-	const some = (names: readonly string[]): string => names.length > 3 ? `${names.slice(0, 3).join(', ')} and ${names.length - 3} more` : names.join(', ');
+	const some = (names: readonly string[]): string =>
+		names.length > 3 ? `${names.slice(0, 3).join(', ')} and ${names.length - 3} more` : names.join(', ');
 	return domains.length > 0 ? some(domains) : some(volumes);
 }
 
 function taken(name: string, why: string, remedy: string): AdaptorError {
-	return new AdaptorError({code: 'failed-precondition', what: `Could not give the configured name to a new version of the image: ${why}`, where: {volume: name}, remedy});
+	return new AdaptorError({
+		code: 'failed-precondition',
+		what: `Could not give the configured name to a new version of the image: ${why}`,
+		where: {volume: name},
+		remedy,
+	});
 }

@@ -9,18 +9,30 @@ import {change, type LibvirtStorage} from './volumes.ts';
 const forgetTimeoutMs = 10_000;
 
 /**
- * Does what is missing only, so that it may be repeated after it was cut off: an existing pool stays as it is, apart from being started. One
- * that cannot be built is not left behind: the next attempt may name another directory.
+ * Does what is missing only, so that it may be repeated after it was cut off: an existing pool stays as it is, apart
+ * from being started. One that cannot be built is not left behind: the next attempt may name another directory.
  * @param path absolute, on the host
  * @returns what was done, in the words of an operator
  */
-export async function createPool(session: LibvirtStorage, name: string, path: string, signal: AbortSignal): Promise<readonly string[]> {
+export async function createPool(
+	session: LibvirtStorage,
+	name: string,
+	path: string,
+	signal: AbortSignal,
+): Promise<readonly string[]> {
 	const done: string[] = [];
 	await using undo = new AsyncDisposableStack();
 	let pool = await lookUp(session, name, signal);
 	const isNew = pool === undefined;
 	if (pool === undefined) {
-		const made = (await change(session, procedures.storagePoolDefineXml, {xml: directoryPoolXml(name, path), flags: 0}, signal)).pool;
+		const made = (
+			await change(
+				session,
+				procedures.storagePoolDefineXml,
+				{xml: directoryPoolXml(name, path), flags: 0},
+				signal,
+			)
+		).pool;
 		undo.defer(async () => forget(session, made));
 		pool = made;
 		done.push(`defined in ${path}`);
@@ -33,13 +45,17 @@ export async function createPool(session: LibvirtStorage, name: string, path: st
 			await change(session, procedures.storagePoolBuild, {pool, flags: 0}, signal);
 			await change(session, procedures.storagePoolCreate, {pool, flags: 0}, signal);
 		} catch (error) {
-			throw error instanceof LibvirtError ? new AdaptorError({
-				code: error.code,
-				what: `Could not ${isNew ? 'create' : 'start'} the storage pool: ${error.libvirtMessage}`,
-				where: {pool: name, ...(isNew ? {path} : {})},
-				remedy: isNew ? 'Name a directory that libvirt can make on the KVM host in LIBVIRT_DIR_NAME.' : `Look at "virsh pool-dumpxml ${name}" on the KVM host.`,
-				cause: error,
-			}) : error;
+			throw error instanceof LibvirtError
+				? new AdaptorError({
+						code: error.code,
+						what: `Could not ${isNew ? 'create' : 'start'} the storage pool: ${error.libvirtMessage}`,
+						where: {pool: name, ...(isNew ? {path} : {})},
+						remedy: isNew
+							? 'Name a directory that libvirt can make on the KVM host in LIBVIRT_DIR_NAME.'
+							: `Look at "virsh pool-dumpxml ${name}" on the KVM host.`,
+						cause: error,
+					})
+				: error;
 		}
 
 		done.push('built and started');

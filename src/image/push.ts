@@ -1,10 +1,13 @@
 /**
  * An image becomes a volume of the pool, without a copy in between:
  *
- *   look ──▶ make an empty volume ──▶ note who writes it ──▶ all but the first 64 KiB ──▶ read back ──▶ the first 64 KiB, read back ──▶ libvirt sees it
+ *   look ──▶ make an empty volume ──▶ note who writes it ──▶ all but the first 64 KiB ──▶ read back
+ *        ──▶ the first 64 KiB, read back ──▶ libvirt sees it
  *
- * What comes last makes it an image: until then it is a raw volume that says at its start that it is not complete (pusher.ts), whatever happens to
- * us, to the connection or to libvirt; a host that loses power may have kept one write and not another, since libvirt has no way to ask for that. So a version is complete as soon as it looks like one, and its name never has to change.
+ * What comes last makes it an image: until then it is a raw volume that says at its start that it is not complete
+ * (pusher.ts), whatever happens to us, to the connection or to libvirt; a host that loses power may have kept one write
+ * and not another, since libvirt has no way to ask for that. So a version is complete as soon as it looks like one, and
+ * its name never has to change.
  */
 import {createHash} from 'node:crypto';
 import {retry} from '../core/concurrency/retry.ts';
@@ -99,7 +102,14 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	}
 
 	await using undo = new AsyncDisposableStack();
-	const volume = await makeVolume(session, pool, image.size, () => imageVersionName(stem, now(), format.format), log, signal);
+	const volume = await makeVolume(
+		session,
+		pool,
+		image.size,
+		() => imageVersionName(stem, now(), format.format),
+		log,
+		signal,
+	);
 	undo.defer(async () => unwind(session, pool, volume, log));
 	const digest = await upload(options, volume, head, bytes, image.size, signal);
 	const version = await complete(session, pool, volume, head, format, signal);
@@ -118,39 +128,67 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 
 /** What was transferred is not lost, and that is said. */
 function withVersion({code, what, where, remedy = ''}: AdaptorError, volume: string): AdaptorError {
-	return new AdaptorError({code, what, where: {...where, version: volume}, remedy: `${remedy} The new version itself is complete: "cloud-api-adaptor image use ${volume}" gives it the name.`.trim()});
+	return new AdaptorError({
+		code,
+		what,
+		where: {...where, version: volume},
+		remedy: `${remedy} The new version itself is complete: "cloud-api-adaptor image use ${volume}" gives it the name.`.trim(),
+	});
 }
 
-async function makeVolume(session: LibvirtStorage, pool: StoragePool, size: bigint, newName: () => string, log: Logger, signal: AbortSignal): Promise<string> {
-	return retry(async () => {
-		const name = newName();
-		try {
-			// Raw, even for qcow2: libvirt would make a valid empty image otherwise.
-			await change(session, procedures.storageVolCreateXml, {pool, xml: volumeXml(name, 'raw', size), flags: 0}, signal);
-			return name;
-		} catch (error) {
-			if (!(error instanceof LibvirtError)) {
-				// There was no answer, but there may be a volume. Nobody else's: that would have been the answer.
-				await unwind(session, pool, name, log);
-			}
+async function makeVolume(
+	session: LibvirtStorage,
+	pool: StoragePool,
+	size: bigint,
+	newName: () => string,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<string> {
+	return retry(
+		async () => {
+			const name = newName();
+			try {
+				// Raw, even for qcow2: libvirt would make a valid empty image otherwise.
+				await change(
+					session,
+					procedures.storageVolCreateXml,
+					{pool, xml: volumeXml(name, 'raw', size), flags: 0},
+					signal,
+				);
+				return name;
+			} catch (error) {
+				if (!(error instanceof LibvirtError)) {
+					// There was no answer, but there may be a volume. Nobody else's: that would have been the answer.
+					await unwind(session, pool, name, log);
+				}
 
-			throw error;
-		}
-	}, {
-		backOff: [1000, 1000],
-		// Names differ by the second.
-		leastPauseMs: () => 1000,
-		onFailure(error, {attempt}) {
-			if (!isLibvirtError(error, libvirtCode.storageVolExist) || attempt === nameAttempts) {
 				throw error;
 			}
 		},
-	}, signal);
+		{
+			backOff: [1000, 1000],
+			// Names differ by the second.
+			leastPauseMs: () => 1000,
+			onFailure(error, {attempt}) {
+				if (!isLibvirtError(error, libvirtCode.storageVolExist) || attempt === nameAttempts) {
+					throw error;
+				}
+			},
+		},
+		signal,
+	);
 }
 
 /** Writes all but the head, and reads that back. @returns the digest of the whole image */
-async function upload({session, pool, onProgress, pusher}: PushOptions, volume: string, head: Buffer, bytes: Bytes, size: bigint, signal: AbortSignal): Promise<string> {
-	const note = writeNote(pusher ?? await thisPusher());
+async function upload(
+	{session, pool, onProgress, pusher}: PushOptions,
+	volume: string,
+	head: Buffer,
+	bytes: Bytes,
+	size: bigint,
+	signal: AbortSignal,
+): Promise<string> {
+	const note = writeNote(pusher ?? (await thisPusher()));
 	// The volume is new, so what is not written is zero.
 	const range = {offset: head.length, length: size - BigInt(head.length), isSparse: true};
 	const sent = createHash('sha256').update(head);
@@ -166,13 +204,18 @@ async function upload({session, pool, onProgress, pusher}: PushOptions, volume: 
 		onProgress({stage, done, total: size});
 	};
 
-	await session.upload(volumeOf(pool, volume), (async function* () {
-		for await (const chunk of bytes.rest()) {
-			sent.update(chunk);
-			tell('uploading', chunk);
-			yield chunk;
-		}
-	})(), range, signal);
+	await session.upload(
+		volumeOf(pool, volume),
+		(async function* () {
+			for await (const chunk of bytes.rest()) {
+				sent.update(chunk);
+				tell('uploading', chunk);
+				yield chunk;
+			}
+		})(),
+		range,
+		signal,
+	);
 
 	const found = createHash('sha256').update(head);
 	done = BigInt(head.length);
@@ -199,7 +242,14 @@ function notWhatWasWritten(pool: string, volume: string): AdaptorError {
 }
 
 /** From here on the volume is an image. */
-async function complete(session: LibvirtStorage, pool: StoragePool, volume: string, head: Buffer, {format, virtualSize}: ImageFormat, signal: AbortSignal): Promise<Volume> {
+async function complete(
+	session: LibvirtStorage,
+	pool: StoragePool,
+	volume: string,
+	head: Buffer,
+	{format, virtualSize}: ImageFormat,
+	signal: AbortSignal,
+): Promise<Volume> {
 	await session.upload(volumeOf(pool.name, volume), inOnePiece(head), {offset: 0, length: head.length}, signal);
 	const found = createHash('sha256');
 	for await (const chunk of session.download(volumeOf(pool.name, volume), {length: head.length}, signal)) {
@@ -210,25 +260,39 @@ async function complete(session: LibvirtStorage, pool: StoragePool, volume: stri
 		throw notWhatWasWritten(pool.name, volume);
 	}
 
-	return untilSeen(session, pool, volume, seen => seen.format === format && seen.capacity === virtualSize && seen.backingPath === undefined, signal);
+	return untilSeen(
+		session,
+		pool,
+		volume,
+		seen => seen.format === format && seen.capacity === virtualSize && seen.backingPath === undefined,
+		signal,
+	);
 }
 
 /** Never throws: the failure that led here is what the caller shall see. */
 async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string, log: Logger): Promise<void> {
 	using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed push');
 	try {
-		await retry(async () => deleteVolume(session, pool.name, volume, scope.signal), {
-			backOff: [unwindAgainMs, unwindAgainMs],
-			onFailure(error) {
-				// What ended the push may have been the end of every connection, which not all of them have noticed yet.
-				if (!(error instanceof LibvirtConnectionError)) {
-					throw error;
-				}
+		await retry(
+			async () => deleteVolume(session, pool.name, volume, scope.signal),
+			{
+				backOff: [unwindAgainMs, unwindAgainMs],
+				onFailure(error) {
+					// What ended the push may have been the end of every connection, which not all of them have noticed
+					// yet.
+					if (!(error instanceof LibvirtConnectionError)) {
+						throw error;
+					}
+				},
 			},
-		}, scope.signal);
+			scope.signal,
+		);
 	} catch (error) {
 		// Of all that may be logged here, what the operator is to see: something is left.
-		log.error({pool: pool.name, volume, err: error}, 'could not remove an incomplete image: the next push or prune does');
+		log.error(
+			{pool: pool.name, volume, err: error},
+			'could not remove an incomplete image: the next push or prune does',
+		);
 	}
 }
 
@@ -262,7 +326,7 @@ class Bytes {
 		return all.subarray(0, length);
 	}
 
-	async* rest(): AsyncGenerator<Buffer, void, undefined> {
+	async *rest(): AsyncGenerator<Buffer, void, undefined> {
 		if (this.#ahead.length > 0) {
 			yield this.#ahead;
 		}
@@ -274,7 +338,7 @@ class Bytes {
 
 	/** Reads to the end, where a source tells whether its bytes were the right ones. */
 	async end(): Promise<void> {
-		while (await this.#next() !== undefined) {
+		while ((await this.#next()) !== undefined) {
 			// Nothing is expected; more than was said is refused there.
 		}
 	}
@@ -283,7 +347,11 @@ class Bytes {
 		const next = await this.#chunks.next();
 		this.#received += BigInt(next.done === true ? 0 : next.value.length);
 		if (next.done === true ? this.#received !== this.#size : this.#received > this.#size) {
-			throw new AdaptorError({code: 'data-loss', what: 'Could not read the image: it has another size than it said', where: {expectedBytes: String(this.#size), receivedBytes: String(this.#received)}});
+			throw new AdaptorError({
+				code: 'data-loss',
+				what: 'Could not read the image: it has another size than it said',
+				where: {expectedBytes: String(this.#size), receivedBytes: String(this.#received)},
+			});
 		}
 
 		return next.done === true ? undefined : next.value;

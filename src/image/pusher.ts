@@ -1,6 +1,7 @@
 /**
- * Who is writing a volume: the note that stands at its start until it is complete. A volume with such a note is no image to anybody: QEMU finds
- * no qcow2 there and a machine nothing to boot. Whoever finds the note of a process that is gone may remove the volume.
+ * Who is writing a volume: the note that stands at its start until it is complete. A volume with such a note is no
+ * image to anybody: QEMU finds no qcow2 there and a machine nothing to boot. Whoever finds the note of a process that
+ * is gone may remove the volume.
  */
 import {readFile, readlink} from 'node:fs/promises';
 import {member} from './json.ts';
@@ -20,18 +21,19 @@ const title = 'cloud-api-adaptor: this pod VM image is not complete\n';
 /** This process. */
 export async function thisPusher(): Promise<Pusher> {
 	const pid = Number(await readlink('/proc/self'));
-	return {machine: await machineName(), pid, startedAt: await startOf(pid) ?? ''};
+	return {machine: await machineName(), pid, startedAt: (await startOf(pid)) ?? ''};
 }
 
 /** @returns whether the process is gone; undefined when that cannot be known here */
 export async function isGone({machine, pid, startedAt}: Pusher): Promise<boolean | undefined> {
-	if (machine !== await machineName()) {
+	if (machine !== (await machineName())) {
 		return undefined;
 	}
 
 	const found = await startOf(pid);
-	// Where other users' processes are hidden (proc(5), hidepid), the first one is too: then not to be seen means nothing.
-	return found === undefined && await startOf(1) === undefined ? undefined : found !== startedAt;
+	// Where other users' processes are hidden (proc(5), hidepid), the first one is too: then not to be seen means
+	// nothing.
+	return found === undefined && (await startOf(1)) === undefined ? undefined : found !== startedAt;
 }
 
 export function writeNote(pusher: Pusher): Buffer {
@@ -41,9 +43,12 @@ export function writeNote(pusher: Pusher): Buffer {
 }
 
 /**
- * What the first bytes of a volume say about it. One that was made and never written to is not complete either; whose it is is not known.
+ * What the first bytes of a volume say about it. One that was made and never written to is not complete either; whose
+ * it is is not known.
  */
-export function readNote(start: Buffer): {readonly isComplete: true} | {readonly isComplete: false; readonly pusher?: Pusher} {
+export function readNote(
+	start: Buffer,
+): {readonly isComplete: true} | {readonly isComplete: false; readonly pusher?: Pusher} {
 	if (start.every(byte => byte === 0)) {
 		return {isComplete: false};
 	}
@@ -55,14 +60,19 @@ export function readNote(start: Buffer): {readonly isComplete: true} | {readonly
 	try {
 		const note: unknown = JSON.parse(start.subarray(title.length, start.indexOf('\n', title.length)).toString());
 		const [machine, pid, startedAt] = ['machine', 'pid', 'startedAt'].map(name => member(note, name));
-		return typeof machine === 'string' && typeof pid === 'number' && typeof startedAt === 'string' ? {isComplete: false, pusher: {machine, pid, startedAt}} : {isComplete: false};
+		return typeof machine === 'string' && typeof pid === 'number' && typeof startedAt === 'string'
+			? {isComplete: false, pusher: {machine, pid, startedAt}}
+			: {isComplete: false};
 	} catch {
 		return {isComplete: false};
 	}
 }
 
 async function machineName(): Promise<string> {
-	const [boot, namespace] = await Promise.all([readFile('/proc/sys/kernel/random/boot_id', 'utf8'), readlink('/proc/self/ns/pid')]);
+	const [boot, namespace] = await Promise.all([
+		readFile('/proc/sys/kernel/random/boot_id', 'utf8'),
+		readlink('/proc/self/ns/pid'),
+	]);
 	return `${boot.trim()} ${namespace}`;
 }
 

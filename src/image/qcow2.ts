@@ -1,7 +1,8 @@
 /**
- * What the first bytes of an image say: qcow2 or raw, how large for the guest, whether the host may be given it; and whether it is whole. Pure.
- * An image comes from elsewhere, and QEMU opens whatever a qcow2 header names: one that names another file is refused before a byte is written.
- * Source: QEMU, docs/interop/qcow2.txt. The format is big-endian on every machine.
+ * What the first bytes of an image say: qcow2 or raw, how large for the guest, whether the host may be given it; and
+ * whether it is whole. Pure. An image comes from elsewhere, and QEMU opens whatever a qcow2 header names: one that
+ * names another file is refused before a byte is written. Source: QEMU, docs/interop/qcow2.txt. The format is
+ * big-endian on every machine.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {foreignImage} from '../sandbox/foreign-image.ts';
@@ -15,8 +16,22 @@ export interface ImageFormat {
 const magic = 0x51_46_49_fb;
 const headerLengthV2 = 72;
 const headerLengthV3 = 104;
-const offset = {version: 4, backingFileOffset: 8, backingFileSize: 16, clusterBits: 20, size: 24, cryptMethod: 32, l1Size: 36, l1TableOffset: 40, refcountTableOffset: 48, incompatibleFeatures: 72, headerLength: 100} as const;
-/** Incompatible features that do not make it another file's: dirty refcounts, a compression type, extended L2 entries. */
+const offset = {
+	version: 4,
+	backingFileOffset: 8,
+	backingFileSize: 16,
+	clusterBits: 20,
+	size: 24,
+	cryptMethod: 32,
+	l1Size: 36,
+	l1TableOffset: 40,
+	refcountTableOffset: 48,
+	incompatibleFeatures: 72,
+	headerLength: 100,
+} as const;
+/**
+ * Incompatible features that do not make it another file's: dirty refcounts, a compression type, extended L2 entries.
+ */
 const harmlessFeatures = 0b1_1001n;
 const corruptFeature = 0b10n;
 const externalDataFeature = 0b100n;
@@ -31,7 +46,8 @@ const maxVirtualSize = 1n << 46n;
 /**
  * @param head the first 64 KiB, or all of a smaller file
  * @param fileSize bytes
- * @throws AdaptorError 'invalid-argument' for what is no image, 'failed-precondition' for one that the host must not open
+ * @throws AdaptorError 'invalid-argument' for what is no image, 'failed-precondition' for one that the host must not
+ * open
  */
 export function readImageFormat(head: Buffer, fileSize: bigint): ImageFormat {
 	if (head.length >= 4 && head.readUInt32BE(0) === magic) {
@@ -40,11 +56,18 @@ export function readImageFormat(head: Buffer, fileSize: bigint): ImageFormat {
 
 	const name = foreignImage(head);
 	if (name !== undefined) {
-		throw notAnImage(`it is ${name}`, 'Unpack it, or convert it with "qemu-img convert -O qcow2", and push the result.');
+		throw notAnImage(
+			`it is ${name}`,
+			'Unpack it, or convert it with "qemu-img convert -O qcow2", and push the result.',
+		);
 	}
 
 	if (fileSize === 0n || fileSize % sector !== 0n) {
-		throw notAnImage(fileSize === 0n ? 'it is empty' : 'it is not qcow2, and a raw image is a whole number of sectors of 512 bytes');
+		throw notAnImage(
+			fileSize === 0n
+				? 'it is empty'
+				: 'it is not qcow2, and a raw image is a whole number of sectors of 512 bytes',
+		);
 	}
 
 	if (head.every(byte => byte === 0)) {
@@ -60,23 +83,39 @@ function readQcow2(head: Buffer, fileSize: bigint): bigint {
 		throw notAnImage(version === 0 ? 'its qcow2 header is cut off' : `its qcow2 version is ${version}, not 2 or 3`);
 	}
 
-	const headerLength = version === 2 ? headerLengthV2 : head.length < headerLengthV3 ? 0 : head.readUInt32BE(offset.headerLength);
+	const headerLength =
+		version === 2 ? headerLengthV2 : head.length < headerLengthV3 ? 0 : head.readUInt32BE(offset.headerLength);
 	const clusterBits = head.readUInt32BE(offset.clusterBits);
-	if (clusterBits < 9 || clusterBits > 21 || headerLength < (version === 2 ? headerLengthV2 : headerLengthV3) || headerLength % 8 !== 0 || headerLength > Math.min(head.length, 2 ** clusterBits)) {
+	if (
+		clusterBits < 9 ||
+		clusterBits > 21 ||
+		headerLength < (version === 2 ? headerLengthV2 : headerLengthV3) ||
+		headerLength % 8 !== 0 ||
+		headerLength > Math.min(head.length, 2 ** clusterBits)
+	) {
 		throw notAnImage('its qcow2 header is damaged');
 	}
 
 	if (head.readBigUInt64BE(offset.backingFileOffset) !== 0n || head.readUInt32BE(offset.backingFileSize) !== 0) {
-		throw unsafe('it reads through to another file (a backing file)', 'Make it whole with "qemu-img convert -O qcow2".');
+		throw unsafe(
+			'it reads through to another file (a backing file)',
+			'Make it whole with "qemu-img convert -O qcow2".',
+		);
 	}
 
 	if (head.readUInt32BE(offset.cryptMethod) !== 0) {
-		throw unsafe('it is encrypted', 'Decrypt it with "qemu-img convert"; confidential images are protected by their own means, inside.');
+		throw unsafe(
+			'it is encrypted',
+			'Decrypt it with "qemu-img convert"; confidential images are protected by their own means, inside.',
+		);
 	}
 
 	const features = version === 2 ? 0n : head.readBigUInt64BE(offset.incompatibleFeatures);
 	if ((features & externalDataFeature) !== 0n || hasExternalData(head, headerLength, 2 ** clusterBits)) {
-		throw unsafe('its data is in another file (an external data file)', 'Make it whole with "qemu-img convert -O qcow2".');
+		throw unsafe(
+			'its data is in another file (an external data file)',
+			'Make it whole with "qemu-img convert -O qcow2".',
+		);
 	}
 
 	if ((features & corruptFeature) !== 0n) {
@@ -84,7 +123,10 @@ function readQcow2(head: Buffer, fileSize: bigint): bigint {
 	}
 
 	if ((features & ~harmlessFeatures) !== 0n) {
-		throw unsafe('it uses features of qcow2 that are not known here', 'Convert it with "qemu-img convert -O qcow2".');
+		throw unsafe(
+			'it uses features of qcow2 that are not known here',
+			'Convert it with "qemu-img convert -O qcow2".',
+		);
 	}
 
 	const virtualSize = head.readBigUInt64BE(offset.size);
@@ -108,15 +150,21 @@ const compressedFlag = 1n << 62n;
 const zeroFlag = 1n;
 
 /**
- * Whether all that its tables name begins in the file: one that was cut off, by a download that broke for one, begins like a whole one, and boots
- * until the guest reads what is missing.
+ * Whether all that its tables name begins in the file: one that was cut off, by a download that broke for one, begins
+ * like a whole one, and boots until the guest reads what is missing.
  * @param head of a qcow2 image that `readImageFormat` has taken
  * @param read the image's bytes from an offset on; fewer where it ends
  * @throws AdaptorError 'invalid-argument'
  */
-export async function checkIsWhole(head: Buffer, fileSize: bigint, read: (at: bigint, length: number) => Promise<Buffer>): Promise<void> {
+export async function checkIsWhole(
+	head: Buffer,
+	fileSize: bigint,
+	read: (at: bigint, length: number) => Promise<Buffer>,
+): Promise<void> {
 	const clusterBits = head.readUInt32BE(offset.clusterBits);
-	const hasLongEntries = head.readUInt32BE(offset.version) > 2 && (head.readBigUInt64BE(offset.incompatibleFeatures) & extendedL2Feature) !== 0n;
+	const hasLongEntries =
+		head.readUInt32BE(offset.version) > 2 &&
+		(head.readBigUInt64BE(offset.incompatibleFeatures) & extendedL2Feature) !== 0n;
 	const compressedOffset = (1n << BigInt(62 - (clusterBits - 8))) - 1n;
 	const check = (at: bigint): void => {
 		if (at >= fileSize) {
@@ -129,14 +177,22 @@ export async function checkIsWhole(head: Buffer, fileSize: bigint, read: (at: bi
 		check(table);
 		const entries = table === 0n ? [] : entriesOf(await read(table, 2 ** clusterBits), hasLongEntries ? 16 : 8);
 		for (const entry of entries) {
-			check((entry & compressedFlag) !== 0n ? entry & compressedOffset : (entry & zeroFlag) !== 0n ? 0n : entry & hostOffset);
+			check(
+				(entry & compressedFlag) !== 0n
+					? entry & compressedOffset
+					: (entry & zeroFlag) !== 0n
+						? 0n
+						: entry & hostOffset,
+			);
 		}
 	}
 }
 
 /** The first eight bytes of each. */
 function entriesOf(table: Buffer, bytesEach: number): bigint[] {
-	return Array.from({length: Math.floor(table.length / bytesEach)}, (_, index) => table.readBigUInt64BE(index * bytesEach));
+	return Array.from({length: Math.floor(table.length / bytesEach)}, (_, index) =>
+		table.readBigUInt64BE(index * bytesEach),
+	);
 }
 
 /** Header extensions follow the header, each `u32 type, u32 length, data padded to 8`; type 0 ends them. */
@@ -159,15 +215,26 @@ function hasExternalData(head: Buffer, headerLength: number, clusterSize: number
 }
 
 function notAnImage(why: string, remedy = 'Push a qcow2 or raw disk image.'): AdaptorError {
-	return new AdaptorError({code: 'invalid-argument', what: `Could not use the file as a pod VM image: ${why}`, remedy});
+	return new AdaptorError({
+		code: 'invalid-argument',
+		what: `Could not use the file as a pod VM image: ${why}`,
+		remedy,
+	});
 }
 
 function cutOff(why: string): AdaptorError {
-	return notAnImage(`${why}: it is cut off or damaged`, 'Compare its size with the original\'s, and look at "qemu-img check".');
+	return notAnImage(
+		`${why}: it is cut off or damaged`,
+		'Compare its size with the original\'s, and look at "qemu-img check".',
+	);
 }
 
 function unsafe(why: string, remedy: string): AdaptorError {
-	return new AdaptorError({code: 'failed-precondition', what: `Could not use the file as a pod VM image: ${why}`, remedy});
+	return new AdaptorError({
+		code: 'failed-precondition',
+		what: `Could not use the file as a pod VM image: ${why}`,
+		remedy,
+	});
 }
 
 /** A cluster of 64 KiB, QEMU's default. */
@@ -176,17 +243,26 @@ const clusterSize = 2 ** clusterBits;
 const backingFormatExtension = 0xe2_79_2a_ca;
 
 /**
- * An empty qcow2 image that reads through to `backing`: all of its bytes. Its first cluster says everything, so that replacing one such image
- * by another changes its reader's mind at once or not at all.
+ * An empty qcow2 image that reads through to `backing`: all of its bytes. Its first cluster says everything, so that
+ * replacing one such image by another changes its reader's mind at once or not at all.
  * @throws RangeError for a path that does not fit; libvirt's are far shorter
  */
-export function thinQcow2(backing: {readonly path: string; readonly format: 'qcow2' | 'raw'}, virtualSize: bigint): Buffer {
-	const l1Entries = Math.max(1, Number((virtualSize + BigInt(clusterSize) * BigInt(clusterSize / 8) - 1n) / (BigInt(clusterSize) * BigInt(clusterSize / 8))));
-	const l1Clusters = Math.ceil(l1Entries * 8 / clusterSize);
+export function thinQcow2(
+	backing: {readonly path: string; readonly format: 'qcow2' | 'raw'},
+	virtualSize: bigint,
+): Buffer {
+	const l1Entries = Math.max(
+		1,
+		Number(
+			(virtualSize + BigInt(clusterSize) * BigInt(clusterSize / 8) - 1n) /
+				(BigInt(clusterSize) * BigInt(clusterSize / 8)),
+		),
+	);
+	const l1Clusters = Math.ceil((l1Entries * 8) / clusterSize);
 	const path = Buffer.from(backing.path);
 	const format = Buffer.from(backing.format);
 	if (path.length > 1023) {
-		throw new RangeError('A backing file\'s path has at most 1023 bytes');
+		throw new RangeError("A backing file's path has at most 1023 bytes");
 	}
 
 	// Header, refcount table, refcount block, L1 table.

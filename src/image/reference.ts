@@ -1,7 +1,7 @@
 /**
- * Where an image is in a registry, in the forms that people write. Pure.
- * Sources: cloud-api-adaptor's PODVM_IMAGE_URI (`oci::REPOSITORY[:TAG|@DIGEST][::PATH]`); the reference grammar of container images
- * (distribution, reference/regexp.go) with Docker Hub's defaults.
+ * Where an image is in a registry, in the forms that people write. Pure. Sources: cloud-api-adaptor's PODVM_IMAGE_URI
+ * (`oci::REPOSITORY[:TAG|@DIGEST][::PATH]`); the reference grammar of container images (distribution,
+ * reference/regexp.go) with Docker Hub's defaults.
  */
 import {AdaptorError} from '../core/errors.ts';
 
@@ -25,7 +25,8 @@ const repositoryPattern = new RegExp(`^${pathComponent}(?:/${pathComponent})*$`,
 const tagPattern = /^\w[\w.\-]{0,127}$/v;
 /** The algorithms of the OCI image specification (descriptor, "Registered algorithms"). */
 export const digestPattern = /^(?:sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$/v;
-const hostPattern = /^(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9\-]*[A-Za-z0-9])(?:\.(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9\-]*[A-Za-z0-9]))*)(?::(\d{1,5}))?$/v;
+const hostPattern =
+	/^(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9\-]*[A-Za-z0-9])(?:\.(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9\-]*[A-Za-z0-9]))*)(?::(\d{1,5}))?$/v;
 
 /** @throws AdaptorError 'invalid-argument' */
 export function parseImageReference(text: string): ImageReference {
@@ -55,7 +56,11 @@ export function parseImageReference(text: string): ImageReference {
 }
 
 /** As one would write it, without the path. */
-export function formatReference({registry, repository, version}: Pick<ImageReference, 'registry' | 'repository' | 'version'>): string {
+export function formatReference({
+	registry,
+	repository,
+	version,
+}: Pick<ImageReference, 'registry' | 'repository' | 'version'>): string {
 	return `${registry}/${repository}${'tag' in version ? `:${version.tag}` : `@${version.digest}`}`;
 }
 
@@ -82,7 +87,14 @@ function registryOf(name: string, text: string): {registry: string; repository: 
 
 function imagePath(path: string, text: string): string {
 	const parts = path.split('/').filter(part => part !== '' && part !== '.');
-	if (parts.length === 0 || path.endsWith('/') || parts.includes('..') || /\p{Cc}/v.test(path) || !path.isWellFormed() || path.length > 4096) {
+	if (
+		parts.length === 0 ||
+		path.endsWith('/') ||
+		parts.includes('..') ||
+		/\p{Cc}/v.test(path) ||
+		!path.isWellFormed() ||
+		path.length > 4096
+	) {
 		throw refused(text, 'what follows "::" is not the path of a file');
 	}
 

@@ -1,6 +1,7 @@
 /**
- * One repository of a registry: manifests and blobs, as the OCI distribution protocol serves them (OCI distribution-spec, "Pull"; token
- * authentication: distribution, docs/spec/auth/token). What is read is what its digest says, or nothing.
+ * One repository of a registry: manifests and blobs, as the OCI distribution protocol serves them (OCI
+ * distribution-spec, "Pull"; token authentication: distribution, docs/spec/auth/token). What is read is what its digest
+ * says, or nothing.
  */
 import {createHash, type Hash} from 'node:crypto';
 import {retry} from '../core/concurrency/retry.ts';
@@ -10,7 +11,16 @@ import {Secret} from '../core/log.ts';
 import type {Credentials} from './credentials.ts';
 import {HttpClient, HttpError, isWithoutTls, readAll, type Answer} from './http.ts';
 import {member} from './json.ts';
-import {chooseOf, damaged, layersOf, manifestTypes, parseJson, type Descriptor, type ImageManifest, type Platform} from './manifest.ts';
+import {
+	chooseOf,
+	damaged,
+	layersOf,
+	manifestTypes,
+	parseJson,
+	type Descriptor,
+	type ImageManifest,
+	type Platform,
+} from './manifest.ts';
 import {digestPattern, formatReference, type ImageReference} from './reference.ts';
 
 /** distribution's own limit for a manifest. */
@@ -30,7 +40,12 @@ export class Registry {
 	/** Known after the first answer. */
 	#protocol: 'https:' | 'http:' | undefined;
 
-	constructor(http: HttpClient, reference: ImageReference, credentials: Credentials | undefined, retryMs = {first: 500, longest: 10_000}) {
+	constructor(
+		http: HttpClient,
+		reference: ImageReference,
+		credentials: Credentials | undefined,
+		retryMs = {first: 500, longest: 10_000},
+	) {
 		this.#http = http;
 		this.#reference = reference;
 		this.#credentials = credentials;
@@ -39,7 +54,8 @@ export class Registry {
 
 	/**
 	 * The manifest that the reference stands for; of a list, that for the platform, or its only one.
-	 * @throws AdaptorError 'not-found', 'unauthenticated', 'permission-denied', 'data-loss' for one that is not what its digest says
+	 * @throws AdaptorError 'not-found', 'unauthenticated', 'permission-denied', 'data-loss' for one that is not what
+	 * its digest says
 	 */
 	async manifest(platform: Platform, signal: AbortSignal): Promise<ImageManifest> {
 		const {version} = this.#reference;
@@ -60,9 +76,10 @@ export class Registry {
 
 	/**
 	 * The blob's bytes. A transfer that breaks goes on where it was; bytes come once and in order.
-	 * @throws AdaptorError 'data-loss' at the end, when size or digest are others: whoever used the bytes drops what they made of them
+	 * @throws AdaptorError 'data-loss' at the end, when size or digest are others: whoever used the bytes drops what
+	 * they made of them
 	 */
-	async* blob({digest, size}: Descriptor, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+	async *blob({digest, size}: Descriptor, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		const hash = hashFor(digest);
 		const retries = backOff(this.#retryMs.first, this.#retryMs.longest);
 		let received = 0;
@@ -96,14 +113,16 @@ export class Registry {
 		}
 	}
 
-	async* #blobFrom(digest: string, offset: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+	async *#blobFrom(digest: string, offset: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		const answer = await this.#get(`blobs/${digest}`, offset === 0 ? {} : {range: `bytes=${offset}-`}, signal);
 		// Who ignores the range sends all of it again.
 		let skip = offset;
 		if (answer.status === 206) {
 			const [, start] = /^bytes (\d+)-/v.exec(answer.headers['content-range'] ?? '') ?? [];
 			if (Number(start) !== offset) {
-				throw new HttpError('The registry answered another part of a blob than it was asked for', answer.url, {isFinal: true});
+				throw new HttpError('The registry answered another part of a blob than it was asked for', answer.url, {
+					isFinal: true,
+				});
 			}
 
 			skip = 0;
@@ -120,29 +139,51 @@ export class Registry {
 
 	async #readManifest(version: string, signal: AbortSignal): Promise<{content: unknown; digest: string}> {
 		const accept = manifestTypes.join(', ');
-		const bytes = await this.#retried(async () => readAll(await this.#get(`manifests/${version}`, {accept}, signal), maxManifestBytes, signal), signal);
-		if (digestPattern.test(version) && `${version.slice(0, version.indexOf(':'))}:${hashFor(version).update(bytes).digest('hex')}` !== version) {
+		const bytes = await this.#retried(
+			async () => readAll(await this.#get(`manifests/${version}`, {accept}, signal), maxManifestBytes, signal),
+			signal,
+		);
+		if (
+			digestPattern.test(version) &&
+			`${version.slice(0, version.indexOf(':'))}:${hashFor(version).update(bytes).digest('hex')}` !== version
+		) {
 			throw damaged('a manifest is not what its digest says', {...this.#where, digest: version});
 		}
 
-		return {content: parseJson(bytes, 'the manifest', this.#where), digest: digestPattern.test(version) ? version : `sha256:${createHash('sha256').update(bytes).digest('hex')}`};
+		return {
+			content: parseJson(bytes, 'the manifest', this.#where),
+			digest: digestPattern.test(version)
+				? version
+				: `sha256:${createHash('sha256').update(bytes).digest('hex')}`,
+		};
 	}
 
 	async #retried<T>(attempt: () => Promise<T>, signal: AbortSignal): Promise<T> {
-		return retry(attempt, {
-			backOff: [this.#retryMs.first, this.#retryMs.longest],
-			onFailure(error, {attempt: number}) {
-				if (!(error instanceof HttpError) || error.isFinal || number === attemptsAtMost) {
-					throw error;
-				}
+		return retry(
+			attempt,
+			{
+				backOff: [this.#retryMs.first, this.#retryMs.longest],
+				onFailure(error, {attempt: number}) {
+					if (!(error instanceof HttpError) || error.isFinal || number === attemptsAtMost) {
+						throw error;
+					}
+				},
 			},
-		}, signal);
+			signal,
+		);
 	}
 
 	/** An answer with content. Authenticates when asked to. */
 	async #get(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Answer> {
 		for (let hasAuthenticated = false; ; hasAuthenticated = true) {
-			const answer = await this.#send(path, {...headers, ...(this.#authorization === undefined ? {} : {authorization: this.#authorization.reveal()})}, signal);
+			const answer = await this.#send(
+				path,
+				{
+					...headers,
+					...(this.#authorization === undefined ? {} : {authorization: this.#authorization.reveal()}),
+				},
+				signal,
+			);
 			if (answer.status === 200 || answer.status === 206) {
 				return answer;
 			}
@@ -169,7 +210,11 @@ export class Registry {
 			}
 
 			if (!this.#http.allowsPlain(this.#url(path))) {
-				throw new HttpError('The registry speaks no TLS', this.#url(path), {isFinal: true, remedy: 'Name it in -plain-http if its traffic need not be protected.', cause: error});
+				throw new HttpError('The registry speaks no TLS', this.#url(path), {
+					isFinal: true,
+					remedy: 'Name it in -plain-http if its traffic need not be protected.',
+					cause: error,
+				});
 			}
 		}
 
@@ -198,12 +243,28 @@ export class Registry {
 		}
 
 		const {repository} = this.#reference;
-		const parameters = {service: challenge.get('service') ?? '', scope: challenge.get('scope') ?? `repository:${repository}:pull`};
+		const parameters = {
+			service: challenge.get('service') ?? '',
+			scope: challenge.get('scope') ?? `repository:${repository}:pull`,
+		};
 		const credentials = this.#credentials;
 		const answer = await this.#retried(async () => {
 			if (credentials !== undefined && 'identityToken' in credentials) {
-				const form = new URLSearchParams({...parameters, grant_type: 'refresh_token', client_id: 'cloud-api-adaptor', refresh_token: credentials.identityToken.reveal()});
-				return this.#http.send({url, method: 'POST', headers: {'content-type': 'application/x-www-form-urlencoded'}, body: form.toString()}, signal);
+				const form = new URLSearchParams({
+					...parameters,
+					grant_type: 'refresh_token',
+					client_id: 'cloud-api-adaptor',
+					refresh_token: credentials.identityToken.reveal(),
+				});
+				return this.#http.send(
+					{
+						url,
+						method: 'POST',
+						headers: {'content-type': 'application/x-www-form-urlencoded'},
+						body: form.toString(),
+					},
+					signal,
+				);
 			}
 
 			const query = new URL(url);
@@ -211,7 +272,10 @@ export class Registry {
 				query.searchParams.set(name, value);
 			}
 
-			return this.#http.send({url: query, headers: credentials === undefined ? {} : {authorization: basic(credentials).reveal()}}, signal);
+			return this.#http.send(
+				{url: query, headers: credentials === undefined ? {} : {authorization: basic(credentials).reveal()}},
+				signal,
+			);
 		}, signal);
 		const body = await readAll(answer, maxTokenBytes, signal);
 		if (answer.status !== 200) {
@@ -229,7 +293,9 @@ export class Registry {
 
 	#url(path: string): URL {
 		const {registry, repository} = this.#reference;
-		return new URL(`${this.#protocol ?? 'https:'}//${registry === 'docker.io' ? 'registry-1.docker.io' : registry}/v2/${repository}/${path}`);
+		return new URL(
+			`${this.#protocol ?? 'https:'}//${registry === 'docker.io' ? 'registry-1.docker.io' : registry}/v2/${repository}/${path}`,
+		);
 	}
 
 	get #where(): Readonly<Record<string, string>> {
@@ -244,7 +310,9 @@ export class Registry {
 export function parseChallenges(header: string): ReadonlyMap<string, ReadonlyMap<string, string>> {
 	const challenges = new Map<string, Map<string, string>>();
 	let parameters: Map<string, string> | undefined;
-	for (const [, scheme, name, quoted, bare] of header.matchAll(/([\w\-]+)(?=\s+[\w\-]+\s*=|\s*(?:,|$))(?!\s*=)|([\w\-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))/gv)) {
+	for (const [, scheme, name, quoted, bare] of header.matchAll(
+		/([\w\-]+)(?=\s+[\w\-]+\s*=|\s*(?:,|$))(?!\s*=)|([\w\-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]*))/gv,
+	)) {
 		if (scheme !== undefined) {
 			parameters = new Map();
 			challenges.set(scheme.toLowerCase(), parameters);
@@ -257,7 +325,9 @@ export function parseChallenges(header: string): ReadonlyMap<string, ReadonlyMap
 }
 
 function basic(credentials: Extract<Credentials, {user: string}>): Secret<string> {
-	return new Secret(`Basic ${Buffer.from(`${credentials.user}:${credentials.password.reveal()}`).toString('base64')}`);
+	return new Secret(
+		`Basic ${Buffer.from(`${credentials.user}:${credentials.password.reveal()}`).toString('base64')}`,
+	);
 }
 
 function hashFor(digest: string): Hash {
@@ -265,30 +335,52 @@ function hashFor(digest: string): Hash {
 }
 
 /** The codes of the protocol's own errors ("Error Codes"), which are words of a fixed list. */
-function refusal({status, url}: Answer, body: Buffer, hadCredentials: boolean, where: Readonly<Record<string, string>>): AdaptorError {
+function refusal(
+	{status, url}: Answer,
+	body: Buffer,
+	hadCredentials: boolean,
+	where: Readonly<Record<string, string>>,
+): AdaptorError {
 	if (status === 401 || status === 403) {
 		return new AdaptorError({
 			code: status === 401 ? 'unauthenticated' : 'permission-denied',
-			what: hadCredentials ? 'The registry does not accept the credentials for this image' : 'The registry wants credentials for this image',
+			what: hadCredentials
+				? 'The registry does not accept the credentials for this image'
+				: 'The registry wants credentials for this image',
 			where: {...where, host: url.host, status},
 			remedy: 'Log in to it with "podman login" or name a file with credentials in REGISTRY_AUTH_FILE.',
 		});
 	}
 
 	if (status === 404) {
-		return new AdaptorError({code: 'not-found', what: 'The registry has no such image, tag or blob', where: {...where, host: url.host}, remedy: 'Check the reference.'});
+		return new AdaptorError({
+			code: 'not-found',
+			what: 'The registry has no such image, tag or blob',
+			where: {...where, host: url.host},
+			remedy: 'Check the reference.',
+		});
 	}
 
 	let words = '';
 	try {
 		const errors = member(JSON.parse(body.toString()), 'errors');
-		words = Array.isArray(errors) ? errors.map(error => String(member(error, 'code'))).filter(code => /^[A-Z_]{1,40}$/v.test(code)).join(', ') : '';
+		words = Array.isArray(errors)
+			? errors
+					.map(error => String(member(error, 'code')))
+					.filter(code => /^[A-Z_]{1,40}$/v.test(code))
+					.join(', ')
+			: '';
 	} catch {
 		// Not the protocol's; the status says enough.
 	}
 
 	// Too many requests, and whatever a server says of itself, may pass.
 	const mayPass = status === 429 || status >= 500;
-	const remedy = mayPass ? 'It was asked several times: push again later, or look at the registry\'s own log.' : 'Check the reference, and that it leads to a registry.';
-	return new HttpError(`The registry answered status ${status}${words === '' ? '' : ` (${words})`}`, url, {isFinal: !mayPass, remedy});
+	const remedy = mayPass
+		? "It was asked several times: push again later, or look at the registry's own log."
+		: 'Check the reference, and that it leads to a registry.';
+	return new HttpError(`The registry answered status ${status}${words === '' ? '' : ` (${words})`}`, url, {
+		isFinal: !mayPass,
+		remedy,
+	});
 }

@@ -19,7 +19,10 @@ export interface OpenImage extends AsyncDisposable {
 	readonly size: bigint;
 	/** Once, to the end: only the end tells whether the bytes were the right ones. */
 	readonly chunks: () => AsyncGenerator<Buffer, void, undefined>;
-	/** Bytes from an offset on, fewer at its end. Absent where only the order is known in which they come: a registry vouches for its bytes. */
+	/**
+	 * Bytes from an offset on, fewer at its end. Absent where only the order is known in which they come: a registry
+	 * vouches for its bytes.
+	 */
 	readonly readAt?: (at: bigint, length: number) => Promise<Buffer>;
 }
 
@@ -38,15 +41,21 @@ export function fileSource(path: string): ImageSource {
 			undo.defer(async () => file.close());
 			const stats = await file.stat({bigint: true});
 			if (!stats.isFile()) {
-				throw new AdaptorError({code: 'invalid-argument', what: 'Could not read the image: it is no file', where: {path}});
+				throw new AdaptorError({
+					code: 'invalid-argument',
+					what: 'Could not read the image: it is no file',
+					where: {path},
+				});
 			}
 
 			const owned = undo.move();
 			const readAt = async (at: bigint, length: number): Promise<Buffer> => {
 				signal.throwIfAborted();
-				const {bytesRead, buffer} = await file.read(Buffer.allocUnsafe(length), 0, length, at).catch((error: unknown) => {
-					throw unreadable(path, error);
-				});
+				const {bytesRead, buffer} = await file
+					.read(Buffer.allocUnsafe(length), 0, length, at)
+					.catch((error: unknown) => {
+						throw unreadable(path, error);
+					});
 				return buffer.subarray(0, bytesRead);
 			};
 
@@ -54,16 +63,24 @@ export function fileSource(path: string): ImageSource {
 				readAt,
 				name: path,
 				size: stats.size,
-				async* chunks() {
+				async *chunks() {
 					for (let at = 0n; at < stats.size;) {
 						const chunk = await readAt(at, fileChunkBytes);
 						if (chunk.length === 0) {
-							throw new AdaptorError({code: 'aborted', what: 'Could not read the image to its end: it became shorter meanwhile', where: {path}});
+							throw new AdaptorError({
+								code: 'aborted',
+								what: 'Could not read the image to its end: it became shorter meanwhile',
+								where: {path},
+							});
 						}
 
 						at += BigInt(chunk.length);
 						if (at > stats.size) {
-							throw new AdaptorError({code: 'aborted', what: 'Could not read the image: it became longer meanwhile', where: {path}});
+							throw new AdaptorError({
+								code: 'aborted',
+								what: 'Could not read the image: it became longer meanwhile',
+								where: {path},
+							});
 						}
 
 						yield chunk;
@@ -80,7 +97,10 @@ export function registrySource(registry: Registry, reference: ImageReference, pl
 		name: formatReference(reference),
 		async open(signal) {
 			const manifest = await registry.manifest(platform, signal);
-			const file = await findInLayers(manifest.layers.map(layer => () => registry.blob(layer, signal)), reference.path);
+			const file = await findInLayers(
+				manifest.layers.map(layer => () => registry.blob(layer, signal)),
+				reference.path,
+			);
 			return {
 				name: `${formatReference({...reference, version: {digest: manifest.digest}})}::/${reference.path}`,
 				size: file.size,
@@ -93,7 +113,8 @@ export function registrySource(registry: Registry, reference: ImageReference, pl
 
 function unreadable(path: string, cause: unknown): AdaptorError {
 	return new AdaptorError({
-		code: cause instanceof Error && 'code' in cause && cause.code === 'ENOENT' ? 'not-found' : 'failed-precondition',
+		code:
+			cause instanceof Error && 'code' in cause && cause.code === 'ENOENT' ? 'not-found' : 'failed-precondition',
 		what: `Could not read the image: ${toError(cause).message}`,
 		where: {path},
 		cause,

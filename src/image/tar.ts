@@ -1,6 +1,7 @@
 /**
  * Tar archives: bytes in, entries and their data out. Knows no streams and no file system: a name is only a name here.
- * Sources: POSIX, pax ("ustar Interchange Format", "pax Extended Header"); GNU tar manual, "Basic Tar Format" (long names, base-256 numbers).
+ * Sources: POSIX, pax ("ustar Interchange Format", "pax Extended Header"); GNU tar manual, "Basic Tar Format" (long
+ * names, base-256 numbers).
  */
 import {AdaptorError} from '../core/errors.ts';
 
@@ -19,7 +20,14 @@ export type TarPart = {readonly entry: TarEntry} | {readonly data: Buffer};
 const blockSize = 512;
 /** Of a long name or an extended header, which are held in memory. */
 const maxMetaBytes = 1024 * 1024;
-const field = {name: [0, 100], size: [124, 136], checksum: [148, 156], type: 156, magic: [257, 265], prefix: [345, 500]} as const;
+const field = {
+	name: [0, 100],
+	size: [124, 136],
+	checksum: [148, 156],
+	type: 156,
+	magic: [257, 265],
+	prefix: [345, 500],
+} as const;
 const posixMagic = 'ustar\x0000';
 /** These have no data, whatever their size says. */
 const headerOnly = '123456';
@@ -40,7 +48,7 @@ export class TarDecoder {
 	#isOver = false;
 
 	/** @throws AdaptorError 'data-loss' for what is no archive */
-	* push(chunk: Buffer): Generator<TarPart> {
+	*push(chunk: Buffer): Generator<TarPart> {
 		let bytes = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]);
 		this.#rest = empty;
 		while (bytes.length > 0 && !this.#isOver) {
@@ -87,7 +95,7 @@ export class TarDecoder {
 		}
 
 		if (!hasSound(block)) {
-			throw damaged('a header\'s checksum is wrong');
+			throw damaged("a header's checksum is wrong");
 		}
 
 		const type = String.fromCharCode(block[field.type] ?? 0);
@@ -112,22 +120,41 @@ export class TarDecoder {
 
 	#entry(block: Buffer, type: string): TarEntry {
 		const said = (key: string): string | undefined => this.#next.get(key) ?? this.#global.get(key);
-		const prefix = block.toString('latin1', ...field.magic) === posixMagic ? textIn(block.subarray(...field.prefix)) : '';
-		const name = said('path') ?? this.#longName ?? `${prefix === '' ? '' : `${prefix}/`}${textIn(block.subarray(...field.name))}`;
+		const prefix =
+			block.toString('latin1', ...field.magic) === posixMagic ? textIn(block.subarray(...field.prefix)) : '';
+		const name =
+			said('path') ??
+			this.#longName ??
+			`${prefix === '' ? '' : `${prefix}/`}${textIn(block.subarray(...field.name))}`;
 		const sizeText = said('size');
-		const size = headerOnly.includes(type) ? 0 : sizeText === undefined ? numberIn(block.subarray(...field.size)) : decimal(sizeText);
+		const size = headerOnly.includes(type)
+			? 0
+			: sizeText === undefined
+				? numberIn(block.subarray(...field.size))
+				: decimal(sizeText);
 		const isSparse = type === 'S' || [...this.#next.keys()].some(key => key.startsWith('GNU.sparse.'));
 		if (isSparse) {
 			return {name: said('GNU.sparse.name') ?? name, type: 'sparse', size};
 		}
 
 		const isFile = type === '0' || type === '\0' || type === '7';
-		return {name, size, type: type === '5' || (isFile && name.endsWith('/')) ? 'directory' : isFile ? 'file' : type === '1' || type === '2' ? 'link' : 'other'};
+		return {
+			name,
+			size,
+			type:
+				type === '5' || (isFile && name.endsWith('/'))
+					? 'directory'
+					: isFile
+						? 'file'
+						: type === '1' || type === '2'
+							? 'link'
+							: 'other',
+		};
 	}
 
 	#expect(size: number): void {
 		this.#data = size;
-		this.#padding = (blockSize - size % blockSize) % blockSize;
+		this.#padding = (blockSize - (size % blockSize)) % blockSize;
 	}
 
 	#endOfMeta(): void {
@@ -231,5 +258,9 @@ function textIn(bytes: Buffer): string {
 }
 
 function damaged(why: string): AdaptorError {
-	return new AdaptorError({code: 'data-loss', what: `Could not read a layer of the container image: as an archive, ${why}`, remedy: 'Push the container image to the registry again.'});
+	return new AdaptorError({
+		code: 'data-loss',
+		what: `Could not read a layer of the container image: as an archive, ${why}`,
+		remedy: 'Push the container image to the registry again.',
+	});
 }

@@ -15,7 +15,12 @@ export function volumeXml(name: string, format: 'qcow2' | 'raw', capacity: bigin
 	volume.ele('allocation', {unit: 'bytes'}).txt('0');
 	volume.ele('target').ele('format', {type: format});
 	if (backing !== undefined) {
-		volume.ele('backingStore').ele('path').txt(xmlText('path', backing.path)).up().ele('format', {type: backing.format});
+		volume
+			.ele('backingStore')
+			.ele('path')
+			.txt(xmlText('path', backing.path))
+			.up()
+			.ele('format', {type: backing.format});
 	}
 
 	return volume.end({headless: true, prettyPrint: true});

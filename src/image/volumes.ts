@@ -1,10 +1,16 @@
 /**
- * The volumes of a pool, and what stands on them: the disks of VMs, whosever they are, and the volumes that read through to others.
- * All of it is libvirt's word of this moment, nothing is remembered.
+ * The volumes of a pool, and what stands on them: the disks of VMs, whosever they are, and the volumes that read
+ * through to others. All of it is libvirt's word of this moment, nothing is remembered.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
-import {procedures, type Domain, type Procedure, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
+import {
+	procedures,
+	type Domain,
+	type Procedure,
+	type StoragePool,
+	type StorageVol,
+} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 import {standsForVersion} from '../sandbox/image-version.ts';
@@ -46,7 +52,12 @@ const running = 2;
 const fileTypes = ['dir', 'fs', 'netfs'];
 
 /** A change is never abandoned: its outcome is waited for, whatever the signal says meanwhile. */
-export async function change<Args, Result>(session: LibvirtStorage, procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal): Promise<Result> {
+export async function change<Args, Result>(
+	session: LibvirtStorage,
+	procedure: Procedure<Args, Result>,
+	args: Args,
+	signal: AbortSignal,
+): Promise<Result> {
 	return session.call(procedure, args, signal, {timeoutMs: changeTimeoutMs, seeThrough: true});
 }
 
@@ -55,10 +66,17 @@ export function volumeOf(pool: string, name: string): StorageVol {
 }
 
 /**
- * @param looksAnew whether libvirt looks at its files and its free space first: it knows neither files that were copied there nor what others took
- * @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or does not keep volumes as files
+ * @param looksAnew whether libvirt looks at its files and its free space first: it knows neither files that were copied
+ * there nor what others took
+ * @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or does not keep volumes as
+ * files
  */
-export async function openPool(session: LibvirtStorage, name: string, signal: AbortSignal, looksAnew = false): Promise<{readonly pool: StoragePool; readonly availableBytes: bigint}> {
+export async function openPool(
+	session: LibvirtStorage,
+	name: string,
+	signal: AbortSignal,
+	looksAnew = false,
+): Promise<{readonly pool: StoragePool; readonly availableBytes: bigint}> {
 	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal);
 	if (looksAnew) {
 		await refresh(session, pool, signal);
@@ -66,13 +84,23 @@ export async function openPool(session: LibvirtStorage, name: string, signal: Ab
 
 	const {state, available} = await session.call(procedures.storagePoolGetInfo, {pool}, signal);
 	if (state !== running) {
-		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the storage pool: it is not active', where: {pool: name}, remedy: `Start it with "virsh pool-start ${name}" on the KVM host.`});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not use the storage pool: it is not active',
+			where: {pool: name},
+			remedy: `Start it with "virsh pool-start ${name}" on the KVM host.`,
+		});
 	}
 
 	const {xml} = await session.call(procedures.storagePoolGetXmlDesc, {pool, flags: 0}, signal);
 	const type = readXml(xml).attributes['type'] ?? '';
 	if (!fileTypes.includes(type)) {
-		throw new AdaptorError({code: 'failed-precondition', what: 'Could not use the storage pool: it does not keep volumes as files', where: {pool: name, type}, remedy: 'Use a pool of type dir, fs or netfs.'});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not use the storage pool: it does not keep volumes as files',
+			where: {pool: name, type},
+			remedy: 'Use a pool of type dir, fs or netfs.',
+		});
 	}
 
 	return {pool, availableBytes: available};
@@ -88,9 +116,18 @@ export async function refresh(session: LibvirtStorage, pool: StoragePool, signal
 }
 
 /** @returns undefined when there is none of this name */
-export async function readVolume(session: LibvirtStorage, pool: string, name: string, signal: AbortSignal): Promise<Volume | undefined> {
+export async function readVolume(
+	session: LibvirtStorage,
+	pool: string,
+	name: string,
+	signal: AbortSignal,
+): Promise<Volume | undefined> {
 	try {
-		const {xml} = await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal);
+		const {xml} = await session.call(
+			procedures.storageVolGetXmlDesc,
+			{vol: volumeOf(pool, name), flags: 0},
+			signal,
+		);
 		return volumeFrom(readXml(xml));
 	} catch (error) {
 		if (isLibvirtError(error, libvirtCode.noStorageVol)) {
@@ -112,8 +149,19 @@ export async function readHoldings(session: LibvirtStorage, pool: StoragePool, s
 		Promise.all(domains.map(async dom => ({domain: dom.name, sources: await disksOf(session, dom, signal)}))),
 	]);
 	const present = volumes.filter(volume => volume !== undefined);
-	const pathOf = (disk: DiskSource): string | undefined => 'file' in disk ? disk.file : disk.pool === pool.name ? present.find(({name}) => name === disk.volume)?.path : undefined;
-	return holdingsOf(present, disks.map(({domain, sources}) => ({domain, paths: new Set(sources.map(pathOf).filter(path => path !== undefined))})));
+	const pathOf = (disk: DiskSource): string | undefined =>
+		'file' in disk
+			? disk.file
+			: disk.pool === pool.name
+				? present.find(({name}) => name === disk.volume)?.path
+				: undefined;
+	return holdingsOf(
+		present,
+		disks.map(({domain, sources}) => ({
+			domain,
+			paths: new Set(sources.map(pathOf).filter(path => path !== undefined)),
+		})),
+	);
 }
 
 /** A disk is a file, or a volume by its name. */
@@ -136,20 +184,33 @@ async function disksOf(session: LibvirtStorage, dom: Domain, signal: AbortSignal
 /** Of a disk and, for a domain that runs, of what it reads through to (libvirt, docs/formatdomain, "backingStore"). */
 function sourcesOf(element: XmlElement): DiskSource[] {
 	const {file, pool, volume} = child(element, 'source')?.attributes ?? {};
-	const own: DiskSource[] = file !== undefined ? [{file}] : pool !== undefined && volume !== undefined ? [{pool, volume}] : [];
+	const own: DiskSource[] =
+		file !== undefined ? [{file}] : pool !== undefined && volume !== undefined ? [{pool, volume}] : [];
 	return [...own, ...children(element, 'backingStore').flatMap(sourcesOf)];
 }
 
 /** Pure; exported for tests. */
-export function holdingsOf(volumes: readonly Volume[], disks: ReadonlyArray<{readonly domain: string; readonly paths: ReadonlySet<string>}>): Holdings {
+export function holdingsOf(
+	volumes: readonly Volume[],
+	disks: ReadonlyArray<{readonly domain: string; readonly paths: ReadonlySet<string>}>,
+): Holdings {
 	return {
 		volumes,
 		useOf({path}) {
 			const above = [...standingOn(volumes, new Set([path]))];
 			const paths = new Set([path, ...above.map(volume => volume.path)]);
 			return {
-				domains: disks.filter(disk => !disk.paths.isDisjointFrom(paths)).map(({domain}) => domain).sort(),
-				volumes: above.filter(volume => volume.backingPath === undefined || !standsForVersion(volume.path, volume.backingPath)).map(({name}) => name).sort(),
+				domains: disks
+					.filter(disk => !disk.paths.isDisjointFrom(paths))
+					.map(({domain}) => domain)
+					.sort(),
+				volumes: above
+					.filter(
+						volume =>
+							volume.backingPath === undefined || !standsForVersion(volume.path, volume.backingPath),
+					)
+					.map(({name}) => name)
+					.sort(),
 			};
 		},
 	};
@@ -176,7 +237,12 @@ export function isInUse({domains, volumes}: Use): boolean {
 }
 
 /** @returns false when there was none */
-export async function deleteVolume(session: LibvirtStorage, pool: string, name: string, signal: AbortSignal): Promise<boolean> {
+export async function deleteVolume(
+	session: LibvirtStorage,
+	pool: string,
+	name: string,
+	signal: AbortSignal,
+): Promise<boolean> {
 	try {
 		await change(session, procedures.storageVolDelete, {vol: volumeOf(pool, name), flags: 0}, signal);
 		return true;
@@ -191,7 +257,7 @@ export async function deleteVolume(session: LibvirtStorage, pool: string, name: 
 
 function volumeFrom(xml: XmlElement): Volume {
 	const text = (...path: readonly string[]): string => child(xml, ...path)?.text ?? '';
-	const bytes = (name: string): bigint => /^\d+$/v.test(text(name)) ? BigInt(text(name)) : 0n;
+	const bytes = (name: string): bigint => (/^\d+$/v.test(text(name)) ? BigInt(text(name)) : 0n);
 	const modified = Number(text('target', 'timestamps', 'mtime'));
 	const backingPath = text('backingStore', 'path');
 	return {

@@ -1,9 +1,11 @@
 /**
- * Which daemons are at work on one PODS_DIR. Each has a file there, `.daemon-<number>`, and holds a lock on it (flock(2)) that the kernel releases with
- * the process, however that ends. A later daemon has a higher number. So a predecessor that is alive is told from a dead one by its lock; a socket cannot
- * tell: another daemon may have taken it over, and have died since.
+ * Which daemons are at work on one PODS_DIR. Each has a file there, `.daemon-<number>`, and holds a lock on it
+ * (flock(2)) that the kernel releases with the process, however that ends. A later daemon has a higher number. So a
+ * predecessor that is alive is told from a dead one by its lock; a socket cannot tell: another daemon may have taken it
+ * over, and have died since.
  *
- * Node.js has no flock. The program `flock` (util-linux) locks the open file that it inherits, and the lock stays with that open file when it ends.
+ * Node.js has no flock. The program `flock` (util-linux) locks the open file that it inherits, and the lock stays with
+ * that open file when it ends.
  */
 import {spawn} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
@@ -22,8 +24,8 @@ const oldDraftMs = 60_000;
 export interface DaemonLock extends OtherDaemons, AsyncDisposable {}
 
 /**
- * Takes a number and looks who else is at work. Where PODS_DIR cannot be written to, this daemon works without a number: it sees its predecessors, but a
- * successor will not see it; the log says so.
+ * Takes a number and looks who else is at work. Where PODS_DIR cannot be written to, this daemon works without a
+ * number: it sees its predecessors, but a successor will not see it; the log says so.
  * @returns disposing releases the lock: to be done last
  * @throws AdaptorError 'failed-precondition' when there is no program `flock`
  */
@@ -69,7 +71,10 @@ export async function lockPodsDir(podsDir: string, log: Logger): Promise<DaemonL
 	};
 }
 
-async function takeNumber(podsDir: string, log: Logger): Promise<{readonly number: number; readonly file: FileHandle} | undefined> {
+async function takeNumber(
+	podsDir: string,
+	log: Logger,
+): Promise<{readonly number: number; readonly file: FileHandle} | undefined> {
 	// Locked before it has its name: nobody sees a daemon's file without its lock.
 	const draft = join(podsDir, `.daemon-new-${randomBytes(4).toString('hex')}`);
 	let file: FileHandle | undefined;
@@ -79,7 +84,7 @@ async function takeNumber(podsDir: string, log: Logger): Promise<{readonly numbe
 		file = await open(draft, 'wx', 0o600);
 		await lock(file, ['--exclusive']);
 		for (;;) {
-			const number = Math.max(0, ...await numbersIn(podsDir)) + 1;
+			const number = Math.max(0, ...(await numbersIn(podsDir))) + 1;
 			try {
 				await link(draft, lockPath(podsDir, number));
 				return {number, file};
@@ -95,7 +100,10 @@ async function takeNumber(podsDir: string, log: Logger): Promise<{readonly numbe
 			throw error;
 		}
 
-		log.error({err: error, path: podsDir, remedy: 'Make PODS_DIR writable, with space left, and restart the daemon.'}, 'could not lock PODS_DIR: a daemon that starts while this one is at work will not know');
+		log.error(
+			{err: error, path: podsDir, remedy: 'Make PODS_DIR writable, with space left, and restart the daemon.'},
+			'could not lock PODS_DIR: a daemon that starts while this one is at work will not know',
+		);
 		return undefined;
 	} finally {
 		await unlink(draft).catch(() => undefined);
@@ -105,7 +113,10 @@ async function takeNumber(podsDir: string, log: Logger): Promise<{readonly numbe
 async function removeOldDrafts(podsDir: string): Promise<void> {
 	for (const name of (await readdir(podsDir)).filter(each => draftName.test(each))) {
 		const path = join(podsDir, name);
-		const age = await stat(path).then(({mtimeMs}) => Date.now() - mtimeMs, () => 0);
+		const age = await stat(path).then(
+			({mtimeMs}) => Date.now() - mtimeMs,
+			() => 0,
+		);
 		if (age > oldDraftMs) {
 			await unlink(path).catch(() => undefined);
 		}
@@ -117,7 +128,7 @@ async function hasHigher(podsDir: string, own: number): Promise<boolean> {
 		if (number > own) {
 			const file = await openIfThere(lockPath(podsDir, number));
 			try {
-				if (file !== undefined && !await lock(file, ['--shared', '--nonblock'])) {
+				if (file !== undefined && !(await lock(file, ['--shared', '--nonblock']))) {
 					return true;
 				}
 			} finally {
@@ -138,7 +149,11 @@ async function numbersIn(podsDir: string): Promise<number[]> {
 
 		throw error;
 	});
-	return names.map(name => lockName.exec(name)?.[1]).filter(digits => digits !== undefined).map(Number).sort((one, other) => one - other);
+	return names
+		.map(name => lockName.exec(name)?.[1])
+		.filter(digits => digits !== undefined)
+		.map(Number)
+		.sort((one, other) => one - other);
 }
 
 function lockPath(podsDir: string, number: number): string {
@@ -173,7 +188,10 @@ async function released(file: FileHandle, signal: AbortSignal): Promise<void> {
  */
 async function lock(file: FileHandle, options: readonly string[], signal?: AbortSignal): Promise<boolean> {
 	const {promise, resolve, reject} = Promise.withResolvers<number | null>();
-	const child = spawn('flock', [...options, '3'], {stdio: ['ignore', 'ignore', 'ignore', file.fd], ...(signal === undefined ? {} : {signal})});
+	const child = spawn('flock', [...options, '3'], {
+		stdio: ['ignore', 'ignore', 'ignore', file.fd],
+		...(signal === undefined ? {} : {signal}),
+	});
 	child.once('error', reject);
 	child.once('exit', resolve);
 	let status;
@@ -181,12 +199,21 @@ async function lock(file: FileHandle, options: readonly string[], signal?: Abort
 		status = await promise;
 	} catch (error) {
 		signal?.throwIfAborted();
-		throw new AdaptorError({code: 'failed-precondition', what: 'Could not run the program flock', remedy: 'Install util-linux.', cause: error});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not run the program flock',
+			remedy: 'Install util-linux.',
+			cause: error,
+		});
 	}
 
 	// 1: held by another (flock(1)).
 	if (status !== 0 && status !== 1) {
-		throw new AdaptorError({code: 'failed-precondition', what: `flock ended with status ${String(status)}`, remedy: 'PODS_DIR must be on a file system with locks, such as a tmpfs.'});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `flock ended with status ${String(status)}`,
+			remedy: 'PODS_DIR must be on a file system with locks, such as a tmpfs.',
+		});
 	}
 
 	return status === 0;

@@ -35,7 +35,8 @@ async function nearestExisting(path: string): Promise<string> {
 		await stat(path);
 		return path;
 	} catch (error) {
-		// The root can be seen, so this ends. What is beneath a file, or beneath what we may not enter, cannot be made, and trying tells why.
+		// The root can be seen, so this ends. What is beneath a file, or beneath what we may not enter, cannot be made,
+		// and trying tells why.
 		if (error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR', 'EACCES'].includes(String(error.code))) {
 			return nearestExisting(dirname(path));
 		}

@@ -1,6 +1,7 @@
 /**
- * Sandbox records as files, `<podsDir>/<id>/sandbox.json`: written whole or not at all, read with suspicion.
- * The node's tmpfs is the right place: a node that reboots has lost its pods, and what must be known to delete VMs is with the hypervisor.
+ * Sandbox records as files, `<podsDir>/<id>/sandbox.json`: written whole or not at all, read with suspicion. The node's
+ * tmpfs is the right place: a node that reboots has lost its pods, and what must be known to delete VMs is with the
+ * hypervisor.
  */
 import {randomBytes} from 'node:crypto';
 import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
@@ -55,11 +56,18 @@ export class FileRecords implements SandboxRecords {
 	async remove(id: SandboxId): Promise<void> {
 		const directory = join(this.#podsDir, id);
 		// A daemon that was killed over a write has left its temporary file.
-		const own = (await readdir(directory).catch(missingIsEmpty)).filter(name => name === fileName || temporaryName.test(name));
+		const own = (await readdir(directory).catch(missingIsEmpty)).filter(
+			name => name === fileName || temporaryName.test(name),
+		);
 		await Promise.all(own.map(async name => rm(join(directory, name), {force: true})));
-		// Whoever else keeps something there (the agent's socket) removes it himself, and the directory with it if he is the last.
+		// Whoever else keeps something there (the agent's socket) removes it himself, and the directory with it if he
+		// is the last.
 		await rmdir(directory).catch((error: unknown) => {
-			if (!(error instanceof Error && 'code' in error && ['ENOENT', 'ENOTEMPTY', 'EEXIST'].includes(String(error.code)))) {
+			if (!(
+				error instanceof Error &&
+				'code' in error &&
+				['ENOENT', 'ENOTEMPTY', 'EEXIST'].includes(String(error.code))
+			)) {
 				throw error;
 			}
 		});
@@ -93,26 +101,36 @@ export class FileRecords implements SandboxRecords {
 
 			// Kept for whoever wants to know; its VM, if it has one, is an orphan now and goes its way.
 			await rename(path, `${path}.bad`);
-			this.#log.error({path: `${path}.bad`, err: error}, 'a sandbox record is damaged or foreign and was set aside');
+			this.#log.error(
+				{path: `${path}.bad`, err: error},
+				'a sandbox record is damaged or foreign and was set aside',
+			);
 			return undefined;
 		}
 	}
 
 	async readAll(): Promise<readonly SandboxRecord[]> {
 		const directories = await readdir(this.#podsDir, {withFileTypes: true}).catch(missingIsEmpty);
-		const records = await Promise.all(directories.filter(entry => entry.isDirectory()).map(async ({name}) => {
-			try {
-				const record = await this.read(name);
-				this.#failures.recovered(name);
-				return record;
-			} catch (error) {
-				if (this.#failures.failed(name)) {
-					this.#log.error({path: join(this.#podsDir, name, fileName), err: error}, 'a sandbox record cannot be read and is passed over');
-				}
+		const records = await Promise.all(
+			directories
+				.filter(entry => entry.isDirectory())
+				.map(async ({name}) => {
+					try {
+						const record = await this.read(name);
+						this.#failures.recovered(name);
+						return record;
+					} catch (error) {
+						if (this.#failures.failed(name)) {
+							this.#log.error(
+								{path: join(this.#podsDir, name, fileName), err: error},
+								'a sandbox record cannot be read and is passed over',
+							);
+						}
 
-				return undefined;
-			}
-		}));
+						return undefined;
+					}
+				}),
+		);
 		return records.filter(record => record !== undefined);
 	}
 }

@@ -1,8 +1,8 @@
 /**
- * Which directory PODS_DIR is, so that a VM can say which daemon answers for it. The answer is the same in the container, on the node and after a
- * reboot: the type of the file system and the path within it, as the kernel's mount table tells them. A path alone would not do: two daemons in
- * containers may have different directories of the node at the same path.
- * Source: proc_pid_mountinfo(5).
+ * Which directory PODS_DIR is, so that a VM can say which daemon answers for it. The answer is the same in the
+ * container, on the node and after a reboot: the type of the file system and the path within it, as the kernel's mount
+ * table tells them. A path alone would not do: two daemons in containers may have different directories of the node at
+ * the same path. Source: proc_pid_mountinfo(5).
  */
 import {createHash} from 'node:crypto';
 import {readFile, realpath} from 'node:fs/promises';
@@ -61,12 +61,18 @@ export function placeOf(path: string, mountinfo: string): string {
 	for (const line of mountinfo.split('\n')) {
 		const mount = parseMount(line);
 		// The longest mount point counts, and of several at the same place the last: it covers the others.
-		if (mount !== undefined && isWithin(path, mount.mountPoint) && mount.mountPoint.length >= (nearest?.mountPoint.length ?? 0)) {
+		if (
+			mount !== undefined &&
+			isWithin(path, mount.mountPoint) &&
+			mount.mountPoint.length >= (nearest?.mountPoint.length ?? 0)
+		) {
 			nearest = mount;
 		}
 	}
 
-	return nearest === undefined ? path : `${nearest.fileSystem}:${join(nearest.root, relative(nearest.mountPoint, path))}`;
+	return nearest === undefined
+		? path
+		: `${nearest.fileSystem}:${join(nearest.root, relative(nearest.mountPoint, path))}`;
 }
 
 /** `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/sda1 rw`: optional fields end with a hyphen. */
@@ -74,7 +80,9 @@ function parseMount(line: string): Mount | undefined {
 	const fields = line.split(' ');
 	const [root, mountPoint] = [fields[3], fields[4]];
 	const fileSystem = fields[fields.indexOf('-') + 1];
-	return root === undefined || mountPoint === undefined || fileSystem === undefined ? undefined : {root: unescaped(root), mountPoint: unescaped(mountPoint), fileSystem};
+	return root === undefined || mountPoint === undefined || fileSystem === undefined
+		? undefined
+		: {root: unescaped(root), mountPoint: unescaped(mountPoint), fileSystem};
 }
 
 /** Blanks, tabs, line feeds and backslashes are octal. */

@@ -1,4 +1,7 @@
-/** A predecessor whose socket answered and that holds no lock, as versions before this one: it counts as alive for as long as it may be at work. */
+/**
+ * A predecessor whose socket answered and that holds no lock, as versions before this one: it counts as alive for as
+ * long as it may be at work.
+ */
 import {abortable} from '../core/lifetime.ts';
 import type {OtherDaemons} from '../sandbox/ports.ts';
 

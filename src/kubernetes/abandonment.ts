@@ -1,10 +1,12 @@
 /**
  * When is a VM abandoned? Policy only, without I/O.
  *
- * A PeerPod is being deleted when its pod object is gone: the kubelet has confirmed the pod's end, which it does only after the daemon has removed the VM;
- * or an administrator has deleted it by force; or its node is gone from the cluster. The daemon of the node removes VM and finalizer, whatever comes
- * first. So as long as there may be a daemon that serves the VM nothing is done here; and while the pod exists nothing is ever done, because it may still
- * run: its PeerPod may have been deleted by somebody all the same (the existing controller does so when the pod has a newer one).
+ * A PeerPod is being deleted when its pod object is gone: the kubelet has confirmed the pod's end, which it does only
+ * after the daemon has removed the VM; or an administrator has deleted it by force; or its node is gone from the
+ * cluster. The daemon of the node removes VM and finalizer, whatever comes first. So as long as there may be a daemon
+ * that serves the VM nothing is done here; and while the pod exists nothing is ever done, because it may still run: its
+ * PeerPod may have been deleted by somebody all the same (the existing controller does so when the pod has a newer
+ * one).
  */
 import type {VmRegistration} from './peer-pod.ts';
 
@@ -23,14 +25,19 @@ export interface NodeObservation {
 	readonly node: NodeView;
 	/** The owner is there: the same pod, not one of its name. */
 	readonly hasPod: boolean;
-	/** When it was first seen without daemon and pod, without interruption; the moment itself if it is the first time. */
+	/**
+	 * When it was first seen without daemon and pod, without interruption; the moment itself if it is the first time.
+	 */
 	readonly since: number;
 	readonly now: number;
 }
 
 export type AbandonmentVerdict =
 	/** Not ours to touch. */
-	| {readonly action: 'leave'; readonly why: 'in use' | 'the daemon is there' | 'the pod is there' | 'of another cluster'}
+	| {
+			readonly action: 'leave';
+			readonly why: 'in use' | 'the daemon is there' | 'the pod is there' | 'of another cluster';
+	  }
 	/** Abandoned since then, and not for long enough. */
 	| {readonly action: 'wait'; readonly since: number}
 	| {readonly action: 'delete'; readonly why: 'the node is gone' | 'the node is not ready' | 'the daemon is gone'};
@@ -42,7 +49,11 @@ export interface AbandonmentPolicy {
 	readonly graceMs: number;
 }
 
-export function verdictOn(registration: VmRegistration, {node, hasPod, since, now}: NodeObservation, {cluster, graceMs}: AbandonmentPolicy): AbandonmentVerdict {
+export function verdictOn(
+	registration: VmRegistration,
+	{node, hasPod, since, now}: NodeObservation,
+	{cluster, graceMs}: AbandonmentPolicy,
+): AbandonmentVerdict {
 	if (registration.cluster !== cluster) {
 		return {action: 'leave', why: 'of another cluster'};
 	}
@@ -63,5 +74,8 @@ export function verdictOn(registration: VmRegistration, {node, hasPod, since, no
 		return {action: 'wait', since};
 	}
 
-	return {action: 'delete', why: !node.exists ? 'the node is gone' : !node.isReady ? 'the node is not ready' : 'the daemon is gone'};
+	return {
+		action: 'delete',
+		why: !node.exists ? 'the node is gone' : !node.isReady ? 'the node is not ready' : 'the daemon is gone',
+	};
 }

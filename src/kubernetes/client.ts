@@ -52,18 +52,29 @@ export interface Preconditions {
 export type WatchEvent<Fields> =
 	| {readonly type: 'all'; readonly objects: ReadonlyArray<ApiObject<Fields>>}
 	| {readonly type: 'changed' | 'deleted'; readonly object: ApiObject<Fields>}
-	/** The server does not allow it, or does not know the kind (`isKindMissing`). Comes at each refusal; `all` follows when it is allowed again. */
+	/**
+	 * The server does not allow it, or does not know the kind (`isKindMissing`). Comes at each refusal; `all` follows
+	 * when it is allowed again.
+	 */
 	| {readonly type: 'refused'; readonly error: AdaptorError};
 
 export interface ClientOptions extends ConnectionOptions {
 	readonly log: Logger;
-	/** How long the server shall let a watch last: it is also how long a connection that died silently goes unnoticed. */
+	/**
+	 * How long the server shall let a watch last: it is also how long a connection that died silently goes unnoticed.
+	 */
 	readonly watchTimeoutMs?: number;
-	/** Pauses after failures of a watch. The longest is also how much later than necessary it may notice that a server is back. */
+	/**
+	 * Pauses after failures of a watch. The longest is also how much later than necessary it may notice that a server
+	 * is back.
+	 */
 	readonly watchRetryMs?: readonly [first: number, longest: number];
 	/** Pauses after refusals of a watch. */
 	readonly refusedRetryMs?: readonly [first: number, longest: number];
-	/** How long a connection of a watch must last to count as synchronised when nothing happens: a server tells at once that it no longer has the version. */
+	/**
+	 * How long a connection of a watch must last to count as synchronised when nothing happens: a server tells at once
+	 * that it no longer has the version.
+	 */
 	readonly settleMs?: number;
 }
 
@@ -74,9 +85,18 @@ const watchSlackMs = 15_000;
 
 export class KubernetesClient implements Disposable {
 	readonly #connection: ApiConnection;
-	readonly #options: Required<Pick<ClientOptions, 'log' | 'watchTimeoutMs' | 'watchRetryMs' | 'refusedRetryMs' | 'settleMs'>>;
+	readonly #options: Required<
+		Pick<ClientOptions, 'log' | 'watchTimeoutMs' | 'watchRetryMs' | 'refusedRetryMs' | 'settleMs'>
+	>;
 
-	constructor({log, watchTimeoutMs = 240_000, watchRetryMs = [500, 5000], refusedRetryMs = [500, 30_000], settleMs = 1000, ...connection}: ClientOptions) {
+	constructor({
+		log,
+		watchTimeoutMs = 240_000,
+		watchRetryMs = [500, 5000],
+		refusedRetryMs = [500, 30_000],
+		settleMs = 1000,
+		...connection
+	}: ClientOptions) {
 		this.#connection = new ApiConnection(connection);
 		this.#options = {log, watchTimeoutMs, watchRetryMs, refusedRetryMs, settleMs};
 	}
@@ -105,38 +125,73 @@ export class KubernetesClient implements Disposable {
 	 * Without an answer this is not tried again unless it surely was not done.
 	 * @throws KubernetesError, AlreadyExists among others
 	 */
-	async create<Fields>(kind: Kind<Fields>, namespace: string | undefined, object: NewObject, signal: AbortSignal): Promise<ApiObject<Fields>> {
+	async create<Fields>(
+		kind: Kind<Fields>,
+		namespace: string | undefined,
+		object: NewObject,
+		signal: AbortSignal,
+	): Promise<ApiObject<Fields>> {
 		const body = {apiVersion: kind.apiVersion, kind: kind.kind, ...object};
-		return readObject(kind, await this.#connection.request({method: 'POST', path: pathOf(kind, namespace === undefined ? {} : {namespace}), body}, signal));
+		return readObject(
+			kind,
+			await this.#connection.request(
+				{method: 'POST', path: pathOf(kind, namespace === undefined ? {} : {namespace}), body},
+				signal,
+			),
+		);
 	}
 
 	/**
 	 * @param subresource of which only that part of the object can be changed, and only there
-	 * @throws KubernetesError: 404; 409 when a resourceVersion in the patch is no longer the object's; 422 when a `test` fails or the result is not valid
+	 * @throws KubernetesError: 404; 409 when a resourceVersion in the patch is no longer the object's; 422 when a
+	 * `test` fails or the result is not valid
 	 */
-	async patch<Fields>(kind: Kind<Fields>, name: ObjectName, patch: Patch, signal: AbortSignal, subresource?: 'status'): Promise<ApiObject<Fields>> {
-		const [body, type] = 'json' in patch ? [patch.json, 'json-patch'] as const : [patch.merge, 'merge-patch'] as const;
+	async patch<Fields>(
+		kind: Kind<Fields>,
+		name: ObjectName,
+		patch: Patch,
+		signal: AbortSignal,
+		subresource?: 'status',
+	): Promise<ApiObject<Fields>> {
+		const [body, type] =
+			'json' in patch ? ([patch.json, 'json-patch'] as const) : ([patch.merge, 'merge-patch'] as const);
 		const path = pathOf(kind, name, ...(subresource === undefined ? [] : [subresource]));
-		return readObject(kind, await this.#connection.request({method: 'PATCH', path, body, contentType: `application/${type}+json`}, signal));
+		return readObject(
+			kind,
+			await this.#connection.request(
+				{method: 'PATCH', path, body, contentType: `application/${type}+json`},
+				signal,
+			),
+		);
 	}
 
 	/**
 	 * Asks for an object to be deleted; it stays until its finalizers are gone.
 	 * @throws KubernetesError: 404; 409 when the preconditions do not hold
 	 */
-	async delete(kind: Kind<unknown>, name: ObjectName, preconditions: Preconditions, signal: AbortSignal): Promise<void> {
+	async delete(
+		kind: Kind<unknown>,
+		name: ObjectName,
+		preconditions: Preconditions,
+		signal: AbortSignal,
+	): Promise<void> {
 		const body = {apiVersion: 'v1', kind: 'DeleteOptions', preconditions, propagationPolicy: 'Background'};
 		await this.#connection.request({method: 'DELETE', path: pathOf(kind, name), body}, signal);
 	}
 
 	/**
-	 * All objects, then each change, until the signal aborts: then it ends without an error. Goes on after lost connections, failures and refusals,
-	 * and lists again when it has been away for too long.
+	 * All objects, then each change, until the signal aborts: then it ends without an error. Goes on after lost
+	 * connections, failures and refusals, and lists again when it has been away for too long.
 	 *
-	 * It is synchronised when a connection has brought an event or a bookmark, has ended in order, or has lasted for `settleMs`: a server that was restarted
-	 * opens the connection, and says only then that it does not have the version (410).
+	 * It is synchronised when a connection has brought an event or a bookmark, has ended in order, or has lasted for
+	 * `settleMs`: a server that was restarted opens the connection, and says only then that it does not have the
+	 * version (410).
 	 */
-	async* watch<Fields>(kind: Kind<Fields>, selection: Selection, signal: AbortSignal): AsyncGenerator<WatchEvent<Fields>, void> {
+	async *watch<Fields>(
+		kind: Kind<Fields>,
+		selection: Selection,
+		signal: AbortSignal,
+	): AsyncGenerator<WatchEvent<Fields>, void> {
 		const {log, watchRetryMs, refusedRetryMs} = this.#options;
 		const failures = new FailureLog();
 		let pauses = {afterFailure: backOff(...watchRetryMs), afterRefusal: backOff(...refusedRetryMs)};
@@ -159,7 +214,13 @@ export class KubernetesClient implements Disposable {
 					yield {type: 'all', objects: items};
 				}
 
-				for await (const {type, object, resourceVersion: next} of this.#watchOnce(kind, selection, resourceVersion, synchronised, signal)) {
+				for await (const {type, object, resourceVersion: next} of this.#watchOnce(
+					kind,
+					selection,
+					resourceVersion,
+					synchronised,
+					signal,
+				)) {
 					resourceVersion = next;
 					if (type !== 'BOOKMARK') {
 						yield {type: type === 'DELETED' ? 'deleted' : 'changed', object: readObject(kind, object)};
@@ -192,7 +253,10 @@ export class KubernetesClient implements Disposable {
 					pauseMs = pauses.afterRefusal.next().value;
 				} else {
 					pauseMs = pauses.afterFailure.next().value;
-					log[failures.failed() ? 'warn' : 'debug']({event: kind.plural, err: error, retryInMs: pauseMs}, 'watch of the Kubernetes API was lost');
+					log[failures.failed() ? 'warn' : 'debug'](
+						{event: kind.plural, err: error, retryInMs: pauseMs},
+						'watch of the Kubernetes API was lost',
+					);
 				}
 
 				pauseMs = Math.max(pauseMs, retryAfterOf(error) ?? 0);
@@ -207,15 +271,22 @@ export class KubernetesClient implements Disposable {
 		this.#connection[Symbol.dispose]();
 	}
 
-	async* #watchOnce(
-		kind: Kind<unknown>, selection: Selection, resourceVersion: string, onSynchronised: () => void, signal: AbortSignal,
+	async *#watchOnce(
+		kind: Kind<unknown>,
+		selection: Selection,
+		resourceVersion: string,
+		onSynchronised: () => void,
+		signal: AbortSignal,
 	): ReturnType<typeof watchEvents> {
 		const {watchTimeoutMs, settleMs} = this.#options;
 		using scope = new Scope(signal).deadline(watchTimeoutMs + watchSlackMs, 'the end of a watch');
 		let settled: NodeJS.Timeout | undefined;
 		try {
 			const path = `${pathOf(kind, selection)}?${query(selection, {
-				watch: 'true', allowWatchBookmarks: 'true', resourceVersion, timeoutSeconds: String(Math.ceil(watchTimeoutMs / 1000)),
+				watch: 'true',
+				allowWatchBookmarks: 'true',
+				resourceVersion,
+				timeoutSeconds: String(Math.ceil(watchTimeoutMs / 1000)),
 			})}`;
 			const body = await this.#connection.stream({method: 'GET', path}, scope.signal);
 			settled = setTimeout(onSynchronised, settleMs);
@@ -232,5 +303,9 @@ export class KubernetesClient implements Disposable {
 }
 
 function query({fieldSelector, labelSelector}: Selection, others: Readonly<Record<string, string>>): string {
-	return new URLSearchParams({...others, ...(fieldSelector === undefined ? {} : {fieldSelector}), ...(labelSelector === undefined ? {} : {labelSelector})}).toString();
+	return new URLSearchParams({
+		...others,
+		...(fieldSelector === undefined ? {} : {fieldSelector}),
+		...(labelSelector === undefined ? {} : {labelSelector}),
+	}).toString();
 }

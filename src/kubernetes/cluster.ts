@@ -1,6 +1,6 @@
 /**
- * `Cluster` by the API server of the cluster that the daemon's pod runs in: one client and the parts that use it. Each part minds the API server's
- * absences itself; joining waits for nothing but two files.
+ * `Cluster` by the API server of the cluster that the daemon's pod runs in: one client and the parts that use it. Each
+ * part minds the API server's absences itself; joining waits for nothing but two files.
  */
 import type {Logger, Secret} from '../core/log.ts';
 import type {RegisteredVm, Cluster, PodEvent, PodIdentity, Presence} from '../sandbox/ports.ts';
@@ -49,16 +49,42 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 	readonly #presence: PodPresence;
 	readonly #capacity: NodeCapacity | undefined;
 
-	constructor({server, node, cluster, limitPerNode, podUid, daemonSet, vmNames, leftOverMs, stopping, log}: ClusterOptions, account: ServiceAccount, namespace: string) {
+	constructor(
+		{server, node, cluster, limitPerNode, podUid, daemonSet, vmNames, leftOverMs, stopping, log}: ClusterOptions,
+		account: ServiceAccount,
+		namespace: string,
+	) {
 		const client = new KubernetesClient({server, account, log});
 		this.#client = client;
 		this.#events = new PodEvents({client, node, log});
 		this.#pullSecrets = new PullSecrets({client, tell: (pod, event) => this.#events.tell(pod, event), log});
-		this.#peerPods = new PeerPods({client, node, cluster, vmNames, ...(leftOverMs === undefined ? {} : {leftOverMs}), log});
-		this.#presence = new PodPresence({client, node, ownerUid: async (vm, signal) => this.#peerPods.ownerUid(vm, signal), log});
-		this.#capacity = limitPerNode !== undefined && limitPerNode < 0 ? undefined : new NodeCapacity({
-			client, node, namespace, daemonSet, configured: limitPerNode, ...(podUid === undefined ? {} : {podUid}), ...(stopping === undefined ? {} : {stopping}), log,
+		this.#peerPods = new PeerPods({
+			client,
+			node,
+			cluster,
+			vmNames,
+			...(leftOverMs === undefined ? {} : {leftOverMs}),
+			log,
 		});
+		this.#presence = new PodPresence({
+			client,
+			node,
+			ownerUid: async (vm, signal) => this.#peerPods.ownerUid(vm, signal),
+			log,
+		});
+		this.#capacity =
+			limitPerNode !== undefined && limitPerNode < 0
+				? undefined
+				: new NodeCapacity({
+						client,
+						node,
+						namespace,
+						daemonSet,
+						configured: limitPerNode,
+						...(podUid === undefined ? {} : {podUid}),
+						...(stopping === undefined ? {} : {stopping}),
+						log,
+					});
 	}
 
 	/** How many pod VMs this node may have, as it was set last; undefined when it was not. */
@@ -91,7 +117,9 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {
-		await Promise.all([this.#peerPods, this.#events, this.#capacity].map(async part => part?.[Symbol.asyncDispose]()));
+		await Promise.all(
+			[this.#peerPods, this.#events, this.#capacity].map(async part => part?.[Symbol.asyncDispose]()),
+		);
 		this.#client[Symbol.dispose]();
 	}
 }

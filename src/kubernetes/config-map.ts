@@ -1,25 +1,41 @@
-/** The adaptor's configuration in the cluster, as far as it is written from here: single keys of a config map that exists. */
+/**
+ * The adaptor's configuration in the cluster, as far as it is written from here: single keys of a config map that
+ * exists.
+ */
 import {AdaptorError} from '../core/errors.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
 import type {Kind, ObjectName} from './objects.ts';
 
-const configMaps: Kind<unknown> = {apiVersion: 'v1', kind: 'ConfigMap', plural: 'configmaps', isNamespaced: true, read: () => ({})};
+const configMaps: Kind<unknown> = {
+	apiVersion: 'v1',
+	kind: 'ConfigMap',
+	plural: 'configmaps',
+	isNamespaced: true,
+	read: () => ({}),
+};
 
 /**
  * Sets these keys and leaves all others.
  * @throws AdaptorError 'not-found' when there is no such config map; KubernetesError
  */
-export async function writeConfigMap(client: KubernetesClient, name: ObjectName, data: Readonly<Record<string, string>>, signal: AbortSignal): Promise<void> {
+export async function writeConfigMap(
+	client: KubernetesClient,
+	name: ObjectName,
+	data: Readonly<Record<string, string>>,
+	signal: AbortSignal,
+): Promise<void> {
 	try {
 		await client.patch(configMaps, name, {merge: {data}}, signal);
 	} catch (error) {
-		throw isNotFound(error) ? new AdaptorError({
-			code: 'not-found',
-			what: 'The config map does not exist',
-			where: {...name},
-			remedy: 'Create it, or name its namespace with -namespace.',
-			cause: error,
-		}) : error;
+		throw isNotFound(error)
+			? new AdaptorError({
+					code: 'not-found',
+					what: 'The config map does not exist',
+					where: {...name},
+					remedy: 'Create it, or name its namespace with -namespace.',
+					cause: error,
+				})
+			: error;
 	}
 }

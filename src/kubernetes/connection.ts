@@ -1,6 +1,6 @@
 /**
- * HTTPS to the API server: one request, one answer, authenticated, tried again where that is safe. Knows JSON, but no kinds of objects.
- * On node:https alone: the official client costs 85 MB of resident memory (docs/adr/0013).
+ * HTTPS to the API server: one request, one answer, authenticated, tried again where that is safe. Knows JSON, but no
+ * kinds of objects. On node:https alone: the official client costs 85 MB of resident memory (docs/adr/0013).
  */
 import type {IncomingMessage} from 'node:http';
 import {Agent, request as httpsRequest} from 'node:https';
@@ -16,7 +16,10 @@ export interface ConnectionOptions {
 	readonly account: ServiceAccount;
 	/** Of one attempt. */
 	readonly requestTimeoutMs?: number;
-	/** How long a connection that nobody uses is kept: one that has died without a word in between costs the next request its time. */
+	/**
+	 * How long a connection that nobody uses is kept: one that has died without a word in between costs the next
+	 * request its time.
+	 */
 	readonly idleTimeoutMs?: number;
 	/** Of one answer, or of one event of a watch. */
 	readonly maxResponseBytes?: number;
@@ -39,9 +42,20 @@ export class ApiConnection implements Disposable {
 	readonly #agent: Agent;
 
 	constructor(options: ConnectionOptions) {
-		this.#options = {requestTimeoutMs: 30_000, idleTimeoutMs: 10_000, maxResponseBytes: 32 * 1024 * 1024, retryMs: [200, 5000], ...options};
+		this.#options = {
+			requestTimeoutMs: 30_000,
+			idleTimeoutMs: 10_000,
+			maxResponseBytes: 32 * 1024 * 1024,
+			retryMs: [200, 5000],
+			...options,
+		};
 		// Of a connection that is in use, `timeout` says only that it is quiet.
-		this.#agent = new Agent({keepAlive: true, maxSockets: 16, maxFreeSockets: 2, timeout: this.#options.idleTimeoutMs});
+		this.#agent = new Agent({
+			keepAlive: true,
+			maxSockets: 16,
+			maxFreeSockets: 2,
+			timeout: this.#options.idleTimeoutMs,
+		});
 	}
 
 	get maxResponseBytes(): number {
@@ -53,15 +67,19 @@ export class ApiConnection implements Disposable {
 	 * @throws KubernetesError
 	 */
 	async request(request: ApiRequest, signal: AbortSignal): Promise<unknown> {
-		return retry(async () => this.#exchange(request, signal), {
-			backOff: this.#options.retryMs,
-			leastPauseMs: retryAfterOf,
-			onFailure(error, {attempt}) {
-				if (attempt === attempts || !mayBeRetried(error, request)) {
-					throw error;
-				}
+		return retry(
+			async () => this.#exchange(request, signal),
+			{
+				backOff: this.#options.retryMs,
+				leastPauseMs: retryAfterOf,
+				onFailure(error, {attempt}) {
+					if (attempt === attempts || !mayBeRetried(error, request)) {
+						throw error;
+					}
+				},
 			},
-		}, signal);
+			signal,
+		);
 	}
 
 	/**
@@ -97,7 +115,9 @@ export class ApiConnection implements Disposable {
 			throw new KubernetesError({
 				code: isGarbage ? 'data-loss' : 'unavailable',
 				// A parser's message quotes what it read, which may be anybody's secret.
-				what: isGarbage ? 'The Kubernetes API answered with something that is not JSON' : `The Kubernetes API does not answer: ${reason.message}`,
+				what: isGarbage
+					? 'The Kubernetes API answered with something that is not JSON'
+					: `The Kubernetes API does not answer: ${reason.message}`,
 				where,
 				...(isGarbage ? {} : {cause: reason}),
 				mayHaveBeenExecuted: true,
@@ -105,7 +125,10 @@ export class ApiConnection implements Disposable {
 		}
 	}
 
-	/** The answer's head, of 399 at most. With a token that was rejected the files are read once more: it may have been replaced a moment ago. */
+	/**
+	 * The answer's head, of 399 at most. With a token that was rejected the files are read once more: it may have been
+	 * replaced a moment ago.
+	 */
 	async #authenticated(request: ApiRequest, signal: AbortSignal): Promise<IncomingMessage> {
 		const where = {method: request.method, path: pathAlone(request)};
 		let rejected: Awaited<ReturnType<ServiceAccount['credentials']>> | undefined;
@@ -117,7 +140,12 @@ export class ApiConnection implements Disposable {
 				return response;
 			}
 
-			const error = refusal(status, await bodyOf(response, this.#options.maxResponseBytes), response.headers['retry-after'], where);
+			const error = refusal(
+				status,
+				await bodyOf(response, this.#options.maxResponseBytes),
+				response.headers['retry-after'],
+				where,
+			);
 			if (status !== 401 || rejected !== undefined) {
 				throw error;
 			}
@@ -126,21 +154,33 @@ export class ApiConnection implements Disposable {
 		}
 	}
 
-	async #send({method, path, body, contentType}: ApiRequest, token: string, ca: string, signal: AbortSignal): Promise<IncomingMessage> {
+	async #send(
+		{method, path, body, contentType}: ApiRequest,
+		token: string,
+		ca: string,
+		signal: AbortSignal,
+	): Promise<IncomingMessage> {
 		const {server} = this.#options;
 		const text = body === undefined ? undefined : Buffer.from(JSON.stringify(body));
 		const request = httpsRequest({
-			...server, method, path, signal, agent: this.#agent,
+			...server,
+			method,
+			path,
+			signal,
+			agent: this.#agent,
 			// The agent keeps connections apart by their CA: one that was replaced is not used for new ones.
 			ca,
 			headers: {
-				'authorization': `Bearer ${token}`,
-				'accept': 'application/json',
+				authorization: `Bearer ${token}`,
+				accept: 'application/json',
 				'user-agent': 'cloud-api-adaptor',
-				...(text === undefined ? {} : {'content-type': contentType ?? 'application/json', 'content-length': text.length}),
+				...(text === undefined
+					? {}
+					: {'content-type': contentType ?? 'application/json', 'content-length': text.length}),
 			},
 		});
-		// Headers and body follow the handshake at once. Of a connection that was idle, and is closed just when it is used again, nobody knows.
+		// Headers and body follow the handshake at once. Of a connection that was idle, and is closed just when it is
+		// used again, nobody knows.
 		const sent = {maybe: false};
 		request.once('socket', socket => {
 			sent.maybe = request.reusedSocket;
@@ -154,7 +194,7 @@ export class ApiConnection implements Disposable {
 		request.on('error', () => undefined);
 		request.end(text);
 		try {
-			const [response] = await once(request, 'response') as [IncomingMessage];
+			const [response] = (await once(request, 'response')) as [IncomingMessage];
 			return response;
 		} catch (error) {
 			signal.throwIfAborted();
@@ -202,5 +242,9 @@ async function bodyOf(response: IncomingMessage, maxBytes: number): Promise<stri
 }
 
 export function tooLong(maxBytes: number): KubernetesError {
-	return new KubernetesError({code: 'data-loss', what: `The Kubernetes API answered with more than ${maxBytes} bytes`, where: {}});
+	return new KubernetesError({
+		code: 'data-loss',
+		what: `The Kubernetes API answered with more than ${maxBytes} bytes`,
+		where: {},
+	});
 }

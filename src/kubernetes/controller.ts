@@ -1,7 +1,8 @@
 /**
- * Cleans up after nodes: deletes the VM of a PeerPod that was abandoned (abandonment.ts says when), then removes its finalizer. Looks at everything
- * anew each time, so nothing that was missed stays missed; asks for nodes only when there is something to decide. How a VM is deleted is a
- * function that it is given. Works beside the existing controller: both may remove the finalizer, and neither minds that it is gone.
+ * Cleans up after nodes: deletes the VM of a PeerPod that was abandoned (abandonment.ts says when), then removes its
+ * finalizer. Looks at everything anew each time, so nothing that was missed stays missed; asks for nodes only when
+ * there is something to decide. How a VM is deleted is a function that it is given. Works beside the existing
+ * controller: both may remove the finalizer, and neither minds that it is gone.
  */
 import {every} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -19,9 +20,21 @@ interface WithReadiness {
 	readonly isReady: boolean;
 }
 
-const isReady = (raw: unknown): boolean => listAt(raw, 'status', 'conditions').some(condition => textAt(condition, 'type') === 'Ready' && textAt(condition, 'status') === 'True');
-const nodes: Kind<WithReadiness> = {apiVersion: 'v1', kind: 'Node', plural: 'nodes', isNamespaced: false, read: raw => ({isReady: isReady(raw)})};
-const daemonPods: Kind<WithReadiness & {readonly node: string | undefined}> = {...pods, read: raw => ({isReady: isReady(raw), node: textAt(raw, 'spec', 'nodeName')})};
+const isReady = (raw: unknown): boolean =>
+	listAt(raw, 'status', 'conditions').some(
+		condition => textAt(condition, 'type') === 'Ready' && textAt(condition, 'status') === 'True',
+	);
+const nodes: Kind<WithReadiness> = {
+	apiVersion: 'v1',
+	kind: 'Node',
+	plural: 'nodes',
+	isNamespaced: false,
+	read: raw => ({isReady: isReady(raw)}),
+};
+const daemonPods: Kind<WithReadiness & {readonly node: string | undefined}> = {
+	...pods,
+	read: raw => ({isReady: isReady(raw), node: textAt(raw, 'spec', 'nodeName')}),
+};
 
 export interface ControllerOptions extends AbandonmentPolicy {
 	readonly client: KubernetesClient;
@@ -46,17 +59,23 @@ export async function cleanUpAfterNodes(options: ControllerOptions, signal: Abor
 	const failures = new FailureLog();
 	for await (const _ of every(intervalMs, signal)) {
 		try {
-			await retry(async () => cleaner.round(signal), {
-				// No more than a minute: that is what the end of an outage may cost.
-				backOff: [intervalMs, 4 * intervalMs],
-				leastPauseMs: retryAfterOf,
-				onFailure(error, {retryInMs}) {
-					log[failures.failed() ? 'warn' : 'debug'](
-						{err: error, retryInMs},
-						isKindMissing(error) ? 'there are no PeerPods in this cluster: there is nothing to do' : 'PeerPods cannot be looked through, it is tried again',
-					);
+			await retry(
+				async () => cleaner.round(signal),
+				{
+					// No more than a minute: that is what the end of an outage may cost.
+					backOff: [intervalMs, 4 * intervalMs],
+					leastPauseMs: retryAfterOf,
+					onFailure(error, {retryInMs}) {
+						log[failures.failed() ? 'warn' : 'debug'](
+							{err: error, retryInMs},
+							isKindMissing(error)
+								? 'there are no PeerPods in this cluster: there is nothing to do'
+								: 'PeerPods cannot be looked through, it is tried again',
+						);
+					},
 				},
-			}, signal);
+				signal,
+			);
 			failures.recovered();
 		} catch {
 			return; // The signal has aborted: nothing else ends the retries.
@@ -95,11 +114,23 @@ class Cleaner {
 		this.#since = since;
 	}
 
-	async #decide(candidate: Candidate, node: NodeView, since: Map<string, number>, signal: AbortSignal): Promise<void> {
+	async #decide(
+		candidate: Candidate,
+		node: NodeView,
+		since: Map<string, number>,
+		signal: AbortSignal,
+	): Promise<void> {
 		const {log} = this.#options;
-		const {registration, metadata: {uid, name}} = candidate;
+		const {
+			registration,
+			metadata: {uid, name},
+		} = candidate;
 		const now = this.#now();
-		const names = {instanceName: name, node: registration.node, pod: `${registration.pod.namespace}/${registration.pod.name}`};
+		const names = {
+			instanceName: name,
+			node: registration.node,
+			pod: `${registration.pod.namespace}/${registration.pod.name}`,
+		};
 		const hasPod = await this.#exists(registration.pod, signal);
 		const verdict = verdictOn(registration, {node, hasPod, since: this.#since.get(uid) ?? now, now}, this.#options);
 		switch (verdict.action) {
@@ -107,7 +138,13 @@ class Cleaner {
 				if (verdict.why !== 'of another cluster') {
 					this.#abandoned.recovered(uid);
 				} else if (this.#abandoned.failed(uid)) {
-					log.warn({...names, reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(registration.cluster)} there`}, 'PeerPod left alone: its daemon has another CLUSTER_ID');
+					log.warn(
+						{
+							...names,
+							reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(registration.cluster)} there`,
+						},
+						'PeerPod left alone: its daemon has another CLUSTER_ID',
+					);
 				}
 
 				return;
@@ -130,10 +167,16 @@ class Cleaner {
 					since.delete(uid);
 					this.#abandoned.recovered(uid);
 					this.#undeletable.recovered(uid);
-					log.info({...names, reason: verdict.why}, wasThere ? 'abandoned pod VM deleted' : 'PeerPod released: its VM was gone');
+					log.info(
+						{...names, reason: verdict.why},
+						wasThere ? 'abandoned pod VM deleted' : 'PeerPod released: its VM was gone',
+					);
 				} catch (error) {
 					signal.throwIfAborted();
-					log[this.#undeletable.failed(uid) ? 'warn' : 'debug']({...names, err: error}, 'abandoned pod VM not deleted yet, it is tried again');
+					log[this.#undeletable.failed(uid) ? 'warn' : 'debug'](
+						{...names, err: error},
+						'abandoned pod VM not deleted yet, it is tried again',
+					);
 				}
 			}
 		}
@@ -154,9 +197,14 @@ class Cleaner {
 	async #release({metadata: {uid, name, namespace, finalizers}}: Candidate, signal: AbortSignal): Promise<void> {
 		const {client} = this.#options;
 		try {
-			await client.patch(peerPods, {name, ...(namespace === undefined ? {} : {namespace})}, {
-				json: [{op: 'test', path: '/metadata/uid', value: uid}, ...withoutFinalizer(finalizers)],
-			}, signal);
+			await client.patch(
+				peerPods,
+				{name, ...(namespace === undefined ? {} : {namespace})},
+				{
+					json: [{op: 'test', path: '/metadata/uid', value: uid}, ...withoutFinalizer(finalizers)],
+				},
+				signal,
+			);
 		} catch (error) {
 			if (!isNotFound(error)) {
 				throw error;
@@ -166,9 +214,14 @@ class Cleaner {
 
 	async #nodes(signal: AbortSignal): Promise<(name: string) => NodeView> {
 		const {client, namespace, daemonSelector} = this.#options;
-		const [all, daemons] = await Promise.all([client.list(nodes, {}, signal), client.list(daemonPods, {namespace, labelSelector: daemonSelector}, signal)]);
+		const [all, daemons] = await Promise.all([
+			client.list(nodes, {}, signal),
+			client.list(daemonPods, {namespace, labelSelector: daemonSelector}, signal),
+		]);
 		const ready = new Map(all.items.map(({metadata, isReady: is}) => [metadata.name, is]));
-		const served = new Set(daemons.items.flatMap(({isReady: is, node}) => is && node !== undefined ? [node] : []));
+		const served = new Set(
+			daemons.items.flatMap(({isReady: is, node}) => (is && node !== undefined ? [node] : [])),
+		);
 		return name => ({exists: ready.has(name), isReady: ready.get(name) === true, hasDaemon: served.has(name)});
 	}
 }

@@ -1,4 +1,7 @@
-/** What the API server refused, or why it could not be asked. Knows HTTP's status codes and Kubernetes' reasons, not what was wanted. */
+/**
+ * What the API server refused, or why it could not be asked. Knows HTTP's status codes and Kubernetes' reasons, not
+ * what was wanted.
+ */
 import {AdaptorError, type ErrorCode, type ErrorWhere} from '../core/errors.ts';
 import {at, textAt} from './fields.ts';
 
@@ -19,7 +22,10 @@ export class KubernetesError extends AdaptorError {
 	override readonly name = 'KubernetesError';
 	/** HTTP's status code; undefined when there was no answer, or none that can be understood. */
 	readonly status: number | undefined;
-	/** Kubernetes' own word (`NotFound`, `AlreadyExists`, `Conflict`, `Expired`, …); undefined when something else than the API answered. */
+	/**
+	 * Kubernetes' own word (`NotFound`, `AlreadyExists`, `Conflict`, `Expired`, …); undefined when something else than
+	 * the API answered.
+	 */
 	readonly statusReason: string | undefined;
 	/** When the server said how long to wait. */
 	readonly retryAfterMs: number | undefined;
@@ -28,7 +34,14 @@ export class KubernetesError extends AdaptorError {
 	/** Without an answer: whether the server may have done it all the same. */
 	readonly mayHaveBeenExecuted: boolean;
 
-	constructor({status, statusReason, retryAfterMs, isKindMissing = false, mayHaveBeenExecuted = false, ...parts}: KubernetesErrorParts) {
+	constructor({
+		status,
+		statusReason,
+		retryAfterMs,
+		isKindMissing = false,
+		mayHaveBeenExecuted = false,
+		...parts
+	}: KubernetesErrorParts) {
 		super(parts);
 		this.status = status;
 		this.statusReason = statusReason;
@@ -61,12 +74,17 @@ export function isKindMissing(error: unknown): boolean {
 	return error instanceof KubernetesError && error.isKindMissing;
 }
 
-/** The object itself does not exist, by the word of the API: not its kind, and not a path that some proxy does not know. */
+/**
+ * The object itself does not exist, by the word of the API: not its kind, and not a path that some proxy does not know.
+ */
 export function isObjectMissing(error: unknown): error is KubernetesError {
 	return isNotFound(error) && error.statusReason === 'NotFound' && !error.isKindMissing;
 }
 
-/** A refusal that a repetition does not change soon. None is final: rights and kinds come and go, and a server that starts refuses for seconds what it allows. */
+/**
+ * A refusal that a repetition does not change soon. None is final: rights and kinds come and go, and a server that
+ * starts refuses for seconds what it allows.
+ */
 export function isRefusal(error: unknown): error is AdaptorError {
 	if (!(error instanceof KubernetesError)) {
 		return error instanceof AdaptorError && error.code === 'invalid-argument';
@@ -80,17 +98,25 @@ const longestRetryAfterMs = 30_000;
 
 /** The pause that the server asked for with this error, within reason; undefined when it asked for none. */
 export function retryAfterOf(error: unknown): number | undefined {
-	return error instanceof KubernetesError && error.retryAfterMs !== undefined ? Math.min(error.retryAfterMs, longestRetryAfterMs) : undefined;
+	return error instanceof KubernetesError && error.retryAfterMs !== undefined
+		? Math.min(error.retryAfterMs, longestRetryAfterMs)
+		: undefined;
 }
 
 const maxMessageLength = 500;
 
 /**
  * The error that an answer of 400 or more stands for.
- * @param body as it came; a Status of Kubernetes' (Kubernetes API conventions, "Response Status Kind") or a text of whatever answered
+ * @param body as it came; a Status of Kubernetes' (Kubernetes API conventions, "Response Status Kind") or a text of
+ * whatever answered
  * @param retryAfter the header's value
  */
-export function refusal(status: number, body: string, retryAfter: string | undefined, where: ErrorWhere): KubernetesError {
+export function refusal(
+	status: number,
+	body: string,
+	retryAfter: string | undefined,
+	where: ErrorWhere,
+): KubernetesError {
 	const answer = parsedOrNothing(body);
 	const isStatus = textAt(answer, 'kind') === 'Status';
 	const statusReason = isStatus ? textAt(answer, 'reason') : undefined;
@@ -105,7 +131,8 @@ export function refusal(status: number, body: string, retryAfter: string | undef
 		...(statusReason === undefined ? {} : {statusReason}),
 		...(remedy === undefined ? {} : {remedy}),
 		...(seconds >= 0 ? {retryAfterMs: seconds * 1000} : {}),
-		// A kind that exists answers with a Status that names the object; for one that does not exist there is a text, or no name.
+		// A kind that exists answers with a Status that names the object; for one that does not exist there is a text,
+		// or no name.
 		isKindMissing: status === 404 && (!isStatus || textAt(answer, 'details', 'name') === undefined),
 	});
 }
@@ -120,7 +147,10 @@ function parsedOrNothing(body: string): unknown {
 
 function codeFor(status: number, statusReason: string | undefined): ErrorCode {
 	switch (status) {
-		case 400: case 413: case 415: case 422: {
+		case 400:
+		case 413:
+		case 415:
+		case 422: {
 			return 'invalid-argument';
 		}
 

@@ -1,4 +1,7 @@
-/** How many events may be sent: a bucket for each pod and one for all. Pure: told the time, in milliseconds of a clock that never goes back. */
+/**
+ * How many events may be sent: a bucket for each pod and one for all. Pure: told the time, in milliseconds of a clock
+ * that never goes back.
+ */
 
 export interface BucketSize {
 	readonly burst: number;

@@ -1,9 +1,9 @@
 /**
- * Events on pods, for whoever looks at a pod that does not start (`kubectl describe pod`). Told in the background, in order; repeats of an event,
- * with other numbers perhaps, raise its count. Never in anybody's way: what is too much, or cannot be sent in time, is dropped, and that is said in the log.
- * Of core/v1 rather than events.k8s.io/v1: both are the same objects to the API server, this one asks for no action and no series, and is the one that
- * existing roles allow.
- * Source: Kubernetes API reference, Event v1 core; client-go, tools/record (names, counts, limits).
+ * Events on pods, for whoever looks at a pod that does not start (`kubectl describe pod`). Told in the background, in
+ * order; repeats of an event, with other numbers perhaps, raise its count. Never in anybody's way: what is too much, or
+ * cannot be sent in time, is dropped, and that is said in the log. Of core/v1 rather than events.k8s.io/v1: both are
+ * the same objects to the API server, this one asks for no action and no series, and is the one that existing roles
+ * allow. Source: Kubernetes API reference, Event v1 core; client-go, tools/record (names, counts, limits).
  */
 import {AdaptorError, toError} from '../core/errors.ts';
 import {abortable, pause, Scope} from '../core/lifetime.ts';
@@ -69,7 +69,11 @@ export class PodEvents implements AsyncDisposable {
 
 	/** As `Cluster` promises it. */
 	tell(pod: PodIdentity, event: PodEvent): void {
-		if (this.#closed !== undefined || this.#waiting.length >= maxWaiting || !this.#limits.allows(`${pod.namespace}/${pod.name}`, performance.now())) {
+		if (
+			this.#closed !== undefined ||
+			this.#waiting.length >= maxWaiting ||
+			!this.#limits.allows(`${pod.namespace}/${pod.name}`, performance.now())
+		) {
 			this.#drop(pod, event, this.#closed === undefined ? 'too many' : 'stopping');
 			return;
 		}
@@ -96,8 +100,15 @@ export class PodEvents implements AsyncDisposable {
 
 	/** Never throws. */
 	async #sendAll(): Promise<void> {
-		for (let next = this.#waiting.shift(); next !== undefined; next = this.#ending.signal.aborted ? undefined : this.#waiting.shift()) {
-			using scope = new Scope(this.#ending.signal).deadline(this.#options.sendTimeoutMs, 'the Kubernetes API to take an event');
+		for (
+			let next = this.#waiting.shift();
+			next !== undefined;
+			next = this.#ending.signal.aborted ? undefined : this.#waiting.shift()
+		) {
+			using scope = new Scope(this.#ending.signal).deadline(
+				this.#options.sendTimeoutMs,
+				'the Kubernetes API to take an event',
+			);
 			try {
 				await this.#send(next, scope.signal);
 				this.#refusal.recovered();
@@ -112,15 +123,24 @@ export class PodEvents implements AsyncDisposable {
 
 	async #send(told: Told, signal: AbortSignal): Promise<void> {
 		const {client} = this.#options;
-		const {pod, event: {type, reason, message}, at} = told;
+		const {
+			pod,
+			event: {type, reason, message},
+			at,
+		} = told;
 		const {namespace} = pod;
 		// Also for a repeat: it may be another pod of the same name by now.
-		const uid = pod.uid ?? await this.#uidOf(pod, signal);
+		const uid = pod.uid ?? (await this.#uidOf(pod, signal));
 		const key = JSON.stringify([namespace, pod.name, uid, type, reason, withoutNumbers(message)]);
 		const earlier = this.#sent.get(key);
 		if (earlier !== undefined) {
 			try {
-				await client.patch(events, {namespace, name: earlier.name}, {merge: {count: earlier.count + 1, lastTimestamp: timestamp(at), message}}, signal);
+				await client.patch(
+					events,
+					{namespace, name: earlier.name},
+					{merge: {count: earlier.count + 1, lastTimestamp: timestamp(at), message}},
+					signal,
+				);
 				earlier.count += 1;
 				return;
 			} catch (error) {
@@ -179,8 +199,16 @@ export class PodEvents implements AsyncDisposable {
 		const {node} = this.#options;
 		return {
 			metadata: {name, namespace: pod.namespace},
-			involvedObject: {apiVersion: 'v1', kind: 'Pod', namespace: pod.namespace, name: pod.name, ...(uid === undefined ? {} : {uid})},
-			type, reason, message,
+			involvedObject: {
+				apiVersion: 'v1',
+				kind: 'Pod',
+				namespace: pod.namespace,
+				name: pod.name,
+				...(uid === undefined ? {} : {uid}),
+			},
+			type,
+			reason,
+			message,
 			source: {component, host: node},
 			reportingComponent: component,
 			reportingInstance: node,
@@ -190,7 +218,10 @@ export class PodEvents implements AsyncDisposable {
 		};
 	}
 
-	/** Unique, so that it shows whether a request that got no answer was done; as client-go names them, by the time in nanoseconds. */
+	/**
+	 * Unique, so that it shows whether a request that got no answer was done; as client-go names them, by the time in
+	 * nanoseconds.
+	 */
 	#eventName(podName: string, at: Date): string {
 		this.#made = (this.#made + 1) % 1_000_000;
 		return `${podName.slice(0, 230)}.${(BigInt(at.getTime()) * 1_000_000n + BigInt(this.#made)).toString(16)}`;
@@ -203,18 +234,27 @@ export class PodEvents implements AsyncDisposable {
 			return;
 		}
 
-		this.#options.log.warn({pod: `${pod.namespace}/${pod.name}`, event: event.reason, err: error}, isForbidden ? 'events of pods may not be written' : 'an event of a pod could not be written');
+		this.#options.log.warn(
+			{pod: `${pod.namespace}/${pod.name}`, event: event.reason, err: error},
+			isForbidden ? 'events of pods may not be written' : 'an event of a pod could not be written',
+		);
 	}
 
 	/** The first of many is worth a line. */
 	#drop(pod: PodIdentity, event: PodEvent, reason: string): void {
 		this.#dropped += 1;
 		const isFirst = this.#dropped === 1;
-		this.#options.log[isFirst ? 'warn' : 'debug']({pod: `${pod.namespace}/${pod.name}`, event: event.reason, reason, count: this.#dropped}, 'an event of a pod was dropped');
+		this.#options.log[isFirst ? 'warn' : 'debug'](
+			{pod: `${pod.namespace}/${pod.name}`, event: event.reason, reason, count: this.#dropped},
+			'an event of a pod was dropped',
+		);
 	}
 }
 
-/** What the same trouble has in common each time that it is told: not how long it took, nor which sandbox and VM of the pod it was. */
+/**
+ * What the same trouble has in common each time that it is told: not how long it took, nor which sandbox and VM of the
+ * pod it was.
+ */
 function withoutNumbers(message: string): string {
 	return message.replaceAll(/[\da-f]*\d[\da-f]*/gv, '#');
 }

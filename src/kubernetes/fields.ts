@@ -34,6 +34,8 @@ export function listAt(value: unknown, ...path: readonly string[]): readonly unk
 export function textsAt(value: unknown, ...path: readonly string[]): Readonly<Record<string, string>> {
 	const found = at(value, ...path);
 	return typeof found === 'object' && found !== null
-		? Object.fromEntries(Object.entries(found).filter((entry): entry is [string, string] => typeof entry[1] === 'string'))
+		? Object.fromEntries(
+				Object.entries(found).filter((entry): entry is [string, string] => typeof entry[1] === 'string'),
+			)
 		: {};
 }

@@ -1,7 +1,7 @@
 /**
- * One of several processes works at a time: whoever holds a Lease. The semantics are those of client-go's leader election (tools/leaderelection),
- * so that its holders and ours understand each other. Clocks are not compared between machines: a lease has expired when it was not renewed for
- * its duration by the clock of whoever looks.
+ * One of several processes works at a time: whoever holds a Lease. The semantics are those of client-go's leader
+ * election (tools/leaderelection), so that its holders and ours understand each other. Clocks are not compared between
+ * machines: a lease has expired when it was not renewed for its duration by the clock of whoever looks.
  */
 import {toError} from '../core/errors.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -20,7 +20,10 @@ interface Lease {
 }
 
 const leases: Kind<Lease> = {
-	apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', plural: 'leases', isNamespaced: true,
+	apiVersion: 'coordination.k8s.io/v1',
+	kind: 'Lease',
+	plural: 'leases',
+	isNamespaced: true,
 	read: raw => ({
 		holder: textAt(raw, 'spec', 'holderIdentity'),
 		durationSeconds: numberAt(raw, 'spec', 'leaseDurationSeconds'),
@@ -48,11 +51,15 @@ const releaseTimeoutMs = 3000;
 const longestRetryMs = 30_000;
 
 /**
- * Runs `work` whenever this process leads, until the signal aborts; then gives the lease back. The signal of `work` aborts at once when the
- * lease is lost, and nobody else can have it before.
+ * Runs `work` whenever this process leads, until the signal aborts; then gives the lease back. The signal of `work`
+ * aborts at once when the lease is lost, and nobody else can have it before.
  * @param work resolves soon after its signal aborts; what it throws otherwise ends everything
  */
-export async function whileLeading(options: LeaderOptions, work: (signal: AbortSignal) => Promise<void>, signal: AbortSignal): Promise<void> {
+export async function whileLeading(
+	options: LeaderOptions,
+	work: (signal: AbortSignal) => Promise<void>,
+	signal: AbortSignal,
+): Promise<void> {
 	const candidate = new Candidate(options);
 	const isOver = (): boolean => signal.aborted;
 	while (!isOver()) {
@@ -78,7 +85,13 @@ class Candidate {
 	#failurePauseMs: number | undefined;
 
 	constructor(options: LeaderOptions) {
-		this.#options = {leaseDurationMs: 15_000, renewDeadlineMs: 10_000, retryMs: 2000, now: () => performance.now(), ...options};
+		this.#options = {
+			leaseDurationMs: 15_000,
+			renewDeadlineMs: 10_000,
+			retryMs: 2000,
+			now: () => performance.now(),
+			...options,
+		};
 		this.#pauses = this.#newPauses();
 	}
 
@@ -103,7 +116,10 @@ class Candidate {
 		} catch (error) {
 			if (!signal.aborted && !isConflict(error) && !isAlreadyExists(error)) {
 				this.#failurePauseMs = Math.max(this.#pauses.next().value, retryAfterOf(error) ?? 0);
-				this.#options.log[this.#failures.failed() ? 'warn' : 'debug']({path: leaseName(this.#options), err: error}, 'the lease of the leader cannot be had');
+				this.#options.log[this.#failures.failed() ? 'warn' : 'debug'](
+					{path: leaseName(this.#options), err: error},
+					'the lease of the leader cannot be had',
+				);
 			}
 
 			return false;
@@ -139,10 +155,16 @@ class Candidate {
 			// The leader asks at a steady pace, for its time is limited; requests themselves mind Retry-After.
 			await pause(this.#retryMs, leading.signal).catch(() => undefined);
 			const startedAt = now();
-			using limit = new Scope(leading.signal).deadline(Math.max(0, renewedAt + renewDeadlineMs - startedAt), 'the lease to be renewed');
+			using limit = new Scope(leading.signal).deadline(
+				Math.max(0, renewedAt + renewDeadlineMs - startedAt),
+				'the lease to be renewed',
+			);
 			if (await this.tryToLead(limit.signal)) {
 				renewedAt = startedAt;
-			} else if (!isOver() && (limit.signal.aborted || now() - renewedAt >= renewDeadlineMs || this.#isAnothers)) {
+			} else if (
+				!isOver() &&
+				(limit.signal.aborted || now() - renewedAt >= renewDeadlineMs || this.#isAnothers)
+			) {
 				log.warn({path: leaseName(this.#options)}, 'the lease of the leader is lost: no more work is done');
 				leading.abort(new Error('the lease is lost'));
 			}
@@ -155,11 +177,21 @@ class Candidate {
 		const own = {holderIdentity: identity, leaseDurationSeconds: Math.ceil(leaseDurationMs / 1000), renewTime};
 		const found = await this.#find(signal);
 		if (found === undefined) {
-			await client.create(leases, lease.namespace, {metadata: {name: lease.name}, spec: {...own, acquireTime: renewTime, leaseTransitions: 0}}, signal);
+			await client.create(
+				leases,
+				lease.namespace,
+				{metadata: {name: lease.name}, spec: {...own, acquireTime: renewTime, leaseTransitions: 0}},
+				signal,
+			);
 			return true;
 		}
 
-		const {metadata: {resourceVersion}, holder, durationSeconds, transitions} = found;
+		const {
+			metadata: {resourceVersion},
+			holder,
+			durationSeconds,
+			transitions,
+		} = found;
 		if (this.#seen?.resourceVersion !== resourceVersion) {
 			this.#seen = {resourceVersion, at: now()};
 		}
@@ -196,7 +228,12 @@ class Candidate {
 			const found = await this.#find(limit.signal);
 			if (found?.holder === identity) {
 				const spec = {holderIdentity: '', leaseDurationSeconds: 1, renewTime: microTime(new Date())};
-				await client.patch(leases, lease, {merge: {metadata: {resourceVersion: found.metadata.resourceVersion}, spec}}, limit.signal);
+				await client.patch(
+					leases,
+					lease,
+					{merge: {metadata: {resourceVersion: found.metadata.resourceVersion}, spec}},
+					limit.signal,
+				);
 			}
 		} catch (error) {
 			log.debug({reason: toError(error).message}, 'the lease was not given back: it expires');

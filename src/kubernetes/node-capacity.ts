@@ -1,11 +1,12 @@
 /**
- * How many pod VMs this node may have, told to the scheduler as the extended resource `kata.peerpods.io/vm` of the node, and kept: whoever
- * takes it away (a kubelet that restarts sets it to 0, a daemon of another version removes it when it stops), it is put back.
- * Removed only when the DaemonSet goes. Knows nothing of sandboxes.
+ * How many pod VMs this node may have, told to the scheduler as the extended resource `kata.peerpods.io/vm` of the
+ * node, and kept: whoever takes it away (a kubelet that restarts sets it to 0, a daemon of another version removes it
+ * when it stops), it is put back. Removed only when the DaemonSet goes. Knows nothing of sandboxes.
  *
- * During an update two daemons run, perhaps with two limits. Where they know their pods' UIDs, who sees another owner leaves the resource to it, and
- * mends it only when it stays gone; where they do not, each mends ever more slowly what the other does.
- * Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for a Node" (the kubelet derives `allocatable`).
+ * During an update two daemons run, perhaps with two limits. Where they know their pods' UIDs, who sees another owner
+ * leaves the resource to it, and mends it only when it stays gone; where they do not, each mends ever more slowly what
+ * the other does. Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for
+ * a Node" (the kubelet derives `allocatable`).
  */
 import {Trigger} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -20,7 +21,10 @@ import {followLimit} from './peer-pod-config.ts';
 
 /** What the webhook asks for in each pod of the runtime class. */
 export const extendedResource = 'kata.peerpods.io/vm';
-/** Who advertised it last: the UID of a daemon's pod. Daemons of the existing adaptor remove the resource when they stop, unless this names another. */
+/**
+ * Who advertised it last: the UID of a daemon's pod. Daemons of the existing adaptor remove the resource when they
+ * stop, unless this names another.
+ */
 export const ownerAnnotation = 'kata.peerpods.io/caa-owner';
 
 interface Node {
@@ -28,11 +32,20 @@ interface Node {
 }
 
 const nodes: Kind<Node> = {
-	apiVersion: 'v1', kind: 'Node', plural: 'nodes', isNamespaced: false,
+	apiVersion: 'v1',
+	kind: 'Node',
+	plural: 'nodes',
+	isNamespaced: false,
 	read: raw => ({capacity: textsAt(raw, 'status', 'capacity')}),
 };
 
-const daemonSets: Kind<object> = {apiVersion: 'apps/v1', kind: 'DaemonSet', plural: 'daemonsets', isNamespaced: true, read: () => ({})};
+const daemonSets: Kind<object> = {
+	apiVersion: 'apps/v1',
+	kind: 'DaemonSet',
+	plural: 'daemonsets',
+	isNamespaced: true,
+	read: () => ({}),
+};
 
 export interface NodeCapacityOptions {
 	readonly client: KubernetesClient;
@@ -52,7 +65,10 @@ export interface NodeCapacityOptions {
 	readonly lookAgainMs?: number;
 	/** Pauses after patches that failed, and before somebody else's changes are put right. */
 	readonly retryMs?: readonly [first: number, longest: number];
-	/** After which a change of the resource by somebody else is put right at once; of changes that come faster each takes longer. */
+	/**
+	 * After which a change of the resource by somebody else is put right at once; of changes that come faster each
+	 * takes longer.
+	 */
 	readonly calmMs?: number;
 	/** For what is done when the daemon stops; it has other things to do then. */
 	readonly goodbyeMs?: number;
@@ -62,7 +78,8 @@ export interface NodeCapacityOptions {
 const defaultLimit = 10;
 
 export class NodeCapacity implements AsyncDisposable {
-	readonly #options: Required<Omit<NodeCapacityOptions, 'configured' | 'podUid' | 'stopping'>> & Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
+	readonly #options: Required<Omit<NodeCapacityOptions, 'configured' | 'podUid' | 'stopping'>> &
+		Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
 	readonly #closing: Scope;
 	readonly #background: ReadonlyArray<Promise<void>>;
 	/** The node may have to be patched. */
@@ -93,15 +110,19 @@ export class NodeCapacity implements AsyncDisposable {
 			this.#watchNode(signal),
 			this.#keepAdvertised(signal),
 			this.#lookForDaemonSet(signal),
-			followLimit(this.#options, limit => {
-				const before = this.#wanted;
-				this.#ofPeerPodConfig = limit;
-				if (this.#wanted !== before) {
-					this.#givingWay?.abort(new Error('a new limit'));
-				}
+			followLimit(
+				this.#options,
+				limit => {
+					const before = this.#wanted;
+					this.#ofPeerPodConfig = limit;
+					if (this.#wanted !== before) {
+						this.#givingWay?.abort(new Error('a new limit'));
+					}
 
-				this.#doubt.fire();
-			}, signal),
+					this.#doubt.fire();
+				},
+				signal,
+			),
 		];
 	}
 
@@ -114,7 +135,10 @@ export class NodeCapacity implements AsyncDisposable {
 		return this.limit ?? defaultLimit;
 	}
 
-	/** Leaves the resource as it is for the daemon that comes next, unless none will: then it is removed, if the API server can be reached. */
+	/**
+	 * Leaves the resource as it is for the daemon that comes next, unless none will: then it is removed, if the API
+	 * server can be reached.
+	 */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
 		await this.#closed;
@@ -125,11 +149,14 @@ export class NodeCapacity implements AsyncDisposable {
 		await Promise.all(this.#background);
 		using scope = new Scope().deadline(this.#options.goodbyeMs, 'the Kubernetes API');
 		try {
-			if (this.#hadDaemonSet && await this.#isUninstalled(scope.signal)) {
+			if (this.#hadDaemonSet && (await this.#isUninstalled(scope.signal))) {
 				await this.#remove(scope.signal);
 			}
 		} catch (error) {
-			this.#options.log.warn({err: error, node: this.#options.node}, 'whether to withdraw the node\'s capacity for pod VMs is not known: it stays');
+			this.#options.log.warn(
+				{err: error, node: this.#options.node},
+				"whether to withdraw the node's capacity for pod VMs is not known: it stays",
+			);
 		}
 	}
 
@@ -139,9 +166,13 @@ export class NodeCapacity implements AsyncDisposable {
 		const absence = new FailureLog();
 		for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
 			if (event.type === 'refused') {
-				// May patch the node's status, but not look: what upstream's permissions allow. So the patch is repeated instead.
+				// May patch the node's status, but not look: what upstream's permissions allow. So the patch is
+				// repeated instead.
 				if (refusals.failed()) {
-					log.warn({err: event.error, node}, 'the node cannot be watched: its capacity for pod VMs is advertised again and again');
+					log.warn(
+						{err: event.error, node},
+						'the node cannot be watched: its capacity for pod VMs is advertised again and again',
+					);
 				}
 
 				this.#seen = {capacity: undefined, owner: undefined};
@@ -153,13 +184,17 @@ export class NodeCapacity implements AsyncDisposable {
 				refusals.recovered(); // Not earlier: who may list may still not watch.
 			}
 
-			const object = event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
+			const object =
+				event.type === 'all' ? event.objects[0] : event.type === 'changed' ? event.object : undefined;
 			this.#seen = object && seen(object);
 			if (this.#seen !== undefined) {
 				absence.recovered();
 				this.#doubt.fire();
 			} else if (event.type === 'all' && absence.failed()) {
-				log.warn({node}, 'there is no node of this name (NODE_NAME): its capacity for pod VMs is not advertised');
+				log.warn(
+					{node},
+					'there is no node of this name (NODE_NAME): its capacity for pod VMs is not advertised',
+				);
 			}
 		}
 	}
@@ -170,14 +205,21 @@ export class NodeCapacity implements AsyncDisposable {
 		try {
 			for (;;) {
 				await this.#doubt.wait(signal);
-				await retry(async () => this.#mend(signal), {
-					backOff: retryMs,
-					leastPauseMs: retryAfterOf,
-					onFailure: (error, {retryInMs}) => {
-						log[failures.failed() ? 'warn' : 'debug']({err: error, node, retryInMs}, 'the node\'s capacity for pod VMs could not be advertised, it is tried again');
-						this.#advertised = undefined; // So that the log tells of the end as well.
+				await retry(
+					async () => this.#mend(signal),
+					{
+						backOff: retryMs,
+						leastPauseMs: retryAfterOf,
+						onFailure: (error, {retryInMs}) => {
+							log[failures.failed() ? 'warn' : 'debug'](
+								{err: error, node, retryInMs},
+								"the node's capacity for pod VMs could not be advertised, it is tried again",
+							);
+							this.#advertised = undefined; // So that the log tells of the end as well.
+						},
 					},
-				}, signal);
+					signal,
+				);
 				failures.recovered();
 			}
 		} catch (error) {
@@ -187,7 +229,10 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
-	/** Patches the node if it is not as it should be. What somebody else changes again and again is put right ever more slowly. */
+	/**
+	 * Patches the node if it is not as it should be. What somebody else changes again and again is put right ever more
+	 * slowly.
+	 */
 	async #mend(signal: AbortSignal): Promise<void> {
 		const {retryMs, calmMs, lookAgainMs} = this.#options;
 		const isCalm = performance.now() - this.#patchedAt >= calmMs;
@@ -239,19 +284,27 @@ export class NodeCapacity implements AsyncDisposable {
 		const limit = this.#wanted;
 		const before = this.#seen;
 		const isOwner = podUid !== undefined && !this.#isSuperseded();
-		// The status subresource takes metadata too, as the kubelet uses it. What comes of it is seen by the watch: the answer may be older than what that
-		// has told meanwhile.
-		await client.patch(nodes, {name: node}, {merge: {
-			...(isOwner ? {metadata: {annotations: {[ownerAnnotation]: podUid}}} : {}),
-			status: {capacity: {[extendedResource]: String(limit)}},
-		}}, signal, 'status');
+		// The status subresource takes metadata too, as the kubelet uses it. What comes of it is seen by the watch: the
+		// answer may be older than what that has told meanwhile.
+		await client.patch(
+			nodes,
+			{name: node},
+			{
+				merge: {
+					...(isOwner ? {metadata: {annotations: {[ownerAnnotation]: podUid}}} : {}),
+					status: {capacity: {[extendedResource]: String(limit)}},
+				},
+			},
+			signal,
+			'status',
+		);
 		this.#patched = {seen: before, limit};
 		this.#wasOwner ||= isOwner;
 		if (this.#advertised !== limit) {
 			this.#advertised = limit;
-			log.info({node, count: limit}, 'node\'s capacity for pod VMs advertised');
+			log.info({node, count: limit}, "node's capacity for pod VMs advertised");
 		} else {
-			log.debug({node, count: limit}, 'node\'s capacity for pod VMs advertised again');
+			log.debug({node, count: limit}, "node's capacity for pod VMs advertised again");
 		}
 	}
 
@@ -259,7 +312,11 @@ export class NodeCapacity implements AsyncDisposable {
 	async #lookForDaemonSet(signal: AbortSignal): Promise<void> {
 		const {client, namespace, daemonSet, lookAgainMs} = this.#options;
 		try {
-			await retry(async () => client.get(daemonSets, {name: daemonSet, namespace}, signal), {backOff: [lookAgainMs, lookAgainMs], leastPauseMs: retryAfterOf}, signal);
+			await retry(
+				async () => client.get(daemonSets, {name: daemonSet, namespace}, signal),
+				{backOff: [lookAgainMs, lookAgainMs], leastPauseMs: retryAfterOf},
+				signal,
+			);
 			this.#hadDaemonSet = true;
 		} catch {
 			// Told to stop.
@@ -269,7 +326,10 @@ export class NodeCapacity implements AsyncDisposable {
 	async #isUninstalled(signal: AbortSignal): Promise<boolean> {
 		const {client, namespace, daemonSet} = this.#options;
 		try {
-			return (await client.get(daemonSets, {name: daemonSet, namespace}, signal)).metadata.deletionTimestamp !== undefined;
+			return (
+				(await client.get(daemonSets, {name: daemonSet, namespace}, signal)).metadata.deletionTimestamp !==
+				undefined
+			);
 		} catch (error) {
 			if (isNotFound(error)) {
 				return true;
@@ -287,18 +347,36 @@ export class NodeCapacity implements AsyncDisposable {
 			return; // Another DaemonSet's daemon has taken over.
 		}
 
-		await client.patch(nodes, {name: node}, {merge: {
-			metadata: {annotations: {[ownerAnnotation]: null}}, status: {capacity: {[extendedResource]: null}},
-		}}, signal, 'status');
-		log.info({node, reason: `DaemonSet ${this.#options.daemonSet} is gone`}, 'node\'s capacity for pod VMs withdrawn');
+		await client.patch(
+			nodes,
+			{name: node},
+			{
+				merge: {
+					metadata: {annotations: {[ownerAnnotation]: null}},
+					status: {capacity: {[extendedResource]: null}},
+				},
+			},
+			signal,
+			'status',
+		);
+		log.info(
+			{node, reason: `DaemonSet ${this.#options.daemonSet} is gone`},
+			"node's capacity for pod VMs withdrawn",
+		);
 	}
 }
 
-function seen({capacity, metadata}: Node & {readonly metadata: ObjectMeta}): {capacity: string | undefined; owner: string | undefined} {
+function seen({capacity, metadata}: Node & {readonly metadata: ObjectMeta}): {
+	capacity: string | undefined;
+	owner: string | undefined;
+} {
 	return {capacity: textAt(capacity, extendedResource), owner: textAt(metadata.annotations, ownerAnnotation)};
 }
 
-/** A count as Kubernetes writes it back: thousands get a suffix (Kubernetes, "Quantity"). Undefined for what is no whole number of that kind. */
+/**
+ * A count as Kubernetes writes it back: thousands get a suffix (Kubernetes, "Quantity"). Undefined for what is no whole
+ * number of that kind.
+ */
 export function wholeQuantity(text: string): number | undefined {
 	const [, digits, suffix = ''] = /^(\d{1,9})([kMG]?)$/v.exec(text) ?? [];
 	return digits === undefined ? undefined : Number(digits) * ({k: 1e3, M: 1e6, G: 1e9}[suffix] ?? 1);

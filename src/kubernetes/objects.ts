@@ -1,6 +1,7 @@
 /**
- * Objects of the Kubernetes API, with those fields only that somebody here uses. What is read is checked once, at the edge.
- * An object that was read is never written back whole, since it lacks the fields that nobody here knows: changes are patches.
+ * Objects of the Kubernetes API, with those fields only that somebody here uses. What is read is checked once, at the
+ * edge. An object that was read is never written back whole, since it lacks the fields that nobody here knows: changes
+ * are patches.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {at, listAt, textAt, textsAt} from './fields.ts';
@@ -57,17 +58,27 @@ export function readObject<Fields>(kind: Kind<Fields>, raw: unknown): ApiObject<
 }
 
 function readMetadata(kind: string, raw: unknown): ObjectMeta {
-	const [name, uid, resourceVersion] = ['name', 'uid', 'resourceVersion'].map(field => textAt(raw, 'metadata', field));
+	const [name, uid, resourceVersion] = ['name', 'uid', 'resourceVersion'].map(field =>
+		textAt(raw, 'metadata', field),
+	);
 	if (name === undefined || uid === undefined || resourceVersion === undefined) {
-		throw new AdaptorError({code: 'data-loss', what: `The Kubernetes API sent a ${kind} without a name, uid or resourceVersion`});
+		throw new AdaptorError({
+			code: 'data-loss',
+			what: `The Kubernetes API sent a ${kind} without a name, uid or resourceVersion`,
+		});
 	}
 
-	const optional = Object.fromEntries(['namespace', 'creationTimestamp', 'deletionTimestamp'].flatMap(field => {
-		const value = textAt(raw, 'metadata', field);
-		return value === undefined ? [] : [[field, value]];
-	}));
+	const optional = Object.fromEntries(
+		['namespace', 'creationTimestamp', 'deletionTimestamp'].flatMap(field => {
+			const value = textAt(raw, 'metadata', field);
+			return value === undefined ? [] : [[field, value]];
+		}),
+	);
 	return {
-		name, uid, resourceVersion, ...optional,
+		name,
+		uid,
+		resourceVersion,
+		...optional,
 		labels: textsAt(raw, 'metadata', 'labels'),
 		annotations: textsAt(raw, 'metadata', 'annotations'),
 		finalizers: listAt(raw, 'metadata', 'finalizers').filter(each => typeof each === 'string'),
@@ -86,7 +97,11 @@ function readMetadata(kind: string, raw: unknown): ObjectMeta {
  * The path of all objects of a kind, of those in one namespace, or of one object.
  * @throws AdaptorError 'invalid-argument' for a name that would lead elsewhere
  */
-export function pathOf({apiVersion, plural, isNamespaced}: Kind<unknown>, {name, namespace}: Partial<ObjectName>, ...subresource: readonly string[]): string {
+export function pathOf(
+	{apiVersion, plural, isNamespaced}: Kind<unknown>,
+	{name, namespace}: Partial<ObjectName>,
+	...subresource: readonly string[]
+): string {
 	const root = apiVersion.includes('/') ? ['apis', ...apiVersion.split('/')] : ['api', apiVersion];
 	const segments = [
 		...root,
@@ -96,8 +111,15 @@ export function pathOf({apiVersion, plural, isNamespaced}: Kind<unknown>, {name,
 		...subresource,
 	];
 	// Kubernetes, "Object Names and IDs", path segment names.
-	if (segments.some(segment => /^\.{0,2}$|[\/%\p{Cc}]/v.test(segment)) || (isNamespaced && name !== undefined && namespace === undefined)) {
-		throw new AdaptorError({code: 'invalid-argument', what: 'Not the name of a Kubernetes object', where: {name: String(name), namespace: String(namespace), kind: plural}});
+	if (
+		segments.some(segment => /^\.{0,2}$|[\/%\p{Cc}]/v.test(segment)) ||
+		(isNamespaced && name !== undefined && namespace === undefined)
+	) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'Not the name of a Kubernetes object',
+			where: {name: String(name), namespace: String(namespace), kind: plural},
+		});
 	}
 
 	return `/${segments.map(encodeURIComponent).join('/')}`;

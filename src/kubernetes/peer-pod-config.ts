@@ -1,7 +1,7 @@
 /**
- * The limit that the operator's PeerPodConfig sets, as it is at any time. Its custom resource definition may be missing, or come later.
- * Knows nothing of who follows the limit.
- * Source: cloud-api-adaptor, peerpodconfig-ctrl/api/v1alpha1; the OpenShift operator makes `peerpodconfig-openshift` in its namespace.
+ * The limit that the operator's PeerPodConfig sets, as it is at any time. Its custom resource definition may be
+ * missing, or come later. Knows nothing of who follows the limit. Source: cloud-api-adaptor,
+ * peerpodconfig-ctrl/api/v1alpha1; the OpenShift operator makes `peerpodconfig-openshift` in its namespace.
  */
 import type {Logger} from '../core/log.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -15,7 +15,10 @@ interface PeerPodConfig {
 }
 
 const peerPodConfigs: Kind<PeerPodConfig> = {
-	apiVersion: 'confidentialcontainers.org/v1alpha1', kind: 'PeerPodConfig', plural: 'peerpodconfigs', isNamespaced: true,
+	apiVersion: 'confidentialcontainers.org/v1alpha1',
+	kind: 'PeerPodConfig',
+	plural: 'peerpodconfigs',
+	isNamespaced: true,
 	read: raw => ({limit: textAt(raw, 'spec', 'limit')}),
 };
 
@@ -29,15 +32,24 @@ export interface LimitSource {
 const name = 'peerpodconfig-openshift';
 
 /**
- * Calls `onLimit` with each new limit, and with undefined when there is none any more. Ends with the signal only, and without an error.
+ * Calls `onLimit` with each new limit, and with undefined when there is none any more. Ends with the signal only, and
+ * without an error.
  */
-export async function followLimit({client, namespace, log}: LimitSource, onLimit: (limit: number | undefined) => void, signal: AbortSignal): Promise<void> {
+export async function followLimit(
+	{client, namespace, log}: LimitSource,
+	onLimit: (limit: number | undefined) => void,
+	signal: AbortSignal,
+): Promise<void> {
 	const failures = new FailureLog();
 	const tell = (config: ApiObject<PeerPodConfig> | undefined): void => {
 		onLimit(config?.limit === undefined || config.limit === '' ? undefined : parsedLimit(config.limit, log));
 	};
 
-	for await (const event of client.watch(peerPodConfigs, {namespace, fieldSelector: `metadata.name=${name}`}, signal)) {
+	for await (const event of client.watch(
+		peerPodConfigs,
+		{namespace, fieldSelector: `metadata.name=${name}`},
+		signal,
+	)) {
 		switch (event.type) {
 			case 'all': {
 				tell(event.objects[0]);
@@ -54,7 +66,8 @@ export async function followLimit({client, namespace, log}: LimitSource, onLimit
 				break;
 			}
 
-			case 'changed': case 'deleted': {
+			case 'changed':
+			case 'deleted': {
 				failures.recovered(); // Not earlier: who may list may still not watch.
 				tell(event.type === 'deleted' ? undefined : event.object);
 			}
@@ -67,6 +80,9 @@ function parsedLimit(text: string, log: Logger): number | undefined {
 		return Number(text);
 	}
 
-	log.warn({reason: `spec.limit of ${name} is ${JSON.stringify(text.slice(0, 40))}, not a number`}, 'the limit of PeerPodConfig is not usable');
+	log.warn(
+		{reason: `spec.limit of ${name} is ${JSON.stringify(text.slice(0, 40))}, not a number`},
+		'the limit of PeerPodConfig is not usable',
+	);
 	return undefined;
 }

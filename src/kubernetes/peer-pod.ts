@@ -1,10 +1,11 @@
 /**
- * The PeerPod object: that a pod has a VM outside of the cluster. Owned by the pod and held by a finalizer, it outlives the pod until somebody has
- * seen to it that the VM is gone: the node's daemon, else a controller. Its form is the existing adaptor's.
- * Source: cloud-api-adaptor, peerpod-ctrl/api/v1alpha1 and pkg/adaptor/k8sops/peerpod.go.
+ * The PeerPod object: that a pod has a VM outside of the cluster. Owned by the pod and held by a finalizer, it outlives
+ * the pod until somebody has seen to it that the VM is gone: the node's daemon, else a controller. Its form is the
+ * existing adaptor's. Source: cloud-api-adaptor, peerpod-ctrl/api/v1alpha1 and pkg/adaptor/k8sops/peerpod.go.
  *
- * `spec.instanceID` is the VM's name, which is the sandbox's alone, and not its UUID, which is recycled (docs/adr/0007): the existing controller
- * looks instances up by UUID, finds none of that form, and deletes nothing (docs/adr/0018).
+ * `spec.instanceID` is the VM's name, which is the sandbox's alone, and not its UUID, which is recycled
+ * (docs/adr/0007): the existing controller looks instances up by UUID, finds none of that form, and deletes nothing
+ * (docs/adr/0018).
  */
 import {createHash} from 'node:crypto';
 import type {RegisteredVm, PodIdentity} from '../sandbox/ports.ts';
@@ -19,7 +20,10 @@ export interface PeerPod {
 }
 
 export const peerPods: Kind<PeerPod> = {
-	apiVersion: 'confidentialcontainers.org/v1alpha1', kind: 'PeerPod', plural: 'peerpods', isNamespaced: true,
+	apiVersion: 'confidentialcontainers.org/v1alpha1',
+	kind: 'PeerPod',
+	plural: 'peerpods',
+	isNamespaced: true,
 	read: raw => ({cloudProvider: textAt(raw, 'spec', 'cloudProvider'), instanceId: textAt(raw, 'spec', 'instanceID')}),
 };
 
@@ -37,19 +41,39 @@ export interface Daemon {
 	readonly cluster: string;
 }
 
-export function peerPodName({instanceName, pod}: Pick<RegisteredVm, 'instanceName' | 'pod'>): ObjectName & {readonly namespace: string} {
+export function peerPodName({
+	instanceName,
+	pod,
+}: Pick<RegisteredVm, 'instanceName' | 'pod'>): ObjectName & {readonly namespace: string} {
 	return {name: instanceName, namespace: pod.namespace};
 }
 
-export function newPeerPod({sandboxId, instanceName, pod}: RegisteredVm, podUid: string, {node, cluster}: Daemon): NewObject {
+export function newPeerPod(
+	{sandboxId, instanceName, pod}: RegisteredVm,
+	podUid: string,
+	{node, cluster}: Daemon,
+): NewObject {
 	return {
 		metadata: {
 			name: instanceName,
 			namespace: pod.namespace,
 			labels: {[nodeLabel]: nodeLabelValue(node)},
-			annotations: {[peerPodAnnotations.node]: node, [peerPodAnnotations.cluster]: cluster, [peerPodAnnotations.sandbox]: sandboxId},
+			annotations: {
+				[peerPodAnnotations.node]: node,
+				[peerPodAnnotations.cluster]: cluster,
+				[peerPodAnnotations.sandbox]: sandboxId,
+			},
 			finalizers: [peerPodFinalizer],
-			ownerReferences: [{apiVersion: 'v1', kind: 'Pod', name: pod.name, uid: podUid, controller: true, blockOwnerDeletion: true}],
+			ownerReferences: [
+				{
+					apiVersion: 'v1',
+					kind: 'Pod',
+					name: pod.name,
+					uid: podUid,
+					controller: true,
+					blockOwnerDeletion: true,
+				},
+			],
 		},
 		spec: {cloudProvider: 'libvirt', instanceID: instanceName},
 	};
@@ -80,22 +104,42 @@ export interface VmRegistration {
 	readonly isBeingDeleted: boolean;
 }
 
-export function registrationOf({cloudProvider, instanceId, metadata}: PeerPod & {readonly metadata: ObjectMeta}): VmRegistration | undefined {
+export function registrationOf({
+	cloudProvider,
+	instanceId,
+	metadata,
+}: PeerPod & {readonly metadata: ObjectMeta}): VmRegistration | undefined {
 	const {annotations, finalizers, namespace, deletionTimestamp} = metadata;
 	const [node, cluster] = [annotations[peerPodAnnotations.node], annotations[peerPodAnnotations.cluster]];
 	const owner = ownerOf(metadata);
 	if (
-		cloudProvider !== 'libvirt' || instanceId === undefined || node === undefined || cluster === undefined || owner === undefined
-		|| namespace === undefined || !finalizers.includes(peerPodFinalizer)
+		cloudProvider !== 'libvirt' ||
+		instanceId === undefined ||
+		node === undefined ||
+		cluster === undefined ||
+		owner === undefined ||
+		namespace === undefined ||
+		!finalizers.includes(peerPodFinalizer)
 	) {
 		return undefined;
 	}
 
-	return {instanceName: instanceId, pod: {name: owner.name, namespace, uid: owner.uid}, node, cluster, isBeingDeleted: deletionTimestamp !== undefined};
+	return {
+		instanceName: instanceId,
+		pod: {name: owner.name, namespace, uid: owner.uid},
+		node,
+		cluster,
+		isBeingDeleted: deletionTimestamp !== undefined,
+	};
 }
 
 /** Takes the finalizer away from where it stands, and only if it still stands there; empty when there is none. */
 export function withoutFinalizer(finalizers: readonly string[]): JsonPatch {
 	const path = `/metadata/finalizers/${finalizers.indexOf(peerPodFinalizer)}`;
-	return finalizers.includes(peerPodFinalizer) ? [{op: 'test', path, value: peerPodFinalizer}, {op: 'remove', path}] : [];
+	return finalizers.includes(peerPodFinalizer)
+		? [
+				{op: 'test', path, value: peerPodFinalizer},
+				{op: 'remove', path},
+			]
+		: [];
 }

@@ -1,10 +1,13 @@
 /**
- * The PeerPod objects of this node: one for each VM that should have one, made before its VM exists and withdrawn when it is gone.
+ * The PeerPod objects of this node: one for each VM that should have one, made before its VM exists and withdrawn when
+ * it is gone.
  *
- * In the happy case `registerVm` makes the PeerPod at once, `unregisterVm` withdraws it at once, and `reconcile` finds each time that nothing is left to do.
- * Everything else is left to rounds, one at a time: what failed or was refused, and what nobody here knows of, such as the PeerPod of a daemon that was killed.
- * A round compares the VMs that `reconcile` named last with the PeerPods that the API server lists, then works on every wish that is not fulfilled.
- * A round that fails is repeated with growing pauses of half a minute at most, so PeerPods are right again within a minute of the end of an outage.
+ * In the happy case `registerVm` makes the PeerPod at once, `unregisterVm` withdraws it at once, and `reconcile` finds
+ * each time that nothing is left to do. Everything else is left to rounds, one at a time: what failed or was refused,
+ * and what nobody here knows of, such as the PeerPod of a daemon that was killed. A round compares the VMs that
+ * `reconcile` named last with the PeerPods that the API server lists, then works on every wish that is not fulfilled. A
+ * round that fails is repeated with growing pauses of half a minute at most, so PeerPods are right again within a
+ * minute of the end of an outage.
  *
  * One task at a time works on a PeerPod. A new wish for it replaces the earlier one and ends its attempt.
  */
@@ -18,7 +21,18 @@ import type {RegisteredVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isKindMissing, isNotFound, isRefusal, KubernetesError, retryAfterOf} from './errors.ts';
 import type {ApiObject, ObjectName} from './objects.ts';
-import {registrationOf, newPeerPod, ofNode, ownerOf, peerPodFinalizer, peerPodName, peerPods, withoutFinalizer, type Daemon, type PeerPod} from './peer-pod.ts';
+import {
+	registrationOf,
+	newPeerPod,
+	ofNode,
+	ownerOf,
+	peerPodFinalizer,
+	peerPodName,
+	peerPods,
+	withoutFinalizer,
+	type Daemon,
+	type PeerPod,
+} from './peer-pod.ts';
 import {isMirror, isSamePod, pods} from './pods.ts';
 
 export interface PeerPodsOptions extends Daemon {
@@ -29,7 +43,10 @@ export interface PeerPodsOptions extends Daemon {
 	readonly patienceMs?: number;
 	/** Pauses after a round that failed. */
 	readonly retryMs?: readonly [first: number, longest: number];
-	/** How old the PeerPod of a VM that nobody wants must be to be withdrawn: older than any start, of this daemon or another one of its node, may take. */
+	/**
+	 * How old the PeerPod of a VM that nobody wants must be to be withdrawn: older than any start, of this daemon or
+	 * another one of its node, may take.
+	 */
 	readonly leftOverMs?: number;
 	readonly now?: () => number;
 	readonly log: Logger;
@@ -60,7 +77,10 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	readonly #closing = new AbortController();
 	/** By the PeerPod's key. A PeerPod that was withdrawn has none. */
 	readonly #wishes = new Map<string, Wish>();
-	/** By the PeerPod's key: the VMs that `reconcile` named last, without those that were withdrawn since; undefined before it was called. */
+	/**
+	 * By the PeerPod's key: the VMs that `reconcile` named last, without those that were withdrawn since; undefined
+	 * before it was called.
+	 */
 	#wanted: Map<string, RegisteredVm> | undefined;
 	/** They are not compared with the PeerPods that there are yet. */
 	#isComparisonDue = false;
@@ -95,7 +115,10 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 			await abortable(wish.answered.promise, patience.signal);
 		} catch {
 			signal.throwIfAborted();
-			this.#options.log.warn(names(vm), 'the pod\'s VM is not announced to the cluster yet, it goes on in the background');
+			this.#options.log.warn(
+				names(vm),
+				"the pod's VM is not announced to the cluster yet, it goes on in the background",
+			);
 		}
 	}
 
@@ -128,7 +151,10 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		this.#work.fire();
 	}
 
-	/** The UID of the pod that owns the PeerPod of a VM; undefined when there is none, or it may not be read. Asks the API server only for what was never seen. */
+	/**
+	 * The UID of the pod that owns the PeerPod of a VM; undefined when there is none, or it may not be read. Asks the
+	 * API server only for what was never seen.
+	 */
 	async ownerUid(vm: RegisteredVm, signal: AbortSignal): Promise<string | undefined> {
 		const key = keyOf(peerPodName(vm));
 		const known = this.#owners.get(key);
@@ -170,7 +196,13 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	#wish(name: ObjectName, vm?: RegisteredVm): Wish {
 		const key = keyOf(name);
 		this.#forget(key);
-		const wish = {name, ...(vm === undefined ? {} : {vm}), end: new AbortController(), answered: Promise.withResolvers<undefined>(), isFulfilled: false};
+		const wish = {
+			name,
+			...(vm === undefined ? {} : {vm}),
+			end: new AbortController(),
+			answered: Promise.withResolvers<undefined>(),
+			isFulfilled: false,
+		};
 		this.#wishes.set(key, wish);
 		return wish;
 	}
@@ -210,18 +242,22 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	async #fulfil(wish: Wish): Promise<void> {
 		const {name, vm, end, answered} = wish;
 		using scope = new Scope(this.#closing.signal, end.signal);
-		await this.#mutex.run(keyOf(name), async () => {
-			if (wish.isFulfilled || this.#isReplaced(wish)) {
-				return;
-			}
+		await this.#mutex.run(
+			keyOf(name),
+			async () => {
+				if (wish.isFulfilled || this.#isReplaced(wish)) {
+					return;
+				}
 
-			await (vm === undefined ? this.#withdraw(name, scope.signal) : this.#announce(vm, scope.signal));
-			wish.isFulfilled = true;
-			answered.resolve(undefined);
-			if (vm === undefined && !this.#isReplaced(wish)) {
-				this.#forget(keyOf(name));
-			}
-		}, scope.signal);
+				await (vm === undefined ? this.#withdraw(name, scope.signal) : this.#announce(vm, scope.signal));
+				wish.isFulfilled = true;
+				answered.resolve(undefined);
+				if (vm === undefined && !this.#isReplaced(wish)) {
+					this.#forget(keyOf(name));
+				}
+			},
+			scope.signal,
+		);
 	}
 
 	#failed(wish: Wish, error: unknown): void {
@@ -236,9 +272,15 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		try {
 			for (;;) {
 				await this.#work.wait(signal);
-				await retry(async attempt => this.#round(attempt === 1, signal), {
-					backOff: retryMs, leastPauseMs: retryAfterOf, onFailure: (error, {retryInMs}) => this.#tell(error, retryInMs),
-				}, signal);
+				await retry(
+					async attempt => this.#round(attempt === 1, signal),
+					{
+						backOff: retryMs,
+						leastPauseMs: retryAfterOf,
+						onFailure: (error, {retryInMs}) => this.#tell(error, retryInMs),
+					},
+					signal,
+				);
 				if (this.#failures.recovered()) {
 					log.info({}, 'PeerPods are up to date again');
 				}
@@ -330,20 +372,34 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		}
 	}
 
-	/** Never of what may be on its way: a PeerPod is older than its VM, and another daemon of this node may be making one. */
+	/**
+	 * Never of what may be on its way: a PeerPod is older than its VM, and another daemon of this node may be making
+	 * one.
+	 */
 	async #findLeftOvers(items: ReadonlyArray<ApiObject<PeerPod>>): Promise<void> {
 		const {node, cluster, vmNames, leftOverMs, now, log} = this.#options;
 		const isWished = (item: ApiObject<PeerPod>): boolean => this.#wishes.has(keyOf(item.metadata));
 		const suspects = items.filter(item => {
 			const registration = registrationOf(item);
-			return registration?.node === node && registration.cluster === cluster && !isWished(item) && Date.parse(item.metadata.creationTimestamp ?? '') <= now() - leftOverMs;
+			return (
+				registration?.node === node &&
+				registration.cluster === cluster &&
+				!isWished(item) &&
+				Date.parse(item.metadata.creationTimestamp ?? '') <= now() - leftOverMs
+			);
 		});
 		using scope = new Scope(this.#closing.signal).deadline(vmNamesTimeoutMs, 'the names of the VMs');
 		const vms = suspects.length === 0 ? [] : await vmNames(scope.signal);
 		for (const suspect of suspects) {
 			const {metadata, instanceId} = suspect;
 			if (!vms.includes(String(instanceId)) && !isWished(suspect)) {
-				log.info({instanceName: metadata.name, pod: `${String(metadata.namespace)}/${String(ownerOf(metadata)?.name)}`}, 'PeerPod of a VM that is gone withdrawn');
+				log.info(
+					{
+						instanceName: metadata.name,
+						pod: `${String(metadata.namespace)}/${String(ownerOf(metadata)?.name)}`,
+					},
+					'PeerPod of a VM that is gone withdrawn',
+				);
 				this.#wish({name: metadata.name, namespace: String(metadata.namespace)});
 			}
 		}
@@ -354,7 +410,10 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		const key = keyOf(peerPodName(vm));
 		const podUid = await this.#podUid(vm, this.#owners.get(key), signal);
 		if (podUid === undefined) {
-			log[this.#withoutPod.failed(key) ? 'info' : 'debug'](names(vm), 'the pod is gone from the cluster: its VM is not announced');
+			log[this.#withoutPod.failed(key) ? 'info' : 'debug'](
+				names(vm),
+				'the pod is gone from the cluster: its VM is not announced',
+			);
 			return;
 		}
 
@@ -370,7 +429,10 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		}
 	}
 
-	/** As the API server has it, which is what its garbage collector goes by. Undefined when the pod is gone, or another one of its name is there. */
+	/**
+	 * As the API server has it, which is what its garbage collector goes by. Undefined when the pod is gone, or another
+	 * one of its name is there.
+	 */
 	async #podUid({pod}: RegisteredVm, owner: string | undefined, signal: AbortSignal): Promise<string | undefined> {
 		try {
 			const {metadata} = await this.#options.client.get(pods, {name: pod.name, namespace: pod.namespace}, signal);
@@ -388,7 +450,10 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		}
 	}
 
-	/** First the finalizer, then the object: whoever sees it being deleted with its finalizer would delete the VM once more. */
+	/**
+	 * First the finalizer, then the object: whoever sees it being deleted with its finalizer would delete the VM once
+	 * more.
+	 */
 	async #withdraw(name: ObjectName, signal: AbortSignal): Promise<void> {
 		const {client, log} = this.#options;
 		try {
@@ -427,9 +492,15 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	}
 
 	#tell(error: unknown, retryInMs?: number): void {
-		const [what, message] = isKindMissing(error) ? ['missing', 'there are no PeerPods in this cluster: nobody will clean up after a node that is lost']
-			: isRefusal(error) ? ['refused', 'PeerPods cannot be kept, it is tried again'] : ['failed', 'PeerPods are not up to date yet, it is tried again'];
-		this.#options.log[this.#failures.failed(what) ? 'warn' : 'debug']({err: error, ...(retryInMs === undefined ? {} : {retryInMs})}, message);
+		const [what, message] = isKindMissing(error)
+			? ['missing', 'there are no PeerPods in this cluster: nobody will clean up after a node that is lost']
+			: isRefusal(error)
+				? ['refused', 'PeerPods cannot be kept, it is tried again']
+				: ['failed', 'PeerPods are not up to date yet, it is tried again'];
+		this.#options.log[this.#failures.failed(what) ? 'warn' : 'debug'](
+			{err: error, ...(retryInMs === undefined ? {} : {retryInMs})},
+			message,
+		);
 	}
 }
 

@@ -1,9 +1,11 @@
 /**
- * Whether the pod of a VM still exists, by the API server. A wrong "gone" costs a healthy pod its VM, so only two answers count as one: no pod of that
- * name, by the API's own word, or one with another UID. Everything else is "unknown": no answer, a refusal, a proxy's 404.
+ * Whether the pod of a VM still exists, by the API server. A wrong "gone" costs a healthy pod its VM, so only two
+ * answers count as one: no pod of that name, by the API's own word, or one with another UID. Everything else is
+ * "unknown": no answer, a refusal, a proxy's 404.
  *
- * Static pods are not judged. The API server has only a mirror of them, which comes and goes with the node object and has another UID than the pod.
- * Source: Kubernetes, "Create static Pods"; kubelet, pkg/kubelet/config (a static pod is named `NAME-NODE`, its UID is a hash without dashes).
+ * Static pods are not judged. The API server has only a mirror of them, which comes and goes with the node object and
+ * has another UID than the pod. Source: Kubernetes, "Create static Pods"; kubelet, pkg/kubelet/config (a static pod is
+ * named `NAME-NODE`, its UID is a hash without dashes).
  */
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {Scope} from '../core/lifetime.ts';
@@ -47,7 +49,10 @@ export class PodPresence {
 		} catch (error) {
 			signal.throwIfAborted();
 			if (isRefusal(error) && this.#refusals.failed()) {
-				this.#options.log.warn({err: error}, 'the Kubernetes API does not tell whether pods exist: a VM whose pod is gone is found by its network namespace only');
+				this.#options.log.warn(
+					{err: error},
+					'the Kubernetes API does not tell whether pods exist: a VM whose pod is gone is found by its network namespace only',
+				);
 			}
 
 			return 'unknown';
@@ -63,7 +68,7 @@ export class PodPresence {
 				return 'unknown';
 			}
 
-			const uid = vm.pod.uid ?? await ownerUid(vm, signal);
+			const uid = vm.pod.uid ?? (await ownerUid(vm, signal));
 			return uid === undefined || uid === metadata.uid ? 'present' : 'gone';
 		} catch (error) {
 			if (isObjectMissing(error)) {
@@ -77,5 +82,7 @@ export class PodPresence {
 
 /** The API server gives every pod a UUID; what a kubelet or a runtime made up is not to be found there. */
 function mayBeStatic({name, uid}: PodIdentity, node: string): boolean {
-	return uid === undefined ? name.endsWith(`-${node.toLowerCase()}`) : !/^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/iv.test(uid);
+	return uid === undefined
+		? name.endsWith(`-${node.toLowerCase()}`)
+		: !/^[\da-f]{8}(?:-[\da-f]{4}){3}-[\da-f]{12}$/iv.test(uid);
 }

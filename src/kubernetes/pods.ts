@@ -6,7 +6,10 @@ export const pods: Kind<object> = {apiVersion: 'v1', kind: 'Pod', plural: 'pods'
 /** The UID that the kubelet gave to a static pod, in the API server's mirror of it. */
 const mirrorAnnotation = 'kubernetes.io/config.mirror';
 
-/** Whether it is the pod with this UID, where one is known, and not another one of its name. The kubelet gives a static pod another UID than the API server has. */
+/**
+ * Whether it is the pod with this UID, where one is known, and not another one of its name. The kubelet gives a static
+ * pod another UID than the API server has.
+ */
 export function isSamePod(uid: string | undefined, found: ObjectMeta): boolean {
 	return uid === undefined || uid === found.uid || uid === found.annotations[mirrorAnnotation];
 }

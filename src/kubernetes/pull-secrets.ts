@@ -1,8 +1,8 @@
 /**
- * The registry credentials of a pod: those of its own image pull secrets first, in their order, then its service account's, then the
- * administrator's file. The kubelet tries them in that order where it knows several; a pod VM knows one for each registry.
- * What cannot be had is said, in the log and to the pod, and is no reason for a pod not to start: its images may need none.
- * Credentials are held as secrets, and written nowhere here.
+ * The registry credentials of a pod: those of its own image pull secrets first, in their order, then its service
+ * account's, then the administrator's file. The kubelet tries them in that order where it knows several; a pod VM knows
+ * one for each registry. What cannot be had is said, in the log and to the pod, and is no reason for a pod not to
+ * start: its images may need none. Credentials are held as secrets, and written nowhere here.
  */
 import {readFile} from 'node:fs/promises';
 import {AdaptorError, toError} from '../core/errors.ts';
@@ -27,7 +27,9 @@ export interface PullSecretsOptions {
 	readonly log: Logger;
 }
 
-/** A pod can name tens of thousands, and each may hold 1 MiB: no tenant is to fill the node's memory and log with them. */
+/**
+ * A pod can name tens of thousands, and each may hold 1 MiB: no tenant is to fill the node's memory and log with them.
+ */
 const maxSecrets = 50;
 
 /** Where the OpenShift sandboxed containers operator mounts the secret `auth-json-secret`. */
@@ -45,19 +47,33 @@ interface PullSecret {
 
 const podSettings: Kind<PodSettings> = {
 	...pods,
-	read: raw => ({serviceAccount: textAt(raw, 'spec', 'serviceAccountName') ?? 'default', pullSecrets: namesAt(raw, 'spec', 'imagePullSecrets')}),
+	read: raw => ({
+		serviceAccount: textAt(raw, 'spec', 'serviceAccountName') ?? 'default',
+		pullSecrets: namesAt(raw, 'spec', 'imagePullSecrets'),
+	}),
 };
 
 const serviceAccounts: Kind<{readonly pullSecrets: readonly string[]}> = {
-	apiVersion: 'v1', kind: 'ServiceAccount', plural: 'serviceaccounts', isNamespaced: true,
+	apiVersion: 'v1',
+	kind: 'ServiceAccount',
+	plural: 'serviceaccounts',
+	isNamespaced: true,
 	read: raw => ({pullSecrets: namesAt(raw, 'imagePullSecrets')}),
 };
 
 const secrets: Kind<PullSecret> = {
-	apiVersion: 'v1', kind: 'Secret', plural: 'secrets', isNamespaced: true,
+	apiVersion: 'v1',
+	kind: 'Secret',
+	plural: 'secrets',
+	isNamespaced: true,
 	read(raw) {
-		const format = (['dockerconfigjson', 'dockercfg'] as const).find(each => textAt(raw, 'data', `.${each}`) !== undefined);
-		return {data: format === undefined ? undefined : {format, text: new Secret(textAt(raw, 'data', `.${format}`) ?? '')}};
+		const format = (['dockerconfigjson', 'dockercfg'] as const).find(
+			each => textAt(raw, 'data', `.${each}`) !== undefined,
+		);
+		return {
+			data:
+				format === undefined ? undefined : {format, text: new Secret(textAt(raw, 'data', `.${format}`) ?? '')},
+		};
 	},
 };
 
@@ -88,8 +104,13 @@ export class PullSecrets {
 			} catch (thrown) {
 				caller.throwIfAborted();
 				const error = signal.aborted ? toError(signal.reason) : toError(thrown);
-				failures.push(`${what}: ${isNotFound(error) ? 'not found' : error instanceof AdaptorError ? error.what : error.message}`);
-				log.warn({pod: `${namespace}/${pod.name}`, reason: what, err: error}, 'image pull secrets cannot be read, the pod goes on without');
+				failures.push(
+					`${what}: ${isNotFound(error) ? 'not found' : error instanceof AdaptorError ? error.what : error.message}`,
+				);
+				log.warn(
+					{pod: `${namespace}/${pod.name}`, reason: what, err: error},
+					'image pull secrets cannot be read, the pod goes on without',
+				);
 				return undefined;
 			}
 		};
@@ -102,29 +123,37 @@ export class PullSecrets {
 
 			return object;
 		});
-		const account = found === undefined ? undefined : await attempt(
-			`service account ${found.serviceAccount}`, async () => client.get(serviceAccounts, {namespace, name: found.serviceAccount}, signal),
-		);
+		const account =
+			found === undefined
+				? undefined
+				: await attempt(`service account ${found.serviceAccount}`, async () =>
+						client.get(serviceAccounts, {namespace, name: found.serviceAccount}, signal),
+					);
 		// Mostly the same: Kubernetes gives a pod that names none its service account's.
-		const names = [...new Set([...found?.pullSecrets ?? [], ...account?.pullSecrets ?? []])];
+		const names = [...new Set([...(found?.pullSecrets ?? []), ...(account?.pullSecrets ?? [])])];
 		if (names.length > maxSecrets) {
 			await attempt(`${names.length - maxSecrets} secrets beyond the first ${maxSecrets}`, async () => {
 				throw new AdaptorError({code: 'resource-exhausted', what: 'not read, there are too many'});
 			});
 		}
 
-		const read = await Promise.all(names.slice(0, maxSecrets).map(async name => attempt(`secret ${name}`, async () => {
-			const {data} = await client.get(secrets, {namespace, name}, signal);
-			if (data === undefined) {
-				throw new AdaptorError({code: 'data-loss', what: 'no registry credentials in it'});
-			}
+		const read = await Promise.all(
+			names.slice(0, maxSecrets).map(async name =>
+				attempt(`secret ${name}`, async () => {
+					const {data} = await client.get(secrets, {namespace, name}, signal);
+					if (data === undefined) {
+						throw new AdaptorError({code: 'data-loss', what: 'no registry credentials in it'});
+					}
 
-			return parseRegistryAuth(Buffer.from(data.text.reveal(), 'base64').toString(), data.format);
-		})));
+					return parseRegistryAuth(Buffer.from(data.text.reveal(), 'base64').toString(), data.format);
+				}),
+			),
+		);
 		if (failures.length > 0) {
 			// The kubelet's word for it.
 			tell(pod, {
-				type: 'Warning', reason: 'FailedToRetrieveImagePullSecret',
+				type: 'Warning',
+				reason: 'FailedToRetrieveImagePullSecret',
 				message: `Images that need these credentials cannot be pulled into the pod VM: ${failures.join('; ')}`,
 			});
 		}
@@ -139,7 +168,10 @@ export class PullSecrets {
 			return [parseRegistryAuth(await readFile(authFile, 'utf8'), 'dockerconfigjson')];
 		} catch (error) {
 			if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) {
-				log.warn({path: authFile, err: error}, 'registry credentials of the administrator cannot be read, pods go on without');
+				log.warn(
+					{path: authFile, err: error},
+					'registry credentials of the administrator cannot be read, pods go on without',
+				);
 			}
 
 			return [];
@@ -149,5 +181,7 @@ export class PullSecrets {
 
 /** References to objects of the same namespace. An empty name, which the API lets pass, refers to none. */
 function namesAt(raw: unknown, ...path: readonly string[]): readonly string[] {
-	return listAt(raw, ...path).map(each => textAt(each, 'name') ?? '').filter(name => name !== '');
+	return listAt(raw, ...path)
+		.map(each => textAt(each, 'name') ?? '')
+		.filter(name => name !== '');
 }

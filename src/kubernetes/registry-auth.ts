@@ -1,7 +1,8 @@
 /**
- * Registry credentials: how they are written in image pull secrets, and as what pod VMs read them. Pure. No error repeats anything of them.
- * Sources: Kubernetes, "Pull an Image from a Private Registry" and pkg/credentialprovider (what the kubelet takes, and in which order); containers-auth.json(5);
- * confidential-containers/guest-components, image-rs/src/auth (what the VM reads: `auth` alone, in padded base64, and one entry without it spoils the file).
+ * Registry credentials: how they are written in image pull secrets, and as what pod VMs read them. Pure. No error
+ * repeats anything of them. Sources: Kubernetes, "Pull an Image from a Private Registry" and pkg/credentialprovider
+ * (what the kubelet takes, and in which order); containers-auth.json(5); confidential-containers/guest-components,
+ * image-rs/src/auth (what the VM reads: `auth` alone, in padded base64, and one entry without it spoils the file).
  */
 import {AdaptorError} from '../core/errors.ts';
 import {at, textAt} from './fields.ts';
@@ -10,7 +11,8 @@ import {at, textAt} from './fields.ts';
 export type RegistryAuth = ReadonlyMap<string, string>;
 
 /**
- * @param text of `.dockerconfigjson` and `auth.json`, in which the entries are under `auths`, or of the older `.dockercfg`, in which they are not
+ * @param text of `.dockerconfigjson` and `auth.json`, in which the entries are under `auths`, or of the older
+ * `.dockercfg`, in which they are not
  * @throws AdaptorError 'data-loss'
  */
 export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'dockercfg'): RegistryAuth {
@@ -21,7 +23,7 @@ export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'do
 		throw malformed('not JSON'); // The parser's message quotes what it read.
 	}
 
-	const entries = format === 'dockercfg' ? value : at(value, 'auths') ?? {};
+	const entries = format === 'dockercfg' ? value : (at(value, 'auths') ?? {});
 	if (!isObject(value) || !isObject(entries)) {
 		throw malformed('not a table of registries');
 	}
@@ -38,15 +40,20 @@ export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'do
 	return found;
 }
 
-/** The content of `auth.json`, or undefined when there is nothing to say. Of several credentials for one registry the first counts. */
+/**
+ * The content of `auth.json`, or undefined when there is nothing to say. Of several credentials for one registry the
+ * first counts.
+ */
 export function authJson(sources: readonly RegistryAuth[]): string | undefined {
 	const merged = new Map(sources.toReversed().flatMap(source => [...source]));
-	return merged.size === 0 ? undefined : JSON.stringify({auths: Object.fromEntries([...merged].map(([registry, auth]) => [registry, {auth}]))});
+	return merged.size === 0
+		? undefined
+		: JSON.stringify({auths: Object.fromEntries([...merged].map(([registry, auth]) => [registry, {auth}]))});
 }
 
 /**
- * `auth` wins over user name and password, as with the kubelet. An entry without either is for other programs (an identity token, a credential
- * helper's mark), and is passed over.
+ * `auth` wins over user name and password, as with the kubelet. An entry without either is for other programs (an
+ * identity token, a credential helper's mark), and is passed over.
  * @throws AdaptorError 'data-loss'
  */
 function authOf(entry: unknown): string | undefined {
@@ -66,9 +73,15 @@ function authOf(entry: unknown): string | undefined {
 	return username === '' || password === '' ? undefined : Buffer.from(`${username}:${password}`).toString('base64');
 }
 
-/** Without scheme, without the API version of which registries' addresses used to end, and without a final slash: so the kubelet takes them for the same. */
+/**
+ * Without scheme, without the API version of which registries' addresses used to end, and without a final slash: so the
+ * kubelet takes them for the same.
+ */
 function registryKey(registry: string): string {
-	return registry.replace(/^https?:\/\//v, '').replace(/^([^\/]*)\/v[12]\//v, '$1/').replace(/\/+$/v, '');
+	return registry
+		.replace(/^https?:\/\//v, '')
+		.replace(/^([^\/]*)\/v[12]\//v, '$1/')
+		.replace(/\/+$/v, '');
 }
 
 function malformed(what: string): AdaptorError {

@@ -1,7 +1,8 @@
 /**
- * What a pod is given to reach the API server of its cluster: address in the environment, token and CA in files.
- * The kubelet replaces the files while the pod runs (tokens before they expire, after an hour by default), so they are read again.
- * Source: Kubernetes, "Accessing the Kubernetes API from a Pod". Proxies are not used: the API server is inside of the cluster.
+ * What a pod is given to reach the API server of its cluster: address in the environment, token and CA in files. The
+ * kubelet replaces the files while the pod runs (tokens before they expire, after an hour by default), so they are read
+ * again. Source: Kubernetes, "Accessing the Kubernetes API from a Pod". Proxies are not used: the API server is inside
+ * of the cluster.
  */
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
@@ -18,7 +19,9 @@ export interface ApiServerAddress {
 export function apiServerAddress(env: Readonly<Record<string, string | undefined>>): ApiServerAddress | undefined {
 	const host = env['KUBERNETES_SERVICE_HOST']?.trim();
 	const port = Number(env['KUBERNETES_SERVICE_PORT']?.trim() ?? '');
-	return host !== undefined && host !== '' && Number.isInteger(port) && port > 0 && port < 65_536 ? {host, port} : undefined;
+	return host !== undefined && host !== '' && Number.isInteger(port) && port > 0 && port < 65_536
+		? {host, port}
+		: undefined;
 }
 
 export const serviceAccountDirectory = '/var/run/secrets/kubernetes.io/serviceaccount';
@@ -49,7 +52,11 @@ export class ServiceAccount {
 	 * @throws AdaptorError 'failed-precondition' when there are no such files
 	 */
 	async credentials(rejected?: Credentials): Promise<Credentials> {
-		if (this.#read === undefined || this.#now() - this.#read.at >= freshMs || (rejected !== undefined && await this.#read.credentials === rejected)) {
+		if (
+			this.#read === undefined ||
+			this.#now() - this.#read.at >= freshMs ||
+			(rejected !== undefined && (await this.#read.credentials) === rejected)
+		) {
 			const credentials = this.#readAll();
 			this.#read = {credentials, at: this.#now()};
 			credentials.catch(() => {
@@ -77,7 +84,7 @@ export class ServiceAccount {
 		} catch (error) {
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: 'A file of the pod\'s service account cannot be read',
+				what: "A file of the pod's service account cannot be read",
 				where: {path},
 				remedy: 'The pod needs a service account whose token is mounted (automountServiceAccountToken).',
 				cause: error,

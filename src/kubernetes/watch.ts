@@ -17,7 +17,10 @@ export interface RawWatchEvent {
  * Events as they come; ends when the server closes.
  * @throws KubernetesError for an ERROR event (410 when the history is no longer kept), and whatever the body throws
  */
-export async function* watchEvents(body: AsyncIterable<Uint8Array>, maxEventBytes: number): AsyncGenerator<RawWatchEvent, void> {
+export async function* watchEvents(
+	body: AsyncIterable<Uint8Array>,
+	maxEventBytes: number,
+): AsyncGenerator<RawWatchEvent, void> {
 	for await (const line of lines(body, maxEventBytes)) {
 		const event = parsed(line);
 		const object = at(event, 'object');
@@ -27,7 +30,10 @@ export async function* watchEvents(body: AsyncIterable<Uint8Array>, maxEventByte
 		}
 
 		const resourceVersion = textAt(object, 'metadata', 'resourceVersion');
-		if (resourceVersion !== undefined && (type === 'ADDED' || type === 'MODIFIED' || type === 'DELETED' || type === 'BOOKMARK')) {
+		if (
+			resourceVersion !== undefined &&
+			(type === 'ADDED' || type === 'MODIFIED' || type === 'DELETED' || type === 'BOOKMARK')
+		) {
 			yield {type, object, resourceVersion};
 		}
 	}
@@ -38,7 +44,11 @@ function parsed(line: string): unknown {
 		return JSON.parse(line);
 	} catch {
 		// The parser's message would quote what it read, which may be anybody's secret.
-		throw new KubernetesError({code: 'data-loss', what: 'The Kubernetes API sent an event that is not JSON', where: {}});
+		throw new KubernetesError({
+			code: 'data-loss',
+			what: 'The Kubernetes API sent an event that is not JSON',
+			where: {},
+		});
 	}
 }
 

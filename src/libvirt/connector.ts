@@ -1,6 +1,6 @@
 /**
- * Makes connections to one daemon: opens the pipe, authenticates, opens the driver, and for those that are to last turns events and pings on.
- * Knows nothing of when a connection is wanted, nor of what becomes of it.
+ * Makes connections to one daemon: opens the pipe, authenticates, opens the driver, and for those that are to last
+ * turns events and pings on. Knows nothing of when a connection is wanted, nor of what becomes of it.
  */
 import {AdaptorError, toError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
@@ -10,7 +10,9 @@ import {hedged} from '../core/concurrency/hedged.ts';
 import {RpcConnection, type RpcOptions} from './rpc.ts';
 import type {LibvirtSessionOptions, ServerInfo} from './session-options.ts';
 
-/** An attempt that was under way when the host went may hang in its handshake; a handshake takes a third of a second. */
+/**
+ * An attempt that was under way when the host went may hang in its handshake; a handshake takes a third of a second.
+ */
 const overlap = {everyMs: 1500, atMost: 2};
 
 export type ConnectionEvents = Pick<RpcOptions, 'onLost' | 'onMessage'>;
@@ -34,7 +36,11 @@ export class Connector {
 		const pipe = await this.#options.openPipe(signal);
 		const connection = new RpcConnection(pipe, {
 			...events,
-			onIgnored: packet => this.#options.log.debug({reason: `serial ${packet.serial}, procedure ${packet.procedure}`}, 'libvirt packet ignored'),
+			onIgnored: packet =>
+				this.#options.log.debug(
+					{reason: `serial ${packet.serial}, procedure ${packet.procedure}`},
+					'libvirt packet ignored',
+				),
 		});
 		try {
 			await openDriver(connection, this.#options.uri, signal);
@@ -47,10 +53,19 @@ export class Connector {
 
 	/** A connection to last, its lifecycle events flowing. One that `connectTimeoutMs` is not enough for has failed. */
 	async openPrepared(events: ConnectionEvents, signal: AbortSignal): Promise<PreparedConnection> {
-		using scope = new Scope(signal).deadline(this.#options.connectTimeoutMs, 'libvirt\'s answers to a new connection');
-		return await hedged(async attempt => this.#openPrepared(events, attempt), {
-			...overlap, discard: ({connection}) => connection.close(new AdaptorError({code: 'cancelled', what: 'another connection was there first'})),
-		}, scope.signal);
+		using scope = new Scope(signal).deadline(
+			this.#options.connectTimeoutMs,
+			"libvirt's answers to a new connection",
+		);
+		return await hedged(
+			async attempt => this.#openPrepared(events, attempt),
+			{
+				...overlap,
+				discard: ({connection}) =>
+					connection.close(new AdaptorError({code: 'cancelled', what: 'another connection was there first'})),
+			},
+			scope.signal,
+		);
 	}
 
 	async #openPrepared(events: ConnectionEvents, signal: AbortSignal): Promise<PreparedConnection> {
@@ -67,6 +82,9 @@ export class Connector {
 
 /** What is behind a failed handshake, in words that can stand after a colon. */
 export function rootReason(thrown: unknown): AdaptorError {
-	const reason = thrown instanceof LibvirtConnectionError && thrown.cause instanceof AdaptorError ? thrown.cause : thrown;
-	return reason instanceof AdaptorError ? reason : new AdaptorError({code: 'unavailable', what: toError(reason).message, cause: reason});
+	const reason =
+		thrown instanceof LibvirtConnectionError && thrown.cause instanceof AdaptorError ? thrown.cause : thrown;
+	return reason instanceof AdaptorError
+		? reason
+		: new AdaptorError({code: 'unavailable', what: toError(reason).message, cause: reason});
 }

@@ -1,12 +1,15 @@
 /**
- * libvirt's way to write sets of CPUs: numbers, rising ranges and exclusions, in order, separated by commas, as in `0-7,^3`.
- * Source: libvirt, docs/formatdomain ("CPU Allocation"), src/util/virbitmap.c (virBitmapParse).
+ * libvirt's way to write sets of CPUs: numbers, rising ranges and exclusions, in order, separated by commas, as in
+ * `0-7,^3`. Source: libvirt, docs/formatdomain ("CPU Allocation"), src/util/virbitmap.c (virBitmapParse).
  */
 
 /** The highest that libvirt takes (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN). */
 export const highestCpu = 16_383;
 
-/** Undefined for what libvirt would refuse: other syntax, a CPU over the limit, an empty set; and for a comma at the end, which it takes. */
+/**
+ * Undefined for what libvirt would refuse: other syntax, a CPU over the limit, an empty set; and for a comma at the
+ * end, which it takes.
+ */
 export function parseCpuset(text: string): ReadonlySet<number> | undefined {
 	const cpus = new Set<number>();
 	for (const part of text.split(',')) {
@@ -41,5 +44,5 @@ export function formatCpuset(cpus: Iterable<number>): string {
 		}
 	}
 
-	return ranges.map(([first, last]) => first === last ? String(first) : `${first}-${last}`).join(',');
+	return ranges.map(([first, last]) => (first === last ? String(first) : `${first}-${last}`)).join(',');
 }

@@ -1,8 +1,8 @@
 /** Patterns with stars and question marks, as file names, known_hosts and lists of allowed images have them. */
 
 /**
- * Whether the whole text fits: `*` stands for any characters or none, `?` for one (a UTF-16 unit), everything else for itself.
- * At most one step back for each character, however many stars there are: no pattern makes it slow.
+ * Whether the whole text fits: `*` stands for any characters or none, `?` for one (a UTF-16 unit), everything else for
+ * itself. At most one step back for each character, however many stars there are: no pattern makes it slow.
  */
 export function matchesGlob(pattern: string, text: string): boolean {
 	let [at, star, resume] = [0, -1, 0];

@@ -20,7 +20,9 @@ export async function openDriver(connection: RpcConnection, uri: string, signal:
 	} else if (types.length > 0 && !types.includes(auth.none)) {
 		throw new AdaptorError({
 			code: 'unauthenticated',
-			what: types.includes(auth.sasl) ? 'The libvirt daemon asks for SASL authentication, which is not implemented' : 'The libvirt daemon asks for an unknown kind of authentication',
+			what: types.includes(auth.sasl)
+				? 'The libvirt daemon asks for SASL authentication, which is not implemented'
+				: 'The libvirt daemon asks for an unknown kind of authentication',
 			where: {types: types.join(' ')},
 			remedy: 'Connect over ssh as a user that may use libvirt\'s unix socket, or set auth_unix_rw to "none" or "polkit" in libvirtd.conf on the KVM host.',
 		});
@@ -30,10 +32,22 @@ export async function openDriver(connection: RpcConnection, uri: string, signal:
 }
 
 /** Turns pings and lifecycle events on, and asks who answers. `keepalive` is whether the daemon answers pings. */
-export async function prepareDriver(connection: RpcConnection, signal: AbortSignal): Promise<{readonly keepalive: boolean; readonly driver: string; readonly libvirtVersion: string; readonly hostname: string}> {
+export async function prepareDriver(
+	connection: RpcConnection,
+	signal: AbortSignal,
+): Promise<{
+	readonly keepalive: boolean;
+	readonly driver: string;
+	readonly libvirtVersion: string;
+	readonly hostname: string;
+}> {
 	const [feature, , {type}, {libVer}, {hostname}] = await Promise.all([
 		connection.call(procedures.connectSupportsFeature, {feature: keepaliveFeature}, signal),
-		connection.call(procedures.connectDomainEventCallbackRegisterAny, {eventId: lifecycleEventId, dom: null}, signal),
+		connection.call(
+			procedures.connectDomainEventCallbackRegisterAny,
+			{eventId: lifecycleEventId, dom: null},
+			signal,
+		),
 		connection.call(procedures.connectGetType, undefined, signal),
 		connection.call(procedures.connectGetLibVersion, undefined, signal),
 		connection.call(procedures.connectGetHostname, undefined, signal),
@@ -42,5 +56,5 @@ export async function prepareDriver(connection: RpcConnection, signal: AbortSign
 }
 
 function versionText(version: bigint): string {
-	return `${version / 1_000_000n}.${version / 1000n % 1000n}.${version % 1000n}`;
+	return `${version / 1_000_000n}.${(version / 1000n) % 1000n}.${version % 1000n}`;
 }

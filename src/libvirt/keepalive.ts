@@ -1,5 +1,6 @@
 /**
- * Notices that a peer has fallen silent: asks it, then suspects it, then gives it up. Knows nothing of what is asked, nor how.
+ * Notices that a peer has fallen silent: asks it, then suspects it, then gives it up. Knows nothing of what is asked,
+ * nor how.
  *
  *   heard ──1 tick──▶ asked ──1 tick──▶ suspected ──at the limit──▶ given up
  *     ▲────────────────┴─────────────────────┘ anything heard

@@ -1,4 +1,7 @@
-/** Who wants to be told of something. A listener's error is its own: it ends neither the teller's work nor the other listeners' turn. */
+/**
+ * Who wants to be told of something. A listener's error is its own: it ends neither the teller's work nor the other
+ * listeners' turn.
+ */
 export class Listeners<T> {
 	readonly #listeners = new Set<(value: T) => void>();
 	readonly #onError: (error: unknown) => void;

@@ -1,13 +1,16 @@
 /**
- * The same attempt again and again until it succeeds or its owner ends: with back-off, and with long pauses after a refusal.
- * Knows nothing of what is attempted.
+ * The same attempt again and again until it succeeds or its owner ends: with back-off, and with long pauses after a
+ * refusal. Knows nothing of what is attempted.
  */
 import type {AdaptorError} from '../core/errors.ts';
 import {backOff, pause, Scope} from '../core/lifetime.ts';
 import {rootReason} from './connector.ts';
 import {isRefusal} from './wire/errors.ts';
 
-/** After a refusal (a key, a permission) only somebody who waits makes us try again sooner than this: sshd counts failed attempts. */
+/**
+ * After a refusal (a key, a permission) only somebody who waits makes us try again sooner than this: sshd counts failed
+ * attempts.
+ */
 const refusedPauseMs = 30_000;
 
 export interface ReconnectLoopOptions {
@@ -43,7 +46,10 @@ export class ReconnectLoop {
 		this.#running = this.#run(0);
 	}
 
-	/** What an attempt had brought is lost. @param wasStable whether it was worth the name of success: if not, pauses go on growing */
+	/**
+	 * What an attempt had brought is lost.
+	 * @param wasStable whether it was worth the name of success: if not, pauses go on growing
+	 */
 	beginAgain(wasStable: boolean): void {
 		if (wasStable) {
 			this.#pauses = this.#newPauses();

@@ -1,23 +1,35 @@
 /**
- * One connection to a libvirt daemon, shared by many calls: serials, order, the limit of calls in flight, keepalive, loss.
- * Knows no procedure's meaning and never reconnects: that is the session's. Lost once is lost for good.
+ * One connection to a libvirt daemon, shared by many calls: serials, order, the limit of calls in flight, keepalive,
+ * loss. Knows no procedure's meaning and never reconnects: that is the session's. Lost once is lost for good.
  *
- * The life of an exchange: waits for a slot ─▶ CALL sent, holds the slot ─▶ REPLY, slot free ─▶ (streams: STREAM packets) ─▶ over.
- * A caller that gives up leaves its exchange, and its slot, behind until the REPLY comes: the daemon still counts the call.
+ * The life of an exchange: waits for a slot ─▶ CALL sent, holds the slot ─▶ REPLY, slot free ─▶ (streams: STREAM
+ * packets) ─▶ over. A caller that gives up leaves its exchange, and its slot, behind until the REPLY comes: the daemon
+ * still counts the call.
  */
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import {LibvirtConnectionError, LibvirtError, remoteError} from './wire/errors.ts';
-import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, PacketError, remoteProgram, type MessageStatus, type Packet} from './wire/packet.ts';
+import {
+	encodePacket,
+	keepaliveProgram,
+	messageStatus,
+	messageType,
+	PacketDecoder,
+	PacketError,
+	remoteProgram,
+	type MessageStatus,
+	type Packet,
+} from './wire/packet.ts';
 import type {Pipe} from './transport/pipe.ts';
 import type {Procedure} from './wire/procedures.ts';
 import {Keepalive} from './keepalive.ts';
 import {decode, encode} from './wire/xdr.ts';
 
 /**
- * At its `max_client_requests` (5 by default, libvirtd.conf) the daemon stops reading: our answers to its pings, too, go unread, and it hangs up.
- * Stream packets that it has not written to disk yet count as well, but it drains those by itself.
+ * At its `max_client_requests` (5 by default, libvirtd.conf) the daemon stops reading: our answers to its pings, too,
+ * go unread, and it hangs up. Stream packets that it has not written to disk yet count as well, but it drains those by
+ * itself.
  */
 const callsInFlight = 4;
 /** How many streams that ended well are remembered. */
@@ -25,7 +37,10 @@ const confirmationsKept = 64;
 /** virkeepalive.c: procedures of the keepalive program. */
 const ping = 1;
 const pong = 2;
-/** How often the calls in flight are looked at for those that nobody waits for, and how many looks in a row make the connection useless. */
+/**
+ * How often the calls in flight are looked at for those that nobody waits for, and how many looks in a row make the
+ * connection useless.
+ */
 const abandonedLooks = {partOfLimit: 20, atMost: 10};
 
 export interface RpcOptions {
@@ -84,7 +99,9 @@ export class RpcConnection {
 			.on('data', (chunk: Buffer) => this.#read(chunk))
 			.on('drain', () => this.#onDrain())
 			.on('end', () => this.close(disconnected('the daemon, or what leads to it, closed the connection')))
-			.on('error', (error: Error) => this.close(error instanceof AdaptorError ? error : disconnected(error.message, error)))
+			.on('error', (error: Error) =>
+				this.close(error instanceof AdaptorError ? error : disconnected(error.message, error)),
+			)
 			.on('close', () => this.close(disconnected('the connection was closed')));
 		if (pipe.duplex.destroyed) {
 			this.close(disconnected('the connection was closed as soon as it was open'));
@@ -107,7 +124,12 @@ export class RpcConnection {
 	 * @param answerSignal from then on
 	 * @throws LibvirtError, LibvirtConnectionError, XdrError
 	 */
-	async call<Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, answerSignal = signal): Promise<Result> {
+	async call<Args, Result>(
+		procedure: Procedure<Args, Result>,
+		args: Args,
+		signal: AbortSignal,
+		answerSignal = signal,
+	): Promise<Result> {
 		const {promise, resolve, reject} = Promise.withResolvers<Packet>();
 		const exchange = await this.begin(procedure, args, signal, {
 			receive(packet) {
@@ -124,8 +146,15 @@ export class RpcConnection {
 		}
 	}
 
-	/** Waits for a slot and sends the CALL. The handler gets everything that the daemon sends for it, from the REPLY on. */
-	async begin<Args>(procedure: Procedure<Args, unknown>, args: Args, signal: AbortSignal, handler: ExchangeHandler): Promise<Exchange> {
+	/**
+	 * Waits for a slot and sends the CALL. The handler gets everything that the daemon sends for it, from the REPLY on.
+	 */
+	async begin<Args>(
+		procedure: Procedure<Args, unknown>,
+		args: Args,
+		signal: AbortSignal,
+		handler: ExchangeHandler,
+	): Promise<Exchange> {
 		const body = encode(procedure.args, args);
 		const slot = await this.#slot(procedure.name, signal);
 		const serial = this.#nextSerial();
@@ -138,7 +167,12 @@ export class RpcConnection {
 		};
 		this.#pending.set(serial, pending);
 		const send = (type: Packet['type'], status: MessageStatus, bytes: Uint8Array): void => {
-			this.#write(encodePacket({program: remoteProgram, version: 1, procedure: procedure.number, type, serial, status}, bytes));
+			this.#write(
+				encodePacket(
+					{program: remoteProgram, version: 1, procedure: procedure.number, type, serial, status},
+					bytes,
+				),
+			);
 		};
 
 		send(messageType.call, messageStatus.ok, body);
@@ -165,7 +199,10 @@ export class RpcConnection {
 		}
 	}
 
-	/** Stops reading: nothing of the whole connection arrives until `resume`. For connections that carry one stream only. */
+	/**
+	 * Stops reading: nothing of the whole connection arrives until `resume`. For connections that carry one stream
+	 * only.
+	 */
 	pause(): void {
 		this.#pipe.duplex.pause();
 	}
@@ -178,7 +215,8 @@ export class RpcConnection {
 	 * Watches for a silent peer from now on, and for slots that are stuck.
 	 * @param keepalive whether the daemon answers pings; if not, silence means nothing
 	 * @param silenceTimeoutMs without a byte: lost
-	 * @param onSuspicion a ping of ours was not answered soon; the signal aborts when something arrives, or the connection is lost
+	 * @param onSuspicion a ping of ours was not answered soon; the signal aborts when something arrives, or the
+	 * connection is lost
 	 */
 	watch(keepalive: boolean, silenceTimeoutMs: number, onSuspicion: (heard: AbortSignal) => void): void {
 		this.#looks = setInterval(() => this.#countAbandoned(), silenceTimeoutMs / abandonedLooks.partOfLimit);
@@ -187,7 +225,12 @@ export class RpcConnection {
 				limitMs: silenceTimeoutMs,
 				ask: () => this.#write(keepalivePacket(ping)),
 				onSuspicion,
-				onLimit: () => this.close(disconnected(`nothing arrived from the daemon for ${silenceTimeoutMs} ms, not even an answer to a ping`)),
+				onLimit: () =>
+					this.close(
+						disconnected(
+							`nothing arrived from the daemon for ${silenceTimeoutMs} ms, not even an answer to a ping`,
+						),
+					),
 			});
 		}
 	}
@@ -219,8 +262,8 @@ export class RpcConnection {
 	}
 
 	/**
-	 * Another connection has taken its place: ends it at once, or after the last stream. While a stream fills a disk the daemon may read
-	 * nothing else for a while, so that silence is no reason to end that.
+	 * Another connection has taken its place: ends it at once, or after the last stream. While a stream fills a disk
+	 * the daemon may read nothing else for a while, so that silence is no reason to end that.
 	 */
 	retire(reason: AdaptorError): void {
 		this.#retirement = reason;
@@ -257,7 +300,7 @@ export class RpcConnection {
 
 	#nextSerial(): number {
 		do {
-			this.#serial = this.#serial % 0xff_ff_ff_ff + 1;
+			this.#serial = (this.#serial % 0xff_ff_ff_ff) + 1;
 		} while (this.#pending.has(this.#serial));
 
 		return this.#serial;
@@ -279,7 +322,15 @@ export class RpcConnection {
 				}
 			}
 		} catch (error) {
-			this.close(error instanceof AdaptorError ? error : new AdaptorError({code: 'internal', what: 'A message of libvirt could not be handled', cause: toError(error)}));
+			this.close(
+				error instanceof AdaptorError
+					? error
+					: new AdaptorError({
+							code: 'internal',
+							what: 'A message of libvirt could not be handled',
+							cause: toError(error),
+						}),
+			);
 		}
 	}
 
@@ -293,7 +344,9 @@ export class RpcConnection {
 		}
 
 		if (packet.program !== remoteProgram || packet.version !== 1 || packet.type === messageType.call) {
-			throw new PacketError(`a packet has program ${packet.program.toString(16)}, version ${packet.version}, type ${packet.type}`);
+			throw new PacketError(
+				`a packet has program ${packet.program.toString(16)}, version ${packet.version}, type ${packet.type}`,
+			);
 		}
 
 		if (packet.type === messageType.message) {
@@ -305,8 +358,12 @@ export class RpcConnection {
 		const confirms = packet.type === messageType.stream && packet.status === messageStatus.ok;
 		if (exchange === undefined) {
 			if (confirms && this.#confirmed.includes(packet.serial)) {
-				// libvirtd (9.0.0, seldom, streams beside calls) sends the message again in place of another call's answer, which never comes.
-				throw new AdaptorError({code: 'unavailable', what: 'the daemon confirmed the end of a stream twice: it has lost the answer to another call'});
+				// libvirtd (9.0.0, seldom, streams beside calls) sends the message again in place of another call's
+				// answer, which never comes.
+				throw new AdaptorError({
+					code: 'unavailable',
+					what: 'the daemon confirmed the end of a stream twice: it has lost the answer to another call',
+				});
 			}
 
 			// The rest of a stream that we ended, usually.
@@ -329,8 +386,8 @@ export class RpcConnection {
 	}
 
 	/**
-	 * When every slot is held by calls that their callers gave up on, and others wait, this connection is of no use any more:
-	 * those calls may hang for hours in the daemon. A new connection starts with a count of its own.
+	 * When every slot is held by calls that their callers gave up on, and others wait, this connection is of no use any
+	 * more: those calls may hang for hours in the daemon. A new connection starts with a count of its own.
 	 */
 	#countAbandoned(): void {
 		const holders = [...this.#pending.values()].filter(({slot}) => slot !== undefined);
@@ -342,11 +399,13 @@ export class RpcConnection {
 
 		if (this.#slots.waiting > 0 && holders.every(({abandonedFor = 0}) => abandonedFor >= abandonedLooks.atMost)) {
 			const procedures = holders.map(({procedure}) => procedure).join(', ');
-			this.close(new AdaptorError({
-				code: 'unavailable',
-				what: `the daemon answers none of the ${holders.length} calls in flight, on which their callers gave up (${procedures})`,
-				remedy: 'A job of libvirt hangs on the KVM host: its log, and "virsh domjobinfo", say which.',
-			}));
+			this.close(
+				new AdaptorError({
+					code: 'unavailable',
+					what: `the daemon answers none of the ${holders.length} calls in flight, on which their callers gave up (${procedures})`,
+					remedy: 'A job of libvirt hangs on the KVM host: its log, and "virsh domjobinfo", say which.',
+				}),
+			);
 		}
 	}
 
@@ -358,7 +417,17 @@ export class RpcConnection {
 }
 
 function keepalivePacket(procedure: number): Buffer {
-	return encodePacket({program: keepaliveProgram, version: 1, procedure, type: messageType.message, serial: 0, status: messageStatus.ok}, Buffer.alloc(0));
+	return encodePacket(
+		{
+			program: keepaliveProgram,
+			version: 1,
+			procedure,
+			type: messageType.message,
+			serial: 0,
+			status: messageStatus.ok,
+		},
+		Buffer.alloc(0),
+	);
 }
 
 function disconnected(what: string, cause?: Error): AdaptorError {

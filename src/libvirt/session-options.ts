@@ -31,13 +31,16 @@ export interface LibvirtSessionOptions {
 	/** How long one attempt to connect may take, from opening the pipe to the last answer of the handshake. */
 	readonly connectTimeoutMs?: number;
 	/**
-	 * A connection on which nothing arrives for so long is lost. A twentieth of it without a byte: we ping. Another one: a new connection is
-	 * tried, which takes the place of the silent one if it gets through first.
+	 * A connection on which nothing arrives for so long is lost. A twentieth of it without a byte: we ping. Another
+	 * one: a new connection is tried, which takes the place of the silent one if it gets through first.
 	 */
 	readonly silenceTimeoutMs?: number;
 	/** How long a stream may wait for the daemon without any progress. */
 	readonly streamTimeoutMs?: number;
-	/** How long disposing waits for calls and uploads that are under way: not long, those who made them have had their time. */
+	/**
+	 * How long disposing waits for calls and uploads that are under way: not long, those who made them have had their
+	 * time.
+	 */
 	readonly drainTimeoutMs?: number;
 	/** The first and the longest pause between attempts to connect. */
 	readonly reconnectMs?: {readonly first: number; readonly longest: number};
@@ -65,7 +68,10 @@ export type SessionState =
 
 export interface CallOptions {
 	readonly timeoutMs?: number;
-	/** Whether to call again when the answer was lost with the connection; unless told, what the procedure's `idempotent` says. */
+	/**
+	 * Whether to call again when the answer was lost with the connection; unless told, what the procedure's
+	 * `idempotent` says.
+	 */
 	readonly retry?: boolean;
 	/** The signal is heeded only until the call is sent; from then on the outcome is waited for. False unless told. */
 	readonly seeThrough?: boolean;
@@ -77,8 +83,8 @@ export interface StreamRange {
 	/** Bytes; 0 or absent is all that comes (upload: up to the end of the source; download: up to the volume's end). */
 	readonly length?: bigint | number;
 	/**
-	 * Zeros are neither sent nor stored. Of an upload: the volume must have zeros there already, and the range must reach to its end, since libvirt cuts
-	 * the file behind each hole. False unless told.
+	 * Zeros are neither sent nor stored. Of an upload: the volume must have zeros there already, and the range must
+	 * reach to its end, since libvirt cuts the file behind each hole. False unless told.
 	 */
 	readonly isSparse?: boolean;
 }

@@ -1,6 +1,6 @@
 /**
- * A libvirt connection that lasts: made by the first call, made again with back-off whenever it is lost, until disposed.
- * Knows nothing of how connections are made (connector.ts) nor of how calls share one (rpc.ts).
+ * A libvirt connection that lasts: made by the first call, made again with back-off whenever it is lost, until
+ * disposed. Knows nothing of how connections are made (connector.ts) nor of how calls share one (rpc.ts).
  *
  *   idle ──call──▶ connecting ──▶ connected ──▶ closed
  *                      ▲── lost ──────┘ ▲────┐ silent, and a new connection gets through: that one from now on
@@ -17,20 +17,33 @@ import {Listeners} from './listeners.ts';
 import type {Packet} from './wire/packet.ts';
 import {procedures, type Domain, type Procedure, type StorageVol} from './wire/procedures.ts';
 import type {RpcConnection} from './rpc.ts';
-import {sessionDefaults, type CallOptions, type LibvirtSessionOptions, type ServerInfo, type SessionState, type StreamRange} from './session-options.ts';
+import {
+	sessionDefaults,
+	type CallOptions,
+	type LibvirtSessionOptions,
+	type ServerInfo,
+	type SessionState,
+	type StreamRange,
+} from './session-options.ts';
 import {StreamConnections} from './stream-connections.ts';
 import {consoleOutput, downloadVolume, uploadVolume, type VolumeRange} from './streams.ts';
 import {decode} from './wire/xdr.ts';
 
 /** A connection that lived shorter does not count as success for the back-off. */
 const stableMs = 5000;
-/** An upload up to this size shares the connection with the calls: the daemon reads it faster than a connection of its own is made. */
+/**
+ * An upload up to this size shares the connection with the calls: the daemon reads it faster than a connection of its
+ * own is made.
+ */
 const sharedUploadLimit = 8n * 1024n * 1024n;
 /** A call whose answer is lost this often is not the victim of connections but, perhaps, what breaks them. */
 const lostAnswersAtMost = 3;
 const closeTimeoutMs = 1000;
 
-type Connected = Extract<SessionState, {readonly name: 'connected'}> & {readonly connection: RpcConnection; readonly since: number};
+type Connected = Extract<SessionState, {readonly name: 'connected'}> & {
+	readonly connection: RpcConnection;
+	readonly since: number;
+};
 type State = Exclude<SessionState, {readonly name: 'connected'}> | Connected;
 
 export class LibvirtSession implements AsyncDisposable {
@@ -90,14 +103,19 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * Calls one procedure. The first call connects, and fails with the first attempt to. When the connection was lost, calls wait for the next
-	 * one; those that were under way are made again if that cannot do harm (`retry`), all within their time.
-	 * @throws LibvirtError what the daemon answered; LibvirtConnectionError ('unavailable', or the code of a refusal such as 'unauthenticated')
-	 * when there is no connection or it was lost; DeadlineError after `timeoutMs`; the signal's reason.
-	 * In the latter two cases the daemon may still carry the call out, and one of four calls in flight stays taken until it answers.
+	 * Calls one procedure. The first call connects, and fails with the first attempt to. When the connection was lost,
+	 * calls wait for the next one; those that were under way are made again if that cannot do harm (`retry`), all
+	 * within their time.
+	 * @throws LibvirtError what the daemon answered; LibvirtConnectionError ('unavailable', or the code of a refusal
+	 * such as 'unauthenticated') when there is no connection or it was lost; DeadlineError after `timeoutMs`; the
+	 * signal's reason. In the latter two cases the daemon may still carry the call out, and one of four calls in flight
+	 * stays taken until it answers.
 	 */
 	async call<Args, Result>(
-		procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, {timeoutMs = this.#options.callTimeoutMs, retry = procedure.idempotent, seeThrough = false}: CallOptions = {},
+		procedure: Procedure<Args, Result>,
+		args: Args,
+		signal: AbortSignal,
+		{timeoutMs = this.#options.callTimeoutMs, retry = procedure.idempotent, seeThrough = false}: CallOptions = {},
 	): Promise<Result> {
 		return this.#track(async () => {
 			using patience = new Scope().deadline(timeoutMs, `libvirt to answer ${procedure.name}`);
@@ -105,9 +123,17 @@ export class LibvirtSession implements AsyncDisposable {
 			for (let lostAnswers = 0; ;) {
 				const {connection} = await this.#connected(procedure.name, signal, scope.signal);
 				try {
-					return await connection.call(procedure, args, scope.signal, seeThrough ? patience.signal : scope.signal);
+					return await connection.call(
+						procedure,
+						args,
+						scope.signal,
+						seeThrough ? patience.signal : scope.signal,
+					);
 				} catch (error) {
-					if (!(error instanceof LibvirtConnectionError) || (error.mayHaveBeenExecuted && (!retry || ++lostAnswers === lostAnswersAtMost))) {
+					if (
+						!(error instanceof LibvirtConnectionError) ||
+						(error.mayHaveBeenExecuted && (!retry || ++lostAnswers === lostAnswersAtMost))
+					) {
 						throw error;
 					}
 
@@ -118,16 +144,26 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * Writes the source's bytes into the volume; resolves once the daemon has confirmed all of them. Reads the source no faster than the daemon takes it.
-	 * Give `length` when it is known: small uploads then need no connection of their own.
-	 * @throws as `call`; LibvirtError also in the middle ('resource-exhausted' when the storage is full). What was written stays written.
+	 * Writes the source's bytes into the volume; resolves once the daemon has confirmed all of them. Reads the source
+	 * no faster than the daemon takes it. Give `length` when it is known: small uploads then need no connection of
+	 * their own.
+	 * @throws as `call`; LibvirtError also in the middle ('resource-exhausted' when the storage is full). What was
+	 * written stays written.
 	 */
-	async upload(vol: StorageVol, source: AsyncIterable<Uint8Array>, range: StreamRange, signal: AbortSignal): Promise<void> {
+	async upload(
+		vol: StorageVol,
+		source: AsyncIterable<Uint8Array>,
+		range: StreamRange,
+		signal: AbortSignal,
+	): Promise<void> {
 		const {name} = procedures.storageVolUpload;
 		const volume = volumeRange(vol, range);
 		await this.#track(async () => {
 			if (volume.length > 0n && volume.length <= sharedUploadLimit) {
-				using scope = new Scope(signal).deadline(this.#options.callTimeoutMs, `a connection to libvirt for ${name}`);
+				using scope = new Scope(signal).deadline(
+					this.#options.callTimeoutMs,
+					`a connection to libvirt for ${name}`,
+				);
 				const {connection} = await this.#connected(name, signal, scope.signal);
 				await uploadVolume(connection, volume, source, this.#options.streamTimeoutMs, signal);
 				return;
@@ -139,27 +175,32 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * The volume's bytes, on a connection of its own that is read no faster than they are taken. Returning early ends the stream.
+	 * The volume's bytes, on a connection of its own that is read no faster than they are taken. Returning early ends
+	 * the stream.
 	 * @throws as `upload`
 	 */
-	async* download(vol: StorageVol, range: StreamRange, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+	async *download(vol: StorageVol, range: StreamRange, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		using own = await this.#openStream(procedures.storageVolDownload.name, signal);
 		yield* downloadVolume(own.connection, volumeRange(vol, range), this.#options.streamTimeoutMs, signal);
 	}
 
 	/**
-	 * What the domain's guest prints on its first console from now on, until it ends or the connection does. Shares the connection with the calls,
-	 * so whoever takes it must be quick. Returning early gives the console back; meanwhile `virsh console` needs --force, which ends this.
+	 * What the domain's guest prints on its first console from now on, until it ends or the connection does. Shares the
+	 * connection with the calls, so whoever takes it must be quick. Returning early gives the console back; meanwhile
+	 * `virsh console` needs --force, which ends this.
 	 * @throws as `call`; LibvirtError as well when somebody has the console open already
 	 */
-	async* console(dom: Domain, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+	async *console(dom: Domain, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		const {name} = procedures.domainOpenConsole;
 		using scope = new Scope(signal).deadline(this.#options.callTimeoutMs, `a connection to libvirt for ${name}`);
 		const {connection} = await this.#connected(name, signal, scope.signal);
 		yield* consoleOutput(connection, dom, signal);
 	}
 
-	/** Lifecycle events of all domains, while connected. Does not connect by itself. Events may come before the answer of the call that caused them. */
+	/**
+	 * Lifecycle events of all domains, while connected. Does not connect by itself. Events may come before the answer
+	 * of the call that caused them.
+	 */
 	onLifecycle(listener: (event: LifecycleEvent) => void): Disposable {
 		return this.#lifecycleListeners.add(listener);
 	}
@@ -254,7 +295,10 @@ export class LibvirtSession implements AsyncDisposable {
 	#onFailure(reason: AdaptorError, attempt: number, retryInMs: number): void {
 		// The first attempts, then fewer and fewer: an outage of a night is not to fill the log.
 		const level = Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
-		this.#options.log[level]({err: reason, attempt, uri: this.#options.uri, retryInMs}, 'could not connect to libvirt');
+		this.#options.log[level](
+			{err: reason, attempt, uri: this.#options.uri, retryInMs},
+			'could not connect to libvirt',
+		);
 		this.#tellWaiters(reason);
 	}
 
@@ -271,14 +315,17 @@ export class LibvirtSession implements AsyncDisposable {
 
 		this.#serverInfo = server;
 		this.#connections++;
-		this.#options.log.info({
-			uri: this.#options.uri,
-			connection: this.#connections,
-			durationMs: Math.round(performance.now() - startedAt),
-			host: server.hostname,
-			libvirtVersion: server.libvirtVersion,
-			transport: server.transport,
-		}, 'libvirt connected');
+		this.#options.log.info(
+			{
+				uri: this.#options.uri,
+				connection: this.#connections,
+				durationMs: Math.round(performance.now() - startedAt),
+				host: server.hostname,
+				libvirtVersion: server.libvirtVersion,
+				transport: server.transport,
+			},
+			'libvirt connected',
+		);
 		const connected: Connected = {name: 'connected', server, connection, since: performance.now()};
 		connection.watch(keepalive, this.#options.silenceTimeoutMs, heard => {
 			this.#replacing = this.#replace(connected, heard);
@@ -288,8 +335,9 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * A silent connection: the host is slow, or the way is dead, or was. A new connection that gets through while the old one stays silent
-	 * tells which. The old one's own recovery would take as long again as the way was dead, for TCP doubles its pauses.
+	 * A silent connection: the host is slow, or the way is dead, or was. A new connection that gets through while the
+	 * old one stays silent tells which. The old one's own recovery would take as long again as the way was dead, for
+	 * TCP doubles its pauses.
 	 */
 	async #replace(silent: Connected, heard: AbortSignal): Promise<void> {
 		using scope = new Scope(heard, this.#life.signal);
@@ -302,24 +350,46 @@ export class LibvirtSession implements AsyncDisposable {
 			const startedAt = performance.now();
 			const prepared = await this.#connector.openPrepared(this.#events, scope.signal);
 			if (!isWanted()) {
-				prepared.connection.close(new AdaptorError({code: 'cancelled', what: 'the connection that was silent is in use'}));
+				prepared.connection.close(
+					new AdaptorError({code: 'cancelled', what: 'the connection that was silent is in use'}),
+				);
 				return;
 			}
 
 			this.#adopt(prepared, startedAt);
-			this.#options.log.warn({uri: this.#options.uri, transport: silent.connection.transport}, 'libvirt connection was silent: replaced');
+			this.#options.log.warn(
+				{uri: this.#options.uri, transport: silent.connection.transport},
+				'libvirt connection was silent: replaced',
+			);
 			this.#retired.add(silent.connection);
-			silent.connection.retire(new AdaptorError({code: 'unavailable', what: 'nothing arrived on the connection, while a new one got through'}));
+			silent.connection.retire(
+				new AdaptorError({
+					code: 'unavailable',
+					what: 'nothing arrived on the connection, while a new one got through',
+				}),
+			);
 		};
 
-		const {reconnectMs: {longest}, log, uri} = this.#options;
-		await retry(replaceOnce, {
-			backOff: [longest, longest],
-			onFailure: error => log.debug({err: error, uri}, 'libvirt connection is silent, and no new one gets through'),
-		}, scope.signal).catch(() => undefined);
+		const {
+			reconnectMs: {longest},
+			log,
+			uri,
+		} = this.#options;
+		await retry(
+			replaceOnce,
+			{
+				backOff: [longest, longest],
+				onFailure: error =>
+					log.debug({err: error, uri}, 'libvirt connection is silent, and no new one gets through'),
+			},
+			scope.signal,
+		).catch(() => undefined);
 	}
 
-	async #openStream(procedure: string, signal: AbortSignal): Promise<Disposable & {readonly connection: RpcConnection}> {
+	async #openStream(
+		procedure: string,
+		signal: AbortSignal,
+	): Promise<Disposable & {readonly connection: RpcConnection}> {
 		if (this.#state.name === 'closed') {
 			throw new LibvirtConnectionError(procedure, false, undefined, closedReason());
 		}
@@ -341,7 +411,10 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 
 		const lost = state.connection.lost;
-		this.#options.log.warn({err: lost, uri: this.#options.uri, transport: state.connection.transport, connection: this.#connections}, 'libvirt connection lost');
+		this.#options.log.warn(
+			{err: lost, uri: this.#options.uri, transport: state.connection.transport, connection: this.#connections},
+			'libvirt connection lost',
+		);
 		this.#become({name: 'connecting', lost});
 		this.#reconnect.beginAgain(performance.now() - state.since >= stableMs);
 	}

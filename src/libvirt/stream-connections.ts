@@ -1,4 +1,6 @@
-/** Connections that carry one stream each: without events and pings, so that a slow reader may stop them. Few at a time. */
+/**
+ * Connections that carry one stream each: without events and pings, so that a slow reader may stop them. Few at a time.
+ */
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {AdaptorError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
@@ -21,11 +23,17 @@ export class StreamConnections {
 	}
 
 	/** Disposing the result closes the connection and gives the turn back. */
-	async open(procedure: string, ...ends: readonly AbortSignal[]): Promise<Disposable & {readonly connection: RpcConnection}> {
+	async open(
+		procedure: string,
+		...ends: readonly AbortSignal[]
+	): Promise<Disposable & {readonly connection: RpcConnection}> {
 		using scope = new Scope(...ends).deadline(this.#timeoutMs, `a connection to libvirt for ${procedure}`);
 		const slot = await this.#slots.acquire(scope.signal);
 		try {
-			const connection = await this.#connector.open({onLost: () => undefined, onMessage: () => undefined}, scope.signal);
+			const connection = await this.#connector.open(
+				{onLost: () => undefined, onMessage: () => undefined},
+				scope.signal,
+			);
 			this.#open.add(connection);
 			return {
 				connection,
@@ -37,7 +45,9 @@ export class StreamConnections {
 			};
 		} catch (error) {
 			slot[Symbol.dispose]();
-			throw scope.signal.aborted ? error : new LibvirtConnectionError(procedure, false, undefined, rootReason(error));
+			throw scope.signal.aborted
+				? error
+				: new LibvirtConnectionError(procedure, false, undefined, rootReason(error));
 		}
 	}
 

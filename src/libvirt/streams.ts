@@ -1,10 +1,10 @@
 /**
- * Volumes' bytes and consoles' output over an RPC connection, with back-pressure both ways.
- * Source: libvirt, src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL both sides send STREAM
- * packets with the CALL's serial: CONTINUE with data, CONTINUE without data for the end of a download, then OK from us, OK back.
- * A sparse stream has HOLE packets as well: so many zeros, which take no space in the volume and on the wire.
- * ERROR without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe is
- * the only brake, and it stops everything else on that connection.
+ * Volumes' bytes and consoles' output over an RPC connection, with back-pressure both ways. Source: libvirt,
+ * src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL both sides send STREAM packets with
+ * the CALL's serial: CONTINUE with data, CONTINUE without data for the end of a download, then OK from us, OK back. A
+ * sparse stream has HOLE packets as well: so many zeros, which take no space in the volume and on the wire. ERROR
+ * without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe
+ * is the only brake, and it stops everything else on that connection.
  */
 import {toError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -32,7 +32,10 @@ export interface VolumeRange {
 	readonly vol: StorageVol;
 	readonly offset: bigint;
 	readonly length: bigint;
-	/** Zeros become holes. Of an upload, those must be holes already: for volumes that are new, and ranges up to their end. */
+	/**
+	 * Zeros become holes. Of an upload, those must be holes already: for volumes that are new, and ranges up to their
+	 * end.
+	 */
 	readonly isSparse: boolean;
 }
 
@@ -41,8 +44,20 @@ export interface VolumeRange {
  * @param stallMs how long to wait for the daemon without progress
  * @throws LibvirtError also in the middle: then the source was not read to its end. What was written stays written.
  */
-export async function uploadVolume(connection: RpcConnection, {isSparse, ...range}: VolumeRange, source: AsyncIterable<Uint8Array>, stallMs: number, signal: AbortSignal): Promise<void> {
-	const stream = await DataStream.open(connection, procedures.storageVolUpload, {...range, flags: isSparse ? sparseStream : 0}, stallMs, signal);
+export async function uploadVolume(
+	connection: RpcConnection,
+	{isSparse, ...range}: VolumeRange,
+	source: AsyncIterable<Uint8Array>,
+	stallMs: number,
+	signal: AbortSignal,
+): Promise<void> {
+	const stream = await DataStream.open(
+		connection,
+		procedures.storageVolUpload,
+		{...range, flags: isSparse ? sparseStream : 0},
+		stallMs,
+		signal,
+	);
 	const chunks = source[Symbol.asyncIterator]();
 	try {
 		using scope = new Scope(signal, stream.failed);
@@ -81,8 +96,19 @@ export async function uploadVolume(connection: RpcConnection, {isSparse, ...rang
  * The volume's bytes as they come. The connection must carry nothing else: a slow reader stops it.
  * Returning early aborts the stream.
  */
-export async function* downloadVolume(connection: RpcConnection, {isSparse, ...range}: VolumeRange, stallMs: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
-	const stream = await DataStream.open(connection, procedures.storageVolDownload, {...range, flags: isSparse ? sparseStream : 0}, stallMs, signal);
+export async function* downloadVolume(
+	connection: RpcConnection,
+	{isSparse, ...range}: VolumeRange,
+	stallMs: number,
+	signal: AbortSignal,
+): AsyncGenerator<Buffer, void, undefined> {
+	const stream = await DataStream.open(
+		connection,
+		procedures.storageVolDownload,
+		{...range, flags: isSparse ? sparseStream : 0},
+		stallMs,
+		signal,
+	);
 	try {
 		using scope = new Scope(signal, stream.failed);
 		for (;;) {
@@ -105,12 +131,22 @@ export async function* downloadVolume(connection: RpcConnection, {isSparse, ...r
 }
 
 /**
- * What the guest prints on its first console from now on, until its VM ends. Whoever takes it must be quick: the connection is shared.
- * Returning early gives the console back.
+ * What the guest prints on its first console from now on, until its VM ends. Whoever takes it must be quick: the
+ * connection is shared. Returning early gives the console back.
  */
-export async function* consoleOutput(connection: RpcConnection, dom: Domain, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
+export async function* consoleOutput(
+	connection: RpcConnection,
+	dom: Domain,
+	signal: AbortSignal,
+): AsyncGenerator<Buffer, void, undefined> {
 	// Without VIR_DOMAIN_CONSOLE_FORCE: whoever has it open keeps it. A guest may say nothing for as long as it likes.
-	const stream = await DataStream.open(connection, procedures.domainOpenConsole, {dom, devName: null, flags: 0}, Infinity, signal);
+	const stream = await DataStream.open(
+		connection,
+		procedures.domainOpenConsole,
+		{dom, devName: null, flags: 0},
+		Infinity,
+		signal,
+	);
 	try {
 		using scope = new Scope(signal, stream.failed);
 		for (let data = await stream.read(scope.signal); data !== undefined; data = await stream.read(scope.signal)) {
@@ -163,7 +199,13 @@ class DataStream {
 	readonly #stallMs: number;
 
 	/** Sends the CALL and waits for its REPLY. */
-	static async open<Args>(connection: RpcConnection, procedure: Procedure<Args, undefined>, args: Args, stallMs: number, signal: AbortSignal): Promise<DataStream> {
+	static async open<Args>(
+		connection: RpcConnection,
+		procedure: Procedure<Args, undefined>,
+		args: Args,
+		stallMs: number,
+		signal: AbortSignal,
+	): Promise<DataStream> {
 		const inbox = new Inbox(procedure.name, connection);
 		const exchange = await connection.begin(procedure, args, signal, inbox);
 		try {
@@ -201,8 +243,16 @@ class DataStream {
 	async skip(length: number, signal: AbortSignal): Promise<void> {
 		if (length > 0) {
 			signal.throwIfAborted();
-			this.#exchange.send(messageStatus.continue, encode(hole, {length: BigInt(length), flags: 0}), messageType.hole);
-			await this.#waitFor(scope => this.#connection.drained(scope), 'libvirt to take the data of an upload', signal);
+			this.#exchange.send(
+				messageStatus.continue,
+				encode(hole, {length: BigInt(length), flags: 0}),
+				messageType.hole,
+			);
+			await this.#waitFor(
+				scope => this.#connection.drained(scope),
+				'libvirt to take the data of an upload',
+				signal,
+			);
 		}
 	}
 
@@ -217,7 +267,11 @@ class DataStream {
 			this.#exchange.send(messageStatus.ok, empty);
 		}
 
-		await this.#waitFor(scope => abortable(this.#inbox.over, scope), 'libvirt to confirm the end of a stream', signal);
+		await this.#waitFor(
+			scope => abortable(this.#inbox.over, scope),
+			'libvirt to confirm the end of a stream',
+			signal,
+		);
 	}
 
 	/** Ends the stream if it is not over, and waits for that, but not for long. Never throws. */
@@ -228,7 +282,10 @@ class DataStream {
 
 		this.#inbox.discard();
 		this.#exchange.send(messageStatus.error, empty);
-		using scope = new Scope(this.#inbox.failed).deadline(abortTimeoutMs, 'libvirt to confirm that a stream was aborted');
+		using scope = new Scope(this.#inbox.failed).deadline(
+			abortTimeoutMs,
+			'libvirt to confirm that a stream was aborted',
+		);
 		await abortable(this.#inbox.over, scope.signal).catch(() => undefined);
 	}
 
@@ -239,8 +296,9 @@ class DataStream {
 }
 
 /**
- * What the daemon sends for one stream. Its data may come before the REPLY: libvirtd starts to send from one thread while another still
- * writes the REPLY (remoteDispatchStorageVolDownload adds the stream first; seen with 9.0.0 under load).
+ * What the daemon sends for one stream. Its data may come before the REPLY: libvirtd starts to send from one thread
+ * while another still writes the REPLY (remoteDispatchStorageVolDownload adds the stream first; seen with 9.0.0 under
+ * load).
  */
 class Inbox implements ExchangeHandler {
 	readonly #procedure: string;
@@ -296,7 +354,7 @@ class Inbox implements ExchangeHandler {
 			this.#state = 'over';
 			this.#over.resolve(undefined);
 		} else if (packet.type === messageType.hole) {
-			this.#backlog.push(...this.#discards ? [] : [decode(hole, packet.body).length]);
+			this.#backlog.push(...(this.#discards ? [] : [decode(hole, packet.body).length]));
 		} else if (packet.body.length === 0) {
 			this.#state = 'ended';
 		} else if (!this.#discards) {
@@ -327,7 +385,7 @@ class Inbox implements ExchangeHandler {
 
 		signal.throwIfAborted();
 		const data = this.#backlog.shift();
-		this.#backlogBytes -= typeof data === 'bigint' ? 0 : data?.length ?? 0;
+		this.#backlogBytes -= typeof data === 'bigint' ? 0 : (data?.length ?? 0);
 		if (this.#backlogBytes <= backlogResume) {
 			this.#connection.resume();
 		}

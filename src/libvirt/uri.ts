@@ -14,7 +14,10 @@ interface Connection {
 	readonly remoteUri: string;
 	/** `socket=`: the daemon's socket, instead of libvirt's usual ones. */
 	readonly socket: string | undefined;
-	/** Whether the driver's own daemon (`direct`, e.g. virtqemud) or libvirtd (`legacy`) is to be reached; `auto` tries both, in this order. */
+	/**
+	 * Whether the driver's own daemon (`direct`, e.g. virtqemud) or libvirtd (`legacy`) is to be reached; `auto` tries
+	 * both, in this order.
+	 */
 	readonly mode: 'auto' | 'direct' | 'legacy';
 	/** What was asked for and has no meaning here: to be logged once. */
 	readonly warnings: readonly string[];
@@ -51,24 +54,46 @@ export type SshAuth = 'agent' | 'privkey';
 
 /** The parameters, and whether they mean something to us or are merely known to libvirt. */
 const parameterNames = {
-	socket: 'used', mode: 'used', keyfile: 'ssh', known_hosts: 'ssh', known_hosts_verify: 'ssh', no_verify: 'ssh', sshauth: 'ssh', proxy: 'ssh', netcat: 'ssh',
-	no_tty: 'silent', command: 'ignored', name: 'ignored', auth: 'ignored', no_sanity: 'ignored', pkipath: 'ignored', tls_priority: 'ignored',
+	socket: 'used',
+	mode: 'used',
+	keyfile: 'ssh',
+	known_hosts: 'ssh',
+	known_hosts_verify: 'ssh',
+	no_verify: 'ssh',
+	sshauth: 'ssh',
+	proxy: 'ssh',
+	netcat: 'ssh',
+	no_tty: 'silent',
+	command: 'ignored',
+	name: 'ignored',
+	auth: 'ignored',
+	no_sanity: 'ignored',
+	pkipath: 'ignored',
+	tls_priority: 'ignored',
 } as const;
 type ParameterName = keyof typeof parameterNames;
 
-const examples = 'Examples: qemu:///system, qemu+ssh://root@192.168.122.1/system?keyfile=/root/.ssh/id_rsa, test:///default.';
+const examples =
+	'Examples: qemu:///system, qemu+ssh://root@192.168.122.1/system?keyfile=/root/.ssh/id_rsa, test:///default.';
 
 /**
  * @param text e.g. `qemu+ssh://root@kvm.example:22/system?keyfile=/root/.ssh/id_ed25519`
  * @throws AdaptorError 'invalid-argument', naming the part that is wrong; never repeats what could be a password
  */
 export function parseLibvirtUri(text: string): LibvirtUri {
-	// First of all, so that no later complaint can repeat one: whatever looks like `user:password@`, however badly written.
+	// First of all, so that no later complaint can repeat one: whatever looks like `user:password@`, however badly
+	// written.
 	if (/^[^?#]*?\/\/[^?#@[]*:[^?#]*@/.test(text)) {
-		throw invalid('The libvirt URI holds a password', {}, 'Passwords are not supported: use a key (keyfile=…) or an ssh agent, and remove it from the URI.');
+		throw invalid(
+			'The libvirt URI holds a password',
+			{},
+			'Passwords are not supported: use a key (keyfile=…) or an ssh agent, and remove it from the URI.',
+		);
 	}
 
-	const {scheme, authority, path, query} = /^(?<scheme>[\w+.-]*):\/\/(?<authority>[^/?#]*)(?<path>\/[^?#]*)?(?:\?(?<query>[^#]*))?$/.exec(text)?.groups ?? {};
+	const {scheme, authority, path, query} =
+		/^(?<scheme>[\w+.-]*):\/\/(?<authority>[^/?#]*)(?<path>\/[^?#]*)?(?:\?(?<query>[^#]*))?$/.exec(text)?.groups ??
+		{};
 	if (scheme === undefined || authority === undefined) {
 		throw invalid('The libvirt URI has no recognisable form', {}, examples);
 	}
@@ -78,16 +103,28 @@ export function parseLibvirtUri(text: string): LibvirtUri {
 	const transport = transportOf(transportText, authority);
 	const parameters = parseQuery(query ?? '');
 	const warnings = Object.keys(parameters)
-		.filter(name => parameterNames[name as ParameterName] === 'ignored' || (transport === 'unix' && parameterNames[name as ParameterName] === 'ssh'))
+		.filter(
+			name =>
+				parameterNames[name as ParameterName] === 'ignored' ||
+				(transport === 'unix' && parameterNames[name as ParameterName] === 'ssh'),
+		)
 		.map(name => `The parameter ${name} of the libvirt URI has no meaning here and is ignored`);
 	const socket = nonEmpty(parameters, 'socket');
 	const decodedPath = checkPath(driver, decode('path', path ?? ''), socket);
 	const connection = {
-		driver, path: decodedPath, remoteUri: `${driver}://${path ?? ''}`, socket,
+		driver,
+		path: decodedPath,
+		remoteUri: `${driver}://${path ?? ''}`,
+		socket,
 		mode: oneOf('mode', parameters.mode ?? 'auto', ['auto', 'direct', 'legacy']),
-		warnings: Object.freeze(warnings), text,
+		warnings: Object.freeze(warnings),
+		text,
 	};
-	return Object.freeze(transport === 'unix' ? {...connection, transport} : {...connection, transport, ...parseAuthority(authority), ...sshParameters(parameters)});
+	return Object.freeze(
+		transport === 'unix'
+			? {...connection, transport}
+			: {...connection, transport, ...parseAuthority(authority), ...sshParameters(parameters)},
+	);
 }
 
 /**
@@ -113,60 +150,100 @@ function transportOf(transport: string | undefined, authority: string): 'unix' |
 		case 'unix':
 		case undefined:
 			if (authority !== '') {
-				throw invalid('The libvirt URI names a host but no transport that could reach it', {}, 'Write qemu+ssh://HOST/system for a remote host, qemu:///system for this one.');
+				throw invalid(
+					'The libvirt URI names a host but no transport that could reach it',
+					{},
+					'Write qemu+ssh://HOST/system for a remote host, qemu:///system for this one.',
+				);
 			}
 
 			return 'unix';
 		default:
-			throw invalid('The transport of the libvirt URI is not supported', {transport}, 'Supported are ssh (qemu+ssh://) and unix (qemu:///).');
+			throw invalid(
+				'The transport of the libvirt URI is not supported',
+				{transport},
+				'Supported are ssh (qemu+ssh://) and unix (qemu:///).',
+			);
 	}
 }
 
 function checkPath(driver: 'qemu' | 'test', path: string, socket: string | undefined): string {
 	if (driver === 'test') {
 		if (path.length < 2) {
-			throw invalid('The libvirt URI has no path', {driver}, 'Write test:///default, or test:///PATH of a file on the daemon\'s host.');
+			throw invalid(
+				'The libvirt URI has no path',
+				{driver},
+				"Write test:///default, or test:///PATH of a file on the daemon's host.",
+			);
 		}
 
 		return path;
 	}
 
 	if (path === '/session' && socket === undefined) {
-		throw invalid('The libvirt URI asks for a session daemon, whose socket is not known', {}, 'Use /system, or name the socket: ?socket=/run/user/UID/libvirt/libvirt-sock.');
+		throw invalid(
+			'The libvirt URI asks for a session daemon, whose socket is not known',
+			{},
+			'Use /system, or name the socket: ?socket=/run/user/UID/libvirt/libvirt-sock.',
+		);
 	}
 
 	if (path !== '/system' && path !== '/session') {
-		throw invalid('The path of the libvirt URI is not known to the QEMU driver', {path}, 'Write qemu:///system or qemu+ssh://HOST/system.');
+		throw invalid(
+			'The path of the libvirt URI is not known to the QEMU driver',
+			{path},
+			'Write qemu:///system or qemu+ssh://HOST/system.',
+		);
 	}
 
 	return path;
 }
 
 function parseAuthority(authority: string): Pick<SshUri, 'user' | 'host' | 'port'> {
-	const {user, v6, name, port} = /^(?:(?<user>[^@]*)@)?(?:\[(?<v6>[^\]]*)\]|(?<name>[^:@[\]]*))(?::(?<port>\d*))?$/.exec(authority)?.groups ?? {};
+	const {user, v6, name, port} =
+		/^(?:(?<user>[^@]*)@)?(?:\[(?<v6>[^\]]*)\]|(?<name>[^:@[\]]*))(?::(?<port>\d*))?$/.exec(authority)?.groups ??
+		{};
 	const host = decode('host', v6 ?? name ?? '');
 	if (!/^[^\s/\p{Cc}]+$/u.test(host)) {
-		throw invalid('The libvirt URI names no valid host', {}, 'Write qemu+ssh://[USER@]HOST[:PORT]/system, with IPv6 addresses in brackets.');
+		throw invalid(
+			'The libvirt URI names no valid host',
+			{},
+			'Write qemu+ssh://[USER@]HOST[:PORT]/system, with IPv6 addresses in brackets.',
+		);
 	}
 
 	const portNumber = port === undefined || port === '' ? 22 : Number(port);
 	if (portNumber < 1 || portNumber > 65_535) {
-		throw invalid('The port of the libvirt URI is out of range', {port: portNumber}, 'Ports are 1 to 65535; without one it is 22.');
+		throw invalid(
+			'The port of the libvirt URI is out of range',
+			{port: portNumber},
+			'Ports are 1 to 65535; without one it is 22.',
+		);
 	}
 
 	return {user: user === undefined || user === '' ? undefined : decode('user', user), host, port: portNumber};
 }
 
-function sshParameters(parameters: Parameters): Pick<SshUri, 'keyfile' | 'knownHosts' | 'hostKeys' | 'sshauth' | 'proxy' | 'netcat'> {
+function sshParameters(
+	parameters: Parameters,
+): Pick<SshUri, 'keyfile' | 'knownHosts' | 'hostKeys' | 'sshauth' | 'proxy' | 'netcat'> {
 	const verify = parameters.known_hosts_verify;
 	const noVerify = parameters.no_verify;
 	if (noVerify !== undefined && !/^\d+$/.test(noVerify)) {
-		throw invalid('no_verify of the libvirt URI is not a number', {no_verify: noVerify}, 'Write no_verify=1 to skip the check of the host key, or leave it out.');
+		throw invalid(
+			'no_verify of the libvirt URI is not a number',
+			{no_verify: noVerify},
+			'Write no_verify=1 to skip the check of the host key, or leave it out.',
+		);
 	}
 
 	const skips = noVerify !== undefined && Number(noVerify) !== 0;
 	if (skips && verify !== undefined && verify !== 'ignore') {
-		throw invalid('no_verify and known_hosts_verify of the libvirt URI contradict each other', {no_verify: noVerify, known_hosts_verify: verify}, 'Remove one of them.');
+		throw invalid(
+			'no_verify and known_hosts_verify of the libvirt URI contradict each other',
+			{no_verify: noVerify, known_hosts_verify: verify},
+			'Remove one of them.',
+		);
 	}
 
 	const proxy = oneOf('proxy', parameters.proxy ?? 'auto', ['auto', 'native', 'netcat']);
@@ -176,7 +253,11 @@ function sshParameters(parameters: Parameters): Pick<SshUri, 'keyfile' | 'knownH
 	}
 
 	if (proxy === 'native' && parameters.socket !== undefined) {
-		throw invalid('socket= and proxy=native of the libvirt URI contradict each other', {}, 'virt-ssh-helper knows the usual sockets only: remove one of them.');
+		throw invalid(
+			'socket= and proxy=native of the libvirt URI contradict each other',
+			{},
+			'virt-ssh-helper knows the usual sockets only: remove one of them.',
+		);
 	}
 
 	return {
@@ -190,10 +271,16 @@ function sshParameters(parameters: Parameters): Pick<SshUri, 'keyfile' | 'knownH
 }
 
 function sshAuth(text: string): readonly SshAuth[] {
-	const ways = text.split(',').map(way => oneOf('sshauth', way, ['agent', 'privkey', 'password', 'keyboard-interactive']));
+	const ways = text
+		.split(',')
+		.map(way => oneOf('sshauth', way, ['agent', 'privkey', 'password', 'keyboard-interactive']));
 	const supported = ways.filter(way => way === 'agent' || way === 'privkey');
 	if (supported.length === 0) {
-		throw invalid('sshauth of the libvirt URI allows no way that works without a person', {sshauth: text}, 'Add privkey (a key file) or agent (an ssh agent).');
+		throw invalid(
+			'sshauth of the libvirt URI allows no way that works without a person',
+			{sshauth: text},
+			'Add privkey (a key file) or agent (an ssh agent).',
+		);
 	}
 
 	return Object.freeze([...new Set(supported)]);
@@ -208,7 +295,11 @@ function parseQuery(query: string): Parameters {
 		const [rawName = '', rawValue = ''] = part.split(/=(.*)/s);
 		const name = decode('parameter name', rawName);
 		if (!Object.hasOwn(parameterNames, name)) {
-			throw invalid('The libvirt URI has an unknown parameter', {parameter: name}, `Known are ${Object.keys(parameterNames).join(', ')}.`);
+			throw invalid(
+				'The libvirt URI has an unknown parameter',
+				{parameter: name},
+				`Known are ${Object.keys(parameterNames).join(', ')}.`,
+			);
 		}
 
 		parameters[name as ParameterName] = decode(name, rawValue);
@@ -219,7 +310,11 @@ function parseQuery(query: string): Parameters {
 
 function nonEmpty(parameters: Parameters, name: ParameterName): string | undefined {
 	if (parameters[name] === '') {
-		throw invalid('A parameter of the libvirt URI is empty', {parameter: name}, `Give ${name}= a value, or leave it out.`);
+		throw invalid(
+			'A parameter of the libvirt URI is empty',
+			{parameter: name},
+			`Give ${name}= a value, or leave it out.`,
+		);
 	}
 
 	return parameters[name];
@@ -228,7 +323,11 @@ function nonEmpty(parameters: Parameters, name: ParameterName): string | undefin
 function oneOf<const T extends string>(part: string, value: string, allowed: readonly T[]): T {
 	const found = allowed.find(candidate => candidate === value);
 	if (found === undefined) {
-		throw invalid(`The ${part} of the libvirt URI is not supported`, {[part]: value}, `Supported: ${allowed.join(', ')}.`);
+		throw invalid(
+			`The ${part} of the libvirt URI is not supported`,
+			{[part]: value},
+			`Supported: ${allowed.join(', ')}.`,
+		);
 	}
 
 	return found;
@@ -239,7 +338,12 @@ function decode(part: string, text: string): string {
 	try {
 		decoded = decodeURIComponent(text);
 	} catch (error) {
-		throw invalid(`The ${part} of the libvirt URI is not validly percent-encoded`, {}, 'Write a percent sign as %25.', error);
+		throw invalid(
+			`The ${part} of the libvirt URI is not validly percent-encoded`,
+			{},
+			'Write a percent sign as %25.',
+			error,
+		);
 	}
 
 	if (decoded.includes('\0')) {

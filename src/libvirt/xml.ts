@@ -1,7 +1,7 @@
 /**
- * Reading XML that libvirt answers (and that any administrator of the host may have written), as a small immutable tree;
- * and what may be written into XML at all. Knows no element of libvirt's.
- * Entities of a document type are not expanded by the parser, so an answer cannot grow while it is read.
+ * Reading XML that libvirt answers (and that any administrator of the host may have written), as a small immutable
+ * tree; and what may be written into XML at all. Knows no element of libvirt's. Entities of a document type are not
+ * expanded by the parser, so an answer cannot grow while it is read.
  */
 import {create} from 'xmlbuilder2';
 import {AdaptorError} from '../core/errors.ts';
@@ -51,7 +51,9 @@ function readElement(node: XmlNode, depth: number): XmlElement {
 		}
 	}
 
-	const children = [...node.childNodes].filter(({nodeType}) => elementNode === (nodeType as number)).map(child => readElement(child, depth + 1));
+	const children = [...node.childNodes]
+		.filter(({nodeType}) => elementNode === (nodeType as number))
+		.map(child => readElement(child, depth + 1));
 	return {
 		name: 'localName' in node ? String(node.localName) : node.nodeName,
 		namespace: 'namespaceURI' in node && typeof node.namespaceURI === 'string' ? node.namespaceURI : '',
@@ -63,7 +65,10 @@ function readElement(node: XmlNode, depth: number): XmlElement {
 
 /** The first element at a path of names below `element`. */
 export function child(element: XmlElement | undefined, ...path: readonly string[]): XmlElement | undefined {
-	return path.reduce<XmlElement | undefined>((parent, name) => parent?.children.find(candidate => candidate.name === name), element);
+	return path.reduce<XmlElement | undefined>(
+		(parent, name) => parent?.children.find(candidate => candidate.name === name),
+		element,
+	);
 }
 
 export function children(element: XmlElement | undefined, name: string): readonly XmlElement[] {
@@ -71,13 +76,15 @@ export function children(element: XmlElement | undefined, name: string): readonl
 }
 
 /**
- * The value, if it comes back from libvirt as it was sent: XML 1.0 has no way to write most control characters, attribute values
- * lose line breaks and tabs, and libvirt trims here and there. Names, ids and paths need none of these.
+ * The value, if it comes back from libvirt as it was sent: XML 1.0 has no way to write most control characters,
+ * attribute values lose line breaks and tabs, and libvirt trims here and there. Names, ids and paths need none of
+ * these.
  * @throws AdaptorError 'invalid-argument' naming the field, never the value
  */
 export function checkedText(field: string, value: string, maxLength = 1024): string {
 	// \p{Cc} control characters, \p{Zl} and \p{Zp} line separators, \p{Noncharacter_Code_Point} U+FFFE and the like.
-	// `&#`: xmlbuilder2 4.0.3 reads `&amp;#38;` as `&` (BaseReader._decodeText decodes numeric references in what it has decoded already).
+	// `&#`: xmlbuilder2 4.0.3 reads `&amp;#38;` as `&` (BaseReader._decodeText decodes numeric references in what it
+	// has decoded already).
 	const unsafe = /[\p{Cc}\p{Zl}\p{Zp}\p{Noncharacter_Code_Point}\uFEFF]|&#/u;
 	if (!value.isWellFormed() || unsafe.test(value) || value.trim() !== value || value.length > maxLength) {
 		throw new AdaptorError({
@@ -92,8 +99,8 @@ export function checkedText(field: string, value: string, maxLength = 1024): str
 }
 
 /**
- * The value as xmlbuilder2 has to get it, in attributes and texts. It leaves an ampersand alone that looks like the start of an entity
- * (4.0.3, nonEntityAmpersandRegex), so that `&amp;` and even `&x;` would go out as they are.
+ * The value as xmlbuilder2 has to get it, in attributes and texts. It leaves an ampersand alone that looks like the
+ * start of an entity (4.0.3, nonEntityAmpersandRegex), so that `&amp;` and even `&x;` would go out as they are.
  * @throws AdaptorError as `checkedText`
  */
 export function xmlText(field: string, value: string): string {

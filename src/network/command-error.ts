@@ -1,13 +1,25 @@
 /**
- * What ip, tc, nft and nsenter mean by what they print when they fail. The texts are those of iproute2 6.1, nftables 1.0.6 and
- * util-linux 2.38 on Linux 6.18, in the C locale; the kernel's own texts come through unchanged.
+ * What ip, tc, nft and nsenter mean by what they print when they fail. The texts are those of iproute2 6.1, nftables
+ * 1.0.6 and util-linux 2.38 on Linux 6.18, in the C locale; the kernel's own texts come through unchanged.
  */
 import {AdaptorError, echoed, type ErrorCode} from '../core/errors.ts';
 import type {CommandResult} from './spawn-server.ts';
 
 export type Meaning =
-	| 'no-netns' | 'no-device' | 'no-qdisc' | 'exists' | 'vni-in-use' | 'other-vni' | 'other-qdisc' | 'port-in-use'
-	| 'not-found' | 'unreachable' | 'not-permitted' | 'unsupported' | 'no-program' | 'unknown';
+	| 'no-netns'
+	| 'no-device'
+	| 'no-qdisc'
+	| 'exists'
+	| 'vni-in-use'
+	| 'other-vni'
+	| 'other-qdisc'
+	| 'port-in-use'
+	| 'not-found'
+	| 'unreachable'
+	| 'not-permitted'
+	| 'unsupported'
+	| 'no-program'
+	| 'unknown';
 
 interface Explanation {
 	readonly meaning: Meaning;
@@ -18,56 +30,116 @@ interface Explanation {
 }
 
 /**
- * The first that matches counts: what is more particular comes first. None has the code 'not-found', which could be read as "the pod is gone": a
- * program cannot prove that, for what it does not find may only be out of sight. See netns.ts.
+ * The first that matches counts: what is more particular comes first. None has the code 'not-found', which could be
+ * read as "the pod is gone": a program cannot prove that, for what it does not find may only be out of sight. See
+ * netns.ts.
  */
 const explanations: readonly Explanation[] = [
 	{
-		meaning: 'no-netns', code: 'failed-precondition', reason: 'the network namespace cannot be entered',
+		meaning: 'no-netns',
+		code: 'failed-precondition',
+		reason: 'the network namespace cannot be entered',
 		// The last: a plain file where a namespace is mounted for others, or was.
-		pattern: /nsenter: cannot open .*: No such file|Invalid "netns" value|reassociate to namespace '.*' failed: Invalid argument/v,
+		pattern:
+			/nsenter: cannot open .*: No such file|Invalid "netns" value|reassociate to namespace '.*' failed: Invalid argument/v,
 		remedy: 'If it exists on the node, mount /run/netns into this container with mountPropagation: HostToContainer.',
 	},
-	{meaning: 'no-device', pattern: /Cannot find device|does not exist/v, code: 'failed-precondition', reason: 'the interface does not exist'},
-	{meaning: 'no-qdisc', pattern: /Cannot find specified qdisc|Error: Invalid handle/v, code: 'failed-precondition', reason: 'there is no redirection'},
-	{meaning: 'vni-in-use', pattern: /VXLAN device with the specified VNI already exists/v, code: 'already-exists', reason: 'the VNI is in use on this node'},
 	{
-		meaning: 'other-qdisc', pattern: /must match existing qdisc/v, code: 'failed-precondition', reason: 'the pod\'s interface has a traffic filter of another program (clsact)',
-		remedy: 'A CNI plugin that filters inside the pod\'s network namespace cannot be combined with peer pods: turn that feature of it off.',
+		meaning: 'no-device',
+		pattern: /Cannot find device|does not exist/v,
+		code: 'failed-precondition',
+		reason: 'the interface does not exist',
 	},
-	{meaning: 'other-vni', pattern: /Cannot change VNI/v, code: 'already-exists', reason: 'there is a tunnel of another VNI'},
 	{
-		meaning: 'port-in-use', pattern: /Address already in use/v, code: 'failed-precondition', reason: 'the VXLAN port is in use on this node',
+		meaning: 'no-qdisc',
+		pattern: /Cannot find specified qdisc|Error: Invalid handle/v,
+		code: 'failed-precondition',
+		reason: 'there is no redirection',
+	},
+	{
+		meaning: 'vni-in-use',
+		pattern: /VXLAN device with the specified VNI already exists/v,
+		code: 'already-exists',
+		reason: 'the VNI is in use on this node',
+	},
+	{
+		meaning: 'other-qdisc',
+		pattern: /must match existing qdisc/v,
+		code: 'failed-precondition',
+		reason: "the pod's interface has a traffic filter of another program (clsact)",
+		remedy: "A CNI plugin that filters inside the pod's network namespace cannot be combined with peer pods: turn that feature of it off.",
+	},
+	{
+		meaning: 'other-vni',
+		pattern: /Cannot change VNI/v,
+		code: 'already-exists',
+		reason: 'there is a tunnel of another VNI',
+	},
+	{
+		meaning: 'port-in-use',
+		pattern: /Address already in use/v,
+		code: 'failed-precondition',
+		reason: 'the VXLAN port is in use on this node',
 		remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.',
 	},
 	{meaning: 'exists', pattern: /File exists/v, code: 'already-exists', reason: 'it exists'},
-	{meaning: 'unreachable', pattern: /Network is unreachable|No route to host/v, code: 'failed-precondition', reason: 'this node has no route there', remedy: 'The node must reach the network of LIBVIRT_NET.'},
 	{
-		meaning: 'not-permitted', pattern: /Operation not permitted|Permission denied/v, code: 'permission-denied', reason: 'it is not permitted',
+		meaning: 'unreachable',
+		pattern: /Network is unreachable|No route to host/v,
+		code: 'failed-precondition',
+		reason: 'this node has no route there',
+		remedy: 'The node must reach the network of LIBVIRT_NET.',
+	},
+	{
+		meaning: 'not-permitted',
+		pattern: /Operation not permitted|Permission denied/v,
+		code: 'permission-denied',
+		reason: 'it is not permitted',
 		remedy: 'Run the container privileged, or with the capabilities NET_ADMIN and SYS_ADMIN.',
 	},
 	{
-		meaning: 'unsupported', pattern: /syntax error|Operation not supported|Protocol not supported/v, code: 'failed-precondition', reason: 'the kernel or the program is too old for it, or built without it',
+		meaning: 'unsupported',
+		pattern: /syntax error|Operation not supported|Protocol not supported/v,
+		code: 'failed-precondition',
+		reason: 'the kernel or the program is too old for it, or built without it',
 		remedy: 'Update nftables and the kernel of this node: nftables 1.0.6 is known to do it.',
 	},
 	// A kernel module, a table, a file of the program's own: it says nothing about the namespace.
-	{meaning: 'not-found', pattern: /No such file or directory/v, code: 'failed-precondition', reason: 'the kernel or the program lacks something for it'},
+	{
+		meaning: 'not-found',
+		pattern: /No such file or directory/v,
+		code: 'failed-precondition',
+		reason: 'the kernel or the program lacks something for it',
+	},
 ];
 
 /** A shell and nsenter end with it when there is no such program. */
 const statusOfNoProgram = 127;
-const noProgram: Omit<Explanation, 'pattern'> = {meaning: 'no-program', code: 'failed-precondition', reason: 'the program is not installed', remedy: 'Install iproute2, nftables and util-linux.'};
+const noProgram: Omit<Explanation, 'pattern'> = {
+	meaning: 'no-program',
+	code: 'failed-precondition',
+	reason: 'the program is not installed',
+	remedy: 'Install iproute2, nftables and util-linux.',
+};
 
 export class CommandError extends AdaptorError {
 	override readonly name = 'CommandError';
 	readonly meaning: Meaning;
-	/** A signal ended the program, the kernel's when memory runs out for example: nobody knows what it had done by then. */
+	/**
+	 * A signal ended the program, the kernel's when memory runs out for example: nobody knows what it had done by then.
+	 */
 	readonly wasKilled: boolean;
 
 	/** @param what a phrase after "Could not", e.g. "redirect the pod's traffic" */
-	constructor(what: string, program: string, {status, stderr}: CommandResult, where: Readonly<Record<string, string | number>>) {
+	constructor(
+		what: string,
+		program: string,
+		{status, stderr}: CommandResult,
+		where: Readonly<Record<string, string | number>>,
+	) {
 		const said = echoed(stderr.trim().replaceAll(/\s+/gv, ' '));
-		const explanation = status === statusOfNoProgram ? noProgram : explanations.find(({pattern}) => pattern.test(stderr));
+		const explanation =
+			status === statusOfNoProgram ? noProgram : explanations.find(({pattern}) => pattern.test(stderr));
 		super({
 			code: explanation?.code ?? 'internal',
 			what: `Could not ${what}: ${explanation === undefined ? `${program} ended with status ${status}` : explanation.reason}${said === '' ? '' : ` ("${said}")`}`,

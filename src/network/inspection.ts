@@ -1,6 +1,7 @@
 /**
  * What `ip -j -d` prints, as typed values. Pure; knows iproute2's field names and nothing of what they are used for.
- * Source: iproute2 6.1, ip/ipaddress.c, ip/iproute.c, ip/ipneigh.c, ip/iplink_vxlan.c. Fields that are not read are ignored.
+ * Source: iproute2 6.1, ip/ipaddress.c, ip/iproute.c, ip/ipneigh.c, ip/iplink_vxlan.c. Fields that are not read are
+ * ignored.
  */
 import {AdaptorError} from '../core/errors.ts';
 
@@ -55,7 +56,10 @@ export interface Neighbour {
 	readonly mac: string;
 }
 
-/** The lines that `ip -d -j -batch -` is given; the answers come in this order. `show` of all links, since `-4` would leave out those without IPv4. */
+/**
+ * The lines that `ip -d -j -batch -` is given; the answers come in this order. `show` of all links, since `-4` would
+ * leave out those without IPv4.
+ */
 export const inspectionBatch = 'addr show\nroute show table main\nneigh show nud permanent\n';
 
 export interface Inspection {
@@ -94,16 +98,30 @@ type Tuple<T, N extends number> = N extends 1 ? [T] : N extends 2 ? [T, T] : [T,
 function answers<N extends 1 | 2 | 3>(output: string, count: N): Tuple<readonly Fields[], N> {
 	let arrays: unknown[];
 	try {
-		arrays = output.split('\n').filter(line => line.trim() !== '').map(line => JSON.parse(line) as unknown);
+		arrays = output
+			.split('\n')
+			.filter(line => line.trim() !== '')
+			.map(line => JSON.parse(line) as unknown);
 	} catch (error) {
-		throw new AdaptorError({code: 'internal', what: 'ip printed something other than JSON', remedy: 'iproute2 5.0 or later is required.', cause: error});
+		throw new AdaptorError({
+			code: 'internal',
+			what: 'ip printed something other than JSON',
+			remedy: 'iproute2 5.0 or later is required.',
+			cause: error,
+		});
 	}
 
 	if (arrays.length !== count || !arrays.every(Array.isArray)) {
-		throw new AdaptorError({code: 'internal', what: 'ip printed other answers than it was asked for', where: {expected: count, got: arrays.length}});
+		throw new AdaptorError({
+			code: 'internal',
+			what: 'ip printed other answers than it was asked for',
+			where: {expected: count, got: arrays.length},
+		});
 	}
 
-	return arrays.map(array => (array as unknown[]).map(fields).filter(entry => Object.keys(entry).length > 0)) as unknown as Tuple<readonly Fields[], N>;
+	return arrays.map(array =>
+		(array as unknown[]).map(fields).filter(entry => Object.keys(entry).length > 0),
+	) as unknown as Tuple<readonly Fields[], N>;
 }
 
 function link(entry: Fields): Link {
@@ -117,33 +135,38 @@ function link(entry: Fields): Link {
 		mtu: number(entry['mtu']),
 		mac: text(entry['address']),
 		isLoopback: flags.includes('LOOPBACK'),
-		addresses: list(entry['addr_info']).map(fields).map(address => ({
-			family: text(address['family']),
-			local: text(address['local']),
-			prefixLength: number(address['prefixlen']),
-			scope: text(address['scope']),
-			isSecondary: address['secondary'] === true,
-		})),
+		addresses: list(entry['addr_info'])
+			.map(fields)
+			.map(address => ({
+				family: text(address['family']),
+				local: text(address['local']),
+				prefixLength: number(address['prefixlen']),
+				scope: text(address['scope']),
+				isSecondary: address['secondary'] === true,
+			})),
 		...(alias === '' ? {} : {alias}),
-		...(linkinfo['info_kind'] === 'vxlan' ? {
-			vxlan: {
-				vni: number(data['id']),
-				port: number(data['port']),
-				learning: data['learning'] === true,
-				external: data['external'] === true,
-				...(remote === '' ? {} : {remote}),
-			},
-		} : {}),
+		...(linkinfo['info_kind'] === 'vxlan'
+			? {
+					vxlan: {
+						vni: number(data['id']),
+						port: number(data['port']),
+						learning: data['learning'] === true,
+						external: data['external'] === true,
+						...(remote === '' ? {} : {remote}),
+					},
+				}
+			: {}),
 	};
 }
 
 function route(entry: Fields): Route {
 	const optional = <Name extends string>(name: Name, value: unknown): Partial<Record<Name, string>> =>
-		typeof value === 'string' ? {[name]: value} as Record<Name, string> : {};
+		typeof value === 'string' ? ({[name]: value} as Record<Name, string>) : {};
 	return {
 		type: text(entry['type']),
 		dst: prefix(text(entry['dst'])),
-		// `via` is a gateway of another family: nothing that a pod VM could be told, so it has to be seen that there is one.
+		// `via` is a gateway of another family: nothing that a pod VM could be told, so it has to be seen that there is
+		// one.
 		...optional('gateway', entry['gateway'] ?? fields(entry['via'])['host']),
 		...optional('dev', entry['dev']),
 		protocol: text(entry['protocol']),
@@ -162,7 +185,7 @@ function prefix(dst: string): string {
 }
 
 function fields(value: unknown): Fields {
-	return typeof value === 'object' && value !== null ? value as Fields : {};
+	return typeof value === 'object' && value !== null ? (value as Fields) : {};
 }
 
 function list(value: unknown): readonly unknown[] {

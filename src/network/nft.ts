@@ -1,12 +1,15 @@
 /**
- * The node's nftables table as text. Pure. It has the tunnels as one set of pairs, a VM's address and a VNI, so that the number of rules does not
- * grow with them:
+ * The node's nftables table as text. Pure. It has the tunnels as one set of pairs, a VM's address and a VNI, so that
+ * the number of rules does not grow with them:
  *
- *   out, pre   keep the tunnels' packets out of connection tracking, which would cost an entry per tunnel and could drop packets under load
- *   guard      drops VXLAN packets of our VNIs that do not come from the tunnel's VM; see docs/adr/0026-tunnel-guard.md for the choice of the hook
+ *   out, pre   keep the tunnels' packets out of connection tracking, which would cost an entry per tunnel and could
+ *              drop packets under load
+ *   guard      drops VXLAN packets of our VNIs that do not come from the tunnel's VM; for the choice of the hook see
+ *              docs/adr/0026-tunnel-guard.md
  *
- * Each transaction states the whole table, so it does not matter whether there was one, and `nft flush ruleset` by somebody else heals with the next.
- * Elements are added and removed one by one: a second daemon may have its own in the set.
+ * Each transaction states the whole table, so it does not matter whether there was one, and `nft flush ruleset` by
+ * somebody else heals with the next. Elements are added and removed one by one: a second daemon may have its own in the
+ * set.
  */
 import {isIPv4} from 'node:net';
 
@@ -37,8 +40,8 @@ export interface Change {
 export interface TableState {
 	readonly tunnels: readonly Binding[];
 	/**
-	 * What a daemon of an earlier version has attached, which knows no `tunnels`. The guard accepts any VNI from these addresses: such a daemon may be at
-	 * work beside this one during an update, or after it, when the update is undone.
+	 * What a daemon of an earlier version has attached, which knows no `tunnels`. The guard accepts any VNI from these
+	 * addresses: such a daemon may be at work beside this one during an update, or after it, when the update is undone.
 	 */
 	readonly legacy: readonly Binding[];
 	/** Packets that the guard has dropped since the table was made. */
@@ -52,11 +55,18 @@ const vniField = '@th,96,24';
 /** After DNAT, IPVS and SNAT of incoming packets (100), which may still change port and address. */
 const guardPriority = 300;
 
-/** Makes the table if need be and changes its sets, all or nothing. Adding what is there and removing what is not succeeds. */
-export function transaction({port, lowest, highest}: GuardedVnis, {add = [], remove = [], removeLegacy = []}: Change): string {
+/**
+ * Makes the table if need be and changes its sets, all or nothing. Adding what is there and removing what is not
+ * succeeds.
+ */
+export function transaction(
+	{port, lowest, highest}: GuardedVnis,
+	{add = [], remove = [], removeLegacy = []}: Change,
+): string {
 	const match = `udp dport ${port}`;
 	const rule = (chain: string, text: string): string => `add rule ip ${table} ${chain} ${match} ${text}\n`;
-	return `table ip ${table} {
+	return (
+		`table ip ${table} {
 	set vms { type ipv4_addr; }
 	set tunnels { typeof ip saddr . ${vniField}; }
 	counter strangers { }
@@ -64,15 +74,19 @@ export function transaction({port, lowest, highest}: GuardedVnis, {add = [], rem
 	chain pre { type filter hook prerouting priority raw; }
 	chain guard { type filter hook input priority ${guardPriority}; }
 }
-${['out', 'pre', 'guard'].map(chain => `flush chain ip ${table} ${chain}\n`).join('')}`
-		+ rule('out', `ip daddr . ${vniField} @tunnels notrack`)
-		+ rule('out', 'ip daddr @vms notrack')
-		+ rule('pre', `ip saddr . ${vniField} @tunnels notrack`)
-		+ rule('pre', 'ip saddr @vms notrack')
-		+ rule('guard', `${vniField} ${lowest}-${highest} ip saddr . ${vniField} != @tunnels ip saddr != @vms counter name strangers drop`)
-		+ elements('add', 'tunnels', add.map(element))
-		+ without('tunnels', remove.map(element))
-		+ without('vms', removeLegacy);
+${['out', 'pre', 'guard'].map(chain => `flush chain ip ${table} ${chain}\n`).join('')}` +
+		rule('out', `ip daddr . ${vniField} @tunnels notrack`) +
+		rule('out', 'ip daddr @vms notrack') +
+		rule('pre', `ip saddr . ${vniField} @tunnels notrack`) +
+		rule('pre', 'ip saddr @vms notrack') +
+		rule(
+			'guard',
+			`${vniField} ${lowest}-${highest} ip saddr . ${vniField} != @tunnels ip saddr != @vms counter name strangers drop`,
+		) +
+		elements('add', 'tunnels', add.map(element)) +
+		without('tunnels', remove.map(element)) +
+		without('vms', removeLegacy)
+	);
 }
 
 function element({address, vni}: Binding): string {
@@ -97,7 +111,8 @@ interface Entry {
 /** What `nft -j list table` tells. Elements that are not ours are left out. */
 export function parseTable(output: string): TableState {
 	const {nftables = []} = JSON.parse(output) as {nftables?: readonly Entry[]};
-	const elementsOf = (name: string): unknown[] => nftables.flatMap(({set}) => set?.name === name ? set.elem ?? [] : []);
+	const elementsOf = (name: string): unknown[] =>
+		nftables.flatMap(({set}) => (set?.name === name ? (set.elem ?? []) : []));
 	const packets = nftables.find(({counter}) => counter?.name === 'strangers')?.counter?.packets;
 	return {
 		tunnels: elementsOf('tunnels').flatMap(parsePair),
@@ -107,7 +122,10 @@ export function parseTable(output: string): TableState {
 }
 
 function parsePair(entry: unknown): Binding[] {
-	const [address, vni] = typeof entry === 'object' && entry !== null && 'concat' in entry && Array.isArray(entry.concat) ? entry.concat as unknown[] : [];
+	const [address, vni] =
+		typeof entry === 'object' && entry !== null && 'concat' in entry && Array.isArray(entry.concat)
+			? (entry.concat as unknown[])
+			: [];
 	// nft prints a number of no known type as it sees fit, `555001` or `"0x877f9"`.
 	return binding(address, typeof vni === 'string' || typeof vni === 'number' ? Number(vni) : undefined);
 }
@@ -120,5 +138,7 @@ function parseLegacy(entry: unknown): Binding[] {
 }
 
 function binding(address: unknown, vni: number | undefined): Binding[] {
-	return typeof address === 'string' && isIPv4(address) && vni !== undefined && Number.isInteger(vni) ? [{address, vni}] : [];
+	return typeof address === 'string' && isIPv4(address) && vni !== undefined && Number.isInteger(vni)
+		? [{address, vni}]
+		: [];
 }

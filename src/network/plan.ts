@@ -1,9 +1,10 @@
 /**
- * From what is seen in a pod's network namespace to what its VM is told. Pure.
- * The VM's side is fixed: cloud-api-adaptor, pkg/podnetwork/podnode.go and pkg/util/netops, v0.10 to v0.22. It gives the address to its end of
- * the tunnel, removes the route to the subnet that this made, adds the routes without gateway and then the others, then the neighbours, and gives
- * up at the first that the kernel refuses. So the subnet's route, protocol kernel, has to be among those that it is sent: without it the gateway
- * cannot be reached. It knows no metric, no source address, no `onlink`, and no second interface. See docs/adr/0025-pod-vm-generations.md.
+ * From what is seen in a pod's network namespace to what its VM is told. Pure. The VM's side is fixed:
+ * cloud-api-adaptor, pkg/podnetwork/podnode.go and pkg/util/netops, v0.10 to v0.22. It gives the address to its end of
+ * the tunnel, removes the route to the subnet that this made, adds the routes without gateway and then the others, then
+ * the neighbours, and gives up at the first that the kernel refuses. So the subnet's route, protocol kernel, has to be
+ * among those that it is sent: without it the gateway cannot be reached. It knows no metric, no source address, no
+ * `onlink`, and no second interface. See docs/adr/0025-pod-vm-generations.md.
  */
 import {isIPv4} from 'node:net';
 import {AdaptorError} from '../core/errors.ts';
@@ -11,7 +12,10 @@ import type {PodNeighbor, PodNetwork, PodRoute} from '../sandbox/ports.ts';
 import type {Address, Inspection, Link, Route, Vxlan} from './inspection.ts';
 import {networkOf, prefixContains} from './ipv4.ts';
 
-/** The worker's end of the tunnel, in the pod's namespace. The name is upstream's, so that either can clean up after the other. */
+/**
+ * The worker's end of the tunnel, in the pod's namespace. The name is upstream's, so that either can clean up after the
+ * other.
+ */
 export const tunnelInterface = 'vxlan1';
 /** Outer Ethernet, IPv4, UDP and VXLAN headers: RFC 7348, section 5. */
 export const vxlanOverheadBytes = 50;
@@ -43,7 +47,10 @@ export interface PlanOptions {
 }
 
 /** @throws 'failed-precondition' for a namespace without an IPv4 interface that traffic could be redirected from */
-export function planPodNetwork({links, routes, neighbours}: Inspection, {netnsPath, worker, vxlanPort, podSubnetCidrs, externalNetViaPodVm}: PlanOptions): PodNetworkPlan {
+export function planPodNetwork(
+	{links, routes, neighbours}: Inspection,
+	{netnsPath, worker, vxlanPort, podSubnetCidrs, externalNetViaPodVm}: PlanOptions,
+): PodNetworkPlan {
 	const warnings: string[] = [];
 	const pods = links.filter(({isLoopback, name}) => !isLoopback && name !== tunnelInterface);
 	const ordered = routes.toSorted((one, other) => one.metric - other.metric);
@@ -57,7 +64,11 @@ export function planPodNetwork({links, routes, neighbours}: Inspection, {netnsPa
 
 	const [address, ...more] = ipv4(primary);
 	if (address === undefined) {
-		throw unusable(`its interface ${dev} has no IPv4 address`, netnsPath, 'IPv6-only pods cannot run as peer pods.');
+		throw unusable(
+			`its interface ${dev} has no IPv4 address`,
+			netnsPath,
+			'IPv6-only pods cannot run as peer pods.',
+		);
 	}
 
 	if (more.length > 0) {
@@ -76,7 +87,9 @@ export function planPodNetwork({links, routes, neighbours}: Inspection, {netnsPa
 
 	const gateway = carried.find(({dst, gw}) => dst === defaultRoute && gw !== '')?.gw ?? '';
 	const known = new Set(carried.map(({dst}) => dst));
-	const subnets = [...new Set(podSubnetCidrs.map(networkOf))].filter(cidr => !known.has(cidr)).map(dst => ({dst, gw: gateway, dev}));
+	const subnets = [...new Set(podSubnetCidrs.map(networkOf))]
+		.filter(cidr => !known.has(cidr))
+		.map(dst => ({dst, gw: gateway, dev}));
 	const podRoutes = [...carried, ...subnets];
 	return {
 		warnings,
@@ -88,7 +101,9 @@ export function planPodNetwork({links, routes, neighbours}: Inspection, {netnsPa
 			workerNodeIp: worker.prefix,
 			tunnelType: 'vxlan',
 			routes: inOrder([...podRoutes, ...gatewayRoutes(podRoutes, dev)]),
-			neighbors: neighbours.filter(neighbour => neighbour.dev === dev && isIPv4(neighbour.address) && neighbour.mac !== '').map(({address: ip, mac}): PodNeighbor => ({ip, hwAddr: mac, dev, state: 'permanent'})),
+			neighbors: neighbours
+				.filter(neighbour => neighbour.dev === dev && isIPv4(neighbour.address) && neighbour.mac !== '')
+				.map(({address: ip, mac}): PodNeighbor => ({ip, hwAddr: mac, dev, state: 'permanent'})),
 			mtu: Math.min(primary.mtu, worker.mtu - vxlanOverheadBytes),
 			vxlanPort,
 			// Would ask the VM for a second network interface, which VMs on libvirt do not have.
@@ -98,7 +113,10 @@ export function planPodNetwork({links, routes, neighbours}: Inspection, {netnsPa
 	};
 }
 
-/** A tunnel end that is there already: whether it can serve as ours. One that learns could be hijacked by whoever guesses its VNI. */
+/**
+ * A tunnel end that is there already: whether it can serve as ours. One that learns could be hijacked by whoever
+ * guesses its VNI.
+ */
 export function isReusable({port, learning, external}: Vxlan, vxlanPort: number): boolean {
 	return port === vxlanPort && !learning && !external;
 }
@@ -107,16 +125,25 @@ export function isReusable({port, learning, external}: Vxlan, vxlanPort: number)
  * The worker's address on the way to the VMs: the one that the kernel would send from.
  * @param hostInterface the administrator's choice instead
  */
-export function workerAddress(links: readonly Link[], chosen: {readonly route: Route} | {readonly hostInterface: string}): WorkerAddress {
+export function workerAddress(
+	links: readonly Link[],
+	chosen: {readonly route: Route} | {readonly hostInterface: string},
+): WorkerAddress {
 	if ('hostInterface' in chosen) {
 		const link = links.find(({name}) => name === chosen.hostInterface);
 		const address = link === undefined ? undefined : ipv4(link)[0];
 		if (link === undefined || address === undefined) {
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: link === undefined ? 'HOST_INTERFACE names an interface that does not exist' : 'HOST_INTERFACE names an interface without an IPv4 address',
+				what:
+					link === undefined
+						? 'HOST_INTERFACE names an interface that does not exist'
+						: 'HOST_INTERFACE names an interface without an IPv4 address',
 				where: {interface: chosen.hostInterface},
-				remedy: `This node has ${links.filter(({isLoopback}) => !isLoopback).map(({name}) => name).join(', ')}. Left empty, the kernel's own choice towards the VMs' network is taken.`,
+				remedy: `This node has ${links
+					.filter(({isLoopback}) => !isLoopback)
+					.map(({name}) => name)
+					.join(', ')}. Left empty, the kernel's own choice towards the VMs' network is taken.`,
 			});
 		}
 
@@ -134,7 +161,7 @@ export function workerAddress(links: readonly Link[], chosen: {readonly route: R
 
 	throw new AdaptorError({
 		code: 'failed-precondition',
-		what: 'No address of this node leads to the pod VMs\' network',
+		what: "No address of this node leads to the pod VMs' network",
 		where: {...(dev === undefined ? {} : {interface: dev})},
 		remedy: 'Give the node an address in the subnet of LIBVIRT_NET, or set HOST_INTERFACE.',
 	});
@@ -144,12 +171,21 @@ export function workerAddress(links: readonly Link[], chosen: {readonly route: R
 function primaryInterface(links: readonly Link[], routes: readonly Route[], netnsPath: string): Link {
 	const named = routes.find(({dst, dev}) => dst === defaultRoute && dev !== undefined)?.dev;
 	const withAddress = links.filter(link => ipv4(link).length > 0);
-	const primary = named === undefined ? (withAddress.length === 1 ? withAddress[0] : undefined) : links.find(({name}) => name === named);
+	const primary =
+		named === undefined
+			? withAddress.length === 1
+				? withAddress[0]
+				: undefined
+			: links.find(({name}) => name === named);
 	if (primary === undefined) {
 		throw unusable(
-			withAddress.length === 0 ? 'it has no interface with an IPv4 address' : 'it has several interfaces and no default route',
+			withAddress.length === 0
+				? 'it has no interface with an IPv4 address'
+				: 'it has several interfaces and no default route',
 			netnsPath,
-			withAddress.length === 0 ? 'Look at the CNI plugin\'s log; IPv6-only pods cannot run as peer pods.' : 'The interface with the default route is the one that the pod VM gets.',
+			withAddress.length === 0
+				? "Look at the CNI plugin's log; IPv6-only pods cannot run as peer pods."
+				: 'The interface with the default route is the one that the pod VM gets.',
 		);
 	}
 
@@ -162,7 +198,12 @@ function primaryInterface(links: readonly Link[], routes: readonly Route[], netn
 }
 
 function unusable(reason: string, netns: string, remedy: string): AdaptorError {
-	return new AdaptorError({code: 'failed-precondition', what: `The pod's network namespace cannot be used: ${reason}`, where: {netns}, remedy});
+	return new AdaptorError({
+		code: 'failed-precondition',
+		what: `The pod's network namespace cannot be used: ${reason}`,
+		where: {netns},
+		remedy,
+	});
 }
 
 function ipv4({addresses}: Link): Address[] {
@@ -174,7 +215,13 @@ function carriedRoutes(ordered: readonly Route[], dev: string): PodRoute[] {
 	const carried = new Map<string, PodRoute>();
 	for (const route of ordered) {
 		const {type, dst, gateway: gw = '', protocol, scope} = route;
-		if (route.dev === dev && type === 'unicast' && protocols.has(protocol) && (gw === '' || isIPv4(gw)) && !carried.has(dst)) {
+		if (
+			route.dev === dev &&
+			type === 'unicast' &&
+			protocols.has(protocol) &&
+			(gw === '' || isIPv4(gw)) &&
+			!carried.has(dst)
+		) {
 			// Go's `universe`, iproute2's `global`, is the zero value, which Go leaves out.
 			carried.set(dst, {dst, gw, dev, protocol, ...(scope === 'global' ? {} : {scope})});
 		}
@@ -183,10 +230,14 @@ function carriedRoutes(ordered: readonly Route[], dev: string): PodRoute[] {
 	return [...carried.values()];
 }
 
-/** A gateway that no route without gateway leads to is `onlink` in the pod; the VM is told by a route to that one host. */
+/**
+ * A gateway that no route without gateway leads to is `onlink` in the pod; the VM is told by a route to that one host.
+ */
 function gatewayRoutes(routes: readonly PodRoute[], dev: string): PodRoute[] {
 	const direct = routes.filter(({gw}) => gw === '');
-	const gateways = new Set(routes.map(({gw}) => gw).filter(gw => gw !== '' && !direct.some(({dst}) => prefixContains(dst, gw))));
+	const gateways = new Set(
+		routes.map(({gw}) => gw).filter(gw => gw !== '' && !direct.some(({dst}) => prefixContains(dst, gw))),
+	);
 	return Array.from(gateways, gw => ({dst: `${gw}/32`, gw: '', dev, protocol: 'static', scope: 'link'}));
 }
 

@@ -1,14 +1,17 @@
 /**
- * The pods' networks, wired by the kernel: in each pod's namespace a VXLAN device towards the pod's VM, and traffic redirected between it
- * and the pod's own interface, so that the pod's address is the VM's. Knows no libvirt and no VM but by address.
+ * The pods' networks, wired by the kernel: in each pod's namespace a VXLAN device towards the pod's VM, and traffic
+ * redirected between it and the pod's own interface, so that the pod's address is the VM's. Knows no libvirt and no VM
+ * but by address.
  *
- *   reserve   vxlan1 in the pod's namespace, down, without remote: holds the VNI, by the kernel's word, even while we are not running; accepts nothing
- *   releaseByNetns  that device gone, without knowing what its VNI is
- *   attach    its remote, up, accepting that one's packets only, and the redirection both ways
- *   release   all of it gone, and with it the VNI; gone too when the namespace goes
- *   releaseByVni  what is outside of the namespace gone, without knowing which it was
+ *   reserve          makes vxlan1 in the pod's namespace: down, without remote, accepting nothing. It holds the VNI in
+ *                    the kernel, even while this daemon does not run
+ *   attach           sets its remote, brings it up for that remote's packets only, and redirects traffic both ways
+ *   release          removes all of it, and with it the VNI; so does the end of the namespace
+ *   releaseByNetns   removes vxlan1 when its VNI is not known
+ *   releaseByVni     removes what is outside of the namespace when the namespace is not known
  *
- * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it fits, else replaced.
+ * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it
+ * fits, else replaced.
  */
 import {isIPv4} from 'node:net';
 import {every} from '../core/concurrency/every.ts';
@@ -47,13 +50,15 @@ export interface PodNetworksOptions {
 
 export interface KernelPodNetworks extends PodNetworks, AsyncDisposable {
 	/**
-	 * Whether this node can have tunnels: programs and permissions are there, the VXLAN port is free, tunnels can be bound to their VMs.
+	 * Whether this node can have tunnels: programs and permissions are there, the VXLAN port is free, tunnels can be
+	 * bound to their VMs.
 	 * @throws 'failed-precondition', 'permission-denied'
 	 */
 	check(signal: AbortSignal): Promise<void>;
 	/**
-	 * Closes the node for VXLAN packets of our VNIs that are not from the tunnel's VM, and keeps it closed until disposal, whoever flushes the rules. To be
-	 * called once what an earlier run reserved is adopted: tunnels that are neither known nor in use any more are closed by it.
+	 * Closes the node for VXLAN packets of our VNIs that are not from the tunnel's VM, and keeps it closed until
+	 * disposal, whoever flushes the rules. To be called once what an earlier run reserved is adopted: tunnels that are
+	 * neither known nor in use any more are closed by it.
 	 */
 	guard(signal: AbortSignal): Promise<void>;
 	/** For those who look at this node, by the same shells. */
@@ -74,11 +79,16 @@ interface Place {
 
 /** For undoing what a caller gave up on. */
 const undoTimeoutMs = 10_000;
-/** The kernel takes a namespace apart in the background, and its tunnel with it: the tunnel may still be there for so long. */
+/**
+ * The kernel takes a namespace apart in the background, and its tunnel with it: the tunnel may still be there for so
+ * long.
+ */
 const vanishTimeoutMs = 5000;
 /** How often the table of bound tunnels is stated again. */
 const guardIntervalMs = 60_000;
-/** A pod's tunnel that appears and disappears under our hands, because somebody else works on it, is tried this often. */
+/**
+ * A pod's tunnel that appears and disappears under our hands, because somebody else works on it, is tried this often.
+ */
 const maxAttempts = 3;
 
 class Tunnels implements KernelPodNetworks {
@@ -100,13 +110,26 @@ class Tunnels implements KernelPodNetworks {
 	#guarding: Promise<void> | undefined;
 
 	constructor(options: PodNetworksOptions) {
-		const {underlay, vxlanPort, vxlanMinId, log, spawnServer, ownNetns = '/proc/self/ns/net', random = Math.random} = options;
+		const {
+			underlay,
+			vxlanPort,
+			vxlanMinId,
+			log,
+			spawnServer,
+			ownNetns = '/proc/self/ns/net',
+			random = Math.random,
+		} = options;
 		this.#options = options;
 		this.#ownNetns = ownNetns;
 		this.#log = log;
 		this.#programs = new SpawnServer(spawnServer);
 		this.#iproute2 = new Iproute2(this.#programs);
-		this.#guard = new TunnelGuard(this.#programs, this.#iproute2, {port: vxlanPort, ...vniRange(vxlanMinId)}, this.#tenancies);
+		this.#guard = new TunnelGuard(
+			this.#programs,
+			this.#iproute2,
+			{port: vxlanPort, ...vniRange(vxlanMinId)},
+			this.#tenancies,
+		);
 		this.probe = new NetworkProbe(this.#programs, this.#iproute2, this.#guard, vxlanPort);
 		this.#underlay = new Underlay(this.#iproute2, underlay, this.#life.signal);
 		this.#vnis = new VniAllocator(vxlanMinId, random);
@@ -163,20 +186,30 @@ class Tunnels implements KernelPodNetworks {
 	async reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork> {
 		signal.throwIfAborted();
 		const netns = await checkNetns(netnsPath, this.#ownNetns);
-		return this.#reservations.run(keyOf(netns), async () => this.#reserve({sandboxId, netnsPath, netns}, signal), signal);
+		return this.#reservations.run(
+			keyOf(netns),
+			async () => this.#reserve({sandboxId, netnsPath, netns}, signal),
+			signal,
+		);
 	}
 
 	async #reserve(place: Place, signal: AbortSignal): Promise<PodNetwork> {
 		const {sandboxId, netnsPath, netns} = place;
 		for (let attempt = 1; ; attempt++) {
-			const {inspection, worker} = await settled({inspection: this.#iproute2.inspect(netnsPath, signal), worker: this.#underlay.address(signal)});
+			const {inspection, worker} = await settled({
+				inspection: this.#iproute2.inspect(netnsPath, signal),
+				worker: this.#underlay.address(signal),
+			});
 			await this.#refuseSecondTenant(place, inspection.links);
 			const {network, warnings} = planPodNetwork(inspection, {...this.#options, netnsPath, worker});
 			try {
 				const {vni, isAdopted} = await this.#reserveVni(place, inspection.links, signal);
 				this.#moveIn({...place, vni, address: undefined, former: [], isAdopted, isUnseen: false});
 				for (const reason of warnings) {
-					this.#log.warn({sandboxId, netns: netnsPath, reason}, 'pod network is not carried to the VM as a whole');
+					this.#log.warn(
+						{sandboxId, netns: netnsPath, reason},
+						'pod network is not carried to the VM as a whole',
+					);
 				}
 
 				return {...network, netns, vxlanId: vni, index: vni - this.#options.vxlanMinId};
@@ -204,9 +237,18 @@ class Tunnels implements KernelPodNetworks {
 		const reserved = this.#tenancies.reservedBy(sandboxId, netnsPath);
 		const netns = await podNetnsAt(netnsPath, this.#ownNetns);
 		if (netns !== undefined) {
-			await this.#reservations.run(keyOf(netns), async () => this.#releaseByNetns({sandboxId, netnsPath, netns}, signal), signal);
-		} else if (await presenceOf({netnsPath, ...(reserved && {netns: reserved.netns})}, this.#ownNetns) !== 'gone') {
-			this.#log.info({sandboxId, netns: netnsPath}, 'namespace of a reservation cannot be seen; a reserved VNI goes with the namespace');
+			await this.#reservations.run(
+				keyOf(netns),
+				async () => this.#releaseByNetns({sandboxId, netnsPath, netns}, signal),
+				signal,
+			);
+		} else if (
+			(await presenceOf({netnsPath, ...(reserved && {netns: reserved.netns})}, this.#ownNetns)) !== 'gone'
+		) {
+			this.#log.info(
+				{sandboxId, netns: netnsPath},
+				'namespace of a reservation cannot be seen; a reserved VNI goes with the namespace',
+			);
 		}
 
 		if (reserved !== undefined) {
@@ -223,7 +265,7 @@ class Tunnels implements KernelPodNetworks {
 		try {
 			await this.#removeReservation(netnsPath, signal);
 		} catch (error) {
-			if (!means(error, 'no-device') && !await this.#isGone(error, {netnsPath, netns})) {
+			if (!means(error, 'no-device') && !(await this.#isGone(error, {netnsPath, netns}))) {
 				throw error;
 			}
 		}
@@ -239,26 +281,43 @@ class Tunnels implements KernelPodNetworks {
 
 	async identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork> {
 		signal.throwIfAborted();
-		const netns = network.netns ?? await podNetnsAt(network.netnsPath, this.#ownNetns);
+		const netns = network.netns ?? (await podNetnsAt(network.netnsPath, this.#ownNetns));
 		return netns === undefined ? network : {...network, netns};
 	}
 
 	async attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		if (!isIPv4(vmAddress)) {
-			throw new AdaptorError({code: 'invalid-argument', what: 'The VM\'s address is not an IPv4 address', where: {address: vmAddress}});
+			throw new AdaptorError({
+				code: 'invalid-argument',
+				what: "The VM's address is not an IPv4 address",
+				where: {address: vmAddress},
+			});
 		}
 
 		const {netnsPath, vxlanId: vni, vxlanPort: port} = network;
 		const netns = await this.#presentNetns(network);
 		let tenancy = this.#tenancies.in(netns);
 		if (tenancy !== undefined && tenancy.vni !== vni) {
-			throw new AdaptorError({code: 'failed-precondition', what: 'The network namespace has another tunnel by now', where: {netns: netnsPath, vni, present: tenancy.vni}});
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: 'The network namespace has another tunnel by now',
+				where: {netns: netnsPath, vni, present: tenancy.vni},
+			});
 		}
 
 		if (tenancy === undefined) {
 			// Reserved by an earlier run, which is known from its record.
-			tenancy = {sandboxId: undefined, netnsPath, netns, vni, address: undefined, former: [], isAdopted: true, isUnseen: true};
+			tenancy = {
+				sandboxId: undefined,
+				netnsPath,
+				netns,
+				vni,
+				address: undefined,
+				former: [],
+				isAdopted: true,
+				isUnseen: true,
+			};
 			this.#tenancies.add(tenancy);
 			this.#vnis.adopt(vni);
 		}
@@ -272,7 +331,16 @@ class Tunnels implements KernelPodNetworks {
 
 	adopt(sandboxId: SandboxId, {netnsPath, netns, vxlanId: vni}: PodNetwork): void {
 		if (netns !== undefined && this.#tenancies.in(netns) === undefined) {
-			this.#tenancies.add({sandboxId, netnsPath, netns, vni, address: undefined, former: [], isAdopted: true, isUnseen: true});
+			this.#tenancies.add({
+				sandboxId,
+				netnsPath,
+				netns,
+				vni,
+				address: undefined,
+				former: [],
+				isAdopted: true,
+				isUnseen: true,
+			});
 			this.#vnis.adopt(vni);
 		}
 	}
@@ -280,7 +348,10 @@ class Tunnels implements KernelPodNetworks {
 	async detach(network: PodNetwork, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		const {netnsPath, vxlanId: vni} = network;
-		if (await presenceOf(network, this.#ownNetns) !== 'present' || await this.#hasOtherTunnel(netnsPath, vni, signal)) {
+		if (
+			(await presenceOf(network, this.#ownNetns)) !== 'present' ||
+			(await this.#hasOtherTunnel(netnsPath, vni, signal))
+		) {
 			return;
 		}
 
@@ -321,7 +392,7 @@ class Tunnels implements KernelPodNetworks {
 
 		const tunnel = links.find(({name}) => name === tunnelInterface);
 		const hasTunnel = tunnel?.vxlan?.vni === tenant.vni;
-		if (!hasTunnel && await presenceOf(tenant, this.#ownNetns) !== 'present') {
+		if (!hasTunnel && (await presenceOf(tenant, this.#ownNetns)) !== 'present') {
 			// The namespace that the tenant had is gone, and the kernel has given its inode to this one.
 			this.#tenancies.evict(tenant);
 			return;
@@ -331,13 +402,25 @@ class Tunnels implements KernelPodNetworks {
 		throw new AdaptorError({
 			code: 'already-exists',
 			what: 'The network namespace belongs to another sandbox',
-			where: {netns: netnsPath, vni: tenant.vni, ...(tenant.netnsPath === netnsPath ? {} : {otherPath: tenant.netnsPath}), ...(tenantId === undefined ? {} : {sandbox: tenantId})},
+			where: {
+				netns: netnsPath,
+				vni: tenant.vni,
+				...(tenant.netnsPath === netnsPath ? {} : {otherPath: tenant.netnsPath}),
+				...(tenantId === undefined ? {} : {sandbox: tenantId}),
+			},
 			remedy: 'Stop that sandbox first.',
 		});
 	}
 
-	/** Takes over what an earlier run reserved here, else reserves a new one. @throws CommandError 'exists' when somebody else just did */
-	async #reserveVni(place: Place, links: readonly Link[], signal: AbortSignal): Promise<{vni: number; isAdopted: boolean}> {
+	/**
+	 * Takes over what an earlier run reserved here, else reserves a new one.
+	 * @throws CommandError 'exists' when somebody else just did
+	 */
+	async #reserveVni(
+		place: Place,
+		links: readonly Link[],
+		signal: AbortSignal,
+	): Promise<{vni: number; isAdopted: boolean}> {
 		const {sandboxId, netnsPath} = place;
 		const {vxlanPort: port, vxlanMinId} = this.#options;
 		const leftover = links.find(({name}) => name === tunnelInterface);
@@ -351,7 +434,14 @@ class Tunnels implements KernelPodNetworks {
 		}
 
 		if (leftover !== undefined) {
-			this.#log.warn({sandboxId, netns: netnsPath, reason: leftover.vxlan === undefined ? 'it is no VXLAN device' : 'its port, VNI or mode is another'}, 'tunnel of an earlier run replaced');
+			this.#log.warn(
+				{
+					sandboxId,
+					netns: netnsPath,
+					reason: leftover.vxlan === undefined ? 'it is no VXLAN device' : 'its port, VNI or mode is another',
+				},
+				'tunnel of an earlier run replaced',
+			);
 			await this.#iproute2.removeTunnel(netnsPath, signal);
 		}
 
@@ -380,7 +470,12 @@ class Tunnels implements KernelPodNetworks {
 		const {vxlanPort, vxlanMinId} = this.#options;
 		const {links} = await this.#iproute2.inspect(netnsPath, signal);
 		const vxlan = links.find(({name}) => name === tunnelInterface)?.vxlan;
-		if (vxlan !== undefined && vxlan.remote === undefined && vxlan.vni >= vxlanMinId && isReusable(vxlan, vxlanPort)) {
+		if (
+			vxlan !== undefined &&
+			vxlan.remote === undefined &&
+			vxlan.vni >= vxlanMinId &&
+			isReusable(vxlan, vxlanPort)
+		) {
 			await this.#iproute2.removeTunnel(netnsPath, signal);
 		}
 	}
@@ -391,8 +486,11 @@ class Tunnels implements KernelPodNetworks {
 		try {
 			await this.#iproute2.removeTunnel(place.netnsPath, scope.signal);
 		} catch (error) {
-			if (!means(error, 'no-device') && !await this.#isGone(error, place)) {
-				this.#log.warn({netns: place.netnsPath, err: error}, 'reserved VNI not released; it goes with the namespace');
+			if (!means(error, 'no-device') && !(await this.#isGone(error, place))) {
+				this.#log.warn(
+					{netns: place.netnsPath, err: error},
+					'reserved VNI not released; it goes with the namespace',
+				);
 			}
 		}
 	}
@@ -414,29 +512,45 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	/** The namespace of a network that is to be attached. @throws 'not-found' when it is proven to be gone, 'failed-precondition' when it cannot be seen */
+	/**
+	 * The namespace of a network that is to be attached.
+	 * @throws 'not-found' when it is proven to be gone, 'failed-precondition' when it cannot be seen
+	 */
 	async #presentNetns({netnsPath, netns}: PodNetwork): Promise<NetnsIdentity> {
 		const presence = await presenceOf({netnsPath, ...(netns && {netns})}, this.#ownNetns);
-		const found = netns ?? await podNetnsAt(netnsPath, this.#ownNetns);
+		const found = netns ?? (await podNetnsAt(netnsPath, this.#ownNetns));
 		if (presence === 'present' && found !== undefined) {
 			return found;
 		}
 
 		throw presence === 'gone'
-			? new AdaptorError({code: 'not-found', what: 'The pod\'s network namespace is gone', where: {netns: netnsPath}})
-			: new AdaptorError({code: 'failed-precondition', what: 'The pod\'s network namespace cannot be seen', where: {netns: netnsPath}, remedy: mountRemedy});
+			? new AdaptorError({
+					code: 'not-found',
+					what: "The pod's network namespace is gone",
+					where: {netns: netnsPath},
+				})
+			: new AdaptorError({
+					code: 'failed-precondition',
+					what: "The pod's network namespace cannot be seen",
+					where: {netns: netnsPath},
+					remedy: mountRemedy,
+				});
 	}
 
 	/** Whether a program failed because the namespace has gone, by proof. */
 	async #isGone(error: unknown, place: Pick<PodNetwork, 'netnsPath' | 'netns'>): Promise<boolean> {
-		return means(error, 'no-netns') && await presenceOf(place, this.#ownNetns) === 'gone';
+		return means(error, 'no-netns') && (await presenceOf(place, this.#ownNetns)) === 'gone';
 	}
 
-	/** Removes what the network's namespace has of it. With the namespace it is gone. @throws 'failed-precondition' when the tunnel is left where it cannot be seen */
+	/**
+	 * Removes what the network's namespace has of it. With the namespace it is gone.
+	 * @throws 'failed-precondition' when the tunnel is left where it cannot be seen
+	 */
 	async #removeDevices(network: PodNetwork, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
 		const {netnsPath, vxlanId: vni} = network;
 		const presence = await presenceOf(network, this.#ownNetns);
-		const netns = presence === 'present' ? network.netns ?? await podNetnsAt(netnsPath, this.#ownNetns) : undefined;
+		const netns =
+			presence === 'present' ? (network.netns ?? (await podNetnsAt(netnsPath, this.#ownNetns))) : undefined;
 		if (netns === undefined) {
 			return presence === 'gone' ? undefined : this.#assertNoTunnel(network, signal);
 		}
@@ -449,7 +563,7 @@ class Tunnels implements KernelPodNetworks {
 
 		try {
 			// Of an earlier run it is not known what has become of the namespace since.
-			if (tenancy?.isAdopted === false || !await this.#hasOtherTunnel(netnsPath, vni, signal)) {
+			if (tenancy?.isAdopted === false || !(await this.#hasOtherTunnel(netnsPath, vni, signal))) {
 				await settled({
 					tunnel: unlessAbsent(this.#iproute2.removeTunnel(netnsPath, signal)),
 					redirection: unlessAbsent(this.#iproute2.removeRedirection(netnsPath, network.interface, signal)),
@@ -460,7 +574,7 @@ class Tunnels implements KernelPodNetworks {
 				throw error;
 			}
 
-			if (await presenceOf(network, this.#ownNetns) !== 'gone') {
+			if ((await presenceOf(network, this.#ownNetns)) !== 'gone') {
 				await this.#assertNoTunnel(network, signal);
 			}
 		}
@@ -473,7 +587,8 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	/**
-	 * Of a namespace that cannot be seen, and is not proven to be gone: the kernel tells whether the tunnel still exists, for it gives a VNI only once.
+	 * Of a namespace that cannot be seen, and is not proven to be gone: the kernel tells whether the tunnel still
+	 * exists, for it gives a VNI only once.
 	 * @throws 'failed-precondition' when it does
 	 */
 	async #assertNoTunnel({netnsPath, vxlanId: vni, vxlanPort: port}: PodNetwork, signal: AbortSignal): Promise<void> {
@@ -485,18 +600,22 @@ class Tunnels implements KernelPodNetworks {
 		});
 		using scope = new Scope(signal).deadline(vanishTimeoutMs, 'the tunnel to go with its namespace');
 		try {
-			await retry(async () => {
-				if (!await this.#iproute2.isVniFree(vni, port, scope.signal)) {
-					throw left;
-				}
-			}, {
-				backOff: [25, 500],
-				onFailure: error => {
-					if (error !== left && !means(error, 'exists')) {
-						throw error;
+			await retry(
+				async () => {
+					if (!(await this.#iproute2.isVniFree(vni, port, scope.signal))) {
+						throw left;
 					}
 				},
-			}, scope.signal);
+				{
+					backOff: [25, 500],
+					onFailure: error => {
+						if (error !== left && !means(error, 'exists')) {
+							throw error;
+						}
+					},
+				},
+				scope.signal,
+			);
 		} catch (error) {
 			signal.throwIfAborted();
 			throw scope.signal.aborted ? left : error;
@@ -517,7 +636,9 @@ function keyOf({device, inode}: NetnsIdentity): string {
 }
 
 /** All of them, when all have settled; else the first error. So nothing is under way any more when it rejects. */
-async function settled<T extends Record<string, unknown>>(promises: {readonly [Name in keyof T]: Promise<T[Name]>}): Promise<T> {
+async function settled<T extends Record<string, unknown>>(promises: {
+	readonly [Name in keyof T]: Promise<T[Name]>;
+}): Promise<T> {
 	const entries = Object.entries<Promise<unknown>>(promises);
 	const results = await Promise.allSettled(entries.map(async ([, promise]) => promise));
 	const failed = results.find(result => result.status === 'rejected');
@@ -525,13 +646,17 @@ async function settled<T extends Record<string, unknown>>(promises: {readonly [N
 		throw failed.reason;
 	}
 
-	return Object.fromEntries(entries.map(([name], index) => {
-		const result = results[index];
-		return [name, result?.status === 'fulfilled' ? result.value : undefined];
-	})) as T;
+	return Object.fromEntries(
+		entries.map(([name], index) => {
+			const result = results[index];
+			return [name, result?.status === 'fulfilled' ? result.value : undefined];
+		}),
+	) as T;
 }
 
-/** Succeeds when the namespace has no such thing. A filter of another program in place of ours is none of ours either. */
+/**
+ * Succeeds when the namespace has no such thing. A filter of another program in place of ours is none of ours either.
+ */
 async function unlessAbsent(removal: Promise<void>): Promise<void> {
 	try {
 		await removal;

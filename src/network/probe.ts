@@ -1,7 +1,13 @@
 /**
- * Whether this node can have tunnels, and where its packets for the VMs go: looks, leaves nothing behind, judges nothing.
+ * Whether this node can have tunnels, and where its packets for the VMs go: looks, leaves nothing behind, judges
+ * nothing.
  */
-import type {GuardObservation, ProgramsObservation, RouteObservation, VxlanPortObservation} from '../check/observations.ts';
+import type {
+	GuardObservation,
+	ProgramsObservation,
+	RouteObservation,
+	VxlanPortObservation,
+} from '../check/observations.ts';
 import {CommandError, means} from './command-error.ts';
 import {Iproute2, probeInterface} from './iproute2.ts';
 import {workerAddress} from './plan.ts';
@@ -11,7 +17,12 @@ import {TunnelGuard} from './tunnel-guard.ts';
 import {vniRange} from './vni.ts';
 
 /** How each tells its version. */
-const programs: Readonly<Record<string, readonly string[]>> = {ip: ['-V'], tc: ['-V'], nft: ['--version'], nsenter: ['--version']};
+const programs: Readonly<Record<string, readonly string[]>> = {
+	ip: ['-V'],
+	tc: ['-V'],
+	nft: ['--version'],
+	nsenter: ['--version'],
+};
 const statusOfNoProgram = 127;
 
 export class NetworkProbe {
@@ -29,23 +40,39 @@ export class NetworkProbe {
 
 	/** Also whether they may do what they are for. @throws CommandError 'not-permitted', or whatever else they say */
 	async observePrograms(signal: AbortSignal): Promise<ProgramsObservation> {
-		const versions = Object.fromEntries(await Promise.all(Object.entries(programs).map(async ([program, args]) => {
-			const {status, stdout} = await this.#programs.run({argv: [program, ...args]}, signal);
-			return [program, status === statusOfNoProgram ? null : /\d+(?:\.\d+)+/v.exec(stdout)?.[0] ?? 'of unknown version'] as const;
-		})));
+		const versions = Object.fromEntries(
+			await Promise.all(
+				Object.entries(programs).map(async ([program, args]) => {
+					const {status, stdout} = await this.#programs.run({argv: [program, ...args]}, signal);
+					return [
+						program,
+						status === statusOfNoProgram
+							? null
+							: (/\d+(?:\.\d+)+/v.exec(stdout)?.[0] ?? 'of unknown version'),
+					] as const;
+				}),
+			),
+		);
 		if (versions['nft'] !== null) {
 			// Only checked: the kernel gives it up at the end.
 			await this.#succeed('change nftables', ['nft', '-c', 'add table ip caa_probe'], signal);
 		}
 
 		if (versions['nsenter'] !== null) {
-			await this.#succeed('enter a network namespace', ['nsenter', '--net=/proc/self/ns/net', '--', 'true'], signal);
+			await this.#succeed(
+				'enter a network namespace',
+				['nsenter', '--net=/proc/self/ns/net', '--', 'true'],
+				signal,
+			);
 		}
 
 		return {versions};
 	}
 
-	/** Whether tunnels can be bound to their VMs, and what has come of it. @throws CommandError 'unsupported', or whatever else nft says */
+	/**
+	 * Whether tunnels can be bound to their VMs, and what has come of it.
+	 * @throws CommandError 'unsupported', or whatever else nft says
+	 */
 	async observeGuard(signal: AbortSignal): Promise<GuardObservation> {
 		await this.#guard.check(signal);
 		const {tunnels, legacy, dropped} = await this.#guard.read(signal);
@@ -66,7 +93,10 @@ export class NetworkProbe {
 		return {dst, ...(gateway === undefined ? {} : {gateway}), ...(dev === undefined ? {} : {dev})};
 	}
 
-	/** Whether tunnels can have their near end on it. @throws AdaptorError 'failed-precondition' as the making of a tunnel would */
+	/**
+	 * Whether tunnels can have their near end on it.
+	 * @throws AdaptorError 'failed-precondition' as the making of a tunnel would
+	 */
 	async checkHostInterface(name: string, signal: AbortSignal): Promise<void> {
 		workerAddress(await this.#iproute2.links(signal), {hostInterface: name});
 	}
@@ -110,7 +140,11 @@ export interface NetworkProbeOptions {
 }
 
 /** A probe with shells of its own, which end when it is disposed. */
-export function createNetworkProbe({vxlanPort: port, vxlanMinId, spawnServer = {size: 2}}: NetworkProbeOptions): NetworkProbe & AsyncDisposable {
+export function createNetworkProbe({
+	vxlanPort: port,
+	vxlanMinId,
+	spawnServer = {size: 2},
+}: NetworkProbeOptions): NetworkProbe & AsyncDisposable {
 	const shells = new SpawnServer(spawnServer);
 	const iproute2 = new Iproute2(shells);
 	const guard = new TunnelGuard(shells, iproute2, {port, ...vniRange(vxlanMinId)}, new Tenancies());

@@ -1,10 +1,11 @@
 /**
- * Runs programs through a few long-lived shells. The only place that starts processes: `spawn()` blocks the event loop in proportion to
- * the memory of the process that calls it (1 ms at 40 MB, 14 ms at 300 MB), so it is called early, while we are small; a shell forks
- * in constant time. Knows nothing of networks.
+ * Runs programs through a few long-lived shells. The only place that starts processes: `spawn()` blocks the event loop
+ * in proportion to the memory of the process that calls it (1 ms at 40 MB, 14 ms at 300 MB), so it is called early,
+ * while we are small; a shell forks in constant time. Knows nothing of networks.
  *
- * Each shell reads a script from its standard input, one command at a time, and tells its end by a mark on both outputs. It ends when
- * our end of that pipe closes, however we end: then nothing further is started, and what runs comes to its own end.
+ * Each shell reads a script from its standard input, one command at a time, and tells its end by a mark on both
+ * outputs. It ends when our end of that pipe closes, however we end: then nothing further is started, and what runs
+ * comes to its own end.
  */
 import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {randomUUID} from 'node:crypto';
@@ -64,9 +65,10 @@ export class SpawnServer implements AsyncDisposable {
 	}
 
 	/**
-	 * Runs a command to its end; a status other than 0 is a result too. On abort or time-out the command is killed first, so that
-	 * nothing of it happens after the rejection.
-	 * @throws the signal's reason; 'deadline-exceeded'; 'resource-exhausted' for too much output; 'unavailable' when its shell died
+	 * Runs a command to its end; a status other than 0 is a result too. On abort or time-out the command is killed
+	 * first, so that nothing of it happens after the rejection.
+	 * @throws the signal's reason; 'deadline-exceeded'; 'resource-exhausted' for too much output; 'unavailable' when
+	 * its shell died
 	 */
 	async run(command: Command, signal: AbortSignal): Promise<CommandResult> {
 		if (this.#disposed !== undefined && !signal.aborted) {
@@ -119,7 +121,10 @@ interface Limits {
 	readonly maxOutput: number;
 }
 
-/** One shell, one command at a time. After a command had to be killed it is not used again: a late signal could hit the next one. */
+/**
+ * One shell, one command at a time. After a command had to be killed it is not used again: a late signal could hit the
+ * next one.
+ */
 class Shell {
 	readonly ended: Promise<void>;
 	readonly #limits: Limits;
@@ -177,7 +182,11 @@ class Shell {
 		const script = this.#script(command);
 		using scope = new Scope(signal).deadline(this.#limits.timeoutMs, nameOf(command));
 		const {promise: overflow, resolve: onOverflow} = Promise.withResolvers<'overflow'>();
-		const outputs = Promise.all([this.#stdout, this.#stderr].map(async output => output.read(this.#limits.maxOutput, () => onOverflow('overflow'))));
+		const outputs = Promise.all(
+			[this.#stdout, this.#stderr].map(async output =>
+				output.read(this.#limits.maxOutput, () => onOverflow('overflow')),
+			),
+		);
 		const {promise: aborted, resolve: onAbort} = Promise.withResolvers<'aborted'>();
 		scope.signal.addEventListener('abort', () => onAbort('aborted'), {once: true});
 		this.#child.stdin.write(script);
@@ -193,8 +202,15 @@ class Shell {
 		}
 
 		throw outcome === 'overflow'
-			? new AdaptorError({code: 'resource-exhausted', what: `${nameOf(command)} printed more than ${this.#limits.maxOutput} characters`})
-			: new AdaptorError({code: 'unavailable', what: `Could not run ${nameOf(command)}: the shell that runs commands ended`, remedy: 'Trying again starts another.'});
+			? new AdaptorError({
+					code: 'resource-exhausted',
+					what: `${nameOf(command)} printed more than ${this.#limits.maxOutput} characters`,
+				})
+			: new AdaptorError({
+					code: 'unavailable',
+					what: `Could not run ${nameOf(command)}: the shell that runs commands ended`,
+					remedy: 'Trying again starts another.',
+				});
 	}
 
 	/** Has the command killed, and waits until it and the shell are gone. */
@@ -213,7 +229,10 @@ class Shell {
 		clearTimeout(timer);
 	}
 
-	/** In the background, so that the shell can wait and take signals; `wait` is repeated because a signal ends it early. */
+	/**
+	 * In the background, so that the shell can wait and take signals; `wait` is repeated because a signal ends it
+	 * early.
+	 */
 	#script({argv, stdin = ''}: Command): string {
 		if (stdin.includes('\0') || stdin.includes(this.#mark)) {
 			throw new TypeError('Input that a shell cannot hand on');
@@ -255,10 +274,16 @@ class Output {
 	async read(limit: number, onOverflow: () => void): Promise<Marked> {
 		const {promise, resolve} = Promise.withResolvers<Marked>();
 		this.#onText = added => {
-			const start = this.#text.indexOf(this.#mark, Math.max(0, this.#text.length - added - this.#mark.length - maxTail));
+			const start = this.#text.indexOf(
+				this.#mark,
+				Math.max(0, this.#text.length - added - this.#mark.length - maxTail),
+			);
 			const end = start === -1 ? -1 : this.#text.indexOf('\n', start + this.#mark.length);
 			if (end !== -1) {
-				const marked = {text: this.#text.slice(0, start), tail: this.#text.slice(start + this.#mark.length, end)};
+				const marked = {
+					text: this.#text.slice(0, start),
+					tail: this.#text.slice(start + this.#mark.length, end),
+				};
 				this.#text = '';
 				this.#onText = () => undefined;
 				resolve(marked);
@@ -277,7 +302,7 @@ export function quoted(word: string): string {
 		throw new TypeError('An argument with a NUL byte');
 	}
 
-	return `'${word.replaceAll('\'', '\'\\\'\'')}'`;
+	return `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 /** As messages tell it: without input. */

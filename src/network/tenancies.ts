@@ -1,6 +1,6 @@
 /**
- * What this process knows of the tunnels that are its own. A namespace has one tenancy at a time, whatever path leads to it; a tenancy outlives its
- * namespace until it is released. No I/O.
+ * What this process knows of the tunnels that are its own. A namespace has one tenancy at a time, whatever path leads
+ * to it; a tenancy outlives its namespace until it is released. No I/O.
  */
 import type {NetnsIdentity, PodNetwork, SandboxId} from '../sandbox/ports.ts';
 import {isSame} from './netns.ts';
@@ -14,7 +14,9 @@ export interface Tenancy {
 	readonly vni: number;
 	/** The VM's, once the tunnel leads to one. */
 	address: string | undefined;
-	/** What may still be in the node's table and does not belong there any more: kept until its removal has succeeded. */
+	/**
+	 * What may still be in the node's table and does not belong there any more: kept until its removal has succeeded.
+	 */
 	former: readonly Binding[];
 	/** An earlier run's, whose elements in the node's table are not all known. */
 	readonly isAdopted: boolean;
@@ -47,7 +49,13 @@ export class Tenancies {
 
 	/** The tenancy that a network stands for, also when its namespace is gone. */
 	of({netns, netnsPath, vxlanId}: PodNetwork): Tenancy | undefined {
-		return this.#all.values().find(tenancy => tenancy.vni === vxlanId && (netns === undefined ? tenancy.netnsPath === netnsPath : isSame(tenancy.netns, netns)));
+		return this.#all
+			.values()
+			.find(
+				tenancy =>
+					tenancy.vni === vxlanId &&
+					(netns === undefined ? tenancy.netnsPath === netnsPath : isSame(tenancy.netns, netns)),
+			);
 	}
 
 	/** What a sandbox has reserved by this path, also when the namespace is gone. */
@@ -61,7 +69,10 @@ export class Tenancies {
 
 	/** Those of which it is not known where they lead. */
 	unseen(): Tenancy[] {
-		return this.#all.values().filter(({isUnseen, address}) => isUnseen && address === undefined).toArray();
+		return this.#all
+			.values()
+			.filter(({isUnseen, address}) => isUnseen && address === undefined)
+			.toArray();
 	}
 
 	/** What the node's table is to have. */
@@ -71,7 +82,10 @@ export class Tenancies {
 
 	/** What it is to have no more. */
 	former(): Binding[] {
-		return this.#all.values().flatMap(({former}) => former).toArray();
+		return this.#all
+			.values()
+			.flatMap(({former}) => former)
+			.toArray();
 	}
 
 	/** Their removal has succeeded. @param removed from `former()` */
@@ -83,14 +97,22 @@ export class Tenancies {
 
 	/** Whether a tunnel has the binding, or may have it for all that is known. */
 	mayHave({address, vni}: Binding): boolean {
-		return this.#all.values().some(tenancy => tenancy.vni === vni && (tenancy.address === address || (tenancy.isUnseen && tenancy.address === undefined)));
+		return this.#all
+			.values()
+			.some(
+				tenancy =>
+					tenancy.vni === vni &&
+					(tenancy.address === address || (tenancy.isUnseen && tenancy.address === undefined)),
+			);
 	}
 }
 
 /** From then on the tunnel leads to the address, or nowhere, and by the word of this run. */
 export function lead(tenancy: Tenancy, address: string | undefined): void {
 	tenancy.isUnseen = false;
-	tenancy.former = [...tenancy.former, ...bindingOf(tenancy)].filter(former => former.address !== address || former.vni !== tenancy.vni);
+	tenancy.former = [...tenancy.former, ...bindingOf(tenancy)].filter(
+		former => former.address !== address || former.vni !== tenancy.vni,
+	);
 	tenancy.address = address;
 }
 

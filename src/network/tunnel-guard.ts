@@ -1,14 +1,25 @@
 /**
- * Binds each tunnel to its VM: keeps the node's nftables table (nft.ts) as the tenancies say. Knows no namespace but by its tunnel.
+ * Binds each tunnel to its VM: keeps the node's nftables table (nft.ts) as the tenancies say. Knows no namespace but by
+ * its tunnel.
  *
- * One transaction runs at a time, and states all tunnels that this process knows. So what somebody else flushed is back with the next one, and no live
- * tunnel is closed by a table that was made anew. For the same reason the tunnels of an earlier run are looked up before the first transaction. Elements
- * of unknown tunnels stay, since another daemon may have them, until the kernel proves that the VNI has no tunnel.
+ * One transaction runs at a time, and states all tunnels that this process knows. So what somebody else flushed is back
+ * with the next one, and no live tunnel is closed by a table that was made anew. For the same reason the tunnels of an
+ * earlier run are looked up before the first transaction. Elements of unknown tunnels stay, since another daemon may
+ * have them, until the kernel proves that the VNI has no tunnel.
  */
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Iproute2} from './iproute2.ts';
-import {noTable, parseTable, table, transaction, type Binding, type Change, type GuardedVnis, type TableState} from './nft.ts';
+import {
+	noTable,
+	parseTable,
+	table,
+	transaction,
+	type Binding,
+	type Change,
+	type GuardedVnis,
+	type TableState,
+} from './nft.ts';
 import {tunnelInterface} from './plan.ts';
 import type {SpawnServer} from './spawn-server.ts';
 import {lead, type Tenancies, type Tenancy} from './tenancies.ts';
@@ -29,9 +40,18 @@ export class TunnelGuard {
 		this.#tenancies = tenancies;
 	}
 
-	/** Whether nft and the kernel can do it: the kernel gets the whole transaction, and gives it up at the end. @throws CommandError */
+	/**
+	 * Whether nft and the kernel can do it: the kernel gets the whole transaction, and gives it up at the end.
+	 * @throws CommandError
+	 */
 	async check(signal: AbortSignal): Promise<void> {
-		const result = await this.#programs.run({argv: ['nft', '-c', '-f', '-'], stdin: transaction(this.#guarded, {add: [{address: '192.0.2.1', vni: this.#guarded.lowest}]})}, signal);
+		const result = await this.#programs.run(
+			{
+				argv: ['nft', '-c', '-f', '-'],
+				stdin: transaction(this.#guarded, {add: [{address: '192.0.2.1', vni: this.#guarded.lowest}]}),
+			},
+			signal,
+		);
 		if (result.status !== 0) {
 			throw new CommandError('bind tunnels to their VMs', 'nft', result, {table});
 		}
@@ -52,7 +72,10 @@ export class TunnelGuard {
 	async close(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
 		using _ = await this.#turn.acquire(signal);
 		// What was only reserved here, another daemon may have attached, and have gone since.
-		const state = tenancy?.isAdopted === false && tenancy.address === undefined ? await this.read(signal) : await this.#stateFor(tenancy, signal);
+		const state =
+			tenancy?.isAdopted === false && tenancy.address === undefined
+				? await this.read(signal)
+				: await this.#stateFor(tenancy, signal);
 		if (tenancy !== undefined) {
 			lead(tenancy, undefined);
 		}
@@ -102,17 +125,22 @@ export class TunnelGuard {
 		return state;
 	}
 
-	/** Where the tunnels of an earlier run lead: by the table, or, where that does not tell one address, by the device itself. */
+	/**
+	 * Where the tunnels of an earlier run lead: by the table, or, where that does not tell one address, by the device
+	 * itself.
+	 */
 	async #lookUp(state: TableState, signal: AbortSignal): Promise<void> {
-		await Promise.all(this.#tenancies.unseen().map(async tenancy => {
-			const [bound, ...more] = state.tunnels.filter(({vni}) => vni === tenancy.vni);
-			const isLegacy = state.legacy.some(({vni}) => vni === tenancy.vni);
-			if (bound !== undefined && more.length === 0 && !isLegacy) {
-				tenancy.address = bound.address;
-			} else if (bound !== undefined || isLegacy || !this.#inspected.has(tenancy)) {
-				tenancy.address = await this.#remoteOf(tenancy, signal);
-			}
-		}));
+		await Promise.all(
+			this.#tenancies.unseen().map(async tenancy => {
+				const [bound, ...more] = state.tunnels.filter(({vni}) => vni === tenancy.vni);
+				const isLegacy = state.legacy.some(({vni}) => vni === tenancy.vni);
+				if (bound !== undefined && more.length === 0 && !isLegacy) {
+					tenancy.address = bound.address;
+				} else if (bound !== undefined || isLegacy || !this.#inspected.has(tenancy)) {
+					tenancy.address = await this.#remoteOf(tenancy, signal);
+				}
+			}),
+		);
 	}
 
 	/** Undefined when it is only reserved, or cannot be seen. */
@@ -139,25 +167,29 @@ export class TunnelGuard {
 		return {
 			tunnels: tunnels.filter(each => vnis.includes(each.vni) && !this.#tenancies.mayHave(each)),
 			// One that a tenancy has is in `tunnels` from now on.
-			legacy: legacy.filter(each => vnis.includes(each.vni) && (isAmong(bindings, each) || !this.#tenancies.mayHave(each))),
+			legacy: legacy.filter(
+				each => vnis.includes(each.vni) && (isAmong(bindings, each) || !this.#tenancies.mayHave(each)),
+			),
 		};
 	}
 
 	/** Those that have no tunnel on this node, in whatever namespace and of whatever daemon. */
 	async #withoutTunnel(vnis: ReadonlySet<number>, signal: AbortSignal): Promise<number[]> {
-		const answers = await Promise.all(Array.from(vnis, async vni => {
-			try {
-				return await this.#iproute2.isVniFree(vni, this.#guarded.port, signal) ? [vni] : [];
-			} catch (error) {
-				signal.throwIfAborted();
-				// Not proven: the next round asks again.
-				if (error instanceof CommandError) {
-					return [];
-				}
+		const answers = await Promise.all(
+			Array.from(vnis, async vni => {
+				try {
+					return (await this.#iproute2.isVniFree(vni, this.#guarded.port, signal)) ? [vni] : [];
+				} catch (error) {
+					signal.throwIfAborted();
+					// Not proven: the next round asks again.
+					if (error instanceof CommandError) {
+						return [];
+					}
 
-				throw error;
-			}
-		}));
+					throw error;
+				}
+			}),
+		);
 		return answers.flat();
 	}
 
@@ -170,7 +202,10 @@ export class TunnelGuard {
 	}
 
 	async #run(change: Change, signal: AbortSignal): Promise<void> {
-		const result = await this.#programs.run({argv: ['nft', '-f', '-'], stdin: transaction(this.#guarded, change)}, signal);
+		const result = await this.#programs.run(
+			{argv: ['nft', '-f', '-'], stdin: transaction(this.#guarded, change)},
+			signal,
+		);
 		if (result.status !== 0) {
 			throw new CommandError('bind the tunnels to their VMs', 'nft', result, {table});
 		}

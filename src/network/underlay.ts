@@ -6,7 +6,8 @@ import type {Iproute2} from './iproute2.ts';
 import {workerAddress, type WorkerAddress} from './plan.ts';
 
 /** By name, or by any address in the VMs' subnet. The function is asked until it has answered once. */
-export type UnderlaySource = {readonly hostInterface: string} | {readonly vmAddress: (signal: AbortSignal) => Promise<string>};
+export type UnderlaySource =
+	{readonly hostInterface: string} | {readonly vmAddress: (signal: AbortSignal) => Promise<string>};
 
 /** A node that gets another address is noticed after this. */
 const maxAgeMs = 30_000;
@@ -47,7 +48,7 @@ export class Underlay {
 	}
 
 	async #lookUp(): Promise<WorkerAddress> {
-		using scope = new Scope(this.#life).deadline(timeoutMs, 'the node\'s address towards the pod VMs');
+		using scope = new Scope(this.#life).deadline(timeoutMs, "the node's address towards the pod VMs");
 		if ('hostInterface' in this.#source) {
 			return workerAddress(await this.#iproute2.links(scope.signal), this.#source);
 		}
@@ -61,7 +62,12 @@ export class Underlay {
 /** It goes into a script for ip. */
 function checked(address: string): string {
 	if (!isIPv4(address)) {
-		throw new AdaptorError({code: 'failed-precondition', what: 'The pod VMs\' network has no IPv4 subnet', where: {address}, remedy: 'Set LIBVIRT_NET to a network with an IPv4 address, or set HOST_INTERFACE.'});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: "The pod VMs' network has no IPv4 subnet",
+			where: {address},
+			remedy: 'Set LIBVIRT_NET to a network with an IPv4 address, or set HOST_INTERFACE.',
+		});
 	}
 
 	return address;

@@ -1,6 +1,7 @@
 /**
- * Which VNI to try next. Only the kernel knows which are free on the node, in whatever namespace and of whatever program: a VNI is
- * reserved by making a device with it, and the kernel refuses a second. This keeps calls of this process apart, and guesses well.
+ * Which VNI to try next. Only the kernel knows which are free on the node, in whatever namespace and of whatever
+ * program: a VNI is reserved by making a device with it, and the kernel refuses a second. This keeps calls of this
+ * process apart, and guesses well.
  */
 import {AdaptorError} from '../core/errors.ts';
 
@@ -31,7 +32,8 @@ export class VniAllocator {
 
 	/**
 	 * @param min the lowest VNI to use
-	 * @param random as Math.random: where to start, and where to go on after a refusal. Counting from the lowest would make every
+	 * @param random as Math.random: where to start, and where to go on after a refusal. Counting from the lowest would
+	 * make every
 	 *   restart, and every second daemon, try all VNIs in use one by one.
 	 */
 	constructor(min: number, random: () => number) {
@@ -79,7 +81,10 @@ export class VniAllocator {
 		};
 	}
 
-	/** The next from the cursor on that is neither taken nor refused. The cursor moves on, so one that is released rests for a while. */
+	/**
+	 * The next from the cursor on that is neither taken nor refused. The cursor moves on, so one that is released rests
+	 * for a while.
+	 */
 	#next(refused: ReadonlySet<number>): number | undefined {
 		for (let step = 0; step < this.#span; step++) {
 			const vni = this.#min + this.#cursor;

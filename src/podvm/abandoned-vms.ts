@@ -1,7 +1,8 @@
 /**
- * Deletes VMs of nodes that are gone, from outside of any node: for whoever knows that nobody else will. What is deleted must be, by its own
- * definition, of this cluster, that node and that pod, under its name, and have a UUID that only that node hands out; a name alone is not enough,
- * since names come from the cluster's users. Knows nothing of how it is decided.
+ * Deletes VMs of nodes that are gone, from outside of any node: for whoever knows that nobody else will. What is
+ * deleted must be, by its own definition, of this cluster, that node and that pod, under its name, and have a UUID that
+ * only that node hands out; a name alone is not enough, since names come from the cluster's users. Knows nothing of how
+ * it is decided.
  */
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {Logger} from '../core/log.ts';
@@ -28,13 +29,22 @@ export interface AbandonedVmsOptions {
  * Deletes the VM and its disks. Succeeds when there is none such: one that has the name and is another's is left alone.
  * @returns whether there was one
  */
-export async function deleteAbandonedVm({session, cluster, log}: AbandonedVmsOptions, {instanceName, node, pod}: AbandonedVm, signal: AbortSignal): Promise<boolean> {
+export async function deleteAbandonedVm(
+	{session, cluster, log}: AbandonedVmsOptions,
+	{instanceName, node, pod}: AbandonedVm,
+	signal: AbortSignal,
+): Promise<boolean> {
 	const named = (await listDomains(session, signal)).filter(({name}) => name === instanceName);
 	const own = await readOwnDomains(session, new VmSlots(cluster, node), {cluster, node}, named, log, signal);
-	const [found] = own.filter(({metadata}) => metadata.pod.name === pod.name && metadata.pod.namespace === pod.namespace);
+	const [found] = own.filter(
+		({metadata}) => metadata.pod.name === pod.name && metadata.pod.namespace === pod.namespace,
+	);
 	if (found === undefined) {
 		if (named.length > 0) {
-			log.warn({instanceName, node, pod: `${pod.namespace}/${pod.name}`}, 'the domain of this name is not the VM of this pod, node and cluster: it is left alone');
+			log.warn(
+				{instanceName, node, pod: `${pod.namespace}/${pod.name}`},
+				'the domain of this name is not the VM of this pod, node and cluster: it is left alone',
+			);
 		}
 
 		return false;

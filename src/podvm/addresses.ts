@@ -1,7 +1,7 @@
 /**
- * Where a VM may be reached: asks the host again and again, quickly at first, and ends at once when the VM does.
- * A remembered lease of a recycled MAC shows before the guest is up; that is a good guess and no proof, TLS proves who answers.
- * There is no question to a guest agent: pod VM images have none, and its answers would be the guest's own.
+ * Where a VM may be reached: asks the host again and again, quickly at first, and ends at once when the VM does. A
+ * remembered lease of a recycled MAC shows before the guest is up; that is a good guess and no proof, TLS proves who
+ * answers. There is no question to a guest agent: pod VM images have none, and its answers would be the guest's own.
  */
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
@@ -32,25 +32,35 @@ const roundsPerState = 4;
 const ipv4 = 0;
 const sources = {lease: 0, arp: 2};
 
-/** @throws PodVmEndedError as soon as the VM ends; the signal's reason. Never because libvirt could not be asked: it asks again. */
-export function findAddresses(session: LibvirtCalls, vm: Reachable, log: Logger, signal: AbortSignal): AsyncGenerator<string, never> {
-	// A plain generator answers return() only after the next() before it, which may wait for one more address for ever: this ends that wait.
+/**
+ * @throws PodVmEndedError as soon as the VM ends; the signal's reason. Never because libvirt could not be asked: it
+ * asks again.
+ */
+export function findAddresses(
+	session: LibvirtCalls,
+	vm: Reachable,
+	log: Logger,
+	signal: AbortSignal,
+): AsyncGenerator<string, never> {
+	// A plain generator answers return() only after the next() before it, which may wait for one more address for ever:
+	// this ends that wait.
 	const stop = new Scope();
 	const found = search(session, vm, log, signal, stop.signal);
 	const end = async (): Promise<IteratorReturnResult<never>> => {
-		stop.abort(new AdaptorError({code: 'cancelled', what: 'Nobody asks for the pod VM\'s addresses any more'}));
+		stop.abort(new AdaptorError({code: 'cancelled', what: "Nobody asks for the pod VM's addresses any more"}));
 		// `never` says that nobody gets a value out of the end, which is undefined as every generator's.
 		return found.return(undefined as never) as Promise<IteratorReturnResult<never>>;
 	};
 
 	return {
-		next: async () => found.next().catch(async (error: unknown) => {
-			if (stop.signal.aborted) {
-				return end();
-			}
+		next: async () =>
+			found.next().catch(async (error: unknown) => {
+				if (stop.signal.aborted) {
+					return end();
+				}
 
-			throw error;
-		}),
+				throw error;
+			}),
 		return: end,
 		throw: async error => {
 			await end();
@@ -65,7 +75,12 @@ export function findAddresses(session: LibvirtCalls, vm: Reachable, log: Logger,
 	};
 }
 
-async function* search(session: LibvirtCalls, {domain, mac, network, console: tail}: Reachable, log: Logger, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
+async function* search(
+	session: LibvirtCalls,
+	{domain, mac, network, console: tail}: Reachable,
+	log: Logger,
+	...ends: readonly AbortSignal[]
+): AsyncGenerator<string, never> {
 	using scope = new Scope(...ends);
 	const endWith = async (ended: PodVmEndedError): Promise<void> => {
 		await tail?.rest();
@@ -88,11 +103,18 @@ async function* search(session: LibvirtCalls, {domain, mac, network, console: ta
 		try {
 			[found] = await Promise.all([
 				hints.read(scope.signal),
-				round % roundsPerState === 0 ? readEnd(session, domain, scope.signal).then(async ended => ended === undefined ? undefined : endWith(ended)) : undefined,
+				round % roundsPerState === 0
+					? readEnd(session, domain, scope.signal).then(async ended =>
+							ended === undefined ? undefined : endWith(ended),
+						)
+					: undefined,
 			]);
 		} catch (error) {
 			if (!scope.signal.aborted) {
-				log[failures.failed() ? 'warn' : 'debug']({instanceName: domain.name, err: error}, 'address of the pod VM not known yet: asking libvirt again');
+				log[failures.failed() ? 'warn' : 'debug'](
+					{instanceName: domain.name, err: error},
+					'address of the pod VM not known yet: asking libvirt again',
+				);
 			}
 		}
 
@@ -141,7 +163,11 @@ class AddressHints {
 		const {mac, network: name} = this.#vm;
 		try {
 			this.#network ??= (await this.#session.call(procedures.networkLookupByName, {name}, signal)).net;
-			const {leases} = await this.#session.call(procedures.networkGetDhcpLeases, {net: this.#network, mac, needResults: 1, flags: 0}, signal);
+			const {leases} = await this.#session.call(
+				procedures.networkGetDhcpLeases,
+				{net: this.#network, mac, needResults: 1, flags: 0},
+				signal,
+			);
 			return leases
 				.filter(lease => lease.type === ipv4 && lease.mac?.toLowerCase() === mac)
 				.sort((a, b) => Number(b.expirytime - a.expirytime))
@@ -161,7 +187,11 @@ class AddressHints {
 	async #ofInterfaces(source: number, signal: AbortSignal): Promise<readonly string[]> {
 		const {domain: dom, mac} = this.#vm;
 		try {
-			const {ifaces} = await this.#session.call(procedures.domainInterfaceAddresses, {dom, source, flags: 0}, signal);
+			const {ifaces} = await this.#session.call(
+				procedures.domainInterfaceAddresses,
+				{dom, source, flags: 0},
+				signal,
+			);
 			return ifaces
 				.filter(({hwaddr}) => hwaddr?.toLowerCase() === mac)
 				.flatMap(({addrs}) => addrs.filter(({type}) => type === ipv4).map(({addr}) => addr));

@@ -1,13 +1,17 @@
 /**
- * What a guest printed last on its console while it booted: for the error of a start that fails. A console that cannot be read, because
- * somebody else has it open for example, changes nothing. What a guest prints is its own: it is made harmless before it is shown.
+ * What a guest printed last on its console while it booted: for the error of a start that fails. A console that cannot
+ * be read, because somebody else has it open for example, changes nothing. What a guest prints is its own: it is made
+ * harmless before it is shown.
  */
 import {abortable, Scope} from '../core/lifetime.ts';
 import type {Domain} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../core/log.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 
-/** Bytes. Of a guest that prints more than the latter the rest is not read: its output shares a connection with all our calls. */
+/**
+ * Bytes. Of a guest that prints more than the latter the rest is not read: its output shares a connection with all our
+ * calls.
+ */
 const limits = {kept: 4096, read: 1024 * 1024};
 
 const shown = {lines: 10, lineLength: 160};
@@ -36,15 +40,26 @@ export class ConsoleTail {
 		await abortable(this.#reading, scope.signal).catch(() => undefined);
 	}
 
-	/** The last ones, oldest first, without what is not printable, and without the frames of a panic: what came before those says more. */
+	/**
+	 * The last ones, oldest first, without what is not printable, and without the frames of a panic: what came before
+	 * those says more.
+	 */
 	lines(): readonly string[] {
-		return this.#tail.toString()
-			// ECMA-48, 5.4: control sequences, colours mostly.
-			.replaceAll(/\u001B\[[0-?]*[ -/]*[@-~]/g, '')
-			.split(/[\r\n]+/)
-			.map(line => line.replaceAll(/[\p{C}\p{Zl}\p{Zp}\uFFFD]+/gu, ' ').trim().slice(0, shown.lineLength))
-			.filter(line => line !== '' && !/\[<[\da-f]{16}>\]/.test(line))
-			.slice(-shown.lines);
+		return (
+			this.#tail
+				.toString()
+				// ECMA-48, 5.4: control sequences, colours mostly.
+				.replaceAll(/\u001B\[[0-?]*[ -/]*[@-~]/g, '')
+				.split(/[\r\n]+/)
+				.map(line =>
+					line
+						.replaceAll(/[\p{C}\p{Zl}\p{Zp}\uFFFD]+/gu, ' ')
+						.trim()
+						.slice(0, shown.lineLength),
+				)
+				.filter(line => line !== '' && !/\[<[\da-f]{16}>\]/.test(line))
+				.slice(-shown.lines)
+		);
 	}
 
 	async #read(session: LibvirtCalls, domain: Domain, signal: AbortSignal): Promise<void> {

@@ -15,7 +15,11 @@ export interface Disks {
 
 /** Makes them side by side. When it rejects, nothing is still being made. */
 export async function makeDisks(
-	session: LibvirtCalls, pool: StoragePool, {rootVolume, cidataVolume}: Pick<PodVmMetadata, 'rootVolume' | 'cidataVolume'>, {base, rootDiskSizeGib, iso}: Disks, signal: AbortSignal,
+	session: LibvirtCalls,
+	pool: StoragePool,
+	{rootVolume, cidataVolume}: Pick<PodVmMetadata, 'rootVolume' | 'cidataVolume'>,
+	{base, rootDiskSizeGib, iso}: Disks,
+	signal: AbortSignal,
 ): Promise<void> {
 	await settleAll([
 		createVolume(session, pool, rootVolume, rootVolumeXml(rootVolume, base, rootDiskSizeGib), signal),
@@ -23,7 +27,13 @@ export async function makeDisks(
 	]);
 }
 
-async function makeCidata(session: LibvirtCalls, pool: StoragePool, name: string, iso: Buffer, signal: AbortSignal): Promise<void> {
+async function makeCidata(
+	session: LibvirtCalls,
+	pool: StoragePool,
+	name: string,
+	iso: Buffer,
+	signal: AbortSignal,
+): Promise<void> {
 	const volume = await createVolume(session, pool, name, cidataVolumeXml(name, iso.length), signal);
 	await session.upload(volume, inOnePiece(iso), {offset: 0, length: iso.length}, signal);
 }

@@ -1,7 +1,8 @@
 /**
- * Tells when VMs end that run already, however long that takes and whatever becomes of the connection meanwhile.
- * An event tells at once. Events are lost with connections, so all VMs are looked at after each time that it came back, and once a minute
- * in case that more goes wrong: with one call for all of them, and one more for each that does not simply run.
+ * Tells when VMs end that run already, however long that takes and whatever becomes of the connection meanwhile. An
+ * event tells at once. Events are lost with connections, so all VMs are looked at after each time that it came back,
+ * and once a minute in case that more goes wrong: with one call for all of them, and one more for each that does not
+ * simply run.
  */
 import {every, Trigger} from '../core/concurrency/every.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -43,7 +44,10 @@ export class EndWatch {
 		this.#lookEveryMs = lookEveryMs;
 	}
 
-	/** Resolves with how the VM has ended, be it before this call. Rejects with the signal's reason, and with nothing else. */
+	/**
+	 * Resolves with how the VM has ended, be it before this call. Rejects with the signal's reason, and with nothing
+	 * else.
+	 */
 	async ended(domain: Domain, signal: AbortSignal): Promise<PodVmEndedError> {
 		const {promise, resolve} = Promise.withResolvers<PodVmEndedError>();
 		const watched: Watched = {domain, tell: resolve};
@@ -93,16 +97,26 @@ export class EndWatch {
 
 	async #look(signal: AbortSignal): Promise<void> {
 		const watched = [...this.#watched];
-		const {domains} = await this.#session.call(procedures.connectListAllDomains, {needResults: 1, flags: onlyRunning}, signal);
-		await Promise.all(watched.map(async ({domain, tell}) => {
-			const running = domains.find(({uuid}) => Buffer.compare(uuid, domain.uuid) === 0);
-			// UUIDs are recycled with their slots: another VM may have it by now.
-			const end = running === undefined ? await readEnd(this.#session, domain, signal)
-				: running.name === domain.name ? undefined : endOfState(domain.name, undefined);
-			if (end !== undefined) {
-				tell(end);
-			}
-		}));
+		const {domains} = await this.#session.call(
+			procedures.connectListAllDomains,
+			{needResults: 1, flags: onlyRunning},
+			signal,
+		);
+		await Promise.all(
+			watched.map(async ({domain, tell}) => {
+				const running = domains.find(({uuid}) => Buffer.compare(uuid, domain.uuid) === 0);
+				// UUIDs are recycled with their slots: another VM may have it by now.
+				const end =
+					running === undefined
+						? await readEnd(this.#session, domain, signal)
+						: running.name === domain.name
+							? undefined
+							: endOfState(domain.name, undefined);
+				if (end !== undefined) {
+					tell(end);
+				}
+			}),
+		);
 	}
 
 	#tell(of: Domain, end: PodVmEndedError): void {
@@ -120,7 +134,11 @@ export function isSameVm(one: Domain, other: Domain): boolean {
 }
 
 /** How it ended, if it did, as its state tells. */
-export async function readEnd(session: LibvirtCalls, domain: Domain, signal: AbortSignal): Promise<PodVmEndedError | undefined> {
+export async function readEnd(
+	session: LibvirtCalls,
+	domain: Domain,
+	signal: AbortSignal,
+): Promise<PodVmEndedError | undefined> {
 	try {
 		return endOfState(domain.name, await session.call(procedures.domainGetState, {dom: domain, flags: 0}, signal));
 	} catch (error) {

@@ -1,6 +1,6 @@
 /**
- * What the KVM host offers, as its libvirt tells: asked once a connection, by whoever needs it first, for a new connection may be to a host that was
- * updated. Judges nothing.
+ * What the KVM host offers, as its libvirt tells: asked once a connection, by whoever needs it first, for a new
+ * connection may be to a host that was updated. Judges nothing.
  */
 import {abortable} from '../core/lifetime.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
@@ -15,10 +15,17 @@ export class HostCapabilities {
 	readonly #support: SharedAnswer<HostSupport>;
 	readonly #secureExecution: SharedAnswer<SecureExecutionSupport>;
 
-	/** Listens to the session for as long as that lives; those who do so later are told of a new connection when the old one's answers are forgotten. */
+	/**
+	 * Listens to the session for as long as that lives; those who do so later are told of a new connection when the old
+	 * one's answers are forgotten.
+	 */
 	constructor(session: Pick<LibvirtCalls, 'call' | 'onState'>) {
-		this.#support = new SharedAnswer(async () => hostSupport((await session.call(procedures.connectGetCapabilities, undefined, unconditional)).capabilities));
-		this.#secureExecution = new SharedAnswer(async () => readSecureExecutionSupport(session, await this.support(unconditional), unconditional));
+		this.#support = new SharedAnswer(async () =>
+			hostSupport((await session.call(procedures.connectGetCapabilities, undefined, unconditional)).capabilities),
+		);
+		this.#secureExecution = new SharedAnswer(async () =>
+			readSecureExecutionSupport(session, await this.support(unconditional), unconditional),
+		);
 		session.onState(({name}) => {
 			if (name === 'connected') {
 				this.forget();
@@ -26,7 +33,10 @@ export class HostCapabilities {
 		});
 	}
 
-	/** @throws AdaptorError 'failed-precondition' for a host that runs no s390x guests at all; else as `LibvirtSession.call` */
+	/**
+	 * @throws AdaptorError 'failed-precondition' for a host that runs no s390x guests at all; else as
+	 * `LibvirtSession.call`
+	 */
 	async support(signal: AbortSignal): Promise<HostSupport> {
 		return this.#support.get(signal);
 	}

@@ -1,8 +1,17 @@
 /**
- * What libvirt says of the KVM host and of the objects that pod VMs need there. Only looks, changes nothing, judges nothing:
- * `check/` does. An object that does not exist is an error with its remedy.
+ * What libvirt says of the KVM host and of the objects that pod VMs need there. Only looks, changes nothing, judges
+ * nothing: `check/` does. An object that does not exist is an error with its remedy.
  */
-import type {GuestObservation, LibvirtObservation, MemoryObservation, NetworkObservation, PodVmsObservation, PoolObservation, SecureExecutionObservation, VolumeObservation} from '../check/observations.ts';
+import type {
+	GuestObservation,
+	LibvirtObservation,
+	MemoryObservation,
+	NetworkObservation,
+	PodVmsObservation,
+	PoolObservation,
+	SecureExecutionObservation,
+	VolumeObservation,
+} from '../check/observations.ts';
 import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
@@ -20,7 +29,10 @@ type Calls = Pick<LibvirtSession, 'call'>;
 const roundTrips = 5;
 
 /** Connects if need be. */
-export async function observeLibvirt(session: Calls & Pick<LibvirtSession, 'connect'>, signal: AbortSignal): Promise<LibvirtObservation> {
+export async function observeLibvirt(
+	session: Calls & Pick<LibvirtSession, 'connect'>,
+	signal: AbortSignal,
+): Promise<LibvirtObservation> {
 	const {driver, libvirtVersion, hostname, transport} = await session.connect(signal);
 	const times: number[] = [];
 	while (times.length < roundTrips) {
@@ -29,18 +41,31 @@ export async function observeLibvirt(session: Calls & Pick<LibvirtSession, 'conn
 		times.push(performance.now() - startedAt);
 	}
 
-	return {driver, version: libvirtVersion, hostname, transport, roundTripMs: times.sort((a, b) => a - b)[Math.floor(roundTrips / 2)] ?? 0};
+	return {
+		driver,
+		version: libvirtVersion,
+		hostname,
+		transport,
+		roundTripMs: times.sort((a, b) => a - b)[Math.floor(roundTrips / 2)] ?? 0,
+	};
 }
 
 /** @throws 'failed-precondition' for a host that runs no s390x guests at all, or lacks CPUs of `cpuset` */
-export async function observeGuests(capabilities: HostCapabilities, cpuset: string | undefined, signal: AbortSignal): Promise<GuestObservation> {
+export async function observeGuests(
+	capabilities: HostCapabilities,
+	cpuset: string | undefined,
+	signal: AbortSignal,
+): Promise<GuestObservation> {
 	const support = await capabilities.support(signal);
 	checkCpuset(cpuset, support.cpus);
 	return support;
 }
 
 /** @throws as `observeGuests` */
-export async function observeSecureExecution(capabilities: HostCapabilities, signal: AbortSignal): Promise<SecureExecutionObservation> {
+export async function observeSecureExecution(
+	capabilities: HostCapabilities,
+	signal: AbortSignal,
+): Promise<SecureExecutionObservation> {
 	try {
 		return await capabilities.secureExecution(signal);
 	} catch (error) {
@@ -50,7 +75,8 @@ export async function observeSecureExecution(capabilities: HostCapabilities, sig
 		}
 
 		return {
-			supported: false, reason: `its libvirt cannot tell (${error.libvirtMessage.replaceAll(/\s+/gv, ' ')})`,
+			supported: false,
+			reason: `its libvirt cannot tell (${error.libvirtMessage.replaceAll(/\s+/gv, ' ')})`,
 			remedy: 'Update libvirt on the KVM host, and check the driver in LIBVIRT_URI and what its user may do.',
 		};
 	}
@@ -62,9 +88,18 @@ const allCells = -1;
 export async function observeMemory(session: Calls, signal: AbortSignal): Promise<MemoryObservation> {
 	try {
 		// The first call tells how many there are.
-		const {nparams} = await session.call(procedures.nodeGetMemoryStats, {nparams: 0, cellNum: allCells, flags: 0}, signal);
-		const {params} = await session.call(procedures.nodeGetMemoryStats, {nparams, cellNum: allCells, flags: 0}, signal);
-		const bytesOf = (...fields: readonly string[]): bigint => params.filter(({field}) => fields.includes(field)).reduce((sum, {value}) => sum + value * 1024n, 0n);
+		const {nparams} = await session.call(
+			procedures.nodeGetMemoryStats,
+			{nparams: 0, cellNum: allCells, flags: 0},
+			signal,
+		);
+		const {params} = await session.call(
+			procedures.nodeGetMemoryStats,
+			{nparams, cellNum: allCells, flags: 0},
+			signal,
+		);
+		const bytesOf = (...fields: readonly string[]): bigint =>
+			params.filter(({field}) => fields.includes(field)).reduce((sum, {value}) => sum + value * 1024n, 0n);
 		return {totalBytes: bytesOf('total'), availableBytes: bytesOf('free', 'buffers', 'cached')};
 	} catch (error) {
 		if (!isLibvirtError(error, libvirtCode.noSupport)) {
@@ -72,28 +107,53 @@ export async function observeMemory(session: Calls, signal: AbortSignal): Promis
 		}
 
 		// Without what caches would give back.
-		const [{memory}, {freeMem}] = await Promise.all([session.call(procedures.nodeGetInfo, undefined, signal), session.call(procedures.nodeGetFreeMemory, undefined, signal)]);
+		const [{memory}, {freeMem}] = await Promise.all([
+			session.call(procedures.nodeGetInfo, undefined, signal),
+			session.call(procedures.nodeGetFreeMemory, undefined, signal),
+		]);
 		return {totalBytes: memory * 1024n, availableBytes: freeMem};
 	}
 }
 
 /** How many VMs of this cluster and node run: by their UUIDs, so without a look into each. */
-export async function countRunningVms(session: Calls, cluster: string, node: string, signal: AbortSignal): Promise<number> {
+export async function countRunningVms(
+	session: Calls,
+	cluster: string,
+	node: string,
+	signal: AbortSignal,
+): Promise<number> {
 	const slots = new VmSlots(cluster, node);
 	const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);
 	return domains.filter(({id, uuid}) => id !== -1 && slots.numberOf(uuid) !== undefined).length;
 }
 
-/** @param podsDir of the daemon whose VMs are not another's; VMs of earlier versions, which do not say whose they are, count as its own */
-export async function observePodVms(session: Calls, owner: Owner, podsDir: PodsDir, signal: AbortSignal): Promise<PodVmsObservation> {
+/**
+ * @param podsDir of the daemon whose VMs are not another's; VMs of earlier versions, which do not say whose they are,
+ * count as its own
+ */
+export async function observePodVms(
+	session: Calls,
+	owner: Owner,
+	podsDir: PodsDir,
+	signal: AbortSignal,
+): Promise<PodVmsObservation> {
 	// Domains whose metadata cannot be trusted are the daemon's to warn about.
-	const own = await readOwnDomains(session, new VmSlots(owner.cluster, owner.node), owner, await listDomains(session, signal), silentLogger, signal);
+	const own = await readOwnDomains(
+		session,
+		new VmSlots(owner.cluster, owner.node),
+		owner,
+		await listDomains(session, signal),
+		silentLogger,
+		signal,
+	);
 	return {
 		count: own.length,
-		foreign: own.flatMap(({domain: {name}, metadata}) => {
-			const {ownership: whose, podsDir: other = ''} = ownership(podsDir, metadata);
-			return whose === 'foreign' ? [{name, podsDir: other}] : [];
-		}).sort((a, b) => a.name < b.name ? -1 : 1),
+		foreign: own
+			.flatMap(({domain: {name}, metadata}) => {
+				const {ownership: whose, podsDir: other = ''} = ownership(podsDir, metadata);
+				return whose === 'foreign' ? [{name, podsDir: other}] : [];
+			})
+			.sort((a, b) => (a.name < b.name ? -1 : 1)),
 	};
 }
 
@@ -109,7 +169,10 @@ export async function observePool(session: Calls, name: string, signal: AbortSig
 	const description = readXml(xml);
 	const path = child(description, 'target', 'path')?.text;
 	return {
-		type: description.attributes['type'] ?? 'unknown', isActive: active === 1, autostarts: autostart === 1, availableBytes: active === 1 ? available : 0n,
+		type: description.attributes['type'] ?? 'unknown',
+		isActive: active === 1,
+		autostarts: autostart === 1,
+		availableBytes: active === 1 ? available : 0n,
 		...(path === undefined ? {} : {path}),
 	};
 }
@@ -118,17 +181,29 @@ export async function observePool(session: Calls, name: string, signal: AbortSig
 const headerBytes = 512;
 
 /** Of what VMs stand on: when the name only stands for a version of the image, of that. @throws as `readBaseVolume` */
-export async function observeBaseVolume(session: Calls & Pick<LibvirtSession, 'download'>, poolName: string, name: string, signal: AbortSignal): Promise<VolumeObservation> {
+export async function observeBaseVolume(
+	session: Calls & Pick<LibvirtSession, 'download'>,
+	poolName: string,
+	name: string,
+	signal: AbortSignal,
+): Promise<VolumeObservation> {
 	const {name: version, format, capacity} = await readBaseVolume(session, poolName, name, signal);
 	const vol = volumeOf(poolName, version);
 	const {allocation} = await session.call(procedures.storageVolGetInfo, {vol}, signal);
 	return {
-		declaredFormat: format, capacityBytes: capacity, allocatedBytes: allocation, header: await readHeader(session, vol, signal),
+		declaredFormat: format,
+		capacityBytes: capacity,
+		allocatedBytes: allocation,
+		header: await readHeader(session, vol, signal),
 		...(version === name ? {} : {version}),
 	};
 }
 
-async function readHeader(session: Pick<LibvirtSession, 'download'>, vol: ReturnType<typeof volumeOf>, signal: AbortSignal): Promise<VolumeObservation['header']> {
+async function readHeader(
+	session: Pick<LibvirtSession, 'download'>,
+	vol: ReturnType<typeof volumeOf>,
+	signal: AbortSignal,
+): Promise<VolumeObservation['header']> {
 	const chunks: Buffer[] = [];
 	try {
 		for await (const chunk of session.download(vol, {length: headerBytes}, signal)) {
@@ -161,7 +236,11 @@ export async function observeNetwork(session: Calls, name: string, signal: Abort
 		autostarts: autostart === 1,
 		// libvirt, docs/formatnetwork.rst: `nat` when the element says nothing more.
 		...(forward === undefined ? {} : {forwardMode: forward.attributes['mode'] ?? 'nat'}),
-		...addressing(description.children.find(({name: element, attributes}) => element === 'ip' && (attributes['family'] ?? 'ipv4') === 'ipv4')),
+		...addressing(
+			description.children.find(
+				({name: element, attributes}) => element === 'ip' && (attributes['family'] ?? 'ipv4') === 'ipv4',
+			),
+		),
 		// libvirt writes it for the bridges that it makes.
 		hasSpanningTree: bridge?.attributes['stp'] === 'on',
 	};

@@ -1,6 +1,6 @@
 /**
- * What the KVM host offers for s390x guests, read from libvirt's capabilities. Pure.
- * The machine is the canonical one (`s390-ccw-virtio-7.2`, not the alias), so that a VM's definition says what it really runs on.
+ * What the KVM host offers for s390x guests, read from libvirt's capabilities. Pure. The machine is the canonical one
+ * (`s390-ccw-virtio-7.2`, not the alias), so that a VM's definition says what it really runs on.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
@@ -45,7 +45,10 @@ export function hostSupport(capabilities: string): HostSupport {
 	});
 }
 
-/** libvirt lists them by NUMA node; s390x has one, or several without meaning (libvirt, docs/formatcaps, "Host capabilities"). */
+/**
+ * libvirt lists them by NUMA node; s390x has one, or several without meaning (libvirt, docs/formatcaps, "Host
+ * capabilities").
+ */
 function onlineCpus(capabilities: XmlElement): readonly number[] {
 	return children(child(capabilities, 'host', 'topology', 'cells'), 'cell')
 		.flatMap(cell => children(child(cell, 'cpus'), 'cpu'))
@@ -56,5 +59,5 @@ function onlineCpus(capabilities: XmlElement): readonly number[] {
 
 function newestMachine(of: XmlElement | undefined): string | undefined {
 	const alias = children(of, 'machine').find(({text}) => text === machineAlias);
-	return alias === undefined ? undefined : alias.attributes['canonical'] ?? machineAlias;
+	return alias === undefined ? undefined : (alias.attributes['canonical'] ?? machineAlias);
 }

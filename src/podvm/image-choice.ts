@@ -1,6 +1,7 @@
 /**
- * Which volume a pod VM starts from. A pod names it in an annotation, so whoever may create pods chooses among what is in the pool:
- * never by a path, never a disk of a pod VM, and only what LIBVIRT_ALLOWED_IMAGES allows, where that is set. Pure.
+ * Which volume a pod VM starts from. A pod names it in an annotation, so whoever may create pods chooses among what is
+ * in the pool: never by a path, never a disk of a pod VM, and only what LIBVIRT_ALLOWED_IMAGES allows, where that is
+ * set. Pure.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {matchesGlob} from '../libvirt/glob.ts';
@@ -15,12 +16,16 @@ export interface ImagePolicy {
 }
 
 /**
- * Names of pod VMs' disks are made of their domains' names, and metadata that says otherwise is not trusted (own-domains.ts), so the name tells
- * all there is to know. `cloudinit` is what the existing adaptor calls it: both may share a pool.
+ * Names of pod VMs' disks are made of their domains' names, and metadata that says otherwise is not trusted
+ * (own-domains.ts), so the name tells all there is to know. `cloudinit` is what the existing adaptor calls it: both may
+ * share a pool.
  */
 const diskOfPodVm = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/;
 
-/** @throws AdaptorError 'invalid-argument' for what is no name of an image, 'permission-denied' for one that is not allowed */
+/**
+ * @throws AdaptorError 'invalid-argument' for what is no name of an image, 'permission-denied' for one that is not
+ * allowed
+ */
 export function chosenImage(asked: string | undefined, {configured, allowed}: ImagePolicy): string {
 	const image = asked ?? configured;
 	const isPath = image.includes('/') || image === '.' || image === '..';
@@ -47,7 +52,8 @@ export function chosenImage(asked: string | undefined, {configured, allowed}: Im
 }
 
 /**
- * For an image that a pod chose. A root disk that somebody copied or renamed on the host is still an overlay; images are whole.
+ * For an image that a pod chose. A root disk that somebody copied or renamed on the host is still an overlay; images
+ * are whole.
  * @throws AdaptorError 'invalid-argument'
  */
 export function checkIsNoOverlay(image: string, {isOverlay}: Pick<BaseVolume, 'isOverlay'>): void {

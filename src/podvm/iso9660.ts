@@ -1,11 +1,14 @@
 /**
- * Writes an ISO 9660 image with files in its root directory: bytes in, bytes out, deterministic. Knows nothing of cloud-init.
+ * Writes an ISO 9660 image with files in its root directory: bytes in, bytes out, deterministic. Knows nothing of
+ * cloud-init.
  *
- * ISO 9660 (ECMA-119) alone cannot spell a name like `user-data`, so there are two more spellings of the one directory: Rock Ridge
- * (IEEE P1282, SUSP P1281) entries in its records, which Linux prefers, and a Joliet directory beside it. The files' data is shared.
- * Numbers stand in both byte orders one after the other ("both-byte orders", ECMA-119 7.2.3 and 7.3.3), each written explicitly.
+ * ISO 9660 (ECMA-119) alone cannot spell a name like `user-data`, so there are two more spellings of the one directory:
+ * Rock Ridge (IEEE P1282, SUSP P1281) entries in its records, which Linux prefers, and a Joliet directory beside it.
+ * The files' data is shared. Numbers stand in both byte orders one after the other ("both-byte orders", ECMA-119 7.2.3
+ * and 7.3.3), each written explicitly.
  *
- * Sectors: 16 primary descriptor, 17 Joliet descriptor, 18 terminator, 19-22 path tables, then both directories, then the files.
+ * Sectors: 16 primary descriptor, 17 Joliet descriptor, 18 terminator, 19-22 path tables, then both directories, then
+ * the files.
  */
 
 export interface IsoFile {
@@ -15,7 +18,10 @@ export interface IsoFile {
 }
 
 export interface IsoImage {
-	/** At most 16 characters of ASCII. Lower case is outside of the standard's characters and inside everyone's practice. */
+	/**
+	 * At most 16 characters of ASCII. Lower case is outside of the standard's characters and inside everyone's
+	 * practice.
+	 */
 	readonly label: string;
 	readonly files: readonly IsoFile[];
 	/** Recorded to the second, in UTC. */
@@ -34,13 +40,18 @@ export function isoImage({label, files, createdAt}: IsoImage): Buffer {
 	}
 
 	const names = new Set(files.map(({name}) => name));
-	if (names.size !== files.length || files.some(({name}) => !/^[A-Za-z0-9._-]{1,64}$/.test(name) || /^\.{1,2}$/.test(name))) {
+	if (
+		names.size !== files.length ||
+		files.some(({name}) => !/^[A-Za-z0-9._-]{1,64}$/.test(name) || /^\.{1,2}$/.test(name))
+	) {
 		throw new RangeError('A file of an ISO image needs a unique name of 1 to 64 characters of [A-Za-z0-9._-]');
 	}
 
-	// Where things are depends on the directories' sizes, which do not depend on where things are: lay out once with zeros, then for good.
+	// Where things are depends on the directories' sizes, which do not depend on where things are: lay out once with
+	// zeros, then for good.
 	const placed = files.map(file => ({...file, sector: 0}));
-	const sectors = (directory: Directory): number => directoryBytes(directory, placed, {sector: 0, size: 0}, createdAt).length / sectorSize;
+	const sectors = (directory: Directory): number =>
+		directoryBytes(directory, placed, {sector: 0, size: 0}, createdAt).length / sectorSize;
 	const roots = {
 		primary: {sector: directorySector, size: sectors(primary) * sectorSize},
 		joliet: {sector: directorySector + sectors(primary), size: sectors(joliet) * sectorSize},
@@ -110,11 +121,17 @@ function ucs2(text: string): Buffer {
 	return Buffer.from(text, 'utf16le').swap16();
 }
 
-/** Names of at most 8 characters of `[A-Z0-9_]` for readers that know neither extension; a clash gets a number at its end. */
+/**
+ * Names of at most 8 characters of `[A-Z0-9_]` for readers that know neither extension; a clash gets a number at its
+ * end.
+ */
 function shortNames(names: readonly string[]): readonly string[] {
 	const taken = new Set<string>();
 	return names.map(name => {
-		const wanted = name.toUpperCase().replaceAll(/[^A-Z0-9_]/g, '_').slice(0, 8);
+		const wanted = name
+			.toUpperCase()
+			.replaceAll(/[^A-Z0-9_]/g, '_')
+			.slice(0, 8);
 		let short = wanted;
 		for (let number = 1; taken.has(short); number++) {
 			short = `${wanted.slice(0, 8 - String(number).length)}${number}`;
@@ -134,7 +151,14 @@ function descriptorHeader(type: number): Buffer {
 }
 
 /** ECMA-119, 8.4 and 8.5; offsets are the standard's byte positions less one. */
-function volumeDescriptor(directory: Directory, label: string, volumeSectors: number, root: Extent, firstPathTable: number, createdAt: Date): Buffer {
+function volumeDescriptor(
+	directory: Directory,
+	label: string,
+	volumeSectors: number,
+	root: Extent,
+	firstPathTable: number,
+	createdAt: Date,
+): Buffer {
 	const descriptor = descriptorHeader(directory.descriptorType);
 	directory.text('', 32).copy(descriptor, 8);
 	directory.text(label, 32).copy(descriptor, 40);
@@ -147,13 +171,27 @@ function volumeDescriptor(directory: Directory, label: string, volumeSectors: nu
 	descriptor.writeUInt32LE(firstPathTable, 140);
 	descriptor.writeUInt32BE(firstPathTable + 1, 148);
 	directoryRecord({identifier: Buffer.of(0), extent: root, isDirectory: true, createdAt}).copy(descriptor, 156);
-	// Volume set, publisher, data preparer, application; then copyright, abstract and bibliographic file: all unspecified.
-	for (const [offset, length] of [[190, 128], [318, 128], [446, 128], [574, 128], [702, 37], [739, 37], [776, 37]] as const) {
+	// Volume set, publisher, data preparer, application; then copyright, abstract and bibliographic file: all
+	// unspecified.
+	for (const [offset, length] of [
+		[190, 128],
+		[318, 128],
+		[446, 128],
+		[574, 128],
+		[702, 37],
+		[739, 37],
+		[776, 37],
+	] as const) {
 		directory.text('', length).copy(descriptor, offset);
 	}
 
 	const [created, unspecified] = [longDate(createdAt), Buffer.from(`${'0'.repeat(16)}\0`, 'latin1')];
-	for (const [offset, date] of [[813, created], [830, created], [847, unspecified], [864, created]] as const) {
+	for (const [offset, date] of [
+		[813, created],
+		[830, created],
+		[847, unspecified],
+		[864, created],
+	] as const) {
 		date.copy(descriptor, offset);
 	}
 
@@ -176,7 +214,10 @@ function pathTable(rootSector: number, order: 'LE' | 'BE'): Buffer {
 	return table;
 }
 
-/** The records of the root directory, sorted by identifier, none across the border of a sector (ECMA-119, 6.8.1.1 and 9.3). */
+/**
+ * The records of the root directory, sorted by identifier, none across the border of a sector (ECMA-119, 6.8.1.1 and
+ * 9.3).
+ */
 function directoryBytes(directory: Directory, files: readonly PlacedFile[], root: Extent, createdAt: Date): Buffer {
 	const identifiers = directory.identifiers(files);
 	const entries = files
@@ -185,15 +226,33 @@ function directoryBytes(directory: Directory, files: readonly PlacedFile[], root
 	const rootMode = 0o040_555;
 	const records = [
 		directoryRecord({
-			identifier: Buffer.of(0), extent: root, isDirectory: true, createdAt,
-			...(directory.rockRidge ? {systemUse: Buffer.concat([sharingProtocol, extensionReference, posixAttributes(rootMode, 2)])} : {}),
+			identifier: Buffer.of(0),
+			extent: root,
+			isDirectory: true,
+			createdAt,
+			...(directory.rockRidge
+				? {systemUse: Buffer.concat([sharingProtocol, extensionReference, posixAttributes(rootMode, 2)])}
+				: {}),
 		}),
-		directoryRecord({identifier: Buffer.of(1), extent: root, isDirectory: true, createdAt, ...(directory.rockRidge ? {systemUse: posixAttributes(rootMode, 2)} : {})}),
-		...entries.map(({file, identifier}) => directoryRecord({
-			identifier, extent: {sector: file.sector, size: file.content.length}, isDirectory: false, createdAt,
-			// Keys are among the files: for root's eyes.
-			...(directory.rockRidge ? {systemUse: Buffer.concat([posixAttributes(0o100_400, 1), alternateName(file.name)])} : {}),
-		})),
+		directoryRecord({
+			identifier: Buffer.of(1),
+			extent: root,
+			isDirectory: true,
+			createdAt,
+			...(directory.rockRidge ? {systemUse: posixAttributes(rootMode, 2)} : {}),
+		}),
+		...entries.map(({file, identifier}) =>
+			directoryRecord({
+				identifier,
+				extent: {sector: file.sector, size: file.content.length},
+				isDirectory: false,
+				createdAt,
+				// Keys are among the files: for root's eyes.
+				...(directory.rockRidge
+					? {systemUse: Buffer.concat([posixAttributes(0o100_400, 1), alternateName(file.name)])}
+					: {}),
+			}),
+		),
 	];
 	const sectors: Buffer[][] = [[]];
 	let used = 0;
@@ -219,13 +278,27 @@ interface DirectoryRecord {
 }
 
 /** ECMA-119, 9.1. */
-function directoryRecord({identifier, extent, isDirectory, createdAt, systemUse = Buffer.alloc(0)}: DirectoryRecord): Buffer {
+function directoryRecord({
+	identifier,
+	extent,
+	isDirectory,
+	createdAt,
+	systemUse = Buffer.alloc(0),
+}: DirectoryRecord): Buffer {
 	const systemUseOffset = evenUp(33 + identifier.length);
 	const record = Buffer.alloc(evenUp(systemUseOffset + systemUse.length));
 	record.writeUInt8(record.length, 0);
 	writeBoth32(record, extent.sector, 2);
 	writeBoth32(record, extent.size, 10);
-	const date = [createdAt.getUTCFullYear() - 1900, createdAt.getUTCMonth() + 1, createdAt.getUTCDate(), createdAt.getUTCHours(), createdAt.getUTCMinutes(), createdAt.getUTCSeconds(), 0];
+	const date = [
+		createdAt.getUTCFullYear() - 1900,
+		createdAt.getUTCMonth() + 1,
+		createdAt.getUTCDate(),
+		createdAt.getUTCHours(),
+		createdAt.getUTCMinutes(),
+		createdAt.getUTCSeconds(),
+		0,
+	];
 	Buffer.from(date).copy(record, 18);
 	record.writeUInt8(isDirectory ? 0x02 : 0, 25);
 	writeBoth16(record, 1, 28);
@@ -236,14 +309,17 @@ function directoryRecord({identifier, extent, isDirectory, createdAt, systemUse 
 }
 
 function evenUp(length: number): number {
-	return length + length % 2;
+	return length + (length % 2);
 }
 
 /** SUSP `SP`: says on the root's own record that such entries are in use. */
 const sharingProtocol = Buffer.from([0x53, 0x50, 7, 1, 0xbe, 0xef, 0]);
 
 /** SUSP `ER`: names Rock Ridge. Its optional descriptions are left out, so that it fits without a continuation area. */
-const extensionReference = Buffer.concat([Buffer.from([0x45, 0x52, 18, 1, 10, 0, 0, 1]), Buffer.from('RRIP_1991A', 'latin1')]);
+const extensionReference = Buffer.concat([
+	Buffer.from([0x45, 0x52, 18, 1, 10, 0, 0, 1]),
+	Buffer.from('RRIP_1991A', 'latin1'),
+]);
 
 /** Rock Ridge `PX`: mode, links, uid 0, gid 0. */
 function posixAttributes(mode: number, links: number): Buffer {

@@ -1,6 +1,7 @@
 /**
- * What has to be known of the KVM host before a VM is defined on it. Refuses what the host cannot do, so that a start fails before it has left a
- * trace; where confidential VMs are asked for, it tells of each new connection whether they can be had.
+ * What has to be known of the KVM host before a VM is defined on it. Refuses what the host cannot do, so that a start
+ * fails before it has left a trace; where confidential VMs are asked for, it tells of each new connection whether they
+ * can be had.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {formatCpuset, parseCpuset} from '../libvirt/cpuset.ts';
@@ -46,13 +47,19 @@ export class KvmHost {
 		this.#options.capabilities.forget();
 	}
 
-	/** @throws AdaptorError 'failed-precondition' when the host cannot run what is configured; else as `LibvirtSession.call` */
+	/**
+	 * @throws AdaptorError 'failed-precondition' when the host cannot run what is configured; else as
+	 * `LibvirtSession.call`
+	 */
 	async support(signal: AbortSignal): Promise<HostSupport> {
 		const {capabilities, cpuset, launchSecurity, log} = this.#options;
 		const support = await capabilities.support(signal);
 		if (support.domainType === 'qemu' && !this.#warnedOfEmulation) {
 			this.#warnedOfEmulation = true;
-			log.warn({domainType: 'qemu'}, 'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only');
+			log.warn(
+				{domainType: 'qemu'},
+				'the libvirt host has no KVM for s390x: pod VMs are emulated, which is slow and for tests only',
+			);
 		}
 
 		const secureExecution = launchSecurity === undefined ? undefined : await capabilities.secureExecution(signal);
@@ -84,17 +91,29 @@ export class KvmHost {
 			if (secureExecution.supported) {
 				log.info({}, 'the KVM host can run confidential VMs');
 			} else {
-				log.error({err: secureExecutionUnavailable(secureExecution)}, 'confidential VMs are asked for, and the KVM host cannot run them: no pod VM will start');
+				log.error(
+					{err: secureExecutionUnavailable(secureExecution)},
+					'confidential VMs are asked for, and the KVM host cannot run them: no pod VM will start',
+				);
 			}
 		} catch (error) {
-			log.debug({err: error}, 'could not see whether the KVM host can run confidential VMs: asked again at the next start');
+			log.debug(
+				{err: error},
+				'could not see whether the KVM host can run confidential VMs: asked again at the next start',
+			);
 		}
 	}
 }
 
-/** libvirt would say so only when the VM is started, with the kernel's words. @throws AdaptorError 'failed-precondition' */
+/**
+ * libvirt would say so only when the VM is started, with the kernel's words.
+ * @throws AdaptorError 'failed-precondition'
+ */
 export function checkCpuset(cpuset: string | undefined, cpus: readonly number[]): void {
-	const missing = cpuset === undefined || cpus.length === 0 ? new Set<number>() : (parseCpuset(cpuset) ?? new Set()).difference(new Set(cpus));
+	const missing =
+		cpuset === undefined || cpus.length === 0
+			? new Set<number>()
+			: (parseCpuset(cpuset) ?? new Set()).difference(new Set(cpus));
 	if (missing.size > 0) {
 		throw new AdaptorError({
 			code: 'failed-precondition',

@@ -1,8 +1,8 @@
 /**
- * What we write into a domain's <metadata>: whose it is and what belongs to it. The definition is the journal of a start:
- * it is written before the first disk is made and removed after the last disk is gone, so whoever lists domains knows what to clean up,
- * without any state of our own. Other tools read it with `virsh metadata DOMAIN urn:cloud-api-adaptor:pod-vm:1`.
- * Never holds a secret.
+ * What we write into a domain's <metadata>: whose it is and what belongs to it. The definition is the journal of a
+ * start: it is written before the first disk is made and removed after the last disk is gone, so whoever lists domains
+ * knows what to clean up, without any state of our own. Other tools read it with `virsh metadata DOMAIN
+ * urn:cloud-api-adaptor:pod-vm:1`. Never holds a secret.
  */
 import type {XMLBuilder} from 'xmlbuilder2/lib/interfaces.js';
 import {AdaptorError} from '../core/errors.ts';
@@ -41,15 +41,46 @@ export interface PodVmMetadata {
 }
 
 /** libvirt wants one top-level element a namespace, with a prefix (libvirt, docs/formatdomain, "General metadata"). */
-export function appendMetadata(domain: XMLBuilder, {cluster, node, podsDir, sandboxId, pod, vni, createdAt, nonce, pool, poolDirectory, rootVolume, cidataVolume, baseImage}: PodVmMetadata): void {
+export function appendMetadata(
+	domain: XMLBuilder,
+	{
+		cluster,
+		node,
+		podsDir,
+		sandboxId,
+		pod,
+		vni,
+		createdAt,
+		nonce,
+		pool,
+		poolDirectory,
+		rootVolume,
+		cidataVolume,
+		baseImage,
+	}: PodVmMetadata,
+): void {
 	const own = (name: string): [string, string] => [metadataNamespace, `podvm:${name}`];
-	const attributes = (of: Readonly<Record<string, string | undefined>>): Record<string, string> => Object.fromEntries(
-		Object.entries(of).flatMap(([name, value]) => value === undefined ? [] : [[name, xmlText(name, value)]]),
-	);
-	domain.ele('metadata').ele(...own('pod-vm'), attributes({'sandbox-id': sandboxId, 'vni': String(vni), 'created-at': createdAt.toISOString(), nonce}))
-		.ele(...own('owner'), attributes({cluster, node, 'pods-dir': podsDir?.path, 'pods-dir-id': podsDir?.fingerprint})).up()
-		.ele(...own('pod'), attributes({...pod})).up()
-		.ele(...own('volumes'), attributes({pool, directory: poolDirectory, root: rootVolume, cidata: cidataVolume, base: baseImage}));
+	const attributes = (of: Readonly<Record<string, string | undefined>>): Record<string, string> =>
+		Object.fromEntries(
+			Object.entries(of).flatMap(([name, value]) => (value === undefined ? [] : [[name, xmlText(name, value)]])),
+		);
+	domain
+		.ele('metadata')
+		.ele(
+			...own('pod-vm'),
+			attributes({'sandbox-id': sandboxId, vni: String(vni), 'created-at': createdAt.toISOString(), nonce}),
+		)
+		.ele(
+			...own('owner'),
+			attributes({cluster, node, 'pods-dir': podsDir?.path, 'pods-dir-id': podsDir?.fingerprint}),
+		)
+		.up()
+		.ele(...own('pod'), attributes({...pod}))
+		.up()
+		.ele(
+			...own('volumes'),
+			attributes({pool, directory: poolDirectory, root: rootVolume, cidata: cidataVolume, base: baseImage}),
+		);
 }
 
 /**
@@ -57,12 +88,15 @@ export function appendMetadata(domain: XMLBuilder, {cluster, node, podsDir, sand
  * @throws AdaptorError 'data-loss' when it is ours and incomplete
  */
 export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
-	const entry = child(domain, 'metadata')?.children.find(({name, namespace}) => name === 'pod-vm' && namespace === metadataNamespace);
+	const entry = child(domain, 'metadata')?.children.find(
+		({name, namespace}) => name === 'pod-vm' && namespace === metadataNamespace,
+	);
 	if (entry === undefined) {
 		return undefined;
 	}
 
-	const part = (name: string): XmlElement | undefined => children(entry, name).find(({namespace}) => namespace === metadataNamespace);
+	const part = (name: string): XmlElement | undefined =>
+		children(entry, name).find(({namespace}) => namespace === metadataNamespace);
 	const volumes = part('volumes');
 	const vni = Number(attribute(entry, 'vni'));
 	const createdAt = new Date(attribute(entry, 'created-at'));
@@ -78,7 +112,11 @@ export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
 		node: attribute(part('owner'), 'node'),
 		...(fingerprint === undefined ? {} : {podsDir: {fingerprint, path}}),
 		sandboxId: attribute(entry, 'sandbox-id'),
-		pod: {name: attribute(part('pod'), 'name'), namespace: attribute(part('pod'), 'namespace'), ...(uid === undefined ? {} : {uid})},
+		pod: {
+			name: attribute(part('pod'), 'name'),
+			namespace: attribute(part('pod'), 'namespace'),
+			...(uid === undefined ? {} : {uid}),
+		},
 		vni,
 		createdAt,
 		nonce: attribute(entry, 'nonce'),
@@ -100,5 +138,9 @@ function attribute(element: XmlElement | undefined, name: string): string {
 }
 
 function malformed(field: string): AdaptorError {
-	return new AdaptorError({code: 'data-loss', what: `The metadata of a domain has no valid ${field}`, where: {field}});
+	return new AdaptorError({
+		code: 'data-loss',
+		what: `The metadata of a domain has no valid ${field}`,
+		where: {field},
+	});
 }

@@ -1,6 +1,6 @@
 /**
- * The domains of this cluster and node among all that a KVM host runs. A domain is ours when its UUID is of one of our slots *and* its
- * metadata says so; whatever else is there is never touched, and never waited for.
+ * The domains of this cluster and node among all that a KVM host runs. A domain is ours when its UUID is of one of our
+ * slots *and* its metadata says so; whatever else is there is never touched, and never waited for.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
@@ -26,16 +26,26 @@ export interface Owner {
 }
 
 /** Which daemon of this node answers for the VM. @param own absent for a daemon that does not say which it is */
-export function ownership(own: PodsDir | undefined, {podsDir}: PodVmMetadata): Pick<PodVmRecord, 'ownership' | 'podsDir'> {
+export function ownership(
+	own: PodsDir | undefined,
+	{podsDir}: PodVmMetadata,
+): Pick<PodVmRecord, 'ownership' | 'podsDir'> {
 	if (own === undefined || podsDir === undefined) {
 		return {ownership: 'unmarked'};
 	}
 
-	return podsDir.fingerprint === own.fingerprint ? {ownership: 'ours'} : {ownership: 'foreign', podsDir: podsDir.path};
+	return podsDir.fingerprint === own.fingerprint
+		? {ownership: 'ours'}
+		: {ownership: 'foreign', podsDir: podsDir.path};
 }
 
 /** Whether the definition is still the one that was read: by its UUID another VM may have come to stand there since. */
-export async function isStillThere(session: Pick<LibvirtCalls, 'call'>, {name, uuid}: Domain, nonce: string, signal: AbortSignal): Promise<boolean> {
+export async function isStillThere(
+	session: Pick<LibvirtCalls, 'call'>,
+	{name, uuid}: Domain,
+	nonce: string,
+	signal: AbortSignal,
+): Promise<boolean> {
 	try {
 		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom: {name, uuid, id: -1}, flags: 0}, signal);
 		return readMetadata(readXml(xml))?.nonce === nonce;
@@ -48,24 +58,41 @@ export async function isStillThere(session: Pick<LibvirtCalls, 'call'>, {name, u
 	}
 }
 
-export async function listDomains(session: Pick<LibvirtCalls, 'call'>, signal: AbortSignal): Promise<readonly Domain[]> {
+export async function listDomains(
+	session: Pick<LibvirtCalls, 'call'>,
+	signal: AbortSignal,
+): Promise<readonly Domain[]> {
 	return (await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains;
 }
 
 /** Reads the XML of those domains that have UUIDs of ours; one call each. */
 export async function readOwnDomains(
-	session: Pick<LibvirtCalls, 'call'>, slots: VmSlots, owner: Owner, domains: readonly Domain[], log: Logger, signal: AbortSignal,
+	session: Pick<LibvirtCalls, 'call'>,
+	slots: VmSlots,
+	owner: Owner,
+	domains: readonly Domain[],
+	log: Logger,
+	signal: AbortSignal,
 ): Promise<readonly OwnDomain[]> {
-	const own = await Promise.all(domains.map(async domain => {
-		const slot = slots.numberOf(domain.uuid);
-		const metadata = slot === undefined ? undefined : await readOwnMetadata(session, domain, owner, log, signal);
-		return slot === undefined || metadata === undefined ? [] : [{domain, slot, metadata}];
-	}));
+	const own = await Promise.all(
+		domains.map(async domain => {
+			const slot = slots.numberOf(domain.uuid);
+			const metadata =
+				slot === undefined ? undefined : await readOwnMetadata(session, domain, owner, log, signal);
+			return slot === undefined || metadata === undefined ? [] : [{domain, slot, metadata}];
+		}),
+	);
 	return own.flat();
 }
 
 /** Undefined for a domain that is gone by now, is another's, or cannot be understood. */
-async function readOwnMetadata(session: Pick<LibvirtCalls, 'call'>, domain: Domain, {cluster, node}: Owner, log: Logger, signal: AbortSignal): Promise<PodVmMetadata | undefined> {
+async function readOwnMetadata(
+	session: Pick<LibvirtCalls, 'call'>,
+	domain: Domain,
+	{cluster, node}: Owner,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<PodVmMetadata | undefined> {
 	try {
 		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom: domain, flags: 0}, signal);
 		const metadata = readMetadata(readXml(xml));
@@ -74,8 +101,15 @@ async function readOwnMetadata(session: Pick<LibvirtCalls, 'call'>, domain: Doma
 		}
 
 		// Nobody deletes other volumes by editing metadata.
-		if (metadata.rootVolume !== rootVolumeName(domain.name) || metadata.cidataVolume !== cidataVolumeName(domain.name)) {
-			throw new AdaptorError({code: 'data-loss', what: 'The metadata of a domain names volumes that are not its own', where: {domain: domain.name}});
+		if (
+			metadata.rootVolume !== rootVolumeName(domain.name) ||
+			metadata.cidataVolume !== cidataVolumeName(domain.name)
+		) {
+			throw new AdaptorError({
+				code: 'data-loss',
+				what: 'The metadata of a domain names volumes that are not its own',
+				where: {domain: domain.name},
+			});
 		}
 
 		return metadata;

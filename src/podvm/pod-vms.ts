@@ -1,14 +1,14 @@
 /**
  * Pod VMs on a KVM host that libvirt manages.
  *
- * Start: define, then make the disks side by side, then start. libvirt does not look at disks when a domain is defined, so the definition
- * with our metadata is the journal: from the first side effect on, the host itself says what may have to be cleaned up.
- * Delete: the other way round, the definition last. Nothing about VMs is remembered here that the host could contradict: each start and
- * delete begins with one list of all domains, which is one cheap call, right after a restart too, and sees the other daemon's VMs during
- * a rolling update.
+ * Start: define, then make the disks side by side, then start. libvirt does not look at disks when a domain is defined,
+ * so the definition with our metadata is the journal: from the first side effect on, the host itself says what may have
+ * to be cleaned up. Delete: the other way round, the definition last. Nothing about VMs is remembered here that the
+ * host could contradict: each start and delete begins with one list of all domains, which is one cheap call, right
+ * after a restart too, and sees the other daemon's VMs during a rolling update.
  *
- * UUIDs are recycled with their slots and libvirt finds domains by UUID alone. So a slot is held here while it is worked on: a second
- * deletion that comes late cannot hit the VM that got the slot next.
+ * UUIDs are recycled with their slots and libvirt finds domains by UUID alone. So a slot is held here while it is
+ * worked on: a second deletion that comes late cannot hit the VM that got the slot next.
  */
 import {randomUUID} from 'node:crypto';
 import {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
@@ -55,11 +55,17 @@ export interface PodVmsOptions {
 	/** LIBVIRT_CPUSET */
 	readonly cpuset?: string;
 	readonly launchSecurity?: 's390-pv';
-	/** LIBVIRT_SWIOTLB_MEMORY: what a confidential VM's kernel keeps for its I/O; such a VM gets as much on top of what its pod asked for. */
+	/**
+	 * LIBVIRT_SWIOTLB_MEMORY: what a confidential VM's kernel keeps for its I/O; such a VM gets as much on top of what
+	 * its pod asked for.
+	 */
 	readonly swiotlbMib?: number;
 	readonly cluster: string;
 	readonly node: string;
-	/** Written to each VM, to tell this daemon's from another's of the same cluster and node. Without it all are 'unmarked'. */
+	/**
+	 * Written to each VM, to tell this daemon's from another's of the same cluster and node. Without it all are
+	 * 'unmarked'.
+	 */
 	readonly podsDir?: PodsDir;
 	readonly log: Logger;
 	readonly clock?: () => Date;
@@ -69,7 +75,9 @@ export function createPodVms(options: PodVmsOptions): PodVms {
 	return new LibvirtPodVms(options);
 }
 
-/** A start that failed cleans up in this time, whatever its caller's signal says; what is left then is found by `list`. */
+/**
+ * A start that failed cleans up in this time, whatever its caller's signal says; what is left then is found by `list`.
+ */
 const unwindTimeoutMs = 60_000;
 
 /** Of one deletion, when each is cut off; whoever asked for it has a longer patience. */
@@ -101,7 +109,12 @@ class LibvirtPodVms implements PodVms {
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
 		const {session, network, log} = this.#options;
 		const tail = this.#consoles.get(vm);
-		return findAddresses(session, {domain: domainOf(vm), mac: vm.mac, network, ...(tail === undefined ? {} : {console: tail})}, log, signal);
+		return findAddresses(
+			session,
+			{domain: domainOf(vm), mac: vm.mac, network, ...(tail === undefined ? {} : {console: tail})},
+			log,
+			signal,
+		);
 	}
 
 	consoleTail(vm: PodVm): readonly string[] {
@@ -120,15 +133,35 @@ class LibvirtPodVms implements PodVms {
 		const own = await this.#readOwn(await listDomains(this.#options.session, signal), signal);
 		return own.map(({domain, slot, metadata}) => {
 			const {sandboxId, pod, vni, createdAt} = metadata;
-			return {...this.#vmAt(slot, domain.name, sandboxId), pod, vni, createdAt, running: domain.id !== -1, ...ownership(this.#options.podsDir, metadata)};
+			return {
+				...this.#vmAt(slot, domain.name, sandboxId),
+				pod,
+				vni,
+				createdAt,
+				running: domain.id !== -1,
+				...ownership(this.#options.podsDir, metadata),
+			};
 		});
 	}
 
 	async #start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
-		const {session, pool: poolName, volumeName, rootDiskSizeGib, allowedImages, cluster, node, podsDir, log} = this.#options;
+		const {
+			session,
+			pool: poolName,
+			volumeName,
+			rootDiskSizeGib,
+			allowedImages,
+			cluster,
+			node,
+			podsDir,
+			log,
+		} = this.#options;
 		const {sandboxId, instanceName} = spec;
 		checkInstanceName(spec);
-		const image = chosenImage(spec.image, {configured: volumeName, ...(allowedImages === undefined ? {} : {allowed: allowedImages})});
+		const image = chosenImage(spec.image, {
+			configured: volumeName,
+			...(allowedImages === undefined ? {} : {allowed: allowedImages}),
+		});
 		// Upstream's end-to-end tests look for these words.
 		log.info({sandboxId, instanceName, image}, `Choosing ${image}`);
 		const createdAt = this.#now();
@@ -143,14 +176,25 @@ class LibvirtPodVms implements PodVms {
 		}
 
 		const metadata: PodVmMetadata = {
-			cluster, node, ...(podsDir === undefined ? {} : {podsDir}), sandboxId, pod: spec.pod, vni: spec.vni, createdAt, nonce: randomUUID(),
-			pool: poolName, ...(base.directory === undefined ? {} : {poolDirectory: base.directory}), rootVolume: rootVolumeName(instanceName), cidataVolume: cidataVolumeName(instanceName), baseImage: image,
+			cluster,
+			node,
+			...(podsDir === undefined ? {} : {podsDir}),
+			sandboxId,
+			pod: spec.pod,
+			vni: spec.vni,
+			createdAt,
+			nonce: randomUUID(),
+			pool: poolName,
+			...(base.directory === undefined ? {} : {poolDirectory: base.directory}),
+			rootVolume: rootVolumeName(instanceName),
+			cidataVolume: cidataVolumeName(instanceName),
+			baseImage: image,
 		};
 		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
 		const {domain, slot} = await this.#define(spec, host, metadata, held, undo, signal);
 		// Whoever defines last owns it: the disks would be made twice otherwise, one daemon's under the other's VM.
-		if (!await isStillThere(session, domain, metadata.nonce, signal)) {
+		if (!(await isStillThere(session, domain, metadata.nonce, signal))) {
 			throw alreadyExists(sandboxId, instanceName);
 		}
 
@@ -165,9 +209,19 @@ class LibvirtPodVms implements PodVms {
 		undo.move();
 		const {vcpus, memoryMib} = spec;
 		const swiotlbMib = this.#swiotlbMib;
-		log.info({
-			sandboxId, instanceName, image, mac: this.#slots.at(slot).mac, vcpus, memoryMib: memoryMib + swiotlbMib, ...(swiotlbMib === 0 ? {} : {swiotlbMib}), domainType: host.domainType,
-		}, 'domain started');
+		log.info(
+			{
+				sandboxId,
+				instanceName,
+				image,
+				mac: this.#slots.at(slot).mac,
+				vcpus,
+				memoryMib: memoryMib + swiotlbMib,
+				...(swiotlbMib === 0 ? {} : {swiotlbMib}),
+				domainType: host.domainType,
+			},
+			'domain started',
+		);
 		const vm = this.#vmAt(slot, instanceName, sandboxId);
 		// What a confidential guest prints is nobody's business on this side; it has to be debugged as an ordinary one.
 		if (this.#options.launchSecurity === undefined) {
@@ -177,9 +231,17 @@ class LibvirtPodVms implements PodVms {
 		return vm;
 	}
 
-	/** Takes the lowest slot that libvirt lets us have, and adds it to `held`. What is to be undone from here on is added to `undo`. */
+	/**
+	 * Takes the lowest slot that libvirt lets us have, and adds it to `held`. What is to be undone from here on is
+	 * added to `undo`.
+	 */
 	async #define(
-		spec: PodVmSpec, host: HostSupport, metadata: PodVmMetadata, held: DisposableStack, undo: AsyncDisposableStack, signal: AbortSignal,
+		spec: PodVmSpec,
+		host: HostSupport,
+		metadata: PodVmMetadata,
+		held: DisposableStack,
+		undo: AsyncDisposableStack,
+		signal: AbortSignal,
 	): Promise<{domain: Domain; slot: number}> {
 		const {session, network, cpuset, launchSecurity} = this.#options;
 		const {sandboxId, instanceName} = spec;
@@ -191,7 +253,9 @@ class LibvirtPodVms implements PodVms {
 				throw alreadyExists(sandboxId, instanceName);
 			}
 
-			const taken = new Set(domains.map(({uuid}) => this.#slots.numberOf(uuid)).filter(number => number !== undefined));
+			const taken = new Set(
+				domains.map(({uuid}) => this.#slots.numberOf(uuid)).filter(number => number !== undefined),
+			);
 			if (refused !== undefined && !taken.has(refused.slot)) {
 				throw refused.error;
 			}
@@ -199,8 +263,16 @@ class LibvirtPodVms implements PodVms {
 			const slot = this.#slots.lowestFree(taken.union(new Set(this.#held)));
 			const {uuid, mac} = this.#slots.at(slot);
 			const xml = domainXml({
-				name: instanceName, uuid: formatUuid(uuid), mac, vcpus: spec.vcpus, memoryMib: spec.memoryMib + this.#swiotlbMib, network, host, metadata,
-				...(cpuset === undefined || cpuset === '' ? {} : {cpuset}), ...(launchSecurity === undefined ? {} : {launchSecurity}),
+				name: instanceName,
+				uuid: formatUuid(uuid),
+				mac,
+				vcpus: spec.vcpus,
+				memoryMib: spec.memoryMib + this.#swiotlbMib,
+				network,
+				host,
+				metadata,
+				...(cpuset === undefined || cpuset === '' ? {} : {cpuset}),
+				...(launchSecurity === undefined ? {} : {launchSecurity}),
 			});
 			signal.throwIfAborted();
 			held.use(this.#hold(slot));
@@ -218,7 +290,8 @@ class LibvirtPodVms implements PodVms {
 					throw error;
 				}
 
-				// Perhaps somebody else, most likely the daemon that we replace, took the slot or the name since we looked: look again.
+				// Perhaps somebody else, most likely the daemon that we replace, took the slot or the name since we
+				// looked: look again.
 				if (error.libvirtCode !== libvirtCode.operationFailed) {
 					throw error;
 				}
@@ -244,35 +317,50 @@ class LibvirtPodVms implements PodVms {
 		using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed start');
 		let failure: unknown;
 		try {
-			await retry(async () => this.#delete(sandboxId, scope.signal, nonce), {
-				backOff: [100, 5000],
-				onFailure(error, {retryInMs}) {
-					failure = error;
-					log.debug({sandboxId, retryInMs, err: error}, 'clean-up after a failed start will be tried again');
+			await retry(
+				async () => this.#delete(sandboxId, scope.signal, nonce),
+				{
+					backOff: [100, 5000],
+					onFailure(error, {retryInMs}) {
+						failure = error;
+						log.debug(
+							{sandboxId, retryInMs, err: error},
+							'clean-up after a failed start will be tried again',
+						);
+					},
 				},
-			}, scope.signal);
+				scope.signal,
+			);
 		} catch (error) {
-			log.warn({sandboxId, err: failure ?? error}, 'could not clean up after a failed start: the VM stays listed until it is deleted');
+			log.warn(
+				{sandboxId, err: failure ?? error},
+				'could not clean up after a failed start: the VM stays listed until it is deleted',
+			);
 		}
 	}
 
 	/**
-	 * From the list again when the connection is lost in the middle: what was done then is looked up rather than supposed.
+	 * From the list again when the connection is lost in the middle: what was done then is looked up rather than
+	 * supposed.
 	 * @param nonce of the one start whose VM is meant; that of whichever start if absent
 	 */
 	async #delete(sandboxId: SandboxId, signal: AbortSignal, nonce?: string): Promise<void> {
 		const {log} = this.#options;
-		await retry(async () => this.#deleteListed(sandboxId, signal, nonce), {
-			// The session waits for a new connection by itself.
-			backOff: [0, 0],
-			onFailure(error, {attempt}) {
-				if (!(error instanceof LibvirtConnectionError) || isRefusal(error) || attempt === deleteAttempts) {
-					throw error;
-				}
+		await retry(
+			async () => this.#deleteListed(sandboxId, signal, nonce),
+			{
+				// The session waits for a new connection by itself.
+				backOff: [0, 0],
+				onFailure(error, {attempt}) {
+					if (!(error instanceof LibvirtConnectionError) || isRefusal(error) || attempt === deleteAttempts) {
+						throw error;
+					}
 
-				log.debug({sandboxId, attempt, err: error}, 'pod VM will be looked for again to delete it');
+					log.debug({sandboxId, attempt, err: error}, 'pod VM will be looked for again to delete it');
+				},
 			},
-		}, signal);
+			signal,
+		);
 	}
 
 	async #deleteListed(sandboxId: SandboxId, signal: AbortSignal, nonce: string | undefined): Promise<void> {
@@ -280,12 +368,16 @@ class LibvirtPodVms implements PodVms {
 		const domains = await listDomains(session, signal);
 		// Found by their names, without reading the XML of many.
 		const candidates = domains.filter(({name}) => isInstanceNameOf(name, sandboxId));
-		const found = (await this.#readOwn(candidates, signal)).filter(({metadata}) => metadata.sandboxId === sandboxId && (nonce === undefined || metadata.nonce === nonce));
-		await settleAll(found.map(async own => {
-			using _held = this.#hold(own.slot);
-			await removeVm(session, own, signal);
-			log.info({sandboxId, instanceName: own.domain.name}, 'pod VM deleted');
-		}));
+		const found = (await this.#readOwn(candidates, signal)).filter(
+			({metadata}) => metadata.sandboxId === sandboxId && (nonce === undefined || metadata.nonce === nonce),
+		);
+		await settleAll(
+			found.map(async own => {
+				using _held = this.#hold(own.slot);
+				await removeVm(session, own, signal);
+				log.info({sandboxId, instanceName: own.domain.name}, 'pod VM deleted');
+			}),
+		);
 	}
 
 	#hold(slot: number): Disposable {

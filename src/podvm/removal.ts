@@ -1,7 +1,8 @@
 /**
- * Deletes one VM of ours: stop, disks, and the definition last, because its metadata is what tells the next attempt what is left to do.
- * Every step succeeds when there is nothing (more) to do, so it may be repeated from any half-made or half-deleted state. A step that fails
- * does not keep the others from being done, except that the definition stays as long as anything else may be left.
+ * Deletes one VM of ours: stop, disks, and the definition last, because its metadata is what tells the next attempt
+ * what is left to do. Every step succeeds when there is nothing (more) to do, so it may be repeated from any half-made
+ * or half-deleted state. A step that fails does not keep the others from being done, except that the definition stays
+ * as long as anything else may be left.
  */
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode, LibvirtConnectionError} from '../libvirt/wire/errors.ts';
@@ -17,7 +18,11 @@ const undefineAll = 1 | 2;
  * @throws AdaptorError naming what is left
  * @throws LibvirtConnectionError when the connection is lost, and the signal's reason: then nobody knows what is left
  */
-export async function removeVm(session: LibvirtCalls, {domain: dom, metadata}: OwnDomain, signal: AbortSignal): Promise<void> {
+export async function removeVm(
+	session: LibvirtCalls,
+	{domain: dom, metadata}: OwnDomain,
+	signal: AbortSignal,
+): Promise<void> {
 	const {nonce, pool, poolDirectory, rootVolume, cidataVolume} = metadata;
 	const place = {pool, ...(poolDirectory === undefined ? {} : {directory: poolDirectory})};
 	const left: Leftover[] = [];
@@ -36,20 +41,32 @@ export async function removeVm(session: LibvirtCalls, {domain: dom, metadata}: O
 		}
 	};
 
-	await remove('the running VM', ignoring([libvirtCode.operationInvalid, libvirtCode.noDomain], change(session, procedures.domainDestroyFlags, {dom, flags: 0}, signal)));
+	await remove(
+		'the running VM',
+		ignoring(
+			[libvirtCode.operationInvalid, libvirtCode.noDomain],
+			change(session, procedures.domainDestroyFlags, {dom, flags: 0}, signal),
+		),
+	);
 	endIfCutOff();
-	await Promise.all([rootVolume, cidataVolume].map(async volume => remove(volume, deleteVolume(session, place, volume, signal))));
+	await Promise.all(
+		[rootVolume, cidataVolume].map(async volume => remove(volume, deleteVolume(session, place, volume, signal))),
+	);
 	endIfCutOff();
 	if (left.length > 0) {
 		throw leftoverError(dom.name, left);
 	}
 
-	// The disks took a while. Another daemon of this node that deletes the same VM may have finished, and given the UUID to a new one.
-	if (!await isStillThere(session, dom, nonce, signal)) {
+	// The disks took a while. Another daemon of this node that deletes the same VM may have finished, and given the
+	// UUID to a new one.
+	if (!(await isStillThere(session, dom, nonce, signal))) {
 		return;
 	}
 
-	await ignoring([libvirtCode.noDomain], change(session, procedures.domainUndefineFlags, {dom, flags: undefineAll}, signal));
+	await ignoring(
+		[libvirtCode.noDomain],
+		change(session, procedures.domainUndefineFlags, {dom, flags: undefineAll}, signal),
+	);
 }
 
 interface Leftover {
@@ -63,12 +80,16 @@ interface Leftover {
 function leftoverError(instanceName: string, left: readonly Leftover[]): AdaptorError {
 	const [first] = left;
 	const cause = toError(first?.error);
-	const {what, where, remedy} = cause instanceof AdaptorError ? cause : {what: cause.message, where: {}, remedy: undefined};
+	const {what, where, remedy} =
+		cause instanceof AdaptorError ? cause : {what: cause.message, where: {}, remedy: undefined};
 	return new AdaptorError({
 		code: codeOf(cause),
-		what: `Could not delete all of the pod VM: ${what}; left are ${left.map(({part}) => part).sort().join(', ')} and the definition of the domain`,
+		what: `Could not delete all of the pod VM: ${what}; left are ${left
+			.map(({part}) => part)
+			.sort()
+			.join(', ')} and the definition of the domain`,
 		where: {...where, instanceName},
-		remedy: `${(remedy ?? 'See libvirtd\'s log on the KVM host').replace(/\.$/v, '')}; the deletion then goes on. Or remove what is left by hand, the definition last: "virsh undefine ${instanceName}".`,
+		remedy: `${(remedy ?? "See libvirtd's log on the KVM host").replace(/\.$/v, '')}; the deletion then goes on. Or remove what is left by hand, the definition last: "virsh undefine ${instanceName}".`,
 		cause,
 	});
 }

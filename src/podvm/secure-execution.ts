@@ -1,6 +1,7 @@
 /**
- * Whether the KVM host can run guests under IBM Secure Execution, as its libvirt tells. Asking costs nothing on the host.
- * That a guest *is* protected cannot be seen from here: an image that was not built for it boots unprotected all the same. Attestation tells.
+ * Whether the KVM host can run guests under IBM Secure Execution, as its libvirt tells. Asking costs nothing on the
+ * host. That a guest *is* protected cannot be seen from here: an image that was not built for it boots unprotected all
+ * the same. Attestation tells.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
@@ -13,14 +14,19 @@ export type SecureExecutionSupport =
 	/** Both are sentences, the reason without a full stop. */
 	| {readonly supported: false; readonly reason: string; readonly remedy: string};
 
-/** The first libvirt that knows `<launchSecurity type='s390-pv'/>` (libvirt, docs/formatdomain, "Launch Security"), as it numbers itself. */
+/**
+ * The first libvirt that knows `<launchSecurity type='s390-pv'/>` (libvirt, docs/formatdomain, "Launch Security"), as
+ * it numbers itself.
+ */
 const firstVersion = 7_006_000n;
 
 /** libvirt, docs/kbase/s390_protected_virt, "Host Requirements". */
 const remedies = {
-	machine: 'Secure Execution needs an IBM z15 or LinuxONE III, or newer: use another KVM host, or DISABLECVM=true for ordinary VMs.',
-	kernel: 'On the KVM host, boot the kernel with prot_virt=1; then /sys/firmware/uv/prot_virt_host holds 1. '
-		+ 'The LPAR must have the feature (z15, LinuxONE III or newer): "grep -w 158 /proc/cpuinfo" finds it. Restart libvirt afterwards.',
+	machine:
+		'Secure Execution needs an IBM z15 or LinuxONE III, or newer: use another KVM host, or DISABLECVM=true for ordinary VMs.',
+	kernel:
+		'On the KVM host, boot the kernel with prot_virt=1; then /sys/firmware/uv/prot_virt_host holds 1. ' +
+		'The LPAR must have the feature (z15, LinuxONE III or newer): "grep -w 158 /proc/cpuinfo" finds it. Restart libvirt afterwards.',
 	qemu: 'On the KVM host, install QEMU 6.0 and libvirt 7.6 or newer, and restart libvirt so that it looks at both again.',
 	libvirt: 'Update libvirt on the KVM host: it knows Secure Execution from version 7.6 on.',
 	kvm: 'Use a KVM host whose kernel offers KVM (/dev/kvm): Secure Execution cannot be emulated.',
@@ -32,14 +38,22 @@ const remedies = {
  */
 export function secureExecutionSupport(domainCapabilities: string, libvirtVersion: bigint): SecureExecutionSupport {
 	const capabilities = readXml(domainCapabilities);
-	const no = (reason: string, remedy: keyof typeof remedies): SecureExecutionSupport => ({supported: false, reason, remedy: remedies[remedy]});
+	const no = (reason: string, remedy: keyof typeof remedies): SecureExecutionSupport => ({
+		supported: false,
+		reason,
+		remedy: remedies[remedy],
+	});
 	if (libvirtVersion < firstVersion) {
 		return no('its libvirt is older than 7.6', 'libvirt');
 	}
 
-	const hostModel = children(child(capabilities, 'cpu'), 'mode').find(({attributes}) => attributes['name'] === 'host-model' && attributes['supported'] === 'yes');
+	const hostModel = children(child(capabilities, 'cpu'), 'mode').find(
+		({attributes}) => attributes['name'] === 'host-model' && attributes['supported'] === 'yes',
+	);
 	// The facility that lets a guest become a protected one; KVM offers it when the ultravisor is in use.
-	const hasUnpack = children(hostModel, 'feature').some(({attributes}) => attributes['name'] === 'unpack' && attributes['policy'] === 'require');
+	const hasUnpack = children(hostModel, 'feature').some(
+		({attributes}) => attributes['name'] === 'unpack' && attributes['policy'] === 'require',
+	);
 	const said = saysSupported(child(capabilities, 'features'));
 	if (said === true || (said === undefined && hasUnpack)) {
 		return {supported: true};
@@ -50,34 +64,61 @@ export function secureExecutionSupport(domainCapabilities: string, libvirtVersio
 	}
 
 	const model = child(hostModel, 'model')?.text;
-	return model !== undefined && isBeforeZ15(model) ? no(`its machine is too old (CPU model ${model})`, 'machine')
-		: hasUnpack ? no('its kernel offers it, its QEMU or libvirt does not', 'qemu')
+	return model !== undefined && isBeforeZ15(model)
+		? no(`its machine is too old (CPU model ${model})`, 'machine')
+		: hasUnpack
+			? no('its kernel offers it, its QEMU or libvirt does not', 'qemu')
 			: no('its kernel does not offer it', 'kernel');
 }
 
 /** Two ways to say it, of which a libvirt knows none (before `s390-pv` came in), one, or both. */
 function saysSupported(features: XmlElement | undefined): boolean | undefined {
 	const kinds = child(features, 'launchSecurity');
-	const values = children(kinds, 'enum').filter(({attributes}) => attributes['name'] === 'sectype').flatMap(each => children(each, 'value'));
+	const values = children(kinds, 'enum')
+		.filter(({attributes}) => attributes['name'] === 'sectype')
+		.flatMap(each => children(each, 'value'));
 	const feature = child(features, 's390-pv')?.attributes['supported'];
-	return values.some(({text}) => text === 's390-pv') || feature === 'yes' ? true : feature === undefined && kinds === undefined ? undefined : false;
+	return values.some(({text}) => text === 's390-pv') || feature === 'yes'
+		? true
+		: feature === undefined && kinds === undefined
+			? undefined
+			: false;
 }
 
-/** QEMU names machines up to z14 after the product, and those from z15 on `gen15a` and so forth (target/s390x/cpu_models.c). */
+/**
+ * QEMU names machines up to z14 after the product, and those from z15 on `gen15a` and so forth
+ * (target/s390x/cpu_models.c).
+ */
 function isBeforeZ15(model: string): boolean {
 	return /^z\d|^z[EB]C/.test(model);
 }
 
 /** Asks the host. @throws as `LibvirtSession.call` */
-export async function readSecureExecutionSupport(session: Pick<LibvirtCalls, 'call'>, {emulator, machine, domainType}: HostSupport, signal: AbortSignal): Promise<SecureExecutionSupport> {
+export async function readSecureExecutionSupport(
+	session: Pick<LibvirtCalls, 'call'>,
+	{emulator, machine, domainType}: HostSupport,
+	signal: AbortSignal,
+): Promise<SecureExecutionSupport> {
 	const [{capabilities}, {libVer}] = await Promise.all([
-		session.call(procedures.connectGetDomainCapabilities, {emulatorbin: emulator, arch: 's390x', machine, virttype: domainType, flags: 0}, signal),
+		session.call(
+			procedures.connectGetDomainCapabilities,
+			{emulatorbin: emulator, arch: 's390x', machine, virttype: domainType, flags: 0},
+			signal,
+		),
 		session.call(procedures.connectGetLibVersion, undefined, signal),
 	]);
 	return secureExecutionSupport(capabilities, libVer);
 }
 
 /** For whoever must not go on without: never an ordinary VM in place of a confidential one. */
-export function secureExecutionUnavailable({reason, remedy}: Extract<SecureExecutionSupport, {readonly supported: false}>): AdaptorError {
-	return new AdaptorError({code: 'failed-precondition', reason: 'SecureExecutionUnavailable', what: `The KVM host cannot run confidential VMs (IBM Secure Execution): ${reason}`, remedy});
+export function secureExecutionUnavailable({
+	reason,
+	remedy,
+}: Extract<SecureExecutionSupport, {readonly supported: false}>): AdaptorError {
+	return new AdaptorError({
+		code: 'failed-precondition',
+		reason: 'SecureExecutionUnavailable',
+		what: `The KVM host cannot run confidential VMs (IBM Secure Execution): ${reason}`,
+		remedy,
+	});
 }

@@ -1,12 +1,12 @@
 /**
  * Which MAC and which UUID the VMs of this node have. A node has 256 slots; a slot is one MAC and one UUID.
  *
- * MACs are recycled because dnsmasq probes the address of every MAC that it has not seen by ICMP for three seconds before it offers it,
- * and because a new MAC for every VM exhausts the leases of libvirt's default network.
- * The UUID encodes (cluster, node, slot) as well, because libvirt refuses to define a second domain with a UUID that is in use
- * (libvirt, src/conf/virdomainobjlist.c, virDomainObjListAddLocked): libvirt itself is the lock, so two daemons that overlap
- * during a rolling update can never run two VMs with one MAC.
- * Because UUIDs are recycled too, nothing is ever deleted by UUID alone.
+ * MACs are recycled because dnsmasq probes the address of every MAC that it has not seen by ICMP for three seconds
+ * before it offers it, and because a new MAC for every VM exhausts the leases of libvirt's default network. The UUID
+ * encodes (cluster, node, slot) as well, because libvirt refuses to define a second domain with a UUID that is in use
+ * (libvirt, src/conf/virdomainobjlist.c, virDomainObjListAddLocked): libvirt itself is the lock, so two daemons that
+ * overlap during a rolling update can never run two VMs with one MAC. Because UUIDs are recycled too, nothing is ever
+ * deleted by UUID alone.
  */
 import {createHash} from 'node:crypto';
 import {AdaptorError} from '../core/errors.ts';
@@ -26,7 +26,11 @@ export class VmSlots {
 
 	constructor(cluster: string, node: string) {
 		if (cluster.includes('\0') || node.includes('\0')) {
-			throw new AdaptorError({code: 'invalid-argument', what: 'A cluster or node name holds a NUL character', remedy: 'Set NODE_NAME to the name of the Kubernetes node.'});
+			throw new AdaptorError({
+				code: 'invalid-argument',
+				what: 'A cluster or node name holds a NUL character',
+				remedy: 'Set NODE_NAME to the name of the Kubernetes node.',
+			});
 		}
 
 		const hash = createHash('sha256').update(`${cluster}\0${node}`).digest();
@@ -70,7 +74,9 @@ export class VmSlots {
 
 /** `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx` */
 export function formatUuid(uuid: Uint8Array): string {
-	return Buffer.from(uuid).toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
+	return Buffer.from(uuid)
+		.toString('hex')
+		.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
 }
 
 export function parseUuid(text: string): Buffer {

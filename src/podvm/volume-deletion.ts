@@ -1,6 +1,7 @@
 /**
- * Deletes one volume of a pod VM, or says that it may still be there. Only an active pool proves that a volume is gone: an administrator may have
- * undefined or stopped the pool, or defined it anew with another directory, and the file, with a VM's private keys in it, stays.
+ * Deletes one volume of a pod VM, or says that it may still be there. Only an active pool proves that a volume is gone:
+ * an administrator may have undefined or stopped the pool, or defined it anew with another directory, and the file,
+ * with a VM's private keys in it, stays.
  */
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
@@ -14,26 +15,44 @@ const busyRetries = {times: 20, everyMs: 250};
 /** Where a volume is. */
 export interface VolumePlace {
 	readonly pool: string;
-	/** Of the pool, on the KVM host. Without it nothing is found by another pool, and the pool is taken for the one that it was. */
+	/**
+	 * Of the pool, on the KVM host. Without it nothing is found by another pool, and the pool is taken for the one that
+	 * it was.
+	 */
 	readonly directory?: string;
 }
 
 /**
- * Succeeds when there is no such volume. Where the pool is not there any more, the volume is deleted through the pool that has the directory now.
+ * Succeeds when there is no such volume. Where the pool is not there any more, the volume is deleted through the pool
+ * that has the directory now.
  * @throws AdaptorError 'failed-precondition' when no active pool has it
  */
-export async function deleteVolume(session: LibvirtCalls, place: VolumePlace, name: string, signal: AbortSignal): Promise<void> {
-	await retry(async () => deleteOnce(session, place, name, signal), {
-		backOff: [busyRetries.everyMs, busyRetries.everyMs],
-		onFailure(error, {attempt}) {
-			if (!isLibvirtError(error, libvirtCode.operationInvalid) || attempt > busyRetries.times) {
-				throw error;
-			}
+export async function deleteVolume(
+	session: LibvirtCalls,
+	place: VolumePlace,
+	name: string,
+	signal: AbortSignal,
+): Promise<void> {
+	await retry(
+		async () => deleteOnce(session, place, name, signal),
+		{
+			backOff: [busyRetries.everyMs, busyRetries.everyMs],
+			onFailure(error, {attempt}) {
+				if (!isLibvirtError(error, libvirtCode.operationInvalid) || attempt > busyRetries.times) {
+					throw error;
+				}
+			},
 		},
-	}, signal);
+		signal,
+	);
 }
 
-async function deleteOnce(session: LibvirtCalls, {pool, directory}: VolumePlace, name: string, signal: AbortSignal): Promise<void> {
+async function deleteOnce(
+	session: LibvirtCalls,
+	{pool, directory}: VolumePlace,
+	name: string,
+	signal: AbortSignal,
+): Promise<void> {
 	try {
 		await change(session, procedures.storageVolDelete, {vol: {pool, name, key: ''}, flags: 0}, signal);
 	} catch (error) {
@@ -74,14 +93,27 @@ interface Doubt {
 
 /** Answers after which the volume may still be there, by libvirt's number. */
 const doubts: Readonly<Record<number, Doubt>> = {
-	[libvirtCode.noStoragePool]: {fault: 'is not defined', remedy: pool => `Define and start the pool "${pool}" again on the KVM host`},
+	[libvirtCode.noStoragePool]: {
+		fault: 'is not defined',
+		remedy: pool => `Define and start the pool "${pool}" again on the KVM host`,
+	},
 	/** Also while the volume is busy. */
-	[libvirtCode.operationInvalid]: {fault: 'is not active', remedy: pool => `Run "virsh pool-start ${pool}" on the KVM host`},
-	[libvirtCode.noStorageVol]: {fault: 'has another directory now', remedy: pool => `Start a pool with the former directory of "${pool}" on the KVM host, under any name`},
+	[libvirtCode.operationInvalid]: {
+		fault: 'is not active',
+		remedy: pool => `Run "virsh pool-start ${pool}" on the KVM host`,
+	},
+	[libvirtCode.noStorageVol]: {
+		fault: 'has another directory now',
+		remedy: pool => `Start a pool with the former directory of "${pool}" on the KVM host, under any name`,
+	},
 };
 
 /** @returns its name, if there is one; undefined when libvirt cannot tell */
-async function activePoolAt(session: LibvirtCalls, path: string, signal: AbortSignal): Promise<{readonly pool: string | undefined} | undefined> {
+async function activePoolAt(
+	session: LibvirtCalls,
+	path: string,
+	signal: AbortSignal,
+): Promise<{readonly pool: string | undefined} | undefined> {
 	try {
 		return {pool: (await session.call(procedures.storagePoolLookupByTargetPath, {path}, signal)).pool.name};
 	} catch (error) {

@@ -43,24 +43,36 @@ export function volumeOf(pool: string, name: string): StorageVol {
 }
 
 /** @throws AdaptorError 'not-found', 'failed-precondition' for an image in a format that no overlay can stand on */
-export async function readBaseVolume(session: Pick<LibvirtCalls, 'call'>, pool: string, name: string, signal: AbortSignal): Promise<BaseVolume> {
+export async function readBaseVolume(
+	session: Pick<LibvirtCalls, 'call'>,
+	pool: string,
+	name: string,
+	signal: AbortSignal,
+): Promise<BaseVolume> {
 	let xml;
 	try {
 		({xml} = await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal));
 	} catch (error) {
-		throw isLibvirtError(error, libvirtCode.noStorageVol) ? notFound(pool, name, 'the pool has no such volume', error) : error;
+		throw isLibvirtError(error, libvirtCode.noStorageVol)
+			? notFound(pool, name, 'the pool has no such volume', error)
+			: error;
 	}
 
 	const volume = readXml(xml);
 	const backing = child(volume, 'backingStore');
 	const backingPath = child(backing, 'path')?.text ?? '';
 	const ownPath = child(volume, 'target', 'path')?.text;
-	// Only the name of a version of the image: VMs stand on the version, so that the name can be given to another one at any time.
+	// Only the name of a version of the image: VMs stand on the version, so that the name can be given to another one
+	// at any time.
 	const isStandIn = ownPath !== undefined && standsForVersion(ownPath, backingPath);
 	const path = isStandIn ? backingPath : ownPath;
 	const format = child(isStandIn ? backing : child(volume, 'target'), 'format')?.attributes['type'];
 	const capacity = child(volume, 'capacity');
-	if (format === 'raw' && path?.endsWith('.qcow2') === true && readImageVersion(path.slice(path.lastIndexOf('/') + 1)) !== undefined) {
+	if (
+		format === 'raw' &&
+		path?.endsWith('.qcow2') === true &&
+		readImageVersion(path.slice(path.lastIndexOf('/') + 1)) !== undefined
+	) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
 			what: 'Could not use the volume as a pod VM image: it is not complete yet',
@@ -69,7 +81,12 @@ export async function readBaseVolume(session: Pick<LibvirtCalls, 'call'>, pool: 
 		});
 	}
 
-	if (path === undefined || capacity === undefined || !/^\d+$/.test(capacity.text) || (format !== 'qcow2' && format !== 'raw')) {
+	if (
+		path === undefined ||
+		capacity === undefined ||
+		!/^\d+$/.test(capacity.text) ||
+		(format !== 'qcow2' && format !== 'raw')
+	) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
 			what: 'Could not use the volume as a pod VM image: it is neither qcow2 nor raw',
@@ -81,17 +98,28 @@ export async function readBaseVolume(session: Pick<LibvirtCalls, 'call'>, pool: 
 	// In pools whose volumes are files, they are named after them.
 	const directory = ownPath?.endsWith(`/${name}`) === true ? ownPath.slice(0, -name.length - 1) : '';
 	return {
-		name: isStandIn ? path.slice(path.lastIndexOf('/') + 1) : name, path, format, capacity: BigInt(capacity.text), isOverlay: backingPath !== '' && !isStandIn,
+		name: isStandIn ? path.slice(path.lastIndexOf('/') + 1) : name,
+		path,
+		format,
+		capacity: BigInt(capacity.text),
+		isOverlay: backingPath !== '' && !isStandIn,
 		...(directory === '' ? {} : {directory}),
 	};
 }
 
 /**
- * Why a start has failed that stood on `base`. Nothing keeps an image from being removed between a start's look at it and the disk that stands on it:
- * then it is that, and not what libvirt or QEMU say of a file that they cannot open. (A VM that runs by then keeps the file until it ends.)
+ * Why a start has failed that stood on `base`. Nothing keeps an image from being removed between a start's look at it
+ * and the disk that stands on it: then it is that, and not what libvirt or QEMU say of a file that they cannot open. (A
+ * VM that runs by then keeps the file until it ends.)
  * @returns `failure` itself when the volume is still there, or it cannot be seen
  */
-export async function causeOfFailure(session: Pick<LibvirtCalls, 'call'>, pool: string, {name}: Pick<BaseVolume, 'name'>, failure: unknown, signal: AbortSignal): Promise<unknown> {
+export async function causeOfFailure(
+	session: Pick<LibvirtCalls, 'call'>,
+	pool: string,
+	{name}: Pick<BaseVolume, 'name'>,
+	failure: unknown,
+	signal: AbortSignal,
+): Promise<unknown> {
 	if (!(failure instanceof LibvirtError)) {
 		return failure;
 	}
@@ -100,7 +128,9 @@ export async function causeOfFailure(session: Pick<LibvirtCalls, 'call'>, pool: 
 		await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal);
 		return failure;
 	} catch (error) {
-		return isLibvirtError(error, libvirtCode.noStorageVol) ? notFound(pool, name, 'it was removed while the VM was being started', failure) : failure;
+		return isLibvirtError(error, libvirtCode.noStorageVol)
+			? notFound(pool, name, 'it was removed while the VM was being started', failure)
+			: failure;
 	}
 }
 
@@ -111,14 +141,22 @@ function notFound(pool: string, name: string, why: string, cause: LibvirtError):
 		// These first words are what upstream's end-to-end tests look for in the pod's events.
 		what: `Can't retrieve volume ${name}: ${why}`,
 		where: {pool, volume: name},
-		remedy: 'Upload the pod VM image with "cloud-api-adaptor image push", or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; '
-			+ 'a file that was copied into the pool shows after "virsh pool-refresh" on the KVM host.',
+		remedy:
+			'Upload the pod VM image with "cloud-api-adaptor image push", or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; ' +
+			'a file that was copied into the pool shows after "virsh pool-refresh" on the KVM host.',
 		cause,
 	});
 }
 
-/** An overlay that reads through to `base`. Its capacity is never less than the base's: the guest would lose the end of its file system. */
-export function rootVolumeXml(name: string, base: Pick<BaseVolume, 'path' | 'format' | 'capacity'>, rootDiskSizeGib: number): string {
+/**
+ * An overlay that reads through to `base`. Its capacity is never less than the base's: the guest would lose the end of
+ * its file system.
+ */
+export function rootVolumeXml(
+	name: string,
+	base: Pick<BaseVolume, 'path' | 'format' | 'capacity'>,
+	rootDiskSizeGib: number,
+): string {
 	const wanted = BigInt(rootDiskSizeGib) * gib;
 	const volume = volumeXml(name, 'qcow2', wanted > base.capacity ? wanted : base.capacity);
 	volume.ele('backingStore').ele('path').txt(xmlText('path', base.path)).up().ele('format', {type: base.format});
@@ -145,12 +183,21 @@ function volumeXml(name: string, format: 'qcow2' | 'raw', capacity: bigint): Ret
  * Creates a volume of a domain that is already defined as ours. One that is there already is a remainder:
  * names derive from the domain's, which libvirt keeps unique.
  */
-export async function createVolume(session: LibvirtCalls, pool: StoragePool, name: string, xml: string, signal: AbortSignal): Promise<StorageVol> {
+export async function createVolume(
+	session: LibvirtCalls,
+	pool: StoragePool,
+	name: string,
+	xml: string,
+	signal: AbortSignal,
+): Promise<StorageVol> {
 	try {
 		return (await change(session, procedures.storageVolCreateXml, {pool, xml, flags: 0}, signal)).vol;
 	} catch (error) {
 		// The test driver says so with the general number.
-		if (!isLibvirtError(error, libvirtCode.storageVolExist) && !isLibvirtError(error, libvirtCode.operationFailed)) {
+		if (
+			!isLibvirtError(error, libvirtCode.storageVolExist) &&
+			!isLibvirtError(error, libvirtCode.operationFailed)
+		) {
 			throw error;
 		}
 

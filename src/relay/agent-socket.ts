@@ -1,4 +1,7 @@
-/** The agent's socket in a directory of its own, `<pods-dir>/<sandbox id>/agent.ttrpc`. Knows nothing of what is said on it. */
+/**
+ * The agent's socket in a directory of its own, `<pods-dir>/<sandbox id>/agent.ttrpc`. Knows nothing of what is said on
+ * it.
+ */
 import {chmod, mkdir, rmdir, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
 import {dirname} from 'node:path';
@@ -15,9 +18,14 @@ export function checkAgentSocketPath(path: string): void {
 /**
  * Its directory is made 0700.
  * @param onConnection takes over the connection: paused, half-open allowed
- * @returns disposing stops listening and removes the socket, and its directory when that is empty; connections are not touched
+ * @returns disposing stops listening and removes the socket, and its directory when that is empty; connections are not
+ * touched
  */
-export async function listenForShims(path: string, log: Logger, onConnection: (shim: Socket) => void): Promise<AsyncDisposable> {
+export async function listenForShims(
+	path: string,
+	log: Logger,
+	onConnection: (shim: Socket) => void,
+): Promise<AsyncDisposable> {
 	const directory = dirname(path);
 	await mkdir(directory, {recursive: true, mode: 0o700});
 	await chmod(directory, 0o700);

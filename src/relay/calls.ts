@@ -1,15 +1,16 @@
 /**
- * The calls of one shim connection: which are open, what each would need to be made again, and until when it is to be answered.
- * Bookkeeping alone: no sockets, no timers, no time of its own. Whole frames come in, because only a frame that is whole can be
- * kept from the shim when the VM's connection dies in the middle of it, and sent again when it died before its end.
+ * The calls of one shim connection: which are open, what each would need to be made again, and until when it is to be
+ * answered. Bookkeeping alone: no sockets, no timers, no time of its own. Whole frames come in, because only a frame
+ * that is whole can be kept from the shim when the VM's connection dies in the middle of it, and sent again when it
+ * died before its end.
  *
  *   request ──▶ open ── the VM's response ──▶ answered      (forwarded)
  *                │ ▲
  *   lost ────────┤ └── sent again on the next connection    (what only waits; what was never sent)
  *                └──▶ answered with UNAVAILABLE             (everything else, and whatever's time is up)
  *
- * A stream that was answered is no longer here, and a late response to it finds nobody. That the VM may still send one is remembered: a response to
- * no call at all breaks the protocol, a late one does not.
+ * A stream that was answered is no longer here, and a late response to it finds nobody. That the VM may still send one
+ * is remembered: a response to no call at all breaks the protocol, a late one does not.
  */
 import {echoed} from '../core/errors.ts';
 import type {Logger} from '../core/log.ts';
@@ -20,7 +21,11 @@ import {statusCode} from '../ttrpc/status.ts';
 const healthCheck = 'grpc.Health/Check';
 
 /** Calls that change nothing and end when something happens: made again, they mean the same. */
-const replayableMethods: ReadonlySet<string> = new Set([healthCheck, 'grpc.AgentService/WaitProcess', 'grpc.AgentService/GetOOMEvent']);
+const replayableMethods: ReadonlySet<string> = new Set([
+	healthCheck,
+	'grpc.AgentService/WaitProcess',
+	'grpc.AgentService/GetOOMEvent',
+]);
 
 export interface CallLimits {
 	/** Calls that are open at a time. A shim has a few dozen; more would only be our memory. */
@@ -32,7 +37,10 @@ export interface CallLimits {
 /** Two of the largest messages fit. */
 export const defaultCallLimits: CallLimits = {maxOpen: 1024, maxHeldBytes: 9 * 1024 * 1024};
 
-/** A waiting call's request is short: ids of a container and a process. What is not, is not kept: it fails with the rest. */
+/**
+ * A waiting call's request is short: ids of a container and a process. What is not, is not kept: it fails with the
+ * rest.
+ */
 const maxReplayableBytes = 4096;
 
 /** So long before the shim gives up it is told why: the failure then has a reason instead of a time-out. */
@@ -44,7 +52,9 @@ export interface Call {
 	readonly method: string;
 	/** Of the same clock as all times here. */
 	readonly startedAt: number;
-	/** When it is to be answered at the latest, a little ahead of the shim's own deadline; undefined when it has none. */
+	/**
+	 * When it is to be answered at the latest, a little ahead of the shim's own deadline; undefined when it has none.
+	 */
 	readonly answerBy: number | undefined;
 }
 
@@ -110,7 +120,13 @@ export class Calls {
 		const replayable = replayableMethods.has(name) && frame.flags === 0 && bytes.length <= maxReplayableBytes;
 		const timeoutMs = Number(timeoutNano) / 1e6;
 		const call: OpenCall = {
-			streamId, method: name, startedAt: now, replayable, held: [], isSent: isJoined, delayed: !isJoined,
+			streamId,
+			method: name,
+			startedAt: now,
+			replayable,
+			held: [],
+			isSent: isJoined,
+			delayed: !isJoined,
 			answerBy: timeoutMs > 0 ? now + timeoutMs - Math.min(answerAheadMs, timeoutMs / 10) : undefined,
 		};
 		if (!isJoined || (replayable && fits)) {
@@ -132,7 +148,10 @@ export class Calls {
 		return oldest?.held[0];
 	}
 
-	/** The connection is silent: the health checks on it are to be answered in time, like calls that had to wait for one. */
+	/**
+	 * The connection is silent: the health checks on it are to be answered in time, like calls that had to wait for
+	 * one.
+	 */
 	delayChecks(): void {
 		for (const call of this.#checks) {
 			call.delayed = true;
@@ -140,8 +159,8 @@ export class Calls {
 	}
 
 	/**
-	 * More of a request. `taken` means as much as of a request; it may be held in full only, `full` then says that the call is to be failed.
-	 * `unknown`: of no call that is open.
+	 * More of a request. `taken` means as much as of a request; it may be held in full only, `full` then says that the
+	 * call is to be failed. `unknown`: of no call that is open.
 	 */
 	data({streamId, bytes}: Frame, isJoined: boolean): 'taken' | 'full' | 'unknown' {
 		const call = this.#open.get(streamId);
@@ -207,7 +226,7 @@ export class Calls {
 	}
 
 	/** What a new connection to the VM is to be sent first, in the order of the requests. */
-	* join(): Generator<Buffer> {
+	*join(): Generator<Buffer> {
 		for (const call of this.#open.values()) {
 			yield* call.held;
 			call.isSent = true;
@@ -217,7 +236,10 @@ export class Calls {
 		}
 	}
 
-	/** The connection to the VM is lost. @returns the calls that are lost with it, still open; the others wait for the next one */
+	/**
+	 * The connection to the VM is lost.
+	 * @returns the calls that are lost with it, still open; the others wait for the next one
+	 */
 	lost(): readonly Call[] {
 		const calls = [...this.#open.values()];
 		this.#late.clear();
@@ -235,7 +257,10 @@ export class Calls {
 
 	/** When the next of the calls that were delayed has to be answered. */
 	get nextDeadline(): number | undefined {
-		return this.#delayed().reduce<number | undefined>((next, {answerBy}) => next === undefined || answerBy < next ? answerBy : next, undefined);
+		return this.#delayed().reduce<number | undefined>(
+			(next, {answerBy}) => (next === undefined || answerBy < next ? answerBy : next),
+			undefined,
+		);
 	}
 
 	/** The delayed calls whose time is up, still open. */
@@ -244,14 +269,19 @@ export class Calls {
 	}
 
 	#delayed(): ReadonlyArray<OpenCall & {readonly answerBy: number}> {
-		return [...this.#open.values()].filter((call): call is OpenCall & {readonly answerBy: number} => call.delayed && call.answerBy !== undefined);
+		return [...this.#open.values()].filter(
+			(call): call is OpenCall & {readonly answerBy: number} => call.delayed && call.answerBy !== undefined,
+		);
 	}
 
 	#close(call: OpenCall, code: number, now: number): void {
 		this.#open.delete(call.streamId);
 		this.#checks.delete(call);
 		this.#release(call);
-		this.#log.debug({method: call.method, durationMs: Math.round((now - call.startedAt) * 10) / 10, code: statusName(code)}, 'agent call');
+		this.#log.debug(
+			{method: call.method, durationMs: Math.round((now - call.startedAt) * 10) / 10, code: statusName(code)},
+			'agent call',
+		);
 	}
 
 	#fits(bytes: Buffer): boolean {
@@ -270,7 +300,12 @@ export class Calls {
 	}
 }
 
-const statusNames = new Map<number, string>(Object.entries(statusCode).map(([name, code]) => [code, name.replaceAll(/[A-Z]/g, letter => `_${letter}`).toUpperCase()]));
+const statusNames = new Map<number, string>(
+	Object.entries(statusCode).map(([name, code]) => [
+		code,
+		name.replaceAll(/[A-Z]/g, letter => `_${letter}`).toUpperCase(),
+	]),
+);
 
 function statusName(code: number): string {
 	return statusNames.get(code) ?? String(code);

@@ -1,12 +1,33 @@
 /**
- * Makes the three kinds of certificate that the agent's connection needs: a CA, server certificates signed by it, and a client
- * certificate that vouches for itself. X.509 version 3 (RFC 5280), ECDSA P-256 with SHA-256, keys as PKCS#8, everything as PEM.
- * Node signs; only the bytes to be signed are put together here (docs/adr/0005). Knows no files and no sockets.
+ * Makes the three kinds of certificate that the agent's connection needs: a CA, server certificates signed by it, and a
+ * client certificate that vouches for itself. X.509 version 3 (RFC 5280), ECDSA P-256 with SHA-256, keys as PKCS#8,
+ * everything as PEM. Node signs; only the bytes to be signed are put together here (docs/adr/0005). Knows no files and
+ * no sockets.
  */
-import {createHash, createPrivateKey, generateKeyPair, randomBytes, sign, X509Certificate, type KeyObject} from 'node:crypto';
+import {
+	createHash,
+	createPrivateKey,
+	generateKeyPair,
+	randomBytes,
+	sign,
+	X509Certificate,
+	type KeyObject,
+} from 'node:crypto';
 import {promisify} from 'node:util';
 import {Secret} from '../core/log.ts';
-import {bitString, explicit, implicit, isTrue, octetString, oid, sequence, setOf, time, unsigned, utf8String} from './der.ts';
+import {
+	bitString,
+	explicit,
+	implicit,
+	isTrue,
+	octetString,
+	oid,
+	sequence,
+	setOf,
+	time,
+	unsigned,
+	utf8String,
+} from './der.ts';
 
 export interface KeyPair {
 	/** PEM. */
@@ -47,8 +68,16 @@ export async function makeCa(commonName: string, validity: Validity): Promise<Ke
 	const keys = await makeKeys();
 	const name = distinguishedName(commonName);
 	return certificate({
-		subject: name, issuer: name, validity, keys, signingKey: keys.privateKey,
-		extensions: [caConstraints, signsCertificates, extension(oids.subjectKeyIdentifier, octetString(keyIdentifier(keys.publicKey)))],
+		subject: name,
+		issuer: name,
+		validity,
+		keys,
+		signingKey: keys.privateKey,
+		extensions: [
+			caConstraints,
+			signsCertificates,
+			extension(oids.subjectKeyIdentifier, octetString(keyIdentifier(keys.publicKey))),
+		],
 	});
 }
 
@@ -57,7 +86,11 @@ export async function makeClientCertificate(commonName: string, validity: Validi
 	const keys = await makeKeys();
 	const name = distinguishedName(commonName);
 	return certificate({
-		subject: name, issuer: name, validity, keys, signingKey: keys.privateKey,
+		subject: name,
+		issuer: name,
+		validity,
+		keys,
+		signingKey: keys.privateKey,
 		extensions: [leafConstraints, signsHandshakes, extension(oids.extKeyUsage, sequence(oids.clientAuth))],
 	});
 }
@@ -72,10 +105,13 @@ export async function makeServerCertificate(dnsName: string, ca: KeyPair, validi
 	return certificate({
 		subject: distinguishedName(dnsName),
 		issuer: distinguishedName(issuer.subject.replace(/^CN=/, '')),
-		validity, keys,
+		validity,
+		keys,
 		signingKey: createPrivateKey(ca.key.reveal()),
 		extensions: [
-			leafConstraints, signsHandshakes, extension(oids.extKeyUsage, sequence(oids.serverAuth)),
+			leafConstraints,
+			signsHandshakes,
+			extension(oids.extKeyUsage, sequence(oids.serverAuth)),
 			// GeneralName's dNSName is [2]; AuthorityKeyIdentifier's keyIdentifier is [0].
 			extension(oids.subjectAltName, sequence(implicit(2, Buffer.from(dnsName)))),
 			extension(oids.authorityKeyIdentifier, sequence(implicit(0, keyIdentifier(issuer.publicKey)))),
@@ -93,7 +129,14 @@ interface CertificateParts {
 }
 
 /** RFC 5280, 4.1. */
-function certificate({subject, issuer, validity: {notBefore, notAfter}, keys, signingKey, extensions}: CertificateParts): KeyPair {
+function certificate({
+	subject,
+	issuer,
+	validity: {notBefore, notAfter},
+	keys,
+	signingKey,
+	extensions,
+}: CertificateParts): KeyPair {
 	const toBeSigned = sequence(
 		explicit(0, unsigned(Buffer.of(2))),
 		unsigned(randomBytes(16)),

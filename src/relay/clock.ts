@@ -3,7 +3,9 @@ import {X509Certificate} from 'node:crypto';
 
 /** When the last of the certificates (PEM, one or several a text) becomes valid. */
 export function latestStart(certificates: readonly string[]): Date {
-	const blocks = certificates.flatMap(text => text.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? []);
+	const blocks = certificates.flatMap(
+		text => text.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? [],
+	);
 	return new Date(Math.max(...blocks.map(block => new X509Certificate(block).validFromDate.getTime())));
 }
 

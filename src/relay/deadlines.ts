@@ -1,4 +1,7 @@
-/** The clock of the calls that are to be answered before the shim gives up on them: the first health check without an answer ends the pod. */
+/**
+ * The clock of the calls that are to be answered before the shim gives up on them: the first health check without an
+ * answer ends the pod.
+ */
 import type {Call, Calls} from './calls.ts';
 
 export class Deadlines implements Disposable {
@@ -25,10 +28,13 @@ export class Deadlines implements Disposable {
 			return;
 		}
 
-		this.#timer = setTimeout(() => {
-			this.#expired(this.#calls.expired(this.#now()));
-			this.watch();
-		}, Math.min(Math.max(0, next - this.#now()) + 1, 0x7f_ff_ff_ff));
+		this.#timer = setTimeout(
+			() => {
+				this.#expired(this.#calls.expired(this.#now()));
+				this.watch();
+			},
+			Math.min(Math.max(0, next - this.#now()) + 1, 0x7f_ff_ff_ff),
+		);
 	}
 
 	[Symbol.dispose](): void {

@@ -5,8 +5,18 @@
 
 /** X.690, 8.1.2: universal class unless the name says otherwise. */
 const tags = {
-	boolean: 0x01, integer: 0x02, bitString: 0x03, octetString: 0x04, oid: 0x06, utf8String: 0x0c, utcTime: 0x17, generalizedTime: 0x18,
-	sequence: 0x30, set: 0x31, contextPrimitive: 0x80, contextConstructed: 0xa0,
+	boolean: 0x01,
+	integer: 0x02,
+	bitString: 0x03,
+	octetString: 0x04,
+	oid: 0x06,
+	utf8String: 0x0c,
+	utcTime: 0x17,
+	generalizedTime: 0x18,
+	sequence: 0x30,
+	set: 0x31,
+	contextPrimitive: 0x80,
+	contextConstructed: 0xa0,
 } as const;
 
 function value(tag: number, ...contents: readonly Uint8Array[]): Buffer {
@@ -82,14 +92,19 @@ export function oid(dotted: string): Buffer {
 function base128(number: number): number[] {
 	const octets = [number % 128];
 	for (let rest = Math.floor(number / 128); rest > 0; rest = Math.floor(rest / 128)) {
-		octets.unshift(0x80 | rest % 128);
+		octets.unshift(0x80 | (rest % 128));
 	}
 
 	return octets;
 }
 
-/** Whole seconds; what is less is cut off. UTCTime until 2049, GeneralizedTime from then on, as certificates want it (RFC 5280, 4.1.2.5). */
+/**
+ * Whole seconds; what is less is cut off. UTCTime until 2049, GeneralizedTime from then on, as certificates want it
+ * (RFC 5280, 4.1.2.5).
+ */
 export function time(date: Date): Buffer {
 	const digits = `${date.toISOString().replaceAll(/[-:T]/g, '').slice(0, 14)}Z`;
-	return date.getUTCFullYear() < 2050 ? value(tags.utcTime, Buffer.from(digits.slice(2))) : value(tags.generalizedTime, Buffer.from(digits));
+	return date.getUTCFullYear() < 2050
+		? value(tags.utcTime, Buffer.from(digits.slice(2)))
+		: value(tags.generalizedTime, Buffer.from(digits));
 }

@@ -1,16 +1,18 @@
 /**
- * Finds the VM among the addresses where it may be: dials each over and over until one proves by its certificate to be the VM.
+ * Finds the VM among the addresses where it may be: dials each over and over until one proves by its certificate to be
+ * the VM.
  *
  *   addresses ──▶ candidate ──▶ attempts: TCP ─▶ TLS ─▶ the first of all wins, everything else is destroyed
  *                     ▲              │
  *                     └── after a pause that depends on how the last one failed
  *
- * While a VM boots its packets vanish, then are refused, then are answered. Vanished ones are the reason why attempts overlap: the
- * kernel repeats a lost SYN only after 1 s, 3 s, 7 s, a fresh attempt comes sooner (a VM that came up 1.35 s after the first attempt was
- * reached after 63 ms instead of 690). While ARP is unanswered that does not help, the kernel queues every packet behind one probe a
- * second; but the attempts keep the neighbour's entry alive, and so a VM that announces its address is reached at once (10 ms instead
- * of 710). The first that is answered ends the others: the kernel would go on with them, and a VM that has just come up would do several
- * handshakes at a time (medians in the lab, from the listening forwarder to StartVM's answer: 500 ms, against 290 with one). Knows no ttrpc.
+ * While a VM boots its packets vanish, then are refused, then are answered. Vanished ones are the reason why attempts
+ * overlap: the kernel repeats a lost SYN only after 1 s, 3 s, 7 s, a fresh attempt comes sooner (a VM that came up 1.35
+ * s after the first attempt was reached after 63 ms instead of 690). While ARP is unanswered that does not help, the
+ * kernel queues every packet behind one probe a second; but the attempts keep the neighbour's entry alive, and so a VM
+ * that announces its address is reached at once (10 ms instead of 710). The first that is answered ends the others: the
+ * kernel would go on with them, and a VM that has just come up would do several handshakes at a time (medians in the
+ * lab, from the listening forwarder to StartVM's answer: 500 ms, against 290 with one). Knows no ttrpc.
  */
 import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
@@ -19,7 +21,10 @@ import {clockReason} from './clock.ts';
 
 /** All in milliseconds but `maxPending`. */
 export interface DialTimings {
-	/** After a refusal or a reset: the VM is up and its forwarder about to listen. This is most of what StartVM's answer can be late. */
+	/**
+	 * After a refusal or a reset: the VM is up and its forwarder about to listen. This is most of what StartVM's answer
+	 * can be late.
+	 */
 	readonly retryMs: number;
 	/** The same once an address has been tried for a minute. */
 	readonly patientRetryMs: number;
@@ -31,7 +36,10 @@ export interface DialTimings {
 	readonly strangerMs: number;
 	readonly connectTimeoutMs: number;
 	readonly handshakeTimeoutMs: number;
-	/** With TLS 1.3 the client is done before the server has looked at its certificate: so long it may still say no. A session ticket is a yes. */
+	/**
+	 * With TLS 1.3 the client is done before the server has looked at its certificate: so long it may still say no. A
+	 * session ticket is a yes.
+	 */
 	readonly objectionMs: number;
 	/** Attempts without an answer at one address at a time. */
 	readonly maxPending: number;
@@ -64,7 +72,10 @@ export interface DialTarget {
 	/** When the CA that the VM's certificate is verified with becomes valid. */
 	readonly caBegins: Date;
 	readonly timings: DialTimings;
-	/** Hears each time that an address is answered by somebody else, or by a VM that refuses us. The address is tried again. */
+	/**
+	 * Hears each time that an address is answered by somebody else, or by a VM that refuses us. The address is tried
+	 * again.
+	 */
 	readonly refused: (address: string, refusal: Refusal) => void;
 }
 
@@ -81,9 +92,14 @@ export interface Dialled {
 }
 
 /**
- * @throws whatever `addresses` throws, at once; the signal's reason, or, when that is a deadline, an error that tells how far each address got
+ * @throws whatever `addresses` throws, at once; the signal's reason, or, when that is a deadline, an error that tells
+ * how far each address got
  */
-export async function dial(addresses: AsyncIterable<string>, target: DialTarget, signal: AbortSignal): Promise<Dialled> {
+export async function dial(
+	addresses: AsyncIterable<string>,
+	target: DialTarget,
+	signal: AbortSignal,
+): Promise<Dialled> {
 	using race = new Scope(signal);
 	const candidates = new Map<string, Candidate>();
 	const {promise, resolve, reject} = Promise.withResolvers<Dialled>();
@@ -95,7 +111,11 @@ export async function dial(addresses: AsyncIterable<string>, target: DialTarget,
 	race.signal.addEventListener('abort', onAbort, {once: true});
 	const iterator = addresses[Symbol.asyncIterator]();
 	const takeUp = async (): Promise<void> => {
-		for (let next = await iterator.next(); next.done !== true && !race.signal.aborted; next = await iterator.next()) {
+		for (
+			let next = await iterator.next();
+			next.done !== true && !race.signal.aborted;
+			next = await iterator.next()
+		) {
 			const address = next.value;
 			if (!candidates.has(address)) {
 				candidates.set(address, new Candidate(address, target, socket => resolve({address, socket})));
@@ -145,7 +165,13 @@ class Candidate implements Disposable {
 	#attempt(): void {
 		const {port, serverName, tls, timings} = this.#target;
 		// `allowHalfOpen` is documented for tls.connect and missing from its types.
-		const options: ConnectionOptions & {readonly allowHalfOpen: boolean} = {...tls, host: this.address, port, servername: serverName, allowHalfOpen: true};
+		const options: ConnectionOptions & {readonly allowHalfOpen: boolean} = {
+			...tls,
+			host: this.address,
+			port,
+			servername: serverName,
+			allowHalfOpen: true,
+		};
 		const socket = connect(options);
 		socket.setNoDelay(true);
 		let timeout = setTimeout(() => socket.destroy(stageError('ETIMEDOUT')), timings.connectTimeoutMs);
@@ -173,7 +199,8 @@ class Candidate implements Disposable {
 			this[Symbol.dispose]();
 			this.#onVm(socket);
 		};
-		// Later, for the event comes out of OpenSSL's reading, and what is written before that has returned stays unsent: Node 24.
+		// Later, for the event comes out of OpenSSL's reading, and what is written before that has returned stays
+		// unsent: Node 24.
 		const onSession = (): void => {
 			ticket = setImmediate(win);
 		};
@@ -196,7 +223,8 @@ class Candidate implements Disposable {
 				this.#failed(failure, reached);
 			}
 		};
-		// Stays for good. A TLS alert after the handshake is an error that does not close a half-open socket: Node 24, lib/internal/tls/wrap.js, onerror.
+		// Stays for good. A TLS alert after the handshake is an error that does not close a half-open socket: Node 24,
+		// lib/internal/tls/wrap.js, onerror.
 		socket.on('error', error => {
 			failure ??= error;
 			socket.destroy();
@@ -229,14 +257,20 @@ class Candidate implements Disposable {
 
 	#schedule(delayMs: number): void {
 		clearTimeout(this.#timer);
-		this.#timer = setTimeout(() => this.#attempt(), this.#handshaking.size > 0 ? Math.max(delayMs, this.#target.timings.hedgeHandshakeAfterMs) : delayMs);
+		this.#timer = setTimeout(
+			() => this.#attempt(),
+			this.#handshaking.size > 0 ? Math.max(delayMs, this.#target.timings.hedgeHandshakeAfterMs) : delayMs,
+		);
 	}
 
 	/** How far this address got, for the operator. */
 	get standing(): Pick<Outcome, 'progress' | 'remedy'> {
-		return this.#outcome ?? (this.#handshaking.size > 0
-			? {progress: 'connected, in the TLS handshake', remedy: remedies.handshake}
-			: {progress: 'no answer yet', remedy: remedies.silent});
+		return (
+			this.#outcome ??
+			(this.#handshaking.size > 0
+				? {progress: 'connected, in the TLS handshake', remedy: remedies.handshake}
+				: {progress: 'no answer yet', remedy: remedies.silent})
+		);
 	}
 
 	[Symbol.dispose](): void {
@@ -249,14 +283,17 @@ class Candidate implements Disposable {
 }
 
 const remedies = {
-	noAddress: 'Look at the VM\'s console: its image has to boot and ask for an address by DHCP, and LIBVIRT_NET has to give it one.',
-	silent: 'The VM is not up yet, or a firewall or missing route between this node and the VM\'s network drops the packets.',
-	refused: 'The VM is up, but its forwarder does not listen: look at agent-protocol-forwarder and the kata agent in the VM\'s journal, and at FORWARDER_PORT.',
-	handshake: 'The VM\'s forwarder ends the handshake: compare TLS_MIN_VERSION and TLS_CIPHER_SUITES with what its image can, and look at its journal.',
+	noAddress:
+		"Look at the VM's console: its image has to boot and ask for an address by DHCP, and LIBVIRT_NET has to give it one.",
+	silent: "The VM is not up yet, or a firewall or missing route between this node and the VM's network drops the packets.",
+	refused:
+		"The VM is up, but its forwarder does not listen: look at agent-protocol-forwarder and the kata agent in the VM's journal, and at FORWARDER_PORT.",
+	handshake:
+		"The VM's forwarder ends the handshake: compare TLS_MIN_VERSION and TLS_CIPHER_SUITES with what its image can, and look at its journal.",
 	stranger: 'Another VM has this address: look for stale DHCP leases, and for VMs that were not deleted.',
 	client: 'It trusts another one: it was started with other keys than those of this process, or its clock is more than a day off.',
-	clock: 'Set this node\'s clock; the VM is reached then.',
-	ownCa: 'The image\'s server certificate has to be issued for podvm-server by the CA of CACERT_FILE, or by this node when that is unset.',
+	clock: "Set this node's clock; the VM is reached then.",
+	ownCa: "The image's server certificate has to be issued for podvm-server by the CA of CACERT_FILE, or by this node when that is unset.",
 };
 
 /** How far an attempt got. */
@@ -272,16 +309,33 @@ interface Outcome {
 function explain(error: Error | undefined, reached: Reached, {serverName, caBegins}: DialTarget): Outcome {
 	const code = error !== undefined && 'code' in error && typeof error.code === 'string' ? error.code : '';
 	if (reached === 'proven') {
-		return {progress: `the VM refuses our client certificate (${code === '' ? 'closed' : code})`, remedy: remedies.client, stranger: true};
+		return {
+			progress: `the VM refuses our client certificate (${code === '' ? 'closed' : code})`,
+			remedy: remedies.client,
+			stranger: true,
+		};
 	}
 
 	switch (code) {
-		case 'ECONNREFUSED': return {progress: 'connection refused', remedy: remedies.refused, stranger: false};
-		case 'EHOSTUNREACH': case 'ENETUNREACH': return {progress: `no route to it (${code})`, remedy: remedies.silent, stranger: false};
-		case 'ETIMEDOUT': return {progress: 'no answer', remedy: remedies.silent, stranger: false};
-		case 'ETLSTIMEDOUT': return {progress: 'connected, but no answer to the TLS handshake', remedy: remedies.handshake, stranger: false};
+		case 'ECONNREFUSED':
+			return {progress: 'connection refused', remedy: remedies.refused, stranger: false};
+		case 'EHOSTUNREACH':
+		case 'ENETUNREACH':
+			return {progress: `no route to it (${code})`, remedy: remedies.silent, stranger: false};
+		case 'ETIMEDOUT':
+			return {progress: 'no answer', remedy: remedies.silent, stranger: false};
+		case 'ETLSTIMEDOUT':
+			return {
+				progress: 'connected, but no answer to the TLS handshake',
+				remedy: remedies.handshake,
+				stranger: false,
+			};
 		case 'ERR_TLS_CERT_ALTNAME_INVALID':
-			return {progress: `its certificate is for ${namesOf(error)}, not for ${serverName}`, remedy: remedies.stranger, stranger: true};
+			return {
+				progress: `its certificate is for ${namesOf(error)}, not for ${serverName}`,
+				remedy: remedies.stranger,
+				stranger: true,
+			};
 		case 'CERT_NOT_YET_VALID': {
 			// Node tells no more. A server certificate of ours begins with its CA; an administrator's may begin later.
 			const now = new Date();
@@ -289,9 +343,16 @@ function explain(error: Error | undefined, reached: Reached, {serverName, caBegi
 			return {progress: `its certificate is not valid yet: ${why}`, remedy: remedies.clock, stranger: true};
 		}
 
-		case 'UNABLE_TO_VERIFY_LEAF_SIGNATURE': case 'UNABLE_TO_GET_ISSUER_CERT': case 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY': case 'DEPTH_ZERO_SELF_SIGNED_CERT':
-		case 'SELF_SIGNED_CERT_IN_CHAIN': case 'CERT_SIGNATURE_FAILURE': case 'CERT_UNTRUSTED': case 'CERT_HAS_EXPIRED':
-		case 'INVALID_CA': case 'INVALID_PURPOSE':
+		case 'UNABLE_TO_VERIFY_LEAF_SIGNATURE':
+		case 'UNABLE_TO_GET_ISSUER_CERT':
+		case 'UNABLE_TO_GET_ISSUER_CERT_LOCALLY':
+		case 'DEPTH_ZERO_SELF_SIGNED_CERT':
+		case 'SELF_SIGNED_CERT_IN_CHAIN':
+		case 'CERT_SIGNATURE_FAILURE':
+		case 'CERT_UNTRUSTED':
+		case 'CERT_HAS_EXPIRED':
+		case 'INVALID_CA':
+		case 'INVALID_PURPOSE':
 			return {progress: `its certificate is not accepted (${code})`, remedy: remedies.ownCa, stranger: true};
 		default: {
 			const reason = code === '' ? 'closed by the other side' : code;
@@ -305,7 +366,8 @@ function explain(error: Error | undefined, reached: Reached, {serverName, caBegi
 /** The names in the certificate of Node's name mismatch. */
 function namesOf(error: Error | undefined): string {
 	const cert: unknown = error !== undefined && 'cert' in error ? error.cert : undefined;
-	const names: unknown = typeof cert === 'object' && cert !== null && 'subjectaltname' in cert ? cert.subjectaltname : undefined;
+	const names: unknown =
+		typeof cert === 'object' && cert !== null && 'subjectaltname' in cert ? cert.subjectaltname : undefined;
 	return typeof names === 'string' ? echoed(names.replaceAll('DNS:', '')) : 'another name';
 }
 
@@ -319,7 +381,13 @@ function abortReason(reason: unknown, target: DialTarget, candidates: ReadonlyMa
 		: toError(reason);
 }
 
-function failure(why: string, {instanceName, port}: DialTarget, candidates: ReadonlyMap<string, Candidate>, code: 'deadline-exceeded' | 'unavailable', cause?: unknown): AdaptorError {
+function failure(
+	why: string,
+	{instanceName, port}: DialTarget,
+	candidates: ReadonlyMap<string, Candidate>,
+	code: 'deadline-exceeded' | 'unavailable',
+	cause?: unknown,
+): AdaptorError {
 	const tried = [...candidates.values()];
 	const stages = tried.map(({address, standing: {progress}}) => `${address}: ${progress}`);
 	return new AdaptorError({

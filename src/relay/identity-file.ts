@@ -1,7 +1,7 @@
 /**
- * Our own CA and client certificate, kept in one file so that a restart, or a second daemon during a rolling update, is the same identity
- * to running VMs: whoever links the finished file into place first has made it for all. What is there and cannot be used is set aside,
- * never overwritten: VMs that still run were issued by it.
+ * Our own CA and client certificate, kept in one file so that a restart, or a second daemon during a rolling update, is
+ * the same identity to running VMs: whoever links the finished file into place first has made it for all. What is there
+ * and cannot be used is set aside, never overwritten: VMs that still run were issued by it.
  */
 import {createPrivateKey, randomBytes, X509Certificate} from 'node:crypto';
 import {constants} from 'node:fs';
@@ -19,7 +19,10 @@ const clientName = 'cloud-api-adaptor';
 const dayMs = 86_400_000;
 /** The VM's clock may be behind ours until it has been set: a day covers it, and costs nothing. */
 const backdatedMs = dayMs;
-/** Nothing renews these while a VM runs, so they outlive the longest pod. The file itself does not outlive a reboot of the node. */
+/**
+ * Nothing renews these while a VM runs, so they outlive the longest pod. The file itself does not outlive a reboot of
+ * the node.
+ */
 const lifetimeMs = 3650 * dayMs;
 /** What is left must be worth issuing from. */
 const leastRemainingMs = 30 * dayMs;
@@ -58,7 +61,10 @@ export async function keepIdentity({directory, log, now}: IdentityFileOptions): 
 
 			const verdict = judge(found.text, now());
 			if (typeof verdict !== 'string') {
-				log.debug({path, certificate: new X509Certificate(verdict.ca.cert).fingerprint256}, 'identity taken up');
+				log.debug(
+					{path, certificate: new X509Certificate(verdict.ca.cert).fingerprint256},
+					'identity taken up',
+				);
 				warnOfClock(path, verdict, now(), log);
 				return verdict;
 			}
@@ -78,11 +84,21 @@ export async function keepIdentity({directory, log, now}: IdentityFileOptions): 
 
 /** Complete or not there at all: written aside, then linked. Another's file that came first stays. */
 async function make(path: string, now: Date): Promise<void> {
-	const validity: Validity = {notBefore: new Date(now.getTime() - backdatedMs), notAfter: new Date(now.getTime() + lifetimeMs)};
+	const validity: Validity = {
+		notBefore: new Date(now.getTime() - backdatedMs),
+		notAfter: new Date(now.getTime() + lifetimeMs),
+	};
 	const [ca, client] = await Promise.all([makeCa(caName, validity), makeClientCertificate(clientName, validity)]);
-	const text = JSON.stringify({
-		caCert: ca.cert, caKey: ca.key.reveal(), clientCert: client.cert, clientKey: client.key.reveal(),
-	}, undefined, '\t');
+	const text = JSON.stringify(
+		{
+			caCert: ca.cert,
+			caKey: ca.key.reveal(),
+			clientCert: client.cert,
+			clientKey: client.key.reveal(),
+		},
+		undefined,
+		'\t',
+	);
 	const draft = `${path}.${randomName()}`;
 	const file = await open(draft, 'wx', 0o600);
 	try {
@@ -158,10 +174,14 @@ function judge(text: string, now: Date): OwnIdentity | string {
 function warnOfClock(path: string, {ca, client}: OwnIdentity, now: Date, log: Logger): void {
 	const begins = latestStart([ca.cert, client.cert]);
 	if (begins > now) {
-		log.warn({
-			path, reason: clockReason(now, begins),
-			remedy: 'Set this node\'s clock; pod VMs can be reached then. If the clock is right, it was wrong when the file was made: remove the file, and delete the pods that run.',
-		}, 'identity is not valid yet and is kept');
+		log.warn(
+			{
+				path,
+				reason: clockReason(now, begins),
+				remedy: "Set this node's clock; pod VMs can be reached then. If the clock is right, it was wrong when the file was made: remove the file, and delete the pods that run.",
+			},
+			'identity is not valid yet and is kept',
+		);
 	}
 }
 
@@ -173,7 +193,9 @@ function keyPair(cert: unknown, key: unknown, name: string): KeyPair | undefined
 
 	try {
 		const parsed = new X509Certificate(cert);
-		return parsed.subject === `CN=${name}` && parsed.checkPrivateKey(createPrivateKey(key)) ? {cert, key: new Secret(key)} : undefined;
+		return parsed.subject === `CN=${name}` && parsed.checkPrivateKey(createPrivateKey(key))
+			? {cert, key: new Secret(key)}
+			: undefined;
 	} catch {
 		return undefined;
 	}
@@ -191,7 +213,8 @@ async function setAside(path: string, judged: Found, reason: string, log: Logger
 		throw error;
 	}
 
-	// Another daemon may have replaced what we judged, between our look and our rename: then this is its good one, and goes back.
+	// Another daemon may have replaced what we judged, between our look and our rename: then this is its good one, and
+	// goes back.
 	const moved = await read(aside);
 	if (moved !== undefined && moved.inode !== judged.inode) {
 		try {
@@ -205,7 +228,10 @@ async function setAside(path: string, judged: Found, reason: string, log: Logger
 		}
 	}
 
-	log.warn({path: aside, reason}, 'identity set aside, a new one is made: VMs that were issued by it cannot be reached again');
+	log.warn(
+		{path: aside, reason},
+		'identity set aside, a new one is made: VMs that were issued by it cannot be reached again',
+	);
 }
 
 function randomName(): string {

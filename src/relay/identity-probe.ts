@@ -10,7 +10,11 @@ import {openIdentity, type IdentityFiles} from './identity.ts';
  * @param files of the administrator's: all of them, or none
  * @throws as `openIdentity`
  */
-export async function observeIdentity(directory: string, files: Required<IdentityFiles> | undefined, now: Date): Promise<IdentityObservation> {
+export async function observeIdentity(
+	directory: string,
+	files: Required<IdentityFiles> | undefined,
+	now: Date,
+): Promise<IdentityObservation> {
 	if (files !== undefined) {
 		const {serverCa, client} = await openIdentity({directory, files, log: silentLogger, now: () => now});
 		return {source: 'files', state: 'usable', ...validity([serverCa, client.cert])};
@@ -21,7 +25,9 @@ export async function observeIdentity(directory: string, files: Required<Identit
 		return {source: 'own', state: 'absent'};
 	}
 
-	return typeof found === 'string' ? {source: 'own', state: 'unusable', reason: found} : {source: 'own', state: 'usable', ...validity([found.ca.cert, found.client.cert])};
+	return typeof found === 'string'
+		? {source: 'own', state: 'unusable', reason: found}
+		: {source: 'own', state: 'usable', ...validity([found.ca.cert, found.client.cert])};
 }
 
 /** Of all together. */

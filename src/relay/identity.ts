@@ -1,6 +1,7 @@
 /**
- * Who we are to the VMs, and how we know them: a CA of our own that signs a server certificate per VM and a client certificate that the
- * VMs are told to trust, or the administrator's files in place of either. Knows directories and files; knows no sockets.
+ * Who we are to the VMs, and how we know them: a CA of our own that signs a server certificate per VM and a client
+ * certificate that the VMs are told to trust, or the administrator's files in place of either. Knows directories and
+ * files; knows no sockets.
  */
 import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
@@ -31,7 +32,10 @@ export interface IdentityFiles {
 }
 
 export interface IdentityOptions {
-	/** Where our own keys are kept (0700), e.g. `/run/peerpod/tls`: made when missing, untouched when no key of ours is needed. */
+	/**
+	 * Where our own keys are kept (0700), e.g. `/run/peerpod/tls`: made when missing, untouched when no key of ours is
+	 * needed.
+	 */
 	readonly directory: string;
 	readonly files?: IdentityFiles;
 	readonly log: Logger;
@@ -44,10 +48,18 @@ export interface IdentityOptions {
  * With a client certificate alone, our CA still signs for the VMs, and they are told to trust that certificate.
  * @throws 'failed-precondition' naming the files that cannot be read, are not PEM, or do not belong together
  */
-export async function openIdentity({directory, files = {}, log, now = () => new Date()}: IdentityOptions): Promise<RelayIdentity> {
+export async function openIdentity({
+	directory,
+	files = {},
+	log,
+	now = () => new Date(),
+}: IdentityOptions): Promise<RelayIdentity> {
 	checkCombination(files);
 	const serverCa = files.caCert === undefined ? undefined : await readCertificates(files.caCert, 'CACERT_FILE');
-	const client = files.cert === undefined || files.key === undefined ? undefined : await readKeyPair(files.cert, files.key, log, now());
+	const client =
+		files.cert === undefined || files.key === undefined
+			? undefined
+			: await readKeyPair(files.cert, files.key, log, now());
 	if (serverCa !== undefined && client !== undefined) {
 		return {
 			serverCa,
@@ -70,7 +82,10 @@ export async function openIdentity({directory, files = {}, log, now = () => new 
 	};
 }
 
-/** A server certificate lives as long as its CA: back-dated like it, because the VM's clock may be behind ours, and never outliving it. */
+/**
+ * A server certificate lives as long as its CA: back-dated like it, because the VM's clock may be behind ours, and
+ * never outliving it.
+ */
 function validityOf({cert}: KeyPair): {notBefore: Date; notAfter: Date} {
 	const {validFromDate, validToDate} = new X509Certificate(cert);
 	return {notBefore: validFromDate, notAfter: validToDate};
@@ -117,7 +132,10 @@ async function readKeyPair(certFile: string, keyFile: string, log: Logger, now: 
 	}
 
 	if (leaf.validToDate < now || leaf.validFromDate > now) {
-		log.warn({path: certFile, certificate: leaf.subject, reason: `valid from ${leaf.validFrom} to ${leaf.validTo}`}, 'client certificate is not valid now');
+		log.warn(
+			{path: certFile, certificate: leaf.subject, reason: `valid from ${leaf.validFrom} to ${leaf.validTo}`},
+			'client certificate is not valid now',
+		);
 	}
 
 	return {cert, key: new Secret(key)};

@@ -1,13 +1,14 @@
 /**
- * A connection to the VM on which a health check waits and nothing arrives: is the VM slow, or do the packets vanish? A second connection that is
- * asked the same tells. Who is slow is slow on both; if the second one is answered and the first stays silent, the first is dead. That the
- * second is proven by TLS would not do: the forwarder may be well while the agent behind it needs its time, and then nothing is to be lost.
+ * A connection to the VM on which a health check waits and nothing arrives: is the VM slow, or do the packets vanish? A
+ * second connection that is asked the same tells. Who is slow is slow on both; if the second one is answered and the
+ * first stays silent, the first is dead. That the second is proven by TLS would not do: the forwarder may be well while
+ * the agent behind it needs its time, and then nothing is to be lost.
  *
- *   quiet ── asked ──▶ waiting ── nothing heard for so long ──▶ doubted ── the second was answered, the first was not ──▶ dead
+ *   quiet ── asked ──▶ waiting ── nothing heard for doubtMs ──▶ doubted ── only the second was answered ──▶ dead
  *     ▲── answered ─────┘  ▲─────────────── anything heard ───────┘
  *
- * Without it a connection that was dead for some seconds needs as long again to recover, for TCP doubles its pauses, and one whose state a
- * firewall has lost never does. Knows no calls and no frames.
+ * Without it a connection that was dead for some seconds needs as long again to recover, for TCP doubles its pauses,
+ * and one whose state a firewall has lost never does. Knows no calls and no frames.
  */
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
@@ -16,11 +17,17 @@ import {abortable, backOff, pause, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 
 export interface LivenessTimings {
-	/** Silence after which a connection is doubted: long for a health check, and short against the time that the shim gives it. */
+	/**
+	 * Silence after which a connection is doubted: long for a health check, and short against the time that the shim
+	 * gives it.
+	 */
 	readonly doubtMs: number;
 	/** How long the second connection is listened to before another is made. */
 	readonly answerMs: number;
-	/** So long the first connection may still speak when the second was answered: a VM that wakes up answers both at a time. */
+	/**
+	 * So long the first connection may still speak when the second was answered: a VM that wakes up answers both at a
+	 * time.
+	 */
 	readonly graceMs: number;
 }
 
@@ -87,7 +94,10 @@ export class LivenessProbe implements Disposable {
 		if (this.#doubt !== undefined) {
 			this.#doubt.abort(new Error('the connection was heard again'));
 			this.#doubt = undefined;
-			this.#options.log.debug({durationMs: Math.round(this.#heardAt - this.#askedAt)}, 'VM was slow, its connection is kept');
+			this.#options.log.debug(
+				{durationMs: Math.round(this.#heardAt - this.#askedAt)},
+				'VM was slow, its connection is kept',
+			);
 			this.#lookIn(this.#options.timings.doubtMs);
 		}
 	}
@@ -104,7 +114,13 @@ export class LivenessProbe implements Disposable {
 	}
 
 	#look(): void {
-		const {now, timings: {doubtMs}, healthCheck, isExcused, doubted} = this.#options;
+		const {
+			now,
+			timings: {doubtMs},
+			healthCheck,
+			isExcused,
+			doubted,
+		} = this.#options;
 		this.#timer = undefined;
 		const leftMs = Math.max(this.#askedAt, this.#heardAt) + doubtMs - now();
 		if (this.#askedAt <= this.#heardAt && healthCheck() === undefined) {
@@ -122,7 +138,13 @@ export class LivenessProbe implements Disposable {
 
 	/** Never rejects. */
 	async #decide(signal: AbortSignal): Promise<void> {
-		const {pauseMs, timings: {graceMs}, isExcused, dead, now} = this.#options;
+		const {
+			pauseMs,
+			timings: {graceMs},
+			isExcused,
+			dead,
+			now,
+		} = this.#options;
 		try {
 			for (const delayMs of backOff(...pauseMs)) {
 				if (await this.#isOtherAnswered(signal)) {
@@ -132,7 +154,12 @@ export class LivenessProbe implements Disposable {
 					signal.throwIfAborted();
 					if (!isExcused()) {
 						const silentMs = Math.round(now() - Math.max(this.#askedAt, this.#heardAt));
-						dead(new AdaptorError({code: 'unavailable', what: `nothing arrived on it for ${silentMs} ms, while a new connection was answered`}));
+						dead(
+							new AdaptorError({
+								code: 'unavailable',
+								what: `nothing arrived on it for ${silentMs} ms, while a new connection was answered`,
+							}),
+						);
 						return;
 					}
 				}
@@ -146,9 +173,15 @@ export class LivenessProbe implements Disposable {
 		}
 	}
 
-	/** Whether the VM says anything on a second connection: no ttrpc server speaks first. That connection is closed then. */
+	/**
+	 * Whether the VM says anything on a second connection: no ttrpc server speaks first. That connection is closed
+	 * then.
+	 */
 	async #isOtherAnswered(signal: AbortSignal): Promise<boolean> {
-		const {connectVm, timings: {answerMs}} = this.#options;
+		const {
+			connectVm,
+			timings: {answerMs},
+		} = this.#options;
 		const socket = await connectVm(signal);
 		const {promise: closed, resolve: onClose} = Promise.withResolvers<undefined>();
 		const {promise: answered, resolve} = Promise.withResolvers<boolean>();
@@ -156,7 +189,11 @@ export class LivenessProbe implements Disposable {
 			return false;
 		}
 
-		socket.once('close', onClose).once('close', () => resolve(false)).once('end', () => resolve(false)).once('data', () => resolve(true));
+		socket
+			.once('close', onClose)
+			.once('close', () => resolve(false))
+			.once('end', () => resolve(false))
+			.once('data', () => resolve(true));
 		using scope = new Scope(signal).deadline(answerMs, 'the VM to answer on a second connection');
 		try {
 			socket.write(this.#check);

@@ -1,6 +1,6 @@
 /**
- * The kata agent's traffic: a unix socket for the shim, mutual TLS to the VM's forwarder, and nothing in between but frames.
- * Puts the parts together: identity, dialling, socket, shim sessions. Decides nothing about sandboxes.
+ * The kata agent's traffic: a unix socket for the shim, mutual TLS to the VM's forwarder, and nothing in between but
+ * frames. Puts the parts together: identity, dialling, socket, shim sessions. Decides nothing about sandboxes.
  */
 import type {Socket} from 'node:net';
 import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
@@ -25,9 +25,14 @@ export interface AgentRelaysOptions {
 }
 
 export interface RelayTimings extends DialTimings {
-	/** For a VM that was reached before: it is there or it is not, and there may be many of them when a KVM host is not. */
+	/**
+	 * For a VM that was reached before: it is there or it is not, and there may be many of them when a KVM host is not.
+	 */
 	readonly again: Partial<DialTimings>;
-	/** After so long without a connection the log says how far dialling got, and once more whenever it fails as long again. */
+	/**
+	 * After so long without a connection the log says how far dialling got, and once more whenever it fails as long
+	 * again.
+	 */
 	readonly reportMs: number;
 	/** As of `ShimSessionOptions`. */
 	readonly redialPauseMs: readonly [first: number, longest: number];
@@ -49,9 +54,14 @@ const keepAliveMs = 30_000;
 export function createAgentRelays({identity, forwarderPort, tls = {}, log, timings}: AgentRelaysOptions): AgentRelays {
 	const connection: ConnectionOptions = {
 		secureContext: createSecureContext({
-			...secureContextOptions(tls), ca: identity.serverCa, cert: identity.client.cert, key: identity.client.key.reveal(),
+			...secureContextOptions(tls),
+			ca: identity.serverCa,
+			cert: identity.client.cert,
+			key: identity.client.key.reveal(),
 		}),
-		...(tls.skipVerify === true ? {rejectUnauthorized: false, checkServerIdentity: () => undefined} : {rejectUnauthorized: true}),
+		...(tls.skipVerify === true
+			? {rejectUnauthorized: false, checkServerIdentity: () => undefined}
+			: {rejectUnauthorized: true}),
 	};
 	if (tls.skipVerify === true) {
 		log.warn({}, 'TLS_SKIP_VERIFY is set: whoever answers is taken for the VM');
@@ -62,18 +72,26 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 	return {
 		async issue(instanceName, signal) {
 			signal.throwIfAborted();
-			return {...await identity.issue(instanceName), ...forwarderOptions(tls)};
+			return {...(await identity.issue(instanceName)), ...forwarderOptions(tls)};
 		},
 		async open(target, addresses, signal) {
 			checkAgentSocketPath(target.socketPath);
 			const relayLog = log.child({sandboxId: target.sandboxId, instanceName: target.instanceName});
 			const dialTarget: DialTarget = {
-				instanceName: target.instanceName, port: forwarderPort, serverName: identity.serverName(target.instanceName), tls: connection, caBegins, timings: allTimings,
+				instanceName: target.instanceName,
+				port: forwarderPort,
+				serverName: identity.serverName(target.instanceName),
+				tls: connection,
+				caBegins,
+				timings: allTimings,
 				refused: refusalLog(relayLog),
 			};
 			const startedAt = performance.now();
 			const dialled = await dial(addresses, dialTarget, signal);
-			relayLog.info({address: dialled.address, durationMs: Math.round(performance.now() - startedAt)}, 'forwarder of the VM reached');
+			relayLog.info(
+				{address: dialled.address, durationMs: Math.round(performance.now() - startedAt)},
+				'forwarder of the VM reached',
+			);
 			await using undo = new AsyncDisposableStack();
 			const relay = undo.use(new Relay(dialled, dialTarget, relayLog, allTimings));
 			await relay.listen(target);
@@ -173,11 +191,17 @@ class Relay implements AgentRelay {
 
 	async #dispose(): Promise<void> {
 		this.#takeWarm()?.destroy();
-		await Promise.all([this.#parts.disposeAsync(), ...[...this.#sessions].map(async session => session[Symbol.asyncDispose]())]);
+		await Promise.all([
+			this.#parts.disposeAsync(),
+			...[...this.#sessions].map(async session => session[Symbol.asyncDispose]()),
+		]);
 	}
 }
 
-/** A connection that nobody reads from yet. Closed by the other side before it is needed, it is forgotten, and says so once. */
+/**
+ * A connection that nobody reads from yet. Closed by the other side before it is needed, it is forgotten, and says so
+ * once.
+ */
 class WarmConnection {
 	readonly #socket: TLSSocket;
 	readonly #log: Logger;
@@ -189,7 +213,8 @@ class WarmConnection {
 		this.#log = log;
 		socket.on('error', this.#onError);
 		socket.once('close', this.#onClose);
-		// An end is noticed by looking for something to read; bytes (no ttrpc server speaks first) are left for the shim.
+		// An end is noticed by looking for something to read; bytes (no ttrpc server speaks first) are left for the
+		// shim.
 		socket.on('readable', this.#onReadable);
 	}
 
@@ -218,7 +243,10 @@ class WarmConnection {
 
 	readonly #onClose = (): void => {
 		this.#lost = true;
-		this.#log.warn({...(this.#error === undefined ? {} : {err: this.#error})}, 'unused connection closed by the VM, another is made when needed');
+		this.#log.warn(
+			{...(this.#error === undefined ? {} : {err: this.#error})},
+			'unused connection closed by the VM, another is made when needed',
+		);
 	};
 }
 
@@ -230,7 +258,10 @@ function refusalLog(log: Logger): DialTarget['refused'] {
 		const key = `${address} ${remedy}`;
 		const attempt = (counts.get(key) ?? 0) + 1;
 		counts.set(key, attempt);
-		log[levelOfAttempt(attempt)]({address, attempt, reason, remedy}, 'address has not proven to be the pod VM\'s, it is tried again');
+		log[levelOfAttempt(attempt)](
+			{address, attempt, reason, remedy},
+			"address has not proven to be the pod VM's, it is tried again",
+		);
 	};
 }
 

@@ -1,5 +1,6 @@
 /**
- * The shim's connection as a sender and receiver of whole frames, until it is closed. Either side may say no more and still be heard. Knows no calls.
+ * The shim's connection as a sender and receiver of whole frames, until it is closed. Either side may say no more and
+ * still be heard. Knows no calls.
  */
 import type {Socket} from 'node:net';
 import {encodeFrame, frameType, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';

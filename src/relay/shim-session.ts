@@ -1,14 +1,16 @@
 /**
- * One shim connection, kept as long as the shim wants it, and one connection to the VM at a time, replaced when it is lost.
+ * One shim connection, kept as long as the shim wants it, and one connection to the VM at a time, replaced when it is
+ * lost.
  *
  *   dialling ── connected ──▶ joined          what is held is sent, then frames pass as they are
  *   joined ── lost ──▶ dialling               what was under way fails, what only waits is kept (calls.ts)
  *   dialling, joined ── fail() ──▶ failed     every call is answered with UNAVAILABLE at once
  *   any ── the shim leaves, disposed ──▶ over
  *
- * Frames pass byte for byte and whole: a frame of which the end never came was never begun towards the other side. One that is larger than
- * the protocol allows is answered as whoever received it would, and not passed on. One that breaks the protocol is dropped; too many of them end the
- * connection that they came on. Knows no addresses and no certificates.
+ * Frames pass byte for byte and whole: a frame of which the end never came was never begun towards the other side. One
+ * that is larger than the protocol allows is answered as whoever received it would, and not passed on. One that breaks
+ * the protocol is dropped; too many of them end the connection that they came on. Knows no addresses and no
+ * certificates.
  */
 import type {Socket} from 'node:net';
 import type {TLSSocket} from 'node:tls';
@@ -27,7 +29,10 @@ import {LivenessProbe, type LivenessTimings} from './liveness-probe.ts';
 import {VmLeg} from './vm-leg.ts';
 
 export interface ShimSessionOptions {
-	/** A connection to the VM, proven to be it and this session's from then on. Tries until it has one: rejects only when the signal aborts. */
+	/**
+	 * A connection to the VM, proven to be it and this session's from then on. Tries until it has one: rejects only
+	 * when the signal aborts.
+	 */
 	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
 	/** The VM, for the operator. */
 	readonly where: ErrorWhere;
@@ -57,7 +62,10 @@ type State =
 /** So much that was sent since anything was heard may be on its way still, with the check behind it: no silence. */
 const maxUnacknowledgedBytes = 256 * 1024;
 
-/** A connection that was there for so long is replaced at once. A VM that accepts and hangs up must not keep us busy with handshakes. */
+/**
+ * A connection that was there for so long is replaced at once. A VM that accepts and hangs up must not keep us busy
+ * with handshakes.
+ */
 const lastingMs = 5000;
 
 /** Disposing ends everything at once. */
@@ -85,7 +93,9 @@ export class ShimSession implements AsyncDisposable {
 		this.#startedAt = options.now();
 		this.#pauses = this.#newPauses();
 		this.#calls = new Calls(options.log, options.limits ?? defaultCallLimits);
-		this.#deadlines = new Deadlines(this.#calls, options.now, expired => this.#answerAll(expired, this.#text(this.#lateness)));
+		this.#deadlines = new Deadlines(this.#calls, options.now, expired =>
+			this.#answerAll(expired, this.#text(this.#lateness)),
+		);
 		this.#shim = new ShimLeg(shim, {
 			frames: frames => this.#onShimFrames(frames),
 			drained: () => this.#balance(),
@@ -100,7 +110,9 @@ export class ShimSession implements AsyncDisposable {
 		return this.#ended.promise;
 	}
 
-	/** The VM is gone: every call, open or to come, is answered with UNAVAILABLE and this reason, the first one given. */
+	/**
+	 * The VM is gone: every call, open or to come, is answered with UNAVAILABLE and this reason, the first one given.
+	 */
 	fail(reason: Error): void {
 		if (this.#state.name === 'dialling' || this.#state.name === 'joined') {
 			this.#options.log.debug({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
@@ -238,13 +250,19 @@ export class ShimSession implements AsyncDisposable {
 		void Promise.all(this.#legs).then(() => this.#ended.resolve(undefined));
 	}
 
-	/** Once. Neither closed by us nor of a VM that is gone: this tells of a shim that died. Who has said nothing, such as a probe, is no shim. */
+	/**
+	 * Once. Neither closed by us nor of a VM that is gone: this tells of a shim that died. Who has said nothing, such
+	 * as a probe, is no shim.
+	 */
 	#reportDisconnect(): void {
 		const {log, now} = this.#options;
 		if (!this.#isDisconnected) {
 			this.#isDisconnected = true;
 			const isNews = (this.#state.name === 'joined' || this.#state.name === 'dialling') && this.#shim.bytes > 0;
-			log[isNews ? 'info' : 'debug']({count: this.#calls.size, bytes: this.#shim.bytes, durationMs: Math.round(now() - this.#startedAt)}, 'shim disconnected');
+			log[isNews ? 'info' : 'debug'](
+				{count: this.#calls.size, bytes: this.#shim.bytes, durationMs: Math.round(now() - this.#startedAt)},
+				'shim disconnected',
+			);
 		}
 	}
 
@@ -277,7 +295,9 @@ export class ShimSession implements AsyncDisposable {
 	#join(socket: TLSSocket): void {
 		const {log, now} = this.#options;
 		const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
-		const liveness = this.#newLivenessProbe(() => this.#shim.isFull || vm.unacknowledgedBytes > maxUnacknowledgedBytes);
+		const liveness = this.#newLivenessProbe(
+			() => this.#shim.isFull || vm.unacknowledgedBytes > maxUnacknowledgedBytes,
+		);
 		const violations = new Violations();
 		const vm = new VmLeg(socket, {
 			frames: frames => {
@@ -290,7 +310,10 @@ export class ShimSession implements AsyncDisposable {
 		this.#track(vm.closed);
 		this.#enter({name: 'joined', vm, liveness, since: now()});
 		if (loss !== undefined) {
-			log[loss.level === 'warn' ? 'info' : 'debug']({count: this.#calls.size, durationMs: Math.round(now() - loss.at)}, 'connection to the VM is back');
+			log[loss.level === 'warn' ? 'info' : 'debug'](
+				{count: this.#calls.size, durationMs: Math.round(now() - loss.at)},
+				'connection to the VM is back',
+			);
 		}
 
 		vm.send(this.#calls.join());
@@ -301,7 +324,12 @@ export class ShimSession implements AsyncDisposable {
 	#newLivenessProbe(isExcused: () => boolean): LivenessProbe {
 		const {connectVm, log, now, redialPauseMs: pauseMs, liveness: timings} = this.#options;
 		return new LivenessProbe({
-			connectVm, log, now, timings, pauseMs, isExcused,
+			connectVm,
+			log,
+			now,
+			timings,
+			pauseMs,
+			isExcused,
 			healthCheck: () => this.#calls.healthCheck,
 			doubted: attempt => {
 				this.#track(attempt);
@@ -342,20 +370,29 @@ export class ShimSession implements AsyncDisposable {
 		this.#balance();
 	}
 
-	/** Nobody at the shim waits for an answer on a stream that was answered already. @returns how the frame breaks the protocol, if it does */
+	/**
+	 * Nobody at the shim waits for an answer on a stream that was answered already.
+	 * @returns how the frame breaks the protocol, if it does
+	 */
 	#onVmFrame(frame: Frame | OversizedFrame): Violation | undefined {
 		const {streamId, type} = frame;
 		switch (type) {
 			case frameType.response:
 				if (!(frame instanceof Frame)) {
-					return this.#answer(streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame)) ? undefined : 'a message over the limit';
+					return this.#answer(streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame))
+						? undefined
+						: 'a message over the limit';
 				}
 
 				return this.#passOn(frame, this.#calls.response(frame, this.#options.now()), 'a response to no call');
 			case frameType.data:
-				return frame instanceof Frame ? this.#passOn(frame, this.#calls.standing(streamId), 'data of no call') : 'a message over the limit';
-			case frameType.request: return 'a request from the server side';
-			default: return 'a frame of a reserved type';
+				return frame instanceof Frame
+					? this.#passOn(frame, this.#calls.standing(streamId), 'data of no call')
+					: 'a message over the limit';
+			case frameType.request:
+				return 'a request from the server side';
+			default:
+				return 'a frame of a reserved type';
 		}
 	}
 
@@ -367,7 +404,10 @@ export class ShimSession implements AsyncDisposable {
 		return standing === 'unknown' ? violation : undefined;
 	}
 
-	/** @param isPunished a VM that breaks the protocol is never dialled again at once, however long its connection has lasted */
+	/**
+	 * @param isPunished a VM that breaks the protocol is never dialled again at once, however long its connection has
+	 * lasted
+	 */
 	#onVmLost(reason: Error, {isPunished = false} = {}): void {
 		const lost = this.#calls.lost();
 		const text = this.#text(reasons.lost(reason));
@@ -450,9 +490,13 @@ export class ShimSession implements AsyncDisposable {
 /** How a frame of the shim breaks the protocol, if it does. A request over the limit does not: it is answered. */
 function shimViolation(frame: Frame | OversizedFrame): Violation | undefined {
 	switch (frame.type) {
-		case frameType.request: return undefined;
-		case frameType.data: return frame instanceof Frame ? undefined : 'a message over the limit';
-		case frameType.response: return 'a response from the client side';
-		default: return 'a frame of a reserved type';
+		case frameType.request:
+			return undefined;
+		case frameType.data:
+			return frame instanceof Frame ? undefined : 'a message over the limit';
+		case frameType.response:
+			return 'a response from the client side';
+		default:
+			return 'a frame of a reserved type';
 	}
 }

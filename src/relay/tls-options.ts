@@ -1,6 +1,7 @@
 /**
- * What the administrator may say about TLS, and what it means to Node: TLS_MIN_VERSION, TLS_CIPHER_SUITES, TLS_SKIP_VERIFY.
- * Pure. Names are IANA's, as Go spells them, because the same values go to the VM; OpenSSL's names are Node's business and ours.
+ * What the administrator may say about TLS, and what it means to Node: TLS_MIN_VERSION, TLS_CIPHER_SUITES,
+ * TLS_SKIP_VERIFY. Pure. Names are IANA's, as Go spells them, because the same values go to the VM; OpenSSL's names are
+ * Node's business and ours.
  */
 import type {SecureContextOptions} from 'node:tls';
 import {AdaptorError} from '../core/errors.ts';
@@ -18,8 +19,8 @@ export interface TlsOptions {
 }
 
 /**
- * The suites that Go's crypto/tls (the VM's end) and OpenSSL 3 as Node builds it (ours) both have, IANA name to OpenSSL name.
- * Go has RC4 and 3DES too, Node has not.
+ * The suites that Go's crypto/tls (the VM's end) and OpenSSL 3 as Node builds it (ours) both have, IANA name to OpenSSL
+ * name. Go has RC4 and 3DES too, Node has not.
  */
 const openSslNames: Readonly<Record<string, string>> = {
 	TLS_AES_128_GCM_SHA256: 'TLS_AES_128_GCM_SHA256',
@@ -72,7 +73,14 @@ export function parseTlsMinVersion(text: string): TlsMinVersion {
  * @throws 'invalid-argument' that names every unknown one and lists the known ones
  */
 export function parseCipherSuites(text: string): readonly string[] {
-	const names = [...new Set(text.split(',').map(name => name.trim()).filter(name => name !== ''))];
+	const names = [
+		...new Set(
+			text
+				.split(',')
+				.map(name => name.trim())
+				.filter(name => name !== ''),
+		),
+	];
 	const unknown = names.filter(name => !Object.hasOwn(openSslNames, name));
 	if (unknown.length > 0) {
 		throw new AdaptorError({
@@ -108,14 +116,20 @@ export function secureContextOptions(options: TlsOptions): Pick<SecureContextOpt
 	};
 }
 
-/** Without a TLS 1.3 name Node would rule TLS 1.3 out. In Go the list governs TLS 1.2 only, and both ends have to agree on that. */
+/**
+ * Without a TLS 1.3 name Node would rule TLS 1.3 out. In Go the list governs TLS 1.2 only, and both ends have to agree
+ * on that.
+ */
 function openSslCiphers(names: readonly string[]): string {
 	const all = names.some(name => tls13Names.includes(name)) ? names : [...tls13Names, ...names];
 	return [...new Set(all.map(name => openSslNames[name]))].join(':');
 }
 
 /** The options in the words of the VM's forwarder. */
-export function forwarderOptions({minVersion, cipherSuites = []}: TlsOptions): Pick<ForwarderTls, 'minVersion' | 'cipherSuites'> {
+export function forwarderOptions({
+	minVersion,
+	cipherSuites = [],
+}: TlsOptions): Pick<ForwarderTls, 'minVersion' | 'cipherSuites'> {
 	return {
 		...(minVersion === undefined ? {} : {minVersion}),
 		...(cipherSuites.length > 0 ? {cipherSuites} : {}),

@@ -1,6 +1,6 @@
 /**
- * One connection to the VM as a sender and receiver of whole frames, from when it is proven until it is lost. Unlike a client's connection it
- * can be ended and still be heard, and waits when its frames find no room. Knows no calls.
+ * One connection to the VM as a sender and receiver of whole frames, from when it is proven until it is lost. Unlike a
+ * client's connection it can be ended and still be heard, and waits when its frames find no room. Knows no calls.
  */
 import type {TLSSocket} from 'node:tls';
 import {AdaptorError} from '../core/errors.ts';

@@ -43,8 +43,8 @@ export type SandboxState =
 	| {readonly name: 'gone'};
 
 /**
- * What may follow what. Every change of a sandbox's state is checked against it (`assertTransition`): a bug shows where it happens, not where it hurts.
- * `created` goes back to `recovering` when a predecessor turns out to have started it.
+ * What may follow what. Every change of a sandbox's state is checked against it (`assertTransition`): a bug shows where
+ * it happens, not where it hurts. `created` goes back to `recovering` when a predecessor turns out to have started it.
  */
 const transitions: Readonly<Record<SandboxState['name'], ReadonlyArray<SandboxState['name']>>> = {
 	creating: ['creating', 'created', 'stopping', 'gone'],
@@ -61,7 +61,12 @@ const transitions: Readonly<Record<SandboxState['name'], ReadonlyArray<SandboxSt
 /** @throws AdaptorError 'internal' for a change that may not be */
 export function assertTransition(id: SandboxId, from: SandboxState['name'], to: SandboxState['name']): void {
 	if (!transitions[from].includes(to)) {
-		throw new AdaptorError({code: 'internal', what: `A sandbox may not go from ${from} to ${to}`, where: {sandboxId: id}, remedy: 'This is a bug of cloud-api-adaptor: please report it with the log of this sandbox.'});
+		throw new AdaptorError({
+			code: 'internal',
+			what: `A sandbox may not go from ${from} to ${to}`,
+			where: {sandboxId: id},
+			remedy: 'This is a bug of cloud-api-adaptor: please report it with the log of this sandbox.',
+		});
 	}
 }
 
@@ -116,7 +121,10 @@ export function admitStart(state: SandboxState): Admission {
 export function refusal(id: SandboxId, why: 'not-found' | 'failed-precondition', cause?: AdaptorError): AdaptorError {
 	return new AdaptorError({
 		code: why,
-		what: why === 'not-found' ? 'There is no such sandbox' : `The sandbox has failed${cause === undefined ? '' : `: ${cause.what}`}`,
+		what:
+			why === 'not-found'
+				? 'There is no such sandbox'
+				: `The sandbox has failed${cause === undefined ? '' : `: ${cause.what}`}`,
 		where: {sandboxId: id},
 		remedy: why === 'not-found' ? 'CreateVM comes first.' : 'Stop it, then create it again.',
 		cause,
@@ -137,7 +145,10 @@ export function leftoversOf(state: SandboxState): Leftovers {
 
 		case 'booting':
 		case 'running': {
-			const {prepared: {network}, relay} = state;
+			const {
+				prepared: {network},
+				relay,
+			} = state;
 			return {network, mayHaveVm: true, ...(relay === undefined ? {} : {relay})};
 		}
 
@@ -162,7 +173,9 @@ export function leftoversOf(state: SandboxState): Leftovers {
 
 /** What an earlier run of the daemon may have left of a sandbox. */
 export function leftoversOnRecord(record: SandboxRecord): Leftovers {
-	return record.state === 'creating' ? {reservingIn: record.netnsPath, mayHaveVm: false} : {network: record.network, mayHaveVm: true};
+	return record.state === 'creating'
+		? {reservingIn: record.netnsPath, mayHaveVm: false}
+		: {network: record.network, mayHaveVm: true};
 }
 
 /** The VM of a sandbox, from the moment it exists until it is to be deleted. */

@@ -1,6 +1,7 @@
 /**
- * What is to be done about one sandbox: what should exist, compared with what does. Pure: no I/O, no waiting, no error is thrown.
- * Whoever wants to know why the daemon removes a VM, or leaves it alone, finds every reason on this page. reconcile.ts observes and carries out.
+ * What is to be done about one sandbox: what should exist, compared with what does. Pure: no I/O, no waiting, no error
+ * is thrown. Whoever wants to know why the daemon removes a VM, or leaves it alone, finds every reason on this page.
+ * reconcile.ts observes and carries out.
  *
  *                             the sandbox is not in hand yet                     it is in hand
  *                  ┌───────────────────────────────────────────────┐   ┌───────────────────────────────┐
@@ -11,10 +12,13 @@
  *                  │              wait; a VM:                      │   │                               │
  *                  │              roll back                        │   │                               │
  *                  └───────────────────────────────────────────────┘   └───────────────────────────────┘
- *   the pod is gone: remove, in every state.   A VM without a sandbox: remove after the grace period.   A VM that another PODS_DIR answers for: leave alone.
  *
- * In the happy case a daemon starts and finds the record of a running sandbox. It is not in hand, its pod is there, so it is resumed: from then on it is
- * in hand and served. Every minute the same question is asked again and has the same answer, until the pod is gone.
+ * The pod is gone: remove, in every state. A VM without a sandbox: remove after the grace period. A VM that another
+ * PODS_DIR answers for: leave alone.
+ *
+ * In the happy case a daemon starts and finds the record of a running sandbox. It is not in hand, its pod is there, so
+ * it is resumed: from then on it is in hand and served. Every minute the same question is asked again and has the same
+ * answer, until the pod is gone.
  */
 import type {Presence, VmOwnership} from './ports.ts';
 
@@ -70,7 +74,9 @@ export function decide(observation: Observation): Decision {
 	}
 
 	if (record === 'stopping') {
-		return isInHand ? {action: 'wait', why: 'its removal is under way'} : {action: 'remove', why: 'its removal was cut off'};
+		return isInHand
+			? {action: 'wait', why: 'its removal is under way'}
+			: {action: 'remove', why: 'its removal was cut off'};
 	}
 
 	if (pod === 'gone') {
@@ -88,7 +94,9 @@ function decideForSuccessor({record, isInHand, vm, pod}: Observation): Decision 
 		return {action: 'wait', why: 'a successor reconciles it'};
 	}
 
-	return record === 'running' && (vm === 'none' || vm === 'stopped' || pod === 'gone') ? {action: 'let go', why: 'a successor removes it'} : {action: 'serve'};
+	return record === 'running' && (vm === 'none' || vm === 'stopped' || pod === 'gone')
+		? {action: 'let go', why: 'a successor removes it'}
+		: {action: 'serve'};
 }
 
 /** There is no sandbox, but perhaps a VM. */
@@ -105,7 +113,9 @@ function decideOnUnknown({vm, ownership, predecessor, isOverdue}: Observation): 
 		return {action: 'wait', why: 'a predecessor may know it'};
 	}
 
-	return isOverdue ? {action: 'remove', why: 'no sandbox is known for its VM'} : {action: 'wait', why: 'its grace period is not over'};
+	return isOverdue
+		? {action: 'remove', why: 'no sandbox is known for its VM'}
+		: {action: 'wait', why: 'its grace period is not over'};
 }
 
 function decideInHand({record, vm, ownership, predecessor, isOverdue}: Observation): Decision {
@@ -124,7 +134,11 @@ function decideInHand({record, vm, ownership, predecessor, isOverdue}: Observati
 		}
 
 		case 'failed': {
-			return !isOverdue ? {action: 'serve'} : ownership === 'foreign' ? foreign : {action: 'remove', why: 'nobody has stopped it'};
+			return !isOverdue
+				? {action: 'serve'}
+				: ownership === 'foreign'
+					? foreign
+					: {action: 'remove', why: 'nobody has stopped it'};
 		}
 
 		// Under way, under a deadline of its own.
@@ -141,7 +155,9 @@ function decideInHand({record, vm, ownership, predecessor, isOverdue}: Observati
 function decideOnRecord({record, vm, ownership, predecessor}: Observation): Decision {
 	switch (record) {
 		case 'creating': {
-			return predecessor === 'alive' ? {action: 'wait', why: 'a predecessor may be creating it'} : {action: 'roll back', why: 'its creation was cut off when the daemon ended'};
+			return predecessor === 'alive'
+				? {action: 'wait', why: 'a predecessor may be creating it'}
+				: {action: 'roll back', why: 'its creation was cut off when the daemon ended'};
 		}
 
 		case 'created':
@@ -177,5 +193,7 @@ function cutOffStart(ownership: VmOwnership, predecessor: Observation['predecess
 		return foreign;
 	}
 
-	return predecessor === 'alive' ? {action: 'wait', why: 'a predecessor may be starting it'} : {action: 'roll back', why: 'its start was cut off when the daemon ended'};
+	return predecessor === 'alive'
+		? {action: 'wait', why: 'a predecessor may be starting it'}
+		: {action: 'roll back', why: 'its start was cut off when the daemon ended'};
 }

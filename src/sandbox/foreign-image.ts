@@ -1,7 +1,7 @@
 /**
- * What is no disk, and yet gets taken for a raw one: files that nobody boots from, told by how they begin. Whoever puts images into a pool and whoever
- * judges what lies there agree here. Pure.
- * Source: the marks are those of the formats' own specifications.
+ * What is no disk, and yet gets taken for a raw one: files that nobody boots from, told by how they begin. Whoever puts
+ * images into a pool and whoever judges what lies there agree here. Pure. Source: the marks are those of the formats'
+ * own specifications.
  */
 
 const marks: ReadonlyArray<readonly [mark: Buffer, name: string]> = [

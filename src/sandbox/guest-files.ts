@@ -1,12 +1,16 @@
 /**
- * What a pod VM is told at boot, as files for its cloud-init disk. Pure; knows JSON's field names, not YAML and not the disk.
- * Source: cloud-api-adaptor, pkg/podnetwork/tunneler (pod-network) and cmd/process-user-data (paths), v0.10 to v0.22.
+ * What a pod VM is told at boot, as files for its cloud-init disk. Pure; knows JSON's field names, not YAML and not the
+ * disk. Source: cloud-api-adaptor, pkg/podnetwork/tunneler (pod-network) and cmd/process-user-data (paths), v0.10 to
+ * v0.22.
  */
 import {Secret} from '../core/log.ts';
 import type {Initdata} from './pod-request.ts';
 import type {ForwarderTls, GuestFile, PodIdentity, PodNetwork} from './ports.ts';
 
-/** The forwarder's configuration: `apf.json` from v0.15 on, `daemon.json` up to v0.14. Each generation ignores the other's. */
+/**
+ * The forwarder's configuration: `apf.json` from v0.15 on, `daemon.json` up to v0.14. Each generation ignores the
+ * other's.
+ */
 export const forwarderConfigPaths = ['/run/peerpod/apf.json', '/run/peerpod/daemon.json'] as const;
 
 /** Registry credentials, for the agent's image pull. */

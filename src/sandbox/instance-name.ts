@@ -1,7 +1,13 @@
-/** What the VM of a sandbox is called, and how it is told by its name among others. Whoever makes the names and whoever looks for VMs agree here. */
+/**
+ * What the VM of a sandbox is called, and how it is told by its name among others. Whoever makes the names and whoever
+ * looks for VMs agree here.
+ */
 import type {SandboxId} from './ports.ts';
 
-/** `podvm-<pod>-<first 8 of the id>`: a DNS label, for it is also the VM's host name and the name on its TLS certificate. */
+/**
+ * `podvm-<pod>-<first 8 of the id>`: a DNS label, for it is also the VM's host name and the name on its TLS
+ * certificate.
+ */
 export function instanceName(podName: string, id: SandboxId): string {
 	const suffix = suffixOf(id);
 	return `podvm-${label(podName).slice(0, 63 - 'podvm--'.length - suffix.length)}-${suffix}`;

@@ -9,7 +9,11 @@ export function agentSocketPath(id: SandboxId, {podsDir}: Pick<SandboxContext, '
 	return `${podsDir}/${id}/agent.ttrpc`;
 }
 
-export function relayTarget(id: SandboxId, {instanceName}: PodRequest, context: Pick<SandboxContext, 'podsDir'>): RelayTarget {
+export function relayTarget(
+	id: SandboxId,
+	{instanceName}: PodRequest,
+	context: Pick<SandboxContext, 'podsDir'>,
+): RelayTarget {
 	return {sandboxId: id, instanceName, socketPath: agentSocketPath(id, context)};
 }
 

@@ -69,15 +69,27 @@ export interface PodRequest {
 }
 
 /** @throws AdaptorError 'invalid-argument' that names the annotation and what it held */
-export function podRequest(id: SandboxId, given: Readonly<Record<string, string>>, {sizes, initdata: initdataPolicy}: PodPolicy): PodRequest {
+export function podRequest(
+	id: SandboxId,
+	given: Readonly<Record<string, string>>,
+	{sizes, initdata: initdataPolicy}: PodPolicy,
+): PodRequest {
 	const pod = podIdentity(given);
 	const vcpus = size(given, annotations.vcpus, {configured: sizes.vcpus, min: sizes.minVcpus, max: sizes.maxVcpus});
-	const memory = size(given, annotations.memory, {configured: sizes.memoryMib, min: sizes.minMemoryMib, max: sizes.maxMemoryMib});
+	const memory = size(given, annotations.memory, {
+		configured: sizes.memoryMib,
+		min: sizes.minMemoryMib,
+		max: sizes.maxMemoryMib,
+	});
 	const image = given[annotations.image];
 	const initdata = initdataOf(given, initdataPolicy);
 	const limited = [
-		...(vcpus.from === 'maximum' ? [`${vcpus.value} virtual CPUs instead of ${vcpus.asked} (LIBVIRT_MAX_CPU)`] : []),
-		...(memory.from === 'maximum' ? [`${memory.value} MiB of memory instead of ${memory.asked} (LIBVIRT_MAX_MEMORY)`] : []),
+		...(vcpus.from === 'maximum'
+			? [`${vcpus.value} virtual CPUs instead of ${vcpus.asked} (LIBVIRT_MAX_CPU)`]
+			: []),
+		...(memory.from === 'maximum'
+			? [`${memory.value} MiB of memory instead of ${memory.asked} (LIBVIRT_MAX_MEMORY)`]
+			: []),
 	];
 	return {
 		pod,
@@ -109,14 +121,20 @@ function podIdentity(given: Readonly<Record<string, string>>): PodIdentity {
 
 	const name = required(annotations.podName);
 	const namespace = required(annotations.podNamespace);
-	// CRI-O gives its own sandbox name, k8s_<pod>_<namespace>_<uid>_<attempt>; none of the parts can hold an underscore.
+	// CRI-O gives its own sandbox name, k8s_<pod>_<namespace>_<uid>_<attempt>; none of the parts can hold an
+	// underscore.
 	const [, podName, , uid] = /^k8s_([^_]+)_([^_]+)_([^_]+)_\d+$/.exec(name) ?? [];
 	return podName === undefined || uid === undefined ? {name, namespace} : {name: podName, namespace, uid};
 }
 
 /** The pod's own, else the configured: never a mixture of both. */
-function initdataOf(given: Readonly<Record<string, string>>, {configured, parse}: InitdataPolicy): Initdata | undefined {
-	const annotation = [annotations.initdata, annotations.initdataBefore].find(name => (given[name] ?? '').trim() !== '');
+function initdataOf(
+	given: Readonly<Record<string, string>>,
+	{configured, parse}: InitdataPolicy,
+): Initdata | undefined {
+	const annotation = [annotations.initdata, annotations.initdataBefore].find(
+		name => (given[name] ?? '').trim() !== '',
+	);
 	return annotation === undefined ? configured : parse(given[annotation] ?? '', {annotation});
 }
 
@@ -127,7 +145,11 @@ interface SizeBounds {
 }
 
 /** A decimal, rounded up, within the administrator's bounds; absent, empty and zero mean "as configured". */
-function size(given: Readonly<Record<string, string>>, annotation: string, {configured, min, max}: SizeBounds): {value: number; asked: number; from: SizeSource} {
+function size(
+	given: Readonly<Record<string, string>>,
+	annotation: string,
+	{configured, min, max}: SizeBounds,
+): {value: number; asked: number; from: SizeSource} {
 	const text = (given[annotation] ?? '').trim();
 	// A sum of floating-point numbers may come with all the digits that it has.
 	if (text !== '' && !/^\d{1,9}(?:\.\d{1,60})?$/.test(text)) {
@@ -145,5 +167,7 @@ function size(given: Readonly<Record<string, string>>, annotation: string, {conf
 		return {value: max, asked: wanted, from: 'maximum'};
 	}
 
-	return wanted < min ? {value: min, asked: wanted, from: 'minimum'} : {value: wanted, asked: wanted, from: asked === 0 ? 'configuration' : 'annotation'};
+	return wanted < min
+		? {value: min, asked: wanted, from: 'minimum'}
+		: {value: wanted, asked: wanted, from: asked === 0 ? 'configuration' : 'annotation'};
 }

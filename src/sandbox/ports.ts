@@ -1,7 +1,7 @@
 /**
- * The domain's edges, in its own words. Above: what the kata shim and CSI plugins ask of us (`Sandboxes`).
- * Below: what a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`), and the cluster that it belongs to (`Cluster`).
- * Every implementation of a port, in-memory or real, passes the same suite in test/contract.
+ * The domain's edges, in its own words. Above: what the kata shim and CSI plugins ask of us (`Sandboxes`). Below: what
+ * a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`), and the cluster that it belongs to
+ * (`Cluster`). Every implementation of a port, in-memory or real, passes the same suite in test/contract.
  */
 import type {Secret} from '../core/log.ts';
 import type {PodVmEndedError} from './vm-ended.ts';
@@ -24,8 +24,8 @@ export interface Sandboxes {
 	 */
 	create(request: CreateSandbox, signal: AbortSignal): Promise<{readonly agentSocketPath: string}>;
 	/**
-	 * Resolves when the kata agent in the VM can be reached at the agent socket. On failure, deadline or abort nothing of the VM is left;
-	 * the sandbox itself stays, failed, until it is stopped.
+	 * Resolves when the kata agent in the VM can be reached at the agent socket. On failure, deadline or abort nothing
+	 * of the VM is left; the sandbox itself stays, failed, until it is stopped.
 	 * @throws 'not-found' for an id that was never created or is stopped
 	 */
 	start(id: SandboxId, signal: AbortSignal): Promise<void>;
@@ -47,8 +47,9 @@ export interface CreateSandbox {
 }
 
 /**
- * One end of a pod's VXLAN tunnel, as plain data: it is written to the sandbox's record and, as `pod-network`, to the VM.
- * Addresses are dotted IPv4, prefixes `a.b.c.d/n`. Fields are named after the `pod-network` object of existing pod VM images.
+ * One end of a pod's VXLAN tunnel, as plain data: it is written to the sandbox's record and, as `pod-network`, to the
+ * VM. Addresses are dotted IPv4, prefixes `a.b.c.d/n`. Fields are named after the `pod-network` object of existing pod
+ * VM images.
  */
 export interface PodNetwork {
 	readonly netnsPath: string;
@@ -74,11 +75,17 @@ export interface PodNetwork {
 	readonly externalNetViaPodVm: boolean;
 }
 
-/** Which network namespace it is, whatever path leads to it. Numbers as decimal text: JSON's numbers cannot hold an inode. */
+/**
+ * Which network namespace it is, whatever path leads to it. Numbers as decimal text: JSON's numbers cannot hold an
+ * inode.
+ */
 export interface NetnsIdentity {
 	readonly device: string;
 	readonly inode: string;
-	/** Of the directory that names it. One that is the same and has no such name any more proves that the namespace is gone. */
+	/**
+	 * Of the directory that names it. One that is the same and has no such name any more proves that the namespace is
+	 * gone.
+	 */
 	readonly directory: {readonly device: string; readonly inode: string};
 }
 
@@ -106,36 +113,44 @@ export interface PodNeighbor {
 /** The pod's network namespace and its tunnel. */
 export interface PodNetworks {
 	/**
-	 * Reads the pod's netns and reserves a VNI in it. On failure nothing stays reserved. A namespace is known by its device and inode: two paths to
-	 * one are one, and a second sandbox in it is refused ('already-exists').
+	 * Reads the pod's netns and reserves a VNI in it. On failure nothing stays reserved. A namespace is known by its
+	 * device and inode: two paths to one are one, and a second sandbox in it is refused ('already-exists').
 	 */
 	reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork>;
 	/**
-	 * Undoes a reservation of which only the place is known, for it was cut off, perhaps in a daemon that has died. Succeeds when nothing is
-	 * reserved there, or the netns is gone. Leaves alone what another sandbox has there, and a tunnel that leads to a VM.
+	 * Undoes a reservation of which only the place is known, for it was cut off, perhaps in a daemon that has died.
+	 * Succeeds when nothing is reserved there, or the netns is gone. Leaves alone what another sandbox has there, and a
+	 * tunnel that leads to a VM.
 	 */
 	releaseByNetns(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void>;
 	/**
-	 * Whether the namespace still exists. It is gone when the directory that had it has no such name any more, or has another namespace by that
-	 * name. Never throws: what cannot be seen, such as a directory that is not mounted here, is 'unknown'.
+	 * Whether the namespace still exists. It is gone when the directory that had it has no such name any more, or has
+	 * another namespace by that name. Never throws: what cannot be seen, such as a directory that is not mounted here,
+	 * is 'unknown'.
 	 */
 	presence(network: PodNetwork, signal: AbortSignal): Promise<Presence>;
 	/** The network with the identity of the namespace that is at its path now, for a record of an earlier version. */
 	identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork>;
-	/** Points the tunnel at the VM and redirects the pod's traffic into it. Idempotent; a second address replaces the first. */
+	/**
+	 * Points the tunnel at the VM and redirects the pod's traffic into it. Idempotent; a second address replaces the
+	 * first.
+	 */
 	attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void>;
-	/** What an earlier run has reserved, as its record says: nobody else may have the namespace or the VNI, before it is attached again too. */
+	/**
+	 * What an earlier run has reserved, as its record says: nobody else may have the namespace or the VNI, before it is
+	 * attached again too.
+	 */
 	adopt(sandboxId: SandboxId, network: PodNetwork): void;
 	/**
-	 * Cuts the pod off from its VM and keeps the VNI reserved: a VM that could not be removed may still send. Succeeds when there is no tunnel, or the
-	 * netns is gone.
+	 * Cuts the pod off from its VM and keeps the VNI reserved: a VM that could not be removed may still send. Succeeds
+	 * when there is no tunnel, or the netns is gone.
 	 */
 	detach(network: PodNetwork, signal: AbortSignal): Promise<void>;
 	/** Removes tunnel, redirection and reservation. Succeeds when they, or the netns, are already gone. */
 	release(network: PodNetwork, signal: AbortSignal): Promise<void>;
 	/**
-	 * Removes what a tunnel has outside of its netns, where only its VNI is known any more: the rest goes with the netns. Leaves alone what
-	 * belongs to tunnels that are known.
+	 * Removes what a tunnel has outside of its netns, where only its VNI is known any more: the rest goes with the
+	 * netns. Leaves alone what belongs to tunnels that are known.
 	 */
 	releaseByVni(vni: number, signal: AbortSignal): Promise<void>;
 }
@@ -149,7 +164,10 @@ export interface GuestFile {
 
 export interface PodVmSpec {
 	readonly sandboxId: SandboxId;
-	/** `podvm-<pod>-<first 8 of the sandbox id>`, at most 63 characters of `[a-z0-9-]`: the VM's name, its host name and its TLS name. */
+	/**
+	 * `podvm-<pod>-<first 8 of the sandbox id>`, at most 63 characters of `[a-z0-9-]`: the VM's name, its host name and
+	 * its TLS name.
+	 */
 	readonly instanceName: string;
 	readonly pod: PodIdentity;
 	readonly vcpus: number;
@@ -173,27 +191,32 @@ export interface PodVm {
 
 /** Virtual machines on the KVM host, those of this cluster and node only. */
 export interface PodVms {
-	/** Records the intent at the hypervisor, makes the disks, starts. Resolves once the VM runs. On failure or abort nothing is left behind. */
+	/**
+	 * Records the intent at the hypervisor, makes the disks, starts. Resolves once the VM runs. On failure or abort
+	 * nothing is left behind.
+	 */
 	start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm>;
 	/**
-	 * Addresses at which the VM may be reached, likeliest first, each once. A guess may come before the guest is up (a remembered lease):
-	 * only TLS proves who answers. Goes on looking until the consumer returns or the signal aborts.
-	 * @throws PodVmEndedError as soon as the VM is no longer running, telling how it ended; that error for no other cause
+	 * Addresses at which the VM may be reached, likeliest first, each once. A guess may come before the guest is up (a
+	 * remembered lease): only TLS proves who answers. Goes on looking until the consumer returns or the signal aborts.
+	 * @throws PodVmEndedError as soon as the VM is no longer running, telling how it ended; that error for no other
+	 * cause
 	 */
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never>;
 	/**
-	 * What a VM that this daemon has started printed last on its console while its addresses were asked for: a few lines of printable text, oldest
-	 * first. Empty where that is not known, or not to be known.
+	 * What a VM that this daemon has started printed last on its console while its addresses were asked for: a few
+	 * lines of printable text, oldest first. Empty where that is not known, or not to be known.
 	 */
 	consoleTail(vm: PodVm): readonly string[];
 	/**
-	 * Resolves when the VM has ended by itself or was deleted, at once if it has already, with how ('aborted'); however long that takes, and also
-	 * when the hypervisor is away in between. Rejects with the signal's reason only.
+	 * Resolves when the VM has ended by itself or was deleted, at once if it has already, with how ('aborted'); however
+	 * long that takes, and also when the hypervisor is away in between. Rejects with the signal's reason only.
 	 */
 	ended(vm: PodVm, signal: AbortSignal): Promise<PodVmEndedError>;
 	/**
-	 * Deletes VM and disks of a sandbox, whatever state they are in, whichever daemon of this node answers for it. Succeeds when there are none.
-	 * Touches nothing of other clusters or nodes. Goes on past each part that cannot be removed, and then rejects, naming what is left.
+	 * Deletes VM and disks of a sandbox, whatever state they are in, whichever daemon of this node answers for it.
+	 * Succeeds when there are none. Touches nothing of other clusters or nodes. Goes on past each part that cannot be
+	 * removed, and then rejects, naming what is left.
 	 */
 	delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void>;
 	/** All VMs of this cluster and node, half-made ones too. */
@@ -231,11 +254,14 @@ export interface AgentRelays {
 	/** A server certificate for one VM, and what it shall accept. */
 	issue(instanceName: string, signal: AbortSignal): Promise<ForwarderTls>;
 	/**
-	 * Dials the addresses as they come, retrying each until the forwarder listens, and takes the first that proves by TLS to be the VM.
-	 * Then serves `socketPath`. Rejects when `addresses` throws (the VM died) or the signal aborts; nothing is left then.
+	 * Dials the addresses as they come, retrying each until the forwarder listens, and takes the first that proves by
+	 * TLS to be the VM. Then serves `socketPath`. Rejects when `addresses` throws (the VM died) or the signal aborts;
+	 * nothing is left then.
 	 */
 	open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay>;
-	/** @throws 'invalid-argument' for a socket path that the kernel would not take: such a sandbox could never be served */
+	/**
+	 * @throws 'invalid-argument' for a socket path that the kernel would not take: such a sandbox could never be served
+	 */
 	assertServable(socketPath: string): void;
 	/** Removes the socket that a daemon which died has left at the path; succeeds when there is none. */
 	discard(socketPath: string): Promise<void>;
@@ -249,15 +275,16 @@ export interface RelayTarget {
 }
 
 /**
- * Outlives its connections to the VM: one that is lost is dialled again, calls that only wait are made again, all others end as UNAVAILABLE.
- * Disposing closes the socket and all connections at once, and removes the socket's file.
+ * Outlives its connections to the VM: one that is lost is dialled again, calls that only wait are made again, all
+ * others end as UNAVAILABLE. Disposing closes the socket and all connections at once, and removes the socket's file.
  */
 export interface AgentRelay extends AsyncDisposable {
 	/** The address that proved to be the VM's. */
 	readonly address: string;
 	/**
-	 * The VM is gone, and will not come back: all calls under way, and all that come, end as UNAVAILABLE at once, with the reason in their text.
-	 * The socket is served until the relay is disposed. The first reason stays; after disposing this does nothing.
+	 * The VM is gone, and will not come back: all calls under way, and all that come, end as UNAVAILABLE at once, with
+	 * the reason in their text. The socket is served until the relay is disposed. The first reason stays; after
+	 * disposing this does nothing.
 	 */
 	fail(reason: Error): void;
 }
@@ -278,30 +305,31 @@ export interface PodEvent {
 }
 
 /**
- * The cluster that the pods are of: what it knows of them beyond what kata tells, and what it is told. No pod ever waits long for it, or fails by
- * it: what goes wrong is reported by the implementation.
+ * The cluster that the pods are of: what it knows of them beyond what kata tells, and what it is told. No pod ever
+ * waits long for it, or fails by it: what goes wrong is reported by the implementation.
  */
 export interface Cluster {
 	/**
-	 * The credentials with which the VM pulls the pod's images: the content of `auth.json`. Undefined when there are none, or when they cannot be
-	 * had in time. Rejects with the signal's reason only.
+	 * The credentials with which the VM pulls the pod's images: the content of `auth.json`. Undefined when there are
+	 * none, or when they cannot be had in time. Rejects with the signal's reason only.
 	 */
 	pullCredentials(pod: PodIdentity, signal: AbortSignal): Promise<Secret<string> | undefined>;
 	/**
-	 * Puts on record that the pod is to have this VM, so that somebody can delete it when this node cannot any more; also of a VM that is on record
-	 * already. Resolves when that is done, or after a short while: then it goes on in the background. Rejects with the signal's reason only.
+	 * Puts on record that the pod is to have this VM, so that somebody can delete it when this node cannot any more;
+	 * also of a VM that is on record already. Resolves when that is done, or after a short while: then it goes on in
+	 * the background. Rejects with the signal's reason only.
 	 */
 	registerVm(vm: RegisteredVm, signal: AbortSignal): Promise<void>;
 	/** The VM is gone: the record is withdrawn, in the background. Another VM of the same pod stays on record. */
 	unregisterVm(vm: RegisteredVm): void;
 	/**
-	 * Whether the pod itself still exists: the pod with its UID, not another one of its name. `unknown` without an API server, without its answer in
-	 * time, and for static pods. Rejects with the signal's reason only.
+	 * Whether the pod itself still exists: the pod with its UID, not another one of its name. `unknown` without an API
+	 * server, without its answer in time, and for static pods. Rejects with the signal's reason only.
 	 */
 	podPresence(vm: RegisteredVm, signal: AbortSignal): Promise<Presence>;
 	/**
-	 * These are all VMs of this node that should be on record; called again and again. What is missing is put on record, what is too much is withdrawn,
-	 * in the background, whatever was refused or lost before.
+	 * These are all VMs of this node that should be on record; called again and again. What is missing is put on
+	 * record, what is too much is withdrawn, in the background, whatever was refused or lost before.
 	 */
 	reconcile(vms: readonly RegisteredVm[]): void;
 	/** Tells what happened to a pod, in the background; repetitions may be dropped. */

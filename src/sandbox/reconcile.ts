@@ -1,6 +1,7 @@
 /**
- * Compares what should exist with what does, and repairs: at the daemon's start, when the connection to libvirt is back, when a VM ends, when a
- * predecessor ends, when a successor has gone, and every minute. What is to be done is decision.ts's; this observes, and carries the decision out. Each round:
+ * Compares what should exist with what does, and repairs: at the daemon's start, when the connection to libvirt is
+ * back, when a VM ends, when a predecessor ends, when a successor has gone, and every minute. What is to be done is
+ * decision.ts's; this observes, and carries the decision out. Each round:
  *
  *   1. read the records and this daemon's own sandboxes; resume or roll back what needs no word of the KVM host
  *   2. list the VMs, for a while: a host that is away is no reason to wait with the rest
@@ -8,8 +9,8 @@
  *   4. decide on each sandbox, and on each VM without one, and carry it out, each in the background
  *   5. tell the cluster which VMs there should be
  *
- * The order matters. A record is written before its VM exists and removed after it: so a VM that is missing from a list which was asked for after its
- * record said "running" has ended, and a VM without a record in a list has no record.
+ * The order matters. A record is written before its VM exists and removed after it: so a VM that is missing from a list
+ * which was asked for after its record said "running" has ended, and a VM without a record in a list has no record.
  */
 import {every, Trigger} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -45,7 +46,10 @@ export interface KnownSandboxes {
 	readonly remove: (id: SandboxId, why: string) => Promise<void>;
 }
 
-/** Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks cost. */
+/**
+ * Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks
+ * cost.
+ */
 const endedGraceMs = 300_000;
 const listTimeoutMs = 15_000;
 /** How often to look at records that a predecessor may change: when it ends, nobody serves what it has started. */
@@ -96,7 +100,10 @@ export class Reconciler {
 				this.#failures.recovered('round');
 			} catch (error) {
 				if (!signal.aborted && this.#failures.failed('round')) {
-					this.#context.log.error({err: error}, 'could not reconcile the sandboxes; trying again every minute');
+					this.#context.log.error(
+						{err: error},
+						'could not reconcile the sandboxes; trying again every minute',
+					);
 				}
 			}
 		}
@@ -111,8 +118,13 @@ export class Reconciler {
 		// Nothing of a VM that runs in hand is removed by this; of one that is not in hand the VM is.
 		const vms = state.name === 'recovering' ? await this.#listVms(never) : undefined;
 		const observation: Observation = {
-			...inHand(state), vm: 'stopped', pod: 'unknown', ownership: vms?.find(({sandboxId}) => sandboxId === id)?.ownership ?? 'ours',
-			predecessor: others?.hasPredecessor() === true ? 'alive' : 'none', successor: await others?.hasSuccessor() === true ? 'alive' : 'none', isOverdue: false,
+			...inHand(state),
+			vm: 'stopped',
+			pod: 'unknown',
+			ownership: vms?.find(({sandboxId}) => sandboxId === id)?.ownership ?? 'ours',
+			predecessor: others?.hasPredecessor() === true ? 'alive' : 'none',
+			successor: (await others?.hasSuccessor()) === true ? 'alive' : 'none',
+			isOverdue: false,
 		};
 		if (sandbox.state === state) {
 			await this.#carryOut(decide(observation), {sandbox, state}, end);
@@ -120,7 +132,7 @@ export class Reconciler {
 	}
 
 	async #round(others: OtherDaemons, signal: AbortSignal): Promise<void> {
-		const successor = await others.hasSuccessor() ? 'alive' : 'none';
+		const successor = (await others.hasSuccessor()) ? 'alive' : 'none';
 		// Before the records are read: what it writes afterwards is followed.
 		const predecessor = others.hasPredecessor() ? 'alive' : 'none';
 		if (successor === 'none') {
@@ -130,20 +142,34 @@ export class Reconciler {
 
 		const daemons = {predecessor, successor} as const;
 		const seen = this.#known.all().map((sandbox): Seen => ({sandbox, state: sandbox.state}));
-		await Promise.all(seen.filter(({state}) => state.name === 'recovering').map(async each => this.#reconcile(each, undefined, {pod: 'unknown'}, daemons)));
+		await Promise.all(
+			seen
+				.filter(({state}) => state.name === 'recovering')
+				.map(async each => this.#reconcile(each, undefined, {pod: 'unknown'}, daemons)),
+		);
 		const vms = await this.#listVms(signal);
 		signal.throwIfAborted();
-		await Promise.all(seen.map(async each => {
-			const presence = await this.#podPresence(each.sandbox, signal);
-			await this.#reconcile(each, vms, presence, daemons);
-		}));
+		await Promise.all(
+			seen.map(async each => {
+				const presence = await this.#podPresence(each.sandbox, signal);
+				await this.#reconcile(each, vms, presence, daemons);
+			}),
+		);
 		await this.#reconcileUnknown(seen, vms, daemons);
 		if (successor === 'none') {
-			this.#context.cluster.reconcile(this.#known.all().map(expectedVm).filter(vm => vm !== undefined));
+			this.#context.cluster.reconcile(
+				this.#known
+					.all()
+					.map(expectedVm)
+					.filter(vm => vm !== undefined),
+			);
 		}
 	}
 
-	/** Records that this daemon knows nothing of: an earlier run's, or one that a predecessor wrote when this daemon had begun. */
+	/**
+	 * Records that this daemon knows nothing of: an earlier run's, or one that a predecessor wrote when this daemon had
+	 * begun.
+	 */
 	async #adoptRecords(): Promise<void> {
 		const {records} = this.#context;
 		for (const {id} of await records.readAll()) {
@@ -157,27 +183,41 @@ export class Reconciler {
 		}
 	}
 
-	/** What is only created here may have been started, or stopped half-way, by a successor that is gone by now: then its record says more. */
+	/**
+	 * What is only created here may have been started, or stopped half-way, by a successor that is gone by now: then
+	 * its record says more.
+	 */
 	async #followSuccessors(): Promise<void> {
-		const created = this.#known.all().map((sandbox): Seen => ({sandbox, state: sandbox.state})).filter(({state}) => state.name === 'created');
-		await Promise.all(created.map(async ({sandbox, state}) => {
-			const record = await this.#context.records.read(sandbox.id).catch(() => undefined);
-			if ((record?.state === 'running' || record?.state === 'stopping') && sandbox.state === state) {
-				await sandbox.follow(record);
-			}
-		}));
+		const created = this.#known
+			.all()
+			.map((sandbox): Seen => ({sandbox, state: sandbox.state}))
+			.filter(({state}) => state.name === 'created');
+		await Promise.all(
+			created.map(async ({sandbox, state}) => {
+				const record = await this.#context.records.read(sandbox.id).catch(() => undefined);
+				if ((record?.state === 'running' || record?.state === 'stopping') && sandbox.state === state) {
+					await sandbox.follow(record);
+				}
+			}),
+		);
 	}
 
 	/** Undefined when the host does not answer in time. */
 	async #listVms(signal: AbortSignal): Promise<readonly PodVmRecord[] | undefined> {
-		using scope = new Scope(signal).deadline(this.#context.listTimeoutMs ?? listTimeoutMs, 'the list of this node\'s VMs');
+		using scope = new Scope(signal).deadline(
+			this.#context.listTimeoutMs ?? listTimeoutMs,
+			"the list of this node's VMs",
+		);
 		try {
 			const vms = await abortable(this.#context.podVms.list(scope.signal), scope.signal);
 			this.#failures.recovered('list');
 			return vms;
 		} catch (error) {
 			signal.throwIfAborted();
-			this.#context.log[error instanceof AdaptorError || !this.#failures.failed('list') ? 'debug' : 'error']({err: error}, 'could not list the VMs of this node');
+			this.#context.log[error instanceof AdaptorError || !this.#failures.failed('list') ? 'debug' : 'error'](
+				{err: error},
+				'could not list the VMs of this node',
+			);
 			return undefined;
 		}
 	}
@@ -195,11 +235,16 @@ export class Reconciler {
 		}
 
 		const object = vm === undefined ? 'unknown' : await cluster.podPresence(vm, signal);
-		return object === 'gone' ? {pod: 'gone', why: 'the pod no longer exists in the cluster'} : {pod: namespace === 'unknown' ? object : namespace};
+		return object === 'gone'
+			? {pod: 'gone', why: 'the pod no longer exists in the cluster'}
+			: {pod: namespace === 'unknown' ? object : namespace};
 	}
 
 	async #reconcile(
-		{sandbox, state}: Seen, vms: readonly PodVmRecord[] | undefined, presence: PodPresence, daemons: Pick<Observation, 'predecessor' | 'successor'>,
+		{sandbox, state}: Seen,
+		vms: readonly PodVmRecord[] | undefined,
+		presence: PodPresence,
+		daemons: Pick<Observation, 'predecessor' | 'successor'>,
 	): Promise<void> {
 		const {pod, why} = presence;
 		// What became of it meanwhile is the next round's; but a pod that is gone does not come back.
@@ -209,27 +254,41 @@ export class Reconciler {
 
 		const vm = vms?.find(({sandboxId}) => sandboxId === sandbox.id);
 		const decision = decide({
-			...inHand(sandbox.state), ...daemons, pod,
+			...inHand(sandbox.state),
+			...daemons,
+			pod,
 			vm: vms === undefined ? 'unknown' : vm === undefined ? 'none' : vm.running ? 'running' : 'stopped',
 			ownership: vm?.ownership ?? 'ours',
-			isOverdue: state.name === 'failed' && this.#hasLasted(sandbox.id, this.#context.endedGraceMs ?? endedGraceMs),
+			isOverdue:
+				state.name === 'failed' && this.#hasLasted(sandbox.id, this.#context.endedGraceMs ?? endedGraceMs),
 		});
 		void this.#carryOut(decision, {sandbox, state: sandbox.state}, undefined, why);
 	}
 
 	/** VMs at the hypervisor of which this daemon knows no sandbox. */
-	async #reconcileUnknown(seen: readonly Seen[], vms: readonly PodVmRecord[] | undefined, daemons: Pick<Observation, 'predecessor' | 'successor'>): Promise<void> {
+	async #reconcileUnknown(
+		seen: readonly Seen[],
+		vms: readonly PodVmRecord[] | undefined,
+		daemons: Pick<Observation, 'predecessor' | 'successor'>,
+	): Promise<void> {
 		if (vms === undefined) {
 			return;
 		}
 
 		const orphans = new Set<SandboxId>();
-		for (const vm of vms.filter(({sandboxId}) => isUsableId(sandboxId) && this.#known.get(sandboxId) === undefined)) {
+		for (const vm of vms.filter(
+			({sandboxId}) => isUsableId(sandboxId) && this.#known.get(sandboxId) === undefined,
+		)) {
 			const {sandboxId: id, running, ownership} = vm;
 			const record = await this.#recordOf(vm);
 			orphans.add(id);
 			const decision = decide({
-				...daemons, record, isInHand: false, vm: running ? 'running' : 'stopped', pod: 'unknown', ownership,
+				...daemons,
+				record,
+				isInHand: false,
+				vm: running ? 'running' : 'stopped',
+				pod: 'unknown',
+				ownership,
 				isOverdue: this.#hasLasted(id, this.#context.orphanGraceMs),
 			});
 			this.#carryOutOnUnknown(decision, vm);
@@ -247,7 +306,10 @@ export class Reconciler {
 			return record === undefined ? 'none' : 'unreadable';
 		} catch (error) {
 			if (this.#unreadable.failed(sandboxId)) {
-				this.#context.log.error({sandboxId, instanceName: name, err: error}, 'a pod VM is left alone: its sandbox\'s record cannot be read');
+				this.#context.log.error(
+					{sandboxId, instanceName: name, err: error},
+					"a pod VM is left alone: its sandbox's record cannot be read",
+				);
 			}
 
 			return 'unreadable';
@@ -258,10 +320,24 @@ export class Reconciler {
 		const {log} = this.#context;
 		const names = {sandboxId, instanceName: name, pod: `${pod.namespace}/${pod.name}`};
 		if (decision.action === 'remove') {
-			log.warn({...names, reason: `${decision.why}; it was made at ${createdAt.toISOString()}`}, 'removing an orphaned pod VM');
-			this.#known.remove(sandboxId, decision.why).catch((error: unknown) => log.warn({...names, err: error}, 'could not remove an orphaned pod VM; trying again'));
+			log.warn(
+				{...names, reason: `${decision.why}; it was made at ${createdAt.toISOString()}`},
+				'removing an orphaned pod VM',
+			);
+			this.#known
+				.remove(sandboxId, decision.why)
+				.catch((error: unknown) =>
+					log.warn({...names, err: error}, 'could not remove an orphaned pod VM; trying again'),
+				);
 		} else if (ownership === 'foreign' && this.#alone.failed(sandboxId)) {
-			log.warn({...names, ...(podsDir === undefined ? {} : {path: podsDir}), reason: 'the daemon of another PODS_DIR answers for it'}, 'a pod VM is left alone');
+			log.warn(
+				{
+					...names,
+					...(podsDir === undefined ? {} : {path: podsDir}),
+					reason: 'the daemon of another PODS_DIR answers for it',
+				},
+				'a pod VM is left alone',
+			);
 		}
 	}
 
@@ -269,7 +345,11 @@ export class Reconciler {
 	async #carryOut(decision: Decision, {sandbox, state}: Seen, end?: PodVmEndedError, why?: string): Promise<void> {
 		const {log, cluster} = this.#context;
 		const {id, pod, vm} = sandbox;
-		const names = {sandboxId: id, ...(pod === undefined ? {} : {pod: `${pod.namespace}/${pod.name}`}), ...(vm === undefined ? {} : {instanceName: vm.instanceName})};
+		const names = {
+			sandboxId: id,
+			...(pod === undefined ? {} : {pod: `${pod.namespace}/${pod.name}`}),
+			...(vm === undefined ? {} : {instanceName: vm.instanceName}),
+		};
 		try {
 			switch (decision.action) {
 				case 'serve': {
@@ -282,17 +362,24 @@ export class Reconciler {
 				}
 
 				case 'end': {
-					await sandbox.end(end ?? await this.#endOf(state));
+					await sandbox.end(end ?? (await this.#endOf(state)));
 					return;
 				}
 
 				case 'let go': {
-					await sandbox.letGo(end ?? new AdaptorError({code: 'aborted', what: 'The pod is served by another daemon', where: {sandboxId: id}}));
+					await sandbox.letGo(
+						end ??
+							new AdaptorError({
+								code: 'aborted',
+								what: 'The pod is served by another daemon',
+								where: {sandboxId: id},
+							}),
+					);
 					return;
 				}
 
 				case 'roll back': {
-					await sandbox.rollBack(end ?? await this.#reasonToRollBack(decision.why, sandbox, state));
+					await sandbox.rollBack(end ?? (await this.#reasonToRollBack(decision.why, sandbox, state)));
 					return;
 				}
 
@@ -301,7 +388,11 @@ export class Reconciler {
 					log.warn({...names, reason}, 'removing the sandbox');
 					// A removal that was asked for is no news to the pod.
 					if (pod !== undefined && inHand(state).record !== 'stopping') {
-						cluster.recordEvent(pod, {type: 'Warning', reason: 'PodVMRemoved', message: `The pod's VM is removed: ${reason}`});
+						cluster.recordEvent(pod, {
+							type: 'Warning',
+							reason: 'PodVMRemoved',
+							message: `The pod's VM is removed: ${reason}`,
+						});
 					}
 
 					await this.#known.remove(id, `The sandbox is removed: ${reason}`);
@@ -328,32 +419,52 @@ export class Reconciler {
 
 	/** How the VM ended, which the hypervisor knows: asked only when a list has shown that it does not run. */
 	async #endOf(state: SandboxState): Promise<AdaptorError> {
-		const vm = state.name === 'running' ? state.vm : state.name === 'recovering' && state.record.state === 'running' ? state.record.vm : undefined;
+		const vm =
+			state.name === 'running'
+				? state.vm
+				: state.name === 'recovering' && state.record.state === 'running'
+					? state.record.vm
+					: undefined;
 		if (vm === undefined) {
 			return new AdaptorError({code: 'aborted', what: 'The pod VM ended'});
 		}
 
-		using scope = new Scope().deadline(this.#context.listTimeoutMs ?? listTimeoutMs, 'libvirt to say how the pod VM ended');
+		using scope = new Scope().deadline(
+			this.#context.listTimeoutMs ?? listTimeoutMs,
+			'libvirt to say how the pod VM ended',
+		);
 		try {
 			return await this.#context.podVms.ended(vm, scope.signal);
 		} catch (error) {
-			return new AdaptorError({code: 'aborted', what: 'The pod VM ended', where: {instanceName: vm.name}, cause: toError(error)});
+			return new AdaptorError({
+				code: 'aborted',
+				what: 'The pod VM ended',
+				where: {instanceName: vm.name},
+				cause: toError(error),
+			});
 		}
 	}
 
 	async #reasonToRollBack(why: string, {id}: Sandbox, state: SandboxState): Promise<AdaptorError> {
-		return state.name === 'recovering' && state.record.state === 'running' ? this.#endOf(state)
+		return state.name === 'recovering' && state.record.state === 'running'
+			? this.#endOf(state)
 			: new AdaptorError({code: 'aborted', what: `The sandbox was rolled back: ${why}`, where: {sandboxId: id}});
 	}
 
-	/** While predecessors are at work, their sandboxes move on by their hands. Then what they have left is decided on. Never throws. */
+	/**
+	 * While predecessors are at work, their sandboxes move on by their hands. Then what they have left is decided on.
+	 * Never throws.
+	 */
 	async #followPredecessors(others: OtherDaemons, signal: AbortSignal): Promise<void> {
 		if (!others.hasPredecessor()) {
 			return;
 		}
 
 		using waiting = new Scope(signal);
-		const ended = others.predecessorsEnded(waiting.signal).then(() => waiting.abort(new Error('no predecessor is left'))).catch(() => undefined);
+		const ended = others
+			.predecessorsEnded(waiting.signal)
+			.then(() => waiting.abort(new Error('no predecessor is left')))
+			.catch(() => undefined);
 		try {
 			for (;;) {
 				await this.#follow();
@@ -375,18 +486,24 @@ export class Reconciler {
 	/** Never throws. */
 	async #follow(): Promise<void> {
 		const {records, log} = this.#context;
-		const followed = this.#known.all().filter(({state}) => state.name === 'recovering' || (state.name === 'created' && state.isElsewhereToo === true));
-		const changes = await Promise.allSettled(followed.map(async sandbox => {
-			const {state} = sandbox;
-			const known = state.name === 'recovering' ? state.record.state : 'created';
-			const record = await records.read(sandbox.id);
-			if (record?.state !== known && sandbox.state === state) {
-				await sandbox.follow(record);
-				return true;
-			}
+		const followed = this.#known
+			.all()
+			.filter(
+				({state}) => state.name === 'recovering' || (state.name === 'created' && state.isElsewhereToo === true),
+			);
+		const changes = await Promise.allSettled(
+			followed.map(async sandbox => {
+				const {state} = sandbox;
+				const known = state.name === 'recovering' ? state.record.state : 'created';
+				const record = await records.read(sandbox.id);
+				if (record?.state !== known && sandbox.state === state) {
+					await sandbox.follow(record);
+					return true;
+				}
 
-			return false;
-		}));
+				return false;
+			}),
+		);
 		for (const change of changes) {
 			if (change.status === 'rejected') {
 				log.debug({err: change.reason}, 'could not read a record that a predecessor may have changed');

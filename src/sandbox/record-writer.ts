@@ -34,7 +34,10 @@ export class RecordWriter {
 
 	/** @param record what another daemon has written of this sandbox; none: it has left nothing of it */
 	remember(record: SandboxRecord | undefined): void {
-		this.#created = record === undefined || record.state === 'creating' ? undefined : {id: this.#id, request: record.request, network: record.network};
+		this.#created =
+			record === undefined || record.state === 'creating'
+				? undefined
+				: {id: this.#id, request: record.request, network: record.network};
 	}
 
 	async write(record: DistributedOmit<SandboxRecord, 'id'>): Promise<void> {
@@ -43,7 +46,10 @@ export class RecordWriter {
 		await this.#records.write(written);
 	}
 
-	/** From here on there is no way back, also for the next daemon. Of a sandbox that is not created yet there is nothing to say. */
+	/**
+	 * From here on there is no way back, also for the next daemon. Of a sandbox that is not created yet there is
+	 * nothing to say.
+	 */
 	async writeStopping(): Promise<void> {
 		if (this.#created !== undefined) {
 			await this.#records.write({...this.#created, state: 'stopping'});

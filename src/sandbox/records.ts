@@ -6,18 +6,22 @@ import {AdaptorError} from '../core/errors.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {PodNetwork, PodVm, SandboxId} from './ports.ts';
 
-/** The journal's word on a sandbox. A start is not recorded: a record that is only 'created' and a VM mean that one was cut off. */
+/**
+ * The journal's word on a sandbox. A start is not recorded: a record that is only 'created' and a VM mean that one was
+ * cut off.
+ */
 export type SandboxRecord = {
 	readonly id: SandboxId;
 	readonly request: PodRequest;
-} & (
+} &
 	/** Written before anything is made: there may be a reservation in the namespace, or none yet. */
-	| {readonly state: 'creating'; readonly netnsPath: string}
-	| {readonly state: 'created'; readonly network: PodNetwork}
-	| {readonly state: 'running'; readonly network: PodNetwork; readonly vm: PodVm; readonly address: string}
-	/** StopVM was asked for: there is no way back. */
-	| {readonly state: 'stopping'; readonly network: PodNetwork}
-);
+	(
+		| {readonly state: 'creating'; readonly netnsPath: string}
+		| {readonly state: 'created'; readonly network: PodNetwork}
+		| {readonly state: 'running'; readonly network: PodNetwork; readonly vm: PodVm; readonly address: string}
+		/** StopVM was asked for: there is no way back. */
+		| {readonly state: 'stopping'; readonly network: PodNetwork}
+	);
 
 /** Passed over a daemon's death, by whatever means. */
 export interface SandboxRecords {
@@ -27,7 +31,8 @@ export interface SandboxRecords {
 	remove(id: SandboxId): Promise<void>;
 	/**
 	 * Undefined when there is none, or none any more: what is torn or foreign is set aside, and said.
-	 * @throws AdaptorError 'unavailable' when that cannot be told; 'failed-precondition' for the record of a later program
+	 * @throws AdaptorError 'unavailable' when that cannot be told; 'failed-precondition' for the record of a later
+	 * program
 	 */
 	read(id: SandboxId): Promise<SandboxRecord | undefined>;
 	/** All of them, each as `read` has it; one that cannot be read is passed over, which is logged once. */
@@ -48,7 +53,12 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	try {
 		value = JSON.parse(text);
 	} catch (error) {
-		throw new AdaptorError({code: 'data-loss', what: 'The record is not JSON', where: {sandboxId: id}, cause: error});
+		throw new AdaptorError({
+			code: 'data-loss',
+			what: 'The record is not JSON',
+			where: {sandboxId: id},
+			cause: error,
+		});
 	}
 
 	const record = fields(value);
@@ -62,22 +72,34 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	}
 
 	if (record['version'] !== recordVersion) {
-		throw damaged(`The record is of version ${JSON.stringify(record['version'] ?? null).slice(0, 20)}, this is ${recordVersion}`);
+		throw damaged(
+			`The record is of version ${JSON.stringify(record['version'] ?? null).slice(0, 20)}, this is ${recordVersion}`,
+		);
 	}
 
 	if (record['id'] !== id) {
-		throw damaged('The record is another sandbox\'s');
+		throw damaged("The record is another sandbox's");
 	}
 
-	// The shape was ours when it was written, by a rename that shows it whole: what is checked is what a foreign file would get wrong.
+	// The shape was ours when it was written, by a rename that shows it whole: what is checked is what a foreign file
+	// would get wrong.
 	const {pod, instanceName} = fields(record['request']);
 	const network = fields(record['network']);
 	const hasNetwork = isText(network['netnsPath']) && typeof network['vxlanId'] === 'number';
-	const hasVm = isText(fields(record['vm'])['uuid']) && isText(fields(record['vm'])['name']) && isText(record['address']);
+	const hasVm =
+		isText(fields(record['vm'])['uuid']) && isText(fields(record['vm'])['name']) && isText(record['address']);
 	const isWhole = new Map<unknown, boolean>([
-		['creating', isText(record['netnsPath'])], ['created', hasNetwork], ['running', hasNetwork && hasVm], ['stopping', hasNetwork],
+		['creating', isText(record['netnsPath'])],
+		['created', hasNetwork],
+		['running', hasNetwork && hasVm],
+		['stopping', hasNetwork],
 	] satisfies ReadonlyArray<[SandboxRecord['state'], boolean]>).get(record['state']);
-	if (!isText(instanceName) || !isText(fields(pod)['name']) || !isText(fields(pod)['namespace']) || isWhole !== true) {
+	if (
+		!isText(instanceName) ||
+		!isText(fields(pod)['name']) ||
+		!isText(fields(pod)['namespace']) ||
+		isWhole !== true
+	) {
 		throw damaged('The record lacks fields that it must have');
 	}
 
@@ -86,7 +108,7 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 }
 
 function fields(value: unknown): Readonly<Record<string, unknown>> {
-	return typeof value === 'object' && value !== null ? value as Readonly<Record<string, unknown>> : {};
+	return typeof value === 'object' && value !== null ? (value as Readonly<Record<string, unknown>>) : {};
 }
 
 function isText(value: unknown): value is string {

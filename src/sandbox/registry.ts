@@ -1,5 +1,6 @@
 /**
- * All sandboxes of this node: who exists, who has to make way for whom, who waits for a VM. The life of each is sandbox.ts's.
+ * All sandboxes of this node: who exists, who has to make way for whom, who waits for a VM. The life of each is
+ * sandbox.ts's.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -15,7 +16,10 @@ import {assertUsable, isUsableId} from './sandbox-id.ts';
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
 export interface RegistryOptions extends SandboxContext, ReconcileTimes {
-	/** Sandboxes that may have a VM at a time on this node, asked at each creation: it may change. No limit when undefined. */
+	/**
+	 * Sandboxes that may have a VM at a time on this node, asked at each creation: it may change. No limit when
+	 * undefined.
+	 */
 	readonly maxSandboxes: () => number | undefined;
 	/** How long closing waits for what is to be rolled back or removed. */
 	readonly closeTimeoutMs: number;
@@ -49,8 +53,8 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * Learns what an earlier run of the daemon has left, and reconciles from then on. Resolves when all its sandboxes are known: calls for them may come
-	 * from then on, and wait until each is in hand or removed.
+	 * Learns what an earlier run of the daemon has left, and reconciles from then on. Resolves when all its sandboxes
+	 * are known: calls for them may come from then on, and wait until each is in hand or removed.
 	 * @param others once it is known which other daemons are at work; nothing is rolled back or removed before
 	 */
 	async recover(others: Promise<OtherDaemons>): Promise<void> {
@@ -59,7 +63,9 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		}
 
 		const {signal} = this.#closing;
-		this.#reconciling = abortable(others, signal).then(async known => this.#reconciler.run(known, signal)).catch(() => undefined);
+		this.#reconciling = abortable(others, signal)
+			.then(async known => this.#reconciler.run(known, signal))
+			.catch(() => undefined);
 	}
 
 	/** Reconciles now: something has changed that may have gone unnoticed. */
@@ -73,7 +79,12 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		assertUsable(request);
 		this.#context.relays.assertServable(agentSocketPath(id, this.#context));
 		if (this.#sandboxes.has(id)) {
-			throw new AdaptorError({code: 'already-exists', what: 'A sandbox with this id exists', where: {sandboxId: id}, remedy: 'Stop it first.'});
+			throw new AdaptorError({
+				code: 'already-exists',
+				what: 'A sandbox with this id exists',
+				where: {sandboxId: id},
+				remedy: 'Stop it first.',
+			});
 		}
 
 		this.#assertPlace();
@@ -109,7 +120,11 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		}
 
 		if (!wait) {
-			throw new AdaptorError({code: 'not-found', what: 'The pod has no VM on this node', where: {pod: `${pod.namespace}/${pod.name}`}});
+			throw new AdaptorError({
+				code: 'not-found',
+				what: 'The pod has no VM on this node',
+				where: {pod: `${pod.namespace}/${pod.name}`},
+			});
 		}
 
 		const {promise, resolve} = Promise.withResolvers<string>();
@@ -124,8 +139,8 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * Takes no new work, ends starts (they are rolled back), waits for stops, for a while: what is not done by then the next daemon finds in the records.
-	 * Running VMs are left alone.
+	 * Takes no new work, ends starts (they are rolled back), waits for stops, for a while: what is not done by then the
+	 * next daemon finds in the records. Running VMs are left alone.
 	 */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
@@ -136,13 +151,18 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		this.#closing.abort(stoppingError());
 		const closing = new Set(this.#sandboxes.values());
 		const settled = Promise.allSettled([
-			...[...closing].map(async sandbox => sandbox.close().finally(() => closing.delete(sandbox))), ...this.#stops, this.#reconciling,
+			...[...closing].map(async sandbox => sandbox.close().finally(() => closing.delete(sandbox))),
+			...this.#stops,
+			this.#reconciling,
 		]);
 		using scope = new Scope().deadline(this.#context.closeTimeoutMs, 'sandboxes to be rolled back or removed');
 		try {
 			await abortable(settled, scope.signal);
 		} catch (error) {
-			this.#context.log.warn({err: error, count: closing.size}, 'shutdown timed out; the next daemon continues the clean-up');
+			this.#context.log.warn(
+				{err: error, count: closing.size},
+				'shutdown timed out; the next daemon continues the clean-up',
+			);
 		}
 	}
 
@@ -161,13 +181,18 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		}
 	}
 
-	/** Of an earlier run of the daemon, perhaps: the hypervisor knows. Undefined for an id that no sandbox can have had. */
+	/**
+	 * Of an earlier run of the daemon, perhaps: the hypervisor knows. Undefined for an id that no sandbox can have had.
+	 */
 	#unknown(id: SandboxId): Sandbox | undefined {
 		if (!isUsableId(id)) {
 			return undefined;
 		}
 
-		const sandbox = new Sandbox(id, this.#context, this.#observer, {name: 'stopping', leftovers: {mayHaveVm: true}});
+		const sandbox = new Sandbox(id, this.#context, this.#observer, {
+			name: 'stopping',
+			leftovers: {mayHaveVm: true},
+		});
 		this.#sandboxes.set(id, sandbox);
 		return sandbox;
 	}
@@ -187,7 +212,10 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		return sandbox;
 	}
 
-	/** kubelet gives up on a start after some minutes and asks for the same pod with a new id; the older one only costs then. */
+	/**
+	 * kubelet gives up on a start after some minutes and asks for the same pod with a new id; the older one only costs
+	 * then.
+	 */
 	#stopOlderOf(newer: Sandbox): void {
 		for (const older of this.#sandboxes.values()) {
 			if (older === newer) {
@@ -200,9 +228,15 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			}
 
 			const names = {sandboxId: older.id, pod: `${newer.pod.namespace}/${newer.pod.name}`};
-			this.#context.log.warn({...names, reason: `superseded by sandbox ${newer.id}`}, 'stopping the older sandbox of a pod');
+			this.#context.log.warn(
+				{...names, reason: `superseded by sandbox ${newer.id}`},
+				'stopping the older sandbox of a pod',
+			);
 			this.#stop(older.id, `The pod has a newer sandbox, ${newer.id}`).catch((error: unknown) => {
-				this.#context.log.warn({...names, err: error}, 'could not remove the older sandbox of a pod; trying again');
+				this.#context.log.warn(
+					{...names, err: error},
+					'could not remove the older sandbox of a pod; trying again',
+				);
 			});
 		}
 	}
@@ -241,7 +275,11 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 }
 
 function stoppingError(): AdaptorError {
-	return new AdaptorError({code: 'unavailable', what: 'The daemon is stopping', remedy: 'Try again when it is back.'});
+	return new AdaptorError({
+		code: 'unavailable',
+		what: 'The daemon is stopping',
+		remedy: 'Try again when it is back.',
+	});
 }
 
 function isSamePod(one: PodName | undefined, other: PodName): boolean {

@@ -1,6 +1,6 @@
 /**
- * How a sandbox is removed: once, in an order that matters, past every part that fails; and again, until nothing is left.
- * Knows no states: the caller says what there may be to remove.
+ * How a sandbox is removed: once, in an order that matters, past every part that fails; and again, until nothing is
+ * left. Knows no states: the caller says what there may be to remove.
  */
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
@@ -16,20 +16,28 @@ import type {SandboxId} from './ports.ts';
 export type FilesLeft = AdaptorError | undefined;
 
 /**
- * One attempt. The VM goes before its VNI is given back, so that it is not another pod's while the VM may still send. A VM that cannot be removed keeps
- * nothing else from being removed: the pod is cut off from it, and its VNI stays reserved. The record goes last, and only when the VM and the network
- * are gone: without it nobody would try again. Each part has a time budget of its own, so that one that hangs costs the others nothing.
+ * One attempt. The VM goes before its VNI is given back, so that it is not another pod's while the VM may still send. A
+ * VM that cannot be removed keeps nothing else from being removed: the pod is cut off from it, and its VNI stays
+ * reserved. The record goes last, and only when the VM and the network are gone: without it nobody would try again.
+ * Each part has a time budget of its own, so that one that hangs costs the others nothing.
  * @param request of a sandbox that was created: the cluster may know its VM
  * @returns what is left in PODS_DIR, which nobody but this node notices
  * @throws AdaptorError naming the parts that are left
  */
 export async function clear(
-	id: SandboxId, {network, reservingIn, mayHaveVm, relay}: Leftovers, request: PodRequest | undefined, context: SandboxContext,
+	id: SandboxId,
+	{network, reservingIn, mayHaveVm, relay}: Leftovers,
+	request: PodRequest | undefined,
+	context: SandboxContext,
 ): Promise<FilesLeft> {
 	const {podVms, networks, relays, cluster, records, cleanupTimeoutMs} = context;
 	const left = new Map<string, unknown>();
 	const filesLeft = new Map<string, unknown>();
-	const remove = async (part: string, work: (signal: AbortSignal) => Promise<unknown>, failures = left): Promise<void> => {
+	const remove = async (
+		part: string,
+		work: (signal: AbortSignal) => Promise<unknown>,
+		failures = left,
+	): Promise<void> => {
 		using scope = new Scope().deadline(cleanupTimeoutMs, `${part} to be removed`);
 		try {
 			// A port that ignores its signal must not hold the sandbox for ever.
@@ -72,7 +80,9 @@ export async function clear(
 	}
 
 	await remove('the record', async () => records.remove(id), filesLeft);
-	return filesLeft.size === 0 ? undefined : leftError(id, 'Could not remove the sandbox\'s files in PODS_DIR', filesLeft);
+	return filesLeft.size === 0
+		? undefined
+		: leftError(id, "Could not remove the sandbox's files in PODS_DIR", filesLeft);
 }
 
 /** One failure speaks for itself; of several the first one's code counts, and all are causes. */
@@ -82,12 +92,18 @@ function leftError(id: SandboxId, what: string, left: ReadonlyMap<string, unknow
 		return first;
 	}
 
-	const reasons = Array.from(left, ([part, error]) => `${part}: ${error instanceof AdaptorError ? error.what : toError(error).message}`);
+	const reasons = Array.from(
+		left,
+		([part, error]) => `${part}: ${error instanceof AdaptorError ? error.what : toError(error).message}`,
+	);
 	return new AdaptorError({
 		code: codeOf(first),
 		what: `${what}; left are ${reasons.join('; ')}`,
 		where: {sandboxId: id},
-		remedy: first instanceof AdaptorError && first.remedy !== undefined ? first.remedy : 'It is tried again until nothing is left.',
+		remedy:
+			first instanceof AdaptorError && first.remedy !== undefined
+				? first.remedy
+				: 'It is tried again until nothing is left.',
 		cause: others.length === 0 ? first : new AggregateError(left.values(), what),
 	});
 }
@@ -110,7 +126,10 @@ export class RemovalRetries {
 		this.#underWay ??= this.#retry(log);
 	}
 
-	/** No attempt begins any more: the sandbox is gone, or the daemon stops. Resolves when none is under way; never rejects. */
+	/**
+	 * No attempt begins any more: the sandbox is gone, or the daemon stops. Resolves when none is under way; never
+	 * rejects.
+	 */
 	async end(): Promise<void> {
 		this.#over.abort();
 		await this.#underWay;
@@ -121,10 +140,18 @@ export class RemovalRetries {
 		const {signal} = this.#over;
 		try {
 			await pause(this.#retryMs[0], signal);
-			await retry(this.#remove, {
-				backOff: this.#retryMs,
-				onFailure: (error, {attempt, retryInMs}) => log[levelOfAttempt(attempt)]({err: error, attempt, retryInMs}, 'could not remove the sandbox; trying again'),
-			}, signal);
+			await retry(
+				this.#remove,
+				{
+					backOff: this.#retryMs,
+					onFailure: (error, {attempt, retryInMs}) =>
+						log[levelOfAttempt(attempt)](
+							{err: error, attempt, retryInMs},
+							'could not remove the sandbox; trying again',
+						),
+				},
+				signal,
+			);
 		} catch {
 			// It is gone meanwhile, or the daemon stops.
 		}

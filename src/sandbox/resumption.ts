@@ -1,6 +1,7 @@
 /**
- * Takes in hand again what an earlier run of the daemon has left: the way back to the states 'created' and 'running'. Decides nothing, undoes
- * nothing, and writes no state. What it throws says that it did not work this time; only a `PodVmEndedError` says that it never will.
+ * Takes in hand again what an earlier run of the daemon has left: the way back to the states 'created' and 'running'.
+ * Decides nothing, undoes nothing, and writes no state. What it throws says that it did not work this time; only a
+ * `PodVmEndedError` says that it never will.
  */
 import {Scope} from '../core/lifetime.ts';
 import {levelOfAttempt, type Logger} from '../core/log.ts';
@@ -22,13 +23,27 @@ const reachReportMs = 20_000;
  * A sandbox that was not started: it can be now.
  * @param hasPredecessor one may be starting it
  */
-export async function resumeCreated({request, network}: Created, {relays}: SandboxContext, hasPredecessor: boolean, signal: AbortSignal): Promise<StateOf<'created'>> {
+export async function resumeCreated(
+	{request, network}: Created,
+	{relays}: SandboxContext,
+	hasPredecessor: boolean,
+	signal: AbortSignal,
+): Promise<StateOf<'created'>> {
 	const tls = await relays.issue(request.instanceName, signal);
 	return {name: 'created', prepared: {request, network, tls}, isElsewhereToo: hasPredecessor};
 }
 
-/** A sandbox that ran: its agent is reached again at the same socket, from the remembered address on, and its tunnel is repaired. */
-export async function resumeRunning(record: Running, context: SandboxContext, recordWriter: RecordWriter, log: Logger, signal: AbortSignal): Promise<StateOf<'running'>> {
+/**
+ * A sandbox that ran: its agent is reached again at the same socket, from the remembered address on, and its tunnel is
+ * repaired.
+ */
+export async function resumeRunning(
+	record: Running,
+	context: SandboxContext,
+	recordWriter: RecordWriter,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<StateOf<'running'>> {
 	const {id, request, vm} = record;
 	const {networks, relays, cluster} = context;
 	const tls = await relays.issue(request.instanceName, signal);
@@ -48,11 +63,20 @@ export async function resumeRunning(record: Running, context: SandboxContext, re
 }
 
 /** A VM that does not answer is looked for without a pause, and said to be missing: now, and less and less often. */
-async function reach({id, request, vm, address}: Running, context: SandboxContext, log: Logger, signal: AbortSignal): Promise<AgentRelay> {
+async function reach(
+	{id, request, vm, address}: Running,
+	context: SandboxContext,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<AgentRelay> {
 	for (let attempt = 1; ; attempt++) {
 		using scope = new Scope(signal).deadline(context.reachReportMs ?? reachReportMs, 'the pod VM to answer');
 		try {
-			return await context.relays.open(relayTarget(id, request, context), startingWith(address, context.podVms.addresses(vm, scope.signal)), scope.signal);
+			return await context.relays.open(
+				relayTarget(id, request, context),
+				startingWith(address, context.podVms.addresses(vm, scope.signal)),
+				scope.signal,
+			);
 		} catch (error) {
 			if (signal.aborted || !scope.signal.aborted || error instanceof PodVmEndedError) {
 				throw error;
@@ -68,7 +92,10 @@ async function identified(network: PodNetwork, {networks}: SandboxContext, signa
 	return network.netns === undefined ? networks.identify(network, signal) : network;
 }
 
-/** The address that was right before, then those that are found. No generator: that would end only with one more address, perhaps never. */
+/**
+ * The address that was right before, then those that are found. No generator: that would end only with one more
+ * address, perhaps never.
+ */
 function startingWith(address: string, found: AsyncGenerator<string, never>): AsyncIterable<string> {
 	let isFirst = true;
 	const next = async (): Promise<IteratorResult<string, never>> => {

@@ -1,14 +1,23 @@
 /**
- * One sandbox: its state, and the order in which things are made and removed. Calls of the shim come in at `create`, `start` and `stop`; what reconcile.ts
- * has decided comes in at `resume`, `rollBack`, `end` and `letGo`. What may happen when is admission.ts's; how each thing is done is the ports'. Knows
- * nothing of other sandboxes. Its tasks run one at a time: they share the sandbox's key of the context's mutex.
+ * One sandbox: its state, and the order in which things are made and removed. Calls of the shim come in at `create`,
+ * `start` and `stop`; what reconcile.ts has decided comes in at `resume`, `rollBack`, `end` and `letGo`. What may
+ * happen when is admission.ts's; how each thing is done is the ports'. Knows nothing of other sandboxes. Its tasks run
+ * one at a time: they share the sandbox's key of the context's mutex.
  */
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import {levelOfAttempt, type Logger} from '../core/log.ts';
 import {
-	admitStart, assertTransition, leftoversOf, nothing, refusal, type Leftovers, type Prepared, type SandboxState, type StateOf,
+	admitStart,
+	assertTransition,
+	leftoversOf,
+	nothing,
+	refusal,
+	type Leftovers,
+	type Prepared,
+	type SandboxState,
+	type StateOf,
 } from './admission.ts';
 import {bringUp} from './bring-up.ts';
 import type {SandboxContext} from './context.ts';
@@ -23,7 +32,10 @@ import {resumeCreated, resumeRunning} from './resumption.ts';
 import {Stages} from './stages.ts';
 import {PodVmEndedError} from './vm-ended.ts';
 
-/** A start whose time is up is rolled back before its caller is answered, for so long at most: START_TIMEOUT is to end within the caller's patience. */
+/**
+ * A start whose time is up is rolled back before its caller is answered, for so long at most: START_TIMEOUT is to end
+ * within the caller's patience.
+ */
 const rollBackPatienceMs = 5000;
 
 /** For what must be done, even when nobody waits for it. */
@@ -41,7 +53,10 @@ export class Sandbox {
 	readonly agentSocketPath: string;
 	readonly #context: SandboxContext;
 	readonly #observer: SandboxObserver;
-	/** Ends a creation, a start or a resumption, also one whose turn has not come: the sandbox is to be stopped, or the daemon is. */
+	/**
+	 * Ends a creation, a start or a resumption, also one whose turn has not come: the sandbox is to be stopped, or the
+	 * daemon is.
+	 */
 	readonly #end = new AbortController();
 	readonly #recordWriter: RecordWriter;
 	readonly #removalRetries: RemovalRetries;
@@ -53,14 +68,22 @@ export class Sandbox {
 	#pod: PodIdentity | undefined;
 	#state: SandboxState;
 
-	constructor(id: SandboxId, context: SandboxContext, observer: SandboxObserver, state: SandboxState = {name: 'creating', made: nothing}) {
+	constructor(
+		id: SandboxId,
+		context: SandboxContext,
+		observer: SandboxObserver,
+		state: SandboxState = {name: 'creating', made: nothing},
+	) {
 		this.id = id;
 		this.#context = context;
 		this.#observer = observer;
 		this.#state = state;
 		this.agentSocketPath = agentSocketPath(id, context);
 		this.#recordWriter = new RecordWriter(id, context.records);
-		this.#removalRetries = new RemovalRetries(async () => this.#exclusively(async () => this.#remove('throws')), context.removalRetryMs);
+		this.#removalRetries = new RemovalRetries(
+			async () => this.#exclusively(async () => this.#remove('throws')),
+			context.removalRetryMs,
+		);
 		this.#log = context.log.child({sandboxId: id});
 		if (state.name === 'recovering') {
 			this.#know(state.record.request);
@@ -96,7 +119,14 @@ export class Sandbox {
 			try {
 				const request = podRequest(this.id, annotations, policy);
 				this.#know(request);
-				for await (const state of prepare(this.id, request, netnsPath, this.#context, this.#recordWriter, scope.signal)) {
+				for await (const state of prepare(
+					this.id,
+					request,
+					netnsPath,
+					this.#context,
+					this.#recordWriter,
+					scope.signal,
+				)) {
 					this.#setState(state);
 					if (state.name === 'created') {
 						this.#log.info(createdNames(state), 'sandbox created');
@@ -111,12 +141,16 @@ export class Sandbox {
 	}
 
 	/**
-	 * Resolves when the agent can be reached. On failure or abort everything is rolled back first, unless that takes long: then it goes on when the
-	 * caller has its answer. The sandbox stays, failed. Behind another start, or until a sandbox of an earlier run is in hand, it waits
-	 * for its turn: an abort then changes nothing. That counts towards its time, too.
+	 * Resolves when the agent can be reached. On failure or abort everything is rolled back first, unless that takes
+	 * long: then it goes on when the caller has its answer. The sandbox stays, failed. Behind another start, or until a
+	 * sandbox of an earlier run is in hand, it waits for its turn: an abort then changes nothing. That counts towards
+	 * its time, too.
 	 */
 	async start(signal: AbortSignal): Promise<void> {
-		using scope = new Scope(signal).deadline(this.#context.startTimeoutMs, 'the pod VM to be started (START_TIMEOUT)');
+		using scope = new Scope(signal).deadline(
+			this.#context.startTimeoutMs,
+			'the pod VM to be started (START_TIMEOUT)',
+		);
 		const late = Promise.withResolvers<never>();
 		late.promise.catch(() => undefined);
 		let isDone = false;
@@ -126,7 +160,10 @@ export class Sandbox {
 				await abortable(this.#change.promise, waiting.signal);
 			}
 
-			isDone = await Promise.race([late.promise, this.#exclusively(async () => this.#startIfAdmitted(late.reject, scope.signal), scope.signal)]);
+			isDone = await Promise.race([
+				late.promise,
+				this.#exclusively(async () => this.#startIfAdmitted(late.reject, scope.signal), scope.signal),
+			]);
 		}
 	}
 
@@ -136,7 +173,7 @@ export class Sandbox {
 			return false;
 		}
 
-		if (this.#state.name === 'created' && this.#state.isElsewhereToo === true && await this.#hasMovedOn()) {
+		if (this.#state.name === 'created' && this.#state.isElsewhereToo === true && (await this.#hasMovedOn())) {
 			return false;
 		}
 
@@ -166,8 +203,9 @@ export class Sandbox {
 	}
 
 	/**
-	 * Ends whatever is under way, removes everything, and says when. The removal does not depend on the caller: what fails is tried again
-	 * until it succeeds, in the background; the first failure is thrown, unless only files in PODS_DIR are left.
+	 * Ends whatever is under way, removes everything, and says when. The removal does not depend on the caller: what
+	 * fails is tried again until it succeeds, in the background; the first failure is thrown, unless only files in
+	 * PODS_DIR are left.
 	 * @param why what the caller of a start that this ends gets to read
 	 */
 	async stop(why = 'The sandbox was stopped while it was being started'): Promise<void> {
@@ -181,8 +219,9 @@ export class Sandbox {
 	}
 
 	/**
-	 * The daemon stops: ends a start (it is rolled back), and closes the relay that is open. Its VM is left alone, and so is what was only
-	 * created or is being removed: the next daemon finds the record, or the VM, and goes on. Never throws.
+	 * The daemon stops: ends a start (it is rolled back), and closes the relay that is open. Its VM is left alone, and
+	 * so is what was only created or is being removed: the next daemon finds the record, or the VM, and goes on. Never
+	 * throws.
 	 */
 	async close(): Promise<void> {
 		this.#end.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'}));
@@ -198,7 +237,9 @@ export class Sandbox {
 		await noRetries;
 	}
 
-	/** A predecessor has brought it on: to another record, or to its end. Nothing happens when it is in hand meanwhile. */
+	/**
+	 * A predecessor has brought it on: to another record, or to its end. Nothing happens when it is in hand meanwhile.
+	 */
 	async follow(record: SandboxRecord | undefined): Promise<void> {
 		const state = this.#state;
 		this.#resumption?.abort(new AdaptorError({code: 'aborted', what: 'Another daemon has changed the sandbox'}));
@@ -211,8 +252,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * Takes an earlier run's sandbox in hand, in the background: tries until it is done, and the observer hears when its VM has ended meanwhile. Does
-	 * nothing while that is under way, or when it is in hand.
+	 * Takes an earlier run's sandbox in hand, in the background: tries until it is done, and the observer hears when
+	 * its VM has ended meanwhile. Does nothing while that is under way, or when it is in hand.
 	 * @param hasPredecessor one may be starting it
 	 */
 	resume(hasPredecessor: boolean): void {
@@ -222,7 +263,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * Removes what was made of a sandbox that cannot go on: of a creation that was cut off everything, else the sandbox is remembered as failed.
+	 * Removes what was made of a sandbox that cannot go on: of a creation that was cut off everything, else the sandbox
+	 * is remembered as failed.
 	 * @param reason what a late call gets to read
 	 */
 	async rollBack(reason: AdaptorError): Promise<void> {
@@ -245,20 +287,26 @@ export class Sandbox {
 	}
 
 	/**
-	 * Its VM has ended by itself. Callers with calls under way learn it at once, and so do all who call from then on: the relay
-	 * is served on for that, and with it everything else stays as it is until the sandbox is stopped.
+	 * Its VM has ended by itself. Callers with calls under way learn it at once, and so do all who call from then on:
+	 * the relay is served on for that, and with it everything else stays as it is until the sandbox is stopped.
 	 */
 	async end(reason: AdaptorError): Promise<void> {
 		const state = this.#state;
 		if (state.name === 'running') {
 			state.relay.fail(reason);
 			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
-			this.#context.cluster.recordEvent(state.prepared.request.pod, {type: 'Warning', reason: 'PodVMEnded', message: reason.message});
+			this.#context.cluster.recordEvent(state.prepared.request.pod, {
+				type: 'Warning',
+				reason: 'PodVMEnded',
+				message: reason.message,
+			});
 			await this.#failed(state, reason, leftoversOf(state));
 		}
 	}
 
-	/** Another daemon removes it, or has: what is open here answers with the reason until it is closed with the daemon. */
+	/**
+	 * Another daemon removes it, or has: what is open here answers with the reason until it is closed with the daemon.
+	 */
 	async letGo(reason: AdaptorError): Promise<void> {
 		const state = this.#state;
 		if (state.name === 'running') {
@@ -283,17 +331,24 @@ export class Sandbox {
 		const {signal} = scope;
 		try {
 			await this.#exclusively(async () => {
-				const state = await retry(async () => this.#resumed(record, hasPredecessor, signal), {
-					backOff: this.#context.removalRetryMs,
-					onFailure: (error, {attempt, retryInMs}) => {
-						if (error instanceof PodVmEndedError) {
-							throw error;
-						}
+				const state = await retry(
+					async () => this.#resumed(record, hasPredecessor, signal),
+					{
+						backOff: this.#context.removalRetryMs,
+						onFailure: (error, {attempt, retryInMs}) => {
+							if (error instanceof PodVmEndedError) {
+								throw error;
+							}
 
-						// The host is away, perhaps: no reason to give a running pod up.
-						this.#log[levelOfAttempt(attempt)]({err: error, attempt, retryInMs}, 'could not resume the sandbox yet; trying again');
+							// The host is away, perhaps: no reason to give a running pod up.
+							this.#log[levelOfAttempt(attempt)](
+								{err: error, attempt, retryInMs},
+								'could not resume the sandbox yet; trying again',
+							);
+						},
 					},
-				}, signal);
+					signal,
+				);
 				this.#setState(state);
 				if (state.name === 'running') {
 					this.#log.info(runningNames(state), 'sandbox resumed');
@@ -310,7 +365,11 @@ export class Sandbox {
 		}
 	}
 
-	async #resumed(record: SandboxRecord, hasPredecessor: boolean, signal: AbortSignal): Promise<StateOf<'created' | 'running'>> {
+	async #resumed(
+		record: SandboxRecord,
+		hasPredecessor: boolean,
+		signal: AbortSignal,
+	): Promise<StateOf<'created' | 'running'>> {
 		switch (record.state) {
 			case 'running': {
 				return resumeRunning(record, this.#context, this.#recordWriter, this.#log, signal);
@@ -322,12 +381,19 @@ export class Sandbox {
 
 			case 'creating':
 			case 'stopping': {
-				throw new AdaptorError({code: 'internal', what: `A sandbox whose record says ${record.state} cannot be resumed`, where: {sandboxId: this.id}});
+				throw new AdaptorError({
+					code: 'internal',
+					what: `A sandbox whose record says ${record.state} cannot be resumed`,
+					where: {sandboxId: this.id},
+				});
 			}
 		}
 	}
 
-	/** @param answer for a caller who is not to wait until this rejects: told why, when the start is over and its roll-back takes long */
+	/**
+	 * @param answer for a caller who is not to wait until this rejects: told why, when the start is over and its
+	 * roll-back takes long
+	 */
 	async #bringUp(prepared: Prepared, answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<void> {
 		const {podVms, cluster} = this.#context;
 		this.#setState({name: 'starting', prepared});
@@ -335,12 +401,26 @@ export class Sandbox {
 		const stages = new Stages();
 		let failure: AdaptorError | undefined;
 		using timers = new DisposableStack();
-		scope.signal.addEventListener('abort', () => {
-			const timer = setTimeout(() => answer(failure ?? stages.failed(scope.signal.reason, [])), this.#context.rollBackPatienceMs ?? rollBackPatienceMs);
-			timers.defer(() => clearTimeout(timer));
-		}, {once: true});
+		scope.signal.addEventListener(
+			'abort',
+			() => {
+				const timer = setTimeout(
+					() => answer(failure ?? stages.failed(scope.signal.reason, [])),
+					this.#context.rollBackPatienceMs ?? rollBackPatienceMs,
+				);
+				timers.defer(() => clearTimeout(timer));
+			},
+			{once: true},
+		);
 		try {
-			for await (const state of bringUp(this.id, prepared, this.#context, this.#recordWriter, stages, scope.signal)) {
+			for await (const state of bringUp(
+				this.id,
+				prepared,
+				this.#context,
+				this.#recordWriter,
+				stages,
+				scope.signal,
+			)) {
 				this.#setState(state);
 				if (state.name === 'running') {
 					this.#log.info({...runningNames(state), timings: stages.end()}, 'pod VM started');
@@ -349,9 +429,16 @@ export class Sandbox {
 		} catch (thrown) {
 			// A start that is ended on purpose is no news to whoever ends it.
 			const isNews = !this.#end.signal.aborted;
-			const reason = failure = stages.failed(rootCause(thrown, scope.signal), isNews && this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm) : []);
+			const reason = (failure = stages.failed(
+				rootCause(thrown, scope.signal),
+				isNews && this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm) : [],
+			));
 			if (isNews) {
-				cluster.recordEvent(prepared.request.pod, {type: 'Warning', reason: reason.reason ?? 'PodVMStartFailed', message: reason.message});
+				cluster.recordEvent(prepared.request.pod, {
+					type: 'Warning',
+					reason: reason.reason ?? 'PodVMStartFailed',
+					message: reason.message,
+				});
 			}
 
 			const leftovers = await this.#rollBack(leftoversOf(this.#state));
@@ -404,7 +491,10 @@ export class Sandbox {
 
 		this.#setState({name: 'gone'});
 		// Of a sandbox that this daemon did not make there may have been nothing.
-		this.#log[this.#pod === undefined ? 'debug' : 'info']({durationMs: Math.round(performance.now() - startedAt)}, 'sandbox removed');
+		this.#log[this.#pod === undefined ? 'debug' : 'info'](
+			{durationMs: Math.round(performance.now() - startedAt)},
+			'sandbox removed',
+		);
 	}
 
 	async #clear(leftovers: Leftovers): Promise<AdaptorError | undefined> {
@@ -414,7 +504,11 @@ export class Sandbox {
 	/** A pod that gets less than it asked for must be able to know why it is slow, or out of memory. */
 	#tellLimits({pod, limited}: PodRequest): void {
 		if (limited !== undefined) {
-			this.#context.cluster.recordEvent(pod, {type: 'Warning', reason: 'PodVMSizeLimited', message: `The pod's VM has ${limited.join(' and ')}`});
+			this.#context.cluster.recordEvent(pod, {
+				type: 'Warning',
+				reason: 'PodVMSizeLimited',
+				message: `The pod's VM has ${limited.join(' and ')}`,
+			});
 		}
 	}
 
@@ -463,7 +557,10 @@ export class Sandbox {
 	}
 }
 
-/** Why work under a signal ended: libraries say of an abort only that there was one. What knows better, such as a host's refusal, stands. */
+/**
+ * Why work under a signal ended: libraries say of an abort only that there was one. What knows better, such as a host's
+ * refusal, stands.
+ */
 function rootCause(thrown: unknown, signal: AbortSignal): unknown {
 	return signal.aborted && !(thrown instanceof AdaptorError) ? signal.reason : thrown;
 }

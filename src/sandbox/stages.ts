@@ -11,7 +11,8 @@ export class Stages {
 	 */
 	failed(thrown: unknown, consoleTail: readonly string[]): AdaptorError {
 		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
-		const {what, where, remedy, reason} = thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}};
+		const {what, where, remedy, reason} =
+			thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}};
 		return new AdaptorError({
 			code: codeOf(thrown),
 			what: `Could not ${name}: ${what}${consoleTail.length === 0 ? '' : `; its console ended with: ${consoleTail.join(' | ')}`}`,

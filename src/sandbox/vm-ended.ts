@@ -1,4 +1,7 @@
-/** The proof that a pod VM has ended: an error of its own type, which nothing but the VM's end throws. Every other error about a VM is to be retried. */
+/**
+ * The proof that a pod VM has ended: an error of its own type, which nothing but the VM's end throws. Every other error
+ * about a VM is to be retried.
+ */
 import {AdaptorError, type ErrorWhere} from '../core/errors.ts';
 
 export interface VmEnd {

@@ -1,6 +1,7 @@
 /**
- * Unary calls over one connection, as many at once as wanted. Never reconnects: whoever made it decides what a lost connection means.
- * There is no frame that cancels a call: what is aborted here goes on at the server until its deadline.
+ * Unary calls over one connection, as many at once as wanted. Never reconnects: whoever made it decides what a lost
+ * connection means. There is no frame that cancels a call: what is aborted here goes on at the server until its
+ * deadline.
  */
 import {once} from 'node:events';
 import {createConnection} from 'node:net';
@@ -55,13 +56,21 @@ export class TtrpcClient implements AsyncDisposable {
 	constructor(socket: Duplex, options: ClientOptions = {}) {
 		this.#maxMessageLength = options.maxMessageLength ?? maxMessageLength;
 		this.#disposeMs = options.disposeMs ?? 10_000;
-		this.#connection = new Connection(socket, {
-			frame: frame => this.#onFrame(frame),
-			oversized: ({streamId, messageLength}) => this.#waiting.get(streamId)?.reject(new TtrpcError({
-				code: statusCode.resourceExhausted, message: `A response of ${messageLength} bytes exceeds the limit of ${this.#maxMessageLength}`,
-			})),
-			closed: reason => this.#onClosed(reason),
-		}, {maxMessageLength: this.#maxMessageLength, holdReads: false});
+		this.#connection = new Connection(
+			socket,
+			{
+				frame: frame => this.#onFrame(frame),
+				oversized: ({streamId, messageLength}) =>
+					this.#waiting.get(streamId)?.reject(
+						new TtrpcError({
+							code: statusCode.resourceExhausted,
+							message: `A response of ${messageLength} bytes exceeds the limit of ${this.#maxMessageLength}`,
+						}),
+					),
+				closed: reason => this.#onClosed(reason),
+			},
+			{maxMessageLength: this.#maxMessageLength, holdReads: false},
+		);
 	}
 
 	/** Resolves when the connection is closed, by whichever side. */
@@ -70,10 +79,15 @@ export class TtrpcClient implements AsyncDisposable {
 	}
 
 	/**
-	 * @throws TtrpcError with the server's status; 'unavailable' when the connection is lost or closed; 'deadline-exceeded';
-	 * 'resource-exhausted' for a message over the limit; the signal's reason
+	 * @throws TtrpcError with the server's status; 'unavailable' when the connection is lost or closed;
+	 * 'deadline-exceeded'; 'resource-exhausted' for a message over the limit; the signal's reason
 	 */
-	async call<Request, Response>(method: ClientMethod<Request, Response>, request: Request, options: CallOptions, signal: AbortSignal): Promise<Response> {
+	async call<Request, Response>(
+		method: ClientMethod<Request, Response>,
+		request: Request,
+		options: CallOptions,
+		signal: AbortSignal,
+	): Promise<Response> {
 		signal.throwIfAborted();
 		const {path} = method;
 		const {timeoutMs} = options;
@@ -112,7 +126,9 @@ export class TtrpcClient implements AsyncDisposable {
 		}
 	}
 
-	/** Makes no new calls, waits for the running ones, then ends the connection; when the signal aborts, closes instead. */
+	/**
+	 * Makes no new calls, waits for the running ones, then ends the connection; when the signal aborts, closes instead.
+	 */
 	async drain(signal: AbortSignal): Promise<void> {
 		this.#ended ??= new AdaptorError({code: 'unavailable', what: 'The ttrpc client was drained'});
 		this.#finishIfDrained();
@@ -135,20 +151,33 @@ export class TtrpcClient implements AsyncDisposable {
 		await this.drain(scope.signal);
 	}
 
-	#requestFrame(streamId: number, path: string, payload: Buffer, {timeoutMs = 0, metadata = {}}: CallOptions): Buffer {
+	#requestFrame(
+		streamId: number,
+		path: string,
+		payload: Buffer,
+		{timeoutMs = 0, metadata = {}}: CallOptions,
+	): Buffer {
 		if (streamId > lastStreamId) {
-			throw new AdaptorError({code: 'unavailable', what: 'All stream ids of this ttrpc connection are used', remedy: 'Connect again.'});
+			throw new AdaptorError({
+				code: 'unavailable',
+				what: 'All stream ids of this ttrpc connection are used',
+				remedy: 'Connect again.',
+			});
 		}
 
 		const [, service = '', name = ''] = path.split('/');
 		const message = encodeRequest({
-			service, method: name, payload,
+			service,
+			method: name,
+			payload,
 			timeoutNano: BigInt(Math.ceil(timeoutMs * 1e6)),
 			metadata: Object.entries(metadata).flatMap(([key, values]) => [values].flat().map(value => ({key, value}))),
 		});
 		if (message.length > this.#maxMessageLength) {
 			throw new AdaptorError({
-				code: 'resource-exhausted', what: `A request of ${message.length} bytes exceeds the limit of ${this.#maxMessageLength}`, where: {method: path},
+				code: 'resource-exhausted',
+				what: `A request of ${message.length} bytes exceeds the limit of ${this.#maxMessageLength}`,
+				where: {method: path},
 			});
 		}
 
@@ -203,16 +232,31 @@ export async function connect(path: string, signal: AbortSignal, options: Client
 	} catch (error) {
 		socket.destroy();
 		signal.throwIfAborted();
-		throw new AdaptorError({code: 'unavailable', what: `Could not connect to the ttrpc server: ${toError(error).message}`, where: {path}, cause: error});
+		throw new AdaptorError({
+			code: 'unavailable',
+			what: `Could not connect to the ttrpc server: ${toError(error).message}`,
+			where: {path},
+			cause: error,
+		});
 	}
 
 	return new TtrpcClient(socket, options);
 }
 
 function unavailable(path: string, reason: Error): AdaptorError {
-	return new AdaptorError({code: 'unavailable', what: `The ttrpc call was not answered: ${reason.message}`, where: {method: path}, cause: reason});
+	return new AdaptorError({
+		code: 'unavailable',
+		what: `The ttrpc call was not answered: ${reason.message}`,
+		where: {method: path},
+		cause: reason,
+	});
 }
 
 function malformed(path: string, cause: unknown): AdaptorError {
-	return new AdaptorError({code: 'internal', what: `The answer to a ttrpc call is malformed: ${toError(cause).message}`, where: {method: path}, cause});
+	return new AdaptorError({
+		code: 'internal',
+		what: `The answer to a ttrpc call is malformed: ${toError(cause).message}`,
+		where: {method: path},
+		cause,
+	});
 }

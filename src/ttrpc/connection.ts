@@ -10,7 +10,10 @@ import {PacedReader} from './paced-reader.ts';
 export interface ConnectionEvents {
 	frame(frame: Frame): void;
 	oversized(frame: OversizedFrame): void;
-	/** Once, and nothing else after it. The peer's end of the stream counts: nobody who asks by ttrpc stops sending and still listens. */
+	/**
+	 * Once, and nothing else after it. The peer's end of the stream counts: nobody who asks by ttrpc stops sending and
+	 * still listens.
+	 */
 	closed(reason: Error): void;
 }
 
@@ -18,8 +21,8 @@ export interface ConnectionOptions {
 	/** Bytes of the largest message that is taken, without its header. */
 	readonly maxMessageLength: number;
 	/**
-	 * Take no more frames while the peer leaves its own unread (more than the socket's high-water mark is waiting to be written).
-	 * For servers only: were both ends to do so, each could wait for the other.
+	 * Take no more frames while the peer leaves its own unread (more than the socket's high-water mark is waiting to be
+	 * written). For servers only: were both ends to do so, each could wait for the other.
 	 */
 	readonly holdReads: boolean;
 }
@@ -40,11 +43,15 @@ export class Connection {
 		this.#events = events;
 		this.#holdReads = holdReads;
 		socket.on('drain', this.#onDrain).on('error', this.#onError);
-		this.#reader = new PacedReader(socket, {
-			frames: frames => this.#onFrames(frames),
-			ended: () => this.destroy(closedByPeer()),
-			closed: () => this.#onClose(),
-		}, {maxMessageLength});
+		this.#reader = new PacedReader(
+			socket,
+			{
+				frames: frames => this.#onFrames(frames),
+				ended: () => this.destroy(closedByPeer()),
+				closed: () => this.#onClose(),
+			},
+			{maxMessageLength},
+		);
 	}
 
 	/** Resolves when the socket is closed. */
@@ -63,7 +70,10 @@ export class Connection {
 		}
 	}
 
-	/** Closes once everything sent has been handed on. A peer that does not read delays this for ever: destroy it then. Idempotent. */
+	/**
+	 * Closes once everything sent has been handed on. A peer that does not read delays this for ever: destroy it then.
+	 * Idempotent.
+	 */
 	finish(reason: Error): void {
 		if (!this.#isOver && !this.#socket.writableEnded) {
 			this.#reason ??= reason;
@@ -98,7 +108,11 @@ export class Connection {
 	};
 
 	readonly #onError = (error: Error): void => {
-		this.#reason ??= new AdaptorError({code: 'unavailable', what: `ttrpc connection failed: ${error.message}`, cause: error});
+		this.#reason ??= new AdaptorError({
+			code: 'unavailable',
+			what: `ttrpc connection failed: ${error.message}`,
+			cause: error,
+		});
 	};
 
 	#onClose(): void {

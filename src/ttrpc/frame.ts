@@ -1,6 +1,6 @@
 /**
- * ttrpc frames: a ten-byte header, big-endian, then the message's bytes (containerd/ttrpc, PROTOCOL.md, "Message Frame").
- * Bytes in, frames out. Knows nothing of sockets, timers, streams or protobuf.
+ * ttrpc frames: a ten-byte header, big-endian, then the message's bytes (containerd/ttrpc, PROTOCOL.md, "Message
+ * Frame"). Bytes in, frames out. Knows nothing of sockets, timers, streams or protobuf.
  */
 
 export const headerLength = 10;
@@ -30,7 +30,10 @@ export interface FrameHeader {
 	readonly flags: number;
 }
 
-/** A whole frame. Its bytes are a view of what was received wherever possible: keeping them keeps the chunk that they came in. */
+/**
+ * A whole frame. Its bytes are a view of what was received wherever possible: keeping them keeps the chunk that they
+ * came in.
+ */
 export class Frame implements FrameHeader {
 	readonly streamId: number;
 	readonly type: number;
@@ -51,7 +54,10 @@ export class Frame implements FrameHeader {
 	}
 }
 
-/** A frame over the limit. It is reported as soon as its header is known; its message is skipped as it arrives and never held. */
+/**
+ * A frame over the limit. It is reported as soon as its header is known; its message is skipped as it arrives and never
+ * held.
+ */
 export class OversizedFrame implements FrameHeader {
 	readonly streamId: number;
 	readonly type: number;
@@ -68,8 +74,8 @@ export class OversizedFrame implements FrameHeader {
 }
 
 /**
- * Cuts a stream of bytes into frames, however it is chunked. A frame that lies within one chunk is a view of that chunk;
- * one that spans chunks is copied once, into a buffer that is made when its length is known to be allowed.
+ * Cuts a stream of bytes into frames, however it is chunked. A frame that lies within one chunk is a view of that
+ * chunk; one that spans chunks is copied once, into a buffer that is made when its length is known to be allowed.
  */
 export class FrameDecoder {
 	readonly #maxMessageLength: number;
@@ -93,10 +99,10 @@ export class FrameDecoder {
 	}
 
 	/**
-	 * The frames that this chunk completes, in order. To be iterated to its end: bytes that are not iterated over are lost.
-	 * The chunk must not be changed afterwards.
+	 * The frames that this chunk completes, in order. To be iterated to its end: bytes that are not iterated over are
+	 * lost. The chunk must not be changed afterwards.
 	 */
-	* push(chunk: Uint8Array): Generator<Frame | OversizedFrame, void, undefined> {
+	*push(chunk: Uint8Array): Generator<Frame | OversizedFrame, void, undefined> {
 		const bytes = Buffer.isBuffer(chunk) ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
 		let position = 0;
 		while (position < bytes.length) {
@@ -138,7 +144,7 @@ export class FrameDecoder {
 	}
 
 	/** A header is known and its message is not, or not wholly, in the same chunk. */
-	* #begin(header: Buffer): Generator<Frame | OversizedFrame, void, undefined> {
+	*#begin(header: Buffer): Generator<Frame | OversizedFrame, void, undefined> {
 		const messageLength = header.readUInt32BE(0);
 		if (messageLength > this.#maxMessageLength) {
 			this.#toSkip = messageLength;

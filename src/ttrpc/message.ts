@@ -32,7 +32,9 @@ export interface Response {
 /** What a log line wants to know of a request. */
 export type RequestSummary = Pick<Request, 'service' | 'method' | 'timeoutNano'>;
 
-/** More of them in one message is no metadata but an attempt on our memory: an empty entry takes two bytes on the wire. */
+/**
+ * More of them in one message is no metadata but an attempt on our memory: an empty entry takes two bytes on the wire.
+ */
 const maxRepeated = 1024;
 
 const noBytes = Buffer.alloc(0);
@@ -43,8 +45,11 @@ const lengthDelimited = 2;
 const tag = (field: number, wireType: number): number => (field << 3) | wireType;
 
 const requestTag = {
-	service: tag(1, lengthDelimited), method: tag(2, lengthDelimited), payload: tag(3, lengthDelimited),
-	timeoutNano: tag(4, varint), metadata: tag(5, lengthDelimited),
+	service: tag(1, lengthDelimited),
+	method: tag(2, lengthDelimited),
+	payload: tag(3, lengthDelimited),
+	timeoutNano: tag(4, varint),
+	metadata: tag(5, lengthDelimited),
 } as const;
 const keyValueTag = {key: tag(1, lengthDelimited), value: tag(2, lengthDelimited)} as const;
 const responseTag = {status: tag(1, lengthDelimited), payload: tag(2, lengthDelimited)} as const;
@@ -60,18 +65,32 @@ export function decodeRequest(bytes: Buffer): Request {
 	const metadata: KeyValue[] = [];
 	readFields('Request', bytes, (field, reader) => {
 		switch (field) {
-			case requestTag.service: service = readString(reader); return true;
-			case requestTag.method: method = readString(reader); return true;
-			case requestTag.payload: payload = readBytes(reader); return true;
-			case requestTag.timeoutNano: timeoutNano = readInt64(reader); return true;
-			case requestTag.metadata: append(metadata, decodeKeyValue(readBytes(reader))); return true;
-			default: return false;
+			case requestTag.service:
+				service = readString(reader);
+				return true;
+			case requestTag.method:
+				method = readString(reader);
+				return true;
+			case requestTag.payload:
+				payload = readBytes(reader);
+				return true;
+			case requestTag.timeoutNano:
+				timeoutNano = readInt64(reader);
+				return true;
+			case requestTag.metadata:
+				append(metadata, decodeKeyValue(readBytes(reader)));
+				return true;
+			default:
+				return false;
 		}
 	});
 	return {service, method, payload, timeoutNano, metadata};
 }
 
-/** Reads what a log line wants and skips the rest. Undefined when the bytes are no request: whoever serves it will say so. */
+/**
+ * Reads what a log line wants and skips the rest. Undefined when the bytes are no request: whoever serves it will say
+ * so.
+ */
 export function peekMethod(bytes: Buffer): RequestSummary | undefined {
 	let service = '';
 	let method = '';
@@ -79,10 +98,17 @@ export function peekMethod(bytes: Buffer): RequestSummary | undefined {
 	try {
 		readFields('Request', bytes, (field, reader) => {
 			switch (field) {
-				case requestTag.service: service = readString(reader); return true;
-				case requestTag.method: method = readString(reader); return true;
-				case requestTag.timeoutNano: timeoutNano = readInt64(reader); return true;
-				default: return false;
+				case requestTag.service:
+					service = readString(reader);
+					return true;
+				case requestTag.method:
+					method = readString(reader);
+					return true;
+				case requestTag.timeoutNano:
+					timeoutNano = readInt64(reader);
+					return true;
+				default:
+					return false;
 			}
 		});
 	} catch {
@@ -117,9 +143,14 @@ export function decodeResponse(bytes: Buffer): Response {
 	let payload: Buffer = noBytes;
 	readFields('Response', bytes, (field, reader) => {
 		switch (field) {
-			case responseTag.status: status = decodeStatus(readBytes(reader)); return true;
-			case responseTag.payload: payload = readBytes(reader); return true;
-			default: return false;
+			case responseTag.status:
+				status = decodeStatus(readBytes(reader));
+				return true;
+			case responseTag.payload:
+				payload = readBytes(reader);
+				return true;
+			default:
+				return false;
 		}
 	});
 	return status === undefined ? {payload} : {status, payload};
@@ -169,9 +200,14 @@ function decodeKeyValue(bytes: Buffer): KeyValue {
 	let value = '';
 	readFields('KeyValue', bytes, (field, reader) => {
 		switch (field) {
-			case keyValueTag.key: key = readString(reader); return true;
-			case keyValueTag.value: value = readString(reader); return true;
-			default: return false;
+			case keyValueTag.key:
+				key = readString(reader);
+				return true;
+			case keyValueTag.value:
+				value = readString(reader);
+				return true;
+			default:
+				return false;
 		}
 	});
 	return {key, value};
@@ -183,10 +219,17 @@ function decodeStatus(bytes: Buffer): Status {
 	const details: StatusDetail[] = [];
 	readFields('Status', bytes, (field, reader) => {
 		switch (field) {
-			case statusTag.code: code = reader.int32(); return true;
-			case statusTag.message: message = readString(reader); return true;
-			case statusTag.details: append(details, decodeAny(readBytes(reader))); return true;
-			default: return false;
+			case statusTag.code:
+				code = reader.int32();
+				return true;
+			case statusTag.message:
+				message = readString(reader);
+				return true;
+			case statusTag.details:
+				append(details, decodeAny(readBytes(reader)));
+				return true;
+			default:
+				return false;
 		}
 	});
 	return details.length === 0 ? {code, message} : {code, message, details};
@@ -211,9 +254,14 @@ function decodeAny(bytes: Buffer): StatusDetail {
 	let value: Buffer = noBytes;
 	readFields('Any', bytes, (field, reader) => {
 		switch (field) {
-			case anyTag.typeUrl: typeUrl = readString(reader); return true;
-			case anyTag.value: value = readBytes(reader); return true;
-			default: return false;
+			case anyTag.typeUrl:
+				typeUrl = readString(reader);
+				return true;
+			case anyTag.value:
+				value = readBytes(reader);
+				return true;
+			default:
+				return false;
 		}
 	});
 	return {typeUrl, value};
@@ -234,9 +282,13 @@ function readFields(message: string, bytes: Buffer, take: (field: number, reader
 			}
 		}
 	} catch (error) {
-		throw error instanceof AdaptorError ? error : new AdaptorError({
-			code: 'invalid-argument', what: `Malformed ttrpc ${message}: ${error instanceof Error ? error.message : String(error)}`, cause: error,
-		});
+		throw error instanceof AdaptorError
+			? error
+			: new AdaptorError({
+					code: 'invalid-argument',
+					what: `Malformed ttrpc ${message}: ${error instanceof Error ? error.message : String(error)}`,
+					cause: error,
+				});
 	}
 }
 

@@ -1,9 +1,12 @@
 /**
- * Reads a socket as frames, with a budget for each turn of the event loop: a peer that floods its connection does not keep the others waiting.
+ * Reads a socket as frames, with a budget for each turn of the event loop: a peer that floods its connection does not
+ * keep the others waiting.
  *
- *   data ──▶ within the budget: delivered ──▶ budget spent: the rest waits, the socket is paused ──▶ next turn (setImmediate): a new budget
+ *   data ──▶ within the budget: delivered ──▶ budget spent: the rest waits, the socket is paused
+ *                  ▲──────────────── next turn (setImmediate): a new budget ─────────────────┘
  *
- * The end of the stream and the close are told after the frames that came before them. Knows no streams, no messages and no roles.
+ * The end of the stream and the close are told after the frames that came before them. Knows no streams, no messages
+ * and no roles.
  */
 import type {Duplex} from 'node:stream';
 import {FrameDecoder, type Frame, type OversizedFrame} from './frame.ts';
@@ -20,7 +23,10 @@ export interface TurnBudget {
 export const defaultTurnBudget: TurnBudget = {frames: 256, bytes: 256 * 1024};
 
 export interface PacedReaderEvents {
-	/** In their order, as many as the budget allows; none when no frame ends in what arrived. To be iterated to the end, unless the reader is stopped. */
+	/**
+	 * In their order, as many as the budget allows; none when no frame ends in what arrived. To be iterated to the end,
+	 * unless the reader is stopped.
+	 */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
 	/** The peer sends no more. */
 	ended(): void;
@@ -53,7 +59,11 @@ export class PacedReader {
 	#owesClose = false;
 
 	/** @param socket may be paused, and may hold bytes that were read and unshifted again */
-	constructor(socket: Duplex, events: PacedReaderEvents, {maxMessageLength, budget = defaultTurnBudget}: PacedReaderOptions = {}) {
+	constructor(
+		socket: Duplex,
+		events: PacedReaderEvents,
+		{maxMessageLength, budget = defaultTurnBudget}: PacedReaderOptions = {},
+	) {
 		this.#socket = socket;
 		this.#events = events;
 		this.#decoder = new FrameDecoder(maxMessageLength);
@@ -137,7 +147,7 @@ export class PacedReader {
 		this.#finish();
 	}
 
-	* #take(): Generator<Frame | OversizedFrame, void, undefined> {
+	*#take(): Generator<Frame | OversizedFrame, void, undefined> {
 		while (this.#framesLeft > 0) {
 			const frame = this.#next();
 			if (frame === undefined) {
@@ -170,7 +180,8 @@ export class PacedReader {
 	}
 
 	#applyReading(): void {
-		const shall = this.#isStopped || (this.#isWanted && this.#framesLeft > 0 && this.#bytesLeft > 0 && !this.#hasBacklog);
+		const shall =
+			this.#isStopped || (this.#isWanted && this.#framesLeft > 0 && this.#bytesLeft > 0 && !this.#hasBacklog);
 		if (shall !== this.#socket.isPaused()) {
 			return;
 		}

@@ -24,29 +24,39 @@ export interface Serving {
 
 const noBytes = Buffer.alloc(0);
 
-const untold: Status = {code: statusCode.unknown, message: 'The call failed; the server\'s log tells more'};
+const untold: Status = {code: statusCode.unknown, message: "The call failed; the server's log tells more"};
 
 export class ServerConnection {
 	readonly #serving: Serving;
 	readonly #connection: Connection;
-	/** By stream id: calls whose handler has not settled, though they may have been answered when their deadline passed. */
+	/**
+	 * By stream id: calls whose handler has not settled, though they may have been answered when their deadline passed.
+	 */
 	readonly #calls = new Map<number, Scope>();
 	readonly #violations = new Violations();
 	#isDraining = false;
 
 	constructor(socket: Duplex, serving: Serving) {
 		this.#serving = serving;
-		this.#connection = new Connection(socket, {
-			frame: frame => this.#onFrame(frame),
-			oversized: ({streamId, type, messageLength}) => {
-				if (type === frameType.request) {
-					this.#refuse(streamId, statusCode.resourceExhausted, `A request of ${messageLength} bytes exceeds the limit of ${serving.maxMessageLength}`);
-				} else {
-					this.#onViolation('a message over the limit');
-				}
+		this.#connection = new Connection(
+			socket,
+			{
+				frame: frame => this.#onFrame(frame),
+				oversized: ({streamId, type, messageLength}) => {
+					if (type === frameType.request) {
+						this.#refuse(
+							streamId,
+							statusCode.resourceExhausted,
+							`A request of ${messageLength} bytes exceeds the limit of ${serving.maxMessageLength}`,
+						);
+					} else {
+						this.#onViolation('a message over the limit');
+					}
+				},
+				closed: reason => this.#abortAll(reason),
 			},
-			closed: reason => this.#abortAll(reason),
-		}, {maxMessageLength: serving.maxMessageLength, holdReads: true});
+			{maxMessageLength: serving.maxMessageLength, holdReads: true},
+		);
 	}
 
 	/** Resolves when the socket is closed. */
@@ -76,7 +86,8 @@ export class ServerConnection {
 				}
 
 				return;
-			case frameType.data: return;
+			case frameType.data:
+				return;
 			case frameType.response:
 				this.#onViolation('a response from the client side');
 				return;
@@ -96,16 +107,21 @@ export class ServerConnection {
 	/** Answers what may not. */
 	#mayStart({streamId, flags}: FrameHeader): boolean {
 		if (streamId % 2 === 0) {
-			this.#refuse(streamId, statusCode.invalidArgument, 'A client\'s stream id must be odd');
+			this.#refuse(streamId, statusCode.invalidArgument, "A client's stream id must be odd");
 		} else if (this.#calls.has(streamId)) {
-			// Ids need not grow: ttrpc-rust takes them in one order and may send them in another. The call that runs goes on.
+			// Ids need not grow: ttrpc-rust takes them in one order and may send them in another. The call that runs
+			// goes on.
 			this.#refuse(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
 		} else if ((flags & frameFlag.remoteOpen) !== 0) {
 			this.#refuse(streamId, statusCode.unimplemented, 'Streaming requests are not served');
 		} else if (this.#isDraining) {
 			this.#refuse(streamId, statusCode.unavailable, 'The server is shutting down');
 		} else if (this.#calls.size >= this.#serving.maxStreams) {
-			this.#refuse(streamId, statusCode.resourceExhausted, `${this.#serving.maxStreams} calls are running on this connection`);
+			this.#refuse(
+				streamId,
+				statusCode.resourceExhausted,
+				`${this.#serving.maxStreams} calls are running on this connection`,
+			);
 		} else {
 			return true;
 		}
@@ -125,12 +141,20 @@ export class ServerConnection {
 		const {service, method, timeoutNano} = request;
 		const route = this.#serving.route(service, method);
 		if (route === undefined) {
-			this.#refuse(streamId, statusCode.unimplemented, `Unknown service or method: ${echoed(`/${service}/${method}`)}`);
+			this.#refuse(
+				streamId,
+				statusCode.unimplemented,
+				`Unknown service or method: ${echoed(`/${service}/${method}`)}`,
+			);
 			return;
 		}
 
 		if (timeoutNano < 0n) {
-			this.#refuse(streamId, statusCode.deadlineExceeded, `The deadline of ${route.definition.path} had passed before it was received`);
+			this.#refuse(
+				streamId,
+				statusCode.deadlineExceeded,
+				`The deadline of ${route.definition.path} had passed before it was received`,
+			);
 			return;
 		}
 
@@ -149,7 +173,10 @@ export class ServerConnection {
 		try {
 			this.#answer(streamId, {payload: await abortable(handled, scope.signal)});
 		} catch (error) {
-			this.#answer(streamId, {status: scope.signal.aborted ? statusOfAbort(scope.signal) : this.#statusOf(error), payload: noBytes});
+			this.#answer(streamId, {
+				status: scope.signal.aborted ? statusOfAbort(scope.signal) : this.#statusOf(error),
+				payload: noBytes,
+			});
 			// A handler that goes on after its deadline counts, for the limit of calls and for draining.
 			await handled.catch(() => undefined);
 		}
@@ -159,16 +186,28 @@ export class ServerConnection {
 		this.#finishIfDrained();
 	}
 
-	async #handle({definition, handler}: Route, {service, method, payload, metadata}: Request, signal: AbortSignal): Promise<Buffer> {
+	async #handle(
+		{definition, handler}: Route,
+		{service, method, payload, metadata}: Request,
+		signal: AbortSignal,
+	): Promise<Buffer> {
 		let value: object;
 		try {
 			value = definition.requestDeserialize(payload);
 		} catch (error) {
-			throw new TtrpcError({code: statusCode.invalidArgument, message: `Malformed request of ${definition.path}: ${toError(error).message}`}, error);
+			throw new TtrpcError(
+				{
+					code: statusCode.invalidArgument,
+					message: `Malformed request of ${definition.path}: ${toError(error).message}`,
+				},
+				error,
+			);
 		}
 
 		// The definition that this handler was registered with has made the value.
-		return definition.responseSerialize(await handler(value as never, {signal, service, method, metadata: byKey(metadata)}));
+		return definition.responseSerialize(
+			await handler(value as never, {signal, service, method, metadata: byKey(metadata)}),
+		);
 	}
 
 	#statusOf(error: unknown): Status {
@@ -187,7 +226,11 @@ export class ServerConnection {
 	#answer(streamId: number, response: Response): void {
 		const message = encodeResponse(response);
 		if (message.length > this.#serving.maxMessageLength) {
-			this.#refuse(streamId, statusCode.resourceExhausted, `A response of ${message.length} bytes exceeds the limit of ${this.#serving.maxMessageLength}`);
+			this.#refuse(
+				streamId,
+				statusCode.resourceExhausted,
+				`A response of ${message.length} bytes exceeds the limit of ${this.#serving.maxMessageLength}`,
+			);
 			return;
 		}
 
@@ -208,9 +251,14 @@ export class ServerConnection {
 }
 
 function statusOfAbort({reason}: AbortSignal): Status {
-	return {code: codeOf(reason) === 'deadline-exceeded' ? statusCode.deadlineExceeded : statusCode.cancelled, message: toError(reason).message};
+	return {
+		code: codeOf(reason) === 'deadline-exceeded' ? statusCode.deadlineExceeded : statusCode.cancelled,
+		message: toError(reason).message,
+	};
 }
 
 function byKey(metadata: readonly KeyValue[]): Map<string, readonly string[]> {
-	return new Map([...Map.groupBy(metadata, ({key}) => key)].map(([key, pairs]) => [key, pairs.map(({value}) => value)]));
+	return new Map(
+		[...Map.groupBy(metadata, ({key}) => key)].map(([key, pairs]) => [key, pairs.map(({value}) => value)]),
+	);
 }

@@ -1,6 +1,6 @@
 /**
- * Serves unary calls on sockets that others accepted. One stream is one call (containerd/ttrpc, PROTOCOL.md, "Unary State Diagram").
- * Knows no listener, and of errors only what the caller's `toStatus` tells.
+ * Serves unary calls on sockets that others accepted. One stream is one call (containerd/ttrpc, PROTOCOL.md, "Unary
+ * State Diagram"). Knows no listener, and of errors only what the caller's `toStatus` tells.
  *
  *   open ── drain() ──▶ draining: new calls are UNAVAILABLE, a connection ends with its last running call ──▶ closed
  *   open, draining ── close() ──▶ closed: running calls are aborted, connections end at once
@@ -14,7 +14,10 @@ import type {Route, Service} from './service.ts';
 import type {Status} from './status.ts';
 
 export interface ServerOptions {
-	/** The status that tells the peer of what a handler threw. Undefined for what it does not know: that is UNKNOWN, without details. */
+	/**
+	 * The status that tells the peer of what a handler threw. Undefined for what it does not know: that is UNKNOWN,
+	 * without details.
+	 */
 	readonly toStatus: (error: unknown) => Status | undefined;
 	/** Bytes of a message, both ways, without the frame's header. Default 4 MiB, the protocol's own limit. */
 	readonly maxMessageLength?: number;
@@ -33,11 +36,20 @@ export class TtrpcServer implements AsyncDisposable {
 	readonly #disposeMs: number;
 	#isOpen = true;
 
-	constructor({toStatus, maxStreams = 1024, disposeMs = 10_000, onBroken = () => undefined, ...limits}: ServerOptions) {
+	constructor({
+		toStatus,
+		maxStreams = 1024,
+		disposeMs = 10_000,
+		onBroken = () => undefined,
+		...limits
+	}: ServerOptions) {
 		this.#disposeMs = disposeMs;
 		this.#serving = {
 			route: (service, method) => this.#routes.get(`/${service}/${method}`),
-			toStatus, maxStreams, onBroken, maxMessageLength: limits.maxMessageLength ?? maxMessageLength,
+			toStatus,
+			maxStreams,
+			onBroken,
+			maxMessageLength: limits.maxMessageLength ?? maxMessageLength,
 		};
 	}
 
@@ -50,14 +62,21 @@ export class TtrpcServer implements AsyncDisposable {
 			}
 
 			if (this.#routes.has(method.path)) {
-				throw new AdaptorError({code: 'already-exists', what: 'This ttrpc method is registered already', where: {method: method.path}});
+				throw new AdaptorError({
+					code: 'already-exists',
+					what: 'This ttrpc method is registered already',
+					where: {method: method.path},
+				});
 			}
 
 			this.#routes.set(method.path, {definition: method, handler});
 		}
 	}
 
-	/** Takes over an accepted socket, whose first bytes may have been unshifted. One that comes after drain or close is destroyed. */
+	/**
+	 * Takes over an accepted socket, whose first bytes may have been unshifted. One that comes after drain or close is
+	 * destroyed.
+	 */
 	serve(socket: Duplex): void {
 		if (!this.#isOpen) {
 			socket.destroy();
@@ -69,7 +88,10 @@ export class TtrpcServer implements AsyncDisposable {
 		void connection.closed.then(() => this.#connections.delete(connection));
 	}
 
-	/** Takes no new calls, lets the running ones finish and answers them, then ends the connections; when the signal aborts, closes instead. */
+	/**
+	 * Takes no new calls, lets the running ones finish and answers them, then ends the connections; when the signal
+	 * aborts, closes instead.
+	 */
 	async drain(signal: AbortSignal): Promise<void> {
 		this.#isOpen = false;
 		try {

@@ -1,6 +1,6 @@
 /**
- * What a server serves: definitions and handlers. Types alone.
- * They fit @grpc/proto-loader's definitions by their structure, so that one registration can serve ttrpc and gRPC; no gRPC library is known here.
+ * What a server serves: definitions and handlers. Types alone. They fit @grpc/proto-loader's definitions by their
+ * structure, so that one registration can serve ttrpc and gRPC; no gRPC library is known here.
  */
 
 export interface MethodDefinition {
@@ -17,7 +17,9 @@ export interface MethodDefinition {
 export type ServiceDefinition = Readonly<Record<string, MethodDefinition>>;
 
 export interface CallContext {
-	/** Aborts when the deadline passes, the connection is gone, or the server closes; never because the call succeeded. */
+	/**
+	 * Aborts when the deadline passes, the connection is gone, or the server closes; never because the call succeeded.
+	 */
 	readonly signal: AbortSignal;
 	/** With its package. */
 	readonly service: string;

@@ -56,7 +56,9 @@ const errorCodes: Readonly<Record<number, ErrorCode>> = {
 	[statusCode.unauthenticated]: 'unauthenticated',
 };
 
-/** A call that ended with a status, the peer's or our own. `code` is the status's nearest meaning, `status` is exact. */
+/**
+ * A call that ended with a status, the peer's or our own. `code` is the status's nearest meaning, `status` is exact.
+ */
 export class TtrpcError extends AdaptorError {
 	override readonly name = 'TtrpcError';
 	readonly status: Status;

@@ -1,6 +1,6 @@
 /**
- * Counts how often a peer breaks the protocol on one connection. A few times are forgiven: a bug on the other side should not cost a pod its calls.
- * Decides nothing about what follows.
+ * Counts how often a peer breaks the protocol on one connection. A few times are forgiven: a bug on the other side
+ * should not cost a pod its calls. Decides nothing about what follows.
  */
 import {AdaptorError} from '../core/errors.ts';
 
@@ -24,7 +24,9 @@ export class Violations {
 	add(violation: Violation): AdaptorError | undefined {
 		this.#counts.set(violation, (this.#counts.get(violation) ?? 0) + 1);
 		this.#total++;
-		return this.#total > forgiven ? new AdaptorError({code: 'data-loss', what: `the peer broke the ttrpc protocol: it sent ${this.#text}`}) : undefined;
+		return this.#total > forgiven
+			? new AdaptorError({code: 'data-loss', what: `the peer broke the ttrpc protocol: it sent ${this.#text}`})
+			: undefined;
 	}
 
 	/** Whether it is the first of its kind. */
@@ -33,6 +35,8 @@ export class Violations {
 	}
 
 	get #text(): string {
-		return [...this.#counts].map(([violation, count]) => `${violation} ${count === 1 ? 'once' : `${count} times`}`).join(', ');
+		return [...this.#counts]
+			.map(([violation, count]) => `${violation} ${count === 1 ? 'once' : `${count} times`}`)
+			.join(', ');
 	}
 }

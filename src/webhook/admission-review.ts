@@ -1,6 +1,7 @@
 /**
- * One AdmissionReview, from the API server's question to our answer. Decides whose pods are changed; how is mutation.ts's business. No I/O.
- * Source of the documents: Kubernetes, "Dynamic Admission Control", admission.k8s.io/v1.
+ * One AdmissionReview, from the API server's question to our answer. Decides whose pods are changed; how is
+ * mutation.ts's business. No I/O. Source of the documents: Kubernetes, "Dynamic Admission Control",
+ * admission.k8s.io/v1.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {mutation, type MutationPolicy} from './mutation.ts';
@@ -52,7 +53,14 @@ export function answerReview(document: unknown, policy: ReviewPolicy): Answer {
 		return answerRequest(uid, request, policy);
 	} catch (error) {
 		if (error instanceof AdaptorError && error.code === 'invalid-argument') {
-			return {review: response({uid, allowed: false, status: {status: 'Failure', reason: 'BadRequest', code: 400, message: error.what}}), denial: error.what};
+			return {
+				review: response({
+					uid,
+					allowed: false,
+					status: {status: 'Failure', reason: 'BadRequest', code: 400, message: error.what},
+				}),
+				denial: error.what,
+			};
 		}
 
 		throw error;
@@ -70,21 +78,38 @@ function answerRequest(uid: string, request: JsonObject, policy: ReviewPolicy): 
 	// A pod that a controller makes has its namespace from the request.
 	const namespace = text(metadata, 'namespace') || text(request, 'namespace');
 	const identity = {pod: `${namespace}/${text(metadata, 'name') || text(metadata, 'generateName')}`};
-	if (policy.excludedNamespaces.includes(namespace) || member(objectAt(pod, 'spec', 'request.object.'), 'runtimeClassName') !== policy.runtimeClass) {
+	if (
+		policy.excludedNamespaces.includes(namespace) ||
+		member(objectAt(pod, 'spec', 'request.object.'), 'runtimeClassName') !== policy.runtimeClass
+	) {
 		return {...unchanged, ...identity};
 	}
 
 	const {patch, size} = mutation(parsePod(pod), policy);
 	return patch.length === 0
 		? {...unchanged, ...identity}
-		: {review: response({uid, allowed: true, patchType: 'JSONPatch', patch: Buffer.from(JSON.stringify(patch)).toString('base64')}), ...identity, size};
+		: {
+				review: response({
+					uid,
+					allowed: true,
+					patchType: 'JSONPatch',
+					patch: Buffer.from(JSON.stringify(patch)).toString('base64'),
+				}),
+				...identity,
+				size,
+			};
 }
 
 /** Not its subresources: a binding and an eviction are created too. */
 function createsPod(request: JsonObject): boolean {
 	const requested = objectAt(request, 'kind', 'request.');
-	return member(request, 'operation') === 'CREATE' && text(request, 'subResource') === ''
-		&& text(requested, 'group') === '' && member(requested, 'version') === 'v1' && member(requested, 'kind') === 'Pod';
+	return (
+		member(request, 'operation') === 'CREATE' &&
+		text(request, 'subResource') === '' &&
+		text(requested, 'group') === '' &&
+		member(requested, 'version') === 'v1' &&
+		member(requested, 'kind') === 'Pod'
+	);
 }
 
 function text(parent: JsonObject, name: string): string {

@@ -1,10 +1,10 @@
 /**
- * What the webhook takes in at a time: bytes of one body, bytes of all unfinished bodies together, and connections. Each is small beside the memory that
- * its container may use. A caller that stalls gives way to one that does not: the API server sends a review whole within milliseconds.
+ * What the webhook takes in at a time: bytes of one body, bytes of all unfinished bodies together, and connections.
+ * Each is small beside the memory that its container may use. A caller that stalls gives way to one that does not: the
+ * API server sends a review whole within milliseconds.
  */
 import type {IncomingMessage} from 'node:http';
 import type {Socket} from 'node:net';
-
 
 export interface IntakeLimits {
 	/** Of one body. */
@@ -35,7 +35,10 @@ export class Intake {
 		this.#limits = limits;
 	}
 
-	/** Of a new connection: one too many ends the one that has been of no use for longest, and is ended itself when all are of use. */
+	/**
+	 * Of a new connection: one too many ends the one that has been of no use for longest, and is ended itself when all
+	 * are of use.
+	 */
 	admit(socket: Socket): void {
 		const key = keyOf(socket);
 		this.#connections.set(key, socket);
@@ -133,8 +136,8 @@ const mostValues = 200_000;
 const deepest = 200;
 
 /**
- * Whether a JSON text is small enough to be parsed: a megabyte of `[],[],` takes a hundred once it is parsed. One pass over the bytes, which makes nothing.
- * What is no JSON passes, for the parser to refuse.
+ * Whether a JSON text is small enough to be parsed: a megabyte of `[],[],` takes a hundred once it is parsed. One pass
+ * over the bytes, which makes nothing. What is no JSON passes, for the parser to refuse.
  */
 export function isParsable(json: Uint8Array): boolean {
 	let values = 0;

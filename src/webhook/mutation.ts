@@ -1,10 +1,12 @@
 /**
- * What becomes of a pod that runs in a VM elsewhere: nothing of its CPU and memory is asked of the node any more, it takes one of the node's
- * VMs instead, and its VM's size stands in annotations. Pure: a Pod in, the smallest JSON patch (RFC 6902) out.
+ * What becomes of a pod that runs in a VM elsewhere: nothing of its CPU and memory is asked of the node any more, it
+ * takes one of the node's VMs instead, and its VM's size stands in annotations. Pure: a Pod in, the smallest JSON patch
+ * (RFC 6902) out.
  *
- * No name that stands in a path holds a character that a JSON pointer escapes (RFC 6901).
- * Applied to its own result it has nothing to do. The API server does that: when a webhook has changed a pod, its own plugins run once more,
- * and a LimitRange puts default resources back on containers that have none; they are taken away again, and were counted the first time.
+ * No name that stands in a path holds a character that a JSON pointer escapes (RFC 6901). Applied to its own result it
+ * has nothing to do. The API server does that: when a webhook has changed a pod, its own plugins run once more, and a
+ * LimitRange puts default resources back on containers that have none; they are taken away again, and were counted the
+ * first time.
  */
 import {annotations as podAnnotations} from '../sandbox/pod-request.ts';
 import type {Pod, Resources} from './pod.ts';
@@ -23,7 +25,10 @@ export interface MutationPolicy {
 
 const gpusAnnotation = 'io.katacontainers.config.hypervisor.default_gpus';
 
-export function mutation(pod: Pod, {extendedResource, overhead}: MutationPolicy): {readonly patch: readonly PatchOperation[]; readonly size: PodSize} {
+export function mutation(
+	pod: Pod,
+	{extendedResource, overhead}: MutationPolicy,
+): {readonly patch: readonly PatchOperation[]; readonly size: PodSize} {
 	const [first, ...rest] = pod.containers;
 	if (first === undefined) {
 		// Not valid, which the API server checks, but only after this.
@@ -35,7 +40,9 @@ export function mutation(pod: Pod, {extendedResource, overhead}: MutationPolicy)
 		patch: [
 			...annotationsAdded(pod.annotations, size),
 			...without(pod.resources, '/spec/resources'),
-			...pod.initContainers.flatMap(({resources}, index) => without(resources, `/spec/initContainers/${index}/resources`)),
+			...pod.initContainers.flatMap(({resources}, index) =>
+				without(resources, `/spec/initContainers/${index}/resources`),
+			),
 			...only(extendedResource, first.resources, '/spec/containers/0/resources'),
 			...rest.flatMap(({resources}, index) => without(resources, `/spec/containers/${index + 1}/resources`)),
 		],
@@ -45,8 +52,15 @@ export function mutation(pod: Pod, {extendedResource, overhead}: MutationPolicy)
 
 /** What the user has set is the user's word, be it empty. */
 function annotationsAdded(present: Pod['annotations'], {vcpus, memoryMib, gpus}: PodSize): PatchOperation[] {
-	const missing = ([[podAnnotations.vcpus, vcpus], [podAnnotations.memory, memoryMib], [gpusAnnotation, gpus]] as const)
-		.flatMap(([name, value]) => (value === undefined || Object.hasOwn(present ?? {}, name) ? [] : [[name, String(value)] as const]));
+	const missing = (
+		[
+			[podAnnotations.vcpus, vcpus],
+			[podAnnotations.memory, memoryMib],
+			[gpusAnnotation, gpus],
+		] as const
+	).flatMap(([name, value]) =>
+		value === undefined || Object.hasOwn(present ?? {}, name) ? [] : [[name, String(value)] as const],
+	);
 	if (missing.length === 0) {
 		return [];
 	}
@@ -64,7 +78,10 @@ function without({requests, limits, others}: Resources, path: string): PatchOper
 
 	return Object.keys(others).length === 0
 		? [{op: 'remove', path}]
-		: [...(requests.size > 0 ? ['requests'] : []), ...(limits.size > 0 ? ['limits'] : [])].map(name => ({op: 'remove', path: `${path}/${name}`}));
+		: [...(requests.size > 0 ? ['requests'] : []), ...(limits.size > 0 ? ['limits'] : [])].map(name => ({
+				op: 'remove',
+				path: `${path}/${name}`,
+			}));
 }
 
 function only(resource: string, {isPresent, requests, limits, others}: Resources, path: string): PatchOperation[] {

@@ -1,6 +1,7 @@
 /**
- * How large the VM of a pod must be: what its containers may use at once, and what the VM needs for itself. Pure arithmetic on nano-units.
- * Source of the formula: Kubernetes, "Pod Lifecycle: resource sharing within containers", and KEP-753 for sidecars; KEP-2837 for pod-level resources.
+ * How large the VM of a pod must be: what its containers may use at once, and what the VM needs for itself. Pure
+ * arithmetic on nano-units. Source of the formula: Kubernetes, "Pod Lifecycle: resource sharing within containers", and
+ * KEP-753 for sidecars; KEP-2837 for pod-level resources.
  */
 import type {Container, Pod} from './pod.ts';
 import {inSteps, mib, one} from './quantity.ts';
@@ -32,15 +33,18 @@ export function podSize(pod: Pod, overhead: VmOverhead): PodSize {
 }
 
 /**
- * What a pod may use of a resource at one time. What was said of the pod as a whole wins; only where that is no more than a request can
- * the containers' limits exceed it.
+ * What a pod may use of a resource at one time. What was said of the pod as a whole wins; only where that is no more
+ * than a request can the containers' limits exceed it.
  */
 function atOnce(pod: Pod, resource: string): bigint {
 	const {limits, requests} = pod.resources;
 	return limits.get(resource) ?? max(requests.get(resource) ?? 0n, ofContainers(pod, resource));
 }
 
-/** Init containers run one after the other, each beside the sidecars before it; then the containers run beside all sidecars. */
+/**
+ * Init containers run one after the other, each beside the sidecars before it; then the containers run beside all
+ * sidecars.
+ */
 function ofContainers({containers, initContainers}: Pod, resource: string): bigint {
 	let sidecars = 0n;
 	let peak = 0n;
@@ -50,7 +54,10 @@ function ofContainers({containers, initContainers}: Pod, resource: string): bigi
 		sidecars += container.isSidecar ? own : 0n;
 	}
 
-	return max(peak, containers.reduce((sum, container) => sum + ofContainer(container, resource), sidecars));
+	return max(
+		peak,
+		containers.reduce((sum, container) => sum + ofContainer(container, resource), sidecars),
+	);
 }
 
 /** A VM must have room for the limit; the API server has made the limit the request where only that was given. */

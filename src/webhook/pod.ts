@@ -1,8 +1,8 @@
 /**
- * What the webhook has to know of a Pod, read from its JSON and checked once; the rest of the document is not looked at.
- * Quantities are parsed here, so that nobody behind this file meets text. What Kubernetes refuses in them is refused here: its validation comes
- * after this, and does not see any more what was taken away. Knows no policy.
- * Source of the shape: Kubernetes API reference, core/v1 Pod.
+ * What the webhook has to know of a Pod, read from its JSON and checked once; the rest of the document is not looked
+ * at. Quantities are parsed here, so that nobody behind this file meets text. What Kubernetes refuses in them is
+ * refused here: its validation comes after this, and does not see any more what was taken away. Knows no policy. Source
+ * of the shape: Kubernetes API reference, core/v1 Pod.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {parseQuantity} from './quantity.ts';
@@ -41,7 +41,8 @@ export function parsePod(document: JsonObject): Pod {
 	const metadata = objectAt(document, 'metadata', '');
 	const spec = objectAt(document, 'spec', '');
 	return {
-		annotations: member(metadata, 'annotations') === undefined ? undefined : objectAt(metadata, 'annotations', 'metadata.'),
+		annotations:
+			member(metadata, 'annotations') === undefined ? undefined : objectAt(metadata, 'annotations', 'metadata.'),
 		containers: containersAt(spec, 'containers'),
 		initContainers: containersAt(spec, 'initContainers'),
 		resources: resourcesAt(spec, 'spec.'),
@@ -50,7 +51,7 @@ export function parsePod(document: JsonObject): Pod {
 
 /** A member that is there and not null: Go, which wrote the document, reads null as absent. */
 export function member(parent: JsonObject, name: string): unknown {
-	return Object.hasOwn(parent, name) ? parent[name] ?? undefined : undefined;
+	return Object.hasOwn(parent, name) ? (parent[name] ?? undefined) : undefined;
 }
 
 /** @throws AdaptorError 'invalid-argument' unless it is an object */
@@ -85,7 +86,10 @@ function containersAt(spec: JsonObject, name: string): Container[] {
 function resourcesAt(parent: JsonObject, where: string): Resources {
 	const given = member(parent, 'resources') === undefined ? {} : objectAt(parent, 'resources', where);
 	const {requests: _, limits: __, ...others} = given;
-	const [requests, limits] = [amountsAt(given, 'requests', `${where}resources.`), amountsAt(given, 'limits', `${where}resources.`)];
+	const [requests, limits] = [
+		amountsAt(given, 'requests', `${where}resources.`),
+		amountsAt(given, 'limits', `${where}resources.`),
+	];
 	for (const [name, amount] of requests) {
 		if (amount > (limits.get(name) ?? amount)) {
 			throw malformed(fieldOf(name, 'requests', `${where}resources.`), 'at most its limit');
@@ -97,14 +101,22 @@ function resourcesAt(parent: JsonObject, where: string): Resources {
 
 function amountsAt(resources: JsonObject, list: string, where: string): Amounts {
 	const quantities = member(resources, list) === undefined ? {} : objectAt(resources, list, where);
-	return new Map(Object.entries(quantities).map(([name, quantity]) => {
-		const amount = typeof quantity === 'string' || typeof quantity === 'number' ? parseQuantity(String(quantity)) : undefined;
-		if (amount === undefined || amount < 0n) {
-			throw malformed(fieldOf(name, list, where), amount === undefined ? 'a quantity, such as 500m or 2Gi' : 'zero or more');
-		}
+	return new Map(
+		Object.entries(quantities).map(([name, quantity]) => {
+			const amount =
+				typeof quantity === 'string' || typeof quantity === 'number'
+					? parseQuantity(String(quantity))
+					: undefined;
+			if (amount === undefined || amount < 0n) {
+				throw malformed(
+					fieldOf(name, list, where),
+					amount === undefined ? 'a quantity, such as 500m or 2Gi' : 'zero or more',
+				);
+			}
 
-		return [name, amount];
-	}));
+			return [name, amount];
+		}),
+	);
 }
 
 function fieldOf(resource: string, list: string, where: string): string {

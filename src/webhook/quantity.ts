@@ -1,6 +1,6 @@
 /**
- * Kubernetes' resource quantities, exactly: text in, whole nano-units out. A nano is the finest that Kubernetes keeps. Knows no resource.
- * Source of grammar and rounding: Kubernetes, apimachinery, pkg/api/resource/quantity.go.
+ * Kubernetes' resource quantities, exactly: text in, whole nano-units out. A nano is the finest that Kubernetes keeps.
+ * Knows no resource. Source of grammar and rounding: Kubernetes, apimachinery, pkg/api/resource/quantity.go.
  */
 
 /** Nano-units in one unit: of a CPU, of a byte, of a device. */
@@ -16,12 +16,25 @@ const maxBinary = (2n ** 63n - 1n) * one;
 const maxTextLength = 64;
 const maxExponent = 64;
 
-const decimalExponents: Readonly<Record<string, number>> = {n: -9, u: -6, m: -3, '': 0, k: 3, M: 6, G: 9, T: 12, P: 15, E: 18};
+const decimalExponents: Readonly<Record<string, number>> = {
+	n: -9,
+	u: -6,
+	m: -3,
+	'': 0,
+	k: 3,
+	M: 6,
+	G: 9,
+	T: 12,
+	P: 15,
+	E: 18,
+};
 const binaryExponents: Readonly<Record<string, number>> = {Ki: 10, Mi: 20, Gi: 30, Ti: 40, Pi: 50, Ei: 60};
-const grammar = /^(?<sign>[+\-]?)(?:(?<whole>\d+)(?:\.(?<fraction>\d*))?|\.(?<only>\d+))(?:[eE](?<exponent>[+\-]?\d+)|(?<suffix>[KMGTPE]i|[numkMGTPE]?))$/v;
+const grammar =
+	/^(?<sign>[+\-]?)(?:(?<whole>\d+)(?:\.(?<fraction>\d*))?|\.(?<only>\d+))(?:[eE](?<exponent>[+\-]?\d+)|(?<suffix>[KMGTPE]i|[numkMGTPE]?))$/v;
 
 /**
- * Nano-units of a quantity such as `100m`, `1.5Gi` or `2e3`. What is finer than a nano is rounded away from zero: who asks for something gets something.
+ * Nano-units of a quantity such as `100m`, `1.5Gi` or `2e3`. What is finer than a nano is rounded away from zero: who
+ * asks for something gets something.
  * @returns `undefined` when the text is no quantity, or one of over 64 characters or with an exponent beyond ±64
  */
 export function parseQuantity(text: string): bigint | undefined {
@@ -32,7 +45,7 @@ export function parseQuantity(text: string): bigint | undefined {
 
 	const {sign, whole = '', fraction = groups['only'] ?? '', exponent, suffix = ''} = groups;
 	const binary = binaryExponents[suffix];
-	const power = (exponent === undefined ? decimalExponents[suffix] ?? 0 : Number(exponent)) - fraction.length + 9;
+	const power = (exponent === undefined ? (decimalExponents[suffix] ?? 0) : Number(exponent)) - fraction.length + 9;
 	if (Math.abs(Number(exponent ?? 0)) > maxExponent) {
 		return undefined;
 	}

@@ -1,9 +1,16 @@
 /**
- * Serves admission reviews over HTTPS and tells by HTTP whether it does: bytes, limits, time-outs and draining. What an answer is, admission-review.ts
- * knows. HTTP/1.1 only: the API server keeps its connections, and what is not spoken cannot be abused (CVE-2023-44487).
+ * Serves admission reviews over HTTPS and tells by HTTP whether it does: bytes, limits, time-outs and draining. What an
+ * answer is, admission-review.ts knows. HTTP/1.1 only: the API server keeps its connections, and what is not spoken
+ * cannot be abused (CVE-2023-44487).
  */
 import {once} from 'node:events';
-import {createServer as createHttpServer, type IncomingMessage, type RequestListener, type Server, type ServerResponse} from 'node:http';
+import {
+	createServer as createHttpServer,
+	type IncomingMessage,
+	type RequestListener,
+	type Server,
+	type ServerResponse,
+} from 'node:http';
 import {createServer as createHttpsServer} from 'node:https';
 import type {AddressInfo, Socket} from 'node:net';
 import {setTimeout as delay} from 'node:timers/promises';
@@ -22,7 +29,10 @@ export interface WebhookOptions {
 	readonly tlsDirectory: string;
 	readonly tls: Pick<SecureContextOptions, 'minVersion' | 'ciphers'>;
 	readonly policy: ReviewPolicy;
-	/** How long requests are still taken after a stop was asked for: that long some API server may not know yet that we go. */
+	/**
+	 * How long requests are still taken after a stop was asked for: that long some API server may not know yet that we
+	 * go.
+	 */
 	readonly drainDelayMs: number;
 	/** PEM of the authorities of client certificates that a caller must have; anyone may call when absent. */
 	readonly clientCa?: string;
@@ -42,19 +52,33 @@ export interface Webhook extends AsyncDisposable {
 
 const path = '/mutate-v1-pod';
 /**
- * The API server takes objects of up to 3 MiB, and for a creation sends one. All unfinished bodies together, connections with their TLS state, and what one body becomes when it is parsed stay
- * below the container's 256 MiB. An API server keeps one connection for each review that it has under way.
+ * The API server takes objects of up to 3 MiB, and for a creation sends one. All unfinished bodies together,
+ * connections with their TLS state, and what one body becomes when it is parsed stay below the container's 256 MiB. An
+ * API server keeps one connection for each review that it has under way.
  */
 const defaultLimits: IntakeLimits = {bodyBytes: 3 << 20, unfinishedBytes: 6 << 20, connections: 256};
 /** As patient as the API server is by default. */
 const defaultRequestTimeoutMs = 10_000;
-/** The API server drops a connection after 90 s without use (Go, net/http, DefaultTransport); it must be the one who does. */
+/**
+ * The API server drops a connection after 90 s without use (Go, net/http, DefaultTransport); it must be the one who
+ * does.
+ */
 const keepAliveTimeoutMs = 120_000;
 const closeTimeoutMs = 10_000;
 
 /** @throws AdaptorError 'failed-precondition' when there is no usable certificate, or a port cannot be listened on */
 export async function startWebhook({
-	port, probePort, tlsDirectory, tls, clientCa, policy, drainDelayMs, requestTimeoutMs = defaultRequestTimeoutMs, limits = defaultLimits, tlsIntervalMs = 10_000, log,
+	port,
+	probePort,
+	tlsDirectory,
+	tls,
+	clientCa,
+	policy,
+	drainDelayMs,
+	requestTimeoutMs = defaultRequestTimeoutMs,
+	limits = defaultLimits,
+	tlsIntervalMs = 10_000,
+	log,
 }: WebhookOptions): Promise<Webhook> {
 	await using parts = new AsyncDisposableStack();
 	let state: 'starting' | 'serving' | 'draining' = 'starting';
@@ -64,29 +88,41 @@ export async function startWebhook({
 		probes.closeAllConnections();
 	});
 	const intake = new Intake(limits);
-	const server = createHttpsServer({
-		...(clientCa === undefined ? {} : {ca: clientCa, requestCert: true, rejectUnauthorized: true}),
-		handshakeTimeout: requestTimeoutMs,
-		requestTimeout: requestTimeoutMs,
-		headersTimeout: requestTimeoutMs,
-		connectionsCheckingInterval: Math.min(1000, requestTimeoutMs / 2),
-		keepAliveTimeout: keepAliveTimeoutMs,
-	}, (request, response) => {
-		if (state === 'draining') {
-			// The next request of this connection shall come to our successor.
-			response.setHeader('Connection', 'close');
-		}
+	const server = createHttpsServer(
+		{
+			...(clientCa === undefined ? {} : {ca: clientCa, requestCert: true, rejectUnauthorized: true}),
+			handshakeTimeout: requestTimeoutMs,
+			requestTimeout: requestTimeoutMs,
+			headersTimeout: requestTimeoutMs,
+			connectionsCheckingInterval: Math.min(1000, requestTimeoutMs / 2),
+			keepAliveTimeout: keepAliveTimeoutMs,
+		},
+		(request, response) => {
+			if (state === 'draining') {
+				// The next request of this connection shall come to our successor.
+				response.setHeader('Connection', 'close');
+			}
 
-		const use = intake.use(request.socket);
-		response.once('close', () => use[Symbol.dispose]());
-		answer(request, response, intake, limits, policy, log).catch((error: unknown) => {
-			log.error({err: error}, 'admission review failed');
-			reply(response, 500, 'The webhook failed; its log tells why.');
-		});
-	});
+			const use = intake.use(request.socket);
+			response.once('close', () => use[Symbol.dispose]());
+			answer(request, response, intake, limits, policy, log).catch((error: unknown) => {
+				log.error({err: error}, 'admission review failed');
+				reply(response, 500, 'The webhook failed; its log tells why.');
+			});
+		},
+	);
 	server.on('connection', (socket: Socket) => intake.admit(socket));
 	server.on('tlsClientError', error => log.debug({err: toError(error)}, 'TLS handshake failed'));
-	parts.use(await followTlsFiles({directory: tlsDirectory, tls, log, intervalMs: tlsIntervalMs, onChange: options => server.setSecureContext({...options, ...(clientCa === undefined ? {} : {ca: clientCa})})}));
+	parts.use(
+		await followTlsFiles({
+			directory: tlsDirectory,
+			tls,
+			log,
+			intervalMs: tlsIntervalMs,
+			onChange: options =>
+				server.setSecureContext({...options, ...(clientCa === undefined ? {} : {ca: clientCa})}),
+		}),
+	);
 	parts.defer(async () => closed(server));
 
 	const ports = {port: await listen(server, port), probePort: await listen(probes, probePort)};
@@ -106,7 +142,14 @@ export async function startWebhook({
 	};
 }
 
-async function answer(request: IncomingMessage, response: ServerResponse, intake: Intake, {bodyBytes}: IntakeLimits, policy: ReviewPolicy, log: Logger): Promise<void> {
+async function answer(
+	request: IncomingMessage,
+	response: ServerResponse,
+	intake: Intake,
+	{bodyBytes}: IntakeLimits,
+	policy: ReviewPolicy,
+	log: Logger,
+): Promise<void> {
 	if (request.url?.split('?', 1)[0] !== path) {
 		reply(response, 404, `Admission reviews go to ${path}.`);
 		return;
@@ -150,11 +193,14 @@ async function answer(request: IncomingMessage, response: ServerResponse, intake
 		if (denial !== undefined) {
 			log.warn({...(pod === undefined ? {} : {pod}), reason: denial}, 'pod denied');
 		} else if (size !== undefined) {
-			log.info({
-				...(pod === undefined ? {} : {pod}),
-				...(size.vcpus === undefined ? {} : {vcpus: Number(size.vcpus)}),
-				...(size.memoryMib === undefined ? {} : {memoryMib: Number(size.memoryMib)}),
-			}, 'pod changed');
+			log.info(
+				{
+					...(pod === undefined ? {} : {pod}),
+					...(size.vcpus === undefined ? {} : {vcpus: Number(size.vcpus)}),
+					...(size.memoryMib === undefined ? {} : {memoryMib: Number(size.memoryMib)}),
+				},
+				'pod changed',
+			);
 		}
 
 		response.writeHead(200, {'Content-Type': 'application/json'}).end(JSON.stringify(review));
@@ -171,7 +217,10 @@ async function answer(request: IncomingMessage, response: ServerResponse, intake
 /** @throws AdaptorError 'invalid-argument' */
 function parseJson(body: Buffer): unknown {
 	if (!isParsable(body)) {
-		throw new AdaptorError({code: 'invalid-argument', what: 'The request has more values, or deeper ones, than any pod'});
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'The request has more values, or deeper ones, than any pod',
+		});
 	}
 
 	try {
@@ -204,7 +253,13 @@ async function listen(server: Server, port: number): Promise<number> {
 	try {
 		await once(server, 'listening');
 	} catch (cause) {
-		throw new AdaptorError({code: 'failed-precondition', what: 'Could not listen on a port', where: {port}, remedy: 'Choose another WEBHOOK_PORT or WEBHOOK_PROBE_PORT.', cause});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: 'Could not listen on a port',
+			where: {port},
+			remedy: 'Choose another WEBHOOK_PORT or WEBHOOK_PROBE_PORT.',
+			cause,
+		});
 	}
 
 	// One connection that could not be accepted is that one's loss; without a listener it would end the process.

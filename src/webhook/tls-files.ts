@@ -1,7 +1,8 @@
 /**
- * The server's certificate and key, as files that somebody else replaces: kubelet swaps the symbolic link `..data` of a mounted secret,
- * others write the two files one after the other. Whatever is seen in between is refused and the last good pair kept; it is told when it lasts.
- * Looks every few seconds rather than watching: two small files, and no file system's notifications to depend on.
+ * The server's certificate and key, as files that somebody else replaces: kubelet swaps the symbolic link `..data` of a
+ * mounted secret, others write the two files one after the other. Whatever is seen in between is refused and the last
+ * good pair kept; it is told when it lasts. Looks every few seconds rather than watching: two small files, and no file
+ * system's notifications to depend on.
  */
 import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
@@ -32,7 +33,13 @@ interface Pair {
  * @returns disposing stops looking
  * @throws AdaptorError 'failed-precondition' when there is no usable pair to begin with
  */
-export async function followTlsFiles({directory, tls, intervalMs, log, onChange}: TlsFilesOptions): Promise<AsyncDisposable> {
+export async function followTlsFiles({
+	directory,
+	tls,
+	intervalMs,
+	log,
+	onChange,
+}: TlsFilesOptions): Promise<AsyncDisposable> {
 	let used: Pair | undefined;
 	/** What the last look met. */
 	let met: string | undefined;
@@ -47,13 +54,20 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 		const leaf = new X509Certificate(pair.cert);
 		// Node takes an empty key for none, and would make a context that no handshake succeeds with.
 		if (!leaf.checkPrivateKey(createPrivateKey(options.key))) {
-			throw new AdaptorError({code: 'failed-precondition', what: 'The key does not belong to the certificate', where: {directory}});
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: 'The key does not belong to the certificate',
+				where: {directory},
+			});
 		}
 
 		createSecureContext(options);
 		onChange(options);
 		const {fingerprint256: certificate, validFrom, validTo} = leaf;
-		log.info({path: directory, certificate, reason: `valid from ${validFrom} to ${validTo}`}, 'TLS certificate loaded');
+		log.info(
+			{path: directory, certificate, reason: `valid from ${validFrom} to ${validTo}`},
+			'TLS certificate loaded',
+		);
 		used = pair;
 	};
 
@@ -78,7 +92,8 @@ export async function followTlsFiles({directory, tls, intervalMs, log, onChange}
 				lasting.recovered();
 			} catch (error) {
 				const failure = String(error);
-				// A pair that is swapped between the reading of one file and of the other looks broken, once. What lasts is told, once too.
+				// A pair that is swapped between the reading of one file and of the other looks broken, once. What
+				// lasts is told, once too.
 				if (met === failure && lasting.failed(failure)) {
 					log.warn({path: directory, err: error}, 'new TLS certificate cannot be used, the old one is kept');
 				}

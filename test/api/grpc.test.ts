@@ -1,6 +1,13 @@
 import {once} from 'node:events';
 import {connect} from 'node:net';
-import {Client, credentials, makeGenericClientConstructor, status, type CallOptions, type ServiceError} from '@grpc/grpc-js';
+import {
+	Client,
+	credentials,
+	makeGenericClientConstructor,
+	status,
+	type CallOptions,
+	type ServiceError,
+} from '@grpc/grpc-js';
 import {loadSync, type ServiceDefinition} from '@grpc/proto-loader';
 import {service as healthService} from 'grpc-health-check';
 import test, {type ExecutionContext} from 'ava';
@@ -11,12 +18,19 @@ import {gate, never, serving} from './harness.ts';
 
 const {hypervisor, podVmInfo} = loadContract();
 
-type Unary = (request: object, options: CallOptions, callback: (error: ServiceError | null, response: object) => void) => {cancel: () => void};
+type Unary = (
+	request: object,
+	options: CallOptions,
+	callback: (error: ServiceError | null, response: object) => void,
+) => {cancel: () => void};
 type AnyClient = Client & Readonly<Record<string, Unary>>;
 
 /** Typed by hand: generic clients know their methods only at run time. */
 function clientOf(t: ExecutionContext, definition: ServiceDefinition, path: string): AnyClient {
-	const client = new (makeGenericClientConstructor(definition, 'test'))(`unix:${path}`, credentials.createInsecure()) as AnyClient;
+	const client = new (makeGenericClientConstructor(definition, 'test'))(
+		`unix:${path}`,
+		credentials.createInsecure(),
+	) as AnyClient;
 	t.teardown(() => client.close());
 	return client;
 }
@@ -24,27 +38,37 @@ function clientOf(t: ExecutionContext, definition: ServiceDefinition, path: stri
 async function callOn(client: AnyClient, method: string, request: object, options: CallOptions = {}): Promise<object> {
 	return new Promise((resolve, reject) => {
 		const call: Unary | undefined = client[method]?.bind(client);
-		call?.(request, options, (error, response) => error === null ? resolve(response) : reject(error));
+		call?.(request, options, (error, response) => (error === null ? resolve(response) : reject(error)));
 	});
 }
 
-function caller(t: ExecutionContext, definition: ServiceDefinition, path: string): (method: string, request: object) => Promise<object> {
+function caller(
+	t: ExecutionContext,
+	definition: ServiceDefinition,
+	path: string,
+): (method: string, request: object) => Promise<object> {
 	const client = clientOf(t, definition, path);
 	return async (method, request) => callOn(client, method, request);
 }
 
 test('the same calls are answered over gRPC on the same socket', async t => {
 	const {path} = await serving(t, {
-		create: async ({id, annotations, netnsPath}) => ({agentSocketPath: `/${id}/${annotations['a'] ?? ''}${netnsPath}`}),
+		create: async ({id, annotations, netnsPath}) => ({
+			agentSocketPath: `/${id}/${annotations['a'] ?? ''}${netnsPath}`,
+		}),
 		vmOf: async ({name}) => `vm of ${name}`,
 	});
 	const call = caller(t, hypervisor, path);
-	t.deepEqual(await call('CreateVM', {id: 'x', annotations: {a: 'b'}, networkNamespacePath: '/ns'}), {agentSocketPath: '/x/b/ns'});
+	t.deepEqual(await call('CreateVM', {id: 'x', annotations: {a: 'b'}, networkNamespacePath: '/ns'}), {
+		agentSocketPath: '/x/b/ns',
+	});
 	t.deepEqual(await call('Version', {version: ''}), {version: '0.0.0'});
-	t.deepEqual(await caller(t, podVmInfo, path)('GetInfo', {PodName: 'web', PodNamespace: 'shop'}), {VMID: 'vm of web'});
+	t.deepEqual(await caller(t, podVmInfo, path)('GetInfo', {PodName: 'web', PodNamespace: 'shop'}), {
+		VMID: 'vm of web',
+	});
 });
 
-test('errors travel as their status code with the operator\'s text', async t => {
+test("errors travel as their status code with the operator's text", async t => {
 	const {path} = await serving(t, {
 		async start() {
 			throw new AdaptorError({code: 'failed-precondition', what: 'Can\'t: ünïcode & "quotes"', remedy: 'Do.'});
@@ -81,18 +105,26 @@ test('health says that all services serve', async t => {
 
 test('reflection lists the services', async t => {
 	const {path} = await serving(t, {});
-	const definition = loadSync('reflection/v1/reflection.proto', {includeDirs: [new URL('../../node_modules/@grpc/reflection/build/proto/grpc/', import.meta.url).pathname]});
-	const client = new (makeGenericClientConstructor(definition['grpc.reflection.v1.ServerReflection'] as ServiceDefinition, 'test'))(`unix:${path}`, credentials.createInsecure()) as Client & Readonly<Record<string, () => NodeJS.ReadWriteStream & {write: (request: object) => void}>>;
+	const definition = loadSync('reflection/v1/reflection.proto', {
+		includeDirs: [new URL('../../node_modules/@grpc/reflection/build/proto/grpc/', import.meta.url).pathname],
+	});
+	const client = new (makeGenericClientConstructor(
+		definition['grpc.reflection.v1.ServerReflection'] as ServiceDefinition,
+		'test',
+	))(`unix:${path}`, credentials.createInsecure()) as Client &
+		Readonly<Record<string, () => NodeJS.ReadWriteStream & {write: (request: object) => void}>>;
 	t.teardown(() => client.close());
 	const stream = client['ServerReflectionInfo']?.();
 	stream?.write({listServices: ''});
-	const [response] = await once(stream as NodeJS.ReadWriteStream, 'data') as [{listServicesResponse: {service: Array<{name: string}>}}];
+	const [response] = (await once(stream as NodeJS.ReadWriteStream, 'data')) as [
+		{listServicesResponse: {service: Array<{name: string}>}},
+	];
 	stream?.end();
 	const names = response.listServicesResponse.service.map(({name}) => name);
 	t.true(names.includes('hypervisor.Hypervisor') && names.includes('podvminfo.PodVMInfo'), names.join(', '));
 });
 
-test('a gRPC client\'s first bytes may come one at a time', async t => {
+test("a gRPC client's first bytes may come one at a time", async t => {
 	const {path} = await serving(t, {});
 	const socket = connect(path);
 	t.teardown(() => void socket.destroy());
@@ -100,7 +132,7 @@ test('a gRPC client\'s first bytes may come one at a time', async t => {
 		socket.write(Buffer.of(byte));
 	}
 
-	const [first] = await once(socket, 'data') as [Buffer];
+	const [first] = (await once(socket, 'data')) as [Buffer];
 	// An HTTP/2 server begins with its SETTINGS frame (RFC 9113, 3.4): type 4 in the frame's fourth byte.
 	t.is(first[3], 4);
 });
@@ -113,15 +145,18 @@ test('a call whose deadline passes is aborted, and its caller gets DEADLINE_EXCE
 	void held.entered.then(() => reached.push(true));
 	// The first connection loads gRPC, which is no part of the call's time.
 	await callOn(client, 'Version', {version: ''});
-	// Where the process stands still for a moment the time may be up before the call has gone out: then again, with more of it.
+	// Where the process stands still for a moment the time may be up before the call has gone out: then again, with
+	// more of it.
 	for (let timeoutMs = 100; reached.length === 0; timeoutMs *= 2) {
-		const error = await t.throwsAsync<ServiceError>(callOn(client, 'StartVM', {id: 'x'}, {deadline: Date.now() + timeoutMs}));
+		const error = await t.throwsAsync<ServiceError>(
+			callOn(client, 'StartVM', {id: 'x'}, {deadline: Date.now() + timeoutMs}),
+		);
 		t.is(error.code, status.DEADLINE_EXCEEDED);
 		// Comes behind it, on the same connection.
 		await callOn(client, 'Version', {version: ''});
 	}
 
-	t.is((await held.aborted as AdaptorError).code, 'cancelled');
+	t.is(((await held.aborted) as AdaptorError).code, 'cancelled');
 	held.open();
 });
 
@@ -137,7 +172,10 @@ test('disposing closes connections that wait for nothing at once, while a ttrpc 
 	const closed = ['P', 'PRI ', 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u0004\0\0\0\0\0'].map(async said => {
 		const socket = connect(path);
 		t.teardown(() => void socket.destroy());
-		socket.on('error', () => undefined).resume().write(said);
+		socket
+			.on('error', () => undefined)
+			.resume()
+			.write(said);
 		await once(socket, 'close');
 	});
 	// Answered after those were accepted, for one listener takes them in their order.
@@ -156,7 +194,7 @@ test('a gRPC call that does not finish in the time to drain is aborted, and disp
 	const call = t.throwsAsync<ServiceError>(caller(t, hypervisor, path)('StartVM', {id: 'x'}));
 	await held.entered;
 	await server[Symbol.asyncDispose]();
-	t.is((await held.aborted as AdaptorError).code, 'cancelled');
+	t.is(((await held.aborted) as AdaptorError).code, 'cancelled');
 	t.is((await call).code, status.CANCELLED);
 	held.open();
 });

@@ -10,20 +10,37 @@ import {recordingLog} from '../support/recording-log.ts';
 export const never = new AbortController().signal;
 
 /** @param scripted the calls that the test expects; any other fails as unimplemented */
-export async function serving(t: ExecutionContext, scripted: Partial<Sandboxes>, drainTimeoutMs = 1000): Promise<{path: string; log: ReturnType<typeof recordingLog>; server: AsyncDisposable}> {
+export async function serving(
+	t: ExecutionContext,
+	scripted: Partial<Sandboxes>,
+	drainTimeoutMs = 1000,
+): Promise<{path: string; log: ReturnType<typeof recordingLog>; server: AsyncDisposable}> {
 	const unexpected = async (): Promise<never> => {
 		throw new AdaptorError({code: 'unimplemented', what: 'Not scripted by this test'});
 	};
 
 	const path = join(await directoryOf(t), 'sub', 'h.sock');
 	const log = recordingLog();
-	const server = await serveApi({path, sandboxes: {create: unexpected, start: unexpected, stop: unexpected, vmOf: unexpected, ...scripted}, drainTimeoutMs, log}, never);
+	const server = await serveApi(
+		{
+			path,
+			sandboxes: {create: unexpected, start: unexpected, stop: unexpected, vmOf: unexpected, ...scripted},
+			drainTimeoutMs,
+			log,
+		},
+		never,
+	);
 	t.teardown(async () => server[Symbol.asyncDispose]());
 	return {path, log, server};
 }
 
 /** A promise that the test settles, and one that tells that it is waited for. */
-export function gate(): {entered: Promise<void>; open: () => void; pass: (signal: AbortSignal) => Promise<void>; aborted: Promise<unknown>} {
+export function gate(): {
+	entered: Promise<void>;
+	open: () => void;
+	pass: (signal: AbortSignal) => Promise<void>;
+	aborted: Promise<unknown>;
+} {
 	const entered = Promise.withResolvers<undefined>();
 	const opened = Promise.withResolvers<undefined>();
 	const aborted = Promise.withResolvers<unknown>();

@@ -26,30 +26,51 @@ test('a stale socket is replaced', async t => {
 	dead.close();
 	const log = recordingLog();
 	const accepted = Promise.withResolvers<undefined>();
-	await using _listener = await listen(path, socket => {
-		socket.destroy();
-		accepted.resolve(undefined);
-	}, log, never);
-	t.deepEqual(log.lines.map(({message}) => message), ['replacing a stale socket']);
+	await using _listener = await listen(
+		path,
+		socket => {
+			socket.destroy();
+			accepted.resolve(undefined);
+		},
+		log,
+		never,
+	);
+	t.deepEqual(
+		log.lines.map(({message}) => message),
+		['replacing a stale socket'],
+	);
 	connect(path).on('error', () => undefined);
 	await accepted.promise;
 });
 
-test('a live daemon\'s socket is taken over with a warning, and the old daemon does not remove it when it ends', async t => {
+test("a live daemon's socket is taken over with a warning, and the old daemon does not remove it when it ends", async t => {
 	const path = join(await directoryOf(t), 'h.sock');
 	const served: string[] = [];
-	const old = await listen(path, socket => {
-		served.push('old');
-		socket.destroy();
-	}, recordingLog(), never);
+	const old = await listen(
+		path,
+		socket => {
+			served.push('old');
+			socket.destroy();
+		},
+		recordingLog(),
+		never,
+	);
 	const log = recordingLog();
 	const accepted = Promise.withResolvers<undefined>();
-	await using _successor = await listen(path, socket => {
-		served.push('new');
-		socket.destroy();
-		accepted.resolve(undefined);
-	}, log, never);
-	t.deepEqual(log.lines.map(({level, message}) => [level, message]), [['warn', 'taking the socket over from a daemon that is still running']]);
+	await using _successor = await listen(
+		path,
+		socket => {
+			served.push('new');
+			socket.destroy();
+			accepted.resolve(undefined);
+		},
+		log,
+		never,
+	);
+	t.deepEqual(
+		log.lines.map(({level, message}) => [level, message]),
+		[['warn', 'taking the socket over from a daemon that is still running']],
+	);
 	await old[Symbol.asyncDispose]();
 	await old[Symbol.asyncDispose]();
 	connect(path).on('error', () => undefined);
@@ -60,12 +81,18 @@ test('a live daemon\'s socket is taken over with a warning, and the old daemon d
 test('a file that is no socket is left alone', async t => {
 	const path = join(await directoryOf(t), 'h.sock');
 	await writeFile(path, 'precious');
-	await t.throwsAsync(listen(path, () => undefined, recordingLog(), never), {instanceOf: AdaptorError, message: /not a socket/});
+	await t.throwsAsync(
+		listen(path, () => undefined, recordingLog(), never),
+		{instanceOf: AdaptorError, message: /not a socket/},
+	);
 	t.true((await stat(path)).isFile());
 });
 
 test('a path that no socket can have is refused with its limit', async t => {
-	await t.throwsAsync(listen(`/tmp/${'x'.repeat(120)}`, () => undefined, recordingLog(), never), {instanceOf: AdaptorError, message: /too long/});
+	await t.throwsAsync(
+		listen(`/tmp/${'x'.repeat(120)}`, () => undefined, recordingLog(), never),
+		{instanceOf: AdaptorError, message: /too long/},
+	);
 });
 
 test('a directory that others may write to is reported', async t => {

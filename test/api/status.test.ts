@@ -5,12 +5,17 @@ import {AdaptorError, type ErrorCode} from '../../src/core/errors.ts';
 import {DeadlineError} from '../../src/core/lifetime.ts';
 
 /** Every code but OK and those that nobody gives a meaning to: gRPC, "Status codes and their use in gRPC". */
-const named = Object.keys(status).filter(name => !/^\d+$/.test(name) && !['OK', 'UNKNOWN', 'OUT_OF_RANGE'].includes(name));
+const named = Object.keys(status).filter(
+	name => !/^\d+$/.test(name) && !['OK', 'UNKNOWN', 'OUT_OF_RANGE'].includes(name),
+);
 
-test('every code becomes the status of its name, with the operator\'s text', t => {
+test("every code becomes the status of its name, with the operator's text", t => {
 	for (const name of named) {
 		const code = name.toLowerCase().replaceAll('_', '-') as ErrorCode;
-		t.deepEqual(toStatus(new AdaptorError({code, what: 'It burns', where: {pool: 'p'}, remedy: 'Run.'})), {code: status[name as keyof typeof status], message: 'It burns (pool "p"). Run.'});
+		t.deepEqual(toStatus(new AdaptorError({code, what: 'It burns', where: {pool: 'p'}, remedy: 'Run.'})), {
+			code: status[name as keyof typeof status],
+			message: 'It burns (pool "p"). Run.',
+		});
 	}
 });
 
@@ -19,8 +24,15 @@ test('what ends a wait has a status of its own', t => {
 	t.like(toStatus(AbortSignal.abort().reason), {code: status.CANCELLED});
 });
 
-test('whatever else is thrown is internal, and its text is nobody\'s business', t => {
-	for (const thrown of [new TypeError('hunter2'), 'hunter2', undefined, null, {message: 'hunter2'}, new SuppressedError(new Error('hunter2'), new Error('hunter2'))]) {
+test("whatever else is thrown is internal, and its text is nobody's business", t => {
+	for (const thrown of [
+		new TypeError('hunter2'),
+		'hunter2',
+		undefined,
+		null,
+		{message: 'hunter2'},
+		new SuppressedError(new Error('hunter2'), new Error('hunter2')),
+	]) {
 		const {code, message} = toStatus(thrown);
 		t.is(code, status.INTERNAL);
 		t.notRegex(message, /hunter2/);

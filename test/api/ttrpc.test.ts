@@ -15,7 +15,10 @@ const recorded = (name: string): Buffer => readFileSync(new URL(`../fixtures/kat
 const {hypervisor, podVmInfo} = loadContract();
 
 /** What proto-loader gives both ways; the compiler knows only the server's half of it as `MethodDefinition`. */
-function method(definition: typeof hypervisor, name: string): MethodDefinition & {requestSerialize: (value: object) => Buffer; responseDeserialize: (bytes: Buffer) => object} {
+function method(
+	definition: typeof hypervisor,
+	name: string,
+): MethodDefinition & {requestSerialize: (value: object) => Buffer; responseDeserialize: (bytes: Buffer) => object} {
 	const found = definition[name];
 	if (found === undefined) {
 		throw new Error(`no method ${name}`);
@@ -53,7 +56,9 @@ for (const chunkLength of [1, 7, 100_000]) {
 	test(`a real shim's recorded calls are answered byte for byte as recorded (chunks of ${chunkLength})`, async t => {
 		const created: CreateSandbox[] = [];
 		const seen: string[] = [];
-		const agentSocketPath = method(hypervisor, 'CreateVM').responseDeserialize(responsePayload(recorded('createvm.response'))) as {agentSocketPath: string};
+		const agentSocketPath = method(hypervisor, 'CreateVM').responseDeserialize(
+			responsePayload(recorded('createvm.response')),
+		) as {agentSocketPath: string};
 		const {path} = await serving(t, {
 			create: async request => {
 				created.push(request);
@@ -68,7 +73,10 @@ for (const chunkLength of [1, 7, 100_000]) {
 		}
 
 		t.is(created.length, 1);
-		t.like(created[0]?.annotations, {'io.katacontainers.config.hypervisor.default_vcpus': '2', 'io.katacontainers.config.hypervisor.default_memory': '4096'});
+		t.like(created[0]?.annotations, {
+			'io.katacontainers.config.hypervisor.default_vcpus': '2',
+			'io.katacontainers.config.hypervisor.default_memory': '4096',
+		});
 		t.regex(created[0]?.netnsPath ?? '', /^\/var\/run\/netns\/cni-/);
 		t.deepEqual(seen, [`start ${created[0]?.id ?? ''}`, `stop ${created[0]?.id ?? ''}`]);
 	});
@@ -84,21 +92,37 @@ function responsePayload(frame: Buffer): Buffer {
 	return frame.subarray(12, 12 + length);
 }
 
-test('the operator\'s text and the code reach the caller; what nobody foresaw stays in the log', async t => {
+test("the operator's text and the code reach the caller; what nobody foresaw stays in the log", async t => {
 	const {path, log} = await serving(t, {
 		async start() {
-			throw new AdaptorError({code: 'resource-exhausted', what: 'No room', where: {pool: 'default'}, remedy: 'Make some.'});
+			throw new AdaptorError({
+				code: 'resource-exhausted',
+				what: 'No room',
+				where: {pool: 'default'},
+				remedy: 'Make some.',
+			});
 		},
 		async stop() {
 			throw new TypeError('the password is hunter2');
 		},
 	});
 	const client = clientAt(t, path);
-	await t.throwsAsync(client.call(method(hypervisor, 'StartVM'), {id: 'a'}, {}, never), {code: 'resource-exhausted', message: 'No room (pool "default"). Make some.'} as never);
+	await t.throwsAsync(client.call(method(hypervisor, 'StartVM'), {id: 'a'}, {}, never), {
+		code: 'resource-exhausted',
+		message: 'No room (pool "default"). Make some.',
+	} as never);
 	const error = await t.throwsAsync(client.call(method(hypervisor, 'StopVM'), {id: 'a'}, {}, never));
 	t.regex(error.message, /Internal error/);
 	t.notRegex(error.message, /hunter2/);
-	t.deepEqual(log.lines.filter(({message}) => message === 'call failed').map(({level, fields}) => [level, fields.method, fields.sandboxId]), [['warn', 'StartVM', 'a'], ['error', 'StopVM', 'a']]);
+	t.deepEqual(
+		log.lines
+			.filter(({message}) => message === 'call failed')
+			.map(({level, fields}) => [level, fields.method, fields.sandboxId]),
+		[
+			['warn', 'StartVM', 'a'],
+			['error', 'StopVM', 'a'],
+		],
+	);
 });
 
 test('Version and PodVMInfo are answered on the same socket, by one connection as by many', async t => {
@@ -122,7 +146,9 @@ test('a caller that hangs up or whose deadline passes aborts its call', async t 
 	await hangsUp.close();
 	await t.throwsAsync(call);
 	await first.aborted;
-	await t.throwsAsync(clientAt(t, path).call(method(hypervisor, 'StartVM'), {id: 'a'}, {timeoutMs: 50}, never), {code: 'deadline-exceeded'} as never);
+	await t.throwsAsync(clientAt(t, path).call(method(hypervisor, 'StartVM'), {id: 'a'}, {timeoutMs: 50}, never), {
+		code: 'deadline-exceeded',
+	} as never);
 	await second.aborted;
 	first.open();
 	second.open();
@@ -136,22 +162,34 @@ test('disposing lets a call finish, takes no new connection, and removes the soc
 	await held.entered;
 	const disposed = server[Symbol.asyncDispose]();
 	const late = connect(path);
-	const [error] = await once(late, 'error') as [NodeJS.ErrnoException];
+	const [error] = (await once(late, 'error')) as [NodeJS.ErrnoException];
 	t.true(['ENOENT', 'ECONNREFUSED'].includes(error.code ?? ''), error.code);
 	held.open();
 	t.deepEqual(await call, {});
 	await disposed;
 });
 
-test('who waits for a pod\'s VM is answered when the daemon stops, and does not hold it up', async t => {
+test("who waits for a pod's VM is answered when the daemon stops, and does not hold it up", async t => {
 	const waiting = Promise.withResolvers<undefined>();
-	const {path, server} = await serving(t, {
-		async vmOf(_pod, _wait, signal) {
-			waiting.resolve(undefined);
-			return abortable(Promise.withResolvers<never>().promise, signal);
+	const {path, server} = await serving(
+		t,
+		{
+			async vmOf(_pod, _wait, signal) {
+				waiting.resolve(undefined);
+				return abortable(Promise.withResolvers<never>().promise, signal);
+			},
 		},
-	}, 60_000);
-	const call = t.throwsAsync(clientAt(t, path).call(method(podVmInfo, 'GetInfo'), {PodName: 'web', PodNamespace: 'shop', Wait: true}, {}, never), {code: 'unavailable', message: /daemon is stopping/} as never);
+		60_000,
+	);
+	const call = t.throwsAsync(
+		clientAt(t, path).call(
+			method(podVmInfo, 'GetInfo'),
+			{PodName: 'web', PodNamespace: 'shop', Wait: true},
+			{},
+			never,
+		),
+		{code: 'unavailable', message: /daemon is stopping/} as never,
+	);
 	await waiting.promise;
 	await server[Symbol.asyncDispose]();
 	await call;
@@ -160,7 +198,11 @@ test('who waits for a pod\'s VM is answered when the daemon stops, and does not 
 test('garbage ends its own connection only', async t => {
 	const {path} = await serving(t, {});
 	const client = clientAt(t, path);
-	for (const garbage of ['GET / HTTP/1.1\r\n\r\n', 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense', Buffer.alloc(64, 0xff)]) {
+	for (const garbage of [
+		'GET / HTTP/1.1\r\n\r\n',
+		'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nnonsense',
+		Buffer.alloc(64, 0xff),
+	]) {
 		const socket = connect(path);
 		socket.on('error', () => undefined);
 		socket.end(garbage);

@@ -1,6 +1,6 @@
 /**
- * Production is big-endian, developers' machines are not: here the code of the image runs on s390x, instruction by instruction under
- * qemu-user. It must make the same bytes there, and the daemon itself must work.
+ * Production is big-endian, developers' machines are not: here the code of the image runs on s390x, instruction by
+ * instruction under qemu-user. It must make the same bytes there, and the daemon itself must work.
  */
 import {spawn} from 'node:child_process';
 import {mkdtemp, readdir, rm, writeFile} from 'node:fs/promises';
@@ -72,13 +72,20 @@ test('libvirt is reached over ssh, with every kind of cipher that a host may ins
 	t.timeout(600_000);
 	await using libvirtd = await startTestLibvirtd();
 	await using hosts = new AsyncDisposableStack();
-	const uris = await Promise.all(['aes128-gcm@openssh.com', 'chacha20-poly1305@openssh.com', 'aes256-ctr'].map(async cipher => {
-		const sshd = hosts.use(await startSshd({config: [`Ciphers ${cipher}`, 'LoginGraceTime 600'], hostKeys: ['ed25519']}));
-		const knownHosts = join(sshd.directory, 'known_hosts');
-		await writeFile(knownHosts, await sshd.knownHostsLine('ed25519'));
-		return `test+ssh://root@${sshd.host}:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${knownHosts}`;
-	}));
-	t.deepEqual(JSON.parse(await onS390x('test/big-endian/list-domains.js', ...uris)), uris.map(() => ['test']));
+	const uris = await Promise.all(
+		['aes128-gcm@openssh.com', 'chacha20-poly1305@openssh.com', 'aes256-ctr'].map(async cipher => {
+			const sshd = hosts.use(
+				await startSshd({config: [`Ciphers ${cipher}`, 'LoginGraceTime 600'], hostKeys: ['ed25519']}),
+			);
+			const knownHosts = join(sshd.directory, 'known_hosts');
+			await writeFile(knownHosts, await sshd.knownHostsLine('ed25519'));
+			return `test+ssh://root@${sshd.host}:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${knownHosts}`;
+		}),
+	);
+	t.deepEqual(
+		JSON.parse(await onS390x('test/big-endian/list-domains.js', ...uris)),
+		uris.map(() => ['test']),
+	);
 });
 
 test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its network, and leaves nothing when it is stopped', async t => {
@@ -94,8 +101,17 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 	const podsDir = join(directory, 'pods');
 	const socketPath = join(directory, 'hypervisor.sock');
 	await using daemon = program('the daemon', [...world.shell.slice(0, -1), ...s390x('src/main.js'), 'libvirt'], {
-		LIBVIRT_URI: `test:///default?socket=${host.socketPath}`, LIBVIRT_POOL: pool, LIBVIRT_VOL_NAME: baseVolume, CLUSTER_ID: 'big-endian', NODE_NAME: 'worker-0',
-		REMOTE_HYPERVISOR_ENDPOINT: socketPath, PODS_DIR: podsDir, LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug',
+		LIBVIRT_URI: `test:///default?socket=${host.socketPath}`,
+		LIBVIRT_POOL: pool,
+		LIBVIRT_VOL_NAME: baseVolume,
+		CLUSTER_ID: 'big-endian',
+		NODE_NAME: 'worker-0',
+		REMOTE_HYPERVISOR_ENDPOINT: socketPath,
+		PODS_DIR: podsDir,
+		LIBVIRT_CPU: '1',
+		LIBVIRT_MEMORY: '256',
+		LIBVIRT_ROOT_DISK_SIZE: '1',
+		LOG_LEVEL: 'debug',
 	});
 	t.teardown(() => t.passed || t.log(daemon.tail.join('\n')));
 	const began = performance.now();
@@ -104,15 +120,30 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 
 	const shim = new Shim(socketPath);
 	const id = newSandboxId();
-	const agentSocket = await shim.createVm({id, annotations: podAnnotations('pod', 'default'), networkNamespacePath: netnsPath}, signal);
+	const agentSocket = await shim.createVm(
+		{id, annotations: podAnnotations('pod', 'default'), networkNamespacePath: netnsPath},
+		signal,
+	);
 	const starting = Promise.race([shim.startVm(id, signal), daemon.endedTooSoon()]);
 	starting.catch(() => undefined); // awaited below
 	const instanceName = `podvm-pod-${id.slice(0, 8)}`;
 	const disk = join(directory, 'cidata.iso');
-	await writeFile(disk, await Promise.race([host.uploaded(`${instanceName}-cidata.iso`), starting]) ?? '');
-	await using vm = program('the VM', ['nsenter', `--net=${world.netnsPath('vm-1')}`, '--', process.execPath, fileURLToPath(new URL('vm.ts', import.meta.url)), disk, addressOfFirstVm]);
+	await writeFile(disk, (await Promise.race([host.uploaded(`${instanceName}-cidata.iso`), starting])) ?? '');
+	await using vm = program('the VM', [
+		'nsenter',
+		`--net=${world.netnsPath('vm-1')}`,
+		'--',
+		process.execPath,
+		fileURLToPath(new URL('vm.ts', import.meta.url)),
+		disk,
+		addressOfFirstVm,
+	]);
 	const ready = await vm.line(/^ready /, signal);
-	const network = JSON.parse(ready.slice('ready '.length)) as {readonly podip: string; readonly 'worker-node-ip': string; readonly 'vxlan-id': number};
+	const network = JSON.parse(ready.slice('ready '.length)) as {
+		readonly podip: string;
+		readonly 'worker-node-ip': string;
+		readonly 'vxlan-id': number;
+	};
 	t.like(network, {podip: '10.244.0.5/24', 'worker-node-ip': '192.168.122.10/24'});
 	await starting;
 	t.deepEqual(await host.domains(), [instanceName, 'test']);
@@ -120,10 +151,22 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 	t.deepEqual(await world.tunnel(netnsPath, network['vxlan-id']), {remote: addressOfFirstVm});
 	{
 		await using client = await connect(agentSocket, signal);
-		t.is((await new AgentClient(client).call('Health/Check', {}, signal, 180_000)).status, 'UNKNOWN', 'the VM\'s answer, an empty message');
+		t.is(
+			(await new AgentClient(client).call('Health/Check', {}, signal, 180_000)).status,
+			'UNKNOWN',
+			"the VM's answer, an empty message",
+		);
 	}
 
-	t.deepEqual(await grpcCall(socketPath, loadContract().podVmInfo['GetInfo'], {PodName: 'pod', PodNamespace: 'default', Wait: false}, 180_000), {VMID: instanceName});
+	t.deepEqual(
+		await grpcCall(
+			socketPath,
+			loadContract().podVmInfo['GetInfo'],
+			{PodName: 'pod', PodNamespace: 'default', Wait: false},
+			180_000,
+		),
+		{VMID: instanceName},
+	);
 
 	await shim.stopVm(id, signal);
 	t.deepEqual({domains: await host.domains(), volumes: await host.volumes()}, before);
@@ -134,6 +177,10 @@ test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its net
 
 /** A program that says on standard error what it is doing, and dies with this process. */
 function program(name: string, argv: readonly string[], env: Readonly<Record<string, string>> = {}): Service {
-	const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...argv], {env: {PATH: process.env['PATH'], HOME: directory, ...env}, stdio: ['ignore', 'ignore', 'pipe'], cwd: '/'});
+	const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', ...argv], {
+		env: {PATH: process.env['PATH'], HOME: directory, ...env},
+		stdio: ['ignore', 'ignore', 'pipe'],
+		cwd: '/',
+	});
 	return new Service(name, child);
 }

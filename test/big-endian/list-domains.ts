@@ -12,7 +12,15 @@ const found = [];
 for (const text of process.argv.slice(2)) {
 	const uri = parseLibvirtUri(text);
 	await using session = new LibvirtSession({
-		uri: uri.remoteUri, openPipe: openPipe(uri, {log: silentLogger, home: '/nonexistent', user: 'root', agentSocket: undefined, ...patience}), ...patience,
+		uri: uri.remoteUri,
+		openPipe: openPipe(uri, {
+			log: silentLogger,
+			home: '/nonexistent',
+			user: 'root',
+			agentSocket: undefined,
+			...patience,
+		}),
+		...patience,
 	});
 	await session.connect(signal);
 	const {domains} = await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal);

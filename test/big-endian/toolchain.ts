@@ -1,6 +1,7 @@
 /**
- * Node.js for s390x, emulated instruction by instruction: the only way to see our code on a big-endian machine without having one.
- * The newest build that a registry holds is 20.11, with Debian's libraries beside it. Nothing is installed: both are unpacked into the cache.
+ * Node.js for s390x, emulated instruction by instruction: the only way to see our code on a big-endian machine without
+ * having one. The newest build that a registry holds is 20.11, with Debian's libraries beside it. Nothing is installed:
+ * both are unpacked into the cache.
  */
 import {createHash} from 'node:crypto';
 import {mkdir, mkdtemp, readdir, readFile, rename, rm, stat} from 'node:fs/promises';
@@ -21,13 +22,24 @@ const scratchPrefix = 'tmp-';
 const maxScratchAgeMs = 3_600_000;
 
 /**
- * Resolves with the program and its first arguments, to be followed by Node's own. Fetches what is missing, which takes a few seconds.
+ * Resolves with the program and its first arguments, to be followed by Node's own. Fetches what is missing, which takes
+ * a few seconds.
  * @throws AdaptorError with a remedy when it cannot be had
  */
 export async function s390xNode(cacheDir: string, signal: AbortSignal): Promise<readonly string[]> {
-	await run(emulator, ['--version'], {remedy: 'The Debian package qemu-user-static provides it: run test/lab/setup.sh.'}, signal);
+	await run(
+		emulator,
+		['--version'],
+		{remedy: 'The Debian package qemu-user-static provides it: run test/lab/setup.sh.'},
+		signal,
+	);
 	const home = join(cacheDir, `node-${version}-s390x`);
-	if (!await stat(home).then(() => true, () => false)) {
+	if (
+		!(await stat(home).then(
+			() => true,
+			() => false,
+		))
+	) {
 		await mkdir(cacheDir, {recursive: true});
 		await removeLeftovers(cacheDir);
 		const scratch = await mkdtemp(join(cacheDir, scratchPrefix));
@@ -50,12 +62,22 @@ export async function s390xNode(cacheDir: string, signal: AbortSignal): Promise<
 }
 
 async function unpackNode(scratch: string, target: string, signal: AbortSignal): Promise<void> {
-	const remedy = 'The npm package node-linux-s390x could not be fetched: check the network and npm\'s registry, then run this again.';
-	await run('npm', ['pack', `node-linux-s390x@${version}`, '--loglevel=error', `--pack-destination=${scratch}`], {cwd: scratch, remedy}, signal);
+	const remedy =
+		"The npm package node-linux-s390x could not be fetched: check the network and npm's registry, then run this again.";
+	await run(
+		'npm',
+		['pack', `node-linux-s390x@${version}`, '--loglevel=error', `--pack-destination=${scratch}`],
+		{cwd: scratch, remedy},
+		signal,
+	);
 	const archive = await readFile(join(scratch, `node-linux-s390x-${version}.tgz`));
 	const found = `sha512-${createHash('sha512').update(archive).digest('base64')}`;
 	if (found !== integrity) {
-		throw new AdaptorError({code: 'data-loss', what: 'The npm package node-linux-s390x is not the one that it was', where: {version, found, integrity}});
+		throw new AdaptorError({
+			code: 'data-loss',
+			what: 'The npm package node-linux-s390x is not the one that it was',
+			where: {version, found, integrity},
+		});
 	}
 
 	await run('tar', ['-xz', '-C', target, 'package/bin/node'], {input: archive}, signal);
@@ -71,7 +93,9 @@ async function unpackLibraries(scratch: string, target: string, signal: AbortSig
 
 /** Of runs that were killed. */
 async function removeLeftovers(cacheDir: string): Promise<void> {
-	for (const path of (await readdir(cacheDir)).filter(name => name.startsWith(scratchPrefix)).map(name => join(cacheDir, name))) {
+	for (const path of (await readdir(cacheDir))
+		.filter(name => name.startsWith(scratchPrefix))
+		.map(name => join(cacheDir, name))) {
 		if (Date.now() - (await stat(path)).mtimeMs > maxScratchAgeMs) {
 			await rm(path, {recursive: true, force: true});
 		}

@@ -1,7 +1,13 @@
-/** node:zlib, and what of it Node.js 20 does not have yet. An import of a name that is missing fails before any program runs, so emit.ts puts this in its place. */
+/**
+ * node:zlib, and what of it Node.js 20 does not have yet. An import of a name that is missing fails before any program
+ * runs, so emit.ts puts this in its place.
+ */
 export * from 'node:zlib';
 
-/** Images are pushed by a command of their own: neither the daemon nor any test there comes here, but what imports the name must load. */
+/**
+ * Images are pushed by a command of their own: neither the daemon nor any test there comes here, but what imports the
+ * name must load.
+ */
 export function createZstdDecompress(): never {
 	throw new Error('Node.js 20 knows no zstd');
 }

@@ -34,7 +34,7 @@ test('a daemon that is told to stop in the middle of a start and of a stop ends 
 	const start = t.throwsAsync(node.shim.startVm(starting, signal));
 	await isStuck.promise;
 	const stop = t.throwsAsync(node.shim.stopVm(stopping, signal));
-	while ([...await node.inventory()].some(name => name.includes(stopping) && name.endsWith('agent.ttrpc'))) {
+	while ([...(await node.inventory())].some(name => name.includes(stopping) && name.endsWith('agent.ttrpc'))) {
 		await pause(20, signal);
 	}
 

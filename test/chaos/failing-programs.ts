@@ -1,6 +1,6 @@
 /**
- * The node's programs (ip, tc, nft) with a wrapper in front of each, in the mount namespace of the run alone: it fails when it is told to,
- * by a file. The daemon cannot tell, and needs no hook for it.
+ * The node's programs (ip, tc, nft) with a wrapper in front of each, in the mount namespace of the run alone: it fails
+ * when it is told to, by a file. The daemon cannot tell, and needs no hook for it.
  */
 import {mkdir, readdir, rm, writeFile} from 'node:fs/promises';
 import type {World} from '../network/world.ts';
@@ -19,8 +19,11 @@ export class FailingPrograms {
 		const orders = `${directory}/orders`;
 		await mkdir(orders);
 		for (const program of programs) {
-			// An order is one file; whoever removes it carries it out, so that of programs that run at once only one does.
-			await writeFile(`${directory}/${program}-wrapper`, `#!/bin/sh
+			// An order is one file; whoever removes it carries it out, so that of programs that run at once only one
+			// does.
+			await writeFile(
+				`${directory}/${program}-wrapper`,
+				`#!/bin/sh
 for order in ${orders}/${program}.*; do
 	rm "$order" 2>/dev/null || continue
 	case $order in
@@ -32,7 +35,9 @@ for order in ${orders}/${program}.*; do
 	break
 done
 exec ${directory}/real-${program} "$@"
-`, {mode: 0o755});
+`,
+				{mode: 0o755},
+			);
 			await world.sh(`
 				path=$(readlink -f "$(command -v ${program})")
 				cp "$path" ${directory}/real-${program}
@@ -43,9 +48,12 @@ exec ${directory}/real-${program} "$@"
 	}
 
 	/** The program's nth run from now on fails. */
-	async order(program: typeof programs[number], run: number, how: typeof programFailures[number]): Promise<void> {
+	async order(program: (typeof programs)[number], run: number, how: (typeof programFailures)[number]): Promise<void> {
 		for (let nth = 1; nth <= run; nth++) {
-			await writeFile(`${this.#orders}/${program}.${String(++this.#ordered).padStart(8, '0')}.${nth === run ? how : 'works'}`, '');
+			await writeFile(
+				`${this.#orders}/${program}.${String(++this.#ordered).padStart(8, '0')}.${nth === run ? how : 'works'}`,
+				'',
+			);
 		}
 	}
 

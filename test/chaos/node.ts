@@ -1,6 +1,7 @@
 /**
- * A worker node for one run: the daemon as a process of its own in namespaces of the run's, its pods, its KVM host, its VMs; and the list of
- * everything there is, by which nothing left over goes unnoticed. Knows nothing of faults but where they can be made.
+ * A worker node for one run: the daemon as a process of its own in namespaces of the run's, its pods, its KVM host, its
+ * VMs; and the list of everything there is, by which nothing left over goes unnoticed. Knows nothing of faults but
+ * where they can be made.
  */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
@@ -96,7 +97,18 @@ export class ChaosNode implements AsyncDisposable {
 	/** Of daemons that ended without being told to, or could not be reached for longer than they may. */
 	readonly crashes: string[] = [];
 
-	private constructor(owned: AsyncDisposableStack, directory: string, world: World, decide: Decisions, host: KvmHost, vms: Vms, programs: FailingPrograms, begin: (settings: Settings) => Promise<Service>, settings: Settings, daemon: Service) {
+	private constructor(
+		owned: AsyncDisposableStack,
+		directory: string,
+		world: World,
+		decide: Decisions,
+		host: KvmHost,
+		vms: Vms,
+		programs: FailingPrograms,
+		begin: (settings: Settings) => Promise<Service>,
+		settings: Settings,
+		daemon: Service,
+	) {
 		this.#owned = owned;
 		this.#directory = directory;
 		this.#world = world;
@@ -111,17 +123,25 @@ export class ChaosNode implements AsyncDisposable {
 		this.#watch(daemon);
 	}
 
-	static async start({podsDirSize, patienceMs = startTimeoutMs, orphanGraceMs = 120_000, api, environment = {}}: NodeOptions = {}): Promise<ChaosNode> {
+	static async start({
+		podsDirSize,
+		patienceMs = startTimeoutMs,
+		orphanGraceMs = 120_000,
+		api,
+		environment = {},
+	}: NodeOptions = {}): Promise<ChaosNode> {
 		await using undo = new AsyncDisposableStack();
 		// Short: sockets are in it.
 		const directory = await mkdtemp('/tmp/caat-');
 		undo.defer(async () => rm(directory, {recursive: true, force: true}));
 		const decide: Decisions = {onCall: undefined, hasLeases: true, isFull: false};
-		const host = undo.use(await startKvmHost(directory, {
-			onCall: procedure => decide.onCall?.(procedure),
-			leaseOf: mac => decide.hasLeases ? leaseOf(mac) : undefined,
-			isFull: () => decide.isFull,
-		}));
+		const host = undo.use(
+			await startKvmHost(directory, {
+				onCall: procedure => decide.onCall?.(procedure),
+				leaseOf: mac => (decide.hasLeases ? leaseOf(mac) : undefined),
+				isFull: () => decide.isFull,
+			}),
+		);
 		const world = undo.use(await World.create());
 		const vms = undo.use(await Vms.start(host, world, directory, signal));
 		if (podsDirSize !== undefined) {
@@ -131,7 +151,8 @@ export class ChaosNode implements AsyncDisposable {
 		const programs = await FailingPrograms.install(world, directory);
 		const cluster = api === undefined ? {} : undo.use(await joinCluster(directory, world, api)).environment;
 		const settings = {startTimeoutMs: patienceMs, orphanGraceMs, clockOffsetMs: 0};
-		const begin = async (settings: Settings): Promise<Service> => startDaemon(directory, world, host, settings, {...cluster, ...environment});
+		const begin = async (settings: Settings): Promise<Service> =>
+			startDaemon(directory, world, host, settings, {...cluster, ...environment});
 		const daemon = await begin(settings);
 		await daemon.line(lookedAround, signal);
 		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, begin, settings, daemon);
@@ -218,7 +239,10 @@ export class ChaosNode implements AsyncDisposable {
 		this.#replacing.catch(() => undefined); // `settled` tells
 	}
 
-	/** Starts another daemon beside the one that runs, as a rolling update does. @returns the older one, whose end is its caller's business */
+	/**
+	 * Starts another daemon beside the one that runs, as a rolling update does.
+	 * @returns the older one, whose end is its caller's business
+	 */
 	async overlap(): Promise<Service> {
 		const older = this.#daemon;
 		this.#expected.add(older);
@@ -230,7 +254,8 @@ export class ChaosNode implements AsyncDisposable {
 
 	/**
 	 * Starts another daemon beside the one that runs: it takes everything over. Resolves when it is ready.
-	 * @returns how it ends again. The older one is alone then as before, and has to notice; `settled` waits until it has
+	 * @returns how it ends again. The older one is alone then as before, and has to notice; `settled` waits until it
+	 * has
 	 */
 	async overlapInVain(): Promise<(by: Ending) => void> {
 		const older = this.#daemon;
@@ -297,7 +322,7 @@ export class ChaosNode implements AsyncDisposable {
 			return idle;
 		}
 
-		const index = 2 + this.#pods++ % 240;
+		const index = 2 + (this.#pods++ % 240);
 		const name = `pod-${index}`;
 		await this.#world.addPod(cni, index, name);
 		return {name, path: `/run/netns/${name}`};
@@ -305,7 +330,7 @@ export class ChaosNode implements AsyncDisposable {
 
 	/** For the next that wants one, if it is still there. */
 	async giveBack(cni: Cni, pod: PodNetns): Promise<void> {
-		if (await this.#world.sh(`[ ! -e ${pod.path} ] || echo there`) !== '') {
+		if ((await this.#world.sh(`[ ! -e ${pod.path} ] || echo there`)) !== '') {
 			this.#idlePods[cni].push(pod);
 		}
 	}
@@ -317,7 +342,9 @@ export class ChaosNode implements AsyncDisposable {
 
 	async inventory(): Promise<Inventory> {
 		const [domains, volumes, files, shown] = await Promise.all([
-			this.host.domains(), this.host.volumes(), readdir(this.#world.outside(`${this.#directory}/pods`), {recursive: true}).catch(() => []),
+			this.host.domains(),
+			this.host.volumes(),
+			readdir(this.#world.outside(`${this.#directory}/pods`), {recursive: true}).catch(() => []),
 			this.#world.sh(`
 				for path in /run/netns/pod-*; do
 					[ -e "$path" ] || continue
@@ -326,11 +353,13 @@ export class ChaosNode implements AsyncDisposable {
 				ip -o link show type vxlan | sed 's|^|worker |'
 				nft list set ip caa_peerpods tunnels`),
 		]);
-		const all = (pattern: RegExp, kind: string): string[] => Array.from(shown.matchAll(pattern), ([, ...words]) => `${kind} ${words.join(' ')}`);
+		const all = (pattern: RegExp, kind: string): string[] =>
+			Array.from(shown.matchAll(pattern), ([, ...words]) => `${kind} ${words.join(' ')}`);
 		return new Set([
 			...domains.filter(name => name !== 'test').map(name => `domain ${name}`),
 			...volumes.filter(name => name !== baseVolume).map(name => `volume ${name}`),
-			// Those of daemons tell which of them are at work; a daemon that is killed as it tries whether it can write may leave a page.
+			// Those of daemons tell which of them are at work; a daemon that is killed as it tries whether it can write
+			// may leave a page.
 			...files.filter(name => !/^\.(?:daemon-\d+|caa-probe-[\da-f]+)$/v.test(name)).map(name => `file ${name}`),
 			...all(/^(\S+) \d+: ([^:@]+)/gmv, 'tunnel'),
 			...all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/gmv, 'redirection'),
@@ -350,11 +379,18 @@ export class ChaosNode implements AsyncDisposable {
 		const startedAt = performance.now();
 		using scope = new Scope(signal).deadline(deafLimitMs, 'the older daemon to serve its socket again');
 		try {
-			while (!await this.shim.version(scope.signal).then(() => true, () => false)) {
+			while (
+				!(await this.shim.version(scope.signal).then(
+					() => true,
+					() => false,
+				))
+			) {
 				await pause(20, scope.signal);
 			}
 		} catch {
-			this.crashes.push(`the older daemon cannot be reached ${Math.round(performance.now() - startedAt)} ms after the end of its successor`);
+			this.crashes.push(
+				`the older daemon cannot be reached ${Math.round(performance.now() - startedAt)} ms after the end of its successor`,
+			);
 		}
 	}
 
@@ -389,22 +425,48 @@ export function spelled(path: string, spelling: Spelling): string {
 }
 
 /** @returns what a pod has in its environment; its files are where they are in a pod */
-async function joinCluster(directory: string, world: World, api: TestApiServer): Promise<AsyncDisposable & {readonly environment: Readonly<Record<string, string>>}> {
+async function joinCluster(
+	directory: string,
+	world: World,
+	api: TestApiServer,
+): Promise<AsyncDisposable & {readonly environment: Readonly<Record<string, string>>}> {
 	await using undo = new AsyncDisposableStack();
 	const path = `${directory}/api.sock`;
-	const server = undo.adopt(createServer(way => {
-		const other = connect(api.address.port, api.address.host);
-		for (const [from, to] of [[way, other], [other, way]] as const) {
-			from.on('error', () => to.destroy()).once('close', () => to.destroy());
-			from.pipe(to);
-		}
-	}), server => void server.close());
+	const server = undo.adopt(
+		createServer(way => {
+			const other = connect(api.address.port, api.address.host);
+			for (const [from, to] of [
+				[way, other],
+				[other, way],
+			] as const) {
+				from.on('error', () => to.destroy()).once('close', () => to.destroy());
+				from.pipe(to);
+			}
+		}),
+		server => void server.close(),
+	);
 	server.listen(path);
 	await once(server, 'listening');
-	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, apiWay, String(apiPort), path];
-	const way = undo.use(new Service('the way to the API server', spawn('setpriv', argv, {cwd: '/', stdio: ['ignore', 'ignore', 'pipe']})));
+	const argv = [
+		'--pdeathsig',
+		'KILL',
+		'--',
+		...world.shell.slice(0, -1),
+		process.execPath,
+		apiWay,
+		String(apiPort),
+		path,
+	];
+	const way = undo.use(
+		new Service(
+			'the way to the API server',
+			spawn('setpriv', argv, {cwd: '/', stdio: ['ignore', 'ignore', 'pipe']}),
+		),
+	);
 	await way.line(/^ready$/, signal);
-	await world.sh(`mkdir -p ${serviceAccountDirectory}; mount --bind ${api.accountDirectory} ${serviceAccountDirectory}`);
+	await world.sh(
+		`mkdir -p ${serviceAccountDirectory}; mount --bind ${api.accountDirectory} ${serviceAccountDirectory}`,
+	);
 	const resources = undo.move();
 	return {
 		environment: {KUBERNETES_SERVICE_HOST: api.address.host, KUBERNETES_SERVICE_PORT: String(apiPort)},
@@ -430,7 +492,10 @@ export async function spoil(path: string, how: Loss): Promise<boolean> {
 	return true;
 }
 
-/** Takes away what the daemon has set aside in a file's place, as an operator does who has looked at it. @returns whether there was something */
+/**
+ * Takes away what the daemon has set aside in a file's place, as an operator does who has looked at it.
+ * @returns whether there was something
+ */
 export async function clearAside(path: string): Promise<boolean> {
 	const directory = dirname(path);
 	const names = await readdir(directory).catch(() => []);
@@ -441,16 +506,45 @@ export async function clearAside(path: string): Promise<boolean> {
 	return aside.length > 0;
 }
 
-async function startDaemon(directory: string, world: World, host: KvmHost, {startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings, more: Readonly<Record<string, string>>): Promise<Service> {
+async function startDaemon(
+	directory: string,
+	world: World,
+	host: KvmHost,
+	{startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings,
+	more: Readonly<Record<string, string>>,
+): Promise<Service> {
 	const preloaded = clockOffsetMs === 0 ? [] : ['--import', clock];
-	const argv = ['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, ...preloaded, main, 'libvirt'];
+	const argv = [
+		'--pdeathsig',
+		'KILL',
+		'--',
+		...world.shell.slice(0, -1),
+		process.execPath,
+		...preloaded,
+		main,
+		'libvirt',
+	];
 	const child = spawn('setpriv', argv, {
-		cwd: '/', stdio: ['ignore', 'ignore', 'pipe'],
+		cwd: '/',
+		stdio: ['ignore', 'ignore', 'pipe'],
 		env: {
-			PATH: process.env['PATH'], HOME: directory,
-			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`, LIBVIRT_POOL: pool, LIBVIRT_VOL_NAME: baseVolume, CLUSTER_ID: 'chaos', NODE_NAME: 'worker-0',
-			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`, PODS_DIR: `${directory}/pods`, START_TIMEOUT: `${startTimeoutMs}ms`, ORPHAN_GRACE: `${orphanGraceMs}ms`,
-			LIBVIRT_CPU: '1', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', LOG_LEVEL: 'debug', CLOCK_OFFSET_MS: String(clockOffsetMs), ...more,
+			PATH: process.env['PATH'],
+			HOME: directory,
+			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`,
+			LIBVIRT_POOL: pool,
+			LIBVIRT_VOL_NAME: baseVolume,
+			CLUSTER_ID: 'chaos',
+			NODE_NAME: 'worker-0',
+			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`,
+			PODS_DIR: `${directory}/pods`,
+			START_TIMEOUT: `${startTimeoutMs}ms`,
+			ORPHAN_GRACE: `${orphanGraceMs}ms`,
+			LIBVIRT_CPU: '1',
+			LIBVIRT_MEMORY: '256',
+			LIBVIRT_ROOT_DISK_SIZE: '1',
+			LOG_LEVEL: 'debug',
+			CLOCK_OFFSET_MS: String(clockOffsetMs),
+			...more,
 		},
 	});
 	const daemon = new Service('the daemon', child);

@@ -1,4 +1,7 @@
-/** A rolling update: a daemon starts while the one before it still runs, idle or in the middle of a start. Both are processes of their own. */
+/**
+ * A rolling update: a daemon starts while the one before it still runs, idle or in the middle of a start. Both are
+ * processes of their own.
+ */
 import {access} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
 import {pause, Scope} from '../../src/core/lifetime.ts';
@@ -38,7 +41,8 @@ async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Invento
 	t.deepEqual(left, []);
 }
 
-const domains = async (node: ChaosNode): Promise<number> => [...await node.inventory()].filter(name => name.startsWith('domain ')).length;
+const domains = async (node: ChaosNode): Promise<number> =>
+	[...(await node.inventory())].filter(name => name.startsWith('domain ')).length;
 
 test('a daemon that starts beside another takes over what runs and what is created; the other one ends and takes nothing with it', async t => {
 	t.timeout(600_000);
@@ -51,7 +55,7 @@ test('a daemon that starts beside another takes over what runs and what is creat
 	await t.notThrowsAsync(check(running), 'while both run');
 	t.is(await domains(node), 1);
 	t.is(await older.stop(60_000), 0);
-	await t.notThrowsAsync(access(node.socketPath), 'the socket is the successor\'s');
+	await t.notThrowsAsync(access(node.socketPath), "the socket is the successor's");
 	await t.notThrowsAsync(check(running), 'when the older one has gone');
 	await node.shim.startVm(created.id, signal);
 	await t.notThrowsAsync(check(created));

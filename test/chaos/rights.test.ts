@@ -1,6 +1,7 @@
 /**
- * A daemon that loses its rights in the cluster, all or some, in the middle of its work, and gets them back: what it says in the cluster is right again
- * soon, and no pod pays for it. When and which is random, from a fixed seed and from the time.
+ * A daemon that loses its rights in the cluster, all or some, in the middle of its work, and gets them back: what it
+ * says in the cluster is right again soon, and no pod pays for it. When and which is random, from a fixed seed and from
+ * the time.
  */
 import test, {type ExecutionContext} from 'ava';
 import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
@@ -21,11 +22,11 @@ const convergeMs = 60_000;
 
 /** In this order; at the end the first pod is stopped, the second one's object is deleted and its shim is silent. */
 const steps = ['create', 'start', 'run', 'restart', 'end'] as const;
-type Step = typeof steps[number];
+type Step = (typeof steps)[number];
 const losses = ['everything', 'peerpods', 'nodes', 'pods'] as const;
 
 interface RightsScript {
-	readonly lost: typeof losses[number];
+	readonly lost: (typeof losses)[number];
 	/** The rights are lost before the first of these steps, and are back after the last. */
 	readonly first: Step;
 	readonly last: Step;
@@ -38,7 +39,13 @@ interface RightsScript {
 function randomRights(random: () => number): RightsScript {
 	const oneOf = <T>(values: readonly T[]): T => values[Math.floor(random() * values.length)] as T;
 	const first = oneOf(steps);
-	return {lost: oneOf(losses), first, last: oneOf(steps.slice(steps.indexOf(first))), knowsUids: random() < 0.5, losesCapacity: random() < 0.5};
+	return {
+		lost: oneOf(losses),
+		first,
+		last: oneOf(steps.slice(steps.indexOf(first))),
+		knowsUids: random() < 0.5,
+		losesCapacity: random() < 0.5,
+	};
 }
 
 const isLost = ({lost}: RightsScript, {plural}: ApiCall): boolean => lost === 'everything' || plural === lost;
@@ -63,13 +70,21 @@ async function check({agentSocket}: Pod): Promise<void> {
 	await new AgentClient(client).call('Health/Check', {}, signal, 60_000);
 }
 
-const capacityIn = (api: TestApiServer): string | undefined => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource);
-const announcedIn = (api: TestApiServer): string[] => api.list('peerpods').map(({metadata}) => metadata.name).sort();
+const capacityIn = (api: TestApiServer): string | undefined =>
+	textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource);
+const announcedIn = (api: TestApiServer): string[] =>
+	api
+		.list('peerpods')
+		.map(({metadata}) => metadata.name)
+		.sort();
 
 /** The cluster knows these VMs and no others. */
 async function converged(t: ExecutionContext, api: TestApiServer, pods: readonly Pod[], when: string): Promise<void> {
 	const startedAt = performance.now();
-	const wanted = pods.map(({name, id}) => `podvm-${name}-${id.slice(0, 8)}`).sort().join();
+	const wanted = pods
+		.map(({name, id}) => `podvm-${name}-${id.slice(0, 8)}`)
+		.sort()
+		.join();
 	try {
 		await api.until(() => capacityIn(api) === limit && announcedIn(api).join() === wanted);
 	} catch {
@@ -148,7 +163,8 @@ async function play(t: ExecutionContext, script: RightsScript, node: ChaosNode, 
 				await Promise.all(pods.map(check));
 			}
 
-			// A loss that nobody notices proves nothing. What is not asked for by the steps is asked for again and again.
+			// A loss that nobody notices proves nothing. What is not asked for by the steps is asked for again and
+			// again.
 			await api.until(() => refused > 0);
 			loss?.[Symbol.dispose]();
 			if (step === 'start' || step === 'run' || step === 'restart') {
@@ -173,12 +189,19 @@ test('after rights were lost and are back the cluster knows each VM and the capa
 	api.put('serviceaccounts', {metadata: {name: 'default', namespace}});
 	api.put('daemonsets', {metadata: {name: 'daemons', namespace: api.namespace}});
 	api.put('nodes', {metadata: {name: 'worker-0'}});
-	await using node = await ChaosNode.start({patienceMs: 60_000, orphanGraceMs: 2000, api, environment: {PEERPODS_LIMIT_PER_NODE: limit, DAEMONSET_NAME: 'daemons'}});
+	await using node = await ChaosNode.start({
+		patienceMs: 60_000,
+		orphanGraceMs: 2000,
+		api,
+		environment: {PEERPODS_LIMIT_PER_NODE: limit, DAEMONSET_NAME: 'daemons'},
+	});
 	for (const seed of seeds) {
 		const script = randomRights(randomFrom(seed * 10_000));
 		const startedAt = performance.now();
 		const refused = await play(t, script, node, api);
-		t.log(`seed ${seed}: ${Math.round(performance.now() - startedAt)} ms, ${refused} refusals, ${JSON.stringify(script)}`);
+		t.log(
+			`seed ${seed}: ${Math.round(performance.now() - startedAt)} ms, ${refused} refusals, ${JSON.stringify(script)}`,
+		);
 	}
 
 	t.deepEqual(node.crashes, []);

@@ -1,7 +1,8 @@
 /**
  * Plays one script on a node, and judges by what there is afterwards:
  * - hung: a caller that got no answer within its limit, or a daemon that never came back
- * - lost: a sandbox whose start succeeded, that nobody stopped and whose VM nobody ended, and whose agent does not answer; what failed
+ * - lost: a sandbox whose start succeeded, that nobody stopped and whose VM nobody ended, and whose agent does not
+ *   answer; what failed
  *   although nothing was wrong; a daemon that ended by itself
  * - leaked: what is still there when all sandboxes were stopped and the daemon had time to converge
  */
@@ -21,16 +22,21 @@ import {phases, type Fault, type Loss, type Moment, type Phase, type Script, typ
 /** Generous: many rounds share two processors with other work. A stop waits for the host. */
 const limitsMs = {create: 90_000, stop: 90_000, check: 60_000, settle: 150_000, converge: 90_000};
 /**
- * Beyond START_TIMEOUT: 5 s are promised, the rest is for a slow machine, and for a daemon that has to look first what became of the sandbox.
- * Less than the 60 s that an unwinding may take.
+ * Beyond START_TIMEOUT: 5 s are promised, the rest is for a slow machine, and for a daemon that has to look first what
+ * became of the sandbox. Less than the 60 s that an unwinding may take.
  */
 const startAllowanceMs = 25_000;
 /** What a start waits for until its time is up. */
 const outlasting: ReadonlySet<Fault['kind']> = new Set(['no-address', 'no-listen', 'away-for-long']);
-/** For them, and for a VM that is to be an orphan. A start that nothing disturbs takes a fifth of it on a busy machine. */
+/**
+ * For them, and for a VM that is to be an orphan. A start that nothing disturbs takes a fifth of it on a busy machine.
+ */
 const impatient = {startTimeoutMs: 3000};
 const quickToReap = {orphanGraceMs: 300};
-/** What only the daemon's next reconciliation puts right, which comes every minute, or every ORPHAN_GRACE if that is shorter. */
+/**
+ * What only the daemon's next reconciliation puts right, which comes every minute, or every ORPHAN_GRACE if that is
+ * shorter.
+ */
 const awaitingReconciliation: ReadonlySet<Fault['kind']> = new Set(['shim-killed', 'successor-goes']);
 const quickToReconcile = {orphanGraceMs: 2000};
 /** Nobody may notice it. */
@@ -70,8 +76,14 @@ type Answer<T> = {readonly value: T} | {readonly error: Error};
 
 const never = new AbortController().signal;
 
-/** @param before what there is when nothing is; what a round leaves is the next one's `before`, so that it counts once */
-export async function playRound(node: ChaosNode, script: Script, before: Inventory): Promise<Verdict & {readonly after: Inventory}> {
+/**
+ * @param before what there is when nothing is; what a round leaves is the next one's `before`, so that it counts once
+ */
+export async function playRound(
+	node: ChaosNode,
+	script: Script,
+	before: Inventory,
+): Promise<Verdict & {readonly after: Inventory}> {
 	return new Round(node, script, before).play();
 }
 
@@ -108,10 +120,20 @@ class Round {
 
 	async play(): Promise<Verdict & {readonly after: Inventory}> {
 		const node = this.#node;
-		this.#pods = await Promise.all(this.#script.pods.map(async cni => ({
-			...await node.pod(cni), cni, id: newSandboxId(), shim: new AbortController(), agentSocket: undefined,
-			isStarted: false, isStartAsked: false, isStopped: false, isDoomed: false, isForgotten: false,
-		})));
+		this.#pods = await Promise.all(
+			this.#script.pods.map(async cni => ({
+				...(await node.pod(cni)),
+				cni,
+				id: newSandboxId(),
+				shim: new AbortController(),
+				agentSocket: undefined,
+				isStarted: false,
+				isStartAsked: false,
+				isStopped: false,
+				isDoomed: false,
+				isForgotten: false,
+			})),
+		);
 		if (this.#script.faults.some(({kind}) => awaitingReconciliation.has(kind))) {
 			await node.reconfigure(quickToReconcile);
 		}
@@ -124,12 +146,16 @@ class Round {
 		}
 
 		// A caller that lost the daemon asks again, as a kubelet does.
-		await Promise.all(this.#pods.filter(({isStopped}) => !isStopped).map(async pod => this.#stop(pod, 'last stop')));
+		await Promise.all(
+			this.#pods.filter(({isStopped}) => !isStopped).map(async pod => this.#stop(pod, 'last stop')),
+		);
 		// What a successor has answered, a daemon that was left alone learns from the namespace only.
 		const hadSuccessor = this.#script.faults.some(({kind}) => kind === 'successor-goes');
-		await Promise.all(this.#pods.filter(({isForgotten}) => isForgotten || hadSuccessor).map(async pod => node.vanish(pod)));
+		await Promise.all(
+			this.#pods.filter(({isForgotten}) => isForgotten || hadSuccessor).map(async pod => node.vanish(pod)),
+		);
 		for (const path of this.#torn) {
-			if (!await clearAside(path)) {
+			if (!(await clearAside(path))) {
 				this.#lost.push(`${path} was torn, and is not kept for whoever wants to know`);
 			}
 		}
@@ -139,7 +165,12 @@ class Round {
 		await Promise.all(this.#pods.map(async pod => node.giveBack(pod.cni, pod)));
 		this.#lost.push(...node.crashes.splice(0));
 		return {
-			leaked: this.#leaked, lost: this.#lost, hung: this.#hung, story: this.#story, happened: this.#happened, after,
+			leaked: this.#leaked,
+			lost: this.#lost,
+			hung: this.#hung,
+			story: this.#story,
+			happened: this.#happened,
+			after,
 			durationMs: Math.round(performance.now() - this.#startedAt),
 		};
 	}
@@ -149,7 +180,9 @@ class Round {
 		switch (phase) {
 			case 'create': {
 				const annotations = podAnnotations(pod.name, 'chaos');
-				const answer = await this.#answered(pod, 'create', async signal => shim.createVm({id: pod.id, annotations, networkNamespacePath: pod.path}, signal));
+				const answer = await this.#answered(pod, 'create', async signal =>
+					shim.createVm({id: pod.id, annotations, networkNamespacePath: pod.path}, signal),
+				);
 				pod.agentSocket = 'value' in answer ? answer.value : undefined;
 				return;
 			}
@@ -183,10 +216,15 @@ class Round {
 	/** Once answered, the daemon has promised it, also by an error: then nobody asks again. */
 	async #stop(pod: Pod, name = 'stop'): Promise<void> {
 		const answer = await this.#answered(pod, 'stop', async signal => this.#node.shim.stopVm(pod.id, signal), name);
-		const isRefused = 'error' in answer && answer.error instanceof TtrpcError && !answer.error.message.includes('daemon is stopping');
+		const isRefused =
+			'error' in answer &&
+			answer.error instanceof TtrpcError &&
+			!answer.error.message.includes('daemon is stopping');
 		pod.isStopped = 'value' in answer || isRefused || pod.shim.signal.aborted;
 		if ('error' in answer && name === 'last stop') {
-			this.#lost.push(`the last stop of ${pod.name} failed, although nothing is wrong any more: ${answer.error.message}`);
+			this.#lost.push(
+				`the last stop of ${pod.name} failed, although nothing is wrong any more: ${answer.error.message}`,
+			);
 		}
 	}
 
@@ -195,7 +233,11 @@ class Round {
 		const node = this.#node;
 		const faults = this.#script.faults.filter(fault => fault.phase === phase);
 		using timers = new DisposableStack();
-		const waiting: Array<{readonly moment: Exclude<Moment, {ms: number}>; readonly last: number; readonly fate: () => Fate['action']}> = [];
+		const waiting: Array<{
+			readonly moment: Exclude<Moment, {ms: number}>;
+			readonly last: number;
+			readonly fate: () => Fate['action'];
+		}> = [];
 		const at = (moment: Moment, fault: Fault, act: () => void): void => {
 			const happen = (): void => this.#happen(fault, act);
 			if ('ms' in moment) {
@@ -207,7 +249,10 @@ class Round {
 		};
 
 		// Before any of them is armed, and not again: from then on the host may be away.
-		if (faults.some(({kind}) => outlasting.has(kind)) && node.settings.startTimeoutMs !== impatient.startTimeoutMs) {
+		if (
+			faults.some(({kind}) => outlasting.has(kind)) &&
+			node.settings.startTimeoutMs !== impatient.startTimeoutMs
+		) {
 			await node.reconfigure(impatient);
 		}
 
@@ -258,13 +303,22 @@ class Round {
 		await Promise.all(this.#sideEffects.splice(0));
 		await this.#settled();
 		if (faults.some(fault => fault.kind === 'lock-holder-killed' && this.#happened.get(fault) === true)) {
-			await Promise.all(this.#pods.filter(({isStarted, isStopped}) => phase === 'stop' ? !isStopped : !isStarted).map(async pod => this.#assertFinished(pod)));
+			await Promise.all(
+				this.#pods
+					.filter(({isStarted, isStopped}) => (phase === 'stop' ? !isStopped : !isStarted))
+					.map(async pod => this.#assertFinished(pod)),
+			);
 		}
 	}
 
 	async #arm(
-		fault: Fault, at: (moment: Moment, fault: Fault, act: () => void) => void,
-		waiting: Array<{readonly moment: Exclude<Moment, {ms: number}>; readonly last: number; readonly fate: () => Fate['action']}>,
+		fault: Fault,
+		at: (moment: Moment, fault: Fault, act: () => void) => void,
+		waiting: Array<{
+			readonly moment: Exclude<Moment, {ms: number}>;
+			readonly last: number;
+			readonly fate: () => Fate['action'];
+		}>,
 	): Promise<void> {
 		const node = this.#node;
 		const [first] = this.#pods;
@@ -273,10 +327,14 @@ class Round {
 		}
 
 		const calls = (call: number, times: number, when: Fate['when'], action: Fate['action']): void => {
-			waiting.push({moment: {call, when}, last: call + times - 1, fate: () => {
-				this.#happened.set(fault, true);
-				return action;
-			}});
+			waiting.push({
+				moment: {call, when},
+				last: call + times - 1,
+				fate: () => {
+					this.#happened.set(fault, true);
+					return action;
+				},
+			});
 		};
 
 		switch (fault.kind) {
@@ -340,10 +398,14 @@ class Round {
 			}
 
 			case 'lock-holder-killed': {
-				waiting.push({moment: fault, last: fault.call, fate: () => {
-					this.#happen(fault, () => node.killPredecessor());
-					return 'freeze';
-				}});
+				waiting.push({
+					moment: fault,
+					last: fault.call,
+					fate: () => {
+						this.#happen(fault, () => node.killPredecessor());
+						return 'freeze';
+					},
+				});
 				return;
 			}
 
@@ -392,13 +454,15 @@ class Round {
 			}
 
 			case 'identity-lost': {
-				at(fault.at, fault, () => node.restart('SIGKILL', async () => {
-					if (await this.#spoil(node.identityPath, fault.how)) {
-						for (const pod of this.#pods.filter(({isStartAsked}) => isStartAsked)) {
-							pod.isDoomed = true;
+				at(fault.at, fault, () =>
+					node.restart('SIGKILL', async () => {
+						if (await this.#spoil(node.identityPath, fault.how)) {
+							for (const pod of this.#pods.filter(({isStartAsked}) => isStartAsked)) {
+								pod.isDoomed = true;
+							}
 						}
-					}
-				}));
+					}),
+				);
 				return;
 			}
 
@@ -463,7 +527,9 @@ class Round {
 					this.#happen(fault, () => {
 						first.isDoomed = true;
 						// By another fault of its kind it may be dead already.
-						this.#sideEffects.push(node.host.destroy(`podvm-${first.name}-${first.id.slice(0, 8)}`).catch(() => undefined));
+						this.#sideEffects.push(
+							node.host.destroy(`podvm-${first.name}-${first.id.slice(0, 8)}`).catch(() => undefined),
+						);
 					});
 				}
 			}
@@ -505,7 +571,9 @@ class Round {
 		using scope = new Scope().deadline(limitsMs.converge, 'the VM to be removed');
 		for (;;) {
 			const record = await readFile(this.#node.recordPath(id), 'utf8').catch(() => '{}');
-			const left = [...await this.#node.inventory()].filter(each => /^(?:domain|volume) /v.test(each) && each.includes(id.slice(0, 8)));
+			const left = [...(await this.#node.inventory())].filter(
+				each => /^(?:domain|volume) /v.test(each) && each.includes(id.slice(0, 8)),
+			);
 			// It got as far as that, and only the answer was lost; or it had not begun.
 			const isAsItWas = (JSON.parse(record) as {state?: string}).state === 'running';
 			if (left.length === 0 || isAsItWas) {
@@ -513,7 +581,9 @@ class Round {
 			}
 
 			if (scope.signal.aborted) {
-				this.#leaked.push(...left.map(each => `${each}, of ${name}, which the killed daemon was in the middle of`));
+				this.#leaked.push(
+					...left.map(each => `${each}, of ${name}, which the killed daemon was in the middle of`),
+				);
 				return;
 			}
 
@@ -549,7 +619,11 @@ class Round {
 		const name = `another sandbox for ${first.name}`;
 		using limit = new Scope().deadline(limitsMs.create + limitsMs.stop, name);
 		const tell = (answer: string): void => this.#tell(`${name} ${id.slice(0, 8)}: ${answer}`);
-		const request = {id, annotations: podAnnotations(`${first.name}-alias`, 'chaos'), networkNamespacePath: spelled(first.path, spelling)};
+		const request = {
+			id,
+			annotations: podAnnotations(`${first.name}-alias`, 'chaos'),
+			networkNamespacePath: spelled(first.path, spelling),
+		};
 		const answer = await this.#judged(shim.createVm(request, limit.signal), limit.signal, tell, name);
 		// A start that fails gives the namespace back.
 		const hasNamespace = first.isStarted || (first.agentSocket !== undefined && !first.isStartAsked);
@@ -558,7 +632,10 @@ class Round {
 		}
 
 		// As a shim does whose CreateVM failed, and again while no daemon answers.
-		while (!limit.signal.aborted && 'error' in await this.#judged(shim.stopVm(id, limit.signal), limit.signal, tell, `stop of ${name}`)) {
+		while (
+			!limit.signal.aborted &&
+			'error' in (await this.#judged(shim.stopVm(id, limit.signal), limit.signal, tell, `stop of ${name}`))
+		) {
 			await pause(50, never);
 		}
 	}
@@ -567,7 +644,9 @@ class Round {
 	async #assertOnlyFilesLeft(): Promise<void> {
 		const startedAt = performance.now();
 		for (;;) {
-			const left = [...(await this.#node.inventory()).difference(this.#before)].filter(name => !name.startsWith('file '));
+			const left = [...(await this.#node.inventory()).difference(this.#before)].filter(
+				name => !name.startsWith('file '),
+			);
 			const elapsedMs = Math.round(performance.now() - startedAt);
 			if (left.length === 0 || elapsedMs > limitsMs.converge) {
 				this.#tell(`with PODS_DIR read-only ${left.length} left after ${elapsedMs} ms`);
@@ -580,18 +659,32 @@ class Round {
 	}
 
 	/** Never rejects: also an error is an answer, only none is not. */
-	async #answered<T>(pod: Pod, call: 'create' | 'start' | 'stop', make: (signal: AbortSignal) => Promise<T>, name: string = call): Promise<Answer<T>> {
+	async #answered<T>(
+		pod: Pod,
+		call: 'create' | 'start' | 'stop',
+		make: (signal: AbortSignal) => Promise<T>,
+		name: string = call,
+	): Promise<Answer<T>> {
 		const startedAt = performance.now();
 		const limitMs = call === 'start' ? this.#node.settings.startTimeoutMs + startAllowanceMs : limitsMs[call];
 		using limit = new Scope(pod.shim.signal).deadline(limitMs, `${name} of ${pod.name}`);
-		const tell = (answer: string): void => this.#tell(`${name} of ${pod.name} ${pod.id.slice(0, 8)}: ${answer} after ${Math.round(performance.now() - startedAt)} ms`);
+		const tell = (answer: string): void =>
+			this.#tell(
+				`${name} of ${pod.name} ${pod.id.slice(0, 8)}: ${answer} after ${Math.round(performance.now() - startedAt)} ms`,
+			);
 		// A shim that was killed asks nothing; whoever takes care of its pod does.
 		if (pod.shim.signal.aborted) {
 			using other = new Scope().deadline(limitMs, `${name} of ${pod.name}`);
 			return await this.#judged(make(other.signal), other.signal, tell, `${name} of ${pod.name}`);
 		}
 
-		const answer = await this.#judged(make(limit.signal), limit.signal, tell, `${name} of ${pod.name}`, pod.shim.signal);
+		const answer = await this.#judged(
+			make(limit.signal),
+			limit.signal,
+			tell,
+			`${name} of ${pod.name}`,
+			pod.shim.signal,
+		);
 		if ('error' in answer && !pod.isDoomed && !this.#isDisturbed() && !pod.isStopped) {
 			this.#lost.push(`${name} of ${pod.name} failed, although nothing was wrong: ${answer.error.message}`);
 		}
@@ -599,7 +692,13 @@ class Round {
 		return answer;
 	}
 
-	async #judged<T>(answer: Promise<T>, limit: AbortSignal, tell: (answer: string) => void, what: string, hungUp?: AbortSignal): Promise<Answer<T>> {
+	async #judged<T>(
+		answer: Promise<T>,
+		limit: AbortSignal,
+		tell: (answer: string) => void,
+		what: string,
+		hungUp?: AbortSignal,
+	): Promise<Answer<T>> {
 		try {
 			const value = await answer;
 			tell('ok');
@@ -616,7 +715,11 @@ class Round {
 
 	/** Whether anything has gone wrong so far, for all that the daemon can know. */
 	#isDisturbed(): boolean {
-		return this.#script.faults.some(fault => !harmless.has(fault.kind) && (this.#happened.get(fault) === true || (fault.kind === 'program' && this.#happened.has(fault))));
+		return this.#script.faults.some(
+			fault =>
+				!harmless.has(fault.kind) &&
+				(this.#happened.get(fault) === true || (fault.kind === 'program' && this.#happened.has(fault))),
+		);
 	}
 
 	/** By the way of a shim that dials again. */
@@ -677,5 +780,9 @@ class Round {
 
 /** "Operation invalid" of a destroy says that the domain does not run: libvirt does not say so of one that does. */
 function honest(procedure: string, action: Fate['action']): Fate['action'] {
-	return procedure === 'domainDestroyFlags' && typeof action === 'object' && action.refuse === libvirtCode.operationInvalid ? {refuse: libvirtCode.internalError} : action;
+	return procedure === 'domainDestroyFlags' &&
+		typeof action === 'object' &&
+		action.refuse === libvirtCode.operationInvalid
+		? {refuse: libvirtCode.internalError}
+		: action;
 }

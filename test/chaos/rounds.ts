@@ -19,7 +19,10 @@ export interface Played extends Verdict {
 }
 
 /** @param onRound hears of every round */
-export async function playRounds(scripts: Iterable<Script>, onRound: (round: Played, number: number) => void): Promise<Tally> {
+export async function playRounds(
+	scripts: Iterable<Script>,
+	onRound: (round: Played, number: number) => void,
+): Promise<Tally> {
 	await using node = await ChaosNode.start();
 	let before = await node.inventory();
 	const sum = {rounds: 0, leaked: 0, lost: 0, hung: 0};
@@ -48,7 +51,8 @@ export function isGood({leaked, lost, hung}: Pick<Verdict, 'leaked' | 'lost' | '
 
 /** All that is known of a round, for whoever has to explain it. */
 export function evidence({script, story, tail, leaked, lost, hung}: Played): string {
-	const part = (title: string, lines: readonly string[]): string => `${title}:\n${lines.map(line => `  ${line}\n`).join('')}`;
+	const part = (title: string, lines: readonly string[]): string =>
+		`${title}:\n${lines.map(line => `  ${line}\n`).join('')}`;
 	return `${describe(script)}\n${part('leaked', leaked)}${part('lost', lost)}${part('hung', hung)}${part('story', story)}${part('the daemon', tail)}`;
 }
 

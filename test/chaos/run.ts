@@ -1,24 +1,33 @@
 /**
- * `npm run chaos -- [--rounds N] [--seed N] [--kind K] [--from N]`: rounds of random faults, counted. Ends with 1 if anything was leaked,
- * lost or hung; each such round is told with its seed and all that is known of it.
+ * `npm run chaos -- [--rounds N] [--seed N] [--kind K] [--from N]`: rounds of random faults, counted. Ends with 1 if
+ * anything was leaked, lost or hung; each such round is told with its seed and all that is known of it.
  */
 import {parseArgs} from 'node:util';
 import {evidence, isGood, playRounds, summary} from './rounds.ts';
 import {describe, faultKinds, randomFrom, randomScript} from './script.ts';
 
-const {values: {rounds, seed: seedText, kind: kindText, from, verbose}} = parseArgs({options: {
-	rounds: {type: 'string', default: '200'},
-	seed: {type: 'string', default: String(Date.now() % 1_000_000)},
-	/** Only faults of this kind. */
-	kind: {type: 'string'},
-	/** The first round to play, to come to one that failed sooner. */
-	from: {type: 'string', default: '1'},
-	verbose: {type: 'boolean', default: false},
-}});
+const {
+	values: {rounds, seed: seedText, kind: kindText, from, verbose},
+} = parseArgs({
+	options: {
+		rounds: {type: 'string', default: '200'},
+		seed: {type: 'string', default: String(Date.now() % 1_000_000)},
+		/** Only faults of this kind. */
+		kind: {type: 'string'},
+		/** The first round to play, to come to one that failed sooner. */
+		from: {type: 'string', default: '1'},
+		verbose: {type: 'boolean', default: false},
+	},
+});
 const seed = Number(seedText);
 const kind = faultKinds.find(name => name === kindText);
-if (![seed, Number(rounds), Number(from)].every(Number.isSafeInteger) || (kind === undefined && kindText !== undefined)) {
-	process.stderr.write(`chaos: --seed, --rounds and --from are integers; --kind is one of ${faultKinds.join(', ')}\n`);
+if (
+	![seed, Number(rounds), Number(from)].every(Number.isSafeInteger) ||
+	(kind === undefined && kindText !== undefined)
+) {
+	process.stderr.write(
+		`chaos: --seed, --rounds and --from are integers; --kind is one of ${faultKinds.join(', ')}\n`,
+	);
 	process.exit(2);
 }
 
@@ -27,17 +36,26 @@ say(`seed ${seed}`);
 const startedAt = performance.now();
 const first = Number(from);
 // A round's script depends on its number and the seed alone.
-const scripts = Array.from({length: Number(rounds)}, (_, index) => randomScript(randomFrom(seed * 10_000 + first + index), kind));
+const scripts = Array.from({length: Number(rounds)}, (_, index) =>
+	randomScript(randomFrom(seed * 10_000 + first + index), kind),
+);
 const tally = await playRounds(scripts, (round, number) => {
 	const told = first + number - 1;
 	if (!isGood(round)) {
 		say(`✗ round ${told}: again with --seed ${seed} --from ${told} --rounds 1\n${evidence(round)}`);
 	} else if (verbose) {
-		say(`✓ round ${told}, ${round.durationMs} ms: ${describe(round.script)}${[...round.happened.values()].every(Boolean) ? '' : ' (not all happened)'}`);
+		say(
+			`✓ round ${told}, ${round.durationMs} ms: ${describe(round.script)}${[...round.happened.values()].every(Boolean) ? '' : ' (not all happened)'}`,
+		);
 	} else if (number % 20 === 0) {
 		say(`  ${number} rounds in ${Math.round((performance.now() - startedAt) / 1000)} s`);
 	}
 });
-say(`Faults: ${[...tally.happened].sort().map(([name, count]) => `${name} ${count}`).join(', ')}`);
+say(
+	`Faults: ${[...tally.happened]
+		.sort()
+		.map(([name, count]) => `${name} ${count}`)
+		.join(', ')}`,
+);
 say(summary(tally));
 process.exitCode = tally.leaked + tally.lost + tally.hung === 0 ? 0 : 1;

@@ -1,74 +1,100 @@
-/** What happens in a round, made from a seed: pure, so that a round that failed can be played again. Knows no process and no socket. */
+/**
+ * What happens in a round, made from a seed: pure, so that a round that failed can be played again. Knows no process
+ * and no socket.
+ */
 import {libvirtCode} from '../../src/libvirt/wire/errors.ts';
 import type {Cni} from '../network/world.ts';
 
 /** In this order. The two in the middle are idle: nobody asks the daemon for anything. */
 export const phases = ['create', 'created', 'start', 'running', 'stop'] as const;
-export type Phase = typeof phases[number];
+export type Phase = (typeof phases)[number];
 
 export type When = 'before' | 'during' | 'after';
 /** Of a phase: its nth call of libvirt, counted from 1 over both pods; or a time. */
 export type Moment = {readonly call: number; readonly when: When} | {readonly ms: number};
 
 export const programs = ['ip', 'tc', 'nft'] as const;
-/** It does nothing and says so; it does its work and is killed; it is killed before; it does its work and ends a while later. */
+/**
+ * It does nothing and says so; it does its work and is killed; it is killed before; it does its work and ends a while
+ * later.
+ */
 export const programFailures = ['refuses', 'killed-after', 'killed-before', 'late'] as const;
 
 export const losses = ['torn', 'removed'] as const;
-export type Loss = typeof losses[number];
+export type Loss = (typeof losses)[number];
 
 /** Other ways to write the path of a pod's namespace. */
 export const spellings = ['dots', 'slashes', 'symbolic link'] as const;
-export type Spelling = typeof spellings[number];
+export type Spelling = (typeof spellings)[number];
 
 /** How a daemon is ended: it crashes; it is told to stop, as by `kubectl rollout undo`. */
 export const endings = ['SIGKILL', 'SIGTERM'] as const;
-export type Ending = typeof endings[number];
+export type Ending = (typeof endings)[number];
 
-export type Fault = {readonly phase: Phase} & (
+export type Fault = {readonly phase: Phase} &
 	/** libvirt refuses so many calls, one after the other. */
-	| {readonly kind: 'refuse'; readonly call: number; readonly times: number; readonly code: number}
-	/** The connection to libvirt ends, or carries nothing any more. */
-	| {readonly kind: 'drop' | 'freeze'; readonly call: number; readonly when: When}
-	/** The KVM host cannot be reached. */
-	| {readonly kind: 'away'; readonly at: Moment; readonly forMs: number}
-	/** The nth run of a program of the node. */
-	| {readonly kind: 'program'; readonly program: typeof programs[number]; readonly run: number; readonly how: typeof programFailures[number]}
-	/** Of the VMs, for as long as the phase lasts: no room for the disk, no lease, a forwarder that never listens, an end while it boots. */
-	| {readonly kind: 'disk-full' | 'no-address' | 'no-listen' | 'vm-ends'}
-	/** The daemon is killed or told to stop, and started again; it is replaced as in a rolling update. */
-	| {readonly kind: 'kill' | 'terminate'; readonly at: Moment}
-	/**
-	 * The daemon is killed, and before the next one begins a file of its own is cut in the middle, or removed: the first pod's record (it is
-	 * stopped all the same, or nobody asks for that any more), or the keys that all VMs which run trust.
-	 */
-	| {readonly kind: 'record-lost'; readonly at: Moment; readonly how: Loss; readonly then: 'stopped' | 'orphan'}
-	| {readonly kind: 'identity-lost'; readonly at: Moment; readonly how: Loss}
-	/** The KVM host cannot be reached until every caller of a start has an answer. */
-	| {readonly kind: 'away-for-long'; readonly at: Moment}
-	/** The first pod's shim is killed in its call; it asks for a stop meanwhile. */
-	| {readonly kind: 'hang-up' | 'stop'; readonly at: Moment}
-	/** The first pod's namespace vanishes. */
-	| {readonly kind: 'no-netns'; readonly at: Moment}
-	/** The VMs' connections are reset; the first pod's VM is destroyed. */
-	| {readonly kind: 'agent-reset' | 'vm-dies'}
-	/** The first pod's shim is killed and nobody calls StopVM; the container runtime removes the pod's namespace. */
-	| {readonly kind: 'shim-killed'; readonly at: Moment}
-	/** The daemon is killed, and the first pod is removed before the next one begins: its shim cannot call StopVM. */
-	| {readonly kind: 'pod-removed'; readonly at: Moment}
-	/** A second daemon has taken over before the phase begins, and ends in the middle of it, or with it; the older daemon is left alone with everything. */
-	| {readonly kind: 'successor-goes'; readonly at: Moment; readonly by: Ending}
-	/** A second daemon waits for the lock of the older one, which is stuck in a call of libvirt and then killed. */
-	| {readonly kind: 'lock-holder-killed'; readonly call: number; readonly when: When}
-	/** Another sandbox is asked for in the first pod's namespace, by another spelling of its path. */
-	| {readonly kind: 'alias'; readonly at: Moment; readonly spelling: Spelling}
-	/** The daemon is killed, the next one begins with its clock 1.5 days back, and the one after that with the right time. */
-	| {readonly kind: 'clock-back'; readonly at: Moment}
-	/** PODS_DIR cannot be written to until everybody has an answer. */
-	| {readonly kind: 'pods-dir-read-only'; readonly at: Moment}
-	/** The storage pool is not defined for a while. */
-	| {readonly kind: 'pool-undefined'; readonly at: Moment; readonly forMs: number}
-);
+	(
+		| {readonly kind: 'refuse'; readonly call: number; readonly times: number; readonly code: number}
+		/** The connection to libvirt ends, or carries nothing any more. */
+		| {readonly kind: 'drop' | 'freeze'; readonly call: number; readonly when: When}
+		/** The KVM host cannot be reached. */
+		| {readonly kind: 'away'; readonly at: Moment; readonly forMs: number}
+		/** The nth run of a program of the node. */
+		| {
+				readonly kind: 'program';
+				readonly program: (typeof programs)[number];
+				readonly run: number;
+				readonly how: (typeof programFailures)[number];
+		  }
+		/**
+		 * Of the VMs, for as long as the phase lasts: no room for the disk, no lease, a forwarder that never listens,
+		 * an end while it boots.
+		 */
+		| {readonly kind: 'disk-full' | 'no-address' | 'no-listen' | 'vm-ends'}
+		/** The daemon is killed or told to stop, and started again; it is replaced as in a rolling update. */
+		| {readonly kind: 'kill' | 'terminate'; readonly at: Moment}
+		/**
+		 * The daemon is killed, and before the next one begins a file of its own is cut in the middle, or removed: the
+		 * first pod's record (it is stopped all the same, or nobody asks for that any more), or the keys that all VMs
+		 * which run trust.
+		 */
+		| {readonly kind: 'record-lost'; readonly at: Moment; readonly how: Loss; readonly then: 'stopped' | 'orphan'}
+		| {readonly kind: 'identity-lost'; readonly at: Moment; readonly how: Loss}
+		/** The KVM host cannot be reached until every caller of a start has an answer. */
+		| {readonly kind: 'away-for-long'; readonly at: Moment}
+		/** The first pod's shim is killed in its call; it asks for a stop meanwhile. */
+		| {readonly kind: 'hang-up' | 'stop'; readonly at: Moment}
+		/** The first pod's namespace vanishes. */
+		| {readonly kind: 'no-netns'; readonly at: Moment}
+		/** The VMs' connections are reset; the first pod's VM is destroyed. */
+		| {readonly kind: 'agent-reset' | 'vm-dies'}
+		/**
+		 * The first pod's shim is killed and nobody calls StopVM; the container runtime removes the pod's namespace.
+		 */
+		| {readonly kind: 'shim-killed'; readonly at: Moment}
+		/**
+		 * The daemon is killed, and the first pod is removed before the next one begins: its shim cannot call StopVM.
+		 */
+		| {readonly kind: 'pod-removed'; readonly at: Moment}
+		/**
+		 * A second daemon has taken over before the phase begins, and ends in the middle of it, or with it; the older
+		 * daemon is left alone with everything.
+		 */
+		| {readonly kind: 'successor-goes'; readonly at: Moment; readonly by: Ending}
+		/** A second daemon waits for the lock of the older one, which is stuck in a call of libvirt and then killed. */
+		| {readonly kind: 'lock-holder-killed'; readonly call: number; readonly when: When}
+		/** Another sandbox is asked for in the first pod's namespace, by another spelling of its path. */
+		| {readonly kind: 'alias'; readonly at: Moment; readonly spelling: Spelling}
+		/**
+		 * The daemon is killed, the next one begins with its clock 1.5 days back, and the one after that with the right
+		 * time.
+		 */
+		| {readonly kind: 'clock-back'; readonly at: Moment}
+		/** PODS_DIR cannot be written to until everybody has an answer. */
+		| {readonly kind: 'pods-dir-read-only'; readonly at: Moment}
+		/** The storage pool is not defined for a while. */
+		| {readonly kind: 'pool-undefined'; readonly at: Moment; readonly forMs: number}
+	);
 
 export interface Script {
 	/** One or two. */
@@ -91,26 +117,51 @@ export function randomFrom(seed: number): Random {
 }
 
 export const faultKinds = [
-	'refuse', 'drop', 'freeze', 'away', 'program', 'disk-full', 'no-address', 'no-listen', 'vm-ends', 'kill', 'terminate', 'hang-up', 'stop', 'no-netns', 'agent-reset', 'vm-dies',
-	'record-lost', 'identity-lost', 'away-for-long', 'shim-killed', 'pod-removed', 'successor-goes', 'lock-holder-killed', 'alias', 'clock-back', 'pods-dir-read-only', 'pool-undefined',
+	'refuse',
+	'drop',
+	'freeze',
+	'away',
+	'program',
+	'disk-full',
+	'no-address',
+	'no-listen',
+	'vm-ends',
+	'kill',
+	'terminate',
+	'hang-up',
+	'stop',
+	'no-netns',
+	'agent-reset',
+	'vm-dies',
+	'record-lost',
+	'identity-lost',
+	'away-for-long',
+	'shim-killed',
+	'pod-removed',
+	'successor-goes',
+	'lock-holder-killed',
+	'alias',
+	'clock-back',
+	'pods-dir-read-only',
+	'pool-undefined',
 ] as const satisfies ReadonlyArray<Fault['kind']>;
-export type FaultKind = typeof faultKinds[number];
+export type FaultKind = (typeof faultKinds)[number];
 
 /** Where a kind of fault makes sense. */
 const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
-	'refuse': ['start', 'stop'],
-	'drop': ['start', 'stop'],
-	'freeze': ['start', 'stop'],
-	'away': ['created', 'start', 'running', 'stop'],
-	'program': ['create', 'start', 'stop'],
+	refuse: ['start', 'stop'],
+	drop: ['start', 'stop'],
+	freeze: ['start', 'stop'],
+	away: ['created', 'start', 'running', 'stop'],
+	program: ['create', 'start', 'stop'],
 	'disk-full': ['start'],
 	'no-address': ['start'],
 	'no-listen': ['start'],
 	'vm-ends': ['start'],
-	'kill': phases,
-	'terminate': phases,
+	kill: phases,
+	terminate: phases,
 	'hang-up': ['create', 'start', 'stop'],
-	'stop': ['create', 'start'],
+	stop: ['create', 'start'],
 	'no-netns': ['created', 'start', 'running', 'stop'],
 	'agent-reset': ['running'],
 	'vm-dies': ['running'],
@@ -122,7 +173,7 @@ const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
 	'pod-removed': ['create', 'created', 'start', 'running'],
 	'successor-goes': ['create', 'created', 'start', 'running', 'stop'],
 	'lock-holder-killed': ['start', 'stop'],
-	'alias': ['created', 'start', 'running'],
+	alias: ['created', 'start', 'running'],
 	'clock-back': ['created', 'start', 'running'],
 	'pods-dir-read-only': ['create', 'start', 'stop'],
 	'pool-undefined': ['start', 'stop'],
@@ -133,9 +184,14 @@ const rarer: ReadonlySet<FaultKind> = new Set(['no-address', 'no-listen', 'freez
 
 /** What one pod's start and stop make at least, and some more for a second pod: most faults shall happen. */
 const callsOf: Readonly<Record<Phase, number>> = {create: 0, created: 0, start: 18, running: 0, stop: 10};
-const runsOf: Readonly<Record<typeof programs[number], number>> = {ip: 2, tc: 1, nft: 1};
+const runsOf: Readonly<Record<(typeof programs)[number], number>> = {ip: 2, tc: 1, nft: 1};
 const refusals = [
-	libvirtCode.internalError, libvirtCode.operationFailed, libvirtCode.systemError, libvirtCode.operationInvalid, libvirtCode.operationTimeout, libvirtCode.accessDenied,
+	libvirtCode.internalError,
+	libvirtCode.operationFailed,
+	libvirtCode.systemError,
+	libvirtCode.operationInvalid,
+	libvirtCode.operationTimeout,
+	libvirtCode.accessDenied,
 ];
 
 /** @param kind of the first fault; a random one if absent, and perhaps a second one, or none at all */
@@ -144,7 +200,10 @@ export function randomScript(random: Random, kind?: FaultKind): Script {
 	const oneOf = <T>(values: readonly [T, ...T[]] | readonly T[]): T => values[upTo(values.length)] as T;
 	const chance = (probability: number): boolean => random() < probability;
 	const when = (): When => oneOf(['before', 'during', 'after']);
-	const moment = (phase: Phase): Moment => callsOf[phase] > 0 && chance(0.75) ? {call: 1 + upTo(callsOf[phase]), when: when()} : {ms: upTo(phase === 'create' ? 40 : 200)};
+	const moment = (phase: Phase): Moment =>
+		callsOf[phase] > 0 && chance(0.75)
+			? {call: 1 + upTo(callsOf[phase]), when: when()}
+			: {ms: upTo(phase === 'create' ? 40 : 200)};
 	const fault = (of: FaultKind): Fault => {
 		const phase = oneOf(phasesOf[of]);
 		const call = 1 + upTo(callsOf[phase]);

@@ -1,6 +1,6 @@
 /**
- * All pod VMs of a run, in the network namespace that it is started in: a forwarder for each that is switched on, with the certificate
- * from its cloud-init disk. Told what to do by its parent process, see vms.ts.
+ * All pod VMs of a run, in the network namespace that it is started in: a forwarder for each that is switched on, with
+ * the certificate from its cloud-init disk. Told what to do by its parent process, see vms.ts.
  */
 import {answerEmpty, startForwarder, type Forwarder} from '../support/forwarder.ts';
 import {readForwarderConfiguration} from '../support/vm-disk.ts';
@@ -18,7 +18,10 @@ async function carryOut(order: Order): Promise<void> {
 		case 'boot': {
 			const {tls} = await readForwarderConfiguration(order.disk);
 			await forwarders.get(order.address)?.[Symbol.asyncDispose]();
-			forwarders.set(order.address, await startForwarder({tls, address: order.address, port: 15_150, onConnection: answerEmpty}));
+			forwarders.set(
+				order.address,
+				await startForwarder({tls, address: order.address, port: 15_150, onConnection: answerEmpty}),
+			);
 			return;
 		}
 
@@ -37,9 +40,11 @@ async function carryOut(order: Order): Promise<void> {
 }
 
 process.on('message', (order: Order) => {
-	orders = orders.then(async () => carryOut(order)).catch((error: unknown) => {
-		process.stderr.write(`${JSON.stringify(order)}: ${String(error)}\n`);
-	});
+	orders = orders
+		.then(async () => carryOut(order))
+		.catch((error: unknown) => {
+			process.stderr.write(`${JSON.stringify(order)}: ${String(error)}\n`);
+		});
 });
 process.on('disconnect', () => process.exit());
 process.stderr.write('ready\n');

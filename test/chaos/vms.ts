@@ -1,6 +1,7 @@
 /**
- * Plays the pod VMs that libvirt's test driver only keeps in its books: one that it says is started boots from the disk that was uploaded
- * for it, and answers at its address until libvirt says that it has ended. One address a slot of the node, as DHCP's memory makes it.
+ * Plays the pod VMs that libvirt's test driver only keeps in its books: one that it says is started boots from the disk
+ * that was uploaded for it, and answers at its address until libvirt says that it has ended. One address a slot of the
+ * node, as DHCP's memory makes it.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {rm, writeFile} from 'node:fs/promises';
@@ -44,9 +45,25 @@ export class Vms implements AsyncDisposable {
 
 	static async start(host: KvmHost, world: World, directory: string, signal: AbortSignal): Promise<Vms> {
 		await world.addVm(0);
-		await world.sh(Array.from({length: slots - 1}, (_, index) => `ip addr add ${addressOf(index + 1)}/24 dev enc1`).join('\n'), 'vm-0');
+		await world.sh(
+			Array.from({length: slots - 1}, (_, index) => `ip addr add ${addressOf(index + 1)}/24 dev enc1`).join('\n'),
+			'vm-0',
+		);
 		const program = fileURLToPath(new URL('vm-process.ts', import.meta.url));
-		const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'nsenter', `--net=${world.netnsPath('vm-0')}`, '--', process.execPath, program], {stdio: ['ignore', 'ignore', 'pipe', 'ipc'], cwd: '/'});
+		const child = spawn(
+			'setpriv',
+			[
+				'--pdeathsig',
+				'KILL',
+				'--',
+				'nsenter',
+				`--net=${world.netnsPath('vm-0')}`,
+				'--',
+				process.execPath,
+				program,
+			],
+			{stdio: ['ignore', 'ignore', 'pipe', 'ipc'], cwd: '/'},
+		);
 		const vms = new Vms(host, directory, child);
 		await vms.#service.line(/^ready$/, signal);
 		return vms;

@@ -5,7 +5,12 @@ import {AdaptorError} from '../../src/core/errors.ts';
 
 const never = new AbortController().signal;
 const ok: Finding = {status: 'ok', text: 'well'};
-const check = (name: string, run: Check['run'] = async () => ok, more: Partial<Check> = {}): Check => ({name, subject: 'node', run, ...more});
+const check = (name: string, run: Check['run'] = async () => ok, more: Partial<Check> = {}): Check => ({
+	name,
+	subject: 'node',
+	run,
+	...more,
+});
 const forever = async (): Promise<never> => new Promise(() => undefined);
 
 async function results(list: readonly Check[], options: RunOptions = {}): Promise<CheckResult[]> {
@@ -41,10 +46,12 @@ test('what was found is told before the rest is known', async t => {
 
 test('a check begins when those that it needs are done, a warning being enough', async t => {
 	const order: string[] = [];
-	const noted = (name: string, found: Finding): Check['run'] => async () => {
-		order.push(name);
-		return found;
-	};
+	const noted =
+		(name: string, found: Finding): Check['run'] =>
+		async () => {
+			order.push(name);
+			return found;
+		};
 
 	await results([
 		check('a', noted('a', {status: 'warning', text: 'slow', remedy: 'Wait.'})),
@@ -56,22 +63,43 @@ test('a check begins when those that it needs are done, a warning being enough',
 
 test('what depends on a failure is skipped and tells the first cause', async t => {
 	const broken = async (): Promise<Finding> => ({status: 'failure', text: 'broken', remedy: 'Mend it.'});
-	t.deepEqual(shown(await results([
-		check('a', broken), check('b', async () => t.fail(), {needs: ['a']}), check('c', async () => t.fail(), {needs: ['b']}), check('d'),
-	])), ['a failure broken', 'b skipped needs a, which failed', 'c skipped needs a, which failed', 'd ok well']);
+	t.deepEqual(
+		shown(
+			await results([
+				check('a', broken),
+				check('b', async () => t.fail(), {needs: ['a']}),
+				check('c', async () => t.fail(), {needs: ['b']}),
+				check('d'),
+			]),
+		),
+		['a failure broken', 'b skipped needs a, which failed', 'c skipped needs a, which failed', 'd ok well'],
+	);
 });
 
 test('what a check throws is its failure, with the remedy of the error, or else of the check', async t => {
 	const [ours, foreign, atOnce] = await results([
-		check('ours', async () => {
-			throw new AdaptorError({code: 'not-found', what: 'There is none', where: {pool: 'p'}, remedy: 'Make one.'});
-		}, {remedy: 'Look there.'}),
+		check(
+			'ours',
+			async () => {
+				throw new AdaptorError({
+					code: 'not-found',
+					what: 'There is none',
+					where: {pool: 'p'},
+					remedy: 'Make one.',
+				});
+			},
+			{remedy: 'Look there.'},
+		),
 		check('foreign', async () => {
 			throw new TypeError('oops');
 		}),
-		check('at-once', () => {
-			throw new RangeError('early');
-		}, {remedy: 'Look there.'}),
+		check(
+			'at-once',
+			() => {
+				throw new RangeError('early');
+			},
+			{remedy: 'Look there.'},
+		),
 	]);
 	t.like(ours, {status: 'failure', text: 'There is none (pool "p")', remedy: 'Make one.'});
 	t.like(foreign, {status: 'failure', text: 'oops'});
@@ -85,17 +113,29 @@ test('a check that hangs, whatever its signal says, fails at its deadline with w
 });
 
 test('all together have a deadline, also for what waits for others', async t => {
-	const all = await results([check('a', forever), check('b', forever, {needs: ['a']}), check('c')], {totalTimeoutMs: 20});
-	t.deepEqual(shown(all), ['a failure Timed out after 20 ms waiting for all checks', 'b skipped needs a, which failed', 'c ok well']);
+	const all = await results([check('a', forever), check('b', forever, {needs: ['a']}), check('c')], {
+		totalTimeoutMs: 20,
+	});
+	t.deepEqual(shown(all), [
+		'a failure Timed out after 20 ms waiting for all checks',
+		'b skipped needs a, which failed',
+		'c ok well',
+	]);
 });
 
-test('an abort ends it with the signal\'s reason, and every check hears of it', async t => {
+test("an abort ends it with the signal's reason, and every check hears of it", async t => {
 	const ending = new AbortController();
 	const heard = Promise.withResolvers<unknown>();
-	const running = runChecks([check('a', async signal => {
-		signal.addEventListener('abort', () => heard.resolve(signal.reason));
-		return forever();
-	})], {}, ending.signal);
+	const running = runChecks(
+		[
+			check('a', async signal => {
+				signal.addEventListener('abort', () => heard.resolve(signal.reason));
+				return forever();
+			}),
+		],
+		{},
+		ending.signal,
+	);
 	const next = running.next();
 	const reason = new Error('no longer wanted');
 	setImmediate(() => ending.abort(reason));
@@ -105,10 +145,17 @@ test('an abort ends it with the signal\'s reason, and every check hears of it', 
 
 test('who stops listening ends the checks that still run', async t => {
 	const aborted = Promise.withResolvers<undefined>();
-	for await (const {name} of runChecks([check('a'), check('b', async signal => {
-		signal.addEventListener('abort', () => aborted.resolve(undefined));
-		return forever();
-	})], {}, never)) {
+	for await (const {name} of runChecks(
+		[
+			check('a'),
+			check('b', async signal => {
+				signal.addEventListener('abort', () => aborted.resolve(undefined));
+				return forever();
+			}),
+		],
+		{},
+		never,
+	)) {
 		t.is(name, 'a');
 		break;
 	}
@@ -117,5 +164,8 @@ test('who stops listening ends the checks that still run', async t => {
 });
 
 test('a list in which a check needs a later one, or none at all, is refused', async t => {
-	await t.throwsAsync(results([check('a', undefined, {needs: ['b']}), check('b')]), {instanceOf: TypeError, message: /needs b/});
+	await t.throwsAsync(results([check('a', undefined, {needs: ['b']}), check('b')]), {
+		instanceOf: TypeError,
+		message: /needs b/,
+	});
 });

@@ -11,7 +11,12 @@ function flagsOf(...words: readonly string[]): Readonly<Record<string, string>> 
 }
 
 test('flags are written in all the ways of Go', t => {
-	for (const words of [['-uri', 'test:///default'], ['--uri', 'test:///default'], ['-uri=test:///default'], ['--uri=test:///default']]) {
+	for (const words of [
+		['-uri', 'test:///default'],
+		['--uri', 'test:///default'],
+		['-uri=test:///default'],
+		['--uri=test:///default'],
+	]) {
 		t.deepEqual(flagsOf(...words), {uri: 'test:///default'});
 	}
 
@@ -26,7 +31,7 @@ test('a switch stands alone or takes its value with =', t => {
 	t.deepEqual(flagsOf('--disable-cvm=false'), {'disable-cvm': 'false'});
 });
 
-test('a command\'s own switch is true or false, in every spelling that settings have', t => {
+test("a command's own switch is true or false, in every spelling that settings have", t => {
 	const json = (word: string): unknown => parseArguments(['check', word]);
 	for (const word of ['-json', '-json=true', '--json=1', '-json=T']) {
 		t.like(json(word), {flags: {json: 'true'}}, word);
@@ -38,14 +43,79 @@ test('a command\'s own switch is true or false, in every spelling that settings 
 
 test('what the existing entrypoint scripts pass is accepted', t => {
 	// entrypoint.sh of v0.10, of v0.14 to v0.16, and of 2026, each with all its options.
-	t.deepEqual(Object.keys(flagsOf(
-		'-uri', 'u', '-data-dir', '/opt/data-dir', '-pods-dir', '/p', '-network-name', 'n', '-pool-name', 'p', '-disable-cvm', '-pause-image', 'i',
-		'-vxlan-port', '9000', '-ca-cert-file', 'a', '-cert-file', 'c', '-cert-key', 'k', '-tls-skip-verify', '-proxy-timeout', '5m', '-initdata', 'x',
-		'-forwarder-port', '15150', '-cloud-config-verify', '-peerpods-limit-per-node', '10', '-socket', '/s',
-	)).length, 18);
-	t.deepEqual(flagsOf('-pods-dir', '', '-socket', '', '-uri', 'u', '-data-dir', '/d', '-network-name', 'n', '-pool-name', 'p', '-cpu', '2', '-memory', '8', '-tunnel-type', 'vxlan'), {
-		'pods-dir': '', socket: '', uri: 'u', 'data-dir': '/d', 'network-name': 'n', 'pool-name': 'p', cpu: '2', memory: '8', 'tunnel-type': 'vxlan',
-	});
+	t.deepEqual(
+		Object.keys(
+			flagsOf(
+				'-uri',
+				'u',
+				'-data-dir',
+				'/opt/data-dir',
+				'-pods-dir',
+				'/p',
+				'-network-name',
+				'n',
+				'-pool-name',
+				'p',
+				'-disable-cvm',
+				'-pause-image',
+				'i',
+				'-vxlan-port',
+				'9000',
+				'-ca-cert-file',
+				'a',
+				'-cert-file',
+				'c',
+				'-cert-key',
+				'k',
+				'-tls-skip-verify',
+				'-proxy-timeout',
+				'5m',
+				'-initdata',
+				'x',
+				'-forwarder-port',
+				'15150',
+				'-cloud-config-verify',
+				'-peerpods-limit-per-node',
+				'10',
+				'-socket',
+				'/s',
+			),
+		).length,
+		18,
+	);
+	t.deepEqual(
+		flagsOf(
+			'-pods-dir',
+			'',
+			'-socket',
+			'',
+			'-uri',
+			'u',
+			'-data-dir',
+			'/d',
+			'-network-name',
+			'n',
+			'-pool-name',
+			'p',
+			'-cpu',
+			'2',
+			'-memory',
+			'8',
+			'-tunnel-type',
+			'vxlan',
+		),
+		{
+			'pods-dir': '',
+			socket: '',
+			uri: 'u',
+			'data-dir': '/d',
+			'network-name': 'n',
+			'pool-name': 'p',
+			cpu: '2',
+			memory: '8',
+			'tunnel-type': 'vxlan',
+		},
+	);
 	t.deepEqual(flagsOf('-data-dir', '/opt/data-dir'), {'data-dir': '/opt/data-dir'});
 });
 
@@ -54,11 +124,20 @@ test('help and version are commands, and help is a flag as well', t => {
 		t.deepEqual(parseArguments(words), {command: 'help'});
 	}
 
-	for (const words of [['help', 'libvirt'], ['libvirt', '-help'], ['libvirt', '-cpu', '2', '-h']]) {
+	for (const words of [
+		['help', 'libvirt'],
+		['libvirt', '-help'],
+		['libvirt', '-cpu', '2', '-h'],
+	]) {
 		t.deepEqual(parseArguments(words), {command: 'help', topic: 'libvirt'});
 	}
 
-	for (const words of [['help', 'image'], ['image', '-h'], ['image', '--help'], ['help', 'image', '-h']]) {
+	for (const words of [
+		['help', 'image'],
+		['image', '-h'],
+		['image', '--help'],
+		['help', 'image', '-h'],
+	]) {
 		t.deepEqual(parseArguments(words), {command: 'help', topic: 'image'});
 	}
 
@@ -97,16 +176,22 @@ for (const [words, message] of refusals) {
 }
 
 test('any words give arguments or an AdaptorError', t => {
-	const words = fc.oneof(fc.string(), fc.constantFrom('libvirt', '-uri', '--cpu=2', '-disable-cvm', '-', '--', '-h'), fc.string().map(text => `-${text}`));
-	fc.assert(fc.property(fc.array(words, {maxLength: 6}), argv => {
-		try {
-			parseArguments(['libvirt', ...argv]);
-		} catch (error) {
-			if (!(error instanceof AdaptorError)) {
-				throw error;
+	const words = fc.oneof(
+		fc.string(),
+		fc.constantFrom('libvirt', '-uri', '--cpu=2', '-disable-cvm', '-', '--', '-h'),
+		fc.string().map(text => `-${text}`),
+	);
+	fc.assert(
+		fc.property(fc.array(words, {maxLength: 6}), argv => {
+			try {
+				parseArguments(['libvirt', ...argv]);
+			} catch (error) {
+				if (!(error instanceof AdaptorError)) {
+					throw error;
+				}
 			}
-		}
-	}));
+		}),
+	);
 	t.pass();
 });
 
@@ -117,11 +202,19 @@ test('the help text names every variable and every flag, in lines that a termina
 		t.true(flag === undefined || text.includes(`-${flag}`));
 	}
 
-	t.deepEqual(text.split('\n').filter(line => line.length > 120), []);
+	t.deepEqual(
+		text.split('\n').filter(line => line.length > 120),
+		[],
+	);
 });
 
 test('the help of a group lists its commands and no others', t => {
-	t.deepEqual([...helpText('image').matchAll(/^ {2}(?<name>[a-z]+(?: [a-z]+)?) {2,}\S/gmv)].map(match => match.groups?.['name']), Object.keys(commands).filter(name => name.startsWith('image ')));
+	t.deepEqual(
+		[...helpText('image').matchAll(/^ {2}(?<name>[a-z]+(?: [a-z]+)?) {2,}\S/gmv)].map(
+			match => match.groups?.['name'],
+		),
+		Object.keys(commands).filter(name => name.startsWith('image ')),
+	);
 });
 
 test('each command has a help that names its own settings and flags, in lines that a terminal shows whole', t => {
@@ -129,9 +222,18 @@ test('each command has a help that names its own settings and flags, in lines th
 		const parsed = parseArguments(['help', ...name.split(' ')]);
 		const text = helpText(parsed.command === 'help' ? parsed.topic : undefined);
 		t.true(text.startsWith(`Usage: cloud-api-adaptor ${name}`));
-		t.deepEqual(Object.values(own).filter(({env}) => !text.includes(`  ${env}`)), []);
-		t.deepEqual(flags.filter(flag => !text.includes(`  -${flag.name}`)), []);
-		t.deepEqual(text.split('\n').filter(line => line.length > 120), []);
+		t.deepEqual(
+			Object.values(own).filter(({env}) => !text.includes(`  ${env}`)),
+			[],
+		);
+		t.deepEqual(
+			flags.filter(flag => !text.includes(`  -${flag.name}`)),
+			[],
+		);
+		t.deepEqual(
+			text.split('\n').filter(line => line.length > 120),
+			[],
+		);
 		t.true(helpText().includes(`  ${name} `));
 	}
 });

@@ -1,4 +1,7 @@
-/** The command as a process, on a node of its own. What each check finds is the business of test/check, test/podvm and test/network. */
+/**
+ * The command as a process, on a node of its own. What each check finds is the business of test/check, test/podvm and
+ * test/network.
+ */
 import {readdir} from 'node:fs/promises';
 import test from 'ava';
 import type {CheckResult} from '../../src/check/run-checks.ts';
@@ -12,10 +15,27 @@ interface Report {
 }
 
 const names = [
-	'ssh', 'clock', 'libvirt', 'guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'pod-vms',
-	'programs', 'route', 'vxlan-port', 'tunnel-guard', 'socket-directory', 'pods-directory', 'tls-identity',
+	'ssh',
+	'clock',
+	'libvirt',
+	'guests',
+	'secure-execution',
+	'memory',
+	'pool',
+	'base-volume',
+	'disk',
+	'network',
+	'pod-vms',
+	'programs',
+	'route',
+	'vxlan-port',
+	'tunnel-guard',
+	'socket-directory',
+	'pods-directory',
+	'tls-identity',
 ];
-const statusOf = ({checks}: Report, name: string): string | undefined => checks.find(each => each.name === name)?.status;
+const statusOf = ({checks}: Report, name: string): string | undefined =>
+	checks.find(each => each.name === name)?.status;
 
 test('warnings alone end it with 0, as one JSON document with all checks and all fields, and nothing is left on node or host', async t => {
 	const node = await startNode(t);
@@ -26,7 +46,10 @@ test('warnings alone end it with 0, as one JSON document with all checks and all
 	t.is(code, 0, stdout);
 	t.deepEqual(Object.keys(report), ['node', 'uri', 'status', 'checks']);
 	t.like(report, {node: 'worker-0', uri: `test:///default?socket=${node.host.socketPath}`, status: 'warning'});
-	t.deepEqual(report.checks.map(({name}) => name), names);
+	t.deepEqual(
+		report.checks.map(({name}) => name),
+		names,
+	);
 	for (const check of report.checks) {
 		t.deepEqual(Object.keys(check), ['name', 'subject', 'status', 'text', 'remedy', 'durationMs']);
 		t.true(['ok', 'warning', 'skipped'].includes(check.status));
@@ -34,7 +57,22 @@ test('warnings alone end it with 0, as one JSON document with all checks and all
 		t.is(typeof check.durationMs, 'number');
 	}
 
-	t.deepEqual(names.filter(name => statusOf(report, name) === 'ok'), ['secure-execution', 'memory', 'disk', 'pod-vms', 'programs', 'route', 'vxlan-port', 'tunnel-guard', 'socket-directory', 'pods-directory', 'tls-identity']);
+	t.deepEqual(
+		names.filter(name => statusOf(report, name) === 'ok'),
+		[
+			'secure-execution',
+			'memory',
+			'disk',
+			'pod-vms',
+			'programs',
+			'route',
+			'vxlan-port',
+			'tunnel-guard',
+			'socket-directory',
+			'pods-directory',
+			'tls-identity',
+		],
+	);
 	t.deepEqual(await node.host.volumes(), before);
 	t.deepEqual(await readdir(node.directory), ['libvirt.sock']);
 	t.is(await node.world.sh('nft list ruleset; ip -o link show type vxlan'), '');
@@ -42,7 +80,9 @@ test('warnings alone end it with 0, as one JSON document with all checks and all
 
 test('failures end it with 1, each with its remedy on the screen, what depends on them skipped', async t => {
 	const node = await startNode(t);
-	await node.world.sh('ip addr flush dev virbr0; ip addr add 10.0.0.2/24 dev virbr0; ip route add default via 10.0.0.1; ip link add cni up type vxlan external dstport 4789');
+	await node.world.sh(
+		'ip addr flush dev virbr0; ip addr add 10.0.0.2/24 dev virbr0; ip route add default via 10.0.0.1; ip link add cni up type vxlan external dstport 4789',
+	);
 	const {code, stdout, stderr} = await node.run(['check', '-pool-name', 'none', '-network-name', 'default']);
 	t.is(stderr, '');
 	t.is(code, 1);
@@ -50,7 +90,10 @@ test('failures end it with 1, each with its remedy on the screen, what depends o
 	t.regex(stdout, /\n  failure  pool +libvirt: Storage pool not found.*\n +→ Look at "virsh pool-list/);
 	t.regex(stdout, /\n  skipped  base-volume +needs pool, which failed\n  skipped  disk +needs pool, which failed\n/);
 	t.regex(stdout, /\n\nWorker node worker-0\n  ok       programs /);
-	t.regex(stdout, /\n  warning  route +192\.168\.122\.0\/24 by virbr0 through 10\.0\.0\.1; that is the default route/);
+	t.regex(
+		stdout,
+		/\n  warning  route +192\.168\.122\.0\/24 by virbr0 through 10\.0\.0\.1; that is the default route/,
+	);
 	t.regex(stdout, /\n  failure  vxlan-port +UDP 4789 is taken by the interface cni.*\n +→ Set VXLAN_PORT/);
 	t.regex(stdout, /\n\n\d+ ok, \d+ warnings, 2 failures, 4 skipped\. This node cannot run peer pods\.\n$/);
 	const {stdout: json} = await node.run(['check', '--json', '-pool-name', 'none']);
@@ -63,8 +106,14 @@ test('a KVM host that is away is one failure, soon, and the node itself is looke
 	const {code, stdout} = await node.run(['check', '--json']);
 	const report = JSON.parse(stdout) as Report;
 	t.is(code, 1);
-	t.deepEqual(report.checks.filter(({status}) => status === 'failure').map(({name}) => name), ['libvirt']);
-	t.deepEqual(report.checks.filter(({text}) => text === 'needs libvirt, which failed').map(({name}) => name), ['guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'pod-vms', 'route']);
+	t.deepEqual(
+		report.checks.filter(({status}) => status === 'failure').map(({name}) => name),
+		['libvirt'],
+	);
+	t.deepEqual(
+		report.checks.filter(({text}) => text === 'needs libvirt, which failed').map(({name}) => name),
+		['guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'pod-vms', 'route'],
+	);
 	t.is(statusOf(report, 'vxlan-port'), 'ok');
 });
 

@@ -8,7 +8,15 @@ import {startTestLibvirtd} from '../support/libvirtd.ts';
 
 const nowhere = {write: () => undefined};
 const context: CommandContext = {
-	env: {}, flags: {}, operands: [], host: {hostname: 'controller-0'}, version: '0', out: nowhere, err: nowhere, logTo: 2, onLogger: () => undefined,
+	env: {},
+	flags: {},
+	operands: [],
+	host: {hostname: 'controller-0'},
+	version: '0',
+	out: nowhere,
+	err: nowhere,
+	logTo: 2,
+	onLogger: () => undefined,
 	processContext: {home: '/nonexistent', user: 'root', sshAgentSocket: undefined},
 };
 
@@ -18,12 +26,25 @@ test('it releases what a lost node has left, through a real libvirt, and gives i
 	api.define(peerPodKind);
 	const instanceName = 'podvm-nginx-1a2b3c4d';
 	const pod = api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
-	const peerPod = newPeerPod({sandboxId: '1a2b3c4d', instanceName, pod: {name: 'nginx', namespace: 'default'}}, pod.metadata.uid, {node: 'lost', cluster: 'east'});
+	const peerPod = newPeerPod(
+		{sandboxId: '1a2b3c4d', instanceName, pod: {name: 'nginx', namespace: 'default'}},
+		pod.metadata.uid,
+		{node: 'lost', cluster: 'east'},
+	);
 	api.put('peerpods', {...peerPod, metadata: {...peerPod.metadata, name: instanceName, namespace: 'default'}});
 	api.delete('pods', 'nginx', 'default');
 	const ending = new AbortController();
-	const env = {...api.environment, LIBVIRT_URI: `test+unix:///default?socket=${libvirtd.socketPath}`, CLUSTER_ID: 'east', ABANDONED_GRACE: '5ms', LOG_LEVEL: 'silent'};
-	const running = controller({...context, env, processContext: {...context.processContext, serviceAccountDirectory: api.accountDirectory}}, ending.signal);
+	const env = {
+		...api.environment,
+		LIBVIRT_URI: `test+unix:///default?socket=${libvirtd.socketPath}`,
+		CLUSTER_ID: 'east',
+		ABANDONED_GRACE: '5ms',
+		LOG_LEVEL: 'silent',
+	};
+	const running = controller(
+		{...context, env, processContext: {...context.processContext, serviceAccountDirectory: api.accountDirectory}},
+		ending.signal,
+	);
 	await api.until(() => api.find('peerpods', instanceName, 'default') === undefined);
 	ending.abort(new Error('enough'));
 	t.is(await running, 0);
@@ -31,6 +52,9 @@ test('it releases what a lost node has left, through a real libvirt, and gives i
 });
 
 test('outside of a cluster it says that it needs one', async t => {
-	const error = await t.throwsAsync(controller({...context, env: {CLUSTER_ID: 'east'}}, AbortSignal.timeout(60_000)), {instanceOf: AdaptorError});
+	const error = await t.throwsAsync(
+		controller({...context, env: {CLUSTER_ID: 'east'}}, AbortSignal.timeout(60_000)),
+		{instanceOf: AdaptorError},
+	);
 	t.is(error.code, 'failed-precondition');
 });

@@ -1,7 +1,10 @@
 import test from 'ava';
 import {bytes, duration, Progress} from '../../src/cli/progress.ts';
 
-function screen(columns?: number): {readonly screen: {write(text: string): void; readonly columns?: number}; readonly written: string[]} {
+function screen(columns?: number): {
+	readonly screen: {write(text: string): void; readonly columns?: number};
+	readonly written: string[];
+} {
 	const written: string[] = [];
 	return {written, screen: {write: text => void written.push(text), ...(columns === undefined ? {} : {columns})}};
 }
@@ -11,7 +14,7 @@ function transfer(progress: Progress, label: string, time: {now: number}, second
 	const total = BigInt(seconds * 10 * 1024 * 1024);
 	for (let step = 1; step <= seconds * 50; step++) {
 		time.now += 20;
-		progress.update(label, total * BigInt(step) / BigInt(seconds * 50), total);
+		progress.update(label, (total * BigInt(step)) / BigInt(seconds * 50), total);
 	}
 }
 
@@ -30,7 +33,11 @@ test('on a terminal one line is drawn over itself, not too often, within its col
 	t.regex(written.at(-2) ?? '', /100 %/v);
 });
 
-for (const [columns, shown] of [[0, /^\r\[#+\.+\] Uploading +50 %.*left\u001B\[K$/v], [62, /^\rUploading +50 %.*left\u001B\[K$/v], [20, /^\rUploading +50 %.{1,5}\u001B\[K$/v]] as const) {
+for (const [columns, shown] of [
+	[0, /^\r\[#+\.+\] Uploading +50 %.*left\u001B\[K$/v],
+	[62, /^\rUploading +50 %.*left\u001B\[K$/v],
+	[20, /^\rUploading +50 %.{1,5}\u001B\[K$/v],
+] as const) {
 	test(`on a terminal of ${columns} columns, what is said goes before the bar`, t => {
 		const {screen: terminal, written} = screen(columns);
 		const time = {now: 0};
@@ -64,6 +71,20 @@ test('without a terminal there is a line now and then, and one at the end of eac
 });
 
 test('sizes and durations are short', t => {
-	t.deepEqual([0n, 999n, 1024n, 1_500_000n, 3n << 30n, 1n << 50n].map(bytes), ['0 B', '999 B', '1 KiB', '1.43 MiB', '3 GiB', '1 PiB']);
-	t.deepEqual([0, 9.94, 59, 60, 3725, 200_000].map(duration), ['0.0 s', '9.9 s', '59 s', '1 min 0 s', '1 h 2 min', '2 d']);
+	t.deepEqual([0n, 999n, 1024n, 1_500_000n, 3n << 30n, 1n << 50n].map(bytes), [
+		'0 B',
+		'999 B',
+		'1 KiB',
+		'1.43 MiB',
+		'3 GiB',
+		'1 PiB',
+	]);
+	t.deepEqual([0, 9.94, 59, 60, 3725, 200_000].map(duration), [
+		'0.0 s',
+		'9.9 s',
+		'59 s',
+		'1 min 0 s',
+		'1 h 2 min',
+		'2 d',
+	]);
 });

@@ -1,7 +1,8 @@
 /**
- * Plays a Dockerfile as far as that goes without a container engine: the files that an image would hold, in a directory. Copies obey .dockerignore,
- * commands run on this machine with their absolute paths moved into the directory; what the base image and its packages bring is this machine's.
- * Knows the instructions that our Dockerfile uses, and refuses others, so that it cannot play one wrongly in silence.
+ * Plays a Dockerfile as far as that goes without a container engine: the files that an image would hold, in a
+ * directory. Copies obey .dockerignore, commands run on this machine with their absolute paths moved into the
+ * directory; what the base image and its packages bring is this machine's. Knows the instructions that our Dockerfile
+ * uses, and refuses others, so that it cannot play one wrongly in silence.
  */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
@@ -33,7 +34,10 @@ export interface Image {
 export function parseDockerfile(dockerfile: string): Stage[] {
 	const stages: Array<{base: string; name: string | undefined; instructions: Instruction[]}> = [];
 	const args = new Map<string, string>();
-	for (const line of dockerfile.replaceAll(/\\\n/gv, ' ').split('\n').filter(each => each.trim() !== '' && !each.startsWith('#'))) {
+	for (const line of dockerfile
+		.replaceAll(/\\\n/gv, ' ')
+		.split('\n')
+		.filter(each => each.trim() !== '' && !each.startsWith('#'))) {
 		const [, name = '', given = ''] = /^([A-Z]+) (.+)$/v.exec(line) ?? [];
 		const rest = given.replaceAll(/\$\{(\w+)\}/gv, (_, arg: string) => args.get(arg) ?? '');
 		if (name === 'ARG') {
@@ -94,7 +98,11 @@ export async function play(stages: readonly Stage[], {repository, directory, sta
 			} else if (instruction === 'RUN' && rest.startsWith('microdnf ')) {
 				notRun.push(rest);
 			} else if (instruction === 'RUN' && !stand(rest, join(root, workdir))) {
-				await run(rest, join(root, workdir), {...env, ...own, PATH: `${join(root, 'usr/local/bin')}:${env['PATH'] ?? ''}`});
+				await run(rest, join(root, workdir), {
+					...env,
+					...own,
+					PATH: `${join(root, 'usr/local/bin')}:${env['PATH'] ?? ''}`,
+				});
 			}
 		}
 
@@ -132,13 +140,20 @@ function copy(rest: string, {from, context, repository, root, workdir}: Places):
 		}
 
 		const target = join(root, destination.startsWith('/') ? '' : workdir, destination);
-		cpSync(source, statSync(source).isDirectory() ? target : join(target, basename(path)), {recursive: true, verbatimSymlinks: true});
+		cpSync(source, statSync(source).isDirectory() ? target : join(target, basename(path)), {
+			recursive: true,
+			verbatimSymlinks: true,
+		});
 	}
 }
 
 async function run(command: string, cwd: string, env: Readonly<Record<string, string>>): Promise<void> {
 	const child = spawn('sh', ['-euc', command], {cwd, env, stdio: ['ignore', 'pipe', 'pipe']});
-	const [stdout, stderr, [code]] = await Promise.all([text(child.stdout), text(child.stderr), once(child, 'close') as Promise<[number | null]>]);
+	const [stdout, stderr, [code]] = await Promise.all([
+		text(child.stdout),
+		text(child.stderr),
+		once(child, 'close') as Promise<[number | null]>,
+	]);
 	if (code !== 0) {
 		throw new Error(`${command} ended with ${String(code)}:\n${stdout}${stderr}`);
 	}

@@ -56,13 +56,16 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 		t.deepEqual(claims(), [next.instanceName]);
 	});
 
-	contract('reconciling puts on record what is missing, and leaves what is there', async (t, {cluster, claims, until}) => {
-		await cluster.registerVm(vm, signal());
-		await until(() => claims().length === 1);
-		cluster.reconcile([vm, next]);
-		await until(() => claims().length === 2);
-		t.deepEqual(claims().toSorted(), [vm.instanceName, next.instanceName].toSorted());
-	});
+	contract(
+		'reconciling puts on record what is missing, and leaves what is there',
+		async (t, {cluster, claims, until}) => {
+			await cluster.registerVm(vm, signal());
+			await until(() => claims().length === 1);
+			cluster.reconcile([vm, next]);
+			await until(() => claims().length === 2);
+			t.deepEqual(claims().toSorted(), [vm.instanceName, next.instanceName].toSorted());
+		},
+	);
 
 	contract('reconciling withdraws what is no longer wanted', async (t, {cluster, claims, until}) => {
 		cluster.reconcile([vm, next]);
@@ -80,15 +83,18 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 		t.deepEqual(claims(), [next.instanceName]);
 	});
 
-	contract('what was withdrawn is put on record again when it is wanted again', async (t, {cluster, claims, until}) => {
-		cluster.reconcile([vm]);
-		await until(() => claims().length === 1);
-		cluster.unregisterVm(vm);
-		await until(() => claims().length === 0);
-		cluster.reconcile([vm]);
-		await until(() => claims().length === 1);
-		t.pass();
-	});
+	contract(
+		'what was withdrawn is put on record again when it is wanted again',
+		async (t, {cluster, claims, until}) => {
+			cluster.reconcile([vm]);
+			await until(() => claims().length === 1);
+			cluster.unregisterVm(vm);
+			await until(() => claims().length === 0);
+			cluster.reconcile([vm]);
+			await until(() => claims().length === 1);
+			t.pass();
+		},
+	);
 
 	contract('a pod is present while it exists, and gone when it does not', async (t, {cluster, add, remove}) => {
 		const other: PodIdentity = {name: 'web-0', namespace: 'default'};
@@ -107,27 +113,40 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 		t.is(await cluster.podPresence({...vm, pod: {...other, uid}}, signal()), 'gone');
 	});
 
-	contract('without a UID a pod of the same name counts, unless the record names another one', async (t, {cluster, add, remove, claims, until}) => {
-		t.is(await cluster.podPresence(vm, signal()), 'present');
-		await cluster.registerVm(vm, signal());
-		await until(() => claims().length === 1);
-		t.is(await cluster.podPresence(vm, signal()), 'present');
-		remove(pod);
-		add(pod);
-		t.is(await cluster.podPresence(vm, signal()), 'gone');
-		// Nothing is known of this one.
-		t.is(await cluster.podPresence(next, signal()), 'present');
-	});
+	contract(
+		'without a UID a pod of the same name counts, unless the record names another one',
+		async (t, {cluster, add, remove, claims, until}) => {
+			t.is(await cluster.podPresence(vm, signal()), 'present');
+			await cluster.registerVm(vm, signal());
+			await until(() => claims().length === 1);
+			t.is(await cluster.podPresence(vm, signal()), 'present');
+			remove(pod);
+			add(pod);
+			t.is(await cluster.podPresence(vm, signal()), 'gone');
+			// Nothing is known of this one.
+			t.is(await cluster.podPresence(next, signal()), 'present');
+		},
+	);
 
 	contract('a static pod is not judged', async (t, {cluster}) => {
-		t.is(await cluster.podPresence({...vm, pod: {name: 'static-worker-0', namespace: 'default', uid: '0123456789abcdef0123456789abcdef'}}, signal()), 'unknown');
+		t.is(
+			await cluster.podPresence(
+				{...vm, pod: {name: 'static-worker-0', namespace: 'default', uid: '0123456789abcdef0123456789abcdef'}},
+				signal(),
+			),
+			'unknown',
+		);
 	});
 
 	contract('waits end with their signal, with its reason', async (t, {cluster, silence}) => {
 		using _ = silence();
 		const reason = new Error('no longer wanted');
 		const caller = new AbortController();
-		const waits = [cluster.registerVm(vm, caller.signal), cluster.pullCredentials(pod, caller.signal), cluster.podPresence(vm, caller.signal)];
+		const waits = [
+			cluster.registerVm(vm, caller.signal),
+			cluster.pullCredentials(pod, caller.signal),
+			cluster.podPresence(vm, caller.signal),
+		];
 		caller.abort(reason);
 		for (const wait of waits) {
 			t.is(await t.throwsAsync(wait), reason);

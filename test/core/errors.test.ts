@@ -2,7 +2,12 @@ import test from 'ava';
 import {AdaptorError, codeOf, echoed, toError} from '../../src/core/errors.ts';
 
 test('an error tells what, where and what to do, in one line', t => {
-	const error = new AdaptorError({code: 'not-found', what: 'Could not create the root volume', where: {pool: 'default', volume: 'x.qcow2'}, remedy: 'Upload it.'});
+	const error = new AdaptorError({
+		code: 'not-found',
+		what: 'Could not create the root volume',
+		where: {pool: 'default', volume: 'x.qcow2'},
+		remedy: 'Upload it.',
+	});
 	t.is(error.message, 'Could not create the root volume (pool "default", volume "x.qcow2"). Upload it.');
 	t.is(codeOf(error), 'not-found');
 });
@@ -18,6 +23,11 @@ test('what others have said is repeated in 256 characters at most, wherever it s
 	t.is(echoed('x'.repeat(256)), 'x'.repeat(256));
 	t.is(echoed('x'.repeat(5_000_000)), `${'x'.repeat(255)}…`);
 	t.is(echoed('😀'.repeat(200)), `${'😀'.repeat(127)}\u{fffd}…`);
-	const error = new AdaptorError({code: 'not-found', what: 'There is no such volume', where: {image: 'x'.repeat(5_000_000)}, remedy: 'Name another.'});
+	const error = new AdaptorError({
+		code: 'not-found',
+		what: 'There is no such volume',
+		where: {image: 'x'.repeat(5_000_000)},
+		remedy: 'Name another.',
+	});
 	t.is(error.message, `There is no such volume (image "${'x'.repeat(255)}…"). Name another.`);
 });

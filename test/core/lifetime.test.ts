@@ -2,7 +2,7 @@ import {getEventListeners} from 'node:events';
 import test from 'ava';
 import {abortable, backOff, DeadlineError, pause, Scope} from '../../src/core/lifetime.ts';
 
-test('a scope ends with any of its parents, and with that one\'s reason', t => {
+test("a scope ends with any of its parents, and with that one's reason", t => {
 	const [one, other] = [new AbortController(), new AbortController()];
 	using scope = new Scope(one.signal, other.signal);
 	const reason = new Error('over');

@@ -12,7 +12,15 @@ async function collecting(level: LogLevel = 'info'): Promise<{log: Logger; lines
 			done();
 		},
 	});
-	return {log: await createLogger({level, format: 'json', destination}), lines: () => chunks.join('').split('\n').filter(Boolean).map(line => JSON.parse(line) as unknown)};
+	return {
+		log: await createLogger({level, format: 'json', destination}),
+		lines: () =>
+			chunks
+				.join('')
+				.split('\n')
+				.filter(Boolean)
+				.map(line => JSON.parse(line) as unknown),
+	};
 }
 
 test('one event is one JSON line with its fields, level and time', async t => {
@@ -27,7 +35,9 @@ test('one event is one JSON line with its fields, level and time', async t => {
 test('errors are logged with their causes; ours without a stack', async t => {
 	const {log, lines} = await collecting();
 	log.error({err: new AdaptorError({code: 'not-found', what: 'No volume', cause: new TypeError('why')})}, 'failed');
-	const {err} = lines()[0] as {err: {type: string; code: string; message: string; stack?: string; cause: {type: string; stack?: string}}};
+	const {err} = lines()[0] as {
+		err: {type: string; code: string; message: string; stack?: string; cause: {type: string; stack?: string}};
+	};
 	t.like(err, {type: 'AdaptorError', code: 'not-found', message: 'No volume'});
 	t.is(err.stack, undefined);
 	t.is(err.cause.type, 'TypeError');
@@ -36,17 +46,33 @@ test('errors are logged with their causes; ours without a stack', async t => {
 
 test('an error that stands for several is logged with all of them', async t => {
 	const {log, lines} = await collecting();
-	log.warn({err: new SuppressedError(new Error('later'), new AdaptorError({code: 'unavailable', what: 'Earlier'}))}, 'failed');
+	log.warn(
+		{err: new SuppressedError(new Error('later'), new AdaptorError({code: 'unavailable', what: 'Earlier'}))},
+		'failed',
+	);
 	log.warn({err: new AggregateError([new Error('one'), 'two'])}, 'failed');
-	const messages = (lines() as Array<{err: {errors: Array<{message: string}>}}>).map(({err}) => err.errors.map(({message}) => message));
-	t.deepEqual(messages, [['Earlier', 'later'], ['one', 'two']]);
+	const messages = (lines() as Array<{err: {errors: Array<{message: string}>}}>).map(({err}) =>
+		err.errors.map(({message}) => message),
+	);
+	t.deepEqual(messages, [
+		['Earlier', 'later'],
+		['one', 'two'],
+	]);
 });
 
 test('a secret prints as [redacted] whatever is done with it, and reveals itself only when asked', async t => {
 	const secret = new Secret('hunter2');
 	const {log, lines} = await collecting();
 	log.info({reason: String(secret), path: secret as unknown as string}, 'said');
-	const printed = [String(secret), String([secret]), JSON.stringify({secret}), inspect(secret), inspect({secret}, {depth: 9, showHidden: true}), format('%s %o %j', secret, secret, secret), JSON.stringify(lines())];
+	const printed = [
+		String(secret),
+		String([secret]),
+		JSON.stringify({secret}),
+		inspect(secret),
+		inspect({secret}, {depth: 9, showHidden: true}),
+		format('%s %o %j', secret, secret, secret),
+		JSON.stringify(lines()),
+	];
 	for (const text of printed) {
 		t.notRegex(text, /hunter2/);
 		t.regex(text, /\[redacted\]/);

@@ -15,7 +15,13 @@ import {recordingLog} from '../support/recording-log.ts';
 const never = new AbortController().signal;
 
 /** Says its name to whoever connects. */
-async function named(t: ExecutionContext, path: string, name: string, log = recordingLog(), onBoundAgain = (): void => undefined): Promise<AsyncDisposable & {readonly log: ReturnType<typeof recordingLog>}> {
+async function named(
+	t: ExecutionContext,
+	path: string,
+	name: string,
+	log = recordingLog(),
+	onBoundAgain = (): void => undefined,
+): Promise<AsyncDisposable & {readonly log: ReturnType<typeof recordingLog>}> {
 	const listener = await listenAt({path, setting: 'SOCKET', log, lookEveryMs: 5, onBoundAgain}, socket => {
 		socket.on('error', () => undefined);
 		socket.end(name);
@@ -39,7 +45,7 @@ async function whoAnswers(path: string): Promise<string | undefined> {
 }
 
 async function until(path: string, name: string): Promise<void> {
-	while (await whoAnswers(path) !== name) {
+	while ((await whoAnswers(path)) !== name) {
 		// Each look takes a turn of the event loop.
 	}
 }
@@ -71,7 +77,10 @@ test('a socket whose file is removed is bound again, private as before, and the 
 	await until(path, 'own');
 	await said(log, 'socket bound again');
 	t.is((await stat(path)).mode & 0o777, 0o600);
-	t.like(log.lines.find(({message}) => message === 'socket bound again'), {level: 'warn', fields: {path, reason: 'its file was removed'}});
+	t.like(
+		log.lines.find(({message}) => message === 'socket bound again'),
+		{level: 'warn', fields: {path, reason: 'its file was removed'}},
+	);
 });
 
 test('a socket whose directory is removed is bound again', async t => {
@@ -97,7 +106,13 @@ test('a process that took the path over has it while it answers; once it is dead
 	await said(log, 'socket bound again');
 	await boundAgain.promise;
 	t.is(log.lines.filter(({message}) => message === 'another process serves the socket now').length, 1);
-	t.true(log.lines.some(({message, fields}) => message === 'socket bound again' && fields.reason === 'the process that had replaced it does not answer any more'));
+	t.true(
+		log.lines.some(
+			({message, fields}) =>
+				message === 'socket bound again' &&
+				fields.reason === 'the process that had replaced it does not answer any more',
+		),
+	);
 });
 
 test('of two that have lost the path one gets it, and the other leaves it alone', async t => {
@@ -105,7 +120,7 @@ test('of two that have lost the path one gets it, and the other leaves it alone'
 	const [first, second] = [await named(t, path, 'first'), await named(t, path, 'second')];
 	for (let round = 0; round < 20; round++) {
 		await unlink(path).catch(() => undefined);
-		while (!await answers(path, never)) {
+		while (!(await answers(path, never))) {
 			// Nobody yet.
 		}
 	}
@@ -152,10 +167,14 @@ test('another user can connect to a socket at no time, even with umask 000', asy
 test('512 shims that connect at once, while the daemon is busy, are all served', async t => {
 	const path = join(await directoryOf(t), 'h.sock');
 	await named(t, path, 'own');
-	// Nothing is accepted before all have made their connect(2): it happens at the call, and accepting needs the event loop.
+	// Nothing is accepted before all have made their connect(2): it happens at the call, and accepting needs the event
+	// loop.
 	const sockets = Array.from({length: 512}, () => connect(path));
 	const outcomes = await Promise.allSettled(sockets.map(async socket => once(socket, 'data')));
-	t.deepEqual(outcomes.filter(({status}) => status === 'rejected'), []);
+	t.deepEqual(
+		outcomes.filter(({status}) => status === 'rejected'),
+		[],
+	);
 	for (const socket of sockets) {
 		socket.destroy();
 	}

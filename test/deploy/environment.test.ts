@@ -1,4 +1,6 @@
-/** Every variable and command line in deploy/ is one that the code knows, with values that it takes, and to some effect. */
+/**
+ * Every variable and command line in deploy/ is one that the code knows, with values that it takes, and to some effect.
+ */
 import {once} from 'node:events';
 import {createServer, type AddressInfo} from 'node:net';
 import test from 'ava';
@@ -15,28 +17,49 @@ import {nameOf} from './types.ts';
 
 type Environment = Readonly<Record<string, string>>;
 
-const serviceAccountToken = new Secret(['e30', Buffer.from(JSON.stringify({'kubernetes.io': {serviceaccount: {uid: 'uid'}}})).toString('base64url'), 's'].join('.'));
+const serviceAccountToken = new Secret(
+	[
+		'e30',
+		Buffer.from(JSON.stringify({'kubernetes.io': {serviceaccount: {uid: 'uid'}}})).toString('base64url'),
+		's',
+	].join('.'),
+);
 const host = {hostname: 'worker-0', serviceAccountToken};
 const table: Readonly<Record<string, CommandDescription>> = commands;
 /** Those of all commands: peer-pods-cm is for several. */
 const known = new Map(Object.values(table).flatMap(({settings: own = {}}) => namesOf(Object.values(own))));
 
 function namesOf(own: readonly Setting[]): Array<[name: string, setting: Setting]> {
-	return own.flatMap(setting => [setting.env, ...setting.alias === undefined ? [] : [setting.alias]].map((name): [string, Setting] => [name, setting]));
+	return own.flatMap(setting =>
+		[setting.env, ...(setting.alias === undefined ? [] : [setting.alias])].map((name): [string, Setting] => [
+			name,
+			setting,
+		]),
+	);
 }
 
 /** As kubelet makes it: envFrom in order, the later wins, then env. What the downward API gives is the field's path. */
 function environmentOf({envFrom = [], env = []}: Container, manifests: readonly Manifest[]): Environment {
 	const sources = envFrom.map(({secretRef, configMapRef}) => {
-		const name = secretRef === undefined ? `ConfigMap ${configMapRef?.name ?? ''}` : `Secret ${secretRef.name ?? ''}`;
-		const source = manifests.find(each => nameOf(each) === name) as {data?: Environment; stringData?: Environment} | undefined;
+		const name =
+			secretRef === undefined ? `ConfigMap ${configMapRef?.name ?? ''}` : `Secret ${secretRef.name ?? ''}`;
+		const source = manifests.find(each => nameOf(each) === name) as
+			{data?: Environment; stringData?: Environment} | undefined;
 		return {...source?.data, ...source?.stringData};
 	});
-	return Object.assign({}, ...sources, Object.fromEntries(env.map(({name, value, valueFrom}) => [name, value ?? valueFrom?.fieldRef?.fieldPath ?? '']))) as Environment;
+	return Object.assign(
+		{},
+		...sources,
+		Object.fromEntries(
+			env.map(({name, value, valueFrom}) => [name, value ?? valueFrom?.fieldRef?.fieldPath ?? '']),
+		),
+	) as Environment;
 }
 
 async function daemon(): Promise<Container> {
-	const [container] = workloads(await build('overlays/openshift')).filter(({kind}) => kind === 'DaemonSet').flatMap(containersOf);
+	const [container] = workloads(await build('overlays/openshift'))
+		.filter(({kind}) => kind === 'DaemonSet')
+		.flatMap(containersOf);
 	if (container === undefined) {
 		throw new Error('The DaemonSet has no container');
 	}
@@ -45,7 +68,10 @@ async function daemon(): Promise<Container> {
 }
 
 /** What is wrong with the command line and the environment, one line each. */
-function complaints({command = [], args = [], env: own = []}: Container, {HOME: _, ...env}: Environment): readonly string[] {
+function complaints(
+	{command = [], args = [], env: own = []}: Container,
+	{HOME: _, ...env}: Environment,
+): readonly string[] {
 	// The image's entrypoint is for the daemon.
 	const words = command[0] === '/usr/local/bin/entrypoint.sh' ? ['libvirt', ...args] : [...command.slice(1), ...args];
 	try {
@@ -59,8 +85,13 @@ function complaints({command = [], args = [], env: own = []}: Container, {HOME: 
 		loadSettings(ofCommand, env, host, parsed.flags);
 		const read = new Map(namesOf(Object.values(ofCommand)));
 		return [
-			...Object.keys(env).filter(name => !known.has(name)).map(name => `${name} is no setting`),
-			...own.map(({name}) => name).filter(name => name !== 'HOME' && !read.has(name)).map(name => `${name} is not read by ${parsed.command}`),
+			...Object.keys(env)
+				.filter(name => !known.has(name))
+				.map(name => `${name} is no setting`),
+			...own
+				.map(({name}) => name)
+				.filter(name => name !== 'HOME' && !read.has(name))
+				.map(name => `${name} is not read by ${parsed.command}`),
 			// What is announced and not in effect yet is no mistake of a manifest.
 			...warnings.map(({name, reason}) => `${name}: ${reason}`),
 		];
@@ -86,7 +117,14 @@ for (const overlay of overlays.filter(name => name !== 'operator')) {
 
 test('the daemon has what the sample config map and secret say', async t => {
 	const env = environmentOf(await daemon(), samples());
-	t.like(loadConfig(env, host), {clusterId: 'my-cluster', nodeName: 'spec.nodeName', vxlanPort: 9000, limitPerNode: 10, maxVcpus: 16, libvirtUri: {transport: 'ssh', host: 'kvm.example.com'}});
+	t.like(loadConfig(env, host), {
+		clusterId: 'my-cluster',
+		nodeName: 'spec.nodeName',
+		vxlanPort: 9000,
+		limitPerNode: 10,
+		maxVcpus: 16,
+		libvirtUri: {transport: 'ssh', host: 'kvm.example.com'},
+	});
 });
 
 test('variables that nothing reads, values that cannot be understood, settings without effect and wrong command lines are found', async t => {
@@ -94,21 +132,53 @@ test('variables that nothing reads, values that cannot be understood, settings w
 	const env = environmentOf(container, samples());
 	t.deepEqual(complaints(container, {...env, LIBVIRT_IMAGE: 'x'}), ['LIBVIRT_IMAGE is no setting']);
 	t.regex(complaints(container, {...env, LIBVIRT_CPU: '2 CPUs'}).join('\n'), /^LIBVIRT_CPU/v);
-	t.regex(complaints(container, {...env, LIBVIRT_EFI_FIRMWARE: '/edk2'}).join('\n'), /LIBVIRT_EFI_FIRMWARE: has no effect/v);
+	t.regex(
+		complaints(container, {...env, LIBVIRT_EFI_FIRMWARE: '/edk2'}).join('\n'),
+		/LIBVIRT_EFI_FIRMWARE: has no effect/v,
+	);
 	t.regex(complaints({...container, args: ['-cpus=2']}, env).join('\n'), /no flag -cpus/v);
-	t.regex(complaints({...container, command: ['/usr/local/bin/cloud-api-adaptor'], args: ['web-hook']}, env).join('\n'), /no command "web-hook"/v);
-	t.deepEqual(complaints({...container, command: ['/usr/local/bin/cloud-api-adaptor'], args: ['webhook'], env: [{name: 'LIBVIRT_POOL', value: 'x'}]}, {}), ['LIBVIRT_POOL is not read by webhook']);
+	t.regex(
+		complaints({...container, command: ['/usr/local/bin/cloud-api-adaptor'], args: ['web-hook']}, env).join('\n'),
+		/no command "web-hook"/v,
+	);
+	t.deepEqual(
+		complaints(
+			{
+				...container,
+				command: ['/usr/local/bin/cloud-api-adaptor'],
+				args: ['webhook'],
+				env: [{name: 'LIBVIRT_POOL', value: 'x'}],
+			},
+			{},
+		),
+		['LIBVIRT_POOL is not read by webhook'],
+	);
 });
 
-/** OpenShift sandboxed containers 1.10, "Deploying on IBM Z and IBM LinuxONE": peer pods secret and config map, their placeholders filled in. */
+/**
+ * OpenShift sandboxed containers 1.10, "Deploying on IBM Z and IBM LinuxONE": peer pods secret and config map, their
+ * placeholders filled in.
+ */
 const documented: Environment = {
-	CLOUD_PROVIDER: 'libvirt', LIBVIRT_URI: 'qemu+ssh://root@192.168.122.1/system?no_verify=1', LIBVIRT_POOL: 'pool', LIBVIRT_VOL_NAME: 'volume',
-	LIBVIRT_DIR_NAME: '/var/lib/libvirt/images/directory', LIBVIRT_NET: 'default', PEERPODS_LIMIT_PER_NODE: '10', ROOT_VOLUME_SIZE: '6', DISABLECVM: 'true',
+	CLOUD_PROVIDER: 'libvirt',
+	LIBVIRT_URI: 'qemu+ssh://root@192.168.122.1/system?no_verify=1',
+	LIBVIRT_POOL: 'pool',
+	LIBVIRT_VOL_NAME: 'volume',
+	LIBVIRT_DIR_NAME: '/var/lib/libvirt/images/directory',
+	LIBVIRT_NET: 'default',
+	PEERPODS_LIMIT_PER_NODE: '10',
+	ROOT_VOLUME_SIZE: '6',
+	DISABLECVM: 'true',
 };
 
-test('what the product\'s documentation puts into the config map is known, and said where it has no effect', async t => {
+test("what the product's documentation puts into the config map is known, and said where it has no effect", async t => {
 	const complained = complaints(await daemon(), {...documented, NODE_NAME: 'worker-0', POD_UID: 'uid'});
-	t.deepEqual(complained.map(line => line.split(':', 1)[0]).filter(name => name !== 'LIBVIRT_DIR_NAME' && name !== 'LIBVIRT_URI'), []);
+	t.deepEqual(
+		complained
+			.map(line => line.split(':', 1)[0])
+			.filter(name => name !== 'LIBVIRT_DIR_NAME' && name !== 'LIBVIRT_URI'),
+		[],
+	);
 	t.like(loadConfig(documented, host), {rootDiskGib: 6, limitPerNode: 10});
 });
 
@@ -116,11 +186,17 @@ test('what the daemon keeps, and what it is given as files, is where its default
 	const mounts = new Map((await daemon()).volumeMounts?.map(({mountPath, name}) => [mountPath, name]));
 	const {socketPath, podsDir} = loadConfig({}, host);
 	for (const path of [socketPath, podsDir]) {
-		t.true([...mounts].some(([mountPath, name]) => name === 'pods-dir' && path.startsWith(`${mountPath}/`)), path);
+		t.true(
+			[...mounts].some(([mountPath, name]) => name === 'pods-dir' && path.startsWith(`${mountPath}/`)),
+			path,
+		);
 	}
 
 	for (const {example = ''} of [settings.caCertFile, settings.certFile, settings.certKeyFile]) {
-		t.true([...mounts].some(([mountPath, name]) => name === 'certificates' && example.startsWith(`${mountPath}/`)), example);
+		t.true(
+			[...mounts].some(([mountPath, name]) => name === 'certificates' && example.startsWith(`${mountPath}/`)),
+			example,
+		);
 	}
 });
 
@@ -136,7 +212,9 @@ test('kubelet probes the daemon where it answers', async t => {
 		await new Promise(resolve => setImmediate(resolve));
 	}
 
-	for (const {host: address, path = '', port: where} of [startupProbe, livenessProbe].map(probe => probe?.httpGet ?? {port: 0})) {
+	for (const {host: address, path = '', port: where} of [startupProbe, livenessProbe].map(
+		probe => probe?.httpGet ?? {port: 0},
+	)) {
 		t.deepEqual([address, where], ['127.0.0.1', loadConfig({}, host).probePort]);
 		t.is((await fetch(`http://127.0.0.1:${port}${path}`)).status, 200);
 	}

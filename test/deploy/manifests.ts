@@ -1,4 +1,7 @@
-/** The manifests of deploy/ as objects: built as a user builds them, by kubectl, and read as kubectl reads them. Knows no kind but what these tests walk over. */
+/**
+ * The manifests of deploy/ as objects: built as a user builds them, by kubectl, and read as kubectl reads them. Knows
+ * no kind but what these tests walk over.
+ */
 import {execFile} from 'node:child_process';
 import {readFileSync, readdirSync} from 'node:fs';
 import {join} from 'node:path';
@@ -23,11 +26,16 @@ export const overlays = readdirSync(join(deployDirectory, 'overlays')).toSorted(
 
 /** `kubectl kustomize`, without the warnings of newer ones about what older ones need. */
 export async function build(directory: string): Promise<Manifest[]> {
-	const {stdout} = await promisify(execFile)('kubectl', ['kustomize', join(deployDirectory, directory)], {maxBuffer: 16 << 20});
+	const {stdout} = await promisify(execFile)('kubectl', ['kustomize', join(deployDirectory, directory)], {
+		maxBuffer: 16 << 20,
+	});
 	return parse(stdout);
 }
 
-/** YAML 1.1, in which kubectl reads: there `yes` and `0600` are no text. @throws Error for a document with a mistake or a warning */
+/**
+ * YAML 1.1, in which kubectl reads: there `yes` and `0600` are no text.
+ * @throws Error for a document with a mistake or a warning
+ */
 export function parse(text: string): Manifest[] {
 	return parseAllDocuments(text, {version: '1.1', uniqueKeys: true}).map(document => {
 		const [problem] = [...document.errors, ...document.warnings];
@@ -57,5 +65,5 @@ export function workloads(manifests: readonly Manifest[]): Workload[] {
 }
 
 export function containersOf({spec}: Workload): Container[] {
-	return [...spec.template.spec.initContainers ?? [], ...spec.template.spec.containers];
+	return [...(spec.template.spec.initContainers ?? []), ...spec.template.spec.containers];
 }

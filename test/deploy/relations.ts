@@ -1,6 +1,6 @@
 /**
- * What no schema can say: that objects which name each other exist and fit. Each rule is a function from the objects to its complaints.
- * Knows the kinds that deploy/ uses.
+ * What no schema can say: that objects which name each other exist and fit. Each rule is a function from the objects to
+ * its complaints. Knows the kinds that deploy/ uses.
  */
 import type {MutatingWebhookConfiguration} from 'kubernetes-types/admissionregistration/v1.js';
 import type {CustomResourceDefinition, JSONSchemaProps} from 'kubernetes-types/apiextensions/v1.js';
@@ -21,9 +21,21 @@ export interface Surroundings {
 type Rule = (manifests: readonly Manifest[], surroundings: Surroundings) => Iterable<string>;
 
 export const namespace = 'openshift-sandboxed-containers-operator';
-const clusterWide = new Set(['Namespace', 'CustomResourceDefinition', 'RuntimeClass', 'ClusterRole', 'ClusterRoleBinding', 'MutatingWebhookConfiguration', 'PriorityClass', 'SecurityContextConstraints']);
+const clusterWide = new Set([
+	'Namespace',
+	'CustomResourceDefinition',
+	'RuntimeClass',
+	'ClusterRole',
+	'ClusterRoleBinding',
+	'MutatingWebhookConfiguration',
+	'PriorityClass',
+	'SecurityContextConstraints',
+]);
 
-/** Words that Kubernetes takes in a field, where the field's type says `string` only. Source: Kubernetes API reference 1.30. */
+/**
+ * Words that Kubernetes takes in a field, where the field's type says `string` only. Source: Kubernetes API reference
+ * 1.30.
+ */
 const words: Readonly<Record<string, readonly string[]>> = {
 	imagePullPolicy: ['Always', 'IfNotPresent', 'Never'],
 	restartPolicy: ['Always', 'OnFailure', 'Never'],
@@ -77,7 +89,10 @@ const rules: readonly Rule[] = [
 		for (const manifest of manifests) {
 			for (const [path, value] of leaves(manifest)) {
 				const names = path.filter(name => !/^\d+$/.test(name));
-				const known = manifest.kind === 'CustomResourceDefinition' ? undefined : words[names.slice(-2).join('.')] ?? words[names.at(-1) ?? ''];
+				const known =
+					manifest.kind === 'CustomResourceDefinition'
+						? undefined
+						: (words[names.slice(-2).join('.')] ?? words[names.at(-1) ?? '']);
 				if (known !== undefined && !known.includes(String(value))) {
 					yield `${nameOf(manifest)}: ${path.join('.')} is ${JSON.stringify(value)}, expected one of ${known.join(', ')}`;
 				}
@@ -86,9 +101,15 @@ const rules: readonly Rule[] = [
 	},
 
 	function* whatPodsUseExists(manifests, {others}) {
-		const there = new Set([...others, ...manifests.map(nameOf), ...manifests.flatMap(certificateSecret).map(name => `Secret ${name}`)]);
+		const there = new Set([
+			...others,
+			...manifests.map(nameOf),
+			...manifests.flatMap(certificateSecret).map(name => `Secret ${name}`),
+		]);
 		for (const workload of workloads(manifests)) {
-			yield* [...usedBy(workload)].filter(name => !there.has(name)).map(name => `${nameOf(workload)}: there is no ${name}`);
+			yield* [...usedBy(workload)]
+				.filter(name => !there.has(name))
+				.map(name => `${nameOf(workload)}: there is no ${name}`);
 		}
 	},
 
@@ -96,16 +117,25 @@ const rules: readonly Rule[] = [
 		for (const workload of workloads(manifests)) {
 			const volumes = (workload.spec.template.spec.volumes ?? []).map(({name}) => name);
 			const mounts = containersOf(workload).flatMap(({volumeMounts = []}) => volumeMounts.map(({name}) => name));
-			yield* volumes.filter(name => !mounts.includes(name)).map(name => `${nameOf(workload)}: nobody mounts the volume ${name}`);
-			yield* mounts.filter(name => !volumes.includes(name)).map(name => `${nameOf(workload)}: there is no volume ${name} to mount`);
+			yield* volumes
+				.filter(name => !mounts.includes(name))
+				.map(name => `${nameOf(workload)}: nobody mounts the volume ${name}`);
+			yield* mounts
+				.filter(name => !volumes.includes(name))
+				.map(name => `${nameOf(workload)}: there is no volume ${name} to mount`);
 		}
 	},
 
 	function* portsThatProbesName(manifests) {
 		for (const workload of workloads(manifests)) {
 			for (const {ports = [], startupProbe, livenessProbe, readinessProbe} of containersOf(workload)) {
-				for (const port of [startupProbe, livenessProbe, readinessProbe].flatMap(probe => probe?.httpGet?.port ?? probe?.tcpSocket?.port ?? [])) {
-					if (workload.spec.template.spec.hostNetwork !== true && !ports.some(({name, containerPort}) => name === port || containerPort === port)) {
+				for (const port of [startupProbe, livenessProbe, readinessProbe].flatMap(
+					probe => probe?.httpGet?.port ?? probe?.tcpSocket?.port ?? [],
+				)) {
+					if (
+						workload.spec.template.spec.hostNetwork !== true &&
+						!ports.some(({name, containerPort}) => name === port || containerPort === port)
+					) {
 						yield `${nameOf(workload)}: a probe asks port ${port}, which the container does not have`;
 					}
 				}
@@ -114,14 +144,19 @@ const rules: readonly Rule[] = [
 	},
 
 	function* selectorsThatSelect(manifests) {
-		const pods = workloads(manifests).map(workload => ({workload, labels: workload.spec.template.metadata?.labels ?? {}}));
+		const pods = workloads(manifests).map(workload => ({
+			workload,
+			labels: workload.spec.template.metadata?.labels ?? {},
+		}));
 		for (const {workload, labels} of pods) {
 			if (workload.kind !== 'Job' && !selects(workload.spec.selector, labels)) {
 				yield `${nameOf(workload)}: its selector does not match its pods`;
 			}
 
 			const spreads = workload.spec.template.spec.topologySpreadConstraints ?? [];
-			yield* spreads.filter(({labelSelector}) => !selects(labelSelector, labels)).map(() => `${nameOf(workload)}: its topology spread does not count its own pods`);
+			yield* spreads
+				.filter(({labelSelector}) => !selects(labelSelector, labels))
+				.map(() => `${nameOf(workload)}: its topology spread does not count its own pods`);
 		}
 
 		for (const manifest of manifests) {
@@ -134,18 +169,32 @@ const rules: readonly Rule[] = [
 
 	function* servicesLeadToPorts(manifests) {
 		for (const service of ofKind<Manifest & Service>(manifests, 'Service')) {
-			const target = workloads(manifests).find(({spec}) => selects({matchLabels: service.spec?.selector ?? {}}, spec.template.metadata?.labels ?? {}));
+			const target = workloads(manifests).find(({spec}) =>
+				selects({matchLabels: service.spec?.selector ?? {}}, spec.template.metadata?.labels ?? {}),
+			);
 			const ports = target === undefined ? [] : containersOf(target).flatMap(({ports = []}) => ports);
 			for (const {port, targetPort} of service.spec?.ports ?? []) {
-				if (!ports.some(({name, containerPort}) => name === targetPort || containerPort === (targetPort ?? port))) {
+				if (
+					!ports.some(
+						({name, containerPort}) => name === targetPort || containerPort === (targetPort ?? port),
+					)
+				) {
 					yield `${nameOf(service)}: no container has the port ${String(targetPort ?? port)}`;
 				}
 			}
 		}
 
-		for (const configuration of ofKind<Manifest & MutatingWebhookConfiguration>(manifests, 'MutatingWebhookConfiguration')) {
-			for (const {name, clientConfig: {service}} of configuration.webhooks ?? []) {
-				const found = ofKind<Manifest & Service>(manifests, 'Service').find(({metadata}) => metadata.name === service?.name && metadata.namespace === service.namespace);
+		for (const configuration of ofKind<Manifest & MutatingWebhookConfiguration>(
+			manifests,
+			'MutatingWebhookConfiguration',
+		)) {
+			for (const {
+				name,
+				clientConfig: {service},
+			} of configuration.webhooks ?? []) {
+				const found = ofKind<Manifest & Service>(manifests, 'Service').find(
+					({metadata}) => metadata.name === service?.name && metadata.namespace === service.namespace,
+				);
 				if (found?.spec?.ports?.some(({port}) => port === (service?.port ?? 443)) !== true) {
 					yield `${nameOf(configuration)}: ${name} calls a service or port that is not there`;
 				}
@@ -154,16 +203,27 @@ const rules: readonly Rule[] = [
 	},
 
 	function* certificatesAreForWhoUsesThem(manifests) {
-		const secrets = new Set(workloads(manifests).flatMap(({spec}) => spec.template.spec.volumes ?? []).map(({secret}) => secret?.secretName));
-		const services = new Set(ofKind<Manifest & Service>(manifests, 'Service').map(({metadata}) => `${metadata.name}.${namespace}.svc`));
-		for (const certificate of ofKind<Certificate>(manifests, 'Certificate').filter(({spec}) => secrets.has(spec.secretName))) {
+		const secrets = new Set(
+			workloads(manifests)
+				.flatMap(({spec}) => spec.template.spec.volumes ?? [])
+				.map(({secret}) => secret?.secretName),
+		);
+		const services = new Set(
+			ofKind<Manifest & Service>(manifests, 'Service').map(({metadata}) => `${metadata.name}.${namespace}.svc`),
+		);
+		for (const certificate of ofKind<Certificate>(manifests, 'Certificate').filter(({spec}) =>
+			secrets.has(spec.secretName),
+		)) {
 			const strays = certificate.spec.dnsNames?.filter(name => !services.has(name)) ?? ['no name'];
 			yield* strays.map(name => `${nameOf(certificate)}: there is no service ${name}`);
 		}
 
-		const issued = ofKind<Certificate>(manifests, 'Certificate').map(({metadata}) => `${namespace}/${metadata.name}`);
+		const issued = ofKind<Certificate>(manifests, 'Certificate').map(
+			({metadata}) => `${namespace}/${metadata.name}`,
+		);
 		for (const configuration of ofKind(manifests, 'MutatingWebhookConfiguration')) {
-			const {['cert-manager.io/inject-ca-from']: from, ['service.beta.openshift.io/inject-cabundle']: inject} = configuration.metadata.annotations ?? {};
+			const {['cert-manager.io/inject-ca-from']: from, ['service.beta.openshift.io/inject-cabundle']: inject} =
+				configuration.metadata.annotations ?? {};
 			if (from === undefined ? inject !== 'true' : !issued.includes(from)) {
 				yield `${nameOf(configuration)}: the API server is not told whom to trust`;
 			}
@@ -180,14 +240,23 @@ const rules: readonly Rule[] = [
 
 			for (const subject of subjects) {
 				const account = `${subject.kind} ${subject.name}`;
-				if (subject.namespace !== namespace || (!others.has(account) && !manifests.some(each => nameOf(each) === account))) {
+				if (
+					subject.namespace !== namespace ||
+					(!others.has(account) && !manifests.some(each => nameOf(each) === account))
+				) {
 					yield `${nameOf(binding)}: there is no ${account} in ${String(subject.namespace)}`;
 				}
 			}
 		}
 
-		const bound = new Set(ofKind<Manifest & ClusterRoleBinding>(manifests, 'RoleBinding', 'ClusterRoleBinding').map(({roleRef}) => `${roleRef.kind} ${roleRef.name}`));
-		yield* ofKind(manifests, 'Role', 'ClusterRole').filter(role => !bound.has(nameOf(role))).map(role => `${nameOf(role)}: nobody has it`);
+		const bound = new Set(
+			ofKind<Manifest & ClusterRoleBinding>(manifests, 'RoleBinding', 'ClusterRoleBinding').map(
+				({roleRef}) => `${roleRef.kind} ${roleRef.name}`,
+			),
+		);
+		yield* ofKind(manifests, 'Role', 'ClusterRole')
+			.filter(role => !bound.has(nameOf(role)))
+			.map(role => `${nameOf(role)}: nobody has it`);
 	},
 
 	function* peerPodsGoWhereTheDaemonIs(manifests) {
@@ -213,7 +282,9 @@ const rules: readonly Rule[] = [
 			}
 
 			for (const {schema} of versions) {
-				yield* untyped(schema?.openAPIV3Schema ?? {}, []).map(path => `${nameOf(definition)}: ${path} has no type`);
+				yield* untyped(schema?.openAPIV3Schema ?? {}, []).map(
+					path => `${nameOf(definition)}: ${path} has no type`,
+				);
 			}
 		}
 	},
@@ -250,14 +321,21 @@ type Certificate = Manifest & {spec: {secretName: string; dnsNames?: readonly st
 
 /** The secret that cert-manager or OpenShift's service CA makes for the object, if any. */
 function certificateSecret(manifest: Manifest): string[] {
-	const name = manifest.kind === 'Certificate' ? (manifest as Certificate).spec.secretName : manifest.metadata.annotations?.['service.beta.openshift.io/serving-cert-secret-name'];
+	const name =
+		manifest.kind === 'Certificate'
+			? (manifest as Certificate).spec.secretName
+			: manifest.metadata.annotations?.['service.beta.openshift.io/serving-cert-secret-name'];
 	return name === undefined ? [] : [name];
 }
 
 /** As Kubernetes does; an empty selector is a mistake here. */
 function selects(selector: LabelSelector | undefined, labels: Readonly<Record<string, string>>): boolean {
 	const wanted = Object.entries(selector?.matchLabels ?? {});
-	return wanted.length > 0 && selector?.matchExpressions === undefined && wanted.every(([name, value]) => labels[name] === value);
+	return (
+		wanted.length > 0 &&
+		selector?.matchExpressions === undefined &&
+		wanted.every(([name, value]) => labels[name] === value)
+	);
 }
 
 function* leaves(value: unknown, path: readonly string[] = []): Generator<[path: readonly string[], value: unknown]> {
@@ -271,7 +349,17 @@ function* leaves(value: unknown, path: readonly string[] = []): Generator<[path:
 }
 
 /** Kubernetes, "Custom Resources", "Specifying a structural schema". */
-function untyped({type, properties = {}, additionalProperties, items}: JSONSchemaProps, path: readonly string[]): string[] {
-	const inner = [...Object.entries(properties), ...typeof additionalProperties === 'object' ? [['*', additionalProperties] as const] : [], ...typeof items === 'object' ? [['[]', items] as const] : []];
-	return [...type === undefined ? [path.join('.') || 'the root'] : [], ...inner.flatMap(([name, schema]) => untyped(schema as JSONSchemaProps, [...path, name]))];
+function untyped(
+	{type, properties = {}, additionalProperties, items}: JSONSchemaProps,
+	path: readonly string[],
+): string[] {
+	const inner = [
+		...Object.entries(properties),
+		...(typeof additionalProperties === 'object' ? [['*', additionalProperties] as const] : []),
+		...(typeof items === 'object' ? [['[]', items] as const] : []),
+	];
+	return [
+		...(type === undefined ? [path.join('.') || 'the root'] : []),
+		...inner.flatMap(([name, schema]) => untyped(schema as JSONSchemaProps, [...path, name])),
+	];
 }

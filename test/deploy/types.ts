@@ -1,7 +1,8 @@
 /**
- * Checks manifests against the types of the Kubernetes API by handing them to the TypeScript compiler: each becomes a constant of its kind's type, so that a
- * field that the kind does not have, one that it must have, and a value of the wrong type are errors. The types are those of Kubernetes 1.30, the oldest that
- * the manifests are for; what is valid there stays valid, since all are of API versions that only grow. Custom resources get a type from their definition.
+ * Checks manifests against the types of the Kubernetes API by handing them to the TypeScript compiler: each becomes a
+ * constant of its kind's type, so that a field that the kind does not have, one that it must have, and a value of the
+ * wrong type are errors. The types are those of Kubernetes 1.30, the oldest that the manifests are for; what is valid
+ * there stays valid, since all are of API versions that only grow. Custom resources get a type from their definition.
  */
 import {join} from 'node:path';
 import type {CustomResourceDefinition, JSONSchemaProps} from 'kubernetes-types/apiextensions/v1.js';
@@ -10,7 +11,7 @@ import type {Manifest} from './manifests.ts';
 
 /** API version to the module of its types. */
 const modules: Readonly<Record<string, string>> = {
-	'v1': 'core/v1',
+	v1: 'core/v1',
 	'apps/v1': 'apps/v1',
 	'batch/v1': 'batch/v1',
 	'policy/v1': 'policy/v1',
@@ -25,26 +26,36 @@ const modules: Readonly<Record<string, string>> = {
 const foreign: Readonly<Record<string, string>> = {
 	// cert-manager, "API reference", cert-manager.io/v1
 	'cert-manager.io/v1 Issuer': '{metadata: ObjectMeta; spec: {selfSigned: {}} | {ca: {secretName: string}}}',
-	'cert-manager.io/v1 Certificate': '{metadata: ObjectMeta; spec: {secretName: string; dnsNames?: string[]; isCA?: boolean; commonName?: string; duration?: string; renewBefore?: string; '
-		+ 'privateKey?: {algorithm?: "RSA" | "ECDSA" | "Ed25519"; size?: number; rotationPolicy?: "Always" | "Never"}; '
-		+ 'issuerRef: {name: string; kind?: "Issuer" | "ClusterIssuer"; group?: string}}}',
+	'cert-manager.io/v1 Certificate':
+		'{metadata: ObjectMeta; spec: {secretName: string; dnsNames?: string[]; isCA?: boolean; commonName?: string; duration?: string; renewBefore?: string; ' +
+		'privateKey?: {algorithm?: "RSA" | "ECDSA" | "Ed25519"; size?: number; rotationPolicy?: "Always" | "Never"}; ' +
+		'issuerRef: {name: string; kind?: "Issuer" | "ClusterIssuer"; group?: string}}}',
 	// OpenShift, openshift/api, security/v1
-	'security.openshift.io/v1 SecurityContextConstraints': '{metadata: ObjectMeta; allowHostDirVolumePlugin: boolean; allowHostIPC: boolean; allowHostNetwork: boolean; allowHostPID: boolean; '
-		+ 'allowHostPorts: boolean; allowPrivilegedContainer: boolean; allowPrivilegeEscalation?: boolean; allowedCapabilities: string[]; readOnlyRootFilesystem: boolean; '
-		+ 'runAsUser: {type: "RunAsAny"}; seLinuxContext: {type: "RunAsAny"}; fsGroup: {type: "RunAsAny"}; supplementalGroups: {type: "RunAsAny"}; '
-		+ 'seccompProfiles?: string[]; volumes: string[]; users: string[]; groups: string[]}',
+	'security.openshift.io/v1 SecurityContextConstraints':
+		'{metadata: ObjectMeta; allowHostDirVolumePlugin: boolean; allowHostIPC: boolean; allowHostNetwork: boolean; allowHostPID: boolean; ' +
+		'allowHostPorts: boolean; allowPrivilegedContainer: boolean; allowPrivilegeEscalation?: boolean; allowedCapabilities: string[]; readOnlyRootFilesystem: boolean; ' +
+		'runAsUser: {type: "RunAsAny"}; seLinuxContext: {type: "RunAsAny"}; fsGroup: {type: "RunAsAny"}; supplementalGroups: {type: "RunAsAny"}; ' +
+		'seccompProfiles?: string[]; volumes: string[]; users: string[]; groups: string[]}',
 	// OpenShift, openshift/api, machineconfiguration/v1; Ignition, "Configuration Specification v3.2.0"
-	'machineconfiguration.openshift.io/v1 MachineConfig': '{metadata: ObjectMeta; spec: {extensions?: string[]; config: {ignition: {version: "3.2.0"}; '
-		+ 'storage: {files: Array<{path: string; mode: number; overwrite?: boolean; contents: {source: string}}>}}}}',
+	'machineconfiguration.openshift.io/v1 MachineConfig':
+		'{metadata: ObjectMeta; spec: {extensions?: string[]; config: {ignition: {version: "3.2.0"}; ' +
+		'storage: {files: Array<{path: string; mode: number; overwrite?: boolean; contents: {source: string}}>}}}}',
 };
 
 /** What kubernetes-types 1.30.0 leaves out of an interface. */
-const supplement = 'import type {} from "kubernetes-types/admissionregistration/v1.js"; declare module "kubernetes-types/admissionregistration/v1.js" {interface RuleWithOperations {resources?: string[]; scope?: string} interface NamedRuleWithOperations {resources?: string[]; scope?: string}}';
+const supplement =
+	'import type {} from "kubernetes-types/admissionregistration/v1.js"; declare module "kubernetes-types/admissionregistration/v1.js" {interface RuleWithOperations {resources?: string[]; scope?: string} interface NamedRuleWithOperations {resources?: string[]; scope?: string}}';
 
 const path = join(import.meta.dirname, 'manifests.generated.ts');
 const options: ts.CompilerOptions = {
-	strict: true, exactOptionalPropertyTypes: true, noEmit: true, skipLibCheck: true, types: [], lib: ['lib.es5.d.ts'],
-	module: ts.ModuleKind.NodeNext, moduleResolution: ts.ModuleResolutionKind.NodeNext,
+	strict: true,
+	exactOptionalPropertyTypes: true,
+	noEmit: true,
+	skipLibCheck: true,
+	types: [],
+	lib: ['lib.es5.d.ts'],
+	module: ts.ModuleKind.NodeNext,
+	moduleResolution: ts.ModuleResolutionKind.NodeNext,
 };
 
 /** Everything of the compiler's that does not depend on the manifests, parsed once. */
@@ -54,14 +65,24 @@ const parse = host.getSourceFile.bind(host);
 
 /** @returns what is wrong, each with the object that it is in; nothing when all is well */
 export function typeErrors(manifests: readonly Manifest[], definitions: readonly CustomResourceDefinition[]): string[] {
-	const custom = new Map(definitions.flatMap(({spec}) => spec.versions.map(({name, schema}) => [`${spec.group}/${name} ${spec.names.kind}`, typeOf(schema?.openAPIV3Schema ?? {})])));
+	const custom = new Map(
+		definitions.flatMap(({spec}) =>
+			spec.versions.map(({name, schema}) => [
+				`${spec.group}/${name} ${spec.names.kind}`,
+				typeOf(schema?.openAPIV3Schema ?? {}),
+			]),
+		),
+	);
 	const unknown: string[] = [];
 	const lines = [`import type {ObjectMeta} from "kubernetes-types/meta/v1.js"; ${supplement}`];
 	const names: string[] = [''];
 	for (const manifest of manifests) {
 		const {apiVersion, kind, ...rest} = manifest;
 		const module = modules[apiVersion];
-		const type = custom.get(`${apiVersion} ${kind}`) ?? foreign[`${apiVersion} ${kind}`] ?? (module === undefined ? undefined : `import("kubernetes-types/${module}.js").${kind}`);
+		const type =
+			custom.get(`${apiVersion} ${kind}`) ??
+			foreign[`${apiVersion} ${kind}`] ??
+			(module === undefined ? undefined : `import("kubernetes-types/${module}.js").${kind}`);
 		if (type === undefined) {
 			unknown.push(`${nameOf(manifest)}: there is no type for ${apiVersion}`);
 			continue;
@@ -89,14 +110,20 @@ export function typeErrors(manifests: readonly Manifest[], definitions: readonly
 			return parsed.get(name);
 		},
 	});
-	return [...unknown, ...ts.getPreEmitDiagnostics(program).map(({start, file, messageText}) => {
-		const line = file?.getLineAndCharacterOfPosition(start ?? 0).line ?? 0;
-		return `${names[line] ?? ''}: ${ts.flattenDiagnosticMessageText(messageText, ' ')}`;
-	})];
+	return [
+		...unknown,
+		...ts.getPreEmitDiagnostics(program).map(({start, file, messageText}) => {
+			const line = file?.getLineAndCharacterOfPosition(start ?? 0).line ?? 0;
+			return `${names[line] ?? ''}: ${ts.flattenDiagnosticMessageText(messageText, ' ')}`;
+		}),
+	];
 }
 
 /** The TypeScript of a structural schema. */
-function typeOf({type, properties = {}, required = [], additionalProperties, enum: words}: JSONSchemaProps, isRoot = true): string {
+function typeOf(
+	{type, properties = {}, required = [], additionalProperties, enum: words}: JSONSchemaProps,
+	isRoot = true,
+): string {
 	switch (type) {
 		case 'object': {
 			if (typeof additionalProperties === 'object') {
@@ -105,7 +132,10 @@ function typeOf({type, properties = {}, required = [], additionalProperties, enu
 
 			const fields = Object.entries(properties)
 				.filter(([name]) => !isRoot || (name !== 'apiVersion' && name !== 'kind'))
-				.map(([name, schema]) => `${JSON.stringify(name)}${required.includes(name) ? '' : '?'}: ${isRoot && name === 'metadata' ? 'ObjectMeta' : typeOf(schema, false)}`);
+				.map(
+					([name, schema]) =>
+						`${JSON.stringify(name)}${required.includes(name) ? '' : '?'}: ${isRoot && name === 'metadata' ? 'ObjectMeta' : typeOf(schema, false)}`,
+				);
 			return `{${fields.join('; ')}}`;
 		}
 

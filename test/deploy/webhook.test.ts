@@ -20,7 +20,10 @@ interface Parts {
 
 const parts = (async (): Promise<Parts> => {
 	const manifests = await build('overlays/openshift');
-	const [webhook] = ofKind<Manifest & MutatingWebhookConfiguration>(manifests, 'MutatingWebhookConfiguration').flatMap(({webhooks = []}) => webhooks);
+	const [webhook] = ofKind<Manifest & MutatingWebhookConfiguration>(
+		manifests,
+		'MutatingWebhookConfiguration',
+	).flatMap(({webhooks = []}) => webhooks);
 	const workload = workloads(manifests).find(({metadata}) => metadata.name === 'peer-pods-webhook');
 	const [container] = workload === undefined ? [] : containersOf(workload);
 	if (webhook === undefined || workload === undefined || container === undefined) {
@@ -37,7 +40,10 @@ test('what the API server is told to call, and what kubelet is told to probe, an
 	t.is((await running.client.call({path: webhook.clientConfig.service?.path ?? '', body})).status, 200);
 	t.is((await running.client.call({path: '/', body})).status, 404);
 	for (const probe of [container.readinessProbe, container.livenessProbe]) {
-		const [response] = await once(get({port: running.webhook.probePort, path: probe?.httpGet?.path}), 'response') as [IncomingMessage];
+		const [response] = (await once(
+			get({port: running.webhook.probePort, path: probe?.httpGet?.path}),
+			'response',
+		)) as [IncomingMessage];
 		response.resume();
 		t.is(response.statusCode, 200, probe?.httpGet?.path);
 	}
@@ -45,17 +51,44 @@ test('what the API server is told to call, and what kubelet is told to probe, an
 
 test('ports, certificate directory and time to drain are those of the code', async t => {
 	const {workload, container} = await parts;
-	const config = loadSettings(webhookSettings, Object.fromEntries(container.env?.map(({name, value}) => [name, value]) ?? []), {hostname: ''});
-	t.deepEqual(container.ports?.map(({name, containerPort}) => [name, containerPort]), [['webhook', config.webhookPort], ['probes', config.webhookProbePort]]);
+	const config = loadSettings(
+		webhookSettings,
+		Object.fromEntries(container.env?.map(({name, value}) => [name, value]) ?? []),
+		{hostname: ''},
+	);
+	t.deepEqual(
+		container.ports?.map(({name, containerPort}) => [name, containerPort]),
+		[
+			['webhook', config.webhookPort],
+			['probes', config.webhookProbePort],
+		],
+	);
 	t.true(container.volumeMounts?.some(({mountPath}) => mountPath === config.webhookCertDir));
-	t.true((workload.spec.template.spec.terminationGracePeriodSeconds ?? 30) * 1000 > config.webhookDrainDelayMs + 10_000);
+	t.true(
+		(workload.spec.template.spec.terminationGracePeriodSeconds ?? 30) * 1000 > config.webhookDrainDelayMs + 10_000,
+	);
 });
 
 test('the API server, the webhook and the runtime class speak of the same pods, when they are made', async t => {
 	const {manifests, webhook, container} = await parts;
-	const {targetRuntimeClass} = loadSettings(webhookSettings, Object.fromEntries(container.env?.map(({name, value}) => [name, value]) ?? []), {hostname: ''});
-	t.true(ofKind<Manifest & RuntimeClass>(manifests, 'RuntimeClass').some(({metadata}) => metadata.name === targetRuntimeClass));
-	t.true(webhook.matchConditions?.some(({expression}) => expression.includes(`object.spec.runtimeClassName == '${targetRuntimeClass}'`)));
-	t.deepEqual(webhook.rules?.map(({operations}) => operations), [['CREATE']]);
+	const {targetRuntimeClass} = loadSettings(
+		webhookSettings,
+		Object.fromEntries(container.env?.map(({name, value}) => [name, value]) ?? []),
+		{hostname: ''},
+	);
+	t.true(
+		ofKind<Manifest & RuntimeClass>(manifests, 'RuntimeClass').some(
+			({metadata}) => metadata.name === targetRuntimeClass,
+		),
+	);
+	t.true(
+		webhook.matchConditions?.some(({expression}) =>
+			expression.includes(`object.spec.runtimeClassName == '${targetRuntimeClass}'`),
+		),
+	);
+	t.deepEqual(
+		webhook.rules?.map(({operations}) => operations),
+		[['CREATE']],
+	);
 	t.is(webhook.sideEffects, 'None');
 });

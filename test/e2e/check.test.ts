@@ -1,6 +1,6 @@
 /**
- * `check` on the lab's worker node: a real KVM host over ssh, a real route, a real port. First where all is well, then where as much as
- * possible is not.
+ * `check` on the lab's worker node: a real KVM host over ssh, a real route, a real port. First where all is well, then
+ * where as much as possible is not.
  */
 import {once} from 'node:events';
 import {text} from 'node:stream/consumers';
@@ -32,8 +32,16 @@ interface Outcome {
 
 async function check(env: Readonly<Record<string, string>> = {}, uri = lab.sshUri): Promise<Outcome> {
 	const child = lab.workerRun([process.execPath, 'src/main.ts', 'check', '--json', '-uri', uri], {
-		cwd: repository, stdio: ['ignore', 'pipe', 'inherit'],
-		env: {CLUSTER_ID: 'lab', NODE_NAME: 'worker-0', LIBVIRT_MEMORY: '256', LIBVIRT_ROOT_DISK_SIZE: '1', PEERPODS_LIMIT_PER_NODE: '2', ...env},
+		cwd: repository,
+		stdio: ['ignore', 'pipe', 'inherit'],
+		env: {
+			CLUSTER_ID: 'lab',
+			NODE_NAME: 'worker-0',
+			LIBVIRT_MEMORY: '256',
+			LIBVIRT_ROOT_DISK_SIZE: '1',
+			PEERPODS_LIMIT_PER_NODE: '2',
+			...env,
+		},
 	});
 	if (child.stdout === null) {
 		throw new TypeError('stdout is a pipe');
@@ -43,11 +51,16 @@ async function check(env: Readonly<Record<string, string>> = {}, uri = lab.sshUr
 	const stdout = await text(child.stdout);
 	const [code] = await closed;
 	const {checks} = JSON.parse(stdout) as {readonly checks: readonly CheckResult[]};
-	return {code, stdout, lines: checks.map(({status, name}) => `${status} ${name}`), of: name => checks.find(each => each.name === name)};
+	return {
+		code,
+		stdout,
+		lines: checks.map(({status, name}) => `${status} ${name}`),
+		of: name => checks.find(each => each.name === name),
+	};
 }
 
 async function onWorker(script: string): Promise<void> {
-	const [code] = await once(lab.workerRun(['sh', '-euc', script]), 'close') as [number | null];
+	const [code] = (await once(lab.workerRun(['sh', '-euc', script]), 'close')) as [number | null];
 	if (code !== 0) {
 		throw new Error(`${script} ended with ${String(code)}`);
 	}
@@ -58,7 +71,11 @@ test.serial('where all is well, all is well but that guests are emulated', async
 	const found = await check();
 	// On a machine that is busy enough libvirt is slow, and rightly said to be.
 	const isSlow = / \d{3,} ms a call/.test(found.of('libvirt')?.text ?? '');
-	t.deepEqual(found.lines.filter(line => !line.startsWith('ok ')), [...isSlow ? ['warning libvirt'] : [], 'warning guests'], found.stdout);
+	t.deepEqual(
+		found.lines.filter(line => !line.startsWith('ok ')),
+		[...(isSlow ? ['warning libvirt'] : []), 'warning guests'],
+		found.stdout,
+	);
 	t.is(found.code, 0);
 	t.regex(found.of('ssh')?.text ?? '', /^root@192\.168\.122\.1 port 22 .*host key is verified/);
 	t.regex(found.of('base-volume')?.text ?? '', /^podvm-base\.qcow2, qcow2 of /);
@@ -80,15 +97,33 @@ test.serial('each thing that is not well is found: host key, way, port, space, f
 	// Behind libvirt's back, which goes on saying qcow2.
 	await once(lab.hostRun(['sh', '-c', `printf zIPL >${names.images}/${names.baseVolume}`]), 'close');
 	await lab.virsh('pool-autostart', names.pool, '--disable');
-	const found = await check({LIBVIRT_MEMORY: '1000000', DISABLECVM: 'false'}, `qemu+ssh://root@${subnet.host}/system?no_verify=1&keyfile=${paths.key}`);
-	t.deepEqual(found.lines.filter(line => !/^ok |^warning libvirt$/.test(line)), [
-		'warning ssh', 'warning guests', 'failure secure-execution', 'failure memory', 'warning pool', 'failure base-volume',
-		'warning route', 'failure vxlan-port', 'failure socket-directory', 'failure pods-directory',
-	], found.stdout);
+	const found = await check(
+		{LIBVIRT_MEMORY: '1000000', DISABLECVM: 'false'},
+		`qemu+ssh://root@${subnet.host}/system?no_verify=1&keyfile=${paths.key}`,
+	);
+	t.deepEqual(
+		found.lines.filter(line => !/^ok |^warning libvirt$/.test(line)),
+		[
+			'warning ssh',
+			'warning guests',
+			'failure secure-execution',
+			'failure memory',
+			'warning pool',
+			'failure base-volume',
+			'warning route',
+			'failure vxlan-port',
+			'failure socket-directory',
+			'failure pods-directory',
+		],
+		found.stdout,
+	);
 	t.is(found.code, 1);
 	t.regex(found.of('ssh')?.text ?? '', /not verified \(no_verify=1\)/);
 	t.regex(found.of('base-volume')?.text ?? '', /its content is not qcow2/);
-	t.regex(found.of('route')?.text ?? '', /192\.168\.122\.0\/24 by eth0 through 192\.168\.122\.1; that is the default route/);
+	t.regex(
+		found.of('route')?.text ?? '',
+		/192\.168\.122\.0\/24 by eth0 through 192\.168\.122\.1; that is the default route/,
+	);
 	t.regex(found.of('vxlan-port')?.text ?? '', /by the interface genev/);
 	t.regex(found.of('pods-directory')?.text ?? '', /EROFS/);
 });

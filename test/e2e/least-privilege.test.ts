@@ -21,55 +21,106 @@ test.before(async t => {
 	t.timeout(600_000);
 	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
 	shim = new Shim(lab.outside(hypervisorSocket));
-	const documents = parseAllDocuments(await readFile(new URL('../../deploy/base/daemon.yaml', import.meta.url), 'utf8'));
-	const daemonSet = documents.map(document => document.toJS() as {kind?: string; spec?: {template: {spec: {containers: Array<{securityContext: {capabilities: {add: string[]; drop: string[]}}}>}}}}).find(({kind}) => kind === 'DaemonSet');
+	const documents = parseAllDocuments(
+		await readFile(new URL('../../deploy/base/daemon.yaml', import.meta.url), 'utf8'),
+	);
+	const daemonSet = documents
+		.map(
+			document =>
+				document.toJS() as {
+					kind?: string;
+					spec?: {
+						template: {
+							spec: {
+								containers: Array<{securityContext: {capabilities: {add: string[]; drop: string[]}}}>;
+							};
+						};
+					};
+				},
+		)
+		.find(({kind}) => kind === 'DaemonSet');
 	const asked = daemonSet?.spec?.template.spec.containers[0]?.securityContext.capabilities;
 	t.deepEqual(asked?.drop, ['ALL']);
 	capabilities = (asked?.add ?? []).map(name => name.toLowerCase());
 });
 test.after.always(async () => stack.disposeAsync());
 
-/** With these capabilities only, and nothing of the file system writable but what is mounted into it: here /run and /dev/shm. */
+/**
+ * With these capabilities only, and nothing of the file system writable but what is mounted into it: here /run and
+ * /dev/shm.
+ */
 function confined(kept: readonly string[]): readonly string[] {
 	return [
-		'unshare', '--mount', '--propagation', 'slave', '--', 'sh', '-euc', 'mount -o remount,ro,bind /; exec "$@"', 'sh',
-		'setpriv', '--bounding-set', ['-all', ...kept.map(name => `+${name}`)].join(','), '--inh-caps', '-all', '--',
+		'unshare',
+		'--mount',
+		'--propagation',
+		'slave',
+		'--',
+		'sh',
+		'-euc',
+		'mount -o remount,ro,bind /; exec "$@"',
+		'sh',
+		'setpriv',
+		'--bounding-set',
+		['-all', ...kept.map(name => `+${name}`)].join(','),
+		'--inh-caps',
+		'-all',
+		'--',
 	];
 }
 
-async function withDaemon(t: ExecutionContext, kept: readonly string[], work: (daemon: Service) => Promise<void>): Promise<void> {
+async function withDaemon(
+	t: ExecutionContext,
+	kept: readonly string[],
+	work: (daemon: Service) => Promise<void>,
+): Promise<void> {
 	await using daemon = await startDaemon(lab, {}, signal, confined(kept));
 	t.teardown(() => t.passed || t.log(daemon.tail.slice(-40).join('\n')));
 	await work(daemon);
 }
 
-test.serial('with the capabilities of the manifest and a read-only root a pod starts, is reached and is removed', async t => {
-	t.timeout(600_000);
-	await withDaemon(t, capabilities, async () => {
-		await using pod = await lab.podNamespace('confined');
-		const id = newSandboxId();
-		const agentSocket = await shim.createVm({id, annotations: podAnnotations('confined', 'default'), networkNamespacePath: pod.netnsPath}, signal);
-		await shim.startVm(id, signal);
-		const agent = await connect(lab.outside(agentSocket), signal);
-		t.is((await new AgentClient(agent).call('Health/Check', {}, signal)).status, 'SERVING');
-		await agent[Symbol.asyncDispose]();
-		await shim.stopVm(id, signal);
-	});
-	const {domains, volumes, tunnels, sockets} = await lab.inventory();
-	t.deepEqual({domains, volumes, tunnels, sockets}, {domains: [], volumes: [], tunnels: [], sockets: []});
-});
+test.serial(
+	'with the capabilities of the manifest and a read-only root a pod starts, is reached and is removed',
+	async t => {
+		t.timeout(600_000);
+		await withDaemon(t, capabilities, async () => {
+			await using pod = await lab.podNamespace('confined');
+			const id = newSandboxId();
+			const agentSocket = await shim.createVm(
+				{id, annotations: podAnnotations('confined', 'default'), networkNamespacePath: pod.netnsPath},
+				signal,
+			);
+			await shim.startVm(id, signal);
+			const agent = await connect(lab.outside(agentSocket), signal);
+			t.is((await new AgentClient(agent).call('Health/Check', {}, signal)).status, 'SERVING');
+			await agent[Symbol.asyncDispose]();
+			await shim.stopVm(id, signal);
+		});
+		const {domains, volumes, tunnels, sockets} = await lab.inventory();
+		t.deepEqual({domains, volumes, tunnels, sockets}, {domains: [], volumes: [], tunnels: [], sockets: []});
+	},
+);
 
 for (const missing of ['net_admin', 'sys_admin']) {
 	test.serial(`without ${missing} no pod is half-made, and the error says what is missing`, async t => {
 		t.timeout(600_000);
 		t.true(capabilities.includes(missing));
 		const kept = capabilities.filter(name => name !== missing);
-		const error = await t.throwsAsync(withDaemon(t, kept, async () => {
-			await using pod = await lab.podNamespace(`no-${missing.replace('_', '-')}`);
-			await shim.createVm({id: newSandboxId(), annotations: podAnnotations('confined', 'default'), networkNamespacePath: pod.netnsPath}, signal);
-		}));
+		const error = await t.throwsAsync(
+			withDaemon(t, kept, async () => {
+				await using pod = await lab.podNamespace(`no-${missing.replace('_', '-')}`);
+				await shim.createVm(
+					{
+						id: newSandboxId(),
+						annotations: podAnnotations('confined', 'default'),
+						networkNamespacePath: pod.netnsPath,
+					},
+					signal,
+				);
+			}),
+		);
 		t.regex(error.message, /NET_ADMIN and SYS_ADMIN/);
 		const {domains, tunnels} = await lab.inventory();
-	t.deepEqual({domains, tunnels}, {domains: [], tunnels: []});
+		t.deepEqual({domains, tunnels}, {domains: [], tunnels: []});
 	});
 }

@@ -1,6 +1,7 @@
 /**
- * The pod's network with nothing left out: packets of real programs between pods on the worker and processes in s390x VMs, through the
- * tunnels that the daemon makes. One VM for each way in which CNI plugins leave a pod, and a plain pod beside each; all tests share them.
+ * The pod's network with nothing left out: packets of real programs between pods on the worker and processes in s390x
+ * VMs, through the tunnels that the daemon makes. One VM for each way in which CNI plugins leave a pod, and a plain pod
+ * beside each; all tests share them.
  */
 import test, {type ExecutionContext} from 'ava';
 import {connect} from '../../src/ttrpc/client.ts';
@@ -48,12 +49,18 @@ test.before(async t => {
 	lab = stack.use(await startLab({image: await buildGuestImage({}, signal), signal}));
 	daemon = await startDaemon(lab, {}, signal);
 	shim = new Shim(lab.outside(hypervisorSocket));
-	const namespaces = await Promise.all(podShapes.map(async shape => ({
-		shape, own: await lab.podNamespace(shape, {shape}), neighbour: await lab.podNamespace(`${shape}-neighbour`, {shape}),
-	})));
+	const namespaces = await Promise.all(
+		podShapes.map(async shape => ({
+			shape,
+			own: await lab.podNamespace(shape, {shape}),
+			neighbour: await lab.podNamespace(`${shape}-neighbour`, {shape}),
+		})),
+	);
 	empty = await lab.inventory();
 	stack.use(await serveOnWorker(lab, serverPort, signal));
-	const started = await Promise.all(namespaces.map(async ({shape, own, neighbour}) => [shape, await startPod(shape, own, neighbour)] as const));
+	const started = await Promise.all(
+		namespaces.map(async ({shape, own, neighbour}) => [shape, await startPod(shape, own, neighbour)] as const),
+	);
 	pods = Object.fromEntries(started) as Record<PodShape, Pod>;
 });
 
@@ -62,18 +69,29 @@ test.after.always(async () => {
 	await stack.disposeAsync();
 });
 
-test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => tellAfterFailure(t, daemon, lab));
+test.afterEach.always('what the daemon and the guests said, when a test has failed', async t =>
+	tellAfterFailure(t, daemon, lab),
+);
 
 /** A VM with a server in it. */
 async function startPod(name: string, own: PodNamespace, neighbour: PodNamespace): Promise<Pod> {
 	const id = newSandboxId();
-	const agentSocket = await shim.createVm({
-		id, annotations: podAnnotations(name, 'e2e'), networkNamespacePath: own.netnsPath,
-	}, signal);
+	const agentSocket = await shim.createVm(
+		{
+			id,
+			annotations: podAnnotations(name, 'e2e'),
+			networkNamespacePath: own.netnsPath,
+		},
+		signal,
+	);
 	await shim.startVm(id, signal);
 	const agent = new AgentClient(stack.use(await connect(lab.outside(agentSocket), signal)));
 	await agent.call('AgentService/CreateSandbox', {sandbox_id: id, hostname: name}, signal);
-	await agent.call('AgentService/CreateContainer', {container_id: 'web', OCI: {Process: {Args: ['/init', 'serve', '80']}}}, signal);
+	await agent.call(
+		'AgentService/CreateContainer',
+		{container_id: 'web', OCI: {Process: {Args: ['/init', 'serve', '80']}}},
+		signal,
+	);
 	await agent.call('AgentService/StartContainer', {container_id: 'web'}, signal);
 	await agent.call('AgentService/ReadStdout', {container_id: 'web', len: 100}, signal); // its first word: it serves
 	return {id, hostname: `podvm-${name}-${id.slice(0, 8)}`, ip: own.podIp, mac: own.mac, neighbour, agent};
@@ -98,10 +116,16 @@ for (const shape of podShapes) {
 		}
 	});
 
-	test.serial(`${shape}: the pod's address is answered by a process in the VM, which sees the client's own`, async t => {
-		const pod = pods[shape];
-		t.is(await get(pod.neighbour, addressOf(pod), signal), `Hello ${pod.neighbour.podIp}, this is ${pod.hostname} on s390x.\n`);
-	});
+	test.serial(
+		`${shape}: the pod's address is answered by a process in the VM, which sees the client's own`,
+		async t => {
+			const pod = pods[shape];
+			t.is(
+				await get(pod.neighbour, addressOf(pod), signal),
+				`Hello ${pod.neighbour.podIp}, this is ${pod.hostname} on s390x.\n`,
+			);
+		},
+	);
 
 	test.serial(`${shape}: a process in the VM reaches a server outside, which sees the pod's address`, async t => {
 		const pod = pods[shape];
@@ -110,38 +134,63 @@ for (const shape of podShapes) {
 
 	test.serial(`${shape}: 10 MB arrive unharmed, out of the VM and into it`, async t => {
 		const pod = pods[shape];
-		const {length, sha256: received, announced} = await download(pod.neighbour, `${addressOf(pod)}bytes?count=${tenMegabytes}`, signal);
+		const {
+			length,
+			sha256: received,
+			announced,
+		} = await download(pod.neighbour, `${addressOf(pod)}bytes?count=${tenMegabytes}`, signal);
 		t.is(length, tenMegabytes);
 		t.is(received, announced);
-		t.is(await inVm(t, pod, `wget -q -O - '${serverOnWorker}bytes?count=${tenMegabytes}' | sha256sum`), `${checksum}  -\n`);
+		t.is(
+			await inVm(t, pod, `wget -q -O - '${serverOnWorker}bytes?count=${tenMegabytes}' | sha256sum`),
+			`${checksum}  -\n`,
+		);
 	});
 
-	test.serial(`${shape}: packets as large as the VM's interface takes pass both ways in one piece; those of the pod's own size pass too`, async t => {
-		const pod = pods[shape];
-		t.is(await echo(pod.neighbour, pod.ip, 80, mtu.vm - udpHeaders, signal), mtu.vm - udpHeaders);
-		t.is(await inVm(t, pod, 'awk \'/^Ip:/ {print $NF}\' /proc/net/snmp'), 'FragCreates\n0\n');
-		t.is(await echo(pod.neighbour, pod.ip, 80, mtu.pod - udpHeaders, signal), mtu.pod - udpHeaders);
-		t.is(await inVm(t, pod, 'awk \'/^Ip:/ {print $NF}\' /proc/net/snmp'), 'FragCreates\n2\n');
-	});
+	test.serial(
+		`${shape}: packets as large as the VM's interface takes pass both ways in one piece; those of the pod's own size pass too`,
+		async t => {
+			const pod = pods[shape];
+			t.is(await echo(pod.neighbour, pod.ip, 80, mtu.vm - udpHeaders, signal), mtu.vm - udpHeaders);
+			t.is(await inVm(t, pod, "awk '/^Ip:/ {print $NF}' /proc/net/snmp"), 'FragCreates\n0\n');
+			t.is(await echo(pod.neighbour, pod.ip, 80, mtu.pod - udpHeaders, signal), mtu.pod - udpHeaders);
+			t.is(await inVm(t, pod, "awk '/^Ip:/ {print $NF}' /proc/net/snmp"), 'FragCreates\n2\n');
+		},
+	);
 }
 
-test.serial('pods that run at once stay apart: each VM is reached by its own address, from the other VMs too', async t => {
-	for (const from of Object.values(pods)) {
-		for (const to of Object.values(pods)) {
-			t.is(await inVm(t, from, `wget -q -O - ${addressOf(to)}`), `Hello ${from.ip}, this is ${to.hostname} on s390x.\n`);
+test.serial(
+	'pods that run at once stay apart: each VM is reached by its own address, from the other VMs too',
+	async t => {
+		for (const from of Object.values(pods)) {
+			for (const to of Object.values(pods)) {
+				t.is(
+					await inVm(t, from, `wget -q -O - ${addressOf(to)}`),
+					`Hello ${from.ip}, this is ${to.hostname} on s390x.\n`,
+				);
+			}
 		}
-	}
-});
+	},
+);
 
-test.serial('a stopped pod takes nothing of the others with it; with the last, nothing of their networks is left', async t => {
-	const {tunnels, redirections, bound} = await lab.inventory();
-	t.deepEqual(tunnels, podShapes.map(shape => `${shape}/vxlan1`));
-	t.deepEqual(redirections, podShapes.flatMap(shape => [`${shape}/eth0`, `${shape}/vxlan1`]));
-	t.is(bound.length, podShapes.length);
+test.serial(
+	'a stopped pod takes nothing of the others with it; with the last, nothing of their networks is left',
+	async t => {
+		const {tunnels, redirections, bound} = await lab.inventory();
+		t.deepEqual(
+			tunnels,
+			podShapes.map(shape => `${shape}/vxlan1`),
+		);
+		t.deepEqual(
+			redirections,
+			podShapes.flatMap(shape => [`${shape}/eth0`, `${shape}/vxlan1`]),
+		);
+		t.is(bound.length, podShapes.length);
 
-	const {bridge, calico, ptp} = pods;
-	await shim.stopVm(bridge.id, signal);
-	t.regex(await get(calico.neighbour, addressOf(calico), signal), new RegExp(calico.hostname));
-	await Promise.all([calico, ptp].map(async ({id}) => shim.stopVm(id, signal)));
-	t.deepEqual(await settledInventory(empty, lab, signal), empty);
-});
+		const {bridge, calico, ptp} = pods;
+		await shim.stopVm(bridge.id, signal);
+		t.regex(await get(calico.neighbour, addressOf(calico), signal), new RegExp(calico.hostname));
+		await Promise.all([calico, ptp].map(async ({id}) => shim.stopVm(id, signal)));
+		t.deepEqual(await settledInventory(empty, lab, signal), empty);
+	},
+);

@@ -1,6 +1,6 @@
 /**
- * The main job with nothing left out: the daemon on a worker node, libvirt over ssh, QEMU booting s390x, mutual TLS, the guest's agent.
- * One lab for all; each test begins and ends with an empty host.
+ * The main job with nothing left out: the daemon on a worker node, libvirt over ssh, QEMU booting s390x, mutual TLS,
+ * the guest's agent. One lab for all; each test begins and ends with an empty host.
  */
 import {createHash} from 'node:crypto';
 import {once} from 'node:events';
@@ -45,14 +45,23 @@ test.after.always(async () => {
 	await stack.disposeAsync();
 });
 
-test.afterEach.always('what the daemon and the guests said, when a test has failed', async t => tellAfterFailure(t, daemon, lab));
+test.afterEach.always('what the daemon and the guests said, when a test has failed', async t =>
+	tellAfterFailure(t, daemon, lab),
+);
 
-/** Of a VM that boots and is never reached: what shall happen during its start does, however long it takes to happen. */
+/**
+ * Of a VM that boots and is never reached: what shall happen during its start does, however long it takes to happen.
+ */
 const silent = 'silent.qcow2';
-const ofImage = (volume: string): Readonly<Record<string, string>> => ({'io.katacontainers.config.hypervisor.image': volume});
+const ofImage = (volume: string): Readonly<Record<string, string>> => ({
+	'io.katacontainers.config.hypervisor.image': volume,
+});
 
 async function addImage(volume: string, option: string): Promise<void> {
-	await copyFile(await buildGuestImage({bootOptions: [`caa.lab=${option}`]}, signal), lab.outside(`/var/lib/libvirt/images/${volume}`));
+	await copyFile(
+		await buildGuestImage({bootOptions: [`caa.lab=${option}`]}, signal),
+		lab.outside(`/var/lib/libvirt/images/${volume}`),
+	);
 	await lab.virsh('pool-refresh', 'default');
 }
 
@@ -61,16 +70,23 @@ interface Pod {
 	readonly agentSocket: string;
 }
 
-async function create(t: ExecutionContext, name: string, annotations: Readonly<Record<string, string>> = {}): Promise<Pod> {
+async function create(
+	t: ExecutionContext,
+	name: string,
+	annotations: Readonly<Record<string, string>> = {},
+): Promise<Pod> {
 	const network = await lab.podNamespace(name);
 	t.teardown(async () => network[Symbol.asyncDispose]());
 	const id = newSandboxId();
 	t.teardown(async () => shim.stopVm(id, signal));
-	const agentSocket = await shim.createVm({
-		id,
-		annotations: {...podAnnotations(name, 'e2e'), ...annotations},
-		networkNamespacePath: network.netnsPath,
-	}, signal);
+	const agentSocket = await shim.createVm(
+		{
+			id,
+			annotations: {...podAnnotations(name, 'e2e'), ...annotations},
+			networkNamespacePath: network.netnsPath,
+		},
+		signal,
+	);
 	return {id, agentSocket: lab.outside(agentSocket)};
 }
 
@@ -83,7 +99,7 @@ async function sh(pod: Pod, command: string): Promise<string> {
 }
 
 async function hostSh(command: string): Promise<void> {
-	const [code] = await once(lab.hostRun(['sh', '-c', command]), 'close') as [number | null];
+	const [code] = (await once(lab.hostRun(['sh', '-c', command]), 'close')) as [number | null];
 	if (code !== 0) {
 		throw new Error(`${command} exited with ${String(code)}`);
 	}
@@ -98,8 +114,13 @@ async function until(what: string, holds: (now: Inventory) => boolean): Promise<
 	return inventoryWhen(what, holds, lab, signal);
 }
 
-const booting = async (): Promise<Inventory> => until('a VM to be started', ({volumes, domains}) => domains.length === 1 && volumes.length === empty.volumes.length + 2);
-const noVm = ({volumes, domains}: Inventory): boolean => domains.length === 0 && volumes.length === empty.volumes.length;
+const booting = async (): Promise<Inventory> =>
+	until(
+		'a VM to be started',
+		({volumes, domains}) => domains.length === 1 && volumes.length === empty.volumes.length + 2,
+	);
+const noVm = ({volumes, domains}: Inventory): boolean =>
+	domains.length === 0 && volumes.length === empty.volumes.length;
 
 test.serial('a shim gets a VM of its own, whose agent runs commands on s390x, and no trace is left of it', async t => {
 	const pod = await create(t, 'hello');
@@ -134,73 +155,91 @@ async function replayCall(name: string): Promise<Frame> {
 	throw new Error(`${name} got no answer`);
 }
 
-test.serial('what a real shim once said, to the daemon and to the agent, is answered by the daemon and by an agent in a real VM', async t => {
-	const [createFrame] = recordedFrames('createvm.request');
-	const request = loadContract().hypervisor['CreateVM']?.requestDeserialize(decodeRequest(createFrame?.message ?? Buffer.alloc(0)).payload) as CreateVMRequest;
-	await using _network = await lab.podNamespace(request.networkNamespacePath.replace(/^.*\//, ''));
-	t.teardown(async () => shim.stopVm(request.id, signal));
-	for (const name of ['createvm', 'startvm']) {
-		t.deepEqual(decodeResponse((await replayCall(`${name}.request`)).message).status, undefined, name);
-	}
+test.serial(
+	'what a real shim once said, to the daemon and to the agent, is answered by the daemon and by an agent in a real VM',
+	async t => {
+		const [createFrame] = recordedFrames('createvm.request');
+		const request = loadContract().hypervisor['CreateVM']?.requestDeserialize(
+			decodeRequest(createFrame?.message ?? Buffer.alloc(0)).payload,
+		) as CreateVMRequest;
+		await using _network = await lab.podNamespace(request.networkNamespacePath.replace(/^.*\//, ''));
+		t.teardown(async () => shim.stopVm(request.id, signal));
+		for (const name of ['createvm', 'startvm']) {
+			t.deepEqual(decodeResponse((await replayCall(`${name}.request`)).message).status, undefined, name);
+		}
 
-	const agent = connectSocket(lab.outside(`/run/peerpod/pods/${request.id}/agent.ttrpc`));
-	const decoder = new FrameDecoder(maxMessageLength);
-	const answers = new Map<number, Frame>();
-	agent.on('data', (chunk: Buffer) => {
-		for (const frame of decoder.push(chunk)) {
-			if (frame instanceof Frame) {
-				answers.set(frame.streamId, frame);
+		const agent = connectSocket(lab.outside(`/run/peerpod/pods/${request.id}/agent.ttrpc`));
+		const decoder = new FrameDecoder(maxMessageLength);
+		const answers = new Map<number, Frame>();
+		agent.on('data', (chunk: Buffer) => {
+			for (const frame of decoder.push(chunk)) {
+				if (frame instanceof Frame) {
+					answers.set(frame.streamId, frame);
+				}
+			}
+		});
+		/** Calls that last until something happens: a process ends, writes, or memory runs out. */
+		const waiting = new Set(['WaitProcess', 'GetOOMEvent', 'ReadStdout', 'ReadStderr']);
+		const answered = async (streamId: number): Promise<void> => {
+			while (!answers.has(streamId)) {
+				await once(agent, 'data', {signal: AbortSignal.timeout(120_000)});
+			}
+		};
+
+		const codes: Record<string, number> = {};
+		const answeredInOrder = recordedFrames('agent.server').map(({streamId}) => streamId);
+		for (const frame of recordedFrames('agent.client')) {
+			const {method} = decodeRequest(frame.message);
+			if (!waiting.has(method)) {
+				// The shim knew by then what had been answered before this call was: it did not kill a process whose
+				// output it was waiting for.
+				await Promise.all(answeredInOrder.slice(0, answeredInOrder.indexOf(frame.streamId)).map(answered));
+			}
+
+			agent.write(frame.bytes);
+			if (!waiting.has(method)) {
+				await answered(frame.streamId);
+				codes[`${frame.streamId} ${method}`] =
+					decodeResponse(answers.get(frame.streamId)?.message ?? Buffer.alloc(0)).status?.code ?? 0;
 			}
 		}
-	});
-	/** Calls that last until something happens: a process ends, writes, or memory runs out. */
-	const waiting = new Set(['WaitProcess', 'GetOOMEvent', 'ReadStdout', 'ReadStderr']);
-	const answered = async (streamId: number): Promise<void> => {
-		while (!answers.has(streamId)) {
-			await once(agent, 'data', {signal: AbortSignal.timeout(120_000)});
-		}
-	};
 
-	const codes: Record<string, number> = {};
-	const answeredInOrder = recordedFrames('agent.server').map(({streamId}) => streamId);
-	for (const frame of recordedFrames('agent.client')) {
-		const {method} = decodeRequest(frame.message);
-		if (!waiting.has(method)) {
-			// The shim knew by then what had been answered before this call was: it did not kill a process whose output it was waiting for.
-			await Promise.all(answeredInOrder.slice(0, answeredInOrder.indexOf(frame.streamId)).map(answered));
-		}
+		t.deepEqual(
+			Object.entries(codes).filter(([, code]) => code !== 0),
+			[],
+			'every call succeeds, as it did then',
+		);
+		// What waited has come to its end by now, all but the wait for the memory to run out.
+		await Promise.all(recordedFrames('agent.server').map(async ({streamId}) => answered(streamId)));
+		const output = recordedFrames('agent.client').find(
+			frame => frame.message.includes('ReadStdout') && answers.get(frame.streamId)?.message.includes('s390x'),
+		);
+		t.truthy(output, 'the recorded `uname -m` was run on s390x');
+		t.deepEqual(decodeResponse((await replayCall('stopvm.request')).message).status, undefined);
+		await nothingLeft(t);
+	},
+);
 
-		agent.write(frame.bytes);
-		if (!waiting.has(method)) {
-			await answered(frame.streamId);
-			codes[`${frame.streamId} ${method}`] = decodeResponse(answers.get(frame.streamId)?.message ?? Buffer.alloc(0)).status?.code ?? 0;
-		}
-	}
-
-	t.deepEqual(Object.entries(codes).filter(([, code]) => code !== 0), [], 'every call succeeds, as it did then');
-	// What waited has come to its end by now, all but the wait for the memory to run out.
-	await Promise.all(recordedFrames('agent.server').map(async ({streamId}) => answered(streamId)));
-	const output = recordedFrames('agent.client').find(frame => frame.message.includes('ReadStdout') && answers.get(frame.streamId)?.message.includes('s390x'));
-	t.truthy(output, 'the recorded `uname -m` was run on s390x');
-	t.deepEqual(decodeResponse((await replayCall('stopvm.request')).message).status, undefined);
-	await nothingLeft(t);
-});
-
-test.serial('two pods at once are two VMs that differ in MAC and address; the next one takes the first one\'s MAC again', async t => {
-	const pods = await Promise.all([create(t, 'one'), create(t, 'two')]);
-	await Promise.all(pods.map(async ({id}) => shim.startVm(id, signal)));
-	const {macs} = await lab.inventory();
-	t.is(new Set(macs).size, 2);
-	const addresses = await Promise.all(pods.map(async pod => sh(pod, 'ip -o -4 address show eth0 | awk \'{print $4}\'')));
-	t.is(new Set(addresses).size, 2, addresses.join(' '));
-	await Promise.all(pods.map(async ({id}) => shim.stopVm(id, signal)));
-	await nothingLeft(t);
-	const third = await create(t, 'three');
-	await shim.startVm(third.id, signal);
-	t.deepEqual((await lab.inventory()).macs, macs.slice(0, 1));
-	await shim.stopVm(third.id, signal);
-	await nothingLeft(t);
-});
+test.serial(
+	"two pods at once are two VMs that differ in MAC and address; the next one takes the first one's MAC again",
+	async t => {
+		const pods = await Promise.all([create(t, 'one'), create(t, 'two')]);
+		await Promise.all(pods.map(async ({id}) => shim.startVm(id, signal)));
+		const {macs} = await lab.inventory();
+		t.is(new Set(macs).size, 2);
+		const addresses = await Promise.all(
+			pods.map(async pod => sh(pod, "ip -o -4 address show eth0 | awk '{print $4}'")),
+		);
+		t.is(new Set(addresses).size, 2, addresses.join(' '));
+		await Promise.all(pods.map(async ({id}) => shim.stopVm(id, signal)));
+		await nothingLeft(t);
+		const third = await create(t, 'three');
+		await shim.startVm(third.id, signal);
+		t.deepEqual((await lab.inventory()).macs, macs.slice(0, 1));
+		await shim.stopVm(third.id, signal);
+		await nothingLeft(t);
+	},
+);
 
 test.serial('a stop during a start ends it at once and leaves nothing', async t => {
 	const pod = await create(t, 'stopped', ofImage(silent));
@@ -236,55 +275,67 @@ test.serial('a VM that ends while it boots fails its start at once, and the erro
 	await nothingLeft(t);
 });
 
-test.serial('when the QEMU of a running VM is killed, a call that waits in the agent ends at once and says why, and a stop leaves nothing', async t => {
-	const pod = await create(t, 'crashed');
-	await shim.startVm(pod.id, signal);
-	await using client = await connect(pod.agentSocket, signal);
-	const agent = new AgentClient(client);
-	await startSleeper(agent, pod.id, 'c', signal);
-	const ended = t.throwsAsync<TtrpcError>(agent.call('AgentService/WaitProcess', {container_id: 'c'}, signal), {instanceOf: TtrpcError});
-	// Its answer comes behind: the wait has begun.
-	await agent.call('Health/Check', {}, signal, 60_000);
-	const killedAt = performance.now();
-	await hostSh(`kill -KILL "$(cat /run/libvirt/qemu/podvm-crashed-${pod.id.slice(0, 8)}.pid)"`);
-	const {status} = await ended;
-	t.log(`${Math.round(performance.now() - killedAt)} ms from the kill to the answer`);
-	t.is(status.code, statusCode.unavailable);
-	// At once is by libvirt's event, not by one of the looks that the daemon takes once a minute.
-	t.regex(status.message, /pod VM ended: QEMU failed or was killed \([^)]*event 5/);
-	await shim.stopVm(pod.id, signal);
-	await daemon.line(new RegExp(`${pod.id}.*sandbox removed`), signal);
-	t.is(daemon.tail.filter(line => line.includes('pod VM ended by itself') && line.includes(pod.id)).length, 1);
-	await nothingLeft(t);
-});
+test.serial(
+	'when the QEMU of a running VM is killed, a call that waits in the agent ends at once and says why, and a stop leaves nothing',
+	async t => {
+		const pod = await create(t, 'crashed');
+		await shim.startVm(pod.id, signal);
+		await using client = await connect(pod.agentSocket, signal);
+		const agent = new AgentClient(client);
+		await startSleeper(agent, pod.id, 'c', signal);
+		const ended = t.throwsAsync<TtrpcError>(agent.call('AgentService/WaitProcess', {container_id: 'c'}, signal), {
+			instanceOf: TtrpcError,
+		});
+		// Its answer comes behind: the wait has begun.
+		await agent.call('Health/Check', {}, signal, 60_000);
+		const killedAt = performance.now();
+		await hostSh(`kill -KILL "$(cat /run/libvirt/qemu/podvm-crashed-${pod.id.slice(0, 8)}.pid)"`);
+		const {status} = await ended;
+		t.log(`${Math.round(performance.now() - killedAt)} ms from the kill to the answer`);
+		t.is(status.code, statusCode.unavailable);
+		// At once is by libvirt's event, not by one of the looks that the daemon takes once a minute.
+		t.regex(status.message, /pod VM ended: QEMU failed or was killed \([^)]*event 5/);
+		await shim.stopVm(pod.id, signal);
+		await daemon.line(new RegExp(`${pod.id}.*sandbox removed`), signal);
+		t.is(daemon.tail.filter(line => line.includes('pod VM ended by itself') && line.includes(pod.id)).length, 1);
+		await nothingLeft(t);
+	},
+);
 
 for (const [end, how, words] of [
 	['panic', /kernel panicked/, /caa\.lab=panic: crashing the kernel \| .*Kernel panic/],
 	['poweroff', /shut itself down/, /caa\.lab=poweroff: leaving/],
 ] as const) {
-	test.serial(`a guest that ends by ${end} while it boots: the start's error says so, with the last lines of its console`, async t => {
-		t.timeout(600_000);
-		const volume = `podvm-${end}.qcow2`;
-		await addImage(volume, end);
-		// The lab's own log of consoles would take every other byte.
-		await hostSh('cp /etc/libvirt/hooks/qemu /run/hook && printf "#!/bin/sh\\n" >/etc/libvirt/hooks/qemu');
-		t.teardown(async () => hostSh('cp /run/hook /etc/libvirt/hooks/qemu'));
-		t.teardown(async () => hostSh(`virsh -c qemu:///system vol-delete --pool default ${volume}`));
-		const pod = await create(t, end, ofImage(volume));
-		const {message} = await t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
-		t.log(message);
-		t.regex(message, how);
-		t.regex(message, words);
-		t.regex(message, /^[ -~]+$/);
-		await shim.stopVm(pod.id, signal);
-	});
+	test.serial(
+		`a guest that ends by ${end} while it boots: the start's error says so, with the last lines of its console`,
+		async t => {
+			t.timeout(600_000);
+			const volume = `podvm-${end}.qcow2`;
+			await addImage(volume, end);
+			// The lab's own log of consoles would take every other byte.
+			await hostSh('cp /etc/libvirt/hooks/qemu /run/hook && printf "#!/bin/sh\\n" >/etc/libvirt/hooks/qemu');
+			t.teardown(async () => hostSh('cp /run/hook /etc/libvirt/hooks/qemu'));
+			t.teardown(async () => hostSh(`virsh -c qemu:///system vol-delete --pool default ${volume}`));
+			const pod = await create(t, end, ofImage(volume));
+			const {message} = await t.throwsAsync<AdaptorError>(shim.startVm(pod.id, signal));
+			t.log(message);
+			t.regex(message, how);
+			t.regex(message, words);
+			t.regex(message, /^[ -~]+$/);
+			await shim.stopVm(pod.id, signal);
+		},
+	);
 }
 
-test.serial('the console of a VM is ours while it boots, and anybody\'s once it runs', async t => {
-	const isOurs = async (): Promise<boolean> => hostSh('ls /var/lock | grep -q LCK').then(() => true, () => false);
+test.serial("the console of a VM is ours while it boots, and anybody's once it runs", async t => {
+	const isOurs = async (): Promise<boolean> =>
+		hostSh('ls /var/lock | grep -q LCK').then(
+			() => true,
+			() => false,
+		);
 	const boots = await create(t, 'boots', ofImage(silent));
 	const start = t.throwsAsync(shim.startVm(boots.id, signal));
-	while (!await isOurs()) {
+	while (!(await isOurs())) {
 		await pause(50, signal);
 	}
 
@@ -300,28 +351,47 @@ test.serial('the console of a VM is ours while it boots, and anybody\'s once it 
 	await nothingLeft(t);
 });
 
-test.serial('a policy that is set through the relay takes effect, and its refusals reach the caller as the guest\'s agent worded them', async t => {
-	const pod = await create(t, 'policy');
-	await shim.startVm(pod.id, signal);
-	t.is(await sh(pod, 'uname -m'), 's390x');
-	await using client = await connect(pod.agentSocket, signal);
-	const agent = new AgentClient(client);
-	await agent.call('AgentService/SetPolicy', {policy: 'package agent_policy\n\ndefault WaitProcessRequest := true\ndefault ExecProcessRequest := false\n'}, signal, 60_000);
-	const exec = {container_id: 'c', exec_id: 'after', process: {Args: ['true'], Env: ['PATH=/bin'], Cwd: '/'}};
-	const {status} = await t.throwsAsync<TtrpcError>(agent.call('AgentService/ExecProcess', exec, signal, 60_000), {instanceOf: TtrpcError});
-	t.deepEqual(status, {code: statusCode.permissionDenied, message: 'ExecProcessRequest is blocked by policy'});
-	t.is((await agent.call('Health/Check', {}, signal, 60_000)).status, 'SERVING', 'the connection lives');
-	await agent.call('AgentService/SetPolicy', {policy: 'default ExecProcessRequest := true'}, signal, 60_000);
-	t.is((await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout, 's390x\n', 'what is allowed again works again');
-	await shim.stopVm(pod.id, signal);
-	await nothingLeft(t);
-});
+test.serial(
+	"a policy that is set through the relay takes effect, and its refusals reach the caller as the guest's agent worded them",
+	async t => {
+		const pod = await create(t, 'policy');
+		await shim.startVm(pod.id, signal);
+		t.is(await sh(pod, 'uname -m'), 's390x');
+		await using client = await connect(pod.agentSocket, signal);
+		const agent = new AgentClient(client);
+		await agent.call(
+			'AgentService/SetPolicy',
+			{
+				policy: 'package agent_policy\n\ndefault WaitProcessRequest := true\ndefault ExecProcessRequest := false\n',
+			},
+			signal,
+			60_000,
+		);
+		const exec = {container_id: 'c', exec_id: 'after', process: {Args: ['true'], Env: ['PATH=/bin'], Cwd: '/'}};
+		const {status} = await t.throwsAsync<TtrpcError>(agent.call('AgentService/ExecProcess', exec, signal, 60_000), {
+			instanceOf: TtrpcError,
+		});
+		t.deepEqual(status, {code: statusCode.permissionDenied, message: 'ExecProcessRequest is blocked by policy'});
+		t.is((await agent.call('Health/Check', {}, signal, 60_000)).status, 'SERVING', 'the connection lives');
+		await agent.call('AgentService/SetPolicy', {policy: 'default ExecProcessRequest := true'}, signal, 60_000);
+		t.is(
+			(await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout,
+			's390x\n',
+			'what is allowed again works again',
+		);
+		await shim.stopVm(pod.id, signal);
+		await nothingLeft(t);
+	},
+);
 
 test.serial('initdata reach the VM as pod VM images read them, and the log tells the digest', async t => {
-	const text = 'algorithm = "sha384"\nversion = "0.1.0"\n\n[data]\n"aa.toml" = \'\'\'\nurl = "http://127.0.0.1:8080"\n\'\'\'\n';
+	const text =
+		'algorithm = "sha384"\nversion = "0.1.0"\n\n[data]\n"aa.toml" = \'\'\'\nurl = "http://127.0.0.1:8080"\n\'\'\'\n';
 	const pod = await create(t, 'initdata', {'io.katacontainers.config.hypervisor.cc_init_data': text});
 	const digest = createHash('sha384').update(text).digest('hex');
-	t.true(daemon.tail.some(line => line.includes('sandbox created') && line.includes(`"initdata":"sha384:${digest}"`)));
+	t.true(
+		daemon.tail.some(line => line.includes('sandbox created') && line.includes(`"initdata":"sha384:${digest}"`)),
+	);
 	t.false(daemon.tail.some(line => line.includes('aa.toml')));
 	await shim.startVm(pod.id, signal);
 	t.is(await sh(pod, 'base64 -d /run/peerpod/initdata | gunzip -c'), text.trim());
@@ -343,41 +413,54 @@ async function check(pod: Pod): Promise<string> {
 	return (await new AgentClient(client).call('Health/Check', {}, signal, 60_000)).status;
 }
 
-test.serial('a daemon that is told to stop does so at once, leaves running VMs alone, and its successor serves them again', async t => {
-	const pod = await create(t, 'steady');
-	const idle = await create(t, 'idle');
-	await shim.startVm(pod.id, signal);
-	const {domains, macs, tunnels} = await lab.inventory();
-	t.is(await daemon.stop(), 0);
-	daemon = await startDaemon(lab, {}, signal);
-	await daemon.line(new RegExp(`${pod.id}.*sandbox resumed"`), signal);
-	t.is(await check(pod), 'SERVING');
-	const now = await lab.inventory();
-	t.deepEqual([now.domains, now.macs, now.tunnels], [domains, macs, tunnels]);
-	await shim.stopVm(pod.id, signal);
-	await shim.startVm(idle.id, signal);
-	t.is(await check(idle), 'SERVING', 'what was only created can be started');
-	await shim.stopVm(idle.id, signal);
-	await nothingLeft(t);
-});
+test.serial(
+	'a daemon that is told to stop does so at once, leaves running VMs alone, and its successor serves them again',
+	async t => {
+		const pod = await create(t, 'steady');
+		const idle = await create(t, 'idle');
+		await shim.startVm(pod.id, signal);
+		const {domains, macs, tunnels} = await lab.inventory();
+		t.is(await daemon.stop(), 0);
+		daemon = await startDaemon(lab, {}, signal);
+		await daemon.line(new RegExp(`${pod.id}.*sandbox resumed"`), signal);
+		t.is(await check(pod), 'SERVING');
+		const now = await lab.inventory();
+		t.deepEqual([now.domains, now.macs, now.tunnels], [domains, macs, tunnels]);
+		await shim.stopVm(pod.id, signal);
+		await shim.startVm(idle.id, signal);
+		t.is(await check(idle), 'SERVING', 'what was only created can be started');
+		await shim.stopVm(idle.id, signal);
+		await nothingLeft(t);
+	},
+);
 
-test.serial('a daemon that was killed has a successor that serves what runs, unwinds what was cut off, and finishes what was being removed', async t => {
-	const [runs, booting, ends] = await Promise.all([create(t, 'runs'), create(t, 'cutoff', ofImage(silent)), create(t, 'ends')]);
-	await Promise.all([shim.startVm(runs.id, signal), shim.startVm(ends.id, signal)]);
-	const start = t.throwsAsync(shim.startVm(booting.id, signal));
-	await daemon.line(new RegExp(`domain started.*${booting.id}|${booting.id}.*domain started`), signal);
-	const stop = shim.stopVm(ends.id, signal).catch(() => undefined);
-	await until('the removal to have begun', ({sockets}) => !sockets.some(path => path.includes(ends.id)));
-	daemon.kill('SIGKILL');
-	await Promise.all([daemon.ended, start, stop]);
-	daemon = await startDaemon(lab, {}, signal);
-	await until('only the running one to be left', ({domains}) => domains.length === 1 && domains[0]?.endsWith(runs.id.slice(0, 8)) === true);
-	await daemon.line(new RegExp(`${runs.id}.*sandbox resumed"`), signal);
-	t.is(await check(runs), 'SERVING');
-	await shim.stopVm(booting.id, signal);
-	await shim.stopVm(runs.id, signal);
-	await nothingLeft(t);
-});
+test.serial(
+	'a daemon that was killed has a successor that serves what runs, unwinds what was cut off, and finishes what was being removed',
+	async t => {
+		const [runs, booting, ends] = await Promise.all([
+			create(t, 'runs'),
+			create(t, 'cutoff', ofImage(silent)),
+			create(t, 'ends'),
+		]);
+		await Promise.all([shim.startVm(runs.id, signal), shim.startVm(ends.id, signal)]);
+		const start = t.throwsAsync(shim.startVm(booting.id, signal));
+		await daemon.line(new RegExp(`domain started.*${booting.id}|${booting.id}.*domain started`), signal);
+		const stop = shim.stopVm(ends.id, signal).catch(() => undefined);
+		await until('the removal to have begun', ({sockets}) => !sockets.some(path => path.includes(ends.id)));
+		daemon.kill('SIGKILL');
+		await Promise.all([daemon.ended, start, stop]);
+		daemon = await startDaemon(lab, {}, signal);
+		await until(
+			'only the running one to be left',
+			({domains}) => domains.length === 1 && domains[0]?.endsWith(runs.id.slice(0, 8)) === true,
+		);
+		await daemon.line(new RegExp(`${runs.id}.*sandbox resumed"`), signal);
+		t.is(await check(runs), 'SERVING');
+		await shim.stopVm(booting.id, signal);
+		await shim.stopVm(runs.id, signal);
+		await nothingLeft(t);
+	},
+);
 
 test.serial('a VM whose sandbox nobody knows any more is removed after the grace period', async t => {
 	const pod = await create(t, 'lost');

@@ -1,10 +1,11 @@
 /**
- * The way of a confidential VM through everything but the protection: no machine but IBM's own can protect a guest, and a test has none.
- * The daemon asks a real libvirtd over ssh what its host can do, is refused, and later allowed; libvirt takes the domain with its
- * <launchSecurity>, makes QEMU's command line of it and starts it. Then comes what is not real: libvirt was told, by its own cache of what QEMU
- * can do, that the host supports Secure Execution, and QEMU is wrapped in a script that drops the object `s390-pv-guest`, with which it
- * would refuse to start without KVM on a z15. So this shows that the XML, its way and the memory are right; not that anything
- * is protected, nor that an image that was made for Secure Execution boots.
+ * The way of a confidential VM through everything but the protection: no machine but IBM's own can protect a guest, and
+ * a test has none. The daemon asks a real libvirtd over ssh what its host can do, is refused, and later allowed;
+ * libvirt takes the domain with its <launchSecurity>, makes QEMU's command line of it and starts it. Then comes what is
+ * not real: libvirt was told, by its own cache of what QEMU can do, that the host supports Secure Execution, and QEMU
+ * is wrapped in a script that drops the object `s390-pv-guest`, with which it would refuse to start without KVM on a
+ * z15. So this shows that the XML, its way and the memory are right; not that anything is protected, nor that an image
+ * that was made for Secure Execution boots.
  */
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
@@ -51,7 +52,7 @@ exec /run/emulator -L /usr/share/qemu "$@"
 
 async function onHost(lab: Lab, script: string): Promise<void> {
 	const service = new Service('sh', lab.hostRun(['sh', '-euc', script], {stdio: ['ignore', 'ignore', 'pipe']}));
-	if (await service.ended !== 0) {
+	if ((await service.ended) !== 0) {
 		throw new Error(`${script}: ${service.tail.join('; ')}`);
 	}
 }
@@ -62,20 +63,26 @@ const awaitLibvirtd = 'until virsh -q -c qemu:///system capabilities >/dev/null 
 /** From here on libvirt believes that the host can protect guests. */
 async function pretend(lab: Lab): Promise<void> {
 	const startLibvirtd = (): unknown => lab.hostRun(['/usr/sbin/libvirtd'], {stdio: 'ignore'});
-	await onHost(lab, `
+	await onHost(
+		lab,
+		`
 		${stopLibvirtd}
 		touch /run/emulator
 		mount --bind ${emulator} /run/emulator
 		cat >/run/wrapper <<'END'\n${wrapper}END
 		chmod 755 /run/wrapper
 		mount --bind /run/wrapper ${emulator}
-	`);
+	`,
+	);
 	startLibvirtd();
 	await onHost(lab, `${awaitLibvirtd}; ${stopLibvirtd}`);
-	await onHost(lab, `
+	await onHost(
+		lab,
+		`
 		cache=/var/cache/libvirt/qemu/capabilities/$(printf %s ${emulator} | sha256sum | cut -d ' ' -f 1).xml
 		sed -i "0,/<flag /s||<kvmSupportsSecureGuest/>\\n<flag name='s390-pv-guest'/>\\n<flag |" "$cache"
-	`);
+	`,
+	);
 	startLibvirtd();
 	await onHost(lab, awaitLibvirtd);
 }
@@ -89,9 +96,14 @@ test('XML path only, nothing is protected: a host without Secure Execution is re
 	const create = async (name: string): Promise<{readonly id: string; readonly agentSocket: string}> => {
 		const network = await lab.podNamespace(name);
 		const id = newSandboxId();
-		const agentSocket = await shim.createVm({
-			id, networkNamespacePath: network.netnsPath, annotations: podAnnotations(name, 'e2e'),
-		}, signal);
+		const agentSocket = await shim.createVm(
+			{
+				id,
+				networkNamespacePath: network.netnsPath,
+				annotations: podAnnotations(name, 'e2e'),
+			},
+			signal,
+		);
 		return {id, agentSocket: lab.outside(agentSocket)};
 	};
 
@@ -100,7 +112,7 @@ test('XML path only, nothing is protected: a host without Secure Execution is re
 		const refused = await create('refused');
 		const error = await t.throwsAsync<AdaptorError>(shim.startVm(refused.id, signal));
 		t.regex(error.message, /cannot run confidential VMs.*no KVM/);
-		t.deepEqual({...await lab.inventory(), tunnels: []}, empty, 'refused before there was anything to clean up');
+		t.deepEqual({...(await lab.inventory()), tunnels: []}, empty, 'refused before there was anything to clean up');
 		await shim.stopVm(refused.id, signal);
 
 		await pretend(lab);
@@ -113,7 +125,10 @@ test('XML path only, nothing is protected: a host without Secure Execution is re
 		t.regex(xml, /<memory unit='KiB'>327680<\/memory>/, '256 MiB for the pod and 64 on top');
 		t.is([...xml.matchAll(/<driver [^>]*iommu='on'/g)].length, 3);
 		t.regex(xml, /<memballoon model='none'\/>/);
-		const started = (await readFile(lab.outside('/run/emulator-arguments'), 'utf8')).split('\n').find(line => line.includes(`guest=${name}`)) ?? '';
+		const started =
+			(await readFile(lab.outside('/run/emulator-arguments'), 'utf8'))
+				.split('\n')
+				.find(line => line.includes(`guest=${name}`)) ?? '';
 		t.regex(started, /-machine [^ ]*confidential-guest-support=/, 'libvirt asks QEMU for protection');
 		t.regex(started, /-object [^ ]*s390-pv-guest/);
 

@@ -21,7 +21,10 @@ async function take(port: number): Promise<{give: () => Promise<void>}> {
 async function answered(t: ExecutionContext, port: number): Promise<void> {
 	let status: number | undefined;
 	await until(async () => {
-		status = await fetch(`http://127.0.0.1:${port}/startup`).then(response => response.status, () => undefined);
+		status = await fetch(`http://127.0.0.1:${port}/startup`).then(
+			response => response.status,
+			() => undefined,
+		);
 		return status !== undefined;
 	});
 	t.is(status, 200);
@@ -29,7 +32,7 @@ async function answered(t: ExecutionContext, port: number): Promise<void> {
 
 async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
 	const giveUpAt = performance.now() + 60_000;
-	while (!await isSo()) {
+	while (!(await isSo())) {
 		if (performance.now() > giveUpAt) {
 			throw new Error(`It never came to be that ${String(isSo)}`);
 		}
@@ -38,12 +41,22 @@ async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
 	}
 }
 
-test('kubelet\'s questions are answered with 200, others are not', async t => {
+test("kubelet's questions are answered with 200, others are not", async t => {
 	const port = await freePort();
 	await using _probes = serveProbes({port, assertHealthy: async () => undefined, log: recordingLog()});
 	await answered(t, port);
-	const status = async (path: string, method = 'GET'): Promise<number> => (await fetch(`http://127.0.0.1:${port}${path}`, {method})).status;
-	t.deepEqual(await Promise.all([status('/healthz'), status('/startup', 'HEAD'), status('/startup', 'POST'), status('/'), status('/startup/x')]), [200, 200, 405, 404, 404]);
+	const status = async (path: string, method = 'GET'): Promise<number> =>
+		(await fetch(`http://127.0.0.1:${port}${path}`, {method})).status;
+	t.deepEqual(
+		await Promise.all([
+			status('/healthz'),
+			status('/startup', 'HEAD'),
+			status('/startup', 'POST'),
+			status('/'),
+			status('/startup/x'),
+		]),
+		[200, 200, 405, 404, 404],
+	);
 });
 
 test('a port that is taken is told once and served as soon as it is free', async t => {
@@ -64,7 +77,12 @@ test('disposing frees the port, also while a client holds a connection, and ends
 	await probes[Symbol.asyncDispose]();
 	await probes[Symbol.asyncDispose]();
 	const other = await take(port);
-	const waiting = serveProbes({port, assertHealthy: async () => undefined, log: recordingLog(), retryMs: [60_000, 60_000]});
+	const waiting = serveProbes({
+		port,
+		assertHealthy: async () => undefined,
+		log: recordingLog(),
+		retryMs: [60_000, 60_000],
+	});
 	await waiting[Symbol.asyncDispose]();
 	await other.give();
 	t.pass();
@@ -74,12 +92,21 @@ test('when nobody answers at the hypervisor socket the answer is 503 with the re
 	const port = await freePort();
 	const log = recordingLog();
 	let isReachable = false;
-	await using _probes = serveProbes({port, log, assertHealthy: async () => isReachable ? undefined : Promise.reject(new Error('Could not connect'))});
+	await using _probes = serveProbes({
+		port,
+		log,
+		assertHealthy: async () => (isReachable ? undefined : Promise.reject(new Error('Could not connect'))),
+	});
 	const status = async (): Promise<readonly [number, string]> => {
 		const response = await fetch(`http://127.0.0.1:${port}/healthz`);
 		return [response.status, await response.text()];
 	};
-	await until(async () => status().then(() => true, () => false));
+	await until(async () =>
+		status().then(
+			() => true,
+			() => false,
+		),
+	);
 	t.deepEqual(await status(), [503, 'Could not connect\n']);
 	isReachable = true;
 	t.deepEqual(await status(), [200, 'ok\n']);

@@ -22,7 +22,10 @@ export async function makeTar(files: Files, ...options: readonly string[]): Prom
 			}
 		}
 
-		const {stdout} = await execute('tar', ['-C', root, '-c', ...options, ...Object.keys(files)], {encoding: 'buffer', maxBuffer: 2 ** 30});
+		const {stdout} = await execute('tar', ['-C', root, '-c', ...options, ...Object.keys(files)], {
+			encoding: 'buffer',
+			maxBuffer: 2 ** 30,
+		});
 		return stdout;
 	} finally {
 		await rm(root, {recursive: true});

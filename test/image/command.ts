@@ -1,4 +1,7 @@
-/** `cloud-api-adaptor image …` as a process of its own; with IN_POD_OF, in a mount namespace where that directory is a pod's service account. */
+/**
+ * `cloud-api-adaptor image …` as a process of its own; with IN_POD_OF, in a mount namespace where that directory is a
+ * pod's service account.
+ */
 import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {once} from 'node:events';
 import type {Readable} from 'node:stream';
@@ -19,10 +22,27 @@ export interface Running {
 	readonly finished: Promise<Finished>;
 }
 
-export function start(t: ExecutionContext, env: Readonly<Record<string, string>>, ...words: readonly string[]): Running {
-	const inPod = env['IN_POD_OF'] === undefined ? [] : ['unshare', '--mount', 'sh', '-c', `mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && ln -s ${env['IN_POD_OF']} /run/secrets/kubernetes.io/serviceaccount && exec "$@"`, 'sh'];
+export function start(
+	t: ExecutionContext,
+	env: Readonly<Record<string, string>>,
+	...words: readonly string[]
+): Running {
+	const inPod =
+		env['IN_POD_OF'] === undefined
+			? []
+			: [
+					'unshare',
+					'--mount',
+					'sh',
+					'-c',
+					`mount -t tmpfs none /run && mkdir -p /run/secrets/kubernetes.io && ln -s ${env['IN_POD_OF']} /run/secrets/kubernetes.io/serviceaccount && exec "$@"`,
+					'sh',
+				];
 	const [program = '', ...rest] = [...inPod, process.execPath, main, 'image', ...words];
-	const child = spawn(program, rest, {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'pipe', 'pipe']});
+	const child = spawn(program, rest, {
+		env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env},
+		stdio: ['ignore', 'pipe', 'pipe'],
+	});
 	const finished = (async () => {
 		const [out, err] = await Promise.all([text(child.stdout), text(child.stderr), once(child, 'close')]);
 		return {code: child.exitCode, out, err};
@@ -34,6 +54,10 @@ export function start(t: ExecutionContext, env: Readonly<Record<string, string>>
 	return {child, finished};
 }
 
-export async function run(t: ExecutionContext, env: Readonly<Record<string, string>>, ...words: readonly string[]): Promise<Finished> {
+export async function run(
+	t: ExecutionContext,
+	env: Readonly<Record<string, string>>,
+	...words: readonly string[]
+): Promise<Finished> {
 	return start(t, env, ...words).finished;
 }

@@ -25,12 +25,24 @@ async function found(t: Parameters<typeof directoryOf>[0], reference: string): P
 	await writeFile(path, file);
 	const credentials = await findCredentials(parseImageReference(reference), path, []);
 	t.notRegex(inspect(credentials, {depth: 5}), /with|refresh/v);
-	return credentials === undefined ? undefined : 'user' in credentials ? `${credentials.user}:${credentials.password.reveal()}` : credentials.identityToken.reveal();
+	return credentials === undefined
+		? undefined
+		: 'user' in credentials
+			? `${credentials.user}:${credentials.password.reveal()}`
+			: credentials.identityToken.reveal();
 }
 
 for (const [reference, expected] of [
-	['quay.io/other/podvm', 'whole:a'], ['quay.io/org/podvm', 'org:b:with:colons'], ['quay.io/organisation/podvm', 'whole:a'], ['podvm', 'hub:c'], ['docker.io/org/podvm', 'hub:c'],
-	['registry.example.com:5000/podvm', 'plain:d'], ['registry.example.com/podvm', undefined], ['token.example.com/podvm', 'refresh'], ['broken.example.com/podvm', undefined], ['empty.example.com/podvm', undefined],
+	['quay.io/other/podvm', 'whole:a'],
+	['quay.io/org/podvm', 'org:b:with:colons'],
+	['quay.io/organisation/podvm', 'whole:a'],
+	['podvm', 'hub:c'],
+	['docker.io/org/podvm', 'hub:c'],
+	['registry.example.com:5000/podvm', 'plain:d'],
+	['registry.example.com/podvm', undefined],
+	['token.example.com/podvm', 'refresh'],
+	['broken.example.com/podvm', undefined],
+	['empty.example.com/podvm', undefined],
 ] as const) {
 	test(`${reference} is pulled ${expected === undefined ? 'by nobody in particular' : `as ${expected}`}`, async t => {
 		t.is(await found(t, reference), expected);
@@ -42,15 +54,23 @@ test('of the usual files the first that knows the registry counts; a file that w
 	const reference = parseImageReference('quay.io/org/podvm');
 	await writeFile(`${directory}/one`, '{"auths":{}}');
 	await writeFile(`${directory}/two`, file);
-	t.like(await findCredentials(reference, undefined, [`${directory}/none`, `${directory}/one`, `${directory}/two`]), {user: 'org'});
+	t.like(await findCredentials(reference, undefined, [`${directory}/none`, `${directory}/one`, `${directory}/two`]), {
+		user: 'org',
+	});
 	t.is(await findCredentials(reference, undefined, [`${directory}/none`]), undefined);
 	t.is(await findCredentials(reference, `${directory}/one`, [`${directory}/two`]), undefined);
-	await t.throwsAsync(findCredentials(reference, `${directory}/none`, []), {instanceOf: AdaptorError, message: /cannot be read.*REGISTRY_AUTH_FILE/v});
+	await t.throwsAsync(findCredentials(reference, `${directory}/none`, []), {
+		instanceOf: AdaptorError,
+		message: /cannot be read.*REGISTRY_AUTH_FILE/v,
+	});
 });
 
 test('a file that is not JSON is refused without its text', async t => {
 	const path = `${await directoryOf(t)}/auth.json`;
 	await writeFile(path, `{"auths": {"quay.io": {"auth": ${encoded('puller:secret')}}}}`);
-	const error = await t.throwsAsync(findCredentials(parseImageReference('quay.io/a/b'), path, []), {instanceOf: AdaptorError, message: /is not JSON/v});
+	const error = await t.throwsAsync(findCredentials(parseImageReference('quay.io/a/b'), path, []), {
+		instanceOf: AdaptorError,
+		message: /is not JSON/v,
+	});
 	t.false(inspect(error, {depth: 5}).includes(encoded('puller:secret').slice(0, 8)));
 });

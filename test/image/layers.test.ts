@@ -19,7 +19,7 @@ function layer(bytes: Buffer, chunk = 10_000): Layer {
 	const seen = {opened: 0, bytes: 0, closed: 0};
 	return {
 		seen,
-		async* open() {
+		async *open() {
 			seen.opened++;
 			try {
 				for (let at = 0; at < bytes.length; at += chunk) {
@@ -35,7 +35,11 @@ function layer(bytes: Buffer, chunk = 10_000): Layer {
 }
 
 async function find(layers: readonly Layer[], limit?: number): Promise<Buffer> {
-	await using file = await findInLayers(layers.map(({open}) => open), path, limit);
+	await using file = await findInLayers(
+		layers.map(({open}) => open),
+		path,
+		limit,
+	);
 	const chunks: Buffer[] = [];
 	for await (const chunk of file.chunks()) {
 		chunks.push(chunk);
@@ -61,7 +65,11 @@ async function refused(t: ExecutionContext, layers: readonly Layer[], code: Erro
 	}
 }
 
-for (const [name, pack] of [['gzip', gzipSync], ['zstd', zstdCompressSync], ['no compression', (bytes: Buffer) => bytes]] as const) {
+for (const [name, pack] of [
+	['gzip', gzipSync],
+	['zstd', zstdCompressSync],
+	['no compression', (bytes: Buffer) => bytes],
+] as const) {
 	for (const chunk of [7, 512, 1 << 20]) {
 		test(`a file comes out of a layer with ${name} as it went in, in chunks of ${chunk} bytes`, async t => {
 			const content = random.subarray(0, chunk === 7 ? 20_000 : random.length);
@@ -98,7 +106,10 @@ test('names are compared as paths, however an archive writes them', async t => {
 test('the uppermost layer that has the file gives it, and those below are not fetched', async t => {
 	const layers = await layersOf({[path]: 'old'}, {[path]: 'new'}, {'etc/other': 'x'});
 	t.is((await find(layers)).toString(), 'new');
-	t.deepEqual(layers.map(({seen}) => seen.opened), [0, 1, 1]);
+	t.deepEqual(
+		layers.map(({seen}) => seen.opened),
+		[0, 1, 1],
+	);
 });
 
 const hiding: ReadonlyArray<readonly [name: string, files: Files]> = [
@@ -123,7 +134,17 @@ for (const [name, files] of hiding) {
 }
 
 test('whiteouts of others hide nothing', async t => {
-	t.is((await find(await layersOf({[path]: 'here'}, {'image/.wh.other': '', 'im/.wh..wh..opq': '', '.wh.imag': '', 'image/.wh.': ''}))).toString(), 'here');
+	t.is(
+		(
+			await find(
+				await layersOf(
+					{[path]: 'here'},
+					{'image/.wh.other': '', 'im/.wh..wh..opq': '', '.wh.imag': '', 'image/.wh.': ''},
+				),
+			)
+		).toString(),
+		'here',
+	);
 });
 
 test('links are not followed: they say so', async t => {
@@ -132,7 +153,12 @@ test('links are not followed: they say so', async t => {
 });
 
 test('a file that goes upwards in an archive is not the file', async t => {
-	await refused(t, [layer(await makeTar({[path]: 'x'}, '--transform=s,^image,image/../image,', '-P'))], 'not-found', /no layer/v);
+	await refused(
+		t,
+		[layer(await makeTar({[path]: 'x'}, '--transform=s,^image,image/../image,', '-P'))],
+		'not-found',
+		/no layer/v,
+	);
 });
 
 test('a layer that is cut off, or not what it seems, is damaged', async t => {
@@ -156,41 +182,63 @@ test('a layer that is cut off, or not what it seems, is damaged', async t => {
 test('a bomb ends at the limit, with little memory', async t => {
 	const bomb = gzipSync(await makeTar({'etc/zero': Buffer.alloc(100_000_000)}));
 	t.true(bomb.length < 1_000_000);
-	await t.throwsAsync(find([layer(bomb)], 10_000_000), {instanceOf: AdaptorError, message: /more than 10000000 bytes/v});
+	await t.throwsAsync(find([layer(bomb)], 10_000_000), {
+		instanceOf: AdaptorError,
+		message: /more than 10000000 bytes/v,
+	});
 });
 
 test('what the blob finds wrong at its end reaches who reads the file', async t => {
 	const tar = await makeTar({[path]: random});
 	const wrong = new AdaptorError({code: 'data-loss', what: 'the digest is another'});
-	await t.throwsAsync(async () => {
-		await using file = await findInLayers([async function* () {
-			yield tar;
-			throw wrong;
-		}], path);
-		for await (const chunk of file.chunks()) {
-			t.true(chunk.length > 0);
-		}
-	}, {is: wrong});
+	await t.throwsAsync(
+		async () => {
+			await using file = await findInLayers(
+				[
+					async function* () {
+						yield tar;
+						throw wrong;
+					},
+				],
+				path,
+			);
+			for await (const chunk of file.chunks()) {
+				t.true(chunk.length > 0);
+			}
+		},
+		{is: wrong},
+	);
 });
 
 test('what the blob finds wrong at its end is heard, though the unpacker had found its own end before', async t => {
 	const tar = await makeTar({[path]: random.subarray(0, 5000)});
 	const wrong = new AdaptorError({code: 'data-loss', what: 'the digest is another'});
-	for (const packed of [Buffer.concat([gzipSync(tar), Buffer.alloc(100)]), Buffer.concat([zstdCompressSync(tar), skippable(100)])]) {
-		await t.throwsAsync(async () => {
-			const file = await findInLayers([async function* () {
-				yield packed;
-				// Until the file is out.
-				for (let turn = 0; turn < 1000; turn++) {
-					await new Promise(setImmediate);
-				}
+	for (const packed of [
+		Buffer.concat([gzipSync(tar), Buffer.alloc(100)]),
+		Buffer.concat([zstdCompressSync(tar), skippable(100)]),
+	]) {
+		await t.throwsAsync(
+			async () => {
+				const file = await findInLayers(
+					[
+						async function* () {
+							yield packed;
+							// Until the file is out.
+							for (let turn = 0; turn < 1000; turn++) {
+								await new Promise(setImmediate);
+							}
 
-				throw wrong;
-			}], path);
-			for await (const chunk of file.chunks()) {
-				t.true(chunk.length > 0);
-			}
-		}, {is: wrong});
+							throw wrong;
+						},
+					],
+					path,
+				);
+				for await (const chunk of file.chunks()) {
+					t.true(chunk.length > 0);
+				}
+			},
+			{is: wrong},
+		);
 	}
 });
 
@@ -205,32 +253,64 @@ function skippable(length: number): Buffer {
 for (const chunk of [7, 512, 1 << 20]) {
 	test(`a zstd layer of many frames, some of them without data, is read in chunks of ${chunk} bytes`, async t => {
 		const tar = await makeTar({[path]: random.subarray(0, 20_000), 'var/more': 'x'});
-		const frames = [0, 4000, 4001, 15_000].map((from, index, all) => zstdCompressSync(tar.subarray(from, all[index + 1])));
-		const packed = Buffer.concat([skippable(4), ...frames.flatMap(frame => [frame, skippable(0)]), skippable(3000)]);
+		const frames = [0, 4000, 4001, 15_000].map((from, index, all) =>
+			zstdCompressSync(tar.subarray(from, all[index + 1])),
+		);
+		const packed = Buffer.concat([
+			skippable(4),
+			...frames.flatMap(frame => [frame, skippable(0)]),
+			skippable(3000),
+		]);
 		t.deepEqual(await find([layer(packed, chunk)]), Buffer.from(random.subarray(0, 20_000)));
-		await refused(t, [layer(packed.subarray(0, -3016 - (frames.at(-1)?.length ?? 0)), chunk)], 'data-loss', /cut off/v);
-		await refused(t, [layer(Buffer.concat([packed, Buffer.from('what is no frame')]), chunk)], 'data-loss', /Could not read a layer/v);
+		await refused(
+			t,
+			[layer(packed.subarray(0, -3016 - (frames.at(-1)?.length ?? 0)), chunk)],
+			'data-loss',
+			/cut off/v,
+		);
+		await refused(
+			t,
+			[layer(Buffer.concat([packed, Buffer.from('what is no frame')]), chunk)],
+			'data-loss',
+			/Could not read a layer/v,
+		);
 	});
 }
 
 test('any damage gives the file or an AdaptorError', async t => {
-	const tars = await Promise.all(['gnu', 'pax'].map(async format => makeTar({'etc/x': 'x', [`${'d/'.repeat(80)}f`]: 'y', [path]: random.subarray(0, 3000)}, `--format=${format}`)));
+	const tars = await Promise.all(
+		['gnu', 'pax'].map(async format =>
+			makeTar(
+				{'etc/x': 'x', [`${'d/'.repeat(80)}f`]: 'y', [path]: random.subarray(0, 3000)},
+				`--format=${format}`,
+			),
+		),
+	);
 	const damage = fc.array(fc.tuple(fc.nat(12_000), fc.nat(255)), {maxLength: 5});
-	await fc.assert(fc.asyncProperty(fc.constantFrom(...tars), damage, fc.nat(14_000), fc.integer({min: 1, max: 3000}), async (tar, changes, length, chunk) => {
-		const bytes = Buffer.from(tar.subarray(0, length));
-		for (const [at, value] of changes) {
-			bytes[at] = value;
-		}
+	await fc.assert(
+		fc.asyncProperty(
+			fc.constantFrom(...tars),
+			damage,
+			fc.nat(14_000),
+			fc.integer({min: 1, max: 3000}),
+			async (tar, changes, length, chunk) => {
+				const bytes = Buffer.from(tar.subarray(0, length));
+				for (const [at, value] of changes) {
+					bytes[at] = value;
+				}
 
-		const damaged = layer(bytes, chunk);
-		try {
-			await find([damaged]);
-		} catch (error) {
-			if (!(error instanceof AdaptorError)) {
-				throw error;
-			}
-		}
+				const damaged = layer(bytes, chunk);
+				try {
+					await find([damaged]);
+				} catch (error) {
+					if (!(error instanceof AdaptorError)) {
+						throw error;
+					}
+				}
 
-		t.is(damaged.seen.closed, 1);
-	}), {numRuns: 1500, interruptAfterTimeLimit: 2000, markInterruptAsFailure: false});
+				t.is(damaged.seen.closed, 1);
+			},
+		),
+		{numRuns: 1500, interruptAfterTimeLimit: 2000, markInterruptAsFailure: false},
+	);
 });

@@ -21,7 +21,8 @@ test('an image is pushed over ssh, byte by byte; one that is stopped, or loses i
 	const directory = `${libvirtd.directory}/images`;
 	const env = {
 		LIBVIRT_URI: `qemu+ssh://root@${sshd.host}:${sshd.port}/session?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${knownHosts}`,
-		LIBVIRT_POOL: 'images', LIBVIRT_DIR_NAME: directory,
+		LIBVIRT_POOL: 'images',
+		LIBVIRT_DIR_NAME: directory,
 	};
 	// More than goes over the connection that calls share, with a hole and half a KiB at its end.
 	const content = Buffer.concat([randomBytes(9_000_000), Buffer.alloc(3_000_000), randomBytes(6_000_384)]);
@@ -38,26 +39,43 @@ test('an image is pushed over ssh, byte by byte; one that is stopped, or loses i
 
 	// From here on, something happens to it when some of it is written.
 	const uri = parseLibvirtUri(env.LIBVIRT_URI);
-	await using session = new LibvirtSession({uri: uri.remoteUri, openPipe: openPipe(uri, {log: silentLogger, home: '/nonexistent', user: 'root', agentSocket: undefined})});
-	const pushUntil = async (happens: () => void | Promise<void>, signal: AbortSignal): Promise<unknown> => pushImage({
-		session, pool: 'images', name: 'podvm-base.qcow2', givesName: true, log: silentLogger, onProgress: () => undefined,
-		source: {
-			name: 'made up',
-			open: async () => ({
-				name: 'made up', size: BigInt(content.length), [Symbol.asyncDispose]: async () => undefined,
-				async* chunks() {
-					yield content.subarray(0, 8_000_000);
-					t.is((await readdir(directory)).length, 3);
-					await happens();
-					yield content.subarray(8_000_000);
+	await using session = new LibvirtSession({
+		uri: uri.remoteUri,
+		openPipe: openPipe(uri, {log: silentLogger, home: '/nonexistent', user: 'root', agentSocket: undefined}),
+	});
+	const pushUntil = async (happens: () => void | Promise<void>, signal: AbortSignal): Promise<unknown> =>
+		pushImage(
+			{
+				session,
+				pool: 'images',
+				name: 'podvm-base.qcow2',
+				givesName: true,
+				log: silentLogger,
+				onProgress: () => undefined,
+				source: {
+					name: 'made up',
+					open: async () => ({
+						name: 'made up',
+						size: BigInt(content.length),
+						[Symbol.asyncDispose]: async () => undefined,
+						async *chunks() {
+							yield content.subarray(0, 8_000_000);
+							t.is((await readdir(directory)).length, 3);
+							await happens();
+							yield content.subarray(8_000_000);
+						},
+					}),
 				},
-			}),
-		},
-	}, signal);
+			},
+			signal,
+		);
 
 	const stopping = new AbortController();
 	const stopped = new Error('stopped');
-	await t.throwsAsync(pushUntil(() => stopping.abort(stopped), stopping.signal), {is: stopped});
+	await t.throwsAsync(
+		pushUntil(() => stopping.abort(stopped), stopping.signal),
+		{is: stopped},
+	);
 	t.deepEqual((await readdir(directory)).sort(), files);
 
 	// The host's side of every connection goes. A new one removes what is there.

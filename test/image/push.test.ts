@@ -20,7 +20,15 @@ import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {makeTar} from './archive.ts';
 import {run, start} from './command.ts';
-import {forward, makeCertificate, pushImage as pushToRegistry, registryFor, serve, startRegistry, type TestRegistry} from './registry-server.ts';
+import {
+	forward,
+	makeCertificate,
+	pushImage as pushToRegistry,
+	registryFor,
+	serve,
+	startRegistry,
+	type TestRegistry,
+} from './registry-server.ts';
 import {execute, makeQcow2, never, startStorage, type Storage, type TestPool} from './storage.ts';
 
 const name = 'podvm-base.qcow2';
@@ -46,8 +54,15 @@ test.after.always(async () => {
 
 function optionsFor(pool: TestPool, more: Partial<PushOptions> = {}): PushOptions {
 	return {
-		session: storage.session, pool: pool.name, name, givesName: true, source: fileSource(image.path), onProgress: () => undefined, log: silentLogger,
-		clock: () => new Date(now += 1000), ...more,
+		session: storage.session,
+		pool: pool.name,
+		name,
+		givesName: true,
+		source: fileSource(image.path),
+		onProgress: () => undefined,
+		log: silentLogger,
+		clock: () => new Date((now += 1000)),
+		...more,
 	};
 }
 
@@ -63,12 +78,17 @@ function environmentFor(pool: Pick<TestPool, 'name'>): Readonly<Record<string, s
 	return {LIBVIRT_URI: storage.uri, LIBVIRT_POOL: pool.name};
 }
 
-function source(content: Buffer, chunkBytes = 100_000, before: (at: number) => Promise<void> = async () => undefined): ImageSource {
+function source(
+	content: Buffer,
+	chunkBytes = 100_000,
+	before: (at: number) => Promise<void> = async () => undefined,
+): ImageSource {
 	return {
 		name: 'made up',
 		open: async () => ({
-			name: 'made up', size: BigInt(content.length),
-			async* chunks() {
+			name: 'made up',
+			size: BigInt(content.length),
+			async *chunks() {
 				for (let at = 0; at < content.length; at += chunkBytes) {
 					await before(at);
 					yield content.subarray(at, at + chunkBytes);
@@ -87,26 +107,53 @@ test('an image becomes a volume byte by byte, the name stands for it, and a pod 
 	const pool = await storage.pool();
 	const seen: string[] = [];
 	const pushed = await push(pool, {onProgress: ({stage, done, total}) => seen.push(`${stage} ${done} of ${total}`)});
-	t.like(pushed, {format: 'qcow2', virtualSize: 3n << 30n, size: BigInt(image.content.length), source: image.path, removed: []});
+	t.like(pushed, {
+		format: 'qcow2',
+		virtualSize: 3n << 30n,
+		size: BigInt(image.content.length),
+		source: image.path,
+		removed: [],
+	});
 	t.regex(pushed.volume, /^podvm-base-\d{8}T\d{6}Z\.qcow2$/v);
 	t.true((await pool.read(pushed.volume)).equals(image.content));
 	t.deepEqual(await pool.files(), [pushed.volume, name]);
 	const total = image.content.length;
 	t.true(seen.includes(`uploading ${total} of ${total}`) && seen.includes(`checking ${total} of ${total}`));
-	t.deepEqual(await readBaseVolume(storage.session, pool.name, name, never), {name: pushed.volume, path: `${pool.directory}/${pushed.volume}`, format: 'qcow2', capacity: 3n << 30n, isOverlay: false, directory: pool.directory});
+	t.deepEqual(await readBaseVolume(storage.session, pool.name, name, never), {
+		name: pushed.volume,
+		path: `${pool.directory}/${pushed.volume}`,
+		format: 'qcow2',
+		capacity: 3n << 30n,
+		isOverlay: false,
+		directory: pool.directory,
+	});
 	// To anybody else the name is an image, too.
 	await execute('qemu-img', ['check', '-q', `${pool.directory}/${name}`]);
-	t.like((await listImages(catalogueOf(pool), never))[0], {volume: pushed.volume, isCurrent: true, completeness: 'complete', use: {domains: [], volumes: []}});
+	t.like((await listImages(catalogueOf(pool), never))[0], {
+		volume: pushed.volume,
+		isCurrent: true,
+		completeness: 'complete',
+		use: {domains: [], volumes: []},
+	});
 });
 
-for (const [kind, pack] of [['gzip', gzipSync], ['zstd', zstdCompressSync], ['not at all', (bytes: Buffer) => bytes]] as const) {
+for (const [kind, pack] of [
+	['gzip', gzipSync],
+	['zstd', zstdCompressSync],
+	['not at all', (bytes: Buffer) => bytes],
+] as const) {
 	test(`an image in a layer that is packed ${kind} comes straight out of the registry`, async t => {
 		const repository = `org/${kind.replaceAll(' ', '-')}`;
-		const digest = await pushToRegistry(registry.host, repository, 'x', [pack(await makeTar({'image/podvm.qcow2': image.content})), gzipSync(await makeTar({'etc/release': 'x'}))]);
+		const digest = await pushToRegistry(registry.host, repository, 'x', [
+			pack(await makeTar({'image/podvm.qcow2': image.content})),
+			gzipSync(await makeTar({'etc/release': 'x'})),
+		]);
 		const reference = parseImageReference(`oci::${registry.host}/${repository}:x`);
 		using from = registryFor(`${registry.host}/${repository}:x`);
 		const pool = await storage.pool();
-		const pushed = await push(pool, {source: registrySource(from, reference, {os: 'linux', architecture: 's390x'})});
+		const pushed = await push(pool, {
+			source: registrySource(from, reference, {os: 'linux', architecture: 's390x'}),
+		});
 		t.true((await pool.read(pushed.volume)).equals(image.content));
 		t.is(pushed.source, `${registry.host}/${repository}@${digest}::/image/podvm.qcow2`);
 	});
@@ -119,8 +166,18 @@ test('a raw image stays raw, and its name reads through to it', async t => {
 	t.like(pushed, {format: 'raw', virtualSize: BigInt(content.length)});
 	t.regex(pushed.volume, /Z\.raw$/v);
 	t.true((await pool.read(pushed.volume)).equals(content));
-	t.like(await readBaseVolume(storage.session, pool.name, name, never), {path: `${pool.directory}/${pushed.volume}`, format: 'raw', capacity: BigInt(content.length)});
-	await execute('qemu-img', ['convert', '-O', 'raw', `${pool.directory}/${name}`, `${storage.libvirtd.directory}/read-through`]);
+	t.like(await readBaseVolume(storage.session, pool.name, name, never), {
+		path: `${pool.directory}/${pushed.volume}`,
+		format: 'raw',
+		capacity: BigInt(content.length),
+	});
+	await execute('qemu-img', [
+		'convert',
+		'-O',
+		'raw',
+		`${pool.directory}/${name}`,
+		`${storage.libvirtd.directory}/read-through`,
+	]);
 	await execute('cmp', [`${storage.libvirtd.directory}/read-through`, `${pool.directory}/${pushed.volume}`]);
 });
 
@@ -146,15 +203,28 @@ test('a new version takes the name; what VMs stand on stays as it is, and goes w
 	const pool = await storage.pool();
 	const first = await push(pool);
 	await pool.overlay('podvm-a-12345678-root.qcow2', first.volume);
-	const second = await push(pool, {source: fileSource((await makeQcow2(storage.libvirtd.directory, 200_000, '5G')).path)});
-	t.like(await readBaseVolume(storage.session, pool.name, name, never), {path: `${pool.directory}/${second.volume}`, capacity: 5n << 30n});
+	const second = await push(pool, {
+		source: fileSource((await makeQcow2(storage.libvirtd.directory, 200_000, '5G')).path),
+	});
+	t.like(await readBaseVolume(storage.session, pool.name, name, never), {
+		path: `${pool.directory}/${second.volume}`,
+		capacity: 5n << 30n,
+	});
 	await execute('qemu-img', ['check', '-q', `${pool.directory}/${name}`]);
 	t.true((await pool.read(first.volume)).equals(image.content));
 
 	const [third, fourth] = [await push(pool), await push(pool)];
-	await refused(t, removeImage(catalogueOf(pool), first.volume, true, never), /in use by podvm-a-12345678-root\.qcow2/v);
+	await refused(
+		t,
+		removeImage(catalogueOf(pool), first.volume, true, never),
+		/in use by podvm-a-12345678-root\.qcow2/v,
+	);
 	t.deepEqual(await pruneImages(catalogueOf(pool), 2, never), [second.volume]);
-	await storage.session.call(procedures.storageVolDelete, {vol: {pool: pool.name, name: 'podvm-a-12345678-root.qcow2', key: ''}, flags: 0}, never);
+	await storage.session.call(
+		procedures.storageVolDelete,
+		{vol: {pool: pool.name, name: 'podvm-a-12345678-root.qcow2', key: ''}, flags: 0},
+		never,
+	);
 	t.deepEqual(await pruneImages(catalogueOf(pool), 2, never), [first.volume]);
 	t.deepEqual(await pool.files(), [third.volume, fourth.volume, name]);
 });
@@ -176,13 +246,21 @@ test('a domain that has the image, or a disk on it, for its own is a use of it, 
 	const pool = await storage.pool();
 	const pushed = await push(pool);
 	await pool.overlay('elsewhere.qcow2', pushed.volume);
-	for (const [index, disk] of [`<source file='${pool.directory}/${pushed.volume}'/>`, `<source pool='${pool.name}' volume='elsewhere.qcow2'/>`].entries()) {
+	for (const [index, disk] of [
+		`<source file='${pool.directory}/${pushed.volume}'/>`,
+		`<source pool='${pool.name}' volume='elsewhere.qcow2'/>`,
+	].entries()) {
 		const type = disk.includes('file') ? 'file' : 'volume';
-		await storage.session.call(procedures.domainDefineXmlFlags, {
-			xml: `<domain type='qemu'><name>${pool.name}-${index}</name><memory>65536</memory><os><type arch='s390x' machine='s390-ccw-virtio'>hvm</type></os>`
-				+ `<devices><disk type='${type}' device='disk'><driver name='qemu' type='qcow2'/>${disk}<target dev='vda' bus='virtio'/></disk></devices></domain>`,
-			flags: 0,
-		}, never);
+		await storage.session.call(
+			procedures.domainDefineXmlFlags,
+			{
+				xml:
+					`<domain type='qemu'><name>${pool.name}-${index}</name><memory>65536</memory><os><type arch='s390x' machine='s390-ccw-virtio'>hvm</type></os>` +
+					`<devices><disk type='${type}' device='disk'><driver name='qemu' type='qcow2'/>${disk}<target dev='vda' bus='virtio'/></disk></devices></domain>`,
+				flags: 0,
+			},
+			never,
+		);
 	}
 
 	const [listed] = await listImages(catalogueOf(pool), never);
@@ -192,14 +270,29 @@ test('a domain that has the image, or a disk on it, for its own is a use of it, 
 
 test('an image that stands under the name by itself is never overwritten: that is known before anything is transferred', async t => {
 	const pool = await storage.pool();
-	await storage.session.call(procedures.storageVolCreateXml, {pool: pool.pool, xml: `<volume><name>${name}</name><capacity>1073741824</capacity><target><format type='qcow2'/></target></volume>`, flags: 0}, never);
+	await storage.session.call(
+		procedures.storageVolCreateXml,
+		{
+			pool: pool.pool,
+			xml: `<volume><name>${name}</name><capacity>1073741824</capacity><target><format type='qcow2'/></target></volume>`,
+			flags: 0,
+		},
+		never,
+	);
 	const before = await pool.read(name);
-	await refused(t, push(pool, {source: {name: 'x', open: async () => t.fail('it was opened')}}), /an image of its own.*image rm podvm-base\.qcow2 -force.*-no-switch/v);
+	await refused(
+		t,
+		push(pool, {source: {name: 'x', open: async () => t.fail('it was opened')}}),
+		/an image of its own.*image rm podvm-base\.qcow2 -force.*-no-switch/v,
+	);
 	await pool.overlay('podvm-a-12345678-root.qcow2', name);
 	await refused(t, push(pool), /in use by podvm-a-12345678-root\.qcow2/v);
 	t.true((await pool.read(name)).equals(before));
 	const pushed = await push(pool, {givesName: false});
-	t.like(await listImages(catalogueOf(pool), never), [{volume: name, isCurrent: true}, {volume: pushed.volume, isCurrent: false}]);
+	t.like(await listImages(catalogueOf(pool), never), [
+		{volume: name, isCurrent: true},
+		{volume: pushed.volume, isCurrent: false},
+	]);
 });
 
 test('a file that was copied into the pool under the name is found before anything is transferred', async t => {
@@ -209,7 +302,7 @@ test('a file that was copied into the pool under the name is found before anythi
 	t.deepEqual(await pool.files(), [name]);
 });
 
-test('the name of a pod VM\'s disk, which StartVM would refuse, is given to no image', async t => {
+test("the name of a pod VM's disk, which StartVM would refuse, is given to no image", async t => {
 	const pool = await storage.pool();
 	await refused(t, push(pool, {name: 'podvm-a-12345678-root.qcow2'}), /name of a pod VM's disk/v);
 	t.deepEqual(await pool.files(), []);
@@ -217,12 +310,18 @@ test('the name of a pod VM\'s disk, which StartVM would refuse, is given to no i
 
 test('a name that is taken during the push keeps it from the version, which stays', async t => {
 	const pool = await storage.pool();
-	const error = await refused(t, push(pool, {source: source(image.content, 100_000, async at => {
-		if (at === 0) {
-			const xml = `<volume><name>${name}</name><capacity>1048576</capacity><target><format type='raw'/></target></volume>`;
-			await storage.session.call(procedures.storageVolCreateXml, {pool: pool.pool, xml, flags: 0}, never);
-		}
-	})}), /image of its own.*The new version itself is complete/v);
+	const error = await refused(
+		t,
+		push(pool, {
+			source: source(image.content, 100_000, async at => {
+				if (at === 0) {
+					const xml = `<volume><name>${name}</name><capacity>1048576</capacity><target><format type='raw'/></target></volume>`;
+					await storage.session.call(procedures.storageVolCreateXml, {pool: pool.pool, xml, flags: 0}, never);
+				}
+			}),
+		}),
+		/image of its own.*The new version itself is complete/v,
+	);
 	const {volume = ''} = (await listImages(catalogueOf(pool), never)).find(each => !each.isCurrent) ?? {};
 	t.true(error.message.includes(`image use ${volume}`));
 	t.true((await pool.read(volume)).equals(image.content));
@@ -253,14 +352,43 @@ test('the current image goes by force only, and its name with it', async t => {
 
 const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource, message: RegExp]> = [
 	['is no image', () => source(gzipSync(randomBytes(100_000))), /a gzip file/v],
-	['is shorter than it said', () => ({...source(image.content), open: async () => ({...await source(image.content.subarray(0, 1_000_000)).open(never), size: BigInt(image.content.length)})}), /another size/v],
-	['is longer than it said', () => ({...source(image.content), open: async () => ({...await source(Buffer.concat([image.content, Buffer.alloc(1)])).open(never), size: BigInt(image.content.length)})}), /another size/v],
-	['turns out to be wrong at its very end', () => source(image.content, 100_000, async at => {
-		if (at + 100_000 >= image.content.length) {
-			throw new AdaptorError({code: 'data-loss', what: 'the digest is another'});
-		}
-	}), /digest is another/v],
-	['does not fit', () => ({name: 'x', open: async () => ({...await source(image.content).open(never), size: 1n << 60n})}), /not enough space/v],
+	[
+		'is shorter than it said',
+		() => ({
+			...source(image.content),
+			open: async () => ({
+				...(await source(image.content.subarray(0, 1_000_000)).open(never)),
+				size: BigInt(image.content.length),
+			}),
+		}),
+		/another size/v,
+	],
+	[
+		'is longer than it said',
+		() => ({
+			...source(image.content),
+			open: async () => ({
+				...(await source(Buffer.concat([image.content, Buffer.alloc(1)])).open(never)),
+				size: BigInt(image.content.length),
+			}),
+		}),
+		/another size/v,
+	],
+	[
+		'turns out to be wrong at its very end',
+		() =>
+			source(image.content, 100_000, async at => {
+				if (at + 100_000 >= image.content.length) {
+					throw new AdaptorError({code: 'data-loss', what: 'the digest is another'});
+				}
+			}),
+		/digest is another/v,
+	],
+	[
+		'does not fit',
+		() => ({name: 'x', open: async () => ({...(await source(image.content).open(never)), size: 1n << 60n})}),
+		/not enough space/v,
+	],
 ];
 for (const [claim, of, message] of failures) {
 	test(`of an image that ${claim} nothing is left`, async t => {
@@ -274,21 +402,33 @@ test('a push that is told to stop leaves nothing', async t => {
 	const pool = await storage.pool();
 	const stopping = new AbortController();
 	const stopped = new AdaptorError({code: 'cancelled', what: 'stopped'});
-	await t.throwsAsync(push(pool, {source: source(image.content, 100_000, async at => {
-		if (at > 1_000_000) {
-			stopping.abort(stopped);
-		}
-	})}, stopping.signal), {is: stopped});
+	await t.throwsAsync(
+		push(
+			pool,
+			{
+				source: source(image.content, 100_000, async at => {
+					if (at > 1_000_000) {
+						stopping.abort(stopped);
+					}
+				}),
+			},
+			stopping.signal,
+		),
+		{is: stopped},
+	);
 	t.deepEqual(await pool.files(), []);
 });
 
-for (const [part, isWrong] of [['all of it', () => true], ['the first bytes, which come last', (offset: bigint | number) => offset === 0]] as const) {
+for (const [part, isWrong] of [
+	['all of it', () => true],
+	['the first bytes, which come last', (offset: bigint | number) => offset === 0],
+] as const) {
 	test(`what is read back must be what was written: ${part}`, async t => {
 		const pool = await storage.pool();
 		const session: LibvirtStorage = {
 			call: async (...args) => storage.session.call(...args),
 			upload: async (...args) => storage.session.upload(...args),
-			async* download(...args) {
+			async *download(...args) {
 				for await (const chunk of storage.session.download(...args)) {
 					const read = Buffer.from(chunk);
 					read[0] = (read[0] ?? 0) ^ (isWrong(args[1].offset ?? 0) ? 1 : 0);
@@ -317,14 +457,19 @@ function mortal(steps: number): LibvirtStorage & {readonly died: () => boolean} 
 		},
 		async upload(vol, chunks, range, signal) {
 			live();
-			return storage.session.upload(vol, (async function* () {
-				for await (const chunk of chunks) {
-					live();
-					yield chunk;
-				}
-			})(), range, signal);
+			return storage.session.upload(
+				vol,
+				(async function* () {
+					for await (const chunk of chunks) {
+						live();
+						yield chunk;
+					}
+				})(),
+				range,
+				signal,
+			);
 		},
-		async* download(...args) {
+		async *download(...args) {
 			live();
 			yield* storage.session.download(...args);
 		},
@@ -340,7 +485,9 @@ test('wherever a push dies, no half-made image is taken for one, and the next pu
 		await push(pool, {session, pusher: deadPusher, source: source(content, 150_000)}).catch(() => undefined);
 		died = session.died();
 		// Whoever may be pushing is elsewhere: time tells.
-		const half = (await listImages({...catalogueOf(pool), now: new Date(Date.now() + 2 * hour)}, never)).filter(({completeness}) => completeness !== 'complete');
+		const half = (await listImages({...catalogueOf(pool), now: new Date(Date.now() + 2 * hour)}, never)).filter(
+			({completeness}) => completeness !== 'complete',
+		);
 		for (const {volume, completeness} of half) {
 			t.is(completeness, 'abandoned');
 			await refused(t, readBaseVolume(storage.session, pool.name, volume, never), /not complete yet/v);
@@ -349,7 +496,10 @@ test('wherever a push dies, no half-made image is taken for one, and the next pu
 
 		const later = Date.now() + 2 * hour + step * 10_000;
 		const pushed = await push(pool, {clock: () => new Date(later), source: fileSource(path)});
-		t.deepEqual(pushed.removed, half.map(({volume}) => volume));
+		t.deepEqual(
+			pushed.removed,
+			half.map(({volume}) => volume),
+		);
 		for (const file of await pool.files()) {
 			t.true(file === name || (await pool.read(file)).equals(content), file);
 			if (file !== name && file !== pushed.volume) {
@@ -357,7 +507,10 @@ test('wherever a push dies, no half-made image is taken for one, and the next pu
 			}
 		}
 
-		t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${pushed.volume}`);
+		t.is(
+			(await readBaseVolume(storage.session, pool.name, name, never)).path,
+			`${pool.directory}/${pushed.volume}`,
+		);
 	}
 
 	t.true(step > 15, `${step} steps`);
@@ -369,7 +522,12 @@ test('a volume whose making was not confirmed goes with the push', async t => {
 		async call(procedure, ...rest) {
 			const result = await storage.session.call(procedure, ...rest);
 			if (procedure.name === procedures.storageVolCreateXml.name) {
-				throw new LibvirtConnectionError(procedure.name, true, undefined, new AdaptorError({code: 'unavailable', what: 'the connection was lost'}));
+				throw new LibvirtConnectionError(
+					procedure.name,
+					true,
+					undefined,
+					new AdaptorError({code: 'unavailable', what: 'the connection was lost'}),
+				);
 			}
 
 			return result;
@@ -385,12 +543,14 @@ test('a push that is under way is not touched by others, and completes', async t
 	const pool = await storage.pool();
 	const reached = Promise.withResolvers<undefined>();
 	const goOn = Promise.withResolvers<undefined>();
-	const slow = push(pool, {source: source(image.content, 100_000, async at => {
-		if (at > 2_000_000) {
-			reached.resolve(undefined);
-			await goOn.promise;
-		}
-	})});
+	const slow = push(pool, {
+		source: source(image.content, 100_000, async at => {
+			if (at > 2_000_000) {
+				reached.resolve(undefined);
+				await goOn.promise;
+			}
+		}),
+	});
 	await reached.promise;
 	const [underWay = ''] = await pool.files();
 	// Long ago by its clock, but its process lives.
@@ -406,17 +566,25 @@ test('a push that is under way is not touched by others, and completes', async t
 });
 
 /** A registry that gives that many bytes of each blob and then waits. */
-async function stalling(bytes: number): Promise<{readonly host: string; readonly reached: Promise<undefined>} & AsyncDisposable> {
+async function stalling(
+	bytes: number,
+): Promise<{readonly host: string; readonly reached: Promise<undefined>} & AsyncDisposable> {
 	const reached = Promise.withResolvers<undefined>();
-	const server = await serve((incoming, response) => forward(registry.host, incoming, response, (sent, chunk) => {
-		if (sent < bytes) {
-			return chunk;
-		}
+	const server = await serve((incoming, response) =>
+		forward(registry.host, incoming, response, (sent, chunk) => {
+			if (sent < bytes) {
+				return chunk;
+			}
 
-		reached.resolve(undefined);
-		return Buffer.alloc(0);
-	}));
-	return {host: server.host, reached: reached.promise, [Symbol.asyncDispose]: async () => server[Symbol.asyncDispose]()};
+			reached.resolve(undefined);
+			return Buffer.alloc(0);
+		}),
+	);
+	return {
+		host: server.host,
+		reached: reached.promise,
+		[Symbol.asyncDispose]: async () => server[Symbol.asyncDispose](),
+	};
 }
 
 test('kill -9 in the middle of a push: the next one removes what is left, and succeeds', async t => {
@@ -433,14 +601,21 @@ test('kill -9 in the middle of a push: the next one removes what is left, and su
 	t.regex((await run(t, environmentFor(pool), 'list')).out, /its push was cut off[^]*There is no podvm-base\.qcow2/v);
 
 	// A second apart, so that the names are others.
-	const second = await run(t, {...environmentFor(pool), PODVM_IMAGE_URI: `oci::${registry.host}/org/killed:latest::/image/podvm.qcow2`}, 'push');
+	const second = await run(
+		t,
+		{...environmentFor(pool), PODVM_IMAGE_URI: `oci::${registry.host}/org/killed:latest::/image/podvm.qcow2`},
+		'push',
+	);
 	t.is(second.code, 0, second.err);
 	t.true(second.out.includes(`Removed ${half}, whose push was cut off`), second.out);
 	const files = await pool.files();
 	t.is(files.length, 2);
 	t.false(files.includes(half));
 	t.true((await pool.read(files.find(file => file !== name) ?? '')).equals(image.content));
-	t.regex((await run(t, environmentFor(pool), 'list')).out, /^\* +podvm-base-.*\n\* is what podvm-base\.qcow2 stands for\n$/mv);
+	t.regex(
+		(await run(t, environmentFor(pool), 'list')).out,
+		/^\* +podvm-base-.*\n\* is what podvm-base\.qcow2 stands for\n$/mv,
+	);
 });
 
 test('Ctrl-C in the middle of a push leaves nothing', async t => {
@@ -479,7 +654,10 @@ test('what a failed push cannot remove is told at the level that the command sho
 	});
 	await refused(t, push(pool, {session: stubborn, log, source: broken}), /Gone/v);
 	const [left = ''] = await pool.files();
-	t.like(log.lines.find(({level}) => level === 'error'), {message: 'could not remove an incomplete image: the next push or prune does', fields: {volume: left}});
+	t.like(
+		log.lines.find(({level}) => level === 'error'),
+		{message: 'could not remove an incomplete image: the next push or prune does', fields: {volume: left}},
+	);
 });
 
 test('a qcow2 file that was cut off on its way here is refused, and the name stays with the version before', async t => {
@@ -500,11 +678,26 @@ test('-registry-ca is trusted besides the usual authorities, and must hold certi
 	const pool = await storage.pool();
 	for (const certificate of [usual, named]) {
 		await using closed = await startRegistry({root: registry.root, tls: certificate});
-		const {code, err} = await run(t, {...environmentFor(pool), NODE_EXTRA_CA_CERTS: usual.certPath}, 'push', '-registry-ca', named.certPath, '-no-switch', `${closed.host}/org/trusted`);
+		const {code, err} = await run(
+			t,
+			{...environmentFor(pool), NODE_EXTRA_CA_CERTS: usual.certPath},
+			'push',
+			'-registry-ca',
+			named.certPath,
+			'-no-switch',
+			`${closed.host}/org/trusted`,
+		);
 		t.is(code, 0, err);
 	}
 
-	const {code, err} = await run(t, environmentFor(pool), 'push', '-registry-ca', image.path, `${registry.host}/org/trusted`);
+	const {code, err} = await run(
+		t,
+		environmentFor(pool),
+		'push',
+		'-registry-ca',
+		image.path,
+		`${registry.host}/org/trusted`,
+	);
 	t.is(code, 1);
 	t.regex(err, /Could not read the registry's certificate authority.*PEM/v);
 });
@@ -528,7 +721,13 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 	const directory = `${own.libvirtd.directory}/images`;
 	const env = {LIBVIRT_URI: own.uri, LIBVIRT_POOL: 'images', LIBVIRT_DIR_NAME: directory};
 	// What cannot be built is forgotten: a better directory is not in the way.
-	const {code: failed, err: why} = await run(t, {...env, LIBVIRT_DIR_NAME: '/proc/none'}, 'push', '-create-pool', image.path);
+	const {code: failed, err: why} = await run(
+		t,
+		{...env, LIBVIRT_DIR_NAME: '/proc/none'},
+		'push',
+		'-create-pool',
+		image.path,
+	);
 	t.is(failed, 1);
 	t.regex(why, /Could not create the storage pool.*\/proc\/none.*LIBVIRT_DIR_NAME/v);
 	const created = await run(t, env, 'push', '-create-pool', image.path);
@@ -539,7 +738,10 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 
 	await pushToRegistry(registry.host, 'org/lost', 'latest', [await makeTar({'image/podvm.qcow2': image.content})]);
 	await using slow = await stalling(1_500_000);
-	const pool = {files: async () => readdir(directory), read: async (file: string) => readFile(`${directory}/${file}`)};
+	const pool = {
+		files: async () => readdir(directory),
+		read: async (file: string) => readFile(`${directory}/${file}`),
+	};
 	const before = await pool.files();
 	const pushing = start(t, env, 'push', `${slow.host}/org/lost`);
 	await slow.reached;
@@ -555,22 +757,33 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 	t.is((await pool.files()).length, before.length + 1);
 });
 
-test('in a cluster the config map gets the version\'s name, and the volume of the configured name stays as it is', async t => {
+test("in a cluster the config map gets the version's name, and the volume of the configured name stays as it is", async t => {
 	await using api = await TestApiServer.start();
 	const pool = await storage.pool();
 	const first = await push(pool);
-	const inCluster = async (): ReturnType<typeof run> => run(t, {...environmentFor(pool), ...api.environment, UPDATE_PEERPODS_CM: 'yes', IN_POD_OF: api.accountDirectory}, 'push', image.path);
+	const inCluster = async (): ReturnType<typeof run> =>
+		run(
+			t,
+			{...environmentFor(pool), ...api.environment, UPDATE_PEERPODS_CM: 'yes', IN_POD_OF: api.accountDirectory},
+			'push',
+			image.path,
+		);
 	const early = await inCluster();
 	t.is(early.code, 1);
 	t.regex(early.err, /config map does not exist.*peer-pods-cm/v);
 	t.deepEqual(await pool.files(), [first.volume, name]);
 
-	api.put('configmaps', {metadata: {name: 'peer-pods-cm', namespace: api.namespace}, data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: name}});
+	api.put('configmaps', {
+		metadata: {name: 'peer-pods-cm', namespace: api.namespace},
+		data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: name},
+	});
 	const {code, out, err} = await inCluster();
 	t.is(code, 0, err);
 	const volume = (await pool.files()).find(file => file !== name && file !== first.volume) ?? '';
 	t.true(out.includes('are set to it'), out);
-	t.like(api.find('configmaps', 'peer-pods-cm', api.namespace), {data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: volume, LIBVIRT_IMAGE_ID: volume}});
+	t.like(api.find('configmaps', 'peer-pods-cm', api.namespace), {
+		data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: volume, LIBVIRT_IMAGE_ID: volume},
+	});
 	t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${first.volume}`);
 });
 
@@ -611,5 +824,18 @@ test('the list is one JSON document when that is asked for', async t => {
 	const pool = await storage.pool();
 	const {volume} = await push(pool);
 	const {out} = await run(t, environmentFor(pool), 'list', '-json');
-	t.like(JSON.parse(out), {pool: pool.name, name, images: [{volume, format: 'qcow2', virtualSizeBytes: 3_221_225_472, state: 'complete', current: true, usedBy: {domains: [], volumes: []}}]});
+	t.like(JSON.parse(out), {
+		pool: pool.name,
+		name,
+		images: [
+			{
+				volume,
+				format: 'qcow2',
+				virtualSizeBytes: 3_221_225_472,
+				state: 'complete',
+				current: true,
+				usedBy: {domains: [], volumes: []},
+			},
+		],
+	});
 });

@@ -18,7 +18,7 @@ test('a volume that was never written to is not complete; one that holds anythin
 	t.deepEqual(readNote(Buffer.from('QFI\xfb', 'latin1')), {isComplete: true});
 });
 
-test('a process is gone when it has ended, when its number is another\'s, and not known elsewhere', async t => {
+test("a process is gone when it has ended, when its number is another's, and not known elsewhere", async t => {
 	const here = await thisPusher();
 	t.false(await isGone(here));
 	t.true(await isGone({...here, startedAt: '1'}));
@@ -30,12 +30,18 @@ test('a process is gone when it has ended, when its number is another\'s, and no
 
 test('whatever stands behind the title, the volume is not complete', async t => {
 	const note = writeNote(await thisPusher());
-	fc.assert(fc.property(fc.array(fc.tuple(fc.integer({min: 60, max: 300}), fc.nat(255)), {maxLength: 10}), fc.integer({min: 53, max: noteBytes}), (changes, length) => {
-		const damaged = Buffer.from(note);
-		for (const [at, value] of changes) {
-			damaged[at] = value;
-		}
+	fc.assert(
+		fc.property(
+			fc.array(fc.tuple(fc.integer({min: 60, max: 300}), fc.nat(255)), {maxLength: 10}),
+			fc.integer({min: 53, max: noteBytes}),
+			(changes, length) => {
+				const damaged = Buffer.from(note);
+				for (const [at, value] of changes) {
+					damaged[at] = value;
+				}
 
-		t.false(readNote(damaged.subarray(0, length)).isComplete);
-	}));
+				t.false(readNote(damaged.subarray(0, length)).isComplete);
+			},
+		),
+	);
 });

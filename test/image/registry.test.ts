@@ -8,7 +8,18 @@ import {HttpError} from '../../src/image/http.ts';
 import type {Descriptor} from '../../src/image/manifest.ts';
 import {parseChallenges, type Registry} from '../../src/image/registry.ts';
 import {Secret} from '../../src/core/log.ts';
-import {digestOf, forward, makeCertificate, pushImage, pushList, registryFor, serve, startRegistry, tokenFor, type TestRegistry} from './registry-server.ts';
+import {
+	digestOf,
+	forward,
+	makeCertificate,
+	pushImage,
+	pushList,
+	registryFor,
+	serve,
+	startRegistry,
+	tokenFor,
+	type TestRegistry,
+} from './registry-server.ts';
 import {never} from './storage.ts';
 
 const platform = {os: 'linux', architecture: 's390x'};
@@ -27,9 +38,18 @@ test.before(async () => {
 	digest = await pushImage(registry.host, 'org/podvm', 'one', layers);
 	await pushImage(registry.host, 'org/podvm', 'docker', layers, 'docker');
 	const other = await pushImage(registry.host, 'org/podvm', 'other', [layers[0]]);
-	await pushList(registry.host, 'org/podvm', 'list', [[other, 'linux/amd64'], [digest, 'linux/s390x']]);
-	await pushList(registry.host, 'org/podvm', 'single', [[digest, 'linux/amd64'], [other, 'unknown/unknown']]);
-	await pushList(registry.host, 'org/podvm', 'foreign', [[other, 'linux/amd64'], [digest, 'linux/arm64']]);
+	await pushList(registry.host, 'org/podvm', 'list', [
+		[other, 'linux/amd64'],
+		[digest, 'linux/s390x'],
+	]);
+	await pushList(registry.host, 'org/podvm', 'single', [
+		[digest, 'linux/amd64'],
+		[other, 'unknown/unknown'],
+	]);
+	await pushList(registry.host, 'org/podvm', 'foreign', [
+		[other, 'linux/amd64'],
+		[digest, 'linux/arm64'],
+	]);
 });
 
 test.after.always(async () => registry[Symbol.asyncDispose]());
@@ -43,11 +63,19 @@ async function read(from: Registry, descriptor = blob): Promise<Buffer> {
 	return Buffer.concat(chunks);
 }
 
-for (const [name, tag] of [['an OCI image', 'one'], ['a Docker image', 'docker'], ['a list\'s image for s390x', 'list'], ['the only image of a list, whatever it is for,', 'single']] as const) {
+for (const [name, tag] of [
+	['an OCI image', 'one'],
+	['a Docker image', 'docker'],
+	["a list's image for s390x", 'list'],
+	['the only image of a list, whatever it is for,', 'single'],
+] as const) {
 	test(`${name} is found by its tag, and its blobs are read`, async t => {
 		using from = registryFor(`${registry.host}/org/podvm:${tag}`);
 		const manifest = await from.manifest(platform, never);
-		t.deepEqual(manifest.layers, layers.map(layer => ({digest: digestOf(layer), size: layer.length})));
+		t.deepEqual(
+			manifest.layers,
+			layers.map(layer => ({digest: digestOf(layer), size: layer.length})),
+		);
 		t.true(tag === 'docker' || manifest.digest === digest);
 		t.true((await read(from)).equals(large));
 	});
@@ -60,7 +88,10 @@ test('an image is found by its digest', async t => {
 
 test('a list without a choice says what it has', async t => {
 	using from = registryFor(`${registry.host}/org/podvm:foreign`);
-	t.like(await t.throwsAsync(from.manifest(platform, never), {instanceOf: AdaptorError}), {code: 'not-found', where: {platforms: 'linux/amd64, linux/arm64'}});
+	t.like(await t.throwsAsync(from.manifest(platform, never), {instanceOf: AdaptorError}), {
+		code: 'not-found',
+		where: {platforms: 'linux/amd64, linux/arm64'},
+	});
 });
 
 for (const what of ['org/podvm:nothing', 'org/nothing:one', `org/podvm@sha256:${'0'.repeat(64)}`]) {
@@ -77,9 +108,18 @@ test('a registry with user names lets in who has one, and says to others what th
 	await from.manifest(platform, never);
 	t.true((await read(from)).equals(large));
 	using nobody = registryFor(reference);
-	t.like(await t.throwsAsync(nobody.manifest(platform, never), {instanceOf: AdaptorError, message: /wants credentials.*REGISTRY_AUTH_FILE/v}), {code: 'unauthenticated'});
+	t.like(
+		await t.throwsAsync(nobody.manifest(platform, never), {
+			instanceOf: AdaptorError,
+			message: /wants credentials.*REGISTRY_AUTH_FILE/v,
+		}),
+		{code: 'unauthenticated'},
+	);
 	using wrong = registryFor(reference, {credentials: {user: 'puller', password: new Secret('other')}});
-	const error = await t.throwsAsync(wrong.manifest(platform, never), {instanceOf: AdaptorError, message: /does not accept/v});
+	const error = await t.throwsAsync(wrong.manifest(platform, never), {
+		instanceOf: AdaptorError,
+		message: /does not accept/v,
+	});
 	t.notRegex(error.message, /other/v);
 });
 
@@ -89,9 +129,23 @@ test('tokens are fetched over TLS from where the registry says, with the credent
 		const {searchParams} = new URL(incoming.url ?? '', 'https://x');
 		const isKnown = incoming.headers.authorization === `Basic ${Buffer.from('puller:secret').toString('base64')}`;
 		response.writeHead(isKnown ? 200 : 401, {'content-type': 'application/json'});
-		response.end(isKnown ? JSON.stringify({token: tokenFor(/^repository:(.*):pull$/v.exec(searchParams.get('scope') ?? '')?.[1] ?? '', certificate), expires_in: 300}) : '{}');
+		response.end(
+			isKnown
+				? JSON.stringify({
+						token: tokenFor(
+							/^repository:(.*):pull$/v.exec(searchParams.get('scope') ?? '')?.[1] ?? '',
+							certificate,
+						),
+						expires_in: 300,
+					})
+				: '{}',
+		);
 	}, certificate);
-	await using closed = await startRegistry({root: registry.root, tls: certificate, token: {realm: `${tokens.origin}/token?account=x`, certPath: certificate.certPath}});
+	await using closed = await startRegistry({
+		root: registry.root,
+		tls: certificate,
+		token: {realm: `${tokens.origin}/token?account=x`, certPath: certificate.certPath},
+	});
 	const reference = `${closed.host}/org/podvm:list`;
 	using from = registryFor(reference, {credentials: puller, ca: certificate.cert});
 	t.is((await from.manifest(platform, never)).digest, digest);
@@ -103,20 +157,27 @@ test('tokens are fetched over TLS from where the registry says, with the credent
 	t.is((await t.throwsAsync(nobody.manifest(platform, never), {instanceOf: AdaptorError})).code, 'unauthenticated');
 	// Its certificate is nobody's who is trusted without being named.
 	using distrustful = registryFor(reference, {credentials: puller});
-	const error = await t.throwsAsync(distrustful.manifest(platform, never), {instanceOf: HttpError, message: /not trusted.*-registry-ca/v});
+	const error = await t.throwsAsync(distrustful.manifest(platform, never), {
+		instanceOf: HttpError,
+		message: /not trusted.*-registry-ca/v,
+	});
 	t.true(error.isFinal);
 });
 
 test('an identity token is exchanged by POST', async t => {
 	await using tokens = await serve((incoming, response) => {
 		let body = '';
-		incoming.on('data', (chunk: Buffer) => {
-			body += chunk.toString();
-		}).on('end', () => {
-			const form = new URLSearchParams(body);
-			response.writeHead(form.get('refresh_token') === 'refresh' && form.get('grant_type') === 'refresh_token' ? 200 : 400);
-			response.end('{"access_token":"short"}');
-		});
+		incoming
+			.on('data', (chunk: Buffer) => {
+				body += chunk.toString();
+			})
+			.on('end', () => {
+				const form = new URLSearchParams(body);
+				response.writeHead(
+					form.get('refresh_token') === 'refresh' && form.get('grant_type') === 'refresh_token' ? 200 : 400,
+				);
+				response.end('{"access_token":"short"}');
+			});
 	});
 	await using front = await serve((incoming, response) => {
 		if (incoming.headers.authorization === 'Bearer short') {
@@ -133,13 +194,18 @@ test('an identity token is exchanged by POST', async t => {
 test('a transfer that breaks goes on where it was, as often as it moves', async t => {
 	await using front = await serve((incoming, response) => {
 		// 100,000 bytes at a time: more breaks than attempts, each after some progress.
-		forward(registry.host, incoming, response, (sent, chunk) => sent + chunk.length > 100_000 ? undefined : chunk);
+		forward(registry.host, incoming, response, (sent, chunk) =>
+			sent + chunk.length > 100_000 ? undefined : chunk,
+		);
 	});
 	using from = registryFor(`${front.host}/org/podvm:one`);
 	t.true((await read(from)).equals(large));
 	const ranges = front.requests.map(({headers}) => headers.range).filter(range => range !== undefined);
 	t.true(ranges.length >= 6, ranges.join());
-	t.deepEqual(ranges, ranges.toSorted((a, b) => Number(/\d+/v.exec(a)) - Number(/\d+/v.exec(b))));
+	t.deepEqual(
+		ranges,
+		ranges.toSorted((a, b) => Number(/\d+/v.exec(a)) - Number(/\d+/v.exec(b))),
+	);
 });
 
 test('a server that ignores the range sends all again, and nothing comes twice', async t => {
@@ -147,7 +213,9 @@ test('a server that ignores the range sends all again, and nothing comes twice',
 	await using front = await serve((incoming, response) => {
 		delete incoming.headers.range;
 		times++;
-		forward(registry.host, incoming, response, (sent, chunk) => times === 1 && sent > 200_000 ? undefined : chunk);
+		forward(registry.host, incoming, response, (sent, chunk) =>
+			times === 1 && sent > 200_000 ? undefined : chunk,
+		);
 	});
 	using from = registryFor(`${front.host}/org/podvm:one`);
 	t.true((await read(from)).equals(large));
@@ -185,7 +253,11 @@ test('an answer that says to come back is asked for again; one that refuses is n
 });
 
 const corruptions: ReadonlyArray<readonly [name: string, message: RegExp, change: (content: Buffer) => Buffer]> = [
-	['has another byte', /not what its digest says/v, content => Buffer.concat([Buffer.from([(content[0] ?? 0) ^ 1]), content.subarray(1)])],
+	[
+		'has another byte',
+		/not what its digest says/v,
+		content => Buffer.concat([Buffer.from([(content[0] ?? 0) ^ 1]), content.subarray(1)]),
+	],
 	['is longer than its manifest says', /more than its/v, content => Buffer.concat([content, content])],
 ];
 for (const [name, message, change] of corruptions) {
@@ -199,13 +271,26 @@ for (const [name, message, change] of corruptions) {
 test('a manifest that is not what its digest says is refused', async t => {
 	await using front = await serve((_, response) => response.end(JSON.stringify({layers: [blob]})));
 	using from = registryFor(`${front.host}/org/podvm@${digest}`);
-	t.is((await t.throwsAsync(from.manifest(platform, never), {instanceOf: AdaptorError, message: /manifest is not what its digest says/v})).code, 'data-loss');
+	t.is(
+		(
+			await t.throwsAsync(from.manifest(platform, never), {
+				instanceOf: AdaptorError,
+				message: /manifest is not what its digest says/v,
+			})
+		).code,
+		'data-loss',
+	);
 });
 
 for (const [name, body] of [
-	['is not JSON', '<html>'], ['is null', 'null'], ['has no layers', '{"layers":[]}'], ['has a layer without a digest', '{"layers":[{"size":1}]}'],
-	['has a layer whose digest is a path', '{"layers":[{"digest":"../../x","size":1}]}'], ['has a layer of negative size', `{"layers":[{"digest":"${blob.digest}","size":-1}]}`],
-	['is a list of lists', `{"manifests":[{"digest":"${blob.digest}","size":1}]}`], ['is endless', `{"layers":"${'x'.repeat(5_000_000)}"}`],
+	['is not JSON', '<html>'],
+	['is null', 'null'],
+	['has no layers', '{"layers":[]}'],
+	['has a layer without a digest', '{"layers":[{"size":1}]}'],
+	['has a layer whose digest is a path', '{"layers":[{"digest":"../../x","size":1}]}'],
+	['has a layer of negative size', `{"layers":[{"digest":"${blob.digest}","size":-1}]}`],
+	['is a list of lists', `{"manifests":[{"digest":"${blob.digest}","size":1}]}`],
+	['is endless', `{"layers":"${'x'.repeat(5_000_000)}"}`],
 ] as const) {
 	test(`a manifest that ${name} is refused`, async t => {
 		await using front = await serve((_, response) => response.end(body));
@@ -228,20 +313,37 @@ test('where blobs are stored elsewhere, that place is not told who we are', asyn
 	using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller});
 	await from.manifest(platform, never);
 	t.true((await read(from)).equals(large));
-	t.deepEqual(elsewhere.requests.map(({headers, url}) => [headers.authorization, url]), [[undefined, '/stored?signature=x']]);
+	t.deepEqual(
+		elsewhere.requests.map(({headers, url}) => [headers.authorization, url]),
+		[[undefined, '/stored?signature=x']],
+	);
 });
 
 test('a place that blobs are stored at gets no credentials when it asks for them', async t => {
-	await using elsewhere = await serve((_, response) => response.writeHead(401, {'www-authenticate': 'Basic realm="x"'}).end());
-	await using front = await serve((_, response) => response.writeHead(302, {location: `${elsewhere.origin}/stored`}).end());
+	await using elsewhere = await serve((_, response) =>
+		response.writeHead(401, {'www-authenticate': 'Basic realm="x"'}).end(),
+	);
+	await using front = await serve((_, response) =>
+		response.writeHead(302, {location: `${elsewhere.origin}/stored`}).end(),
+	);
 	using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller});
 	t.is((await t.throwsAsync(read(from), {instanceOf: AdaptorError})).code, 'unauthenticated');
-	t.deepEqual(elsewhere.requests.map(({headers}) => headers.authorization), [undefined]);
+	t.deepEqual(
+		elsewhere.requests.map(({headers}) => headers.authorization),
+		[undefined],
+	);
 });
 
-for (const [name, location] of [['in a circle', ''], ['to plain HTTP of another machine', 'http://192.0.2.1/x'], ['to a file', 'file:///etc/passwd'], ['to nowhere', 'http://']] as const) {
+for (const [name, location] of [
+	['in a circle', ''],
+	['to plain HTTP of another machine', 'http://192.0.2.1/x'],
+	['to a file', 'file:///etc/passwd'],
+	['to nowhere', 'http://'],
+] as const) {
 	test(`a redirect ${name} is not followed`, async t => {
-		await using front = await serve((incoming, response) => response.writeHead(302, {location: location === '' ? incoming.url : location}).end());
+		await using front = await serve((incoming, response) =>
+			response.writeHead(302, {location: location === '' ? incoming.url : location}).end(),
+		);
 		using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller});
 		const error = await t.throwsAsync(read(from), {instanceOf: HttpError});
 		t.true(error.isFinal);
@@ -251,7 +353,10 @@ for (const [name, location] of [['in a circle', ''], ['to plain HTTP of another 
 
 test('plain HTTP is for this machine, and for hosts that were named', async t => {
 	// A name of this machine that does not look like one.
-	const front = createServer((incoming, response) => forward(registry.host, incoming, response)).listen(0, '127.0.0.1');
+	const front = createServer((incoming, response) => forward(registry.host, incoming, response)).listen(
+		0,
+		'127.0.0.1',
+	);
 	t.teardown(() => {
 		front.closeAllConnections();
 		front.close();
@@ -261,23 +366,28 @@ test('plain HTTP is for this machine, and for hosts that were named', async t =>
 	using named = registryFor(`${host}/org/podvm:one`, {plainHosts: [host]});
 	t.is((await named.manifest(platform, never)).digest, digest);
 	using other = registryFor(`${host}/org/podvm:one`);
-	await t.throwsAsync(other.manifest(platform, never), {instanceOf: HttpError, message: /speaks no TLS.*-plain-http/v});
+	await t.throwsAsync(other.manifest(platform, never), {
+		instanceOf: HttpError,
+		message: /speaks no TLS.*-plain-http/v,
+	});
 });
 
 async function proxy(t: ExecutionContext): Promise<{readonly origin: string; readonly asked: readonly string[]}> {
 	const asked: string[] = [];
 	const sockets = new Set<Socket>();
-	const server = createServer().on('connect', (incoming, socket: Socket) => {
-		asked.push(incoming.url ?? '');
-		const target = connect(Number(incoming.url?.split(':')[1]), '127.0.0.1', () => {
-			socket.write('HTTP/1.1 200 OK\r\n\r\n');
-			target.pipe(socket).pipe(target);
-		});
-		for (const each of [socket, target]) {
-			sockets.add(each);
-			each.on('error', () => undefined);
-		}
-	}).listen(0, '127.0.0.1');
+	const server = createServer()
+		.on('connect', (incoming, socket: Socket) => {
+			asked.push(incoming.url ?? '');
+			const target = connect(Number(incoming.url?.split(':')[1]), '127.0.0.1', () => {
+				socket.write('HTTP/1.1 200 OK\r\n\r\n');
+				target.pipe(socket).pipe(target);
+			});
+			for (const each of [socket, target]) {
+				sockets.add(each);
+				each.on('error', () => undefined);
+			}
+		})
+		.listen(0, '127.0.0.1');
 	await once(server, 'listening');
 	t.teardown(() => {
 		for (const socket of sockets) {
@@ -300,25 +410,41 @@ test('HTTPS_PROXY is used, where NO_PROXY does not say otherwise', async t => {
 	t.true((await read(from)).equals(large));
 	t.deepEqual([...new Set(asked)], [host]);
 	const before = asked.length;
-	using direct = registryFor(`${host}/org/podvm:one`, {...options, proxyEnv: {HTTPS_PROXY: origin, NO_PROXY: '0.0.0.0'}});
+	using direct = registryFor(`${host}/org/podvm:one`, {
+		...options,
+		proxyEnv: {HTTPS_PROXY: origin, NO_PROXY: '0.0.0.0'},
+	});
 	t.true((await read(direct)).equals(large));
 	t.is(asked.length, before);
 });
 
 test('a proxy may be written without scheme; one that is none is refused without its password', t => {
-	for (const [name, value] of [['HTTPS_PROXY', 'http://user:sesame@[bad'], ['https_proxy', 'user:sesame@proxy:99999'], ['HTTP_PROXY', 'socks5://user:sesame@proxy'], ['http_proxy', 'http://user:sesam%e@proxy']] as const) {
-		const error = t.throws(() => registryFor('quay.io/x', {proxyEnv: {[name]: value}}), {instanceOf: AdaptorError, message: new RegExp(`^${name} is not the URL`, 'v')});
+	for (const [name, value] of [
+		['HTTPS_PROXY', 'http://user:sesame@[bad'],
+		['https_proxy', 'user:sesame@proxy:99999'],
+		['HTTP_PROXY', 'socks5://user:sesame@proxy'],
+		['http_proxy', 'http://user:sesam%e@proxy'],
+	] as const) {
+		const error = t.throws(() => registryFor('quay.io/x', {proxyEnv: {[name]: value}}), {
+			instanceOf: AdaptorError,
+			message: new RegExp(`^${name} is not the URL`, 'v'),
+		});
 		t.false(error.message.includes('sesam'));
 	}
 
-	using from = registryFor('quay.io/x', {proxyEnv: {HTTPS_PROXY: 'user:sesame@proxy:3128', NO_PROXY: '*.example.com,[::1]', HTTP_PROXY: ''}});
+	using from = registryFor('quay.io/x', {
+		proxyEnv: {HTTPS_PROXY: 'user:sesame@proxy:3128', NO_PROXY: '*.example.com,[::1]', HTTP_PROXY: ''},
+	});
 	t.truthy(from);
 });
 
 test('a proxy learns nothing of what is meant for this machine', async t => {
 	await using closed = await startRegistry({root: registry.root, htpasswd});
 	await using proxy = await serve((_, response) => response.writeHead(502).end());
-	using from = registryFor(`${closed.host}/org/podvm:one`, {credentials: puller, proxyEnv: {HTTP_PROXY: proxy.origin, HTTPS_PROXY: proxy.origin}});
+	using from = registryFor(`${closed.host}/org/podvm:one`, {
+		credentials: puller,
+		proxyEnv: {HTTP_PROXY: proxy.origin, HTTPS_PROXY: proxy.origin},
+	});
 	t.true((await read(from)).equals(large));
 	t.deepEqual(proxy.requests, []);
 });
@@ -350,18 +476,36 @@ test('a registry that falls silent, before an answer or within one, is asked aga
 	await from.manifest(platform, never);
 	isSilent = true;
 	await Promise.all([
-		t.throwsAsync(from.manifest(platform, never), {instanceOf: HttpError, message: /Timed out after 1000 ms waiting for an answer of 127/v}),
+		t.throwsAsync(from.manifest(platform, never), {
+			instanceOf: HttpError,
+			message: /Timed out after 1000 ms waiting for an answer of 127/v,
+		}),
 		t.throwsAsync(read(from), {instanceOf: HttpError, message: /Timed out after 1000 ms waiting for more data/v}),
 	]);
 	t.true(asked.manifests > 1 && asked.blobs > 1);
 });
 
 test('challenges are read as they are written', t => {
-	const read = (header: string): unknown => Object.fromEntries([...parseChallenges(header)].map(([scheme, parameters]) => [scheme, Object.fromEntries(parameters)]));
-	t.deepEqual(read('Bearer realm="https://auth.example.com/token",service="registry.example.com",scope="repository:a/b:pull,push"'), {
-		bearer: {realm: 'https://auth.example.com/token', service: 'registry.example.com', scope: 'repository:a/b:pull,push'},
+	const read = (header: string): unknown =>
+		Object.fromEntries(
+			[...parseChallenges(header)].map(([scheme, parameters]) => [scheme, Object.fromEntries(parameters)]),
+		);
+	t.deepEqual(
+		read(
+			'Bearer realm="https://auth.example.com/token",service="registry.example.com",scope="repository:a/b:pull,push"',
+		),
+		{
+			bearer: {
+				realm: 'https://auth.example.com/token',
+				service: 'registry.example.com',
+				scope: 'repository:a/b:pull,push',
+			},
+		},
+	);
+	t.deepEqual(read('Basic realm="a \\"b\\"", Bearer realm=x, service = "y"'), {
+		basic: {realm: 'a "b"'},
+		bearer: {realm: 'x', service: 'y'},
 	});
-	t.deepEqual(read('Basic realm="a \\"b\\"", Bearer realm=x, service = "y"'), {basic: {realm: 'a "b"'}, bearer: {realm: 'x', service: 'y'}});
 	t.deepEqual(read('Negotiate, Basic realm=""'), {negotiate: {}, basic: {realm: ''}});
 	t.deepEqual(read(''), {});
 });

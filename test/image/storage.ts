@@ -1,6 +1,6 @@
 /**
- * A KVM host's storage as far as it can be had without privileges: a real libvirtd with real pools of type dir (qemu:///session), so real uploads,
- * real qemu-img, and libvirt's own looking into files.
+ * A KVM host's storage as far as it can be had without privileges: a real libvirtd with real pools of type dir
+ * (qemu:///session), so real uploads, real qemu-img, and libvirt's own looking into files.
  */
 import {execFile} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
@@ -40,24 +40,38 @@ export async function startStorage(): Promise<Storage> {
 	const libvirtd = undo.use(await startTestLibvirtd());
 	const uri = `qemu:///session?socket=${libvirtd.socketPath}`;
 	const parsed = parseLibvirtUri(uri);
-	const session = undo.use(new LibvirtSession({uri: parsed.remoteUri, openPipe: openUnixPipe({...parsed, transport: 'unix'}, {})}));
+	const session = undo.use(
+		new LibvirtSession({uri: parsed.remoteUri, openPipe: openUnixPipe({...parsed, transport: 'unix'}, {})}),
+	);
 	await session.connect(never);
 	const owned = undo.move();
 	return {
-		libvirtd, session, uri,
+		libvirtd,
+		session,
+		uri,
 		async pool() {
 			const name = `pool-${randomBytes(6).toString('hex')}`;
 			const directory = `${libvirtd.directory}/${name}`;
 			await mkdir(directory);
 			await chown(directory, libvirtd.uid, libvirtd.uid);
-			const {pool} = await session.call(procedures.storagePoolCreateXml, {xml: `<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`, flags: 0}, never);
+			const {pool} = await session.call(
+				procedures.storagePoolCreateXml,
+				{
+					xml: `<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`,
+					flags: 0,
+				},
+				never,
+			);
 			return {
-				name, directory, pool,
+				name,
+				directory,
+				pool,
 				files: async () => (await readdir(directory)).sort(),
 				read: async file => readFile(`${directory}/${file}`),
 				async overlay(volume, backing) {
-					const xml = `<volume><name>${volume}</name><capacity>10737418240</capacity><target><format type='qcow2'/></target>`
-						+ `<backingStore><path>${directory}/${backing}</path><format type='qcow2'/></backingStore></volume>`;
+					const xml =
+						`<volume><name>${volume}</name><capacity>10737418240</capacity><target><format type='qcow2'/></target>` +
+						`<backingStore><path>${directory}/${backing}</path><format type='qcow2'/></backingStore></volume>`;
 					await session.call(procedures.storageVolCreateXml, {pool, xml, flags: 0}, never);
 				},
 			};
@@ -67,7 +81,11 @@ export async function startStorage(): Promise<Storage> {
 }
 
 /** A qcow2 image of that many random bytes, for a guest's disk of `virtualSize`. */
-export async function makeQcow2(directory: string, bytes: number, virtualSize = '3G'): Promise<{readonly path: string; readonly content: Buffer}> {
+export async function makeQcow2(
+	directory: string,
+	bytes: number,
+	virtualSize = '3G',
+): Promise<{readonly path: string; readonly content: Buffer}> {
 	const name = `${directory}/image-${randomBytes(4).toString('hex')}`;
 	await writeFile(`${name}.raw`, randomBytes(bytes));
 	await execute('truncate', ['-s', virtualSize, `${name}.raw`]);

@@ -15,7 +15,9 @@ const cache = fileURLToPath(new URL('../../.cache/', import.meta.url));
 export async function referencePeer(): Promise<string> {
 	const missing = needed.filter(path => !existsSync(path));
 	if (missing.length > 0) {
-		throw new Error(`Missing: ${missing.join(', ')}. The reference implementation of ttrpc is needed: apt-get install golang-go golang-github-containerd-ttrpc-dev`);
+		throw new Error(
+			`Missing: ${missing.join(', ')}. The reference implementation of ttrpc is needed: apt-get install golang-go golang-github-containerd-ttrpc-dev`,
+		);
 	}
 
 	const hash = createHash('sha256').update(readFileSync(source)).digest('hex').slice(0, 16);
@@ -25,7 +27,14 @@ export async function referencePeer(): Promise<string> {
 		const unfinished = `${peer}.${process.pid}`;
 		await promisify(execFile)(go, ['build', '-o', unfinished, source], {
 			env: {
-				...process.env, GO111MODULE: 'off', GOPATH: gopath, GOCACHE: `${cache}go-build`, GOFLAGS: '', GOROOT: '', GOTOOLCHAIN: 'local', CGO_ENABLED: '0',
+				...process.env,
+				GO111MODULE: 'off',
+				GOPATH: gopath,
+				GOCACHE: `${cache}go-build`,
+				GOFLAGS: '',
+				GOROOT: '',
+				GOTOOLCHAIN: 'local',
+				CGO_ENABLED: '0',
 			},
 		});
 		renameSync(unfinished, peer);

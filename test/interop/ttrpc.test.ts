@@ -37,7 +37,7 @@ async function referenceServer(t: ExecutionContext): Promise<{client: TtrpcClien
 }
 
 async function version(client: TtrpcClient, text: string, options: CallOptions = {}): Promise<string> {
-	return (await client.call(method('Version'), {version: text}, options, forever) as {version: string}).version;
+	return ((await client.call(method('Version'), {version: text}, options, forever)) as {version: string}).version;
 }
 
 async function failure(t: ExecutionContext, call: Promise<unknown>): Promise<number> {
@@ -53,19 +53,33 @@ test('our client is answered by the reference server', async t => {
 	t.deepEqual(await Promise.all(texts.map(async text => version(client, text))), texts);
 });
 
-test('our client\'s metadata and deadline arrive at the reference server', async t => {
+test("our client's metadata and deadline arrive at the reference server", async t => {
 	const {client} = await referenceServer(t);
-	const answer = await client.call(method('CreateVM'), {}, {timeoutMs: 600_000, metadata: {key: ['a', 'b']}}, forever);
+	const answer = await client.call(
+		method('CreateVM'),
+		{},
+		{timeoutMs: 600_000, metadata: {key: ['a', 'b']}},
+		forever,
+	);
 	t.like(answer, {agentSocketPath: 'a,b 600'});
 	t.like(await client.call(method('CreateVM'), {}, {}, forever), {agentSocketPath: ' 0'});
 });
 
-test('the reference server\'s statuses are our client\'s errors', async t => {
+test("the reference server's statuses are our client's errors", async t => {
 	const {client} = await referenceServer(t);
-	const error = await t.throwsAsync(client.call(method('StopVM'), {id: 'x'}, {}, forever), {instanceOf: TtrpcError, message: 'no sandbox x'});
+	const error = await t.throwsAsync(client.call(method('StopVM'), {id: 'x'}, {}, forever), {
+		instanceOf: TtrpcError,
+		message: 'no sandbox x',
+	});
 	t.is(error.code, 'not-found');
-	t.is(await failure(t, client.call({...method('Version'), path: '/hypervisor.Hypervisor/Other'}, {}, {}, forever)), statusCode.unimplemented);
-	t.is(await failure(t, client.call({...method('Version'), path: '/other.Service/Version'}, {}, {}, forever)), statusCode.unimplemented);
+	t.is(
+		await failure(t, client.call({...method('Version'), path: '/hypervisor.Hypervisor/Other'}, {}, {}, forever)),
+		statusCode.unimplemented,
+	);
+	t.is(
+		await failure(t, client.call({...method('Version'), path: '/other.Service/Version'}, {}, {}, forever)),
+		statusCode.unimplemented,
+	);
 });
 
 test('the reference server refuses our oversized request as our server does, and the connection lives', async t => {
@@ -76,11 +90,15 @@ test('the reference server refuses our oversized request as our server does, and
 
 test('our client ends a call at its deadline, and the connection to the reference server lives', async t => {
 	const {client} = await referenceServer(t);
-	t.is((await t.throwsAsync(client.call(method('StartVM'), {}, {timeoutMs: 50}, forever), {instanceOf: AdaptorError})).code, 'deadline-exceeded');
+	t.is(
+		(await t.throwsAsync(client.call(method('StartVM'), {}, {timeoutMs: 50}, forever), {instanceOf: AdaptorError}))
+			.code,
+		'deadline-exceeded',
+	);
 	t.is(await version(client, 'still here'), 'still here');
 });
 
-test('a reference server that dies fails our client\'s calls as unavailable', async t => {
+test("a reference server that dies fails our client's calls as unavailable", async t => {
 	const {client, kill} = await referenceServer(t);
 	const call = t.throwsAsync(client.call(method('StartVM'), {}, {}, forever), {instanceOf: AdaptorError});
 	t.is(await version(client, 'both calls are under way'), 'both calls are under way');
@@ -91,7 +109,9 @@ test('a reference server that dies fails our client\'s calls as unavailable', as
 test('the reference client is answered by our server', async t => {
 	const aborted = Promise.withResolvers<unknown>();
 	const peer = await serve(t, {
-		Version: async ({version: text}: {version: string}) => ({version: text.startsWith('size:') ? 'x'.repeat(Number(text.slice(5))) : text}),
+		Version: async ({version: text}: {version: string}) => ({
+			version: text.startsWith('size:') ? 'x'.repeat(Number(text.slice(5))) : text,
+		}),
 		CreateVM: async (_request: object, {metadata}) => ({agentSocketPath: metadata.get('key')?.join(',')}),
 		async StartVM(_request: object, {signal}) {
 			await once(signal, 'abort');
@@ -121,6 +141,7 @@ test('the reference client is answered by our server', async t => {
 		deadline: {code: 4},
 		afterwards: {code: 0, value: 'still here'},
 	});
-	// The reference client keeps the time, too, and is gone soon after: on a busy machine its end is noticed before our own clock is looked at.
+	// The reference client keeps the time, too, and is gone soon after: on a busy machine its end is noticed before our
+	// own clock is looked at.
 	t.true(['deadline-exceeded', 'cancelled'].includes(codeOf(await aborted.promise)));
 });

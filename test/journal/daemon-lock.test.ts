@@ -20,11 +20,19 @@ interface Holder {
 }
 
 /** Another daemon, which is at work when this resolves. */
-async function another(t: ExecutionContext, podsDir: string, [command = process.execPath, ...wrapping]: readonly string[] = []): Promise<Holder> {
-	const child = spawn(command, [...wrapping, ...(wrapping.length === 0 ? [] : [process.execPath]), program, podsDir], {stdio: ['pipe', 'pipe', 'inherit']});
+async function another(
+	t: ExecutionContext,
+	podsDir: string,
+	[command = process.execPath, ...wrapping]: readonly string[] = [],
+): Promise<Holder> {
+	const child = spawn(
+		command,
+		[...wrapping, ...(wrapping.length === 0 ? [] : [process.execPath]), program, podsDir],
+		{stdio: ['pipe', 'pipe', 'inherit']},
+	);
 	t.teardown(() => child.kill('SIGKILL'));
-	const [line] = await once(createInterface(child.stdout), 'line') as [string];
-	return {process: child, ...JSON.parse(line) as Omit<Holder, 'process'>};
+	const [line] = (await once(createInterface(child.stdout), 'line')) as [string];
+	return {process: child, ...(JSON.parse(line) as Omit<Holder, 'process'>)};
 }
 
 async function killed({process: child}: Holder): Promise<void> {
@@ -108,8 +116,16 @@ test('what a daemon left that died before it had its number is removed a minute 
 test('where PODS_DIR cannot be written to, the log says so, and live predecessors are seen all the same', async t => {
 	const podsDir = await directoryOf(t);
 	await another(t, podsDir);
-	const blind = await another(t, podsDir, ['unshare', '--mount', 'sh', '-c', 'mount --bind "$2" "$2" && mount -o remount,ro,bind "$2" && exec "$0" "$@"']);
+	const blind = await another(t, podsDir, [
+		'unshare',
+		'--mount',
+		'sh',
+		'-c',
+		'mount --bind "$2" "$2" && mount -o remount,ro,bind "$2" && exec "$0" "$@"',
+	]);
 	t.true(blind.hasPredecessor);
 	t.false(blind.hasSuccessor);
-	t.deepEqual(blind.errors, ['could not lock PODS_DIR: a daemon that starts while this one is at work will not know']);
+	t.deepEqual(blind.errors, [
+		'could not lock PODS_DIR: a daemon that starts while this one is at work will not know',
+	]);
 });

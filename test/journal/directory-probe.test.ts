@@ -29,7 +29,9 @@ test('a file in the way is told with the reason', async t => {
 	t.regex((await observeDirectory(`${directory}/file/b`)).unwritable ?? '', /ENOTDIR/);
 });
 
-const programOf = (path: string): string => `import {observeDirectory} from ${JSON.stringify(new URL('../../src/journal/directory-probe.ts', import.meta.url).href)};
+const programOf = (
+	path: string,
+): string => `import {observeDirectory} from ${JSON.stringify(new URL('../../src/journal/directory-probe.ts', import.meta.url).href)};
 	const {unwritable} = await observeDirectory(${JSON.stringify(path)}); process.stdout.write(String(unwritable));`;
 
 test('a directory beneath one that this process may not enter is told with the reason', async t => {
@@ -38,7 +40,14 @@ test('a directory beneath one that this process may not enter is told with the r
 	await chmod(`${directory}/other`, 0o700);
 	await chown(`${directory}/other`, 12_345, 12_345);
 	const capabilities = '-dac_override,-dac_read_search';
-	const {stdout} = await run('setpriv', [`--bounding-set=${capabilities}`, `--inh-caps=${capabilities}`, process.execPath, '--input-type=module', '-e', programOf(`${directory}/other/a/b`)]);
+	const {stdout} = await run('setpriv', [
+		`--bounding-set=${capabilities}`,
+		`--inh-caps=${capabilities}`,
+		process.execPath,
+		'--input-type=module',
+		'-e',
+		programOf(`${directory}/other/a/b`),
+	]);
 	t.regex(stdout, /EACCES/);
 });
 
@@ -51,7 +60,11 @@ for (const [title, options, prepare, reason] of [
 		const directory = await directoryOf(t);
 		await mkdir(`${directory}/full`);
 		const script = `mount -t tmpfs -o ${options} tmpfs full && ${prepare} && exec "$0" --input-type=module -e "$1"`;
-		const {stdout} = await run('unshare', ['--mount', 'sh', '-euc', script, process.execPath, programOf(`${directory}/full`)], {cwd: directory});
+		const {stdout} = await run(
+			'unshare',
+			['--mount', 'sh', '-euc', script, process.execPath, programOf(`${directory}/full`)],
+			{cwd: directory},
+		);
 		t.regex(stdout, reason);
 	});
 }

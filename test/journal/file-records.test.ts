@@ -10,15 +10,39 @@ import {recordingLog} from '../support/recording-log.ts';
 
 const created: SandboxRecord = {
 	id: 'a',
-	request: {pod: {name: 'web', namespace: 'shop'}, instanceName: 'podvm-web-a', vcpus: 2, vcpusFrom: 'configuration', memoryMib: 2048, memoryFrom: 'annotation'},
+	request: {
+		pod: {name: 'web', namespace: 'shop'},
+		instanceName: 'podvm-web-a',
+		vcpus: 2,
+		vcpusFrom: 'configuration',
+		memoryMib: 2048,
+		memoryFrom: 'annotation',
+	},
 	network: {
-		netnsPath: '/run/netns/web', podIp: '10.0.0.5/24', podHwAddr: '0a:58:0a:00:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24', tunnelType: 'vxlan',
-		routes: [], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId: 555_000, dedicated: false, externalNetViaPodVm: false,
+		netnsPath: '/run/netns/web',
+		podIp: '10.0.0.5/24',
+		podHwAddr: '0a:58:0a:00:00:05',
+		interface: 'eth0',
+		workerNodeIp: '192.168.122.10/24',
+		tunnelType: 'vxlan',
+		routes: [],
+		neighbors: [],
+		mtu: 1450,
+		index: 0,
+		vxlanPort: 4789,
+		vxlanId: 555_000,
+		dedicated: false,
+		externalNetViaPodVm: false,
 	},
 	state: 'created',
 };
 const creating: SandboxRecord = {id: 'a', request: created.request, state: 'creating', netnsPath: '/run/netns/web'};
-const running: SandboxRecord = {...created, state: 'running', vm: {sandboxId: 'a', name: 'podvm-web-a', uuid: 'u', mac: '52:00:00:00:00:00'}, address: '192.168.122.20'};
+const running: SandboxRecord = {
+	...created,
+	state: 'running',
+	vm: {sandboxId: 'a', name: 'podvm-web-a', uuid: 'u', mac: '52:00:00:00:00:00'},
+	address: '192.168.122.20',
+};
 
 test('a record is read as it was written, and the last one counts', async t => {
 	const podsDir = join(await directoryOf(t), 'pods');
@@ -30,7 +54,10 @@ test('a record is read as it was written, and the last one counts', async t => {
 	t.deepEqual(await records.readAll(), [created]);
 	await records.write(running);
 	await records.write({...created, id: 'b', state: 'stopping'});
-	t.deepEqual([...await records.readAll()].sort((one, other) => one.id.localeCompare(other.id)), [running, {...created, id: 'b', state: 'stopping'}]);
+	t.deepEqual(
+		[...(await records.readAll())].sort((one, other) => one.id.localeCompare(other.id)),
+		[running, {...created, id: 'b', state: 'stopping'}],
+	);
 	t.deepEqual(await records.read('a'), running);
 	await records.remove('a');
 	await records.remove('a');
@@ -57,7 +84,7 @@ test('what a daemon that was killed over a write has left goes with the record',
 	t.deepEqual(await readdir(podsDir), []);
 });
 
-test('what somebody else keeps in the sandbox\'s directory is not removed with the record', async t => {
+test("what somebody else keeps in the sandbox's directory is not removed with the record", async t => {
 	const podsDir = await directoryOf(t);
 	const records = new FileRecords(podsDir, recordingLog());
 	await records.write(created);
@@ -86,7 +113,10 @@ for (const [kind, text] of [
 		await records.write({...created, id: 'c'});
 		t.deepEqual(await records.readAll(), [{...created, id: 'c'}]);
 		t.is(await readFile(join(podsDir, 'a', 'sandbox.json.bad'), 'utf8'), text);
-		t.deepEqual(log.lines.map(({level, message}) => [level, message]), [['error', 'a sandbox record is damaged or foreign and was set aside']]);
+		t.deepEqual(
+			log.lines.map(({level, message}) => [level, message]),
+			[['error', 'a sandbox record is damaged or foreign and was set aside']],
+		);
 	});
 
 	test(`a record that is ${kind} is set aside when it is read alone`, async t => {
@@ -100,13 +130,24 @@ for (const [kind, text] of [
 }
 
 test('any text is a record or data loss, and nothing else', t => {
-	t.notThrows(() => fc.assert(fc.property(fc.oneof(fc.string(), fc.json(), fc.object().map(value => JSON.stringify({version: 1, id: 'a', ...value}))), text => {
-		try {
-			return parseRecord('a', text).id === 'a';
-		} catch (error) {
-			return error instanceof AdaptorError && error.code === 'data-loss';
-		}
-	})));
+	t.notThrows(() =>
+		fc.assert(
+			fc.property(
+				fc.oneof(
+					fc.string(),
+					fc.json(),
+					fc.object().map(value => JSON.stringify({version: 1, id: 'a', ...value})),
+				),
+				text => {
+					try {
+						return parseRecord('a', text).id === 'a';
+					} catch (error) {
+						return error instanceof AdaptorError && error.code === 'data-loss';
+					}
+				},
+			),
+		),
+	);
 });
 
 test('a record that cannot be read is an error of its own reading, and one that the reading of all passes over and reports', async t => {
@@ -115,15 +156,24 @@ test('a record that cannot be read is an error of its own reading, and one that 
 	const records = new FileRecords(podsDir, log);
 	await mkdir(join(podsDir, 'a', 'sandbox.json'), {recursive: true});
 	await records.write({...created, id: 'c'});
-	t.like(await t.throwsAsync<AdaptorError>(records.read('a'), {message: /EISDIR.*PODS_DIR/}), {code: 'unavailable', where: {sandboxId: 'a'}});
+	t.like(await t.throwsAsync<AdaptorError>(records.read('a'), {message: /EISDIR.*PODS_DIR/}), {
+		code: 'unavailable',
+		where: {sandboxId: 'a'},
+	});
 	t.deepEqual(await records.readAll(), [{...created, id: 'c'}]);
-	t.deepEqual(log.lines.map(({level, message}) => [level, message]), [['error', 'a sandbox record cannot be read and is passed over']]);
+	t.deepEqual(
+		log.lines.map(({level, message}) => [level, message]),
+		[['error', 'a sandbox record cannot be read and is passed over']],
+	);
 });
 
 test('a record that cannot be written is an error that names the setting', async t => {
 	const podsDir = join(await directoryOf(t), 'file');
 	await writeFile(podsDir, '');
-	await t.throwsAsync(new FileRecords(podsDir, recordingLog()).write(created), {instanceOf: AdaptorError, message: /ENOTDIR.*PODS_DIR/});
+	await t.throwsAsync(new FileRecords(podsDir, recordingLog()).write(created), {
+		instanceOf: AdaptorError,
+		message: /ENOTDIR.*PODS_DIR/,
+	});
 });
 
 test('a record that a later program wrote stays where it is, and is reported with what to do', async t => {
@@ -134,7 +184,10 @@ test('a record that a later program wrote stays where it is, and is reported wit
 	await writeFile(join(podsDir, 'a', 'sandbox.json'), JSON.stringify({version: 2, ...created}));
 	await records.write({...created, id: 'c'});
 	t.deepEqual(await records.readAll(), [{...created, id: 'c'}]);
-	t.deepEqual(log.lines.map(({level, message}) => [level, message]), [['error', 'a sandbox record cannot be read and is passed over']]);
+	t.deepEqual(
+		log.lines.map(({level, message}) => [level, message]),
+		[['error', 'a sandbox record cannot be read and is passed over']],
+	);
 	const error = await t.throwsAsync(records.read('a'), {instanceOf: AdaptorError});
 	t.like(error, {code: 'failed-precondition', where: {sandboxId: 'a'}});
 	t.regex(error.remedy ?? '', /version again that wrote it/);

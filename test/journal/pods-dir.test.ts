@@ -25,11 +25,20 @@ test('one directory is the same on the node and in a container, wherever it is m
 });
 
 test('two directories of the node at one path of two containers are two', t => {
-	t.not(placeOf('/run/peerpod/pods', inContainer('/peerpod', '/run/peerpod')), placeOf('/run/peerpod/pods', inContainer('/peerpod-2', '/run/peerpod')));
+	t.not(
+		placeOf('/run/peerpod/pods', inContainer('/peerpod', '/run/peerpod')),
+		placeOf('/run/peerpod/pods', inContainer('/peerpod-2', '/run/peerpod')),
+	);
 });
 
 test('of mounts on top of one another the last counts, and names with blanks are read', t => {
-	t.is(placeOf('/run/peerpod/pods', `${onNode}\n30 22 0:50 / /run/peerpod rw - tmpfs a rw\n31 22 0:51 /my\\040pods /run/peerpod rw - xfs b rw\n`), 'xfs:/my pods/pods');
+	t.is(
+		placeOf(
+			'/run/peerpod/pods',
+			`${onNode}\n30 22 0:50 / /run/peerpod rw - tmpfs a rw\n31 22 0:51 /my\\040pods /run/peerpod rw - xfs b rw\n`,
+		),
+		'xfs:/my pods/pods',
+	);
 	t.is(placeOf('/runtime/pods', onNode), 'ext4:/runtime/pods');
 	t.is(placeOf('/run/pods', 'not a table'), '/run/pods');
 });

@@ -17,13 +17,23 @@ async function refusalOf(t: ExecutionContext, work: Promise<unknown>): Promise<K
 test('an object can be made, read, changed, listed and deleted', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const name = {name: 'one', namespace: 'default'};
-	const made = await client.create(configMaps, 'default', {metadata: {name: 'one', labels: {app: 'x'}}, data: {a: '1'}}, signal);
+	const made = await client.create(
+		configMaps,
+		'default',
+		{metadata: {name: 'one', labels: {app: 'x'}}, data: {a: '1'}},
+		signal,
+	);
 	t.deepEqual(made.data, {a: '1'});
 	t.is((await client.get(configMaps, name, signal)).metadata.uid, made.metadata.uid);
 	const patched = await client.patch(configMaps, name, {merge: {data: {a: null, b: '2'}}}, signal);
 	t.deepEqual(patched.data, {b: '2'});
 	t.not(patched.metadata.resourceVersion, made.metadata.resourceVersion);
-	t.deepEqual((await client.list(configMaps, {namespace: 'default', labelSelector: 'app=x'}, signal)).items.map(({metadata}) => metadata.name), ['one']);
+	t.deepEqual(
+		(await client.list(configMaps, {namespace: 'default', labelSelector: 'app=x'}, signal)).items.map(
+			({metadata}) => metadata.name,
+		),
+		['one'],
+	);
 	t.deepEqual((await client.list(configMaps, {namespace: 'default', labelSelector: 'app=y'}, signal)).items, []);
 	await client.delete(configMaps, name, {uid: made.metadata.uid}, signal);
 	t.is(api.find('configmaps', 'one', 'default'), undefined);
@@ -45,20 +55,47 @@ test('refusals are told apart: exists, changed meanwhile, another object of the 
 	const {api, client, signal} = await testCluster(t);
 	const {metadata} = await client.create(configMaps, 'default', {metadata: {name: 'one'}}, signal);
 	const name = {name: 'one', namespace: 'default'};
-	t.true(isAlreadyExists(await refusalOf(t, client.create(configMaps, 'default', {metadata: {name: 'one'}}, signal))));
+	t.true(
+		isAlreadyExists(await refusalOf(t, client.create(configMaps, 'default', {metadata: {name: 'one'}}, signal))),
+	);
 	api.put('configmaps', {metadata: {name: 'one', namespace: 'default'}, data: {a: '1'}});
-	const stale = await refusalOf(t, client.patch(configMaps, name, {merge: {metadata: {resourceVersion: metadata.resourceVersion}, data: {}}}, signal));
+	const stale = await refusalOf(
+		t,
+		client.patch(
+			configMaps,
+			name,
+			{merge: {metadata: {resourceVersion: metadata.resourceVersion}, data: {}}},
+			signal,
+		),
+	);
 	t.true(isConflict(stale));
 	t.is(stale.code, 'aborted');
 	t.true(isConflict(await refusalOf(t, client.delete(configMaps, name, {uid: 'another'}, signal))));
-	const failed = await refusalOf(t, client.patch(configMaps, name, {json: [{op: 'test', path: '/data/a', value: '2'}, {op: 'remove', path: '/data/a'}]}, signal));
+	const failed = await refusalOf(
+		t,
+		client.patch(
+			configMaps,
+			name,
+			{
+				json: [
+					{op: 'test', path: '/data/a', value: '2'},
+					{op: 'remove', path: '/data/a'},
+				],
+			},
+			signal,
+		),
+	);
 	t.like(failed, {status: 422, code: 'invalid-argument'});
 	const unknown = await refusalOf(t, client.list(peerPods, {}, signal));
 	t.like(unknown, {status: 404, isKindMissing: true});
 	api.define(peerPodKind);
 	t.like(await refusalOf(t, client.get(peerPods, name, signal)), {status: 404, isKindMissing: false});
 	using _ = api.fault(() => 'forbidden');
-	t.like(await refusalOf(t, client.get(configMaps, name, signal)), {status: 403, code: 'permission-denied', statusReason: 'Forbidden'});
+	t.like(await refusalOf(t, client.get(configMaps, name, signal)), {
+		status: 403,
+		code: 'permission-denied',
+		statusReason: 'Forbidden',
+	});
 });
 
 test('the status of an object is changed through its subresource only', async t => {
@@ -68,7 +105,7 @@ test('the status of an object is changed through its subresource only', async t 
 	const asMain = await client.patch(nodes, {name: 'worker-0'}, {json: [{op: 'add', ...value}]}, signal);
 	t.deepEqual(asMain.capacity, {cpu: '4'});
 	const asStatus = await client.patch(nodes, {name: 'worker-0'}, {json: [{op: 'add', ...value}]}, signal, 'status');
-	t.deepEqual(asStatus.capacity, {'cpu': '4', 'kata.peerpods.io/vm': '3'});
+	t.deepEqual(asStatus.capacity, {cpu: '4', 'kata.peerpods.io/vm': '3'});
 });
 
 test('a token that was replaced is followed without an error, and so is a CA', async t => {
@@ -109,7 +146,7 @@ test('a server that is busy, fails or hangs up is asked again', async t => {
 	const {api, client, signal} = await testCluster(t);
 	for (const fault of ['busy', 'error', 'drop', 'drop-after'] as const) {
 		let left = 3;
-		using _ = api.fault(() => left-- > 0 ? fault : undefined);
+		using _ = api.fault(() => (left-- > 0 ? fault : undefined));
 		await t.notThrowsAsync(client.list(nodes, {}, signal), fault);
 	}
 
@@ -119,7 +156,8 @@ test('a server that is busy, fails or hangs up is asked again', async t => {
 
 test('what may have been created is not created again; when the server was only busy it is', async t => {
 	const {api, client, signal} = await testCluster(t);
-	const make = async (): Promise<unknown> => client.create(configMaps, 'default', {metadata: {generateName: 'map-'}}, signal);
+	const make = async (): Promise<unknown> =>
+		client.create(configMaps, 'default', {metadata: {generateName: 'map-'}}, signal);
 	{
 		using _ = api.fault(() => 'drop-after');
 		t.true((await refusalOf(t, make())).mayHaveBeenExecuted);
@@ -127,7 +165,7 @@ test('what may have been created is not created again; when the server was only 
 	}
 
 	let left = 2;
-	using _ = api.fault(() => left-- > 0 ? 'busy' : undefined);
+	using _ = api.fault(() => (left-- > 0 ? 'busy' : undefined));
 	await make();
 	t.is(api.list('configmaps').length, 2);
 });
@@ -176,7 +214,9 @@ test('an answer that is too large, or no JSON, is an error that does not show it
 test('a name that would lead to another path is refused', async t => {
 	const {api, client, signal} = await testCluster(t);
 	for (const name of ['', '..', 'a/b', 'a%2fb', 'a\nb']) {
-		const error = await t.throwsAsync(client.get(configMaps, {name, namespace: 'default'}, signal), {instanceOf: AdaptorError});
+		const error = await t.throwsAsync(client.get(configMaps, {name, namespace: 'default'}, signal), {
+			instanceOf: AdaptorError,
+		});
 		t.is(error.code, 'invalid-argument', name);
 	}
 
@@ -192,8 +232,16 @@ test('a server that cannot be reached is an error that says where', async t => {
 });
 
 test('the address comes from the environment, and outside of a cluster there is none', t => {
-	t.deepEqual(apiServerAddress({KUBERNETES_SERVICE_HOST: 'fd00::1', KUBERNETES_SERVICE_PORT: '443'}), {host: 'fd00::1', port: 443});
-	for (const env of [{}, {KUBERNETES_SERVICE_HOST: '', KUBERNETES_SERVICE_PORT: '443'}, {KUBERNETES_SERVICE_HOST: 'h'}, {KUBERNETES_SERVICE_HOST: 'h', KUBERNETES_SERVICE_PORT: 'x'}]) {
+	t.deepEqual(apiServerAddress({KUBERNETES_SERVICE_HOST: 'fd00::1', KUBERNETES_SERVICE_PORT: '443'}), {
+		host: 'fd00::1',
+		port: 443,
+	});
+	for (const env of [
+		{},
+		{KUBERNETES_SERVICE_HOST: '', KUBERNETES_SERVICE_PORT: '443'},
+		{KUBERNETES_SERVICE_HOST: 'h'},
+		{KUBERNETES_SERVICE_HOST: 'h', KUBERNETES_SERVICE_PORT: 'x'},
+	]) {
 		t.is(apiServerAddress(env), undefined);
 	}
 });

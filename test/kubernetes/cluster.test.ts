@@ -10,8 +10,15 @@ import {testCluster} from './cluster.ts';
 
 function optionsFor(api: TestApiServer): ClusterOptions {
 	return {
-		server: api.address, serviceAccountDirectory: api.accountDirectory, node: 'worker-0', cluster: 'east', limitPerNode: 7, podUid: undefined,
-		daemonSet: 'osc-caa-ds', vmNames: async () => [], log: silentLogger,
+		server: api.address,
+		serviceAccountDirectory: api.accountDirectory,
+		node: 'worker-0',
+		cluster: 'east',
+		limitPerNode: 7,
+		podUid: undefined,
+		daemonSet: 'osc-caa-ds',
+		vmNames: async () => [],
+		log: silentLogger,
 	};
 }
 
@@ -22,7 +29,10 @@ test('a daemon that joins advertises its node, claims VMs, and knows its limit',
 	api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
 	await using cluster = await joinCluster(optionsFor(api));
 	t.is(cluster.limit, 7);
-	await cluster.registerVm({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod: {name: 'nginx', namespace: 'default'}}, signal);
+	await cluster.registerVm(
+		{sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod: {name: 'nginx', namespace: 'default'}},
+		signal,
+	);
 	await api.until(() => api.find('peerpods', 'podvm-nginx-aaaaaaaa', 'default'));
 	await api.until(() => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource) === '7');
 });
@@ -53,7 +63,8 @@ test('an API server that never answers costs a start four seconds in all', async
 	await using cluster = await joinCluster(optionsFor(api));
 	const pod = {name: 'nginx', namespace: 'default'};
 	const start = Promise.all([
-		cluster.pullCredentials(pod, signal), cluster.registerVm({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod}, signal),
+		cluster.pullCredentials(pod, signal),
+		cluster.registerVm({sandboxId: 'a'.repeat(64), instanceName: 'podvm-nginx-aaaaaaaa', pod}, signal),
 	]);
 	// Not by the clock: timers end in their order, however slow the machine.
 	const outcome = await Promise.race([start, delay(6000, 'too late', {ref: false})]);
@@ -62,6 +73,8 @@ test('an API server that never answers costs a start four seconds in all', async
 
 test('without a service account there is no cluster to join', async t => {
 	const {api} = await testCluster(t);
-	const error = await t.throwsAsync(joinCluster({...optionsFor(api), serviceAccountDirectory: '/nonexistent'}), {instanceOf: AdaptorError});
+	const error = await t.throwsAsync(joinCluster({...optionsFor(api), serviceAccountDirectory: '/nonexistent'}), {
+		instanceOf: AdaptorError,
+	});
 	t.is(error.code, 'failed-precondition');
 });

@@ -25,5 +25,14 @@ export async function testCluster(t: ExecutionContext, options: Partial<ClientOp
 
 /** With pauses short enough for a test. */
 export function clientOf(api: TestApiServer, options: Partial<ClientOptions> = {}): KubernetesClient {
-	return new KubernetesClient({server: api.address, account: api.account, log: silentLogger, retryMs: [1, 5], watchRetryMs: [1, 5], refusedRetryMs: [1, 5], settleMs: 1, ...options});
+	return new KubernetesClient({
+		server: api.address,
+		account: api.account,
+		log: silentLogger,
+		retryMs: [1, 5],
+		watchRetryMs: [1, 5],
+		refusedRetryMs: [1, 5],
+		settleMs: 1,
+		...options,
+	});
 }

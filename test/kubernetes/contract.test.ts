@@ -13,15 +13,27 @@ clusterContract(test, 'a cluster by its API server', async () => {
 	api.define(peerPodKind);
 	api.put('serviceaccounts', {metadata: {name: 'default', namespace: 'default'}});
 	const cluster = await joinCluster({
-		server: api.address, serviceAccountDirectory: api.accountDirectory, node: 'worker-0', cluster: 'east', limitPerNode: -1, podUid: undefined,
-		daemonSet: 'osc-caa-ds', vmNames: async () => [], leftOverMs: 0, log: silentLogger,
+		server: api.address,
+		serviceAccountDirectory: api.accountDirectory,
+		node: 'worker-0',
+		cluster: 'east',
+		limitPerNode: -1,
+		podUid: undefined,
+		daemonSet: 'osc-caa-ds',
+		vmNames: async () => [],
+		leftOverMs: 0,
+		log: silentLogger,
 	});
 	return {
 		cluster,
 		add: ({name, namespace}) => api.put('pods', {metadata: {name, namespace}}).metadata.uid,
 		remove: ({name, namespace}) => api.delete('pods', name, namespace),
 		claims: () => api.list('peerpods').map(({metadata}) => metadata.name),
-		reasons: ({name}) => api.list('events').filter(event => textAt(event, 'involvedObject', 'name') === name).map(event => textAt(event, 'reason') ?? ''),
+		reasons: ({name}) =>
+			api
+				.list('events')
+				.filter(event => textAt(event, 'involvedObject', 'name') === name)
+				.map(event => textAt(event, 'reason') ?? ''),
 		async until(condition) {
 			await api.until(condition);
 		},

@@ -7,7 +7,13 @@ import {recordingLog} from '../support/recording-log.ts';
 import {testCluster} from './cluster.ts';
 
 const instanceName = 'podvm-nginx-1a2b3c4d';
-const claim: VmRegistration = {instanceName, pod: {name: 'nginx', namespace: 'default', uid: 'uid-1'}, node: 'worker-0', cluster: 'east', isBeingDeleted: true};
+const claim: VmRegistration = {
+	instanceName,
+	pod: {name: 'nginx', namespace: 'default', uid: 'uid-1'},
+	node: 'worker-0',
+	cluster: 'east',
+	isBeingDeleted: true,
+};
 
 test('only what is being deleted, of this cluster, and without a daemon for long enough is deleted', t => {
 	const policy = {cluster: 'east', graceMs: 100};
@@ -46,33 +52,51 @@ async function world(t: ExecutionContext): Promise<World> {
 	const peerPod = newPeerPod({sandboxId: '1a2b3c4d', ...claim}, pod.metadata.uid, claim);
 	api.put('peerpods', {...peerPod, metadata: {...peerPod.metadata, name: instanceName, namespace: 'default'}});
 	api.put('nodes', {metadata: {name: 'worker-0'}, status: conditions('True')});
-	api.put('pods', {metadata: {name: 'daemon', namespace: api.namespace, labels: {name: 'osc-caa-ds'}}, spec: {nodeName: 'worker-0'}, status: conditions('True')});
+	api.put('pods', {
+		metadata: {name: 'daemon', namespace: api.namespace, labels: {name: 'osc-caa-ds'}},
+		spec: {nodeName: 'worker-0'},
+		status: conditions('True'),
+	});
 	const log = recordingLog();
 	const deleted: VmRegistration[] = [];
 	const ending = new AbortController();
 	let time = 0;
 	const state: World = {
-		api, deleted, log, failure: undefined,
+		api,
+		deleted,
+		log,
+		failure: undefined,
 		pass(ms) {
 			time += ms;
 		},
 		async rounds() {
-			const lists = (): number => api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'list').length;
+			const lists = (): number =>
+				api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'list').length;
 			const before = lists();
 			await api.until(() => lists() >= before + 3);
 		},
 	};
-	const done = cleanUpAfterNodes({
-		client, namespace: api.namespace, daemonSelector: 'name=osc-caa-ds', cluster: 'east', graceMs: 300_000, intervalMs: 1, now: () => time, log,
-		async deleteVm(each) {
-			if (state.failure !== undefined) {
-				throw state.failure;
-			}
+	const done = cleanUpAfterNodes(
+		{
+			client,
+			namespace: api.namespace,
+			daemonSelector: 'name=osc-caa-ds',
+			cluster: 'east',
+			graceMs: 300_000,
+			intervalMs: 1,
+			now: () => time,
+			log,
+			async deleteVm(each) {
+				if (state.failure !== undefined) {
+					throw state.failure;
+				}
 
-			deleted.push(each);
-			return true;
+				deleted.push(each);
+				return true;
+			},
 		},
-	}, ending.signal);
+		ending.signal,
+	);
 	t.teardown(async () => {
 		ending.abort();
 		await done;
@@ -93,7 +117,10 @@ test('the node is gone: after the grace the VM is deleted, then the finalizer re
 	t.true(isThere(api));
 	pass(1);
 	await api.until(() => !isThere(api));
-	t.deepEqual(deleted.map(({pod: {uid: _, ...pod}, ...rest}) => ({...rest, pod})), [{...claim, pod: {name: 'nginx', namespace: 'default'}}]);
+	t.deepEqual(
+		deleted.map(({pod: {uid: _, ...pod}, ...rest}) => ({...rest, pod})),
+		[{...claim, pod: {name: 'nginx', namespace: 'default'}}],
+	);
 });
 
 test('a pod that exists keeps its VM, whatever became of its node', async t => {
@@ -162,9 +189,20 @@ test('a VM that cannot be deleted keeps its finalizer until it can', async t => 
 
 test('PeerPods of the existing adaptor, and of other clusters, are left alone', async t => {
 	const {api, deleted, log, pass, rounds} = await world(t);
-	api.put('peerpods', {metadata: {name: 'nginx-resource-abcde', namespace: 'default', finalizers: ['peer.pod/finalizer']}, spec: {cloudProvider: 'libvirt', instanceID: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11'}});
+	api.put('peerpods', {
+		metadata: {name: 'nginx-resource-abcde', namespace: 'default', finalizers: ['peer.pod/finalizer']},
+		spec: {cloudProvider: 'libvirt', instanceID: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11'},
+	});
 	const {metadata, ...rest} = newPeerPod({sandboxId: 'x', ...claim}, 'nobody', {node: 'worker-9', cluster: 'west'});
-	api.put('peerpods', {...rest, metadata: {...metadata, name: 'podvm-west', namespace: 'default', ownerReferences: [{apiVersion: 'v1', kind: 'Pod', name: 'nginx', uid: 'nobody', controller: true}]}});
+	api.put('peerpods', {
+		...rest,
+		metadata: {
+			...metadata,
+			name: 'podvm-west',
+			namespace: 'default',
+			ownerReferences: [{apiVersion: 'v1', kind: 'Pod', name: 'nginx', uid: 'nobody', controller: true}],
+		},
+	});
 	api.delete('peerpods', 'nginx-resource-abcde', 'default');
 	await rounds();
 	pass(1e9);
@@ -177,7 +215,7 @@ test('PeerPods of the existing adaptor, and of other clusters, are left alone', 
 test('an API server that cannot tell of nodes deletes nothing', async t => {
 	const {api, deleted, pass, rounds} = await world(t);
 	api.delete('pods', 'nginx', 'default');
-	using _ = api.fault(({plural}) => plural === 'nodes' ? 'forbidden' : undefined);
+	using _ = api.fault(({plural}) => (plural === 'nodes' ? 'forbidden' : undefined));
 	await rounds();
 	pass(1e9);
 	await rounds();

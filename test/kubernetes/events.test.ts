@@ -24,11 +24,23 @@ async function world(t: ExecutionContext, options: Partial<PodEventsOptions> = {
 	const {api, client} = cluster;
 	const log = recordingLog();
 	// A busy machine is not what is tested.
-	const events = new PodEvents({client, node: 'worker-0', log, sendTimeoutMs: 100_000, drainTimeoutMs: 100_000, ...options});
+	const events = new PodEvents({
+		client,
+		node: 'worker-0',
+		log,
+		sendTimeoutMs: 100_000,
+		drainTimeoutMs: 100_000,
+		...options,
+	});
 	t.teardown(async () => events[Symbol.asyncDispose]());
-	const {metadata: {uid}} = api.put('pods', {metadata: pod, spec: {}});
+	const {
+		metadata: {uid},
+	} = api.put('pods', {metadata: pod, spec: {}});
 	return {
-		...cluster, events, log, uid,
+		...cluster,
+		events,
+		log,
+		uid,
 		async stored(count) {
 			return api.until(() => {
 				const all = api.list('events');
@@ -43,9 +55,16 @@ test('an event is on the pod, with its uid, and says who and where', async t => 
 	events.tell(pod, failed);
 	const [event] = await stored(1);
 	t.like(event, {
-		apiVersion: 'v1', kind: 'Event', type: 'Warning', reason: 'PodVMStartFailed', message: 'Could not start', count: 1,
+		apiVersion: 'v1',
+		kind: 'Event',
+		type: 'Warning',
+		reason: 'PodVMStartFailed',
+		message: 'Could not start',
+		count: 1,
 		involvedObject: {apiVersion: 'v1', kind: 'Pod', namespace: 'default', name: 'web', uid},
-		source: {component: 'cloud-api-adaptor', host: 'worker-0'}, reportingComponent: 'cloud-api-adaptor', reportingInstance: 'worker-0',
+		source: {component: 'cloud-api-adaptor', host: 'worker-0'},
+		reportingComponent: 'cloud-api-adaptor',
+		reportingInstance: 'worker-0',
 	});
 	t.regex(event?.metadata.name ?? '', /^web\.[\da-f]{16}$/);
 	t.regex(textAt(event, 'lastTimestamp') ?? '', /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
@@ -56,7 +75,10 @@ test('a uid that is known is not asked for; a pod that is gone can still be told
 	events.tell({...pod, uid: 'known'}, failed);
 	events.tell({name: 'gone', namespace: 'default'}, failed);
 	t.deepEqual((await stored(2)).map(event => at(event, 'involvedObject', 'uid')).toSorted(), ['known', undefined]);
-	t.deepEqual(api.calls.filter(({plural}) => plural === 'pods').map(({name}) => name), ['gone']);
+	t.deepEqual(
+		api.calls.filter(({plural}) => plural === 'pods').map(({name}) => name),
+		['gone'],
+	);
 });
 
 test('a repeat raises the count; another message, another pod and a pod of the same name after it are events of their own', async t => {
@@ -74,14 +96,20 @@ test('a repeat raises the count; another message, another pod and a pod of the s
 
 test('a repeat with other numbers and sandboxes is one, and what is told last is shown', async t => {
 	const {api, events, stored} = await world(t);
-	const told = [['podvm-web-1a2b3c4d', 10_012], ['podvm-web-99f0e1d2', 9987]].map(([vm, ms]) => ({...failed, message: `Could not reach the agent of ${vm} (stageMs ${ms})`}));
+	const told = [
+		['podvm-web-1a2b3c4d', 10_012],
+		['podvm-web-99f0e1d2', 9987],
+	].map(([vm, ms]) => ({...failed, message: `Could not reach the agent of ${vm} (stageMs ${ms})`}));
 	for (const event of told) {
 		events.tell(pod, event);
 	}
 
 	await api.until(() => api.calls.some(({plural, verb}) => plural === 'events' && verb === 'patch'));
 	await events[Symbol.asyncDispose]();
-	t.deepEqual((await stored(1)).map(event => [numberAt(event, 'count'), textAt(event, 'message')]), [[2, told[1]?.message]]);
+	t.deepEqual(
+		(await stored(1)).map(event => [numberAt(event, 'count'), textAt(event, 'message')]),
+		[[2, told[1]?.message]],
+	);
 });
 
 test('a repeat of an event that the API server has forgotten is made anew', async t => {
@@ -112,18 +140,29 @@ test('a long message is cut to what the API server takes, between characters', a
 	events.tell(pod, {...failed, message: `${'x'.repeat(1019)}ü${'y'.repeat(100)}`});
 	events.tell(pod, {...failed, message: 'ü'.repeat(512)});
 	events.tell(pod, {...failed, message: `x${'ü'.repeat(512)}`});
-	t.deepEqual(new Set((await stored(3)).map(event => textAt(event, 'message'))), new Set([`${'x'.repeat(1019)}ü…`, 'ü'.repeat(512), `x${'ü'.repeat(510)}…`]));
+	t.deepEqual(
+		new Set((await stored(3)).map(event => textAt(event, 'message'))),
+		new Set([`${'x'.repeat(1019)}ü…`, 'ü'.repeat(512), `x${'ü'.repeat(510)}…`]),
+	);
 });
 
-test('one pod\'s storm is cut off, others are heard', async t => {
+test("one pod's storm is cut off, others are heard", async t => {
 	const {events, stored, log} = await world(t, {perPod: {burst: 3, refillMs: 300_000}});
 	for (let number = 0; number < 10; number++) {
 		events.tell(pod, numbered(number));
 	}
 
 	events.tell({...pod, name: 'other'}, failed);
-	t.deepEqual((await stored(4)).map(event => textAt(event, 'involvedObject', 'name')).toSorted(), ['other', 'web', 'web', 'web']);
-	t.deepEqual(log.lines.filter(({message}) => message === 'an event of a pod was dropped').map(({level}) => level), ['warn', ...Array.from({length: 6}, () => 'debug')]);
+	t.deepEqual((await stored(4)).map(event => textAt(event, 'involvedObject', 'name')).toSorted(), [
+		'other',
+		'web',
+		'web',
+		'web',
+	]);
+	t.deepEqual(
+		log.lines.filter(({message}) => message === 'an event of a pod was dropped').map(({level}) => level),
+		['warn', ...Array.from({length: 6}, () => 'debug')],
+	);
 });
 
 test('a storm of many pods is cut off', async t => {
@@ -167,7 +206,13 @@ test('an API server that is silent holds nobody up: the event is given up after 
 	events.tell(pod, numbered(1));
 	events.tell(pod, numbered(2));
 	t.is(textAt((await stored(1))[0], 'message'), numbered(2).message);
-	t.true(log.lines.some(({message, fields}) => message === 'an event of a pod could not be written' && /Timed out after 6000 ms/.test(String(fields.err))));
+	t.true(
+		log.lines.some(
+			({message, fields}) =>
+				message === 'an event of a pod could not be written' &&
+				/Timed out after 6000 ms/.test(String(fields.err)),
+		),
+	);
 });
 
 test('the end waits for what was told before it, sends nothing after, and is the same twice', async t => {
@@ -190,16 +235,25 @@ test('the end does not wait for an API server that is silent', async t => {
 	events.tell(pod, numbered(2));
 	await api.until(() => api.calls.length > 0);
 	await events[Symbol.asyncDispose]();
-	t.deepEqual(log.lines.map(({message}) => message), ['an event of a pod could not be written', 'events of pods were dropped']);
+	t.deepEqual(
+		log.lines.map(({message}) => message),
+		['an event of a pod could not be written', 'events of pods were dropped'],
+	);
 	t.is(log.lines.at(-1)?.fields.count, 1);
 });
 
 test('a bucket gives what it holds, and one more each time it is refilled', t => {
 	const bucket = new Bucket({burst: 2, refillMs: 100}, 0);
-	t.deepEqual([0, 0, 0, 99, 100, 101, 1000, 1000, 1000].map(now => bucket.take(now)), [true, true, false, false, true, false, true, true, false]);
+	t.deepEqual(
+		[0, 0, 0, 99, 100, 101, 1000, 1000, 1000].map(now => bucket.take(now)),
+		[true, true, false, false, true, false, true, true, false],
+	);
 });
 
 test('what one pod may not say is not taken from the others', t => {
 	const limits = new EventLimits(0, {burst: 1, refillMs: 1000}, {burst: 3, refillMs: 1_000_000});
-	t.deepEqual(['a', 'a', 'a', 'b', 'c', 'd'].map(name => limits.allows(name, 0)), [true, false, false, true, true, false]);
+	t.deepEqual(
+		['a', 'a', 'a', 'b', 'c', 'd'].map(name => limits.allows(name, 0)),
+		[true, false, false, true, true, false],
+	);
 });

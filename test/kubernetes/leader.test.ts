@@ -13,20 +13,36 @@ interface Member {
 	readonly stop: () => Promise<void>;
 }
 
-function member(t: ExecutionContext, api: TestApiServer, identity: string, options: Partial<LeaderOptions> = {}): Member {
+function member(
+	t: ExecutionContext,
+	api: TestApiServer,
+	identity: string,
+	options: Partial<LeaderOptions> = {},
+): Member {
 	const client = clientOf(api);
 	const ending = new AbortController();
 	let leading = Promise.withResolvers<AbortSignal>();
-	const done = whileLeading({
-		client, identity, lease: {name: 'leader', namespace: 'default'}, leaseDurationMs: 1000, renewDeadlineMs: 500, retryMs: 10, log: silentLogger, ...options,
-	}, async signal => {
-		leading.resolve(signal);
-		if (!signal.aborted) {
-			await once(signal, 'abort');
-		}
+	const done = whileLeading(
+		{
+			client,
+			identity,
+			lease: {name: 'leader', namespace: 'default'},
+			leaseDurationMs: 1000,
+			renewDeadlineMs: 500,
+			retryMs: 10,
+			log: silentLogger,
+			...options,
+		},
+		async signal => {
+			leading.resolve(signal);
+			if (!signal.aborted) {
+				await once(signal, 'abort');
+			}
 
-		leading = Promise.withResolvers();
-	}, ending.signal);
+			leading = Promise.withResolvers();
+		},
+		ending.signal,
+	);
 	const stop = async (): Promise<void> => {
 		ending.abort();
 		await done;
@@ -68,9 +84,17 @@ test('one leads at a time; the next takes over as soon as the lease is given bac
 	t.like(leaseOf(api), {holderIdentity: 'two', leaseTransitions: 1});
 });
 
-test('a lease that is not renewed is taken when it has expired by the looker\'s own clock', async t => {
+test("a lease that is not renewed is taken when it has expired by the looker's own clock", async t => {
 	const {api} = await testCluster(t);
-	api.put('leases', {metadata: {name: 'leader', namespace: 'default'}, spec: {holderIdentity: 'dead', leaseDurationSeconds: 1, renewTime: '2030-01-01T00:00:00.000000Z', leaseTransitions: 4}});
+	api.put('leases', {
+		metadata: {name: 'leader', namespace: 'default'},
+		spec: {
+			holderIdentity: 'dead',
+			leaseDurationSeconds: 1,
+			renewTime: '2030-01-01T00:00:00.000000Z',
+			leaseTransitions: 4,
+		},
+	});
 	const startedAt = performance.now();
 	await member(t, api, 'one').leads();
 	t.true(performance.now() - startedAt >= 1000);
@@ -85,7 +109,7 @@ test('who cannot renew stops before anybody else can lead', async t => {
 	t.not(await Promise.race([once(signal, 'abort'), delay(10_000, 'too late', {ref: false})]), 'too late');
 });
 
-test('who sees the lease in another\'s hands stops at once', async t => {
+test("who sees the lease in another's hands stops at once", async t => {
 	const {api} = await testCluster(t);
 	const signal = await member(t, api, 'one', {renewDeadlineMs: 60_000, leaseDurationMs: 60_000}).leads();
 	api.put('leases', {metadata: {name: 'leader', namespace: 'default'}, spec: {holderIdentity: 'usurper'}});

@@ -1,7 +1,13 @@
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
 import {textAt} from '../../src/kubernetes/fields.ts';
-import {extendedResource, NodeCapacity, ownerAnnotation, wholeQuantity, type NodeCapacityOptions} from '../../src/kubernetes/node-capacity.ts';
+import {
+	extendedResource,
+	NodeCapacity,
+	ownerAnnotation,
+	wholeQuantity,
+	type NodeCapacityOptions,
+} from '../../src/kubernetes/node-capacity.ts';
 import {silentLogger} from '../../src/core/log.ts';
 import {peerPodConfigKind, type TestApiServer} from '../support/api-server.ts';
 import {recordingLog} from '../support/recording-log.ts';
@@ -41,11 +47,19 @@ async function advertiser(t: ExecutionContext): Promise<Advertiser> {
 	return {
 		api,
 		start(options = {}) {
-			const client = clientOf(api, {...options.log && {log: options.log}});
+			const client = clientOf(api, {...(options.log && {log: options.log})});
 			const capacity = new NodeCapacity({
-				client, node, daemonSet, namespace: api.namespace, configured: undefined, lookAgainMs: 5, retryMs: [1, 5], log: silentLogger,
+				client,
+				node,
+				daemonSet,
+				namespace: api.namespace,
+				configured: undefined,
+				lookAgainMs: 5,
+				retryMs: [1, 5],
+				log: silentLogger,
 				// A busy machine is not what is tested.
-				goodbyeMs: 100_000, ...options,
+				goodbyeMs: 100_000,
+				...options,
 			});
 			t.teardown(async () => {
 				await capacity[Symbol.asyncDispose]();
@@ -133,14 +147,18 @@ test('a limit that is no number counts as none, and is reported', async t => {
 	setLimit(api, 'plenty');
 	const log = recordingLog();
 	start({configured: 4, log});
-	await api.until(() => capacityOf(api) === '4' && log.lines.some(({message}) => message === 'the limit of PeerPodConfig is not usable'));
+	await api.until(
+		() =>
+			capacityOf(api) === '4' &&
+			log.lines.some(({message}) => message === 'the limit of PeerPodConfig is not usable'),
+	);
 	t.pass();
 });
 
 test('a daemon that may patch but not look advertises all the same, and says so once', async t => {
 	const {api, start} = await advertiser(t);
 	const log = recordingLog();
-	using _ = api.fault(({verb, plural}) => plural === 'nodes' && verb !== 'patch' ? 'forbidden' : undefined);
+	using _ = api.fault(({verb, plural}) => (plural === 'nodes' && verb !== 'patch' ? 'forbidden' : undefined));
 	start({configured: 5, log});
 	await api.until(() => capacityOf(api) === '5');
 	api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '0'}}});
@@ -153,7 +171,8 @@ test('a daemon that may list but not watch says so once, and again after it coul
 	const log = recordingLog();
 	const told = (): number => log.lines.filter(({message}) => message.startsWith('the node cannot be watched')).length;
 	const watches = (): number => api.calls.filter(({plural, verb}) => plural === 'nodes' && verb === 'watch').length;
-	const forbid = (): Disposable => api.fault(({verb, plural}) => plural === 'nodes' && verb === 'watch' ? 'forbidden' : undefined);
+	const forbid = (): Disposable =>
+		api.fault(({verb, plural}) => (plural === 'nodes' && verb === 'watch' ? 'forbidden' : undefined));
 	const forbidden = forbid();
 	start({configured: 5, log});
 	await api.until(() => watches() >= 5);
@@ -173,11 +192,14 @@ test('a daemon that may list but not watch says so once, and again after it coul
 test('an API server that fails for a while is tried until it takes the patch', async t => {
 	const {api, start} = await advertiser(t);
 	let left = 20;
-	using _ = api.fault(({verb}) => verb === 'patch' && left-- > 0 ? 'error' : undefined);
+	using _ = api.fault(({verb}) => (verb === 'patch' && left-- > 0 ? 'error' : undefined));
 	const log = recordingLog();
 	start({configured: 5, log});
 	await api.until(() => capacityOf(api) === '5');
-	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length, 1);
+	t.is(
+		log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length,
+		1,
+	);
 });
 
 test('a daemon that may not patch tries ever more slowly, whatever happens to the node, until it may', async t => {
@@ -201,8 +223,11 @@ test('a daemon that may not patch tries ever more slowly, whatever happens to th
 	t.true(performance.now() - startedAt >= 0.8 * 510 - 10);
 	forbidden[Symbol.dispose]();
 	await api.until(() => capacityOf(api) === '5');
-	await api.until(() => log.lines.some(({message}) => message === 'node\'s capacity for pod VMs advertised'));
-	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length, 1);
+	await api.until(() => log.lines.some(({message}) => message === "node's capacity for pod VMs advertised"));
+	t.is(
+		log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length,
+		1,
+	);
 });
 
 test('a server that says when to patch again is minded', async t => {
@@ -239,7 +264,9 @@ test('after a restart of the API server the limit is followed at once: 403, 429 
 	api.compact();
 	let refusals = 4;
 	let busy = 2;
-	using _ = api.fault(({verb}) => verb !== 'watch' ? undefined : refusals-- > 0 ? 'forbidden' : busy-- > 0 ? {retryAfterSeconds: 0} : undefined);
+	using _ = api.fault(({verb}) =>
+		verb !== 'watch' ? undefined : refusals-- > 0 ? 'forbidden' : busy-- > 0 ? {retryAfterSeconds: 0} : undefined,
+	);
 	await api.until(() => capacityOf(api) === '8');
 	t.pass();
 });
@@ -252,7 +279,7 @@ async function manyRequests(api: TestApiServer): Promise<void> {
 	}
 }
 
-test('two daemons that overlap do not take the node from each other: it is the later one\'s', async t => {
+test("two daemons that overlap do not take the node from each other: it is the later one's", async t => {
 	const {api, start} = await advertiser(t);
 	start({configured: 3, podUid: 'uid-1'});
 	await api.until(() => ownerOf(api) === 'uid-1');
@@ -265,11 +292,15 @@ test('two daemons that overlap do not take the node from each other: it is the l
 
 test('somebody who insists on another limit is not raced with', async t => {
 	const {api, start} = await advertiser(t);
-	t.teardown(api.store.onEvent(() => {
-		if (capacityOf(api) === '3') {
-			queueMicrotask(() => api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '4'}}}));
-		}
-	}));
+	t.teardown(
+		api.store.onEvent(() => {
+			if (capacityOf(api) === '3') {
+				queueMicrotask(() =>
+					api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '4'}}}),
+				);
+			}
+		}),
+	);
 	start({configured: 3, lookAgainMs: hour, retryMs: [hour, hour], calmMs: hour});
 	await api.until(() => capacityOf(api) === '4');
 	await manyRequests(api);
@@ -299,7 +330,7 @@ test('a daemon that stops leaves the resource to its successor', async t => {
 	t.is(capacityOf(api), '3');
 });
 
-test('two daemons of an update with two limits do not fight: the newer one\'s counts', async t => {
+test("two daemons of an update with two limits do not fight: the newer one's counts", async t => {
 	const {api, start} = await advertiser(t);
 	const patches = (): number => api.calls.filter(({verb}) => verb === 'patch').length;
 	start({configured: 3, podUid: 'uid-1', lookAgainMs: hour});
@@ -322,7 +353,10 @@ test('a daemon whose successor has gone again puts the resource back when it sta
 	const {api, start} = await advertiser(t);
 	start({configured: 3, podUid: 'uid-1'});
 	await api.until(() => ownerOf(api) === 'uid-1');
-	api.put('nodes', {metadata: {name: node, annotations: {[ownerAnnotation]: 'uid-2'}}, status: {capacity: {[extendedResource]: '0'}}});
+	api.put('nodes', {
+		metadata: {name: node, annotations: {[ownerAnnotation]: 'uid-2'}},
+		status: {capacity: {[extendedResource]: '0'}},
+	});
 	await api.until(() => capacityOf(api) === '3');
 	t.is(ownerOf(api), 'uid-2');
 });
@@ -356,16 +390,18 @@ test('a DaemonSet that never was there, or that nobody may look at, is no reason
 	t.is(capacityOf(api), '3');
 	const blind = start({configured: 3});
 	await api.until(() => api.calls.some(({name}) => name === daemonSet));
-	using _ = api.fault(({plural}) => plural === 'daemonsets' ? 'forbidden' : undefined);
+	using _ = api.fault(({plural}) => (plural === 'daemonsets' ? 'forbidden' : undefined));
 	await blind[Symbol.asyncDispose]();
 	t.is(capacityOf(api), '3');
 });
 
 test('any count survives the way in which Kubernetes writes it', t => {
-	fc.assert(fc.property(fc.nat({max: 100_000}), count => {
-		const canonical = count >= 1000 && count % 1000 === 0 ? `${count / 1000}k` : String(count);
-		t.is(wholeQuantity(canonical), count);
-	}));
+	fc.assert(
+		fc.property(fc.nat({max: 100_000}), count => {
+			const canonical = count >= 1000 && count % 1000 === 0 ? `${count / 1000}k` : String(count);
+			t.is(wholeQuantity(canonical), count);
+		}),
+	);
 	for (const text of ['', '-1', '1.5', '1Ki', '100m']) {
 		t.is(wholeQuantity(text), undefined);
 	}

@@ -9,7 +9,11 @@ import {peerPodKind, type Raw, type TestApiServer} from '../support/api-server.t
 import {recordingLog} from '../support/recording-log.ts';
 import {clientOf, testCluster} from './cluster.ts';
 
-const vm: RegisteredVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod: {name: 'nginx', namespace: 'default'}};
+const vm: RegisteredVm = {
+	sandboxId: '1a2b3c4d'.repeat(8),
+	instanceName: 'podvm-nginx-1a2b3c4d',
+	pod: {name: 'nginx', namespace: 'default'},
+};
 const unconditional = new AbortController().signal;
 
 function found(api: TestApiServer, name = vm.instanceName): Raw | undefined {
@@ -27,16 +31,26 @@ interface World {
 async function world(t: ExecutionContext, kinds = [peerPodKind]): Promise<World> {
 	const {api} = await testCluster(t);
 	api.define(...kinds);
-	const {metadata: {uid: podUid}} = api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
+	const {
+		metadata: {uid: podUid},
+	} = api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
 	const vms: string[] = [];
 	return {
-		api, podUid, vms,
+		api,
+		podUid,
+		vms,
 		start(options = {}) {
 			const client = clientOf(api);
 			const peerPods = new PeerPods({
-				client, node: 'worker-0', cluster: 'east', vmNames: async () => vms, log: silentLogger, retryMs: [1, 5],
+				client,
+				node: 'worker-0',
+				cluster: 'east',
+				vmNames: async () => vms,
+				log: silentLogger,
+				retryMs: [1, 5],
 				// A busy machine is not what is tested.
-				patienceMs: 60_000, ...options,
+				patienceMs: 60_000,
+				...options,
 			});
 			t.teardown(async () => {
 				await peerPods[Symbol.asyncDispose]();
@@ -83,7 +97,9 @@ test('the finalizers of others stay, and so does what they hold', async t => {
 	const {api, start} = await world(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
-	api.put('peerpods', {metadata: {name: vm.instanceName, namespace: 'default', finalizers: ['example.com/audit', peerPodFinalizer]}});
+	api.put('peerpods', {
+		metadata: {name: vm.instanceName, namespace: 'default', finalizers: ['example.com/audit', peerPodFinalizer]},
+	});
 	peerPods.unregisterVm(vm);
 	const peerPod = await api.until(() => at(found(api), 'metadata', 'deletionTimestamp') !== undefined && found(api));
 	t.deepEqual(listAt(peerPod, 'metadata', 'finalizers'), ['example.com/audit']);
@@ -118,14 +134,14 @@ test('a claim that was withdrawn before it got through leaves nothing, whichever
 	const {api, start} = await world(t);
 	const peerPods = start({patienceMs: 5});
 	{
-		using _ = api.fault(({plural}) => plural === 'peerpods' ? 'drop-after' : undefined);
+		using _ = api.fault(({plural}) => (plural === 'peerpods' ? 'drop-after' : undefined));
 		await peerPods.registerVm(vm, unconditional);
 		await api.until(() => found(api));
 		peerPods.unregisterVm(vm);
 	}
 
 	await api.until(() => found(api) === undefined);
-	using _ = api.fault(({plural}) => plural === 'pods' ? 'silence' : undefined);
+	using _ = api.fault(({plural}) => (plural === 'pods' ? 'silence' : undefined));
 	await peerPods.registerVm(vm, unconditional);
 	peerPods.unregisterVm(vm);
 	await peerPods[Symbol.asyncDispose]();
@@ -164,7 +180,7 @@ test('who may not make PeerPods is told once, waits for nothing, and makes up fo
 	const peerPods = start({log, patienceMs: 60_000});
 	await peerPods.registerVm(stopped, unconditional);
 	{
-		using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
+		using _ = api.fault(({plural}) => (plural === 'peerpods' ? 'forbidden' : undefined));
 		await peerPods.registerVm(vm, unconditional);
 		await peerPods.registerVm(other, unconditional);
 		peerPods.unregisterVm(stopped);
@@ -174,7 +190,9 @@ test('who may not make PeerPods is told once, waits for nothing, and makes up fo
 		t.truthy(found(api, stopped.instanceName));
 	}
 
-	await api.until(() => found(api) && found(api, other.instanceName) && found(api, stopped.instanceName) === undefined);
+	await api.until(
+		() => found(api) && found(api, other.instanceName) && found(api, stopped.instanceName) === undefined,
+	);
 	while (!log.lines.some(({level, message}) => level === 'info' && message === 'PeerPods are up to date again')) {
 		await turn();
 	}
@@ -184,8 +202,9 @@ test('who may not make PeerPods is told once, waits for nothing, and makes up fo
 
 test('rights that are missing are asked for ever more slowly', async t => {
 	const {api, start} = await world(t);
-	const creates = (): number => api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'create').length;
-	using _ = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
+	const creates = (): number =>
+		api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'create').length;
+	using _ = api.fault(({plural}) => (plural === 'peerpods' ? 'forbidden' : undefined));
 	const peerPods = start({retryMs: [1, 256]});
 	await peerPods.registerVm(vm, unconditional);
 	peerPods.reconcile([vm]);
@@ -199,16 +218,18 @@ test('one namespace that takes no objects keeps nothing from the others', async 
 	const {api, start} = await world(t);
 	api.put('namespaces', {metadata: {name: 'ending'}});
 	api.put('pods', {metadata: {name: 'nginx', namespace: 'ending'}});
-	using _ = api.fault(({namespace}) => namespace === 'ending' ? 'forbidden' : undefined);
+	using _ = api.fault(({namespace}) => (namespace === 'ending' ? 'forbidden' : undefined));
 	const peerPods = start();
 	peerPods.reconcile([{...vm, instanceName: 'podvm-nginx-99999999', pod: {name: 'nginx', namespace: 'ending'}}, vm]);
 	await api.until(() => found(api));
 	t.pass();
 });
 
-test('with the existing adaptor\'s permissions the finalizer goes, and the object with its pod', async t => {
+test("with the existing adaptor's permissions the finalizer goes, and the object with its pod", async t => {
 	const {api, start} = await world(t);
-	using _ = api.fault(({plural, verb}) => plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined);
+	using _ = api.fault(({plural, verb}) =>
+		plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined,
+	);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
 	peerPods.unregisterVm(vm);
@@ -221,10 +242,19 @@ test('with the existing adaptor\'s permissions the finalizer goes, and the objec
 test('a VM whose pod is gone, or was replaced by another of its name, is not announced', async t => {
 	const {api, podUid, start} = await world(t);
 	const peerPods = start();
-	await peerPods.registerVm({...vm, instanceName: 'podvm-a-11111111', pod: {name: 'gone', namespace: 'default'}}, unconditional);
-	await peerPods.registerVm({...vm, instanceName: 'podvm-b-22222222', pod: {...vm.pod, uid: 'of-an-earlier-one'}}, unconditional);
+	await peerPods.registerVm(
+		{...vm, instanceName: 'podvm-a-11111111', pod: {name: 'gone', namespace: 'default'}},
+		unconditional,
+	);
+	await peerPods.registerVm(
+		{...vm, instanceName: 'podvm-b-22222222', pod: {...vm.pod, uid: 'of-an-earlier-one'}},
+		unconditional,
+	);
 	await peerPods.registerVm({...vm, pod: {...vm.pod, uid: podUid}}, unconditional);
-	t.deepEqual(api.list('peerpods').map(({metadata}) => metadata.name), [vm.instanceName]);
+	t.deepEqual(
+		api.list('peerpods').map(({metadata}) => metadata.name),
+		[vm.instanceName],
+	);
 });
 
 test('what is missing is made though it was there before, and what is on record costs one list', async t => {
@@ -239,12 +269,18 @@ test('what is missing is made though it was there before, and what is on record 
 	peerPods.reconcile([vm]);
 	await api.until(() => api.calls.length > length);
 	await peerPods[Symbol.asyncDispose]();
-	t.deepEqual(api.calls.slice(length).map(({verb, plural}) => `${verb} ${plural}`), ['list peerpods']);
+	t.deepEqual(
+		api.calls.slice(length).map(({verb, plural}) => `${verb} ${plural}`),
+		['list peerpods'],
+	);
 });
 
 test('sets that come while the API server is away cost one round when it is back, and the newest counts', async t => {
 	const {api, start} = await world(t);
-	const [first, second] = [{...vm, instanceName: 'podvm-nginx-00000001'}, {...vm, instanceName: 'podvm-nginx-00000002'}];
+	const [first, second] = [
+		{...vm, instanceName: 'podvm-nginx-00000001'},
+		{...vm, instanceName: 'podvm-nginx-00000002'},
+	];
 	const peerPods = start();
 	{
 		using _ = api.fault(() => 'drop');
@@ -265,7 +301,9 @@ test('sets that come while the API server is away cost one round when it is back
 
 test('without permission to list, what should be there is made all the same', async t => {
 	const {api, start} = await world(t);
-	using _ = api.fault(({plural, verb}) => plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined);
+	using _ = api.fault(({plural, verb}) =>
+		plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined,
+	);
 	start().reconcile([vm]);
 	await api.until(() => found(api));
 	t.pass();
@@ -289,8 +327,17 @@ test('a KVM host that is away keeps nothing from being announced', async t => {
 
 test('a static pod is known by the UID that the API server gave its mirror', async t => {
 	const {api, start} = await world(t);
-	const {metadata} = api.put('pods', {metadata: {name: 'static', namespace: 'default', annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'}}});
-	await start().registerVm({...vm, pod: {name: 'static', namespace: 'default', uid: 'of-the-kubelet'}}, unconditional);
+	const {metadata} = api.put('pods', {
+		metadata: {
+			name: 'static',
+			namespace: 'default',
+			annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'},
+		},
+	});
+	await start().registerVm(
+		{...vm, pod: {name: 'static', namespace: 'default', uid: 'of-the-kubelet'}},
+		unconditional,
+	);
 	t.is(textAt(listAt(found(api), 'metadata', 'ownerReferences')[0], 'uid'), metadata.uid);
 });
 
@@ -299,7 +346,8 @@ test('what an earlier run did not withdraw goes when there is no such VM, and no
 	const earlier = start();
 	const elsewhere = start({node: 'worker-1'});
 	const otherCluster = start({cluster: 'west'});
-	const claimOn = async (peerPods: PeerPods, instanceName: string): Promise<void> => peerPods.registerVm({...vm, instanceName}, unconditional);
+	const claimOn = async (peerPods: PeerPods, instanceName: string): Promise<void> =>
+		peerPods.registerVm({...vm, instanceName}, unconditional);
 	await claimOn(earlier, 'podvm-gone-00000001');
 	await claimOn(earlier, 'podvm-runs-00000002');
 	await claimOn(elsewhere, 'podvm-elsewhere-00000003');
@@ -319,7 +367,8 @@ test('what an earlier run did not withdraw goes when there is no such VM, and no
 	later.reconcile([]);
 	await api.until(() => found(api, 'podvm-gone-00000001') === undefined);
 	await later[Symbol.asyncDispose]();
-	t.deepEqual(api.list('peerpods').map(({metadata}) => metadata.name), [
-		'podvm-elsewhere-00000003', 'podvm-runs-00000002', 'podvm-starts-00000005', 'podvm-west-00000004',
-	]);
+	t.deepEqual(
+		api.list('peerpods').map(({metadata}) => metadata.name),
+		['podvm-elsewhere-00000003', 'podvm-runs-00000002', 'podvm-starts-00000005', 'podvm-west-00000004'],
+	);
 });

@@ -9,7 +9,11 @@ import {recordingLog} from '../support/recording-log.ts';
 import {clientOf, testCluster} from './cluster.ts';
 
 const daemon = {node: 'worker-0', cluster: 'east'};
-const vm: RegisteredVm = {sandboxId: '1a2b3c4d'.repeat(8), instanceName: 'podvm-nginx-1a2b3c4d', pod: {name: 'nginx', namespace: 'default'}};
+const vm: RegisteredVm = {
+	sandboxId: '1a2b3c4d'.repeat(8),
+	instanceName: 'podvm-nginx-1a2b3c4d',
+	pod: {name: 'nginx', namespace: 'default'},
+};
 const otherUid = '00000000-1111-4222-8333-444444444444';
 
 interface World {
@@ -25,17 +29,27 @@ interface World {
 async function world(t: ExecutionContext, timeoutMs = 60_000): Promise<World> {
 	const {api, signal} = await testCluster(t);
 	api.define(peerPodKind);
-	const {metadata: {uid: podUid}} = api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
+	const {
+		metadata: {uid: podUid},
+	} = api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
 	const client = clientOf(api);
 	const log = recordingLog();
 	let peerPods = new PeerPods({client, ...daemon, vmNames: async () => [], log: silentLogger});
-	const presence = new PodPresence({client, node: daemon.node, ownerUid: async (each, limit) => peerPods.ownerUid(each, limit), timeoutMs, log});
+	const presence = new PodPresence({
+		client,
+		node: daemon.node,
+		ownerUid: async (each, limit) => peerPods.ownerUid(each, limit),
+		timeoutMs,
+		log,
+	});
 	t.teardown(async () => {
 		await peerPods[Symbol.asyncDispose]();
 		client[Symbol.dispose]();
 	});
 	return {
-		api, podUid, log,
+		api,
+		podUid,
+		log,
 		ask: async pod => presence.of({...vm, pod: {...vm.pod, ...pod}}, signal),
 		async restart() {
 			await peerPods[Symbol.asyncDispose]();
@@ -84,17 +98,26 @@ test('without any UID a pod of the same name is present, also when PeerPods are 
 	t.is(await ask(), 'present');
 	api.define(peerPodKind);
 	recordOwner(api, otherUid);
-	using forbidden = api.fault(({plural}) => plural === 'peerpods' ? 'forbidden' : undefined);
+	using forbidden = api.fault(({plural}) => (plural === 'peerpods' ? 'forbidden' : undefined));
 	t.is(await ask(), 'present');
 	forbidden[Symbol.dispose]();
-	using _ = api.fault(({plural}) => plural === 'peerpods' ? 'error' : undefined);
+	using _ = api.fault(({plural}) => (plural === 'peerpods' ? 'error' : undefined));
 	t.is(await ask(), 'unknown');
 });
 
 test('no failure, no refusal and no 404 of somebody else proves anything, and a refusal is told once', async t => {
 	const {api, podUid, ask, log} = await world(t, 300);
 	api.delete('pods', 'nginx', 'default');
-	const faults: Fault[] = ['forbidden', 'forbidden', 'error', 'drop', 'silence', 'garbage', 'no-route', {retryAfterSeconds: 20}];
+	const faults: Fault[] = [
+		'forbidden',
+		'forbidden',
+		'error',
+		'drop',
+		'silence',
+		'garbage',
+		'no-route',
+		{retryAfterSeconds: 20},
+	];
 	for (const fault of faults) {
 		using _ = api.fault(() => fault);
 		t.is(await ask({uid: podUid}), 'unknown', JSON.stringify(fault));
@@ -112,7 +135,9 @@ test('static pods are not judged, whether their mirror is there or not', async t
 	const kubeletUid = '0123456789abcdef0123456789abcdef';
 	t.is(await ask({uid: kubeletUid}), 'unknown');
 	t.is(await ask({name: 'static-worker-0'}), 'unknown');
-	api.put('pods', {metadata: {name: 'nginx', namespace: 'default', annotations: {'kubernetes.io/config.mirror': kubeletUid}}});
+	api.put('pods', {
+		metadata: {name: 'nginx', namespace: 'default', annotations: {'kubernetes.io/config.mirror': kubeletUid}},
+	});
 	t.is(await ask({uid: kubeletUid}), 'unknown');
 	t.is(await ask(), 'unknown');
 	t.is(await ask({uid: otherUid}), 'unknown');

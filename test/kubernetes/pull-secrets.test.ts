@@ -25,21 +25,51 @@ interface World extends TestCluster {
 }
 
 /** A pod with these pull secrets of its own, and a service account with those. */
-async function world(t: ExecutionContext, own: readonly string[], ofAccount: readonly string[] = [], options: Partial<PullSecretsOptions> = {}): Promise<World> {
+async function world(
+	t: ExecutionContext,
+	own: readonly string[],
+	ofAccount: readonly string[] = [],
+	options: Partial<PullSecretsOptions> = {},
+): Promise<World> {
 	const cluster = await testCluster(t);
 	const {api, client} = cluster;
-	api.put('serviceaccounts', {metadata: {name: 'robot', namespace: 'default'}, imagePullSecrets: references(ofAccount)});
-	const {metadata} = api.put('pods', {metadata: pod, spec: {serviceAccountName: 'robot', imagePullSecrets: references(own)}});
+	api.put('serviceaccounts', {
+		metadata: {name: 'robot', namespace: 'default'},
+		imagePullSecrets: references(ofAccount),
+	});
+	const {metadata} = api.put('pods', {
+		metadata: pod,
+		spec: {serviceAccountName: 'robot', imagePullSecrets: references(own)},
+	});
 	const log = recordingLog();
 	const events: PodEvent[] = [];
 	const authFile = join(await directoryOf(t), 'auth.json');
 	return {
-		...cluster, events, log, authFile, podUid: metadata.uid,
+		...cluster,
+		events,
+		log,
+		authFile,
+		podUid: metadata.uid,
 		// A busy machine is not what is tested.
-		pullSecrets: new PullSecrets({client, tell: (_, event) => events.push(event), authFile, log, timeoutMs: 100_000, ...options}),
+		pullSecrets: new PullSecrets({
+			client,
+			tell: (_, event) => events.push(event),
+			authFile,
+			log,
+			timeoutMs: 100_000,
+			...options,
+		}),
 		secret(name, auths) {
-			const content = {auths: Object.fromEntries(Object.entries(auths).map(([registry, user]) => [registry, {auth: base64(`${user}:hush-hush`)}]))};
-			api.put('secrets', {metadata: {name, namespace: 'default'}, type: 'kubernetes.io/dockerconfigjson', data: {'.dockerconfigjson': base64(JSON.stringify(content))}});
+			const content = {
+				auths: Object.fromEntries(
+					Object.entries(auths).map(([registry, user]) => [registry, {auth: base64(`${user}:hush-hush`)}]),
+				),
+			};
+			api.put('secrets', {
+				metadata: {name, namespace: 'default'},
+				type: 'kubernetes.io/dockerconfigjson',
+				data: {'.dockerconfigjson': base64(JSON.stringify(content))},
+			});
 		},
 		said: () => inspect([log.lines, events], {depth: 20}) + JSON.stringify([log.lines, events]),
 	};
@@ -48,15 +78,27 @@ async function world(t: ExecutionContext, own: readonly string[], ofAccount: rea
 /** The user at each registry. */
 function users(credentials: Secret<string> | undefined): Record<string, string> {
 	const {auths} = JSON.parse(credentials?.reveal() ?? '{"auths": {}}') as {auths: Record<string, {auth: string}>};
-	return Object.fromEntries(Object.entries(auths).map(([registry, {auth}]) => [registry, Buffer.from(auth, 'base64').toString().split(':')[0] ?? '']));
+	return Object.fromEntries(
+		Object.entries(auths).map(([registry, {auth}]) => [
+			registry,
+			Buffer.from(auth, 'base64').toString().split(':')[0] ?? '',
+		]),
+	);
 }
 
-test('the pod\'s secrets come first and in their order, then the service account\'s, then the administrator\'s file', async t => {
+test("the pod's secrets come first and in their order, then the service account's, then the administrator's file", async t => {
 	const {pullSecrets, secret, authFile, events, log, signal} = await world(t, ['one', 'two'], ['two', 'three']);
 	secret('one', {a: 'one'});
 	secret('two', {a: 'two', b: 'two'});
 	secret('three', {a: 'three', b: 'three', c: 'three'});
-	await writeFile(authFile, JSON.stringify({auths: Object.fromEntries(['a', 'b', 'c', 'd'].map(registry => [registry, {auth: base64('file:hush-hush')}]))}));
+	await writeFile(
+		authFile,
+		JSON.stringify({
+			auths: Object.fromEntries(
+				['a', 'b', 'c', 'd'].map(registry => [registry, {auth: base64('file:hush-hush')}]),
+			),
+		}),
+	);
 	t.deepEqual(users(await pullSecrets.pullCredentials(pod, signal)), {a: 'one', b: 'two', c: 'three', d: 'file'});
 	t.deepEqual([events, log.lines], [[], []]);
 });
@@ -67,24 +109,47 @@ test('a pod without any has no credentials, and nothing is said', async t => {
 	t.deepEqual([events, log.lines], [[], []]);
 });
 
-test('a pod that names no service account has the default one\'s, and the older kind of secret counts', async t => {
+test("a pod that names no service account has the default one's, and the older kind of secret counts", async t => {
 	const {api, pullSecrets, signal} = await world(t, []);
 	api.put('pods', {metadata: {name: 'plain', namespace: 'default'}, spec: {}});
-	api.put('serviceaccounts', {metadata: {name: 'default', namespace: 'default'}, imagePullSecrets: references(['old', ''])});
-	api.put('secrets', {metadata: {name: 'old', namespace: 'default'}, type: 'kubernetes.io/dockercfg', data: {'.dockercfg': base64(JSON.stringify({'quay.io': {username: 'u', password: 'p'}}))}});
-	t.deepEqual(users(await pullSecrets.pullCredentials({name: 'plain', namespace: 'default'}, signal)), {'quay.io': 'u'});
+	api.put('serviceaccounts', {
+		metadata: {name: 'default', namespace: 'default'},
+		imagePullSecrets: references(['old', '']),
+	});
+	api.put('secrets', {
+		metadata: {name: 'old', namespace: 'default'},
+		type: 'kubernetes.io/dockercfg',
+		data: {'.dockercfg': base64(JSON.stringify({'quay.io': {username: 'u', password: 'p'}}))},
+	});
+	t.deepEqual(users(await pullSecrets.pullCredentials({name: 'plain', namespace: 'default'}, signal)), {
+		'quay.io': 'u',
+	});
 });
 
 test('secrets that are missing, malformed, of another type or forbidden are told in one event by name, and the others count', async t => {
-	const {api, pullSecrets, secret, events, log, said, signal} = await world(t, ['missing', 'malformed', 'opaque', 'forbidden', 'good']);
-	api.put('secrets', {metadata: {name: 'malformed', namespace: 'default'}, data: {'.dockerconfigjson': base64('{"auths": hush-hush')}});
+	const {api, pullSecrets, secret, events, log, said, signal} = await world(t, [
+		'missing',
+		'malformed',
+		'opaque',
+		'forbidden',
+		'good',
+	]);
+	api.put('secrets', {
+		metadata: {name: 'malformed', namespace: 'default'},
+		data: {'.dockerconfigjson': base64('{"auths": hush-hush')},
+	});
 	api.put('secrets', {metadata: {name: 'opaque', namespace: 'default'}, data: {password: base64('hush-hush')}});
 	secret('good', {a: 'good'});
 	using _ = api.fault(({name}) => (name === 'forbidden' ? 'forbidden' : undefined));
 	t.deepEqual(users(await pullSecrets.pullCredentials(pod, signal)), {a: 'good'});
 	t.is(events.length, 1);
 	t.like(events[0], {type: 'Warning', reason: 'FailedToRetrieveImagePullSecret'});
-	for (const words of [/secret missing: not found/, /secret malformed: not JSON/, /secret opaque: no registry credentials in it/, /secret forbidden: The Kubernetes API refused/]) {
+	for (const words of [
+		/secret missing: not found/,
+		/secret malformed: not JSON/,
+		/secret opaque: no registry credentials in it/,
+		/secret forbidden: The Kubernetes API refused/,
+	]) {
 		t.regex(events[0]?.message ?? '', words);
 	}
 
@@ -92,7 +157,7 @@ test('secrets that are missing, malformed, of another type or forbidden are told
 	t.false(said().includes('hush'));
 });
 
-test('an API server that does not answer is waited for a while, and the pod goes on with the administrator\'s credentials', async t => {
+test("an API server that does not answer is waited for a while, and the pod goes on with the administrator's credentials", async t => {
 	const {api, pullSecrets, secret, authFile, events, said, signal} = await world(t, ['one'], [], {timeoutMs: 100});
 	secret('one', {a: 'one'});
 	await writeFile(authFile, JSON.stringify({auths: {b: {auth: base64('file:hush-hush')}}}));
@@ -117,7 +182,9 @@ test('a caller that gives up is left with its own reason, and nothing is said', 
 	const {api, pullSecrets, events, log, signal} = await world(t, ['one']);
 	using _ = api.fault(() => 'silence');
 	const caller = new AbortController();
-	const answer = t.throwsAsync(pullSecrets.pullCredentials(pod, AbortSignal.any([caller.signal, signal])), {message: 'enough'});
+	const answer = t.throwsAsync(pullSecrets.pullCredentials(pod, AbortSignal.any([caller.signal, signal])), {
+		message: 'enough',
+	});
 	await api.until(() => api.calls.length > 0);
 	caller.abort(new Error('enough'));
 	await answer;
@@ -143,7 +210,10 @@ test('a static pod is the one of its mirror', async t => {
 
 test('a secret of any size is passed on whole', async t => {
 	const {pullSecrets, secret, signal} = await world(t, ['large']);
-	const registries = Array.from({length: 5000}, (_, index) => `registry-${index}.example.com/a/long/path/to/make/it/larger`);
+	const registries = Array.from(
+		{length: 5000},
+		(_, index) => `registry-${index}.example.com/a/long/path/to/make/it/larger`,
+	);
 	secret('large', Object.fromEntries(registries.map(registry => [registry, 'user'])));
 	t.is(Object.keys(users(await pullSecrets.pullCredentials(pod, signal))).length, registries.length);
 });
@@ -155,17 +225,23 @@ test('of very many secrets the first fifty are read, and that the others are not
 		secret(name, {[name]: 'user'});
 	}
 
-	t.deepEqual(Object.keys(users(await pullSecrets.pullCredentials(pod, signal))).toSorted(), names.slice(0, 50).toSorted());
+	t.deepEqual(
+		Object.keys(users(await pullSecrets.pullCredentials(pod, signal))).toSorted(),
+		names.slice(0, 50).toSorted(),
+	);
 	t.is(api.calls.filter(({plural}) => plural === 'secrets').length, 50);
 	t.regex(events[0]?.message ?? '', /10 secrets beyond the first 50: not read, there are too many/);
 	t.is(log.lines.length, 1);
 });
 
-test('an administrator\'s file that is damaged is told in the log, not to the pod, and is read again at the next start', async t => {
+test("an administrator's file that is damaged is told in the log, not to the pod, and is read again at the next start", async t => {
 	const {pullSecrets, authFile, events, log, said, signal} = await world(t, []);
 	await writeFile(authFile, '{"auths": hush-hush');
 	t.is(await pullSecrets.pullCredentials(pod, signal), undefined);
-	t.deepEqual(log.lines.map(({level, fields}) => [level, fields.path]), [['warn', authFile]]);
+	t.deepEqual(
+		log.lines.map(({level, fields}) => [level, fields.path]),
+		[['warn', authFile]],
+	);
 	t.deepEqual(events, []);
 	t.false(said().includes('hush'));
 	await writeFile(authFile, JSON.stringify({auths: {a: {auth: base64('file:hush-hush')}}}));
@@ -176,5 +252,8 @@ test('credentials print as nothing', async t => {
 	const {pullSecrets, secret, signal} = await world(t, ['one']);
 	secret('one', {a: 'one'});
 	const credentials = await pullSecrets.pullCredentials(pod, signal);
-	t.is(`${String(credentials)} ${JSON.stringify(credentials)} ${inspect(credentials)}`, '[redacted] "[redacted]" [redacted]');
+	t.is(
+		`${String(credentials)} ${JSON.stringify(credentials)} ${inspect(credentials)}`,
+		'[redacted] "[redacted]" [redacted]',
+	);
 });

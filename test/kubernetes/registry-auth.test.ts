@@ -8,29 +8,57 @@ const config = (auths: unknown): string => JSON.stringify({auths});
 const parse = (text: string): Record<string, string> => Object.fromEntries(parseRegistryAuth(text, 'dockerconfigjson'));
 
 test('the older format has no "auths" around it', t => {
-	t.deepEqual(Object.fromEntries(parseRegistryAuth(JSON.stringify({'quay.io': {auth: base64('u:p')}}), 'dockercfg')), {'quay.io': base64('u:p')});
+	t.deepEqual(
+		Object.fromEntries(parseRegistryAuth(JSON.stringify({'quay.io': {auth: base64('u:p')}}), 'dockercfg')),
+		{'quay.io': base64('u:p')},
+	);
 	t.deepEqual(parse(JSON.stringify({'quay.io': {auth: base64('u:p')}})), {});
 });
 
 test('user name and password become "auth", which wins when it is there, and nothing else is kept', t => {
-	t.deepEqual(parse(config({a: {username: 'u', password: 'p', email: 'e'}, b: {username: 'x', password: 'y', auth: base64('u:p'), identitytoken: 't'}})), {
-		a: base64('u:p'), b: base64('u:p'),
-	});
+	t.deepEqual(
+		parse(
+			config({
+				a: {username: 'u', password: 'p', email: 'e'},
+				b: {username: 'x', password: 'y', auth: base64('u:p'), identitytoken: 't'},
+			}),
+		),
+		{
+			a: base64('u:p'),
+			b: base64('u:p'),
+		},
+	);
 });
 
 test('an entry without credentials is passed over: VMs could read none of the file for it', t => {
-	t.deepEqual(parse(config({a: {}, b: {identitytoken: 't'}, c: {username: 'u'}, d: {auth: ''}, e: null, f: 'x'})), {});
+	t.deepEqual(
+		parse(config({a: {}, b: {identitytoken: 't'}, c: {username: 'u'}, d: {auth: ''}, e: null, f: 'x'})),
+		{},
+	);
 });
 
 test('"auth" reaches the VM padded and in one line, whatever it was', t => {
-	t.deepEqual(parse(config({a: {auth: base64('user:pw').replaceAll('=', '')}, b: {auth: `${base64('user:pw').slice(0, 4)}\r\n${base64('user:pw').slice(4)}\n`}})), {
-		a: base64('user:pw'), b: base64('user:pw'),
-	});
+	t.deepEqual(
+		parse(
+			config({
+				a: {auth: base64('user:pw').replaceAll('=', '')},
+				b: {auth: `${base64('user:pw').slice(0, 4)}\r\n${base64('user:pw').slice(4)}\n`},
+			}),
+		),
+		{
+			a: base64('user:pw'),
+			b: base64('user:pw'),
+		},
+	);
 });
 
 for (const [what, text] of [
-	['no JSON', '{"auths": {"quay.io": {"auth": hush-hush}}}'], ['a list', '["hush-hush"]'], ['no object', '"hush-hush"'], ['auths that are a list', '{"auths": ["hush-hush"]}'],
-	['an auth that is not base64', config({a: {auth: 'hush-hush!'}})], ['an auth without a colon', config({a: {auth: base64('hush-hush')}})],
+	['no JSON', '{"auths": {"quay.io": {"auth": hush-hush}}}'],
+	['a list', '["hush-hush"]'],
+	['no object', '"hush-hush"'],
+	['auths that are a list', '{"auths": ["hush-hush"]}'],
+	['an auth that is not base64', config({a: {auth: 'hush-hush!'}})],
+	['an auth without a colon', config({a: {auth: base64('hush-hush')}})],
 ] as const) {
 	test(`${what} is refused without a word of it`, t => {
 		const error = t.throws(() => parse(text), {instanceOf: AdaptorError});
@@ -41,8 +69,14 @@ for (const [what, text] of [
 
 test('registries that differ only in how they are written are one', t => {
 	const written = {
-		'https://index.docker.io/v1/': 'index.docker.io', 'http://reg.example:5000': 'reg.example:5000', 'https://quay.io/v2/': 'quay.io', 'quay.io/org': 'quay.io/org',
-		'https://quay.io/v2/org/': 'quay.io/org', 'quay.io/': 'quay.io', 'quay.io/v2': 'quay.io/v2', '*.example.com': '*.example.com',
+		'https://index.docker.io/v1/': 'index.docker.io',
+		'http://reg.example:5000': 'reg.example:5000',
+		'https://quay.io/v2/': 'quay.io',
+		'quay.io/org': 'quay.io/org',
+		'https://quay.io/v2/org/': 'quay.io/org',
+		'quay.io/': 'quay.io',
+		'quay.io/v2': 'quay.io/v2',
+		'*.example.com': '*.example.com',
 	};
 	for (const [given, expected] of Object.entries(written)) {
 		t.deepEqual(parse(config({[given]: {auth: base64('u:p')}})), {[expected]: base64('u:p')}, given);
@@ -50,16 +84,41 @@ test('registries that differ only in how they are written are one', t => {
 });
 
 test('of several credentials for a registry the first counts, and no registry is lost', t => {
-	const registry = fc.constantFrom('quay.io', 'https://quay.io/v1/', 'quay.io/a', 'quay.io/a/b', '__proto__', 'constructor', 'docker.io');
-	fc.assert(fc.property(fc.array(fc.dictionary(registry, fc.constantFrom('a:1', 'b:2', 'c:3')), {maxLength: 4}), secrets => {
-		const sources = secrets.map(secret => parseRegistryAuth(config(Object.fromEntries(Object.entries(secret).map(([key, auth]) => [key, {auth: base64(auth)}]))), 'dockerconfigjson'));
-		const expected = new Map<string, string>();
-		for (const [key, auth] of sources.flatMap(source => [...source])) {
-			expected.set(key, expected.get(key) ?? auth);
-		}
+	const registry = fc.constantFrom(
+		'quay.io',
+		'https://quay.io/v1/',
+		'quay.io/a',
+		'quay.io/a/b',
+		'__proto__',
+		'constructor',
+		'docker.io',
+	);
+	fc.assert(
+		fc.property(
+			fc.array(fc.dictionary(registry, fc.constantFrom('a:1', 'b:2', 'c:3')), {maxLength: 4}),
+			secrets => {
+				const sources = secrets.map(secret =>
+					parseRegistryAuth(
+						config(
+							Object.fromEntries(
+								Object.entries(secret).map(([key, auth]) => [key, {auth: base64(auth)}]),
+							),
+						),
+						'dockerconfigjson',
+					),
+				);
+				const expected = new Map<string, string>();
+				for (const [key, auth] of sources.flatMap(source => [...source])) {
+					expected.set(key, expected.get(key) ?? auth);
+				}
 
-		const text = authJson(sources);
-		const found = text === undefined ? [] : Object.entries((JSON.parse(text) as {auths: Record<string, {auth: string}>}).auths);
-		t.deepEqual(found.map(([key, {auth}]) => [key, auth]).toSorted(), [...expected].toSorted());
-	}));
+				const text = authJson(sources);
+				const found =
+					text === undefined
+						? []
+						: Object.entries((JSON.parse(text) as {auths: Record<string, {auth: string}>}).auths);
+				t.deepEqual(found.map(([key, {auth}]) => [key, auth]).toSorted(), [...expected].toSorted());
+			},
+		),
+	);
 });

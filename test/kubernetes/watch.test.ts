@@ -9,7 +9,10 @@ import {recordingLog} from '../support/recording-log.ts';
 import {clientOf, testCluster} from './cluster.ts';
 import {configMaps, peerPods} from './kinds.ts';
 
-const inDefault = (name: string, data = {}): {metadata: {name: string; namespace: string}; data: object} => ({metadata: {name, namespace: 'default'}, data});
+const inDefault = (name: string, data = {}): {metadata: {name: string; namespace: string}; data: object} => ({
+	metadata: {name, namespace: 'default'},
+	data,
+});
 
 /** An event in short: `all a,b`, `changed c`, `deleted c`. */
 async function next<Fields>(t: ExecutionContext, watch: AsyncGenerator<WatchEvent<Fields>, void>): Promise<string> {
@@ -28,7 +31,8 @@ async function next<Fields>(t: ExecutionContext, watch: AsyncGenerator<WatchEven
 			return `refused ${String(value.error instanceof KubernetesError ? value.error.status : value.error)}`;
 		}
 
-		case 'changed': case 'deleted': {
+		case 'changed':
+		case 'deleted': {
 			return `${value.type} ${value.object.metadata.name}`;
 		}
 	}
@@ -77,7 +81,7 @@ test('one that missed too much lists again', async t => {
 	t.is(await next(t, watch), 'all ');
 	const coming = next(t, watch);
 	await api.until(() => api.watches === 1);
-	using refused = api.fault(({verb}) => verb === 'watch' ? 'error' : undefined);
+	using refused = api.fault(({verb}) => (verb === 'watch' ? 'error' : undefined));
 	api.endWatches('drop');
 	api.put('configmaps', inDefault('unseen'));
 	api.compact();
@@ -105,7 +109,7 @@ test('a bookmark spares the list when the past is forgotten', async t => {
 test('a watch that cannot be had is tried until it can, and says so once', async t => {
 	const log = recordingLog();
 	const {api, client, signal} = await testCluster(t, {log});
-	using failing = api.fault(({verb}) => verb === 'list' ? 'error' : undefined);
+	using failing = api.fault(({verb}) => (verb === 'list' ? 'error' : undefined));
 	const watch = client.watch(configMaps, {}, signal);
 	const first = next(t, watch);
 	await api.until(() => api.calls.length > 15);
@@ -247,20 +251,26 @@ async function all(source: AsyncIterable<string>): Promise<string[]> {
 }
 
 test('any chunking of a stream gives the same lines', async t => {
-	await fc.assert(fc.asyncProperty(fc.array(fc.string({minLength: 1}).map(text => JSON.stringify(text))), fc.array(fc.nat({max: 9})), async (texts, sizes) => {
-		const bytes = Buffer.from(texts.map(text => `${text}\n`).join(''));
-		async function* chunks(): AsyncGenerator<Buffer> {
-			let start = 0;
-			for (const size of sizes) {
-				yield bytes.subarray(start, start + size);
-				start += size;
-			}
+	await fc.assert(
+		fc.asyncProperty(
+			fc.array(fc.string({minLength: 1}).map(text => JSON.stringify(text))),
+			fc.array(fc.nat({max: 9})),
+			async (texts, sizes) => {
+				const bytes = Buffer.from(texts.map(text => `${text}\n`).join(''));
+				async function* chunks(): AsyncGenerator<Buffer> {
+					let start = 0;
+					for (const size of sizes) {
+						yield bytes.subarray(start, start + size);
+						start += size;
+					}
 
-			yield bytes.subarray(Math.min(start, bytes.length));
-		}
+					yield bytes.subarray(Math.min(start, bytes.length));
+				}
 
-		t.deepEqual(await all(lines(chunks(), 10_000)), texts);
-	}));
+				t.deepEqual(await all(lines(chunks(), 10_000)), texts);
+			},
+		),
+	);
 });
 
 test('a line without an end is refused when it is too long', async t => {

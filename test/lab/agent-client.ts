@@ -1,6 +1,6 @@
 /**
- * The kata shim's side of the agent API, typed, over a ttrpc connection that somebody else made: to a relay's socket, or to a guest.
- * Knows neither TLS nor addresses. The messages are those of agent.proto, with its field names.
+ * The kata shim's side of the agent API, typed, over a ttrpc connection that somebody else made: to a relay's socket,
+ * or to a guest. Knows neither TLS nor addresses. The messages are those of agent.proto, with its field names.
  */
 import {fileURLToPath} from 'node:url';
 import {loadSync, type MethodDefinition} from '@grpc/proto-loader';
@@ -31,9 +31,15 @@ type Empty = Readonly<Record<string, never>>;
 interface Methods {
 	'Health/Check': [request: {service?: string}, response: {status: 'UNKNOWN' | 'SERVING' | 'NOT_SERVING'}];
 	'Health/Version': [request: {service?: string}, response: {grpc_version: string; agent_version: string}];
-	'AgentService/CreateSandbox': [request: {sandbox_id: string; hostname?: string; dns?: readonly string[]}, response: Empty];
+	'AgentService/CreateSandbox': [
+		request: {sandbox_id: string; hostname?: string; dns?: readonly string[]},
+		response: Empty,
+	];
 	'AgentService/DestroySandbox': [request: Empty, response: Empty];
-	'AgentService/GetGuestDetails': [request: Empty, response: {agent_details: {version: string; init_daemon: boolean}}];
+	'AgentService/GetGuestDetails': [
+		request: Empty,
+		response: {agent_details: {version: string; init_daemon: boolean}},
+	];
 	'AgentService/GetMetrics': [request: Empty, response: {metrics: string}];
 	'AgentService/GetOOMEvent': [request: Empty, response: ContainerRef];
 	'AgentService/SetPolicy': [request: {policy: string}, response: Empty];
@@ -49,16 +55,26 @@ interface Methods {
 	'AgentService/ReadStderr': [request: ProcessRef & {len: number}, response: {data: Buffer}];
 	'AgentService/CloseStdin': [request: ProcessRef, response: Empty];
 	'AgentService/TtyWinResize': [request: ProcessRef & {row: number; column: number}, response: Empty];
-	'AgentService/CopyFile': [request: {path: string; file_size: number; file_mode: number; dir_mode: number; offset: number; data: Buffer}, response: Empty];
+	'AgentService/CopyFile': [
+		request: {path: string; file_size: number; file_mode: number; dir_mode: number; offset: number; data: Buffer},
+		response: Empty,
+	];
 }
 
 export type AgentMethod = keyof Methods;
 
-const definition = loadSync(fileURLToPath(new URL('agent.proto', import.meta.url)), {keepCase: true, defaults: true, enums: String, longs: Number});
+const definition = loadSync(fileURLToPath(new URL('agent.proto', import.meta.url)), {
+	keepCase: true,
+	defaults: true,
+	enums: String,
+	longs: Number,
+});
 
 function clientMethod<M extends AgentMethod>(name: M): ClientMethod<Methods[M][0], Methods[M][1]> {
 	const [service = '', method = ''] = name.split('/');
-	const found = (definition[`grpc.${service}`] as Record<string, MethodDefinition<object, object>> | undefined)?.[method];
+	const found = (definition[`grpc.${service}`] as Record<string, MethodDefinition<object, object>> | undefined)?.[
+		method
+	];
 	if (found === undefined) {
 		throw new AdaptorError({code: 'internal', what: 'A method is missing from agent.proto', where: {method: name}});
 	}
@@ -74,11 +90,19 @@ export class AgentClient {
 	}
 
 	/** @param timeoutMs none by default, as a shim calls what waits (WaitProcess, ReadStdout, GetOOMEvent) */
-	async call<M extends AgentMethod>(method: M, request: Methods[M][0], signal: AbortSignal, timeoutMs?: number): Promise<Methods[M][1]> {
+	async call<M extends AgentMethod>(
+		method: M,
+		request: Methods[M][0],
+		signal: AbortSignal,
+		timeoutMs?: number,
+	): Promise<Methods[M][1]> {
 		return this.#client.call(clientMethod(method), request, timeoutMs === undefined ? {} : {timeoutMs}, signal);
 	}
 
-	/** What a process has written to an output until its end, which kata-agent 3.4 tells by an error, and 4.1 by a success without data. */
+	/**
+	 * What a process has written to an output until its end, which kata-agent 3.4 tells by an error, and 4.1 by a
+	 * success without data.
+	 */
 	async readAll(output: 'Stdout' | 'Stderr', process: ProcessRef, signal: AbortSignal): Promise<string> {
 		const chunks: Buffer[] = [];
 		try {
@@ -101,10 +125,20 @@ export class AgentClient {
 }
 
 /** What an agent has to be told first: its sandbox, and a container that sleeps, for commands to run in. */
-export async function startSleeper(agent: AgentClient, sandboxId: string, containerId: string, signal: AbortSignal): Promise<void> {
+export async function startSleeper(
+	agent: AgentClient,
+	sandboxId: string,
+	containerId: string,
+	signal: AbortSignal,
+): Promise<void> {
 	const timeoutMs = 120_000;
 	await agent.call('AgentService/CreateSandbox', {sandbox_id: sandboxId, hostname: 'pod'}, signal, timeoutMs);
-	await agent.call('AgentService/CreateContainer', {container_id: containerId, OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}}, signal, timeoutMs);
+	await agent.call(
+		'AgentService/CreateContainer',
+		{container_id: containerId, OCI: {Process: {Args: ['sleep', '3600'], Env: ['PATH=/bin'], Cwd: '/'}}},
+		signal,
+		timeoutMs,
+	);
 	await agent.call('AgentService/StartContainer', {container_id: containerId}, signal, timeoutMs);
 }
 
@@ -115,17 +149,30 @@ export interface CommandResult {
 }
 
 /** Runs a command in a running container and waits for its end. */
-export async function runCommand(agent: AgentClient, containerId: string, argv: readonly string[], signal: AbortSignal): Promise<CommandResult> {
+export async function runCommand(
+	agent: AgentClient,
+	containerId: string,
+	argv: readonly string[],
+	signal: AbortSignal,
+): Promise<CommandResult> {
 	const process = {container_id: containerId, exec_id: `exec-${crypto.randomUUID()}`};
-	await agent.call('AgentService/ExecProcess', {...process, process: {Args: argv, Env: ['PATH=/bin'], Cwd: '/'}}, signal);
+	await agent.call(
+		'AgentService/ExecProcess',
+		{...process, process: {Args: argv, Env: ['PATH=/bin'], Cwd: '/'}},
+		signal,
+	);
 	await agent.call('AgentService/CloseStdin', process, signal);
 	const [stdout, stderr, {status}] = await Promise.all([
-		agent.readAll('Stdout', process, signal), agent.readAll('Stderr', process, signal), agent.call('AgentService/WaitProcess', process, signal),
+		agent.readAll('Stdout', process, signal),
+		agent.readAll('Stderr', process, signal),
+		agent.call('AgentService/WaitProcess', process, signal),
 	]);
 	return {exitCode: status, stdout, stderr};
 }
 
 /** kata-containers, src/agent/src/rpc.rs: `read meet eof` from a pipe, `eof` from a terminal. */
 function isEof(error: unknown): boolean {
-	return error instanceof TtrpcError && error.status.code === statusCode.internal && /\beof$/.test(error.status.message);
+	return (
+		error instanceof TtrpcError && error.status.code === statusCode.internal && /\beof$/.test(error.status.message)
+	);
 }

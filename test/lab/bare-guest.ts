@@ -1,6 +1,7 @@
 /**
- * A guest on its own: the image in a QEMU process with user-mode networking, its port reachable on loopback. No libvirt, no
- * namespaces, no privileges: for tests of the image itself. QEMU dies with this object, or with this process.
+ * A guest on its own: the image in a QEMU process with user-mode networking, its port reachable on loopback. No
+ * libvirt, no namespaces, no privileges: for tests of the image itself. QEMU dies with this object, or with this
+ * process.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -25,7 +26,12 @@ export interface GuestIdentity {
 export async function makeGuestIdentity(instanceName: string): Promise<GuestIdentity> {
 	const validity = {notBefore: new Date(Date.now() - 3_600_000), notAfter: new Date(Date.now() + 3_600_000)};
 	const ca = await makeCa('agent-protocol-forwarder', validity);
-	return {instanceName, ca, server: await makeServerCertificate(instanceName, ca, validity), client: await makeClientCertificate('cloud-api-adaptor', validity)};
+	return {
+		instanceName,
+		ca,
+		server: await makeServerCertificate(instanceName, ca, validity),
+		client: await makeClientCertificate('cloud-api-adaptor', validity),
+	};
 }
 
 export class BareGuest implements AsyncDisposable {
@@ -77,14 +83,41 @@ export class BareGuest implements AsyncDisposable {
 		const cidata = join(directory, 'cidata.iso');
 		await writeFile(cidata, cidataIso(instanceName, files, new Date()));
 		const port = await freePort();
-		const qemu = spawn('setpriv', [
-			'--pdeathsig', 'KILL', 'qemu-system-s390x',
-			'-machine', 's390-ccw-virtio', '-accel', 'tcg', '-m', '256', '-nodefaults', '-display', 'none', '-no-reboot',
-			'-chardev', 'stdio,id=console,signal=off', '-device', 'sclpconsole,chardev=console',
-			'-drive', `file=${image},if=none,id=root,format=qcow2,readonly=on`, '-device', 'virtio-blk-ccw,drive=root,bootindex=1',
-			'-drive', `file=${cidata},if=none,id=cidata,format=raw,readonly=on`, '-device', 'virtio-blk-ccw,drive=cidata',
-			'-netdev', `user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:${port}-:15150`, '-device', 'virtio-net-ccw,netdev=net',
-		], {stdio: ['pipe', 'pipe', 'pipe']});
+		const qemu = spawn(
+			'setpriv',
+			[
+				'--pdeathsig',
+				'KILL',
+				'qemu-system-s390x',
+				'-machine',
+				's390-ccw-virtio',
+				'-accel',
+				'tcg',
+				'-m',
+				'256',
+				'-nodefaults',
+				'-display',
+				'none',
+				'-no-reboot',
+				'-chardev',
+				'stdio,id=console,signal=off',
+				'-device',
+				'sclpconsole,chardev=console',
+				'-drive',
+				`file=${image},if=none,id=root,format=qcow2,readonly=on`,
+				'-device',
+				'virtio-blk-ccw,drive=root,bootindex=1',
+				'-drive',
+				`file=${cidata},if=none,id=cidata,format=raw,readonly=on`,
+				'-device',
+				'virtio-blk-ccw,drive=cidata',
+				'-netdev',
+				`user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:${port}-:15150`,
+				'-device',
+				'virtio-net-ccw,netdev=net',
+			],
+			{stdio: ['pipe', 'pipe', 'pipe']},
+		);
 		return new BareGuest(qemu, port, directory);
 	}
 
@@ -97,11 +130,15 @@ export class BareGuest implements AsyncDisposable {
 			}
 
 			if (this.#qemu.exitCode !== null || this.#qemu.signalCode !== null) {
-				throw new Error(`The guest ended before ${String(pattern)}:\n${this.#complaint}${this.console.join('\n')}`);
+				throw new Error(
+					`The guest ended before ${String(pattern)}:\n${this.#complaint}${this.console.join('\n')}`,
+				);
 			}
 
 			await abortable(this.#changed.promise, signal).catch((error: unknown) => {
-				throw new Error(`The console has no line ${String(pattern)}:\n${this.console.join('\n')}`, {cause: error});
+				throw new Error(`The console has no line ${String(pattern)}:\n${this.console.join('\n')}`, {
+					cause: error,
+				});
 			});
 		}
 	}
@@ -112,9 +149,19 @@ export class BareGuest implements AsyncDisposable {
 		return this.#qemu.exitCode;
 	}
 
-	/** A ttrpc connection that has proven both sides. The guest must listen: user-mode networking accepts before it does. */
+	/**
+	 * A ttrpc connection that has proven both sides. The guest must listen: user-mode networking accepts before it
+	 * does.
+	 */
 	async connect({instanceName, ca, client}: GuestIdentity, signal: AbortSignal): Promise<TtrpcClient> {
-		const socket = connectTls({host: '127.0.0.1', port: this.port, servername: instanceName, ca: ca.cert, cert: client.cert, key: client.key.reveal()});
+		const socket = connectTls({
+			host: '127.0.0.1',
+			port: this.port,
+			servername: instanceName,
+			ca: ca.cert,
+			cert: client.cert,
+			key: client.key.reveal(),
+		});
 		try {
 			await once(socket, 'secureConnect', {signal});
 		} catch (error) {

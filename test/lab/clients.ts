@@ -14,7 +14,10 @@ const timeoutMs = 300_000;
 
 /** A server on the worker, at all its addresses; resolves when it answers. */
 export async function serveOnWorker(lab: Lab, port: number, signal: AbortSignal): Promise<AsyncDisposable> {
-	const server = new Service('server on the worker', lab.workerRun([...peer, 'serve', String(port)], {stdio: ['ignore', 'ignore', 'pipe']}));
+	const server = new Service(
+		'server on the worker',
+		lab.workerRun([...peer, 'serve', String(port)], {stdio: ['ignore', 'ignore', 'pipe']}),
+	);
 	try {
 		await server.line(/^Serving$/, signal);
 		return server;
@@ -30,13 +33,23 @@ export async function get(from: PodNamespace, url: string, signal: AbortSignal):
 }
 
 /** What arrived of `/bytes`: how many, their SHA-256, and the SHA-256 that the server announced. */
-export async function download(from: PodNamespace, url: string, signal: AbortSignal): Promise<{readonly length: number; readonly sha256: string; readonly announced: string}> {
+export async function download(
+	from: PodNamespace,
+	url: string,
+	signal: AbortSignal,
+): Promise<{readonly length: number; readonly sha256: string; readonly announced: string}> {
 	const [length, sha256 = '', announced = ''] = (await run(from, ['checksum', url], signal)).trim().split(' ');
 	return {length: Number(length), sha256, announced};
 }
 
 /** Sends a UDP datagram of that size, and returns how many bytes came back. */
-export async function echo(from: PodNamespace, host: string, port: number, size: number, signal: AbortSignal): Promise<number> {
+export async function echo(
+	from: PodNamespace,
+	host: string,
+	port: number,
+	size: number,
+	signal: AbortSignal,
+): Promise<number> {
 	return Number(await run(from, ['echo', host, String(port), String(size)], signal));
 }
 
@@ -48,9 +61,16 @@ async function run(from: PodNamespace, args: readonly string[], signal: AbortSig
 
 	using scope = new Scope(signal).deadline(timeoutMs, `${args.join(' ')} from ${from.podIp}`);
 	try {
-		const [stdout, stderr] = await abortable(Promise.all([text(child.stdout), text(child.stderr), once(child, 'close')]), scope.signal);
+		const [stdout, stderr] = await abortable(
+			Promise.all([text(child.stdout), text(child.stderr), once(child, 'close')]),
+			scope.signal,
+		);
 		if (child.exitCode !== 0) {
-			throw new AdaptorError({code: 'internal', what: `${args.join(' ')} failed: ${stderr.trim()}`, where: {address: from.podIp}});
+			throw new AdaptorError({
+				code: 'internal',
+				what: `${args.join(' ')} failed: ${stderr.trim()}`,
+				where: {address: from.podIp},
+			});
 		}
 
 		return stdout;

@@ -17,11 +17,25 @@ export interface CommandOptions extends Pick<SpawnOptions, 'cwd' | 'env'> {
  * Resolves with what it printed.
  * @throws AdaptorError 'failed-precondition' when the program is missing or fails, with the end of what it said
  */
-export async function run(program: string, args: readonly string[], {input, onStatus, remedy, cwd, env}: CommandOptions, signal: AbortSignal): Promise<Buffer> {
-	const fails = (how: string, cause?: unknown): AdaptorError => new AdaptorError({
-		code: 'failed-precondition', what: `${program} ${args[0] ?? ''}: ${how}`, ...(remedy === undefined ? {} : {remedy}), cause,
+export async function run(
+	program: string,
+	args: readonly string[],
+	{input, onStatus, remedy, cwd, env}: CommandOptions,
+	signal: AbortSignal,
+): Promise<Buffer> {
+	const fails = (how: string, cause?: unknown): AdaptorError =>
+		new AdaptorError({
+			code: 'failed-precondition',
+			what: `${program} ${args[0] ?? ''}: ${how}`,
+			...(remedy === undefined ? {} : {remedy}),
+			cause,
+		});
+	const child = spawn(program, args, {
+		cwd,
+		env,
+		signal,
+		stdio: ['pipe', 'pipe', 'pipe', onStatus === undefined ? 'ignore' : 'pipe'],
 	});
-	const child = spawn(program, args, {cwd, env, signal, stdio: ['pipe', 'pipe', 'pipe', onStatus === undefined ? 'ignore' : 'pipe']});
 	const {stdin, stdout, stderr} = child;
 	if (stdin === null || stdout === null || stderr === null) {
 		throw new TypeError('all three are pipes');
@@ -49,7 +63,9 @@ export async function run(program: string, args: readonly string[], {input, onSt
 
 	if (child.exitCode !== 0) {
 		const said = complaint.trim() || output.toString().trim();
-		throw fails(said.split('\n').slice(-4).join(' | ') || `ended with ${child.exitCode ?? child.signalCode ?? 'nothing'}`);
+		throw fails(
+			said.split('\n').slice(-4).join(' | ') || `ended with ${child.exitCode ?? child.signalCode ?? 'nothing'}`,
+		);
 	}
 
 	return output;

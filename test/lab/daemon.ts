@@ -1,6 +1,6 @@
 /**
- * The daemon on the lab's worker node, from source, as its manifests would start it: settings by environment, all others at their defaults.
- * Knows of the daemon only its command line, its settings and the line that says it is ready.
+ * The daemon on the lab's worker node, from source, as its manifests would start it: settings by environment, all
+ * others at their defaults. Knows of the daemon only its command line, its settings and the line that says it is ready.
  */
 import {fileURLToPath} from 'node:url';
 import type {Lab} from './lab.ts';
@@ -27,12 +27,20 @@ export const hypervisorSocket = `${paths.peerpod}/hypervisor.sock`;
  * @param confinement a program with its arguments that starts the daemon with less than everything; none if absent
  * @throws 'failed-precondition' with its last lines when it ends before
  */
-export async function startDaemon(lab: Lab, env: Readonly<Record<string, string>>, signal: AbortSignal, confinement: readonly string[] = []): Promise<Service> {
-	const daemon = new Service('cloud-api-adaptor', lab.workerRun([...confinement, process.execPath, 'src/main.ts', 'libvirt', '-uri', lab.sshUri], {
-		cwd: repository,
-		env: {...settings, ...env},
-		stdio: ['ignore', 'ignore', 'pipe'],
-	}));
+export async function startDaemon(
+	lab: Lab,
+	env: Readonly<Record<string, string>>,
+	signal: AbortSignal,
+	confinement: readonly string[] = [],
+): Promise<Service> {
+	const daemon = new Service(
+		'cloud-api-adaptor',
+		lab.workerRun([...confinement, process.execPath, 'src/main.ts', 'libvirt', '-uri', lab.sshUri], {
+			cwd: repository,
+			env: {...settings, ...env},
+			stdio: ['ignore', 'ignore', 'pipe'],
+		}),
+	);
 	try {
 		await daemon.line(/"msg":"ready"/, signal);
 		return daemon;

@@ -1,8 +1,8 @@
 /**
- * `npm run demo`: the whole of it on one machine. Builds the guest image, starts a KVM host and a worker node in the lab and the daemon on
- * the worker, then plays the kata shim: a pod VM is created and started, its agent runs commands in it, another pod fetches a page that it
- * serves at the pod's own address, it is stopped, nothing is left.
- * Exit code 1 and an explanation when a step fails; Ctrl-C leaves nothing behind either.
+ * `npm run demo`: the whole of it on one machine. Builds the guest image, starts a KVM host and a worker node in the
+ * lab and the daemon on the worker, then plays the kata shim: a pod VM is created and started, its agent runs commands
+ * in it, another pod fetches a page that it serves at the pod's own address, it is stopped, nothing is left. Exit code
+ * 1 and an explanation when a step fails; Ctrl-C leaves nothing behind either.
  */
 import {isDeepStrictEqual, stripVTControlCharacters} from 'node:util';
 import {AdaptorError, toError} from '../../src/core/errors.ts';
@@ -17,7 +17,12 @@ import {Progress} from './progress.ts';
 import type {Service} from './service.ts';
 import {newSandboxId, podAnnotations, Shim} from './shim.ts';
 
-const commands = [['uname', '-a'], ['uname', '-m'], ['ip', '-o', '-4', 'address'], ['sh', '-c', 'echo "$(nproc) processors, $(free -m | awk \'/Mem/ {print $2}\') MiB"']] as const;
+const commands = [
+	['uname', '-a'],
+	['uname', '-m'],
+	['ip', '-o', '-4', 'address'],
+	['sh', '-c', 'echo "$(nproc) processors, $(free -m | awk \'/Mem/ {print $2}\') MiB"'],
+] as const;
 const logLevel = process.env['LOG_LEVEL'];
 const pod = {name: 'hello', namespace: 'demo'};
 const agentTimeoutMs = 60_000;
@@ -30,7 +35,9 @@ for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 			process.exit(130); // the kernel ends the lab with us
 		}
 
-		stopping.abort(new AdaptorError({code: 'cancelled', what: `Stopped by ${name}; everything the demo started has ended`}));
+		stopping.abort(
+			new AdaptorError({code: 'cancelled', what: `Stopped by ${name}; everything the demo started has ended`}),
+		);
 	});
 }
 
@@ -49,7 +56,10 @@ try {
 
 async function demo(signal: AbortSignal): Promise<void> {
 	const image = await buildGuestImage({steps: progress}, signal);
-	await using lab = await progress.step('Start a KVM host (libvirtd, sshd, DHCP) and a worker node on one subnet', async () => startLab({image, signal}));
+	await using lab = await progress.step(
+		'Start a KVM host (libvirtd, sshd, DHCP) and a worker node on one subnet',
+		async () => startLab({image, signal}),
+	);
 	await using daemon = await progress.step('Start cloud-api-adaptor on the worker', async report => {
 		report.note(`LIBVIRT_URI=${lab.sshUri.replace(/\?.*/, '')}`);
 		return startDaemon(lab, logLevel === undefined ? {} : {LOG_LEVEL: logLevel}, signal);
@@ -77,18 +87,23 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	progress.line('\nFrom here on we are the kata shim, on the hypervisor socket:');
 	await progress.step('Version', async report => report.note(await shim.version(signal)));
 	const agentSocket = await progress.step('CreateVM', async report => {
-		const path = await shim.createVm({
-			id,
-			annotations: podAnnotations(pod.name, pod.namespace),
-			networkNamespacePath: podNetwork.netnsPath,
-		}, signal);
+		const path = await shim.createVm(
+			{
+				id,
+				annotations: podAnnotations(pod.name, pod.namespace),
+				networkNamespacePath: podNetwork.netnsPath,
+			},
+			signal,
+		);
 		report.note(`agent socket ${path.replace(id, `${id.slice(0, 8)}…`)}`);
 		return path;
 	});
 	await progress.step('StartVM', async report => {
 		await shim.startVm(id, signal);
 		const {domains, macs, volumes} = await lab.inventory();
-		report.note(`${domains.join(', ')}, ${macs.join(', ')}, ${volumes.length} volumes, pod address ${podNetwork.podIp}`);
+		report.note(
+			`${domains.join(', ')}, ${macs.join(', ')}, ${volumes.length} volumes, pod address ${podNetwork.podIp}`,
+		);
 	});
 
 	progress.line('\nOver the agent socket, through the relay and mutual TLS, into the VM:');
@@ -98,52 +113,88 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 
 	progress.line('\nOver the pod network, through the tunnel, into the VM:');
 	const url = `http://${podNetwork.podIp}/`;
-	const page = await progress.step(`Another pod, ${visitor.podIp}, fetches ${url}`, async () => get(visitor, url, signal));
+	const page = await progress.step(`Another pod, ${visitor.podIp}, fetches ${url}`, async () =>
+		get(visitor, url, signal),
+	);
 	progress.line(`    ${page.trimEnd()}`);
 	if (!page.includes(visitor.podIp) || !page.includes('s390x')) {
-		throw new AdaptorError({code: 'internal', what: 'The page is not what the VM should show to that pod', where: {url}});
+		throw new AdaptorError({
+			code: 'internal',
+			what: 'The page is not what the VM should show to that pod',
+			where: {url},
+		});
 	}
 
 	progress.line('');
-	await progress.step('DestroySandbox', async () => agent.call('AgentService/DestroySandbox', {}, signal, agentTimeoutMs));
+	await progress.step('DestroySandbox', async () =>
+		agent.call('AgentService/DestroySandbox', {}, signal, agentTimeoutMs),
+	);
 	await progress.step('StopVM', async () => shim.stopVm(id, signal));
 	await progress.step('Nothing is left on the KVM host and the worker', async report => {
-		const after = await inventoryWhen('VM, volumes and sockets to be gone', now => isDeepStrictEqual(now, before), lab, signal);
-		report.note(`${after.domains.length} domains, ${after.volumes.length} volumes besides the base, as before CreateVM`);
+		const after = await inventoryWhen(
+			'VM, volumes and sockets to be gone',
+			now => isDeepStrictEqual(now, before),
+			lab,
+			signal,
+		);
+		report.note(
+			`${after.domains.length} domains, ${after.volumes.length} volumes besides the base, as before CreateVM`,
+		);
 	});
 }
 
 async function callAgent(agent: AgentClient, id: string, signal: AbortSignal): Promise<void> {
 	const container = 'greeter';
-	await progress.step('Check', async report => report.note((await agent.call('Health/Check', {}, signal, agentTimeoutMs)).status));
+	await progress.step('Check', async report =>
+		report.note((await agent.call('Health/Check', {}, signal, agentTimeoutMs)).status),
+	);
 	await progress.step('GetGuestDetails', async report => {
-		const {agent_details: {version}} = await agent.call('AgentService/GetGuestDetails', {}, signal, agentTimeoutMs);
+		const {
+			agent_details: {version},
+		} = await agent.call('AgentService/GetGuestDetails', {}, signal, agentTimeoutMs);
 		report.note(`agent ${version}`);
 	});
 	await progress.step('CreateSandbox, CreateContainer, StartContainer: a web server', async () => {
 		await agent.call('AgentService/CreateSandbox', {sandbox_id: id, hostname: pod.name}, signal, agentTimeoutMs);
-		await agent.call('AgentService/CreateContainer', {container_id: container, OCI: {Process: {Args: ['/init', 'serve', '80'], Cwd: '/'}}}, signal, agentTimeoutMs);
+		await agent.call(
+			'AgentService/CreateContainer',
+			{container_id: container, OCI: {Process: {Args: ['/init', 'serve', '80'], Cwd: '/'}}},
+			signal,
+			agentTimeoutMs,
+		);
 		await agent.call('AgentService/StartContainer', {container_id: container}, signal, agentTimeoutMs);
 		await agent.call('AgentService/ReadStdout', {container_id: container, len: 100}, signal, agentTimeoutMs); // its first word: it serves
 	});
 	for (const argv of commands) {
-		const {exitCode, stdout, stderr} = await progress.step(`ExecProcess: ${argv.join(' ')}`, async () => runCommand(agent, container, argv, signal));
+		const {exitCode, stdout, stderr} = await progress.step(`ExecProcess: ${argv.join(' ')}`, async () =>
+			runCommand(agent, container, argv, signal),
+		);
 		for (const line of `${stdout}${stderr}`.trimEnd().split('\n')) {
 			progress.line(`    ${line}`);
 		}
 
 		if (exitCode !== 0) {
-			throw new AdaptorError({code: 'internal', what: 'A command in the VM failed', where: {command: argv.join(' '), exitCode}});
+			throw new AdaptorError({
+				code: 'internal',
+				what: 'A command in the VM failed',
+				where: {command: argv.join(' '), exitCode},
+			});
 		}
 	}
 }
 
 /** What those who were there said last, for a failure of a step between them. */
 async function showEvidence(lab: Lab, daemon: Service): Promise<void> {
-	const show = (title: string, lines: readonly string[]): void => progress.line(`\n${title}:\n${lines.map(line => `    ${line}`).join('\n')}`);
+	const show = (title: string, lines: readonly string[]): void =>
+		progress.line(`\n${title}:\n${lines.map(line => `    ${line}`).join('\n')}`);
 	show('The daemon said last', daemon.tail.slice(-20));
 	for (const [domain, text] of await lab.consoles()) {
-		show(`The console of ${domain} says`, stripVTControlCharacters(text).split(/[\r\n]+/).slice(-15));
+		show(
+			`The console of ${domain} says`,
+			stripVTControlCharacters(text)
+				.split(/[\r\n]+/)
+				.slice(-15),
+		);
 	}
 
 	// What it says at each look into the ARP table where the kernel's differs from what it expects is of no interest.

@@ -1,6 +1,7 @@
 /**
- * Fetches Debian's s390x kernel and busybox with the machine's own apt sources and keys, but with an apt root of its own:
- * neither dpkg's architectures nor apt's lists and caches on the machine change. Nothing is installed, only unpacked.
+ * Fetches Debian's s390x kernel and busybox with the machine's own apt sources and keys, but with an apt root of its
+ * own: neither dpkg's architectures nor apt's lists and caches on the machine change. Nothing is installed, only
+ * unpacked.
  */
 import {mkdir, readdir, readFile, rename, stat, writeFile} from 'node:fs/promises';
 import {basename, join} from 'node:path';
@@ -23,13 +24,30 @@ export interface Steps {
 }
 
 /** Each after those that it needs. virtio, af_packet, the SCLP console and devtmpfs are built into Debian's kernel. */
-const modules = ['virtio_blk', 'failover', 'net_failover', 'virtio_net', 'cdrom', 'isofs', 'udp_tunnel', 'ip6_udp_tunnel', 'vxlan', 'veth'];
+const modules = [
+	'virtio_blk',
+	'failover',
+	'net_failover',
+	'virtio_net',
+	'cdrom',
+	'isofs',
+	'udp_tunnel',
+	'ip6_udp_tunnel',
+	'vxlan',
+	'veth',
+];
 
 /** The parts that an earlier run has unpacked; undefined when there are none. */
 export async function unpackedParts(cacheDir: string): Promise<GuestParts | undefined> {
 	// Its name is written last, and only when the directory is complete.
 	const name = await readFile(join(cacheDir, 'parts'), 'utf8').catch(() => undefined);
-	if (name === undefined || !await stat(join(cacheDir, name)).then(() => true, () => false)) {
+	if (
+		name === undefined ||
+		!(await stat(join(cacheDir, name)).then(
+			() => true,
+			() => false,
+		))
+	) {
 		return undefined;
 	}
 
@@ -43,9 +61,14 @@ export async function unpackedParts(cacheDir: string): Promise<GuestParts | unde
 }
 
 /** @param scratch an empty directory on the file system of `cacheDir`, to be removed by the caller */
-export async function fetchParts(cacheDir: string, scratch: string, steps: Steps, signal: AbortSignal): Promise<GuestParts> {
+export async function fetchParts(
+	cacheDir: string,
+	scratch: string,
+	steps: Steps,
+	signal: AbortSignal,
+): Promise<GuestParts> {
 	const apt = new Apt(join(scratch, 'apt'), signal);
-	const wanted = await steps.step('Look up Debian\'s s390x packages', async report => {
+	const wanted = await steps.step("Look up Debian's s390x packages", async report => {
 		await apt.update();
 		const kernel = await apt.dependency('linux-image-s390x', /^linux-image-\d.*-s390x$/);
 		report.note(kernel);
@@ -80,7 +103,8 @@ export async function fetchParts(cacheDir: string, scratch: string, steps: Steps
 async function unpack(deb: string, target: string, signal: AbortSignal): Promise<void> {
 	const tar = await run('dpkg', ['--fsys-tarfile', deb], {}, signal);
 	const members = ['./boot/vmlinuz-*', './bin/busybox', ...modules.map(module => `./lib/modules/*/${module}.ko*`)];
-	// tar fails for patterns that match nothing, and each package has only some of them: what is missing shows in gather().
+	// tar fails for patterns that match nothing, and each package has only some of them: what is missing shows in
+	// gather().
 	const listed = (await run('tar', ['-t'], {input: tar}, signal)).toString().split('\n');
 	const patterns = members.filter(member => listed.some(path => glob(member).test(path)));
 	await run('tar', ['-x', '-C', target, '--wildcards', ...patterns], {input: tar}, signal);
@@ -132,15 +156,30 @@ export class Apt {
 			'Dir::State': join(root, 'state'),
 			'Dir::State::status': join(root, 'status'),
 		};
-		this.#options = ['-c', join(root, 'apt.conf'), '-q', ...Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`])];
+		this.#options = [
+			'-c',
+			join(root, 'apt.conf'),
+			'-q',
+			...Object.entries(settings).flatMap(([name, value]) => ['-o', `${name}=${value}`]),
+		];
 	}
 
-	/** A source of the machine's that has nothing for s390x, or does not answer, is no failure: what matters is whether the packages are found. */
+	/**
+	 * A source of the machine's that has nothing for s390x, or does not answer, is no failure: what matters is whether
+	 * the packages are found.
+	 */
 	async update(): Promise<void> {
-		await Promise.all(['cache/archives/partial', 'state/lists/partial', 'debs'].map(async path => mkdir(join(this.#root, path), {recursive: true})));
+		await Promise.all(
+			['cache/archives/partial', 'state/lists/partial', 'debs'].map(async path =>
+				mkdir(join(this.#root, path), {recursive: true}),
+			),
+		);
 		await writeFile(join(this.#root, 'status'), '');
 		// Images of Debian for containers have hooks here that clear the machine's own caches.
-		await writeFile(join(this.#root, 'apt.conf'), '#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n#clear DPkg::Post-Invoke;\n');
+		await writeFile(
+			join(this.#root, 'apt.conf'),
+			'#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n#clear DPkg::Post-Invoke;\n',
+		);
 		try {
 			await this.#apt('apt-get', ['update']);
 		} catch (error) {
@@ -174,7 +213,7 @@ export class Apt {
 		const onStatus = (line: string): void => {
 			const percent = /^dlstatus:\d+:([\d.]+):/.exec(line)?.[1];
 			if (percent !== undefined) {
-				report.bytes(total * Number(percent) / 100, total);
+				report.bytes((total * Number(percent)) / 100, total);
 			}
 		};
 		await this.#apt('apt-get', ['-o', 'APT::Status-Fd=3', 'download', ...names], onStatus);
@@ -183,7 +222,13 @@ export class Apt {
 	}
 
 	async #apt(program: string, args: readonly string[], onStatus?: (line: string) => void): Promise<Buffer> {
-		const remedy = 'Debian packages for s390x could not be fetched: check the network and the sources in /etc/apt, then run this again.';
-		return run(program, [...args, ...this.#options], {cwd: join(this.#root, 'debs'), remedy, ...(onStatus === undefined ? {} : {onStatus})}, this.#signal);
+		const remedy =
+			'Debian packages for s390x could not be fetched: check the network and the sources in /etc/apt, then run this again.';
+		return run(
+			program,
+			[...args, ...this.#options],
+			{cwd: join(this.#root, 'debs'), remedy, ...(onStatus === undefined ? {} : {onStatus})},
+			this.#signal,
+		);
 	}
 }

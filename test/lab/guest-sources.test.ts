@@ -11,7 +11,12 @@ import {run} from './command.ts';
 
 const guest = fileURLToPath(new URL('guest/', import.meta.url));
 const env = {
-	PATH: process.env['PATH'], HOME: tmpdir(), CGO_ENABLED: '0', GOPROXY: 'off', GOFLAGS: '', GOTOOLCHAIN: 'local',
+	PATH: process.env['PATH'],
+	HOME: tmpdir(),
+	CGO_ENABLED: '0',
+	GOPROXY: 'off',
+	GOFLAGS: '',
+	GOTOOLCHAIN: 'local',
 	GOCACHE: fileURLToPath(new URL('../../.cache/lab/go', import.meta.url)),
 };
 const signal = AbortSignal.timeout(600_000);
@@ -24,35 +29,98 @@ test('the guest agent passes gofmt, vet and its own tests', async t => {
 	await t.notThrowsAsync(go(['test', '-count=1', '.']));
 });
 
-/** Text that quoting and folding have to get right: colons, hashes, quotes, blanks at the ends of lines, long lines, indentation, unicode. */
-const content = fc.array(fc.constantFrom(
-	'a', 'word ', ': ', ' #', '\n', '\n\n', '\t', '  ', '"', '\'', '\\', '- ', '|', '>', '{', '%', '@', '&', '*', '!', 'null', '12', '---', 'é', '😀', 'x'.repeat(90),
-), {maxLength: 40}).map(parts => parts.join(''));
+/**
+ * Text that quoting and folding have to get right: colons, hashes, quotes, blanks at the ends of lines, long lines,
+ * indentation, unicode.
+ */
+const content = fc
+	.array(
+		fc.constantFrom(
+			'a',
+			'word ',
+			': ',
+			' #',
+			'\n',
+			'\n\n',
+			'\t',
+			'  ',
+			'"',
+			"'",
+			'\\',
+			'- ',
+			'|',
+			'>',
+			'{',
+			'%',
+			'@',
+			'&',
+			'*',
+			'!',
+			'null',
+			'12',
+			'---',
+			'é',
+			'😀',
+			'x'.repeat(90),
+		),
+		{maxLength: 40},
+	)
+	.map(parts => parts.join(''));
 /** What only an escape can carry, too. */
 const anyContent = fc.oneof(content, fc.string({unit: 'binary', maxLength: 60}));
 
 const layouts: readonly ToStringOptions[] = [
-	{}, {lineWidth: 20}, {defaultStringType: 'QUOTE_DOUBLE', lineWidth: 30}, {defaultStringType: 'QUOTE_SINGLE'}, {defaultStringType: 'BLOCK_LITERAL'},
-	{defaultStringType: 'BLOCK_FOLDED', lineWidth: 20}, {indent: 4}, {indentSeq: false},
+	{},
+	{lineWidth: 20},
+	{defaultStringType: 'QUOTE_DOUBLE', lineWidth: 30},
+	{defaultStringType: 'QUOTE_SINGLE'},
+	{defaultStringType: 'BLOCK_LITERAL'},
+	{defaultStringType: 'BLOCK_FOLDED', lineWidth: 20},
+	{indent: 4},
+	{indentSeq: false},
 ];
 
-test('the guest reads what the adaptor\'s writer writes, and what a YAML library writes in any of its styles', async t => {
+test("the guest reads what the adaptor's writer writes, and what a YAML library writes in any of its styles", async t => {
 	const directory = await mkdtemp(join(tmpdir(), 'caat-cloud-config-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const seed = Math.floor(Math.random() * 2 ** 31);
 	const cases = [
 		...fc.sample(anyContent, {numRuns: 300, seed}).map(text => ({
-			text: cloudConfig([{path: '/a', content: new Secret(text)}, {path: '/b', content: new Secret('end')}]), files: [['/a', text], ['/b', 'end']],
+			text: cloudConfig([
+				{path: '/a', content: new Secret(text)},
+				{path: '/b', content: new Secret('end')},
+			]),
+			files: [
+				['/a', text],
+				['/b', 'end'],
+			],
 		})),
-		// Judged by the library's reader: with indent 4, and in folded scalars, its writer does not always write what it was given (yaml 2.9.1).
-		...fc.sample(content, {numRuns: 300, seed}).map((value, index) => {
-			const document = {write_files: [{path: '/a', content: value}, {path: '/b', content: 'end'}]};
-			const text = `#cloud-config\n${stringify(document, {defaultKeyType: 'PLAIN', ...layouts[index % layouts.length]})}`;
-			return {text, files: (parse(text) as typeof document).write_files.map(entry => [entry.path, entry.content])};
-		// In double quotes the library folds in the middle of a surrogate pair, too: that is no UTF-8 that a file could hold.
-		}).filter(({text}) => text.isWellFormed()),
+		// Judged by the library's reader: with indent 4, and in folded scalars, its writer does not always write what
+		// it was given (yaml 2.9.1).
+		...fc
+			.sample(content, {numRuns: 300, seed})
+			.map((value, index) => {
+				const document = {
+					write_files: [
+						{path: '/a', content: value},
+						{path: '/b', content: 'end'},
+					],
+				};
+				const text = `#cloud-config\n${stringify(document, {defaultKeyType: 'PLAIN', ...layouts[index % layouts.length]})}`;
+				return {
+					text,
+					files: (parse(text) as typeof document).write_files.map(entry => [entry.path, entry.content]),
+				};
+				// In double quotes the library folds in the middle of a surrogate pair, too: that is no UTF-8 that a
+				// file could hold.
+			})
+			.filter(({text}) => text.isWellFormed()),
 	];
 	const file = join(directory, 'cases.json');
 	await writeFile(file, JSON.stringify(cases));
-	await t.notThrowsAsync(async () => go(['test', '-count=1', '-run', 'TestCloudConfigsOfAnotherWriter', '.'], {GUEST_CLOUD_CONFIGS: file}), `seed ${seed}`);
+	await t.notThrowsAsync(
+		async () =>
+			go(['test', '-count=1', '-run', 'TestCloudConfigsOfAnotherWriter', '.'], {GUEST_CLOUD_CONFIGS: file}),
+		`seed ${seed}`,
+	);
 });

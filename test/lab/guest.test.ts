@@ -8,7 +8,8 @@ import {AgentClient, runCommand, type OciProcess} from './agent-client.ts';
 import {BareGuest, makeGuestIdentity, type GuestIdentity} from './bare-guest.ts';
 import {buildGuestImage} from './image.ts';
 
-// One guest answers all of these tests at once: they have containers of their own. Building the image for the first time takes a minute.
+// One guest answers all of these tests at once: they have containers of their own. Building the image for the first
+// time takes a minute.
 const signal = AbortSignal.timeout(600_000);
 const instanceName = 'podvm-bare-0123abcd';
 
@@ -25,15 +26,38 @@ test.before('boot', async () => {
 test.after.always('power off', async () => guest[Symbol.asyncDispose]());
 
 const network: PodNetwork = {
-	netnsPath: '/run/netns/pod', podIp: '10.0.0.5/24', podHwAddr: '0a:58:0a:00:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24',
-	tunnelType: 'vxlan', routes: [{dst: '10.0.0.0/24', gw: '', dev: 'eth0', protocol: 'kernel', scope: 'link'}, {dst: '', gw: '10.0.0.1', dev: 'eth0'}], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId: 555_001,
-	dedicated: false, externalNetViaPodVm: false,
+	netnsPath: '/run/netns/pod',
+	podIp: '10.0.0.5/24',
+	podHwAddr: '0a:58:0a:00:00:05',
+	interface: 'eth0',
+	workerNodeIp: '192.168.122.10/24',
+	tunnelType: 'vxlan',
+	routes: [
+		{dst: '10.0.0.0/24', gw: '', dev: 'eth0', protocol: 'kernel', scope: 'link'},
+		{dst: '', gw: '10.0.0.1', dev: 'eth0'},
+	],
+	neighbors: [],
+	mtu: 1450,
+	index: 0,
+	vxlanPort: 4789,
+	vxlanId: 555_001,
+	dedicated: false,
+	externalNetViaPodVm: false,
 };
 
 function configuration({server, client}: GuestIdentity): GuestFile[] {
 	return guestFiles({
-		pod: {name: 'web', namespace: 'default'}, network, initdata: {content: 'H4sI', digest: 'sha256:00'}, hasScratchSpace: true,
-		tls: {serverKey: server.key, serverCert: server.cert, clientCa: client.cert, minVersion: 'VersionTLS12', cipherSuites: ['TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384']},
+		pod: {name: 'web', namespace: 'default'},
+		network,
+		initdata: {content: 'H4sI', digest: 'sha256:00'},
+		hasScratchSpace: true,
+		tls: {
+			serverKey: server.key,
+			serverCert: server.cert,
+			clientCa: client.cert,
+			minVersion: 'VersionTLS12',
+			cipherSuites: ['TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384'],
+		},
 	});
 }
 
@@ -60,12 +84,15 @@ test('the agent is healthy and says who it is', async t => {
 	t.like(await client.call('AgentService/GetGuestDetails', {}, signal), {agent_details: {init_daemon: true}});
 });
 
-test('commands run in the guest: it is an s390x machine with the instance\'s name', async t => {
+test("commands run in the guest: it is an s390x machine with the instance's name", async t => {
 	const client = await agent();
 	const id = await runningContainer(client);
 	t.deepEqual(await runCommand(client, id, ['uname', '-m'], signal), {exitCode: 0, stdout: 's390x\n', stderr: ''});
 	t.like(await runCommand(client, id, ['hostname'], signal), {stdout: `${instanceName}\n`});
-	t.like(await runCommand(client, id, ['sh', '-c', 'echo to stderr >&2; exit 7'], signal), {exitCode: 7, stderr: 'to stderr\n'});
+	t.like(await runCommand(client, id, ['sh', '-c', 'echo to stderr >&2; exit 7'], signal), {
+		exitCode: 7,
+		stderr: 'to stderr\n',
+	});
 	t.like(await runCommand(client, id, ['sh', '-c', 'kill -9 $$'], signal), {exitCode: 137});
 });
 
@@ -102,10 +129,16 @@ test('a terminal has the size that it was given', async t => {
 test('waiting calls do not hold up others on the same connection, and a signal ends them', async t => {
 	const client = await agent();
 	const id = await runningContainer(client);
-	const waits = [client.call('AgentService/WaitProcess', {container_id: id}, signal), client.call('AgentService/WaitProcess', {container_id: id}, signal)];
+	const waits = [
+		client.call('AgentService/WaitProcess', {container_id: id}, signal),
+		client.call('AgentService/WaitProcess', {container_id: id}, signal),
+	];
 	t.like(await client.call('Health/Check', {}, signal), {status: 'SERVING'});
 	await client.call('AgentService/SignalProcess', {container_id: id, signal: 15}, signal);
-	t.deepEqual((await Promise.all(waits)).map(({status}) => status), [143, 143]);
+	t.deepEqual(
+		(await Promise.all(waits)).map(({status}) => status),
+		[143, 143],
+	);
 });
 
 test('errors have the codes that the original gives', async t => {
@@ -118,7 +151,10 @@ test('errors have the codes that the original gives', async t => {
 	t.is(await code(client.call('AgentService/PauseContainer', {container_id: id}, signal)), 'unimplemented');
 	t.is(await code(client.call('AgentService/WaitProcess', {container_id: 'nobody'}, signal)), 'internal');
 	t.is(await code(client.call('AgentService/CloseStdin', {container_id: 'nobody'}, signal)), 'invalid-argument');
-	t.is(await code(client.call('AgentService/TtyWinResize', {container_id: id, row: 1, column: 1}, signal)), 'unavailable');
+	t.is(
+		await code(client.call('AgentService/TtyWinResize', {container_id: id, row: 1, column: 1}, signal)),
+		'unavailable',
+	);
 	t.is(await code(client.call('AgentService/GetOOMEvent', {}, signal, 50)), 'deadline-exceeded');
 	t.is(await code(runCommand(client, id, ['/bin/nothing'], signal)), 'internal');
 	await client.call('AgentService/RemoveContainer', {container_id: id, timeout: 10}, signal);
@@ -134,9 +170,25 @@ test('a client whose certificate is not the one that was announced is not served
 });
 
 const bad: ReadonlyArray<readonly [title: string, files: readonly GuestFile[], complaint: RegExp]> = [
-	['a path that images do not accept', [{path: '/etc/shadow', content: new Secret('x')}], /failed: user-data: path "\/etc\/shadow" is not allowed/],
-	['a route to a gateway that nothing leads to', guestFiles({pod: {name: 'web', namespace: 'default'}, network: {...network, routes: [{dst: '', gw: '10.0.0.1', dev: 'eth0'}]}, tls: {}}), /failed: pod network: add the route 0\.0\.0\.0\/0 via 10\.0\.0\.1: network is unreachable/],
-	['no forwarder configuration', [{path: '/run/peerpod/aa.toml', content: new Secret('x')}], /failed: neither .*apf\.json nor .*daemon\.json/],
+	[
+		'a path that images do not accept',
+		[{path: '/etc/shadow', content: new Secret('x')}],
+		/failed: user-data: path "\/etc\/shadow" is not allowed/,
+	],
+	[
+		'a route to a gateway that nothing leads to',
+		guestFiles({
+			pod: {name: 'web', namespace: 'default'},
+			network: {...network, routes: [{dst: '', gw: '10.0.0.1', dev: 'eth0'}]},
+			tls: {},
+		}),
+		/failed: pod network: add the route 0\.0\.0\.0\/0 via 10\.0\.0\.1: network is unreachable/,
+	],
+	[
+		'no forwarder configuration',
+		[{path: '/run/peerpod/aa.toml', content: new Secret('x')}],
+		/failed: neither .*apf\.json nor .*daemon\.json/,
+	],
 ];
 for (const [title, files, complaint] of bad) {
 	test(`user-data with ${title} is told on the console, and the machine powers off`, async t => {

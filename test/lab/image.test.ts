@@ -17,21 +17,26 @@ async function warmCache(): Promise<string> {
 	const cache = await mkdtemp(join(tmpdir(), 'caat-image-'));
 	const parts = await readFile(join(shared, 'parts'), 'utf8');
 	await Promise.all([
-		writeFile(join(cache, 'parts'), parts), symlink(join(shared, parts), join(cache, parts)), symlink(join(shared, 'go'), join(cache, 'go')),
+		writeFile(join(cache, 'parts'), parts),
+		symlink(join(shared, parts), join(cache, parts)),
+		symlink(join(shared, 'go'), join(cache, 'go')),
 	]);
 	return cache;
 }
 
-const images = async (cache: string): Promise<string[]> => (await readdir(cache)).filter(name => /^guest-|^tmp-/.test(name)).sort();
+const images = async (cache: string): Promise<string[]> =>
+	(await readdir(cache)).filter(name => /^guest-|^tmp-/.test(name)).sort();
 
 test('a second build does nothing; another recipe makes another image', async t => {
 	const cacheDir = await warmCache();
 	t.teardown(async () => rm(cacheDir, {recursive: true}));
 	const titles: string[] = [];
-	const steps: Steps = {step: async (title, work) => {
-		titles.push(title);
-		return work({bytes: () => undefined, note: () => undefined});
-	}};
+	const steps: Steps = {
+		step: async (title, work) => {
+			titles.push(title);
+			return work({bytes: () => undefined, note: () => undefined});
+		},
+	};
 	const first = await buildGuestImage({cacheDir, steps}, signal);
 	t.deepEqual(titles, ['Compile the guest agent for s390x', 'Make the boot disk']);
 	t.is(await buildGuestImage({cacheDir, steps}, signal), first);
@@ -39,7 +44,9 @@ test('a second build does nothing; another recipe makes another image', async t 
 	t.not(await buildGuestImage({cacheDir, bootOptions: ['caa.lab=slow']}, signal), first);
 	t.not(await buildGuestImage({cacheDir, files: {'/etc/certificates/ca.crt': ''}}, signal), first);
 	t.is((await images(cacheDir)).length, 3);
-	const {format} = JSON.parse((await run('qemu-img', ['info', '--output=json', first], {}, signal)).toString()) as {format: string};
+	const {format} = JSON.parse((await run('qemu-img', ['info', '--output=json', first], {}, signal)).toString()) as {
+		format: string;
+	};
 	t.is(format, 'qcow2');
 });
 
@@ -47,7 +54,9 @@ test('of the images that were built those that were used last are kept', async t
 	const cacheDir = await warmCache();
 	t.teardown(async () => rm(cacheDir, {recursive: true}));
 	const first = await buildGuestImage({cacheDir}, signal);
-	const old = Array.from({length: 15}, (_, index) => join(cacheDir, `guest-${String(index).padStart(16, '0')}.qcow2`));
+	const old = Array.from({length: 15}, (_, index) =>
+		join(cacheDir, `guest-${String(index).padStart(16, '0')}.qcow2`),
+	);
 	for (const [index, path] of old.entries()) {
 		await writeFile(path, '');
 		await utimes(path, index, index);
@@ -71,14 +80,16 @@ test('a build that is aborted in any step, or died and left its scratch director
 	await mkdir(join(cacheDir, 'tmp-of-a-killed-run', 'apt'), {recursive: true});
 	for (const at of ['Compile the guest agent for s390x', 'Make the boot disk']) {
 		const controller = new AbortController();
-		const steps: Steps = {step: async (title, work) => {
-			const running = work({bytes: () => undefined, note: () => undefined});
-			if (title === at) {
-				controller.abort(new Error('enough'));
-			}
+		const steps: Steps = {
+			step: async (title, work) => {
+				const running = work({bytes: () => undefined, note: () => undefined});
+				if (title === at) {
+					controller.abort(new Error('enough'));
+				}
 
-			return running;
-		}};
+				return running;
+			},
+		};
 		await t.throwsAsync(buildGuestImage({cacheDir, steps}, controller.signal), {message: 'enough'});
 		t.deepEqual(await images(cacheDir), [], at);
 	}
@@ -88,6 +99,12 @@ test('a build that is aborted in any step, or died and left its scratch director
 });
 
 test('a program that is missing or fails is named, with what it said', async t => {
-	await t.throwsAsync(run('no-such-program', ['x'], {remedy: 'Install it.'}, signal), {instanceOf: AdaptorError, message: /no-such-program x: could not be started.*Install it\./});
-	await t.throwsAsync(run('sh', ['-c', 'echo the reason >&2; exit 3'], {}, signal), {instanceOf: AdaptorError, message: /sh -c: the reason/});
+	await t.throwsAsync(run('no-such-program', ['x'], {remedy: 'Install it.'}, signal), {
+		instanceOf: AdaptorError,
+		message: /no-such-program x: could not be started.*Install it\./,
+	});
+	await t.throwsAsync(run('sh', ['-c', 'echo the reason >&2; exit 3'], {}, signal), {
+		instanceOf: AdaptorError,
+		message: /sh -c: the reason/,
+	});
 });

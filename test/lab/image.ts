@@ -1,7 +1,7 @@
 /**
  * Builds the guest image of the lab: Debian's s390x kernel and busybox, our agent as /init, one bootable qcow2 file.
- * What was built is kept under a name made of everything that went into it. A run that dies leaves only `tmp-…` directories,
- * which the next one removes.
+ * What was built is kept under a name made of everything that went into it. A run that dies leaves only `tmp-…`
+ * directories, which the next one removes.
  */
 import {spawn} from 'node:child_process';
 import {createHash} from 'node:crypto';
@@ -37,21 +37,77 @@ const keptImages = 12;
 
 /** Of those in Debian's busybox-static, what tests and curious people run. */
 const applets = [
-	'[', 'awk', 'base64', 'cat', 'chmod', 'cp', 'cut', 'date', 'dd', 'df', 'dmesg', 'echo', 'env', 'false', 'find', 'free', 'grep', 'head', 'hostname', 'id',
-	'ip', 'kill', 'ls', 'md5sum', 'mkdir', 'mount', 'mv', 'nc', 'ping', 'printf', 'ps', 'pwd', 'rm', 'sed', 'seq', 'sh', 'sha256sum', 'sleep', 'sort', 'stat',
-	'stty', 'tail', 'tee', 'test', 'touch', 'tr', 'true', 'tty', 'uname', 'uptime', 'vi', 'wc', 'wget', 'xargs', 'yes',
+	'[',
+	'awk',
+	'base64',
+	'cat',
+	'chmod',
+	'cp',
+	'cut',
+	'date',
+	'dd',
+	'df',
+	'dmesg',
+	'echo',
+	'env',
+	'false',
+	'find',
+	'free',
+	'grep',
+	'head',
+	'hostname',
+	'id',
+	'ip',
+	'kill',
+	'ls',
+	'md5sum',
+	'mkdir',
+	'mount',
+	'mv',
+	'nc',
+	'ping',
+	'printf',
+	'ps',
+	'pwd',
+	'rm',
+	'sed',
+	'seq',
+	'sh',
+	'sha256sum',
+	'sleep',
+	'sort',
+	'stat',
+	'stty',
+	'tail',
+	'tee',
+	'test',
+	'touch',
+	'tr',
+	'true',
+	'tty',
+	'uname',
+	'uptime',
+	'vi',
+	'wc',
+	'wget',
+	'xargs',
+	'yes',
 ];
 
 /**
- * Resolves with the path of a qcow2 file, at once when nothing has changed since it was built. Several processes may ask at the same time.
+ * Resolves with the path of a qcow2 file, at once when nothing has changed since it was built. Several processes may
+ * ask at the same time.
  * @throws AdaptorError with a remedy when packages or tools cannot be had
  */
-export async function buildGuestImage({cacheDir = sharedCache, steps = silent, bootOptions = [], files = {}}: GuestImageOptions, signal: AbortSignal): Promise<string> {
+export async function buildGuestImage(
+	{cacheDir = sharedCache, steps = silent, bootOptions = [], files = {}}: GuestImageOptions,
+	signal: AbortSignal,
+): Promise<string> {
 	const cache = resolve(cacheDir);
 	const recipe: Recipe = {bootOptions, files};
 	const known = await unpackedParts(cache);
 	const built = known === undefined ? undefined : await imagePath(cache, known, recipe);
-	if (built !== undefined && await isUsed(built)) {
+	if (built !== undefined && (await isUsed(built))) {
 		return built;
 	}
 
@@ -60,9 +116,9 @@ export async function buildGuestImage({cacheDir = sharedCache, steps = silent, b
 	await removeLeftovers(cache);
 	const scratch = await mkdtemp(join(cache, 'tmp-'));
 	try {
-		const parts = await unpackedParts(cache) ?? await fetchParts(cache, scratch, steps, signal);
+		const parts = (await unpackedParts(cache)) ?? (await fetchParts(cache, scratch, steps, signal));
 		const path = await imagePath(cache, parts, recipe);
-		if (!await isUsed(path)) {
+		if (!(await isUsed(path))) {
 			await rename(await build(parts, recipe, {cache, scratch, steps}, signal), path);
 			await removeOldImages(cache);
 		}
@@ -78,7 +134,10 @@ const silent: Steps = {step: async (_title, work) => work({bytes: () => undefine
 
 async function imagePath(cache: string, parts: GuestParts, recipe: Recipe): Promise<string> {
 	const hash = createHash('sha256').update(JSON.stringify([parts.name, recipe]));
-	const sources = (await readdir(guestDirectory)).filter(name => /(?<!_test)\.go$|^go\.mod$/.test(name)).sort().map(name => join(guestDirectory, name));
+	const sources = (await readdir(guestDirectory))
+		.filter(name => /(?<!_test)\.go$|^go\.mod$/.test(name))
+		.sort()
+		.map(name => join(guestDirectory, name));
 	for (const source of [...sources, ...builders]) {
 		hash.update(`\0${basename(source)}\0`).update(await readFile(source));
 	}
@@ -86,49 +145,101 @@ async function imagePath(cache: string, parts: GuestParts, recipe: Recipe): Prom
 	return join(cache, `guest-${hash.digest('hex').slice(0, 16)}.qcow2`);
 }
 
-async function build(parts: GuestParts, {bootOptions, files}: Recipe, {cache, scratch, steps}: {cache: string; scratch: string; steps: Steps}, signal: AbortSignal): Promise<string> {
+async function build(
+	parts: GuestParts,
+	{bootOptions, files}: Recipe,
+	{cache, scratch, steps}: {cache: string; scratch: string; steps: Steps},
+	signal: AbortSignal,
+): Promise<string> {
 	const agent = join(scratch, 'init');
 	await steps.step('Compile the guest agent for s390x', async () => {
 		const env = {
-			PATH: process.env['PATH'], HOME: scratch, GOCACHE: join(cache, 'go'), GOPROXY: 'off', GOFLAGS: '', GOTOOLCHAIN: 'local',
-			CGO_ENABLED: '0', GOOS: 'linux', GOARCH: 's390x',
+			PATH: process.env['PATH'],
+			HOME: scratch,
+			GOCACHE: join(cache, 'go'),
+			GOPROXY: 'off',
+			GOFLAGS: '',
+			GOTOOLCHAIN: 'local',
+			CGO_ENABLED: '0',
+			GOOS: 'linux',
+			GOARCH: 's390x',
 			GOTMPDIR: scratch, // go leaves its files there when it is stopped
 		};
 		const args = ['build', '-trimpath', '-buildvcs=false', '-ldflags=-s -w', '-o', agent, '.'];
-		await run(go, args, {cwd: guestDirectory, env, remedy: 'The Debian package golang-go provides it: run test/lab/setup.sh.'}, signal);
+		await run(
+			go,
+			args,
+			{cwd: guestDirectory, env, remedy: 'The Debian package golang-go provides it: run test/lab/setup.sh.'},
+			signal,
+		);
 	});
 	return steps.step('Make the boot disk', async report => {
 		const archive = newcArchive(await rootFiles(parts, agent, files));
-		// The kernel knows lz4's legacy format only. Unpacking it takes less time in the guest than anything smaller would.
-		const initramfs = await run('lz4', ['-l', '-9', '-c'], {input: archive, remedy: 'The Debian package lz4 provides it: run test/lab/setup.sh.'}, signal);
+		// The kernel knows lz4's legacy format only. Unpacking it takes less time in the guest than anything smaller
+		// would.
+		const initramfs = await run(
+			'lz4',
+			['-l', '-9', '-c'],
+			{input: archive, remedy: 'The Debian package lz4 provides it: run test/lab/setup.sh.'},
+			signal,
+		);
 		// `quiet`: the console is slow. `cryptomgr.notests`: 0.3 to 0.5 s of self-tests under emulation.
 		const commandLine = ['console=ttysclp0', 'quiet', 'cryptomgr.notests', ...bootOptions].join(' ');
 		const raw = join(scratch, 'guest.raw');
 		await writeFile(raw, ziplDisk({kernel: await readFile(parts.kernel), initramfs, commandLine}));
 		const image = join(scratch, 'guest.qcow2');
-		await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, image], {remedy: 'The Debian package qemu-utils provides it: run test/lab/setup.sh.'}, signal);
+		await run(
+			'qemu-img',
+			['convert', '-f', 'raw', '-O', 'qcow2', raw, image],
+			{remedy: 'The Debian package qemu-utils provides it: run test/lab/setup.sh.'},
+			signal,
+		);
 		report.note(`${((await stat(image)).size / 1_048_576).toFixed(1)} MiB`);
 		return image;
 	});
 }
 
-async function rootFiles(parts: GuestParts, agent: string, files: Readonly<Record<string, string>>): Promise<ArchiveEntry[]> {
+async function rootFiles(
+	parts: GuestParts,
+	agent: string,
+	files: Readonly<Record<string, string>>,
+): Promise<ArchiveEntry[]> {
 	const program = fileType.regular | 0o755;
 	const plain = fileType.regular | 0o644;
 	const contents: ArchiveEntry[] = [
 		{path: 'init', mode: program, content: await readFile(agent)},
 		{path: 'bin/busybox', mode: program, content: await readFile(parts.busybox)},
-		...applets.map(name => ({path: `bin/${name}`, mode: fileType.symlink | 0o777, content: Buffer.from('busybox')})),
+		...applets.map(name => ({
+			path: `bin/${name}`,
+			mode: fileType.symlink | 0o777,
+			content: Buffer.from('busybox'),
+		})),
 		// What a pod's first container runs, here as in any pause image: it sleeps until it is told to end.
-		{path: 'pause', mode: program, content: Buffer.from('#!/bin/sh\ntrap "exit 0" TERM INT\nsleep 2147483647 & wait\n')},
-		{path: 'etc/passwd', mode: plain, content: Buffer.from('root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n')},
+		{
+			path: 'pause',
+			mode: program,
+			content: Buffer.from('#!/bin/sh\ntrap "exit 0" TERM INT\nsleep 2147483647 & wait\n'),
+		},
+		{
+			path: 'etc/passwd',
+			mode: plain,
+			content: Buffer.from('root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n'),
+		},
 		{path: 'etc/group', mode: plain, content: Buffer.from('root:x:0:\nnogroup:x:65534:\n')},
 		{path: 'etc/hosts', mode: plain, content: Buffer.from('127.0.0.1 localhost\n')},
 		// The agent loads them in the order of their names.
-		...await Promise.all(parts.modules.map(async (module, index) => ({
-			path: `lib/modules/${String(index).padStart(2, '0')}-${basename(module)}`, mode: plain, content: await readFile(module),
-		}))),
-		...Object.entries(files).map(([path, content]) => ({path: path.slice(1), mode: fileType.regular | 0o600, content: Buffer.from(content)})),
+		...(await Promise.all(
+			parts.modules.map(async (module, index) => ({
+				path: `lib/modules/${String(index).padStart(2, '0')}-${basename(module)}`,
+				mode: plain,
+				content: await readFile(module),
+			})),
+		)),
+		...Object.entries(files).map(([path, content]) => ({
+			path: path.slice(1),
+			mode: fileType.regular | 0o600,
+			content: Buffer.from(content),
+		})),
 	];
 	const directories = new Set(['root', ...contents.flatMap(({path}) => parents(path))]);
 	return [...[...directories].sort().map(path => ({path, mode: fileType.directory | 0o755})), ...contents];
@@ -143,31 +254,57 @@ function parents(path: string): string[] {
 async function removeLeftovers(cache: string): Promise<void> {
 	const leftovers = (await readdir(cache)).filter(name => name.startsWith('tmp-'));
 	// Programs that the dead run had started may still be writing.
-	await Promise.all(leftovers.map(async name => rm(join(cache, name), {recursive: true, force: true, maxRetries: 5})));
+	await Promise.all(
+		leftovers.map(async name => rm(join(cache, name), {recursive: true, force: true, maxRetries: 5})),
+	);
 }
 
-/** Every change of the agent's sources makes new ones: all but those that were used last go. Only who holds the lock removes them. */
+/**
+ * Every change of the agent's sources makes new ones: all but those that were used last go. Only who holds the lock
+ * removes them.
+ */
 async function removeOldImages(cache: string): Promise<void> {
-	const images = (await readdir(cache)).filter(name => /^guest-[\da-f]{16}\.qcow2$/v.test(name)).map(name => join(cache, name));
+	const images = (await readdir(cache))
+		.filter(name => /^guest-[\da-f]{16}\.qcow2$/v.test(name))
+		.map(name => join(cache, name));
 	const aged = await Promise.all(images.map(async path => ({path, usedMs: (await stat(path)).mtimeMs})));
-	await Promise.all(aged.toSorted((one, other) => other.usedMs - one.usedMs).slice(keptImages).map(async ({path}) => rm(path, {force: true})));
+	await Promise.all(
+		aged
+			.toSorted((one, other) => other.usedMs - one.usedMs)
+			.slice(keptImages)
+			.map(async ({path}) => rm(path, {force: true})),
+	);
 }
 
 /** Whether there is one; it is marked as used then. */
 async function isUsed(path: string): Promise<boolean> {
 	const now = new Date();
-	return utimes(path, now, now).then(() => true, () => false);
+	return utimes(path, now, now).then(
+		() => true,
+		() => false,
+	);
 }
 
-/** Holds a lock that the kernel lets go of when this process dies, however it dies: the holder reads from a pipe of ours. */
+/**
+ * Holds a lock that the kernel lets go of when this process dies, however it dies: the holder reads from a pipe of
+ * ours.
+ */
 async function exclusively(path: string, signal: AbortSignal): Promise<AsyncDisposable> {
-	const holder = spawn('flock', ['--no-fork', path, 'sh', '-c', 'echo locked; exec cat >/dev/null'], {stdio: ['pipe', 'pipe', 'inherit'], signal});
+	const holder = spawn('flock', ['--no-fork', path, 'sh', '-c', 'echo locked; exec cat >/dev/null'], {
+		stdio: ['pipe', 'pipe', 'inherit'],
+		signal,
+	});
 	const ended = once(holder, 'close').then(([code]) => new Error(`flock ended with ${String(code)}`), toError);
 	const locked = once(holder.stdout, 'data').then(() => undefined);
 	const failure = await Promise.race([locked, ended]);
 	if (failure !== undefined) {
 		signal.throwIfAborted();
-		throw new AdaptorError({code: 'failed-precondition', what: `Could not lock the image cache: ${failure.message}`, where: {path}, cause: failure});
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `Could not lock the image cache: ${failure.message}`,
+			where: {path},
+			cause: failure,
+		});
 	}
 
 	return {

@@ -29,7 +29,11 @@ interface NetworkInventory {
 }
 
 export async function takeInventory(namespaces: Namespaces, signal: AbortSignal): Promise<Inventory> {
-	const [host, files, network] = await Promise.all([hostInventory(namespaces, signal), fileInventory(namespaces), networkInventory(namespaces, signal)]);
+	const [host, files, network] = await Promise.all([
+		hostInventory(namespaces, signal),
+		fileInventory(namespaces),
+		networkInventory(namespaces, signal),
+	]);
 	return {...host, ...files, ...network};
 }
 
@@ -37,7 +41,12 @@ export async function takeInventory(namespaces: Namespaces, signal: AbortSignal)
  * Looks until it holds. StopVM may answer before all of it is gone: a deletion does not depend on the shim staying.
  * @throws DeadlineError that names what was awaited, after two minutes
  */
-export async function inventoryWhen(what: string, holds: (now: Inventory) => boolean, lab: Pick<Lab, 'inventory'>, signal: AbortSignal): Promise<Inventory> {
+export async function inventoryWhen(
+	what: string,
+	holds: (now: Inventory) => boolean,
+	lab: Pick<Lab, 'inventory'>,
+	signal: AbortSignal,
+): Promise<Inventory> {
 	using scope = new Scope(signal).deadline(120_000, what);
 	for (;;) {
 		const now = await lab.inventory();
@@ -50,14 +59,25 @@ export async function inventoryWhen(what: string, holds: (now: Inventory) => boo
 }
 
 /** The inventory when it is as it is wanted, or what it is when that takes too long. */
-export async function settledInventory(wanted: Inventory, lab: Pick<Lab, 'inventory'>, signal: AbortSignal): Promise<Inventory> {
-	return inventoryWhen('everything to be gone', now => isDeepStrictEqual(now, wanted), lab, signal).catch(async () => lab.inventory());
+export async function settledInventory(
+	wanted: Inventory,
+	lab: Pick<Lab, 'inventory'>,
+	signal: AbortSignal,
+): Promise<Inventory> {
+	return inventoryWhen('everything to be gone', now => isDeepStrictEqual(now, wanted), lab, signal).catch(async () =>
+		lab.inventory(),
+	);
 }
 
-async function hostInventory(namespaces: Namespaces, signal: AbortSignal): Promise<Pick<Inventory, 'domains' | 'volumes' | 'macs'>> {
+async function hostInventory(
+	namespaces: Namespaces,
+	signal: AbortSignal,
+): Promise<Pick<Inventory, 'domains' | 'volumes' | 'macs'>> {
 	const domains = lines(await virsh(namespaces, ['list', '--all', '--name'], signal));
 	// One that is gone meanwhile has no interfaces.
-	const interfaces = await Promise.all(domains.map(async name => virsh(namespaces, ['domiflist', name], signal).catch(() => '')));
+	const interfaces = await Promise.all(
+		domains.map(async name => virsh(namespaces, ['domiflist', name], signal).catch(() => '')),
+	);
 	return {
 		domains,
 		// From the directory, not from libvirt: a file that libvirt has forgotten is left over too.
@@ -67,18 +87,25 @@ async function hostInventory(namespaces: Namespaces, signal: AbortSignal): Promi
 }
 
 async function fileInventory(namespaces: Namespaces): Promise<Pick<Inventory, 'files' | 'sockets'>> {
-	const entries = await readdir(namespaces.outside(paths.peerpod), {recursive: true, withFileTypes: true}).catch((error: unknown) => {
-		if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
-			return [];
-		}
+	const entries = await readdir(namespaces.outside(paths.peerpod), {recursive: true, withFileTypes: true}).catch(
+		(error: unknown) => {
+			if (error instanceof Error && 'code' in error && error.code === 'ENOENT') {
+				return [];
+			}
 
-		throw error;
-	});
-	const inside = (kept: typeof entries): string[] => kept.map(entry => `${entry.parentPath}/${entry.name}`.slice(namespaces.outside('').length)).sort();
+			throw error;
+		},
+	);
+	const inside = (kept: typeof entries): string[] =>
+		kept.map(entry => `${entry.parentPath}/${entry.name}`.slice(namespaces.outside('').length)).sort();
 	return {
-		// The daemon's checks write one to see whether they can, while it serves already, and one tells that it is at work; that none stays is
-		// their own tests' matter.
-		files: inside(entries.filter(entry => !entry.isDirectory() && !entry.isSocket() && !/^\.(?:caa-probe-|daemon-)/v.test(entry.name))),
+		// The daemon's checks write one to see whether they can, while it serves already, and one tells that it is at
+		// work; that none stays is their own tests' matter.
+		files: inside(
+			entries.filter(
+				entry => !entry.isDirectory() && !entry.isSocket() && !/^\.(?:caa-probe-|daemon-)/v.test(entry.name),
+			),
+		),
 		sockets: inside(entries.filter(entry => entry.isSocket())),
 	};
 }
@@ -86,17 +113,28 @@ async function fileInventory(namespaces: Namespaces): Promise<Pick<Inventory, 'f
 /** A pod that is gone meanwhile, and a table that is not there, have nothing. */
 async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Promise<NetworkInventory> {
 	const [devices, set] = await Promise.all([
-		namespaces.exec('worker', ['sh', '-euc', `
+		namespaces.exec(
+			'worker',
+			[
+				'sh',
+				'-euc',
+				`
 			for path in /run/netns/*; do
 				nsenter --net=$path sh -c 'ip -o link show type vxlan; tc qdisc show' 2>/dev/null | sed "s|^|\${path##*/} |"
 			done
-		`], signal),
+		`,
+			],
+			signal,
+		),
 		namespaces.exec('worker', ['sh', '-c', 'nft list set ip caa_peerpods tunnels 2>/dev/null || :'], signal),
 	]);
-	const all = (pattern: RegExp): string[] => lines(devices).flatMap(line => {
-		const [, netns, device] = pattern.exec(line) ?? [];
-		return netns === undefined || device === undefined ? [] : [`${netns}/${device}`];
-	}).sort();
+	const all = (pattern: RegExp): string[] =>
+		lines(devices)
+			.flatMap(line => {
+				const [, netns, device] = pattern.exec(line) ?? [];
+				return netns === undefined || device === undefined ? [] : [`${netns}/${device}`];
+			})
+			.sort();
 	return {
 		tunnels: all(/^(\S+) \d+: ([^:@]+)/),
 		redirections: all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/),
@@ -105,5 +143,8 @@ async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Pr
 }
 
 function lines(text: string): string[] {
-	return text.split('\n').map(line => line.trim()).filter(line => line !== '');
+	return text
+		.split('\n')
+		.map(line => line.trim())
+		.filter(line => line !== '');
 }

@@ -1,7 +1,7 @@
 /**
  * The KVM host: real sshd, virtlogd and libvirtd with libvirt's own network and storage pool, in the lab's namespaces.
- * Differs from a host in production in what a lab cannot have: no systemd, cgroups or security driver, s390x is emulated (TCG),
- * the network has no spanning tree (it would cost every VM 2.7 s) and no packet filter.
+ * Differs from a host in production in what a lab cannot have: no systemd, cgroups or security driver, s390x is
+ * emulated (TCG), the network has no spanning tree (it would cost every VM 2.7 s) and no packet filter.
  */
 import {once} from 'node:events';
 import {copyFile, mkdir, symlink, writeFile} from 'node:fs/promises';
@@ -56,8 +56,9 @@ export interface KvmHost {
 }
 
 /**
- * Keeps what guests print: a pod VM's console is a pty, which nobody reads. QEMU drops what it has for a pty until someone opens it and
- * looks once a second, so the guest's first second may be missing. libvirt, docs/hooks: it waits for whoever holds the hook's own output.
+ * Keeps what guests print: a pod VM's console is a pty, which nobody reads. QEMU drops what it has for a pty until
+ * someone opens it and looks once a second, so the guest's first second may be missing. libvirt, docs/hooks: it waits
+ * for whoever holds the hook's own output.
  */
 const hook = `#!/bin/sh
 [ "$2" = started ] || exit 0
@@ -69,7 +70,11 @@ tty=$(sed -n "s|.*<console type='pty' tty='\\([^']*\\)'.*|\\1|p" | head -n 1)
  * Resolves when libvirt answers, with network and pool active.
  * @param image a qcow2 file of this machine that becomes the base volume
  */
-export async function startKvmHost(namespaces: Namespaces, image: string | undefined, signal: AbortSignal): Promise<KvmHost> {
+export async function startKvmHost(
+	namespaces: Namespaces,
+	image: string | undefined,
+	signal: AbortSignal,
+): Promise<KvmHost> {
 	await Promise.all([
 		writeFiles(namespaces),
 		createKeys(namespaces, signal),
@@ -82,7 +87,8 @@ export async function startKvmHost(namespaces: Namespaces, image: string | undef
 	const libvirtd = start('/usr/sbin/libvirtd');
 	using scope = new Scope(signal).deadline(300_000, 'sshd and libvirtd');
 	await Promise.all([sshd.line(/^Server listening/, scope.signal), listening(namespaces, libvirtd, scope.signal)]);
-	// Network and pool are started before a connection is served. Asking for the capabilities makes libvirtd learn them now.
+	// Network and pool are started before a connection is served. Asking for the capabilities makes libvirtd learn them
+	// now.
 	await virsh(namespaces, [`net-info ${names.network}; pool-info ${names.pool}; capabilities`], scope.signal);
 	return {sshd, virtlogd, libvirtd};
 }
@@ -113,12 +119,20 @@ async function writeFiles(namespaces: Namespaces): Promise<void> {
 }
 
 async function createKeys(namespaces: Namespaces, signal: AbortSignal): Promise<void> {
-	await namespaces.exec('kvmhost', ['sh', '-euc', `
+	await namespaces.exec(
+		'kvmhost',
+		[
+			'sh',
+			'-euc',
+			`
 		mkdir -m 700 ${dirname(paths.key)}
 		ssh-keygen -q -t ed25519 -N '' -C kvmhost -f ${paths.hostKey}
 		ssh-keygen -q -t ed25519 -N '' -C worker -f ${paths.key}
 		echo "${subnet.host} $(cat ${paths.hostKey}.pub)" >${paths.knownHosts}
-	`], signal);
+	`,
+		],
+		signal,
+	);
 }
 
 /** Asks again and again: libvirtd says nothing when it is ready. */

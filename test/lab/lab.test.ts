@@ -11,19 +11,22 @@ import {Service} from './service.ts';
 import {podShapes, subnet} from './topology.ts';
 
 const signal = AbortSignal.timeout(600_000);
-const domain = (name: string): string => `<domain type='qemu'><name>${name}</name><memory>65536</memory><os><type arch='s390x'>hvm</type></os></domain>`;
+const domain = (name: string): string =>
+	`<domain type='qemu'><name>${name}</name><memory>65536</memory><os><type arch='s390x'>hvm</type></os></domain>`;
 
 test('the worker reaches libvirt over ssh, with network and pool active and s390x to offer', async t => {
 	await using lab = await startLab({signal});
 	const [network, pool, capabilities] = await Promise.all([
-		lab.workerVirsh('net-info', 'default'), lab.workerVirsh('pool-info', 'default'), lab.workerVirsh('capabilities'),
+		lab.workerVirsh('net-info', 'default'),
+		lab.workerVirsh('pool-info', 'default'),
+		lab.workerVirsh('capabilities'),
 	]);
 	t.regex(network, /Active:\s+yes/);
 	t.regex(pool, /State:\s+running/);
 	t.regex(capabilities, /<arch name='s390x'>/);
 });
 
-test('a worker that does not know the KVM host\'s key refuses to talk to it', async t => {
+test("a worker that does not know the KVM host's key refuses to talk to it", async t => {
 	await using lab = await startLab({signal});
 	await writeFile(lab.outside('/run/lab/home/.ssh/known_hosts'), '');
 	await t.throwsAsync(lab.workerVirsh('list'), {message: /Host key verification failed/});
@@ -35,18 +38,26 @@ test('the inventory shows domains, their MACs, volumes, files, sockets and tunne
 	await writeFile(lab.outside('/run/one.xml'), domain('one'));
 	await lab.virsh('define /run/one.xml; attach-interface one network default --mac 52:54:00:00:00:07 --config');
 	await lab.virsh('vol-create-as', 'default', 'one-root', '1M');
-	const [stdout] = await finished(lab.workerRun(['sh', '-euc', 'mkdir -p /run/peerpod/pods; echo x >/run/peerpod/pods/record']));
+	const [stdout] = await finished(
+		lab.workerRun(['sh', '-euc', 'mkdir -p /run/peerpod/pods; echo x >/run/peerpod/pods/record']),
+	);
 	t.is(stdout, '');
 	const server = createServer().listen(lab.outside('/run/peerpod/hypervisor.sock'));
 	t.teardown(() => server.close());
 	await once(server, 'listening');
 	await using _pod = await lab.podNamespace('pod');
-	const [, status] = await finished(lab.workerRun(['sh', '-euc', `
+	const [, status] = await finished(
+		lab.workerRun([
+			'sh',
+			'-euc',
+			`
 		ip link add vxlan0 type vxlan id 1 dstport 4789
 		ip link add vxlan1 netns pod type vxlan id 2 dstport 4789
 		ip netns exec pod tc qdisc add dev eth0 ingress
 		nft 'table ip caa_peerpods { set tunnels { typeof ip saddr . @th,96,24; elements = { 192.168.122.100 . 2 }; }; }'
-	`]));
+	`,
+		]),
+	);
 	t.is(status, 0);
 
 	t.deepEqual(await lab.inventory(), {
@@ -59,7 +70,16 @@ test('the inventory shows domains, their MACs, volumes, files, sockets and tunne
 		redirections: ['pod/eth0'],
 		bound: ['192.168.122.100'],
 	});
-	t.deepEqual(await other.inventory(), {domains: [], volumes: [], macs: [], files: [], sockets: [], tunnels: [], redirections: [], bound: []});
+	t.deepEqual(await other.inventory(), {
+		domains: [],
+		volumes: [],
+		macs: [],
+		files: [],
+		sockets: [],
+		tunnels: [],
+		redirections: [],
+		bound: [],
+	});
 });
 
 for (const shape of podShapes) {
@@ -68,12 +88,18 @@ for (const shape of podShapes) {
 		const [pod, other] = [await lab.podNamespace('one', {shape}), await lab.podNamespace('two', {shape})];
 		const [stdout] = await finished(pod.run(['ip', '-br', '-4', 'address', 'show', 'eth0']));
 		t.true(stdout.includes(`${pod.podIp}/`));
-		for (const [where, address] of [[other, other.podIp], [undefined, subnet.worker]] as const) {
+		for (const [where, address] of [
+			[other, other.podIp],
+			[undefined, subnet.worker],
+		] as const) {
 			const listen = ['nc', '-lvn', address, '7'];
 			await using listener = new Service('nc', where?.run(listen) ?? lab.workerRun(listen));
 			await listener.line(/^Listening/, signal);
 			await finished(pod.run(['nc', '-zw60', address, '7']));
-			t.regex(await listener.line(/^Connection received/, signal), new RegExp(`on ${pod.podIp} |from ${pod.podIp} `));
+			t.regex(
+				await listener.line(/^Connection received/, signal),
+				new RegExp(`on ${pod.podIp} |from ${pod.podIp} `),
+			);
 		}
 	});
 }
@@ -112,12 +138,18 @@ test('an aborted start leaves nothing running', async t => {
 	await t.throwsAsync(starting, {message: 'no longer wanted'});
 });
 
-for (const [name, target] of [['SIGKILL', 1], ['SIGINT', -1]] as const) {
+for (const [name, target] of [
+	['SIGKILL', 1],
+	['SIGINT', -1],
+] as const) {
 	test(`${name} of ${target === 1 ? 'the process' : 'the process group'} that made the lab ends all of it`, async t => {
 		// A group of its own, as a shell gives it to a command in a terminal.
-		const holder = spawn(process.execPath, [fileURLToPath(new URL('fixtures/hold-lab.ts', import.meta.url))], {stdio: ['ignore', 'pipe', 'inherit'], detached: true});
+		const holder = spawn(process.execPath, [fileURLToPath(new URL('fixtures/hold-lab.ts', import.meta.url))], {
+			stdio: ['ignore', 'pipe', 'inherit'],
+			detached: true,
+		});
 		t.teardown(() => holder.kill('SIGKILL'));
-		const [line] = await once(holder.stdout, 'data', {signal}) as [Buffer];
+		const [line] = (await once(holder.stdout, 'data', {signal})) as [Buffer];
 		const pids = line.toString().trim().split(' ');
 		t.true(pids.length >= 10, `only ${pids.length} processes`);
 		process.kill(target * (holder.pid ?? Number.NaN), name);
@@ -130,14 +162,30 @@ for (const [name, target] of [['SIGKILL', 1], ['SIGINT', -1]] as const) {
 async function machine(): Promise<unknown> {
 	const listed = async (directory: string): Promise<unknown> => readdir(directory).catch(() => 'none');
 	return {
-		mounts: (await readFile('/proc/self/mountinfo', 'utf8')).split('\n').filter(line => / lab | \/usr\/bin\/qemu-system| \/etc\/passwd /.test(line)),
-		bridge: await stat('/sys/class/net/virbr0').then(() => true, () => false),
+		mounts: (await readFile('/proc/self/mountinfo', 'utf8'))
+			.split('\n')
+			.filter(line => / lab | \/usr\/bin\/qemu-system| \/etc\/passwd /.test(line)),
+		bridge: await stat('/sys/class/net/virbr0').then(
+			() => true,
+			() => false,
+		),
 		passwd: (await stat('/etc/passwd')).mtimeMs,
-		directories: await Promise.all(['/etc/libvirt', '/etc/libvirt/qemu', '/var/lib/libvirt/images', '/var/log/libvirt/qemu', '/run/libvirt', '/root/.ssh'].map(listed)),
+		directories: await Promise.all(
+			[
+				'/etc/libvirt',
+				'/etc/libvirt/qemu',
+				'/var/lib/libvirt/images',
+				'/var/log/libvirt/qemu',
+				'/run/libvirt',
+				'/root/.ssh',
+			].map(listed),
+		),
 	};
 }
 
-/** Until a directory of /proc is gone, or its process is a zombie, ended but not yet reaped by the machine's own PID 1. */
+/**
+ * Until a directory of /proc is gone, or its process is a zombie, ended but not yet reaped by the machine's own PID 1.
+ */
 async function gone(directory: string): Promise<void> {
 	const deadline = AbortSignal.timeout(60_000);
 	while (!/^State:\tZ|^$/m.test(await readFile(`${directory}/status`, 'utf8').catch(() => ''))) {

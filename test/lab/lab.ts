@@ -1,7 +1,7 @@
 /**
- * The real topology on one machine: a KVM host and a worker node on one subnet, each a network namespace, with real sshd, libvirtd,
- * dnsmasq and QEMU. Shared by the demo and the end-to-end tests. Several labs at once do not see each other, nor the machine's own
- * network, libvirt or files; see namespaces.ts for why nothing can be left over.
+ * The real topology on one machine: a KVM host and a worker node on one subnet, each a network namespace, with real
+ * sshd, libvirtd, dnsmasq and QEMU. Shared by the demo and the end-to-end tests. Several labs at once do not see each
+ * other, nor the machine's own network, libvirt or files; see namespaces.ts for why nothing can be left over.
  */
 import type {ChildProcess} from 'node:child_process';
 import {readdir, readFile} from 'node:fs/promises';
@@ -35,7 +35,10 @@ export interface Lab extends AsyncDisposable {
 	virsh(...args: readonly string[]): Promise<string>;
 	/** What virsh prints, on the worker, over ssh. */
 	workerVirsh(...args: readonly string[]): Promise<string>;
-	/** @param name of the network namespace, unique in the lab; @param shape how its CNI plugin leaves it, `bridge` unless given */
+	/**
+	 * @param name of the network namespace, unique in the lab;
+	 * @param shape how its CNI plugin leaves it, `bridge` unless given
+	 */
 	podNamespace(name: string, options?: {readonly shape?: PodShape}): Promise<PodNamespace>;
 	/** What guests printed on their consoles, by domain; kept when the domain is gone. */
 	consoles(): Promise<ReadonlyMap<string, string>>;
@@ -62,7 +65,8 @@ export async function startLab({image, signal}: LabOptions): Promise<Lab> {
 		hostRun: (argv, options) => namespaces.run('kvmhost', argv, options),
 		virsh: async (...args) => virsh(namespaces, args, signal),
 		workerVirsh: async (...args) => namespaces.exec('worker', ['virsh', '--quiet', '-c', sshUri, ...args], signal),
-		podNamespace: async (name, {shape = 'bridge'} = {}) => createPodNamespace(namespaces, name, shape, 2 + pods++, signal),
+		podNamespace: async (name, {shape = 'bridge'} = {}) =>
+			createPodNamespace(namespaces, name, shape, 2 + pods++, signal),
 		consoles: async () => consoles(namespaces),
 		inventory: async () => takeInventory(namespaces, signal),
 		[Symbol.asyncDispose]: async () => resources.disposeAsync(),
@@ -72,5 +76,9 @@ export async function startLab({image, signal}: LabOptions): Promise<Lab> {
 async function consoles(namespaces: Namespaces): Promise<Map<string, string>> {
 	const directory = namespaces.outside(paths.consoleLogs);
 	const files = await readdir(directory);
-	return new Map(await Promise.all(files.map(async file => [basename(file, '.log'), await readFile(`${directory}/${file}`, 'utf8')] as const)));
+	return new Map(
+		await Promise.all(
+			files.map(async file => [basename(file, '.log'), await readFile(`${directory}/${file}`, 'utf8')] as const),
+		),
+	);
 }

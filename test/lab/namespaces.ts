@@ -1,8 +1,8 @@
 /**
- * A process tree in mount, PID and network namespaces of its own, from which nothing can be left over: its PID 1 ends when this
- * process ends, however that happens, and with its last process the kernel takes the namespaces with their mounts, devices and files.
- * Two things hold it, so that no moment is without: standard input of init.sh ends, and a parent-death signal.
- * Knows neither libvirt nor the topology.
+ * A process tree in mount, PID and network namespaces of its own, from which nothing can be left over: its PID 1 ends
+ * when this process ends, however that happens, and with its last process the kernel takes the namespaces with their
+ * mounts, devices and files. Two things hold it, so that no moment is without: standard input of init.sh ends, and a
+ * parent-death signal. Knows neither libvirt nor the topology.
  */
 import {spawn, type ChildProcess, type SpawnOptions} from 'node:child_process';
 import {closeSync, constants, openSync} from 'node:fs';
@@ -48,20 +48,36 @@ export class Namespaces implements AsyncDisposable {
 
 	/** @throws 'failed-precondition' when the machine does not allow it */
 	static async create(signal: AbortSignal): Promise<Namespaces> {
-		const child = spawn('setpriv', [
-			'--pdeathsig', 'KILL', '--',
-			'unshare', '--mount', '--net', '--pid', '--fork', '--mount-proc', '--kill-child', '--',
-			'tini', '--', 'sh', init,
-		], {
-			env: environment,
-			stdio: ['pipe', 'ignore', 'pipe'],
-			// A process group of its own: Ctrl-C in the terminal reaches us alone, and we end things in order.
-			detached: true,
-		});
+		const child = spawn(
+			'setpriv',
+			[
+				'--pdeathsig',
+				'KILL',
+				'--',
+				'unshare',
+				'--mount',
+				'--net',
+				'--pid',
+				'--fork',
+				'--mount-proc',
+				'--kill-child',
+				'--',
+				'tini',
+				'--',
+				'sh',
+				init,
+			],
+			{
+				env: environment,
+				stdio: ['pipe', 'ignore', 'pipe'],
+				// A process group of its own: Ctrl-C in the terminal reaches us alone, and we end things in order.
+				detached: true,
+			},
+		);
 		child.stdin.on('error', () => undefined); // it may end before its input does
-		const holder = new Service('the lab\'s first process', child, () => child.stdin.end());
+		const holder = new Service("the lab's first process", child, () => child.stdin.end());
 		try {
-			using scope = new Scope(signal).deadline(120_000, 'the lab\'s namespaces');
+			using scope = new Scope(signal).deadline(120_000, "the lab's namespaces");
 			await holder.line(/^ready$/, scope.signal);
 			return new Namespaces(holder, child.pid ?? 0);
 		} catch (error) {
@@ -77,8 +93,8 @@ export class Namespaces implements AsyncDisposable {
 	}
 
 	/**
-	 * A file in the lab as this process (only this one) can open it; unix sockets too.
-	 * `/dev/fd` because it is the shortest way in: a socket's path may have 107 bytes, and the agent's has a sandbox id in it.
+	 * A file in the lab as this process (only this one) can open it; unix sockets too. `/dev/fd` because it is the
+	 * shortest way in: a socket's path may have 107 bytes, and the agent's has a sandbox id in it.
 	 */
 	outside(path: string): string {
 		return `/dev/fd/${this.#rootFd}${path}`;
@@ -91,11 +107,29 @@ export class Namespaces implements AsyncDisposable {
 	 */
 	run(netns: string, argv: readonly string[], {env = {}, cwd = '/', stdio = 'pipe'}: RunOptions = {}): ChildProcess {
 		const of = `/proc/${this.pid}`;
-		const child = spawn('nsenter', [
-			`--mount=${of}/ns/mnt`, `--root=${of}/root`, `--pid=${of}/ns/pid_for_children`, `--net=${of}/root/run/netns/${netns}`, `--wdns=${cwd}`, '--no-fork', '--',
-			'tini', '-s', '-p', 'SIGKILL', '--',
-			'setpriv', '--pdeathsig', 'KILL', '--', ...argv,
-		], {env: {...environment, ...env}, stdio, detached: true});
+		const child = spawn(
+			'nsenter',
+			[
+				`--mount=${of}/ns/mnt`,
+				`--root=${of}/root`,
+				`--pid=${of}/ns/pid_for_children`,
+				`--net=${of}/root/run/netns/${netns}`,
+				`--wdns=${cwd}`,
+				'--no-fork',
+				'--',
+				'tini',
+				'-s',
+				'-p',
+				'SIGKILL',
+				'--',
+				'setpriv',
+				'--pdeathsig',
+				'KILL',
+				'--',
+				...argv,
+			],
+			{env: {...environment, ...env}, stdio, detached: true},
+		);
 		this.#running.add(child);
 		child.once('exit', () => this.#running.delete(child));
 		child.once('error', () => this.#running.delete(child));
@@ -114,9 +148,16 @@ export class Namespaces implements AsyncDisposable {
 
 		try {
 			const ended = once(child, 'close');
-			const [stdout, stderr] = await abortable(Promise.all([text(child.stdout), text(child.stderr), ended]), signal);
+			const [stdout, stderr] = await abortable(
+				Promise.all([text(child.stdout), text(child.stderr), ended]),
+				signal,
+			);
 			if (child.exitCode !== 0) {
-				throw new AdaptorError({code: 'internal', what: `${argv.join(' ')} failed: ${stderr.trim()}`, where: {netns, status: child.exitCode ?? -1}});
+				throw new AdaptorError({
+					code: 'internal',
+					what: `${argv.join(' ')} failed: ${stderr.trim()}`,
+					where: {netns, status: child.exitCode ?? -1},
+				});
 			}
 
 			return stdout;

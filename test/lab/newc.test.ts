@@ -9,13 +9,22 @@ test('cpio unpacks what was packed: files of every length modulo four, empty one
 	const directory = await mkdtemp(join(tmpdir(), 'caat-newc-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const lengths = [0, 1, 2, 3, 4, 5, 4095, 4096];
-	await run('cpio', ['-i', '--quiet', '-D', directory], {
-		input: newcArchive([
-			{path: 'd', mode: fileType.directory | 0o750},
-			...lengths.map(length => ({path: `d/file-${length}`, mode: fileType.regular | 0o640, content: Buffer.alloc(length, 'x')})),
-			{path: 'link', mode: fileType.symlink | 0o777, content: Buffer.from('d/file-1')},
-		]),
-	}, AbortSignal.timeout(60_000));
+	await run(
+		'cpio',
+		['-i', '--quiet', '-D', directory],
+		{
+			input: newcArchive([
+				{path: 'd', mode: fileType.directory | 0o750},
+				...lengths.map(length => ({
+					path: `d/file-${length}`,
+					mode: fileType.regular | 0o640,
+					content: Buffer.alloc(length, 'x'),
+				})),
+				{path: 'link', mode: fileType.symlink | 0o777, content: Buffer.from('d/file-1')},
+			]),
+		},
+		AbortSignal.timeout(60_000),
+	);
 	for (const length of lengths) {
 		const path = join(directory, 'd', `file-${length}`);
 		t.deepEqual(await readFile(path), Buffer.alloc(length, 'x'));

@@ -32,5 +32,5 @@ function record({path, mode, content = new Uint8Array()}: ArchiveEntry, inode: n
 }
 
 function padding(length: number): Buffer {
-	return Buffer.alloc((4 - length % 4) % 4);
+	return Buffer.alloc((4 - (length % 4)) % 4);
 }

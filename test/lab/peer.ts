@@ -1,11 +1,11 @@
 /**
  * A program for the worker and for plain pods: what of the network arrives there. See clients.ts for those who run it.
  *
- *     serve PORT            says on TCP whom it sees (`/`) and sends bytes (`/bytes?count=N`), over HTTP; `Serving` on standard error
+ *     serve PORT            answers HTTP: `/` says who asks, `/bytes?count=N` sends bytes; `Serving` on standard error
  *     get URL               prints the body
  *     checksum URL          prints how many bytes the body has, their SHA-256, and the one that the server announced
- *     echo HOST PORT SIZE   sends a UDP datagram that large and prints how many bytes came back. The kernel forbids to fragment those
- *                           that fit the interface (ip(7), IP_MTU_DISCOVER, whose default is "want")
+ *     echo HOST PORT SIZE   sends a UDP datagram of that size and prints how many bytes came back. The kernel does not
+ *                           fragment those that fit the interface (ip(7), IP_MTU_DISCOVER, whose default is "want")
  */
 import {createHash} from 'node:crypto';
 import {createSocket} from 'node:dgram';
@@ -16,7 +16,7 @@ import {createServer} from 'node:http';
 export function pattern(count: number): Buffer {
 	const bytes = Buffer.alloc(count);
 	for (let at = 0, value = 1; at < count; at++) {
-		value = Math.imul(value, 1_664_525) + 1_013_904_223 | 0;
+		value = (Math.imul(value, 1_664_525) + 1_013_904_223) | 0;
 		bytes[at] = value >>> 24;
 	}
 
@@ -31,7 +31,11 @@ const commands: Readonly<Record<string, (...args: string[]) => Promise<void>>> =
 	async serve(port) {
 		const server = createServer((request, response) => {
 			const {pathname, searchParams} = new URL(request.url ?? '', 'http://server');
-			response.end(pathname === '/bytes' ? pattern(Number(searchParams.get('count'))) : `Hello ${request.socket.remoteAddress ?? ''}.\n`);
+			response.end(
+				pathname === '/bytes'
+					? pattern(Number(searchParams.get('count')))
+					: `Hello ${request.socket.remoteAddress ?? ''}.\n`,
+			);
 		});
 		server.listen(Number(port), '0.0.0.0');
 		await once(server, 'listening');
@@ -52,7 +56,7 @@ const commands: Readonly<Record<string, (...args: string[]) => Promise<void>>> =
 		const socket = createSocket('udp4');
 		const sent = pattern(Number(size));
 		socket.send(sent, Number(port), host);
-		const [datagram] = await once(socket, 'message') as [Buffer];
+		const [datagram] = (await once(socket, 'message')) as [Buffer];
 		socket.close();
 		console.log(datagram.equals(sent) ? datagram.length : 'other bytes');
 	},

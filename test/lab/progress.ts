@@ -1,7 +1,7 @@
 /**
- * Shows what a long piece of work is doing: steps with their times, and a bar while bytes are counted.
- * On a terminal the running step is one line that is redrawn; elsewhere (CI, a file) a line when it ends, and one before when it takes long.
- * Knows nothing of the work.
+ * Shows what a long piece of work is doing: steps with their times, and a bar while bytes are counted. On a terminal
+ * the running step is one line that is redrawn; elsewhere (CI, a file) a line when it ends, and one before when it
+ * takes long. Knows nothing of the work.
  */
 import type {WriteStream} from 'node:tty';
 

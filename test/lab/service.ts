@@ -113,7 +113,7 @@ export class Service implements AsyncDisposable {
 async function exitOf(child: ChildProcess): Promise<number> {
 	try {
 		// 'close', not 'exit': by then all that it wrote has been read.
-		const [status] = await once(child, 'close') as [number | null];
+		const [status] = (await once(child, 'close')) as [number | null];
 		return status ?? 128;
 	} catch {
 		return 127; // it could not be started: 'error' came first

@@ -1,6 +1,6 @@
 /**
- * Plays the kata shim's part towards the daemon: kata's remote hypervisor API over ttrpc, a new connection for each call, as the Go shim does.
- * (kata-containers, src/runtime/virtcontainers/remote.go.)
+ * Plays the kata shim's part towards the daemon: kata's remote hypervisor API over ttrpc, a new connection for each
+ * call, as the Go shim does. (kata-containers, src/runtime/virtcontainers/remote.go.)
  */
 import {randomBytes} from 'node:crypto';
 import {loadContract, type CreateVMRequest, type CreateVMResponse, type Version} from '../../src/api/contract.ts';
@@ -43,13 +43,18 @@ export class Shim {
 		await this.#call('StopVM', {id}, undefined, signal);
 	}
 
-	async #call<Response>(name: string, request: object, timeoutMs: number | undefined, signal: AbortSignal): Promise<Response> {
+	async #call<Response>(
+		name: string,
+		request: object,
+		timeoutMs: number | undefined,
+		signal: AbortSignal,
+	): Promise<Response> {
 		const method = hypervisor[name];
 		if (method === undefined) {
 			throw new TypeError(`hypervisor.proto has no ${name}`);
 		}
 
 		await using client = await connect(this.#socketPath, signal);
-		return await client.call(method, request, timeoutMs === undefined ? {} : {timeoutMs}, signal) as Response;
+		return (await client.call(method, request, timeoutMs === undefined ? {} : {timeoutMs}, signal)) as Response;
 	}
 }

@@ -1,4 +1,7 @@
-/** Who is where in the lab: one subnet for the KVM host, the worker and the pod VMs, as the product requires; others for pods. */
+/**
+ * Who is where in the lab: one subnet for the KVM host, the worker and the pod VMs, as the product requires; others for
+ * pods.
+ */
 
 export const subnet = {
 	host: '192.168.122.1',
@@ -16,7 +19,7 @@ export const subnet = {
  * - ptp: a subnet, of which the pod reaches all but the gateway by the gateway
  */
 export const podShapes = ['bridge', 'calico', 'ptp'] as const;
-export type PodShape = typeof podShapes[number];
+export type PodShape = (typeof podShapes)[number];
 
 export const podSubnets = {
 	bridge: {prefix: '10.244.0', prefixLength: 24, gateway: '10.244.0.1', bridge: 'cni0'},

@@ -8,9 +8,14 @@ import {names, podSubnets, subnet, type PodShape} from './topology.ts';
 
 /** Its leg waits for a bridge; `plug` puts it on. */
 export async function createWorker(namespaces: Namespaces, signal: AbortSignal): Promise<void> {
-	// The kernel tells of a new carrier at once only when a device and its peer have different numbers, else up to a second later
-	// (net/core/link_watch.c): hence the index.
-	await namespaces.exec('kvmhost', ['sh', '-euc', `
+	// The kernel tells of a new carrier at once only when a device and its peer have different numbers, else up to a
+	// second later (net/core/link_watch.c): hence the index.
+	await namespaces.exec(
+		'kvmhost',
+		[
+			'sh',
+			'-euc',
+			`
 		ip netns add worker
 		ip link add worker index 100 up type veth peer name eth0 netns worker
 		ip -n worker -batch - <<-END
@@ -22,7 +27,10 @@ export async function createWorker(namespaces: Namespaces, signal: AbortSignal):
 			addr add ${podSubnets.bridge.gateway}/${podSubnets.bridge.prefixLength} dev ${podSubnets.bridge.bridge}
 		END
 		nsenter --net=/run/netns/worker sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
-	`], signal);
+	`,
+		],
+		signal,
+	);
 }
 
 export async function plug(namespaces: Namespaces, signal: AbortSignal): Promise<void> {
@@ -40,12 +48,23 @@ export interface PodNamespace extends AsyncDisposable {
 }
 
 /** @param index from 2 to 254, of one pod at a time */
-export async function createPodNamespace(namespaces: Namespaces, name: string, shape: PodShape, index: number, signal: AbortSignal): Promise<PodNamespace> {
+export async function createPodNamespace(
+	namespaces: Namespaces,
+	name: string,
+	shape: PodShape,
+	index: number,
+	signal: AbortSignal,
+): Promise<PodNamespace> {
 	const podIp = `${podSubnets[shape].prefix}.${index}`;
 	// Made of the address, as CNI plugins have it.
 	const mac = ['0a', '58', ...podIp.split('.').map(part => Number(part).toString(16).padStart(2, '0'))].join(':');
 	const {inPod, onWorker} = commands[shape](podIp, `veth${index}`);
-	await namespaces.exec('worker', ['sh', '-euc', `
+	await namespaces.exec(
+		'worker',
+		[
+			'sh',
+			'-euc',
+			`
 		ip netns add ${name}
 		ip link add veth${index} type veth peer name eth0 address ${mac} netns ${name}
 		ip -n ${name} -batch - <<-END
@@ -56,7 +75,10 @@ export async function createPodNamespace(namespaces: Namespaces, name: string, s
 		ip -batch - <<-END
 			${onWorker.join('\n')}
 		END
-	`], signal);
+	`,
+		],
+		signal,
+	);
 	return {
 		netnsPath: `/run/netns/${name}`,
 		podIp,
@@ -102,7 +124,11 @@ const commands: Readonly<Record<PodShape, (podIp: string, device: string) => Com
 				`route add ${prefix}.0/${prefixLength} via ${gateway} src ${podIp}`,
 				`route add default via ${gateway}`,
 			],
-			onWorker: [`addr add ${gateway}/32 dev ${device}`, `link set ${device} up`, `route add ${podIp} dev ${device} scope link`],
+			onWorker: [
+				`addr add ${gateway}/32 dev ${device}`,
+				`link set ${device} up`,
+				`route add ${podIp} dev ${device} scope link`,
+			],
 		};
 	},
 };

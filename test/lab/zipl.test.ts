@@ -5,7 +5,10 @@ import {ziplDisk} from './zipl.ts';
 
 const blockSize = 512;
 
-/** As much of a kernel as a boot disk looks at: the signature, the room for a command line, and bytes that tell where they are. */
+/**
+ * As much of a kernel as a boot disk looks at: the signature, the room for a command line, and bytes that tell where
+ * they are.
+ */
 function kernelLike(length: number, maxCommandLine = 4096n): Buffer {
 	const kernel = Buffer.from(Array.from({length}, (_, index) => index % 251));
 	kernel.write('S390EP', 0x1_00_08, 'latin1');
@@ -15,7 +18,8 @@ function kernelLike(length: number, maxCommandLine = 4096n): Buffer {
 
 /** Boots a disk the way the firmware does, from its first block on: what is loaded where, and where it starts. */
 function boot(disk: Buffer): {segments: Map<bigint, Buffer>; psw: bigint} {
-	const block = (number: number, count = 1): Buffer => disk.subarray(number * blockSize, (number + count) * blockSize);
+	const block = (number: number, count = 1): Buffer =>
+		disk.subarray(number * blockSize, (number + count) * blockSize);
 	const pointed = (table: Buffer, offset: number): {block: number; count: number} => {
 		if (table.readUInt16BE(offset + 8) !== blockSize) {
 			throw new RangeError('a pointer with another block size');
@@ -68,7 +72,9 @@ test('the firmware finds the kernel at 0x10000, the initramfs at 32 MiB, and sta
 
 test('an initramfs of more blocks than one pointer can count comes back whole', t => {
 	const initramfs = Buffer.alloc(0x1_00_01 * blockSize);
-	createHash('shake256', {outputLength: 64}).digest().copy(initramfs, initramfs.length - 64);
+	createHash('shake256', {outputLength: 64})
+		.digest()
+		.copy(initramfs, initramfs.length - 64);
 	const {segments} = boot(ziplDisk({kernel: kernelLike(0x1_10_00), initramfs, commandLine: ''}));
 	t.true(segments.get(0x2_00_00_00n)?.equals(initramfs));
 });
@@ -76,23 +82,32 @@ test('an initramfs of more blocks than one pointer can count comes back whole', 
 test('the same input makes the same disk, byte for byte', t => {
 	const disk = ziplDisk({kernel: kernelLike(0x1_10_00), initramfs: Buffer.from('initramfs'), commandLine: 'quiet'});
 	t.is(disk.length % blockSize, 0);
-	t.is(createHash('sha256').update(disk).digest('hex'), 'd4e97e5673fffb0bd4fd9f2d5cb94f5c8fa2e0f83aeadd5730f6d7bb88859e93');
+	t.is(
+		createHash('sha256').update(disk).digest('hex'),
+		'd4e97e5673fffb0bd4fd9f2d5cb94f5c8fa2e0f83aeadd5730f6d7bb88859e93',
+	);
 });
 
 const refusals: ReadonlyArray<readonly [title: string, kernel: Buffer, commandLine: string]> = [
 	['an x86 kernel', Buffer.concat([Buffer.alloc(0x2_02), Buffer.from('HdrS'), Buffer.alloc(0x2_00_00)]), ''],
 	['an empty file', Buffer.alloc(0), ''],
-	['a kernel that reaches into the initramfs', (() => {
-		const kernel = Buffer.alloc(33 * 1_048_576);
-		kernel.write('S390EP', 0x1_00_08, 'latin1');
-		return kernel;
-	})(), ''],
+	[
+		'a kernel that reaches into the initramfs',
+		(() => {
+			const kernel = Buffer.alloc(33 * 1_048_576);
+			kernel.write('S390EP', 0x1_00_08, 'latin1');
+			return kernel;
+		})(),
+		'',
+	],
 	['a command line longer than the kernel takes', kernelLike(0x2_00_00, 16n), 'sixteen letters!'],
 	['a command line longer than an old kernel takes', kernelLike(0x2_00_00, 0n), 'x'.repeat(896)],
 ];
 for (const [title, kernel, commandLine] of refusals) {
 	test(`${title} is refused`, t => {
-		const error = t.throws(() => ziplDisk({kernel, initramfs: Buffer.alloc(1), commandLine}), {instanceOf: AdaptorError});
+		const error = t.throws(() => ziplDisk({kernel, initramfs: Buffer.alloc(1), commandLine}), {
+			instanceOf: AdaptorError,
+		});
 		t.is(error.code, 'invalid-argument');
 	});
 }

@@ -1,6 +1,7 @@
 /**
- * A disk that the s390-ccw BIOS of QEMU boots, made without zipl, loop devices or root. Pure: bytes in, bytes out, big-endian throughout.
- * Layout after QEMU, pc-bios/s390-ccw/bootmap.h (ECKD-free "SCSI" scheme), and the kernel's parameter area, arch/s390/include/asm/setup.h.
+ * A disk that the s390-ccw BIOS of QEMU boots, made without zipl, loop devices or root. Pure: bytes in, bytes out,
+ * big-endian throughout. Layout after QEMU, pc-bios/s390-ccw/bootmap.h (ECKD-free "SCSI" scheme), and the kernel's
+ * parameter area, arch/s390/include/asm/setup.h.
  *
  *   block 0 ──▶ program table ──▶ component table ──▶ list of data blocks ──▶ kernel, at 0x10000
  *                                                └──▶ list of data blocks ──▶ initramfs, at 32 MiB
@@ -28,22 +29,33 @@ const startPsw = 0x00_08_00_00_80_01_00_00n;
 const initramfsAddress = 32 * 1_048_576;
 
 const signature = {offset: 0x1_00_08, text: 'S390EP'} as const;
-const parameter = {initramfsAddress: 0x1_04_08, initramfsLength: 0x1_04_10, maxCommandLine: 0x1_04_30, commandLine: 0x1_04_80} as const;
+const parameter = {
+	initramfsAddress: 0x1_04_08,
+	initramfsLength: 0x1_04_10,
+	maxCommandLine: 0x1_04_30,
+	commandLine: 0x1_04_80,
+} as const;
 const oldMaxCommandLine = 896;
 
 const component = {load: 2, execute: 1} as const;
 
-/** @throws AdaptorError 'invalid-argument' for a kernel that is not for s390x, or that has no room for the command line or below the initramfs */
+/**
+ * @throws AdaptorError 'invalid-argument' for a kernel that is not for s390x, or that has no room for the command line
+ * or below the initramfs
+ */
 export function ziplDisk({kernel, initramfs, commandLine}: BootDisk): Buffer {
 	const disk = new Disk();
 	const kernelList = disk.addSegment(patched(kernel, initramfs.length, commandLine).subarray(entryPoint));
 	const initramfsList = disk.addSegment(initramfs);
-	const components = disk.add(Buffer.concat([
-		magic, Buffer.alloc(28),
-		componentEntry(pointer(kernelList), component.load, BigInt(entryPoint)),
-		componentEntry(pointer(initramfsList), component.load, BigInt(initramfsAddress)),
-		componentEntry(Buffer.alloc(pointerLength), component.execute, startPsw),
-	]));
+	const components = disk.add(
+		Buffer.concat([
+			magic,
+			Buffer.alloc(28),
+			componentEntry(pointer(kernelList), component.load, BigInt(entryPoint)),
+			componentEntry(pointer(initramfsList), component.load, BigInt(initramfsAddress)),
+			componentEntry(Buffer.alloc(pointerLength), component.execute, startPsw),
+		]),
+	);
 	// Entry 0 is what boots by default, entry 1 the menu's first.
 	const programs = disk.add(Buffer.concat([magic, Buffer.alloc(12), pointer(components), pointer(components)]));
 	return disk.finish(programs);
@@ -53,17 +65,29 @@ function patched(kernel: Uint8Array, initramfsLength: number, commandLine: strin
 	const image = Buffer.from(kernel);
 	const {offset, text} = signature;
 	if (image.length < parameter.commandLine || image.toString('latin1', offset, offset + text.length) !== text) {
-		throw new AdaptorError({code: 'invalid-argument', what: 'The kernel is not a bootable s390x kernel', where: {bytes: image.length}});
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'The kernel is not a bootable s390x kernel',
+			where: {bytes: image.length},
+		});
 	}
 
 	if (image.length > initramfsAddress) {
-		throw new AdaptorError({code: 'invalid-argument', what: 'The kernel reaches into the initramfs', where: {bytes: image.length}});
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'The kernel reaches into the initramfs',
+			where: {bytes: image.length},
+		});
 	}
 
 	const terminated = Buffer.from(`${commandLine}\0`, 'ascii');
 	const room = Number(image.readBigUInt64BE(parameter.maxCommandLine)) || oldMaxCommandLine;
 	if (terminated.length > Math.min(room, image.length - parameter.commandLine)) {
-		throw new AdaptorError({code: 'invalid-argument', what: 'The kernel has no room for the command line', where: {bytes: terminated.length, room}});
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'The kernel has no room for the command line',
+			where: {bytes: terminated.length, room},
+		});
 	}
 
 	image.writeBigUInt64BE(BigInt(initramfsAddress), parameter.initramfsAddress);

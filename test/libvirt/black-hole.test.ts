@@ -1,4 +1,5 @@
-// The way to the host is a black hole for a while. Real sshd, libvirtd and packet filter, in a network namespace that the test makes.
+// The way to the host is a black hole for a while. Real sshd, libvirtd and packet filter, in a network namespace that
+// the test makes.
 import {execFile} from 'node:child_process';
 import {promisify} from 'node:util';
 import test from 'ava';
@@ -6,16 +7,29 @@ import type {Outcome} from './black-hole.ts';
 
 const run = promisify(execFile);
 
-// Shorter than what makes the way suspect; and long enough for a new connection, the old one's next packet being seconds away.
+// Shorter than what makes the way suspect; and long enough for a new connection, the old one's next packet being
+// seconds away.
 for (const holeMs of [1000, 5000]) {
 	test(`after ${holeMs} ms without the host it is used again within 2 s, or what a busy machine makes of that, and what was said of a change in between is true`, async t => {
-		const script = 'ip link set lo up && { echo 0 > /proc/sys/net/ipv4/tcp_syn_linear_timeouts; } 2>/dev/null; exec "$0" "$@"';
+		const script =
+			'ip link set lo up && { echo 0 > /proc/sys/net/ipv4/tcp_syn_linear_timeouts; } 2>/dev/null; exec "$0" "$@"';
 		const program = new URL('black-hole.ts', import.meta.url).pathname;
 		const attempts: string[] = [];
 		let isSoon = false;
 		// A machine that is busy can only make it slower: what was soon enough once can be.
 		while (!isSoon && attempts.length < 4) {
-			const {stdout} = await run('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--net', 'sh', '-c', script, process.execPath, program, String(holeMs)]);
+			const {stdout} = await run('setpriv', [
+				'--pdeathsig',
+				'KILL',
+				'unshare',
+				'--net',
+				'sh',
+				'-c',
+				script,
+				process.execPath,
+				program,
+				String(holeMs),
+			]);
 			const {backAfterMs, connectMs, saidMade, made} = JSON.parse(stdout) as Outcome;
 			attempts.push(`${backAfterMs} ms, a new connection takes ${connectMs} ms`);
 			t.is(made, saidMade);

@@ -1,6 +1,6 @@
 /**
- * A session over real ssh, whose way is a black hole for a while: packets vanish, nobody is told. To be run in a network namespace of its own.
- * Argument: the hole's length in ms. Prints one line of JSON, an `Outcome`.
+ * A session over real ssh, whose way is a black hole for a while: packets vanish, nobody is told. To be run in a
+ * network namespace of its own. Argument: the hole's length in ms. Prints one line of JSON, an `Outcome`.
  */
 import {execFileSync} from 'node:child_process';
 import {writeFile} from 'node:fs/promises';
@@ -28,11 +28,20 @@ const patient = new AbortController().signal;
 await using sshd = await startSshd({hostKeys: ['ed25519']});
 await using libvirtd = await startTestLibvirtd();
 await writeFile(`${sshd.directory}/known_hosts`, await sshd.knownHostsLine('ed25519'));
-const session = (uri: string): LibvirtSession => new LibvirtSession({
-	uri: 'test:///default', openPipe: openPipe(parseLibvirtUri(uri), {log: silentLogger, home: '/nonexistent', user: 'root', agentSocket: undefined}),
-});
+const session = (uri: string): LibvirtSession =>
+	new LibvirtSession({
+		uri: 'test:///default',
+		openPipe: openPipe(parseLibvirtUri(uri), {
+			log: silentLogger,
+			home: '/nonexistent',
+			user: 'root',
+			agentSocket: undefined,
+		}),
+	});
 await using direct = session(`test:///default?socket=${libvirtd.socketPath}`);
-await using far = session(`test+ssh://root@127.0.0.1:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${sshd.directory}/known_hosts`);
+await using far = session(
+	`test+ssh://root@127.0.0.1:${sshd.port}/default?socket=${libvirtd.socketPath}&keyfile=${sshd.userKey}&known_hosts=${sshd.directory}/known_hosts`,
+);
 await direct.connect(patient);
 const connectedAt = performance.now();
 await far.connect(patient);
@@ -40,9 +49,14 @@ const connectMs = Math.round(performance.now() - connectedAt);
 
 // By its path: npm's scripts find another program of this name first.
 const nft = (script: string): Buffer => execFileSync('/usr/sbin/nft', ['-f', '-'], {input: script});
-nft(`table inet hole { chain input { type filter hook input priority 0; tcp dport ${sshd.port} drop; tcp sport ${sshd.port} drop; }; }`);
+nft(
+	`table inet hole { chain input { type filter hook input priority 0; tcp dport ${sshd.port} drop; tcp sport ${sshd.port} drop; }; }`,
+);
 const xml = '<domain type="test"><name>late</name><memory>1024</memory><os><type>hvm</type></os></domain>';
-const change = far.call(procedures.domainDefineXmlFlags, {xml, flags: 0}, patient).then(() => true, () => false);
+const change = far.call(procedures.domainDefineXmlFlags, {xml, flags: 0}, patient).then(
+	() => true,
+	() => false,
+);
 const look = far.call(procedures.connectGetUri, undefined, patient, {timeoutMs: 120_000});
 // The length of the hole is what this is about.
 await delay(holeMs);
@@ -54,4 +68,6 @@ const saidMade = await change;
 // As long again as the hole: what TCP still held back would come by now.
 await delay(saidMade ? 0 : holeMs);
 const {domains} = await direct.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, patient);
-process.stdout.write(`${JSON.stringify({backAfterMs, connectMs, saidMade, made: domains.some(({name}) => name === 'late')} satisfies Outcome)}\n`);
+process.stdout.write(
+	`${JSON.stringify({backAfterMs, connectMs, saidMade, made: domains.some(({name}) => name === 'late')} satisfies Outcome)}\n`,
+);

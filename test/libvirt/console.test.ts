@@ -59,7 +59,10 @@ test('a console ends with its VM', async t => {
 
 test('a console that somebody else has open is refused, and one whose signal aborts is given back', async t => {
 	const {session, peer} = await connected(t);
-	const refused = t.throwsAsync(session.console(domain, never).next(), {instanceOf: LibvirtError, message: /Active console session/});
+	const refused = t.throwsAsync(session.console(domain, never).next(), {
+		instanceOf: LibvirtError,
+		message: /Active console session/,
+	});
 	peer.refuse(await peer.received.next(), 9, 'operation failed: Active console session exists for this domain');
 	await refused;
 

@@ -8,7 +8,12 @@ interface Failure {
 	readonly retryInMs: number;
 }
 
-function staged(code: 'unavailable' | 'unauthenticated'): {attempts: ReconnectLoop; failures: Queue<Failure>; life: AbortController; made: () => number} {
+function staged(code: 'unavailable' | 'unauthenticated'): {
+	attempts: ReconnectLoop;
+	failures: Queue<Failure>;
+	life: AbortController;
+	made: () => number;
+} {
 	const [failures, life] = [new Queue<Failure>(), new AbortController()];
 	let made = 0;
 	const attempts = new ReconnectLoop({
@@ -43,17 +48,23 @@ test('pauses grow up to the longest, each shortened by a fifth at most', async t
 });
 
 test('pauses are small again after a success that lasted, and go on growing after one that did not', async t => {
-	for (const [wasStable, nominal] of [[true, 4], [false, 16]] as const) {
+	for (const [wasStable, nominal] of [
+		[true, 4],
+		[false, 16],
+	] as const) {
 		let fails = true;
 		const failures = new Queue<number>();
 		const life = new AbortController();
 		const attempts = new ReconnectLoop({
-			attempt: async () => fails ? Promise.reject(new AdaptorError({code: 'unavailable', what: 'no'})) : undefined,
+			attempt: async () =>
+				fails ? Promise.reject(new AdaptorError({code: 'unavailable', what: 'no'})) : undefined,
 			onFailure: (_reason, _number, retryInMs) => {
 				fails = false;
 				failures.push(retryInMs);
 			},
-			isWaitedFor: () => false, pauseMs: {first: 4, longest: 32}, life: life.signal,
+			isWaitedFor: () => false,
+			pauseMs: {first: 4, longest: 32},
+			life: life.signal,
 		});
 		attempts.begin();
 		await failures.next();

@@ -1,13 +1,23 @@
 /**
- * A peer on a real unix socket that speaks libvirt's protocol as a test tells it to: what a real daemon does rarely or never.
- * Answers the handshake by itself; everything else waits for the test.
+ * A peer on a real unix socket that speaks libvirt's protocol as a test tells it to: what a real daemon does rarely or
+ * never. Answers the handshake by itself; everything else waits for the test.
  */
 import {once} from 'node:events';
 import {mkdtemp, rm} from 'node:fs/promises';
 import {connect, createServer, type Server, type Socket} from 'node:net';
 import {tmpdir} from 'node:os';
 import {remoteError} from '../../src/libvirt/wire/errors.ts';
-import {encodePacket, keepaliveProgram, messageStatus, messageType, PacketDecoder, remoteProgram, type MessageStatus, type MessageType, type Packet} from '../../src/libvirt/wire/packet.ts';
+import {
+	encodePacket,
+	keepaliveProgram,
+	messageStatus,
+	messageType,
+	PacketDecoder,
+	remoteProgram,
+	type MessageStatus,
+	type MessageType,
+	type Packet,
+} from '../../src/libvirt/wire/packet.ts';
 import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
 import {procedures, type Domain, type Procedure} from '../../src/libvirt/wire/procedures.ts';
 import {encode} from '../../src/libvirt/wire/xdr.ts';
@@ -79,27 +89,66 @@ export class Peer {
 	}
 
 	/** An answer to a call, or a packet of its stream. */
-	send({procedure, serial}: Pick<Packet, 'procedure' | 'serial'>, type: MessageType, status: MessageStatus, body: Uint8Array): boolean {
-		return this.socket.write(encodePacket({program: remoteProgram, version: 1, procedure, type, serial, status}, body));
+	send(
+		{procedure, serial}: Pick<Packet, 'procedure' | 'serial'>,
+		type: MessageType,
+		status: MessageStatus,
+		body: Uint8Array,
+	): boolean {
+		return this.socket.write(
+			encodePacket({program: remoteProgram, version: 1, procedure, type, serial, status}, body),
+		);
 	}
 
 	refuse(call: Packet, code: number, message: string, type: MessageType = messageType.reply): void {
-		const body = {code, domain: 10, message, level: 2, dom: null, str1: null, str2: null, str3: null, int1: -1, int2: -1, net: null};
+		const body = {
+			code,
+			domain: 10,
+			message,
+			level: 2,
+			dom: null,
+			str1: null,
+			str2: null,
+			str3: null,
+			int1: -1,
+			int2: -1,
+			net: null,
+		};
 		this.send(call, type, messageStatus.error, encode(remoteError, body));
 	}
 
 	lifecycle(event: number, detail: number, dom = domain): void {
 		const {number, result} = procedures.domainEventCallbackLifecycle;
-		this.send({procedure: number, serial: 0}, messageType.message, messageStatus.ok, encode(result, {callbackId: 0, dom, event, detail}));
+		this.send(
+			{procedure: number, serial: 0},
+			messageType.message,
+			messageStatus.ok,
+			encode(result, {callbackId: 0, dom, event, detail}),
+		);
 	}
 
 	ping(): void {
-		this.socket.write(encodePacket({program: keepaliveProgram, version: 1, procedure: 1, type: messageType.message, serial: 0, status: messageStatus.ok}, Buffer.alloc(0)));
+		this.socket.write(
+			encodePacket(
+				{
+					program: keepaliveProgram,
+					version: 1,
+					procedure: 1,
+					type: messageType.message,
+					serial: 0,
+					status: messageStatus.ok,
+				},
+				Buffer.alloc(0),
+			),
+		);
 	}
 }
 
 function answersOf({authTypes = [0], keepalive = 1}: ScriptedDaemonOptions): Map<number, Buffer> {
-	const answer = <Result>({number, result}: Answered<Result>, value: Result): [number, Buffer] => [number, encode(result, value)];
+	const answer = <Result>({number, result}: Answered<Result>, value: Result): [number, Buffer] => [
+		number,
+		encode(result, value),
+	];
 	return new Map([
 		answer(procedures.authList, {types: authTypes}),
 		answer(procedures.authPolkit, {complete: 1}),
@@ -164,7 +213,9 @@ export async function startScriptedDaemon(options: ScriptedDaemonOptions = {}): 
 
 	await up();
 	return {
-		peers, down, up,
+		peers,
+		down,
+		up,
 		openPipe: async signal => {
 			const duplex = connect({path});
 			await once(duplex, 'connect', {signal});

@@ -10,7 +10,14 @@ import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {CallOptions, LibvirtSessionOptions, SessionState} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {decode} from '../../src/libvirt/wire/xdr.ts';
-import {domain, Queue, startScriptedDaemon, type Peer, type ScriptedDaemon, type ScriptedDaemonOptions} from './scripted-daemon.ts';
+import {
+	domain,
+	Queue,
+	startScriptedDaemon,
+	type Peer,
+	type ScriptedDaemon,
+	type ScriptedDaemonOptions,
+} from './scripted-daemon.ts';
 
 const {domainLookupByName, domainGetXmlDesc, connectOpen, connectGetCapabilities} = procedures;
 const patient = new AbortController().signal;
@@ -21,9 +28,18 @@ interface Stage {
 	readonly peer: Peer;
 }
 
-async function startSession(t: ExecutionContext, daemonOptions: ScriptedDaemonOptions = {}, options: Partial<LibvirtSessionOptions> = {}): Promise<Omit<Stage, 'peer'>> {
+async function startSession(
+	t: ExecutionContext,
+	daemonOptions: ScriptedDaemonOptions = {},
+	options: Partial<LibvirtSessionOptions> = {},
+): Promise<Omit<Stage, 'peer'>> {
 	const daemon = await startScriptedDaemon(daemonOptions);
-	const session = new LibvirtSession({openPipe: daemon.openPipe, uri: 'test:///default', reconnectMs: {first: 5, longest: 20}, ...options});
+	const session = new LibvirtSession({
+		openPipe: daemon.openPipe,
+		uri: 'test:///default',
+		reconnectMs: {first: 5, longest: 20},
+		...options,
+	});
 	t.teardown(async () => {
 		await session[Symbol.asyncDispose]();
 		await daemon[Symbol.asyncDispose]();
@@ -31,14 +47,23 @@ async function startSession(t: ExecutionContext, daemonOptions: ScriptedDaemonOp
 	return {daemon, session};
 }
 
-async function connected(t: ExecutionContext, daemonOptions: ScriptedDaemonOptions = {}, options: Partial<LibvirtSessionOptions> = {}): Promise<Stage> {
+async function connected(
+	t: ExecutionContext,
+	daemonOptions: ScriptedDaemonOptions = {},
+	options: Partial<LibvirtSessionOptions> = {},
+): Promise<Stage> {
 	const {daemon, session} = await startSession(t, daemonOptions, options);
 	await session.connect(patient);
 	return {daemon, session, peer: await daemon.peers.next()};
 }
 
 /** Not made again when its answer is lost, unless told. */
-async function lookUp(session: LibvirtSession, name: string, signal = patient, options: CallOptions = {}): Promise<number> {
+async function lookUp(
+	session: LibvirtSession,
+	name: string,
+	signal = patient,
+	options: CallOptions = {},
+): Promise<number> {
 	const {dom} = await session.call(domainLookupByName, {name}, signal, {timeoutMs: 60_000, retry: false, ...options});
 	return dom.id;
 }
@@ -153,7 +178,11 @@ test('a call that its caller gave up on keeps its slot until the answer comes', 
 
 test('when all four slots are held by calls that nobody waits for, the connection is replaced', async t => {
 	const {daemon, session} = await connected(t, {keepalive: 0}, {silenceTimeoutMs: 200});
-	await Promise.all(['1', '2', '3', '4'].map(async name => t.throwsAsync(lookUp(session, name, patient, {timeoutMs: 20}), {instanceOf: DeadlineError})));
+	await Promise.all(
+		['1', '2', '3', '4'].map(async name =>
+			t.throwsAsync(lookUp(session, name, patient, {timeoutMs: 20}), {instanceOf: DeadlineError}),
+		),
+	);
 	const call = lookUp(session, '5');
 	const fresh = await daemon.peers.next();
 	const packet = await fresh.received.next();
@@ -164,7 +193,10 @@ test('when all four slots are held by calls that nobody waits for, the connectio
 
 test('a deadline names the call that was awaited', async t => {
 	const {session} = await connected(t);
-	await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 20}), {instanceOf: DeadlineError, message: /libvirt to answer domainLookupByName/});
+	await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 20}), {
+		instanceOf: DeadlineError,
+		message: /libvirt to answer domainLookupByName/,
+	});
 });
 
 test('a call that is to be seen through heeds its signal until it is sent, and not any more then', async t => {
@@ -216,10 +248,15 @@ test('a lost connection fails its calls at once if they may have been carried ou
 	const {daemon, session, peer} = await connected(t);
 	const calls = ['1', '2', '3', '4'].map(name => lookUp(session, name));
 	const unsent = lookUp(session, '5');
-	const errors = Promise.all(calls.map(async call => t.throwsAsync(call, {instanceOf: LibvirtConnectionError, code: 'unavailable'})));
+	const errors = Promise.all(
+		calls.map(async call => t.throwsAsync(call, {instanceOf: LibvirtConnectionError, code: 'unavailable'})),
+	);
 	await Promise.all([1, 2, 3, 4].map(async () => peer.received.next()));
 	peer.socket.destroy();
-	t.deepEqual((await errors).map(error => error.mayHaveBeenExecuted), [true, true, true, true]);
+	t.deepEqual(
+		(await errors).map(error => error.mayHaveBeenExecuted),
+		[true, true, true, true],
+	);
 	t.regex((await errors)[0]?.message ?? '', /domainLookupByName.*may have carried out/);
 	const next = await daemon.peers.next();
 	answer(next, await next.received.next());
@@ -229,7 +266,10 @@ test('a lost connection fails its calls at once if they may have been carried ou
 test('what only looks is asked again when its answer is lost, three times at most; what changes something is not', async t => {
 	const {daemon, session, peer: first} = await connected(t);
 	const looking = lookUp(session, '1', patient, {retry: true});
-	const changing = t.throwsAsync(session.call(procedures.domainDefineXmlFlags, {xml: '<domain/>', flags: 0}, patient), {instanceOf: LibvirtConnectionError});
+	const changing = t.throwsAsync(
+		session.call(procedures.domainDefineXmlFlags, {xml: '<domain/>', flags: 0}, patient),
+		{instanceOf: LibvirtConnectionError},
+	);
 	await Promise.all([first.received.next(), first.received.next()]);
 	first.socket.destroy();
 	t.like(await changing, {mayHaveBeenExecuted: true});
@@ -237,7 +277,9 @@ test('what only looks is asked again when its answer is lost, three times at mos
 	answer(second, await second.received.next());
 	t.is(await looking, 1);
 	t.is(second.received.length, 0);
-	const crashing = t.throwsAsync(session.call(domainLookupByName, {name: '2'}, patient), {instanceOf: LibvirtConnectionError});
+	const crashing = t.throwsAsync(session.call(domainLookupByName, {name: '2'}, patient), {
+		instanceOf: LibvirtConnectionError,
+	});
 	for (let peer = second, times = 1; times <= 3; times++) {
 		await peer.received.next();
 		peer.socket.destroy();
@@ -282,7 +324,10 @@ test('calls made while the daemon is away say at their deadline why it is, and g
 	await daemon.down();
 	await stateOf(session, 'connecting');
 	await attemptsToFail(session, 1);
-	const error = await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 200}), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
+	const error = await t.throwsAsync(lookUp(session, '1', patient, {timeoutMs: 200}), {
+		instanceOf: LibvirtConnectionError,
+		code: 'unavailable',
+	});
 	t.false(error.mayHaveBeenExecuted);
 	t.regex(error.message, /ENOENT|ECONNREFUSED/);
 	const abort = new AbortController();
@@ -325,12 +370,17 @@ test('a connection that falls silent is asked once, then replaced by a new one t
 });
 
 /** Connected; from then on every attempt to connect says so and hangs until it is given up. */
-async function cutOff(t: ExecutionContext, options: Partial<LibvirtSessionOptions>): Promise<Stage & {readonly attempts: Queue<AbortSignal>}> {
+async function cutOff(
+	t: ExecutionContext,
+	options: Partial<LibvirtSessionOptions>,
+): Promise<Stage & {readonly attempts: Queue<AbortSignal>}> {
 	const daemon = await startScriptedDaemon();
 	const attempts = new Queue<AbortSignal>();
 	let connections = 0;
 	const session = new LibvirtSession({
-		uri: 'test:///default', reconnectMs: {first: 5, longest: 20}, ...options,
+		uri: 'test:///default',
+		reconnectMs: {first: 5, longest: 20},
+		...options,
 		openPipe: async signal => {
 			if (connections++ === 0) {
 				return daemon.openPipe(signal);
@@ -363,7 +413,10 @@ test('a silent connection that speaks again before a new one gets through is kep
 
 test('a silent connection is given up at the limit when no new one gets through', async t => {
 	const {session, attempts} = await cutOff(t, {silenceTimeoutMs: 400});
-	await t.throwsAsync(lookUp(session, '1'), {instanceOf: LibvirtConnectionError, message: /nothing arrived from the daemon for 400 ms/});
+	await t.throwsAsync(lookUp(session, '1'), {
+		instanceOf: LibvirtConnectionError,
+		message: /nothing arrived from the daemon for 400 ms/,
+	});
 	t.true(attempts.length > 0);
 	t.is(session.state.name, 'connecting');
 });
@@ -371,10 +424,15 @@ test('a silent connection is given up at the limit when no new one gets through'
 test('a silent connection that carries a stream is left to it when it is replaced, and closed after it', async t => {
 	const {daemon, session, peer} = await connected(t, {}, {silenceTimeoutMs: 2000});
 	const source = Promise.withResolvers<undefined>();
-	const upload = session.upload({pool: 'p', name: 'v', key: ''}, (async function* () {
-		await source.promise;
-		yield Buffer.from('late');
-	})(), {length: 4}, patient);
+	const upload = session.upload(
+		{pool: 'p', name: 'v', key: ''},
+		(async function* () {
+			await source.promise;
+			yield Buffer.from('late');
+		})(),
+		{length: 4},
+		patient,
+	);
 	const call = await peer.received.next();
 	peer.send(call, messageType.reply, messageStatus.ok, Buffer.alloc(0));
 	await nextState(session);
@@ -445,7 +503,7 @@ test('an answer to nobody is ignored', async t => {
 	t.is(await call, 1);
 });
 
-test('a refusal carries libvirt\'s code and ours, and the connection goes on', async t => {
+test("a refusal carries libvirt's code and ours, and the connection goes on", async t => {
 	const {session, peer} = await connected(t);
 	const call = session.call(domainGetXmlDesc, {dom: domain, flags: 0}, patient);
 	peer.refuse(await peer.received.next(), 55, 'domain is not running');
@@ -461,10 +519,12 @@ test('arguments that cannot be encoded harm nothing', async t => {
 });
 
 test('polkit is asked only when it is listed', async t => {
-	const {session, peer} = await startSession(t, {authTypes: [2], unanswered: [procedures.authPolkit.number]}).then(async ({daemon, session}) => {
-		void session.connect(patient).catch(() => undefined);
-		return {session, peer: await daemon.peers.next()};
-	});
+	const {session, peer} = await startSession(t, {authTypes: [2], unanswered: [procedures.authPolkit.number]}).then(
+		async ({daemon, session}) => {
+			void session.connect(patient).catch(() => undefined);
+			return {session, peer: await daemon.peers.next()};
+		},
+	);
 	const call = await peer.received.next();
 	t.is(call.procedure, procedures.authPolkit.number);
 	peer.reply(call, procedures.authPolkit, {complete: 1});
@@ -475,7 +535,10 @@ test('polkit is asked only when it is listed', async t => {
 
 test('a daemon that wants SASL is refused with a remedy, and asked once more by the next call', async t => {
 	const {daemon, session} = await startSession(t, {authTypes: [1]});
-	const error = await t.throwsAsync(session.connect(patient), {instanceOf: LibvirtConnectionError, code: 'unauthenticated'});
+	const error = await t.throwsAsync(session.connect(patient), {
+		instanceOf: LibvirtConnectionError,
+		code: 'unauthenticated',
+	});
 	t.regex(error.message, /SASL.*auth_unix_rw/);
 	await daemon.peers.next();
 	await t.throwsAsync(session.connect(patient), {code: 'unauthenticated'});
@@ -492,8 +555,13 @@ test('a driver that does not open says why', async t => {
 });
 
 const handshake = [
-	procedures.authList, connectOpen, procedures.connectSupportsFeature, procedures.connectDomainEventCallbackRegisterAny,
-	procedures.connectGetType, procedures.connectGetLibVersion, procedures.connectGetHostname,
+	procedures.authList,
+	connectOpen,
+	procedures.connectSupportsFeature,
+	procedures.connectDomainEventCallbackRegisterAny,
+	procedures.connectGetType,
+	procedures.connectGetLibVersion,
+	procedures.connectGetHostname,
 ];
 for (const {name, number} of handshake) {
 	test(`a connection that is lost during ${name} fails the attempt, and the next one works`, async t => {
@@ -507,7 +575,9 @@ for (const {name, number} of handshake) {
 		const again = await daemon.peers.next();
 		const packet = await again.received.next();
 		const answers: Readonly<Record<number, Buffer>> = {
-			[procedures.authList.number]: Buffer.alloc(4), [connectOpen.number]: Buffer.alloc(0), [procedures.connectGetLibVersion.number]: Buffer.alloc(8),
+			[procedures.authList.number]: Buffer.alloc(4),
+			[connectOpen.number]: Buffer.alloc(0),
+			[procedures.connectGetLibVersion.number]: Buffer.alloc(8),
 		};
 		again.send(packet, messageType.reply, messageStatus.ok, answers[number] ?? Buffer.alloc(4));
 		t.is((await stateOf(session, 'connected')).name, 'connected');
@@ -529,11 +599,18 @@ test('a connection that is lost right behind the last answer of the handshake is
 
 test('a handshake that hangs ends with the time limit of an attempt', async t => {
 	const {session} = await startSession(t, {unanswered: [connectOpen.number]}, {connectTimeoutMs: 50});
-	await t.throwsAsync(session.connect(patient), {instanceOf: LibvirtConnectionError, message: /Timed out after 50 ms/});
+	await t.throwsAsync(session.connect(patient), {
+		instanceOf: LibvirtConnectionError,
+		message: /Timed out after 50 ms/,
+	});
 });
 
 test('disposing lets calls under way finish, refuses new ones, and says goodbye', async t => {
-	const {session, peer} = await connected(t, {unanswered: [procedures.connectClose.number]}, {drainTimeoutMs: 60_000});
+	const {session, peer} = await connected(
+		t,
+		{unanswered: [procedures.connectClose.number]},
+		{drainTimeoutMs: 60_000},
+	);
 	const call = lookUp(session, '1');
 	const packet = await peer.received.next();
 	const disposed = session[Symbol.asyncDispose]();
@@ -563,11 +640,14 @@ test('disposing while connecting fails those who wait', async t => {
 test('disposing in the moment in which the connection is ready leaves none', async t => {
 	const daemon = await startScriptedDaemon({unanswered: [procedures.connectGetHostname.number]});
 	const pipes = new Queue<Pipe>();
-	const session = new LibvirtSession({uri: 'test:///default', openPipe: async signal => {
-		const pipe = await daemon.openPipe(signal);
-		pipes.push(pipe);
-		return pipe;
-	}});
+	const session = new LibvirtSession({
+		uri: 'test:///default',
+		openPipe: async signal => {
+			const pipe = await daemon.openPipe(signal);
+			pipes.push(pipe);
+			return pipe;
+		},
+	});
 	const failed = t.throwsAsync(session.connect(patient), {instanceOf: LibvirtConnectionError, message: /closed/});
 	const [peer, pipe] = [await daemon.peers.next(), await pipes.next()];
 	const call = await peer.received.next();

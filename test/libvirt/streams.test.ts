@@ -27,11 +27,23 @@ const somewhere: StorageVol = {pool: 'p', name: 'v', key: '/p/v'};
 test.before('a libvirtd with a storage pool', async t => {
 	await using resources = new AsyncDisposableStack();
 	const libvirtd = resources.use(await startTestLibvirtd());
-	const session = resources.use(new LibvirtSession({openPipe: openUnixPipe(parseLibvirtUri(`qemu+unix:///session?socket=${libvirtd.socketPath}`) as UnixUri, {}), uri: 'qemu:///session'}));
+	const session = resources.use(
+		new LibvirtSession({
+			openPipe: openUnixPipe(
+				parseLibvirtUri(`qemu+unix:///session?socket=${libvirtd.socketPath}`) as UnixUri,
+				{},
+			),
+			uri: 'qemu:///session',
+		}),
+	);
 	const path = `${libvirtd.directory}/pool`;
 	await mkdir(path);
 	await chown(path, libvirtd.uid, libvirtd.uid);
-	const {pool} = await session.call(procedures.storagePoolCreateXml, {xml: `<pool type="dir"><name>p</name><target><path>${path}</path></target></pool>`, flags: 0}, patient);
+	const {pool} = await session.call(
+		procedures.storagePoolCreateXml,
+		{xml: `<pool type="dir"><name>p</name><target><path>${path}</path></target></pool>`, flags: 0},
+		patient,
+	);
 	t.context = {resources: resources.move(), session, pool};
 });
 
@@ -39,7 +51,11 @@ test.after.always('nothing is left', async t => {
 	await t.context.resources.disposeAsync();
 });
 
-async function createVolume({context: {session, pool}}: ExecutionContext<Context>, name: string, capacity: number): Promise<StorageVol> {
+async function createVolume(
+	{context: {session, pool}}: ExecutionContext<Context>,
+	name: string,
+	capacity: number,
+): Promise<StorageVol> {
 	const xml = `<volume><name>${name}</name><capacity>${capacity}</capacity><allocation>0</allocation><target><format type="raw"/></target></volume>`;
 	return (await session.call(procedures.storageVolCreateXml, {pool, xml, flags: 0}, patient)).vol;
 }
@@ -91,13 +107,19 @@ test('offset and length choose a part', async t => {
 	t.is(part.toString(), `\0${'x'.repeat(1000)}\0`);
 });
 
-for (const [what, length] of [['the shared connection', 1000], ['a connection of its own', 0]] as const) {
+for (const [what, length] of [
+	['the shared connection', 1000],
+	['a connection of its own', 0],
+] as const) {
 	test(`more than fits is refused in the middle on ${what}, and calls go on`, async t => {
 		const {session} = t.context;
 		const vol = await createVolume(t, `full-${length}`, 1_000_000);
 		const range = length === 0 ? {offset: 0, length: 9_000_000} : {length};
 		const source = length === 0 ? inChunks(Buffer.alloc(9_500_000), 500_000) : endless();
-		const error = await t.throwsAsync(session.upload(vol, source, range, patient), {instanceOf: LibvirtError, code: 'resource-exhausted'});
+		const error = await t.throwsAsync(session.upload(vol, source, range, patient), {
+			instanceOf: LibvirtError,
+			code: 'resource-exhausted',
+		});
 		t.is(error.libvirtCode, 38);
 		t.is((await session.call(procedures.storageVolLookupByPath, {path: vol.key}, patient)).vol.name, vol.name);
 	});
@@ -107,11 +129,16 @@ test('an abort ends an upload whose source hangs, and the volume can be deleted 
 	const {session} = t.context;
 	const vol = await createVolume(t, 'hangs', 1_000_000);
 	const abort = new AbortController();
-	const upload = session.upload(vol, (async function* () {
-		yield Buffer.alloc(1000);
-		abort.abort(new Error('enough'));
-		await new Promise(() => undefined);
-	})(), {length: 1_000_000}, abort.signal);
+	const upload = session.upload(
+		vol,
+		(async function* () {
+			yield Buffer.alloc(1000);
+			abort.abort(new Error('enough'));
+			await new Promise(() => undefined);
+		})(),
+		{length: 1_000_000},
+		abort.signal,
+	);
 	await t.throwsAsync(upload, {message: 'enough'});
 	await session.call(procedures.storageVolDelete, {vol, flags: 0}, patient);
 });
@@ -119,10 +146,15 @@ test('an abort ends an upload whose source hangs, and the volume can be deleted 
 test('a source that fails ends the upload with its error', async t => {
 	const {session} = t.context;
 	const vol = await createVolume(t, 'fails', 1_000_000);
-	const upload = session.upload(vol, (async function* () {
-		yield Buffer.alloc(1000);
-		throw new Error('disk unplugged');
-	})(), {}, patient);
+	const upload = session.upload(
+		vol,
+		(async function* () {
+			yield Buffer.alloc(1000);
+			throw new Error('disk unplugged');
+		})(),
+		{},
+		patient,
+	);
 	await t.throwsAsync(upload, {message: 'disk unplugged'});
 });
 
@@ -139,9 +171,20 @@ test('a download that is left early ends its stream', async t => {
 
 test('a volume that is not there is refused before the first byte', async t => {
 	const {session} = t.context;
-	await t.throwsAsync(collect(session.download({...somewhere, name: 'none'}, {}, patient)), {instanceOf: LibvirtError, code: 'not-found'});
+	await t.throwsAsync(collect(session.download({...somewhere, name: 'none'}, {}, patient)), {
+		instanceOf: LibvirtError,
+		code: 'not-found',
+	});
 	let asked = 0;
-	await t.throwsAsync(session.upload({...somewhere, name: 'none'}, endless(() => asked++), {length: 5}, patient), {instanceOf: LibvirtError, code: 'not-found'});
+	await t.throwsAsync(
+		session.upload(
+			{...somewhere, name: 'none'},
+			endless(() => asked++),
+			{length: 5},
+			patient,
+		),
+		{instanceOf: LibvirtError, code: 'not-found'},
+	);
 	t.is(asked, 0);
 });
 
@@ -167,7 +210,10 @@ test('ten downloads at once all arrive', async t => {
 	t.true(copies.every(copy => copy.equals(bytes)));
 });
 
-async function scripted(t: ExecutionContext<Context>, options: Partial<LibvirtSessionOptions> = {}): Promise<{daemon: ScriptedDaemon; session: LibvirtSession}> {
+async function scripted(
+	t: ExecutionContext<Context>,
+	options: Partial<LibvirtSessionOptions> = {},
+): Promise<{daemon: ScriptedDaemon; session: LibvirtSession}> {
 	const daemon = await startScriptedDaemon();
 	const session = new LibvirtSession({openPipe: daemon.openPipe, uri: 'test:///default', ...options});
 	t.teardown(async () => {
@@ -187,12 +233,21 @@ async function openStream({daemon}: {readonly daemon: ScriptedDaemon}): Promise<
 test('an upload is CALL, data with the same serial, OK, and waits for the OK of the daemon', async t => {
 	const stage = await scripted(t);
 	let done = false;
-	const upload = stage.session.upload(somewhere, inChunks(Buffer.alloc(streamPayload + 1, 7), 1_000_000), {}, patient).then(() => {
-		done = true;
-	});
+	const upload = stage.session
+		.upload(somewhere, inChunks(Buffer.alloc(streamPayload + 1, 7), 1_000_000), {}, patient)
+		.then(() => {
+			done = true;
+		});
 	const {peer, call} = await openStream(stage);
 	const packets = [await peer.received.next(), await peer.received.next(), await peer.received.next()];
-	t.deepEqual(packets.map(({type, status, body}) => [type, status, body.length]), [[3, 2, streamPayload], [3, 2, 1], [3, 0, 0]]);
+	t.deepEqual(
+		packets.map(({type, status, body}) => [type, status, body.length]),
+		[
+			[3, 2, streamPayload],
+			[3, 2, 1],
+			[3, 0, 0],
+		],
+	);
 	t.true(packets.every(({serial, procedure}) => serial === call.serial && procedure === 208));
 	t.false(done);
 	peer.send(call, messageType.stream, messageStatus.ok, Buffer.alloc(0));
@@ -204,13 +259,20 @@ test('zeros of a sparse stream take no space in the volume, and come back as zer
 	const megabyte = 1024 * 1024;
 	const [one, two] = [randomBytes(100_000), randomBytes(megabyte)];
 	const bytes = Buffer.concat([one, Buffer.alloc(20 * megabyte), two, Buffer.alloc(10 * megabyte + 77)]);
-	for (const [name, chunk] of [['sparse-large', 3 * megabyte], ['sparse-odd', 99_999]] as const) {
+	for (const [name, chunk] of [
+		['sparse-large', 3 * megabyte],
+		['sparse-odd', 99_999],
+	] as const) {
 		const vol = await createVolume(t, name, bytes.length);
 		await session.upload(vol, inChunks(bytes, chunk), {length: bytes.length, isSparse: true}, patient);
 		t.true((await readFile(vol.key)).equals(bytes));
 		t.true((await stat(vol.key)).blocks * 512 < 3 * megabyte);
 		t.true((await collect(session.download(vol, {isSparse: true}, patient))).equals(bytes));
-		t.true((await collect(session.download(vol, {offset: 50_000, length: 25 * megabyte, isSparse: true}, patient))).equals(bytes.subarray(50_000, 50_000 + 25 * megabyte)));
+		t.true(
+			(
+				await collect(session.download(vol, {offset: 50_000, length: 25 * megabyte, isSparse: true}, patient))
+			).equals(bytes.subarray(50_000, 50_000 + 25 * megabyte)),
+		);
 		t.true((await collect(session.download(vol, {}, patient))).equals(bytes));
 	}
 });
@@ -248,7 +310,7 @@ test('an abort is announced by ERROR, and what comes before its confirmation is 
 	await peer.closed;
 });
 
-test('an error in the middle of a download ends it with libvirt\'s words', async t => {
+test("an error in the middle of a download ends it with libvirt's words", async t => {
 	const stage = await scripted(t);
 	const download = collect(stage.session.download(somewhere, {}, patient));
 	const {peer, call} = await openStream(stage);
@@ -259,12 +321,18 @@ test('an error in the middle of a download ends it with libvirt\'s words', async
 
 test('a connection lost in the middle fails upload and download', async t => {
 	const stage = await scripted(t);
-	const upload = t.throwsAsync(stage.session.upload(somewhere, endless(), {}, patient), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
+	const upload = t.throwsAsync(stage.session.upload(somewhere, endless(), {}, patient), {
+		instanceOf: LibvirtConnectionError,
+		code: 'unavailable',
+	});
 	const up = await openStream(stage);
 	await up.peer.received.next();
 	up.peer.socket.destroy();
 	await upload;
-	const download = t.throwsAsync(collect(stage.session.download(somewhere, {}, patient)), {instanceOf: LibvirtConnectionError, code: 'unavailable'});
+	const download = t.throwsAsync(collect(stage.session.download(somewhere, {}, patient)), {
+		instanceOf: LibvirtConnectionError,
+		code: 'unavailable',
+	});
 	const down = await openStream(stage);
 	down.peer.socket.destroy();
 	await download;
@@ -273,7 +341,12 @@ test('a connection lost in the middle fails upload and download', async t => {
 test('a daemon that does not read stops the source, until the limit of no progress', async t => {
 	const stage = await scripted(t, {streamTimeoutMs: 500});
 	let chunks = 0;
-	const upload = stage.session.upload(somewhere, endless(() => chunks++), {}, patient);
+	const upload = stage.session.upload(
+		somewhere,
+		endless(() => chunks++),
+		{},
+		patient,
+	);
 	const {peer} = await openStream(stage);
 	peer.socket.pause();
 	await t.throwsAsync(upload, {instanceOf: DeadlineError, message: /take the data/});
@@ -288,7 +361,7 @@ test('a reader that does not read stops the daemon, and memory stays bounded', a
 	const chunk = Buffer.alloc(streamPayload, 'z');
 	let sent = 0;
 	// Sends as long as the other side takes it; at 64 MiB the claim is false.
-	while (sent < 256 && (peer.send(call, messageType.stream, messageStatus.continue, chunk) || await drains(peer))) {
+	while (sent < 256 && (peer.send(call, messageType.stream, messageStatus.continue, chunk) || (await drains(peer)))) {
 		sent++;
 	}
 
@@ -306,7 +379,10 @@ test('a reader that does not read stops the daemon, and memory stays bounded', a
 	t.is(received, (sent + 1) * streamPayload);
 });
 
-/** Whether the socket empties while the event loop turns many times: the other side is in this process, so that is all it needs. */
+/**
+ * Whether the socket empties while the event loop turns many times: the other side is in this process, so that is all
+ * it needs.
+ */
 async function drains({socket}: Peer): Promise<boolean> {
 	for (let turn = 0; turn < 200 && socket.writableNeedDrain; turn++) {
 		await setImmediate();
@@ -318,12 +394,19 @@ async function drains({socket}: Peer): Promise<boolean> {
 test('while an upload waits for its source, calls on the same connection are answered', async t => {
 	const {daemon, session} = await scripted(t);
 	const source = Promise.withResolvers<undefined>();
-	const upload = session.upload(somewhere, (async function* () {
-		await source.promise;
-		yield Buffer.from('late');
-	})(), {length: 4}, patient);
+	const upload = session.upload(
+		somewhere,
+		(async function* () {
+			await source.promise;
+			yield Buffer.from('late');
+		})(),
+		{length: 4},
+		patient,
+	);
 	const {peer, call} = await openStream({daemon});
-	const lookups = ['1', '2', '3', '4'].map(async name => session.call(procedures.storageVolLookupByPath, {path: name}, patient));
+	const lookups = ['1', '2', '3', '4'].map(async name =>
+		session.call(procedures.storageVolLookupByPath, {path: name}, patient),
+	);
 	for (const _ of lookups) {
 		peer.reply(await peer.received.next(), procedures.storageVolLookupByPath, {vol: somewhere});
 	}
@@ -342,7 +425,14 @@ test('a stream that is confirmed twice stands for an answer that never comes: th
 	const {peer, call} = await openStream({daemon});
 	const [lookup, creation] = [
 		session.call(procedures.storageVolLookupByPath, {path: 'a'}, patient),
-		t.throwsAsync(session.call(procedures.storageVolCreateXml, {pool: {name: 'p', uuid: Buffer.alloc(16)}, xml: '<volume/>', flags: 0}, patient), {instanceOf: LibvirtConnectionError, message: /confirmed the end of a stream twice/}),
+		t.throwsAsync(
+			session.call(
+				procedures.storageVolCreateXml,
+				{pool: {name: 'p', uuid: Buffer.alloc(16)}, xml: '<volume/>', flags: 0},
+				patient,
+			),
+			{instanceOf: LibvirtConnectionError, message: /confirmed the end of a stream twice/},
+		),
 	];
 	for (let packets = 0; packets < 4; packets++) {
 		await peer.received.next();

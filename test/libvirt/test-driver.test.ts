@@ -37,10 +37,13 @@ function pipeTo({socketPath}: TestLibvirtd): OpenPipe {
 async function startSession(t: ExecutionContext<Context>): Promise<LibvirtSession> {
 	const {libvirtd} = t.context;
 	const file = `${libvirtd.directory}/${t.title.replaceAll(/\W+/g, '-')}.xml`;
-	await writeFile(file, `<node>
+	await writeFile(
+		file,
+		`<node>
 		<network><name>net</name><bridge name="br0"/><ip address="10.9.8.1" netmask="255.255.255.0"/></network>
 		<pool type="dir"><name>pool</name><target><path>/pool</path></target></pool>
-	</node>`);
+	</node>`,
+	);
 	const session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: `test://${file}`, log});
 	t.teardown(async () => session[Symbol.asyncDispose]());
 	return session;
@@ -97,7 +100,8 @@ test('volumes are made, found and deleted', async t => {
 	t.like(await session.call(p.storagePoolGetInfo, {pool}, patient), {state: 2, allocation: 0n});
 	t.is((await session.call(p.storagePoolIsActive, {pool}, patient)).active, 1);
 	t.regex((await session.call(p.storagePoolGetXmlDesc, {pool, flags: 0}, patient)).xml, /<path>\/pool<\/path>/);
-	const xml = '<volume><name>root</name><capacity unit="GiB">3</capacity><target><format type="qcow2"/></target></volume>';
+	const xml =
+		'<volume><name>root</name><capacity unit="GiB">3</capacity><target><format type="qcow2"/></target></volume>';
 	const {vol} = await session.call(p.storageVolCreateXml, {pool, xml, flags: 0}, patient);
 	t.deepEqual(vol, {pool: 'pool', name: 'root', key: '/pool/root'});
 	t.deepEqual((await session.call(p.storageVolLookupByName, {pool, name: 'root'}, patient)).vol, vol);
@@ -105,7 +109,9 @@ test('volumes are made, found and deleted', async t => {
 	t.deepEqual(await session.call(p.storageVolGetPath, {vol}, patient), {name: '/pool/root'});
 	t.like(await session.call(p.storageVolGetInfo, {vol}, patient), {type: 0, capacity: 3n * 1024n ** 3n});
 	t.regex((await session.call(p.storageVolGetXmlDesc, {vol, flags: 0}, patient)).xml, /qcow2/);
-	t.deepEqual((await session.call(p.storagePoolListAllVolumes, {pool, needResults: 1, flags: 0}, patient)).vols, [vol]);
+	t.deepEqual((await session.call(p.storagePoolListAllVolumes, {pool, needResults: 1, flags: 0}, patient)).vols, [
+		vol,
+	]);
 	await session.call(p.storageVolDelete, {vol, flags: 0}, patient);
 	t.is((await session.call(p.storagePoolListAllVolumes, {pool, needResults: 1, flags: 0}, patient)).ret, 0);
 });
@@ -119,20 +125,26 @@ test('networks, capabilities and the host are described', async t => {
 	t.regex((await session.call(p.connectGetUri, undefined, patient)).uri, /^test:\/\//);
 	t.true((await session.call(p.connectGetVersion, undefined, patient)).hvVer > 0n);
 	t.true((await session.call(p.nodeGetInfo, undefined, patient)).cpus > 0);
-	t.deepEqual(session.serverInfo, {...await session.connect(patient), driver: 'TEST'});
+	t.deepEqual(session.serverInfo, {...(await session.connect(patient)), driver: 'TEST'});
 });
 
 test('a domain on a network has the addresses that the driver makes up', async t => {
 	const session = await startSession(t);
-	const xml = domainXml('vm').replace('</domain>', '<devices><interface type="network"><mac address="52:54:00:00:00:01"/><source network="net"/></interface></devices></domain>');
+	const xml = domainXml('vm').replace(
+		'</domain>',
+		'<devices><interface type="network"><mac address="52:54:00:00:00:01"/><source network="net"/></interface></devices></domain>',
+	);
 	const {dom} = await session.call(p.domainDefineXmlFlags, {xml, flags: 0}, patient);
 	await session.call(p.domainCreateWithFlags, {dom, flags: 0}, patient);
 	const {ifaces} = await session.call(p.domainInterfaceAddresses, {dom, source: 0, flags: 0}, patient);
-	t.deepEqual(ifaces.map(({hwaddr}) => hwaddr), ['52:54:00:00:00:01']);
+	t.deepEqual(
+		ifaces.map(({hwaddr}) => hwaddr),
+		['52:54:00:00:00:01'],
+	);
 	t.regex(ifaces[0]?.addrs[0]?.addr ?? '', /^\d+\.\d+\.\d+\.\d+$/);
 });
 
-test('refusals are told apart by libvirt\'s code', async t => {
+test("refusals are told apart by libvirt's code", async t => {
 	const session = await startSession(t);
 	const dom = await defineDomain(session, 'vm');
 	const {pool} = await session.call(p.storagePoolLookupByName, {name: 'pool'}, patient);
@@ -141,12 +153,44 @@ test('refusals are told apart by libvirt\'s code', async t => {
 	const cases = [
 		[async () => session.call(p.domainLookupByName, {name: 'none'}, patient), libvirtCode.noDomain, 'not-found'],
 		[async () => session.call(p.networkLookupByName, {name: 'none'}, patient), libvirtCode.noNetwork, 'not-found'],
-		[async () => session.call(p.storagePoolLookupByName, {name: 'none'}, patient), libvirtCode.noStoragePool, 'not-found'],
-		[async () => session.call(p.storageVolLookupByName, {pool, name: 'none'}, patient), libvirtCode.noStorageVol, 'not-found'],
-		[async () => session.call(p.domainDestroyFlags, {dom, flags: 0}, patient), libvirtCode.operationInvalid, 'failed-precondition'],
-		[async () => session.call(p.domainDefineXmlFlags, {xml: '<domain', flags: 0}, patient), libvirtCode.xmlDetail, 'invalid-argument'],
-		[async () => session.call(p.networkGetDhcpLeases, {net, mac: null, needResults: 1, flags: 0}, patient), libvirtCode.noSupport, 'unimplemented'],
-		[async () => session.upload(vol, (async function* () { /* nothing */ })(), {length: 5}, patient), libvirtCode.noSupport, 'unimplemented'],
+		[
+			async () => session.call(p.storagePoolLookupByName, {name: 'none'}, patient),
+			libvirtCode.noStoragePool,
+			'not-found',
+		],
+		[
+			async () => session.call(p.storageVolLookupByName, {pool, name: 'none'}, patient),
+			libvirtCode.noStorageVol,
+			'not-found',
+		],
+		[
+			async () => session.call(p.domainDestroyFlags, {dom, flags: 0}, patient),
+			libvirtCode.operationInvalid,
+			'failed-precondition',
+		],
+		[
+			async () => session.call(p.domainDefineXmlFlags, {xml: '<domain', flags: 0}, patient),
+			libvirtCode.xmlDetail,
+			'invalid-argument',
+		],
+		[
+			async () => session.call(p.networkGetDhcpLeases, {net, mac: null, needResults: 1, flags: 0}, patient),
+			libvirtCode.noSupport,
+			'unimplemented',
+		],
+		[
+			async () =>
+				session.upload(
+					vol,
+					(async function* () {
+						/* nothing */
+					})(),
+					{length: 5},
+					patient,
+				),
+			libvirtCode.noSupport,
+			'unimplemented',
+		],
 	] as const;
 	for (const [call, number, code] of cases) {
 		const error = await t.throwsAsync(call, {instanceOf: LibvirtError});
@@ -158,7 +202,9 @@ test('refusals are told apart by libvirt\'s code', async t => {
 test('a hundred calls at once are all answered', async t => {
 	const session = await startSession(t);
 	await defineDomain(session, 'vm');
-	const answers = await Promise.all(Array.from({length: 100}, async () => session.call(p.domainLookupByName, {name: 'vm'}, patient)));
+	const answers = await Promise.all(
+		Array.from({length: 100}, async () => session.call(p.domainLookupByName, {name: 'vm'}, patient)),
+	);
 	t.is(answers.length, 100);
 });
 
@@ -174,7 +220,12 @@ async function reached(session: LibvirtSession, name: SessionState['name']): Pro
 
 test('when libvirtd dies and comes back, the session is connected again and events flow', async t => {
 	await using libvirtd = await startTestLibvirtd();
-	await using session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: 'test:///default', log, reconnectMs: {first: 10, longest: 50}});
+	await using session = new LibvirtSession({
+		openPipe: pipeTo(libvirtd),
+		uri: 'test:///default',
+		log,
+		reconnectMs: {first: 10, longest: 50},
+	});
 	await session.connect(patient);
 	const lost = reached(session, 'connecting');
 	await libvirtd.stop();
@@ -192,7 +243,13 @@ test('when libvirtd dies and comes back, the session is connected again and even
 
 test('a libvirtd that hangs without closing anything is noticed, and used again when it goes on', async t => {
 	await using libvirtd = await startTestLibvirtd();
-	await using session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: 'test:///default', log, silenceTimeoutMs: 3000, reconnectMs: {first: 10, longest: 50}});
+	await using session = new LibvirtSession({
+		openPipe: pipeTo(libvirtd),
+		uri: 'test:///default',
+		log,
+		silenceTimeoutMs: 3000,
+		reconnectMs: {first: 10, longest: 50},
+	});
 	await session.connect(patient);
 	const lost = reached(session, 'connecting');
 	process.kill(libvirtd.pid ?? 0, 'SIGSTOP');
@@ -212,12 +269,17 @@ test('the pings of an impatient libvirtd are answered', async t => {
 	const open = pipeTo(libvirtd);
 	await using session = new LibvirtSession({
 		// Pings of its own, which would be signs of life too, come after half a minute.
-		uri: 'test:///default', log, silenceTimeoutMs: 600_000,
+		uri: 'test:///default',
+		log,
+		silenceTimeoutMs: 600_000,
 		openPipe: async signal => {
 			const pipe = await open(signal);
 			let count = 0;
 			pipe.duplex.on('data', (chunk: Buffer) => {
-				count += chunk.length === 28 && chunk.readUInt32BE(4) === 0x6b_65_65_70 && chunk.readUInt32BE(12) === 1 ? 1 : 0;
+				count +=
+					chunk.length === 28 && chunk.readUInt32BE(4) === 0x6b_65_65_70 && chunk.readUInt32BE(12) === 1
+						? 1
+						: 0;
 				if (count === 8) {
 					pings.resolve(undefined);
 				}

@@ -21,7 +21,7 @@ function refusal(t: ExecutionContext, text: string): AdaptorError {
 	return error;
 }
 
-test('a local URI goes to the usual sockets, the driver\'s own daemon first', t => {
+test("a local URI goes to the usual sockets, the driver's own daemon first", t => {
 	const uri = parseLibvirtUri('qemu:///system');
 	t.like(uri, {transport: 'unix', driver: 'qemu', path: '/system', remoteUri: 'qemu:///system'});
 	t.deepEqual(socketPaths(uri), usual);
@@ -42,17 +42,39 @@ test('socket= replaces the usual sockets, percent-decoded, and + stays a plus', 
 	t.is(parseLibvirtUri('qemu:///session?socket=/run/user/1000/libvirt/libvirt-sock').remoteUri, 'qemu:///session');
 });
 
-test('upstream\'s default is understood', t => {
-	t.like(ssh('qemu+ssh://root@192.168.122.1/system?no_verify=1'), {user: 'root', host: '192.168.122.1', port: 22, hostKeys: 'ignore', remoteUri: 'qemu:///system', proxy: 'auto', netcat: 'nc'});
+test("upstream's default is understood", t => {
+	t.like(ssh('qemu+ssh://root@192.168.122.1/system?no_verify=1'), {
+		user: 'root',
+		host: '192.168.122.1',
+		port: 22,
+		hostKeys: 'ignore',
+		remoteUri: 'qemu:///system',
+		proxy: 'auto',
+		netcat: 'nc',
+	});
 });
 
 test('every ssh parameter arrives', t => {
-	const uri = ssh('qemu+ssh://me%40corp@[fe80::1%25eth0]:2222/system?keyfile=/k&known_hosts=/h;known_hosts_verify=auto&sshauth=privkey,password,agent&socket=/s&mode=legacy&netcat=ncat&proxy=netcat');
-	t.like(uri, {user: 'me@corp', host: 'fe80::1%eth0', port: 2222, keyfile: '/k', knownHosts: '/h', hostKeys: 'auto', sshauth: ['privkey', 'agent'], socket: '/s', mode: 'legacy', netcat: 'ncat', proxy: 'netcat'});
+	const uri = ssh(
+		'qemu+ssh://me%40corp@[fe80::1%25eth0]:2222/system?keyfile=/k&known_hosts=/h;known_hosts_verify=auto&sshauth=privkey,password,agent&socket=/s&mode=legacy&netcat=ncat&proxy=netcat',
+	);
+	t.like(uri, {
+		user: 'me@corp',
+		host: 'fe80::1%eth0',
+		port: 2222,
+		keyfile: '/k',
+		knownHosts: '/h',
+		hostKeys: 'auto',
+		sshauth: ['privkey', 'agent'],
+		socket: '/s',
+		mode: 'legacy',
+		netcat: 'ncat',
+		proxy: 'netcat',
+	});
 	t.true(Object.isFrozen(uri));
 });
 
-test('libvirt\'s other ssh transports are ssh', t => {
+test("libvirt's other ssh transports are ssh", t => {
 	t.is(ssh('qemu+libssh2://kvm/system').host, 'kvm');
 	t.is(ssh('qemu+libssh://kvm/system').user, undefined);
 });
@@ -65,8 +87,11 @@ test('host keys are verified unless no_verify is a number other than 0', t => {
 	refusal(t, 'qemu+ssh://kvm/system?no_verify=1&known_hosts_verify=normal');
 });
 
-test('parameters of libvirt\'s that mean nothing here warn, no_tty does not', t => {
-	t.regex(parseLibvirtUri('qemu+ssh://kvm/system?command=/opt/ssh&no_tty=1').warnings.join(), /^The parameter command [^,]*$/);
+test("parameters of libvirt's that mean nothing here warn, no_tty does not", t => {
+	t.regex(
+		parseLibvirtUri('qemu+ssh://kvm/system?command=/opt/ssh&no_tty=1').warnings.join(),
+		/^The parameter command [^,]*$/,
+	);
 	t.regex(parseLibvirtUri('qemu:///system?keyfile=/k').warnings.join(), /keyfile/);
 	t.deepEqual(parseLibvirtUri('qemu+ssh://kvm/system?keyfile=/k').warnings, []);
 });
@@ -78,7 +103,12 @@ test('an unknown parameter is refused and the known ones are named', t => {
 });
 
 test('a password is refused and never repeated', t => {
-	for (const text of ['qemu+ssh://root:s3cret@kvm/system', 'qemu+ssh://root:s3/cret@kvm/system', 'qemu+ssh://:s3cret@kvm/system', 'xen+tls://a:s3cret@[::1]:x/']) {
+	for (const text of [
+		'qemu+ssh://root:s3cret@kvm/system',
+		'qemu+ssh://root:s3/cret@kvm/system',
+		'qemu+ssh://:s3cret@kvm/system',
+		'xen+tls://a:s3cret@[::1]:x/',
+	]) {
 		const error = refusal(t, text);
 		t.regex(error.message, /password/);
 		t.notRegex(error.message, /s3/);
@@ -117,25 +147,77 @@ for (const [text, expected] of [
 }
 
 test('arbitrary text is parsed or refused with an AdaptorError', t => {
-	const piece = fc.constantFrom('qemu', 'test', '+', 'ssh', 'unix', '://', '/', 'system', '?', '&', ';', '=', '@', ':', '[', ']', '%', '%41', '#', 'no_verify', 'socket', '1', '\0', 'é');
-	const text = fc.oneof(fc.string({unit: 'binary'}), fc.array(piece).map(pieces => pieces.join('')), fc.array(piece).map(pieces => `qemu+ssh://${pieces.join('')}`));
-	fc.assert(fc.property(text, candidate => {
-		try {
-			parseLibvirtUri(candidate);
-		} catch (error) {
-			if (!(error instanceof AdaptorError)) {
-				throw error;
+	const piece = fc.constantFrom(
+		'qemu',
+		'test',
+		'+',
+		'ssh',
+		'unix',
+		'://',
+		'/',
+		'system',
+		'?',
+		'&',
+		';',
+		'=',
+		'@',
+		':',
+		'[',
+		']',
+		'%',
+		'%41',
+		'#',
+		'no_verify',
+		'socket',
+		'1',
+		'\0',
+		'é',
+	);
+	const text = fc.oneof(
+		fc.string({unit: 'binary'}),
+		fc.array(piece).map(pieces => pieces.join('')),
+		fc.array(piece).map(pieces => `qemu+ssh://${pieces.join('')}`),
+	);
+	fc.assert(
+		fc.property(text, candidate => {
+			try {
+				parseLibvirtUri(candidate);
+			} catch (error) {
+				if (!(error instanceof AdaptorError)) {
+					throw error;
+				}
 			}
-		}
-	}), {numRuns: 2000});
+		}),
+		{numRuns: 2000},
+	);
 	t.pass();
 });
 
 test('user, host, port and paths survive being written into a URI', t => {
-	const word = fc.string({unit: 'grapheme', minLength: 1, maxLength: 20}).filter(value => !/[\p{Cc}\p{Cs}]/u.test(value));
-	fc.assert(fc.property(word, fc.domain(), fc.integer({min: 1, max: 65_535}), word, word, (user, host, port, keyfile, socket) => {
-		const uri = parseLibvirtUri(`qemu+ssh://${encodeURIComponent(user)}@${host}:${port}/system?keyfile=${encodeURIComponent(keyfile)}&socket=${encodeURIComponent(socket)}`);
-		return uri.transport === 'ssh' && uri.user === user && uri.host === host && uri.port === port && uri.keyfile === keyfile && uri.socket === socket;
-	}));
+	const word = fc
+		.string({unit: 'grapheme', minLength: 1, maxLength: 20})
+		.filter(value => !/[\p{Cc}\p{Cs}]/u.test(value));
+	fc.assert(
+		fc.property(
+			word,
+			fc.domain(),
+			fc.integer({min: 1, max: 65_535}),
+			word,
+			word,
+			(user, host, port, keyfile, socket) => {
+				const uri = parseLibvirtUri(
+					`qemu+ssh://${encodeURIComponent(user)}@${host}:${port}/system?keyfile=${encodeURIComponent(keyfile)}&socket=${encodeURIComponent(socket)}`,
+				);
+				return (
+					uri.transport === 'ssh' &&
+					uri.user === user &&
+					uri.host === host &&
+					uri.port === port &&
+					uri.keyfile === keyfile &&
+					uri.socket === socket
+				);
+			},
+		),
+	);
 	t.pass();
 });

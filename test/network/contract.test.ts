@@ -41,8 +41,12 @@ podNetworksContract(test, 'kernel', async () => {
 		aliasOf: async n => world.netnsPath(`../netns/pod-${n}`),
 		async replacePod(n) {
 			// The new one first, or it would get the inode of the old one.
-			await world.sh(`ip netns add other; umount /run/netns/pod-${n}; mount --bind /run/netns/other /run/netns/pod-${n}; ip netns del other`);
-			await world.sh(`ip link add eth0 netns pod-${n} type bridge; ip -n pod-${n} addr add 10.244.0.${n}/24 dev eth0`);
+			await world.sh(
+				`ip netns add other; umount /run/netns/pod-${n}; mount --bind /run/netns/other /run/netns/pod-${n}; ip netns del other`,
+			);
+			await world.sh(
+				`ip link add eth0 netns pod-${n} type bridge; ip -n pod-${n} addr add 10.244.0.${n}/24 dev eth0`,
+			);
 		},
 		async unmountPod(n) {
 			await world.sh(`umount /run/netns/pod-${n}`);

@@ -18,7 +18,10 @@ interface Moment {
 	readonly delayMs: number;
 }
 
-/** In the middle of its work. How far it gets depends on the machine: a test that has to see one step's state asks for that step. */
+/**
+ * In the middle of its work. How far it gets depends on the machine: a test that has to see one step's state asks for
+ * that step.
+ */
 function momentsEvery(ms: number): readonly Moment[] {
 	return Array.from({length: Math.ceil(34 / ms)}, (_, index) => ({steps: 1, delayMs: index * ms}));
 }
@@ -55,13 +58,21 @@ test('killed at any moment, the next run makes the pod reachable, and what it re
 		await using networks = world.networks();
 		const network = await networks.reserve('next', pod, signal());
 		if (told[1] !== undefined) {
-			t.is(network.vxlanId, (JSON.parse(told[1]) as PodNetwork).vxlanId, 'the VM that runs already goes on with its VNI');
+			t.is(
+				network.vxlanId,
+				(JSON.parse(told[1]) as PodNetwork).vxlanId,
+				'the VM that runs already goes on with its VNI',
+			);
 		}
 
 		await networks.attach(network, vm, signal());
 		const podns = await world.configureVm(5, network);
 		await using peer = await world.listen(podns);
-		t.is(await world.ask('client', podAddress('bridge', 5), 'whoami'), `${podAddress('bridge', 9)}\n`, JSON.stringify(moment));
+		t.is(
+			await world.ask('client', podAddress('bridge', 5), 'whoami'),
+			`${podAddress('bridge', 9)}\n`,
+			JSON.stringify(moment),
+		);
 		t.truthy(peer);
 		await networks.release(network, signal());
 		t.is(await world.tunnel(pod, network.vxlanId), 'none');
@@ -77,7 +88,10 @@ test('killed at any moment before it is attached, the next run undoes the reserv
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	let undone = 0;
-	const rounds = [...momentsEvery(3).map(moment => ({moment, vm: '192.168.122.105'})), {moment: {steps: 2, delayMs: 0}, vm: undefined}];
+	const rounds = [
+		...momentsEvery(3).map(moment => ({moment, vm: '192.168.122.105'})),
+		{moment: {steps: 2, delayMs: 0}, vm: undefined},
+	];
 	for (const {moment, vm} of rounds) {
 		const [, , attached] = await killAt(moment, world, pod, vm);
 		const links = await world.sh('ip -d -o link show type vxlan', 'pod-5');
@@ -107,6 +121,6 @@ test('killed at any moment and the pod gone too, the next run cleans up from the
 			t.deepEqual(await world.boundTunnels(), []);
 		}
 
-		t.notRegex(await world.sh('ip link show'), /vxlan/v, 'in the node\'s own namespace there never was anything');
+		t.notRegex(await world.sh('ip link show'), /vxlan/v, "in the node's own namespace there never was anything");
 	}
 });

@@ -1,6 +1,7 @@
 /**
- * UDP for tests that count packets. `echo PORT` answers; `send ADDRESS PORT COUNT HEX` sends and does not wait; `flood ADDRESS PORT COUNT SIZE` sends each
- * datagram when the last one was answered, and prints how many were before the first that got lost.
+ * UDP for tests that count packets. `echo PORT` answers; `send ADDRESS PORT COUNT HEX` sends and does not wait; `flood
+ * ADDRESS PORT COUNT SIZE` sends each datagram when the last one was answered, and prints how many were before the
+ * first that got lost.
  */
 import {createSocket} from 'node:dgram';
 import {once} from 'node:events';

@@ -1,4 +1,7 @@
-/** A daemon that reserves and attaches one pod's network, telling each step, until it is killed. Argument: JSON of `Doomed`. */
+/**
+ * A daemon that reserves and attaches one pod's network, telling each step, until it is killed. Argument: JSON of
+ * `Doomed`.
+ */
 import {createPodNetworks} from '../../src/network/pod-networks.ts';
 import {silentLogger} from '../../src/core/log.ts';
 
@@ -13,8 +16,14 @@ export interface Doomed {
 const {shell, ownNetns, pod, vm} = JSON.parse(process.argv[2] ?? '') as Doomed;
 const signal = AbortSignal.timeout(100_000);
 const networks = createPodNetworks({
-	underlay: {vmAddress: async () => '192.168.122.1'}, vxlanPort: 4789, vxlanMinId: 555_000, podSubnetCidrs: [], externalNetViaPodVm: false,
-	log: silentLogger, spawnServer: {shell}, ownNetns,
+	underlay: {vmAddress: async () => '192.168.122.1'},
+	vxlanPort: 4789,
+	vxlanMinId: 555_000,
+	podSubnetCidrs: [],
+	externalNetViaPodVm: false,
+	log: silentLogger,
+	spawnServer: {shell},
+	ownNetns,
 });
 await networks.check(signal);
 process.stdout.write('begin\n');

@@ -1,4 +1,6 @@
-/** Sends VXLAN packets to the node without being the tunnel's VM: an unprivileged process can, whatever its address is. */
+/**
+ * Sends VXLAN packets to the node without being the tunnel's VM: an unprivileged process can, whatever its address is.
+ */
 import {fileURLToPath} from 'node:url';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
 import type {World} from './world.ts';
@@ -20,15 +22,21 @@ export interface Intrusion {
 export async function intrude(world: World, {victim, target, from}: Intrusion): Promise<number> {
 	const before = await refused(world, target.netns);
 	const hex = (await vxlanPacket(world, victim, target)).toString('hex');
-	await world.sh(`${process.execPath} ${datagrams} send ${hostOf(victim.workerNodeIp)} ${victim.vxlanPort} ${intruderCount} ${hex}`, from);
-	return await refused(world, target.netns) - before;
+	await world.sh(
+		`${process.execPath} ${datagrams} send ${hostOf(victim.workerNodeIp)} ${victim.vxlanPort} ${intruderCount} ${hex}`,
+		from,
+	);
+	return (await refused(world, target.netns)) - before;
 }
 
 /**
  * As `intrude`, each packet in two fragments, from a raw socket.
  * @param firstBytes how much of UDP header and payload is in the first one: a multiple of 8
  */
-export async function sendFragments(world: World, {victim, target, from, source, firstBytes}: Intrusion & {readonly source: string; readonly firstBytes: number}): Promise<number> {
+export async function sendFragments(
+	world: World,
+	{victim, target, from, source, firstBytes}: Intrusion & {readonly source: string; readonly firstBytes: number},
+): Promise<number> {
 	const before = await refused(world, target.netns);
 	const packet = await vxlanPacket(world, victim, target);
 	const udp = Buffer.alloc(8);
@@ -37,7 +45,8 @@ export async function sendFragments(world: World, {victim, target, from, source,
 	udp.writeUInt16BE(udp.length + packet.length, 4);
 	const datagram = Buffer.concat([udp, packet]).toString('hex');
 	// Node.js has no raw sockets.
-	await world.sh(`perl -MSocket -e '
+	await world.sh(
+		`perl -MSocket -e '
 		socket(my $raw, AF_INET, SOCK_RAW, 255) or die;
 		my ($source, $to, $first, $count, $hex) = @ARGV;
 		my $datagram = pack("H*", $hex);
@@ -46,12 +55,18 @@ export async function sendFragments(world: World, {victim, target, from, source,
 				my $header = pack("CCnnnCCna4a4", 0x45, 0, 20 + length($_->[1]), $id, $_->[0], 64, 17, 0, inet_aton($source), inet_aton($to));
 				send($raw, $header . $_->[1], 0, sockaddr_in(0, inet_aton($to))) or die $!;
 			}
-		}' ${source} ${hostOf(victim.workerNodeIp)} ${firstBytes} ${intruderCount} ${datagram}`, from);
-	return await refused(world, target.netns) - before;
+		}' ${source} ${hostOf(victim.workerNodeIp)} ${firstBytes} ${intruderCount} ${datagram}`,
+		from,
+	);
+	return (await refused(world, target.netns)) - before;
 }
 
 /** VXLAN header (RFC 7348, section 5), Ethernet, IPv4, UDP without checksum to a port that nobody has open. */
-export async function vxlanPacket(world: World, victim: PodNetwork, {netns, address, dev = 'eth0'}: Intrusion['target']): Promise<Buffer> {
+export async function vxlanPacket(
+	world: World,
+	victim: PodNetwork,
+	{netns, address, dev = 'eth0'}: Intrusion['target'],
+): Promise<Buffer> {
 	const [, mac = ''] = /link\/ether (\S+)/v.exec(await world.sh(`ip link show ${dev}`, netns)) ?? [];
 	const packet = Buffer.alloc(8 + 14 + 20 + 8);
 	packet.writeUInt8(0x08, 0);
@@ -89,12 +104,18 @@ export async function refused(world: World, netns: string): Promise<number> {
  * Datagrams that each follow the answer to the last one; `work`, if any, is done again and again until they have ended.
  * @returns how many were answered, up to the first that was lost, and how often `work` was done
  */
-export async function flood(world: World, path: {readonly from: string; readonly to: string; readonly address: string; readonly size?: number}, work?: () => Promise<void>): Promise<{readonly answered: number; readonly rounds: number}> {
+export async function flood(
+	world: World,
+	path: {readonly from: string; readonly to: string; readonly address: string; readonly size?: number},
+	work?: () => Promise<void>,
+): Promise<{readonly answered: number; readonly rounds: number}> {
 	await using _ = await world.serve(path.to, [datagrams, 'echo', '8081']);
 	const pings = {areOver: false};
-	const answered = world.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from).finally(() => {
-		pings.areOver = true;
-	});
+	const answered = world
+		.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from)
+		.finally(() => {
+			pings.areOver = true;
+		});
 	answered.catch(() => undefined);
 	let rounds = 0;
 	while (work !== undefined && !pings.areOver) {

@@ -1,6 +1,6 @@
 /**
- * Answers on TCP port 8080: `whoami` with the address that the question came from; `download N` with N bytes; anything else is an upload
- * up to its end, answered with its length and SHA-256.
+ * Answers on TCP port 8080: `whoami` with the address that the question came from; `download N` with N bytes; anything
+ * else is an upload up to its end, answered with its length and SHA-256.
  */
 import {createHash} from 'node:crypto';
 import {createServer} from 'node:net';

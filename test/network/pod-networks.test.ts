@@ -1,4 +1,7 @@
-/** The kernel's particulars: what goes wrong on nodes, what earlier runs and other programs leave, and how many processes it takes. */
+/**
+ * The kernel's particulars: what goes wrong on nodes, what earlier runs and other programs leave, and how many
+ * processes it takes.
+ */
 import {mkdtemp, readFile, rm, watch, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
@@ -10,7 +13,7 @@ import {podAddress, warnings, World} from './world.ts';
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const vm = '192.168.122.105';
 
-test('a port that the cluster\'s network uses in metadata mode is an error at start that names the interface', async t => {
+test("a port that the cluster's network uses in metadata mode is an error at start that names the interface", async t => {
 	await using world = await World.create();
 	await world.sh('ip link add vxlan_sys_4789 up type vxlan external dstport 4789');
 	await using networks = world.networks();
@@ -34,7 +37,7 @@ test('a port that is shared with an ordinary VXLAN is a warning, a free one is n
 	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
 });
 
-test('a namespace that is gone, a plain file, and the node\'s own are told apart', async t => {
+test("a namespace that is gone, a plain file, and the node's own are told apart", async t => {
 	await using world = await World.create();
 	await using networks = world.networks();
 	await world.sh('touch /run/netns/plain');
@@ -54,7 +57,8 @@ test('attaching says that a namespace is gone only with proof; releasing then sa
 	await using networks = world.networks();
 	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
 	await networks.attach(network, vm, signal());
-	const attaching = async (): Promise<AdaptorError> => t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()));
+	const attaching = async (): Promise<AdaptorError> =>
+		t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()));
 	await world.sh('mount -t tmpfs tmpfs /run/netns');
 	t.is((await attaching()).code, 'failed-precondition');
 	const {code, message} = await t.throwsAsync<AdaptorError>(networks.release(network, signal()));
@@ -78,11 +82,22 @@ test('what programs miss is no proof that the pod is gone', async t => {
 	await using world = await World.create();
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
-	await using networks = world.networks({spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]}});
+	await using networks = world.networks({
+		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	});
 	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
-	for (const said of ['RTNETLINK answers: No such file or directory', 'Cannot find device "eth0"', 'cannot open /run/netns/pod-5: No such file or directory', 'Error: Cannot find specified qdisc on specified device.']) {
+	for (const said of [
+		'RTNETLINK answers: No such file or directory',
+		'Cannot find device "eth0"',
+		'cannot open /run/netns/pod-5: No such file or directory',
+		'Error: Cannot find specified qdisc on specified device.',
+	]) {
 		await writeFile(join(directory, 'tc'), `#!/bin/sh\necho '${said}' >&2\nexit 2\n`, {mode: 0o755});
-		t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()))).code, 'failed-precondition', said);
+		t.is(
+			(await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()))).code,
+			'failed-precondition',
+			said,
+		);
 	}
 });
 
@@ -135,8 +150,11 @@ test('a new pod whose namespace has the inode of one that is gone is not refused
 	await using networks = world.networks();
 	const gone = await networks.reserve('gone', await world.addPod('bridge', 5), signal());
 	await networks.attach(gone, vm, signal());
-	// A namespace with that inode and without the tunnel: the kernel gives an inode out again at once, but to whoever comes first on this machine.
-	await world.sh('touch /run/netns/next; mount --bind /run/netns/pod-5 /run/netns/next; ip netns del pod-5; ip -n next link del vxlan1; tc -n next qdisc del dev eth0 ingress');
+	// A namespace with that inode and without the tunnel: the kernel gives an inode out again at once, but to whoever
+	// comes first on this machine.
+	await world.sh(
+		'touch /run/netns/next; mount --bind /run/netns/pod-5 /run/netns/next; ip netns del pod-5; ip -n next link del vxlan1; tc -n next qdisc del dev eth0 ingress',
+	);
 	const next = await networks.reserve('next', world.netnsPath('next'), signal());
 	t.is(next.netns?.inode, gone.netns?.inode);
 	t.not(next.vxlanId, gone.vxlanId);
@@ -180,7 +198,7 @@ test('a namespace has one sandbox at a time', async t => {
 	t.is(both.filter(({status}) => status === 'fulfilled').length, 1);
 });
 
-test('a late repetition for the last sandbox of a namespace leaves the next one\'s tunnel alone', async t => {
+test("a late repetition for the last sandbox of a namespace leaves the next one's tunnel alone", async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	await using networks = world.networks();
@@ -204,7 +222,9 @@ test('two daemons at once, even with the same guesses, reserve different VNIs', 
 	const last = pods.pop() ?? t.fail();
 	await using one = world.networks({random: guesses(1)});
 	await using two = world.networks({random: guesses(1)});
-	const reserved = await Promise.all(pods.map(async (pod, n) => (n % 2 === 0 ? one : two).reserve(`sandbox-${n}`, pod, signal())));
+	const reserved = await Promise.all(
+		pods.map(async (pod, n) => (n % 2 === 0 ? one : two).reserve(`sandbox-${n}`, pod, signal())),
+	);
 	t.is(new Set(reserved.map(({vxlanId}) => vxlanId)).size, pods.length);
 	// Starts where they did.
 	await using next = world.networks({random: guesses(1)});
@@ -218,11 +238,17 @@ test('a reservation that is given up leaves nothing, not even when the kernel ha
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	// Tells when the device is made, and then does not end.
-	await writeFile(join(directory, 'ip'), `#!/bin/sh
+	await writeFile(
+		join(directory, 'ip'),
+		`#!/bin/sh
 /sbin/ip "$@" || exit
 case $* in "link add vxlan1"*) : >${directory}/made; exec sleep 60;; esac
-`, {mode: 0o755});
-	await using networks = world.networks({spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]}});
+`,
+		{mode: 0o755},
+	);
+	await using networks = world.networks({
+		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	});
 	const abort = new AbortController();
 	const made = (async () => {
 		for await (const {filename} of watch(directory, {signal: signal()})) {
@@ -245,16 +271,22 @@ test('a reservation whose program is killed after its work leaves nothing', asyn
 	const pod = await world.addPod('bridge', 5);
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
-	await writeFile(join(directory, 'ip'), `#!/bin/sh
+	await writeFile(
+		join(directory, 'ip'),
+		`#!/bin/sh
 /sbin/ip "$@" || exit
 case $* in "link add vxlan1"*) kill -KILL $$;; esac
-`, {mode: 0o755});
-	await using networks = world.networks({spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]}});
+`,
+		{mode: 0o755},
+	);
+	await using networks = world.networks({
+		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	});
 	await t.throwsAsync(networks.reserve('sandbox', pod, signal()), {message: /ended with status 137/v});
 	t.notRegex(await world.sh('ip link show', 'pod-5'), /vxlan1/v);
 });
 
-test('a filter of another program on the pod\'s interface is an error that says so', async t => {
+test("a filter of another program on the pod's interface is an error that says so", async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	await world.sh('tc qdisc add dev eth0 clsact', 'pod-5');
@@ -272,7 +304,11 @@ test('attaching repairs what somebody removed: the device, the redirection, the 
 	const pod = await world.addPod('bridge', 5);
 	await using networks = world.networks();
 	const network = await networks.reserve('sandbox', pod, signal());
-	for (const damage of ['ip link del vxlan1', 'ip link del vxlan1; ip link add vxlan1 type vxlan id 7 dstport 4789', 'tc qdisc del dev eth0 ingress']) {
+	for (const damage of [
+		'ip link del vxlan1',
+		'ip link del vxlan1; ip link add vxlan1 type vxlan id 7 dstport 4789',
+		'tc qdisc del dev eth0 ingress',
+	]) {
 		await networks.attach(network, vm, signal());
 		await world.sh(damage, 'pod-5');
 		await world.sh('nft flush ruleset');
@@ -281,7 +317,7 @@ test('attaching repairs what somebody removed: the device, the redirection, the 
 	}
 });
 
-test('an address that the next VM already has stays bound to its tunnel when the last one\'s tunnel goes', async t => {
+test("an address that the next VM already has stays bound to its tunnel when the last one's tunnel goes", async t => {
 	await using world = await World.create();
 	await using networks = world.networks();
 	const one = await networks.reserve('one', await world.addPod('bridge', 5), signal());
@@ -294,7 +330,7 @@ test('an address that the next VM already has stays bound to its tunnel when the
 	t.is(await world.tunnel(one.netnsPath, one.vxlanId), 'none');
 });
 
-test('another daemon\'s tunnels stay bound, whatever ours does', async t => {
+test("another daemon's tunnels stay bound, whatever ours does", async t => {
 	await using world = await World.create();
 	await using theirs = world.networks();
 	const network = await theirs.reserve('theirs', await world.addPod('bridge', 5), signal());
@@ -340,11 +376,15 @@ test('an address that is no IPv4 address reaches no script', async t => {
 	await using networks = world.networks();
 	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
 	for (const address of ['', '192.168.122.5 }; flush ruleset #', 'fe80::1', '192.168.122.05']) {
-		t.is((await t.throwsAsync<AdaptorError>(networks.attach(network, address, signal()))).code, 'invalid-argument', address);
+		t.is(
+			(await t.throwsAsync<AdaptorError>(networks.attach(network, address, signal()))).code,
+			'invalid-argument',
+			address,
+		);
 	}
 });
 
-test('the worker\'s address is HOST_INTERFACE\'s when set, else the one towards the VMs; without a way there it says so', async t => {
+test("the worker's address is HOST_INTERFACE's when set, else the one towards the VMs; without a way there it says so", async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	await using towards = world.networks();
@@ -355,9 +395,17 @@ test('the worker\'s address is HOST_INTERFACE\'s when set, else the one towards 
 	const error = await t.throwsAsync<AdaptorError>(lost.reserve('sandbox', pod, signal()));
 	t.regex(error.message, /no route there.*LIBVIRT_NET/v);
 	let asked = 0;
-	await using late = world.networks({underlay: {vmAddress: async () => ++asked === 1 ? Promise.reject(new Error('libvirt is away')) : '192.168.122.1'}});
+	await using late = world.networks({
+		underlay: {
+			vmAddress: async () => (++asked === 1 ? Promise.reject(new Error('libvirt is away')) : '192.168.122.1'),
+		},
+	});
 	await t.throwsAsync(late.reserve('sandbox', pod, signal()), {message: 'libvirt is away'});
-	t.is((await late.reserve('sandbox', pod, signal())).workerNodeIp, '192.168.122.10/24', 'asked again after a failure');
+	t.is(
+		(await late.reserve('sandbox', pod, signal())).workerNodeIp,
+		'192.168.122.10/24',
+		'asked again after a failure',
+	);
 	await world.sh('ip addr show dev eth0', 'pod-5');
 	t.is(podAddress('bridge', 5), '10.244.0.5');
 });
@@ -369,60 +417,126 @@ test('inspecting takes one process, reserving one more, attaching three, releasi
 	const log = join(directory, 'script');
 	await writeFile(log, '');
 	// What the shells are given is copied: one `<<'…' &` a process.
-	await using networks = world.networks({spawnServer: {shell: ['sh', '-c', 'tee -a "$0" | "$@"', log, ...world.shell], size: 2}});
+	await using networks = world.networks({
+		spawnServer: {shell: ['sh', '-c', 'tee -a "$0" | "$@"', log, ...world.shell], size: 2},
+	});
 	const first = await networks.reserve('one', await world.addPod('bridge', 5), signal());
 	await networks.release(first, signal());
 	const second = await networks.reserve('two', await world.addPod('bridge', 6), signal());
 	await networks.attach(second, vm, signal());
 	await networks.release(second, signal());
 	await networks[Symbol.asyncDispose]();
-	const commands = (await readFile(log, 'utf8')).matchAll(/^(.*) <<'[\-0-9a-f]+' &$/gmv).map(([, command = '']) =>
-		command.replaceAll('\'', '').replaceAll(/nsenter --net=\S+ -- /gv, 'nsenter ').replaceAll(/(?<=id |dstport )\d+/gv, 'N').replaceAll(/netns \S+/gv, 'netns P')).toArray();
-	t.deepEqual(commands.toSorted(), [
-		// The node's own address, once.
-		'ip -d -j -batch -',
-		...twice('nsenter ip -d -j -batch -'),
-		...twice('ip link add vxlan1 netns P type vxlan id N dstport N nolearning'),
-		'nft -f -', 'nsenter ip link set vxlan1 up alias two type vxlan id N remote 192.168.122.105', 'nsenter tc -batch -',
-		// The first had no VM, for all that this process knows: another daemon may have given it one.
-		'nft -j list table ip caa_peerpods', 'nft -f -', ...twice('nsenter ip link del vxlan1'), ...twice('nsenter tc qdisc del dev eth0 ingress'),
-	].toSorted());
+	const commands = (await readFile(log, 'utf8'))
+		.matchAll(/^(.*) <<'[\-0-9a-f]+' &$/gmv)
+		.map(([, command = '']) =>
+			command
+				.replaceAll("'", '')
+				.replaceAll(/nsenter --net=\S+ -- /gv, 'nsenter ')
+				.replaceAll(/(?<=id |dstport )\d+/gv, 'N')
+				.replaceAll(/netns \S+/gv, 'netns P'),
+		)
+		.toArray();
+	t.deepEqual(
+		commands.toSorted(),
+		[
+			// The node's own address, once.
+			'ip -d -j -batch -',
+			...twice('nsenter ip -d -j -batch -'),
+			...twice('ip link add vxlan1 netns P type vxlan id N dstport N nolearning'),
+			'nft -f -',
+			'nsenter ip link set vxlan1 up alias two type vxlan id N remote 192.168.122.105',
+			'nsenter tc -batch -',
+			// The first had no VM, for all that this process knows: another daemon may have given it one.
+			'nft -j list table ip caa_peerpods',
+			'nft -f -',
+			...twice('nsenter ip link del vxlan1'),
+			...twice('nsenter tc qdisc del dev eth0 ingress'),
+		].toSorted(),
+	);
 });
 
 test('the table is stated whole, and what nft tells of it is read, whatever it looks like', t => {
-	t.is(transaction({port: 9000, lowest: 555_000, highest: 620_535}, {
-		add: [{address: '192.0.2.1', vni: 555_001}, {address: '192.0.2.3', vni: 555_003}], remove: [{address: '192.0.2.2', vni: 555_001}], removeLegacy: ['192.0.2.1'],
-	}), [
-		'table ip caa_peerpods {',
-		'	set vms { type ipv4_addr; }',
-		'	set tunnels { typeof ip saddr . @th,96,24; }',
-		'	counter strangers { }',
-		'	chain out { type filter hook output priority raw; }',
-		'	chain pre { type filter hook prerouting priority raw; }',
-		'	chain guard { type filter hook input priority 300; }',
-		'}',
-		'flush chain ip caa_peerpods out',
-		'flush chain ip caa_peerpods pre',
-		'flush chain ip caa_peerpods guard',
-		'add rule ip caa_peerpods out udp dport 9000 ip daddr . @th,96,24 @tunnels notrack',
-		'add rule ip caa_peerpods out udp dport 9000 ip daddr @vms notrack',
-		'add rule ip caa_peerpods pre udp dport 9000 ip saddr . @th,96,24 @tunnels notrack',
-		'add rule ip caa_peerpods pre udp dport 9000 ip saddr @vms notrack',
-		'add rule ip caa_peerpods guard udp dport 9000 @th,96,24 555000-620535 ip saddr . @th,96,24 != @tunnels ip saddr != @vms counter name strangers drop',
-		'add element ip caa_peerpods tunnels { 192.0.2.1 . 555001, 192.0.2.3 . 555003 }',
-		'add element ip caa_peerpods tunnels { 192.0.2.2 . 555001 }',
-		'delete element ip caa_peerpods tunnels { 192.0.2.2 . 555001 }',
-		'add element ip caa_peerpods vms { 192.0.2.1 }',
-		'delete element ip caa_peerpods vms { 192.0.2.1 }',
-		'',
-	].join('\n'));
-	t.deepEqual(parseTable(JSON.stringify({nftables: [
-		{metainfo: {}},
-		{set: {name: 'tunnels', elem: [{concat: ['192.0.2.1', 555_001]}, {concat: ['192.0.2.2', '0x877f9']}, {concat: ['192.0.2.3']}, '192.0.2.4']}},
-		{set: {name: 'vms', elem: ['192.0.2.9', {elem: {val: '192.0.2.1', comment: 'vni 555001'}}, {elem: {val: '192.0.2.2', comment: 'other'}}]}},
-		{counter: {name: 'strangers', packets: 7}},
-	]})), {tunnels: [{address: '192.0.2.1', vni: 555_001}, {address: '192.0.2.2', vni: 555_001}], legacy: [{address: '192.0.2.1', vni: 555_001}], dropped: 7});
-	t.deepEqual(parseTable('{"nftables": [{"metainfo": {}}, {"set": {"name": "vms"}}]}'), {tunnels: [], legacy: [], dropped: 0});
+	t.is(
+		transaction(
+			{port: 9000, lowest: 555_000, highest: 620_535},
+			{
+				add: [
+					{address: '192.0.2.1', vni: 555_001},
+					{address: '192.0.2.3', vni: 555_003},
+				],
+				remove: [{address: '192.0.2.2', vni: 555_001}],
+				removeLegacy: ['192.0.2.1'],
+			},
+		),
+		[
+			'table ip caa_peerpods {',
+			'	set vms { type ipv4_addr; }',
+			'	set tunnels { typeof ip saddr . @th,96,24; }',
+			'	counter strangers { }',
+			'	chain out { type filter hook output priority raw; }',
+			'	chain pre { type filter hook prerouting priority raw; }',
+			'	chain guard { type filter hook input priority 300; }',
+			'}',
+			'flush chain ip caa_peerpods out',
+			'flush chain ip caa_peerpods pre',
+			'flush chain ip caa_peerpods guard',
+			'add rule ip caa_peerpods out udp dport 9000 ip daddr . @th,96,24 @tunnels notrack',
+			'add rule ip caa_peerpods out udp dport 9000 ip daddr @vms notrack',
+			'add rule ip caa_peerpods pre udp dport 9000 ip saddr . @th,96,24 @tunnels notrack',
+			'add rule ip caa_peerpods pre udp dport 9000 ip saddr @vms notrack',
+			'add rule ip caa_peerpods guard udp dport 9000 @th,96,24 555000-620535 ip saddr . @th,96,24 != @tunnels ip saddr != @vms counter name strangers drop',
+			'add element ip caa_peerpods tunnels { 192.0.2.1 . 555001, 192.0.2.3 . 555003 }',
+			'add element ip caa_peerpods tunnels { 192.0.2.2 . 555001 }',
+			'delete element ip caa_peerpods tunnels { 192.0.2.2 . 555001 }',
+			'add element ip caa_peerpods vms { 192.0.2.1 }',
+			'delete element ip caa_peerpods vms { 192.0.2.1 }',
+			'',
+		].join('\n'),
+	);
+	t.deepEqual(
+		parseTable(
+			JSON.stringify({
+				nftables: [
+					{metainfo: {}},
+					{
+						set: {
+							name: 'tunnels',
+							elem: [
+								{concat: ['192.0.2.1', 555_001]},
+								{concat: ['192.0.2.2', '0x877f9']},
+								{concat: ['192.0.2.3']},
+								'192.0.2.4',
+							],
+						},
+					},
+					{
+						set: {
+							name: 'vms',
+							elem: [
+								'192.0.2.9',
+								{elem: {val: '192.0.2.1', comment: 'vni 555001'}},
+								{elem: {val: '192.0.2.2', comment: 'other'}},
+							],
+						},
+					},
+					{counter: {name: 'strangers', packets: 7}},
+				],
+			}),
+		),
+		{
+			tunnels: [
+				{address: '192.0.2.1', vni: 555_001},
+				{address: '192.0.2.2', vni: 555_001},
+			],
+			legacy: [{address: '192.0.2.1', vni: 555_001}],
+			dropped: 7,
+		},
+	);
+	t.deepEqual(parseTable('{"nftables": [{"metainfo": {}}, {"set": {"name": "vms"}}]}'), {
+		tunnels: [],
+		legacy: [],
+		dropped: 0,
+	});
 });
 
 const twice = (command: string): string[] => [command, command];

@@ -4,7 +4,10 @@ import {workerAddress, World} from './world.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 
-async function probeIn(t: ExecutionContext, port = 4789): Promise<{readonly world: World; readonly probe: NetworkProbe}> {
+async function probeIn(
+	t: ExecutionContext,
+	port = 4789,
+): Promise<{readonly world: World; readonly probe: NetworkProbe}> {
 	const world = await World.create();
 	const probe = createNetworkProbe({vxlanPort: port, vxlanMinId: 555_000, spawnServer: {shell: world.shell}});
 	t.teardown(async () => {
@@ -37,17 +40,47 @@ test('a program that is missing is told, and the others all the same', async t =
 
 test('a node that may not change its network says so', async t => {
 	const {world} = await probeIn(t);
-	await using bound = createNetworkProbe({vxlanPort: 4789, vxlanMinId: 555_000, spawnServer: {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-net_admin', '--inh-caps=-net_admin', '/bin/sh']}});
+	await using bound = createNetworkProbe({
+		vxlanPort: 4789,
+		vxlanMinId: 555_000,
+		spawnServer: {
+			shell: [
+				...world.shell.slice(0, -1),
+				'setpriv',
+				'--bounding-set=-net_admin',
+				'--inh-caps=-net_admin',
+				'/bin/sh',
+			],
+		},
+	});
 	await t.throwsAsync(bound.observePrograms(signal()), {message: /not permitted.*NET_ADMIN/});
-	await using unable = createNetworkProbe({vxlanPort: 4789, vxlanMinId: 555_000, spawnServer: {shell: [...world.shell.slice(0, -1), 'setpriv', '--bounding-set=-sys_admin', '--inh-caps=-sys_admin', '/bin/sh']}});
-	await t.throwsAsync(unable.observePrograms(signal()), {message: /enter a network namespace.*not permitted.*SYS_ADMIN/});
+	await using unable = createNetworkProbe({
+		vxlanPort: 4789,
+		vxlanMinId: 555_000,
+		spawnServer: {
+			shell: [
+				...world.shell.slice(0, -1),
+				'setpriv',
+				'--bounding-set=-sys_admin',
+				'--inh-caps=-sys_admin',
+				'/bin/sh',
+			],
+		},
+	});
+	await t.throwsAsync(unable.observePrograms(signal()), {
+		message: /enter a network namespace.*not permitted.*SYS_ADMIN/,
+	});
 });
 
 test('a VXLAN port is free, shared, taken by an interface of another mode, or by a program, which is named', async t => {
 	const {world, probe} = await probeIn(t, 9000);
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []});
 	await world.sh('ip link add caa-probe up type vxlan id 16777215 dstport 9000 nolearning');
-	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []}, 'another daemon looks at this very moment');
+	t.deepEqual(
+		await probe.observeVxlanPort(signal()),
+		{isFree: true, sharing: [], programs: []},
+		'another daemon looks at this very moment',
+	);
 	await world.sh('ip link del caa-probe; ip link add own up type vxlan id 7 dstport 9000 nolearning');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: ['own'], programs: []});
 	await world.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
@@ -64,7 +97,9 @@ test('a VXLAN port is free, shared, taken by an interface of another mode, or by
 test('tunnels can begin at an interface that has an IPv4 address', async t => {
 	const {world, probe} = await probeIn(t);
 	await t.notThrowsAsync(probe.checkHostInterface('virbr0', signal()));
-	await t.throwsAsync(probe.checkHostInterface('enc1', signal()), {message: /HOST_INTERFACE names an interface that does not exist.*virbr0/});
+	await t.throwsAsync(probe.checkHostInterface('enc1', signal()), {
+		message: /HOST_INTERFACE names an interface that does not exist.*virbr0/,
+	});
 	await world.sh('ip addr flush dev virbr0');
 	await t.throwsAsync(probe.checkHostInterface('virbr0', signal()), {message: /without an IPv4 address/});
 });
@@ -74,8 +109,16 @@ test('the route to an address is the entry of the table that leads there', async
 	t.deepEqual(await probe.observeRoute('192.168.122.77', signal()), {dst: '192.168.122.0/24', dev: 'virbr0'});
 	await t.throwsAsync(probe.observeRoute('10.9.8.7', signal()), {message: /no route there.*LIBVIRT_NET/});
 	await world.sh('ip route add default via 192.168.122.1');
-	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {dst: '0.0.0.0/0', dev: 'virbr0', gateway: '192.168.122.1'});
+	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {
+		dst: '0.0.0.0/0',
+		dev: 'virbr0',
+		gateway: '192.168.122.1',
+	});
 	await world.sh('ip route add 10.9.0.0/16 via 192.168.122.5');
-	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {dst: '10.9.0.0/16', dev: 'virbr0', gateway: '192.168.122.5'});
+	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {
+		dst: '10.9.0.0/16',
+		dev: 'virbr0',
+		gateway: '192.168.122.5',
+	});
 	t.deepEqual(await probe.observeRoute(workerAddress, signal()), {dst: `${workerAddress}/32`, dev: 'virbr0'});
 });

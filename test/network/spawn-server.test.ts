@@ -14,24 +14,40 @@ const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 test('arguments and input reach the program as they are, whatever they contain', async t => {
 	await using programs = new SpawnServer({size: 2});
 	const word = fc.string({unit: 'binary'}).filter(value => !value.includes('\0') && value.isWellFormed());
-	await fc.assert(fc.asyncProperty(fc.array(word, {maxLength: 5}), word, async (words, input) => {
-		const printed = await programs.run({argv: ['printf', '[%s]\\n', ...words]}, signal());
-		t.is(printed.stdout, words.length === 0 ? '[]\n' : words.map(value => `[${value}]\n`).join(''));
-		const echoed = await programs.run({argv: ['cat'], stdin: input}, signal());
-		t.is(echoed.stdout, input === '' || input.endsWith('\n') ? input : `${input}\n`);
-	}), {numRuns: 150, examples: [[['$(id)', '`id`', '\'; id #', '-n', '"', '\\', '\n', '*', '&& id'], '$(id)\nEOF\n\'']]});
+	await fc.assert(
+		fc.asyncProperty(fc.array(word, {maxLength: 5}), word, async (words, input) => {
+			const printed = await programs.run({argv: ['printf', '[%s]\\n', ...words]}, signal());
+			t.is(printed.stdout, words.length === 0 ? '[]\n' : words.map(value => `[${value}]\n`).join(''));
+			const echoed = await programs.run({argv: ['cat'], stdin: input}, signal());
+			t.is(echoed.stdout, input === '' || input.endsWith('\n') ? input : `${input}\n`);
+		}),
+		{
+			numRuns: 150,
+			examples: [[['$(id)', '`id`', "'; id #", '-n', '"', '\\', '\n', '*', '&& id'], "$(id)\nEOF\n'"]],
+		},
+	);
 });
 
 test('status and both outputs are told apart; a program that is missing has status 127', async t => {
 	await using programs = new SpawnServer({size: 1});
-	t.deepEqual(await programs.run({argv: ['sh', '-c', 'printf out; printf err >&2; exit 7']}, signal()), {status: 7, stdout: 'out', stderr: 'err'});
+	t.deepEqual(await programs.run({argv: ['sh', '-c', 'printf out; printf err >&2; exit 7']}, signal()), {
+		status: 7,
+		stdout: 'out',
+		stderr: 'err',
+	});
 	t.is((await programs.run({argv: ['no-such-program']}, signal())).status, 127);
-	t.deepEqual(await programs.run({argv: ['true']}, signal()), {status: 0, stdout: '', stderr: ''}, 'the next is not touched by it');
+	t.deepEqual(
+		await programs.run({argv: ['true']}, signal()),
+		{status: 0, stdout: '', stderr: ''},
+		'the next is not touched by it',
+	);
 });
 
 test('as many run at once as there are shells, the others wait their turn', async t => {
 	await using programs = new SpawnServer({size: 3});
-	const pids = await Promise.all(Array.from({length: 30}, async () => programs.run({argv: ['sh', '-c', 'echo $PPID']}, signal())));
+	const pids = await Promise.all(
+		Array.from({length: 30}, async () => programs.run({argv: ['sh', '-c', 'echo $PPID']}, signal())),
+	);
 	t.true(new Set(pids.map(({stdout}) => stdout)).size <= 3);
 	t.is(pids.length, 30);
 });
@@ -40,7 +56,16 @@ test('an abort ends the command before it is told, and the place is taken by ano
 	await using programs = new SpawnServer({size: 1});
 	const abort = new AbortController();
 	const directory = await directoryOf(t);
-	const running = programs.run({argv: ['sh', '-c', `echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 1000`]}, abort.signal);
+	const running = programs.run(
+		{
+			argv: [
+				'sh',
+				'-c',
+				`echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 1000`,
+			],
+		},
+		abort.signal,
+	);
 	const waiting = programs.run({argv: ['echo', 'next']}, signal());
 	const pid = await appears(`${directory}/pid`);
 	abort.abort(new AdaptorError({code: 'cancelled', what: 'stopped'}));
@@ -53,7 +78,16 @@ test('an abort ends the command also when its shell does not get to it', async t
 	await using programs = new SpawnServer({size: 1});
 	const abort = new AbortController();
 	const directory = await directoryOf(t);
-	const running = programs.run({argv: ['sh', '-c', `kill -STOP $PPID; echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 1000`]}, abort.signal);
+	const running = programs.run(
+		{
+			argv: [
+				'sh',
+				'-c',
+				`kill -STOP $PPID; echo $$ >${directory}/pid.new; mv ${directory}/pid.new ${directory}/pid; exec sleep 1000`,
+			],
+		},
+		abort.signal,
+	);
 	const pid = await appears(`${directory}/pid`);
 	abort.abort(new AdaptorError({code: 'cancelled', what: 'stopped'}));
 	await t.throwsAsync(running, {message: 'stopped'});
@@ -87,7 +121,9 @@ test('output without end is cut off by ending the command', async t => {
 
 test('a shell that dies fails its command, and the next command has a new one', async t => {
 	await using programs = new SpawnServer({size: 1});
-	const error = await t.throwsAsync<AdaptorError>(programs.run({argv: ['sh', '-c', 'kill -KILL $PPID; exec sleep 1']}, signal()));
+	const error = await t.throwsAsync<AdaptorError>(
+		programs.run({argv: ['sh', '-c', 'kill -KILL $PPID; exec sleep 1']}, signal()),
+	);
 	t.is(error.code, 'unavailable');
 	t.is((await programs.run({argv: ['echo', 'alive']}, signal())).stdout, 'alive\n');
 });
@@ -103,7 +139,10 @@ test('disposing lets accepted commands finish and leaves no shell', async t => {
 	const results = Promise.all([1, 2, 3].map(async n => programs.run({argv: ['echo', String(n)]}, signal())));
 	await programs[Symbol.asyncDispose]();
 	await programs[Symbol.asyncDispose]();
-	t.deepEqual((await results).map(({stdout}) => stdout), ['1\n', '2\n', '3\n']);
+	t.deepEqual(
+		(await results).map(({stdout}) => stdout),
+		['1\n', '2\n', '3\n'],
+	);
 	t.throws(() => process.kill(Number(pid), 0), {code: 'ESRCH'});
 	await t.throwsAsync(programs.run({argv: ['true']}, signal()), {message: /shutting down/v});
 });
@@ -115,8 +154,10 @@ test('shells end with the process that started them, even when it is killed', as
 		const pids = await Promise.all([1, 2].map(() => programs.run({argv: ['sh', '-c', 'sleep 0.1; echo $PPID']}, AbortSignal.timeout(100_000))));
 		console.log(pids.map(({stdout}) => stdout.trim()).join(' '));
 		setInterval(() => {}, 1000);`;
-	const child = spawn(process.execPath, ['--input-type=module', '-e', program], {stdio: ['ignore', 'pipe', 'inherit']});
-	const [line] = await once(createInterface(child.stdout), 'line') as [string];
+	const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+		stdio: ['ignore', 'pipe', 'inherit'],
+	});
+	const [line] = (await once(createInterface(child.stdout), 'line')) as [string];
 	child.kill('SIGKILL');
 	await once(child, 'exit');
 	const pids = line.split(' ').map(Number);
@@ -146,7 +187,7 @@ async function gone(pid: number): Promise<void> {
 
 async function until(complaint: string, isSo: () => Promise<boolean>): Promise<void> {
 	const giveUpAt = performance.now() + 60_000;
-	while (!await isSo()) {
+	while (!(await isSo())) {
 		if (performance.now() > giveUpAt) {
 			throw new Error(complaint);
 		}

@@ -1,4 +1,7 @@
-/** Who can send into a pod's tunnel: its VM and nobody else, whatever happens to the node's daemon and its rules. With real packets. */
+/**
+ * Who can send into a pod's tunnel: its VM and nobody else, whatever happens to the node's daemon and its rules. With
+ * real packets.
+ */
 import {mkdtemp, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
@@ -30,8 +33,10 @@ async function runPod(world: World, networks: KernelPodNetworks, index: number):
 }
 
 const toVm = (index: number) => ({from: 'client', to: `podns-${index}`, address: podAddress('bridge', index)});
-const dropped = async (world: World): Promise<number> => Number(/packets (\d+)/v.exec(await world.sh('nft list counter ip caa_peerpods strangers'))?.[1]);
-const legacy = async (world: World): Promise<string[]> => (await world.sh('nft list set ip caa_peerpods vms')).match(/(?:\d+\.){3}\d+/gv) ?? [];
+const dropped = async (world: World): Promise<number> =>
+	Number(/packets (\d+)/v.exec(await world.sh('nft list counter ip caa_peerpods strangers'))?.[1]);
+const legacy = async (world: World): Promise<string[]> =>
+	(await world.sh('nft list set ip caa_peerpods vms')).match(/(?:\d+\.){3}\d+/gv) ?? [];
 
 test('what a pod, the node itself and another VM send into a tunnel is refused and counted, what its VM sends is not', async t => {
 	await using world = await nodeWithPods();
@@ -41,12 +46,16 @@ test('what a pod, the node itself and another VM send into a tunnel is refused a
 	for (const from of ['attacker', 'vm-6', undefined]) {
 		const before = await dropped(world);
 		t.is(await intrude(world, {victim, target: client, ...(from !== undefined && {from})}), 0, from);
-		t.is(await dropped(world) - before, intruderCount);
+		t.is((await dropped(world)) - before, intruderCount);
 	}
 
 	t.is(await intrude(world, {victim, target: client, from: 'vm-5'}), intruderCount);
 	await world.sh('nft flush chain ip caa_peerpods guard');
-	t.is(await intrude(world, {victim, target: client, from: 'attacker'}), intruderCount, 'the guard it was that refused them');
+	t.is(
+		await intrude(world, {victim, target: client, from: 'attacker'}),
+		intruderCount,
+		'the guard it was that refused them',
+	);
 });
 
 test('a tunnel that is only reserved, taken over from an earlier run, or released accepts nothing', async t => {
@@ -107,16 +116,26 @@ test('no packet is lost while tunnels come and go, are attached again, and anoth
 test('after a restart tunnels stay open before they are attached, also those of other daemons; what is gone is closed', async t => {
 	await using world = await nodeWithPods();
 	await using before = world.networks();
-	const [known, others, gone] = [await runPod(world, before, 2), await runPod(world, before, 3), await runPod(world, before, 4)];
-	await world.sh(`ip netns del pod-4; nft add element ip caa_peerpods tunnels { ${vmAddress(8)} . ${known.vxlanId}, ${vmAddress(8)} . 7 }`);
+	const [known, others, gone] = [
+		await runPod(world, before, 2),
+		await runPod(world, before, 3),
+		await runPod(world, before, 4),
+	];
+	await world.sh(
+		`ip netns del pod-4; nft add element ip caa_peerpods tunnels { ${vmAddress(8)} . ${known.vxlanId}, ${vmAddress(8)} . 7 }`,
+	);
 	await using after = world.networks();
 	after.adopt('sandbox-2', known);
 	await after.guard(signal());
 	const bound = (network: PodNetwork, index: number) => ({address: vmAddress(index), vni: network.vxlanId});
-	const byAddress = (all: Awaited<ReturnType<World['boundTunnels']>>) => all.toSorted((one, other) => one.address.localeCompare(other.address));
+	const byAddress = (all: Awaited<ReturnType<World['boundTunnels']>>) =>
+		all.toSorted((one, other) => one.address.localeCompare(other.address));
 	t.deepEqual(byAddress(await world.boundTunnels()), [bound(known, 2), bound(others, 3)], String(gone.vxlanId));
 	for (const index of [2, 3]) {
-		t.is((await flood(world, toVm(index), async () => after.attach(known, vmAddress(2), signal()))).answered, floodCount);
+		t.is(
+			(await flood(world, toVm(index), async () => after.attach(known, vmAddress(2), signal()))).answered,
+			floodCount,
+		);
 	}
 });
 
@@ -153,7 +172,11 @@ ${earlierVersion(vmAddress(2), one.vxlanId)}`);
 	await world.sh(earlierVersion(vmAddress(3), two.vxlanId));
 	t.is((await flood(world, toVm(3), async () => after.attach(one, vmAddress(2), signal()))).answered, floodCount);
 	t.is((await flood(world, toVm(2))).answered, floodCount);
-	t.is(await intrude(world, {victim: two, target: client, from: 'attacker'}), 0, 'strangers are refused all the same');
+	t.is(
+		await intrude(world, {victim: two, target: client, from: 'attacker'}),
+		0,
+		'strangers are refused all the same',
+	);
 	after.adopt('sandbox-3', two);
 	await after.attach(two, vmAddress(3), signal());
 	t.deepEqual(await legacy(world), []);
@@ -161,7 +184,9 @@ ${earlierVersion(vmAddress(2), one.vxlanId)}`);
 
 test('a stale address of an earlier version goes when its tunnel is gone', async t => {
 	await using world = await World.create();
-	await world.sh(`${earlierVersion(vmAddress(2), 555_002)} ip link add busy type vxlan id 555003 dstport 4789 ${earlierVersion(vmAddress(3), 555_003)}`);
+	await world.sh(
+		`${earlierVersion(vmAddress(2), 555_002)} ip link add busy type vxlan id 555003 dstport 4789 ${earlierVersion(vmAddress(3), 555_003)}`,
+	);
 	await using networks = world.networks();
 	await networks.guard(signal());
 	t.deepEqual(await legacy(world), [vmAddress(3)]);
@@ -177,15 +202,28 @@ test('VNIs beyond ours on a shared port, other ports, and VXLAN that only passes
 		ip link add cni type vxlan id 7 dstport 4789; ip link set cni master cni0 up
 		ip link add other type vxlan id ${network.vxlanId} dstport 9000; ip link set other master cni0 up`);
 	t.is(await intrude(world, {victim: {...network, vxlanId: 7}, target: client, from: 'attacker'}), intruderCount);
-	t.is(await intrude(world, {victim: {...network, vxlanPort: 9000}, target: client, from: 'attacker'}), intruderCount);
+	t.is(
+		await intrude(world, {victim: {...network, vxlanPort: 9000}, target: client, from: 'attacker'}),
+		intruderCount,
+	);
 	await world.addPod('ptp', 8, 'tenant');
-	await world.sh(`ip link add inside type vxlan id ${network.vxlanId} dstport 4789 nolearning; ip addr add 10.99.0.1/24 dev inside; ip link set inside up`, 'tenant');
+	await world.sh(
+		`ip link add inside type vxlan id ${network.vxlanId} dstport 4789 nolearning; ip addr add 10.99.0.1/24 dev inside; ip link set inside up`,
+		'tenant',
+	);
 	const inside = {netns: 'tenant', address: '10.99.0.1', dev: 'inside'};
-	t.is(await intrude(world, {victim: {...network, workerNodeIp: `${podAddress('ptp', 8)}/32`, podIp: '10.99.0.2/24'}, target: inside, from: 'attacker'}), intruderCount);
+	t.is(
+		await intrude(world, {
+			victim: {...network, workerNodeIp: `${podAddress('ptp', 8)}/32`, podIp: '10.99.0.2/24'},
+			target: inside,
+			from: 'attacker',
+		}),
+		intruderCount,
+	);
 	t.is(await dropped(world), before);
 });
 
-test('fragments change nothing: a VM\'s large packets arrive, a stranger\'s are refused however they are cut', async t => {
+test("fragments change nothing: a VM's large packets arrive, a stranger's are refused however they are cut", async t => {
 	await using world = await nodeWithPods();
 	await using networks = world.networks();
 	const victim = await runPod(world, networks, 5);
@@ -195,8 +233,21 @@ test('fragments change nothing: a VM\'s large packets arrive, a stranger\'s are 
 	t.regex(await world.sh('nstat -asz IpReasmOKs'), /IpReasmOKs +[1-9]/v, 'they were cut');
 	// In the first fragment there is the UDP header only, and not the VNI.
 	for (const firstBytes of [8, 16]) {
-		t.is(await sendFragments(world, {victim, target: client, from: 'vm-5', source: vmAddress(5), firstBytes}), intruderCount, 'fragments are put together');
-		t.is(await sendFragments(world, {victim, target: client, from: 'attacker', source: podAddress('bridge', 7), firstBytes}), 0);
+		t.is(
+			await sendFragments(world, {victim, target: client, from: 'vm-5', source: vmAddress(5), firstBytes}),
+			intruderCount,
+			'fragments are put together',
+		);
+		t.is(
+			await sendFragments(world, {
+				victim,
+				target: client,
+				from: 'attacker',
+				source: podAddress('bridge', 7),
+				firstBytes,
+			}),
+			0,
+		);
 	}
 });
 
@@ -205,11 +256,19 @@ test('a made-up sender address passes, unless reverse path filtering of the inte
 	await using networks = world.networks();
 	const victim = await runPod(world, networks, 5);
 	const spoofing = {victim, target: client, source: vmAddress(5), firstBytes: 8};
-	t.is(await sendFragments(world, {...spoofing, from: 'attacker'}), intruderCount, 'a raw socket, so CAP_NET_RAW, is what it takes');
+	t.is(
+		await sendFragments(world, {...spoofing, from: 'attacker'}),
+		intruderCount,
+		'a raw socket, so CAP_NET_RAW, is what it takes',
+	);
 	await world.sh('sysctl -qw net.ipv4.conf.cni0.rp_filter=1');
 	t.is(await sendFragments(world, {...spoofing, from: 'attacker'}), 0);
 	await world.addVm(6);
-	t.is(await sendFragments(world, {...spoofing, from: 'vm-6'}), intruderCount, 'between VMs the KVM host has to filter');
+	t.is(
+		await sendFragments(world, {...spoofing, from: 'vm-6'}),
+		intruderCount,
+		'between VMs the KVM host has to filter',
+	);
 });
 
 test('a port that is translated on its way in is guarded as well', async t => {
@@ -217,17 +276,24 @@ test('a port that is translated on its way in is guarded as well', async t => {
 	await using networks = world.networks();
 	const victim = await runPod(world, networks, 5);
 	const before = await dropped(world);
-	await world.sh(`nft 'table ip services { chain pre { type nat hook prerouting priority dstnat; udp dport 30000 dnat to ${workerAddress}:4789; }; }'`);
+	await world.sh(
+		`nft 'table ip services { chain pre { type nat hook prerouting priority dstnat; udp dport 30000 dnat to ${workerAddress}:4789; }; }'`,
+	);
 	t.is(await intrude(world, {victim: {...victim, vxlanPort: 30_000}, target: client, from: 'attacker'}), 0);
-	t.is(await dropped(world) - before, intruderCount);
+	t.is((await dropped(world)) - before, intruderCount);
 });
 
 test('a node whose nft cannot do it says so before anything is served', async t => {
 	await using world = await World.create();
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
-	await using networks = world.networks({spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]}});
-	for (const said of ['/dev/stdin:3:16-21: Error: syntax error, unexpected string', 'Error: Could not process rule: Operation not supported']) {
+	await using networks = world.networks({
+		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	});
+	for (const said of [
+		'/dev/stdin:3:16-21: Error: syntax error, unexpected string',
+		'Error: Could not process rule: Operation not supported',
+	]) {
 		await writeFile(join(directory, 'nft'), `#!/bin/sh\necho '${said}' >&2\nexit 1\n`, {mode: 0o755});
 		for (const asking of [networks.check(signal()), networks.probe.observeGuard(signal())]) {
 			const error = await t.throwsAsync<AdaptorError>(asking);
@@ -244,7 +310,7 @@ test('the probe tells how many tunnels are bound, how many are not, and what was
 	t.is(await world.sh('nft list ruleset'), '', 'asking changes nothing');
 	const victim = await runPod(world, networks, 5);
 	await intrude(world, {victim, target: client, from: 'attacker'});
-	t.true(await dropped(world) >= intruderCount);
+	t.true((await dropped(world)) >= intruderCount);
 	await world.sh(`nft 'add element ip caa_peerpods vms { ${vmAddress(6)} comment "vni 555006" }'`);
 	t.deepEqual(await networks.probe.observeGuard(signal()), {bound: 1, unbound: 1, dropped: await dropped(world)});
 });

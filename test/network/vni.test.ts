@@ -34,7 +34,7 @@ test('adopted ones are left out', t => {
 	t.is(allocator.take().vni, 0xff_ff_ff);
 });
 
-test('a node full of another daemon\'s tunnels costs a caller few refusals', t => {
+test("a node full of another daemon's tunnels costs a caller few refusals", t => {
 	const others = new VniAllocator(555_000, Math.random);
 	const held = new Set(Array.from({length: 1000}, () => others.take().vni));
 	const ours = new VniAllocator(555_000, Math.random);

@@ -1,6 +1,7 @@
 /**
- * A node, pods and VMs for one test, out of network namespaces inside a mount and a network namespace of its own: nothing of the
- * machine's network is touched, and with the last process everything is gone. The outermost network namespace plays the worker node.
+ * A node, pods and VMs for one test, out of network namespaces inside a mount and a network namespace of its own:
+ * nothing of the machine's network is touched, and with the last process everything is gone. The outermost network
+ * namespace plays the worker node.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -24,7 +25,8 @@ export type Cni = 'bridge' | 'calico' | 'ptp' | 'onlink';
 export const cnis: readonly Cni[] = ['bridge', 'calico', 'ptp', 'onlink'];
 
 /** `index` from 2 to 250 makes addresses, names and MACs. */
-export const podAddress = (cni: Cni, index: number): string => `${{bridge: '10.244.0', calico: '10.1.2', ptp: '10.22.0', onlink: '10.0.3'}[cni]}.${index}`;
+export const podAddress = (cni: Cni, index: number): string =>
+	`${{bridge: '10.244.0', calico: '10.1.2', ptp: '10.22.0', onlink: '10.0.3'}[cni]}.${index}`;
 export const vmAddress = (index: number): string => `192.168.122.${100 + index}`;
 
 export class World implements AsyncDisposable {
@@ -38,7 +40,19 @@ export class World implements AsyncDisposable {
 	}
 
 	static async create(): Promise<World> {
-		const holder = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'unshare', '--mount', '--net', '--', 'sh', '-euc', `
+		const holder = spawn(
+			'setpriv',
+			[
+				'--pdeathsig',
+				'KILL',
+				'--',
+				'unshare',
+				'--mount',
+				'--net',
+				'--',
+				'sh',
+				'-euc',
+				`
 			mount -t tmpfs tmpfs /run
 			mount -t sysfs sysfs /sys
 			mkdir /run/netns
@@ -52,8 +66,11 @@ export class World implements AsyncDisposable {
 			ip link set cni0 up
 			echo ready
 			exec cat >/dev/null
-		`], {stdio: ['pipe', 'pipe', 'inherit'], env});
-		if (await firstLine(holder.stdout) !== 'ready' || holder.pid === undefined) {
+		`,
+			],
+			{stdio: ['pipe', 'pipe', 'inherit'], env},
+		);
+		if ((await firstLine(holder.stdout)) !== 'ready' || holder.pid === undefined) {
 			throw new Error('No namespaces: root and all capabilities are needed');
 		}
 
@@ -82,8 +99,15 @@ export class World implements AsyncDisposable {
 	/** Options that make the implementation work in here. */
 	options(more: Partial<PodNetworksOptions> = {}): PodNetworksOptions {
 		return {
-			underlay: {vmAddress: async () => gatewayOfVms}, vxlanPort: 4789, vxlanMinId: 555_000, podSubnetCidrs: [], externalNetViaPodVm: false,
-			log: silentLogger, spawnServer: {shell: this.shell}, ownNetns: this.ownNetns, ...more,
+			underlay: {vmAddress: async () => gatewayOfVms},
+			vxlanPort: 4789,
+			vxlanMinId: 555_000,
+			podSubnetCidrs: [],
+			externalNetViaPodVm: false,
+			log: silentLogger,
+			spawnServer: {shell: this.shell},
+			ownNetns: this.ownNetns,
+			...more,
 		};
 	}
 
@@ -164,7 +188,8 @@ export class World implements AsyncDisposable {
 	}
 
 	/**
-	 * The VM's end, as the forwarder in the VM does it: cloud-api-adaptor, pkg/podnetwork/podnode.go. Fails where that would.
+	 * The VM's end, as the forwarder in the VM does it: cloud-api-adaptor, pkg/podnetwork/podnode.go. Fails where that
+	 * would.
 	 * @returns the namespace in the VM whose address is the pod's
 	 */
 	async configureVm(index: number, network: PodNetwork): Promise<string> {
@@ -173,18 +198,24 @@ export class World implements AsyncDisposable {
 		const routes = [...network.routes].sort((one, other) => Number(one.gw !== '') - Number(other.gw !== ''));
 		const worker = network.workerNodeIp.split('/')[0] ?? '';
 		const dev = network.interface;
-		await this.sh(`
+		await this.sh(
+			`
 			ip netns del ${name} 2>/dev/null || :
 			ip netns add ${name}
-			ip link add ${dev} address ${network.podHwAddr} mtu ${Math.min(network.mtu, 1450)} netns /run/netns/${name} type vxlan id ${network.vxlanId} remote ${worker} dstport ${network.vxlanPort} nolearning`, `vm-${index}`);
-		await this.sh(`
+			ip link add ${dev} address ${network.podHwAddr} mtu ${Math.min(network.mtu, 1450)} netns /run/netns/${name} type vxlan id ${network.vxlanId} remote ${worker} dstport ${network.vxlanPort} nolearning`,
+			`vm-${index}`,
+		);
+		await this.sh(
+			`
 			ip link set lo up
 			ip addr add ${network.podIp} dev ${dev}
 			ip link set ${dev} up
 			${length === '32' ? '' : `ip route del "$(ip -o route show proto kernel | cut -d' ' -f1)" dev ${dev}`}
 			${routes.map(({dst, gw, protocol = 'boot', scope}) => `ip route add ${dst} dev ${dev} ${gw === '' ? 'scope link' : `via ${gw}${scope === undefined ? '' : ` scope ${scope}`}`} proto ${protocol}`).join('\n')}
 			${network.neighbors.map(({ip, hwAddr, state}) => `ip neigh add ${ip} lladdr ${hwAddr} dev ${dev} nud ${state}`).join('\n')}
-`, name);
+`,
+			name,
+		);
 		return name;
 	}
 
@@ -192,12 +223,19 @@ export class World implements AsyncDisposable {
 	async tunnel(netnsPath: string, vni: number): Promise<'none' | 'reserved' | {readonly remote: string}> {
 		const [shown, filters, elements] = await Promise.all([
 			this.sh(`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} ip -d -o link show vxlan1 2>/dev/null || :`),
-			this.sh(`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} tc filter show dev eth0 ingress 2>/dev/null || :`),
+			this.sh(
+				`[ ! -e ${netnsPath} ] || nsenter --net=${netnsPath} tc filter show dev eth0 ingress 2>/dev/null || :`,
+			),
 			this.boundTunnels(),
 		]);
 		const listed = elements.filter(each => each.vni === vni).map(({address}) => address);
 		const remote = new RegExp(`vxlan id ${vni} (?:remote (\\S+) )?`, 'v').exec(shown);
-		const states = {tunnel: remote !== null, remote: remote?.[1], redirected: filters.includes('to device vxlan1'), bound: listed.length > 0};
+		const states = {
+			tunnel: remote !== null,
+			remote: remote?.[1],
+			redirected: filters.includes('to device vxlan1'),
+			bound: listed.length > 0,
+		};
 		if (!states.tunnel && !states.redirected && !states.bound) {
 			return 'none';
 		}
@@ -216,7 +254,10 @@ export class World implements AsyncDisposable {
 	/** From whom the node accepts packets, and of which VNI. */
 	async boundTunnels(): Promise<ReadonlyArray<{readonly address: string; readonly vni: number}>> {
 		const shown = await this.sh('nft list set ip caa_peerpods tunnels 2>/dev/null || :');
-		return Array.from(shown.matchAll(/((?:\d+\.){3}\d+) \. (\w+)/gv), ([, address = '', vni]) => ({address, vni: Number(vni)}));
+		return Array.from(shown.matchAll(/((?:\d+\.){3}\d+) \. (\w+)/gv), ([, address = '', vni]) => ({
+			address,
+			vni: Number(vni),
+		}));
 	}
 
 	/** A process in a namespace that answers on TCP port 8080 until it is disposed; see peer.ts. */
@@ -227,7 +268,7 @@ export class World implements AsyncDisposable {
 	/** A Node.js program in a namespace from its first line of output until it is disposed. */
 	async serve(netns: string, program: readonly string[]): Promise<AsyncDisposable> {
 		const child = this.#spawn([process.execPath, ...program], netns);
-		if (await firstLine(child.stdout) === undefined) {
+		if ((await firstLine(child.stdout)) === undefined) {
 			throw new Error(`The peer in ${netns} ended: ${await text(child.stderr)}`);
 		}
 
@@ -246,7 +287,20 @@ export class World implements AsyncDisposable {
 
 	#spawn(argv: readonly string[], netns?: string) {
 		const net = netns === undefined ? `/proc/${this.#pid}/ns/net` : this.netnsPath(netns);
-		const child = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'nsenter', `--net=${net}`, `--mount=/proc/${this.#pid}/ns/mnt`, '--', ...argv], {stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', env});
+		const child = spawn(
+			'setpriv',
+			[
+				'--pdeathsig',
+				'KILL',
+				'--',
+				'nsenter',
+				`--net=${net}`,
+				`--mount=/proc/${this.#pid}/ns/mnt`,
+				'--',
+				...argv,
+			],
+			{stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', env},
+		);
 		this.#peers.add(child);
 		child.once('close', () => this.#peers.delete(child));
 		return child;

@@ -17,11 +17,18 @@ test('the VM that is meant goes with its disks; what differs in cluster, node, p
 	const vms = podVmsOn(host.calls, pool, {cluster, node: 'worker-0', log});
 	const spec = specOf();
 	await vms.start(spec, never);
-	const meant: AbandonedVm = {instanceName: spec.instanceName, node: 'worker-0', pod: {name: spec.pod.name, namespace: spec.pod.namespace}};
+	const meant: AbandonedVm = {
+		instanceName: spec.instanceName,
+		node: 'worker-0',
+		pod: {name: spec.pod.name, namespace: spec.pod.namespace},
+	};
 	const options = {session: host.calls, cluster, log};
 	const files = await pool.files();
 	for (const other of [
-		{...meant, node: 'worker-1'}, {...meant, pod: {...meant.pod, namespace: 'elsewhere'}}, {...meant, pod: {...meant.pod, name: 'another'}}, {...meant, instanceName: `${meant.instanceName}x`},
+		{...meant, node: 'worker-1'},
+		{...meant, pod: {...meant.pod, namespace: 'elsewhere'}},
+		{...meant, pod: {...meant.pod, name: 'another'}},
+		{...meant, instanceName: `${meant.instanceName}x`},
 	]) {
 		t.false(await deleteAbandonedVm(options, other, never));
 	}

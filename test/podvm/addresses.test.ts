@@ -1,4 +1,5 @@
-// Where a VM is found and how its end is noticed: events and states of libvirt's test driver; leases, which it lacks, are scripted.
+// Where a VM is found and how its end is noticed: events and states of libvirt's test driver; leases, which it lacks,
+// are scripted.
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {lifecycleEvent} from '../../src/libvirt/wire/events.ts';
@@ -25,28 +26,56 @@ interface Running {
 	readonly kill: () => Promise<void>;
 }
 
-async function running(t: ExecutionContext, through: (calls: LibvirtCalls) => LibvirtCalls = calls => calls): Promise<Running> {
+async function running(
+	t: ExecutionContext,
+	through: (calls: LibvirtCalls) => LibvirtCalls = calls => calls,
+): Promise<Running> {
 	const [calls, log] = [intercept(through(host.calls)), recordingLog()];
 	const vms = podVmsOn(calls, await host.pool(), {log});
 	const vm = await vms.start(specOf(), never);
 	const {dom} = await host.calls.call(procedures.domainLookupByName, {name: vm.name}, never);
 	const addresses = vms.addresses(vm, never);
 	t.teardown(async () => addresses.return(undefined as never));
-	return {vm, calls, log, addresses, kill: async () => host.calls.call(procedures.domainDestroyFlags, {dom, flags: 0}, never)};
+	return {
+		vm,
+		calls,
+		log,
+		addresses,
+		kill: async () => host.calls.call(procedures.domainDestroyFlags, {dom, flags: 0}, never),
+	};
 }
 
 function lease(mac: string, ipaddr: string, expirytime: number, type = 0): object {
-	return {iface: 'virbr0', expirytime: BigInt(expirytime), type, mac, iaid: null, ipaddr, prefix: 24, hostname: null, clientid: null};
+	return {
+		iface: 'virbr0',
+		expirytime: BigInt(expirytime),
+		type,
+		mac,
+		iaid: null,
+		ipaddr,
+		prefix: 24,
+		hostname: null,
+		clientid: null,
+	};
 }
 
 /** A libvirt whose network has these leases. */
 function withLeases(calls: InterceptedCalls, leases: () => readonly object[]): void {
-	calls.answer = name => name === 'networkGetDhcpLeases' ? {leases: leases(), ret: 0} : undefined;
+	calls.answer = name => (name === 'networkGetDhcpLeases' ? {leases: leases(), ret: 0} : undefined);
 }
 
-test('leases of our MAC come newest first, each once, later ones when they appear; nobody else\'s and no IPv6', async t => {
-	const {calls, vm: {mac}, addresses} = await running(t);
-	const leases = [lease(mac, '192.168.122.10', 100), lease('52:54:00:00:00:01', '192.168.122.66', 900), lease(mac.toUpperCase(), '192.168.122.11', 200), lease(mac, 'fd00::1', 300, 1)];
+test("leases of our MAC come newest first, each once, later ones when they appear; nobody else's and no IPv6", async t => {
+	const {
+		calls,
+		vm: {mac},
+		addresses,
+	} = await running(t);
+	const leases = [
+		lease(mac, '192.168.122.10', 100),
+		lease('52:54:00:00:00:01', '192.168.122.66', 900),
+		lease(mac.toUpperCase(), '192.168.122.11', 200),
+		lease(mac, 'fd00::1', 300, 1),
+	];
 	withLeases(calls, () => leases);
 	t.is((await addresses.next()).value, '192.168.122.11');
 	t.is((await addresses.next()).value, '192.168.122.10');
@@ -55,7 +84,12 @@ test('leases of our MAC come newest first, each once, later ones when they appea
 });
 
 test('without leases the neighbour table is asked; that it fails means nothing', async t => {
-	const {calls, vm: {mac}, addresses, log} = await running(t);
+	const {
+		calls,
+		vm: {mac},
+		addresses,
+		log,
+	} = await running(t);
 	let rounds = 0;
 	calls.answer = (name, args) => {
 		if (name === 'networkGetDhcpLeases') {
@@ -68,22 +102,46 @@ test('without leases the neighbour table is asked; that it fails means nothing',
 				throw new AdaptorError({code: 'internal', what: 'cannot read the ARP table'});
 			}
 
-			return {ifaces: [{name: 'vnet0', hwaddr: mac, addrs: [{type: 1, addr: 'fe80::1', prefix: 64}, {type: 0, addr: '10.0.0.7', prefix: 0}]}]};
+			return {
+				ifaces: [
+					{
+						name: 'vnet0',
+						hwaddr: mac,
+						addrs: [
+							{type: 1, addr: 'fe80::1', prefix: 64},
+							{type: 0, addr: '10.0.0.7', prefix: 0},
+						],
+					},
+				],
+			};
 		}
 
 		return undefined;
 	};
 	t.is((await addresses.next()).value, '10.0.0.7');
-	t.deepEqual(log.lines.filter(({level, fields}) => level === 'warn' && fields.domainType === undefined), []);
+	t.deepEqual(
+		log.lines.filter(({level, fields}) => level === 'warn' && fields.domainType === undefined),
+		[],
+	);
 });
 
 test('a libvirt that cannot be reached for a while is asked again, and warned of once', async t => {
-	const {calls, vm: {mac}, addresses, log} = await running(t);
+	const {
+		calls,
+		vm: {mac},
+		addresses,
+		log,
+	} = await running(t);
 	withLeases(calls, () => [lease(mac, '192.168.122.10', 1)]);
 	let failures = 0;
-	calls.before = async () => failures++ < 6 ? Promise.reject(new AdaptorError({code: 'unavailable', what: 'The connection was lost'})) : undefined;
+	calls.before = async () =>
+		failures++ < 6
+			? Promise.reject(new AdaptorError({code: 'unavailable', what: 'The connection was lost'}))
+			: undefined;
 	t.is((await addresses.next()).value, '192.168.122.10');
-	const [first, ...later] = log.lines.filter(({message}) => /asking libvirt again/.test(message)).map(({level}) => level);
+	const [first, ...later] = log.lines
+		.filter(({message}) => /asking libvirt again/.test(message))
+		.map(({level}) => level);
 	t.is(first, 'warn');
 	t.true(later.length > 0 && later.every(level => level === 'debug'), later.join(' '));
 });
@@ -100,7 +158,10 @@ test('an event ends the search at once, also between two questions and while nob
 });
 
 test('an event that is lost does not matter: the state tells', async t => {
-	const {addresses, kill} = await running(t, calls => ({...calls, onLifecycle: () => ({[Symbol.dispose]: () => undefined})}));
+	const {addresses, kill} = await running(t, calls => ({
+		...calls,
+		onLifecycle: () => ({[Symbol.dispose]: () => undefined}),
+	}));
 	await addresses.next();
 	await kill();
 	const error = await t.throwsAsync(addresses.next(), {instanceOf: PodVmEndedError});
@@ -108,7 +169,10 @@ test('an event that is lost does not matter: the state tells', async t => {
 });
 
 test('a VM whose domain is gone has ended', async t => {
-	const {addresses, calls, kill, vm} = await running(t, calls => ({...calls, onLifecycle: () => ({[Symbol.dispose]: () => undefined})}));
+	const {addresses, calls, kill, vm} = await running(t, calls => ({
+		...calls,
+		onLifecycle: () => ({[Symbol.dispose]: () => undefined}),
+	}));
 	await kill();
 	const {dom} = await host.calls.call(procedures.domainLookupByName, {name: vm.name}, never);
 	await host.calls.call(procedures.domainUndefineFlags, {dom, flags: 0}, never);
@@ -116,13 +180,14 @@ test('a VM whose domain is gone has ended', async t => {
 	await t.throwsAsync(addresses.next(), {instanceOf: PodVmEndedError, message: /does not exist any more/});
 });
 
-test('another VM\'s end, and that of a VM that had our UUID before, do not end the search', async t => {
+test("another VM's end, and that of a VM that had our UUID before, do not end the search", async t => {
 	const {addresses, kill, vm} = await running(t, calls => ({
 		...calls,
-		onLifecycle: listener => calls.onLifecycle(event => {
-			listener({...event, domain: {...event.domain, name: 'podvm-older-00000000'}});
-			listener({...event, domain: {...event.domain, uuid: Buffer.alloc(16)}});
-		}),
+		onLifecycle: listener =>
+			calls.onLifecycle(event => {
+				listener({...event, domain: {...event.domain, name: 'podvm-older-00000000'}});
+				listener({...event, domain: {...event.domain, uuid: Buffer.alloc(16)}});
+			}),
 	}));
 	const other = await running(t);
 	await addresses.next();
@@ -173,7 +238,8 @@ test('nothing listens any more once the search has ended, however it did', async
 
 test('every way to end is told in words, with a remedy; what is no end is none', t => {
 	const domain = {name: 'podvm-web-01234567', uuid: Buffer.alloc(16), id: 1};
-	const words = (event: number, detail: number): string | undefined => endOfEvent(lifecycleEvent(domain, event, detail))?.what;
+	const words = (event: number, detail: number): string | undefined =>
+		endOfEvent(lifecycleEvent(domain, event, detail))?.what;
 	t.regex(words(8, 0) ?? '', /kernel panicked/);
 	t.regex(words(5, 2) ?? '', /kernel panicked/);
 	t.regex(words(5, 5) ?? '', /QEMU failed or was killed/);
@@ -181,7 +247,15 @@ test('every way to end is told in words, with a remedy; what is no end is none',
 	t.regex(words(5, 1) ?? '', /somebody stopped it/);
 	t.regex(words(3, 2) ?? '', /disk cannot be read or written/);
 	t.regex(words(5, 99) ?? '', /does not run any more/);
-	for (const [event, detail] of [[0, 0], [1, 0], [2, 0], [3, 0], [4, 0], [6, 1], [99, 0]] as const) {
+	for (const [event, detail] of [
+		[0, 0],
+		[1, 0],
+		[2, 0],
+		[3, 0],
+		[4, 0],
+		[6, 1],
+		[99, 0],
+	] as const) {
 		t.is(words(event, detail), undefined);
 	}
 

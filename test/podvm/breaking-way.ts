@@ -1,6 +1,7 @@
 /**
- * A way to a libvirtd that breaks once, at a chosen call: before it got there, while it is carried out, or before its answer got back.
- * Sits on a real socket between the two; knows of libvirt's protocol what a packet is and which calls are the handshake's.
+ * A way to a libvirtd that breaks once, at a chosen call: before it got there, while it is carried out, or before its
+ * answer got back. Sits on a real socket between the two; knows of libvirt's protocol what a packet is and which calls
+ * are the handshake's.
  */
 import {once} from 'node:events';
 import {connect, createServer, type Socket} from 'node:net';
@@ -11,10 +12,19 @@ import {procedures} from '../../src/libvirt/wire/procedures.ts';
 
 export type Break = 'before' | 'during' | 'after';
 
-const handshake: ReadonlySet<number> = new Set([
-	procedures.authList, procedures.authPolkit, procedures.connectOpen, procedures.connectSupportsFeature, procedures.connectDomainEventCallbackRegisterAny,
-	procedures.connectGetType, procedures.connectGetLibVersion, procedures.connectGetHostname, procedures.connectClose,
-].map(({number}) => number));
+const handshake: ReadonlySet<number> = new Set(
+	[
+		procedures.authList,
+		procedures.authPolkit,
+		procedures.connectOpen,
+		procedures.connectSupportsFeature,
+		procedures.connectDomainEventCallbackRegisterAny,
+		procedures.connectGetType,
+		procedures.connectGetLibVersion,
+		procedures.connectGetHostname,
+		procedures.connectClose,
+	].map(({number}) => number),
+);
 const names = new Map(Object.values(procedures).map(({name, number}) => [number, name]));
 
 export class BreakingWay implements AsyncDisposable {
@@ -47,7 +57,7 @@ export class BreakingWay implements AsyncDisposable {
 			const address = server.address();
 			const near = connect(typeof address === 'object' && address !== null ? address.port : 0, '127.0.0.1');
 			near.setNoDelay(true);
-			const [middle] = await once(server, 'connection') as [Socket];
+			const [middle] = (await once(server, 'connection')) as [Socket];
 			server.close();
 			this.#join(middle, far.duplex);
 			near.on('error', () => undefined);
@@ -68,33 +78,38 @@ export class BreakingWay implements AsyncDisposable {
 		};
 		const [toFar, toNear] = [new PacketDecoder(), new PacketDecoder()];
 		let last: number | undefined;
-		near.setNoDelay(true).on('error', () => undefined).on('close', end).on('data', chunk => {
-			for (const packet of toFar.push(chunk)) {
-				const breaks = this.#isChosen(packet);
-				if (breaks && this.#when === 'before') {
-					end();
-					return;
-				}
+		near.setNoDelay(true)
+			.on('error', () => undefined)
+			.on('close', end)
+			.on('data', chunk => {
+				for (const packet of toFar.push(chunk)) {
+					const breaks = this.#isChosen(packet);
+					if (breaks && this.#when === 'before') {
+						end();
+						return;
+					}
 
-				far.write(encodePacket(packet, packet.body));
-				if (breaks && this.#when === 'during') {
-					end();
-					return;
-				}
+					far.write(encodePacket(packet, packet.body));
+					if (breaks && this.#when === 'during') {
+						end();
+						return;
+					}
 
-				last = breaks ? packet.serial : last;
-			}
-		});
-		far.on('error', () => undefined).on('close', end).on('data', (chunk: Buffer) => {
-			for (const packet of toNear.push(chunk)) {
-				if (packet.serial === last && packet.type === messageType.reply) {
-					end();
-					return;
+					last = breaks ? packet.serial : last;
 				}
+			});
+		far.on('error', () => undefined)
+			.on('close', end)
+			.on('data', (chunk: Buffer) => {
+				for (const packet of toNear.push(chunk)) {
+					if (packet.serial === last && packet.type === messageType.reply) {
+						end();
+						return;
+					}
 
-				near.write(encodePacket(packet, packet.body));
-			}
-		});
+					near.write(encodePacket(packet, packet.body));
+				}
+			});
 	}
 
 	#isChosen({program, type, procedure}: Packet): boolean {

@@ -1,4 +1,5 @@
-// The connection breaks at each call in turn of a start and of a deletion: each ends in a true state. libvirt-host.ts says what is real here.
+// The connection breaks at each call in turn of a start and of a deletion: each ends in a true state. libvirt-host.ts
+// says what is real here.
 import {randomBytes} from 'node:crypto';
 import test from 'ava';
 import {LibvirtConnectionError} from '../../src/libvirt/wire/errors.ts';
@@ -22,7 +23,9 @@ interface Broken {
 	readonly leftovers: () => Promise<readonly string[]>;
 }
 
-/** Runs the scenario with the way broken at the first call, at the second, and so on, until it does not come to break. */
+/**
+ * Runs the scenario with the way broken at the first call, at the second, and so on, until it does not come to break.
+ */
 async function atEachCall(when: Break, scenario: (broken: Broken) => Promise<void>): Promise<void> {
 	for (let at = 1; ; at++) {
 		await using way = new BreakingWay(at, when);
@@ -30,8 +33,10 @@ async function atEachCall(when: Break, scenario: (broken: Broken) => Promise<voi
 		const [pool, cluster] = [await host.pool(), randomBytes(6).toString('hex')];
 		const more = {cluster, node: 'node'};
 		await scenario({
-			way, vms: podVmsOn(calls, pool, more), restarted: podVmsOn(host.calls, pool, more),
-			leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
+			way,
+			vms: podVmsOn(calls, pool, more),
+			restarted: podVmsOn(host.calls, pool, more),
+			leftovers: async () => [...(await domainsNaming(host.calls, cluster)), ...(await pool.files())],
 		});
 		if (way.broken === undefined) {
 			return;
@@ -39,14 +44,21 @@ async function atEachCall(when: Break, scenario: (broken: Broken) => Promise<voi
 	}
 }
 
-const looks: ReadonlySet<string | undefined> = new Set(Object.values(procedures).filter(({idempotent}) => idempotent).map(({name}) => name));
+const looks: ReadonlySet<string | undefined> = new Set(
+	Object.values(procedures)
+		.filter(({idempotent}) => idempotent)
+		.map(({name}) => name),
+);
 
 for (const when of ['before', 'during', 'after'] as const) {
 	test(`a start whose connection breaks ${when} any of its calls goes on if it was only looking, and leaves nothing otherwise`, async t => {
 		await atEachCall(when, async ({vms, way, leftovers, restarted}) => {
 			const spec = specOf();
 			way.arm();
-			const failure: unknown = await vms.start(spec, never).then(() => undefined, (error: unknown) => error);
+			const failure: unknown = await vms.start(spec, never).then(
+				() => undefined,
+				(error: unknown) => error,
+			);
 			const about = `${way.broken ?? 'nothing'} broke, ${String(failure)}`;
 			if (way.broken === undefined || looks.has(way.broken)) {
 				t.is(failure, undefined, about);

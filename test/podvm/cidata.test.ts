@@ -17,7 +17,9 @@ interface PlainFile {
 /** Many documents through one Python. */
 async function parsedByPython(documents: readonly string[]): Promise<readonly unknown[]> {
 	const program = 'import json, sys, yaml; json.dump([yaml.safe_load(d) for d in json.load(sys.stdin)], sys.stdout)';
-	return JSON.parse((await run('python3', ['-c', program], JSON.stringify(documents))).toString()) as readonly unknown[];
+	return JSON.parse(
+		(await run('python3', ['-c', program], JSON.stringify(documents))).toString(),
+	) as readonly unknown[];
 }
 
 function configOf(files: readonly PlainFile[]): string {
@@ -25,10 +27,71 @@ function configOf(files: readonly PlainFile[]): string {
 }
 
 const awkward = [
-	'', ' ', '\n', '\r', '\r\n', '\t', 'a\n', '\na', 'a\n\n', ' leading', 'trailing  ', 'trailing \n', 'a: b', '# no comment', 'a # b', '- x', '? x', '---', '...', '%YAML 1.2',
-	'\u0085', 'a\u0085b', '\u2028', '\u2029', '\uFEFF', '\uFEFFa', '\u007F', '\u0000', '\u001B[0m', '\u009F', '\uFFFE', '\uFFFF', '\uD7FF', '\uE000', '😀', 'e\u0301', 'ü',
-	'"', '\'', '\\', '\\n', '"\\"', '\\U0001F600', '{}', '[]', '&a', '*a', '!!str x', '|', '>', '>-\n  x', '`', '@', 'null', '~', 'true', 'no', '0x1f', '1e3', '1:30', '2026-01-02', '<<',
-	'key: |\n  line one\n\tline two\n\n  # three\n', `${'x'.repeat(200)}\n${'y '.repeat(100)}`, '-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n',
+	'',
+	' ',
+	'\n',
+	'\r',
+	'\r\n',
+	'\t',
+	'a\n',
+	'\na',
+	'a\n\n',
+	' leading',
+	'trailing  ',
+	'trailing \n',
+	'a: b',
+	'# no comment',
+	'a # b',
+	'- x',
+	'? x',
+	'---',
+	'...',
+	'%YAML 1.2',
+	'\u0085',
+	'a\u0085b',
+	'\u2028',
+	'\u2029',
+	'\uFEFF',
+	'\uFEFFa',
+	'\u007F',
+	'\u0000',
+	'\u001B[0m',
+	'\u009F',
+	'\uFFFE',
+	'\uFFFF',
+	'\uD7FF',
+	'\uE000',
+	'😀',
+	'e\u0301',
+	'ü',
+	'"',
+	"'",
+	'\\',
+	'\\n',
+	'"\\"',
+	'\\U0001F600',
+	'{}',
+	'[]',
+	'&a',
+	'*a',
+	'!!str x',
+	'|',
+	'>',
+	'>-\n  x',
+	'`',
+	'@',
+	'null',
+	'~',
+	'true',
+	'no',
+	'0x1f',
+	'1e3',
+	'1:30',
+	'2026-01-02',
+	'<<',
+	'key: |\n  line one\n\tline two\n\n  # three\n',
+	`${'x'.repeat(200)}\n${'y '.repeat(100)}`,
+	'-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n',
 	'{"tls-server-key":"-----BEGIN PRIVATE KEY-----\\nabc\\n"}',
 ];
 
@@ -44,10 +107,20 @@ test('any text survives in path and content, with no other keys', async t => {
 		fc.array(fc.constantFrom(...awkward), {maxLength: 5}).map(parts => parts.join('')),
 		fc.string({unit: 'grapheme', maxLength: 60}),
 	);
-	const documents = fc.array(fc.array(fc.record({path: text, content: text}), {maxLength: 4}), {minLength: 100, maxLength: 150, size: 'max'});
-	await fc.assert(fc.asyncProperty(documents, async lists => {
-		t.deepEqual(await parsedByPython(lists.map(configOf)), lists.map(list => ({write_files: list.map(({path, content}) => ({path, content}))})));
-	}), {numRuns: 5});
+	const documents = fc.array(fc.array(fc.record({path: text, content: text}), {maxLength: 4}), {
+		minLength: 100,
+		maxLength: 150,
+		size: 'max',
+	});
+	await fc.assert(
+		fc.asyncProperty(documents, async lists => {
+			t.deepEqual(
+				await parsedByPython(lists.map(configOf)),
+				lists.map(list => ({write_files: list.map(({path, content}) => ({path, content}))})),
+			);
+		}),
+		{numRuns: 5},
+	);
 });
 
 test('a document is printable ASCII and starts with the line that cloud-init asks for', t => {
@@ -57,7 +130,9 @@ test('a document is printable ASCII and starts with the line that cloud-init ask
 });
 
 test('half a surrogate pair is refused by its path and without its content', t => {
-	const error = t.throws(() => configOf([{path: '/run/peerpod/x', content: 'secret \uD800'}]), {instanceOf: AdaptorError});
+	const error = t.throws(() => configOf([{path: '/run/peerpod/x', content: 'secret \uD800'}]), {
+		instanceOf: AdaptorError,
+	});
 	t.is(error.code, 'invalid-argument');
 	t.true(error.message.includes('/run/peerpod/x'));
 	t.false(error.message.includes('secret'));
@@ -73,7 +148,10 @@ test('the disk has the three files of NoCloud under its label', async t => {
 	t.regex((await run('isoinfo', ['-i', path, '-d'])).toString(), /^Volume id: cidata$/m);
 	for (const extension of ['-R', '-J']) {
 		t.is((await run('isoinfo', ['-i', path, extension, '-x', '/user-data'])).toString(), cloudConfig(files));
-		t.is((await run('isoinfo', ['-i', path, extension, '-x', '/meta-data'])).toString(), 'instance-id: podvm-web-01234567\nlocal-hostname: podvm-web-01234567\n');
+		t.is(
+			(await run('isoinfo', ['-i', path, extension, '-x', '/meta-data'])).toString(),
+			'instance-id: podvm-web-01234567\nlocal-hostname: podvm-web-01234567\n',
+		);
 		t.is((await run('isoinfo', ['-i', path, extension, '-x', '/vendor-data'])).toString(), '');
 	}
 });

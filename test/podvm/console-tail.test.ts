@@ -14,9 +14,13 @@ function sessionPrinting(print: (signal: AbortSignal) => AsyncGenerator<Buffer, 
 
 async function linesOf(...chunks: ReadonlyArray<string | Buffer>): Promise<readonly string[]> {
 	const tail = new ConsoleTail();
-	using _following = tail.follow(sessionPrinting(async function* () {
-		yield* chunks.map(chunk => Buffer.from(chunk));
-	}), domain, silentLogger);
+	using _following = tail.follow(
+		sessionPrinting(async function* () {
+			yield* chunks.map(chunk => Buffer.from(chunk));
+		}),
+		domain,
+		silentLogger,
+	);
 	await tail.rest();
 	return tail.lines();
 }
@@ -25,34 +29,53 @@ test('the last ten lines are kept, wherever they were cut on their way', async t
 	const lines = Array.from({length: 30}, (_, index) => `line ${index} über`);
 	const bytes = Buffer.from(`${lines.join('\r\n')}\r\n`);
 	for (const size of [1, 7, 10_000]) {
-		const chunks = Array.from({length: Math.ceil(bytes.length / size)}, (_, index) => bytes.subarray(index * size, (index + 1) * size));
+		const chunks = Array.from({length: Math.ceil(bytes.length / size)}, (_, index) =>
+			bytes.subarray(index * size, (index + 1) * size),
+		);
 		t.deepEqual(await linesOf(...chunks), lines.slice(-10));
 	}
 });
 
 test('control sequences, empty lines and the frames of a panic are left out', async t => {
-	t.deepEqual(await linesOf(
-		'\u001B[0;32m  OK  \u001B[0m started\n\n\t\n',
-		'[    6.78] Kernel panic - not syncing: sysrq\n[    6.79]  [<0000000000a17d08>] panic+0x118/0x310\n[    6.79] ([<0000000000a17d08>] panic+0x118/0x310)\n',
-	), ['OK   started', '[    6.78] Kernel panic - not syncing: sysrq']);
+	t.deepEqual(
+		await linesOf(
+			'\u001B[0;32m  OK  \u001B[0m started\n\n\t\n',
+			'[    6.78] Kernel panic - not syncing: sysrq\n[    6.79]  [<0000000000a17d08>] panic+0x118/0x310\n[    6.79] ([<0000000000a17d08>] panic+0x118/0x310)\n',
+		),
+		['OK   started', '[    6.78] Kernel panic - not syncing: sysrq'],
+	);
 });
 
 test('whatever a guest prints, it becomes few short lines of printable text', async t => {
-	await fc.assert(fc.asyncProperty(fc.array(fc.oneof(fc.uint8Array({maxLength: 3000}), fc.string({unit: 'binary', maxLength: 500}))), async chunks => {
-		const lines = await linesOf(...chunks.map(chunk => Buffer.from(chunk as Uint8Array)));
-		t.true(lines.length <= 10 && lines.every(line => line.length <= 160 && !/[\p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}]/u.test(line)), JSON.stringify(lines));
-	}), {numRuns: 100});
+	await fc.assert(
+		fc.asyncProperty(
+			fc.array(fc.oneof(fc.uint8Array({maxLength: 3000}), fc.string({unit: 'binary', maxLength: 500}))),
+			async chunks => {
+				const lines = await linesOf(...chunks.map(chunk => Buffer.from(chunk as Uint8Array)));
+				t.true(
+					lines.length <= 10 &&
+						lines.every(line => line.length <= 160 && !/[\p{Cc}\p{Cf}\p{Co}\p{Zl}\p{Zp}]/u.test(line)),
+					JSON.stringify(lines),
+				);
+			},
+		),
+		{numRuns: 100},
+	);
 });
 
 test('a guest that prints without end is read no further than a megabyte', async t => {
 	let printed = 0;
 	const tail = new ConsoleTail();
-	using _following = tail.follow(sessionPrinting(async function* () {
-		for (;;) {
-			printed++;
-			yield Buffer.alloc(65_536, 'x\n');
-		}
-	}), domain, silentLogger);
+	using _following = tail.follow(
+		sessionPrinting(async function* () {
+			for (;;) {
+				printed++;
+				yield Buffer.alloc(65_536, 'x\n');
+			}
+		}),
+		domain,
+		silentLogger,
+	);
 	await tail.rest();
 	t.true(printed <= 17, `${printed} times 64 KiB`);
 });
@@ -60,25 +83,37 @@ test('a guest that prints without end is read no further than a megabyte', async
 test('a console that cannot be read changes nothing; disposing gives it back', async t => {
 	const tail = new ConsoleTail();
 	const [waiting, returned] = [Promise.withResolvers<undefined>(), Promise.withResolvers<undefined>()];
-	const following = tail.follow(sessionPrinting(async function* (signal) {
-		yield Buffer.from('so far\n');
-		await new Promise((_resolve, reject) => {
-			signal.addEventListener('abort', () => {
-				returned.resolve(undefined);
-				reject(signal.reason as Error);
-			}, {once: true});
-			waiting.resolve(undefined);
-		});
-	}), domain, silentLogger);
+	const following = tail.follow(
+		sessionPrinting(async function* (signal) {
+			yield Buffer.from('so far\n');
+			await new Promise((_resolve, reject) => {
+				signal.addEventListener(
+					'abort',
+					() => {
+						returned.resolve(undefined);
+						reject(signal.reason as Error);
+					},
+					{once: true},
+				);
+				waiting.resolve(undefined);
+			});
+		}),
+		domain,
+		silentLogger,
+	);
 	await waiting.promise;
 	following[Symbol.dispose]();
 	await returned.promise;
 	await tail.rest();
 	t.deepEqual(tail.lines(), ['so far']);
-	using _refused = tail.follow(sessionPrinting(async function* () {
-		yield* [];
-		throw new Error('Active console session exists for this domain');
-	}), domain, silentLogger);
+	using _refused = tail.follow(
+		sessionPrinting(async function* () {
+			yield* [];
+			throw new Error('Active console session exists for this domain');
+		}),
+		domain,
+		silentLogger,
+	);
 	await tail.rest();
 	t.deepEqual(tail.lines(), ['so far']);
 });

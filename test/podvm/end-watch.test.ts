@@ -76,7 +76,11 @@ async function looked(calls: InterceptedCalls): Promise<void> {
 	await turn();
 }
 
-function watchOn(t: ExecutionContext, calls: InterceptedCalls, lookEveryMs = 60_000): {watch: EndWatch; log: ReturnType<typeof recordingLog>; signal: AbortSignal} {
+function watchOn(
+	t: ExecutionContext,
+	calls: InterceptedCalls,
+	lookEveryMs = 60_000,
+): {watch: EndWatch; log: ReturnType<typeof recordingLog>; signal: AbortSignal} {
 	const [log, abort] = [recordingLog(), new AbortController()];
 	t.teardown(() => abort.abort(new Error('the test is over')));
 	return {watch: new EndWatch({session: calls, log, lookEveryMs}), log, signal: abort.signal};
@@ -143,7 +147,10 @@ test('a libvirt that cannot be asked is asked again, and is no reason to give a 
 	await vm.kill();
 	reconnect();
 	t.regex((await ended).message, /somebody stopped it/);
-	t.deepEqual(log.lines.map(({level}) => level), ['debug']);
+	t.deepEqual(
+		log.lines.map(({level}) => level),
+		['debug'],
+	);
 });
 
 test('a watch that nobody waits for asks and listens no more, and works again', async t => {

@@ -1,4 +1,7 @@
-/** What libvirt is seen to have: networks and domains of its test driver, volumes of a real storage driver with real files. */
+/**
+ * What libvirt is seen to have: networks and domains of its test driver, volumes of a real storage driver with real
+ * files.
+ */
 import {writeFile} from 'node:fs/promises';
 import test from 'ava';
 import {LibvirtError} from '../../src/libvirt/wire/errors.ts';
@@ -7,7 +10,17 @@ import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
-import {countRunningVms, observeBaseVolume, observeGuests, observeLibvirt, observeMemory, observeNetwork, observePodVms, observePool, observeSecureExecution} from '../../src/podvm/host-probe.ts';
+import {
+	countRunningVms,
+	observeBaseVolume,
+	observeGuests,
+	observeLibvirt,
+	observeMemory,
+	observeNetwork,
+	observePodVms,
+	observePool,
+	observeSecureExecution,
+} from '../../src/podvm/host-probe.ts';
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
 import {specOf} from '../contract/pod-vms.ts';
 import {baseCapacity, baseVolume, intercept, podVmsOn, startLibvirtHost, type LibvirtHost} from './libvirt-host.ts';
@@ -20,9 +33,16 @@ let made: LibvirtSession;
 
 test.before(async () => {
 	host = stack.use(await startLibvirtHost());
-	const session = (uri: string): LibvirtSession => stack.use(new LibvirtSession({
-		uri, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'}, {}),
-	}));
+	const session = (uri: string): LibvirtSession =>
+		stack.use(
+			new LibvirtSession({
+				uri,
+				openPipe: openUnixPipe(
+					{...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'},
+					{},
+				),
+			}),
+		);
 	storage = session('qemu:///session');
 	made = session('test:///default');
 });
@@ -47,21 +67,31 @@ test('a driver that cannot be asked for Secure Execution, or refuses to tell, ha
 	const cannot = await observeSecureExecution(new HostCapabilities(host.calls), signal);
 	t.regex('reason' in cannot ? cannot.reason : '', /^its libvirt cannot tell \(.*not supported.*\)$/);
 	const {capabilities} = await host.calls.call(procedures.connectGetCapabilities, undefined, signal);
-	const refuses = await observeSecureExecution(new HostCapabilities({
-		onState: listener => storage.onState(listener),
-		call: async (procedure, args, ...rest) => procedure.name === procedures.connectGetCapabilities.name
-			? {capabilities: capabilities.replaceAll('/usr/bin/qemu-system-s390x', '/nonexistent')} as never
-			: storage.call(procedure, args, ...rest),
-	}), signal);
+	const refuses = await observeSecureExecution(
+		new HostCapabilities({
+			onState: listener => storage.onState(listener),
+			call: async (procedure, args, ...rest) =>
+				procedure.name === procedures.connectGetCapabilities.name
+					? ({capabilities: capabilities.replaceAll('/usr/bin/qemu-system-s390x', '/nonexistent')} as never)
+					: storage.call(procedure, args, ...rest),
+		}),
+		signal,
+	);
 	t.regex('reason' in refuses ? refuses.reason : '', /^its libvirt cannot tell \(.*\/nonexistent.*\)$/);
 });
 
-test('the guests\' machine is told; CPUs that the host does not have are an error', async t => {
-	t.like(await observeGuests(new HostCapabilities(host.calls), '0', signal), {domainType: 'qemu', machine: 's390-ccw-virtio-7.2'});
+test("the guests' machine is told; CPUs that the host does not have are an error", async t => {
+	t.like(await observeGuests(new HostCapabilities(host.calls), '0', signal), {
+		domainType: 'qemu',
+		machine: 's390-ccw-virtio-7.2',
+	});
 	const {capabilities} = await host.calls.call(procedures.connectGetCapabilities, undefined, signal);
 	const calls = intercept(host.calls);
 	const topology = '<topology><cells><cell id="0"><cpus num="1"><cpu id="0"/></cpus></cell></cells></topology>';
-	calls.answer = procedure => procedure === procedures.connectGetCapabilities.name ? {capabilities: capabilities.replace('</host>', `${topology}</host>`)} : undefined;
+	calls.answer = procedure =>
+		procedure === procedures.connectGetCapabilities.name
+			? {capabilities: capabilities.replace('</host>', `${topology}</host>`)}
+			: undefined;
 	const capabilitiesWithCpus = new HostCapabilities(calls);
 	t.like(await observeGuests(capabilitiesWithCpus, '0', signal), {domainType: 'qemu'});
 	await t.throwsAsync(observeGuests(capabilitiesWithCpus, '0-1', signal), {message: /LIBVIRT_CPUSET names CPUs/});
@@ -71,7 +101,10 @@ test('memory is what is free and what caches would give back; a driver that does
 	const {totalBytes, availableBytes} = await observeMemory(storage, signal);
 	const {params} = await storage.call(procedures.nodeGetMemoryStats, {nparams: 4, cellNum: -1, flags: 0}, signal);
 	t.is(totalBytes, (params.find(({field}) => field === 'total')?.value ?? 0n) * 1024n);
-	t.true(availableBytes > (params.find(({field}) => field === 'buffers')?.value ?? 0n) * 1024n && availableBytes < totalBytes);
+	t.true(
+		availableBytes > (params.find(({field}) => field === 'buffers')?.value ?? 0n) * 1024n &&
+			availableBytes < totalBytes,
+	);
 	t.is((await observeMemory(made, signal)).totalBytes, 3n * 1024n ** 3n);
 });
 
@@ -84,8 +117,15 @@ test('a pool shows its type, path, state, autostart and space', async t => {
 });
 
 test('a pool that is not active has no space', async t => {
-	const xml = '<pool type=\'logical\'><name>idle</name><source><name>vg</name></source><target><path>/dev/vg</path></target></pool>';
-	await using own = new LibvirtSession({uri: `test://${host.libvirtd.directory}/idle.xml`, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'}, {})});
+	const xml =
+		"<pool type='logical'><name>idle</name><source><name>vg</name></source><target><path>/dev/vg</path></target></pool>";
+	await using own = new LibvirtSession({
+		uri: `test://${host.libvirtd.directory}/idle.xml`,
+		openPipe: openUnixPipe(
+			{...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'},
+			{},
+		),
+	});
 	await writeFile(`${host.libvirtd.directory}/idle.xml`, `<node>${xml}</node>`);
 	const {pool} = await own.call(procedures.storagePoolLookupByName, {name: 'idle'}, signal);
 	await own.call(procedures.storagePoolDestroy, {pool}, signal);
@@ -96,7 +136,11 @@ test('a volume shows the bytes that it begins with, whatever libvirt takes it fo
 	const pool = await host.pool();
 	const qcow2 = await observeBaseVolume(storage, pool.name, baseVolume, signal);
 	t.like(qcow2, {declaredFormat: 'qcow2', capacityBytes: baseCapacity});
-	t.true(qcow2.header instanceof Buffer && qcow2.header.length === 512 && qcow2.header.toString('latin1', 0, 4) === 'QFI\xFB');
+	t.true(
+		qcow2.header instanceof Buffer &&
+			qcow2.header.length === 512 &&
+			qcow2.header.toString('latin1', 0, 4) === 'QFI\xFB',
+	);
 	t.true(qcow2.allocatedBytes > 0n && qcow2.allocatedBytes < 1024n ** 2n);
 
 	const raw = await observeBaseVolume(storage, pool.name, pool.otherVolume, signal);
@@ -112,12 +156,22 @@ test('a volume shows the bytes that it begins with, whatever libvirt takes it fo
 test('of a name that stands for a version of the image, the version is seen', async t => {
 	const {name, directory} = await host.pool();
 	const {pool} = await storage.call(procedures.storagePoolLookupByName, {name}, signal);
-	const volume = async (of: string, more = ''): Promise<unknown> => storage.call(procedures.storageVolCreateXml, {
-		pool, flags: 0, xml: `<volume><name>${of}</name><capacity>1000000</capacity><allocation>0</allocation><target><format type="qcow2"/></target>${more}</volume>`,
-	}, signal);
+	const volume = async (of: string, more = ''): Promise<unknown> =>
+		storage.call(
+			procedures.storageVolCreateXml,
+			{
+				pool,
+				flags: 0,
+				xml: `<volume><name>${of}</name><capacity>1000000</capacity><allocation>0</allocation><target><format type="qcow2"/></target>${more}</volume>`,
+			},
+			signal,
+		);
 	const version = 'image-20260102T030405Z.qcow2';
 	await volume(version);
-	await volume('image.qcow2', `<backingStore><path>${directory}/${version}</path><format type="qcow2"/></backingStore>`);
+	await volume(
+		'image.qcow2',
+		`<backingStore><path>${directory}/${version}</path><format type="qcow2"/></backingStore>`,
+	);
 	const {header, ...seen} = await observeBaseVolume(storage, name, 'image.qcow2', signal);
 	t.like(seen, {version, declaredFormat: 'qcow2'});
 	// The offset of a backing file's name: the version has none.
@@ -126,27 +180,56 @@ test('of a name that stands for a version of the image, the version is seen', as
 
 test('a volume whose bytes libvirt does not give is seen without; one that does not exist is an error', async t => {
 	const {pool} = await made.call(procedures.storagePoolLookupByName, {name: 'default-pool'}, signal);
-	await made.call(procedures.storageVolCreateXml, {pool, xml: '<volume><name>v</name><capacity>1000000</capacity><target><format type=\'qcow2\'/></target></volume>', flags: 0}, signal);
+	await made.call(
+		procedures.storageVolCreateXml,
+		{
+			pool,
+			xml: "<volume><name>v</name><capacity>1000000</capacity><target><format type='qcow2'/></target></volume>",
+			flags: 0,
+		},
+		signal,
+	);
 	const {header} = await observeBaseVolume(made, pool.name, 'v', signal);
 	t.regex('unreadable' in header ? header.unreadable : '', /not supported/);
-	await t.throwsAsync(observeBaseVolume(made, pool.name, 'none', signal), {message: /Can't retrieve volume none.*LIBVIRT_VOL_NAME/});
+	await t.throwsAsync(observeBaseVolume(made, pool.name, 'none', signal), {
+		message: /Can't retrieve volume none.*LIBVIRT_VOL_NAME/,
+	});
 });
 
 test('a network shows its state, subnet and an address that a VM may get', async t => {
-	t.like(await observeNetwork(made, 'default', signal), {isActive: true, autostarts: false, forwardMode: 'nat', subnet: '192.168.122.0/24', vmAddress: '192.168.122.2', hasSpanningTree: true});
+	t.like(await observeNetwork(made, 'default', signal), {
+		isActive: true,
+		autostarts: false,
+		forwardMode: 'nat',
+		subnet: '192.168.122.0/24',
+		vmAddress: '192.168.122.2',
+		hasSpanningTree: true,
+	});
 	await t.throwsAsync(observeNetwork(made, 'none', signal), {instanceOf: LibvirtError, message: /net-list/});
 });
 
 const networks: ReadonlyArray<readonly [xml: string, seen: object]> = [
 	['<forward mode="bridge"/><bridge name="br0"/>', {forwardMode: 'bridge', hasSpanningTree: false}],
-	['<forward mode="open"/><bridge name="virbr7" stp="off"/><ip address="10.1.2.3" prefix="20"/>', {forwardMode: 'open', subnet: '10.1.0.0/20', vmAddress: '10.1.2.3', hasSpanningTree: false}],
-	['<bridge name="virbr8" stp="on"/><ip family="ipv6" address="fd00::1" prefix="64"/><ip address="10.1.2.3" netmask="255.255.255.128"/>', {subnet: '10.1.2.0/25', vmAddress: '10.1.2.3', hasSpanningTree: true}],
+	[
+		'<forward mode="open"/><bridge name="virbr7" stp="off"/><ip address="10.1.2.3" prefix="20"/>',
+		{forwardMode: 'open', subnet: '10.1.0.0/20', vmAddress: '10.1.2.3', hasSpanningTree: false},
+	],
+	[
+		'<bridge name="virbr8" stp="on"/><ip family="ipv6" address="fd00::1" prefix="64"/><ip address="10.1.2.3" netmask="255.255.255.128"/>',
+		{subnet: '10.1.2.0/25', vmAddress: '10.1.2.3', hasSpanningTree: true},
+	],
 ];
 for (const [index, [inside, seen]] of networks.entries()) {
 	test(`a network is seen as it is described: ${inside}`, async t => {
 		const path = `${host.libvirtd.directory}/network-${index}.xml`;
 		await writeFile(path, `<node><network><name>n</name>${inside}</network></node>`);
-		await using own = new LibvirtSession({uri: `test://${path}`, openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'}, {})});
+		await using own = new LibvirtSession({
+			uri: `test://${path}`,
+			openPipe: openUnixPipe(
+				{...parseLibvirtUri(`test:///default?socket=${host.libvirtd.socketPath}`), transport: 'unix'},
+				{},
+			),
+		});
 		t.deepEqual(await observeNetwork(own, 'n', signal), {isActive: true, autostarts: false, ...seen} as never);
 	});
 }
@@ -170,11 +253,22 @@ test('only running VMs of this cluster and node are counted', async t => {
 
 test('VMs of this node of which another PODS_DIR is in charge are told, and no others', async t => {
 	const [pool, owner] = [await host.pool(), {cluster: 'observed', node: 'node'}];
-	const [ours, other] = [{fingerprint: 'aa', path: '/run/a'}, {fingerprint: 'bb', path: '/run/b'}];
+	const [ours, other] = [
+		{fingerprint: 'aa', path: '/run/a'},
+		{fingerprint: 'bb', path: '/run/b'},
+	];
 	t.deepEqual(await observePodVms(host.calls, owner, ours, signal), {count: 0, foreign: []});
-	const start = async (more: object): Promise<string> => (await podVmsOn(host.calls, pool, {...owner, ...more}).start(specOf(), signal)).name;
+	const start = async (more: object): Promise<string> =>
+		(await podVmsOn(host.calls, pool, {...owner, ...more}).start(specOf(), signal)).name;
 	await Promise.all([start({podsDir: ours}), start({}), start({node: 'other-node', podsDir: other})]);
 	const foreign = [await start({podsDir: other}), await start({podsDir: other})].sort();
-	t.deepEqual(await observePodVms(host.calls, owner, ours, signal), {count: 4, foreign: foreign.map(name => ({name, podsDir: '/run/b'}))});
-	t.deepEqual((await observePodVms(host.calls, owner, {...ours, fingerprint: 'bb'}, signal)).foreign.length, 1, 'by the fingerprint, whatever the path');
+	t.deepEqual(await observePodVms(host.calls, owner, ours, signal), {
+		count: 4,
+		foreign: foreign.map(name => ({name, podsDir: '/run/b'})),
+	});
+	t.deepEqual(
+		(await observePodVms(host.calls, owner, {...ours, fingerprint: 'bb'}, signal)).foreign.length,
+		1,
+		'by the fingerprint, whatever the path',
+	);
 });

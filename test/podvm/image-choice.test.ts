@@ -4,14 +4,28 @@ import {checkIsNoOverlay, chosenImage} from '../../src/podvm/image-choice.ts';
 
 const configured = 'podvm-base.qcow2';
 
-test('an image is a volume\'s name: no path, nothing empty, no disk of a pod VM, whoever made it', t => {
+test("an image is a volume's name: no path, nothing empty, no disk of a pod VM, whoever made it", t => {
 	t.is(chosenImage(undefined, {configured}), configured);
 	t.is(chosenImage('my image (2).raw', {configured}), 'my image (2).raw');
 	for (const image of [
-		'', '/etc/passwd', '../x', '..', '.', 'a/b', 'a\nb', ' a', 'x'.repeat(256),
-		'podvm-web-01234567-root.qcow2', 'podvm-web-01234567-cidata.iso', 'podvm-web-01234567-cloudinit.iso',
+		'',
+		'/etc/passwd',
+		'../x',
+		'..',
+		'.',
+		'a/b',
+		'a\nb',
+		' a',
+		'x'.repeat(256),
+		'podvm-web-01234567-root.qcow2',
+		'podvm-web-01234567-cidata.iso',
+		'podvm-web-01234567-cloudinit.iso',
 	]) {
-		for (const choose of [() => chosenImage(image, {configured}), () => chosenImage(image, {configured, allowed: ['*']}), () => chosenImage(undefined, {configured: image})]) {
+		for (const choose of [
+			() => chosenImage(image, {configured}),
+			() => chosenImage(image, {configured, allowed: ['*']}),
+			() => chosenImage(undefined, {configured: image}),
+		]) {
 			const error = t.throws(choose, {instanceOf: AdaptorError}, image);
 			t.is(error.code, 'invalid-argument');
 		}
@@ -34,5 +48,8 @@ test('of a list only what is on it may be chosen, and always the configured imag
 
 test('an overlay is no image for a pod to choose', t => {
 	checkIsNoOverlay('a', {isOverlay: false});
-	t.like(t.throws(() => checkIsNoOverlay('copy.qcow2', {isOverlay: true}), {instanceOf: AdaptorError}), {code: 'invalid-argument', where: {image: 'copy.qcow2'}});
+	t.like(
+		t.throws(() => checkIsNoOverlay('copy.qcow2', {isOverlay: true}), {instanceOf: AdaptorError}),
+		{code: 'invalid-argument', where: {image: 'copy.qcow2'}},
+	);
 });

@@ -23,7 +23,12 @@ async function isoinfo(path: string, ...args: readonly string[]): Promise<Buffer
 
 /** The names in the root directory as isoinfo's `-f` prints them, sorted. */
 async function names(path: string, ...extension: readonly string[]): Promise<readonly string[]> {
-	return (await isoinfo(path, '-f', ...extension)).toString().split('\n').filter(line => line !== '').map(line => line.slice(1)).sort();
+	return (await isoinfo(path, '-f', ...extension))
+		.toString()
+		.split('\n')
+		.filter(line => line !== '')
+		.map(line => line.slice(1))
+		.sort();
 }
 
 const cidata: readonly IsoFile[] = [
@@ -65,13 +70,23 @@ test('an image is a whole number of sectors and as large as its descriptor says'
 });
 
 test('the same files at the same time give the same bytes', t => {
-	t.deepEqual(isoImage({label: 'cidata', files: cidata, createdAt}), isoImage({label: 'cidata', files: cidata, createdAt: new Date(createdAt)}));
-	t.notDeepEqual(isoImage({label: 'cidata', files: cidata, createdAt}), isoImage({label: 'cidata', files: cidata, createdAt: new Date(0)}));
+	t.deepEqual(
+		isoImage({label: 'cidata', files: cidata, createdAt}),
+		isoImage({label: 'cidata', files: cidata, createdAt: new Date(createdAt)}),
+	);
+	t.notDeepEqual(
+		isoImage({label: 'cidata', files: cidata, createdAt}),
+		isoImage({label: 'cidata', files: cidata, createdAt: new Date(0)}),
+	);
 });
 
 test('names that cannot be written are refused', t => {
 	for (const name of ['', '.', '..', 'a/b', 'ä', 'a b', 'x'.repeat(65)]) {
-		t.throws(() => isoImage({label: 'cidata', files: [{name, content: Buffer.alloc(0)}], createdAt}), {instanceOf: RangeError}, name);
+		t.throws(
+			() => isoImage({label: 'cidata', files: [{name, content: Buffer.alloc(0)}], createdAt}),
+			{instanceOf: RangeError},
+			name,
+		);
 	}
 
 	t.throws(() => isoImage({label: 'cidata', files: [...cidata, ...cidata], createdAt}), {instanceOf: RangeError});
@@ -79,14 +94,17 @@ test('names that cannot be written are refused', t => {
 });
 
 test('a file of three megabytes comes back byte for byte', async t => {
-	const content = Buffer.from(Array.from({length: 3_000_001}, (_, index) => (index * 7919 >> 3) & 0xff));
+	const content = Buffer.from(Array.from({length: 3_000_001}, (_, index) => ((index * 7919) >> 3) & 0xff));
 	const path = await imageFile(t, [...cidata, {name: 'large', content}]);
 	t.true((await isoinfo(path, '-R', '-x', '/large')).equals(content));
 	t.deepEqual(await isoinfo(path, '-R', '-x', '/user-data'), Buffer.from('#cloud-config\n'));
 });
 
 test('a directory of more than a sector keeps every name, clashing short names included', async t => {
-	const files = Array.from({length: 60}, (_, index) => ({name: `a-rather-long-name-of-a-file-${String(index)}`, content: Buffer.from(String(index))}));
+	const files = Array.from({length: 60}, (_, index) => ({
+		name: `a-rather-long-name-of-a-file-${String(index)}`,
+		content: Buffer.from(String(index)),
+	}));
 	const path = await imageFile(t, files);
 	const expected = files.map(({name}) => name).sort();
 	t.deepEqual(await names(path, '-R'), expected);
@@ -97,13 +115,19 @@ test('a directory of more than a sector keeps every name, clashing short names i
 
 test('any names and contents come back by Rock Ridge and by Joliet', async t => {
 	const name = fc.stringMatching(/^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$/);
-	const content = fc.oneof(fc.uint8Array({maxLength: 5000}), fc.constantFrom(0, 2047, 2048, 2049, 4096).map(length => new Uint8Array(length).fill(7)));
+	const content = fc.oneof(
+		fc.uint8Array({maxLength: 5000}),
+		fc.constantFrom(0, 2047, 2048, 2049, 4096).map(length => new Uint8Array(length).fill(7)),
+	);
 	const file = fc.record({name, content: content.map(bytes => Buffer.from(bytes))});
-	await fc.assert(fc.asyncProperty(fc.uniqueArray(file, {selector: ({name}) => name, maxLength: 6}), async files => {
-		const path = await imageFile(t, files);
-		t.deepEqual(await names(path, '-J'), files.map(({name}) => name).sort());
-		for (const {name, content} of files) {
-			t.deepEqual(await isoinfo(path, '-R', '-x', `/${name}`), content);
-		}
-	}), {numRuns: 20});
+	await fc.assert(
+		fc.asyncProperty(fc.uniqueArray(file, {selector: ({name}) => name, maxLength: 6}), async files => {
+			const path = await imageFile(t, files);
+			t.deepEqual(await names(path, '-J'), files.map(({name}) => name).sort());
+			for (const {name, content} of files) {
+				t.deepEqual(await isoinfo(path, '-R', '-x', `/${name}`), content);
+			}
+		}),
+		{numRuns: 20},
+	);
 });

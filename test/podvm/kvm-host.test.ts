@@ -1,4 +1,5 @@
-// What is asked of the host before a VM is made, how often, and what is refused. libvirt-host.ts says what is real here; the host's abilities are not.
+// What is asked of the host before a VM is made, how often, and what is refused. libvirt-host.ts says what is real
+// here; the host's abilities are not.
 import {randomBytes} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
@@ -12,10 +13,23 @@ import type {PodVmsOptions} from '../../src/podvm/pod-vms.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';
 import {recordingLog} from '../support/recording-log.ts';
-import {baseVolume, domainsNaming, intercept, never, podVmsOn, startLibvirtHost, type InterceptedCalls, type LibvirtHost, type TestPool} from './libvirt-host.ts';
+import {
+	baseVolume,
+	domainsNaming,
+	intercept,
+	never,
+	podVmsOn,
+	startLibvirtHost,
+	type InterceptedCalls,
+	type LibvirtHost,
+	type TestPool,
+} from './libvirt-host.ts';
 
-const fixture = async (name: string): Promise<string> => readFile(new URL(`../fixtures/podvm/${name}.xml`, import.meta.url), 'utf8');
-const [capabilities, emulating, protecting] = await Promise.all(['capabilities-s390x-tcg', 'domain-capabilities-s390x-tcg', 'domain-capabilities-s390x-kvm'].map(fixture)) as [string, string, string];
+const fixture = async (name: string): Promise<string> =>
+	readFile(new URL(`../fixtures/podvm/${name}.xml`, import.meta.url), 'utf8');
+const [capabilities, emulating, protecting] = (await Promise.all(
+	['capabilities-s390x-tcg', 'domain-capabilities-s390x-tcg', 'domain-capabilities-s390x-kvm'].map(fixture),
+)) as [string, string, string];
 const server = {driver: 'QEMU', libvirtVersion: '9.0.0', hostname: 'host', transport: 'unix'};
 
 let host: LibvirtHost;
@@ -39,24 +53,39 @@ interface Daemon {
 }
 
 /** @param abilities the host's, changed at will */
-async function daemon(abilities: {domainCapabilities?: string; capabilities?: string}, more: Partial<PodVmsOptions>): Promise<Daemon> {
-	const [pool, calls, log, cluster] = [await host.pool(), intercept(host.calls), recordingLog(), randomBytes(6).toString('hex')];
+async function daemon(
+	abilities: {domainCapabilities?: string; capabilities?: string},
+	more: Partial<PodVmsOptions>,
+): Promise<Daemon> {
+	const [pool, calls, log, cluster] = [
+		await host.pool(),
+		intercept(host.calls),
+		recordingLog(),
+		randomBytes(6).toString('hex'),
+	];
 	const listeners: Array<(state: SessionState) => void> = [];
-	calls.answer = name => name === 'connectGetDomainCapabilities' ? {capabilities: abilities.domainCapabilities ?? emulating}
-		: name === 'connectGetCapabilities' ? {capabilities: abilities.capabilities ?? capabilities} : undefined;
+	calls.answer = name =>
+		name === 'connectGetDomainCapabilities'
+			? {capabilities: abilities.domainCapabilities ?? emulating}
+			: name === 'connectGetCapabilities'
+				? {capabilities: abilities.capabilities ?? capabilities}
+				: undefined;
 	calls.onState = listener => {
 		listeners.push(listener);
 		return {[Symbol.dispose]: () => undefined};
 	};
 
 	return {
-		calls, pool, log, vms: podVmsOn(calls, pool, {cluster, log, ...more}),
+		calls,
+		pool,
+		log,
+		vms: podVmsOn(calls, pool, {cluster, log, ...more}),
 		connected: () => listeners.forEach(listener => listener({name: 'connected', server})),
 		definition: async name => {
 			const {dom} = await host.calls.call(procedures.domainLookupByName, {name}, never);
 			return readXml((await host.calls.call(procedures.domainGetXmlDesc, {dom, flags: 0}, never)).xml);
 		},
-		leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
+		leftovers: async () => [...(await domainsNaming(host.calls, cluster)), ...(await pool.files())],
 		count: procedure => calls.made.filter(name => name === procedure).length,
 	};
 }
@@ -68,29 +97,45 @@ async function told(log: Daemon['log'], level: string, lines = 1): Promise<void>
 	}
 }
 
-async function refused(t: ExecutionContext, {vms, calls, leftovers}: Daemon, more: Partial<Parameters<typeof specOf>[0]> = {}): Promise<AdaptorError> {
+async function refused(
+	t: ExecutionContext,
+	{vms, calls, leftovers}: Daemon,
+	more: Partial<Parameters<typeof specOf>[0]> = {},
+): Promise<AdaptorError> {
 	calls.made.length = 0;
 	const error = await t.throwsAsync(vms.start(specOf(more), never), {instanceOf: AdaptorError});
-	t.deepEqual(calls.made.filter(name => /define|create|upload|delete/i.test(name)), [], 'before any side effect');
+	t.deepEqual(
+		calls.made.filter(name => /define|create|upload|delete/i.test(name)),
+		[],
+		'before any side effect',
+	);
 	t.deepEqual(await leftovers(), []);
 	return error;
 }
 
 test('a confidential VM that the host cannot run is refused before any side effect, with the way out, and never started as another', async t => {
-	const own = await daemon({domainCapabilities: protecting.replace('pv supported=\'yes', 'pv supported=\'no').replace(/.*unpack.*\n/, '')}, {launchSecurity: 's390-pv'});
+	const own = await daemon(
+		{domainCapabilities: protecting.replace("pv supported='yes", "pv supported='no").replace(/.*unpack.*\n/, '')},
+		{launchSecurity: 's390-pv'},
+	);
 	const error = await refused(t, own);
 	t.like(error, {code: 'failed-precondition', reason: 'SecureExecutionUnavailable'});
 	t.regex(error.message, /prot_virt=1.*z15, LinuxONE III/);
 });
 
-test('libvirt\'s test driver takes a confidential VM, whose memory has room for its bounce buffers on top', async t => {
-	const {vms, definition, log} = await daemon({domainCapabilities: protecting}, {launchSecurity: 's390-pv', swiotlbMib: 512});
+test("libvirt's test driver takes a confidential VM, whose memory has room for its bounce buffers on top", async t => {
+	const {vms, definition, log} = await daemon(
+		{domainCapabilities: protecting},
+		{launchSecurity: 's390-pv', swiotlbMib: 512},
+	);
 	const {name} = await vms.start(specOf({memoryMib: 1024}), never);
 	const domain = await definition(name);
 	t.is(child(domain, 'launchSecurity')?.attributes['type'], 's390-pv');
 	t.is(child(domain, 'memory')?.text, String((1024 + 512) * 1024));
 	const devices = child(domain, 'devices');
-	const drivers = [...children(devices, 'disk'), ...children(devices, 'interface')].map(device => child(device, 'driver')?.attributes['iommu']);
+	const drivers = [...children(devices, 'disk'), ...children(devices, 'interface')].map(
+		device => child(device, 'driver')?.attributes['iommu'],
+	);
 	t.deepEqual(drivers, ['on', 'on', 'on']);
 	t.is(child(devices, 'memballoon')?.attributes['model'], 'none');
 	t.deepEqual([child(devices, 'rng'), child(domain, 'memoryBacking')], [undefined, undefined]);
@@ -98,7 +143,10 @@ test('libvirt\'s test driver takes a confidential VM, whose memory has room for 
 });
 
 test('the console of a confidential VM is not opened while its address is looked for; that of an ordinary one is', async t => {
-	for (const [more, opened] of [[{launchSecurity: 's390-pv'}, []], [{}, ['console']]] as const) {
+	for (const [more, opened] of [
+		[{launchSecurity: 's390-pv'}, []],
+		[{}, ['console']],
+	] as const) {
 		const {calls, vms} = await daemon({domainCapabilities: protecting}, more);
 		const consoles: string[] = [];
 		calls.console = (domain, signal) => {
@@ -144,18 +192,25 @@ test('the host is asked once a connection: a new one may be to a host that was u
 test('those who look around and those who start VMs share what one connection was asked', async t => {
 	const pool = await host.pool();
 	const calls = intercept(host.calls);
-	calls.answer = name => name === 'connectGetDomainCapabilities' ? {capabilities: protecting} : undefined;
+	calls.answer = name => (name === 'connectGetDomainCapabilities' ? {capabilities: protecting} : undefined);
 	const capabilities = new HostCapabilities(calls);
 	const vms = podVmsOn(calls, pool, {capabilities, launchSecurity: 's390-pv'});
-	await Promise.all([observeGuests(capabilities, undefined, never), observeSecureExecution(capabilities, never), vms.start(specOf(), never)]);
+	await Promise.all([
+		observeGuests(capabilities, undefined, never),
+		observeSecureExecution(capabilities, never),
+		vms.start(specOf(), never),
+	]);
 	await vms.start(specOf(), never);
-	t.deepEqual(calls.made.filter(name => name.endsWith('Capabilities')).sort(), ['connectGetCapabilities', 'connectGetDomainCapabilities']);
+	t.deepEqual(calls.made.filter(name => name.endsWith('Capabilities')).sort(), [
+		'connectGetCapabilities',
+		'connectGetDomainCapabilities',
+	]);
 });
 
 test('of those who ask at the same time, one that gives up does not take the answer from the others', async t => {
 	const {vms, calls, count} = await daemon({domainCapabilities: protecting}, {launchSecurity: 's390-pv'});
 	const gate = Promise.withResolvers<undefined>();
-	calls.before = async name => name === 'connectGetCapabilities' ? gate.promise : undefined;
+	calls.before = async name => (name === 'connectGetCapabilities' ? gate.promise : undefined);
 	const impatient = new AbortController();
 	const [given, other] = [vms.start(specOf(), impatient.signal), vms.start(specOf(), never)];
 	impatient.abort(new Error('gave up'));
@@ -167,7 +222,8 @@ test('of those who ask at the same time, one that gives up does not take the ans
 
 test('an answer that did not come is asked for again', async t => {
 	const {vms, calls} = await daemon({domainCapabilities: protecting}, {launchSecurity: 's390-pv'});
-	calls.before = async name => name === 'connectGetDomainCapabilities' ? Promise.reject(new Error('lost')) : undefined;
+	calls.before = async name =>
+		name === 'connectGetDomainCapabilities' ? Promise.reject(new Error('lost')) : undefined;
 	await t.throwsAsync(vms.start(specOf(), never), {message: 'lost'});
 	calls.before = undefined;
 	t.truthy((await vms.start(specOf(), never)).name);
@@ -175,7 +231,10 @@ test('an answer that did not come is asked for again', async t => {
 
 test('a cpuset that names CPUs which the host lacks is refused with both sets, until the host has them', async t => {
 	const withCpus = (...ids: readonly number[]): string =>
-		capabilities.replace('</host>', `<topology><cells num='1'><cell id='0'><cpus>${ids.map(id => `<cpu id='${id}'/>`).join('')}</cpus></cell></cells></topology></host>`);
+		capabilities.replace(
+			'</host>',
+			`<topology><cells num='1'><cell id='0'><cpus>${ids.map(id => `<cpu id='${id}'/>`).join('')}</cpus></cell></cells></topology></host>`,
+		);
 	const abilities = {capabilities: withCpus(0, 1, 2, 4)};
 	const own = await daemon(abilities, {cpuset: '0-5,^2'});
 	const error = await refused(t, own);
@@ -190,7 +249,11 @@ test('pods choose among the allowed images; what is none, or is missing, is refu
 	const own = await daemon({}, {allowedImages: ['other.*', 'gone?', 'copy.qcow2']});
 	const {pool, log} = own;
 	await own.vms.start(specOf({image: pool.otherVolume}), never);
-	t.true(log.lines.some(({message, fields}) => message === `Choosing ${pool.otherVolume}` && fields.image === pool.otherVolume));
+	t.true(
+		log.lines.some(
+			({message, fields}) => message === `Choosing ${pool.otherVolume}` && fields.image === pool.otherVolume,
+		),
+	);
 	for (const [image, code, reason, text] of [
 		['secret.qcow2', 'permission-denied', 'ImageNotAllowed', /LIBVIRT_ALLOWED_IMAGES/],
 		['gone1', 'not-found', 'ImageNotFound', /Can't retrieve volume gone1/],
@@ -206,9 +269,17 @@ test('pods choose among the allowed images; what is none, or is missing, is refu
 test('a root disk that was copied to another name is still no image, unless the administrator configures it', async t => {
 	const {vms, pool, calls} = await daemon({}, {});
 	const {name} = await vms.start(specOf(), never);
-	const {xml} = await host.calls.call(procedures.storageVolGetXmlDesc, {vol: {pool: pool.name, name: `${name}-root.qcow2`, key: ''}, flags: 0}, never);
-	calls.answer = (procedure, args) => procedure === 'storageVolGetXmlDesc' && (args as {vol: {name: string}}).vol.name === 'copy.qcow2' ? {xml}
-		: procedure === 'connectGetCapabilities' ? {capabilities} : undefined;
+	const {xml} = await host.calls.call(
+		procedures.storageVolGetXmlDesc,
+		{vol: {pool: pool.name, name: `${name}-root.qcow2`, key: ''}, flags: 0},
+		never,
+	);
+	calls.answer = (procedure, args) =>
+		procedure === 'storageVolGetXmlDesc' && (args as {vol: {name: string}}).vol.name === 'copy.qcow2'
+			? {xml}
+			: procedure === 'connectGetCapabilities'
+				? {capabilities}
+				: undefined;
 	const error = await t.throwsAsync(vms.start(specOf({image: 'copy.qcow2'}), never), {instanceOf: AdaptorError});
 	t.like(error, {code: 'invalid-argument', where: {image: 'copy.qcow2'}});
 	t.regex(error.message, /overlay/);
@@ -218,8 +289,17 @@ test('a root disk that was copied to another name is still no image, unless the 
 test('what is no disk is no image: a cidata disk, a file of another kind', async t => {
 	const {vms, calls} = await daemon({}, {volumeName: baseVolume});
 	for (const format of ['iso', 'dir', 'vmdk']) {
-		calls.answer = (procedure, args) => procedure === 'storageVolGetXmlDesc' && (args as {vol: {name: string}}).vol.name === 'x'
-			? {xml: `<volume><capacity>512</capacity><target><path>/p/x</path><format type='${format}'/></target></volume>`} : procedure === 'connectGetCapabilities' ? {capabilities} : undefined;
-		t.like(await t.throwsAsync(vms.start(specOf({image: 'x'}), never), {instanceOf: AdaptorError}), {code: 'failed-precondition', where: {format}});
+		calls.answer = (procedure, args) =>
+			procedure === 'storageVolGetXmlDesc' && (args as {vol: {name: string}}).vol.name === 'x'
+				? {
+						xml: `<volume><capacity>512</capacity><target><path>/p/x</path><format type='${format}'/></target></volume>`,
+					}
+				: procedure === 'connectGetCapabilities'
+					? {capabilities}
+					: undefined;
+		t.like(await t.throwsAsync(vms.start(specOf({image: 'x'}), never), {instanceOf: AdaptorError}), {
+			code: 'failed-precondition',
+			where: {format},
+		});
 	}
 });

@@ -1,9 +1,9 @@
 /**
- * A KVM host as far as it can be had without privileges, for tests of what we do with it:
- * domains and their events are those of libvirt's test driver, volumes those of a real storage driver (qemu:///session of the same
- * libvirtd, real files, real uploads, real qemu-img), because the test driver takes no uploads.
- * Not real: the capabilities (a recorded host's; the test driver knows no s390x), and the addresses of guests that do not exist.
- * The lab's end-to-end tests run the same code against one real driver with real guests.
+ * A KVM host as far as it can be had without privileges, for tests of what we do with it: domains and their events are
+ * those of libvirt's test driver, volumes those of a real storage driver (qemu:///session of the same libvirtd, real
+ * files, real uploads, real qemu-img), because the test driver takes no uploads. Not real: the capabilities (a recorded
+ * host's; the test driver knows no s390x), and the addresses of guests that do not exist. The lab's end-to-end tests
+ * run the same code against one real driver with real guests.
  */
 import {randomBytes} from 'node:crypto';
 import {chown, mkdir, readdir, readFile} from 'node:fs/promises';
@@ -48,7 +48,10 @@ export interface TestPool {
 export async function startLibvirtHost(): Promise<LibvirtHost> {
 	await using undo = new AsyncDisposableStack();
 	const libvirtd = undo.use(await startTestLibvirtd());
-	const open = openUnixPipe({...parseLibvirtUri(`test:///default?socket=${libvirtd.socketPath}`), transport: 'unix'}, {});
+	const open = openUnixPipe(
+		{...parseLibvirtUri(`test:///default?socket=${libvirtd.socketPath}`), transport: 'unix'},
+		{},
+	);
 	const {calls, storage} = await connect(open, undo);
 	const connectBy: LibvirtHost['connect'] = async way => {
 		await using stack = new AsyncDisposableStack();
@@ -59,27 +62,60 @@ export async function startLibvirtHost(): Promise<LibvirtHost> {
 
 	const owned = undo.move();
 	return {
-		libvirtd, calls, connect: connectBy,
+		libvirtd,
+		calls,
+		connect: connectBy,
 		async pool() {
 			const name = `pool-${randomBytes(6).toString('hex')}`;
 			const directory = `${libvirtd.directory}/${name}`;
 			await mkdir(directory);
 			await chown(directory, libvirtd.uid, libvirtd.uid);
-			const {pool} = await storage.call(procedures.storagePoolCreateXml, {xml: `<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`, flags: 0}, never);
-			const volume = async (volumeName: string, format: string): Promise<unknown> => storage.call(procedures.storageVolCreateXml, {
-				pool, flags: 0,
-				xml: `<volume><name>${volumeName}</name><capacity>${String(baseCapacity)}</capacity><allocation>0</allocation><target><format type='${format}'/></target></volume>`,
-			}, never);
+			const {pool} = await storage.call(
+				procedures.storagePoolCreateXml,
+				{
+					xml: `<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`,
+					flags: 0,
+				},
+				never,
+			);
+			const volume = async (volumeName: string, format: string): Promise<unknown> =>
+				storage.call(
+					procedures.storageVolCreateXml,
+					{
+						pool,
+						flags: 0,
+						xml: `<volume><name>${volumeName}</name><capacity>${String(baseCapacity)}</capacity><allocation>0</allocation><target><format type='${format}'/></target></volume>`,
+					},
+					never,
+				);
 			const otherVolume = 'other.raw';
 			await Promise.all([volume(baseVolume, 'qcow2'), volume(otherVolume, 'raw')]);
-			return {name, directory, otherVolume, files: async () => (await readdir(directory)).filter(file => file !== baseVolume && file !== otherVolume).sort()};
+			return {
+				name,
+				directory,
+				otherVolume,
+				files: async () =>
+					(await readdir(directory)).filter(file => file !== baseVolume && file !== otherVolume).sort(),
+			};
 		},
 		[Symbol.asyncDispose]: async () => owned.disposeAsync(),
 	};
 }
 
-async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<{readonly calls: LibvirtCalls; readonly storage: LibvirtSession}> {
-	const session = (uri: string): LibvirtSession => undo.use(new LibvirtSession({uri, openPipe, reconnectMs: {first: 10, longest: 100}, connectTimeoutMs: 60_000, callTimeoutMs: 120_000}));
+async function connect(
+	openPipe: OpenPipe,
+	undo: AsyncDisposableStack,
+): Promise<{readonly calls: LibvirtCalls; readonly storage: LibvirtSession}> {
+	const session = (uri: string): LibvirtSession =>
+		undo.use(
+			new LibvirtSession({
+				uri,
+				openPipe,
+				reconnectMs: {first: 10, longest: 100},
+				connectTimeoutMs: 60_000,
+				callTimeoutMs: 120_000,
+			}),
+		);
 	const [domains, storage] = [session('test:///default'), session('qemu:///session')];
 	await Promise.all([domains.connect(never), storage.connect(never)]);
 	return {
@@ -90,7 +126,12 @@ async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<
 					return {capabilities} as never;
 				}
 
-				return (procedure.name.startsWith('storage') ? storage : domains).call(procedure, args, signal, options);
+				return (procedure.name.startsWith('storage') ? storage : domains).call(
+					procedure,
+					args,
+					signal,
+					options,
+				);
 			},
 			upload: async (volume, source, range, signal) => storage.upload(volume, source, range, signal),
 			onLifecycle: listener => domains.onLifecycle(listener),
@@ -102,7 +143,18 @@ async function connect(openPipe: OpenPipe, undo: AsyncDisposableStack): Promise<
 
 /** Options for a daemon on this host; a node of its own unless told. */
 export function optionsFor(session: LibvirtCalls, pool: TestPool, more: Partial<PodVmsOptions> = {}): PodVmsOptions {
-	return {session, capabilities: new HostCapabilities(session), pool: pool.name, network: 'default', volumeName: baseVolume, rootDiskSizeGib: 10, cluster: 'test', node: randomBytes(6).toString('hex'), log: silentLogger, ...more};
+	return {
+		session,
+		capabilities: new HostCapabilities(session),
+		pool: pool.name,
+		network: 'default',
+		volumeName: baseVolume,
+		rootDiskSizeGib: 10,
+		cluster: 'test',
+		node: randomBytes(6).toString('hex'),
+		log: silentLogger,
+		...more,
+	};
 }
 
 export function podVmsOn(session: LibvirtCalls, pool: TestPool, more: Partial<PodVmsOptions> = {}): PodVms {
@@ -112,11 +164,15 @@ export function podVmsOn(session: LibvirtCalls, pool: TestPool, more: Partial<Po
 /** Names of the domains with this text in their XML, whatever we think of them. */
 export async function domainsNaming(calls: LibvirtCalls, text: string): Promise<readonly string[]> {
 	const {domains} = await calls.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, never);
-	const named = await Promise.all(domains.map(async dom => {
-		// Another test may delete its domain in this moment.
-		const {xml} = await calls.call(procedures.domainGetXmlDesc, {dom, flags: 0}, never).catch(() => ({xml: ''}));
-		return xml.includes(text) ? [dom.name] : [];
-	}));
+	const named = await Promise.all(
+		domains.map(async dom => {
+			// Another test may delete its domain in this moment.
+			const {xml} = await calls
+				.call(procedures.domainGetXmlDesc, {dom, flags: 0}, never)
+				.catch(() => ({xml: ''}));
+			return xml.includes(text) ? [dom.name] : [];
+		}),
+	);
 	return named.flat().sort();
 }
 
@@ -148,10 +204,19 @@ export function intercept(calls: LibvirtCalls): InterceptedCalls {
 	};
 
 	const intercepted: InterceptedCalls = {
-		made: [], before: undefined, during: undefined, after: undefined, answer: undefined,
-		call: async <Args, Result>(procedure: Procedure<Args, Result>, args: Args, signal: AbortSignal, options?: CallOptions) =>
-			through(procedure.name, args, async () => calls.call(procedure, args, signal, options)),
-		upload: async (volume, source, range, signal) => through('upload', volume, async () => calls.upload(volume, source, range, signal)),
+		made: [],
+		before: undefined,
+		during: undefined,
+		after: undefined,
+		answer: undefined,
+		call: async <Args, Result>(
+			procedure: Procedure<Args, Result>,
+			args: Args,
+			signal: AbortSignal,
+			options?: CallOptions,
+		) => through(procedure.name, args, async () => calls.call(procedure, args, signal, options)),
+		upload: async (volume, source, range, signal) =>
+			through('upload', volume, async () => calls.upload(volume, source, range, signal)),
 		onLifecycle: listener => calls.onLifecycle(listener),
 		onState: listener => calls.onState(listener),
 		console: (domain, signal) => calls.console(domain, signal),

@@ -1,6 +1,7 @@
 /**
- * Deletions of VMs whose storage pool an administrator has stopped, undefined, renamed or moved meanwhile: nothing with a private key in it stays
- * without that somebody is told. libvirt-host.ts says what is real here; the pools and files are.
+ * Deletions of VMs whose storage pool an administrator has stopped, undefined, renamed or moved meanwhile: nothing with
+ * a private key in it stays without that somebody is told. libvirt-host.ts says what is real here; the pools and files
+ * are.
  */
 import {mkdir, chown, rm} from 'node:fs/promises';
 import {randomBytes} from 'node:crypto';
@@ -9,7 +10,16 @@ import {AdaptorError} from '../../src/core/errors.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {PodVms, PodVmSpec} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';
-import {domainsNaming, intercept, never, podVmsOn, startLibvirtHost, type InterceptedCalls, type LibvirtHost, type TestPool} from './libvirt-host.ts';
+import {
+	domainsNaming,
+	intercept,
+	never,
+	podVmsOn,
+	startLibvirtHost,
+	type InterceptedCalls,
+	type LibvirtHost,
+	type TestPool,
+} from './libvirt-host.ts';
 
 let host: LibvirtHost;
 test.before('a libvirt host', async () => {
@@ -27,17 +37,27 @@ interface Vm {
 }
 
 async function startedVm(): Promise<Vm> {
-	const [pool, calls, cluster, spec] = [await host.pool(), intercept(host.calls), randomBytes(6).toString('hex'), specOf()];
+	const [pool, calls, cluster, spec] = [
+		await host.pool(),
+		intercept(host.calls),
+		randomBytes(6).toString('hex'),
+		specOf(),
+	];
 	const vms = podVmsOn(calls, pool, {cluster, node: 'node'});
 	await vms.start(spec, never);
 	calls.made.length = 0;
 	return {
-		calls, vms, spec, pool, files: [`${spec.instanceName}-cidata.iso`, `${spec.instanceName}-root.qcow2`],
-		leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
+		calls,
+		vms,
+		spec,
+		pool,
+		files: [`${spec.instanceName}-cidata.iso`, `${spec.instanceName}-root.qcow2`],
+		leftovers: async () => [...(await domainsNaming(host.calls, cluster)), ...(await pool.files())],
 	};
 }
 
-const poolXml = (name: string, directory: string): string => `<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`;
+const poolXml = (name: string, directory: string): string =>
+	`<pool type='dir'><name>${name}</name><target><path>${directory}</path></target></pool>`;
 
 /** The test's pools are transient: one that is stopped is not defined any more. */
 async function undefinePool({name}: TestPool): Promise<void> {
@@ -50,7 +70,11 @@ async function startPool(name: string, directory: string): Promise<void> {
 }
 
 /** All but the files is gone, and the failure says so. */
-async function failsToDelete(t: ExecutionContext, {vms, spec, files, leftovers}: Vm, fault: RegExp): Promise<AdaptorError> {
+async function failsToDelete(
+	t: ExecutionContext,
+	{vms, spec, files, leftovers}: Vm,
+	fault: RegExp,
+): Promise<AdaptorError> {
 	const error = await t.throwsAsync<AdaptorError>(vms.delete(spec.sandboxId, never), {instanceOf: AdaptorError});
 	t.is(error.code, 'failed-precondition');
 	t.regex(error.message, fault);
@@ -73,7 +97,11 @@ async function deletes(t: ExecutionContext, {vms, spec, leftovers}: Vm): Promise
 test('a pool that is not defined any more: the VM is stopped, and what stays is told until the pool is back', async t => {
 	const vm = await startedVm();
 	await undefinePool(vm.pool);
-	const error = await failsToDelete(t, vm, /the storage pool is not defined on the KVM host.* Define and start the pool/);
+	const error = await failsToDelete(
+		t,
+		vm,
+		/the storage pool is not defined on the KVM host.* Define and start the pool/,
+	);
 	t.like(error.where, {pool: vm.pool.name, directory: vm.pool.directory, instanceName: vm.spec.instanceName});
 	await failsToDelete(t, vm, /is not defined/);
 	await startPool(vm.pool.name, vm.pool.directory);
@@ -117,7 +145,11 @@ test('of a half-deleted VM whose pool has another name now nothing is left eithe
 test('a pool that is not active is told at once, and the deletion goes on when it is started', async t => {
 	const vm = await startedVm();
 	await undefinePool(vm.pool);
-	const {pool} = await host.calls.call(procedures.storagePoolDefineXml, {xml: poolXml(vm.pool.name, vm.pool.directory), flags: 0}, never);
+	const {pool} = await host.calls.call(
+		procedures.storagePoolDefineXml,
+		{xml: poolXml(vm.pool.name, vm.pool.directory), flags: 0},
+		never,
+	);
 	await failsToDelete(t, vm, /the storage pool is not active on the KVM host.* Run "virsh pool-start pool-/);
 	t.is(vm.calls.made.filter(name => name === 'storageVolDelete').length, 2, 'not taken for a volume that is busy');
 	await host.calls.call(procedures.storagePoolCreate, {pool, flags: 0}, never);

@@ -1,4 +1,5 @@
-// The port's promises, kept by the implementation on libvirt and by the one in memory. libvirt-host.ts says what is real here.
+// The port's promises, kept by the implementation on libvirt and by the one in memory. libvirt-host.ts says what is
+// real here.
 import {randomBytes} from 'node:crypto';
 import {mkdir, rm} from 'node:fs/promises';
 import test from 'ava';
@@ -17,7 +18,8 @@ podVmsContract(test, 'in memory', async () => {
 	const memory = new InMemoryKvmHost();
 	memory.images.add('other.qcow2');
 	return {
-		podVms: (node, podsDir) => new InMemoryPodVms({host: memory, node, ...(podsDir === undefined ? {} : {podsDir})}),
+		podVms: (node, podsDir) =>
+			new InMemoryPodVms({host: memory, node, ...(podsDir === undefined ? {} : {podsDir})}),
 		otherImage: 'other.qcow2',
 		kill: async name => memory.kill(name),
 		async obstruct(name) {
@@ -32,9 +34,15 @@ podVmsContract(test, 'on libvirt', async () => {
 	const pool = await host.pool();
 	const cluster = randomBytes(6).toString('hex');
 	return {
-		podVms: (node, podsDir = '/run/peerpod/pods') => podVmsOn(host.calls, pool, {
-			cluster, node, volumeName: baseVolume, ...(podsDir === null ? {} : {podsDir: {fingerprint: Buffer.from(podsDir).toString('hex'), path: podsDir}}),
-		}),
+		podVms: (node, podsDir = '/run/peerpod/pods') =>
+			podVmsOn(host.calls, pool, {
+				cluster,
+				node,
+				volumeName: baseVolume,
+				...(podsDir === null
+					? {}
+					: {podsDir: {fingerprint: Buffer.from(podsDir).toString('hex'), path: podsDir}}),
+			}),
 		otherImage: pool.otherVolume,
 		kill: async name => {
 			const {dom} = await host.calls.call(procedures.domainLookupByName, {name}, never);
@@ -45,8 +53,12 @@ podVmsContract(test, 'on libvirt', async () => {
 			const file = `${name}-cidata.iso`;
 			await rm(`${pool.directory}/${file}`);
 			await mkdir(`${pool.directory}/${file}/something`, {recursive: true});
-			return {part: file, left: [name, file], clear: async () => rm(`${pool.directory}/${file}`, {recursive: true})};
+			return {
+				part: file,
+				left: [name, file],
+				clear: async () => rm(`${pool.directory}/${file}`, {recursive: true}),
+			};
 		},
-		leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
+		leftovers: async () => [...(await domainsNaming(host.calls, cluster)), ...(await pool.files())],
 	};
 });

@@ -1,4 +1,5 @@
-// How VMs come and go on libvirt: the calls, failures and aborts at every one of them, half-made states. libvirt-host.ts says what is real here.
+// How VMs come and go on libvirt: the calls, failures and aborts at every one of them, half-made states.
+// libvirt-host.ts says what is real here.
 import {randomBytes} from 'node:crypto';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError, codeOf} from '../../src/core/errors.ts';
@@ -11,7 +12,18 @@ import {child, readXml} from '../../src/libvirt/xml.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';
 import {recordingLog} from '../support/recording-log.ts';
-import {baseCapacity, baseVolume, domainsNaming, intercept, never, podVmsOn, startLibvirtHost, type InterceptedCalls, type LibvirtHost, type TestPool} from './libvirt-host.ts';
+import {
+	baseCapacity,
+	baseVolume,
+	domainsNaming,
+	intercept,
+	never,
+	podVmsOn,
+	startLibvirtHost,
+	type InterceptedCalls,
+	type LibvirtHost,
+	type TestPool,
+} from './libvirt-host.ts';
 import {run} from './run.ts';
 
 let host: LibvirtHost;
@@ -34,11 +46,22 @@ interface Daemon {
 }
 
 async function daemon(): Promise<Daemon> {
-	const [pool, calls, log, cluster] = [await host.pool(), intercept(host.calls), recordingLog(), randomBytes(6).toString('hex')];
+	const [pool, calls, log, cluster] = [
+		await host.pool(),
+		intercept(host.calls),
+		recordingLog(),
+		randomBytes(6).toString('hex'),
+	];
 	const more = {cluster, node: 'node', log};
 	return {
-		calls, pool, log, vms: podVmsOn(calls, pool, more), restarted: () => podVmsOn(host.calls, pool, more), other: on => podVmsOn(on, pool, more), slots: new VmSlots(cluster, 'node'),
-		leftovers: async () => [...await domainsNaming(host.calls, cluster), ...await pool.files()],
+		calls,
+		pool,
+		log,
+		vms: podVmsOn(calls, pool, more),
+		restarted: () => podVmsOn(host.calls, pool, more),
+		other: on => podVmsOn(on, pool, more),
+		slots: new VmSlots(cluster, 'node'),
+		leftovers: async () => [...(await domainsNaming(host.calls, cluster)), ...(await pool.files())],
 	};
 }
 
@@ -50,7 +73,10 @@ async function callsOfStart(): Promise<readonly string[]> {
 }
 
 async function outcome(promise: Promise<unknown>): Promise<unknown> {
-	return promise.then(() => undefined, (error: unknown) => error);
+	return promise.then(
+		() => undefined,
+		(error: unknown) => error,
+	);
 }
 
 const version = 'image-20260101T000000Z.qcow2';
@@ -59,8 +85,19 @@ const version = 'image-20260101T000000Z.qcow2';
 async function poolWithVersion(): Promise<TestPool> {
 	const pool = await host.pool();
 	const {pool: handle} = await host.calls.call(procedures.storagePoolLookupByName, {name: pool.name}, never);
-	for (const [name, backing] of [[version, ''], ['image.qcow2', `<backingStore><path>${pool.directory}/${version}</path><format type='qcow2'/></backingStore>`]] as const) {
-		await host.calls.call(procedures.storageVolCreateXml, {pool: handle, xml: `<volume><name>${name}</name><capacity>${baseCapacity}</capacity><target><format type='qcow2'/></target>${backing}</volume>`, flags: 0}, never);
+	for (const [name, backing] of [
+		[version, ''],
+		['image.qcow2', `<backingStore><path>${pool.directory}/${version}</path><format type='qcow2'/></backingStore>`],
+	] as const) {
+		await host.calls.call(
+			procedures.storageVolCreateXml,
+			{
+				pool: handle,
+				xml: `<volume><name>${name}</name><capacity>${baseCapacity}</capacity><target><format type='qcow2'/></target>${backing}</volume>`,
+				flags: 0,
+			},
+			never,
+		);
 	}
 
 	return pool;
@@ -70,7 +107,11 @@ test('a VM stands on the version of the image that the configured name stands fo
 	const pool = await poolWithVersion();
 	const spec = specOf();
 	await podVmsOn(host.calls, pool, {volumeName: 'image.qcow2'}).start(spec, never);
-	const {xml} = await host.calls.call(procedures.storageVolGetXmlDesc, {vol: {pool: pool.name, name: `${spec.instanceName}-root.qcow2`, key: ''}, flags: 0}, never);
+	const {xml} = await host.calls.call(
+		procedures.storageVolGetXmlDesc,
+		{vol: {pool: pool.name, name: `${spec.instanceName}-root.qcow2`, key: ''}, flags: 0},
+		never,
+	);
 	t.is(child(readXml(xml), 'backingStore', 'path')?.text, `${pool.directory}/${version}`);
 });
 
@@ -80,17 +121,24 @@ for (const step of ['storageVolCreateXml', 'domainCreateWithFlags'] as const) {
 		let removal: Promise<unknown> | undefined;
 		calls.before = async name => {
 			if (name === step) {
-				removal ??= host.calls.call(procedures.storageVolDelete, {vol: {pool: pool.name, name: version, key: ''}, flags: 0}, never);
+				removal ??= host.calls.call(
+					procedures.storageVolDelete,
+					{vol: {pool: pool.name, name: version, key: ''}, flags: 0},
+					never,
+				);
 				await removal;
 				// The disk is made by the real storage driver, but the test driver opens none.
 				return name === 'domainCreateWithFlags' ? Promise.reject(refusal) : undefined;
 			}
 		};
-		const error = await t.throwsAsync<AdaptorError>(podVmsOn(calls, pool, {volumeName: 'image.qcow2', cluster}).start(specOf(), never), {instanceOf: AdaptorError});
+		const error = await t.throwsAsync<AdaptorError>(
+			podVmsOn(calls, pool, {volumeName: 'image.qcow2', cluster}).start(specOf(), never),
+			{instanceOf: AdaptorError},
+		);
 		t.like(error, {code: 'not-found', reason: 'ImageNotFound', where: {pool: pool.name, volume: version}});
 		t.regex(error.message, /^Can't retrieve volume .*: it was removed while the VM was being started/);
 		t.true(error.cause instanceof LibvirtError);
-		t.deepEqual([...await domainsNaming(host.calls, cluster), ...await pool.files()], ['image.qcow2']);
+		t.deepEqual([...(await domainsNaming(host.calls, cluster)), ...(await pool.files())], ['image.qcow2']);
 	});
 }
 
@@ -100,20 +148,42 @@ test('a start defines first, then makes the disks, then starts, in at most 12 ca
 	t.true(calls.made.length <= 12, calls.made.join(' '));
 	calls.made.length = 0;
 	await vms.start(specOf(), never);
-	t.deepEqual(calls.made.filter(name => !/Get|List|Lookup/.test(name)), ['domainDefineXmlFlags', 'storageVolCreateXml', 'storageVolCreateXml', 'upload', 'domainCreateWithFlags']);
+	t.deepEqual(
+		calls.made.filter(name => !/Get|List|Lookup/.test(name)),
+		['domainDefineXmlFlags', 'storageVolCreateXml', 'storageVolCreateXml', 'upload', 'domainCreateWithFlags'],
+	);
 	t.true(calls.made.length <= 12, calls.made.join(' '));
 	t.false(calls.made.includes(procedures.storagePoolRefresh.name));
 });
 
-const refusal = new LibvirtError({code: libvirtCode.internalError, domain: 0, message: 'no', level: 2, dom: null, str1: null, str2: null, str3: null, int1: 0, int2: 0, net: null}, 'any');
+const refusal = new LibvirtError(
+	{
+		code: libvirtCode.internalError,
+		domain: 0,
+		message: 'no',
+		level: 2,
+		dom: null,
+		str1: null,
+		str2: null,
+		str3: null,
+		int1: 0,
+		int2: 0,
+		net: null,
+	},
+	'any',
+);
 const lost = new AdaptorError({code: 'unavailable', what: 'The connection was lost'});
 
-for (const [how, hook, failure] of [['is refused', 'before', refusal], ['never gets there', 'before', lost], ['is carried out and its answer lost', 'after', lost]] as const) {
+for (const [how, hook, failure] of [
+	['is refused', 'before', refusal],
+	['never gets there', 'before', lost],
+	['is carried out and its answer lost', 'after', lost],
+] as const) {
 	test(`whichever call of a start ${how}, nothing is left and the failure is told`, async t => {
 		const {length} = await callsOfStart();
 		for (let failing = 1; failing <= length; failing++) {
 			const {calls, vms, leftovers} = await daemon();
-			calls[hook] = async (_name, number) => number === failing ? Promise.reject(failure) : undefined;
+			calls[hook] = async (_name, number) => (number === failing ? Promise.reject(failure) : undefined);
 			t.is(await outcome(vms.start(specOf(), never)), failure, calls.made.join(' '));
 			t.deepEqual(await leftovers(), [], calls.made.join(' '));
 		}
@@ -140,7 +210,11 @@ for (const hook of ['before', 'during', 'after'] as const) {
 }
 
 /** Holds every call of this name up in the hook until `go`; `reached` when the first is there. */
-function holdUp(calls: InterceptedCalls, hook: 'before' | 'after', held: string): {readonly reached: Promise<void>; readonly go: () => void} {
+function holdUp(
+	calls: InterceptedCalls,
+	hook: 'before' | 'after',
+	held: string,
+): {readonly reached: Promise<void>; readonly go: () => void} {
 	const [reached, gate] = [Promise.withResolvers<undefined>(), Promise.withResolvers<undefined>()];
 	calls[hook] = async name => {
 		if (name === held) {
@@ -160,12 +234,17 @@ test('a change that was sent is waited for before anything is cleaned up, whatev
 	const {calls, leftovers, pool, log} = await daemon();
 	const abort = new AbortController();
 	// As a session does: gives up at once when the signal aborts, unless it is told to see the call through.
-	const vms = podVmsOn({
-		...calls, call: async (procedure, args, signal, options) => {
-			const call = calls.call(procedure, args, never, options);
-			return options?.seeThrough === true ? call : abortable(call, signal);
+	const vms = podVmsOn(
+		{
+			...calls,
+			call: async (procedure, args, signal, options) => {
+				const call = calls.call(procedure, args, never, options);
+				return options?.seeThrough === true ? call : abortable(call, signal);
+			},
 		},
-	}, pool, {log});
+		pool,
+		{log},
+	);
 	const define = holdUp(calls, 'before', 'domainDefineXmlFlags');
 	const starting = outcome(vms.start(specOf(), abort.signal));
 	await define.reached;
@@ -240,7 +319,10 @@ test('a daemon that was killed at any call of a start is cleaned up after by the
 		void vms.start(spec, never);
 		await dead;
 		const [next, made] = [restarted(), (await leftovers()).length > 0];
-		t.deepEqual((await next.list(never)).map(({sandboxId}) => sandboxId), made ? [spec.sandboxId] : []);
+		t.deepEqual(
+			(await next.list(never)).map(({sandboxId}) => sandboxId),
+			made ? [spec.sandboxId] : [],
+		);
 		await next.delete(spec.sandboxId, never);
 		t.deepEqual(await leftovers(), [], calls.made.join(' '));
 	}
@@ -273,7 +355,7 @@ test('a deletion that fails may be repeated', async t => {
 	const {calls, vms, leftovers} = await daemon();
 	const spec = specOf();
 	await vms.start(spec, never);
-	calls.before = async name => name === 'storageVolDelete' ? Promise.reject(lost) : undefined;
+	calls.before = async name => (name === 'storageVolDelete' ? Promise.reject(lost) : undefined);
 	t.like(await outcome(vms.delete(spec.sandboxId, never)), {code: 'unavailable', cause: lost});
 	t.like(await vms.list(never), [{sandboxId: spec.sandboxId, running: false}]);
 	calls.before = undefined;
@@ -285,9 +367,12 @@ test('a VM that cannot be stopped does not keep its disks from being removed, an
 	const {calls, vms, leftovers} = await daemon();
 	const spec = specOf();
 	await vms.start(spec, never);
-	calls.before = async name => name === 'domainDestroyFlags' ? Promise.reject(refusal) : undefined;
+	calls.before = async name => (name === 'domainDestroyFlags' ? Promise.reject(refusal) : undefined);
 	const error = await t.throwsAsync<AdaptorError>(vms.delete(spec.sandboxId, never), {instanceOf: AdaptorError});
-	t.regex(error.message, /libvirt: no; left are the running VM and the definition of the domain .*virsh undefine podvm-web-/);
+	t.regex(
+		error.message,
+		/libvirt: no; left are the running VM and the definition of the domain .*virsh undefine podvm-web-/,
+	);
 	t.deepEqual(await leftovers(), [spec.instanceName]);
 	t.like(await vms.list(never), [{sandboxId: spec.sandboxId, running: true}]);
 	calls.before = undefined;
@@ -299,16 +384,29 @@ test('the root disk is an overlay of the image, no smaller than it; the other di
 	for (const image of ['base', 'other'] as const) {
 		const {vms, pool} = await daemon();
 		const volume = image === 'base' ? baseVolume : pool.otherVolume;
-		const spec = specOf({image: volume, files: [{path: '/run/peerpod/apf.json', content: new Secret('{"key": "ü\\n"}')}]});
+		const spec = specOf({
+			image: volume,
+			files: [{path: '/run/peerpod/apf.json', content: new Secret('{"key": "ü\\n"}')}],
+		});
 		await vms.start(spec, never);
-		const {xml} = await host.calls.call(procedures.storageVolGetXmlDesc, {vol: {pool: pool.name, name: `${spec.instanceName}-root.qcow2`, key: ''}, flags: 0}, never);
+		const {xml} = await host.calls.call(
+			procedures.storageVolGetXmlDesc,
+			{vol: {pool: pool.name, name: `${spec.instanceName}-root.qcow2`, key: ''}, flags: 0},
+			never,
+		);
 		const root = readXml(xml);
 		t.is(child(root, 'capacity')?.text, String(baseCapacity));
 		t.is(child(root, 'backingStore', 'path')?.text, `${pool.directory}/${volume}`);
 		t.is(child(root, 'backingStore', 'format')?.attributes['type'], image === 'base' ? 'qcow2' : 'raw');
 		const iso = `${pool.directory}/${spec.instanceName}-cidata.iso`;
-		t.regex((await run('isoinfo', ['-i', iso, '-R', '-x', '/user-data'])).toString(), /^#cloud-config\n.*apf\.json/s);
-		t.regex((await run('isoinfo', ['-i', iso, '-R', '-x', '/meta-data'])).toString(), new RegExp(`local-hostname: ${spec.instanceName}`));
+		t.regex(
+			(await run('isoinfo', ['-i', iso, '-R', '-x', '/user-data'])).toString(),
+			/^#cloud-config\n.*apf\.json/s,
+		);
+		t.regex(
+			(await run('isoinfo', ['-i', iso, '-R', '-x', '/meta-data'])).toString(),
+			new RegExp(`local-hostname: ${spec.instanceName}`),
+		);
 	}
 });
 
@@ -317,7 +415,15 @@ test('volumes that a removed definition left behind do not stop a new start', as
 	const spec = specOf();
 	const {pool: handle} = await host.calls.call(procedures.storagePoolLookupByName, {name: pool.name}, never);
 	for (const suffix of ['root.qcow2', 'cidata.iso']) {
-		await host.calls.call(procedures.storageVolCreateXml, {pool: handle, xml: `<volume><name>${spec.instanceName}-${suffix}</name><capacity>512</capacity></volume>`, flags: 0}, never);
+		await host.calls.call(
+			procedures.storageVolCreateXml,
+			{
+				pool: handle,
+				xml: `<volume><name>${spec.instanceName}-${suffix}</name><capacity>512</capacity></volume>`,
+				flags: 0,
+			},
+			never,
+		);
 	}
 
 	await vms.start(spec, never);
@@ -332,7 +438,7 @@ test('a slot that another daemon took since we looked is skipped; a name that it
 	t.is(theirs.mac, slots.at(0).mac);
 	const lookTooEarly = (): void => {
 		let looks = 0;
-		calls.answer = name => name === 'connectListAllDomains' && looks++ === 0 ? {domains: [], ret: 0} : undefined;
+		calls.answer = name => (name === 'connectListAllDomains' && looks++ === 0 ? {domains: [], ret: 0} : undefined);
 	};
 
 	lookTooEarly();
@@ -342,11 +448,29 @@ test('a slot that another daemon took since we looked is skipped; a name that it
 	t.is((await vms.start(spec, never)).mac, slots.at(0).mac, 'a slot that was refused once is not lost');
 	lookTooEarly();
 	const other = specOf({sandboxId: `${spec.sandboxId.slice(0, 8)}ffff`, instanceName: spec.instanceName});
-	// Having looked too early, we would try slot 0 with their name, which libvirt takes for a new definition of theirs: no test for what we cannot prevent.
-	// On any other slot it refuses, as here.
-	calls.before = async name => name === 'domainDefineXmlFlags' ? Promise.reject(new LibvirtError(
-		{code: libvirtCode.operationFailed, domain: 0, message: 'already exists', level: 2, dom: null, str1: null, str2: null, str3: null, int1: 0, int2: 0, net: null}, 'domainDefineXmlFlags',
-	)) : undefined;
+	// Having looked too early, we would try slot 0 with their name, which libvirt takes for a new definition of theirs:
+	// no test for what we cannot prevent. On any other slot it refuses, as here.
+	calls.before = async name =>
+		name === 'domainDefineXmlFlags'
+			? Promise.reject(
+					new LibvirtError(
+						{
+							code: libvirtCode.operationFailed,
+							domain: 0,
+							message: 'already exists',
+							level: 2,
+							dom: null,
+							str1: null,
+							str2: null,
+							str3: null,
+							int1: 0,
+							int2: 0,
+							net: null,
+						},
+						'domainDefineXmlFlags',
+					),
+				)
+			: undefined;
 	t.is(codeOf(await outcome(vms.start(other, never))), 'already-exists');
 	t.is((await restarted().list(never)).length, 2);
 });
@@ -356,7 +480,8 @@ test('of two daemons that define the same VM at once one goes on, and the other 
 	const spec = specOf();
 	const looksTooEarly = intercept(host.calls);
 	let looks = 0;
-	looksTooEarly.answer = name => name === 'connectListAllDomains' && looks++ === 0 ? {domains: [], ret: 0} : undefined;
+	looksTooEarly.answer = name =>
+		name === 'connectListAllDomains' && looks++ === 0 ? {domains: [], ret: 0} : undefined;
 	let theirs: Promise<unknown> | undefined;
 	calls.after = async name => {
 		if (name === 'domainDefineXmlFlags') {
@@ -370,7 +495,7 @@ test('of two daemons that define the same VM at once one goes on, and the other 
 	t.is((await leftovers()).length, 3, 'the definition and both disks');
 });
 
-test('a deletion that was overtaken by another daemon\'s does not touch the VM that has the slot by then', async t => {
+test("a deletion that was overtaken by another daemon's does not touch the VM that has the slot by then", async t => {
 	const {calls, vms, restarted, slots} = await daemon();
 	const [first, second] = [specOf(), specOf()];
 	await vms.start(first, never);
@@ -384,14 +509,21 @@ test('a deletion that was overtaken by another daemon\'s does not touch the VM t
 	await vms.delete(first.sandboxId, never);
 	const {dom} = await host.calls.call(procedures.domainLookupByName, {name: second.instanceName}, never);
 	await host.calls.call(procedures.domainDestroyFlags, {dom, flags: 0}, never);
-	t.like(await restarted().list(never), [{sandboxId: second.sandboxId, running: false}], 'still defined once it is stopped');
+	t.like(
+		await restarted().list(never),
+		[{sandboxId: second.sandboxId, running: false}],
+		'still defined once it is stopped',
+	);
 });
 
 test('libvirt refuses a second domain with a UUID in use, with the number that we take for it', async t => {
-	const xml = (name: string): string => `<domain type='test'><name>${name}</name><uuid>1c1f3a52-0000-8000-8000-000000000001</uuid><memory>1</memory><os><type>hvm</type></os></domain>`;
+	const xml = (name: string): string =>
+		`<domain type='test'><name>${name}</name><uuid>1c1f3a52-0000-8000-8000-000000000001</uuid><memory>1</memory><os><type>hvm</type></os></domain>`;
 	const {dom} = await host.calls.call(procedures.domainDefineXmlFlags, {xml: xml('uuid-one'), flags: 0}, never);
 	t.teardown(async () => host.calls.call(procedures.domainUndefineFlags, {dom, flags: 0}, never));
-	const error = await outcome(host.calls.call(procedures.domainDefineXmlFlags, {xml: xml('uuid-two'), flags: 0}, never));
+	const error = await outcome(
+		host.calls.call(procedures.domainDefineXmlFlags, {xml: xml('uuid-two'), flags: 0}, never),
+	);
 	t.is((error as LibvirtError).libvirtCode, libvirtCode.operationFailed);
 });
 
@@ -406,7 +538,7 @@ async function tamper(t: ExecutionContext, {vms}: Daemon, change: (xml: string) 
 	return spec.sandboxId;
 }
 
-test('a domain on a slot of ours whose metadata is broken, another\'s, or names other volumes is left alone', async t => {
+test("a domain on a slot of ours whose metadata is broken, another's, or names other volumes is left alone", async t => {
 	const changes: ReadonlyArray<(xml: string) => string> = [
 		xml => xml.replace(/vni="[^"]*"|vni='[^']*'/, ''),
 		xml => xml.replace(/node=(["'])node\1/, 'node="other"'),
@@ -428,13 +560,20 @@ test('the log names the image as upstream does, and warns of emulation once', as
 	const {vms, log} = await daemon();
 	await vms.start(specOf(), never);
 	await vms.start(specOf(), never);
-	t.like(log.lines.find(({message}) => message === `Choosing ${baseVolume}`), {level: 'info', fields: {image: baseVolume}});
+	t.like(
+		log.lines.find(({message}) => message === `Choosing ${baseVolume}`),
+		{level: 'info', fields: {image: baseVolume}},
+	);
 	t.is(log.lines.filter(({level, fields}) => level === 'warn' && fields.domainType === 'qemu').length, 1);
 });
 
 test('a name that is not of this sandbox, and a pod name that XML cannot carry, are refused before anything is made', async t => {
 	const {vms, calls} = await daemon();
-	for (const spec of [specOf({instanceName: 'podvm-web-00000000'}), specOf({sandboxId: 'abc', instanceName: 'web-abc'}), specOf({pod: {name: 'a\u0000b', namespace: 'shop'}})]) {
+	for (const spec of [
+		specOf({instanceName: 'podvm-web-00000000'}),
+		specOf({sandboxId: 'abc', instanceName: 'web-abc'}),
+		specOf({pod: {name: 'a\u0000b', namespace: 'shop'}}),
+	]) {
 		t.is(codeOf(await outcome(vms.start(spec, never))), 'invalid-argument');
 	}
 

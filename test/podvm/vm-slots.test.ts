@@ -10,13 +10,15 @@ test('slots are the same in every run, so that a restart and an upgrade keep the
 });
 
 test('a MAC is unicast and locally administered, a UUID is of version 8 and variant 10', t => {
-	fc.assert(fc.property(fc.string(), fc.nat(slotCount - 1), (node, number) => {
-		const {uuid, mac} = new VmSlots('c', node.replaceAll('\0', '')).at(number);
-		t.is(Number.parseInt(mac.slice(0, 2), 16) & 0b11, 0b10);
-		t.regex(mac, /^52(:[0-9a-f]{2}){5}$/);
-		t.regex(formatUuid(uuid), /^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
-		t.deepEqual(parseUuid(formatUuid(uuid)), uuid);
-	}));
+	fc.assert(
+		fc.property(fc.string(), fc.nat(slotCount - 1), (node, number) => {
+			const {uuid, mac} = new VmSlots('c', node.replaceAll('\0', '')).at(number);
+			t.is(Number.parseInt(mac.slice(0, 2), 16) & 0b11, 0b10);
+			t.regex(mac, /^52(:[0-9a-f]{2}){5}$/);
+			t.regex(formatUuid(uuid), /^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
+			t.deepEqual(parseUuid(formatUuid(uuid)), uuid);
+		}),
+	);
 });
 
 test('a UUID gives its slot back, to its own cluster and node only', t => {
@@ -25,7 +27,11 @@ test('a UUID gives its slot back, to its own cluster and node only', t => {
 		t.is(slots.numberOf(slots.at(number).uuid), number);
 	}
 
-	for (const other of [new VmSlots('cluster', 'node2'), new VmSlots('clustern', 'ode'), new VmSlots('', 'cluster\u0001node')]) {
+	for (const other of [
+		new VmSlots('cluster', 'node2'),
+		new VmSlots('clustern', 'ode'),
+		new VmSlots('', 'cluster\u0001node'),
+	]) {
 		t.is(other.numberOf(slots.at(7).uuid), undefined);
 	}
 
@@ -36,7 +42,9 @@ test('the lowest free slot comes first, and the 257th VM is refused', t => {
 	const slots = new VmSlots('cluster', 'node');
 	t.is(slots.lowestFree(new Set()), 0);
 	t.is(slots.lowestFree(new Set([0, 1, 3])), 2);
-	const error = t.throws(() => slots.lowestFree(new Set(Array.from({length: slotCount}, (_, number) => number))), {instanceOf: AdaptorError});
+	const error = t.throws(() => slots.lowestFree(new Set(Array.from({length: slotCount}, (_, number) => number))), {
+		instanceOf: AdaptorError,
+	});
 	t.is(error.code, 'resource-exhausted');
 });
 

@@ -5,7 +5,9 @@ import {child, readXml} from '../../src/libvirt/xml.ts';
 const gib = 1024n ** 3n;
 
 test('an overlay names its base by path and real format', t => {
-	t.is(rootVolumeXml('podvm-a-root.qcow2', {path: '/pool/a&b.qcow2', format: 'raw', capacity: gib}, 10), `<volume type="file">
+	t.is(
+		rootVolumeXml('podvm-a-root.qcow2', {path: '/pool/a&b.qcow2', format: 'raw', capacity: gib}, 10),
+		`<volume type="file">
   <name>podvm-a-root.qcow2</name>
   <capacity unit="bytes">10737418240</capacity>
   <allocation unit="bytes">0</allocation>
@@ -16,10 +18,11 @@ test('an overlay names its base by path and real format', t => {
     <path>/pool/a&amp;b.qcow2</path>
     <format type="raw"/>
   </backingStore>
-</volume>`);
+</volume>`,
+	);
 });
 
-test('the capacity is the larger of the configured and the base\'s, to the byte', t => {
+test("the capacity is the larger of the configured and the base's, to the byte", t => {
 	const capacity = (base: bigint, gibWanted: number): string | undefined =>
 		child(readXml(rootVolumeXml('r', {path: '/b', format: 'qcow2', capacity: base}, gibWanted)), 'capacity')?.text;
 	t.is(capacity(10n * gib, 10), String(10n * gib));

@@ -19,16 +19,20 @@ test('answers are matched to their calls in whatever order, with method, time an
 	t.is(calls.size, 1);
 	t.is(calls.response(frameOf(response(1)), 20), 'open');
 	t.is(calls.size, 0);
-	t.deepEqual(lines.map(({method, durationMs, code}) => [method, durationMs, code]), [
-		['grpc.AgentService/CopyFile', 12.3, 'NOT_FOUND'],
-		['grpc.AgentService/WaitProcess', 20, 'OK'],
-	]);
+	t.deepEqual(
+		lines.map(({method, durationMs, code}) => [method, durationMs, code]),
+		[
+			['grpc.AgentService/CopyFile', 12.3, 'NOT_FOUND'],
+			['grpc.AgentService/WaitProcess', 20, 'OK'],
+		],
+	);
 });
 
 test('the methods of the recorded conversation are seen, and all its calls are answered', async t => {
 	const {log, lines} = await capturedLog();
 	const calls = new Calls(log, defaultCallLimits);
-	const recorded = async (side: string): Promise<Buffer> => readFile(new URL(`../fixtures/kata-shim/agent.${side}.bin`, import.meta.url));
+	const recorded = async (side: string): Promise<Buffer> =>
+		readFile(new URL(`../fixtures/kata-shim/agent.${side}.bin`, import.meta.url));
 	const requests = [...new FrameDecoder().push(await recorded('client'))].filter(frame => frame instanceof Frame);
 	const responses = [...new FrameDecoder().push(await recorded('server'))].filter(frame => frame instanceof Frame);
 	t.is(requests.length, 33);
@@ -39,7 +43,11 @@ test('the methods of the recorded conversation are seen, and all its calls are a
 
 test('with the connection everything is lost but what only waits, which is made again byte for byte', t => {
 	const calls = new Calls(silentLogger, defaultCallLimits);
-	const waiting = [request(1, 'WaitProcess', {payload: Buffer.from('a')}), request(5, 'GetOOMEvent'), request(9, 'Check', {timeoutMs: 30_000})];
+	const waiting = [
+		request(1, 'WaitProcess', {payload: Buffer.from('a')}),
+		request(5, 'GetOOMEvent'),
+		request(9, 'Check', {timeoutMs: 30_000}),
+	];
 	for (const bytes of [waiting[0], request(3, 'CreateContainer'), waiting[1], request(7, 'ReadStdout'), waiting[2]]) {
 		calls.request(frameOf(bytes ?? Buffer.alloc(0)), true, 0);
 	}
@@ -111,41 +119,48 @@ test('a request that goes on in further frames is held with them, and never made
 test('no frames make it throw, or remember more than it may', t => {
 	const limits = {maxOpen: 5, maxHeldBytes: 500};
 	const frame = fc.oneof(
-		fc.tuple(fc.integer({min: 0, max: 5}), fc.integer({min: 0, max: 9}), fc.uint8Array({maxLength: 400})).map(([type, streamId, message]) => encodeFrame({type, streamId, flags: 0}, message)),
-		fc.tuple(fc.integer({min: 0, max: 9}), fc.constantFrom('Check', 'WaitProcess', 'CopyFile'), fc.nat(300)).map(([streamId, method, length]) => request(streamId, method, {payload: Buffer.alloc(length)})),
+		fc
+			.tuple(fc.integer({min: 0, max: 5}), fc.integer({min: 0, max: 9}), fc.uint8Array({maxLength: 400}))
+			.map(([type, streamId, message]) => encodeFrame({type, streamId, flags: 0}, message)),
+		fc
+			.tuple(fc.integer({min: 0, max: 9}), fc.constantFrom('Check', 'WaitProcess', 'CopyFile'), fc.nat(300))
+			.map(([streamId, method, length]) => request(streamId, method, {payload: Buffer.alloc(length)})),
 	);
 	const step = fc.record({what: fc.constantFrom('shim', 'vm', 'lose', 'join'), frame});
-	fc.assert(fc.property(fc.array(step, {maxLength: 60}), steps => {
-		const calls = new Calls(silentLogger, limits);
-		let isJoined = false;
-		for (const {what, frame: bytes} of steps) {
-			const given = frameOf(bytes);
-			if (what === 'shim' && given.type === frameType.request) {
-				calls.request(given, isJoined, 0);
-			} else if (what === 'shim') {
-				calls.data(given, isJoined);
-			} else if (what === 'vm') {
-				calls.response(given, 0);
-			} else if (what === 'lose') {
-				isJoined = false;
-				for (const {streamId} of calls.lost()) {
-					calls.answer(streamId, 14, 0);
+	fc.assert(
+		fc.property(fc.array(step, {maxLength: 60}), steps => {
+			const calls = new Calls(silentLogger, limits);
+			let isJoined = false;
+			for (const {what, frame: bytes} of steps) {
+				const given = frameOf(bytes);
+				if (what === 'shim' && given.type === frameType.request) {
+					calls.request(given, isJoined, 0);
+				} else if (what === 'shim') {
+					calls.data(given, isJoined);
+				} else if (what === 'vm') {
+					calls.response(given, 0);
+				} else if (what === 'lose') {
+					isJoined = false;
+					for (const {streamId} of calls.lost()) {
+						calls.answer(streamId, 14, 0);
+					}
+				} else {
+					isJoined = true;
+					t.is(Buffer.concat([...calls.join()]).length <= limits.maxHeldBytes, true);
 				}
-			} else {
-				isJoined = true;
-				t.is(Buffer.concat([...calls.join()]).length <= limits.maxHeldBytes, true);
+
+				t.true(calls.size <= limits.maxOpen);
+				t.true(calls.heldBytes >= 0 && calls.heldBytes <= limits.maxHeldBytes);
 			}
 
-			t.true(calls.size <= limits.maxOpen);
-			t.true(calls.heldBytes >= 0 && calls.heldBytes <= limits.maxHeldBytes);
-		}
+			for (const {streamId} of calls.all()) {
+				calls.answer(streamId, 14, 0);
+			}
 
-		for (const {streamId} of calls.all()) {
-			calls.answer(streamId, 14, 0);
-		}
-
-		t.is(calls.heldBytes, 0);
-	}), {numRuns: 300});
+			t.is(calls.heldBytes, 0);
+		}),
+		{numRuns: 300},
+	);
 });
 
 test('an answer to a call that the relay has answered is late on its connection, once, and belongs to no call on the next one', t => {
@@ -171,7 +186,10 @@ test('an answer to a call that the relay has answered is late on its connection,
 		calls.answer(streamId, 14, 0);
 	}
 
-	t.deepEqual([7, 9, 11, 13].map(streamId => calls.standing(streamId)), ['unknown', 'late', 'late', 'late']);
+	t.deepEqual(
+		[7, 9, 11, 13].map(streamId => calls.standing(streamId)),
+		['unknown', 'late', 'late', 'late'],
+	);
 });
 
 test('of a method that the shim names at length 256 characters are kept', t => {

@@ -1,6 +1,18 @@
 import test from 'ava';
 import fc from 'fast-check';
-import {bitString, explicit, implicit, isTrue, octetString, oid, sequence, setOf, time, unsigned, utf8String} from '../../src/relay/der.ts';
+import {
+	bitString,
+	explicit,
+	implicit,
+	isTrue,
+	octetString,
+	oid,
+	sequence,
+	setOf,
+	time,
+	unsigned,
+	utf8String,
+} from '../../src/relay/der.ts';
 
 const hex = (bytes: Uint8Array): string => Buffer.from(bytes).toString('hex');
 
@@ -26,17 +38,27 @@ test('a time is UTCTime through 2049 and GeneralizedTime from 2050 on', t => {
 });
 
 test('a length takes as few bytes as it can', t => {
-	for (const [length, expected] of [[0, '0400'], [127, '047f'], [128, '048180'], [255, '0481ff'], [256, '04820100'], [65_535, '0482ffff'], [65_536, '0483010000']] as const) {
+	for (const [length, expected] of [
+		[0, '0400'],
+		[127, '047f'],
+		[128, '048180'],
+		[255, '0481ff'],
+		[256, '04820100'],
+		[65_535, '0482ffff'],
+		[65_536, '0483010000'],
+	] as const) {
 		const bytes = octetString(Buffer.alloc(length));
 		t.is(hex(bytes.subarray(0, bytes.length - length)), expected);
 	}
 });
 
 test('any number keeps its value, is not negative and has no needless byte', t => {
-	fc.assert(fc.property(fc.uint8Array({maxLength: 20}), bytes => {
-		const content = unsigned(bytes).subarray(2);
-		t.is(BigInt(`0x0${hex(content)}`), BigInt(`0x0${hex(bytes)}`));
-		t.true((content[0] ?? 0) < 0x80);
-		t.true(content.length === 1 || content[0] !== 0 || (content[1] ?? 0) >= 0x80);
-	}));
+	fc.assert(
+		fc.property(fc.uint8Array({maxLength: 20}), bytes => {
+			const content = unsigned(bytes).subarray(2);
+			t.is(BigInt(`0x0${hex(content)}`), BigInt(`0x0${hex(bytes)}`));
+			t.true((content[0] ?? 0) < 0x80);
+			t.true(content.length === 1 || content[0] !== 0 || (content[1] ?? 0) >= 0x80);
+		}),
+	);
 });

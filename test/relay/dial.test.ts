@@ -21,13 +21,23 @@ import {capturedLog, patient, realHarness, until, type RealHarness} from './harn
 
 const execute = promisify(execFile);
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
-const target = ({directory}: RealHarness) => ({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(directory, 'a', 'agent.ttrpc')});
+const target = ({directory}: RealHarness) => ({
+	sandboxId: 'a',
+	instanceName: 'podvm-a',
+	socketPath: join(directory, 'a', 'agent.ttrpc'),
+});
 
 /** A second attempt proves that the first's outcome is known. */
 const oneByOne = {...patient, strangerMs: 20};
 
 /** The error that a deadline ends the opening with, once `when` holds. */
-async function deadlineError(t: {throwsAsync: (promise: Promise<unknown>) => Promise<unknown>}, harness: RealHarness, addresses: AsyncIterable<string>, when: Promise<unknown>, relays = harness.relays): Promise<AdaptorError> {
+async function deadlineError(
+	t: {throwsAsync: (promise: Promise<unknown>) => Promise<unknown>},
+	harness: RealHarness,
+	addresses: AsyncIterable<string>,
+	when: Promise<unknown>,
+	relays = harness.relays,
+): Promise<AdaptorError> {
 	using scope = new Scope();
 	const thrown = t.throwsAsync(relays.open(target(harness), addresses, scope.signal));
 	await Promise.race([when, thrown]);
@@ -40,11 +50,16 @@ async function deadlineError(t: {throwsAsync: (promise: Promise<unknown>) => Pro
 	return error;
 }
 
-test('a client without a certificate is refused by the VM\'s forwarder', async t => {
+test("a client without a certificate is refused by the VM's forwarder", async t => {
 	await using harness = await realHarness();
 	const tls = await harness.relays.issue('podvm-a', signal());
 	await using forwarder = await startForwarder({tls, address: harness.address(1), port: harness.port});
-	const socket = connect({host: harness.address(1), port: harness.port, ca: harness.identity.serverCa, servername: 'podvm-a'});
+	const socket = connect({
+		host: harness.address(1),
+		port: harness.port,
+		ca: harness.identity.serverCa,
+		servername: 'podvm-a',
+	});
 	socket.resume();
 	await t.throwsAsync(once(socket, 'close'));
 	await until(() => forwarder.refused === 1);
@@ -54,8 +69,18 @@ test('a client without a certificate is refused by the VM\'s forwarder', async t
 test('a certificate of our CA for another VM is never accepted, and the error says whose it is', async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	const tls = await harness.relays.issue('podvm-other', signal());
-	await using other = await startForwarder({tls, address: harness.address(1), port: harness.port, allowHalfOpen: false});
-	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => other.dialled > 1));
+	await using other = await startForwarder({
+		tls,
+		address: harness.address(1),
+		port: harness.port,
+		allowHalfOpen: false,
+	});
+	const error = await deadlineError(
+		t,
+		harness,
+		from(harness.address(1)),
+		until(() => other.dialled > 1),
+	);
 	t.is(error.code, 'deadline-exceeded');
 	t.regex(error.what, /its certificate is for podvm-other, not for podvm-a/);
 	t.regex(error.remedy ?? '', /stale DHCP leases/);
@@ -67,39 +92,90 @@ test('a certificate for the right name of another CA is never accepted', async t
 	const validity = {notBefore: new Date(Date.now() - 1000), notAfter: new Date(Date.now() + 86_400_000)};
 	const server = await makeServerCertificate('podvm-a', await makeCa('agent-protocol-forwarder', validity), validity);
 	const {clientCa} = await harness.relays.issue('podvm-a', signal());
-	const tls: ForwarderTls = {serverCert: server.cert, serverKey: server.key, ...(clientCa === undefined ? {} : {clientCa})};
-	await using impostor = await startForwarder({tls, address: harness.address(1), port: harness.port, allowHalfOpen: false});
-	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => impostor.dialled > 1));
+	const tls: ForwarderTls = {
+		serverCert: server.cert,
+		serverKey: server.key,
+		...(clientCa === undefined ? {} : {clientCa}),
+	};
+	await using impostor = await startForwarder({
+		tls,
+		address: harness.address(1),
+		port: harness.port,
+		allowHalfOpen: false,
+	});
+	const error = await deadlineError(
+		t,
+		harness,
+		from(harness.address(1)),
+		until(() => impostor.dialled > 1),
+	);
 	t.regex(error.what, /its certificate is not accepted/);
 	await impostor.idle();
 });
 
-test('while this node\'s clock is behind the certificates, the error names both, and the log says so at once', async t => {
+test("while this node's clock is behind the certificates, the error names both, and the log says so at once", async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	const {log, lines} = await capturedLog();
-	const identity = await openIdentity({directory: join(harness.directory, 'later'), log, now: () => new Date(Date.now() + 2.5 * 86_400_000)});
+	const identity = await openIdentity({
+		directory: join(harness.directory, 'later'),
+		log,
+		now: () => new Date(Date.now() + 2.5 * 86_400_000),
+	});
 	const relays = createAgentRelays({identity, forwarderPort: harness.port, log, timings: oneByOne});
-	await using vm = await startForwarder({tls: await relays.issue('podvm-a', signal()), address: harness.address(1), port: harness.port, allowHalfOpen: false});
-	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => vm.dialled > 3), relays);
+	await using vm = await startForwarder({
+		tls: await relays.issue('podvm-a', signal()),
+		address: harness.address(1),
+		port: harness.port,
+		allowHalfOpen: false,
+	});
+	const error = await deadlineError(
+		t,
+		harness,
+		from(harness.address(1)),
+		until(() => vm.dialled > 3),
+		relays,
+	);
 	t.regex(error.what, /not valid yet: this node's clock says \d{4}-\S+, the certificate begins \d{4}-/);
 	t.regex(error.remedy ?? '', /clock/);
-	t.regex(lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address has not proven'))?.reason ?? '', /this node's clock says/);
+	t.regex(
+		lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address has not proven'))?.reason ?? '',
+		/this node's clock says/,
+	);
 	await vm.idle();
 });
 
-test('a stranger at the VM\'s address is a warning at once, then less and less often, with the address and its name', async t => {
+test("a stranger at the VM's address is a warning at once, then less and less often, with the address and its name", async t => {
 	await using harness = await realHarness({timings: oneByOne});
-	await using other = await startForwarder({tls: await harness.relays.issue('podvm-other', signal()), address: harness.address(1), port: harness.port, allowHalfOpen: false});
-	await deadlineError(t, harness, from(harness.address(1)), until(() => harness.lines.filter(({msg}) => msg.startsWith('address has not proven')).length >= 7));
+	await using other = await startForwarder({
+		tls: await harness.relays.issue('podvm-other', signal()),
+		address: harness.address(1),
+		port: harness.port,
+		allowHalfOpen: false,
+	});
+	await deadlineError(
+		t,
+		harness,
+		from(harness.address(1)),
+		until(() => harness.lines.filter(({msg}) => msg.startsWith('address has not proven')).length >= 7),
+	);
 	const told = harness.lines.filter(({msg}) => msg.startsWith('address has not proven')).slice(0, 7);
-	t.deepEqual(told.map(({level}) => level), ['warn', 'warn', 'debug', 'warn', 'debug', 'debug', 'debug']);
-	t.like(told[0], {address: harness.address(1), instanceName: 'podvm-a', attempt: 1, reason: 'its certificate is for podvm-other, not for podvm-a'});
+	t.deepEqual(
+		told.map(({level}) => level),
+		['warn', 'warn', 'debug', 'warn', 'debug', 'debug', 'debug'],
+	);
+	t.like(told[0], {
+		address: harness.address(1),
+		instanceName: 'podvm-a',
+		attempt: 1,
+		reason: 'its certificate is for podvm-other, not for podvm-a',
+	});
 	t.regex(told[0]?.remedy ?? '', /stale DHCP leases/);
 	await other.idle();
 });
 
 for (const version of ['tls1_2', 'tls1_3'] as const) {
-	// Not Node as the server: it looks at the client's certificate only when the handshake is over, unlike Go in real VMs and OpenSSL here.
+	// Not Node as the server: it looks at the client's certificate only when the handshake is over, unlike Go in real
+	// VMs and OpenSSL here.
 	test(`a VM that trusts another client certificate is not reached, and the error says so (${version})`, async t => {
 		await using harness = await realHarness({timings: {...oneByOne, objectionMs: 60_000}});
 		await using stranger = await realHarness();
@@ -109,10 +185,25 @@ for (const version of ['tls1_2', 'tls1_3'] as const) {
 			await writeFile(path, content);
 			return path;
 		};
-		const vm = spawn('openssl', [
-			's_server', '-accept', `${harness.address(1)}:${harness.port}`, `-${version}`, '-Verify', '1', '-verify_return_error', '-CAfile', await file('other', stranger.identity.client.cert),
-			'-cert', await file('cert', serverCert), '-key', await file('key', serverKey?.reveal()),
-		], {stdio: ['pipe', 'ignore', 'pipe']});
+		const vm = spawn(
+			'openssl',
+			[
+				's_server',
+				'-accept',
+				`${harness.address(1)}:${harness.port}`,
+				`-${version}`,
+				'-Verify',
+				'1',
+				'-verify_return_error',
+				'-CAfile',
+				await file('other', stranger.identity.client.cert),
+				'-cert',
+				await file('cert', serverCert),
+				'-key',
+				await file('key', serverKey?.reveal()),
+			],
+			{stdio: ['pipe', 'ignore', 'pipe']},
+		);
 		let said = '';
 		vm.stderr.on('data', (chunk: Buffer) => {
 			said += chunk.toString();
@@ -122,7 +213,12 @@ for (const version of ['tls1_2', 'tls1_3'] as const) {
 			vm.kill();
 			await exited;
 		});
-		const error = await deadlineError(t, harness, from(harness.address(1)), until(() => said.split('ERROR').length > 2));
+		const error = await deadlineError(
+			t,
+			harness,
+			from(harness.address(1)),
+			until(() => said.split('ERROR').length > 2),
+		);
 		t.regex(error.what, version === 'tls1_3' ? /refuses our client certificate/ : /the TLS handshake failed/);
 	});
 }
@@ -131,7 +227,9 @@ test('with TLS_SKIP_VERIFY whoever answers is taken, and the log warns', async t
 	await using harness = await realHarness();
 	const tls = await harness.relays.issue('podvm-other', signal());
 	await using _other = await startForwarder({tls, address: harness.address(1), port: harness.port});
-	await using relay = await harness.relaysWith({skipVerify: true}).open(target(harness), from(harness.address(1)), signal());
+	await using relay = await harness
+		.relaysWith({skipVerify: true})
+		.open(target(harness), from(harness.address(1)), signal());
 	t.is(relay.address, harness.address(1));
 	t.true(harness.lines.some(({level, msg}) => level === 'warn' && msg.includes('TLS_SKIP_VERIFY')));
 });
@@ -139,7 +237,12 @@ test('with TLS_SKIP_VERIFY whoever answers is taken, and the log warns', async t
 test('the VM is found at an address where a stranger was before', async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	const {relays, port, address} = harness;
-	const other = await startForwarder({tls: await relays.issue('podvm-other', signal()), address: address(1), port, allowHalfOpen: false});
+	const other = await startForwarder({
+		tls: await relays.issue('podvm-other', signal()),
+		address: address(1),
+		port,
+		allowHalfOpen: false,
+	});
 	const opening = relays.open(target(harness), from(address(1)), signal());
 	await until(() => other.dialled > 1);
 	await other[Symbol.asyncDispose]();
@@ -156,8 +259,16 @@ test('the error of a deadline tells how far each address got', async t => {
 	let refused = 0;
 	const counting = connectCounter(() => refused++);
 	t.teardown(counting.stop);
-	const error = await deadlineError(t, harness, from(harness.address(1)), until(() => refused > 3));
-	t.is(error.what, `Could not reach the pod VM's forwarder, the time is up: ${harness.address(1)}: connection refused`);
+	const error = await deadlineError(
+		t,
+		harness,
+		from(harness.address(1)),
+		until(() => refused > 3),
+	);
+	t.is(
+		error.what,
+		`Could not reach the pod VM's forwarder, the time is up: ${harness.address(1)}: connection refused`,
+	);
 	t.regex(error.remedy ?? '', /FORWARDER_PORT/);
 	t.deepEqual(error.where, {instanceName: 'podvm-a', port: harness.port});
 });
@@ -167,19 +278,29 @@ test('an abort in the middle of the handshake leaves no connection, no socket an
 	const sockets = new Set<Socket>();
 	const silent = createServer(socket => {
 		sockets.add(socket);
-		socket.on('error', () => undefined).once('close', () => sockets.delete(socket)).resume();
+		socket
+			.on('error', () => undefined)
+			.once('close', () => sockets.delete(socket))
+			.resume();
 	}).listen(harness.port, harness.address(1));
 	t.teardown(() => silent.close());
 	await once(silent, 'listening');
 	const abort = new AbortController();
-	const thrown = t.throwsAsync(harness.relays.open(target(harness), from(harness.address(1), harness.address(2)), abort.signal), {message: 'enough'});
+	const thrown = t.throwsAsync(
+		harness.relays.open(target(harness), from(harness.address(1), harness.address(2)), abort.signal),
+		{message: 'enough'},
+	);
 	await until(() => sockets.size > 0);
 	abort.abort(new Error('enough'));
 	await thrown;
 	await until(() => sockets.size === 0);
 	t.false(await harness.isServed(target(harness).socketPath));
 	// A candidate that was still alive would be back within its retry time of 25 ms.
-	await using vm = await startForwarder({tls: await harness.relays.issue('podvm-a', signal()), address: harness.address(2), port: harness.port});
+	await using vm = await startForwarder({
+		tls: await harness.relays.issue('podvm-a', signal()),
+		address: harness.address(2),
+		port: harness.port,
+	});
 	await using relay = await harness.relays.open(target(harness), from(harness.address(2)), signal());
 	t.is(relay.address, harness.address(2));
 	t.is(vm.proven, 1);
@@ -189,7 +310,16 @@ test('an address whose packets vanish delays no other, and is told from one that
 	await using harness = await realHarness({timings: {connectTimeoutMs: 100, hedgeAfterMs: 20}});
 	const {relays, port, address} = harness;
 	// A listener that never accepts, with its queue full: the kernel drops further SYNs, as a VM does before it is up.
-	const listener = spawn('python3', ['-c', 'import socket,sys\ns=socket.socket()\ns.bind((sys.argv[1],int(sys.argv[2])))\ns.listen(0)\nc=socket.socket();c.connect(s.getsockname())\nprint("full",flush=True)\nsys.stdin.read()', address(1), String(port)], {stdio: ['pipe', 'pipe', 'inherit']});
+	const listener = spawn(
+		'python3',
+		[
+			'-c',
+			'import socket,sys\ns=socket.socket()\ns.bind((sys.argv[1],int(sys.argv[2])))\ns.listen(0)\nc=socket.socket();c.connect(s.getsockname())\nprint("full",flush=True)\nsys.stdin.read()',
+			address(1),
+			String(port),
+		],
+		{stdio: ['pipe', 'pipe', 'inherit']},
+	);
 	const exited = once(listener, 'exit');
 	t.teardown(async () => {
 		listener.stdin.end();
@@ -214,10 +344,18 @@ test('of attempts that the kernel goes on with, one begins a handshake when the 
 	const {relays, port, address} = harness;
 	// As above, until it is told to accept. Then it prints a line for each connection that sends something.
 	const script = [
-		'import socket,sys,threading', 's=socket.socket()', 's.bind((sys.argv[1],int(sys.argv[2])))', 's.listen(0)',
-		'c=socket.socket();c.connect(s.getsockname())', 'print("full",flush=True)', 'sys.stdin.readline()',
-		'def serve(a):', '  if a.recv(1): print("hello",flush=True)', '  a.recv(65536) and a.recv(65536)',
-		'while True:', '  threading.Thread(target=serve,args=(s.accept()[0],),daemon=True).start()',
+		'import socket,sys,threading',
+		's=socket.socket()',
+		's.bind((sys.argv[1],int(sys.argv[2])))',
+		's.listen(0)',
+		'c=socket.socket();c.connect(s.getsockname())',
+		'print("full",flush=True)',
+		'sys.stdin.readline()',
+		'def serve(a):',
+		'  if a.recv(1): print("hello",flush=True)',
+		'  a.recv(65536) and a.recv(65536)',
+		'while True:',
+		'  threading.Thread(target=serve,args=(s.accept()[0],),daemon=True).start()',
 	].join('\n');
 	const listener = spawn('python3', ['-c', script, address(1), String(port)], {stdio: ['pipe', 'pipe', 'inherit']});
 	const lines: string[] = [];
@@ -227,14 +365,15 @@ test('of attempts that the kernel goes on with, one begins a handshake when the 
 		listener.kill();
 		await exited;
 	});
-	const unanswered = async (): Promise<number> => (await execute('ss', ['-Htn', 'state', 'syn-sent', 'dst', address(1)])).stdout.split('\n').length - 1;
+	const unanswered = async (): Promise<number> =>
+		(await execute('ss', ['-Htn', 'state', 'syn-sent', 'dst', address(1)])).stdout.split('\n').length - 1;
 	await until(() => lines.includes('full'));
 	const abort = new AbortController();
 	const thrown = t.throwsAsync(relays.open(target(harness), from(address(1)), abort.signal), {message: 'enough'});
-	await until(async () => await unanswered() >= 10);
+	await until(async () => (await unanswered()) >= 10);
 	listener.stdin.write('\n');
 	await until(() => lines.includes('hello'));
-	await until(async () => await unanswered() === 0);
+	await until(async () => (await unanswered()) === 0);
 	abort.abort(new Error('enough'));
 	await thrown;
 	t.is(lines.filter(line => line === 'hello').length, 1);
@@ -247,7 +386,13 @@ test('TLS 1.2 with chosen suites, TLS 1.3 as the minimum, and the error when the
 	const tls = await chosen.issue('podvm-a', signal());
 	t.deepEqual(tls.cipherSuites, ['TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384']);
 	t.is(tls.minVersion, 'VersionTLS12');
-	await using old = await startForwarder({tls, address: address(1), port, maxVersion: 'TLSv1.2', allowHalfOpen: false});
+	await using old = await startForwarder({
+		tls,
+		address: address(1),
+		port,
+		maxVersion: 'TLSv1.2',
+		allowHalfOpen: false,
+	});
 	await using relay = await chosen.open(target(harness), from(address(1)), signal());
 	const accepted = await old.accept();
 	t.is(accepted.getProtocol(), 'TLSv1.2');
@@ -256,10 +401,20 @@ test('TLS 1.2 with chosen suites, TLS 1.3 as the minimum, and the error when the
 	await old.idle();
 	const strict = relaysWith({minVersion: 'VersionTLS13'});
 	const dialledBefore = old.dialled;
-	const error = await deadlineError(t, harness, from(address(1)), until(() => old.dialled > dialledBefore + 1), strict);
+	const error = await deadlineError(
+		t,
+		harness,
+		from(address(1)),
+		until(() => old.dialled > dialledBefore + 1),
+		strict,
+	);
 	t.regex(error.what, /the TLS handshake failed/);
 	t.regex(error.remedy ?? '', /TLS_MIN_VERSION/);
-	await using modern = await startForwarder({tls: await strict.issue('podvm-a', signal()), address: address(2), port});
+	await using modern = await startForwarder({
+		tls: await strict.issue('podvm-a', signal()),
+		address: address(2),
+		port,
+	});
 	await using second = await strict.open(target(harness), from(address(2)), signal());
 	t.is((await modern.accept()).getProtocol(), 'TLSv1.3');
 	t.truthy(second);

@@ -10,11 +10,22 @@ export interface RequestOptions {
 }
 
 /** @param method of `grpc.AgentService`, or `Check` */
-export function request(streamId: number, method: string, {payload = Buffer.alloc(0), timeoutMs = 0}: RequestOptions = {}): Buffer {
+export function request(
+	streamId: number,
+	method: string,
+	{payload = Buffer.alloc(0), timeoutMs = 0}: RequestOptions = {},
+): Buffer {
 	const service = method === 'Check' ? 'grpc.Health' : 'grpc.AgentService';
-	return encodeFrame({streamId, type: frameType.request, flags: 0}, encodeRequest({
-		service, method, payload, timeoutNano: BigInt(Math.round(timeoutMs * 1e6)), metadata: [],
-	}));
+	return encodeFrame(
+		{streamId, type: frameType.request, flags: 0},
+		encodeRequest({
+			service,
+			method,
+			payload,
+			timeoutNano: BigInt(Math.round(timeoutMs * 1e6)),
+			metadata: [],
+		}),
+	);
 }
 
 export function response(streamId: number, payload: Buffer = Buffer.alloc(0)): Buffer {
@@ -22,7 +33,10 @@ export function response(streamId: number, payload: Buffer = Buffer.alloc(0)): B
 }
 
 export function failure(streamId: number, code: number, message = ''): Buffer {
-	return encodeFrame({streamId, type: frameType.response, flags: 0}, encodeResponse({status: {code, message}, payload: Buffer.alloc(0)}));
+	return encodeFrame(
+		{streamId, type: frameType.response, flags: 0},
+		encodeResponse({status: {code, message}, payload: Buffer.alloc(0)}),
+	);
 }
 
 export function data(streamId: number, message: Buffer): Buffer {
@@ -64,18 +78,20 @@ export class FrameReader {
 	readonly #decoder = new FrameDecoder();
 
 	constructor(socket: Duplex) {
-		socket.on('error', () => undefined).on('data', (chunk: Buffer) => {
-			for (const frame of this.#decoder.push(chunk)) {
-				if (frame instanceof Frame) {
-					const taker = this.#takers.shift();
-					if (taker === undefined) {
-						this.waiting.push(frame);
-					} else {
-						taker(frame);
+		socket
+			.on('error', () => undefined)
+			.on('data', (chunk: Buffer) => {
+				for (const frame of this.#decoder.push(chunk)) {
+					if (frame instanceof Frame) {
+						const taker = this.#takers.shift();
+						if (taker === undefined) {
+							this.waiting.push(frame);
+						} else {
+							taker(frame);
+						}
 					}
 				}
-			}
-		});
+			});
 	}
 
 	/** Bytes of a frame that is not whole. */
@@ -84,9 +100,12 @@ export class FrameReader {
 	}
 
 	async next(): Promise<Frame> {
-		return this.waiting.shift() ?? new Promise(resolve => {
-			this.#takers.push(resolve);
-		});
+		return (
+			this.waiting.shift() ??
+			new Promise(resolve => {
+				this.#takers.push(resolve);
+			})
+		);
 	}
 
 	async take(count: number): Promise<Frame[]> {

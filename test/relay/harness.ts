@@ -1,4 +1,6 @@
-/** The real relays with an identity in a directory of their own, VMs on loopback addresses that only this process uses. */
+/**
+ * The real relays with an identity in a directory of their own, VMs on loopback addresses that only this process uses.
+ */
 import {mkdtemp, rm} from 'node:fs/promises';
 import {connect, type Socket} from 'node:net';
 import {once} from 'node:events';
@@ -34,8 +36,16 @@ export interface RealHarnessOptions {
 	readonly timings?: Partial<RelayTimings>;
 }
 
-/** No attempt begins before the last has failed, and none is given up: what a forwarder accepts is what the relay uses, however slow the machine. */
-export const patient = {overlapMs: 60_000, handshakeOverlapMs: 60_000, connectTimeoutMs: 60_000, handshakeTimeoutMs: 60_000};
+/**
+ * No attempt begins before the last has failed, and none is given up: what a forwarder accepts is what the relay uses,
+ * however slow the machine.
+ */
+export const patient = {
+	overlapMs: 60_000,
+	handshakeOverlapMs: 60_000,
+	connectTimeoutMs: 60_000,
+	handshakeTimeoutMs: 60_000,
+};
 
 /** A VM may be as slow as the machine is. */
 const unsuspecting = {doubtMs: 600_000, answerMs: 600_000, graceMs: 600_000};
@@ -47,7 +57,8 @@ export async function realHarness({files = {}, timings = {}}: RealHarnessOptions
 	const {log, lines, text} = await capturedLog();
 	const identity = await openIdentity({directory: join(directory, 'tls'), files, log});
 	const net = ++harnesses;
-	const address = (n: number): string => `127.${100 + (process.pid >> 8) % 100}.${process.pid & 255}.${(net * 4 + n) % 250 + 1}`;
+	const address = (n: number): string =>
+		`127.${100 + ((process.pid >> 8) % 100)}.${process.pid & 255}.${((net * 4 + n) % 250) + 1}`;
 	const port = await freePort(address(3));
 	const relaysWith = (tls: TlsOptions, more: Partial<RelayTimings> = {}): AgentRelays =>
 		createAgentRelays({identity, forwarderPort: port, tls, log, timings: {...timings, ...more}});
@@ -92,7 +103,11 @@ export async function temporaryDirectory(): Promise<string> {
 	return mkdtemp(join(tmpdir(), 'caat-relay-'));
 }
 
-export async function capturedLog(): Promise<{log: Awaited<ReturnType<typeof createLogger>>; lines: LogLine[]; text: () => string}> {
+export async function capturedLog(): Promise<{
+	log: Awaited<ReturnType<typeof createLogger>>;
+	lines: LogLine[];
+	text: () => string;
+}> {
 	const stream = new PassThrough();
 	const lines: LogLine[] = [];
 	let all = '';
@@ -146,7 +161,7 @@ export async function readBytes(stream: NodeJS.ReadableStream, length: number): 
 /** Gives the event loop turns until the claim holds. */
 export async function until(holds: () => boolean | Promise<boolean>): Promise<void> {
 	const giveUpAt = performance.now() + 60_000;
-	while (!await holds()) {
+	while (!(await holds())) {
 		if (performance.now() > giveUpAt) {
 			throw new Error(`waited in vain for: ${holds.toString()}`);
 		}
@@ -178,7 +193,10 @@ export interface Running extends AsyncDisposable {
 	converse(): Promise<{shim: Socket; vm: TLSSocket}>;
 }
 
-export async function running(options: Partial<ForwarderOptions> = {}, timings: Partial<RelayTimings> = {}): Promise<Running> {
+export async function running(
+	options: Partial<ForwarderOptions> = {},
+	timings: Partial<RelayTimings> = {},
+): Promise<Running> {
 	await using undo = new AsyncDisposableStack();
 	const harness = undo.use(await realHarness({timings: {...patient, again: {}, liveness: unsuspecting, ...timings}}));
 	const {relays, directory, address, port} = harness;
@@ -186,10 +204,16 @@ export async function running(options: Partial<ForwarderOptions> = {}, timings: 
 	const tls = await relays.issue('podvm-a-12345678', signal);
 	const forwarder = undo.use(await startForwarder({tls, address: address(1), port, ...options}));
 	const socketPath = join(directory, 'a', 'agent.ttrpc');
-	const relay = undo.use(await relays.open({sandboxId: 'a', instanceName: 'podvm-a-12345678', socketPath}, from(address(1)), signal));
+	const relay = undo.use(
+		await relays.open({sandboxId: 'a', instanceName: 'podvm-a-12345678', socketPath}, from(address(1)), signal),
+	);
 	const all = undo.move();
 	return {
-		harness, tls, forwarder, relay, socketPath,
+		harness,
+		tls,
+		forwarder,
+		relay,
+		socketPath,
 		async converse() {
 			const shim = await connectShim(socketPath);
 			return {shim, vm: await forwarder.accept()};

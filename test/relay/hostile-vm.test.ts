@@ -11,7 +11,8 @@ import {connectShim, running, until, type LogLine, type Running} from './harness
 const quick = {redialPauseMs: [1, 4] as const, again: {retryMs: 10}};
 const empty = Buffer.alloc(0);
 const times = (count: number, bytes: Buffer): Buffer => Buffer.concat(Array.from({length: count}, () => bytes));
-const said = ({harness}: Running, message: string): readonly LogLine[] => harness.lines.filter(({msg}) => msg === message);
+const said = ({harness}: Running, message: string): readonly LogLine[] =>
+	harness.lines.filter(({msg}) => msg === message);
 const lost = 'connection to the VM lost, dialling again';
 
 /** The header of a message over the limit, and a little of it. */
@@ -33,11 +34,16 @@ for (const [what, frame] of breaches) {
 		await using run = await running({}, quick);
 		const {shim, vm} = await run.converse();
 		const [fromVm, fromShim] = [new FrameReader(shim), new FrameReader(vm)];
-		shim.write(Buffer.concat([request(1, 'WaitProcess'), request(3, 'CreateContainer'), request(5, 'ExecProcess')]));
+		shim.write(
+			Buffer.concat([request(1, 'WaitProcess'), request(3, 'CreateContainer'), request(5, 'ExecProcess')]),
+		);
 		await fromShim.take(3);
 		vm.write(Buffer.concat([times(10, frame), response(3)]));
 		t.deepEqual((await fromVm.next()).bytes, response(3));
-		t.deepEqual(said(run, 'VM broke the protocol, the frame is dropped').map(({level, reason}) => [level, reason]), [['warn', what]]);
+		t.deepEqual(
+			said(run, 'VM broke the protocol, the frame is dropped').map(({level, reason}) => [level, reason]),
+			[['warn', what]],
+		);
 		t.deepEqual(said(run, lost), []);
 		vm.write(frame);
 		const failed = await fromVm.next();
@@ -52,7 +58,10 @@ for (const [what, frame] of breaches) {
 test('a VM that floods each of its connections is dialled with growing pauses, and the log is not flooded', async t => {
 	const flood = times(3000, response(99, empty));
 	const isFlooding = (socket: TLSSocket): void => {
-		socket.on('error', () => undefined).on('drain', () => socket.write(flood)).write(flood);
+		socket
+			.on('error', () => undefined)
+			.on('drain', () => socket.write(flood))
+			.write(flood);
 	};
 	await using run = await running({onConnection: isFlooding}, {redialPauseMs: [200, 400]});
 	const shim = await connectShim(run.socketPath);
@@ -106,11 +115,20 @@ test('a shim that breaks the protocol is forgiven ten times, then its connection
 	one.shim.write(Buffer.concat([times(5, reserved), times(5, response(1)), request(3, 'ReadStdout')]));
 	t.is((await fromShim.next()).streamId, 3);
 	const closed = once(one.shim, 'end');
-	one.shim.on('error', () => undefined).resume().write(reserved);
+	one.shim
+		.on('error', () => undefined)
+		.resume()
+		.write(reserved);
 	await Promise.all([closed, once(one.vm, 'end')]);
 	const [line] = said(run, 'shim broke the protocol too often, its connection is closed');
-	t.regex(JSON.stringify(line), /it sent a frame of a reserved type 6 times, a response from the client side 5 times/);
-	t.deepEqual(said(run, 'shim disconnected').map(({level}) => level), ['debug']);
+	t.regex(
+		JSON.stringify(line),
+		/it sent a frame of a reserved type 6 times, a response from the client side 5 times/,
+	);
+	t.deepEqual(
+		said(run, 'shim disconnected').map(({level}) => level),
+		['debug'],
+	);
 	two.shim.write(request(1, 'Check'));
 	t.is((await new FrameReader(two.vm).next()).streamId, 1);
 });
@@ -130,7 +148,14 @@ for (const how of ['ends', 'is killed'] as const) {
 
 		await until(() => said(run, 'shim disconnected').length > 0);
 		const [line, ...more] = said(run, 'shim disconnected');
-		t.like(line, {level: 'info', sandboxId: 'a', instanceName: 'podvm-a-12345678', connection: 1, count: 1, bytes: asked.length});
+		t.like(line, {
+			level: 'info',
+			sandboxId: 'a',
+			instanceName: 'podvm-a-12345678',
+			connection: 1,
+			count: 1,
+			bytes: asked.length,
+		});
 		t.is(typeof line?.durationMs, 'number');
 		vm.end();
 		await run.forwarder.idle();
@@ -149,5 +174,8 @@ test('a connection that the relay itself closed, or that never spoke, is no shim
 	await new FrameReader(vm).next();
 	await run.relay[Symbol.asyncDispose]();
 	await until(() => said(run, 'shim disconnected').length === 2);
-	t.deepEqual(said(run, 'shim disconnected').map(({level}) => level), ['debug', 'debug']);
+	t.deepEqual(
+		said(run, 'shim disconnected').map(({level}) => level),
+		['debug', 'debug'],
+	);
 });

@@ -28,7 +28,11 @@ test('one that is damaged or over is told with the reason, and stays where it is
 	await openIdentity({directory, log: silentLogger});
 	t.like(await observeIdentity(directory, undefined, new Date(now.getTime() + 3649 * dayMs)), {state: 'unusable'});
 	await writeFile(`${directory}/identity.json`, '{');
-	t.deepEqual(await observeIdentity(directory, undefined, now), {source: 'own', state: 'unusable', reason: 'it is torn or not ours'});
+	t.deepEqual(await observeIdentity(directory, undefined, now), {
+		source: 'own',
+		state: 'unusable',
+		reason: 'it is torn or not ours',
+	});
 	t.deepEqual(await readdir(directory), ['identity.json']);
 });
 
@@ -39,14 +43,29 @@ test('one that is not valid yet, for the clock is wrong, is usable, and tells wh
 	t.true(found.state === 'usable' && found.validFrom.getTime() > now.getTime() - 3 * dayMs);
 });
 
-test('the administrator\'s files are valid as long as the first of them ends; files that do not belong together are an error', async t => {
+test("the administrator's files are valid as long as the first of them ends; files that do not belong together are an error", async t => {
 	const directory = await directoryOf(t);
-	const until = (days: number): {notBefore: Date; notAfter: Date} => ({notBefore: new Date(now.getTime() - dayMs), notAfter: new Date(now.getTime() + days * dayMs)});
-	const [ca, client, other] = await Promise.all([makeCa('ca', until(100)), makeClientCertificate('client', until(10)), makeClientCertificate('client', until(10))]);
+	const until = (days: number): {notBefore: Date; notAfter: Date} => ({
+		notBefore: new Date(now.getTime() - dayMs),
+		notAfter: new Date(now.getTime() + days * dayMs),
+	});
+	const [ca, client, other] = await Promise.all([
+		makeCa('ca', until(100)),
+		makeClientCertificate('client', until(10)),
+		makeClientCertificate('client', until(10)),
+	]);
 	const files = {caCert: `${directory}/ca`, cert: `${directory}/cert`, key: `${directory}/key`};
-	await Promise.all([writeFile(files.caCert, ca.cert), writeFile(files.cert, client.cert), writeFile(files.key, client.key.reveal())]);
+	await Promise.all([
+		writeFile(files.caCert, ca.cert),
+		writeFile(files.cert, client.cert),
+		writeFile(files.key, client.key.reveal()),
+	]);
 	const found = await observeIdentity('/nonexistent', files, now);
-	t.true(found.state === 'usable' && found.source === 'files' && Math.abs(found.validTo.getTime() - now.getTime() - 10 * dayMs) < 2000);
+	t.true(
+		found.state === 'usable' &&
+			found.source === 'files' &&
+			Math.abs(found.validTo.getTime() - now.getTime() - 10 * dayMs) < 2000,
+	);
 	await writeFile(files.key, other.key.reveal());
 	await t.throwsAsync(observeIdentity('/nonexistent', files, now), {message: /do not belong together.*CERT_KEY/});
 });

@@ -24,7 +24,10 @@ async function scratch(t: ExecutionContext): Promise<string> {
 	return directory;
 }
 
-async function opened(directory: string, {files = {}, now = () => new Date()}: {files?: IdentityFiles; now?: () => Date} = {}): Promise<{identity: RelayIdentity; lines: readonly LogLine[]}> {
+async function opened(
+	directory: string,
+	{files = {}, now = () => new Date()}: {files?: IdentityFiles; now?: () => Date} = {},
+): Promise<{identity: RelayIdentity; lines: readonly LogLine[]}> {
 	const {log, lines} = await capturedLog();
 	return {identity: await openIdentity({directory: join(directory, 'tls'), files, log, now}), lines};
 }
@@ -56,24 +59,35 @@ test('OpenSSL, strictly, takes the server certificate for its name and the clien
 	await writeFile(ca ?? '', identity.serverCa);
 	await writeFile(server ?? '', serverCert);
 	await writeFile(client ?? '', identity.client.cert);
-	const verify = async (...options: readonly (string | undefined)[]): Promise<string> => (await run('openssl', ['verify', ...options.filter(option => option !== undefined)])).stdout;
-	t.regex(await verify('-x509_strict', '-purpose', 'sslserver', '-verify_hostname', 'podvm-a', '-CAfile', ca, server), /: OK/);
+	const verify = async (...options: readonly (string | undefined)[]): Promise<string> =>
+		(await run('openssl', ['verify', ...options.filter(option => option !== undefined)])).stdout;
+	t.regex(
+		await verify('-x509_strict', '-purpose', 'sslserver', '-verify_hostname', 'podvm-a', '-CAfile', ca, server),
+		/: OK/,
+	);
 	await t.throwsAsync(verify('-verify_hostname', 'podvm-b', '-CAfile', ca, server));
 	t.regex(await verify('-purpose', 'sslclient', '-CAfile', client, client), /: OK/);
 });
 
 test('names of any length, and validity over the year 2050, are read back as they were given', async t => {
-	await fc.assert(fc.asyncProperty(fc.stringMatching(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/), fc.date({min: new Date('2026-01-01'), max: new Date('2090-01-01'), noInvalidDate: true}), async (name, notBefore) => {
-		const dates = {notBefore, notAfter: new Date(notBefore.getTime() + 3650 * dayMs)};
-		const ca = await makeCa('agent-protocol-forwarder', dates);
-		const cert = new X509Certificate((await makeServerCertificate(name, ca, dates)).cert);
-		t.is(cert.subject, `CN=${name}`);
-		t.is(cert.subjectAltName, `DNS:${name}`);
-		t.is(cert.validFromDate.getTime(), Math.floor(dates.notBefore.getTime() / 1000) * 1000);
-		t.is(cert.validToDate.getTime(), Math.floor(dates.notAfter.getTime() / 1000) * 1000);
-		t.true(cert.checkIssued(new X509Certificate(ca.cert)));
-		t.regex(cert.serialNumber, /^[0-9A-F]{20,32}$/);
-	}), {numRuns: 30});
+	await fc.assert(
+		fc.asyncProperty(
+			fc.stringMatching(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
+			fc.date({min: new Date('2026-01-01'), max: new Date('2090-01-01'), noInvalidDate: true}),
+			async (name, notBefore) => {
+				const dates = {notBefore, notAfter: new Date(notBefore.getTime() + 3650 * dayMs)};
+				const ca = await makeCa('agent-protocol-forwarder', dates);
+				const cert = new X509Certificate((await makeServerCertificate(name, ca, dates)).cert);
+				t.is(cert.subject, `CN=${name}`);
+				t.is(cert.subjectAltName, `DNS:${name}`);
+				t.is(cert.validFromDate.getTime(), Math.floor(dates.notBefore.getTime() / 1000) * 1000);
+				t.is(cert.validToDate.getTime(), Math.floor(dates.notAfter.getTime() / 1000) * 1000);
+				t.true(cert.checkIssued(new X509Certificate(ca.cert)));
+				t.regex(cert.serialNumber, /^[0-9A-F]{20,32}$/);
+			},
+		),
+		{numRuns: 30},
+	);
 });
 
 test('a restart is the same identity, in a file that only we can read', async t => {
@@ -94,7 +108,11 @@ test('a VM that was issued before a restart is reached after it', async t => {
 	const {log} = await capturedLog();
 	const identity = await openIdentity({directory: join(harness.directory, 'tls'), log});
 	const relays = createAgentRelays({identity, forwarderPort: harness.port, log});
-	await using relay = await relays.open({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')}, from(harness.address(1)), AbortSignal.timeout(100_000));
+	await using relay = await relays.open(
+		{sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')},
+		from(harness.address(1)),
+		AbortSignal.timeout(100_000),
+	);
 	t.is(relay.address, harness.address(1));
 });
 
@@ -113,7 +131,11 @@ test('a clock that is 1.5 days back at a restart costs no VM: the identity is ke
 	// The clock is right again: for this process it always was.
 	const {log} = await capturedLog();
 	const relays = createAgentRelays({identity, forwarderPort: harness.port, log});
-	await using relay = await relays.open({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')}, from(harness.address(1)), AbortSignal.timeout(100_000));
+	await using relay = await relays.open(
+		{sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')},
+		from(harness.address(1)),
+		AbortSignal.timeout(100_000),
+	);
 	t.is(relay.address, harness.address(1));
 });
 
@@ -130,7 +152,14 @@ for (const [what, spoil] of [
 	['empty', () => ''],
 	['foreign', () => '{"caCert": "x"}'],
 	['not an object', () => 'null'],
-	['mixed up', (text: string) => JSON.stringify({...(JSON.parse(text) as Record<string, string>), caKey: (JSON.parse(text) as Record<string, string>)['clientKey']})],
+	[
+		'mixed up',
+		(text: string) =>
+			JSON.stringify({
+				...(JSON.parse(text) as Record<string, string>),
+				caKey: (JSON.parse(text) as Record<string, string>)['clientKey'],
+			}),
+	],
 ] as const) {
 	test(`a file that is ${what} is set aside, reported, and replaced; daemons that find it at once are one identity`, async t => {
 		const directory = await scratch(t);
@@ -164,34 +193,50 @@ test('a directory that cannot be made is an error that names it', async t => {
 });
 
 /** The administrator's files: CA, client pair, and a server pair for the image. */
-async function ownFiles(directory: string): Promise<{files: Required<IdentityFiles>; server: Awaited<ReturnType<typeof makeCa>>; ca: string}> {
+async function ownFiles(
+	directory: string,
+): Promise<{files: Required<IdentityFiles>; server: Awaited<ReturnType<typeof makeCa>>; ca: string}> {
 	const ca = await makeCa('the company', validity);
 	const client = await makeClientCertificate('the client', validity);
-	const files = {caCert: join(directory, 'ca.crt'), cert: join(directory, 'client.crt'), key: join(directory, 'client.key')};
+	const files = {
+		caCert: join(directory, 'ca.crt'),
+		cert: join(directory, 'client.crt'),
+		key: join(directory, 'client.key'),
+	};
 	await writeFile(files.caCert, `a comment\n${ca.cert}`);
 	await writeFile(files.cert, client.cert);
 	await writeFile(files.key, client.key.reveal());
 	return {files, server: await makeServerCertificate('podvm-server', ca, validity), ca: ca.cert};
 }
 
-test('with a CA of the administrator\'s the VM is podvm-server, and nothing of ours is made or goes to it', async t => {
+test("with a CA of the administrator's the VM is podvm-server, and nothing of ours is made or goes to it", async t => {
 	const directory = await scratch(t);
 	const {files, server} = await ownFiles(directory);
 	await using harness = await realHarness({files});
 	const signal = AbortSignal.timeout(100_000);
-	t.deepEqual(await harness.relaysWith({minVersion: 'VersionTLS13'}).issue('podvm-a', signal), {minVersion: 'VersionTLS13'});
+	t.deepEqual(await harness.relaysWith({minVersion: 'VersionTLS13'}).issue('podvm-a', signal), {
+		minVersion: 'VersionTLS13',
+	});
 	t.deepEqual(await harness.relays.issue('podvm-a', signal), {});
 	await using _vm = await startForwarder({
-		tls: {serverCert: server.cert, serverKey: server.key, clientCa: await readFile(files.cert, 'utf8')}, address: harness.address(1), port: harness.port,
+		tls: {serverCert: server.cert, serverKey: server.key, clientCa: await readFile(files.cert, 'utf8')},
+		address: harness.address(1),
+		port: harness.port,
 	});
-	await using relay = await harness.relays.open({sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')}, from(harness.address(1)), signal);
+	await using relay = await harness.relays.open(
+		{sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')},
+		from(harness.address(1)),
+		signal,
+	);
 	t.is(relay.address, harness.address(1));
 	await t.throwsAsync(stat(join(harness.directory, 'tls')), {code: 'ENOENT'});
 });
 
 test('with a client certificate alone our CA still signs for VMs, and they are told to trust that certificate', async t => {
 	const directory = await scratch(t);
-	const {files: {cert, key}} = await ownFiles(directory);
+	const {
+		files: {cert, key},
+	} = await ownFiles(directory);
 	const {identity} = await opened(directory, {files: {cert, key}});
 	const issued = await identity.issue('podvm-a');
 	t.is(issued.clientCa, await readFile(cert, 'utf8'));
@@ -225,7 +270,7 @@ test('files that do not fit are refused by name, and keys are never shown', asyn
 	}
 });
 
-test('an expired client certificate of the administrator\'s is warned about', async t => {
+test("an expired client certificate of the administrator's is warned about", async t => {
 	const directory = await scratch(t);
 	const {files} = await ownFiles(directory);
 	const {lines} = await opened(directory, {files, now: () => new Date(Date.now() + 5 * dayMs)});

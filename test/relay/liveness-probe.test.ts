@@ -1,4 +1,7 @@
-/** A connection to the VM on which nothing comes any more: replaced when the VM answers on another one, kept when the VM is just slow. */
+/**
+ * A connection to the VM on which nothing comes any more: replaced when the VM answers on another one, kept when the VM
+ * is just slow.
+ */
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
 import test from 'ava';
@@ -16,7 +19,9 @@ const quick = {redialPauseMs: [1, 4] as const, again: {retryMs: 10}, liveness};
 const check = request(5, 'Check', {timeoutMs: 60_000});
 
 /** A shim whose VM has read three calls, a health check among them, and answered none. */
-async function unanswered(run: Running): Promise<{shim: Awaited<ReturnType<typeof connectShim>>; fromVm: FrameReader; vm: TLSSocket; fromShim: FrameReader}> {
+async function unanswered(
+	run: Running,
+): Promise<{shim: Awaited<ReturnType<typeof connectShim>>; fromVm: FrameReader; vm: TLSSocket; fromShim: FrameReader}> {
 	const {shim, vm} = await run.converse();
 	const [fromVm, fromShim] = [new FrameReader(shim), new FrameReader(vm)];
 	shim.write(Buffer.concat([request(1, 'WaitProcess'), request(3, 'CreateContainer'), check]));
@@ -27,11 +32,14 @@ async function unanswered(run: Running): Promise<{shim: Awaited<ReturnType<typeo
 /** Resolves when the relay has closed the connection: with an end, or a reset when something was unread. */
 async function left(vm: TLSSocket): Promise<void> {
 	await new Promise<void>(resolve => {
-		vm.resume().once('end', resolve).once('close', () => resolve());
+		vm.resume()
+			.once('end', resolve)
+			.once('close', () => resolve());
 	});
 }
 
-const losses = ({harness}: Running): Running['harness']['lines'] => harness.lines.filter(({msg}) => msg.startsWith('connection to the VM lost'));
+const losses = ({harness}: Running): Running['harness']['lines'] =>
+	harness.lines.filter(({msg}) => msg.startsWith('connection to the VM lost'));
 
 test('a connection that stays silent while the VM answers on a second one is lost: what only waits is made again, the rest fails, one line says so', async t => {
 	await using run = await running({}, quick);
@@ -43,17 +51,29 @@ test('a connection that stays silent while the VM answers on a second one is los
 	second.write(response(5));
 	const third = await run.forwarder.accept();
 	const fromShim = new FrameReader(third);
-	t.deepEqual((await fromShim.take(2)).map(({bytes}) => bytes), [request(1, 'WaitProcess'), check]);
+	t.deepEqual(
+		(await fromShim.take(2)).map(({bytes}) => bytes),
+		[request(1, 'WaitProcess'), check],
+	);
 	const failed = await fromVm.next();
 	t.is(failed.streamId, 3);
 	t.is(statusOf(failed).code, statusCode.unavailable);
-	t.regex(statusOf(failed).message, /lost while this call was under way \(nothing arrived on it for \d+ ms, while a new connection was answered\)/);
+	t.regex(
+		statusOf(failed).message,
+		/lost while this call was under way \(nothing arrived on it for \d+ ms, while a new connection was answered\)/,
+	);
 	third.write(Buffer.concat([response(5), response(1)]));
-	t.deepEqual((await fromVm.take(2)).map(({streamId}) => streamId), [5, 1]);
+	t.deepEqual(
+		(await fromVm.take(2)).map(({streamId}) => streamId),
+		[5, 1],
+	);
 	shim.write(request(7, 'StartContainer'));
 	t.is((await fromShim.next()).streamId, 7);
 	await Promise.all([oldEnded, secondEnded]);
-	t.deepEqual(losses(run).map(({level, count}) => [level, count]), [['warn', 1]]);
+	t.deepEqual(
+		losses(run).map(({level, count}) => [level, count]),
+		[['warn', 1]],
+	);
 	t.deepEqual(fromVm.waiting, []);
 });
 
@@ -77,7 +97,10 @@ for (const answeredOnSecond of [false, true]) {
 		shim.write(request(7, 'StartContainer'));
 		t.is((await fromShim.next()).streamId, 7);
 		vm.write(Buffer.concat([response(7), response(3), response(1)]));
-		t.deepEqual((await fromVm.take(3)).map(({streamId}) => streamId), [7, 3, 1]);
+		t.deepEqual(
+			(await fromVm.take(3)).map(({streamId}) => streamId),
+			[7, 3, 1],
+		);
 		t.deepEqual(losses(run), []);
 	});
 }
@@ -90,7 +113,11 @@ test('a VM that says nothing on any connection is not given up, and serves on wh
 	await using forwarder = await startForwarder({tls, address: address(2), port});
 	await using hole = await startHole({address: address(1), port, to: address(2)});
 	const socketPath = `${directory}/a/agent.ttrpc`;
-	await using relay = await relays.open({sandboxId: 'a', instanceName: 'podvm-a-12345678', socketPath}, from(address(1)), signal);
+	await using relay = await relays.open(
+		{sandboxId: 'a', instanceName: 'podvm-a-12345678', socketPath},
+		from(address(1)),
+		signal,
+	);
 	const shim = await connectShim(socketPath);
 	const vm = await forwarder.accept();
 	const [fromVm, fromShim] = [new FrameReader(shim), new FrameReader(vm)];
@@ -103,7 +130,10 @@ test('a VM that says nothing on any connection is not given up, and serves on wh
 	hole.close();
 	t.is((await fromShim.next()).streamId, 5);
 	vm.write(Buffer.concat([response(5), response(1)]));
-	t.deepEqual((await fromVm.take(2)).map(({bytes}) => bytes), [response(5), response(1)]);
+	t.deepEqual(
+		(await fromVm.take(2)).map(({bytes}) => bytes),
+		[response(5), response(1)],
+	);
 	t.false(harness.lines.some(({msg}) => msg.startsWith('connection to the VM lost')));
 	await relay[Symbol.asyncDispose]();
 });
@@ -112,7 +142,9 @@ test('a check on a silent connection is answered before its deadline, with the r
 	await using run = await running({}, quick);
 	const {shim, vm} = await run.converse();
 	const [fromVm, fromShim] = [new FrameReader(shim), new FrameReader(vm)];
-	shim.write(Buffer.concat([request(1, 'CreateContainer', {timeoutMs: 1000}), request(3, 'Check', {timeoutMs: 1500})]));
+	shim.write(
+		Buffer.concat([request(1, 'CreateContainer', {timeoutMs: 1000}), request(3, 'Check', {timeoutMs: 1500})]),
+	);
 	await run.forwarder.accept();
 	// One that comes later is no better off.
 	shim.write(request(5, 'Check', {timeoutMs: 1500}));
@@ -120,10 +152,16 @@ test('a check on a silent connection is answered before its deadline, with the r
 		const answer = await fromVm.next();
 		t.is(answer.streamId, streamId);
 		t.is(statusOf(answer).code, statusCode.unavailable);
-		t.regex(statusOf(answer).message, /Nothing arrived from the pod VM before this call's deadline: its connection is silent/);
+		t.regex(
+			statusOf(answer).message,
+			/Nothing arrived from the pod VM before this call's deadline: its connection is silent/,
+		);
 	}
 
-	t.deepEqual((await fromShim.take(3)).map(({streamId}) => streamId), [1, 3, 5]);
+	t.deepEqual(
+		(await fromShim.take(3)).map(({streamId}) => streamId),
+		[1, 3, 5],
+	);
 	vm.write(Buffer.concat([response(3), response(5), response(1)]));
 	t.is((await fromVm.next()).streamId, 1);
 	t.deepEqual([fromVm.waiting, losses(run)], [[], []]);

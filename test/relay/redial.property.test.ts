@@ -1,4 +1,7 @@
-/** Whatever is said and however often and wherever the VM is lost: every call gets one whole answer, and nothing is done twice that must not be. */
+/**
+ * Whatever is said and however often and wherever the VM is lost: every call gets one whole answer, and nothing is done
+ * twice that must not be.
+ */
 import {once} from 'node:events';
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
@@ -28,9 +31,15 @@ interface Loss {
 }
 
 const lengths = fc.oneof({arbitrary: fc.nat(200), weight: 4}, {arbitrary: fc.nat(150_000), weight: 1});
-const ask: fc.Arbitrary<Ask> = fc.record({method: fc.constantFrom(...waiting, 'CreateContainer', 'CopyFile', 'ReadStdout'), size: lengths, answerSize: lengths});
+const ask: fc.Arbitrary<Ask> = fc.record({
+	method: fc.constantFrom(...waiting, 'CreateContainer', 'CopyFile', 'ReadStdout'),
+	size: lengths,
+	answerSize: lengths,
+});
 const loss: fc.Arbitrary<Loss> = fc.record({
-	afterBytes: fc.oneof(fc.nat(300), fc.nat(200_000)), afterRequests: fc.integer({min: 1, max: 12}), how: fc.constantFrom('end', 'destroy'),
+	afterBytes: fc.oneof(fc.nat(300), fc.nat(200_000)),
+	afterRequests: fc.integer({min: 1, max: 12}),
+	how: fc.constantFrom('end', 'destroy'),
 });
 
 /** A VM that answers every request, on connections that are lost as the script says, and then on one that lasts. */
@@ -68,9 +77,15 @@ class ScriptedVm {
 
 				this.received.push(frame);
 				requests++;
-				const answer = response(frame.streamId, Buffer.alloc(this.#asks[(frame.streamId - 1) / 2]?.answerSize ?? 0, `${this.received.length}.`));
-				this.answers.set(frame.streamId, [...this.answers.get(frame.streamId) ?? [], answer]);
-				const part = answer.subarray(0, left === undefined ? answer.length : Math.max(0, left.afterBytes - bytes));
+				const answer = response(
+					frame.streamId,
+					Buffer.alloc(this.#asks[(frame.streamId - 1) / 2]?.answerSize ?? 0, `${this.received.length}.`),
+				);
+				this.answers.set(frame.streamId, [...(this.answers.get(frame.streamId) ?? []), answer]);
+				const part = answer.subarray(
+					0,
+					left === undefined ? answer.length : Math.max(0, left.afterBytes - bytes),
+				);
 				bytes += part.length;
 				if (part.length > 0) {
 					socket.write(part);
@@ -89,15 +104,23 @@ test('every call gets exactly one whole answer, whenever and however often the V
 	let vm = new ScriptedVm([], []);
 	let lossesSeen = 0;
 	let failuresSeen = 0;
-	await using run = await running({allowHalfOpen: false, onConnection: socket => vm.serve(socket)}, {redialPauseMs: [0, 1], again: {retryMs: 1}});
+	await using run = await running(
+		{allowHalfOpen: false, onConnection: socket => vm.serve(socket)},
+		{redialPauseMs: [0, 1], again: {retryMs: 1}},
+	);
 	// The connection that proved the VM was served before there was a script.
 	const first = await connectShim(run.socketPath);
 	first.end();
 	await onceEnded(first);
-	const script = fc.record({asks: fc.array(ask, {minLength: 1, maxLength: 25}), losses: fc.array(loss, {maxLength: 4}), sizes: fc.array(fc.integer({min: 1, max: 5000}), {minLength: 1, maxLength: 6})});
+	const script = fc.record({
+		asks: fc.array(ask, {minLength: 1, maxLength: 25}),
+		losses: fc.array(loss, {maxLength: 4}),
+		sizes: fc.array(fc.integer({min: 1, max: 5000}), {minLength: 1, maxLength: 6}),
+	});
 	const property = fc.asyncProperty(script, async ({asks, losses, sizes}) => {
 		vm = new ScriptedVm(asks, losses);
-		const askOf = ({streamId}: {readonly streamId: number}): Ask => asks[(streamId - 1) / 2] ?? {method: '', size: 0, answerSize: 0};
+		const askOf = ({streamId}: {readonly streamId: number}): Ask =>
+			asks[(streamId - 1) / 2] ?? {method: '', size: 0, answerSize: 0};
 		const shim = await connectShim(run.socketPath);
 		const fromVm = new FrameReader(shim);
 		const requests = asks.map(({method, size}, n) => request(2 * n + 1, method, {payload: Buffer.alloc(size, n)}));
@@ -117,7 +140,10 @@ test('every call gets exactly one whole answer, whenever and however often the V
 				t.false(onlyWaits(asked), `${asked.method} failed`);
 				t.true(vm.losses > 0);
 			} else {
-				t.true(vm.answers.get(answer.streamId)?.some(sent => sent.equals(answer.bytes)), `${asked.method}: not what the VM said`);
+				t.true(
+					vm.answers.get(answer.streamId)?.some(sent => sent.equals(answer.bytes)),
+					`${asked.method}: not what the VM said`,
+				);
 			}
 		}
 

@@ -13,7 +13,9 @@ import {connectShim, readAll, running, until, type Running} from './harness.ts';
 const quick = {redialPauseMs: [1, 4] as const, again: {retryMs: 10}};
 
 /** A shim, and its VM's end of the connection, read as frames. */
-async function talking(run: Running): Promise<{shim: Awaited<ReturnType<typeof connectShim>>; fromVm: FrameReader; vm: TLSSocket; fromShim: FrameReader}> {
+async function talking(
+	run: Running,
+): Promise<{shim: Awaited<ReturnType<typeof connectShim>>; fromVm: FrameReader; vm: TLSSocket; fromShim: FrameReader}> {
 	const {shim, vm} = await run.converse();
 	return {shim, fromVm: new FrameReader(shim), vm, fromShim: new FrameReader(vm)};
 }
@@ -24,7 +26,13 @@ for (const how of ['resets', 'ends'] as const) {
 	test(`when the VM ${how} the connection, what only waits is made again and the rest fails, with the reason`, async t => {
 		await using run = await running({}, quick);
 		const {shim, fromVm, vm, fromShim} = await talking(run);
-		const frames = [request(1, 'WaitProcess'), request(3, 'CreateContainer'), request(5, 'Check', {timeoutMs: 30_000}), request(7, 'GetOOMEvent'), request(9, 'ReadStdout')];
+		const frames = [
+			request(1, 'WaitProcess'),
+			request(3, 'CreateContainer'),
+			request(5, 'Check', {timeoutMs: 30_000}),
+			request(7, 'GetOOMEvent'),
+			request(9, 'ReadStdout'),
+		];
 		for (const bytes of frames) {
 			shim.write(bytes);
 		}
@@ -41,22 +49,41 @@ for (const how of ['resets', 'ends'] as const) {
 		for (const frame of failed) {
 			const {code, message} = statusOf(frame);
 			t.is(code, statusCode.unavailable);
-			t.regex(message, /connection to the pod VM was lost while this call was under way \(.+\): whether it was carried out is not known \(instanceName "podvm-a-12345678", address "127\./);
+			t.regex(
+				message,
+				/connection to the pod VM was lost while this call was under way \(.+\): whether it was carried out is not known \(instanceName "podvm-a-12345678", address "127\./,
+			);
 		}
 
 		const again = await run.forwarder.accept();
 		const reissued = await new FrameReader(again).take(3);
-		t.deepEqual(reissued.map(({bytes}) => bytes), [frames[0], frames[2], frames[3]]);
+		t.deepEqual(
+			reissued.map(({bytes}) => bytes),
+			[frames[0], frames[2], frames[3]],
+		);
 		const answers = [response(7, Buffer.from('oom')), response(1, Buffer.from('0')), response(5)];
 		again.write(Buffer.concat(answers));
-		t.deepEqual((await fromVm.take(3)).map(({bytes}) => bytes), answers);
+		t.deepEqual(
+			(await fromVm.take(3)).map(({bytes}) => bytes),
+			answers,
+		);
 		t.deepEqual(fromVm.waiting, []);
-		await until(() => run.harness.lines.some(({msg, level}) => msg === 'connection to the VM is back' && level === 'info'));
-		t.true(run.harness.lines.some(({msg, level, count}) => msg === 'connection to the VM lost, dialling again' && level === 'warn' && count === 2));
+		await until(() =>
+			run.harness.lines.some(({msg, level}) => msg === 'connection to the VM is back' && level === 'info'),
+		);
+		t.true(
+			run.harness.lines.some(
+				({msg, level, count}) =>
+					msg === 'connection to the VM lost, dialling again' && level === 'warn' && count === 2,
+			),
+		);
 	});
 }
 
-/** Where in a conversation the VM's connection can be lost: bytes of the request that the shim has sent, and of the response that the VM has. */
+/**
+ * Where in a conversation the VM's connection can be lost: bytes of the request that the shim has sent, and of the
+ * response that the VM has.
+ */
 const asked = request(1, 'CopyFile', {payload: Buffer.alloc(100_000, 1)});
 const waits = request(1, 'WaitProcess', {payload: Buffer.alloc(100, 1)});
 const answer = response(1, Buffer.alloc(100_000, 2));
@@ -74,7 +101,10 @@ const cuts: ReadonlyArray<readonly [where: string, sent: number, answered: numbe
 	['after the response', Infinity, Infinity],
 ];
 for (const [where, sent, answered] of cuts) {
-	for (const [what, bytes] of [['a call', asked], ['a call that only waits', waits]] as const) {
+	for (const [what, bytes] of [
+		['a call', asked],
+		['a call that only waits', waits],
+	] as const) {
 		test(`${what} whose VM is lost ${where} gets one whole answer`, async t => {
 			await using run = await running({}, quick);
 			const {shim, fromVm, vm, fromShim} = await talking(run);
@@ -133,13 +163,17 @@ test('what was held is sent the moment that the VM has proven itself, without an
 	}
 });
 
-test('a shim that leaves the relay\'s own answers unread is not read from either, until it reads again', async t => {
+test("a shim that leaves the relay's own answers unread is not read from either, until it reads again", async t => {
 	await using run = await running({}, quick);
 	run.relay.fail(new AdaptorError({code: 'aborted', what: 'The VM ended: crashed'}));
 	const shim = await connectShim(run.socketPath);
 	const count = 40_000;
 	shim.write(Buffer.concat(Array.from({length: count}, (_, n) => request(2 * n + 1, 'Check'))));
-	for (let still = 0, before = -1; still < 300; still = shim.writableLength === before && shim.bytesWritten > 0 ? still + 1 : 0) {
+	for (
+		let still = 0, before = -1;
+		still < 300;
+		still = shim.writableLength === before && shim.bytesWritten > 0 ? still + 1 : 0
+	) {
 		before = shim.writableLength;
 		await turn();
 	}
@@ -153,22 +187,34 @@ test('requests that come while the VM is away are kept and sent in their order, 
 	await using run = await running({}, quick);
 	const {shim, fromVm} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();
-	const frames = [request(1, 'CreateContainer', {payload: Buffer.alloc(70_000)}), request(3, 'StartContainer'), request(5, 'Check', {timeoutMs: 30_000})];
+	const frames = [
+		request(1, 'CreateContainer', {payload: Buffer.alloc(70_000)}),
+		request(3, 'StartContainer'),
+		request(5, 'Check', {timeoutMs: 30_000}),
+	];
 	shim.write(Buffer.concat(frames));
 	await until(() => run.harness.lines.some(({msg}) => msg.startsWith('connection to the VM lost')));
 	await using back = await startForwarder({tls: run.tls, address: run.forwarder.address, port: run.forwarder.port});
 	const vm = await back.accept();
-	t.deepEqual((await new FrameReader(vm).take(3)).map(({bytes}) => bytes), frames);
+	t.deepEqual(
+		(await new FrameReader(vm).take(3)).map(({bytes}) => bytes),
+		frames,
+	);
 	vm.write(Buffer.concat([response(5), response(3), response(1)]));
 	t.deepEqual(ids(await fromVm.take(3)), [5, 3, 1]);
 });
 
-test('a stranger who took over the VM\'s address gets nothing', async t => {
+test("a stranger who took over the VM's address gets nothing", async t => {
 	await using run = await running({}, {...quick, strangerMs: 10});
 	const {shim, fromVm} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();
 	const other = await run.harness.relays.issue('podvm-other', AbortSignal.timeout(100_000));
-	await using stranger = await startForwarder({tls: other, address: run.forwarder.address, port: run.forwarder.port, allowHalfOpen: false});
+	await using stranger = await startForwarder({
+		tls: other,
+		address: run.forwarder.address,
+		port: run.forwarder.port,
+		allowHalfOpen: false,
+	});
 	// No attempt begins before the last has failed.
 	await until(() => stranger.dialled > 1);
 	shim.write(request(1, 'Check', {timeoutMs: 400}));
@@ -186,7 +232,10 @@ test('a check is answered when the VM does not come back in its time, with the r
 	shim.write(request(5, 'Check', {timeoutMs: 900}));
 	const [first, second] = await fromVm.take(2);
 	t.deepEqual([first?.streamId, second?.streamId], [1, 5]);
-	t.regex(statusOf(first as Frame).message, /could not be reached before this call's deadline: the connection was lost \(.+\)/);
+	t.regex(
+		statusOf(first as Frame).message,
+		/could not be reached before this call's deadline: the connection was lost \(.+\)/,
+	);
 	await using back = await startForwarder({tls: run.tls, address: run.forwarder.address, port: run.forwarder.port});
 	const vm = await back.accept();
 	t.deepEqual(ids(await new FrameReader(vm).take(1)), [3]);
@@ -204,7 +253,10 @@ test('a check that was made again and is not answered either, is answered in tim
 	vm.end();
 	const again = new FrameReader(await run.forwarder.accept());
 	t.is((await again.next()).streamId, 1);
-	t.regex(statusOf(await fromVm.next()).message, /had to wait for the connection to the pod VM, and the VM did not answer it before its deadline/);
+	t.regex(
+		statusOf(await fromVm.next()).message,
+		/had to wait for the connection to the pod VM, and the VM did not answer it before its deadline/,
+	);
 });
 
 test('too much that waits for the VM is refused at once, and what was taken before is not', async t => {
@@ -236,11 +288,19 @@ test('a request that goes on in further frames while the VM is away is sent whol
 	const {shim} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();
 	await until(() => run.harness.lines.some(({msg}) => msg.startsWith('connection to the VM lost')));
-	const frames = [request(1, 'Stream'), data(1, Buffer.alloc(1000)), request(3, 'Check'), data(1, Buffer.from('end'))];
+	const frames = [
+		request(1, 'Stream'),
+		data(1, Buffer.alloc(1000)),
+		request(3, 'Check'),
+		data(1, Buffer.from('end')),
+	];
 	shim.write(Buffer.concat(frames));
 	await using back = await startForwarder({tls: run.tls, address: run.forwarder.address, port: run.forwarder.port});
 	const sent = await new FrameReader(await back.accept()).take(4);
-	t.deepEqual(sent.map(({bytes}) => bytes), [frames[0], frames[1], frames[3], frames[2]]);
+	t.deepEqual(
+		sent.map(({bytes}) => bytes),
+		[frames[0], frames[1], frames[3], frames[2]],
+	);
 });
 
 test('a VM that accepts and hangs up is not dialled in a tight loop', async t => {
@@ -279,7 +339,7 @@ test('when the VM is said to be gone, every call under way and to come fails at 
 	const ended = Promise.all([once(one.vm, 'end'), once(two.vm, 'end')]);
 	run.relay.fail(new AdaptorError({code: 'aborted', what: 'The VM ended: crashed'}));
 	run.relay.fail(new Error('a later reason'));
-	await gone(t, [...await one.fromVm.take(2), await two.fromVm.next()]);
+	await gone(t, [...(await one.fromVm.take(2)), await two.fromVm.next()]);
 	one.shim.write(request(5, 'Check'));
 	await gone(t, [await one.fromVm.next()]);
 	const three = await connectShim(run.socketPath);
@@ -304,7 +364,7 @@ test('a VM that is said to be gone is dialled no more', async t => {
 	t.is(back.dialled, 0);
 });
 
-test('disposing while the VM is away ends the shim\'s connection at once', async t => {
+test("disposing while the VM is away ends the shim's connection at once", async t => {
 	await using run = await running({}, quick);
 	const {shim, fromVm} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();

@@ -14,7 +14,8 @@ import {statusCode} from '../../src/ttrpc/status.ts';
 import {data, FrameReader, request, response, statusOf} from './frames.ts';
 import {connectShim, readAll, readBytes, realHarness, running, until} from './harness.ts';
 
-const fixture = async (name: string): Promise<Buffer> => readFile(new URL(`../fixtures/kata-shim/${name}`, import.meta.url));
+const fixture = async (name: string): Promise<Buffer> =>
+	readFile(new URL(`../fixtures/kata-shim/${name}`, import.meta.url));
 
 /** Writes in pieces of these sizes, over and over, each in a turn of its own. */
 async function writeInPieces(stream: Socket | TLSSocket, bytes: Buffer, sizes: readonly number[]): Promise<void> {
@@ -29,7 +30,9 @@ async function writeInPieces(stream: Socket | TLSSocket, bytes: Buffer, sizes: r
 /** The shim's connection is over, whether it was ended or lost. */
 async function gone(shim: Socket): Promise<void> {
 	await new Promise<void>(resolve => {
-		shim.once('end', resolve).once('error', () => resolve()).resume();
+		shim.once('end', resolve)
+			.once('error', () => resolve())
+			.resume();
 	});
 	shim.destroy();
 }
@@ -38,22 +41,36 @@ test('the recorded conversation of a shim passes byte for byte in both direction
 	const client = await fixture('agent.client.bin');
 	const server = await fixture('agent.server.bin');
 	await using run = await running();
-	await fc.assert(fc.asyncProperty(fc.array(fc.integer({min: 1, max: 3000}), {minLength: 1, maxLength: 8}), async sizes => {
-		const {shim, vm} = await run.converse();
-		const [atVm] = await Promise.all([readBytes(vm, client.length), writeInPieces(shim, client, sizes)]);
-		t.deepEqual(atVm, client);
-		const [atShim] = await Promise.all([readBytes(shim, server.length), writeInPieces(vm, server, sizes.map(size => Math.min(size, 40)))]);
-		t.deepEqual(atShim, server);
-		shim.end();
-		vm.end();
-		await Promise.all([readAll(shim), readAll(vm)]);
-	}), {numRuns: 12});
-	const methods = new Set(run.harness.lines.filter(({msg}) => msg === 'agent call').map(({method, code}) => `${method ?? ''} ${code ?? ''}`));
+	await fc.assert(
+		fc.asyncProperty(fc.array(fc.integer({min: 1, max: 3000}), {minLength: 1, maxLength: 8}), async sizes => {
+			const {shim, vm} = await run.converse();
+			const [atVm] = await Promise.all([readBytes(vm, client.length), writeInPieces(shim, client, sizes)]);
+			t.deepEqual(atVm, client);
+			const [atShim] = await Promise.all([
+				readBytes(shim, server.length),
+				writeInPieces(
+					vm,
+					server,
+					sizes.map(size => Math.min(size, 40)),
+				),
+			]);
+			t.deepEqual(atShim, server);
+			shim.end();
+			vm.end();
+			await Promise.all([readAll(shim), readAll(vm)]);
+		}),
+		{numRuns: 12},
+	);
+	const methods = new Set(
+		run.harness.lines
+			.filter(({msg}) => msg === 'agent call')
+			.map(({method, code}) => `${method ?? ''} ${code ?? ''}`),
+	);
 	t.true(methods.has('grpc.AgentService/CreateSandbox OK'), [...methods].join());
 	t.true(methods.has('grpc.Health/Check OK'), [...methods].join());
 });
 
-test('what the shim ends, ends at the VM, and the VM\'s last words still reach the shim', async t => {
+test("what the shim ends, ends at the VM, and the VM's last words still reach the shim", async t => {
 	await using run = await running();
 	const {shim, vm} = await run.converse();
 	const [asked, answered] = [request(1, 'ReadStdout'), response(1, Buffer.alloc(300_000, 'x'))];
@@ -69,17 +86,19 @@ test('what the shim ends, ends at the VM, and the VM\'s last words still reach t
 test('several connections are several conversations, the first over the connection that proved the VM', async t => {
 	await using run = await running({onConnection: echo});
 	const shims = await Promise.all([1, 2, 3].map(async () => connectShim(run.socketPath)));
-	await Promise.all(shims.map(async (shim, n) => {
-		const said = request(n, 'CopyFile', {payload: Buffer.alloc(200_000, n)});
-		shim.write(said);
-		t.deepEqual(await readBytes(shim, said.length), data(n, said.subarray(headerLength)));
-		shim.end();
-	}));
+	await Promise.all(
+		shims.map(async (shim, n) => {
+			const said = request(n, 'CopyFile', {payload: Buffer.alloc(200_000, n)});
+			shim.write(said);
+			t.deepEqual(await readBytes(shim, said.length), data(n, said.subarray(headerLength)));
+			shim.end();
+		}),
+	);
 	t.is(run.forwarder.proven, 3);
 	await run.forwarder.idle();
 });
 
-test('a frame over the protocol\'s limit is answered on its stream, on either side, and the conversation goes on', async t => {
+test("a frame over the protocol's limit is answered on its stream, on either side, and the conversation goes on", async t => {
 	await using run = await running();
 	const {shim, vm} = await run.converse();
 	const [fromShim, fromVm] = [new FrameReader(shim), new FrameReader(vm)];
@@ -164,14 +183,16 @@ for (const how of ['ends', 'resets'] as const) {
 test('disposing in the middle of traffic closes everything at once and removes the socket with its directory', async t => {
 	await using run = await running({onConnection: echo});
 	const shims = await Promise.all([1, 2, 3].map(async () => connectShim(run.socketPath)));
-	await Promise.all(shims.map(async shim => {
-		const chunk = data(1, Buffer.alloc(65_526));
-		shim.write(request(1, 'ReadStdout'));
-		await once(shim, 'data');
-		shim.on('data', () => shim.writableNeedDrain || shim.write(chunk));
-		shim.write(chunk);
-		await once(shim, 'data');
-	}));
+	await Promise.all(
+		shims.map(async shim => {
+			const chunk = data(1, Buffer.alloc(65_526));
+			shim.write(request(1, 'ReadStdout'));
+			await once(shim, 'data');
+			shim.on('data', () => shim.writableNeedDrain || shim.write(chunk));
+			shim.write(chunk);
+			await once(shim, 'data');
+		}),
+	);
 	const allGone = shims.map(gone);
 	await Promise.all([run.relay[Symbol.asyncDispose](), run.relay[Symbol.asyncDispose]()]);
 	await Promise.all(allGone);
@@ -190,7 +211,7 @@ test('disposing while a shim waits for its connection to a VM that is gone ends 
 	t.false(await run.harness.isServed(run.socketPath));
 });
 
-test('the socket is 0600 in a directory 0700, replaces what a dead process left, and leaves the sandbox\'s other files alone', async t => {
+test("the socket is 0600 in a directory 0700, replaces what a dead process left, and leaves the sandbox's other files alone", async t => {
 	await using harness = await realHarness();
 	const {relays, directory, address} = harness;
 	const signal = AbortSignal.timeout(100_000);
@@ -224,7 +245,9 @@ test('what a daemon left that died at any step of listening is discarded with it
 	await relays.discard(socketPath);
 	await mkdir(dirname(socketPath), {mode: 0o700});
 	await Promise.all(['.aaaaaaaa', '.bbbbbbbb'].map(async name => mkdir(join(dirname(socketPath), name))));
-	const servers = ['agent.ttrpc', '.0123abcd', '.aaaaaaaa/s'].map(name => createServer().listen(join(dirname(socketPath), name)));
+	const servers = ['agent.ttrpc', '.0123abcd', '.aaaaaaaa/s'].map(name =>
+		createServer().listen(join(dirname(socketPath), name)),
+	);
 	t.teardown(() => servers.forEach(server => server.close()));
 	await Promise.all(servers.map(async server => once(server, 'listening')));
 	await writeFile(join(dirname(socketPath), '.89abcdef'), 'no socket');

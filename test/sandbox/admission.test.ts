@@ -2,7 +2,17 @@ import test from 'ava';
 import type {AdaptorError} from '../../src/core/errors.ts';
 import {assertTransition, type SandboxState} from '../../src/sandbox/admission.ts';
 
-const names: ReadonlyArray<SandboxState['name']> = ['creating', 'recovering', 'created', 'starting', 'booting', 'running', 'failed', 'stopping', 'gone'];
+const names: ReadonlyArray<SandboxState['name']> = [
+	'creating',
+	'recovering',
+	'created',
+	'starting',
+	'booting',
+	'running',
+	'failed',
+	'stopping',
+	'gone',
+];
 
 function mayFollow(from: SandboxState['name']): string[] {
 	return names.filter(to => {
@@ -25,7 +35,10 @@ test('every state that is not gone can be stopped, and only a start leads to a V
 		t.true(mayFollow(name).includes('stopping'), name);
 	}
 
-	t.deepEqual(names.filter(name => mayFollow(name).includes('running')), ['recovering', 'booting']);
+	t.deepEqual(
+		names.filter(name => mayFollow(name).includes('running')),
+		['recovering', 'booting'],
+	);
 });
 
 test('a change that may not be is an error that names the sandbox and both states', t => {

@@ -39,7 +39,9 @@ const removing: ReadonlySet<Decision['action']> = new Set(['remove', 'roll back'
 type Pattern = {readonly [Name in keyof Observation]?: Observation[Name] | ReadonlyArray<Observation[Name]>};
 
 function matches(observation: Observation, pattern: Pattern): boolean {
-	return (Object.entries(pattern) as Array<[keyof Observation, unknown]>).every(([name, wanted]) => (Array.isArray(wanted) ? wanted : [wanted]).includes(observation[name]));
+	return (Object.entries(pattern) as Array<[keyof Observation, unknown]>).every(([name, wanted]) =>
+		(Array.isArray(wanted) ? wanted : [wanted]).includes(observation[name]),
+	);
 }
 
 const hasVm = {vm: ['stopped', 'running']} as const;
@@ -51,7 +53,11 @@ const lives = {pod: ['present', 'unknown']} as const;
 const table: ReadonlyArray<readonly [when: string, pattern: Pattern, action: Decision['action']]> = [
 	['a successor has the rest', {successor: 'alive', isInHand: false}, 'wait'],
 	['a successor removes what runs here and is over', {successor: 'alive', record: 'running', ...hasEnded}, 'let go'],
-	['a successor removes what runs here and has no pod', {successor: 'alive', record: 'running', pod: 'gone'}, 'let go'],
+	[
+		'a successor removes what runs here and has no pod',
+		{successor: 'alive', record: 'running', pod: 'gone'},
+		'let go',
+	],
 	['a successor is no reason to stop serving', {successor: 'alive'}, 'serve'],
 	['nothing is known and nothing is there', {record: 'none', vm: ['unknown', 'none']}, 'leave alone'],
 	['a VM of another PODS_DIR', {record: 'none', ownership: 'foreign'}, 'leave alone'],
@@ -61,27 +67,51 @@ const table: ReadonlyArray<readonly [when: string, pattern: Pattern, action: Dec
 	['a record that cannot be read', {record: 'unreadable'}, 'leave alone'],
 	['a removal under way', {record: 'stopping', isInHand: true}, 'wait'],
 	['a removal that was cut off', {record: 'stopping', isInHand: false}, 'remove'],
-	['no pod, and the VM is another daemon\'s', {pod: 'gone', ownership: 'foreign'}, 'leave alone'],
+	["no pod, and the VM is another daemon's", {pod: 'gone', ownership: 'foreign'}, 'leave alone'],
 	['no pod', {pod: 'gone'}, 'remove'],
 	['in hand and under way', {isInHand: true, record: ['creating', 'starting']}, 'serve'],
 	['in hand, runs', {isInHand: true, record: 'running', vm: ['unknown', 'running']}, 'serve'],
 	['in hand, its VM has ended', {isInHand: true, record: 'running', ...hasEnded}, 'end'],
 	['in hand, failed a moment ago', {isInHand: true, record: 'failed', isOverdue: false}, 'serve'],
-	['in hand, failed, the VM is another daemon\'s', {isInHand: true, record: 'failed', ownership: 'foreign'}, 'leave alone'],
+	[
+		"in hand, failed, the VM is another daemon's",
+		{isInHand: true, record: 'failed', ownership: 'foreign'},
+		'leave alone',
+	],
 	['in hand, failed, nobody stops it', {isInHand: true, record: 'failed'}, 'remove'],
 	['in hand, created, no VM', {isInHand: true, record: 'created', vm: ['unknown', 'none']}, 'serve'],
-	['created, and a VM of another daemon\'s', {record: 'created', ...hasVm, ownership: 'foreign'}, 'leave alone'],
-	['created, and a VM that a predecessor may be starting', {record: 'created', ...hasVm, predecessor: 'alive'}, 'wait'],
+	["created, and a VM of another daemon's", {record: 'created', ...hasVm, ownership: 'foreign'}, 'leave alone'],
+	[
+		'created, and a VM that a predecessor may be starting',
+		{record: 'created', ...hasVm, predecessor: 'alive'},
+		'wait',
+	],
 	['created, and a VM of a start that was cut off', {record: 'created', ...hasVm, ...mine}, 'roll back'],
 	['a creation that a predecessor may be at', {isInHand: false, record: 'creating', predecessor: 'alive'}, 'wait'],
 	['a creation that was cut off', {isInHand: false, record: 'creating'}, 'roll back'],
-	['created by an earlier run, the host says nothing', {isInHand: false, record: ['created', 'starting'], vm: 'unknown'}, 'wait'],
+	[
+		'created by an earlier run, the host says nothing',
+		{isInHand: false, record: ['created', 'starting'], vm: 'unknown'},
+		'wait',
+	],
 	['created by an earlier run', {isInHand: false, record: 'created', vm: 'none'}, 'resume'],
 	['started by an earlier run', {isInHand: false, record: 'running', vm: ['unknown', 'running']}, 'resume'],
-	['the VM of an earlier run has ended, another daemon\'s', {isInHand: false, record: 'running', ownership: 'foreign'}, 'leave alone'],
+	[
+		"the VM of an earlier run has ended, another daemon's",
+		{isInHand: false, record: 'running', ownership: 'foreign'},
+		'leave alone',
+	],
 	['the VM of an earlier run has ended', {isInHand: false, record: 'running'}, 'roll back'],
-	['no record says so: starting by nobody, another daemon\'s VM', {isInHand: false, record: 'starting', ownership: 'foreign'}, 'leave alone'],
-	['no record says so: starting by a predecessor', {isInHand: false, record: 'starting', predecessor: 'alive'}, 'wait'],
+	[
+		"no record says so: starting by nobody, another daemon's VM",
+		{isInHand: false, record: 'starting', ownership: 'foreign'},
+		'leave alone',
+	],
+	[
+		'no record says so: starting by a predecessor',
+		{isInHand: false, record: 'starting', predecessor: 'alive'},
+		'wait',
+	],
 	['no record says so: starting by nobody', {isInHand: false, record: 'starting'}, 'roll back'],
 	['no record says so: failed', {isInHand: false, record: 'failed'}, 'wait'],
 ];
@@ -90,16 +120,25 @@ test('every combination is decided as the table says, and every row of the table
 	const used = new Set<string>();
 	for (const observation of all) {
 		const row = table.find(([, pattern]) => matches(observation, pattern));
-		t.deepEqual([decide(observation).action], row?.slice(2), `${row?.[0] ?? 'no row'}: ${JSON.stringify(observation)}`);
+		t.deepEqual(
+			[decide(observation).action],
+			row?.slice(2),
+			`${row?.[0] ?? 'no row'}: ${JSON.stringify(observation)}`,
+		);
 		used.add(row?.[0] ?? '');
 	}
 
 	t.is(all.length, 4608);
-	t.deepEqual(table.map(([when]) => when).filter(when => !used.has(when)), []);
+	t.deepEqual(
+		table.map(([when]) => when).filter(when => !used.has(when)),
+		[],
+	);
 });
 
 test('nothing is removed for want of an answer: a host that is away and a pod that cannot be seen prove nothing', t => {
-	for (const observation of all.filter(each => matches(each, {vm: 'unknown', ...lives, record: ['created', 'running', 'starting']}))) {
+	for (const observation of all.filter(each =>
+		matches(each, {vm: 'unknown', ...lives, record: ['created', 'running', 'starting']}),
+	)) {
 		const {action, ...rest} = decide(observation);
 		t.false(removing.has(action), JSON.stringify({observation, action, ...rest}));
 	}
@@ -107,24 +146,40 @@ test('nothing is removed for want of an answer: a host that is away and a pod th
 
 test('a VM that another PODS_DIR answers for is never removed, but for a removal that was asked for', t => {
 	for (const observation of all.filter(each => matches(each, {ownership: 'foreign', ...hasVm}))) {
-		t.true(!removing.has(decide(observation).action) || observation.record === 'stopping' || observation.record === 'creating', JSON.stringify(observation));
+		t.true(
+			!removing.has(decide(observation).action) ||
+				observation.record === 'stopping' ||
+				observation.record === 'creating',
+			JSON.stringify(observation),
+		);
 	}
 });
 
 test('a sandbox whose pod is gone is removed in every state, unless a successor does it', t => {
-	for (const observation of all.filter(each => matches(each, {pod: 'gone', successor: 'none', ...mine, record: ['creating', 'created', 'starting', 'running', 'failed']}))) {
+	for (const observation of all.filter(each =>
+		matches(each, {
+			pod: 'gone',
+			successor: 'none',
+			...mine,
+			record: ['creating', 'created', 'starting', 'running', 'failed'],
+		}),
+	)) {
 		t.is(decide(observation).action, 'remove', JSON.stringify(observation));
 	}
 });
 
 test('while a predecessor is at work, what it may be creating or starting is left alone', t => {
-	for (const observation of all.filter(each => matches(each, {predecessor: 'alive', ...lives, record: ['none', 'creating', 'created'], isInHand: false}))) {
+	for (const observation of all.filter(each =>
+		matches(each, {predecessor: 'alive', ...lives, record: ['none', 'creating', 'created'], isInHand: false}),
+	)) {
 		t.false(removing.has(decide(observation).action), JSON.stringify(observation));
 	}
 });
 
 test('a pod that exists is served, whatever its shim does', t => {
-	for (const observation of all.filter(each => matches(each, {record: 'running', isInHand: true, pod: 'present', vm: ['unknown', 'running']}))) {
+	for (const observation of all.filter(each =>
+		matches(each, {record: 'running', isInHand: true, pod: 'present', vm: ['unknown', 'running']}),
+	)) {
 		t.is(decide(observation).action, 'serve');
 	}
 });

@@ -25,30 +25,70 @@ test('a pod that asks for nothing gets the configured sizes', t => {
 
 for (const value of ['', '0', '0.0', ' ']) {
 	test(`sizes of ${JSON.stringify(value)} mean: as configured`, t => {
-		const request = podRequest(id, {...names, [`${hypervisor}default_vcpus`]: value, [`${hypervisor}default_memory`]: value}, policy);
+		const request = podRequest(
+			id,
+			{...names, [`${hypervisor}default_vcpus`]: value, [`${hypervisor}default_memory`]: value},
+			policy,
+		);
 		t.like(request, {vcpus: 2, vcpusFrom: 'configuration', memoryMib: 8192, memoryFrom: 'configuration'});
 	});
 }
 
 test('decimal vCPUs are rounded up', t => {
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.7'}, policy), {vcpus: 2, vcpusFrom: 'annotation'});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.2000000476837158'}, policy), {vcpus: 2, vcpusFrom: 'annotation'});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.7'}, policy), {
+		vcpus: 2,
+		vcpusFrom: 'annotation',
+	});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.2000000476837158'}, policy), {
+		vcpus: 2,
+		vcpusFrom: 'annotation',
+	});
 	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '3.0'}, policy), {vcpus: 3});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.1'}, policy), {vcpus: 1, vcpusFrom: 'annotation'});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '1.5', [`${hypervisor}default_memory`]: '2048.5'}, policy), {vcpus: 2, memoryMib: 2049});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.1'}, policy), {
+		vcpus: 1,
+		vcpusFrom: 'annotation',
+	});
+	t.like(
+		podRequest(
+			id,
+			{...names, [`${hypervisor}default_vcpus`]: '1.5', [`${hypervisor}default_memory`]: '2048.5'},
+			policy,
+		),
+		{vcpus: 2, memoryMib: 2049},
+	);
 });
 
-test('sizes are kept within the administrator\'s bounds, and say so', t => {
-	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '100'}, policy), {memoryMib: 512, memoryFrom: 'minimum'});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '999999'}, policy), {memoryMib: 65_536, memoryFrom: 'maximum', limited: ['65536 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)']});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '17'}, policy), {vcpus: 16, vcpusFrom: 'maximum', limited: ['16 virtual CPUs instead of 17 (LIBVIRT_MAX_CPU)']});
-	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '0.5'}, {...policy, sizes: {...policy.sizes, minVcpus: 2}}), {vcpus: 2, vcpusFrom: 'minimum'});
+test("sizes are kept within the administrator's bounds, and say so", t => {
+	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '100'}, policy), {
+		memoryMib: 512,
+		memoryFrom: 'minimum',
+	});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_memory`]: '999999'}, policy), {
+		memoryMib: 65_536,
+		memoryFrom: 'maximum',
+		limited: ['65536 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)'],
+	});
+	t.like(podRequest(id, {...names, [`${hypervisor}default_vcpus`]: '17'}, policy), {
+		vcpus: 16,
+		vcpusFrom: 'maximum',
+		limited: ['16 virtual CPUs instead of 17 (LIBVIRT_MAX_CPU)'],
+	});
+	t.like(
+		podRequest(
+			id,
+			{...names, [`${hypervisor}default_vcpus`]: '0.5'},
+			{...policy, sizes: {...policy.sizes, minVcpus: 2}},
+		),
+		{vcpus: 2, vcpusFrom: 'minimum'},
+	);
 });
 
 for (const value of ['two', '-1', '1e3', '0x10', '1.2.3', 'NaN', '2 GiB', '99999999999']) {
 	for (const annotation of [`${hypervisor}default_memory`, `${hypervisor}default_vcpus`]) {
 		test(`${annotation.split('.').at(-1)} of ${value} is refused with the annotation's name`, t => {
-			const error = t.throws(() => podRequest(id, {...names, [annotation]: value}, policy), {instanceOf: AdaptorError});
+			const error = t.throws(() => podRequest(id, {...names, [annotation]: value}, policy), {
+				instanceOf: AdaptorError,
+			});
 			t.is(error.code, 'invalid-argument');
 			t.deepEqual(error.where, {annotation, got: value});
 			t.true(error.message.includes(annotation));
@@ -56,7 +96,7 @@ for (const value of ['two', '-1', '1e3', '0x10', '1.2.3', 'NaN', '2 GiB', '99999
 	}
 }
 
-test('CRI-O\'s sandbox name gives the pod\'s name and uid', t => {
+test("CRI-O's sandbox name gives the pod's name and uid", t => {
 	const request = podRequest(id, {...names, 'io.kubernetes.cri.sandbox-name': 'k8s_web-0_shop_1f7e-22_0'}, policy);
 	t.deepEqual(request.pod, {name: 'web-0', namespace: 'shop', uid: '1f7e-22'});
 	t.is(request.instanceName, 'podvm-web-0-01234567');
@@ -78,11 +118,22 @@ const configured = {content: 'global', digest: 'configuration'};
 for (const [what, given, expected] of [
 	['the configured initdata', {}, configured],
 	['the configured initdata, its annotation being empty', {[`${hypervisor}cc_init_data`]: ' '}, configured],
-	['its own initdata', {[`${hypervisor}cc_init_data`]: 'own\n'}, {content: 'own\n', digest: `${hypervisor}cc_init_data`}],
-	['its own initdata by its older name', {[`${hypervisor}cc_init_data`]: '', 'io.katacontainers.config.runtime.cc_init_data': 'own'}, {content: 'own', digest: 'io.katacontainers.config.runtime.cc_init_data'}],
+	[
+		'its own initdata',
+		{[`${hypervisor}cc_init_data`]: 'own\n'},
+		{content: 'own\n', digest: `${hypervisor}cc_init_data`},
+	],
+	[
+		'its own initdata by its older name',
+		{[`${hypervisor}cc_init_data`]: '', 'io.katacontainers.config.runtime.cc_init_data': 'own'},
+		{content: 'own', digest: 'io.katacontainers.config.runtime.cc_init_data'},
+	],
 ] as const) {
 	test(`a pod gets ${what}`, t => {
-		t.deepEqual(podRequest(id, {...names, ...given}, {...policy, initdata: {...policy.initdata, configured}}).initdata, expected);
+		t.deepEqual(
+			podRequest(id, {...names, ...given}, {...policy, initdata: {...policy.initdata, configured}}).initdata,
+			expected,
+		);
 	});
 }
 
@@ -90,11 +141,17 @@ test('without any initdata there is none', t => {
 	t.false('initdata' in podRequest(id, names, policy));
 });
 
-test('an instance name is always a DNS label that keeps the sandbox\'s first eight, and is told by them', t => {
-	fc.assert(fc.property(fc.string({minLength: 1}), fc.stringMatching(/^[A-Za-z\d][\w.-]{7,63}$/), (pod, sandboxId) => {
-		const name = instanceName(pod, sandboxId);
-		return /^podvm-[a-z\d-]{0,48}-[a-z\d-]{7}[a-z\d]$/.test(name) && name.length <= 63 && isInstanceNameOf(name, sandboxId);
-	}));
+test("an instance name is always a DNS label that keeps the sandbox's first eight, and is told by them", t => {
+	fc.assert(
+		fc.property(fc.string({minLength: 1}), fc.stringMatching(/^[A-Za-z\d][\w.-]{7,63}$/), (pod, sandboxId) => {
+			const name = instanceName(pod, sandboxId);
+			return (
+				/^podvm-[a-z\d-]{0,48}-[a-z\d-]{7}[a-z\d]$/.test(name) &&
+				name.length <= 63 &&
+				isInstanceNameOf(name, sandboxId)
+			);
+		}),
+	);
 	t.false(isInstanceNameOf('podvm-web-01234568', id));
 	t.false(isInstanceNameOf('web-01234567', id));
 	t.is(instanceName('a'.repeat(253), id), `podvm-${'a'.repeat(48)}-01234567`);

@@ -1,4 +1,7 @@
-/** What the rounds of reconcile.ts make of a node on which the shim, the pod, the host or another daemon does something unexpected. */
+/**
+ * What the rounds of reconcile.ts make of a node on which the shim, the pod, the host or another daemon does something
+ * unexpected.
+ */
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
@@ -54,10 +57,22 @@ for (const state of ['created', 'running', 'failed'] as const) {
 		here.networks.presences.set(namespace, 'gone');
 		await logged(here, 'sandbox removed');
 		await nothingLeft(here);
-		t.like(here.log.lines.find(({message}) => message === 'removing the sandbox'), {
-			level: 'warn', fields: {sandboxId: 'a', pod: 'shop/web', reason: 'its network namespace /run/netns/a no longer exists'},
-		});
-		t.true(here.cluster.events.some(({reason, message}) => reason === 'PodVMRemoved' && message.includes('no longer exists')));
+		t.like(
+			here.log.lines.find(({message}) => message === 'removing the sandbox'),
+			{
+				level: 'warn',
+				fields: {
+					sandboxId: 'a',
+					pod: 'shop/web',
+					reason: 'its network namespace /run/netns/a no longer exists',
+				},
+			},
+		);
+		t.true(
+			here.cluster.events.some(
+				({reason, message}) => reason === 'PodVMRemoved' && message.includes('no longer exists'),
+			),
+		);
 		await here.registry.create(pod('b', 'db'), never);
 	});
 }
@@ -69,7 +84,9 @@ test('a start whose pod goes meanwhile is ended, and leaves nothing', async t =>
 		},
 	});
 	await here.registry.create(pod('a'), never);
-	const start = t.throwsAsync(here.registry.start('a', never), {message: /its network namespace \/run\/netns\/a no longer exists/});
+	const start = t.throwsAsync(here.registry.start('a', never), {
+		message: /its network namespace \/run\/netns\/a no longer exists/,
+	});
 	await here.registry.vmOf(web, true, never);
 	here.networks.presences.set(namespace, 'gone');
 	await start;
@@ -80,7 +97,10 @@ test('a sandbox whose pod no longer exists in the cluster is removed, though its
 	const here = await running(t);
 	here.cluster.pods.set('podvm-web-a', 'gone');
 	await nothingLeft(here);
-	t.is(here.log.lines.find(({message}) => message === 'removing the sandbox')?.fields.reason, 'the pod no longer exists in the cluster');
+	t.is(
+		here.log.lines.find(({message}) => message === 'removing the sandbox')?.fields.reason,
+		'the pod no longer exists in the cluster',
+	);
 });
 
 test('a pod that cannot be seen is served: neither a lost mount nor a silent API server ends it', async t => {
@@ -117,7 +137,10 @@ test('a program that lacks a file is no proof that the namespace is gone: the po
 	const after = await before.restart({
 		before(call) {
 			if (call === 'networks.attach' && failures-- > 0) {
-				throw new AdaptorError({code: 'not-found', what: 'Could not redirect the pod\'s traffic: it does not exist ("tc: No such file or directory")'});
+				throw new AdaptorError({
+					code: 'not-found',
+					what: 'Could not redirect the pod\'s traffic: it does not exist ("tc: No such file or directory")',
+				});
 			}
 		},
 	});
@@ -199,13 +222,24 @@ test('a VM that a successor removes is no news: no warning, no event, and the ca
 
 test('a VM of another PODS_DIR is left alone and told once; StopVM for it removes it all the same', async t => {
 	const here = world(t, {orphanGraceMs: 0});
-	const spec = {sandboxId: 'theirs', instanceName: 'podvm-x-theirs', pod: {name: 'x', namespace: 'y'}, vcpus: 1, memoryMib: 512, vni: 1, files: []};
+	const spec = {
+		sandboxId: 'theirs',
+		instanceName: 'podvm-x-theirs',
+		pod: {name: 'x', namespace: 'y'},
+		vcpus: 1,
+		memoryMib: 512,
+		vni: 1,
+		files: [],
+	};
 	await here.otherPodsDir().start(spec, never);
 	await logged(here, 'a pod VM is left alone');
 	await rounds(here, 3);
 	t.is((await here.podVms.list(never)).length, 1);
 	t.is(here.log.lines.filter(({message}) => message === 'a pod VM is left alone').length, 1);
-	t.like(here.log.lines.find(({message}) => message === 'a pod VM is left alone'), {level: 'warn', fields: {instanceName: 'podvm-x-theirs', path: '/elsewhere/pods'}});
+	t.like(
+		here.log.lines.find(({message}) => message === 'a pod VM is left alone'),
+		{level: 'warn', fields: {instanceName: 'podvm-x-theirs', path: '/elsewhere/pods'}},
+	);
 	await here.registry.stop('theirs', never);
 	t.is((await here.podVms.list(never)).length, 0);
 });

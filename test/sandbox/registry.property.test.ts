@@ -1,6 +1,7 @@
 /**
- * Calls in any order and at any time, over ports that fail, dawdle or hang as the seed says. What must hold however they interleave:
- * every caller gets an answer that the API can translate, a pod ends up with one VM at most, and nothing is left once everything is stopped.
+ * Calls in any order and at any time, over ports that fail, dawdle or hang as the seed says. What must hold however
+ * they interleave: every caller gets an answer that the API can translate, a pod ends up with one VM at most, and
+ * nothing is left once everything is stopped.
  */
 import {setImmediate as turn} from 'node:timers/promises';
 import {inspect} from 'node:util';
@@ -24,7 +25,10 @@ type Operation =
 	/** Everybody else gets this many turns of the event loop. */
 	| {readonly call: 'wait'; readonly turns: number};
 
-/** What becomes of the next call of a port: fail before or after it took effect, take some turns of the event loop, or hang until aborted. */
+/**
+ * What becomes of the next call of a port: fail before or after it took effect, take some turns of the event loop, or
+ * hang until aborted.
+ */
 type Fate = 'done' | 'fails before' | 'fails after' | 'hangs' | number;
 
 /** Two pods; the first has several sandboxes, as when kubelet tries again. */
@@ -48,29 +52,41 @@ const script = {operations: fc.array(operation, {minLength: 1, maxLength: 25}), 
 
 /** Long enough for any run on a busy machine; only a call that is never answered takes it. */
 const patienceMs = 20_000;
-/** A call that is never answered takes all patience in every run; the rest of the suite is not to wait for the smallest example. */
+/**
+ * A call that is never answered takes all patience in every run; the rest of the suite is not to wait for the smallest
+ * example.
+ */
 const shrinkingMs = 30_000;
 
-/** As many runs as fit into the time; at least one. A run that has begun is finished: nothing may go on after its test. */
+/**
+ * As many runs as fit into the time; at least one. A run that has begun is finished: nothing may go on after its test.
+ */
 async function check<T>(timeMs: number, arbitrary: fc.Arbitrary<T>, holds: (value: T) => Promise<void>): Promise<void> {
 	const startedAt = performance.now();
 	let failedAt = Infinity;
-	await fc.assert(fc.asyncProperty(arbitrary, async value => {
-		const now = performance.now();
-		if (failedAt === Infinity ? now - startedAt < timeMs : now - failedAt < shrinkingMs) {
-			try {
-				await holds(value);
-			} catch (error) {
-				failedAt = Math.min(failedAt, performance.now());
-				throw error;
+	await fc.assert(
+		fc.asyncProperty(arbitrary, async value => {
+			const now = performance.now();
+			if (failedAt === Infinity ? now - startedAt < timeMs : now - failedAt < shrinkingMs) {
+				try {
+					await holds(value);
+				} catch (error) {
+					failedAt = Math.min(failedAt, performance.now());
+					throw error;
+				}
 			}
-		}
-	}), {numRuns: 1000});
+		}),
+		{numRuns: 1000},
+	);
 }
 
 class Run {
 	readonly world: World;
-	readonly #calls: Array<{readonly call: string; readonly caller: AbortController; readonly answer: Promise<unknown>}> = [];
+	readonly #calls: Array<{
+		readonly call: string;
+		readonly caller: AbortController;
+		readonly answer: Promise<unknown>;
+	}> = [];
 	#fates: readonly Fate[];
 
 	constructor(t: ExecutionContext, fates: readonly Fate[]) {
@@ -84,13 +100,16 @@ class Run {
 				const [next = 'done', ...rest] = this.#fates;
 				this.#fates = rest;
 				pending.set(signal, next);
-				await (next === 'hangs' && !call.startsWith('records') ? abortable(Promise.withResolvers<never>().promise, signal) : turns(typeof next === 'number' ? next : 0));
+				await (next === 'hangs' && !call.startsWith('records')
+					? abortable(Promise.withResolvers<never>().promise, signal)
+					: turns(typeof next === 'number' ? next : 0));
 				if (next === 'fails before') {
 					throw failure(call);
 				}
 			},
 			after(call, signal) {
-				// A relay that failed after it was made could not be known to its caller: that is the port's own promise.
+				// A relay that failed after it was made could not be known to its caller: that is the port's own
+				// promise.
 				if (pending.get(signal) === 'fails after' && call !== 'relays.open') {
 					throw failure(call);
 				}
@@ -103,7 +122,9 @@ class Run {
 			if (operation.call === 'wait') {
 				await turns(operation.turns);
 			} else if (operation.call === 'hang up') {
-				this.#calls[operation.which]?.caller.abort(new AdaptorError({code: 'cancelled', what: 'The caller hung up'}));
+				this.#calls[operation.which]?.caller.abort(
+					new AdaptorError({code: 'cancelled', what: 'The caller hung up'}),
+				);
 			} else if (operation.call === 'end') {
 				this.world.podVms.host.kill(`podvm-${podOf[operation.id] ?? ''}-${operation.id}`);
 			} else {
@@ -120,8 +141,17 @@ class Run {
 	/** @throws when a caller gets no answer, or one that it should not get */
 	async answers(): Promise<void> {
 		for (const {call, answer} of this.#calls) {
-			const error = await inTime(`an answer to ${call}`, answer.then(() => undefined, (thrown: unknown) => thrown));
-			if (error !== undefined && !(error instanceof AdaptorError && allowed[call.split(' ')[0] ?? '']?.includes(error.code))) {
+			const error = await inTime(
+				`an answer to ${call}`,
+				answer.then(
+					() => undefined,
+					(thrown: unknown) => thrown,
+				),
+			);
+			if (
+				error !== undefined &&
+				!(error instanceof AdaptorError && allowed[call.split(' ')[0] ?? '']?.includes(error.code))
+			) {
 				throw new Error(`${call} was answered with ${inspect(error)}`);
 			}
 
@@ -150,10 +180,20 @@ async function callOn(registry: World['registry'], {call, id}: Call, signal: Abo
 	return call === 'create' ? registry.create(pod(id, podOf[id]), signal) : registry[call](id, signal);
 }
 
-/** Codes that each call may fail with: what the ports threw ('data-loss'), what the caller did, and what the states say. */
+/**
+ * Codes that each call may fail with: what the ports threw ('data-loss'), what the caller did, and what the states say.
+ */
 const allowed: Readonly<Record<string, readonly string[]>> = {
 	create: ['data-loss', 'cancelled', 'aborted', 'already-exists', 'deadline-exceeded', 'unavailable'],
-	start: ['data-loss', 'cancelled', 'aborted', 'not-found', 'failed-precondition', 'deadline-exceeded', 'unavailable'],
+	start: [
+		'data-loss',
+		'cancelled',
+		'aborted',
+		'not-found',
+		'failed-precondition',
+		'deadline-exceeded',
+		'unavailable',
+	],
 	stop: ['data-loss', 'cancelled', 'deadline-exceeded', 'unavailable'],
 };
 
@@ -174,7 +214,7 @@ async function inTime<T>(awaited: string, promise: Promise<T>): Promise<T> {
 
 async function until(awaited: string, holds: () => Promise<boolean>): Promise<void> {
 	const startedAt = performance.now();
-	while (!await holds()) {
+	while (!(await holds())) {
 		await turn();
 		if (performance.now() - startedAt > patienceMs) {
 			throw new Error(`Waited in vain for ${awaited}`);
@@ -223,29 +263,46 @@ test('whenever the daemon stops, callers are answered, and the next one knows al
 });
 
 test('whenever the daemon is killed, the next one knows all that is left', async t => {
-	await check(1200, fc.record({...script, turnsToLive: fc.integer({min: 0, max: 12})}), async ({operations, fates, turnsToLive}) => {
-		const run = new Run(t, fates);
-		const {left, podVms, restart} = run.world;
-		await run.play(operations);
-		await turns(turnsToLive);
-		await using _corpse = run.world.kill();
-		await checkSuccessor(t, await restart({orphanGraceMs: 0}), podVms, left);
-	});
+	await check(
+		1200,
+		fc.record({...script, turnsToLive: fc.integer({min: 0, max: 12})}),
+		async ({operations, fates, turnsToLive}) => {
+			const run = new Run(t, fates);
+			const {left, podVms, restart} = run.world;
+			await run.play(operations);
+			await turns(turnsToLive);
+			await using _corpse = run.world.kill();
+			await checkSuccessor(t, await restart({orphanGraceMs: 0}), podVms, left);
+		},
+	);
 });
 
 /** Running VMs have a sandbox that is served; once all sandboxes are stopped nothing is left. */
-async function checkSuccessor(t: ExecutionContext, successor: World, podVms: World['podVms'], left: World['left']): Promise<void> {
+async function checkSuccessor(
+	t: ExecutionContext,
+	successor: World,
+	podVms: World['podVms'],
+	left: World['left'],
+): Promise<void> {
 	const {registry, records} = successor;
 	await until('every VM to have a sandbox that runs', async () => {
-		const running = new Set((await records.readAll()).filter(({state}) => state === 'running').map(record => record.id));
-		return (await podVms.list(never)).every(({sandboxId}) => running.has(sandboxId) && successor.relays.served.has(`/run/pods/${sandboxId}/agent.ttrpc`));
+		const running = new Set(
+			(await records.readAll()).filter(({state}) => state === 'running').map(record => record.id),
+		);
+		return (await podVms.list(never)).every(
+			({sandboxId}) =>
+				running.has(sandboxId) && successor.relays.served.has(`/run/pods/${sandboxId}/agent.ttrpc`),
+		);
 	});
 	for (const id of ids) {
 		await inTime(`the last stop of ${id}`, registry.stop(id, never));
 	}
 
 	t.deepEqual(await successor.left(), []);
-	t.deepEqual((await left()).filter(name => !name.startsWith('socket')), []);
+	t.deepEqual(
+		(await left()).filter(name => !name.startsWith('socket')),
+		[],
+	);
 	await registry[Symbol.asyncDispose]();
 }
 
@@ -253,7 +310,14 @@ async function checkSuccessor(t: ExecutionContext, successor: World, podVms: Wor
 type Model = Map<string, 'created' | 'running' | 'failed'>;
 
 test('one call after the other, every answer is what a model of four lines says', async t => {
-	const calls = fc.array(fc.record({call: fc.constantFrom('create' as const, 'start' as const, 'stop' as const), id, fails: fc.integer({min: 0, max: 4}).map(n => n === 0)}), {minLength: 1, maxLength: 20});
+	const calls = fc.array(
+		fc.record({
+			call: fc.constantFrom('create' as const, 'start' as const, 'stop' as const),
+			id,
+			fails: fc.integer({min: 0, max: 4}).map(n => n === 0),
+		}),
+		{minLength: 1, maxLength: 20},
+	);
 	await check(600, calls, async sequence => {
 		let fails = false;
 		const {registry} = world(t, {
@@ -264,13 +328,20 @@ test('one call after the other, every answer is what a model of four lines says'
 			},
 		});
 		const model: Model = new Map();
-		const answer = async (answered: Promise<unknown>): Promise<string> => answered.then(() => 'ok', (error: unknown) => (error as AdaptorError).code);
-		const isGone = async (each: string): Promise<boolean> => await answer(registry.start(each, never)) === 'not-found';
+		const answer = async (answered: Promise<unknown>): Promise<string> =>
+			answered.then(
+				() => 'ok',
+				(error: unknown) => (error as AdaptorError).code,
+			);
+		const isGone = async (each: string): Promise<boolean> =>
+			(await answer(registry.start(each, never))) === 'not-found';
 		for (const step of sequence) {
 			fails = step.fails;
 			t.is(await answer(callOn(registry, step, never)), expected(model, step), JSON.stringify(sequence));
 			// Those that were superseded go in the background.
-			await until('the superseded to be gone', async () => (await Promise.all(ids.filter(each => !model.has(each)).map(isGone))).every(Boolean));
+			await until('the superseded to be gone', async () =>
+				(await Promise.all(ids.filter(each => !model.has(each)).map(isGone))).every(Boolean),
+			);
 		}
 
 		await registry[Symbol.asyncDispose]();

@@ -8,7 +8,10 @@ const web = {name: 'web', namespace: 'shop'};
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
 
 /** Holds the named call until it is aborted; tells when it is reached. */
-function holding(call: PortCall): {hook: (called: PortCall, signal: AbortSignal) => Promise<void>; reached: Promise<AbortSignal>} {
+function holding(call: PortCall): {
+	hook: (called: PortCall, signal: AbortSignal) => Promise<void>;
+	reached: Promise<AbortSignal>;
+} {
 	const reached = Promise.withResolvers<AbortSignal>();
 	return {
 		reached: reached.promise,
@@ -28,22 +31,39 @@ test('a sandbox is created, started and stopped, and nothing is left', async t =
 	t.deepEqual(await registry.create(pod('a'), never), {agentSocketPath: socket('a')});
 	t.deepEqual(await left(), ['VNI 555000', 'record a']);
 	await registry.start('a', never);
-	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
+	t.deepEqual(await left(), [
+		'VM podvm-web-a',
+		'VNI 555000',
+		`socket ${socket('a')}`,
+		'record a',
+		'claim podvm-web-a',
+	]);
 	t.truthy(networks.tunnels.get(555_000), 'the tunnel points to the VM');
 	const [vm] = await podVms.list(never);
 	t.like(vm, {sandboxId: 'a', vni: 555_000, pod: {name: 'web', namespace: 'shop'}});
 	await registry.stop('a', never);
 	t.deepEqual(await left(), []);
-	t.deepEqual(log.lines.filter(({level}) => level !== 'debug').map(({message}) => message), ['sandbox created', 'pod VM started', 'sandbox removed']);
+	t.deepEqual(
+		log.lines.filter(({level}) => level !== 'debug').map(({message}) => message),
+		['sandbox created', 'pod VM started', 'sandbox removed'],
+	);
 });
 
 test('the VM has the sizes that the pod asked for, within the bounds, and the log says where each came from', async t => {
 	const {registry, podVms, log} = world(t);
-	const sizes = {'io.katacontainers.config.hypervisor.default_vcpus': '1.5', 'io.katacontainers.config.hypervisor.default_memory': '64'};
+	const sizes = {
+		'io.katacontainers.config.hypervisor.default_vcpus': '1.5',
+		'io.katacontainers.config.hypervisor.default_memory': '64',
+	};
 	await registry.create({...pod('a'), annotations: {...pod('a').annotations, ...sizes}}, never);
 	await registry.start('a', never);
 	t.like(podVms.specOf('podvm-web-a'), {vcpus: 2, memoryMib: 512});
-	t.like(log.lines.find(({message}) => message === 'sandbox created')?.fields, {vcpus: 2, vcpusFrom: 'annotation', memoryMib: 512, memoryFrom: 'minimum'});
+	t.like(log.lines.find(({message}) => message === 'sandbox created')?.fields, {
+		vcpus: 2,
+		vcpusFrom: 'annotation',
+		memoryMib: 512,
+		memoryFrom: 'minimum',
+	});
 });
 
 test('starting twice is starting once', async t => {
@@ -56,7 +76,10 @@ test('starting twice is starting once', async t => {
 
 test('an id that is in use cannot be created again, and stays usable', async t => {
 	const {registry, left} = world(t);
-	const [first, second] = await Promise.allSettled([registry.create(pod('a'), never), registry.create(pod('a'), never)]);
+	const [first, second] = await Promise.allSettled([
+		registry.create(pod('a'), never),
+		registry.create(pod('a'), never),
+	]);
 	t.is(first.status, 'fulfilled');
 	t.like((second as PromiseRejectedResult).reason, {code: 'already-exists'});
 	await registry.start('a', never);
@@ -75,7 +98,18 @@ test('starting the unknown is refused, stopping it succeeds', async t => {
 
 test('stopping a sandbox of an earlier run deletes its VM', async t => {
 	const {registry, podVms} = world(t);
-	await podVms.start({sandboxId: 'old', instanceName: 'podvm-web-old', pod: {name: 'web', namespace: 'shop'}, vcpus: 1, memoryMib: 512, vni: 1, files: []}, never);
+	await podVms.start(
+		{
+			sandboxId: 'old',
+			instanceName: 'podvm-web-old',
+			pod: {name: 'web', namespace: 'shop'},
+			vcpus: 1,
+			memoryMib: 512,
+			vni: 1,
+			files: [],
+		},
+		never,
+	);
 	await registry.stop('old', never);
 	t.deepEqual(await podVms.list(never), []);
 });
@@ -92,10 +126,19 @@ for (const step of steps) {
 				},
 			});
 			await registry.create(pod('a'), never);
-			const error = await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /Could not .*: The host burns/});
+			const error = await t.throwsAsync(registry.start('a', never), {
+				instanceOf: AdaptorError,
+				message: /Could not .*: The host burns/,
+			});
 			t.is(error.code, 'unavailable');
-			// A relay that was opened and not handed over cannot be known to its caller: that `open` leaves nothing is its own promise.
-			t.deepEqual((await left()).filter(name => !(step === 'relays.open' && when === 'after' && name.startsWith('socket'))), []);
+			// A relay that was opened and not handed over cannot be known to its caller: that `open` leaves nothing is
+			// its own promise.
+			t.deepEqual(
+				(await left()).filter(
+					name => !(step === 'relays.open' && when === 'after' && name.startsWith('socket')),
+				),
+				[],
+			);
 			await t.throwsAsync(registry.start('a', never), {message: /sandbox has failed: .*The host burns/});
 			await registry.stop('a', never);
 			await t.throwsAsync(registry.start('a', never), {message: /no such sandbox/});
@@ -106,7 +149,10 @@ for (const step of steps) {
 		const {hook, reached} = holding(step);
 		const {registry, left} = world(t, {before: hook});
 		await registry.create(pod('a'), never);
-		const start = t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /stopped while it was being started/});
+		const start = t.throwsAsync(registry.start('a', never), {
+			instanceOf: AdaptorError,
+			message: /stopped while it was being started/,
+		});
 		await reached;
 		await Promise.all([registry.stop('a', never), registry.stop('a', never)]);
 		t.is((await start).code, 'aborted');
@@ -129,7 +175,10 @@ for (const step of steps) {
 		const {hook} = holding(step);
 		const {registry, left} = world(t, {before: hook, startTimeoutMs: 20});
 		await registry.create(pod('a'), never);
-		const error = await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /START_TIMEOUT/});
+		const error = await t.throwsAsync(registry.start('a', never), {
+			instanceOf: AdaptorError,
+			message: /START_TIMEOUT/,
+		});
 		t.is(error.code, 'deadline-exceeded');
 		t.deepEqual(await left(), []);
 	});
@@ -139,16 +188,23 @@ test('a start whose time is up is answered while its unwinding hangs, which goes
 	const {hook} = holding('podVms.start');
 	const host = Promise.withResolvers<undefined>();
 	const {registry, left, log} = world(t, {
-		startTimeoutMs: 200, rollBackPatienceMs: 5,
+		startTimeoutMs: 200,
+		rollBackPatienceMs: 5,
 		async before(call, signal) {
 			await hook(call, signal);
 			await (call === 'podVms.delete' ? host.promise : undefined);
 		},
 	});
 	await registry.create(pod('a'), never);
-	const error = await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /Could not start the VM: .*START_TIMEOUT/});
+	const error = await t.throwsAsync(registry.start('a', never), {
+		instanceOf: AdaptorError,
+		message: /Could not start the VM: .*START_TIMEOUT/,
+	});
 	t.is(error.code, 'deadline-exceeded');
-	t.false(log.lines.some(({message}) => message === 'could not roll the sandbox back; trying again'), 'it has not come to its end by then');
+	t.false(
+		log.lines.some(({message}) => message === 'could not roll the sandbox back; trying again'),
+		'it has not come to its end by then',
+	);
 	t.not((await left()).length, 0);
 	const again = t.throwsAsync(registry.start('a', never), {message: /has failed: .*START_TIMEOUT/});
 	host.resolve(undefined);
@@ -176,7 +232,9 @@ for (const step of ['networks.reserve', 'relays.issue'] as const) {
 	test(`a create whose time is up in ${step} leaves nothing`, async t => {
 		const {hook} = holding(step);
 		const {registry, left} = world(t, {before: hook, createTimeoutMs: 20});
-		const error = await t.throwsAsync<AdaptorError>(registry.create(pod('a'), never), {message: /the sandbox to be created/});
+		const error = await t.throwsAsync<AdaptorError>(registry.create(pod('a'), never), {
+			message: /the sandbox to be created/,
+		});
 		t.is(error.code, 'deadline-exceeded');
 		t.deepEqual(await left(), []);
 	});
@@ -234,7 +292,11 @@ test('what an unwinding could not remove is removed later without being asked', 
 	});
 	await registry.create(pod('a'), never);
 	await t.throwsAsync(registry.start('a', never));
-	t.deepEqual(await left(), ['VM podvm-web-a', 'VNI 555000', 'record a', 'claim podvm-web-a'], 'no other pod gets the VNI of a VM that may still run');
+	t.deepEqual(
+		await left(),
+		['VM podvm-web-a', 'VNI 555000', 'record a', 'claim podvm-web-a'],
+		'no other pod gets the VNI of a VM that may still run',
+	);
 	await done.promise;
 	t.deepEqual(await left(), []);
 });
@@ -243,7 +305,7 @@ test('a stop goes on when its caller does not wait for it', async t => {
 	const released = Promise.withResolvers<undefined>();
 	const deleted = Promise.withResolvers<undefined>();
 	const {registry, left} = world(t, {
-		before: async call => call === 'podVms.delete' ? released.promise : undefined,
+		before: async call => (call === 'podVms.delete' ? released.promise : undefined),
 		after(call) {
 			if (call === 'records.remove') {
 				deleted.resolve(undefined);
@@ -306,7 +368,14 @@ test('closing ends starts, and leaves what runs or is only created to the next d
 	await registry.create(pod('created', 'db'), never);
 	await registry[Symbol.asyncDispose]();
 	await registry[Symbol.asyncDispose]();
-	t.deepEqual(await left(), ['VM podvm-web-running', 'VNI 555000', 'VNI 555001', 'record running', 'record created', 'claim podvm-web-running']);
+	t.deepEqual(await left(), [
+		'VM podvm-web-running',
+		'VNI 555000',
+		'VNI 555001',
+		'record running',
+		'record created',
+		'claim podvm-web-running',
+	]);
 	await t.throwsAsync(registry.create(pod('b'), never), {message: /stopping/});
 	await t.throwsAsync(registry.start('running', never), {message: /stopping/});
 });
@@ -335,18 +404,28 @@ test('a netns path that is none is refused', async t => {
 	}
 });
 
-test('a stop that comes before a start\'s turn ends it, and no VM is started', async t => {
+test("a stop that comes before a start's turn ends it, and no VM is started", async t => {
 	const calls: PortCall[] = [];
 	const {registry, left} = world(t, {before: call => void calls.push(call)});
 	await registry.create(pod('a'), never);
-	const start = t.throwsAsync<AdaptorError>(registry.start('a', never), {message: /stopped while it was being started/});
+	const start = t.throwsAsync<AdaptorError>(registry.start('a', never), {
+		message: /stopped while it was being started/,
+	});
 	await registry.stop('a', never);
 	t.is((await start).code, 'aborted');
-	t.deepEqual(calls, ['records.write', 'networks.reserve', 'relays.issue', 'records.write', 'records.write', 'networks.release', 'records.remove']);
+	t.deepEqual(calls, [
+		'records.write',
+		'networks.reserve',
+		'relays.issue',
+		'records.write',
+		'records.write',
+		'networks.release',
+		'records.remove',
+	]);
 	t.deepEqual(await left(), []);
 });
 
-test('closing before a start\'s turn ends it, and no VM is started', async t => {
+test("closing before a start's turn ends it, and no VM is started", async t => {
 	const calls: PortCall[] = [];
 	const {registry, left} = world(t, {before: call => void calls.push(call)});
 	await registry.create(pod('a'), never);
@@ -397,7 +476,10 @@ test('of two creations of one pod that overlap, the one that came later stays, w
 		t.is((await created)[1].status, 'fulfilled', `${slow} is slow`);
 		await registry.start('new', never);
 		await registry.stop('old', never);
-		t.deepEqual((await left()).filter(name => name.startsWith('VM')), ['VM podvm-web-new']);
+		t.deepEqual(
+			(await left()).filter(name => name.startsWith('VM')),
+			['VM podvm-web-new'],
+		);
 	}
 });
 
@@ -405,7 +487,9 @@ test('whoever starts a sandbox that is superseded is told by which', async t => 
 	const {hook, reached} = holding('relays.open');
 	const {registry} = world(t, {before: hook});
 	await registry.create(pod('old'), never);
-	const start = t.throwsAsync<AdaptorError>(registry.start('old', never), {message: /the agent: The pod has a newer sandbox, new/});
+	const start = t.throwsAsync<AdaptorError>(registry.start('old', never), {
+		message: /the agent: The pod has a newer sandbox, new/,
+	});
 	await reached;
 	await registry.create(pod('new'), never);
 	t.is((await start).code, 'aborted');
@@ -446,7 +530,18 @@ test('stopping a sandbox of an earlier run is completed in the background when t
 			}
 		},
 	});
-	await podVms.start({sandboxId: 'old', instanceName: 'podvm-web-old', pod: {name: 'web', namespace: 'shop'}, vcpus: 1, memoryMib: 512, vni: 1, files: []}, never);
+	await podVms.start(
+		{
+			sandboxId: 'old',
+			instanceName: 'podvm-web-old',
+			pod: {name: 'web', namespace: 'shop'},
+			vcpus: 1,
+			memoryMib: 512,
+			vni: 1,
+			files: [],
+		},
+		never,
+	);
 	relays.served.set(socket('old'), {sandboxId: 'old', instanceName: 'podvm-web-old', socketPath: socket('old')});
 	await t.throwsAsync(registry.stop('old', never), {message: /The host is away/});
 	await deleted.promise;
@@ -513,7 +608,10 @@ for (const call of ['start', 'stop'] as const) {
 
 		await reached.promise;
 		await registry[Symbol.asyncDispose]();
-		t.like(log.lines.find(({message}) => message.startsWith('shutdown timed out')), {level: 'warn', fields: {count: 1}});
+		t.like(
+			log.lines.find(({message}) => message.startsWith('shutdown timed out')),
+			{level: 'warn', fields: {count: 1}},
+		);
 		kill();
 		const removed = Promise.withResolvers<undefined>();
 		await restart({
@@ -552,7 +650,9 @@ test('a forwarder that does not answer in its time is named, not the whole start
 
 test('who waits for a VM is told when the daemon stops', async t => {
 	const {registry} = world(t);
-	const waiting = t.throwsAsync(registry.vmOf({name: 'web', namespace: 'shop'}, true, never), {message: /daemon is stopping/});
+	const waiting = t.throwsAsync(registry.vmOf({name: 'web', namespace: 'shop'}, true, never), {
+		message: /daemon is stopping/,
+	});
 	await registry[Symbol.asyncDispose]();
 	await waiting;
 });
@@ -570,7 +670,10 @@ async function endedWhileRunning(t: ExecutionContext, options: WorldOptions = {}
 test('when a running VM ends its relay fails with the reason, once logged; the pod has no VM then, and a stop leaves nothing', async t => {
 	const {registry, relays, left, log} = await endedWhileRunning(t);
 	t.regex(relays.failures.get(socket('a'))?.message ?? '', /somebody stopped it/);
-	t.deepEqual(log.lines.filter(({level}) => level === 'warn').map(({message}) => message), ['pod VM ended by itself']);
+	t.deepEqual(
+		log.lines.filter(({level}) => level === 'warn').map(({message}) => message),
+		['pod VM ended by itself'],
+	);
 	await t.throwsAsync(registry.vmOf(web, false, never), {message: /no VM/});
 	await t.throwsAsync(registry.start('a', never), {message: /sandbox has failed: The pod VM ended/});
 	t.is((await left()).length, 5, 'the socket is served on, and everything is on record');
@@ -608,12 +711,16 @@ test('a start whose VM does not answer fails with what its guest said last; one 
 		await registry.create(pod(id, id), never);
 	}
 
-	await t.throwsAsync(registry.start('a', never), {message: /Could not reach the agent.*its console ended with: init runs \| no DHCP server/});
+	await t.throwsAsync(registry.start('a', never), {
+		message: /Could not reach the agent.*its console ended with: init runs \| no DHCP server/,
+	});
 	const patient = world(t);
 	patient.podVms.addressesOfVms = [];
 	patient.podVms.consoles.set('podvm-web-c', ['init runs']);
 	await patient.registry.create(pod('c'), never);
-	const stopped = t.throwsAsync(patient.registry.start('c', never), {message: /stopped while it was being started(?!.*init runs)/});
+	const stopped = t.throwsAsync(patient.registry.start('c', never), {
+		message: /stopped while it was being started(?!.*init runs)/,
+	});
 	await patient.registry.vmOf(web, true, never);
 	await patient.registry.stop('c', never);
 	await stopped;
@@ -648,7 +755,7 @@ test('a claim that an earlier run did not get through is made up for when its sa
 	t.deepEqual([...after.cluster.claims.keys()], ['podvm-web-a']);
 });
 
-test('the pod\'s pull credentials go to its VM, and into no record and no line of the log', async t => {
+test("the pod's pull credentials go to its VM, and into no record and no line of the log", async t => {
 	const {registry, cluster, podVms, records, log} = world(t);
 	cluster.credentials = new Secret('{"auths":{"registry.example":{"auth":"c2VjcmV0"}}}');
 	await registry.create(pod('a'), never);
@@ -660,13 +767,23 @@ test('the pod\'s pull credentials go to its VM, and into no record and no line o
 
 test('a start that fails is told to the pod with its reason; one that is stopped on purpose is not', async t => {
 	const {registry, cluster, podVms} = world(t);
-	podVms.startError = new AdaptorError({code: 'not-found', what: 'Can\'t retrieve volume none', reason: 'ImageNotFound'});
+	podVms.startError = new AdaptorError({
+		code: 'not-found',
+		what: "Can't retrieve volume none",
+		reason: 'ImageNotFound',
+	});
 	await registry.create(pod('a'), never);
 	await t.throwsAsync(registry.start('a', never));
 	podVms.startError = new Error('no');
 	await registry.create(pod('b', 'db'), never);
 	await t.throwsAsync(registry.start('b', never));
-	t.deepEqual(cluster.events.map(({type, reason, pod: {name}}) => [type, reason, name]), [['Warning', 'ImageNotFound', 'web'], ['Warning', 'PodVMStartFailed', 'db']]);
+	t.deepEqual(
+		cluster.events.map(({type, reason, pod: {name}}) => [type, reason, name]),
+		[
+			['Warning', 'ImageNotFound', 'web'],
+			['Warning', 'PodVMStartFailed', 'db'],
+		],
+	);
 	t.regex(cluster.events[0]?.message ?? '', /Could not start the VM: Can't retrieve volume none/);
 
 	podVms.startError = undefined;
@@ -717,7 +834,10 @@ test('starts of one namespace do not keep another namespace waiting for all of t
 	for (const name of names) {
 		const [namespace = '', id = ''] = name.split('/');
 		const request = pod(id, id);
-		await registry.create({...request, annotations: {...request.annotations, 'io.kubernetes.cri.sandbox-namespace': namespace}}, never);
+		await registry.create(
+			{...request, annotations: {...request.annotations, 'io.kubernetes.cri.sandbox-namespace': namespace}},
+			never,
+		);
 	}
 
 	const starts = names.map(async name => registry.start(name.split('/')[1] ?? '', never));
@@ -729,9 +849,13 @@ test('starts of one namespace do not keep another namespace waiting for all of t
 test('a pod that gets less than it asked for is told so by an event, and by no event otherwise', async t => {
 	const {registry, cluster} = world(t);
 	const large = pod('a');
-	await registry.create({...large, annotations: {...large.annotations, 'io.katacontainers.config.hypervisor.default_memory': '999999'}}, never);
+	await registry.create(
+		{...large, annotations: {...large.annotations, 'io.katacontainers.config.hypervisor.default_memory': '999999'}},
+		never,
+	);
 	await registry.create(pod('b', 'db'), never);
-	t.deepEqual(cluster.events.map(({reason, message, pod: {name}}) => [name, reason, message]), [
-		['web', 'PodVMSizeLimited', 'The pod\'s VM has 8192 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)'],
-	]);
+	t.deepEqual(
+		cluster.events.map(({reason, message, pod: {name}}) => [name, reason, message]),
+		[['web', 'PodVMSizeLimited', "The pod's VM has 8192 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)"]],
+	);
 });

@@ -41,7 +41,13 @@ test('a running sandbox is served again at its socket, with its VM, address and 
 	t.is(await after.registry.vmOf(web, false, never), 'podvm-web-a');
 	await after.registry.start('a', never);
 	t.deepEqual([...after.relays.served.keys()], [socket('a')]);
-	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
+	t.deepEqual(await after.left(), [
+		'VM podvm-web-a',
+		'VNI 555000',
+		`socket ${socket('a')}`,
+		'record a',
+		'claim podvm-web-a',
+	]);
 	await t.throwsAsync(after.registry.create(pod('a'), never), {message: /exists/});
 	await after.registry.stop('a', never);
 	t.deepEqual(await after.left(), []);
@@ -78,22 +84,30 @@ test('initdata outlive a restart between creation and start, and the log shows t
 	const before = world(t);
 	const text = 'algorithm = "sha256"\nversion = "0.1.0"\n[data]\n"policy.rego" = "hush-hush"\n';
 	const {annotations, ...rest} = pod('a');
-	await before.registry.create({...rest, annotations: {...annotations, 'io.katacontainers.config.hypervisor.cc_init_data': text}}, never);
+	await before.registry.create(
+		{...rest, annotations: {...annotations, 'io.katacontainers.config.hypervisor.cc_init_data': text}},
+		never,
+	);
 	before.kill();
 	const after = await before.restart();
 	await after.registry.start('a', never);
 	const file = after.podVms.specOf('podvm-web-a')?.files.find(({path}) => path === '/run/peerpod/initdata');
 	t.is(gunzipSync(Buffer.from(file?.content.reveal() ?? '', 'base64')).toString(), text);
 	const lines = [...before.log.lines, ...after.log.lines];
-	t.is(lines.find(({message}) => message === 'sandbox created')?.fields.initdata, `sha256:${createHash('sha256').update(text).digest('hex')}`);
+	t.is(
+		lines.find(({message}) => message === 'sandbox created')?.fields.initdata,
+		`sha256:${createHash('sha256').update(text).digest('hex')}`,
+	);
 	t.false(JSON.stringify(lines).includes('hush'));
 });
 
-test('bad initdata are refused by the annotation\'s name, and nothing is left', async t => {
+test("bad initdata are refused by the annotation's name, and nothing is left", async t => {
 	const {registry, left} = world(t);
 	const annotation = 'io.katacontainers.config.hypervisor.cc_init_data';
 	const {annotations, ...rest} = pod('a');
-	const error = await t.throwsAsync<AdaptorError>(registry.create({...rest, annotations: {...annotations, [annotation]: 'a = "hush'}}, never));
+	const error = await t.throwsAsync<AdaptorError>(
+		registry.create({...rest, annotations: {...annotations, [annotation]: 'a = "hush'}}, never),
+	);
 	t.like(error, {code: 'invalid-argument', where: {annotation}});
 	t.deepEqual(await left(), []);
 });
@@ -122,13 +136,29 @@ test('a sandbox that was only created can be started', async t => {
 	before.kill();
 	const after = await before.restart();
 	await after.registry.start('a', never);
-	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
+	t.deepEqual(await after.left(), [
+		'VM podvm-web-a',
+		'VNI 555000',
+		`socket ${socket('a')}`,
+		'record a',
+		'claim podvm-web-a',
+	]);
 	const [vm] = await after.podVms.list(never);
-	t.true(after.podVms.specOf(vm?.name ?? '')?.files.some(({content}) => content.reveal().includes('certificate of podvm-web-a')), 'with certificates of its own');
+	t.true(
+		after.podVms
+			.specOf(vm?.name ?? '')
+			?.files.some(({content}) => content.reveal().includes('certificate of podvm-web-a')),
+		'with certificates of its own',
+	);
 });
 
 /** A daemon that stands still in the creation of 'a', before or after the nth call of a port. */
-async function creatingHeld(t: ExecutionContext, step: PortCall, when: 'before' | 'after', nth = 1): Promise<{before: World; go: () => void; creation: Promise<unknown>}> {
+async function creatingHeld(
+	t: ExecutionContext,
+	step: PortCall,
+	when: 'before' | 'after',
+	nth = 1,
+): Promise<{before: World; go: () => void; creation: Promise<unknown>}> {
 	const go = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
 	let calls = 0;
@@ -147,7 +177,11 @@ async function creatingHeld(t: ExecutionContext, step: PortCall, when: 'before' 
 }
 
 for (const [step, when, nth] of [
-	['records.write', 'after', 1], ['networks.reserve', 'before', 1], ['networks.reserve', 'after', 1], ['relays.issue', 'after', 1], ['records.write', 'before', 2],
+	['records.write', 'after', 1],
+	['networks.reserve', 'before', 1],
+	['networks.reserve', 'after', 1],
+	['relays.issue', 'after', 1],
+	['records.write', 'before', 2],
 ] as const) {
 	test(`a creation that was cut off ${when} ${step} (${nth}) leaves nothing, not even the id`, async t => {
 		const {before} = await creatingHeld(t, step, when, nth);
@@ -203,7 +237,13 @@ test('a creation that the daemon before is still at is left alone, and its sandb
 	go();
 	await creation;
 	await after.registry.start('a', never);
-	t.deepEqual(await after.left(), ['VM podvm-web-a', 'VNI 555000', `socket ${socket('a')}`, 'record a', 'claim podvm-web-a']);
+	t.deepEqual(await after.left(), [
+		'VM podvm-web-a',
+		'VNI 555000',
+		`socket ${socket('a')}`,
+		'record a',
+		'claim podvm-web-a',
+	]);
 	await after.registry.stop('a', never);
 	t.deepEqual(await after.left(), []);
 });
@@ -236,7 +276,7 @@ for (const step of ['relays.open', 'networks.attach', 'records.write'] as const)
 		const {options, called} = awaiting('records.remove');
 		const after = await before.restart(options);
 		await called;
-		t.deepEqual((await after.left()), []);
+		t.deepEqual(await after.left(), []);
 		await t.throwsAsync(after.registry.start('a', never), {message: /cut off when the daemon ended/});
 		await after.registry.stop('a', never);
 	});
@@ -260,7 +300,10 @@ test('a start that the daemon before is still at is left alone, and its sandbox 
 	go.resolve(undefined);
 	await start;
 	await after.registry.start('a', never);
-	t.deepEqual((await after.podVms.list(never)).map(({name}) => name), ['podvm-web-a']);
+	t.deepEqual(
+		(await after.podVms.list(never)).map(({name}) => name),
+		['podvm-web-a'],
+	);
 	t.is(after.relays.served.size, 1);
 });
 
@@ -359,7 +402,7 @@ async function answersNowhere(call: PortCall): Promise<void> {
 	}
 }
 
-test('a sandbox whose pod\'s namespace is gone is removed', async t => {
+test("a sandbox whose pod's namespace is gone is removed", async t => {
 	const before = await killedWhileRunning(t);
 	before.networks.presences.set('/run/netns/a', 'gone');
 	const {options, called} = awaiting('records.remove');
@@ -395,7 +438,10 @@ test('a VM of an earlier run that does not answer is said to, with the reason, a
 		},
 	});
 	await logged(after, 'could not resume the sandbox yet; trying again');
-	t.regex(String(after.log.lines.find(({message}) => message.includes('could not resume'))?.fields.err), /the pod VM to answer/);
+	t.regex(
+		String(after.log.lines.find(({message}) => message.includes('could not resume'))?.fields.err),
+		/the pod VM to answer/,
+	);
 	isSilent = false;
 	await logged(after, 'sandbox resumed');
 	t.true(after.relays.served.has(socket('a')));
@@ -417,7 +463,15 @@ test('a stop ends a recovery that gets nowhere', async t => {
 
 test('a VM without sandbox and record is removed after the grace period, and no other', async t => {
 	const before = world(t);
-	const orphan = {sandboxId: 'orphan', instanceName: 'podvm-x-orphan', pod: {name: 'x', namespace: 'y'}, vcpus: 1, memoryMib: 512, vni: 1, files: []};
+	const orphan = {
+		sandboxId: 'orphan',
+		instanceName: 'podvm-x-orphan',
+		pod: {name: 'x', namespace: 'y'},
+		vcpus: 1,
+		memoryMib: 512,
+		vni: 1,
+		files: [],
+	};
 	await before.podVms.start(orphan, never);
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
@@ -427,8 +481,16 @@ test('a VM without sandbox and record is removed after the grace period, and no 
 	const after = await before.restart({...options, orphanGraceMs: 20});
 	t.true((await after.left()).includes('VM podvm-x-orphan'));
 	await called;
-	t.deepEqual((await after.podVms.list(never)).map(({name}) => name), ['podvm-web-a']);
-	t.true(after.log.lines.some(({level, message, fields}) => level === 'warn' && message === 'removing an orphaned pod VM' && fields.sandboxId === 'orphan'));
+	t.deepEqual(
+		(await after.podVms.list(never)).map(({name}) => name),
+		['podvm-web-a'],
+	);
+	t.true(
+		after.log.lines.some(
+			({level, message, fields}) =>
+				level === 'warn' && message === 'removing an orphaned pod VM' && fields.sandboxId === 'orphan',
+		),
+	);
 });
 
 for (const how of ['it is an orphan', 'it is stopped'] as const) {
@@ -440,17 +502,20 @@ for (const how of ['it is an orphan', 'it is stopped'] as const) {
 		t.is(after.networks.untracked.size, 1);
 		await (how === 'it is an orphan' ? called : after.registry.stop('a', never));
 		t.is(after.networks.untracked.size, 0);
-		t.deepEqual((await after.left()).filter(name => name.startsWith('VM') || name.startsWith('record')), []);
+		t.deepEqual(
+			(await after.left()).filter(name => name.startsWith('VM') || name.startsWith('record')),
+			[],
+		);
 	});
 }
 
-test('a VM whose sandbox\'s record cannot be read is no orphan, until it turns out that there is none', async t => {
+test("a VM whose sandbox's record cannot be read is no orphan, until it turns out that there is none", async t => {
 	const before = await killedWhileRunning(t);
 	await before.records.remove('a');
 	before.records.isReadable = false;
 	const {options, called} = awaiting('podVms.delete');
 	const after = await before.restart({...options, orphanGraceMs: 0});
-	await logged(after, 'a pod VM is left alone: its sandbox\'s record cannot be read');
+	await logged(after, "a pod VM is left alone: its sandbox's record cannot be read");
 	t.is((await after.podVms.list(never)).length, 1);
 	before.records.isReadable = true;
 	await called;
@@ -483,7 +548,9 @@ test('a node that is full refuses further sandboxes, and takes them again when o
 	const {registry} = world(t, {maxSandboxes: () => limit});
 	await registry.create(pod('a'), never);
 	await registry.create(pod('b', 'db'), never);
-	const error = await t.throwsAsync<AdaptorError>(registry.create(pod('c', 'cache'), never), {message: /as many pod VMs as it may have/});
+	const error = await t.throwsAsync<AdaptorError>(registry.create(pod('c', 'cache'), never), {
+		message: /as many pod VMs as it may have/,
+	});
 	t.is(error.code, 'resource-exhausted');
 	t.regex(error.message, /PEERPODS_LIMIT_PER_NODE/);
 	await registry.stop('a', never);

@@ -1,4 +1,7 @@
-/** A registry over in-memory ports, with a hook before and after every call of a port: to fail it, to hold it, to count it. */
+/**
+ * A registry over in-memory ports, with a hook before and after every call of a port: to fail it, to hold it, to count
+ * it.
+ */
 import type {ExecutionContext} from 'ava';
 import {parseInitdata} from '../../src/initdata.ts';
 import {SandboxRegistry} from '../../src/sandbox/registry.ts';
@@ -14,7 +17,18 @@ import {InMemoryKvmHost, InMemoryPodVms} from '../support/in-memory-pod-vms.ts';
 import {InMemorySandboxRecords} from '../support/in-memory-sandbox-records.ts';
 import {recordingLog} from '../support/recording-log.ts';
 
-export type PortCall = 'networks.reserve' | 'networks.abandon' | 'networks.attach' | 'networks.release' | 'networks.forget' | 'relays.issue' | 'relays.open' | 'podVms.start' | 'podVms.delete' | 'records.write' | 'records.remove';
+export type PortCall =
+	| 'networks.reserve'
+	| 'networks.abandon'
+	| 'networks.attach'
+	| 'networks.release'
+	| 'networks.forget'
+	| 'relays.issue'
+	| 'relays.open'
+	| 'podVms.start'
+	| 'podVms.delete'
+	| 'records.write'
+	| 'records.remove';
 
 /** May wait, or throw; the signal is the call's own. */
 export type Hook = (call: PortCall, signal: AbortSignal) => Promise<void> | void;
@@ -27,13 +41,18 @@ export interface World {
 	readonly records: InMemorySandboxRecords;
 	readonly cluster: InMemoryCluster;
 	readonly log: ReturnType<typeof recordingLog>;
-	/** The next daemon on the same node and host, which has read the records. This one is not closed: it may have been killed, or still be at it. */
+	/**
+	 * The next daemon on the same node and host, which has read the records. This one is not closed: it may have been
+	 * killed, or still be at it.
+	 */
 	readonly restart: (options?: WorldOptions) => Promise<World>;
 	/** VMs of the same cluster and node as the daemon of another PODS_DIR makes them. */
 	readonly otherPodsDir: () => InMemoryPodVms;
 	/** What it knows of others on the same node. */
 	readonly others: OtherDaemons;
-	/** As SIGKILL: from now on nothing that this daemon does has an effect, and nobody is answered. Disposing buries it. */
+	/**
+	 * As SIGKILL: from now on nothing that this daemon does has an effect, and nobody is answered. Disposing buries it.
+	 */
 	readonly kill: () => AsyncDisposable;
 	/** Everything that exists anywhere, by name: nothing left means an empty list. */
 	readonly left: () => Promise<string[]>;
@@ -79,13 +98,30 @@ interface DaemonLife {
 }
 
 export function world(t: ExecutionContext, options: WorldOptions = {}): World {
-	const made = worldOn({host: new InMemoryKvmHost(), networks: new InMemoryPodNetworks(), records: new InMemorySandboxRecords(), cluster: new InMemoryCluster(), daemons: []}, t, options);
+	const made = worldOn(
+		{
+			host: new InMemoryKvmHost(),
+			networks: new InMemoryPodNetworks(),
+			records: new InMemorySandboxRecords(),
+			cluster: new InMemoryCluster(),
+			daemons: [],
+		},
+		t,
+		options,
+	);
 	void made.registry.recover(Promise.resolve(made.others));
 	return made;
 }
 
 function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World {
-	const {before = () => undefined, after = () => undefined, createTimeoutMs = 60_000, startTimeoutMs = 60_000, agentTimeoutMs = 60_000, cleanupTimeoutMs = 60_000} = options;
+	const {
+		before = () => undefined,
+		after = () => undefined,
+		createTimeoutMs = 60_000,
+		startTimeoutMs = 60_000,
+		agentTimeoutMs = 60_000,
+		cleanupTimeoutMs = 60_000,
+	} = options;
 	const {networks, records, cluster} = node;
 	const podVms = new InMemoryPodVms({host: node.host});
 	const relays = new InMemoryAgentRelays({anyAddress: true});
@@ -101,12 +137,19 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const others: OtherDaemons = {
 		hasPredecessor: () => options.hasHungPredecessor === true || predecessors.some(({isAlive}) => isAlive),
 		async predecessorsEnded(signal) {
-			await abortable(Promise.all([...predecessors.map(async ({ended}) => ended.promise), ...(options.hasHungPredecessor === true ? [Promise.withResolvers<never>().promise] : [])]), signal);
+			await abortable(
+				Promise.all([
+					...predecessors.map(async ({ended}) => ended.promise),
+					...(options.hasHungPredecessor === true ? [Promise.withResolvers<never>().promise] : []),
+				]),
+				signal,
+			);
 		},
 		hasSuccessor: async () => node.daemons.slice(node.daemons.indexOf(life) + 1).some(({isAlive}) => isAlive),
 	};
 	const buried = new AbortController();
-	const unlessKilled = async (): Promise<void> => isKilled ? abortable(Promise.withResolvers<never>().promise, buried.signal) : undefined;
+	const unlessKilled = async (): Promise<void> =>
+		isKilled ? abortable(Promise.withResolvers<never>().promise, buried.signal) : undefined;
 	const hooked = async <T>(call: PortCall, signal: AbortSignal, work: () => Promise<T>): Promise<T> => {
 		await unlessKilled();
 		await abortable((async () => before(call, signal))(), buried.signal);
@@ -119,15 +162,20 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	};
 
 	const hookedNetworks: PodNetworks = {
-		reserve: async (id, netns, signal) => hooked('networks.reserve', signal, async () => networks.reserve(id, netns, signal)),
-		releaseByNetns: async (id, netns, signal) => hooked('networks.abandon', signal, async () => networks.releaseByNetns(id, netns, signal)),
+		reserve: async (id, netns, signal) =>
+			hooked('networks.reserve', signal, async () => networks.reserve(id, netns, signal)),
+		releaseByNetns: async (id, netns, signal) =>
+			hooked('networks.abandon', signal, async () => networks.releaseByNetns(id, netns, signal)),
 		presence: async (network, signal) => networks.presence(network, signal),
 		identify: async (network, signal) => networks.identify(network, signal),
-		attach: async (network, address, signal) => hooked('networks.attach', signal, async () => networks.attach(network, address, signal)),
+		attach: async (network, address, signal) =>
+			hooked('networks.attach', signal, async () => networks.attach(network, address, signal)),
 		adopt: () => networks.adopt(),
 		detach: async (network, signal) => networks.detach(network, signal),
-		release: async (network, signal) => hooked('networks.release', signal, async () => networks.release(network, signal)),
-		releaseByVni: async (vni, signal) => hooked('networks.forget', signal, async () => networks.releaseByVni(vni, signal)),
+		release: async (network, signal) =>
+			hooked('networks.release', signal, async () => networks.release(network, signal)),
+		releaseByVni: async (vni, signal) =>
+			hooked('networks.forget', signal, async () => networks.releaseByVni(vni, signal)),
 	};
 	const hookedVms: PodVms = {
 		start: async (spec, signal) => hooked('podVms.start', signal, async () => podVms.start(spec, signal)),
@@ -143,7 +191,8 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	};
 	const hookedRelays: AgentRelays = {
 		issue: async (name, signal) => hooked('relays.issue', signal, async () => relays.issue(name, signal)),
-		open: async (target, addresses, signal) => hooked('relays.open', signal, async () => relays.open(target, addresses, signal)),
+		open: async (target, addresses, signal) =>
+			hooked('relays.open', signal, async () => relays.open(target, addresses, signal)),
 		assertServable: path => relays.assertServable(path),
 		discard: async path => relays.discard(path),
 	};
@@ -154,16 +203,34 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		readAll: async () => records.readAll(),
 	};
 	const registry = new SandboxRegistry({
-		podVms: hookedVms, networks: hookedNetworks, relays: hookedRelays, records: hookedRecords, cluster, starts: new Semaphore(options.maxStarts ?? 10), mutex: new KeyedMutex(),
+		podVms: hookedVms,
+		networks: hookedNetworks,
+		relays: hookedRelays,
+		records: hookedRecords,
+		cluster,
+		starts: new Semaphore(options.maxStarts ?? 10),
+		mutex: new KeyedMutex(),
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
 		...(options.rollBackPatienceMs === undefined ? {} : {rollBackPatienceMs: options.rollBackPatienceMs}),
 		...(options.reachReportMs === undefined ? {} : {reachReportMs: options.reachReportMs}),
 		...(options.listTimeoutMs === undefined ? {} : {listTimeoutMs: options.listTimeoutMs}),
 		...(options.bootTurnMs === undefined ? {} : {bootTurnMs: options.bootTurnMs}),
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),
-		orphanGraceMs: options.orphanGraceMs ?? 60_000, reconcileIntervalMs: options.reconcileIntervalMs ?? 2,
-		policy: {sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192}, initdata: {parse: parseInitdata}}, hasScratchSpace: false,
-		closeTimeoutMs: options.closeTimeoutMs ?? 60_000, podsDir: '/run/pods', createTimeoutMs, startTimeoutMs, agentTimeoutMs, cleanupTimeoutMs, removalRetryMs: [1, 4], log,
+		orphanGraceMs: options.orphanGraceMs ?? 60_000,
+		reconcileIntervalMs: options.reconcileIntervalMs ?? 2,
+		policy: {
+			sizes: {vcpus: 2, minVcpus: 1, maxVcpus: 8, memoryMib: 2048, minMemoryMib: 512, maxMemoryMib: 8192},
+			initdata: {parse: parseInitdata},
+		},
+		hasScratchSpace: false,
+		closeTimeoutMs: options.closeTimeoutMs ?? 60_000,
+		podsDir: '/run/pods',
+		createTimeoutMs,
+		startTimeoutMs,
+		agentTimeoutMs,
+		cleanupTimeoutMs,
+		removalRetryMs: [1, 4],
+		log,
 	});
 	const dispose = registry[Symbol.asyncDispose].bind(registry);
 	registry[Symbol.asyncDispose] = async () => {
@@ -175,7 +242,14 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		await registry[Symbol.asyncDispose]();
 	});
 	return {
-		registry, podVms, networks, relays, records, cluster, log, others,
+		registry,
+		podVms,
+		networks,
+		relays,
+		records,
+		cluster,
+		log,
+		others,
 		otherPodsDir: () => new InMemoryPodVms({host: node.host, podsDir: '/elsewhere/pods'}),
 		kill() {
 			isKilled = true;
@@ -214,5 +288,9 @@ export async function logged({log}: World, message: string): Promise<void> {
 }
 
 export function pod(id: string, name = 'web'): {id: string; annotations: Record<string, string>; netnsPath: string} {
-	return {id, annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'shop'}, netnsPath: `/run/netns/${id}`};
+	return {
+		id,
+		annotations: {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': 'shop'},
+		netnsPath: `/run/netns/${id}`,
+	};
 }

@@ -1,6 +1,7 @@
 /**
  * A small Kubernetes API server in memory, over real HTTPS with a CA of its own, for tests of what talks to the API.
- * Authenticates by token, checks content types, watches with bookmarks and 410, refuses and fails on demand. What happens to objects is api-store's.
+ * Authenticates by token, checks content types, watches with bookmarks and 410, refuses and fails on demand. What
+ * happens to objects is api-store's.
  */
 import {randomBytes} from 'node:crypto';
 import {once} from 'node:events';
@@ -31,10 +32,19 @@ export interface ApiCall {
 }
 
 /**
- * What a call gets instead of its answer; `drop-after` does what was asked for and hangs up, `no-route` is the 404 of a proxy,
- * `retryAfterSeconds` is that of a server that is busy or not ready.
+ * What a call gets instead of its answer; `drop-after` does what was asked for and hangs up, `no-route` is the 404 of a
+ * proxy, `retryAfterSeconds` is that of a server that is busy or not ready.
  */
-export type Fault = 'drop' | 'drop-after' | 'forbidden' | 'error' | 'busy' | 'silence' | 'garbage' | 'no-route' | {readonly retryAfterSeconds: number};
+export type Fault =
+	| 'drop'
+	| 'drop-after'
+	| 'forbidden'
+	| 'error'
+	| 'busy'
+	| 'silence'
+	| 'garbage'
+	| 'no-route'
+	| {readonly retryAfterSeconds: number};
 
 const builtIns: readonly ServedKind[] = [
 	{apiVersion: 'v1', kind: 'Namespace', plural: 'namespaces', isNamespaced: false},
@@ -50,9 +60,19 @@ const builtIns: readonly ServedKind[] = [
 ];
 
 /** The custom resources of peer pods; `define` makes the server know them. */
-export const peerPodKind: ServedKind = {apiVersion: 'confidentialcontainers.org/v1alpha1', kind: 'PeerPod', plural: 'peerpods', isNamespaced: true, hasStatus: true};
+export const peerPodKind: ServedKind = {
+	apiVersion: 'confidentialcontainers.org/v1alpha1',
+	kind: 'PeerPod',
+	plural: 'peerpods',
+	isNamespaced: true,
+	hasStatus: true,
+};
 export const peerPodConfigKind: ServedKind = {
-	apiVersion: 'confidentialcontainers.org/v1alpha1', kind: 'PeerPodConfig', plural: 'peerpodconfigs', isNamespaced: true, hasStatus: true,
+	apiVersion: 'confidentialcontainers.org/v1alpha1',
+	kind: 'PeerPodConfig',
+	plural: 'peerpodconfigs',
+	isNamespaced: true,
+	hasStatus: true,
 };
 
 interface Watcher {
@@ -158,15 +178,23 @@ export class TestApiServer implements AsyncDisposable {
 	}
 
 	/** Makes or replaces an object as a cluster's administrator would, status included. */
-	put(plural: string, object: Readonly<Record<string, unknown>> & {readonly metadata: Readonly<Record<string, unknown>> & {readonly name: string; readonly namespace?: string}}): Raw {
+	put(
+		plural: string,
+		object: Readonly<Record<string, unknown>> & {
+			readonly metadata: Readonly<Record<string, unknown>> & {readonly name: string; readonly namespace?: string};
+		},
+	): Raw {
 		const kind = this.#kindOf(plural);
 		const {name, namespace} = object.metadata;
 		const whole = {apiVersion: kind.apiVersion, kind: kind.kind, ...object};
 		const {status} = object;
-		const stored = this.find(plural, name, namespace) === undefined
-			? this.store.create(kind, namespace, whole)
-			: this.store.patch(kind, namespace, name, undefined, 'application/merge-patch+json', whole);
-		return status === undefined ? stored : this.store.patch(kind, namespace, name, 'status', 'application/merge-patch+json', {status});
+		const stored =
+			this.find(plural, name, namespace) === undefined
+				? this.store.create(kind, namespace, whole)
+				: this.store.patch(kind, namespace, name, undefined, 'application/merge-patch+json', whole);
+		return status === undefined
+			? stored
+			: this.store.patch(kind, namespace, name, 'status', 'application/merge-patch+json', {status});
 	}
 
 	find(plural: string, name: string, namespace?: string): Raw | undefined {
@@ -189,7 +217,11 @@ export class TestApiServer implements AsyncDisposable {
 
 	bookmark(): void {
 		for (const {kind, response} of this.#watchers) {
-			const object = {apiVersion: kind.apiVersion, kind: kind.kind, metadata: {resourceVersion: String(this.store.version), creationTimestamp: null}};
+			const object = {
+				apiVersion: kind.apiVersion,
+				kind: kind.kind,
+				metadata: {resourceVersion: String(this.store.version), creationTimestamp: null},
+			};
 			response.write(`${JSON.stringify({type: 'BOOKMARK', object})}\n`);
 		}
 	}
@@ -224,7 +256,10 @@ export class TestApiServer implements AsyncDisposable {
 		};
 	}
 
-	/** Resolves when a condition on objects, calls, watches or connections holds: looked at whenever one of these changes. */
+	/**
+	 * Resolves when a condition on objects, calls, watches or connections holds: looked at whenever one of these
+	 * changes.
+	 */
 	async until<T>(condition: () => T | undefined | false): Promise<T> {
 		const giveUpAt = performance.now() + 100_000;
 		for (;;) {
@@ -313,9 +348,24 @@ export class TestApiServer implements AsyncDisposable {
 		const {kind, namespace, name, subresource} = target;
 		const contentType = request.headers['content-type'];
 		const isWatch = ['true', '1'].includes(url.searchParams.get('watch') ?? '');
-		const verb = {GET: isWatch ? 'watch' : name === undefined ? 'list' : 'get', POST: 'create', PUT: 'update', PATCH: 'patch', DELETE: 'delete'}[request.method ?? ''];
+		const verb = {
+			GET: isWatch ? 'watch' : name === undefined ? 'list' : 'get',
+			POST: 'create',
+			PUT: 'update',
+			PATCH: 'patch',
+			DELETE: 'delete',
+		}[request.method ?? ''];
 		const parsed: unknown = body === '' ? undefined : JSON.parse(body);
-		const call = {verb, group: groupOf(kind), plural: kind.plural, namespace, name, subresource, contentType, body: parsed} as ApiCall;
+		const call = {
+			verb,
+			group: groupOf(kind),
+			plural: kind.plural,
+			namespace,
+			name,
+			subresource,
+			contentType,
+			body: parsed,
+		} as ApiCall;
 		this.calls.push(call);
 		const fault = [...this.#faults].map(choose => choose(call)).find(each => each !== undefined);
 		if (isPrevented(fault, call, response)) {
@@ -331,11 +381,17 @@ export class TestApiServer implements AsyncDisposable {
 		if (fault === 'drop-after') {
 			response.destroy();
 		} else {
-			response.writeHead(call.verb === 'create' ? 201 : 200, {'content-type': 'application/json'}).end(JSON.stringify(answer));
+			response
+				.writeHead(call.verb === 'create' ? 201 : 200, {'content-type': 'application/json'})
+				.end(JSON.stringify(answer));
 		}
 	}
 
-	#answer({verb, namespace, name = '', subresource, contentType = '', body}: ApiCall, kind: ServedKind, parameters: URLSearchParams): unknown {
+	#answer(
+		{verb, namespace, name = '', subresource, contentType = '', body}: ApiCall,
+		kind: ServedKind,
+		parameters: URLSearchParams,
+	): unknown {
 		switch (verb) {
 			case 'get': {
 				return this.store.get(kind, namespace, name);
@@ -343,8 +399,14 @@ export class TestApiServer implements AsyncDisposable {
 
 			case 'create': {
 				requireType(contentType, ['application/json']);
-				if (kind.isNamespaced && (namespace === undefined || this.find('namespaces', namespace) === undefined)) {
-					throw new ApiFault(404, 'NotFound', `namespaces "${String(namespace)}" not found`, {name: namespace, kind: 'namespaces'});
+				if (
+					kind.isNamespaced &&
+					(namespace === undefined || this.find('namespaces', namespace) === undefined)
+				) {
+					throw new ApiFault(404, 'NotFound', `namespaces "${String(namespace)}" not found`, {
+						name: namespace,
+						kind: 'namespaces',
+					});
 				}
 
 				return this.store.create(kind, namespace, body);
@@ -361,10 +423,18 @@ export class TestApiServer implements AsyncDisposable {
 			}
 
 			case 'delete': {
-				return this.store.delete(kind, namespace, name, body) ?? {kind: 'Status', apiVersion: 'v1', status: 'Success', details: {name, kind: kind.plural}};
+				return (
+					this.store.delete(kind, namespace, name, body) ?? {
+						kind: 'Status',
+						apiVersion: 'v1',
+						status: 'Success',
+						details: {name, kind: kind.plural},
+					}
+				);
 			}
 
-			case 'list': case 'watch': {
+			case 'list':
+			case 'watch': {
 				return this.#page(kind, namespace, parameters);
 			}
 		}
@@ -373,7 +443,9 @@ export class TestApiServer implements AsyncDisposable {
 	#page(kind: ServedKind, namespace: string | undefined, parameters: URLSearchParams): unknown {
 		const matches = selector(namespace, parameters);
 		const limit = Number(parameters.get('limit') ?? '0') || Infinity;
-		const [version = '', start = '0'] = Buffer.from(parameters.get('continue') ?? '', 'base64url').toString().split(':');
+		const [version = '', start = '0'] = Buffer.from(parameters.get('continue') ?? '', 'base64url')
+			.toString()
+			.split(':');
 		if (version !== '') {
 			this.store.since(Number(version));
 		}
@@ -382,13 +454,22 @@ export class TestApiServer implements AsyncDisposable {
 		const end = Number(start) + limit;
 		const resourceVersion = version === '' ? String(this.store.version) : version;
 		return {
-			apiVersion: kind.apiVersion, kind: `${kind.kind}List`,
-			metadata: {resourceVersion, ...(all.length > end ? {continue: Buffer.from(`${resourceVersion}:${end}`).toString('base64url')} : {})},
+			apiVersion: kind.apiVersion,
+			kind: `${kind.kind}List`,
+			metadata: {
+				resourceVersion,
+				...(all.length > end ? {continue: Buffer.from(`${resourceVersion}:${end}`).toString('base64url')} : {}),
+			},
 			items: all.slice(Number(start), end),
 		};
 	}
 
-	#watch(kind: ServedKind, namespace: string | undefined, parameters: URLSearchParams, response: ServerResponse): void {
+	#watch(
+		kind: ServedKind,
+		namespace: string | undefined,
+		parameters: URLSearchParams,
+		response: ServerResponse,
+	): void {
 		const matches = selector(namespace, parameters);
 		const send = (event: StoreEvent): void => {
 			const [was, is] = [event.before !== undefined && matches(event.before), matches(event.object)];
@@ -422,14 +503,23 @@ export class TestApiServer implements AsyncDisposable {
 		});
 	}
 
-	#target(path: string): {kind: ServedKind; namespace: string | undefined; name: string | undefined; subresource: string | undefined} | undefined {
+	#target(
+		path: string,
+	):
+		| {kind: ServedKind; namespace: string | undefined; name: string | undefined; subresource: string | undefined}
+		| undefined {
 		const [, root, ...segments] = path.split('/').map(decodeURIComponent);
 		const apiVersion = segments.splice(0, root === 'api' ? 1 : 2).join('/');
 		const namespace = segments[0] === 'namespaces' && segments.length > 2 ? segments.splice(0, 2)[1] : undefined;
 		const [plural, name, subresource, ...more] = segments;
 		const kind = [...this.#kinds].find(each => each.apiVersion === apiVersion && each.plural === plural);
-		const isPlausible = kind !== undefined && more.length === 0 && (kind.isNamespaced ? name === undefined || namespace !== undefined : namespace === undefined);
-		return isPlausible && (subresource === undefined || (subresource === 'status' && kind.hasStatus === true)) ? {kind, namespace, name, subresource} : undefined;
+		const isPlausible =
+			kind !== undefined &&
+			more.length === 0 &&
+			(kind.isNamespaced ? name === undefined || namespace !== undefined : namespace === undefined);
+		return isPlausible && (subresource === undefined || (subresource === 'status' && kind.hasStatus === true))
+			? {kind, namespace, name, subresource}
+			: undefined;
 	}
 }
 
@@ -441,7 +531,8 @@ function isPrevented(fault: Fault | undefined, {verb, plural}: ApiCall, response
 	}
 
 	switch (fault) {
-		case undefined: case 'drop-after': {
+		case undefined:
+		case 'drop-after': {
 			return false;
 		}
 
@@ -451,7 +542,11 @@ function isPrevented(fault: Fault | undefined, {verb, plural}: ApiCall, response
 		}
 
 		case 'forbidden': {
-			throw new ApiFault(403, 'Forbidden', `${plural} is forbidden: User "system:serviceaccount:test" cannot ${verb} resource "${plural}"`);
+			throw new ApiFault(
+				403,
+				'Forbidden',
+				`${plural} is forbidden: User "system:serviceaccount:test" cannot ${verb} resource "${plural}"`,
+			);
 		}
 
 		case 'error': {
@@ -480,12 +575,17 @@ function isPrevented(fault: Fault | undefined, {verb, plural}: ApiCall, response
 }
 
 function selector(namespace: string | undefined, parameters: URLSearchParams): (object: Raw) => boolean {
-	const requirements = (name: string): string[][] => (parameters.get(name) ?? '').split(',').filter(text => text !== '').map(text => text.split(/==?/v));
+	const requirements = (name: string): string[][] =>
+		(parameters.get(name) ?? '')
+			.split(',')
+			.filter(text => text !== '')
+			.map(text => text.split(/==?/v));
 	const fields = requirements('fieldSelector');
 	const labels = requirements('labelSelector');
-	return object => (namespace === undefined || object.metadata.namespace === namespace)
-		&& fields.every(([path = '', value]) => (textAt(object, ...path.split('.')) ?? '') === value)
-		&& labels.every(([name = '', value]) => at(object, 'metadata', 'labels', name) === value);
+	return object =>
+		(namespace === undefined || object.metadata.namespace === namespace) &&
+		fields.every(([path = '', value]) => (textAt(object, ...path.split('.')) ?? '') === value) &&
+		labels.every(([name = '', value]) => at(object, 'metadata', 'labels', name) === value);
 }
 
 function groupOf({apiVersion}: ServedKind): string {
@@ -494,7 +594,11 @@ function groupOf({apiVersion}: ServedKind): string {
 
 function requireType(contentType: string, known: readonly string[]): void {
 	if (!known.includes(contentType)) {
-		throw new ApiFault(415, 'UnsupportedMediaType', `the body of the request was in an unknown format - accepted media types include: ${known.join(', ')}`);
+		throw new ApiFault(
+			415,
+			'UnsupportedMediaType',
+			`the body of the request was in an unknown format - accepted media types include: ${known.join(', ')}`,
+		);
 	}
 }
 

@@ -1,6 +1,7 @@
 /**
- * The objects of the in-memory API server, and what happens to them: versions, conflicts, finalizers, owners, history. Knows no HTTP.
- * The semantics are those of Kubernetes' "API Concepts" and "API conventions", as far as something here relies on them.
+ * The objects of the in-memory API server, and what happens to them: versions, conflicts, finalizers, owners, history.
+ * Knows no HTTP. The semantics are those of Kubernetes' "API Concepts" and "API conventions", as far as something here
+ * relies on them.
  */
 import {randomUUID} from 'node:crypto';
 import {isDeepStrictEqual} from 'node:util';
@@ -13,11 +14,16 @@ export interface ServedKind {
 	readonly kind: string;
 	readonly plural: string;
 	readonly isNamespaced: boolean;
-	/** `status` can only be changed through the subresource, and nothing but it can be changed there (of nodes: all but `spec`). */
+	/**
+	 * `status` can only be changed through the subresource, and nothing but it can be changed there (of nodes: all but
+	 * `spec`).
+	 */
 	readonly hasStatus?: boolean;
 }
 
-export type Raw = Record<string, unknown> & {metadata: Record<string, unknown> & {name: string; namespace?: string; uid: string; resourceVersion: string}};
+export type Raw = Record<string, unknown> & {
+	metadata: Record<string, unknown> & {name: string; namespace?: string; uid: string; resourceVersion: string};
+};
 
 export interface StoreEvent {
 	readonly type: 'ADDED' | 'MODIFIED' | 'DELETED';
@@ -82,7 +88,7 @@ export class ApiStore {
 
 	/** In the order of their keys. */
 	all(kind: ServedKind): readonly Raw[] {
-		return [...this.#of(kind)].toSorted(([one], [other]) => one < other ? -1 : 1).map(([, object]) => object);
+		return [...this.#of(kind)].toSorted(([one], [other]) => (one < other ? -1 : 1)).map(([, object]) => object);
 	}
 
 	get(kind: ServedKind, namespace: string | undefined, name: string): Raw {
@@ -96,13 +102,23 @@ export class ApiStore {
 
 	create(kind: ServedKind, namespace: string | undefined, given: unknown): Raw {
 		const prefix = textAt(given, 'metadata', 'generateName');
-		const name = textAt(given, 'metadata', 'name') ?? (prefix === undefined ? undefined : `${prefix}${randomUUID().slice(0, 5)}`);
+		const name =
+			textAt(given, 'metadata', 'name') ??
+			(prefix === undefined ? undefined : `${prefix}${randomUUID().slice(0, 5)}`);
 		if (name === undefined || !/^[a-z0-9](?:[a-z0-9.\-]{0,251}[a-z0-9])?$/v.test(name)) {
-			throw new ApiFault(422, 'Invalid', `${kind.kind} "${name ?? ''}" is invalid: metadata.name: not a lowercase RFC 1123 subdomain`);
+			throw new ApiFault(
+				422,
+				'Invalid',
+				`${kind.kind} "${name ?? ''}" is invalid: metadata.name: not a lowercase RFC 1123 subdomain`,
+			);
 		}
 
 		if ((textAt(given, 'metadata', 'namespace') ?? namespace) !== namespace) {
-			throw new ApiFault(400, 'BadRequest', 'the namespace of the provided object does not match the namespace sent on the request');
+			throw new ApiFault(
+				400,
+				'BadRequest',
+				'the namespace of the provided object does not match the namespace sent on the request',
+			);
 		}
 
 		if (textAt(given, 'kind') !== kind.kind || textAt(given, 'apiVersion') !== kind.apiVersion) {
@@ -110,14 +126,24 @@ export class ApiStore {
 		}
 
 		if (this.#of(kind).has(key(namespace, name))) {
-			throw new ApiFault(409, 'AlreadyExists', `${kind.plural} "${name}" already exists`, {name, kind: kind.plural});
+			throw new ApiFault(409, 'AlreadyExists', `${kind.plural} "${name}" already exists`, {
+				name,
+				kind: kind.plural,
+			});
 		}
 
 		const {metadata, status, ...rest} = structuredClone(given) as Raw;
 		const object = {
 			...rest,
 			...(kind.hasStatus === true && !isBuiltIn(kind) ? {} : {status}),
-			metadata: {...metadata, name, ...(namespace === undefined ? {} : {namespace}), uid: randomUUID(), resourceVersion: '', creationTimestamp: now()},
+			metadata: {
+				...metadata,
+				name,
+				...(namespace === undefined ? {} : {namespace}),
+				uid: randomUUID(),
+				resourceVersion: '',
+				creationTimestamp: now(),
+			},
 		};
 		const stored = this.#store('ADDED', kind, object);
 		// The garbage collector: owners that are named and do not exist.
@@ -129,14 +155,28 @@ export class ApiStore {
 	}
 
 	/** @param contentType of the patch */
-	patch(kind: ServedKind, namespace: string | undefined, name: string, subresource: string | undefined, contentType: string, patch: unknown): Raw {
+	patch(
+		kind: ServedKind,
+		namespace: string | undefined,
+		name: string,
+		subresource: string | undefined,
+		contentType: string,
+		patch: unknown,
+	): Raw {
 		const before = this.get(kind, namespace, name);
 		let changed: unknown;
 		try {
-			changed = contentType === 'application/json-patch+json' ? jsonPatched(before, patch) : mergePatched(before, patch);
+			changed =
+				contentType === 'application/json-patch+json'
+					? jsonPatched(before, patch)
+					: mergePatched(before, patch);
 		} catch (error) {
 			if (error instanceof PatchError) {
-				throw new ApiFault(422, 'Invalid', `the server rejected our request due to an error in our request: ${error.message}`);
+				throw new ApiFault(
+					422,
+					'Invalid',
+					`the server rejected our request due to an error in our request: ${error.message}`,
+				);
 			}
 
 			throw error;
@@ -145,10 +185,20 @@ export class ApiStore {
 		return this.#replace(kind, before, changed as Raw, subresource);
 	}
 
-	update(kind: ServedKind, namespace: string | undefined, name: string, subresource: string | undefined, changed: unknown): Raw {
+	update(
+		kind: ServedKind,
+		namespace: string | undefined,
+		name: string,
+		subresource: string | undefined,
+		changed: unknown,
+	): Raw {
 		const before = this.get(kind, namespace, name);
 		if (textAt(changed, 'metadata', 'resourceVersion') === undefined) {
-			throw new ApiFault(422, 'Invalid', 'metadata.resourceVersion: Invalid value: must be specified for an update');
+			throw new ApiFault(
+				422,
+				'Invalid',
+				'metadata.resourceVersion: Invalid value: must be specified for an update',
+			);
 		}
 
 		return this.#replace(kind, before, changed as Raw, subresource);
@@ -159,7 +209,10 @@ export class ApiStore {
 		for (const field of ['uid', 'resourceVersion']) {
 			const expected = textAt(options, 'preconditions', field);
 			if (expected !== undefined && expected !== textAt(object, 'metadata', field)) {
-				throw new ApiFault(409, 'Conflict', `Precondition failed: ${field} in precondition: ${expected}`, {name, kind: kind.plural});
+				throw new ApiFault(409, 'Conflict', `Precondition failed: ${field} in precondition: ${expected}`, {
+					name,
+					kind: kind.plural,
+				});
 			}
 		}
 
@@ -168,12 +221,25 @@ export class ApiStore {
 
 	#replace(kind: ServedKind, before: Raw, changed: Raw, subresource: string | undefined): Raw {
 		const {name} = before.metadata;
-		if (changed.metadata.resourceVersion !== before.metadata.resourceVersion || changed.metadata.uid !== before.metadata.uid) {
-			throw new ApiFault(409, 'Conflict', `Operation cannot be fulfilled on ${kind.plural} "${name}": the object has been modified`, {name, kind: kind.plural});
+		if (
+			changed.metadata.resourceVersion !== before.metadata.resourceVersion ||
+			changed.metadata.uid !== before.metadata.uid
+		) {
+			throw new ApiFault(
+				409,
+				'Conflict',
+				`Operation cannot be fulfilled on ${kind.plural} "${name}": the object has been modified`,
+				{name, kind: kind.plural},
+			);
 		}
 
 		const {name: _, uid, namespace, ...others} = before.metadata;
-		const immutable = {name, uid, ...(namespace === undefined ? {} : {namespace}), ...pick(others, 'creationTimestamp', 'deletionTimestamp')};
+		const immutable = {
+			name,
+			uid,
+			...(namespace === undefined ? {} : {namespace}),
+			...pick(others, 'creationTimestamp', 'deletionTimestamp'),
+		};
 		let after: Raw = {...changed, metadata: {...changed.metadata, ...immutable}};
 		if (subresource === 'status') {
 			after = isBuiltIn(kind) ? {...after, ...pick(before, 'spec')} : {...before, ...pick(after, 'status')};
@@ -181,16 +247,24 @@ export class ApiStore {
 			after = {...withoutStatus(after), ...pick(before, 'status')} as Raw;
 		}
 
-		const added = listAt(after, 'metadata', 'finalizers').filter(each => !listAt(before, 'metadata', 'finalizers').includes(each));
+		const added = listAt(after, 'metadata', 'finalizers').filter(
+			each => !listAt(before, 'metadata', 'finalizers').includes(each),
+		);
 		if (at(before, 'metadata', 'deletionTimestamp') !== undefined && added.length > 0) {
-			throw new ApiFault(422, 'Invalid', 'metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted');
+			throw new ApiFault(
+				422,
+				'Invalid',
+				'metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted',
+			);
 		}
 
 		if (isDeepStrictEqual(after, before)) {
 			return before;
 		}
 
-		const isDone = at(before, 'metadata', 'deletionTimestamp') !== undefined && listAt(after, 'metadata', 'finalizers').length === 0;
+		const isDone =
+			at(before, 'metadata', 'deletionTimestamp') !== undefined &&
+			listAt(after, 'metadata', 'finalizers').length === 0;
 		return isDone ? this.#remove(kind, after) : this.#store('MODIFIED', kind, after);
 	}
 
@@ -201,7 +275,10 @@ export class ApiStore {
 		}
 
 		return at(object, 'metadata', 'deletionTimestamp') === undefined
-			? this.#store('MODIFIED', kind, {...object, metadata: {...object.metadata, deletionTimestamp: now(), deletionGracePeriodSeconds: 0}})
+			? this.#store('MODIFIED', kind, {
+					...object,
+					metadata: {...object.metadata, deletionTimestamp: now(), deletionGracePeriodSeconds: 0},
+				})
 			: object;
 	}
 
@@ -249,7 +326,9 @@ export class ApiStore {
 	}
 
 	#exists(uid: string): boolean {
-		return [...this.#objects.values()].some(objects => [...objects.values()].some(each => each.metadata.uid === uid));
+		return [...this.#objects.values()].some(objects =>
+			[...objects.values()].some(each => each.metadata.uid === uid),
+		);
 	}
 
 	#of(kind: ServedKind): Map<string, Raw> {
@@ -276,8 +355,13 @@ function now(): string {
 	return new Date().toISOString().replace(/\.\d+Z$/v, 'Z');
 }
 
-function pick<const Names extends readonly string[]>(object: Readonly<Record<string, unknown>>, ...names: Names): Partial<Record<Names[number], unknown>> {
-	return Object.fromEntries(names.filter(name => Object.hasOwn(object, name)).map(name => [name, object[name]])) as Partial<Record<Names[number], unknown>>;
+function pick<const Names extends readonly string[]>(
+	object: Readonly<Record<string, unknown>>,
+	...names: Names
+): Partial<Record<Names[number], unknown>> {
+	return Object.fromEntries(
+		names.filter(name => Object.hasOwn(object, name)).map(name => [name, object[name]]),
+	) as Partial<Record<Names[number], unknown>>;
 }
 
 function withoutStatus({status: _, ...rest}: Raw): Omit<Raw, 'status'> {

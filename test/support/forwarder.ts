@@ -1,6 +1,6 @@
 /**
- * A pod VM's forwarder, as far as a relay can see: a real TLS server with the certificate and trust that were issued for the VM.
- * What it says on a connection is the test's.
+ * A pod VM's forwarder, as far as a relay can see: a real TLS server with the certificate and trust that were issued
+ * for the VM. What it says on a connection is the test's.
  */
 import {once} from 'node:events';
 import type {AddressInfo, Socket} from 'node:net';
@@ -18,7 +18,10 @@ export interface ForwarderOptions {
 	readonly maxVersion?: 'TLSv1.2' | 'TLSv1.3';
 	/** OpenSSL names. */
 	readonly ciphers?: string;
-	/** True unless a test says otherwise; then a handshake that the client gives up leaves no connection that waits for more. */
+	/**
+	 * True unless a test says otherwise; then a handshake that the client gives up leaves no connection that waits for
+	 * more.
+	 */
 	readonly allowHalfOpen?: boolean;
 	/** Has every connection from the moment it is proven. Without it, connections are kept for `accept()`. */
 	readonly onConnection?: (socket: TLSSocket) => void;
@@ -43,7 +46,15 @@ export interface Forwarder extends AsyncDisposable {
 	idle(): Promise<void>;
 }
 
-export async function startForwarder({tls, address, port = 0, maxVersion, ciphers, allowHalfOpen = true, onConnection}: ForwarderOptions): Promise<Forwarder> {
+export async function startForwarder({
+	tls,
+	address,
+	port = 0,
+	maxVersion,
+	ciphers,
+	allowHalfOpen = true,
+	onConnection,
+}: ForwarderOptions): Promise<Forwarder> {
 	const waiting: Array<(socket: TLSSocket) => void> = [];
 	const ready: TLSSocket[] = [];
 	const idle: Array<() => void> = [];
@@ -51,27 +62,30 @@ export async function startForwarder({tls, address, port = 0, maxVersion, cipher
 	let dialled = 0;
 	let proven = 0;
 	let refused = 0;
-	const server = createServer({
-		...(tls.serverKey === undefined ? {} : {key: tls.serverKey.reveal()}),
-		...(tls.serverCert === undefined ? {} : {cert: tls.serverCert}),
-		...(tls.clientCa === undefined ? {} : {ca: tls.clientCa}),
-		requestCert: true,
-		rejectUnauthorized: true,
-		allowHalfOpen,
-		minVersion: tls.minVersion === 'VersionTLS13' ? 'TLSv1.3' : 'TLSv1.2',
-		...(maxVersion === undefined ? {} : {maxVersion}),
-		...(ciphers === undefined ? {} : {ciphers}),
-	}, socket => {
-		proven++;
-		socket.setNoDelay(true);
-		socket.on('error', () => undefined);
-		const taker = onConnection ?? waiting.shift();
-		if (taker === undefined) {
-			ready.push(socket);
-		} else {
-			taker(socket);
-		}
-	});
+	const server = createServer(
+		{
+			...(tls.serverKey === undefined ? {} : {key: tls.serverKey.reveal()}),
+			...(tls.serverCert === undefined ? {} : {cert: tls.serverCert}),
+			...(tls.clientCa === undefined ? {} : {ca: tls.clientCa}),
+			requestCert: true,
+			rejectUnauthorized: true,
+			allowHalfOpen,
+			minVersion: tls.minVersion === 'VersionTLS13' ? 'TLSv1.3' : 'TLSv1.2',
+			...(maxVersion === undefined ? {} : {maxVersion}),
+			...(ciphers === undefined ? {} : {ciphers}),
+		},
+		socket => {
+			proven++;
+			socket.setNoDelay(true);
+			socket.on('error', () => undefined);
+			const taker = onConnection ?? waiting.shift();
+			if (taker === undefined) {
+				ready.push(socket);
+			} else {
+				taker(socket);
+			}
+		},
+	);
 	server.on('tlsClientError', () => {
 		refused++;
 	});
@@ -106,9 +120,12 @@ export async function startForwarder({tls, address, port = 0, maxVersion, cipher
 			return refused;
 		},
 		async accept() {
-			return ready.shift() ?? new Promise(resolve => {
-				waiting.push(resolve);
-			});
+			return (
+				ready.shift() ??
+				new Promise(resolve => {
+					waiting.push(resolve);
+				})
+			);
 		},
 		reset() {
 			for (const socket of open) {
@@ -153,7 +170,9 @@ export function answerEmpty(socket: TLSSocket): void {
 	socket.on('data', (chunk: Buffer) => {
 		for (const frame of decoder.push(chunk)) {
 			if (frame instanceof Frame && frame.type === frameType.request) {
-				socket.write(encodeFrame({streamId: frame.streamId, type: frameType.response, flags: 0}, Buffer.alloc(0)));
+				socket.write(
+					encodeFrame({streamId: frame.streamId, type: frameType.response, flags: 0}, Buffer.alloc(0)),
+				);
 			}
 		}
 	});

@@ -1,4 +1,7 @@
-/** A way to a peer on which packets can vanish: a TCP proxy that stops passing anything, and goes on where it stopped. Nobody is told, as of a firewall. */
+/**
+ * A way to a peer on which packets can vanish: a TCP proxy that stops passing anything, and goes on where it stopped.
+ * Nobody is told, as of a firewall.
+ */
 import {once} from 'node:events';
 import {connect, createServer, type Socket} from 'node:net';
 
@@ -24,10 +27,13 @@ export async function startHole({address, port, to}: HoleOptions): Promise<Hole>
 	let dialled = 0;
 	const pass = (from: Socket, other: Socket): void => {
 		sockets.add(from);
-		from.on('error', () => from.destroy()).on('data', (chunk: Buffer) => other.write(chunk)).once('end', () => other.end()).once('close', () => {
-			sockets.delete(from);
-			other.destroy();
-		});
+		from.on('error', () => from.destroy())
+			.on('data', (chunk: Buffer) => other.write(chunk))
+			.once('end', () => other.end())
+			.once('close', () => {
+				sockets.delete(from);
+				other.destroy();
+			});
 		if (isOpen) {
 			from.pause();
 		}

@@ -1,6 +1,6 @@
 /**
- * `AgentRelays` without sockets or keys, for tests of the domain: VMs are said to answer at addresses, and relays are remembered.
- * Passes test/contract/agent-relays.ts like the real one.
+ * `AgentRelays` without sockets or keys, for tests of the domain: VMs are said to answer at addresses, and relays are
+ * remembered. Passes test/contract/agent-relays.ts like the real one.
  */
 import {AdaptorError} from '../../src/core/errors.ts';
 import {abortable} from '../../src/core/lifetime.ts';
@@ -50,12 +50,21 @@ export class InMemoryAgentRelays implements AgentRelays {
 		}
 
 		this.issued.push(instanceName);
-		return {serverKey: new Secret(`key of ${instanceName}`), serverCert: `certificate of ${instanceName}`, clientCa: 'certificate of the relay'};
+		return {
+			serverKey: new Secret(`key of ${instanceName}`),
+			serverCert: `certificate of ${instanceName}`,
+			clientCa: 'certificate of the relay',
+		};
 	}
 
 	assertServable(socketPath: string): void {
 		if (Buffer.byteLength(socketPath) > 107) {
-			throw new AdaptorError({code: 'invalid-argument', what: 'The agent socket\'s path is too long', where: {path: socketPath}, remedy: 'Choose a shorter PODS_DIR.'});
+			throw new AdaptorError({
+				code: 'invalid-argument',
+				what: "The agent socket's path is too long",
+				where: {path: socketPath},
+				remedy: 'Choose a shorter PODS_DIR.',
+			});
 		}
 	}
 
@@ -69,7 +78,9 @@ export class InMemoryAgentRelays implements AgentRelays {
 		const {promise, resolve, reject} = Promise.withResolvers<string>();
 		const seen = new Set<string>();
 		const look = (): void => {
-			const found = [...seen].find(address => this.#anyAddress || this.#answering.get(address) === target.instanceName);
+			const found = [...seen].find(
+				address => this.#anyAddress || this.#answering.get(address) === target.instanceName,
+			);
 			if (found !== undefined) {
 				resolve(found);
 			}
@@ -83,7 +94,10 @@ export class InMemoryAgentRelays implements AgentRelays {
 			}
 
 			if (seen.size === 0) {
-				throw new AdaptorError({code: 'unavailable', what: 'Could not reach the pod VM\'s forwarder: the VM has no address'});
+				throw new AdaptorError({
+					code: 'unavailable',
+					what: "Could not reach the pod VM's forwarder: the VM has no address",
+				});
 			}
 		};
 

@@ -10,7 +10,10 @@ export class InMemoryCluster implements Cluster {
 	credentials: Secret<string> | undefined;
 	/** By instance name: what the cluster says of its pod, whatever else is known. */
 	readonly pods = new Map<string, Presence>();
-	/** By `namespace/name`: the UIDs of all pods that there are. When undefined the cluster does not say: 'unknown' for all that `pods` does not name. */
+	/**
+	 * By `namespace/name`: the UIDs of all pods that there are. When undefined the cluster does not say: 'unknown' for
+	 * all that `pods` does not name.
+	 */
 	podUids: Map<string, string> | undefined;
 	/** By instance name: the UID of the pod when its VM was claimed. */
 	readonly #owners = new Map<string, string>();

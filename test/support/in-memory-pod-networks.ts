@@ -1,4 +1,7 @@
-/** Pod networks without a kernel: VNIs from a counter, what is reserved and attached in a map. Passes the contract suite. */
+/**
+ * Pod networks without a kernel: VNIs from a counter, what is reserved and attached in a map. Passes the contract
+ * suite.
+ */
 import {dirname, normalize} from 'node:path/posix';
 import {AdaptorError, toError} from '../../src/core/errors.ts';
 import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../../src/sandbox/ports.ts';
@@ -37,15 +40,32 @@ export class InMemoryPodNetworks implements PodNetworks {
 		const netns = this.#identityAt(netnsPath);
 		const tenant = this.#tenantOf(netns.inode);
 		if (tenant !== undefined && tenant.sandboxId !== sandboxId) {
-			throw new AdaptorError({code: 'already-exists', what: 'The network namespace belongs to another sandbox', where: {netns: netnsPath, sandbox: tenant.sandboxId}});
+			throw new AdaptorError({
+				code: 'already-exists',
+				what: 'The network namespace belongs to another sandbox',
+				where: {netns: netnsPath, sandbox: tenant.sandboxId},
+			});
 		}
 
 		const vxlanId = this.#nextVni++;
 		this.tunnels.set(vxlanId, undefined);
 		this.#tenancies.add({sandboxId, vni: vxlanId, inode: netns.inode});
 		return {
-			netnsPath, netns, podIp: '10.244.0.5/24', podHwAddr: '0a:58:0a:f4:00:05', interface: 'eth0', workerNodeIp: '192.168.122.10/24', tunnelType: 'vxlan',
-			routes: [], neighbors: [], mtu: 1450, index: 0, vxlanPort: 4789, vxlanId, dedicated: false, externalNetViaPodVm: false,
+			netnsPath,
+			netns,
+			podIp: '10.244.0.5/24',
+			podHwAddr: '0a:58:0a:f4:00:05',
+			interface: 'eth0',
+			workerNodeIp: '192.168.122.10/24',
+			tunnelType: 'vxlan',
+			routes: [],
+			neighbors: [],
+			mtu: 1450,
+			index: 0,
+			vxlanPort: 4789,
+			vxlanId,
+			dedicated: false,
+			externalNetViaPodVm: false,
 		};
 	}
 
@@ -66,13 +86,19 @@ export class InMemoryPodNetworks implements PodNetworks {
 	async identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork> {
 		throwIfAborted(signal);
 		const isSeen = (this.presences.get(network.netnsPath) ?? 'present') === 'present';
-		return network.netns === undefined && isSeen ? {...network, netns: this.#identityAt(network.netnsPath)} : network;
+		return network.netns === undefined && isSeen
+			? {...network, netns: this.#identityAt(network.netnsPath)}
+			: network;
 	}
 
 	async attach({vxlanId}: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void> {
 		throwIfAborted(signal);
 		if (!this.tunnels.has(vxlanId)) {
-			throw new AdaptorError({code: 'failed-precondition', what: 'The VNI is not reserved', where: {vni: vxlanId}});
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: 'The VNI is not reserved',
+				where: {vni: vxlanId},
+			});
 		}
 
 		this.tunnels.set(vxlanId, vmAddress);

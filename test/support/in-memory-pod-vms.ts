@@ -1,5 +1,6 @@
 /**
- * `PodVms` without a hypervisor, for tests of the domain: VMs are entries of a host in memory. Passes test/contract/pod-vms.ts like the real one.
+ * `PodVms` without a hypervisor, for tests of the domain: VMs are entries of a host in memory. Passes
+ * test/contract/pod-vms.ts like the real one.
  */
 import {AdaptorError, toError} from '../../src/core/errors.ts';
 import {abortable, Scope} from '../../src/core/lifetime.ts';
@@ -53,9 +54,11 @@ export class InMemoryPodVms implements PodVms {
 	readonly #podsDir: string | undefined;
 
 	/** @param podsDir null for a daemon that does not say which it is, as earlier versions */
-	constructor(
-		{host = new InMemoryKvmHost(), node = 'node', podsDir = '/run/peerpod/pods'}: {readonly host?: InMemoryKvmHost; readonly node?: string; readonly podsDir?: string | null} = {},
-	) {
+	constructor({
+		host = new InMemoryKvmHost(),
+		node = 'node',
+		podsDir = '/run/peerpod/pods',
+	}: {readonly host?: InMemoryKvmHost; readonly node?: string; readonly podsDir?: string | null} = {}) {
 		this.host = host;
 		this.#node = node;
 		this.#podsDir = podsDir ?? undefined;
@@ -84,10 +87,16 @@ export class InMemoryPodVms implements PodVms {
 		}
 
 		if (this.host.vms.has(name)) {
-			throw new AdaptorError({code: 'already-exists', what: 'Could not start the pod VM: there is one of this name', where: {instanceName: name}});
+			throw new AdaptorError({
+				code: 'already-exists',
+				what: 'Could not start the pod VM: there is one of this name',
+				where: {instanceName: name},
+			});
 		}
 
-		const taken = new Set([...this.host.vms.values()].filter(({node}) => node === this.#node).map(({slot}) => slot));
+		const taken = new Set(
+			[...this.host.vms.values()].filter(({node}) => node === this.#node).map(({slot}) => slot),
+		);
 		let slot = 0;
 		while (taken.has(slot)) {
 			slot++;
@@ -95,9 +104,19 @@ export class InMemoryPodVms implements PodVms {
 
 		const last = slot.toString(16).padStart(2, '0');
 		const node = Buffer.from(this.#node.padEnd(4)).toString('hex', 0, 4);
-		const vm: PodVm = {sandboxId, name, uuid: `${node}-0000-8000-8000-0000000000${last}`, mac: `52:${node.replace(/(..)(..)(..)(..)/, '$1:$2:$3:$4')}:${last}`};
+		const vm: PodVm = {
+			sandboxId,
+			name,
+			uuid: `${node}-0000-8000-8000-0000000000${last}`,
+			mac: `52:${node.replace(/(..)(..)(..)(..)/, '$1:$2:$3:$4')}:${last}`,
+		};
 		this.host.vms.set(name, {
-			node: this.#node, podsDir: this.#podsDir, slot, addresses: this.addressesOfVms, life: new Scope(), spec,
+			node: this.#node,
+			podsDir: this.#podsDir,
+			slot,
+			addresses: this.addressesOfVms,
+			life: new Scope(),
+			spec,
 			record: {...vm, pod: spec.pod, vni: spec.vni, createdAt: new Date(), running: true},
 		});
 		return vm;
@@ -112,7 +131,10 @@ export class InMemoryPodVms implements PodVms {
 		};
 
 		return {
-			next: async () => found.next().catch(async (error: unknown) => stop.signal.aborted ? end() : Promise.reject(toError(error))),
+			next: async () =>
+				found
+					.next()
+					.catch(async (error: unknown) => (stop.signal.aborted ? end() : Promise.reject(toError(error)))),
 			return: end,
 			throw: async error => end().then(async () => Promise.reject(toError(error))),
 			[Symbol.asyncIterator]() {
@@ -152,7 +174,10 @@ export class InMemoryPodVms implements PodVms {
 				if (this.host.stuck.has(name)) {
 					this.host.kill(name);
 					throw new AdaptorError({
-						code: 'failed-precondition', what: `Could not delete all of the pod VM: left are ${name}-cidata.iso and its definition`, where: {instanceName: name}, remedy: 'Remove them by hand.',
+						code: 'failed-precondition',
+						what: `Could not delete all of the pod VM: left are ${name}-cidata.iso and its definition`,
+						where: {instanceName: name},
+						remedy: 'Remove them by hand.',
 					});
 				}
 
@@ -169,7 +194,9 @@ export class InMemoryPodVms implements PodVms {
 			throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
 		}
 
-		return [...this.host.vms.values()].filter(({node}) => node === this.#node).map(({record, podsDir}) => ({...record, ...this.#ownership(podsDir)}));
+		return [...this.host.vms.values()]
+			.filter(({node}) => node === this.#node)
+			.map(({record, podsDir}) => ({...record, ...this.#ownership(podsDir)}));
 	}
 
 	#ownership(podsDir: string | undefined): Pick<PodVmRecord, 'ownership' | 'podsDir'> {
@@ -180,7 +207,7 @@ export class InMemoryPodVms implements PodVms {
 		return podsDir === this.#podsDir ? {ownership: 'ours'} : {ownership: 'foreign', podsDir};
 	}
 
-	async* #search(name: string, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
+	async *#search(name: string, ...ends: readonly AbortSignal[]): AsyncGenerator<string, never> {
 		const entry = this.host.vms.get(name);
 		if (entry === undefined) {
 			throw removed(name);
@@ -201,7 +228,11 @@ function stopped(instanceName: string): PodVmEndedError {
 }
 
 function removed(instanceName: string): PodVmEndedError {
-	return new PodVmEndedError(instanceName, {how: 'its domain does not exist any more', remedy: 'The pod has to be made anew.', isRemoved: true});
+	return new PodVmEndedError(instanceName, {
+		how: 'its domain does not exist any more',
+		remedy: 'The pod has to be made anew.',
+		isRemoved: true,
+	});
 }
 
 function throwIfAborted(signal: AbortSignal): void {

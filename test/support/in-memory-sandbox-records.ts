@@ -16,11 +16,15 @@ export class InMemorySandboxRecords implements SandboxRecords {
 
 	async read(id: string): Promise<SandboxRecord | undefined> {
 		if (!this.isReadable) {
-			throw new AdaptorError({code: 'unavailable', what: 'Could not read the sandbox\'s record', where: {sandboxId: id}});
+			throw new AdaptorError({
+				code: 'unavailable',
+				what: "Could not read the sandbox's record",
+				where: {sandboxId: id},
+			});
 		}
 
 		const text = this.#texts.get(id);
-		return text === undefined ? undefined : JSON.parse(text) as SandboxRecord;
+		return text === undefined ? undefined : (JSON.parse(text) as SandboxRecord);
 	}
 
 	async readAll(): Promise<readonly SandboxRecord[]> {

@@ -33,7 +33,10 @@ export function jsonPatched(target: unknown, patch: unknown): unknown {
 	}
 
 	for (const operation of patch as ReadonlyArray<{op?: string; path?: string; value?: unknown}>) {
-		const segments = (operation.path ?? '').split('/').slice(1).map(segment => segment.replaceAll('~1', '/').replaceAll('~0', '~'));
+		const segments = (operation.path ?? '')
+			.split('/')
+			.slice(1)
+			.map(segment => segment.replaceAll('~1', '/').replaceAll('~0', '~'));
 		const last = segments.pop();
 		const parent = segments.reduce<unknown>(childOf, result);
 		if (last === undefined || (!isMembers(parent) && !Array.isArray(parent))) {
@@ -46,7 +49,11 @@ export function jsonPatched(target: unknown, patch: unknown): unknown {
 	return result;
 }
 
-function apply(parent: Members | unknown[], last: string, {op, path, value}: {op?: string; path?: string; value?: unknown}): void {
+function apply(
+	parent: Members | unknown[],
+	last: string,
+	{op, path, value}: {op?: string; path?: string; value?: unknown},
+): void {
 	const exists = Array.isArray(parent) ? Number(last) < parent.length : Object.hasOwn(parent, last);
 	if (op !== 'add' && !exists) {
 		throw new PatchError(`there is nothing at ${String(path)}`);
@@ -68,7 +75,11 @@ function apply(parent: Members | unknown[], last: string, {op, path, value}: {op
 }
 
 function childOf(parent: unknown, segment: string): unknown {
-	return Array.isArray(parent) ? parent[Number(segment)] : isMembers(parent) && Object.hasOwn(parent, segment) ? parent[segment] : undefined;
+	return Array.isArray(parent)
+		? parent[Number(segment)]
+		: isMembers(parent) && Object.hasOwn(parent, segment)
+			? parent[segment]
+			: undefined;
 }
 
 function isMembers(value: unknown): value is Members {

@@ -1,14 +1,24 @@
 /**
- * A KVM host for a daemon that is a process of its own: libvirt's test driver behind a unix socket. What the test driver cannot do is
- * done in front of it, by our own codec: it takes no uploads (these are kept), and it knows no s390x (the capabilities are a recorded
- * host's). All other packets pass through, unless a test decides otherwise: on the way to this host anything may go wrong.
+ * A KVM host for a daemon that is a process of its own: libvirt's test driver behind a unix socket. What the test
+ * driver cannot do is done in front of it, by our own codec: it takes no uploads (these are kept), and it knows no
+ * s390x (the capabilities are a recorded host's). All other packets pass through, unless a test decides otherwise: on
+ * the way to this host anything may go wrong.
  */
 import {once} from 'node:events';
 import {readFile} from 'node:fs/promises';
 import {connect, createServer, type Server, type Socket} from 'node:net';
 import {libvirtCode, remoteError} from '../../src/libvirt/wire/errors.ts';
 import type {LifecycleEvent} from '../../src/libvirt/wire/events.ts';
-import {encodePacket, messageStatus, messageType, PacketDecoder, remoteProgram, type MessageStatus, type MessageType, type Packet} from '../../src/libvirt/wire/packet.ts';
+import {
+	encodePacket,
+	messageStatus,
+	messageType,
+	PacketDecoder,
+	remoteProgram,
+	type MessageStatus,
+	type MessageType,
+	type Packet,
+} from '../../src/libvirt/wire/packet.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
@@ -28,7 +38,10 @@ const noSpace = 28;
 
 /** What becomes of a call. */
 export interface Fate {
-	/** Before it reaches libvirt; when it has, but not its answer; when there is an answer, which has not been passed on. */
+	/**
+	 * Before it reaches libvirt; when it has, but not its answer; when there is an answer, which has not been passed
+	 * on.
+	 */
 	readonly when: 'before' | 'during' | 'after';
 	/**
 	 * - drop: the connection ends
@@ -68,15 +81,23 @@ export interface KvmHost extends AsyncDisposable {
 export async function startKvmHost(directory: string, options: KvmHostOptions = {}): Promise<KvmHost> {
 	await using undo = new AsyncDisposableStack();
 	const libvirtd = undo.use(await startTestLibvirtd());
-	const session = undo.use(new LibvirtSession({
-		uri: 'test:///default', openPipe: openUnixPipe({...parseLibvirtUri(`test:///default?socket=${libvirtd.socketPath}`), transport: 'unix'}, {}),
-	}));
+	const session = undo.use(
+		new LibvirtSession({
+			uri: 'test:///default',
+			openPipe: openUnixPipe(
+				{...parseLibvirtUri(`test:///default?socket=${libvirtd.socketPath}`), transport: 'unix'},
+				{},
+			),
+		}),
+	);
 	await session.connect(signal);
 	const {pool: storage} = await session.call(procedures.storagePoolLookupByName, {name: pool}, signal);
 	const xml = `<volume><name>${baseVolume}</name><capacity>1000000</capacity><allocation>0</allocation><target><format type='qcow2'/></target></volume>`;
 	await session.call(procedures.storageVolCreateXml, {pool: storage, xml, flags: 0}, signal);
 
-	const capabilities = encode(procedures.connectGetCapabilities.result, {capabilities: await readFile(new URL('../fixtures/podvm/capabilities-s390x-tcg.xml', import.meta.url), 'utf8')});
+	const capabilities = encode(procedures.connectGetCapabilities.result, {
+		capabilities: await readFile(new URL('../fixtures/podvm/capabilities-s390x-tcg.xml', import.meta.url), 'utf8'),
+	});
 	const uploads = new Map<string, PromiseWithResolvers<Buffer>>();
 	const uploadTo = (volume: string): PromiseWithResolvers<Buffer> => {
 		const upload = uploads.get(volume) ?? Promise.withResolvers<Buffer>();
@@ -103,8 +124,16 @@ export async function startKvmHost(directory: string, options: KvmHostOptions = 
 	const back = async (): Promise<void> => {
 		server = createServer(client => {
 			const daemon = connect(libvirtd.socketPath);
-			joinSockets(client, daemon, new Front(client, capabilities, options, (volume, content) => uploadTo(volume).resolve(content)), options);
-			for (const [socket, other] of [[client, daemon], [daemon, client]] as const) {
+			joinSockets(
+				client,
+				daemon,
+				new Front(client, capabilities, options, (volume, content) => uploadTo(volume).resolve(content)),
+				options,
+			);
+			for (const [socket, other] of [
+				[client, daemon],
+				[daemon, client],
+			] as const) {
 				sockets.add(socket);
 				socket.on('error', () => undefined);
 				socket.once('close', () => {
@@ -121,10 +150,24 @@ export async function startKvmHost(directory: string, options: KvmHostOptions = 
 	await back();
 	const owned = undo.move();
 	return {
-		socketPath, away, back,
+		socketPath,
+		away,
+		back,
 		uploaded: async volume => uploadTo(volume).promise,
-		domains: async () => (await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains.map(({name}) => name).sort(),
-		volumes: async () => (await session.call(procedures.storagePoolListAllVolumes, {pool: storage, needResults: 1, flags: 0}, signal)).vols.map(({name}) => name).sort(),
+		domains: async () =>
+			(await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains
+				.map(({name}) => name)
+				.sort(),
+		volumes: async () =>
+			(
+				await session.call(
+					procedures.storagePoolListAllVolumes,
+					{pool: storage, needResults: 1, flags: 0},
+					signal,
+				)
+			).vols
+				.map(({name}) => name)
+				.sort(),
 		destroy: async name => {
 			const {dom} = await session.call(procedures.domainLookupByName, {name}, signal);
 			await session.call(procedures.domainDestroyFlags, {dom, flags: 0}, signal);
@@ -155,7 +198,10 @@ function joinSockets(client: Socket, daemon: Socket, front: Front, {onCall}: Kvm
 	};
 
 	eachPacket(client, packet => {
-		const fate = !isFrozen && packet.program === remoteProgram && packet.type === messageType.call ? onCall?.(names.get(packet.procedure) ?? String(packet.procedure)) : undefined;
+		const fate =
+			!isFrozen && packet.program === remoteProgram && packet.type === messageType.call
+				? onCall?.(names.get(packet.procedure) ?? String(packet.procedure))
+				: undefined;
 		if (isFrozen || (fate?.when === 'before' && !act(packet, fate.action))) {
 			return;
 		}
@@ -201,7 +247,12 @@ class Front {
 	/** Uploads under way, by serial. */
 	readonly #streams = new Map<number, {readonly volume: string; readonly chunks: Buffer[]}>();
 
-	constructor(client: Socket, capabilities: Buffer, options: KvmHostOptions, keep: (volume: string, content: Buffer) => void) {
+	constructor(
+		client: Socket,
+		capabilities: Buffer,
+		options: KvmHostOptions,
+		keep: (volume: string, content: Buffer) => void,
+	) {
 		this.#client = client;
 		this.#capabilities = capabilities;
 		this.#options = options;
@@ -245,8 +296,23 @@ class Front {
 	}
 
 	refuse(packet: Packet, code: number, type: MessageType = messageType.reply): void {
-		const [message, errno] = code === libvirtCode.systemError ? ['cannot write data: No space left on device', noSpace] : ['refused by the test', -1];
-		const body = {code, domain: 10, message, level: 2, dom: null, str1: null, str2: null, str3: null, int1: errno, int2: -1, net: null};
+		const [message, errno] =
+			code === libvirtCode.systemError
+				? ['cannot write data: No space left on device', noSpace]
+				: ['refused by the test', -1];
+		const body = {
+			code,
+			domain: 10,
+			message,
+			level: 2,
+			dom: null,
+			str1: null,
+			str2: null,
+			str3: null,
+			int1: errno,
+			int2: -1,
+			net: null,
+		};
 		this.#send(packet, type, encode(remoteError, body), messageStatus.error);
 	}
 
@@ -258,14 +324,36 @@ class Front {
 
 		const {mac} = decode(procedures.networkGetDhcpLeases.args, packet.body);
 		const ipaddr = mac === null ? undefined : leaseOf(mac);
-		const leases = ipaddr === undefined ? [] : [{iface: 'virbr0', expirytime: 4_000_000_000n, type: 0, mac, iaid: null, ipaddr, prefix: 24, hostname: null, clientid: null}];
-		this.#send(packet, messageType.reply, encode(procedures.networkGetDhcpLeases.result, {leases, ret: leases.length}));
+		const leases =
+			ipaddr === undefined
+				? []
+				: [
+						{
+							iface: 'virbr0',
+							expirytime: 4_000_000_000n,
+							type: 0,
+							mac,
+							iaid: null,
+							ipaddr,
+							prefix: 24,
+							hostname: null,
+							clientid: null,
+						},
+					];
+		this.#send(
+			packet,
+			messageType.reply,
+			encode(procedures.networkGetDhcpLeases.result, {leases, ret: leases.length}),
+		);
 		return true;
 	}
 
 	#upload(packet: Packet): void {
 		if (packet.type === messageType.call) {
-			this.#streams.set(packet.serial, {volume: decode(procedures.storageVolUpload.args, packet.body).vol.name, chunks: []});
+			this.#streams.set(packet.serial, {
+				volume: decode(procedures.storageVolUpload.args, packet.body).vol.name,
+				chunks: [],
+			});
 			this.#send(packet, messageType.reply);
 			return;
 		}
@@ -289,7 +377,12 @@ class Front {
 		this.#send(packet, messageType.stream);
 	}
 
-	#send(to: Packet, type: MessageType, body: Uint8Array = Buffer.alloc(0), status: MessageStatus = messageStatus.ok): void {
+	#send(
+		to: Packet,
+		type: MessageType,
+		body: Uint8Array = Buffer.alloc(0),
+		status: MessageStatus = messageStatus.ok,
+	): void {
 		this.#client.write(encodePacket({...to, type, status}, body));
 	}
 }

@@ -1,7 +1,7 @@
 /**
- * A real libvirtd of a test's own: unprivileged, with private directories, without network. It serves `test:///default`, a private
- * `test:///abs/file.xml` per connection, and `qemu:///session`, whose storage driver does real uploads and downloads.
- * Dies with the test's process. Nothing of the machine's own libvirt is touched.
+ * A real libvirtd of a test's own: unprivileged, with private directories, without network. It serves
+ * `test:///default`, a private `test:///abs/file.xml` per connection, and `qemu:///session`, whose storage driver does
+ * real uploads and downloads. Dies with the test's process. Nothing of the machine's own libvirt is touched.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -10,7 +10,10 @@ import {connect} from 'node:net';
 import {tmpdir} from 'node:os';
 import {setTimeout as delay} from 'node:timers/promises';
 
-/** Debian's nobody and nogroup: who libvirtd runs as when the tests run as root. As root it would be the machine's own daemon. */
+/**
+ * Debian's nobody and nogroup: who libvirtd runs as when the tests run as root. As root it would be the machine's own
+ * daemon.
+ */
 const nobody = 65_534;
 /** `sun_path` of Linux, with its final NUL. */
 const socketPathLimit = 108;
@@ -36,7 +39,7 @@ export interface TestLibvirtdOptions {
 
 export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {}): Promise<TestLibvirtd> {
 	const asRoot = process.getuid?.() === 0;
-	const uid = asRoot ? nobody : process.getuid?.() ?? nobody;
+	const uid = asRoot ? nobody : (process.getuid?.() ?? nobody);
 	const directory = await mkdtemp(`${tmpdir()}/caat-lv-`);
 	await using undo = new AsyncDisposableStack();
 	undo.defer(async () => rm(directory, {recursive: true, force: true}));
@@ -45,12 +48,21 @@ export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {})
 		throw new Error(`The path ${socketPath} is too long for a unix socket: set TMPDIR to a shorter one.`);
 	}
 
-	for (const path of [directory, `${directory}/run`, `${directory}/config`, `${directory}/cache`, `${directory}/data`]) {
+	for (const path of [
+		directory,
+		`${directory}/run`,
+		`${directory}/config`,
+		`${directory}/cache`,
+		`${directory}/data`,
+	]) {
 		await mkdir(path, {recursive: true, mode: 0o700});
-		await chown(path, uid, asRoot ? nobody : process.getgid?.() ?? nobody);
+		await chown(path, uid, asRoot ? nobody : (process.getgid?.() ?? nobody));
 	}
 
-	await writeFile(`${directory}/libvirtd.conf`, ['auth_unix_rw = "none"', 'log_outputs = "3:stderr"', ...config, ''].join('\n'));
+	await writeFile(
+		`${directory}/libvirtd.conf`,
+		['auth_unix_rw = "none"', 'log_outputs = "3:stderr"', ...config, ''].join('\n'),
+	);
 	const environment = {
 		PATH: process.env['PATH'],
 		HOME: directory,
@@ -69,10 +81,21 @@ export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {})
 
 	const start = async (): Promise<void> => {
 		const command = [
-			'setpriv', '--pdeathsig', 'KILL', ...(asRoot ? [`--reuid=${nobody}`, `--regid=${nobody}`, '--clear-groups'] : []),
-			'libvirtd', '--config', `${directory}/libvirtd.conf`, '--pid-file', `${directory}/run/libvirtd.pid`,
+			'setpriv',
+			'--pdeathsig',
+			'KILL',
+			...(asRoot ? [`--reuid=${nobody}`, `--regid=${nobody}`, '--clear-groups'] : []),
+			'libvirtd',
+			'--config',
+			`${directory}/libvirtd.conf`,
+			'--pid-file',
+			`${directory}/run/libvirtd.pid`,
 		];
-		const child = spawn(command[0] ?? '', command.slice(1), {cwd: directory, env: environment, stdio: ['ignore', 'ignore', 'pipe']});
+		const child = spawn(command[0] ?? '', command.slice(1), {
+			cwd: directory,
+			env: environment,
+			stdio: ['ignore', 'ignore', 'pipe'],
+		});
 		const exited = once(child, 'exit');
 		running = {child, exited};
 		let errors = '';
@@ -80,9 +103,11 @@ export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {})
 			errors = (errors + text).slice(-4000);
 		});
 		const giveUpAt = performance.now() + 60_000;
-		while (!await listens(socketPath)) {
+		while (!(await listens(socketPath))) {
 			if (child.exitCode !== null || child.signalCode !== null || performance.now() > giveUpAt) {
-				throw new Error(`libvirtd did not start (${child.exitCode ?? child.signalCode ?? 'it does not listen'}); is the Debian package libvirt-daemon-system installed?\n${errors}`);
+				throw new Error(
+					`libvirtd did not start (${child.exitCode ?? child.signalCode ?? 'it does not listen'}); is the Debian package libvirt-daemon-system installed?\n${errors}`,
+				);
 			}
 
 			// There is nothing to wait for: libvirtd says nothing when its socket is ready.
@@ -94,7 +119,11 @@ export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {})
 	await start();
 	const owned = undo.move();
 	return {
-		socketPath, directory, uid, stop, start,
+		socketPath,
+		directory,
+		uid,
+		stop,
+		start,
 		get pid() {
 			return running?.child.pid;
 		},

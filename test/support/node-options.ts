@@ -11,5 +11,7 @@ export const nodeOptions: readonly string[] = firstLine.split(' ').filter(word =
 /** Signals that the process handles (proc(5), SigCgt). */
 export async function caughtSignals(pid: number): Promise<readonly string[]> {
 	const [, mask = '0'] = /^SigCgt:\s*([\da-f]+)$/m.exec(await readFile(`/proc/${pid}/status`, 'utf8')) ?? [];
-	return Object.entries(constants.signals).filter(([, number]) => (BigInt(`0x${mask}`) & (1n << BigInt(number - 1))) !== 0n).map(([name]) => name);
+	return Object.entries(constants.signals)
+		.filter(([, number]) => (BigInt(`0x${mask}`) & (1n << BigInt(number - 1))) !== 0n)
+		.map(([name]) => name);
 }

@@ -4,8 +4,8 @@ import {once} from 'node:events';
 import {createServer} from 'node:net';
 
 /**
- * Free on this address, and not one that the kernel gives to whoever wants any (Linux, net.ipv4.ip_local_port_range: 32768 and up): between this answer and
- * its use, nobody gets it by chance.
+ * Free on this address, and not one that the kernel gives to whoever wants any (Linux, net.ipv4.ip_local_port_range:
+ * 32768 and up): between this answer and its use, nobody gets it by chance.
  */
 export async function freePort(address = '127.0.0.1'): Promise<number> {
 	for (;;) {

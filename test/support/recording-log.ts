@@ -7,13 +7,23 @@ export interface LogLine {
 	readonly fields: LogFields;
 }
 
-export function recordingLog(lines: LogLine[] = [], inherited: LogFields = {}): Logger & {readonly lines: readonly LogLine[]} {
-	const write = (level: LogLine['level']) => (fields: LogFields, message: string): void => {
-		lines.push({level, message, fields: {...inherited, ...fields}});
-	};
+export function recordingLog(
+	lines: LogLine[] = [],
+	inherited: LogFields = {},
+): Logger & {readonly lines: readonly LogLine[]} {
+	const write =
+		(level: LogLine['level']) =>
+		(fields: LogFields, message: string): void => {
+			lines.push({level, message, fields: {...inherited, ...fields}});
+		};
 
 	return {
-		trace: write('trace'), debug: write('debug'), info: write('info'), warn: write('warn'), error: write('error'), fatal: write('fatal'),
+		trace: write('trace'),
+		debug: write('debug'),
+		info: write('info'),
+		warn: write('warn'),
+		error: write('error'),
+		fatal: write('fatal'),
 		child: fields => recordingLog(lines, {...inherited, ...fields}),
 		lines,
 	};

@@ -1,6 +1,7 @@
 /**
- * A real sshd on 127.0.0.1, in a mount and process namespace of its own: `/run` is private in it, and `/run/libvirt` is a directory
- * that the test fills. Killing it takes every session and command of it along, and it dies with the test's process.
+ * A real sshd on 127.0.0.1, in a mount and process namespace of its own: `/run` is private in it, and `/run/libvirt` is
+ * a directory that the test fills. Killing it takes every session and command of it along, and it dies with the test's
+ * process.
  */
 import {execFile, spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -55,19 +56,56 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 	await mkdir(runLibvirt);
 	const types = options.hostKeys ?? ['ed25519', 'ecdsa', 'rsa'];
 	await (options.keysOf === undefined ? makeKeys(directory, types) : copyKeys(options.keysOf, directory));
-	await writeFile(`${directory}/authorized_keys`, `${options.keyOptions ?? ''} ${await readFile(`${directory}/user_key.pub`, 'utf8')}`.trimStart());
-	const path = options.commands === undefined ? [] : [`SetEnv PATH=${await commandDirectory(directory, options.commands)}`];
-	const configure = async (port: number): Promise<void> => writeFile(`${directory}/sshd_config`, [
-		...(options.config ?? []), ...path,
-		'ListenAddress 127.0.0.1', `Port ${port}`, ...types.map(type => `HostKey ${directory}/ssh_host_${type}_key`), `AuthorizedKeysFile ${directory}/authorized_keys`,
-		'PidFile none', 'StrictModes no', 'UsePAM no', 'PermitRootLogin yes', 'PasswordAuthentication no', 'KbdInteractiveAuthentication no', 'LogLevel VERBOSE', 'MaxStartups 100', '',
-	].join('\n'));
+	await writeFile(
+		`${directory}/authorized_keys`,
+		`${options.keyOptions ?? ''} ${await readFile(`${directory}/user_key.pub`, 'utf8')}`.trimStart(),
+	);
+	const path =
+		options.commands === undefined ? [] : [`SetEnv PATH=${await commandDirectory(directory, options.commands)}`];
+	const configure = async (port: number): Promise<void> =>
+		writeFile(
+			`${directory}/sshd_config`,
+			[
+				...(options.config ?? []),
+				...path,
+				'ListenAddress 127.0.0.1',
+				`Port ${port}`,
+				...types.map(type => `HostKey ${directory}/ssh_host_${type}_key`),
+				`AuthorizedKeysFile ${directory}/authorized_keys`,
+				'PidFile none',
+				'StrictModes no',
+				'UsePAM no',
+				'PermitRootLogin yes',
+				'PasswordAuthentication no',
+				'KbdInteractiveAuthentication no',
+				'LogLevel VERBOSE',
+				'MaxStartups 100',
+				'',
+			].join('\n'),
+		);
 	// Without a home, so that no profile of this machine's slows its commands down or talks.
-	const script = 'mount -t tmpfs none /root && mount -t tmpfs none /run && mkdir /run/sshd && ln -s "$0"/libvirt /run/libvirt && exec /usr/sbin/sshd -D -e -f "$0"/sshd_config';
+	const script =
+		'mount -t tmpfs none /root && mount -t tmpfs none /run && mkdir /run/sshd && ln -s "$0"/libvirt /run/libvirt && exec /usr/sbin/sshd -D -e -f "$0"/sshd_config';
 	let log = '';
 	/** Its process, or undefined when somebody has taken the port since it was looked for. */
 	const begin = async (): Promise<ChildProcess | undefined> => {
-		const child = spawn('setpriv', ['--pdeathsig', 'KILL', 'unshare', '--mount', '--pid', '--fork', '--kill-child', 'sh', '-c', script, directory], {stdio: ['ignore', 'ignore', 'pipe']});
+		const child = spawn(
+			'setpriv',
+			[
+				'--pdeathsig',
+				'KILL',
+				'unshare',
+				'--mount',
+				'--pid',
+				'--fork',
+				'--kill-child',
+				'sh',
+				'-c',
+				script,
+				directory,
+			],
+			{stdio: ['ignore', 'ignore', 'pipe']},
+		);
 		const exited = once(child, 'exit');
 		undo.defer(async () => {
 			child.kill('SIGKILL');
@@ -89,7 +127,7 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 				listening.reject(new Error(`sshd did not start: ${log}`));
 			}
 		});
-		return await listening.promise ? child : undefined;
+		return (await listening.promise) ? child : undefined;
 	};
 
 	let port: number;
@@ -104,8 +142,13 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 	const {pid} = child;
 	const sessionPids = async (): Promise<readonly number[]> => (await descendants(pid ?? 0)).slice(1);
 	return {
-		host: '127.0.0.1', port, directory, runLibvirt, userKey: `${directory}/user_key`,
-		knownHostsLine: async type => `[127.0.0.1]:${port} ${(await readFile(`${directory}/ssh_host_${type}_key.pub`, 'utf8')).split(' ').slice(0, 2).join(' ')}\n`,
+		host: '127.0.0.1',
+		port,
+		directory,
+		runLibvirt,
+		userKey: `${directory}/user_key`,
+		knownHostsLine: async type =>
+			`[127.0.0.1]:${port} ${(await readFile(`${directory}/ssh_host_${type}_key.pub`, 'utf8')).split(' ').slice(0, 2).join(' ')}\n`,
 		log: () => log,
 		sessionPids,
 		// Processes end without telling a stranger: looked at on every turn of the event loop.
@@ -124,7 +167,19 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 }
 
 async function makeKeys(directory: string, types: readonly HostKeyType[]): Promise<void> {
-	const make = async (type: HostKeyType, file: string): Promise<unknown> => run('ssh-keygen', ['-q', '-t', type, ...(type === 'rsa' ? ['-b', '2048'] : []), '-N', '', '-C', 'test', '-f', `${directory}/${file}`]);
+	const make = async (type: HostKeyType, file: string): Promise<unknown> =>
+		run('ssh-keygen', [
+			'-q',
+			'-t',
+			type,
+			...(type === 'rsa' ? ['-b', '2048'] : []),
+			'-N',
+			'',
+			'-C',
+			'test',
+			'-f',
+			`${directory}/${file}`,
+		]);
 	await Promise.all([make('ed25519', 'user_key'), ...types.map(async type => make(type, `ssh_host_${type}_key`))]);
 }
 

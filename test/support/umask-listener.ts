@@ -1,6 +1,6 @@
 /**
- * Listens at the path of its argument with umask 000, and connects to the socket as another user at two moments: when it is bound and nothing else has been
- * done to it, and when it is in its place. Prints what became of each, as JSON.
+ * Listens at the path of its argument with umask 000, and connects to the socket as another user at two moments: when
+ * it is bound and nothing else has been done to it, and when it is in its place. Prints what became of each, as JSON.
  */
 import {once} from 'node:events';
 import {connect, Server} from 'node:net';

@@ -9,10 +9,17 @@ interface CloudConfig {
 }
 
 /** @param disk path of an ISO 9660 file */
-export async function readForwarderConfiguration(disk: string): Promise<{readonly tls: ForwarderTls; readonly podNetwork: string | undefined}> {
+export async function readForwarderConfiguration(
+	disk: string,
+): Promise<{readonly tls: ForwarderTls; readonly podNetwork: string | undefined}> {
 	const userData = (await run('isoinfo', ['-i', disk, '-R', '-x', '/user-data'])).toString();
-	const content = (parse(userData) as CloudConfig).write_files.find(({path}) => path === '/run/peerpod/apf.json')?.content ?? '';
+	const content =
+		(parse(userData) as CloudConfig).write_files.find(({path}) => path === '/run/peerpod/apf.json')?.content ?? '';
 	const configuration = JSON.parse(content) as Readonly<Record<string, string>>;
-	const {'tls-server-key': key = '', 'tls-server-cert': serverCert = '', 'tls-client-ca': clientCa = ''} = configuration;
+	const {
+		'tls-server-key': key = '',
+		'tls-server-cert': serverCert = '',
+		'tls-client-ca': clientCa = '',
+	} = configuration;
 	return {tls: {serverKey: new Secret(key), serverCert, clientCa}, podNetwork: configuration['pod-network']};
 }

@@ -10,10 +10,13 @@ const {promise: never} = Promise.withResolvers<object>();
 test('a draining server answers the running call, refuses a new one, then closes the connection', async t => {
 	const gate = Promise.withResolvers<object>();
 	const begun = Promise.withResolvers<undefined>();
-	const peer = await serve(t, {async StartVM() {
-		begun.resolve(undefined);
-		return gate.promise;
-	}, Version: async () => ({})});
+	const peer = await serve(t, {
+		async StartVM() {
+			begun.resolve(undefined);
+			return gate.promise;
+		},
+		Version: async () => ({}),
+	});
 	const raw = await peer.raw();
 	const closed = once(raw.socket, 'close');
 	raw.request({method: 'StartVM'}, {streamId: 1});
@@ -23,7 +26,10 @@ test('a draining server answers the running call, refuses a new one, then closes
 	t.deepEqual(await raw.codes(1), [[3, statusCode.unavailable]]);
 	gate.resolve({});
 	await drained;
-	t.deepEqual(await raw.codes(2), [[3, statusCode.unavailable], [1, 0]]);
+	t.deepEqual(await raw.codes(2), [
+		[3, statusCode.unavailable],
+		[1, 0],
+	]);
 	await closed;
 });
 
@@ -54,10 +60,12 @@ test('draining waits for a handler that goes on after its deadline', async t => 
 
 test('a drain that is aborted closes, and aborts the handlers', async t => {
 	const begun = Promise.withResolvers<AbortSignal>();
-	const peer = await serve(t, {async StartVM(_request: object, {signal}) {
-		begun.resolve(signal);
-		return never;
-	}});
+	const peer = await serve(t, {
+		async StartVM(_request: object, {signal}) {
+			begun.resolve(signal);
+			return never;
+		},
+	});
 	const client = await peer.client();
 	const call = t.throwsAsync(client.call(method('StartVM'), {}, {}, forever), {instanceOf: AdaptorError});
 	const signal = await begun.promise;
@@ -98,10 +106,12 @@ test('a peer that never reads cannot hold up a drain beyond its time', async t =
 
 test('closing a server twice, and draining it after, is closing it once', async t => {
 	const begun = Promise.withResolvers<AbortSignal>();
-	const peer = await serve(t, {async StartVM(_request: object, {signal}) {
-		begun.resolve(signal);
-		return never;
-	}});
+	const peer = await serve(t, {
+		async StartVM(_request: object, {signal}) {
+			begun.resolve(signal);
+			return never;
+		},
+	});
 	const client = await peer.client();
 	const call = t.throwsAsync(client.call(method('StartVM'), {}, {}, forever));
 	const signal = await begun.promise;
@@ -129,7 +139,10 @@ test('a draining client waits for its call, makes no new one, then closes', asyn
 	const client = await peer.client();
 	const call = client.call(method('Version'), {}, {}, forever);
 	const drained = client.drain(forever);
-	const error = await t.throwsAsync(client.call(method('Version'), {}, {}, forever), {instanceOf: AdaptorError, message: /drained/});
+	const error = await t.throwsAsync(client.call(method('Version'), {}, {}, forever), {
+		instanceOf: AdaptorError,
+		message: /drained/,
+	});
 	t.is(error.code, 'unavailable');
 	gate.resolve({version: 'last'});
 	t.like(await call, {version: 'last'});
@@ -141,7 +154,10 @@ test('a draining client waits for its call, makes no new one, then closes', asyn
 test('a closing client fails its calls at once; closing again is nothing', async t => {
 	const peer = await serve(t, {Version: async () => never});
 	const client = await peer.client();
-	const call = t.throwsAsync(client.call(method('Version'), {}, {}, forever), {instanceOf: AdaptorError, message: /client was closed/});
+	const call = t.throwsAsync(client.call(method('Version'), {}, {}, forever), {
+		instanceOf: AdaptorError,
+		message: /client was closed/,
+	});
 	await client.close();
 	t.is((await call).code, 'unavailable');
 	await client.close();

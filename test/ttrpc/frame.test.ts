@@ -1,12 +1,22 @@
 import test from 'ava';
 import * as fc from 'fast-check';
-import {encodeFrame, Frame, FrameDecoder, headerLength, maxMessageLength, OversizedFrame} from '../../src/ttrpc/frame.ts';
+import {
+	encodeFrame,
+	Frame,
+	FrameDecoder,
+	headerLength,
+	maxMessageLength,
+	OversizedFrame,
+} from '../../src/ttrpc/frame.ts';
 import {cut, decodeAll, framesOf, recorded, recordings} from './conversation.ts';
 
 /** Comparable, whichever buffers the frames lie in. */
-const plain = (frames: ReadonlyArray<Frame | OversizedFrame>): unknown[] => frames.map(frame => frame instanceof Frame
-	? {streamId: frame.streamId, type: frame.type, flags: frame.flags, bytes: frame.bytes.toString('hex')}
-	: {streamId: frame.streamId, type: frame.type, flags: frame.flags, messageLength: frame.messageLength});
+const plain = (frames: ReadonlyArray<Frame | OversizedFrame>): unknown[] =>
+	frames.map(frame =>
+		frame instanceof Frame
+			? {streamId: frame.streamId, type: frame.type, flags: frame.flags, bytes: frame.bytes.toString('hex')}
+			: {streamId: frame.streamId, type: frame.type, flags: frame.flags, messageLength: frame.messageLength},
+	);
 
 for (const name of recordings) {
 	test(`the frames of ${name} encode to the recorded bytes`, t => {
@@ -20,13 +30,24 @@ for (const name of recordings) {
 	test(`${name} decodes alike byte by byte`, t => {
 		const bytes = recorded(name);
 		const decoder = new FrameDecoder();
-		t.deepEqual(plain(decodeAll([...bytes].map(byte => Buffer.of(byte)), decoder)), plain(framesOf(bytes)));
+		t.deepEqual(
+			plain(
+				decodeAll(
+					[...bytes].map(byte => Buffer.of(byte)),
+					decoder,
+				),
+			),
+			plain(framesOf(bytes)),
+		);
 		t.is(decoder.heldBytes, 0);
 	});
 }
 
 test('the recorded agent conversation has streams 1 to 65, all odd', t => {
-	t.deepEqual(framesOf(recorded('agent.client.bin')).map(frame => frame.streamId), Array.from({length: 33}, (_, index) => index * 2 + 1));
+	t.deepEqual(
+		framesOf(recorded('agent.client.bin')).map(frame => frame.streamId),
+		Array.from({length: 33}, (_, index) => index * 2 + 1),
+	);
 });
 
 test('a header is read as big-endian', t => {
@@ -44,26 +65,38 @@ test('stream ids use all 32 bits, unsigned', t => {
 
 test('any chunking gives the same frames, oversized ones included', t => {
 	const limit = 64;
-	const wire = fc.array(fc.record({
-		streamId: fc.nat(0xff_ff_ff_ff),
-		type: fc.nat(255),
-		flags: fc.nat(255),
-		message: fc.oneof({weight: 4, arbitrary: fc.uint8Array({maxLength: limit})}, {weight: 1, arbitrary: fc.uint8Array({minLength: limit + 1, maxLength: 200})}),
-	}), {maxLength: 12});
-	fc.assert(fc.property(wire, fc.array(fc.double({min: 0, max: 1, noNaN: true}), {maxLength: 40}), (sent, fractions) => {
-		const bytes = Buffer.concat(sent.map(frame => encodeFrame(frame, frame.message)));
-		const decoder = new FrameDecoder(limit);
-		const expected = sent.map(({streamId, type, flags, message}) => message.length > limit
-			? {streamId, type, flags, messageLength: message.length}
-			: {streamId, type, flags, bytes: encodeFrame({streamId, type, flags}, message).toString('hex')});
-		t.deepEqual(plain(decodeAll(cut(bytes, fractions), decoder)), expected);
-		t.is(decoder.heldBytes, 0);
-	}));
+	const wire = fc.array(
+		fc.record({
+			streamId: fc.nat(0xff_ff_ff_ff),
+			type: fc.nat(255),
+			flags: fc.nat(255),
+			message: fc.oneof(
+				{weight: 4, arbitrary: fc.uint8Array({maxLength: limit})},
+				{weight: 1, arbitrary: fc.uint8Array({minLength: limit + 1, maxLength: 200})},
+			),
+		}),
+		{maxLength: 12},
+	);
+	fc.assert(
+		fc.property(wire, fc.array(fc.double({min: 0, max: 1, noNaN: true}), {maxLength: 40}), (sent, fractions) => {
+			const bytes = Buffer.concat(sent.map(frame => encodeFrame(frame, frame.message)));
+			const decoder = new FrameDecoder(limit);
+			const expected = sent.map(({streamId, type, flags, message}) =>
+				message.length > limit
+					? {streamId, type, flags, messageLength: message.length}
+					: {streamId, type, flags, bytes: encodeFrame({streamId, type, flags}, message).toString('hex')},
+			);
+			t.deepEqual(plain(decodeAll(cut(bytes, fractions), decoder)), expected);
+			t.is(decoder.heldBytes, 0);
+		}),
+	);
 });
 
 test('frames within one chunk are views of it', t => {
 	const chunk = recorded('agent.client.bin');
-	t.true(framesOf(chunk).every(frame => frame.bytes.buffer === chunk.buffer && frame.message.buffer === chunk.buffer));
+	t.true(
+		framesOf(chunk).every(frame => frame.bytes.buffer === chunk.buffer && frame.message.buffer === chunk.buffer),
+	);
 });
 
 test('an oversized frame is reported when its header ends, and the frame after it is whole', t => {
@@ -97,14 +130,19 @@ test('a length of 4 GiB - 1 holds no memory', t => {
 
 test('hostile bytes in hostile chunks never throw, nor hold more than one frame', t => {
 	const limit = 1024;
-	fc.assert(fc.property(fc.array(fc.uint8Array({maxLength: 3000, size: 'max'}), {maxLength: 20}), chunks => {
-		const decoder = new FrameDecoder(limit);
-		for (const chunk of chunks) {
-			for (const frame of decoder.push(chunk)) {
-				t.true(frame instanceof OversizedFrame ? frame.messageLength > limit : frame.message.length <= limit);
-			}
+	fc.assert(
+		fc.property(fc.array(fc.uint8Array({maxLength: 3000, size: 'max'}), {maxLength: 20}), chunks => {
+			const decoder = new FrameDecoder(limit);
+			for (const chunk of chunks) {
+				for (const frame of decoder.push(chunk)) {
+					t.true(
+						frame instanceof OversizedFrame ? frame.messageLength > limit : frame.message.length <= limit,
+					);
+				}
 
-			t.true(decoder.heldBytes <= headerLength + limit);
-		}
-	}), {numRuns: 2000});
+				t.true(decoder.heldBytes <= headerLength + limit);
+			}
+		}),
+		{numRuns: 2000},
+	);
 });

@@ -1,11 +1,20 @@
 import test from 'ava';
 import * as fc from 'fast-check';
 import {AdaptorError} from '../../src/core/errors.ts';
-import {decodeRequest, decodeResponse, encodeRequest, encodeResponse, peekMethod, peekStatus, type Request} from '../../src/ttrpc/message.ts';
+import {
+	decodeRequest,
+	decodeResponse,
+	encodeRequest,
+	encodeResponse,
+	peekMethod,
+	peekStatus,
+	type Request,
+} from '../../src/ttrpc/message.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {framesOf, recorded} from './conversation.ts';
 
-const requestsOf = (name: Parameters<typeof recorded>[0]): Buffer[] => framesOf(recorded(name)).map(frame => frame.message);
+const requestsOf = (name: Parameters<typeof recorded>[0]): Buffer[] =>
+	framesOf(recorded(name)).map(frame => frame.message);
 const bytesOf = fc.uint8Array({maxLength: 50}).map(bytes => Buffer.from(bytes));
 const text = fc.string({unit: 'grapheme', maxLength: 20});
 const int64 = fc.bigInt({min: -(2n ** 63n), max: 2n ** 63n - 1n});
@@ -18,7 +27,12 @@ for (const name of ['createvm.request.bin', 'startvm.request.bin', 'stopvm.reque
 	});
 }
 
-for (const name of ['createvm.response.bin', 'startvm.response.bin', 'stopvm.response.bin', 'agent.server.bin'] as const) {
+for (const name of [
+	'createvm.response.bin',
+	'startvm.response.bin',
+	'stopvm.response.bin',
+	'agent.server.bin',
+] as const) {
 	test(`the responses of ${name} encode to the recorded bytes`, t => {
 		for (const message of requestsOf(name)) {
 			t.deepEqual(encodeResponse(decodeResponse(message)), message);
@@ -26,11 +40,13 @@ for (const name of ['createvm.response.bin', 'startvm.response.bin', 'stopvm.res
 	});
 }
 
-test('the recorded CreateVM is for hypervisor.Hypervisor, without a deadline, in containerd\'s namespace', t => {
+test("the recorded CreateVM is for hypervisor.Hypervisor, without a deadline, in containerd's namespace", t => {
 	const [message = Buffer.alloc(0)] = requestsOf('createvm.request.bin');
 	const {payload, ...request} = decodeRequest(message);
 	t.deepEqual(request, {
-		service: 'hypervisor.Hypervisor', method: 'CreateVM', timeoutNano: 0n,
+		service: 'hypervisor.Hypervisor',
+		method: 'CreateVM',
+		timeoutNano: 0n,
 		metadata: [{key: 'containerd-namespace-ttrpc', value: 'k8s.io'}],
 	});
 	t.is(payload.length, 381);
@@ -53,20 +69,30 @@ test('every recorded request is peeked at as it is decoded', t => {
 
 test('requests survive the wire, with any 64-bit deadline', t => {
 	const request: fc.Arbitrary<Request> = fc.record({
-		service: text, method: text, payload: bytesOf, timeoutNano: int64, metadata: fc.array(fc.record({key: text, value: text}), {maxLength: 5}),
+		service: text,
+		method: text,
+		payload: bytesOf,
+		timeoutNano: int64,
+		metadata: fc.array(fc.record({key: text, value: text}), {maxLength: 5}),
 	});
-	fc.assert(fc.property(request, sent => {
-		t.deepEqual(decodeRequest(encodeRequest(sent)), sent);
-	}));
+	fc.assert(
+		fc.property(request, sent => {
+			t.deepEqual(decodeRequest(encodeRequest(sent)), sent);
+		}),
+	);
 });
 
 test('responses survive the wire, with any status', t => {
 	const status = fc.record({
-		code: fc.integer(), message: text, details: fc.array(fc.record({typeUrl: text, value: bytesOf}), {minLength: 1, maxLength: 3}),
+		code: fc.integer(),
+		message: text,
+		details: fc.array(fc.record({typeUrl: text, value: bytesOf}), {minLength: 1, maxLength: 3}),
 	});
-	fc.assert(fc.property(status, bytesOf, (sent, payload) => {
-		t.deepEqual(decodeResponse(encodeResponse({status: sent, payload})), {status: sent, payload});
-	}));
+	fc.assert(
+		fc.property(status, bytesOf, (sent, payload) => {
+			t.deepEqual(decodeResponse(encodeResponse({status: sent, payload})), {status: sent, payload});
+		}),
+	);
 });
 
 test('an empty success is no bytes', t => {
@@ -102,7 +128,10 @@ const malformed = {
 } as const;
 for (const [what, hex] of Object.entries(malformed)) {
 	test(`a request with ${what} is refused as malformed`, t => {
-		const error = t.throws(() => decodeRequest(Buffer.from(hex, 'hex')), {instanceOf: AdaptorError, message: /^Malformed ttrpc /});
+		const error = t.throws(() => decodeRequest(Buffer.from(hex, 'hex')), {
+			instanceOf: AdaptorError,
+			message: /^Malformed ttrpc /,
+		});
 		t.is(error.code, 'invalid-argument');
 	});
 }
@@ -121,31 +150,38 @@ test('a message is refused that would spend memory on a million empty metadata e
 });
 
 test('any bytes decode or are refused with a code', t => {
-	fc.assert(fc.property(fc.uint8Array({maxLength: 100}), bytes => {
-		for (const decode of [decodeRequest, decodeResponse]) {
-			try {
-				decode(Buffer.from(bytes));
-			} catch (error) {
-				t.true(error instanceof AdaptorError && error.code === 'invalid-argument');
+	fc.assert(
+		fc.property(fc.uint8Array({maxLength: 100}), bytes => {
+			for (const decode of [decodeRequest, decodeResponse]) {
+				try {
+					decode(Buffer.from(bytes));
+				} catch (error) {
+					t.true(error instanceof AdaptorError && error.code === 'invalid-argument');
+				}
 			}
-		}
 
-		peekMethod(Buffer.from(bytes));
-	}), {numRuns: 10_000});
+			peekMethod(Buffer.from(bytes));
+		}),
+		{numRuns: 10_000},
+	);
 });
 
-test('status codes are google.rpc.Code\'s', t => {
+test("status codes are google.rpc.Code's", t => {
 	t.is(statusCode.resourceExhausted, 8);
 	t.is(statusCode.unimplemented, 12);
 	t.is(statusCode.unauthenticated, 16);
 });
 
 test('the code of a status is seen without decoding the response, and bytes that are none have none', t => {
-	fc.assert(fc.property(fc.integer({min: -(2 ** 31), max: 2 ** 31 - 1}), text, bytesOf, (code, message, payload) => {
-		t.is(peekStatus(encodeResponse({status: {code, message}, payload})), code);
-		t.is(peekStatus(encodeResponse({payload})), 0);
-	}));
-	fc.assert(fc.property(bytesOf, bytes => {
-		t.notThrows(() => peekStatus(bytes));
-	}));
+	fc.assert(
+		fc.property(fc.integer({min: -(2 ** 31), max: 2 ** 31 - 1}), text, bytesOf, (code, message, payload) => {
+			t.is(peekStatus(encodeResponse({status: {code, message}, payload})), code);
+			t.is(peekStatus(encodeResponse({payload})), 0);
+		}),
+	);
+	fc.assert(
+		fc.property(bytesOf, bytes => {
+			t.notThrows(() => peekStatus(bytes));
+		}),
+	);
 });

@@ -9,7 +9,8 @@ import {encodeFrame, Frame, type OversizedFrame} from '../../src/ttrpc/frame.ts'
 import {defaultTurnBudget, PacedReader, type PacedReaderOptions} from '../../src/ttrpc/paced-reader.ts';
 import {directoryOf} from '../support/directory.ts';
 
-const tenBytes = (count: number, streamId = 1): Buffer => Buffer.concat(Array.from({length: count}, () => encodeFrame({streamId, type: 3, flags: 0}, Buffer.alloc(0))));
+const tenBytes = (count: number, streamId = 1): Buffer =>
+	Buffer.concat(Array.from({length: count}, () => encodeFrame({streamId, type: 3, flags: 0}, Buffer.alloc(0))));
 
 /** Both ends of a connection; what accepts is not read from yet. */
 async function pair(t: ExecutionContext): Promise<{sender: Socket; receiver: Socket}> {
@@ -18,7 +19,7 @@ async function pair(t: ExecutionContext): Promise<{sender: Socket; receiver: Soc
 	server.listen(path);
 	await once(server, 'listening');
 	const sender = connect(path);
-	const [receiver] = await once(server, 'connection') as [Socket];
+	const [receiver] = (await once(server, 'connection')) as [Socket];
 	t.teardown(() => {
 		sender.destroy();
 		receiver.destroy();
@@ -34,26 +35,34 @@ interface Told {
 	readonly closed: Promise<undefined>;
 }
 
-function read(socket: Socket, options: PacedReaderOptions = {}, onFrame: (count: number) => void = () => undefined): Told {
+function read(
+	socket: Socket,
+	options: PacedReaderOptions = {},
+	onFrame: (count: number) => void = () => undefined,
+): Told {
 	const {promise: closed, resolve} = Promise.withResolvers<undefined>();
 	const frames: Array<Frame | OversizedFrame> = [];
 	const events: string[] = [];
-	const reader = new PacedReader(socket, {
-		frames(some) {
-			for (const frame of some) {
-				frames.push(frame);
-				onFrame(frames.length);
-			}
+	const reader = new PacedReader(
+		socket,
+		{
+			frames(some) {
+				for (const frame of some) {
+					frames.push(frame);
+					onFrame(frames.length);
+				}
+			},
+			ended() {
+				events.push(`ended after ${frames.length}`);
+				socket.end();
+			},
+			closed() {
+				events.push('closed');
+				resolve(undefined);
+			},
 		},
-		ended() {
-			events.push(`ended after ${frames.length}`);
-			socket.end();
-		},
-		closed() {
-			events.push('closed');
-			resolve(undefined);
-		},
-	}, options);
+		options,
+	);
 	return {frames, events, reader, closed};
 }
 
@@ -86,37 +95,54 @@ test('between the frames of a flood those of another connection come through', a
 });
 
 test('no turn of the event loop takes more than its budget of frames, or of bytes', async t => {
-	for (const [bytes, budget] of [[tenBytes(6000), {frames: 100, bytes: Infinity}], [tenBytes(6000), {frames: Infinity, bytes: 1}]] as const) {
+	for (const [bytes, budget] of [
+		[tenBytes(6000), {frames: 100, bytes: Infinity}],
+		[tenBytes(6000), {frames: Infinity, bytes: 1}],
+	] as const) {
 		const {sender, receiver} = await pair(t);
 		await written(sender, bytes);
 		const {frames} = read(receiver, {budget});
 		for (let before = 0, turns = 0; frames.length < 6000; before = frames.length, turns++) {
 			await turn();
 			// What the poll phase has taken, and what the check phase has, which begins a new turn.
-			t.true(frames.length - before <= (budget.frames === Infinity ? 2 * 65_536 / 10 + 1 : 2 * budget.frames), `${frames.length - before} frames in turn ${turns}`);
+			t.true(
+				frames.length - before <= (budget.frames === Infinity ? (2 * 65_536) / 10 + 1 : 2 * budget.frames),
+				`${frames.length - before} frames in turn ${turns}`,
+			);
 		}
 	}
 });
 
 test('however frames are cut and whatever the budget, all come, in their order, and the end after them', async t => {
 	const piece = fc.nat(3000).map(length => Buffer.alloc(length, 1));
-	await fc.assert(fc.asyncProperty(fc.array(piece, {maxLength: 60}), fc.integer({min: 1, max: 20}), fc.array(fc.boolean(), {minLength: 1, maxLength: 8}), async (messages, budget, wanted) => {
-		const {sender, receiver} = await pair(t);
-		const sent = messages.map((message, streamId) => encodeFrame({streamId, type: 3, flags: 0}, message));
-		const told = read(receiver, {budget: {frames: budget, bytes: budget * 500}});
-		sender.end(Buffer.concat(sent));
-		sender.resume();
-		// Back-pressure comes and goes meanwhile.
-		for (const shall of wanted) {
-			told.reader.isReading = shall;
-			await turn();
-		}
+	await fc.assert(
+		fc.asyncProperty(
+			fc.array(piece, {maxLength: 60}),
+			fc.integer({min: 1, max: 20}),
+			fc.array(fc.boolean(), {minLength: 1, maxLength: 8}),
+			async (messages, budget, wanted) => {
+				const {sender, receiver} = await pair(t);
+				const sent = messages.map((message, streamId) => encodeFrame({streamId, type: 3, flags: 0}, message));
+				const told = read(receiver, {budget: {frames: budget, bytes: budget * 500}});
+				sender.end(Buffer.concat(sent));
+				sender.resume();
+				// Back-pressure comes and goes meanwhile.
+				for (const shall of wanted) {
+					told.reader.isReading = shall;
+					await turn();
+				}
 
-		told.reader.isReading = true;
-		await told.closed;
-		t.deepEqual(told.frames.map(frame => frame instanceof Frame && frame.bytes), sent);
-		t.deepEqual(told.events, [`ended after ${sent.length}`, 'closed']);
-	}), {numRuns: 100});
+				told.reader.isReading = true;
+				await told.closed;
+				t.deepEqual(
+					told.frames.map(frame => frame instanceof Frame && frame.bytes),
+					sent,
+				);
+				t.deepEqual(told.events, [`ended after ${sent.length}`, 'closed']);
+			},
+		),
+		{numRuns: 100},
+	);
 });
 
 test('while it is not to read, nothing of what waits is delivered', async t => {

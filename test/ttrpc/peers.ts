@@ -15,8 +15,10 @@ import {TtrpcServer, type ServerOptions} from '../../src/ttrpc/server.ts';
 import type {Handler, ServiceDefinition} from '../../src/ttrpc/service.ts';
 
 /** proto/hypervisor.proto as the contract loads it, for ttrpc and gRPC alike. */
-export const hypervisor: ServiceDefinition & Readonly<Record<string, ClientMethod<object, object>>>
-	= loadSync(fileURLToPath(new URL('../../proto/hypervisor.proto', import.meta.url)), {defaults: true, keepCase: true})['hypervisor.Hypervisor'] as never;
+export const hypervisor: ServiceDefinition & Readonly<Record<string, ClientMethod<object, object>>> = loadSync(
+	fileURLToPath(new URL('../../proto/hypervisor.proto', import.meta.url)),
+	{defaults: true, keepCase: true},
+)['hypervisor.Hypervisor'] as never;
 
 /** A method of `hypervisor` for `TtrpcClient.call`. */
 export function method(name: string): ClientMethod<object, object> {
@@ -40,7 +42,9 @@ export interface Peer {
 
 /** A ttrpc server on a socket of its own, with the given handlers of `hypervisor`. */
 export async function serve(
-	t: ExecutionContext, handlers: Readonly<Record<string, Handler>>, options: Partial<ServerOptions> = {},
+	t: ExecutionContext,
+	handlers: Readonly<Record<string, Handler>>,
+	options: Partial<ServerOptions> = {},
 	accept: (server: TtrpcServer, socket: Socket) => void = (to, socket) => to.serve(socket),
 ): Promise<Peer> {
 	const directory = mkdtempSync(join(tmpdir(), 'caat-ttrpc-'));
@@ -61,9 +65,14 @@ export async function serve(
 		rmSync(directory, {recursive: true});
 	});
 	return {
-		path, server, accepted,
+		path,
+		server,
+		accepted,
 		client: async clientOptions => {
-			const [client] = await Promise.all([connect(path, AbortSignal.timeout(60_000), clientOptions), once(listener, 'connection')]);
+			const [client] = await Promise.all([
+				connect(path, AbortSignal.timeout(60_000), clientOptions),
+				once(listener, 'connection'),
+			]);
 			t.teardown(async () => client.close());
 			return client;
 		},
@@ -75,7 +84,8 @@ export async function serve(
 	};
 }
 
-const toStatus: ServerOptions['toStatus'] = error => error instanceof AdaptorError && error.code === 'not-found' ? {code: 5, message: error.message} : undefined;
+const toStatus: ServerOptions['toStatus'] = error =>
+	error instanceof AdaptorError && error.code === 'not-found' ? {code: 5, message: error.message} : undefined;
 
 /** Writes what it is told and shows what comes back, frame by frame. */
 export class RawClient {
@@ -104,7 +114,14 @@ export class RawClient {
 
 	/** @param header what shall not be as in a unary request on stream 1 */
 	request(request: Partial<Request>, header: {streamId?: number; type?: number; flags?: number} = {}): void {
-		const message = encodeRequest({service: 'hypervisor.Hypervisor', method: 'Version', payload: Buffer.alloc(0), timeoutNano: 0n, metadata: [], ...request});
+		const message = encodeRequest({
+			service: 'hypervisor.Hypervisor',
+			method: 'Version',
+			payload: Buffer.alloc(0),
+			timeoutNano: 0n,
+			metadata: [],
+			...request,
+		});
 		this.socket.write(encodeFrame({streamId: 1, type: frameType.request, flags: 0, ...header}, message));
 	}
 

@@ -11,7 +11,12 @@ const version = async (): Promise<object> => ({version: '1'});
 const {promise: never} = Promise.withResolvers<object>();
 
 const conversations = {
-	createvm: {CreateVM: async () => ({agentSocketPath: '/run/peerpod/pods/e5fcf8e345ea2177f4d3886f0a81e7d7e0e290d92705acd012e8996f2dba127b/agent.ttrpc'})},
+	createvm: {
+		CreateVM: async () => ({
+			agentSocketPath:
+				'/run/peerpod/pods/e5fcf8e345ea2177f4d3886f0a81e7d7e0e290d92705acd012e8996f2dba127b/agent.ttrpc',
+		}),
+	},
 	startvm: {StartVM: async () => ({})},
 	stopvm: {StopVM: async () => ({})},
 } as const;
@@ -27,10 +32,12 @@ for (const [name, handlers] of Object.entries(conversations)) {
 
 test('a handler sees the recorded CreateVM as the shim meant it', async t => {
 	const seen: Array<[object, CallContext]> = [];
-	const peer = await serve(t, {async CreateVM(request: object, context) {
-		seen.push([request, context]);
-		return {};
-	}});
+	const peer = await serve(t, {
+		async CreateVM(request: object, context) {
+			seen.push([request, context]);
+			return {};
+		},
+	});
 	const raw = await peer.raw();
 	raw.socket.write(recorded('createvm.request.bin'));
 	await raw.frames(1);
@@ -39,8 +46,10 @@ test('a handler sees the recorded CreateVM as the shim meant it', async t => {
 		id: 'e5fcf8e345ea2177f4d3886f0a81e7d7e0e290d92705acd012e8996f2dba127b',
 		networkNamespacePath: '/var/run/netns/cni-045244ab-0ed0-18eb-db32-cee03906656a',
 		annotations: {
-			'io.kubernetes.cri.sandbox-name': 'demo', 'io.kubernetes.cri.sandbox-namespace': 'default',
-			'io.katacontainers.config.hypervisor.default_vcpus': '2', 'io.katacontainers.config.hypervisor.default_memory': '4096',
+			'io.kubernetes.cri.sandbox-name': 'demo',
+			'io.kubernetes.cri.sandbox-namespace': 'default',
+			'io.katacontainers.config.hypervisor.default_vcpus': '2',
+			'io.katacontainers.config.hypervisor.default_memory': '4096',
 			'io.katacontainers.config.hypervisor.machine_type': '',
 		},
 	});
@@ -83,12 +92,19 @@ test('calls of one connection run at once and are answered as they end', async t
 	raw.request({method: 'CreateVM'}, {streamId: 7});
 	await raw.frames(1);
 	t.is(begun, 3);
-	for (const [index, answered] of [[2, 2], [0, 3], [1, 4]] as const) {
+	for (const [index, answered] of [
+		[2, 2],
+		[0, 3],
+		[1, 4],
+	] as const) {
 		gates[index]?.resolve({version: String(index)});
 		await raw.frames(answered);
 	}
 
-	t.deepEqual((await raw.codes(4)).map(([streamId]) => streamId), [7, 5, 1, 3]);
+	t.deepEqual(
+		(await raw.codes(4)).map(([streamId]) => streamId),
+		[7, 5, 1, 3],
+	);
 });
 
 test('an unknown service and an unknown method are UNIMPLEMENTED, by name, and the connection lives', async t => {
@@ -100,7 +116,10 @@ test('an unknown service and an unknown method are UNIMPLEMENTED, by name, and t
 	raw.request({method: 'toString', service: '__proto__'}, {streamId: 7});
 	raw.request({}, {streamId: 9});
 	const responses = await raw.responses(5);
-	t.deepEqual(responses.map(([, {status}]) => status?.code), [12, 12, 12, 12, undefined]);
+	t.deepEqual(
+		responses.map(([, {status}]) => status?.code),
+		[12, 12, 12, 12, undefined],
+	);
 	t.regex(responses[0]?.[1].status?.message ?? '', /\/other\.Service\/Version/);
 });
 
@@ -109,15 +128,25 @@ test('an oversized request is RESOURCE_EXHAUSTED on its stream, and the connecti
 	const raw = await peer.raw();
 	raw.socket.write(encodeFrame({streamId: 1, type: frameType.request, flags: 0}, Buffer.alloc(maxMessageLength + 1)));
 	raw.request({}, {streamId: 3});
-	t.deepEqual(await raw.codes(2), [[1, statusCode.resourceExhausted], [3, 0]]);
+	t.deepEqual(await raw.codes(2), [
+		[1, statusCode.resourceExhausted],
+		[3, 0],
+	]);
 });
 
 test('a response over the limit is RESOURCE_EXHAUSTED on its stream, and the connection lives', async t => {
-	const peer = await serve(t, {Version: async ({version: length}: {version: string}) => ({version: 'x'.repeat(Number(length))})}, {maxMessageLength: 1000});
+	const peer = await serve(
+		t,
+		{Version: async ({version: length}: {version: string}) => ({version: 'x'.repeat(Number(length))})},
+		{maxMessageLength: 1000},
+	);
 	const raw = await peer.raw();
 	raw.request({payload: Buffer.from('0a0431303030', 'hex')}, {streamId: 1});
 	raw.request({payload: Buffer.from('0a03393930', 'hex')}, {streamId: 3});
-	t.deepEqual(await raw.codes(2), [[1, statusCode.resourceExhausted], [3, 0]]);
+	t.deepEqual(await raw.codes(2), [
+		[1, statusCode.resourceExhausted],
+		[3, 0],
+	]);
 	t.is((await raw.frames(2))[1]?.message.length, 996);
 });
 
@@ -127,7 +156,14 @@ test('a malformed request, and a malformed payload, are INVALID_ARGUMENT, and th
 	raw.socket.write(encodeFrame({streamId: 1, type: frameType.request, flags: 0}, Buffer.from('0aff', 'hex')));
 	raw.request({payload: Buffer.from('0aff', 'hex')}, {streamId: 3});
 	raw.request({}, {streamId: 5});
-	t.deepEqual(new Map(await raw.codes(3)), new Map([[1, statusCode.invalidArgument], [3, statusCode.invalidArgument], [5, 0]]));
+	t.deepEqual(
+		new Map(await raw.codes(3)),
+		new Map([
+			[1, statusCode.invalidArgument],
+			[3, statusCode.invalidArgument],
+			[5, 0],
+		]),
+	);
 });
 
 test('even stream ids are INVALID_ARGUMENT', async t => {
@@ -135,22 +171,30 @@ test('even stream ids are INVALID_ARGUMENT', async t => {
 	const raw = await peer.raw();
 	raw.request({}, {streamId: 2});
 	raw.request({}, {streamId: 0});
-	t.deepEqual(await raw.codes(2), [[2, statusCode.invalidArgument], [0, statusCode.invalidArgument]]);
+	t.deepEqual(await raw.codes(2), [
+		[2, statusCode.invalidArgument],
+		[0, statusCode.invalidArgument],
+	]);
 });
 
 test('a stream id in use is INVALID_ARGUMENT, and the call that uses it goes on', async t => {
 	const gate = Promise.withResolvers<object>();
 	let calls = 0;
-	const peer = await serve(t, {Version: async () => {
-		calls++;
-		return gate.promise;
-	}});
+	const peer = await serve(t, {
+		Version: async () => {
+			calls++;
+			return gate.promise;
+		},
+	});
 	const raw = await peer.raw();
 	raw.request({}, {streamId: 7});
 	raw.request({}, {streamId: 7});
 	t.deepEqual(await raw.codes(1), [[7, statusCode.invalidArgument]]);
 	gate.resolve({});
-	t.deepEqual(await raw.codes(2), [[7, statusCode.invalidArgument], [7, 0]]);
+	t.deepEqual(await raw.codes(2), [
+		[7, statusCode.invalidArgument],
+		[7, 0],
+	]);
 	t.is(calls, 1);
 });
 
@@ -168,20 +212,34 @@ test('a request that announces more data is UNIMPLEMENTED; its data, and frames 
 	const raw = await peer.raw();
 	raw.request({}, {streamId: 1, flags: frameFlag.remoteOpen});
 	raw.socket.write(encodeFrame({streamId: 1, type: frameType.data, flags: 0}, Buffer.from('data')));
-	raw.socket.write(encodeFrame({streamId: 1, type: frameType.data, flags: frameFlag.remoteClosed | frameFlag.noData}, Buffer.alloc(0)));
+	raw.socket.write(
+		encodeFrame(
+			{streamId: 1, type: frameType.data, flags: frameFlag.remoteClosed | frameFlag.noData},
+			Buffer.alloc(0),
+		),
+	);
 	raw.socket.write(encodeFrame({streamId: 1, type: frameType.response, flags: 0}, Buffer.alloc(0)));
 	raw.socket.write(encodeFrame({streamId: 5, type: 77, flags: 0}, Buffer.alloc(10)));
 	raw.request({}, {streamId: 3, flags: frameFlag.remoteClosed});
-	t.deepEqual(await raw.codes(2), [[1, statusCode.unimplemented], [3, 0]]);
+	t.deepEqual(await raw.codes(2), [
+		[1, statusCode.unimplemented],
+		[3, 0],
+	]);
 });
 
 test('more calls than allowed on a connection are RESOURCE_EXHAUSTED, until one ends', async t => {
 	const gates = new Map<string, PromiseWithResolvers<object>>();
-	const peer = await serve(t, {Version: async ({version: name}: {version: string}) => {
-		const gate = Promise.withResolvers<object>();
-		gates.set(name, gate);
-		return gate.promise;
-	}}, {maxStreams: 2});
+	const peer = await serve(
+		t,
+		{
+			Version: async ({version: name}: {version: string}) => {
+				const gate = Promise.withResolvers<object>();
+				gates.set(name, gate);
+				return gate.promise;
+			},
+		},
+		{maxStreams: 2},
+	);
 	const raw = await peer.raw();
 	const named = (name: string): Buffer => Buffer.from(`\n\u0001${name}`);
 	raw.request({payload: named('a')}, {streamId: 1});
@@ -200,10 +258,13 @@ test('more calls than allowed on a connection are RESOURCE_EXHAUSTED, until one 
 test('a deadline aborts the handler and is answered once; what the handler does then is ignored', async t => {
 	const gate = Promise.withResolvers<object>();
 	const aborted = Promise.withResolvers<unknown>();
-	const peer = await serve(t, {async StartVM(_request: object, {signal}) {
-		signal.addEventListener('abort', () => aborted.resolve(signal.reason));
-		return gate.promise;
-	}, Version: version});
+	const peer = await serve(t, {
+		async StartVM(_request: object, {signal}) {
+			signal.addEventListener('abort', () => aborted.resolve(signal.reason));
+			return gate.promise;
+		},
+		Version: version,
+	});
 	const raw = await peer.raw();
 	raw.request({method: 'StartVM', timeoutNano: 20_000_000n}, {streamId: 1});
 	const [response] = await raw.responses(1);
@@ -212,7 +273,10 @@ test('a deadline aborts the handler and is answered once; what the handler does 
 	t.like(await aborted.promise, {code: 'deadline-exceeded'});
 	gate.resolve({});
 	raw.request({}, {streamId: 3});
-	t.deepEqual(await raw.codes(2), [[1, statusCode.deadlineExceeded], [3, 0]]);
+	t.deepEqual(await raw.codes(2), [
+		[1, statusCode.deadlineExceeded],
+		[3, 0],
+	]);
 });
 
 test('a deadline that has passed never reaches the handler; one in 292 years does', async t => {
@@ -221,16 +285,22 @@ test('a deadline that has passed never reaches the handler; one in 292 years doe
 	raw.request({timeoutNano: -1n}, {streamId: 1});
 	raw.request({timeoutNano: -(2n ** 63n)}, {streamId: 3});
 	raw.request({timeoutNano: 2n ** 63n - 1n}, {streamId: 5});
-	t.deepEqual(await raw.codes(3), [[1, statusCode.deadlineExceeded], [3, statusCode.deadlineExceeded], [5, 0]]);
+	t.deepEqual(await raw.codes(3), [
+		[1, statusCode.deadlineExceeded],
+		[3, statusCode.deadlineExceeded],
+		[5, 0],
+	]);
 });
 
 for (const [how, leave] of Object.entries({'closes its connection': 'destroy', 'ends its side': 'end'} as const)) {
 	test(`a caller that ${how} aborts its calls`, async t => {
 		const begun = Promise.withResolvers<AbortSignal>();
-		const peer = await serve(t, {async Version(_request: object, {signal}) {
-			begun.resolve(signal);
-			return never;
-		}});
+		const peer = await serve(t, {
+			async Version(_request: object, {signal}) {
+				begun.resolve(signal);
+				return never;
+			},
+		});
 		const raw = await peer.raw();
 		raw.request({});
 		const signal = await begun.promise;
@@ -253,7 +323,7 @@ test('an error becomes the status that toStatus gives; any other tells the peer 
 			throw new Error('the password is swordfish');
 		},
 		Version() {
-			// eslint-disable-next-line @typescript-eslint/only-throw-error -- what a careless handler may do, and at once
+			// eslint-disable-next-line @typescript-eslint/only-throw-error -- a careless handler may do it
 			throw 'swordfish';
 		},
 	});
@@ -271,12 +341,21 @@ test('an error becomes the status that toStatus gives; any other tells the peer 
 });
 
 test('a toStatus that throws, or says OK, still gives an error to the peer', async t => {
-	for (const toStatus of [() => ({code: 0, message: ''}), () => {
-		throw new Error('confused');
-	}]) {
-		const peer = await serve(t, {Version: async () => {
-			throw new Error('failed');
-		}}, {toStatus});
+	for (const toStatus of [
+		() => ({code: 0, message: ''}),
+		() => {
+			throw new Error('confused');
+		},
+	]) {
+		const peer = await serve(
+			t,
+			{
+				Version: async () => {
+					throw new Error('failed');
+				},
+			},
+			{toStatus},
+		);
 		const raw = await peer.raw();
 		raw.request({});
 		t.deepEqual(await raw.codes(1), [[1, statusCode.unknown]]);
@@ -286,10 +365,12 @@ test('a toStatus that throws, or says OK, still gives an error to the peer', asy
 test('requests wait while the peer leaves its responses unread, and all are answered once it reads', async t => {
 	const payload = 'x'.repeat(100_000);
 	let calls = 0;
-	const peer = await serve(t, {Version: async () => {
-		calls++;
-		return {version: payload};
-	}});
+	const peer = await serve(t, {
+		Version: async () => {
+			calls++;
+			return {version: payload};
+		},
+	});
 	const raw = await peer.raw();
 	raw.socket.pause();
 	const total = 500;
@@ -314,13 +395,33 @@ test('requests wait while the peer leaves its responses unread, and all are answ
 
 test('a method is registered once', async t => {
 	const peer = await serve(t, {Version: version});
-	t.throws(() => peer.server.register({definition: {Version: {path: '/hypervisor.Hypervisor/Version', requestDeserialize: () => ({}), responseSerialize: () => Buffer.alloc(0)}}, handlers: {Version: version}}), {message: /registered already/});
+	t.throws(
+		() =>
+			peer.server.register({
+				definition: {
+					Version: {
+						path: '/hypervisor.Hypervisor/Version',
+						requestDeserialize: () => ({}),
+						responseSerialize: () => Buffer.alloc(0),
+					},
+				},
+				handlers: {Version: version},
+			}),
+		{message: /registered already/},
+	);
 });
 
 test('a method that streams is not served', async t => {
 	const peer = await serve(t, {});
 	peer.server.register({
-		definition: {Watch: {path: '/s.S/Watch', responseStream: true, requestDeserialize: () => ({}), responseSerialize: () => Buffer.alloc(0)}},
+		definition: {
+			Watch: {
+				path: '/s.S/Watch',
+				responseStream: true,
+				requestDeserialize: () => ({}),
+				responseSerialize: () => Buffer.alloc(0),
+			},
+		},
 		handlers: {Watch: version},
 	});
 	const raw = await peer.raw();

@@ -26,11 +26,20 @@ const unchanged: Readonly<Record<string, unknown>> = {
 	'of no runtime class': reviewOf({...pod, spec: {...pod.spec, runtimeClassName: undefined}}),
 	'that is updated': reviewOf(pod, {operation: 'UPDATE', oldObject: pod}),
 	'that is deleted': reviewOf(null, {operation: 'DELETE', oldObject: pod}),
-	'that is bound, which creates a Binding': reviewOf({apiVersion: 'v1', kind: 'Binding', metadata: {name: 'app'}, target: {kind: 'Node', name: 'n'}}, {kind: {group: '', version: 'v1', kind: 'Binding'}, subResource: 'binding'}),
+	'that is bound, which creates a Binding': reviewOf(
+		{apiVersion: 'v1', kind: 'Binding', metadata: {name: 'app'}, target: {kind: 'Node', name: 'n'}},
+		{kind: {group: '', version: 'v1', kind: 'Binding'}, subResource: 'binding'},
+	),
 	'that gets an ephemeral container': reviewOf(pod, {operation: 'CREATE', subResource: 'ephemeralcontainers'}),
 	'of an excluded namespace': reviewOf({...pod, metadata: {...pod.metadata, namespace: 'kube-system'}}),
-	'of a controller in an excluded namespace': reviewOf({...pod, metadata: {generateName: 'app-'}}, {namespace: 'kube-system'}),
-	'of another kind': reviewOf({apiVersion: 'apps/v1', kind: 'Deployment', metadata: {name: 'app'}, spec: {}}, {kind: {group: 'apps', version: 'v1', kind: 'Deployment'}}),
+	'of a controller in an excluded namespace': reviewOf(
+		{...pod, metadata: {generateName: 'app-'}},
+		{namespace: 'kube-system'},
+	),
+	'of another kind': reviewOf(
+		{apiVersion: 'apps/v1', kind: 'Deployment', metadata: {name: 'app'}, spec: {}},
+		{kind: {group: 'apps', version: 'v1', kind: 'Deployment'}},
+	),
 	'of another group': reviewOf(pod, {kind: {group: 'example.com', version: 'v1', kind: 'Pod'}}),
 	'that asks for one VM already': reviewOf(podOf([{resources: oneVm}])),
 	'without containers': reviewOf(podOf([])),
@@ -59,12 +68,27 @@ const denied: ReadonlyArray<readonly [field: string, object: unknown]> = [
 	['spec.initContainers[1] is', {...pod, spec: {...pod.spec, initContainers: [{}, null]}}],
 	['spec.containers[0].resources is', {...pod, spec: {...pod.spec, containers: [{resources: 'x'}]}}],
 	['spec.containers[0].resources.limits is', {...pod, spec: {...pod.spec, containers: [{resources: {limits: []}}]}}],
-	['spec.containers[0].resources.limits["cpu"] is', {...pod, spec: {...pod.spec, containers: [{resources: {limits: {cpu: '1 core'}}}]}}],
+	[
+		'spec.containers[0].resources.limits["cpu"] is',
+		{...pod, spec: {...pod.spec, containers: [{resources: {limits: {cpu: '1 core'}}}]}},
+	],
 	// What Kubernetes' validation would refuse, had the quantities not been taken away before it.
-	['spec.containers[0].resources.requests["cpu"] is not zero or more', {...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '-1'}}}]}}],
-	['spec.initContainers[0].resources.limits["example.com/nic"] is not zero or more', {...pod, spec: {...pod.spec, initContainers: [{resources: {limits: {'example.com/nic': '-1'}}}]}}],
-	['spec.containers[0].resources.requests["cpu"] is not at most its limit', {...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '4'}, limits: {cpu: '3999m'}}}]}}],
-	['spec.resources.requests["memory"] is not at most its limit', {...pod, spec: {...pod.spec, resources: {requests: {memory: '1Gi'}, limits: {memory: '1G'}}}}],
+	[
+		'spec.containers[0].resources.requests["cpu"] is not zero or more',
+		{...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '-1'}}}]}},
+	],
+	[
+		'spec.initContainers[0].resources.limits["example.com/nic"] is not zero or more',
+		{...pod, spec: {...pod.spec, initContainers: [{resources: {limits: {'example.com/nic': '-1'}}}]}},
+	],
+	[
+		'spec.containers[0].resources.requests["cpu"] is not at most its limit',
+		{...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '4'}, limits: {cpu: '3999m'}}}]}},
+	],
+	[
+		'spec.resources.requests["memory"] is not at most its limit',
+		{...pod, spec: {...pod.spec, resources: {requests: {memory: '1Gi'}, limits: {memory: '1G'}}}},
+	],
 	['spec.resources.requests["memory"] is', {...pod, spec: {...pod.spec, resources: {requests: {memory: {}}}}}],
 ];
 test('a pod that cannot be understood is denied, with the field, under the uid', t => {
@@ -82,37 +106,63 @@ test('a pod that cannot be understood is denied, with the field, under the uid',
 test('what is no review, or has no uid to answer to, is refused', t => {
 	const {request} = reviewOf(pod);
 	for (const document of [
-		null, 1, 'x', [], {}, {...reviewOf(pod), apiVersion: 'admission.k8s.io/v1beta1'}, {...reviewOf(pod), kind: 'Pod'}, {...reviewOf(pod), request: null},
-		reviewOf(pod, {uid: ''}), reviewOf(pod, {uid: 7}), {...reviewOf(pod), request: {...request, uid: undefined}},
+		null,
+		1,
+		'x',
+		[],
+		{},
+		{...reviewOf(pod), apiVersion: 'admission.k8s.io/v1beta1'},
+		{...reviewOf(pod), kind: 'Pod'},
+		{...reviewOf(pod), request: null},
+		reviewOf(pod, {uid: ''}),
+		reviewOf(pod, {uid: 7}),
+		{...reviewOf(pod), request: {...request, uid: undefined}},
 	]) {
 		t.is(t.throws(() => answerReview(document, policy), {instanceOf: AdaptorError}).code, 'invalid-argument');
 	}
 });
 
-test('names from Object\'s prototype are names like others', t => {
-	const odd = JSON.parse('{"metadata":{"annotations":{"constructor":"x"}},"spec":{"runtimeClassName":"kata-remote","__proto__":{"x":1},"containers":[{"resources":{"limits":{"__proto__":"1","constructor":"2"}}}]}}') as unknown;
+test("names from Object's prototype are names like others", t => {
+	const odd = JSON.parse(
+		'{"metadata":{"annotations":{"constructor":"x"}},"spec":{"runtimeClassName":"kata-remote","__proto__":{"x":1},"containers":[{"resources":{"limits":{"__proto__":"1","constructor":"2"}}}]}}',
+	) as unknown;
 	const response = responseIn(answerReview(reviewOf(odd), policy).review);
 	t.deepEqual(patchIn(response), [{op: 'replace', path: '/spec/containers/0/resources', value: oneVm}]);
 });
 
 test('property: whatever stands where a review has its parts, it is answered or refused', t => {
-	const part = fc.oneof(fc.json().map(text => JSON.parse(text) as unknown), fc.constant(undefined));
-	fc.assert(fc.property(
-		fc.constantFrom(['metadata'], ['metadata', 'annotations'], ['spec'], ['spec', 'containers'], ['spec', 'containers', '0'], ['spec', 'containers', '0', 'resources'], ['spec', 'initContainers'], ['spec', 'resources'], []),
-		part,
-		(path, value) => {
-			const holder = {object: structuredClone(pod) as unknown};
-			let parent: Record<string, unknown> = holder;
-			const names = ['object', ...path];
-			for (const name of names.slice(0, -1)) {
-				parent = parent[name] as Record<string, unknown>;
-			}
+	const part = fc.oneof(
+		fc.json().map(text => JSON.parse(text) as unknown),
+		fc.constant(undefined),
+	);
+	fc.assert(
+		fc.property(
+			fc.constantFrom(
+				['metadata'],
+				['metadata', 'annotations'],
+				['spec'],
+				['spec', 'containers'],
+				['spec', 'containers', '0'],
+				['spec', 'containers', '0', 'resources'],
+				['spec', 'initContainers'],
+				['spec', 'resources'],
+				[],
+			),
+			part,
+			(path, value) => {
+				const holder = {object: structuredClone(pod) as unknown};
+				let parent: Record<string, unknown> = holder;
+				const names = ['object', ...path];
+				for (const name of names.slice(0, -1)) {
+					parent = parent[name] as Record<string, unknown>;
+				}
 
-			parent[names.at(-1) ?? ''] = value;
-			const response = responseIn(answerReview(reviewOf(holder.object), policy).review);
-			t.is(response.uid, uid);
-			t.is(typeof response.allowed, 'boolean');
-			t.notThrows(() => JSON.stringify(response));
-		},
-	));
+				parent[names.at(-1) ?? ''] = value;
+				const response = responseIn(answerReview(reviewOf(holder.object), policy).review);
+				t.is(response.uid, uid);
+				t.is(typeof response.allowed, 'boolean');
+				t.notThrows(() => JSON.stringify(response));
+			},
+		),
+	);
 });

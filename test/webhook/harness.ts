@@ -25,7 +25,10 @@ export async function makeIssuer(): Promise<Issuer> {
 	return {ca: ca.cert, issue: async () => makeServerCertificate(serverName, ca, validity)};
 }
 
-/** A mounted secret: files are links into `..data`, a link that is swapped in one step (Kubernetes, pkg/volume/util/atomic_writer.go). */
+/**
+ * A mounted secret: files are links into `..data`, a link that is swapped in one step (Kubernetes,
+ * pkg/volume/util/atomic_writer.go).
+ */
 export class MountedSecret {
 	readonly directory: string;
 	#version = 0;
@@ -44,7 +47,9 @@ export class MountedSecret {
 		await symlink(version, join(this.directory, '..data_tmp'));
 		await rename(join(this.directory, '..data_tmp'), join(this.directory, '..data'));
 		if (this.#version === 1) {
-			await Promise.all(['tls.crt', 'tls.key'].map(async name => symlink(join('..data', name), join(this.directory, name))));
+			await Promise.all(
+				['tls.crt', 'tls.key'].map(async name => symlink(join('..data', name), join(this.directory, name))),
+			);
 		}
 
 		await rm(join(this.directory, old), {recursive: true, force: true});
@@ -65,7 +70,17 @@ export async function webhookOf(t: ExecutionContext, options: Partial<WebhookOpt
 	const secret = new MountedSecret(join(await directoryOf(t), 'certs'));
 	await secret.write(await issuer.issue());
 	const log = recordingLog();
-	const webhook = await startWebhook({port: 0, probePort: 0, tlsDirectory: secret.directory, tls: {}, tlsIntervalMs: 10, drainDelayMs: 0, policy, log, ...options});
+	const webhook = await startWebhook({
+		port: 0,
+		probePort: 0,
+		tlsDirectory: secret.directory,
+		tls: {},
+		tlsIntervalMs: 10,
+		drainDelayMs: 0,
+		policy,
+		log,
+		...options,
+	});
 	const client = new Client(webhook.port, issuer.ca);
 	t.teardown(async () => {
 		client.close();
@@ -94,17 +109,47 @@ export class Client {
 	readonly agent: Agent;
 	readonly #port: number;
 
-	constructor(port: number, ca: string, options: {readonly maxSockets?: number; readonly keepAlive?: boolean; readonly maxVersion?: 'TLSv1.2'; readonly cert?: string; readonly key?: string} = {}) {
+	constructor(
+		port: number,
+		ca: string,
+		options: {
+			readonly maxSockets?: number;
+			readonly keepAlive?: boolean;
+			readonly maxVersion?: 'TLSv1.2';
+			readonly cert?: string;
+			readonly key?: string;
+		} = {},
+	) {
 		this.#port = port;
 		this.agent = new Agent({keepAlive: true, ca, servername: serverName, maxCachedSessions: 0, ...options});
 	}
 
 	async call({method = 'POST', path = '/mutate-v1-pod', headers = {}, body}: Call): Promise<Reply> {
 		const {promise, resolve, reject} = Promise.withResolvers<Reply>();
-		const asked = request({host: '127.0.0.1', port: this.#port, agent: this.agent, method, path: `${path}?timeout=10s`, headers: {'Content-Type': 'application/json', ...headers}}, response => {
-			const fingerprint256 = response.socket instanceof TLSSocket ? response.socket.getPeerCertificate().fingerprint256 : '';
-			text(response).then(received => resolve({status: response.statusCode ?? 0, headers: response.headers, body: received, fingerprint: fingerprint256}), reject);
-		});
+		const asked = request(
+			{
+				host: '127.0.0.1',
+				port: this.#port,
+				agent: this.agent,
+				method,
+				path: `${path}?timeout=10s`,
+				headers: {'Content-Type': 'application/json', ...headers},
+			},
+			response => {
+				const fingerprint256 =
+					response.socket instanceof TLSSocket ? response.socket.getPeerCertificate().fingerprint256 : '';
+				text(response).then(
+					received =>
+						resolve({
+							status: response.statusCode ?? 0,
+							headers: response.headers,
+							body: received,
+							fingerprint: fingerprint256,
+						}),
+					reject,
+				);
+			},
+		);
 		asked.on('error', reject);
 		asked.end(body);
 		return promise;
@@ -125,10 +170,13 @@ export class Client {
 	}
 }
 
-/** Until it is true, looking each time that something may have happened. @throws when that takes longer than anything here should */
+/**
+ * Until it is true, looking each time that something may have happened.
+ * @throws when that takes longer than anything here should
+ */
 export async function until(isTrue: () => boolean | Promise<boolean>): Promise<void> {
 	const giveUpAt = performance.now() + 60_000;
-	while (!await isTrue()) {
+	while (!(await isTrue())) {
 		if (performance.now() > giveUpAt) {
 			throw new Error(`It never came to be that ${String(isTrue)}`);
 		}

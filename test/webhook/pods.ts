@@ -10,7 +10,10 @@ export const gpusAnnotation = 'io.katacontainers.config.hypervisor.default_gpus'
 export const oneVm = {limits: {[vm]: '1'}, requests: {[vm]: '1'}};
 
 export const policy: ReviewPolicy = {
-	runtimeClass: 'kata-remote', extendedResource: vm, excludedNamespaces: ['kube-system'], overhead: {cpu: 0n, memory: 0n},
+	runtimeClass: 'kata-remote',
+	extendedResource: vm,
+	excludedNamespaces: ['kube-system'],
+	overhead: {cpu: 0n, memory: 0n},
 };
 
 export type Quantities = Record<string, string>;
@@ -26,28 +29,73 @@ export interface ContainerJson {
 export type PodJson = {
 	apiVersion: 'v1';
 	kind: 'Pod';
-	metadata: {name?: string; generateName?: string; namespace?: string; annotations?: Record<string, string>; [other: string]: unknown};
-	spec: {runtimeClassName?: string; containers: ContainerJson[]; initContainers?: ContainerJson[]; resources?: {requests?: Quantities; limits?: Quantities}; [other: string]: unknown};
+	metadata: {
+		name?: string;
+		generateName?: string;
+		namespace?: string;
+		annotations?: Record<string, string>;
+		[other: string]: unknown;
+	};
+	spec: {
+		runtimeClassName?: string;
+		containers: ContainerJson[];
+		initContainers?: ContainerJson[];
+		resources?: {requests?: Quantities; limits?: Quantities};
+		[other: string]: unknown;
+	};
 };
 
-/** As the API server has it after its defaults and its own plugins: RuntimeClass has set the overhead, LimitRange nothing. */
-export function podOf(containers: readonly ContainerJson[], {initContainers, resources, annotations, runtimeClassName = 'kata-remote'}: {
-	initContainers?: readonly ContainerJson[]; resources?: PodJson['spec']['resources']; annotations?: Record<string, string>; runtimeClassName?: string;
-} = {}): PodJson {
+/**
+ * As the API server has it after its defaults and its own plugins: RuntimeClass has set the overhead, LimitRange
+ * nothing.
+ */
+export function podOf(
+	containers: readonly ContainerJson[],
+	{
+		initContainers,
+		resources,
+		annotations,
+		runtimeClassName = 'kata-remote',
+	}: {
+		initContainers?: readonly ContainerJson[];
+		resources?: PodJson['spec']['resources'];
+		annotations?: Record<string, string>;
+		runtimeClassName?: string;
+	} = {},
+): PodJson {
 	const whole = (container: ContainerJson, index: number): ContainerJson => ({
-		name: `c${index}`, image: 'registry.example.com/app@sha256:00', resources: {}, terminationMessagePath: '/dev/termination-log',
-		terminationMessagePolicy: 'File', imagePullPolicy: 'IfNotPresent', ...container,
+		name: `c${index}`,
+		image: 'registry.example.com/app@sha256:00',
+		resources: {},
+		terminationMessagePath: '/dev/termination-log',
+		terminationMessagePolicy: 'File',
+		imagePullPolicy: 'IfNotPresent',
+		...container,
 	});
 	return {
 		apiVersion: 'v1',
 		kind: 'Pod',
-		metadata: {name: 'app', namespace: 'shop', labels: {app: 'shop'}, ...(annotations === undefined ? {} : {annotations})},
+		metadata: {
+			name: 'app',
+			namespace: 'shop',
+			labels: {app: 'shop'},
+			...(annotations === undefined ? {} : {annotations}),
+		},
 		spec: {
 			volumes: [{name: 'kube-api-access', projected: {sources: []}}],
 			...(initContainers === undefined ? {} : {initContainers: initContainers.map(whole)}),
 			containers: containers.map(whole),
-			restartPolicy: 'Always', terminationGracePeriodSeconds: 30, dnsPolicy: 'ClusterFirst', serviceAccountName: 'default', nodeSelector: {'node-role.kubernetes.io/kata-oc': ''},
-			securityContext: {}, schedulerName: 'default-scheduler', runtimeClassName, priority: 0, enableServiceLinks: true, preemptionPolicy: 'PreemptLowerPriority',
+			restartPolicy: 'Always',
+			terminationGracePeriodSeconds: 30,
+			dnsPolicy: 'ClusterFirst',
+			serviceAccountName: 'default',
+			nodeSelector: {'node-role.kubernetes.io/kata-oc': ''},
+			securityContext: {},
+			schedulerName: 'default-scheduler',
+			runtimeClassName,
+			priority: 0,
+			enableServiceLinks: true,
+			preemptionPolicy: 'PreemptLowerPriority',
 			overhead: {cpu: '250m', memory: '120Mi'},
 			...(resources === undefined ? {} : {resources}),
 		},
@@ -55,7 +103,10 @@ export function podOf(containers: readonly ContainerJson[], {initContainers, res
 }
 
 /** The question of a Kubernetes 1.29 API server about a new pod. */
-export function reviewOf(pod: unknown, request: Record<string, unknown> = {}): {apiVersion: string; kind: string; request: Record<string, unknown>} {
+export function reviewOf(
+	pod: unknown,
+	request: Record<string, unknown> = {},
+): {apiVersion: string; kind: string; request: Record<string, unknown>} {
 	return {
 		apiVersion: 'admission.k8s.io/v1',
 		kind: 'AdmissionReview',
@@ -67,7 +118,11 @@ export function reviewOf(pod: unknown, request: Record<string, unknown> = {}): {
 			requestResource: {group: '', version: 'v1', resource: 'pods'},
 			namespace: 'shop',
 			operation: 'CREATE',
-			userInfo: {username: 'system:serviceaccount:kube-system:replicaset-controller', uid: '4c0d', groups: ['system:serviceaccounts', 'system:authenticated']},
+			userInfo: {
+				username: 'system:serviceaccount:kube-system:replicaset-controller',
+				uid: '4c0d',
+				groups: ['system:serviceaccounts', 'system:authenticated'],
+			},
 			object: pod,
 			oldObject: null,
 			dryRun: false,
@@ -82,7 +137,12 @@ export interface ReviewResponse {
 	readonly allowed: boolean;
 	readonly patchType?: string;
 	readonly patch?: string;
-	readonly status?: {readonly code: number; readonly message: string; readonly reason: string; readonly status: string};
+	readonly status?: {
+		readonly code: number;
+		readonly message: string;
+		readonly reason: string;
+		readonly status: string;
+	};
 }
 
 export function responseIn(review: unknown): ReviewResponse {
@@ -90,14 +150,20 @@ export function responseIn(review: unknown): ReviewResponse {
 }
 
 export function patchIn({patch}: ReviewResponse): PatchOperation[] {
-	return patch === undefined ? [] : JSON.parse(Buffer.from(patch, 'base64').toString()) as PatchOperation[];
+	return patch === undefined ? [] : (JSON.parse(Buffer.from(patch, 'base64').toString()) as PatchOperation[]);
 }
 
-/** RFC 6902 as far as it is used here, strict: what is added must have a parent, what is replaced or removed must be there. */
+/**
+ * RFC 6902 as far as it is used here, strict: what is added must have a parent, what is replaced or removed must be
+ * there.
+ */
 export function patched<T>(document: T, patch: readonly PatchOperation[]): T {
 	const result = structuredClone(document);
 	for (const operation of patch) {
-		const names = operation.path.split('/').slice(1).map(name => name.replaceAll('~1', '/').replaceAll('~0', '~'));
+		const names = operation.path
+			.split('/')
+			.slice(1)
+			.map(name => name.replaceAll('~1', '/').replaceAll('~0', '~'));
 		const last = names.pop() ?? '';
 		let parent: unknown = result;
 		for (const name of names) {
@@ -119,13 +185,15 @@ export function patched<T>(document: T, patch: readonly PatchOperation[]): T {
 }
 
 /**
- * What the API server's validation says about resources, as far as a patch could break it (pkg/apis/core/validation): extended resources are
- * whole and their limits equal their requests, no request exceeds its limit, and pod-level resources cover those of the containers.
+ * What the API server's validation says about resources, as far as a patch could break it (pkg/apis/core/validation):
+ * extended resources are whole and their limits equal their requests, no request exceeds its limit, and pod-level
+ * resources cover those of the containers.
  */
 export function complaints(pod: PodJson): string[] {
-	const amount = (quantities: Quantities | undefined, name: string): bigint | undefined => (quantities?.[name] === undefined ? undefined : parseQuantity(quantities[name]));
+	const amount = (quantities: Quantities | undefined, name: string): bigint | undefined =>
+		quantities?.[name] === undefined ? undefined : parseQuantity(quantities[name]);
 	const found: string[] = [];
-	const all = [...pod.spec.containers, ...pod.spec.initContainers ?? []];
+	const all = [...pod.spec.containers, ...(pod.spec.initContainers ?? [])];
 	for (const {name = '', resources = {}} of all) {
 		for (const resource of Object.keys({...resources.requests, ...resources.limits})) {
 			const [request, limit] = [amount(resources.requests, resource), amount(resources.limits, resource)];
@@ -141,7 +209,10 @@ export function complaints(pod: PodJson): string[] {
 
 	for (const resource of ['cpu', 'memory']) {
 		const whole = amount(pod.spec.resources?.requests, resource);
-		const sum = pod.spec.containers.reduce((total, {resources}) => total + (amount(resources?.requests, resource) ?? 0n), 0n);
+		const sum = pod.spec.containers.reduce(
+			(total, {resources}) => total + (amount(resources?.requests, resource) ?? 0n),
+			0n,
+		);
 		if (whole !== undefined && sum > whole) {
 			found.push(`${resource}: the containers request more than the pod`);
 		}

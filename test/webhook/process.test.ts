@@ -24,7 +24,10 @@ interface Process {
 }
 
 function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): Process {
-	const child = spawn(process.execPath, [...nodeOptions, main, 'webhook'], {env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env}, stdio: ['ignore', 'ignore', 'pipe']});
+	const child = spawn(process.execPath, [...nodeOptions, main, 'webhook'], {
+		env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env},
+		stdio: ['ignore', 'ignore', 'pipe'],
+	});
 	const exited = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
 	t.teardown(async () => {
 		child.kill('SIGKILL');
@@ -59,14 +62,24 @@ test('it reads its settings, answers, and SIGTERM ends it with 0 after a drain',
 	const secret = new MountedSecret(await directoryOf(t));
 	await secret.write(await issuer.issue());
 	const running = processOf(t, {
-		TARGET_RUNTIME_CLASS: 'peers', POD_VM_EXTENDED_RESOURCE: 'example.com/vm', POD_VM_OVERHEAD_CPU: '250m', POD_VM_OVERHEAD_MEMORY: '512Mi',
-		WEBHOOK_EXCLUDED_NAMESPACES: 'kube-system,platform', WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: secret.directory, WEBHOOK_DRAIN_DELAY: '50ms',
-		TLS_MIN_VERSION: 'VersionTLS12', TLS_CIPHER_SUITES: 'TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256',
+		TARGET_RUNTIME_CLASS: 'peers',
+		POD_VM_EXTENDED_RESOURCE: 'example.com/vm',
+		POD_VM_OVERHEAD_CPU: '250m',
+		POD_VM_OVERHEAD_MEMORY: '512Mi',
+		WEBHOOK_EXCLUDED_NAMESPACES: 'kube-system,platform',
+		WEBHOOK_PORT: '0',
+		WEBHOOK_PROBE_PORT: '0',
+		WEBHOOK_CERT_DIR: secret.directory,
+		WEBHOOK_DRAIN_DELAY: '50ms',
+		TLS_MIN_VERSION: 'VersionTLS12',
+		TLS_CIPHER_SUITES: 'TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256',
 	});
 	const {port, probePort} = await running.event('ready');
 	const client = new Client(Number(port), issuer.ca);
 	t.teardown(() => client.close());
-	const pod = podOf([{resources: {limits: {cpu: '2', memory: '1Gi'}, requests: {cpu: '2', memory: '1Gi'}}}], {runtimeClassName: 'peers'});
+	const pod = podOf([{resources: {limits: {cpu: '2', memory: '1Gi'}, requests: {cpu: '2', memory: '1Gi'}}}], {
+		runtimeClassName: 'peers',
+	});
 	const after = patched(pod, patchIn(responseIn(await client.review(reviewOf(pod)))));
 	t.deepEqual(after.metadata.annotations, {[vcpusAnnotation]: '3', [memoryAnnotation]: '1536'});
 	t.deepEqual(after.spec.containers[0]?.resources?.limits, {'example.com/vm': '1'});
@@ -84,9 +97,18 @@ test('without a certificate, and with settings that are wrong, it ends and says 
 	const none = processOf(t, {WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: join(directory, 'none')});
 	t.deepEqual(await none.exited, [1, null]);
 	t.regex(JSON.stringify(await none.event('cannot run')), /tls\.crt.*WEBHOOK_CERT_DIR/);
-	const wrong = processOf(t, {POD_VM_OVERHEAD_MEMORY: '256MB', POD_VM_EXTENDED_RESOURCE: 'vm', TARGET_RUNTIMECLASS: 'a', TARGET_RUNTIME_CLASS: 'b', WEBHOOK_CERT_DIR: 'certs'});
+	const wrong = processOf(t, {
+		POD_VM_OVERHEAD_MEMORY: '256MB',
+		POD_VM_EXTENDED_RESOURCE: 'vm',
+		TARGET_RUNTIMECLASS: 'a',
+		TARGET_RUNTIME_CLASS: 'b',
+		WEBHOOK_CERT_DIR: 'certs',
+	});
 	t.deepEqual(await wrong.exited, [2, null]);
-	t.deepEqual([...wrong.stderr().matchAll(/^ {2}(\S+)/gmv)].map(([, name]) => name), ['TARGET_RUNTIMECLASS', 'POD_VM_EXTENDED_RESOURCE', 'POD_VM_OVERHEAD_MEMORY', 'WEBHOOK_CERT_DIR']);
+	t.deepEqual(
+		[...wrong.stderr().matchAll(/^ {2}(\S+)/gmv)].map(([, name]) => name),
+		['TARGET_RUNTIMECLASS', 'POD_VM_EXTENDED_RESOURCE', 'POD_VM_OVERHEAD_MEMORY', 'WEBHOOK_CERT_DIR'],
+	);
 });
 
 /** MiB that the process has had resident at most. */
@@ -100,29 +122,46 @@ test('whatever is sent, it stays below 200 MiB and goes on answering', async t =
 	const issuer = await makeIssuer();
 	const secret = new MountedSecret(await directoryOf(t));
 	await secret.write(await issuer.issue());
-	const running = processOf(t, {WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: secret.directory, WEBHOOK_DRAIN_DELAY: '1ms'});
+	const running = processOf(t, {
+		WEBHOOK_PORT: '0',
+		WEBHOOK_PROBE_PORT: '0',
+		WEBHOOK_CERT_DIR: secret.directory,
+		WEBHOOK_DRAIN_DELAY: '1ms',
+	});
 	const {port} = await running.event('ready');
 	const review = JSON.stringify(reviewOf(podOf([{resources: {limits: {cpu: '2'}, requests: {cpu: '2'}}}])));
 	const large = 3 << 20;
 	const bodies = [
-		`{"a":[${'[],'.repeat((large - 16) / 3)}[]]}`, `{"a":"${'x'.repeat(large - 16)}"}`, `{"a":[${'1,'.repeat((large - 16) / 2)}1]}`, '['.repeat(large), ' '.repeat(7 << 20),
+		`{"a":[${'[],'.repeat((large - 16) / 3)}[]]}`,
+		`{"a":"${'x'.repeat(large - 16)}"}`,
+		`{"a":[${'1,'.repeat((large - 16) / 2)}1]}`,
+		'['.repeat(large),
+		' '.repeat(7 << 20),
 	];
 	// Many at a time, several times; a caller that is refused while it sends may see its connection end.
 	for (let round = 0; round < 3; round++) {
 		const client = new Client(Number(port), issuer.ca, {maxSockets: 20});
-		await Promise.all(Array.from({length: 40}, async (_, index) => client.call({body: bodies[index % bodies.length] ?? ''}).catch(() => undefined)));
+		await Promise.all(
+			Array.from({length: 40}, async (_, index) =>
+				client.call({body: bodies[index % bodies.length] ?? ''}).catch(() => undefined),
+			),
+		);
 		client.close();
 	}
 
 	// Those that send nearly all of a body, and then nothing.
-	const stalled = await Promise.all(Array.from({length: 40}, async () => {
-		const socket = connectTls({host: '127.0.0.1', port: Number(port), ca: issuer.ca, servername: serverName});
-		socket.on('error', () => undefined);
-		await once(socket, 'secureConnect');
-		socket.write(`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${large}\r\n\r\n`);
-		socket.write(Buffer.alloc(large - 1, ' '));
-		return socket;
-	}));
+	const stalled = await Promise.all(
+		Array.from({length: 40}, async () => {
+			const socket = connectTls({host: '127.0.0.1', port: Number(port), ca: issuer.ca, servername: serverName});
+			socket.on('error', () => undefined);
+			await once(socket, 'secureConnect');
+			socket.write(
+				`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${large}\r\n\r\n`,
+			);
+			socket.write(Buffer.alloc(large - 1, ' '));
+			return socket;
+		}),
+	);
 	const client = new Client(Number(port), issuer.ca);
 	t.teardown(() => client.close());
 	for (let asked = 0; asked < 20; asked++) {
@@ -141,7 +180,12 @@ test('SIGUSR1 opens no inspector', async t => {
 	const issuer = await makeIssuer();
 	const secret = new MountedSecret(await directoryOf(t));
 	await secret.write(await issuer.issue());
-	const running = processOf(t, {WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: secret.directory, WEBHOOK_DRAIN_DELAY: '50ms'});
+	const running = processOf(t, {
+		WEBHOOK_PORT: '0',
+		WEBHOOK_PROBE_PORT: '0',
+		WEBHOOK_CERT_DIR: secret.directory,
+		WEBHOOK_DRAIN_DELAY: '50ms',
+	});
 	const {probePort} = await running.event('ready');
 	t.false((await caughtSignals(running.pid)).includes('SIGUSR1'));
 	running.kill('SIGUSR1');

@@ -19,27 +19,44 @@ import {patchIn, podOf, policy, responseIn, reviewOf} from './pods.ts';
 const question = JSON.stringify(reviewOf(podOf([{resources: {requests: {cpu: '2', memory: '1Gi'}}}])));
 
 async function probe(port: number, path: string): Promise<{status: number; body: string}> {
-	const [response] = await once(get({host: '127.0.0.1', port, path, agent: false}), 'response') as [IncomingMessage];
+	const [response] = (await once(get({host: '127.0.0.1', port, path, agent: false}), 'response')) as [
+		IncomingMessage,
+	];
 	return {status: response.statusCode ?? 0, body: await text(response)};
 }
 
 test('a review is answered, on a connection that is kept, and what was decided is logged', async t => {
 	const {client, log} = await webhookOf(t);
-	const [first, second] = [await client.call({body: question}), await client.call({body: question, headers: {'Content-Type': 'application/json; charset=utf-8'}})];
+	const [first, second] = [
+		await client.call({body: question}),
+		await client.call({body: question, headers: {'Content-Type': 'application/json; charset=utf-8'}}),
+	];
 	t.is(first.status, 200);
 	t.is(first.headers['content-type'], 'application/json');
 	t.is(first.headers['connection'], 'keep-alive');
 	t.is(second.body, first.body);
 	t.true(patchIn(responseIn(JSON.parse(first.body))).length > 0);
 	t.is(Object.values(client.agent.freeSockets).flat().length, 1);
-	t.deepEqual(log.lines.filter(({message}) => message === 'pod changed').map(({fields}) => fields), Array.from({length: 2}, () => ({pod: 'shop/app', vcpus: 2, memoryMib: 1024})));
+	t.deepEqual(
+		log.lines.filter(({message}) => message === 'pod changed').map(({fields}) => fields),
+		Array.from({length: 2}, () => ({pod: 'shop/app', vcpus: 2, memoryMib: 1024})),
+	);
 });
 
 test('garbage is refused with what was expected, and the connection serves on', async t => {
 	const {client, log} = await webhookOf(t);
 	for (const [call, status] of [
-		[{method: 'GET'}, 405], [{path: '/mutate'}, 404], [{path: '/'}, 404], [{headers: {'Content-Type': 'application/yaml'}, body: question}, 415], [{headers: {'Content-Type': 'application/jsonp'}, body: question}, 415],
-		[{body: ''}, 400], [{body: '{'}, 400], [{body: 'null'}, 400], [{body: '{}'}, 400], [{body: Buffer.of(0xff, 0xfe, 0)}, 400], [{body: '['.repeat(1_000_000)}, 400],
+		[{method: 'GET'}, 405],
+		[{path: '/mutate'}, 404],
+		[{path: '/'}, 404],
+		[{headers: {'Content-Type': 'application/yaml'}, body: question}, 415],
+		[{headers: {'Content-Type': 'application/jsonp'}, body: question}, 415],
+		[{body: ''}, 400],
+		[{body: '{'}, 400],
+		[{body: 'null'}, 400],
+		[{body: '{}'}, 400],
+		[{body: Buffer.of(0xff, 0xfe, 0)}, 400],
+		[{body: '['.repeat(1_000_000)}, 400],
 	] as const) {
 		const reply = await client.call(call);
 		t.is(reply.status, status, JSON.stringify(call).slice(0, 80));
@@ -48,20 +65,31 @@ test('garbage is refused with what was expected, and the connection serves on', 
 
 	t.is((await client.call({method: 'PUT'})).headers.allow, 'POST');
 	t.is((await client.call({body: question})).status, 200);
-	t.deepEqual([...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))], ['admission request refused']);
+	t.deepEqual(
+		[...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))],
+		['admission request refused'],
+	);
 	t.is(log.lines.filter(({level}) => level === 'error').length, 0);
 });
 
 test('a body beyond the limit is refused before it is read, declared or not', async t => {
 	const {client} = await webhookOf(t);
 	const large = Buffer.alloc((3 << 20) + 1, ' ');
-	for (const headers of [{'Content-Length': String(large.length)}, {'Transfer-Encoding': 'chunked'}] as ReadonlyArray<Record<string, string>>) {
+	for (const headers of [{'Content-Length': String(large.length)}, {'Transfer-Encoding': 'chunked'}] as ReadonlyArray<
+		Record<string, string>
+	>) {
 		// Whoever is still sending may see the connection end before the answer.
-		const outcome = await client.call({headers, body: large}).then(({status}) => status, (error: unknown) => (error instanceof Error && 'code' in error ? error.code : error));
+		const outcome = await client.call({headers, body: large}).then(
+			({status}) => status,
+			(error: unknown) => (error instanceof Error && 'code' in error ? error.code : error),
+		);
 		t.true(outcome === 413 || outcome === 'EPIPE' || outcome === 'ECONNRESET', String(outcome));
 	}
 
-	t.is((await client.call({body: Buffer.concat([Buffer.from(question), large.subarray(question.length + 1)])})).status, 200);
+	t.is(
+		(await client.call({body: Buffer.concat([Buffer.from(question), large.subarray(question.length + 1)])})).status,
+		200,
+	);
 });
 
 test('bytes that are no TLS, and callers that hang up half-way, harm nobody', async t => {
@@ -72,7 +100,9 @@ test('bytes that are no TLS, and callers that hang up half-way, harm nobody', as
 	await once(plain, 'close');
 	const half = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName});
 	await once(half, 'secureConnect');
-	half.write('POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{');
+	half.write(
+		'POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{',
+	);
 	half.destroy();
 	t.is((await client.call({body: question})).status, 200);
 });
@@ -82,8 +112,16 @@ test('a thousand reviews at once, over a hundred connections, are each answered 
 	const client = new Client(webhook.port, issuer.ca, {maxSockets: 100});
 	t.teardown(() => client.close());
 	const pod = podOf([{resources: {limits: {cpu: '1'}, requests: {cpu: '1'}}}]);
-	const uids = await Promise.all(Array.from({length: 1000}, async (_, index) => responseIn(await client.review(reviewOf(pod, {uid: `uid-${index}`}))).uid));
-	t.deepEqual(uids, Array.from({length: 1000}, (_, index) => `uid-${index}`));
+	const uids = await Promise.all(
+		Array.from(
+			{length: 1000},
+			async (_, index) => responseIn(await client.review(reviewOf(pod, {uid: `uid-${index}`}))).uid,
+		),
+	);
+	t.deepEqual(
+		uids,
+		Array.from({length: 1000}, (_, index) => `uid-${index}`),
+	);
 });
 
 test('a certificate that kubelet swaps is used for new connections, and old connections stay', async t => {
@@ -115,7 +153,9 @@ test('a half-written pair, a broken one and none at all keep the old one, which 
 	await until(() => warnings() === 1);
 	t.is((await fresh.call({body: question})).fingerprint, fingerprint);
 	await put('tls.key', next.key.reveal());
-	await until(async () => (await fresh.call({body: question})).fingerprint === new X509Certificate(next.cert).fingerprint256);
+	await until(
+		async () => (await fresh.call({body: question})).fingerprint === new X509Certificate(next.cert).fingerprint256,
+	);
 	await put('tls.key', '');
 	await until(() => warnings() === 2);
 	await put('tls.crt', 'no certificate');
@@ -125,7 +165,10 @@ test('a half-written pair, a broken one and none at all keep the old one, which 
 	await until(() => warnings() >= 4);
 	t.is((await fresh.call({body: question})).status, 200);
 	t.true(warnings() <= 5);
-	t.deepEqual([...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))], ['new TLS certificate cannot be used, the old one is kept']);
+	t.deepEqual(
+		[...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))],
+		['new TLS certificate cannot be used, the old one is kept'],
+	);
 	t.notRegex(JSON.stringify(log.lines), /PRIVATE KEY/);
 });
 
@@ -148,13 +191,25 @@ test('without a usable certificate, or with a port that is taken, it does not st
 	const secret = new MountedSecret(join(none, 'good'));
 	await secret.write(one);
 	const {port} = taken.address() as AddressInfo;
-	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: secret.directory, port})), {code: 'failed-precondition', where: {port}});
-	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: secret.directory, probePort: port})), {code: 'failed-precondition', where: {port}});
+	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: secret.directory, port})), {
+		code: 'failed-precondition',
+		where: {port},
+	});
+	t.like(await t.throwsAsync(startWebhook({...options, tlsDirectory: secret.directory, probePort: port})), {
+		code: 'failed-precondition',
+		where: {port},
+	});
 });
 
 test('who offers HTTP/2, as the API server does, is answered with HTTP/1.1', async t => {
 	const {webhook, issuer} = await webhookOf(t);
-	const socket = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName, ALPNProtocols: ['h2', 'http/1.1']});
+	const socket = connectTls({
+		host: '127.0.0.1',
+		port: webhook.port,
+		ca: issuer.ca,
+		servername: serverName,
+		ALPNProtocols: ['h2', 'http/1.1'],
+	});
 	await once(socket, 'secureConnect');
 	t.is(socket.alpnProtocol, 'http/1.1');
 	socket.destroy();
@@ -191,30 +246,47 @@ test('a review that is under way when it stops is answered before it has stopped
 	const slow = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName});
 	await once(slow, 'secureConnect');
 	const received = text(slow);
-	slow.write(`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: ${Buffer.byteLength(question)}\r\n\r\n`);
+	slow.write(
+		`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: ${Buffer.byteLength(question)}\r\n\r\n`,
+	);
 	// It says so when it has the request.
 	await once(slow, 'readable');
 	const gone = webhook[Symbol.asyncDispose]();
-	await until(async () => probe(webhook.probePort, '/readyz').then(({status}) => status === 503, () => true));
+	await until(async () =>
+		probe(webhook.probePort, '/readyz').then(
+			({status}) => status === 503,
+			() => true,
+		),
+	);
 	slow.end(question);
 	t.regex(await received, /HTTP\/1\.1 200 OK/);
 	await gone;
 });
 
 /** A caller that sends the beginning of a body and then nothing. */
-async function stalled(port: number, ca: string, bytes: number): Promise<{readonly status: Promise<number | undefined>; readonly socket: TLSSocket}> {
+async function stalled(
+	port: number,
+	ca: string,
+	bytes: number,
+): Promise<{readonly status: Promise<number | undefined>; readonly socket: TLSSocket}> {
 	const socket = connectTls({host: '127.0.0.1', port, ca, servername: serverName});
 	const chunks: Buffer[] = [];
 	socket.on('error', () => undefined).on('data', (chunk: Buffer) => chunks.push(chunk));
-	const status = once(socket, 'close').then(() => Number(/^HTTP\/1\.1 (\d+)/.exec(Buffer.concat(chunks).toString())?.[1] ?? NaN) || undefined);
+	const status = once(socket, 'close').then(
+		() => Number(/^HTTP\/1\.1 (\d+)/.exec(Buffer.concat(chunks).toString())?.[1] ?? NaN) || undefined,
+	);
 	await once(socket, 'secureConnect');
-	socket.write(`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${bytes + 1}\r\n\r\n`);
+	socket.write(
+		`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${bytes + 1}\r\n\r\n`,
+	);
 	await new Promise(resolve => socket.write(Buffer.alloc(bytes, ' '), resolve));
 	return {status, socket};
 }
 
 test('of bodies that stall the oldest is refused with 429 when there are too many, and reviews are answered meanwhile', async t => {
-	const {client, webhook, issuer} = await webhookOf(t, {limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 100}});
+	const {client, webhook, issuer} = await webhookOf(t, {
+		limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 100},
+	});
 	const callers = [];
 	for (let index = 0; index < 5; index++) {
 		callers.push(await stalled(webhook.port, issuer.ca, 600_000));
@@ -235,7 +307,9 @@ test('a body that does not come in time is answered with 408', async t => {
 });
 
 test('idle connections make way for new ones, the longest idle first; one in use stays', async t => {
-	const {client, webhook, issuer} = await webhookOf(t, {limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 4}});
+	const {client, webhook, issuer} = await webhookOf(t, {
+		limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 4},
+	});
 	const busy = await stalled(webhook.port, issuer.ca, 1000);
 	const idle: TLSSocket[] = [];
 	for (let index = 0; index < 6; index++) {
@@ -246,7 +320,10 @@ test('idle connections make way for new ones, the longest idle first; one in use
 	}
 
 	await until(() => idle.filter(socket => socket.closed).length === 3);
-	t.deepEqual(idle.map(socket => socket.closed), [true, true, true, false, false, false]);
+	t.deepEqual(
+		idle.map(socket => socket.closed),
+		[true, true, true, false, false, false],
+	);
 	t.is((await client.call({body: question})).status, 200);
 	t.false(busy.socket.closed);
 	for (const socket of [...idle, busy.socket]) {
@@ -257,12 +334,22 @@ test('idle connections make way for new ones, the longest idle first; one in use
 test('with a client CA only callers with its certificate are answered', async t => {
 	const validity = {notBefore: new Date(Date.now() - 60_000), notAfter: new Date(Date.now() + 3_600_000)};
 	// Each is its own authority.
-	const [apiServer, stranger] = await Promise.all([makeClientCertificate('api', validity), makeClientCertificate('stranger', validity)]);
+	const [apiServer, stranger] = await Promise.all([
+		makeClientCertificate('api', validity),
+		makeClientCertificate('stranger', validity),
+	]);
 	const {webhook, issuer} = await webhookOf(t, {clientCa: apiServer.cert});
 	const call = async (certificate?: {cert: string; key: {reveal: () => string}}): Promise<unknown> => {
-		const client = new Client(webhook.port, issuer.ca, certificate === undefined ? {} : {cert: certificate.cert, key: certificate.key.reveal()});
+		const client = new Client(
+			webhook.port,
+			issuer.ca,
+			certificate === undefined ? {} : {cert: certificate.cert, key: certificate.key.reveal()},
+		);
 		t.teardown(() => client.close());
-		return client.call({body: question}).then(({status}) => status, () => 'refused');
+		return client.call({body: question}).then(
+			({status}) => status,
+			() => 'refused',
+		);
 	};
 	t.is(await call(apiServer), 200);
 	t.is(await call(stranger), 'refused');

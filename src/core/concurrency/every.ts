@@ -9,7 +9,10 @@ export class Trigger {
 		this.#fired.resolve(undefined);
 	}
 
-	/** Resolves when it has been fired since the last time that this resolved. Rejects with the signal's reason. For one waiter at a time. */
+	/**
+	 * Resolves when it has been fired since the last time that this resolved. Rejects with the signal's reason. For one
+	 * waiter at a time.
+	 */
 	async wait(signal: AbortSignal): Promise<void> {
 		await abortable(this.#fired.promise, signal);
 		this.#fired = Promise.withResolvers<undefined>();
@@ -17,8 +20,9 @@ export class Trigger {
 }
 
 /**
- * Yields at once, and then each time that the interval has passed, counted from the end of the consumer's work. Ends without an error when the signal
- * aborts. Each interval is shortened by up to a fifth at random, so that nodes that began together spread out.
+ * Yields at once, and then each time that the interval has passed, counted from the end of the consumer's work. Ends
+ * without an error when the signal aborts. Each interval is shortened by up to a fifth at random, so that nodes that
+ * began together spread out.
  * @param trigger yields before the interval has passed
  */
 export async function* every(intervalMs: number, signal: AbortSignal, trigger?: Trigger): AsyncGenerator<void, void> {

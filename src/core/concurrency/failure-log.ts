@@ -1,4 +1,7 @@
-/** Tells what fails again and again from what fails for the first time, so that a repeating failure is logged once. Knows neither logs nor time. */
+/**
+ * Tells what fails again and again from what fails for the first time, so that a repeating failure is logged once.
+ * Knows neither logs nor time.
+ */
 
 export class FailureLog {
 	readonly #failing = new Set<string>();

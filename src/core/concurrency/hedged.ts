@@ -1,6 +1,6 @@
 /**
- * Makes the same attempt again while the one before has not come to an end, and takes the first end of any.
- * For ways that may be dead for a while: what was sent into the dead one is sent again later and later (RFC 6298, 5.5), so that
+ * Makes the same attempt again while the one before has not come to an end, and takes the first end of any. For ways
+ * that may be dead for a while: what was sent into the dead one is sent again later and later (RFC 6298, 5.5), so that
  * an old attempt notices the way's return seconds after a new one would. Knows nothing of what is attempted.
  */
 import {toError} from '../errors.ts';
@@ -16,7 +16,11 @@ export interface Hedge<T> {
 }
 
 /** @param attempt must end when its signal aborts */
-export async function hedged<T>(attempt: (signal: AbortSignal) => Promise<T>, {everyMs, atMost, discard}: Hedge<T>, signal: AbortSignal): Promise<T> {
+export async function hedged<T>(
+	attempt: (signal: AbortSignal) => Promise<T>,
+	{everyMs, atMost, discard}: Hedge<T>,
+	signal: AbortSignal,
+): Promise<T> {
 	signal.throwIfAborted();
 	using scope = new Scope(signal);
 	const first = Promise.withResolvers<T>();

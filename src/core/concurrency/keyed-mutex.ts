@@ -1,4 +1,7 @@
-/** Mutual exclusion by key: tasks of one key run one at a time, in the order in which they came; tasks of different keys run side by side. */
+/**
+ * Mutual exclusion by key: tasks of one key run one at a time, in the order in which they came; tasks of different keys
+ * run side by side.
+ */
 import {abortable} from '../lifetime.ts';
 
 export class KeyedMutex {
@@ -20,7 +23,10 @@ export class KeyedMutex {
 			signal.throwIfAborted();
 			return task();
 		});
-		const settled = result.then(() => undefined, () => undefined);
+		const settled = result.then(
+			() => undefined,
+			() => undefined,
+		);
 		this.#last.set(key, settled);
 		void settled.then(() => {
 			if (this.#last.get(key) === settled) {

@@ -1,6 +1,6 @@
 /**
- * Limits how many run at a time. The others wait and may give up: within a group first come first served, and the groups take turns, so that one
- * with many waiters does not keep another waiting for all of them.
+ * Limits how many run at a time. The others wait and may give up: within a group first come first served, and the
+ * groups take turns, so that one with many waiters does not keep another waiting for all of them.
  */
 import {abortable} from '../lifetime.ts';
 

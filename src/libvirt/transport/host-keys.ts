@@ -1,11 +1,22 @@
 /**
- * Which host key a connection accepts, and what an operator is told about one that it does not. Reads the known_hosts file, and adds a key to it that
- * known_hosts_verify=auto has accepted, as OpenSSH's accept-new does: only the first key of a host is taken on trust. Knows nothing of connections.
+ * Which host key a connection accepts, and what an operator is told about one that it does not. Reads the known_hosts
+ * file, and adds a key to it that known_hosts_verify=auto has accepted, as OpenSSH's accept-new does: only the first
+ * key of a host is taken on trust. Knows nothing of connections.
  */
 import {mkdir, open, readFile} from 'node:fs/promises';
 import {dirname} from 'node:path';
 import {AdaptorError, toError} from '../../core/errors.ts';
-import {fingerprint, hostName, keyTypeOf, knownHostsLine, knownKeyTypes, parseKnownHosts, verifyHostKey, type KnownHosts, type KnownLine} from './known-hosts.ts';
+import {
+	fingerprint,
+	hostName,
+	keyTypeOf,
+	knownHostsLine,
+	knownKeyTypes,
+	parseKnownHosts,
+	verifyHostKey,
+	type KnownHosts,
+	type KnownLine,
+} from './known-hosts.ts';
 import {expandHome} from './ssh-identities.ts';
 import type {SshUri} from '../uri.ts';
 
@@ -24,7 +35,10 @@ export interface HostKeyCheck {
 export interface Unproven {
 	/** What is worth a warning about it. */
 	readonly warning: string;
-	/** Adds it to the known_hosts file. Only of keys that shall be remembered; for when the host has proven that the key is its own. */
+	/**
+	 * Adds it to the known_hosts file. Only of keys that shall be remembered; for when the host has proven that the key
+	 * is its own.
+	 */
 	readonly record?: () => Promise<{readonly path: string}>;
 }
 
@@ -62,7 +76,10 @@ export async function hostKeyCheck(uri: SshUri, home: string, signal: AbortSigna
 
 function algorithmsFor(keyTypes: readonly string[]): readonly HostKeyAlgorithm[] {
 	const entries = Object.entries(algorithmsOfType);
-	return [...entries.filter(([type]) => keyTypes.includes(type)), ...entries.filter(([type]) => !keyTypes.includes(type))].flatMap(([, algorithms]) => algorithms);
+	return [
+		...entries.filter(([type]) => keyTypes.includes(type)),
+		...entries.filter(([type]) => !keyTypes.includes(type)),
+	].flatMap(([, algorithms]) => algorithms);
 }
 
 async function readKnownHosts(path: string, signal: AbortSignal): Promise<KnownHosts | undefined> {
@@ -74,7 +91,13 @@ async function readKnownHosts(path: string, signal: AbortSignal): Promise<KnownH
 			return undefined;
 		}
 
-		throw new AdaptorError({code: 'permission-denied', what: 'Could not read the known_hosts file', where: {path}, remedy: 'Make it readable, or name another one with known_hosts= in the URI.', cause: error});
+		throw new AdaptorError({
+			code: 'permission-denied',
+			what: 'Could not read the known_hosts file',
+			where: {path},
+			remedy: 'Make it readable, or name another one with known_hosts= in the URI.',
+			cause: error,
+		});
 	}
 }
 
@@ -97,8 +120,12 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 
 			const why = [
 				known === undefined ? ', and there is no known_hosts file' : '',
-				lines.length > 0 ? `, and the certificate authority of ${describeLines(lines)} cannot help: host certificates are not supported` : '',
-				known !== undefined && known.malformed.length > 0 ? `; malformed: ${known.malformed.map(({line, reason}) => `line ${line} (${reason})`).join(', ')}` : '',
+				lines.length > 0
+					? `, and the certificate authority of ${describeLines(lines)} cannot help: host certificates are not supported`
+					: '',
+				known !== undefined && known.malformed.length > 0
+					? `; malformed: ${known.malformed.map(({line, reason}) => `line ${line} (${reason})`).join(', ')}`
+					: '',
 			];
 			throw new HostKeyError({
 				code: 'unauthenticated',
@@ -136,7 +163,9 @@ async function record({host, port}: SshUri, path: string, key: Buffer): Promise<
 			const known = parseKnownHosts(text);
 			// Another connection may have added it since it was looked for.
 			if (verifyHostKey(known, host, port, key).verdict === 'unknown') {
-				await file.appendFile(`${text === '' || text.endsWith('\n') ? '' : '\n'}${knownHostsLine(known, host, port, key)}\n`);
+				await file.appendFile(
+					`${text === '' || text.endsWith('\n') ? '' : '\n'}${knownHostsLine(known, host, port, key)}\n`,
+				);
 				await file.sync();
 			}
 		} finally {
@@ -144,8 +173,11 @@ async function record({host, port}: SshUri, path: string, key: Buffer): Promise<
 		}
 	} catch (error) {
 		throw new AdaptorError({
-			code: 'failed-precondition', what: `Could not add the ssh host key to the known_hosts file: ${toError(error).message}`, where: {path},
-			remedy: 'Add it yourself, or name a file that can be written with known_hosts= in the URI: until it is recorded, each connection accepts any key.', cause: error,
+			code: 'failed-precondition',
+			what: `Could not add the ssh host key to the known_hosts file: ${toError(error).message}`,
+			where: {path},
+			remedy: 'Add it yourself, or name a file that can be written with known_hosts= in the URI: until it is recorded, each connection accepts any key.',
+			cause: error,
 		});
 	}
 

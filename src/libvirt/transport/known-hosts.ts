@@ -7,7 +7,10 @@ import {matchesGlob} from '../glob.ts';
 
 export interface KnownHosts {
 	readonly entries: readonly KnownHost[];
-	/** Lines that could not be understood, counted from 1. They are set aside: one bad line must not lock every host out. */
+	/**
+	 * Lines that could not be understood, counted from 1. They are set aside: one bad line must not lock every host
+	 * out.
+	 */
 	readonly malformed: ReadonlyArray<{readonly line: number; readonly reason: string}>;
 }
 
@@ -31,7 +34,10 @@ export type KnownLine = Pick<KnownHost, 'line' | 'keyType'>;
 
 export type HostKeyVerdict =
 	| {readonly verdict: 'trusted'; readonly lines: readonly KnownLine[]}
-	/** No key is known. Lines are those of certificate authorities: ssh2 offers no host certificates, so they cannot help. */
+	/**
+	 * No key is known. Lines are those of certificate authorities: ssh2 offers no host certificates, so they cannot
+	 * help.
+	 */
 	| {readonly verdict: 'unknown'; readonly lines: readonly KnownLine[]}
 	/** Other keys are known, of this type or of another: never to be accepted silently. */
 	| {readonly verdict: 'changed'; readonly lines: readonly KnownLine[]}
@@ -66,14 +72,17 @@ export function verifyHostKey(known: KnownHosts, host: string, port: number, key
 		return verdict;
 	}
 
-	// As OpenSSH: a key known for the host at its usual port is good at another one; a different key there says nothing.
+	// As OpenSSH: a key known for the host at its usual port is good at another one; a different key there says
+	// nothing.
 	const usual = judge(entriesOf(known, hostName(host, 22)), key);
 	return usual.verdict === 'trusted' || usual.verdict === 'revoked' ? usual : verdict;
 }
 
 /** The types of the keys that a host is known by, each once. */
 export function knownKeyTypes(known: KnownHosts, host: string, port: number): readonly string[] {
-	const named = [hostName(host, port), hostName(host, 22)].map(name => entriesOf(known, name).filter(({marker}) => marker === undefined));
+	const named = [hostName(host, port), hostName(host, 22)].map(name =>
+		entriesOf(known, name).filter(({marker}) => marker === undefined),
+	);
 	return [...new Set((named.find(entries => entries.length > 0) ?? []).map(({keyType}) => keyType))];
 }
 
@@ -123,7 +132,9 @@ function judge(entries: readonly KnownHost[], key: Buffer): HostKeyVerdict {
 		return {verdict: 'trusted', lines: same};
 	}
 
-	return own.length > 0 ? {verdict: 'changed', lines: own} : {verdict: 'unknown', lines: entries.filter(({marker}) => marker === 'cert-authority')};
+	return own.length > 0
+		? {verdict: 'changed', lines: own}
+		: {verdict: 'unknown', lines: entries.filter(({marker}) => marker === 'cert-authority')};
 }
 
 function entriesOf(known: KnownHosts, name: string): readonly KnownHost[] {
@@ -135,7 +146,10 @@ function matches(hosts: HostMatcher, name: string): boolean {
 		case 'hashed':
 			return createHmac('sha1', hosts.salt).update(name).digest().equals(hosts.hash);
 		case 'patterns':
-			return hosts.allow.some(pattern => matchesGlob(pattern, name)) && !hosts.deny.some(pattern => matchesGlob(pattern, name));
+			return (
+				hosts.allow.some(pattern => matchesGlob(pattern, name)) &&
+				!hosts.deny.some(pattern => matchesGlob(pattern, name))
+			);
 	}
 }
 
@@ -161,12 +175,20 @@ function parseLine(line: string): Omit<KnownHost, 'line'> | string {
 	}
 
 	const hosts = parseHosts(hostsWord);
-	return typeof hosts === 'string' ? hosts : {marker: markerWord === undefined ? undefined : markerWord === '@revoked' ? 'revoked' : 'cert-authority', hosts, keyType, key};
+	return typeof hosts === 'string'
+		? hosts
+		: {
+				marker: markerWord === undefined ? undefined : markerWord === '@revoked' ? 'revoked' : 'cert-authority',
+				hosts,
+				keyType,
+				key,
+			};
 }
 
 function parseHosts(word: string): HostMatcher | string {
 	if (word.startsWith('|')) {
-		const {salt, hash} = /^\|1\|(?<salt>[A-Za-z\d+/]+={0,2})\|(?<hash>[A-Za-z\d+/]+={0,2})$/.exec(word)?.groups ?? {};
+		const {salt, hash} =
+			/^\|1\|(?<salt>[A-Za-z\d+/]+={0,2})\|(?<hash>[A-Za-z\d+/]+={0,2})$/.exec(word)?.groups ?? {};
 		if (salt === undefined || hash === undefined) {
 			return 'the hashed host is not of the form |1|salt|hash';
 		}
@@ -174,7 +196,10 @@ function parseHosts(word: string): HostMatcher | string {
 		return {kind: 'hashed', salt: Buffer.from(salt, 'base64'), hash: Buffer.from(hash, 'base64')};
 	}
 
-	const patterns = word.toLowerCase().split(',').filter(pattern => pattern !== '');
+	const patterns = word
+		.toLowerCase()
+		.split(',')
+		.filter(pattern => pattern !== '');
 	return {
 		kind: 'patterns',
 		allow: patterns.filter(pattern => !pattern.startsWith('!')),

@@ -13,7 +13,10 @@ export interface Pipe {
 	readonly duplex: Duplex;
 	/** For logs and errors, without secrets, e.g. `unix /run/libvirt/libvirt-sock`. */
 	readonly description: string;
-	/** Ends it at once and releases what carried it; the last that was written may still arrive. Idempotent; never throws. */
+	/**
+	 * Ends it at once and releases what carried it; the last that was written may still arrive. Idempotent; never
+	 * throws.
+	 */
 	close(): void;
 	/** As `close`, and what was written and has not arrived never will, as far as that can be had. */
 	cut(): void;

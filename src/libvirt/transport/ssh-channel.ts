@@ -1,7 +1,8 @@
 /**
- * An ssh2 channel as an honest Duplex. ssh2's own never closes while it is unread, forgets the error of `destroy(error)`,
- * tells nothing but 'end' when the far end of a forwarded socket hangs up, and reports writes after the connection's death as done.
- * This one closes whenever the way to the daemon is gone, with the reason. Knows nothing of libvirt's protocol.
+ * An ssh2 channel as an honest Duplex. ssh2's own never closes while it is unread, forgets the error of
+ * `destroy(error)`, tells nothing but 'end' when the far end of a forwarded socket hangs up, and reports writes after
+ * the connection's death as done. This one closes whenever the way to the daemon is gone, with the reason. Knows
+ * nothing of libvirt's protocol.
  *
  *   open ──far end: 'end' | exit──▶ ending ──what was received is read──▶ closed
  *     └──────── the connection is lost, destroy() ────────────────────────▶ closed
@@ -18,7 +19,9 @@ export interface ChannelEvents {
 	onSilence(): void;
 }
 
-/** Stdout closed, but the process lives: long enough for its exit status to come, short enough for a session to notice. */
+/**
+ * Stdout closed, but the process lives: long enough for its exit status to come, short enough for a session to notice.
+ */
 const exitStatusMs = 1000;
 const stderrLimit = 2048;
 
@@ -40,7 +43,13 @@ export class SshChannel extends Duplex {
 	 * Make it within the callback that hands the channel out: a process may have exited by the next tick.
 	 * @param description of the far end, for errors
 	 */
-	constructor(channel: ClientChannel, connection: SshConnection, description: string, isCommand: boolean, events: ChannelEvents) {
+	constructor(
+		channel: ClientChannel,
+		connection: SshConnection,
+		description: string,
+		isCommand: boolean,
+		events: ChannelEvents,
+	) {
 		super({allowHalfOpen: false});
 		this.#channel = channel;
 		this.#connection = connection;
@@ -53,12 +62,18 @@ export class SshChannel extends Duplex {
 		channel.on('end', () => this.#onEnd());
 		channel.on('close', () => this.#finish());
 		channel.on('exit', (code: number | null, signal?: string) => {
-			this.#exit = code === null ? `was killed by ${signal ?? 'a signal'}` : code === 0 ? undefined : `exited with status ${code}`;
+			this.#exit =
+				code === null
+					? `was killed by ${signal ?? 'a signal'}`
+					: code === 0
+						? undefined
+						: `exited with status ${code}`;
 		});
 		channel.stderr.on('data', (chunk: Buffer) => {
 			this.#stderr = (this.#stderr + chunk.toString('utf8')).slice(0, stderrLimit);
 		});
-		// The error is not lost to whoever listens; without this, one that comes before anyone does would end the process.
+		// The error is not lost to whoever listens; without this, one that comes before anyone does would end the
+		// process.
 		this.on('error', () => undefined);
 	}
 
@@ -114,7 +129,8 @@ export class SshChannel extends Duplex {
 			return;
 		}
 
-		// Why a command ended comes between 'end' and 'close'. One that only closed its output may never exit by itself.
+		// Why a command ended comes between 'end' and 'close'. One that only closed its output may never exit by
+		// itself.
 		this.#channel.end();
 		this.#exitTimer = setTimeout(() => this.#finish(), exitStatusMs);
 	}

@@ -36,7 +36,9 @@ export interface SshOptions {
 	readonly uid?: number | undefined;
 	/** How often the host is asked whether it is still there. Default 4000. */
 	readonly keepaliveIntervalMs?: number;
-	/** How many unanswered questions mean that it is not: the loss is noticed after (count + 1) intervals. Default 3. */
+	/**
+	 * How many unanswered questions mean that it is not: the loss is noticed after (count + 1) intervals. Default 3.
+	 */
 	readonly keepaliveCount?: number;
 }
 
@@ -60,7 +62,9 @@ const goodbyeMs = 1000;
 export async function connectSsh(uri: SshUri, options: SshOptions, signal: AbortSignal): Promise<SshConnection> {
 	const hostKeys = await hostKeyCheck(uri, options.home, signal);
 	const usesKeys = uri.sshauth?.includes('privkey') ?? true;
-	const identities = usesKeys ? await loadIdentities(uri.keyfile, options.home, options.uid, signal) : {usable: [], unusable: []};
+	const identities = usesKeys
+		? await loadIdentities(uri.keyfile, options.home, options.uid, signal)
+		: {usable: [], unusable: []};
 	for (const {path} of identities.usable.filter(({exposed}) => exposed)) {
 		options.log.warn({path, host: uri.host}, 'ssh key file is accessible to others than its owner');
 	}
@@ -86,7 +90,13 @@ export async function connectSsh(uri: SshUri, options: SshOptions, signal: Abort
 	}
 }
 
-async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostKeys: HostKeyCheck, identities: Identities): Promise<SshConnection> {
+async function handshake(
+	socket: Socket,
+	uri: SshUri,
+	options: SshOptions,
+	hostKeys: HostKeyCheck,
+	identities: Identities,
+): Promise<SshConnection> {
 	const {promise, resolve, reject} = Promise.withResolvers<undefined>();
 	const client = new ssh2.Client();
 	const auth = new Authentication(uri, options, identities);
@@ -116,7 +126,9 @@ async function handshake(socket: Socket, uri: SshUri, options: SshOptions, hostK
 
 		reject(refusal ?? failure(uri, stage, error, auth));
 	});
-	client.on('close', () => reject(refusal ?? failure(uri, stage, broken ?? new Error('the host closed the connection'), auth)));
+	client.on('close', () =>
+		reject(refusal ?? failure(uri, stage, broken ?? new Error('the host closed the connection'), auth)),
+	);
 	client.connect({
 		sock: socket,
 		username: auth.user,
@@ -153,7 +165,11 @@ async function reportUnproven(unproven: Unproven | undefined, {host, port}: SshU
 		return;
 	}
 
-	const outcome = await unproven.record?.().then(({path}) => `; recorded in ${path}: from now on no other is accepted`, (error: unknown) => `; ${toError(error).message}`) ?? '';
+	const outcome =
+		(await unproven.record?.().then(
+			({path}) => `; recorded in ${path}: from now on no other is accepted`,
+			(error: unknown) => `; ${toError(error).message}`,
+		)) ?? '';
 	log.warn({host, port, reason: `${unproven.warning}${outcome}`}, 'ssh host key accepted without proof');
 }
 
@@ -188,18 +204,34 @@ class Authentication {
 		const username = uri.user ?? options.user;
 		this.user = username;
 		const ways: Record<SshAuth, readonly Attempt[]> = {
-			privkey: identities.usable.map(({path, key}) => ({label: `key ${path}`, method: {type: 'publickey', username, key}})),
-			agent: options.agentSocket === undefined ? [] : [{label: `agent ${options.agentSocket}`, method: {type: 'agent', username, agent: options.agentSocket}}],
+			privkey: identities.usable.map(({path, key}) => ({
+				label: `key ${path}`,
+				method: {type: 'publickey', username, key},
+			})),
+			agent:
+				options.agentSocket === undefined
+					? []
+					: [
+							{
+								label: `agent ${options.agentSocket}`,
+								method: {type: 'agent', username, agent: options.agentSocket},
+							},
+						],
 		};
 		// A key that was named comes before an agent's, which may be so many that the server gives up first.
-		const order = uri.sshauth ?? (uri.keyfile === undefined ? ['agent', 'privkey'] as const : ['privkey', 'agent'] as const);
+		const order =
+			uri.sshauth ??
+			(uri.keyfile === undefined ? (['agent', 'privkey'] as const) : (['privkey', 'agent'] as const));
 		this.#attempts = order.flatMap(way => ways[way]);
 	}
 
 	/** @param onExhausted no way is left */
 	handler(onExhausted: () => void): AuthHandlerMiddleware {
 		// 'none' makes the server tell what it accepts, so that a failure can be explained.
-		const left: AnyAuthMethod[] = [{type: 'none', username: this.user}, ...this.#attempts.map(({method}) => method)];
+		const left: AnyAuthMethod[] = [
+			{type: 'none', username: this.user},
+			...this.#attempts.map(({method}) => method),
+		];
 		return (accepted: readonly string[] | null, _partialSuccess, next) => {
 			this.#accepted = accepted ?? this.#accepted;
 			const method = left.shift();

@@ -28,7 +28,12 @@ const preference = ['id_ed25519', 'id_ecdsa', 'id_rsa'];
  * @param uid of this process, if known
  * @throws AdaptorError when `keyfile` is given and cannot be used
  */
-export async function loadIdentities(keyfile: string | undefined, home: string, uid: number | undefined, signal: AbortSignal): Promise<Identities> {
+export async function loadIdentities(
+	keyfile: string | undefined,
+	home: string,
+	uid: number | undefined,
+	signal: AbortSignal,
+): Promise<Identities> {
 	if (keyfile !== undefined) {
 		return {usable: [await readIdentity(expandHome(keyfile, home), uid, signal)], unusable: []};
 	}
@@ -54,7 +59,7 @@ export function expandHome(path: string, home: string): string {
 
 async function defaultKeyFiles(directory: string): Promise<readonly string[]> {
 	const names = await readdir(directory).catch(() => []);
-	const rank = (name: string): number => (preference.indexOf(name) + 1) || preference.length + 1;
+	const rank = (name: string): number => preference.indexOf(name) + 1 || preference.length + 1;
 	return names
 		.filter(name => /^id_[\w-]+$/.test(name))
 		.sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1))
@@ -72,24 +77,53 @@ async function readIdentity(path: string, uid: number | undefined, signal: Abort
 		signal.throwIfAborted();
 		const missing = error instanceof Error && 'code' in error && error.code === 'ENOENT';
 		throw missing
-			? unusable('not-found', 'The ssh key file does not exist', path, 'Correct keyfile= in the URI, or put the private key there.', error)
-			: unusable('permission-denied', 'Could not read the ssh key file', path, 'Make it a file readable by the user that this process runs as.', error);
+			? unusable(
+					'not-found',
+					'The ssh key file does not exist',
+					path,
+					'Correct keyfile= in the URI, or put the private key there.',
+					error,
+				)
+			: unusable(
+					'permission-denied',
+					'Could not read the ssh key file',
+					path,
+					'Make it a file readable by the user that this process runs as.',
+					error,
+				);
 	}
 
 	const key = ssh2.utils.parseKey(text);
 	if (key instanceof Error) {
 		throw /encrypted/i.test(key.message)
-			? unusable('failed-precondition', 'The ssh key file is encrypted with a passphrase', path, 'Use a key without one (ssh-keygen -p -N "" -f FILE), or an ssh agent with sshauth=agent in the URI.')
-			: unusable('failed-precondition', 'The ssh key file holds no usable private key', path, 'Give a private key in OpenSSH or PEM format: ed25519, ECDSA or RSA.', key);
+			? unusable(
+					'failed-precondition',
+					'The ssh key file is encrypted with a passphrase',
+					path,
+					'Use a key without one (ssh-keygen -p -N "" -f FILE), or an ssh agent with sshauth=agent in the URI.',
+				)
+			: unusable(
+					'failed-precondition',
+					'The ssh key file holds no usable private key',
+					path,
+					'Give a private key in OpenSSH or PEM format: ed25519, ECDSA or RSA.',
+					key,
+				);
 	}
 
 	// OpenSSH's format may hold several keys; ssh2's types do not tell.
-	const first = (Array.isArray(key) ? (key as ParsedKey[])[0] : key);
+	const first = Array.isArray(key) ? (key as ParsedKey[])[0] : key;
 	if (first?.isPrivateKey() !== true) {
-		throw unusable('failed-precondition', 'The ssh key file holds a public key only', path, 'Name the private key: the file without .pub.');
+		throw unusable(
+			'failed-precondition',
+			'The ssh key file holds a public key only',
+			path,
+			'Name the private key: the file without .pub.',
+		);
 	}
 
-	// A secret's files are root's; kubelet lets a container that is not root read them by its group (fsGroup), whatever mode was asked for.
+	// A secret's files are root's; kubelet lets a container that is not root read them by its group (fsGroup), whatever
+	// mode was asked for.
 	const others = uid === undefined || uid === owner ? 0o077 : 0o037;
 	return {path, key: first, exposed: (mode & others) !== 0};
 }

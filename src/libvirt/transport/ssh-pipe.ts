@@ -1,10 +1,12 @@
 /**
- * From an ssh connection to libvirt's socket on the host: by forwarding to the socket, by virt-ssh-helper, or by nc, whatever the host's
- * sshd allows and has. What worked is tried first the next time. Knows nothing of libvirt's protocol.
+ * From an ssh connection to libvirt's socket on the host: by forwarding to the socket, by virt-ssh-helper, or by nc,
+ * whatever the host's sshd allows and has. What worked is tried first the next time. Knows nothing of libvirt's
+ * protocol.
  *
- * Every refusal of a forwarding looks alike ("open failed"), whether sshd forbids it or nothing listens, so each leads to the next way.
- * A command that cannot work shows it only after its channel is open, and libvirt is silent until it is asked: so one small command looks
- * beforehand at what the host has, and a channel that ends without a byte counts against its way the next time.
+ * Every refusal of a forwarding looks alike ("open failed"), whether sshd forbids it or nothing listens, so each leads
+ * to the next way. A command that cannot work shows it only after its channel is open, and libvirt is silent until it
+ * is asked: so one small command looks beforehand at what the host has, and a channel that ends without a byte counts
+ * against its way the next time.
  */
 import type {ClientChannel} from 'ssh2';
 import {AdaptorError, toError} from '../../core/errors.ts';
@@ -67,11 +69,24 @@ export function openSshPipe(uri: SshUri, options: SshPipeOptions): OpenPipe {
 
 function routesFor(uri: SshUri): readonly Route[] {
 	const sockets = socketPaths(uri);
-	const forwarded = uri.proxy === 'auto' ? sockets.map((socket): Route => ({kind: 'socket', name: `socket ${socket}`, socket})) : [];
+	const forwarded =
+		uri.proxy === 'auto'
+			? sockets.map((socket): Route => ({kind: 'socket', name: `socket ${socket}`, socket}))
+			: [];
 	// It goes to the usual sockets and heeds no parameters (libvirt, src/remote/remote_ssh_helper.c).
 	const helps = uri.proxy === 'native' || (uri.proxy === 'auto' && uri.socket === undefined && uri.mode === 'auto');
-	const helper: Route[] = helps ? [{kind: 'helper', name: 'virt-ssh-helper', command: `virt-ssh-helper ${quote(uri.remoteUri)}`}] : [];
-	const netcats = uri.proxy === 'native' ? [] : sockets.map((socket): Route => ({kind: 'netcat', name: `${uri.netcat} -U ${socket}`, command: netcatCommand(uri.netcat, socket), socket}));
+	const helper: Route[] = helps
+		? [{kind: 'helper', name: 'virt-ssh-helper', command: `virt-ssh-helper ${quote(uri.remoteUri)}`}]
+		: [];
+	const netcats =
+		uri.proxy === 'native'
+			? []
+			: sockets.map((socket): Route => ({
+					kind: 'netcat',
+					name: `${uri.netcat} -U ${socket}`,
+					command: netcatCommand(uri.netcat, socket),
+					socket,
+				}));
 	return [...forwarded, ...helper, ...netcats];
 }
 
@@ -86,14 +101,19 @@ interface Opened {
 }
 
 async function firstThatOpens(
-	connection: SshConnection, uri: SshUri, routes: readonly Route[], isSettled: (route: Route) => boolean,
-	signal: AbortSignal, eventsOf: (route: Route) => ChannelEvents,
+	connection: SshConnection,
+	uri: SshUri,
+	routes: readonly Route[],
+	isSettled: (route: Route) => boolean,
+	signal: AbortSignal,
+	eventsOf: (route: Route) => ChannelEvents,
 ): Promise<Opened> {
 	const failures: string[] = [];
 	let surveying: Promise<Survey> | undefined;
 	for (const route of routes) {
 		if (!(route.kind !== 'socket' && isSettled(route))) {
-			// Early, though only commands depend on its answer: sshd turns Nagle off once a command ran, else each small call may take 40 ms.
+			// Early, though only commands depend on its answer: sshd turns Nagle off once a command ran, else each
+			// small call may take 40 ms.
 			surveying ??= survey(connection, uri, signal);
 		}
 
@@ -116,7 +136,12 @@ async function firstThatOpens(
 			signal.throwIfAborted();
 			const lost = connection.lossReason();
 			if (lost !== undefined) {
-				throw new AdaptorError({code: 'unavailable', what: `The ssh connection to the host was lost: ${lost.message}`, where: {host: uri.host, port: uri.port}, cause: error});
+				throw new AdaptorError({
+					code: 'unavailable',
+					what: `The ssh connection to the host was lost: ${lost.message}`,
+					where: {host: uri.host, port: uri.port},
+					cause: error,
+				});
 			}
 
 			failures.push(`${route.name}: ${toError(error).message}`);
@@ -150,7 +175,10 @@ async function openRoute(connection: SshConnection, route: Route, events: Channe
 	return promise;
 }
 
-/** What is at hand on the host. A key with a forced command runs that instead, with its input closed: nothing is known then. */
+/**
+ * What is at hand on the host. A key with a forced command runs that instead, with its input closed: nothing is known
+ * then.
+ */
 async function survey(connection: SshConnection, uri: SshUri, signal: AbortSignal): Promise<Survey> {
 	const script = `for c in virt-ssh-helper ${quote(uri.netcat)}; do if command -v "$c" >/dev/null; then echo "$c"; fi; done; for s in ${socketPaths(uri).map(quote).join(' ')}; do if test -S "$s"; then echo "$s"; fi; done; echo surveyed`;
 	const output = await runRemote(connection.client, `sh -c ${quote(script)}`, signal).catch(() => '');
@@ -173,5 +201,5 @@ function missingFor(route: Exclude<Route, {kind: 'socket'}>, uri: SshUri, found:
 
 /** One word for a POSIX shell, whatever it holds. */
 function quote(text: string): string {
-	return `'${text.replaceAll('\'', `'\\''`)}'`;
+	return `'${text.replaceAll("'", `'\\''`)}'`;
 }

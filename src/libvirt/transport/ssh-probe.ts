@@ -1,6 +1,6 @@
 /**
- * Logs in over ssh and looks around, for those who want to know whether and how that works. One connection, apart from all others.
- * Knows nothing of libvirt's protocol.
+ * Logs in over ssh and looks around, for those who want to know whether and how that works. One connection, apart from
+ * all others. Knows nothing of libvirt's protocol.
  */
 import {connectSsh, type SshConnection, type SshOptions} from './ssh-connection.ts';
 import {runRemote} from './ssh-command.ts';
@@ -32,29 +32,40 @@ export class SshProbe implements Disposable {
 		let unproven: string | undefined;
 		const exposedKeys: string[] = [];
 		const startedAt = performance.now();
-		const connection = await connectSsh(this.#uri, {
-			...this.#options,
-			log: {
-				debug: () => undefined,
-				warn({reason, path}) {
-					if (path !== undefined) {
-						exposedKeys.push(path);
-					}
+		const connection = await connectSsh(
+			this.#uri,
+			{
+				...this.#options,
+				log: {
+					debug: () => undefined,
+					warn({reason, path}) {
+						if (path !== undefined) {
+							exposedKeys.push(path);
+						}
 
-					unproven = reason ?? unproven;
+						unproven = reason ?? unproven;
+					},
 				},
 			},
-		}, signal);
+			signal,
+		);
 		this.#connection?.hangUp();
 		this.#connection = connection;
 		const {host, port, user = this.#options.user} = this.#uri;
-		return {user, host, port, durationMs: performance.now() - startedAt, exposedKeys, ...(unproven === undefined ? {} : {unproven})};
+		return {
+			user,
+			host,
+			port,
+			durationMs: performance.now() - startedAt,
+			exposedKeys,
+			...(unproven === undefined ? {} : {unproven}),
+		};
 	}
 
 	/**
-	 * By how many seconds the host's clock is ahead of ours at least, or behind if negative; after `login`. What the clock's grain and the way
-	 * of the answer explain is no difference.
-	 * Undefined when the account runs no commands, or others than it is told to.
+	 * By how many seconds the host's clock is ahead of ours at least, or behind if negative; after `login`. What the
+	 * clock's grain and the way of the answer explain is no difference. Undefined when the account runs no commands, or
+	 * others than it is told to.
 	 */
 	async clockSkew(signal: AbortSignal): Promise<number | undefined> {
 		if (this.#connection === undefined) {

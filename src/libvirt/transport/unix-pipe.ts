@@ -22,7 +22,10 @@ export function openUnixPipe(uri: UnixUri, {connectTimeoutMs = 10_000}: UnixPipe
 			} catch (error) {
 				scope.signal.throwIfAborted();
 				// A socket that is there and refuses tells more than one that is not.
-				failure = failure === undefined || systemCode(failure.cause) === 'ENOENT' ? socketError(path, error) : failure;
+				failure =
+					failure === undefined || systemCode(failure.cause) === 'ENOENT'
+						? socketError(path, error)
+						: failure;
 			}
 		}
 
@@ -46,17 +49,28 @@ async function connectSocket(path: string, signal: AbortSignal): Promise<Socket>
 }
 
 function systemCode(error: unknown): string {
-	return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : toError(error).message;
+	return error instanceof Error && 'code' in error && typeof error.code === 'string'
+		? error.code
+		: toError(error).message;
 }
 
 function socketError(path: string, cause: unknown): AdaptorError {
 	const code = systemCode(cause);
 	if (code === 'EACCES' || code === 'EPERM') {
-		return new AdaptorError({code: 'permission-denied', what: 'Not allowed to connect to the libvirt socket', where: {path}, remedy: 'Run as root, or as a member of the group libvirt.', cause});
+		return new AdaptorError({
+			code: 'permission-denied',
+			what: 'Not allowed to connect to the libvirt socket',
+			where: {path},
+			remedy: 'Run as root, or as a member of the group libvirt.',
+			cause,
+		});
 	}
 
 	return new AdaptorError({
-		code: 'unavailable', what: `Could not connect to the libvirt socket: ${code}`, where: {path}, cause,
+		code: 'unavailable',
+		what: `Could not connect to the libvirt socket: ${code}`,
+		where: {path},
+		cause,
 		remedy: 'Check that libvirtd (or virtqemud) runs here, or name its socket with socket= in the URI; for a remote host use qemu+ssh://HOST/system.',
 	});
 }

@@ -49,40 +49,76 @@ interface Meaning {
 	readonly remedy?: string;
 }
 
-const badXml: Meaning = {code: 'invalid-argument', remedy: 'This is a defect of the program that wrote the XML: report it with the text of the error and the version of libvirt.'};
+const badXml: Meaning = {
+	code: 'invalid-argument',
+	remedy: 'This is a defect of the program that wrote the XML: report it with the text of the error and the version of libvirt.',
+};
 const unauthenticated: Meaning = {
 	code: 'unauthenticated',
 	remedy: 'Connect as a user that may manage libvirt: root, or a member of the group "libvirt" on the KVM host, or set auth_unix_rw = "none" in its libvirtd.conf.',
 };
-const unsupported: Meaning = {code: 'unimplemented', remedy: 'The driver, or this version of libvirt on the KVM host, cannot do this: update libvirt, or check the driver in the URI.'};
+const unsupported: Meaning = {
+	code: 'unimplemented',
+	remedy: 'The driver, or this version of libvirt on the KVM host, cannot do this: update libvirt, or check the driver in the URI.',
+};
 
 const meanings: Readonly<Record<number, Meaning>> = {
-	[libvirtCode.noMemory]: {code: 'resource-exhausted', remedy: 'The KVM host is short of memory: free some, or run fewer VMs on it.'},
+	[libvirtCode.noMemory]: {
+		code: 'resource-exhausted',
+		remedy: 'The KVM host is short of memory: free some, or run fewer VMs on it.',
+	},
 	[libvirtCode.noSupport]: unsupported,
-	[libvirtCode.noConnect]: {code: 'unavailable', remedy: 'Install and start the driver that the URI names on the KVM host (for qemu: libvirt\'s QEMU driver and QEMU).'},
+	[libvirtCode.noConnect]: {
+		code: 'unavailable',
+		remedy: "Install and start the driver that the URI names on the KVM host (for qemu: libvirt's QEMU driver and QEMU).",
+	},
 	[libvirtCode.invalidArg]: {code: 'invalid-argument'},
 	[libvirtCode.xmlError]: badXml,
 	[libvirtCode.domExist]: {code: 'already-exists'},
-	[libvirtCode.operationDenied]: {code: 'permission-denied', remedy: 'The connection is read-only: use libvirt\'s read-write socket.'},
+	[libvirtCode.operationDenied]: {
+		code: 'permission-denied',
+		remedy: "The connection is read-only: use libvirt's read-write socket.",
+	},
 	[libvirtCode.xmlDetail]: badXml,
 	[libvirtCode.networkExist]: {code: 'already-exists'},
 	[libvirtCode.noDomain]: {code: 'not-found'},
-	[libvirtCode.noNetwork]: {code: 'not-found', remedy: 'Look at "virsh net-list --all" on the KVM host, then define and start the network, or configure the name of another.'},
+	[libvirtCode.noNetwork]: {
+		code: 'not-found',
+		remedy: 'Look at "virsh net-list --all" on the KVM host, then define and start the network, or configure the name of another.',
+	},
 	[libvirtCode.authFailed]: unauthenticated,
-	[libvirtCode.noStoragePool]: {code: 'not-found', remedy: 'Look at "virsh pool-list --all" on the KVM host, then define and start the pool, or configure the name of another.'},
-	[libvirtCode.noStorageVol]: {code: 'not-found', remedy: 'Look at "virsh vol-list POOL" on the KVM host; a volume made by other means than libvirt shows after "virsh pool-refresh POOL".'},
+	[libvirtCode.noStoragePool]: {
+		code: 'not-found',
+		remedy: 'Look at "virsh pool-list --all" on the KVM host, then define and start the pool, or configure the name of another.',
+	},
+	[libvirtCode.noStorageVol]: {
+		code: 'not-found',
+		remedy: 'Look at "virsh vol-list POOL" on the KVM host; a volume made by other means than libvirt shows after "virsh pool-refresh POOL".',
+	},
 	[libvirtCode.operationInvalid]: {code: 'failed-precondition'},
 	[libvirtCode.noSecret]: {code: 'not-found'},
-	[libvirtCode.configUnsupported]: {code: 'failed-precondition', remedy: 'The KVM host or its QEMU cannot run such a VM: compare with "virsh domcapabilities" there.'},
-	[libvirtCode.operationTimeout]: {code: 'unavailable', remedy: 'Another operation on the same object takes long; libvirtd\'s log on the KVM host says which.'},
+	[libvirtCode.configUnsupported]: {
+		code: 'failed-precondition',
+		remedy: 'The KVM host or its QEMU cannot run such a VM: compare with "virsh domcapabilities" there.',
+	},
+	[libvirtCode.operationTimeout]: {
+		code: 'unavailable',
+		remedy: "Another operation on the same object takes long; libvirtd's log on the KVM host says which.",
+	},
 	[libvirtCode.argumentUnsupported]: unsupported,
 	[libvirtCode.operationAborted]: {code: 'aborted'},
 	[libvirtCode.authCancelled]: unauthenticated,
 	[libvirtCode.noDomainMetadata]: {code: 'not-found'},
 	[libvirtCode.operationUnsupported]: unsupported,
 	[libvirtCode.agentUnresponsive]: {code: 'unavailable'},
-	[libvirtCode.resourceBusy]: {code: 'failed-precondition', remedy: 'Something else uses it: try again when that is done.'},
-	[libvirtCode.accessDenied]: {code: 'permission-denied', remedy: 'libvirt\'s access control denies it to this user: see "access_drivers" in libvirtd.conf on the KVM host.'},
+	[libvirtCode.resourceBusy]: {
+		code: 'failed-precondition',
+		remedy: 'Something else uses it: try again when that is done.',
+	},
+	[libvirtCode.accessDenied]: {
+		code: 'permission-denied',
+		remedy: 'libvirt\'s access control denies it to this user: see "access_drivers" in libvirtd.conf on the KVM host.',
+	},
 	[libvirtCode.storageVolExist]: {code: 'already-exists'},
 	[libvirtCode.xmlInvalidSchema]: badXml,
 	[libvirtCode.authUnavailable]: unauthenticated,
@@ -94,8 +130,14 @@ const meaningsOfErrno: Readonly<Record<number, Meaning>> = {
 	1: {code: 'permission-denied'},
 	2: {code: 'not-found'},
 	12: {code: 'resource-exhausted', remedy: 'The KVM host is short of memory: free some, or run fewer VMs on it.'},
-	13: {code: 'permission-denied', remedy: 'Check the owner and mode of the path on the KVM host, and what SELinux or AppArmor say about it.'},
-	28: {code: 'resource-exhausted', remedy: 'The storage on the KVM host is full, or more was written than the volume holds: look at "virsh pool-info POOL".'},
+	13: {
+		code: 'permission-denied',
+		remedy: 'Check the owner and mode of the path on the KVM host, and what SELinux or AppArmor say about it.',
+	},
+	28: {
+		code: 'resource-exhausted',
+		remedy: 'The storage on the KVM host is full, or more was written than the volume holds: look at "virsh pool-info POOL".',
+	},
 	122: {code: 'resource-exhausted', remedy: 'A disk quota on the KVM host is used up.'},
 };
 
@@ -133,7 +175,11 @@ export class LibvirtError extends AdaptorError {
 
 	constructor(remote: RemoteError, procedure: string) {
 		const libvirtMessage = (remote.message ?? '').trim() || 'no reason given';
-		super({...meaningOf(remote, procedure), what: `libvirt: ${libvirtMessage}`, where: {procedure, libvirtCode: remote.code}});
+		super({
+			...meaningOf(remote, procedure),
+			what: `libvirt: ${libvirtMessage}`,
+			where: {procedure, libvirtCode: remote.code},
+		});
 		this.libvirtCode = remote.code;
 		this.libvirtDomain = remote.domain;
 		this.level = remote.level;
@@ -178,7 +224,13 @@ export class LibvirtConnectionError extends AdaptorError {
 	}
 }
 
-const refusals: ReadonlySet<ErrorCode> = new Set(['unauthenticated', 'permission-denied', 'invalid-argument', 'failed-precondition', 'unimplemented']);
+const refusals: ReadonlySet<ErrorCode> = new Set([
+	'unauthenticated',
+	'permission-denied',
+	'invalid-argument',
+	'failed-precondition',
+	'unimplemented',
+]);
 
 /** Whether trying again soon is pointless: somebody has to change something first. */
 export function isRefusal(reason: AdaptorError): boolean {

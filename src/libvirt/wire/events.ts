@@ -8,7 +8,17 @@ import type {Domain} from './procedures.ts';
 export const lifecycleEventId = 0;
 
 /** In the order of virDomainEventType. */
-const lifecycleNames = ['defined', 'undefined', 'started', 'suspended', 'resumed', 'stopped', 'shutdown', 'pmsuspended', 'crashed'] as const;
+const lifecycleNames = [
+	'defined',
+	'undefined',
+	'started',
+	'suspended',
+	'resumed',
+	'stopped',
+	'shutdown',
+	'pmsuspended',
+	'crashed',
+] as const;
 
 export type LifecycleName = (typeof lifecycleNames)[number] | 'unknown';
 

@@ -35,7 +35,10 @@ export interface Packet extends PacketHeader {
 const headerLength = 28;
 /** VIR_NET_MESSAGE_MAX, which does not count the length word: 32 MiB in libvirt 9.0, 16 MiB in older ones. */
 export const messageLimit = 32 * 1024 * 1024;
-/** The body of one stream packet: VIR_NET_MESSAGE_LEGACY_PAYLOAD_MAX, taken by every libvirt and the fastest size measured. */
+/**
+ * The body of one stream packet: VIR_NET_MESSAGE_LEGACY_PAYLOAD_MAX, taken by every libvirt and the fastest size
+ * measured.
+ */
 export const streamPayload = 262_120;
 
 /** The daemon broke the protocol; what follows in its bytes cannot be understood. */
@@ -55,7 +58,10 @@ export class PacketError extends AdaptorError {
 export function encodePacket(header: PacketHeader, body: Uint8Array): Buffer {
 	const length = headerLength + body.length;
 	if (length - 4 > messageLimit) {
-		throw new AdaptorError({code: 'invalid-argument', what: `A message of ${length} bytes is too long for libvirt, which takes ${messageLimit}`});
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: `A message of ${length} bytes is too long for libvirt, which takes ${messageLimit}`,
+		});
 	}
 
 	const bytes = Buffer.allocUnsafe(length);
@@ -86,7 +92,7 @@ export class PacketDecoder {
 	 * Memory grows with the bytes that came, never with a length that was only claimed.
 	 * @throws PacketError after which the decoder must not be used any more
 	 */
-	* push(chunk: Buffer): Generator<Packet, void, undefined> {
+	*push(chunk: Buffer): Generator<Packet, void, undefined> {
 		let rest = chunk;
 		while (rest.length > 0) {
 			if (this.#held === 0) {
@@ -120,7 +126,9 @@ export class PacketDecoder {
 	#packetLength(bytes: Buffer): number {
 		const length = bytes.readUInt32BE(0);
 		if (length < headerLength || length - 4 > this.#limit) {
-			throw new PacketError(`a packet claims a length of ${length} bytes; ${headerLength} to ${this.#limit + 4} are possible`);
+			throw new PacketError(
+				`a packet claims a length of ${length} bytes; ${headerLength} to ${this.#limit + 4} are possible`,
+			);
 		}
 
 		return length;
@@ -129,8 +137,11 @@ export class PacketDecoder {
 	#hold(bytes: Buffer, wanted: number): void {
 		const held = this.#held + bytes.length;
 		if (held > this.#buffer.length) {
-			// At least doubled, so that a packet of many chunks is not copied for each; half a MiB holds every stream packet.
-			const buffer = Buffer.allocUnsafe(Math.max(held, Math.min(wanted, Math.max(this.#buffer.length * 2, 512 * 1024))));
+			// At least doubled, so that a packet of many chunks is not copied for each; half a MiB holds every stream
+			// packet.
+			const buffer = Buffer.allocUnsafe(
+				Math.max(held, Math.min(wanted, Math.max(this.#buffer.length * 2, 512 * 1024))),
+			);
 			this.#buffer.copy(buffer, 0, 0, this.#held);
 			this.#buffer = buffer;
 		}

@@ -1,10 +1,24 @@
 /**
- * The procedures of libvirt's remote program that we use, in one table: names, numbers and shapes.
- * Source: libvirt, src/remote/remote_protocol.x (9.0.0). The protocol is append-only: numbers and shapes are the same in
- * every libvirt since a procedure appeared. Argument and result names are libvirt's, in camel case.
- * Knows no connection; flags and enumerations of the arguments are documented in libvirt's public headers.
+ * The procedures of libvirt's remote program that we use, in one table: names, numbers and shapes. Source: libvirt,
+ * src/remote/remote_protocol.x (9.0.0). The protocol is append-only: numbers and shapes are the same in every libvirt
+ * since a procedure appeared. Argument and result names are libvirt's, in camel case. Knows no connection; flags and
+ * enumerations of the arguments are documented in libvirt's public headers.
  */
-import {chars, i32, i64, list, nothing, opaque, optional, string, struct, u32, u64, type XdrCodec, type XdrType} from './xdr.ts';
+import {
+	chars,
+	i32,
+	i64,
+	list,
+	nothing,
+	opaque,
+	optional,
+	string,
+	struct,
+	u32,
+	u64,
+	type XdrCodec,
+	type XdrType,
+} from './xdr.ts';
 
 /** One procedure: how to call it and what it answers. */
 export interface Procedure<Args, Result> {
@@ -55,12 +69,20 @@ export type DhcpLease = XdrType<typeof dhcpLease>;
 export type DomainInterface = XdrType<typeof domainInterface>;
 
 /** Calls that only look. */
-function reads<Args, Result>(number: number, args: XdrCodec<Args>, result: XdrCodec<Result>): Omit<Procedure<Args, Result>, 'name'> {
+function reads<Args, Result>(
+	number: number,
+	args: XdrCodec<Args>,
+	result: XdrCodec<Result>,
+): Omit<Procedure<Args, Result>, 'name'> {
 	return {number, args, result, idempotent: true};
 }
 
 /** Calls that change something. */
-function changes<Args, Result>(number: number, args: XdrCodec<Args>, result: XdrCodec<Result>): Omit<Procedure<Args, Result>, 'name'> {
+function changes<Args, Result>(
+	number: number,
+	args: XdrCodec<Args>,
+	result: XdrCodec<Result>,
+): Omit<Procedure<Args, Result>, 'name'> {
 	return {number, args, result, idempotent: false};
 }
 
@@ -83,15 +105,41 @@ const table = {
 
 	// The host.
 	/** `memory` in KiB, `mhz` 0 when unknown. */
-	nodeGetInfo: reads(6, nothing, struct({model: chars(32), memory: u64, cpus: i32, mhz: i32, nodes: i32, sockets: i32, cores: i32, threads: i32})),
+	nodeGetInfo: reads(
+		6,
+		nothing,
+		struct({
+			model: chars(32),
+			memory: u64,
+			cpus: i32,
+			mhz: i32,
+			nodes: i32,
+			sockets: i32,
+			cores: i32,
+			threads: i32,
+		}),
+	),
 	/** In bytes. */
 	nodeGetFreeMemory: reads(102, nothing, struct({freeMem: u64})),
-	/** In KiB, by field: `total`, `free`, `buffers`, `cached`. `cellNum` -1 is the whole host; with `nparams` 0 only their number is told. */
-	nodeGetMemoryStats: reads(228, struct({nparams: i32, cellNum: i32, flags: u32}), struct({params: list(struct({field: string, value: u64}), 1024), nparams: i32})),
+	/**
+	 * In KiB, by field: `total`, `free`, `buffers`, `cached`. `cellNum` -1 is the whole host; with `nparams` 0 only
+	 * their number is told.
+	 */
+	nodeGetMemoryStats: reads(
+		228,
+		struct({nparams: i32, cellNum: i32, flags: u32}),
+		struct({params: list(struct({field: string, value: u64}), 1024), nparams: i32}),
+	),
 	connectGetCapabilities: reads(7, nothing, struct({capabilities: string})),
 	connectGetDomainCapabilities: reads(
 		342,
-		struct({emulatorbin: optional(string), arch: optional(string), machine: optional(string), virttype: optional(string), flags: u32}),
+		struct({
+			emulatorbin: optional(string),
+			arch: optional(string),
+			machine: optional(string),
+			virttype: optional(string),
+			flags: u32,
+		}),
 		struct({capabilities: string}),
 	),
 
@@ -103,13 +151,25 @@ const table = {
 	domainUndefineFlags: changes(231, struct({dom: domain, flags: u32}), nothing),
 	domainLookupByName: reads(23, struct({name: string}), struct({dom: domain})),
 	domainLookupByUuid: reads(24, struct({uuid}), struct({dom: domain})),
-	connectListAllDomains: reads(273, struct({needResults: i32, flags: u32}), struct({domains: list(domain, 16_384), ret: u32})),
+	connectListAllDomains: reads(
+		273,
+		struct({needResults: i32, flags: u32}),
+		struct({domains: list(domain, 16_384), ret: u32}),
+	),
 	domainGetState: reads(212, struct({dom: domain, flags: u32}), struct({state: i32, reason: i32})),
 	/** `maxMem` and `memory` in KiB, `cpuTime` in nanoseconds. */
-	domainGetInfo: reads(16, struct({dom: domain}), struct({state: i32, maxMem: u64, memory: u64, nrVirtCpu: i32, cpuTime: u64})),
+	domainGetInfo: reads(
+		16,
+		struct({dom: domain}),
+		struct({state: i32, maxMem: u64, memory: u64, nrVirtCpu: i32, cpuTime: u64}),
+	),
 	domainGetXmlDesc: reads(14, struct({dom: domain, flags: u32}), struct({xml: string})),
 	/** `source`: 0 leases, 1 guest agent, 2 ARP. */
-	domainInterfaceAddresses: reads(353, struct({dom: domain, source: u32, flags: u32}), struct({ifaces: list(domainInterface, 2048)})),
+	domainInterfaceAddresses: reads(
+		353,
+		struct({dom: domain, source: u32, flags: u32}),
+		struct({ifaces: list(domainInterface, 2048)}),
+	),
 	/** A stream in both directions. */
 	domainOpenConsole: changes(201, struct({dom: domain, devName: optional(string), flags: u32}), nothing),
 
@@ -129,11 +189,19 @@ const table = {
 	/** Of active pools only; since libvirt 4.1. No two active pools have one path. */
 	storagePoolLookupByTargetPath: reads(391, struct({path: string}), struct({pool: storagePool})),
 	/** Sizes in bytes. `state` 2 is running. */
-	storagePoolGetInfo: reads(87, struct({pool: storagePool}), struct({state: i32, capacity: u64, allocation: u64, available: u64})),
+	storagePoolGetInfo: reads(
+		87,
+		struct({pool: storagePool}),
+		struct({state: i32, capacity: u64, allocation: u64, available: u64}),
+	),
 	storagePoolGetXmlDesc: reads(88, struct({pool: storagePool, flags: u32}), struct({xml: string})),
 	storagePoolGetAutostart: reads(89, struct({pool: storagePool}), struct({autostart: i32})),
 	storagePoolIsActive: reads(154, struct({pool: storagePool}), struct({active: i32})),
-	storagePoolListAllVolumes: reads(282, struct({pool: storagePool, needResults: i32, flags: u32}), struct({vols: list(storageVol, 16_384), ret: u32})),
+	storagePoolListAllVolumes: reads(
+		282,
+		struct({pool: storagePool, needResults: i32, flags: u32}),
+		struct({vols: list(storageVol, 16_384), ret: u32}),
+	),
 	storagePoolRefresh: changes(83, struct({pool: storagePool, flags: u32}), nothing),
 	storagePoolCreateXml: changes(76, struct({xml: string, flags: u32}), struct({pool: storagePool})),
 	storagePoolDefineXml: changes(77, struct({xml: string, flags: u32}), struct({pool: storagePool})),
@@ -160,7 +228,11 @@ const table = {
 	storageVolResize: changes(260, struct({vol: storageVol, capacity: u64, flags: u32}), nothing),
 
 	// Events: 318 is not called, the daemon sends it. `eventId` 0 is lifecycle; `dom` null is every domain.
-	connectDomainEventCallbackRegisterAny: changes(316, struct({eventId: i32, dom: optional(domain)}), struct({callbackId: i32})),
+	connectDomainEventCallbackRegisterAny: changes(
+		316,
+		struct({eventId: i32, dom: optional(domain)}),
+		struct({callbackId: i32}),
+	),
 	connectDomainEventCallbackDeregisterAny: changes(317, struct({callbackId: i32}), nothing),
 	domainEventCallbackLifecycle: reads(318, nothing, struct({callbackId: i32, dom: domain, event: i32, detail: i32})),
 };

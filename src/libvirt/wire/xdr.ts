@@ -60,7 +60,10 @@ export class XdrWriter {
 		this.#bytes.fill(0, offset + bytes.length, this.#length);
 	}
 
-	/** Makes room and answers where it starts. May replace `#bytes`: call it in a statement of its own, before `#bytes` is named. */
+	/**
+	 * Makes room and answers where it starts. May replace `#bytes`: call it in a statement of its own, before `#bytes`
+	 * is named.
+	 */
 	#grow(count: number): number {
 		const offset = this.#length;
 		this.#length += count;
@@ -161,7 +164,9 @@ export const u64: XdrCodec<bigint> = {
 	decode: reader => reader.u64(),
 };
 
-/** Text in UTF-8 of at most `stringLimit` bytes. NUL is refused: the daemon's C would see a shorter text than we wrote. */
+/**
+ * Text in UTF-8 of at most `stringLimit` bytes. NUL is refused: the daemon's C would see a shorter text than we wrote.
+ */
 export const string: XdrCodec<string> = {
 	encode(writer, value) {
 		if (value.includes('\0')) {
@@ -223,7 +228,9 @@ export function list<T>(codec: XdrCodec<T>, limit: number): XdrCodec<readonly T[
 			const count = reader.u32();
 			// Every XDR type that we put in lists takes four bytes at least.
 			if (count > limit || count * 4 > reader.left) {
-				throw unreadable(`a list claims ${count} items; the limit is ${limit} and ${reader.left} bytes are left`);
+				throw unreadable(
+					`a list claims ${count} items; the limit is ${limit} and ${reader.left} bytes are left`,
+				);
 			}
 
 			return Array.from({length: count}, () => codec.decode(reader));
@@ -267,7 +274,9 @@ export function chars(length: number): XdrCodec<string> {
 }
 
 /** XDR's `struct`: the fields one after the other, in the order of the object's keys. */
-export function struct<Fields extends Readonly<Record<string, XdrCodec<unknown>>>>(fields: Fields): XdrCodec<{readonly [Name in keyof Fields]: XdrType<Fields[Name]>}> {
+export function struct<Fields extends Readonly<Record<string, XdrCodec<unknown>>>>(
+	fields: Fields,
+): XdrCodec<{readonly [Name in keyof Fields]: XdrType<Fields[Name]>}> {
 	type Value = {readonly [Name in keyof Fields]: XdrType<Fields[Name]>};
 	const entries = Object.entries(fields);
 	return {
@@ -287,7 +296,7 @@ export const nothing: XdrCodec<undefined> = {
 };
 
 function padding(length: number): number {
-	return (4 - length % 4) % 4;
+	return (4 - (length % 4)) % 4;
 }
 
 function checked(value: number, minimum: number, maximum: number): number {

@@ -6,10 +6,15 @@ import {Queue} from '../../libvirt/scripted-daemon.ts';
 const patient = new AbortController().signal;
 
 /** Attempts that end when the test says so, or with their signal. */
-function staged(): {attempts: Queue<{signal: AbortSignal; end: PromiseWithResolvers<string>}>; attempt: (signal: AbortSignal) => Promise<string>; discarded: Queue<string>} {
+function staged(): {
+	attempts: Queue<{signal: AbortSignal; end: PromiseWithResolvers<string>}>;
+	attempt: (signal: AbortSignal) => Promise<string>;
+	discarded: Queue<string>;
+} {
 	const attempts = new Queue<{signal: AbortSignal; end: PromiseWithResolvers<string>}>();
 	return {
-		attempts, discarded: new Queue(),
+		attempts,
+		discarded: new Queue(),
 		attempt: async signal => {
 			const end = Promise.withResolvers<string>();
 			signal.addEventListener('abort', () => end.reject(signal.reason), {once: true});

@@ -8,20 +8,29 @@ const never = new AbortController().signal;
 test('tasks of a key run one at a time, in order, also after one that failed', async t => {
 	const mutex = new KeyedMutex();
 	const seen: string[] = [];
-	const task = (name: string, fails = false) => async (): Promise<string> => {
-		seen.push(`${name} begins`);
-		await turn();
-		seen.push(`${name} ends`);
-		if (fails) {
-			throw new Error(name);
-		}
+	const task =
+		(name: string, fails = false) =>
+		async (): Promise<string> => {
+			seen.push(`${name} begins`);
+			await turn();
+			seen.push(`${name} ends`);
+			if (fails) {
+				throw new Error(name);
+			}
 
-		return name;
-	};
+			return name;
+		};
 
-	const results = await Promise.allSettled([mutex.run('k', task('a'), never), mutex.run('k', task('b', true), never), mutex.run('k', task('c'), never)]);
+	const results = await Promise.allSettled([
+		mutex.run('k', task('a'), never),
+		mutex.run('k', task('b', true), never),
+		mutex.run('k', task('c'), never),
+	]);
 	t.deepEqual(seen, ['a begins', 'a ends', 'b begins', 'b ends', 'c begins', 'c ends']);
-	t.deepEqual(results.map(({status}) => status), ['fulfilled', 'rejected', 'fulfilled']);
+	t.deepEqual(
+		results.map(({status}) => status),
+		['fulfilled', 'rejected', 'fulfilled'],
+	);
 	await turn();
 	t.false(mutex.isBusy('k'));
 });
@@ -30,10 +39,14 @@ test('the same key waits, another does not', async t => {
 	const mutex = new KeyedMutex();
 	const order: string[] = [];
 	const first = Promise.withResolvers<undefined>();
-	const a1 = mutex.run('a', async () => {
-		await first.promise;
-		order.push('a1');
-	}, never);
+	const a1 = mutex.run(
+		'a',
+		async () => {
+			await first.promise;
+			order.push('a1');
+		},
+		never,
+	);
 	const a2 = mutex.run('a', async () => order.push('a2'), never);
 	await mutex.run('b', async () => order.push('b'), never);
 	t.deepEqual(order, ['b']);
@@ -47,12 +60,19 @@ test('a caller that gives up is answered at once, its task never runs, and nobod
 	const mutex = new KeyedMutex();
 	const busy = Promise.withResolvers<undefined>();
 	const order: string[] = [];
-	const first = mutex.run('k', async () => {
-		await busy.promise;
-		order.push('first');
-	}, never);
+	const first = mutex.run(
+		'k',
+		async () => {
+			await busy.promise;
+			order.push('first');
+		},
+		never,
+	);
 	const caller = new AbortController();
-	const impatient = t.throwsAsync(mutex.run('k', async () => order.push('given up'), caller.signal), {message: 'enough'});
+	const impatient = t.throwsAsync(
+		mutex.run('k', async () => order.push('given up'), caller.signal),
+		{message: 'enough'},
+	);
 	const last = mutex.run('k', async () => order.push('last'), never);
 	caller.abort(new Error('enough'));
 	await impatient;

@@ -59,33 +59,43 @@ test('a permit that is handed to somebody who gives up in the same moment is not
 });
 
 test('whatever is acquired, aborted and released in whatever order, no permit is lost or invented', async t => {
-	await fc.assert(fc.asyncProperty(fc.integer({min: 1, max: 4}), fc.array(fc.record({aborts: fc.boolean(), turns: fc.nat(5), group: fc.constantFrom('a', 'b', 'c')}), {maxLength: 20}), async (count, users) => {
-		const semaphore = new Semaphore(count);
-		let held = 0;
-		await Promise.all(users.map(async ({aborts, turns, group}) => {
-			const abort = new AbortController();
-			const acquired = semaphore.acquire(abort.signal, group).catch(() => undefined);
-			for (let turn = 0; turn < turns; turn++) {
-				await Promise.resolve();
-			}
+	await fc.assert(
+		fc.asyncProperty(
+			fc.integer({min: 1, max: 4}),
+			fc.array(fc.record({aborts: fc.boolean(), turns: fc.nat(5), group: fc.constantFrom('a', 'b', 'c')}), {
+				maxLength: 20,
+			}),
+			async (count, users) => {
+				const semaphore = new Semaphore(count);
+				let held = 0;
+				await Promise.all(
+					users.map(async ({aborts, turns, group}) => {
+						const abort = new AbortController();
+						const acquired = semaphore.acquire(abort.signal, group).catch(() => undefined);
+						for (let turn = 0; turn < turns; turn++) {
+							await Promise.resolve();
+						}
 
-			if (aborts) {
-				abort.abort(new Error('enough'));
-			}
+						if (aborts) {
+							abort.abort(new Error('enough'));
+						}
 
-			using permit = await acquired;
-			if (permit !== undefined) {
-				held++;
-				t.true(held <= count);
-				await Promise.resolve();
-				held--;
-			}
-		}));
-		t.is(semaphore.waiting, 0);
-		for (let permit = 0; permit < count; permit++) {
-			await semaphore.acquire(AbortSignal.timeout(60_000));
-		}
-	}));
+						using permit = await acquired;
+						if (permit !== undefined) {
+							held++;
+							t.true(held <= count);
+							await Promise.resolve();
+							held--;
+						}
+					}),
+				);
+				t.is(semaphore.waiting, 0);
+				for (let permit = 0; permit < count; permit++) {
+					await semaphore.acquire(AbortSignal.timeout(60_000));
+				}
+			},
+		),
+	);
 	t.pass();
 });
 

@@ -2,7 +2,13 @@ import {mkdtemp, readFile, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import test from 'ava';
 import fc from 'fast-check';
-import {fingerprint, keyTypeOf, knownKeyTypes, parseKnownHosts, verifyHostKey} from '../../../src/libvirt/transport/known-hosts.ts';
+import {
+	fingerprint,
+	keyTypeOf,
+	knownKeyTypes,
+	parseKnownHosts,
+	verifyHostKey,
+} from '../../../src/libvirt/transport/known-hosts.ts';
 import {run} from '../../support/sshd.ts';
 
 function key(type: string, seed: string): Buffer {
@@ -36,7 +42,10 @@ test('a port other than 22 is part of the name, and a key known at 22 is good th
 	t.is(verdict(`[kvm]:2222 ${edLine}`, 'kvm', 22), 'unknown');
 	t.is(verdict(`kvm ${edLine}`, 'kvm', 2222), 'trusted 1');
 	t.is(verdict(`kvm ${edLine}`, 'kvm', 2222, otherEd), 'unknown');
-	t.is(verdict(`[kvm]:2222 ${edLine}\nkvm ssh-ed25519 ${otherEd.toString('base64')}`, 'kvm', 2222, otherEd), 'changed 1');
+	t.is(
+		verdict(`[kvm]:2222 ${edLine}\nkvm ssh-ed25519 ${otherEd.toString('base64')}`, 'kvm', 2222, otherEd),
+		'changed 1',
+	);
 	t.is(verdict(`[2001:db8::1]:2222 ${edLine}`, '2001:DB8::1', 2222), 'trusted 1');
 });
 
@@ -73,8 +82,23 @@ test('a certificate authority does not make its own key a host key', t => {
 });
 
 test('malformed lines are set aside with a reason and do not hide the others', t => {
-	const known = parseKnownHosts(['kvm', 'kvm ssh-ed25519', 'kvm ssh-ed25519 !!!', `kvm ssh-rsa ${ed.toString('base64')}`, `@magic kvm ${edLine}`, `|1|nonsense ${edLine}`, `|2|a|b ${edLine}`, 'kvm ssh-rsa 2048 17 1234', `kvm ${edLine}`].join('\n'));
-	t.deepEqual(known.malformed.map(({line}) => line), [1, 2, 3, 4, 5, 6, 7, 8]);
+	const known = parseKnownHosts(
+		[
+			'kvm',
+			'kvm ssh-ed25519',
+			'kvm ssh-ed25519 !!!',
+			`kvm ssh-rsa ${ed.toString('base64')}`,
+			`@magic kvm ${edLine}`,
+			`|1|nonsense ${edLine}`,
+			`|2|a|b ${edLine}`,
+			'kvm ssh-rsa 2048 17 1234',
+			`kvm ${edLine}`,
+		].join('\n'),
+	);
+	t.deepEqual(
+		known.malformed.map(({line}) => line),
+		[1, 2, 3, 4, 5, 6, 7, 8],
+	);
 	t.true(known.malformed.every(({reason}) => reason.length > 0));
 	t.is(verifyHostKey(known, 'kvm', 22, ed).verdict, 'trusted');
 });
@@ -105,12 +129,42 @@ test('keys, hashed hosts and fingerprints are those of ssh-keygen', async t => {
 });
 
 test('arbitrary text and keys never throw', t => {
-	const word = fc.constantFrom('kvm', '*', '!kvm', ',', ' ', '\t', '\n', '@revoked', '@cert-authority', '|1|', '|', 'ssh-ed25519', edLine, 'AAAA', '=', '#', '[kvm]:22');
-	fc.assert(fc.property(fc.oneof(fc.string({unit: 'binary'}), fc.array(word).map(words => words.join(''))), fc.string(), fc.integer({min: 1, max: 65_535}), fc.uint8Array(), (text, host, port, bytes) => {
-		const known = parseKnownHosts(text);
-		verifyHostKey(known, host, port, Buffer.from(bytes));
-		knownKeyTypes(known, host, port);
-		keyTypeOf(Buffer.from(bytes));
-	}), {numRuns: 2000});
+	const word = fc.constantFrom(
+		'kvm',
+		'*',
+		'!kvm',
+		',',
+		' ',
+		'\t',
+		'\n',
+		'@revoked',
+		'@cert-authority',
+		'|1|',
+		'|',
+		'ssh-ed25519',
+		edLine,
+		'AAAA',
+		'=',
+		'#',
+		'[kvm]:22',
+	);
+	fc.assert(
+		fc.property(
+			fc.oneof(
+				fc.string({unit: 'binary'}),
+				fc.array(word).map(words => words.join('')),
+			),
+			fc.string(),
+			fc.integer({min: 1, max: 65_535}),
+			fc.uint8Array(),
+			(text, host, port, bytes) => {
+				const known = parseKnownHosts(text);
+				verifyHostKey(known, host, port, Buffer.from(bytes));
+				knownKeyTypes(known, host, port);
+				keyTypeOf(Buffer.from(bytes));
+			},
+		),
+		{numRuns: 2000},
+	);
 	t.pass();
 });

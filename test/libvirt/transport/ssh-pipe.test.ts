@@ -36,7 +36,11 @@ interface Echo {
 }
 
 /** What a socket of libvirt's is to a pipe: it answers when it is spoken to. */
-async function echoAt(t: ExecutionContext, path: string, serve: (socket: Socket) => void = socket => void socket.pipe(socket)): Promise<Echo> {
+async function echoAt(
+	t: ExecutionContext,
+	path: string,
+	serve: (socket: Socket) => void = socket => void socket.pipe(socket),
+): Promise<Echo> {
 	const connections = new Set<Socket>();
 	const server = createServer(socket => {
 		connections.add(socket);
@@ -75,12 +79,34 @@ interface Warning {
 	readonly path?: string;
 }
 
-function opening({sshd = shared, parameters = {}, without = [], options = {}, authority = `root@127.0.0.1:${sshd.port}`}: Opening): {open: OpenPipe; warnings: Warning[]} {
+function opening({
+	sshd = shared,
+	parameters = {},
+	without = [],
+	options = {},
+	authority = `root@127.0.0.1:${sshd.port}`,
+}: Opening): {open: OpenPipe; warnings: Warning[]} {
 	const warnings: Warning[] = [];
-	const all = Object.entries({known_hosts: `${sshd.directory}/known_hosts`, keyfile: sshd.userKey, ...parameters}).filter(([name]) => !without.includes(name));
-	const uri = parseLibvirtUri(`qemu+ssh://${authority}/system?${all.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join('&')}`);
+	const all = Object.entries({
+		known_hosts: `${sshd.directory}/known_hosts`,
+		keyfile: sshd.userKey,
+		...parameters,
+	}).filter(([name]) => !without.includes(name));
+	const uri = parseLibvirtUri(
+		`qemu+ssh://${authority}/system?${all.map(([name, value]) => `${name}=${encodeURIComponent(value)}`).join('&')}`,
+	);
 	const log = {debug: () => undefined, warn: (fields: Warning) => void warnings.push(fields)};
-	return {open: openPipe(uri, {log, home: '/nonexistent', user: 'root', agentSocket: undefined, connectTimeoutMs: 120_000, ...options}), warnings};
+	return {
+		open: openPipe(uri, {
+			log,
+			home: '/nonexistent',
+			user: 'root',
+			agentSocket: undefined,
+			connectTimeoutMs: 120_000,
+			...options,
+		}),
+		warnings,
+	};
 }
 
 function authorityOf(server: Server): string {
@@ -99,7 +125,7 @@ async function refused(t: ExecutionContext, open: OpenPipe): Promise<AdaptorErro
 
 async function ask(pipe: Pipe, text: string): Promise<string> {
 	pipe.duplex.write(text);
-	const [answer] = await once(pipe.duplex, 'data') as [Buffer];
+	const [answer] = (await once(pipe.duplex, 'data')) as [Buffer];
 	return answer.toString();
 }
 
@@ -120,14 +146,35 @@ async function closed(duplex: Duplex): Promise<Error | undefined> {
 for (const [title, options, route] of [
 	['by default the socket is forwarded', {}, /socket .*libvirt-sock$/],
 	['where commands are forbidden the socket is forwarded', {config: ['MaxSessions 0']}, /socket .*libvirt-sock$/],
-	['where socket forwarding is off virt-ssh-helper is run', {config: ['AllowStreamLocalForwarding no']}, /virt-ssh-helper$/],
+	[
+		'where socket forwarding is off virt-ssh-helper is run',
+		{config: ['AllowStreamLocalForwarding no']},
+		/virt-ssh-helper$/,
+	],
 	['where all forwarding is off virt-ssh-helper is run', {config: ['DisableForwarding yes']}, /virt-ssh-helper$/],
-	// sshd may count the command that looked around for a moment longer than it ran, so the first way may be refused and the next one taken.
-	['where commands must come one at a time one is run', {config: ['DisableForwarding yes', 'MaxSessions 1']}, /virt-ssh-helper$|nc -U .*libvirt-sock$/],
+	// sshd may count the command that looked around for a moment longer than it ran, so the first way may be refused
+	// and the next one taken.
+	[
+		'where commands must come one at a time one is run',
+		{config: ['DisableForwarding yes', 'MaxSessions 1']},
+		/virt-ssh-helper$|nc -U .*libvirt-sock$/,
+	],
 	['with a restricted key virt-ssh-helper is run', {keyOptions: 'restrict'}, /virt-ssh-helper$/],
-	['with a restricted key that may forward the socket is forwarded', {keyOptions: 'restrict,port-forwarding'}, /socket .*libvirt-sock$/],
-	['a forced virt-ssh-helper is used', {keyOptions: 'restrict,command="virt-ssh-helper qemu:///system"'}, /virt-ssh-helper$/],
-	['without virt-ssh-helper nc is run', {config: ['DisableForwarding yes'], commands: ['sh', 'nc', 'grep']}, /nc -U .*libvirt-sock$/],
+	[
+		'with a restricted key that may forward the socket is forwarded',
+		{keyOptions: 'restrict,port-forwarding'},
+		/socket .*libvirt-sock$/,
+	],
+	[
+		'a forced virt-ssh-helper is used',
+		{keyOptions: 'restrict,command="virt-ssh-helper qemu:///system"'},
+		/virt-ssh-helper$/,
+	],
+	[
+		'without virt-ssh-helper nc is run',
+		{config: ['DisableForwarding yes'], commands: ['sh', 'nc', 'grep']},
+		/nc -U .*libvirt-sock$/,
+	],
 ] satisfies Array<[string, SshdOptions, RegExp]>) {
 	test(title, async t => {
 		const sshd = await sshdWith(t, options);
@@ -147,7 +194,7 @@ for (const [title, options, route] of [
 	});
 }
 
-test('the driver\'s own daemon is preferred, and what worked is tried first the next time', async t => {
+test("the driver's own daemon is preferred, and what worked is tried first the next time", async t => {
 	const sshd = await sshdWith(t, {});
 	await echoAt(t, `${sshd.runLibvirt}/libvirt-sock`);
 	const {open} = opening({sshd});
@@ -178,7 +225,10 @@ test('a command that ends early gives its status and what it said', async t => {
 	const sshd = await sshdWith(t, {config: ['AllowStreamLocalForwarding no']});
 	const {open} = opening({sshd, parameters: {proxy: 'native'}});
 	// The command may end before the pipe is handed over or after: whoever hears of it hears why.
-	const error: unknown = await opened(t, open).then(async pipe => closed(pipe.duplex), (refusal: unknown) => refusal);
+	const error: unknown = await opened(t, open).then(
+		async pipe => closed(pipe.duplex),
+		(refusal: unknown) => refusal,
+	);
 	t.true(error instanceof AdaptorError && error.code === 'unavailable');
 	t.regex(String(error), /status 1: virt-ssh-helper: cannot connect.*No such file/s);
 });
@@ -187,7 +237,10 @@ test('without any way the error names every way that was tried', async t => {
 	const sshd = await sshdWith(t, {config: ['DisableForwarding yes'], commands: ['sh']});
 	const error = await refused(t, opening({sshd}).open);
 	t.is(error.code, 'unavailable');
-	t.regex(error.message, /virtqemud-sock: .*open fail.*libvirt-sock: .*virt-ssh-helper: not installed; nc -U .*virtqemud-sock: not installed/is);
+	t.regex(
+		error.message,
+		/virtqemud-sock: .*open fail.*libvirt-sock: .*virt-ssh-helper: not installed; nc -U .*virtqemud-sock: not installed/is,
+	);
 	await sshd.idle();
 });
 
@@ -205,7 +258,9 @@ test('a hang-up of the daemon closes the pipe after all it sent was read', async
 	const echo = await ownEcho(t, socket => void socket.end(payload));
 	const pipe = await opened(t, opening({parameters: {socket: echo.path}}).open);
 	let received = 0;
-	for await (const chunk of pipe.duplex.on('error', () => undefined).iterator({destroyOnReturn: false}) as AsyncIterable<Buffer>) {
+	for await (const chunk of pipe.duplex
+		.on('error', () => undefined)
+		.iterator({destroyOnReturn: false}) as AsyncIterable<Buffer>) {
 		received += chunk.length;
 		if (received >= payload.length) {
 			break;
@@ -266,7 +321,10 @@ test('a host that no longer answers is noticed by keepalive', async t => {
 
 test('an answering host outlives many keepalive intervals', async t => {
 	const echo = await ownEcho(t);
-	const pipe = await opened(t, opening({parameters: {socket: echo.path}, options: {keepaliveIntervalMs: 10, keepaliveCount: 200}}).open);
+	const pipe = await opened(
+		t,
+		opening({parameters: {socket: echo.path}, options: {keepaliveIntervalMs: 10, keepaliveCount: 200}}).open,
+	);
 	for (const startedAt = performance.now(); performance.now() - startedAt < 3000;) {
 		t.is(await ask(pipe, 'hello'), 'hello');
 	}
@@ -284,7 +342,10 @@ test('an attempt that is aborted at any point of it leaves no connection', async
 		const ends: Array<Promise<unknown>> = [];
 		const proxy = createServer(inner => {
 			const outer = connect(shared.port, '127.0.0.1');
-			for (const [from, to] of [[inner, outer], [outer, inner]] as const) {
+			for (const [from, to] of [
+				[inner, outer],
+				[outer, inner],
+			] as const) {
 				from.on('error', () => undefined);
 				from.on('data', chunk => {
 					to.write(chunk);
@@ -318,16 +379,19 @@ test('a real libvirtd answers through its socket', async t => {
 	const libvirtd = await startTestLibvirtd();
 	t.teardown(async () => libvirtd[Symbol.asyncDispose]());
 	const pipe = await opened(t, opening({parameters: {socket: libvirtd.socketPath}}).open);
-	// AUTH_LIST: length 28, program REMOTE version 1, procedure 66, CALL, serial 1, OK (libvirt, src/rpc/virnetprotocol.x).
+	// AUTH_LIST: length 28, program REMOTE version 1, procedure 66, CALL, serial 1, OK (libvirt,
+	// src/rpc/virnetprotocol.x).
 	pipe.duplex.write(Buffer.from('0000001c200080860000000100000042000000000000000100000000', 'hex'));
-	const [reply] = await once(pipe.duplex, 'data') as [Buffer];
+	const [reply] = (await once(pipe.duplex, 'data')) as [Buffer];
 	t.is(reply.subarray(4, 28).toString('hex'), '200080860000000100000042000000010000000100000000');
 	await libvirtd.stop();
 	t.regex((await closed(pipe.duplex))?.message ?? '', /hung up/);
 });
 
 test('an attempt is not begun with an aborted signal', async t => {
-	await t.throwsAsync(opening({authority: 'root@127.0.0.1:1'}).open(AbortSignal.abort(new Error('no'))), {message: 'no'});
+	await t.throwsAsync(opening({authority: 'root@127.0.0.1:1'}).open(AbortSignal.abort(new Error('no'))), {
+		message: 'no',
+	});
 });
 
 test('a server that says nothing is given up at the deadline, which names what was awaited', async t => {
@@ -347,7 +411,10 @@ test('a server that says nothing is given up at the deadline, which names what w
 });
 
 test('what does not listen, speak ssh or resolve is unavailable, with what to check', async t => {
-	const server = createServer(socket => void socket.resume().end('HTTP/1.1 400 Bad Request\r\n\r\n')).listen(0, '127.0.0.1');
+	const server = createServer(socket => void socket.resume().end('HTTP/1.1 400 Bad Request\r\n\r\n')).listen(
+		0,
+		'127.0.0.1',
+	);
 	await once(server, 'listening');
 	const authority = authorityOf(server);
 	const strange = await refused(t, opening({authority}).open);
@@ -380,7 +447,10 @@ test('hashed known_hosts are understood', async t => {
 	await writeFile(path, await shared.knownHostsLine('ecdsa'));
 	await run('ssh-keygen', ['-H', '-f', path]);
 	t.regex(await readFile(path, 'utf8'), /^\|1\|/);
-	t.is(await ask(await opened(t, opening({parameters: {known_hosts: path, socket: echo.path}}).open), 'hello'), 'hello');
+	t.is(
+		await ask(await opened(t, opening({parameters: {known_hosts: path, socket: echo.path}}).open), 'hello'),
+		'hello',
+	);
 });
 
 test('an unknown host key is refused with its fingerprint and the command that makes it known', async t => {
@@ -393,7 +463,10 @@ test('an unknown host key is refused with its fingerprint and the command that m
 	t.true(error.message.includes(`ssh-keyscan -p ${shared.port} 127.0.0.1 >> ${path}`));
 	t.regex(error.message, /no_verify=1/);
 	t.regex(error.message, /line 1 \(fewer than/);
-	t.regex((await refused(t, opening({parameters: {known_hosts: '/nonexistent'}}).open)).message, /no known_hosts file/);
+	t.regex(
+		(await refused(t, opening({parameters: {known_hosts: '/nonexistent'}}).open)).message,
+		/no known_hosts file/,
+	);
 });
 
 test('a changed host key is refused even with known_hosts_verify=auto, naming the line', async t => {
@@ -441,12 +514,17 @@ for (const [what, before, host] of [
 		}
 
 		const former = await readFile(path, 'utf8').catch(() => '');
-		const {open, warnings} = opening({parameters: {known_hosts: path, known_hosts_verify: 'auto', socket: echo.path}});
+		const {open, warnings} = opening({
+			parameters: {known_hosts: path, known_hosts_verify: 'auto', socket: echo.path},
+		});
 		await opened(t, open);
 		t.regex(warnings[0]?.reason ?? '', /not known and accepted .* recorded in \/.*known_hosts/);
 		const text = await readFile(path, 'utf8');
 		t.true(text.startsWith(former));
-		const lines = text.trim().split('\n').slice(former === '' ? 0 : former.trim().split('\n').length);
+		const lines = text
+			.trim()
+			.split('\n')
+			.slice(former === '' ? 0 : former.trim().split('\n').length);
 		t.is(lines.length, 1);
 		t.regex(lines[0]?.split(' ')[0] ?? '', host);
 		if (before === undefined) {
@@ -470,21 +548,35 @@ test('a host that was recorded with one key is refused with another', async t =>
 	await using other = await startSshd();
 	// It takes the address over, as far as known_hosts can tell.
 	await writeFile(path, (await readFile(path, 'utf8')).replace(`:${shared.port} `, `:${other.port} `));
-	const error = await refused(t, opening({authority: `root@127.0.0.1:${other.port}`, parameters: {known_hosts: path, known_hosts_verify: 'auto'}}).open);
+	const error = await refused(
+		t,
+		opening({
+			authority: `root@127.0.0.1:${other.port}`,
+			parameters: {known_hosts: path, known_hosts_verify: 'auto'},
+		}).open,
+	);
 	t.is(error.name, 'HostKeyError');
 });
 
 test('a key that cannot be recorded is a warning, and the connection is used all the same', async t => {
 	const echo = await ownEcho(t);
 	// No file can be made in a process's directory of /proc, by nobody.
-	const {open, warnings} = opening({parameters: {known_hosts: '/proc/self/known_hosts', known_hosts_verify: 'auto', socket: echo.path}});
+	const {open, warnings} = opening({
+		parameters: {known_hosts: '/proc/self/known_hosts', known_hosts_verify: 'auto', socket: echo.path},
+	});
 	t.is(await ask(await opened(t, open), 'hello'), 'hello');
 	t.regex(warnings[0]?.reason ?? '', /not known and accepted .*; Could not add the ssh host key .*known_hosts=/);
 });
 
 test('a host that does not let us in is not recorded', async t => {
 	const path = join(await directoryOf(t), 'known_hosts');
-	await refused(t, opening({authority: `somebody@127.0.0.1:${shared.port}`, parameters: {known_hosts: path, known_hosts_verify: 'auto'}}).open);
+	await refused(
+		t,
+		opening({
+			authority: `somebody@127.0.0.1:${shared.port}`,
+			parameters: {known_hosts: path, known_hosts_verify: 'auto'},
+		}).open,
+	);
 	await t.throwsAsync(stat(path), {code: 'ENOENT'});
 });
 
@@ -495,7 +587,10 @@ test('keys of the home directory are tried, and those that cannot be used are pa
 	await writeFile(`${home}/.ssh/id_ed25519`, 'not a key');
 	await run('ssh-keygen', ['-q', '-t', 'rsa', '-b', '2048', '-N', '', '-f', `${home}/.ssh/id_rsa`]);
 	await run('cp', [shared.userKey, `${home}/.ssh/id_zeta`]);
-	const pipe = await opened(t, opening({without: ['keyfile'], parameters: {socket: echo.path}, options: {home}}).open);
+	const pipe = await opened(
+		t,
+		opening({without: ['keyfile'], parameters: {socket: echo.path}, options: {home}}).open,
+	);
 	t.is(await ask(pipe, 'hello'), 'hello');
 	await run('rm', [`${home}/.ssh/id_zeta`]);
 	const error = await refused(t, opening({without: ['keyfile'], options: {home}}).open);
@@ -504,7 +599,7 @@ test('keys of the home directory are tried, and those that cannot be used are pa
 	t.regex(error.message, /tried: key .*id_rsa; not usable: .*id_ed25519: .*no usable private key.*authorized_keys/s);
 });
 
-test('the user is that of the URI, or else the caller\'s', async t => {
+test("the user is that of the URI, or else the caller's", async t => {
 	const {open} = opening({authority: `127.0.0.1:${shared.port}`, options: {user: 'somebody'}});
 	const error = await refused(t, open);
 	t.is(error.where['user'], 'somebody');
@@ -522,16 +617,28 @@ test('a key in an agent lets in, and an agent that is not there is named', async
 	});
 	await once(agent.stdout, 'data');
 	await run('ssh-add', ['-q', shared.userKey], {env: {...process.env, SSH_AUTH_SOCK: agentSocket}});
-	const pipe = await opened(t, opening({without: ['keyfile'], parameters: {socket: echo.path}, options: {agentSocket}}).open);
+	const pipe = await opened(
+		t,
+		opening({without: ['keyfile'], parameters: {socket: echo.path}, options: {agentSocket}}).open,
+	);
 	t.is(await ask(pipe, 'hello'), 'hello');
-	t.is((await refused(t, opening({without: ['keyfile'], parameters: {sshauth: 'privkey'}, options: {agentSocket}}).open)).code, 'unauthenticated');
+	t.is(
+		(
+			await refused(
+				t,
+				opening({without: ['keyfile'], parameters: {sshauth: 'privkey'}, options: {agentSocket}}).open,
+			)
+		).code,
+		'unauthenticated',
+	);
 	const error = await refused(t, opening({without: ['keyfile'], options: {agentSocket: '/nonexistent'}}).open);
 	t.regex(error.message, /tried: agent \/nonexistent; Failed to connect to agent/);
 });
 
 test('a key file that is encrypted, missing, public or no key is refused before anything is sent', async t => {
 	const path = `${shared.directory}/special`;
-	const attempt = async (keyfile: string): Promise<AdaptorError> => refused(t, opening({authority: 'root@127.0.0.1:1', parameters: {keyfile}}).open);
+	const attempt = async (keyfile: string): Promise<AdaptorError> =>
+		refused(t, opening({authority: 'root@127.0.0.1:1', parameters: {keyfile}}).open);
 	await run('ssh-keygen', ['-q', '-t', 'ed25519', '-N', 'secret words', '-f', path]);
 	const encrypted = await attempt(path);
 	t.is(encrypted.code, 'failed-precondition');
@@ -549,5 +656,8 @@ test('a key file that others may read is warned about', async t => {
 	await chmod(keyfile, 0o644);
 	const {open, warnings} = opening({parameters: {keyfile, socket: echo.path}});
 	await opened(t, open);
-	t.deepEqual(warnings.map(({path}) => path), [keyfile]);
+	t.deepEqual(
+		warnings.map(({path}) => path),
+		[keyfile],
+	);
 });

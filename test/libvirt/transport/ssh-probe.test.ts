@@ -14,7 +14,12 @@ async function sshdOf(t: ExecutionContext, options: SshdOptions = {}): Promise<S
 	return sshd;
 }
 
-function probeOf(t: ExecutionContext, {port, userKey, directory}: Pick<Sshd, 'port' | 'userKey' | 'directory'>, parameters = `known_hosts=${directory}/known_hosts`, uid?: number): SshProbe {
+function probeOf(
+	t: ExecutionContext,
+	{port, userKey, directory}: Pick<Sshd, 'port' | 'userKey' | 'directory'>,
+	parameters = `known_hosts=${directory}/known_hosts`,
+	uid?: number,
+): SshProbe {
 	const uri = parseLibvirtUri(`qemu+ssh://root@127.0.0.1:${port}/system?keyfile=${userKey}&${parameters}`);
 	if (uri.transport !== 'ssh') {
 		throw new TypeError('It names ssh');
@@ -48,12 +53,17 @@ test('a host key that is not verified, and a private key that others can read, a
 	t.deepEqual(login.exposedKeys, [exposed]);
 });
 
-test('a key of root\'s that a container may read by its group, as kubelet mounts it, is not exposed by that', async t => {
+test("a key of root's that a container may read by its group, as kubelet mounts it, is not exposed by that", async t => {
 	const sshd = await sshdOf(t);
 	const mounted = `${sshd.directory}/mounted`;
 	await copyFile(sshd.userKey, mounted);
 	const {uid: owner} = await stat(mounted);
-	for (const [mode, uid, isExposed] of [[0o440, owner + 1, false], [0o440, owner, true], [0o460, owner + 1, true], [0o444, owner + 1, true]] as const) {
+	for (const [mode, uid, isExposed] of [
+		[0o440, owner + 1, false],
+		[0o440, owner, true],
+		[0o460, owner + 1, true],
+		[0o444, owner + 1, true],
+	] as const) {
 		await chmod(mounted, mode);
 		const {exposedKeys} = await probeOf(t, {...sshd, userKey: mounted}, 'no_verify=1', uid).login(signal);
 		t.deepEqual(exposedKeys, isExposed ? [mounted] : [], `${mode.toString(8)} of ${owner}, read by ${uid}`);
@@ -74,8 +84,16 @@ test('an account that runs no command, or another one, has no clock to tell', as
 
 test('a wrong host key and a refused user key are different errors, each with a way on', async t => {
 	const [sshd, other] = [await sshdOf(t), await sshdOf(t)];
-	await writeFile(`${sshd.directory}/wrong_hosts`, (await other.knownHostsLine('ed25519')).replace(String(other.port), String(sshd.port)));
-	await t.throwsAsync(probeOf(t, sshd, `known_hosts=${sshd.directory}/wrong_hosts`).login(signal), {instanceOf: HostKeyError, message: /not the one that is known/});
-	const error = await t.throwsAsync(probeOf(t, {...sshd, userKey: other.userKey}).login(signal), {message: /did not let user root in.*authorized_keys/});
+	await writeFile(
+		`${sshd.directory}/wrong_hosts`,
+		(await other.knownHostsLine('ed25519')).replace(String(other.port), String(sshd.port)),
+	);
+	await t.throwsAsync(probeOf(t, sshd, `known_hosts=${sshd.directory}/wrong_hosts`).login(signal), {
+		instanceOf: HostKeyError,
+		message: /not the one that is known/,
+	});
+	const error = await t.throwsAsync(probeOf(t, {...sshd, userKey: other.userKey}).login(signal), {
+		message: /did not let user root in.*authorized_keys/,
+	});
 	t.like(error, {code: 'unauthenticated'});
 });

@@ -1,4 +1,5 @@
-// Connections that are given up, whatever was under way on them: what is not closed then never is, and keeps the process from ending.
+// Connections that are given up, whatever was under way on them: what is not closed then never is, and keeps the
+// process from ending.
 import {once} from 'node:events';
 import {createServer, type AddressInfo, type Socket} from 'node:net';
 import test from 'ava';
@@ -10,12 +11,16 @@ const {signal} = new AbortController();
 const moments: Readonly<Record<string, () => Promise<unknown>>> = {
 	'at once': async () => undefined,
 	'in the next tick': async () => new Promise<void>(resolve => process.nextTick(resolve)),
-	'some ticks later': async () => new Promise<void>(resolve => process.nextTick(() => process.nextTick(() => process.nextTick(resolve)))),
+	'some ticks later': async () =>
+		new Promise<void>(resolve => process.nextTick(() => process.nextTick(() => process.nextTick(resolve)))),
 	'in the next turn': async () => new Promise<void>(resolve => setImmediate(resolve)),
 };
 
 for (const [when, moment] of Object.entries(moments)) {
-	for (const [what, end] of Object.entries({open: () => undefined, ending: (socket: Socket) => socket.end('the last words')})) {
+	for (const [what, end] of Object.entries({
+		open: () => undefined,
+		ending: (socket: Socket) => socket.end('the last words'),
+	})) {
 		test(`a socket that is ${what} is closed by a reset ${when}`, async t => {
 			const server = createServer(socket => socket.on('error', () => undefined).resume()).listen(0, '127.0.0.1');
 			await once(server, 'listening');

@@ -29,7 +29,7 @@ test('the pipe is the socket, and closing it closes the socket', async t => {
 	const pipe = await openUnixPipe(uriOf(path), {})(AbortSignal.timeout(60_000));
 	t.is(pipe.description, `unix ${path}`);
 	pipe.duplex.write('hello');
-	t.is(String((await once(pipe.duplex, 'data') as [Buffer])[0]), 'hello');
+	t.is(String(((await once(pipe.duplex, 'data')) as [Buffer])[0]), 'hello');
 	const peer = await accepted.promise;
 	pipe.close();
 	pipe.close();
@@ -40,8 +40,14 @@ test('the pipe is the socket, and closing it closes the socket', async t => {
 test('a socket that is missing, no socket or not listened at is unavailable', async t => {
 	const directory = await temporaryDirectory(t);
 	await writeFile(`${directory}/file`, '');
-	for (const [name, code] of [['missing', /ENOENT/], ['file', /ECONNREFUSED/]] as const) {
-		const error = await t.throwsAsync(openUnixPipe(uriOf(`${directory}/${name}`), {})(AbortSignal.timeout(60_000)), {instanceOf: AdaptorError});
+	for (const [name, code] of [
+		['missing', /ENOENT/],
+		['file', /ECONNREFUSED/],
+	] as const) {
+		const error = await t.throwsAsync(
+			openUnixPipe(uriOf(`${directory}/${name}`), {})(AbortSignal.timeout(60_000)),
+			{instanceOf: AdaptorError},
+		);
 		t.is(error.code, 'unavailable');
 		t.is(error.where['path'], `${directory}/${name}`);
 		t.regex(error.message, code);

@@ -6,8 +6,13 @@ import {bytesOf, golden} from '../golden.ts';
 const names = Object.keys(golden) as ReadonlyArray<keyof typeof golden>;
 
 const packets = fc.record({
-	program: fc.nat(0xff_ff_ff_ff), version: fc.nat(), procedure: fc.integer(), type: fc.constantFrom(0, 1, 2, 3), serial: fc.nat(0xff_ff_ff_ff),
-	status: fc.constantFrom(0, 1, 2), body: fc.uint8Array({maxLength: 600}).map(bytes => Buffer.from(bytes)),
+	program: fc.nat(0xff_ff_ff_ff),
+	version: fc.nat(),
+	procedure: fc.integer(),
+	type: fc.constantFrom(0, 1, 2, 3),
+	serial: fc.nat(0xff_ff_ff_ff),
+	status: fc.constantFrom(0, 1, 2),
+	body: fc.uint8Array({maxLength: 600}).map(bytes => Buffer.from(bytes)),
 }) as fc.Arbitrary<Packet>;
 
 function decodeInChunks(bytes: Buffer, cuts: readonly number[], decoder = new PacketDecoder()): Packet[] {
@@ -32,10 +37,12 @@ test('a recorded header says what libvirt meant', t => {
 });
 
 test('any chunking gives the same packets', t => {
-	fc.assert(fc.property(fc.array(packets, {maxLength: 6}), fc.array(fc.nat(5000), {maxLength: 20}), (sent, cuts) => {
-		const bytes = Buffer.concat(sent.map(packet => encodePacket(packet, packet.body)));
-		t.deepEqual(decodeInChunks(bytes, cuts), sent);
-	}));
+	fc.assert(
+		fc.property(fc.array(packets, {maxLength: 6}), fc.array(fc.nat(5000), {maxLength: 20}), (sent, cuts) => {
+			const bytes = Buffer.concat(sent.map(packet => encodePacket(packet, packet.body)));
+			t.deepEqual(decodeInChunks(bytes, cuts), sent);
+		}),
+	);
 	t.pass();
 });
 
@@ -47,11 +54,19 @@ test('byte by byte gives the same packets', t => {
 test('a large packet in small chunks arrives whole', t => {
 	const body = Buffer.alloc(3_000_000, 'xyz');
 	const bytes = encodePacket({program: 1, version: 1, procedure: 1, type: 3, serial: 1, status: 2}, body);
-	const received = decodeInChunks(bytes, Array.from({length: 3000}, (_, index) => index * 1000));
+	const received = decodeInChunks(
+		bytes,
+		Array.from({length: 3000}, (_, index) => index * 1000),
+	);
 	t.true(received[0]?.body.equals(body));
 });
 
-for (const [what, length] of [['over the limit', messageLimit + 5], ['of four GiB', 0xff_ff_ff_ff], ['shorter than a header', 27], ['of zero', 0]] as const) {
+for (const [what, length] of [
+	['over the limit', messageLimit + 5],
+	['of four GiB', 0xff_ff_ff_ff],
+	['shorter than a header', 27],
+	['of zero', 0],
+] as const) {
 	test(`a length ${what} is refused as soon as its four bytes are there`, t => {
 		const word = Buffer.alloc(4);
 		word.writeUInt32BE(length);
@@ -74,16 +89,35 @@ test('a length that is only claimed costs no memory', t => {
 });
 
 test('a body over the limit is refused before it is copied', t => {
-	t.throws(() => encodePacket({program: 1, version: 1, procedure: 1, type: 0, serial: 1, status: 0}, Buffer.alloc(messageLimit)), {message: /too long for libvirt/});
+	t.throws(
+		() =>
+			encodePacket(
+				{program: 1, version: 1, procedure: 1, type: 0, serial: 1, status: 0},
+				Buffer.alloc(messageLimit),
+			),
+		{message: /too long for libvirt/},
+	);
 });
 
 test('hostile bytes in hostile chunks give packets or a PacketError, nothing else', t => {
-	fc.assert(fc.property(fc.array(fc.oneof(fc.uint8Array({maxLength: 80}), packets.map(packet => encodePacket(packet, packet.body)))), fc.array(fc.nat(5000)), (parts, cuts) => {
-		try {
-			decodeInChunks(Buffer.concat(parts), cuts);
-		} catch (error) {
-			t.true(error instanceof PacketError, String(error));
-		}
-	}), {numRuns: 5000});
+	fc.assert(
+		fc.property(
+			fc.array(
+				fc.oneof(
+					fc.uint8Array({maxLength: 80}),
+					packets.map(packet => encodePacket(packet, packet.body)),
+				),
+			),
+			fc.array(fc.nat(5000)),
+			(parts, cuts) => {
+				try {
+					decodeInChunks(Buffer.concat(parts), cuts);
+				} catch (error) {
+					t.true(error instanceof PacketError, String(error));
+				}
+			},
+		),
+		{numRuns: 5000},
+	);
 	t.pass();
 });

@@ -1,12 +1,45 @@
 import test from 'ava';
 import fc from 'fast-check';
-import {chars, decode, encode, i32, i64, list, nothing, opaque, optional, string, stringLimit, struct, u32, u64, XdrError, type XdrCodec} from '../../../src/libvirt/wire/xdr.ts';
+import {
+	chars,
+	decode,
+	encode,
+	i32,
+	i64,
+	list,
+	nothing,
+	opaque,
+	optional,
+	string,
+	stringLimit,
+	struct,
+	u32,
+	u64,
+	XdrError,
+	type XdrCodec,
+} from '../../../src/libvirt/wire/xdr.ts';
 
 const texts = fc.string({unit: 'grapheme', maxLength: 40}).filter(text => !text.includes('\0'));
-const everything = struct({a: i32, b: u32, c: i64, d: u64, e: string, f: optional(string), g: list(struct({h: string, i: opaque(16)}), 20), j: opaque(5), k: chars(8)});
+const everything = struct({
+	a: i32,
+	b: u32,
+	c: i64,
+	d: u64,
+	e: string,
+	f: optional(string),
+	g: list(struct({h: string, i: opaque(16)}), 20),
+	j: opaque(5),
+	k: chars(8),
+});
 const values = fc.record({
-	a: fc.integer(), b: fc.nat(0xff_ff_ff_ff), c: fc.bigInt({min: -(2n ** 63n), max: 2n ** 63n - 1n}), d: fc.bigInt({min: 0n, max: 2n ** 64n - 1n}),
-	e: texts, f: fc.option(texts), g: fc.array(fc.record({h: texts, i: buffers(16)}), {maxLength: 20}), j: buffers(5),
+	a: fc.integer(),
+	b: fc.nat(0xff_ff_ff_ff),
+	c: fc.bigInt({min: -(2n ** 63n), max: 2n ** 63n - 1n}),
+	d: fc.bigInt({min: 0n, max: 2n ** 64n - 1n}),
+	e: texts,
+	f: fc.option(texts),
+	g: fc.array(fc.record({h: texts, i: buffers(16)}), {maxLength: 20}),
+	j: buffers(5),
 	k: fc.string({unit: fc.constantFrom('a', 'Z', '0', '~'), maxLength: 8}),
 });
 
@@ -19,9 +52,11 @@ function hex(text: string): Buffer {
 }
 
 test('whatever is written is read back', t => {
-	fc.assert(fc.property(values, value => {
-		t.deepEqual(decode(everything, encode(everything, value)), value);
-	}));
+	fc.assert(
+		fc.property(values, value => {
+			t.deepEqual(decode(everything, encode(everything, value)), value);
+		}),
+	);
 	t.pass();
 });
 
@@ -79,12 +114,15 @@ test('a text of exactly the limit passes', t => {
 });
 
 test('hostile bytes give a value or an XdrError, nothing else', t => {
-	fc.assert(fc.property(fc.uint8Array({maxLength: 200}), bytes => {
-		try {
-			decode(everything, Buffer.from(bytes));
-		} catch (error) {
-			t.true(error instanceof XdrError, String(error));
-		}
-	}), {numRuns: 5000});
+	fc.assert(
+		fc.property(fc.uint8Array({maxLength: 200}), bytes => {
+			try {
+				decode(everything, Buffer.from(bytes));
+			} catch (error) {
+				t.true(error instanceof XdrError, String(error));
+			}
+		}),
+		{numRuns: 5000},
+	);
 	t.pass();
 });
