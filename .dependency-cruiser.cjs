@@ -61,6 +61,14 @@ module.exports = {
 			{path: '^src/libvirt/(?!transport/|(uri|glob)[.]ts$)'},
 		),
 		rule(
+			'observers-know-events',
+			'Observers turn events into lines and Kubernetes events: of the rooms they know the events alone.',
+			{path: '^src/observers/'},
+			{
+				path: '^src/(?!observers/|core/|(api|relay|sandbox)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$)',
+			},
+		),
+		rule(
 			'only-main-is-the-edge',
 			'main -> cli -> daemon.',
 			{path: '^src/(?!main[.]ts$)'},

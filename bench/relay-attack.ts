@@ -12,6 +12,7 @@ import {setPriority, tmpdir} from 'node:os';
 import {join} from 'node:path';
 import type {TLSSocket} from 'node:tls';
 import {Secret, silentLogger} from '../src/core/log.ts';
+import {noObserver} from '../src/core/observer.ts';
 import {openIdentity} from '../src/relay/identity.ts';
 import {createAgentRelays} from '../src/relay/relay.ts';
 import {encodeFrame, frameType} from '../src/ttrpc/frame.ts';
@@ -160,7 +161,7 @@ async function measure(): Promise<void> {
 	await using cleanup = new AsyncDisposableStack();
 	cleanup.defer(() => rm(directory, {recursive: true}));
 	const identity = await openIdentity({directory: join(directory, 'tls'), log: silentLogger});
-	const relays = createAgentRelays({identity, forwarderPort: port, log: silentLogger});
+	const relays = createAgentRelays({identity, forwarderPort: port, observer: noObserver, log: silentLogger});
 	const [victim, hostile] = [fork(import.meta.filename), fork(import.meta.filename)];
 	cleanup.defer(() => [victim, hostile].forEach(child => child.disconnect()));
 	/** A VM and its relay. */

@@ -13,6 +13,7 @@ import type {Duplex} from 'node:stream';
 import {join} from 'node:path';
 import {connect as connectTls, createSecureContext} from 'node:tls';
 import {Secret, silentLogger} from '../src/core/log.ts';
+import {noObserver} from '../src/core/observer.ts';
 import {openIdentity} from '../src/relay/identity.ts';
 import {createAgentRelays} from '../src/relay/relay.ts';
 import type {ForwarderTls} from '../src/sandbox/ports.ts';
@@ -180,7 +181,7 @@ async function measure(): Promise<void> {
 		serverCert: issued.serverCert,
 		clientCa: issued.clientCa,
 	});
-	const relays = createAgentRelays({identity, forwarderPort, log: silentLogger});
+	const relays = createAgentRelays({identity, forwarderPort, observer: noObserver, log: silentLogger});
 	const relayPath = join(directory, 'a', 'agent.ttrpc');
 	cleanup.use(
 		await relays.open(

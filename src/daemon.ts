@@ -10,6 +10,7 @@ import type {Config} from './config/config.ts';
 import {parseInitdata} from './initdata.ts';
 import {serveProbes} from './health/probes.ts';
 import type {Logger} from './core/log.ts';
+import {allOf} from './core/observer.ts';
 import {openPipe} from './libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from './libvirt/session.ts';
 import {createPodNetworks} from './network/pod-networks.ts';
@@ -23,6 +24,9 @@ import type {KubernetesCluster} from './kubernetes/cluster.ts';
 import {aliveFor} from './journal/unlocked-predecessor.ts';
 import {lockPodsDir} from './journal/daemon-lock.ts';
 import {identifyPodsDir} from './journal/pods-dir.ts';
+import type {AdaptorEvent} from './observers/event.ts';
+import {logObserver} from './observers/log-observer.ts';
+import {podEventObserver} from './observers/pod-events.ts';
 import {noCluster} from './sandbox/no-cluster.ts';
 import type {OtherDaemons, PodVms} from './sandbox/ports.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
@@ -80,6 +84,7 @@ export async function startDaemon(
 			: {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
 		log,
 	});
+	const observer = logObserver(log);
 	const relays = createAgentRelays({
 		identity,
 		forwarderPort: config.forwarderPort,
@@ -88,12 +93,15 @@ export async function startDaemon(
 			...(config.tlsCipherSuites === undefined ? {} : {cipherSuites: config.tlsCipherSuites}),
 			skipVerify: config.tlsSkipVerify,
 		},
+		observer,
 		log,
 	});
 
 	const uri = config.libvirtUri;
 	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
-	const session = parts.use(new LibvirtSession({openPipe: openPipe(uri, {log, ...ssh}), uri: uri.remoteUri, log}));
+	const session = parts.use(
+		new LibvirtSession({openPipe: openPipe(uri, {log, ...ssh}), uri: uri.remoteUri, observer}),
+	);
 	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it
 	// and goes on trying.
 	session.connect(signal).catch(() => undefined);
@@ -140,6 +148,9 @@ export async function startDaemon(
 	}
 
 	const cluster = parts.use(await kubernetesCluster(config, processContext, podVms, log, signal));
+	const everyone = allOf<AdaptorEvent>([observer, podEventObserver(cluster ?? noCluster)], error =>
+		log.error({err: error}, 'an observer failed'),
+	);
 	const configuredLimit =
 		config.limitPerNode === undefined || config.limitPerNode < 0 ? undefined : config.limitPerNode;
 	const sandboxes = parts.use(
@@ -177,7 +188,7 @@ export async function startDaemon(
 			closeTimeoutMs,
 			orphanGraceMs: config.orphanGraceMs,
 			reconcileIntervalMs: Math.min(reconcileIntervalMs, config.orphanGraceMs),
-			log,
+			observer: everyone,
 		}),
 	);
 	const others = Promise.withResolvers<OtherDaemons>();
@@ -195,7 +206,14 @@ export async function startDaemon(
 	);
 	const api = parts.use(
 		await serveApi(
-			{path: config.socketPath, sandboxes, drainTimeoutMs, onBoundAgain: () => sandboxes.reconcileSoon(), log},
+			{
+				path: config.socketPath,
+				sandboxes,
+				drainTimeoutMs,
+				onBoundAgain: () => sandboxes.reconcileSoon(),
+				observer,
+				log,
+			},
 			signal,
 		),
 	);

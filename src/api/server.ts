@@ -5,9 +5,11 @@
 import type {Socket} from 'node:net';
 import {AdaptorError} from '../core/errors.ts';
 import type {Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
 import {TtrpcServer} from '../ttrpc/server.ts';
 import {loadContract} from './contract.ts';
+import type {ApiEvent} from './events.ts';
 import type {GrpcEndpoint} from './grpc.ts';
 import {onProtocol} from './protocol.ts';
 import {assertReachable} from './reachability.ts';
@@ -23,6 +25,8 @@ export interface ApiOptions {
 	readonly drainTimeoutMs: number;
 	/** Called when the socket was bound again: another daemon may have served calls, and is gone. */
 	readonly onBoundAgain?: () => void;
+	readonly observer: Observer<ApiEvent>;
+	/** For what happens to the socket. */
 	readonly log: Logger;
 }
 
@@ -35,12 +39,12 @@ export interface ApiServer extends AsyncDisposable {
 
 /** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
 export async function serveApi(
-	{path, sandboxes, drainTimeoutMs, onBoundAgain, log}: ApiOptions,
+	{path, sandboxes, drainTimeoutMs, onBoundAgain, observer, log}: ApiOptions,
 	signal: AbortSignal,
 ): Promise<ApiServer> {
 	const contract = loadContract();
 	const ending = new AbortController();
-	const served = services(contract, sandboxes, log, ending.signal);
+	const served = services(contract, sandboxes, observer, ending.signal);
 	await using parts = new AsyncDisposableStack();
 	// Loaded with its first connection: today's shims speak ttrpc, and gRPC's libraries are a tenth of what an idle
 	// daemon keeps resident.
@@ -52,7 +56,7 @@ export async function serveApi(
 	const ttrpc = new TtrpcServer({
 		toStatus,
 		disposeMs: drainTimeoutMs,
-		onBroken: error => log.warn({err: error}, 'shim broke the protocol too often, its connection is closed'),
+		onBroken: error => observer.notify({kind: 'caller-cut-off', error}),
 	});
 	// Both at once: the time to drain is one.
 	parts.defer(async () => {
@@ -85,7 +89,7 @@ export async function serveApi(
 				undecided.add(socket);
 				socket.once('close', () => undecided.delete(socket));
 				onProtocol(socket, protocol => {
-					log.debug({protocol}, 'connection accepted');
+					observer.notify({kind: 'caller-connected', protocol});
 					if (protocol === 'ttrpc') {
 						undecided.delete(socket);
 						ttrpc.serve(socket);

@@ -1,8 +1,7 @@
 /** kata's remote hypervisor API and PodVMInfo as calls on the domain. Translation only. */
 import type {ServiceDefinition} from '@grpc/proto-loader';
-import {codeOf} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
-import type {Logger} from '../core/log.ts';
+import type {Observer, Without} from '../core/observer.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
 import type {
 	Contract,
@@ -13,6 +12,7 @@ import type {
 	SandboxRequest,
 	Version,
 } from './contract.ts';
+import type {CallEvent} from './events.ts';
 
 export interface CallContext {
 	/** Aborts when the caller gives up: its deadline, its connection, or our shutdown. */
@@ -44,7 +44,7 @@ const apiVersion = '0.0.0';
 export function services(
 	{hypervisor, podVmInfo}: Contract,
 	sandboxes: Sandboxes,
-	log: Logger,
+	observer: Observer<CallEvent>,
 	ending: AbortSignal,
 ): readonly Service[] {
 	const hypervisorHandlers: {
@@ -72,30 +72,29 @@ export function services(
 		},
 	};
 	return [
-		{name: 'hypervisor.Hypervisor', definition: hypervisor, handlers: observed(hypervisorHandlers, log)},
-		{name: 'podvminfo.PodVMInfo', definition: podVmInfo, handlers: observed(podVmInfoHandlers, log)},
+		{name: 'hypervisor.Hypervisor', definition: hypervisor, handlers: observed(hypervisorHandlers, observer)},
+		{name: 'podvminfo.PodVMInfo', definition: podVmInfo, handlers: observed(podVmInfoHandlers, observer)},
 	];
 }
 
-/** Every call is logged once, here: nobody below needs to log what it throws. */
-function observed(handlers: Handlers, log: Logger): Handlers {
+/** Every call is told once, here: nobody below needs to tell what it throws. */
+function observed(handlers: Handlers, observer: Observer<CallEvent>): Handlers {
 	return Object.fromEntries(
 		Object.entries(handlers).map(([method, handler]) => [
 			method,
 			async (request: never, context: CallContext) => {
 				const startedAt = performance.now();
-				const call = (): {method: string; durationMs: number; sandboxId?: string} => ({
+				const call = (): Without<CallEvent, 'kind' | 'error'> => ({
 					method,
 					durationMs: Math.round(performance.now() - startedAt),
-					...sandboxIdOf(request),
+					sandboxId: sandboxIdOf(request),
 				});
 				try {
 					const response = await handler(request, context);
-					log.debug(call(), 'call answered');
+					observer.notify({kind: 'call-answered', ...call()});
 					return response;
 				} catch (error) {
-					const code = codeOf(error);
-					log[code === 'internal' ? 'error' : 'warn']({...call(), code, err: error}, 'call failed');
+					observer.notify({kind: 'call-failed', error, ...call()});
 					throw error;
 				}
 			},
@@ -103,6 +102,6 @@ function observed(handlers: Handlers, log: Logger): Handlers {
 	);
 }
 
-function sandboxIdOf(request: object): {sandboxId?: string} {
-	return 'id' in request && typeof request.id === 'string' ? {sandboxId: request.id} : {};
+function sandboxIdOf(request: object): string | undefined {
+	return 'id' in request && typeof request.id === 'string' ? request.id : undefined;
 }

@@ -14,6 +14,7 @@ import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts
 import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import {createLogger} from '../core/log.ts';
+import {logObserver} from '../observers/log-observer.ts';
 import {deleteAbandonedVm} from '../podvm/abandoned-vms.ts';
 import {exitCode, type CommandContext} from './command.ts';
 import {controllerSettings} from './controller-settings.ts';
@@ -60,7 +61,7 @@ export async function controller(
 	await using session = new LibvirtSession({
 		openPipe: openPipe(uri, {log, home, user, uid, agentSocket}),
 		uri: uri.remoteUri,
-		log,
+		observer: logObserver(log),
 	});
 	// Two pods of a host network have the same host name.
 	const identity = `${host.hostname}_${randomUUID()}`;

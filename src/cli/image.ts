@@ -20,6 +20,7 @@ import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import type {LibvirtUri} from '../libvirt/uri.ts';
 import {createLogger, type Logger} from '../core/log.ts';
+import {logObserver} from '../observers/log-observer.ts';
 import {exitCode, type Command, type CommandContext} from './command.ts';
 import {imageSettings, pushSettings} from './image-settings.ts';
 import {bytes, duration, Progress} from './progress.ts';
@@ -188,7 +189,7 @@ async function connect(
 		new LibvirtSession({
 			openPipe: openPipe(uri, {log, home, user, uid, agentSocket: sshAgentSocket}),
 			uri: uri.remoteUri,
-			log,
+			observer: logObserver(log),
 		}),
 	);
 	try {

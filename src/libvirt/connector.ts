@@ -36,11 +36,10 @@ export class Connector {
 		const pipe = await this.#options.openPipe(signal);
 		const connection = new RpcConnection(pipe, {
 			...events,
-			onIgnored: packet =>
-				this.#options.log.debug(
-					{reason: `serial ${packet.serial}, procedure ${packet.procedure}`},
-					'libvirt packet ignored',
-				),
+			onIgnored: ({serial, procedure}) => {
+				const {observer, uri} = this.#options;
+				observer.notify({kind: 'libvirt-packet-ignored', serial, procedure, uri});
+			},
 		});
 		try {
 			await openDriver(connection, this.#options.uri, signal);

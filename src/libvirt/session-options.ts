@@ -1,31 +1,13 @@
 /** What a libvirt session is told and what it tells: options with their defaults, states, who answered. */
+import {noObserver, type Observer} from '../core/observer.ts';
+import type {SessionEvent} from './session-events.ts';
 import type {OpenPipe} from './transport/pipe.ts';
-
-/** Where a session writes what it does; any pino-like logger fits. */
-export interface SessionLog {
-	debug(fields: SessionLogFields, message: string): void;
-	info(fields: SessionLogFields, message: string): void;
-	warn(fields: SessionLogFields, message: string): void;
-}
-
-export interface SessionLogFields {
-	readonly attempt?: number;
-	readonly connection?: number;
-	readonly durationMs?: number;
-	readonly err?: unknown;
-	readonly host?: string;
-	readonly libvirtVersion?: string;
-	readonly reason?: string;
-	readonly retryInMs?: number;
-	readonly transport?: string;
-	readonly uri?: string;
-}
 
 export interface LibvirtSessionOptions {
 	readonly openPipe: OpenPipe;
 	/** The driver's URI as the daemon sees it: `qemu:///system`, `test:///default`. */
 	readonly uri: string;
-	readonly log?: SessionLog;
+	readonly observer?: Observer<SessionEvent>;
 	/** How long a call may take when it does not say itself, waiting for its turn and for a connection included. */
 	readonly callTimeoutMs?: number;
 	/** How long one attempt to connect may take, from opening the pipe to the last answer of the handshake. */
@@ -90,7 +72,7 @@ export interface StreamRange {
 }
 
 export const sessionDefaults = {
-	log: {debug: () => undefined, info: () => undefined, warn: () => undefined},
+	observer: noObserver,
 	callTimeoutMs: 30_000,
 	connectTimeoutMs: 10_000,
 	silenceTimeoutMs: 20_000,

@@ -9,6 +9,7 @@
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
+import type {Without} from '../core/observer.ts';
 import {ReconnectLoop} from './reconnect-loop.ts';
 import {Connector, type ConnectionEvents, type PreparedConnection} from './connector.ts';
 import {isRefusal, LibvirtConnectionError} from './wire/errors.ts';
@@ -17,6 +18,7 @@ import {Listeners} from './listeners.ts';
 import type {Packet} from './wire/packet.ts';
 import {procedures, type Domain, type Procedure, type StorageVol} from './wire/procedures.ts';
 import type {RpcConnection} from './rpc.ts';
+import type {SessionEvent} from './session-events.ts';
 import {
 	sessionDefaults,
 	type CallOptions,
@@ -137,7 +139,7 @@ export class LibvirtSession implements AsyncDisposable {
 						throw error;
 					}
 
-					this.#options.log.debug({err: error}, 'libvirt call will be made again');
+					this.#notify({kind: 'libvirt-call-repeated', error});
 				}
 			}
 		});
@@ -293,12 +295,7 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	#onFailure(reason: AdaptorError, attempt: number, retryInMs: number): void {
-		// The first attempts, then fewer and fewer: an outage of a night is not to fill the log.
-		const level = Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
-		this.#options.log[level](
-			{err: reason, attempt, uri: this.#options.uri, retryInMs},
-			'could not connect to libvirt',
-		);
+		this.#notify({kind: 'libvirt-connect-failed', error: reason, attempt, retryInMs});
 		this.#tellWaiters(reason);
 	}
 
@@ -315,17 +312,12 @@ export class LibvirtSession implements AsyncDisposable {
 
 		this.#serverInfo = server;
 		this.#connections++;
-		this.#options.log.info(
-			{
-				uri: this.#options.uri,
-				connection: this.#connections,
-				durationMs: Math.round(performance.now() - startedAt),
-				host: server.hostname,
-				libvirtVersion: server.libvirtVersion,
-				transport: server.transport,
-			},
-			'libvirt connected',
-		);
+		this.#notify({
+			kind: 'libvirt-connected',
+			connection: this.#connections,
+			durationMs: Math.round(performance.now() - startedAt),
+			server,
+		});
 		const connected: Connected = {name: 'connected', server, connection, since: performance.now()};
 		connection.watch(keepalive, this.#options.silenceTimeoutMs, heard => {
 			this.#replacing = this.#replace(connected, heard);
@@ -357,10 +349,7 @@ export class LibvirtSession implements AsyncDisposable {
 			}
 
 			this.#adopt(prepared, startedAt);
-			this.#options.log.warn(
-				{uri: this.#options.uri, transport: silent.connection.transport},
-				'libvirt connection was silent: replaced',
-			);
+			this.#notify({kind: 'libvirt-connection-replaced', transport: silent.connection.transport});
 			this.#retired.add(silent.connection);
 			silent.connection.retire(
 				new AdaptorError({
@@ -372,15 +361,12 @@ export class LibvirtSession implements AsyncDisposable {
 
 		const {
 			reconnectMs: {longest},
-			log,
-			uri,
 		} = this.#options;
 		await retry(
 			replaceOnce,
 			{
 				backOff: [longest, longest],
-				onFailure: error =>
-					log.debug({err: error, uri}, 'libvirt connection is silent, and no new one gets through'),
+				onFailure: error => this.#notify({kind: 'libvirt-replacement-failed', error}),
 			},
 			scope.signal,
 		).catch(() => undefined);
@@ -411,10 +397,12 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 
 		const lost = state.connection.lost;
-		this.#options.log.warn(
-			{err: lost, uri: this.#options.uri, transport: state.connection.transport, connection: this.#connections},
-			'libvirt connection lost',
-		);
+		this.#notify({
+			kind: 'libvirt-lost',
+			error: lost,
+			transport: state.connection.transport,
+			connection: this.#connections,
+		});
 		this.#become({name: 'connecting', lost});
 		this.#reconnect.beginAgain(performance.now() - state.since >= stableMs);
 	}
@@ -433,8 +421,13 @@ export class LibvirtSession implements AsyncDisposable {
 		this.#stateListeners.notify(state);
 	}
 
+	#notify(event: Without<SessionEvent, 'uri'>): void {
+		const {observer, uri} = this.#options;
+		observer.notify({...event, uri});
+	}
+
 	#onListenerError(error: unknown): void {
-		this.#options.log.warn({err: error}, 'a listener of the libvirt session failed');
+		this.#notify({kind: 'libvirt-listener-failed', error});
 	}
 
 	#tellWaiters(outcome: Connected | AdaptorError): void {

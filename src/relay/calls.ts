@@ -13,10 +13,13 @@
  * is remembered: a response to no call at all breaks the protocol, a late one does not.
  */
 import {echoed} from '../core/errors.ts';
-import type {Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
 import type {Frame} from '../ttrpc/frame.ts';
 import {peekMethod, peekStatus} from '../ttrpc/message.ts';
 import {statusCode} from '../ttrpc/status.ts';
+import type {ConnectionEvent} from './events.ts';
+
+type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call'}>;
 
 const healthCheck = 'grpc.Health/Check';
 
@@ -76,7 +79,7 @@ export type Admission = 'taken' | 'busy' | 'full';
 export type Standing = 'open' | 'late' | 'unknown';
 
 export class Calls {
-	readonly #log: Logger;
+	readonly #observer: Observer<CallEvent>;
 	readonly #limits: CallLimits;
 	/** By stream id, in the order of their requests. */
 	readonly #open = new Map<number, OpenCall>();
@@ -86,8 +89,8 @@ export class Calls {
 	readonly #late = new Set<number>();
 	#heldBytes = 0;
 
-	constructor(log: Logger, limits: CallLimits) {
-		this.#log = log;
+	constructor(observer: Observer<CallEvent>, limits: CallLimits) {
+		this.#observer = observer;
 		this.#limits = limits;
 	}
 
@@ -278,10 +281,12 @@ export class Calls {
 		this.#open.delete(call.streamId);
 		this.#checks.delete(call);
 		this.#release(call);
-		this.#log.debug(
-			{method: call.method, durationMs: Math.round((now - call.startedAt) * 10) / 10, code: statusName(code)},
-			'agent call',
-		);
+		this.#observer.notify({
+			kind: 'agent-call',
+			method: call.method,
+			durationMs: Math.round((now - call.startedAt) * 10) / 10,
+			code: statusName(code),
+		});
 	}
 
 	#fits(bytes: Buffer): boolean {

@@ -14,7 +14,8 @@ import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
 import {AdaptorError, codeOf} from '../core/errors.ts';
 import {abortable, backOff, pause, Scope} from '../core/lifetime.ts';
-import type {Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
+import type {ConnectionEvent} from './events.ts';
 
 export interface LivenessTimings {
 	/**
@@ -36,7 +37,7 @@ export const defaultLivenessTimings: LivenessTimings = {doubtMs: 3000, answerMs:
 export interface LivenessProbeOptions {
 	/** Another connection to the VM, the caller's. Tries until it has one: rejects only when the signal aborts. */
 	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
-	readonly log: Logger;
+	readonly observer: Observer<Extract<ConnectionEvent, {readonly kind: 'vm-slow'}>>;
 	/** Milliseconds that only grow. */
 	readonly now: () => number;
 	readonly timings: LivenessTimings;
@@ -94,10 +95,7 @@ export class LivenessProbe implements Disposable {
 		if (this.#doubt !== undefined) {
 			this.#doubt.abort(new Error('the connection was heard again'));
 			this.#doubt = undefined;
-			this.#options.log.debug(
-				{durationMs: Math.round(this.#heardAt - this.#askedAt)},
-				'VM was slow, its connection is kept',
-			);
+			this.#options.observer.notify({kind: 'vm-slow', durationMs: Math.round(this.#heardAt - this.#askedAt)});
 			this.#lookIn(this.#options.timings.doubtMs);
 		}
 	}

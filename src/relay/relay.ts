@@ -5,12 +5,14 @@
 import type {Socket} from 'node:net';
 import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {Scope} from '../core/lifetime.ts';
-import {levelOfAttempt, type Logger} from '../core/log.ts';
+import type {Logger} from '../core/log.ts';
+import type {Observer, Without} from '../core/observer.ts';
 import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
 import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
 import {latestStart} from './clock.ts';
 import {ShimSession} from './shim-session.ts';
 import {defaultDialTimings, dial, type Dialled, type DialTarget, type DialTimings} from './dial.ts';
+import type {ConnectionEvent, RelayEvent} from './events.ts';
 import type {RelayIdentity} from './identity.ts';
 import {defaultLivenessTimings, type LivenessTimings} from './liveness-probe.ts';
 import {forwarderOptions, secureContextOptions, type TlsOptions} from './tls-options.ts';
@@ -20,6 +22,8 @@ export interface AgentRelaysOptions {
 	/** TCP port of the forwarder in the VM. */
 	readonly forwarderPort: number;
 	readonly tls?: TlsOptions;
+	readonly observer: Observer<RelayEvent>;
+	/** For what has nothing to do with one sandbox's traffic. */
 	readonly log: Logger;
 	readonly timings?: Partial<RelayTimings>;
 }
@@ -51,7 +55,14 @@ const defaultTimings: RelayTimings = {
 const keepAliveMs = 30_000;
 
 /** @throws 'invalid-argument' for TLS options that contradict each other */
-export function createAgentRelays({identity, forwarderPort, tls = {}, log, timings}: AgentRelaysOptions): AgentRelays {
+export function createAgentRelays({
+	identity,
+	forwarderPort,
+	tls = {},
+	observer,
+	log,
+	timings,
+}: AgentRelaysOptions): AgentRelays {
 	const connection: ConnectionOptions = {
 		secureContext: createSecureContext({
 			...secureContextOptions(tls),
@@ -76,7 +87,8 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 		},
 		async open(target, addresses, signal) {
 			checkAgentSocketPath(target.socketPath);
-			const relayLog = log.child({sandboxId: target.sandboxId, instanceName: target.instanceName});
+			const sandbox = {sandboxId: target.sandboxId, instanceName: target.instanceName};
+			const notify: Notify = event => observer.notify({...event, sandbox});
 			const dialTarget: DialTarget = {
 				instanceName: target.instanceName,
 				port: forwarderPort,
@@ -84,17 +96,18 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 				tls: connection,
 				caBegins,
 				timings: allTimings,
-				refused: refusalLog(relayLog),
+				refused: countedRefusals(notify),
 			};
 			const startedAt = performance.now();
 			const dialled = await dial(addresses, dialTarget, signal);
-			relayLog.info(
-				{address: dialled.address, durationMs: Math.round(performance.now() - startedAt)},
-				'forwarder of the VM reached',
-			);
+			notify({
+				kind: 'forwarder-reached',
+				address: dialled.address,
+				durationMs: Math.round(performance.now() - startedAt),
+			});
 			await using undo = new AsyncDisposableStack();
-			const relay = undo.use(new Relay(dialled, dialTarget, relayLog, allTimings));
-			await relay.listen(target);
+			const relay = undo.use(new Relay(dialled, dialTarget, notify, allTimings));
+			await relay.listen(target, log.child(sandbox));
 			signal.throwIfAborted();
 			undo.move();
 			return relay;
@@ -104,10 +117,12 @@ export function createAgentRelays({identity, forwarderPort, tls = {}, log, timin
 	};
 }
 
+type Notify = (event: Without<RelayEvent, 'sandbox'>) => void;
+
 class Relay implements AgentRelay {
 	readonly address: string;
 	readonly #target: DialTarget;
-	readonly #log: Logger;
+	readonly #notify: Notify;
 	readonly #timings: RelayTimings;
 	readonly #parts = new AsyncDisposableStack();
 	readonly #sessions = new Set<ShimSession>();
@@ -117,16 +132,16 @@ class Relay implements AgentRelay {
 	#failure: Error | undefined;
 	#disposed: Promise<void> | undefined;
 
-	constructor({address, socket}: Dialled, target: DialTarget, log: Logger, timings: RelayTimings) {
+	constructor({address, socket}: Dialled, target: DialTarget, notify: Notify, timings: RelayTimings) {
 		this.address = address;
 		this.#target = {...target, timings: {...timings, ...timings.again}};
-		this.#log = log;
+		this.#notify = notify;
 		this.#timings = timings;
-		this.#warm = new WarmConnection(tuned(socket), log);
+		this.#warm = new WarmConnection(tuned(socket), notify);
 	}
 
-	async listen({socketPath}: RelayTarget): Promise<void> {
-		this.#parts.use(await listenForShims(socketPath, this.#log, shim => this.#accept(shim)));
+	async listen({socketPath}: RelayTarget, log: Logger): Promise<void> {
+		this.#parts.use(await listenForShims(socketPath, log, shim => this.#accept(shim)));
 	}
 
 	fail(reason: Error): void {
@@ -143,12 +158,13 @@ class Relay implements AgentRelay {
 			return;
 		}
 
-		const log = this.#log.child({connection: ++this.#connections});
-		log.debug({}, 'shim connected');
+		const connection = ++this.#connections;
+		const observer: Observer<ConnectionEvent> = {notify: event => this.#notify({...event, connection})};
+		observer.notify({kind: 'shim-connected'});
 		const session = new ShimSession(shim, {
-			connectVm: async signal => this.#connectVm(log, signal),
+			connectVm: async signal => this.#connectVm(observer, signal),
 			where: {instanceName: this.#target.instanceName, address: this.address},
-			log,
+			observer,
 			now: () => performance.now(),
 			redialPauseMs: this.#timings.redialPauseMs,
 			liveness: this.#timings.liveness,
@@ -160,20 +176,20 @@ class Relay implements AgentRelay {
 		}
 	}
 
-	async #connectVm(log: Logger, signal: AbortSignal): Promise<TLSSocket> {
+	async #connectVm(observer: Observer<ConnectionEvent>, signal: AbortSignal): Promise<TLSSocket> {
 		const warm = this.#takeWarm();
 		if (warm !== undefined) {
 			return warm;
 		}
 
-		for (let level: 'warn' | 'debug' = 'warn'; ; level = 'debug') {
+		for (let isNews = true; ; isNews = false) {
 			using scope = new Scope(signal).deadline(this.#timings.reportMs, 'a connection to the VM');
 			try {
 				const {socket} = await dial(only(this.address), this.#target, scope.signal);
 				return tuned(socket);
 			} catch (error) {
 				signal.throwIfAborted();
-				log[level]({err: error}, 'VM cannot be reached, dialling on');
+				observer.notify({kind: 'vm-unreachable', error, isNews});
 			}
 		}
 	}
@@ -204,13 +220,13 @@ class Relay implements AgentRelay {
  */
 class WarmConnection {
 	readonly #socket: TLSSocket;
-	readonly #log: Logger;
+	readonly #notify: Notify;
 	#error: Error | undefined;
 	#lost = false;
 
-	constructor(socket: TLSSocket, log: Logger) {
+	constructor(socket: TLSSocket, notify: Notify) {
 		this.#socket = socket;
-		this.#log = log;
+		this.#notify = notify;
 		socket.on('error', this.#onError);
 		socket.once('close', this.#onClose);
 		// An end is noticed by looking for something to read; bytes (no ttrpc server speaks first) are left for the
@@ -243,25 +259,19 @@ class WarmConnection {
 
 	readonly #onClose = (): void => {
 		this.#lost = true;
-		this.#log.warn(
-			{...(this.#error === undefined ? {} : {err: this.#error})},
-			'unused connection closed by the VM, another is made when needed',
-		);
+		this.#notify({kind: 'unused-connection-closed', error: this.#error});
 	};
 }
 
-/** Of each address and kind: the first refusal is a warning, then fewer and fewer are. */
-function refusalLog(log: Logger): DialTarget['refused'] {
+/** Counts the refusals of each address and kind: the first tells, the others are the same again. */
+function countedRefusals(notify: Notify): DialTarget['refused'] {
 	const counts = new Map<string, number>();
 	return (address, {reason, remedy}) => {
 		// The reason has the time in it, or another stranger's name; the remedy tells the kind.
 		const key = `${address} ${remedy}`;
 		const attempt = (counts.get(key) ?? 0) + 1;
 		counts.set(key, attempt);
-		log[levelOfAttempt(attempt)](
-			{address, attempt, reason, remedy},
-			"address has not proven to be the pod VM's, it is tried again",
-		);
+		notify({kind: 'address-refused', address, attempt, reason, remedy});
 	};
 }
 

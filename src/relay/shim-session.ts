@@ -17,12 +17,13 @@ import type {TLSSocket} from 'node:tls';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {AdaptorError, toError, type ErrorWhere} from '../core/errors.ts';
 import {backOff, pause} from '../core/lifetime.ts';
-import {levelOfAttempt, type Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
 import {Frame, frameType, type OversizedFrame} from '../ttrpc/frame.ts';
 import {statusCode} from '../ttrpc/status.ts';
 import {Violations, type Violation} from '../ttrpc/violations.ts';
 import {Calls, defaultCallLimits, type Call, type CallLimits, type Standing} from './calls.ts';
 import {Deadlines} from './deadlines.ts';
+import type {ConnectionEvent} from './events.ts';
 import {reasons} from './reasons.ts';
 import {ShimLeg} from './shim-leg.ts';
 import {LivenessProbe, type LivenessTimings} from './liveness-probe.ts';
@@ -36,7 +37,7 @@ export interface ShimSessionOptions {
 	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
 	/** The VM, for the operator. */
 	readonly where: ErrorWhere;
-	readonly log: Logger;
+	readonly observer: Observer<ConnectionEvent>;
 	/** Milliseconds that only grow. */
 	readonly now: () => number;
 	readonly limits?: CallLimits;
@@ -48,8 +49,8 @@ export interface ShimSessionOptions {
 interface Loss {
 	readonly reason: Error;
 	readonly at: number;
-	/** A warning, unless it is one of many in a row. */
-	readonly level: 'warn' | 'debug';
+	/** How many connections in a row did not last, this one included. */
+	readonly attempt: number;
 }
 
 type State =
@@ -79,7 +80,7 @@ export class ShimSession implements AsyncDisposable {
 	/** Connections that are dialled, used, or not closed yet. */
 	readonly #legs = new Set<Promise<unknown>>();
 	readonly #shimViolations = new Violations();
-	/** Kinds of which the log has heard. */
+	/** Kinds that were told. */
 	readonly #violations = new FailureLog();
 	#isDisconnected = false;
 	/** Connections to the VM in a row that did not last. */
@@ -92,7 +93,7 @@ export class ShimSession implements AsyncDisposable {
 		this.#options = options;
 		this.#startedAt = options.now();
 		this.#pauses = this.#newPauses();
-		this.#calls = new Calls(options.log, options.limits ?? defaultCallLimits);
+		this.#calls = new Calls(options.observer, options.limits ?? defaultCallLimits);
 		this.#deadlines = new Deadlines(this.#calls, options.now, expired =>
 			this.#answerAll(expired, this.#text(this.#lateness)),
 		);
@@ -115,7 +116,7 @@ export class ShimSession implements AsyncDisposable {
 	 */
 	fail(reason: Error): void {
 		if (this.#state.name === 'dialling' || this.#state.name === 'joined') {
-			this.#options.log.debug({err: reason, count: this.#calls.size}, 'pod VM is gone: its calls fail');
+			this.#notify({kind: 'vm-gone', error: reason, count: this.#calls.size});
 			this.#enter({name: 'failed', reason});
 			this.#answerAll(this.#calls.all(), this.#text(reasons.gone(reason)));
 			if (this.#shim.hasEnded) {
@@ -197,22 +198,26 @@ export class ShimSession implements AsyncDisposable {
 	/** Whether the shim's connection ends for it. */
 	#isShimUnbearable(violation: Violation): boolean {
 		const reason = this.#shimViolations.add(violation);
-		this.#reportViolation('shim broke the protocol, the frame is dropped', violation);
+		this.#reportViolation('shim', violation);
 		if (reason === undefined) {
 			return false;
 		}
 
-		this.#options.log.warn({err: reason}, 'shim broke the protocol too often, its connection is closed');
+		this.#notify({kind: 'shim-cut-off', error: reason});
 		this.#enter({name: 'over'});
 		this.#shim.destroy();
 		return true;
 	}
 
-	/** Each kind once: a peer must not be able to fill the log. */
-	#reportViolation(message: string, violation: Violation): void {
-		if (this.#violations.failed(`${message}: ${violation}`)) {
-			this.#options.log.warn({reason: violation}, message);
+	/** Each kind once: a peer must not be able to keep the observer busy. */
+	#reportViolation(by: 'shim' | 'VM', violation: Violation): void {
+		if (this.#violations.failed(`${by}: ${violation}`)) {
+			this.#notify({kind: 'protocol-violated', by, violation});
 		}
+	}
+
+	#notify(event: ConnectionEvent): void {
+		this.#options.observer.notify(event);
 	}
 
 	#isRequestForVm(frame: Frame, isJoined: boolean): boolean {
@@ -255,14 +260,16 @@ export class ShimSession implements AsyncDisposable {
 	 * as a probe, is no shim.
 	 */
 	#reportDisconnect(): void {
-		const {log, now} = this.#options;
 		if (!this.#isDisconnected) {
 			this.#isDisconnected = true;
 			const isNews = (this.#state.name === 'joined' || this.#state.name === 'dialling') && this.#shim.bytes > 0;
-			log[isNews ? 'info' : 'debug'](
-				{count: this.#calls.size, bytes: this.#shim.bytes, durationMs: Math.round(now() - this.#startedAt)},
-				'shim disconnected',
-			);
+			this.#notify({
+				kind: 'shim-disconnected',
+				count: this.#calls.size,
+				bytes: this.#shim.bytes,
+				durationMs: Math.round(this.#options.now() - this.#startedAt),
+				isNews,
+			});
 		}
 	}
 
@@ -293,7 +300,7 @@ export class ShimSession implements AsyncDisposable {
 	}
 
 	#join(socket: TLSSocket): void {
-		const {log, now} = this.#options;
+		const {now} = this.#options;
 		const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
 		const liveness = this.#newLivenessProbe(
 			() => this.#shim.isFull || vm.unacknowledgedBytes > maxUnacknowledgedBytes,
@@ -310,10 +317,12 @@ export class ShimSession implements AsyncDisposable {
 		this.#track(vm.closed);
 		this.#enter({name: 'joined', vm, liveness, since: now()});
 		if (loss !== undefined) {
-			log[loss.level === 'warn' ? 'info' : 'debug'](
-				{count: this.#calls.size, durationMs: Math.round(now() - loss.at)},
-				'connection to the VM is back',
-			);
+			this.#notify({
+				kind: 'vm-back',
+				count: this.#calls.size,
+				durationMs: Math.round(now() - loss.at),
+				attempt: loss.attempt,
+			});
 		}
 
 		vm.send(this.#calls.join());
@@ -322,10 +331,10 @@ export class ShimSession implements AsyncDisposable {
 	}
 
 	#newLivenessProbe(isExcused: () => boolean): LivenessProbe {
-		const {connectVm, log, now, redialPauseMs: pauseMs, liveness: timings} = this.#options;
+		const {connectVm, observer, now, redialPauseMs: pauseMs, liveness: timings} = this.#options;
 		return new LivenessProbe({
 			connectVm,
-			log,
+			observer,
 			now,
 			timings,
 			pauseMs,
@@ -355,7 +364,7 @@ export class ShimSession implements AsyncDisposable {
 				const violation = this.#onVmFrame(frame);
 				if (violation !== undefined) {
 					tooMany = violations.add(violation);
-					this.#reportViolation('VM broke the protocol, the frame is dropped', violation);
+					this.#reportViolation('VM', violation);
 					if (tooMany !== undefined) {
 						return;
 					}
@@ -417,7 +426,7 @@ export class ShimSession implements AsyncDisposable {
 			return;
 		}
 
-		const {log, now} = this.#options;
+		const {now} = this.#options;
 		const lasted = !isPunished && this.#state.name === 'joined' && now() - this.#state.since >= lastingMs;
 		if (lasted) {
 			this.#pauses = this.#newPauses();
@@ -425,9 +434,8 @@ export class ShimSession implements AsyncDisposable {
 		}
 
 		const attempt = lasted ? 1 : ++this.#shortLived;
-		const level = levelOfAttempt(attempt);
-		log[level]({err: reason, count: lost.length, attempt}, 'connection to the VM lost, dialling again');
-		this.#dial({reason, at: now(), level}, lasted ? 0 : this.#pauses.next().value);
+		this.#notify({kind: 'vm-lost', error: reason, count: lost.length, attempt});
+		this.#dial({reason, at: now(), attempt}, lasted ? 0 : this.#pauses.next().value);
 		this.#answerAll(lost, text);
 		this.#watchDeadlines();
 		this.#balance();

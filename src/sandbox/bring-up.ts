@@ -5,7 +5,7 @@
 import {Scope} from '../core/lifetime.ts';
 import type {Prepared, StateOf} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
-import {registeredVm, relayTarget} from './log-fields.ts';
+import {registeredVm, relayTarget} from './identities.ts';
 import type {RecordWriter} from './record-writer.ts';
 import type {SandboxId} from './ports.ts';
 import type {Stages} from './stages.ts';

@@ -1,7 +1,8 @@
 /** What every sandbox of a daemon shares: the ports, the administrator's policy, and how long things may take. */
 import type {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
 import type {Semaphore} from '../core/concurrency/semaphore.ts';
-import type {Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
+import type {ReconcileEvent, SandboxEvent} from './events.ts';
 import type {PodPolicy} from './pod-request.ts';
 import type {AgentRelays, Cluster, PodNetworks, PodVms} from './ports.ts';
 import type {SandboxRecords} from './records.ts';
@@ -37,5 +38,5 @@ export interface SandboxContext {
 	readonly reachReportMs?: number;
 	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */
 	readonly removalRetryMs: readonly [first: number, longest: number];
-	readonly log: Logger;
+	readonly observer: Observer<SandboxEvent | ReconcileEvent>;
 }

@@ -100,10 +100,7 @@ export class Reconciler {
 				this.#failures.recovered('round');
 			} catch (error) {
 				if (!signal.aborted && this.#failures.failed('round')) {
-					this.#context.log.error(
-						{err: error},
-						'could not reconcile the sandboxes; trying again every minute',
-					);
+					this.#context.observer.notify({kind: 'reconcile-failed', error});
 				}
 			}
 		}
@@ -214,10 +211,8 @@ export class Reconciler {
 			return vms;
 		} catch (error) {
 			signal.throwIfAborted();
-			this.#context.log[error instanceof AdaptorError || !this.#failures.failed('list') ? 'debug' : 'error'](
-				{err: error},
-				'could not list the VMs of this node',
-			);
+			const isNews = !(error instanceof AdaptorError) && this.#failures.failed('list');
+			this.#context.observer.notify({kind: 'vms-not-listed', error, isNews});
 			return undefined;
 		}
 	}
@@ -298,7 +293,7 @@ export class Reconciler {
 		this.#since = new Map([...this.#since].filter(([id]) => orphans.has(id) || failed.includes(id)));
 	}
 
-	async #recordOf({sandboxId, name}: PodVmRecord): Promise<'none' | 'unreadable'> {
+	async #recordOf({sandboxId, name, pod}: PodVmRecord): Promise<'none' | 'unreadable'> {
 		try {
 			// Any record is adopted by the next round, and decided on then.
 			const record = await this.#context.records.read(sandboxId);
@@ -306,10 +301,11 @@ export class Reconciler {
 			return record === undefined ? 'none' : 'unreadable';
 		} catch (error) {
 			if (this.#unreadable.failed(sandboxId)) {
-				this.#context.log.error(
-					{sandboxId, instanceName: name, err: error},
-					"a pod VM is left alone: its sandbox's record cannot be read",
-				);
+				this.#context.observer.notify({
+					kind: 'record-unreadable',
+					sandbox: {sandboxId, pod, instanceName: name},
+					error,
+				});
 			}
 
 			return 'unreadable';
@@ -317,39 +313,23 @@ export class Reconciler {
 	}
 
 	#carryOutOnUnknown(decision: Decision, {sandboxId, name, pod, createdAt, ownership, podsDir}: PodVmRecord): void {
-		const {log} = this.#context;
-		const names = {sandboxId, instanceName: name, pod: `${pod.namespace}/${pod.name}`};
+		const {observer} = this.#context;
+		const sandbox = {sandboxId, pod, instanceName: name};
 		if (decision.action === 'remove') {
-			log.warn(
-				{...names, reason: `${decision.why}; it was made at ${createdAt.toISOString()}`},
-				'removing an orphaned pod VM',
-			);
+			observer.notify({kind: 'orphan-removal-decided', sandbox, reason: decision.why, createdAt});
 			this.#known
 				.remove(sandboxId, decision.why)
-				.catch((error: unknown) =>
-					log.warn({...names, err: error}, 'could not remove an orphaned pod VM; trying again'),
-				);
+				.catch((error: unknown) => observer.notify({kind: 'orphan-not-removed', sandbox, error}));
 		} else if (ownership === 'foreign' && this.#alone.failed(sandboxId)) {
-			log.warn(
-				{
-					...names,
-					...(podsDir === undefined ? {} : {path: podsDir}),
-					reason: 'the daemon of another PODS_DIR answers for it',
-				},
-				'a pod VM is left alone',
-			);
+			const reason = 'the daemon of another PODS_DIR answers for it';
+			observer.notify({kind: 'vm-left-alone', sandbox, reason, podsDir});
 		}
 	}
 
 	/** Never throws. */
 	async #carryOut(decision: Decision, {sandbox, state}: Seen, end?: PodVmEndedError, why?: string): Promise<void> {
-		const {log, cluster} = this.#context;
-		const {id, pod, vm} = sandbox;
-		const names = {
-			sandboxId: id,
-			...(pod === undefined ? {} : {pod: `${pod.namespace}/${pod.name}`}),
-			...(vm === undefined ? {} : {instanceName: vm.instanceName}),
-		};
+		const {observer} = this.#context;
+		const {id, names} = sandbox;
 		try {
 			switch (decision.action) {
 				case 'serve': {
@@ -385,34 +365,26 @@ export class Reconciler {
 
 				case 'remove': {
 					const reason = why ?? decision.why;
-					log.warn({...names, reason}, 'removing the sandbox');
-					// A removal that was asked for is no news to the pod.
-					if (pod !== undefined && inHand(state).record !== 'stopping') {
-						cluster.recordEvent(pod, {
-							type: 'Warning',
-							reason: 'PodVMRemoved',
-							message: `The pod's VM is removed: ${reason}`,
-						});
-					}
-
+					const isUnderWay = inHand(state).record === 'stopping';
+					observer.notify({kind: 'removal-decided', sandbox: names, reason, isUnderWay});
 					await this.#known.remove(id, `The sandbox is removed: ${reason}`);
 					return;
 				}
 
 				case 'wait': {
-					log.debug({...names, reason: decision.why}, 'waiting to decide on the sandbox');
+					observer.notify({kind: 'decision-postponed', sandbox: names, reason: decision.why});
 					return;
 				}
 
 				case 'leave alone': {
 					if (this.#alone.failed(id)) {
-						log.warn({...names, reason: decision.why}, 'the sandbox is left alone');
+						observer.notify({kind: 'sandbox-left-alone', sandbox: names, reason: decision.why});
 					}
 				}
 			}
 		} catch (error) {
 			if (!isEnding(error)) {
-				log.warn({...names, err: error}, 'could not carry out what was decided on the sandbox; trying again');
+				observer.notify({kind: 'decision-not-carried-out', sandbox: names, error});
 			}
 		}
 	}
@@ -478,14 +450,14 @@ export class Reconciler {
 		if (!signal.aborted) {
 			// The last word of the predecessors: what they wrote just before they ended.
 			await this.#follow();
-			this.#context.log.info({}, 'no earlier daemon is at work any more');
+			this.#context.observer.notify({kind: 'predecessors-ended'});
 			this.#trigger.fire();
 		}
 	}
 
 	/** Never throws. */
 	async #follow(): Promise<void> {
-		const {records, log} = this.#context;
+		const {records, observer} = this.#context;
 		const followed = this.#known
 			.all()
 			.filter(
@@ -506,7 +478,7 @@ export class Reconciler {
 		);
 		for (const change of changes) {
 			if (change.status === 'rejected') {
-				log.debug({err: change.reason}, 'could not read a record that a predecessor may have changed');
+				observer.notify({kind: 'predecessor-record-unreadable', error: change.reason});
 			}
 		}
 

@@ -6,11 +6,11 @@ import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import {occupiesPlace, refusal, vmIn} from './admission.ts';
 import type {SandboxContext} from './context.ts';
-import {agentSocketPath} from './log-fields.ts';
+import {agentSocketPath} from './identities.ts';
 import type {CreateSandbox, OtherDaemons, PodIdentity, Sandboxes, SandboxId} from './ports.ts';
 import {Reconciler, type ReconcileTimes} from './reconcile.ts';
 import type {SandboxRecord} from './records.ts';
-import {Sandbox, type SandboxObserver} from './sandbox.ts';
+import {Sandbox, type SandboxOwner} from './sandbox.ts';
 import {assertUsable, isUsableId} from './sandbox-id.ts';
 
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
@@ -34,7 +34,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	readonly #stops = new Set<Promise<unknown>>();
 	/** Aborts when closing begins. */
 	readonly #closing = new AbortController();
-	readonly #observer: SandboxObserver;
+	readonly #owner: SandboxOwner;
 	#reconciling: Promise<void> | undefined;
 	#closed: Promise<void> | undefined;
 
@@ -46,7 +46,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			adopt: record => this.#adopt(record),
 			remove: async (id, why) => this.#stop(id, why),
 		});
-		this.#observer = {
+		this.#owner = {
 			changed: sandbox => this.#changed(sandbox),
 			vmEnded: (sandbox, end) => void this.#reconciler.vmEnded(sandbox, end),
 		};
@@ -88,7 +88,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		}
 
 		this.#assertPlace();
-		const sandbox = new Sandbox(id, this.#context, this.#observer);
+		const sandbox = new Sandbox(id, this.#context, this.#owner);
 		this.#sandboxes.set(id, sandbox);
 		await sandbox.create(request, signal);
 		this.#stopOlderOf(sandbox);
@@ -159,10 +159,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		try {
 			await abortable(settled, scope.signal);
 		} catch (error) {
-			this.#context.log.warn(
-				{err: error, count: closing.size},
-				'shutdown timed out; the next daemon continues the clean-up',
-			);
+			this.#context.observer.notify({kind: 'shutdown-timed-out', error, count: closing.size});
 		}
 	}
 
@@ -189,7 +186,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			return undefined;
 		}
 
-		const sandbox = new Sandbox(id, this.#context, this.#observer, {
+		const sandbox = new Sandbox(id, this.#context, this.#owner, {
 			name: 'stopping',
 			leftovers: {mayHaveVm: true},
 		});
@@ -203,7 +200,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			return undefined;
 		}
 
-		const sandbox = new Sandbox(id, this.#context, this.#observer, {name: 'recovering', record});
+		const sandbox = new Sandbox(id, this.#context, this.#owner, {name: 'recovering', record});
 		this.#sandboxes.set(id, sandbox);
 		if (record.state !== 'creating') {
 			this.#context.networks.adopt(id, record.network);
@@ -227,16 +224,11 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 				continue;
 			}
 
-			const names = {sandboxId: older.id, pod: `${newer.pod.namespace}/${newer.pod.name}`};
-			this.#context.log.warn(
-				{...names, reason: `superseded by sandbox ${newer.id}`},
-				'stopping the older sandbox of a pod',
-			);
+			const {observer} = this.#context;
+			const {names} = older;
+			observer.notify({kind: 'sandbox-superseded', sandbox: names, by: newer.id});
 			this.#stop(older.id, `The pod has a newer sandbox, ${newer.id}`).catch((error: unknown) => {
-				this.#context.log.warn(
-					{...names, err: error},
-					'could not remove the older sandbox of a pod; trying again',
-				);
+				observer.notify({kind: 'superseded-sandbox-not-removed', sandbox: names, error});
 			});
 		}
 	}

@@ -5,10 +5,9 @@
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 import {abortable, pause, Scope} from '../core/lifetime.ts';
-import {levelOfAttempt, type Logger} from '../core/log.ts';
 import type {Leftovers} from './admission.ts';
 import type {SandboxContext} from './context.ts';
-import {agentSocketPath, registeredVm} from './log-fields.ts';
+import {agentSocketPath, registeredVm} from './identities.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {SandboxId} from './ports.ts';
 
@@ -112,18 +111,28 @@ function leftError(id: SandboxId, what: string, left: ReadonlyMap<string, unknow
 export class RemovalRetries {
 	readonly #remove: () => Promise<void>;
 	readonly #retryMs: SandboxContext['removalRetryMs'];
+	readonly #onFailure: (failed: {
+		readonly error: unknown;
+		readonly attempt: number;
+		readonly retryInMs: number;
+	}) => void;
 	readonly #over = new AbortController();
 	#underWay: Promise<void> | undefined;
 
 	/** @param remove one attempt, which rejects while something is left; it succeeded for good once `end` is called */
-	constructor(remove: () => Promise<void>, retryMs: SandboxContext['removalRetryMs']) {
+	constructor(
+		remove: () => Promise<void>,
+		retryMs: SandboxContext['removalRetryMs'],
+		onFailure: (failed: {readonly error: unknown; readonly attempt: number; readonly retryInMs: number}) => void,
+	) {
 		this.#remove = remove;
 		this.#retryMs = retryMs;
+		this.#onFailure = onFailure;
 	}
 
 	/** To be called as often as there is a reason. */
-	begin(log: Logger): void {
-		this.#underWay ??= this.#retry(log);
+	begin(): void {
+		this.#underWay ??= this.#retry();
 	}
 
 	/**
@@ -136,7 +145,7 @@ export class RemovalRetries {
 	}
 
 	/** Never throws. */
-	async #retry(log: Logger): Promise<void> {
+	async #retry(): Promise<void> {
 		const {signal} = this.#over;
 		try {
 			await pause(this.#retryMs[0], signal);
@@ -144,11 +153,7 @@ export class RemovalRetries {
 				this.#remove,
 				{
 					backOff: this.#retryMs,
-					onFailure: (error, {attempt, retryInMs}) =>
-						log[levelOfAttempt(attempt)](
-							{err: error, attempt, retryInMs},
-							'could not remove the sandbox; trying again',
-						),
+					onFailure: (error, {attempt, retryInMs}) => this.#onFailure({error, attempt, retryInMs}),
 				},
 				signal,
 			);

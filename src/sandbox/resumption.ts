@@ -4,10 +4,9 @@
  * `PodVmEndedError` says that it never will.
  */
 import {Scope} from '../core/lifetime.ts';
-import {levelOfAttempt, type Logger} from '../core/log.ts';
 import type {StateOf} from './admission.ts';
 import type {SandboxContext} from './context.ts';
-import {registeredVm, relayTarget} from './log-fields.ts';
+import {registeredVm, relayTarget} from './identities.ts';
 import type {AgentRelay, PodNetwork} from './ports.ts';
 import type {RecordWriter} from './record-writer.ts';
 import type {SandboxRecord} from './records.ts';
@@ -15,6 +14,8 @@ import {PodVmEndedError} from './vm-ended.ts';
 
 type Created = SandboxRecord & {readonly state: 'created'};
 type Running = SandboxRecord & {readonly state: 'running'};
+
+type OnFailure = (failed: {readonly error: unknown; readonly attempt: number}) => void;
 
 /** After so long without an answer of the VM the log says how far dialling got. */
 const reachReportMs = 20_000;
@@ -41,13 +42,13 @@ export async function resumeRunning(
 	record: Running,
 	context: SandboxContext,
 	recordWriter: RecordWriter,
-	log: Logger,
+	onFailure: OnFailure,
 	signal: AbortSignal,
 ): Promise<StateOf<'running'>> {
 	const {id, request, vm} = record;
 	const {networks, relays, cluster} = context;
 	const tls = await relays.issue(request.instanceName, signal);
-	const relay = await reach(record, context, log, signal);
+	const relay = await reach(record, context, onFailure, signal);
 	try {
 		const network = await identified(record.network, context, signal);
 		await networks.attach(network, relay.address, signal);
@@ -66,7 +67,7 @@ export async function resumeRunning(
 async function reach(
 	{id, request, vm, address}: Running,
 	context: SandboxContext,
-	log: Logger,
+	onFailure: OnFailure,
 	signal: AbortSignal,
 ): Promise<AgentRelay> {
 	for (let attempt = 1; ; attempt++) {
@@ -82,7 +83,7 @@ async function reach(
 				throw error;
 			}
 
-			log[levelOfAttempt(attempt)]({err: error, attempt}, 'could not resume the sandbox yet; trying again');
+			onFailure({error, attempt});
 		}
 	}
 }

@@ -7,7 +7,7 @@
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
-import {levelOfAttempt, type Logger} from '../core/log.ts';
+import type {Without} from '../core/observer.ts';
 import {
 	admitStart,
 	assertTransition,
@@ -21,7 +21,8 @@ import {
 } from './admission.ts';
 import {bringUp} from './bring-up.ts';
 import type {SandboxContext} from './context.ts';
-import {agentSocketPath, createdNames, registeredVm, runningNames} from './log-fields.ts';
+import type {SandboxEvent, SandboxNames} from './events.ts';
+import {agentSocketPath, createdEvent, registeredVm, runningVm} from './identities.ts';
 import {podRequest, type PodRequest} from './pod-request.ts';
 import type {RegisteredVm, CreateSandbox, PodIdentity, PodNetwork, SandboxId} from './ports.ts';
 import {prepare} from './preparation.ts';
@@ -41,7 +42,8 @@ const rollBackPatienceMs = 5000;
 /** For what must be done, even when nobody waits for it. */
 const unconditional = new AbortController().signal;
 
-export interface SandboxObserver {
+/** Whoever keeps the sandbox among others. */
+export interface SandboxOwner {
 	/** After every change of state. */
 	readonly changed: (sandbox: Sandbox) => void;
 	/** Its VM has ended: of one that runs, or of one that was being resumed. */
@@ -52,7 +54,7 @@ export class Sandbox {
 	readonly id: SandboxId;
 	readonly agentSocketPath: string;
 	readonly #context: SandboxContext;
-	readonly #observer: SandboxObserver;
+	readonly #owner: SandboxOwner;
 	/**
 	 * Ends a creation, a start or a resumption, also one whose turn has not come: the sandbox is to be stopped, or the
 	 * daemon is.
@@ -64,27 +66,27 @@ export class Sandbox {
 	#change = Promise.withResolvers<undefined>();
 	/** While an earlier run's sandbox is being taken in hand. */
 	#resumption: Scope | undefined;
-	#log: Logger;
 	#pod: PodIdentity | undefined;
+	#instanceName: string | undefined;
 	#state: SandboxState;
 
 	constructor(
 		id: SandboxId,
 		context: SandboxContext,
-		observer: SandboxObserver,
+		observer: SandboxOwner,
 		state: SandboxState = {name: 'creating', made: nothing},
 	) {
 		this.id = id;
 		this.#context = context;
-		this.#observer = observer;
+		this.#owner = observer;
 		this.#state = state;
 		this.agentSocketPath = agentSocketPath(id, context);
 		this.#recordWriter = new RecordWriter(id, context.records);
 		this.#removalRetries = new RemovalRetries(
 			async () => this.#exclusively(async () => this.#remove('throws')),
 			context.removalRetryMs,
+			failed => this.#notify({kind: 'removal-failed', ...failed}),
 		);
-		this.#log = context.log.child({sandboxId: id});
 		if (state.name === 'recovering') {
 			this.#know(state.record.request);
 			this.#recordWriter.remember(state.record);
@@ -98,6 +100,10 @@ export class Sandbox {
 	/** Known once the request was found to be well-formed. */
 	get pod(): PodIdentity | undefined {
 		return this.#pod;
+	}
+
+	get names(): SandboxNames {
+		return {sandboxId: this.id, pod: this.#pod, instanceName: this.#instanceName};
 	}
 
 	/** What it reserved, from the moment in which it is created. */
@@ -129,8 +135,10 @@ export class Sandbox {
 				)) {
 					this.#setState(state);
 					if (state.name === 'created') {
-						this.#log.info(createdNames(state), 'sandbox created');
-						this.#tellLimits(request);
+						this.#notify(createdEvent(this.names, state));
+						if (request.limited !== undefined) {
+							this.#notify({kind: 'size-limited', limited: request.limited});
+						}
 					}
 				}
 			} catch (thrown) {
@@ -213,7 +221,7 @@ export class Sandbox {
 		try {
 			await this.#exclusively(async () => this.#remove('goes on'));
 		} catch (error) {
-			this.#removalRetries.begin(this.#log);
+			this.#removalRetries.begin();
 			throw error;
 		}
 	}
@@ -231,7 +239,7 @@ export class Sandbox {
 				await leftoversOf(this.#state).relay?.[Symbol.asyncDispose]();
 			});
 		} catch (error) {
-			this.#log.warn({err: error}, 'agent relay did not close');
+			this.#notify({kind: 'relay-not-closed', error});
 		}
 
 		await noRetries;
@@ -275,7 +283,7 @@ export class Sandbox {
 				return;
 			}
 
-			this.#log.warn({err: reason}, 'sandbox rolled back');
+			this.#notify({kind: 'sandbox-rolled-back', error: reason});
 			if (state.name === 'recovering' && state.record.state === 'creating') {
 				await this.#unmake();
 				return;
@@ -294,12 +302,7 @@ export class Sandbox {
 		const state = this.#state;
 		if (state.name === 'running') {
 			state.relay.fail(reason);
-			this.#log.warn({err: reason, vmId: state.vm.uuid}, 'pod VM ended by itself');
-			this.#context.cluster.recordEvent(state.prepared.request.pod, {
-				type: 'Warning',
-				reason: 'PodVMEnded',
-				message: reason.message,
-			});
+			this.#notify({kind: 'vm-ended', error: reason, vmId: state.vm.uuid});
 			await this.#failed(state, reason, leftoversOf(state));
 		}
 	}
@@ -311,7 +314,7 @@ export class Sandbox {
 		const state = this.#state;
 		if (state.name === 'running') {
 			state.relay.fail(reason);
-			this.#log.info({reason: reason.what, vmId: state.vm.uuid}, 'sandbox left to the daemon that took over');
+			this.#notify({kind: 'sandbox-handed-over', reason: reason.what, vmId: state.vm.uuid});
 			await this.#failed(state, reason, {mayHaveVm: false, relay: state.relay});
 		}
 	}
@@ -341,24 +344,21 @@ export class Sandbox {
 							}
 
 							// The host is away, perhaps: no reason to give a running pod up.
-							this.#log[levelOfAttempt(attempt)](
-								{err: error, attempt, retryInMs},
-								'could not resume the sandbox yet; trying again',
-							);
+							this.#notify({kind: 'resumption-failed', error, attempt, retryInMs});
 						},
 					},
 					signal,
 				);
 				this.#setState(state);
 				if (state.name === 'running') {
-					this.#log.info(runningNames(state), 'sandbox resumed');
+					this.#notify({kind: 'sandbox-resumed', vm: runningVm(state)});
 				} else {
-					this.#log.info({vni: state.prepared.network.vxlanId}, 'sandbox resumed, not started yet');
+					this.#notify({kind: 'created-sandbox-resumed', vni: state.prepared.network.vxlanId});
 				}
 			}, signal);
 		} catch (error) {
 			if (error instanceof PodVmEndedError && !signal.aborted) {
-				this.#observer.vmEnded(this, error);
+				this.#owner.vmEnded(this, error);
 			}
 		} finally {
 			this.#resumption = undefined;
@@ -372,7 +372,13 @@ export class Sandbox {
 	): Promise<StateOf<'created' | 'running'>> {
 		switch (record.state) {
 			case 'running': {
-				return resumeRunning(record, this.#context, this.#recordWriter, this.#log, signal);
+				return resumeRunning(
+					record,
+					this.#context,
+					this.#recordWriter,
+					failed => this.#notify({kind: 'resumption-failed', ...failed}),
+					signal,
+				);
 			}
 
 			case 'created': {
@@ -395,7 +401,7 @@ export class Sandbox {
 	 * roll-back takes long
 	 */
 	async #bringUp(prepared: Prepared, answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<void> {
-		const {podVms, cluster} = this.#context;
+		const {podVms} = this.#context;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal);
 		const stages = new Stages();
@@ -423,7 +429,7 @@ export class Sandbox {
 			)) {
 				this.#setState(state);
 				if (state.name === 'running') {
-					this.#log.info({...runningNames(state), timings: stages.end()}, 'pod VM started');
+					this.#notify({kind: 'vm-started', vm: runningVm(state), stagesMs: stages.end()});
 				}
 			}
 		} catch (thrown) {
@@ -434,11 +440,7 @@ export class Sandbox {
 				isNews && this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm) : [],
 			));
 			if (isNews) {
-				cluster.recordEvent(prepared.request.pod, {
-					type: 'Warning',
-					reason: reason.reason ?? 'PodVMStartFailed',
-					message: reason.message,
-				});
+				this.#notify({kind: 'start-failed', error: reason});
 			}
 
 			const leftovers = await this.#rollBack(leftoversOf(this.#state));
@@ -451,10 +453,10 @@ export class Sandbox {
 	async #watch(state: StateOf<'running'>): Promise<void> {
 		const {signal} = this.#end;
 		try {
-			this.#observer.vmEnded(this, await this.#context.podVms.ended(state.vm, signal));
+			this.#owner.vmEnded(this, await this.#context.podVms.ended(state.vm, signal));
 		} catch (error) {
 			if (!signal.aborted) {
-				this.#log.error({err: error}, 'the end of the pod VM will go unnoticed until the next round');
+				this.#notify({kind: 'vm-not-watched', error});
 			}
 		}
 	}
@@ -475,7 +477,7 @@ export class Sandbox {
 			await this.#recordWriter.writeStopping();
 		} catch (error) {
 			// A node that cannot write must be able to get rid of pods all the same.
-			this.#log.warn({err: error}, 'could not record the removal; it will not resume after a restart');
+			this.#notify({kind: 'removal-not-recorded', error});
 		}
 
 		const filesLeft = await this.#clear(leftovers);
@@ -484,37 +486,26 @@ export class Sandbox {
 				throw filesLeft;
 			}
 
-			this.#log.warn({err: filesLeft}, 'could not remove the sandbox; trying again');
-			this.#removalRetries.begin(this.#log);
+			this.#notify({kind: 'removal-failed', error: filesLeft, attempt: 1});
+			this.#removalRetries.begin();
 			return;
 		}
 
 		this.#setState({name: 'gone'});
-		// Of a sandbox that this daemon did not make there may have been nothing.
-		this.#log[this.#pod === undefined ? 'debug' : 'info'](
-			{durationMs: Math.round(performance.now() - startedAt)},
-			'sandbox removed',
-		);
+		this.#notify({
+			kind: 'sandbox-removed',
+			durationMs: Math.round(performance.now() - startedAt),
+			wasKnown: this.#pod !== undefined,
+		});
 	}
 
 	async #clear(leftovers: Leftovers): Promise<AdaptorError | undefined> {
 		return clear(this.id, leftovers, this.#recordWriter.request, this.#context);
 	}
 
-	/** A pod that gets less than it asked for must be able to know why it is slow, or out of memory. */
-	#tellLimits({pod, limited}: PodRequest): void {
-		if (limited !== undefined) {
-			this.#context.cluster.recordEvent(pod, {
-				type: 'Warning',
-				reason: 'PodVMSizeLimited',
-				message: `The pod's VM has ${limited.join(' and ')}`,
-			});
-		}
-	}
-
 	#know({pod, instanceName}: PodRequest): void {
 		this.#pod = pod;
-		this.#log = this.#log.child({pod: `${pod.namespace}/${pod.name}`, instanceName});
+		this.#instanceName = instanceName;
 	}
 
 	/** Of a creation that failed: nobody is to hear of the sandbox any more. Never throws. */
@@ -533,10 +524,14 @@ export class Sandbox {
 
 			return nothing;
 		} catch (error) {
-			this.#log.warn({err: error}, 'could not roll the sandbox back; trying again');
-			this.#removalRetries.begin(this.#log);
+			this.#notify({kind: 'roll-back-failed', error});
+			this.#removalRetries.begin();
 			return leftovers;
 		}
+	}
+
+	#notify(event: Without<SandboxEvent, 'sandbox'>): void {
+		this.#context.observer.notify({...event, sandbox: this.names});
 	}
 
 	async #exclusively<T>(task: () => Promise<T>, signal: AbortSignal = unconditional): Promise<T> {
@@ -548,7 +543,7 @@ export class Sandbox {
 		this.#state = state;
 		this.#change.resolve(undefined);
 		this.#change = Promise.withResolvers<undefined>();
-		this.#observer.changed(this);
+		this.#owner.changed(this);
 		if (state.name === 'running') {
 			void this.#watch(state);
 		} else if (state.name === 'gone') {

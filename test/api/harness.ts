@@ -3,6 +3,7 @@ import {join} from 'node:path';
 import type {ExecutionContext} from 'ava';
 import {serveApi} from '../../src/api/server.ts';
 import {AdaptorError} from '../../src/core/errors.ts';
+import {logObserver} from '../../src/observers/log-observer.ts';
 import type {Sandboxes} from '../../src/sandbox/ports.ts';
 import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';
@@ -26,6 +27,7 @@ export async function serving(
 			path,
 			sandboxes: {create: unexpected, start: unexpected, stop: unexpected, vmOf: unexpected, ...scripted},
 			drainTimeoutMs,
+			observer: logObserver(log),
 			log,
 		},
 		never,

@@ -4,11 +4,10 @@ import anyTest, {type ExecutionContext, type TestFn} from 'ava';
 import {isLibvirtError, libvirtCode, LibvirtConnectionError, LibvirtError} from '../../src/libvirt/wire/errors.ts';
 import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
 import {procedures, type Domain} from '../../src/libvirt/wire/procedures.ts';
-import type {SessionLog, SessionState} from '../../src/libvirt/session-options.ts';
+import type {SessionState} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openPipe} from '../../src/libvirt/transport/open-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
-import {silentLogger} from '../../src/core/log.ts';
 import {startTestLibvirtd, type TestLibvirtd} from '../support/libvirtd.ts';
 
 interface Context {
@@ -19,7 +18,6 @@ const test = anyTest as TestFn<Context>;
 const patient = new AbortController().signal;
 const p = procedures;
 /** Any logger of the house fits. */
-const log: SessionLog = silentLogger;
 
 test.before('a libvirtd', async t => {
 	t.context = {libvirtd: await startTestLibvirtd()};
@@ -44,7 +42,7 @@ async function startSession(t: ExecutionContext<Context>): Promise<LibvirtSessio
 		<pool type="dir"><name>pool</name><target><path>/pool</path></target></pool>
 	</node>`,
 	);
-	const session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: `test://${file}`, log});
+	const session = new LibvirtSession({openPipe: pipeTo(libvirtd), uri: `test://${file}`});
 	t.teardown(async () => session[Symbol.asyncDispose]());
 	return session;
 }
@@ -223,7 +221,6 @@ test('when libvirtd dies and comes back, the session is connected again and even
 	await using session = new LibvirtSession({
 		openPipe: pipeTo(libvirtd),
 		uri: 'test:///default',
-		log,
 		reconnectMs: {first: 10, longest: 50},
 	});
 	await session.connect(patient);
@@ -246,7 +243,6 @@ test('a libvirtd that hangs without closing anything is noticed, and used again 
 	await using session = new LibvirtSession({
 		openPipe: pipeTo(libvirtd),
 		uri: 'test:///default',
-		log,
 		silenceTimeoutMs: 3000,
 		reconnectMs: {first: 10, longest: 50},
 	});
@@ -270,7 +266,6 @@ test('the pings of an impatient libvirtd are answered', async t => {
 	await using session = new LibvirtSession({
 		// Pings of its own, which would be signs of life too, come after half a minute.
 		uri: 'test:///default',
-		log,
 		silenceTimeoutMs: 600_000,
 		openPipe: async signal => {
 			const pipe = await open(signal);

@@ -2,16 +2,16 @@ import {readFile} from 'node:fs/promises';
 import test from 'ava';
 import fc from 'fast-check';
 import {Calls, defaultCallLimits} from '../../src/relay/calls.ts';
-import {silentLogger} from '../../src/core/log.ts';
+import {noObserver} from '../../src/core/observer.ts';
+import type {ConnectionEvent} from '../../src/relay/events.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
 import {data, failure, frameOf, request, response} from './frames.ts';
-import {capturedLog} from './harness.ts';
 
 const streams = (calls: readonly {readonly streamId: number}[]): number[] => calls.map(({streamId}) => streamId);
 
 test('answers are matched to their calls in whatever order, with method, time and status', async t => {
-	const {log, lines} = await capturedLog();
-	const calls = new Calls(log, defaultCallLimits);
+	const lines: Array<Extract<ConnectionEvent, {readonly kind: 'agent-call'}>> = [];
+	const calls = new Calls({notify: event => lines.push(event)}, defaultCallLimits);
 	calls.request(frameOf(request(1, 'WaitProcess')), true, 0);
 	calls.request(frameOf(request(3, 'CopyFile', {payload: Buffer.alloc(100_000)})), true, 0);
 	t.is(calls.response(frameOf(failure(3, 5, 'x'.repeat(1000))), 12.34), 'open');
@@ -29,8 +29,8 @@ test('answers are matched to their calls in whatever order, with method, time an
 });
 
 test('the methods of the recorded conversation are seen, and all its calls are answered', async t => {
-	const {log, lines} = await capturedLog();
-	const calls = new Calls(log, defaultCallLimits);
+	const lines: Array<Extract<ConnectionEvent, {readonly kind: 'agent-call'}>> = [];
+	const calls = new Calls({notify: event => lines.push(event)}, defaultCallLimits);
 	const recorded = async (side: string): Promise<Buffer> =>
 		readFile(new URL(`../fixtures/kata-shim/agent.${side}.bin`, import.meta.url));
 	const requests = [...new FrameDecoder().push(await recorded('client'))].filter(frame => frame instanceof Frame);
@@ -38,11 +38,11 @@ test('the methods of the recorded conversation are seen, and all its calls are a
 	t.is(requests.length, 33);
 	t.true(requests.every(frame => calls.request(frame, true, 0) === 'taken'));
 	t.true(responses.every(frame => calls.response(frame, 0) === 'open'));
-	t.true(lines.every(({method}) => /^grpc\.(AgentService|Health)\/\w+$/.test(method ?? '')));
+	t.true(lines.every(({method}) => /^grpc\.(AgentService|Health)\/\w+$/.test(method)));
 });
 
 test('with the connection everything is lost but what only waits, which is made again byte for byte', t => {
-	const calls = new Calls(silentLogger, defaultCallLimits);
+	const calls = new Calls(noObserver, defaultCallLimits);
 	const waiting = [
 		request(1, 'WaitProcess', {payload: Buffer.from('a')}),
 		request(5, 'GetOOMEvent'),
@@ -64,7 +64,7 @@ test('with the connection everything is lost but what only waits, which is made 
 });
 
 test('what came without a connection is sent once, in its order, and then lost like the rest', t => {
-	const calls = new Calls(silentLogger, defaultCallLimits);
+	const calls = new Calls(noObserver, defaultCallLimits);
 	const frames = [request(1, 'ExecProcess'), request(3, 'WaitProcess'), request(5, 'CopyFile')];
 	for (const bytes of frames) {
 		t.is(calls.request(frameOf(bytes), false, 0), 'taken');
@@ -77,7 +77,7 @@ test('what came without a connection is sent once, in its order, and then lost l
 });
 
 test('a stream is answered once: what comes later finds nobody', t => {
-	const calls = new Calls(silentLogger, defaultCallLimits);
+	const calls = new Calls(noObserver, defaultCallLimits);
 	calls.request(frameOf(request(1, 'Check')), true, 0);
 	t.is(calls.request(frameOf(request(1, 'Check')), true, 0), 'busy');
 	t.true(calls.answer(1, 14, 0));
@@ -88,7 +88,7 @@ test('a stream is answered once: what comes later finds nobody', t => {
 });
 
 test('only calls that were delayed are answered ahead of their deadline, by half a second or a tenth of their time', t => {
-	const calls = new Calls(silentLogger, defaultCallLimits);
+	const calls = new Calls(noObserver, defaultCallLimits);
 	calls.request(frameOf(request(1, 'Check', {timeoutMs: 30_000})), true, 1000);
 	calls.request(frameOf(request(3, 'Check', {timeoutMs: 1000})), true, 1000);
 	calls.request(frameOf(request(5, 'WaitProcess')), true, 1000);
@@ -104,7 +104,7 @@ test('only calls that were delayed are answered ahead of their deadline, by half
 });
 
 test('a request that goes on in further frames is held with them, and never made again', t => {
-	const calls = new Calls(silentLogger, {maxOpen: 10, maxHeldBytes: 200});
+	const calls = new Calls(noObserver, {maxOpen: 10, maxHeldBytes: 200});
 	const frames = [request(1, 'Check'), data(1, Buffer.from('more'))];
 	calls.request(frameOf(frames[0] ?? Buffer.alloc(0)), false, 0);
 	t.is(calls.data(frameOf(frames[1] ?? Buffer.alloc(0)), false), 'taken');
@@ -129,7 +129,7 @@ test('no frames make it throw, or remember more than it may', t => {
 	const step = fc.record({what: fc.constantFrom('shim', 'vm', 'lose', 'join'), frame});
 	fc.assert(
 		fc.property(fc.array(step, {maxLength: 60}), steps => {
-			const calls = new Calls(silentLogger, limits);
+			const calls = new Calls(noObserver, limits);
 			let isJoined = false;
 			for (const {what, frame: bytes} of steps) {
 				const given = frameOf(bytes);
@@ -164,7 +164,7 @@ test('no frames make it throw, or remember more than it may', t => {
 });
 
 test('an answer to a call that the relay has answered is late on its connection, once, and belongs to no call on the next one', t => {
-	const calls = new Calls(silentLogger, {...defaultCallLimits, maxOpen: 3});
+	const calls = new Calls(noObserver, {...defaultCallLimits, maxOpen: 3});
 	for (const streamId of [1, 3]) {
 		calls.request(frameOf(request(streamId, 'Check')), true, 0);
 		calls.answer(streamId, 14, 0);
@@ -193,7 +193,7 @@ test('an answer to a call that the relay has answered is late on its connection,
 });
 
 test('of a method that the shim names at length 256 characters are kept', t => {
-	const calls = new Calls(silentLogger, defaultCallLimits);
+	const calls = new Calls(noObserver, defaultCallLimits);
 	calls.request(frameOf(request(1, 'x'.repeat(1_000_000))), true, 0);
 	t.is(calls.all()[0]?.method.length, 256);
 });

@@ -9,6 +9,7 @@ import {setImmediate as turn, setTimeout as delay} from 'node:timers/promises';
 import {connect} from 'node:tls';
 import {promisify} from 'node:util';
 import test from 'ava';
+import {logObserver} from '../../src/observers/log-observer.ts';
 import {makeCa, makeServerCertificate} from '../../src/relay/certificates.ts';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {Scope} from '../../src/core/lifetime.ts';
@@ -121,7 +122,13 @@ test("while this node's clock is behind the certificates, the error names both, 
 		log,
 		now: () => new Date(Date.now() + 2.5 * 86_400_000),
 	});
-	const relays = createAgentRelays({identity, forwarderPort: harness.port, log, timings: oneByOne});
+	const relays = createAgentRelays({
+		identity,
+		forwarderPort: harness.port,
+		observer: logObserver(log),
+		log,
+		timings: oneByOne,
+	});
 	await using vm = await startForwarder({
 		tls: await relays.issue('podvm-a', signal()),
 		address: harness.address(1),
@@ -138,7 +145,7 @@ test("while this node's clock is behind the certificates, the error names both, 
 	t.regex(error.what, /not valid yet: this node's clock says \d{4}-\S+, the certificate begins \d{4}-/);
 	t.regex(error.remedy ?? '', /clock/);
 	t.regex(
-		lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address has not proven'))?.reason ?? '',
+		lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address did not prove'))?.reason ?? '',
 		/this node's clock says/,
 	);
 	await vm.idle();
@@ -156,9 +163,9 @@ test("a stranger at the VM's address is a warning at once, then less and less of
 		t,
 		harness,
 		from(harness.address(1)),
-		until(() => harness.lines.filter(({msg}) => msg.startsWith('address has not proven')).length >= 7),
+		until(() => harness.lines.filter(({msg}) => msg.startsWith('address did not prove')).length >= 7),
 	);
-	const told = harness.lines.filter(({msg}) => msg.startsWith('address has not proven')).slice(0, 7);
+	const told = harness.lines.filter(({msg}) => msg.startsWith('address did not prove')).slice(0, 7);
 	t.deepEqual(
 		told.map(({level}) => level),
 		['warn', 'warn', 'debug', 'warn', 'debug', 'debug', 'debug'],

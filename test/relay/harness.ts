@@ -13,6 +13,7 @@ import {createAgentRelays, type RelayTimings} from '../../src/relay/relay.ts';
 import type {TlsOptions} from '../../src/relay/tls-options.ts';
 import {FrameReader, request, statusOf} from './frames.ts';
 import {createLogger, type LogFields} from '../../src/core/log.ts';
+import {logObserver} from '../../src/observers/log-observer.ts';
 import {PassThrough} from 'node:stream';
 import {from, type AgentRelaysHarness} from '../contract/agent-relays.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
@@ -41,8 +42,8 @@ export interface RealHarnessOptions {
  * however slow the machine.
  */
 export const patient = {
-	overlapMs: 60_000,
-	handshakeOverlapMs: 60_000,
+	hedgeAfterMs: 60_000,
+	hedgeHandshakeAfterMs: 60_000,
 	connectTimeoutMs: 60_000,
 	handshakeTimeoutMs: 60_000,
 };
@@ -61,7 +62,14 @@ export async function realHarness({files = {}, timings = {}}: RealHarnessOptions
 		`127.${100 + ((process.pid >> 8) % 100)}.${process.pid & 255}.${((net * 4 + n) % 250) + 1}`;
 	const port = await freePort(address(3));
 	const relaysWith = (tls: TlsOptions, more: Partial<RelayTimings> = {}): AgentRelays =>
-		createAgentRelays({identity, forwarderPort: port, tls, log, timings: {...timings, ...more}});
+		createAgentRelays({
+			identity,
+			forwarderPort: port,
+			tls,
+			observer: logObserver(log),
+			log,
+			timings: {...timings, ...more},
+		});
 	return {
 		relays: relaysWith({}),
 		relaysWith,

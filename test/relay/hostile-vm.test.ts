@@ -13,7 +13,7 @@ const empty = Buffer.alloc(0);
 const times = (count: number, bytes: Buffer): Buffer => Buffer.concat(Array.from({length: count}, () => bytes));
 const said = ({harness}: Running, message: string): readonly LogLine[] =>
 	harness.lines.filter(({msg}) => msg === message);
-const lost = 'connection to the VM lost, dialling again';
+const lost = 'connection to the VM lost; reconnecting';
 
 /** The header of a message over the limit, and a little of it. */
 function oversized(streamId: number, type: number): Buffer {
@@ -41,7 +41,7 @@ for (const [what, frame] of breaches) {
 		vm.write(Buffer.concat([times(10, frame), response(3)]));
 		t.deepEqual((await fromVm.next()).bytes, response(3));
 		t.deepEqual(
-			said(run, 'VM broke the protocol, the frame is dropped').map(({level, reason}) => [level, reason]),
+			said(run, 'the VM violated the protocol; frame dropped').map(({level, reason}) => [level, reason]),
 			[['warn', what]],
 		);
 		t.deepEqual(said(run, lost), []);
@@ -120,7 +120,7 @@ test('a shim that breaks the protocol is forgiven ten times, then its connection
 		.resume()
 		.write(reserved);
 	await Promise.all([closed, once(one.vm, 'end')]);
-	const [line] = said(run, 'shim broke the protocol too often, its connection is closed');
+	const [line] = said(run, 'the shim violated the protocol too often; connection closed');
 	t.regex(
 		JSON.stringify(line),
 		/it sent a frame of a reserved type 6 times, a response from the client side 5 times/,

@@ -6,6 +6,7 @@ import {join} from 'node:path';
 import {promisify} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
+import {logObserver} from '../../src/observers/log-observer.ts';
 import {makeCa, makeClientCertificate, makeServerCertificate} from '../../src/relay/certificates.ts';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {openIdentity, type IdentityFiles, type RelayIdentity} from '../../src/relay/identity.ts';
@@ -107,7 +108,7 @@ test('a VM that was issued before a restart is reached after it', async t => {
 	await using _vm = await startForwarder({tls, address: harness.address(1), port: harness.port});
 	const {log} = await capturedLog();
 	const identity = await openIdentity({directory: join(harness.directory, 'tls'), log});
-	const relays = createAgentRelays({identity, forwarderPort: harness.port, log});
+	const relays = createAgentRelays({identity, forwarderPort: harness.port, observer: logObserver(log), log});
 	await using relay = await relays.open(
 		{sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')},
 		from(harness.address(1)),
@@ -130,7 +131,7 @@ test('a clock that is 1.5 days back at a restart costs no VM: the identity is ke
 	t.regex(warning?.remedy ?? '', /clock/);
 	// The clock is right again: for this process it always was.
 	const {log} = await capturedLog();
-	const relays = createAgentRelays({identity, forwarderPort: harness.port, log});
+	const relays = createAgentRelays({identity, forwarderPort: harness.port, observer: logObserver(log), log});
 	await using relay = await relays.open(
 		{sandboxId: 'a', instanceName: 'podvm-a', socketPath: join(harness.directory, 'a', 's')},
 		from(harness.address(1)),

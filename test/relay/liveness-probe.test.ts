@@ -5,7 +5,7 @@
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
 import test from 'ava';
-import {silentLogger} from '../../src/core/log.ts';
+import {noObserver} from '../../src/core/observer.ts';
 import {LivenessProbe} from '../../src/relay/liveness-probe.ts';
 import {statusCode} from '../../src/ttrpc/status.ts';
 import {startForwarder} from '../support/forwarder.ts';
@@ -228,7 +228,7 @@ test('silence that may be our own doing is looked at again, and nothing is diall
 	let looks = 0;
 	using watch = new LivenessProbe({
 		connectVm: async () => Promise.reject(new Error('dialled')),
-		log: silentLogger,
+		observer: noObserver,
 		now: () => performance.now(),
 		timings: {...liveness, doubtMs: 1},
 		pauseMs: [1, 1],

@@ -69,12 +69,12 @@ for (const how of ['resets', 'ends'] as const) {
 		);
 		t.deepEqual(fromVm.waiting, []);
 		await until(() =>
-			run.harness.lines.some(({msg, level}) => msg === 'connection to the VM is back' && level === 'info'),
+			run.harness.lines.some(({msg, level}) => msg === 'connection to the VM restored' && level === 'info'),
 		);
 		t.true(
 			run.harness.lines.some(
 				({msg, level, count}) =>
-					msg === 'connection to the VM lost, dialling again' && level === 'warn' && count === 2,
+					msg === 'connection to the VM lost; reconnecting' && level === 'warn' && count === 2,
 			),
 		);
 	});

@@ -172,7 +172,7 @@ for (const how of ['ends', 'resets'] as const) {
 			run.forwarder.reset();
 		}
 
-		await until(() => run.harness.lines.some(({msg}) => msg.startsWith('unused connection closed')));
+		await until(() => run.harness.lines.some(({msg}) => msg.startsWith('the VM closed an unused connection')));
 		const {shim, vm} = await run.converse();
 		const said = request(1, 'Check');
 		shim.write(said);
@@ -203,7 +203,7 @@ test('disposing in the middle of traffic closes everything at once and removes t
 test('disposing while a shim waits for its connection to a VM that is gone ends both', async t => {
 	await using run = await running();
 	await run.forwarder[Symbol.asyncDispose]();
-	await until(() => run.harness.lines.some(({msg}) => msg.startsWith('unused connection closed')));
+	await until(() => run.harness.lines.some(({msg}) => msg.startsWith('the VM closed an unused connection')));
 	const shim = await connectShim(run.socketPath);
 	const shimGone = gone(shim);
 	await run.relay[Symbol.asyncDispose]();

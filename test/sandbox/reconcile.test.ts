@@ -214,7 +214,7 @@ test('a VM that a successor removes is no news: no warning, no event, and the ca
 	const after = await before.restart();
 	await logged(after, 'sandbox resumed');
 	await after.registry.stop('a', never);
-	await logged(before, 'sandbox left to the daemon that took over');
+	await logged(before, 'sandbox handed over to the newer daemon');
 	t.true(before.relays.failures.has(socket('a')));
 	t.false(before.log.lines.some(({message}) => message === 'pod VM ended by itself'));
 	t.deepEqual(before.cluster.events, []);
@@ -249,7 +249,7 @@ test('a host that is away keeps no pod from being removed when it goes, but for 
 	here.podVms.host.isAway = true;
 	here.podVms.deleteError = new AdaptorError({code: 'unavailable', what: 'The host is away'});
 	here.networks.presences.set(namespace, 'gone');
-	await logged(here, 'could not carry out what was decided on the sandbox; trying again');
+	await logged(here, 'could not reconcile the sandbox; trying again');
 	t.deepEqual([...here.relays.served.keys()], [], 'the socket is gone');
 	t.is(here.networks.tunnels.get(555_000), undefined, 'the pod is cut off');
 	here.podVms.host.isAway = false;

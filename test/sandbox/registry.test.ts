@@ -202,7 +202,7 @@ test('a start whose time is up is answered while its unwinding hangs, which goes
 	});
 	t.is(error.code, 'deadline-exceeded');
 	t.false(
-		log.lines.some(({message}) => message === 'could not roll the sandbox back; trying again'),
+		log.lines.some(({message}) => message === 'could not roll back the sandbox; trying again'),
 		'it has not come to its end by then',
 	);
 	t.not((await left()).length, 0);

@@ -222,7 +222,7 @@ test('a creation that was cut off and cannot be undone yet is tried again', asyn
 	const after = await before.restart({
 		...options,
 		before(call) {
-			if (call === 'networks.abandon' && failures-- > 0) {
+			if (call === 'networks.releaseByNetns' && failures-- > 0) {
 				throw new AdaptorError({code: 'unavailable', what: 'No'});
 			}
 		},

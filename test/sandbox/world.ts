@@ -6,6 +6,10 @@ import type {ExecutionContext} from 'ava';
 import {parseInitdata} from '../../src/initdata.ts';
 import {SandboxRegistry} from '../../src/sandbox/registry.ts';
 import type {SandboxRecords} from '../../src/sandbox/records.ts';
+import {allOf} from '../../src/core/observer.ts';
+import type {AdaptorEvent} from '../../src/observers/event.ts';
+import {logObserver} from '../../src/observers/log-observer.ts';
+import {podEventObserver} from '../../src/observers/pod-events.ts';
 import {abortable} from '../../src/core/lifetime.ts';
 import {KeyedMutex} from '../../src/core/concurrency/keyed-mutex.ts';
 import {Semaphore} from '../../src/core/concurrency/semaphore.ts';
@@ -19,7 +23,7 @@ import {recordingLog} from '../support/recording-log.ts';
 
 export type PortCall =
 	| 'networks.reserve'
-	| 'networks.abandon'
+	| 'networks.releaseByNetns'
 	| 'networks.attach'
 	| 'networks.release'
 	| 'networks.forget'
@@ -165,7 +169,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		reserve: async (id, netns, signal) =>
 			hooked('networks.reserve', signal, async () => networks.reserve(id, netns, signal)),
 		releaseByNetns: async (id, netns, signal) =>
-			hooked('networks.abandon', signal, async () => networks.releaseByNetns(id, netns, signal)),
+			hooked('networks.releaseByNetns', signal, async () => networks.releaseByNetns(id, netns, signal)),
 		presence: async (network, signal) => networks.presence(network, signal),
 		identify: async (network, signal) => networks.identify(network, signal),
 		attach: async (network, address, signal) =>
@@ -230,7 +234,9 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 		agentTimeoutMs,
 		cleanupTimeoutMs,
 		removalRetryMs: [1, 4],
-		log,
+		observer: allOf<AdaptorEvent>([logObserver(log), podEventObserver(cluster)], error => {
+			throw error;
+		}),
 	});
 	const dispose = registry[Symbol.asyncDispose].bind(registry);
 	registry[Symbol.asyncDispose] = async () => {

@@ -1,6 +1,6 @@
-/** By what names a sandbox is known: to the shim, the relay, the cluster, and in the log. Pure. */
-import type {LogFields} from '../core/log.ts';
+/** By what names a sandbox is known: to the shim, the relay, the cluster, and to observers. Pure. */
 import type {StateOf} from './admission.ts';
+import type {RunningVm, SandboxEvent, SandboxNames} from './events.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {RegisteredVm, RelayTarget, SandboxId} from './ports.ts';
 import type {SandboxContext} from './context.ts';
@@ -21,14 +21,23 @@ export function registeredVm(id: SandboxId, {instanceName, pod}: PodRequest): Re
 	return {sandboxId: id, instanceName, pod};
 }
 
-/** For the log: what a sandbox was given, and why. */
-export function createdNames({prepared: {request, network}}: StateOf<'created'>): LogFields {
+/** For observers: what a sandbox was given, and why. */
+export function createdEvent(
+	sandbox: SandboxNames,
+	{prepared: {request, network}}: StateOf<'created'>,
+): SandboxEvent & {readonly kind: 'sandbox-created'} {
 	const {vcpus, vcpusFrom, memoryMib, memoryFrom, initdata} = request;
-	const measured = initdata === undefined ? {} : {initdata: initdata.digest};
-	return {vcpus, vcpusFrom, memoryMib, memoryFrom, ...measured, vni: network.vxlanId, netns: network.netnsPath};
+	return {
+		kind: 'sandbox-created',
+		sandbox,
+		size: {vcpus, vcpusFrom, memoryMib, memoryFrom},
+		initdata: initdata?.digest,
+		vni: network.vxlanId,
+		netns: network.netnsPath,
+	};
 }
 
-/** For the log: where a VM that runs is found. */
-export function runningNames({prepared: {network}, vm, relay}: StateOf<'running'>): LogFields {
+/** For observers: where a VM that runs is found. */
+export function runningVm({prepared: {network}, vm, relay}: StateOf<'running'>): RunningVm {
 	return {vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId};
 }

@@ -1,0 +1,10 @@
+/** Everything that the daemon's parts tell their observer. */
+import type {ApiEvent} from '../api/events.ts';
+import type {SessionEvent} from '../libvirt/session-events.ts';
+import type {RelayEvent} from '../relay/events.ts';
+import type {SandboxEvent, ReconcileEvent} from '../sandbox/events.ts';
+
+export type AdaptorEvent = SandboxEvent | ReconcileEvent | ApiEvent | RelayEvent | SessionEvent;
+
+/** One kind of them. */
+export type EventOf<Kind extends AdaptorEvent['kind']> = Extract<AdaptorEvent, {readonly kind: Kind}>;

@@ -1,0 +1,261 @@
+/**
+ * Events as log lines: for each kind of event its level, its message and its fields. The messages of everything that
+ * happens are on this page.
+ */
+import {codeOf} from '../core/errors.ts';
+import {levelOfAttempt, type LogFields, type Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
+import type {RunningVm, SandboxNames} from '../sandbox/events.ts';
+import type {AdaptorEvent, EventOf} from './event.ts';
+
+type Line = readonly [level: 'debug' | 'info' | 'warn' | 'error', message: string, fields: LogFields];
+
+/** Undefined for an event that another line tells of. */
+const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) => Line | undefined} = {
+	'sandbox-created': ({size, initdata, vni, netns}) => [
+		'info',
+		'sandbox created',
+		{
+			vcpus: size.vcpus,
+			vcpusFrom: size.vcpusFrom,
+			memoryMib: size.memoryMib,
+			memoryFrom: size.memoryFrom,
+			...(initdata === undefined ? {} : {initdata}),
+			vni,
+			netns,
+		},
+	],
+	'vm-started': ({vm, stagesMs}) => ['info', 'pod VM started', {...running(vm), timings: stagesMs}],
+	// The call that fails with it is logged.
+	'start-failed': () => undefined,
+	'vm-ended': ({error, vmId}) => ['warn', 'pod VM ended by itself', {err: error, vmId}],
+	'sandbox-rolled-back': ({error}) => ['warn', 'sandbox rolled back', {err: error}],
+	'roll-back-failed': ({error}) => ['warn', 'could not roll back the sandbox; trying again', {err: error}],
+	'sandbox-resumed': ({vm}) => ['info', 'sandbox resumed', running(vm)],
+	'created-sandbox-resumed': ({vni}) => ['info', 'sandbox resumed, not started yet', {vni}],
+	'resumption-failed': event => [
+		levelOfAttempt(event.attempt),
+		'could not resume the sandbox yet; trying again',
+		failedAttempt(event),
+	],
+	'sandbox-handed-over': ({reason, vmId}) => ['info', 'sandbox handed over to the newer daemon', {reason, vmId}],
+	'sandbox-superseded': ({by}) => [
+		'warn',
+		'stopping the older sandbox of a pod',
+		{reason: `superseded by sandbox ${by}`},
+	],
+	'superseded-sandbox-not-removed': ({error}) => [
+		'warn',
+		'could not remove the older sandbox of a pod; trying again',
+		{err: error},
+	],
+	'sandbox-removed': ({durationMs, wasKnown}) => [wasKnown ? 'info' : 'debug', 'sandbox removed', {durationMs}],
+	'removal-failed': event => [
+		levelOfAttempt(event.attempt),
+		'could not remove the sandbox; trying again',
+		failedAttempt(event),
+	],
+	'removal-not-recorded': ({error}) => [
+		'warn',
+		'could not record the removal; it will not resume after a restart',
+		{err: error},
+	],
+	'relay-not-closed': ({error}) => ['warn', 'agent relay did not close', {err: error}],
+	'vm-not-watched': ({error}) => [
+		'error',
+		'cannot watch for the end of the pod VM; the next reconcile round will see it',
+		{err: error},
+	],
+	'size-limited': ({limited}) => [
+		'info',
+		'pod VM is smaller than the pod asked for',
+		{reason: limited.join(' and ')},
+	],
+
+	'reconcile-failed': ({error}) => [
+		'error',
+		'could not reconcile the sandboxes; trying again every minute',
+		{err: error},
+	],
+	'vms-not-listed': ({error, isNews}) => [
+		isNews ? 'error' : 'debug',
+		'could not list the VMs of this node',
+		{err: error},
+	],
+	'removal-decided': ({reason}) => ['warn', 'removing the sandbox', {reason}],
+	'orphan-removal-decided': ({reason, createdAt}) => [
+		'warn',
+		'removing an orphaned pod VM',
+		{reason: `${reason}; it was made at ${createdAt.toISOString()}`},
+	],
+	'orphan-not-removed': ({error}) => ['warn', 'could not remove an orphaned pod VM; trying again', {err: error}],
+	'sandbox-left-alone': ({reason}) => ['warn', 'the sandbox is left alone', {reason}],
+	'vm-left-alone': ({reason, podsDir}) => [
+		'warn',
+		'a pod VM is left alone',
+		{...(podsDir === undefined ? {} : {path: podsDir}), reason},
+	],
+	'record-unreadable': ({error}) => [
+		'error',
+		"a pod VM is left alone: its sandbox's record cannot be read",
+		{err: error},
+	],
+	'decision-postponed': ({reason}) => ['debug', 'waiting to decide on the sandbox', {reason}],
+	'decision-not-carried-out': ({error}) => ['warn', 'could not reconcile the sandbox; trying again', {err: error}],
+	'predecessors-ended': () => ['info', 'all earlier daemons have ended', {}],
+	'predecessor-record-unreadable': ({error}) => [
+		'debug',
+		'could not read a record that a predecessor may have changed',
+		{err: error},
+	],
+	'shutdown-timed-out': ({error, count}) => [
+		'warn',
+		'shutdown timed out; the next daemon continues the clean-up',
+		{err: error, count},
+	],
+
+	'call-answered': ({method, durationMs, sandboxId}) => [
+		'debug',
+		'call answered',
+		{method, durationMs, ...(sandboxId === undefined ? {} : {sandboxId})},
+	],
+	'call-failed': ({method, durationMs, sandboxId, error}) => {
+		const code = codeOf(error);
+		return [
+			code === 'internal' ? 'error' : 'warn',
+			'call failed',
+			{method, durationMs, ...(sandboxId === undefined ? {} : {sandboxId}), code, err: error},
+		];
+	},
+	'caller-connected': ({protocol}) => ['debug', 'connection accepted', {protocol}],
+	'caller-cut-off': ({error}) => [
+		'warn',
+		'the shim violated the protocol too often; connection closed',
+		{err: error},
+	],
+
+	'forwarder-reached': ({address, durationMs}) => ['info', 'forwarder of the VM reached', {address, durationMs}],
+	'address-refused': ({address, attempt, reason, remedy}) => [
+		levelOfAttempt(attempt),
+		'address did not prove to be the pod VM; trying again',
+		{address, attempt, reason, remedy},
+	],
+	'unused-connection-closed': ({error}) => [
+		'warn',
+		'the VM closed an unused connection; a new one is made when needed',
+		error === undefined ? {} : {err: error},
+	],
+	'shim-connected': () => ['debug', 'shim connected', {}],
+	'shim-disconnected': ({count, bytes, durationMs, isNews}) => [
+		isNews ? 'info' : 'debug',
+		'shim disconnected',
+		{count, bytes, durationMs},
+	],
+	'agent-call': ({method, durationMs, code}) => ['debug', 'agent call', {method, durationMs, code}],
+	'vm-lost': ({error, count, attempt}) => [
+		levelOfAttempt(attempt),
+		'connection to the VM lost; reconnecting',
+		{err: error, count, attempt},
+	],
+	'vm-back': ({count, durationMs, attempt}) => [
+		levelOfAttempt(attempt) === 'warn' ? 'info' : 'debug',
+		'connection to the VM restored',
+		{count, durationMs},
+	],
+	'vm-unreachable': ({error, isNews}) => [
+		isNews ? 'warn' : 'debug',
+		'cannot reach the VM; still dialling',
+		{err: error},
+	],
+	'vm-slow': ({durationMs}) => ['debug', 'the VM was slow; keeping its connection', {durationMs}],
+	'vm-gone': ({error, count}) => ['debug', 'pod VM is gone; failing its calls', {err: error, count}],
+	'protocol-violated': ({by, violation}) => [
+		'warn',
+		`the ${by} violated the protocol; frame dropped`,
+		{reason: violation},
+	],
+	'shim-cut-off': ({error}) => ['warn', 'the shim violated the protocol too often; connection closed', {err: error}],
+
+	'libvirt-connected': ({uri, connection, durationMs, server}) => [
+		'info',
+		'libvirt connected',
+		{
+			uri,
+			connection,
+			durationMs,
+			host: server.hostname,
+			libvirtVersion: server.libvirtVersion,
+			transport: server.transport,
+		},
+	],
+	'libvirt-connect-failed': event => [
+		levelOfAttempt(event.attempt),
+		'could not connect to libvirt',
+		{...failedAttempt(event), uri: event.uri},
+	],
+	'libvirt-lost': ({error, uri, transport, connection}) => [
+		'warn',
+		'libvirt connection lost',
+		{err: error, uri, transport, connection},
+	],
+	'libvirt-connection-replaced': ({uri, transport}) => [
+		'warn',
+		'silent libvirt connection replaced',
+		{uri, transport},
+	],
+	'libvirt-replacement-failed': ({error, uri}) => [
+		'debug',
+		'libvirt connection is silent, and no new one gets through',
+		{err: error, uri},
+	],
+	'libvirt-call-repeated': ({error}) => ['debug', 'repeating a libvirt call', {err: error}],
+	'libvirt-packet-ignored': ({serial, procedure}) => [
+		'debug',
+		'libvirt packet ignored',
+		{reason: `serial ${serial}, procedure ${procedure}`},
+	],
+	'libvirt-listener-failed': ({error}) => ['warn', 'a listener of the libvirt session failed', {err: error}],
+};
+
+export function logObserver(log: Logger): Observer<AdaptorEvent> {
+	return {
+		notify(event) {
+			// Each event goes to the line of its own kind, which the compiler cannot see of a table.
+			const line = (lines[event.kind] as (event: AdaptorEvent) => Line | undefined)(event);
+			if (line !== undefined) {
+				const [level, message, fields] = line;
+				log[level]({...names(event), ...fields}, message);
+			}
+		},
+	};
+}
+
+function names(event: AdaptorEvent): LogFields {
+	if (!('sandbox' in event)) {
+		return {};
+	}
+
+	const {sandboxId, pod, instanceName}: SandboxNames = event.sandbox;
+	return {
+		sandboxId,
+		...(pod === undefined ? {} : {pod: `${pod.namespace}/${pod.name}`}),
+		...(instanceName === undefined ? {} : {instanceName}),
+		...('connection' in event ? {connection: event.connection} : {}),
+	};
+}
+
+function running({vmId, address, mac, vni}: RunningVm): LogFields {
+	return {vmId, address, mac, vni};
+}
+
+function failedAttempt({
+	error,
+	attempt,
+	retryInMs,
+}: {
+	readonly error: unknown;
+	readonly attempt: number;
+	readonly retryInMs?: number;
+}): LogFields {
+	return {err: error, attempt, ...(retryInMs === undefined ? {} : {retryInMs})};
+}
