@@ -8,7 +8,8 @@ import {LibvirtConnectionError} from './wire/errors.ts';
 import {openDriver, prepareDriver} from './handshake.ts';
 import {hedged} from '../core/concurrency/hedged.ts';
 import {RpcConnection, type RpcOptions} from './rpc.ts';
-import type {LibvirtSessionOptions, ServerInfo} from './session-options.ts';
+import type {ServerInfo} from './session-events.ts';
+import type {LibvirtSessionOptions} from './session-options.ts';
 
 /**
  * An attempt that was under way when the host went may hang in its handshake; a handshake takes a third of a second.

@@ -1,5 +1,15 @@
 /** What happens to a session's connections, as the session tells its observer. */
-import type {ServerInfo} from './session-options.ts';
+
+/** What answered at the other end. */
+export interface ServerInfo {
+	/** The driver: `QEMU`, `TEST`. */
+	readonly driver: string;
+	/** Of the daemon, e.g. `9.0.0`. */
+	readonly libvirtVersion: string;
+	readonly hostname: string;
+	/** How the daemon was reached: the pipe's description. */
+	readonly transport: string;
+}
 
 /** `uri`: the driver's, as in the options. `connection` counts the session's connections, from 1. */
 export type SessionEvent = {readonly uri: string} & (

@@ -1,6 +1,6 @@
 /** What a libvirt session is told and what it tells: options with their defaults, states, who answered. */
 import {noObserver, type Observer} from '../core/observer.ts';
-import type {SessionEvent} from './session-events.ts';
+import type {ServerInfo, SessionEvent} from './session-events.ts';
 import type {OpenPipe} from './transport/pipe.ts';
 
 export interface LibvirtSessionOptions {
@@ -26,17 +26,6 @@ export interface LibvirtSessionOptions {
 	readonly drainTimeoutMs?: number;
 	/** The first and the longest pause between attempts to connect. */
 	readonly reconnectMs?: {readonly first: number; readonly longest: number};
-}
-
-/** What answered at the other end. */
-export interface ServerInfo {
-	/** The driver: `QEMU`, `TEST`. */
-	readonly driver: string;
-	/** Of the daemon, e.g. `9.0.0`. */
-	readonly libvirtVersion: string;
-	readonly hostname: string;
-	/** How the daemon was reached: the pipe's description. */
-	readonly transport: string;
 }
 
 export type SessionState =

@@ -18,12 +18,11 @@ import {Listeners} from './listeners.ts';
 import type {Packet} from './wire/packet.ts';
 import {procedures, type Domain, type Procedure, type StorageVol} from './wire/procedures.ts';
 import type {RpcConnection} from './rpc.ts';
-import type {SessionEvent} from './session-events.ts';
+import type {ServerInfo, SessionEvent} from './session-events.ts';
 import {
 	sessionDefaults,
 	type CallOptions,
 	type LibvirtSessionOptions,
-	type ServerInfo,
 	type SessionState,
 	type StreamRange,
 } from './session-options.ts';
