@@ -87,7 +87,7 @@ module.exports = {
 			['xmlbuilder2', '^src/(podvm|image)/|^src/libvirt/xml[.]ts$'],
 			['pino', '^src/core/log[.]ts$'],
 			['yaml', '^src/podvm/'],
-			['smol-toml', '^src/initdata[.]ts$'],
+			['smol-toml', '^src/initdata/'],
 			['protobufjs', '^src/ttrpc/'],
 		].map(([library, home]) =>
 			rule(

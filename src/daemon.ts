@@ -7,7 +7,7 @@ import {composeChecks} from './checks.ts';
 import {KeyedMutex} from './core/concurrency/keyed-mutex.ts';
 import {Semaphore} from './core/concurrency/semaphore.ts';
 import type {Config} from './config/config.ts';
-import {parseInitdata} from './initdata.ts';
+import {parseInitdata} from './initdata/initdata.ts';
 import {serveProbes} from './health/probes.ts';
 import type {Logger} from './core/log.ts';
 import {allOf} from './core/observer.ts';

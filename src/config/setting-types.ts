@@ -5,7 +5,7 @@
 import {isIPv4} from 'node:net';
 import {highestCpu, parseCpuset} from '../libvirt/cpuset.ts';
 import {parseLibvirtUri, type LibvirtUri} from '../libvirt/uri.ts';
-import {parseInitdata} from '../initdata.ts';
+import {parseInitdata} from '../initdata/initdata.ts';
 import type {Initdata} from '../sandbox/pod-request.ts';
 import {parseCipherSuites, parseTlsMinVersion, type TlsMinVersion} from '../relay/tls-options.ts';
 import {parseQuantity} from '../webhook/quantity.ts';

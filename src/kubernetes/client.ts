@@ -78,6 +78,8 @@ export interface ClientOptions extends ConnectionOptions {
 	readonly settleMs?: number;
 }
 
+/** Kubernetes, "API Concepts", "Metadata-only fetches"; a server that does not support it sends the whole object. */
+const metadataOnly = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json';
 /** Objects of a page of a list: what is listed can be large, and the answer is held in memory whole. */
 const pageSize = 250;
 /** What a server may need to end a watch whose time is over. */
@@ -101,9 +103,21 @@ export class KubernetesClient implements Disposable {
 		this.#options = {log, watchTimeoutMs, watchRetryMs, refusedRetryMs, settleMs};
 	}
 
-	/** @throws KubernetesError, 404 when there is none */
+	/** @throws KubernetesError, 404 when there is none; 'data-loss' for an object beyond the bounds of its kind */
 	async get<Fields>(kind: Kind<Fields>, name: ObjectName, signal: AbortSignal): Promise<ApiObject<Fields>> {
-		return readObject(kind, await this.#connection.request({method: 'GET', path: pathOf(kind, name)}, signal));
+		const {bounds, isMetadataOnly = false} = kind;
+		return readObject(
+			kind,
+			await this.#connection.request(
+				{
+					method: 'GET',
+					path: pathOf(kind, name),
+					...(isMetadataOnly ? {accept: metadataOnly} : {}),
+					...(bounds === undefined ? {} : {bounds}),
+				},
+				signal,
+			),
+		);
 	}
 
 	/** All of them, page by page. */

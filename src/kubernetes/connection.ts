@@ -7,8 +7,11 @@ import {Agent, request as httpsRequest} from 'node:https';
 import {once} from 'node:events';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {retry} from '../core/concurrency/retry.ts';
+import {isWithinBounds} from '../core/json-bounds.ts';
 import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
 import {KubernetesError, refusal, retryAfterOf} from './errors.ts';
+import type {AnswerBounds} from './objects.ts';
+import {Pieces} from './pieces.ts';
 import type {ApiServerAddress, ServiceAccount} from './service-account.ts';
 
 export interface ConnectionOptions {
@@ -33,6 +36,9 @@ export interface ApiRequest {
 	readonly path: string;
 	readonly body?: unknown;
 	readonly contentType?: string;
+	readonly accept?: string;
+	/** Limits of the answer; without them `maxResponseBytes` is the only one. */
+	readonly bounds?: AnswerBounds;
 }
 
 const attempts = 5;
@@ -40,6 +46,7 @@ const attempts = 5;
 export class ApiConnection implements Disposable {
 	readonly #options: Required<ConnectionOptions>;
 	readonly #agent: Agent;
+	readonly #pieces = new Pieces();
 
 	constructor(options: ConnectionOptions) {
 		this.#options = {
@@ -101,9 +108,11 @@ export class ApiConnection implements Disposable {
 		const {requestTimeoutMs, maxResponseBytes} = this.#options;
 		using scope = new Scope(signal).deadline(requestTimeoutMs, 'the Kubernetes API');
 		const where = {method: request.method, path: pathAlone(request)};
+		const {bounds} = request;
 		try {
 			const response = await this.#authenticated(request, scope.signal);
-			return JSON.parse(await bodyOf(response, maxResponseBytes)) as unknown;
+			const body = await bodyOf(response, bounds?.bytes ?? maxResponseBytes);
+			return await this.#pieces.run(() => parsed(body, bounds), scope.signal);
 		} catch (error) {
 			signal.throwIfAborted();
 			if (error instanceof AdaptorError && !(error instanceof DeadlineError)) {
@@ -142,7 +151,7 @@ export class ApiConnection implements Disposable {
 
 			const error = refusal(
 				status,
-				await bodyOf(response, this.#options.maxResponseBytes),
+				(await bodyOf(response, this.#options.maxResponseBytes)).toString(),
 				response.headers['retry-after'],
 				where,
 			);
@@ -155,7 +164,7 @@ export class ApiConnection implements Disposable {
 	}
 
 	async #send(
-		{method, path, body, contentType}: ApiRequest,
+		{method, path, body, contentType, accept = 'application/json'}: ApiRequest,
 		token: string,
 		ca: string,
 		signal: AbortSignal,
@@ -172,7 +181,7 @@ export class ApiConnection implements Disposable {
 			ca,
 			headers: {
 				authorization: `Bearer ${token}`,
-				accept: 'application/json',
+				accept,
 				'user-agent': 'cloud-api-adaptor',
 				...(text === undefined
 					? {}
@@ -226,25 +235,34 @@ function mayBeRetried(error: unknown, {method}: ApiRequest): boolean {
 	return error.status === 429 || (error.status >= 500 && method !== 'POST');
 }
 
-async function bodyOf(response: IncomingMessage, maxBytes: number): Promise<string> {
+/** @throws SyntaxError */
+function parsed(body: Buffer, bounds: AnswerBounds | undefined): unknown {
+	if (bounds !== undefined && !isWithinBounds(body, bounds)) {
+		throw tooLong(`${bounds.parts} values, or with deeper ones than ${bounds.depth}`);
+	}
+
+	return JSON.parse(body.toString());
+}
+
+async function bodyOf(response: IncomingMessage, maxBytes: number): Promise<Buffer> {
 	const chunks: Buffer[] = [];
 	let bytes = 0;
 	for await (const chunk of response as AsyncIterable<Buffer>) {
 		bytes += chunk.length;
 		if (bytes > maxBytes) {
-			throw tooLong(maxBytes);
+			throw tooLong(`${maxBytes} bytes`);
 		}
 
 		chunks.push(chunk);
 	}
 
-	return Buffer.concat(chunks).toString();
+	return Buffer.concat(chunks);
 }
 
-export function tooLong(maxBytes: number): KubernetesError {
+export function tooLong(limit: string): KubernetesError {
 	return new KubernetesError({
 		code: 'data-loss',
-		what: `The Kubernetes API answered with more than ${maxBytes} bytes`,
+		what: `The Kubernetes API answered with more than ${limit}`,
 		where: {},
 	});
 }

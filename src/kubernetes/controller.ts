@@ -14,7 +14,7 @@ import {isKindMissing, isNotFound, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from './fields.ts';
 import type {ApiObject, Kind} from './objects.ts';
 import {registrationOf, peerPods, withoutFinalizer, type VmRegistration, type PeerPod} from './peer-pod.ts';
-import {pods} from './pods.ts';
+import {pods, wholePods} from './pods.ts';
 
 interface WithReadiness {
 	readonly isReady: boolean;
@@ -32,7 +32,7 @@ const nodes: Kind<WithReadiness> = {
 	read: raw => ({isReady: isReady(raw)}),
 };
 const daemonPods: Kind<WithReadiness & {readonly node: string | undefined}> = {
-	...pods,
+	...wholePods,
 	read: raw => ({isReady: isReady(raw), node: textAt(raw, 'spec', 'nodeName')}),
 };
 

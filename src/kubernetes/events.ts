@@ -256,7 +256,7 @@ export class PodEvents implements AsyncDisposable {
  * pod it was.
  */
 function withoutNumbers(message: string): string {
-	return message.replaceAll(/[\da-f]*\d[\da-f]*/gv, '#');
+	return message.replaceAll(/[\da-f]+/gv, run => (/\d/v.test(run) ? '#' : run));
 }
 
 /** To the second, as `metav1.Time` is. */

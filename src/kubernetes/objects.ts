@@ -4,6 +4,7 @@
  * are patches.
  */
 import {AdaptorError} from '../core/errors.ts';
+import type {JsonBounds} from '../core/json-bounds.ts';
 import {at, listAt, textAt, textsAt} from './fields.ts';
 
 export interface OwnerReference {
@@ -34,6 +35,19 @@ export interface ObjectMeta {
 /** An object of a kind whose other fields are `Fields`. */
 export type ApiObject<Fields> = Fields & {readonly metadata: ObjectMeta};
 
+/** Limits of an answer. A larger one is not parsed. */
+export interface AnswerBounds extends JsonBounds {
+	readonly bytes: number;
+}
+
+/**
+ * Limits of an object that a pod's owner can write. Most have a few KiB. The bytes are enough for the largest
+ * credentials that are passed on (350 KB in base64) and the largest annotations (256 KiB); the API server itself allows
+ * about 1.5 MiB. The parts are enough for a pod of ten containers with fifty variables each and its managed fields;
+ * parsing them takes about 10 ms.
+ */
+export const ownersBounds: AnswerBounds = {bytes: 1024 * 1024, parts: 10_000, depth: 100};
+
 /** A kind of objects: where the API serves it, and how the fields that we use are read. */
 export interface Kind<Fields> {
 	/** `v1` for the core group, else `group/version`. */
@@ -42,6 +56,10 @@ export interface Kind<Fields> {
 	/** The name in paths, e.g. `pods`. */
 	readonly plural: string;
 	readonly isNamespaced: boolean;
+	/** Limits for reading a single object. Set for kinds that a pod's owner can write. */
+	readonly bounds?: AnswerBounds;
+	/** A single object is requested with its metadata only. */
+	readonly isMetadataOnly?: boolean;
 	/** Picks the fields; whatever is missing or of another type is undefined, or the empty value. */
 	readonly read: (raw: unknown) => Fields;
 }

@@ -1,7 +1,16 @@
 /** Pods, as far as several here ask for them. */
-import type {Kind, ObjectMeta} from './objects.ts';
+import {ownersBounds, type Kind, type ObjectMeta} from './objects.ts';
 
-export const pods: Kind<object> = {apiVersion: 'v1', kind: 'Pod', plural: 'pods', isNamespaced: true, read: () => ({})};
+/** For kinds that read the spec, too. */
+export const wholePods = {
+	apiVersion: 'v1',
+	kind: 'Pod',
+	plural: 'pods',
+	isNamespaced: true,
+	bounds: ownersBounds,
+} as const;
+
+export const pods: Kind<object> = {...wholePods, isMetadataOnly: true, read: () => ({})};
 
 /** The UID that the kubelet gave to a static pod, in the API server's mirror of it. */
 const mirrorAnnotation = 'kubernetes.io/config.mirror';

@@ -3,18 +3,31 @@
  * account's, then the administrator's file. The kubelet tries them in that order where it knows several; a pod VM knows
  * one for each registry. What cannot be had is said, in the log and to the pod, and is no reason for a pod not to
  * start: its images may need none. Credentials are held as secrets, and written nowhere here.
+ *
+ * A pod's owner decides how many secrets there are and what is in them. So each has a limit, the daemon holds few of
+ * them at a time, and each step runs in a turn of the event loop of its own.
  */
 import {readFile} from 'node:fs/promises';
 import {AdaptorError, toError} from '../core/errors.ts';
+import {Semaphore} from '../core/concurrency/semaphore.ts';
+import {isWithinBounds} from '../core/json-bounds.ts';
 import {Scope} from '../core/lifetime.ts';
 import {Secret, type Logger} from '../core/log.ts';
 import type {Cluster, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
 import {listAt, textAt} from './fields.ts';
-import type {Kind} from './objects.ts';
-import {isSamePod, pods} from './pods.ts';
-import {authJson, parseRegistryAuth, type RegistryAuth} from './registry-auth.ts';
+import {ownersBounds, type ApiObject, type Kind, type ObjectName} from './objects.ts';
+import {Pieces} from './pieces.ts';
+import {isSamePod, wholePods} from './pods.ts';
+import {
+	authJson,
+	bytesOf,
+	maxRegistryLength,
+	parseRegistryAuth,
+	type ParsedAuth,
+	type RegistryAuth,
+} from './registry-auth.ts';
 
 export interface PullSecretsOptions {
 	readonly client: Pick<KubernetesClient, 'get'>;
@@ -28,9 +41,19 @@ export interface PullSecretsOptions {
 }
 
 /**
- * A pod can name tens of thousands, and each may hold 1 MiB: no tenant is to fill the node's memory and log with them.
+ * Most pods name one to three. A pod could name tens of thousands, and fill the log and keep the API server busy with
+ * them.
  */
-const maxSecrets = 50;
+const maxSecrets = 32;
+/** Objects that are read and held at a time, for all pods together. */
+const maxReads = 4;
+/**
+ * Limit for the credentials in one secret, and for all credentials that a pod brings: enough for thousands of
+ * registries. They are written to the VM's disk.
+ */
+const maxCredentialBytes = 262_144;
+/** Limits for the credentials in one secret. An entry with "auth" has two parts. */
+const credentialBounds = {parts: 5000, depth: 20};
 
 /** Where the OpenShift sandboxed containers operator mounts the secret `auth-json-secret`. */
 const defaultAuthFile = '/root/containers/auth.json';
@@ -46,7 +69,7 @@ interface PullSecret {
 }
 
 const podSettings: Kind<PodSettings> = {
-	...pods,
+	...wholePods,
 	read: raw => ({
 		serviceAccount: textAt(raw, 'spec', 'serviceAccountName') ?? 'default',
 		pullSecrets: namesAt(raw, 'spec', 'imagePullSecrets'),
@@ -58,6 +81,7 @@ const serviceAccounts: Kind<{readonly pullSecrets: readonly string[]}> = {
 	kind: 'ServiceAccount',
 	plural: 'serviceaccounts',
 	isNamespaced: true,
+	bounds: ownersBounds,
 	read: raw => ({pullSecrets: namesAt(raw, 'imagePullSecrets')}),
 };
 
@@ -66,6 +90,7 @@ const secrets: Kind<PullSecret> = {
 	kind: 'Secret',
 	plural: 'secrets',
 	isNamespaced: true,
+	bounds: ownersBounds,
 	read(raw) {
 		const format = (['dockerconfigjson', 'dockercfg'] as const).find(
 			each => textAt(raw, 'data', `.${each}`) !== undefined,
@@ -79,6 +104,8 @@ const secrets: Kind<PullSecret> = {
 
 export class PullSecrets {
 	readonly #options: Required<PullSecretsOptions>;
+	readonly #reads = new Semaphore(maxReads);
+	readonly #pieces = new Pieces();
 
 	constructor(options: PullSecretsOptions) {
 		this.#options = {authFile: defaultAuthFile, timeoutMs: 4000, ...options};
@@ -88,35 +115,37 @@ export class PullSecrets {
 	async pullCredentials(pod: PodIdentity, signal: AbortSignal): Promise<Secret<string> | undefined> {
 		const [own, administrators] = await Promise.all([this.#ofPod(pod, signal), this.#ofAdministrator()]);
 		signal.throwIfAborted();
-		const text = authJson([...own, ...administrators]);
+		const text = await this.#pieces.run(() => authJson([...own, ...administrators]), signal);
 		return text === undefined ? undefined : new Secret(text);
 	}
 
 	async #ofPod(pod: PodIdentity, caller: AbortSignal): Promise<readonly RegistryAuth[]> {
-		const {client, tell, timeoutMs, log} = this.#options;
+		const {tell, timeoutMs, log} = this.#options;
 		using scope = new Scope(caller).deadline(timeoutMs, 'the Kubernetes API');
 		const {signal} = scope;
 		const {namespace} = pod;
 		const failures: string[] = [];
+		const report = (what: string, error: Error): void => {
+			failures.push(
+				`${what}: ${isNotFound(error) ? 'not found' : error instanceof AdaptorError ? error.what : error.message}`,
+			);
+			log.warn(
+				{pod: `${namespace}/${pod.name}`, reason: what, err: error},
+				'image pull secrets cannot be read, the pod goes on without',
+			);
+		};
 		const attempt = async <T>(what: string, work: () => Promise<T>): Promise<T | undefined> => {
 			try {
 				return await work();
 			} catch (thrown) {
 				caller.throwIfAborted();
-				const error = signal.aborted ? toError(signal.reason) : toError(thrown);
-				failures.push(
-					`${what}: ${isNotFound(error) ? 'not found' : error instanceof AdaptorError ? error.what : error.message}`,
-				);
-				log.warn(
-					{pod: `${namespace}/${pod.name}`, reason: what, err: error},
-					'image pull secrets cannot be read, the pod goes on without',
-				);
+				report(what, signal.aborted ? toError(signal.reason) : toError(thrown));
 				return undefined;
 			}
 		};
 
 		const found = await attempt(`pod ${pod.name}`, async () => {
-			const object = await client.get(podSettings, pod, signal);
+			const object = await this.#get(podSettings, pod, signal);
 			if (!isSamePod(pod.uid, object.metadata)) {
 				throw new AdaptorError({code: 'not-found', what: 'The pod of this name is another one'});
 			}
@@ -127,28 +156,54 @@ export class PullSecrets {
 			found === undefined
 				? undefined
 				: await attempt(`service account ${found.serviceAccount}`, async () =>
-						client.get(serviceAccounts, {namespace, name: found.serviceAccount}, signal),
+						this.#get(serviceAccounts, {namespace, name: found.serviceAccount}, signal),
 					);
 		// Mostly the same: Kubernetes gives a pod that names none its service account's.
-		const names = [...new Set([...(found?.pullSecrets ?? []), ...(account?.pullSecrets ?? [])])];
+		const given = [...new Set([...(found?.pullSecrets ?? []), ...(account?.pullSecrets ?? [])])];
+		const names = given.filter(name => isSecretName(name));
+		if (names.length < given.length) {
+			report(
+				`${given.length - names.length} secrets`,
+				new AdaptorError({code: 'invalid-argument', what: 'their names are none that a secret can have'}),
+			);
+		}
+
 		if (names.length > maxSecrets) {
-			await attempt(`${names.length - maxSecrets} secrets beyond the first ${maxSecrets}`, async () => {
-				throw new AdaptorError({code: 'resource-exhausted', what: 'not read, there are too many'});
-			});
+			report(
+				`${names.length - maxSecrets} secrets beyond the first ${maxSecrets}`,
+				new AdaptorError({code: 'resource-exhausted', what: 'not read, there are too many'}),
+			);
 		}
 
 		const read = await Promise.all(
 			names.slice(0, maxSecrets).map(async name =>
-				attempt(`secret ${name}`, async () => {
-					const {data} = await client.get(secrets, {namespace, name}, signal);
-					if (data === undefined) {
-						throw new AdaptorError({code: 'data-loss', what: 'no registry credentials in it'});
-					}
-
-					return parseRegistryAuth(Buffer.from(data.text.reveal(), 'base64').toString(), data.format);
-				}),
+				attempt(`secret ${name}`, async () => ({
+					name,
+					...(await this.#credentialsIn({namespace, name}, signal)),
+				})),
 			),
 		);
+		const kept: RegistryAuth[] = [];
+		let bytes = 0;
+		for (const {name, credentials, refused, bytes: added} of read.filter(each => each !== undefined)) {
+			if (refused > 0) {
+				report(`secret ${name}`, refusedNames(refused));
+			}
+
+			if (bytes + added > maxCredentialBytes) {
+				report(
+					`secret ${name}`,
+					new AdaptorError({
+						code: 'resource-exhausted',
+						what: `its ${added} bytes of credentials do not fit beside ${bytes} of other secrets, the limit is ${maxCredentialBytes}`,
+					}),
+				);
+			} else {
+				bytes += added;
+				kept.push(credentials);
+			}
+		}
+
 		if (failures.length > 0) {
 			// The kubelet's word for it.
 			tell(pod, {
@@ -158,14 +213,63 @@ export class PullSecrets {
 			});
 		}
 
-		return read.filter(each => each !== undefined);
+		return kept;
+	}
+
+	async #get<Fields>(kind: Kind<Fields>, name: ObjectName, signal: AbortSignal): Promise<ApiObject<Fields>> {
+		using _ = await this.#turn(name, signal);
+		return await this.#options.client.get(kind, name, signal);
+	}
+
+	/** Namespaces take turns, so that one tenant's many secrets do not delay another tenant's few. */
+	async #turn({namespace}: ObjectName, signal: AbortSignal): Promise<Disposable> {
+		return this.#reads.acquire(signal, namespace);
+	}
+
+	/** @throws AdaptorError 'data-loss', 'resource-exhausted', which repeat nothing of the secret; KubernetesError */
+	async #credentialsIn(name: ObjectName, signal: AbortSignal): Promise<ParsedAuth & {readonly bytes: number}> {
+		// Held until the secret is parsed, and so no longer needed.
+		using _ = await this.#turn(name, signal);
+		const {data} = await this.#options.client.get(secrets, name, signal);
+		if (data === undefined) {
+			throw new AdaptorError({code: 'data-loss', what: 'no registry credentials in it'});
+		}
+
+		return await this.#pieces.run(() => {
+			const encoded = data.text.reveal();
+			if (encoded.length > Math.ceil(maxCredentialBytes / 3) * 4) {
+				throw new AdaptorError({
+					code: 'resource-exhausted',
+					what: `its credentials are larger than ${maxCredentialBytes} bytes`,
+				});
+			}
+
+			const json = Buffer.from(encoded, 'base64');
+			if (!isWithinBounds(json, credentialBounds)) {
+				throw new AdaptorError({
+					code: 'resource-exhausted',
+					what: `its credentials have more than ${credentialBounds.parts} values, or deeper ones than ${credentialBounds.depth}`,
+				});
+			}
+
+			const parsed = parseRegistryAuth(json.toString(), data.format);
+			return {...parsed, bytes: bytesOf(parsed.credentials)};
+		}, signal);
 	}
 
 	/** Read each time: the kubelet replaces it when the secret changes. */
 	async #ofAdministrator(): Promise<readonly RegistryAuth[]> {
 		const {authFile, log} = this.#options;
 		try {
-			return [parseRegistryAuth(await readFile(authFile, 'utf8'), 'dockerconfigjson')];
+			const {credentials, refused} = parseRegistryAuth(await readFile(authFile, 'utf8'), 'dockerconfigjson');
+			if (refused > 0) {
+				log.warn(
+					{path: authFile, err: refusedNames(refused)},
+					'registry credentials of the administrator are left out in part',
+				);
+			}
+
+			return [credentials];
 		} catch (error) {
 			if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) {
 				log.warn(
@@ -177,6 +281,18 @@ export class PullSecrets {
 			return [];
 		}
 	}
+}
+
+function refusedNames(count: number): AdaptorError {
+	return new AdaptorError({
+		code: 'data-loss',
+		what: `${count} of its registries have names that are longer than ${maxRegistryLength} characters, or have characters that no registry's name has`,
+	});
+}
+
+/** Kubernetes, "Object Names and IDs", DNS subdomain names. */
+function isSecretName(name: string): boolean {
+	return name.length <= 253 && /^[a-z\d](?:[a-z\d\-]*[a-z\d])?(?:\.[a-z\d](?:[a-z\d\-]*[a-z\d])?)*$/v.test(name);
 }
 
 /** References to objects of the same namespace. An empty name, which the API lets pass, refers to none. */

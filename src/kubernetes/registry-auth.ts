@@ -10,12 +10,21 @@ import {at, textAt} from './fields.ts';
 /** `auth` by registry: a host, perhaps with a port and the beginning of a path. */
 export type RegistryAuth = ReadonlyMap<string, string>;
 
+export interface ParsedAuth {
+	readonly credentials: RegistryAuth;
+	/** Number of registries that were left out because of their names. */
+	readonly refused: number;
+}
+
+/** A host name has at most 253 characters, and a repository's path 255. */
+export const maxRegistryLength = 512;
+
 /**
  * @param text of `.dockerconfigjson` and `auth.json`, in which the entries are under `auths`, or of the older
  * `.dockercfg`, in which they are not
  * @throws AdaptorError 'data-loss'
  */
-export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'dockercfg'): RegistryAuth {
+export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'dockercfg'): ParsedAuth {
 	let value: unknown;
 	try {
 		value = JSON.parse(text);
@@ -28,16 +37,22 @@ export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'do
 		throw malformed('not a table of registries');
 	}
 
-	const found = new Map<string, string>();
+	const credentials = new Map<string, string>();
+	let refused = 0;
 	for (const [registry, entry] of Object.entries(entries)) {
+		if (!isRegistry(registry)) {
+			refused++;
+			continue;
+		}
+
 		const auth = authOf(entry);
 		const key = registryKey(registry);
-		if (auth !== undefined && key !== '' && !found.has(key)) {
-			found.set(key, auth);
+		if (auth !== undefined && key !== '' && !credentials.has(key)) {
+			credentials.set(key, auth);
 		}
 	}
 
-	return found;
+	return {credentials, refused};
 }
 
 /**
@@ -45,10 +60,26 @@ export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'do
  * first counts.
  */
 export function authJson(sources: readonly RegistryAuth[]): string | undefined {
-	const merged = new Map(sources.toReversed().flatMap(source => [...source]));
-	return merged.size === 0
-		? undefined
-		: JSON.stringify({auths: Object.fromEntries([...merged].map(([registry, auth]) => [registry, {auth}]))});
+	const merged = new Map<string, string>();
+	for (const [registry, auth] of sources.flatMap(source => [...source])) {
+		if (!merged.has(registry)) {
+			merged.set(registry, entryOf(registry, auth));
+		}
+	}
+
+	return merged.size === 0 ? undefined : `{"auths":{${[...merged.values()].join(',')}}}`;
+}
+
+/** The size of these credentials in `auth.json`. */
+export function bytesOf(credentials: RegistryAuth): number {
+	return credentials
+		.entries()
+		.reduce((sum, [registry, auth]) => sum + registry.length + auth.length + entryOf('', '').length + 1, 0);
+}
+
+/** Nothing needs to be escaped: `isRegistry` allows ASCII without quotes and backslashes, and base64 has neither. */
+function entryOf(registry: string, auth: string): string {
+	return `"${registry}":{"auth":"${auth}"}`;
 }
 
 /**
@@ -74,14 +105,26 @@ function authOf(entry: unknown): string | undefined {
 }
 
 /**
+ * Printable ASCII without quote and backslash, so that `auth.json` needs no escapes. No real registry's name has any
+ * other character.
+ */
+function isRegistry(text: string): boolean {
+	return text.length <= maxRegistryLength && /^[!#-\[\]-~]*$/v.test(text);
+}
+
+/**
  * Without scheme, without the API version of which registries' addresses used to end, and without a final slash: so the
  * kubelet takes them for the same.
  */
 function registryKey(registry: string): string {
-	return registry
-		.replace(/^https?:\/\//v, '')
-		.replace(/^([^\/]*)\/v[12]\//v, '$1/')
-		.replace(/\/+$/v, '');
+	const key = registry.replace(/^https?:\/\//v, '').replace(/^([^\/]*)\/v[12]\//v, '$1/');
+	let end = key.length;
+	// The pattern `/\/+$/` would take quadratic time for slashes that are not at the end.
+	while (key[end - 1] === '/') {
+		end--;
+	}
+
+	return key.slice(0, end);
 }
 
 function malformed(what: string): AdaptorError {

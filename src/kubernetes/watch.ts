@@ -71,7 +71,7 @@ export async function* lines(body: AsyncIterable<Uint8Array>, maxBytes: number):
 		const rest = chunk.subarray(start);
 		bytes += rest.length;
 		if (bytes > maxBytes) {
-			throw tooLong(maxBytes);
+			throw tooLong(`${maxBytes} bytes`);
 		}
 
 		parts.push(rest);

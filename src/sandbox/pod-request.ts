@@ -20,6 +20,20 @@ export const annotations = {
 	initdataBefore: 'io.katacontainers.config.runtime.cc_init_data',
 } as const;
 
+/**
+ * The longest values, in characters: a pod's owner writes some of them. CRI-O's sandbox name holds the pod's name,
+ * namespace and UID. Initdata has its own limit in `InitdataPolicy.parse`.
+ */
+const maxLengths: Readonly<Record<string, number>> = {
+	[annotations.podName]: 512,
+	[annotations.podNamespace]: 63,
+	[annotations.vcpus]: 128,
+	[annotations.memory]: 128,
+	[annotations.image]: 512,
+};
+/** Kubernetes, "Object Names and IDs", DNS subdomain names. */
+const maxPodNameLength = 253;
+
 /** The administrator's sizes. Memory in MiB. */
 export interface SizePolicy {
 	readonly vcpus: number;
@@ -68,12 +82,16 @@ export interface PodRequest {
 	readonly initdata?: Initdata;
 }
 
-/** @throws AdaptorError 'invalid-argument' that names the annotation and what it held */
+/** @throws AdaptorError 'invalid-argument' that names the annotation and what it held, unless that is too long */
 export function podRequest(
 	id: SandboxId,
 	given: Readonly<Record<string, string>>,
 	{sizes, initdata: initdataPolicy}: PodPolicy,
 ): PodRequest {
+	for (const [annotation, max] of Object.entries(maxLengths)) {
+		assertLength(given[annotation] ?? '', annotation, max);
+	}
+
 	const pod = podIdentity(given);
 	const vcpus = size(given, annotations.vcpus, {configured: sizes.vcpus, min: sizes.minVcpus, max: sizes.maxVcpus});
 	const memory = size(given, annotations.memory, {
@@ -124,7 +142,19 @@ function podIdentity(given: Readonly<Record<string, string>>): PodIdentity {
 	// CRI-O gives its own sandbox name, k8s_<pod>_<namespace>_<uid>_<attempt>; none of the parts can hold an
 	// underscore.
 	const [, podName, , uid] = /^k8s_([^_]+)_([^_]+)_([^_]+)_\d+$/.exec(name) ?? [];
+	assertLength(podName ?? name, annotations.podName, maxPodNameLength);
 	return podName === undefined || uid === undefined ? {name, namespace} : {name: podName, namespace, uid};
+}
+
+function assertLength(value: string, annotation: string, max: number): void {
+	if (value.length > max) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: 'An annotation of the pod is too long',
+			where: {annotation, length: value.length},
+			remedy: `It may have ${max} characters.`,
+		});
+	}
 }
 
 /** The pod's own, else the configured: never a mixture of both. */

@@ -37,10 +37,18 @@ export type RequestSummary = Pick<Request, 'service' | 'method' | 'timeoutNano'>
  */
 const maxRepeated = 1024;
 
+/**
+ * Fields of a message and of the messages in it, together: enough for a list of `maxRepeated` entries with two fields
+ * each. A field can be as small as two bytes.
+ */
+const maxFields = 4096;
+
 const noBytes = Buffer.alloc(0);
 
 const varint = 0;
 const lengthDelimited = 2;
+const startOfGroup = 3;
+const endOfGroup = 4;
 
 const tag = (field: number, wireType: number): number => (field << 3) | wireType;
 
@@ -63,7 +71,7 @@ export function decodeRequest(bytes: Buffer): Request {
 	let payload: Buffer = noBytes;
 	let timeoutNano = 0n;
 	const metadata: KeyValue[] = [];
-	readFields('Request', bytes, (field, reader) => {
+	readFields('Request', bytes, (field, reader, budget) => {
 		switch (field) {
 			case requestTag.service:
 				service = readString(reader);
@@ -78,7 +86,7 @@ export function decodeRequest(bytes: Buffer): Request {
 				timeoutNano = readInt64(reader);
 				return true;
 			case requestTag.metadata:
-				append(metadata, decodeKeyValue(readBytes(reader)));
+				append(metadata, decodeKeyValue(readBytes(reader), budget));
 				return true;
 			default:
 				return false;
@@ -141,10 +149,10 @@ export function encodeRequest({service, method, payload, timeoutNano, metadata}:
 export function decodeResponse(bytes: Buffer): Response {
 	let status: Status | undefined;
 	let payload: Buffer = noBytes;
-	readFields('Response', bytes, (field, reader) => {
+	readFields('Response', bytes, (field, reader, budget) => {
 		switch (field) {
 			case responseTag.status:
-				status = decodeStatus(readBytes(reader));
+				status = decodeStatus(readBytes(reader), budget);
 				return true;
 			case responseTag.payload:
 				payload = readBytes(reader);
@@ -160,19 +168,24 @@ export function decodeResponse(bytes: Buffer): Response {
 export function peekStatus(bytes: Buffer): number {
 	let code = 0;
 	try {
-		readFields('Response', bytes, (field, reader) => {
+		readFields('Response', bytes, (field, reader, budget) => {
 			if (field !== responseTag.status) {
 				return false;
 			}
 
-			readFields('Status', readBytes(reader), (part, status) => {
-				if (part !== statusTag.code) {
-					return false;
-				}
+			readFields(
+				'Status',
+				readBytes(reader),
+				(part, status) => {
+					if (part !== statusTag.code) {
+						return false;
+					}
 
-				code = status.int32();
-				return true;
-			});
+					code = status.int32();
+					return true;
+				},
+				budget,
+			);
 			return true;
 		});
 	} catch {
@@ -195,43 +208,53 @@ export function encodeResponse({status, payload}: Response): Buffer {
 	return finish(writer);
 }
 
-function decodeKeyValue(bytes: Buffer): KeyValue {
+function decodeKeyValue(bytes: Buffer, budget: FieldBudget): KeyValue {
 	let key = '';
 	let value = '';
-	readFields('KeyValue', bytes, (field, reader) => {
-		switch (field) {
-			case keyValueTag.key:
-				key = readString(reader);
-				return true;
-			case keyValueTag.value:
-				value = readString(reader);
-				return true;
-			default:
-				return false;
-		}
-	});
+	readFields(
+		'KeyValue',
+		bytes,
+		(field, reader) => {
+			switch (field) {
+				case keyValueTag.key:
+					key = readString(reader);
+					return true;
+				case keyValueTag.value:
+					value = readString(reader);
+					return true;
+				default:
+					return false;
+			}
+		},
+		budget,
+	);
 	return {key, value};
 }
 
-function decodeStatus(bytes: Buffer): Status {
+function decodeStatus(bytes: Buffer, budget: FieldBudget): Status {
 	let code = 0;
 	let message = '';
 	const details: StatusDetail[] = [];
-	readFields('Status', bytes, (field, reader) => {
-		switch (field) {
-			case statusTag.code:
-				code = reader.int32();
-				return true;
-			case statusTag.message:
-				message = readString(reader);
-				return true;
-			case statusTag.details:
-				append(details, decodeAny(readBytes(reader)));
-				return true;
-			default:
-				return false;
-		}
-	});
+	readFields(
+		'Status',
+		bytes,
+		(field, reader) => {
+			switch (field) {
+				case statusTag.code:
+					code = reader.int32();
+					return true;
+				case statusTag.message:
+					message = readString(reader);
+					return true;
+				case statusTag.details:
+					append(details, decodeAny(readBytes(reader), budget));
+					return true;
+				default:
+					return false;
+			}
+		},
+		budget,
+	);
 	return details.length === 0 ? {code, message} : {code, message, details};
 }
 
@@ -249,27 +272,46 @@ function writeStatus(writer: protobuf.Writer, {code, message, details = []}: Sta
 	}
 }
 
-function decodeAny(bytes: Buffer): StatusDetail {
+function decodeAny(bytes: Buffer, budget: FieldBudget): StatusDetail {
 	let typeUrl = '';
 	let value: Buffer = noBytes;
-	readFields('Any', bytes, (field, reader) => {
-		switch (field) {
-			case anyTag.typeUrl:
-				typeUrl = readString(reader);
-				return true;
-			case anyTag.value:
-				value = readBytes(reader);
-				return true;
-			default:
-				return false;
-		}
-	});
+	readFields(
+		'Any',
+		bytes,
+		(field, reader) => {
+			switch (field) {
+				case anyTag.typeUrl:
+					typeUrl = readString(reader);
+					return true;
+				case anyTag.value:
+					value = readBytes(reader);
+					return true;
+				default:
+					return false;
+			}
+		},
+		budget,
+	);
 	return {typeUrl, value};
 }
 
-/** Hands each field to `take`, which reads it and says true, or leaves it to be skipped and says false. */
-function readFields(message: string, bytes: Buffer, take: (field: number, reader: protobuf.Reader) => boolean): void {
+/** The number of fields that may still be read. */
+interface FieldBudget {
+	left: number;
+}
+
+/**
+ * Hands each field to `take`, which reads it and says true, or leaves it to be skipped and says false.
+ * @param budget that of the message in which this one is
+ */
+function readFields(
+	message: string,
+	bytes: Buffer,
+	take: (field: number, reader: protobuf.Reader, budget: FieldBudget) => boolean,
+	budget: FieldBudget = {left: maxFields},
+): void {
 	const reader = protobuf.Reader.create(bytes);
+	const groups: number[] = [];
 	try {
 		while (reader.pos < reader.len) {
 			const field = reader.uint32();
@@ -277,9 +319,25 @@ function readFields(message: string, bytes: Buffer, take: (field: number, reader
 				throw new RangeError('field number 0');
 			}
 
-			if (!take(field, reader)) {
+			if (budget.left-- === 0) {
+				throw new RangeError(`more than ${maxFields} fields`);
+			}
+
+			// Proto3 has no groups. The reader's own `skipType` would skip a whole group without counting the fields in
+			// it.
+			if ((field & 7) === startOfGroup) {
+				groups.push(field >>> 3);
+			} else if ((field & 7) === endOfGroup) {
+				if (groups.pop() !== field >>> 3) {
+					throw new RangeError('the end of a group that did not begin');
+				}
+			} else if (groups.length > 0 || !take(field, reader, budget)) {
 				reader.skipType(field & 7);
 			}
+		}
+
+		if (groups.length > 0) {
+			throw new RangeError('a group that does not end');
 		}
 	} catch (error) {
 		throw error instanceof AdaptorError

@@ -131,45 +131,6 @@ export class Intake {
 	}
 }
 
-/** More than any pod has: one of 3 MiB that is all containers has a tenth. */
-const mostValues = 200_000;
-const deepest = 200;
-
-/**
- * Whether a JSON text is small enough to be parsed: a megabyte of `[],[],` takes a hundred once it is parsed. One pass
- * over the bytes, which makes nothing. What is no JSON passes, for the parser to refuse.
- */
-export function isParsable(json: Uint8Array): boolean {
-	let values = 0;
-	let depth = 0;
-	let isInString = false;
-	for (let index = 0; index < json.length; index++) {
-		const byte = json[index];
-		if (isInString) {
-			if (byte === 0x5c) {
-				index++;
-			} else if (byte === 0x22) {
-				isInString = false;
-			}
-		} else if (byte === 0x22) {
-			isInString = true;
-		} else if (byte === 0x2c) {
-			values++;
-		} else if (byte === 0x5b || byte === 0x7b) {
-			values++;
-			depth++;
-		} else if (byte === 0x5d || byte === 0x7d) {
-			depth--;
-		}
-
-		if (values > mostValues || depth > deepest) {
-			return false;
-		}
-	}
-
-	return true;
-}
-
 function keyOf({remoteAddress, remotePort}: Socket): string {
 	return `${String(remoteAddress)} ${String(remotePort)}`;
 }

@@ -16,10 +16,11 @@ import type {AddressInfo, Socket} from 'node:net';
 import {setTimeout as delay} from 'node:timers/promises';
 import type {SecureContextOptions} from 'node:tls';
 import {AdaptorError, toError} from '../core/errors.ts';
+import {isWithinBounds} from '../core/json-bounds.ts';
 import {Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import {answerReview, type ReviewPolicy} from './admission-review.ts';
-import {Intake, isParsable, type IntakeLimits, type Refusal} from './intake.ts';
+import {Intake, type IntakeLimits, type Refusal} from './intake.ts';
 import {followTlsFiles} from './tls-files.ts';
 
 export interface WebhookOptions {
@@ -214,9 +215,12 @@ async function answer(
 	}
 }
 
+/** More than any pod has: one of 3 MiB that is all containers has a tenth. */
+const bounds = {parts: 200_000, depth: 200};
+
 /** @throws AdaptorError 'invalid-argument' */
 function parseJson(body: Buffer): unknown {
-	if (!isParsable(body)) {
+	if (!isWithinBounds(body, bounds)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'The request has more values, or deeper ones, than any pod',

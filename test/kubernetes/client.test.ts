@@ -4,6 +4,7 @@ import {inspect} from 'node:util';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {isAlreadyExists, isConflict, isNotFound, KubernetesError} from '../../src/kubernetes/errors.ts';
+import {pods} from '../../src/kubernetes/pods.ts';
 import {apiServerAddress, ServiceAccount} from '../../src/kubernetes/service-account.ts';
 import {peerPodKind} from '../support/api-server.ts';
 import {clientOf, testCluster} from './cluster.ts';
@@ -244,4 +245,36 @@ test('the address comes from the environment, and outside of a cluster there is 
 	]) {
 		t.is(apiServerAddress(env), undefined);
 	}
+});
+
+test('of an object whose metadata alone is needed nothing else is asked for', async t => {
+	const {api, client, signal} = await testCluster(t);
+	const {metadata} = api.put('pods', {
+		metadata: {name: 'web', namespace: 'default', annotations: {a: 'b'}},
+		spec: {containers: 'x'.repeat(2_000_000)},
+	});
+	t.like(await client.get(pods, {name: 'web', namespace: 'default'}, signal), {
+		metadata: {uid: metadata.uid, annotations: {a: 'b'}},
+	});
+	t.like(api.calls, [{plural: 'pods', isMetadataOnly: true}]);
+});
+
+test('an object beyond the bounds of its kind is refused before it is parsed, once, and the client works on', async t => {
+	const {api, client, signal} = await testCluster(t);
+	const bounded = {...configMaps, bounds: {bytes: 10_000, parts: 100, depth: 10}};
+	const deep = Array.from({length: 11}, () => 0).reduce<unknown>(inner => [inner], 0);
+	for (const [name, data, words] of [
+		['bytes', 'x'.repeat(10_000), /more than 10000 bytes/],
+		['parts', Array.from({length: 100}, () => 1), /more than 100 values/],
+		['depth', deep, /deeper ones than 10/],
+	] as const) {
+		api.put('configmaps', {metadata: {name, namespace: 'default'}, data});
+		const error = await refusalOf(t, client.get(bounded, {name, namespace: 'default'}, signal));
+		t.is(error.code, 'data-loss');
+		t.regex(error.what, words);
+	}
+
+	t.is(api.calls.length, 3);
+	api.put('configmaps', {metadata: {name: 'small', namespace: 'default'}, data: {}});
+	t.is((await client.get(bounded, {name: 'small', namespace: 'default'}, signal)).metadata.name, 'small');
 });

@@ -1,15 +1,19 @@
+import {isDeepStrictEqual} from 'node:util';
 import test from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/core/errors.ts';
-import {authJson, parseRegistryAuth} from '../../src/kubernetes/registry-auth.ts';
+import {authJson, bytesOf, parseRegistryAuth} from '../../src/kubernetes/registry-auth.ts';
 
 const base64 = (text: string): string => Buffer.from(text).toString('base64');
 const config = (auths: unknown): string => JSON.stringify({auths});
-const parse = (text: string): Record<string, string> => Object.fromEntries(parseRegistryAuth(text, 'dockerconfigjson'));
+const parse = (text: string): Record<string, string> =>
+	Object.fromEntries(parseRegistryAuth(text, 'dockerconfigjson').credentials);
 
 test('the older format has no "auths" around it', t => {
 	t.deepEqual(
-		Object.fromEntries(parseRegistryAuth(JSON.stringify({'quay.io': {auth: base64('u:p')}}), 'dockercfg')),
+		Object.fromEntries(
+			parseRegistryAuth(JSON.stringify({'quay.io': {auth: base64('u:p')}}), 'dockercfg').credentials,
+		),
 		{'quay.io': base64('u:p')},
 	);
 	t.deepEqual(parse(JSON.stringify({'quay.io': {auth: base64('u:p')}})), {});
@@ -97,15 +101,16 @@ test('of several credentials for a registry the first counts, and no registry is
 		fc.property(
 			fc.array(fc.dictionary(registry, fc.constantFrom('a:1', 'b:2', 'c:3')), {maxLength: 4}),
 			secrets => {
-				const sources = secrets.map(secret =>
-					parseRegistryAuth(
-						config(
-							Object.fromEntries(
-								Object.entries(secret).map(([key, auth]) => [key, {auth: base64(auth)}]),
+				const sources = secrets.map(
+					secret =>
+						parseRegistryAuth(
+							config(
+								Object.fromEntries(
+									Object.entries(secret).map(([key, auth]) => [key, {auth: base64(auth)}]),
+								),
 							),
-						),
-						'dockerconfigjson',
-					),
+							'dockerconfigjson',
+						).credentials,
 				);
 				const expected = new Map<string, string>();
 				for (const [key, auth] of sources.flatMap(source => [...source])) {
@@ -121,4 +126,50 @@ test('of several credentials for a registry the first counts, and no registry is
 			},
 		),
 	);
+});
+
+test('names of registries that would need escaping, or are too long, are left out and counted', t => {
+	const auth = {auth: base64('u:p')};
+	for (const name of [
+		'quo"te',
+		'back\\slash',
+		'line\nfeed',
+		'nul\0',
+		'del\x7F',
+		'spa ce',
+		'süß',
+		'a'.repeat(513),
+		'/'.repeat(200_000),
+	]) {
+		const {credentials, refused} = parseRegistryAuth(
+			config({[name]: auth, 'good.example': auth}),
+			'dockerconfigjson',
+		);
+		t.deepEqual([[...credentials.keys()], refused], [['good.example'], 1], name.slice(0, 20));
+	}
+
+	const longest = `${'a'.repeat(510)}//`;
+	t.deepEqual(Object.keys(parse(config({[longest]: auth}))), ['a'.repeat(510)]);
+});
+
+test('what is written for the VM is JSON of exactly the bytes that are counted, for any registries', t => {
+	const registry = fc.stringMatching(/^[!#-\[\]-~]{1,80}$/);
+	fc.assert(
+		fc.property(fc.dictionary(registry, fc.string({minLength: 1})), given => {
+			const entries = Object.fromEntries(
+				Object.entries(given).map(([key, user]) => [key, {auth: base64(`${user}:p`)}]),
+			);
+			const {credentials, refused} = parseRegistryAuth(config(entries), 'dockerconfigjson');
+			const text = authJson([credentials]);
+			return (
+				refused === 0 &&
+				(text === undefined
+					? credentials.size === 0
+					: isDeepStrictEqual(JSON.parse(text), {
+							auths: Object.fromEntries([...credentials].map(([key, auth]) => [key, {auth}])),
+						}) && Buffer.byteLength(text) === bytesOf(credentials) + '{"auths":{}}'.length - 1)
+			);
+		}),
+	);
+	t.pass();
 });

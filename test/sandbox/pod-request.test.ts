@@ -156,3 +156,50 @@ test("an instance name is always a DNS label that keeps the sandbox's first eigh
 	t.false(isInstanceNameOf('web-01234567', id));
 	t.is(instanceName('a'.repeat(253), id), `podvm-${'a'.repeat(48)}-01234567`);
 });
+
+for (const [annotation, longest] of [
+	['io.kubernetes.cri.sandbox-name', 512],
+	['io.kubernetes.cri.sandbox-namespace', 63],
+	[`${hypervisor}image`, 512],
+	[`${hypervisor}default_vcpus`, 128],
+	[`${hypervisor}default_memory`, 128],
+] as const) {
+	test(`${annotation.split('.').at(-1)} of more than ${longest} characters is refused without a look at it, and not repeated`, t => {
+		// A pattern that is tried on all of it would be slow for some of these; a size of spaces alone means none.
+		for (const value of [' '.repeat(longest + 1), 'a'.repeat(1_000_000), `k8s_${'a_'.repeat(200_000)}`]) {
+			const error = t.throws(() => podRequest(id, {...names, [annotation]: value}, policy), {
+				instanceOf: AdaptorError,
+			});
+			t.is(error.code, 'invalid-argument');
+			t.deepEqual(error.where, {annotation, length: value.length});
+			t.true(error.message.length < 500);
+		}
+	});
+}
+
+test('the longest names that Kubernetes has are taken, as containerd and as CRI-O give them', t => {
+	const [pod, namespace, uid] = ['a'.repeat(253), 'b'.repeat(63), '0b2c8a51-1d3c-4b1e-9d4b-0a1b2c3d4e5f'];
+	for (const name of [pod, `k8s_${pod}_${namespace}_${uid}_4294967295`]) {
+		t.like(
+			podRequest(
+				id,
+				{'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': namespace},
+				policy,
+			).pod,
+			{name: pod, namespace},
+		);
+	}
+
+	for (const name of [`${pod}a`, `k8s_${pod}a_${namespace}_${uid}_0`]) {
+		t.throws(() => podRequest(id, {...names, 'io.kubernetes.cri.sandbox-name': name}, policy), {
+			instanceOf: AdaptorError,
+		});
+	}
+});
+
+test('annotations that nobody here knows cost nothing', t => {
+	const others = Object.fromEntries(
+		Array.from({length: 1000}, (_, index) => [`${hypervisor}machine_type_${index}`, 'x'.repeat(1000)]),
+	);
+	t.deepEqual(podRequest(id, {...names, ...others}, policy), podRequest(id, names, policy));
+});

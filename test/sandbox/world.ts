@@ -3,7 +3,7 @@
  * it.
  */
 import type {ExecutionContext} from 'ava';
-import {parseInitdata} from '../../src/initdata.ts';
+import {parseInitdata} from '../../src/initdata/initdata.ts';
 import {SandboxRegistry} from '../../src/sandbox/registry.ts';
 import type {SandboxRecords} from '../../src/sandbox/records.ts';
 import {allOf} from '../../src/core/observer.ts';

@@ -28,6 +28,8 @@ export interface ApiCall {
 	readonly name: string | undefined;
 	readonly subresource: string | undefined;
 	readonly contentType: string | undefined;
+	/** Of a single object only the metadata is asked for. */
+	readonly isMetadataOnly: boolean;
 	readonly body: unknown;
 }
 
@@ -356,6 +358,11 @@ export class TestApiServer implements AsyncDisposable {
 			DELETE: 'delete',
 		}[request.method ?? ''];
 		const parsed: unknown = body === '' ? undefined : JSON.parse(body);
+		const isMetadataOnly =
+			verb === 'get' &&
+			/^application\/json;as=PartialObjectMetadata;g=meta\.k8s\.io;v=v1(?:,|$)/v.test(
+				request.headers.accept ?? '',
+			);
 		const call = {
 			verb,
 			group: groupOf(kind),
@@ -364,6 +371,7 @@ export class TestApiServer implements AsyncDisposable {
 			name,
 			subresource,
 			contentType,
+			isMetadataOnly,
 			body: parsed,
 		} as ApiCall;
 		this.calls.push(call);
@@ -388,13 +396,16 @@ export class TestApiServer implements AsyncDisposable {
 	}
 
 	#answer(
-		{verb, namespace, name = '', subresource, contentType = '', body}: ApiCall,
+		{verb, namespace, name = '', subresource, contentType = '', isMetadataOnly, body}: ApiCall,
 		kind: ServedKind,
 		parameters: URLSearchParams,
 	): unknown {
 		switch (verb) {
 			case 'get': {
-				return this.store.get(kind, namespace, name);
+				const object = this.store.get(kind, namespace, name);
+				return isMetadataOnly
+					? {kind: 'PartialObjectMetadata', apiVersion: 'meta.k8s.io/v1', metadata: object.metadata}
+					: object;
 			}
 
 			case 'create': {

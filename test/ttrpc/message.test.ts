@@ -149,6 +149,26 @@ test('a message is refused that would spend memory on a million empty metadata e
 	t.throws(() => decodeRequest(entries), {message: /more than 1024 entries/});
 });
 
+test('a message of millions of fields is not gone through to its end, and neither are those in it', t => {
+	const many = (bytes: string): Buffer => Buffer.alloc(4_000_000, Buffer.from(bytes, 'hex'));
+	// Where a reader goes on to the end it finds the code, or what is wrong there.
+	const code = '0a02080d';
+	for (const [what, fields] of Object.entries({
+		numbers: '7801',
+		'empty statuses': '0a00',
+		'statuses of many fields': `0a8008${'7801'.repeat(512)}`,
+	})) {
+		t.is(peekStatus(Buffer.concat([many(fields), Buffer.from(code, 'hex')])), 0, what);
+		t.throws(() => decodeResponse(many(fields)), {message: /more than 4096 fields/}, what);
+	}
+
+	const group = Buffer.concat([Buffer.from('7b', 'hex'), many('7801'), Buffer.from('7c', 'hex')]);
+	t.is(peekStatus(Buffer.concat([group, Buffer.from(code, 'hex')])), 0);
+	t.throws(() => decodeResponse(group), {message: /more than 4096 fields/});
+	t.is(peekMethod(Buffer.concat([many('7801'), Buffer.from('0a0161', 'hex')])), undefined);
+	t.is(peekStatus(Buffer.concat([many('7801').subarray(0, 4000), Buffer.from(code, 'hex')])), 13);
+});
+
 test('any bytes decode or are refused with a code', t => {
 	fc.assert(
 		fc.property(fc.uint8Array({maxLength: 100}), bytes => {

@@ -11,14 +11,18 @@
 import {createHash} from 'node:crypto';
 import {crc32, gunzipSync} from 'node:zlib';
 import {parse, TomlError} from 'smol-toml';
-import {AdaptorError, type ErrorWhere} from './core/errors.ts';
-import type {Initdata} from './sandbox/pod-request.ts';
+import {AdaptorError, type ErrorWhere} from '../core/errors.ts';
+import type {Initdata} from '../sandbox/pod-request.ts';
+import {tomlSize} from './toml-bounds.ts';
 
-/**
- * What the annotations of a Kubernetes object may hold in all. A document that was made to be slow to read takes a
- * parser's time by its length.
- */
+/** What the annotations of a Kubernetes object may hold in all. */
 const maxBytes = 262_144;
+/**
+ * Real documents have a few dozen keys, whose values are files of many lines. The parser needs a few milliseconds for
+ * this many.
+ */
+const maxParts = 2000;
+const maxLines = 20_000;
 const algorithms = ['sha256', 'sha384', 'sha512'] as const;
 const remedy = 'Give the TOML document, or what "gzip -c initdata.toml | base64 -w0" makes of it.';
 
@@ -33,13 +37,13 @@ export function parseInitdata(text: string, where: ErrorWhere = {}): Initdata {
 		throw new AdaptorError({code: 'invalid-argument', what: `The initdata ${what}`, where, remedy});
 	};
 
-	// Base64 has no quotes, and a document needs them for its algorithm. Twice: what base64, and gzip of what cannot be
-	// compressed, may add.
-	const isEncoded = !/["']/v.test(text);
+	// Twice: what base64, and gzip of what cannot be compressed, may add.
 	if (text.length > 2 * maxBytes) {
 		refuse(`is larger than ${maxBytes} bytes`);
 	}
 
+	// Base64 has no quotes, and a document needs them for its algorithm.
+	const isEncoded = !/["']/v.test(text);
 	if (!text.isWellFormed()) {
 		refuse('is not valid Unicode');
 	}
@@ -82,7 +86,7 @@ function unpacked(bytes: Buffer, refuse: Refuse): Buffer {
 /** What the VM, and whoever attests it, cannot do without; what is in the files is theirs to judge. */
 function algorithmOf(document: Buffer, refuse: Refuse): (typeof algorithms)[number] {
 	const {algorithm, version, data} = parsed(document, refuse);
-	if (typeof version !== 'string' || !/^\d+\.\d+\.\d+$/v.test(version)) {
+	if (typeof version !== 'string' || version.length > 64 || !/^\d+\.\d+\.\d+$/v.test(version)) {
 		refuse('has no version such as "0.1.0"');
 	}
 
@@ -107,6 +111,15 @@ function parsed(document: Buffer, refuse: Refuse): Readonly<Record<string, unkno
 		text = new TextDecoder('utf-8', {fatal: true, ignoreBOM: true}).decode(document);
 	} catch {
 		return refuse('is not UTF-8');
+	}
+
+	const {parts, lines} = tomlSize(text);
+	if (parts > maxParts) {
+		refuse(`has more than ${maxParts} keys, tables and values`);
+	}
+
+	if (lines > maxLines) {
+		refuse(`has more than ${maxLines} lines`);
 	}
 
 	try {

@@ -3,8 +3,8 @@ import {createHash} from 'node:crypto';
 import {deflateRawSync, gunzipSync, gzipSync} from 'node:zlib';
 import test from 'ava';
 import fc from 'fast-check';
-import {AdaptorError} from '../src/core/errors.ts';
-import {parseInitdata} from '../src/initdata.ts';
+import {AdaptorError} from '../../src/core/errors.ts';
+import {parseInitdata} from '../../src/initdata/initdata.ts';
 
 const document = `algorithm = "sha384"
 version = "0.1.0"
@@ -168,6 +168,65 @@ test('any text is taken whole or refused', t => {
 			}
 		}),
 		{numRuns: 500},
+	);
+	t.pass();
+});
+
+/** What is parsed takes its time by parts and lines, not by bytes: each of these is within the limit of bytes. */
+const fill = (unit: string): string => unit.repeat(Math.floor(200_000 / unit.length));
+for (const [what, text] of [
+	['a key of many parts', `${bare}${fill('a.')}a = 1\n[data]\n`],
+	['many keys', `${bare}${Array.from({length: 2001}, (_, index) => `k${index}=1\n`).join('')}[data]\n`],
+	['many empty arrays', `${bare}a = [${fill('[],')}]\n[data]\n`],
+	['arrays inside each other', `${bare}a = ${fill('[')}`],
+	['many inline tables', `${bare}a = [${fill('{},')}]\n[data]\n`],
+	['many dates', `${bare}a = [${fill('1979-05-27,')}]\n[data]\n`],
+	['many tables', `${bare}${fill('[[a]]\n')}[data]\n`],
+	['many strings', `${bare}[data]\n${Array.from({length: 2001}, (_, index) => `k${index} = ""\n`).join('')}`],
+	[
+		'many parts behind strings of each kind',
+		`${bare}a = ["\\"", '\\', """ "" \\""" """", ''' '' ''''', ${fill('1,')}]\n[data]\n`,
+	],
+	['many parts behind a string that its line ends', `${bare}a = "\n${fill('[],')}`],
+	['many parts behind a comment', `${bare}# "'\na = [${fill('1,')}]\n[data]\n`],
+	['many lines', `${bare}${fill('\n')}[data]\n`],
+	['many lines in a string', `${bare}[data]\na = """${fill('\n')}"""\n`],
+] as const) {
+	test(`${what}: refused before it is parsed`, t => {
+		for (const each of [text, gzipSync(text).toString('base64')]) {
+			t.regex(refusal(each).message, /has more than 2000 keys, tables and values|has more than 20000 lines/);
+		}
+	});
+}
+
+test('a policy may have any characters, and a document two thousand parts', t => {
+	const policy = `# "quoted" 'too'\nallow = input.x[1], {"a": 'b'.c} \\ \n${'default a := [1, 2, {"b": 3}].x = "y"\n'.repeat(5000)}`;
+	const keys = Array.from({length: 1995}, (_, index) => `k${index} = ""\n`).join('');
+	for (const text of [
+		`${bare}[data]\n${keys}"policy.rego" = '''${policy}'''\n`,
+		`${bare}[data]\n${keys}"policy.rego" = """${policy.replaceAll('\\', '\\\\')}"""\n`,
+	]) {
+		t.is(unpack(parseInitdata(text).content), text);
+	}
+});
+
+test('parts are counted where a parser finds them, whatever strings and comments stand between', t => {
+	const string = fc.oneof(
+		fc.stringMatching(/^[ -~]*$/).map(text => JSON.stringify(text)),
+		fc.stringMatching(/^[ -&\(-~]*$/).map(text => `'${text}'`),
+		fc.stringMatching(/^[=.,\[\{#'"\n ]*$/).map(text => `"""\n${text.replaceAll('"', '\\"')}"""`),
+		fc.stringMatching(/^[=.,\[\{#"\\\n ]*$/).map(text => `'''${text}'''`),
+	);
+	fc.assert(
+		fc.property(fc.array(string, {maxLength: 20}), strings => {
+			const given = strings.map((text, index) => `k${index} = ${text} # " ' = . , [ {\n`).join('');
+			const document = (keys: number): string =>
+				`${bare}[data]\n${given}${Array.from({length: keys - strings.length}, (_, index) => `m${index}=''\n`).join('')}`;
+			// Beside the keys of [data] there are two keys and a table.
+			parseInitdata(document(1997));
+			return refusal(document(1998)).message.includes('has more than 2000 keys');
+		}),
+		{numRuns: 50},
 	);
 	t.pass();
 });
