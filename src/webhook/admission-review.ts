@@ -3,10 +3,11 @@
  * mutation.ts's business. No I/O. Source of the documents: Kubernetes, "Dynamic Admission Control",
  * admission.k8s.io/v1.
  */
-import {AdaptorError} from '../core/errors.ts';
+import {AdaptorError, echoed} from '../core/errors.ts';
 import {mutation, type MutationPolicy} from './mutation.ts';
 import {malformed, member, objectAt, parsePod, type JsonObject} from './pod.ts';
 import type {PodSize} from './pod-size.ts';
+import {checkResources, invalidReason} from './resource-rules.ts';
 
 export interface ReviewPolicy extends MutationPolicy {
 	/** Pods of this runtime class are changed, no others. */
@@ -53,12 +54,9 @@ export function answerReview(document: unknown, policy: ReviewPolicy): Answer {
 		return answerRequest(uid, request, policy);
 	} catch (error) {
 		if (error instanceof AdaptorError && error.code === 'invalid-argument') {
+			const [reason, code] = error.reason === invalidReason ? [invalidReason, 422] : ['BadRequest', 400];
 			return {
-				review: response({
-					uid,
-					allowed: false,
-					status: {status: 'Failure', reason: 'BadRequest', code: 400, message: error.what},
-				}),
+				review: response({uid, allowed: false, status: {status: 'Failure', reason, code, message: error.what}}),
 				denial: error.what,
 			};
 		}
@@ -73,19 +71,21 @@ function answerRequest(uid: string, request: JsonObject, policy: ReviewPolicy): 
 		return unchanged;
 	}
 
-	const pod = objectAt(request, 'object', 'request.');
-	const metadata = objectAt(pod, 'metadata', 'request.object.');
+	const document = objectAt(request, 'object', 'request.');
+	const metadata = objectAt(document, 'metadata', 'request.object.');
 	// A pod that a controller makes has its namespace from the request.
 	const namespace = text(metadata, 'namespace') || text(request, 'namespace');
-	const identity = {pod: `${namespace}/${text(metadata, 'name') || text(metadata, 'generateName')}`};
+	const identity = {pod: echoed(`${namespace}/${text(metadata, 'name') || text(metadata, 'generateName')}`)};
 	if (
 		policy.excludedNamespaces.includes(namespace) ||
-		member(objectAt(pod, 'spec', 'request.object.'), 'runtimeClassName') !== policy.runtimeClass
+		member(objectAt(document, 'spec', 'request.object.'), 'runtimeClassName') !== policy.runtimeClass
 	) {
 		return {...unchanged, ...identity};
 	}
 
-	const {patch, size} = mutation(parsePod(pod), policy);
+	const pod = parsePod(document);
+	checkResources(pod, policy.extendedResource);
+	const {patch, size} = mutation(pod, policy);
 	return patch.length === 0
 		? {...unchanged, ...identity}
 		: {

@@ -1,34 +1,30 @@
 /**
- * What the webhook takes in at a time: bytes of one body, bytes of all unfinished bodies together, and connections.
- * Each is small beside the memory that its container may use. A caller that stalls gives way to one that does not: the
- * API server sends a review whole within milliseconds.
+ * Bounds the memory of the webhook's requests: bytes of one body, and bytes of all unfinished bodies and unread answers
+ * together. A caller that stalls gives way to one that does not: the API server sends a review and reads its answer
+ * within milliseconds.
  */
-import type {IncomingMessage} from 'node:http';
-import type {Socket} from 'node:net';
+import type {IncomingMessage, ServerResponse} from 'node:http';
 
 export interface IntakeLimits {
 	/** Of one body. */
 	readonly bodyBytes: number;
-	/** Of all bodies that have not ended. */
+	/** Of all bodies that have not ended and all answers that have not been sent. */
 	readonly unfinishedBytes: number;
-	readonly connections: number;
 }
 
 export type Refusal = 'too large' | 'too many bytes';
 
-interface Unfinished {
+interface Share {
 	bytes: number;
-	readonly refuse: (refusal: Refusal) => void;
+	readonly giveWay: () => void;
 }
+
+const firstBytes = 16 << 10;
 
 export class Intake {
 	readonly #limits: IntakeLimits;
 	/** Oldest first. */
-	readonly #unfinished = new Set<Unfinished>();
-	/** By the caller's address and port: TLS wraps a connection in another object. */
-	readonly #connections = new Map<string, Socket>();
-	/** Of them those without a request, the one that has waited longest first. */
-	readonly #idle = new Set<string>();
+	readonly #shares = new Set<Share>();
 	#bytes = 0;
 
 	constructor(limits: IntakeLimits) {
@@ -36,101 +32,89 @@ export class Intake {
 	}
 
 	/**
-	 * Of a new connection: one too many ends the one that has been of no use for longest, and is ended itself when all
-	 * are of use.
-	 */
-	admit(socket: Socket): void {
-		const key = keyOf(socket);
-		this.#connections.set(key, socket);
-		socket.once('close', () => {
-			if (this.#connections.get(key) === socket) {
-				this.#connections.delete(key);
-				this.#idle.delete(key);
-			}
-		});
-		if (this.#connections.size > this.#limits.connections) {
-			const [longestIdle = key] = this.#idle;
-			this.#idle.delete(longestIdle);
-			this.#connections.get(longestIdle)?.destroy();
-		}
-
-		if (!socket.destroyed) {
-			this.#idle.add(key);
-		}
-	}
-
-	/** A request has come on the connection. @returns to be disposed when it is answered */
-	use(socket: Socket): Disposable {
-		const key = keyOf(socket);
-		this.#idle.delete(key);
-		return {
-			[Symbol.dispose]: () => {
-				if (!socket.destroyed && this.#connections.has(key)) {
-					this.#idle.add(key);
-				}
-			},
-		};
-	}
-
-	/**
-	 * @returns the body, or why it is not read to its end
+	 * What comes after a refusal is read and discarded.
+	 *
+	 * @returns the body, or why it is refused
 	 * @throws when the connection ends before the body does
 	 */
 	async read(request: IncomingMessage): Promise<Buffer | Refusal> {
+		const {promise, resolve, reject} = Promise.withResolvers<Buffer | Refusal>();
+		let body = Buffer.alloc(0);
+		let length = 0;
+		const refuse = (refusal: Refusal): void => {
+			this.#release(share);
+			body = Buffer.alloc(0);
+			resolve(refusal);
+		};
+		const share = this.#open(() => refuse('too many bytes'));
 		if (Number(request.headers['content-length'] ?? 0) > this.#limits.bodyBytes) {
-			return 'too large';
+			refuse('too large');
 		}
 
-		const {promise: refused, resolve: refuse} = Promise.withResolvers<Refusal>();
-		const body: Unfinished = {bytes: 0, refuse};
-		this.#unfinished.add(body);
+		// Copied, and counted by what is allocated: a piece of one byte takes hundreds as an object of its own.
+		request.on('data', (chunk: Buffer) => {
+			if (!this.#shares.has(share)) {
+				return;
+			}
+
+			const needed = length + chunk.length;
+			if (needed > this.#limits.bodyBytes) {
+				refuse('too large');
+				return;
+			}
+
+			if (needed > body.length) {
+				const larger = Buffer.allocUnsafeSlow(
+					Math.min(this.#limits.bodyBytes, Math.max(firstBytes, needed, 2 * body.length)),
+				);
+				body.copy(larger, 0, 0, length);
+				const more = larger.length - body.length;
+				body = larger;
+				this.#grow(share, more);
+			}
+
+			// It may have been this one that gave way.
+			length += chunk.copy(body, length);
+		});
+		request.once('end', () => resolve(body.subarray(0, length)));
+		request.once('close', () => reject(new Error('The connection ended before the body did')));
 		try {
-			return await Promise.race([refused, this.#readAll(request, body)]);
+			return await promise;
 		} finally {
-			this.#forget(body);
+			this.#release(share);
 		}
 	}
 
-	async #readAll(request: IncomingMessage, body: Unfinished): Promise<Buffer | Refusal> {
-		const chunks: Buffer[] = [];
-		// Not destroyed when it is left: the refusal has to go out on the same socket.
-		for await (const chunk of request.iterator({destroyOnReturn: false}) as AsyncIterable<Buffer>) {
-			if (body.bytes + chunk.length > this.#limits.bodyBytes) {
-				return 'too large';
-			}
-
-			if (!this.#unfinished.has(body)) {
-				return 'too many bytes';
-			}
-
-			body.bytes += chunk.length;
-			this.#bytes += chunk.length;
-			chunks.push(chunk);
-			this.#makeRoom();
-		}
-
-		return Buffer.concat(chunks);
+	/** Counts an answer until it has been sent. When it has to give way, its connection ends. */
+	hold(response: ServerResponse, answer: Buffer): void {
+		const share = this.#open(() => response.socket?.destroy());
+		response.once('close', () => this.#release(share));
+		this.#grow(share, answer.length);
 	}
 
-	/** The oldest body gives way: what has not come by now stalls. */
-	#makeRoom(): void {
-		for (const oldest of this.#unfinished) {
+	#open(giveWay: () => void): Share {
+		const share = {bytes: 0, giveWay};
+		this.#shares.add(share);
+		return share;
+	}
+
+	/** The oldest give way: what has not been sent or read by now stalls. */
+	#grow(share: Share, bytes: number): void {
+		share.bytes += bytes;
+		this.#bytes += bytes;
+		for (const oldest of this.#shares) {
 			if (this.#bytes <= this.#limits.unfinishedBytes) {
 				return;
 			}
 
-			this.#forget(oldest);
-			oldest.refuse('too many bytes');
+			this.#release(oldest);
+			oldest.giveWay();
 		}
 	}
 
-	#forget(body: Unfinished): void {
-		if (this.#unfinished.delete(body)) {
-			this.#bytes -= body.bytes;
+	#release(share: Share): void {
+		if (this.#shares.delete(share)) {
+			this.#bytes -= share.bytes;
 		}
 	}
-}
-
-function keyOf({remoteAddress, remotePort}: Socket): string {
-	return `${String(remoteAddress)} ${String(remotePort)}`;
 }

@@ -21,7 +21,8 @@ export interface PodSize {
 	readonly gpus?: bigint;
 }
 
-const gpuResource = 'nvidia.com/gpu';
+/** The only device that a pod VM can have. */
+export const gpuResource = 'nvidia.com/gpu';
 
 export function podSize(pod: Pod, overhead: VmOverhead): PodSize {
 	const [cpu, memory, gpus] = [atOnce(pod, 'cpu'), atOnce(pod, 'memory'), atOnce(pod, gpuResource)];
@@ -38,25 +39,31 @@ export function podSize(pod: Pod, overhead: VmOverhead): PodSize {
  */
 function atOnce(pod: Pod, resource: string): bigint {
 	const {limits, requests} = pod.resources;
-	return limits.get(resource) ?? max(requests.get(resource) ?? 0n, ofContainers(pod, resource));
+	return (
+		limits.get(resource) ??
+		max(
+			requests.get(resource) ?? 0n,
+			ofContainers(pod, container => ofContainer(container, resource)),
+		)
+	);
 }
 
 /**
  * Init containers run one after the other, each beside the sidecars before it; then the containers run beside all
  * sidecars.
  */
-function ofContainers({containers, initContainers}: Pod, resource: string): bigint {
+export function ofContainers({containers, initContainers}: Pod, amountOf: (container: Container) => bigint): bigint {
 	let sidecars = 0n;
 	let peak = 0n;
 	for (const container of initContainers) {
-		const own = ofContainer(container, resource);
+		const own = amountOf(container);
 		peak = max(peak, sidecars + own);
 		sidecars += container.isSidecar ? own : 0n;
 	}
 
 	return max(
 		peak,
-		containers.reduce((sum, container) => sum + ofContainer(container, resource), sidecars),
+		containers.reduce((sum, container) => sum + amountOf(container), sidecars),
 	);
 }
 

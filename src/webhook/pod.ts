@@ -1,10 +1,9 @@
 /**
  * What the webhook has to know of a Pod, read from its JSON and checked once; the rest of the document is not looked
- * at. Quantities are parsed here, so that nobody behind this file meets text. What Kubernetes refuses in them is
- * refused here: its validation comes after this, and does not see any more what was taken away. Knows no policy. Source
- * of the shape: Kubernetes API reference, core/v1 Pod.
+ * at. Quantities are parsed here, so that no other file calculates with text. Which quantities are valid is the
+ * business of resource-rules.ts. Knows no policy. Source of the shape: Kubernetes API reference, core/v1 Pod.
  */
-import {AdaptorError} from '../core/errors.ts';
+import {AdaptorError, echoed} from '../core/errors.ts';
 import {parseQuantity} from './quantity.ts';
 
 /** Nano-units by the resource's name. */
@@ -15,6 +14,8 @@ export interface Resources {
 	readonly isPresent: boolean;
 	readonly requests: Amounts;
 	readonly limits: Amounts;
+	/** The same quantities as the document has them, to be repeated in a denial. */
+	readonly written: {readonly requests: JsonObject; readonly limits: JsonObject};
 	/** All else that it holds (`claims`), as it was. */
 	readonly others: Readonly<Record<string, unknown>>;
 }
@@ -86,41 +87,34 @@ function containersAt(spec: JsonObject, name: string): Container[] {
 function resourcesAt(parent: JsonObject, where: string): Resources {
 	const given = member(parent, 'resources') === undefined ? {} : objectAt(parent, 'resources', where);
 	const {requests: _, limits: __, ...others} = given;
-	const [requests, limits] = [
-		amountsAt(given, 'requests', `${where}resources.`),
-		amountsAt(given, 'limits', `${where}resources.`),
-	];
-	for (const [name, amount] of requests) {
-		if (amount > (limits.get(name) ?? amount)) {
-			throw malformed(fieldOf(name, 'requests', `${where}resources.`), 'at most its limit');
-		}
-	}
-
-	return {isPresent: Object.hasOwn(parent, 'resources'), requests, limits, others};
+	const written = {requests: quantitiesAt(given, 'requests', where), limits: quantitiesAt(given, 'limits', where)};
+	return {
+		isPresent: Object.hasOwn(parent, 'resources'),
+		requests: amountsOf(written.requests, `${where}resources.requests`),
+		limits: amountsOf(written.limits, `${where}resources.limits`),
+		written,
+		others,
+	};
 }
 
-function amountsAt(resources: JsonObject, list: string, where: string): Amounts {
-	const quantities = member(resources, list) === undefined ? {} : objectAt(resources, list, where);
+function quantitiesAt(resources: JsonObject, list: string, where: string): JsonObject {
+	return member(resources, list) === undefined ? {} : objectAt(resources, list, `${where}resources.`);
+}
+
+function amountsOf(quantities: JsonObject, where: string): Amounts {
 	return new Map(
 		Object.entries(quantities).map(([name, quantity]) => {
 			const amount =
 				typeof quantity === 'string' || typeof quantity === 'number'
 					? parseQuantity(String(quantity))
 					: undefined;
-			if (amount === undefined || amount < 0n) {
-				throw malformed(
-					fieldOf(name, list, where),
-					amount === undefined ? 'a quantity, such as 500m or 2Gi' : 'zero or more',
-				);
+			if (amount === undefined) {
+				throw malformed(`${where}[${JSON.stringify(echoed(name))}]`, 'a quantity, such as 500m or 2Gi');
 			}
 
 			return [name, amount];
 		}),
 	);
-}
-
-function fieldOf(resource: string, list: string, where: string): string {
-	return `${where}${list}[${JSON.stringify(resource.slice(0, 253))}]`;
 }
 
 export function malformed(field: string, expected: string): AdaptorError {

@@ -13,6 +13,7 @@ import {
 } from 'node:http';
 import {createServer as createHttpsServer} from 'node:https';
 import type {AddressInfo, Socket} from 'node:net';
+import {pipeline} from 'node:stream';
 import {setTimeout as delay} from 'node:timers/promises';
 import type {SecureContextOptions} from 'node:tls';
 import {AdaptorError, toError} from '../core/errors.ts';
@@ -20,8 +21,13 @@ import {isWithinBounds} from '../core/json-bounds.ts';
 import {Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import {answerReview, type ReviewPolicy} from './admission-review.ts';
+import {Connections} from './connections.ts';
 import {Intake, type IntakeLimits, type Refusal} from './intake.ts';
 import {followTlsFiles} from './tls-files.ts';
+
+export interface WebhookLimits extends IntakeLimits {
+	readonly connections: number;
+}
 
 export interface WebhookOptions {
 	/** Ports on all addresses; 0 for any that is free. */
@@ -37,9 +43,12 @@ export interface WebhookOptions {
 	readonly drainDelayMs: number;
 	/** PEM of the authorities of client certificates that a caller must have; anyone may call when absent. */
 	readonly clientCa?: string;
-	/** How long a request may take to come; answered with 408 then. */
+	/**
+	 * How long a request may take to come; answered with 408 then. A connection on which nothing moves for twice as
+	 * long ends.
+	 */
 	readonly requestTimeoutMs?: number;
-	readonly limits?: IntakeLimits;
+	readonly limits?: WebhookLimits;
 	/** How often the certificate's files are looked at. */
 	readonly tlsIntervalMs?: number;
 	readonly log: Logger;
@@ -53,11 +62,11 @@ export interface Webhook extends AsyncDisposable {
 
 const path = '/mutate-v1-pod';
 /**
- * The API server takes objects of up to 3 MiB, and for a creation sends one. All unfinished bodies together,
- * connections with their TLS state, and what one body becomes when it is parsed stay below the container's 256 MiB. An
- * API server keeps one connection for each review that it has under way.
+ * The API server takes objects of up to 3 MiB, and for a creation sends one. All unfinished bodies and unread answers
+ * together, connections with their TLS state, and what one body becomes when it is parsed stay below the container's
+ * 256 MiB. An API server keeps one connection for each review that it has under way.
  */
-const defaultLimits: IntakeLimits = {bodyBytes: 3 << 20, unfinishedBytes: 6 << 20, connections: 256};
+const defaultLimits: WebhookLimits = {bodyBytes: 3 << 20, unfinishedBytes: 6 << 20, connections: 256};
 /** As patient as the API server is by default. */
 const defaultRequestTimeoutMs = 10_000;
 /**
@@ -65,6 +74,9 @@ const defaultRequestTimeoutMs = 10_000;
  * does.
  */
 const keepAliveTimeoutMs = 120_000;
+/** Kubelets make one for each probe. */
+const probeConnections = 64;
+const pieceBytes = 16 << 10;
 const closeTimeoutMs = 10_000;
 
 /** @throws AdaptorError 'failed-precondition' when there is no usable certificate, or a port cannot be listened on */
@@ -83,36 +95,42 @@ export async function startWebhook({
 }: WebhookOptions): Promise<Webhook> {
 	await using parts = new AsyncDisposableStack();
 	let state: 'starting' | 'serving' | 'draining' = 'starting';
-	const probes = createHttpServer(probeListener(() => state === 'serving'));
+	// Without the check of the Host header, whose answer Node would give itself.
+	const http = {
+		requestTimeout: requestTimeoutMs,
+		headersTimeout: requestTimeoutMs,
+		connectionsCheckingInterval: Math.min(1000, requestTimeoutMs / 2),
+		requireHostHeader: false,
+	};
+	const probes = createHttpServer({...http, keepAliveTimeout: requestTimeoutMs});
+	serve(
+		probes,
+		probeConnections,
+		requestTimeoutMs,
+		probeListener(() => state === 'serving'),
+	);
 	parts.defer(async () => {
 		probes.close();
 		probes.closeAllConnections();
 	});
 	const intake = new Intake(limits);
-	const server = createHttpsServer(
-		{
-			...(clientCa === undefined ? {} : {ca: clientCa, requestCert: true, rejectUnauthorized: true}),
-			handshakeTimeout: requestTimeoutMs,
-			requestTimeout: requestTimeoutMs,
-			headersTimeout: requestTimeoutMs,
-			connectionsCheckingInterval: Math.min(1000, requestTimeoutMs / 2),
-			keepAliveTimeout: keepAliveTimeoutMs,
-		},
-		(request, response) => {
-			if (state === 'draining') {
-				// The next request of this connection shall come to our successor.
-				response.setHeader('Connection', 'close');
-			}
+	const server = createHttpsServer({
+		...http,
+		...(clientCa === undefined ? {} : {ca: clientCa, requestCert: true, rejectUnauthorized: true}),
+		handshakeTimeout: defaultRequestTimeoutMs,
+		keepAliveTimeout: keepAliveTimeoutMs,
+	});
+	serve(server, limits.connections, requestTimeoutMs, (request, response) => {
+		if (state === 'draining') {
+			// The next request of this connection shall come to our successor.
+			response.setHeader('Connection', 'close');
+		}
 
-			const use = intake.use(request.socket);
-			response.once('close', () => use[Symbol.dispose]());
-			answer(request, response, intake, limits, policy, log).catch((error: unknown) => {
-				log.error({err: error}, 'admission review failed');
-				reply(response, 500, 'The webhook failed; its log tells why.');
-			});
-		},
-	);
-	server.on('connection', (socket: Socket) => intake.admit(socket));
+		answer(request, response, intake, limits, policy, log).catch((error: unknown) => {
+			log.error({err: error}, 'admission review failed');
+			reply(response, 500, 'The webhook failed; its log tells why.');
+		});
+	});
 	server.on('tlsClientError', error => log.debug({err: toError(error)}, 'TLS handshake failed'));
 	parts.use(
 		await followTlsFiles({
@@ -141,6 +159,23 @@ export async function startWebhook({
 			return disposed;
 		},
 	};
+}
+
+/** Answers the requests of a limited number of connections. */
+function serve(server: Server, mostConnections: number, requestTimeoutMs: number, listener: RequestListener): void {
+	const connections = new Connections(mostConnections);
+	server.on('connection', (socket: Socket) => connections.admit(socket));
+	// Node would answer an unknown expectation itself, and not count the answer.
+	for (const event of ['request', 'checkExpectation']) {
+		server.on(event, (request: IncomingMessage, response: ServerResponse) => {
+			if (connections.use(request, response)) {
+				listener(request, response);
+			}
+		});
+	}
+
+	// For answers that nobody reads. Longer than a request may take, whose end has an answer of its own.
+	server.setTimeout(2 * requestTimeoutMs);
 }
 
 async function answer(
@@ -176,16 +211,11 @@ async function answer(
 	}
 
 	if (typeof body === 'string') {
-		// The rest is not read, so the connection is of no further use.
-		response.setHeader('Connection', 'close');
-		if (body === 'too large') {
-			reply(response, 413, `Admission reviews have at most ${bodyBytes} bytes.`);
-		} else {
-			response.setHeader('Retry-After', '1');
-			reply(response, 429, 'Too many bytes of unfinished admission reviews.');
-		}
-
-		response.once('finish', () => request.socket.destroySoon());
+		const [status, what] =
+			body === 'too large'
+				? [413, `Admission reviews have at most ${bodyBytes} bytes.`]
+				: [429, 'Too many bytes of unfinished admission reviews.'];
+		replyEarly(request, response, status, what);
 		return;
 	}
 
@@ -204,7 +234,14 @@ async function answer(
 			);
 		}
 
-		response.writeHead(200, {'Content-Type': 'application/json'}).end(JSON.stringify(review));
+		const json = Buffer.from(JSON.stringify(review));
+		intake.hold(response, json);
+		response.writeHead(200, {'Content-Type': 'application/json', 'Content-Length': json.length});
+		pipeline(pieces(json), response, error => {
+			if (error) {
+				log.debug({err: error}, 'admission answer was not read');
+			}
+		});
 	} catch (error) {
 		if (!(error instanceof AdaptorError && error.code === 'invalid-argument')) {
 			throw error;
@@ -216,7 +253,14 @@ async function answer(
 }
 
 /** More than any pod has: one of 3 MiB that is all containers has a tenth. */
-const bounds = {parts: 200_000, depth: 200};
+const bounds = {parts: 50_000, depth: 200};
+
+/** A connection keeps as much memory for encryption as it was once given to write. */
+function* pieces(bytes: Buffer): Generator<Buffer> {
+	for (let offset = 0; offset < bytes.length; offset += pieceBytes) {
+		yield bytes.subarray(offset, offset + pieceBytes);
+	}
+}
 
 /** @throws AdaptorError 'invalid-argument' */
 function parseJson(body: Buffer): unknown {
@@ -238,6 +282,23 @@ function reply(response: ServerResponse, status: number, text: string): void {
 	if (!response.headersSent) {
 		response.writeHead(status, {'Content-Type': 'text/plain; charset=utf-8'}).end(`${text}\n`);
 	}
+}
+
+/**
+ * Answers while the caller may still be sending, and ends the connection. What it sends on is discarded until it ends
+ * the connection too: closing a socket with unread bytes resets it, and the caller might not see the answer. The time
+ * of a request and of a socket limit how long that takes.
+ */
+function replyEarly(request: IncomingMessage, response: ServerResponse, status: number, text: string): void {
+	const {socket} = request;
+	response.writeHead(status, {
+		'Content-Type': 'text/plain; charset=utf-8',
+		'Content-Length': Buffer.byteLength(text) + 1,
+		Connection: 'close',
+		...(status === 429 ? {'Retry-After': '1'} : {}),
+	});
+	response.write(`${text}\n`, () => socket.end());
+	request.resume().once('end', () => socket.destroySoon());
 }
 
 function probeListener(isReady: () => boolean): RequestListener {

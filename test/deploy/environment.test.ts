@@ -70,7 +70,7 @@ async function daemon(): Promise<Container> {
 /** What is wrong with the command line and the environment, one line each. */
 function complaints(
 	{command = [], args = [], env: own = []}: Container,
-	{HOME: _, ...env}: Environment,
+	{HOME: _, NODE_OPTIONS: __, ...env}: Environment,
 ): readonly string[] {
 	// The image's entrypoint is for the daemon.
 	const words = command[0] === '/usr/local/bin/entrypoint.sh' ? ['libvirt', ...args] : [...command.slice(1), ...args];
@@ -90,7 +90,7 @@ function complaints(
 				.map(name => `${name} is no setting`),
 			...own
 				.map(({name}) => name)
-				.filter(name => name !== 'HOME' && !read.has(name))
+				.filter(name => !['HOME', 'NODE_OPTIONS'].includes(name) && !read.has(name))
 				.map(name => `${name} is not read by ${parsed.command}`),
 			// What is announced and not in effect yet is no mistake of a manifest.
 			...warnings.map(({name, reason}) => `${name}: ${reason}`),

@@ -3,7 +3,20 @@ import test from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {answerReview} from '../../src/webhook/admission-review.ts';
-import {oneVm, patched, patchIn, podOf, policy, responseIn, reviewOf, vcpusAnnotation} from './pods.ts';
+import {
+	oneVm,
+	patched,
+	patchIn,
+	podOf,
+	policy,
+	responseIn,
+	reviewOf,
+	vcpusAnnotation,
+	vm,
+	type ContainerJson,
+	type PodJson,
+	type Quantities,
+} from './pods.ts';
 
 const pod = podOf([{resources: {requests: {cpu: '1500m'}}}]);
 const uid = '705ab4f5-6393-11e8-b7cc-42010a800002';
@@ -72,23 +85,6 @@ const denied: ReadonlyArray<readonly [field: string, object: unknown]> = [
 		'spec.containers[0].resources.limits["cpu"] is',
 		{...pod, spec: {...pod.spec, containers: [{resources: {limits: {cpu: '1 core'}}}]}},
 	],
-	// What Kubernetes' validation would refuse, had the quantities not been taken away before it.
-	[
-		'spec.containers[0].resources.requests["cpu"] is not zero or more',
-		{...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '-1'}}}]}},
-	],
-	[
-		'spec.initContainers[0].resources.limits["example.com/nic"] is not zero or more',
-		{...pod, spec: {...pod.spec, initContainers: [{resources: {limits: {'example.com/nic': '-1'}}}]}},
-	],
-	[
-		'spec.containers[0].resources.requests["cpu"] is not at most its limit',
-		{...pod, spec: {...pod.spec, containers: [{resources: {requests: {cpu: '4'}, limits: {cpu: '3999m'}}}]}},
-	],
-	[
-		'spec.resources.requests["memory"] is not at most its limit',
-		{...pod, spec: {...pod.spec, resources: {requests: {memory: '1Gi'}, limits: {memory: '1G'}}}},
-	],
 	['spec.resources.requests["memory"] is', {...pod, spec: {...pod.spec, resources: {requests: {memory: {}}}}}],
 ];
 test('a pod that cannot be understood is denied, with the field, under the uid', t => {
@@ -101,6 +97,178 @@ test('a pod that cannot be understood is denied, with the field, under the uid',
 		t.true(status?.message.startsWith(field), status?.message);
 		t.is(denial, status?.message);
 	}
+});
+
+const limits = (quantities: Quantities): ContainerJson => ({resources: {limits: quantities, requests: quantities}});
+const requests = (quantities: Quantities): ContainerJson => ({resources: {requests: quantities}});
+const apart = (request: Quantities, limit: Quantities): ContainerJson => ({
+	resources: {requests: request, limits: limit},
+});
+const supported = '"cpu", "memory", "ephemeral-storage", "nvidia.com/gpu", "kata.peerpods.io/vm", "hugepages-"';
+const of = 'spec.containers[0].resources';
+/**
+ * The words of pkg/apis/core/validation/validation.go in Kubernetes 1.34, but for those that begin with Unsupported
+ * value at a container.
+ */
+const refusedByKubernetes: ReadonlyArray<readonly [message: string, object: PodJson]> = [
+	[`${of}.requests[cpu]: Invalid value: "-1": must be greater than or equal to 0`, podOf([requests({cpu: '-1'})])],
+	[
+		`${of}.limits[nvidia.com/gpu]: Invalid value: "500m": must be an integer`,
+		podOf([limits({'nvidia.com/gpu': '500m'})]),
+	],
+	[
+		`${of}.limits[nvidia.com/gpus]: Invalid value: "1n": must be an integer`,
+		podOf([limits({'nvidia.com/gpus': '1n'})]),
+	],
+	[`${of}.limits[kata.peerpods.io/vm]: Invalid value: "1.5": must be an integer`, podOf([limits({[vm]: '1.5'})])],
+	[
+		`${of}.limits: Required value: Limit must be set for non overcommitable resources`,
+		podOf([requests({'nvidia.com/gpu': '1'})]),
+	],
+	[
+		`${of}.limits: Required value: Limit must be set for non overcommitable resources`,
+		podOf([requests({cpu: '1', 'hugepages-1Mi': '2Mi'})]),
+	],
+	[
+		`${of}.requests: Invalid value: "1": must be equal to nvidia.com/gpu limit of 2`,
+		podOf([apart({'nvidia.com/gpu': '1'}, {'nvidia.com/gpu': '2'})]),
+	],
+	[
+		`${of}.requests: Invalid value: "1Mi": must be equal to hugepages-1Mi limit of 2Mi`,
+		podOf([apart({cpu: '1', 'hugepages-1Mi': '1Mi'}, {'hugepages-1Mi': '2Mi'})]),
+	],
+	[
+		`${of}.requests: Invalid value: "4": must be less than or equal to cpu limit of 3999m`,
+		podOf([apart({cpu: '4'}, {cpu: '3999m'})]),
+	],
+	[
+		`${of}.limits[gpu]: Invalid value: "gpu": must be a standard resource type or fully qualified`,
+		podOf([limits({gpu: '1'})]),
+	],
+	[
+		`${of}.limits[CPU]: Invalid value: "CPU": must be a standard resource type or fully qualified`,
+		podOf([limits({CPU: '1'})]),
+	],
+	[
+		`${of}.limits[Nvidia.com/gpu]: Invalid value: "Nvidia.com/gpu": doesn't follow extended resource name standard`,
+		podOf([limits({'Nvidia.com/gpu': '1'})]),
+	],
+	[
+		`${of}.limits[nvidia.com/gpu/0]: Invalid value: "nvidia.com/gpu/0": doesn't follow extended resource name standard`,
+		podOf([limits({'nvidia.com/gpu/0': '1'})]),
+	],
+	[
+		`${of}.limits[requests.nvidia.com/gpu]: Invalid value: "requests.nvidia.com/gpu": doesn't follow extended resource name standard`,
+		podOf([limits({'requests.nvidia.com/gpu': '0'})]),
+	],
+	[`${of}: Forbidden: HugePages require cpu or memory`, podOf([limits({'hugepages-1Mi': '4Mi'})])],
+	[
+		`${of}.limits[hugepages-1Mi]: Invalid value: "1536Ki": 1536Ki is not positive integer multiple of hugepages-1Mi`,
+		podOf([limits({cpu: '1', 'hugepages-1Mi': '1536Ki'})]),
+	],
+	[
+		`${of}.limits[hugepages-large]: Invalid value: "1": 1 is not positive integer multiple of hugepages-large`,
+		podOf([limits({cpu: '1', 'hugepages-large': '1'})]),
+	],
+	[
+		`${of}.limits[nvidia.com/gpus]: Unsupported value: "nvidia.com/gpus": supported values: ${supported}`,
+		podOf([limits({'nvidia.com/gpus': '1'})]),
+	],
+	[
+		`${of}.limits[kubernetes.io/batch-cpu]: Unsupported value: "kubernetes.io/batch-cpu": supported values: ${supported}`,
+		podOf([limits({'kubernetes.io/batch-cpu': '500m'})]),
+	],
+	[
+		`spec.initContainers[1].resources.limits[example.com/nic]: Unsupported value: "example.com/nic": supported values: ${supported}`,
+		podOf([{}], {initContainers: [{}, limits({'example.com/nic': '1'})]}),
+	],
+	[
+		'spec.initContainers[0].resources.limits[nvidia.com/gpu]: Invalid value: "1500m": must be an integer',
+		podOf([{}], {initContainers: [limits({'nvidia.com/gpu': '1500m'})]}),
+	],
+	[
+		'spec.resources.requests: Invalid value: "1Gi": must be less than or equal to memory limit of 1G',
+		podOf([{}], {resources: {requests: {memory: '1Gi'}, limits: {memory: '1G'}}}),
+	],
+	[
+		'spec.resources.limits[nvidia.com/gpu]: Unsupported value: "nvidia.com/gpu": supported values: "cpu", "memory", "hugepages-"',
+		podOf([{}], {resources: {limits: {'nvidia.com/gpu': '1'}, requests: {'nvidia.com/gpu': '1'}}}),
+	],
+	[
+		'spec.resources.limits[gpu]: Invalid value: "gpu": must be a standard resource type or fully qualified',
+		podOf([{}], {resources: {limits: {gpu: '1'}}}),
+	],
+	[
+		'spec.resources.requests[cpu]: Invalid value: "1": must be greater than or equal to aggregate container requests of 1500m',
+		podOf([requests({cpu: '1'}), requests({cpu: '500m'})], {resources: {requests: {cpu: '1'}}}),
+	],
+	[
+		'spec.resources.requests[cpu]: Invalid value: "1": must be greater than or equal to aggregate container requests of 2',
+		podOf([{}], {initContainers: [requests({cpu: '2'})], resources: {requests: {cpu: '1'}}}),
+	],
+	[
+		'spec.resources.containers[1][memory].limits: Invalid value: "2Gi": must be less than or equal to pod limits of 1Gi',
+		podOf([{}, apart({memory: '1Gi'}, {memory: '2Gi'})], {
+			resources: {limits: {memory: '1Gi'}, requests: {memory: '1Gi'}},
+		}),
+	],
+];
+test('resources that Kubernetes refuses are denied in its words, though the webhook removes them', t => {
+	for (const [message, object] of refusedByKubernetes) {
+		const {review, denial} = answerReview(reviewOf(object), policy);
+		t.deepEqual(responseIn(review), {
+			uid,
+			allowed: false,
+			status: {status: 'Failure', reason: 'Invalid', code: 422, message},
+		});
+		t.is(denial, message);
+	}
+});
+
+test('what Kubernetes accepts in resources is not denied', t => {
+	for (const object of [
+		podOf([
+			limits({
+				'nvidia.com/gpu': '2',
+				cpu: '100m',
+				memory: '1Gi',
+				'ephemeral-storage': '1Gi',
+				'hugepages-1Mi': '4Mi',
+			}),
+		]),
+		podOf([limits({'nvidia.com/gpu': '1000m'})]),
+		podOf([limits({[vm]: '3'})]),
+		podOf([limits({'amd.com/gpu': '0', 'kubernetes.io/batch-cpu': '0'})]),
+		podOf([requests({cpu: '1'})], {
+			initContainers: [{...requests({cpu: '1'}), restartPolicy: 'Always'}, requests({cpu: '1'})],
+			resources: {requests: {cpu: '2'}, limits: {cpu: '2', 'hugepages-1Mi': '1Mi'}},
+		}),
+		podOf([limits({cpu: '2', memory: '1Gi'})], {resources: {requests: {memory: '1Gi'}, limits: {memory: '1Gi'}}}),
+	]) {
+		t.like(responseIn(answerReview(reviewOf(object), policy).review), {allowed: true}, JSON.stringify(object.spec));
+	}
+});
+
+test('other runtime classes keep what Kubernetes refuses, for Kubernetes to refuse', t => {
+	const object = podOf([limits({'nvidia.com/gpu': '500m'})], {runtimeClassName: 'runc'});
+	t.deepEqual(responseIn(answerReview(reviewOf(object), policy).review), {uid, allowed: true});
+});
+
+test('a denial and the log repeat at most 256 characters of a name', t => {
+	const long = 'x'.repeat(1_000_000);
+	for (const object of [
+		podOf([limits({[long]: '1'})]),
+		podOf([limits({[`${long}/x`]: '1'})]),
+		podOf([limits({cpu: long})]),
+		podOf([limits({cpu: '1', [`hugepages-${long}`]: '1'})]),
+		podOf([apart({[`${'1'.repeat(200)}.com/${'x'.repeat(63)}`]: '1'}, {})]),
+	]) {
+		const {review, denial = ''} = answerReview(reviewOf(object), policy);
+		t.true(denial.length > 0 && denial.length < 1200, `${denial.length}`);
+		t.true(JSON.stringify(review).length < 2000);
+	}
+
+	t.is(answerReview(reviewOf({...pod, metadata: {...pod.metadata, name: long}}), policy).pod?.length, 256);
 });
 
 test('what is no review, or has no uid to answer to, is refused', t => {
@@ -124,10 +292,18 @@ test('what is no review, or has no uid to answer to, is refused', t => {
 
 test("names from Object's prototype are names like others", t => {
 	const odd = JSON.parse(
-		'{"metadata":{"annotations":{"constructor":"x"}},"spec":{"runtimeClassName":"kata-remote","__proto__":{"x":1},"containers":[{"resources":{"limits":{"__proto__":"1","constructor":"2"}}}]}}',
+		'{"metadata":{"annotations":{"constructor":"x"}},"spec":{"runtimeClassName":"kata-remote","__proto__":{"x":1},"containers":[{"resources":{"constructor":{},"limits":{"cpu":"1"}}}]}}',
 	) as unknown;
-	const response = responseIn(answerReview(reviewOf(odd), policy).review);
-	t.deepEqual(patchIn(response), [{op: 'replace', path: '/spec/containers/0/resources', value: oneVm}]);
+	t.true(responseIn(answerReview(reviewOf(odd), policy).review).allowed);
+	for (const name of ['__proto__', 'constructor']) {
+		const named = JSON.parse(
+			`{"metadata":{},"spec":{"runtimeClassName":"kata-remote","containers":[{"resources":{"limits":{"${name}":"1"}}}]}}`,
+		) as unknown;
+		t.is(
+			answerReview(reviewOf(named), policy).denial,
+			`spec.containers[0].resources.limits[${name}]: Invalid value: "${name}": must be a standard resource type or fully qualified`,
+		);
+	}
 });
 
 test('property: whatever stands where a review has its parts, it is answered or refused', t => {

@@ -1,10 +1,12 @@
 /** `cloud-api-adaptor webhook` as a container runs it. */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
+import {readFileSync} from 'node:fs';
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
-import {connect as connectTls} from 'node:tls';
+import {connect as connectTcp} from 'node:net';
+import {connect as connectTls, type TLSSocket} from 'node:tls';
 import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import {directoryOf} from '../support/directory.ts';
@@ -13,6 +15,12 @@ import {Client, makeIssuer, MountedSecret, serverName} from './harness.ts';
 import {memoryAnnotation, patched, patchIn, podOf, responseIn, reviewOf, vcpusAnnotation} from './pods.ts';
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
+
+/** As the manifest has it. */
+const [, manifestNodeOptions = ''] =
+	/name: NODE_OPTIONS\n +value: (\S+)/v.exec(
+		readFileSync(new URL('../../deploy/base/webhook.yaml', import.meta.url), 'utf8'),
+	) ?? [];
 
 interface Process {
 	readonly pid: number;
@@ -25,7 +33,7 @@ interface Process {
 
 function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): Process {
 	const child = spawn(process.execPath, [...nodeOptions, main, 'webhook'], {
-		env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env},
+		env: {PATH: process.env['PATH'], HOME: '/nonexistent', NODE_OPTIONS: manifestNodeOptions, ...env},
 		stdio: ['ignore', 'ignore', 'pipe'],
 	});
 	const exited = once(child, 'close') as Promise<[number | null, NodeJS.Signals | null]>;
@@ -117,64 +125,175 @@ async function mostResident(pid: number): Promise<number> {
 	return Number(kib) / 1024;
 }
 
-test('whatever is sent, it stays below 200 MiB and goes on answering', async t => {
-	t.timeout(300_000);
-	const issuer = await makeIssuer();
-	const secret = new MountedSecret(await directoryOf(t));
-	await secret.write(await issuer.issue());
-	const running = processOf(t, {
-		WEBHOOK_PORT: '0',
-		WEBHOOK_PROBE_PORT: '0',
-		WEBHOOK_CERT_DIR: secret.directory,
-		WEBHOOK_DRAIN_DELAY: '1ms',
+interface Attack {
+	readonly port: number;
+	readonly ca: string;
+}
+
+const large = 3 << 20;
+const sent = {Host: 'x', 'Content-Type': 'application/json'};
+
+function headOf(headers: Readonly<Record<string, string>>): string {
+	return `POST /mutate-v1-pod HTTP/1.1\r\n${Object.entries({...sent, ...headers})
+		.map(([name, value]) => `${name}: ${value}\r\n`)
+		.join('')}\r\n`;
+}
+
+/** A connection that is never read from. */
+async function connected({port, ca}: Attack): Promise<TLSSocket> {
+	const socket = connectTls({
+		socket: connectTcp({host: '127.0.0.1', port, localAddress: '127.0.0.2'}),
+		ca,
+		servername: serverName,
 	});
-	const {port} = await running.event('ready');
-	const review = JSON.stringify(reviewOf(podOf([{resources: {limits: {cpu: '2'}, requests: {cpu: '2'}}}])));
-	const large = 3 << 20;
-	const bodies = [
+	socket.on('error', () => undefined);
+	// It may be refused.
+	await once(socket, 'secureConnect').catch(() => undefined);
+	return socket;
+}
+
+/** What a body can hold that takes more memory than its bytes; with as many at once as an API server might send. */
+async function bodies({port, ca}: Attack): Promise<TLSSocket[]> {
+	const texts = [
 		`{"a":[${'[],'.repeat((large - 16) / 3)}[]]}`,
 		`{"a":"${'x'.repeat(large - 16)}"}`,
 		`{"a":[${'1,'.repeat((large - 16) / 2)}1]}`,
 		'['.repeat(large),
 		' '.repeat(7 << 20),
 	];
-	// Many at a time, several times; a caller that is refused while it sends may see its connection end.
 	for (let round = 0; round < 3; round++) {
-		const client = new Client(Number(port), issuer.ca, {maxSockets: 20});
-		await Promise.all(
+		const client = new Client(port, ca, {maxSockets: 20});
+		const statuses = await Promise.all(
 			Array.from({length: 40}, async (_, index) =>
-				client.call({body: bodies[index % bodies.length] ?? ''}).catch(() => undefined),
+				client.call({body: texts[index % texts.length] ?? ''}).then(({status}) => status),
 			),
 		);
 		client.close();
+		if (statuses.some(status => ![400, 413, 429].includes(status))) {
+			throw new Error(`Answered with ${String(statuses)}`);
+		}
 	}
 
-	// Those that send nearly all of a body, and then nothing.
-	const stalled = await Promise.all(
+	return [];
+}
+
+/** Nearly all of a body, and then nothing. */
+async function stalls(attack: Attack): Promise<TLSSocket[]> {
+	return Promise.all(
 		Array.from({length: 40}, async () => {
-			const socket = connectTls({host: '127.0.0.1', port: Number(port), ca: issuer.ca, servername: serverName});
-			socket.on('error', () => undefined);
-			await once(socket, 'secureConnect');
-			socket.write(
-				`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${large}\r\n\r\n`,
-			);
+			const socket = await connected(attack);
+			socket.write(headOf({'Content-Length': String(large)}));
 			socket.write(Buffer.alloc(large - 1, ' '));
 			return socket;
 		}),
 	);
-	const client = new Client(Number(port), issuer.ca);
-	t.teardown(() => client.close());
-	for (let asked = 0; asked < 20; asked++) {
-		t.is((await client.call({body: review})).status, 200);
+}
+
+/** Bodies in pieces of one byte, each in a TLS record of its own. */
+async function smallPieces(attack: Attack): Promise<TLSSocket[]> {
+	return Promise.all(
+		Array.from({length: 10}, async () => {
+			const socket = await connected(attack);
+			socket.write(headOf({'Transfer-Encoding': 'chunked'}));
+			const piece = Buffer.from('1\r\n \r\n');
+			for (let bytes = 0; bytes < 60_000 && !socket.destroyed; bytes++) {
+				if (!socket.write(piece)) {
+					await Promise.race([once(socket, 'drain'), once(socket, 'close')]);
+				}
+			}
+
+			return socket;
+		}),
+	);
+}
+
+/** Answers as large as a review can make them, which nobody reads. */
+async function unreadAnswers(attack: Attack): Promise<TLSSocket[]> {
+	const uid = JSON.stringify(reviewOf(podOf([{}]), {uid: 'x'.repeat(large - 4096)}));
+	const empty = JSON.stringify(reviewOf(podOf([])));
+	const containers = empty.replace(
+		'"containers":[]',
+		`"containers":[${Array.from({length: 30_000}, () => '{"resources":{"limits":{"cpu":1}}}').join(',')}]`,
+	);
+	const sockets: TLSSocket[] = [];
+	for (let index = 0; index < 100; index++) {
+		const socket = await connected(attack);
+		const body = index % 2 === 0 ? uid : containers;
+		socket.write(headOf({'Content-Length': String(body.length)}));
+		socket.write(body);
+		// The answer has begun, or the connection has ended.
+		await Promise.race([once(socket, 'readable'), once(socket, 'close')]);
+		sockets.push(socket);
 	}
 
-	const resident = await mostResident(running.pid);
-	t.log(`${Math.round(resident)} MiB at most`);
-	t.true(resident < 200, `${Math.round(resident)} MiB`);
-	for (const socket of stalled) {
-		socket.destroy();
+	return sockets;
+}
+
+/** As many requests as one TLS record holds, on all connections. */
+async function pipelines(attack: Attack): Promise<TLSSocket[]> {
+	return Promise.all(
+		Array.from({length: 256}, async () => {
+			const socket = await connected(attack);
+			socket.write('GET / HTTP/1.1\r\nHost:x\r\n\r\n'.repeat(650));
+			return socket;
+		}),
+	);
+}
+
+/** More connections than there may be, each with a body that holds a place. */
+async function crowds(attack: Attack): Promise<TLSSocket[]> {
+	const sockets: TLSSocket[] = [];
+	for (let index = 0; index < 300; index++) {
+		const socket = await connected(attack);
+		socket.write(
+			headOf({
+				'Content-Length': String(large),
+				...Object.fromEntries(Array.from({length: 100}, (_, header) => [`X-${header}`, 'x'.repeat(100)])),
+			}),
+		);
+		socket.write(Buffer.alloc(15_000, ' '));
+		sockets.push(socket);
 	}
-});
+
+	return sockets;
+}
+
+for (const [title, attack] of Object.entries({
+	'large and odd bodies': bodies,
+	'bodies that stall': stalls,
+	'bodies in pieces of one byte': smallPieces,
+	'answers that nobody reads': unreadAnswers,
+	'hundreds of requests at once': pipelines,
+	'more connections than it takes': crowds,
+})) {
+	test.serial(`it stays below 200 MiB and goes on answering: ${title}`, async t => {
+		t.timeout(300_000);
+		const issuer = await makeIssuer();
+		const secret = new MountedSecret(await directoryOf(t));
+		await secret.write(await issuer.issue());
+		const running = processOf(t, {
+			WEBHOOK_PORT: '0',
+			WEBHOOK_PROBE_PORT: '0',
+			WEBHOOK_CERT_DIR: secret.directory,
+			WEBHOOK_DRAIN_DELAY: '1ms',
+		});
+		const port = Number((await running.event('ready'))['port']);
+		const sockets = await attack({port, ca: issuer.ca});
+		const review = JSON.stringify(reviewOf(podOf([{resources: {limits: {cpu: '2'}, requests: {cpu: '2'}}}])));
+		const client = new Client(port, issuer.ca);
+		t.teardown(() => client.close());
+		for (let asked = 0; asked < 20; asked++) {
+			t.is((await client.call({body: review})).status, 200);
+		}
+
+		const resident = await mostResident(running.pid);
+		t.log(`${Math.round(resident)} MiB at most`);
+		t.true(resident < 200, `${Math.round(resident)} MiB`);
+		for (const socket of sockets) {
+			socket.destroy();
+		}
+	});
+}
 
 test('SIGUSR1 opens no inspector', async t => {
 	const issuer = await makeIssuer();
