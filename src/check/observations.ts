@@ -59,8 +59,14 @@ export interface VolumeObservation {
 	readonly declaredFormat: 'qcow2' | 'raw';
 	readonly capacityBytes: bigint;
 	readonly allocatedBytes: bigint;
-	/** Its first 512 bytes, or why they could not be read. */
-	readonly header: Uint8Array | {readonly unreadable: string};
+	/**
+	 * Its format by its own first bytes, and whether it has a backing file; why no pod VM may start from it; or why
+	 * they could not be read.
+	 */
+	readonly content:
+		| {readonly format: 'qcow2' | 'raw'; readonly readsThrough: boolean}
+		| {readonly unfit: string; readonly remedy: string}
+		| {readonly unreadable: string};
 }
 
 export interface MemoryObservation {

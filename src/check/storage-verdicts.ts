@@ -1,7 +1,6 @@
 /** Pool, base volume and space on the KVM host, judged. Pure. */
-import {finding, sizeText, type Finding, type Problem} from './finding.ts';
+import {finding, sizeText, type Finding} from './finding.ts';
 import {enoughText, type Demand} from './host-verdicts.ts';
-import {imageKind} from './image-header.ts';
 import type {PoolObservation, VolumeObservation} from './observations.ts';
 
 /** Those in which a volume is a file: only there can an overlay be made upon another volume. */
@@ -31,83 +30,45 @@ export function poolFinding(pool: string, {type, path, isActive, autostarts}: Po
 }
 
 const pushImage = 'Push the pod VM image with "cloud-api-adaptor image push".';
-/** A qcow2 volume that was created and never written to has its tables, which are less than this. */
-const emptyQcow2Bytes = 1024n * 1024n;
 
 export function baseVolumeFinding(
 	pool: string,
 	volume: string,
-	{version, declaredFormat, capacityBytes, allocatedBytes, header}: VolumeObservation,
+	{version, declaredFormat, capacityBytes, allocatedBytes, content}: VolumeObservation,
 ): Finding {
 	const fact = `${volume}${version === undefined ? '' : `, which is ${version}`}, ${declaredFormat} of ${sizeText(capacityBytes)}, ${sizeText(allocatedBytes)} stored`;
-	if ('unreadable' in header) {
+	if ('unreadable' in content) {
 		return finding(fact, {
 			status: 'warning',
-			text: `its first bytes could not be read (${header.unreadable}), so its format is what libvirt says`,
+			text: `its first bytes could not be read (${content.unreadable}), so its format is what libvirt says`,
 			remedy: `Check it with "qemu-img info" on the KVM host.`,
 		});
 	}
 
-	return finding(fact, contentProblem(pool, volume, declaredFormat, allocatedBytes, header));
-}
-
-function contentProblem(
-	pool: string,
-	volume: string,
-	declaredFormat: 'qcow2' | 'raw',
-	allocatedBytes: bigint,
-	header: Uint8Array,
-): Problem | undefined {
-	const kind = imageKind(header);
-	switch (kind.format) {
-		case 'foreign': {
-			return {
-				status: 'failure',
-				text: `its content is ${kind.name}, which no VM boots from`,
-				remedy: `Unpack it, or convert it with "qemu-img convert -O qcow2". ${pushImage}`,
-			};
-		}
-
-		case 'zeros': {
-			return {
-				status: 'failure',
-				text: 'it begins with nothing but zeros: nothing was uploaded to it',
-				remedy: pushImage,
-			};
-		}
-
-		case 'qcow2': {
-			if (declaredFormat === 'raw') {
-				return {
-					status: 'failure',
-					text: 'its content is qcow2: VMs would see that file instead of the disk in it',
-					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew, or make a new one. ${pushImage}`,
-				};
-			}
-
-			if (kind.hasBackingFile) {
-				return {
-					status: 'warning',
-					text: 'it is itself an overlay on another file, which must stay where it is',
-					remedy: `Flatten it with "qemu-img convert -O qcow2 ${volume} …". ${pushImage}`,
-				};
-			}
-
-			return allocatedBytes >= emptyQcow2Bytes
-				? undefined
-				: {status: 'failure', text: 'nothing was uploaded to it', remedy: pushImage};
-		}
-
-		case 'raw': {
-			return declaredFormat === 'raw'
-				? undefined
-				: {
-						status: 'failure',
-						text: 'its content is not qcow2: VMs would not start',
-						remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew, or make a new one. ${pushImage}`,
-					};
-		}
+	if ('unfit' in content) {
+		return finding(fact, {status: 'failure', text: content.unfit, remedy: `${content.remedy} ${pushImage}`});
 	}
+
+	return finding(
+		fact,
+		content.format === declaredFormat
+			? undefined
+			: {
+					status: 'failure',
+					text:
+						content.format === 'qcow2'
+							? 'its content is qcow2: VMs would see that file instead of the disk in it'
+							: 'its content is not qcow2: VMs would not start',
+					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew, or make a new one. ${pushImage}`,
+				},
+		content.readsThrough
+			? {
+					status: 'warning',
+					text: 'it reads through to another file (a backing file), which is not checked; pods that choose this volume by annotation are refused it when LIBVIRT_VOL_NAME is another',
+					remedy: `Make it whole with "qemu-img convert -O qcow2". ${pushImage}`,
+				}
+			: undefined,
+	);
 }
 
 const gib = 1024n ** 3n;

@@ -66,8 +66,21 @@ export const pushFlags = [
 	},
 	{
 		name: 'plain-http',
-		value: 'HOST[:PORT]',
-		description: 'A registry that may be spoken to without TLS. This machine itself always may.',
+		value: 'HOST[:PORT],…',
+		description:
+			'Registries, token servers and blob stores that may be spoken to without TLS. A registry on this machine always may.',
+	},
+	{
+		name: 'local-host',
+		value: 'HOST[:PORT],…',
+		description:
+			'Token servers and blob stores that a registry may lead to though they are on this machine or at a link-local address. The registry itself may be anywhere.',
+	},
+	{
+		name: 'platform',
+		value: 'OS/ARCHITECTURE',
+		description:
+			'What a container image must be for, linux/s390x if not given. For an image that is labelled wrongly: its content is judged all the same.',
 	},
 	{
 		name: 'namespace',

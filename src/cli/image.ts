@@ -26,7 +26,7 @@ import {imageSettings, pushSettings} from './image-settings.ts';
 import {bytes, duration, Progress} from './progress.ts';
 
 /** Images are for one machine, wherever they are pushed from. */
-const platform = {os: 'linux', architecture: 's390x'} as const;
+const usualPlatform = 'linux/s390x';
 /** How long a registry may say nothing. */
 const registrySilenceMs = 60_000;
 const configMap = 'peer-pods-cm';
@@ -236,7 +236,15 @@ async function sourceOf(
 	}
 
 	const reference = parseImageReference(operand);
-	const {'registry-ca': caFile, 'plain-http': plainHost} = flags;
+	const {'registry-ca': caFile, 'plain-http': plainHosts, 'local-host': localHosts, platform = usualPlatform} = flags;
+	const {os, architecture} = /^(?<os>[a-z0-9]+)\/(?<architecture>[a-z0-9]+)$/v.exec(platform)?.groups ?? {};
+	if (os === undefined || architecture === undefined) {
+		throw new AdaptorError({
+			code: 'invalid-argument',
+			what: `-platform is ${JSON.stringify(platform.slice(0, 100))}; expected OS/ARCHITECTURE, such as ${usualPlatform}`,
+		});
+	}
+
 	const http = parts.use(
 		new HttpClient({
 			...(caFile === undefined ? {} : {ca: await readCa(caFile)}),
@@ -245,7 +253,8 @@ async function sourceOf(
 					.flatMap(name => [name, name.toLowerCase()])
 					.map(name => [name, env[name]]),
 			),
-			plainHosts: new Set(plainHost === undefined ? [] : [plainHost]),
+			plainHosts: hostsOf(plainHosts),
+			localHosts: hostsOf(localHosts),
 			silenceMs: registrySilenceMs,
 		}),
 	);
@@ -255,7 +264,16 @@ async function sourceOf(
 		join(home, '.config/containers/auth.json'),
 		'/root/containers/auth.json',
 	]);
-	return registrySource(new Registry(http, reference, credentials), reference, platform);
+	return registrySource(new Registry(http, reference, credentials), reference, {os, architecture});
+}
+
+function hostsOf(list = ''): ReadonlySet<string> {
+	return new Set(
+		list
+			.split(',')
+			.map(host => host.trim())
+			.filter(host => host !== ''),
+	);
 }
 
 async function isFile(path: string): Promise<boolean> {

@@ -1,6 +1,7 @@
 /**
  * HTTP as a registry needs it: redirects to wherever blobs are stored, without telling that place who we are; proxies;
- * a limit on silence. Knows no registry. Node's own client: `fetch` would follow redirects by its own rules.
+ * a limit on silence. Where a server sends us, rather than the operator, is never this machine or its link, and never
+ * without TLS. Knows no registry. Node's own client: `fetch` would follow redirects by its own rules.
  */
 import {Agent as HttpAgent, request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders} from 'node:http';
 import {Agent as HttpsAgent, request as httpsRequest} from 'node:https';
@@ -8,20 +9,25 @@ import {isIPv4} from 'node:net';
 import {getCACertificates} from 'node:tls';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
+import {guardedLookup, isLocalLiteral} from './local-addresses.ts';
 
 export interface HttpOptions {
 	/** PEM of certificate authorities that are trusted besides the usual ones. */
 	readonly ca?: readonly string[];
 	/** HTTP_PROXY, HTTPS_PROXY, NO_PROXY, in capitals or not; for other machines than this one. */
 	readonly proxyEnv: Readonly<Record<string, string | undefined>>;
-	/** Hosts (with port, as in the URL) that may be spoken to without TLS, besides this machine. */
+	/** Hosts (with port, as in the URL) that may be spoken to without TLS, wherever they are. */
 	readonly plainHosts: ReadonlySet<string>;
+	/** Hosts (with port, as in the URL) that a server may send us to though they are this machine or on its link. */
+	readonly localHosts: ReadonlySet<string>;
 	/** How long a server may say nothing. */
 	readonly silenceMs: number;
 }
 
 export interface Request {
 	readonly url: URL;
+	/** Whether the operator named this origin, so that it may be anywhere. What a server names may not. */
+	readonly isNamed?: boolean;
 	readonly method?: 'GET' | 'POST';
 	readonly headers?: OutgoingHttpHeaders;
 	readonly body?: string;
@@ -109,26 +115,31 @@ export class HttpClient implements Disposable {
 		}
 	}
 
-	/** Whether the host may be spoken to without TLS. */
+	/** Whether a host that the operator named may be spoken to without TLS. */
 	allowsPlain(url: URL): boolean {
 		return isLoopback(url.hostname) || this.#options.plainHosts.has(url.host);
 	}
 
 	/**
-	 * Follows redirects of a GET; what `Authorization` holds stays with the host that it was meant for.
+	 * Follows redirects of a GET; what `Authorization` holds stays with the origin that it was meant for.
 	 * @throws HttpError when there is no answer; an answer of any status is one
 	 */
 	async send(request: Request, signal: AbortSignal): Promise<Answer> {
+		const {plainHosts, localHosts} = this.#options;
 		let {url, headers = {}} = request;
 		for (let redirects = 0; ; redirects++) {
-			if (url.protocol !== 'https:' && !(url.protocol === 'http:' && this.allowsPlain(url))) {
+			const isNamed =
+				(request.isNamed === true && url.origin === request.url.origin) ||
+				plainHosts.has(url.host) ||
+				localHosts.has(url.host);
+			if (url.protocol !== 'https:' && !(url.protocol === 'http:' && isNamed && this.allowsPlain(url))) {
 				throw new HttpError(`Could not fetch over ${url.protocol.slice(0, -1)}: only https is allowed`, url, {
 					isFinal: true,
 					remedy: 'Name the host in -plain-http if its traffic need not be protected.',
 				});
 			}
 
-			const response = await this.#exchange({...request, url, headers}, signal);
+			const response = await this.#exchange({...request, url, headers, isNamed}, signal);
 			const {location} = response.headers;
 			if (
 				!redirectStatuses.has(response.statusCode ?? 0) ||
@@ -158,7 +169,14 @@ export class HttpClient implements Disposable {
 		}
 	}
 
-	async #exchange({url, method = 'GET', headers, body}: Request, signal: AbortSignal): Promise<IncomingMessage> {
+	async #exchange(
+		{url, isNamed, method = 'GET', headers, body}: Request,
+		signal: AbortSignal,
+	): Promise<IncomingMessage> {
+		if (isNamed !== true && isLocalLiteral(url.hostname)) {
+			throw localRefusal(url);
+		}
+
 		const isTls = url.protocol === 'https:';
 		const {promise, resolve, reject} = Promise.withResolvers<IncomingMessage>();
 		using scope = new Scope(signal).deadline(this.#options.silenceMs, `an answer of ${url.host}`);
@@ -167,6 +185,7 @@ export class HttpClient implements Disposable {
 			method,
 			headers: {'user-agent': 'cloud-api-adaptor', ...headers},
 			agent: isTls ? agents.tls : agents.plain,
+			...(isNamed === true ? {} : {lookup: guardedLookup(url.hostname, address => localRefusal(url, address))}),
 		};
 		const outgoing = isTls ? httpsRequest(url, options, resolve) : httpRequest(url, options, resolve);
 		outgoing.on('error', reject);
@@ -176,7 +195,7 @@ export class HttpClient implements Disposable {
 		} catch (error) {
 			outgoing.destroy();
 			signal.throwIfAborted();
-			throw exchangeError(toError(error), url);
+			throw error instanceof HttpError ? error : exchangeError(toError(error), url);
 		}
 	}
 
@@ -276,6 +295,13 @@ function proxiesOf(env: HttpOptions['proxyEnv']): Record<string, string> {
 
 function isEncoded(text: string): boolean {
 	return !/%(?![0-9A-Fa-f]{2})/v.test(text);
+}
+
+function localRefusal(url: URL, address = url.hostname): HttpError {
+	return new HttpError(`Could not follow the registry to ${address}: it is a loopback or link-local address`, url, {
+		isFinal: true,
+		remedy: `If the registry is meant to lead there, name ${url.host} in -local-host.`,
+	});
 }
 
 function exchangeError(error: Error, url: URL): HttpError {

@@ -47,6 +47,36 @@ export function layersOf(manifest: unknown, where: Where): readonly Descriptor[]
 	return layers.map(layer => descriptorOf(layer, where));
 }
 
+/** The blob that says what the image is for. @throws AdaptorError 'data-loss' */
+export function configOf(manifest: unknown, where: Where): Descriptor {
+	return descriptorOf(member(manifest, 'config'), where);
+}
+
+/**
+ * What a configuration does not say is not held against it: an artifact that is no container image has none.
+ * Source: OCI image-spec, config.md.
+ * @throws AdaptorError 'failed-precondition'
+ */
+export function checkPlatform(config: unknown, {os, architecture}: Platform, where: Where): void {
+	const said = (name: string, otherwise: string): string => {
+		const value = member(config, name);
+		return typeof value === 'string' && value !== '' ? value : otherwise;
+	};
+	const found = `${said('os', os)}/${said('architecture', architecture)}`;
+	if (found !== `${os}/${architecture}`) {
+		throw otherPlatform(found, {os, architecture}, where);
+	}
+}
+
+function otherPlatform(found: string, {os, architecture}: Platform, where: Where): AdaptorError {
+	return new AdaptorError({
+		code: 'failed-precondition',
+		what: `Could not use the image: it is for another platform than ${os}/${architecture}`,
+		where: {...where, platform: found.slice(0, 100)},
+		remedy: `Name the image for ${os}/${architecture}. If only its label is wrong, pass its platform in -platform.`,
+	});
+}
+
 function descriptorOf(value: unknown, where: Where): Descriptor {
 	const [digest, size] = [member(value, 'digest'), member(value, 'size')];
 	if (
@@ -63,32 +93,37 @@ function descriptorOf(value: unknown, where: Where): Descriptor {
 }
 
 /**
- * The digest of the manifest for the platform; the only one's, whatever it is for: images that only carry a file are
- * often built anywhere.
+ * The digest of the manifest for the platform; the only one's when the list does not say what it is for.
+ * @throws AdaptorError 'not-found', 'failed-precondition' when the only one is for another platform
  */
-export function chooseOf(list: readonly unknown[], {os, architecture}: Platform, where: Where): string {
+export function chooseOf(list: readonly unknown[], platform: Platform, where: Where): string {
+	const wanted = `${platform.os}/${platform.architecture}`;
 	const candidates = list.map(entry => {
 		const words = ['os', 'architecture'].map(name => member(member(entry, 'platform'), name));
 		return {
 			digest: descriptorOf(entry, where).digest,
-			name: words.map(word => (typeof word === 'string' ? word : 'unknown')).join('/'),
+			name: words.map(word => (typeof word === 'string' && word !== '' ? word : 'unknown')).join('/'),
 		};
 	});
-	// Attestations are listed as being for nothing known.
-	const real = candidates.filter(({name}) => name !== 'unknown/unknown');
 	const chosen =
-		candidates.find(({name}) => name === `${os}/${architecture}`) ??
-		(real.length === 1 ? real[0] : candidates.length === 1 ? candidates[0] : undefined);
-	if (chosen === undefined) {
-		throw new AdaptorError({
-			code: 'not-found',
-			what: `Could not choose an image of the manifest list: none is for ${os}/${architecture}`,
-			where: {...where, platforms: [...new Set(candidates.map(({name}) => name))].slice(0, 20).join(', ')},
-			remedy: 'Name the image that is meant by its digest.',
-		});
+		candidates.find(({name}) => name === wanted) ??
+		(candidates.length === 1 && candidates[0]?.name === 'unknown/unknown' ? candidates[0] : undefined);
+	if (chosen !== undefined) {
+		return chosen.digest;
 	}
 
-	return chosen.digest;
+	// Attestations are listed as being for nothing known.
+	const names = [...new Set(candidates.map(({name}) => name).filter(name => name !== 'unknown/unknown'))];
+	if (names.length === 1) {
+		throw otherPlatform(names.join(''), platform, where);
+	}
+
+	throw new AdaptorError({
+		code: 'not-found',
+		what: `Could not choose an image of the manifest list: none is for ${wanted}`,
+		where: {...where, platforms: names.slice(0, 20).join(', ').slice(0, 256)},
+		remedy: 'Name the image that is meant by its digest, or its platform in -platform.',
+	});
 }
 
 export function parseJson(bytes: Buffer, what: string, where: Where): unknown {

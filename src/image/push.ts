@@ -17,11 +17,12 @@ import {isLibvirtError, LibvirtConnectionError, LibvirtError, libvirtCode} from 
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
 import type {Logger} from '../core/log.ts';
+import {checkBootRecord, headBytes, readImageFormat, type ImageFormat} from '../sandbox/image-judgement.ts';
 import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
 import {removeAbandoned} from './incomplete.ts';
 import {checkName, giveName, untilSeen} from './name.ts';
 import {thisPusher, writeNote, type Pusher} from './pusher.ts';
-import {checkIsWhole, readImageFormat, type ImageFormat} from './qcow2.ts';
+import {checkIsWhole} from './qcow2.ts';
 import type {ImageSource, OpenImage} from './source.ts';
 import {volumeXml} from './volume-xml.ts';
 import {deleteVolume, openPool, readHoldings, change, volumeOf, type LibvirtStorage, type Volume} from './volumes.ts';
@@ -60,8 +61,6 @@ export interface PushedImage extends ImageFormat {
 	readonly removed: readonly string[];
 }
 
-/** A cluster of qcow2, and more than any boot record: what comes last. */
-const headBytes = 64 * 1024;
 /** A push that failed removes its volume in this time, whatever its caller's signal says. */
 const unwindTimeoutMs = 60_000;
 const unwindAgainMs = 500;
@@ -92,6 +91,13 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 		await checkIsWhole(head, image.size, image.readAt);
 	}
 
+	// A registry sends its bytes in order: where a qcow2 image has its boot record is read from the volume, before that
+	// becomes an image.
+	const isJudgedFromVolume = format.format === 'qcow2' && image.readAt === undefined;
+	if (!isJudgedFromVolume) {
+		await checkBootRecord(format.format, head, image.readAt ?? (async () => Buffer.alloc(0)));
+	}
+
 	if (image.size > availableBytes) {
 		throw new AdaptorError({
 			code: 'resource-exhausted',
@@ -112,6 +118,12 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	);
 	undo.defer(async () => unwind(session, pool, volume, log));
 	const digest = await upload(options, volume, head, bytes, image.size, signal);
+	if (isJudgedFromVolume) {
+		await checkBootRecord(format.format, head, async (at, length) =>
+			readUploaded(session, pool.name, volume, head, at, length, signal),
+		);
+	}
+
 	const version = await complete(session, pool, volume, head, format, signal);
 	undo.move();
 	if (givesName) {
@@ -230,6 +242,31 @@ async function upload(
 	}
 
 	return `sha256:${digest}`;
+}
+
+/** Of a volume that has all but its head. */
+async function readUploaded(
+	session: LibvirtStorage,
+	pool: string,
+	volume: string,
+	head: Buffer,
+	at: bigint,
+	length: number,
+	signal: AbortSignal,
+): Promise<Buffer> {
+	const chunks = at < BigInt(head.length) ? [head.subarray(Number(at), Number(at) + length)] : [];
+	const missing = length - (chunks[0]?.length ?? 0);
+	if (missing > 0) {
+		for await (const chunk of session.download(
+			volumeOf(pool, volume),
+			{offset: at + BigInt(length - missing), length: missing},
+			signal,
+		)) {
+			chunks.push(chunk);
+		}
+	}
+
+	return Buffer.concat(chunks);
 }
 
 function notWhatWasWritten(pool: string, volume: string): AdaptorError {

@@ -6,13 +6,15 @@
 import {createHash, type Hash} from 'node:crypto';
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
-import {backOff, pause} from '../core/lifetime.ts';
+import {backOff, pause, Scope} from '../core/lifetime.ts';
 import {Secret} from '../core/log.ts';
 import type {Credentials} from './credentials.ts';
 import {HttpClient, HttpError, isWithoutTls, readAll, type Answer} from './http.ts';
 import {member} from './json.ts';
 import {
+	checkPlatform,
 	chooseOf,
+	configOf,
 	damaged,
 	layersOf,
 	manifestTypes,
@@ -23,10 +25,14 @@ import {
 } from './manifest.ts';
 import {digestPattern, formatReference, type ImageReference} from './reference.ts';
 
-/** distribution's own limit for a manifest. */
+/** distribution's own limit for a manifest. Configurations are smaller. */
 const maxManifestBytes = 4 * 1024 * 1024;
 const maxTokenBytes = 1024 * 1024;
 const maxErrorBytes = 16 * 1024;
+/**
+ * For a token, a manifest or a configuration with all attempts: a server that sends a byte a minute is never silent.
+ */
+const documentTimeoutMs = 120_000;
 /** Failures in a row, without one byte in between, after which a transfer is given up. */
 const attemptsAtMost = 5;
 
@@ -35,27 +41,31 @@ export class Registry {
 	readonly #reference: ImageReference;
 	readonly #credentials: Credentials | undefined;
 	readonly #retryMs: {readonly first: number; readonly longest: number};
+	readonly #documentMs: number;
 	/** The header of the last authentication that worked. */
 	#authorization: Secret<string> | undefined;
 	/** Known after the first answer. */
 	#protocol: 'https:' | 'http:' | undefined;
 
+	/** @param documentMs the limit of time for a small document */
 	constructor(
 		http: HttpClient,
 		reference: ImageReference,
 		credentials: Credentials | undefined,
 		retryMs = {first: 500, longest: 10_000},
+		documentMs = documentTimeoutMs,
 	) {
 		this.#http = http;
 		this.#reference = reference;
 		this.#credentials = credentials;
 		this.#retryMs = retryMs;
+		this.#documentMs = documentMs;
 	}
 
 	/**
-	 * The manifest that the reference stands for; of a list, that for the platform, or its only one.
-	 * @throws AdaptorError 'not-found', 'unauthenticated', 'permission-denied', 'data-loss' for one that is not what
-	 * its digest says
+	 * The manifest that the reference stands for; of a list, that for the platform, or its only one if that names none.
+	 * @throws AdaptorError 'not-found', 'unauthenticated', 'permission-denied', 'failed-precondition' for an image of
+	 * another platform, 'data-loss' for one that is not what its digest says
 	 */
 	async manifest(platform: Platform, signal: AbortSignal): Promise<ImageManifest> {
 		const {version} = this.#reference;
@@ -65,7 +75,9 @@ export class Registry {
 			const {content, digest} = await this.#readManifest(wanted, signal);
 			const list = member(content, 'manifests');
 			if (!Array.isArray(list)) {
-				return {digest, layers: layersOf(content, this.#where)};
+				const layers = layersOf(content, this.#where);
+				checkPlatform(await this.#readConfig(configOf(content, this.#where), signal), platform, this.#where);
+				return {digest, layers};
 			}
 
 			wanted = chooseOf(list, platform, this.#where);
@@ -139,9 +151,12 @@ export class Registry {
 
 	async #readManifest(version: string, signal: AbortSignal): Promise<{content: unknown; digest: string}> {
 		const accept = manifestTypes.join(', ');
-		const bytes = await this.#retried(
-			async () => readAll(await this.#get(`manifests/${version}`, {accept}, signal), maxManifestBytes, signal),
-			signal,
+		const bytes = await this.#inTime('the manifest', signal, async inTime =>
+			this.#retried(
+				async () =>
+					readAll(await this.#get(`manifests/${version}`, {accept}, inTime), maxManifestBytes, inTime),
+				inTime,
+			),
 		);
 		if (
 			digestPattern.test(version) &&
@@ -156,6 +171,37 @@ export class Registry {
 				? version
 				: `sha256:${createHash('sha256').update(bytes).digest('hex')}`,
 		};
+	}
+
+	async #readConfig(descriptor: Descriptor, signal: AbortSignal): Promise<unknown> {
+		if (descriptor.size > maxManifestBytes) {
+			throw damaged(`its configuration has more than ${maxManifestBytes} bytes`, this.#where);
+		}
+
+		const chunks: Buffer[] = [];
+		await this.#inTime('the configuration', signal, async inTime => {
+			for await (const chunk of this.blob(descriptor, inTime)) {
+				chunks.push(chunk);
+			}
+		});
+		return parseJson(Buffer.concat(chunks), 'the configuration', this.#where);
+	}
+
+	/** @throws HttpError when the work has not ended after `documentMs` */
+	async #inTime<T>(awaited: string, signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+		using scope = new Scope(signal).deadline(this.#documentMs, awaited);
+		try {
+			return await work(scope.signal);
+		} catch (error) {
+			signal.throwIfAborted();
+			throw scope.signal.aborted
+				? new HttpError(
+						`The registry took more than ${this.#documentMs / 1000} s to send ${awaited}`,
+						this.#url(''),
+						{isFinal: true, remedy: "Push again later, or look at the registry's own log.", cause: error},
+					)
+				: error;
+		}
 	}
 
 	async #retried<T>(attempt: () => Promise<T>, signal: AbortSignal): Promise<T> {
@@ -188,7 +234,10 @@ export class Registry {
 				return answer;
 			}
 
-			const text = await readAll(answer, maxErrorBytes, signal).catch(() => Buffer.alloc(0));
+			const text = await this.#inTime('its refusal', signal, async inTime =>
+				readAll(answer, maxErrorBytes, inTime),
+			).catch(() => Buffer.alloc(0));
+			signal.throwIfAborted();
 			// Who stands where a blob was redirected to is not told who we are.
 			if (answer.status !== 401 || hasAuthenticated || answer.url.host !== this.#url('').host) {
 				throw refusal(answer, text, this.#credentials !== undefined, this.#where);
@@ -201,7 +250,7 @@ export class Registry {
 	/** Over https; a registry that has no TLS is spoken to without only where that is allowed. */
 	async #send(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Answer> {
 		try {
-			const answer = await this.#http.send({url: this.#url(path), headers}, signal);
+			const answer = await this.#http.send({url: this.#url(path), isNamed: true, headers}, signal);
 			this.#protocol ??= 'https:';
 			return answer;
 		} catch (error) {
@@ -219,7 +268,7 @@ export class Registry {
 		}
 
 		this.#protocol = 'http:';
-		return this.#http.send({url: this.#url(path), headers}, signal);
+		return this.#http.send({url: this.#url(path), isNamed: true, headers}, signal);
 	}
 
 	async #authenticate(answer: Answer, signal: AbortSignal): Promise<Secret<string>> {
@@ -247,39 +296,16 @@ export class Registry {
 			service: challenge.get('service') ?? '',
 			scope: challenge.get('scope') ?? `repository:${repository}:pull`,
 		};
-		const credentials = this.#credentials;
-		const answer = await this.#retried(async () => {
-			if (credentials !== undefined && 'identityToken' in credentials) {
-				const form = new URLSearchParams({
-					...parameters,
-					grant_type: 'refresh_token',
-					client_id: 'cloud-api-adaptor',
-					refresh_token: credentials.identityToken.reveal(),
-				});
-				return this.#http.send(
-					{
-						url,
-						method: 'POST',
-						headers: {'content-type': 'application/x-www-form-urlencoded'},
-						body: form.toString(),
-					},
-					signal,
-				);
-			}
-
-			const query = new URL(url);
-			for (const [name, value] of Object.entries(parameters)) {
-				query.searchParams.set(name, value);
-			}
-
-			return this.#http.send(
-				{url: query, headers: credentials === undefined ? {} : {authorization: basic(credentials).reveal()}},
-				signal,
-			);
-		}, signal);
-		const body = await readAll(answer, maxTokenBytes, signal);
+		// Many registries give their tokens themselves. Any other place was named by a server.
+		const isNamed = url.origin === this.#url('').origin;
+		const [answer, body] = await this.#inTime('a token', signal, async inTime =>
+			this.#retried(async () => {
+				const received = await this.#askToken({url, isNamed}, parameters, inTime);
+				return [received, await readAll(received, maxTokenBytes, inTime)] as const;
+			}, inTime),
+		);
 		if (answer.status !== 200) {
-			throw refusal(answer, body, credentials !== undefined, this.#where);
+			throw refusal(answer, body, this.#credentials !== undefined, this.#where);
 		}
 
 		const content = parseJson(body, 'the answer with a token', this.#where);
@@ -289,6 +315,46 @@ export class Registry {
 		}
 
 		return new Secret(token);
+	}
+
+	async #askToken(
+		{url, isNamed}: {readonly url: URL; readonly isNamed: boolean},
+		parameters: Readonly<Record<string, string>>,
+		signal: AbortSignal,
+	): Promise<Answer> {
+		const credentials = this.#credentials;
+		if (credentials !== undefined && 'identityToken' in credentials) {
+			const form = new URLSearchParams({
+				...parameters,
+				grant_type: 'refresh_token',
+				client_id: 'cloud-api-adaptor',
+				refresh_token: credentials.identityToken.reveal(),
+			});
+			return this.#http.send(
+				{
+					url,
+					isNamed,
+					method: 'POST',
+					headers: {'content-type': 'application/x-www-form-urlencoded'},
+					body: form.toString(),
+				},
+				signal,
+			);
+		}
+
+		const query = new URL(url);
+		for (const [name, value] of Object.entries(parameters)) {
+			query.searchParams.set(name, value);
+		}
+
+		return this.#http.send(
+			{
+				url: query,
+				isNamed,
+				headers: credentials === undefined ? {} : {authorization: basic(credentials).reveal()},
+			},
+			signal,
+		);
 	}
 
 	#url(path: string): URL {

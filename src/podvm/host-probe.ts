@@ -16,6 +16,8 @@ import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.
 import {procedures} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, readXml, type XmlElement} from '../libvirt/xml.ts';
+import {UnfitImageError} from '../sandbox/unfit-image.ts';
+import {judgeVolume} from './base-images.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import {silentLogger} from '../core/log.ts';
 import {checkCpuset} from './kvm-host.ts';
@@ -177,10 +179,7 @@ export async function observePool(session: Calls, name: string, signal: AbortSig
 	};
 }
 
-/** A disk's first sector: every format shows itself there. */
-const headerBytes = 512;
-
-/** Of what VMs stand on: when the name only stands for a version of the image, of that. @throws as `readBaseVolume` */
+/** Of what VMs stand on: when the name is an alias of a version of the image, of that. @throws as `readBaseVolume` */
 export async function observeBaseVolume(
 	session: Calls & Pick<LibvirtSession, 'download'>,
 	poolName: string,
@@ -194,30 +193,29 @@ export async function observeBaseVolume(
 		declaredFormat: format,
 		capacityBytes: capacity,
 		allocatedBytes: allocation,
-		header: await readHeader(session, vol, signal),
+		content: await observeContent(session, vol, signal),
 		...(version === name ? {} : {version}),
 	};
 }
 
-async function readHeader(
+async function observeContent(
 	session: Pick<LibvirtSession, 'download'>,
 	vol: ReturnType<typeof volumeOf>,
 	signal: AbortSignal,
-): Promise<VolumeObservation['header']> {
-	const chunks: Buffer[] = [];
+): Promise<VolumeObservation['content']> {
 	try {
-		for await (const chunk of session.download(vol, {length: headerBytes}, signal)) {
-			chunks.push(chunk);
-		}
+		return await judgeVolume(session, vol, signal);
 	} catch (error) {
+		if (error instanceof UnfitImageError) {
+			return {unfit: error.why, remedy: error.remedy};
+		}
+
 		if (error instanceof LibvirtError) {
 			return {unreadable: error.libvirtMessage};
 		}
 
 		throw error;
 	}
-
-	return Buffer.concat(chunks);
 }
 
 /** @throws LibvirtError 'not-found' */

@@ -1,12 +1,11 @@
 /**
  * Which volume a pod VM starts from. A pod names it in an annotation, so whoever may create pods chooses among what is
  * in the pool: never by a path, never a disk of a pod VM, and only what LIBVIRT_ALLOWED_IMAGES allows, where that is
- * set. Pure.
+ * set. What the volume holds is judged by base-images.ts. Pure.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {matchesGlob} from '../libvirt/glob.ts';
 import {checkedText} from '../libvirt/xml.ts';
-import type {BaseVolume} from './volumes.ts';
 
 export interface ImagePolicy {
 	/** LIBVIRT_VOL_NAME: the image of pods that choose none; always allowed. */
@@ -49,20 +48,4 @@ export function chosenImage(asked: string | undefined, {configured, allowed}: Im
 	}
 
 	return checkedText('image', image, 255);
-}
-
-/**
- * For an image that a pod chose. A root disk that somebody copied or renamed on the host is still an overlay; images
- * are whole.
- * @throws AdaptorError 'invalid-argument'
- */
-export function checkIsNoOverlay(image: string, {isOverlay}: Pick<BaseVolume, 'isOverlay'>): void {
-	if (isOverlay) {
-		throw new AdaptorError({
-			code: 'invalid-argument',
-			what: 'Could not choose the image: it is an overlay of another volume, as the disks of VMs are',
-			where: {image},
-			remedy: 'Make it whole with "qemu-img convert -O qcow2" and upload that under another name, or make it the configured image (LIBVIRT_VOL_NAME).',
-		});
-	}
 }

@@ -7,7 +7,7 @@ import type {Procedure} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 
 /** What `LibvirtSession` has, so that it fits as it is. */
-export type LibvirtCalls = Pick<LibvirtSession, 'call' | 'upload' | 'onLifecycle' | 'onState' | 'console'>;
+export type LibvirtCalls = Pick<LibvirtSession, 'call' | 'upload' | 'download' | 'onLifecycle' | 'onState' | 'console'>;
 
 /** Starting QEMU on a busy host and writing a large volume take longer than a look at something. */
 const changeTimeoutMs = 120_000;

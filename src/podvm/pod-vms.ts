@@ -22,6 +22,7 @@ import {isInstanceNameOf} from '../sandbox/instance-name.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
 import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
 import {findAddresses} from './addresses.ts';
+import {BaseImages} from './base-images.ts';
 import {cidataIso} from './cidata.ts';
 import {ConsoleTail} from './console-tail.ts';
 import {makeDisks} from './disks.ts';
@@ -29,14 +30,14 @@ import {domainXml} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import type {HostSupport} from './host-support.ts';
-import {checkIsNoOverlay, chosenImage} from './image-choice.ts';
+import {chosenImage} from './image-choice.ts';
 import {KvmHost} from './kvm-host.ts';
 import {change, mayHaveBeenMade, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodsDir, PodVmMetadata} from './metadata.ts';
 import {isStillThere, listDomains, ownership, readOwnDomains, type OwnDomain} from './own-domains.ts';
 import {removeVm, settleAll} from './removal.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
-import {causeOfFailure, cidataVolumeName, readBaseVolume, rootVolumeName} from './volumes.ts';
+import {causeOfFailure, cidataVolumeName, rootVolumeName} from './volumes.ts';
 
 export interface PodVmsOptions {
 	readonly session: LibvirtCalls;
@@ -89,6 +90,7 @@ class LibvirtPodVms implements PodVms {
 	/** A start and the deletions of one sandbox never overlap. */
 	readonly #mutex = new KeyedMutex();
 	readonly #host: KvmHost;
+	readonly #images: BaseImages;
 	readonly #endWatch: EndWatch;
 	/** Of VMs that were started here. */
 	readonly #consoles = new WeakMap<PodVm, ConsoleTail>();
@@ -99,6 +101,7 @@ class LibvirtPodVms implements PodVms {
 		this.#options = options;
 		this.#slots = new VmSlots(options.cluster, options.node);
 		this.#host = new KvmHost(options);
+		this.#images = new BaseImages(options);
 		this.#endWatch = new EndWatch(options);
 	}
 
@@ -168,13 +171,9 @@ class LibvirtPodVms implements PodVms {
 		const iso = cidataIso(instanceName, spec.files, createdAt);
 		const [host, base, {pool}] = await Promise.all([
 			this.#host.support(signal),
-			readBaseVolume(session, poolName, image, signal),
+			this.#images.read(image, signal),
 			session.call(procedures.storagePoolLookupByName, {name: poolName}, signal),
 		]);
-		if (image !== volumeName) {
-			checkIsNoOverlay(image, base);
-		}
-
 		const metadata: PodVmMetadata = {
 			cluster,
 			node,

@@ -13,7 +13,7 @@ import {change, type LibvirtCalls} from './libvirt-calls.ts';
 import {deleteVolume} from './volume-deletion.ts';
 
 export interface BaseVolume {
-	/** Of the volume that disks stand on: where the name only stands for a version of the image, the version's. */
+	/** Of the volume that disks stand on: where the name is an alias of a version of the image, the version's. */
 	readonly name: string;
 	/** On the host. */
 	readonly path: string;
@@ -23,8 +23,8 @@ export interface BaseVolume {
 	readonly capacity: bigint;
 	/** Of the pool, on the host; absent where volumes are not files in one. */
 	readonly directory?: string;
-	/** Whether it is itself an overlay, as every root disk of a pod VM is. */
-	readonly isOverlay: boolean;
+	/** When its content last changed, as libvirt writes it; absent where libvirt does not know. */
+	readonly changedAt?: string;
 }
 
 const gib = 1024n ** 3n;
@@ -66,7 +66,9 @@ export async function readBaseVolume(
 	// at any time.
 	const isStandIn = ownPath !== undefined && standsForVersion(ownPath, backingPath);
 	const path = isStandIn ? backingPath : ownPath;
-	const format = child(isStandIn ? backing : child(volume, 'target'), 'format')?.attributes['type'];
+	const image = isStandIn ? backing : child(volume, 'target');
+	const format = child(image, 'format')?.attributes['type'];
+	const changedAt = child(image, 'timestamps', 'mtime')?.text;
 	const capacity = child(volume, 'capacity');
 	if (
 		format === 'raw' &&
@@ -102,7 +104,7 @@ export async function readBaseVolume(
 		path,
 		format,
 		capacity: BigInt(capacity.text),
-		isOverlay: backingPath !== '' && !isStandIn,
+		...(changedAt === undefined ? {} : {changedAt}),
 		...(directory === '' ? {} : {directory}),
 	};
 }
@@ -134,7 +136,8 @@ export async function causeOfFailure(
 	}
 }
 
-function notFound(pool: string, name: string, why: string, cause: LibvirtError): AdaptorError {
+/** @param why as in "the pool has no such volume" */
+export function notFound(pool: string, name: string, why: string, cause: LibvirtError): AdaptorError {
 	return new AdaptorError({
 		code: 'not-found',
 		reason: 'ImageNotFound',

@@ -4,7 +4,7 @@
  */
 import {createHash} from 'node:crypto';
 import {loadContract} from '../../src/api/contract.ts';
-import {readImageFormat, thinQcow2} from '../../src/image/qcow2.ts';
+import {thinQcow2} from '../../src/image/qcow2.ts';
 import {TarDecoder} from '../../src/image/tar.ts';
 import {remoteError} from '../../src/libvirt/wire/errors.ts';
 import {
@@ -21,6 +21,7 @@ import {Secret} from '../../src/core/log.ts';
 import {networkOf, prefixContains} from '../../src/network/ipv4.ts';
 import {cidataIso} from '../../src/podvm/cidata.ts';
 import {formatUuid, VmSlots} from '../../src/podvm/vm-slots.ts';
+import {readImageFormat} from '../../src/sandbox/image-judgement.ts';
 import {encodeFrame, FrameDecoder} from '../../src/ttrpc/frame.ts';
 import {decodeRequest, decodeResponse, encodeRequest, encodeResponse} from '../../src/ttrpc/message.ts';
 import {ziplDisk} from '../lab/zipl.ts';

@@ -62,6 +62,7 @@ test('warnings alone end it with 0, as one JSON document with all checks and all
 		[
 			'secure-execution',
 			'memory',
+			'base-volume',
 			'disk',
 			'pod-vms',
 			'programs',

@@ -25,7 +25,12 @@ test('an image is pushed over ssh, byte by byte; one that is stopped, or loses i
 		LIBVIRT_DIR_NAME: directory,
 	};
 	// More than goes over the connection that calls share, with a hole and half a KiB at its end.
-	const content = Buffer.concat([randomBytes(9_000_000), Buffer.alloc(3_000_000), randomBytes(6_000_384)]);
+	const content = Buffer.concat([
+		Buffer.from('zIPL'),
+		randomBytes(8_999_996),
+		Buffer.alloc(3_000_000),
+		randomBytes(6_000_384),
+	]);
 	const image = `${libvirtd.directory}/image.raw`;
 	await writeFile(image, content);
 

@@ -29,7 +29,7 @@ import {
 	startRegistry,
 	type TestRegistry,
 } from './registry-server.ts';
-import {execute, makeQcow2, never, startStorage, type Storage, type TestPool} from './storage.ts';
+import {bootable, execute, makeQcow2, never, startStorage, type Storage, type TestPool} from './storage.ts';
 
 const name = 'podvm-base.qcow2';
 const hour = 3_600_000;
@@ -119,12 +119,11 @@ test('an image becomes a volume byte by byte, the name stands for it, and a pod 
 	t.deepEqual(await pool.files(), [pushed.volume, name]);
 	const total = image.content.length;
 	t.true(seen.includes(`uploading ${total} of ${total}`) && seen.includes(`checking ${total} of ${total}`));
-	t.deepEqual(await readBaseVolume(storage.session, pool.name, name, never), {
+	t.like(await readBaseVolume(storage.session, pool.name, name, never), {
 		name: pushed.volume,
 		path: `${pool.directory}/${pushed.volume}`,
 		format: 'qcow2',
 		capacity: 3n << 30n,
-		isOverlay: false,
 		directory: pool.directory,
 	});
 	// To anybody else the name is an image, too.
@@ -161,7 +160,7 @@ for (const [kind, pack] of [
 
 test('a raw image stays raw, and its name reads through to it', async t => {
 	const pool = await storage.pool();
-	const content = randomBytes(512 * 1000);
+	const content = bootable(512 * 1000);
 	const pushed = await push(pool, {source: source(content)});
 	t.like(pushed, {format: 'raw', virtualSize: BigInt(content.length)});
 	t.regex(pushed.volume, /Z\.raw$/v);
@@ -194,7 +193,7 @@ test('what is empty in an image is neither sent nor stored', async t => {
 test('images of the smallest sizes are pushed', async t => {
 	const pool = await storage.pool();
 	for (const size of [512, 65_536, 65_536 + 512]) {
-		const content = randomBytes(size);
+		const content = bootable(size);
 		t.true((await pool.read((await push(pool, {source: source(content)})).volume)).equals(content));
 	}
 });
@@ -807,6 +806,7 @@ test('the command says what is wrong with what it is given, and exits with 1 or 
 		[['push', `${directory}/none.qcow2`], 1, /Could not read the image.*none\.qcow2/v],
 		[['push', `${directory}/notes.raw`], 2, /whole number of sectors/v],
 		[['push', 'Not/A/Reference'], 2, /oci::REPOSITORY/v],
+		[['push', '-platform', 's390x', 'oci::127.0.0.1:1/x'], 2, /-platform is "s390x"; expected OS\/ARCHITECTURE/v],
 		[['rm', 'none'], 1, /no such image.*image list/v],
 		[['prune', '-keep', '0'], 2, /-keep is "0"; expected a whole number from 1/v],
 		[['list', '-pool-name', 'none'], 1, /virsh pool-list/v],
@@ -818,6 +818,40 @@ test('the command says what is wrong with what it is given, and exits with 1 or 
 	}
 
 	t.deepEqual(await pool.files(), []);
+});
+
+test('-local-host names where a registry may lead to, and -platform what an image is labelled with', async t => {
+	await pushToRegistry(
+		registry.host,
+		'org/labelled',
+		'latest',
+		[await makeTar({'image/podvm.qcow2': image.content})],
+		{platform: {os: 'linux', architecture: 'amd64'}},
+	);
+	const pool = await storage.pool();
+	await using front = await serve((incoming, response) => {
+		if (incoming.url?.includes('/blobs/') === true) {
+			response.writeHead(307, {location: `http://${registry.host}${incoming.url}`}).end();
+		} else {
+			forward(registry.host, incoming, response);
+		}
+	});
+	const words = ['push', '-no-switch', `${front.host}/org/labelled`];
+	for (const [flags, code, message] of [
+		[[], 1, /only https is allowed/v],
+		[
+			['-local-host', `192.0.2.1, ${registry.host}`],
+			1,
+			/another platform than linux\/s390x.*"linux\/amd64".*-platform/v,
+		],
+		[['-local-host', registry.host, '-platform', 'linux/amd64'], 0, /^$|Uploading/v],
+	] as const) {
+		const {code: found, err} = await run(t, environmentFor(pool), words[0] ?? '', ...flags, ...words.slice(1));
+		t.is(found, code, err);
+		t.regex(err, message);
+	}
+
+	t.is((await pool.files()).length, 1);
 });
 
 test('the list is one JSON document when that is asked for', async t => {

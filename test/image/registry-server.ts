@@ -90,9 +90,12 @@ export async function pushImage(
 	repository: string,
 	tag: string,
 	layers: readonly Buffer[],
-	schema: 'oci' | 'docker' = 'oci',
+	{
+		schema = 'oci',
+		platform = {os: 'linux', architecture: 's390x'},
+	}: {readonly schema?: 'oci' | 'docker'; readonly platform?: object} = {},
 ): Promise<string> {
-	const config = Buffer.from('{"os":"linux","architecture":"s390x","rootfs":{"type":"layers","diff_ids":[]}}');
+	const config = Buffer.from(JSON.stringify({...platform, rootfs: {type: 'layers', diff_ids: []}}));
 	for (const blob of [config, ...layers]) {
 		await pushBlob(host, repository, blob);
 	}
@@ -311,22 +314,28 @@ export function registryFor(
 		ca,
 		proxyEnv = {},
 		plainHosts = [],
+		localHosts = [],
 		silenceMs = 100_000,
+		documentMs,
 	}: {
 		readonly credentials?: Credentials;
 		readonly ca?: string;
 		readonly proxyEnv?: Readonly<Record<string, string>>;
 		readonly plainHosts?: readonly string[];
+		readonly localHosts?: readonly string[];
 		readonly silenceMs?: number;
+		readonly documentMs?: number;
 	} = {},
 ): Registry & Disposable {
 	const http = new HttpClient({
 		...(ca === undefined ? {} : {ca: [ca]}),
 		proxyEnv,
 		plainHosts: new Set(plainHosts),
+		localHosts: new Set(localHosts),
 		silenceMs,
 	});
-	return Object.assign(new Registry(http, parseImageReference(reference), credentials, {first: 1, longest: 5}), {
-		[Symbol.dispose]: () => http[Symbol.dispose](),
-	});
+	return Object.assign(
+		new Registry(http, parseImageReference(reference), credentials, {first: 1, longest: 5}, documentMs),
+		{[Symbol.dispose]: () => http[Symbol.dispose]()},
+	);
 }

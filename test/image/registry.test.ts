@@ -1,6 +1,6 @@
 import {randomBytes} from 'node:crypto';
 import {once} from 'node:events';
-import {createServer} from 'node:http';
+import {createServer, type ServerResponse} from 'node:http';
 import {connect, type AddressInfo, type Socket} from 'node:net';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
@@ -36,7 +36,7 @@ let digest: string;
 test.before(async () => {
 	registry = await startRegistry();
 	digest = await pushImage(registry.host, 'org/podvm', 'one', layers);
-	await pushImage(registry.host, 'org/podvm', 'docker', layers, 'docker');
+	await pushImage(registry.host, 'org/podvm', 'docker', layers, {schema: 'docker'});
 	const other = await pushImage(registry.host, 'org/podvm', 'other', [layers[0]]);
 	await pushList(registry.host, 'org/podvm', 'list', [
 		[other, 'linux/amd64'],
@@ -46,6 +46,12 @@ test.before(async () => {
 		[digest, 'linux/amd64'],
 		[other, 'unknown/unknown'],
 	]);
+	await pushList(registry.host, 'org/podvm', 'unlabelled', [[digest, 'unknown/unknown']]);
+	const amd64 = await pushImage(registry.host, 'org/podvm', 'amd64', layers, {
+		platform: {os: 'linux', architecture: 'amd64'},
+	});
+	await pushList(registry.host, 'org/podvm', 'mislabelled', [[amd64, 'linux/s390x']]);
+	await pushImage(registry.host, 'org/podvm', 'artifact', layers, {platform: {}});
 	await pushList(registry.host, 'org/podvm', 'foreign', [
 		[other, 'linux/amd64'],
 		[digest, 'linux/arm64'],
@@ -67,7 +73,8 @@ for (const [name, tag] of [
 	['an OCI image', 'one'],
 	['a Docker image', 'docker'],
 	["a list's image for s390x", 'list'],
-	['the only image of a list, whatever it is for,', 'single'],
+	['the only image of a list that does not say what it is for', 'unlabelled'],
+	['an artifact that is for no platform', 'artifact'],
 ] as const) {
 	test(`${name} is found by its tag, and its blobs are read`, async t => {
 		using from = registryFor(`${registry.host}/org/podvm:${tag}`);
@@ -76,7 +83,7 @@ for (const [name, tag] of [
 			manifest.layers,
 			layers.map(layer => ({digest: digestOf(layer), size: layer.length})),
 		);
-		t.true(tag === 'docker' || manifest.digest === digest);
+		t.true(tag === 'docker' || tag === 'artifact' || manifest.digest === digest);
 		t.true((await read(from)).equals(large));
 	});
 }
@@ -92,6 +99,26 @@ test('a list without a choice says what it has', async t => {
 		code: 'not-found',
 		where: {platforms: 'linux/amd64, linux/arm64'},
 	});
+});
+
+for (const [name, tag, found] of [
+	['an image whose configuration is for amd64', 'amd64', 'linux/amd64'],
+	['an image for amd64 that a list says is for s390x', 'mislabelled', 'linux/amd64'],
+	['the only image of a list, which is for amd64,', 'single', 'linux/amd64'],
+] as const) {
+	test(`${name} is refused, and says how to take it nevertheless`, async t => {
+		using from = registryFor(`${registry.host}/org/podvm:${tag}`);
+		const error = await t.throwsAsync(from.manifest(platform, never), {
+			instanceOf: AdaptorError,
+			message: /another platform than linux\/s390x.*-platform/v,
+		});
+		t.like(error, {code: 'failed-precondition', where: {platform: found}});
+	});
+}
+
+test('an image for amd64 is taken as what it is when that is asked for', async t => {
+	using from = registryFor(`${registry.host}/org/podvm:amd64`);
+	t.is((await from.manifest({os: 'linux', architecture: 'amd64'}, never)).layers.length, layers.length);
 });
 
 for (const what of ['org/podvm:nothing', 'org/nothing:one', `org/podvm@sha256:${'0'.repeat(64)}`]) {
@@ -147,13 +174,14 @@ test('tokens are fetched over TLS from where the registry says, with the credent
 		token: {realm: `${tokens.origin}/token?account=x`, certPath: certificate.certPath},
 	});
 	const reference = `${closed.host}/org/podvm:list`;
-	using from = registryFor(reference, {credentials: puller, ca: certificate.cert});
+	const localHosts = [tokens.host];
+	using from = registryFor(reference, {credentials: puller, ca: certificate.cert, localHosts});
 	t.is((await from.manifest(platform, never)).digest, digest);
 	t.true((await read(from)).equals(large));
 	t.is(tokens.requests.length, 1);
 	t.regex(tokens.requests[0]?.url ?? '', /account=x&service=registry&scope=repository%3Aorg%2Fpodvm%3Apull/v);
 
-	using nobody = registryFor(reference, {ca: certificate.cert});
+	using nobody = registryFor(reference, {ca: certificate.cert, localHosts});
 	t.is((await t.throwsAsync(nobody.manifest(platform, never), {instanceOf: AdaptorError})).code, 'unauthenticated');
 	// Its certificate is nobody's who is trusted without being named.
 	using distrustful = registryFor(reference, {credentials: puller});
@@ -187,7 +215,10 @@ test('an identity token is exchanged by POST', async t => {
 			response.end();
 		}
 	});
-	using from = registryFor(`${front.host}/org/podvm:one`, {credentials: {identityToken: new Secret('refresh')}});
+	using from = registryFor(`${front.host}/org/podvm:one`, {
+		credentials: {identityToken: new Secret('refresh')},
+		localHosts: [tokens.host],
+	});
 	t.is((await from.manifest(platform, never)).digest, digest);
 });
 
@@ -246,10 +277,10 @@ test('an answer that says to come back is asked for again; one that refuses is n
 	});
 	using from = registryFor(`${front.host}/org/podvm:one`);
 	t.is((await from.manifest(platform, never)).digest, digest);
-	t.is(front.requests.length, 3);
+	t.is(front.requests.length, 4, 'the manifest three times, its configuration once');
 	status = 418;
 	await t.throwsAsync(from.manifest(platform, never), {instanceOf: HttpError, message: /status 418 \(DENIED\)/v});
-	t.is(front.requests.length, 4);
+	t.is(front.requests.length, 5);
 });
 
 const corruptions: ReadonlyArray<readonly [name: string, message: RegExp, change: (content: Buffer) => Buffer]> = [
@@ -310,8 +341,7 @@ test('where blobs are stored elsewhere, that place is not told who we are', asyn
 			forward(registry.host, incoming, response);
 		}
 	});
-	using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller});
-	await from.manifest(platform, never);
+	using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller, localHosts: [elsewhere.host]});
 	t.true((await read(from)).equals(large));
 	t.deepEqual(
 		elsewhere.requests.map(({headers, url}) => [headers.authorization, url]),
@@ -326,7 +356,7 @@ test('a place that blobs are stored at gets no credentials when it asks for them
 	await using front = await serve((_, response) =>
 		response.writeHead(302, {location: `${elsewhere.origin}/stored`}).end(),
 	);
-	using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller});
+	using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller, localHosts: [elsewhere.host]});
 	t.is((await t.throwsAsync(read(from), {instanceOf: AdaptorError})).code, 'unauthenticated');
 	t.deepEqual(
 		elsewhere.requests.map(({headers}) => headers.authorization),
@@ -348,6 +378,126 @@ for (const [name, location] of [
 		const error = await t.throwsAsync(read(from), {instanceOf: HttpError});
 		t.true(error.isFinal);
 		t.true(front.requests.length <= 6);
+	});
+}
+
+/**
+ * Where a hostile registry may send us: a service on this machine that trusts it, over TLS or not, by address or by a
+ * name that DNS resolves.
+ */
+for (const [name, isTls, spelling] of [
+	['loopback without TLS', false, '127.0.0.1'],
+	['loopback over TLS', true, '127.0.0.1'],
+	['a name that resolves to loopback, over TLS', true, 'localhost'],
+	['a name that resolves to loopback', false, 'localhost'],
+	['loopback in IPv6 notation', true, '[::ffff:127.0.0.1]'],
+	['loopback as a number', true, '2130706433'],
+	['the unspecified address', true, '0.0.0.0'],
+] as const) {
+	for (const way of ['redirect', 'realm', 'realm for an identity token'] as const) {
+		test(`no request goes by a ${way} to ${name}`, async t => {
+			await using certificate = await makeCertificate();
+			await using inside = await serve(
+				(_, response) => response.end(way === 'redirect' ? large : '{"token":"x"}'),
+				isTls ? certificate : undefined,
+			);
+			const target = `${isTls ? 'https' : 'http'}://${inside.host.replace('127.0.0.1', spelling)}`;
+			await using front = await serve((incoming, response) => {
+				if (way === 'redirect') {
+					response.writeHead(307, {location: `${target}/x`}).end();
+				} else if (incoming.headers.authorization === undefined) {
+					response.writeHead(401, {'www-authenticate': `Bearer realm="${target}/x",service="s"`}).end();
+				} else {
+					response.end(large);
+				}
+			});
+			const options = {
+				ca: certificate.cert,
+				credentials: way === 'realm for an identity token' ? {identityToken: new Secret('refresh')} : puller,
+			};
+			using from = registryFor(`${front.host}/org/podvm:one`, options);
+			const error = await t.throwsAsync(read(from), {
+				instanceOf: HttpError,
+				message: isTls ? /loopback or link-local address.*-local-host/v : /only https is allowed/v,
+			});
+			t.true(error.isFinal);
+			t.deepEqual(inside.requests, []);
+
+			if (!spelling.startsWith('[')) {
+				using allowed = registryFor(`${front.host}/org/podvm:one`, {
+					...options,
+					localHosts: [new URL(target).host],
+				});
+				t.true((await read(allowed)).equals(large));
+			}
+		});
+	}
+}
+
+for (const address of ['169.254.169.254', '[fe80::1]', '[::ffff:169.254.169.254]']) {
+	test(`a redirect to the link-local address ${address} is not followed`, async t => {
+		await using front = await serve((_, response) =>
+			response.writeHead(307, {location: `https://${address}/latest/meta-data`}).end(),
+		);
+		using from = registryFor(`${front.host}/org/podvm:one`, {credentials: puller});
+		t.true((await t.throwsAsync(read(from), {instanceOf: HttpError, message: /loopback or link-local/v})).isFinal);
+	});
+}
+
+test('a redirect to a name that cannot be resolved is told as such', async t => {
+	// Too long for DNS, so that no resolver is asked.
+	const name = `${'x'.repeat(64)}.example`;
+	await using front = await serve((_, response) => response.writeHead(307, {location: `https://${name}/x`}).end());
+	using from = registryFor(`${front.host}/org/podvm:one`);
+	await t.throwsAsync(read(from), {instanceOf: HttpError, message: new RegExp(name, 'v')});
+});
+
+test('a proxy on this machine is used for where a registry leads to', async t => {
+	const {origin, asked} = await proxy(t);
+	await using front = await serve((_, response) =>
+		response.writeHead(307, {location: 'https://blobs.example.com:1/x'}).end(),
+	);
+	using from = registryFor(`${front.host}/org/podvm:one`, {
+		proxyEnv: {HTTPS_PROXY: origin.replace('127.0.0.1', 'localhost')},
+	});
+	await t.throwsAsync(read(from), {instanceOf: HttpError});
+	t.deepEqual([...new Set(asked)], ['blobs.example.com:1']);
+});
+
+for (const slow of ['manifests', 'blobs', 'token', 'refusal'] as const) {
+	test(`a ${slow === 'blobs' ? 'configuration' : slow.replace(/s$/v, '')} that comes byte by byte is given up in time`, async t => {
+		const drips = new Set<NodeJS.Timeout>();
+		const drip = (response: ServerResponse): void => {
+			response.write('{');
+			// Never silent, never at its end.
+			drips.add(setInterval(() => response.write(' '), 20));
+		};
+		t.teardown(() => {
+			for (const timer of drips) {
+				clearInterval(timer);
+			}
+		});
+		await using front = await serve((incoming, response) => {
+			const path = incoming.url ?? '';
+			if (path.startsWith('/token') || (slow !== 'refusal' && path.includes(`/${slow}/`))) {
+				drip(response);
+			} else if (slow === 'token') {
+				response
+					.writeHead(401, {'www-authenticate': `Bearer realm="http://${incoming.headers.host ?? ''}/token"`})
+					.end();
+			} else if (slow === 'refusal') {
+				drip(response.writeHead(403));
+			} else {
+				forward(registry.host, incoming, response);
+			}
+		});
+		using from = registryFor(`${front.host}/org/podvm:one`, {documentMs: 1000});
+		// A blob itself may take as long as it likes, while it moves.
+		const received = slow === 'refusal' ? read(from) : from.manifest(platform, never);
+		await t.throwsAsync(received, {
+			instanceOf: AdaptorError,
+			message: slow === 'refusal' ? /wants credentials/v : /more than 1 s to send/v,
+		});
 	});
 }
 
@@ -384,7 +534,7 @@ async function proxy(t: ExecutionContext): Promise<{readonly origin: string; rea
 			});
 			for (const each of [socket, target]) {
 				sockets.add(each);
-				each.on('error', () => undefined);
+				each.on('error', () => socket.destroy());
 			}
 		})
 		.listen(0, '127.0.0.1');

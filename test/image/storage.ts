@@ -80,6 +80,13 @@ export async function startStorage(): Promise<Storage> {
 	};
 }
 
+/** Random, but for the mark of zipl's boot record. */
+export function bootable(bytes: number): Buffer {
+	const content = randomBytes(bytes);
+	content.write('zIPL');
+	return content;
+}
+
 /** A qcow2 image of that many random bytes, for a guest's disk of `virtualSize`. */
 export async function makeQcow2(
 	directory: string,
@@ -87,7 +94,7 @@ export async function makeQcow2(
 	virtualSize = '3G',
 ): Promise<{readonly path: string; readonly content: Buffer}> {
 	const name = `${directory}/image-${randomBytes(4).toString('hex')}`;
-	await writeFile(`${name}.raw`, randomBytes(bytes));
+	await writeFile(`${name}.raw`, bootable(bytes));
 	await execute('truncate', ['-s', virtualSize, `${name}.raw`]);
 	await execute('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', `${name}.raw`, `${name}.qcow2`]);
 	await rm(`${name}.raw`);

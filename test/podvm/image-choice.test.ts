@@ -1,6 +1,6 @@
 import test from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
-import {checkIsNoOverlay, chosenImage} from '../../src/podvm/image-choice.ts';
+import {chosenImage} from '../../src/podvm/image-choice.ts';
 
 const configured = 'podvm-base.qcow2';
 
@@ -44,12 +44,4 @@ test('of a list only what is on it may be chosen, and always the configured imag
 		t.is(error.code, 'permission-denied');
 		t.regex(error.message, /LIBVIRT_ALLOWED_IMAGES/);
 	}
-});
-
-test('an overlay is no image for a pod to choose', t => {
-	checkIsNoOverlay('a', {isOverlay: false});
-	t.like(
-		t.throws(() => checkIsNoOverlay('copy.qcow2', {isOverlay: true}), {instanceOf: AdaptorError}),
-		{code: 'invalid-argument', where: {image: 'copy.qcow2'}},
-	);
 });

@@ -11,6 +11,7 @@ import {procedures, type Procedure} from '../../src/libvirt/wire/procedures.ts';
 import type {CallOptions} from '../../src/libvirt/session-options.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import type {OpenPipe} from '../../src/libvirt/transport/pipe.ts';
+import {inOnePiece} from '../../src/libvirt/streams.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {silentLogger} from '../../src/core/log.ts';
@@ -18,6 +19,7 @@ import {HostCapabilities} from '../../src/podvm/host-capabilities.ts';
 import type {LibvirtCalls} from '../../src/podvm/libvirt-calls.ts';
 import {createPodVms, type PodVmsOptions} from '../../src/podvm/pod-vms.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
+import {bootRecord, qcow2Of} from '../support/disk-image.ts';
 import {startTestLibvirtd, type TestLibvirtd} from '../support/libvirtd.ts';
 
 export const never = new AbortController().signal;
@@ -25,6 +27,8 @@ export const baseVolume = 'podvm-base.qcow2';
 export const baseCapacity = 12n * 1024n ** 3n;
 
 const capabilities = await readFile(new URL('../fixtures/podvm/capabilities-s390x-tcg.xml', import.meta.url), 'utf8');
+
+const bootable = {raw: bootRecord, qcow2: await qcow2Of(bootRecord, baseCapacity)};
 
 export interface LibvirtHost extends AsyncDisposable {
 	readonly libvirtd: TestLibvirtd;
@@ -90,6 +94,21 @@ export async function startLibvirtHost(): Promise<LibvirtHost> {
 				);
 			const otherVolume = 'other.raw';
 			await Promise.all([volume(baseVolume, 'qcow2'), volume(otherVolume, 'raw')]);
+			await Promise.all(
+				(
+					[
+						[baseVolume, bootable.qcow2],
+						[otherVolume, bootable.raw],
+					] as const
+				).map(async ([volumeName, content]) =>
+					storage.upload(
+						{pool: name, name: volumeName, key: ''},
+						inOnePiece(content),
+						{offset: 0, length: content.length},
+						never,
+					),
+				),
+			);
 			return {
 				name,
 				directory,
@@ -134,6 +153,7 @@ async function connect(
 				);
 			},
 			upload: async (volume, source, range, signal) => storage.upload(volume, source, range, signal),
+			download: (volume, range, signal) => storage.download(volume, range, signal),
 			onLifecycle: listener => domains.onLifecycle(listener),
 			onState: listener => domains.onState(listener),
 			console: (domain, signal) => domains.console(domain, signal),
@@ -217,6 +237,16 @@ export function intercept(calls: LibvirtCalls): InterceptedCalls {
 		) => through(procedure.name, args, async () => calls.call(procedure, args, signal, options)),
 		upload: async (volume, source, range, signal) =>
 			through('upload', volume, async () => calls.upload(volume, source, range, signal)),
+		async *download(volume, range, signal) {
+			yield* await through('download', volume, async () => {
+				const chunks: Buffer[] = [];
+				for await (const chunk of calls.download(volume, range, signal)) {
+					chunks.push(chunk);
+				}
+
+				return chunks;
+			});
+		},
 		onLifecycle: listener => calls.onLifecycle(listener),
 		onState: listener => calls.onState(listener),
 		console: (domain, signal) => calls.console(domain, signal),

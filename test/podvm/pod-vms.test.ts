@@ -8,9 +8,11 @@ import {libvirtCode, LibvirtError} from '../../src/libvirt/wire/errors.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {Secret} from '../../src/core/log.ts';
 import {VmSlots} from '../../src/podvm/vm-slots.ts';
+import {inOnePiece} from '../../src/libvirt/streams.ts';
 import {child, readXml} from '../../src/libvirt/xml.ts';
 import type {PodVms} from '../../src/sandbox/ports.ts';
 import {specOf} from '../contract/pod-vms.ts';
+import {bootRecord, qcow2Of} from '../support/disk-image.ts';
 import {recordingLog} from '../support/recording-log.ts';
 import {
 	baseCapacity,
@@ -100,6 +102,13 @@ async function poolWithVersion(): Promise<TestPool> {
 		);
 	}
 
+	const image = await qcow2Of(bootRecord, baseCapacity);
+	await host.calls.upload(
+		{pool: pool.name, name: version, key: ''},
+		inOnePiece(image),
+		{offset: 0, length: image.length},
+		never,
+	);
 	return pool;
 }
 
@@ -145,7 +154,9 @@ for (const step of ['storageVolCreateXml', 'domainCreateWithFlags'] as const) {
 test('a start defines first, then makes the disks, then starts, in at most 12 calls', async t => {
 	const {calls, vms} = await daemon();
 	await vms.start(specOf(), never);
+	// Three are for what later starts know already: the host's capabilities, and what the image is.
 	t.true(calls.made.length <= 12, calls.made.join(' '));
+	t.is(calls.made.filter(name => name === 'download').length, 1);
 	calls.made.length = 0;
 	await vms.start(specOf(), never);
 	t.deepEqual(

@@ -1,8 +1,8 @@
 /**
  * A KVM host for a daemon that is a process of its own: libvirt's test driver behind a unix socket. What the test
- * driver cannot do is done in front of it, by our own codec: it takes no uploads (these are kept), and it knows no
- * s390x (the capabilities are a recorded host's). All other packets pass through, unless a test decides otherwise: on
- * the way to this host anything may go wrong.
+ * driver cannot do is done in front of it, by our own codec: it takes no uploads (these are kept), it gives no
+ * downloads (the base volume is a bootable image), and it knows no s390x (the capabilities are a recorded host's). All
+ * other packets pass through, unless a test decides otherwise: on the way to this host anything may go wrong.
  */
 import {once} from 'node:events';
 import {readFile} from 'node:fs/promises';
@@ -24,6 +24,7 @@ import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {openUnixPipe} from '../../src/libvirt/transport/unix-pipe.ts';
 import {parseLibvirtUri} from '../../src/libvirt/uri.ts';
 import {decode, encode} from '../../src/libvirt/wire/xdr.ts';
+import {bootRecord, qcow2Of} from './disk-image.ts';
 import {startTestLibvirtd} from './libvirtd.ts';
 
 export const pool = 'default-pool';
@@ -32,6 +33,8 @@ export const baseVolume = 'podvm-base.qcow2';
 export const addressOfFirstVm = '192.168.122.23';
 
 const {signal} = new AbortController();
+/** Small enough for one packet of a stream. */
+const baseImage = await qcow2Of(bootRecord, 1024n * 1024n, '-o', 'cluster_size=4k');
 const names: ReadonlyMap<number, string> = new Map(Object.values(procedures).map(({name, number}) => [number, name]));
 /** ENOSPC, as libvirt passes it on. */
 const noSpace = 28;
@@ -276,6 +279,10 @@ class Front {
 				return true;
 			}
 
+			case procedures.storageVolDownload.number: {
+				return this.#download(packet);
+			}
+
 			case procedures.networkGetDhcpLeases.number: {
 				return this.#tellsLease(packet);
 			}
@@ -375,6 +382,29 @@ class Front {
 		}
 
 		this.#send(packet, messageType.stream);
+	}
+
+	/** All of the base volume in one piece, and its end. Whether it is the base volume's. */
+	#download(packet: Packet): boolean {
+		if (packet.type !== messageType.call) {
+			this.#send(packet, messageType.stream);
+			return true;
+		}
+
+		const {vol, offset, length} = decode(procedures.storageVolDownload.args, packet.body);
+		if (vol.name !== baseVolume) {
+			return false;
+		}
+
+		this.#send(packet, messageType.reply);
+		this.#send(
+			packet,
+			messageType.stream,
+			baseImage.subarray(Number(offset), length === 0n ? undefined : Number(offset + length)),
+			messageStatus.continue,
+		);
+		this.#send(packet, messageType.stream, Buffer.alloc(0), messageStatus.continue);
+		return true;
 	}
 
 	#send(

@@ -1,0 +1,202 @@
+/**
+ * Judges the volumes that pod VMs start from by what they hold. Whoever can create pods can name any volume of the
+ * pool, and the host opens what a volume's header names. So the volume's own first bytes decide at a start, whoever put
+ * them there. The configured image is judged alike, with one exception: the administrator may have made it an overlay,
+ * so there a backing file is a warning (record 28).
+ *
+ * A volume is read once. Its verdict is remembered by its path and the time of its last change, which libvirt tells at
+ * every start anyway.
+ */
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {isLibvirtError, isRefusal, libvirtCode, LibvirtConnectionError} from '../libvirt/wire/errors.ts';
+import type {StorageVol} from '../libvirt/wire/procedures.ts';
+import type {Logger} from '../core/log.ts';
+import {
+	checkBootRecord,
+	headBytes,
+	readFormat,
+	readsThrough,
+	readsThroughRefusal,
+	type ImageFormat,
+} from '../sandbox/image-judgement.ts';
+import type {ReadImage} from '../sandbox/qcow2.ts';
+import {UnfitImageError} from '../sandbox/unfit-image.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
+import {notFound, readBaseVolume, volumeOf, type BaseVolume} from './volumes.ts';
+
+type Calls = Pick<LibvirtCalls, 'call' | 'download'>;
+
+/** What is read at once: header, tables and boot record of an image, as qemu-img lays them out. */
+const startBytes = 512 * 1024;
+/** Of a download whose connection is lost: it changes nothing, so it is replayable. */
+const downloadAttempts = 3;
+/** More images than a pool has. */
+const rememberedAtMost = 100;
+
+/** What a volume is by its content. */
+export interface VolumeContent {
+	readonly format: ImageFormat['format'];
+	/** Whether the host opens a second file for it: a backing file. */
+	readonly readsThrough: boolean;
+}
+
+/** What was found, or why nothing may start from the volume. */
+type Verdict = VolumeContent | UnfitImageError;
+
+/**
+ * What a volume is by its content.
+ * @throws UnfitImageError for one that no pod VM may start from; LibvirtError for one that cannot be read
+ */
+export async function judgeVolume(
+	session: Pick<Calls, 'download'>,
+	volume: StorageVol,
+	signal: AbortSignal,
+): Promise<VolumeContent> {
+	const start = await download(session, volume, 0n, startBytes, signal);
+	const read: ReadImage = async (at, length) =>
+		at + BigInt(length) <= BigInt(start.length) || start.length < startBytes
+			? start.subarray(Number(at), Number(at) + length)
+			: download(session, volume, at, length, signal);
+	const head = start.subarray(0, headBytes);
+	const format = readFormat(head);
+	await checkBootRecord(format, head, read);
+	return {format, readsThrough: readsThrough(format, head)};
+}
+
+async function download(
+	session: Pick<Calls, 'download'>,
+	volume: StorageVol,
+	offset: bigint,
+	length: number,
+	signal: AbortSignal,
+): Promise<Buffer> {
+	return retry(
+		async () => {
+			const chunks: Buffer[] = [];
+			for await (const chunk of session.download(volume, {offset, length}, signal)) {
+				chunks.push(chunk);
+			}
+
+			return Buffer.concat(chunks);
+		},
+		{
+			// The session waits for a new connection by itself.
+			backOff: [0, 0],
+			onFailure(error, {attempt}) {
+				if (!(error instanceof LibvirtConnectionError) || isRefusal(error) || attempt === downloadAttempts) {
+					throw error;
+				}
+			},
+		},
+		signal,
+	);
+}
+
+export class BaseImages {
+	readonly #session: Calls;
+	readonly #pool: string;
+	readonly #configured: string;
+	readonly #log: Logger;
+	readonly #overlays = new FailureLog();
+	readonly #verdicts = new Map<string, {readonly changedAt: string; readonly verdict: Verdict}>();
+	/** Of starts that want one volume, the first reads it. */
+	readonly #mutex = new KeyedMutex();
+
+	/** @param volumeName LIBVIRT_VOL_NAME: the image that no pod chose */
+	constructor({
+		session,
+		pool,
+		volumeName,
+		log,
+	}: {
+		readonly session: Calls;
+		readonly pool: string;
+		readonly volumeName: string;
+		readonly log: Logger;
+	}) {
+		this.#session = session;
+		this.#pool = pool;
+		this.#configured = volumeName;
+		this.#log = log;
+	}
+
+	/**
+	 * The volume of this name, or the version that it is an alias of.
+	 * @throws AdaptorError as `readBaseVolume`, and 'failed-precondition' for a volume that no pod VM may start from
+	 */
+	async read(name: string, signal: AbortSignal): Promise<BaseVolume> {
+		const base = await readBaseVolume(this.#session, this.#pool, name, signal);
+		const verdict = await this.#mutex.run(base.path, async () => this.#judge(base, signal), signal);
+		if (verdict instanceof UnfitImageError) {
+			throw this.#refusal(base, verdict.why, verdict.remedy, verdict);
+		}
+
+		if (verdict.format !== base.format) {
+			throw this.#refusal(
+				base,
+				`it is ${verdict.format} by its content, and libvirt takes it for ${base.format}`,
+				`Run "virsh pool-refresh ${this.#pool}" on the KVM host, so that libvirt looks at it anew.`,
+			);
+		}
+
+		this.#allowOverlay(name, base, verdict);
+		return base;
+	}
+
+	#allowOverlay(name: string, base: BaseVolume, {readsThrough: isOverlay}: VolumeContent): void {
+		if (name !== this.#configured) {
+			if (isOverlay) {
+				const {why, remedy} = readsThroughRefusal();
+				throw this.#refusal(base, why, `${remedy} An administrator may set it as LIBVIRT_VOL_NAME instead.`);
+			}
+		} else if (!isOverlay) {
+			this.#overlays.recovered(base.path);
+		} else if (this.#overlays.failed(base.path)) {
+			this.#log.warn(
+				{pool: this.#pool, volume: base.name},
+				'the configured image reads through to another file, which is not checked',
+			);
+		}
+	}
+
+	async #judge({name, path, changedAt}: BaseVolume, signal: AbortSignal): Promise<Verdict> {
+		const remembered = this.#verdicts.get(path);
+		if (remembered !== undefined && remembered.changedAt === changedAt) {
+			return remembered.verdict;
+		}
+
+		const verdict = await judgeVolume(this.#session, volumeOf(this.#pool, name), signal).catch((error: unknown) => {
+			if (error instanceof UnfitImageError) {
+				return error;
+			}
+
+			throw isLibvirtError(error, libvirtCode.noStorageVol)
+				? notFound(this.#pool, name, 'the pool has no such volume', error)
+				: error;
+		});
+		this.#verdicts.delete(path);
+		if (changedAt !== undefined) {
+			this.#verdicts.set(path, {changedAt, verdict});
+			const [oldest = path] = this.#verdicts.keys();
+			if (this.#verdicts.size > rememberedAtMost) {
+				this.#verdicts.delete(oldest);
+			}
+		}
+
+		return verdict;
+	}
+
+	#refusal({name}: BaseVolume, why: string, remedy: string, cause?: UnfitImageError): AdaptorError {
+		return new AdaptorError({
+			code: 'failed-precondition',
+			reason: 'ImageNotUsable',
+			what: `Could not use the volume as a pod VM image: ${why}`,
+			where: {pool: this.#pool, volume: name},
+			remedy: `${remedy} "cloud-api-adaptor image push" makes a volume of an image.`,
+			...(cause === undefined ? {} : {cause}),
+		});
+	}
+}
