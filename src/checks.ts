@@ -17,6 +17,7 @@ import {
 import {
 	guardFinding,
 	networkFinding,
+	networkProtectionFinding,
 	programsFinding,
 	routeFinding,
 	unknownSubnetFinding,
@@ -41,9 +42,11 @@ import {
 	observeLibvirt,
 	observeMemory,
 	observeNetwork,
+	observeNetworkProtection,
 	observePodVms,
 	observePool,
 	observeSecureExecution,
+	unfilteredVms,
 } from './podvm/host-probe.ts';
 import {observeIdentity} from './relay/identity-probe.ts';
 
@@ -153,6 +156,16 @@ export function composeChecks({
 			subject: 'host',
 			needs: ['libvirt'],
 			run: async signal => networkFinding(networkName, await observeNetwork(session, networkName, signal)),
+		},
+		{
+			name: 'network-protection',
+			subject: 'host',
+			needs: ['network'],
+			run: async signal =>
+				networkProtectionFinding(
+					await observeNetworkProtection(session, config, signal),
+					await unfilteredVms(session, {cluster: config.clusterId, node: config.nodeName}, signal),
+				),
 		},
 		{
 			name: 'pod-vms',

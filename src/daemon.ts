@@ -111,6 +111,8 @@ export async function startDaemon(
 		capabilities,
 		pool: config.pool,
 		network: config.network,
+		netFilter: config.netFilter,
+		netIsolation: config.netIsolation,
 		volumeName: config.baseVolume,
 		rootDiskSizeGib: config.rootDiskGib,
 		...(config.allowedImages === undefined ? {} : {allowedImages: config.allowedImages}),

@@ -73,7 +73,7 @@ test('it serves before it has looked around; each thing to be mended is one line
 	const warnings = lines.filter(({msg}) => msg === 'check has a warning');
 	t.deepEqual(
 		warnings.map(({check}) => check),
-		['libvirt', 'guests', 'pool', 'base-volume', 'network'],
+		['libvirt', 'guests', 'pool', 'base-volume', 'network', 'network-protection'],
 	);
 	for (const warning of warnings) {
 		t.like(warning, {level: 'warn'});
@@ -81,7 +81,7 @@ test('it serves before it has looked around; each thing to be mended is one line
 		t.regex(String(warning['remedy']), /\.$/);
 	}
 
-	t.like(lines.at(-1), {level: 'info', count: 18});
+	t.like(lines.at(-1), {level: 'info', count: 19});
 	await endsWell(t, daemon);
 });
 

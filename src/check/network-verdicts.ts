@@ -1,8 +1,10 @@
 /** The pod VMs' network and this node's way into it, judged. Pure. */
-import {finding, type Finding} from './finding.ts';
+import {finding, type Finding, type Problem} from './finding.ts';
 import type {
 	GuardObservation,
+	MissingProtection,
 	NetworkObservation,
+	NetworkProtectionObservation,
 	ProgramsObservation,
 	RouteObservation,
 	VxlanPortObservation,
@@ -30,6 +32,50 @@ export function networkFinding(
 					remedy: `Run "virsh net-autostart ${network}" on the KVM host.`,
 				},
 	);
+}
+
+/** @param unfilteredVms names of VMs that run without a filter */
+export function networkProtectionFinding(
+	{filter, isolatedPorts}: NetworkProtectionObservation,
+	unfilteredVms: readonly string[],
+): Finding {
+	const facts = [
+		typeof filter === 'string'
+			? `new VMs get the network filter ${filter}`
+			: `no network filter (${filter.reason})`,
+		isolatedPorts === true ? 'isolated ports' : `no isolated ports (${isolatedPorts.reason})`,
+	];
+	return finding(
+		facts.join(', '),
+		typeof filter === 'string'
+			? undefined
+			: problemOf(filter, "pod VMs can take each other's addresses and read their traffic"),
+		// With a filter, it is a second line of defence only.
+		isolatedPorts !== true && isolatedPorts.isRequired
+			? problemOf(isolatedPorts, 'pod VMs reach each other on the bridge')
+			: undefined,
+		typeof filter === 'string' && unfilteredVms.length > 0
+			? {
+					status: 'warning',
+					text: `${unfilteredVms.length} running without a filter: ${unfilteredVms.slice(0, mostNamed).join(', ')}${unfilteredVms.length > mostNamed ? ', …' : ''}`,
+					remedy: 'They were started without one: delete their pods, so that new VMs are started.',
+				}
+			: undefined,
+	);
+}
+
+const mostNamed = 5;
+
+function problemOf({absent, isRequired, remedy}: MissingProtection, consequence: string): Problem | undefined {
+	if (absent === 'off') {
+		return undefined;
+	}
+
+	return {
+		status: isRequired ? 'failure' : 'warning',
+		text: isRequired ? 'it is required, so no pod VM starts' : consequence,
+		remedy,
+	};
 }
 
 const defaultRoute = '0.0.0.0/0';

@@ -88,6 +88,21 @@ export interface NetworkObservation {
 	readonly hasSpanningTree: boolean;
 }
 
+/** Why VMs are without one kind of protection. `reason` is a phrase without a full stop, `remedy` is sentences. */
+export interface MissingProtection {
+	readonly absent: 'off' | 'unavailable';
+	readonly reason: string;
+	readonly remedy: string;
+	/** Whether the settings let no VM start without it. */
+	readonly isRequired: boolean;
+}
+
+export interface NetworkProtectionObservation {
+	/** Name of the network filter that new VMs get. */
+	readonly filter: string | MissingProtection;
+	readonly isolatedPorts: true | MissingProtection;
+}
+
 export interface RouteObservation {
 	/** A prefix; `0.0.0.0/0` is the default route. */
 	readonly dst: string;

@@ -76,7 +76,7 @@ function jsonOf({
 }
 
 const statusWidth = 'warning'.length + 2;
-const nameWidth = 'socket-directory'.length + 2;
+const nameWidth = 'network-protection'.length + 2;
 const indent = 2 + statusWidth + nameWidth;
 
 function line({name, status, text, remedy}: CheckResult, {columns = Infinity}: Screen): string {

@@ -110,6 +110,25 @@ export const settings = {
 		default: 'default',
 		description: 'libvirt network of the pod VMs. The worker node must reach it.',
 	},
+	netFilter: {
+		env: 'LIBVIRT_NET_FILTER',
+		section: 'KVM host',
+		type: textLike('auto, off, or the name of a network filter', /^[\w.:\-]{1,255}$/v),
+		default: 'auto',
+		example: 'clean-traffic',
+		description:
+			"libvirt network filter that keeps pod VMs from taking each other's MAC and IP addresses and from serving DHCP (not in upstream). `auto`: one that the adaptor defines, " +
+			'where the KVM host and the network can have it; `check` and the log tell where not. The name of a filter: without it no VM starts. `off`: none.',
+	},
+	netIsolation: {
+		env: 'LIBVIRT_NET_ISOLATION',
+		section: 'KVM host',
+		type: oneOf('auto', 'on', 'off'),
+		default: 'auto',
+		description:
+			'Isolated bridge ports: pod VMs on one KVM host reach the worker nodes and the host, not each other (not in upstream). `auto`: where the network has a Linux bridge. ' +
+			'`on`: without it no VM starts.',
+	},
 	baseVolume: {
 		env: 'LIBVIRT_VOL_NAME',
 		flag: 'vol-name',

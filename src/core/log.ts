@@ -27,12 +27,16 @@ export interface LogFields {
 	/** Its digest, never its content. */
 	readonly initdata?: string;
 	readonly instanceName?: string;
+	readonly isolatedPort?: boolean;
 	readonly libvirtVersion?: string;
 	readonly mac?: string;
 	readonly memoryMib?: number;
 	readonly memoryFrom?: string;
 	readonly method?: string;
+	/** Name of the VM's network filter, or `none`. */
+	readonly netFilter?: string;
 	readonly netns?: string;
+	readonly network?: string;
 	readonly node?: string;
 	readonly path?: string;
 	readonly pid?: number;

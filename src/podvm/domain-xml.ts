@@ -8,6 +8,7 @@
 import {create} from 'xmlbuilder2';
 import type {HostSupport} from './host-support.ts';
 import {appendMetadata, type PodVmMetadata} from './metadata.ts';
+import {isAbsent, type NetworkProtection} from './network-protection.ts';
 import {xmlText} from '../libvirt/xml.ts';
 
 export interface DomainSpec {
@@ -21,9 +22,55 @@ export interface DomainSpec {
 	readonly memoryMib: number;
 	readonly network: string;
 	readonly host: HostSupport;
+	readonly protection: NetworkProtection;
 	readonly launchSecurity?: 's390-pv';
 	/** Names the pool and the volumes of the disks as well. */
 	readonly metadata: PodVmMetadata;
+}
+
+/**
+ * The VM's interface, for an update of the running domain.
+ * @param address the only one that its network filter lets it use
+ */
+export function interfaceXml(spec: InterfaceSpec, address: string): string {
+	return networkInterface(spec, address).end({headless: true});
+}
+
+export type InterfaceSpec = Pick<DomainSpec, 'mac' | 'network' | 'protection'>;
+
+function networkInterface(
+	{mac, network, protection: {filter, isolation}}: InterfaceSpec,
+	address?: string,
+): ReturnType<typeof create> {
+	const element = create().ele('interface', {type: 'network'});
+	element
+		.ele('mac', {address: mac})
+		.up()
+		.ele('source', {network: xmlText('network', network)})
+		.up()
+		.ele('model', {type: 'virtio'})
+		.up()
+		.ele('driver', {iommu: 'on'});
+	if (isolation === 'on') {
+		element.ele('port', {isolated: 'yes'});
+	}
+
+	if (!isAbsent(filter)) {
+		const {name, bootName = name, dhcpServer} = filter;
+		const reference = element.ele('filterref', {
+			filter: xmlText('filter', address === undefined ? bootName : name),
+		});
+		for (const [parameter, value] of [
+			['IP', address],
+			['DHCPSERVER', dhcpServer],
+		] as const) {
+			if (value !== undefined) {
+				reference.ele('parameter', {name: parameter, value: xmlText(parameter, value)});
+			}
+		}
+	}
+
+	return element;
 }
 
 export function domainXml({
@@ -35,6 +82,7 @@ export function domainXml({
 	memoryMib,
 	network,
 	host,
+	protection,
 	launchSecurity,
 	metadata,
 }: DomainSpec): string {
@@ -82,15 +130,7 @@ export function domainXml({
 		.ele('target', {dev: 'vdb', bus: 'virtio'})
 		.up()
 		.ele('readonly');
-	devices
-		.ele('interface', {type: 'network'})
-		.ele('mac', {address: mac})
-		.up()
-		.ele('source', {network: xmlText('network', network)})
-		.up()
-		.ele('model', {type: 'virtio'})
-		.up()
-		.ele('driver', {iommu: 'on'});
+	devices.import(networkInterface({mac, network, protection}));
 	devices.ele('console', {type: 'pty'}).ele('target', {type: 'sclp', port: '0'});
 	devices.ele('memballoon', {model: 'none'});
 	if (launchSecurity !== undefined) {

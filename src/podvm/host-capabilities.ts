@@ -54,7 +54,7 @@ export class HostCapabilities {
 }
 
 /** One question for all who ask at the same time: hence none of their signals. One that failed is asked again. */
-class SharedAnswer<T> {
+export class SharedAnswer<T> {
 	readonly #ask: () => Promise<T>;
 	#answer: Promise<T> | undefined;
 

@@ -7,6 +7,7 @@ import type {
 	LibvirtObservation,
 	MemoryObservation,
 	NetworkObservation,
+	NetworkProtectionObservation,
 	PodVmsObservation,
 	PoolObservation,
 	SecureExecutionObservation,
@@ -21,8 +22,9 @@ import {judgeVolume} from './base-images.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import {silentLogger} from '../core/log.ts';
 import {checkCpuset} from './kvm-host.ts';
+import {isAbsent, readNetworkProtection, type ProtectionWish} from './network-protection.ts';
 import type {PodsDir} from './metadata.ts';
-import {listDomains, ownership, readOwnDomains, type Owner} from './own-domains.ts';
+import {listDomains, ownership, readOwnDomains, type OwnDomain, type Owner} from './own-domains.ts';
 import {VmSlots} from './vm-slots.ts';
 import {readBaseVolume, volumeOf} from './volumes.ts';
 
@@ -140,14 +142,7 @@ export async function observePodVms(
 	signal: AbortSignal,
 ): Promise<PodVmsObservation> {
 	// Domains whose metadata cannot be trusted are the daemon's to warn about.
-	const own = await readOwnDomains(
-		session,
-		new VmSlots(owner.cluster, owner.node),
-		owner,
-		await listDomains(session, signal),
-		silentLogger,
-		signal,
-	);
+	const own = await ownDomains(session, owner, signal);
 	return {
 		count: own.length,
 		foreign: own
@@ -156,6 +151,39 @@ export async function observePodVms(
 				return whose === 'foreign' ? [{name, podsDir: other}] : [];
 			})
 			.sort((a, b) => (a.name < b.name ? -1 : 1)),
+	};
+}
+
+/** Names of the VMs that run without a network filter, such as those of earlier versions. */
+export async function unfilteredVms(session: Calls, owner: Owner, signal: AbortSignal): Promise<readonly string[]> {
+	return (await ownDomains(session, owner, signal))
+		.filter(({domain: {id}, netFilter}) => id !== -1 && netFilter === undefined)
+		.map(({domain: {name}}) => name)
+		.sort();
+}
+
+async function ownDomains(session: Calls, owner: Owner, signal: AbortSignal): Promise<readonly OwnDomain[]> {
+	return readOwnDomains(
+		session,
+		new VmSlots(owner.cluster, owner.node),
+		owner,
+		await listDomains(session, signal),
+		silentLogger,
+		signal,
+	);
+}
+
+/** @throws LibvirtError 'not-found' */
+export async function observeNetworkProtection(
+	session: Calls,
+	wish: ProtectionWish,
+	signal: AbortSignal,
+): Promise<NetworkProtectionObservation> {
+	const {filter, isolation} = await readNetworkProtection(session, wish, signal);
+	const required = {filter: wish.netFilter !== 'auto', isolation: wish.netIsolation === 'on'};
+	return {
+		filter: isAbsent(filter) ? {...filter, isRequired: required.filter} : filter.name,
+		isolatedPorts: isAbsent(isolation) ? {...isolation, isRequired: required.isolation} : true,
 	};
 }
 

@@ -6,13 +6,21 @@
 import {AdaptorError} from '../core/errors.ts';
 import {formatCpuset, parseCpuset} from '../libvirt/cpuset.ts';
 import type {Logger} from '../core/log.ts';
-import type {HostCapabilities} from './host-capabilities.ts';
+import {SharedAnswer, type HostCapabilities} from './host-capabilities.ts';
 import type {HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
+import {
+	defineFilter,
+	isAbsent,
+	readNetworkProtection,
+	requireProtection,
+	type NetworkProtection,
+	type ProtectionWish,
+} from './network-protection.ts';
 import {secureExecutionUnavailable} from './secure-execution.ts';
 
-export interface KvmHostOptions {
-	readonly session: Pick<LibvirtCalls, 'onState'>;
+export interface KvmHostOptions extends ProtectionWish {
+	readonly session: Pick<LibvirtCalls, 'call' | 'onState'>;
 	readonly capabilities: HostCapabilities;
 	/** LIBVIRT_CPUSET */
 	readonly cpuset?: string;
@@ -26,15 +34,26 @@ const unconditional = new AbortController().signal;
 
 export class KvmHost {
 	readonly #options: KvmHostOptions;
+	/** Asked once a connection, as the capabilities. */
+	readonly #protection: SharedAnswer<NetworkProtection>;
 	#connections = 0;
 	#warnedOfEmulation = false;
 
 	/** Listens to the session for as long as that lives. */
 	constructor(options: KvmHostOptions) {
 		this.#options = options;
+		this.#protection = new SharedAnswer(async () =>
+			defineFilter(
+				options.session,
+				await readNetworkProtection(options.session, options, unconditional),
+				unconditional,
+			),
+		);
 		options.session.onState(({name}) => {
 			if (name === 'connected') {
 				this.#connections++;
+				this.#protection.forget();
+				void this.#tellOfNetworkProtection();
 				if (options.launchSecurity !== undefined) {
 					void this.#tellOfSecureExecution(this.#connections);
 				}
@@ -45,6 +64,21 @@ export class KvmHost {
 	/** Something failed that an update of the host may explain: ask again. */
 	forget(): void {
 		this.#options.capabilities.forget();
+		this.#protection.forget();
+	}
+
+	/**
+	 * @throws AdaptorError 'failed-precondition' when the network cannot be protected as the settings require; else as
+	 * `readNetworkProtection`
+	 */
+	async networkProtection(signal: AbortSignal): Promise<NetworkProtection> {
+		const protection = await this.#protection.get(signal);
+		if (isAbsent(protection.filter) && protection.filter.mayChange === true) {
+			this.#protection.forget();
+		}
+
+		requireProtection(this.#options, protection);
+		return protection;
 	}
 
 	/**
@@ -76,6 +110,39 @@ export class KvmHost {
 		}
 
 		return support;
+	}
+
+	/** At once, too. Never throws. */
+	async #tellOfNetworkProtection(): Promise<void> {
+		const {log, network} = this.#options;
+		try {
+			const {filter, isolation} = await this.networkProtection(unconditional);
+			const fields = {
+				network,
+				netFilter: isAbsent(filter) ? 'none' : filter.name,
+				isolatedPort: isolation === 'on',
+			};
+			if (isAbsent(filter) && filter.absent === 'unavailable') {
+				log.warn(
+					{...fields, reason: filter.reason, remedy: filter.remedy},
+					"no network filter: pod VMs can take each other's addresses",
+				);
+			} else {
+				log.info(fields, 'network protection of pod VMs');
+			}
+		} catch (error) {
+			if (error instanceof AdaptorError && error.code === 'failed-precondition') {
+				log.error(
+					{network, err: error},
+					'network protection is required, and the KVM host cannot give it: no pod VM will start',
+				);
+			} else {
+				log.debug(
+					{network, err: error},
+					'could not see what protects the network of pod VMs: asked again at the next start',
+				);
+			}
+		}
 	}
 
 	/** At once rather than at the first pod's expense. Never throws. */

@@ -11,13 +11,15 @@ import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readMetadata, type PodsDir, type PodVmMetadata} from './metadata.ts';
 import type {VmSlots} from './vm-slots.ts';
 import {cidataVolumeName, rootVolumeName} from './volumes.ts';
-import {readXml} from '../libvirt/xml.ts';
+import {child, readXml} from '../libvirt/xml.ts';
 
 export interface OwnDomain {
 	readonly domain: Domain;
 	/** 0 to 255. */
 	readonly slot: number;
 	readonly metadata: PodVmMetadata;
+	/** Name of its interface's network filter; absent without one. */
+	readonly netFilter?: string;
 }
 
 export interface Owner {
@@ -77,25 +79,25 @@ export async function readOwnDomains(
 	const own = await Promise.all(
 		domains.map(async domain => {
 			const slot = slots.numberOf(domain.uuid);
-			const metadata =
-				slot === undefined ? undefined : await readOwnMetadata(session, domain, owner, log, signal);
-			return slot === undefined || metadata === undefined ? [] : [{domain, slot, metadata}];
+			const read = slot === undefined ? undefined : await readOwnDomain(session, domain, owner, log, signal);
+			return slot === undefined || read === undefined ? [] : [{domain, slot, ...read}];
 		}),
 	);
 	return own.flat();
 }
 
 /** Undefined for a domain that is gone by now, is another's, or cannot be understood. */
-async function readOwnMetadata(
+async function readOwnDomain(
 	session: Pick<LibvirtCalls, 'call'>,
 	domain: Domain,
 	{cluster, node}: Owner,
 	log: Logger,
 	signal: AbortSignal,
-): Promise<PodVmMetadata | undefined> {
+): Promise<Pick<OwnDomain, 'metadata' | 'netFilter'> | undefined> {
 	try {
 		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom: domain, flags: 0}, signal);
-		const metadata = readMetadata(readXml(xml));
+		const description = readXml(xml);
+		const metadata = readMetadata(description);
 		if (metadata === undefined || metadata.cluster !== cluster || metadata.node !== node) {
 			return undefined;
 		}
@@ -112,7 +114,8 @@ async function readOwnMetadata(
 			});
 		}
 
-		return metadata;
+		const netFilter = child(description, 'devices', 'interface', 'filterref')?.attributes['filter'];
+		return {metadata, ...(netFilter === undefined ? {} : {netFilter})};
 	} catch (error) {
 		if (isLibvirtError(error, libvirtCode.noDomain)) {
 			return undefined;

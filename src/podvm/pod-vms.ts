@@ -17,7 +17,7 @@ import {AdaptorError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
 import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
-import type {Logger} from '../core/log.ts';
+import type {LogFields, Logger} from '../core/log.ts';
 import {isInstanceNameOf} from '../sandbox/instance-name.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
 import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
@@ -26,14 +26,14 @@ import {BaseImages} from './base-images.ts';
 import {cidataIso} from './cidata.ts';
 import {ConsoleTail} from './console-tail.ts';
 import {makeDisks} from './disks.ts';
-import {domainXml} from './domain-xml.ts';
+import {domainXml, interfaceXml, type DomainSpec} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
-import type {HostSupport} from './host-support.ts';
 import {chosenImage} from './image-choice.ts';
 import {KvmHost} from './kvm-host.ts';
 import {change, mayHaveBeenMade, type LibvirtCalls} from './libvirt-calls.ts';
 import type {PodsDir, PodVmMetadata} from './metadata.ts';
+import {causeOfFilterFailure, isAbsent, type NetworkProtection} from './network-protection.ts';
 import {isStillThere, listDomains, ownership, readOwnDomains, type OwnDomain} from './own-domains.ts';
 import {removeVm, settleAll} from './removal.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
@@ -47,6 +47,10 @@ export interface PodVmsOptions {
 	readonly pool: string;
 	/** LIBVIRT_NET */
 	readonly network: string;
+	/** LIBVIRT_NET_FILTER */
+	readonly netFilter: string;
+	/** LIBVIRT_NET_ISOLATION */
+	readonly netIsolation: 'auto' | 'on' | 'off';
 	/** LIBVIRT_VOL_NAME: the image of pods that choose none. */
 	readonly volumeName: string;
 	/** LIBVIRT_ALLOWED_IMAGES: which others they may choose; all when absent. */
@@ -94,6 +98,8 @@ class LibvirtPodVms implements PodVms {
 	readonly #endWatch: EndWatch;
 	/** Of VMs that were started here. */
 	readonly #consoles = new WeakMap<PodVm, ConsoleTail>();
+	/** Of VMs that this daemon has started. */
+	readonly #protections = new WeakMap<PodVm, NetworkProtection>();
 	/** Slots that are being worked on, once for each who does. */
 	#held: readonly number[] = [];
 
@@ -118,6 +124,29 @@ class LibvirtPodVms implements PodVms {
 			log,
 			signal,
 		);
+	}
+
+	async bindAddress(vm: PodVm, address: string, signal: AbortSignal): Promise<void> {
+		const protection = this.#protections.get(vm);
+		if (protection === undefined || isAbsent(protection.filter)) {
+			return;
+		}
+
+		const {session, network} = this.#options;
+		try {
+			await change(
+				session,
+				procedures.domainUpdateDeviceFlags,
+				{
+					dom: domainOf(vm),
+					xml: interfaceXml({mac: vm.mac, network, protection}, address),
+					flags: ofRunningDomain,
+				},
+				signal,
+			);
+		} catch (error) {
+			throw causeOfFilterFailure(error, protection.filter.name);
+		}
 	}
 
 	consoleTail(vm: PodVm): readonly string[] {
@@ -169,8 +198,9 @@ class LibvirtPodVms implements PodVms {
 		log.info({sandboxId, instanceName, image}, `Choosing ${image}`);
 		const createdAt = this.#now();
 		const iso = cidataIso(instanceName, spec.files, createdAt);
-		const [host, base, {pool}] = await Promise.all([
+		const [host, protection, base, {pool}] = await Promise.all([
 			this.#host.support(signal),
+			this.#host.networkProtection(signal),
 			this.#images.read(image, signal),
 			session.call(procedures.storagePoolLookupByName, {name: poolName}, signal),
 		]);
@@ -191,7 +221,7 @@ class LibvirtPodVms implements PodVms {
 		};
 		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
-		const {domain, slot} = await this.#define(spec, host, metadata, held, undo, signal);
+		const {domain, slot} = await this.#define(spec, {host, protection}, metadata, held, undo, signal);
 		// Whoever defines last owns it: the disks would be made twice otherwise, one daemon's under the other's VM.
 		if (!(await isStillThere(session, domain, metadata.nonce, signal))) {
 			throw alreadyExists(sandboxId, instanceName);
@@ -199,7 +229,7 @@ class LibvirtPodVms implements PodVms {
 
 		try {
 			await makeDisks(session, pool, metadata, {base, rootDiskSizeGib, iso}, signal);
-			await this.#run(domain, signal);
+			await this.#run(domain, protection, signal);
 		} catch (error) {
 			throw await causeOfFailure(session, poolName, base, error, signal);
 		}
@@ -218,10 +248,12 @@ class LibvirtPodVms implements PodVms {
 				memoryMib: memoryMib + swiotlbMib,
 				...(swiotlbMib === 0 ? {} : {swiotlbMib}),
 				domainType: host.domainType,
+				...protectionFields(protection),
 			},
 			'domain started',
 		);
 		const vm = this.#vmAt(slot, instanceName, sandboxId);
+		this.#protections.set(vm, protection);
 		// What a confidential guest prints is nobody's business on this side; it has to be debugged as an ordinary one.
 		if (this.#options.launchSecurity === undefined) {
 			this.#consoles.set(vm, new ConsoleTail());
@@ -236,7 +268,7 @@ class LibvirtPodVms implements PodVms {
 	 */
 	async #define(
 		spec: PodVmSpec,
-		host: HostSupport,
+		{host, protection}: Pick<DomainSpec, 'host' | 'protection'>,
 		metadata: PodVmMetadata,
 		held: DisposableStack,
 		undo: AsyncDisposableStack,
@@ -269,6 +301,7 @@ class LibvirtPodVms implements PodVms {
 				memoryMib: spec.memoryMib + this.#swiotlbMib,
 				network,
 				host,
+				protection,
 				metadata,
 				...(cpuset === undefined || cpuset === '' ? {} : {cpuset}),
 				...(launchSecurity === undefined ? {} : {launchSecurity}),
@@ -300,13 +333,13 @@ class LibvirtPodVms implements PodVms {
 		}
 	}
 
-	async #run(dom: Domain, signal: AbortSignal): Promise<void> {
+	async #run(dom: Domain, {filter}: NetworkProtection, signal: AbortSignal): Promise<void> {
 		try {
 			await change(this.#options.session, procedures.domainCreateWithFlags, {dom, flags: 0}, signal);
 		} catch (error) {
 			// The emulator may have been updated since the capabilities were read.
 			this.#host.forget();
-			throw error;
+			throw isAbsent(filter) ? error : causeOfFilterFailure(error, filter.name);
 		}
 	}
 
@@ -405,6 +438,22 @@ class LibvirtPodVms implements PodVms {
 	#now(): Date {
 		return this.#options.clock?.() ?? new Date();
 	}
+}
+
+/** VIR_DOMAIN_AFFECT_LIVE: its definition is never started again. */
+const ofRunningDomain = 1;
+
+/** What keeps the VM from impersonating its neighbours, and why something does not. */
+function protectionFields({filter, isolation}: NetworkProtection): LogFields {
+	const reason = [filter, isolation]
+		.filter(isAbsent)
+		.map(absence => absence.reason)
+		.join('; ');
+	return {
+		netFilter: isAbsent(filter) ? 'none' : filter.name,
+		isolatedPort: isolation === 'on',
+		...(reason === '' ? {} : {reason}),
+	};
 }
 
 function domainOf({name, uuid}: PodVm): Domain {

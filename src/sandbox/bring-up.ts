@@ -68,6 +68,8 @@ export async function* bringUp(
 		reaching.signal,
 	);
 	yield {name: 'booting', prepared, vm, relay};
+	stages.enter('bind the VM to its address');
+	await podVms.bindAddress(vm, relay.address, signal);
 	stages.enter('attach the network');
 	await networks.attach(network, relay.address, signal);
 	stages.enter('record that it runs');

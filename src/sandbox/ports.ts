@@ -204,6 +204,12 @@ export interface PodVms {
 	 */
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never>;
 	/**
+	 * Lets a VM that was started here use only the address that it has proven to have, where the host can filter its
+	 * traffic. Before the VM runs anything of its pod. Does nothing where the host cannot, or is not meant to: the
+	 * start has told.
+	 */
+	bindAddress(vm: PodVm, address: string, signal: AbortSignal): Promise<void>;
+	/**
 	 * What a VM that this daemon has started printed last on its console while its addresses were asked for: a few
 	 * lines of printable text, oldest first. Empty where that is not known, or not to be known.
 	 */

@@ -14,6 +14,7 @@ import {
 import {
 	guardFinding,
 	networkFinding,
+	networkProtectionFinding,
 	programsFinding,
 	routeFinding,
 	unknownSubnetFinding,
@@ -22,7 +23,9 @@ import {
 import {directoryFinding, identityFinding} from '../../src/check/node-verdicts.ts';
 import type {
 	LibvirtObservation,
+	MissingProtection,
 	NetworkObservation,
+	NetworkProtectionObservation,
 	PodVmsObservation,
 	PoolObservation,
 	SshObservation,
@@ -61,6 +64,13 @@ const network: NetworkObservation = {
 	hasSpanningTree: false,
 };
 const wish = {towards: '192.168.122.0/24', forwarderPort: 15_150, vxlanPort: 9000};
+const protectedNetwork: NetworkProtectionObservation = {filter: 'caa-podvm-dhcp-1', isolatedPorts: true};
+const missing: MissingProtection = {
+	absent: 'unavailable',
+	reason: 'it is macvtap',
+	remedy: 'Use a bridge.',
+	isRequired: false,
+};
 const now = new Date('2026-06-01T00:00:00Z');
 const identity = {
 	source: 'files',
@@ -360,6 +370,55 @@ const cases: ReadonlyArray<
 		'warning',
 		/does not start/,
 		/virsh net-autostart n/,
+	],
+
+	[
+		'network protection: both',
+		networkProtectionFinding(protectedNetwork, []),
+		'ok',
+		/^new VMs get the network filter caa-podvm-dhcp-1, isolated ports$/,
+	],
+	[
+		'network protection: none is possible',
+		networkProtectionFinding({filter: missing, isolatedPorts: missing}, ['podvm-a']),
+		'warning',
+		/^no network filter \(it is macvtap\).*each other's addresses/,
+		/Use a bridge/,
+	],
+	[
+		'network protection: a filter that is required',
+		networkProtectionFinding({...protectedNetwork, filter: {...missing, isRequired: true}}, []),
+		'failure',
+		/required, so no pod VM starts/,
+		/Use a bridge/,
+	],
+	[
+		'network protection: isolation that is required',
+		networkProtectionFinding({...protectedNetwork, isolatedPorts: {...missing, isRequired: true}}, []),
+		'failure',
+		/no isolated ports \(it is macvtap\); it is required/,
+		/Use a bridge/,
+	],
+	[
+		'network protection: no isolation beside the filter',
+		networkProtectionFinding({...protectedNetwork, isolatedPorts: missing}, []),
+		'ok',
+		/no isolated ports \(it is macvtap\)$/,
+	],
+	[
+		'network protection: switched off',
+		networkProtectionFinding({filter: {...missing, absent: 'off'}, isolatedPorts: {...missing, absent: 'off'}}, [
+			'podvm-a',
+		]),
+		'ok',
+		/^no network filter/,
+	],
+	[
+		'network protection: VMs of an earlier version',
+		networkProtectionFinding(protectedNetwork, ['a', 'b', 'c', 'd', 'e', 'f']),
+		'warning',
+		/6 running without a filter: a, b, c, d, e, …$/,
+		/delete their pods/,
 	],
 
 	[

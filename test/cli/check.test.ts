@@ -25,6 +25,7 @@ const names = [
 	'base-volume',
 	'disk',
 	'network',
+	'network-protection',
 	'pod-vms',
 	'programs',
 	'route',
@@ -113,7 +114,18 @@ test('a KVM host that is away is one failure, soon, and the node itself is looke
 	);
 	t.deepEqual(
 		report.checks.filter(({text}) => text === 'needs libvirt, which failed').map(({name}) => name),
-		['guests', 'secure-execution', 'memory', 'pool', 'base-volume', 'disk', 'network', 'pod-vms', 'route'],
+		[
+			'guests',
+			'secure-execution',
+			'memory',
+			'pool',
+			'base-volume',
+			'disk',
+			'network',
+			'network-protection',
+			'pod-vms',
+			'route',
+		],
 	);
 	t.is(statusOf(report, 'vxlan-port'), 'ok');
 });

@@ -63,6 +63,13 @@ export function podVmsContract(
 		});
 	};
 
+	claim('a VM that runs is bound to its address, and is listed as before', async (t, _harness, vms) => {
+		const vm = await vms.start(specOf(), never);
+		const before = await vms.list(never);
+		await vms.bindAddress(vm, '192.168.122.9', never);
+		t.deepEqual(await vms.list(never), before);
+	});
+
 	claim(
 		'a started VM is listed as running with what was recorded of it, also after a restart',
 		async (t, harness, vms) => {

@@ -16,6 +16,7 @@ openssh-server                          sshd, the way to libvirt
 openssh-client                          ssh, ssh-keygen
 iproute2                                network namespaces, bridges, VXLAN
 nftables                                the pods'"'"' packet filter
+iptables                                ebtables, which libvirt calls for network filters
 util-linux                              unshare, nsenter, setpriv
 tini                                    PID 1 of the lab
 golang-go                               builds the guest agent

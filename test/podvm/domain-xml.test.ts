@@ -37,14 +37,20 @@ const onKvm: DomainSpec = {
 	host: {domainType: 'kvm', machine: 's390-ccw-virtio-8.2', emulator: '/usr/libexec/qemu-kvm', cpus: []},
 	launchSecurity: 's390-pv',
 	metadata,
+	protection: {
+		filter: {name: 'caa-podvm-dhcp-1', bootName: 'caa-podvm-boot-dhcp-1', missing: [], dhcpServer: '192.168.122.1'},
+		isolation: 'on',
+	},
 };
 
 /** As earlier versions wrote it. */
 const {podsDir: _podsDir, poolDirectory: _poolDirectory, ...unmarked} = metadata;
+const absent = {absent: 'off', reason: 'LIBVIRT_NET_FILTER=off', remedy: 'Set it.'} as const;
 const {cpuset: _cpuset, launchSecurity: _launchSecurity, ...plain} = onKvm;
 const emulated: DomainSpec = {
 	...plain,
 	host: {domainType: 'qemu', machine: 's390-ccw-virtio-7.2', emulator: '/usr/bin/qemu-system-s390x', cpus: []},
+	protection: {filter: absent, isolation: absent},
 	metadata: {...unmarked, pod: {name: 'web', namespace: 'shop'}},
 };
 

@@ -168,6 +168,8 @@ export function optionsFor(session: LibvirtCalls, pool: TestPool, more: Partial<
 		capabilities: new HostCapabilities(session),
 		pool: pool.name,
 		network: 'default',
+		netFilter: 'auto',
+		netIsolation: 'auto',
 		volumeName: baseVolume,
 		rootDiskSizeGib: 10,
 		cluster: 'test',

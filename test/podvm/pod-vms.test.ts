@@ -54,7 +54,8 @@ async function daemon(): Promise<Daemon> {
 		recordingLog(),
 		randomBytes(6).toString('hex'),
 	];
-	const more = {cluster, node: 'node', log};
+	// A start goes on without network filters, which libvirt's test driver does not have: network-protection.test.ts.
+	const more = {cluster, node: 'node', log, netFilter: 'off'};
 	return {
 		calls,
 		pool,
@@ -154,8 +155,11 @@ for (const step of ['storageVolCreateXml', 'domainCreateWithFlags'] as const) {
 test('a start defines first, then makes the disks, then starts, in at most 12 calls', async t => {
 	const {calls, vms} = await daemon();
 	await vms.start(specOf(), never);
+	// Asked when the connection is made: network-protection.test.ts.
+	const onceAConnection = ['networkLookupByName', 'networkGetXmlDesc', 'connectGetLibVersion'];
+	const ofStart = calls.made.filter(name => !onceAConnection.includes(name));
 	// Three are for what later starts know already: the host's capabilities, and what the image is.
-	t.true(calls.made.length <= 12, calls.made.join(' '));
+	t.true(ofStart.length <= 12, calls.made.join(' '));
 	t.is(calls.made.filter(name => name === 'download').length, 1);
 	calls.made.length = 0;
 	await vms.start(specOf(), never);

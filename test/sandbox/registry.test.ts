@@ -114,7 +114,7 @@ test('stopping a sandbox of an earlier run deletes its VM', async t => {
 	t.deepEqual(await podVms.list(never), []);
 });
 
-const steps: readonly PortCall[] = ['podVms.start', 'relays.open', 'networks.attach'];
+const steps: readonly PortCall[] = ['podVms.start', 'relays.open', 'podVms.bindAddress', 'networks.attach'];
 for (const step of steps) {
 	for (const when of ['before', 'after'] as const) {
 		test(`a start that fails ${when} ${step} leaves nothing, and says why until it is stopped`, async t => {

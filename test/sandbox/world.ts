@@ -30,6 +30,7 @@ export type PortCall =
 	| 'relays.issue'
 	| 'relays.open'
 	| 'podVms.start'
+	| 'podVms.bindAddress'
 	| 'podVms.delete'
 	| 'records.write'
 	| 'records.remove';
@@ -184,6 +185,8 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 	const hookedVms: PodVms = {
 		start: async (spec, signal) => hooked('podVms.start', signal, async () => podVms.start(spec, signal)),
 		addresses: (vm, signal) => podVms.addresses(vm, signal),
+		bindAddress: async (vm, address, signal) =>
+			hooked('podVms.bindAddress', signal, async () => podVms.bindAddress(vm, address, signal)),
 		consoleTail: vm => podVms.consoleTail(vm),
 		ended: async (vm, signal) => {
 			const end = await podVms.ended(vm, signal);

@@ -146,6 +146,14 @@ export class InMemoryPodVms implements PodVms {
 		};
 	}
 
+	/** By VM's name. */
+	readonly boundAddresses = new Map<string, string>();
+
+	async bindAddress({name}: PodVm, address: string, signal: AbortSignal): Promise<void> {
+		throwIfAborted(signal);
+		this.boundAddresses.set(name, address);
+	}
+
 	consoleTail({name}: PodVm): readonly string[] {
 		return this.consoles.get(name) ?? [];
 	}

@@ -27,6 +27,7 @@ export const libvirtCode = {
 	noStoragePool: 49,
 	noStorageVol: 50,
 	operationInvalid: 55,
+	noNwfilter: 62,
 	noSecret: 66,
 	configUnsupported: 67,
 	operationTimeout: 68,
@@ -96,6 +97,10 @@ const meanings: Readonly<Record<number, Meaning>> = {
 		remedy: 'Look at "virsh vol-list POOL" on the KVM host; a volume made by other means than libvirt shows after "virsh pool-refresh POOL".',
 	},
 	[libvirtCode.operationInvalid]: {code: 'failed-precondition'},
+	[libvirtCode.noNwfilter]: {
+		code: 'not-found',
+		remedy: 'Look at "virsh nwfilter-list" on the KVM host, or configure the name of another.',
+	},
 	[libvirtCode.noSecret]: {code: 'not-found'},
 	[libvirtCode.configUnsupported]: {
 		code: 'failed-precondition',

@@ -35,6 +35,7 @@ const uuid = opaque(16);
 /** `id` is -1 for a domain that does not run. libvirt finds domains by uuid; name and id are for its messages. */
 const domain = struct({name: string, uuid, id: i32});
 const network = struct({name: string, uuid});
+const nwfilter = struct({name: string, uuid});
 const storagePool = struct({name: string, uuid});
 /** `key` is the path for pools of type dir. libvirt finds volumes by pool and name. */
 const storageVol = struct({pool: string, name: string, key: string});
@@ -183,6 +184,16 @@ const table = {
 		struct({net: network, mac: optional(string), needResults: i32, flags: u32}),
 		struct({leases: list(dhcpLease, 65_536), ret: u32}),
 	),
+
+	/** The device is found by its MAC; the XML says all of it. `flags`: 1 is the running domain, 2 its definition. */
+	domainUpdateDeviceFlags: changes(174, struct({dom: domain, xml: string, flags: u32}), nothing),
+
+	// Network filters.
+	nwfilterLookupByName: reads(175, struct({name: string}), struct({nwfilter})),
+	nwfilterGetXmlDesc: reads(177, struct({nwfilter, flags: u32}), struct({xml: string})),
+	/** Replaces a filter of the same name and UUID; ports that use it get the new rules. */
+	nwfilterDefineXml: changes(180, struct({xml: string}), struct({nwfilter})),
+	nwfilterUndefine: changes(181, struct({nwfilter}), nothing),
 
 	// Storage.
 	storagePoolLookupByName: reads(84, struct({name: string}), struct({pool: storagePool})),

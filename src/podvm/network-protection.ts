@@ -1,0 +1,268 @@
+/**
+ * What keeps a pod VM from impersonating its neighbours on the KVM host's network: a network filter, and an isolated
+ * port of the bridge. Which of them the network can have is read from libvirt; nothing is supposed. Decides nothing
+ * about a start: `KvmHost` does.
+ */
+import {AdaptorError} from '../core/errors.ts';
+import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
+import {procedures} from '../libvirt/wire/procedures.ts';
+import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
+import {bootFilterOf, ownFilterName, ownFilterXml} from './network-filter.ts';
+
+export interface ProtectionWish {
+	/** LIBVIRT_NET */
+	readonly network: string;
+	/** LIBVIRT_NET_FILTER: `auto`, `off`, or the name of a filter that is required. */
+	readonly netFilter: string;
+	/** LIBVIRT_NET_ISOLATION: `on` requires it. */
+	readonly netIsolation: 'auto' | 'on' | 'off';
+}
+
+export interface NetworkFilter {
+	readonly name: string;
+	/** What the VM boots with until its address is known, where that is another filter. */
+	readonly bootName?: string;
+	/** Those of the two that libvirt does not have and that are ours to define. */
+	readonly missing: readonly string[];
+	/** Of the network's own DHCP server, where libvirt runs it. */
+	readonly dhcpServer?: string;
+}
+
+/** `reason` is a phrase without a full stop, `remedy` is sentences. */
+export interface Absence {
+	readonly absent: 'off' | 'unavailable';
+	readonly reason: string;
+	readonly remedy: string;
+	/** libvirt gave an error that may be gone the next time. */
+	readonly mayChange?: true;
+}
+
+export interface NetworkProtection {
+	readonly filter: NetworkFilter | Absence;
+	readonly isolation: 'on' | Absence;
+}
+
+export function isAbsent(part: NetworkProtection['filter' | 'isolation']): part is Absence {
+	return typeof part === 'object' && 'absent' in part;
+}
+
+/** What the network offers to a port of it. */
+export interface PortAbilities {
+	/** Why neither filter nor isolation is possible; absent where both are. */
+	readonly unfit?: string;
+	readonly dhcpServer?: string;
+}
+
+/**
+ * Modes in which libvirt makes the bridge itself; an isolated network has no mode (libvirt, docs/formatnetwork,
+ * "Connectivity").
+ */
+const modesOfOwnBridge: ReadonlySet<string> = new Set(['none', 'nat', 'route', 'open']);
+
+/** @param description answer of NETWORK_GET_XML_DESC */
+export function portAbilities(description: XmlElement): PortAbilities {
+	const forward = child(description, 'forward');
+	const mode = forward === undefined ? 'none' : (forward.attributes['mode'] ?? 'nat');
+	// Of the network, or of the port group that interfaces without one get.
+	const groups = children(description, 'portgroup').filter(({attributes}) => attributes['default'] === 'yes');
+	const virtualPort = [description, ...groups]
+		.map(element => child(element, 'virtualport')?.attributes['type'])
+		.find(type => type !== undefined);
+	if (virtualPort !== undefined) {
+		return {unfit: `its ports are of type ${virtualPort}, past which libvirt's filters have no effect`};
+	}
+
+	if (mode === 'hostdev') {
+		return {unfit: 'it gives VMs a network device of the host (forward mode "hostdev")'};
+	}
+
+	if (!modesOfOwnBridge.has(mode) && child(description, 'bridge') === undefined) {
+		return {unfit: `it connects VMs by macvtap (forward mode "${mode}"), which takes neither`};
+	}
+
+	const dhcpServer = modesOfOwnBridge.has(mode)
+		? children(description, 'ip').find(
+				ip => (ip.attributes['family'] ?? 'ipv4') === 'ipv4' && child(ip, 'dhcp') !== undefined,
+			)?.attributes['address']
+		: undefined;
+	return dhcpServer === undefined ? {} : {dhcpServer};
+}
+
+const off = (setting: string): Absence => ({absent: 'off', reason: `${setting}=off`, remedy: `Set ${setting}=auto.`});
+const networkRemedy =
+	'Use a network with a Linux bridge (forward mode nat, route or open, or bridge with a <bridge name>), or filter on that network by its own means.';
+/**
+ * The first libvirt that knows `<port isolated='yes'/>` (libvirt, docs/formatdomain), as it numbers itself. Older ones
+ * ignore it.
+ */
+const firstVersionWithIsolation = 6_001_000n;
+
+/**
+ * Changes nothing.
+ * @throws LibvirtError 'not-found' when there is no such network; as `LibvirtSession.call`
+ */
+export async function readNetworkProtection(
+	session: Pick<LibvirtCalls, 'call'>,
+	{network, netFilter, netIsolation}: ProtectionWish,
+	signal: AbortSignal,
+): Promise<NetworkProtection> {
+	if (netFilter === 'off' && netIsolation === 'off') {
+		return {filter: off('LIBVIRT_NET_FILTER'), isolation: off('LIBVIRT_NET_ISOLATION')};
+	}
+
+	const {net} = await session.call(procedures.networkLookupByName, {name: network}, signal);
+	const [{xml}, {libVer}] = await Promise.all([
+		session.call(procedures.networkGetXmlDesc, {net, flags: 0}, signal),
+		session.call(procedures.connectGetLibVersion, undefined, signal),
+	]);
+	const {unfit, dhcpServer} = portAbilities(readXml(xml));
+	const ofNetwork: Absence | undefined =
+		unfit === undefined
+			? undefined
+			: {absent: 'unavailable', reason: `network ${network}: ${unfit}`, remedy: networkRemedy};
+	const tooOld: Absence | undefined =
+		libVer >= firstVersionWithIsolation
+			? undefined
+			: {
+					absent: 'unavailable',
+					reason: 'its libvirt is older than 6.1',
+					remedy: 'Update libvirt on the KVM host.',
+				};
+	return {
+		filter:
+			netFilter === 'off'
+				? off('LIBVIRT_NET_FILTER')
+				: (ofNetwork ??
+					(await readFilter(
+						session,
+						netFilter === 'auto'
+							? ownFilterName({phase: 'bound', knowsDhcpServer: dhcpServer !== undefined})
+							: netFilter,
+						dhcpServer,
+						signal,
+					))),
+		isolation: netIsolation === 'off' ? off('LIBVIRT_NET_ISOLATION') : (ofNetwork ?? tooOld ?? 'on'),
+	};
+}
+
+async function readFilter(
+	session: Pick<LibvirtCalls, 'call'>,
+	name: string,
+	dhcpServer: string | undefined,
+	signal: AbortSignal,
+): Promise<NetworkFilter | Absence> {
+	const bootName = bootFilterOf(name);
+	try {
+		const missing = (
+			await Promise.all(
+				(bootName === undefined ? [name] : [name, bootName]).map(async each =>
+					(await isDefined(session, each, signal)) ? [] : [each],
+				),
+			)
+		).flat();
+		return missing.some(each => ownFilterXml(each) === undefined)
+			? {
+					absent: 'unavailable',
+					mayChange: true,
+					reason: `it has no network filter ${name}`,
+					remedy: 'Look at "virsh nwfilter-list" on the KVM host, and define the filter there or set LIBVIRT_NET_FILTER=auto.',
+				}
+			: {
+					name,
+					missing,
+					...(bootName === undefined ? {} : {bootName}),
+					...(dhcpServer === undefined ? {} : {dhcpServer}),
+				};
+	} catch (error) {
+		return absenceOf(error, 'its libvirt offers no network filters');
+	}
+}
+
+async function isDefined(session: Pick<LibvirtCalls, 'call'>, name: string, signal: AbortSignal): Promise<boolean> {
+	try {
+		await session.call(procedures.nwfilterLookupByName, {name}, signal);
+		return true;
+	} catch (error) {
+		if (isLibvirtError(error, libvirtCode.noNwfilter)) {
+			return false;
+		}
+
+		throw error;
+	}
+}
+
+/**
+ * Defines the filters that are ours and missing. What libvirt refuses leaves the VM without one.
+ * @throws as `LibvirtSession.call`, never LibvirtError
+ */
+export async function defineFilter(
+	session: Pick<LibvirtCalls, 'call'>,
+	protection: NetworkProtection,
+	signal: AbortSignal,
+): Promise<NetworkProtection> {
+	const {filter} = protection;
+	if (isAbsent(filter)) {
+		return protection;
+	}
+
+	try {
+		// Their UUIDs are fixed: whoever defines one at the same time defines the same.
+		await Promise.all(
+			filter.missing.map(async name =>
+				session.call(procedures.nwfilterDefineXml, {xml: ownFilterXml(name) ?? ''}, signal),
+			),
+		);
+		return {...protection, filter: {...filter, missing: []}};
+	} catch (error) {
+		return {...protection, filter: absenceOf(error, `the network filter ${filter.name} could not be defined`)};
+	}
+}
+
+function absenceOf(error: unknown, what: string): Absence {
+	if (!(error instanceof LibvirtError)) {
+		throw error;
+	}
+
+	return {
+		absent: 'unavailable',
+		reason: `${what} (${error.libvirtMessage.replaceAll(/\s+/gv, ' ')})`,
+		remedy: "On the KVM host, install libvirt's network filter driver (libvirt-daemon-driver-nwfilter, virtnwfilterd) with ebtables and restart libvirt; the user in LIBVIRT_URI must be allowed to define filters.",
+		...(error.libvirtCode === libvirtCode.noSupport ? {} : {mayChange: true}),
+	};
+}
+
+/** @throws AdaptorError 'failed-precondition' when something that the settings require is not there */
+export function requireProtection(
+	{netFilter, netIsolation}: ProtectionWish,
+	{filter, isolation}: NetworkProtection,
+): void {
+	for (const [part, setting, isRequired] of [
+		[filter, 'LIBVIRT_NET_FILTER', netFilter !== 'auto'],
+		[isolation, 'LIBVIRT_NET_ISOLATION', netIsolation === 'on'],
+	] as const) {
+		if (isRequired && isAbsent(part) && part.absent === 'unavailable') {
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: `The KVM host cannot protect the network as ${setting} requires: ${part.reason}`,
+				remedy: `${part.remedy} With ${setting}=auto VMs start without it.`,
+			});
+		}
+	}
+}
+
+/** virErrorDomain: VIR_FROM_NWFILTER, VIR_FROM_FIREWALL (libvirt, include/libvirt/virterror.h). */
+const filterDomains: ReadonlySet<number> = new Set([33, 59]);
+
+/** What a start that failed throws: with the way out when it failed at the filter. */
+export function causeOfFilterFailure(error: unknown, filter: string): unknown {
+	return error instanceof LibvirtError && filterDomains.has(error.libvirtDomain)
+		? new AdaptorError({
+				code: 'failed-precondition',
+				what: `The KVM host could not apply the network filter: ${error.libvirtMessage}`,
+				where: {filter},
+				remedy: 'Install ebtables and iptables on the KVM host (libvirt calls them), and look at "virsh nwfilter-dumpxml" there. With LIBVIRT_NET_FILTER=off pod VMs start without a filter, and can impersonate each other.',
+				cause: error,
+			})
+		: error;
+}
