@@ -2,7 +2,6 @@
  * Which checks tell whether this node can run peer pods, composed of the adapters' probes and the verdicts of `check/`.
  * The command `check` and the daemon run the same list.
  */
-import {isIPv4} from 'node:net';
 import {dirname, join} from 'node:path';
 import {
 	clockFinding,
@@ -28,41 +27,22 @@ import type {Check} from './check/run-checks.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdicts.ts';
 import type {Config} from './config/config.ts';
 import {observeDirectory} from './journal/directory-probe.ts';
-import type {LibvirtSession} from './libvirt/session.ts';
-import {SshProbe} from './libvirt/transport/ssh-probe.ts';
-import type {SshOptions} from './libvirt/transport/ssh-connection.ts';
-import type {SshUri} from './libvirt/uri.ts';
 import type {NetworkProbe} from './network/probe.ts';
-import type {HostCapabilities} from './podvm/host-capabilities.ts';
 import type {PodsDir} from './podvm/metadata.ts';
-import {
-	countRunningVms,
-	observeBaseVolume,
-	observeGuests,
-	observeLibvirt,
-	observeMemory,
-	observeNetwork,
-	observeNetworkProtection,
-	observePodVms,
-	observePool,
-	observeSecureExecution,
-	unfilteredVms,
-} from './podvm/host-probe.ts';
+import type {HostProbe} from './podvm/provider.ts';
 import {observeIdentity} from './relay/identity-probe.ts';
 
 export interface ChecksOptions {
 	readonly config: Config;
-	readonly session: LibvirtSession;
-	/** Of the session's host. */
-	readonly capabilities: HostCapabilities;
+	/** The checks' own from now on. */
+	readonly host: HostProbe & Disposable;
 	readonly network: NetworkProbe;
-	readonly ssh: Omit<SshOptions, 'log'>;
 	/** Of the daemon on this node; without it VMs of another one cannot be told. */
 	readonly podsDir?: PodsDir;
 	readonly now?: () => Date;
 }
 
-/** To be run once; disposing ends the ssh connection of its own. */
+/** To be run once; disposing ends the host's probe. */
 export interface Checks extends Disposable {
 	readonly list: readonly Check[];
 }
@@ -77,95 +57,72 @@ const usualRemedies: Readonly<Record<Check['subject'], string>> = {
 	node: "Look at this node itself: its load, its kernel's messages, and what the text names.",
 };
 
-export function composeChecks({
-	config,
-	session,
-	capabilities,
-	network,
-	ssh,
-	podsDir,
-	now = () => new Date(),
-}: ChecksOptions): Checks {
-	const {
-		libvirtUri: uri,
-		pool,
-		baseVolume,
-		network: networkName,
-		vxlanPort,
-		forwarderPort,
-		hostInterface,
-		customCa,
-	} = config;
-	const probe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
+export function composeChecks({config, host, network, podsDir, now = () => new Date()}: ChecksOptions): Checks {
+	const {pool, baseVolume, network: networkName, vxlanPort, forwarderPort, hostInterface, customCa} = config;
 	const demand = async (signal: AbortSignal): Promise<Demand> => ({
-		vms: await vmsToCome(config, session, signal),
-		memoryMib: config.memoryMib + (config.disableCvm ? 0 : config.swiotlbMib),
+		vms: await vmsToCome(config, host, signal),
+		memoryMib: config.memoryMib + (config.confidential ? config.swiotlbMib : 0),
 		rootDiskGib: config.rootDiskGib,
 	});
 	const list: readonly Check[] = [
-		...(uri.transport === 'ssh' && probe !== undefined ? sshChecks(uri, probe) : localChecks),
+		...(host.login === undefined ? localChecks : loginChecks(host.login)),
 		{
 			name: 'libvirt',
 			subject: 'host',
-			needs: probe === undefined ? [] : ['ssh'],
+			needs: host.login === undefined ? [] : ['ssh'],
 			timeoutMs: firstConnectionTimeoutMs,
-			run: async signal => libvirtFinding(await observeLibvirt(session, signal)),
+			run: async signal => libvirtFinding(await host.hypervisor(signal)),
 		},
 		{
 			name: 'guests',
 			subject: 'host',
 			needs: ['libvirt'],
 			timeoutMs: capabilitiesTimeoutMs,
-			run: async signal => guestFinding(await observeGuests(capabilities, config.cpuset, signal)),
+			run: async signal => guestFinding(await host.guests(signal)),
 		},
 		{
 			name: 'secure-execution',
 			subject: 'host',
 			needs: ['guests'],
-			run: async signal =>
-				secureExecutionFinding(await observeSecureExecution(capabilities, signal), !config.disableCvm),
+			run: async signal => secureExecutionFinding(await host.secureExecution(signal), config.confidential),
 		},
 		{
 			name: 'memory',
 			subject: 'host',
 			needs: ['libvirt'],
-			run: async signal => memoryFinding(await observeMemory(session, signal), await demand(signal)),
+			run: async signal => memoryFinding(await host.memory(signal), await demand(signal)),
 		},
 		{
 			name: 'pool',
 			subject: 'host',
 			needs: ['libvirt'],
-			run: async signal => poolFinding(pool, await observePool(session, pool, signal)),
+			run: async signal => poolFinding(pool, await host.pool(signal)),
 		},
 		{
 			name: 'base-volume',
 			subject: 'host',
 			needs: ['pool'],
 			timeoutMs: firstConnectionTimeoutMs,
-			run: async signal =>
-				baseVolumeFinding(pool, baseVolume, await observeBaseVolume(session, pool, baseVolume, signal)),
+			run: async signal => baseVolumeFinding(pool, baseVolume, await host.baseVolume(signal)),
 		},
 		{
 			name: 'disk',
 			subject: 'host',
 			needs: ['pool'],
-			run: async signal => diskFinding(await observePool(session, pool, signal), await demand(signal)),
+			run: async signal => diskFinding(await host.pool(signal), await demand(signal)),
 		},
 		{
 			name: 'network',
 			subject: 'host',
 			needs: ['libvirt'],
-			run: async signal => networkFinding(networkName, await observeNetwork(session, networkName, signal)),
+			run: async signal => networkFinding(networkName, await host.network(signal)),
 		},
 		{
 			name: 'network-protection',
 			subject: 'host',
 			needs: ['network'],
 			run: async signal =>
-				networkProtectionFinding(
-					await observeNetworkProtection(session, config, signal),
-					await unfilteredVms(session, {cluster: config.clusterId, node: config.nodeName}, signal),
-				),
+				networkProtectionFinding(await host.networkProtection(signal), await host.unfilteredVms(signal)),
 		},
 		{
 			name: 'pod-vms',
@@ -177,14 +134,7 @@ export function composeChecks({
 							status: 'skipped',
 							text: 'not known whose VMs they are: this node has no identity of its PODS_DIR yet',
 						}
-					: podVmsFinding(
-							await observePodVms(
-								session,
-								{cluster: config.clusterId, node: config.nodeName},
-								podsDir,
-								signal,
-							),
-						),
+					: podVmsFinding(await host.podVms(podsDir, signal)),
 		},
 		{
 			name: 'programs',
@@ -200,10 +150,7 @@ export function composeChecks({
 					await network.checkHostInterface(hostInterface, signal);
 				}
 
-				const {subnet, vmAddress} = await observeNetwork(session, networkName, signal);
-				// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be
-				// known; a name of the host is not looked up.
-				const address = vmAddress ?? (uri.transport === 'ssh' && isIPv4(uri.host) ? uri.host : undefined);
+				const {subnet, vmAddress: address} = await host.network(signal);
 				if (address === undefined) {
 					return unknownSubnetFinding(networkName, hostInterface);
 				}
@@ -257,23 +204,23 @@ export function composeChecks({
 	];
 	return {
 		list: list.map(check => ({remedy: usualRemedies[check.subject], ...check})),
-		[Symbol.dispose]: () => probe?.[Symbol.dispose](),
+		[Symbol.dispose]: () => host[Symbol.dispose](),
 	};
 }
 
-function sshChecks({host, port}: SshUri, probe: SshProbe): readonly Check[] {
+function loginChecks(login: NonNullable<HostProbe['login']>): readonly Check[] {
 	return [
 		{
 			name: 'ssh',
 			subject: 'host',
-			remedy: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${host} port ${port}.`,
-			run: async signal => sshFinding(await probe.login(signal)),
+			remedy: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${login.host} port ${login.port}.`,
+			run: async signal => sshFinding(await login.observe(signal)),
 		},
 		{
 			name: 'clock',
 			subject: 'host',
 			needs: ['ssh'],
-			run: async signal => clockFinding(await probe.clockSkew(signal)),
+			run: async signal => clockFinding(await login.clockSkew(signal)),
 		},
 	];
 }
@@ -284,12 +231,8 @@ const localChecks: readonly Check[] = [
 ];
 
 /** How many pod VMs this node may still start; one, where nothing limits them. */
-async function vmsToCome(
-	{limitPerNode, clusterId, nodeName}: Config,
-	session: LibvirtSession,
-	signal: AbortSignal,
-): Promise<number> {
-	return limitPerNode === undefined || limitPerNode < 0
+async function vmsToCome({limitPerNode}: Config, host: HostProbe, signal: AbortSignal): Promise<number> {
+	return limitPerNode === undefined || limitPerNode === 'unlimited'
 		? 1
-		: Math.max(0, limitPerNode - (await countRunningVms(session, clusterId, nodeName, signal)));
+		: Math.max(0, limitPerNode - (await host.countRunningVms(signal)));
 }

@@ -11,12 +11,8 @@ import {parseInitdata} from './initdata/initdata.ts';
 import {serveProbes} from './health/probes.ts';
 import type {Logger} from './core/log.ts';
 import {allOf} from './core/observer.ts';
-import {openPipe} from './libvirt/transport/open-pipe.ts';
-import {LibvirtSession} from './libvirt/session.ts';
 import {createPodNetworks} from './network/pod-networks.ts';
-import {HostCapabilities} from './podvm/host-capabilities.ts';
-import {networkAddress} from './podvm/network-address.ts';
-import {createPodVms} from './podvm/pod-vms.ts';
+import {openLibvirtProvider} from './podvm/provider.ts';
 import {openIdentity} from './relay/identity.ts';
 import {createAgentRelays} from './relay/relay.ts';
 import {FileRecords} from './journal/file-records.ts';
@@ -97,43 +93,15 @@ export async function startDaemon(
 		log,
 	});
 
-	const uri = config.libvirtUri;
-	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
-	const session = parts.use(
-		new LibvirtSession({openPipe: openPipe(uri, {log, ...ssh}), uri: uri.remoteUri, observer}),
-	);
-	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; the session reports it
-	// and goes on trying.
-	session.connect(signal).catch(() => undefined);
-	const capabilities = new HostCapabilities(session);
-	const podVms = createPodVms({
-		session,
-		capabilities,
-		pool: config.pool,
-		network: config.network,
-		netFilter: config.netFilter,
-		netIsolation: config.netIsolation,
-		volumeName: config.baseVolume,
-		rootDiskSizeGib: config.rootDiskGib,
-		...(config.allowedImages === undefined ? {} : {allowedImages: config.allowedImages}),
-		...(config.cpuset === undefined ? {} : {cpuset: config.cpuset}),
-		// A confidential VM that was asked for and cannot be had is refused, never an ordinary VM.
-		...(config.disableCvm ? {} : {launchSecurity: 's390-pv', swiotlbMib: config.swiotlbMib}),
-		cluster: config.clusterId,
-		node: config.nodeName,
-		podsDir,
-		log,
-	});
-
+	const provider = parts.use(openLibvirtProvider(config, {home, user, uid, sshAgentSocket, observer, log}));
+	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; it goes on trying.
+	provider.connect(signal).catch(() => undefined);
+	const podVms = provider.podVms(podsDir);
 	const networks = parts.use(
 		createPodNetworks({
 			underlay:
 				config.hostInterface === undefined
-					? {
-							vmAddress: async limit =>
-								(await networkAddress(session, config.network, limit)) ??
-								(uri.transport === 'ssh' ? uri.host : ''),
-						}
+					? {vmAddress: async limit => provider.vmAddress(limit)}
 					: {hostInterface: config.hostInterface},
 			vxlanPort: config.vxlanPort,
 			vxlanMinId: config.vxlanMinId,
@@ -144,7 +112,7 @@ export async function startDaemon(
 	);
 	await networks.check(signal);
 
-	const checks = composeChecks({config, session, capabilities, network: networks.probe, ssh, podsDir});
+	const checks = composeChecks({config, host: provider.openProbe(), network: networks.probe, podsDir});
 	if (config.cloudConfigVerify) {
 		refuseFailures(await checkAndLog(checks, log, signal));
 	}
@@ -153,8 +121,7 @@ export async function startDaemon(
 	const everyone = allOf<AdaptorEvent>([observer, podEventObserver(cluster ?? noCluster)], error =>
 		log.error({err: error}, 'an observer failed'),
 	);
-	const configuredLimit =
-		config.limitPerNode === undefined || config.limitPerNode < 0 ? undefined : config.limitPerNode;
+	const configuredLimit = config.limitPerNode === 'unlimited' ? undefined : config.limitPerNode;
 	const sandboxes = parts.use(
 		new SandboxRegistry({
 			podVms,
@@ -199,13 +166,7 @@ export async function startDaemon(
 	// The tunnels of the sandboxes that run are known from here on, and nothing is served yet.
 	await networks.guard(signal);
 	// What happened while the connection was away went unnoticed.
-	parts.use(
-		session.onState(({name}) => {
-			if (name === 'connected') {
-				sandboxes.reconcileSoon();
-			}
-		}),
-	);
+	parts.use(provider.onConnected(() => sandboxes.reconcileSoon()));
 	const api = parts.use(
 		await serveApi(
 			{
@@ -230,7 +191,13 @@ export async function startDaemon(
 			: lock,
 	);
 	log.info(
-		{path: config.socketPath, uri: uri.text, pool: config.pool, volume: config.baseVolume, node: config.nodeName},
+		{
+			path: config.socketPath,
+			uri: config.libvirtUri.text,
+			pool: config.pool,
+			volume: config.baseVolume,
+			node: config.nodeName,
+		},
 		'ready',
 	);
 	if (!config.cloudConfigVerify) {

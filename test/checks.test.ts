@@ -11,13 +11,12 @@ import test, {type ExecutionContext} from 'ava';
 import {runChecks, type CheckResult} from '../src/check/run-checks.ts';
 import {composeChecks} from '../src/checks.ts';
 import {loadConfig, type Config} from '../src/config/config.ts';
-import {openPipe} from '../src/libvirt/transport/open-pipe.ts';
-import {LibvirtSession} from '../src/libvirt/session.ts';
 import {parseLibvirtUri} from '../src/libvirt/uri.ts';
 import {silentLogger} from '../src/core/log.ts';
+import {noObserver} from '../src/core/observer.ts';
 import {createNetworkProbe} from '../src/network/probe.ts';
-import {HostCapabilities} from '../src/podvm/host-capabilities.ts';
 import type {PodsDir} from '../src/podvm/metadata.ts';
+import {openLibvirtProvider} from '../src/podvm/provider.ts';
 import {checkAndLog} from '../src/start-checks.ts';
 import {directoryOf} from './support/directory.ts';
 import {startTestLibvirtd, type TestLibvirtd} from './support/libvirtd.ts';
@@ -63,7 +62,13 @@ function uriOf({
 	return `test+ssh://root@${host}:${port}${path}?socket=${socket}&keyfile=${key}&known_hosts=${knownHosts}`;
 }
 
-const ssh = {home: '/nonexistent', user: 'root', agentSocket: undefined};
+const context = {
+	home: '/nonexistent',
+	user: 'root',
+	sshAgentSocket: undefined,
+	observer: noObserver,
+	log: silentLogger,
+};
 /** A busy machine takes longer than an operator would wait. */
 const patience = {connectTimeoutMs: 60_000, callTimeoutMs: 60_000};
 
@@ -94,23 +99,17 @@ async function found(
 	podsDir?: PodsDir,
 ): Promise<Readonly<Record<string, CheckResult>>> {
 	const config = await configOf(t, uri, env);
-	await using session = new LibvirtSession({
-		openPipe: openPipe(config.libvirtUri, {...ssh, ...patience, log: silentLogger}),
-		...patience,
-		uri: config.libvirtUri.remoteUri,
-	});
+	await using provider = openLibvirtProvider(config, {...context, timings: patience});
 	await using network = createNetworkProbe(config);
 	if (prepare !== undefined) {
-		await session.connect(never);
+		await provider.connect(never);
 		await prepare();
 	}
 
 	using checks = composeChecks({
 		config,
-		session,
-		capabilities: new HostCapabilities(session),
+		host: provider.openProbe(),
 		network,
-		ssh,
 		...(podsDir === undefined ? {} : {podsDir}),
 	});
 	const results: CheckResult[] = [];
@@ -128,7 +127,7 @@ async function found(
 /** All that needs the host is skipped, and says why. */
 function onlySshFailed(t: ExecutionContext, results: Readonly<Record<string, CheckResult>>): void {
 	const ofHost = Object.values(results).filter(({subject, name}) => subject === 'host' && name !== 'ssh');
-	t.is(ofHost.length, 10);
+	t.is(ofHost.length, 11);
 	t.true(ofHost.every(({status, text}) => status === 'skipped' && text === 'needs ssh, which failed'));
 	t.is(results['route']?.status, 'skipped');
 	t.is(results['pods-directory']?.status, 'ok');
@@ -261,12 +260,13 @@ test('each has a remedy for whatever fails without one; when all have been made,
 	await writeFile(knownHosts, await own.knownHostsLine('ed25519'));
 	const {socketPath: socket} = await libvirtdOf(t);
 	const config = await configOf(t, uriOf({port: own.port, key: own.userKey, knownHosts, socket}));
-	await using session = new LibvirtSession({
-		openPipe: openPipe(parseLibvirtUri(`test:///default?socket=${socket}`), {...ssh, log: silentLogger}),
-		uri: 'test:///default',
-	});
+	await using provider = openLibvirtProvider(config, context);
+	const local = {...config, libvirtUri: parseLibvirtUri(`test:///default?socket=${socket}`)};
+	await using localProvider = openLibvirtProvider(local, context);
+	const {login, [Symbol.dispose]: dispose} = provider.openProbe();
+	const host = {...localProvider.openProbe(), ...(login === undefined ? {} : {login}), [Symbol.dispose]: dispose};
 	await using network = createNetworkProbe(config);
-	const checks = composeChecks({config, session, capabilities: new HostCapabilities(session), network, ssh});
+	const checks = composeChecks({config, host, network});
 	t.true(
 		checks.list.every(({remedy}) => remedy?.endsWith('.')),
 		'whatever fails says what to do',

@@ -2,16 +2,15 @@
  * `cloud-api-adaptor check`: one screen that tells whether this node can run peer pods. Changes nothing.
  * Lines appear as they are known, in the same order always.
  */
-import {openPipe} from '../libvirt/transport/open-pipe.ts';
-import {LibvirtSession} from '../libvirt/session.ts';
 import {silentLogger} from '../core/log.ts';
+import {noObserver} from '../core/observer.ts';
 import {createNetworkProbe} from '../network/probe.ts';
 import type {Finding, Status} from '../check/finding.ts';
 import {runChecks, type CheckResult} from '../check/run-checks.ts';
 import {composeChecks} from '../checks.ts';
 import {loadConfig} from '../config/config.ts';
 import {identifyPodsDir} from '../journal/pods-dir.ts';
-import {HostCapabilities} from '../podvm/host-capabilities.ts';
+import {openLibvirtProvider} from '../podvm/provider.ts';
 import {exitCode, type CommandContext, type Screen} from './command.ts';
 import {wrapped} from './text.ts';
 
@@ -21,21 +20,22 @@ export async function check(
 	signal: AbortSignal,
 ): Promise<number> {
 	const config = loadConfig(env, host, flags);
-	const ssh = {home, user, uid, agentSocket: sshAgentSocket};
-	// What they would log is what the findings say.
-	await using session = new LibvirtSession({
-		openPipe: openPipe(config.libvirtUri, {...ssh, log: silentLogger}),
-		uri: config.libvirtUri.remoteUri,
+	// What it would log is what the findings say.
+	await using provider = openLibvirtProvider(config, {
+		home,
+		user,
+		uid,
+		sshAgentSocket,
+		observer: noObserver,
+		log: silentLogger,
 	});
 	await using network = createNetworkProbe(config);
 	// Without a directory there is no daemon that could answer for VMs: the check says that it was skipped.
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName).catch(() => undefined);
 	using checks = composeChecks({
 		config,
-		session,
-		capabilities: new HostCapabilities(session),
+		host: provider.openProbe(),
 		network,
-		ssh,
 		...(podsDir === undefined ? {} : {podsDir}),
 	});
 	const titles = {host: `KVM host ${config.libvirtUri.text}`, node: `Worker node ${config.nodeName}`};

@@ -11,11 +11,9 @@ import {KubernetesClient} from '../kubernetes/client.ts';
 import {cleanUpAfterNodes} from '../kubernetes/controller.ts';
 import {whileLeading} from '../kubernetes/leader.ts';
 import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
-import {openPipe} from '../libvirt/transport/open-pipe.ts';
-import {LibvirtSession} from '../libvirt/session.ts';
 import {createLogger} from '../core/log.ts';
 import {logObserver} from '../observers/log-observer.ts';
-import {deleteAbandonedVm} from '../podvm/abandoned-vms.ts';
+import {openAbandonedVms} from '../podvm/provider.ts';
 import {exitCode, type CommandContext} from './command.ts';
 import {controllerSettings} from './controller-settings.ts';
 
@@ -24,7 +22,7 @@ const usualIntervalMs = 15_000;
 
 /** Runs until the signal aborts. @throws ConfigError, and AdaptorError 'failed-precondition' outside of a cluster */
 export async function controller(
-	{env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext,
+	{env, flags, host, processContext, version, logTo, onLogger}: CommandContext,
 	signal: AbortSignal,
 ): Promise<number> {
 	const {
@@ -54,15 +52,14 @@ export async function controller(
 
 	// A replica that only waits to lead is healthy: what is asked is whether its event loop turns.
 	await using _probes = serveProbes({port: probePort, host: '0.0.0.0', assertHealthy: async () => undefined, log});
-	const {home, user, uid, sshAgentSocket: agentSocket, serviceAccountDirectory} = surroundings;
-	const account = new ServiceAccount(serviceAccountDirectory);
+	const account = new ServiceAccount(processContext.serviceAccountDirectory);
 	const namespace = await account.namespace();
 	using client = new KubernetesClient({server, account, log});
-	await using session = new LibvirtSession({
-		openPipe: openPipe(uri, {log, home, user, uid, agentSocket}),
-		uri: uri.remoteUri,
-		observer: logObserver(log),
-	});
+	const {home, user, uid, sshAgentSocket} = processContext;
+	await using abandonedVms = openAbandonedVms(
+		{libvirtUri: uri, clusterId: cluster},
+		{home, user, uid, sshAgentSocket, observer: logObserver(log), log},
+	);
 	// Two pods of a host network have the same host name.
 	const identity = `${host.hostname}_${randomUUID()}`;
 	await whileLeading(
@@ -77,7 +74,7 @@ export async function controller(
 					graceMs,
 					intervalMs: Math.min(usualIntervalMs, graceMs),
 					log,
-					deleteVm: async (claim, limit) => deleteAbandonedVm({session, cluster, log}, claim, limit),
+					deleteVm: async (vm, limit) => abandonedVms.delete(vm, limit),
 				},
 				leading,
 			),

@@ -21,6 +21,8 @@ type Values = ValuesOf<typeof settings>;
 type ParsedOf<Table extends SettingsTable> = {readonly [Name in keyof Table]: ValueOf<Table[Name]> | undefined};
 type Parsed = ParsedOf<typeof settings>;
 type CustomCaName = 'caCertFile' | 'certFile' | 'certKeyFile';
+/** Settings that have another form in `Config`. */
+type Normalized = CustomCaName | 'disableCvm' | 'launchSecurity' | 'limitPerNode';
 
 /** The administrator's own CA and client certificate: paths of PEM files. */
 export interface CustomCa {
@@ -37,7 +39,11 @@ export interface ConfigWarning {
 }
 
 /** Described setting by setting in settings.ts; units are in the names. Deeply frozen. */
-export interface Config extends Omit<Values, CustomCaName> {
+export interface Config extends Omit<Values, Normalized> {
+	/** Every pod VM is confidential. From DISABLECVM and LIBVIRT_LAUNCH_SECURITY. */
+	readonly confidential: boolean;
+	/** Pod VMs at a time on this node. Undefined: nobody has said. 'unlimited': somebody has said that there is no limit. */
+	readonly limitPerNode: number | 'unlimited' | undefined;
 	/** Absent: a CA of our own and a certificate for each VM. */
 	readonly customCa: CustomCa | undefined;
 	/** To be logged once at start. Holds no values. Those of `libvirtUri` are among them. */
@@ -90,6 +96,7 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 	const isGiven = (setting: Setting): boolean => given(setting, env, flags) !== undefined;
 	const {values, problems} = readTable(settings, env, host, flags);
 	const {caCertFile, certFile, certKeyFile, ...parsed} = values;
+	const {limitPerNode} = parsed;
 	// A limit that nobody set gives way to the size that somebody did.
 	const minMemoryMib = isGiven(settings.minMemoryMib)
 		? parsed.minMemoryMib
@@ -107,13 +114,16 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 		throw new ConfigError(problems);
 	}
 
+	const {disableCvm: _, launchSecurity: _launchSecurity, limitPerNode: _limit, ...others} = sized;
 	const probePort = sized.probePort ?? (host.serviceAccountToken === undefined ? undefined : defaultProbePort);
 	const customCa =
 		caCertFile !== undefined && certFile !== undefined && certKeyFile !== undefined
 			? Object.freeze({caFile: caCertFile, certFile, keyFile: certKeyFile})
 			: undefined;
 	return Object.freeze({
-		...(sized as Omit<Values, CustomCaName>),
+		...(others as Omit<Values, Normalized>),
+		confidential: !disableCvm,
+		limitPerNode: limitPerNode === undefined || limitPerNode >= 0 ? limitPerNode : 'unlimited',
 		probePort,
 		customCa,
 		warnings: Object.freeze(warningsAbout(env, flags, parsed)),

@@ -21,7 +21,7 @@ export interface ClusterOptions {
 	/** CLUSTER_ID */
 	readonly cluster: string;
 	/** PEERPODS_LIMIT_PER_NODE: negative to leave the node's capacity alone, undefined when it is not set. */
-	readonly limitPerNode: number | undefined;
+	readonly limitPerNode: number | 'unlimited' | undefined;
 	/** POD_UID */
 	readonly podUid: string | undefined;
 	/** DAEMONSET_NAME */
@@ -73,7 +73,7 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 			log,
 		});
 		this.#capacity =
-			limitPerNode !== undefined && limitPerNode < 0
+			limitPerNode === 'unlimited'
 				? undefined
 				: new NodeCapacity({
 						client,

@@ -61,8 +61,7 @@ test("an empty environment gives the existing adaptor's defaults", t => {
 		pool: 'default',
 		network: 'default',
 		baseVolume: 'podvm-base.qcow2',
-		launchSecurity: undefined,
-		disableCvm: true,
+		confidential: false,
 		vcpus: 2,
 		memoryMib: 8192,
 		rootDiskGib: 10,
@@ -120,8 +119,7 @@ test('every setting that is given reaches the config', t => {
 		LOG_FORMAT: 'pretty',
 	});
 	t.like(config, {
-		launchSecurity: 's390-pv',
-		disableCvm: false,
+		confidential: true,
 		vcpus: 4,
 		memoryMib: 7168,
 		minVcpus: 2,
@@ -298,8 +296,8 @@ test('confidential VMs that are asked for and turned off at once are refused', t
 	t.deepEqual(Object.keys(problemsOf({LIBVIRT_LAUNCH_SECURITY: 's390-pv', DISABLECVM: 'true'})), [
 		'LIBVIRT_LAUNCH_SECURITY',
 	]);
-	t.false(load({LIBVIRT_LAUNCH_SECURITY: 's390-pv'}).disableCvm);
-	t.is(load({LIBVIRT_LAUNCH_SECURITY: 's390-pv', DISABLECVM: 'false'}).launchSecurity, 's390-pv');
+	t.true(load({LIBVIRT_LAUNCH_SECURITY: 's390-pv'}).confidential);
+	t.true(load({LIBVIRT_LAUNCH_SECURITY: 's390-pv', DISABLECVM: 'false'}).confidential);
 });
 
 test('cipher suites together with TLS 1.3 are refused', t => {

@@ -41,7 +41,7 @@ test('with a negative limit the node is left alone, and nothing is limited', asy
 	const {api} = await testCluster(t);
 	api.define(peerPodKind);
 	api.put('nodes', {metadata: {name: 'worker-0'}});
-	await using cluster = await joinCluster({...optionsFor(api), limitPerNode: -1});
+	await using cluster = await joinCluster({...optionsFor(api), limitPerNode: 'unlimited'});
 	t.is(cluster.limit, undefined);
 	cluster.reconcile([]);
 	await api.until(() => api.calls.length > 0);

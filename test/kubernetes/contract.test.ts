@@ -17,7 +17,7 @@ clusterContract(test, 'a cluster by its API server', async () => {
 		serviceAccountDirectory: api.accountDirectory,
 		node: 'worker-0',
 		cluster: 'east',
-		limitPerNode: -1,
+		limitPerNode: 'unlimited',
 		podUid: undefined,
 		daemonSet: 'osc-caa-ds',
 		vmNames: async () => [],

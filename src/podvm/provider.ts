@@ -1,0 +1,234 @@
+/**
+ * Everything that the daemon, the checks and the controller need of the hypervisor, made from the configuration. Whoever
+ * adds another hypervisor implements `Provider`; nobody outside of podvm/ and libvirt/ names libvirt's session or ssh.
+ */
+import {isIPv4} from 'node:net';
+import type {
+	GuestObservation,
+	LibvirtObservation,
+	MemoryObservation,
+	NetworkObservation,
+	NetworkProtectionObservation,
+	PodVmsObservation,
+	PoolObservation,
+	SecureExecutionObservation,
+	SshObservation,
+	VolumeObservation,
+} from '../check/observations.ts';
+import type {Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
+import type {SessionEvent} from '../libvirt/session-events.ts';
+import type {LibvirtSessionOptions} from '../libvirt/session-options.ts';
+import {LibvirtSession} from '../libvirt/session.ts';
+import {openPipe} from '../libvirt/transport/open-pipe.ts';
+import {SshProbe} from '../libvirt/transport/ssh-probe.ts';
+import type {LibvirtUri} from '../libvirt/uri.ts';
+import type {PodVms} from '../sandbox/ports.ts';
+import {deleteAbandonedVm, type AbandonedVm} from './abandoned-vms.ts';
+import {HostCapabilities} from './host-capabilities.ts';
+import {
+	countRunningVms,
+	observeBaseVolume,
+	observeGuests,
+	observeLibvirt,
+	observeMemory,
+	observeNetwork,
+	observeNetworkProtection,
+	observePodVms,
+	observePool,
+	observeSecureExecution,
+	unfilteredVms,
+} from './host-probe.ts';
+import type {PodsDir} from './metadata.ts';
+import {networkAddress} from './network-address.ts';
+import {createPodVms} from './pod-vms.ts';
+
+type SshProbeOptions = ConstructorParameters<typeof SshProbe>[1];
+
+/** As the settings of these names say; `Config` has them all. */
+export interface ProviderConfig {
+	readonly libvirtUri: LibvirtUri;
+	readonly pool: string;
+	readonly network: string;
+	readonly netFilter: string;
+	readonly netIsolation: 'auto' | 'on' | 'off';
+	readonly baseVolume: string;
+	readonly rootDiskGib: number;
+	readonly allowedImages?: readonly string[] | undefined;
+	readonly cpuset?: string | undefined;
+	readonly confidential: boolean;
+	readonly swiotlbMib: number;
+	readonly clusterId: string;
+	readonly nodeName: string;
+}
+
+export interface ProviderContext {
+	/** Whose `.ssh` holds keys and known_hosts. */
+	readonly home: string;
+	/** The user on the KVM host when the URI names none. */
+	readonly user: string;
+	readonly uid?: number | undefined;
+	/** SSH_AUTH_SOCK. */
+	readonly sshAgentSocket: string | undefined;
+	readonly observer: Observer<SessionEvent>;
+	readonly log: Logger;
+	/** How long connections and calls may take, where the defaults do not fit. */
+	readonly timings?: SessionTimings;
+}
+
+export type SessionTimings = Pick<
+	LibvirtSessionOptions,
+	'callTimeoutMs' | 'connectTimeoutMs' | 'silenceTimeoutMs' | 'streamTimeoutMs' | 'reconnectMs'
+>;
+
+/** What can be seen of the host, for the checks: each method asks anew. */
+export interface HostProbe {
+	/** Absent when the hypervisor is on this machine. The connection stays open for `clockSkew`. */
+	readonly login?: {
+		/** For remedies. */
+		readonly host: string;
+		readonly port: number;
+		observe(signal: AbortSignal): Promise<SshObservation>;
+		/** By how many seconds the host's clock is ahead, or behind if negative; undefined where that is not known. */
+		clockSkew(signal: AbortSignal): Promise<number | undefined>;
+	};
+	hypervisor(signal: AbortSignal): Promise<LibvirtObservation>;
+	guests(signal: AbortSignal): Promise<GuestObservation>;
+	secureExecution(signal: AbortSignal): Promise<SecureExecutionObservation>;
+	memory(signal: AbortSignal): Promise<MemoryObservation>;
+	pool(signal: AbortSignal): Promise<PoolObservation>;
+	baseVolume(signal: AbortSignal): Promise<VolumeObservation>;
+	network(signal: AbortSignal): Promise<NetworkObservation>;
+	networkProtection(signal: AbortSignal): Promise<NetworkProtectionObservation>;
+	/** Names of this node's VMs that run without a network filter. */
+	unfilteredVms(signal: AbortSignal): Promise<readonly string[]>;
+	podVms(podsDir: PodsDir, signal: AbortSignal): Promise<PodVmsObservation>;
+	countRunningVms(signal: AbortSignal): Promise<number>;
+}
+
+/** Disposing ends all connections. */
+export interface Provider extends AsyncDisposable {
+	/** Connects; without it the first call does. Goes on trying after a failure. */
+	connect(signal: AbortSignal): Promise<unknown>;
+	/** Calls the listener whenever the host is reached again: what happened meanwhile went unnoticed. */
+	onConnected(listener: () => void): Disposable;
+	/** @param podsDir written to each VM, to tell this daemon's from those of another PODS_DIR */
+	podVms(podsDir: PodsDir): PodVms;
+	/** An address in the VMs' subnet, or the host's name where its addresses are not the hypervisor's to give. */
+	vmAddress(signal: AbortSignal): Promise<string>;
+	/** To be disposed by the caller. */
+	openProbe(): HostProbe & Disposable;
+}
+
+/** Opens nothing yet. */
+export function openLibvirtProvider(config: ProviderConfig, context: ProviderContext): Provider {
+	const {libvirtUri: uri, network, clusterId: cluster, nodeName: node} = config;
+	const {log} = context;
+	const session = openSession(uri, context);
+	const capabilities = new HostCapabilities(session);
+	return {
+		connect: async signal => session.connect(signal),
+		onConnected: listener =>
+			session.onState(({name}) => {
+				if (name === 'connected') {
+					listener();
+				}
+			}),
+		podVms: podsDir =>
+			createPodVms({
+				session,
+				capabilities,
+				pool: config.pool,
+				network,
+				netFilter: config.netFilter,
+				netIsolation: config.netIsolation,
+				volumeName: config.baseVolume,
+				rootDiskSizeGib: config.rootDiskGib,
+				...(config.allowedImages === undefined ? {} : {allowedImages: config.allowedImages}),
+				...(config.cpuset === undefined ? {} : {cpuset: config.cpuset}),
+				// A confidential VM that was asked for and cannot be had is refused, never an ordinary VM.
+				...(config.confidential ? {launchSecurity: 's390-pv', swiotlbMib: config.swiotlbMib} : {}),
+				cluster,
+				node,
+				podsDir,
+				log,
+			}),
+		vmAddress: async signal =>
+			(await networkAddress(session, network, signal)) ?? (uri.transport === 'ssh' ? uri.host : ''),
+		openProbe: () => openProbe(config, session, capabilities, sshOptions(context)),
+		[Symbol.asyncDispose]: async () => session[Symbol.asyncDispose](),
+	};
+}
+
+/** Deletes VMs that no daemon serves any more, for the controller. Disposing ends its connection. */
+export interface AbandonedVms extends AsyncDisposable {
+	/** @returns whether there was one */
+	delete(vm: AbandonedVm, signal: AbortSignal): Promise<boolean>;
+}
+
+/** Opens nothing yet. */
+export function openAbandonedVms(
+	{libvirtUri, clusterId}: Pick<ProviderConfig, 'libvirtUri' | 'clusterId'>,
+	context: ProviderContext,
+): AbandonedVms {
+	const session = openSession(libvirtUri, context);
+	return {
+		delete: async (vm, signal) => deleteAbandonedVm({session, cluster: clusterId, log: context.log}, vm, signal),
+		[Symbol.asyncDispose]: async () => session[Symbol.asyncDispose](),
+	};
+}
+
+function openSession(uri: LibvirtUri, context: ProviderContext): LibvirtSession {
+	const {observer, log, timings} = context;
+	return new LibvirtSession({
+		openPipe: openPipe(uri, {log, ...sshOptions(context)}),
+		uri: uri.remoteUri,
+		observer,
+		...timings,
+	});
+}
+
+function sshOptions({home, user, uid, sshAgentSocket, timings}: ProviderContext): SshProbeOptions {
+	return {home, user, uid, agentSocket: sshAgentSocket, ...timings};
+}
+
+function openProbe(
+	config: ProviderConfig,
+	session: LibvirtSession,
+	capabilities: HostCapabilities,
+	ssh: SshProbeOptions,
+): HostProbe & Disposable {
+	const {libvirtUri: uri, pool, network, clusterId, nodeName} = config;
+	const owner = {cluster: clusterId, node: nodeName};
+	const sshProbe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
+	return {
+		...(uri.transport === 'ssh' && sshProbe !== undefined
+			? {
+					login: {
+						host: uri.host,
+						port: uri.port,
+						observe: async signal => sshProbe.login(signal),
+						clockSkew: async signal => sshProbe.clockSkew(signal),
+					},
+				}
+			: {}),
+		hypervisor: async signal => observeLibvirt(session, signal),
+		guests: async signal => observeGuests(capabilities, config.cpuset, signal),
+		secureExecution: async signal => observeSecureExecution(capabilities, signal),
+		memory: async signal => observeMemory(session, signal),
+		pool: async signal => observePool(session, pool, signal),
+		baseVolume: async signal => observeBaseVolume(session, pool, config.baseVolume, signal),
+		async network(signal) {
+			const seen = await observeNetwork(session, network, signal);
+			// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be known; a
+			// name of the host is not looked up.
+			const vmAddress = seen.vmAddress ?? (uri.transport === 'ssh' && isIPv4(uri.host) ? uri.host : undefined);
+			return vmAddress === undefined ? seen : {...seen, vmAddress};
+		},
+		networkProtection: async signal => observeNetworkProtection(session, config, signal),
+		unfilteredVms: async signal => unfilteredVms(session, owner, signal),
+		podVms: async (podsDir, signal) => observePodVms(session, owner, podsDir, signal),
+		countRunningVms: async signal => countRunningVms(session, clusterId, nodeName, signal),
+		[Symbol.dispose]: () => sshProbe?.[Symbol.dispose](),
+	};
+}
