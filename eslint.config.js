@@ -14,7 +14,17 @@ const multiByteViews = [
 ];
 
 export default defineConfig(
-	{ignores: ['dist/', 'node_modules/', '.cache/', 'eslint.config.js', 'ava.config.js', '.dependency-cruiser.cjs']},
+	{
+		ignores: [
+			'dist/',
+			'node_modules/',
+			'.cache/',
+			'eslint.config.js',
+			'ava.config.js',
+			'test/suites.js',
+			'.dependency-cruiser.cjs',
+		],
+	},
 	tseslint.configs.strictTypeChecked,
 	{
 		languageOptions: {parserOptions: {projectService: true}},

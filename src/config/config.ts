@@ -42,7 +42,7 @@ export interface ConfigWarning {
 export interface Config extends Omit<Values, Normalized> {
 	/** Every pod VM is confidential. From DISABLECVM and LIBVIRT_LAUNCH_SECURITY. */
 	readonly confidential: boolean;
-	/** Pod VMs at a time on this node. Undefined: nobody has said. 'unlimited': somebody has said that there is no limit. */
+	/** Pod VMs at a time on this node. Undefined when it is not set; 'unlimited' when a negative number is. */
 	readonly limitPerNode: number | 'unlimited' | undefined;
 	/** Absent: a CA of our own and a certificate for each VM. */
 	readonly customCa: CustomCa | undefined;

@@ -1,6 +1,7 @@
 /**
- * Everything that the daemon, the checks and the controller need of the hypervisor, made from the configuration. Whoever
- * adds another hypervisor implements `Provider`; nobody outside of podvm/ and libvirt/ names libvirt's session or ssh.
+ * Everything that the daemon, the checks and the controller need of the hypervisor, made from the configuration.
+ * Another hypervisor is another implementation of `Provider`: the daemon and the checks name neither libvirt's session
+ * nor ssh.
  */
 import {isIPv4} from 'node:net';
 import type {
