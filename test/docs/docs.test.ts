@@ -1,0 +1,108 @@
+/** The documentation speaks of files that exist, and its links lead somewhere. */
+import {existsSync, readdirSync, readFileSync} from 'node:fs';
+import {dirname, join} from 'node:path';
+import test from 'ava';
+
+const repository = join(import.meta.dirname, '../..');
+const read = (path: string): string => readFileSync(join(repository, path), 'utf8');
+const markdownIn = (directory: string): string[] =>
+	readdirSync(join(repository, directory))
+		.filter(name => name.endsWith('.md'))
+		.map(name => join(directory, name));
+const records = markdownIn('docs/adr');
+const guides = ['README.md', 'CONTRIBUTING.md', ...markdownIn('docs')];
+
+/** Lines that are prose: no code blocks, no tables, no comments. */
+function prose(text: string): string[] {
+	return text
+		.replaceAll(/^ *```.*?^ *```$/gmsv, '')
+		.split('\n')
+		.filter(line => !/^(?:\||<!--)/v.test(line));
+}
+
+/** The fragments of a document's headings, as GitHub makes them. */
+function anchors(path: string): Set<string> {
+	return new Set(
+		[...read(path).matchAll(/^#+ (?<heading>.+)$/gmv)].map(({groups}) =>
+			(groups?.['heading'] ?? '')
+				.toLowerCase()
+				.replaceAll(/[^\p{L}\p{N} \-_]/gv, '')
+				.replaceAll(' ', '-'),
+		),
+	);
+}
+
+for (const path of [...guides, ...records]) {
+	test(`${path} names files that exist`, t => {
+		const named = [
+			...read(path).matchAll(/`(?<path>(?:src|test|docs|deploy|bench|proto|container)\/[\w.\-\/]*)`/gv),
+		];
+		t.deepEqual(
+			named.map(({groups}) => groups?.['path'] ?? '').filter(each => !existsSync(join(repository, each))),
+			[],
+		);
+	});
+
+	test(`${path} has links that lead somewhere`, t => {
+		const links = [...read(path).matchAll(/\]\((?<target>[^\)\s]+)\)/gv)]
+			.map(({groups}) => groups?.['target'] ?? '')
+			.filter(target => !/^https?:/v.test(target));
+		t.deepEqual(
+			links.filter(link => {
+				const [file = '', anchor] = link.split('#');
+				const target = file === '' ? path : join(dirname(path), file);
+				return !existsSync(join(repository, target)) || (anchor !== undefined && !anchors(target).has(anchor));
+			}),
+			[],
+		);
+	});
+}
+
+for (const path of guides) {
+	test(`${path} has lines of at most 120 columns, but for what cannot be broken`, t => {
+		t.deepEqual(
+			prose(read(path)).filter(line => line.length > 120 && !/^\s*`[^`]*`\.?$/v.test(line)),
+			[],
+		);
+	});
+}
+
+test('README.md is at most 120 lines', t => {
+	t.true(read('README.md').split('\n').length <= 121);
+});
+
+test('docs/architecture.md says where to change what an operator or developer may want to change', t => {
+	const [, signposts = ''] = read('docs/architecture.md').split('## Where do I change ...?');
+	const rows = [...signposts.matchAll(/^\| (?<change>[^\|]+) \|/gmv)].map(({groups}) => groups?.['change'] ?? '');
+	for (const change of [
+		'a metric',
+		'a setting',
+		'a CLI command',
+		'a cloud-init file',
+		'a CPU set per pod',
+		'a second NIC',
+		'IPv6',
+		'libvirt over TLS',
+		'hot-plugging a volume',
+		'another hypervisor',
+		'another agent transport (vsock)',
+		'a log message',
+		'a Kubernetes event',
+		"an error's text",
+		'a check',
+		'a log field',
+		'a webhook rule',
+	]) {
+		t.true(rows.includes(change), change);
+	}
+
+	t.true(rows.some(row => row.startsWith('redial policy')));
+});
+
+test('each decision record has a number of its own and says whether it holds', t => {
+	const numbers = records.map(path => /\/(?<number>\d{4})-/v.exec(path)?.groups?.['number']);
+	t.is(new Set(numbers).size, records.length);
+	for (const path of records) {
+		t.regex(read(path), /^# \d+\. .+\n\n(?:Accepted|Superseded)/v, path);
+	}
+});
