@@ -46,15 +46,3 @@ export function failureOf(thrown: unknown, remedy?: string): Finding {
 			: [error.message, remedy];
 	return {status: 'failure', text, ...(way === undefined ? {} : {remedy: way})};
 }
-
-/** Bytes for a reader, in binary units: `12.3 GiB`. */
-export function sizeText(bytes: number | bigint): string {
-	const units = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB'];
-	let value = Number(bytes);
-	let unit = 0;
-	for (; value >= 1024 && unit < units.length - 1; unit++) {
-		value /= 1024;
-	}
-
-	return `${unit === 0 || value >= 100 ? Math.round(value) : Math.round(value * 10) / 10} ${units[unit] ?? ''}`;
-}

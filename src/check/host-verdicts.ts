@@ -1,5 +1,6 @@
 /** The KVM host: what is seen of it, judged. Pure. */
-import {finding, sizeText, type Finding} from './finding.ts';
+import {byteSize} from '../core/byte-size.ts';
+import {finding, type Finding} from './finding.ts';
 import type {
 	GuestObservation,
 	LibvirtObservation,
@@ -145,7 +146,7 @@ export interface Demand {
 
 export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {vms, memoryMib}: Demand): Finding {
 	const each = BigInt(memoryMib) * 1024n ** 2n;
-	const fact = `${sizeText(availableBytes)} of ${sizeText(totalBytes)} available`;
+	const fact = `${byteSize(availableBytes)} of ${byteSize(totalBytes)} available`;
 	if (availableBytes >= each * BigInt(vms)) {
 		return finding(`${fact}${enoughText(vms, each)}`);
 	}
@@ -155,10 +156,10 @@ export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {
 	return finding(
 		fact,
 		availableBytes < each
-			? {status: 'failure', text: `a pod VM takes ${sizeText(each)}`, remedy}
+			? {status: 'failure', text: `a pod VM takes ${byteSize(each)}`, remedy}
 			: {
 					status: 'warning',
-					text: `enough for ${availableBytes / each} pod VMs of ${sizeText(each)}, not for ${vms} more`,
+					text: `enough for ${availableBytes / each} pod VMs of ${byteSize(each)}, not for ${vms} more`,
 					remedy,
 				},
 	);
@@ -193,5 +194,5 @@ function listText(names: readonly string[]): string {
 export function enoughText(vms: number, each: bigint): string {
 	return vms === 0
 		? ', and no more pod VMs are to come'
-		: `, enough for ${vms === 1 ? 'a pod VM' : `${vms} more pod VMs`} of ${sizeText(each)}`;
+		: `, enough for ${vms === 1 ? 'a pod VM' : `${vms} more pod VMs`} of ${byteSize(each)}`;
 }

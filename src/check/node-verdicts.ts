@@ -1,5 +1,6 @@
 /** What this node keeps for itself: directories and keys, judged. Pure. */
-import {finding, sizeText, type Finding, type Problem} from './finding.ts';
+import {byteSize} from '../core/byte-size.ts';
+import {finding, type Finding, type Problem} from './finding.ts';
 import type {DirectoryObservation, IdentityObservation} from './observations.ts';
 
 /** A record is some KiB for each sandbox; everything else in there is sockets. */
@@ -20,7 +21,7 @@ export function directoryFinding(
 	}
 
 	return finding(
-		`${fact} is writable, ${sizeText(availableBytes)} available`,
+		`${fact} is writable, ${byteSize(availableBytes)} available`,
 		availableBytes >= smallBytes
 			? undefined
 			: {

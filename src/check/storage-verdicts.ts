@@ -1,5 +1,6 @@
 /** Pool, base volume and space on the KVM host, judged. Pure. */
-import {finding, sizeText, type Finding} from './finding.ts';
+import {byteSize} from '../core/byte-size.ts';
+import {finding, type Finding} from './finding.ts';
 import {enoughText, type Demand} from './host-verdicts.ts';
 import type {PoolObservation, VolumeObservation} from './observations.ts';
 
@@ -36,7 +37,7 @@ export function baseVolumeFinding(
 	volume: string,
 	{version, declaredFormat, capacityBytes, allocatedBytes, content}: VolumeObservation,
 ): Finding {
-	const fact = `${volume}${version === undefined ? '' : `, which is ${version}`}, ${declaredFormat} of ${sizeText(capacityBytes)}, ${sizeText(allocatedBytes)} stored`;
+	const fact = `${volume}${version === undefined ? '' : `, which is ${version}`}, ${declaredFormat} of ${byteSize(capacityBytes)}, ${byteSize(allocatedBytes)} stored`;
 	if ('unreadable' in content) {
 		return finding(fact, {
 			status: 'warning',
@@ -79,7 +80,7 @@ export function diskFinding(
 	{vms, rootDiskGib}: Demand,
 ): Finding {
 	const each = BigInt(rootDiskGib) * gib;
-	const fact = `${sizeText(availableBytes)} available in the pool`;
+	const fact = `${byteSize(availableBytes)} available in the pool`;
 	const remedy =
 		'Remove volumes that nobody needs from the pool, give it more space, or lower LIBVIRT_ROOT_DISK_SIZE or PEERPODS_LIMIT_PER_NODE.';
 	// What a pod VM writes before its pod does anything: logs and container images.
@@ -89,10 +90,10 @@ export function diskFinding(
 	}
 
 	return availableBytes < least
-		? finding(fact, {status: 'failure', text: `a pod VM soon needs ${sizeText(least)}`, remedy})
+		? finding(fact, {status: 'failure', text: `a pod VM soon needs ${byteSize(least)}`, remedy})
 		: finding(fact, {
 				status: 'warning',
-				text: `the disks of ${vms} more pod VMs grow to ${sizeText(each)} each`,
+				text: `the disks of ${vms} more pod VMs grow to ${byteSize(each)} each`,
 				remedy,
 			});
 }

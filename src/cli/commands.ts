@@ -5,7 +5,8 @@
  */
 import {controllerSettings} from './controller-settings.ts';
 import {imageSettings, listFlags, pruneFlags, pushFlags, pushSettings, removeFlags} from './image-settings.ts';
-import {inertSettings, settings, webhookSettings, type InertSetting, type SettingsTable} from '../config/settings.ts';
+import {webhookSettings} from './webhook-settings.ts';
+import {inertSettings, settings, type InertSetting, type SettingsTable} from '../config/settings.ts';
 
 export interface CommandFlag {
 	/** Without its dash. */

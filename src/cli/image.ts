@@ -3,6 +3,7 @@ import {X509Certificate} from 'node:crypto';
 import {readFile, stat} from 'node:fs/promises';
 import {join} from 'node:path';
 import {loadSettings, type ValuesOf} from '../config/config.ts';
+import {byteSize} from '../core/byte-size.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {listImages, pruneImages, removeImage, useImage, type CatalogueOptions, type Image} from '../image/catalogue.ts';
 import {findCredentials} from '../image/credentials.ts';
@@ -23,7 +24,7 @@ import {createLogger, type Logger} from '../core/log.ts';
 import {logObserver} from '../observers/log-observer.ts';
 import {exitCode, type Command, type CommandContext} from './command.ts';
 import {imageSettings, pushSettings} from './image-settings.ts';
-import {bytes, duration, Progress} from './progress.ts';
+import {duration, Progress} from './progress.ts';
 
 /** Images are for one machine, wherever they are pushed from. */
 const usualPlatform = 'linux/s390x';
@@ -81,7 +82,7 @@ export const pushCommand: Command = async (context, signal) => {
 	}
 
 	out.write(
-		`${pushed.volume}: ${pushed.format}, ${bytes(pushed.size)}, ${bytes(pushed.virtualSize)} for the guest, ${pushed.digest}, in ${duration((performance.now() - startedAt) / 1000)}\n`,
+		`${pushed.volume}: ${pushed.format}, ${byteSize(pushed.size)}, ${byteSize(pushed.virtualSize)} for the guest, ${pushed.digest}, in ${duration((performance.now() - startedAt) / 1000)}\n`,
 	);
 	if (pushed.source !== source.name) {
 		out.write(`It is ${pushed.source}\n`);
@@ -360,8 +361,8 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 		...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use}) => [
 			isCurrent ? '*' : '',
 			volume,
-			bytes(size),
-			bytes(virtualSize),
+			byteSize(size),
+			byteSize(virtualSize),
 			use.domains.length > 0
 				? `${use.domains.length} VM${use.domains.length > 1 ? 's' : ''}`
 				: use.volumes.length > 0

@@ -1,4 +1,5 @@
 /** How far a transfer is: a bar that is drawn over itself on a terminal, now and then a line elsewhere. */
+import {byteSize} from '../core/byte-size.ts';
 import type {Screen} from './command.ts';
 
 export interface ProgressOptions {
@@ -70,7 +71,7 @@ export class Progress implements Disposable {
 	#draw(end: string): void {
 		const [done, total] = this.#last;
 		const share = total === 0n ? 1 : Number(done) / Number(total);
-		const text = `${this.#label ?? ''}  ${String(Math.floor(share * 100)).padStart(3)} %  ${bytes(done)} of ${bytes(total)}  ${end}`;
+		const text = `${this.#label ?? ''}  ${String(Math.floor(share * 100)).padStart(3)} %  ${byteSize(done)} of ${byteSize(total)}  ${end}`;
 		const {columns} = this.#screen;
 		if (columns === undefined) {
 			this.#screen.write(`${text}\n`);
@@ -94,25 +95,12 @@ export class Progress implements Disposable {
 
 	#rate(): string {
 		const rate = this.#bytesPerSecond();
-		return rate > 0 ? `${bytes(BigInt(Math.round(rate)))}/s` : '';
+		return rate > 0 ? `${byteSize(Math.round(rate))}/s` : '';
 	}
 }
 
 function remaining(bytesPerSecond: number, left: bigint): string {
 	return bytesPerSecond > 0 ? `  ${duration(Number(left) / bytesPerSecond)} left` : '';
-}
-
-/** `1.4 GiB`: three figures, and the unit that they need. */
-export function bytes(count: bigint): string {
-	const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'];
-	let value = Number(count);
-	let unit = 0;
-	while (value >= 1000 && unit < units.length - 1) {
-		value /= 1024;
-		unit++;
-	}
-
-	return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(value >= 10 ? 1 : 2).replace(/\.?0+$/v, '')} ${units[unit] ?? ''}`;
 }
 
 /** `3 s`, `2 min 5 s`, `1 h 40 min`, `12 d`. */

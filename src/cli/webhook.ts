@@ -6,7 +6,7 @@ import {loadSettings} from '../config/config.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {createLogger} from '../core/log.ts';
 import {secureContextOptions} from '../relay/tls-options.ts';
-import {webhookSettings} from '../config/settings.ts';
+import {webhookSettings} from './webhook-settings.ts';
 import {startWebhook} from '../webhook/server.ts';
 import {exitCode, type CommandContext} from './command.ts';
 

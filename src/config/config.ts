@@ -4,6 +4,7 @@
  * that a setting names.
  */
 import {AdaptorError} from '../core/errors.ts';
+import {parseJsonOrNothing, textAt} from '../core/json.ts';
 import type {Secret} from '../core/log.ts';
 import {checkTlsOptions} from '../relay/tls-options.ts';
 import type {ValueType} from './setting-types.ts';
@@ -317,19 +318,10 @@ function shown(text: string): string {
  * claim).
  */
 export function serviceAccountUid(token: Secret<string>): string | undefined {
-	try {
-		const claims: unknown = JSON.parse(Buffer.from(token.reveal().split('.')[1] ?? '', 'base64url').toString());
-		const uid =
-			member(member(member(claims, 'kubernetes.io'), 'serviceaccount'), 'uid') ??
-			member(claims, 'kubernetes.io/serviceaccount/service-account.uid');
-		return typeof uid === 'string' ? uid : undefined;
-	} catch {
-		return undefined; // Not JSON, so no token of Kubernetes'.
-	}
-}
-
-function member(value: unknown, name: string): unknown {
-	return typeof value === 'object' && value !== null && Object.hasOwn(value, name)
-		? (value as Record<string, unknown>)[name]
-		: undefined;
+	// What is not JSON is no token of Kubernetes'.
+	const claims = parseJsonOrNothing(Buffer.from(token.reveal().split('.')[1] ?? '', 'base64url'));
+	return (
+		textAt(claims, 'kubernetes.io', 'serviceaccount', 'uid') ??
+		textAt(claims, 'kubernetes.io/serviceaccount/service-account.uid')
+	);
 }

@@ -2,7 +2,7 @@
  * How a setting's text becomes a value. A type says in words what it takes, so that messages and documentation agree
  * with the parser. Knows no setting, no environment and no file: a path is checked for its form, not for what is there.
  */
-import {isIPv4} from 'node:net';
+import {isPrefix} from '../core/ipv4.ts';
 import {highestCpu, parseCpuset} from '../libvirt/cpuset.ts';
 import {parseLibvirtUri, type LibvirtUri} from '../libvirt/uri.ts';
 import {parseInitdata} from '../initdata/initdata.ts';
@@ -114,10 +114,7 @@ export function listOf(item: ValueType<string>, items: string): ValueType<readon
 
 export const ipv4Prefix: ValueType<string> = {
 	expected: 'an IPv4 prefix',
-	parse(text) {
-		const [, address = '', length = ''] = /^([\d.]{7,15})\/(\d{1,2})$/v.exec(text) ?? [];
-		return isIPv4(address) && Number(length) <= 32 ? text : undefined;
-	},
+	parse: text => (isPrefix(text) ? text : undefined),
 };
 
 // Parsed by those who will use them, who also say best what is wrong; the libvirt client repeats no password in doing

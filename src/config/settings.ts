@@ -1,6 +1,6 @@
 /**
  * The tables of settings: the environment, the command line's flags, the help text and docs/configuration.md are all
- * made from them. `settings` is the daemon's; a command with settings of its own has a table beside it (see
+ * made from them. `settings` is the daemon's; a command with settings of its own has its table in cli/ (see
  * cli/commands.ts for who has which). Names, flags and defaults are those of the existing adaptor (cloud-api-adaptor,
  * cmd/cloud-api-adaptor/main.go and cloud-providers/libvirt/manager.go), so that its manifests work; what is only ours
  * says so in its description.
@@ -20,12 +20,8 @@ import {
 	libvirtName,
 	libvirtUri,
 	listOf,
-	objectName,
 	oneOf,
 	port,
-	portOrAny,
-	quantity,
-	resourceName,
 	textLike,
 	tlsMinVersion,
 	type ValueType,
@@ -509,93 +505,6 @@ export const settings = {
 		default: 'json',
 		description: 'Ours. One JSON object a line, or lines for a reader.',
 	},
-} as const satisfies SettingsTable;
-
-/**
- * Of `cloud-api-adaptor webhook`. Names without "Ours" are those of the existing adaptor's webhook
- * (src/webhook/pkg/mutating-webhook).
- */
-export const webhookSettings = {
-	targetRuntimeClass: {
-		env: 'TARGET_RUNTIMECLASS',
-		alias: 'TARGET_RUNTIME_CLASS',
-		section: 'Webhook',
-		type: objectName,
-		default: 'kata-remote',
-		description: 'Runtime class of the pods that are changed. `TARGET_RUNTIME_CLASS` is another name of it.',
-	},
-	extendedResource: {
-		env: 'POD_VM_EXTENDED_RESOURCE',
-		section: 'Webhook',
-		type: resourceName,
-		default: 'kata.peerpods.io/vm',
-		description: 'Resource of the nodes of which each pod takes one.',
-	},
-	overheadCpu: {
-		env: 'POD_VM_OVERHEAD_CPU',
-		section: 'Webhook',
-		type: quantity,
-		default: '0',
-		description: 'Ours. CPUs that a VM gets beside those that its pod asks for, before the sum is rounded up.',
-	},
-	overheadMemory: {
-		env: 'POD_VM_OVERHEAD_MEMORY',
-		section: 'Webhook',
-		type: quantity,
-		default: '256Mi',
-		description:
-			'Ours. Memory that a VM gets beside what its pod asks for: its kernel, the agent and the forwarder live in it too.',
-	},
-	excludedNamespaces: {
-		env: 'WEBHOOK_EXCLUDED_NAMESPACES',
-		section: 'Webhook',
-		type: listOf(objectName, 'names of namespaces'),
-		default: 'kube-system',
-		description: 'Ours. Namespaces whose pods pass unchanged.',
-	},
-	webhookPort: {
-		env: 'WEBHOOK_PORT',
-		section: 'Webhook',
-		type: portOrAny,
-		default: '9443',
-		description: 'Ours. TCP port of the admission reviews. 0: any that is free; the log tells which.',
-	},
-	webhookProbePort: {
-		env: 'WEBHOOK_PROBE_PORT',
-		section: 'Webhook',
-		type: portOrAny,
-		default: '8081',
-		description: 'Ours. TCP port of the probes `/healthz` and `/readyz`.',
-	},
-	webhookCertDir: {
-		env: 'WEBHOOK_CERT_DIR',
-		flag: 'cert-dir',
-		section: 'Webhook',
-		type: absolutePath(),
-		default: '/tmp/k8s-webhook-server/serving-certs',
-		description:
-			"Ours. Directory with the server's certificate, `tls.crt`, and its key, `tls.key`. They are read again when they change.",
-	},
-	webhookClientCaFile: {
-		env: 'WEBHOOK_CLIENT_CA_FILE',
-		section: 'Webhook',
-		type: absolutePath(),
-		example: '/etc/webhook-client-ca/ca.crt',
-		description:
-			'PEM file of the authorities whose client certificate a caller must have. Not set: anyone who can reach the port may ask.',
-	},
-	webhookDrainDelayMs: {
-		env: 'WEBHOOK_DRAIN_DELAY',
-		section: 'Webhook',
-		type: duration,
-		default: '3s',
-		description:
-			'Ours. How long admission reviews are still taken after SIGTERM: so long an API server may not know yet that this one goes.',
-	},
-	tlsMinVersion: settings.tlsMinVersion,
-	tlsCipherSuites: settings.tlsCipherSuites,
-	logLevel: settings.logLevel,
-	logFormat: settings.logFormat,
 } as const satisfies SettingsTable;
 
 /** Known names that change nothing (yet): manifests that set them work, and the operator is told. */

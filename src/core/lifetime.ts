@@ -5,6 +5,9 @@
 import {setTimeout as delay} from 'node:timers/promises';
 import {AdaptorError, toError} from './errors.ts';
 
+/** For work that must be done even when nobody waits for it. */
+export const neverAborts: AbortSignal = new AbortController().signal;
+
 /**
  * An abort signal of its own, linked by hand to a parent and to a deadline; disposing unlinks both.
  * `AbortSignal.any` with a signal that lives as long as the process keeps every derived signal alive

@@ -3,9 +3,10 @@
  * config.json, Kubernetes' dockerconfigjson). Credential helpers are programs and are not run.
  */
 import {readFile} from 'node:fs/promises';
+import {basicAuthOf, parseDockerAuth} from '../core/docker-auth.ts';
 import {AdaptorError} from '../core/errors.ts';
+import {textAt} from '../core/json.ts';
 import {Secret} from '../core/log.ts';
-import {member} from './json.ts';
 import type {ImageReference} from './reference.ts';
 
 export type Credentials =
@@ -58,17 +59,15 @@ async function readIfThere(path: string, mustExist: boolean): Promise<string | u
 
 /** Exported for tests. @throws AdaptorError that holds nothing of the text */
 export function parse(text: string, path: string): Entries {
-	let content: unknown;
+	let written: ReturnType<typeof parseDockerAuth>;
 	try {
-		content = JSON.parse(text);
-	} catch {
-		// The parser's message quotes the text.
-		throw unreadable(path, 'it is not JSON');
+		written = parseDockerAuth(text, 'dockerconfigjson');
+	} catch (error) {
+		throw error instanceof AdaptorError ? unreadable(path, `it is ${error.what}`) : error;
 	}
 
-	const auths = member(content, 'auths');
 	const entries = new Map<string, Credentials>();
-	for (const [key, entry] of Object.entries(typeof auths === 'object' && auths !== null ? auths : {})) {
+	for (const [key, entry] of written) {
 		const credentials = credentialsOf(entry);
 		if (credentials !== undefined) {
 			entries.set(normalKey(key), credentials);
@@ -79,24 +78,19 @@ export function parse(text: string, path: string): Entries {
 }
 
 function credentialsOf(entry: unknown): Credentials | undefined {
-	const [token, auth, user, password] = ['identitytoken', 'auth', 'username', 'password'].map(name =>
-		member(entry, name),
-	);
-	if (typeof token === 'string' && token !== '') {
+	const token = textAt(entry, 'identitytoken') ?? '';
+	if (token !== '') {
 		return {identityToken: new Secret(token)};
 	}
 
-	if (typeof auth === 'string' && auth !== '') {
-		const decoded = Buffer.from(auth, 'base64').toString();
-		const colon = decoded.indexOf(':');
-		return colon === -1
-			? undefined
-			: {user: decoded.slice(0, colon), password: new Secret(decoded.slice(colon + 1).replace(/\0+$/v, ''))};
+	const login = basicAuthOf(entry);
+	if (login === undefined || login === 'malformed') {
+		return undefined;
 	}
 
-	return typeof user === 'string' && typeof password === 'string'
-		? {user, password: new Secret(password)}
-		: undefined;
+	const text = login.toString();
+	const colon = text.indexOf(':');
+	return {user: text.slice(0, colon), password: new Secret(text.slice(colon + 1).replace(/\0+$/v, ''))};
 }
 
 /** Docker writes URLs, among them `https://index.docker.io/v1/`; others write hosts, or hosts with repositories. */

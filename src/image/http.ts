@@ -8,6 +8,7 @@ import {Agent as HttpsAgent, request as httpsRequest} from 'node:https';
 import {isIPv4} from 'node:net';
 import {getCACertificates} from 'node:tls';
 import {AdaptorError, toError} from '../core/errors.ts';
+import {prefixContains} from '../core/ipv4.ts';
 import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
 import {guardedLookup, isLocalLiteral} from './local-addresses.ts';
 
@@ -259,7 +260,11 @@ export function isWithoutTls(error: unknown): boolean {
 }
 
 export function isLoopback(hostname: string): boolean {
-	return hostname === 'localhost' || hostname === '[::1]' || (isIPv4(hostname) && hostname.startsWith('127.'));
+	return (
+		hostname === 'localhost' ||
+		hostname === '[::1]' ||
+		(isIPv4(hostname) && prefixContains('127.0.0.0/8', hostname))
+	);
 }
 
 /**

@@ -3,7 +3,7 @@
  * Sources: OCI image-spec, manifest.md and image-index.md; distribution, docs/spec/manifest-v2-2.
  */
 import {AdaptorError} from '../core/errors.ts';
-import {member} from './json.ts';
+import {at, numberAt, parseJson, textAt} from '../core/json.ts';
 import {digestPattern} from './reference.ts';
 
 /** All that can be read here. */
@@ -39,7 +39,7 @@ export interface Platform {
 
 /** @throws AdaptorError 'data-loss' */
 export function layersOf(manifest: unknown, where: Where): readonly Descriptor[] {
-	const layers = member(manifest, 'layers');
+	const layers = at(manifest, 'layers');
 	if (!Array.isArray(layers) || layers.length === 0 || layers.length > maxLayers) {
 		throw damaged('the manifest is not that of a container image: it has no layers', where);
 	}
@@ -49,7 +49,7 @@ export function layersOf(manifest: unknown, where: Where): readonly Descriptor[]
 
 /** The blob that says what the image is for. @throws AdaptorError 'data-loss' */
 export function configOf(manifest: unknown, where: Where): Descriptor {
-	return descriptorOf(member(manifest, 'config'), where);
+	return descriptorOf(at(manifest, 'config'), where);
 }
 
 /**
@@ -58,10 +58,7 @@ export function configOf(manifest: unknown, where: Where): Descriptor {
  * @throws AdaptorError 'failed-precondition'
  */
 export function checkPlatform(config: unknown, {os, architecture}: Platform, where: Where): void {
-	const said = (name: string, otherwise: string): string => {
-		const value = member(config, name);
-		return typeof value === 'string' && value !== '' ? value : otherwise;
-	};
+	const said = (name: string, otherwise: string): string => textAt(config, name) || otherwise;
 	const found = `${said('os', os)}/${said('architecture', architecture)}`;
 	if (found !== `${os}/${architecture}`) {
 		throw otherPlatform(found, {os, architecture}, where);
@@ -78,11 +75,11 @@ function otherPlatform(found: string, {os, architecture}: Platform, where: Where
 }
 
 function descriptorOf(value: unknown, where: Where): Descriptor {
-	const [digest, size] = [member(value, 'digest'), member(value, 'size')];
+	const [digest, size] = [textAt(value, 'digest'), numberAt(value, 'size')];
 	if (
-		typeof digest !== 'string' ||
+		digest === undefined ||
 		!digestPattern.test(digest) ||
-		typeof size !== 'number' ||
+		size === undefined ||
 		!Number.isSafeInteger(size) ||
 		size < 0
 	) {
@@ -99,10 +96,10 @@ function descriptorOf(value: unknown, where: Where): Descriptor {
 export function chooseOf(list: readonly unknown[], platform: Platform, where: Where): string {
 	const wanted = `${platform.os}/${platform.architecture}`;
 	const candidates = list.map(entry => {
-		const words = ['os', 'architecture'].map(name => member(member(entry, 'platform'), name));
+		const words = ['os', 'architecture'].map(name => textAt(entry, 'platform', name) || 'unknown');
 		return {
 			digest: descriptorOf(entry, where).digest,
-			name: words.map(word => (typeof word === 'string' && word !== '' ? word : 'unknown')).join('/'),
+			name: words.join('/'),
 		};
 	});
 	const chosen =
@@ -126,9 +123,9 @@ export function chooseOf(list: readonly unknown[], platform: Platform, where: Wh
 	});
 }
 
-export function parseJson(bytes: Buffer, what: string, where: Where): unknown {
+export function parseDocument(bytes: Buffer, what: string, where: Where): unknown {
 	try {
-		return JSON.parse(bytes.toString());
+		return parseJson(bytes);
 	} catch {
 		throw damaged(`${what} is not JSON`, where);
 	}

@@ -10,7 +10,7 @@ import {backOff, pause, Scope} from '../core/lifetime.ts';
 import {Secret} from '../core/log.ts';
 import type {Credentials} from './credentials.ts';
 import {HttpClient, HttpError, isWithoutTls, readAll, type Answer} from './http.ts';
-import {member} from './json.ts';
+import {at, listAt, parseJsonOrNothing, textAt} from '../core/json.ts';
 import {
 	checkPlatform,
 	chooseOf,
@@ -18,7 +18,7 @@ import {
 	damaged,
 	layersOf,
 	manifestTypes,
-	parseJson,
+	parseDocument,
 	type Descriptor,
 	type ImageManifest,
 	type Platform,
@@ -73,7 +73,7 @@ export class Registry {
 		// A list of lists is allowed, and of no use.
 		for (let depth = 0; depth < 3; depth++) {
 			const {content, digest} = await this.#readManifest(wanted, signal);
-			const list = member(content, 'manifests');
+			const list = at(content, 'manifests');
 			if (!Array.isArray(list)) {
 				const layers = layersOf(content, this.#where);
 				checkPlatform(await this.#readConfig(configOf(content, this.#where), signal), platform, this.#where);
@@ -166,7 +166,7 @@ export class Registry {
 		}
 
 		return {
-			content: parseJson(bytes, 'the manifest', this.#where),
+			content: parseDocument(bytes, 'the manifest', this.#where),
 			digest: digestPattern.test(version)
 				? version
 				: `sha256:${createHash('sha256').update(bytes).digest('hex')}`,
@@ -184,7 +184,7 @@ export class Registry {
 				chunks.push(chunk);
 			}
 		});
-		return parseJson(Buffer.concat(chunks), 'the configuration', this.#where);
+		return parseDocument(Buffer.concat(chunks), 'the configuration', this.#where);
 	}
 
 	/** @throws HttpError when the work has not ended after `documentMs` */
@@ -308,8 +308,8 @@ export class Registry {
 			throw refusal(answer, body, this.#credentials !== undefined, this.#where);
 		}
 
-		const content = parseJson(body, 'the answer with a token', this.#where);
-		const token = member(content, 'token') ?? member(content, 'access_token');
+		const content = parseDocument(body, 'the answer with a token', this.#where);
+		const token = at(content, 'token') ?? at(content, 'access_token');
 		if (typeof token !== 'string' || !/^[\x21-\x7e]+$/v.test(token)) {
 			throw new HttpError('The answer with a token has none', answer.url, {isFinal: true});
 		}
@@ -427,19 +427,11 @@ function refusal(
 		});
 	}
 
-	let words = '';
-	try {
-		const errors = member(JSON.parse(body.toString()), 'errors');
-		words = Array.isArray(errors)
-			? errors
-					.map(error => String(member(error, 'code')))
-					.filter(code => /^[A-Z_]{1,40}$/v.test(code))
-					.join(', ')
-			: '';
-	} catch {
-		// Not the protocol's; the status says enough.
-	}
-
+	// An answer that is not the protocol's says nothing; the status says enough.
+	const words = listAt(parseJsonOrNothing(body), 'errors')
+		.map(error => textAt(error, 'code') ?? '')
+		.filter(code => /^[A-Z_]{1,40}$/v.test(code))
+		.join(', ');
 	// Too many requests, and whatever a server says of itself, may pass.
 	const mayPass = status === 429 || status >= 500;
 	const remedy = mayPass

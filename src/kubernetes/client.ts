@@ -8,7 +8,7 @@ import {backOff, pause, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import {ApiConnection, type ConnectionOptions} from './connection.ts';
 import {isExpired, isKindMissing, isRefusal, retryAfterOf} from './errors.ts';
-import {listAt, textAt} from './fields.ts';
+import {listAt, textAt} from '../core/json.ts';
 import {pathOf, readObject, type ApiObject, type Kind, type ObjectMeta, type ObjectName} from './objects.ts';
 import {watchEvents} from './watch.ts';
 

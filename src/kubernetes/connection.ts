@@ -7,7 +7,7 @@ import {Agent, request as httpsRequest} from 'node:https';
 import {once} from 'node:events';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {retry} from '../core/concurrency/retry.ts';
-import {isWithinBounds} from '../core/json-bounds.ts';
+import {JsonError, parseJson} from '../core/json.ts';
 import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
 import {KubernetesError, refusal, retryAfterOf} from './errors.ts';
 import type {AnswerBounds} from './objects.ts';
@@ -119,11 +119,10 @@ export class ApiConnection implements Disposable {
 				throw error;
 			}
 
-			const isGarbage = error instanceof SyntaxError;
+			const isGarbage = error instanceof JsonError;
 			const reason = toError(scope.signal.aborted ? scope.signal.reason : error);
 			throw new KubernetesError({
 				code: isGarbage ? 'data-loss' : 'unavailable',
-				// A parser's message quotes what it read, which may be anybody's secret.
 				what: isGarbage
 					? 'The Kubernetes API answered with something that is not JSON'
 					: `The Kubernetes API does not answer: ${reason.message}`,
@@ -235,13 +234,17 @@ function mayBeRetried(error: unknown, {method}: ApiRequest): boolean {
 	return error.status === 429 || (error.status >= 500 && method !== 'POST');
 }
 
-/** @throws SyntaxError */
+/** @throws KubernetesError 'data-loss' beyond the bounds; JsonError */
 function parsed(body: Buffer, bounds: AnswerBounds | undefined): unknown {
-	if (bounds !== undefined && !isWithinBounds(body, bounds)) {
-		throw tooLong(`${bounds.parts} values, or with deeper ones than ${bounds.depth}`);
-	}
+	try {
+		return parseJson(body, bounds);
+	} catch (error) {
+		if (bounds !== undefined && error instanceof JsonError && error.reason === 'too large') {
+			throw tooLong(`${bounds.parts} values, or with deeper ones than ${bounds.depth}`);
+		}
 
-	return JSON.parse(body.toString());
+		throw error;
+	}
 }
 
 async function bodyOf(response: IncomingMessage, maxBytes: number): Promise<Buffer> {

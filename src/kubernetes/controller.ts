@@ -11,7 +11,7 @@ import type {Logger} from '../core/log.ts';
 import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
 import type {KubernetesClient} from './client.ts';
 import {isKindMissing, isNotFound, retryAfterOf} from './errors.ts';
-import {listAt, textAt} from './fields.ts';
+import {listAt, textAt} from '../core/json.ts';
 import type {ApiObject, Kind} from './objects.ts';
 import {registrationOf, peerPods, withoutFinalizer, type VmRegistration, type PeerPod} from './peer-pod.ts';
 import {pods, wholePods} from './pods.ts';

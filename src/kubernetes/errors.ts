@@ -3,7 +3,7 @@
  * what was wanted.
  */
 import {AdaptorError, type ErrorCode, type ErrorWhere} from '../core/errors.ts';
-import {at, textAt} from './fields.ts';
+import {at, parseJsonOrNothing, textAt} from '../core/json.ts';
 
 interface KubernetesErrorParts {
 	readonly what: string;
@@ -117,7 +117,8 @@ export function refusal(
 	retryAfter: string | undefined,
 	where: ErrorWhere,
 ): KubernetesError {
-	const answer = parsedOrNothing(body);
+	// A proxy answers with text, and so does the server for a path that it does not know.
+	const answer = parseJsonOrNothing(body);
 	const isStatus = textAt(answer, 'kind') === 'Status';
 	const statusReason = isStatus ? textAt(answer, 'reason') : undefined;
 	const said = (isStatus ? textAt(answer, 'message') : undefined) ?? `HTTP status ${status}`;
@@ -135,14 +136,6 @@ export function refusal(
 		// or no name.
 		isKindMissing: status === 404 && (!isStatus || textAt(answer, 'details', 'name') === undefined),
 	});
-}
-
-function parsedOrNothing(body: string): unknown {
-	try {
-		return JSON.parse(body);
-	} catch {
-		return undefined; // Text of a proxy, or of the server for a path that it does not know.
-	}
 }
 
 function codeFor(status: number, statusReason: string | undefined): ErrorCode {

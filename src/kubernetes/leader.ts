@@ -9,7 +9,7 @@ import {backOff, pause, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isConflict, isNotFound, retryAfterOf} from './errors.ts';
-import {numberAt, textAt} from './fields.ts';
+import {numberAt, textAt} from '../core/json.ts';
 import type {ApiObject, Kind, ObjectName} from './objects.ts';
 
 interface Lease {

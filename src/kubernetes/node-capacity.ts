@@ -15,7 +15,7 @@ import {backOff, pause, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound, retryAfterOf} from './errors.ts';
-import {textAt, textsAt} from './fields.ts';
+import {textAt, textsAt} from '../core/json.ts';
 import type {Kind, ObjectMeta} from './objects.ts';
 import {followLimit} from './peer-pod-config.ts';
 

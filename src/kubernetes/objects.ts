@@ -4,8 +4,8 @@
  * are patches.
  */
 import {AdaptorError} from '../core/errors.ts';
-import type {JsonBounds} from '../core/json-bounds.ts';
-import {at, listAt, textAt, textsAt} from './fields.ts';
+import type {JsonBounds} from '../core/json.ts';
+import {at, listAt, textAt, textsAt} from '../core/json.ts';
 
 export interface OwnerReference {
 	readonly apiVersion: string;

@@ -7,7 +7,7 @@ import type {Logger} from '../core/log.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import type {KubernetesClient} from './client.ts';
 import {isKindMissing} from './errors.ts';
-import {textAt} from './fields.ts';
+import {textAt} from '../core/json.ts';
 import type {ApiObject, Kind} from './objects.ts';
 
 interface PeerPodConfig {

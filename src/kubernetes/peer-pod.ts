@@ -10,7 +10,7 @@
 import {createHash} from 'node:crypto';
 import type {RegisteredVm, PodIdentity} from '../sandbox/ports.ts';
 import type {NewObject, JsonPatch} from './client.ts';
-import {textAt} from './fields.ts';
+import {textAt} from '../core/json.ts';
 import type {Kind, ObjectMeta, ObjectName, OwnerReference} from './objects.ts';
 
 export interface PeerPod {

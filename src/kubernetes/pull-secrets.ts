@@ -10,13 +10,13 @@
 import {readFile} from 'node:fs/promises';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {Semaphore} from '../core/concurrency/semaphore.ts';
-import {isWithinBounds} from '../core/json-bounds.ts';
+import {isWithinBounds} from '../core/json.ts';
 import {Scope} from '../core/lifetime.ts';
 import {Secret, type Logger} from '../core/log.ts';
 import type {Cluster, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
-import {listAt, textAt} from './fields.ts';
+import {listAt, textAt} from '../core/json.ts';
 import {ownersBounds, type ApiObject, type Kind, type ObjectName} from './objects.ts';
 import {Pieces} from './pieces.ts';
 import {isSamePod, wholePods} from './pods.ts';

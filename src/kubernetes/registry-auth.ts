@@ -4,8 +4,8 @@
  * (what the kubelet takes, and in which order); containers-auth.json(5); confidential-containers/guest-components,
  * image-rs/src/auth (what the VM reads: `auth` alone, in padded base64, and one entry without it spoils the file).
  */
+import {basicAuthOf, parseDockerAuth} from '../core/docker-auth.ts';
 import {AdaptorError} from '../core/errors.ts';
-import {at, textAt} from './fields.ts';
 
 /** `auth` by registry: a host, perhaps with a port and the beginning of a path. */
 export type RegistryAuth = ReadonlyMap<string, string>;
@@ -25,21 +25,9 @@ export const maxRegistryLength = 512;
  * @throws AdaptorError 'data-loss'
  */
 export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'dockercfg'): ParsedAuth {
-	let value: unknown;
-	try {
-		value = JSON.parse(text);
-	} catch {
-		throw malformed('not JSON'); // The parser's message quotes what it read.
-	}
-
-	const entries = format === 'dockercfg' ? value : (at(value, 'auths') ?? {});
-	if (!isObject(value) || !isObject(entries)) {
-		throw malformed('not a table of registries');
-	}
-
 	const credentials = new Map<string, string>();
 	let refused = 0;
-	for (const [registry, entry] of Object.entries(entries)) {
+	for (const [registry, entry] of parseDockerAuth(text, format)) {
 		if (!isRegistry(registry)) {
 			refused++;
 			continue;
@@ -82,26 +70,14 @@ function entryOf(registry: string, auth: string): string {
 	return `"${registry}":{"auth":"${auth}"}`;
 }
 
-/**
- * `auth` wins over user name and password, as with the kubelet. An entry without either is for other programs (an
- * identity token, a credential helper's mark), and is passed over.
- * @throws AdaptorError 'data-loss'
- */
+/** In padded base64. @throws AdaptorError 'data-loss' */
 function authOf(entry: unknown): string | undefined {
-	// Padded or not, as the kubelet takes it.
-	const auth = (textAt(entry, 'auth') ?? '').replaceAll(/[\r\n]/gv, '').replace(/={1,2}$/v, '');
-	if (auth !== '') {
-		const decoded = Buffer.from(auth, 'base64');
-		const padded = decoded.toString('base64');
-		if (padded.replace(/=+$/v, '') !== auth || !decoded.includes(':')) {
-			throw malformed('an "auth" that is not base64 of a user and a password');
-		}
-
-		return padded;
+	const login = basicAuthOf(entry);
+	if (login === 'malformed') {
+		throw new AdaptorError({code: 'data-loss', what: 'an "auth" that is not base64 of a user and a password'});
 	}
 
-	const [username = '', password = ''] = [textAt(entry, 'username'), textAt(entry, 'password')];
-	return username === '' || password === '' ? undefined : Buffer.from(`${username}:${password}`).toString('base64');
+	return login?.toString('base64');
 }
 
 /**
@@ -125,12 +101,4 @@ function registryKey(registry: string): string {
 	}
 
 	return key.slice(0, end);
-}
-
-function malformed(what: string): AdaptorError {
-	return new AdaptorError({code: 'data-loss', what});
-}
-
-function isObject(value: unknown): value is object {
-	return typeof value === 'object' && value !== null && !Array.isArray(value);
 }

@@ -3,7 +3,7 @@
  * Source: Kubernetes, "API Concepts", "Efficient detection of changes", "Watch bookmarks".
  */
 import {KubernetesError, refusal} from './errors.ts';
-import {at, numberAt, textAt} from './fields.ts';
+import {at, numberAt, parseJson, textAt} from '../core/json.ts';
 import {tooLong} from './connection.ts';
 
 export interface RawWatchEvent {
@@ -41,9 +41,8 @@ export async function* watchEvents(
 
 function parsed(line: string): unknown {
 	try {
-		return JSON.parse(line);
+		return parseJson(line);
 	} catch {
-		// The parser's message would quote what it read, which may be anybody's secret.
 		throw new KubernetesError({
 			code: 'data-loss',
 			what: 'The Kubernetes API sent an event that is not JSON',

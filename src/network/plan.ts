@@ -10,7 +10,7 @@ import {isIPv4} from 'node:net';
 import {AdaptorError} from '../core/errors.ts';
 import type {PodNeighbor, PodNetwork, PodRoute} from '../sandbox/ports.ts';
 import type {Address, Inspection, Link, Route, Vxlan} from './inspection.ts';
-import {networkOf, prefixContains} from './ipv4.ts';
+import {networkOf, prefixContains} from '../core/ipv4.ts';
 
 /**
  * The worker's end of the tunnel, in the pod's namespace. The name is upstream's, so that either can clean up after the

@@ -14,6 +14,7 @@ import type {Readable, Writable} from 'node:stream';
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
+import {quoted} from '../core/shell.ts';
 
 export interface Command {
 	/** Program and arguments, passed on as they are: no expansion, no word splitting. */
@@ -294,15 +295,6 @@ class Output {
 		};
 		return promise;
 	}
-}
-
-/** One word for the shell, whatever it contains. @throws TypeError for what no program can be given */
-export function quoted(word: string): string {
-	if (word.includes('\0')) {
-		throw new TypeError('An argument with a NUL byte');
-	}
-
-	return `'${word.replaceAll("'", "'\\''")}'`;
 }
 
 /** As messages tell it: without input. */

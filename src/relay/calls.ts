@@ -16,7 +16,7 @@ import {echoed} from '../core/errors.ts';
 import type {Observer} from '../core/observer.ts';
 import type {Frame} from '../ttrpc/frame.ts';
 import {peekMethod, peekStatus} from '../ttrpc/message.ts';
-import {statusCode} from '../ttrpc/status.ts';
+import {statusName} from '../ttrpc/status.ts';
 import type {ConnectionEvent} from './events.ts';
 
 type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call'}>;
@@ -303,15 +303,4 @@ export class Calls {
 		this.#heldBytes -= call.held.reduce((sum, {length}) => sum + length, 0);
 		call.held = [];
 	}
-}
-
-const statusNames = new Map<number, string>(
-	Object.entries(statusCode).map(([name, code]) => [
-		code,
-		name.replaceAll(/[A-Z]/g, letter => `_${letter}`).toUpperCase(),
-	]),
-);
-
-function statusName(code: number): string {
-	return statusNames.get(code) ?? String(code);
 }

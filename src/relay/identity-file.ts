@@ -8,6 +8,7 @@ import {constants} from 'node:fs';
 import {chmod, link, mkdir, open, rename, unlink} from 'node:fs/promises';
 import {join} from 'node:path';
 import {AdaptorError} from '../core/errors.ts';
+import {parseJson, textAt} from '../core/json.ts';
 import {Secret, type Logger} from '../core/log.ts';
 import {makeCa, makeClientCertificate, type KeyPair, type Validity} from './certificates.ts';
 import {clockReason, latestStart} from './clock.ts';
@@ -146,14 +147,13 @@ async function read(path: string): Promise<Found | undefined> {
 function judge(text: string, now: Date): OwnIdentity | string {
 	let parts: unknown;
 	try {
-		parts = JSON.parse(text);
+		parts = parseJson(text);
 	} catch {
 		return 'it is torn or not ours';
 	}
 
-	const {caCert, caKey, clientCert, clientKey} = (parts ?? {}) as Record<string, unknown>;
-	const ca = keyPair(caCert, caKey, caName);
-	const client = keyPair(clientCert, clientKey, clientName);
+	const ca = keyPair(textAt(parts, 'caCert'), textAt(parts, 'caKey'), caName);
+	const client = keyPair(textAt(parts, 'clientCert'), textAt(parts, 'clientKey'), clientName);
 	if (ca === undefined || client === undefined) {
 		return 'it is not ours';
 	}
@@ -186,8 +186,8 @@ function warnOfClock(path: string, {ca, client}: OwnIdentity, now: Date, log: Lo
 }
 
 /** A certificate with this name, and its key; undefined for anything else. */
-function keyPair(cert: unknown, key: unknown, name: string): KeyPair | undefined {
-	if (typeof cert !== 'string' || typeof key !== 'string') {
+function keyPair(cert: string | undefined, key: string | undefined, name: string): KeyPair | undefined {
+	if (cert === undefined || key === undefined) {
 		return undefined;
 	}
 

@@ -15,7 +15,7 @@
 import {every, Trigger} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
-import {abortable, pause, Scope} from '../core/lifetime.ts';
+import {abortable, neverAborts, pause, Scope} from '../core/lifetime.ts';
 import type {SandboxState} from './admission.ts';
 import type {SandboxContext} from './context.ts';
 import {decide, type Decision, type Observation} from './decision.ts';
@@ -54,8 +54,6 @@ const endedGraceMs = 300_000;
 const listTimeoutMs = 15_000;
 /** How often to look at records that a predecessor may change: when it ends, nobody serves what it has started. */
 const followEveryMs = 500;
-
-const never = new AbortController().signal;
 
 /** A sandbox as it was when a round began. */
 interface Seen {
@@ -113,7 +111,7 @@ export class Reconciler {
 		const {state, id} = sandbox;
 		const others = this.#others;
 		// Nothing of a VM that runs in hand is removed by this; of one that is not in hand the VM is.
-		const vms = state.name === 'recovering' ? await this.#listVms(never) : undefined;
+		const vms = state.name === 'recovering' ? await this.#listVms(neverAborts) : undefined;
 		const observation: Observation = {
 			...inHand(state),
 			vm: 'stopped',

@@ -3,6 +3,7 @@
  * Holds no secret: certificates are issued again when they are needed. Where records are kept is the port's.
  */
 import {AdaptorError} from '../core/errors.ts';
+import {at, numberAt, parseJson, textAt} from '../core/json.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {PodNetwork, PodVm, SandboxId} from './ports.ts';
 
@@ -51,7 +52,7 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	const damaged = (what: string): AdaptorError => new AdaptorError({code: 'data-loss', what, where: {sandboxId: id}});
 	let value: unknown;
 	try {
-		value = JSON.parse(text);
+		value = parseJson(text);
 	} catch (error) {
 		throw new AdaptorError({
 			code: 'data-loss',
@@ -61,56 +62,46 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 		});
 	}
 
-	const record = fields(value);
-	if (Number.isSafeInteger(record['version']) && Number(record['version']) > recordVersion) {
+	const version = at(value, 'version');
+	if (Number.isSafeInteger(version) && Number(version) > recordVersion) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: `The record is of version ${String(record['version'])}, this program knows ${recordVersion}`,
+			what: `The record is of version ${String(version)}, this program knows ${recordVersion}`,
 			where: {sandboxId: id},
 			remedy: 'Run the version again that wrote it, until its pods are gone.',
 		});
 	}
 
-	if (record['version'] !== recordVersion) {
+	if (version !== recordVersion) {
 		throw damaged(
-			`The record is of version ${JSON.stringify(record['version'] ?? null).slice(0, 20)}, this is ${recordVersion}`,
+			`The record is of version ${JSON.stringify(version ?? null).slice(0, 20)}, this is ${recordVersion}`,
 		);
 	}
 
-	if (record['id'] !== id) {
+	if (at(value, 'id') !== id) {
 		throw damaged("The record is another sandbox's");
 	}
 
 	// The shape was ours when it was written, by a rename that shows it whole: what is checked is what a foreign file
 	// would get wrong.
-	const {pod, instanceName} = fields(record['request']);
-	const network = fields(record['network']);
-	const hasNetwork = isText(network['netnsPath']) && typeof network['vxlanId'] === 'number';
-	const hasVm =
-		isText(fields(record['vm'])['uuid']) && isText(fields(record['vm'])['name']) && isText(record['address']);
+	const has = (...path: readonly string[]): boolean => (textAt(value, ...path) ?? '') !== '';
+	const hasNetwork = has('network', 'netnsPath') && numberAt(value, 'network', 'vxlanId') !== undefined;
+	const hasVm = has('vm', 'uuid') && has('vm', 'name') && has('address');
 	const isWhole = new Map<unknown, boolean>([
-		['creating', isText(record['netnsPath'])],
+		['creating', has('netnsPath')],
 		['created', hasNetwork],
 		['running', hasNetwork && hasVm],
 		['stopping', hasNetwork],
-	] satisfies ReadonlyArray<[SandboxRecord['state'], boolean]>).get(record['state']);
+	] satisfies ReadonlyArray<[SandboxRecord['state'], boolean]>).get(at(value, 'state'));
 	if (
-		!isText(instanceName) ||
-		!isText(fields(pod)['name']) ||
-		!isText(fields(pod)['namespace']) ||
+		!has('request', 'instanceName') ||
+		!has('request', 'pod', 'name') ||
+		!has('request', 'pod', 'namespace') ||
 		isWhole !== true
 	) {
 		throw damaged('The record lacks fields that it must have');
 	}
 
-	const {version: _, ...rest} = record;
-	return rest as unknown as SandboxRecord;
-}
-
-function fields(value: unknown): Readonly<Record<string, unknown>> {
-	return typeof value === 'object' && value !== null ? (value as Readonly<Record<string, unknown>>) : {};
-}
-
-function isText(value: unknown): value is string {
-	return typeof value === 'string' && value !== '';
+	const {version: _, ...record} = value as SandboxRecord & {readonly version: unknown};
+	return record;
 }

@@ -6,7 +6,7 @@
  */
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
-import {abortable, Scope} from '../core/lifetime.ts';
+import {abortable, neverAborts, Scope} from '../core/lifetime.ts';
 import type {Without} from '../core/observer.ts';
 import {
 	admitStart,
@@ -38,9 +38,6 @@ import {PodVmEndedError} from './vm-ended.ts';
  * within the caller's patience.
  */
 const rollBackPatienceMs = 5000;
-
-/** For what must be done, even when nobody waits for it. */
-const unconditional = new AbortController().signal;
 
 /** Whoever keeps the sandbox among others. */
 export interface SandboxOwner {
@@ -534,7 +531,7 @@ export class Sandbox {
 		this.#context.observer.notify({...event, sandbox: this.names});
 	}
 
-	async #exclusively<T>(task: () => Promise<T>, signal: AbortSignal = unconditional): Promise<T> {
+	async #exclusively<T>(task: () => Promise<T>, signal: AbortSignal = neverAborts): Promise<T> {
 		return this.#context.mutex.run(this.id, task, signal);
 	}
 

@@ -99,10 +99,10 @@ export class FrameDecoder {
 	}
 
 	/**
-	 * The frames that this chunk completes, in order. To be iterated to its end: bytes that are not iterated over are
-	 * lost. The chunk must not be changed afterwards.
+	 * The frames that this chunk completes, in order. The chunk must not be changed afterwards.
 	 */
-	*push(chunk: Uint8Array): Generator<Frame | OversizedFrame, void, undefined> {
+	push(chunk: Uint8Array): Array<Frame | OversizedFrame> {
+		const frames: Array<Frame | OversizedFrame> = [];
 		const bytes = Buffer.isBuffer(chunk) ? chunk : Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength);
 		let position = 0;
 		while (position < bytes.length) {
@@ -115,10 +115,9 @@ export class FrameDecoder {
 				this.#partialFilled += copied;
 				position += copied;
 				if (this.#partialFilled === this.#partial.length) {
-					const frame = new Frame(this.#partial);
+					frames.push(new Frame(this.#partial));
 					this.#partial = undefined;
 					this.#partialFilled = 0;
-					yield frame;
 				}
 			} else if (this.#headerFilled > 0 || bytes.length - position < headerLength) {
 				const copied = bytes.copy(this.#header, this.#headerFilled, position);
@@ -126,36 +125,42 @@ export class FrameDecoder {
 				position += copied;
 				if (this.#headerFilled === headerLength) {
 					this.#headerFilled = 0;
-					yield* this.#begin(this.#header);
+					frames.push(...this.#begin(this.#header));
 				}
 			} else {
 				const end = position + headerLength + bytes.readUInt32BE(position);
 				if (end <= bytes.length && end - position - headerLength <= this.#maxMessageLength) {
-					const frame = new Frame(bytes.subarray(position, end));
+					frames.push(new Frame(bytes.subarray(position, end)));
 					position = end;
-					yield frame;
 				} else {
-					const header = bytes.subarray(position, position + headerLength);
+					frames.push(...this.#begin(bytes.subarray(position, position + headerLength)));
 					position += headerLength;
-					yield* this.#begin(header);
 				}
 			}
 		}
+
+		return frames;
 	}
 
-	/** A header is known and its message is not, or not wholly, in the same chunk. */
-	*#begin(header: Buffer): Generator<Frame | OversizedFrame, void, undefined> {
+	/**
+	 * A header is known and its message is not, or not wholly, in the same chunk.
+	 * @returns the frame if the header completes it, or shows that it is over the limit
+	 */
+	#begin(header: Buffer): Array<Frame | OversizedFrame> {
 		const messageLength = header.readUInt32BE(0);
 		if (messageLength > this.#maxMessageLength) {
 			this.#toSkip = messageLength;
-			yield new OversizedFrame(header);
-		} else if (messageLength === 0) {
-			yield new Frame(Buffer.from(header));
-		} else {
-			// Not from the pool: pages that are announced and never sent then cost no memory.
-			this.#partial = Buffer.allocUnsafeSlow(headerLength + messageLength);
-			this.#partialFilled = header.copy(this.#partial);
+			return [new OversizedFrame(header)];
 		}
+
+		if (messageLength === 0) {
+			return [new Frame(Buffer.from(header))];
+		}
+
+		// Not from the pool: pages that are announced and never sent then cost no memory.
+		this.#partial = Buffer.allocUnsafeSlow(headerLength + messageLength);
+		this.#partialFilled = header.copy(this.#partial);
+		return [];
 	}
 }
 

@@ -24,8 +24,8 @@ export const defaultTurnBudget: TurnBudget = {frames: 256, bytes: 256 * 1024};
 
 export interface PacedReaderEvents {
 	/**
-	 * In their order, as many as the budget allows; none when no frame ends in what arrived. To be iterated to the end,
-	 * unless the reader is stopped.
+	 * In their order, as many as the budget allows; none when no frame ends in what arrived. Frames that are not
+	 * iterated over come again in a later turn.
 	 */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
 	/** The peer sends no more. */
@@ -50,7 +50,7 @@ export class PacedReader {
 	/** Ends the turn. Undefined while nothing of the budget is used. */
 	#turn: NodeJS.Immediate | undefined;
 	/** A chunk of which frames may be left. */
-	#current: Iterator<Frame | OversizedFrame, void, undefined> | undefined;
+	#current: ArrayIterator<Frame | OversizedFrame> | undefined;
 	readonly #chunks: Buffer[] = [];
 	#isWanted = true;
 	#isStopped = false;
@@ -167,7 +167,7 @@ export class PacedReader {
 					return undefined;
 				}
 
-				this.#current = this.#decoder.push(chunk);
+				this.#current = this.#decoder.push(chunk).values();
 			}
 
 			const next = this.#current.next();

@@ -1,29 +1,62 @@
 /**
- * How a call ended: the numbers of google.rpc.Code, and the error that a status which is not OK becomes.
+ * How a call ended: the one table of google.rpc.Code, and the error that a status which is not OK becomes.
  * Knows no wire format.
  */
 import {AdaptorError, type ErrorCode} from '../core/errors.ts';
 
-/** google/rpc/code.proto. */
-export const statusCode = {
-	ok: 0,
-	cancelled: 1,
-	unknown: 2,
-	invalidArgument: 3,
-	deadlineExceeded: 4,
-	notFound: 5,
-	alreadyExists: 6,
-	permissionDenied: 7,
-	resourceExhausted: 8,
-	failedPrecondition: 9,
-	aborted: 10,
-	outOfRange: 11,
-	unimplemented: 12,
-	internal: 13,
-	unavailable: 14,
-	dataLoss: 15,
-	unauthenticated: 16,
-} as const;
+/**
+ * google/rpc/code.proto: the number of each status, its name in gRPC, and the code of the error that it becomes;
+ * without a code the error is 'internal'. A code that two statuses share becomes the first of them.
+ */
+const statuses = {
+	ok: {number: 0, name: 'OK'},
+	cancelled: {number: 1, name: 'CANCELLED', code: 'cancelled'},
+	unknown: {number: 2, name: 'UNKNOWN'},
+	invalidArgument: {number: 3, name: 'INVALID_ARGUMENT', code: 'invalid-argument'},
+	deadlineExceeded: {number: 4, name: 'DEADLINE_EXCEEDED', code: 'deadline-exceeded'},
+	notFound: {number: 5, name: 'NOT_FOUND', code: 'not-found'},
+	alreadyExists: {number: 6, name: 'ALREADY_EXISTS', code: 'already-exists'},
+	permissionDenied: {number: 7, name: 'PERMISSION_DENIED', code: 'permission-denied'},
+	resourceExhausted: {number: 8, name: 'RESOURCE_EXHAUSTED', code: 'resource-exhausted'},
+	failedPrecondition: {number: 9, name: 'FAILED_PRECONDITION', code: 'failed-precondition'},
+	aborted: {number: 10, name: 'ABORTED', code: 'aborted'},
+	outOfRange: {number: 11, name: 'OUT_OF_RANGE', code: 'invalid-argument'},
+	unimplemented: {number: 12, name: 'UNIMPLEMENTED', code: 'unimplemented'},
+	internal: {number: 13, name: 'INTERNAL', code: 'internal'},
+	unavailable: {number: 14, name: 'UNAVAILABLE', code: 'unavailable'},
+	dataLoss: {number: 15, name: 'DATA_LOSS', code: 'data-loss'},
+	unauthenticated: {number: 16, name: 'UNAUTHENTICATED', code: 'unauthenticated'},
+} as const satisfies Readonly<Record<string, StatusMeaning>>;
+
+interface StatusMeaning {
+	readonly number: number;
+	readonly name: string;
+	readonly code?: ErrorCode;
+}
+
+type Statuses = typeof statuses;
+
+/** The numbers by name. */
+export const statusCode = Object.fromEntries(Object.entries(statuses).map(([key, {number}]) => [key, number])) as {
+	readonly [Key in keyof Statuses]: Statuses[Key]['number'];
+};
+
+const byNumber = new Map<number, StatusMeaning>(Object.values(statuses).map(status => [status.number, status]));
+const byCode = new Map<ErrorCode, number>(
+	Object.values<StatusMeaning>(statuses)
+		.reverse()
+		.flatMap(({code, number}) => (code === undefined ? [] : [[code, number]])),
+);
+
+/** The status that an error with this code ends a call with. */
+export function statusOf(code: ErrorCode): number {
+	return byCode.get(code) ?? statusCode.internal;
+}
+
+/** As gRPC spells it; the number itself where it is none of the protocol's. */
+export function statusName(status: number): string {
+	return byNumber.get(status)?.name ?? String(status);
+}
 
 /** google/rpc/status.proto. */
 export interface Status {
@@ -39,23 +72,6 @@ export interface StatusDetail {
 	readonly value: Buffer;
 }
 
-const errorCodes: Readonly<Record<number, ErrorCode>> = {
-	[statusCode.cancelled]: 'cancelled',
-	[statusCode.invalidArgument]: 'invalid-argument',
-	[statusCode.deadlineExceeded]: 'deadline-exceeded',
-	[statusCode.notFound]: 'not-found',
-	[statusCode.alreadyExists]: 'already-exists',
-	[statusCode.permissionDenied]: 'permission-denied',
-	[statusCode.resourceExhausted]: 'resource-exhausted',
-	[statusCode.failedPrecondition]: 'failed-precondition',
-	[statusCode.aborted]: 'aborted',
-	[statusCode.outOfRange]: 'invalid-argument',
-	[statusCode.unimplemented]: 'unimplemented',
-	[statusCode.unavailable]: 'unavailable',
-	[statusCode.dataLoss]: 'data-loss',
-	[statusCode.unauthenticated]: 'unauthenticated',
-};
-
 /**
  * A call that ended with a status, the peer's or our own. `code` is the status's nearest meaning, `status` is exact.
  */
@@ -64,7 +80,7 @@ export class TtrpcError extends AdaptorError {
 	readonly status: Status;
 
 	constructor(status: Status, cause?: unknown) {
-		super({code: errorCodes[status.code] ?? 'internal', what: status.message, cause});
+		super({code: byNumber.get(status.code)?.code ?? 'internal', what: status.message, cause});
 		this.status = status;
 	}
 }

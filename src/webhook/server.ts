@@ -17,7 +17,7 @@ import {pipeline} from 'node:stream';
 import {setTimeout as delay} from 'node:timers/promises';
 import type {SecureContextOptions} from 'node:tls';
 import {AdaptorError, toError} from '../core/errors.ts';
-import {isWithinBounds} from '../core/json-bounds.ts';
+import {JsonError, parseJson} from '../core/json.ts';
 import {Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import {answerReview, type ReviewPolicy} from './admission-review.ts';
@@ -220,7 +220,7 @@ async function answer(
 	}
 
 	try {
-		const {review, pod, size, denial} = answerReview(parseJson(body), policy);
+		const {review, pod, size, denial} = answerReview(parseReview(body), policy);
 		if (denial !== undefined) {
 			log.warn({...(pod === undefined ? {} : {pod}), reason: denial}, 'pod denied');
 		} else if (size !== undefined) {
@@ -263,18 +263,18 @@ function* pieces(bytes: Buffer): Generator<Buffer> {
 }
 
 /** @throws AdaptorError 'invalid-argument' */
-function parseJson(body: Buffer): unknown {
-	if (!isWithinBounds(body, bounds)) {
+function parseReview(body: Buffer): unknown {
+	try {
+		return parseJson(body, bounds);
+	} catch (cause) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'The request has more values, or deeper ones, than any pod',
+			what:
+				cause instanceof JsonError && cause.reason === 'too large'
+					? 'The request has more values, or deeper ones, than any pod'
+					: 'The request is not JSON',
+			cause,
 		});
-	}
-
-	try {
-		return JSON.parse(body.toString());
-	} catch (cause) {
-		throw new AdaptorError({code: 'invalid-argument', what: 'The request is not JSON', cause});
 	}
 }
 

@@ -18,7 +18,7 @@ import {
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import {decode, encode, i32, i64, u32, u64, XdrReader, type XdrCodec} from '../../src/libvirt/wire/xdr.ts';
 import {Secret} from '../../src/core/log.ts';
-import {networkOf, prefixContains} from '../../src/network/ipv4.ts';
+import {networkOf, prefixContains} from '../../src/core/ipv4.ts';
 import {cidataIso} from '../../src/podvm/cidata.ts';
 import {formatUuid, VmSlots} from '../../src/podvm/vm-slots.ts';
 import {readImageFormat} from '../../src/sandbox/image-judgement.ts';

@@ -5,7 +5,7 @@
  */
 import test, {type ExecutionContext} from 'ava';
 import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
-import {textAt} from '../../src/kubernetes/fields.ts';
+import {textAt} from '../../src/core/json.ts';
 import {Scope} from '../../src/core/lifetime.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient} from '../lab/agent-client.ts';

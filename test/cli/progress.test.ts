@@ -1,5 +1,5 @@
 import test from 'ava';
-import {bytes, duration, Progress} from '../../src/cli/progress.ts';
+import {duration, Progress} from '../../src/cli/progress.ts';
 
 function screen(columns?: number): {
 	readonly screen: {write(text: string): void; readonly columns?: number};
@@ -70,15 +70,7 @@ test('without a terminal there is a line now and then, and one at the end of eac
 	t.is(written[3], 'Checking  100 %  10 MiB of 10 MiB  in 1.0 s\n');
 });
 
-test('sizes and durations are short', t => {
-	t.deepEqual([0n, 999n, 1024n, 1_500_000n, 3n << 30n, 1n << 50n].map(bytes), [
-		'0 B',
-		'999 B',
-		'1 KiB',
-		'1.43 MiB',
-		'3 GiB',
-		'1 PiB',
-	]);
+test('durations are short', t => {
 	t.deepEqual([0, 9.94, 59, 60, 3725, 200_000].map(duration), [
 		'0.0 s',
 		'9.9 s',

@@ -15,7 +15,8 @@ import {
 import {AdaptorError} from '../../src/core/errors.ts';
 import {Secret} from '../../src/core/log.ts';
 import {parseGoDuration} from '../../src/config/setting-types.ts';
-import {inertSettings, sections, settings, webhookSettings, type Setting} from '../../src/config/settings.ts';
+import {inertSettings, sections, settings, type Setting} from '../../src/config/settings.ts';
+import {webhookSettings} from '../../src/cli/webhook-settings.ts';
 
 const host = {
 	hostname: 'worker-0',

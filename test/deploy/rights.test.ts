@@ -12,7 +12,7 @@ import {joinCluster} from '../../src/kubernetes/cluster.ts';
 import {cleanUpAfterNodes} from '../../src/kubernetes/controller.ts';
 import {whileLeading} from '../../src/kubernetes/leader.ts';
 import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
-import {textAt} from '../../src/kubernetes/fields.ts';
+import {textAt} from '../../src/core/json.ts';
 import {silentLogger} from '../../src/core/log.ts';
 import {testCluster} from '../kubernetes/cluster.ts';
 import {peerPodConfigKind, peerPodKind, type ApiCall, type TestApiServer} from '../support/api-server.ts';

@@ -6,7 +6,7 @@ import type {MutatingWebhook, MutatingWebhookConfiguration} from 'kubernetes-typ
 import type {Container} from 'kubernetes-types/core/v1.js';
 import type {RuntimeClass} from 'kubernetes-types/node/v1.js';
 import {loadSettings} from '../../src/config/config.ts';
-import {webhookSettings} from '../../src/config/settings.ts';
+import {webhookSettings} from '../../src/cli/webhook-settings.ts';
 import {webhookOf} from '../webhook/harness.ts';
 import {podOf, reviewOf} from '../webhook/pods.ts';
 import {build, containersOf, ofKind, workloads, type Manifest, type Workload} from './manifests.ts';

@@ -1,7 +1,7 @@
 import {setTimeout as delay} from 'node:timers/promises';
 import test from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
-import {textAt} from '../../src/kubernetes/fields.ts';
+import {textAt} from '../../src/core/json.ts';
 import {joinCluster, type ClusterOptions} from '../../src/kubernetes/cluster.ts';
 import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
 import {silentLogger} from '../../src/core/log.ts';

@@ -2,7 +2,7 @@ import {randomUUID} from 'node:crypto';
 import {setImmediate as turn} from 'node:timers/promises';
 import test from 'ava';
 import {joinCluster} from '../../src/kubernetes/cluster.ts';
-import {textAt} from '../../src/kubernetes/fields.ts';
+import {textAt} from '../../src/core/json.ts';
 import {silentLogger} from '../../src/core/log.ts';
 import {clusterContract} from '../contract/cluster.ts';
 import {peerPodKind, TestApiServer} from '../support/api-server.ts';

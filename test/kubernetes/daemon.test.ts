@@ -3,7 +3,7 @@
 import test from 'ava';
 import type {CommandContext} from '../../src/cli/command.ts';
 import {run} from '../../src/cli/run.ts';
-import {textAt} from '../../src/kubernetes/fields.ts';
+import {textAt} from '../../src/core/json.ts';
 import {extendedResource, ownerAnnotation} from '../../src/kubernetes/node-capacity.ts';
 import {newPeerPod} from '../../src/kubernetes/peer-pod.ts';
 import {peerPodConfigKind, peerPodKind, TestApiServer} from '../support/api-server.ts';

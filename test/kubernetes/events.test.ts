@@ -1,6 +1,6 @@
 import test, {type ExecutionContext} from 'ava';
 import type {Raw} from '../support/api-server.ts';
-import {at, numberAt, textAt} from '../../src/kubernetes/fields.ts';
+import {at, numberAt, textAt} from '../../src/core/json.ts';
 import {Bucket, EventLimits} from '../../src/kubernetes/event-limits.ts';
 import {PodEvents, type PodEventsOptions} from '../../src/kubernetes/events.ts';
 import type {PodEvent} from '../../src/sandbox/ports.ts';

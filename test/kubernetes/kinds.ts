@@ -1,5 +1,5 @@
 /** Kinds with the fields that tests look at. */
-import {at, textAt} from '../../src/kubernetes/fields.ts';
+import {at, textAt} from '../../src/core/json.ts';
 import type {Kind} from '../../src/kubernetes/objects.ts';
 
 export const nodes: Kind<{readonly capacity: unknown; readonly isCordoned: boolean}> = {

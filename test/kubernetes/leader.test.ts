@@ -1,7 +1,7 @@
 import {once} from 'node:events';
 import {setTimeout as delay} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
-import {at, textAt} from '../../src/kubernetes/fields.ts';
+import {at, textAt} from '../../src/core/json.ts';
 import {whileLeading, type LeaderOptions} from '../../src/kubernetes/leader.ts';
 import {silentLogger} from '../../src/core/log.ts';
 import type {TestApiServer} from '../support/api-server.ts';

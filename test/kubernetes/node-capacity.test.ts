@@ -1,6 +1,6 @@
 import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
-import {textAt} from '../../src/kubernetes/fields.ts';
+import {textAt} from '../../src/core/json.ts';
 import {
 	extendedResource,
 	NodeCapacity,

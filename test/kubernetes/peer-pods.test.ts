@@ -1,6 +1,6 @@
 import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
-import {at, listAt, textAt} from '../../src/kubernetes/fields.ts';
+import {at, listAt, textAt} from '../../src/core/json.ts';
 import {peerPodFinalizer} from '../../src/kubernetes/peer-pod.ts';
 import {PeerPods, type PeerPodsOptions} from '../../src/kubernetes/peer-pods.ts';
 import {silentLogger} from '../../src/core/log.ts';

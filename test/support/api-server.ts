@@ -11,7 +11,7 @@ import {createServer, type Server} from 'node:https';
 import type {AddressInfo} from 'node:net';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
-import {at, textAt} from '../../src/kubernetes/fields.ts';
+import {at, textAt} from '../../src/core/json.ts';
 import {ServiceAccount, type ApiServerAddress} from '../../src/kubernetes/service-account.ts';
 import {makeCa, makeServerCertificate} from '../../src/relay/certificates.ts';
 import {ApiFault, ApiStore, type Raw, type ServedKind, type StoreEvent} from './api-store.ts';

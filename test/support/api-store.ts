@@ -5,7 +5,7 @@
  */
 import {randomUUID} from 'node:crypto';
 import {isDeepStrictEqual} from 'node:util';
-import {at, listAt, textAt} from '../../src/kubernetes/fields.ts';
+import {at, listAt, textAt} from '../../src/core/json.ts';
 import {jsonPatched, mergePatched, PatchError} from './json-patch.ts';
 
 export interface ServedKind {

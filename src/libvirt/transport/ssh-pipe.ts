@@ -11,6 +11,7 @@
 import type {ClientChannel} from 'ssh2';
 import {AdaptorError, toError} from '../../core/errors.ts';
 import {abortable, Scope} from '../../core/lifetime.ts';
+import {quoted} from '../../core/shell.ts';
 import type {OpenPipe, Pipe} from './pipe.ts';
 import {SshChannel, type ChannelEvents} from './ssh-channel.ts';
 import {connectSsh, type SshConnection, type SshOptions} from './ssh-connection.ts';
@@ -76,7 +77,7 @@ function routesFor(uri: SshUri): readonly Route[] {
 	// It goes to the usual sockets and heeds no parameters (libvirt, src/remote/remote_ssh_helper.c).
 	const helps = uri.proxy === 'native' || (uri.proxy === 'auto' && uri.socket === undefined && uri.mode === 'auto');
 	const helper: Route[] = helps
-		? [{kind: 'helper', name: 'virt-ssh-helper', command: `virt-ssh-helper ${quote(uri.remoteUri)}`}]
+		? [{kind: 'helper', name: 'virt-ssh-helper', command: `virt-ssh-helper ${quoted(uri.remoteUri)}`}]
 		: [];
 	const netcats =
 		uri.proxy === 'native'
@@ -92,7 +93,7 @@ function routesFor(uri: SshUri): readonly Route[] {
 
 /** Where nc has -q, it needs it to end with us: otherwise it stays behind and holds a connection to the daemon. */
 function netcatCommand(netcat: string, socket: string): string {
-	return `sh -c ${quote(`if "$0" -h 2>&1 | grep -q -e "-q "; then exec "$0" -q0 -U "$1"; else exec "$0" -U "$1"; fi`)} ${quote(netcat)} ${quote(socket)}`;
+	return `sh -c ${quoted(`if "$0" -h 2>&1 | grep -q -e "-q "; then exec "$0" -q0 -U "$1"; else exec "$0" -U "$1"; fi`)} ${quoted(netcat)} ${quoted(socket)}`;
 }
 
 interface Opened {
@@ -180,8 +181,8 @@ async function openRoute(connection: SshConnection, route: Route, events: Channe
  * then.
  */
 async function survey(connection: SshConnection, uri: SshUri, signal: AbortSignal): Promise<Survey> {
-	const script = `for c in virt-ssh-helper ${quote(uri.netcat)}; do if command -v "$c" >/dev/null; then echo "$c"; fi; done; for s in ${socketPaths(uri).map(quote).join(' ')}; do if test -S "$s"; then echo "$s"; fi; done; echo surveyed`;
-	const output = await runRemote(connection.client, `sh -c ${quote(script)}`, signal).catch(() => '');
+	const script = `for c in virt-ssh-helper ${quoted(uri.netcat)}; do if command -v "$c" >/dev/null; then echo "$c"; fi; done; for s in ${socketPaths(uri).map(quoted).join(' ')}; do if test -S "$s"; then echo "$s"; fi; done; echo surveyed`;
+	const output = await runRemote(connection.client, `sh -c ${quoted(script)}`, signal).catch(() => '');
 	const lines = new Set(output.split('\n'));
 	return lines.has('surveyed') ? lines : undefined;
 }
@@ -197,9 +198,4 @@ function missingFor(route: Exclude<Route, {kind: 'socket'}>, uri: SshUri, found:
 		case 'netcat':
 			return !found.has(uri.netcat) ? 'not installed' : found.has(route.socket) ? undefined : 'no such socket';
 	}
-}
-
-/** One word for a POSIX shell, whatever it holds. */
-function quote(text: string): string {
-	return `'${text.replaceAll("'", `'\\''`)}'`;
 }

@@ -90,19 +90,21 @@ export class PacketDecoder {
 	/**
 	 * The packets that are complete with this chunk.
 	 * Memory grows with the bytes that came, never with a length that was only claimed.
-	 * @throws PacketError after which the decoder must not be used any more
+	 * @throws PacketError after which the decoder must not be used any more; packets before it in the same chunk are
+	 * lost with the connection
 	 */
-	*push(chunk: Buffer): Generator<Packet, void, undefined> {
+	push(chunk: Buffer): Packet[] {
+		const packets: Packet[] = [];
 		let rest = chunk;
 		while (rest.length > 0) {
 			if (this.#held === 0) {
 				const length = rest.length >= 4 ? this.#packetLength(rest) : 4;
 				if (rest.length < length) {
 					this.#hold(rest, length);
-					return;
+					break;
 				}
 
-				yield decodePacket(rest.subarray(0, length));
+				packets.push(decodePacket(rest.subarray(0, length)));
 				rest = rest.subarray(length);
 				continue;
 			}
@@ -116,11 +118,13 @@ export class PacketDecoder {
 				const bytes = this.#buffer.subarray(0, wanted);
 				this.#buffer = Buffer.alloc(0);
 				this.#held = 0;
-				yield decodePacket(bytes);
+				packets.push(decodePacket(bytes));
 			} else if (this.#held === 4) {
 				this.#packetLength(this.#buffer); // Refuses at once, not only when the next byte comes.
 			}
 		}
+
+		return packets;
 	}
 
 	#packetLength(bytes: Buffer): number {

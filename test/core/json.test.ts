@@ -1,6 +1,17 @@
 import test from 'ava';
 import fc from 'fast-check';
-import {isWithinBounds} from '../../src/core/json-bounds.ts';
+import {inspect} from 'node:util';
+import {
+	at,
+	isWithinBounds,
+	JsonError,
+	listAt,
+	numberAt,
+	parseJson,
+	parseJsonOrNothing,
+	textAt,
+	textsAt,
+} from '../../src/core/json.ts';
 
 const isWithin = (text: string, parts: number, depth = 1000): boolean =>
 	isWithinBounds(Buffer.from(text), {parts, depth});
@@ -56,4 +67,30 @@ test('what is no JSON passes, for the parser to refuse', t => {
 	for (const text of ['', 'hush-hush', '"', '\\', ']]}}']) {
 		t.true(isWithin(text, 0), text);
 	}
+});
+
+test('an error of parsing says what kind it is, and repeats nothing of the text', t => {
+	const malformed = t.throws(() => parseJson('{"password": hunter2}'), {instanceOf: JsonError});
+	t.is(malformed.reason, 'malformed');
+	t.notRegex(inspect(malformed), /hunter2/v);
+	t.is(t.throws(() => parseJson('[[1]]', {parts: 10, depth: 1}), {instanceOf: JsonError}).reason, 'too large');
+	t.is(t.throws(() => parseJson('[1,2,3]', {parts: 2, depth: 1}), {instanceOf: JsonError}).reason, 'too large');
+	t.deepEqual(parseJson(Buffer.from('[1,2,3]'), {parts: 3, depth: 1}), [1, 2, 3]);
+	t.is(parseJsonOrNothing('<html>'), undefined);
+});
+
+test('fields are found by their path where the value has them, with their type', t => {
+	const value: unknown = JSON.parse(
+		'{"a": {"b": "text", "n": 1, "l": [1], "__proto__": {"own": 1}}, "s": {"x": "y", "z": 1}}',
+	);
+	t.is(textAt(value, 'a', 'b'), 'text');
+	t.is(textAt(value, 'a', 'n'), undefined);
+	t.is(numberAt(value, 'a', 'n'), 1);
+	t.deepEqual(listAt(value, 'a', 'l'), [1]);
+	t.deepEqual(listAt(value, 'a', 'b'), []);
+	t.deepEqual(textsAt(value, 's'), {x: 'y'});
+	t.is(at(value, 'a', 'toString'), undefined);
+	t.is(at(value, 'a', '__proto__', 'own'), 1);
+	t.is(at('text', 'length'), undefined);
+	t.is(at(null, 'a'), undefined);
 });
