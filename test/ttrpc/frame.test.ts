@@ -114,6 +114,17 @@ test('an oversized frame is reported when its header ends, and the frame after i
 	t.deepEqual(plain(decodeAll([next], decoder)), plain([new Frame(next)]));
 });
 
+test('frames that nobody iterates over do not disturb what comes after them', t => {
+	const decoder = new FrameDecoder();
+	const bytes = Buffer.concat([1, 3, 5].map(streamId => encodeFrame({streamId, type: 1, flags: 0}, Buffer.of(1))));
+	const [first] = decoder.push(bytes.subarray(0, -1));
+	t.is(first?.streamId, 1);
+	t.deepEqual(
+		decoder.push(bytes.subarray(-1)).map(({streamId}) => streamId),
+		[5],
+	);
+});
+
 test('a message of exactly the limit is taken', t => {
 	const bytes = encodeFrame({streamId: 1, type: 1, flags: 0}, Buffer.alloc(maxMessageLength, 1));
 	const [frame] = framesOf(bytes);
