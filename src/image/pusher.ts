@@ -4,7 +4,7 @@
  * is gone may remove the volume.
  */
 import {readFile, readlink} from 'node:fs/promises';
-import {member} from './json.ts';
+import {at} from '../core/json.ts';
 
 export interface Pusher {
 	/** This boot of this machine, and the namespace that the process id means something in. */
@@ -59,7 +59,7 @@ export function readNote(
 
 	try {
 		const note: unknown = JSON.parse(start.subarray(title.length, start.indexOf('\n', title.length)).toString());
-		const [machine, pid, startedAt] = ['machine', 'pid', 'startedAt'].map(name => member(note, name));
+		const [machine, pid, startedAt] = ['machine', 'pid', 'startedAt'].map(name => at(note, name));
 		return typeof machine === 'string' && typeof pid === 'number' && typeof startedAt === 'string'
 			? {isComplete: false, pusher: {machine, pid, startedAt}}
 			: {isComplete: false};

@@ -1,1 +1,0 @@
-export {at as member} from '../core/json.ts';
