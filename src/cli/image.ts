@@ -90,7 +90,10 @@ export const pushCommand: Command = async (context, signal) => {
 
 	if (cluster !== undefined) {
 		await cluster.write({LIBVIRT_VOL_NAME: pushed.volume, LIBVIRT_IMAGE_ID: pushed.volume}, signal);
-		out.write(`LIBVIRT_VOL_NAME and LIBVIRT_IMAGE_ID of ${configMap} in ${cluster.namespace} are set to it\n`);
+		out.write(
+			`LIBVIRT_VOL_NAME and LIBVIRT_IMAGE_ID of ${configMap} in ${cluster.namespace} are set to it\n` +
+				'Warning: the operator restarts the daemon on every node for this, and running peer pods end with their daemon\n',
+		);
 	} else if (flags['no-switch'] === 'true') {
 		out.write(
 			`Nothing starts from it yet: set LIBVIRT_VOL_NAME=${pushed.volume}, or run "cloud-api-adaptor image use ${pushed.volume}"\n`,

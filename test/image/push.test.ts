@@ -780,6 +780,7 @@ test("in a cluster the config map gets the version's name, and the volume of the
 	t.is(code, 0, err);
 	const volume = (await pool.files()).find(file => file !== name && file !== first.volume) ?? '';
 	t.true(out.includes('are set to it'), out);
+	t.regex(out, /Warning: the operator restarts the daemon/v);
 	t.like(api.find('configmaps', 'peer-pods-cm', api.namespace), {
 		data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: volume, LIBVIRT_IMAGE_ID: volume},
 	});
