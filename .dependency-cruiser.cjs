@@ -84,7 +84,7 @@ module.exports = {
 		...[
 			['ssh2', '^src/libvirt/transport/'],
 			['@grpc/', '^src/api/'],
-			['xmlbuilder2', '^src/(podvm|image)/|^src/libvirt/xml[.]ts$'],
+			['xmlbuilder2', '^src/podvm/|^src/libvirt/(xml[.]ts$|storage/)'],
 			['pino', '^src/core/log[.]ts$'],
 			['yaml', '^src/podvm/'],
 			['smol-toml', '^src/initdata/'],

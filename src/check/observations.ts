@@ -53,7 +53,7 @@ export interface PodVmsObservation {
 }
 
 export interface VolumeObservation {
-	/** The volume that the name stands for; everything else is of that one. Absent when it is itself the image. */
+	/** The volume that the alias points to; everything else is of that one. Absent when it is itself the image. */
 	readonly version?: string;
 	/** As libvirt has it, on which overlays are made. */
 	readonly declaredFormat: 'qcow2' | 'raw';

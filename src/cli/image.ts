@@ -100,7 +100,7 @@ export const pushCommand: Command = async (context, signal) => {
 		);
 	} else {
 		out.write(
-			`${values.baseVolume} stands for it now: new pod VMs start from it, running ones keep what they have\n`,
+			`${values.baseVolume} points to it now: new pod VMs start from it, running ones keep what they have\n`,
 		);
 	}
 
@@ -130,7 +130,7 @@ export const useCommand: Command = async (context, signal) => {
 	const options = await catalogue(context, parts, signal);
 	const [volume = ''] = context.operands;
 	await useImage(options, volume, signal);
-	context.out.write(`${options.name} stands for ${volume} now\n`);
+	context.out.write(`${options.name} points to ${volume} now\n`);
 	return exitCode.ok;
 };
 
@@ -390,5 +390,5 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 				.trimEnd(),
 		)
 		.join('\n');
-	return `${table}\n${images.some(({isCurrent}) => isCurrent) ? `* is what ${name} stands for\n` : `There is no ${name}: pods that name no image cannot start\n`}`;
+	return `${table}\n${images.some(({isCurrent}) => isCurrent) ? `* is what ${name} points to\n` : `There is no ${name}: pods that name no image cannot start\n`}`;
 }

@@ -2,17 +2,9 @@
 import {AdaptorError} from '../core/errors.ts';
 import {imageStem, readImageVersion} from '../sandbox/image-version.ts';
 import {completenessOf, type Completeness} from './incomplete.ts';
-import {checkName, currentVersion, describeUse, giveName, isStandIn, podDisk} from './name.ts';
-import {
-	deleteVolume,
-	isInUse,
-	openPool,
-	readHoldings,
-	type Holdings,
-	type LibvirtStorage,
-	type Use,
-	type Volume,
-} from './volumes.ts';
+import {checkName, currentVersion, describeUse, pointAliasAt, isAlias, podDisk} from './name.ts';
+import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
+import {isInUse, openPool, readHoldings, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
 
 export interface CatalogueOptions {
 	readonly session: LibvirtStorage;
@@ -61,7 +53,7 @@ export async function listImages(
 	);
 }
 
-/** Makes the configured name stand for a version that is there: the way back from a bad image. */
+/** Points the configured alias at a version that is there: the way back from a bad image. */
 export async function useImage(
 	{session, pool: poolName, name, now}: CatalogueOptions,
 	volumeName: string,
@@ -80,11 +72,11 @@ export async function useImage(
 	}
 
 	checkName(name, holdings);
-	await giveName(session, pool, name, volume, signal);
+	await pointAliasAt(session, pool, name, volume, signal);
 }
 
 /**
- * @param force also what the configured name stands for, and the name itself; what VMs stand on never goes
+ * @param force also what the configured alias points to, and the alias itself; what VMs stand on never goes
  * @returns names of the volumes that are gone
  */
 export async function removeImage(
@@ -131,11 +123,11 @@ export async function removeImage(
 
 	// Names that would lead nowhere go first.
 	const names = holdings.volumes
-		.filter(each => isStandIn(each) && each.backingPath === volume.path)
+		.filter(each => isAlias(each) && each.backingPath === volume.path)
 		.map(each => each.name);
 	const removed: string[] = [];
 	for (const each of [...names, volumeName]) {
-		if (await deleteVolume(session, poolName, each, signal)) {
+		if (await deleteVolume(session, {pool: poolName}, each, signal)) {
 			removed.push(each);
 		}
 	}
@@ -168,11 +160,11 @@ export async function pruneImages(
 		// Looked at anew: each removal takes its time.
 		const present = await readHoldings(session, pool, signal);
 		const isNamed =
-			present.volumes.some(each => isStandIn(each) && each.backingPath === volume.path) || volume.name === name;
+			present.volumes.some(each => isAlias(each) && each.backingPath === volume.path) || volume.name === name;
 		if (
 			!isNamed &&
 			!isInUse(present.useOf(volume)) &&
-			(await deleteVolume(session, poolName, volume.name, signal))
+			(await deleteVolume(session, {pool: poolName}, volume.name, signal))
 		) {
 			removed.push(volume.name);
 		}

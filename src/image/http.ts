@@ -34,7 +34,7 @@ export interface Request {
 	readonly body?: string;
 }
 
-export interface Answer {
+export interface HttpResponse {
 	readonly status: number;
 	readonly headers: IncomingMessage['headers'];
 	/** Where it came from, after redirects. */
@@ -125,7 +125,7 @@ export class HttpClient implements Disposable {
 	 * Follows redirects of a GET; what `Authorization` holds stays with the origin that it was meant for.
 	 * @throws HttpError when there is no answer; an answer of any status is one
 	 */
-	async send(request: Request, signal: AbortSignal): Promise<Answer> {
+	async send(request: Request, signal: AbortSignal): Promise<HttpResponse> {
 		const {plainHosts, localHosts} = this.#options;
 		let {url, headers = {}} = request;
 		for (let redirects = 0; ; redirects++) {
@@ -200,7 +200,7 @@ export class HttpClient implements Disposable {
 		}
 	}
 
-	#answer(response: IncomingMessage, url: URL): Answer {
+	#answer(response: IncomingMessage, url: URL): HttpResponse {
 		const {silenceMs} = this.#options;
 		return {
 			status: response.statusCode ?? 0,
@@ -234,7 +234,7 @@ export class HttpClient implements Disposable {
 }
 
 /** All of a short answer. @throws HttpError for one that is longer */
-export async function readAll(answer: Answer, maxBytes: number, signal: AbortSignal): Promise<Buffer> {
+export async function readAll(answer: HttpResponse, maxBytes: number, signal: AbortSignal): Promise<Buffer> {
 	const chunks: Buffer[] = [];
 	let length = 0;
 	for await (const chunk of answer.body(signal)) {

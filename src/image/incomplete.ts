@@ -2,7 +2,9 @@
 import type {StoragePool} from '../libvirt/wire/procedures.ts';
 import {readImageVersion} from '../sandbox/image-version.ts';
 import {isGone, noteBytes, readNote} from './pusher.ts';
-import {deleteVolume, isInUse, volumeOf, type Holdings, type LibvirtStorage, type Volume} from './volumes.ts';
+import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
+import {volumeOf} from '../libvirt/storage/volume-name.ts';
+import {isInUse, type Holdings, type LibvirtStorage, type Volume} from './volumes.ts';
 
 /**
  * How long a version that is begun elsewhere may lie untouched before its push is taken for dead. While it is written,
@@ -50,7 +52,7 @@ export async function removeAbandoned(
 		const isRemovable =
 			(await completenessOf(session, pool.name, volume, now, signal)) === 'abandoned' &&
 			!isInUse(holdings.useOf(volume));
-		if (isRemovable && (await deleteVolume(session, pool.name, volume.name, signal))) {
+		if (isRemovable && (await deleteVolume(session, {pool: pool.name}, volume.name, signal))) {
 			removed.push(volume.name);
 		}
 	}

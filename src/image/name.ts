@@ -8,20 +8,12 @@ import {pause, Scope} from '../core/lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
-import {imageStem, readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
+import {imageStem, readImageVersion, pointsToVersion} from '../sandbox/image-version.ts';
 import {thinQcow2} from './qcow2.ts';
-import {
-	change,
-	isInUse,
-	readVolume,
-	refresh,
-	volumeOf,
-	type Holdings,
-	type LibvirtStorage,
-	type Use,
-	type Volume,
-} from './volumes.ts';
-import {volumeXml} from './volume-xml.ts';
+import {change} from '../libvirt/change.ts';
+import {volumeOf} from '../libvirt/storage/volume-name.ts';
+import {isInUse, readVolume, refresh, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
+import {volumeXml} from '../libvirt/storage/volume-xml.ts';
 
 /** Disks of pod VMs, of whichever cluster, and of the existing adaptor's: nobody's base image. */
 export const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
@@ -30,17 +22,17 @@ const visibleTimeoutMs = 30_000;
 const lookAgainMs = 50;
 
 /**
- * The version that the name stands for; the volume itself when it is an image of its own; undefined when there is none
+ * The version that the alias points to; the volume itself when it is an image of its own; undefined when there is none
  * of this name.
  */
 export function currentVersion(name: string, volumes: readonly Volume[]): Volume | undefined {
 	const named = volumes.find(volume => volume.name === name);
-	return named !== undefined && isStandIn(named) ? volumes.find(({path}) => path === named.backingPath) : named;
+	return named !== undefined && isAlias(named) ? volumes.find(({path}) => path === named.backingPath) : named;
 }
 
-/** Whether the volume only stands for a version. */
-export function isStandIn({path, backingPath}: Volume): boolean {
-	return backingPath !== undefined && standsForVersion(path, backingPath);
+/** Whether the volume only points to a version. */
+export function isAlias({path, backingPath}: Volume): boolean {
+	return backingPath !== undefined && pointsToVersion(path, backingPath);
 }
 
 /**
@@ -65,7 +57,7 @@ export function checkName(name: string, {volumes, useOf}: Holdings): void {
 		);
 	}
 
-	if (volume !== undefined && !isStandIn(volume)) {
+	if (volume !== undefined && !isAlias(volume)) {
 		const use = useOf(volume);
 		throw taken(
 			name,
@@ -86,8 +78,8 @@ export function checkName(name: string, {volumes, useOf}: Holdings): void {
 	}
 }
 
-/** Makes the name stand for the version, whatever it stood for. At every moment it stands for one of the two. */
-export async function giveName(
+/** Points the alias at the version, whatever it pointed to. At every moment it points to one of the two. */
+export async function pointAliasAt(
 	session: LibvirtStorage,
 	pool: StoragePool,
 	name: string,
@@ -102,7 +94,7 @@ export async function giveName(
 		});
 	}
 
-	if (!standsForVersion(`${version.path.slice(0, version.path.lastIndexOf('/'))}/${name}`, version.path)) {
+	if (!pointsToVersion(`${version.path.slice(0, version.path.lastIndexOf('/'))}/${name}`, version.path)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'Could not give the image its name: it is not a version of that name',

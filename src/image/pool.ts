@@ -3,8 +3,9 @@ import {AdaptorError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
-import {directoryPoolXml} from './volume-xml.ts';
-import {change, type LibvirtStorage} from './volumes.ts';
+import {directoryPoolXml} from '../libvirt/storage/volume-xml.ts';
+import {change} from '../libvirt/change.ts';
+import type {LibvirtStorage} from './volumes.ts';
 
 const forgetTimeoutMs = 10_000;
 

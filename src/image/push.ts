@@ -20,19 +20,22 @@ import type {Logger} from '../core/log.ts';
 import {checkBootRecord, headBytes, readImageFormat, type ImageFormat} from '../sandbox/image-judgement.ts';
 import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
 import {removeAbandoned} from './incomplete.ts';
-import {checkName, giveName, untilSeen} from './name.ts';
+import {checkName, pointAliasAt, untilSeen} from './name.ts';
 import {thisPusher, writeNote, type Pusher} from './pusher.ts';
 import {checkIsWhole} from './qcow2.ts';
 import type {ImageSource, OpenImage} from './source.ts';
-import {volumeXml} from './volume-xml.ts';
-import {deleteVolume, openPool, readHoldings, change, volumeOf, type LibvirtStorage, type Volume} from './volumes.ts';
+import {volumeXml} from '../libvirt/storage/volume-xml.ts';
+import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
+import {change} from '../libvirt/change.ts';
+import {volumeOf} from '../libvirt/storage/volume-name.ts';
+import {openPool, readHoldings, type LibvirtStorage, type Volume} from './volumes.ts';
 
 export interface PushOptions {
 	readonly session: LibvirtStorage;
 	readonly pool: string;
 	/** LIBVIRT_VOL_NAME: the new volume is a version of it. */
 	readonly name: string;
-	/** Whether the name stands for the new version in the end. */
+	/** Whether the alias points to the new version in the end. */
 	readonly givesName: boolean;
 	readonly source: ImageSource;
 	readonly onProgress: (progress: PushProgress) => void;
@@ -129,7 +132,7 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	if (givesName) {
 		try {
 			checkName(name, await readHoldings(session, pool, signal));
-			await giveName(session, pool, name, version, signal);
+			await pointAliasAt(session, pool, name, version, signal);
 		} catch (error) {
 			throw error instanceof AdaptorError && !signal.aborted ? withVersion(error, volume) : error;
 		}
@@ -311,7 +314,7 @@ async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string
 	using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed push');
 	try {
 		await retry(
-			async () => deleteVolume(session, pool.name, volume, scope.signal),
+			async () => deleteVolume(session, {pool: pool.name}, volume, scope.signal),
 			{
 				backOff: [unwindAgainMs, unwindAgainMs],
 				onFailure(error) {

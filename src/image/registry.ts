@@ -9,7 +9,7 @@ import {AdaptorError} from '../core/errors.ts';
 import {backOff, pause, Scope} from '../core/lifetime.ts';
 import {Secret} from '../core/log.ts';
 import type {Credentials} from './credentials.ts';
-import {HttpClient, HttpError, isWithoutTls, readAll, type Answer} from './http.ts';
+import {HttpClient, HttpError, isWithoutTls, readAll, type HttpResponse} from './http.ts';
 import {at, listAt, parseJsonOrNothing, textAt} from '../core/json.ts';
 import {
 	checkPlatform,
@@ -220,7 +220,7 @@ export class Registry {
 	}
 
 	/** An answer with content. Authenticates when asked to. */
-	async #get(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Answer> {
+	async #get(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<HttpResponse> {
 		for (let hasAuthenticated = false; ; hasAuthenticated = true) {
 			const answer = await this.#send(
 				path,
@@ -248,7 +248,7 @@ export class Registry {
 	}
 
 	/** Over https; a registry that has no TLS is spoken to without only where that is allowed. */
-	async #send(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<Answer> {
+	async #send(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<HttpResponse> {
 		try {
 			const answer = await this.#http.send({url: this.#url(path), isNamed: true, headers}, signal);
 			this.#protocol ??= 'https:';
@@ -271,7 +271,7 @@ export class Registry {
 		return this.#http.send({url: this.#url(path), isNamed: true, headers}, signal);
 	}
 
-	async #authenticate(answer: Answer, signal: AbortSignal): Promise<Secret<string>> {
+	async #authenticate(answer: HttpResponse, signal: AbortSignal): Promise<Secret<string>> {
 		const challenges = parseChallenges(answer.headers['www-authenticate'] ?? '');
 		const bearer = challenges.get('bearer');
 		if (bearer !== undefined) {
@@ -321,7 +321,7 @@ export class Registry {
 		{url, isNamed}: {readonly url: URL; readonly isNamed: boolean},
 		parameters: Readonly<Record<string, string>>,
 		signal: AbortSignal,
-	): Promise<Answer> {
+	): Promise<HttpResponse> {
 		const credentials = this.#credentials;
 		if (credentials !== undefined && 'identityToken' in credentials) {
 			const form = new URLSearchParams({
@@ -402,7 +402,7 @@ function hashFor(digest: string): Hash {
 
 /** The codes of the protocol's own errors ("Error Codes"), which are words of a fixed list. */
 function refusal(
-	{status, url}: Answer,
+	{status, url}: HttpResponse,
 	body: Buffer,
 	hadCredentials: boolean,
 	where: Readonly<Record<string, string>>,

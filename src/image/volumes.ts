@@ -4,16 +4,12 @@
  */
 import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
-import {
-	procedures,
-	type Domain,
-	type Procedure,
-	type StoragePool,
-	type StorageVol,
-} from '../libvirt/wire/procedures.ts';
+import {procedures, type Domain, type StoragePool} from '../libvirt/wire/procedures.ts';
+import {change} from '../libvirt/change.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
+import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
-import {standsForVersion} from '../sandbox/image-version.ts';
+import {pointsToVersion} from '../sandbox/image-version.ts';
 
 /** What `LibvirtSession` has, so that it fits as it is. */
 export type LibvirtStorage = Pick<LibvirtSession, 'call' | 'upload' | 'download'>;
@@ -36,7 +32,7 @@ export interface Volume {
 export interface Use {
 	/** Domains whose disks are the volume or stand on it. */
 	readonly domains: readonly string[];
-	/** Volumes that read through to it, those that only stand for it left out. */
+	/** Volumes that read through to it, aliases left out. */
 	readonly volumes: readonly string[];
 }
 
@@ -45,25 +41,9 @@ export interface Holdings {
 	readonly useOf: (volume: Pick<Volume, 'path'>) => Use;
 }
 
-/** Making and removing large files takes longer than a look at something. */
-const changeTimeoutMs = 120_000;
 /** virStoragePoolState */
 const running = 2;
 const fileTypes = ['dir', 'fs', 'netfs'];
-
-/** A change is never abandoned: its outcome is waited for, whatever the signal says meanwhile. */
-export async function change<Args, Result>(
-	session: LibvirtStorage,
-	procedure: Procedure<Args, Result>,
-	args: Args,
-	signal: AbortSignal,
-): Promise<Result> {
-	return session.call(procedure, args, signal, {timeoutMs: changeTimeoutMs, seeThrough: true});
-}
-
-export function volumeOf(pool: string, name: string): StorageVol {
-	return {pool, name, key: ''};
-}
 
 /**
  * @param looksAnew whether libvirt looks at its files and its free space first: it knows neither files that were copied
@@ -206,8 +186,7 @@ export function holdingsOf(
 					.sort(),
 				volumes: above
 					.filter(
-						volume =>
-							volume.backingPath === undefined || !standsForVersion(volume.path, volume.backingPath),
+						volume => volume.backingPath === undefined || !pointsToVersion(volume.path, volume.backingPath),
 					)
 					.map(({name}) => name)
 					.sort(),
@@ -234,25 +213,6 @@ function standingOn(volumes: readonly Volume[], paths: Set<string>): Set<Volume>
 
 export function isInUse({domains, volumes}: Use): boolean {
 	return domains.length > 0 || volumes.length > 0;
-}
-
-/** @returns false when there was none */
-export async function deleteVolume(
-	session: LibvirtStorage,
-	pool: string,
-	name: string,
-	signal: AbortSignal,
-): Promise<boolean> {
-	try {
-		await change(session, procedures.storageVolDelete, {vol: volumeOf(pool, name), flags: 0}, signal);
-		return true;
-	} catch (error) {
-		if (isLibvirtError(error, libvirtCode.noStorageVol)) {
-			return false;
-		}
-
-		throw error;
-	}
 }
 
 function volumeFrom(xml: XmlElement): Volume {

@@ -25,7 +25,8 @@ import {
 import type {ReadImage} from '../sandbox/qcow2.ts';
 import {UnfitImageError} from '../sandbox/unfit-image.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
-import {notFound, readBaseVolume, volumeOf, type BaseVolume} from './volumes.ts';
+import {volumeOf} from '../libvirt/storage/volume-name.ts';
+import {notFound, readBaseVolume, type BaseVolume} from './volumes.ts';
 
 type Calls = Pick<LibvirtCalls, 'call' | 'download'>;
 

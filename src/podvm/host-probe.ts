@@ -26,7 +26,8 @@ import {isAbsent, readNetworkProtection, type ProtectionWish} from './network-pr
 import type {PodsDir} from './metadata.ts';
 import {listDomains, ownership, readOwnDomains, type OwnDomain, type Owner} from './own-domains.ts';
 import {VmSlots} from './vm-slots.ts';
-import {readBaseVolume, volumeOf} from './volumes.ts';
+import {volumeOf} from '../libvirt/storage/volume-name.ts';
+import {readBaseVolume} from './volumes.ts';
 
 type Calls = Pick<LibvirtSession, 'call'>;
 

@@ -7,9 +7,10 @@
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode, LibvirtConnectionError} from '../libvirt/wire/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
-import {change, type LibvirtCalls} from './libvirt-calls.ts';
+import {change} from '../libvirt/change.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
 import {isStillThere, type OwnDomain} from './own-domains.ts';
-import {deleteVolume} from './volume-deletion.ts';
+import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
 
 /** With what an administrator may have added: MANAGED_SAVE, SNAPSHOTS_METADATA (libvirt-domain.h). */
 const undefineAll = 1 | 2;

@@ -3,14 +3,16 @@
  * No pool is ever refreshed: that reads every volume in it. libvirt finds a volume by the names of its pool and itself,
  * so neither needs to be looked up first.
  */
-import {create} from 'xmlbuilder2';
 import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
-import {child, readXml, xmlText} from '../libvirt/xml.ts';
-import {readImageVersion, standsForVersion} from '../sandbox/image-version.ts';
-import {change, type LibvirtCalls} from './libvirt-calls.ts';
-import {deleteVolume} from './volume-deletion.ts';
+import {volumeOf} from '../libvirt/storage/volume-name.ts';
+import {volumeXml} from '../libvirt/storage/volume-xml.ts';
+import {child, readXml} from '../libvirt/xml.ts';
+import {readImageVersion, pointsToVersion} from '../sandbox/image-version.ts';
+import {change} from '../libvirt/change.ts';
+import type {LibvirtCalls} from './libvirt-calls.ts';
+import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
 
 export interface BaseVolume {
 	/** Of the volume that disks stand on: where the name is an alias of a version of the image, the version's. */
@@ -37,11 +39,6 @@ export function cidataVolumeName(instanceName: string): string {
 	return `${instanceName}-cidata.iso`;
 }
 
-/** The key is the path for libvirt's own use; nobody looks for it. */
-export function volumeOf(pool: string, name: string): StorageVol {
-	return {pool, name, key: ''};
-}
-
 /** @throws AdaptorError 'not-found', 'failed-precondition' for an image in a format that no overlay can stand on */
 export async function readBaseVolume(
 	session: Pick<LibvirtCalls, 'call'>,
@@ -64,9 +61,9 @@ export async function readBaseVolume(
 	const ownPath = child(volume, 'target', 'path')?.text;
 	// Only the name of a version of the image: VMs stand on the version, so that the name can be given to another one
 	// at any time.
-	const isStandIn = ownPath !== undefined && standsForVersion(ownPath, backingPath);
-	const path = isStandIn ? backingPath : ownPath;
-	const image = isStandIn ? backing : child(volume, 'target');
+	const isAlias = ownPath !== undefined && pointsToVersion(ownPath, backingPath);
+	const path = isAlias ? backingPath : ownPath;
+	const image = isAlias ? backing : child(volume, 'target');
 	const format = child(image, 'format')?.attributes['type'];
 	const changedAt = child(image, 'timestamps', 'mtime')?.text;
 	const capacity = child(volume, 'capacity');
@@ -100,7 +97,7 @@ export async function readBaseVolume(
 	// In pools whose volumes are files, they are named after them.
 	const directory = ownPath?.endsWith(`/${name}`) === true ? ownPath.slice(0, -name.length - 1) : '';
 	return {
-		name: isStandIn ? path.slice(path.lastIndexOf('/') + 1) : name,
+		name: isAlias ? path.slice(path.lastIndexOf('/') + 1) : name,
 		path,
 		format,
 		capacity: BigInt(capacity.text),
@@ -161,25 +158,12 @@ export function rootVolumeXml(
 	rootDiskSizeGib: number,
 ): string {
 	const wanted = BigInt(rootDiskSizeGib) * gib;
-	const volume = volumeXml(name, 'qcow2', wanted > base.capacity ? wanted : base.capacity);
-	volume.ele('backingStore').ele('path').txt(xmlText('path', base.path)).up().ele('format', {type: base.format});
-	return volume.end({headless: true, prettyPrint: true});
+	return volumeXml(name, 'qcow2', wanted > base.capacity ? wanted : base.capacity, base);
 }
 
 /** @param capacity bytes */
 export function cidataVolumeXml(name: string, capacity: number): string {
-	return volumeXml(name, 'raw', BigInt(capacity)).end({headless: true, prettyPrint: true});
-}
-
-/** libvirt creates volumes with mode 0600 and gives them to QEMU's user while the VM runs. */
-function volumeXml(name: string, format: 'qcow2' | 'raw', capacity: bigint): ReturnType<typeof create> {
-	const volume = create().ele('volume', {type: 'file'});
-	volume.ele('name').txt(xmlText('volume', name));
-	volume.ele('capacity', {unit: 'bytes'}).txt(String(capacity));
-	// Grows as it is written.
-	volume.ele('allocation', {unit: 'bytes'}).txt('0');
-	volume.ele('target').ele('format', {type: format});
-	return volume;
+	return volumeXml(name, 'raw', BigInt(capacity));
 }
 
 /**

@@ -1,5 +1,5 @@
 /**
- * How versions of a pod VM image are named. The name that is configured (LIBVIRT_VOL_NAME) stands for one of its
+ * How versions of a pod VM image are named. The name that is configured (LIBVIRT_VOL_NAME) points to one of its
  * versions: `podvm-base.qcow2` for `podvm-base-20261123T040255Z.qcow2`. Whoever makes versions and whoever starts VMs
  * on them agree here; what a name is on the host is theirs.
  */
@@ -31,11 +31,11 @@ export function readImageVersion(name: string): ImageVersion | undefined {
 }
 
 /**
- * Whether the volume at `path` only stands for the one that it reads through to: both in one directory, the latter a
+ * Whether the volume at `path` is an alias of the one that it reads through to: both in one directory, the latter a
  * version of the former. Whoever needs the image takes the version, so that nothing ever stands on the name and it can
  * be given to another version at any time.
  */
-export function standsForVersion(path: string, backingPath: string): boolean {
+export function pointsToVersion(path: string, backingPath: string): boolean {
 	const [directory, name] = split(path);
 	const [backingDirectory, backingName] = split(backingPath);
 	return (

@@ -613,7 +613,7 @@ test('kill -9 in the middle of a push: the next one removes what is left, and su
 	t.true((await pool.read(files.find(file => file !== name) ?? '')).equals(image.content));
 	t.regex(
 		(await run(t, environmentFor(pool), 'list')).out,
-		/^\* +podvm-base-.*\n\* is what podvm-base\.qcow2 stands for\n$/mv,
+		/^\* +podvm-base-.*\n\* is what podvm-base\.qcow2 points to\n$/mv,
 	);
 });
 

@@ -1,7 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {holdingsOf, type Volume} from '../../src/image/volumes.ts';
-import {imageStem, imageVersionName, readImageVersion, standsForVersion} from '../../src/sandbox/image-version.ts';
+import {imageStem, imageVersionName, readImageVersion, pointsToVersion} from '../../src/sandbox/image-version.ts';
 
 function volume(name: string, backing?: string): Volume {
 	return {
@@ -72,6 +72,6 @@ for (const [path, backing, expected] of [
 	['/p/base.qcow2', '/p/base-20269901T000000Z.qcow2', false],
 ] as const) {
 	test(`${path} over ${backing} is ${expected ? '' : 'not '}only a name`, t => {
-		t.is(standsForVersion(path, backing), expected);
+		t.is(pointsToVersion(path, backing), expected);
 	});
 }

@@ -1,6 +1,6 @@
 /** Volumes and pools of ours, as XML. Pure. Reference: libvirt, docs/formatstorage. */
 import {create} from 'xmlbuilder2';
-import {xmlText} from '../libvirt/xml.ts';
+import {xmlText} from '../xml.ts';
 
 export interface Backing {
 	readonly path: string;

@@ -1,16 +1,20 @@
 /**
- * Deletes one volume of a pod VM, or says that it may still be there. Only an active pool proves that a volume is gone:
- * an administrator may have undefined or stopped the pool, or defined it anew with another directory, and the file,
- * with a VM's private keys in it, stays.
+ * Deletes one volume, or says that it may still be there. Only an active pool proves that a volume is gone: an
+ * administrator may have undefined or stopped the pool, or defined it anew with another directory, and the file stays,
+ * with whatever secrets it holds.
  */
-import {retry} from '../core/concurrency/retry.ts';
-import {AdaptorError} from '../core/errors.ts';
-import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
-import {procedures} from '../libvirt/wire/procedures.ts';
-import {change, type LibvirtCalls} from './libvirt-calls.ts';
+import {retry} from '../../core/concurrency/retry.ts';
+import {AdaptorError} from '../../core/errors.ts';
+import {change} from '../change.ts';
+import type {LibvirtSession} from '../session.ts';
+import {isLibvirtError, libvirtCode, LibvirtError} from '../wire/errors.ts';
+import {procedures} from '../wire/procedures.ts';
+import {volumeOf} from './volume-name.ts';
 
 /** While a volume is still being made or written, libvirt refuses to delete it: how often and how soon to ask again. */
 const busyRetries = {times: 20, everyMs: 250};
+
+type Calls = Pick<LibvirtSession, 'call'>;
 
 /** Where a volume is. */
 export interface VolumePlace {
@@ -23,17 +27,18 @@ export interface VolumePlace {
 }
 
 /**
- * Succeeds when there is no such volume. Where the pool is not there any more, the volume is deleted through the pool
- * that has the directory now.
+ * Waits while the volume is busy. Succeeds when there is no such volume. Where the pool is gone, the volume is deleted
+ * through the pool that has the directory now.
+ * @returns whether there was one
  * @throws AdaptorError 'failed-precondition' when no active pool has it
  */
 export async function deleteVolume(
-	session: LibvirtCalls,
+	session: Calls,
 	place: VolumePlace,
 	name: string,
 	signal: AbortSignal,
-): Promise<void> {
-	await retry(
+): Promise<boolean> {
+	return retry(
 		async () => deleteOnce(session, place, name, signal),
 		{
 			backOff: [busyRetries.everyMs, busyRetries.everyMs],
@@ -48,13 +53,14 @@ export async function deleteVolume(
 }
 
 async function deleteOnce(
-	session: LibvirtCalls,
+	session: Calls,
 	{pool, directory}: VolumePlace,
 	name: string,
 	signal: AbortSignal,
-): Promise<void> {
+): Promise<boolean> {
 	try {
-		await change(session, procedures.storageVolDelete, {vol: {pool, name, key: ''}, flags: 0}, signal);
+		await change(session, procedures.storageVolDelete, {vol: volumeOf(pool, name), flags: 0}, signal);
+		return true;
 	} catch (error) {
 		const doubt = error instanceof LibvirtError ? doubts[error.libvirtCode] : undefined;
 		if (doubt === undefined) {
@@ -65,7 +71,7 @@ async function deleteOnce(
 		// libvirt does not tell, or it is the pool that was asked.
 		if (holder === undefined ? !isLibvirtError(error, libvirtCode.noStoragePool) : holder.pool === pool) {
 			if (isLibvirtError(error, libvirtCode.noStorageVol)) {
-				return;
+				return false;
 			}
 
 			throw error;
@@ -81,7 +87,7 @@ async function deleteOnce(
 			});
 		}
 
-		await deleteOnce(session, {pool: holder.pool}, name, signal);
+		return deleteOnce(session, {pool: holder.pool}, name, signal);
 	}
 }
 
@@ -110,7 +116,7 @@ const doubts: Readonly<Record<number, Doubt>> = {
 
 /** @returns its name, if there is one; undefined when libvirt cannot tell */
 async function activePoolAt(
-	session: LibvirtCalls,
+	session: Calls,
 	path: string,
 	signal: AbortSignal,
 ): Promise<{readonly pool: string | undefined} | undefined> {
