@@ -16,7 +16,7 @@ export const controllerSettings = {
 		),
 		default: 'name=osc-caa-ds',
 		description:
-			"Ours. Labels of the daemon's pods, in the controller's own namespace: where one is ready, its node's VMs are its own business.",
+			"Not in upstream. Labels of the daemon's pods, in the controller's own namespace: where one is ready, its node's VMs are its own business.",
 	},
 	abandonedGraceMs: {
 		env: 'ABANDONED_GRACE',
@@ -24,7 +24,7 @@ export const controllerSettings = {
 		type: duration,
 		default: '5m',
 		description:
-			"Ours. How long the node of a deleted pod must be without a ready daemon before the pod's VM is deleted in its place.",
+			"Not in upstream. How long the node of a deleted pod must be without a ready daemon before the pod's VM is deleted in its place.",
 	},
 	probePort: {
 		env: 'CONTROLLER_PROBE_PORT',

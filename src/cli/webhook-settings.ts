@@ -1,5 +1,5 @@
 /**
- * What `cloud-api-adaptor webhook` is told. Names without "Ours" are those of upstream's webhook
+ * What `cloud-api-adaptor webhook` is told. Names without "Not in upstream" are those of upstream's webhook
  * (src/webhook/pkg/mutating-webhook).
  */
 import {
@@ -36,7 +36,8 @@ export const webhookSettings = {
 		section: 'Webhook',
 		type: quantity,
 		default: '0',
-		description: 'Ours. CPUs that a VM gets beside those that its pod asks for, before the sum is rounded up.',
+		description:
+			'Not in upstream. CPUs that a VM gets beside those that its pod asks for, before the sum is rounded up.',
 	},
 	overheadMemory: {
 		env: 'POD_VM_OVERHEAD_MEMORY',
@@ -44,28 +45,28 @@ export const webhookSettings = {
 		type: quantity,
 		default: '256Mi',
 		description:
-			'Ours. Memory that a VM gets beside what its pod asks for: its kernel, the agent and the forwarder live in it too.',
+			'Not in upstream. Memory that a VM gets beside what its pod asks for: its kernel, the agent and the forwarder live in it too.',
 	},
 	excludedNamespaces: {
 		env: 'WEBHOOK_EXCLUDED_NAMESPACES',
 		section: 'Webhook',
 		type: listOf(objectName, 'names of namespaces'),
 		default: 'kube-system',
-		description: 'Ours. Namespaces whose pods pass unchanged.',
+		description: 'Not in upstream. Namespaces whose pods pass unchanged.',
 	},
 	webhookPort: {
 		env: 'WEBHOOK_PORT',
 		section: 'Webhook',
 		type: portOrAny,
 		default: '9443',
-		description: 'Ours. TCP port of the admission reviews. 0: any that is free; the log tells which.',
+		description: 'Not in upstream. TCP port of the admission reviews. 0: any that is free; the log tells which.',
 	},
 	webhookProbePort: {
 		env: 'WEBHOOK_PROBE_PORT',
 		section: 'Webhook',
 		type: portOrAny,
 		default: '8081',
-		description: 'Ours. TCP port of the probes `/healthz` and `/readyz`.',
+		description: 'Not in upstream. TCP port of the probes `/healthz` and `/readyz`.',
 	},
 	webhookCertDir: {
 		env: 'WEBHOOK_CERT_DIR',
@@ -74,7 +75,7 @@ export const webhookSettings = {
 		type: absolutePath(),
 		default: '/tmp/k8s-webhook-server/serving-certs',
 		description:
-			"Ours. Directory with the server's certificate, `tls.crt`, and its key, `tls.key`. They are read again when they change.",
+			"Not in upstream. Directory with the server's certificate, `tls.crt`, and its key, `tls.key`. They are read again when they change.",
 	},
 	webhookClientCaFile: {
 		env: 'WEBHOOK_CLIENT_CA_FILE',
@@ -90,7 +91,7 @@ export const webhookSettings = {
 		type: duration,
 		default: '3s',
 		description:
-			'Ours. How long admission reviews are still taken after SIGTERM: so long an API server may not know yet that this one goes.',
+			'Not in upstream. How long admission reviews are still taken after SIGTERM: so long an API server may not know yet that this one goes.',
 	},
 	tlsMinVersion,
 	tlsCipherSuites,

@@ -141,7 +141,7 @@ export const settings = {
 		type: listOf(glob, 'names of volumes, with * for any characters and ? for one,'),
 		example: 'podvm-*.qcow2,se-?.qcow2',
 		description:
-			'Ours. Volumes of the pool that pods may name as their image (annotation `io.katacontainers.config.hypervisor.image`); ' +
+			'Not in upstream. Volumes of the pool that pods may name as their image (annotation `io.katacontainers.config.hypervisor.image`); ' +
 			'`LIBVIRT_VOL_NAME` always is one. Not set: all but the disks of pod VMs.',
 	},
 	launchSecurity: {
@@ -170,7 +170,7 @@ export const settings = {
 		defaultIs: "the UID of the pod's service account",
 		example: 'prod-east',
 		description:
-			'Ours. Written to each VM together with `NODE_NAME`: only VMs that carry both are ever listed, adopted or deleted, so clusters can share ' +
+			'Not in upstream. Written to each VM together with `NODE_NAME`: only VMs that carry both are ever listed, adopted or deleted, so clusters can share ' +
 			'a KVM host. Must differ between clusters and never change while VMs run. Required outside Kubernetes, where nothing tells two clusters apart.',
 	},
 	cloudConfigVerify: {
@@ -196,7 +196,7 @@ export const settings = {
 		section: 'Pod VM size',
 		type: vcpus,
 		default: '1',
-		description: 'Ours. The fewest virtual CPUs of a pod VM.',
+		description: 'Not in upstream. The fewest virtual CPUs of a pod VM.',
 	},
 	maxVcpus: {
 		env: 'LIBVIRT_MAX_CPU',
@@ -220,7 +220,7 @@ export const settings = {
 		type: memory,
 		default: '1024',
 		description:
-			'Ours. The least memory of a pod VM in MiB: a pod may ask for less than its VM needs to boot. ' +
+			'Not in upstream. The least memory of a pod VM in MiB: a pod may ask for less than its VM needs to boot. ' +
 			'Not set and `LIBVIRT_MEMORY` smaller than the default: as `LIBVIRT_MEMORY`.',
 	},
 	maxMemoryMib: {
@@ -237,7 +237,7 @@ export const settings = {
 		type: integer(0, 65_536, 'MiB'),
 		default: '512',
 		description:
-			"Ours. Memory in MiB that a confidential VM gets on top of its pod's, and of `LIBVIRT_MAX_MEMORY`: its kernel keeps that much for its I/O. " +
+			"Not in upstream. Memory in MiB that a confidential VM gets on top of its pod's, and of `LIBVIRT_MAX_MEMORY`: its kernel keeps that much for its I/O. " +
 			'The default fits images with the kernel parameter `swiotlb=262144` (slabs of 2 KiB).',
 	},
 	cpuset: {
@@ -319,7 +319,7 @@ export const settings = {
 		section: 'Sockets and timeouts',
 		type: duration,
 		default: '210s',
-		description: 'Ours. How long a whole StartVM may take; kubelet gives up after about four minutes.',
+		description: 'Not in upstream. How long a whole StartVM may take; kubelet gives up after about four minutes.',
 	},
 	maxConcurrentStarts: {
 		env: 'MAX_CONCURRENT_STARTS',
@@ -472,7 +472,7 @@ export const settings = {
 		section: 'Kubernetes',
 		type: boolean,
 		default: 'true',
-		description: 'Ours. `false`: `PEERPODS_LIMIT_PER_NODE` is left to the scheduler.',
+		description: 'Not in upstream. `false`: `PEERPODS_LIMIT_PER_NODE` is left to the scheduler.',
 	},
 	podUid: {
 		env: 'POD_UID',
@@ -488,7 +488,7 @@ export const settings = {
 		type: identifier,
 		default: 'osc-caa-ds',
 		description:
-			"Ours. The DaemonSet of the adaptor, in its own namespace. When it is gone the node's capacity for pod VMs goes with the daemon.",
+			"Not in upstream. The DaemonSet of the adaptor, in its own namespace. When it is gone the node's capacity for pod VMs goes with the daemon.",
 	},
 
 	logLevel: {
@@ -496,14 +496,14 @@ export const settings = {
 		section: 'Logging',
 		type: oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'),
 		default: 'info',
-		description: 'Ours. The least important lines that are written.',
+		description: 'Not in upstream. The least important lines that are written.',
 	},
 	logFormat: {
 		env: 'LOG_FORMAT',
 		section: 'Logging',
 		type: oneOf('json', 'pretty'),
 		default: 'json',
-		description: 'Ours. One JSON object a line, or lines for a reader.',
+		description: 'Not in upstream. One JSON object a line, or lines for a reader.',
 	},
 } as const satisfies SettingsTable;
 
