@@ -31,8 +31,7 @@ async function atEachCall(when: Break, scenario: (broken: Broken) => Promise<voi
 		await using way = new BreakingWay(at, when);
 		await using calls = await host.connect(open => way.to(open));
 		const [pool, cluster] = [await host.pool(), randomBytes(6).toString('hex')];
-		// No look-ups of filters: a libvirtd 9.0 whose client is gone in the middle of nwfilterLookupByName may crash (it
-		// uses the client's connection to the driver, which is closed by then).
+		// No look-ups of filters: a libvirtd 9.0 whose client is gone in the middle of nwfilterLookupByName may crash.
 		const more = {cluster, node: 'node', netFilter: 'off'};
 		await scenario({
 			way,
