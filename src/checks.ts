@@ -1,6 +1,6 @@
 /**
- * Which checks tell whether this node can run peer pods, composed of the adapters' probes and the verdicts of `check/`.
- * The command `check` and the daemon run the same list.
+ * The list of checks whether this node can run peer pods. It combines the probes of the adapters with the verdicts of
+ * `check/`. The command `check` and the daemon run the same list.
  */
 import {isIPv4} from 'node:net';
 import {dirname, join} from 'node:path';
@@ -53,28 +53,28 @@ import {observeIdentity} from './relay/identity-probe.ts';
 export interface ChecksOptions {
 	readonly config: Config;
 	readonly session: LibvirtSession;
-	/** Of the session's host. */
+	/** Capabilities of the host of the session. */
 	readonly capabilities: HostCapabilities;
 	readonly network: NetworkProbe;
 	readonly ssh: Omit<SshOptions, 'log'>;
-	/** Of the daemon on this node; without it VMs of another one cannot be told. */
+	/** PODS_DIR of the daemon on this node. Without it, VMs of another daemon cannot be recognised. */
 	readonly podsDir?: PodsDir;
 	readonly now?: () => Date;
 }
 
-/** To be run once; disposing ends the ssh connection of its own. */
+/** Can be run once. Disposing closes the ssh connection of the checks. */
 export interface Checks extends Disposable {
 	readonly list: readonly Check[];
 }
 
-/** A libvirtd that has just been started asks every QEMU on its host what it can do, once. */
+/** After its start, libvirtd probes the capabilities of every QEMU binary once. */
 const firstConnectionTimeoutMs = 20_000;
 const capabilitiesTimeoutMs = 40_000;
 
-/** For failures that say nothing better. */
+/** For failures without a remedy. */
 const usualRemedies: Readonly<Record<Check['subject'], string>> = {
-	host: 'Look at libvirtd (or virtqemud) on the KVM host: "systemctl status libvirtd", "virsh list" there.',
-	node: "Look at this node itself: its load, its kernel's messages, and what the text names.",
+	host: 'Check libvirtd (or virtqemud) on the KVM host with "systemctl status libvirtd" and "virsh list".',
+	node: 'Check this node: its load, its kernel log and the objects that the text names.',
 };
 
 export function composeChecks({
@@ -175,7 +175,7 @@ export function composeChecks({
 				podsDir === undefined
 					? {
 							status: 'skipped',
-							text: 'not known whose VMs they are: this node has no identity of its PODS_DIR yet',
+							text: 'the owner of the VMs is unknown: PODS_DIR of this node has no identity yet',
 						}
 					: podVmsFinding(
 							await observePodVms(
@@ -201,8 +201,8 @@ export function composeChecks({
 				}
 
 				const {subnet, vmAddress} = await observeNetwork(session, networkName, signal);
-				// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be
-				// known; a name of the host is not looked up.
+				// If libvirt does not manage the addresses, assume that the VMs are on the subnet of the KVM host. A
+				// host name is not resolved.
 				const address = vmAddress ?? (uri.transport === 'ssh' && isIPv4(uri.host) ? uri.host : undefined);
 				if (address === undefined) {
 					return unknownSubnetFinding(networkName, hostInterface);
@@ -266,7 +266,7 @@ function sshChecks({host, port}: SshUri, probe: SshProbe): readonly Check[] {
 		{
 			name: 'ssh',
 			subject: 'host',
-			remedy: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${host} port ${port}.`,
+			remedy: `Check that the host in LIBVIRT_URI is correct and up, and that firewalls allow ${host} port ${port}.`,
 			run: async signal => sshFinding(await probe.login(signal)),
 		},
 		{
@@ -283,7 +283,7 @@ const localChecks: readonly Check[] = [
 	{name: 'clock', subject: 'host', run: async () => ({status: 'skipped', text: 'LIBVIRT_URI names this machine'})},
 ];
 
-/** How many pod VMs this node may still start; one, where nothing limits them. */
+/** How many pod VMs this node may still start. Without a limit: one. */
 async function vmsToCome(
 	{limitPerNode, clusterId, nodeName}: Config,
 	session: LibvirtSession,
