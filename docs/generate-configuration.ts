@@ -25,7 +25,7 @@ export function configurationMarkdown(): string {
 		'Flags are written `-name value`, `-name=value` or with two dashes. A switch is `-name` or `-name=false`.',
 		'',
 		"Names and defaults are those of upstream, the Go cloud-api-adaptor, so upstream's manifests work. A value that cannot",
-		'be understood stops the start; it is never replaced by the default. "Not in upstream" and "(not in upstream)" mark settings that',
+		'be understood stops the start; it is never replaced by the default. "(not in upstream)" marks settings that',
 		'upstream does not have.',
 		...sections.flatMap(section => [
 			'',

@@ -1,6 +1,6 @@
 /**
- * Which checks tell whether this node can run peer pods, composed of the adapters' probes and the verdicts of `check/`.
- * The command `check` and the daemon run the same list.
+ * The list of checks whether this node can run peer pods. It combines the probes of the adapters with the verdicts of
+ * `check/`. The command `check` and the daemon run the same list.
  */
 import {dirname, join} from 'node:path';
 import {
@@ -42,19 +42,19 @@ export interface ChecksOptions {
 	readonly now?: () => Date;
 }
 
-/** To be run once; disposing ends the host's probe. */
+/** Can be run once. Disposing disposes the host's probe. */
 export interface Checks extends Disposable {
 	readonly list: readonly Check[];
 }
 
-/** A libvirtd that has just been started asks every QEMU on its host what it can do, once. */
+/** After its start, libvirtd probes the capabilities of every QEMU binary once. */
 const firstConnectionTimeoutMs = 20_000;
 const capabilitiesTimeoutMs = 40_000;
 
-/** For failures that say nothing better. */
+/** For failures without a remedy. */
 const usualRemedies: Readonly<Record<Check['subject'], string>> = {
-	host: 'Look at libvirtd (or virtqemud) on the KVM host: "systemctl status libvirtd", "virsh list" there.',
-	node: "Look at this node itself: its load, its kernel's messages, and what the text names.",
+	host: 'Check libvirtd (or virtqemud) on the KVM host with "systemctl status libvirtd" and "virsh list".',
+	node: 'Check this node: its load, its kernel log and the objects that the text names.',
 };
 
 export function composeChecks({config, host, network, podsDir, now = () => new Date()}: ChecksOptions): Checks {
@@ -132,7 +132,7 @@ export function composeChecks({config, host, network, podsDir, now = () => new D
 				podsDir === undefined
 					? {
 							status: 'skipped',
-							text: 'not known whose VMs they are: this node has no identity of its PODS_DIR yet',
+							text: 'the owner of the VMs is unknown: PODS_DIR of this node has no identity yet',
 						}
 					: podVmsFinding(await host.podVms(podsDir, signal)),
 		},
@@ -213,7 +213,7 @@ function loginChecks(login: NonNullable<HostProbe['login']>): readonly Check[] {
 		{
 			name: 'ssh',
 			subject: 'host',
-			remedy: `Check the host in LIBVIRT_URI, whether it is up, and the firewalls on the way to ${login.host} port ${login.port}.`,
+			remedy: `Check that the host in LIBVIRT_URI is correct and up, and that firewalls allow ${login.host} port ${login.port}.`,
 			run: async signal => sshFinding(await login.observe(signal)),
 		},
 		{
@@ -230,7 +230,7 @@ const localChecks: readonly Check[] = [
 	{name: 'clock', subject: 'host', run: async () => ({status: 'skipped', text: 'LIBVIRT_URI names this machine'})},
 ];
 
-/** How many pod VMs this node may still start; one, where nothing limits them. */
+/** How many pod VMs this node may still start. Without a limit: one. */
 async function vmsToCome({limitPerNode}: Config, host: HostProbe, signal: AbortSignal): Promise<number> {
 	return limitPerNode === undefined || limitPerNode === 'unlimited'
 		? 1

@@ -1,10 +1,10 @@
-/** The daemon's own look at its surroundings when it starts: every finding that needs somebody is a log line. */
+/** Runs the checks when the daemon starts, and logs the findings. */
 import {AdaptorError} from './core/errors.ts';
 import {runChecks, type CheckResult} from './check/run-checks.ts';
 import type {Checks} from './checks.ts';
 import type {Logger} from './core/log.ts';
 
-/** Disposes the checks: they are made once. @returns the failures @throws the signal's reason */
+/** Runs the checks once, then disposes them. @returns the failures @throws the reason of the signal */
 export async function checkAndLog(checks: Checks, log: Logger, signal: AbortSignal): Promise<readonly CheckResult[]> {
 	using _checks = checks;
 	const startedAt = performance.now();
@@ -25,28 +25,28 @@ export async function checkAndLog(checks: Checks, log: Logger, signal: AbortSign
 	const failures = results.filter(({status}) => status === 'failure');
 	log[failures.length === 0 ? 'info' : 'debug'](
 		{count: results.length, durationMs: Math.round(performance.now() - startedAt)},
-		failures.length === 0 ? 'checks passed' : 'checks done',
+		failures.length === 0 ? 'checks passed' : 'checks found failures',
 	);
 	return failures;
 }
 
-/** @throws 'failed-precondition' telling every failure */
+/** @throws AdaptorError 'failed-precondition' that lists every failure */
 export function refuseFailures(failures: readonly CheckResult[]): void {
 	if (failures.length > 0) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
 			what: `This node cannot run peer pods: ${failures.map(({name, text, remedy}) => `${name}: ${text}${remedy === undefined ? '' : ` (${remedy.replace(/\.$/v, '')})`}`).join('; ')}`,
-			remedy: 'Mend that, or set CLOUD_CONFIG_VERIFY=false: the daemon then starts all the same.',
+			remedy: 'Fix the failures. With CLOUD_CONFIG_VERIFY=false, the daemon starts in spite of them.',
 		});
 	}
 }
 
-/** Checks while the daemon serves already; disposing ends that. */
+/** Runs the checks while the daemon already serves. Disposing stops them. */
 export function checkInBackground(checks: Checks, log: Logger): AsyncDisposable {
 	const ending = new AbortController();
 	const checking = checkAndLog(checks, log, ending.signal).catch((error: unknown) => {
 		if (!ending.signal.aborted) {
-			log.warn({err: error}, 'checks ended early');
+			log.warn({err: error}, 'checks aborted');
 		}
 	});
 	return {

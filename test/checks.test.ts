@@ -137,7 +137,7 @@ test('a host that is as it should be, over ssh', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
 	const results = await found(t, uriOf({socket}));
 	t.like(results['ssh'], {status: 'ok'});
-	t.regex(results['ssh']?.text ?? '', /host key is verified/);
+	t.regex(results['ssh']?.text ?? '', /host key verified/);
 	t.like(results['clock'], {status: 'ok'});
 	t.like(results['libvirt'], {status: 'warning'});
 	t.regex(results['libvirt']?.text ?? '', /socket .*libvirt-sock/);

@@ -87,7 +87,7 @@ test('it serves before it has looked around; each thing to be mended is one line
 
 test('what has failed is an error with its remedy, and keeps it from nothing', async t => {
 	const daemon = daemonOn(await startNode(t), {LIBVIRT_POOL: 'none', LOG_LEVEL: 'debug'});
-	const lines = await daemon.until('checks done');
+	const lines = await daemon.until('checks found failures');
 	t.like(
 		lines.find(({check}) => check === 'pool'),
 		{level: 'error', msg: 'check failed'},

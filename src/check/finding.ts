@@ -1,9 +1,9 @@
-/** What a check says to an operator: how things are, and what to do where they are not well. Pure. */
+/** The result of a check for an operator: the state, and what to do about problems. Pure. */
 import {AdaptorError, operatorText, toError} from '../core/errors.ts';
 
 /**
- * `warning`: peer pods run, but something is slow, unsafe, or will end one day. `failure`: they do not.
- * `skipped`: cannot be looked at, or has no meaning here.
+ * `warning`: peer pods run, but something is slow, unsafe or about to expire. `failure`: peer pods do not run.
+ * `skipped`: cannot be checked, or does not apply here.
  */
 export type Status = 'ok' | 'warning' | 'failure' | 'skipped';
 
@@ -11,19 +11,19 @@ export interface Finding {
 	readonly status: Status;
 	/** A phrase without a full stop. Identifiers and figures only, never a secret. */
 	readonly text: string;
-	/** Of a warning or a failure: full sentences. */
+	/** Full sentences. Only present for a warning or a failure. */
 	readonly remedy?: string;
 }
 
-/** One thing that is not well. */
+/** One problem that a check found. */
 export interface Problem {
 	readonly status: 'warning' | 'failure';
-	/** Goes on after what was found: "it is not active". */
+	/** Continues the text of the fact: "it is not active". */
 	readonly text: string;
 	readonly remedy: string;
 }
 
-/** @param fact what was found, well or not; @param problems in the order in which they are told; the worst decides */
+/** @param fact the observed state @param problems in the order of the text; the worst one sets the status */
 export function finding(fact: string, ...problems: ReadonlyArray<Problem | undefined>): Finding {
 	const present = problems.filter(problem => problem !== undefined);
 	if (present.length === 0) {
@@ -37,7 +37,7 @@ export function finding(fact: string, ...problems: ReadonlyArray<Problem | undef
 	};
 }
 
-/** What kept a check from finding anything. @param remedy for errors that bring none */
+/** The finding of a check that threw. @param remedy for errors without a remedy */
 export function failureOf(thrown: unknown, remedy?: string): Finding {
 	const error = toError(thrown);
 	const [text, way] =

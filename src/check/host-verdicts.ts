@@ -1,4 +1,4 @@
-/** The KVM host: what is seen of it, judged. Pure. */
+/** Turns observations of the KVM host into findings. Pure. */
 import {byteSize} from '../core/byte-size.ts';
 import {finding, type Finding} from './finding.ts';
 import type {
@@ -12,7 +12,7 @@ import type {
 
 export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}: SshObservation): Finding {
 	return finding(
-		`${user}@${host} port ${port} lets us in (${Math.round(durationMs)} ms)${unproven === undefined ? ', its host key is verified' : ''}`,
+		`${user}@${host} port ${port}: login ok (${Math.round(durationMs)} ms)${unproven === undefined ? ', host key verified' : ''}`,
 		unproven === undefined
 			? undefined
 			: {
@@ -24,7 +24,7 @@ export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}
 			? undefined
 			: {
 					status: 'warning',
-					text: `others than its owner have access to ${exposedKeys.join(', ')}`,
+					text: `users other than the owner can access ${exposedKeys.join(', ')}`,
 					remedy: `Run "chmod 600 ${exposedKeys.join(' ')}", or mount the secret with defaultMode 0600.`,
 				},
 	);
@@ -32,33 +32,33 @@ export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}
 
 /** Certificates for VMs are back-dated by a day: `src/relay/identity-file.ts`. */
 const backdatedSeconds = 86_400;
-/** A second for the clock's own grain, the rest for the way. */
+/** One second for the resolution of the clock, the rest for network latency. */
 const noticeableSeconds = 5;
 
 /**
- * VMs take their time from the KVM host when they boot, and look at certificates that this node issued.
- * @param skewSeconds host minus node; undefined when the host did not tell
+ * VMs take their time from the KVM host when they boot, and verify certificates that this node issued.
+ * @param skewSeconds host minus node; undefined if the time of the host is unknown
  */
 export function clockFinding(skewSeconds: number | undefined): Finding {
 	if (skewSeconds === undefined) {
-		return {status: 'skipped', text: 'not known: the account on the host runs no commands'};
+		return {status: 'skipped', text: 'unknown: the account on the host cannot run commands'};
 	}
 
 	const amount = Math.abs(skewSeconds);
 	const direction = skewSeconds < 0 ? 'behind' : 'ahead of';
 	if (amount <= noticeableSeconds) {
-		return finding("the host's clock and this node's agree");
+		return finding('the clocks of the host and this node agree');
 	}
 
-	const remedy = 'Synchronise both clocks, for example with chrony: "chronyc tracking" on each tells the offset.';
-	const fact = `the host's clock is ${durationText(amount)} ${direction} this node's`;
+	const remedy = 'Synchronise both clocks, for example with chrony: "chronyc tracking" shows the offset of each.';
+	const fact = `the clock of the host is ${durationText(amount)} ${direction} the clock of this node`;
 	return skewSeconds <= -backdatedSeconds
 		? finding(fact, {
 				status: 'failure',
-				text: 'certificates that this node issues are not valid yet in its VMs',
+				text: 'VMs refuse new certificates of this node as not yet valid',
 				remedy,
 			})
-		: finding(fact, {status: 'warning', text: 'certificates are judged by both clocks', remedy});
+		: finding(fact, {status: 'warning', text: 'both clocks decide whether certificates are valid', remedy});
 }
 
 function durationText(seconds: number): string {
@@ -69,19 +69,19 @@ function durationText(seconds: number): string {
 			: `${Math.round(seconds / 3600)} h`;
 }
 
-/** The oldest that knows everything we ask for: `launchSecurity` of type s390-pv (libvirt, NEWS, 7.6.0). */
+/** The oldest version with all required features: `launchSecurity` of type s390-pv (libvirt, NEWS, 7.6.0). */
 const oldestVersion = [7, 6, 0] as const;
-/** A start of a pod VM makes up to twelve calls, most one after the other. */
+/** A start of a pod VM makes up to twelve calls, mostly one after the other. */
 const slowRoundTripMs = 100;
 
 export function libvirtFinding({driver, version, hostname, transport, roundTripMs}: LibvirtObservation): Finding {
 	const took = roundTripMs < 10 ? roundTripMs.toFixed(1) : String(Math.round(roundTripMs));
 	return finding(
-		`libvirt ${version} (${driver}) on ${hostname}, ${took} ms a call, by ${transport}`,
+		`libvirt ${version} (${driver}) on ${hostname}, ${took} ms per call, over ${transport}`,
 		isOlder(version)
 			? {
 					status: 'warning',
-					text: `older than ${oldestVersion.join('.')}, with which nothing was tried`,
+					text: `versions older than ${oldestVersion.join('.')} are not tested`,
 					remedy: 'Update libvirt on the KVM host.',
 				}
 			: undefined,
@@ -96,8 +96,8 @@ export function libvirtFinding({driver, version, hostname, transport, roundTripM
 			? undefined
 			: {
 					status: 'warning',
-					text: 'every start of a pod VM waits about twelve times that long',
-					remedy: 'Look at the network between this node and the KVM host, and at the load of its libvirtd.',
+					text: 'every start of a pod VM takes about twelve such calls',
+					remedy: 'Check the network between this node and the KVM host, and the load of libvirtd.',
 				},
 	);
 }
@@ -110,35 +110,35 @@ function isOlder(version: string): boolean {
 
 export function guestFinding({domainType, machine}: GuestObservation): Finding {
 	return finding(
-		`runs s390x guests as ${machine} ${domainType === 'kvm' ? 'by KVM' : 'in emulation'}`,
+		`runs s390x guests (${machine}) with ${domainType === 'kvm' ? 'KVM' : 'emulation'}`,
 		domainType === 'kvm'
 			? undefined
 			: {
 					status: 'warning',
-					text: 'that is slow and for tests only',
+					text: 'emulation is slow and for tests only',
 					remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If this is one: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
 				},
 	);
 }
 
-/** @param isWanted whether pod VMs are to be confidential ones: then there are none without it */
+/** @param isWanted whether pod VMs must be confidential */
 export function secureExecutionFinding(support: SecureExecutionObservation, isWanted: boolean): Finding {
 	if (support.supported) {
 		return finding(
 			isWanted
-				? 'the host can run confidential VMs; that a VM is protected only attestation shows'
-				: 'not asked for (DISABLECVM=true), though the host could',
+				? 'the host can run confidential VMs; only attestation proves that a VM is protected'
+				: 'turned off (DISABLECVM=true); the host supports it',
 		);
 	}
 
 	return isWanted
 		? {status: 'failure', text: `the host cannot run confidential VMs: ${support.reason}`, remedy: support.remedy}
-		: finding(`not asked for (DISABLECVM=true); the host could not: ${support.reason}`);
+		: finding(`turned off (DISABLECVM=true); the host does not support it: ${support.reason}`);
 }
 
-/** What the pod VMs that are still to come may ask for. */
+/** Resources for pod VMs that this node may still start. */
 export interface Demand {
-	/** Pod VMs: up to the node's limit, those that run already not included. */
+	/** Number of pod VMs up to the limit of the node, without the running ones. */
 	readonly vms: number;
 	readonly memoryMib: number;
 	readonly rootDiskGib: number;
@@ -151,12 +151,12 @@ export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {
 		return finding(`${fact}${enoughText(vms, each)}`);
 	}
 
-	// Memory can be overcommitted and pods may ask for less, so only the lack of what one VM takes is a failure.
-	const remedy = 'Free memory on the KVM host, give it more, or lower LIBVIRT_MEMORY or PEERPODS_LIMIT_PER_NODE.';
+	// Memory can be overcommitted and pods may request less. So it is only a failure if one VM does not fit.
+	const remedy = 'Free or add memory on the KVM host, or lower LIBVIRT_MEMORY or PEERPODS_LIMIT_PER_NODE.';
 	return finding(
 		fact,
 		availableBytes < each
-			? {status: 'failure', text: `a pod VM takes ${byteSize(each)}`, remedy}
+			? {status: 'failure', text: `one pod VM needs ${byteSize(each)}`, remedy}
 			: {
 					status: 'warning',
 					text: `enough for ${availableBytes / each} pod VMs of ${byteSize(each)}, not for ${vms} more`,
@@ -165,10 +165,10 @@ export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {
 	);
 }
 
-/** How many VMs, or directories, are named; of the others their number is told. */
+/** Maximum number of VMs or directories to name. Others are only counted. */
 const mostNamed = 5;
 
-/** Two daemons with one CLUSTER_ID and NODE_NAME: neither deletes the other's VMs, and nobody else does. */
+/** If two daemons share CLUSTER_ID and NODE_NAME, neither deletes the VMs of the other. */
 export function podVmsFinding({count, foreign}: PodVmsObservation): Finding {
 	const directories = [...new Set(foreign.map(({podsDir}) => (podsDir === '' ? '(unknown)' : podsDir)))].sort();
 	return finding(
@@ -177,9 +177,9 @@ export function podVmsFinding({count, foreign}: PodVmsObservation): Finding {
 			? undefined
 			: {
 					status: 'warning',
-					text: `${foreign.length} of them ${foreign.length === 1 ? 'belongs' : 'belong'} to another daemon, with PODS_DIR ${listText(directories)}: ${listText(foreign.map(({name}) => name))}`,
+					text: `${foreign.length} of them ${foreign.length === 1 ? 'belongs' : 'belong'} to another daemon with PODS_DIR ${listText(directories)}: ${listText(foreign.map(({name}) => name))}`,
 					remedy:
-						'Only one daemon may have a CLUSTER_ID and NODE_NAME. If that daemon runs, stop it or give it a NODE_NAME of its own; if PODS_DIR of this one was changed, change it back. ' +
+						'Only one daemon may have a CLUSTER_ID and NODE_NAME. If the other daemon runs, stop it or change its NODE_NAME. If PODS_DIR of this daemon was changed, change it back. ' +
 						'To delete such a VM by hand, run "virsh destroy NAME" and "virsh undefine NAME --remove-all-storage" on the KVM host.',
 				},
 	);
@@ -190,9 +190,9 @@ function listText(names: readonly string[]): string {
 	return `${named.join(', ')}${others > 0 ? ` and ${others} more` : ''}`;
 }
 
-/** @param each bytes of one */
+/** @param each bytes per VM */
 export function enoughText(vms: number, each: bigint): string {
 	return vms === 0
-		? ', and no more pod VMs are to come'
+		? '; the limit of pod VMs is reached'
 		: `, enough for ${vms === 1 ? 'a pod VM' : `${vms} more pod VMs`} of ${byteSize(each)}`;
 }

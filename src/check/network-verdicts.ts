@@ -1,4 +1,4 @@
-/** The pod VMs' network and this node's way into it, judged. Pure. */
+/** Turns observations of the network of the pod VMs, and of the route to it, into findings. Pure. */
 import {finding, type Finding, type Problem} from './finding.ts';
 import type {
 	GuardObservation,
@@ -15,8 +15,8 @@ export function networkFinding(
 	{isActive, autostarts, forwardMode = 'isolated', subnet, hasSpanningTree}: NetworkObservation,
 ): Finding {
 	return finding(
-		`network ${network} (${forwardMode})${subnet === undefined ? ", whose addresses are not libvirt's to give" : `, subnet ${subnet}`}${isActive ? ', active' : ''}` +
-			(hasSpanningTree ? "; spanning tree is on: a VM's first packets wait about 3 s" : ''),
+		`network ${network} (${forwardMode})${subnet === undefined ? ', addresses not managed by libvirt' : `, subnet ${subnet}`}${isActive ? ', active' : ''}` +
+			(hasSpanningTree ? '; spanning tree delays the first packets of a VM by about 3 s' : ''),
 		isActive
 			? undefined
 			: {
@@ -49,16 +49,16 @@ export function networkProtectionFinding(
 		facts.join(', '),
 		typeof filter === 'string'
 			? undefined
-			: problemOf(filter, "pod VMs can take each other's addresses and read their traffic"),
-		// With a filter, it is a second line of defence only.
+			: problemOf(filter, 'pod VMs can use the addresses of other pod VMs and read their traffic'),
+		// With a filter, isolated ports are only a second line of defence.
 		isolatedPorts !== true && isolatedPorts.isRequired
-			? problemOf(isolatedPorts, 'pod VMs reach each other on the bridge')
+			? problemOf(isolatedPorts, 'pod VMs can reach each other on the bridge')
 			: undefined,
 		typeof filter === 'string' && unfilteredVms.length > 0
 			? {
 					status: 'warning',
-					text: `${unfilteredVms.length} running without a filter: ${unfilteredVms.slice(0, mostNamed).join(', ')}${unfilteredVms.length > mostNamed ? ', …' : ''}`,
-					remedy: 'They were started without one: delete their pods, so that new VMs are started.',
+					text: `${unfilteredVms.length} pod VMs run without a filter: ${unfilteredVms.slice(0, mostNamed).join(', ')}${unfilteredVms.length > mostNamed ? ', …' : ''}`,
+					remedy: 'Delete their pods: new VMs get the filter.',
 				}
 			: undefined,
 	);
@@ -81,7 +81,7 @@ function problemOf({absent, isRequired, remedy}: MissingProtection, consequence:
 const defaultRoute = '0.0.0.0/0';
 
 export interface RouteWish {
-	/** The subnet, or the address of the KVM host where the subnet is not known. */
+	/** The subnet, or the address of the KVM host if the subnet is unknown. */
 	readonly towards: string;
 	/** HOST_INTERFACE */
 	readonly hostInterface?: string;
@@ -95,13 +95,13 @@ export function routeFinding(
 	{dst, gateway, dev = 'several interfaces'}: RouteObservation,
 	{towards, hostInterface, forwarderPort, vxlanPort}: RouteWish,
 ): Finding {
-	const fact = `${towards} by ${dev}${gateway === undefined ? ', directly' : ` through ${gateway}`}`;
+	const fact = `${towards} through ${dev}${gateway === undefined ? ', directly' : ` and gateway ${gateway}`}`;
 	return finding(
 		fact,
 		dst === defaultRoute
 			? {
 					status: 'warning',
-					text: 'that is the default route, this node does not know that network',
+					text: 'this is the default route: this node has no route of its own to that network',
 					remedy: `If pod VMs cannot be reached that way over TCP ${forwarderPort} and UDP ${vxlanPort}: put this node on the network of LIBVIRT_NET, or add a route to ${towards} through the KVM host ("ip route add ${towards} via …").`,
 				}
 			: undefined,
@@ -116,18 +116,18 @@ export function routeFinding(
 }
 
 /**
- * Where libvirt does not give the VMs their addresses, and the URI names the KVM host by something else than an IPv4
- * address.
+ * For a network whose addresses libvirt does not manage, if LIBVIRT_URI does not contain the IPv4 address of the KVM
+ * host.
  */
 export function unknownSubnetFinding(network: string, hostInterface: string | undefined): Finding {
-	const fact = `not known where the VMs of network ${network} are: libvirt does not manage its addresses`;
+	const fact = `the subnet of network ${network} is unknown: libvirt does not manage its addresses`;
 	return hostInterface === undefined
 		? {
 				status: 'failure',
-				text: `${fact}, and LIBVIRT_URI names the KVM host by no IPv4 address`,
-				remedy: "Set HOST_INTERFACE to this node's interface towards the VMs.",
+				text: `${fact}, and LIBVIRT_URI does not contain an IPv4 address`,
+				remedy: 'Set HOST_INTERFACE to the interface of this node towards the VMs.',
 			}
-		: {status: 'skipped', text: `${fact}; tunnels begin at ${hostInterface}`};
+		: {status: 'skipped', text: `${fact}; tunnels use ${hostInterface}`};
 }
 
 export function programsFinding({versions}: ProgramsObservation): Finding {
@@ -143,26 +143,26 @@ export function programsFinding({versions}: ProgramsObservation): Finding {
 			: {
 					status: 'failure',
 					text: `${missing.join(', ')} missing`,
-					remedy: "Install iproute2 (ip, tc), nftables (nft) and util-linux (nsenter) on this node, or in the adaptor's image.",
+					remedy: 'Install iproute2 (ip, tc), nftables (nft) and util-linux (nsenter) on this node, or in the image of the adaptor.',
 				},
 	);
 }
 
 export function vxlanPortFinding(port: number, {isFree, sharing, programs}: VxlanPortObservation): Finding {
 	const remedy =
-		'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.';
+		'Set VXLAN_PORT to a free UDP port, for example 9000. Firewalls between this node and the KVM host must allow it.';
 	if (!isFree) {
 		const users =
 			sharing.length > 0
-				? `the interface ${sharing.join(', ')}, likely of the cluster's own network`
+				? `the interface ${sharing.join(', ')}, probably of the cluster network`
 				: programs.length > 0
 					? programs.join(', ')
-					: 'something that cannot be seen from here';
-		return {status: 'failure', text: `UDP ${port} is taken by ${users}`, remedy};
+					: 'an unknown user outside this namespace';
+		return {status: 'failure', text: `UDP ${port} is in use by ${users}`, remedy};
 	}
 
 	return finding(
-		`UDP ${port} can carry the tunnels`,
+		`UDP ${port} is usable for tunnels`,
 		sharing.length === 0
 			? undefined
 			: {status: 'warning', text: `the interface ${sharing.join(', ')} uses it too`, remedy},
@@ -170,15 +170,15 @@ export function vxlanPortFinding(port: number, {isFree, sharing, programs}: Vxla
 }
 
 export function guardFinding({bound, unbound, dropped}: GuardObservation): Finding {
-	const refused = dropped === 0 ? '' : `; ${dropped} ${dropped === 1 ? 'packet' : 'packets'} of others refused`;
+	const refused = dropped === 0 ? '' : `; ${dropped} foreign ${dropped === 1 ? 'packet' : 'packets'} dropped`;
 	return finding(
-		`tunnels accept packets of their own VM only, ${bound} at present${refused}`,
+		`${bound} ${bound === 1 ? 'tunnel accepts' : 'tunnels accept'} only packets of their own VM${refused}`,
 		unbound === 0
 			? undefined
 			: {
 					status: 'warning',
-					text: `${unbound} ${unbound === 1 ? 'VM' : 'VMs'} attached by an earlier version can still send into the others' tunnels`,
-					remedy: 'The daemon binds each tunnel when it resumes its sandbox. If this does not pass, the daemon of an earlier version is running: update it.',
+					text: `${unbound} ${unbound === 1 ? 'VM' : 'VMs'} attached by an earlier version can still send into other tunnels`,
+					remedy: 'The daemon binds each tunnel when it resumes its sandbox. If this warning stays, the running daemon is an earlier version: update it.',
 				},
 	);
 }

@@ -1,22 +1,22 @@
-/** What this node keeps for itself: directories and keys, judged. Pure. */
+/** Turns observations of the directories and keys of this node into findings. Pure. */
 import {byteSize} from '../core/byte-size.ts';
 import {finding, type Finding, type Problem} from './finding.ts';
 import type {DirectoryObservation, IdentityObservation} from './observations.ts';
 
-/** A record is some KiB for each sandbox; everything else in there is sockets. */
+/** The directory only holds sockets and a record of some KiB per sandbox. */
 const smallBytes = 16n * 1024n ** 2n;
 
-/** @param variable that names it */
+/** @param variable the setting of the directory */
 export function directoryFinding(
 	variable: string,
 	{path, nearest, unwritable, availableBytes}: DirectoryObservation,
 ): Finding {
-	const fact = `${path}${nearest === path ? '' : ` (to be made in ${nearest})`}`;
+	const fact = `${path}${nearest === path ? '' : ` (will be created in ${nearest})`}`;
 	if (unwritable !== undefined) {
 		return finding(fact, {
 			status: 'failure',
-			text: `cannot be written to: ${unwritable}`,
-			remedy: `Make it writable for this process, or set ${variable} to another path; manifests mount /run/peerpod of the node there.`,
+			text: `not writable: ${unwritable}`,
+			remedy: `Make it writable for this process, or set ${variable} to another path. The manifests mount /run/peerpod of the node.`,
 		});
 	}
 
@@ -26,8 +26,8 @@ export function directoryFinding(
 			? undefined
 			: {
 					status: 'warning',
-					text: 'which is little',
-					remedy: `Free space on the file system of ${nearest}, or set ${variable} to a path on another.`,
+					text: 'low on space',
+					remedy: `Free space on the file system of ${nearest}, or set ${variable} to a path on another file system.`,
 				},
 	);
 }
@@ -46,12 +46,12 @@ export function identityFinding(identity: IdentityObservation, {skipsVerificatio
 		? {
 				status: 'warning',
 				text: 'certificates of pod VMs are not verified',
-				remedy: "Leave out TLS_SKIP_VERIFY: anyone on the network can take a pod VM's place.",
+				remedy: 'Remove TLS_SKIP_VERIFY: without verification, any host on the network can impersonate a pod VM.',
 			}
 		: undefined;
 	switch (identity.state) {
 		case 'absent': {
-			return finding('own CA, made when the daemon starts', unverified);
+			return finding('own CA, created when the daemon starts', unverified);
 		}
 
 		case 'unusable': {
@@ -59,8 +59,8 @@ export function identityFinding(identity: IdentityObservation, {skipsVerificatio
 				'own CA',
 				{
 					status: 'warning',
-					text: `what is kept cannot be used: ${identity.reason}`,
-					remedy: 'The daemon sets it aside and makes a new one when it starts; pods that run on VMs of the old one have to be deleted.',
+					text: `the stored CA is unusable: ${identity.reason}`,
+					remedy: 'The daemon sets it aside and creates a new CA when it starts. Delete the pods whose VMs use the old CA.',
 				},
 				unverified,
 			);
@@ -85,17 +85,17 @@ function validityProblem(
 	if (validFrom > now) {
 		return {
 			status: 'failure',
-			text: `not valid before ${validFrom.toISOString()}, while this node's clock says ${now.toISOString()}`,
-			remedy: `Set this node's clock.${source === 'own' ? '' : ` ${renew}`}`,
+			text: `not valid before ${validFrom.toISOString()}, but the clock of this node is at ${now.toISOString()}`,
+			remedy: `Set the clock of this node.${source === 'own' ? '' : ` ${renew}`}`,
 		};
 	}
 
 	const left = validTo.getTime() - now.getTime();
 	if (left <= 0) {
-		return {status: 'failure', text: 'which is over', remedy: renew};
+		return {status: 'failure', text: 'expired', remedy: renew};
 	}
 
 	return left < soonMs
-		? {status: 'warning', text: `${Math.ceil(left / dayMs)} days are left`, remedy: renew}
+		? {status: 'warning', text: `expires in ${Math.ceil(left / dayMs)} days`, remedy: renew}
 		: undefined;
 }

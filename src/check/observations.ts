@@ -1,6 +1,6 @@
 /**
- * What the adapters' probes see of the KVM host and of this node, as plain data. They judge nothing; the verdicts
- * beside this file do. Sizes are bytes.
+ * What the probes observe on the KVM host and on this node, as plain data. The verdicts in this folder judge it. Sizes
+ * are in bytes.
  */
 
 export interface SshObservation {
@@ -9,9 +9,9 @@ export interface SshObservation {
 	readonly port: number;
 	/** From the first packet to the end of authentication. */
 	readonly durationMs: number;
-	/** Why the host's key was accepted without proof; absent when it was proven. */
+	/** Why the host key was accepted without verification; absent if it was verified. */
 	readonly unproven?: string;
-	/** Private keys that others than their owner may read or write. */
+	/** Private keys that users other than the owner may read or write. */
 	readonly exposedKeys: readonly string[];
 }
 
@@ -22,7 +22,7 @@ export interface LibvirtObservation {
 	readonly version: string;
 	readonly hostname: string;
 	readonly transport: string;
-	/** Of a cheap call: the median of a few. */
+	/** Median of a few cheap calls. */
 	readonly roundTripMs: number;
 }
 
@@ -31,12 +31,12 @@ export interface GuestObservation {
 	readonly machine: string;
 }
 
-/** Of IBM Secure Execution. Both texts are sentences, the reason without a full stop. */
+/** Support for IBM Secure Execution. Both texts are sentences, the reason without a full stop. */
 export type SecureExecutionObservation =
 	{readonly supported: true} | {readonly supported: false; readonly reason: string; readonly remedy: string};
 
 export interface PoolObservation {
-	/** libvirt's word: `dir`, `netfs`, `logical`, … */
+	/** As libvirt names it: `dir`, `netfs`, `logical`, … */
 	readonly type: string;
 	readonly path?: string;
 	readonly isActive: boolean;
@@ -48,20 +48,20 @@ export interface PoolObservation {
 /** The pod VMs of this CLUSTER_ID and NODE_NAME. */
 export interface PodVmsObservation {
 	readonly count: number;
-	/** Those that the daemon of another PODS_DIR answers for. */
+	/** VMs that belong to a daemon with another PODS_DIR. */
 	readonly foreign: ReadonlyArray<{readonly name: string; readonly podsDir: string}>;
 }
 
 export interface VolumeObservation {
-	/** The volume that the alias points to; everything else is of that one. Absent when it is itself the image. */
+	/** The volume that the alias points to; all other fields describe that volume. Absent if the name is no alias. */
 	readonly version?: string;
-	/** As libvirt has it, on which overlays are made. */
+	/** The format according to libvirt, which overlays use. */
 	readonly declaredFormat: 'qcow2' | 'raw';
 	readonly capacityBytes: bigint;
 	readonly allocatedBytes: bigint;
 	/**
-	 * Its format by its own first bytes, and whether it has a backing file; why no pod VM may start from it; or why
-	 * they could not be read.
+	 * The format according to the first bytes of the volume, and whether it has a backing file; why no pod VM may start
+	 * from it; or why the bytes could not be read.
 	 */
 	readonly content:
 		| {readonly format: 'qcow2' | 'raw'; readonly readsThrough: boolean}
@@ -71,18 +71,18 @@ export interface VolumeObservation {
 
 export interface MemoryObservation {
 	readonly totalBytes: bigint;
-	/** Free, or taken by caches only. */
+	/** Free, or only used by caches. */
 	readonly availableBytes: bigint;
 }
 
 export interface NetworkObservation {
 	readonly isActive: boolean;
 	readonly autostarts: boolean;
-	/** `nat`, `route`, `bridge`, …; absent for an isolated network. */
+	/** `nat`, `route`, `bridge`, …; absent if the network is isolated. */
 	readonly forwardMode?: string;
-	/** `192.168.122.0/24`; absent when libvirt does not manage its addresses. */
+	/** `192.168.122.0/24`; absent if libvirt does not manage the addresses. */
 	readonly subnet?: string;
-	/** An address in it that a pod VM may get; absent as the subnet is. */
+	/** An address in the subnet that a pod VM may get; absent if the subnet is. */
 	readonly vmAddress?: string;
 	/** Whether its bridge waits before a new VM's port forwards. */
 	readonly hasSpanningTree: boolean;
@@ -119,23 +119,23 @@ export interface VxlanPortObservation {
 	readonly isFree: boolean;
 	/** Names of VXLAN interfaces of this node on the port, other than the adaptor's. */
 	readonly sharing: readonly string[];
-	/** Programs that have it open, as far as that can be seen. */
+	/** Programs that have the port open, as far as they are visible. */
 	readonly programs: readonly string[];
 }
 
-/** How far the pods' tunnels are bound to their VMs. */
+/** How many tunnels are bound to their VMs. */
 export interface GuardObservation {
-	/** Tunnels that accept packets of their own VM only. */
+	/** Tunnels that only accept packets of their own VM. */
 	readonly bound: number;
-	/** VMs that a daemon of an earlier version attached: they can still send into any tunnel of this node. */
+	/** VMs that an earlier version attached. They can still send into any tunnel of this node. */
 	readonly unbound: number;
-	/** Packets that were refused since the node's table of tunnels was made, usually since the node was booted. */
+	/** Packets dropped since the table of tunnels was created, usually since the node booted. */
 	readonly dropped: number;
 }
 
 export interface DirectoryObservation {
 	readonly path: string;
-	/** The directory itself, or the nearest above it that exists: in it the missing ones will be made. */
+	/** The directory itself, or its nearest existing ancestor. */
 	readonly nearest: string;
 	/** Why nothing can be written there. */
 	readonly unwritable?: string;
@@ -143,8 +143,8 @@ export interface DirectoryObservation {
 }
 
 export type IdentityObservation =
-	/** Of the daemon's own making; made at its first start. */
+	/** Created by the daemon at its first start. */
 	| {readonly source: 'own'; readonly state: 'absent'}
-	/** `reason`: why what is kept cannot be used any more. */
+	/** `reason`: why the stored CA is unusable. */
 	| {readonly source: 'own'; readonly state: 'unusable'; readonly reason: string}
 	| {readonly source: 'own' | 'files'; readonly state: 'usable'; readonly validFrom: Date; readonly validTo: Date};

@@ -1,39 +1,39 @@
 /**
- * Runs checks side by side and tells their findings in the order of the list. Nothing can hang: each check has a
- * deadline of its own, all together have one, and a check that does not heed its signal is left behind. Knows nothing
- * of what is checked.
+ * Runs checks in parallel and yields their findings in the order of the list. Nothing can hang: each check has a
+ * deadline, the whole run has one, and a check that ignores its signal is abandoned. Does not know what is checked.
  */
 import {abortable, Scope} from '../core/lifetime.ts';
 import {failureOf, type Finding} from './finding.ts';
 
 export interface Check {
-	/** Stable: operators' scripts look for it. */
+	/** Stable: scripts of operators use it. */
 	readonly name: string;
-	/** Whose state it is about. */
+	/** The machine that is checked. */
 	readonly subject: 'host' | 'node';
-	/** Names of earlier checks of the list: unless all of them found something usable, this one is skipped. */
+	/** Names of earlier checks in the list. This check is skipped if one of them failed or was skipped. */
 	readonly needs?: readonly string[];
 	readonly timeoutMs?: number;
-	/** For a failure that brings none, such as time that ran out. */
+	/** For a failure without a remedy, such as a timeout. */
 	readonly remedy?: string;
-	/** What it throws is a failure. */
+	/** An error that it throws is a failure. */
 	run(signal: AbortSignal): Promise<Finding>;
 }
 
 export interface CheckResult extends Finding, Pick<Check, 'name' | 'subject'> {
-	/** Waiting for the checks that it needs not included. */
+	/** Without the time spent on waiting for other checks. */
 	readonly durationMs: number;
 }
 
 export interface RunOptions {
-	/** For each check that sets none. */
+	/** For checks without their own timeout. */
 	readonly checkTimeoutMs?: number;
-	/** For all together. */
+	/** For the whole run. */
 	readonly totalTimeoutMs?: number;
 }
 
 /**
- * @throws the signal's reason, once it aborts; returning early ends the checks that still run
+ * Returning early ends the checks that still run.
+ * @throws the reason of the signal when it aborts
  * @throws TypeError for a list in which a check needs one that does not come before it
  */
 export async function* runChecks(
@@ -60,7 +60,7 @@ export async function* runChecks(
 			yield await abortable(result, signal);
 		}
 	} finally {
-		scope.abort(new Error('Nobody waits for the checks any more'));
+		scope.abort(new Error('The checks are no longer needed'));
 	}
 }
 
@@ -74,7 +74,7 @@ async function runCheck(
 	const {name, subject, remedy} = check;
 	const unusable = (await Promise.all(needed)).find(({status}) => status === 'failure' || status === 'skipped');
 	if (unusable !== undefined) {
-		// Of a row of skipped ones, each tells the first cause.
+		// In a chain of skipped checks, each one gives the first cause.
 		return {
 			name,
 			subject,
@@ -86,7 +86,7 @@ async function runCheck(
 
 	const startedAt = performance.now();
 	using scope = new Scope(signal).deadline(check.timeoutMs ?? timeoutMs, name);
-	// In a then, so that what is thrown at once is a rejection too.
+	// `then` turns a synchronous throw into a rejection.
 	const found = await abortable(
 		Promise.resolve(scope.signal).then(async each => check.run(each)),
 		scope.signal,

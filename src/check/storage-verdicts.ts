@@ -1,10 +1,10 @@
-/** Pool, base volume and space on the KVM host, judged. Pure. */
+/** Turns observations of the pool, the base volume and free space on the KVM host into findings. Pure. */
 import {byteSize} from '../core/byte-size.ts';
 import {finding, type Finding} from './finding.ts';
 import {enoughText, type Demand} from './host-verdicts.ts';
 import type {PoolObservation, VolumeObservation} from './observations.ts';
 
-/** Those in which a volume is a file: only there can an overlay be made upon another volume. */
+/** Pool types whose volumes are files. Only these support overlays on another volume. */
 const supportedTypes = ['dir', 'fs', 'netfs'];
 
 export function poolFinding(pool: string, {type, path, isActive, autostarts}: PoolObservation): Finding {
@@ -14,7 +14,7 @@ export function poolFinding(pool: string, {type, path, isActive, autostarts}: Po
 			? undefined
 			: {
 					status: 'failure',
-					text: `its type is not supported: a pod VM's disk is a qcow2 file upon the base volume`,
+					text: `its type is not supported: the disk of a pod VM is a qcow2 file on top of the base volume`,
 					remedy: `Set LIBVIRT_POOL to a pool of type ${supportedTypes.join(', ')}.`,
 				},
 		isActive
@@ -37,11 +37,11 @@ export function baseVolumeFinding(
 	volume: string,
 	{version, declaredFormat, capacityBytes, allocatedBytes, content}: VolumeObservation,
 ): Finding {
-	const fact = `${volume}${version === undefined ? '' : `, which is ${version}`}, ${declaredFormat} of ${byteSize(capacityBytes)}, ${byteSize(allocatedBytes)} stored`;
+	const fact = `${volume}${version === undefined ? '' : `, an alias of ${version}`}, ${declaredFormat} of ${byteSize(capacityBytes)}, ${byteSize(allocatedBytes)} stored`;
 	if ('unreadable' in content) {
 		return finding(fact, {
 			status: 'warning',
-			text: `its first bytes could not be read (${content.unreadable}), so its format is what libvirt says`,
+			text: `its first bytes could not be read (${content.unreadable}), so the format of libvirt is unverified`,
 			remedy: `Check it with "qemu-img info" on the KVM host.`,
 		});
 	}
@@ -58,15 +58,15 @@ export function baseVolumeFinding(
 					status: 'failure',
 					text:
 						content.format === 'qcow2'
-							? 'its content is qcow2: VMs would see that file instead of the disk in it'
+							? 'its content is qcow2: VMs would see the qcow2 file instead of the disk inside'
 							: 'its content is not qcow2: VMs would not start',
-					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt looks at it anew, or make a new one. ${pushImage}`,
+					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt reads it again, or create a new volume. ${pushImage}`,
 				},
 		content.readsThrough
 			? {
 					status: 'warning',
-					text: 'it reads through to another file (a backing file), which is not checked; pods that choose this volume by annotation are refused it when LIBVIRT_VOL_NAME is another',
-					remedy: `Make it whole with "qemu-img convert -O qcow2". ${pushImage}`,
+					text: 'it has a backing file, which is not checked; pods that select this volume by annotation are refused if LIBVIRT_VOL_NAME is another volume',
+					remedy: `Flatten it with "qemu-img convert -O qcow2". ${pushImage}`,
 				}
 			: undefined,
 	);
@@ -74,7 +74,7 @@ export function baseVolumeFinding(
 
 const gib = 1024n ** 3n;
 
-/** Overlays grow as they are written, so that they could all be full is worth a warning only. */
+/** Overlays grow as they are written, so it is only a warning if they could fill the pool. */
 export function diskFinding(
 	{availableBytes}: Pick<PoolObservation, 'availableBytes'>,
 	{vms, rootDiskGib}: Demand,
@@ -82,8 +82,8 @@ export function diskFinding(
 	const each = BigInt(rootDiskGib) * gib;
 	const fact = `${byteSize(availableBytes)} available in the pool`;
 	const remedy =
-		'Remove volumes that nobody needs from the pool, give it more space, or lower LIBVIRT_ROOT_DISK_SIZE or PEERPODS_LIMIT_PER_NODE.';
-	// What a pod VM writes before its pod does anything: logs and container images.
+		'Remove unused volumes from the pool, give it more space, or lower LIBVIRT_ROOT_DISK_SIZE or PEERPODS_LIMIT_PER_NODE.';
+	// A pod VM writes logs and container images before its pod writes anything.
 	const least = each < gib ? each : gib;
 	if (vms === 0 || availableBytes >= each * BigInt(vms)) {
 		return finding(`${fact}${enoughText(vms, each)}`);
@@ -93,7 +93,7 @@ export function diskFinding(
 		? finding(fact, {status: 'failure', text: `a pod VM soon needs ${byteSize(least)}`, remedy})
 		: finding(fact, {
 				status: 'warning',
-				text: `the disks of ${vms} more pod VMs grow to ${byteSize(each)} each`,
+				text: `the disks of ${vms} more pod VMs can grow to ${byteSize(each)} each`,
 				remedy,
 			});
 }

@@ -1,8 +1,7 @@
 /**
- * The command line: which command, which flags, and the help text. Flags follow Go's package flag, as manifests of the
- * existing adaptor write them: `-name value`, `-name=value`, `--name …`; a switch is `-name` or `-name=false`. Knows
- * the table of settings but not what values mean: `loadConfig` checks those. Of a command's own flags only switches are
- * checked here.
+ * Parses the command line and formats the help text. Flags follow Go's package flag, as in upstream manifests:
+ * `-name value`, `-name=value`, `--name …`; a switch is `-name` or `-name=false`. `loadConfig` checks the values of
+ * settings; this file only checks the values of switches that are not settings.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {boolean} from '../config/setting-types.ts';
@@ -10,7 +9,7 @@ import {inertSettings, sections, settings, type Setting} from '../config/setting
 import {commands, type CommandDescription, type CommandName} from './commands.ts';
 import {wrapped} from './text.ts';
 
-/** A command, or the word that several begin with. */
+/** A command, or the common first word of several commands. */
 export type HelpTopic = CommandName | Group;
 type Group = CommandName extends infer Name ? (Name extends `${infer First} ${string}` ? First : never) : never;
 
@@ -20,14 +19,14 @@ export type Arguments =
 			readonly flags: Readonly<Record<string, string>>;
 			readonly operands: readonly string[];
 	  }
-	/** Of one command, of those that begin with a word, or of all. */
+	/** Help for one command, for a group of commands, or for all. */
 	| {readonly command: 'help'; readonly topic?: HelpTopic}
 	| {readonly command: 'version'};
 
 interface Flag {
 	readonly name: string;
 	readonly isSwitch: boolean;
-	/** Of a flag whose value nobody else checks: in one spelling; `undefined` when it is none. */
+	/** Returns the canonical spelling of a value, or `undefined` if it is invalid. Absent if `loadConfig` checks it. */
 	readonly normalize?: (text: string) => string | undefined;
 }
 
@@ -37,8 +36,8 @@ const words = [...names, 'help', 'version'];
 const helpFlags = ['-h', '-help', '--h', '--help'];
 
 /**
- * @param argv what follows the program's name
- * @throws AdaptorError 'invalid-argument' for an unknown command or flag, a flag without its value, a stray argument
+ * @param argv the arguments after the program name
+ * @throws AdaptorError 'invalid-argument' for an unknown command or flag, a flag without a value, an extra argument
  */
 export function parseArguments(argv: readonly string[]): Arguments {
 	const [first] = argv;
@@ -79,7 +78,7 @@ export function parseArguments(argv: readonly string[]): Arguments {
 	return {command, ...parsed};
 }
 
-/** A command's name is of one word or two. */
+/** The name of a command has one or two words. */
 function commandOf(argv: readonly string[]): CommandName | undefined {
 	return names.find(name => name === argv.slice(0, 2).join(' ')) ?? names.find(name => name === argv[0]);
 }
@@ -152,7 +151,7 @@ function parseRest(
 
 		const [, name, value] = /^--?([^=\-][^=]*)(?:=(.*))?$/sv.exec(word) ?? [];
 		if (name === undefined) {
-			// Go's parser would stop here and drop all that follows without a word.
+			// Go's parser would stop here and silently ignore all further arguments.
 			throw refused(
 				`Unexpected argument ${JSON.stringify(word)}${follows?.isSwitch === true ? `; a switch takes its value with "=", as in -${follows.name}=false` : ''}`,
 				command,
@@ -188,7 +187,7 @@ function parseRest(
 	return {flags, operands};
 }
 
-/** Of a command's own switch. */
+/** Canonical value of a switch that is not a setting. */
 function switchValue(text: string): string | undefined {
 	return boolean.parse(text)?.toString();
 }
@@ -201,7 +200,7 @@ function refused(what: string, command?: CommandName): AdaptorError {
 	});
 }
 
-/** ` (did you mean …?)` for the nearest name, if one is near. */
+/** ` (did you mean …?)` with the nearest name, or '' if no name is similar. */
 function suggestion(word: string, candidates: readonly string[], prefix = ''): string {
 	const [nearest] = candidates
 		.map(name => ({name, distance: editDistance(word, name)}))
@@ -210,7 +209,7 @@ function suggestion(word: string, candidates: readonly string[], prefix = ''): s
 	return nearest === undefined ? '' : ` (did you mean ${prefix}${nearest.name}?)`;
 }
 
-/** Levenshtein's distance: how many characters to insert, delete or replace. */
+/** Levenshtein distance: the number of characters to insert, delete or replace. */
 function editDistance(from: string, to: string): number {
 	let row = Array.from({length: to.length + 1}, (_, index) => index);
 	for (const [i, left] of Array.from(from.slice(0, 64)).entries()) {
@@ -226,8 +225,8 @@ function editDistance(from: string, to: string): number {
 }
 
 /**
- * For a terminal: one command with its settings and flags, those that begin with a word, or all commands with the
- * daemon's settings.
+ * Text for a terminal: one command with its settings and flags, a group of commands, or all commands with the settings
+ * of the daemon.
  */
 export function helpText(topic?: HelpTopic): string {
 	return `${(topic === undefined ? generalHelp() : isGroup(topic) ? groupHelp(topic) : commandHelp(topic)).join('\n')}\n`;
@@ -239,12 +238,12 @@ function groupHelp(group: Group): string[] {
 		'',
 		...commandsIn(group).map(name => `  ${name.padEnd(columnWidth)}${commands[name].summary}`),
 		'',
-		`"cloud-api-adaptor help ${group} COMMAND" tells the settings and flags of one.`,
+		`"cloud-api-adaptor help ${group} COMMAND" shows the settings and flags of a command.`,
 	];
 }
 
 const envAndFlags = [
-	'Every setting is an environment variable; some are flags as well, and a flag wins.',
+	'Every setting is an environment variable. Some are also flags; a flag takes precedence.',
 	'An empty value counts as not set.',
 ] as const;
 
@@ -254,8 +253,8 @@ function generalHelp(): string[] {
 		'',
 		...[
 			...Object.entries(table).map(([name, {summary}]) => [name, summary] as const),
-			['help', 'this text; "help COMMAND" tells the settings and flags of one'] as const,
-			['version', 'the version'] as const,
+			['help', 'show this text; "help COMMAND" shows the settings and flags of a command'] as const,
+			['version', 'show the version'] as const,
 		].map(([name, summary]) => `  ${name.padEnd(columnWidth)}${summary}`),
 		'',
 		...envAndFlags,

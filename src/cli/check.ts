@@ -1,6 +1,6 @@
 /**
- * `cloud-api-adaptor check`: one screen that tells whether this node can run peer pods. Changes nothing.
- * Lines appear as they are known, in the same order always.
+ * `cloud-api-adaptor check`: shows on one screen whether this node can run peer pods. Changes nothing.
+ * Lines appear as results arrive, always in the same order.
  */
 import {silentLogger} from '../core/log.ts';
 import {noObserver} from '../core/observer.ts';
@@ -14,7 +14,7 @@ import {openLibvirtProvider} from '../podvm/provider.ts';
 import {exitCode, type CommandContext, type Screen} from './command.ts';
 import {wrapped} from './text.ts';
 
-/** @returns 1 when a check has failed; warnings alone are 0 */
+/** @returns 1 if a check failed, otherwise 0, also with warnings */
 export async function check(
 	{env, flags, host, processContext: {home, user, uid, sshAgentSocket}, out}: CommandContext,
 	signal: AbortSignal,
@@ -30,7 +30,7 @@ export async function check(
 		log: silentLogger,
 	});
 	await using network = createNetworkProbe(config);
-	// Without a directory there is no daemon that could answer for VMs: the check says that it was skipped.
+	// Without a directory, no daemon owns VMs, and the check is skipped.
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName).catch(() => undefined);
 	using checks = composeChecks({
 		config,
@@ -63,7 +63,7 @@ function worst(findings: readonly Finding[]): 'ok' | 'warning' | 'failure' {
 	return (['failure', 'warning'] as const).find(status => findings.some(each => each.status === status)) ?? 'ok';
 }
 
-/** Every field is always there. */
+/** Every field is always present. */
 function jsonOf({
 	name,
 	subject,

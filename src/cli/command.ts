@@ -1,38 +1,38 @@
-/** What a command is to the process edge: what it is handed, and what it answers. */
+/** The interface between main.ts and a command. */
 import type {Host} from '../config/config.ts';
 import type {ProcessContext} from '../daemon.ts';
 import type {Logger} from '../core/log.ts';
 
 export const exitCode = {ok: 0, failure: 1, usage: 2} as const;
 
-/** A stream to an operator's eyes. */
+/** Output for a person. */
 export interface Screen {
 	write(text: string): void;
-	/** Characters in a line; absent when nobody may be looking: not a terminal. */
+	/** Characters per line; absent if it is not a terminal. */
 	readonly columns?: number;
 }
 
 export interface CommandContext {
 	readonly env: Readonly<Record<string, string | undefined>>;
-	/** By the flag's name without dash; a switch that stands alone is 'true'. */
+	/** Values by flag name without dash; a switch without a value is 'true'. */
 	readonly flags: Readonly<Record<string, string>>;
 	readonly operands: readonly string[];
 	readonly host: Host;
 	readonly processContext: ProcessContext;
 	readonly version: string;
-	/** What was asked for. */
+	/** For the result. */
 	readonly out: Screen;
-	/** What is said about it: progress, complaints. */
+	/** For progress and warnings. */
 	readonly err: Screen;
-	/** Where log lines go: a file descriptor. */
+	/** File descriptor for log lines. */
 	readonly logTo: number;
-	/** To be told the logger as soon as there is one: what goes wrong from then on is logged. */
+	/** Called when the logger exists, so that later errors are logged. */
 	readonly onLogger: (log: Logger) => void;
 }
 
 /**
  * Runs until it is done or the signal aborts.
  * @returns the exit code
- * @throws whatever keeps it from its work; the edge reports it
+ * @throws any error that ends the command; main.ts reports it
  */
 export type Command = (context: CommandContext, signal: AbortSignal) => Promise<number>;

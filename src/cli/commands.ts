@@ -1,7 +1,7 @@
 /**
- * The table of commands: the parser of the command line and its help are made from it. What a command does is its own
- * file's, named after it; main.ts knows which. Flags of a command are those of its settings, and its own, which no
- * environment variable stands for.
+ * The table of commands. The command line parser and the help text use it. Each command is implemented in the file with
+ * its name; main.ts connects the two. A command has the flags of its settings, and flags without an environment
+ * variable.
  */
 import {controllerSettings} from './controller-settings.ts';
 import {imageSettings, listFlags, pruneFlags, pushFlags, pushSettings, removeFlags} from './image-settings.ts';
@@ -12,71 +12,69 @@ export interface CommandFlag {
 	/** Without its dash. */
 	readonly name: string;
 	readonly isSwitch?: true;
-	/** What the value is, for the help: `-path DIRECTORY`. Of a switch, none. */
+	/** Name of the value in the help text: `-path DIRECTORY`. Absent for a switch. */
 	readonly value?: string;
 	readonly description: string;
 }
 
 export interface CommandDescription {
-	/** Completes the line of the command in the list of commands. */
+	/** One line for the list of commands. */
 	readonly summary: string;
-	/** As the usage shows it: `FILE | REFERENCE`. */
+	/** Operands in the usage line: `FILE | REFERENCE`. */
 	readonly usage?: string;
-	/** How many operands it takes, at least and at most; none if absent. */
+	/** Minimum and maximum number of operands; none if absent. */
 	readonly operands?: readonly [least: number, most: number];
 	readonly settings?: SettingsTable;
-	/** Names that change nothing and are taken all the same. */
+	/** Settings that are accepted without effect. */
 	readonly inertSettings?: readonly InertSetting[];
 	readonly flags?: readonly CommandFlag[];
 }
 
 export const commands = {
-	libvirt: {summary: "serve kata's remote hypervisor API with pod VMs on libvirt", settings, inertSettings},
+	libvirt: {summary: 'run the daemon: serve the kata remote hypervisor API with libvirt', settings, inertSettings},
 	check: {
-		summary:
-			'tell whether this node can run peer pods: the KVM host and the way to it, storage, network, this node',
+		summary: 'check whether this node can run peer pods: KVM host, connection, storage, network, this node',
 		settings,
 		inertSettings,
 		flags: [
 			{
 				name: 'json',
 				isSwitch: true,
-				description:
-					'One JSON document instead of a screen. Its fields and the names of the checks are stable.',
+				description: 'Prints one JSON document. Its fields and the names of the checks are stable.',
 			},
 		],
 	},
 	webhook: {
-		summary: 'serve the admission webhook that turns what pods ask for into the size of their VMs',
+		summary: 'serve the admission webhook that derives the VM size from the requests of a pod',
 		settings: webhookSettings,
 	},
 	controller: {
-		summary: 'delete the VMs of pods whose node is lost: one deployment a cluster',
+		summary: 'delete the VMs of pods whose node is lost; one deployment per cluster',
 		settings: controllerSettings,
 	},
 	'image push': {
-		summary: 'make a volume of a pod VM image out of a file or a registry',
+		summary: 'upload a pod VM image from a file or a registry to a new volume',
 		usage: 'FILE | oci::REPOSITORY[:TAG|@DIGEST][::PATH]',
 		operands: [0, 1],
 		settings: pushSettings,
 		flags: pushFlags,
 	},
-	'image list': {summary: "the pool's images, and which are in use", settings: imageSettings, flags: listFlags},
+	'image list': {summary: 'list the images in the pool and their users', settings: imageSettings, flags: listFlags},
 	'image use': {
-		summary: 'have new pod VMs start from another version that is there',
+		summary: 'select another existing version for new pod VMs',
 		usage: 'VOLUME',
 		operands: [1, 1],
 		settings: imageSettings,
 	},
 	'image rm': {
-		summary: 'remove an image that no VM stands on',
+		summary: 'remove an image that no VM uses',
 		usage: 'VOLUME',
 		operands: [1, 1],
 		settings: imageSettings,
 		flags: removeFlags,
 	},
 	'image prune': {
-		summary: 'remove old versions that no VM stands on, and pushes that were cut off',
+		summary: 'remove old versions that no VM uses, and interrupted pushes',
 		settings: imageSettings,
 		flags: pruneFlags,
 	},

@@ -1,4 +1,4 @@
-/** What `cloud-api-adaptor controller` is told. */
+/** Settings of `cloud-api-adaptor controller`. */
 import {duration, integer, textLike} from '../config/setting-types.ts';
 import {settings, type SettingsTable} from '../config/settings.ts';
 
@@ -16,7 +16,7 @@ export const controllerSettings = {
 		),
 		default: 'name=osc-caa-ds',
 		description:
-			"Not in upstream. Labels of the daemon's pods, in the controller's own namespace: where one is ready, its node's VMs are its own business.",
+			'Labels of the daemon pods in the namespace of the controller (not in upstream). The controller leaves VMs of nodes with a ready daemon alone.',
 	},
 	abandonedGraceMs: {
 		env: 'ABANDONED_GRACE',
@@ -24,14 +24,14 @@ export const controllerSettings = {
 		type: duration,
 		default: '5m',
 		description:
-			"Not in upstream. How long the node of a deleted pod must be without a ready daemon before the pod's VM is deleted in its place.",
+			'The controller deletes the VM of a deleted pod after its node had no ready daemon for this time (not in upstream).',
 	},
 	probePort: {
 		env: 'CONTROLLER_PROBE_PORT',
 		section: 'Kubernetes',
 		type: integer(1, 65_535),
 		default: '8081',
-		description: 'TCP port of `/healthz`, on all addresses of the pod.',
+		description: 'TCP port for `/healthz`, on all addresses of the pod.',
 	},
 	logLevel,
 	logFormat,

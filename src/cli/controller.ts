@@ -1,7 +1,6 @@
 /**
- * `cloud-api-adaptor controller`: deletes the VMs of pods whose node is lost. One deployment a cluster; of several
- * replicas one works. The composition of the two rooms that do not know each other: who decides (kubernetes/) and who
- * deletes (podvm/).
+ * `cloud-api-adaptor controller`: deletes the VMs of pods whose node is lost. One deployment per cluster; one replica
+ * is active at a time. Connects two folders that do not know each other: kubernetes/ decides, podvm/ deletes.
  */
 import {randomUUID} from 'node:crypto';
 import {loadSettings} from '../config/config.ts';
@@ -38,7 +37,7 @@ export async function controller(
 	if (server === undefined) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'There is no cluster here: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set',
+			what: 'Not in a cluster: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set',
 			remedy: 'Run the controller as a pod of the cluster.',
 		});
 	}
@@ -50,7 +49,7 @@ export async function controller(
 		log.warn({reason: `LIBVIRT_URI: ${warning}`}, 'configuration warning');
 	}
 
-	// A replica that only waits to lead is healthy: what is asked is whether its event loop turns.
+	// A replica that waits for leadership is healthy: the probe only tests the event loop.
 	await using _probes = serveProbes({port: probePort, host: '0.0.0.0', assertHealthy: async () => undefined, log});
 	const account = new ServiceAccount(processContext.serviceAccountDirectory);
 	const namespace = await account.namespace();
@@ -60,7 +59,7 @@ export async function controller(
 		{libvirtUri: uri, clusterId: cluster},
 		{home, user, uid, sshAgentSocket, observer: logObserver(log), log},
 	);
-	// Two pods of a host network have the same host name.
+	// Pods on the host network of one node have the same host name.
 	const identity = `${host.hostname}_${randomUUID()}`;
 	await whileLeading(
 		{client, lease: {name: leaseName, namespace}, identity, log},

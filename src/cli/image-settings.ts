@@ -1,4 +1,4 @@
-/** What the image commands are told: settings and flags. */
+/** Settings and flags of the image commands. */
 import {absolutePath, oneOf, textLike} from '../config/setting-types.ts';
 import {settings, type SettingsTable} from '../config/settings.ts';
 
@@ -14,7 +14,7 @@ export const pushSettings = {
 		type: textLike('a reference such as oci::REPOSITORY:TAG::/image/podvm.qcow2', /^\P{Cc}+$/v),
 		example: 'oci::quay.io/openshift_sandboxed_containers/podvm:latest::/image/podvm.qcow2',
 		description:
-			'What `image push` pushes when it is given no operand: a container image and, behind `::`, the path of the disk image in it.',
+			'Default operand of `image push`: a container image and, after `::`, the path of the disk image in it.',
 	},
 	poolDirectory: {
 		env: 'LIBVIRT_DIR_NAME',
@@ -23,8 +23,8 @@ export const pushSettings = {
 		type: absolutePath(),
 		example: '/var/lib/libvirt/images',
 		description:
-			'Directory on the KVM host of a pool that `image push -create-pool` creates; an existing pool knows its own. ' +
-			'Not set: `/var/lib/libvirt/images`, and in it a directory named after the pool for any but `default`.',
+			'Directory on the KVM host for a pool that `image push -create-pool` creates. It has no effect on an existing pool. ' +
+			'Not set: `/var/lib/libvirt/images` for the pool `default`, otherwise a directory in it with the name of the pool.',
 	},
 	authFile: {
 		env: 'REGISTRY_AUTH_FILE',
@@ -34,7 +34,7 @@ export const pushSettings = {
 		example: '/root/containers/auth.json',
 		description:
 			'Credentials for registries: `{"auths": {"REGISTRY": {"auth": "BASE64 OF USER:PASSWORD"}}}`. ' +
-			'Not set: the usual places, among them `~/.docker/config.json`, `~/.config/containers/auth.json` and `/root/containers/auth.json`.',
+			'Not set: the usual files, such as `~/.docker/config.json`, `~/.config/containers/auth.json` and `/root/containers/auth.json`.',
 	},
 	updateConfigMap: {
 		env: 'UPDATE_PEERPODS_CM',
@@ -42,8 +42,8 @@ export const pushSettings = {
 		type: oneOf('yes', 'no'),
 		default: 'no',
 		description:
-			"`yes`: `image push` writes the new volume's name to `LIBVIRT_VOL_NAME` and `LIBVIRT_IMAGE_ID` of the config map `peer-pods-cm` instead of " +
-			'making `LIBVIRT_VOL_NAME` stand for it. For a pod in the cluster whose service account may change that config map.',
+			'`yes`: `image push` writes the name of the new volume to `LIBVIRT_VOL_NAME` and `LIBVIRT_IMAGE_ID` of the config map `peer-pods-cm` and ' +
+			'leaves the alias `LIBVIRT_VOL_NAME` unchanged. It must run in a pod whose service account may change that config map.',
 	},
 } as const satisfies SettingsTable;
 
@@ -51,52 +51,54 @@ export const pushFlags = [
 	{
 		name: 'create-pool',
 		isSwitch: true,
-		description: 'Create the pool where there is none (type dir), start it, and have it started with the host.',
+		description: 'Creates the pool (type dir) if it does not exist, starts it, and turns on its autostart.',
 	},
 	{
 		name: 'no-switch',
 		isSwitch: true,
 		description:
-			'Only make the volume: nothing starts from it until it is named in LIBVIRT_VOL_NAME, in a pod\'s annotation, or to "image use".',
+			'Only creates the volume. Pods use it after it is set in LIBVIRT_VOL_NAME, in the annotation of a pod, or with "image use".',
 	},
 	{
 		name: 'registry-ca',
 		value: 'FILE',
-		description: 'Certificate authority (PEM) of the registry, besides those that Node.js trusts.',
+		description: 'Additional certificate authority (PEM) to trust for the registry.',
 	},
 	{
 		name: 'plain-http',
 		value: 'HOST[:PORT],…',
 		description:
-			'Registries, token servers and blob stores that may be spoken to without TLS. A registry on this machine always may.',
+			'Registries, token servers and blob stores that may be used without TLS. A registry on this machine is always allowed.',
 	},
 	{
 		name: 'local-host',
 		value: 'HOST[:PORT],…',
 		description:
-			'Token servers and blob stores that a registry may lead to though they are on this machine or at a link-local address. The registry itself may be anywhere.',
+			'Allows a registry to refer to these token servers and blob stores on this machine or at a link-local address. The registry itself may have any address.',
 	},
 	{
 		name: 'platform',
 		value: 'OS/ARCHITECTURE',
 		description:
-			'What a container image must be for, linux/s390x if not given. For an image that is labelled wrongly: its content is judged all the same.',
+			'Required platform of the container image; the default is linux/s390x. Use it for images with a wrong label. The content is always checked.',
 	},
 	{
 		name: 'namespace',
 		value: 'NAMESPACE',
-		description: "Where the config map of UPDATE_PEERPODS_CM is; the pod's own namespace if not given.",
+		description: 'Namespace of the config map for UPDATE_PEERPODS_CM; the default is the namespace of this pod.',
 	},
 ] as const;
 
-export const listFlags = [{name: 'json', isSwitch: true, description: 'One JSON document, sizes in bytes.'}] as const;
+export const listFlags = [
+	{name: 'json', isSwitch: true, description: 'Prints one JSON document with sizes in bytes.'},
+] as const;
 export const removeFlags = [
 	{
 		name: 'force',
 		isSwitch: true,
-		description: 'Also the image that pods get that name no other. Never one that VMs stand on.',
+		description: 'Also removes the default image, but never one that VMs use.',
 	},
 ] as const;
 export const pruneFlags = [
-	{name: 'keep', value: 'NUMBER', description: 'How many of the newest versions stay in any case, 2 if not given.'},
+	{name: 'keep', value: 'NUMBER', description: 'Number of newest versions to keep; the default is 2.'},
 ] as const;

@@ -1,4 +1,4 @@
-/** `cloud-api-adaptor image push|list|use|rm|prune`: the operator's side of pod VM images. */
+/** `cloud-api-adaptor image push|list|use|rm|prune`: manages pod VM images. */
 import {X509Certificate} from 'node:crypto';
 import {readFile, stat} from 'node:fs/promises';
 import {join} from 'node:path';
@@ -26,9 +26,9 @@ import {exitCode, type Command, type CommandContext} from './command.ts';
 import {imageSettings, pushSettings} from './image-settings.ts';
 import {duration, Progress} from './progress.ts';
 
-/** Images are for one machine, wherever they are pushed from. */
+/** The default does not depend on the machine that pushes. */
 const usualPlatform = 'linux/s390x';
-/** How long a registry may say nothing. */
+/** A registry that sends nothing for this time is considered dead. */
 const registrySilenceMs = 60_000;
 const configMap = 'peer-pods-cm';
 const usualKeep = 2;
@@ -39,7 +39,7 @@ export const pushCommand: Command = async (context, signal) => {
 	const writesConfigMap = values.updateConfigMap === 'yes' && flags['no-switch'] !== 'true';
 	await using parts = new AsyncDisposableStack();
 	const {session, log} = await connect(context, values, parts, signal);
-	// Whatever would make it fail in the end, at the start.
+	// Fail early: check the config map before the upload.
 	const cluster = writesConfigMap ? await configMapOf(context, parts, log, signal) : undefined;
 	const source = await sourceOf(operands[0] ?? values.imageUri, values.authFile, context, parts);
 	if (flags['create-pool'] === 'true') {
@@ -52,7 +52,7 @@ export const pushCommand: Command = async (context, signal) => {
 	const startedAt = performance.now();
 	const onStop = (): void => {
 		progress[Symbol.dispose]();
-		err.write('Stopping, and removing what was begun\n');
+		err.write('Stopping, and removing the incomplete volume\n');
 	};
 	signal.addEventListener('abort', onStop, {once: true});
 	let pushed;
@@ -78,30 +78,28 @@ export const pushCommand: Command = async (context, signal) => {
 	}
 
 	for (const volume of pushed.removed) {
-		out.write(`Removed ${volume}, whose push was cut off\n`);
+		out.write(`Removed ${volume}, left by an interrupted push\n`);
 	}
 
 	out.write(
-		`${pushed.volume}: ${pushed.format}, ${byteSize(pushed.size)}, ${byteSize(pushed.virtualSize)} for the guest, ${pushed.digest}, in ${duration((performance.now() - startedAt) / 1000)}\n`,
+		`${pushed.volume}: ${pushed.format}, ${byteSize(pushed.size)}, virtual size ${byteSize(pushed.virtualSize)}, ${pushed.digest}, in ${duration((performance.now() - startedAt) / 1000)}\n`,
 	);
 	if (pushed.source !== source.name) {
-		out.write(`It is ${pushed.source}\n`);
+		out.write(`Source: ${pushed.source}\n`);
 	}
 
 	if (cluster !== undefined) {
 		await cluster.write({LIBVIRT_VOL_NAME: pushed.volume, LIBVIRT_IMAGE_ID: pushed.volume}, signal);
 		out.write(
-			`LIBVIRT_VOL_NAME and LIBVIRT_IMAGE_ID of ${configMap} in ${cluster.namespace} are set to it\n` +
+			`LIBVIRT_VOL_NAME and LIBVIRT_IMAGE_ID of ${configMap} in ${cluster.namespace} are set to this volume\n` +
 				'Warning: the operator restarts the daemon on every node for this, and running peer pods end with their daemon\n',
 		);
 	} else if (flags['no-switch'] === 'true') {
 		out.write(
-			`Nothing starts from it yet: set LIBVIRT_VOL_NAME=${pushed.volume}, or run "cloud-api-adaptor image use ${pushed.volume}"\n`,
+			`Not in use yet: set LIBVIRT_VOL_NAME=${pushed.volume}, or run "cloud-api-adaptor image use ${pushed.volume}"\n`,
 		);
 	} else {
-		out.write(
-			`${values.baseVolume} points to it now: new pod VMs start from it, running ones keep what they have\n`,
-		);
+		out.write(`${values.baseVolume} now points to it: new pod VMs use it, running pod VMs keep their image\n`);
 	}
 
 	return exitCode.ok;
@@ -110,9 +108,9 @@ export const pushCommand: Command = async (context, signal) => {
 function noPool(pool: string, cause: unknown): AdaptorError {
 	return new AdaptorError({
 		code: 'not-found',
-		what: 'Could not push the image: there is no such storage pool',
+		what: 'Could not push the image: the storage pool does not exist',
 		where: {pool},
-		remedy: 'Pass -create-pool to make it, or set LIBVIRT_POOL to one that "virsh pool-list --all" shows on the KVM host.',
+		remedy: 'Create it with -create-pool, or set LIBVIRT_POOL to a pool that "virsh pool-list --all" shows on the KVM host.',
 		cause,
 	});
 }
@@ -130,7 +128,7 @@ export const useCommand: Command = async (context, signal) => {
 	const options = await catalogue(context, parts, signal);
 	const [volume = ''] = context.operands;
 	await useImage(options, volume, signal);
-	context.out.write(`${options.name} points to ${volume} now\n`);
+	context.out.write(`${options.name} now points to ${volume}\n`);
 	return exitCode.ok;
 };
 
@@ -179,7 +177,7 @@ async function connect(
 	parts: AsyncDisposableStack,
 	signal: AbortSignal,
 ): Promise<{readonly session: LibvirtSession; readonly log: Logger}> {
-	// Someone is looking at what is asked for; the client's own story is for those who ask for it.
+	// A person reads the result. The log of the client is only written on request.
 	const log = await createLogger({
 		level: env['LOG_LEVEL'] === undefined ? 'error' : logLevel,
 		format: 'pretty',
@@ -205,13 +203,13 @@ async function connect(
 	return {session, log};
 }
 
-/** What only broke off or said nothing: neither where nor what to do would be known. */
+/** Adds the place and a remedy to errors of a broken or silent connection. */
 function withWay({code, what, where, cause}: AdaptorError, {text}: LibvirtUri): AdaptorError {
 	return new AdaptorError({
 		code,
 		what,
 		where: {...where, uri: text},
-		remedy: '"cloud-api-adaptor check" tells how far the way to the KVM host goes.',
+		remedy: 'Run "cloud-api-adaptor check" to test the connection to the KVM host.',
 		cause,
 	});
 }
@@ -225,12 +223,12 @@ async function sourceOf(
 	if (operand === undefined) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'There is nothing to push',
+			what: 'No image to push',
 			remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.',
 		});
 	}
 
-	// What looks like a path is one, and what is one; a reference may have as many slashes.
+	// A reference may contain slashes, too. So it is a path if it looks like one, or if the file exists.
 	if (
 		/^\.{0,2}\//v.test(operand) ||
 		/^[^:]*\.(?:qcow2|raw|img)$/v.test(operand) ||
@@ -290,7 +288,7 @@ async function isFile(path: string): Promise<boolean> {
 async function readCa(path: string): Promise<readonly string[]> {
 	try {
 		const text = await readFile(path, 'utf8');
-		// A TLS client passes over what is no certificate without a word.
+		// A TLS client silently ignores text that is not a certificate.
 		new X509Certificate(text);
 		return [text];
 	} catch (error) {
@@ -332,7 +330,7 @@ async function configMapOf(
 	const account = new ServiceAccount();
 	const {namespace = await account.namespace()} = flags;
 	const client = parts.use(new KubernetesClient({server, account, log}));
-	// Changes nothing, but finds out whether it is there and may be changed.
+	// An empty write changes nothing, but verifies that the config map exists and may be changed.
 	await writeConfigMap(client, {name: configMap, namespace}, {}, signal);
 	return {
 		namespace,
@@ -360,7 +358,7 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 	}
 
 	const rows = [
-		['', 'NAME', 'SIZE', 'FOR THE GUEST', 'IN USE BY', 'AGE', ''],
+		['', 'NAME', 'SIZE', 'VIRTUAL SIZE', 'USED BY', 'AGE', ''],
 		...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use}) => [
 			isCurrent ? '*' : '',
 			volume,
@@ -377,8 +375,8 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 			completeness === 'complete'
 				? ''
 				: completeness === 'under way'
-					? 'not complete, being pushed'
-					: 'not complete, its push was cut off',
+					? 'incomplete, push in progress'
+					: 'incomplete, push interrupted',
 		]),
 	];
 	const widths = rows[0]?.map((_, column) => Math.max(...rows.map(row => row[column]?.length ?? 0))) ?? [];
@@ -390,5 +388,5 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 				.trimEnd(),
 		)
 		.join('\n');
-	return `${table}\n${images.some(({isCurrent}) => isCurrent) ? `* is what ${name} points to\n` : `There is no ${name}: pods that name no image cannot start\n`}`;
+	return `${table}\n${images.some(({isCurrent}) => isCurrent) ? `* ${name} points to this image\n` : `${name} does not exist: pods that name no image cannot start\n`}`;
 }

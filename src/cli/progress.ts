@@ -1,22 +1,22 @@
-/** How far a transfer is: a bar that is drawn over itself on a terminal, now and then a line elsewhere. */
+/** Progress of a transfer: a bar on a terminal, otherwise a line from time to time. */
 import {byteSize} from '../core/byte-size.ts';
 import type {Screen} from './command.ts';
 
 export interface ProgressOptions {
 	readonly screen: Screen;
-	/** Milliseconds, rising. */
+	/** Monotonic, in milliseconds. */
 	readonly clock: () => number;
 }
 
 const redrawMs = 100;
 const lineMs = 10_000;
-/** How far back the rate looks. */
+/** The rate is the average of this time. */
 const windowMs = 5000;
 const barWidth = 30;
 const leastBarWidth = 5;
 const usualColumns = 80;
 
-/** Disposing leaves the last state on the screen and the cursor on a line of its own. */
+/** Disposing draws the last state and moves the cursor to a new line. */
 export class Progress implements Disposable {
 	readonly #screen: Screen;
 	readonly #clock: () => number;
@@ -31,7 +31,7 @@ export class Progress implements Disposable {
 		this.#clock = clock;
 	}
 
-	/** @param done and `total` in bytes; a new label begins anew */
+	/** @param label a new label starts a new bar @param done in bytes, like `total` */
 	update(label: string, done: bigint, total: bigint): void {
 		const now = this.#clock();
 		if (label !== this.#label) {
@@ -78,13 +78,13 @@ export class Progress implements Disposable {
 			return;
 		}
 
-		// Some terminals do not know how wide they are, and say 0.
+		// Some terminals do not know their width and report 0.
 		const width = (columns === 0 ? usualColumns : columns) - 1;
-		// What is said goes before the bar.
+		// The text has priority over the bar.
 		const room = Math.min(barWidth, width - text.length - '[] '.length);
 		const filled = Math.round(share * room);
 		const line = room < leastBarWidth ? text : `[${'#'.repeat(filled)}${'.'.repeat(room - filled)}] ${text}`;
-		// To the start of the line, what is to be said, and nothing behind it (ECMA-48, EL).
+		// Overwrite the line and erase its rest (ECMA-48, EL).
 		this.#screen.write(`\r${line.slice(0, width)}\u001B[K`);
 	}
 

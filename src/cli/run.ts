@@ -1,4 +1,4 @@
-/** `cloud-api-adaptor libvirt`: the daemon, from its configuration to the signal that ends it. */
+/** `cloud-api-adaptor libvirt`: runs the daemon. */
 import {once} from 'node:events';
 import {loadConfig} from '../config/config.ts';
 import {startDaemon} from '../daemon.ts';
@@ -7,7 +7,7 @@ import {apiServerAddress} from '../kubernetes/service-account.ts';
 import {createLogger} from '../core/log.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
-/** Runs until the signal aborts, then drains. @throws ConfigError and whatever keeps the daemon from starting */
+/** Runs until the signal aborts, then drains. @throws ConfigError, or the error of a failed start */
 export async function run(
 	{env, flags, host, processContext: surroundings, version, logTo, onLogger}: CommandContext,
 	signal: AbortSignal,
@@ -34,7 +34,7 @@ export async function run(
 
 		log.info({reason: toError(signal.reason).message}, 'stopping');
 	} catch (error) {
-		// Told to stop while it started: that is what it did.
+		// Stopped during the start: this is no error.
 		if (error !== signal.reason) {
 			throw error;
 		}

@@ -22,22 +22,21 @@ export const webhookSettings = {
 		section: 'Webhook',
 		type: objectName,
 		default: 'kata-remote',
-		description: 'Runtime class of the pods that are changed. `TARGET_RUNTIME_CLASS` is another name of it.',
+		description: 'The webhook changes pods with this runtime class. `TARGET_RUNTIME_CLASS` is an alias.',
 	},
 	extendedResource: {
 		env: 'POD_VM_EXTENDED_RESOURCE',
 		section: 'Webhook',
 		type: resourceName,
 		default: 'kata.peerpods.io/vm',
-		description: 'Resource of the nodes of which each pod takes one.',
+		description: 'Extended resource of the nodes. Each pod requests one.',
 	},
 	overheadCpu: {
 		env: 'POD_VM_OVERHEAD_CPU',
 		section: 'Webhook',
 		type: quantity,
 		default: '0',
-		description:
-			'Not in upstream. CPUs that a VM gets beside those that its pod asks for, before the sum is rounded up.',
+		description: 'CPUs added to the request of a pod before the sum is rounded up (not in upstream).',
 	},
 	overheadMemory: {
 		env: 'POD_VM_OVERHEAD_MEMORY',
@@ -45,28 +44,28 @@ export const webhookSettings = {
 		type: quantity,
 		default: '256Mi',
 		description:
-			'Not in upstream. Memory that a VM gets beside what its pod asks for: its kernel, the agent and the forwarder live in it too.',
+			'Memory added to the request of a pod, for the kernel, the agent and the forwarder in its VM (not in upstream).',
 	},
 	excludedNamespaces: {
 		env: 'WEBHOOK_EXCLUDED_NAMESPACES',
 		section: 'Webhook',
 		type: listOf(objectName, 'names of namespaces'),
 		default: 'kube-system',
-		description: 'Not in upstream. Namespaces whose pods pass unchanged.',
+		description: 'The webhook does not change pods in these namespaces (not in upstream).',
 	},
 	webhookPort: {
 		env: 'WEBHOOK_PORT',
 		section: 'Webhook',
 		type: portOrAny,
 		default: '9443',
-		description: 'Not in upstream. TCP port of the admission reviews. 0: any that is free; the log tells which.',
+		description: 'TCP port for admission reviews (not in upstream). 0: any free port, which the log names.',
 	},
 	webhookProbePort: {
 		env: 'WEBHOOK_PROBE_PORT',
 		section: 'Webhook',
 		type: portOrAny,
 		default: '8081',
-		description: 'Not in upstream. TCP port of the probes `/healthz` and `/readyz`.',
+		description: 'TCP port for the probes `/healthz` and `/readyz` (not in upstream).',
 	},
 	webhookCertDir: {
 		env: 'WEBHOOK_CERT_DIR',
@@ -75,7 +74,7 @@ export const webhookSettings = {
 		type: absolutePath(),
 		default: '/tmp/k8s-webhook-server/serving-certs',
 		description:
-			"Not in upstream. Directory with the server's certificate, `tls.crt`, and its key, `tls.key`. They are read again when they change.",
+			'Directory with the server certificate `tls.crt` and its key `tls.key` (not in upstream). The webhook reloads them when they change.',
 	},
 	webhookClientCaFile: {
 		env: 'WEBHOOK_CLIENT_CA_FILE',
@@ -83,7 +82,7 @@ export const webhookSettings = {
 		type: absolutePath(),
 		example: '/etc/webhook-client-ca/ca.crt',
 		description:
-			'PEM file of the authorities whose client certificate a caller must have. Not set: anyone who can reach the port may ask.',
+			'PEM file of certificate authorities. Callers must have a client certificate from one of them. Not set: every caller that can reach the port is served.',
 	},
 	webhookDrainDelayMs: {
 		env: 'WEBHOOK_DRAIN_DELAY',
@@ -91,7 +90,7 @@ export const webhookSettings = {
 		type: duration,
 		default: '3s',
 		description:
-			'Not in upstream. How long admission reviews are still taken after SIGTERM: so long an API server may not know yet that this one goes.',
+			'The webhook still accepts admission reviews for this time after SIGTERM, until the API servers stop sending them (not in upstream).',
 	},
 	tlsMinVersion,
 	tlsCipherSuites,

@@ -1,4 +1,4 @@
-/** `cloud-api-adaptor webhook`: the admission webhook, from its settings to the signal that ends it. */
+/** `cloud-api-adaptor webhook`: runs the admission webhook. */
 import {X509Certificate} from 'node:crypto';
 import {once} from 'node:events';
 import {readFile} from 'node:fs/promises';
@@ -10,7 +10,7 @@ import {webhookSettings} from './webhook-settings.ts';
 import {startWebhook} from '../webhook/server.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
-/** Runs until the signal aborts, then drains. @throws ConfigError and whatever keeps the webhook from starting */
+/** Runs until the signal aborts, then drains. @throws ConfigError, or the error of a failed start */
 export async function webhook(
 	{env, flags, host, version, logTo, onLogger}: CommandContext,
 	signal: AbortSignal,
@@ -53,8 +53,8 @@ export async function webhook(
 }
 
 /**
- * @throws AdaptorError 'failed-precondition' for a file that is no certificate: otherwise nobody, or anybody, could
- * call
+ * @throws AdaptorError 'failed-precondition' for a file without a certificate: otherwise no caller, or every caller,
+ * would be accepted
  */
 async function readClientCa(path: string): Promise<string> {
 	try {
@@ -64,9 +64,9 @@ async function readClientCa(path: string): Promise<string> {
 	} catch (cause) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'Could not read the authorities of client certificates',
+			what: 'Could not read the certificate authorities of the webhook clients',
 			where: {path},
-			remedy: 'WEBHOOK_CLIENT_CA_FILE names a PEM file with at least one certificate.',
+			remedy: 'Set WEBHOOK_CLIENT_CA_FILE to a PEM file with at least one certificate.',
 			cause,
 		});
 	}

@@ -1,7 +1,6 @@
 /**
- * What the process was told, checked once: environment and flags in, a frozen `Config` out, or one error with every
- * problem in it. Pure: what only the running machine knows (host name, service account) is an argument. Opens no file
- * that a setting names.
+ * Checks the configuration once: turns environment variables and flags into a frozen `Config`, or into one error with
+ * all problems. Pure: the host name and the service account are arguments. Opens no files.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {parseJsonOrNothing, textAt} from '../core/json.ts';
@@ -15,10 +14,10 @@ type ValueOf<S> = S extends {readonly type: ValueType<infer T>}
 		? T
 		: T | undefined
 	: never;
-/** One value a setting, typed by the table; `undefined` only where the table has no default. */
+/** One value per setting, typed by the table; `undefined` only if the setting has no default. */
 export type ValuesOf<Table extends SettingsTable> = {readonly [Name in keyof Table]: ValueOf<Table[Name]>};
 type Values = ValuesOf<typeof settings>;
-/** Before it is known that nothing is wrong. */
+/** Values before all problems are known. */
 type ParsedOf<Table extends SettingsTable> = {readonly [Name in keyof Table]: ValueOf<Table[Name]> | undefined};
 type Parsed = ParsedOf<typeof settings>;
 type CustomCaName = 'caCertFile' | 'certFile' | 'certKeyFile';
@@ -32,14 +31,14 @@ export interface CustomCa {
 	readonly keyFile: string;
 }
 
-/** Something that was set and is legal, but the operator should know about it. */
+/** A valid setting that the operator should know about. */
 export interface ConfigWarning {
 	/** The variable, or the flag with its dash. */
 	readonly name: string;
 	readonly reason: string;
 }
 
-/** Described setting by setting in settings.ts; units are in the names. Deeply frozen. */
+/** settings.ts describes each setting; units are in the names. Deeply frozen. */
 export interface Config extends Omit<Values, Normalized> {
 	/** Every pod VM is confidential. From DISABLECVM and LIBVIRT_LAUNCH_SECURITY. */
 	readonly confidential: boolean;
@@ -47,11 +46,11 @@ export interface Config extends Omit<Values, Normalized> {
 	readonly limitPerNode: number | 'unlimited' | undefined;
 	/** Absent: a CA of our own and a certificate for each VM. */
 	readonly customCa: CustomCa | undefined;
-	/** To be logged once at start. Holds no values. Those of `libvirtUri` are among them. */
+	/** Logged once at start. Contains no values, but the warnings of `libvirtUri`. */
 	readonly warnings: readonly ConfigWarning[];
 }
 
-/** What the machine and the cluster say about this process. */
+/** Facts from the machine and the cluster. */
 export interface Host {
 	readonly hostname: string;
 	/** Content of /var/run/secrets/kubernetes.io/serviceaccount/token, in a pod that has one. */
@@ -61,7 +60,7 @@ export interface Host {
 export interface ConfigProblem {
 	/** The variable, or the flag with its dash. */
 	readonly name: string;
-	/** What is wrong with it, what is expected, an example. */
+	/** What is wrong, what is expected, and an example. */
 	readonly text: string;
 }
 
@@ -89,8 +88,8 @@ type SizeName = 'vcpus' | 'minVcpus' | 'maxVcpus' | 'minMemoryMib' | 'memoryMib'
 type Texts = Readonly<Record<string, string | undefined>>;
 
 /**
- * The daemon's configuration. Flags win over variables.
- * @param flags by the flag's name without dash
+ * The configuration of the daemon. Flags take precedence over variables.
+ * @param flags values by flag name without dash
  * @throws ConfigError with every problem
  */
 export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
@@ -98,13 +97,13 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 	const {values, problems} = readTable(settings, env, host, flags);
 	const {caCertFile, certFile, certKeyFile, ...parsed} = values;
 	const {limitPerNode} = parsed;
-	// A limit that nobody set gives way to the size that somebody did.
+	// A default limit yields to a configured size.
 	const minMemoryMib = isGiven(settings.minMemoryMib)
 		? parsed.minMemoryMib
 		: Math.min(parsed.minMemoryMib ?? Infinity, parsed.memoryMib ?? Infinity);
-	// Either name asks for confidential VMs; only to turn them off as well is a contradiction.
+	// Each setting turns on confidential VMs. It is a contradiction if the other one turns them off.
 	const disableCvm = isGiven(settings.disableCvm) || parsed.launchSecurity === undefined ? parsed.disableCvm : false;
-	// A configured size is never more than its limit by default.
+	// A default limit is at least the configured size.
 	const maxVcpus = isGiven(settings.maxVcpus) ? parsed.maxVcpus : Math.max(parsed.maxVcpus ?? 0, parsed.vcpus ?? 0);
 	const maxMemoryMib = isGiven(settings.maxMemoryMib)
 		? parsed.maxMemoryMib
@@ -132,8 +131,8 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 }
 
 /**
- * What any other command is told: one value a setting of its table, each checked by itself.
- * @param flags by the flag's name without dash
+ * The settings of any other command: one value per setting, each checked independently.
+ * @param flags values by flag name without dash
  * @throws ConfigError with every problem
  */
 export function loadSettings<Table extends SettingsTable>(
@@ -147,13 +146,13 @@ export function loadSettings<Table extends SettingsTable>(
 		throw new ConfigError(problems);
 	}
 
-	// Without a problem, undefined is only what the table lets be absent.
+	// Without problems, only optional settings are undefined.
 	return Object.freeze(values as ValuesOf<Table>);
 }
 
 /**
- * An empty value counts as not set (manifests pass empty ones), and white space around a value is dropped (secrets end
- * in a newline).
+ * An empty value counts as not set (manifests pass empty values). White space around a value is removed (secrets end
+ * with a newline).
  */
 function readTable<Table extends SettingsTable>(
 	table: Table,
@@ -174,7 +173,7 @@ function readTable<Table extends SettingsTable>(
 		};
 		const ofAlias = setting.alias === undefined ? undefined : env[setting.alias]?.trim();
 		if (ofAlias && name === setting.env && ofAlias !== text) {
-			problems.push({name, text: `contradicts ${String(setting.alias)}, another name of it; set one of them`});
+			problems.push({name, text: `contradicts its alias ${String(setting.alias)}; set one of them`});
 		}
 
 		const {value, problem} = read(setting, text);
@@ -184,8 +183,8 @@ function readTable<Table extends SettingsTable>(
 		}
 	}
 
-	// Each value is of its setting's type by construction; undefined is one with a problem, or one that the table lets
-	// be absent.
+	// Each value has the type of its setting by construction. A value with a problem, or of an optional setting, is
+	// undefined.
 	return {values: values as ParsedOf<Table>, problems};
 }
 
@@ -207,7 +206,7 @@ function read(setting: Setting, text: string | undefined): {value?: unknown; pro
 	return value === undefined ? {problem: `is ${shown(text)}; expected ${setting.type.expected}`} : {value};
 }
 
-/** What a check of someone else's says, without a full stop; `undefined` when it has nothing to say. */
+/** The message of an error that `check` throws, without a full stop; `undefined` if it throws none. */
 function complaintOf(check: () => void): string | undefined {
 	try {
 		check();
@@ -221,7 +220,7 @@ function complaintOf(check: () => void): string | undefined {
 	}
 }
 
-/** The example of a setting, else its default: what one could write. */
+/** The example of a setting, or its default. */
 export function exampleOf(setting: Setting): string {
 	return setting.example ?? setting.default ?? '';
 }
@@ -231,7 +230,7 @@ interface Given {
 	readonly text: string;
 }
 
-/** Trimmed, unless the type is verbatim; what is blank is not given at all. */
+/** The value is trimmed, unless the type is verbatim. A blank value counts as not set. */
 function given(
 	{env: variable, alias, flag, type}: Pick<Setting, 'env' | 'alias' | 'flag'> & {readonly type?: ValueType<unknown>},
 	env: Texts,
@@ -249,7 +248,7 @@ function given(
 		.find(({text}) => text !== '');
 }
 
-/** Settings that are right one by one and wrong together. */
+/** Settings that are valid alone, but not together. */
 function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: Setting) => boolean): ConfigProblem[] {
 	const problems: ConfigProblem[] = [];
 	const customCa = [settings.caCertFile, settings.certFile, settings.certKeyFile];
@@ -306,16 +305,16 @@ function warningsAbout(env: Texts, flags: Texts, {libvirtUri}: Pick<Parsed, 'lib
 	return warnings.map(warning => Object.freeze(warning));
 }
 
-/** Quoted and short. */
+/** Quoted and truncated. */
 function shown(text: string): string {
 	return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}…` : text);
 }
 
 /**
- * The UID of the service account in its token's claims, unverified: it only has to differ between clusters, and the API
- * server made it at random. Better than the CA bundle, which is rotated, and than the API server's address, which is
- * the same in most clusters. Source: Kubernetes, "Managing Service Accounts" (bound tokens; legacy tokens have a flat
- * claim).
+ * The UID of the service account from the claims of its token. The token is not verified: the UID only has to differ
+ * between clusters, and the API server generates it at random. The CA bundle is unsuitable because it is rotated, and
+ * the address of the API server because it is the same in most clusters.
+ * Source: Kubernetes, "Managing Service Accounts" (bound tokens; legacy tokens have a flat claim).
  */
 export function serviceAccountUid(token: Secret<string>): string | undefined {
 	// What is not JSON is no token of Kubernetes'.

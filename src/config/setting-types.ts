@@ -1,6 +1,6 @@
 /**
- * How a setting's text becomes a value. A type says in words what it takes, so that messages and documentation agree
- * with the parser. Knows no setting, no environment and no file: a path is checked for its form, not for what is there.
+ * Parsers for the text of settings. Each type describes its valid values for messages and documentation. Knows no
+ * setting, environment or file: only the form of a path is checked, not whether the file exists.
  */
 import {isPrefix} from '../core/ipv4.ts';
 import {highestCpu, parseCpuset} from '../libvirt/cpuset.ts';
@@ -13,13 +13,13 @@ import {parseQuantity} from '../webhook/quantity.ts';
 export interface ValueType<T> {
 	/** Completes "expected …". */
 	readonly expected: string;
-	/** A flag of this type may stand alone: `-name` means `-name=true`. */
+	/** A flag of this type needs no value: `-name` means `-name=true`. */
 	readonly isSwitch?: true;
-	/** White space around it belongs to the value; `parse` gets it too. */
+	/** The value is not trimmed: `parse` also gets white space around it. */
 	readonly isVerbatim?: true;
 	/**
-	 * The value of non-empty, trimmed text; `undefined` when the text is not of this type.
-	 * @throws AdaptorError to say more than `expected` does; the text is then not shown, so it may hold a secret
+	 * The value of non-empty, trimmed text; `undefined` if the text is invalid.
+	 * @throws AdaptorError if `expected` is not specific enough; the text is then not shown, so it may contain a secret
 	 */
 	parse(text: string): T | undefined;
 }
@@ -57,10 +57,10 @@ export function textLike(expected: string, pattern: RegExp): ValueType<string> {
 	return {expected, parse: text => (pattern.test(text) ? text : undefined)};
 }
 
-/** What may stand in an identifier of ours: it goes into XML, file names and log lines. */
+/** Identifiers are used in XML, file names and log lines. */
 export const identifier = textLike('letters, digits and . _ - (at most 253)', /^[A-Za-z0-9._\-]{1,253}$/v);
 
-/** A name of most of Kubernetes' objects (Kubernetes, "Object Names and IDs", DNS subdomain names). */
+/** The name of most Kubernetes objects (Kubernetes, "Object Names and IDs", DNS subdomain names). */
 export const objectName = textLike(
 	'lower-case letters, digits, - and . (at most 253)',
 	/^[a-z\d](?:[a-z\d.\-]{0,251}[a-z\d])?$/v,
@@ -73,13 +73,13 @@ export const resourceName = textLike(
 );
 
 /**
- * libvirt refuses `/` and control characters in the names of its objects; a name that is a path would leave the pool.
+ * libvirt refuses `/` and control characters in the names of its objects; a path would be outside of the pool.
  */
 export const libvirtName = textLike('a name without "/" and control characters', /^(?!\.{1,2}$)[^\/\p{Cc}]{1,255}$/v);
 
 /**
- * For names of libvirt's objects; `*` and `?` are in them already. A comma, which a volume's name may hold, is written
- * as `?`.
+ * A pattern for names of libvirt objects, with `*` and `?`. Commas separate patterns, so a comma in the name of a
+ * volume is written as `?`.
  */
 export const glob = textLike('a name or pattern without "/" and control characters', /^[^\/\p{Cc}]{1,255}$/v);
 
@@ -89,7 +89,7 @@ export const interfaceName = textLike(
 	/^(?!\.{1,2}$)[!-.0-~]{1,15}$/v,
 );
 
-/** @param maxBytes what fits where the path is used; the file system's own limit (PATH_MAX) when not given */
+/** @param maxBytes the limit where the path is used; by default that of the file system (PATH_MAX) */
 export function absolutePath(maxBytes = 4095): ValueType<string> {
 	return {
 		expected: `an absolute path${maxBytes < 4095 ? ` of at most ${maxBytes} bytes` : ''}`,
@@ -117,8 +117,8 @@ export const ipv4Prefix: ValueType<string> = {
 	parse: text => (isPrefix(text) ? text : undefined),
 };
 
-// Parsed by those who will use them, who also say best what is wrong; the libvirt client repeats no password in doing
-// so.
+// The following types use the parsers of other folders, whose errors are the most specific. The error of the libvirt
+// client never contains the password.
 
 export const libvirtUri: ValueType<LibvirtUri> = {
 	expected:
@@ -126,9 +126,9 @@ export const libvirtUri: ValueType<LibvirtUri> = {
 	parse: parseLibvirtUri,
 };
 
-/** Measured byte by byte, so a final newline counts. */
+/** Initdata is hashed byte by byte, so a final newline matters. */
 export const initdata: ValueType<Initdata> = {
-	expected: 'an initdata document in TOML, as it is or as gzip and base64 make it',
+	expected: 'an initdata document: TOML, or TOML compressed with gzip and encoded with base64',
 	isVerbatim: true,
 	parse: parseInitdata,
 };
@@ -145,16 +145,16 @@ export const cipherSuites: ValueType<readonly string[]> = {
 
 /** In nano-units. */
 export const quantity: ValueType<bigint> = {
-	expected: "a quantity of Kubernetes', not negative, such as 500m or 256Mi",
+	expected: 'a non-negative Kubernetes quantity, such as 500m or 256Mi',
 	parse(text) {
 		const amount = parseQuantity(text);
 		return amount !== undefined && amount >= 0n ? amount : undefined;
 	},
 };
 
-/** A Go duration in milliseconds; a whole number of them, since no timer here is finer. */
+/** A Go duration in whole milliseconds. */
 export const duration: ValueType<number> = {
-	expected: 'a duration from 1ms to 24h with its units (ms, s, m, h)',
+	expected: 'a duration with unit (ms, s, m, h) from 1ms to 24h',
 	parse(text) {
 		const ms = Math.round(parseGoDuration(text) ?? 0);
 		return ms >= 1 && ms <= 86_400_000 ? ms : undefined;
@@ -174,7 +174,7 @@ const unitMs: Readonly<Record<string, number>> = {
 const maxGoDurationMs = 2 ** 63 / 1e6;
 
 /**
- * Milliseconds, to the nanosecond, of text such as `1h30m`, `1.5h` or `-100ms`; `undefined` when it is none.
+ * Milliseconds, to the nanosecond, of text such as `1h30m`, `1.5h` or `-100ms`; `undefined` if it is invalid.
  * Source: Go, package time, ParseDuration.
  */
 export function parseGoDuration(text: string): number | undefined {

@@ -1,9 +1,9 @@
 /**
- * The tables of settings: the environment, the command line's flags, the help text and docs/configuration.md are all
- * made from them. `settings` is the daemon's; a command with settings of its own has its table in cli/ (see
- * cli/commands.ts for who has which). Names, flags and defaults are those of the existing adaptor (cloud-api-adaptor,
- * cmd/cloud-api-adaptor/main.go and cloud-providers/libvirt/manager.go), so that its manifests work; what is only ours
- * says so in its description.
+ * The tables of settings. The environment variables, the command line flags, the help text and docs/configuration.md
+ * all come from them. `settings` belongs to the daemon; other commands have their own tables (see cli/commands.ts).
+ * Names, flags and defaults are those of upstream (cloud-api-adaptor, cmd/cloud-api-adaptor/main.go and
+ * cloud-providers/libvirt/manager.go), so that its manifests work. The description says which settings are not in
+ * upstream.
  */
 import {
 	absolutePath,
@@ -30,23 +30,23 @@ import {
 export interface Setting<T = unknown> {
 	/** The environment variable. */
 	readonly env: string;
-	/** Another name of the variable, which documentation uses as well. */
+	/** A second name of the variable, also used in documentation. */
 	readonly alias?: string;
-	/** The flag without its dash, where the existing adaptor has one. */
+	/** The flag without its dash, if upstream has one. */
 	readonly flag?: string;
 	readonly section: Section;
 	readonly type: ValueType<T>;
-	/** As one would write it. A setting with neither a default nor `defaultIs` may be absent. */
+	/** The default as text. A setting with neither a default nor `defaultIs` is optional. */
 	readonly default?: string;
-	/** Tells the default that only the running machine knows. */
+	/** Describes a default that is only known at run time. */
 	readonly defaultIs?: string;
-	/** Sentences for an operator, in Markdown without links. */
+	/** Full sentences for an operator, in Markdown without links. */
 	readonly description: string;
-	/** Shown in messages; the default where there is one. */
+	/** Shown in messages. If absent, the default is shown. */
 	readonly example?: string;
 }
 
-/** By the names that the values have in the code. */
+/** The keys are the names of the values in the code. */
 export type SettingsTable = Readonly<Record<string, Setting>>;
 
 export const sections = [
@@ -63,7 +63,7 @@ export const sections = [
 ] as const;
 export type Section = (typeof sections)[number];
 
-/** A unix socket's path is at most 107 bytes, and `<PODS_DIR>/<64 digits>/agent.ttrpc` is one. */
+/** A unix socket path has at most 107 bytes. The longest one is `<PODS_DIR>/<64 digits>/agent.ttrpc`. */
 const maxSocketPathBytes = 107;
 const agentSocketSuffixBytes = '/'.length + 64 + '/agent.ttrpc'.length;
 
@@ -78,7 +78,7 @@ export const settings = {
 		section: 'KVM host',
 		type: oneOf('libvirt'),
 		default: 'libvirt',
-		description: 'Where pod VMs run.',
+		description: 'The provider that runs pod VMs.',
 	},
 	libvirtUri: {
 		env: 'LIBVIRT_URI',
@@ -87,8 +87,8 @@ export const settings = {
 		type: libvirtUri,
 		default: 'qemu+ssh://root@192.168.122.1/system?no_verify=1',
 		description:
-			"The libvirt that runs the pod VMs, with libvirt's own URI parameters (`keyfile`, `known_hosts`, `no_verify`, …). " +
-			"The default does not verify the host's key: leave `no_verify` out in production.",
+			'URI of the libvirt daemon that runs the pod VMs. It accepts the URI parameters of libvirt (`keyfile`, `known_hosts`, `no_verify`, …). ' +
+			'The default does not verify the host key: leave `no_verify` out in production.',
 	},
 	pool: {
 		env: 'LIBVIRT_POOL',
@@ -96,7 +96,7 @@ export const settings = {
 		section: 'KVM host',
 		type: libvirtName,
 		default: 'default',
-		description: "Storage pool of the base volume and of the pod VMs' disks.",
+		description: 'Storage pool for the base volume and the disks of pod VMs.',
 	},
 	network: {
 		env: 'LIBVIRT_NET',
@@ -113,8 +113,9 @@ export const settings = {
 		default: 'auto',
 		example: 'clean-traffic',
 		description:
-			"libvirt network filter that keeps pod VMs from taking each other's MAC and IP addresses and from serving DHCP (not in upstream). `auto`: one that the adaptor defines, " +
-			'where the KVM host and the network can have it; `check` and the log tell where not. The name of a filter: without it no VM starts. `off`: none.',
+			'libvirt network filter that prevents pod VMs from using the MAC and IP addresses of other VMs and from serving DHCP (not in upstream). ' +
+			'`auto`: the adaptor defines a filter if the KVM host and the network support it; otherwise `check` and the log give the reason. ' +
+			'The name of a filter: no VM starts without it. `off`: no filter.',
 	},
 	netIsolation: {
 		env: 'LIBVIRT_NET_ISOLATION',
@@ -122,8 +123,8 @@ export const settings = {
 		type: oneOf('auto', 'on', 'off'),
 		default: 'auto',
 		description:
-			'Isolated bridge ports: pod VMs on one KVM host reach the worker nodes and the host, not each other (not in upstream). `auto`: where the network has a Linux bridge. ' +
-			'`on`: without it no VM starts.',
+			'Isolated bridge ports: pod VMs on one KVM host can reach the worker nodes and the host, but not each other (not in upstream). `auto`: on if the network has a Linux bridge. ' +
+			'`on`: no VM starts without isolation.',
 	},
 	baseVolume: {
 		env: 'LIBVIRT_VOL_NAME',
@@ -132,8 +133,8 @@ export const settings = {
 		type: libvirtName,
 		default: 'podvm-base.qcow2',
 		description:
-			'Volume of the pool that holds the pod VM image, for pods that name none. A name, never a path. ' +
-			'`image push` makes versions of it, and has it stand for the newest.',
+			'Volume in the pool with the default pod VM image. It is a name, not a path. ' +
+			'`image push` uploads each version as a new volume and points this name at the newest.',
 	},
 	allowedImages: {
 		env: 'LIBVIRT_ALLOWED_IMAGES',
@@ -141,8 +142,8 @@ export const settings = {
 		type: listOf(glob, 'names of volumes, with * for any characters and ? for one,'),
 		example: 'podvm-*.qcow2,se-?.qcow2',
 		description:
-			'Not in upstream. Volumes of the pool that pods may name as their image (annotation `io.katacontainers.config.hypervisor.image`); ' +
-			'`LIBVIRT_VOL_NAME` always is one. Not set: all but the disks of pod VMs.',
+			'Volumes in the pool that pods may select as their image with the annotation `io.katacontainers.config.hypervisor.image` (not in upstream). ' +
+			'`LIBVIRT_VOL_NAME` is always allowed. Not set: all volumes except the disks of pod VMs.',
 	},
 	launchSecurity: {
 		env: 'LIBVIRT_LAUNCH_SECURITY',
@@ -151,8 +152,8 @@ export const settings = {
 		type: oneOf('s390-pv'),
 		example: 's390-pv',
 		description:
-			'Confidential VMs by IBM Secure Execution, as with `DISABLECVM=false`. Together with a `DISABLECVM=true` that is set it is refused, ' +
-			'since pods would silently run unprotected. Not set: as `s390-pv` if `DISABLECVM=false`.',
+			'Runs confidential VMs with IBM Secure Execution, like `DISABLECVM=false`. It is refused together with an explicit `DISABLECVM=true`, ' +
+			'because pods would silently run unprotected. Not set: `s390-pv` if `DISABLECVM=false`.',
 	},
 	disableCvm: {
 		env: 'DISABLECVM',
@@ -161,7 +162,7 @@ export const settings = {
 		type: boolean,
 		default: 'true',
 		description:
-			'Ordinary VMs. With `false` every pod VM is confidential, and a host that cannot do that starts none. Not set: `false` if `LIBVIRT_LAUNCH_SECURITY` is.',
+			'`true`: pod VMs are not confidential. `false`: every pod VM is confidential, and none starts on a host without support. Not set: `false` if `LIBVIRT_LAUNCH_SECURITY` is set.',
 	},
 	clusterId: {
 		env: 'CLUSTER_ID',
@@ -170,8 +171,8 @@ export const settings = {
 		defaultIs: "the UID of the pod's service account",
 		example: 'prod-east',
 		description:
-			'Not in upstream. Written to each VM together with `NODE_NAME`: only VMs that carry both are ever listed, adopted or deleted, so clusters can share ' +
-			'a KVM host. Must differ between clusters and never change while VMs run. Required outside Kubernetes, where nothing tells two clusters apart.',
+			'Identifies the cluster (not in upstream). Each VM carries it together with `NODE_NAME`. The daemon only lists, adopts and deletes VMs that carry both, so clusters can share ' +
+			'a KVM host. It must differ between clusters and must not change while VMs run. Required outside Kubernetes, where it has no default.',
 	},
 	cloudConfigVerify: {
 		env: 'CLOUD_CONFIG_VERIFY',
@@ -180,7 +181,7 @@ export const settings = {
 		type: boolean,
 		default: 'false',
 		description:
-			'The daemon starts only when nothing that `cloud-api-adaptor check` looks at has failed. With `false` it looks as well, while it serves, and logs what it finds.',
+			'`true`: the daemon only starts if no check of `cloud-api-adaptor check` fails. `false`: the daemon runs the checks in the background and logs the findings.',
 	},
 
 	vcpus: {
@@ -189,14 +190,14 @@ export const settings = {
 		section: 'Pod VM size',
 		type: vcpus,
 		default: '2',
-		description: 'Virtual CPUs of a pod VM, for pods that ask for none.',
+		description: 'Virtual CPUs of a pod VM if the pod requests none.',
 	},
 	minVcpus: {
 		env: 'LIBVIRT_MIN_CPU',
 		section: 'Pod VM size',
 		type: vcpus,
 		default: '1',
-		description: 'Not in upstream. The fewest virtual CPUs of a pod VM.',
+		description: 'Minimum number of virtual CPUs of a pod VM (not in upstream).',
 	},
 	maxVcpus: {
 		env: 'LIBVIRT_MAX_CPU',
@@ -204,7 +205,7 @@ export const settings = {
 		type: vcpus,
 		default: '32',
 		description:
-			'The most virtual CPUs that a pod can get; one that asks for more gets as many, and an event. Not set and `LIBVIRT_CPU` larger: as `LIBVIRT_CPU` (not in upstream).',
+			'Maximum number of virtual CPUs of a pod VM (not in upstream). A pod that requests more gets the maximum and an event. Not set: the default, or `LIBVIRT_CPU` if that is larger.',
 	},
 	memoryMib: {
 		env: 'LIBVIRT_MEMORY',
@@ -212,7 +213,7 @@ export const settings = {
 		section: 'Pod VM size',
 		type: memory,
 		default: '8192',
-		description: 'Memory of a pod VM in MiB, for pods that ask for none.',
+		description: 'Memory of a pod VM in MiB if the pod requests none.',
 	},
 	minMemoryMib: {
 		env: 'LIBVIRT_MIN_MEMORY',
@@ -220,8 +221,8 @@ export const settings = {
 		type: memory,
 		default: '1024',
 		description:
-			'Not in upstream. The least memory of a pod VM in MiB: a pod may ask for less than its VM needs to boot. ' +
-			'Not set and `LIBVIRT_MEMORY` smaller than the default: as `LIBVIRT_MEMORY`.',
+			'Minimum memory of a pod VM in MiB (not in upstream). A pod may request less than its VM needs to boot. ' +
+			'Not set: the default, or `LIBVIRT_MEMORY` if that is smaller.',
 	},
 	maxMemoryMib: {
 		env: 'LIBVIRT_MAX_MEMORY',
@@ -229,7 +230,7 @@ export const settings = {
 		type: memory,
 		default: '65536',
 		description:
-			'The most memory in MiB that a pod can get; one that asks for more gets as much, and an event. Not set and `LIBVIRT_MEMORY` larger: as `LIBVIRT_MEMORY` (not in upstream).',
+			'Maximum memory of a pod VM in MiB (not in upstream). A pod that requests more gets the maximum and an event. Not set: the default, or `LIBVIRT_MEMORY` if that is larger.',
 	},
 	swiotlbMib: {
 		env: 'LIBVIRT_SWIOTLB_MEMORY',
@@ -237,7 +238,7 @@ export const settings = {
 		type: integer(0, 65_536, 'MiB'),
 		default: '512',
 		description:
-			"Not in upstream. Memory in MiB that a confidential VM gets on top of its pod's, and of `LIBVIRT_MAX_MEMORY`: its kernel keeps that much for its I/O. " +
+			'Extra memory of a confidential VM in MiB, not limited by `LIBVIRT_MAX_MEMORY` (not in upstream). The guest kernel reserves it for I/O. ' +
 			'The default fits images with the kernel parameter `swiotlb=262144` (slabs of 2 KiB).',
 	},
 	cpuset: {
@@ -247,7 +248,7 @@ export const settings = {
 		type: cpuset,
 		example: '0-7,^3',
 		description:
-			'CPUs of the KVM host to which pod VMs are pinned. A start is refused while one of them is missing or offline. Not set: all.',
+			'Pod VMs are pinned to these CPUs of the KVM host. A start is refused while one of them is missing or offline. Not set: all CPUs.',
 	},
 	rootDiskGib: {
 		env: 'LIBVIRT_ROOT_DISK_SIZE',
@@ -257,7 +258,7 @@ export const settings = {
 		type: integer(1, 65_536, 'GiB'),
 		default: '10',
 		description:
-			"Size of a pod VM's root disk in GiB. A larger base volume counts. `ROOT_VOLUME_SIZE`, which OpenShift's documentation writes, is another name of it.",
+			'Size of the root disk of a pod VM in GiB. If the base volume is larger, its size is used. `ROOT_VOLUME_SIZE` is an alias from the OpenShift documentation.',
 	},
 
 	initdata: {
@@ -267,8 +268,8 @@ export const settings = {
 		type: initdata,
 		example: 'H4sIAAAAAAACA0vMSc8vyizJyLVVKs5INDI1U+IqSy0qzszPs1Uy0DPUM1Diik5JLEmMBQAK8Z+aKQAAAA==',
 		description:
-			'Initdata of pods that bring none in their annotation `io.katacontainers.config.hypervisor.cc_init_data`: what `gzip -c initdata.toml | base64 -w0` prints, ' +
-			'or the TOML document itself. No place for secrets.',
+			'Default initdata for pods without the annotation `io.katacontainers.config.hypervisor.cc_init_data`: the output of `gzip -c initdata.toml | base64 -w0`, ' +
+			'or the TOML document itself. It must not contain secrets.',
 	},
 	enableScratchSpace: {
 		env: 'ENABLE_SCRATCH_SPACE',
@@ -277,7 +278,7 @@ export const settings = {
 		type: boolean,
 		default: 'false',
 		description:
-			'Pod VMs keep container images in encrypted scratch space. They make it, where their image can, in the part of the root disk that the image does not fill: ' +
+			'Pod VMs store container images in encrypted scratch space, if the pod VM image supports it. The scratch space uses the part of the root disk after the image: ' +
 			'set `LIBVIRT_ROOT_DISK_SIZE` larger than the image.',
 	},
 
@@ -287,7 +288,7 @@ export const settings = {
 		section: 'Sockets and timeouts',
 		type: absolutePath(maxSocketPathBytes),
 		default: '/run/peerpod/hypervisor.sock',
-		description: "Unix socket on which kata's remote hypervisor API is served.",
+		description: 'Unix socket of the kata remote hypervisor API.',
 	},
 	podsDir: {
 		env: 'PODS_DIR',
@@ -295,7 +296,7 @@ export const settings = {
 		section: 'Sockets and timeouts',
 		type: absolutePath(maxSocketPathBytes - agentSocketSuffixBytes),
 		default: '/run/peerpod/pods',
-		description: "Directory of the sandboxes' records and agent sockets.",
+		description: 'Directory for sandbox records and agent sockets.',
 	},
 	forwarderPort: {
 		env: 'FORWARDER_PORT',
@@ -312,14 +313,14 @@ export const settings = {
 		type: duration,
 		default: '5m',
 		description:
-			'How long a VM that was started may take until its forwarder answers. `START_TIMEOUT`, which is shorter by default, bounds it.',
+			'Time limit from the start of a VM to the first answer of its forwarder. `START_TIMEOUT` also applies and is shorter by default.',
 	},
 	startTimeoutMs: {
 		env: 'START_TIMEOUT',
 		section: 'Sockets and timeouts',
 		type: duration,
 		default: '210s',
-		description: 'Not in upstream. How long a whole StartVM may take; kubelet gives up after about four minutes.',
+		description: 'Time limit of a StartVM call (not in upstream). The kubelet gives up after about four minutes.',
 	},
 	maxConcurrentStarts: {
 		env: 'MAX_CONCURRENT_STARTS',
@@ -327,15 +328,14 @@ export const settings = {
 		type: integer(1, 1000),
 		default: '10',
 		description:
-			'Starts of pod VMs at a time, each until its VM answers or has run for 30 s; others wait within their `START_TIMEOUT`, and namespaces take turns (not in upstream).',
+			'Maximum number of concurrent starts of pod VMs (not in upstream). A start counts until its VM answers or has run for 30 s. Further starts wait within their `START_TIMEOUT`; namespaces take turns.',
 	},
 	orphanGraceMs: {
 		env: 'ORPHAN_GRACE',
 		section: 'Sockets and timeouts',
 		type: duration,
 		default: '2m',
-		description:
-			'How long a VM of this node may be without a known sandbox before it is removed (not in upstream).',
+		description: 'A VM of this node without a known sandbox is removed after this time (not in upstream).',
 	},
 	probePort: {
 		env: 'PROBE_PORT',
@@ -343,7 +343,7 @@ export const settings = {
 		type: port,
 		example: '8000',
 		description:
-			'TCP port on 127.0.0.1 of `/startup` and `/healthz`. Not set: 8000 in a pod, none elsewhere. A port that is taken is tried again, and fails nothing.',
+			'TCP port on 127.0.0.1 for `/startup` and `/healthz`. Not set: 8000 in a pod, otherwise none. If the port is in use, the daemon runs and retries.',
 	},
 
 	caCertFile: {
@@ -353,8 +353,8 @@ export const settings = {
 		type: absolutePath(),
 		example: '/etc/certificates/ca.crt',
 		description:
-			'CA certificate of forwarders whose image carries its own certificate. Set all of `CACERT_FILE`, `CERT_FILE` and `CERT_KEY`, or none; ' +
-			'with none, every VM gets a certificate of its own.',
+			'CA certificate for forwarders whose certificate is part of the pod VM image. Set all of `CACERT_FILE`, `CERT_FILE` and `CERT_KEY`, or none. ' +
+			'With none, the adaptor issues a certificate for each VM.',
 	},
 	certFile: {
 		env: 'CERT_FILE',
@@ -362,7 +362,7 @@ export const settings = {
 		section: 'TLS to the pod VM',
 		type: absolutePath(),
 		example: '/etc/certificates/client.crt',
-		description: 'Client certificate for `CACERT_FILE`.',
+		description: 'Client certificate to use with `CACERT_FILE`.',
 	},
 	certKeyFile: {
 		env: 'CERT_KEY',
@@ -370,7 +370,7 @@ export const settings = {
 		section: 'TLS to the pod VM',
 		type: absolutePath(),
 		example: '/etc/certificates/client.key',
-		description: "File of the client certificate's private key.",
+		description: 'Private key file of the client certificate.',
 	},
 	tlsSkipVerify: {
 		env: 'TLS_SKIP_VERIFY',
@@ -378,7 +378,7 @@ export const settings = {
 		section: 'TLS to the pod VM',
 		type: boolean,
 		default: 'false',
-		description: 'Accept any certificate of a pod VM. For tests only.',
+		description: 'Accepts any certificate from a pod VM. For tests only.',
 	},
 	tlsMinVersion: {
 		env: 'TLS_MIN_VERSION',
@@ -386,7 +386,8 @@ export const settings = {
 		section: 'TLS to the pod VM',
 		type: tlsMinVersion,
 		example: 'VersionTLS12',
-		description: 'Oldest TLS version between worker node and pod VM. It reaches a VM when the VM is made.',
+		description:
+			'Minimum TLS version between worker node and pod VM. A change applies to VMs that are created afterwards.',
 	},
 	tlsCipherSuites: {
 		env: 'TLS_CIPHER_SUITES',
@@ -395,7 +396,7 @@ export const settings = {
 		type: cipherSuites,
 		example: 'TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256',
 		description:
-			'Cipher suites between worker node and pod VM. Not with `TLS_MIN_VERSION=VersionTLS13`, whose suites are fixed.',
+			'Cipher suites between worker node and pod VM. Not allowed with `TLS_MIN_VERSION=VersionTLS13`, whose suites are fixed.',
 	},
 
 	tunnelType: {
@@ -404,7 +405,7 @@ export const settings = {
 		section: 'Pod network',
 		type: oneOf('vxlan'),
 		default: 'vxlan',
-		description: "Tunnel between the pod's network namespace and its VM.",
+		description: 'Type of the tunnel between the network namespace of a pod and its VM.',
 	},
 	vxlanPort: {
 		env: 'VXLAN_PORT',
@@ -413,7 +414,7 @@ export const settings = {
 		type: port,
 		default: '4789',
 		description:
-			"UDP port of the tunnels. Must be another than that of the cluster's own VXLAN; OpenShift's samples use 9000.",
+			'UDP port of the tunnels. It must differ from the VXLAN port of the cluster network. The OpenShift samples use 9000.',
 	},
 	vxlanMinId: {
 		env: 'VXLAN_MIN_ID',
@@ -421,7 +422,7 @@ export const settings = {
 		section: 'Pod network',
 		type: integer(1, 16_777_215),
 		default: '555000',
-		description: 'Lowest VXLAN network identifier. As a variable it is ours.',
+		description: 'Lowest VXLAN network identifier. Upstream only has the flag.',
 	},
 	hostInterface: {
 		env: 'HOST_INTERFACE',
@@ -430,7 +431,7 @@ export const settings = {
 		type: interfaceName,
 		example: 'enc1',
 		description:
-			"The worker's interface towards the pod VMs. Not set: the one that the kernel would use towards the subnet of `LIBVIRT_NET`. As a variable it is ours.",
+			'Interface of the worker node towards the pod VMs. Not set: the interface on the route to the subnet of `LIBVIRT_NET`. Upstream only has the flag.',
 	},
 	externalNetworkViaPodVm: {
 		env: 'EXTERNAL_NETWORK_VIA_PODVM',
@@ -438,7 +439,7 @@ export const settings = {
 		section: 'Pod network',
 		type: boolean,
 		default: 'false',
-		description: "External traffic leaves through the pod VM's own network instead of the tunnel.",
+		description: 'External traffic leaves through the network of the pod VM instead of the tunnel.',
 	},
 	podSubnetCidrs: {
 		env: 'POD_SUBNET_CIDRS',
@@ -446,7 +447,7 @@ export const settings = {
 		section: 'Pod network',
 		type: listOf(ipv4Prefix, 'IPv4 prefixes'),
 		example: '10.128.0.0/14,172.30.0.0/16',
-		description: "The cluster's own subnets, which stay in the tunnel with `EXTERNAL_NETWORK_VIA_PODVM`.",
+		description: 'Subnets of the cluster. Their traffic stays in the tunnel with `EXTERNAL_NETWORK_VIA_PODVM`.',
 	},
 
 	nodeName: {
@@ -455,7 +456,7 @@ export const settings = {
 		type: identifier,
 		defaultIs: 'the host name',
 		example: 'worker-0.example.com',
-		description: 'Name of this node, from the downward API. Written to each VM: see `CLUSTER_ID`.',
+		description: 'Name of this node, from the downward API. Each VM carries it: see `CLUSTER_ID`.',
 	},
 	limitPerNode: {
 		env: 'PEERPODS_LIMIT_PER_NODE',
@@ -464,15 +465,15 @@ export const settings = {
 		type: integer(-1, 100_000),
 		example: '10',
 		description:
-			'Pod VMs at a time on this node; CreateVM beyond it is refused. In a cluster it is advertised to the scheduler, and a limit in the ' +
-			"operator's PeerPodConfig counts instead. Not set: 10 are advertised and more are not refused. Negative: no limit, nothing is advertised.",
+			'Maximum number of pod VMs on this node. Further CreateVM calls are refused. In a cluster, it is advertised to the scheduler, and a limit in the ' +
+			'PeerPodConfig of the operator takes precedence. Not set: 10 are advertised and no call is refused. Negative: no limit, nothing is advertised.',
 	},
 	enforceLimit: {
 		env: 'ENFORCE_PEERPODS_LIMIT',
 		section: 'Kubernetes',
 		type: boolean,
 		default: 'true',
-		description: 'Not in upstream. `false`: `PEERPODS_LIMIT_PER_NODE` is left to the scheduler.',
+		description: '`false`: only the scheduler applies `PEERPODS_LIMIT_PER_NODE` (not in upstream).',
 	},
 	podUid: {
 		env: 'POD_UID',
@@ -480,7 +481,7 @@ export const settings = {
 		type: identifier,
 		example: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11',
 		description:
-			"UID of the adaptor's own pod, from the downward API. Noted at the node as the one that advertises its capacity for pod VMs.",
+			'UID of the pod of the adaptor, from the downward API. An annotation of the node names it as the owner of the advertised capacity.',
 	},
 	daemonSet: {
 		env: 'DAEMONSET_NAME',
@@ -488,7 +489,7 @@ export const settings = {
 		type: identifier,
 		default: 'osc-caa-ds',
 		description:
-			"Not in upstream. The DaemonSet of the adaptor, in its own namespace. When it is gone the node's capacity for pod VMs goes with the daemon.",
+			'DaemonSet of the adaptor, in the namespace of its pod (not in upstream). If it is deleted, the daemon also removes the advertised capacity of the node when it stops.',
 	},
 
 	logLevel: {
@@ -496,25 +497,25 @@ export const settings = {
 		section: 'Logging',
 		type: oneOf('trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'),
 		default: 'info',
-		description: 'Not in upstream. The least important lines that are written.',
+		description: 'Minimum level of log lines (not in upstream).',
 	},
 	logFormat: {
 		env: 'LOG_FORMAT',
 		section: 'Logging',
 		type: oneOf('json', 'pretty'),
 		default: 'json',
-		description: 'Not in upstream. One JSON object a line, or lines for a reader.',
+		description: '`json`: one JSON object per line. `pretty`: readable lines (not in upstream).',
 	},
 } as const satisfies SettingsTable;
 
-/** Known names that change nothing (yet): manifests that set them work, and the operator is told. */
+/** Known names without effect: manifests that set them work, and the log has a warning. */
 export interface InertSetting {
 	readonly env: string;
 	readonly flag?: string;
 	readonly isSwitch?: true;
-	/** Values under which the setting asks for nothing, so nothing needs saying. */
+	/** Values that need no warning. */
 	readonly silentFor?: readonly string[];
-	/** Why it has no effect, and what to do instead. */
+	/** Why the setting has no effect, and what to do instead. */
 	readonly reason: string;
 }
 
@@ -522,14 +523,14 @@ export const inertSettings: readonly InertSetting[] = [
 	{
 		env: 'LIBVIRT_DIR_NAME',
 		flag: 'data-dir',
-		reason: 'volumes are found through the storage pool (LIBVIRT_POOL), which knows its own directory',
+		reason: 'the storage pool (LIBVIRT_POOL) defines the directory of volumes',
 	},
 	{env: 'LIBVIRT_EFI_FIRMWARE', flag: 'firmware', reason: 's390x has no EFI firmware'},
-	{env: 'PAUSE_IMAGE', flag: 'pause-image', reason: 'the pod VM image brings its own pause container'},
+	{env: 'PAUSE_IMAGE', flag: 'pause-image', reason: 'the pod VM image contains a pause container'},
 	{
 		env: 'RUNTIMECLASS_NAME',
 		silentFor: ['kata-remote'],
-		reason: 'the startup probe tells of this daemon, not of the pods that it runs',
+		reason: 'the startup probe only depends on the daemon, not on its pods',
 	},
 	{env: 'PEER_PODS_DIR', reason: 'an old name: set PODS_DIR'},
 	{
@@ -537,6 +538,6 @@ export const inertSettings: readonly InertSetting[] = [
 		flag: 'secure-comms',
 		isSwitch: true,
 		silentFor: ['false'],
-		reason: "not supported: the agent's traffic goes over mutual TLS",
+		reason: 'not supported: agent traffic uses mutual TLS',
 	},
 ];

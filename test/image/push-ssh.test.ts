@@ -36,7 +36,7 @@ test('an image is pushed over ssh, byte by byte; one that is stopped, or loses i
 
 	const first = await run(t, env, 'push', '-create-pool', image);
 	t.is(first.code, 0, first.err);
-	t.regex(first.out, /podvm-base\.qcow2 points to it now/v);
+	t.regex(first.out, /podvm-base\.qcow2 now points to it/v);
 	const files = (await readdir(directory)).sort();
 	t.is(files.length, 2);
 	t.true((await readFile(`${directory}/${files[0] ?? ''}`)).equals(content));

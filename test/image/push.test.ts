@@ -597,7 +597,10 @@ test('kill -9 in the middle of a push: the next one removes what is left, and su
 	await first.finished;
 	const [half = ''] = await pool.files();
 	t.regex(half, /^podvm-base-.*Z\.qcow2$/v);
-	t.regex((await run(t, environmentFor(pool), 'list')).out, /its push was cut off[^]*There is no podvm-base\.qcow2/v);
+	t.regex(
+		(await run(t, environmentFor(pool), 'list')).out,
+		/incomplete, push interrupted[^]*podvm-base\.qcow2 does not exist/v,
+	);
 
 	// A second apart, so that the names are others.
 	const second = await run(
@@ -606,14 +609,14 @@ test('kill -9 in the middle of a push: the next one removes what is left, and su
 		'push',
 	);
 	t.is(second.code, 0, second.err);
-	t.true(second.out.includes(`Removed ${half}, whose push was cut off`), second.out);
+	t.true(second.out.includes(`Removed ${half}, left by an interrupted push`), second.out);
 	const files = await pool.files();
 	t.is(files.length, 2);
 	t.false(files.includes(half));
 	t.true((await pool.read(files.find(file => file !== name) ?? '')).equals(image.content));
 	t.regex(
 		(await run(t, environmentFor(pool), 'list')).out,
-		/^\* +podvm-base-.*\n\* is what podvm-base\.qcow2 points to\n$/mv,
+		/^\* +podvm-base-.*\n\* podvm-base\.qcow2 points to this image\n$/mv,
 	);
 });
 
@@ -627,7 +630,7 @@ test('Ctrl-C in the middle of a push leaves nothing', async t => {
 	pushing.child.kill('SIGINT');
 	const {code, err} = await pushing.finished;
 	t.is(code, 130);
-	t.regex(err, /^Stopping, and removing what was begun$/mv);
+	t.regex(err, /^Stopping, and removing the incomplete volume$/mv);
 	t.deepEqual(await pool.files(), []);
 });
 
@@ -779,7 +782,7 @@ test("in a cluster the config map gets the version's name, and the volume of the
 	const {code, out, err} = await inCluster();
 	t.is(code, 0, err);
 	const volume = (await pool.files()).find(file => file !== name && file !== first.volume) ?? '';
-	t.true(out.includes('are set to it'), out);
+	t.true(out.includes('are set to this volume'), out);
 	t.regex(out, /Warning: the operator restarts the daemon/v);
 	t.like(api.find('configmaps', 'peer-pods-cm', api.namespace), {
 		data: {LIBVIRT_POOL: pool.name, LIBVIRT_VOL_NAME: volume, LIBVIRT_IMAGE_ID: volume},
@@ -803,7 +806,7 @@ test('the command says what is wrong with what it is given, and exits with 1 or 
 	const directory = await directoryOf(t);
 	await writeFile(`${directory}/notes.raw`, 'not an image');
 	for (const [words, code, message] of [
-		[['push'], 2, /nothing to push.*PODVM_IMAGE_URI/v],
+		[['push'], 2, /No image to push.*PODVM_IMAGE_URI/v],
 		[['push', `${directory}/none.qcow2`], 1, /Could not read the image.*none\.qcow2/v],
 		[['push', `${directory}/notes.raw`], 2, /whole number of sectors/v],
 		[['push', 'Not/A/Reference'], 2, /oci::REPOSITORY/v],
