@@ -77,7 +77,7 @@ test.serial('where all is well, all is well but that guests are emulated', async
 		found.stdout,
 	);
 	t.is(found.code, 0);
-	t.regex(found.of('ssh')?.text ?? '', /^root@192\.168\.122\.1 port 22 .*host key verified/);
+	t.regex(found.of('ssh')?.text ?? '', /^root@192\.168\.122\.1 port 22: login ok .*host key verified/);
 	t.regex(found.of('base-volume')?.text ?? '', /^podvm-base\.qcow2, qcow2 of /);
 	t.is(found.of('route')?.text, '192.168.122.0/24 through eth0, directly');
 	t.deepEqual(await lab.inventory(), before);
