@@ -814,7 +814,11 @@ test('the command says what is wrong with what it is given, and exits with 1 or 
 		[['rm', 'none'], 1, /no such image.*image list/v],
 		[['prune', '-keep', '0'], 2, /-keep is "0"; expected a whole number from 1/v],
 		[['list', '-pool-name', 'none'], 1, /virsh pool-list/v],
-		[['push', '-pool-name', 'none', image.path], 1, /the storage pool does not exist \(pool "none"\).*-create-pool/v],
+		[
+			['push', '-pool-name', 'none', image.path],
+			1,
+			/the storage pool does not exist \(pool "none"\).*-create-pool/v,
+		],
 	] as const) {
 		const {code: found, err} = await run(t, env, ...words);
 		t.is(found, code, err);
