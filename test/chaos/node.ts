@@ -28,7 +28,7 @@ const readyTimeoutMs = 120_000;
 const deafLimitMs = 30_000;
 
 /** Said once: its own look around would take the calls and programs that faults are meant for. */
-const lookedAround = /"msg":"checks (?:passed|done)"/;
+const lookedAround = /"msg":"checks (?:passed|found failures)"/;
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
 const apiWay = fileURLToPath(new URL('api-way.ts', import.meta.url));
@@ -154,7 +154,7 @@ export class ChaosNode implements AsyncDisposable {
 		const begin = async (settings: Settings): Promise<Service> =>
 			startDaemon(directory, world, host, settings, {...cluster, ...environment});
 		const daemon = await begin(settings);
-		await daemon.line(lookedAround, signal);
+		await daemon.line(lookedAround, AbortSignal.timeout(readyTimeoutMs));
 		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, begin, settings, daemon);
 	}
 
@@ -297,7 +297,7 @@ export class ChaosNode implements AsyncDisposable {
 		this.settings = settings;
 		this.restart('SIGTERM');
 		await this.settled();
-		await this.line(lookedAround, signal);
+		await this.line(lookedAround, AbortSignal.timeout(readyTimeoutMs));
 	}
 
 	/** If they are not as usual. */

@@ -136,7 +136,8 @@ async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Pr
 			})
 			.sort();
 	return {
-		tunnels: all(/^(\S+) \d+: ([^:@]+)/),
+		// The daemon's checks make one for a moment, to see whether the port is free.
+		tunnels: all(/^(\S+) \d+: (?!caa-probe\b)([^:@]+)/),
 		redirections: all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/),
 		bound: (set.match(/\b(?:\d+\.){3}\d+\b/g) ?? []).sort(),
 	};
