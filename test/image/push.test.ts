@@ -669,7 +669,7 @@ test('a qcow2 file that was cut off on its way here is refused, and the name sta
 	await writeFile(cut, image.content.subarray(0, image.content.length / 2));
 	const {code, err} = await run(t, environmentFor(pool), 'push', cut);
 	t.is(code, 2);
-	t.regex(err, /names? what lies behind its end: it is cut off or damaged/v);
+	t.regex(err, /names? what lies behind its end: it is truncated or damaged/v);
 	t.deepEqual(await pool.files(), [good.volume, name]);
 });
 
@@ -813,7 +813,11 @@ test('the command says what is wrong with what it is given, and exits with 1 or 
 		[['rm', 'none'], 1, /no such image.*image list/v],
 		[['prune', '-keep', '0'], 2, /-keep is "0"; expected a whole number from 1/v],
 		[['list', '-pool-name', 'none'], 1, /virsh pool-list/v],
-		[['push', '-pool-name', 'none', image.path], 1, /no such storage pool \(pool "none"\).*-create-pool/v],
+		[
+			['push', '-pool-name', 'none', image.path],
+			1,
+			/the storage pool does not exist \(pool "none"\).*-create-pool/v,
+		],
 	] as const) {
 		const {code: found, err} = await run(t, env, ...words);
 		t.is(found, code, err);

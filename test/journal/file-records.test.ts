@@ -190,6 +190,6 @@ test('a record that a later program wrote stays where it is, and is reported wit
 	);
 	const error = await t.throwsAsync(records.read('a'), {instanceOf: AdaptorError});
 	t.like(error, {code: 'failed-precondition', where: {sandboxId: 'a'}});
-	t.regex(error.remedy ?? '', /version again that wrote it/);
+	t.regex(error.remedy ?? '', /later version until/);
 	t.deepEqual(await readdir(join(podsDir, 'a')), ['sandbox.json']);
 });

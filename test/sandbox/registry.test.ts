@@ -856,6 +856,12 @@ test('a pod that gets less than it asked for is told so by an event, and by no e
 	await registry.create(pod('b', 'db'), never);
 	t.deepEqual(
 		cluster.events.map(({reason, message, pod: {name}}) => [name, reason, message]),
-		[['web', 'PodVMSizeLimited', "The pod's VM has 8192 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)"]],
+		[
+			[
+				'web',
+				'PodVMSizeLimited',
+				'The VM of the pod has 8192 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)',
+			],
+		],
 	);
 });

@@ -277,7 +277,7 @@ for (const step of ['relays.open', 'networks.attach', 'records.write'] as const)
 		const after = await before.restart(options);
 		await called;
 		t.deepEqual(await after.left(), []);
-		await t.throwsAsync(after.registry.start('a', never), {message: /cut off when the daemon ended/});
+		await t.throwsAsync(after.registry.start('a', never), {message: /the daemon ended during its/});
 		await after.registry.stop('a', never);
 	});
 }
@@ -549,13 +549,13 @@ test('a node that is full refuses further sandboxes, and takes them again when o
 	await registry.create(pod('a'), never);
 	await registry.create(pod('b', 'db'), never);
 	const error = await t.throwsAsync<AdaptorError>(registry.create(pod('c', 'cache'), never), {
-		message: /as many pod VMs as it may have/,
+		message: /reached its limit of pod VMs/,
 	});
 	t.is(error.code, 'resource-exhausted');
 	t.regex(error.message, /PEERPODS_LIMIT_PER_NODE/);
 	await registry.stop('a', never);
 	await registry.create(pod('c', 'cache'), never);
-	await t.throwsAsync(registry.create(pod('d', 'queue'), never), {message: /as many pod VMs as it may have/});
+	await t.throwsAsync(registry.create(pod('d', 'queue'), never), {message: /reached its limit of pod VMs/});
 	limit = 3;
 	await registry.create(pod('d', 'queue'), never);
 });
@@ -581,7 +581,7 @@ test('no more starts run at a time than may; who waits can be stopped', async t 
 	const ids = ['a', 'b', 'c', 'd', 'e'];
 	await Promise.all(ids.map(async id => registry.create(pod(id, id), never)));
 	const starts = ids.slice(0, 4).map(async id => registry.start(id, never));
-	const waiting = t.throwsAsync(registry.start('e', never), {message: /Could not get a turn to start: .*stopped/});
+	const waiting = t.throwsAsync(registry.start('e', never), {message: /Could not get a start permit: .*stopped/});
 	await new Promise(resolve => {
 		setImmediate(resolve);
 	});
