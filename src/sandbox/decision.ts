@@ -16,8 +16,8 @@
  * The pod is gone: remove, in every state. A VM without a sandbox: remove after the grace period. A VM that another
  * PODS_DIR answers for: leave alone.
  *
- * In the happy case, a daemon starts and finds the record of a running sandbox. It is not in hand and its pod exists, so
- * it is resumed. From then on it is in hand and served. The decision is repeated every minute, with the same result
+ * In the happy case, a daemon starts and finds the record of a running sandbox. It is not in hand and its pod exists,
+ * so it is resumed. From then on it is in hand and served. The decision is repeated every minute, with the same result
  * until the pod is gone.
  */
 import type {Presence, VmOwnership} from './ports.ts';

@@ -11,7 +11,9 @@ export function instanceName(podName: string, id: SandboxId): string {
 	return `podvm-${label(podName).slice(0, 63 - 'podvm--'.length - suffix.length)}-${suffix}`;
 }
 
-/** Whether this can be the VM of the sandbox. It is not unique: ids of other sandboxes may have the same first digits. */
+/**
+ * Whether this can be the VM of the sandbox. It is not unique: ids of other sandboxes may have the same first digits.
+ */
 export function isInstanceNameOf(name: string, id: SandboxId): boolean {
 	return /^podvm-[a-z\d-]{1,57}$/.test(name) && name.endsWith(`-${suffixOf(id)}`);
 }

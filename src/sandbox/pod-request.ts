@@ -46,7 +46,9 @@ export interface SizePolicy {
 
 /** A valid initdata document for the VM. */
 export interface Initdata {
-	/** As the VM reads it. Not secret, since it comes from an annotation or the configuration, but too long for the log. */
+	/**
+	 * As the VM reads it. Not secret, since it comes from an annotation or the configuration, but too long for the log.
+	 */
 	readonly content: string;
 	/** Digest of the document, as attestation measures it: `<algorithm>:<hexadecimal>`. */
 	readonly digest: string;

@@ -112,8 +112,9 @@ export interface PodNeighbor {
 /** The network namespace and the tunnel of a pod. */
 export interface PodNetworks {
 	/**
-	 * Reads the netns of the pod and reserves a VNI in it. On failure, nothing stays reserved. A namespace is identified
-	 * by device and inode, not by path. A second sandbox in the same namespace is refused ('already-exists').
+	 * Reads the netns of the pod and reserves a VNI in it. On failure, nothing stays reserved. A namespace is
+	 * identified by device and inode, not by path. A second sandbox in the same namespace is refused
+	 * ('already-exists').
 	 */
 	reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork>;
 	/**
@@ -141,15 +142,15 @@ export interface PodNetworks {
 	 */
 	adopt(sandboxId: SandboxId, network: PodNetwork): void;
 	/**
-	 * Disconnects the pod from its VM and keeps the VNI reserved, because a VM that could not be removed may still send.
-	 * Succeeds if there is no tunnel or the netns is gone.
+	 * Disconnects the pod from its VM and keeps the VNI reserved, because a VM that could not be removed may still
+	 * send. Succeeds if there is no tunnel or the netns is gone.
 	 */
 	detach(network: PodNetwork, signal: AbortSignal): Promise<void>;
 	/** Removes tunnel, redirection and reservation. Succeeds if they, or the netns, are already gone. */
 	release(network: PodNetwork, signal: AbortSignal): Promise<void>;
 	/**
-	 * Removes the host-side state of a tunnel that is known only by its VNI; the rest is deleted with the netns. Does not
-	 * touch known tunnels.
+	 * Removes the host-side state of a tunnel that is known only by its VNI; the rest is deleted with the netns. Does
+	 * not touch known tunnels.
 	 */
 	releaseByVni(vni: number, signal: AbortSignal): Promise<void>;
 }
@@ -164,8 +165,8 @@ export interface GuestFile {
 export interface PodVmSpec {
 	readonly sandboxId: SandboxId;
 	/**
-	 * `podvm-<pod>-<first 8 of the sandbox id>`, at most 63 characters of `[a-z0-9-]`. It is the name, the host name and
-	 * the TLS name of the VM.
+	 * `podvm-<pod>-<first 8 of the sandbox id>`, at most 63 characters of `[a-z0-9-]`. It is the name, the host name
+	 * and the TLS name of the VM.
 	 */
 	readonly instanceName: string;
 	readonly pod: PodIdentity;
@@ -211,8 +212,8 @@ export interface PodVms {
 	 */
 	consoleTail(vm: PodVm): readonly string[];
 	/**
-	 * Resolves when the VM has ended or was deleted, with the cause ('aborted'). Survives interruptions of the connection
-	 * to the hypervisor. Only rejects with the reason of the signal.
+	 * Resolves when the VM has ended or was deleted, with the cause ('aborted'). Survives interruptions of the
+	 * connection to the hypervisor. Only rejects with the reason of the signal.
 	 */
 	ended(vm: PodVm, signal: AbortSignal): Promise<PodVmEndedError>;
 	/**
@@ -256,9 +257,9 @@ export interface AgentRelays {
 	/** Issues a server certificate for one VM, and the TLS policy for its clients. */
 	issue(instanceName: string, signal: AbortSignal): Promise<ForwarderTls>;
 	/**
-	 * Dials the addresses as they arrive, retries each until the forwarder listens, and uses the first that TLS verifies
-	 * as the VM. Then serves `socketPath`. Rejects if `addresses` throws (the VM ended) or the signal aborts; then nothing
-	 * is left.
+	 * Dials the addresses as they arrive, retries each until the forwarder listens, and uses the first that TLS
+	 * verifies as the VM. Then serves `socketPath`. Rejects if `addresses` throws (the VM ended) or the signal aborts;
+	 * then nothing is left.
 	 */
 	open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay>;
 	/**
@@ -324,8 +325,8 @@ export interface Cluster {
 	/** Unregisters a VM that is gone, in the background. Other VMs of the same pod stay registered. */
 	unregisterVm(vm: RegisteredVm): void;
 	/**
-	 * Whether the pod with this UID still exists; another pod with the same name does not count. `unknown` without an API
-	 * server, if it does not answer in time, and for static pods. Only rejects with the reason of the signal.
+	 * Whether the pod with this UID still exists; another pod with the same name does not count. `unknown` without an
+	 * API server, if it does not answer in time, and for static pods. Only rejects with the reason of the signal.
 	 */
 	podPresence(vm: RegisteredVm, signal: AbortSignal): Promise<Presence>;
 	/**

@@ -1,7 +1,7 @@
 /**
  * Compares what should exist with what does, and repairs the difference. A round runs when the daemon starts, when the
- * connection to libvirt is restored, when a VM, a predecessor or a successor ends, and every minute. This file makes the
- * observations and carries out what decision.ts decides. Each round:
+ * connection to libvirt is restored, when a VM, a predecessor or a successor ends, and every minute. This file makes
+ * the observations and carries out what decision.ts decides. Each round:
  *
  *   1. read the records and the sandboxes of this daemon; resume or roll back those that do not depend on the KVM host
  *   2. list the VMs, with a time limit: an unreachable host does not delay the other steps
@@ -165,8 +165,8 @@ export class Reconciler {
 	}
 
 	/**
-	 * Adopts records that are new to this daemon: those of an earlier run, and those that a predecessor wrote after this
-	 * daemon started.
+	 * Adopts records that are new to this daemon: those of an earlier run, and those that a predecessor wrote after
+	 * this daemon started.
 	 */
 	async #adoptRecords(): Promise<void> {
 		const {records} = this.#context;

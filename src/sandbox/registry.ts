@@ -53,8 +53,8 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * Recovers the sandboxes of an earlier run of the daemon, then reconciles. Resolves when all of them are known. Calls
-	 * are accepted from then on; a call waits until its sandbox is in hand or removed.
+	 * Recovers the sandboxes of an earlier run of the daemon, then reconciles. Resolves when all of them are known.
+	 * Calls are accepted from then on; a call waits until its sandbox is in hand or removed.
 	 * @param others resolves when the other running daemons are known; nothing is rolled back or removed before
 	 */
 	async recover(others: Promise<OtherDaemons>): Promise<void> {
@@ -210,8 +210,8 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * The kubelet gives up on a start after some minutes, and creates a new sandbox for the same pod. Then the older one
-	 * is useless.
+	 * The kubelet gives up on a start after some minutes, and creates a new sandbox for the same pod. Then the older
+	 * one is useless.
 	 */
 	#stopOlderOf(newer: Sandbox): void {
 		for (const older of this.#sandboxes.values()) {

@@ -136,7 +136,8 @@ export class RemovalRetries {
 	}
 
 	/**
-	 * Starts no further attempt: the sandbox is gone, or the daemon stops. Resolves when no attempt runs; never rejects.
+	 * Starts no further attempt: the sandbox is gone, or the daemon stops. Resolves when no attempt runs; never
+	 * rejects.
 	 */
 	async end(): Promise<void> {
 		this.#over.abort();

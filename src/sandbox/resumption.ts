@@ -1,6 +1,6 @@
 /**
- * Resumes sandboxes of an earlier run of the daemon: back to the states 'created' and 'running'. Decides nothing, undoes
- * nothing and writes no state. After an error the caller may retry; only a `PodVmEndedError` is final.
+ * Resumes sandboxes of an earlier run of the daemon: back to the states 'created' and 'running'. Decides nothing,
+ * undoes nothing and writes no state. After an error the caller may retry; only a `PodVmEndedError` is final.
  */
 import {Scope} from '../core/lifetime.ts';
 import type {StateOf} from './admission.ts';

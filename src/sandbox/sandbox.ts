@@ -1,8 +1,8 @@
 /**
  * One sandbox: its state, and the order of creation and removal. The shim calls `create`, `start` and `stop`;
- * reconcile.ts calls `resume`, `rollBack`, `end` and `letGo`. admission.ts decides which action is allowed; the ports do
- * the work. Does not know other sandboxes. Its tasks run one at a time: they use the key of the sandbox in the mutex of
- * the context.
+ * reconcile.ts calls `resume`, `rollBack`, `end` and `letGo`. admission.ts decides which action is allowed; the ports
+ * do the work. Does not know other sandboxes. Its tasks run one at a time: they use the key of the sandbox in the mutex
+ * of the context.
  */
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
@@ -34,8 +34,8 @@ import {Stages} from './stages.ts';
 import {PodVmEndedError} from './vm-ended.ts';
 
 /**
- * The caller of a start that timed out waits at most this long for the roll-back, because its own time limit is not much
- * longer than START_TIMEOUT.
+ * The caller of a start that timed out waits at most this long for the roll-back, because its own time limit is not
+ * much longer than START_TIMEOUT.
  */
 const rollBackPatienceMs = 5000;
 
@@ -149,8 +149,9 @@ export class Sandbox {
 
 	/**
 	 * Resolves when the agent can be reached. On failure or abort, everything is rolled back first; if that takes long,
-	 * it continues after the caller is answered. The sandbox stays as failed. A start waits for another start, and until
-	 * a sandbox of an earlier run is in hand. This counts towards its time limit; an abort during it changes nothing.
+	 * it continues after the caller is answered. The sandbox stays as failed. A start waits for another start, and
+	 * until a sandbox of an earlier run is in hand. This counts towards its time limit; an abort during it changes
+	 * nothing.
 	 */
 	async start(signal: AbortSignal): Promise<void> {
 		using scope = new Scope(signal).deadline(
@@ -210,8 +211,8 @@ export class Sandbox {
 
 	/**
 	 * Ends running work and removes everything. Resolves when that is done. The removal does not depend on the caller:
-	 * after a failure, it is retried in the background until it succeeds. The first failure is thrown, unless only files
-	 * in PODS_DIR are left.
+	 * after a failure, it is retried in the background until it succeeds. The first failure is thrown, unless only
+	 * files in PODS_DIR are left.
 	 * @param why the error text for the caller of a start that this ends
 	 */
 	async stop(why = 'The sandbox was stopped while it was being started'): Promise<void> {
@@ -257,8 +258,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * Resumes a sandbox of an earlier run in the background. Retries until it succeeds, or until the VM has ended, which
-	 * is reported to the owner. Does nothing if that is in progress or done.
+	 * Resumes a sandbox of an earlier run in the background. Retries until it succeeds, or until the VM has ended,
+	 * which is reported to the owner. Does nothing if that is in progress or done.
 	 * @param hasPredecessor a predecessor may be starting it
 	 */
 	resume(hasPredecessor: boolean): void {

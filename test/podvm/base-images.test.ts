@@ -107,7 +107,7 @@ const refusals: ReadonlyArray<readonly [claim: string, why: RegExp, make: Make]>
 	],
 	[
 		'another image in it',
-		/no boot record for s390x \(in it is another qcow2 image\)/,
+		/no boot record for s390x \(it contains another qcow2 image\)/,
 		async () => qcow2Of(await qcow2Of(bootRecord, gib), 4n * gib),
 	],
 	['a raw disk of zeros', /the upload is missing/, async () => Buffer.alloc(1024 * 1024)],
@@ -179,7 +179,7 @@ for (const [claim, own, more] of overlays) {
 		const chosen = podVmsOn(calls, pool, {cluster, log});
 		const error = await t.throwsAsync(chosen.start(specOf({image: 'overlay'}), never), {
 			instanceOf: AdaptorError,
-			message: /reads through to another file.*LIBVIRT_VOL_NAME/,
+			message: /it has a backing file.*LIBVIRT_VOL_NAME/,
 		});
 		t.like(error, {
 			code: 'failed-precondition',
