@@ -575,7 +575,7 @@ const cases: ReadonlyArray<
 		'TLS identity: damaged',
 		identityFinding({source: 'own', state: 'unusable', reason: 'it is torn'}, trusting),
 		'warning',
-		/it is torn/,
+		/it is damaged/,
 		/sets it aside/,
 	],
 	['TLS identity: of the administrator', identityFinding(identity, trusting), 'ok', /CACERT_FILE.*2027/],

@@ -142,11 +142,11 @@ test("while this node's clock is behind the certificates, the error names both, 
 		until(() => vm.dialled > 3),
 		relays,
 	);
-	t.regex(error.what, /not valid yet: this node's clock says \d{4}-\S+, the certificate begins \d{4}-/);
+	t.regex(error.what, /not valid yet: the clock of this node is at \d{4}-\S+, the certificate is valid from \d{4}-/);
 	t.regex(error.remedy ?? '', /clock/);
 	t.regex(
 		lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address did not prove'))?.reason ?? '',
-		/this node's clock says/,
+		/clock of this node/,
 	);
 	await vm.idle();
 });
@@ -226,7 +226,7 @@ for (const version of ['tls1_2', 'tls1_3'] as const) {
 			from(harness.address(1)),
 			until(() => said.split('ERROR').length > 2),
 		);
-		t.regex(error.what, version === 'tls1_3' ? /refuses our client certificate/ : /the TLS handshake failed/);
+		t.regex(error.what, version === 'tls1_3' ? /refuses the client certificate/ : /the TLS handshake failed/);
 	});
 }
 
@@ -274,7 +274,7 @@ test('the error of a deadline tells how far each address got', async t => {
 	);
 	t.is(
 		error.what,
-		`Could not reach the pod VM's forwarder, the time is up: ${harness.address(1)}: connection refused`,
+		`Could not reach the forwarder of the pod VM, the time limit has passed: ${harness.address(1)}: connection refused`,
 	);
 	t.regex(error.remedy ?? '', /FORWARDER_PORT/);
 	t.deepEqual(error.where, {instanceName: 'podvm-a', port: harness.port});

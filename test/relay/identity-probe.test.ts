@@ -31,7 +31,7 @@ test('one that is damaged or over is told with the reason, and stays where it is
 	t.deepEqual(await observeIdentity(directory, undefined, now), {
 		source: 'own',
 		state: 'unusable',
-		reason: 'it is torn or not ours',
+		reason: 'it is damaged or not from this program',
 	});
 	t.deepEqual(await readdir(directory), ['identity.json']);
 });

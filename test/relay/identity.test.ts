@@ -127,7 +127,7 @@ test('a clock that is 1.5 days back at a restart costs no VM: the identity is ke
 	t.is(await readFile(path, 'utf8'), kept);
 	t.deepEqual(await readdir(join(harness.directory, 'tls')), ['identity.json']);
 	const warning = lines.find(({level}) => level === 'warn');
-	t.regex(warning?.reason ?? '', /this node's clock says \d{4}-.*, the certificate begins \d{4}-/);
+	t.regex(warning?.reason ?? '', /the clock of this node is at \d{4}-.*, the certificate is valid from \d{4}-/);
 	t.regex(warning?.remedy ?? '', /clock/);
 	// The clock is right again: for this process it always was.
 	const {log} = await capturedLog();
@@ -254,11 +254,11 @@ test('files that do not fit are refused by name, and keys are never shown', asyn
 	const garbage = join(directory, 'garbage');
 	await writeFile(garbage, '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n');
 	const cases: ReadonlyArray<readonly [IdentityFiles, RegExp]> = [
-		[{...files, key: otherKey}, /client\.crt.*other\.key.*Give the key/],
+		[{...files, key: otherKey}, /client\.crt.*other\.key.*Use the private key/],
 		[{...files, key: join(directory, 'missing')}, /CERT_KEY cannot be read.*\/missing/],
 		[{...files, key: garbage}, /CERT_KEY is not a PEM private key.*\/garbage/],
-		[{...files, cert: garbage}, /CERT_FILE holds a certificate that cannot be read.*\/garbage/],
-		[{...files, caCert: otherKey}, /CACERT_FILE holds no PEM certificate.*other\.key/],
+		[{...files, cert: garbage}, /CERT_FILE contains an unreadable certificate.*\/garbage/],
+		[{...files, caCert: otherKey}, /CACERT_FILE contains no PEM certificate.*other\.key/],
 		[{caCert: files.caCert}, /Set CERT_FILE and CERT_KEY/],
 		[{cert: files.cert}, /CERT_FILE.*client\.crt.*Set both/],
 		[{key: files.key}, /CERT_KEY.*client\.key.*Set both/],

@@ -154,7 +154,7 @@ test('a check on a silent connection is answered before its deadline, with the r
 		t.is(statusOf(answer).code, statusCode.unavailable);
 		t.regex(
 			statusOf(answer).message,
-			/Nothing arrived from the pod VM before this call's deadline: its connection is silent/,
+			/did not answer before the deadline of this call, neither on its connection/,
 		);
 	}
 
