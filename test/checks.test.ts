@@ -213,7 +213,7 @@ test('a pool and a network that are not active', async t => {
 	t.is(results['route']?.text, 'needs network, which failed');
 });
 
-test("a network whose addresses are not libvirt's, on a host that is known by its name: tunnels need HOST_INTERFACE, and one that exists", async t => {
+test('if libvirt does not manage addresses, a host name in the URI requires an existing HOST_INTERFACE', async t => {
 	const {socketPath: socket, directory} = await libvirtdOf(t);
 	const path = `${directory}/bridge.xml`;
 	await writeFile(
@@ -233,7 +233,7 @@ test("a network whose addresses are not libvirt's, on a host that is known by it
 	);
 });
 
-test('VMs of this node are told from those of another PODS_DIR as soon as the PODS_DIR of this one is known', async t => {
+test('VMs of another PODS_DIR are recognised when the identity of this PODS_DIR is known', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
 	t.like((await found(t, uriOf({socket})))['pod-vms'], {status: 'skipped'});
 	t.like(
@@ -254,7 +254,7 @@ test('memory and space are asked for as many VMs as may still come', async t => 
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '0'}), 'ok');
 });
 
-test('each has a remedy for whatever fails without one; when all have been made, the ssh connection of their own is ended', async t => {
+test('every check has a default remedy, and disposing closes the ssh connection of the checks', async t => {
 	t.timeout(60_000, 'a connection is still served');
 	await using own = await startSshd({hostKeys: ['ed25519']});
 	const knownHosts = `${own.directory}/known_hosts`;

@@ -7,7 +7,7 @@ import {ChaosNode} from './node.ts';
 
 const {signal} = new AbortController();
 
-test('without room for records a creation and a start fail with the reason and leave nothing half-made, and a stop deletes all the same', async t => {
+test('on a full disk, create and start fail with the reason and leave nothing, and stop still deletes', async t => {
 	t.timeout(600_000);
 	await using node = await ChaosNode.start({podsDirSize: '64k', patienceMs: 60_000});
 	const empty = await node.inventory();

@@ -573,7 +573,7 @@ const cases: ReadonlyArray<
 	],
 	[
 		'TLS identity: damaged',
-		identityFinding({source: 'own', state: 'unusable', reason: 'it is torn'}, trusting),
+		identityFinding({source: 'own', state: 'unusable', reason: 'it is damaged'}, trusting),
 		'warning',
 		/it is damaged/,
 		/sets it aside/,

@@ -54,7 +54,7 @@ test('the bytes for the VM are the same on every machine', t => {
 	t.is(content, 'H4sIAAAAAAAA/wEqANX/YWxnb3JpdGhtPSJzaGEyNTYiCnZlcnNpb249IjAuMS4wIgpbZGF0YV0KfHCY0ioAAAA=');
 });
 
-test('what the owner has packed is unpacked, checked, and packed anew: the same whoever packed it, and however', t => {
+test('initdata is unpacked, validated and packed again: the result does not depend on the packer', t => {
 	const expected = parseInitdata(document);
 	const wrapped = gzipSync(document)
 		.toString('base64')

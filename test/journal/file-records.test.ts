@@ -150,7 +150,7 @@ test('any text is a record or data loss, and nothing else', t => {
 	);
 });
 
-test('a record that cannot be read is an error of its own reading, and one that the reading of all passes over and reports', async t => {
+test('an unreadable record fails its own read; reading all records skips and reports it', async t => {
 	const podsDir = await directoryOf(t);
 	const log = recordingLog();
 	const records = new FileRecords(podsDir, log);

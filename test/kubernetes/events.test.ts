@@ -81,7 +81,7 @@ test('a uid that is known is not asked for; a pod that is gone can still be told
 	);
 });
 
-test('a repeat raises the count; another message, another pod and a pod of the same name after it are events of their own', async t => {
+test('a repeated event increments the count; a different message, pod or UID is a new event', async t => {
 	const {api, events, stored} = await world(t);
 	events.tell(pod, failed);
 	events.tell(pod, failed);

@@ -86,7 +86,7 @@ function users(credentials: Secret<string> | undefined): Record<string, string> 
 	);
 }
 
-test("the pod's secrets come first and in their order, then the service account's, then the administrator's file", async t => {
+test('secrets of the pod precede those of the service account and the file of the administrator', async t => {
 	const {pullSecrets, secret, authFile, events, log, signal} = await world(t, ['one', 'two'], ['two', 'three']);
 	secret('one', {a: 'one'});
 	secret('two', {a: 'two', b: 'two'});
@@ -126,7 +126,7 @@ test("a pod that names no service account has the default one's, and the older k
 	});
 });
 
-test('secrets that are missing, malformed, of another type or forbidden are told in one event by name, and the others count', async t => {
+test('one event names missing, malformed and forbidden secrets, and the other secrets are used', async t => {
 	const {api, pullSecrets, secret, events, log, said, signal} = await world(t, [
 		'missing',
 		'malformed',
@@ -157,7 +157,7 @@ test('secrets that are missing, malformed, of another type or forbidden are told
 	t.false(said().includes('hush'));
 });
 
-test("an API server that does not answer is waited for a while, and the pod goes on with the administrator's credentials", async t => {
+test('if the API server does not answer in time, the pod continues with the file of the administrator', async t => {
 	const {api, pullSecrets, secret, authFile, events, said, signal} = await world(t, ['one'], [], {timeoutMs: 100});
 	secret('one', {a: 'one'});
 	await writeFile(authFile, JSON.stringify({auths: {b: {auth: base64('file:hush-hush')}}}));
@@ -237,7 +237,7 @@ function counting(client: PullSecretsOptions['client']): PullSecretsOptions['cli
 	};
 }
 
-test('of fifty secrets of 750 KB in each of three pods four are read at a time, and no VM gets more than its limit', async t => {
+test('with many large secrets, four are read in parallel and no VM gets more than its limit', async t => {
 	const names = Array.from({length: 50}, (_, index) => `secret-${index}`);
 	const {api, client, secret, events, log, said, signal} = await world(t, [
 		...names.slice(1),
@@ -270,7 +270,7 @@ test('of fifty secrets of 750 KB in each of three pods four are read at a time, 
 	t.false(said().includes(base64('user:ppp').slice(0, 10)));
 });
 
-test('credentials that do not fit beside those before them are left out by secret, which is told with the sizes; smaller ones still fit', async t => {
+test('secrets over the total limit are left out and reported with sizes; smaller ones still fit', async t => {
 	const {api, pullSecrets, secret, authFile, events, log, said, signal} = await world(t, [
 		'one',
 		'two',
@@ -298,7 +298,7 @@ test('credentials that do not fit beside those before them are left out by secre
 	t.false(said().includes(base64('user:ppp').slice(0, 10)));
 });
 
-test('an object that is larger than a secret can be is not read to its end, and one with too many parts is not parsed', async t => {
+test('an object larger than any secret is not read completely, and one with too many parts is not parsed', async t => {
 	const {api, pullSecrets, secret, events, signal} = await world(t, ['large', 'many', 'members', 'good']);
 	api.put('secrets', {
 		metadata: {name: 'large', namespace: 'default'},
@@ -416,7 +416,7 @@ test('of very many secrets the first 32 are read, and that the others are not is
 	t.is(log.lines.length, 1);
 });
 
-test("an administrator's file that is damaged is told in the log, not to the pod, and is read again at the next start", async t => {
+test('a damaged file of the administrator is logged, not reported to the pod, and read again next time', async t => {
 	const {pullSecrets, authFile, events, log, said, signal} = await world(t, []);
 	await writeFile(authFile, '{"auths": hush-hush');
 	t.is(await pullSecrets.pullCredentials(pod, signal), undefined);

@@ -91,7 +91,7 @@ test('several interfaces, addresses and families: the VM gets the first of each,
 	]);
 });
 
-test('of routes that the VM could not add none is sent: other types, protocols, gateways, and all but the best to a destination', async t => {
+test('routes that the VM cannot add are not sent: other types, protocols, gateways and worse metrics', async t => {
 	const {network, warnings} = await plan('routes');
 	t.deepEqual(
 		network.routes.map(({dst, gw, protocol}) => [dst, gw, protocol]),

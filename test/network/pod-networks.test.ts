@@ -13,7 +13,7 @@ import {podAddress, warnings, World} from './world.ts';
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const vm = '192.168.122.105';
 
-test("a port that the cluster's network uses in metadata mode is an error at start that names the interface", async t => {
+test('a VXLAN port that the cluster network uses in metadata mode is an error with the interface', async t => {
 	await using world = await World.create();
 	await world.sh('ip link add vxlan_sys_4789 up type vxlan external dstport 4789');
 	await using networks = world.networks();
@@ -25,7 +25,7 @@ test("a port that the cluster's network uses in metadata mode is an error at sta
 	await t.notThrowsAsync(other.check(signal()));
 });
 
-test('a port that is shared with an ordinary VXLAN is a warning, a free one is none, and the check leaves nothing', async t => {
+test('a shared VXLAN port is a warning, a free port is none, and the check leaves nothing', async t => {
 	await using world = await World.create();
 	const {log, reasons} = warnings();
 	await using networks = world.networks({log});
@@ -384,7 +384,7 @@ test('an address that is no IPv4 address reaches no script', async t => {
 	}
 });
 
-test("the worker's address is HOST_INTERFACE's when set, else the one towards the VMs; without a way there it says so", async t => {
+test('the address of the worker is that of HOST_INTERFACE, or on the route to the VMs, or an error', async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	await using towards = world.networks();

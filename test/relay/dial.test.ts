@@ -114,7 +114,7 @@ test('a certificate for the right name of another CA is never accepted', async t
 	await impostor.idle();
 });
 
-test("while this node's clock is behind the certificates, the error names both, and the log says so at once", async t => {
+test('if the clock of this node is behind the certificates, the error and the log name both times', async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	const {log, lines} = await capturedLog();
 	const identity = await openIdentity({
@@ -151,7 +151,7 @@ test("while this node's clock is behind the certificates, the error names both, 
 	await vm.idle();
 });
 
-test("a stranger at the VM's address is a warning at once, then less and less often, with the address and its name", async t => {
+test('another host at the address of the VM is logged with growing intervals, with address and name', async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	await using other = await startForwarder({
 		tls: await harness.relays.issue('podvm-other', signal()),

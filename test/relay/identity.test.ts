@@ -33,7 +33,7 @@ async function opened(
 	return {identity: await openIdentity({directory: join(directory, 'tls'), files, log, now}), lines};
 }
 
-test('a server certificate is P-256, signed by our CA, for exactly the instance name, and valid on a clock a day behind', async t => {
+test('a server certificate is P-256, signed by the CA for one name, and back-dated by a day', async t => {
 	const {identity} = await opened(await scratch(t));
 	const {serverCert = '', serverKey, clientCa} = await identity.issue('podvm-nginx-0123abcd');
 	const cert = new X509Certificate(serverCert);
@@ -52,7 +52,7 @@ test('a server certificate is P-256, signed by our CA, for exactly the instance 
 	t.is(clientCa, identity.client.cert);
 });
 
-test('OpenSSL, strictly, takes the server certificate for its name and the client certificate as its own anchor', async t => {
+test('strict OpenSSL accepts the server certificate, and the client certificate as its own anchor', async t => {
 	const directory = await scratch(t);
 	const {identity} = await opened(directory);
 	const {serverCert = ''} = await identity.issue('podvm-a');
@@ -162,7 +162,7 @@ for (const [what, spoil] of [
 			}),
 	],
 ] as const) {
-	test(`a file that is ${what} is set aside, reported, and replaced; daemons that find it at once are one identity`, async t => {
+	test(`a file that is ${what} is set aside and replaced; parallel daemons get the same identity`, async t => {
 		const directory = await scratch(t);
 		await opened(directory);
 		const path = join(directory, 'tls', 'identity.json');
@@ -233,7 +233,7 @@ test("with a CA of the administrator's the VM is podvm-server, and nothing of ou
 	await t.throwsAsync(stat(join(harness.directory, 'tls')), {code: 'ENOENT'});
 });
 
-test('with a client certificate alone our CA still signs for VMs, and they are told to trust that certificate', async t => {
+test('with only a custom client certificate, the own CA signs for VMs, and VMs trust that certificate', async t => {
 	const directory = await scratch(t);
 	const {
 		files: {cert, key},

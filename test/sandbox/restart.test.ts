@@ -53,7 +53,7 @@ test('a running sandbox is served again at its socket, with its VM, address and 
 	t.deepEqual(await after.left(), []);
 });
 
-test('a start that comes before it is known what became of the sandbox is answered when its time is up, and changes nothing', async t => {
+test('a start of a sandbox that is not recovered yet is answered at its timeout and changes nothing', async t => {
 	const before = await killedWhileRunning(t);
 	const host = Promise.withResolvers<undefined>();
 	const after = await before.restart({
@@ -308,7 +308,7 @@ test('a start that the daemon before is still at is left alone, and its sandbox 
 });
 
 for (const stoppedAtOnce of [false, true]) {
-	test(`a start that waited in the daemon before, unseen, ${stoppedAtOnce ? 'can be stopped at once' : 'is served once it runs there'}`, async t => {
+	test(`a start that was queued in a predecessor ${stoppedAtOnce ? 'can be stopped at once' : 'is served once it runs there'}`, async t => {
 		const go = Promise.withResolvers<undefined>();
 		const reached = Promise.withResolvers<undefined>();
 		const before = world(t, {
@@ -426,7 +426,7 @@ test('whatever else keeps a running sandbox from being resumed is tried again: n
 	t.is((await after.podVms.list(never)).length, 1);
 });
 
-test('a VM of an earlier run that does not answer is said to, with the reason, and served as soon as it does', async t => {
+test('a VM of an earlier run that does not answer is logged with the reason, and served once it does', async t => {
 	const before = await killedWhileRunning(t);
 	let isSilent = true;
 	const after = await before.restart({
@@ -543,7 +543,7 @@ test('a VM whose sandbox another daemon has on record is no orphan', async t => 
 	t.is((await before.podVms.list(never)).length, 1);
 });
 
-test('a node that is full refuses further sandboxes, and takes them again when one has gone or the limit was raised', async t => {
+test('a full node refuses further sandboxes until one is removed or the limit is raised', async t => {
 	let limit = 2;
 	const {registry} = world(t, {maxSandboxes: () => limit});
 	await registry.create(pod('a'), never);
