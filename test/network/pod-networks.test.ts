@@ -33,7 +33,7 @@ test('a shared VXLAN port is a warning, a free port is none, and the check leave
 	t.deepEqual(reasons, []);
 	await world.sh('ip link add vxlan.calico up type vxlan id 4096 dstport 4789 local 192.168.122.10');
 	await networks.check(signal());
-	t.deepEqual(reasons, ['the interface vxlan.calico uses it too']);
+	t.deepEqual(reasons, ['the interface vxlan.calico also uses it']);
 	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
 });
 
@@ -44,7 +44,7 @@ test("a namespace that is gone, a plain file, and the node's own are told apart"
 	for (const [path, code, message] of [
 		[world.netnsPath('never'), 'not-found', /does not exist.*HostToContainer/v],
 		[world.netnsPath('plain'), 'invalid-argument', /plain file.*HostToContainer/v],
-		[world.ownNetns, 'invalid-argument', /node's own.*Host-network/v],
+		[world.ownNetns, 'invalid-argument', /that of the node.*Host-network/v],
 	] as const) {
 		const error = await t.throwsAsync<AdaptorError>(networks.reserve('sandbox', path, signal()), undefined, path);
 		t.is(error.code, code);
@@ -182,7 +182,7 @@ test('the next daemon takes over the VNI that it finds, but never a tunnel that 
 	await using careful = world.networks({log});
 	await careful.reserve('new', pod, signal());
 	t.regex(await world.sh('ip -d link show vxlan1', 'pod-5'), /nolearning/v);
-	t.deepEqual(reasons, ['its port, VNI or mode is another']);
+	t.deepEqual(reasons, ['different port, VNI or mode']);
 });
 
 test('a namespace has one sandbox at a time', async t => {
@@ -393,7 +393,7 @@ test('the address of the worker is that of HOST_INTERFACE, or on the route to th
 	t.is((await chosen.reserve('sandbox', pod, signal())).workerNodeIp, '10.244.0.1/24');
 	await using lost = world.networks({underlay: {vmAddress: async () => '203.0.113.1'}});
 	const error = await t.throwsAsync<AdaptorError>(lost.reserve('sandbox', pod, signal()));
-	t.regex(error.message, /no route there.*LIBVIRT_NET/v);
+	t.regex(error.message, /no route to that address.*LIBVIRT_NET/v);
 	let asked = 0;
 	await using late = world.networks({
 		underlay: {

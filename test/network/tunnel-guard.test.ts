@@ -298,7 +298,7 @@ test('a node whose nft cannot do it says so before anything is served', async t 
 		for (const asking of [networks.check(signal()), networks.probe.observeGuard(signal())]) {
 			const error = await t.throwsAsync<AdaptorError>(asking);
 			t.is(error.code, 'failed-precondition');
-			t.regex(error.message, /bind tunnels to their VMs.*too old.*Update nftables/v);
+			t.regex(error.message, /bind tunnels to their VMs.*does not support it.*Update nftables/v);
 		}
 	}
 });
