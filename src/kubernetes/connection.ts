@@ -125,7 +125,7 @@ export class ApiConnection implements Disposable {
 				code: isGarbage ? 'data-loss' : 'unavailable',
 				// A parser's message quotes what it read, which may be anybody's secret.
 				what: isGarbage
-					? 'The Kubernetes API answered with something that is not JSON'
+					? 'The answer of the Kubernetes API is not JSON'
 					: `The Kubernetes API does not answer: ${reason.message}`,
 				where,
 				...(isGarbage ? {} : {cause: reason}),
@@ -238,7 +238,7 @@ function mayBeRetried(error: unknown, {method}: ApiRequest): boolean {
 /** @throws SyntaxError */
 function parsed(body: Buffer, bounds: AnswerBounds | undefined): unknown {
 	if (bounds !== undefined && !isWithinBounds(body, bounds)) {
-		throw tooLong(`${bounds.parts} values, or with deeper ones than ${bounds.depth}`);
+		throw tooLong(`${bounds.parts} values, or nested deeper than ${bounds.depth} levels`);
 	}
 
 	return JSON.parse(body.toString());
@@ -262,7 +262,7 @@ async function bodyOf(response: IncomingMessage, maxBytes: number): Promise<Buff
 export function tooLong(limit: string): KubernetesError {
 	return new KubernetesError({
 		code: 'data-loss',
-		what: `The Kubernetes API answered with more than ${limit}`,
+		what: `The answer of the Kubernetes API has more than ${limit}`,
 		where: {},
 	});
 }

@@ -46,7 +46,7 @@ function parsed(line: string): unknown {
 		// The parser's message would quote what it read, which may be anybody's secret.
 		throw new KubernetesError({
 			code: 'data-loss',
-			what: 'The Kubernetes API sent an event that is not JSON',
+			what: 'An event of the Kubernetes API is not JSON',
 			where: {},
 		});
 	}

@@ -266,7 +266,7 @@ test('an object over the size limit is refused before parsing, and the client st
 	for (const [name, data, words] of [
 		['bytes', 'x'.repeat(10_000), /more than 10000 bytes/],
 		['parts', Array.from({length: 100}, () => 1), /more than 100 values/],
-		['depth', deep, /deeper ones than 10/],
+		['depth', deep, /deeper than 10 levels/],
 	] as const) {
 		api.put('configmaps', {metadata: {name, namespace: 'default'}, data});
 		const error = await refusalOf(t, client.get(bounded, {name, namespace: 'default'}, signal));

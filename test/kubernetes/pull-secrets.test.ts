@@ -195,7 +195,7 @@ test('another pod of the same name is not asked for its secrets', async t => {
 	const {api, pullSecrets, secret, events, podUid, signal} = await world(t, ['one']);
 	secret('one', {a: 'one'});
 	t.is(await pullSecrets.pullCredentials({...pod, uid: 'earlier'}, signal), undefined);
-	t.regex(events[0]?.message ?? '', /pod web: The pod of this name is another one/);
+	t.regex(events[0]?.message ?? '', /pod web: The pod with this name has another UID/);
 	t.false(api.calls.some(({plural}) => plural === 'secrets'));
 	t.deepEqual(users(await pullSecrets.pullCredentials({...pod, uid: podUid}, signal)), {a: 'one'});
 });
@@ -292,7 +292,7 @@ test('secrets over the total limit are left out and reported with sizes; smaller
 	t.is(events.length, 1);
 	t.regex(
 		events[0]?.message ?? '',
-		/secret three: its 100\d\d\d bytes of credentials do not fit beside 200\d\d\d of other secrets, the limit is 262144/,
+		/secret three: its 100\d\d\d bytes of credentials exceed the limit of 262144 together with 200\d\d\d bytes of other secrets/,
 	);
 	t.is(log.lines.length, 1);
 	t.false(said().includes(base64('user:ppp').slice(0, 10)));
@@ -312,8 +312,8 @@ test('an object larger than any secret is not read completely, and one with too 
 	secret('good', {a: 'good'});
 	t.deepEqual(users(await pullSecrets.pullCredentials(pod, signal)), {a: 'good'});
 	for (const words of [
-		/secret large: The Kubernetes API answered with more than 1048576 bytes/,
-		/secret many: The Kubernetes API answered with more than 10000 values/,
+		/secret large: The answer of the Kubernetes API has more than 1048576 bytes/,
+		/secret many: The answer of the Kubernetes API has more than 10000 values/,
 		/secret members: its credentials have more than 5000 values/,
 	]) {
 		t.regex(events[0]?.message ?? '', words);
@@ -375,7 +375,7 @@ test('names that no secret can have are not asked for, and are told without bein
 		api.calls.filter(({plural}) => plural === 'secrets').map(({name}) => name),
 		['good.name'],
 	);
-	t.regex(events[0]?.message ?? '', /4 secrets: their names are none that a secret can have/);
+	t.regex(events[0]?.message ?? '', /4 secrets: these are not valid names of secrets/);
 	t.false(said().includes('Upper') || said().includes('----'));
 });
 
@@ -394,7 +394,7 @@ test('registries that no VM could read are left out of a secret, which is told w
 	t.deepEqual(users(await pullSecrets.pullCredentials(pod, signal)), {'good.example': 'user'});
 	t.regex(
 		events[0]?.message ?? '',
-		/secret one: 7 of its registries have names that are longer than 512 characters, or have characters that no registry's name has/,
+		/secret one: 7 of its registries have invalid names or names of more than 512 characters/,
 	);
 	t.is(log.lines.length, 1);
 	t.false(said().includes('quo') || said().includes('////'));
@@ -412,7 +412,7 @@ test('of very many secrets the first 32 are read, and that the others are not is
 		names.slice(0, 32).toSorted(),
 	);
 	t.is(api.calls.filter(({plural}) => plural === 'secrets').length, 32);
-	t.regex(events[0]?.message ?? '', /28 secrets beyond the first 32: not read, there are too many/);
+	t.regex(events[0]?.message ?? '', /28 secrets beyond the first 32: not read because there are too many/);
 	t.is(log.lines.length, 1);
 });
 
