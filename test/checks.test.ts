@@ -154,14 +154,14 @@ test('a host with another key than the one that is known', async t => {
 		(await other.knownHostsLine('ed25519')).replace(String(other.port), String(sshd.port)),
 	);
 	const results = await found(t, uriOf({knownHosts, socket: '/none'}));
-	t.regex(results['ssh']?.text ?? '', /not the one that is known/);
+	t.regex(results['ssh']?.text ?? '', /has changed/);
 	t.regex(results['ssh']?.remedy ?? '', /ssh-keygen/);
 	onlySshFailed(t, results);
 });
 
 test('a host that does not take the key', async t => {
 	const results = await found(t, uriOf({key: other.userKey, socket: '/none'}));
-	t.regex(results['ssh']?.text ?? '', /did not let user root in/);
+	t.regex(results['ssh']?.text ?? '', /refused the ssh login of user root/);
 	t.regex(results['ssh']?.remedy ?? '', /authorized_keys/);
 	onlySshFailed(t, results);
 });

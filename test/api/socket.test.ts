@@ -101,5 +101,5 @@ test('a directory that others may write to is reported', async t => {
 	await chmod(directory, 0o777);
 	const log = recordingLog();
 	await using _listener = await listen(join(directory, 'h.sock'), socket => socket.destroy(), log, never);
-	t.regex(log.lines[0]?.message ?? '', /others than the owner/);
+	t.regex(log.lines[0]?.message ?? '', /other users can replace/);
 });

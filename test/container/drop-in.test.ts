@@ -234,7 +234,7 @@ test('the webhook runs as a user that no passwd knows', t => {
 		{HOME: '/'},
 	);
 	t.is(status, 1, stderr);
-	t.regex(stderr, /The certificate of the webhook cannot be used/);
+	t.regex(stderr, /The certificate of the webhook is unusable/);
 });
 
 test('the entrypoint wants to know the KVM host, and refuses other providers', t => {

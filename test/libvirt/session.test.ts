@@ -257,7 +257,7 @@ test('a lost connection fails calls that may have been executed, and unsent call
 		(await errors).map(error => error.mayHaveBeenExecuted),
 		[true, true, true, true],
 	);
-	t.regex((await errors)[0]?.message ?? '', /domainLookupByName.*may have carried out/);
+	t.regex((await errors)[0]?.message ?? '', /domainLookupByName.*may have executed/);
 	const next = await daemon.peers.next();
 	answer(next, await next.received.next());
 	t.is(await unsent, 5);
@@ -593,7 +593,7 @@ test('a connection that is lost right behind the last answer of the handshake is
 	peer.reply(packet, procedures.connectGetHostname, {hostname: 'h'});
 	peer.socket.write(Buffer.alloc(28));
 	peer.socket.uncork();
-	await t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /not libvirt's protocol/});
+	await t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /violates the libvirt protocol/});
 	t.is(session.state.name, 'connecting');
 });
 

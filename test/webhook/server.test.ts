@@ -162,7 +162,7 @@ test('a half-written pair, a broken one and none at all keep the old one, which 
 	t.true(warnings() <= 5);
 	t.deepEqual(
 		[...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))],
-		['new TLS certificate cannot be used, the old one is kept'],
+		['new TLS certificate is unusable; keeping the old one'],
 	);
 	t.notRegex(JSON.stringify(log.lines), /PRIVATE KEY/);
 });
