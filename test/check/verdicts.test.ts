@@ -176,7 +176,7 @@ const cases: ReadonlyArray<
 		'guests: emulated',
 		guestFinding({domainType: 'qemu', machine: 's390-ccw-virtio-7.2'}),
 		'warning',
-		/emulation; emulation is slow/,
+		/emulation; slow, for tests only/,
 		/kvm/,
 	],
 
