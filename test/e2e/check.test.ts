@@ -79,7 +79,7 @@ test.serial('where all is well, all is well but that guests are emulated', async
 	t.is(found.code, 0);
 	t.regex(found.of('ssh')?.text ?? '', /^root@192\.168\.122\.1 port 22 .*host key verified/);
 	t.regex(found.of('base-volume')?.text ?? '', /^podvm-base\.qcow2, qcow2 of /);
-	t.is(found.of('route')?.text, '192.168.122.0/24 by eth0, directly');
+	t.is(found.of('route')?.text, '192.168.122.0/24 through eth0, directly');
 	t.deepEqual(await lab.inventory(), before);
 });
 
@@ -122,7 +122,7 @@ test.serial('each thing that is not well is found: host key, way, port, space, f
 	t.regex(found.of('base-volume')?.text ?? '', /its content is not qcow2/);
 	t.regex(
 		found.of('route')?.text ?? '',
-		/192\.168\.122\.0\/24 by eth0 through 192\.168\.122\.1; that is the default route/,
+		/192\.168\.122\.0\/24 through eth0 and gateway 192\.168\.122\.1; this is the default route/,
 	);
 	t.regex(found.of('vxlan-port')?.text ?? '', /by the interface genev/);
 	t.regex(found.of('pods-directory')?.text ?? '', /EROFS/);
