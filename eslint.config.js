@@ -73,4 +73,17 @@ export default defineConfig(
 			'no-console': 'error',
 		},
 	},
+	{
+		files: ['test/**'],
+		rules: {
+			'no-restricted-syntax': [
+				'error',
+				{
+					selector:
+						':matches(CallExpression[callee.name="test"], CallExpression[callee.object.name="test"]) > :matches(Literal[value=/^.{101}/], TemplateLiteral:has(TemplateElement[value.raw=/^.{101}/])):first-child',
+					message: 'A test title has at most 100 characters.',
+				},
+			],
+		},
+	},
 );

@@ -235,7 +235,7 @@ async function kubernetesCluster(
 			log,
 		});
 	} catch (error) {
-		log.warn({err: error}, "the cluster is not told of this node's pod VMs");
+		log.warn({err: error}, 'could not join the cluster; pod VMs are not registered');
 		return undefined;
 	}
 }

@@ -105,7 +105,7 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 				process.exit(interrupted);
 			}
 
-			stopping.abort(new AdaptorError({code: 'unavailable', what: `The process was told to stop by ${signal}`}));
+			stopping.abort(new AdaptorError({code: 'unavailable', what: `The process received ${signal}`}));
 		});
 	}
 

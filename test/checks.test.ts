@@ -153,14 +153,14 @@ test('a host with another key than the one that is known', async t => {
 		(await other.knownHostsLine('ed25519')).replace(String(other.port), String(sshd.port)),
 	);
 	const results = await found(t, uriOf({knownHosts, socket: '/none'}));
-	t.regex(results['ssh']?.text ?? '', /not the one that is known/);
+	t.regex(results['ssh']?.text ?? '', /has changed/);
 	t.regex(results['ssh']?.remedy ?? '', /ssh-keygen/);
 	onlySshFailed(t, results);
 });
 
 test('a host that does not take the key', async t => {
 	const results = await found(t, uriOf({key: other.userKey, socket: '/none'}));
-	t.regex(results['ssh']?.text ?? '', /did not let user root in/);
+	t.regex(results['ssh']?.text ?? '', /refused the ssh login of user root/);
 	t.regex(results['ssh']?.remedy ?? '', /authorized_keys/);
 	onlySshFailed(t, results);
 });
@@ -212,7 +212,7 @@ test('a pool and a network that are not active', async t => {
 	t.is(results['route']?.text, 'needs network, which failed');
 });
 
-test("a network whose addresses are not libvirt's, on a host that is known by its name: tunnels need HOST_INTERFACE, and one that exists", async t => {
+test('if libvirt does not manage addresses, a host name in the URI requires an existing HOST_INTERFACE', async t => {
 	const {socketPath: socket, directory} = await libvirtdOf(t);
 	const path = `${directory}/bridge.xml`;
 	await writeFile(
@@ -226,13 +226,10 @@ test("a network whose addresses are not libvirt's, on a host that is known by it
 	const without = await route({});
 	t.is(without?.status, 'failure');
 	t.regex(without?.remedy ?? '', /HOST_INTERFACE/);
-	t.regex(
-		(await route({HOST_INTERFACE: 'none0'}))?.text ?? '',
-		/HOST_INTERFACE names an interface that does not exist/,
-	);
+	t.regex((await route({HOST_INTERFACE: 'none0'}))?.text ?? '', /The interface in HOST_INTERFACE does not exist/);
 });
 
-test('VMs of this node are told from those of another PODS_DIR as soon as the PODS_DIR of this one is known', async t => {
+test('VMs of another PODS_DIR are recognised when the identity of this PODS_DIR is known', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
 	t.like((await found(t, uriOf({socket})))['pod-vms'], {status: 'skipped'});
 	t.like(
@@ -253,7 +250,7 @@ test('memory and space are asked for as many VMs as may still come', async t => 
 	t.is(await disk({LIBVIRT_ROOT_DISK_SIZE: '100', PEERPODS_LIMIT_PER_NODE: '0'}), 'ok');
 });
 
-test('each has a remedy for whatever fails without one; when all have been made, the ssh connection of their own is ended', async t => {
+test('every check has a default remedy, and disposing closes the ssh connection of the checks', async t => {
 	t.timeout(60_000, 'a connection is still served');
 	await using own = await startSshd({hostKeys: ['ed25519']});
 	const knownHosts = `${own.directory}/known_hosts`;

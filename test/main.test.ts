@@ -193,7 +193,7 @@ test('it says when it is ready, answers on its socket, and SIGTERM ends it with 
 	t.like(await running.event('libvirt connected'), {level: 'info', connection: 1});
 	running.child.kill('SIGTERM');
 	t.deepEqual(await running.exited, [0, null]);
-	t.like(await running.event('stopping'), {reason: 'The process was told to stop by SIGTERM'});
+	t.like(await running.event('stopping'), {reason: 'The process received SIGTERM'});
 	await t.throwsAsync(stat(running.socketPath), {code: 'ENOENT'});
 	// What it finds when it looks around is another matter: there is little for pod VMs here.
 	const said = running.lines.map(line => JSON.parse(line) as Line).filter(({msg}) => msg !== 'check failed');

@@ -65,7 +65,7 @@ async function endsWell(t: ExecutionContext, daemon: Daemon): Promise<void> {
 	t.is(await daemon.ended, 0);
 }
 
-test('it serves before it has looked around; each thing to be mended is one line, and a summary tells that none has failed', async t => {
+test('the daemon serves before the checks end; each problem is one line, and a summary follows', async t => {
 	const daemon = daemonOn(await startNode(t), {});
 	const lines = await daemon.until('checks passed');
 	const order = lines.map(({msg}) => msg);
@@ -101,7 +101,7 @@ test('what has failed is an error with its remedy, and keeps it from nothing', a
 	await endsWell(t, daemon);
 });
 
-test('with CLOUD_CONFIG_VERIFY it does not serve when something has failed: it ends with 1, and says what and what to do', async t => {
+test('with CLOUD_CONFIG_VERIFY, a failed check ends the daemon with 1, the reason and a remedy', async t => {
 	const node = await startNode(t);
 	const daemon = daemonOn(node, {LIBVIRT_POOL: 'none', CLOUD_CONFIG_VERIFY: 'true'});
 	const lines = await daemon.until('cannot run');

@@ -54,7 +54,7 @@ export function loadContract(directory: string = protoDirectory): Contract {
 		if (found === undefined || 'format' in found) {
 			throw new AdaptorError({
 				code: 'internal',
-				what: 'A service is missing from the wire contracts',
+				what: 'A service is missing in the wire contracts',
 				where: {service: name, directory},
 			});
 		}

@@ -64,7 +64,7 @@ export async function serveApi(
 			new AdaptorError({
 				code: 'unavailable',
 				what: 'The daemon is stopping',
-				remedy: 'Try again when it is back.',
+				remedy: 'Retry after the restart.',
 			}),
 		);
 		await Promise.all([

@@ -45,7 +45,7 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 	if (!found.isSocket()) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: "There is something at the socket's path that is not a socket",
+			what: 'The file at the path of the socket is not a socket',
 			where: {path},
 			remedy: 'Move it away, or choose another REMOTE_HYPERVISOR_ENDPOINT.',
 		});
@@ -63,9 +63,6 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 async function warnIfOthersMayWrite(directory: string, log: Logger): Promise<void> {
 	const {mode} = await stat(directory);
 	if ((mode & 0o022) !== 0 && (mode & 0o1000) === 0) {
-		log.warn(
-			{path: directory},
-			'others than the owner may replace the socket: its directory is writable by group or all',
-		);
+		log.warn({path: directory}, 'other users can replace the socket: its directory is writable by group or all');
 	}
 }

@@ -15,7 +15,7 @@ export function toStatus(error: unknown): Status {
 		code: statusOf(code),
 		message:
 			code === 'internal' && !(error instanceof AdaptorError)
-				? "Internal error; the daemon's log has the details"
+				? 'Internal error; see the log of the daemon'
 				: toError(error).message,
 	};
 }

@@ -115,7 +115,7 @@ export function guestFinding({domainType, machine}: GuestObservation): Finding {
 			? undefined
 			: {
 					status: 'warning',
-					text: 'emulation is slow and for tests only',
+					text: 'slow, for tests only',
 					remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If this is one: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
 				},
 	);

@@ -39,7 +39,7 @@ export function checkSocketPath({path, setting}: Pick<UnixListenerOptions, 'path
 	if (length > maxPathBytes) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: `A socket's path is too long: ${length} bytes, the kernel takes ${maxPathBytes}`,
+			what: `The path of a socket is too long: ${length} bytes, the limit is ${maxPathBytes}`,
 			where: {path},
 			remedy: `Choose a shorter ${setting}.`,
 		});
@@ -135,7 +135,7 @@ class KeptListener implements AsyncDisposable {
 				if (!signal.aborted && this.#failures.failed('look')) {
 					log.error(
 						{path, err: error},
-						'the socket cannot be reached by its path, and cannot be bound again; trying again',
+						'the socket is not reachable at its path and could not be bound again; retrying',
 					);
 				}
 			}
@@ -153,15 +153,15 @@ class KeptListener implements AsyncDisposable {
 		if (found !== undefined && !found.isSocket()) {
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: "There is something at the socket's path that is not a socket",
+				what: 'The file at the path of the socket is not a socket',
 				where: {path},
-				remedy: 'Move it away.',
+				remedy: 'Move the file away.',
 			});
 		}
 
 		if (found !== undefined && (await answers(path, signal))) {
 			if (this.#failures.failed('other')) {
-				log.info({path}, 'another process serves the socket now');
+				log.info({path}, 'another process now serves the socket');
 			}
 
 			return;
@@ -188,10 +188,7 @@ class KeptListener implements AsyncDisposable {
 		log.warn(
 			{
 				path,
-				reason:
-					found === undefined
-						? 'its file was removed'
-						: 'the process that had replaced it does not answer any more',
+				reason: found === undefined ? 'its file was removed' : 'the process that replaced it no longer answers',
 			},
 			'socket bound again',
 		);

@@ -93,7 +93,7 @@ function answer(assertHealthy: ProbeOptions['assertHealthy'], log: Logger, signa
 			},
 			(error: unknown) => {
 				if (!signal.aborted && failures.failed()) {
-					log.error({err: error}, 'kubelet is told that this process is not healthy');
+					log.error({err: error}, 'health check failed');
 				}
 
 				reply(response, 503, `${toError(error).message}\n`);

@@ -24,7 +24,7 @@ const maxBytes = 262_144;
 const maxParts = 2000;
 const maxLines = 20_000;
 const algorithms = ['sha256', 'sha384', 'sha512'] as const;
-const remedy = 'Give the TOML document, or what "gzip -c initdata.toml | base64 -w0" makes of it.';
+const remedy = 'Use the TOML document, or the output of "gzip -c initdata.toml | base64 -w0".';
 
 /**
  * @param text the document itself, or base64 of its gzip, or base64 of the document as images of before v0.14 want it,
@@ -78,7 +78,7 @@ function unpacked(bytes: Buffer, refuse: Refuse): Buffer {
 		return refuse(
 			error instanceof RangeError
 				? `is larger than ${maxBytes} bytes when it is unpacked`
-				: 'is damaged: its gzip cannot be unpacked',
+				: 'is damaged: gzip cannot decompress it',
 		);
 	}
 }
@@ -96,7 +96,7 @@ function algorithmOf(document: Buffer, refuse: Refuse): (typeof algorithms)[numb
 		Array.isArray(data) ||
 		Object.values(data).some(value => typeof value !== 'string')
 	) {
-		refuse('has no table [data] that holds nothing but strings');
+		refuse('has no table [data] that contains only strings');
 	}
 
 	return (

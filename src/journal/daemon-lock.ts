@@ -1,11 +1,10 @@
 /**
- * Which daemons are at work on one PODS_DIR. Each has a file there, `.daemon-<number>`, and holds a lock on it
- * (flock(2)) that the kernel releases with the process, however that ends. A later daemon has a higher number. So a
- * predecessor that is alive is told from a dead one by its lock; a socket cannot tell: another daemon may have taken it
- * over, and have died since.
+ * Finds the daemons that run on one PODS_DIR. Each daemon has a file `.daemon-<number>` there and holds a lock on it
+ * (flock(2)), which the kernel releases when the process ends. A later daemon has a higher number. The lock shows
+ * whether a predecessor is alive. A socket does not: another daemon may have taken it over and ended.
  *
- * Node.js has no flock. The program `flock` (util-linux) locks the open file that it inherits, and the lock stays with
- * that open file when it ends.
+ * Node.js has no flock. The program `flock` (util-linux) locks the open file that it inherits. The lock belongs to the
+ * open file, so it stays after the program has ended.
  */
 import {spawn} from 'node:child_process';
 import {randomBytes} from 'node:crypto';
@@ -18,16 +17,16 @@ import type {OtherDaemons} from '../sandbox/ports.ts';
 
 const lockName = /^\.daemon-([1-9]\d{0,14})$/v;
 const draftName = /^\.daemon-new-[\da-f]{8}$/v;
-/** A draft that is older was left by a daemon that died before it had its number. */
+/** An older draft was left by a daemon that died before it got its number. */
 const oldDraftMs = 60_000;
 
 export interface DaemonLock extends OtherDaemons, AsyncDisposable {}
 
 /**
- * Takes a number and looks who else is at work. Where PODS_DIR cannot be written to, this daemon works without a
- * number: it sees its predecessors, but a successor will not see it; the log says so.
- * @returns disposing releases the lock: to be done last
- * @throws AdaptorError 'failed-precondition' when there is no program `flock`
+ * Takes a number and finds other running daemons. If PODS_DIR is not writable, this daemon runs without a number: it
+ * finds its predecessors, but successors do not find it. This is logged.
+ * @returns disposing releases the lock; it must be the last step
+ * @throws AdaptorError 'failed-precondition' if the program `flock` is missing
  */
 export async function lockPodsDir(podsDir: string, log: Logger): Promise<DaemonLock> {
 	const own = await takeNumber(podsDir, log);
@@ -42,10 +41,10 @@ export async function lockPodsDir(podsDir: string, log: Logger): Promise<DaemonL
 
 			if (await lock(file, ['--shared', '--nonblock'])) {
 				await file.close();
-				// Nobody takes the number again while this daemon has a higher one.
+				// The number is not reused while this daemon has a higher one.
 				await unlink(lockPath(podsDir, number)).catch(() => undefined);
 			} else {
-				log.info({count: number}, 'an earlier daemon is still at work');
+				log.info({count: number}, 'an earlier daemon is still running');
 				predecessors.push(released(file, waiting.signal));
 			}
 		}
@@ -75,7 +74,7 @@ async function takeNumber(
 	podsDir: string,
 	log: Logger,
 ): Promise<{readonly number: number; readonly file: FileHandle} | undefined> {
-	// Locked before it has its name: nobody sees a daemon's file without its lock.
+	// Lock the file before it gets its name, so that no daemon finds it without a lock.
 	const draft = join(podsDir, `.daemon-new-${randomBytes(4).toString('hex')}`);
 	let file: FileHandle | undefined;
 	try {
@@ -102,7 +101,7 @@ async function takeNumber(
 
 		log.error(
 			{err: error, path: podsDir, remedy: 'Make PODS_DIR writable, with space left, and restart the daemon.'},
-			'could not lock PODS_DIR: a daemon that starts while this one is at work will not know',
+			'could not lock PODS_DIR; a successor will not detect this daemon',
 		);
 		return undefined;
 	} finally {
@@ -172,10 +171,10 @@ async function openIfThere(path: string): Promise<FileHandle | undefined> {
 	}
 }
 
-/** Resolves when whoever holds the lock has released it. Takes over the file. */
+/** Resolves when the lock is released. Takes ownership of the file. */
 async function released(file: FileHandle, signal: AbortSignal): Promise<void> {
 	try {
-		// Others may wait as well: a shared lock keeps none of them waiting.
+		// Other daemons may wait, too. A shared lock does not block them.
 		await lock(file, ['--shared'], signal);
 	} finally {
 		await file.close();
@@ -183,8 +182,8 @@ async function released(file: FileHandle, signal: AbortSignal): Promise<void> {
 }
 
 /**
- * Locks the open file, and with it whoever has it open by the same handle.
- * @returns false when it is held by another and was not to be waited for
+ * Locks the open file.
+ * @returns false if another process holds the lock and `options` do not allow waiting
  */
 async function lock(file: FileHandle, options: readonly string[], signal?: AbortSignal): Promise<boolean> {
 	const {promise, resolve, reject} = Promise.withResolvers<number | null>();
@@ -207,12 +206,12 @@ async function lock(file: FileHandle, options: readonly string[], signal?: Abort
 		});
 	}
 
-	// 1: held by another (flock(1)).
+	// Status 1: another process holds the lock (flock(1)).
 	if (status !== 0 && status !== 1) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
 			what: `flock ended with status ${String(status)}`,
-			remedy: 'PODS_DIR must be on a file system with locks, such as a tmpfs.',
+			remedy: 'Put PODS_DIR on a file system with locks, such as tmpfs.',
 		});
 	}
 

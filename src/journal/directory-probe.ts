@@ -1,11 +1,11 @@
-/** Whether files can be kept in a directory, without keeping any. Judges nothing. */
+/** Observes whether files can be written to a directory. Leaves no file and judges nothing. */
 import {randomBytes} from 'node:crypto';
 import {open, rm, stat, statfs} from 'node:fs/promises';
 import {dirname, join} from 'node:path';
 import type {DirectoryObservation} from '../check/observations.ts';
 import {toError} from '../core/errors.ts';
 
-/** Of one that does not exist yet, the nearest above it is tried. */
+/** If the directory does not exist, tests its nearest existing ancestor. */
 export async function observeDirectory(path: string): Promise<DirectoryObservation> {
 	const nearest = await nearestExisting(path);
 	const {bavail, bsize} = await statfs(nearest, {bigint: true});
@@ -14,9 +14,9 @@ export async function observeDirectory(path: string): Promise<DirectoryObservati
 	try {
 		const file = await open(probe, 'wx', 0o600);
 		try {
-			// At once, so that a process that is killed leaves nothing.
+			// Remove the open file at once, so that a killed process leaves nothing.
 			await rm(probe);
-			// A whole page, for a file system may take an empty file when it is full.
+			// Write a whole page, because a full file system may still accept an empty file.
 			await file.writeFile(Buffer.alloc(4096));
 		} finally {
 			await file.close();
@@ -35,8 +35,8 @@ async function nearestExisting(path: string): Promise<string> {
 		await stat(path);
 		return path;
 	} catch (error) {
-		// The root can be seen, so this ends. What is beneath a file, or beneath what we may not enter, cannot be made,
-		// and trying tells why.
+		// The root is always visible, so this recursion ends. A path below a file, or below a directory without access,
+		// cannot be created; the attempt returns the reason.
 		if (error instanceof Error && 'code' in error && ['ENOENT', 'ENOTDIR', 'EACCES'].includes(String(error.code))) {
 			return nearestExisting(dirname(path));
 		}

@@ -1,7 +1,6 @@
 /**
- * Sandbox records as files, `<podsDir>/<id>/sandbox.json`: written whole or not at all, read with suspicion. The node's
- * tmpfs is the right place: a node that reboots has lost its pods, and what must be known to delete VMs is with the
- * hypervisor.
+ * Sandbox records as files, `<podsDir>/<id>/sandbox.json`: written atomically, validated when read. A tmpfs of the node
+ * is sufficient: a reboot ends all pods, and the hypervisor has all data that is needed to delete VMs.
  */
 import {randomBytes} from 'node:crypto';
 import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promises';
@@ -14,7 +13,7 @@ import {parseRecord, recordText, type SandboxRecord, type SandboxRecords} from '
 
 const fileName = 'sandbox.json';
 
-/** As `write` makes them. */
+/** Names of the temporary files of `write`. */
 const temporaryName = /^\.[\da-f]{8}$/v;
 
 export class FileRecords implements SandboxRecords {
@@ -45,9 +44,9 @@ export class FileRecords implements SandboxRecords {
 			await rm(temporary, {force: true}).catch(() => undefined);
 			throw new AdaptorError({
 				code: 'unavailable',
-				what: `Could not write the sandbox's record: ${error instanceof Error && 'code' in error ? String(error.code) : 'unexpectedly'}`,
+				what: `Could not write the record of the sandbox: ${error instanceof Error && 'code' in error ? String(error.code) : 'unexpectedly'}`,
 				where: {sandboxId: record.id, path: join(directory, fileName)},
-				remedy: 'Check that PODS_DIR can be written to and has space left.',
+				remedy: 'Check that PODS_DIR is writable and has free space.',
 				cause: error,
 			});
 		}
@@ -55,13 +54,12 @@ export class FileRecords implements SandboxRecords {
 
 	async remove(id: SandboxId): Promise<void> {
 		const directory = join(this.#podsDir, id);
-		// A daemon that was killed over a write has left its temporary file.
+		// A daemon that was killed during a write has left its temporary file.
 		const own = (await readdir(directory).catch(missingIsEmpty)).filter(
 			name => name === fileName || temporaryName.test(name),
 		);
 		await Promise.all(own.map(async name => rm(join(directory, name), {force: true})));
-		// Whoever else keeps something there (the agent's socket) removes it himself, and the directory with it if he
-		// is the last.
+		// The agent socket may still be in the directory. Its owner removes it, and then the empty directory.
 		await rmdir(directory).catch((error: unknown) => {
 			if (!(
 				error instanceof Error &&
@@ -85,9 +83,9 @@ export class FileRecords implements SandboxRecords {
 
 			throw new AdaptorError({
 				code: 'unavailable',
-				what: `Could not read the sandbox's record: ${toError(error).message}`,
+				what: `Could not read the record of the sandbox: ${toError(error).message}`,
 				where: {sandboxId: id, path},
-				remedy: 'Check that PODS_DIR can be read.',
+				remedy: 'Check that PODS_DIR is readable.',
 				cause: error,
 			});
 		}
@@ -99,12 +97,9 @@ export class FileRecords implements SandboxRecords {
 				throw error;
 			}
 
-			// Kept for whoever wants to know; its VM, if it has one, is an orphan now and goes its way.
+			// Keep the file for an analysis. If the sandbox has a VM, it is now an orphan and will be removed.
 			await rename(path, `${path}.bad`);
-			this.#log.error(
-				{path: `${path}.bad`, err: error},
-				'a sandbox record is damaged or foreign and was set aside',
-			);
+			this.#log.error({path: `${path}.bad`, err: error}, 'a damaged or foreign sandbox record was set aside');
 			return undefined;
 		}
 	}
@@ -123,7 +118,7 @@ export class FileRecords implements SandboxRecords {
 						if (this.#failures.failed(name)) {
 							this.#log.error(
 								{path: join(this.#podsDir, name, fileName), err: error},
-								'a sandbox record cannot be read and is passed over',
+								'a sandbox record cannot be read; skipping it',
 							);
 						}
 

@@ -1,8 +1,8 @@
 /**
- * Which directory PODS_DIR is, so that a VM can say which daemon answers for it. The answer is the same in the
- * container, on the node and after a reboot: the type of the file system and the path within it, as the kernel's mount
- * table tells them. A path alone would not do: two daemons in containers may have different directories of the node at
- * the same path. Source: proc_pid_mountinfo(5).
+ * Identifies the directory PODS_DIR, so that the metadata of a VM can name its daemon. The identity is the same in the
+ * container, on the node and after a reboot: the type of the file system and the path in it, from the mount table. The
+ * path alone is not enough: containers may have different directories of the node at the same path.
+ * Source: proc_pid_mountinfo(5).
  */
 import {createHash} from 'node:crypto';
 import {readFile, realpath} from 'node:fs/promises';
@@ -12,20 +12,20 @@ import {AdaptorError} from '../core/errors.ts';
 export interface PodsDirIdentity {
 	/** 16 hexadecimal digits. */
 	readonly fingerprint: string;
-	/** As an operator finds it, within this daemon's container. */
+	/** The path in the container of this daemon. */
 	readonly path: string;
 }
 
 interface Mount {
-	/** The directory of the file system that is mounted. */
+	/** The mounted directory within the file system. */
 	readonly root: string;
 	readonly mountPoint: string;
 	readonly fileSystem: string;
 }
 
 /**
- * Changes nothing. Of a directory that does not exist yet, the place where it will be made counts.
- * @throws AdaptorError 'failed-precondition' when that cannot be found out
+ * Changes nothing. If the directory does not exist, uses the place where it will be created.
+ * @throws AdaptorError 'failed-precondition' if the mount is unknown
  */
 export async function identifyPodsDir(podsDir: string, node: string): Promise<PodsDirIdentity> {
 	try {
@@ -35,7 +35,7 @@ export async function identifyPodsDir(podsDir: string, node: string): Promise<Po
 	} catch (error) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'Could not find PODS_DIR',
+			what: 'Could not find the mount of PODS_DIR',
 			where: {path: podsDir},
 			remedy: 'It must be a directory on the node, mounted into the container at the same path (a hostPath volume).',
 			cause: error,
@@ -60,7 +60,7 @@ export function placeOf(path: string, mountinfo: string): string {
 	let nearest: Mount | undefined;
 	for (const line of mountinfo.split('\n')) {
 		const mount = parseMount(line);
-		// The longest mount point counts, and of several at the same place the last: it covers the others.
+		// The longest mount point wins. If several have the same path, the last one covers the others.
 		if (
 			mount !== undefined &&
 			isWithin(path, mount.mountPoint) &&
@@ -85,7 +85,7 @@ function parseMount(line: string): Mount | undefined {
 		: {root: unescaped(root), mountPoint: unescaped(mountPoint), fileSystem};
 }
 
-/** Blanks, tabs, line feeds and backslashes are octal. */
+/** Decodes the octal escapes of blanks, tabs, line feeds and backslashes. */
 function unescaped(text: string): string {
 	return text.replaceAll(/\\([0-7]{3})/gv, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
 }

@@ -1,11 +1,11 @@
 /**
- * A predecessor whose socket answered and that holds no lock, as versions before this one: it counts as alive for as
- * long as it may be at work.
+ * A predecessor of an earlier version, whose socket answered but which holds no lock. It counts as alive for a fixed
+ * time.
  */
 import {abortable} from '../core/lifetime.ts';
 import type {OtherDaemons} from '../sandbox/ports.ts';
 
-/** @param others those with a lock */
+/** @param others the daemons that hold a lock */
 export function aliveFor(ms: number, others: OtherDaemons): OtherDaemons & Disposable {
 	const over = Promise.withResolvers<undefined>();
 	let isOver = false;

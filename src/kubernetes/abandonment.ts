@@ -1,51 +1,48 @@
 /**
- * When is a VM abandoned? Policy only, without I/O.
+ * Decides when a VM is abandoned. Policy only, without I/O.
  *
- * A PeerPod is being deleted when its pod object is gone: the kubelet has confirmed the pod's end, which it does only
- * after the daemon has removed the VM; or an administrator has deleted it by force; or its node is gone from the
- * cluster. The daemon of the node removes VM and finalizer, whatever comes first. So as long as there may be a daemon
- * that serves the VM nothing is done here; and while the pod exists nothing is ever done, because it may still run: its
- * PeerPod may have been deleted by somebody all the same (the existing controller does so when the pod has a newer
- * one).
+ * A PeerPod is being deleted when its pod object is gone: the kubelet confirmed the end of the pod, which it only does
+ * after the daemon removed the VM; or an administrator forced the deletion; or the node left the cluster. Normally the
+ * daemon of the node removes VM and finalizer. So nothing is done here while a daemon may serve the VM. Nothing is done
+ * while the pod exists, either, because it may still run: its PeerPod may have been deleted for another reason (the
+ * upstream controller deletes it if the pod has a newer one).
  */
 import type {VmRegistration} from './peer-pod.ts';
 
-/** What is known of a node at one moment. */
+/** The state of a node at one moment. */
 export interface NodeView {
-	/** The node object is there. */
+	/** The node object exists. */
 	readonly exists: boolean;
-	/** Its Ready condition is True: its kubelet has been heard of lately. */
+	/** Its Ready condition is True: its kubelet is alive. */
 	readonly isReady: boolean;
-	/** A pod of the daemon is Ready on it. */
+	/** A daemon pod is Ready on the node. */
 	readonly hasDaemon: boolean;
 }
 
-/** What is known of a registration besides what it says itself. */
+/** The observed state around a registration. */
 export interface NodeObservation {
 	readonly node: NodeView;
-	/** The owner is there: the same pod, not one of its name. */
+	/** The owner exists: the same pod, not another one with its name. */
 	readonly hasPod: boolean;
-	/**
-	 * When it was first seen without daemon and pod, without interruption; the moment itself if it is the first time.
-	 */
+	/** Start of the current uninterrupted time without daemon and pod. */
 	readonly since: number;
 	readonly now: number;
 }
 
 export type AbandonmentVerdict =
-	/** Not ours to touch. */
+	/** Do nothing. */
 	| {
 			readonly action: 'leave';
 			readonly why: 'in use' | 'the daemon is there' | 'the pod is there' | 'of another cluster';
 	  }
-	/** Abandoned since then, and not for long enough. */
+	/** Abandoned since then, but the grace period has not passed. */
 	| {readonly action: 'wait'; readonly since: number}
 	| {readonly action: 'delete'; readonly why: 'the node is gone' | 'the node is not ready' | 'the daemon is gone'};
 
 export interface AbandonmentPolicy {
 	/** CLUSTER_ID */
 	readonly cluster: string;
-	/** How long a node must have been without a daemon, without interruption. */
+	/** Minimum uninterrupted time without a daemon. */
 	readonly graceMs: number;
 }
 

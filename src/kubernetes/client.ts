@@ -1,6 +1,6 @@
 /**
- * The Kubernetes API in the few verbs that are used here, typed by `Kind`. Knows no kinds of its own and no policy.
- * There is no update of a whole object on purpose: see objects.ts.
+ * The required verbs of the Kubernetes API, typed by `Kind`. Defines no kinds and no policy. It deliberately has no
+ * update of a whole object: see objects.ts.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -12,7 +12,7 @@ import {listAt, textAt} from '../core/json.ts';
 import {pathOf, readObject, type ApiObject, type Kind, type ObjectMeta, type ObjectName} from './objects.ts';
 import {watchEvents} from './watch.ts';
 
-/** Which objects: of all namespaces when none is given, all that match the selectors. */
+/** Selects objects: those that match the selectors, in one namespace or in all. */
 export interface Selection {
 	readonly namespace?: string;
 	/** e.g. `metadata.name=worker-0` */
@@ -22,11 +22,11 @@ export interface Selection {
 
 export interface ObjectList<Fields> {
 	readonly items: ReadonlyArray<ApiObject<Fields>>;
-	/** From where a watch goes on. */
+	/** The version from which a watch continues. */
 	readonly resourceVersion: string;
 }
 
-/** An object to be made: at least a name, or the beginning of one. */
+/** An object to create, with a name or a name prefix. */
 export interface NewObject {
 	readonly metadata: Partial<ObjectMeta> & ({readonly name: string} | {readonly generateName: string});
 	readonly [field: string]: unknown;
@@ -40,7 +40,7 @@ export type JsonPatch = ReadonlyArray<
 
 export type Patch =
 	| {readonly json: JsonPatch}
-	/** RFC 7396; with `metadata.resourceVersion` it is refused (409) when the object has changed since. */
+	/** RFC 7396. With `metadata.resourceVersion`, it is refused (409) if the object has changed. */
 	| {readonly merge: Readonly<Record<string, unknown>>};
 
 export interface Preconditions {
@@ -48,41 +48,40 @@ export interface Preconditions {
 	readonly resourceVersion?: string;
 }
 
-/** `all` replaces what was known; it comes first, and again whenever changes may have been missed. */
+/** `all` replaces all known objects. It is the first event, and follows when changes may have been missed. */
 export type WatchEvent<Fields> =
 	| {readonly type: 'all'; readonly objects: ReadonlyArray<ApiObject<Fields>>}
 	| {readonly type: 'changed' | 'deleted'; readonly object: ApiObject<Fields>}
 	/**
-	 * The server does not allow it, or does not know the kind (`isKindMissing`). Comes at each refusal; `all` follows
-	 * when it is allowed again.
+	 * The server does not allow the watch, or does not know the kind (`isKindMissing`). Sent for each refusal; `all`
+	 * follows when the watch is allowed again.
 	 */
 	| {readonly type: 'refused'; readonly error: AdaptorError};
 
 export interface ClientOptions extends ConnectionOptions {
 	readonly log: Logger;
 	/**
-	 * How long the server shall let a watch last: it is also how long a connection that died silently goes unnoticed.
+	 * Requested duration of a watch. A connection that died silently is noticed after this time.
 	 */
 	readonly watchTimeoutMs?: number;
 	/**
-	 * Pauses after failures of a watch. The longest is also how much later than necessary it may notice that a server
-	 * is back.
+	 * Pauses after failures of a watch. The longest is the maximum delay before a recovered server is noticed.
 	 */
 	readonly watchRetryMs?: readonly [first: number, longest: number];
 	/** Pauses after refusals of a watch. */
 	readonly refusedRetryMs?: readonly [first: number, longest: number];
 	/**
-	 * How long a connection of a watch must last to count as synchronised when nothing happens: a server tells at once
-	 * that it no longer has the version.
+	 * A watch connection without events counts as synchronised after this time: a server reports an unknown version at
+	 * once.
 	 */
 	readonly settleMs?: number;
 }
 
 /** Kubernetes, "API Concepts", "Metadata-only fetches"; a server that does not support it sends the whole object. */
 const metadataOnly = 'application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json';
-/** Objects of a page of a list: what is listed can be large, and the answer is held in memory whole. */
+/** Objects per page of a list: objects can be large, and a whole answer is held in memory. */
 const pageSize = 250;
-/** What a server may need to end a watch whose time is over. */
+/** Extra time for the server to end a watch. */
 const watchSlackMs = 15_000;
 
 export class KubernetesClient implements Disposable {
@@ -103,7 +102,7 @@ export class KubernetesClient implements Disposable {
 		this.#options = {log, watchTimeoutMs, watchRetryMs, refusedRetryMs, settleMs};
 	}
 
-	/** @throws KubernetesError, 404 when there is none; 'data-loss' for an object beyond the bounds of its kind */
+	/** @throws KubernetesError, 404 if there is none; 'data-loss' for an object over the limits of its kind */
 	async get<Fields>(kind: Kind<Fields>, name: ObjectName, signal: AbortSignal): Promise<ApiObject<Fields>> {
 		const {bounds, isMetadataOnly = false} = kind;
 		return readObject(
@@ -120,7 +119,7 @@ export class KubernetesClient implements Disposable {
 		);
 	}
 
-	/** All of them, page by page. */
+	/** Lists all objects, page by page. */
 	async list<Fields>(kind: Kind<Fields>, selection: Selection, signal: AbortSignal): Promise<ObjectList<Fields>> {
 		const items: Array<ApiObject<Fields>> = [];
 		let token: string | undefined;
@@ -136,8 +135,8 @@ export class KubernetesClient implements Disposable {
 	}
 
 	/**
-	 * Without an answer this is not tried again unless it surely was not done.
-	 * @throws KubernetesError, AlreadyExists among others
+	 * Without an answer, it is only retried if it was certainly not executed.
+	 * @throws KubernetesError, for example AlreadyExists
 	 */
 	async create<Fields>(
 		kind: Kind<Fields>,
@@ -156,9 +155,9 @@ export class KubernetesClient implements Disposable {
 	}
 
 	/**
-	 * @param subresource of which only that part of the object can be changed, and only there
-	 * @throws KubernetesError: 404; 409 when a resourceVersion in the patch is no longer the object's; 422 when a
-	 * `test` fails or the result is not valid
+	 * @param subresource a part of the object that can only be changed separately
+	 * @throws KubernetesError: 404; 409 if the resourceVersion in the patch is outdated; 422 if a `test` fails or the
+	 * result is invalid
 	 */
 	async patch<Fields>(
 		kind: Kind<Fields>,
@@ -180,8 +179,8 @@ export class KubernetesClient implements Disposable {
 	}
 
 	/**
-	 * Asks for an object to be deleted; it stays until its finalizers are gone.
-	 * @throws KubernetesError: 404; 409 when the preconditions do not hold
+	 * Requests the deletion of an object, which stays until its finalizers are removed.
+	 * @throws KubernetesError: 404; 409 if the preconditions do not hold
 	 */
 	async delete(
 		kind: Kind<unknown>,
@@ -194,12 +193,11 @@ export class KubernetesClient implements Disposable {
 	}
 
 	/**
-	 * All objects, then each change, until the signal aborts: then it ends without an error. Goes on after lost
-	 * connections, failures and refusals, and lists again when it has been away for too long.
+	 * Yields all objects, then each change, until the signal aborts; then it ends without an error. Continues after
+	 * lost connections, failures and refusals, and lists again after a long interruption.
 	 *
-	 * It is synchronised when a connection has brought an event or a bookmark, has ended in order, or has lasted for
-	 * `settleMs`: a server that was restarted opens the connection, and says only then that it does not have the
-	 * version (410).
+	 * It is synchronised when a connection has delivered an event or a bookmark, has ended normally, or has lasted for
+	 * `settleMs`: a restarted server first opens the connection, then reports that the version is unknown (410).
 	 */
 	async *watch<Fields>(
 		kind: Kind<Fields>,
@@ -215,7 +213,7 @@ export class KubernetesClient implements Disposable {
 			pauses = {afterFailure: backOff(...watchRetryMs), afterRefusal: backOff(...refusedRetryMs)};
 			mayListAtOnce = true;
 			if (failures.recovered()) {
-				log.info({event: kind.plural}, 'watch of the Kubernetes API is back');
+				log.info({event: kind.plural}, 'watch of the Kubernetes API restored');
 			}
 		};
 		const isOver = (): boolean => signal.aborted;
@@ -241,7 +239,7 @@ export class KubernetesClient implements Disposable {
 					}
 				}
 
-				// The server ends every watch after a while; nothing is missed.
+				// The server ends every watch after a time limit; no events are missed.
 				synchronised();
 				pauseMs = pauses.afterFailure.next().value;
 			} catch (error) {
@@ -269,7 +267,7 @@ export class KubernetesClient implements Disposable {
 					pauseMs = pauses.afterFailure.next().value;
 					log[failures.failed() ? 'warn' : 'debug'](
 						{event: kind.plural, err: error, retryInMs: pauseMs},
-						'watch of the Kubernetes API was lost',
+						'watch of the Kubernetes API lost; retrying',
 					);
 				}
 
@@ -311,7 +309,7 @@ export class KubernetesClient implements Disposable {
 			}
 		} finally {
 			clearTimeout(settled);
-			scope.abort(new AdaptorError({code: 'cancelled', what: 'The watch is over'}));
+			scope.abort(new AdaptorError({code: 'cancelled', what: 'The watch has ended'}));
 		}
 	}
 }

@@ -124,7 +124,7 @@ export class ApiConnection implements Disposable {
 			throw new KubernetesError({
 				code: isGarbage ? 'data-loss' : 'unavailable',
 				what: isGarbage
-					? 'The Kubernetes API answered with something that is not JSON'
+					? 'The answer of the Kubernetes API is not JSON'
 					: `The Kubernetes API does not answer: ${reason.message}`,
 				where,
 				...(isGarbage ? {} : {cause: reason}),
@@ -240,7 +240,7 @@ function parsed(body: Buffer, bounds: AnswerBounds | undefined): unknown {
 		return parseJson(body, bounds);
 	} catch (error) {
 		if (bounds !== undefined && error instanceof JsonError && error.reason === 'too large') {
-			throw tooLong(`${bounds.parts} values, or with deeper ones than ${bounds.depth}`);
+			throw tooLong(`${bounds.parts} values, or nested deeper than ${bounds.depth} levels`);
 		}
 
 		throw error;
@@ -265,7 +265,7 @@ async function bodyOf(response: IncomingMessage, maxBytes: number): Promise<Buff
 export function tooLong(limit: string): KubernetesError {
 	return new KubernetesError({
 		code: 'data-loss',
-		what: `The Kubernetes API answered with more than ${limit}`,
+		what: `The answer of the Kubernetes API has more than ${limit}`,
 		where: {},
 	});
 }

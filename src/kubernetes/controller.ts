@@ -1,8 +1,8 @@
 /**
- * Cleans up after nodes: deletes the VM of a PeerPod that was abandoned (abandonment.ts says when), then removes its
- * finalizer. Looks at everything anew each time, so nothing that was missed stays missed; asks for nodes only when
- * there is something to decide. How a VM is deleted is a function that it is given. Works beside the existing
- * controller: both may remove the finalizer, and neither minds that it is gone.
+ * Cleans up after lost nodes: deletes the VM of an abandoned PeerPod (see abandonment.ts), then removes its finalizer.
+ * Each round reads everything again, so no event can be missed; nodes are only read if there is something to decide. A
+ * function in the options deletes the VM. It can run together with the upstream controller: both may remove the
+ * finalizer.
  */
 import {every} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -69,8 +69,8 @@ export async function cleanUpAfterNodes(options: ControllerOptions, signal: Abor
 						log[failures.failed() ? 'warn' : 'debug'](
 							{err: error, retryInMs},
 							isKindMissing(error)
-								? 'there are no PeerPods in this cluster: there is nothing to do'
-								: 'PeerPods cannot be looked through, it is tried again',
+								? 'this cluster has no PeerPods; nothing to do'
+								: 'could not list the PeerPods; retrying',
 						);
 					},
 				},
@@ -153,7 +153,7 @@ class Cleaner {
 			case 'wait': {
 				since.set(uid, verdict.since);
 				if (this.#abandoned.failed(uid)) {
-					log.info(names, 'pod VM without a daemon: it is deleted unless one comes');
+					log.info(names, 'pod VM has no daemon; it will be deleted after the grace period');
 				}
 
 				return;
@@ -169,13 +169,13 @@ class Cleaner {
 					this.#undeletable.recovered(uid);
 					log.info(
 						{...names, reason: verdict.why},
-						wasThere ? 'abandoned pod VM deleted' : 'PeerPod released: its VM was gone',
+						wasThere ? 'abandoned pod VM deleted' : 'PeerPod released; its VM was already gone',
 					);
 				} catch (error) {
 					signal.throwIfAborted();
 					log[this.#undeletable.failed(uid) ? 'warn' : 'debug'](
 						{...names, err: error},
-						'abandoned pod VM not deleted yet, it is tried again',
+						'could not delete an abandoned pod VM; retrying',
 					);
 				}
 			}

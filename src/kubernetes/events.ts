@@ -1,9 +1,9 @@
 /**
- * Events on pods, for whoever looks at a pod that does not start (`kubectl describe pod`). Told in the background, in
- * order; repeats of an event, with other numbers perhaps, raise its count. Never in anybody's way: what is too much, or
- * cannot be sent in time, is dropped, and that is said in the log. Of core/v1 rather than events.k8s.io/v1: both are
- * the same objects to the API server, this one asks for no action and no series, and is the one that existing roles
- * allow. Source: Kubernetes API reference, Event v1 core; client-go, tools/record (names, counts, limits).
+ * Events of pods, which `kubectl describe pod` shows. They are sent in the background and in order. A repeated event,
+ * also with other numbers, increments the count. Events never delay other work: those over the limits, or that cannot
+ * be sent in time, are dropped and logged. Uses core/v1 instead of events.k8s.io/v1: both are the same objects, but
+ * core/v1 needs no action and no series, and existing roles allow it. Source: Kubernetes API reference, Event v1 core;
+ * client-go, tools/record (names, counts, limits).
  */
 import {AdaptorError, toError} from '../core/errors.ts';
 import {abortable, pause, Scope} from '../core/lifetime.ts';
@@ -94,7 +94,7 @@ export class PodEvents implements AsyncDisposable {
 		this.#ending.abort(new AdaptorError({code: 'cancelled', what: 'The daemon is stopping'}));
 		await this.#sending;
 		if (this.#waiting.length > 0) {
-			this.#options.log.warn({count: this.#waiting.length, reason: 'stopping'}, 'events of pods were dropped');
+			this.#options.log.warn({count: this.#waiting.length, reason: 'stopping'}, 'events of pods dropped');
 		}
 	}
 
@@ -236,7 +236,7 @@ export class PodEvents implements AsyncDisposable {
 
 		this.#options.log.warn(
 			{pod: `${pod.namespace}/${pod.name}`, event: event.reason, err: error},
-			isForbidden ? 'events of pods may not be written' : 'an event of a pod could not be written',
+			isForbidden ? 'no permission to write events of pods' : 'could not write an event of a pod',
 		);
 	}
 
@@ -246,7 +246,7 @@ export class PodEvents implements AsyncDisposable {
 		const isFirst = this.#dropped === 1;
 		this.#options.log[isFirst ? 'warn' : 'debug'](
 			{pod: `${pod.namespace}/${pod.name}`, event: event.reason, reason, count: this.#dropped},
-			'an event of a pod was dropped',
+			'event of a pod dropped',
 		);
 	}
 }

@@ -1,7 +1,7 @@
 /**
- * One of several processes works at a time: whoever holds a Lease. The semantics are those of client-go's leader
- * election (tools/leaderelection), so that its holders and ours understand each other. Clocks are not compared between
- * machines: a lease has expired when it was not renewed for its duration by the clock of whoever looks.
+ * Leader election: one of several processes works at a time, the holder of a Lease. Compatible with the leader election
+ * of client-go (tools/leaderelection). Clocks of machines are never compared: a lease has expired if the local clock
+ * shows no renewal for its duration.
  */
 import {toError} from '../core/errors.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -66,7 +66,7 @@ export async function whileLeading(
 		if (await candidate.tryToLead(signal)) {
 			options.log.info({path: leaseName(options)}, 'leading');
 			await candidate.lead(work, signal);
-			options.log.info({path: leaseName(options)}, 'leading no more');
+			options.log.info({path: leaseName(options)}, 'no longer the leader');
 		} else {
 			await pause(candidate.pauseMs, signal).catch(() => undefined);
 		}
@@ -118,7 +118,7 @@ class Candidate {
 				this.#failurePauseMs = Math.max(this.#pauses.next().value, retryAfterOf(error) ?? 0);
 				this.#options.log[this.#failures.failed() ? 'warn' : 'debug'](
 					{path: leaseName(this.#options), err: error},
-					'the lease of the leader cannot be had',
+					'could not get the lease; retrying',
 				);
 			}
 
@@ -165,7 +165,7 @@ class Candidate {
 				!isOver() &&
 				(limit.signal.aborted || now() - renewedAt >= renewDeadlineMs || this.#isAnothers)
 			) {
-				log.warn({path: leaseName(this.#options)}, 'the lease of the leader is lost: no more work is done');
+				log.warn({path: leaseName(this.#options)}, 'lease lost; stopping the work');
 				leading.abort(new Error('the lease is lost'));
 			}
 		}
@@ -236,7 +236,7 @@ class Candidate {
 				);
 			}
 		} catch (error) {
-			log.debug({reason: toError(error).message}, 'the lease was not given back: it expires');
+			log.debug({reason: toError(error).message}, 'could not release the lease; it will expire');
 		}
 	}
 }

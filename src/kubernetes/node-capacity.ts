@@ -1,12 +1,12 @@
 /**
- * How many pod VMs this node may have, told to the scheduler as the extended resource `kata.peerpods.io/vm` of the
- * node, and kept: whoever takes it away (a kubelet that restarts sets it to 0, a daemon of another version removes it
- * when it stops), it is put back. Removed only when the DaemonSet goes. Knows nothing of sandboxes.
+ * Advertises the number of pod VMs of this node to the scheduler, as the extended resource `kata.peerpods.io/vm`. If
+ * the resource is removed, it is restored: a restarting kubelet sets it to 0, and a daemon of another version removes
+ * it when it stops. It is only removed with the DaemonSet. Knows nothing about sandboxes.
  *
- * During an update two daemons run, perhaps with two limits. Where they know their pods' UIDs, who sees another owner
- * leaves the resource to it, and mends it only when it stays gone; where they do not, each mends ever more slowly what
- * the other does. Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for
- * a Node" (the kubelet derives `allocatable`).
+ * During an update, two daemons run, possibly with different limits. If they know the UIDs of their pods, a daemon that
+ * sees another owner only restores the resource when it stays removed. Otherwise each restores it with growing pauses.
+ * Source: cloud-api-adaptor, pkg/adaptor/k8sops/node.go; Kubernetes, "Advertise Extended Resources for a Node" (the
+ * kubelet derives `allocatable`).
  */
 import {Trigger} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -155,7 +155,7 @@ export class NodeCapacity implements AsyncDisposable {
 		} catch (error) {
 			this.#options.log.warn(
 				{err: error, node: this.#options.node},
-				"whether to withdraw the node's capacity for pod VMs is not known: it stays",
+				'unknown whether the DaemonSet still exists; keeping the capacity of the node',
 			);
 		}
 	}
@@ -171,7 +171,7 @@ export class NodeCapacity implements AsyncDisposable {
 				if (refusals.failed()) {
 					log.warn(
 						{err: event.error, node},
-						'the node cannot be watched: its capacity for pod VMs is advertised again and again',
+						'no permission to watch the node; advertising its capacity periodically',
 					);
 				}
 
@@ -191,10 +191,7 @@ export class NodeCapacity implements AsyncDisposable {
 				absence.recovered();
 				this.#doubt.fire();
 			} else if (event.type === 'all' && absence.failed()) {
-				log.warn(
-					{node},
-					'there is no node of this name (NODE_NAME): its capacity for pod VMs is not advertised',
-				);
+				log.warn({node}, 'the node in NODE_NAME does not exist; its capacity is not advertised');
 			}
 		}
 	}
@@ -213,7 +210,7 @@ export class NodeCapacity implements AsyncDisposable {
 						onFailure: (error, {retryInMs}) => {
 							log[failures.failed() ? 'warn' : 'debug'](
 								{err: error, node, retryInMs},
-								"the node's capacity for pod VMs could not be advertised, it is tried again",
+								'could not advertise the capacity of the node; retrying',
 							);
 							this.#advertised = undefined; // So that the log tells of the end as well.
 						},
@@ -302,9 +299,9 @@ export class NodeCapacity implements AsyncDisposable {
 		this.#wasOwner ||= isOwner;
 		if (this.#advertised !== limit) {
 			this.#advertised = limit;
-			log.info({node, count: limit}, "node's capacity for pod VMs advertised");
+			log.info({node, count: limit}, 'capacity of the node advertised');
 		} else {
-			log.debug({node, count: limit}, "node's capacity for pod VMs advertised again");
+			log.debug({node, count: limit}, 'capacity of the node advertised again');
 		}
 	}
 
@@ -359,10 +356,7 @@ export class NodeCapacity implements AsyncDisposable {
 			signal,
 			'status',
 		);
-		log.info(
-			{node, reason: `DaemonSet ${this.#options.daemonSet} is gone`},
-			"node's capacity for pod VMs withdrawn",
-		);
+		log.info({node, reason: `DaemonSet ${this.#options.daemonSet} is gone`}, 'capacity of the node withdrawn');
 	}
 }
 

@@ -60,7 +60,7 @@ export async function followLimit(
 				if (isKindMissing(event.error)) {
 					onLimit(undefined);
 				} else if (failures.failed()) {
-					log.warn({err: event.error}, 'the limit of PeerPodConfig cannot be followed');
+					log.warn({err: event.error}, 'could not watch PeerPodConfig; retrying');
 				}
 
 				break;
@@ -82,7 +82,7 @@ function parsedLimit(text: string, log: Logger): number | undefined {
 
 	log.warn(
 		{reason: `spec.limit of ${name} is ${JSON.stringify(text.slice(0, 40))}, not a number`},
-		'the limit of PeerPodConfig is not usable',
+		'invalid limit in PeerPodConfig',
 	);
 	return undefined;
 }

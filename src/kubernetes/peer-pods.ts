@@ -1,13 +1,11 @@
 /**
- * The PeerPod objects of this node: one for each VM that should have one, made before its VM exists and withdrawn when
- * it is gone.
+ * The PeerPod objects of this node: one per VM, created before the VM and withdrawn when the VM is gone.
  *
- * In the happy case `registerVm` makes the PeerPod at once, `unregisterVm` withdraws it at once, and `reconcile` finds
- * each time that nothing is left to do. Everything else is left to rounds, one at a time: what failed or was refused,
- * and what nobody here knows of, such as the PeerPod of a daemon that was killed. A round compares the VMs that
- * `reconcile` named last with the PeerPods that the API server lists, then works on every wish that is not fulfilled. A
- * round that fails is repeated with growing pauses of half a minute at most, so PeerPods are right again within a
- * minute of the end of an outage.
+ * In the happy case, `registerVm` creates the PeerPod at once, `unregisterVm` withdraws it at once, and `reconcile`
+ * finds nothing to do. Rounds handle everything else, one at a time: failures, refusals, and unknown PeerPods, such as
+ * those of a killed daemon. A round compares the VMs of the last `reconcile` call with the PeerPods at the API server,
+ * then works on every open wish. A failed round is retried with growing pauses of at most half a minute. So PeerPods
+ * are correct within a minute after an outage.
  *
  * One task at a time works on a PeerPod. A new wish for it replaces the earlier one and ends its attempt.
  */
@@ -117,7 +115,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 			signal.throwIfAborted();
 			this.#options.log.warn(
 				names(vm),
-				"the pod's VM is not announced to the cluster yet, it goes on in the background",
+				'the VM is not registered with the cluster yet; continuing in the background',
 			);
 		}
 	}
@@ -398,7 +396,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 						instanceName: metadata.name,
 						pod: `${String(metadata.namespace)}/${String(ownerOf(metadata)?.name)}`,
 					},
-					'PeerPod of a VM that is gone withdrawn',
+					'withdrew the PeerPod of a VM that is gone',
 				);
 				this.#wish({name: metadata.name, namespace: String(metadata.namespace)});
 			}
@@ -412,7 +410,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		if (podUid === undefined) {
 			log[this.#withoutPod.failed(key) ? 'info' : 'debug'](
 				names(vm),
-				'the pod is gone from the cluster: its VM is not announced',
+				'the pod is gone from the cluster; its VM is not registered',
 			);
 			return;
 		}
@@ -420,7 +418,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		try {
 			await client.create(peerPods, vm.pod.namespace, newPeerPod(vm, podUid, this.#options), signal);
 			this.#owners.set(key, podUid);
-			log.debug(names(vm), 'PeerPod made');
+			log.debug(names(vm), 'PeerPod created');
 		} catch (error) {
 			// Of an earlier run of the daemon, or of an attempt that got no answer: the name is the sandbox's alone.
 			if (!isAlreadyExists(error)) {
@@ -493,10 +491,10 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 
 	#tell(error: unknown, retryInMs?: number): void {
 		const [what, message] = isKindMissing(error)
-			? ['missing', 'there are no PeerPods in this cluster: nobody will clean up after a node that is lost']
+			? ['missing', 'this cluster has no PeerPods; VMs of a lost node will not be deleted']
 			: isRefusal(error)
-				? ['refused', 'PeerPods cannot be kept, it is tried again']
-				: ['failed', 'PeerPods are not up to date yet, it is tried again'];
+				? ['refused', 'no permission to write PeerPods; retrying']
+				: ['failed', 'could not update the PeerPods; retrying'];
 		this.#options.log[this.#failures.failed(what) ? 'warn' : 'debug'](
 			{err: error, ...(retryInMs === undefined ? {} : {retryInMs})},
 			message,

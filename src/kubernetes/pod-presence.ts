@@ -51,7 +51,7 @@ export class PodPresence {
 			if (isRefusal(error) && this.#refusals.failed()) {
 				this.#options.log.warn(
 					{err: error},
-					'the Kubernetes API does not tell whether pods exist: a VM whose pod is gone is found by its network namespace only',
+					'could not read pods from the Kubernetes API; only network namespaces show which pods are gone',
 				);
 			}
 

@@ -131,7 +131,7 @@ export class PullSecrets {
 			);
 			log.warn(
 				{pod: `${namespace}/${pod.name}`, reason: what, err: error},
-				'image pull secrets cannot be read, the pod goes on without',
+				'could not read image pull secrets; the pod starts without them',
 			);
 		};
 		const attempt = async <T>(what: string, work: () => Promise<T>): Promise<T | undefined> => {
@@ -147,7 +147,7 @@ export class PullSecrets {
 		const found = await attempt(`pod ${pod.name}`, async () => {
 			const object = await this.#get(podSettings, pod, signal);
 			if (!isSamePod(pod.uid, object.metadata)) {
-				throw new AdaptorError({code: 'not-found', what: 'The pod of this name is another one'});
+				throw new AdaptorError({code: 'not-found', what: 'The pod with this name has another UID'});
 			}
 
 			return object;
@@ -164,14 +164,14 @@ export class PullSecrets {
 		if (names.length < given.length) {
 			report(
 				`${given.length - names.length} secrets`,
-				new AdaptorError({code: 'invalid-argument', what: 'their names are none that a secret can have'}),
+				new AdaptorError({code: 'invalid-argument', what: 'these are not valid names of secrets'}),
 			);
 		}
 
 		if (names.length > maxSecrets) {
 			report(
 				`${names.length - maxSecrets} secrets beyond the first ${maxSecrets}`,
-				new AdaptorError({code: 'resource-exhausted', what: 'not read, there are too many'}),
+				new AdaptorError({code: 'resource-exhausted', what: 'not read because there are too many'}),
 			);
 		}
 
@@ -195,7 +195,7 @@ export class PullSecrets {
 					`secret ${name}`,
 					new AdaptorError({
 						code: 'resource-exhausted',
-						what: `its ${added} bytes of credentials do not fit beside ${bytes} of other secrets, the limit is ${maxCredentialBytes}`,
+						what: `its ${added} bytes of credentials exceed the limit of ${maxCredentialBytes} together with ${bytes} bytes of other secrets`,
 					}),
 				);
 			} else {
@@ -209,7 +209,7 @@ export class PullSecrets {
 			tell(pod, {
 				type: 'Warning',
 				reason: 'FailedToRetrieveImagePullSecret',
-				message: `Images that need these credentials cannot be pulled into the pod VM: ${failures.join('; ')}`,
+				message: `The pod VM cannot pull images that need these credentials: ${failures.join('; ')}`,
 			});
 		}
 
@@ -248,7 +248,7 @@ export class PullSecrets {
 			if (!isWithinBounds(json, credentialBounds)) {
 				throw new AdaptorError({
 					code: 'resource-exhausted',
-					what: `its credentials have more than ${credentialBounds.parts} values, or deeper ones than ${credentialBounds.depth}`,
+					what: `its credentials have more than ${credentialBounds.parts} values, or more than ${credentialBounds.depth} levels`,
 				});
 			}
 
@@ -265,7 +265,7 @@ export class PullSecrets {
 			if (refused > 0) {
 				log.warn(
 					{path: authFile, err: refusedNames(refused)},
-					'registry credentials of the administrator are left out in part',
+					'some registry credentials of the administrator are left out',
 				);
 			}
 
@@ -274,7 +274,7 @@ export class PullSecrets {
 			if (!(error instanceof Error && 'code' in error && error.code === 'ENOENT')) {
 				log.warn(
 					{path: authFile, err: error},
-					'registry credentials of the administrator cannot be read, pods go on without',
+					'could not read the registry credentials of the administrator; pods start without them',
 				);
 			}
 
@@ -286,7 +286,7 @@ export class PullSecrets {
 function refusedNames(count: number): AdaptorError {
 	return new AdaptorError({
 		code: 'data-loss',
-		what: `${count} of its registries have names that are longer than ${maxRegistryLength} characters, or have characters that no registry's name has`,
+		what: `${count} of its registries have invalid names or names of more than ${maxRegistryLength} characters`,
 	});
 }
 

@@ -84,7 +84,7 @@ export class ServiceAccount {
 		} catch (error) {
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: "A file of the pod's service account cannot be read",
+				what: 'Could not read a file of the service account of the pod',
 				where: {path},
 				remedy: 'The pod needs a service account whose token is mounted (automountServiceAccountToken).',
 				cause: error,

@@ -45,7 +45,7 @@ function parsed(line: string): unknown {
 	} catch {
 		throw new KubernetesError({
 			code: 'data-loss',
-			what: 'The Kubernetes API sent an event that is not JSON',
+			what: 'An event of the Kubernetes API is not JSON',
 			where: {},
 		});
 	}

@@ -21,8 +21,8 @@ export async function openDriver(connection: RpcConnection, uri: string, signal:
 		throw new AdaptorError({
 			code: 'unauthenticated',
 			what: types.includes(auth.sasl)
-				? 'The libvirt daemon asks for SASL authentication, which is not implemented'
-				: 'The libvirt daemon asks for an unknown kind of authentication',
+				? 'The libvirt daemon requires SASL authentication, which is not supported'
+				: 'The libvirt daemon requires an unknown kind of authentication',
 			where: {types: types.join(' ')},
 			remedy: 'Connect over ssh as a user that may use libvirt\'s unix socket, or set auth_unix_rw to "none" or "polkit" in libvirtd.conf on the KVM host.',
 		});

@@ -98,7 +98,7 @@ export class RpcConnection {
 		pipe.duplex
 			.on('data', (chunk: Buffer) => this.#read(chunk))
 			.on('drain', () => this.#onDrain())
-			.on('end', () => this.close(disconnected('the daemon, or what leads to it, closed the connection')))
+			.on('end', () => this.close(disconnected('the daemon, or a proxy in front of it, closed the connection')))
 			.on('error', (error: Error) =>
 				this.close(error instanceof AdaptorError ? error : disconnected(error.message, error)),
 			)
@@ -327,7 +327,7 @@ export class RpcConnection {
 					? error
 					: new AdaptorError({
 							code: 'internal',
-							what: 'A message of libvirt could not be handled',
+							what: 'Could not process a message of libvirt',
 							cause: toError(error),
 						}),
 			);
@@ -402,8 +402,8 @@ export class RpcConnection {
 			this.close(
 				new AdaptorError({
 					code: 'unavailable',
-					what: `the daemon answers none of the ${holders.length} calls in flight, on which their callers gave up (${procedures})`,
-					remedy: 'A job of libvirt hangs on the KVM host: its log, and "virsh domjobinfo", say which.',
+					what: `the daemon answers none of the ${holders.length} calls in flight, whose callers have given up (${procedures})`,
+					remedy: 'A libvirt job hangs on the KVM host: check its log and "virsh domjobinfo".',
 				}),
 			);
 		}

@@ -85,7 +85,7 @@ export function parseLibvirtUri(text: string): LibvirtUri {
 	// written.
 	if (/^[^?#]*?\/\/[^?#@[]*:[^?#]*@/.test(text)) {
 		throw invalid(
-			'The libvirt URI holds a password',
+			'The libvirt URI contains a password',
 			{},
 			'Passwords are not supported: use a key (keyfile=…) or an ssh agent, and remove it from the URI.',
 		);
@@ -108,7 +108,7 @@ export function parseLibvirtUri(text: string): LibvirtUri {
 				parameterNames[name as ParameterName] === 'ignored' ||
 				(transport === 'unix' && parameterNames[name as ParameterName] === 'ssh'),
 		)
-		.map(name => `The parameter ${name} of the libvirt URI has no meaning here and is ignored`);
+		.map(name => `The parameter ${name} of the libvirt URI is not supported and is ignored`);
 	const socket = nonEmpty(parameters, 'socket');
 	const decodedPath = checkPath(driver, decode('path', path ?? ''), socket);
 	const connection = {
@@ -151,7 +151,7 @@ function transportOf(transport: string | undefined, authority: string): 'unix' |
 		case undefined:
 			if (authority !== '') {
 				throw invalid(
-					'The libvirt URI names a host but no transport that could reach it',
+					'The libvirt URI has a host but no transport',
 					{},
 					'Write qemu+ssh://HOST/system for a remote host, qemu:///system for this one.',
 				);
@@ -182,7 +182,7 @@ function checkPath(driver: 'qemu' | 'test', path: string, socket: string | undef
 
 	if (path === '/session' && socket === undefined) {
 		throw invalid(
-			'The libvirt URI asks for a session daemon, whose socket is not known',
+			'The libvirt URI refers to a session daemon, whose socket is unknown',
 			{},
 			'Use /system, or name the socket: ?socket=/run/user/UID/libvirt/libvirt-sock.',
 		);
@@ -190,7 +190,7 @@ function checkPath(driver: 'qemu' | 'test', path: string, socket: string | undef
 
 	if (path !== '/system' && path !== '/session') {
 		throw invalid(
-			'The path of the libvirt URI is not known to the QEMU driver',
+			'The QEMU driver does not support the path of the libvirt URI',
 			{path},
 			'Write qemu:///system or qemu+ssh://HOST/system.',
 		);
@@ -206,7 +206,7 @@ function parseAuthority(authority: string): Pick<SshUri, 'user' | 'host' | 'port
 	const host = decode('host', v6 ?? name ?? '');
 	if (!/^[^\s/\p{Cc}]+$/u.test(host)) {
 		throw invalid(
-			'The libvirt URI names no valid host',
+			'The libvirt URI has no valid host',
 			{},
 			'Write qemu+ssh://[USER@]HOST[:PORT]/system, with IPv6 addresses in brackets.',
 		);
@@ -256,7 +256,7 @@ function sshParameters(
 		throw invalid(
 			'socket= and proxy=native of the libvirt URI contradict each other',
 			{},
-			'virt-ssh-helper knows the usual sockets only: remove one of them.',
+			'virt-ssh-helper only supports the default sockets: remove one of them.',
 		);
 	}
 
@@ -277,7 +277,7 @@ function sshAuth(text: string): readonly SshAuth[] {
 	const supported = ways.filter(way => way === 'agent' || way === 'privkey');
 	if (supported.length === 0) {
 		throw invalid(
-			'sshauth of the libvirt URI allows no way that works without a person',
+			'sshauth of the libvirt URI allows no method without user interaction',
 			{sshauth: text},
 			'Add privkey (a key file) or agent (an ssh agent).',
 		);
@@ -298,7 +298,7 @@ function parseQuery(query: string): Parameters {
 			throw invalid(
 				'The libvirt URI has an unknown parameter',
 				{parameter: name},
-				`Known are ${Object.keys(parameterNames).join(', ')}.`,
+				`Supported are ${Object.keys(parameterNames).join(', ')}.`,
 			);
 		}
 
@@ -347,7 +347,7 @@ function decode(part: string, text: string): string {
 	}
 
 	if (decoded.includes('\0')) {
-		throw invalid(`The ${part} of the libvirt URI holds a null character`, {}, 'Remove it.');
+		throw invalid(`The ${part} of the libvirt URI contains a null character`, {}, 'Remove it.');
 	}
 
 	return decoded;

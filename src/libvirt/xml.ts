@@ -28,7 +28,7 @@ export function readXml(text: string): XmlElement {
 		throw new AdaptorError({
 			code: 'data-loss',
 			what: 'Could not read an answer of libvirt: it is not well-formed XML',
-			remedy: 'Look at the same object with virsh; if it shows well, report this.',
+			remedy: 'Check the same object with virsh. If virsh shows it correctly, report this error.',
 			cause: error,
 		});
 	}
@@ -89,9 +89,9 @@ export function checkedText(field: string, value: string, maxLength = 1024): str
 	if (!value.isWellFormed() || unsafe.test(value) || value.trim() !== value || value.length > maxLength) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: `Could not describe it to libvirt: ${field} holds what cannot be kept in XML`,
+			what: `Could not create the XML for libvirt: ${field} contains characters that XML cannot represent`,
 			where: {field},
-			remedy: `Give it at most ${maxLength} characters without control characters, line breaks, "&#", or spaces at the ends.`,
+			remedy: `Use at most ${maxLength} characters without control characters, line breaks, "&#", or spaces at the ends.`,
 		});
 	}
 

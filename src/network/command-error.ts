@@ -1,6 +1,6 @@
 /**
- * What ip, tc, nft and nsenter mean by what they print when they fail. The texts are those of iproute2 6.1, nftables
- * 1.0.6 and util-linux 2.38 on Linux 6.18, in the C locale; the kernel's own texts come through unchanged.
+ * Explains the error output of ip, tc, nft and nsenter. The texts are those of iproute2 6.1, nftables 1.0.6 and
+ * util-linux 2.38 on Linux 6.18, in the C locale; kernel texts pass unchanged.
  */
 import {AdaptorError, echoed, type ErrorCode} from '../core/errors.ts';
 import type {CommandResult} from './spawn-server.ts';
@@ -30,16 +30,15 @@ interface Explanation {
 }
 
 /**
- * The first that matches counts: what is more particular comes first. None has the code 'not-found', which could be
- * read as "the pod is gone": a program cannot prove that, for what it does not find may only be out of sight. See
- * netns.ts.
+ * The first match counts, so specific entries come first. None has the code 'not-found', which could be read as "the
+ * pod is gone": a program cannot prove that, because the namespace may only be invisible to it. See netns.ts.
  */
 const explanations: readonly Explanation[] = [
 	{
 		meaning: 'no-netns',
 		code: 'failed-precondition',
 		reason: 'the network namespace cannot be entered',
-		// The last: a plain file where a namespace is mounted for others, or was.
+		// The last alternative: a plain file whose namespace mount is gone, or not visible here.
 		pattern:
 			/nsenter: cannot open .*: No such file|Invalid "netns" value|reassociate to namespace '.*' failed: Invalid argument/v,
 		remedy: 'If it exists on the node, mount /run/netns into this container with mountPropagation: HostToContainer.',
@@ -54,7 +53,7 @@ const explanations: readonly Explanation[] = [
 		meaning: 'no-qdisc',
 		pattern: /Cannot find specified qdisc|Error: Invalid handle/v,
 		code: 'failed-precondition',
-		reason: 'there is no redirection',
+		reason: 'the redirection does not exist',
 	},
 	{
 		meaning: 'vni-in-use',
@@ -66,28 +65,28 @@ const explanations: readonly Explanation[] = [
 		meaning: 'other-qdisc',
 		pattern: /must match existing qdisc/v,
 		code: 'failed-precondition',
-		reason: "the pod's interface has a traffic filter of another program (clsact)",
-		remedy: "A CNI plugin that filters inside the pod's network namespace cannot be combined with peer pods: turn that feature of it off.",
+		reason: 'the interface of the pod has a traffic filter of another program (clsact)',
+		remedy: 'Peer pods do not work with CNI plugins that filter inside the network namespace of the pod: turn that feature off.',
 	},
 	{
 		meaning: 'other-vni',
 		pattern: /Cannot change VNI/v,
 		code: 'already-exists',
-		reason: 'there is a tunnel of another VNI',
+		reason: 'a tunnel with another VNI exists',
 	},
 	{
 		meaning: 'port-in-use',
 		pattern: /Address already in use/v,
 		code: 'failed-precondition',
 		reason: 'the VXLAN port is in use on this node',
-		remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.',
+		remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000. Firewalls between this node and the KVM host must allow it.',
 	},
-	{meaning: 'exists', pattern: /File exists/v, code: 'already-exists', reason: 'it exists'},
+	{meaning: 'exists', pattern: /File exists/v, code: 'already-exists', reason: 'it already exists'},
 	{
 		meaning: 'unreachable',
 		pattern: /Network is unreachable|No route to host/v,
 		code: 'failed-precondition',
-		reason: 'this node has no route there',
+		reason: 'this node has no route to that address',
 		remedy: 'The node must reach the network of LIBVIRT_NET.',
 	},
 	{
@@ -101,19 +100,19 @@ const explanations: readonly Explanation[] = [
 		meaning: 'unsupported',
 		pattern: /syntax error|Operation not supported|Protocol not supported/v,
 		code: 'failed-precondition',
-		reason: 'the kernel or the program is too old for it, or built without it',
-		remedy: 'Update nftables and the kernel of this node: nftables 1.0.6 is known to do it.',
+		reason: 'the kernel or the program does not support it',
+		remedy: 'Update nftables and the kernel of this node; nftables 1.0.6 works.',
 	},
-	// A kernel module, a table, a file of the program's own: it says nothing about the namespace.
+	// A missing kernel module, table or file of the program: this proves nothing about the namespace.
 	{
 		meaning: 'not-found',
 		pattern: /No such file or directory/v,
 		code: 'failed-precondition',
-		reason: 'the kernel or the program lacks something for it',
+		reason: 'the kernel or the program lacks a required part',
 	},
 ];
 
-/** A shell and nsenter end with it when there is no such program. */
+/** Status of a shell or nsenter if the program does not exist. */
 const statusOfNoProgram = 127;
 const noProgram: Omit<Explanation, 'pattern'> = {
 	meaning: 'no-program',
@@ -126,7 +125,7 @@ export class CommandError extends AdaptorError {
 	override readonly name = 'CommandError';
 	readonly meaning: Meaning;
 	/**
-	 * A signal ended the program, the kernel's when memory runs out for example: nobody knows what it had done by then.
+	 * A signal ended the program, for example the OOM killer. It is unknown what the program did before.
 	 */
 	readonly wasKilled: boolean;
 
@@ -151,7 +150,7 @@ export class CommandError extends AdaptorError {
 	}
 }
 
-/** Whether it failed for one of these reasons. */
+/** Whether the command failed for one of these reasons. */
 export function means(error: unknown, ...meanings: readonly Meaning[]): boolean {
 	return error instanceof CommandError && meanings.includes(error.meaning);
 }

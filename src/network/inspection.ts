@@ -1,5 +1,5 @@
 /**
- * What `ip -j -d` prints, as typed values. Pure; knows iproute2's field names and nothing of what they are used for.
+ * Parses the output of `ip -j -d`. Pure; knows the field names of iproute2, but not their use.
  * Source: iproute2 6.1, ip/ipaddress.c, ip/iproute.c, ip/ipneigh.c, ip/iplink_vxlan.c. Fields that are not read are
  * ignored.
  */
@@ -11,9 +11,9 @@ export interface Link {
 	readonly mac: string;
 	readonly isLoopback: boolean;
 	readonly addresses: readonly Address[];
-	/** A note that the kernel keeps with the device: of a tunnel, the sandbox that it was attached for. */
+	/** The alias of the device. A tunnel has the id of its sandbox. */
 	readonly alias?: string;
-	/** Of a VXLAN device only. */
+	/** Only present for a VXLAN device. */
 	readonly vxlan?: Vxlan;
 }
 
@@ -22,7 +22,7 @@ export interface Address {
 	readonly local: string;
 	readonly prefixLength: number;
 	readonly scope: string;
-	/** A further address of a subnet that has one already. */
+	/** Another address of the same subnet is the primary one. */
 	readonly isSecondary: boolean;
 }
 
@@ -30,7 +30,7 @@ export interface Vxlan {
 	readonly vni: number;
 	readonly port: number;
 	readonly learning: boolean;
-	/** Metadata mode: one device for all VNIs, as some CNIs have it. */
+	/** Metadata mode: one device for all VNIs, which some CNI plugins use. */
 	readonly external: boolean;
 	readonly remote?: string;
 }
@@ -40,13 +40,13 @@ export interface Route {
 	/** A prefix; `0.0.0.0/0` is the default route. */
 	readonly dst: string;
 	readonly gateway?: string;
-	/** Absent with several next hops. */
+	/** Absent if there are several next hops. */
 	readonly dev?: string;
 	readonly protocol: string;
-	/** iproute2's word: `global`, `link`, `host`. */
+	/** As iproute2 names it: `global`, `link`, `host`. */
 	readonly scope: string;
 	readonly metric: number;
-	/** The address that packets on this route are sent from, where it is fixed. */
+	/** The fixed source address of the route, if it has one. */
 	readonly source?: string;
 }
 
@@ -57,8 +57,7 @@ export interface Neighbour {
 }
 
 /**
- * The lines that `ip -d -j -batch -` is given; the answers come in this order. `show` of all links, since `-4` would
- * leave out those without IPv4.
+ * Input of `ip -d -j -batch -`; the answers have this order. Without `-4`, because that would omit links without IPv4.
  */
 export const inspectionBatch = 'addr show\nroute show table main\nneigh show nud permanent\n';
 
@@ -66,17 +65,17 @@ export interface Inspection {
 	readonly links: readonly Link[];
 	/** IPv4, table main. */
 	readonly routes: readonly Route[];
-	/** Permanent ones. */
+	/** Permanent neighbours. */
 	readonly neighbours: readonly Neighbour[];
 }
 
-/** The answers to `inspectionBatch`. @throws 'internal' when they are not that */
+/** Parses the answers to `inspectionBatch`. @throws 'internal' for other output */
 export function parseInspection(output: string): Inspection {
 	const [links, routes, neighbours] = answers(output, 3);
 	return {links: links.map(link), routes: routes.map(route), neighbours: neighbours.map(neighbour)};
 }
 
-/** The answers to `route get` and `addr show`. */
+/** Parses the answers to `route get` and `addr show`. */
 export function parseRouteAndLinks(output: string): {readonly route: Route; readonly links: readonly Link[]} {
 	const [[chosen], links] = answers(output, 2);
 	if (chosen === undefined) {
@@ -86,7 +85,7 @@ export function parseRouteAndLinks(output: string): {readonly route: Route; read
 	return {route: route(chosen), links: links.map(link)};
 }
 
-/** The answer to one `link show` or `addr show`. */
+/** Parses the answer to one `link show` or `addr show`. */
 export function parseLinks(output: string): Link[] {
 	return answers(output, 1)[0].map(link);
 }
@@ -94,7 +93,7 @@ export function parseLinks(output: string): Link[] {
 type Fields = Readonly<Record<string, unknown>>;
 type Tuple<T, N extends number> = N extends 1 ? [T] : N extends 2 ? [T, T] : [T, T, T];
 
-/** One JSON array a line; ip prints some that are empty over two lines, `[ ]` and a line feed. */
+/** One JSON array per line. ip prints some empty arrays on two lines, `[ ]` and a line feed. */
 function answers<N extends 1 | 2 | 3>(output: string, count: N): Tuple<readonly Fields[], N> {
 	let arrays: unknown[];
 	try {
@@ -105,7 +104,7 @@ function answers<N extends 1 | 2 | 3>(output: string, count: N): Tuple<readonly 
 	} catch (error) {
 		throw new AdaptorError({
 			code: 'internal',
-			what: 'ip printed something other than JSON',
+			what: 'The output of ip is not JSON',
 			remedy: 'iproute2 5.0 or later is required.',
 			cause: error,
 		});
@@ -114,7 +113,7 @@ function answers<N extends 1 | 2 | 3>(output: string, count: N): Tuple<readonly 
 	if (arrays.length !== count || !arrays.every(Array.isArray)) {
 		throw new AdaptorError({
 			code: 'internal',
-			what: 'ip printed other answers than it was asked for',
+			what: 'The output of ip does not match the request',
 			where: {expected: count, got: arrays.length},
 		});
 	}
@@ -165,8 +164,7 @@ function route(entry: Fields): Route {
 	return {
 		type: text(entry['type']),
 		dst: prefix(text(entry['dst'])),
-		// `via` is a gateway of another family: nothing that a pod VM could be told, so it has to be seen that there is
-		// one.
+		// `via` is a gateway of another family. A pod VM does not support it, so such a route must be recognised.
 		...optional('gateway', entry['gateway'] ?? fields(entry['via'])['host']),
 		...optional('dev', entry['dev']),
 		protocol: text(entry['protocol']),

@@ -1,7 +1,7 @@
 /**
- * The steps of a pod's network as calls of ip and tc: one process each. Knows the commands, not when they are due. `ip
- * link add … netns PATH` makes a device for another namespace while its tunnel stays in ours, and leaves nothing when
- * it fails; `ip -n` would take names only, so what is done inside a namespace goes through nsenter.
+ * The steps of a pod network as calls of ip and tc, one process each. Knows the commands, but not their order. `ip link
+ * add … netns PATH` creates a device in another namespace while its tunnel stays in this one, and leaves nothing if it
+ * fails. `ip -n` only accepts names, so commands inside a namespace use nsenter.
  */
 import {CommandError, means} from './command-error.ts';
 import {
@@ -20,23 +20,23 @@ export interface Tunnel {
 	readonly netnsPath: string;
 	readonly vni: number;
 	readonly port: number;
-	/** The VM. Absent: reserved only, and down. */
+	/** Address of the VM. Absent: the tunnel is only reserved, and down. */
 	readonly remote?: string;
 }
 
-/** What an existing tunnel is changed to. */
+/** The new target of an existing tunnel. */
 export interface Pointing {
 	readonly netnsPath: string;
 	readonly vni: number;
-	/** The VM. */
+	/** Address of the VM. */
 	readonly remote: string;
-	/** Noted with the device, so that the next daemon can name the sandbox. Absent: what is noted stays. */
+	/** Stored as alias of the device, so that the next daemon can name the sandbox. Absent: the alias stays. */
 	readonly sandboxId: string | undefined;
 }
 
-/** The device that `probePort` makes and removes. */
+/** The temporary device of `probePort`. */
 export const probeInterface = 'caa-probe';
-/** Its VNI: at the far end of what is ever reserved. */
+/** Its VNI: the last one, which is rarely reserved. */
 const probeVni = 0xff_ff_ff;
 
 export class Iproute2 {
@@ -46,15 +46,15 @@ export class Iproute2 {
 		this.#programs = programs;
 	}
 
-	/** What there is in a namespace. @throws CommandError 'no-netns' */
+	/** Lists links, routes and neighbours of a namespace. @throws CommandError 'no-netns' */
 	async inspect(netnsPath: string, signal: AbortSignal): Promise<Inspection> {
 		const argv = [...inside(netnsPath), 'ip', '-d', '-j', '-batch', '-'];
 		return parseInspection(
-			await this.#run("inspect the pod's network", {netns: netnsPath}, argv, signal, inspectionBatch),
+			await this.#run('inspect the network of the pod', {netns: netnsPath}, argv, signal, inspectionBatch),
 		);
 	}
 
-	/** The node's own interfaces, and the route that it would take to an address. @throws CommandError 'unreachable' */
+	/** The interfaces of the node, and its route to an address. @throws CommandError 'unreachable' */
 	async routeTo(
 		address: string,
 		signal: AbortSignal,
@@ -62,7 +62,7 @@ export class Iproute2 {
 		const batch = `route get ${address}\naddr show\n`;
 		return parseRouteAndLinks(
 			await this.#run(
-				"find the way to the pod VMs' network",
+				'find the route to the network of the pod VMs',
 				{address},
 				['ip', '-d', '-j', '-batch', '-'],
 				signal,
@@ -71,12 +71,12 @@ export class Iproute2 {
 		);
 	}
 
-	/** The entry of the node's table that packets to an address go by. @throws CommandError 'unreachable' */
+	/** The routing table entry of the node that matches an address. @throws CommandError 'unreachable' */
 	async matchingRoute(address: string, signal: AbortSignal): Promise<Route> {
 		const batch = `route get fibmatch ${address}\naddr show\n`;
 		return parseRouteAndLinks(
 			await this.#run(
-				"find the way to the pod VMs' network",
+				'find the route to the network of the pod VMs',
 				{address},
 				['ip', '-d', '-j', '-batch', '-'],
 				signal,
@@ -87,13 +87,13 @@ export class Iproute2 {
 
 	async links(signal: AbortSignal): Promise<Link[]> {
 		return parseLinks(
-			await this.#run("list the node's interfaces", {}, ['ip', '-d', '-j', 'addr', 'show'], signal),
+			await this.#run('list the interfaces of the node', {}, ['ip', '-d', '-j', 'addr', 'show'], signal),
 		);
 	}
 
 	/**
-	 * @throws CommandError 'exists' when the namespace has a tunnel, 'vni-in-use' when the node has one with this VNI,
-	 * in any namespace
+	 * @throws CommandError 'exists' if the namespace has a tunnel, 'vni-in-use' if any namespace of the node has a
+	 * tunnel with this VNI
 	 */
 	async addTunnel({netnsPath, vni, port, remote}: Tunnel, signal: AbortSignal): Promise<void> {
 		const state = remote === undefined ? [] : ['up'];
@@ -116,17 +116,17 @@ export class Iproute2 {
 			'nolearning',
 		];
 		await this.#run(
-			remote === undefined ? 'reserve a VNI' : 'make the tunnel',
+			remote === undefined ? 'reserve a VNI' : 'create the tunnel',
 			{netns: netnsPath, vni},
 			argv,
 			signal,
 		);
 	}
 
-	/** Points the tunnel at a VM and raises it. @throws CommandError 'no-device', 'other-vni' */
+	/** Points the tunnel at a VM and sets it up. @throws CommandError 'no-device', 'other-vni' */
 	async pointTunnel({netnsPath, vni, remote, sandboxId}: Pointing, signal: AbortSignal): Promise<void> {
 		const alias = sandboxId === undefined ? [] : ['alias', sandboxId];
-		// Without `dstport`: a change that names it is refused. `ip link add` would ignore an alias.
+		// Without `dstport`: the kernel refuses to change it. `ip link add` ignores an alias.
 		const argv = [
 			...inside(netnsPath),
 			'ip',
@@ -145,10 +145,10 @@ export class Iproute2 {
 		await this.#run('point the tunnel at the pod VM', {netns: netnsPath, vni, address: remote}, argv, signal);
 	}
 
-	/** Its VNI stays reserved. @throws CommandError 'no-device', 'no-netns' */
+	/** Sets the tunnel down; its VNI stays reserved. @throws CommandError 'no-device', 'no-netns' */
 	async lowerTunnel(netnsPath: string, signal: AbortSignal): Promise<void> {
 		await this.#run(
-			'take the tunnel down',
+			'set the tunnel down',
 			{netns: netnsPath},
 			[...inside(netnsPath), 'ip', 'link', 'set', tunnelInterface, 'down'],
 			signal,
@@ -166,8 +166,8 @@ export class Iproute2 {
 	}
 
 	/**
-	 * Sends what arrives at the pod's interface into the tunnel, and the other way round. Replaces what an earlier run
-	 * left, also filters whose target is gone. @throws CommandError 'other-qdisc'
+	 * Redirects incoming packets of the pod interface into the tunnel, and vice versa. Replaces filters of an earlier
+	 * run, including those without a target. @throws CommandError 'other-qdisc'
 	 */
 	async redirect(netnsPath: string, dev: string, signal: AbortSignal): Promise<void> {
 		const batch = [
@@ -183,7 +183,7 @@ export class Iproute2 {
 			)
 			.join('');
 		await this.#run(
-			"redirect the pod's traffic",
+			'redirect the traffic of the pod',
 			{netns: netnsPath, interface: dev},
 			[...inside(netnsPath), 'tc', '-batch', '-'],
 			signal,
@@ -202,15 +202,15 @@ export class Iproute2 {
 	}
 
 	/**
-	 * Whether a tunnel with this VNI could be made, for there is none in any namespace: a device for a moment, in one
-	 * process, as of `probePort`.
-	 * @throws CommandError 'exists' while another asks the same
+	 * Whether no namespace of the node has a tunnel with this VNI. Creates and removes a device in one process, like
+	 * `probePort`.
+	 * @throws CommandError 'exists' during another such probe
 	 */
 	async isVniFree(vni: number, port: number, signal: AbortSignal): Promise<boolean> {
 		const name = `caa-${vni}`;
 		const batch = `link add ${name} type vxlan id ${vni} dstport ${port} nolearning\nlink del ${name}\n`;
 		try {
-			await this.#run('look whether the VNI is in use', {vni, port}, ['ip', '-batch', '-'], signal, batch);
+			await this.#run('check whether the VNI is in use', {vni, port}, ['ip', '-batch', '-'], signal, batch);
 			return true;
 		} catch (error) {
 			if (means(error, 'vni-in-use')) {
@@ -222,8 +222,7 @@ export class Iproute2 {
 	}
 
 	/**
-	 * Whether tunnels can use the UDP port: a device that is up for a moment, in one process, so that nothing can be
-	 * left over.
+	 * Whether tunnels can use the UDP port. Creates and removes a device in one process, so that nothing is left.
 	 * @throws CommandError 'port-in-use'
 	 */
 	async probePort(port: number, signal: AbortSignal): Promise<void> {

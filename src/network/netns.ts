@@ -1,10 +1,9 @@
 /**
- * Network namespaces as files: which one is at a path, whether it may be touched, and whether it still exists. Starts
- * no process and enters no namespace.
+ * Network namespaces as files: identifies the namespace at a path, whether it may be used, and whether it still exists.
+ * Starts no process and enters no namespace.
  *
- * A namespace is known by device and inode of its file in nsfs: symbolic links, bind mounts and `..` lead to the same
- * one. The kernel gives an inode to another namespace as soon as the first is gone, so an identity alone proves nothing
- * about a namespace that cannot be seen any more.
+ * Device and inode of its file in nsfs identify a namespace, independently of symbolic links, bind mounts and `..`. The
+ * kernel reuses an inode when its namespace is gone, so the identity alone proves nothing about an invisible namespace.
  */
 import {constants, type BigIntStats} from 'node:fs';
 import {lstat, open, stat} from 'node:fs/promises';
@@ -12,16 +11,14 @@ import {basename, dirname} from 'node:path';
 import {AdaptorError} from '../core/errors.ts';
 import type {NetnsIdentity, PodNetwork, Presence} from '../sandbox/ports.ts';
 
-/** What to do when a namespace that exists on the node cannot be seen. */
+/** Remedy for a namespace of the node that is not visible here. */
 export const mountRemedy =
 	'If it exists on the node, mount /run/netns into this container with mountPropagation: HostToContainer.';
 
 /**
- * @param ownPath the namespace that must not be touched: a pod of the node's own network would have the node's traffic
- * redirected
- * @throws 'not-found' when there is none, 'failed-precondition' when it cannot be looked at, 'invalid-argument' for
- * something else than a
- *   namespace, or the node's own
+ * @param ownPath the namespace of the node, which must never be redirected
+ * @throws 'not-found' if there is none, 'failed-precondition' if it is not accessible, 'invalid-argument' if it is not
+ * a namespace, or is the namespace of the node
  */
 export async function checkNetns(path: string, ownPath: string): Promise<NetnsIdentity> {
 	const own = await stat(ownPath, {bigint: true});
@@ -33,29 +30,28 @@ export async function checkNetns(path: string, ownPath: string): Promise<NetnsId
 		throw new AdaptorError({
 			code: isMissing ? 'not-found' : 'failed-precondition',
 			what: isMissing
-				? "The pod's network namespace does not exist"
-				: "The pod's network namespace cannot be looked at",
+				? 'The network namespace of the pod does not exist'
+				: 'The network namespace of the pod is not accessible',
 			where: {netns: path},
 			remedy: mountRemedy,
 			cause: error,
 		});
 	}
 
-	// All namespaces are files of one file system, nsfs. A plain file is what a mount point looks like without its
-	// mount.
+	// All namespaces are files of one file system, nsfs. A mount point without its mount is a plain file.
 	if (found.dev !== own.dev) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: "The pod's network namespace is a plain file",
+			what: 'The network namespace of the pod is a plain file',
 			where: {netns: path},
-			remedy: 'It is gone, or its mount does not reach this container: mount /run/netns with mountPropagation: HostToContainer.',
+			remedy: 'It is gone, or its mount is not visible in this container: mount /run/netns with mountPropagation: HostToContainer.',
 		});
 	}
 
 	if (found.ino === own.ino) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: "The pod's network namespace is the node's own",
+			what: 'The network namespace of the pod is that of the node',
 			where: {netns: path},
 			remedy: 'Host-network pods cannot run as peer pods; use the default runtime class for them.',
 		});
@@ -64,12 +60,12 @@ export async function checkNetns(path: string, ownPath: string): Promise<NetnsId
 	return {...idOf(found), directory: idOf(await stat(dirname(path), {bigint: true}))};
 }
 
-/** The namespace at the path, if there is one that may be touched. Never throws. */
+/** The namespace at the path, if it may be used. Never throws. */
 export async function podNetnsAt(path: string, ownPath: string): Promise<NetnsIdentity | undefined> {
 	return checkNetns(path, ownPath).catch(() => undefined);
 }
 
-/** As `PodNetworks.presence` promises. */
+/** Implements `PodNetworks.presence`. */
 export async function presenceOf(
 	{netnsPath, netns}: Pick<PodNetwork, 'netnsPath' | 'netns'>,
 	ownPath: string,
@@ -94,7 +90,7 @@ export async function presenceOf(
 		: 'unknown';
 }
 
-/** Whether both are the same namespace, as long as it exists. */
+/** Whether both are the same namespace, while it exists. */
 export function isSame(one: Id, other: Id): boolean {
 	return one.device === other.device && one.inode === other.inode;
 }
@@ -102,8 +98,8 @@ export function isSame(one: Id, other: Id): boolean {
 type Id = Pick<NetnsIdentity, 'device' | 'inode'>;
 
 /**
- * Whether that very directory has no such name. By its descriptor, so that nothing that is mounted meanwhile can be
- * taken for it. A symbolic link to nothing is a name: what it points to may only be out of sight.
+ * Whether this directory no longer contains the name. Uses its descriptor, so that a later mount is not confused with
+ * it. A dangling symbolic link counts as a name: its target may only be invisible.
  */
 async function hasLostName(path: string, directory: Id): Promise<boolean> {
 	await using opened = await open(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY).catch(() => undefined);

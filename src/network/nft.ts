@@ -1,28 +1,27 @@
 /**
- * The node's nftables table as text. Pure. It has the tunnels as one set of pairs, a VM's address and a VNI, so that
- * the number of rules does not grow with them:
+ * The nftables table of the node as text. Pure. It stores the tunnels as one set of pairs (VM address, VNI), so the
+ * number of rules does not depend on the number of tunnels:
  *
- *   out, pre   keep the tunnels' packets out of connection tracking, which would cost an entry per tunnel and could
- *              drop packets under load
- *   guard      drops VXLAN packets of our VNIs that do not come from the tunnel's VM; for the choice of the hook see
- *              docs/adr/0026-tunnel-guard.md
+ *   out, pre   exclude tunnel packets from connection tracking, which would need an entry per tunnel and could drop
+ *              packets under load
+ *   guard      drops VXLAN packets of the reserved VNIs that are not from the VM of the tunnel; for the choice of the
+ *              hook see docs/adr/0026-tunnel-guard.md
  *
- * Each transaction states the whole table, so it does not matter whether there was one, and `nft flush ruleset` by
- * somebody else heals with the next. Elements are added and removed one by one: a second daemon may have its own in the
- * set.
+ * Each transaction contains the whole table, so it also creates the table, or restores it after `nft flush ruleset` by
+ * another program. Elements are added and removed individually, because a second daemon may have elements in the set.
  */
 import {isIPv4} from 'node:net';
 
 export const table = 'caa_peerpods';
 
-/** A tunnel's far end: packets with this VNI are accepted from this address. */
+/** The remote end of a tunnel: packets with this VNI are accepted from this address. */
 export interface Binding {
-	/** The VM's. */
+	/** Address of the VM. */
 	readonly address: string;
 	readonly vni: number;
 }
 
-/** What the guard is about. VNIs beyond the range belong to others that share the port, and are never touched. */
+/** The range of VNIs to guard. VNIs outside of it belong to other users of the port and are never touched. */
 export interface GuardedVnis {
 	readonly port: number;
 	readonly lowest: number;
@@ -32,31 +31,31 @@ export interface GuardedVnis {
 export interface Change {
 	readonly add?: readonly Binding[];
 	readonly remove?: readonly Binding[];
-	/** Addresses to be removed from the set of earlier versions. */
+	/** Addresses to remove from the set of earlier versions. */
 	readonly removeLegacy?: readonly string[];
 }
 
-/** What the kernel has of the table. */
+/** The table in the kernel. */
 export interface TableState {
 	readonly tunnels: readonly Binding[];
 	/**
-	 * What a daemon of an earlier version has attached, which knows no `tunnels`. The guard accepts any VNI from these
-	 * addresses: such a daemon may be at work beside this one during an update, or after it, when the update is undone.
+	 * VMs that a daemon of an earlier version attached, without an entry in `tunnels`. The guard accepts any VNI from
+	 * these addresses, because such a daemon may run during an update, or after a downgrade.
 	 */
 	readonly legacy: readonly Binding[];
-	/** Packets that the guard has dropped since the table was made. */
+	/** Number of packets that the guard dropped since the table was created. */
 	readonly dropped: number;
 }
 
 export const noTable: TableState = {tunnels: [], legacy: [], dropped: 0};
 
-/** RFC 7348, section 5: the UDP header is 8 bytes long, and bytes 4 to 6 of what follows are the VNI. */
+/** RFC 7348, section 5: the UDP header has 8 bytes; bytes 4 to 6 after it are the VNI. */
 const vniField = '@th,96,24';
-/** After DNAT, IPVS and SNAT of incoming packets (100), which may still change port and address. */
+/** After DNAT, IPVS and SNAT of incoming packets (100), which may change port and address. */
 const guardPriority = 300;
 
 /**
- * Makes the table if need be and changes its sets, all or nothing. Adding what is there and removing what is not
+ * Creates the table if necessary and changes its sets atomically. Adding existing and removing missing elements
  * succeeds.
  */
 export function transaction(
@@ -93,12 +92,12 @@ function element({address, vni}: Binding): string {
 	return `${address} . ${vni}`;
 }
 
-/** nft 1.0.6 has no `destroy element`: what was just added can be deleted. */
+/** nft 1.0.6 has no `destroy element`. So the elements are added first, and can then always be deleted. */
 function without(set: string, all: readonly string[]): string {
 	return elements('add', set, all) + elements('delete', set, all);
 }
 
-/** Each once: the second deletion of an element fails. */
+/** Without duplicates: a second deletion of an element fails. */
 function elements(verb: 'add' | 'delete', set: string, all: readonly string[]): string {
 	return all.length === 0 ? '' : `${verb} element ip ${table} ${set} { ${[...new Set(all)].join(', ')} }\n`;
 }
@@ -108,7 +107,7 @@ interface Entry {
 	readonly counter?: {readonly name?: unknown; readonly packets?: unknown};
 }
 
-/** What `nft -j list table` tells. Elements that are not ours are left out. */
+/** Parses `nft -j list table`. Ignores foreign elements. */
 export function parseTable(output: string): TableState {
 	const {nftables = []} = JSON.parse(output) as {nftables?: readonly Entry[]};
 	const elementsOf = (name: string): unknown[] =>
@@ -126,11 +125,11 @@ function parsePair(entry: unknown): Binding[] {
 		typeof entry === 'object' && entry !== null && 'concat' in entry && Array.isArray(entry.concat)
 			? (entry.concat as unknown[])
 			: [];
-	// nft prints a number of no known type as it sees fit, `555001` or `"0x877f9"`.
+	// nft prints a number without a type in different ways: `555001` or `"0x877f9"`.
 	return binding(address, typeof vni === 'string' || typeof vni === 'number' ? Number(vni) : undefined);
 }
 
-/** Earlier versions noted the VNI as a comment. */
+/** Earlier versions stored the VNI as a comment. */
 function parseLegacy(entry: unknown): Binding[] {
 	const {val, comment} = (entry as {elem?: {val?: unknown; comment?: unknown}}).elem ?? {};
 	const vni = typeof comment === 'string' ? /^vni (\d+)$/v.exec(comment)?.[1] : undefined;

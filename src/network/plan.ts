@@ -1,10 +1,10 @@
 /**
- * From what is seen in a pod's network namespace to what its VM is told. Pure. The VM's side is fixed:
- * cloud-api-adaptor, pkg/podnetwork/podnode.go and pkg/util/netops, v0.10 to v0.22. It gives the address to its end of
- * the tunnel, removes the route to the subnet that this made, adds the routes without gateway and then the others, then
- * the neighbours, and gives up at the first that the kernel refuses. So the subnet's route, protocol kernel, has to be
- * among those that it is sent: without it the gateway cannot be reached. It knows no metric, no source address, no
- * `onlink`, and no second interface. See docs/adr/0025-pod-vm-generations.md.
+ * Converts the network of a pod namespace to the configuration for its VM. Pure. The code in the VM is fixed:
+ * cloud-api-adaptor, pkg/podnetwork/podnode.go and pkg/util/netops, v0.10 to v0.22. It assigns the address to its end
+ * of the tunnel, removes the resulting subnet route, adds the routes without gateway, then the others, then the
+ * neighbours, and fails at the first error of the kernel. So the configuration must include the subnet route (protocol
+ * kernel): without it, the gateway is unreachable. It does not support metrics, source addresses, `onlink` or a second
+ * interface. See docs/adr/0025-pod-vm-generations.md.
  */
 import {isIPv4} from 'node:net';
 import {AdaptorError} from '../core/errors.ts';
@@ -13,27 +13,27 @@ import type {Address, Inspection, Link, Route, Vxlan} from './inspection.ts';
 import {networkOf, prefixContains} from '../core/ipv4.ts';
 
 /**
- * The worker's end of the tunnel, in the pod's namespace. The name is upstream's, so that either can clean up after the
+ * The end of the tunnel in the namespace of the pod. Upstream uses the same name, so that each can clean up after the
  * other.
  */
 export const tunnelInterface = 'vxlan1';
 /** Outer Ethernet, IPv4, UDP and VXLAN headers: RFC 7348, section 5. */
 export const vxlanOverheadBytes = 50;
-/** What a VM can be told, by name: unix.RTPROT_* in netops.go. */
+/** Route protocols that the VM supports: unix.RTPROT_* in netops.go. */
 const protocols = new Set(['static', 'boot', 'dhcp', 'kernel']);
 const defaultRoute = '0.0.0.0/0';
 
-/** The worker's own address towards the VMs. */
+/** The address of the worker node towards the VMs. */
 export interface WorkerAddress {
-	/** With its prefix length. */
+	/** The address with its prefix length. */
 	readonly prefix: string;
-	/** Of the interface that has it. */
+	/** MTU of its interface. */
 	readonly mtu: number;
 }
 
 export interface PodNetworkPlan {
 	readonly network: Omit<PodNetwork, 'vxlanId' | 'index'>;
-	/** What of the namespace the VM cannot have, each a phrase for the log. */
+	/** Parts of the pod network that the VM cannot have, as phrases for the log. */
 	readonly warnings: readonly string[];
 }
 
@@ -41,12 +41,12 @@ export interface PlanOptions {
 	readonly netnsPath: string;
 	readonly worker: WorkerAddress;
 	readonly vxlanPort: number;
-	/** The cluster's own subnets: a route of each through the pod's gateway, as upstream has it. */
+	/** Subnets of the cluster. Each gets a route through the gateway of the pod, as in upstream. */
 	readonly podSubnetCidrs: readonly string[];
 	readonly externalNetViaPodVm: boolean;
 }
 
-/** @throws 'failed-precondition' for a namespace without an IPv4 interface that traffic could be redirected from */
+/** @throws 'failed-precondition' for a namespace without a usable IPv4 interface */
 export function planPodNetwork(
 	{links, routes, neighbours}: Inspection,
 	{netnsPath, worker, vxlanPort, podSubnetCidrs, externalNetViaPodVm}: PlanOptions,
@@ -59,7 +59,7 @@ export function planPodNetwork(
 
 	const others = pods.filter(link => link !== primary && ipv4(link).length > 0);
 	if (others.length > 0) {
-		warnings.push(`the pod VM gets ${dev} only, not ${others.map(({name}) => name).join(', ')}`);
+		warnings.push(`the pod VM only gets ${dev}, not ${others.map(({name}) => name).join(', ')}`);
 	}
 
 	const [address, ...more] = ipv4(primary);
@@ -72,17 +72,17 @@ export function planPodNetwork(
 	}
 
 	if (more.length > 0) {
-		warnings.push(`the pod VM gets the first IPv4 address of ${dev} only`);
+		warnings.push(`the pod VM only gets the first IPv4 address of ${dev}`);
 	}
 
 	if (primary.addresses.some(({family, scope}) => family === 'inet6' && scope === 'global')) {
-		warnings.push(`the pod VM has no IPv6, ${dev} does`);
+		warnings.push(`the pod VM does not get the IPv6 addresses of ${dev}`);
 	}
 
 	const podIp = `${address.local}/${address.prefixLength}`;
 	const carried = carriedRoutes(ordered, dev);
 	if (carried.length < ordered.filter(route => route.dev === dev || route.dev === undefined).length) {
-		warnings.push('not every route can be carried to the pod VM');
+		warnings.push('the pod VM does not support all routes of the pod');
 	}
 
 	const gateway = carried.find(({dst, gw}) => dst === defaultRoute && gw !== '')?.gw ?? '';
@@ -106,7 +106,7 @@ export function planPodNetwork(
 				.map(({address: ip, mac}): PodNeighbor => ({ip, hwAddr: mac, dev, state: 'permanent'})),
 			mtu: Math.min(primary.mtu, worker.mtu - vxlanOverheadBytes),
 			vxlanPort,
-			// Would ask the VM for a second network interface, which VMs on libvirt do not have.
+			// `true` requires a second network interface, which these VMs do not have.
 			dedicated: false,
 			externalNetViaPodVm,
 		},
@@ -114,16 +114,16 @@ export function planPodNetwork(
 }
 
 /**
- * A tunnel end that is there already: whether it can serve as ours. One that learns could be hijacked by whoever
- * guesses its VNI.
+ * Whether an existing tunnel device can be reused. A learning device is refused: a host that guesses its VNI could
+ * hijack it.
  */
 export function isReusable({port, learning, external}: Vxlan, vxlanPort: number): boolean {
 	return port === vxlanPort && !learning && !external;
 }
 
 /**
- * The worker's address on the way to the VMs: the one that the kernel would send from.
- * @param hostInterface the administrator's choice instead
+ * The address from which the kernel sends packets to the VMs.
+ * @param hostInterface overrides the choice of the kernel
  */
 export function workerAddress(
 	links: readonly Link[],
@@ -137,13 +137,13 @@ export function workerAddress(
 				code: 'failed-precondition',
 				what:
 					link === undefined
-						? 'HOST_INTERFACE names an interface that does not exist'
-						: 'HOST_INTERFACE names an interface without an IPv4 address',
+						? 'The interface in HOST_INTERFACE does not exist'
+						: 'The interface in HOST_INTERFACE has no IPv4 address',
 				where: {interface: chosen.hostInterface},
 				remedy: `This node has ${links
 					.filter(({isLoopback}) => !isLoopback)
 					.map(({name}) => name)
-					.join(', ')}. Left empty, the kernel's own choice towards the VMs' network is taken.`,
+					.join(', ')}. If HOST_INTERFACE is not set, the interface on the route to the VMs is used.`,
 			});
 		}
 
@@ -151,7 +151,7 @@ export function workerAddress(
 	}
 
 	const {source, dev} = chosen.route;
-	// By the address first: towards an address of this very node the interface is `lo`.
+	// Search by address, because the route to an address of this node uses `lo`.
 	for (const link of links.toSorted((one, other) => Number(other.name === dev) - Number(one.name === dev))) {
 		const address = link.addresses.find(({local}) => local === source);
 		if (address !== undefined && !link.isLoopback) {
@@ -161,13 +161,13 @@ export function workerAddress(
 
 	throw new AdaptorError({
 		code: 'failed-precondition',
-		what: "No address of this node leads to the pod VMs' network",
+		what: 'This node has no address towards the network of the pod VMs',
 		where: {...(dev === undefined ? {} : {interface: dev})},
 		remedy: 'Give the node an address in the subnet of LIBVIRT_NET, or set HOST_INTERFACE.',
 	});
 }
 
-/** The one of the default route, else the only one there is. */
+/** The interface of the default route, otherwise the only interface. */
 function primaryInterface(links: readonly Link[], routes: readonly Route[], netnsPath: string): Link {
 	const named = routes.find(({dst, dev}) => dst === defaultRoute && dev !== undefined)?.dev;
 	const withAddress = links.filter(link => ipv4(link).length > 0);
@@ -184,14 +184,18 @@ function primaryInterface(links: readonly Link[], routes: readonly Route[], netn
 				: 'it has several interfaces and no default route',
 			netnsPath,
 			withAddress.length === 0
-				? "Look at the CNI plugin's log; IPv6-only pods cannot run as peer pods."
-				: 'The interface with the default route is the one that the pod VM gets.',
+				? 'Check the log of the CNI plugin. IPv6-only pods cannot run as peer pods.'
+				: 'Add a default route: the pod VM gets the interface of the default route.',
 		);
 	}
 
-	// It goes into a tc script, where quotes and backslashes have a meaning.
+	// The name is part of a tc script, where quotes and backslashes are special.
 	if (!/^[A-Za-z0-9_.\-]{1,15}$/v.test(primary.name)) {
-		throw unusable('its interface has an unusual name', netnsPath, 'Letters, digits and . _ - are supported.');
+		throw unusable(
+			'its interface has an unusual name',
+			netnsPath,
+			'Use only letters, digits and . _ - in its name.',
+		);
 	}
 
 	return primary;
@@ -200,7 +204,7 @@ function primaryInterface(links: readonly Link[], routes: readonly Route[], netn
 function unusable(reason: string, netns: string, remedy: string): AdaptorError {
 	return new AdaptorError({
 		code: 'failed-precondition',
-		what: `The pod's network namespace cannot be used: ${reason}`,
+		what: `The network namespace of the pod is unusable: ${reason}`,
 		where: {netns},
 		remedy,
 	});
@@ -210,7 +214,7 @@ function ipv4({addresses}: Link): Address[] {
 	return addresses.filter(({family, scope, isSecondary}) => family === 'inet' && scope !== 'host' && !isSecondary);
 }
 
-/** At most one for a destination: without metrics the VM's kernel would refuse the second. */
+/** At most one route per destination: without metrics, the kernel of the VM refuses a second one. */
 function carriedRoutes(ordered: readonly Route[], dev: string): PodRoute[] {
 	const carried = new Map<string, PodRoute>();
 	for (const route of ordered) {
@@ -222,7 +226,7 @@ function carriedRoutes(ordered: readonly Route[], dev: string): PodRoute[] {
 			(gw === '' || isIPv4(gw)) &&
 			!carried.has(dst)
 		) {
-			// Go's `universe`, iproute2's `global`, is the zero value, which Go leaves out.
+			// The scope `universe` of Go (`global` in iproute2) is the zero value, which Go omits.
 			carried.set(dst, {dst, gw, dev, protocol, ...(scope === 'global' ? {} : {scope})});
 		}
 	}
@@ -231,7 +235,7 @@ function carriedRoutes(ordered: readonly Route[], dev: string): PodRoute[] {
 }
 
 /**
- * A gateway that no route without gateway leads to is `onlink` in the pod; the VM is told by a route to that one host.
+ * If no route leads to a gateway, it is `onlink` in the pod. The VM gets a host route to that gateway instead.
  */
 function gatewayRoutes(routes: readonly PodRoute[], dev: string): PodRoute[] {
 	const direct = routes.filter(({gw}) => gw === '');

@@ -1,17 +1,17 @@
 /**
- * The pods' networks, wired by the kernel: in each pod's namespace a VXLAN device towards the pod's VM, and traffic
- * redirected between it and the pod's own interface, so that the pod's address is the VM's. Knows no libvirt and no VM
- * but by address.
+ * Pod networks in the kernel. The namespace of each pod has a VXLAN device towards the VM. Traffic is redirected
+ * between it and the interface of the pod, so that the VM has the address of the pod. Does not know libvirt; knows VMs
+ * only by their address.
  *
- *   reserve          makes vxlan1 in the pod's namespace: down, without remote, accepting nothing. It holds the VNI in
- *                    the kernel, even while this daemon does not run
- *   attach           sets its remote, brings it up for that remote's packets only, and redirects traffic both ways
- *   release          removes all of it, and with it the VNI; so does the end of the namespace
- *   releaseByNetns   removes vxlan1 when its VNI is not known
- *   releaseByVni     removes what is outside of the namespace when the namespace is not known
+ *   reserve          creates vxlan1 in the namespace: down, without remote, accepting nothing. It reserves the VNI in
+ *                    the kernel, also while the daemon does not run
+ *   attach           sets the remote, sets the device up for packets of that remote, and redirects traffic both ways
+ *   release          removes everything and releases the VNI; so does the end of the namespace
+ *   releaseByNetns   removes vxlan1 if its VNI is unknown
+ *   releaseByVni     removes the host-side state if the namespace is unknown
  *
- * Each step converges from whatever an earlier run left in the middle of any step: what is there is taken over if it
- * fits, else replaced.
+ * Each step can start from any intermediate state of an earlier run: a suitable device is reused, any other is
+ * replaced.
  */
 import {isIPv4} from 'node:net';
 import {every} from '../core/concurrency/every.ts';
@@ -43,51 +43,49 @@ export interface PodNetworksOptions {
 	readonly externalNetViaPodVm: boolean;
 	readonly log: Logger;
 	readonly spawnServer?: SpawnServerOptions;
-	/** Of the node: the namespace that commands run in and that no pod may have. */
+	/** The namespace of the node, in which commands run; no pod may use it. */
 	readonly ownNetns?: string;
 	readonly random?: () => number;
 }
 
 export interface KernelPodNetworks extends PodNetworks, AsyncDisposable {
 	/**
-	 * Whether this node can have tunnels: programs and permissions are there, the VXLAN port is free, tunnels can be
-	 * bound to their VMs.
+	 * Checks whether this node supports tunnels: programs, permissions, a free VXLAN port, and the nftables guard.
 	 * @throws 'failed-precondition', 'permission-denied'
 	 */
 	check(signal: AbortSignal): Promise<void>;
 	/**
-	 * Closes the node for VXLAN packets of our VNIs that are not from the tunnel's VM, and keeps it closed until
-	 * disposal, whoever flushes the rules. To be called once what an earlier run reserved is adopted: tunnels that are
-	 * neither known nor in use any more are closed by it.
+	 * Drops VXLAN packets of the reserved VNIs that are not from the VM of the tunnel, until disposal. Restores flushed
+	 * rules. Call it after the reservations of an earlier run are adopted, because it closes tunnels that are neither
+	 * known nor in use.
 	 */
 	guard(signal: AbortSignal): Promise<void>;
-	/** For those who look at this node, by the same shells. */
+	/** A probe for checks that uses the same shells. */
 	readonly probe: NetworkProbe;
 }
 
-/** Starts the shells that everything runs through: call it early, while the process is small. */
+/** Starts the shells for all commands. Call it early, while the process is small. */
 export function createPodNetworks(options: PodNetworksOptions): KernelPodNetworks {
 	return new Tunnels(options);
 }
 
-/** Who wants a namespace, and which it is. */
+/** A sandbox and its namespace. */
 interface Place {
 	readonly sandboxId: SandboxId;
 	readonly netnsPath: string;
 	readonly netns: NetnsIdentity;
 }
 
-/** For undoing what a caller gave up on. */
+/** Time limit for undoing an aborted reservation. */
 const undoTimeoutMs = 10_000;
 /**
- * The kernel takes a namespace apart in the background, and its tunnel with it: the tunnel may still be there for so
- * long.
+ * The kernel deletes a namespace and its tunnel in the background, so the tunnel may exist for this time.
  */
 const vanishTimeoutMs = 5000;
-/** How often the table of bound tunnels is stated again. */
+/** Interval for restoring the nftables table. */
 const guardIntervalMs = 60_000;
 /**
- * A pod's tunnel that appears and disappears under our hands, because somebody else works on it, is tried this often.
+ * Number of attempts if another program creates or removes the tunnel of a pod at the same time.
  */
 const maxAttempts = 3;
 
@@ -102,7 +100,7 @@ class Tunnels implements KernelPodNetworks {
 	readonly #underlay: Underlay;
 	readonly #vnis: VniAllocator;
 	readonly #tenancies = new Tenancies();
-	/** Reservations and their undoing, by namespace. */
+	/** Serialises reservations and releases per namespace. */
 	readonly #reservations = new KeyedMutex();
 	readonly #life = new AbortController();
 	/** Settles with the first round. */
@@ -142,14 +140,14 @@ class Tunnels implements KernelPodNetworks {
 			const users = sharing.join(', ');
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: `VXLAN_PORT ${vxlanPort} is in use on this node${users === '' ? '' : ` by ${users}, likely of the cluster's own network`}`,
+				what: `VXLAN_PORT ${vxlanPort} is in use on this node${users === '' ? '' : ` by ${users}, probably of the cluster network`}`,
 				where: {port: vxlanPort},
-				remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000, which firewalls between node and KVM host let through.',
+				remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000. Firewalls between this node and the KVM host must allow it.',
 			});
 		}
 
 		for (const name of sharing) {
-			this.#log.warn({port: vxlanPort, reason: `the interface ${name} uses it too`}, 'VXLAN port is shared');
+			this.#log.warn({port: vxlanPort, reason: `the interface ${name} also uses it`}, 'VXLAN port is shared');
 		}
 
 		await this.#guard.check(signal);
@@ -175,7 +173,7 @@ class Tunnels implements KernelPodNetworks {
 			} catch (error) {
 				first.reject(error);
 				if (!signal.aborted && failures.failed()) {
-					this.#log.error({err: error}, 'could not bind the tunnels to their VMs; trying again every minute');
+					this.#log.error({err: error}, 'could not bind the tunnels to their VMs; retrying every minute');
 				}
 			}
 		}
@@ -206,10 +204,7 @@ class Tunnels implements KernelPodNetworks {
 				const {vni, isAdopted} = await this.#reserveVni(place, inspection.links, signal);
 				this.#moveIn({...place, vni, address: undefined, former: [], isAdopted, isUnseen: false});
 				for (const reason of warnings) {
-					this.#log.warn(
-						{sandboxId, netns: netnsPath, reason},
-						'pod network is not carried to the VM as a whole',
-					);
+					this.#log.warn({sandboxId, netns: netnsPath, reason}, 'the VM does not get the whole pod network');
 				}
 
 				return {...network, netns, vxlanId: vni, index: vni - this.#options.vxlanMinId};
@@ -221,7 +216,7 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	/** Also in place of what the same sandbox had in the namespace before. */
+	/** Replaces an earlier tenancy of the same sandbox in the namespace. */
 	#moveIn(tenancy: Tenancy): void {
 		const former = this.#tenancies.in(tenancy.netns);
 		this.#tenancies.add(tenancy);
@@ -247,7 +242,7 @@ class Tunnels implements KernelPodNetworks {
 		) {
 			this.#log.info(
 				{sandboxId, netns: netnsPath},
-				'namespace of a reservation cannot be seen; a reserved VNI goes with the namespace',
+				'namespace of a reservation is not visible; the VNI is released with the namespace',
 			);
 		}
 
@@ -290,7 +285,7 @@ class Tunnels implements KernelPodNetworks {
 		if (!isIPv4(vmAddress)) {
 			throw new AdaptorError({
 				code: 'invalid-argument',
-				what: "The VM's address is not an IPv4 address",
+				what: 'The address of the VM is not an IPv4 address',
 				where: {address: vmAddress},
 			});
 		}
@@ -301,13 +296,13 @@ class Tunnels implements KernelPodNetworks {
 		if (tenancy !== undefined && tenancy.vni !== vni) {
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: 'The network namespace has another tunnel by now',
+				what: 'The network namespace now has another tunnel',
 				where: {netns: netnsPath, vni, present: tenancy.vni},
 			});
 		}
 
 		if (tenancy === undefined) {
-			// Reserved by an earlier run, which is known from its record.
+			// Reserved by an earlier run, according to its record.
 			tenancy = {
 				sandboxId: undefined,
 				netnsPath,
@@ -393,7 +388,7 @@ class Tunnels implements KernelPodNetworks {
 		const tunnel = links.find(({name}) => name === tunnelInterface);
 		const hasTunnel = tunnel?.vxlan?.vni === tenant.vni;
 		if (!hasTunnel && (await presenceOf(tenant, this.#ownNetns)) !== 'present') {
-			// The namespace that the tenant had is gone, and the kernel has given its inode to this one.
+			// The namespace of the tenant is gone, and the kernel has reused its inode.
 			this.#tenancies.evict(tenant);
 			return;
 		}
@@ -413,8 +408,8 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	/**
-	 * Takes over what an earlier run reserved here, else reserves a new one.
-	 * @throws CommandError 'exists' when somebody else just did
+	 * Takes over the reservation of an earlier run, or reserves a new VNI.
+	 * @throws CommandError 'exists' if another program has just created a tunnel
 	 */
 	async #reserveVni(
 		place: Place,
@@ -426,7 +421,7 @@ class Tunnels implements KernelPodNetworks {
 		const leftover = links.find(({name}) => name === tunnelInterface);
 		if (leftover?.vxlan !== undefined && leftover.vxlan.vni >= vxlanMinId && isReusable(leftover.vxlan, port)) {
 			const {vni} = leftover.vxlan;
-			// Its device may be up. What an earlier run accepted has to prove itself to this one.
+			// The device may be up. Close it: this run must verify the VM first.
 			await this.#guard.close(vni, undefined, signal);
 			this.#vnis.adopt(vni);
 			this.#log.info({sandboxId, netns: netnsPath, vni}, 'VNI of an earlier run taken over');
@@ -438,7 +433,7 @@ class Tunnels implements KernelPodNetworks {
 				{
 					sandboxId,
 					netns: netnsPath,
-					reason: leftover.vxlan === undefined ? 'it is no VXLAN device' : 'its port, VNI or mode is another',
+					reason: leftover.vxlan === undefined ? 'not a VXLAN device' : 'different port, VNI or mode',
 				},
 				'tunnel of an earlier run replaced',
 			);
@@ -465,7 +460,7 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	/** Only what a reservation of ours looks like. */
+	/** Only removes a device that looks like a reservation of this program. */
 	async #removeReservation(netnsPath: string, signal: AbortSignal): Promise<void> {
 		const {vxlanPort, vxlanMinId} = this.#options;
 		const {links} = await this.#iproute2.inspect(netnsPath, signal);
@@ -480,7 +475,7 @@ class Tunnels implements KernelPodNetworks {
 		}
 	}
 
-	/** After an abort, a time-out or a kill nobody knows whether the device was made. */
+	/** After an abort or timeout, it is unknown whether the device was created. */
 	async #undoReservation(place: Place): Promise<void> {
 		using scope = new Scope().deadline(undoTimeoutMs, 'the reserved VNI to be released');
 		try {
@@ -489,7 +484,7 @@ class Tunnels implements KernelPodNetworks {
 			if (!means(error, 'no-device') && !(await this.#isGone(error, place))) {
 				this.#log.warn(
 					{netns: place.netnsPath, err: error},
-					'reserved VNI not released; it goes with the namespace',
+					'could not release the reserved VNI; it is released with the namespace',
 				);
 			}
 		}
@@ -503,7 +498,7 @@ class Tunnels implements KernelPodNetworks {
 				throw error;
 			}
 
-			// Somebody removed the device, or put another in its place. The VM knows this VNI only.
+			// Another program removed or replaced the device. The VM only knows this VNI.
 			if (means(error, 'other-vni')) {
 				await this.#iproute2.removeTunnel(tunnel.netnsPath, signal);
 			}
@@ -513,8 +508,8 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	/**
-	 * The namespace of a network that is to be attached.
-	 * @throws 'not-found' when it is proven to be gone, 'failed-precondition' when it cannot be seen
+	 * The namespace of a network to attach.
+	 * @throws 'not-found' if it is proven to be gone, 'failed-precondition' if it is not visible
 	 */
 	async #presentNetns({netnsPath, netns}: PodNetwork): Promise<NetnsIdentity> {
 		const presence = await presenceOf({netnsPath, ...(netns && {netns})}, this.#ownNetns);
@@ -526,25 +521,25 @@ class Tunnels implements KernelPodNetworks {
 		throw presence === 'gone'
 			? new AdaptorError({
 					code: 'not-found',
-					what: "The pod's network namespace is gone",
+					what: 'The network namespace of the pod is gone',
 					where: {netns: netnsPath},
 				})
 			: new AdaptorError({
 					code: 'failed-precondition',
-					what: "The pod's network namespace cannot be seen",
+					what: 'The network namespace of the pod is not visible',
 					where: {netns: netnsPath},
 					remedy: mountRemedy,
 				});
 	}
 
-	/** Whether a program failed because the namespace has gone, by proof. */
+	/** Whether a program failed because the namespace is proven to be gone. */
 	async #isGone(error: unknown, place: Pick<PodNetwork, 'netnsPath' | 'netns'>): Promise<boolean> {
 		return means(error, 'no-netns') && (await presenceOf(place, this.#ownNetns)) === 'gone';
 	}
 
 	/**
-	 * Removes what the network's namespace has of it. With the namespace it is gone.
-	 * @throws 'failed-precondition' when the tunnel is left where it cannot be seen
+	 * Removes the devices in the namespace of the network. If the namespace is gone, so are the devices.
+	 * @throws 'failed-precondition' if the tunnel exists in an invisible namespace
 	 */
 	async #removeDevices(network: PodNetwork, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
 		const {netnsPath, vxlanId: vni} = network;
@@ -557,12 +552,12 @@ class Tunnels implements KernelPodNetworks {
 
 		const tenant = this.#tenancies.in(netns);
 		if (tenant !== undefined && tenant !== tenancy) {
-			// A late repetition for a namespace that has a new tenant.
+			// A late repetition: the namespace has a new tenant.
 			return;
 		}
 
 		try {
-			// Of an earlier run it is not known what has become of the namespace since.
+			// After a restart, the namespace may have another tunnel.
 			if (tenancy?.isAdopted === false || !(await this.#hasOtherTunnel(netnsPath, vni, signal))) {
 				await settled({
 					tunnel: unlessAbsent(this.#iproute2.removeTunnel(netnsPath, signal)),
@@ -587,18 +582,18 @@ class Tunnels implements KernelPodNetworks {
 	}
 
 	/**
-	 * Of a namespace that cannot be seen, and is not proven to be gone: the kernel tells whether the tunnel still
-	 * exists, for it gives a VNI only once.
-	 * @throws 'failed-precondition' when it does
+	 * For an invisible namespace that is not proven to be gone: asks the kernel whether the VNI is in use, which means
+	 * that the tunnel still exists.
+	 * @throws 'failed-precondition' if it exists
 	 */
 	async #assertNoTunnel({netnsPath, vxlanId: vni, vxlanPort: port}: PodNetwork, signal: AbortSignal): Promise<void> {
 		const left = new AdaptorError({
 			code: 'failed-precondition',
-			what: 'A tunnel is left: the network namespace that has it cannot be seen',
+			what: 'A tunnel is left in a network namespace that is not visible',
 			where: {netns: netnsPath, vni, port},
-			remedy: `${mountRemedy} The tunnel goes with the namespace.`,
+			remedy: `${mountRemedy} The tunnel is deleted with the namespace.`,
 		});
-		using scope = new Scope(signal).deadline(vanishTimeoutMs, 'the tunnel to go with its namespace');
+		using scope = new Scope(signal).deadline(vanishTimeoutMs, 'the tunnel to be deleted with its namespace');
 		try {
 			await retry(
 				async () => {
@@ -635,7 +630,7 @@ function keyOf({device, inode}: NetnsIdentity): string {
 	return `${device}:${inode}`;
 }
 
-/** All of them, when all have settled; else the first error. So nothing is under way any more when it rejects. */
+/** Waits until all have settled, then returns all values or throws the first error. */
 async function settled<T extends Record<string, unknown>>(promises: {
 	readonly [Name in keyof T]: Promise<T[Name]>;
 }): Promise<T> {
@@ -655,7 +650,7 @@ async function settled<T extends Record<string, unknown>>(promises: {
 }
 
 /**
- * Succeeds when the namespace has no such thing. A filter of another program in place of ours is none of ours either.
+ * Succeeds if there is nothing to remove. A filter of another program counts as nothing.
  */
 async function unlessAbsent(removal: Promise<void>): Promise<void> {
 	try {

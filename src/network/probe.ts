@@ -1,6 +1,5 @@
 /**
- * Whether this node can have tunnels, and where its packets for the VMs go: looks, leaves nothing behind, judges
- * nothing.
+ * Observes whether this node supports tunnels, and its route to the VMs. Leaves nothing behind and judges nothing.
  */
 import type {
 	GuardObservation,
@@ -16,7 +15,7 @@ import {Tenancies} from './tenancies.ts';
 import {TunnelGuard} from './tunnel-guard.ts';
 import {vniRange} from './vni.ts';
 
-/** How each tells its version. */
+/** The command for the version of each program. */
 const programs: Readonly<Record<string, readonly string[]>> = {
 	ip: ['-V'],
 	tc: ['-V'],
@@ -38,7 +37,7 @@ export class NetworkProbe {
 		this.#port = port;
 	}
 
-	/** Also whether they may do what they are for. @throws CommandError 'not-permitted', or whatever else they say */
+	/** Also verifies permissions. @throws CommandError 'not-permitted', or another error of the programs */
 	async observePrograms(signal: AbortSignal): Promise<ProgramsObservation> {
 		const versions = Object.fromEntries(
 			await Promise.all(
@@ -54,7 +53,7 @@ export class NetworkProbe {
 			),
 		);
 		if (versions['nft'] !== null) {
-			// Only checked: the kernel gives it up at the end.
+			// Only a check: the kernel discards the change.
 			await this.#succeed('change nftables', ['nft', '-c', 'add table ip caa_probe'], signal);
 		}
 
@@ -70,8 +69,8 @@ export class NetworkProbe {
 	}
 
 	/**
-	 * Whether tunnels can be bound to their VMs, and what has come of it.
-	 * @throws CommandError 'unsupported', or whatever else nft says
+	 * Observes whether tunnels can be bound to their VMs, and how many are.
+	 * @throws CommandError 'unsupported', or another error of nft
 	 */
 	async observeGuard(signal: AbortSignal): Promise<GuardObservation> {
 		await this.#guard.check(signal);
@@ -94,8 +93,8 @@ export class NetworkProbe {
 	}
 
 	/**
-	 * Whether tunnels can have their near end on it.
-	 * @throws AdaptorError 'failed-precondition' as the making of a tunnel would
+	 * Checks whether the interface can be the local end of tunnels.
+	 * @throws AdaptorError 'failed-precondition', like the creation of a tunnel
 	 */
 	async checkHostInterface(name: string, signal: AbortSignal): Promise<void> {
 		workerAddress(await this.#iproute2.links(signal), {hostInterface: name});
@@ -110,7 +109,7 @@ export class NetworkProbe {
 				return false;
 			}
 
-			// Another daemon's probe at this very moment: no reason to doubt the port.
+			// Another daemon probes at the same time: the port is usable.
 			if (means(error, 'exists', 'vni-in-use')) {
 				return true;
 			}
@@ -119,7 +118,7 @@ export class NetworkProbe {
 		}
 	}
 
-	/** Names of programs; of those in other process namespaces the kernel tells none. */
+	/** Names of programs. The kernel hides programs in other process namespaces. */
 	async #listeners(signal: AbortSignal): Promise<string[]> {
 		const {stdout} = await this.#programs.run({argv: ['ss', '-Hulnp', `sport = :${this.#port}`]}, signal);
 		return [...new Set(stdout.matchAll(/\("([^"]+)",pid=/gv).map(([, name]) => name ?? ''))];
@@ -139,7 +138,7 @@ export interface NetworkProbeOptions {
 	readonly spawnServer?: SpawnServerOptions;
 }
 
-/** A probe with shells of its own, which end when it is disposed. */
+/** A probe with its own shells, which end when it is disposed. */
 export function createNetworkProbe({
 	vxlanPort: port,
 	vxlanMinId,

@@ -1,11 +1,11 @@
 /**
- * Runs programs through a few long-lived shells. The only place that starts processes: `spawn()` blocks the event loop
- * in proportion to the memory of the process that calls it (1 ms at 40 MB, 14 ms at 300 MB), so it is called early,
- * while we are small; a shell forks in constant time. Knows nothing of networks.
+ * Runs programs through a few long-lived shells. `spawn()` blocks the event loop in proportion to the memory of the
+ * calling process (1 ms at 40 MB, 14 ms at 300 MB). So the shells are started early, while the process is small; a
+ * shell forks in constant time. Knows nothing about networks.
  *
- * Each shell reads a script from its standard input, one command at a time, and tells its end by a mark on both
- * outputs. It ends when our end of that pipe closes, however we end: then nothing further is started, and what runs
- * comes to its own end.
+ * Each shell reads a script from its standard input, one command at a time, and prints a mark on both outputs after
+ * each command. A shell ends when this process closes the pipe or dies: then it starts no further command, and a
+ * running command completes.
  */
 import {spawn, type ChildProcessByStdio} from 'node:child_process';
 import {randomUUID} from 'node:crypto';
@@ -17,34 +17,34 @@ import {Scope} from '../core/lifetime.ts';
 import {quoted} from '../core/shell.ts';
 
 export interface Command {
-	/** Program and arguments, passed on as they are: no expansion, no word splitting. */
+	/** Program and arguments, passed unchanged: no expansion, no word splitting. */
 	readonly argv: readonly string[];
-	/** Text for its standard input; empty when absent. */
+	/** Text for its standard input; empty if absent. */
 	readonly stdin?: string;
 }
 
 export interface CommandResult {
-	/** 127: no such program; 128 + n: ended by signal n. */
+	/** 127: the program does not exist; 128 + n: ended by signal n. */
 	readonly status: number;
 	readonly stdout: string;
 	readonly stderr: string;
 }
 
 export interface SpawnServerOptions {
-	/** The shell with its arguments; it has to read its script from standard input. */
+	/** The shell with its arguments; it must read its script from standard input. */
 	readonly shell?: readonly string[];
-	/** How many commands run at the same time; the others wait. */
+	/** Maximum number of concurrent commands; others wait. */
 	readonly size?: number;
-	/** How long a command may run once it is started. */
+	/** Time limit of a started command. */
 	readonly timeoutMs?: number;
-	/** Characters of either output; a command that prints more is ended. */
+	/** Maximum number of characters per output; a command that prints more is killed. */
 	readonly maxOutput?: number;
 }
 
-/** Of a shell that was asked to end, before it is killed. */
+/** A shell that does not end within this time is killed. */
 const patienceMs = 2000;
 
-/** The shells' whole environment: nothing of ours, messages in English. */
+/** The complete environment of the shells, with English messages. */
 const environment = {PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C'};
 
 export class SpawnServer implements AsyncDisposable {
@@ -66,9 +66,9 @@ export class SpawnServer implements AsyncDisposable {
 	}
 
 	/**
-	 * Runs a command to its end; a status other than 0 is a result too. On abort or time-out the command is killed
-	 * first, so that nothing of it happens after the rejection.
-	 * @throws the signal's reason; 'deadline-exceeded'; 'resource-exhausted' for too much output; 'unavailable' when
+	 * Runs a command to its end and returns any status. On abort or timeout, the command is killed before the
+	 * rejection.
+	 * @throws the reason of the signal; 'deadline-exceeded'; 'resource-exhausted' for too much output; 'unavailable' if
 	 * its shell died
 	 */
 	async run(command: Command, signal: AbortSignal): Promise<CommandResult> {
@@ -85,7 +85,7 @@ export class SpawnServer implements AsyncDisposable {
 		}
 	}
 
-	/** Takes no more commands, lets the accepted ones finish, ends the shells. */
+	/** Refuses new commands, completes accepted ones, then ends the shells. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#disposed ??= this.#drain();
 		await this.#disposed;
@@ -123,14 +123,14 @@ interface Limits {
 }
 
 /**
- * One shell, one command at a time. After a command had to be killed it is not used again: a late signal could hit the
- * next one.
+ * One shell, which runs one command at a time. It is not reused after a command was killed, because a late signal could
+ * hit the next one.
  */
 class Shell {
 	readonly ended: Promise<void>;
 	readonly #limits: Limits;
 	readonly #child: ChildProcessByStdio<Writable, Readable, Readable>;
-	/** Tells a command's end. Random, and never passed to a command, so no output contains it. */
+	/** Marks the end of a command. Random and unknown to the command, so no output contains it. */
 	readonly #mark = randomUUID();
 	readonly #stdout: Output;
 	readonly #stderr: Output;
@@ -139,14 +139,14 @@ class Shell {
 
 	constructor([file = '', ...args]: readonly string[], limits: Limits) {
 		this.#limits = limits;
-		// A process group of its own: Ctrl-C in a terminal reaches us alone, and we end things in order.
+		// Its own process group: Ctrl-C in a terminal only reaches this process, which then ends the shells in order.
 		this.#child = spawn(file, args, {cwd: '/', env: environment, stdio: 'pipe', detached: true});
 		this.#child.stdin.on('error', () => undefined); // it died; `ended` tells
 		const {promise, resolve} = Promise.withResolvers<undefined>();
 		this.ended = promise;
 		const onEnd = (): void => {
 			this.#isRetired = true;
-			// A program that outlives its shell and holds on to them must not hold us.
+			// A program that outlives its shell and keeps the outputs open must not block this process.
 			this.#child.stdout.destroy();
 			this.#child.stderr.destroy();
 			resolve(undefined);
@@ -154,7 +154,7 @@ class Shell {
 		this.#child.once('exit', onEnd).once('error', onEnd);
 		this.#stdout = new Output(this.#child.stdout, `\n${this.#mark}`);
 		this.#stderr = new Output(this.#child.stderr, `\n${this.#mark}`);
-		// On SIGTERM: end the command, also one that is just being started.
+		// On SIGTERM: kill the command, also one that is just being started.
 		this.#child.stdin.write('p= k=; trap \'k=1; [ -z "$p" ] || kill -KILL "$p"\' TERM\n');
 	}
 
@@ -162,7 +162,7 @@ class Shell {
 		return !this.#isBusy && !this.#isRetired;
 	}
 
-	/** Only on a free shell. */
+	/** The shell must be free. */
 	async run(command: Command, signal: AbortSignal): Promise<CommandResult> {
 		this.#isBusy = true;
 		try {
@@ -172,7 +172,7 @@ class Shell {
 		}
 	}
 
-	/** Closes its input and waits until it is gone; kills it when it does not go. */
+	/** Closes its input and waits until it ends; kills it after a time limit. */
 	async end(): Promise<void> {
 		this.#isRetired = true;
 		this.#child.stdin.end();
@@ -210,11 +210,11 @@ class Shell {
 			: new AdaptorError({
 					code: 'unavailable',
 					what: `Could not run ${nameOf(command)}: the shell that runs commands ended`,
-					remedy: 'Trying again starts another.',
+					remedy: 'A retry starts a new shell.',
 				});
 	}
 
-	/** Has the command killed, and waits until it and the shell are gone. */
+	/** Kills the command, and waits until it and the shell have ended. */
 	async #retire(): Promise<void> {
 		this.#isRetired = true;
 		this.#child.stdin.end();
@@ -224,19 +224,19 @@ class Shell {
 
 	async #orKill(): Promise<void> {
 		const {pid} = this.#child;
-		// With all that it started: a command must not live on because its shell got no processor time to end it.
+		// Kill the whole process group: a command must not survive because its shell got no CPU time to kill it.
 		const timer = setTimeout(() => pid !== undefined && kill(-pid, 'SIGKILL'), patienceMs);
 		await this.ended;
 		clearTimeout(timer);
 	}
 
 	/**
-	 * In the background, so that the shell can wait and take signals; `wait` is repeated because a signal ends it
-	 * early.
+	 * The command runs in the background, so that the shell can wait and handle signals. `wait` is repeated because a
+	 * signal interrupts it.
 	 */
 	#script({argv, stdin = ''}: Command): string {
 		if (stdin.includes('\0') || stdin.includes(this.#mark)) {
-			throw new TypeError('Input that a shell cannot hand on');
+			throw new TypeError('The input contains bytes that a shell cannot pass on');
 		}
 
 		const line = stdin === '' || stdin.endsWith('\n') ? '' : '\n';
@@ -248,13 +248,13 @@ class Shell {
 	}
 }
 
-/** What comes before a mark, and what follows the mark up to the end of its line. */
+/** The output before a mark, and the rest of the line after the mark. */
 interface Marked {
 	readonly text: string;
 	readonly tail: string;
 }
 
-/** What follows a mark: a space, a status, and room. */
+/** Maximum length of the rest of a line after a mark: a space and a status. */
 const maxTail = 16;
 
 class Output {
@@ -271,7 +271,7 @@ class Output {
 		});
 	}
 
-	/** Never settles when the stream ends first: the shell's end tells. */
+	/** Never settles if the stream ends first; the end of the shell is handled elsewhere. */
 	async read(limit: number, onOverflow: () => void): Promise<Marked> {
 		const {promise, resolve} = Promise.withResolvers<Marked>();
 		this.#onText = added => {
@@ -297,7 +297,7 @@ class Output {
 	}
 }
 
-/** As messages tell it: without input. */
+/** The name of the command in messages, without its input. */
 function nameOf({argv}: Command): string {
 	return `"${argv.join(' ')}"`;
 }

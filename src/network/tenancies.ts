@@ -1,32 +1,30 @@
 /**
- * What this process knows of the tunnels that are its own. A namespace has one tenancy at a time, whatever path leads
- * to it; a tenancy outlives its namespace until it is released. No I/O.
+ * The tunnels of this process. A namespace has one tenancy at a time, independently of its path. A tenancy outlives its
+ * namespace until it is released. No I/O.
  */
 import type {NetnsIdentity, PodNetwork, SandboxId} from '../sandbox/ports.ts';
 import {isSame} from './netns.ts';
 import type {Binding} from './nft.ts';
 
 export interface Tenancy {
-	/** Unknown when it was attached from the record of an earlier run. */
+	/** Unknown if it was attached from the record of an earlier run. */
 	readonly sandboxId: SandboxId | undefined;
 	readonly netnsPath: string;
 	readonly netns: NetnsIdentity;
 	readonly vni: number;
-	/** The VM's, once the tunnel leads to one. */
+	/** Address of the VM, if the tunnel is attached. */
 	address: string | undefined;
-	/**
-	 * What may still be in the node's table and does not belong there any more: kept until its removal has succeeded.
-	 */
+	/** Outdated bindings that may still be in the nftables table; kept until they are removed. */
 	former: readonly Binding[];
-	/** An earlier run's, whose elements in the node's table are not all known. */
+	/** From an earlier run, so not all of its elements in the nftables table are known. */
 	readonly isAdopted: boolean;
-	/** Adopted, and neither attached nor closed by this run: another daemon may still do that. */
+	/** Adopted, and not yet attached or closed by this run. Another daemon may still do that. */
 	isUnseen: boolean;
 }
 
 export class Tenancies {
 	readonly #all = new Set<Tenancy>();
-	/** Those whose namespace is gone while its inode is another's. */
+	/** Tenancies whose namespace is gone and whose inode was reused. */
 	readonly #homeless = new WeakSet<Tenancy>();
 
 	add(tenancy: Tenancy): void {
@@ -37,17 +35,17 @@ export class Tenancies {
 		this.#all.delete(tenancy);
 	}
 
-	/** It is in no namespace any more: to be released all the same. */
+	/** The namespace of the tenancy is gone. It still has to be released. */
 	evict(tenancy: Tenancy): void {
 		this.#homeless.add(tenancy);
 	}
 
-	/** Who has the namespace. */
+	/** The tenancy in the namespace. */
 	in(netns: NetnsIdentity): Tenancy | undefined {
 		return this.#all.values().find(tenancy => isSame(tenancy.netns, netns) && !this.#homeless.has(tenancy));
 	}
 
-	/** The tenancy that a network stands for, also when its namespace is gone. */
+	/** The tenancy of a network, also if its namespace is gone. */
 	of({netns, netnsPath, vxlanId}: PodNetwork): Tenancy | undefined {
 		return this.#all
 			.values()
@@ -58,7 +56,7 @@ export class Tenancies {
 			);
 	}
 
-	/** What a sandbox has reserved by this path, also when the namespace is gone. */
+	/** The tenancy that a sandbox reserved with this path, also if the namespace is gone. */
 	reservedBy(sandboxId: SandboxId, netnsPath: string): Tenancy | undefined {
 		return this.#all.values().find(tenancy => tenancy.sandboxId === sandboxId && tenancy.netnsPath === netnsPath);
 	}
@@ -67,7 +65,7 @@ export class Tenancies {
 		return this.#all.values().some(tenancy => tenancy.vni === vni);
 	}
 
-	/** Those of which it is not known where they lead. */
+	/** Tenancies whose remote address is unknown. */
 	unseen(): Tenancy[] {
 		return this.#all
 			.values()
@@ -75,12 +73,12 @@ export class Tenancies {
 			.toArray();
 	}
 
-	/** What the node's table is to have. */
+	/** The bindings that the nftables table must contain. */
 	bindings(): Binding[] {
 		return this.#all.values().flatMap(bindingOf).toArray();
 	}
 
-	/** What it is to have no more. */
+	/** The bindings to remove from the nftables table. */
 	former(): Binding[] {
 		return this.#all
 			.values()
@@ -88,14 +86,14 @@ export class Tenancies {
 			.toArray();
 	}
 
-	/** Their removal has succeeded. @param removed from `former()` */
+	/** Forgets bindings that were removed. @param removed a result of `former()` */
 	forgetFormer(removed: readonly Binding[]): void {
 		for (const tenancy of this.#all) {
 			tenancy.former = tenancy.former.filter(each => !removed.includes(each));
 		}
 	}
 
-	/** Whether a tunnel has the binding, or may have it for all that is known. */
+	/** Whether a tunnel has the binding, or may have it. */
 	mayHave({address, vni}: Binding): boolean {
 		return this.#all
 			.values()
@@ -107,7 +105,7 @@ export class Tenancies {
 	}
 }
 
-/** From then on the tunnel leads to the address, or nowhere, and by the word of this run. */
+/** Sets the remote address of the tunnel, or none. The tenancy is no longer `isUnseen`. */
 export function lead(tenancy: Tenancy, address: string | undefined): void {
 	tenancy.isUnseen = false;
 	tenancy.former = [...tenancy.former, ...bindingOf(tenancy)].filter(

@@ -1,11 +1,10 @@
 /**
- * Binds each tunnel to its VM: keeps the node's nftables table (nft.ts) as the tenancies say. Knows no namespace but by
- * its tunnel.
+ * Binds each tunnel to its VM: updates the nftables table of the node (nft.ts) from the tenancies.
  *
- * One transaction runs at a time, and states all tunnels that this process knows. So what somebody else flushed is back
- * with the next one, and no live tunnel is closed by a table that was made anew. For the same reason the tunnels of an
- * earlier run are looked up before the first transaction. Elements of unknown tunnels stay, since another daemon may
- * have them, until the kernel proves that the VNI has no tunnel.
+ * One transaction runs at a time, and contains all tunnels of this process. So the next transaction restores flushed
+ * rules, and a new table does not close a live tunnel. For the same reason, the remotes of tunnels of an earlier run
+ * are read before the first transaction. Elements of unknown tunnels may belong to another daemon. They stay until the
+ * kernel proves that the VNI has no tunnel.
  */
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {CommandError, means} from './command-error.ts';
@@ -30,7 +29,7 @@ export class TunnelGuard {
 	readonly #guarded: GuardedVnis;
 	readonly #tenancies: Tenancies;
 	readonly #turn = new Semaphore(1);
-	/** Adopted ones whose device has been looked at. */
+	/** Adopted tenancies whose device was inspected. */
 	readonly #inspected = new WeakSet<Tenancy>();
 
 	constructor(programs: SpawnServer, iproute2: Iproute2, guarded: GuardedVnis, tenancies: Tenancies) {
@@ -41,7 +40,7 @@ export class TunnelGuard {
 	}
 
 	/**
-	 * Whether nft and the kernel can do it: the kernel gets the whole transaction, and gives it up at the end.
+	 * Checks whether nft and the kernel support the guard: the kernel verifies a whole transaction, then discards it.
 	 * @throws CommandError
 	 */
 	async check(signal: AbortSignal): Promise<void> {
@@ -57,7 +56,7 @@ export class TunnelGuard {
 		}
 	}
 
-	/** Accepts the tunnel's packets from the address, and from no other any more. */
+	/** Accepts packets of the tunnel only from this address. */
 	async open(tenancy: Tenancy, address: string, signal: AbortSignal): Promise<void> {
 		using _ = await this.#turn.acquire(signal);
 		const state = await this.#stateFor(tenancy, signal);
@@ -66,12 +65,13 @@ export class TunnelGuard {
 	}
 
 	/**
-	 * Accepts none of the tunnel's packets any more.
-	 * @param tenancy absent: an earlier run's of which only the VNI is known; what tenancies have is left alone
+	 * Accepts no further packets of the tunnel.
+	 * @param tenancy absent for a tunnel of an earlier run that is known only by its VNI; known tenancies are not
+	 * changed
 	 */
 	async close(vni: number, tenancy: Tenancy | undefined, signal: AbortSignal): Promise<void> {
 		using _ = await this.#turn.acquire(signal);
-		// What was only reserved here, another daemon may have attached, and have gone since.
+		// Another daemon may have attached a tunnel that was only reserved here, and may have ended.
 		const state =
 			tenancy?.isAdopted === false && tenancy.address === undefined
 				? await this.read(signal)
@@ -86,7 +86,7 @@ export class TunnelGuard {
 		}
 	}
 
-	/** States the table, and removes what belongs to no tunnel. */
+	/** Restores the table, and removes elements without a tunnel. */
 	async reconcile(signal: AbortSignal): Promise<void> {
 		using _ = await this.#turn.acquire(signal);
 		const state = await this.read(signal);
@@ -114,7 +114,7 @@ export class TunnelGuard {
 		throw error;
 	}
 
-	/** What has to be known before a change: of an ordinary tenancy, with no adopted ones beside it, nothing. */
+	/** Reads the table before a change, if there are adopted tenancies or the tenancy is unknown. */
 	async #stateFor(tenancy: Tenancy | undefined, signal: AbortSignal): Promise<TableState> {
 		if (tenancy?.isAdopted === false && this.#tenancies.unseen().every(each => this.#inspected.has(each))) {
 			return noTable;
@@ -126,8 +126,8 @@ export class TunnelGuard {
 	}
 
 	/**
-	 * Where the tunnels of an earlier run lead: by the table, or, where that does not tell one address, by the device
-	 * itself.
+	 * Finds the remotes of the tunnels of an earlier run: from the table, or from the device if the table does not have
+	 * exactly one address.
 	 */
 	async #lookUp(state: TableState, signal: AbortSignal): Promise<void> {
 		await Promise.all(
@@ -143,7 +143,7 @@ export class TunnelGuard {
 		);
 	}
 
-	/** Undefined when it is only reserved, or cannot be seen. */
+	/** Undefined if the tunnel is only reserved, or is not visible. */
 	async #remoteOf(tenancy: Tenancy, signal: AbortSignal): Promise<string | undefined> {
 		try {
 			const {links} = await this.#iproute2.inspect(tenancy.netnsPath, signal);
@@ -161,19 +161,19 @@ export class TunnelGuard {
 		}
 	}
 
-	/** Of these VNIs, what no tenancy has. */
+	/** The elements with these VNIs that belong to no tenancy. */
 	#strays({tunnels, legacy}: TableState, vnis: readonly number[]): Pick<TableState, 'tunnels' | 'legacy'> {
 		const bindings = this.#tenancies.bindings();
 		return {
 			tunnels: tunnels.filter(each => vnis.includes(each.vni) && !this.#tenancies.mayHave(each)),
-			// One that a tenancy has is in `tunnels` from now on.
+			// The transaction moves elements of tenancies to `tunnels`.
 			legacy: legacy.filter(
 				each => vnis.includes(each.vni) && (isAmong(bindings, each) || !this.#tenancies.mayHave(each)),
 			),
 		};
 	}
 
-	/** Those that have no tunnel on this node, in whatever namespace and of whatever daemon. */
+	/** The VNIs without a tunnel in any namespace of this node. */
 	async #withoutTunnel(vnis: ReadonlySet<number>, signal: AbortSignal): Promise<number[]> {
 		const answers = await Promise.all(
 			Array.from(vnis, async vni => {
@@ -181,7 +181,7 @@ export class TunnelGuard {
 					return (await this.#iproute2.isVniFree(vni, this.#guarded.port, signal)) ? [vni] : [];
 				} catch (error) {
 					signal.throwIfAborted();
-					// Not proven: the next round asks again.
+					// No proof: the next round retries.
 					if (error instanceof CommandError) {
 						return [];
 					}

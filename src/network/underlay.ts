@@ -1,17 +1,17 @@
-/** The node's own address towards the pod VMs: looked up when it is needed, remembered for a while. */
+/** The address of the node towards the pod VMs: looked up when needed, and cached for a short time. */
 import {isIPv4} from 'node:net';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import type {Iproute2} from './iproute2.ts';
 import {workerAddress, type WorkerAddress} from './plan.ts';
 
-/** By name, or by any address in the VMs' subnet. The function is asked until it has answered once. */
+/** An interface name, or any address in the subnet of the VMs. The function is called until it succeeds once. */
 export type UnderlaySource =
 	{readonly hostInterface: string} | {readonly vmAddress: (signal: AbortSignal) => Promise<string>};
 
-/** A node that gets another address is noticed after this. */
+/** A new address of the node is noticed after this time. */
 const maxAgeMs = 30_000;
-/** Whoever asks may give up earlier; the look-up is shared by all who ask meanwhile. */
+/** Time limit of a look-up, which concurrent callers share. A caller may give up earlier. */
 const timeoutMs = 20_000;
 
 export class Underlay {
@@ -21,7 +21,7 @@ export class Underlay {
 	#vmAddress: string | undefined;
 	#known: {readonly address: Promise<WorkerAddress>; readonly since: number} | undefined;
 
-	/** @param life ends a look-up that nobody waits for any more */
+	/** @param life ends a look-up without waiting callers */
 	constructor(iproute2: Iproute2, source: UnderlaySource, life: AbortSignal) {
 		this.#iproute2 = iproute2;
 		this.#source = source;
@@ -59,12 +59,12 @@ export class Underlay {
 	}
 }
 
-/** It goes into a script for ip. */
+/** Validates the address, because it is part of a script for ip. */
 function checked(address: string): string {
 	if (!isIPv4(address)) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: "The pod VMs' network has no IPv4 subnet",
+			what: 'The network of the pod VMs has no IPv4 subnet',
 			where: {address},
 			remedy: 'Set LIBVIRT_NET to a network with an IPv4 address, or set HOST_INTERFACE.',
 		});

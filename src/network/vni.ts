@@ -1,18 +1,18 @@
 /**
- * Which VNI to try next. Only the kernel knows which are free on the node, in whatever namespace and of whatever
- * program: a VNI is reserved by making a device with it, and the kernel refuses a second. This keeps calls of this
- * process apart, and guesses well.
+ * Chooses the next VNI to try. Only the kernel knows which VNIs are free in all namespaces of the node: creating a
+ * device reserves its VNI, and the kernel refuses a second device. This class avoids conflicts within this process, and
+ * makes good guesses.
  */
 import {AdaptorError} from '../core/errors.ts';
 
 /** RFC 7348, section 5: 24 bits. */
 const maxVni = 0xff_ff_ff;
-/** VNIs in play from the lowest on: many more than pods on a node, so that a guess is nearly always free. */
+/** Size of the range of VNIs: many more than pods on a node, so that a guess is nearly always free. */
 const maxSpan = 1 << 16;
-/** Refusals in a row before giving up: with half the span taken by others it is one in 10^19. */
+/** Consecutive refusals before giving up. If half of the range is in use, the probability is 1 in 10^19. */
 const maxAttempts = 64;
 
-/** The VNIs that are ever reserved. */
+/** The range of VNIs that can be reserved. */
 export function vniRange(lowest: number): {readonly lowest: number; readonly highest: number} {
 	return {lowest, highest: Math.min(lowest + maxSpan - 1, maxVni)};
 }
@@ -32,9 +32,8 @@ export class VniAllocator {
 
 	/**
 	 * @param min the lowest VNI to use
-	 * @param random as Math.random: where to start, and where to go on after a refusal. Counting from the lowest would
-	 * make every
-	 *   restart, and every second daemon, try all VNIs in use one by one.
+	 * @param random like Math.random: chooses the start, and the position after a refusal. Counting from the lowest VNI
+	 * would make every restart, and every second daemon, try all VNIs in use one by one.
 	 */
 	constructor(min: number, random: () => number) {
 		this.#min = min;
@@ -48,7 +47,7 @@ export class VniAllocator {
 		return this.#attempt(new Set());
 	}
 
-	/** Notes one that was found reserved. */
+	/** Marks a VNI that is already reserved. */
 	adopt(vni: number): void {
 		this.#taken.add(vni);
 	}
@@ -62,9 +61,9 @@ export class VniAllocator {
 		if (vni === undefined) {
 			throw new AdaptorError({
 				code: 'resource-exhausted',
-				what: 'No VNI is free on this node',
+				what: 'This node has no free VNI',
 				where: {lowest: this.#min, highest: this.#min + this.#span - 1, refused: refused.size},
-				remedy: 'Remove tunnels that are left over ("ip -d link show type vxlan" in each network namespace), or set VXLAN_MIN_ID to another range.',
+				remedy: 'Remove unused tunnels ("ip -d link show type vxlan" in each network namespace), or set VXLAN_MIN_ID to another range.',
 			});
 		}
 
@@ -74,7 +73,7 @@ export class VniAllocator {
 			another: () => {
 				this.#taken.delete(vni);
 				refused.add(vni);
-				// In the midst of someone else's: the neighbours are likely theirs too.
+				// Another program probably uses the next VNIs, too.
 				this.#cursor = this.#anywhere();
 				return this.#attempt(refused);
 			},
@@ -82,8 +81,8 @@ export class VniAllocator {
 	}
 
 	/**
-	 * The next from the cursor on that is neither taken nor refused. The cursor moves on, so one that is released rests
-	 * for a while.
+	 * The next VNI from the cursor that is neither taken nor refused. The cursor advances, so that a released VNI is
+	 * not reused at once.
 	 */
 	#next(refused: ReadonlySet<number>): number | undefined {
 		for (let step = 0; step < this.#span; step++) {

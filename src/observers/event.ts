@@ -1,4 +1,4 @@
-/** Everything that the daemon's parts tell their observer. */
+/** All events of the parts of the daemon. */
 import type {ApiEvent} from '../api/events.ts';
 import type {SessionEvent} from '../libvirt/session-events.ts';
 import type {RelayEvent} from '../relay/events.ts';
@@ -6,5 +6,5 @@ import type {SandboxEvent, ReconcileEvent} from '../sandbox/events.ts';
 
 export type AdaptorEvent = SandboxEvent | ReconcileEvent | ApiEvent | RelayEvent | SessionEvent;
 
-/** One kind of them. */
+/** Events of one kind. */
 export type EventOf<Kind extends AdaptorEvent['kind']> = Extract<AdaptorEvent, {readonly kind: Kind}>;

@@ -1,6 +1,5 @@
 /**
- * Events as log lines: for each kind of event its level, its message and its fields. The messages of everything that
- * happens are on this page.
+ * Writes events as log lines: the level, message and fields for each kind of event.
  */
 import {codeOf} from '../core/errors.ts';
 import {levelOfAttempt, type LogFields, type Logger} from '../core/log.ts';
@@ -10,7 +9,7 @@ import type {AdaptorEvent, EventOf} from './event.ts';
 
 type Line = readonly [level: 'debug' | 'info' | 'warn' | 'error', message: string, fields: LogFields];
 
-/** Undefined for an event that another line tells of. */
+/** Undefined for an event that another line covers. */
 const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) => Line | undefined} = {
 	'sandbox-created': ({size, initdata, vni, netns}) => [
 		'info',
@@ -26,7 +25,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		},
 	],
 	'vm-started': ({vm, stagesMs}) => ['info', 'pod VM started', {...running(vm), timings: stagesMs}],
-	// The call that fails with it is logged.
+	// The failed call is logged instead.
 	'start-failed': () => undefined,
 	'vm-ended': ({error, vmId}) => ['warn', 'pod VM ended by itself', {err: error, vmId}],
 	'sandbox-rolled-back': ({error}) => ['warn', 'sandbox rolled back', {err: error}],
@@ -74,7 +73,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 
 	'reconcile-failed': ({error}) => [
 		'error',
-		'could not reconcile the sandboxes; trying again every minute',
+		'could not reconcile the sandboxes; retrying every minute',
 		{err: error},
 	],
 	'vms-not-listed': ({error, isNews}) => [
@@ -86,7 +85,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	'orphan-removal-decided': ({reason, createdAt}) => [
 		'warn',
 		'removing an orphaned pod VM',
-		{reason: `${reason}; it was made at ${createdAt.toISOString()}`},
+		{reason: `${reason}; it was created at ${createdAt.toISOString()}`},
 	],
 	'orphan-not-removed': ({error}) => ['warn', 'could not remove an orphaned pod VM; trying again', {err: error}],
 	'sandbox-left-alone': ({reason}) => ['warn', 'the sandbox is left alone', {reason}],
@@ -205,7 +204,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	],
 	'libvirt-replacement-failed': ({error, uri}) => [
 		'debug',
-		'libvirt connection is silent, and no new one gets through',
+		'libvirt connection is silent; could not open a new one',
 		{err: error, uri},
 	],
 	'libvirt-call-repeated': ({error}) => ['debug', 'repeating a libvirt call', {err: error}],
@@ -220,7 +219,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 export function logObserver(log: Logger): Observer<AdaptorEvent> {
 	return {
 		notify(event) {
-			// Each event goes to the line of its own kind, which the compiler cannot see of a table.
+			// Each kind of event selects its own entry, which the compiler cannot verify.
 			const line = (lines[event.kind] as (event: AdaptorEvent) => Line | undefined)(event);
 			if (line !== undefined) {
 				const [level, message, fields] = line;

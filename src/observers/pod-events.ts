@@ -1,4 +1,4 @@
-/** What a pod's owner should see in `oc describe pod`: some events become Kubernetes events at their pod. */
+/** Writes some events as Kubernetes events of the pod, which its owner sees in `oc describe pod`. */
 import type {Observer} from '../core/observer.ts';
 import type {Cluster, PodEvent} from '../sandbox/ports.ts';
 import type {AdaptorEvent, EventOf} from './event.ts';
@@ -10,23 +10,23 @@ const podEvents: {readonly [Kind in AdaptorEvent['kind']]?: (event: EventOf<Kind
 		message: error.message,
 	}),
 	'vm-ended': ({error}) => ({type: 'Warning', reason: 'PodVMEnded', message: error.message}),
-	// A pod that gets less than it asked for must be able to know why it is slow, or out of memory.
+	// The owner of a pod with less than requested must be able to find out why it is slow or out of memory.
 	'size-limited': ({limited}) => ({
 		type: 'Warning',
 		reason: 'PodVMSizeLimited',
-		message: `The pod's VM has ${limited.join(' and ')}`,
+		message: `The VM of the pod has ${limited.join(' and ')}`,
 	}),
-	// A removal that was asked for is no news to the pod.
+	// A requested removal needs no event.
 	'removal-decided': ({isUnderWay, reason}) =>
 		isUnderWay
 			? undefined
-			: {type: 'Warning', reason: 'PodVMRemoved', message: `The pod's VM is removed: ${reason}`},
+			: {type: 'Warning', reason: 'PodVMRemoved', message: `The VM of the pod is removed: ${reason}`},
 };
 
 export function podEventObserver(cluster: Pick<Cluster, 'recordEvent'>): Observer<AdaptorEvent> {
 	return {
 		notify(event) {
-			// Each event goes to the entry of its own kind, which the compiler cannot see of a table.
+			// Each kind of event selects its own entry, which the compiler cannot verify.
 			const podEvent = (podEvents[event.kind] as ((event: AdaptorEvent) => PodEvent | undefined) | undefined)?.(
 				event,
 			);

@@ -2,14 +2,13 @@
  * What the KVM host offers, as its libvirt tells: asked once a connection, by whoever needs it first, for a new
  * connection may be to a host that was updated. Judges nothing.
  */
-import {abortable} from '../core/lifetime.ts';
+import {abortable, neverAborts} from '../core/lifetime.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {hostSupport, type HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readSecureExecutionSupport, type SecureExecutionSupport} from './secure-execution.ts';
 
 /** The session bounds its calls itself. */
-const unconditional = new AbortController().signal;
 
 export class HostCapabilities {
 	readonly #support: SharedAnswer<HostSupport>;
@@ -21,10 +20,10 @@ export class HostCapabilities {
 	 */
 	constructor(session: Pick<LibvirtCalls, 'call' | 'onState'>) {
 		this.#support = new SharedAnswer(async () =>
-			hostSupport((await session.call(procedures.connectGetCapabilities, undefined, unconditional)).capabilities),
+			hostSupport((await session.call(procedures.connectGetCapabilities, undefined, neverAborts)).capabilities),
 		);
 		this.#secureExecution = new SharedAnswer(async () =>
-			readSecureExecutionSupport(session, await this.support(unconditional), unconditional),
+			readSecureExecutionSupport(session, await this.support(neverAborts), neverAborts),
 		);
 		session.onState(({name}) => {
 			if (name === 'connected') {

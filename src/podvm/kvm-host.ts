@@ -4,6 +4,7 @@
  * can be had.
  */
 import {AdaptorError} from '../core/errors.ts';
+import {neverAborts} from '../core/lifetime.ts';
 import {formatCpuset, parseCpuset} from '../libvirt/cpuset.ts';
 import type {Logger} from '../core/log.ts';
 import {SharedAnswer, type HostCapabilities} from './host-capabilities.ts';
@@ -30,7 +31,6 @@ export interface KvmHostOptions extends ProtectionWish {
 }
 
 /** The session bounds its calls itself. */
-const unconditional = new AbortController().signal;
 
 export class KvmHost {
 	readonly #options: KvmHostOptions;
@@ -45,8 +45,8 @@ export class KvmHost {
 		this.#protection = new SharedAnswer(async () =>
 			defineFilter(
 				options.session,
-				await readNetworkProtection(options.session, options, unconditional),
-				unconditional,
+				await readNetworkProtection(options.session, options, neverAborts),
+				neverAborts,
 			),
 		);
 		options.session.onState(({name}) => {
@@ -116,7 +116,7 @@ export class KvmHost {
 	async #tellOfNetworkProtection(): Promise<void> {
 		const {log, network} = this.#options;
 		try {
-			const {filter, isolation} = await this.networkProtection(unconditional);
+			const {filter, isolation} = await this.networkProtection(neverAborts);
 			const fields = {
 				network,
 				netFilter: isAbsent(filter) ? 'none' : filter.name,
@@ -149,7 +149,7 @@ export class KvmHost {
 	async #tellOfSecureExecution(connection: number): Promise<void> {
 		const {capabilities, log} = this.#options;
 		try {
-			const secureExecution = await capabilities.secureExecution(unconditional);
+			const secureExecution = await capabilities.secureExecution(neverAborts);
 			// A call that lost its connection is made again on the next one, which tells by itself.
 			if (connection !== this.#connections) {
 				return;

@@ -1,6 +1,5 @@
 /**
- * The agent's socket in a directory of its own, `<pods-dir>/<sandbox id>/agent.ttrpc`. Knows nothing of what is said on
- * it.
+ * Creates and removes the agent socket `<pods-dir>/<sandbox id>/agent.ttrpc`. Does not know the protocol on it.
  */
 import {chmod, mkdir, rmdir, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
@@ -16,10 +15,9 @@ export function checkAgentSocketPath(path: string): void {
 }
 
 /**
- * Its directory is made 0700.
+ * Creates its directory with mode 0700.
  * @param onConnection takes over the connection: paused, half-open allowed
- * @returns disposing stops listening and removes the socket, and its directory when that is empty; connections are not
- * touched
+ * @returns disposing stops listening, and removes the socket, and its directory if it is empty; connections stay open
  */
 export async function listenForShims(
 	path: string,
@@ -35,7 +33,7 @@ export async function listenForShims(
 	return stack.move();
 }
 
-/** Removes what a daemon that died has left. */
+/** Removes the socket of a crashed daemon. */
 export async function discardSocket(path: string): Promise<void> {
 	await removeUnless(['ENOENT'], unlink(path));
 	await discardUnfinished(dirname(path));

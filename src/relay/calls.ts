@@ -1,16 +1,15 @@
 /**
- * The calls of one shim connection: which are open, what each would need to be made again, and until when it is to be
- * answered. Bookkeeping alone: no sockets, no timers, no time of its own. Whole frames come in, because only a frame
- * that is whole can be kept from the shim when the VM's connection dies in the middle of it, and sent again when it
- * died before its end.
+ * The calls of one shim connection: which are open, their frames for a replay, and their deadlines. Bookkeeping only:
+ * no sockets, timers or clock. It works on whole frames: a partial frame of the VM must never reach the shim, and only
+ * a whole frame of the shim can be sent again.
  *
  *   request ──▶ open ── the VM's response ──▶ answered      (forwarded)
  *                │ ▲
- *   lost ────────┤ └── sent again on the next connection    (what only waits; what was never sent)
- *                └──▶ answered with UNAVAILABLE             (everything else, and whatever's time is up)
+ *   lost ────────┤ └── sent again on the next connection    (replayable calls, and calls that were never sent)
+ *                └──▶ answered with UNAVAILABLE             (all other calls, and calls at their deadline)
  *
- * A stream that was answered is no longer here, and a late response to it finds nobody. That the VM may still send one
- * is remembered: a response to no call at all breaks the protocol, a late one does not.
+ * An answered call is closed, and a late response to it is dropped. The stream ids of such calls are remembered: a late
+ * response is allowed, but a response without a call violates the protocol.
  */
 import {echoed} from '../core/errors.ts';
 import type {Observer} from '../core/observer.ts';
@@ -23,7 +22,7 @@ type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call'}>;
 
 const healthCheck = 'grpc.Health/Check';
 
-/** Calls that change nothing and end when something happens: made again, they mean the same. */
+/** Methods that change nothing and wait for an event, so sending them again has the same effect. */
 const replayableMethods: ReadonlySet<string> = new Set([
 	healthCheck,
 	'grpc.AgentService/WaitProcess',
@@ -31,51 +30,50 @@ const replayableMethods: ReadonlySet<string> = new Set([
 ]);
 
 export interface CallLimits {
-	/** Calls that are open at a time. A shim has a few dozen; more would only be our memory. */
+	/** Maximum number of open calls. A shim has a few dozen; the limit bounds memory. */
 	readonly maxOpen: number;
-	/** Bytes of requests that are kept to be sent, or sent again. */
+	/** Maximum number of bytes of requests that are kept for sending or replay. */
 	readonly maxHeldBytes: number;
 }
 
-/** Two of the largest messages fit. */
+/** Two messages of the maximum size fit. */
 export const defaultCallLimits: CallLimits = {maxOpen: 1024, maxHeldBytes: 9 * 1024 * 1024};
 
 /**
- * A waiting call's request is short: ids of a container and a process. What is not, is not kept: it fails with the
- * rest.
+ * The request of a replayable call is short: ids of a container and a process. A longer one is not kept, and fails.
  */
 const maxReplayableBytes = 4096;
 
-/** So long before the shim gives up it is told why: the failure then has a reason instead of a time-out. */
+/** The relay answers this long before the deadline of the shim, so that the failure has a reason. */
 const answerAheadMs = 500;
 
 export interface Call {
 	readonly streamId: number;
 	/** `service/method`. */
 	readonly method: string;
-	/** Of the same clock as all times here. */
+	/** From the clock of the caller, like all times here. */
 	readonly startedAt: number;
 	/**
-	 * When it is to be answered at the latest, a little ahead of the shim's own deadline; undefined when it has none.
+	 * When the relay must answer: slightly before the deadline of the shim; undefined without a deadline.
 	 */
 	readonly answerBy: number | undefined;
 }
 
 interface OpenCall extends Call {
-	/** It only waits: it is made again on the next connection. */
+	/** It is sent again on the next connection. */
 	replayable: boolean;
-	/** Its frames, as long as they may have to be sent (again). */
+	/** Its frames, while they may have to be sent (again). */
 	held: Buffer[];
-	/** The present connection was sent its request: that the VM answers it is right, however late. */
+	/** The request was sent on the current connection, so the VM may answer it at any time. */
 	isSent: boolean;
-	/** It had to wait for a connection, or waits on a silent one: its time may be up before the VM can answer. */
+	/** It waited for a connection, or waits on a silent one, so its deadline may pass before the VM answers. */
 	delayed: boolean;
 }
 
-/** `busy`: the stream has a call that runs; `full`: too many calls, or too many bytes held. */
+/** `busy`: the stream already has an open call; `full`: too many calls, or too many held bytes. */
 export type Admission = 'taken' | 'busy' | 'full';
 
-/** `late`: a call that was answered already, by the relay; `unknown`: no call of this connection. */
+/** `late`: the relay has already answered the call; `unknown`: no call of this connection. */
 export type Standing = 'open' | 'late' | 'unknown';
 
 export class Calls {
@@ -83,9 +81,9 @@ export class Calls {
 	readonly #limits: CallLimits;
 	/** By stream id, in the order of their requests. */
 	readonly #open = new Map<number, OpenCall>();
-	/** The health checks among them that would be made again. */
+	/** The open health checks that are replayable. */
 	readonly #checks = new Set<OpenCall>();
-	/** Streams of the present connection that the relay answered before the VM did. */
+	/** Streams of the current connection that the relay answered before the VM did. */
 	readonly #late = new Set<number>();
 	#heldBytes = 0;
 
@@ -104,8 +102,8 @@ export class Calls {
 	}
 
 	/**
-	 * @param isJoined whether it can be sent now; if not, it is held
-	 * @param now milliseconds that only grow
+	 * @param isJoined whether it can be sent now; otherwise it is held
+	 * @param now monotonic, in milliseconds
 	 */
 	request(frame: Frame, isJoined: boolean, now: number): Admission {
 		const {streamId, bytes} = frame;
@@ -152,8 +150,8 @@ export class Calls {
 	}
 
 	/**
-	 * The connection is silent: the health checks on it are to be answered in time, like calls that had to wait for
-	 * one.
+	 * The connection is silent: the relay answers its health checks before their deadline, like calls that waited for a
+	 * connection.
 	 */
 	delayChecks(): void {
 		for (const call of this.#checks) {
@@ -162,8 +160,8 @@ export class Calls {
 	}
 
 	/**
-	 * More of a request. `taken` means as much as of a request; it may be held in full only, `full` then says that the
-	 * call is to be failed. `unknown`: of no call that is open.
+	 * Further data of a request. `taken`: as for a request. `full`: it cannot be held completely, and the call must be
+	 * failed. `unknown`: no open call has this stream.
 	 */
 	data({streamId, bytes}: Frame, isJoined: boolean): 'taken' | 'full' | 'unknown' {
 		const call = this.#open.get(streamId);
@@ -172,7 +170,7 @@ export class Calls {
 		}
 
 		if (isJoined) {
-			// Whatever its name says, it is no simple question.
+			// A call with further data is never replayable.
 			call.replayable = false;
 			this.#checks.delete(call);
 			this.#release(call);
@@ -185,7 +183,7 @@ export class Calls {
 		return 'taken';
 	}
 
-	/** What a frame of the VM belongs to. */
+	/** The standing of the call of a frame from the VM. */
 	standing(streamId: number): Standing {
 		return this.#open.get(streamId)?.isSent === true ? 'open' : this.#late.has(streamId) ? 'late' : 'unknown';
 	}
@@ -203,7 +201,7 @@ export class Calls {
 		return standing;
 	}
 
-	/** The relay itself answers. False when the call is not open (any more). */
+	/** Closes a call that the relay answers. False if the call is not open. */
 	answer(streamId: number, code: number, now: number): boolean {
 		const call = this.#open.get(streamId);
 		if (call === undefined) {
@@ -218,7 +216,7 @@ export class Calls {
 		return true;
 	}
 
-	/** As many as can be open: a VM that answers none of its calls is not to fill our memory. */
+	/** Limited to the maximum number of open calls, so that a VM that never answers cannot fill the memory. */
 	#expectLate(streamId: number): void {
 		const [oldest] = this.#late;
 		if (oldest !== undefined && this.#late.size >= this.#limits.maxOpen) {
@@ -228,7 +226,7 @@ export class Calls {
 		this.#late.add(streamId);
 	}
 
-	/** What a new connection to the VM is to be sent first, in the order of the requests. */
+	/** The frames to send first on a new connection, in the order of the requests. */
 	*join(): Generator<Buffer> {
 		for (const call of this.#open.values()) {
 			yield* call.held;
@@ -241,7 +239,7 @@ export class Calls {
 
 	/**
 	 * The connection to the VM is lost.
-	 * @returns the calls that are lost with it, still open; the others wait for the next one
+	 * @returns the calls that are lost with it, still open; the others wait for the next connection
 	 */
 	lost(): readonly Call[] {
 		const calls = [...this.#open.values()];
@@ -258,7 +256,7 @@ export class Calls {
 		return [...this.#open.values()];
 	}
 
-	/** When the next of the calls that were delayed has to be answered. */
+	/** The earliest deadline of the delayed calls. */
 	get nextDeadline(): number | undefined {
 		return this.#delayed().reduce<number | undefined>(
 			(next, {answerBy}) => (next === undefined || answerBy < next ? answerBy : next),
@@ -266,7 +264,7 @@ export class Calls {
 		);
 	}
 
-	/** The delayed calls whose time is up, still open. */
+	/** The delayed calls whose deadline has passed, still open. */
 	expired(now: number): readonly Call[] {
 		return this.#delayed().filter(({answerBy}) => answerBy <= now);
 	}
@@ -293,7 +291,7 @@ export class Calls {
 		return this.#heldBytes + bytes.length <= this.#limits.maxHeldBytes;
 	}
 
-	/** A copy: the frame is a view of a chunk that may be much larger. */
+	/** Copies the frame, because it is a view of a chunk that may be much larger. */
 	#hold(call: OpenCall, bytes: Buffer): void {
 		call.held.push(Buffer.from(bytes));
 		this.#heldBytes += bytes.length;

@@ -1,8 +1,7 @@
 /**
- * Makes the three kinds of certificate that the agent's connection needs: a CA, server certificates signed by it, and a
- * client certificate that vouches for itself. X.509 version 3 (RFC 5280), ECDSA P-256 with SHA-256, keys as PKCS#8,
- * everything as PEM. Node signs; only the bytes to be signed are put together here (docs/adr/0005). Knows no files and
- * no sockets.
+ * Creates the certificates for agent connections: a CA, server certificates signed by it, and a self-signed client
+ * certificate. X.509 version 3 (RFC 5280), ECDSA P-256 with SHA-256, keys as PKCS#8, everything as PEM. This file
+ * assembles the bytes to sign, and Node signs them (docs/adr/0005). Knows no files or sockets.
  */
 import {
 	createHash,
@@ -57,7 +56,7 @@ const oids = {
 const signatureAlgorithm = sequence(oids.ecdsaWithSha256);
 const critical = isTrue();
 
-/** A certificate authority that signs servers only: no other authority below it. */
+/** A certificate authority without intermediate authorities. */
 const caConstraints = extension(oids.basicConstraints, sequence(isTrue(), unsigned(Buffer.of(0))), critical);
 const leafConstraints = extension(oids.basicConstraints, sequence(), critical);
 /** Named bits (RFC 5280, 4.2.1.3), counted from the left: keyCertSign is 5, digitalSignature is 0. */
@@ -81,7 +80,7 @@ export async function makeCa(commonName: string, validity: Validity): Promise<Ke
 	});
 }
 
-/** A certificate that is its own trust anchor: whoever is given it as a CA accepts this one client and nobody else. */
+/** A self-signed certificate. A server that trusts it as a CA accepts only this client. */
 export async function makeClientCertificate(commonName: string, validity: Validity): Promise<KeyPair> {
 	const keys = await makeKeys();
 	const name = distinguishedName(commonName);
@@ -175,7 +174,7 @@ function subjectPublicKeyInfo(key: KeyObject): Buffer {
 	return key.export({type: 'spki', format: 'der'});
 }
 
-/** SHA-1 of the point itself (RFC 5280, 4.2.1.2, method 1): a P-256 key's info ends with its 65 bytes. */
+/** SHA-1 of the point (RFC 5280, 4.2.1.2, method 1), which is the last 65 bytes of the SPKI of a P-256 key. */
 function keyIdentifier(key: KeyObject): Buffer {
 	return createHash('sha1').update(subjectPublicKeyInfo(key).subarray(-65)).digest();
 }

@@ -1,7 +1,7 @@
-/** Certificates that are not valid yet: a clock that was set back, in words for the operator. */
+/** Explains certificates that are not valid yet to the operator: the clock may have been set back. */
 import {X509Certificate} from 'node:crypto';
 
-/** When the last of the certificates (PEM, one or several a text) becomes valid. */
+/** The latest start of validity of the certificates (PEM, one or several per text). */
 export function latestStart(certificates: readonly string[]): Date {
 	const blocks = certificates.flatMap(
 		text => text.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? [],
@@ -10,5 +10,5 @@ export function latestStart(certificates: readonly string[]): Date {
 }
 
 export function clockReason(now: Date, begins: Date): string {
-	return `this node's clock says ${now.toISOString()}, the certificate begins ${begins.toISOString()}`;
+	return `the clock of this node is at ${now.toISOString()}, the certificate is valid from ${begins.toISOString()}`;
 }

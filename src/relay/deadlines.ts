@@ -1,6 +1,6 @@
 /**
- * The clock of the calls that are to be answered before the shim gives up on them: the first health check without an
- * answer ends the pod.
+ * Timer for the deadlines of calls. The relay must answer before the shim gives up: the shim ends the pod after the
+ * first health check without an answer.
  */
 import type {Call, Calls} from './calls.ts';
 
@@ -11,8 +11,8 @@ export class Deadlines implements Disposable {
 	#timer: NodeJS.Timeout | undefined;
 
 	/**
-	 * @param now milliseconds that only grow
-	 * @param expired is told the delayed calls whose time is up
+	 * @param now monotonic, in milliseconds
+	 * @param expired called with the delayed calls whose deadline has passed
 	 */
 	constructor(calls: Calls, now: () => number, expired: (calls: readonly Call[]) => void) {
 		this.#calls = calls;
@@ -20,7 +20,7 @@ export class Deadlines implements Disposable {
 		this.#expired = expired;
 	}
 
-	/** To be said when there may be more calls that are delayed. */
+	/** Call it when further calls may be delayed. */
 	watch(): void {
 		clearTimeout(this.#timer);
 		const next = this.#calls.nextDeadline;

@@ -1,6 +1,6 @@
 /**
- * Writes the few kinds of ASN.1 value that a certificate is made of, in DER (ITU-T X.690, chapters 8, 10 and 11).
- * Knows no certificates, and reads nothing: what is written here is read by OpenSSL.
+ * Writes the ASN.1 types of certificates in DER (ITU-T X.690, chapters 8, 10 and 11). Knows no certificates and has no
+ * parser: OpenSSL reads the result.
  */
 
 /** X.690, 8.1.2: universal class unless the name says otherwise. */
@@ -42,7 +42,7 @@ export function sequence(...values: readonly Uint8Array[]): Buffer {
 	return value(tags.sequence, ...values);
 }
 
-/** Of one value: of more, DER would want them sorted. */
+/** A set of one value. DER requires several values to be sorted. */
 export function setOf(only: Uint8Array): Buffer {
 	return value(tags.set, only);
 }
@@ -57,12 +57,12 @@ export function implicit(n: number, bytes: Uint8Array): Buffer {
 	return value(tags.contextPrimitive | n, bytes);
 }
 
-/** DER leaves out what is the default, which false mostly is. */
+/** DER omits default values, and the default is mostly false. */
 export function isTrue(): Buffer {
 	return value(tags.boolean, Buffer.of(0xff));
 }
 
-/** Not negative, of big-endian bytes: as few as possible, and the first bit 0 (X.690, 8.3). */
+/** A non-negative integer from big-endian bytes: as few bytes as possible, with first bit 0 (X.690, 8.3). */
 export function unsigned(bytes: Uint8Array): Buffer {
 	const start = bytes.findIndex(byte => byte !== 0);
 	const shortest = start === -1 ? Buffer.of(0) : bytes.subarray(start);
@@ -99,8 +99,7 @@ function base128(number: number): number[] {
 }
 
 /**
- * Whole seconds; what is less is cut off. UTCTime until 2049, GeneralizedTime from then on, as certificates want it
- * (RFC 5280, 4.1.2.5).
+ * Truncated to whole seconds. UTCTime until 2049, GeneralizedTime later, as certificates require (RFC 5280, 4.1.2.5).
  */
 export function time(date: Date): Buffer {
 	const digits = `${date.toISOString().replaceAll(/[-:T]/g, '').slice(0, 14)}Z`;

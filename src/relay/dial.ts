@@ -1,47 +1,46 @@
 /**
- * Finds the VM among the addresses where it may be: dials each over and over until one proves by its certificate to be
- * the VM.
+ * Finds the VM among its candidate addresses: dials each repeatedly until TLS verifies one as the VM.
  *
  *   addresses ──▶ candidate ──▶ attempts: TCP ─▶ TLS ─▶ the first of all wins, everything else is destroyed
  *                     ▲              │
  *                     └── after a pause that depends on how the last one failed
  *
- * While a VM boots its packets vanish, then are refused, then are answered. Vanished ones are the reason why attempts
- * overlap: the kernel repeats a lost SYN only after 1 s, 3 s, 7 s, a fresh attempt comes sooner (a VM that came up 1.35
- * s after the first attempt was reached after 63 ms instead of 690). While ARP is unanswered that does not help, the
- * kernel queues every packet behind one probe a second; but the attempts keep the neighbour's entry alive, and so a VM
- * that announces its address is reached at once (10 ms instead of 710). The first that is answered ends the others: the
- * kernel would go on with them, and a VM that has just come up would do several handshakes at a time (medians in the
- * lab, from the listening forwarder to StartVM's answer: 500 ms, against 290 with one). Knows no ttrpc.
+ * While a VM boots, packets to it are first lost, then refused, then answered. Hedged attempts shorten the loss phase:
+ * the kernel retransmits a lost SYN only after 1 s, 3 s and 7 s, and a new attempt is faster (a VM that came up 1.35 s
+ * after the first attempt was reached after 63 ms instead of 690 ms). While ARP is unanswered, the kernel queues
+ * packets and sends one probe per second. The attempts then keep the neighbour entry alive, so a VM that announces its
+ * address is reached at once (10 ms instead of 710 ms). The first answered attempt ends the others; otherwise a VM that
+ * has just booted would do several handshakes in parallel (lab medians from the listening forwarder to the answer of
+ * StartVM: 500 ms, against 290 ms with one). Knows no ttrpc.
  */
 import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
 import {clockReason} from './clock.ts';
 
-/** All in milliseconds but `maxPending`. */
+/** In milliseconds, except `maxPending`. */
 export interface DialTimings {
 	/**
-	 * After a refusal or a reset: the VM is up and its forwarder about to listen. This is most of what StartVM's answer
-	 * can be late.
+	 * Pause after a refusal or a reset: the VM is up, and its forwarder will listen soon. This is the largest part of
+	 * the delay of StartVM.
 	 */
 	readonly retryMs: number;
-	/** The same once an address has been tried for a minute. */
+	/** The same pause, after an address was dialled for a minute. */
 	readonly patientRetryMs: number;
-	/** A fresh attempt although the last got no answer yet. */
+	/** Starts a hedged attempt if the last one has no answer after this time. */
 	readonly hedgeAfterMs: number;
-	/** A fresh attempt although the last is in its TLS handshake: a busy VM is not helped by more handshakes. */
+	/** The same during a TLS handshake. It is longer, because more handshakes slow down a busy VM. */
 	readonly hedgeHandshakeAfterMs: number;
-	/** Somebody else answers; the VM may take the address over later. */
+	/** Pause after another host answers. The VM may get the address later. */
 	readonly strangerMs: number;
 	readonly connectTimeoutMs: number;
 	readonly handshakeTimeoutMs: number;
 	/**
-	 * With TLS 1.3 the client is done before the server has looked at its certificate: so long it may still say no. A
-	 * session ticket is a yes.
+	 * With TLS 1.3, the client completes the handshake before the server verifies its certificate. The server can
+	 * refuse it during this time. A session ticket means that it accepted.
 	 */
 	readonly objectionMs: number;
-	/** Attempts without an answer at one address at a time. */
+	/** Maximum number of parallel attempts without an answer per address. */
 	readonly maxPending: number;
 }
 
@@ -59,22 +58,21 @@ export const defaultDialTimings: DialTimings = {
 
 const patientAfterMs = 60_000;
 
-/** Ends an attempt that tells nothing about the VM: another of the same address was answered. */
+/** Ends an attempt because another one at the same address was answered. */
 const superseded = stageError('ESUPERSEDED');
 
 export interface DialTarget {
 	readonly instanceName: string;
 	readonly port: number;
-	/** The name that the certificate must have. */
+	/** The required name in the certificate. */
 	readonly serverName: string;
-	/** Context, trust, and whether to verify. */
+	/** Context, trusted CAs, and whether to verify. */
 	readonly tls: ConnectionOptions;
-	/** When the CA that the VM's certificate is verified with becomes valid. */
+	/** Start of validity of the CA of the VM certificate. */
 	readonly caBegins: Date;
 	readonly timings: DialTimings;
 	/**
-	 * Hears each time that an address is answered by somebody else, or by a VM that refuses us. The address is tried
-	 * again.
+	 * Called each time when another host answers, or when the VM refuses the client. The address is retried.
 	 */
 	readonly refused: (address: string, refusal: Refusal) => void;
 }
@@ -87,13 +85,13 @@ export interface Refusal {
 
 export interface Dialled {
 	readonly address: string;
-	/** Proven, half-open allowed, not read from yet. Owned by the caller. */
+	/** Verified, half-open allowed, not read yet. Owned by the caller. */
 	readonly socket: TLSSocket;
 }
 
 /**
- * @throws whatever `addresses` throws, at once; the signal's reason, or, when that is a deadline, an error that tells
- * how far each address got
+ * @throws an error of `addresses`, at once; the reason of the signal; after a deadline, an error with the progress of
+ * each address
  */
 export async function dial(
 	addresses: AsyncIterable<string>,
@@ -142,7 +140,7 @@ export async function dial(
 	}
 }
 
-/** One address, dialled until it is disposed or has won. */
+/** One address, dialled until it is disposed or verified. */
 class Candidate implements Disposable {
 	readonly address: string;
 	/** How the last attempt ended. */
@@ -199,8 +197,7 @@ class Candidate implements Disposable {
 			this[Symbol.dispose]();
 			this.#onVm(socket);
 		};
-		// Later, for the event comes out of OpenSSL's reading, and what is written before that has returned stays
-		// unsent: Node 24.
+		// Deferred: OpenSSL emits the event while it reads, and data written before it returns is not sent (Node 24).
 		const onSession = (): void => {
 			ticket = setImmediate(win);
 		};
@@ -223,8 +220,8 @@ class Candidate implements Disposable {
 				this.#failed(failure, reached);
 			}
 		};
-		// Stays for good. A TLS alert after the handshake is an error that does not close a half-open socket: Node 24,
-		// lib/internal/tls/wrap.js, onerror.
+		// Never removed. A TLS alert after the handshake is an error that does not close a half-open socket (Node 24,
+		// lib/internal/tls/wrap.js, onerror).
 		socket.on('error', error => {
 			failure ??= error;
 			socket.destroy();
@@ -263,7 +260,7 @@ class Candidate implements Disposable {
 		);
 	}
 
-	/** How far this address got, for the operator. */
+	/** Progress of this address, for the operator. */
 	get standing(): Pick<Outcome, 'progress' | 'remedy'> {
 		return (
 			this.#outcome ??
@@ -284,25 +281,25 @@ class Candidate implements Disposable {
 
 const remedies = {
 	noAddress:
-		"Look at the VM's console: its image has to boot and ask for an address by DHCP, and LIBVIRT_NET has to give it one.",
-	silent: "The VM is not up yet, or a firewall or missing route between this node and the VM's network drops the packets.",
+		'Check the console of the VM: its image must boot and request an address by DHCP, and LIBVIRT_NET must assign one.',
+	silent: 'The VM is not up yet, or a firewall or missing route between this node and the network of the VM drops the packets.',
 	refused:
-		"The VM is up, but its forwarder does not listen: look at agent-protocol-forwarder and the kata agent in the VM's journal, and at FORWARDER_PORT.",
+		'The VM is up, but its forwarder does not listen: check agent-protocol-forwarder and the kata agent in the journal of the VM, and FORWARDER_PORT.',
 	handshake:
-		"The VM's forwarder ends the handshake: compare TLS_MIN_VERSION and TLS_CIPHER_SUITES with what its image can, and look at its journal.",
-	stranger: 'Another VM has this address: look for stale DHCP leases, and for VMs that were not deleted.',
-	client: 'It trusts another one: it was started with other keys than those of this process, or its clock is more than a day off.',
-	clock: "Set this node's clock; the VM is reached then.",
-	ownCa: "The image's server certificate has to be issued for podvm-server by the CA of CACERT_FILE, or by this node when that is unset.",
+		'The forwarder of the VM ends the handshake: check that its image supports TLS_MIN_VERSION and TLS_CIPHER_SUITES, and check its journal.',
+	stranger: 'Another VM has this address: check for stale DHCP leases, and for VMs that were not deleted.',
+	client: 'It trusts another certificate: it was started with other keys, or its clock is wrong by more than a day.',
+	clock: 'Set the clock of this node; then the VM can be reached.',
+	ownCa: 'The CA of CACERT_FILE must issue the server certificate of the image for podvm-server; without CACERT_FILE, this node issues it.',
 };
 
-/** How far an attempt got. */
+/** The progress of an attempt. */
 type Reached = 'nothing' | 'connected' | 'proven';
 
 interface Outcome {
 	readonly progress: string;
 	readonly remedy: string;
-	/** Not our VM, or not one that wants us: trying again soon is no use. */
+	/** Another host, or a VM that refuses this client: retry later only. */
 	readonly stranger: boolean;
 }
 
@@ -310,7 +307,7 @@ function explain(error: Error | undefined, reached: Reached, {serverName, caBegi
 	const code = error !== undefined && 'code' in error && typeof error.code === 'string' ? error.code : '';
 	if (reached === 'proven') {
 		return {
-			progress: `the VM refuses our client certificate (${code === '' ? 'closed' : code})`,
+			progress: `the VM refuses the client certificate (${code === '' ? 'closed' : code})`,
 			remedy: remedies.client,
 			stranger: true,
 		};
@@ -337,9 +334,10 @@ function explain(error: Error | undefined, reached: Reached, {serverName, caBegi
 				stranger: true,
 			};
 		case 'CERT_NOT_YET_VALID': {
-			// Node tells no more. A server certificate of ours begins with its CA; an administrator's may begin later.
+			// Node gives no details. A certificate from the own CA starts with the CA; a custom one may start later.
 			const now = new Date();
-			const why = caBegins > now ? clockReason(now, caBegins) : `this node's clock says ${now.toISOString()}`;
+			const why =
+				caBegins > now ? clockReason(now, caBegins) : `the clock of this node is at ${now.toISOString()}`;
 			return {progress: `its certificate is not valid yet: ${why}`, remedy: remedies.clock, stranger: true};
 		}
 
@@ -363,7 +361,7 @@ function explain(error: Error | undefined, reached: Reached, {serverName, caBegi
 	}
 }
 
-/** The names in the certificate of Node's name mismatch. */
+/** The names of the certificate, from the error for a name mismatch. */
 function namesOf(error: Error | undefined): string {
 	const cert: unknown = error !== undefined && 'cert' in error ? error.cert : undefined;
 	const names: unknown =
@@ -377,7 +375,7 @@ function stageError(code: string): Error {
 
 function abortReason(reason: unknown, target: DialTarget, candidates: ReadonlyMap<string, Candidate>): Error {
 	return codeOf(reason) === 'deadline-exceeded'
-		? failure('the time is up', target, candidates, 'deadline-exceeded', reason)
+		? failure('the time limit has passed', target, candidates, 'deadline-exceeded', reason)
 		: toError(reason);
 }
 
@@ -392,7 +390,7 @@ function failure(
 	const stages = tried.map(({address, standing: {progress}}) => `${address}: ${progress}`);
 	return new AdaptorError({
 		code,
-		what: `Could not reach the pod VM's forwarder, ${why}: ${stages.length === 0 ? 'the VM has no address yet' : stages.join('; ')}`,
+		what: `Could not reach the forwarder of the pod VM, ${why}: ${stages.length === 0 ? 'the VM has no address yet' : stages.join('; ')}`,
 		where: {instanceName, port},
 		remedy: tried.at(-1)?.standing.remedy ?? remedies.noAddress,
 		cause,

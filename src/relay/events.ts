@@ -1,14 +1,14 @@
-/** What happens to the agent's traffic, as the relay tells its observer. */
+/** The events of the relay for the observer. */
 import type {Without} from '../core/observer.ts';
 import type {SandboxId} from '../sandbox/ports.ts';
 
-/** `connection` counts the shim's connections to the sandbox's socket, from 1. */
+/** `connection` is the number of the shim connection to the socket of the sandbox, from 1. */
 export type RelayEvent = {
 	readonly sandbox: {readonly sandboxId: SandboxId; readonly instanceName: string};
 	readonly connection?: number;
 } & (
 	| {readonly kind: 'forwarder-reached'; readonly address: string; readonly durationMs: number}
-	/** Something at the address is not the VM, or the VM refuses us. */
+	/** Another host has the address, or the VM refuses this client. */
 	| {
 			readonly kind: 'address-refused';
 			readonly address: string;
@@ -24,7 +24,7 @@ export type RelayEvent = {
 			readonly count: number;
 			readonly bytes: number;
 			readonly durationMs: number;
-			/** Neither ours to close nor a probe: the shim itself has ended. */
+			/** The shim itself has ended: this relay did not close the connection, and it was not a probe. */
 			readonly isNews: boolean;
 	  }
 	| {readonly kind: 'agent-call'; readonly method: string; readonly durationMs: number; readonly code: string}
@@ -38,5 +38,5 @@ export type RelayEvent = {
 	| {readonly kind: 'shim-cut-off'; readonly error: Error}
 );
 
-/** What happens on one of the shim's connections: whoever has the connection adds which one it is. */
+/** Events of one shim connection. The owner of the connection adds its number. */
 export type ConnectionEvent = Without<RelayEvent, 'sandbox' | 'connection'>;

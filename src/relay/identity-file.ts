@@ -1,7 +1,7 @@
 /**
- * Our own CA and client certificate, kept in one file so that a restart, or a second daemon during a rolling update, is
- * the same identity to running VMs: whoever links the finished file into place first has made it for all. What is there
- * and cannot be used is set aside, never overwritten: VMs that still run were issued by it.
+ * Stores the own CA and client certificate in one file, so that running VMs accept the daemon after a restart, and also
+ * a second daemon during a rolling update. The first daemon that links the complete file into place creates it for all.
+ * An unusable file is set aside, never overwritten, because running VMs may use its CA.
  */
 import {createPrivateKey, randomBytes, X509Certificate} from 'node:crypto';
 import {constants} from 'node:fs';
@@ -13,19 +13,19 @@ import {Secret, type Logger} from '../core/log.ts';
 import {makeCa, makeClientCertificate, type KeyPair, type Validity} from './certificates.ts';
 import {clockReason, latestStart} from './clock.ts';
 
-/** The names that existing pod VM images' forwarders see. */
+/** The names that forwarders in existing pod VM images expect. */
 const caName = 'agent-protocol-forwarder';
 const clientName = 'cloud-api-adaptor';
 
 const dayMs = 86_400_000;
-/** The VM's clock may be behind ours until it has been set: a day covers it, and costs nothing. */
+/** The clock of a VM may be behind until it is synchronised. One day is enough. */
 const backdatedMs = dayMs;
 /**
- * Nothing renews these while a VM runs, so they outlive the longest pod. The file itself does not outlive a reboot of
- * the node.
+ * Nothing renews the certificates while a VM runs, so they must outlive the longest pod. A reboot of the node removes
+ * the file.
  */
 const lifetimeMs = 3650 * dayMs;
-/** What is left must be worth issuing from. */
+/** A CA with less remaining validity is replaced. */
 const leastRemainingMs = 30 * dayMs;
 
 export interface OwnIdentity {
@@ -41,13 +41,13 @@ export interface IdentityFileOptions {
 
 const fileName = 'identity.json';
 
-/** What is kept there, or why it cannot be used; undefined when there is nothing. Changes nothing. */
+/** The stored identity, or why it is unusable; undefined if there is none. Changes nothing. */
 export async function lookAtIdentity(directory: string, now: Date): Promise<OwnIdentity | string | undefined> {
 	const found = await read(join(directory, fileName));
 	return found === undefined ? undefined : judge(found.text, now);
 }
 
-/** @throws 'failed-precondition' when the directory cannot be written */
+/** @throws 'failed-precondition' if the directory is not writable */
 export async function keepIdentity({directory, log, now}: IdentityFileOptions): Promise<OwnIdentity> {
 	const path = join(directory, fileName);
 	try {
@@ -62,10 +62,7 @@ export async function keepIdentity({directory, log, now}: IdentityFileOptions): 
 
 			const verdict = judge(found.text, now());
 			if (typeof verdict !== 'string') {
-				log.debug(
-					{path, certificate: new X509Certificate(verdict.ca.cert).fingerprint256},
-					'identity taken up',
-				);
+				log.debug({path, certificate: new X509Certificate(verdict.ca.cert).fingerprint256}, 'identity loaded');
 				warnOfClock(path, verdict, now(), log);
 				return verdict;
 			}
@@ -75,15 +72,15 @@ export async function keepIdentity({directory, log, now}: IdentityFileOptions): 
 	} catch (error) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'Could not keep the keys for the connections to VMs',
+			what: 'Could not store the keys for the connections to VMs',
 			where: {directory},
-			remedy: 'The directory has to be writable by this process, on a file system with hard links (a tmpfs is fine).',
+			remedy: 'Make the directory writable for this process, on a file system with hard links (such as tmpfs).',
 			cause: error,
 		});
 	}
 }
 
-/** Complete or not there at all: written aside, then linked. Another's file that came first stays. */
+/** Creates the file atomically: writes a temporary file, then links it. An existing file stays. */
 async function make(path: string, now: Date): Promise<void> {
 	const validity: Validity = {
 		notBefore: new Date(now.getTime() - backdatedMs),
@@ -143,22 +140,22 @@ async function read(path: string): Promise<Found | undefined> {
 	}
 }
 
-/** The identity, or why there is none in this text. */
+/** The identity in the text, or why the text is unusable. */
 function judge(text: string, now: Date): OwnIdentity | string {
 	let parts: unknown;
 	try {
 		parts = parseJson(text);
 	} catch {
-		return 'it is torn or not ours';
+		return 'it is damaged or not from this program';
 	}
 
 	const ca = keyPair(textAt(parts, 'caCert'), textAt(parts, 'caKey'), caName);
 	const client = keyPair(textAt(parts, 'clientCert'), textAt(parts, 'clientKey'), clientName);
 	if (ca === undefined || client === undefined) {
-		return 'it is not ours';
+		return 'it is not from this program';
 	}
 
-	// One that is not valid yet stays: this node's clock is wrong, and will be set. VMs that run were issued by it.
+	// A CA that is not valid yet stays, because running VMs use it: the clock of this node is wrong and will be set.
 	const soon = new Date(now.getTime() + leastRemainingMs);
 	for (const {cert} of [ca, client]) {
 		const {validFromDate, validToDate} = new X509Certificate(cert);
@@ -170,7 +167,7 @@ function judge(text: string, now: Date): OwnIdentity | string {
 	return {ca, client};
 }
 
-/** Until the clock is right, TLS refuses every VM; dialling goes on meanwhile. */
+/** Until the clock is correct, TLS refuses every VM, and dialling continues. */
 function warnOfClock(path: string, {ca, client}: OwnIdentity, now: Date, log: Logger): void {
 	const begins = latestStart([ca.cert, client.cert]);
 	if (begins > now) {
@@ -178,9 +175,9 @@ function warnOfClock(path: string, {ca, client}: OwnIdentity, now: Date, log: Lo
 			{
 				path,
 				reason: clockReason(now, begins),
-				remedy: "Set this node's clock; pod VMs can be reached then. If the clock is right, it was wrong when the file was made: remove the file, and delete the pods that run.",
+				remedy: 'Set the clock of this node; then pod VMs can be reached. If the clock is correct, it was wrong when the file was created: remove the file and delete the running pods.',
 			},
-			'identity is not valid yet and is kept',
+			'identity is not valid yet; keeping it',
 		);
 	}
 }
@@ -213,8 +210,8 @@ async function setAside(path: string, judged: Found, reason: string, log: Logger
 		throw error;
 	}
 
-	// Another daemon may have replaced what we judged, between our look and our rename: then this is its good one, and
-	// goes back.
+	// Another daemon may have replaced the file between the check and the rename. Then this is its valid file, and is
+	// moved back.
 	const moved = await read(aside);
 	if (moved !== undefined && moved.inode !== judged.inode) {
 		try {
@@ -228,10 +225,7 @@ async function setAside(path: string, judged: Found, reason: string, log: Logger
 		}
 	}
 
-	log.warn(
-		{path: aside, reason},
-		'identity set aside, a new one is made: VMs that were issued by it cannot be reached again',
-	);
+	log.warn({path: aside, reason}, 'unusable identity set aside; VMs that use it cannot be reached any more');
 }
 
 function randomName(): string {

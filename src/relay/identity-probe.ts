@@ -1,4 +1,4 @@
-/** What `openIdentity` would find, without making or moving anything. Judges nothing but what it would refuse. */
+/** Observes what `openIdentity` would find, and throws what it would throw, but creates and moves nothing. */
 import {X509Certificate} from 'node:crypto';
 import type {IdentityObservation} from '../check/observations.ts';
 import {silentLogger} from '../core/log.ts';
@@ -6,9 +6,9 @@ import {lookAtIdentity} from './identity-file.ts';
 import {openIdentity, type IdentityFiles} from './identity.ts';
 
 /**
- * @param directory where our own keys are kept
- * @param files of the administrator's: all of them, or none
- * @throws as `openIdentity`
+ * @param directory the directory of the own keys
+ * @param files the custom files: all of them, or none
+ * @throws like `openIdentity`
  */
 export async function observeIdentity(
 	directory: string,
@@ -30,7 +30,7 @@ export async function observeIdentity(
 		: {source: 'own', state: 'usable', ...validity([found.ca.cert, found.client.cert])};
 }
 
-/** Of all together. */
+/** The common validity of all certificates. */
 function validity(certificates: readonly string[]): {readonly validFrom: Date; readonly validTo: Date} {
 	const read = certificates.map(text => new X509Certificate(text));
 	return {

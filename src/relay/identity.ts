@@ -1,7 +1,6 @@
 /**
- * Who we are to the VMs, and how we know them: a CA of our own that signs a server certificate per VM and a client
- * certificate that the VMs are told to trust, or the administrator's files in place of either. Knows directories and
- * files; knows no sockets.
+ * The certificates for connections to VMs: an own CA that signs a server certificate per VM, and a client certificate
+ * that the VMs trust. Custom files can replace either. Knows directories and files, but no sockets.
  */
 import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
@@ -11,14 +10,14 @@ import type {ForwarderTls} from '../sandbox/ports.ts';
 import {makeServerCertificate, type KeyPair} from './certificates.ts';
 import {keepIdentity} from './identity-file.ts';
 
-/** What a certificate of the administrator's, baked into an image that serves many VMs, is issued for. */
+/** The name in a custom server certificate, which is part of an image and shared by many VMs. */
 const sharedServerName = 'podvm-server';
 
 export interface RelayIdentity {
-	/** PEM: whoever serves with a certificate signed by one of these, for the right name, is the VM. */
+	/** PEM of the CAs for server certificates. A server with a certificate for the expected name is the VM. */
 	readonly serverCa: string;
 	readonly client: KeyPair;
-	/** The name that the VM's certificate must have. */
+	/** The required name in the certificate of the VM. */
 	serverName(instanceName: string): string;
 	/** Keys and certificates for one VM. */
 	issue(instanceName: string): Promise<Pick<ForwarderTls, 'serverKey' | 'serverCert' | 'clientCa'>>;
@@ -33,8 +32,7 @@ export interface IdentityFiles {
 
 export interface IdentityOptions {
 	/**
-	 * Where our own keys are kept (0700), e.g. `/run/peerpod/tls`: made when missing, untouched when no key of ours is
-	 * needed.
+	 * Directory of the own keys (0700), e.g. `/run/peerpod/tls`. Created if missing, unused if no own key is needed.
 	 */
 	readonly directory: string;
 	readonly files?: IdentityFiles;
@@ -43,10 +41,10 @@ export interface IdentityOptions {
 }
 
 /**
- * Loads the administrator's files and makes or takes up the rest.
- * With a CA of the administrator's, VMs bring their own server certificate and trust: nothing of ours goes to them.
- * With a client certificate alone, our CA still signs for the VMs, and they are told to trust that certificate.
- * @throws 'failed-precondition' naming the files that cannot be read, are not PEM, or do not belong together
+ * Loads the custom files, and loads or creates the rest.
+ * With a custom CA, the images contain the server certificate and the trusted CA, and nothing is sent to the VMs.
+ * With only a custom client certificate, the own CA signs for the VMs, and the VMs trust that client certificate.
+ * @throws 'failed-precondition' with the files that cannot be read, are not PEM, or do not match
  */
 export async function openIdentity({
 	directory,
@@ -83,8 +81,8 @@ export async function openIdentity({
 }
 
 /**
- * A server certificate lives as long as its CA: back-dated like it, because the VM's clock may be behind ours, and
- * never outliving it.
+ * A server certificate has the same validity as its CA. It is back-dated like the CA, because the clock of the VM may
+ * be behind.
  */
 function validityOf({cert}: KeyPair): {notBefore: Date; notAfter: Date} {
 	const {validFromDate, validToDate} = new X509Certificate(cert);
@@ -95,7 +93,7 @@ function checkCombination({caCert, cert, key}: IdentityFiles): void {
 	if ((cert === undefined) !== (key === undefined)) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'A client certificate needs its key, and a key its certificate',
+			what: 'The client certificate or its key is missing',
 			where: cert === undefined ? {CERT_KEY: key ?? ''} : {CERT_FILE: cert},
 			remedy: 'Set both CERT_FILE and CERT_KEY, or neither.',
 		});
@@ -104,7 +102,7 @@ function checkCombination({caCert, cert, key}: IdentityFiles): void {
 	if (caCert !== undefined && cert === undefined) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'With a CA of your own the VMs do not know the client certificate that would be made here',
+			what: 'With a custom CA, the VMs do not trust a client certificate that is created here',
 			where: {CACERT_FILE: caCert},
 			remedy: 'Set CERT_FILE and CERT_KEY to a client certificate that the VM image trusts, or unset CACERT_FILE.',
 		});
@@ -125,16 +123,16 @@ async function readKeyPair(certFile: string, keyFile: string, log: Logger, now: 
 	if (!belongs) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'The client certificate and the private key do not belong together',
+			what: 'The client certificate and the private key do not match',
 			where: {CERT_FILE: certFile, CERT_KEY: keyFile},
-			remedy: 'Give the key that the certificate was made with; the client certificate comes first in its file.',
+			remedy: 'Use the private key of the certificate; the client certificate must be the first in its file.',
 		});
 	}
 
 	if (leaf.validToDate < now || leaf.validFromDate > now) {
 		log.warn(
 			{path: certFile, certificate: leaf.subject, reason: `valid from ${leaf.validFrom} to ${leaf.validTo}`},
-			'client certificate is not valid now',
+			'client certificate is not valid at present',
 		);
 	}
 
@@ -149,11 +147,11 @@ async function readCertificates(file: string, variable: string): Promise<string>
 			new X509Certificate(block);
 		}
 	} catch (error) {
-		throw unusable(variable, file, 'holds a certificate that cannot be read', error);
+		throw unusable(variable, file, 'contains an unreadable certificate', error);
 	}
 
 	if (blocks.length === 0) {
-		throw unusable(variable, file, 'holds no PEM certificate');
+		throw unusable(variable, file, 'contains no PEM certificate');
 	}
 
 	return `${blocks.join('\n')}\n`;
@@ -172,7 +170,7 @@ function unusable(variable: string, file: string, problem: string, cause?: unkno
 		code: 'failed-precondition',
 		what: `The file of ${variable} ${problem}`,
 		where: {[variable]: file},
-		remedy: 'CACERT_FILE, CERT_FILE and CERT_KEY are PEM files that this process can read, e.g. mounted from a secret at /etc/certificates.',
+		remedy: 'Set CACERT_FILE, CERT_FILE and CERT_KEY to readable PEM files, for example from a secret mounted at /etc/certificates.',
 		cause,
 	});
 }

@@ -1,14 +1,15 @@
 /**
- * A connection to the VM on which a health check waits and nothing arrives: is the VM slow, or do the packets vanish? A
- * second connection that is asked the same tells. Who is slow is slow on both; if the second one is answered and the
- * first stays silent, the first is dead. That the second is proven by TLS would not do: the forwarder may be well while
- * the agent behind it needs its time, and then nothing is to be lost.
+ * If a health check waits and nothing arrives, either the VM is slow or packets are lost. To decide, the probe sends
+ * the same health check on a second connection. A slow VM is slow on both. If only the second one is answered, the
+ * first is dead. A successful TLS handshake on the second connection proves nothing: the forwarder may be fast while
+ * the agent behind it is slow, and then no call may be lost.
  *
  *   quiet ── asked ──▶ waiting ── nothing heard for doubtMs ──▶ doubted ── only the second was answered ──▶ dead
  *     ▲── answered ─────┘  ▲─────────────── anything heard ───────┘
  *
- * Without it a connection that was dead for some seconds needs as long again to recover, for TCP doubles its pauses,
- * and one whose state a firewall has lost never does. Knows no calls and no frames.
+ * Without the probe, a connection that was interrupted for some seconds takes as long again to recover, because TCP
+ * doubles its retransmission pauses. If a firewall has lost the state of the connection, it never recovers. Knows no
+ * calls and no frames.
  */
 import {setImmediate as turn} from 'node:timers/promises';
 import type {TLSSocket} from 'node:tls';
@@ -19,15 +20,14 @@ import type {ConnectionEvent} from './events.ts';
 
 export interface LivenessTimings {
 	/**
-	 * Silence after which a connection is doubted: long for a health check, and short against the time that the shim
-	 * gives it.
+	 * The probe starts after this time without data: long for a health check, but short against the timeout of the
+	 * shim.
 	 */
 	readonly doubtMs: number;
-	/** How long the second connection is listened to before another is made. */
+	/** Time limit for an answer on the second connection, before another one is opened. */
 	readonly answerMs: number;
 	/**
-	 * So long the first connection may still speak when the second was answered: a VM that wakes up answers both at a
-	 * time.
+	 * After an answer on the second connection, the first one gets this time: a VM that wakes up answers on both.
 	 */
 	readonly graceMs: number;
 }
@@ -35,28 +35,28 @@ export interface LivenessTimings {
 export const defaultLivenessTimings: LivenessTimings = {doubtMs: 3000, answerMs: 15_000, graceMs: 500};
 
 export interface LivenessProbeOptions {
-	/** Another connection to the VM, the caller's. Tries until it has one: rejects only when the signal aborts. */
+	/** Opens another connection, owned by the caller. Retries: only rejects when the signal aborts. */
 	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
 	readonly observer: Observer<Extract<ConnectionEvent, {readonly kind: 'vm-slow'}>>;
-	/** Milliseconds that only grow. */
+	/** Monotonic, in milliseconds. */
 	readonly now: () => number;
 	readonly timings: LivenessTimings;
-	/** Between one second connection and the next. */
+	/** Pauses between second connections. */
 	readonly pauseMs: readonly [first: number, longest: number];
-	/** The request of a health check that has no answer yet. */
+	/** The request of an unanswered health check. */
 	readonly healthCheck: () => Buffer | undefined;
-	/** Whether the silence means nothing at present, for it may be our own doing. */
+	/** Whether this side may be the cause of the silence, so that it proves nothing. */
 	readonly isExcused: () => boolean;
-	/** @param attempt resolves when there is no second connection any more */
+	/** @param attempt resolves when the second connection is closed */
 	readonly doubted: (attempt: Promise<void>) => void;
-	/** Once, and nothing after it. */
+	/** Called at most once, and last. */
 	readonly dead: (reason: Error) => void;
 }
 
-/** Of one connection. Disposing ends it at once. */
+/** Probes one connection. Disposing ends it at once. */
 export class LivenessProbe implements Disposable {
 	readonly #options: LivenessProbeOptions;
-	/** The health check that waits, or the last one that did, for the second connection. */
+	/** The current or last health check, for the second connection. */
 	#check: Buffer = Buffer.alloc(0);
 	#askedAt = 0;
 	#heardAt = 0;
@@ -72,7 +72,7 @@ export class LivenessProbe implements Disposable {
 		return this.#doubt !== undefined;
 	}
 
-	/** Something was sent: perhaps a health check. */
+	/** Call it when something was sent, possibly a health check. */
 	sent(): void {
 		const check = this.#options.healthCheck();
 		if (check === undefined) {
@@ -89,11 +89,11 @@ export class LivenessProbe implements Disposable {
 		}
 	}
 
-	/** Something came. */
+	/** Call it when something was received. */
 	heard(): void {
 		this.#heardAt = this.#options.now();
 		if (this.#doubt !== undefined) {
-			this.#doubt.abort(new Error('the connection was heard again'));
+			this.#doubt.abort(new Error('the connection is alive'));
 			this.#doubt = undefined;
 			this.#options.observer.notify({kind: 'vm-slow', durationMs: Math.round(this.#heardAt - this.#askedAt)});
 			this.#lookIn(this.#options.timings.doubtMs);
@@ -103,7 +103,7 @@ export class LivenessProbe implements Disposable {
 	[Symbol.dispose](): void {
 		this.#isOver = true;
 		clearTimeout(this.#timer);
-		this.#doubt?.abort(new Error('the connection is not wanted any more'));
+		this.#doubt?.abort(new Error('the connection is no longer needed'));
 		this.#doubt = undefined;
 	}
 
@@ -147,7 +147,7 @@ export class LivenessProbe implements Disposable {
 			for (const delayMs of backOff(...pauseMs)) {
 				if (await this.#isOtherAnswered(signal)) {
 					await pause(graceMs, signal);
-					// What arrived while we were busy is heard first: timers come before it.
+					// Process data that arrived while the event loop was busy: timers run before it.
 					await turn();
 					signal.throwIfAborted();
 					if (!isExcused()) {
@@ -172,8 +172,8 @@ export class LivenessProbe implements Disposable {
 	}
 
 	/**
-	 * Whether the VM says anything on a second connection: no ttrpc server speaks first. That connection is closed
-	 * then.
+	 * Whether the VM answers on a second connection, which is closed afterwards. A ttrpc server never sends first, so
+	 * any data is an answer.
 	 */
 	async #isOtherAnswered(signal: AbortSignal): Promise<boolean> {
 		const {

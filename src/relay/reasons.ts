@@ -1,19 +1,19 @@
-/** What the relay tells a shim whose call it answers itself. */
+/** Error texts of calls that the relay answers itself. */
 import {maxMessageLength, type OversizedFrame} from '../ttrpc/frame.ts';
 
 export const reasons = {
-	tooMuchHeld: 'Too much waits for the connection to the pod VM, which is dialled',
+	tooMuchHeld: 'Too much data waits for the connection to the pod VM, which is being dialled',
 	tooManyCalls: 'Too many calls are open on this connection',
 	callerEnded: 'The connection to the pod VM is lost, and the caller has ended its side',
-	/** The VM was asked, late. */
+	/** The request was sent to the VM, but late. */
 	late: 'This call had to wait for the connection to the pod VM, and the VM did not answer it before its deadline',
-	silent: "Nothing arrived from the pod VM before this call's deadline: its connection is silent, and another was not answered in time either",
+	silent: 'The pod VM did not answer before the deadline of this call, neither on its connection nor on a second one',
 	unreached: (loss: Error | undefined) =>
-		`The pod VM could not be reached before this call's deadline${loss === undefined ? '' : `: the connection was lost (${loss.message})`}`,
+		`The pod VM could not be reached before the deadline of this call${loss === undefined ? '' : `: the connection was lost (${loss.message})`}`,
 	lost: (loss: Error) =>
-		`The connection to the pod VM was lost while this call was under way (${loss.message}): whether it was carried out is not known`,
+		`The connection to the pod VM was lost while this call was under way (${loss.message}); it is unknown whether the call was executed`,
 	gone: (reason: Error) => `The pod VM is gone: ${reason.message}`,
-	busy: (streamId: number) => `A call is running on stream ${streamId}`,
+	busy: (streamId: number) => `Stream ${streamId} already has an open call`,
 	tooLarge: (what: 'request' | 'response', {messageLength}: OversizedFrame) =>
 		`A ${what} of ${messageLength} bytes exceeds the limit of ${maxMessageLength}`,
 };

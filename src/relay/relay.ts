@@ -1,6 +1,6 @@
 /**
- * The kata agent's traffic: a unix socket for the shim, mutual TLS to the VM's forwarder, and nothing in between but
- * frames. Puts the parts together: identity, dialling, socket, shim sessions. Decides nothing about sandboxes.
+ * Relays the traffic of the kata agent as frames between a unix socket for the shim and mutual TLS to the forwarder in
+ * the VM. Combines identity, dialling, socket and shim sessions. Decides nothing about sandboxes.
  */
 import type {Socket} from 'node:net';
 import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
@@ -23,22 +23,21 @@ export interface AgentRelaysOptions {
 	readonly forwarderPort: number;
 	readonly tls?: TlsOptions;
 	readonly observer: Observer<RelayEvent>;
-	/** For what has nothing to do with one sandbox's traffic. */
+	/** For messages that are not about a single sandbox. */
 	readonly log: Logger;
 	readonly timings?: Partial<RelayTimings>;
 }
 
 export interface RelayTimings extends DialTimings {
 	/**
-	 * For a VM that was reached before: it is there or it is not, and there may be many of them when a KVM host is not.
+	 * For a VM that was reached before. They are slower, because many VMs may be dialled while a KVM host is down.
 	 */
 	readonly again: Partial<DialTimings>;
 	/**
-	 * After so long without a connection the log says how far dialling got, and once more whenever it fails as long
-	 * again.
+	 * If there is no connection for this time, the progress of dialling is logged, and again after each such period.
 	 */
 	readonly reportMs: number;
-	/** As of `ShimSessionOptions`. */
+	/** See `ShimSessionOptions`. */
 	readonly redialPauseMs: readonly [first: number, longest: number];
 	readonly liveness: LivenessTimings;
 }
@@ -51,7 +50,7 @@ const defaultTimings: RelayTimings = {
 	liveness: defaultLivenessTimings,
 };
 
-/** The VM's network stack tells a dead host from a silent pod; ttrpc has no ping of its own. */
+/** TCP keepalive detects a dead host; ttrpc has no ping. */
 const keepAliveMs = 30_000;
 
 /** @throws 'invalid-argument' for TLS options that contradict each other */
@@ -75,7 +74,7 @@ export function createAgentRelays({
 			: {rejectUnauthorized: true}),
 	};
 	if (tls.skipVerify === true) {
-		log.warn({}, 'TLS_SKIP_VERIFY is set: whoever answers is taken for the VM');
+		log.warn({}, 'TLS_SKIP_VERIFY is set: VMs are not verified');
 	}
 
 	const allTimings = {...defaultTimings, ...timings};
@@ -126,7 +125,7 @@ class Relay implements AgentRelay {
 	readonly #timings: RelayTimings;
 	readonly #parts = new AsyncDisposableStack();
 	readonly #sessions = new Set<ShimSession>();
-	/** The connection that proved the VM, kept for the first shim. */
+	/** The verified connection, kept for the first shim. */
 	#warm: WarmConnection | undefined;
 	#connections = 0;
 	#failure: Error | undefined;
@@ -215,8 +214,7 @@ class Relay implements AgentRelay {
 }
 
 /**
- * A connection that nobody reads from yet. Closed by the other side before it is needed, it is forgotten, and says so
- * once.
+ * An unused connection that is not read yet. If the other side closes it, it is dropped and reported once.
  */
 class WarmConnection {
 	readonly #socket: TLSSocket;
@@ -229,12 +227,12 @@ class WarmConnection {
 		this.#notify = notify;
 		socket.on('error', this.#onError);
 		socket.once('close', this.#onClose);
-		// An end is noticed by looking for something to read; bytes (no ttrpc server speaks first) are left for the
-		// shim.
+		// Node only notices the end of the stream after a read attempt. Data stays in the buffer for the shim (but a
+		// ttrpc server never sends first).
 		socket.on('readable', this.#onReadable);
 	}
 
-	/** The connection, the caller's from now on; undefined when it is no more. */
+	/** Hands the connection to the caller; undefined if it was closed. */
 	take(): TLSSocket | undefined {
 		this.#socket.removeListener('readable', this.#onReadable);
 		this.#socket.removeListener('close', this.#onClose);
@@ -263,11 +261,11 @@ class WarmConnection {
 	};
 }
 
-/** Counts the refusals of each address and kind: the first tells, the others are the same again. */
+/** Counts the refusals of each address and kind. */
 function countedRefusals(notify: Notify): DialTarget['refused'] {
 	const counts = new Map<string, number>();
 	return (address, {reason, remedy}) => {
-		// The reason has the time in it, or another stranger's name; the remedy tells the kind.
+		// The remedy identifies the kind. The reason varies: it contains the time or a name.
 		const key = `${address} ${remedy}`;
 		const attempt = (counts.get(key) ?? 0) + 1;
 		counts.set(key, attempt);

@@ -1,6 +1,6 @@
 /**
- * The shim's connection as a sender and receiver of whole frames, until it is closed. Either side may say no more and
- * still be heard. Knows no calls.
+ * Sends and receives whole frames on the connection of the shim until it is closed. Either side may end its direction
+ * and still receive. Knows no calls.
  */
 import type {Socket} from 'node:net';
 import {encodeFrame, frameType, type Frame, type OversizedFrame} from '../ttrpc/frame.ts';
@@ -8,13 +8,13 @@ import {encodeResponse} from '../ttrpc/message.ts';
 import {PacedReader} from '../ttrpc/paced-reader.ts';
 
 export interface ShimLegEvents {
-	/** In their order, as many as one turn of the event loop allows. */
+	/** Received frames in order, limited per turn of the event loop. */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
-	/** There is room again. */
+	/** The send buffer has room again. */
 	drained(): void;
-	/** The shim says no more, and is told what there is still to be told. */
+	/** The shim has ended its direction, but still receives. */
 	ended(): void;
-	/** Once, and nothing after it. */
+	/** Called once, and last. */
 	closed(): void;
 }
 
@@ -24,10 +24,10 @@ export class ShimLeg {
 	#hasUnreadAnswers = false;
 	#hasEnded = false;
 
-	/** @param socket paused, half-open allowed; this leg's from now on */
+	/** @param socket paused, half-open allowed; this leg owns it from now on */
 	constructor(socket: Socket, events: ShimLegEvents) {
 		this.#socket = socket;
-		// A half-open socket need not close by itself after an error.
+		// A half-open socket may stay open after an error.
 		socket.on('error', () => this.destroy());
 		socket.on('drain', () => {
 			this.#hasUnreadAnswers = false;
@@ -43,27 +43,27 @@ export class ShimLeg {
 		});
 	}
 
-	/** Whether the shim says no more. */
+	/** Whether the shim has ended its direction. */
 	get hasEnded(): boolean {
 		return this.#hasEnded;
 	}
 
-	/** Whether what was sent waits for the shim to read. */
+	/** Whether the send buffer is full because the shim does not read. */
 	get isFull(): boolean {
 		return this.#socket.writableNeedDrain;
 	}
 
-	/** The shim leaves our own answers unread: no more of its requests are to be taken meanwhile. */
+	/** Whether the shim leaves answers of the relay unread. Then no further requests are accepted. */
 	get hasUnreadAnswers(): boolean {
 		return this.#hasUnreadAnswers;
 	}
 
-	/** Passed so far, both ways. */
+	/** Total bytes in both directions. */
 	get bytes(): number {
 		return this.#socket.bytesRead + this.#socket.bytesWritten;
 	}
 
-	/** What `write` sends goes in as few writes as possible. */
+	/** Combines everything that `write` sends into as few writes as possible. */
 	together(write: () => void): void {
 		this.#socket.cork();
 		write();
@@ -75,7 +75,7 @@ export class ShimLeg {
 		this.#socket.write(bytes);
 	}
 
-	/** An answer of our own. */
+	/** Sends an answer of the relay. */
 	respond(streamId: number, code: number, message: string): void {
 		const response = encodeResponse({status: {code, message}, payload: Buffer.alloc(0)});
 		if (!this.#socket.write(encodeFrame({streamId, type: frameType.response, flags: 0}, response))) {
@@ -83,17 +83,17 @@ export class ShimLeg {
 		}
 	}
 
-	/** Whether more is read from the shim. */
+	/** Pauses or resumes reading from the shim. */
 	set isReading(shall: boolean) {
 		this.#reader.isReading = shall;
 	}
 
-	/** Nothing more will be sent. */
+	/** Ends the sending direction. */
 	end(): void {
 		this.#socket.end();
 	}
 
-	/** Closes at once; frames that wait are dropped. Idempotent. */
+	/** Closes at once and drops queued frames. Idempotent. */
 	destroy(): void {
 		this.#reader.stop();
 		this.#socket.destroy();

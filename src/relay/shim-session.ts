@@ -1,16 +1,15 @@
 /**
- * One shim connection, kept as long as the shim wants it, and one connection to the VM at a time, replaced when it is
- * lost.
+ * One shim connection, which lives until the shim closes it, and one connection to the VM at a time, which is replaced
+ * when it is lost.
  *
- *   dialling ── connected ──▶ joined          what is held is sent, then frames pass as they are
- *   joined ── lost ──▶ dialling               what was under way fails, what only waits is kept (calls.ts)
+ *   dialling ── connected ──▶ joined          held frames are sent, then frames pass unchanged
+ *   joined ── lost ──▶ dialling               open calls fail, replayable calls are kept (calls.ts)
  *   dialling, joined ── fail() ──▶ failed     every call is answered with UNAVAILABLE at once
  *   any ── the shim leaves, disposed ──▶ over
  *
- * Frames pass byte for byte and whole: a frame of which the end never came was never begun towards the other side. One
- * that is larger than the protocol allows is answered as whoever received it would, and not passed on. One that breaks
- * the protocol is dropped; too many of them end the connection that they came on. Knows no addresses and no
- * certificates.
+ * Frames pass unchanged and as a whole: an incomplete frame is never forwarded. A frame over the protocol limit is not
+ * forwarded; the relay answers it as its receiver would. A frame that violates the protocol is dropped; too many of
+ * them end their connection. Knows no addresses and no certificates.
  */
 import type {Socket} from 'node:net';
 import type {TLSSocket} from 'node:tls';
@@ -31,17 +30,16 @@ import {VmLeg} from './vm-leg.ts';
 
 export interface ShimSessionOptions {
 	/**
-	 * A connection to the VM, proven to be it and this session's from then on. Tries until it has one: rejects only
-	 * when the signal aborts.
+	 * Opens a verified connection to the VM, owned by this session. Retries: only rejects when the signal aborts.
 	 */
 	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
 	/** The VM, for the operator. */
 	readonly where: ErrorWhere;
 	readonly observer: Observer<ConnectionEvent>;
-	/** Milliseconds that only grow. */
+	/** Monotonic, in milliseconds. */
 	readonly now: () => number;
 	readonly limits?: CallLimits;
-	/** The first and the longest pause before the VM is dialled again after a connection that did not last. */
+	/** The first and the longest pause before a redial after a short-lived connection. */
 	readonly redialPauseMs: readonly [first: number, longest: number];
 	readonly liveness: LivenessTimings;
 }
@@ -49,23 +47,23 @@ export interface ShimSessionOptions {
 interface Loss {
 	readonly reason: Error;
 	readonly at: number;
-	/** How many connections in a row did not last, this one included. */
+	/** Number of consecutive short-lived connections, including this one. */
 	readonly attempt: number;
 }
 
 type State =
-	/** There was no connection yet when `loss` is absent. */
+	/** `loss` is absent for the first connection. */
 	| {readonly name: 'dialling'; readonly abort: AbortController; readonly loss: Loss | undefined}
 	| {readonly name: 'joined'; readonly vm: VmLeg; readonly liveness: LivenessProbe; readonly since: number}
 	| {readonly name: 'failed'; readonly reason: Error}
 	| {readonly name: 'over'};
 
-/** So much that was sent since anything was heard may be on its way still, with the check behind it: no silence. */
+/** Above this backlog a health check may still be queued, so silence proves nothing. */
 const maxUnacknowledgedBytes = 256 * 1024;
 
 /**
- * A connection that was there for so long is replaced at once. A VM that accepts and hangs up must not keep us busy
- * with handshakes.
+ * A connection that lasted this long is replaced at once. Shorter ones are delayed, so that a VM that accepts and hangs
+ * up does not cause constant handshakes.
  */
 const lastingMs = 5000;
 
@@ -77,18 +75,18 @@ export class ShimSession implements AsyncDisposable {
 	readonly #calls: Calls;
 	readonly #deadlines: Deadlines;
 	readonly #ended = Promise.withResolvers<undefined>();
-	/** Connections that are dialled, used, or not closed yet. */
+	/** All connections to the VM that are not closed yet. */
 	readonly #legs = new Set<Promise<unknown>>();
 	readonly #shimViolations = new Violations();
-	/** Kinds that were told. */
+	/** Kinds that were already reported. */
 	readonly #violations = new FailureLog();
 	#isDisconnected = false;
-	/** Connections to the VM in a row that did not last. */
+	/** Number of consecutive short-lived connections to the VM. */
 	#shortLived = 0;
 	#state: State = {name: 'over'};
 	#pauses: Generator<number, never>;
 
-	/** @param shim paused, half-open allowed; this session's from now on */
+	/** @param shim paused, half-open allowed; this session owns it from now on */
 	constructor(shim: Socket, options: ShimSessionOptions) {
 		this.#options = options;
 		this.#startedAt = options.now();
@@ -106,13 +104,13 @@ export class ShimSession implements AsyncDisposable {
 		this.#dial(undefined, 0);
 	}
 
-	/** Resolves when the shim's connection and all to the VM are closed. */
+	/** Resolves when all connections, to the shim and to the VM, are closed. */
 	get ended(): Promise<unknown> {
 		return this.#ended.promise;
 	}
 
 	/**
-	 * The VM is gone: every call, open or to come, is answered with UNAVAILABLE and this reason, the first one given.
+	 * The VM is gone: all current and future calls are answered with UNAVAILABLE and the first reason given.
 	 */
 	fail(reason: Error): void {
 		if (this.#state.name === 'dialling' || this.#state.name === 'joined') {
@@ -133,12 +131,12 @@ export class ShimSession implements AsyncDisposable {
 		await this.ended;
 	}
 
-	/** The only writer of the state: what belonged to the one before is ended. */
+	/** The only writer of the state. Ends what belongs to the previous state. */
 	#enter(state: State): void {
 		const before = this.#state;
 		this.#state = state;
 		if (before.name === 'dialling' && state.name !== 'joined') {
-			before.abort.abort(new Error('the connection is not wanted any more'));
+			before.abort.abort(new Error('the connection is no longer needed'));
 		} else if (before.name === 'joined') {
 			before.liveness[Symbol.dispose]();
 			before.vm.destroy();
@@ -174,7 +172,7 @@ export class ShimSession implements AsyncDisposable {
 		this.#balance();
 	}
 
-	/** Whether the frame is to be sent now. What is not is held, answered or dropped. */
+	/** Whether to send the frame now. Otherwise it was held, answered or dropped. */
 	#isForVm(frame: Frame | OversizedFrame): frame is Frame {
 		const {streamId, type} = frame;
 		const isJoined = this.#state.name === 'joined';
@@ -195,7 +193,7 @@ export class ShimSession implements AsyncDisposable {
 		return isJoined && admission === 'taken';
 	}
 
-	/** Whether the shim's connection ends for it. */
+	/** Whether the violation ends the connection of the shim. */
 	#isShimUnbearable(violation: Violation): boolean {
 		const reason = this.#shimViolations.add(violation);
 		this.#reportViolation('shim', violation);
@@ -209,7 +207,7 @@ export class ShimSession implements AsyncDisposable {
 		return true;
 	}
 
-	/** Each kind once: a peer must not be able to keep the observer busy. */
+	/** Reports each kind once, so that a peer cannot flood the observer. */
 	#reportViolation(by: 'shim' | 'VM', violation: Violation): void {
 		if (this.#violations.failed(`${by}: ${violation}`)) {
 			this.#notify({kind: 'protocol-violated', by, violation});
@@ -256,8 +254,8 @@ export class ShimSession implements AsyncDisposable {
 	}
 
 	/**
-	 * Once. Neither closed by us nor of a VM that is gone: this tells of a shim that died. Who has said nothing, such
-	 * as a probe, is no shim.
+	 * Reports once that the shim has ended, unless the relay closed the connection or the VM is gone. A connection
+	 * without data, such as a probe, is not reported.
 	 */
 	#reportDisconnect(): void {
 		if (!this.#isDisconnected) {
@@ -348,7 +346,7 @@ export class ShimSession implements AsyncDisposable {
 		});
 	}
 
-	/** Calls that had to wait, or wait on a silent connection, are answered in time, whatever becomes of that. */
+	/** Ensures that calls that waited, or wait on a silent connection, are answered before their deadline. */
 	#watchDeadlines(): void {
 		if (this.#state.name === 'joined' && this.#state.liveness.isDoubted) {
 			this.#calls.delayChecks();
@@ -380,8 +378,8 @@ export class ShimSession implements AsyncDisposable {
 	}
 
 	/**
-	 * Nobody at the shim waits for an answer on a stream that was answered already.
-	 * @returns how the frame breaks the protocol, if it does
+	 * Forwards a frame of the VM, unless its stream was already answered.
+	 * @returns how the frame violates the protocol, if it does
 	 */
 	#onVmFrame(frame: Frame | OversizedFrame): Violation | undefined {
 		const {streamId, type} = frame;
@@ -414,8 +412,7 @@ export class ShimSession implements AsyncDisposable {
 	}
 
 	/**
-	 * @param isPunished a VM that breaks the protocol is never dialled again at once, however long its connection has
-	 * lasted
+	 * @param isPunished the VM violated the protocol: pause before the redial, however long the connection lasted
 	 */
 	#onVmLost(reason: Error, {isPunished = false} = {}): void {
 		const lost = this.#calls.lost();
@@ -449,7 +446,7 @@ export class ShimSession implements AsyncDisposable {
 		return reasons.unreached(this.#state.name === 'dialling' ? this.#state.loss?.reason : undefined);
 	}
 
-	/** For a shim that says no more: fails what it still waits for, and says no more either. */
+	/** The shim has ended its direction: fails its open calls and ends the other direction. */
 	#finish(): void {
 		this.#answerAll(this.#calls.all(), this.#text(reasons.callerEnded));
 		this.#enter({name: 'over'});
@@ -462,7 +459,7 @@ export class ShimSession implements AsyncDisposable {
 		}
 	}
 
-	/** @returns false when it was answered before, or never was a call */
+	/** @returns false if the stream has no open call */
 	#answer(streamId: number, code: number, message: string): boolean {
 		const isOpen = this.#calls.answer(streamId, code, this.#options.now());
 		if (isOpen) {
@@ -472,7 +469,7 @@ export class ShimSession implements AsyncDisposable {
 		return isOpen;
 	}
 
-	/** Each side is read from as long as the other takes what it says. */
+	/** Reads from each side only while the other side accepts data. */
 	#balance(): void {
 		const vm = this.#state.name === 'joined' ? this.#state.vm : undefined;
 		this.#shim.isReading = !this.#shim.hasUnreadAnswers && vm?.isFull !== true;
@@ -495,7 +492,9 @@ export class ShimSession implements AsyncDisposable {
 	}
 }
 
-/** How a frame of the shim breaks the protocol, if it does. A request over the limit does not: it is answered. */
+/**
+ * How a frame of the shim violates the protocol, if it does. A request over the limit is no violation: it is answered.
+ */
 function shimViolation(frame: Frame | OversizedFrame): Violation | undefined {
 	switch (frame.type) {
 		case frameType.request:

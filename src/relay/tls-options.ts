@@ -1,7 +1,6 @@
 /**
- * What the administrator may say about TLS, and what it means to Node: TLS_MIN_VERSION, TLS_CIPHER_SUITES,
- * TLS_SKIP_VERIFY. Pure. Names are IANA's, as Go spells them, because the same values go to the VM; OpenSSL's names are
- * Node's business and ours.
+ * Converts the TLS settings TLS_MIN_VERSION, TLS_CIPHER_SUITES and TLS_SKIP_VERIFY to options of Node and of the VM.
+ * Pure. Settings use the IANA names that Go uses, because the same values go to the VM; Node uses OpenSSL names.
  */
 import type {SecureContextOptions} from 'node:tls';
 import {AdaptorError} from '../core/errors.ts';
@@ -12,15 +11,15 @@ export type TlsMinVersion = NonNullable<ForwarderTls['minVersion']>;
 export interface TlsOptions {
 	/** TLS 1.2 when absent. */
 	readonly minVersion?: TlsMinVersion;
-	/** IANA names, as of `parseCipherSuites`; Node's own choice when absent. */
+	/** IANA names from `parseCipherSuites`; the defaults of Node if absent. */
 	readonly cipherSuites?: readonly string[];
-	/** Takes whoever answers for the VM. For tests of an installation only. */
+	/** Accepts any server as the VM. For tests of an installation only. */
 	readonly skipVerify?: boolean;
 }
 
 /**
- * The suites that Go's crypto/tls (the VM's end) and OpenSSL 3 as Node builds it (ours) both have, IANA name to OpenSSL
- * name. Go has RC4 and 3DES too, Node has not.
+ * The suites that both Go's crypto/tls (in the VM) and the OpenSSL 3 of Node support: IANA name to OpenSSL name. Go
+ * also supports RC4 and 3DES, Node does not.
  */
 const openSslNames: Readonly<Record<string, string>> = {
 	TLS_AES_128_GCM_SHA256: 'TLS_AES_128_GCM_SHA256',
@@ -32,7 +31,7 @@ const openSslNames: Readonly<Record<string, string>> = {
 	TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384: 'ECDHE-RSA-AES256-GCM-SHA384',
 	TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256: 'ECDHE-ECDSA-CHACHA20-POLY1305',
 	TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256: 'ECDHE-RSA-CHACHA20-POLY1305',
-	// The same two under the names that Kubernetes' own options still take.
+	// Older names of the same two suites, which Kubernetes options still accept.
 	TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305: 'ECDHE-ECDSA-CHACHA20-POLY1305',
 	TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305: 'ECDHE-RSA-CHACHA20-POLY1305',
 	TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA256: 'ECDHE-ECDSA-AES128-SHA256',
@@ -49,7 +48,7 @@ const openSslNames: Readonly<Record<string, string>> = {
 };
 const tls13Names = Object.keys(openSslNames).filter(name => !name.includes('_WITH_'));
 
-/** IANA names that TLS_CIPHER_SUITES may hold. */
+/** IANA names that TLS_CIPHER_SUITES accepts. */
 export const knownCipherSuites: readonly string[] = Object.keys(openSslNames);
 
 /** @throws 'invalid-argument' for anything but `VersionTLS12` and `VersionTLS13` */
@@ -61,7 +60,7 @@ export function parseTlsMinVersion(text: string): TlsMinVersion {
 
 	throw new AdaptorError({
 		code: 'invalid-argument',
-		what: 'Not a TLS version that can be asked for',
+		what: 'Unsupported TLS version',
 		where: {value: text},
 		remedy: 'Use VersionTLS12 or VersionTLS13.',
 	});
@@ -87,26 +86,26 @@ export function parseCipherSuites(text: string): readonly string[] {
 			code: 'invalid-argument',
 			what: 'Unknown TLS cipher suites',
 			where: {suites: unknown.join(', ')},
-			remedy: `Known are, by their IANA names: ${knownCipherSuites.join(', ')}.`,
+			remedy: `Use these IANA names: ${knownCipherSuites.join(', ')}.`,
 		});
 	}
 
 	return names;
 }
 
-/** What no single option can know. @throws 'invalid-argument' */
+/** Checks the combination of options. @throws 'invalid-argument' */
 export function checkTlsOptions({minVersion, cipherSuites = []}: TlsOptions): void {
 	if (minVersion === 'VersionTLS13' && cipherSuites.length > 0) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'Cipher suites cannot be chosen when the minimum is TLS 1.3: its suites are fixed',
+			what: 'Cipher suites cannot be set if the minimum version is TLS 1.3, whose suites are fixed',
 			where: {minVersion, suites: cipherSuites.join(', ')},
 			remedy: 'Remove TLS_CIPHER_SUITES, or set TLS_MIN_VERSION to VersionTLS12.',
 		});
 	}
 }
 
-/** The options in Node's words. */
+/** The options for Node. */
 export function secureContextOptions(options: TlsOptions): Pick<SecureContextOptions, 'minVersion' | 'ciphers'> {
 	checkTlsOptions(options);
 	const {minVersion, cipherSuites = []} = options;
@@ -117,15 +116,15 @@ export function secureContextOptions(options: TlsOptions): Pick<SecureContextOpt
 }
 
 /**
- * Without a TLS 1.3 name Node would rule TLS 1.3 out. In Go the list governs TLS 1.2 only, and both ends have to agree
- * on that.
+ * In Go, the list only applies to TLS 1.2, and both ends must behave the same. Without the TLS 1.3 names, Node would
+ * disable TLS 1.3.
  */
 function openSslCiphers(names: readonly string[]): string {
 	const all = names.some(name => tls13Names.includes(name)) ? names : [...tls13Names, ...names];
 	return [...new Set(all.map(name => openSslNames[name]))].join(':');
 }
 
-/** The options in the words of the VM's forwarder. */
+/** The options for the forwarder in the VM. */
 export function forwarderOptions({
 	minVersion,
 	cipherSuites = [],

@@ -1,6 +1,6 @@
 /**
- * One connection to the VM as a sender and receiver of whole frames, from when it is proven until it is lost. Unlike a
- * client's connection it can be ended and still be heard, and waits when its frames find no room. Knows no calls.
+ * Sends and receives whole frames on a verified connection to the VM until it is lost. Unlike the connection of a ttrpc
+ * client, it can end its sending direction and still receive, and it applies back pressure. Knows no calls.
  */
 import type {TLSSocket} from 'node:tls';
 import {AdaptorError} from '../core/errors.ts';
@@ -8,11 +8,13 @@ import type {Frame, OversizedFrame} from '../ttrpc/frame.ts';
 import {PacedReader} from '../ttrpc/paced-reader.ts';
 
 export interface VmLegEvents {
-	/** In their order, as many as one turn of the event loop allows; none when no frame ends in what arrived. */
+	/** Received frames in order, limited per turn of the event loop; none if no frame is complete yet. */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
-	/** There is room again. */
+	/** The send buffer has room again. */
 	drained(): void;
-	/** Once, and nothing after it. The VM's end counts: who serves ttrpc and says no more takes no more either. */
+	/**
+	 * Called once, and last. Also called when the VM ends its direction: a ttrpc server then reads no further requests.
+	 */
 	lost(reason: Error): void;
 }
 
@@ -46,12 +48,12 @@ export class VmLeg {
 		return this.#closed.promise;
 	}
 
-	/** Whether what was sent waits for the VM to read. */
+	/** Whether the send buffer is full because the VM does not read. */
 	get isFull(): boolean {
 		return this.#socket.writableNeedDrain;
 	}
 
-	/** Sent since anything was received. */
+	/** Bytes sent since the last received data. */
 	get unacknowledgedBytes(): number {
 		return this.#unacknowledgedBytes;
 	}
@@ -67,17 +69,17 @@ export class VmLeg {
 		this.#socket.uncork();
 	}
 
-	/** Nothing more will be sent; the VM is heard until it ends too. */
+	/** Ends the sending direction; receives until the VM ends its direction. */
 	end(): void {
 		this.#socket.end();
 	}
 
-	/** Whether more is read from the VM. */
+	/** Pauses or resumes reading from the VM. */
 	set isReading(shall: boolean) {
 		this.#reader.isReading = shall;
 	}
 
-	/** Closes at once, without `lost`; frames that wait are dropped. Idempotent. */
+	/** Closes at once without calling `lost`, and drops queued frames. Idempotent. */
 	destroy(): void {
 		this.#isOver = true;
 		this.#reader.stop();
@@ -90,7 +92,7 @@ export class VmLeg {
 		}
 	};
 
-	/** Stays for good. Not every error closes a half-open TLS socket. */
+	/** Never removed: not every error closes a half-open TLS socket. */
 	readonly #onError = (error: Error): void => this.#lose(error);
 
 	#lose(reason: Error): void {

@@ -1,13 +1,13 @@
 /**
- * Who may do what in which state. Policy only: no I/O, no waiting.
- * Every state is listed: a new one does not compile until it is decided on.
+ * Decides which action is allowed in which state. Policy only: no I/O, no waiting.
+ * Every state is listed: code with a new state does not compile until each function handles it.
  */
 import {AdaptorError} from '../core/errors.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {AgentRelay, ForwarderTls, PodNetwork, PodVm, SandboxId} from './ports.ts';
 import type {SandboxRecord} from './records.ts';
 
-/** What CreateVM found out and reserved; StartVM works from it alone. */
+/** What CreateVM has read and reserved. StartVM needs nothing else. */
 export interface Prepared {
 	readonly request: PodRequest;
 	readonly network: PodNetwork;
@@ -25,26 +25,26 @@ export interface Prepared {
  */
 export type SandboxState =
 	| {readonly name: 'creating'; readonly made: Leftovers}
-	/** Of an earlier run: its record is known, what has become of it is not yet. */
+	/** From an earlier run: its record is known, its current state is not. */
 	| {readonly name: 'recovering'; readonly record: SandboxRecord}
-	/** `isElsewhereToo`: resumed while a predecessor was alive, which may have a start of it waiting for its turn. */
+	/** `isElsewhereToo`: resumed while a predecessor was alive, which may have a queued start of this sandbox. */
 	| {readonly name: 'created'; readonly prepared: Prepared; readonly isElsewhereToo?: boolean}
-	/** Nothing is known of a VM yet, but there may be one. */
+	/** A VM may exist, but is not known yet. */
 	| {readonly name: 'starting'; readonly prepared: Prepared}
-	/** The VM runs; it is of no use yet. `relay`: its agent was reached. */
+	/** The VM runs, but is not ready. `relay` is set when its agent was reached. */
 	| {readonly name: 'booting'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay?: AgentRelay}
 	| {readonly name: 'running'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay: AgentRelay}
 	/**
-	 * Did not start, or its VM has ended. Remembered until it is stopped, so that a late call learns why.
-	 * `leftovers`: what could not be rolled back, to be tried again; of a VM that has ended, everything.
+	 * Did not start, or its VM has ended. Kept until it is stopped, so that later calls get the reason.
+	 * `leftovers`: what the roll-back could not remove and will retry; everything, if the VM has ended.
 	 */
 	| {readonly name: 'failed'; readonly reason: AdaptorError; readonly leftovers: Leftovers}
 	| {readonly name: 'stopping'; readonly leftovers: Leftovers}
 	| {readonly name: 'gone'};
 
 /**
- * What may follow what. Every change of a sandbox's state is checked against it (`assertTransition`): a bug shows where
- * it happens, not where it hurts. `created` goes back to `recovering` when a predecessor turns out to have started it.
+ * The allowed transitions. `assertTransition` checks every change of state, so that a bug shows at its origin.
+ * `created` goes back to `recovering` if a predecessor has started the sandbox.
  */
 const transitions: Readonly<Record<SandboxState['name'], ReadonlyArray<SandboxState['name']>>> = {
 	creating: ['creating', 'created', 'stopping', 'gone'],
@@ -58,7 +58,7 @@ const transitions: Readonly<Record<SandboxState['name'], ReadonlyArray<SandboxSt
 	gone: [],
 };
 
-/** @throws AdaptorError 'internal' for a change that may not be */
+/** @throws AdaptorError 'internal' for a transition that is not allowed */
 export function assertTransition(id: SandboxId, from: SandboxState['name'], to: SandboxState['name']): void {
 	if (!transitions[from].includes(to)) {
 		throw new AdaptorError({
@@ -72,11 +72,11 @@ export function assertTransition(id: SandboxId, from: SandboxState['name'], to: 
 
 export type StateOf<Name extends SandboxState['name']> = Extract<SandboxState, {readonly name: Name}>;
 
-/** What there may be to remove. */
+/** What may remain to be removed. */
 export interface Leftovers {
-	/** Absent: none was reserved, or by an earlier run of the daemon. */
+	/** Absent: none was reserved, or an earlier run of the daemon reserved it. */
 	readonly network?: PodNetwork;
-	/** The namespace in which one may have been reserved, as far as anybody knows. */
+	/** The namespace in which a network may have been reserved. */
 	readonly reservingIn?: string;
 	readonly mayHaveVm: boolean;
 	/** Absent: none is open in this daemon. */
@@ -87,11 +87,11 @@ export const nothing: Leftovers = {mayHaveVm: false};
 
 export type Admission =
 	| {readonly verdict: 'go'}
-	/** Already so: answer success. */
+	/** Already done: answer success. */
 	| {readonly verdict: 'done'}
 	| {readonly verdict: 'refuse'; readonly why: 'not-found' | 'failed-precondition'; readonly cause?: AdaptorError};
 
-/** Called with the mailbox held, so no other task of the same sandbox is under way. */
+/** The caller holds the mutex of the sandbox, so no other task of it runs. */
 export function admitStart(state: SandboxState): Admission {
 	switch (state.name) {
 		case 'created': {
@@ -117,7 +117,7 @@ export function admitStart(state: SandboxState): Admission {
 	}
 }
 
-/** What the caller gets to read of a start that is refused. */
+/** The error for the caller of a refused start. */
 export function refusal(id: SandboxId, why: 'not-found' | 'failed-precondition', cause?: AdaptorError): AdaptorError {
 	return new AdaptorError({
 		code: why,
@@ -126,12 +126,12 @@ export function refusal(id: SandboxId, why: 'not-found' | 'failed-precondition',
 				? 'There is no such sandbox'
 				: `The sandbox has failed${cause === undefined ? '' : `: ${cause.what}`}`,
 		where: {sandboxId: id},
-		remedy: why === 'not-found' ? 'CreateVM comes first.' : 'Stop it, then create it again.',
+		remedy: why === 'not-found' ? 'Call CreateVM first.' : 'Stop it, then create it again.',
 		cause,
 	});
 }
 
-/** What a removal that begins now has to remove. */
+/** The leftovers for a removal that begins in this state. */
 export function leftoversOf(state: SandboxState): Leftovers {
 	switch (state.name) {
 		case 'created': {
@@ -139,7 +139,7 @@ export function leftoversOf(state: SandboxState): Leftovers {
 		}
 
 		case 'starting': {
-			// A start that was cut off from the host cannot know, and cannot keep its promise to leave nothing.
+			// A start that lost its connection to the host cannot know whether it left a VM.
 			return {network: state.prepared.network, mayHaveVm: true};
 		}
 
@@ -171,14 +171,14 @@ export function leftoversOf(state: SandboxState): Leftovers {
 	}
 }
 
-/** What an earlier run of the daemon may have left of a sandbox. */
+/** The leftovers of an earlier run of the daemon, according to the record. */
 export function leftoversOnRecord(record: SandboxRecord): Leftovers {
 	return record.state === 'creating'
 		? {reservingIn: record.netnsPath, mayHaveVm: false}
 		: {network: record.network, mayHaveVm: true};
 }
 
-/** The VM of a sandbox, from the moment it exists until it is to be deleted. */
+/** The VM of a sandbox, from its creation until its removal begins. */
 export function vmIn(state: SandboxState): PodVm | undefined {
 	switch (state.name) {
 		case 'booting':
@@ -201,7 +201,7 @@ export function vmIn(state: SandboxState): PodVm | undefined {
 	}
 }
 
-/** What counts against the limit of the node: sandboxes that have a VM, or are to have one. */
+/** Whether the sandbox counts against the limit of the node: it has a VM, or will have one. */
 export function occupiesPlace(state: SandboxState): boolean {
 	switch (state.name) {
 		case 'creating':

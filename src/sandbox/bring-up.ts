@@ -1,6 +1,6 @@
 /**
- * How a sandbox that is created comes to run: the steps of a start, one after the other. Undoes nothing: the states
- * that it goes through say at any time what there is to undo.
+ * The steps from 'created' to 'running', one after the other. Does not roll back: each state says what a roll-back has
+ * to remove.
  */
 import {Scope} from '../core/lifetime.ts';
 import type {Prepared, StateOf} from './admission.ts';
@@ -12,12 +12,12 @@ import type {Stages} from './stages.ts';
 import type {SandboxContext} from './context.ts';
 
 /**
- * How long a VM that runs keeps its turn to start, unless it answers sooner: most guests boot in that time, or will
- * not.
+ * A VM that runs keeps its start permit for this time, unless it answers earlier. Most guests boot in this time, or
+ * never.
  */
 const bootTurnMs = 30_000;
 
-/** @returns the states that follow 'starting', each as soon as it is reached; the last is 'running' */
+/** @returns the states after 'starting', each as soon as it is reached; the last is 'running' */
 export async function* bringUp(
 	id: SandboxId,
 	prepared: Prepared,
@@ -28,10 +28,10 @@ export async function* bringUp(
 ): AsyncGenerator<StateOf<'booting' | 'running'>, void> {
 	const {podVms, networks, relays, cluster, starts, hasScratchSpace, agentTimeoutMs} = context;
 	const {request, network, tls} = prepared;
-	stages.enter('get a turn to start');
-	// By namespace, so that one with many starts does not keep another waiting for all of them.
+	stages.enter('get a start permit');
+	// Namespaces take turns, so that one with many starts does not delay the others.
 	using turn = await starts.acquire(signal, request.pod.namespace);
-	stages.enter('tell the cluster');
+	stages.enter('register the VM with the cluster');
 	const [pullCredentials] = await Promise.all([
 		cluster.pullCredentials(request.pod, signal),
 		cluster.registerVm(registeredVm(id, request), signal),
@@ -59,7 +59,7 @@ export async function* bringUp(
 	);
 	yield {name: 'booting', prepared, vm};
 	stages.enter('reach the agent');
-	// A guest that boots loads the host; one that never comes up must not hold the turn until its time is up.
+	// A booting guest loads the host. A guest that never boots must not keep the permit until its timeout.
 	using _boot = after(context.bootTurnMs ?? bootTurnMs, () => turn[Symbol.dispose]());
 	using reaching = new Scope(signal).deadline(agentTimeoutMs, "the pod VM's forwarder to answer (PROXY_TIMEOUT)");
 	const relay = await relays.open(
@@ -72,7 +72,7 @@ export async function* bringUp(
 	await podVms.bindAddress(vm, relay.address, signal);
 	stages.enter('attach the network');
 	await networks.attach(network, relay.address, signal);
-	stages.enter('record that it runs');
+	stages.enter('record the running VM');
 	await recordWriter.write({request, network, state: 'running', vm, address: relay.address});
 	signal.throwIfAborted();
 	yield {name: 'running', prepared, vm, relay};

@@ -1,4 +1,4 @@
-/** What every sandbox of a daemon shares: the ports, the administrator's policy, and how long things may take. */
+/** What all sandboxes of a daemon share: the ports, the policy of the administrator, and the time limits. */
 import type {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
 import type {Semaphore} from '../core/concurrency/semaphore.ts';
 import type {Observer} from '../core/observer.ts';
@@ -13,30 +13,30 @@ export interface SandboxContext {
 	readonly relays: AgentRelays;
 	readonly cluster: Cluster;
 	readonly records: SandboxRecords;
-	/** Starts that load the host, of all sandboxes; the pods' namespaces take turns. */
+	/** Limits concurrent starts; the namespaces of the pods take turns. */
 	readonly starts: Semaphore;
-	/** How long a VM that runs keeps its turn while it boots. */
+	/** How long a booting VM keeps its start permit. */
 	readonly bootTurnMs?: number;
-	/** By sandbox id: the tasks of a sandbox run one at a time. */
+	/** Keyed by sandbox id: the tasks of a sandbox run one at a time. */
 	readonly mutex: KeyedMutex;
 	readonly policy: PodPolicy;
 	/** Every VM is asked to set up scratch space. */
 	readonly hasScratchSpace: boolean;
-	/** Absolute directory; the agent's socket of a sandbox is `<podsDir>/<id>/agent.ttrpc`. */
+	/** Absolute directory; the agent socket of a sandbox is `<podsDir>/<id>/agent.ttrpc`. */
 	readonly podsDir: string;
-	/** Budget of a creation, which only looks at this node. */
+	/** Time limit of a creation, which only uses this node. */
 	readonly createTimeoutMs: number;
-	/** Budget of a whole start. */
+	/** Time limit of a whole start. */
 	readonly startTimeoutMs: number;
-	/** Of it, how long a VM that runs may take until its forwarder answers. */
+	/** Time limit, within a start, until the forwarder of a running VM answers. */
 	readonly agentTimeoutMs: number;
-	/** Budget of one attempt to roll back or to remove; independent of any caller's. */
+	/** Time limit of one attempt to roll back or remove, independent of the caller. */
 	readonly cleanupTimeoutMs: number;
-	/** How long the caller of a start whose time is up waits for it to be rolled back. */
+	/** How long the caller of a start that timed out waits for the roll-back. */
 	readonly rollBackPatienceMs?: number;
-	/** How long the VM of an earlier run may take to answer until the log says that it does not. */
+	/** If the VM of an earlier run does not answer for this time, the log says so. */
 	readonly reachReportMs?: number;
-	/** Pauses between attempts to remove what could not be removed: the first, and the longest. */
+	/** Pauses between attempts to remove leftovers: the first and the longest. */
 	readonly removalRetryMs: readonly [first: number, longest: number];
 	readonly observer: Observer<SandboxEvent | ReconcileEvent>;
 }

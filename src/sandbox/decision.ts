@@ -1,7 +1,7 @@
 /**
- * What is to be done about one sandbox: what should exist, compared with what does. Pure: no I/O, no waiting, no error
- * is thrown. Whoever wants to know why the daemon removes a VM, or leaves it alone, finds every reason on this page.
- * reconcile.ts observes and carries out.
+ * Decides what to do about one sandbox: compares what should exist with what does. Pure: no I/O, no waiting, never
+ * throws. This file contains every reason for which the daemon removes a VM or leaves it alone. reconcile.ts makes the
+ * observations and carries out the decisions.
  *
  *                             the sandbox is not in hand yet                     it is in hand
  *                  ┌───────────────────────────────────────────────┐   ┌───────────────────────────────┐
@@ -16,47 +16,47 @@
  * The pod is gone: remove, in every state. A VM without a sandbox: remove after the grace period. A VM that another
  * PODS_DIR answers for: leave alone.
  *
- * In the happy case a daemon starts and finds the record of a running sandbox. It is not in hand, its pod is there, so
- * it is resumed: from then on it is in hand and served. Every minute the same question is asked again and has the same
- * answer, until the pod is gone.
+ * In the happy case, a daemon starts and finds the record of a running sandbox. It is not in hand and its pod exists,
+ * so it is resumed. From then on it is in hand and served. The decision is repeated every minute, with the same result
+ * until the pod is gone.
  */
 import type {Presence, VmOwnership} from './ports.ts';
 
 export interface Observation {
-	/** How far the sandbox got: this daemon's own state of it when it is in hand, else what its record says. */
+	/** The state of the sandbox: that of this daemon if it is in hand, otherwise that of its record. */
 	readonly record: 'none' | 'unreadable' | 'creating' | 'created' | 'starting' | 'running' | 'failed' | 'stopping';
-	/** This daemon answers calls for it. A sandbox of an earlier run is not in hand until it was resumed. */
+	/** This daemon answers calls for it. A sandbox of an earlier run is not in hand until it is resumed. */
 	readonly isInHand: boolean;
-	/** At the hypervisor, asked after the record was read. `stopped`: defined, and does not run. */
+	/** State at the hypervisor, read after the record. `stopped`: defined, but not running. */
 	readonly vm: 'unknown' | 'none' | 'stopped' | 'running';
-	/** The pod, by its network namespace and by the cluster's word on its UID: gone when either is. */
+	/** The pod is gone if its network namespace is gone, or if its UID is gone from the cluster. */
 	readonly pod: Presence;
-	/** Of the VM; `ours` when there is none. */
+	/** Ownership of the VM; `ours` if there is none. */
 	readonly ownership: VmOwnership;
-	/** A daemon on the same PODS_DIR that began before this one: it may have calls under way. */
+	/** A daemon on the same PODS_DIR that started before this one. It may still process calls. */
 	readonly predecessor: 'none' | 'alive';
-	/** One that began after this one: new calls reach it, and it reconciles. */
+	/** A daemon that started after this one. It gets new calls, and it reconciles. */
 	readonly successor: 'none' | 'alive';
-	/** The grace period is over: of a VM without a sandbox, or of a sandbox that failed and that nobody has stopped. */
+	/** The grace period has ended, of a VM without a sandbox or of a failed sandbox that was not stopped. */
 	readonly isOverdue: boolean;
 }
 
 export type Decision =
-	/** It is as it should be. */
+	/** Nothing to do. */
 	| {readonly action: 'serve'}
-	/** Take it in hand: open its relay again, or make it ready for its start. */
+	/** Take the sandbox in hand: open its relay again, or prepare it for its start. */
 	| {readonly action: 'resume'}
-	/** Its VM has ended: fail its calls with the reason, and keep everything else until it is stopped. */
+	/** The VM has ended: fail its calls with the reason, and keep everything else until StopVM. */
 	| {readonly action: 'end'; readonly why: string}
-	/** Remove what was made; the sandbox is remembered as failed. */
+	/** Remove what was created; keep the sandbox as failed. */
 	| {readonly action: 'roll back'; readonly why: string}
 	/** Remove everything, and the sandbox. */
 	| {readonly action: 'remove'; readonly why: string}
-	/** Close what this daemon has open of it; another daemon removes the rest. */
+	/** Close what this daemon has open; another daemon removes the rest. */
 	| {readonly action: 'let go'; readonly why: string}
-	/** Ask again later: more will be known then. */
+	/** Decide later, with more information. */
 	| {readonly action: 'wait'; readonly why: string}
-	/** Nothing will be done about it, whatever comes. */
+	/** Never do anything about it. */
 	| {readonly action: 'leave alone'; readonly why: string};
 
 export function decide(observation: Observation): Decision {
@@ -76,7 +76,7 @@ export function decide(observation: Observation): Decision {
 	if (record === 'stopping') {
 		return isInHand
 			? {action: 'wait', why: 'its removal is under way'}
-			: {action: 'remove', why: 'its removal was cut off'};
+			: {action: 'remove', why: 'its removal was interrupted'};
 	}
 
 	if (pod === 'gone') {
@@ -86,9 +86,9 @@ export function decide(observation: Observation): Decision {
 	return isInHand ? decideInHand(observation) : decideOnRecord(observation);
 }
 
-const foreign = {action: 'leave alone', why: 'the daemon of another PODS_DIR answers for its VM'} as const;
+const foreign = {action: 'leave alone', why: 'its VM belongs to a daemon with another PODS_DIR'} as const;
 
-/** This daemon only serves what it has in hand; everything else is the successor's. */
+/** This daemon only serves what it has in hand. The successor does everything else. */
 function decideForSuccessor({record, isInHand, vm, pod}: Observation): Decision {
 	if (!isInHand) {
 		return {action: 'wait', why: 'a successor reconciles it'};
@@ -99,10 +99,10 @@ function decideForSuccessor({record, isInHand, vm, pod}: Observation): Decision 
 		: {action: 'serve'};
 }
 
-/** There is no sandbox, but perhaps a VM. */
+/** Decides on a VM without a sandbox. */
 function decideOnUnknown({vm, ownership, predecessor, isOverdue}: Observation): Decision {
 	if (vm === 'unknown' || vm === 'none') {
-		return {action: 'leave alone', why: 'there is nothing'};
+		return {action: 'leave alone', why: 'it has no VM'};
 	}
 
 	if (ownership === 'foreign') {
@@ -138,10 +138,10 @@ function decideInHand({record, vm, ownership, predecessor, isOverdue}: Observati
 				? {action: 'serve'}
 				: ownership === 'foreign'
 					? foreign
-					: {action: 'remove', why: 'nobody has stopped it'};
+					: {action: 'remove', why: 'it failed and was not stopped'};
 		}
 
-		// Under way, under a deadline of its own.
+		// These run with their own deadline.
 		case 'creating':
 		case 'starting':
 		case 'none':
@@ -157,13 +157,13 @@ function decideOnRecord({record, vm, ownership, predecessor}: Observation): Deci
 		case 'creating': {
 			return predecessor === 'alive'
 				? {action: 'wait', why: 'a predecessor may be creating it'}
-				: {action: 'roll back', why: 'its creation was cut off when the daemon ended'};
+				: {action: 'roll back', why: 'the daemon ended during its creation'};
 		}
 
 		case 'created':
 		case 'starting': {
 			if (vm === 'unknown') {
-				return {action: 'wait', why: 'the KVM host does not say whether it has a VM'};
+				return {action: 'wait', why: 'the KVM host does not answer whether it has a VM'};
 			}
 
 			return vm === 'none' && record === 'created' ? {action: 'resume'} : cutOffStart(ownership, predecessor);
@@ -177,17 +177,17 @@ function decideOnRecord({record, vm, ownership, predecessor}: Observation): Deci
 			return ownership === 'foreign' ? foreign : {action: 'roll back', why: 'its VM has ended'};
 		}
 
-		// Only a daemon that has a sandbox in hand knows these.
+		// These states are never in a record.
 		case 'failed':
 		case 'none':
 		case 'unreadable':
 		case 'stopping': {
-			return {action: 'wait', why: 'its record says nothing'};
+			return {action: 'wait', why: 'its record has no state'};
 		}
 	}
 }
 
-/** A VM of a sandbox that is only created: a start that has not come to its end. */
+/** Decides on a created sandbox with a VM: its start was not completed. */
 function cutOffStart(ownership: VmOwnership, predecessor: Observation['predecessor']): Decision {
 	if (ownership === 'foreign') {
 		return foreign;
@@ -195,5 +195,5 @@ function cutOffStart(ownership: VmOwnership, predecessor: Observation['predecess
 
 	return predecessor === 'alive'
 		? {action: 'wait', why: 'a predecessor may be starting it'}
-		: {action: 'roll back', why: 'its start was cut off when the daemon ended'};
+		: {action: 'roll back', why: 'the daemon ended during its start'};
 }

@@ -1,22 +1,22 @@
-/** What happens to sandboxes, as the domain tells its observer. */
+/** The events of sandboxes for the observer. */
 import type {AdaptorError} from '../core/errors.ts';
 import type {PodIdentity, SandboxId} from './ports.ts';
 
-/** Names of the sandbox that an event is about, as far as they are known by then. */
+/** Names of the sandbox of an event, as far as they are known. */
 export interface SandboxNames {
 	readonly sandboxId: SandboxId;
 	readonly pod?: PodIdentity | undefined;
 	readonly instanceName?: string | undefined;
 }
 
-/** An attempt that failed and is made again. The first is number 1. */
+/** A failed attempt that will be retried. The first has number 1. */
 interface FailedAttempt {
 	readonly error: unknown;
 	readonly attempt: number;
 	readonly retryInMs?: number;
 }
 
-/** Where a VM that runs is found. */
+/** Names and addresses of a running VM. */
 export interface RunningVm {
 	readonly vmId: string;
 	readonly address: string;
@@ -24,7 +24,7 @@ export interface RunningVm {
 	readonly vni: number;
 }
 
-/** What a pod gets, and why so much. */
+/** The size of a pod VM, and its source. */
 export interface SandboxSize {
 	readonly vcpus: number;
 	readonly vcpusFrom: string;
@@ -43,7 +43,7 @@ export type SandboxEvent = {readonly sandbox: SandboxNames} & (
 			readonly netns: string;
 	  }
 	| {readonly kind: 'vm-started'; readonly vm: RunningVm; readonly stagesMs: Readonly<Record<string, number>>}
-	/** In words: what the VM has, instead of what its pod asked for. */
+	/** Texts about what the VM has instead of what its pod requested. */
 	| {readonly kind: 'size-limited'; readonly limited: readonly string[]}
 	| {readonly kind: 'start-failed'; readonly error: AdaptorError}
 	| {readonly kind: 'vm-ended'; readonly error: AdaptorError; readonly vmId: string}
@@ -52,7 +52,7 @@ export type SandboxEvent = {readonly sandbox: SandboxNames} & (
 	| {readonly kind: 'sandbox-resumed'; readonly vm: RunningVm}
 	| {readonly kind: 'created-sandbox-resumed'; readonly vni: number}
 	| ({readonly kind: 'resumption-failed'} & FailedAttempt)
-	/** The daemon that took over removes it, or has. */
+	/** The successor removes it, or has removed it. */
 	| {readonly kind: 'sandbox-handed-over'; readonly reason: string; readonly vmId: string}
 	/** A newer sandbox of the same pod has taken its place. */
 	| {readonly kind: 'sandbox-superseded'; readonly by: SandboxId}
@@ -60,18 +60,18 @@ export type SandboxEvent = {readonly sandbox: SandboxNames} & (
 	| {
 			readonly kind: 'sandbox-removed';
 			readonly durationMs: number;
-			/** False for an id of which only a call has told: there may have been nothing. */
+			/** False if only a call named the id: there may have been nothing to remove. */
 			readonly wasKnown: boolean;
 	  }
 	| ({readonly kind: 'removal-failed'} & FailedAttempt)
-	/** A restart would not resume this removal. */
+	/** The removal will not be resumed after a restart. */
 	| {readonly kind: 'removal-not-recorded'; readonly error: unknown}
 	| {readonly kind: 'relay-not-closed'; readonly error: unknown}
-	/** Until the next reconcile round. */
+	/** The next reconcile round detects the end of the VM. */
 	| {readonly kind: 'vm-not-watched'; readonly error: unknown}
 );
 
-/** What the reconcile loop finds and decides. */
+/** The findings and decisions of the reconcile loop. */
 export type ReconcileEvent =
 	| {readonly kind: 'reconcile-failed'; readonly error: unknown}
 	| {readonly kind: 'vms-not-listed'; readonly error: unknown; readonly isNews: boolean}
@@ -79,7 +79,7 @@ export type ReconcileEvent =
 			readonly kind: 'removal-decided';
 			readonly sandbox: SandboxNames;
 			readonly reason: string;
-			/** A stop that is already under way goes on. */
+			/** A stop is already in progress. */
 			readonly isUnderWay: boolean;
 	  }
 	| {
@@ -94,7 +94,7 @@ export type ReconcileEvent =
 			readonly kind: 'vm-left-alone';
 			readonly sandbox: SandboxNames;
 			readonly reason: string;
-			/** PODS_DIR of the daemon that answers for it. */
+			/** PODS_DIR of the owner. */
 			readonly podsDir?: string | undefined;
 	  }
 	| {readonly kind: 'record-unreadable'; readonly sandbox: SandboxNames; readonly error: unknown}

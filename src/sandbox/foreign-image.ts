@@ -1,7 +1,6 @@
 /**
- * What is no disk, and yet gets taken for a raw one: files that nobody boots from, told by how they begin. Whoever puts
- * images into a pool and whoever judges what lies there agree here. Pure. Source: the marks are those of the formats'
- * own specifications.
+ * Recognises files that are not disk images by their first bytes; without this check they would count as raw images.
+ * Used both for pushed images and for volumes in a pool. Pure. Source: the specifications of the formats.
  */
 
 const marks: ReadonlyArray<readonly [mark: Buffer, name: string]> = [
@@ -21,7 +20,7 @@ const marks: ReadonlyArray<readonly [mark: Buffer, name: string]> = [
 	[Buffer.from('{'), 'JSON'],
 ];
 
-/** @returns with its article, as in "it is a gzip file"; undefined for what may be a disk */
+/** @returns the kind of file with its article, as in "it is a gzip file"; undefined if it may be a disk */
 export function foreignImage(head: Uint8Array): string | undefined {
 	return marks.find(([mark]) => mark.equals(head.subarray(0, mark.length)))?.[1];
 }

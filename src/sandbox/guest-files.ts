@@ -1,30 +1,30 @@
 /**
- * What a pod VM is told at boot, as files for its cloud-init disk. Pure; knows JSON's field names, not YAML and not the
- * disk. Source: cloud-api-adaptor, pkg/podnetwork/tunneler (pod-network) and cmd/process-user-data (paths), v0.10 to
- * v0.22.
+ * The files that configure a pod VM at boot, for its cloud-init disk. Pure; knows the JSON fields, but neither YAML nor
+ * the disk format. Source: cloud-api-adaptor, pkg/podnetwork/tunneler (pod-network) and cmd/process-user-data (paths),
+ * v0.10 to v0.22.
  */
 import {Secret} from '../core/log.ts';
 import type {Initdata} from './pod-request.ts';
 import type {ForwarderTls, GuestFile, PodIdentity, PodNetwork} from './ports.ts';
 
 /**
- * The forwarder's configuration: `apf.json` from v0.15 on, `daemon.json` up to v0.14. Each generation ignores the
- * other's.
+ * Configuration of the forwarder: `apf.json` since v0.15, `daemon.json` up to v0.14. Each version ignores the other
+ * file.
  */
 export const forwarderConfigPaths = ['/run/peerpod/apf.json', '/run/peerpod/daemon.json'] as const;
 
-/** Registry credentials, for the agent's image pull. */
+/** Registry credentials for image pulls by the agent. */
 export const pullCredentialsPath = '/run/peerpod/auth.json';
-/** Where the VM looks for what a pod's owner wants of it, as `Initdata` has it. */
+/** The initdata of the pod. */
 const initdataPath = '/run/peerpod/initdata';
-/** Its mere presence makes the VM set up scratch space (v0.15 and later). */
+/** If this file exists, the VM sets up scratch space (v0.15 and later). */
 const scratchSpacePath = '/run/peerpod/scratch-space.marker';
 
 export interface GuestConfiguration {
 	readonly pod: PodIdentity;
 	readonly network: PodNetwork;
 	readonly tls: ForwarderTls;
-	/** The content of `auth.json`; none, no file. */
+	/** The content of `auth.json`. Without it, there is no file. */
 	readonly pullCredentials?: Secret<string> | undefined;
 	readonly initdata?: Initdata | undefined;
 	readonly hasScratchSpace?: boolean;
@@ -41,7 +41,7 @@ export function guestFiles(configuration: GuestConfiguration): GuestFile[] {
 	];
 }
 
-/** Go's encoding: what is empty is left out, except where the VM's parser wants the empty string. */
+/** As Go encodes it: empty fields are omitted, unless the parser in the VM requires an empty string. */
 function forwarderConfig({pod, network, tls}: GuestConfiguration): unknown {
 	return {
 		'pod-network': podNetwork(network),

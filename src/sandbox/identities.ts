@@ -1,4 +1,4 @@
-/** By what names a sandbox is known: to the shim, the relay, the cluster, and to observers. Pure. */
+/** The names of a sandbox for the shim, the relay, the cluster and observers. Pure. */
 import type {StateOf} from './admission.ts';
 import type {RunningVm, SandboxEvent, SandboxNames} from './events.ts';
 import type {PodRequest} from './pod-request.ts';
@@ -21,7 +21,7 @@ export function registeredVm(id: SandboxId, {instanceName, pod}: PodRequest): Re
 	return {sandboxId: id, instanceName, pod};
 }
 
-/** For observers: what a sandbox was given, and why. */
+/** For observers: the resources of a sandbox and their sources. */
 export function createdEvent(
 	sandbox: SandboxNames,
 	{prepared: {request, network}}: StateOf<'created'>,
@@ -37,7 +37,7 @@ export function createdEvent(
 	};
 }
 
-/** For observers: where a VM that runs is found. */
+/** For observers: names and addresses of a running VM. */
 export function runningVm({prepared: {network}, vm, relay}: StateOf<'running'>): RunningVm {
 	return {vmId: vm.uuid, address: relay.address, mac: vm.mac, vni: network.vxlanId};
 }

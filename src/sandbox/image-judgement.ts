@@ -1,6 +1,6 @@
 /**
- * Whether bytes are an image that a pod VM may start from: judged alike when an image is pushed, at every start from a
- * volume that was not judged yet, and by `check`. What it is called and what libvirt says of it do not count.
+ * Checks whether bytes are an image from which a pod VM may start. The same rules apply when an image is pushed, when a
+ * VM starts from an unchecked volume, and in `check`. File names and the format according to libvirt do not matter.
  */
 import {foreignImage} from './foreign-image.ts';
 import {checkQcow2Header, hasBackingFile, isQcow2, readGuestBytes, virtualSizeOf, type ReadImage} from './qcow2.ts';
@@ -8,20 +8,19 @@ import {notAnImage, unsafe, UnfitImageError} from './unfit-image.ts';
 
 export interface ImageFormat {
 	readonly format: 'qcow2' | 'raw';
-	/** Bytes, as the guest sees them. */
+	/** Size of the guest disk in bytes. */
 	readonly virtualSize: bigint;
 }
 
-/** A cluster of qcow2 as qemu-img makes it, and more than any boot record. */
+/** The default cluster size of qemu-img, and larger than any boot record. */
 export const headBytes = 64 * 1024;
 const sector = 512;
 
 /**
- * A backing file is not judged: whether one is allowed depends on who chose the image.
+ * Does not check for a backing file: whether it is allowed depends on who selected the image.
  * @param head the first 64 KiB, or all of a smaller file
- * @param fileSize bytes, where it is known
- * @throws UnfitImageError 'invalid-argument' for what is no image, 'failed-precondition' for one that the host must not
- * open
+ * @param fileSize bytes, if known
+ * @throws UnfitImageError 'invalid-argument' if it is not an image, 'failed-precondition' if the host must not open it
  */
 export function readFormat(head: Buffer, fileSize?: bigint): ImageFormat['format'] {
 	if (isQcow2(head)) {
@@ -48,7 +47,7 @@ export function readFormat(head: Buffer, fileSize?: bigint): ImageFormat['format
 	return 'raw';
 }
 
-/** As `readFormat`, of a whole file: a backing file is refused as well. */
+/** Like `readFormat`, for a whole file. Also refuses a backing file. */
 export function readImageFormat(head: Buffer, fileSize: bigint): ImageFormat {
 	const format = readFormat(head, fileSize);
 	if (readsThrough(format, head)) {
@@ -58,33 +57,29 @@ export function readImageFormat(head: Buffer, fileSize: bigint): ImageFormat {
 	return {format, virtualSize: format === 'qcow2' ? virtualSizeOf(head) : fileSize};
 }
 
-/** Whether the host opens a second file for it, which its header names. */
+/** Whether the header names a backing file, which the host would open. */
 export function readsThrough(format: ImageFormat['format'], head: Buffer): boolean {
 	return format === 'qcow2' && hasBackingFile(head);
 }
 
 export function readsThroughRefusal(): UnfitImageError {
-	return unsafe(
-		'it reads through to another file (a backing file)',
-		'Make it whole with "qemu-img convert -O qcow2".',
-	);
+	return unsafe('it has a backing file', 'Flatten it with "qemu-img convert -O qcow2".');
 }
 
-/** In EBCDIC, as DASDs are labelled: IPL1, VOL1, LNX1, CMS1. */
+/** DASD labels in EBCDIC: IPL1, VOL1, LNX1, CMS1. */
 const dasdMarks = ['c9d7d3f1', 'e5d6d3f1', 'd3d5e7f1', 'c3d4e2f1'].map(hex => Buffer.from(hex, 'hex'));
 const zipl = Buffer.from('zIPL');
-/** The first descriptor of an ISO 9660 file system, which has El Torito's boot record behind it. */
+/** The first descriptor of an ISO 9660 file system; an El Torito boot record follows it. */
 const isoMark = {at: 32_769, bytes: Buffer.from('CD001')};
 /** Three blocks of a DASD, of 4 KiB at most: IPL records and volume label. */
 const dasdBytes = 3 * 4096;
 const pcBootMark = {at: 510, bytes: Buffer.of(0x55, 0xaa)};
 
 /**
- * Whether firmware finds something to boot: a record of zipl on a disk or a DASD, or an ISO 9660 file system. It looks
- * nowhere else, and what it finds is its own business. Source: QEMU, pc-bios/s390-ccw/bootmap.c (zipl_load and what it
- * calls).
- * @param head of an image that `readFormat` has taken for `format`
- * @throws UnfitImageError 'failed-precondition' for an image from which nothing can boot. What cannot be read here
+ * Checks for a boot record that the firmware can find: a zipl record on a disk or a DASD, or an ISO 9660 file system.
+ * The record itself is not verified. Source: QEMU, pc-bios/s390-ccw/bootmap.c (zipl_load and the functions it calls).
+ * @param head the start of an image whose format is `format` according to `readFormat`
+ * @throws UnfitImageError 'failed-precondition' for an image without a boot record. An image that cannot be read here
  * passes.
  */
 export async function checkBootRecord(format: ImageFormat['format'], head: Buffer, read: ReadImage): Promise<void> {
@@ -109,13 +104,14 @@ function cannotBoot(start: Buffer): UnfitImageError {
 	if (start.every(byte => byte === 0)) {
 		return new UnfitImageError(
 			'failed-precondition',
-			'it begins with nothing but zeros: nothing was uploaded to it, and nothing could boot from it',
+			'it begins with zeros only: the upload is missing, and no VM can boot from it',
 			remedy,
 		);
 	}
 
 	const inside = isQcow2(start) ? 'another qcow2 image' : foreignImage(start);
 	const isForPc = start.subarray(pcBootMark.at, pcBootMark.at + pcBootMark.bytes.length).equals(pcBootMark.bytes);
-	const found = inside === undefined ? (isForPc ? ' (it has the boot sector of a PC)' : '') : ` (in it is ${inside})`;
+	const found =
+		inside === undefined ? (isForPc ? ' (it has the boot sector of a PC)' : '') : ` (it contains ${inside})`;
 	return new UnfitImageError('failed-precondition', `it has no boot record for s390x${found}`, remedy);
 }

@@ -1,11 +1,10 @@
 /**
- * How versions of a pod VM image are named. The name that is configured (LIBVIRT_VOL_NAME) points to one of its
- * versions: `podvm-base.qcow2` for `podvm-base-20261123T040255Z.qcow2`. Whoever makes versions and whoever starts VMs
- * on them agree here; what a name is on the host is theirs.
+ * Names of the versions of a pod VM image. The configured name (LIBVIRT_VOL_NAME) is an alias that points to a version:
+ * `podvm-base.qcow2` to `podvm-base-20261123T040255Z.qcow2`. Does not know how aliases are stored on the host.
  */
 
 export interface ImageVersion {
-	/** Of the name that it is a version of: `podvm-base`. */
+	/** The common part of the alias and its versions: `podvm-base`. */
 	readonly stem: string;
 	readonly madeAt: Date;
 }
@@ -13,17 +12,17 @@ export interface ImageVersion {
 const extension = /\.(?:qcow2|raw|img)$/v;
 const version = /^(.+)-(\d{4})(\d{2})(\d{2})T(\d{2})(\d{2})(\d{2})Z\.(?:qcow2|raw)$/v;
 
-/** What a name has in common with its versions; a version's own name has its stem. */
+/** The common part of an alias and its versions. The name of a version has the same stem. */
 export function imageStem(name: string): string {
 	return readImageVersion(name)?.stem ?? name.replace(extension, '');
 }
 
-/** @param madeAt whose milliseconds do not count: versions of one image are at least a second apart */
+/** @param madeAt without milliseconds: versions of one image are at least a second apart */
 export function imageVersionName(stem: string, madeAt: Date, format: 'qcow2' | 'raw'): string {
 	return `${stem}-${madeAt.toISOString().replaceAll(/[\-:]|\.\d+/gv, '')}.${format}`;
 }
 
-/** Undefined for a name that is no version's. */
+/** Undefined if the name is not that of a version. */
 export function readImageVersion(name: string): ImageVersion | undefined {
 	const [, stem, year, month, day, hour, minute, second] = version.exec(name) ?? [];
 	const madeAt = new Date(`${year}-${month}-${day}T${hour}:${minute}:${second}Z`);
@@ -31,9 +30,8 @@ export function readImageVersion(name: string): ImageVersion | undefined {
 }
 
 /**
- * Whether the volume at `path` is an alias of the one that it reads through to: both in one directory, the latter a
- * version of the former. Whoever needs the image takes the version, so that nothing ever stands on the name and it can
- * be given to another version at any time.
+ * Whether the volume at `path` is an alias: its backing file is in the same directory and is one of its versions.
+ * VMs always use the version itself, never the alias, so the alias can point to another version at any time.
  */
 export function pointsToVersion(path: string, backingPath: string): boolean {
 	const [directory, name] = split(path);

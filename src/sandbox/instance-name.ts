@@ -1,19 +1,19 @@
 /**
- * What the VM of a sandbox is called, and how it is told by its name among others. Whoever makes the names and whoever
- * looks for VMs agree here.
+ * Creates and recognises the name of the VM of a sandbox.
  */
 import type {SandboxId} from './ports.ts';
 
 /**
- * `podvm-<pod>-<first 8 of the id>`: a DNS label, for it is also the VM's host name and the name on its TLS
- * certificate.
+ * `podvm-<pod>-<first 8 of the id>`. It is a DNS label, because the host name and the TLS certificate of the VM use it.
  */
 export function instanceName(podName: string, id: SandboxId): string {
 	const suffix = suffixOf(id);
 	return `podvm-${label(podName).slice(0, 63 - 'podvm--'.length - suffix.length)}-${suffix}`;
 }
 
-/** Whether a VM of the sandbox may be called so. Another sandbox's may as well, if their ids begin alike. */
+/**
+ * Whether this can be the VM of the sandbox. It is not unique: ids of other sandboxes may have the same first digits.
+ */
 export function isInstanceNameOf(name: string, id: SandboxId): boolean {
 	return /^podvm-[a-z\d-]{1,57}$/.test(name) && name.endsWith(`-${suffixOf(id)}`);
 }

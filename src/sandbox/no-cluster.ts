@@ -1,4 +1,4 @@
-/** Outside a cluster there are no pull secrets, nobody takes over, and the log is all that is read. */
+/** The cluster port outside of a cluster: no pull secrets, no registration, no events. */
 import type {Cluster} from './ports.ts';
 
 export const noCluster: Cluster = {

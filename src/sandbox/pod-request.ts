@@ -1,5 +1,5 @@
 /**
- * What a pod asks for, read from CreateVM's annotations once; nothing else reads annotations. Pure.
+ * Parses the annotations of CreateVM. No other file reads annotations. Pure.
  * Source of the names: kata-containers, src/runtime/virtcontainers/remote.go and pkg/annotations (3.4 and 4.1).
  */
 import {AdaptorError} from '../core/errors.ts';
@@ -16,13 +16,13 @@ export const annotations = {
 	memory: `${hypervisor}default_memory`,
 	image: `${hypervisor}image`,
 	initdata: `${hypervisor}cc_init_data`,
-	/** The name of the same up to kata 3.19. */
+	/** The name up to kata 3.19. */
 	initdataBefore: 'io.katacontainers.config.runtime.cc_init_data',
 } as const;
 
 /**
- * The longest values, in characters: a pod's owner writes some of them. CRI-O's sandbox name holds the pod's name,
- * namespace and UID. Initdata has its own limit in `InitdataPolicy.parse`.
+ * Maximum lengths in characters: the owner of a pod controls some values. The sandbox name of CRI-O contains the name,
+ * namespace and UID of the pod. Initdata has its own limit in `InitdataPolicy.parse`.
  */
 const maxLengths: Readonly<Record<string, number>> = {
 	[annotations.podName]: 512,
@@ -34,7 +34,7 @@ const maxLengths: Readonly<Record<string, number>> = {
 /** Kubernetes, "Object Names and IDs", DNS subdomain names. */
 const maxPodNameLength = 253;
 
-/** The administrator's sizes. Memory in MiB. */
+/** Sizes that the administrator configured. Memory in MiB. */
 export interface SizePolicy {
 	readonly vcpus: number;
 	readonly memoryMib: number;
@@ -44,28 +44,30 @@ export interface SizePolicy {
 	readonly maxVcpus: number;
 }
 
-/** A document for the VM, checked. */
+/** A valid initdata document for the VM. */
 export interface Initdata {
-	/** As the VM reads it. No secret: it stood in an annotation or in the configuration. Not for the log either. */
+	/**
+	 * As the VM reads it. Not secret, since it comes from an annotation or the configuration, but too long for the log.
+	 */
 	readonly content: string;
-	/** Of the document, as attestation measures it: `<algorithm>:<hexadecimal>`. */
+	/** Digest of the document, as attestation measures it: `<algorithm>:<hexadecimal>`. */
 	readonly digest: string;
 }
 
 export interface InitdataPolicy {
-	/** For pods that bring none. */
+	/** Default for pods without initdata. */
 	readonly configured?: Initdata;
 	/** @throws AdaptorError 'invalid-argument' with `where` */
 	readonly parse: (text: string, where: {readonly annotation: string}) => Initdata;
 }
 
-/** What the administrator allows, and what holds where a pod asks for nothing. */
+/** Limits and defaults that the administrator configured. */
 export interface PodPolicy {
 	readonly sizes: SizePolicy;
 	readonly initdata: InitdataPolicy;
 }
 
-/** Where a size came from, for the log. */
+/** The source of a size, for the log. */
 export type SizeSource = 'annotation' | 'configuration' | 'minimum' | 'maximum';
 
 export interface PodRequest {
@@ -75,14 +77,14 @@ export interface PodRequest {
 	readonly vcpusFrom: SizeSource;
 	readonly memoryMib: number;
 	readonly memoryFrom: SizeSource;
-	/** What the pod gets less of than it asked for, a phrase for each. */
+	/** One phrase for each resource that the pod gets less of than requested. */
 	readonly limited?: readonly string[];
-	/** A volume's name, as the pod gave it; checked by whoever knows volumes. */
+	/** Name of a volume, as the pod gave it; not checked here. */
 	readonly image?: string;
 	readonly initdata?: Initdata;
 }
 
-/** @throws AdaptorError 'invalid-argument' that names the annotation and what it held, unless that is too long */
+/** @throws AdaptorError 'invalid-argument' with the annotation and its value, unless the value is too long */
 export function podRequest(
 	id: SandboxId,
 	given: Readonly<Record<string, string>>,
@@ -139,8 +141,7 @@ function podIdentity(given: Readonly<Record<string, string>>): PodIdentity {
 
 	const name = required(annotations.podName);
 	const namespace = required(annotations.podNamespace);
-	// CRI-O gives its own sandbox name, k8s_<pod>_<namespace>_<uid>_<attempt>; none of the parts can hold an
-	// underscore.
+	// The sandbox name of CRI-O is k8s_<pod>_<namespace>_<uid>_<attempt>; no part can contain an underscore.
 	const [, podName, , uid] = /^k8s_([^_]+)_([^_]+)_([^_]+)_\d+$/.exec(name) ?? [];
 	assertLength(podName ?? name, annotations.podName, maxPodNameLength);
 	return podName === undefined || uid === undefined ? {name, namespace} : {name: podName, namespace, uid};
@@ -152,12 +153,12 @@ function assertLength(value: string, annotation: string, max: number): void {
 			code: 'invalid-argument',
 			what: 'An annotation of the pod is too long',
 			where: {annotation, length: value.length},
-			remedy: `It may have ${max} characters.`,
+			remedy: `Shorten it to at most ${max} characters.`,
 		});
 	}
 }
 
-/** The pod's own, else the configured: never a mixture of both. */
+/** The initdata of the pod, otherwise the configured one. They are never merged. */
 function initdataOf(
 	given: Readonly<Record<string, string>>,
 	{configured, parse}: InitdataPolicy,
@@ -174,20 +175,20 @@ interface SizeBounds {
 	readonly max: number;
 }
 
-/** A decimal, rounded up, within the administrator's bounds; absent, empty and zero mean "as configured". */
+/** A decimal, rounded up and limited to the configured range. Absent, empty and zero mean the configured size. */
 function size(
 	given: Readonly<Record<string, string>>,
 	annotation: string,
 	{configured, min, max}: SizeBounds,
 ): {value: number; asked: number; from: SizeSource} {
 	const text = (given[annotation] ?? '').trim();
-	// A sum of floating-point numbers may come with all the digits that it has.
+	// A sum of floating-point numbers may have many digits.
 	if (text !== '' && !/^\d{1,9}(?:\.\d{1,60})?$/.test(text)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'A size that the pod asks for is not a number',
+			what: 'A size that the pod requests is not a number',
 			where: {annotation, got: text.slice(0, 64)},
-			remedy: 'Give a decimal number (memory in MiB), for example "2", or leave the annotation out.',
+			remedy: 'Use a decimal number (memory in MiB), for example "2", or remove the annotation.',
 		});
 	}
 

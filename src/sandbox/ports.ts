@@ -1,40 +1,40 @@
 /**
- * The domain's edges, in its own words. Above: what the kata shim and CSI plugins ask of us (`Sandboxes`). Below: what
- * a sandbox needs from the world (`PodNetworks`, `PodVms`, `AgentRelays`), and the cluster that it belongs to
- * (`Cluster`). Every implementation of a port, in-memory or real, passes the same suite in test/contract.
+ * The ports of the domain. The kata shim and CSI plugins call `Sandboxes`. The sandboxes call `PodNetworks`, `PodVms`,
+ * `AgentRelays` and `Cluster`. Every implementation of a port, in-memory or real, passes the same suite in
+ * test/contract.
  */
 import type {Secret} from '../core/log.ts';
 import type {PodVmEndedError} from './vm-ended.ts';
 
-/** kata's sandbox id: 64 hexadecimal digits from containerd and CRI-O; anything of `[A-Za-z0-9._-]{1,128}` is taken. */
+/** The sandbox id of kata: 64 hexadecimal digits from containerd and CRI-O. `[A-Za-z0-9._-]{1,128}` is accepted. */
 export type SandboxId = string;
 
 export interface PodIdentity {
 	readonly name: string;
 	readonly namespace: string;
-	/** Known with CRI-O only. */
+	/** Only known with CRI-O. */
 	readonly uid?: string;
 }
 
-/** What kata's remote hypervisor API offers, without its wire format. Implemented by the domain, called by `api/`. */
+/** The remote hypervisor API of kata, without its wire format. Implemented by the domain, called by `api/`. */
 export interface Sandboxes {
 	/**
-	 * Admits a sandbox, inspects its pod's network and reserves what it will need; starts nothing.
+	 * Admits a sandbox, inspects the network of its pod and reserves resources. Starts nothing.
 	 * @throws 'already-exists' for an id that is in use, 'invalid-argument' for bad annotations or netns
 	 */
 	create(request: CreateSandbox, signal: AbortSignal): Promise<{readonly agentSocketPath: string}>;
 	/**
-	 * Resolves when the kata agent in the VM can be reached at the agent socket. On failure, deadline or abort nothing
-	 * of the VM is left; the sandbox itself stays, failed, until it is stopped.
+	 * Resolves when the kata agent in the VM can be reached at the agent socket. On failure, deadline or abort, the VM
+	 * is removed; the sandbox stays as failed until it is stopped.
 	 * @throws 'not-found' for an id that was never created or is stopped
 	 */
 	start(id: SandboxId, signal: AbortSignal): Promise<void>;
-	/** Ends a start that is under way, then removes everything. Stopping what does not exist succeeds. */
+	/** Ends a running start, then removes everything. Succeeds if the sandbox does not exist. */
 	stop(id: SandboxId, signal: AbortSignal): Promise<void>;
 	/**
 	 * The name of the VM of a pod on this node.
-	 * @param wait until there is one, or the signal aborts
-	 * @throws 'not-found' when there is none and `wait` is false
+	 * @param wait whether to wait until the VM exists or the signal aborts
+	 * @throws 'not-found' if there is no VM and `wait` is false
 	 */
 	vmOf(pod: Pick<PodIdentity, 'name' | 'namespace'>, wait: boolean, signal: AbortSignal): Promise<string>;
 }
@@ -47,20 +47,20 @@ export interface CreateSandbox {
 }
 
 /**
- * One end of a pod's VXLAN tunnel, as plain data: it is written to the sandbox's record and, as `pod-network`, to the
- * VM. Addresses are dotted IPv4, prefixes `a.b.c.d/n`. Fields are named after the `pod-network` object of existing pod
- * VM images.
+ * One end of the VXLAN tunnel of a pod, as plain data. It is part of the sandbox record and, as `pod-network`, of the
+ * configuration of the VM. Addresses are dotted IPv4, prefixes `a.b.c.d/n`. Field names are those of the `pod-network`
+ * object of existing pod VM images.
  */
 export interface PodNetwork {
 	readonly netnsPath: string;
-	/** Which namespace was found at that path; absent in records of earlier versions. */
+	/** The namespace that was found at that path; absent in records of earlier versions. */
 	readonly netns?: NetnsIdentity;
-	/** The pod's address with its prefix length. */
+	/** Address of the pod with its prefix length. */
 	readonly podIp: string;
 	readonly podHwAddr: string;
-	/** Name of the pod's primary interface in its netns, e.g. `eth0`. */
+	/** Name of the primary interface in the netns of the pod, e.g. `eth0`. */
 	readonly interface: string;
-	/** The worker's address towards the VMs with its prefix length: the VM's VXLAN remote. */
+	/** Address of the worker node towards the VMs, with its prefix length: the VXLAN remote of the VM. */
 	readonly workerNodeIp: string;
 	readonly tunnelType: 'vxlan';
 	readonly routes: readonly PodRoute[];
@@ -76,30 +76,29 @@ export interface PodNetwork {
 }
 
 /**
- * Which network namespace it is, whatever path leads to it. Numbers as decimal text: JSON's numbers cannot hold an
- * inode.
+ * Identifies a network namespace independently of its path. Numbers are decimal text, because JSON numbers cannot hold
+ * an inode.
  */
 export interface NetnsIdentity {
 	readonly device: string;
 	readonly inode: string;
 	/**
-	 * Of the directory that names it. One that is the same and has no such name any more proves that the namespace is
-	 * gone.
+	 * Identifies the directory of the path. If the same directory no longer contains the name, the namespace is gone.
 	 */
 	readonly directory: {readonly device: string; readonly inode: string};
 }
 
-/** Whether something exists. `gone` is proven, never guessed: what cannot be seen is `unknown`. */
+/** Whether something exists. `gone` is proven, never guessed; without proof it is `unknown`. */
 export type Presence = 'present' | 'gone' | 'unknown';
 
 export interface PodRoute {
-	/** Prefix; `0.0.0.0/0` is the default route, as the existing adaptor sends it. */
+	/** Prefix; `0.0.0.0/0` is the default route, as in upstream. */
 	readonly dst: string;
-	/** `''` when directly connected. */
+	/** `''` if directly connected. */
 	readonly gw: string;
 	readonly dev: string;
 	readonly protocol?: string;
-	/** Omitted for `universe`. */
+	/** Absent for `universe`. */
 	readonly scope?: string;
 }
 
@@ -110,52 +109,53 @@ export interface PodNeighbor {
 	readonly state: string;
 }
 
-/** The pod's network namespace and its tunnel. */
+/** The network namespace and the tunnel of a pod. */
 export interface PodNetworks {
 	/**
-	 * Reads the pod's netns and reserves a VNI in it. On failure nothing stays reserved. A namespace is known by its
-	 * device and inode: two paths to one are one, and a second sandbox in it is refused ('already-exists').
+	 * Reads the netns of the pod and reserves a VNI in it. On failure, nothing stays reserved. A namespace is
+	 * identified by device and inode, not by path. A second sandbox in the same namespace is refused
+	 * ('already-exists').
 	 */
 	reserve(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<PodNetwork>;
 	/**
-	 * Undoes a reservation of which only the place is known, for it was cut off, perhaps in a daemon that has died.
-	 * Succeeds when nothing is reserved there, or the netns is gone. Leaves alone what another sandbox has there, and a
-	 * tunnel that leads to a VM.
+	 * Undoes an interrupted reservation that is known only by its netns, for example after a crash of the daemon.
+	 * Succeeds if nothing is reserved there or the netns is gone. Does not touch reservations of other sandboxes or a
+	 * tunnel that is attached to a VM.
 	 */
 	releaseByNetns(sandboxId: SandboxId, netnsPath: string, signal: AbortSignal): Promise<void>;
 	/**
-	 * Whether the namespace still exists. It is gone when the directory that had it has no such name any more, or has
-	 * another namespace by that name. Never throws: what cannot be seen, such as a directory that is not mounted here,
-	 * is 'unknown'.
+	 * Whether the namespace still exists. It is gone if its directory no longer contains the name, or if the name is
+	 * another namespace. Never throws: without proof, for example if the directory is not mounted here, the result is
+	 * 'unknown'.
 	 */
 	presence(network: PodNetwork, signal: AbortSignal): Promise<Presence>;
-	/** The network with the identity of the namespace that is at its path now, for a record of an earlier version. */
+	/** Adds the identity of the namespace that is currently at the path, for a record of an earlier version. */
 	identify(network: PodNetwork, signal: AbortSignal): Promise<PodNetwork>;
 	/**
-	 * Points the tunnel at the VM and redirects the pod's traffic into it. Idempotent; a second address replaces the
-	 * first.
+	 * Points the tunnel at the VM and redirects the traffic of the pod into it. Idempotent; a second address replaces
+	 * the first.
 	 */
 	attach(network: PodNetwork, vmAddress: string, signal: AbortSignal): Promise<void>;
 	/**
-	 * What an earlier run has reserved, as its record says: nobody else may have the namespace or the VNI, before it is
-	 * attached again too.
+	 * Takes over the reservation in a record of an earlier run, so that no other sandbox can get the namespace or the
+	 * VNI.
 	 */
 	adopt(sandboxId: SandboxId, network: PodNetwork): void;
 	/**
-	 * Cuts the pod off from its VM and keeps the VNI reserved: a VM that could not be removed may still send. Succeeds
-	 * when there is no tunnel, or the netns is gone.
+	 * Disconnects the pod from its VM and keeps the VNI reserved, because a VM that could not be removed may still
+	 * send. Succeeds if there is no tunnel or the netns is gone.
 	 */
 	detach(network: PodNetwork, signal: AbortSignal): Promise<void>;
-	/** Removes tunnel, redirection and reservation. Succeeds when they, or the netns, are already gone. */
+	/** Removes tunnel, redirection and reservation. Succeeds if they, or the netns, are already gone. */
 	release(network: PodNetwork, signal: AbortSignal): Promise<void>;
 	/**
-	 * Removes what a tunnel has outside of its netns, where only its VNI is known any more: the rest goes with the
-	 * netns. Leaves alone what belongs to tunnels that are known.
+	 * Removes the host-side state of a tunnel that is known only by its VNI; the rest is deleted with the netns. Does
+	 * not touch known tunnels.
 	 */
 	releaseByVni(vni: number, signal: AbortSignal): Promise<void>;
 }
 
-/** A file for the VM's cloud-init disk. Contents may hold keys, so they never print. */
+/** A file for the cloud-init disk of the VM. Its content may include keys, so it is never printed. */
 export interface GuestFile {
 	/** Absolute path in the VM. */
 	readonly path: string;
@@ -165,189 +165,185 @@ export interface GuestFile {
 export interface PodVmSpec {
 	readonly sandboxId: SandboxId;
 	/**
-	 * `podvm-<pod>-<first 8 of the sandbox id>`, at most 63 characters of `[a-z0-9-]`: the VM's name, its host name and
-	 * its TLS name.
+	 * `podvm-<pod>-<first 8 of the sandbox id>`, at most 63 characters of `[a-z0-9-]`. It is the name, the host name
+	 * and the TLS name of the VM.
 	 */
 	readonly instanceName: string;
 	readonly pod: PodIdentity;
 	readonly vcpus: number;
-	/** What the pod is to have; what a VM of its kind takes for itself comes on top. */
+	/** Memory for the pod; the extra memory of a confidential VM is added to it. */
 	readonly memoryMib: number;
-	/** A volume of the configured pool; the configured default when absent. */
+	/** A volume of the configured pool. If absent, the configured default. */
 	readonly image?: string;
-	/** Recorded with the VM, so that whoever finds it knows which VNI it held. */
+	/** Stored in the metadata of the VM, so that an orphaned VM reveals its VNI. */
 	readonly vni: number;
 	readonly files: readonly GuestFile[];
 }
 
 export interface PodVm {
 	readonly sandboxId: SandboxId;
-	/** The instance name: what PodVMInfo answers and what the hypervisor's own tools show. */
+	/** The instance name, as in PodVMInfo and in tools of the hypervisor. */
 	readonly name: string;
-	/** The hypervisor's identifier of this VM. Recycled after deletion: never delete by it alone. */
+	/** Identifies the VM at the hypervisor. It may be reused after deletion: never delete by it alone. */
 	readonly uuid: string;
 	readonly mac: string;
 }
 
-/** Virtual machines on the KVM host, those of this cluster and node only. */
+/** Virtual machines of this cluster and node on the KVM host. */
 export interface PodVms {
 	/**
-	 * Records the intent at the hypervisor, makes the disks, starts. Resolves once the VM runs. On failure or abort
-	 * nothing is left behind.
+	 * Defines the VM, creates its disks and starts it. Resolves when the VM runs. On failure or abort, nothing is left.
 	 */
 	start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm>;
 	/**
-	 * Addresses at which the VM may be reached, likeliest first, each once. A guess may come before the guest is up (a
-	 * remembered lease): only TLS proves who answers. Goes on looking until the consumer returns or the signal aborts.
-	 * @throws PodVmEndedError as soon as the VM is no longer running, telling how it ended; that error for no other
-	 * cause
+	 * Candidate addresses of the VM, likeliest first, each once. A candidate may be outdated (a remembered lease): only
+	 * TLS proves who answers. Continues until the consumer returns or the signal aborts.
+	 * @throws PodVmEndedError when the VM is no longer running, with the cause; never for another reason
 	 */
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never>;
 	/**
-	 * Lets a VM that was started here use only the address that it has proven to have, where the host can filter its
-	 * traffic. Before the VM runs anything of its pod. Does nothing where the host cannot, or is not meant to: the
-	 * start has told.
+	 * Restricts a VM to its verified address, if the host can filter its traffic. Called before the containers of the
+	 * pod start. Does nothing if filters are unsupported or turned off.
 	 */
 	bindAddress(vm: PodVm, address: string, signal: AbortSignal): Promise<void>;
 	/**
-	 * What a VM that this daemon has started printed last on its console while its addresses were asked for: a few
-	 * lines of printable text, oldest first. Empty where that is not known, or not to be known.
+	 * The last console lines of a VM that this daemon started, read while its addresses were requested: a few lines of
+	 * printable text, oldest first. Empty if unknown, or if the VM is confidential.
 	 */
 	consoleTail(vm: PodVm): readonly string[];
 	/**
-	 * Resolves when the VM has ended by itself or was deleted, at once if it has already, with how ('aborted'); however
-	 * long that takes, and also when the hypervisor is away in between. Rejects with the signal's reason only.
+	 * Resolves when the VM has ended or was deleted, with the cause ('aborted'). Survives interruptions of the
+	 * connection to the hypervisor. Only rejects with the reason of the signal.
 	 */
 	ended(vm: PodVm, signal: AbortSignal): Promise<PodVmEndedError>;
 	/**
-	 * Deletes VM and disks of a sandbox, whatever state they are in, whichever daemon of this node answers for it.
-	 * Succeeds when there are none. Touches nothing of other clusters or nodes. Goes on past each part that cannot be
-	 * removed, and then rejects, naming what is left.
+	 * Deletes the VM and the disks of a sandbox in any state, whichever daemon of this node owns it. Succeeds if there
+	 * are none. Never touches other clusters or nodes. If a part cannot be removed, removes the rest, then rejects with
+	 * the leftovers.
 	 */
 	delete(sandboxId: SandboxId, signal: AbortSignal): Promise<void>;
-	/** All VMs of this cluster and node, half-made ones too. */
+	/** All VMs of this cluster and node, including incomplete ones. */
 	list(signal: AbortSignal): Promise<readonly PodVmRecord[]>;
 }
 
-/** What the hypervisor remembers of a VM of ours. */
+/** A VM of this cluster and node, as stored at the hypervisor. */
 export interface PodVmRecord extends PodVm {
 	readonly pod: PodIdentity;
 	readonly vni: number;
 	readonly createdAt: Date;
 	readonly running: boolean;
-	/** Who answers for it: this PODS_DIR, another one on this node, or a version that did not say ('unmarked'). */
+	/** The owner: this PODS_DIR, another PODS_DIR on this node, or unknown for VMs of old versions ('unmarked'). */
 	readonly ownership: VmOwnership;
-	/** The other PODS_DIR, as the daemon there calls it; for a VM that is 'foreign'. */
+	/** The PODS_DIR of the owner of a 'foreign' VM. */
 	readonly podsDir?: string;
 }
 
 export type VmOwnership = 'ours' | 'unmarked' | 'foreign';
 
-/** What the VM's forwarder needs to serve TLS; goes to the VM as `tls-*` of apf.json. */
+/** TLS configuration for the forwarder in the VM: `tls-*` in apf.json. */
 export interface ForwarderTls {
-	/** PEM. Absent with a CA of the administrator's, whose images carry their own certificate. */
+	/** PEM. Absent with a custom CA: then the image contains the certificate. */
 	readonly serverKey?: Secret<string>;
 	readonly serverCert?: string;
-	/** PEM of the certificate that client certificates are verified against. */
+	/** PEM of the CA for client certificates. */
 	readonly clientCa?: string;
 	readonly minVersion?: 'VersionTLS12' | 'VersionTLS13';
 	/** IANA names. */
 	readonly cipherSuites?: readonly string[];
 }
 
-/** The kata agent's traffic: from the shim's unix socket to the VM over mutual TLS. */
+/** Relays the traffic of the kata agent from the unix socket of the shim to the VM over mutual TLS. */
 export interface AgentRelays {
-	/** A server certificate for one VM, and what it shall accept. */
+	/** Issues a server certificate for one VM, and the TLS policy for its clients. */
 	issue(instanceName: string, signal: AbortSignal): Promise<ForwarderTls>;
 	/**
-	 * Dials the addresses as they come, retrying each until the forwarder listens, and takes the first that proves by
-	 * TLS to be the VM. Then serves `socketPath`. Rejects when `addresses` throws (the VM died) or the signal aborts;
-	 * nothing is left then.
+	 * Dials the addresses as they arrive, retries each until the forwarder listens, and uses the first that TLS
+	 * verifies as the VM. Then serves `socketPath`. Rejects if `addresses` throws (the VM ended) or the signal aborts;
+	 * then nothing is left.
 	 */
 	open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay>;
 	/**
-	 * @throws 'invalid-argument' for a socket path that the kernel would not take: such a sandbox could never be served
+	 * @throws 'invalid-argument' for a socket path that is too long for the kernel
 	 */
 	assertServable(socketPath: string): void;
-	/** Removes the socket that a daemon which died has left at the path; succeeds when there is none. */
+	/** Removes the socket of a crashed daemon at the path; succeeds if there is none. */
 	discard(socketPath: string): Promise<void>;
 }
 
 export interface RelayTarget {
 	readonly sandboxId: SandboxId;
 	readonly instanceName: string;
-	/** Absolute; its directory is made (0700) by the relay and removed when it is disposed. */
+	/** Absolute. The relay creates its directory (0700), and removes it when disposed. */
 	readonly socketPath: string;
 }
 
 /**
- * Outlives its connections to the VM: one that is lost is dialled again, calls that only wait are made again, all
- * others end as UNAVAILABLE. Disposing closes the socket and all connections at once, and removes the socket's file.
+ * Outlives its connections to the VM: it reconnects after a loss, sends replayable calls again, and ends all others as
+ * UNAVAILABLE. Disposing closes the socket and all connections at once, and removes the socket file.
  */
 export interface AgentRelay extends AsyncDisposable {
-	/** The address that proved to be the VM's. */
+	/** The verified address of the VM. */
 	readonly address: string;
 	/**
-	 * The VM is gone, and will not come back: all calls under way, and all that come, end as UNAVAILABLE at once, with
-	 * the reason in their text. The socket is served until the relay is disposed. The first reason stays; after
-	 * disposing this does nothing.
+	 * The VM is gone for good: all current and future calls end as UNAVAILABLE at once, with the reason in their text.
+	 * The socket is served until the relay is disposed. The first reason stays. Does nothing after disposal.
 	 */
 	fail(reason: Error): void;
 }
 
-/** A pod's VM, as those know it who may outlive this node. */
+/** Identifies a pod VM to the cluster. */
 export interface RegisteredVm {
 	readonly sandboxId: SandboxId;
 	readonly instanceName: string;
 	readonly pod: PodIdentity;
 }
 
-/** Something about its pod that the pod's owner should see where they look. */
+/** A Kubernetes event for the owner of the pod. */
 export interface PodEvent {
 	readonly type: 'Normal' | 'Warning';
-	/** One CamelCase word, for machines. */
+	/** One CamelCase word for programs. */
 	readonly reason: string;
 	readonly message: string;
 }
 
 /**
- * The cluster that the pods are of: what it knows of them beyond what kata tells, and what it is told. No pod ever
- * waits long for it, or fails by it: what goes wrong is reported by the implementation.
+ * The Kubernetes cluster of the pods. Problems with the cluster never fail a pod or delay it for long; the
+ * implementation logs them.
  */
 export interface Cluster {
 	/**
-	 * The credentials with which the VM pulls the pod's images: the content of `auth.json`. Undefined when there are
-	 * none, or when they cannot be had in time. Rejects with the signal's reason only.
+	 * The credentials for the image pulls of the pod: the content of `auth.json`. Undefined if there are none, or if
+	 * reading them takes too long. Only rejects with the reason of the signal.
 	 */
 	pullCredentials(pod: PodIdentity, signal: AbortSignal): Promise<Secret<string> | undefined>;
 	/**
-	 * Puts on record that the pod is to have this VM, so that somebody can delete it when this node cannot any more;
-	 * also of a VM that is on record already. Resolves when that is done, or after a short while: then it goes on in
-	 * the background. Rejects with the signal's reason only.
+	 * Registers the VM of the pod, so that the controller can delete it if this node is lost. Idempotent. Resolves when
+	 * that is done or after a short time; then it continues in the background. Only rejects with the reason of the
+	 * signal.
 	 */
 	registerVm(vm: RegisteredVm, signal: AbortSignal): Promise<void>;
-	/** The VM is gone: the record is withdrawn, in the background. Another VM of the same pod stays on record. */
+	/** Unregisters a VM that is gone, in the background. Other VMs of the same pod stay registered. */
 	unregisterVm(vm: RegisteredVm): void;
 	/**
-	 * Whether the pod itself still exists: the pod with its UID, not another one of its name. `unknown` without an API
-	 * server, without its answer in time, and for static pods. Rejects with the signal's reason only.
+	 * Whether the pod with this UID still exists; another pod with the same name does not count. `unknown` without an
+	 * API server, if it does not answer in time, and for static pods. Only rejects with the reason of the signal.
 	 */
 	podPresence(vm: RegisteredVm, signal: AbortSignal): Promise<Presence>;
 	/**
-	 * These are all VMs of this node that should be on record; called again and again. What is missing is put on
-	 * record, what is too much is withdrawn, in the background, whatever was refused or lost before.
+	 * Called periodically with all VMs of this node that should be registered. Registers and unregisters VMs in the
+	 * background to match.
 	 */
 	reconcile(vms: readonly RegisteredVm[]): void;
-	/** Tells what happened to a pod, in the background; repetitions may be dropped. */
+	/** Records an event of a pod in the background. Repeated events may be dropped. */
 	recordEvent(pod: PodIdentity, event: PodEvent): void;
 }
 
-/** Daemons on the same PODS_DIR. During an update two of them run. */
+/** Other daemons on the same PODS_DIR. During an update, two daemons run. */
 export interface OtherDaemons {
-	/** Whether one that began before this one may still be at work. Once false it stays so. */
+	/** Whether a daemon that started earlier may still run. Once false, it stays false. */
 	hasPredecessor(): boolean;
-	/** Resolves when there is no predecessor. Rejects with the signal's reason only. */
+	/** Resolves when there is no predecessor. Only rejects with the reason of the signal. */
 	predecessorsEnded(signal: AbortSignal): Promise<void>;
-	/** Whether one that began after this one is at work. */
+	/** Whether a daemon that started later runs. */
 	hasSuccessor(): Promise<boolean>;
 }

@@ -1,6 +1,6 @@
 /**
- * What CreateVM finds out and reserves, in the order in which it goes on record. Undoes nothing: the states that a
- * creation goes through say at any time what there is to undo.
+ * The steps of CreateVM: reads the pod and reserves resources, recording each step first. Does not roll back: each
+ * state says what a roll-back has to remove.
  */
 import {nothing, type StateOf} from './admission.ts';
 import type {RecordWriter} from './record-writer.ts';
@@ -8,7 +8,7 @@ import type {PodRequest} from './pod-request.ts';
 import type {SandboxId} from './ports.ts';
 import type {SandboxContext} from './context.ts';
 
-/** @returns the states of a creation, each as soon as it is reached; the last is 'created' */
+/** @returns the states of the creation, each as soon as it is reached; the last is 'created' */
 export async function* prepare(
 	id: SandboxId,
 	request: PodRequest,

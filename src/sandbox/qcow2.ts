@@ -1,14 +1,14 @@
 /**
- * The qcow2 format as far as an image is judged by it: the header, and where the guest's bytes are. No I/O: who has the
- * bytes gives them. An image comes from elsewhere, and QEMU opens whatever a qcow2 header names: an external data file
- * is refused here, a backing file by the callers. Source: QEMU, docs/interop/qcow2.txt. The format is big-endian on
- * every machine.
+ * The parts of the qcow2 format that image checks need: the header, and the location of guest data. No I/O: the callers
+ * provide the bytes. Images are untrusted, and QEMU opens the files that a qcow2 header names. So this file refuses an
+ * external data file, and the callers refuse a backing file. Source: QEMU, docs/interop/qcow2.txt. The format is
+ * big-endian on every machine.
  */
 import {promisify} from 'node:util';
 import {constants, inflateRaw, zstdDecompress} from 'node:zlib';
 import {cutOff, notAnImage, unsafe} from './unfit-image.ts';
 
-/** The image's bytes from an offset on; fewer where it ends. */
+/** Reads the image from an offset; returns fewer bytes at its end. */
 export type ReadImage = (at: bigint, length: number) => Promise<Buffer>;
 
 export const qcow2Magic = 0x51_46_49_fb;
@@ -29,7 +29,7 @@ export const headerOffset = {
 	compressionType: 104,
 } as const;
 /**
- * Incompatible features that do not make it another file's: dirty refcounts, a compression type, extended L2 entries.
+ * Incompatible features that do not refer to another file: dirty refcounts, a compression type, extended L2 entries.
  */
 const harmlessFeatures = 0b1_1001n;
 const corruptFeature = 0b10n;
@@ -37,15 +37,15 @@ const externalDataFeature = 0b100n;
 const compressionFeature = 0b1000n;
 const extendedL2Feature = 0b1_0000n;
 const externalDataExtension = 0x44_41_54_41;
-/** QEMU's own limit for an L1 table (QCOW_MAX_L1_SIZE), in entries. */
+/** The limit of QEMU for an L1 table (QCOW_MAX_L1_SIZE), in entries. */
 const maxL1Entries = 4 * 1024 * 1024;
-/** Far more than any pod VM has, far less than what makes tools stumble. */
+/** Much larger than any pod VM disk, and small enough for all tools. */
 const maxVirtualSize = 1n << 46n;
 
-/** Of an L1 or L2 entry: where a table or a cluster begins. */
+/** Mask for the offset of a table or cluster in an L1 or L2 entry. */
 export const hostOffset = 0x00_ff_ff_ff_ff_ff_fe_00n;
 export const compressedFlag = 1n << 62n;
-/** Reads as zeros, whatever it names. */
+/** The cluster reads as zeros; its offset is ignored. */
 export const zeroFlag = 1n;
 const subclusters = 32;
 
@@ -53,7 +53,7 @@ export function isQcow2(head: Buffer): boolean {
 	return head.length >= 4 && head.readUInt32BE(0) === qcow2Magic;
 }
 
-/** Of the guest's disk, in bytes. */
+/** Size of the guest disk in bytes. */
 export function virtualSizeOf(head: Buffer): bigint {
 	return head.readBigUInt64BE(headerOffset.size);
 }
@@ -62,7 +62,7 @@ export function hasExtendedL2(head: Buffer): boolean {
 	return (featuresOf(head) & extendedL2Feature) !== 0n;
 }
 
-/** Whether the guest reads another file where this one has nothing. */
+/** Whether the guest reads unallocated clusters from a backing file. */
 export function hasBackingFile(head: Buffer): boolean {
 	return (
 		head.readBigUInt64BE(headerOffset.backingFileOffset) !== 0n ||
@@ -76,13 +76,15 @@ function featuresOf(head: Buffer): bigint {
 
 /**
  * @param head the first 64 KiB, or all of a smaller file
- * @param fileSize bytes, where it is known
+ * @param fileSize bytes, if known
  * @throws UnfitImageError
  */
 export function checkQcow2Header(head: Buffer, fileSize: bigint | undefined): void {
 	const version = head.length < headerLengthV2 ? 0 : head.readUInt32BE(headerOffset.version);
 	if (version !== 2 && version !== 3) {
-		throw notAnImage(version === 0 ? 'its qcow2 header is cut off' : `its qcow2 version is ${version}, not 2 or 3`);
+		throw notAnImage(
+			version === 0 ? 'its qcow2 header is truncated' : `its qcow2 version is ${version}, not 2 or 3`,
+		);
 	}
 
 	const headerLength =
@@ -105,16 +107,13 @@ export function checkQcow2Header(head: Buffer, fileSize: bigint | undefined): vo
 	if (head.readUInt32BE(headerOffset.cryptMethod) !== 0) {
 		throw unsafe(
 			'it is encrypted',
-			'Decrypt it with "qemu-img convert"; confidential images are protected by their own means, inside.',
+			'Decrypt it with "qemu-img convert". Images for confidential VMs are encrypted inside the disk instead.',
 		);
 	}
 
 	const features = featuresOf(head);
 	if ((features & externalDataFeature) !== 0n || hasExternalData(head, headerLength, 2 ** clusterBits)) {
-		throw unsafe(
-			'its data is in another file (an external data file)',
-			'Make it whole with "qemu-img convert -O qcow2".',
-		);
+		throw unsafe('it has an external data file', 'Merge both files with "qemu-img convert -O qcow2".');
 	}
 
 	if ((features & corruptFeature) !== 0n) {
@@ -122,10 +121,7 @@ export function checkQcow2Header(head: Buffer, fileSize: bigint | undefined): vo
 	}
 
 	if ((features & ~harmlessFeatures) !== 0n) {
-		throw unsafe(
-			'it uses features of qcow2 that are not known here',
-			'Convert it with "qemu-img convert -O qcow2".',
-		);
+		throw unsafe('it uses unsupported qcow2 features', 'Convert it with "qemu-img convert -O qcow2".');
 	}
 
 	const virtualSize = virtualSizeOf(head);
@@ -140,7 +136,7 @@ export function checkQcow2Header(head: Buffer, fileSize: bigint | undefined): vo
 		(fileSize !== undefined &&
 			(l1End > fileSize || head.readBigUInt64BE(headerOffset.refcountTableOffset) >= fileSize))
 	) {
-		throw cutOff('its tables lie behind its end');
+		throw cutOff('its tables are beyond the end of the file');
 	}
 }
 
@@ -164,10 +160,10 @@ function hasExternalData(head: Buffer, headerLength: number, clusterSize: number
 }
 
 /**
- * Bytes of the guest's disk.
- * @param head of an image that `checkQcow2Header` has taken
- * @returns undefined when they are compressed in a way that cannot be read here, or are the backing file's
- * @throws UnfitImageError for an image that ends before them
+ * Reads bytes of the guest disk.
+ * @param head the start of an image that `checkQcow2Header` accepted
+ * @returns undefined if their compression is unsupported, or if they are in the backing file
+ * @throws UnfitImageError if the file ends before them
  */
 export async function readGuestBytes(
 	head: Buffer,
@@ -192,12 +188,12 @@ export async function readGuestBytes(
 	return Buffer.concat(parts);
 }
 
-/** Within one cluster, or one subcluster where there are any. */
+/** Reads within one cluster, or within one subcluster if the image has subclusters. */
 async function readPiece(head: Buffer, read: ReadImage, at: number, length: number): Promise<Buffer | undefined> {
 	const exactly: ReadImage = async (offset, wanted) => {
 		const bytes = await read(offset, wanted);
 		if (bytes.length < wanted) {
-			throw cutOff('its tables name what lies behind its end');
+			throw cutOff('its tables refer to data beyond the end of the file');
 		}
 
 		return bytes;
@@ -227,7 +223,7 @@ async function readPiece(head: Buffer, read: ReadImage, at: number, length: numb
 		return (await readCompressed(head, read, entry))?.subarray(within, within + length);
 	}
 
-	// Each bit of the lower half says that a subcluster is allocated, each of the upper half that it reads as zeros.
+	// A bit in the lower half means that a subcluster is allocated, a bit in the upper half that it reads as zeros.
 	const subcluster = Math.floor(within / (clusterSize / subclusters));
 	const isSet = (bitmap: number): boolean => ((bitmap >>> subcluster) & 1) === 1;
 	const [isZero, isAllocated] =
@@ -241,7 +237,7 @@ async function readPiece(head: Buffer, read: ReadImage, at: number, length: numb
 			: unallocated;
 }
 
-/** Of a whole cluster. What follows its data may be another's or the end of the file. */
+/** Reads a whole cluster. After its data, there may be another cluster or the end of the file. */
 async function readCompressed(head: Buffer, read: ReadImage, entry: bigint): Promise<Buffer | undefined> {
 	const clusterBits = head.readUInt32BE(headerOffset.clusterBits);
 	const offsetBits = BigInt(62 - (clusterBits - 8));

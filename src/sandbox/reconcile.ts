@@ -1,16 +1,17 @@
 /**
- * Compares what should exist with what does, and repairs: at the daemon's start, when the connection to libvirt is
- * back, when a VM ends, when a predecessor ends, when a successor has gone, and every minute. What is to be done is
- * decision.ts's; this observes, and carries the decision out. Each round:
+ * Compares what should exist with what does, and repairs the difference. A round runs when the daemon starts, when the
+ * connection to libvirt is restored, when a VM, a predecessor or a successor ends, and every minute. This file makes
+ * the observations and carries out what decision.ts decides. Each round:
  *
- *   1. read the records and this daemon's own sandboxes; resume or roll back what needs no word of the KVM host
- *   2. list the VMs, for a while: a host that is away is no reason to wait with the rest
- *   3. ask for each pod whether it still exists
- *   4. decide on each sandbox, and on each VM without one, and carry it out, each in the background
- *   5. tell the cluster which VMs there should be
+ *   1. read the records and the sandboxes of this daemon; resume or roll back those that do not depend on the KVM host
+ *   2. list the VMs, with a time limit: an unreachable host does not delay the other steps
+ *   3. check for each pod whether it still exists
+ *   4. decide on each sandbox, and on each VM without a sandbox, and carry out the decisions in the background
+ *   5. give the cluster the list of VMs that should be registered
  *
- * The order matters. A record is written before its VM exists and removed after it: so a VM that is missing from a list
- * which was asked for after its record said "running" has ended, and a VM without a record in a list has no record.
+ * The order matters. A record is written before its VM exists, and removed after its VM is gone. So if a list is read
+ * after a record with "running" and the VM is missing, the VM has ended. If a list has a VM without a record, there is
+ * no record.
  */
 import {every, Trigger} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -26,13 +27,13 @@ import {isUsableId} from './sandbox-id.ts';
 import type {PodVmEndedError} from './vm-ended.ts';
 
 export interface ReconcileTimes {
-	/** From one round to the next. */
+	/** Time between two rounds. */
 	readonly reconcileIntervalMs: number;
-	/** ORPHAN_GRACE: how long a VM may be without a sandbox. */
+	/** ORPHAN_GRACE: a VM without a sandbox is removed after this time. */
 	readonly orphanGraceMs: number;
-	/** How long a sandbox that failed, or whose VM has ended, waits for somebody to stop it. */
+	/** A failed sandbox, or one whose VM has ended, is removed after this time without a StopVM. */
 	readonly endedGraceMs?: number;
-	/** How long a round waits for the list of VMs. */
+	/** Time limit of a round for the list of VMs. */
 	readonly listTimeoutMs?: number;
 }
 
@@ -40,28 +41,28 @@ export interface ReconcileTimes {
 export interface KnownSandboxes {
 	readonly all: () => readonly Sandbox[];
 	readonly get: (id: SandboxId) => Sandbox | undefined;
-	/** Makes one of a record that nobody here knows yet; undefined for an id that no sandbox can have had. */
+	/** Creates a sandbox from a record that is new to this daemon; undefined for an invalid id. */
 	readonly adopt: (record: SandboxRecord) => Sandbox | undefined;
-	/** Removes the sandbox and its VM, known or not. */
+	/** Removes the sandbox and its VM, also if this daemon does not know it. */
 	readonly remove: (id: SandboxId, why: string) => Promise<void>;
 }
 
 /**
- * Longer than a shim takes to notice, and than an operator who looks needs to begin; short beside what a pod's disks
- * cost.
+ * Long enough for a shim to notice, and for an operator to start an analysis. Short enough because the disks of a pod
+ * cost space.
  */
 const endedGraceMs = 300_000;
 const listTimeoutMs = 15_000;
-/** How often to look at records that a predecessor may change: when it ends, nobody serves what it has started. */
+/** How often to read records that a predecessor may change: when it ends, this daemon must serve its sandboxes. */
 const followEveryMs = 500;
 
-/** A sandbox as it was when a round began. */
+/** The state of a sandbox at the beginning of a round. */
 interface Seen {
 	readonly sandbox: Sandbox;
 	readonly state: SandboxState;
 }
 
-/** Whether a pod exists, and for one that is gone how that is known. */
+/** Whether a pod exists. If it is gone, `why` is the proof. */
 interface PodPresence {
 	readonly pod: Presence;
 	readonly why?: string;
@@ -74,7 +75,7 @@ export class Reconciler {
 	readonly #alone = new FailureLog();
 	readonly #unreadable = new FailureLog();
 	readonly #failures = new FailureLog();
-	/** Since when each has been without a sandbox, or failed: by id, by performance.now(). */
+	/** The time since each VM has no sandbox, or each sandbox has failed: performance.now() by id. */
 	#since = new Map<SandboxId, number>();
 	#others: OtherDaemons | undefined;
 
@@ -83,12 +84,12 @@ export class Reconciler {
 		this.#known = known;
 	}
 
-	/** Begins the next round now. */
+	/** Starts the next round now. */
 	soon(): void {
 		this.#trigger.fire();
 	}
 
-	/** Goes on until the signal aborts. Never throws. */
+	/** Runs until the signal aborts. Never throws. */
 	async run(others: OtherDaemons, signal: AbortSignal): Promise<void> {
 		this.#others = others;
 		const following = this.#followPredecessors(others, signal);
@@ -106,11 +107,11 @@ export class Reconciler {
 		await following;
 	}
 
-	/** The VM of a sandbox has ended: that is decided on at once. */
+	/** Decides at once on a sandbox whose VM has ended. */
 	async vmEnded(sandbox: Sandbox, end: PodVmEndedError): Promise<void> {
 		const {state, id} = sandbox;
 		const others = this.#others;
-		// Nothing of a VM that runs in hand is removed by this; of one that is not in hand the VM is.
+		// Only a sandbox that is not in hand may be removed here, so only then the list of VMs is needed.
 		const vms = state.name === 'recovering' ? await this.#listVms(neverAborts) : undefined;
 		const observation: Observation = {
 			...inHand(state),
@@ -128,7 +129,7 @@ export class Reconciler {
 
 	async #round(others: OtherDaemons, signal: AbortSignal): Promise<void> {
 		const successor = (await others.hasSuccessor()) ? 'alive' : 'none';
-		// Before the records are read: what it writes afterwards is followed.
+		// Must be read before the records: later changes by the predecessor are followed.
 		const predecessor = others.hasPredecessor() ? 'alive' : 'none';
 		if (successor === 'none') {
 			await this.#adoptRecords();
@@ -162,14 +163,14 @@ export class Reconciler {
 	}
 
 	/**
-	 * Records that this daemon knows nothing of: an earlier run's, or one that a predecessor wrote when this daemon had
-	 * begun.
+	 * Adopts records that are new to this daemon: those of an earlier run, and those that a predecessor wrote after
+	 * this daemon started.
 	 */
 	async #adoptRecords(): Promise<void> {
 		const {records} = this.#context;
 		for (const {id} of await records.readAll()) {
 			if (this.#known.get(id) === undefined) {
-				// Once more: a sandbox that has just gone had its record removed before it was forgotten here.
+				// Read it again: a sandbox that was just removed had its record removed first.
 				const record = await records.read(id).catch(() => undefined);
 				if (record !== undefined && this.#known.get(id) === undefined) {
 					this.#known.adopt(record);
@@ -179,8 +180,8 @@ export class Reconciler {
 	}
 
 	/**
-	 * What is only created here may have been started, or stopped half-way, by a successor that is gone by now: then
-	 * its record says more.
+	 * A successor that has ended may have started or stopped a sandbox that is only created here. Then its record is
+	 * newer.
 	 */
 	async #followSuccessors(): Promise<void> {
 		const created = this.#known
@@ -197,11 +198,11 @@ export class Reconciler {
 		);
 	}
 
-	/** Undefined when the host does not answer in time. */
+	/** Undefined if the host does not answer in time. */
 	async #listVms(signal: AbortSignal): Promise<readonly PodVmRecord[] | undefined> {
 		using scope = new Scope(signal).deadline(
 			this.#context.listTimeoutMs ?? listTimeoutMs,
-			"the list of this node's VMs",
+			'the list of the VMs of this node',
 		);
 		try {
 			const vms = await abortable(this.#context.podVms.list(scope.signal), scope.signal);
@@ -215,7 +216,7 @@ export class Reconciler {
 		}
 	}
 
-	/** Gone when its namespace is, or the pod with its UID is. */
+	/** A pod is gone if its namespace is gone, or if its UID is gone from the cluster. */
 	async #podPresence({network, vm, state}: Sandbox, signal: AbortSignal): Promise<PodPresence> {
 		if (state.name === 'stopping' || state.name === 'gone') {
 			return {pod: 'unknown'};
@@ -240,7 +241,7 @@ export class Reconciler {
 		daemons: Pick<Observation, 'predecessor' | 'successor'>,
 	): Promise<void> {
 		const {pod, why} = presence;
-		// What became of it meanwhile is the next round's; but a pod that is gone does not come back.
+		// If the state has changed, the next round decides. But a pod that is gone does not come back.
 		if (sandbox.state !== state && pod !== 'gone') {
 			return;
 		}
@@ -258,7 +259,7 @@ export class Reconciler {
 		void this.#carryOut(decision, {sandbox, state: sandbox.state}, undefined, why);
 	}
 
-	/** VMs at the hypervisor of which this daemon knows no sandbox. */
+	/** Decides on VMs at the hypervisor without a known sandbox. */
 	async #reconcileUnknown(
 		seen: readonly Seen[],
 		vms: readonly PodVmRecord[] | undefined,
@@ -293,7 +294,7 @@ export class Reconciler {
 
 	async #recordOf({sandboxId, name, pod}: PodVmRecord): Promise<'none' | 'unreadable'> {
 		try {
-			// Any record is adopted by the next round, and decided on then.
+			// If there is a record, the next round adopts it and decides.
 			const record = await this.#context.records.read(sandboxId);
 			this.#unreadable.recovered(sandboxId);
 			return record === undefined ? 'none' : 'unreadable';
@@ -319,7 +320,7 @@ export class Reconciler {
 				.remove(sandboxId, decision.why)
 				.catch((error: unknown) => observer.notify({kind: 'orphan-not-removed', sandbox, error}));
 		} else if (ownership === 'foreign' && this.#alone.failed(sandboxId)) {
-			const reason = 'the daemon of another PODS_DIR answers for it';
+			const reason = 'it belongs to a daemon with another PODS_DIR';
 			observer.notify({kind: 'vm-left-alone', sandbox, reason, podsDir});
 		}
 	}
@@ -387,7 +388,7 @@ export class Reconciler {
 		}
 	}
 
-	/** How the VM ended, which the hypervisor knows: asked only when a list has shown that it does not run. */
+	/** Asks the hypervisor how the VM ended. Only called if a list shows that it does not run. */
 	async #endOf(state: SandboxState): Promise<AdaptorError> {
 		const vm =
 			state.name === 'running'
@@ -401,7 +402,7 @@ export class Reconciler {
 
 		using scope = new Scope().deadline(
 			this.#context.listTimeoutMs ?? listTimeoutMs,
-			'libvirt to say how the pod VM ended',
+			'libvirt to report how the pod VM ended',
 		);
 		try {
 			return await this.#context.podVms.ended(vm, scope.signal);
@@ -422,7 +423,7 @@ export class Reconciler {
 	}
 
 	/**
-	 * While predecessors are at work, their sandboxes move on by their hands. Then what they have left is decided on.
+	 * Follows the changes of running predecessors to their sandboxes. When they have ended, decides on their sandboxes.
 	 * Never throws.
 	 */
 	async #followPredecessors(others: OtherDaemons, signal: AbortSignal): Promise<void> {
@@ -433,7 +434,7 @@ export class Reconciler {
 		using waiting = new Scope(signal);
 		const ended = others
 			.predecessorsEnded(waiting.signal)
-			.then(() => waiting.abort(new Error('no predecessor is left')))
+			.then(() => waiting.abort(new Error('all predecessors have ended')))
 			.catch(() => undefined);
 		try {
 			for (;;) {
@@ -441,12 +442,12 @@ export class Reconciler {
 				await pause(followEveryMs, waiting.signal);
 			}
 		} catch {
-			// There is none any more, or this daemon ends.
+			// All predecessors have ended, or this daemon ends.
 		}
 
 		await ended;
 		if (!signal.aborted) {
-			// The last word of the predecessors: what they wrote just before they ended.
+			// Read what the predecessors wrote just before they ended.
 			await this.#follow();
 			this.#context.observer.notify({kind: 'predecessors-ended'});
 			this.#trigger.fire();
@@ -493,7 +494,7 @@ export class Reconciler {
 	}
 }
 
-/** What decision.ts wants to know of a state. */
+/** The part of the observation that depends on the state. */
 function inHand(state: SandboxState): Pick<Observation, 'record' | 'isInHand'> {
 	switch (state.name) {
 		case 'recovering': {
@@ -519,7 +520,7 @@ function inHand(state: SandboxState): Pick<Observation, 'record' | 'isInHand'> {
 	}
 }
 
-/** The VM that the cluster should know of: of every sandbox that may have one. */
+/** The VM to register with the cluster, of every sandbox that may have one. */
 function expectedVm({state, vm}: Sandbox): RegisteredVm | undefined {
 	switch (state.name) {
 		case 'recovering':

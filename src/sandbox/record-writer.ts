@@ -1,6 +1,6 @@
 /**
- * The record of one sandbox: written as its life goes on, and known well enough to say at any time that it is to go.
- * Knows no states; where records are kept is the port's.
+ * Writes the record of one sandbox, and keeps what a 'stopping' record needs. Knows no states. The port decides where
+ * records are stored.
  */
 import type {PodRequest} from './pod-request.ts';
 import type {PodNetwork, SandboxId} from './ports.ts';
@@ -9,7 +9,7 @@ import type {SandboxRecord, SandboxRecords} from './records.ts';
 /** `Omit` of each member of a union. */
 type DistributedOmit<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 
-/** What every record of a sandbox says, once it is created. */
+/** The common fields of all records since the sandbox is created. */
 type Created = Pick<Extract<SandboxRecord, {readonly state: 'created'}>, 'id' | 'request' | 'network'>;
 
 export class RecordWriter {
@@ -22,17 +22,17 @@ export class RecordWriter {
 		this.#records = records;
 	}
 
-	/** What was asked for; undefined until the sandbox is created. */
+	/** Undefined until the sandbox is created. */
 	get request(): PodRequest | undefined {
 		return this.#created?.request;
 	}
 
-	/** Known from the moment in which the sandbox is created. */
+	/** Undefined until the sandbox is created. */
 	get network(): PodNetwork | undefined {
 		return this.#created?.network;
 	}
 
-	/** @param record what another daemon has written of this sandbox; none: it has left nothing of it */
+	/** @param record the record that another daemon wrote; undefined if it removed the record */
 	remember(record: SandboxRecord | undefined): void {
 		this.#created =
 			record === undefined || record.state === 'creating'
@@ -47,8 +47,7 @@ export class RecordWriter {
 	}
 
 	/**
-	 * From here on there is no way back, also for the next daemon. Of a sandbox that is not created yet there is
-	 * nothing to say.
+	 * Commits to the removal, also for the next daemon. Does nothing if the sandbox is not created yet.
 	 */
 	async writeStopping(): Promise<void> {
 		if (this.#created !== undefined) {

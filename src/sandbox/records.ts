@@ -1,6 +1,6 @@
 /**
- * What a daemon must remember of its sandboxes over its own death, and how a text is recognised as such a record.
- * Holds no secret: certificates are issued again when they are needed. Where records are kept is the port's.
+ * The records of sandboxes, which survive a restart of the daemon, and their parser. They contain no secrets:
+ * certificates are issued again when needed. The port decides where records are stored.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {at, numberAt, parseJson, textAt} from '../core/json.ts';
@@ -8,46 +8,44 @@ import type {PodRequest} from './pod-request.ts';
 import type {PodNetwork, PodVm, SandboxId} from './ports.ts';
 
 /**
- * The journal's word on a sandbox. A start is not recorded: a record that is only 'created' and a VM mean that one was
- * cut off.
+ * The record of a sandbox. A start is not recorded: a record with 'created' and a VM mean that a start was interrupted.
  */
 export type SandboxRecord = {
 	readonly id: SandboxId;
 	readonly request: PodRequest;
 } &
-	/** Written before anything is made: there may be a reservation in the namespace, or none yet. */
+	/** Written before the reservation: the namespace may have one, or none yet. */
 	(
 		| {readonly state: 'creating'; readonly netnsPath: string}
 		| {readonly state: 'created'; readonly network: PodNetwork}
 		| {readonly state: 'running'; readonly network: PodNetwork; readonly vm: PodVm; readonly address: string}
-		/** StopVM was asked for: there is no way back. */
+		/** StopVM was called: the sandbox will be removed. */
 		| {readonly state: 'stopping'; readonly network: PodNetwork}
 	);
 
-/** Passed over a daemon's death, by whatever means. */
+/** Storage for records that survives a restart of the daemon. */
 export interface SandboxRecords {
 	/** Replaces an earlier record of the same sandbox. Durable when it resolves. */
 	write(record: SandboxRecord): Promise<void>;
-	/** Succeeds when there is none. */
+	/** Succeeds if there is no record. */
 	remove(id: SandboxId): Promise<void>;
 	/**
-	 * Undefined when there is none, or none any more: what is torn or foreign is set aside, and said.
-	 * @throws AdaptorError 'unavailable' when that cannot be told; 'failed-precondition' for the record of a later
-	 * program
+	 * Undefined if there is no record. A damaged or foreign file is set aside and logged.
+	 * @throws AdaptorError 'unavailable' if it cannot be read; 'failed-precondition' for the record of a later version
 	 */
 	read(id: SandboxId): Promise<SandboxRecord | undefined>;
-	/** All of them, each as `read` has it; one that cannot be read is passed over, which is logged once. */
+	/** All records, as from `read`. A record that cannot be read is skipped and logged once. */
 	readAll(): Promise<readonly SandboxRecord[]>;
 }
 
-/** Raised when a field changes its meaning: an older daemon, after a roll-back, leaves such a sandbox alone. */
+/** Incremented when a field changes its meaning. After a downgrade, an older daemon leaves newer sandboxes alone. */
 const recordVersion = 1;
 
 export function recordText(record: SandboxRecord): string {
 	return `${JSON.stringify({version: recordVersion, ...record})}\n`;
 }
 
-/** @throws AdaptorError 'data-loss'; 'failed-precondition' when a later program wrote it */
+/** @throws AdaptorError 'data-loss'; 'failed-precondition' if a later version wrote it */
 export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	const damaged = (what: string): AdaptorError => new AdaptorError({code: 'data-loss', what, where: {sandboxId: id}});
 	let value: unknown;
@@ -66,24 +64,23 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 	if (Number.isSafeInteger(version) && Number(version) > recordVersion) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: `The record is of version ${String(version)}, this program knows ${recordVersion}`,
+			what: `The record has version ${String(version)}, but this program only supports ${recordVersion}`,
 			where: {sandboxId: id},
-			remedy: 'Run the version again that wrote it, until its pods are gone.',
+			remedy: 'Run the later version until its pods are gone.',
 		});
 	}
 
 	if (version !== recordVersion) {
 		throw damaged(
-			`The record is of version ${JSON.stringify(version ?? null).slice(0, 20)}, this is ${recordVersion}`,
+			`The record has version ${JSON.stringify(version ?? null).slice(0, 20)}, expected ${recordVersion}`,
 		);
 	}
 
 	if (at(value, 'id') !== id) {
-		throw damaged("The record is another sandbox's");
+		throw damaged('The record belongs to another sandbox');
 	}
 
-	// The shape was ours when it was written, by a rename that shows it whole: what is checked is what a foreign file
-	// would get wrong.
+	// The daemon writes records atomically, so they are complete. The checks only detect foreign files.
 	const has = (...path: readonly string[]): boolean => (textAt(value, ...path) ?? '') !== '';
 	const hasNetwork = has('network', 'netnsPath') && numberAt(value, 'network', 'vxlanId') !== undefined;
 	const hasVm = has('vm', 'uuid') && has('vm', 'name') && has('address');
@@ -99,7 +96,7 @@ export function parseRecord(id: SandboxId, text: string): SandboxRecord {
 		!has('request', 'pod', 'namespace') ||
 		isWhole !== true
 	) {
-		throw damaged('The record lacks fields that it must have');
+		throw damaged('The record lacks required fields');
 	}
 
 	const {version: _, ...record} = value as SandboxRecord & {readonly version: unknown};

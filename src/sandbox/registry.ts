@@ -1,6 +1,6 @@
 /**
- * All sandboxes of this node: who exists, who has to make way for whom, who waits for a VM. The life of each is
- * sandbox.ts's.
+ * All sandboxes of this node: which exist, which are superseded by a newer one, and which calls wait for a VM.
+ * sandbox.ts implements a single sandbox.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -17,11 +17,11 @@ type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
 export interface RegistryOptions extends SandboxContext, ReconcileTimes {
 	/**
-	 * Sandboxes that may have a VM at a time on this node, asked at each creation: it may change. No limit when
-	 * undefined.
+	 * The maximum number of sandboxes with a VM on this node; undefined for no limit. Called at each creation, since it
+	 * may change.
 	 */
 	readonly maxSandboxes: () => number | undefined;
-	/** How long closing waits for what is to be rolled back or removed. */
+	/** How long closing waits for roll-backs and removals. */
 	readonly closeTimeoutMs: number;
 }
 
@@ -30,7 +30,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	readonly #sandboxes = new Map<SandboxId, Sandbox>();
 	readonly #reconciler: Reconciler;
 	readonly #vmWaiters = new Set<{readonly pod: PodName; readonly resolve: (name: string) => void}>();
-	/** Stops go on when their caller is gone; closing waits for them. */
+	/** Stops continue after their caller has gone; closing waits for them. */
 	readonly #stops = new Set<Promise<unknown>>();
 	/** Aborts when closing begins. */
 	readonly #closing = new AbortController();
@@ -53,9 +53,9 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * Learns what an earlier run of the daemon has left, and reconciles from then on. Resolves when all its sandboxes
-	 * are known: calls for them may come from then on, and wait until each is in hand or removed.
-	 * @param others once it is known which other daemons are at work; nothing is rolled back or removed before
+	 * Recovers the sandboxes of an earlier run of the daemon, then reconciles. Resolves when all of them are known.
+	 * Calls are accepted from then on; a call waits until its sandbox is in hand or removed.
+	 * @param others resolves when the other running daemons are known; nothing is rolled back or removed before
 	 */
 	async recover(others: Promise<OtherDaemons>): Promise<void> {
 		for (const record of await this.#context.records.readAll()) {
@@ -68,7 +68,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 			.catch(() => undefined);
 	}
 
-	/** Reconciles now: something has changed that may have gone unnoticed. */
+	/** Starts a reconcile round now, because events may have been missed. */
 	reconcileSoon(): void {
 		this.#reconciler.soon();
 	}
@@ -139,8 +139,8 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * Takes no new work, ends starts (they are rolled back), waits for stops, for a while: what is not done by then the
-	 * next daemon finds in the records. Running VMs are left alone.
+	 * Refuses new calls, ends starts (they are rolled back) and waits for stops, up to a time limit. The next daemon
+	 * continues from the records. Running VMs are left alone.
 	 */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
@@ -179,7 +179,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * Of an earlier run of the daemon, perhaps: the hypervisor knows. Undefined for an id that no sandbox can have had.
+	 * A sandbox that may be from an earlier run of the daemon; the hypervisor knows. Undefined for an invalid id.
 	 */
 	#unknown(id: SandboxId): Sandbox | undefined {
 		if (!isUsableId(id)) {
@@ -210,13 +210,13 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	}
 
 	/**
-	 * kubelet gives up on a start after some minutes and asks for the same pod with a new id; the older one only costs
-	 * then.
+	 * The kubelet gives up on a start after some minutes, and creates a new sandbox for the same pod. Then the older
+	 * one is useless.
 	 */
 	#stopOlderOf(newer: Sandbox): void {
 		for (const older of this.#sandboxes.values()) {
 			if (older === newer) {
-				// A map keeps the order of insertion: what follows is newer still.
+				// A map keeps the order of insertion: all further entries are newer.
 				return;
 			}
 
@@ -252,7 +252,7 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 		if (maxSandboxes !== undefined && taken >= maxSandboxes) {
 			throw new AdaptorError({
 				code: 'resource-exhausted',
-				what: 'This node has as many pod VMs as it may have',
+				what: 'This node has reached its limit of pod VMs',
 				where: {count: taken, limit: maxSandboxes},
 				remedy: 'Raise PEERPODS_LIMIT_PER_NODE if the KVM host has room for more, or let the scheduler use other nodes.',
 			});
@@ -270,7 +270,7 @@ function stoppingError(): AdaptorError {
 	return new AdaptorError({
 		code: 'unavailable',
 		what: 'The daemon is stopping',
-		remedy: 'Try again when it is back.',
+		remedy: 'Retry after the restart.',
 	});
 }
 

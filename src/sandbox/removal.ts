@@ -1,6 +1,6 @@
 /**
- * How a sandbox is removed: once, in an order that matters, past every part that fails; and again, until nothing is
- * left. Knows no states: the caller says what there may be to remove.
+ * Removes a sandbox. One attempt removes the parts in a fixed order and continues past failures; attempts are retried
+ * until nothing is left. Knows no states: the caller names the leftovers.
  */
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
@@ -11,17 +11,17 @@ import {agentSocketPath, registeredVm} from './identities.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {SandboxId} from './ports.ts';
 
-/** What remains of a sandbox whose VM and network are gone: files of it in PODS_DIR, and why. */
+/** Why files in PODS_DIR are left of a sandbox whose VM and network are gone. */
 export type FilesLeft = AdaptorError | undefined;
 
 /**
- * One attempt. The VM goes before its VNI is given back, so that it is not another pod's while the VM may still send. A
- * VM that cannot be removed keeps nothing else from being removed: the pod is cut off from it, and its VNI stays
- * reserved. The record goes last, and only when the VM and the network are gone: without it nobody would try again.
- * Each part has a time budget of its own, so that one that hangs costs the others nothing.
- * @param request of a sandbox that was created: the cluster may know its VM
- * @returns what is left in PODS_DIR, which nobody but this node notices
- * @throws AdaptorError naming the parts that are left
+ * One attempt. The VM is removed before its VNI is released, so that no other pod gets the VNI while the VM may still
+ * send. If the VM cannot be removed, the other parts are: the pod is disconnected from it, and its VNI stays reserved.
+ * The record is removed last, and only if VM and network are gone: without it, there would be no retry. Each part has
+ * its own time limit, so that one that hangs does not delay the others.
+ * @param request set if the sandbox was created: the cluster may know its VM
+ * @returns why files are left in PODS_DIR, which only matter to this node
+ * @throws AdaptorError that names the parts that are left
  */
 export async function clear(
 	id: SandboxId,
@@ -39,7 +39,7 @@ export async function clear(
 	): Promise<void> => {
 		using scope = new Scope().deadline(cleanupTimeoutMs, `${part} to be removed`);
 		try {
-			// A port that ignores its signal must not hold the sandbox for ever.
+			// A port that ignores its signal must not block the sandbox forever.
 			await abortable(work(scope.signal), scope.signal);
 		} catch (error) {
 			failures.set(part, error);
@@ -50,7 +50,7 @@ export async function clear(
 	if (mayHaveVm) {
 		await remove('the VM', async signal => {
 			if (network === undefined) {
-				// No record says what the VM's network was. The VM does, as long as it is there.
+				// No record has the network of the VM, but the metadata of the VM has its VNI.
 				const vms = (await podVms.list(signal)).filter(({sandboxId}) => sandboxId === id);
 				await Promise.all(vms.map(async ({vni}) => networks.releaseByVni(vni, signal)));
 			}
@@ -60,7 +60,7 @@ export async function clear(
 		await remove('the agent socket', async () => relays.discard(agentSocketPath(id, context)), filesLeft);
 	}
 
-	// Also without a VM: a daemon that died had perhaps come to the registration and no further.
+	// Also without a VM: the daemon may have crashed right after the registration.
 	if (request !== undefined && left.size === 0) {
 		cluster.unregisterVm(registeredVm(id, request));
 	}
@@ -81,10 +81,10 @@ export async function clear(
 	await remove('the record', async () => records.remove(id), filesLeft);
 	return filesLeft.size === 0
 		? undefined
-		: leftError(id, "Could not remove the sandbox's files in PODS_DIR", filesLeft);
+		: leftError(id, 'Could not remove the files of the sandbox in PODS_DIR', filesLeft);
 }
 
-/** One failure speaks for itself; of several the first one's code counts, and all are causes. */
+/** The error has the code of the first failure, and all failures as causes. */
 function leftError(id: SandboxId, what: string, left: ReadonlyMap<string, unknown>): AdaptorError {
 	const [first, ...others] = left.values();
 	if (first instanceof AdaptorError && others.length === 0) {
@@ -97,17 +97,17 @@ function leftError(id: SandboxId, what: string, left: ReadonlyMap<string, unknow
 	);
 	return new AdaptorError({
 		code: codeOf(first),
-		what: `${what}; left are ${reasons.join('; ')}`,
+		what: `${what}; leftovers: ${reasons.join('; ')}`,
 		where: {sandboxId: id},
 		remedy:
 			first instanceof AdaptorError && first.remedy !== undefined
 				? first.remedy
-				: 'It is tried again until nothing is left.',
+				: 'The removal is retried until nothing is left.',
 		cause: others.length === 0 ? first : new AggregateError(left.values(), what),
 	});
 }
 
-/** The promise that a sandbox is removed, kept in the background from the first failure on. */
+/** Retries a failed removal in the background until it succeeds. */
 export class RemovalRetries {
 	readonly #remove: () => Promise<void>;
 	readonly #retryMs: SandboxContext['removalRetryMs'];
@@ -119,7 +119,7 @@ export class RemovalRetries {
 	readonly #over = new AbortController();
 	#underWay: Promise<void> | undefined;
 
-	/** @param remove one attempt, which rejects while something is left; it succeeded for good once `end` is called */
+	/** @param remove one attempt, which rejects while something is left; it must call `end` when nothing is left */
 	constructor(
 		remove: () => Promise<void>,
 		retryMs: SandboxContext['removalRetryMs'],
@@ -130,13 +130,13 @@ export class RemovalRetries {
 		this.#onFailure = onFailure;
 	}
 
-	/** To be called as often as there is a reason. */
+	/** Idempotent. */
 	begin(): void {
 		this.#underWay ??= this.#retry();
 	}
 
 	/**
-	 * No attempt begins any more: the sandbox is gone, or the daemon stops. Resolves when none is under way; never
+	 * Starts no further attempt: the sandbox is gone, or the daemon stops. Resolves when no attempt runs; never
 	 * rejects.
 	 */
 	async end(): Promise<void> {
@@ -158,7 +158,7 @@ export class RemovalRetries {
 				signal,
 			);
 		} catch {
-			// It is gone meanwhile, or the daemon stops.
+			// The sandbox is gone, or the daemon stops.
 		}
 
 		this.#underWay = undefined;

@@ -1,7 +1,6 @@
 /**
- * Takes in hand again what an earlier run of the daemon has left: the way back to the states 'created' and 'running'.
- * Decides nothing, undoes nothing, and writes no state. What it throws says that it did not work this time; only a
- * `PodVmEndedError` says that it never will.
+ * Resumes sandboxes of an earlier run of the daemon: back to the states 'created' and 'running'. Decides nothing,
+ * undoes nothing and writes no state. After an error the caller may retry; only a `PodVmEndedError` is final.
  */
 import {Scope} from '../core/lifetime.ts';
 import type {StateOf} from './admission.ts';
@@ -17,12 +16,12 @@ type Running = SandboxRecord & {readonly state: 'running'};
 
 type OnFailure = (failed: {readonly error: unknown; readonly attempt: number}) => void;
 
-/** After so long without an answer of the VM the log says how far dialling got. */
+/** If the VM does not answer for this time, the log shows the progress of dialling. */
 const reachReportMs = 20_000;
 
 /**
- * A sandbox that was not started: it can be now.
- * @param hasPredecessor one may be starting it
+ * Resumes a sandbox that was not started; it can be started afterwards.
+ * @param hasPredecessor a predecessor may be starting it
  */
 export async function resumeCreated(
 	{request, network}: Created,
@@ -35,8 +34,8 @@ export async function resumeCreated(
 }
 
 /**
- * A sandbox that ran: its agent is reached again at the same socket, from the remembered address on, and its tunnel is
- * repaired.
+ * Resumes a running sandbox: connects to its agent, beginning with the remembered address, serves the same socket, and
+ * repairs its tunnel.
  */
 export async function resumeRunning(
 	record: Running,
@@ -54,7 +53,7 @@ export async function resumeRunning(
 		await networks.attach(network, relay.address, signal);
 		await recordWriter.write({request, network, state: 'running', vm, address: relay.address});
 		signal.throwIfAborted();
-		// What an earlier run did not get through to the cluster is made up for.
+		// The registration of an earlier run may have failed.
 		void cluster.registerVm(registeredVm(id, request), signal).catch(() => undefined);
 		return {name: 'running', prepared: {request, network, tls}, vm, relay};
 	} catch (error) {
@@ -63,7 +62,7 @@ export async function resumeRunning(
 	}
 }
 
-/** A VM that does not answer is looked for without a pause, and said to be missing: now, and less and less often. */
+/** Dials a VM that does not answer without pause, and reports that with growing intervals. */
 async function reach(
 	{id, request, vm, address}: Running,
 	context: SandboxContext,
@@ -88,14 +87,14 @@ async function reach(
 	}
 }
 
-/** Versions before this one did not record which namespace it is. */
+/** Earlier versions did not record the identity of the namespace. */
 async function identified(network: PodNetwork, {networks}: SandboxContext, signal: AbortSignal): Promise<PodNetwork> {
 	return network.netns === undefined ? networks.identify(network, signal) : network;
 }
 
 /**
- * The address that was right before, then those that are found. No generator: that would end only with one more
- * address, perhaps never.
+ * The remembered address, then those that are found. Not a generator: ending a generator waits for its next address,
+ * possibly forever.
  */
 function startingWith(address: string, found: AsyncGenerator<string, never>): AsyncIterable<string> {
 	let isFirst = true;

@@ -1,4 +1,4 @@
-/** Which sandbox ids are taken. The id becomes part of a path and of names at the hypervisor. */
+/** Validates sandbox ids. The id becomes part of a path and of names at the hypervisor. */
 import {AdaptorError, echoed} from '../core/errors.ts';
 import type {CreateSandbox, SandboxId} from './ports.ts';
 

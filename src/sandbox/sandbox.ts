@@ -1,8 +1,8 @@
 /**
- * One sandbox: its state, and the order in which things are made and removed. Calls of the shim come in at `create`,
- * `start` and `stop`; what reconcile.ts has decided comes in at `resume`, `rollBack`, `end` and `letGo`. What may
- * happen when is admission.ts's; how each thing is done is the ports'. Knows nothing of other sandboxes. Its tasks run
- * one at a time: they share the sandbox's key of the context's mutex.
+ * One sandbox: its state, and the order of creation and removal. The shim calls `create`, `start` and `stop`;
+ * reconcile.ts calls `resume`, `rollBack`, `end` and `letGo`. admission.ts decides which action is allowed; the ports
+ * do the work. Does not know other sandboxes. Its tasks run one at a time: they use the key of the sandbox in the mutex
+ * of the context.
  */
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
@@ -34,16 +34,16 @@ import {Stages} from './stages.ts';
 import {PodVmEndedError} from './vm-ended.ts';
 
 /**
- * A start whose time is up is rolled back before its caller is answered, for so long at most: START_TIMEOUT is to end
- * within the caller's patience.
+ * The caller of a start that timed out waits at most this long for the roll-back, because its own time limit is not
+ * much longer than START_TIMEOUT.
  */
 const rollBackPatienceMs = 5000;
 
-/** Whoever keeps the sandbox among others. */
+/** The owner of the sandbox: the registry. */
 export interface SandboxOwner {
 	/** After every change of state. */
 	readonly changed: (sandbox: Sandbox) => void;
-	/** Its VM has ended: of one that runs, or of one that was being resumed. */
+	/** The VM of a sandbox that runs, or is being resumed, has ended. */
 	readonly vmEnded: (sandbox: Sandbox, end: PodVmEndedError) => void;
 }
 
@@ -53,15 +53,14 @@ export class Sandbox {
 	readonly #context: SandboxContext;
 	readonly #owner: SandboxOwner;
 	/**
-	 * Ends a creation, a start or a resumption, also one whose turn has not come: the sandbox is to be stopped, or the
-	 * daemon is.
+	 * Ends a creation, a start or a resumption, also a queued one, because the sandbox or the daemon stops.
 	 */
 	readonly #end = new AbortController();
 	readonly #recordWriter: RecordWriter;
 	readonly #removalRetries: RemovalRetries;
 	/** Resolves at the next change of state. */
 	#change = Promise.withResolvers<undefined>();
-	/** While an earlier run's sandbox is being taken in hand. */
+	/** Set while a sandbox of an earlier run is being resumed. */
 	#resumption: Scope | undefined;
 	#pod: PodIdentity | undefined;
 	#instanceName: string | undefined;
@@ -94,7 +93,7 @@ export class Sandbox {
 		return this.#state;
 	}
 
-	/** Known once the request was found to be well-formed. */
+	/** Known when the request is validated. */
 	get pod(): PodIdentity | undefined {
 		return this.#pod;
 	}
@@ -103,18 +102,18 @@ export class Sandbox {
 		return {sandboxId: this.id, pod: this.#pod, instanceName: this.#instanceName};
 	}
 
-	/** What it reserved, from the moment in which it is created. */
+	/** The reserved network; undefined until the sandbox is created. */
 	get network(): PodNetwork | undefined {
 		return this.#recordWriter.network;
 	}
 
-	/** What the cluster may know it by, once it is created. */
+	/** Identifies the VM to the cluster; undefined until the sandbox is created. */
 	get vm(): RegisteredVm | undefined {
 		const {request} = this.#recordWriter;
 		return request === undefined ? undefined : registeredVm(this.id, request);
 	}
 
-	/** To be called once, first. On failure the sandbox is gone and nothing is left of it. */
+	/** Called once, first. On failure, the sandbox is gone and nothing is left. */
 	async create({annotations, netnsPath}: CreateSandbox, signal: AbortSignal): Promise<void> {
 		const {policy, createTimeoutMs} = this.#context;
 		return this.#exclusively(async () => {
@@ -146,10 +145,10 @@ export class Sandbox {
 	}
 
 	/**
-	 * Resolves when the agent can be reached. On failure or abort everything is rolled back first, unless that takes
-	 * long: then it goes on when the caller has its answer. The sandbox stays, failed. Behind another start, or until a
-	 * sandbox of an earlier run is in hand, it waits for its turn: an abort then changes nothing. That counts towards
-	 * its time, too.
+	 * Resolves when the agent can be reached. On failure or abort, everything is rolled back first; if that takes long,
+	 * it continues after the caller is answered. The sandbox stays as failed. A start waits for another start, and
+	 * until a sandbox of an earlier run is in hand. This counts towards its time limit; an abort during it changes
+	 * nothing.
 	 */
 	async start(signal: AbortSignal): Promise<void> {
 		using scope = new Scope(signal).deadline(
@@ -172,7 +171,7 @@ export class Sandbox {
 		}
 	}
 
-	/** @returns false when what became of the sandbox has to be waited for once more */
+	/** @returns false if the caller has to wait for the next state of the sandbox */
 	async #startIfAdmitted(answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<boolean> {
 		if (this.#state.name === 'recovering') {
 			return false;
@@ -195,7 +194,7 @@ export class Sandbox {
 		return true;
 	}
 
-	/** With the sandbox held. Whether a predecessor has started or removed it meanwhile. */
+	/** Whether a predecessor has started or removed the sandbox. The caller holds the mutex. */
 	async #hasMovedOn(): Promise<boolean> {
 		const record = await this.#context.records.read(this.id);
 		if (record?.state === 'created') {
@@ -208,10 +207,10 @@ export class Sandbox {
 	}
 
 	/**
-	 * Ends whatever is under way, removes everything, and says when. The removal does not depend on the caller: what
-	 * fails is tried again until it succeeds, in the background; the first failure is thrown, unless only files in
-	 * PODS_DIR are left.
-	 * @param why what the caller of a start that this ends gets to read
+	 * Ends running work and removes everything. Resolves when that is done. The removal does not depend on the caller:
+	 * after a failure, it is retried in the background until it succeeds. The first failure is thrown, unless only
+	 * files in PODS_DIR are left.
+	 * @param why the error text for the caller of a start that this ends
 	 */
 	async stop(why = 'The sandbox was stopped while it was being started'): Promise<void> {
 		this.#end.abort(new AdaptorError({code: 'aborted', what: why, where: {sandboxId: this.id}}));
@@ -224,9 +223,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * The daemon stops: ends a start (it is rolled back), and closes the relay that is open. Its VM is left alone, and
-	 * so is what was only created or is being removed: the next daemon finds the record, or the VM, and goes on. Never
-	 * throws.
+	 * The daemon stops: ends a start (it is rolled back) and closes the relay. Everything else is left alone: the next
+	 * daemon finds the record, or the VM, and continues. Never throws.
 	 */
 	async close(): Promise<void> {
 		this.#end.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'}));
@@ -243,7 +241,7 @@ export class Sandbox {
 	}
 
 	/**
-	 * A predecessor has brought it on: to another record, or to its end. Nothing happens when it is in hand meanwhile.
+	 * A predecessor has changed or removed the record. Does nothing if the sandbox is in hand by now.
 	 */
 	async follow(record: SandboxRecord | undefined): Promise<void> {
 		const state = this.#state;
@@ -257,9 +255,9 @@ export class Sandbox {
 	}
 
 	/**
-	 * Takes an earlier run's sandbox in hand, in the background: tries until it is done, and the observer hears when
-	 * its VM has ended meanwhile. Does nothing while that is under way, or when it is in hand.
-	 * @param hasPredecessor one may be starting it
+	 * Resumes a sandbox of an earlier run in the background. Retries until it succeeds, or until the VM has ended,
+	 * which is reported to the owner. Does nothing if that is in progress or done.
+	 * @param hasPredecessor a predecessor may be starting it
 	 */
 	resume(hasPredecessor: boolean): void {
 		if (this.#state.name === 'recovering' && this.#resumption === undefined && !this.#end.signal.aborted) {
@@ -268,9 +266,9 @@ export class Sandbox {
 	}
 
 	/**
-	 * Removes what was made of a sandbox that cannot go on: of a creation that was cut off everything, else the sandbox
-	 * is remembered as failed.
-	 * @param reason what a late call gets to read
+	 * Removes what was created for a sandbox that cannot continue. After an interrupted creation, nothing is left;
+	 * otherwise the sandbox stays as failed.
+	 * @param reason the error for later calls
 	 */
 	async rollBack(reason: AdaptorError): Promise<void> {
 		const state = this.#state;
@@ -292,8 +290,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * Its VM has ended by itself. Callers with calls under way learn it at once, and so do all who call from then on:
-	 * the relay is served on for that, and with it everything else stays as it is until the sandbox is stopped.
+	 * The VM has ended by itself. Current and future agent calls fail at once: the relay stays open to answer them.
+	 * Everything else also stays until the sandbox is stopped.
 	 */
 	async end(reason: AdaptorError): Promise<void> {
 		const state = this.#state;
@@ -305,7 +303,7 @@ export class Sandbox {
 	}
 
 	/**
-	 * Another daemon removes it, or has: what is open here answers with the reason until it is closed with the daemon.
+	 * Another daemon removes the sandbox or has removed it. The relay answers with the reason until this daemon stops.
 	 */
 	async letGo(reason: AdaptorError): Promise<void> {
 		const state = this.#state;
@@ -340,7 +338,7 @@ export class Sandbox {
 								throw error;
 							}
 
-							// The host is away, perhaps: no reason to give a running pod up.
+							// The host may be unreachable: this is no reason to give up a running pod.
 							this.#notify({kind: 'resumption-failed', error, attempt, retryInMs});
 						},
 					},
@@ -394,8 +392,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * @param answer for a caller who is not to wait until this rejects: told why, when the start is over and its
-	 * roll-back takes long
+	 * @param answer called with the reason if the start fails and its roll-back takes long, so that the caller does not
+	 * have to wait
 	 */
 	async #bringUp(prepared: Prepared, answer: (reason: AdaptorError) => void, signal: AbortSignal): Promise<void> {
 		const {podVms} = this.#context;
@@ -430,7 +428,7 @@ export class Sandbox {
 				}
 			}
 		} catch (thrown) {
-			// A start that is ended on purpose is no news to whoever ends it.
+			// A start that is ended on purpose is not reported as a failure.
 			const isNews = !this.#end.signal.aborted;
 			const reason = (failure = stages.failed(
 				rootCause(thrown, scope.signal),
@@ -459,8 +457,8 @@ export class Sandbox {
 	}
 
 	/**
-	 * With the sandbox held.
-	 * @param onFilesLeft whether files that are left in PODS_DIR are a failure, or removed in the background
+	 * The caller holds the mutex.
+	 * @param onFilesLeft whether files that are left in PODS_DIR are a failure, or are removed in the background
 	 */
 	async #remove(onFilesLeft: 'throws' | 'goes on'): Promise<void> {
 		if (this.#state.name === 'gone') {
@@ -473,7 +471,7 @@ export class Sandbox {
 		try {
 			await this.#recordWriter.writeStopping();
 		} catch (error) {
-			// A node that cannot write must be able to get rid of pods all the same.
+			// A node that cannot write must still be able to remove pods.
 			this.#notify({kind: 'removal-not-recorded', error});
 		}
 
@@ -505,13 +503,13 @@ export class Sandbox {
 		this.#instanceName = instanceName;
 	}
 
-	/** Of a creation that failed: nobody is to hear of the sandbox any more. Never throws. */
+	/** Removes a sandbox whose creation failed. Never throws. */
 	async #unmake(): Promise<void> {
 		const leftovers = await this.#rollBack(leftoversOf(this.#state));
 		this.#setState(leftovers === nothing ? {name: 'gone'} : {name: 'stopping', leftovers});
 	}
 
-	/** Never throws: what went wrong is logged and tried again in the background. @returns what is left to do so for */
+	/** Never throws: failures are logged and retried in the background. @returns the leftovers */
 	async #rollBack(leftovers: Leftovers): Promise<Leftovers> {
 		try {
 			const filesLeft = await this.#clear(leftovers);
@@ -550,8 +548,7 @@ export class Sandbox {
 }
 
 /**
- * Why work under a signal ended: libraries say of an abort only that there was one. What knows better, such as a host's
- * refusal, stands.
+ * The reason of the signal if the error is only a generic abort of a library; otherwise the error itself.
  */
 function rootCause(thrown: unknown, signal: AbortSignal): unknown {
 	return signal.aborted && !(thrown instanceof AdaptorError) ? signal.reason : thrown;

@@ -1,4 +1,4 @@
-/** How long each stage of a start took, for the log, and in which one it failed, for its error. */
+/** Measures the stages of a start for the log, and names the failed stage in its error. */
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 
 export class Stages {
@@ -6,8 +6,8 @@ export class Stages {
 	#current: {name: string; since: number} | undefined;
 
 	/**
-	 * The error that a start ends with: what was wrong, and in which stage after how long.
-	 * @param consoleTail of the guest; in one line, as everything that shows errors wants it
+	 * The error of a failed start: the cause, the stage and the duration.
+	 * @param consoleTail last console lines of the guest; joined into one line
 	 */
 	failed(thrown: unknown, consoleTail: readonly string[]): AdaptorError {
 		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};

@@ -1,5 +1,5 @@
 /**
- * Why a file or volume is no pod VM image. Whoever catches it says of which: a push names its file, a start its volume.
+ * Why a file or volume is not a usable pod VM image. The caller adds the name of the file or volume.
  */
 import {AdaptorError} from '../core/errors.ts';
 
@@ -10,8 +10,8 @@ export class UnfitImageError extends AdaptorError {
 	override readonly remedy: string;
 
 	/**
-	 * @param code 'invalid-argument' for what is no image, 'failed-precondition' for one that must not be opened or
-	 * cannot boot
+	 * @param code 'invalid-argument' if it is not an image, 'failed-precondition' if it must not be opened or cannot
+	 * boot
 	 */
 	constructor(code: 'invalid-argument' | 'failed-precondition', why: string, remedy: string) {
 		super({code, what: `Could not use the file as a pod VM image: ${why}`, remedy});
@@ -26,8 +26,8 @@ export function notAnImage(why: string, remedy = 'Use a qcow2 or raw disk image.
 
 export function cutOff(why: string): UnfitImageError {
 	return notAnImage(
-		`${why}: it is cut off or damaged`,
-		'Compare its size with the original\'s, and look at "qemu-img check".',
+		`${why}: it is truncated or damaged`,
+		'Compare its size with the original, and run "qemu-img check".',
 	);
 }
 

@@ -1,23 +1,23 @@
 /**
- * The proof that a pod VM has ended: an error of its own type, which nothing but the VM's end throws. Every other error
- * about a VM is to be retried.
+ * Proves that a pod VM has ended. This error type is thrown for no other reason; all other errors about a VM may be
+ * retried.
  */
 import {AdaptorError, type ErrorWhere} from '../core/errors.ts';
 
 export interface VmEnd {
-	/** Goes on after "The pod VM ended: ". */
+	/** Continues the text "The pod VM ended: ". */
 	readonly how: string;
 	readonly remedy: string;
-	/** Whether the hypervisor does not know the VM any more, as after a deletion; false while only its end is known. */
+	/** Whether the VM is no longer defined at the hypervisor; false if only its end is known. */
 	readonly isRemoved?: boolean;
 }
 
-/** The VM will not answer any more. */
+/** The VM has ended. */
 export class PodVmEndedError extends AdaptorError {
 	override readonly name = 'PodVmEndedError';
 	readonly isRemoved: boolean;
 
-	/** @param seenBy what tells the end, such as an event's number */
+	/** @param seenBy the source, such as the number of an event */
 	constructor(instanceName: string, {how, remedy, isRemoved = false}: VmEnd, seenBy: ErrorWhere = {}) {
 		super({code: 'aborted', what: `The pod VM ended: ${how}`, where: {instanceName, ...seenBy}, remedy});
 		this.isRemoved = isRemoved;

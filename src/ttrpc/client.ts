@@ -161,7 +161,7 @@ export class TtrpcClient implements AsyncDisposable {
 			throw new AdaptorError({
 				code: 'unavailable',
 				what: 'All stream ids of this ttrpc connection are used',
-				remedy: 'Connect again.',
+				remedy: 'Open a new connection.',
 			});
 		}
 

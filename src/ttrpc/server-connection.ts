@@ -24,7 +24,7 @@ export interface Serving {
 
 const noBytes = Buffer.alloc(0);
 
-const untold: Status = {code: statusCode.unknown, message: "The call failed; the server's log tells more"};
+const untold: Status = {code: statusCode.unknown, message: 'The call failed; see the log of the server'};
 
 export class ServerConnection {
 	readonly #serving: Serving;
@@ -113,7 +113,7 @@ export class ServerConnection {
 			// goes on.
 			this.#refuse(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
 		} else if ((flags & frameFlag.remoteOpen) !== 0) {
-			this.#refuse(streamId, statusCode.unimplemented, 'Streaming requests are not served');
+			this.#refuse(streamId, statusCode.unimplemented, 'Streaming requests are not supported');
 		} else if (this.#isDraining) {
 			this.#refuse(streamId, statusCode.unavailable, 'The server is shutting down');
 		} else if (this.#calls.size >= this.#serving.maxStreams) {

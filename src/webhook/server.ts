@@ -128,7 +128,7 @@ export async function startWebhook({
 
 		answer(request, response, intake, limits, policy, log).catch((error: unknown) => {
 			log.error({err: error}, 'admission review failed');
-			reply(response, 500, 'The webhook failed; its log tells why.');
+			reply(response, 500, 'Internal error of the webhook; see its log.');
 		});
 	});
 	server.on('tlsClientError', error => log.debug({err: toError(error)}, 'TLS handshake failed'));
@@ -187,18 +187,18 @@ async function answer(
 	log: Logger,
 ): Promise<void> {
 	if (request.url?.split('?', 1)[0] !== path) {
-		reply(response, 404, `Admission reviews go to ${path}.`);
+		reply(response, 404, `Send admission reviews to ${path}.`);
 		return;
 	}
 
 	if (request.method !== 'POST') {
 		response.setHeader('Allow', 'POST');
-		reply(response, 405, 'Admission reviews are posted.');
+		reply(response, 405, 'Send admission reviews with POST.');
 		return;
 	}
 
 	if (!/^application\/json(?:;|$)/iv.test(request.headers['content-type']?.trim() ?? '')) {
-		reply(response, 415, 'Admission reviews are application/json.');
+		reply(response, 415, 'Send admission reviews as application/json.');
 		return;
 	}
 
@@ -206,7 +206,7 @@ async function answer(
 	try {
 		body = await intake.read(request);
 	} catch (error) {
-		log.debug({err: error}, 'admission request broke off');
+		log.debug({err: error}, 'admission request aborted');
 		return;
 	}
 
@@ -239,7 +239,7 @@ async function answer(
 		response.writeHead(200, {'Content-Type': 'application/json', 'Content-Length': json.length});
 		pipeline(pieces(json), response, error => {
 			if (error) {
-				log.debug({err: error}, 'admission answer was not read');
+				log.debug({err: error}, 'could not send the admission response');
 			}
 		});
 	} catch (error) {
@@ -271,7 +271,7 @@ function parseReview(body: Buffer): unknown {
 			code: 'invalid-argument',
 			what:
 				cause instanceof JsonError && cause.reason === 'too large'
-					? 'The request has more values, or deeper ones, than any pod'
+					? 'The request has more values or levels than any valid pod'
 					: 'The request is not JSON',
 			cause,
 		});
@@ -308,7 +308,7 @@ function probeListener(isReady: () => boolean): RequestListener {
 			const isWell = url === '/healthz' || isReady();
 			reply(response, isWell ? 200 : 503, isWell ? 'ok' : 'stopping');
 		} else {
-			reply(response, 404, 'Probes are /healthz and /readyz.');
+			reply(response, 404, 'The probes are /healthz and /readyz.');
 		}
 	};
 }

@@ -56,7 +56,7 @@ export async function followTlsFiles({
 		if (!leaf.checkPrivateKey(createPrivateKey(options.key))) {
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: 'The key does not belong to the certificate',
+				what: 'The key does not match the certificate',
 				where: {directory},
 			});
 		}
@@ -76,7 +76,7 @@ export async function followTlsFiles({
 	} catch (cause) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'The certificate of the webhook cannot be used',
+			what: 'The certificate of the webhook is unusable',
 			where: {directory},
 			remedy: 'Mount a secret there with a certificate as tls.crt and its private key as tls.key, or set WEBHOOK_CERT_DIR.',
 			cause,
@@ -95,7 +95,7 @@ export async function followTlsFiles({
 				// A pair that is swapped between the reading of one file and of the other looks broken, once. What
 				// lasts is told, once too.
 				if (met === failure && lasting.failed(failure)) {
-					log.warn({path: directory, err: error}, 'new TLS certificate cannot be used, the old one is kept');
+					log.warn({path: directory, err: error}, 'new TLS certificate is unusable; keeping the old one');
 				}
 
 				met = failure;

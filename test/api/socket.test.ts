@@ -43,7 +43,7 @@ test('a stale socket is replaced', async t => {
 	await accepted.promise;
 });
 
-test("a live daemon's socket is taken over with a warning, and the old daemon does not remove it when it ends", async t => {
+test('the socket of a live daemon is taken over with a warning, and survives the end of that daemon', async t => {
 	const path = join(await directoryOf(t), 'h.sock');
 	const served: string[] = [];
 	const old = await listen(
@@ -101,5 +101,5 @@ test('a directory that others may write to is reported', async t => {
 	await chmod(directory, 0o777);
 	const log = recordingLog();
 	await using _listener = await listen(join(directory, 'h.sock'), socket => socket.destroy(), log, never);
-	t.regex(log.lines[0]?.message ?? '', /others than the owner/);
+	t.regex(log.lines[0]?.message ?? '', /other users can replace/);
 });

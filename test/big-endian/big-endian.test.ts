@@ -88,7 +88,7 @@ test('libvirt is reached over ssh, with every kind of cipher that a host may ins
 	);
 });
 
-test('the daemon makes a sandbox, starts its VM, proves it by TLS, wires its network, and leaves nothing when it is stopped', async t => {
+test('the daemon starts a VM, verifies it by TLS, attaches its network, and a stop leaves nothing', async t => {
 	t.timeout(600_000);
 	await using host = await startKvmHost(directory);
 	await using world = await World.create();

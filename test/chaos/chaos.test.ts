@@ -74,7 +74,7 @@ const found: readonly Script[] = [
 	})),
 ];
 
-test('after each kind of fault and after random ones every caller has an answer, nothing is left, and what was started is served', async t => {
+test('after every fault, all callers are answered, nothing is left, and running pods are served', async t => {
 	t.timeout(900_000);
 	const seed = Date.now() % 1_000_000;
 	t.log(`npm run chaos -- --seed ${seed} --rounds 5`);

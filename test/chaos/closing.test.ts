@@ -6,7 +6,7 @@ import {ChaosNode, type PodNetns} from './node.ts';
 
 const {signal} = new AbortController();
 
-test('a daemon that is told to stop in the middle of a start and of a stop ends in time though its host is stuck, and the next one leaves nothing', async t => {
+test('a daemon with a stuck host stops in time during a start and a stop, and the next leaves nothing', async t => {
 	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();

@@ -7,7 +7,7 @@ import {ChaosNode} from './node.ts';
 
 const {signal} = new AbortController();
 
-test('without room for records a creation and a start fail with the reason and leave nothing half-made, and a stop deletes all the same', async t => {
+test('on a full disk, create and start fail with the reason and leave nothing, and stop still deletes', async t => {
 	t.timeout(600_000);
 	await using node = await ChaosNode.start({podsDirSize: '64k', patienceMs: 60_000});
 	const empty = await node.inventory();
@@ -36,7 +36,7 @@ test('without room for records a creation and a start fail with the reason and l
 	const before = await node.inventory();
 	for (const attempt of [() => create(), async () => node.shim.startVm(created, signal)]) {
 		const {message} = await t.throwsAsync<TtrpcError>(attempt());
-		t.regex(message, /Could not write the sandbox's record: ENOSPC.*PODS_DIR/);
+		t.regex(message, /Could not write the record of the sandbox: ENOSPC.*PODS_DIR/);
 		t.deepEqual(await leftBesides(before), []);
 	}
 

@@ -44,7 +44,7 @@ async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Invento
 const domains = async (node: ChaosNode): Promise<number> =>
 	[...(await node.inventory())].filter(name => name.startsWith('domain ')).length;
 
-test('a daemon that starts beside another takes over what runs and what is created; the other one ends and takes nothing with it', async t => {
+test('a new daemon takes over all sandboxes; the old one ends without removing anything', async t => {
 	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
@@ -64,7 +64,7 @@ test('a daemon that starts beside another takes over what runs and what is creat
 	await nothingLeft(t, node, before);
 });
 
-test('a start that the older daemon is in the middle of comes to its end there; the newer one serves it when the older one has ended', async t => {
+test('a start completes in the older daemon; the newer daemon serves it after the older one has ended', async t => {
 	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();
@@ -87,7 +87,7 @@ test('a start that the older daemon is in the middle of comes to its end there; 
 	await nothingLeft(t, node, before);
 });
 
-test('a pod that is stopped by the newer daemon, while the older one still starts it, leaves nothing, and the start is answered', async t => {
+test('a stop by the newer daemon during a start in the older one leaves nothing and answers the start', async t => {
 	t.timeout(600_000);
 	await using node = await ChaosNode.start({patienceMs: 60_000});
 	const before = await node.inventory();

@@ -181,7 +181,7 @@ async function play(t: ExecutionContext, script: RightsScript, node: ChaosNode, 
 /** The first come to every loss, and between them to every step. */
 const seeds = [2, 4, 5, 6, 9, 14, Date.now() % 1_000_000];
 
-test('after rights were lost and are back the cluster knows each VM and the capacity within a minute, and no pod is lost', async t => {
+test('a minute after lost permissions are restored, VMs and capacity are registered and no pod is lost', async t => {
 	t.timeout(900_000);
 	await using api = await TestApiServer.start();
 	api.define(peerPodKind, peerPodConfigKind);

@@ -106,7 +106,7 @@ test('what a check throws is its failure, with the remedy of the error, or else 
 	t.like(atOnce, {status: 'failure', text: 'early', remedy: 'Look there.'});
 });
 
-test('a check that hangs, whatever its signal says, fails at its deadline with what to do; the others are told all the same', async t => {
+test('a check that hangs fails at its deadline with a remedy, and the others are still reported', async t => {
 	const all = await results([check('stuck', forever, {timeoutMs: 20, remedy: 'Look there.'}), check('well')]);
 	t.deepEqual(shown(all), ['stuck failure Timed out after 20 ms waiting for stuck', 'well ok well']);
 	t.is(all[0]?.remedy, 'Look there.');

@@ -176,7 +176,7 @@ const cases: ReadonlyArray<
 		'guests: emulated',
 		guestFinding({domainType: 'qemu', machine: 's390-ccw-virtio-7.2'}),
 		'warning',
-		/emulation; emulation is slow/,
+		/emulation; slow, for tests only/,
 		/kvm/,
 	],
 
@@ -573,9 +573,9 @@ const cases: ReadonlyArray<
 	],
 	[
 		'TLS identity: damaged',
-		identityFinding({source: 'own', state: 'unusable', reason: 'it is torn'}, trusting),
+		identityFinding({source: 'own', state: 'unusable', reason: 'it is damaged'}, trusting),
 		'warning',
-		/it is torn/,
+		/it is damaged/,
 		/sets it aside/,
 	],
 	['TLS identity: of the administrator', identityFinding(identity, trusting), 'ok', /CACERT_FILE.*2027/],

@@ -38,7 +38,7 @@ const names = [
 const statusOf = ({checks}: Report, name: string): string | undefined =>
 	checks.find(each => each.name === name)?.status;
 
-test('warnings alone end it with 0, as one JSON document with all checks and all fields, and nothing is left on node or host', async t => {
+test('with warnings only, check exits with 0, prints all fields as JSON and leaves nothing', async t => {
 	const node = await startNode(t);
 	const before = await node.host.volumes();
 	const {code, stdout, stderr} = await node.run(['check', '--json']);

@@ -344,7 +344,7 @@ test('variables of others are ignored', t => {
 	t.deepEqual(load({PATH: '/bin', LIBVIRT_DEBUG: '1', KUBERNETES_SERVICE_HOST: '10.96.0.1'}), load({}));
 });
 
-test("without a cluster id and without a service account there is no start: another cluster's VMs could be taken for ours", t => {
+test('without a cluster id and a service account, the daemon refuses to start', t => {
 	const error = t.throws(() => loadConfig({}, {hostname: 'worker-0'}), {instanceOf: ConfigError});
 	t.deepEqual(
 		error.problems.map(({name}) => name),

@@ -129,7 +129,7 @@ test('every program that the daemon runs is in a package that is installed', t =
 	}
 });
 
-test('it holds exactly the production packages of the lock file, and nothing that is built for one kind of machine', t => {
+test('it contains exactly the production packages of the lock file, and no machine-specific files', t => {
 	const application = join(image.root, 'opt/cloud-api-adaptor');
 	const {packages} = JSON.parse(read('package-lock.json')) as {
 		packages: Record<string, {dev?: boolean; devOptional?: boolean; optional?: boolean}>;
@@ -234,7 +234,7 @@ test('the webhook runs as a user that no passwd knows', t => {
 		{HOME: '/'},
 	);
 	t.is(status, 1, stderr);
-	t.regex(stderr, /The certificate of the webhook cannot be used/);
+	t.regex(stderr, /The certificate of the webhook is unusable/);
 });
 
 test('the entrypoint wants to know the KVM host, and refuses other providers', t => {
@@ -333,7 +333,7 @@ const asTheDaemonSet = `${enter}
 	exec env --ignore-environment "$@"
 `;
 
-test("under the operator's DaemonSet, with its mounts and its environment and nothing else, pods get their VMs", async t => {
+test('pods get their VMs with only the mounts and the environment of the DaemonSet of the operator', async t => {
 	t.timeout(600_000);
 	await using lab: Lab = await startLab({image: await buildGuestImage({}, signal), signal});
 	const env = Object.entries({

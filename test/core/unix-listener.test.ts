@@ -97,7 +97,7 @@ test('a process that took the path over has it while it answers; once it is dead
 	const boundAgain = Promise.withResolvers<undefined>();
 	const {log} = await named(t, path, 'own', recordingLog(), () => boundAgain.resolve(undefined));
 	const other = await foreigner(t, path);
-	while (!log.lines.some(({message}) => message === 'another process serves the socket now')) {
+	while (!log.lines.some(({message}) => message === 'another process now serves the socket')) {
 		t.is(await whoAnswers(path), 'foreigner');
 	}
 
@@ -105,12 +105,11 @@ test('a process that took the path over has it while it answers; once it is dead
 	await until(path, 'own');
 	await said(log, 'socket bound again');
 	await boundAgain.promise;
-	t.is(log.lines.filter(({message}) => message === 'another process serves the socket now').length, 1);
+	t.is(log.lines.filter(({message}) => message === 'another process now serves the socket').length, 1);
 	t.true(
 		log.lines.some(
 			({message, fields}) =>
-				message === 'socket bound again' &&
-				fields.reason === 'the process that had replaced it does not answer any more',
+				message === 'socket bound again' && fields.reason === 'the process that replaced it no longer answers',
 		),
 	);
 });

@@ -127,7 +127,7 @@ test('the daemon has what the sample config map and secret say', async t => {
 	});
 });
 
-test('variables that nothing reads, values that cannot be understood, settings without effect and wrong command lines are found', async t => {
+test('unknown variables, invalid values, settings without effect and wrong command lines are found', async t => {
 	const container = await daemon();
 	const env = environmentOf(container, samples());
 	t.deepEqual(complaints(container, {...env, LIBVIRT_IMAGE: 'x'}), ['LIBVIRT_IMAGE is no setting']);

@@ -40,7 +40,7 @@ const others = new Set([
 ]);
 
 for (const overlay of overlays) {
-	test(`overlay ${overlay}: kubectl builds it, every object is of its kind's type, and what objects name is there`, async t => {
+	test(`overlay ${overlay}: kubectl builds it, objects match their types, and references exist`, async t => {
 		const manifests = await build(`overlays/${overlay}`);
 		t.true(manifests.length > 0);
 		t.deepEqual(typeErrors(manifests, definitions), []);
@@ -53,7 +53,7 @@ test("the samples are of their kinds' types, peerpodconfig-openshift of our own 
 	t.true(samples().some(({kind}) => kind === 'PeerPodConfig'));
 });
 
-test("the nodes of OpenShift get kata's and CRI-O's configuration as they are to be read beside the machine config, for the daemon's socket and our handler", async t => {
+test('OpenShift nodes get kata and CRI-O drop-ins for the daemon socket and the runtime handler', async t => {
 	const [machineConfig, ...more] = read('nodes/machine-config.yaml') as MachineConfig[];
 	t.deepEqual(more, []);
 	t.deepEqual(typeErrors([machineConfig as Manifest], []), []);

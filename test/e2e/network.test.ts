@@ -148,7 +148,7 @@ for (const shape of podShapes) {
 	});
 
 	test.serial(
-		`${shape}: packets as large as the VM's interface takes pass both ways in one piece; those of the pod's own size pass too`,
+		`${shape}: packets up to the MTU of the pod and of the interface of the VM pass in both directions`,
 		async t => {
 			const pod = pods[shape];
 			t.is(await echo(pod.neighbour, pod.ip, 80, mtu.vm - udpHeaders, signal), mtu.vm - udpHeaders);

@@ -155,91 +155,85 @@ async function replayCall(name: string): Promise<Frame> {
 	throw new Error(`${name} got no answer`);
 }
 
-test.serial(
-	'what a real shim once said, to the daemon and to the agent, is answered by the daemon and by an agent in a real VM',
-	async t => {
-		const [createFrame] = recordedFrames('createvm.request');
-		const request = loadContract().hypervisor['CreateVM']?.requestDeserialize(
-			decodeRequest(createFrame?.message ?? Buffer.alloc(0)).payload,
-		) as CreateVMRequest;
-		await using _network = await lab.podNamespace(request.networkNamespacePath.replace(/^.*\//, ''));
-		t.teardown(async () => shim.stopVm(request.id, signal));
-		for (const name of ['createvm', 'startvm']) {
-			t.deepEqual(decodeResponse((await replayCall(`${name}.request`)).message).status, undefined, name);
-		}
+test.serial('recorded requests of a real shim are answered by the daemon and by an agent in a real VM', async t => {
+	const [createFrame] = recordedFrames('createvm.request');
+	const request = loadContract().hypervisor['CreateVM']?.requestDeserialize(
+		decodeRequest(createFrame?.message ?? Buffer.alloc(0)).payload,
+	) as CreateVMRequest;
+	await using _network = await lab.podNamespace(request.networkNamespacePath.replace(/^.*\//, ''));
+	t.teardown(async () => shim.stopVm(request.id, signal));
+	for (const name of ['createvm', 'startvm']) {
+		t.deepEqual(decodeResponse((await replayCall(`${name}.request`)).message).status, undefined, name);
+	}
 
-		const agent = connectSocket(lab.outside(`/run/peerpod/pods/${request.id}/agent.ttrpc`));
-		const decoder = new FrameDecoder(maxMessageLength);
-		const answers = new Map<number, Frame>();
-		agent.on('data', (chunk: Buffer) => {
-			for (const frame of decoder.push(chunk)) {
-				if (frame instanceof Frame) {
-					answers.set(frame.streamId, frame);
-				}
-			}
-		});
-		/** Calls that last until something happens: a process ends, writes, or memory runs out. */
-		const waiting = new Set(['WaitProcess', 'GetOOMEvent', 'ReadStdout', 'ReadStderr']);
-		const answered = async (streamId: number): Promise<void> => {
-			while (!answers.has(streamId)) {
-				await once(agent, 'data', {signal: AbortSignal.timeout(120_000)});
-			}
-		};
-
-		const codes: Record<string, number> = {};
-		const answeredInOrder = recordedFrames('agent.server').map(({streamId}) => streamId);
-		for (const frame of recordedFrames('agent.client')) {
-			const {method} = decodeRequest(frame.message);
-			if (!waiting.has(method)) {
-				// The shim knew by then what had been answered before this call was: it did not kill a process whose
-				// output it was waiting for.
-				await Promise.all(answeredInOrder.slice(0, answeredInOrder.indexOf(frame.streamId)).map(answered));
-			}
-
-			agent.write(frame.bytes);
-			if (!waiting.has(method)) {
-				await answered(frame.streamId);
-				codes[`${frame.streamId} ${method}`] =
-					decodeResponse(answers.get(frame.streamId)?.message ?? Buffer.alloc(0)).status?.code ?? 0;
+	const agent = connectSocket(lab.outside(`/run/peerpod/pods/${request.id}/agent.ttrpc`));
+	const decoder = new FrameDecoder(maxMessageLength);
+	const answers = new Map<number, Frame>();
+	agent.on('data', (chunk: Buffer) => {
+		for (const frame of decoder.push(chunk)) {
+			if (frame instanceof Frame) {
+				answers.set(frame.streamId, frame);
 			}
 		}
+	});
+	/** Calls that last until something happens: a process ends, writes, or memory runs out. */
+	const waiting = new Set(['WaitProcess', 'GetOOMEvent', 'ReadStdout', 'ReadStderr']);
+	const answered = async (streamId: number): Promise<void> => {
+		while (!answers.has(streamId)) {
+			await once(agent, 'data', {signal: AbortSignal.timeout(120_000)});
+		}
+	};
 
-		t.deepEqual(
-			Object.entries(codes).filter(([, code]) => code !== 0),
-			[],
-			'every call succeeds, as it did then',
-		);
-		// What waited has come to its end by now, all but the wait for the memory to run out.
-		await Promise.all(recordedFrames('agent.server').map(async ({streamId}) => answered(streamId)));
-		const output = recordedFrames('agent.client').find(
-			frame => frame.message.includes('ReadStdout') && answers.get(frame.streamId)?.message.includes('s390x'),
-		);
-		t.truthy(output, 'the recorded `uname -m` was run on s390x');
-		t.deepEqual(decodeResponse((await replayCall('stopvm.request')).message).status, undefined);
-		await nothingLeft(t);
-	},
-);
+	const codes: Record<string, number> = {};
+	const answeredInOrder = recordedFrames('agent.server').map(({streamId}) => streamId);
+	for (const frame of recordedFrames('agent.client')) {
+		const {method} = decodeRequest(frame.message);
+		if (!waiting.has(method)) {
+			// The shim knew by then what had been answered before this call was: it did not kill a process whose
+			// output it was waiting for.
+			await Promise.all(answeredInOrder.slice(0, answeredInOrder.indexOf(frame.streamId)).map(answered));
+		}
 
-test.serial(
-	"two pods at once are two VMs that differ in MAC and address; the next one takes the first one's MAC again",
-	async t => {
-		const pods = await Promise.all([create(t, 'one'), create(t, 'two')]);
-		await Promise.all(pods.map(async ({id}) => shim.startVm(id, signal)));
-		const {macs} = await lab.inventory();
-		t.is(new Set(macs).size, 2);
-		const addresses = await Promise.all(
-			pods.map(async pod => sh(pod, "ip -o -4 address show eth0 | awk '{print $4}'")),
-		);
-		t.is(new Set(addresses).size, 2, addresses.join(' '));
-		await Promise.all(pods.map(async ({id}) => shim.stopVm(id, signal)));
-		await nothingLeft(t);
-		const third = await create(t, 'three');
-		await shim.startVm(third.id, signal);
-		t.deepEqual((await lab.inventory()).macs, macs.slice(0, 1));
-		await shim.stopVm(third.id, signal);
-		await nothingLeft(t);
-	},
-);
+		agent.write(frame.bytes);
+		if (!waiting.has(method)) {
+			await answered(frame.streamId);
+			codes[`${frame.streamId} ${method}`] =
+				decodeResponse(answers.get(frame.streamId)?.message ?? Buffer.alloc(0)).status?.code ?? 0;
+		}
+	}
+
+	t.deepEqual(
+		Object.entries(codes).filter(([, code]) => code !== 0),
+		[],
+		'every call succeeds, as it did then',
+	);
+	// What waited has come to its end by now, all but the wait for the memory to run out.
+	await Promise.all(recordedFrames('agent.server').map(async ({streamId}) => answered(streamId)));
+	const output = recordedFrames('agent.client').find(
+		frame => frame.message.includes('ReadStdout') && answers.get(frame.streamId)?.message.includes('s390x'),
+	);
+	t.truthy(output, 'the recorded `uname -m` was run on s390x');
+	t.deepEqual(decodeResponse((await replayCall('stopvm.request')).message).status, undefined);
+	await nothingLeft(t);
+});
+
+test.serial('two pods get VMs with different MACs and addresses; the next pod reuses the first MAC', async t => {
+	const pods = await Promise.all([create(t, 'one'), create(t, 'two')]);
+	await Promise.all(pods.map(async ({id}) => shim.startVm(id, signal)));
+	const {macs} = await lab.inventory();
+	t.is(new Set(macs).size, 2);
+	const addresses = await Promise.all(
+		pods.map(async pod => sh(pod, "ip -o -4 address show eth0 | awk '{print $4}'")),
+	);
+	t.is(new Set(addresses).size, 2, addresses.join(' '));
+	await Promise.all(pods.map(async ({id}) => shim.stopVm(id, signal)));
+	await nothingLeft(t);
+	const third = await create(t, 'three');
+	await shim.startVm(third.id, signal);
+	t.deepEqual((await lab.inventory()).macs, macs.slice(0, 1));
+	await shim.stopVm(third.id, signal);
+	await nothingLeft(t);
+});
 
 test.serial('a stop during a start ends it at once and leaves nothing', async t => {
 	const pod = await create(t, 'stopped', ofImage(silent));
@@ -276,7 +270,7 @@ test.serial('a VM that ends while it boots fails its start at once, and the erro
 });
 
 test.serial(
-	'when the QEMU of a running VM is killed, a call that waits in the agent ends at once and says why, and a stop leaves nothing',
+	'when QEMU of a running VM is killed, a waiting call fails with the reason and stop leaves nothing',
 	async t => {
 		const pod = await create(t, 'crashed');
 		await shim.startVm(pod.id, signal);
@@ -307,7 +301,7 @@ for (const [end, how, words] of [
 	['poweroff', /shut itself down/, /caa\.lab=poweroff: leaving/],
 ] as const) {
 	test.serial(
-		`a guest that ends by ${end} while it boots: the start's error says so, with the last lines of its console`,
+		`if a guest ends by ${end} during boot, the start error has the reason and the console tail`,
 		async t => {
 			t.timeout(600_000);
 			const volume = `podvm-${end}.qcow2`;
@@ -351,38 +345,35 @@ test.serial("the console of a VM is ours while it boots, and anybody's once it r
 	await nothingLeft(t);
 });
 
-test.serial(
-	"a policy that is set through the relay takes effect, and its refusals reach the caller as the guest's agent worded them",
-	async t => {
-		const pod = await create(t, 'policy');
-		await shim.startVm(pod.id, signal);
-		t.is(await sh(pod, 'uname -m'), 's390x');
-		await using client = await connect(pod.agentSocket, signal);
-		const agent = new AgentClient(client);
-		await agent.call(
-			'AgentService/SetPolicy',
-			{
-				policy: 'package agent_policy\n\ndefault WaitProcessRequest := true\ndefault ExecProcessRequest := false\n',
-			},
-			signal,
-			60_000,
-		);
-		const exec = {container_id: 'c', exec_id: 'after', process: {Args: ['true'], Env: ['PATH=/bin'], Cwd: '/'}};
-		const {status} = await t.throwsAsync<TtrpcError>(agent.call('AgentService/ExecProcess', exec, signal, 60_000), {
-			instanceOf: TtrpcError,
-		});
-		t.deepEqual(status, {code: statusCode.permissionDenied, message: 'ExecProcessRequest is blocked by policy'});
-		t.is((await agent.call('Health/Check', {}, signal, 60_000)).status, 'SERVING', 'the connection lives');
-		await agent.call('AgentService/SetPolicy', {policy: 'default ExecProcessRequest := true'}, signal, 60_000);
-		t.is(
-			(await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout,
-			's390x\n',
-			'what is allowed again works again',
-		);
-		await shim.stopVm(pod.id, signal);
-		await nothingLeft(t);
-	},
-);
+test.serial('a policy that is set through the relay takes effect, and the caller gets its exact refusals', async t => {
+	const pod = await create(t, 'policy');
+	await shim.startVm(pod.id, signal);
+	t.is(await sh(pod, 'uname -m'), 's390x');
+	await using client = await connect(pod.agentSocket, signal);
+	const agent = new AgentClient(client);
+	await agent.call(
+		'AgentService/SetPolicy',
+		{
+			policy: 'package agent_policy\n\ndefault WaitProcessRequest := true\ndefault ExecProcessRequest := false\n',
+		},
+		signal,
+		60_000,
+	);
+	const exec = {container_id: 'c', exec_id: 'after', process: {Args: ['true'], Env: ['PATH=/bin'], Cwd: '/'}};
+	const {status} = await t.throwsAsync<TtrpcError>(agent.call('AgentService/ExecProcess', exec, signal, 60_000), {
+		instanceOf: TtrpcError,
+	});
+	t.deepEqual(status, {code: statusCode.permissionDenied, message: 'ExecProcessRequest is blocked by policy'});
+	t.is((await agent.call('Health/Check', {}, signal, 60_000)).status, 'SERVING', 'the connection lives');
+	await agent.call('AgentService/SetPolicy', {policy: 'default ExecProcessRequest := true'}, signal, 60_000);
+	t.is(
+		(await runCommand(agent, 'c', ['uname', '-m'], signal)).stdout,
+		's390x\n',
+		'what is allowed again works again',
+	);
+	await shim.stopVm(pod.id, signal);
+	await nothingLeft(t);
+});
 
 test.serial('initdata reach the VM as pod VM images read them, and the log tells the digest', async t => {
 	const text =
@@ -413,29 +404,26 @@ async function check(pod: Pod): Promise<string> {
 	return (await new AgentClient(client).call('Health/Check', {}, signal, 60_000)).status;
 }
 
-test.serial(
-	'a daemon that is told to stop does so at once, leaves running VMs alone, and its successor serves them again',
-	async t => {
-		const pod = await create(t, 'steady');
-		const idle = await create(t, 'idle');
-		await shim.startVm(pod.id, signal);
-		const {domains, macs, tunnels} = await lab.inventory();
-		t.is(await daemon.stop(), 0);
-		daemon = await startDaemon(lab, {}, signal);
-		await daemon.line(new RegExp(`${pod.id}.*sandbox resumed"`), signal);
-		t.is(await check(pod), 'SERVING');
-		const now = await lab.inventory();
-		t.deepEqual([now.domains, now.macs, now.tunnels], [domains, macs, tunnels]);
-		await shim.stopVm(pod.id, signal);
-		await shim.startVm(idle.id, signal);
-		t.is(await check(idle), 'SERVING', 'what was only created can be started');
-		await shim.stopVm(idle.id, signal);
-		await nothingLeft(t);
-	},
-);
+test.serial('a daemon stops at once and leaves running VMs alone, and its successor serves them', async t => {
+	const pod = await create(t, 'steady');
+	const idle = await create(t, 'idle');
+	await shim.startVm(pod.id, signal);
+	const {domains, macs, tunnels} = await lab.inventory();
+	t.is(await daemon.stop(), 0);
+	daemon = await startDaemon(lab, {}, signal);
+	await daemon.line(new RegExp(`${pod.id}.*sandbox resumed"`), signal);
+	t.is(await check(pod), 'SERVING');
+	const now = await lab.inventory();
+	t.deepEqual([now.domains, now.macs, now.tunnels], [domains, macs, tunnels]);
+	await shim.stopVm(pod.id, signal);
+	await shim.startVm(idle.id, signal);
+	t.is(await check(idle), 'SERVING', 'what was only created can be started');
+	await shim.stopVm(idle.id, signal);
+	await nothingLeft(t);
+});
 
 test.serial(
-	'a daemon that was killed has a successor that serves what runs, unwinds what was cut off, and finishes what was being removed',
+	'the successor of a killed daemon serves running pods, rolls back starts and completes removals',
 	async t => {
 		const [runs, booting, ends] = await Promise.all([
 			create(t, 'runs'),

@@ -87,7 +87,7 @@ async function pretend(lab: Lab): Promise<void> {
 	await onHost(lab, awaitLibvirtd);
 }
 
-test('XML path only, nothing is protected: a host without Secure Execution is refused; when libvirt says that it has it, a sandbox starts with launchSecurity and stops', async t => {
+test('XML path only: confidential starts need support of the host and then use launchSecurity', async t => {
 	t.timeout(600_000);
 	await using lab = await startLab({image: await buildGuestImage({}, signal), signal});
 	await using daemon = await startDaemon(lab, {DISABLECVM: 'false', LIBVIRT_SWIOTLB_MEMORY: '64'}, signal);

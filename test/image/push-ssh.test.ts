@@ -13,7 +13,7 @@ import {startSshd} from '../support/sshd.ts';
 import {run} from './command.ts';
 import {never} from './storage.ts';
 
-test('an image is pushed over ssh, byte by byte; one that is stopped, or loses its connections, leaves nothing', async t => {
+test('an image is pushed over ssh byte by byte, and an interrupted push leaves nothing', async t => {
 	await using libvirtd = await startTestLibvirtd();
 	await using sshd = await startSshd({hostKeys: ['ed25519']});
 	const knownHosts = `${sshd.directory}/known_hosts`;

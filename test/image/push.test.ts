@@ -267,7 +267,7 @@ test('a domain that has the image, or a disk on it, for its own is a use of it, 
 	await refused(t, removeImage(catalogueOf(pool), pushed.volume, true, never), /in use by pool-/v);
 });
 
-test('an image that stands under the name by itself is never overwritten: that is known before anything is transferred', async t => {
+test('a volume that is not an alias is never overwritten: the push fails before the transfer', async t => {
 	const pool = await storage.pool();
 	await storage.session.call(
 		procedures.storageVolCreateXml,
@@ -475,7 +475,7 @@ function mortal(steps: number): LibvirtStorage & {readonly died: () => boolean} 
 	};
 }
 
-test('wherever a push dies, no half-made image is taken for one, and the next push succeeds and leaves none', async t => {
+test('an incomplete image of a crashed push is never used, and the next push succeeds and removes it', async t => {
 	const pool = await storage.pool();
 	const {path, content} = await makeQcow2(storage.libvirtd.directory, 100_000);
 	let step = 0;
@@ -669,7 +669,7 @@ test('a qcow2 file that was cut off on its way here is refused, and the name sta
 	await writeFile(cut, image.content.subarray(0, image.content.length / 2));
 	const {code, err} = await run(t, environmentFor(pool), 'push', cut);
 	t.is(code, 2);
-	t.regex(err, /names? what lies behind its end: it is cut off or damaged/v);
+	t.regex(err, /names? what lies behind its end: it is truncated or damaged/v);
 	t.deepEqual(await pool.files(), [good.volume, name]);
 });
 
@@ -759,7 +759,7 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 	t.is((await pool.files()).length, before.length + 1);
 });
 
-test("in a cluster the config map gets the version's name, and the volume of the configured name stays as it is", async t => {
+test('in a cluster, the config map gets the name of the version, and the alias stays unchanged', async t => {
 	await using api = await TestApiServer.start();
 	const pool = await storage.pool();
 	const first = await push(pool);

@@ -59,7 +59,7 @@ test('images that would make the host open another file, or that it cannot read,
 	await refused(`${directory}/corrupt`, /corrupt/v);
 	corrupt.writeBigUInt64BE(1n << 40n, 72);
 	await writeFile(`${directory}/unknown`, corrupt);
-	await refused(`${directory}/unknown`, /not known here/v);
+	await refused(`${directory}/unknown`, /unsupported qcow2 features/v);
 });
 
 for (const [name, start, message] of [
@@ -69,7 +69,7 @@ for (const [name, start, message] of [
 	['VMDK', '4b444d56', /VMDK/v],
 	['LUKS', '4c554b53babe', /LUKS/v],
 	['a web page', '3c21444f', /web page/v],
-	['a qcow2 header that is cut off', '514649fb0000', /cut off/v],
+	['a truncated qcow2 header', '514649fb0000', /truncated/v],
 	['qcow2 version 1', `514649fb00000001${'00'.repeat(64)}`, /version is 1/v],
 ] as const) {
 	test(`${name} is no image, and is called by its name`, t => {
@@ -95,7 +95,7 @@ test('an image whose tables lie behind its end is refused before it is uploaded'
 	const content = await readFile(path);
 	t.throws(() => readImageFormat(content.subarray(0, headBytes), BigInt(headBytes)), {
 		instanceOf: AdaptorError,
-		message: /cut off or damaged/v,
+		message: /truncated or damaged/v,
 	});
 });
 
@@ -177,7 +177,7 @@ for (const [name, ...options] of [
 				(
 					await t.throwsAsync(check(whole.subarray(0, Math.floor(whole.length * share))), {
 						instanceOf: AdaptorError,
-						message: /cut off/v,
+						message: /truncated/v,
 					})
 				).code,
 				'invalid-argument',

@@ -150,7 +150,7 @@ test('a registry with user names lets in who has one, and says to others what th
 	t.notRegex(error.message, /other/v);
 });
 
-test('tokens are fetched over TLS from where the registry says, with the credentials, and shown to the registry', async t => {
+test('tokens are fetched over TLS from the realm of the registry with the credentials, then presented', async t => {
 	await using certificate = await makeCertificate();
 	await using tokens = await serve((incoming, response) => {
 		const {searchParams} = new URL(incoming.url ?? '', 'https://x');
@@ -465,7 +465,7 @@ test('a proxy on this machine is used for where a registry leads to', async t =>
 });
 
 for (const slow of ['manifests', 'blobs', 'token', 'refusal'] as const) {
-	test(`a ${slow === 'blobs' ? 'configuration' : slow.replace(/s$/v, '')} that comes byte by byte is given up in time`, async t => {
+	test(`a ${slow === 'blobs' ? 'configuration' : slow.replace(/s$/v, '')} that arrives byte by byte times out`, async t => {
 		const drips = new Set<NodeJS.Timeout>();
 		const drip = (response: ServerResponse): void => {
 			response.write('{');

@@ -54,7 +54,7 @@ test('the bytes for the VM are the same on every machine', t => {
 	t.is(content, 'H4sIAAAAAAAA/wEqANX/YWxnb3JpdGhtPSJzaGEyNTYiCnZlcnNpb249IjAuMS4wIgpbZGF0YV0KfHCY0ioAAAA=');
 });
 
-test('what the owner has packed is unpacked, checked, and packed anew: the same whoever packed it, and however', t => {
+test('initdata is unpacked, validated and packed again: the result does not depend on the packer', t => {
 	const expected = parseInitdata(document);
 	const wrapped = gzipSync(document)
 		.toString('base64')
@@ -91,13 +91,13 @@ for (const [what, text, words] of [
 	['neither', 'hush-hush', /neither TOML nor base64/],
 	['base64 without its end', 'H4sIAAAAAAAAA0v', /neither TOML nor base64/],
 	['base64 of no TOML', Buffer.from('hush-hush').toString('base64'), /not valid TOML/],
-	['gzip that is cut off', gzipSync(document).subarray(0, 60).toString('base64'), /its gzip cannot be unpacked/],
+	['gzip that is cut off', gzipSync(document).subarray(0, 60).toString('base64'), /gzip cannot decompress it/],
 	[
 		'gzip that is damaged',
 		Buffer.concat([gzipSync(document).subarray(0, 10), deflateRawSync('hush-hush'), Buffer.alloc(8)]).toString(
 			'base64',
 		),
-		/its gzip cannot be unpacked/,
+		/gzip cannot decompress it/,
 	],
 	[
 		'bytes that are not UTF-8',

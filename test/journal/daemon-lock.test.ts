@@ -125,7 +125,5 @@ test('where PODS_DIR cannot be written to, the log says so, and live predecessor
 	]);
 	t.true(blind.hasPredecessor);
 	t.false(blind.hasSuccessor);
-	t.deepEqual(blind.errors, [
-		'could not lock PODS_DIR: a daemon that starts while this one is at work will not know',
-	]);
+	t.deepEqual(blind.errors, ['could not lock PODS_DIR; a successor will not detect this daemon']);
 });

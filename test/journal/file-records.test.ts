@@ -115,7 +115,7 @@ for (const [kind, text] of [
 		t.is(await readFile(join(podsDir, 'a', 'sandbox.json.bad'), 'utf8'), text);
 		t.deepEqual(
 			log.lines.map(({level, message}) => [level, message]),
-			[['error', 'a sandbox record is damaged or foreign and was set aside']],
+			[['error', 'a damaged or foreign sandbox record was set aside']],
 		);
 	});
 
@@ -150,7 +150,7 @@ test('any text is a record or data loss, and nothing else', t => {
 	);
 });
 
-test('a record that cannot be read is an error of its own reading, and one that the reading of all passes over and reports', async t => {
+test('an unreadable record fails its own read; reading all records skips and reports it', async t => {
 	const podsDir = await directoryOf(t);
 	const log = recordingLog();
 	const records = new FileRecords(podsDir, log);
@@ -163,7 +163,7 @@ test('a record that cannot be read is an error of its own reading, and one that 
 	t.deepEqual(await records.readAll(), [{...created, id: 'c'}]);
 	t.deepEqual(
 		log.lines.map(({level, message}) => [level, message]),
-		[['error', 'a sandbox record cannot be read and is passed over']],
+		[['error', 'a sandbox record cannot be read; skipping it']],
 	);
 });
 
@@ -186,10 +186,10 @@ test('a record that a later program wrote stays where it is, and is reported wit
 	t.deepEqual(await records.readAll(), [{...created, id: 'c'}]);
 	t.deepEqual(
 		log.lines.map(({level, message}) => [level, message]),
-		[['error', 'a sandbox record cannot be read and is passed over']],
+		[['error', 'a sandbox record cannot be read; skipping it']],
 	);
 	const error = await t.throwsAsync(records.read('a'), {instanceOf: AdaptorError});
 	t.like(error, {code: 'failed-precondition', where: {sandboxId: 'a'}});
-	t.regex(error.remedy ?? '', /version again that wrote it/);
+	t.regex(error.remedy ?? '', /later version until/);
 	t.deepEqual(await readdir(join(podsDir, 'a')), ['sandbox.json']);
 });

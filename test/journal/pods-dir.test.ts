@@ -58,5 +58,7 @@ test('the fingerprint depends on node and directory alone, whatever path leads t
 	await mkdir(`${directory}/made/later`, {recursive: true});
 	t.is((await identifyPodsDir(`${directory}/made/later`, 'worker-0')).fingerprint, early);
 	await writeFile(`${directory}/file`, '');
-	await t.throwsAsync(identifyPodsDir(`${directory}/file/pods`, 'worker-0'), {message: /Could not find PODS_DIR/});
+	await t.throwsAsync(identifyPodsDir(`${directory}/file/pods`, 'worker-0'), {
+		message: /Could not find the mount of PODS_DIR/,
+	});
 });

@@ -52,7 +52,7 @@ test('a list of many pages is whole', async t => {
 	t.is(api.calls.length, 3);
 });
 
-test('refusals are told apart: exists, changed meanwhile, another object of the name, failed test, missing kind', async t => {
+test('refusals have distinct errors: exists, conflict, other UID, failed test, missing kind', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const {metadata} = await client.create(configMaps, 'default', {metadata: {name: 'one'}}, signal);
 	const name = {name: 'one', namespace: 'default'};
@@ -259,14 +259,14 @@ test('of an object whose metadata alone is needed nothing else is asked for', as
 	t.like(api.calls, [{plural: 'pods', isMetadataOnly: true}]);
 });
 
-test('an object beyond the bounds of its kind is refused before it is parsed, once, and the client works on', async t => {
+test('an object over the size limit is refused before parsing, and the client stays usable', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const bounded = {...configMaps, bounds: {bytes: 10_000, parts: 100, depth: 10}};
 	const deep = Array.from({length: 11}, () => 0).reduce<unknown>(inner => [inner], 0);
 	for (const [name, data, words] of [
 		['bytes', 'x'.repeat(10_000), /more than 10000 bytes/],
 		['parts', Array.from({length: 100}, () => 1), /more than 100 values/],
-		['depth', deep, /deeper ones than 10/],
+		['depth', deep, /deeper than 10 levels/],
 	] as const) {
 		api.put('configmaps', {metadata: {name, namespace: 'default'}, data});
 		const error = await refusalOf(t, client.get(bounded, {name, namespace: 'default'}, signal));

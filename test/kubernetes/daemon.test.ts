@@ -12,7 +12,7 @@ import {startTestLibvirtd} from '../support/libvirtd.ts';
 
 const nowhere = {write: () => undefined};
 
-test('a daemon in a cluster advertises its node by its settings and PeerPodConfig, and leaves the capacity to its successor', async t => {
+test('a daemon advertises the capacity of its node, and leaves it to its successor', async t => {
 	const directory = await directoryOf(t);
 	await using api = await TestApiServer.start();
 	await using libvirtd = await startTestLibvirtd();

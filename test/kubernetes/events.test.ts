@@ -81,7 +81,7 @@ test('a uid that is known is not asked for; a pod that is gone can still be told
 	);
 });
 
-test('a repeat raises the count; another message, another pod and a pod of the same name after it are events of their own', async t => {
+test('a repeated event increments the count; a different message, pod or UID is a new event', async t => {
 	const {api, events, stored} = await world(t);
 	events.tell(pod, failed);
 	events.tell(pod, failed);
@@ -160,7 +160,7 @@ test("one pod's storm is cut off, others are heard", async t => {
 		'web',
 	]);
 	t.deepEqual(
-		log.lines.filter(({message}) => message === 'an event of a pod was dropped').map(({level}) => level),
+		log.lines.filter(({message}) => message === 'event of a pod dropped').map(({level}) => level),
 		['warn', ...Array.from({length: 6}, () => 'debug')],
 	);
 });
@@ -177,7 +177,8 @@ test('a storm of many pods is cut off', async t => {
 
 test('that events are forbidden is said once, and again only when they were allowed in between', async t => {
 	const {api, events, log, stored} = await world(t);
-	const said = (): number => log.lines.filter(({message}) => message === 'events of pods may not be written').length;
+	const said = (): number =>
+		log.lines.filter(({message}) => message === 'no permission to write events of pods').length;
 	{
 		using _ = api.fault(({verb}) => (verb === 'create' ? 'forbidden' : undefined));
 		events.tell(pod, numbered(1));
@@ -209,8 +210,7 @@ test('an API server that is silent holds nobody up: the event is given up after 
 	t.true(
 		log.lines.some(
 			({message, fields}) =>
-				message === 'an event of a pod could not be written' &&
-				/Timed out after 6000 ms/.test(String(fields.err)),
+				message === 'could not write an event of a pod' && /Timed out after 6000 ms/.test(String(fields.err)),
 		),
 	);
 });
@@ -237,7 +237,7 @@ test('the end does not wait for an API server that is silent', async t => {
 	await events[Symbol.asyncDispose]();
 	t.deepEqual(
 		log.lines.map(({message}) => message),
-		['an event of a pod could not be written', 'events of pods were dropped'],
+		['could not write an event of a pod', 'events of pods dropped'],
 	);
 	t.is(log.lines.at(-1)?.fields.count, 1);
 });

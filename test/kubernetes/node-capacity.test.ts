@@ -148,9 +148,7 @@ test('a limit that is no number counts as none, and is reported', async t => {
 	const log = recordingLog();
 	start({configured: 4, log});
 	await api.until(
-		() =>
-			capacityOf(api) === '4' &&
-			log.lines.some(({message}) => message === 'the limit of PeerPodConfig is not usable'),
+		() => capacityOf(api) === '4' && log.lines.some(({message}) => message === 'invalid limit in PeerPodConfig'),
 	);
 	t.pass();
 });
@@ -169,7 +167,8 @@ test('a daemon that may patch but not look advertises all the same, and says so 
 test('a daemon that may list but not watch says so once, and again after it could for a while', async t => {
 	const {api, start} = await advertiser(t);
 	const log = recordingLog();
-	const told = (): number => log.lines.filter(({message}) => message.startsWith('the node cannot be watched')).length;
+	const told = (): number =>
+		log.lines.filter(({message}) => message.startsWith('no permission to watch the node')).length;
 	const watches = (): number => api.calls.filter(({plural, verb}) => plural === 'nodes' && verb === 'watch').length;
 	const forbid = (): Disposable =>
 		api.fault(({verb, plural}) => (plural === 'nodes' && verb === 'watch' ? 'forbidden' : undefined));
@@ -196,10 +195,7 @@ test('an API server that fails for a while is tried until it takes the patch', a
 	const log = recordingLog();
 	start({configured: 5, log});
 	await api.until(() => capacityOf(api) === '5');
-	t.is(
-		log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length,
-		1,
-	);
+	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not advertise')).length, 1);
 });
 
 test('a daemon that may not patch tries ever more slowly, whatever happens to the node, until it may', async t => {
@@ -223,11 +219,8 @@ test('a daemon that may not patch tries ever more slowly, whatever happens to th
 	t.true(performance.now() - startedAt >= 0.8 * 510 - 10);
 	forbidden[Symbol.dispose]();
 	await api.until(() => capacityOf(api) === '5');
-	await api.until(() => log.lines.some(({message}) => message === "node's capacity for pod VMs advertised"));
-	t.is(
-		log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not be advertised')).length,
-		1,
-	);
+	await api.until(() => log.lines.some(({message}) => message === 'capacity of the node advertised'));
+	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not advertise')).length, 1);
 });
 
 test('a server that says when to patch again is minded', async t => {

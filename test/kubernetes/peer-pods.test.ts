@@ -127,7 +127,7 @@ test('an API server that is away makes no pod wait for long, and learns of the c
 	t.is(found(api), undefined);
 	away[Symbol.dispose]();
 	await api.until(() => found(api));
-	t.true(log.lines.some(({level, message}) => level === 'warn' && message.includes('goes on in the background')));
+	t.true(log.lines.some(({level, message}) => level === 'warn' && message.includes('continuing in the background')));
 });
 
 test('a claim that was withdrawn before it got through leaves nothing, whichever came first', async t => {

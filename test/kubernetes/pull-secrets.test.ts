@@ -86,7 +86,7 @@ function users(credentials: Secret<string> | undefined): Record<string, string> 
 	);
 }
 
-test("the pod's secrets come first and in their order, then the service account's, then the administrator's file", async t => {
+test('secrets of the pod precede those of the service account and the file of the administrator', async t => {
 	const {pullSecrets, secret, authFile, events, log, signal} = await world(t, ['one', 'two'], ['two', 'three']);
 	secret('one', {a: 'one'});
 	secret('two', {a: 'two', b: 'two'});
@@ -126,7 +126,7 @@ test("a pod that names no service account has the default one's, and the older k
 	});
 });
 
-test('secrets that are missing, malformed, of another type or forbidden are told in one event by name, and the others count', async t => {
+test('one event names missing, malformed and forbidden secrets, and the other secrets are used', async t => {
 	const {api, pullSecrets, secret, events, log, said, signal} = await world(t, [
 		'missing',
 		'malformed',
@@ -157,7 +157,7 @@ test('secrets that are missing, malformed, of another type or forbidden are told
 	t.false(said().includes('hush'));
 });
 
-test("an API server that does not answer is waited for a while, and the pod goes on with the administrator's credentials", async t => {
+test('if the API server does not answer in time, the pod continues with the file of the administrator', async t => {
 	const {api, pullSecrets, secret, authFile, events, said, signal} = await world(t, ['one'], [], {timeoutMs: 100});
 	secret('one', {a: 'one'});
 	await writeFile(authFile, JSON.stringify({auths: {b: {auth: base64('file:hush-hush')}}}));
@@ -195,7 +195,7 @@ test('another pod of the same name is not asked for its secrets', async t => {
 	const {api, pullSecrets, secret, events, podUid, signal} = await world(t, ['one']);
 	secret('one', {a: 'one'});
 	t.is(await pullSecrets.pullCredentials({...pod, uid: 'earlier'}, signal), undefined);
-	t.regex(events[0]?.message ?? '', /pod web: The pod of this name is another one/);
+	t.regex(events[0]?.message ?? '', /pod web: The pod with this name has another UID/);
 	t.false(api.calls.some(({plural}) => plural === 'secrets'));
 	t.deepEqual(users(await pullSecrets.pullCredentials({...pod, uid: podUid}, signal)), {a: 'one'});
 });
@@ -237,7 +237,7 @@ function counting(client: PullSecretsOptions['client']): PullSecretsOptions['cli
 	};
 }
 
-test('of fifty secrets of 750 KB in each of three pods four are read at a time, and no VM gets more than its limit', async t => {
+test('with many large secrets, four are read in parallel and no VM gets more than its limit', async t => {
 	const names = Array.from({length: 50}, (_, index) => `secret-${index}`);
 	const {api, client, secret, events, log, said, signal} = await world(t, [
 		...names.slice(1),
@@ -270,7 +270,7 @@ test('of fifty secrets of 750 KB in each of three pods four are read at a time, 
 	t.false(said().includes(base64('user:ppp').slice(0, 10)));
 });
 
-test('credentials that do not fit beside those before them are left out by secret, which is told with the sizes; smaller ones still fit', async t => {
+test('secrets over the total limit are left out and reported with sizes; smaller ones still fit', async t => {
 	const {api, pullSecrets, secret, authFile, events, log, said, signal} = await world(t, [
 		'one',
 		'two',
@@ -292,13 +292,13 @@ test('credentials that do not fit beside those before them are left out by secre
 	t.is(events.length, 1);
 	t.regex(
 		events[0]?.message ?? '',
-		/secret three: its 100\d\d\d bytes of credentials do not fit beside 200\d\d\d of other secrets, the limit is 262144/,
+		/secret three: its 100\d\d\d bytes of credentials exceed the limit of 262144 together with 200\d\d\d bytes of other secrets/,
 	);
 	t.is(log.lines.length, 1);
 	t.false(said().includes(base64('user:ppp').slice(0, 10)));
 });
 
-test('an object that is larger than a secret can be is not read to its end, and one with too many parts is not parsed', async t => {
+test('an object larger than any secret is not read completely, and one with too many parts is not parsed', async t => {
 	const {api, pullSecrets, secret, events, signal} = await world(t, ['large', 'many', 'members', 'good']);
 	api.put('secrets', {
 		metadata: {name: 'large', namespace: 'default'},
@@ -312,8 +312,8 @@ test('an object that is larger than a secret can be is not read to its end, and 
 	secret('good', {a: 'good'});
 	t.deepEqual(users(await pullSecrets.pullCredentials(pod, signal)), {a: 'good'});
 	for (const words of [
-		/secret large: The Kubernetes API answered with more than 1048576 bytes/,
-		/secret many: The Kubernetes API answered with more than 10000 values/,
+		/secret large: The answer of the Kubernetes API has more than 1048576 bytes/,
+		/secret many: The answer of the Kubernetes API has more than 10000 values/,
 		/secret members: its credentials have more than 5000 values/,
 	]) {
 		t.regex(events[0]?.message ?? '', words);
@@ -375,7 +375,7 @@ test('names that no secret can have are not asked for, and are told without bein
 		api.calls.filter(({plural}) => plural === 'secrets').map(({name}) => name),
 		['good.name'],
 	);
-	t.regex(events[0]?.message ?? '', /4 secrets: their names are none that a secret can have/);
+	t.regex(events[0]?.message ?? '', /4 secrets: these are not valid names of secrets/);
 	t.false(said().includes('Upper') || said().includes('----'));
 });
 
@@ -394,7 +394,7 @@ test('registries that no VM could read are left out of a secret, which is told w
 	t.deepEqual(users(await pullSecrets.pullCredentials(pod, signal)), {'good.example': 'user'});
 	t.regex(
 		events[0]?.message ?? '',
-		/secret one: 7 of its registries have names that are longer than 512 characters, or have characters that no registry's name has/,
+		/secret one: 7 of its registries have invalid names or names of more than 512 characters/,
 	);
 	t.is(log.lines.length, 1);
 	t.false(said().includes('quo') || said().includes('////'));
@@ -412,11 +412,11 @@ test('of very many secrets the first 32 are read, and that the others are not is
 		names.slice(0, 32).toSorted(),
 	);
 	t.is(api.calls.filter(({plural}) => plural === 'secrets').length, 32);
-	t.regex(events[0]?.message ?? '', /28 secrets beyond the first 32: not read, there are too many/);
+	t.regex(events[0]?.message ?? '', /28 secrets beyond the first 32: not read because there are too many/);
 	t.is(log.lines.length, 1);
 });
 
-test("an administrator's file that is damaged is told in the log, not to the pod, and is read again at the next start", async t => {
+test('a damaged file of the administrator is logged, not reported to the pod, and read again next time', async t => {
 	const {pullSecrets, authFile, events, log, said, signal} = await world(t, []);
 	await writeFile(authFile, '{"auths": hush-hush');
 	t.is(await pullSecrets.pullCredentials(pod, signal), undefined);

@@ -123,8 +123,8 @@ test('a watch that cannot be had is tried until it can, and says so once', async
 	t.deepEqual(told(log), [lost, back]);
 });
 
-const lost = 'warn watch of the Kubernetes API was lost';
-const back = 'info watch of the Kubernetes API is back';
+const lost = 'warn watch of the Kubernetes API lost; retrying';
+const back = 'info watch of the Kubernetes API restored';
 
 function told(log: ReturnType<typeof recordingLog>): string[] {
 	return log.lines.filter(({level}) => level !== 'debug').map(({level, message}) => `${level} ${message}`);

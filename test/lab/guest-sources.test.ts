@@ -80,7 +80,7 @@ const layouts: readonly ToStringOptions[] = [
 	{indentSeq: false},
 ];
 
-test("the guest reads what the adaptor's writer writes, and what a YAML library writes in any of its styles", async t => {
+test('the guest reads files of the adaptor, and of a YAML library in all of its styles', async t => {
 	const directory = await mkdtemp(join(tmpdir(), 'caat-cloud-config-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const seed = Math.floor(Math.random() * 2 ** 31);

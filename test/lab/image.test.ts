@@ -74,7 +74,7 @@ test('two builds at once end with one image', async t => {
 	t.is((await images(cacheDir)).length, 1);
 });
 
-test('a build that is aborted in any step, or died and left its scratch directory, is no obstacle to the next', async t => {
+test('an aborted build, or the scratch directory of a crashed one, does not block the next build', async t => {
 	const cacheDir = await warmCache();
 	t.teardown(async () => rm(cacheDir, {recursive: true}));
 	await mkdir(join(cacheDir, 'tmp-of-a-killed-run', 'apt'), {recursive: true});

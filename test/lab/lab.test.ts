@@ -32,7 +32,7 @@ test("a worker that does not know the KVM host's key refuses to talk to it", asy
 	await t.throwsAsync(lab.workerVirsh('list'), {message: /Host key verification failed/});
 });
 
-test('the inventory shows domains, their MACs, volumes, files, sockets and tunnels; a second lab has none of them', async t => {
+test('the inventory lists domains, MACs, volumes, files, sockets and tunnels of one lab only', async t => {
 	await using lab = await startLab({signal});
 	await using other = await startLab({signal});
 	await writeFile(lab.outside('/run/one.xml'), domain('one'));

@@ -5,7 +5,7 @@ import {join} from 'node:path';
 import {run} from './command.ts';
 import {fileType, newcArchive} from './newc.ts';
 
-test('cpio unpacks what was packed: files of every length modulo four, empty ones, directories, links, modes', async t => {
+test('cpio unpacks files of every length modulo four, empty files, directories, links and modes', async t => {
 	const directory = await mkdtemp(join(tmpdir(), 'caat-newc-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const lengths = [0, 1, 2, 3, 4, 5, 4095, 4096];

@@ -63,7 +63,7 @@ test('a set is written as ranges, and reads back the same', t => {
 	);
 });
 
-test('libvirt itself takes what is taken here, understands it so, and refuses what is refused (but for a comma at the end)', async t => {
+test('libvirt accepts and refuses the same CPU sets, except for a trailing comma', async t => {
 	await using libvirtd = await startTestLibvirtd();
 	await using session = new LibvirtSession({
 		openPipe: openUnixPipe(

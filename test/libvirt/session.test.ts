@@ -244,7 +244,7 @@ test('a listener that throws harms neither the other listeners nor the connectio
 	t.is(session.state.name, 'connected');
 });
 
-test('a lost connection fails its calls at once if they may have been carried out; those that were not sent are, on the next one', async t => {
+test('a lost connection fails calls that may have been executed, and unsent calls use the next one', async t => {
 	const {daemon, session, peer} = await connected(t);
 	const calls = ['1', '2', '3', '4'].map(name => lookUp(session, name));
 	const unsent = lookUp(session, '5');
@@ -257,13 +257,13 @@ test('a lost connection fails its calls at once if they may have been carried ou
 		(await errors).map(error => error.mayHaveBeenExecuted),
 		[true, true, true, true],
 	);
-	t.regex((await errors)[0]?.message ?? '', /domainLookupByName.*may have carried out/);
+	t.regex((await errors)[0]?.message ?? '', /domainLookupByName.*may have executed/);
 	const next = await daemon.peers.next();
 	answer(next, await next.received.next());
 	t.is(await unsent, 5);
 });
 
-test('what only looks is asked again when its answer is lost, three times at most; what changes something is not', async t => {
+test('a read-only call is sent up to three times if its answer is lost; a change is not repeated', async t => {
 	const {daemon, session, peer: first} = await connected(t);
 	const looking = lookUp(session, '1', patient, {retry: true});
 	const changing = t.throwsAsync(
@@ -354,7 +354,7 @@ test('a first connection that fails says why, and a later call tries again', asy
 	t.is(session.state.name, 'connected');
 });
 
-test('a connection that falls silent is asked once, then replaced by a new one that gets through; its calls are made there', async t => {
+test('a silent connection is probed once, then replaced by a new one, which gets its calls', async t => {
 	const {daemon, session, peer} = await connected(t, {}, {silenceTimeoutMs: 2000});
 	const states: string[] = [];
 	using _states = session.onState(({name}) => states.push(name));
@@ -593,7 +593,7 @@ test('a connection that is lost right behind the last answer of the handshake is
 	peer.reply(packet, procedures.connectGetHostname, {hostname: 'h'});
 	peer.socket.write(Buffer.alloc(28));
 	peer.socket.uncork();
-	await t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /not libvirt's protocol/});
+	await t.throwsAsync(connecting, {instanceOf: LibvirtConnectionError, message: /violates the libvirt protocol/});
 	t.is(session.state.name, 'connecting');
 });
 

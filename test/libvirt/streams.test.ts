@@ -419,7 +419,7 @@ test('while an upload waits for its source, calls on the same connection are ans
 	await upload;
 });
 
-test('a stream that is confirmed twice stands for an answer that never comes: the calls under way are made again, or told', async t => {
+test('after a second confirmation of a stream, a call without an answer is repeated or fails', async t => {
 	const {daemon, session} = await scripted(t);
 	const upload = session.upload(somewhere, inChunks(Buffer.from('x'), 1), {length: 1}, patient);
 	const {peer, call} = await openStream({daemon});

@@ -135,7 +135,7 @@ for (const [text, expected] of [
 	['qemu+ssh://kvm/system?keyfile=%zz', /percent/],
 	['qemu+ssh://kvm/system?socket=%00', /null/],
 	['qemu+ssh://kvm/system?mode=fast', /mode/],
-	['qemu+ssh://kvm/system?sshauth=password', /without a person/],
+	['qemu+ssh://kvm/system?sshauth=password', /without user interaction/],
 	['qemu+ssh://kvm/system?sshauth=magic', /sshauth/],
 	['qemu+ssh://kvm/system?proxy=native&netcat=ncat', /contradict/],
 	['qemu+ssh://kvm/system?proxy=native&socket=/s', /contradict/],

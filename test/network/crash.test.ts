@@ -84,7 +84,7 @@ test('killed at any moment, the next run makes the pod reachable, and what it re
 	t.true(stages.has(3), 'killed when all was done, too');
 });
 
-test('killed at any moment before it is attached, the next run undoes the reservation, of which it knows the place only', async t => {
+test('after a crash before the attachment, the next run undoes the reservation, known only by its netns', async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	let undone = 0;

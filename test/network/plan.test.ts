@@ -85,13 +85,13 @@ test('several interfaces, addresses and families: the VM gets the first of each,
 	t.deepEqual([...new Set(network.routes.map(({dev}) => dev))], ['eth0']);
 	t.deepEqual(network.neighbors, [{ip: '10.244.0.1', hwAddr: 'ee:ee:ee:ee:ee:03', dev: 'eth0', state: 'permanent'}]);
 	t.deepEqual(warnings, [
-		'the pod VM gets eth0 only, not net1',
-		'the pod VM gets the first IPv4 address of eth0 only',
-		'the pod VM has no IPv6, eth0 does',
+		'the pod VM only gets eth0, not net1',
+		'the pod VM only gets the first IPv4 address of eth0',
+		'the pod VM does not get the IPv6 addresses of eth0',
 	]);
 });
 
-test('of routes that the VM could not add none is sent: other types, protocols, gateways, and all but the best to a destination', async t => {
+test('routes that the VM cannot add are not sent: other types, protocols, gateways and worse metrics', async t => {
 	const {network, warnings} = await plan('routes');
 	t.deepEqual(
 		network.routes.map(({dst, gw, protocol}) => [dst, gw, protocol]),
@@ -101,7 +101,7 @@ test('of routes that the VM could not add none is sent: other types, protocols, 
 			['0.0.0.0/0', '10.244.0.1', 'boot'],
 		],
 	);
-	t.deepEqual(warnings, ['not every route can be carried to the pod VM']);
+	t.deepEqual(warnings, ['the pod VM does not support all routes of the pod']);
 });
 
 test('a namespace without IPv4 is refused, and the message says why', async t => {
@@ -214,14 +214,14 @@ test("the worker's address is the one that the kernel would send from, with its 
 	const local = parseRouteAndLinks('[{"type":"local","dst":"10.0.0.4","dev":"lo","prefsrc":"10.0.0.4"}]\n[]\n').route;
 	t.deepEqual(workerAddress(nodeLinks, {route: local}), {prefix: '10.0.0.4/24', mtu: 1500}, 'VMs on this very node');
 	t.throws(() => workerAddress(nodeLinks, {route: {...route, source: '198.51.100.1'}}), {
-		message: /No address of this node leads/v,
+		message: /no address towards the network/v,
 	});
 });
 
 test('HOST_INTERFACE decides instead, and must exist and have an address', t => {
 	t.deepEqual(workerAddress(nodeLinks, {hostInterface: 'enc2'}), {prefix: '192.168.122.9/24', mtu: 9000});
 	t.throws(() => workerAddress(nodeLinks, {hostInterface: 'eth9'}), {message: /does not exist.*enc1, enc2, enc3/v});
-	t.throws(() => workerAddress(nodeLinks, {hostInterface: 'enc3'}), {message: /without an IPv4 address/v});
+	t.throws(() => workerAddress(nodeLinks, {hostInterface: 'enc3'}), {message: /has no IPv4 address/v});
 });
 
 test('a tunnel is taken over with the right port only, and never one that learns or serves all VNIs', t => {

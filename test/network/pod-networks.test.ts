@@ -13,7 +13,7 @@ import {podAddress, warnings, World} from './world.ts';
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const vm = '192.168.122.105';
 
-test("a port that the cluster's network uses in metadata mode is an error at start that names the interface", async t => {
+test('a VXLAN port that the cluster network uses in metadata mode is an error with the interface', async t => {
 	await using world = await World.create();
 	await world.sh('ip link add vxlan_sys_4789 up type vxlan external dstport 4789');
 	await using networks = world.networks();
@@ -25,7 +25,7 @@ test("a port that the cluster's network uses in metadata mode is an error at sta
 	await t.notThrowsAsync(other.check(signal()));
 });
 
-test('a port that is shared with an ordinary VXLAN is a warning, a free one is none, and the check leaves nothing', async t => {
+test('a shared VXLAN port is a warning, a free port is none, and the check leaves nothing', async t => {
 	await using world = await World.create();
 	const {log, reasons} = warnings();
 	await using networks = world.networks({log});
@@ -33,7 +33,7 @@ test('a port that is shared with an ordinary VXLAN is a warning, a free one is n
 	t.deepEqual(reasons, []);
 	await world.sh('ip link add vxlan.calico up type vxlan id 4096 dstport 4789 local 192.168.122.10');
 	await networks.check(signal());
-	t.deepEqual(reasons, ['the interface vxlan.calico uses it too']);
+	t.deepEqual(reasons, ['the interface vxlan.calico also uses it']);
 	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
 });
 
@@ -44,7 +44,7 @@ test("a namespace that is gone, a plain file, and the node's own are told apart"
 	for (const [path, code, message] of [
 		[world.netnsPath('never'), 'not-found', /does not exist.*HostToContainer/v],
 		[world.netnsPath('plain'), 'invalid-argument', /plain file.*HostToContainer/v],
-		[world.ownNetns, 'invalid-argument', /node's own.*Host-network/v],
+		[world.ownNetns, 'invalid-argument', /that of the node.*Host-network/v],
 	] as const) {
 		const error = await t.throwsAsync<AdaptorError>(networks.reserve('sandbox', path, signal()), undefined, path);
 		t.is(error.code, code);
@@ -182,7 +182,7 @@ test('the next daemon takes over the VNI that it finds, but never a tunnel that 
 	await using careful = world.networks({log});
 	await careful.reserve('new', pod, signal());
 	t.regex(await world.sh('ip -d link show vxlan1', 'pod-5'), /nolearning/v);
-	t.deepEqual(reasons, ['its port, VNI or mode is another']);
+	t.deepEqual(reasons, ['different port, VNI or mode']);
 });
 
 test('a namespace has one sandbox at a time', async t => {
@@ -384,7 +384,7 @@ test('an address that is no IPv4 address reaches no script', async t => {
 	}
 });
 
-test("the worker's address is HOST_INTERFACE's when set, else the one towards the VMs; without a way there it says so", async t => {
+test('the address of the worker is that of HOST_INTERFACE, or on the route to the VMs, or an error', async t => {
 	await using world = await World.create();
 	const pod = await world.addPod('bridge', 5);
 	await using towards = world.networks();
@@ -393,7 +393,7 @@ test("the worker's address is HOST_INTERFACE's when set, else the one towards th
 	t.is((await chosen.reserve('sandbox', pod, signal())).workerNodeIp, '10.244.0.1/24');
 	await using lost = world.networks({underlay: {vmAddress: async () => '203.0.113.1'}});
 	const error = await t.throwsAsync<AdaptorError>(lost.reserve('sandbox', pod, signal()));
-	t.regex(error.message, /no route there.*LIBVIRT_NET/v);
+	t.regex(error.message, /no route to that address.*LIBVIRT_NET/v);
 	let asked = 0;
 	await using late = world.networks({
 		underlay: {

@@ -38,7 +38,7 @@ const dropped = async (world: World): Promise<number> =>
 const legacy = async (world: World): Promise<string[]> =>
 	(await world.sh('nft list set ip caa_peerpods vms')).match(/(?:\d+\.){3}\d+/gv) ?? [];
 
-test('what a pod, the node itself and another VM send into a tunnel is refused and counted, what its VM sends is not', async t => {
+test('packets of a pod, the node or another VM into a tunnel are counted and dropped; its VM may send', async t => {
 	await using world = await nodeWithPods();
 	await using networks = world.networks();
 	const victim = await runPod(world, networks, 5);
@@ -113,7 +113,7 @@ test('no packet is lost while tunnels come and go, are attached again, and anoth
 	t.deepEqual(await world.boundTunnels(), [{address: vmAddress(5), vni: steady.vxlanId}]);
 });
 
-test('after a restart tunnels stay open before they are attached, also those of other daemons; what is gone is closed', async t => {
+test('after a restart, tunnels stay open before they are attached; those of gone pods are closed', async t => {
 	await using world = await nodeWithPods();
 	await using before = world.networks();
 	const [known, others, gone] = [
@@ -139,7 +139,7 @@ test('after a restart tunnels stay open before they are attached, also those of 
 	}
 });
 
-test('rules that somebody flushes are back with the next round, and no packet of a tunnel is lost, attached or not', async t => {
+test('flushed rules are restored by the next round, and no packet of a tunnel is lost', async t => {
 	await using world = await nodeWithPods();
 	await using before = world.networks();
 	const network = await runPod(world, before, 5);
@@ -154,7 +154,7 @@ test('rules that somebody flushes are back with the next round, and no packet of
 	t.is(await intrude(world, {victim: network, target: client, from: 'attacker'}), 0);
 });
 
-test('tunnels of an earlier version are bound without a lost packet; while it runs on, or again, what it attaches works', async t => {
+test('tunnels of an earlier version are bound without loss, also while that version runs', async t => {
 	await using world = await nodeWithPods();
 	await using before = world.networks();
 	const [one, two] = [await runPod(world, before, 2), await runPod(world, before, 3)];
@@ -298,7 +298,7 @@ test('a node whose nft cannot do it says so before anything is served', async t 
 		for (const asking of [networks.check(signal()), networks.probe.observeGuard(signal())]) {
 			const error = await t.throwsAsync<AdaptorError>(asking);
 			t.is(error.code, 'failed-precondition');
-			t.regex(error.message, /bind tunnels to their VMs.*too old.*Update nftables/v);
+			t.regex(error.message, /bind tunnels to their VMs.*does not support it.*Update nftables/v);
 		}
 	}
 });

@@ -24,7 +24,7 @@ test('one that the kernel refused is not tried again by the same caller, and is 
 	const first = allocator.take();
 	const second = first.another();
 	t.not(second.vni, first.vni);
-	t.throws(() => second.another(), {message: /No VNI is free/v});
+	t.throws(() => second.another(), {message: /no free VNI/v});
 	t.is(new Set([allocator.take().vni, allocator.take().vni]).size, 2);
 });
 

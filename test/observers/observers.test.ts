@@ -63,10 +63,10 @@ test("what a pod's owner has to know is an event at the pod, with the error's ow
 				{
 					type: 'Warning',
 					reason: 'PodVMSizeLimited',
-					message: "The pod's VM has 2 CPUs instead of 4 and 1 GiB instead of 2 GiB",
+					message: 'The VM of the pod has 2 CPUs instead of 4 and 1 GiB instead of 2 GiB',
 				},
 			],
-			[pod, {type: 'Warning', reason: 'PodVMRemoved', message: "The pod's VM is removed: its pod is gone"}],
+			[pod, {type: 'Warning', reason: 'PodVMRemoved', message: 'The VM of the pod is removed: its pod is gone'}],
 		],
 	);
 });

@@ -64,7 +64,7 @@ function withLeases(calls: InterceptedCalls, leases: () => readonly object[]): v
 	calls.answer = name => (name === 'networkGetDhcpLeases' ? {leases: leases(), ret: 0} : undefined);
 }
 
-test("leases of our MAC come newest first, each once, later ones when they appear; nobody else's and no IPv6", async t => {
+test('leases of the MAC are returned newest first, each once, without IPv6 or other MACs', async t => {
 	const {
 		calls,
 		vm: {mac},

@@ -85,11 +85,11 @@ async function encrypted(): Promise<Buffer> {
 const refusals: ReadonlyArray<readonly [claim: string, why: RegExp, make: Make]> = [
 	[
 		'an external data file',
-		/data is in another file/,
+		/external data file/,
 		async directory => created(directory, '-o', `data_file=${directory}/data`),
 	],
 	['encryption', /it is encrypted/, encrypted],
-	['nothing in it', /nothing was uploaded/, async directory => created(directory)],
+	['nothing in it', /the upload is missing/, async directory => created(directory)],
 	[
 		'the boot sector of a PC',
 		/no boot record for s390x \(it has the boot sector of a PC\)/,
@@ -107,12 +107,16 @@ const refusals: ReadonlyArray<readonly [claim: string, why: RegExp, make: Make]>
 	],
 	[
 		'another image in it',
-		/no boot record for s390x \(in it is another qcow2 image\)/,
+		/no boot record for s390x \(it contains another qcow2 image\)/,
 		async () => qcow2Of(await qcow2Of(bootRecord, gib), 4n * gib),
 	],
-	['a raw disk of zeros', /nothing was uploaded/, async () => Buffer.alloc(1024 * 1024)],
+	['a raw disk of zeros', /the upload is missing/, async () => Buffer.alloc(1024 * 1024)],
 	['a gzip file', /it is a gzip file/, async () => Buffer.concat([Buffer.of(0x1f, 0x8b, 8, 0), randomBytes(5000)])],
-	['its end cut off', /cut off or damaged/, async () => (await qcow2Of(bootRecord, gib)).subarray(0, 3 * 65_536 + 4)],
+	[
+		'its end cut off',
+		/truncated or damaged/,
+		async () => (await qcow2Of(bootRecord, gib)).subarray(0, 3 * 65_536 + 4),
+	],
 ];
 for (const [claim, why, make] of refusals) {
 	test(`a volume with ${claim} is refused, whoever chose it`, async t => {
@@ -175,7 +179,7 @@ for (const [claim, own, more] of overlays) {
 		const chosen = podVmsOn(calls, pool, {cluster, log});
 		const error = await t.throwsAsync(chosen.start(specOf({image: 'overlay'}), never), {
 			instanceOf: AdaptorError,
-			message: /reads through to another file.*LIBVIRT_VOL_NAME/,
+			message: /it has a backing file.*LIBVIRT_VOL_NAME/,
 		});
 		t.like(error, {
 			code: 'failed-precondition',
@@ -216,7 +220,7 @@ test('an overlay whose first bytes are zeros of its own is refused as the config
 	await run('qemu-io', ['-c', 'write -q -z 0 64k', file]);
 	await upload(pool, 'overlay', await readFile(file));
 	await t.throwsAsync(podVmsOn(host.calls, pool, {volumeName: 'overlay'}).start(specOf(), never), {
-		message: /nothing was uploaded/,
+		message: /the upload is missing/,
 	});
 });
 

@@ -52,7 +52,7 @@ const looks: ReadonlySet<string | undefined> = new Set(
 );
 
 for (const when of ['before', 'during', 'after'] as const) {
-	test(`a start whose connection breaks ${when} any of its calls goes on if it was only looking, and leaves nothing otherwise`, async t => {
+	test(`a start with a connection that breaks ${when} a call continues after a read, or leaves nothing`, async t => {
 		await atEachCall(when, async ({vms, way, leftovers, restarted}) => {
 			const spec = specOf();
 			way.arm();

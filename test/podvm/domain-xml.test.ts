@@ -91,7 +91,7 @@ test('what is written into the metadata is read back', t => {
 	t.deepEqual(readMetadata(readXml(domainXml(emulated))), emulated.metadata);
 });
 
-test("a VM of an earlier version says nothing of a PODS_DIR or its pool's directory, and is read all the same", t => {
+test('metadata of an earlier version without PODS_DIR and pool directory can be read', t => {
 	const earlier = domainXml(onKvm).replaceAll(/ (?:pods-dir|pods-dir-id|directory)="[^"]*"/g, '');
 	t.deepEqual(readMetadata(readXml(earlier)), unmarked);
 	t.deepEqual(readMetadata(readXml(domainXml(onKvm).replace(/ pods-dir="[^"]*"/, ''))), {

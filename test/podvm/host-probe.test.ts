@@ -97,7 +97,7 @@ test("the guests' machine is told; CPUs that the host does not have are an error
 	await t.throwsAsync(observeGuests(capabilitiesWithCpus, '0-1', signal), {message: /LIBVIRT_CPUSET names CPUs/});
 });
 
-test('memory is what is free and what caches would give back; a driver that does not know both tells what it has', async t => {
+test('available memory includes caches; if the driver lacks a value, the other one is used', async t => {
 	const {totalBytes, availableBytes} = await observeMemory(storage, signal);
 	const {params} = await storage.call(procedures.nodeGetMemoryStats, {nparams: 4, cellNum: -1, flags: 0}, signal);
 	t.is(totalBytes, (params.find(({field}) => field === 'total')?.value ?? 0n) * 1024n);
@@ -153,7 +153,7 @@ test('a volume shows what it is by its own bytes, whatever libvirt takes it for'
 		signal,
 	);
 	const {content} = await observeBaseVolume(storage, pool.name, 'empty', signal);
-	t.regex('unfit' in content ? content.unfit : '', /nothing was uploaded/);
+	t.regex('unfit' in content ? content.unfit : '', /the upload is missing/);
 
 	await storage.call(
 		procedures.storageVolCreateXml,

@@ -113,7 +113,7 @@ async function refused(
 	return error;
 }
 
-test('a confidential VM that the host cannot run is refused before any side effect, with the way out, and never started as another', async t => {
+test('without host support, a confidential VM is refused with a remedy before any side effect', async t => {
 	const own = await daemon(
 		{domainCapabilities: protecting.replace("pv supported='yes", "pv supported='no").replace(/.*unpack.*\n/, '')},
 		{launchSecurity: 's390-pv'},
@@ -142,7 +142,7 @@ test("libvirt's test driver takes a confidential VM, whose memory has room for i
 	t.like(log.lines.find(({message}) => message === 'domain started')?.fields, {memoryMib: 1536, swiotlbMib: 512});
 });
 
-test('the console of a confidential VM is not opened while its address is looked for; that of an ordinary one is', async t => {
+test('the console of a confidential VM is never opened; that of an ordinary one is read', async t => {
 	for (const [more, opened] of [
 		[{launchSecurity: 's390-pv'}, []],
 		[{}, ['console']],
@@ -266,7 +266,7 @@ test('pods choose among the allowed images; what is none, or is missing, is refu
 	}
 });
 
-test('a root disk that was copied to another name is still no image, unless the administrator configures it', async t => {
+test('a copied root disk is not accepted as an image, unless it is configured', async t => {
 	const {vms, pool, calls} = await daemon({}, {});
 	const {name} = await vms.start(specOf(), never);
 	await copyFile(`${pool.directory}/${name}-root.qcow2`, `${pool.directory}/copy.qcow2`);

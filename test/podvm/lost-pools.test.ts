@@ -94,7 +94,7 @@ async function deletes(t: ExecutionContext, {vms, spec, leftovers}: Vm): Promise
 	t.deepEqual(await vms.list(never), []);
 }
 
-test('a pool that is not defined any more: the VM is stopped, and what stays is told until the pool is back', async t => {
+test('if a pool is not defined, the VM is stopped, and leftovers are reported until the pool is back', async t => {
 	const vm = await startedVm();
 	await undefinePool(vm.pool);
 	const error = await failsToDelete(
@@ -108,7 +108,7 @@ test('a pool that is not defined any more: the VM is stopped, and what stays is 
 	await deletes(t, vm);
 });
 
-test('a pool that is gone for good: once the files and the domain are removed by hand, the deletion succeeds', async t => {
+test('if a pool is lost, the deletion succeeds after files and domain are removed by hand', async t => {
 	const vm = await startedVm();
 	await undefinePool(vm.pool);
 	await failsToDelete(t, vm, /is not defined/);
@@ -168,7 +168,7 @@ test('a pool that has another directory now knows nothing of the volumes: they a
 	await deletes(t, vm);
 });
 
-test('a VM of an earlier version, which does not say where its pool was: its volumes are not taken for gone', async t => {
+test('the volumes of a VM of an earlier version, without pool directory, are not considered gone', async t => {
 	const vm = await startedVm();
 	const {dom} = await host.calls.call(procedures.domainLookupByName, {name: vm.spec.instanceName}, never);
 	const {xml} = await host.calls.call(procedures.domainGetXmlDesc, {dom, flags: 0}, never);

@@ -294,7 +294,7 @@ test('when one disk fails, the other one is waited for before anything is cleane
 	t.deepEqual(await leftovers(), []);
 });
 
-test('a slot is not given away while its last VM is being deleted, and a second deletion waits for the first', async t => {
+test('a slot is not reused during a deletion, and a second deletion waits for the first', async t => {
 	const {calls, vms, slots, leftovers} = await daemon();
 	const [first, second] = [specOf(), specOf()];
 	t.is((await vms.start(first, never)).mac, slots.at(0).mac);
@@ -343,7 +343,7 @@ test('a daemon that was killed at any call of a start is cleaned up after by the
 	}
 });
 
-test('a daemon that was killed at any call of a deletion is finished for by the next; the definition goes last', async t => {
+test('after a crash at any call of a deletion, the next daemon completes it; the definition goes last', async t => {
 	const complete = await daemon();
 	const first = specOf();
 	await complete.vms.start(first, never);
@@ -446,7 +446,7 @@ test('volumes that a removed definition left behind do not stop a new start', as
 	t.deepEqual(await leftovers(), []);
 });
 
-test('a slot that another daemon took since we looked is skipped; a name that it took is refused and left alone', async t => {
+test('a slot that another daemon took is skipped; a name that it took is refused and left alone', async t => {
 	const {calls, vms, restarted, slots} = await daemon();
 	const spec = specOf();
 	const theirs = await restarted().start(spec, never);
@@ -582,7 +582,7 @@ test('the log names the image as upstream does, and warns of emulation once', as
 	t.is(log.lines.filter(({level, fields}) => level === 'warn' && fields.domainType === 'qemu').length, 1);
 });
 
-test('a name that is not of this sandbox, and a pod name that XML cannot carry, are refused before anything is made', async t => {
+test('a foreign instance name, or a pod name that is invalid in XML, is refused before any change', async t => {
 	const {vms, calls} = await daemon();
 	for (const spec of [
 		specOf({instanceName: 'podvm-web-00000000'}),

@@ -87,7 +87,7 @@ test('a stream is answered once: what comes later finds nobody', t => {
 	t.is(calls.heldBytes, 0);
 });
 
-test('only calls that were delayed are answered ahead of their deadline, by half a second or a tenth of their time', t => {
+test('only delayed calls are answered before their deadline, by 500 ms or a tenth of their timeout', t => {
 	const calls = new Calls(noObserver, defaultCallLimits);
 	calls.request(frameOf(request(1, 'Check', {timeoutMs: 30_000})), true, 1000);
 	calls.request(frameOf(request(3, 'Check', {timeoutMs: 1000})), true, 1000);
@@ -163,7 +163,7 @@ test('no frames make it throw, or remember more than it may', t => {
 	);
 });
 
-test('an answer to a call that the relay has answered is late on its connection, once, and belongs to no call on the next one', t => {
+test('the response to a call that the relay answered is late once, and unknown on the next connection', t => {
 	const calls = new Calls(noObserver, {...defaultCallLimits, maxOpen: 3});
 	for (const streamId of [1, 3]) {
 		calls.request(frameOf(request(streamId, 'Check')), true, 0);

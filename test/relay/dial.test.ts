@@ -114,7 +114,7 @@ test('a certificate for the right name of another CA is never accepted', async t
 	await impostor.idle();
 });
 
-test("while this node's clock is behind the certificates, the error names both, and the log says so at once", async t => {
+test('if the clock of this node is behind the certificates, the error and the log name both times', async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	const {log, lines} = await capturedLog();
 	const identity = await openIdentity({
@@ -142,16 +142,16 @@ test("while this node's clock is behind the certificates, the error names both, 
 		until(() => vm.dialled > 3),
 		relays,
 	);
-	t.regex(error.what, /not valid yet: this node's clock says \d{4}-\S+, the certificate begins \d{4}-/);
+	t.regex(error.what, /not valid yet: the clock of this node is at \d{4}-\S+, the certificate is valid from \d{4}-/);
 	t.regex(error.remedy ?? '', /clock/);
 	t.regex(
 		lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address did not prove'))?.reason ?? '',
-		/this node's clock says/,
+		/clock of this node/,
 	);
 	await vm.idle();
 });
 
-test("a stranger at the VM's address is a warning at once, then less and less often, with the address and its name", async t => {
+test('another host at the address of the VM is logged with growing intervals, with address and name', async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	await using other = await startForwarder({
 		tls: await harness.relays.issue('podvm-other', signal()),
@@ -226,7 +226,7 @@ for (const version of ['tls1_2', 'tls1_3'] as const) {
 			from(harness.address(1)),
 			until(() => said.split('ERROR').length > 2),
 		);
-		t.regex(error.what, version === 'tls1_3' ? /refuses our client certificate/ : /the TLS handshake failed/);
+		t.regex(error.what, version === 'tls1_3' ? /refuses the client certificate/ : /the TLS handshake failed/);
 	});
 }
 
@@ -274,7 +274,7 @@ test('the error of a deadline tells how far each address got', async t => {
 	);
 	t.is(
 		error.what,
-		`Could not reach the pod VM's forwarder, the time is up: ${harness.address(1)}: connection refused`,
+		`Could not reach the forwarder of the pod VM, the time limit has passed: ${harness.address(1)}: connection refused`,
 	);
 	t.regex(error.remedy ?? '', /FORWARDER_PORT/);
 	t.deepEqual(error.where, {instanceName: 'podvm-a', port: harness.port});

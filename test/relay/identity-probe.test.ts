@@ -31,7 +31,7 @@ test('one that is damaged or over is told with the reason, and stays where it is
 	t.deepEqual(await observeIdentity(directory, undefined, now), {
 		source: 'own',
 		state: 'unusable',
-		reason: 'it is torn or not ours',
+		reason: 'it is damaged or not from this program',
 	});
 	t.deepEqual(await readdir(directory), ['identity.json']);
 });
@@ -43,7 +43,7 @@ test('one that is not valid yet, for the clock is wrong, is usable, and tells wh
 	t.true(found.state === 'usable' && found.validFrom.getTime() > now.getTime() - 3 * dayMs);
 });
 
-test("the administrator's files are valid as long as the first of them ends; files that do not belong together are an error", async t => {
+test('custom files are valid until the first one expires; files that do not match are an error', async t => {
 	const directory = await directoryOf(t);
 	const until = (days: number): {notBefore: Date; notAfter: Date} => ({
 		notBefore: new Date(now.getTime() - dayMs),
@@ -67,5 +67,5 @@ test("the administrator's files are valid as long as the first of them ends; fil
 			Math.abs(found.validTo.getTime() - now.getTime() - 10 * dayMs) < 2000,
 	);
 	await writeFile(files.key, other.key.reveal());
-	await t.throwsAsync(observeIdentity('/nonexistent', files, now), {message: /do not belong together.*CERT_KEY/});
+	await t.throwsAsync(observeIdentity('/nonexistent', files, now), {message: /do not match.*CERT_KEY/});
 });

@@ -33,7 +33,7 @@ async function opened(
 	return {identity: await openIdentity({directory: join(directory, 'tls'), files, log, now}), lines};
 }
 
-test('a server certificate is P-256, signed by our CA, for exactly the instance name, and valid on a clock a day behind', async t => {
+test('a server certificate is P-256, signed by the CA for one name, and back-dated by a day', async t => {
 	const {identity} = await opened(await scratch(t));
 	const {serverCert = '', serverKey, clientCa} = await identity.issue('podvm-nginx-0123abcd');
 	const cert = new X509Certificate(serverCert);
@@ -52,7 +52,7 @@ test('a server certificate is P-256, signed by our CA, for exactly the instance 
 	t.is(clientCa, identity.client.cert);
 });
 
-test('OpenSSL, strictly, takes the server certificate for its name and the client certificate as its own anchor', async t => {
+test('strict OpenSSL accepts the server certificate, and the client certificate as its own anchor', async t => {
 	const directory = await scratch(t);
 	const {identity} = await opened(directory);
 	const {serverCert = ''} = await identity.issue('podvm-a');
@@ -127,7 +127,7 @@ test('a clock that is 1.5 days back at a restart costs no VM: the identity is ke
 	t.is(await readFile(path, 'utf8'), kept);
 	t.deepEqual(await readdir(join(harness.directory, 'tls')), ['identity.json']);
 	const warning = lines.find(({level}) => level === 'warn');
-	t.regex(warning?.reason ?? '', /this node's clock says \d{4}-.*, the certificate begins \d{4}-/);
+	t.regex(warning?.reason ?? '', /the clock of this node is at \d{4}-.*, the certificate is valid from \d{4}-/);
 	t.regex(warning?.remedy ?? '', /clock/);
 	// The clock is right again: for this process it always was.
 	const {log} = await capturedLog();
@@ -162,7 +162,7 @@ for (const [what, spoil] of [
 			}),
 	],
 ] as const) {
-	test(`a file that is ${what} is set aside, reported, and replaced; daemons that find it at once are one identity`, async t => {
+	test(`a file that is ${what} is set aside and replaced; parallel daemons get the same identity`, async t => {
 		const directory = await scratch(t);
 		await opened(directory);
 		const path = join(directory, 'tls', 'identity.json');
@@ -233,7 +233,7 @@ test("with a CA of the administrator's the VM is podvm-server, and nothing of ou
 	await t.throwsAsync(stat(join(harness.directory, 'tls')), {code: 'ENOENT'});
 });
 
-test('with a client certificate alone our CA still signs for VMs, and they are told to trust that certificate', async t => {
+test('with only a custom client certificate, the own CA signs for VMs, and VMs trust that certificate', async t => {
 	const directory = await scratch(t);
 	const {
 		files: {cert, key},
@@ -254,11 +254,11 @@ test('files that do not fit are refused by name, and keys are never shown', asyn
 	const garbage = join(directory, 'garbage');
 	await writeFile(garbage, '-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n');
 	const cases: ReadonlyArray<readonly [IdentityFiles, RegExp]> = [
-		[{...files, key: otherKey}, /client\.crt.*other\.key.*Give the key/],
+		[{...files, key: otherKey}, /client\.crt.*other\.key.*Use the private key/],
 		[{...files, key: join(directory, 'missing')}, /CERT_KEY cannot be read.*\/missing/],
 		[{...files, key: garbage}, /CERT_KEY is not a PEM private key.*\/garbage/],
-		[{...files, cert: garbage}, /CERT_FILE holds a certificate that cannot be read.*\/garbage/],
-		[{...files, caCert: otherKey}, /CACERT_FILE holds no PEM certificate.*other\.key/],
+		[{...files, cert: garbage}, /CERT_FILE contains an unreadable certificate.*\/garbage/],
+		[{...files, caCert: otherKey}, /CACERT_FILE contains no PEM certificate.*other\.key/],
 		[{caCert: files.caCert}, /Set CERT_FILE and CERT_KEY/],
 		[{cert: files.cert}, /CERT_FILE.*client\.crt.*Set both/],
 		[{key: files.key}, /CERT_KEY.*client\.key.*Set both/],

@@ -51,7 +51,7 @@ for (const how of ['resets', 'ends'] as const) {
 			t.is(code, statusCode.unavailable);
 			t.regex(
 				message,
-				/connection to the pod VM was lost while this call was under way \(.+\): whether it was carried out is not known \(instanceName "podvm-a-12345678", address "127\./,
+				/connection to the pod VM was lost while this call was under way \(.+\); it is unknown whether the call was executed \(instanceName "podvm-a-12345678", address "127\./,
 			);
 		}
 
@@ -234,7 +234,7 @@ test('a check is answered when the VM does not come back in its time, with the r
 	t.deepEqual([first?.streamId, second?.streamId], [1, 5]);
 	t.regex(
 		statusOf(first as Frame).message,
-		/could not be reached before this call's deadline: the connection was lost \(.+\)/,
+		/could not be reached before the deadline of this call: the connection was lost \(.+\)/,
 	);
 	await using back = await startForwarder({tls: run.tls, address: run.forwarder.address, port: run.forwarder.port});
 	const vm = await back.accept();

@@ -98,7 +98,7 @@ test('several connections are several conversations, the first over the connecti
 	await run.forwarder.idle();
 });
 
-test("a frame over the protocol's limit is answered on its stream, on either side, and the conversation goes on", async t => {
+test('a frame over the protocol limit is answered on its stream on either side, and the session continues', async t => {
 	await using run = await running();
 	const {shim, vm} = await run.converse();
 	const [fromShim, fromVm] = [new FrameReader(shim), new FrameReader(vm)];
@@ -180,7 +180,7 @@ for (const how of ['ends', 'resets'] as const) {
 	});
 }
 
-test('disposing in the middle of traffic closes everything at once and removes the socket with its directory', async t => {
+test('disposing during traffic closes everything at once and removes the socket and its directory', async t => {
 	await using run = await running({onConnection: echo});
 	const shims = await Promise.all([1, 2, 3].map(async () => connectShim(run.socketPath)));
 	await Promise.all(
@@ -211,7 +211,7 @@ test('disposing while a shim waits for its connection to a VM that is gone ends 
 	t.false(await run.harness.isServed(run.socketPath));
 });
 
-test("the socket is 0600 in a directory 0700, replaces what a dead process left, and leaves the sandbox's other files alone", async t => {
+test('the socket (0600, in a 0700 directory) replaces a stale socket and leaves other files alone', async t => {
 	await using harness = await realHarness();
 	const {relays, directory, address} = harness;
 	const signal = AbortSignal.timeout(100_000);
@@ -238,7 +238,7 @@ test('a socket that another daemon has put in the place is not removed', async t
 	t.true(await run.harness.isServed(run.socketPath));
 });
 
-test('what a daemon left that died at any step of listening is discarded with its directory, and nothing else', async t => {
+test('files of a daemon that crashed at any step of listening are removed, and nothing else', async t => {
 	await using harness = await realHarness();
 	const {relays, directory} = harness;
 	const socketPath = join(directory, 'a', 'agent.ttrpc');

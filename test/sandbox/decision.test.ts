@@ -135,7 +135,7 @@ test('every combination is decided as the table says, and every row of the table
 	);
 });
 
-test('nothing is removed for want of an answer: a host that is away and a pod that cannot be seen prove nothing', t => {
+test('nothing is removed without proof: an unreachable host and an unknown pod prove nothing', t => {
 	for (const observation of all.filter(each =>
 		matches(each, {vm: 'unknown', ...lives, record: ['created', 'running', 'starting']}),
 	)) {

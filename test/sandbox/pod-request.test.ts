@@ -164,7 +164,7 @@ for (const [annotation, longest] of [
 	[`${hypervisor}default_vcpus`, 128],
 	[`${hypervisor}default_memory`, 128],
 ] as const) {
-	test(`${annotation.split('.').at(-1)} of more than ${longest} characters is refused without a look at it, and not repeated`, t => {
+	test(`a too long ${annotation.split('.').at(-1)} (over ${longest} characters) is refused and not repeated`, t => {
 		// A pattern that is tried on all of it would be slow for some of these; a size of spaces alone means none.
 		for (const value of [' '.repeat(longest + 1), 'a'.repeat(1_000_000), `k8s_${'a_'.repeat(200_000)}`]) {
 			const error = t.throws(() => podRequest(id, {...names, [annotation]: value}, policy), {

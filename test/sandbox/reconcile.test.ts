@@ -244,7 +244,7 @@ test('a VM of another PODS_DIR is left alone and told once; StopVM for it remove
 	t.is((await here.podVms.list(never)).length, 0);
 });
 
-test('a host that is away keeps no pod from being removed when it goes, but for the VM, which is removed when the host is back', async t => {
+test('the pod of an unreachable host is removed when it is gone, and its VM when the host is back', async t => {
 	const here = await running(t, {cleanupTimeoutMs: 20, listTimeoutMs: 5});
 	here.podVms.host.isAway = true;
 	here.podVms.deleteError = new AdaptorError({code: 'unavailable', what: 'The host is away'});

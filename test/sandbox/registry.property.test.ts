@@ -222,7 +222,7 @@ async function until(awaited: string, holds: () => Promise<boolean>): Promise<vo
 	}
 }
 
-test('whatever is called and whatever fails, callers are answered, a pod has one VM at most, and a stop leaves nothing', async t => {
+test('property: all callers are answered, a pod has one VM at most, and a stop leaves nothing', async t => {
 	await check(1200, fc.record(script), async ({operations, fates}) => {
 		const run = new Run(t, fates);
 		const {registry, podVms, left} = run.world;

@@ -49,7 +49,7 @@ test('a sandbox is created, started and stopped, and nothing is left', async t =
 	);
 });
 
-test('the VM has the sizes that the pod asked for, within the bounds, and the log says where each came from', async t => {
+test('the VM has the sizes that the pod requests, within limits, and the log names their sources', async t => {
 	const {registry, podVms, log} = world(t);
 	const sizes = {
 		'io.katacontainers.config.hypervisor.default_vcpus': '1.5',
@@ -667,7 +667,7 @@ async function endedWhileRunning(t: ExecutionContext, options: WorldOptions = {}
 	return ended;
 }
 
-test('when a running VM ends its relay fails with the reason, once logged; the pod has no VM then, and a stop leaves nothing', async t => {
+test('when a running VM ends, its relay fails with the reason, the pod has no VM, and stop leaves nothing', async t => {
 	const {registry, relays, left, log} = await endedWhileRunning(t);
 	t.regex(relays.failures.get(socket('a'))?.message ?? '', /somebody stopped it/);
 	t.deepEqual(
@@ -691,7 +691,7 @@ test('what remains of a VM that ended is removed after a while if nobody stops i
 	await t.throwsAsync(registry.start('a', never), {message: /no such sandbox/});
 });
 
-test('a daemon that closes after a VM ended closes its socket and leaves the rest to the next one, which removes it', async t => {
+test('after the end of a VM, a closing daemon closes the socket, and the next daemon removes the rest', async t => {
 	const before = await endedWhileRunning(t);
 	await before.registry[Symbol.asyncDispose]();
 	t.deepEqual(await before.left(), ['VM podvm-web-a', 'VNI 555000', 'record a', 'claim podvm-web-a']);
@@ -856,6 +856,12 @@ test('a pod that gets less than it asked for is told so by an event, and by no e
 	await registry.create(pod('b', 'db'), never);
 	t.deepEqual(
 		cluster.events.map(({reason, message, pod: {name}}) => [name, reason, message]),
-		[['web', 'PodVMSizeLimited', "The pod's VM has 8192 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)"]],
+		[
+			[
+				'web',
+				'PodVMSizeLimited',
+				'The VM of the pod has 8192 MiB of memory instead of 999999 (LIBVIRT_MAX_MEMORY)',
+			],
+		],
 	);
 });

@@ -53,7 +53,7 @@ test('a running sandbox is served again at its socket, with its VM, address and 
 	t.deepEqual(await after.left(), []);
 });
 
-test('a start that comes before it is known what became of the sandbox is answered when its time is up, and changes nothing', async t => {
+test('a start of a sandbox that is not recovered yet is answered at its timeout and changes nothing', async t => {
 	const before = await killedWhileRunning(t);
 	const host = Promise.withResolvers<undefined>();
 	const after = await before.restart({
@@ -277,7 +277,7 @@ for (const step of ['relays.open', 'networks.attach', 'records.write'] as const)
 		const after = await before.restart(options);
 		await called;
 		t.deepEqual(await after.left(), []);
-		await t.throwsAsync(after.registry.start('a', never), {message: /cut off when the daemon ended/});
+		await t.throwsAsync(after.registry.start('a', never), {message: /the daemon ended during its/});
 		await after.registry.stop('a', never);
 	});
 }
@@ -308,7 +308,7 @@ test('a start that the daemon before is still at is left alone, and its sandbox 
 });
 
 for (const stoppedAtOnce of [false, true]) {
-	test(`a start that waited in the daemon before, unseen, ${stoppedAtOnce ? 'can be stopped at once' : 'is served once it runs there'}`, async t => {
+	test(`a start that was queued in a predecessor ${stoppedAtOnce ? 'can be stopped at once' : 'is served once it runs there'}`, async t => {
 		const go = Promise.withResolvers<undefined>();
 		const reached = Promise.withResolvers<undefined>();
 		const before = world(t, {
@@ -426,7 +426,7 @@ test('whatever else keeps a running sandbox from being resumed is tried again: n
 	t.is((await after.podVms.list(never)).length, 1);
 });
 
-test('a VM of an earlier run that does not answer is said to, with the reason, and served as soon as it does', async t => {
+test('a VM of an earlier run that does not answer is logged with the reason, and served once it does', async t => {
 	const before = await killedWhileRunning(t);
 	let isSilent = true;
 	const after = await before.restart({
@@ -543,19 +543,19 @@ test('a VM whose sandbox another daemon has on record is no orphan', async t => 
 	t.is((await before.podVms.list(never)).length, 1);
 });
 
-test('a node that is full refuses further sandboxes, and takes them again when one has gone or the limit was raised', async t => {
+test('a full node refuses further sandboxes until one is removed or the limit is raised', async t => {
 	let limit = 2;
 	const {registry} = world(t, {maxSandboxes: () => limit});
 	await registry.create(pod('a'), never);
 	await registry.create(pod('b', 'db'), never);
 	const error = await t.throwsAsync<AdaptorError>(registry.create(pod('c', 'cache'), never), {
-		message: /as many pod VMs as it may have/,
+		message: /reached its limit of pod VMs/,
 	});
 	t.is(error.code, 'resource-exhausted');
 	t.regex(error.message, /PEERPODS_LIMIT_PER_NODE/);
 	await registry.stop('a', never);
 	await registry.create(pod('c', 'cache'), never);
-	await t.throwsAsync(registry.create(pod('d', 'queue'), never), {message: /as many pod VMs as it may have/});
+	await t.throwsAsync(registry.create(pod('d', 'queue'), never), {message: /reached its limit of pod VMs/});
 	limit = 3;
 	await registry.create(pod('d', 'queue'), never);
 });
@@ -581,7 +581,7 @@ test('no more starts run at a time than may; who waits can be stopped', async t 
 	const ids = ['a', 'b', 'c', 'd', 'e'];
 	await Promise.all(ids.map(async id => registry.create(pod(id, id), never)));
 	const starts = ids.slice(0, 4).map(async id => registry.start(id, never));
-	const waiting = t.throwsAsync(registry.start('e', never), {message: /Could not get a turn to start: .*stopped/});
+	const waiting = t.throwsAsync(registry.start('e', never), {message: /Could not get a start permit: .*stopped/});
 	await new Promise(resolve => {
 		setImmediate(resolve);
 	});

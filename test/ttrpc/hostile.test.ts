@@ -204,7 +204,7 @@ test('requests that come at once begin over several turns of the event loop', as
 	t.true(most <= 512, `${most} in one turn`);
 });
 
-test('a client that breaks the protocol is forgiven ten times, then its connection ends with the reason, and no other', async t => {
+test('after ten protocol violations, the connection of the client ends with the reason, and no other', async t => {
 	const reasons: Error[] = [];
 	const peer = await serve(t, {Version: async () => ({})}, {onBroken: reason => reasons.push(reason)});
 	const [raw, client] = [await peer.raw(), await peer.client()];

@@ -169,7 +169,7 @@ test('while it is not to read, nothing of what waits is delivered', async t => {
 	t.pass();
 });
 
-test('a reader that is stopped in the middle of a flood delivers nothing more, and still tells that the socket is closed', async t => {
+test('a reader that is stopped during a flood delivers nothing more, and still reports the close', async t => {
 	const {sender, receiver} = await pair(t);
 	await written(sender, tenBytes(1000));
 	const told = read(receiver, {}, count => {

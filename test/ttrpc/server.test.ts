@@ -207,7 +207,7 @@ test('stream ids may come in any order, and again after their call has ended', a
 	}
 });
 
-test('a request that announces more data is UNIMPLEMENTED; its data, and frames of unknown types, are ignored', async t => {
+test('a request with further data is UNIMPLEMENTED; its data and unknown frame types are ignored', async t => {
 	const peer = await serve(t, {Version: version});
 	const raw = await peer.raw();
 	raw.request({}, {streamId: 1, flags: frameFlag.remoteOpen});

@@ -17,7 +17,7 @@ test('every number has the name that gRPC gives it, and no other number has one'
 	t.is(statusName(-1), '-1');
 });
 
-test('a status becomes an error whose code becomes that status again, unless gRPC gives the status no meaning', t => {
+test('a status becomes an error code that maps back to it, if gRPC gives the status a meaning', t => {
 	for (const [name, number] of numbers.filter(([each]) => !['OK', 'UNKNOWN', 'OUT_OF_RANGE'].includes(each))) {
 		const {code} = new TtrpcError({code: number, message: ''});
 		t.is(statusOf(code), number, name);

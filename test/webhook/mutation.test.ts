@@ -315,7 +315,7 @@ function checkPod(t: ExecutionContext, pod: PodJson): void {
 	t.is(after.spec.resources === undefined || Object.keys(after.spec.resources.limits ?? {}).length === 0, true);
 }
 
-test('property: a patched pod is valid, asks for one VM and nothing else, keeps all the rest, and is not patched again', t => {
+test('property: a patched pod is valid, requests one VM, keeps the rest, and is not patched again', t => {
 	fc.assert(
 		fc.property(pods, pod => checkPod(t, pod)),
 		{numRuns: 300},

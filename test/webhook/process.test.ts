@@ -96,7 +96,7 @@ test('it reads its settings, answers, and SIGTERM ends it with 0 after a drain',
 	t.is((await fetch(`http://127.0.0.1:${String(probePort)}/readyz`)).status, 200);
 	running.kill('SIGTERM');
 	t.deepEqual(await running.exited, [0, null]);
-	t.like(await running.event('stopping'), {reason: 'The process was told to stop by SIGTERM'});
+	t.like(await running.event('stopping'), {reason: 'The process received SIGTERM'});
 	t.notRegex(running.stderr(), /"level":"(?:warn|error|fatal)"/);
 });
 

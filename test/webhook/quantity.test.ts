@@ -115,7 +115,7 @@ for (const sign of ['', '+', '-']) {
 	});
 }
 
-test('what Kubernetes refuses is refused, and so is what only its parser lets pass: a number without digits', t => {
+test('quantities that Kubernetes refuses are refused, and also a number without digits', t => {
 	for (const text of [
 		'',
 		'1.1.M',

@@ -162,7 +162,7 @@ test('a half-written pair, a broken one and none at all keep the old one, which 
 	t.true(warnings() <= 5);
 	t.deepEqual(
 		[...new Set(log.lines.filter(({level}) => level === 'warn').map(({message}) => message))],
-		['new TLS certificate cannot be used, the old one is kept'],
+		['new TLS certificate is unusable; keeping the old one'],
 	);
 	t.notRegex(JSON.stringify(log.lines), /PRIVATE KEY/);
 });
@@ -235,7 +235,7 @@ test('probes are answered, and readiness ends with the drain, in which reviews a
 	await webhook[Symbol.asyncDispose]();
 });
 
-test('a review that is under way when it stops is answered before it has stopped; connections in no use do not hold it up', async t => {
+test('a stop completes the open review and does not wait for idle connections', async t => {
 	const {webhook, client, issuer} = await webhookOf(t);
 	await client.call({body: question});
 	const slow = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName});
@@ -283,7 +283,7 @@ async function stalled(
 	return {status, socket};
 }
 
-test('of bodies that stall the oldest is refused with 429 when there are too many, and reviews are answered meanwhile', async t => {
+test('if too many bodies stall, the oldest gets 429, and other reviews are answered', async t => {
 	const {client, webhook, issuer} = await webhookOf(t, {
 		limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 100},
 	});

@@ -113,13 +113,13 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 		case 'unknown': {
 			if (uri.hostKeys === 'auto') {
 				return {
-					warning: `the host key is not known and accepted all the same (known_hosts_verify=auto); it is ${describeKey(key)}`,
+					warning: `the host key is unknown and was accepted (known_hosts_verify=auto); it is ${describeKey(key)}`,
 					record: async () => record(uri, path, key),
 				};
 			}
 
 			const why = [
-				known === undefined ? ', and there is no known_hosts file' : '',
+				known === undefined ? ', and the known_hosts file does not exist' : '',
 				lines.length > 0
 					? `, and the certificate authority of ${describeLines(lines)} cannot help: host certificates are not supported`
 					: '',
@@ -129,16 +129,16 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 			];
 			throw new HostKeyError({
 				code: 'unauthenticated',
-				what: `The ssh host key of ${name} is not known${why.join('')}`,
+				what: `The ssh host key of ${name} is unknown${why.join('')}`,
 				where,
-				remedy: `${compare}; if it is the same, add the key: "${scan}". Or give up the check with no_verify=1 in the URI.`,
+				remedy: `${compare}; if it is the same, add the key: "${scan}". Or turn off the check with no_verify=1 in the URI.`,
 			});
 		}
 
 		case 'changed':
 			throw new HostKeyError({
 				code: 'unauthenticated',
-				what: `The ssh host key of ${name} is not the one that is known: ${describeLines(lines)} says otherwise. Someone may be impersonating the host, or it was installed anew`,
+				what: `The ssh host key of ${name} has changed: ${describeLines(lines)} has another key. The host may be impersonated, or it was reinstalled`,
 				where,
 				remedy: `${compare}. If it is the same, remove the old key: "ssh-keygen -f ${path} -R '${name}'", and add the new one: "${scan}".`,
 			});
@@ -147,7 +147,7 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 				code: 'unauthenticated',
 				what: `The ssh host key of ${name} is revoked by ${describeLines(lines)}`,
 				where,
-				remedy: 'Give the host a new key: this one is not to be trusted any more.',
+				remedy: 'Create a new key on the host: this one must not be trusted.',
 			});
 	}
 }
@@ -176,7 +176,7 @@ async function record({host, port}: SshUri, path: string, key: Buffer): Promise<
 			code: 'failed-precondition',
 			what: `Could not add the ssh host key to the known_hosts file: ${toError(error).message}`,
 			where: {path},
-			remedy: 'Add it yourself, or name a file that can be written with known_hosts= in the URI: until it is recorded, each connection accepts any key.',
+			remedy: 'Add it by hand, or name a writable file with known_hosts= in the URI: until the key is stored, each connection accepts any key.',
 			cause: error,
 		});
 	}

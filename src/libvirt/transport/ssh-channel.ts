@@ -160,9 +160,9 @@ export class SshChannel extends Duplex {
 		const stderr = this.#stderr.trim();
 		return new AdaptorError({
 			code: 'unavailable',
-			what: `The host's end of the connection to libvirt hung up${this.#exit === undefined ? '' : `: the command ${this.#exit}`}${stderr === '' ? '' : `: ${stderr}`}`,
+			what: `The host closed the connection to libvirt${this.#exit === undefined ? '' : `: the command ${this.#exit}`}${stderr === '' ? '' : `: ${stderr}`}`,
 			where: {via: this.#description, bytesReceived: this.#bytesReceived},
-			remedy: 'Check that libvirtd (or virtqemud) runs on the host and lets this user in, and look into its log.',
+			remedy: 'Check that libvirtd (or virtqemud) runs on the host and allows this user, and check its log.',
 		});
 	}
 
@@ -171,7 +171,7 @@ export class SshChannel extends Duplex {
 			code: 'unavailable',
 			what: `The ssh connection to the host was lost: ${cause?.message ?? 'the host closed it'}`,
 			where: {via: this.#description},
-			remedy: 'Check the network between this node and the host, and that sshd still runs there.',
+			remedy: 'Check the network between this node and the host, and that sshd still runs on the host.',
 			cause,
 		});
 	}

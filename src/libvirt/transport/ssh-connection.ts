@@ -66,7 +66,7 @@ export async function connectSsh(uri: SshUri, options: SshOptions, signal: Abort
 		? await loadIdentities(uri.keyfile, options.home, options.uid, signal)
 		: {usable: [], unusable: []};
 	for (const {path} of identities.usable.filter(({exposed}) => exposed)) {
-		options.log.warn({path, host: uri.host}, 'ssh key file is accessible to others than its owner');
+		options.log.warn({path, host: uri.host}, 'ssh key file is accessible to users other than its owner');
 	}
 
 	// A socket of our own, so that the attempt can be ended at any point of it.
@@ -167,10 +167,10 @@ async function reportUnproven(unproven: Unproven | undefined, {host, port}: SshU
 
 	const outcome =
 		(await unproven.record?.().then(
-			({path}) => `; recorded in ${path}: from now on no other is accepted`,
+			({path}) => `; stored in ${path}: from now on no other key is accepted`,
 			(error: unknown) => `; ${toError(error).message}`,
 		)) ?? '';
-	log.warn({host, port, reason: `${unproven.warning}${outcome}`}, 'ssh host key accepted without proof');
+	log.warn({host, port, reason: `${unproven.warning}${outcome}`}, 'ssh host key accepted without verification');
 }
 
 function hangUp(client: Client, socket: Socket): void {
@@ -253,7 +253,7 @@ class Authentication {
 		const unusable = this.#identities.unusable.map(({path, reason}) => `${path}: ${reason}`);
 		return new AdaptorError({
 			code: 'unauthenticated',
-			what: `The host did not let user ${this.user} in over ssh; tried: ${tried.join(', ') || 'nothing, there is neither a key file nor an agent'}${unusable.length > 0 ? `; not usable: ${unusable.join(', ')}` : ''}${this.#notes.length > 0 ? `; ${this.#notes.join('; ')}` : ''}`,
+			what: `The host refused the ssh login of user ${this.user}; tried: ${tried.join(', ') || 'nothing, because there is neither a key file nor an agent'}${unusable.length > 0 ? `; not usable: ${unusable.join(', ')}` : ''}${this.#notes.length > 0 ? `; ${this.#notes.join('; ')}` : ''}`,
 			where: {host, port, user: this.user, hostAccepts: this.#accepted.join(',')},
 			remedy: `Add the public key to ~${this.user}/.ssh/authorized_keys on the host, or name the right key with keyfile= or the right user in the URI.`,
 			cause,
@@ -265,11 +265,11 @@ type Stage = 'handshake' | 'authentication' | 'ready';
 
 const networkRemedies: Readonly<Record<string, string>> = {
 	ENOTFOUND: 'The name does not resolve: correct the host in the URI, or the resolver of this node.',
-	EAI_AGAIN: 'The name could not be resolved just now: check the resolver of this node.',
-	ECONNREFUSED: 'Nothing listens there: check that sshd runs on the host, and the port in the URI.',
+	EAI_AGAIN: 'The name cannot be resolved at present: check the resolver of this node.',
+	ECONNREFUSED: 'Nothing listens on that port: check that sshd runs on the host, and the port in the URI.',
 	EHOSTUNREACH: 'Check the network between this node and the host.',
 	ENETUNREACH: 'Check the network between this node and the host.',
-	ETIMEDOUT: 'Nothing answers there: check the host in the URI and the firewalls in between.',
+	ETIMEDOUT: 'The host does not answer: check the host in the URI, and the firewalls.',
 };
 
 function failure(uri: SshUri, stage: Stage, error: Error, auth: Authentication): AdaptorError {
@@ -277,7 +277,7 @@ function failure(uri: SshUri, stage: Stage, error: Error, auth: Authentication):
 		return auth.failure(error);
 	}
 
-	return unreachable(uri, 'Could not open an ssh session at the host', error);
+	return unreachable(uri, 'Could not open an ssh session on the host', error);
 }
 
 function unreachable({host, port}: SshUri, what: string, cause: Error): AdaptorError {
@@ -286,7 +286,7 @@ function unreachable({host, port}: SshUri, what: string, cause: Error): AdaptorE
 		code: 'unavailable',
 		what: `${what}: ${echoed(code || cause.message)}`,
 		where: {host, port},
-		remedy: networkRemedies[code] ?? 'Check that sshd runs on the host and look into its log.',
+		remedy: networkRemedies[code] ?? 'Check that sshd runs on the host, and check its log.',
 		cause,
 	});
 }

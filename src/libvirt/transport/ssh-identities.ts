@@ -81,14 +81,14 @@ async function readIdentity(path: string, uid: number | undefined, signal: Abort
 					'not-found',
 					'The ssh key file does not exist',
 					path,
-					'Correct keyfile= in the URI, or put the private key there.',
+					'Correct keyfile= in the URI, or copy the private key to that path.',
 					error,
 				)
 			: unusable(
 					'permission-denied',
 					'Could not read the ssh key file',
 					path,
-					'Make it a file readable by the user that this process runs as.',
+					'Make it readable for the user of this process.',
 					error,
 				);
 	}
@@ -104,9 +104,9 @@ async function readIdentity(path: string, uid: number | undefined, signal: Abort
 				)
 			: unusable(
 					'failed-precondition',
-					'The ssh key file holds no usable private key',
+					'The ssh key file contains no usable private key',
 					path,
-					'Give a private key in OpenSSH or PEM format: ed25519, ECDSA or RSA.',
+					'Use a private key in OpenSSH or PEM format: ed25519, ECDSA or RSA.',
 					key,
 				);
 	}
@@ -116,7 +116,7 @@ async function readIdentity(path: string, uid: number | undefined, signal: Abort
 	if (first?.isPrivateKey() !== true) {
 		throw unusable(
 			'failed-precondition',
-			'The ssh key file holds a public key only',
+			'The ssh key file only contains a public key',
 			path,
 			'Name the private key: the file without .pub.',
 		);

@@ -53,7 +53,7 @@ export function openSshPipe(uri: SshUri, options: SshPipeOptions): OpenPipe {
 				onSilence: () => ranks.set(way, 2),
 			}));
 			const description = `ssh ${uri.host}:${uri.port}, ${route.name}`;
-			options.log.debug({host: uri.host, transport: description}, 'way to libvirt opened');
+			options.log.debug({host: uri.host, transport: description}, 'connection to libvirt opened');
 			const cut = (): void => {
 				connection.cut();
 				channel.destroy();
@@ -151,9 +151,9 @@ async function firstThatOpens(
 
 	throw new AdaptorError({
 		code: 'unavailable',
-		what: `No way leads from ssh to libvirt on the host; tried ${failures.join('; ')}`,
+		what: `Could not reach libvirt on the host over ssh; tried ${failures.join('; ')}`,
 		where: {host: uri.host, port: uri.port},
-		remedy: 'Check that libvirtd (or virtqemud and its socket unit) runs there. If it does: allow AllowStreamLocalForwarding in sshd_config, or install virt-ssh-helper (libvirt-clients or libvirt-daemon) or nc, or name the socket with socket= in the URI.',
+		remedy: 'Check that libvirtd (or virtqemud and its socket unit) runs on the host. If it does: turn on AllowStreamLocalForwarding in sshd_config, install virt-ssh-helper (libvirt-clients or libvirt-daemon) or nc, or name the socket with socket= in the URI.',
 	});
 }
 

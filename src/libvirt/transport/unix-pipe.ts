@@ -59,7 +59,7 @@ function socketError(path: string, cause: unknown): AdaptorError {
 	if (code === 'EACCES' || code === 'EPERM') {
 		return new AdaptorError({
 			code: 'permission-denied',
-			what: 'Not allowed to connect to the libvirt socket',
+			what: 'No permission to connect to the libvirt socket',
 			where: {path},
 			remedy: 'Run as root, or as a member of the group libvirt.',
 			cause,
@@ -71,6 +71,6 @@ function socketError(path: string, cause: unknown): AdaptorError {
 		what: `Could not connect to the libvirt socket: ${code}`,
 		where: {path},
 		cause,
-		remedy: 'Check that libvirtd (or virtqemud) runs here, or name its socket with socket= in the URI; for a remote host use qemu+ssh://HOST/system.',
+		remedy: 'Check that libvirtd (or virtqemud) runs on this machine, or name its socket with socket= in the URI; for a remote host use qemu+ssh://HOST/system.',
 	});
 }

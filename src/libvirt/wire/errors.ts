@@ -108,7 +108,7 @@ const meanings: Readonly<Record<number, Meaning>> = {
 	},
 	[libvirtCode.operationTimeout]: {
 		code: 'unavailable',
-		remedy: "Another operation on the same object takes long; libvirtd's log on the KVM host says which.",
+		remedy: 'Another operation on the same object takes long: check the log of libvirtd on the KVM host.',
 	},
 	[libvirtCode.argumentUnsupported]: unsupported,
 	[libvirtCode.operationAborted]: {code: 'aborted'},
@@ -118,11 +118,11 @@ const meanings: Readonly<Record<number, Meaning>> = {
 	[libvirtCode.agentUnresponsive]: {code: 'unavailable'},
 	[libvirtCode.resourceBusy]: {
 		code: 'failed-precondition',
-		remedy: 'Something else uses it: try again when that is done.',
+		remedy: 'Another operation uses it: retry later.',
 	},
 	[libvirtCode.accessDenied]: {
 		code: 'permission-denied',
-		remedy: 'libvirt\'s access control denies it to this user: see "access_drivers" in libvirtd.conf on the KVM host.',
+		remedy: 'The access control of libvirt denies it to this user: see "access_drivers" in libvirtd.conf on the KVM host.',
 	},
 	[libvirtCode.storageVolExist]: {code: 'already-exists'},
 	[libvirtCode.xmlInvalidSchema]: badXml,
@@ -137,7 +137,7 @@ const meaningsOfErrno: Readonly<Record<number, Meaning>> = {
 	12: {code: 'resource-exhausted', remedy: 'The KVM host is short of memory: free some, or run fewer VMs on it.'},
 	13: {
 		code: 'permission-denied',
-		remedy: 'Check the owner and mode of the path on the KVM host, and what SELinux or AppArmor say about it.',
+		remedy: 'Check owner and mode of the path on the KVM host, and the denials of SELinux or AppArmor.',
 	},
 	28: {
 		code: 'resource-exhausted',
@@ -220,7 +220,7 @@ export class LibvirtConnectionError extends AdaptorError {
 	constructor(procedure: string, mayHaveBeenExecuted: boolean, transport: string | undefined, reason: AdaptorError) {
 		super({
 			code: isRefusal(reason) ? reason.code : 'unavailable',
-			what: `libvirt did not answer ${procedure}${mayHaveBeenExecuted ? ', which it may have carried out' : ', which it never got'}: ${reason.what}`,
+			what: `libvirt did not answer ${procedure}${mayHaveBeenExecuted ? ', which it may have executed' : ', which it never received'}: ${reason.what}`,
 			where: {...reason.where, procedure, ...(transport === undefined ? {} : {transport})},
 			...(reason.remedy === undefined ? {} : {remedy: reason.remedy}),
 			cause: reason,

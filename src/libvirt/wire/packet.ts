@@ -48,8 +48,8 @@ export class PacketError extends AdaptorError {
 	constructor(reason: string) {
 		super({
 			code: 'data-loss',
-			what: `What came from the libvirt daemon is not libvirt's protocol: ${reason}`,
-			remedy: 'Check that the URI leads to a libvirt daemon and that nothing in between writes into the connection, such as a banner of a login shell.',
+			what: `The data from the libvirt daemon violates the libvirt protocol: ${reason}`,
+			remedy: 'Check that the URI refers to a libvirt daemon, and that nothing else writes to the connection, such as a banner of a login shell.',
 		});
 	}
 }
@@ -60,7 +60,7 @@ export function encodePacket(header: PacketHeader, body: Uint8Array): Buffer {
 	if (length - 4 > messageLimit) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: `A message of ${length} bytes is too long for libvirt, which takes ${messageLimit}`,
+			what: `A message of ${length} bytes exceeds the libvirt limit of ${messageLimit}`,
 		});
 	}
 

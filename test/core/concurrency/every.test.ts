@@ -31,7 +31,7 @@ test('an abort in the middle of an interval ends it, and nothing is yielded when
 	}
 });
 
-test('a trigger yields before the time; several at once count as one, and one that came during the work is not lost', async t => {
+test('a trigger yields early; several count as one, and one during the work is not lost', async t => {
 	const ending = new AbortController();
 	const trigger = new Trigger();
 	let rounds = 0;

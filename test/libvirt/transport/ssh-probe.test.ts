@@ -90,10 +90,10 @@ test('a wrong host key and a refused user key are different errors, each with a 
 	);
 	await t.throwsAsync(probeOf(t, sshd, `known_hosts=${sshd.directory}/wrong_hosts`).login(signal), {
 		instanceOf: HostKeyError,
-		message: /not the one that is known/,
+		message: /has changed/,
 	});
 	const error = await t.throwsAsync(probeOf(t, {...sshd, userKey: other.userKey}).login(signal), {
-		message: /did not let user root in.*authorized_keys/,
+		message: /refused the ssh login of user root.*authorized_keys/,
 	});
 	t.like(error, {code: 'unauthenticated'});
 });

@@ -95,7 +95,7 @@ test('a body over the limit is refused before it is copied', t => {
 				{program: 1, version: 1, procedure: 1, type: 0, serial: 1, status: 0},
 				Buffer.alloc(messageLimit),
 			),
-		{message: /too long for libvirt/},
+		{message: /exceeds the libvirt limit/},
 	);
 });
 
