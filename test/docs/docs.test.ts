@@ -67,6 +67,31 @@ for (const path of guides) {
 	});
 }
 
+/** The first column of a table whose heading is `msg` names log messages; `…` stands for the rest of one. */
+function namedMessages(text: string): string[] {
+	return [...text.matchAll(/^\| `msg` \|.*\n\|[\-\|]+\n(?<rows>(?:\|.*\n)+)/gmv)]
+		.flatMap(({groups}) => (groups?.['rows'] ?? '').split('\n'))
+		.flatMap(row => [...(row.split(' | ')[0] ?? '').matchAll(/`(?<message>[^`]+)`/gv)])
+		.map(({groups}) => groups?.['message'] ?? '')
+		.filter(message => !/^(?:info|error|warn|debug)$/v.test(message));
+}
+
+const sources = readdirSync(join(repository, 'src'), {recursive: true, encoding: 'utf8'})
+	.filter(name => name.endsWith('.ts'))
+	.map(name => read(join('src', name)).replaceAll(/\\(?<quote>')/gv, '$<quote>'))
+	.join('\n');
+
+for (const path of guides.filter(each => namedMessages(read(each)).length > 0)) {
+	test(`${path} names log messages that exist`, t => {
+		t.deepEqual(
+			namedMessages(read(path)).filter(
+				message => !message.split(/…|<\w+>/v).every(part => sources.includes(part.trim())),
+			),
+			[],
+		);
+	});
+}
+
 test('README.md is at most 120 lines', t => {
 	t.true(read('README.md').split('\n').length <= 121);
 });
