@@ -13,6 +13,12 @@ module.exports = {
 		),
 		rule('foundation', 'core/ stands on nothing of ours.', {path: '^src/core/'}, {path: '^src/(?!core/)'}),
 		rule(
+			'images-are-judged-without-storage',
+			'vm-image/ knows names and bytes: neither libvirt nor registries.',
+			{path: '^src/vm-image/'},
+			{path: '^src/(?!vm-image/|core/)'},
+		),
+		rule(
 			'domain-knows-no-protocol',
 			'sandbox/ imports core/ only, and no library.',
 			{path: '^src/sandbox/'},
@@ -36,7 +42,7 @@ module.exports = {
 				'Adapters never import each other, nor what composes them.',
 				{path: `^src/${name}/`},
 				{
-					path: `^src/(?!(${name}|core|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`,
+					path: `^src/(?!(${name}|core|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt|vm-image' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`,
 				},
 			),
 		),

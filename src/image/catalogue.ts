@@ -1,6 +1,6 @@
 /** The images of a pool: what there is, what is in use, and what may go. */
 import {AdaptorError} from '../core/errors.ts';
-import {imageStem, readImageVersion} from '../sandbox/image-version.ts';
+import {imageStem, readImageVersion} from '../vm-image/version-name.ts';
 import {completenessOf, type Completeness} from './incomplete.ts';
 import {checkName, currentVersion, describeUse, pointAliasAt, isAlias, podDisk} from './name.ts';
 import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';

@@ -1,6 +1,6 @@
 /** Which versions of an image were begun and never finished, and which of those nobody works on any more. */
 import type {StoragePool} from '../libvirt/wire/procedures.ts';
-import {readImageVersion} from '../sandbox/image-version.ts';
+import {readImageVersion} from '../vm-image/version-name.ts';
 import {isGone, noteBytes, readNote} from './pusher.ts';
 import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
 import {volumeOf} from '../libvirt/storage/volume-name.ts';

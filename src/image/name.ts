@@ -8,7 +8,7 @@ import {pause, Scope} from '../core/lifetime.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
-import {imageStem, readImageVersion, pointsToVersion} from '../sandbox/image-version.ts';
+import {imageStem, readImageVersion, pointsToVersion} from '../vm-image/version-name.ts';
 import {thinQcow2} from './qcow2.ts';
 import {change} from '../libvirt/change.ts';
 import {volumeOf} from '../libvirt/storage/volume-name.ts';

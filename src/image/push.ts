@@ -17,8 +17,8 @@ import {isLibvirtError, LibvirtConnectionError, LibvirtError, libvirtCode} from 
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
 import type {Logger} from '../core/log.ts';
-import {checkBootRecord, headBytes, readImageFormat, type ImageFormat} from '../sandbox/image-judgement.ts';
-import {imageStem, imageVersionName} from '../sandbox/image-version.ts';
+import {checkBootRecord, headBytes, readImageFormat, type ImageFormat} from '../vm-image/judgement.ts';
+import {imageStem, imageVersionName} from '../vm-image/version-name.ts';
 import {removeAbandoned} from './incomplete.ts';
 import {checkName, pointAliasAt, untilSeen} from './name.ts';
 import {thisPusher, writeNote, type Pusher} from './pusher.ts';

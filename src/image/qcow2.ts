@@ -12,8 +12,8 @@ import {
 	qcow2Magic,
 	zeroFlag,
 	type ReadImage,
-} from '../sandbox/qcow2.ts';
-import {cutOff} from '../sandbox/unfit-image.ts';
+} from '../vm-image/qcow2.ts';
+import {cutOff} from '../vm-image/unfit-image.ts';
 
 /**
  * Whether all that its tables name begins in the file: one that was cut off, by a download that broke for one, begins

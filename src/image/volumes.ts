@@ -9,7 +9,7 @@ import {change} from '../libvirt/change.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
-import {pointsToVersion} from '../sandbox/image-version.ts';
+import {pointsToVersion} from '../vm-image/version-name.ts';
 
 /** What `LibvirtSession` has, so that it fits as it is. */
 export type LibvirtStorage = Pick<LibvirtSession, 'call' | 'upload' | 'download'>;

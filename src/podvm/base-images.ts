@@ -21,9 +21,9 @@ import {
 	readsThrough,
 	readsThroughRefusal,
 	type ImageFormat,
-} from '../sandbox/image-judgement.ts';
-import type {ReadImage} from '../sandbox/qcow2.ts';
-import {UnfitImageError} from '../sandbox/unfit-image.ts';
+} from '../vm-image/judgement.ts';
+import type {ReadImage} from '../vm-image/qcow2.ts';
+import {UnfitImageError} from '../vm-image/unfit-image.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {notFound, readBaseVolume, type BaseVolume} from './volumes.ts';

@@ -6,7 +6,7 @@
  * balloon (fenced under Secure Execution), a graphics device, and <panic> (libvirt adds s390's own).
  */
 import {create} from 'xmlbuilder2';
-import type {HostSupport} from './host-support.ts';
+import type {HostSupport} from './host-capabilities.ts';
 import {appendMetadata, type PodVmMetadata} from './metadata.ts';
 import {isAbsent, type NetworkProtection} from './network-protection.ts';
 import {xmlText} from '../libvirt/xml.ts';

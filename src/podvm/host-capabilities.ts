@@ -1,22 +1,35 @@
 /**
- * What the KVM host offers, as its libvirt tells: asked once a connection, by whoever needs it first, for a new
- * connection may be to a host that was updated. Judges nothing.
+ * What the KVM host offers for s390x guests, according to libvirt's capabilities. Read once for each connection, since
+ * a new connection may be to a host that was updated. Judges nothing.
  */
-import {abortable, neverAborts} from '../core/lifetime.ts';
+import {SharedAnswer} from '../core/concurrency/shared-answer.ts';
+import {AdaptorError} from '../core/errors.ts';
+import {neverAborts} from '../core/lifetime.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
-import {hostSupport, type HostSupport} from './host-support.ts';
+import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readSecureExecutionSupport, type SecureExecutionSupport} from './secure-execution.ts';
 
-/** The session bounds its calls itself. */
+export interface HostSupport {
+	/** `kvm` wherever the host offers it; `qemu` is emulation in software (TCG), good for tests only. */
+	readonly domainType: 'kvm' | 'qemu';
+	readonly machine: string;
+	/** Path of the emulator on the host. */
+	readonly emulator: string;
+	/** Numbers of the host's CPUs that are online, rising; none when libvirt does not tell. */
+	readonly cpus: readonly number[];
+}
+
+/** The alias that stands for the host's newest machine. */
+const machineAlias = 's390-ccw-virtio';
 
 export class HostCapabilities {
 	readonly #support: SharedAnswer<HostSupport>;
 	readonly #secureExecution: SharedAnswer<SecureExecutionSupport>;
 
 	/**
-	 * Listens to the session for as long as that lives; those who do so later are told of a new connection when the old
-	 * one's answers are forgotten.
+	 * Listens to the session as long as it lives. Later listeners hear of a new connection after the answers of the old
+	 * one are forgotten.
 	 */
 	constructor(session: Pick<LibvirtCalls, 'call' | 'onState'>) {
 		this.#support = new SharedAnswer(async () =>
@@ -45,39 +58,53 @@ export class HostCapabilities {
 		return this.#secureExecution.get(signal);
 	}
 
-	/** Something failed that an update of the host may explain: ask again. */
+	/** For failures that an update of the host may explain: the next call asks again. */
 	forget(): void {
 		this.#support.forget();
 		this.#secureExecution.forget();
 	}
 }
 
-/** One question for all who ask at the same time: hence none of their signals. One that failed is asked again. */
-export class SharedAnswer<T> {
-	readonly #ask: () => Promise<T>;
-	#answer: Promise<T> | undefined;
-
-	constructor(ask: () => Promise<T>) {
-		this.#ask = ask;
+/**
+ * @param capabilities answer of CONNECT_GET_CAPABILITIES (libvirt, docs/formatcaps)
+ * @throws AdaptorError 'failed-precondition' when the host runs no s390x guests
+ */
+export function hostSupport(capabilities: string): HostSupport {
+	const described = readXml(capabilities);
+	const architecture = children(described, 'guest')
+		.filter(guest => child(guest, 'os_type')?.text === 'hvm')
+		.flatMap(guest => children(guest, 'arch'))
+		.find(({attributes}) => attributes['name'] === 's390x');
+	for (const domainType of ['kvm', 'qemu'] as const) {
+		const domain = children(architecture, 'domain').find(({attributes}) => attributes['type'] === domainType);
+		// A domain type may name an emulator and machines of its own; else those of the architecture hold.
+		const emulator = (child(domain, 'emulator') ?? child(architecture, 'emulator'))?.text;
+		const machine = newestMachine(domain) ?? newestMachine(architecture);
+		if (domain !== undefined && emulator !== undefined && machine !== undefined) {
+			return {domainType, machine, emulator, cpus: onlineCpus(described)};
+		}
 	}
 
-	async get(signal: AbortSignal): Promise<T> {
-		const answer = this.#answer ?? this.#begin();
-		return abortable(answer, signal);
-	}
+	throw new AdaptorError({
+		code: 'failed-precondition',
+		what: 'The libvirt host cannot run s390x virtual machines',
+		remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE with qemu-system-s390x installed.',
+	});
+}
 
-	forget(): void {
-		this.#answer = undefined;
-	}
+/**
+ * libvirt lists them by NUMA node; s390x has one, or several without meaning (libvirt, docs/formatcaps, "Host
+ * capabilities").
+ */
+function onlineCpus(capabilities: XmlElement): readonly number[] {
+	return children(child(capabilities, 'host', 'topology', 'cells'), 'cell')
+		.flatMap(cell => children(child(cell, 'cpus'), 'cpu'))
+		.map(({attributes}) => Number(attributes['id'] ?? Number.NaN))
+		.filter(cpu => Number.isInteger(cpu))
+		.sort((one, other) => one - other);
+}
 
-	#begin(): Promise<T> {
-		const answer = this.#ask();
-		this.#answer = answer;
-		answer.catch(() => {
-			if (this.#answer === answer) {
-				this.forget();
-			}
-		});
-		return answer;
-	}
+function newestMachine(of: XmlElement | undefined): string | undefined {
+	const alias = children(of, 'machine').find(({text}) => text === machineAlias);
+	return alias === undefined ? undefined : (alias.attributes['canonical'] ?? machineAlias);
 }

@@ -13,15 +13,16 @@ import type {
 	SecureExecutionObservation,
 	VolumeObservation,
 } from '../check/observations.ts';
+import {networkOf, prefixLengthOf} from '../core/ipv4.ts';
 import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {child, readXml, type XmlElement} from '../libvirt/xml.ts';
-import {UnfitImageError} from '../sandbox/unfit-image.ts';
+import {UnfitImageError} from '../vm-image/unfit-image.ts';
 import {judgeVolume} from './base-images.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import {silentLogger} from '../core/log.ts';
-import {checkCpuset} from './kvm-host.ts';
+import {checkCpuset} from './host-requirements.ts';
 import {isAbsent, readNetworkProtection, type ProtectionWish} from './network-protection.ts';
 import type {PodsDir} from './metadata.ts';
 import {listDomains, ownership, readOwnDomains, type OwnDomain, type Owner} from './own-domains.ts';
@@ -279,22 +280,8 @@ function addressing(ip: XmlElement | undefined): Pick<NetworkObservation, 'subne
 		return {};
 	}
 
-	const bits = addressBits(address);
-	const length = prefix === undefined ? prefixLengthOf(netmask) : Number(prefix);
+	// Without prefix and netmask, libvirt uses the class of the address; only the address itself is certain then.
+	const length = prefix ?? (netmask === undefined ? 32 : prefixLengthOf(netmask));
 	const first = child(ip, 'dhcp', 'range')?.attributes['start'];
-	const size = 2 ** (32 - length);
-	return {subnet: `${addressText(Math.floor(bits / size) * size)}/${length}`, vmAddress: first ?? address};
-}
-
-/** Without either libvirt takes the class of the address; then one address is all that is sure. */
-function prefixLengthOf(netmask: string | undefined): number {
-	return netmask === undefined ? 32 : 32 - Math.log2(2 ** 32 - addressBits(netmask));
-}
-
-function addressBits(address: string): number {
-	return address.split('.').reduce((value, part) => value * 256 + Number(part), 0);
-}
-
-function addressText(bits: number): string {
-	return [24, 16, 8, 0].map(shift => Math.floor(bits / 2 ** shift) % 256).join('.');
+	return {subnet: networkOf(`${address}/${length}`), vmAddress: first ?? address};
 }

@@ -30,7 +30,7 @@ import {domainXml, interfaceXml, type DomainSpec} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import {chosenImage} from './image-choice.ts';
-import {KvmHost} from './kvm-host.ts';
+import {HostRequirements} from './host-requirements.ts';
 import {change, mayHaveBeenMade} from '../libvirt/change.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {PodsDir, PodVmMetadata} from './metadata.ts';
@@ -94,7 +94,7 @@ class LibvirtPodVms implements PodVms {
 	readonly #slots: VmSlots;
 	/** A start and the deletions of one sandbox never overlap. */
 	readonly #mutex = new KeyedMutex();
-	readonly #host: KvmHost;
+	readonly #host: HostRequirements;
 	readonly #images: BaseImages;
 	readonly #endWatch: EndWatch;
 	/** Of VMs that were started here. */
@@ -107,7 +107,7 @@ class LibvirtPodVms implements PodVms {
 	constructor(options: PodVmsOptions) {
 		this.#options = options;
 		this.#slots = new VmSlots(options.cluster, options.node);
-		this.#host = new KvmHost(options);
+		this.#host = new HostRequirements(options);
 		this.#images = new BaseImages(options);
 		this.#endWatch = new EndWatch(options);
 	}

@@ -6,7 +6,6 @@
 import {AdaptorError} from '../core/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
-import type {HostSupport} from './host-support.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 
 export type SecureExecutionSupport =
@@ -96,7 +95,7 @@ function isBeforeZ15(model: string): boolean {
 /** Asks the host. @throws as `LibvirtSession.call` */
 export async function readSecureExecutionSupport(
 	session: Pick<LibvirtCalls, 'call'>,
-	{emulator, machine, domainType}: HostSupport,
+	{emulator, machine, domainType}: {readonly emulator: string; readonly machine: string; readonly domainType: string},
 	signal: AbortSignal,
 ): Promise<SecureExecutionSupport> {
 	const [{capabilities}, {libVer}] = await Promise.all([

@@ -9,7 +9,7 @@ import {procedures, type StoragePool, type StorageVol} from '../libvirt/wire/pro
 import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {volumeXml} from '../libvirt/storage/volume-xml.ts';
 import {child, readXml} from '../libvirt/xml.ts';
-import {readImageVersion, pointsToVersion} from '../sandbox/image-version.ts';
+import {readImageVersion, pointsToVersion} from '../vm-image/version-name.ts';
 import {change} from '../libvirt/change.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';

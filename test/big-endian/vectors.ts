@@ -21,7 +21,7 @@ import {Secret} from '../../src/core/log.ts';
 import {networkOf, prefixContains} from '../../src/core/ipv4.ts';
 import {cidataIso} from '../../src/podvm/cidata.ts';
 import {formatUuid, VmSlots} from '../../src/podvm/vm-slots.ts';
-import {readImageFormat} from '../../src/sandbox/image-judgement.ts';
+import {readImageFormat} from '../../src/vm-image/judgement.ts';
 import {encodeFrame, FrameDecoder} from '../../src/ttrpc/frame.ts';
 import {decodeRequest, decodeResponse, encodeRequest, encodeResponse} from '../../src/ttrpc/message.ts';
 import {ziplDisk} from '../lab/zipl.ts';

@@ -4,7 +4,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {checkIsWhole, thinQcow2} from '../../src/image/qcow2.ts';
-import {headBytes, readImageFormat} from '../../src/sandbox/image-judgement.ts';
+import {headBytes, readImageFormat} from '../../src/vm-image/judgement.ts';
 import {directoryOf} from '../support/directory.ts';
 import {execute} from './storage.ts';
 

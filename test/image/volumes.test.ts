@@ -1,7 +1,7 @@
 import test from 'ava';
 import fc from 'fast-check';
 import {holdingsOf, type Volume} from '../../src/image/volumes.ts';
-import {imageStem, imageVersionName, readImageVersion, pointsToVersion} from '../../src/sandbox/image-version.ts';
+import {imageStem, imageVersionName, readImageVersion, pointsToVersion} from '../../src/vm-image/version-name.ts';
 
 function volume(name: string, backing?: string): Volume {
 	return {

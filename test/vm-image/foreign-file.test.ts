@@ -1,5 +1,5 @@
 import test from 'ava';
-import {foreignImage} from '../../src/sandbox/foreign-image.ts';
+import {foreignImage} from '../../src/vm-image/foreign-file.ts';
 
 for (const [name, head] of [
 	['a gzip file', Buffer.of(0x1f, 0x8b, 8)],

@@ -1,14 +1,14 @@
 /**
- * What has to be known of the KVM host before a VM is defined on it. Refuses what the host cannot do, so that a start
- * fails before it has left a trace; where confidential VMs are asked for, it tells of each new connection whether they
- * can be had.
+ * What the settings require of the KVM host: s390x guests, the CPUs of LIBVIRT_CPUSET, Secure Execution, network
+ * protection. Checked before a VM is defined, so that a start on an unsuitable host leaves nothing behind. Logs at each
+ * new connection whether the host can run confidential VMs and protect the network.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {neverAborts} from '../core/lifetime.ts';
 import {formatCpuset, parseCpuset} from '../libvirt/cpuset.ts';
 import type {Logger} from '../core/log.ts';
-import {SharedAnswer, type HostCapabilities} from './host-capabilities.ts';
-import type {HostSupport} from './host-support.ts';
+import {SharedAnswer} from '../core/concurrency/shared-answer.ts';
+import type {HostCapabilities, HostSupport} from './host-capabilities.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {
 	defineFilter,
@@ -20,7 +20,7 @@ import {
 } from './network-protection.ts';
 import {secureExecutionUnavailable} from './secure-execution.ts';
 
-export interface KvmHostOptions extends ProtectionWish {
+export interface HostRequirementsOptions extends ProtectionWish {
 	readonly session: Pick<LibvirtCalls, 'call' | 'onState'>;
 	readonly capabilities: HostCapabilities;
 	/** LIBVIRT_CPUSET */
@@ -30,17 +30,15 @@ export interface KvmHostOptions extends ProtectionWish {
 	readonly log: Logger;
 }
 
-/** The session bounds its calls itself. */
-
-export class KvmHost {
-	readonly #options: KvmHostOptions;
+export class HostRequirements {
+	readonly #options: HostRequirementsOptions;
 	/** Asked once a connection, as the capabilities. */
 	readonly #protection: SharedAnswer<NetworkProtection>;
 	#connections = 0;
 	#warnedOfEmulation = false;
 
 	/** Listens to the session for as long as that lives. */
-	constructor(options: KvmHostOptions) {
+	constructor(options: HostRequirementsOptions) {
 		this.#options = options;
 		this.#protection = new SharedAnswer(async () =>
 			defineFilter(

@@ -1,7 +1,7 @@
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
-import {hostSupport} from '../../src/podvm/host-support.ts';
+import {hostSupport} from '../../src/podvm/host-capabilities.ts';
 
 const emulating = await readFile(new URL('../fixtures/podvm/capabilities-s390x-tcg.xml', import.meta.url), 'utf8');
 

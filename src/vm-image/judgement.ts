@@ -2,7 +2,7 @@
  * Checks whether bytes are an image from which a pod VM may start. The same rules apply when an image is pushed, when a
  * VM starts from an unchecked volume, and in `check`. File names and the format according to libvirt do not matter.
  */
-import {foreignImage} from './foreign-image.ts';
+import {foreignImage} from './foreign-file.ts';
 import {checkQcow2Header, hasBackingFile, isQcow2, readGuestBytes, virtualSizeOf, type ReadImage} from './qcow2.ts';
 import {notAnImage, unsafe, UnfitImageError} from './unfit-image.ts';
 
