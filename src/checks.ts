@@ -3,6 +3,7 @@
  * `check/`. The command `check` and the daemon run the same list.
  */
 import {dirname, join} from 'node:path';
+import {present} from './core/present.ts';
 import {
 	clockFinding,
 	guestFinding,
@@ -159,7 +160,7 @@ export function composeChecks({config, host, network, podsDir, now = () => new D
 					towards: subnet ?? address,
 					forwarderPort,
 					vxlanPort,
-					...(hostInterface === undefined ? {} : {hostInterface}),
+					...present({hostInterface}),
 				};
 				return routeFinding(await network.observeRoute(address, signal), wish);
 			},

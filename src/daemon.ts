@@ -11,6 +11,7 @@ import {parseInitdata} from './initdata/initdata.ts';
 import {serveProbes} from './health/probes.ts';
 import type {Logger} from './core/log.ts';
 import {allOf} from './core/observer.ts';
+import {present} from './core/present.ts';
 import {createPodNetworks} from './network/pod-networks.ts';
 import {openLibvirtProvider} from './podvm/provider.ts';
 import {openIdentity} from './relay/identity.ts';
@@ -85,8 +86,7 @@ export async function startDaemon(
 		identity,
 		forwarderPort: config.forwarderPort,
 		tls: {
-			...(config.tlsMinVersion === undefined ? {} : {minVersion: config.tlsMinVersion}),
-			...(config.tlsCipherSuites === undefined ? {} : {cipherSuites: config.tlsCipherSuites}),
+			...present({minVersion: config.tlsMinVersion, cipherSuites: config.tlsCipherSuites}),
 			skipVerify: config.tlsSkipVerify,
 		},
 		observer,
@@ -144,7 +144,7 @@ export async function startDaemon(
 				},
 				initdata: {
 					parse: parseInitdata,
-					...(config.initdata === undefined ? {} : {configured: config.initdata}),
+					...present({configured: config.initdata}),
 				},
 			},
 			hasScratchSpace: config.enableScratchSpace,
@@ -223,7 +223,7 @@ async function kubernetesCluster(
 	try {
 		return await joinCluster({
 			server: apiServer,
-			...(serviceAccountDirectory === undefined ? {} : {serviceAccountDirectory}),
+			...present({serviceAccountDirectory}),
 			node: config.nodeName,
 			cluster: config.clusterId,
 			limitPerNode: config.limitPerNode,

@@ -3,6 +3,7 @@ import {AdaptorError} from './core/errors.ts';
 import {runChecks, type CheckResult} from './check/run-checks.ts';
 import type {Checks} from './checks.ts';
 import type {Logger} from './core/log.ts';
+import {present} from './core/present.ts';
 
 /** Runs the checks once, then disposes them. @returns the failures @throws the reason of the signal */
 export async function checkAndLog(checks: Checks, log: Logger, signal: AbortSignal): Promise<readonly CheckResult[]> {
@@ -12,7 +13,7 @@ export async function checkAndLog(checks: Checks, log: Logger, signal: AbortSign
 	for await (const result of runChecks(checks.list, {}, signal)) {
 		results.push(result);
 		const {name, status, text, remedy, durationMs} = result;
-		const fields = {check: name, reason: text, durationMs, ...(remedy === undefined ? {} : {remedy})};
+		const fields = {check: name, reason: text, durationMs, ...present({remedy})};
 		if (status === 'failure') {
 			log.error(fields, 'check failed');
 		} else if (status === 'warning') {

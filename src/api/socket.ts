@@ -7,6 +7,7 @@ import type {Socket} from 'node:net';
 import {dirname} from 'node:path';
 import {AdaptorError} from '../core/errors.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {answers, checkSocketPath, listenAt} from '../core/unix-listener.ts';
 
 const setting = 'REMOTE_HYPERVISOR_ENDPOINT';
@@ -28,7 +29,7 @@ export async function listen(
 	await mkdir(dirname(path), {recursive: true, mode: 0o700});
 	await warnIfOthersMayWrite(dirname(path), log);
 	const tookOver = await examine(path, log, signal);
-	const listener = await listenAt({path, setting, log, ...(onBoundAgain && {onBoundAgain})}, onConnection);
+	const listener = await listenAt({path, setting, log, ...present({onBoundAgain})}, onConnection);
 	return {tookOver, [Symbol.asyncDispose]: async () => listener[Symbol.asyncDispose]()};
 }
 

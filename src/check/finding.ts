@@ -1,5 +1,6 @@
 /** The result of a check for an operator: the state, and what to do about problems. Pure. */
 import {AdaptorError, operatorText, toError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 
 /**
  * `warning`: peer pods run, but something is slow, unsafe or about to expire. `failure`: peer pods do not run.
@@ -44,5 +45,5 @@ export function failureOf(thrown: unknown, remedy?: string): Finding {
 		error instanceof AdaptorError
 			? [operatorText(error.what, error.where), error.remedy ?? remedy]
 			: [error.message, remedy];
-	return {status: 'failure', text, ...(way === undefined ? {} : {remedy: way})};
+	return {status: 'failure', text, ...present({remedy: way})};
 }

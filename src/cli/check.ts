@@ -4,6 +4,7 @@
  */
 import {silentLogger} from '../core/log.ts';
 import {noObserver} from '../core/observer.ts';
+import {present} from '../core/present.ts';
 import {createNetworkProbe} from '../network/probe.ts';
 import type {Finding, Status} from '../check/finding.ts';
 import {runChecks, type CheckResult} from '../check/run-checks.ts';
@@ -36,7 +37,7 @@ export async function check(
 		config,
 		host: provider.openProbe(),
 		network,
-		...(podsDir === undefined ? {} : {podsDir}),
+		...present({podsDir}),
 	});
 	const titles = {host: `KVM host ${config.libvirtUri.text}`, node: `Worker node ${config.nodeName}`};
 	const results: CheckResult[] = [];

@@ -5,6 +5,7 @@ import {startDaemon} from '../daemon.ts';
 import {toError} from '../core/errors.ts';
 import {apiServerAddress} from '../kubernetes/service-account.ts';
 import {createLogger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
 /** Runs until the signal aborts, then drains. @throws ConfigError, or the error of a failed start */
@@ -22,12 +23,7 @@ export async function run(
 
 	const apiServer = apiServerAddress(env);
 	try {
-		await using _daemon = await startDaemon(
-			config,
-			{...surroundings, ...(apiServer === undefined ? {} : {apiServer})},
-			log,
-			signal,
-		);
+		await using _daemon = await startDaemon(config, {...surroundings, ...present({apiServer})}, log, signal);
 		if (!signal.aborted) {
 			await once(signal, 'abort');
 		}

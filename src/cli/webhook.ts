@@ -5,6 +5,7 @@ import {readFile} from 'node:fs/promises';
 import {loadSettings} from '../config/config.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {createLogger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {secureContextOptions} from '../relay/tls-options.ts';
 import {webhookSettings} from './webhook-settings.ts';
 import {startWebhook} from '../webhook/server.ts';
@@ -33,7 +34,7 @@ export async function webhook(
 		probePort: config.webhookProbePort,
 		tlsDirectory: config.webhookCertDir,
 		tls,
-		...(clientCa === undefined ? {} : {clientCa}),
+		...present({clientCa}),
 		policy: {
 			runtimeClass,
 			extendedResource,

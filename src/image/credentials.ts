@@ -7,6 +7,7 @@ import {basicAuthOf, parseDockerAuth} from '../core/docker-auth.ts';
 import {AdaptorError} from '../core/errors.ts';
 import {textAt} from '../core/json.ts';
 import {Secret} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import type {ImageReference} from './reference.ts';
 
 export type Credentials =
@@ -114,6 +115,6 @@ function unreadable(path: string, why: string, cause?: unknown): AdaptorError {
 		what: `Could not read the registry credentials: ${why}`,
 		where: {path},
 		remedy: 'Name a file of the form {"auths": {"REGISTRY": {"auth": "BASE64 OF USER:PASSWORD"}}} in REGISTRY_AUTH_FILE.',
-		...(cause === undefined ? {} : {cause}),
+		...present({cause}),
 	});
 }

@@ -10,6 +10,7 @@ import {getCACertificates} from 'node:tls';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {prefixContains} from '../core/ipv4.ts';
 import {abortable, DeadlineError, Scope} from '../core/lifetime.ts';
+import {present} from '../core/present.ts';
 import {guardedLookup, isLocalLiteral} from './local-addresses.ts';
 
 export interface HttpOptions {
@@ -64,8 +65,7 @@ export class HttpError extends AdaptorError {
 			code: isFinal ? 'failed-precondition' : 'unavailable',
 			what,
 			where: {host: url.host},
-			...(remedy === undefined ? {} : {remedy}),
-			...(cause === undefined ? {} : {cause}),
+			...present({remedy, cause}),
 		});
 		this.isFinal = isFinal;
 	}

@@ -5,6 +5,7 @@
  */
 import {createGunzip, createZstdDecompress} from 'node:zlib';
 import {AdaptorError, toError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import {TarDecoder, type TarEntry} from './tar.ts';
 
 /** Bytes; opened once. Rejects at its end if they were not what they should be. */
@@ -321,6 +322,6 @@ function damaged(why: string, cause?: unknown): AdaptorError {
 		code: 'data-loss',
 		what: `Could not read a layer of the container image: ${why}`,
 		remedy: 'Push the container image to the registry again.',
-		...(cause === undefined ? {} : {cause}),
+		...present({cause}),
 	});
 }

@@ -11,6 +11,7 @@ import {Secret} from '../core/log.ts';
 import type {Credentials} from './credentials.ts';
 import {HttpClient, HttpError, isWithoutTls, readAll, type HttpResponse} from './http.ts';
 import {at, listAt, parseJsonOrNothing, textAt} from '../core/json.ts';
+import {present} from '../core/present.ts';
 import {
 	checkPlatform,
 	chooseOf,
@@ -226,7 +227,7 @@ export class Registry {
 				path,
 				{
 					...headers,
-					...(this.#authorization === undefined ? {} : {authorization: this.#authorization.reveal()}),
+					...present({authorization: this.#authorization?.reveal()}),
 				},
 				signal,
 			);

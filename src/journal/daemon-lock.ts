@@ -13,6 +13,7 @@ import {join} from 'node:path';
 import {AdaptorError} from '../core/errors.ts';
 import {abortable} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import type {OtherDaemons} from '../sandbox/ports.ts';
 
 const lockName = /^\.daemon-([1-9]\d{0,14})$/v;
@@ -189,7 +190,7 @@ async function lock(file: FileHandle, options: readonly string[], signal?: Abort
 	const {promise, resolve, reject} = Promise.withResolvers<number | null>();
 	const child = spawn('flock', [...options, '3'], {
 		stdio: ['ignore', 'ignore', 'ignore', file.fd],
-		...(signal === undefined ? {} : {signal}),
+		...present({signal}),
 	});
 	child.once('error', reject);
 	child.once('exit', resolve);

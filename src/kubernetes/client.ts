@@ -9,6 +9,7 @@ import type {Logger} from '../core/log.ts';
 import {ApiConnection, type ConnectionOptions} from './connection.ts';
 import {isExpired, isKindMissing, isRefusal, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from '../core/json.ts';
+import {present} from '../core/present.ts';
 import {pathOf, readObject, type ApiObject, type Kind, type ObjectMeta, type ObjectName} from './objects.ts';
 import {watchEvents} from './watch.ts';
 
@@ -112,7 +113,7 @@ export class KubernetesClient implements Disposable {
 					method: 'GET',
 					path: pathOf(kind, name),
 					...(isMetadataOnly ? {accept: metadataOnly} : {}),
-					...(bounds === undefined ? {} : {bounds}),
+					...present({bounds}),
 				},
 				signal,
 			),
@@ -124,7 +125,7 @@ export class KubernetesClient implements Disposable {
 		const items: Array<ApiObject<Fields>> = [];
 		let token: string | undefined;
 		for (;;) {
-			const path = `${pathOf(kind, selection)}?${query(selection, {limit: String(pageSize), ...(token === undefined ? {} : {continue: token})})}`;
+			const path = `${pathOf(kind, selection)}?${query(selection, {limit: String(pageSize), ...present({continue: token})})}`;
 			const page = await this.#connection.request({method: 'GET', path}, signal);
 			items.push(...listAt(page, 'items').map(item => readObject(kind, item)));
 			token = textAt(page, 'metadata', 'continue');
@@ -317,7 +318,6 @@ export class KubernetesClient implements Disposable {
 function query({fieldSelector, labelSelector}: Selection, others: Readonly<Record<string, string>>): string {
 	return new URLSearchParams({
 		...others,
-		...(fieldSelector === undefined ? {} : {fieldSelector}),
-		...(labelSelector === undefined ? {} : {labelSelector}),
+		...present({fieldSelector, labelSelector}),
 	}).toString();
 }

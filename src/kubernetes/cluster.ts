@@ -3,6 +3,7 @@
  * part minds the API server's absences itself; joining waits for nothing but two files.
  */
 import type {Logger, Secret} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import type {RegisteredVm, Cluster, PodEvent, PodIdentity, Presence} from '../sandbox/ports.ts';
 import {KubernetesClient} from './client.ts';
 import {PodEvents} from './events.ts';
@@ -63,7 +64,7 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 			node,
 			cluster,
 			vmNames,
-			...(leftOverMs === undefined ? {} : {leftOverMs}),
+			...present({leftOverMs}),
 			log,
 		});
 		this.#presence = new PodPresence({
@@ -81,8 +82,7 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 						namespace,
 						daemonSet,
 						configured: limitPerNode,
-						...(podUid === undefined ? {} : {podUid}),
-						...(stopping === undefined ? {} : {stopping}),
+						...present({podUid, stopping}),
 						log,
 					});
 	}

@@ -12,6 +12,7 @@ import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts
 import type {KubernetesClient} from './client.ts';
 import {isKindMissing, isNotFound, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from '../core/json.ts';
+import {present} from '../core/present.ts';
 import type {ApiObject, Kind} from './objects.ts';
 import {registrationOf, peerPods, withoutFinalizer, type VmRegistration, type PeerPod} from './peer-pod.ts';
 import {pods, wholePods} from './pods.ts';
@@ -199,7 +200,7 @@ class Cleaner {
 		try {
 			await client.patch(
 				peerPods,
-				{name, ...(namespace === undefined ? {} : {namespace})},
+				{name, ...present({namespace})},
 				{
 					json: [{op: 'test', path: '/metadata/uid', value: uid}, ...withoutFinalizer(finalizers)],
 				},

@@ -4,6 +4,7 @@
  */
 import {AdaptorError, type ErrorCode, type ErrorWhere} from '../core/errors.ts';
 import {at, parseJsonOrNothing, textAt} from '../core/json.ts';
+import {present} from '../core/present.ts';
 
 interface KubernetesErrorParts {
 	readonly what: string;
@@ -129,8 +130,7 @@ export function refusal(
 		where,
 		code: codeFor(status, statusReason),
 		status,
-		...(statusReason === undefined ? {} : {statusReason}),
-		...(remedy === undefined ? {} : {remedy}),
+		...present({statusReason, remedy}),
 		...(seconds >= 0 ? {retryAfterMs: seconds * 1000} : {}),
 		// A kind that exists answers with a Status that names the object; for one that does not exist there is a text,
 		// or no name.

@@ -9,6 +9,7 @@ import {AdaptorError, toError} from '../core/errors.ts';
 import {abortable, pause, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {present} from '../core/present.ts';
 import type {PodEvent, PodIdentity} from '../sandbox/ports.ts';
 import type {KubernetesClient, NewObject} from './client.ts';
 import {isAlreadyExists, isNotFound, KubernetesError, retryAfterOf} from './errors.ts';
@@ -204,7 +205,7 @@ export class PodEvents implements AsyncDisposable {
 				kind: 'Pod',
 				namespace: pod.namespace,
 				name: pod.name,
-				...(uid === undefined ? {} : {uid}),
+				...present({uid}),
 			},
 			type,
 			reason,

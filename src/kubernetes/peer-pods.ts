@@ -15,6 +15,7 @@ import {retry} from '../core/concurrency/retry.ts';
 import {Trigger} from '../core/concurrency/every.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import type {RegisteredVm, Cluster} from '../sandbox/ports.ts';
 import type {KubernetesClient} from './client.ts';
 import {isAlreadyExists, isKindMissing, isNotFound, isRefusal, KubernetesError, retryAfterOf} from './errors.ts';
@@ -196,7 +197,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		this.#forget(key);
 		const wish = {
 			name,
-			...(vm === undefined ? {} : {vm}),
+			...present({vm}),
 			end: new AbortController(),
 			answered: Promise.withResolvers<undefined>(),
 			isFulfilled: false,
@@ -496,7 +497,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 				? ['refused', 'no permission to write PeerPods; retrying']
 				: ['failed', 'could not update the PeerPods; retrying'];
 		this.#options.log[this.#failures.failed(what) ? 'warn' : 'debug'](
-			{err: error, ...(retryInMs === undefined ? {} : {retryInMs})},
+			{err: error, ...present({retryInMs})},
 			message,
 		);
 	}

@@ -9,6 +9,7 @@
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
+import {present} from '../core/present.ts';
 import {LibvirtConnectionError, LibvirtError, remoteError} from './wire/errors.ts';
 import {
 	encodePacket,
@@ -431,5 +432,5 @@ function keepalivePacket(procedure: number): Buffer {
 }
 
 function disconnected(what: string, cause?: Error): AdaptorError {
-	return new AdaptorError({code: 'unavailable', what, ...(cause === undefined ? {} : {cause})});
+	return new AdaptorError({code: 'unavailable', what, ...present({cause})});
 }

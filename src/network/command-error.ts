@@ -3,6 +3,7 @@
  * util-linux 2.38 on Linux 6.18, in the C locale; kernel texts pass unchanged.
  */
 import {AdaptorError, echoed, type ErrorCode} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import type {CommandResult} from './spawn-server.ts';
 
 export type Meaning =
@@ -143,7 +144,7 @@ export class CommandError extends AdaptorError {
 			code: explanation?.code ?? 'internal',
 			what: `Could not ${what}: ${explanation === undefined ? `${program} ended with status ${status}` : explanation.reason}${said === '' ? '' : ` ("${said}")`}`,
 			where,
-			...(explanation?.remedy === undefined ? {} : {remedy: explanation.remedy}),
+			...present({remedy: explanation?.remedy}),
 		});
 		this.meaning = explanation?.meaning ?? 'unknown';
 		this.wasKilled = status > 128;

@@ -11,6 +11,7 @@ import {AdaptorError} from '../core/errors.ts';
 import type {PodNeighbor, PodNetwork, PodRoute} from '../sandbox/ports.ts';
 import type {Address, Inspection, Link, Route, Vxlan} from './inspection.ts';
 import {networkOf, prefixContains} from '../core/ipv4.ts';
+import {present} from '../core/present.ts';
 
 /**
  * The end of the tunnel in the namespace of the pod. Upstream uses the same name, so that each can clean up after the
@@ -162,7 +163,7 @@ export function workerAddress(
 	throw new AdaptorError({
 		code: 'failed-precondition',
 		what: 'This node has no address towards the network of the pod VMs',
-		where: {...(dev === undefined ? {} : {interface: dev})},
+		where: {...present({interface: dev})},
 		remedy: 'Give the node an address in the subnet of LIBVIRT_NET, or set HOST_INTERFACE.',
 	});
 }

@@ -21,6 +21,7 @@ import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
 import type {Link} from './inspection.ts';
@@ -237,9 +238,7 @@ class Tunnels implements KernelPodNetworks {
 				async () => this.#releaseByNetns({sandboxId, netnsPath, netns}, signal),
 				signal,
 			);
-		} else if (
-			(await presenceOf({netnsPath, ...(reserved && {netns: reserved.netns})}, this.#ownNetns)) !== 'gone'
-		) {
+		} else if ((await presenceOf({netnsPath, ...present({netns: reserved?.netns})}, this.#ownNetns)) !== 'gone') {
 			this.#log.info(
 				{sandboxId, netns: netnsPath},
 				'namespace of a reservation is not visible; the VNI is released with the namespace',
@@ -401,7 +400,7 @@ class Tunnels implements KernelPodNetworks {
 				netns: netnsPath,
 				vni: tenant.vni,
 				...(tenant.netnsPath === netnsPath ? {} : {otherPath: tenant.netnsPath}),
-				...(tenantId === undefined ? {} : {sandbox: tenantId}),
+				...present({sandbox: tenantId}),
 			},
 			remedy: 'Stop that sandbox first.',
 		});
@@ -512,7 +511,7 @@ class Tunnels implements KernelPodNetworks {
 	 * @throws 'not-found' if it is proven to be gone, 'failed-precondition' if it is not visible
 	 */
 	async #presentNetns({netnsPath, netns}: PodNetwork): Promise<NetnsIdentity> {
-		const presence = await presenceOf({netnsPath, ...(netns && {netns})}, this.#ownNetns);
+		const presence = await presenceOf({netnsPath, ...present({netns})}, this.#ownNetns);
 		const found = netns ?? (await podNetnsAt(netnsPath, this.#ownNetns));
 		if (presence === 'present' && found !== undefined) {
 			return found;

@@ -7,6 +7,7 @@ import type {
 	RouteObservation,
 	VxlanPortObservation,
 } from '../check/observations.ts';
+import {present} from '../core/present.ts';
 import {CommandError, means} from './command-error.ts';
 import {Iproute2, probeInterface} from './iproute2.ts';
 import {workerAddress} from './plan.ts';
@@ -89,7 +90,7 @@ export class NetworkProbe {
 	/** @throws CommandError 'unreachable' */
 	async observeRoute(address: string, signal: AbortSignal): Promise<RouteObservation> {
 		const {dst, gateway, dev} = await this.#iproute2.matchingRoute(address, signal);
-		return {dst, ...(gateway === undefined ? {} : {gateway}), ...(dev === undefined ? {} : {dev})};
+		return {dst, ...present({gateway, dev})};
 	}
 
 	/**

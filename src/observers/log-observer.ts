@@ -4,6 +4,7 @@
 import {codeOf} from '../core/errors.ts';
 import {levelOfAttempt, type LogFields, type Logger} from '../core/log.ts';
 import type {Observer} from '../core/observer.ts';
+import {present} from '../core/present.ts';
 import type {RunningVm, SandboxNames} from '../sandbox/events.ts';
 import type {AdaptorEvent, EventOf} from './event.ts';
 
@@ -19,7 +20,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 			vcpusFrom: size.vcpusFrom,
 			memoryMib: size.memoryMib,
 			memoryFrom: size.memoryFrom,
-			...(initdata === undefined ? {} : {initdata}),
+			...present({initdata}),
 			vni,
 			netns,
 		},
@@ -89,11 +90,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	],
 	'orphan-not-removed': ({error}) => ['warn', 'could not remove an orphaned pod VM; trying again', {err: error}],
 	'sandbox-left-alone': ({reason}) => ['warn', 'the sandbox is left alone', {reason}],
-	'vm-left-alone': ({reason, podsDir}) => [
-		'warn',
-		'a pod VM is left alone',
-		{...(podsDir === undefined ? {} : {path: podsDir}), reason},
-	],
+	'vm-left-alone': ({reason, podsDir}) => ['warn', 'a pod VM is left alone', {...present({path: podsDir}), reason}],
 	'record-unreadable': ({error}) => [
 		'error',
 		"a pod VM is left alone: its sandbox's record cannot be read",
@@ -116,14 +113,14 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	'call-answered': ({method, durationMs, sandboxId}) => [
 		'debug',
 		'call answered',
-		{method, durationMs, ...(sandboxId === undefined ? {} : {sandboxId})},
+		{method, durationMs, ...present({sandboxId})},
 	],
 	'call-failed': ({method, durationMs, sandboxId, error}) => {
 		const code = codeOf(error);
 		return [
 			code === 'internal' ? 'error' : 'warn',
 			'call failed',
-			{method, durationMs, ...(sandboxId === undefined ? {} : {sandboxId}), code, err: error},
+			{method, durationMs, ...present({sandboxId}), code, err: error},
 		];
 	},
 	'caller-connected': ({protocol}) => ['debug', 'connection accepted', {protocol}],
@@ -237,8 +234,8 @@ function names(event: AdaptorEvent): LogFields {
 	const {sandboxId, pod, instanceName}: SandboxNames = event.sandbox;
 	return {
 		sandboxId,
-		...(pod === undefined ? {} : {pod: `${pod.namespace}/${pod.name}`}),
-		...(instanceName === undefined ? {} : {instanceName}),
+		...present({pod: pod && `${pod.namespace}/${pod.name}`}),
+		...present({instanceName}),
 		...('connection' in event ? {connection: event.connection} : {}),
 	};
 }
@@ -256,5 +253,5 @@ function failedAttempt({
 	readonly attempt: number;
 	readonly retryInMs?: number;
 }): LogFields {
-	return {err: error, attempt, ...(retryInMs === undefined ? {} : {retryInMs})};
+	return {err: error, attempt, ...present({retryInMs})};
 }

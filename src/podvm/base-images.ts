@@ -14,6 +14,7 @@ import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, isRefusal, libvirtCode, LibvirtConnectionError} from '../libvirt/wire/errors.ts';
 import type {StorageVol} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {
 	checkBootRecord,
 	headBytes,
@@ -197,7 +198,7 @@ export class BaseImages {
 			what: `Could not use the volume as a pod VM image: ${why}`,
 			where: {pool: this.#pool, volume: name},
 			remedy: `${remedy} "cloud-api-adaptor image push" makes a volume of an image.`,
-			...(cause === undefined ? {} : {cause}),
+			...present({cause}),
 		});
 	}
 }

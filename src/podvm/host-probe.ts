@@ -22,6 +22,7 @@ import {UnfitImageError} from '../vm-image/unfit-image.ts';
 import {judgeVolume} from './base-images.ts';
 import type {HostCapabilities} from './host-capabilities.ts';
 import {silentLogger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {checkCpuset} from './host-requirements.ts';
 import {isAbsent, readNetworkProtection, type ProtectionWish} from './network-protection.ts';
 import type {PodsDir} from './metadata.ts';
@@ -205,7 +206,7 @@ export async function observePool(session: Calls, name: string, signal: AbortSig
 		isActive: active === 1,
 		autostarts: autostart === 1,
 		availableBytes: active === 1 ? available : 0n,
-		...(path === undefined ? {} : {path}),
+		...present({path}),
 	};
 }
 

@@ -6,6 +6,7 @@
  */
 import type {XMLBuilder} from 'xmlbuilder2/lib/interfaces.js';
 import {AdaptorError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import type {PodIdentity, SandboxId} from '../sandbox/ports.ts';
 import {child, children, xmlText, type XmlElement} from '../libvirt/xml.ts';
 
@@ -115,13 +116,13 @@ export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
 		pod: {
 			name: attribute(part('pod'), 'name'),
 			namespace: attribute(part('pod'), 'namespace'),
-			...(uid === undefined ? {} : {uid}),
+			...present({uid}),
 		},
 		vni,
 		createdAt,
 		nonce: attribute(entry, 'nonce'),
 		pool: attribute(volumes, 'pool'),
-		...(poolDirectory === undefined ? {} : {poolDirectory}),
+		...present({poolDirectory}),
 		rootVolume: attribute(volumes, 'root'),
 		cidataVolume: attribute(volumes, 'cidata'),
 		baseImage: attribute(volumes, 'base'),

@@ -4,6 +4,7 @@
  * about a start: `KvmHost` does.
  */
 import {AdaptorError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import {isLibvirtError, libvirtCode, LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
@@ -171,8 +172,7 @@ async function readFilter(
 			: {
 					name,
 					missing,
-					...(bootName === undefined ? {} : {bootName}),
-					...(dhcpServer === undefined ? {} : {dhcpServer}),
+					...present({bootName, dhcpServer}),
 				};
 	} catch (error) {
 		return absenceOf(error, 'its libvirt offers no network filters');

@@ -6,6 +6,7 @@ import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import type {PodVmRecord} from '../sandbox/ports.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readMetadata, type PodsDir, type PodVmMetadata} from './metadata.ts';
@@ -115,7 +116,7 @@ async function readOwnDomain(
 		}
 
 		const netFilter = child(description, 'devices', 'interface', 'filterref')?.attributes['filter'];
-		return {metadata, ...(netFilter === undefined ? {} : {netFilter})};
+		return {metadata, ...present({netFilter})};
 	} catch (error) {
 		if (isLibvirtError(error, libvirtCode.noDomain)) {
 			return undefined;

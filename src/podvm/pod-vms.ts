@@ -18,6 +18,7 @@ import {Scope} from '../core/lifetime.ts';
 import {isRefusal, libvirtCode, LibvirtConnectionError, LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures, type Domain} from '../libvirt/wire/procedures.ts';
 import type {LogFields, Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {isInstanceNameOf} from '../sandbox/instance-name.ts';
 import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../sandbox/ports.ts';
 import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
@@ -121,7 +122,7 @@ class LibvirtPodVms implements PodVms {
 		const tail = this.#consoles.get(vm);
 		return findAddresses(
 			session,
-			{domain: domainOf(vm), mac: vm.mac, network, ...(tail === undefined ? {} : {console: tail})},
+			{domain: domainOf(vm), mac: vm.mac, network, ...present({console: tail})},
 			log,
 			signal,
 		);
@@ -193,7 +194,7 @@ class LibvirtPodVms implements PodVms {
 		checkInstanceName(spec);
 		const image = chosenImage(spec.image, {
 			configured: volumeName,
-			...(allowedImages === undefined ? {} : {allowed: allowedImages}),
+			...present({allowed: allowedImages}),
 		});
 		// Upstream's end-to-end tests look for these words.
 		log.info({sandboxId, instanceName, image}, `Choosing ${image}`);
@@ -208,14 +209,14 @@ class LibvirtPodVms implements PodVms {
 		const metadata: PodVmMetadata = {
 			cluster,
 			node,
-			...(podsDir === undefined ? {} : {podsDir}),
+			...present({podsDir}),
 			sandboxId,
 			pod: spec.pod,
 			vni: spec.vni,
 			createdAt,
 			nonce: randomUUID(),
 			pool: poolName,
-			...(base.directory === undefined ? {} : {poolDirectory: base.directory}),
+			...present({poolDirectory: base.directory}),
 			rootVolume: rootVolumeName(instanceName),
 			cidataVolume: cidataVolumeName(instanceName),
 			baseImage: image,
@@ -305,7 +306,7 @@ class LibvirtPodVms implements PodVms {
 				protection,
 				metadata,
 				...(cpuset === undefined || cpuset === '' ? {} : {cpuset}),
-				...(launchSecurity === undefined ? {} : {launchSecurity}),
+				...present({launchSecurity}),
 			});
 			signal.throwIfAborted();
 			held.use(this.#hold(slot));

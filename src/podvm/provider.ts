@@ -18,6 +18,7 @@ import type {
 } from '../check/observations.ts';
 import type {Logger} from '../core/log.ts';
 import type {Observer} from '../core/observer.ts';
+import {present} from '../core/present.ts';
 import type {SessionEvent} from '../libvirt/session-events.ts';
 import type {LibvirtSessionOptions} from '../libvirt/session-options.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
@@ -145,8 +146,7 @@ export function openLibvirtProvider(config: ProviderConfig, context: ProviderCon
 				netIsolation: config.netIsolation,
 				volumeName: config.baseVolume,
 				rootDiskSizeGib: config.rootDiskGib,
-				...(config.allowedImages === undefined ? {} : {allowedImages: config.allowedImages}),
-				...(config.cpuset === undefined ? {} : {cpuset: config.cpuset}),
+				...present({allowedImages: config.allowedImages, cpuset: config.cpuset}),
 				// A confidential VM that was asked for and cannot be had is refused, never an ordinary VM.
 				...(config.confidential ? {launchSecurity: 's390-pv', swiotlbMib: config.swiotlbMib} : {}),
 				cluster,

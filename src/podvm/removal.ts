@@ -5,6 +5,7 @@
  * as long as anything else may be left.
  */
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import {isLibvirtError, libvirtCode, LibvirtConnectionError} from '../libvirt/wire/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {change} from '../libvirt/change.ts';
@@ -25,7 +26,7 @@ export async function removeVm(
 	signal: AbortSignal,
 ): Promise<void> {
 	const {nonce, pool, poolDirectory, rootVolume, cidataVolume} = metadata;
-	const place = {pool, ...(poolDirectory === undefined ? {} : {directory: poolDirectory})};
+	const place = {pool, ...present({directory: poolDirectory})};
 	const left: Leftover[] = [];
 	const remove = async (part: string, removing: Promise<unknown>): Promise<void> => {
 		try {

@@ -4,6 +4,7 @@
  * so neither needs to be looked up first.
  */
 import {AdaptorError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
 import {volumeOf} from '../libvirt/storage/volume-name.ts';
@@ -89,7 +90,7 @@ export async function readBaseVolume(
 		throw new AdaptorError({
 			code: 'failed-precondition',
 			what: 'Could not use the volume as a pod VM image: it is neither qcow2 nor raw',
-			where: {pool, volume: name, ...(format === undefined ? {} : {format})},
+			where: {pool, volume: name, ...present({format})},
 			remedy: 'Convert it with "qemu-img convert -O qcow2" and upload it again.',
 		});
 	}
@@ -101,7 +102,7 @@ export async function readBaseVolume(
 		path,
 		format,
 		capacity: BigInt(capacity.text),
-		...(changedAt === undefined ? {} : {changedAt}),
+		...present({changedAt}),
 		...(directory === '' ? {} : {directory}),
 	};
 }

@@ -4,6 +4,7 @@
  */
 import type {SecureContextOptions} from 'node:tls';
 import {AdaptorError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import type {ForwarderTls} from '../sandbox/ports.ts';
 
 export type TlsMinVersion = NonNullable<ForwarderTls['minVersion']>;
@@ -130,7 +131,7 @@ export function forwarderOptions({
 	cipherSuites = [],
 }: TlsOptions): Pick<ForwarderTls, 'minVersion' | 'cipherSuites'> {
 	return {
-		...(minVersion === undefined ? {} : {minVersion}),
+		...present({minVersion}),
 		...(cipherSuites.length > 0 ? {cipherSuites} : {}),
 	};
 }

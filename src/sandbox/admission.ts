@@ -3,6 +3,7 @@
  * Every state is listed: code with a new state does not compile until each function handles it.
  */
 import {AdaptorError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {AgentRelay, ForwarderTls, PodNetwork, PodVm, SandboxId} from './ports.ts';
 import type {SandboxRecord} from './records.ts';
@@ -149,7 +150,7 @@ export function leftoversOf(state: SandboxState): Leftovers {
 				prepared: {network},
 				relay,
 			} = state;
-			return {network, mayHaveVm: true, ...(relay === undefined ? {} : {relay})};
+			return {network, mayHaveVm: true, ...present({relay})};
 		}
 
 		case 'recovering': {

@@ -3,6 +3,7 @@
  * to remove.
  */
 import {Scope} from '../core/lifetime.ts';
+import {present} from '../core/present.ts';
 import type {Prepared, StateOf} from './admission.ts';
 import {guestFiles} from './guest-files.ts';
 import {registeredVm, relayTarget} from './identities.ts';
@@ -44,7 +45,7 @@ export async function* bringUp(
 			pod: request.pod,
 			vcpus: request.vcpus,
 			memoryMib: request.memoryMib,
-			...(request.image === undefined ? {} : {image: request.image}),
+			...present({image: request.image}),
 			vni: network.vxlanId,
 			files: guestFiles({
 				pod: request.pod,

@@ -3,6 +3,7 @@
  * Source of the names: kata-containers, src/runtime/virtcontainers/remote.go and pkg/annotations (3.4 and 4.1).
  */
 import {AdaptorError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 import {instanceName} from './instance-name.ts';
 import type {PodIdentity, SandboxId} from './ports.ts';
 
@@ -120,7 +121,7 @@ export function podRequest(
 		memoryFrom: memory.from,
 		...(limited.length === 0 ? {} : {limited}),
 		...(image === undefined || image === '' ? {} : {image}),
-		...(initdata === undefined ? {} : {initdata}),
+		...present({initdata}),
 	};
 }
 

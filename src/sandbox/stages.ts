@@ -1,5 +1,6 @@
 /** Measures the stages of a start for the log, and names the failed stage in its error. */
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
+import {present} from '../core/present.ts';
 
 export class Stages {
 	readonly #durations: Record<string, number> = {};
@@ -17,8 +18,7 @@ export class Stages {
 			code: codeOf(thrown),
 			what: `Could not ${name}: ${what}${consoleTail.length === 0 ? '' : `; its console ended with: ${consoleTail.join(' | ')}`}`,
 			where: {...where, stageMs: Math.round(performance.now() - since)},
-			...(remedy === undefined ? {} : {remedy}),
-			...(reason === undefined ? {} : {reason}),
+			...present({remedy, reason}),
 			cause: thrown,
 		});
 	}

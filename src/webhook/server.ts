@@ -20,6 +20,7 @@ import {AdaptorError, toError} from '../core/errors.ts';
 import {JsonError, parseJson} from '../core/json.ts';
 import {Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {answerReview, type ReviewPolicy} from './admission-review.ts';
 import {Connections} from './connections.ts';
 import {Intake, type IntakeLimits, type Refusal} from './intake.ts';
@@ -138,8 +139,7 @@ export async function startWebhook({
 			tls,
 			log,
 			intervalMs: tlsIntervalMs,
-			onChange: options =>
-				server.setSecureContext({...options, ...(clientCa === undefined ? {} : {ca: clientCa})}),
+			onChange: options => server.setSecureContext({...options, ...present({ca: clientCa})}),
 		}),
 	);
 	parts.defer(async () => closed(server));
@@ -222,11 +222,11 @@ async function answer(
 	try {
 		const {review, pod, size, denial} = answerReview(parseReview(body), policy);
 		if (denial !== undefined) {
-			log.warn({...(pod === undefined ? {} : {pod}), reason: denial}, 'pod denied');
+			log.warn({...present({pod}), reason: denial}, 'pod denied');
 		} else if (size !== undefined) {
 			log.info(
 				{
-					...(pod === undefined ? {} : {pod}),
+					...present({pod}),
 					...(size.vcpus === undefined ? {} : {vcpus: Number(size.vcpus)}),
 					...(size.memoryMib === undefined ? {} : {memoryMib: Number(size.memoryMib)}),
 				},

@@ -5,6 +5,7 @@
  */
 import {retry} from '../../core/concurrency/retry.ts';
 import {AdaptorError} from '../../core/errors.ts';
+import {present} from '../../core/present.ts';
 import {change} from '../change.ts';
 import type {LibvirtSession} from '../session.ts';
 import {isLibvirtError, libvirtCode, LibvirtError} from '../wire/errors.ts';
@@ -81,7 +82,7 @@ async function deleteOnce(
 			throw new AdaptorError({
 				code: 'failed-precondition',
 				what: `the storage pool ${doubt.fault} on the KVM host, so its files may still be there`,
-				where: {pool, ...(directory === undefined ? {} : {directory})},
+				where: {pool, ...present({directory})},
 				remedy: doubt.remedy(pool),
 				cause: error,
 			});

@@ -3,6 +3,7 @@
  * all others. Knows nothing of libvirt's protocol.
  */
 import {connectSsh, type SshConnection, type SshOptions} from './ssh-connection.ts';
+import {present} from '../../core/present.ts';
 import {runRemote} from './ssh-command.ts';
 import type {SshUri} from '../uri.ts';
 
@@ -58,7 +59,7 @@ export class SshProbe implements Disposable {
 			port,
 			durationMs: performance.now() - startedAt,
 			exposedKeys,
-			...(unproven === undefined ? {} : {unproven}),
+			...present({unproven}),
 		};
 	}
 

@@ -4,6 +4,7 @@
  * Texts differ between versions: whoever decides anything looks at `libvirtCode`.
  */
 import {AdaptorError, type ErrorCode} from '../../core/errors.ts';
+import {present} from '../../core/present.ts';
 import {i32, opaque, optional, string, struct, type XdrType} from './xdr.ts';
 
 /** virErrorNumber, those that somebody decides on. */
@@ -221,8 +222,8 @@ export class LibvirtConnectionError extends AdaptorError {
 		super({
 			code: isRefusal(reason) ? reason.code : 'unavailable',
 			what: `libvirt did not answer ${procedure}${mayHaveBeenExecuted ? ', which it may have executed' : ', which it never received'}: ${reason.what}`,
-			where: {...reason.where, procedure, ...(transport === undefined ? {} : {transport})},
-			...(reason.remedy === undefined ? {} : {remedy: reason.remedy}),
+			where: {...reason.where, procedure, ...present({transport})},
+			...present({remedy: reason.remedy}),
 			cause: reason,
 		});
 		this.mayHaveBeenExecuted = mayHaveBeenExecuted;

@@ -3,6 +3,7 @@
  * Source: libvirt, include/libvirt/libvirt-domain.h, virDomainEventType and virDomainEvent…DetailType.
  */
 import type {Domain} from './procedures.ts';
+import {present} from '../../core/present.ts';
 
 /** VIR_DOMAIN_EVENT_ID_LIFECYCLE */
 export const lifecycleEventId = 0;
@@ -39,5 +40,5 @@ export interface LifecycleEvent {
 export function lifecycleEvent(domain: Domain, event: number, detail: number): LifecycleEvent {
 	const name = lifecycleNames[event] ?? 'unknown';
 	const stopped = name === 'stopped' ? stoppedDetails[detail] : undefined;
-	return {domain, name, event, detail, ...(stopped === undefined ? {} : {stopped})};
+	return {domain, name, event, detail, ...present({stopped})};
 }
