@@ -8,17 +8,17 @@ import {Iproute2} from '../src/network/iproute2.ts';
 import {SpawnServer} from '../src/network/spawn-server.ts';
 import type {PodNetwork} from '../src/sandbox/ports.ts';
 import {earlierVersion} from '../test/network/intruder.ts';
-import {podAddress, World} from '../test/network/world.ts';
+import {podAddress, NetworkTestbed} from '../test/network/testbed.ts';
 
 const rounds = 50;
 const signal = (): AbortSignal => AbortSignal.timeout(60_000);
 
-await using world = await World.create();
-await using networks = world.networks();
-await using programs = new SpawnServer({shell: world.shell, size: 1});
+await using testbed = await NetworkTestbed.create();
+await using networks = testbed.networks();
+await using programs = new SpawnServer({shell: testbed.shell, size: 1});
 const iproute2 = new Iproute2(programs);
 await networks.check(signal());
-const pod = await world.addPod('bridge', 5);
+const pod = await testbed.addPod('bridge', 5);
 await networks.release(await networks.reserve('warm', pod, signal()), signal());
 
 await measure();
@@ -65,12 +65,12 @@ async function measure(): Promise<void> {
 }
 
 async function atOnce(count: number): Promise<void> {
-	await world.sh(`for n in $(seq ${count}); do ip netns add p$n; echo "link add eth0 netns p$n type bridge"; done >/run/batch; ip -batch /run/batch
+	await testbed.sh(`for n in $(seq ${count}); do ip netns add p$n; echo "link add eth0 netns p$n type bridge"; done >/run/batch; ip -batch /run/batch
 		for n in $(seq ${count}); do printf 'link set eth0 up\\naddr add 10.9.0.1/32 dev eth0\\n' | ip -n p$n -batch -; done`);
 	const start = performance.now();
 	const reserved = await Promise.all(
 		Array.from({length: count}, async (_, n) =>
-			networks.reserve(`at-once-${n}`, world.netnsPath(`p${n + 1}`), signal()),
+			networks.reserve(`at-once-${n}`, testbed.netnsPath(`p${n + 1}`), signal()),
 		),
 	);
 	console.log(
@@ -84,9 +84,9 @@ async function atOnce(count: number): Promise<void> {
  */
 async function throughput(): Promise<void> {
 	const [megabytes, count, repetitions] = [200, 50_000, 15];
-	const [network, vm] = [await networks.reserve('bench', pod, signal()), await world.addVm(5)];
-	await world.addPod('bridge', 9, 'client');
-	const podns = await world.configureVm(5, network);
+	const [network, vm] = [await networks.reserve('bench', pod, signal()), await testbed.addVm(5)];
+	await testbed.addPod('bridge', 9, 'client');
+	const podns = await testbed.configureVm(5, network);
 	await networks.attach(network, vm, signal());
 	const client = podAddress('bridge', 9);
 	const others = Array.from({length: 200}, (_, n) => `10.8.0.${n + 1} . ${560_000 + n}`).join(', ');
@@ -97,27 +97,27 @@ async function throughput(): Promise<void> {
 			packet: [] as number[],
 			set: async () => {
 				await networks.attach(network, vm, signal());
-				await world.sh(`nft add element ip caa_peerpods tunnels '{ ${others} }'`);
+				await testbed.sh(`nft add element ip caa_peerpods tunnels '{ ${others} }'`);
 			},
 		},
 		{
 			name: 'version before it',
 			stream: [] as number[],
 			packet: [] as number[],
-			set: async () => world.sh(earlierVersion(vm, network.vxlanId)),
+			set: async () => testbed.sh(earlierVersion(vm, network.vxlanId)),
 		},
 		{name: 'no rules', stream: [] as number[], packet: [] as number[], set: async () => undefined},
 	];
 	const tell = 'process.on("exit", () => console.log(process.cpuUsage().system))';
 	const send = async (program: string): Promise<number> =>
-		Number(await world.sh(`${process.execPath} -e '${tell}; ${program}'`, podns));
-	await using _ = await world.serve('client', [
+		Number(await testbed.sh(`${process.execPath} -e '${tell}; ${program}'`, podns));
+	await using _ = await testbed.serve('client', [
 		'-e',
 		'net.createServer(s => s.resume().on("end", () => s.end())).listen(8080, () => console.log("listening"))',
 	]);
 	for (let repetition = 0; repetition < repetitions; repetition++) {
 		for (const {stream, packet, set} of variants) {
-			await world.sh('nft flush ruleset');
+			await testbed.sh('nft flush ruleset');
 			await set();
 			stream.push(
 				(await send(`

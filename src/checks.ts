@@ -13,7 +13,7 @@ import {
 	secureExecutionFinding,
 	sshFinding,
 	type Demand,
-} from './check/host-verdicts.ts';
+} from './check/host-findings.ts';
 import {
 	guardFinding,
 	networkFinding,
@@ -22,10 +22,10 @@ import {
 	routeFinding,
 	unknownSubnetFinding,
 	vxlanPortFinding,
-} from './check/network-verdicts.ts';
-import {directoryFinding, identityFinding} from './check/node-verdicts.ts';
+} from './check/network-findings.ts';
+import {directoryFinding, identityFinding} from './check/node-findings.ts';
 import type {Check} from './check/run-checks.ts';
-import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-verdicts.ts';
+import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-findings.ts';
 import type {Config} from './config/config.ts';
 import {observeDirectory} from './journal/directory-probe.ts';
 import type {NetworkProbe} from './network/probe.ts';

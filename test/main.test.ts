@@ -13,7 +13,7 @@ import {loadContract} from '../src/api/contract.ts';
 import {TtrpcClient, type ClientMethod} from '../src/ttrpc/client.ts';
 import {directoryOf} from './support/directory.ts';
 import {grpcCall} from './support/grpc-call.ts';
-import {startKvmHost} from './support/kvm-host.ts';
+import {startTestDriverHost} from './support/test-driver-host.ts';
 import {startTestLibvirtd} from './support/libvirtd.ts';
 import {caughtSignals, nodeOptions} from './support/node-options.ts';
 
@@ -229,7 +229,7 @@ test('a second signal ends it at once, though a call is under way', async t => {
 	// A libvirt that falls silent: a call waits for it until its connection is given up, which takes far longer than
 	// this test.
 	let isSilent = false;
-	await using host = await startKvmHost(await directoryOf(t), {
+	await using host = await startTestDriverHost(await directoryOf(t), {
 		onCall: () => (isSilent ? {when: 'before', action: 'freeze'} : undefined),
 	});
 	const running = await daemon(t, {LIBVIRT_URI: `test:///default?socket=${host.socketPath}`});

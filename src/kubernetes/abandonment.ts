@@ -29,7 +29,7 @@ export interface NodeObservation {
 	readonly now: number;
 }
 
-export type AbandonmentVerdict =
+export type AbandonmentDecision =
 	/** Do nothing. */
 	| {
 			readonly action: 'leave';
@@ -46,11 +46,11 @@ export interface AbandonmentPolicy {
 	readonly graceMs: number;
 }
 
-export function verdictOn(
+export function decideOnVm(
 	registration: VmRegistration,
 	{node, hasPod, since, now}: NodeObservation,
 	{cluster, graceMs}: AbandonmentPolicy,
-): AbandonmentVerdict {
+): AbandonmentDecision {
 	if (registration.cluster !== cluster) {
 		return {action: 'leave', why: 'of another cluster'};
 	}

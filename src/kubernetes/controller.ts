@@ -8,7 +8,7 @@ import {every} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {retry} from '../core/concurrency/retry.ts';
 import type {Logger} from '../core/log.ts';
-import {verdictOn, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
+import {decideOnVm, type AbandonmentPolicy, type NodeView} from './abandonment.ts';
 import type {KubernetesClient} from './client.ts';
 import {isKindMissing, isNotFound, retryAfterOf} from './errors.ts';
 import {listAt, textAt} from '../core/json.ts';
@@ -133,7 +133,11 @@ class Cleaner {
 			pod: `${registration.pod.namespace}/${registration.pod.name}`,
 		};
 		const hasPod = await this.#exists(registration.pod, signal);
-		const verdict = verdictOn(registration, {node, hasPod, since: this.#since.get(uid) ?? now, now}, this.#options);
+		const verdict = decideOnVm(
+			registration,
+			{node, hasPod, since: this.#since.get(uid) ?? now, now},
+			this.#options,
+		);
 		switch (verdict.action) {
 			case 'leave': {
 				if (verdict.why !== 'of another cluster') {

@@ -46,7 +46,7 @@ export interface VolumeContent {
 }
 
 /** What was found, or why nothing may start from the volume. */
-type Verdict = VolumeContent | UnfitImageError;
+type Judgement = VolumeContent | UnfitImageError;
 
 /**
  * What a volume is by its content.
@@ -103,7 +103,7 @@ export class BaseImages {
 	readonly #configured: string;
 	readonly #log: Logger;
 	readonly #overlays = new FailureLog();
-	readonly #verdicts = new Map<string, {readonly changedAt: string; readonly verdict: Verdict}>();
+	readonly #verdicts = new Map<string, {readonly changedAt: string; readonly verdict: Judgement}>();
 	/** Of starts that want one volume, the first reads it. */
 	readonly #mutex = new KeyedMutex();
 
@@ -164,7 +164,7 @@ export class BaseImages {
 		}
 	}
 
-	async #judge({name, path, changedAt}: BaseVolume, signal: AbortSignal): Promise<Verdict> {
+	async #judge({name, path, changedAt}: BaseVolume, signal: AbortSignal): Promise<Judgement> {
 		const remembered = this.#verdicts.get(path);
 		if (remembered !== undefined && remembered.changedAt === changedAt) {
 			return remembered.verdict;

@@ -12,14 +12,14 @@ import {AgentClient} from '../lab/agent-client.ts';
 import {run} from '../lab/command.ts';
 import {Service} from '../lab/service.ts';
 import {newSandboxId, podAnnotations, Shim} from '../lab/shim.ts';
-import {World} from '../network/world.ts';
+import {NetworkTestbed} from '../network/testbed.ts';
 import {grpcCall} from '../support/grpc-call.ts';
 import {startTestLibvirtd} from '../support/libvirtd.ts';
 import {startSshd} from '../support/sshd.ts';
 import {loadContract} from '../../src/api/contract.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {emit} from './emit.ts';
-import {addressOfFirstVm, baseVolume, pool, startKvmHost} from '../support/kvm-host.ts';
+import {addressOfFirstVm, baseVolume, pool, startTestDriverHost} from '../support/test-driver-host.ts';
 import {s390xNode} from './toolchain.ts';
 import {digestOf, vectors} from './vectors.ts';
 
@@ -90,17 +90,17 @@ test('libvirt is reached over ssh, with every kind of cipher that a host may ins
 
 test('the daemon starts a VM, verifies it by TLS, attaches its network, and a stop leaves nothing', async t => {
 	t.timeout(600_000);
-	await using host = await startKvmHost(directory);
-	await using world = await World.create();
-	await world.addVm(1);
-	await world.sh(`ip addr flush dev enc1; ip addr add ${addressOfFirstVm}/24 dev enc1`, 'vm-1');
-	const netnsPath = await world.addPod('bridge', 5);
+	await using host = await startTestDriverHost(directory);
+	await using testbed = await NetworkTestbed.create();
+	await testbed.addVm(1);
+	await testbed.sh(`ip addr flush dev enc1; ip addr add ${addressOfFirstVm}/24 dev enc1`, 'vm-1');
+	const netnsPath = await testbed.addPod('bridge', 5);
 	const before = {domains: await host.domains(), volumes: await host.volumes()};
 	t.deepEqual(before, {domains: ['test'], volumes: [baseVolume]});
 
 	const podsDir = join(directory, 'pods');
 	const socketPath = join(directory, 'hypervisor.sock');
-	await using daemon = program('the daemon', [...world.shell.slice(0, -1), ...s390x('src/main.js'), 'libvirt'], {
+	await using daemon = program('the daemon', [...testbed.shell.slice(0, -1), ...s390x('src/main.js'), 'libvirt'], {
 		LIBVIRT_URI: `test:///default?socket=${host.socketPath}`,
 		LIBVIRT_POOL: pool,
 		LIBVIRT_VOL_NAME: baseVolume,
@@ -131,7 +131,7 @@ test('the daemon starts a VM, verifies it by TLS, attaches its network, and a st
 	await writeFile(disk, (await Promise.race([host.uploaded(`${instanceName}-cidata.iso`), starting])) ?? '');
 	await using vm = program('the VM', [
 		'nsenter',
-		`--net=${world.netnsPath('vm-1')}`,
+		`--net=${testbed.netnsPath('vm-1')}`,
 		'--',
 		process.execPath,
 		fileURLToPath(new URL('vm.ts', import.meta.url)),
@@ -148,7 +148,7 @@ test('the daemon starts a VM, verifies it by TLS, attaches its network, and a st
 	await starting;
 	t.deepEqual(await host.domains(), [instanceName, 'test']);
 	t.deepEqual(await host.volumes(), [baseVolume, `${instanceName}-cidata.iso`, `${instanceName}-root.qcow2`]);
-	t.deepEqual(await world.tunnel(netnsPath, network['vxlan-id']), {remote: addressOfFirstVm});
+	t.deepEqual(await testbed.tunnel(netnsPath, network['vxlan-id']), {remote: addressOfFirstVm});
 	{
 		await using client = await connect(agentSocket, signal);
 		t.is(
@@ -170,7 +170,7 @@ test('the daemon starts a VM, verifies it by TLS, attaches its network, and a st
 
 	await shim.stopVm(id, signal);
 	t.deepEqual({domains: await host.domains(), volumes: await host.volumes()}, before);
-	t.is(await world.tunnel(netnsPath, network['vxlan-id']), 'none');
+	t.is(await testbed.tunnel(netnsPath, network['vxlan-id']), 'none');
 	t.deepEqual(await readdir(podsDir), ['.daemon-1'], 'that it is at work');
 	t.is(await daemon.stop(180_000), 0);
 });

@@ -3,7 +3,7 @@
  * when it is told to, by a file. The daemon cannot tell, and needs no hook for it.
  */
 import {mkdir, readdir, rm, writeFile} from 'node:fs/promises';
-import type {World} from '../network/world.ts';
+import type {NetworkTestbed} from '../network/testbed.ts';
 import {programs, type programFailures} from './script.ts';
 
 export class FailingPrograms {
@@ -15,7 +15,7 @@ export class FailingPrograms {
 	}
 
 	/** @param directory of the run; removed by whoever made it */
-	static async install(world: World, directory: string): Promise<FailingPrograms> {
+	static async install(testbed: NetworkTestbed, directory: string): Promise<FailingPrograms> {
 		const orders = `${directory}/orders`;
 		await mkdir(orders);
 		for (const program of programs) {
@@ -38,7 +38,7 @@ exec ${directory}/real-${program} "$@"
 `,
 				{mode: 0o755},
 			);
-			await world.sh(`
+			await testbed.sh(`
 				path=$(readlink -f "$(command -v ${program})")
 				cp "$path" ${directory}/real-${program}
 				mount --bind ${directory}/${program}-wrapper "$path"`);

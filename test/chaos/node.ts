@@ -14,9 +14,9 @@ import {serviceAccountDirectory} from '../../src/kubernetes/service-account.ts';
 import {abortable, pause, Scope} from '../../src/core/lifetime.ts';
 import {Service} from '../lab/service.ts';
 import {Shim} from '../lab/shim.ts';
-import {World, type Cni} from '../network/world.ts';
+import {NetworkTestbed, type Cni} from '../network/testbed.ts';
 import type {TestApiServer} from '../support/api-server.ts';
-import {baseVolume, pool, startKvmHost, type Fate, type KvmHost} from '../support/kvm-host.ts';
+import {baseVolume, pool, startTestDriverHost, type Fate, type TestDriverHost} from '../support/test-driver-host.ts';
 import {FailingPrograms} from './failing-programs.ts';
 import type {Ending, Loss, Spelling} from './script.ts';
 import {leaseOf, Vms} from './vms.ts';
@@ -76,9 +76,9 @@ export type Inventory = ReadonlySet<string>;
 export class ChaosNode implements AsyncDisposable {
 	readonly #owned: AsyncDisposableStack;
 	readonly #directory: string;
-	readonly #world: World;
+	readonly #testbed: NetworkTestbed;
 	readonly #decide: Decisions;
-	readonly host: KvmHost;
+	readonly host: TestDriverHost;
 	readonly vms: Vms;
 	readonly programs: FailingPrograms;
 	readonly shim: Shim;
@@ -100,9 +100,9 @@ export class ChaosNode implements AsyncDisposable {
 	private constructor(
 		owned: AsyncDisposableStack,
 		directory: string,
-		world: World,
+		testbed: NetworkTestbed,
 		decide: Decisions,
-		host: KvmHost,
+		host: TestDriverHost,
 		vms: Vms,
 		programs: FailingPrograms,
 		begin: (settings: Settings) => Promise<Service>,
@@ -111,7 +111,7 @@ export class ChaosNode implements AsyncDisposable {
 	) {
 		this.#owned = owned;
 		this.#directory = directory;
-		this.#world = world;
+		this.#testbed = testbed;
 		this.#decide = decide;
 		this.host = host;
 		this.vms = vms;
@@ -136,26 +136,26 @@ export class ChaosNode implements AsyncDisposable {
 		undo.defer(async () => rm(directory, {recursive: true, force: true}));
 		const decide: Decisions = {onCall: undefined, hasLeases: true, isFull: false};
 		const host = undo.use(
-			await startKvmHost(directory, {
+			await startTestDriverHost(directory, {
 				onCall: procedure => decide.onCall?.(procedure),
 				leaseOf: mac => (decide.hasLeases ? leaseOf(mac) : undefined),
 				isFull: () => decide.isFull,
 			}),
 		);
-		const world = undo.use(await World.create());
-		const vms = undo.use(await Vms.start(host, world, directory, signal));
+		const testbed = undo.use(await NetworkTestbed.create());
+		const vms = undo.use(await Vms.start(host, testbed, directory, signal));
 		if (podsDirSize !== undefined) {
-			await world.sh(`mkdir ${directory}/pods; mount -t tmpfs -o size=${podsDirSize} pods ${directory}/pods`);
+			await testbed.sh(`mkdir ${directory}/pods; mount -t tmpfs -o size=${podsDirSize} pods ${directory}/pods`);
 		}
 
-		const programs = await FailingPrograms.install(world, directory);
-		const cluster = api === undefined ? {} : undo.use(await joinCluster(directory, world, api)).environment;
+		const programs = await FailingPrograms.install(testbed, directory);
+		const cluster = api === undefined ? {} : undo.use(await joinCluster(directory, testbed, api)).environment;
 		const settings = {startTimeoutMs: patienceMs, orphanGraceMs, clockOffsetMs: 0};
 		const begin = async (settings: Settings): Promise<Service> =>
-			startDaemon(directory, world, host, settings, {...cluster, ...environment});
+			startDaemon(directory, testbed, host, settings, {...cluster, ...environment});
 		const daemon = await begin(settings);
 		await daemon.line(lookedAround, AbortSignal.timeout(readyTimeoutMs));
-		return new ChaosNode(undo.move(), directory, world, decide, host, vms, programs, begin, settings, daemon);
+		return new ChaosNode(undo.move(), directory, testbed, decide, host, vms, programs, begin, settings, daemon);
 	}
 
 	/** Hears of every call that the daemon makes of libvirt, and decides on it. */
@@ -202,21 +202,21 @@ export class ChaosNode implements AsyncDisposable {
 
 	/** Until there is no room for another byte. */
 	async fillPodsDir(): Promise<void> {
-		await this.#world.sh(`! cat /dev/zero >>${this.#directory}/pods/fill 2>/dev/null`);
+		await this.#testbed.sh(`! cat /dev/zero >>${this.#directory}/pods/fill 2>/dev/null`);
 	}
 
 	async emptyPodsDir(): Promise<void> {
-		await this.#world.sh(`rm ${this.#directory}/pods/fill`);
+		await this.#testbed.sh(`rm ${this.#directory}/pods/fill`);
 	}
 
 	/** For the daemon that runs and for those that begin; files that it has open stay as they are, such as its lock. */
 	async makePodsDirReadOnly(): Promise<void> {
 		const path = `${this.#directory}/pods`;
-		await this.#world.sh(`mount --bind ${path} ${path}; mount -o remount,bind,ro ${path}`);
+		await this.#testbed.sh(`mount --bind ${path} ${path}; mount -o remount,bind,ro ${path}`);
 	}
 
 	async makePodsDirWritable(): Promise<void> {
-		await this.#world.sh(`umount --lazy ${this.#directory}/pods`);
+		await this.#testbed.sh(`umount --lazy ${this.#directory}/pods`);
 	}
 
 	/**
@@ -309,7 +309,7 @@ export class ChaosNode implements AsyncDisposable {
 	}
 
 	recordPath(id: string): string {
-		return this.#world.outside(`${this.#directory}/pods/${id}/sandbox.json`);
+		return this.#testbed.outside(`${this.#directory}/pods/${id}/sandbox.json`);
 	}
 
 	get identityPath(): string {
@@ -324,28 +324,28 @@ export class ChaosNode implements AsyncDisposable {
 
 		const index = 2 + (this.#pods++ % 240);
 		const name = `pod-${index}`;
-		await this.#world.addPod(cni, index, name);
+		await this.#testbed.addPod(cni, index, name);
 		return {name, path: `/run/netns/${name}`};
 	}
 
 	/** For the next that wants one, if it is still there. */
 	async giveBack(cni: Cni, pod: PodNetns): Promise<void> {
-		if ((await this.#world.sh(`[ ! -e ${pod.path} ] || echo there`)) !== '') {
+		if ((await this.#testbed.sh(`[ ! -e ${pod.path} ] || echo there`)) !== '') {
 			this.#idlePods[cni].push(pod);
 		}
 	}
 
 	/** If it is still there. */
 	async vanish({name, path}: PodNetns): Promise<void> {
-		await this.#world.sh(`[ ! -e ${path} ] || ip netns del ${name}`);
+		await this.#testbed.sh(`[ ! -e ${path} ] || ip netns del ${name}`);
 	}
 
 	async inventory(): Promise<Inventory> {
 		const [domains, volumes, files, shown] = await Promise.all([
 			this.host.domains(),
 			this.host.volumes(),
-			readdir(this.#world.outside(`${this.#directory}/pods`), {recursive: true}).catch(() => []),
-			this.#world.sh(`
+			readdir(this.#testbed.outside(`${this.#directory}/pods`), {recursive: true}).catch(() => []),
+			this.#testbed.sh(`
 				for path in /run/netns/pod-*; do
 					[ -e "$path" ] || continue
 					nsenter --net="$path" sh -c 'ip -o link show type vxlan; tc qdisc show' | sed "s|^|\${path##*/} |"
@@ -427,7 +427,7 @@ export function spelled(path: string, spelling: Spelling): string {
 /** @returns what a pod has in its environment; its files are where they are in a pod */
 async function joinCluster(
 	directory: string,
-	world: World,
+	testbed: NetworkTestbed,
 	api: TestApiServer,
 ): Promise<AsyncDisposable & {readonly environment: Readonly<Record<string, string>>}> {
 	await using undo = new AsyncDisposableStack();
@@ -451,7 +451,7 @@ async function joinCluster(
 		'--pdeathsig',
 		'KILL',
 		'--',
-		...world.shell.slice(0, -1),
+		...testbed.shell.slice(0, -1),
 		process.execPath,
 		apiWay,
 		String(apiPort),
@@ -464,7 +464,7 @@ async function joinCluster(
 		),
 	);
 	await way.line(/^ready$/, signal);
-	await world.sh(
+	await testbed.sh(
 		`mkdir -p ${serviceAccountDirectory}; mount --bind ${api.accountDirectory} ${serviceAccountDirectory}`,
 	);
 	const resources = undo.move();
@@ -508,8 +508,8 @@ export async function clearAside(path: string): Promise<boolean> {
 
 async function startDaemon(
 	directory: string,
-	world: World,
-	host: KvmHost,
+	testbed: NetworkTestbed,
+	host: TestDriverHost,
 	{startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings,
 	more: Readonly<Record<string, string>>,
 ): Promise<Service> {
@@ -518,7 +518,7 @@ async function startDaemon(
 		'--pdeathsig',
 		'KILL',
 		'--',
-		...world.shell.slice(0, -1),
+		...testbed.shell.slice(0, -1),
 		process.execPath,
 		...preloaded,
 		main,

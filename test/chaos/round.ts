@@ -14,8 +14,8 @@ import {connect} from '../../src/ttrpc/client.ts';
 import {TtrpcError} from '../../src/ttrpc/status.ts';
 import {AgentClient} from '../lab/agent-client.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
-import type {Cni} from '../network/world.ts';
-import type {Fate} from '../support/kvm-host.ts';
+import type {Cni} from '../network/testbed.ts';
+import type {Fate} from '../support/test-driver-host.ts';
 import {clearAside, spelled, spoil, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
 import {phases, type Fault, type Loss, type Moment, type Phase, type Script, type Spelling} from './script.ts';
 

@@ -3,7 +3,7 @@
  * and no socket.
  */
 import {libvirtCode} from '../../src/libvirt/wire/errors.ts';
-import type {Cni} from '../network/world.ts';
+import type {Cni} from '../network/testbed.ts';
 
 /** In this order. The two in the middle are idle: nobody asks the daemon for anything. */
 export const phases = ['create', 'created', 'start', 'running', 'stop'] as const;

@@ -8,8 +8,8 @@ import {rm, writeFile} from 'node:fs/promises';
 import {fileURLToPath} from 'node:url';
 import type {LifecycleEvent} from '../../src/libvirt/wire/events.ts';
 import {Service} from '../lab/service.ts';
-import type {World} from '../network/world.ts';
-import type {KvmHost} from '../support/kvm-host.ts';
+import type {NetworkTestbed} from '../network/testbed.ts';
+import type {TestDriverHost} from '../support/test-driver-host.ts';
 import type {Order} from './vm-process.ts';
 
 /** Slots that have an address: more than pods at a time. */
@@ -25,14 +25,14 @@ export function leaseOf(mac: string): string | undefined {
 }
 
 export class Vms implements AsyncDisposable {
-	readonly #host: KvmHost;
+	readonly #host: TestDriverHost;
 	readonly #directory: string;
 	readonly #child: ChildProcess;
 	readonly #service: Service;
 	/** What a VM that is started does, until told otherwise. */
 	boots: 'listening' | 'silent' | 'ending' = 'listening';
 
-	private constructor(host: KvmHost, directory: string, child: ChildProcess) {
+	private constructor(host: TestDriverHost, directory: string, child: ChildProcess) {
 		this.#host = host;
 		this.#directory = directory;
 		this.#child = child;
@@ -43,9 +43,14 @@ export class Vms implements AsyncDisposable {
 		});
 	}
 
-	static async start(host: KvmHost, world: World, directory: string, signal: AbortSignal): Promise<Vms> {
-		await world.addVm(0);
-		await world.sh(
+	static async start(
+		host: TestDriverHost,
+		testbed: NetworkTestbed,
+		directory: string,
+		signal: AbortSignal,
+	): Promise<Vms> {
+		await testbed.addVm(0);
+		await testbed.sh(
 			Array.from({length: slots - 1}, (_, index) => `ip addr add ${addressOf(index + 1)}/24 dev enc1`).join('\n'),
 			'vm-0',
 		);
@@ -57,7 +62,7 @@ export class Vms implements AsyncDisposable {
 				'KILL',
 				'--',
 				'nsenter',
-				`--net=${world.netnsPath('vm-0')}`,
+				`--net=${testbed.netnsPath('vm-0')}`,
 				'--',
 				process.execPath,
 				program,

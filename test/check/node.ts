@@ -9,9 +9,9 @@ import {text} from 'node:stream/consumers';
 import type {Readable} from 'node:stream';
 import {fileURLToPath} from 'node:url';
 import type {ExecutionContext} from 'ava';
-import {World} from '../network/world.ts';
+import {NetworkTestbed} from '../network/testbed.ts';
 import {directoryOf} from '../support/directory.ts';
-import {baseVolume, pool, startKvmHost, type KvmHost} from '../support/kvm-host.ts';
+import {baseVolume, pool, startTestDriverHost, type TestDriverHost} from '../support/test-driver-host.ts';
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
 
@@ -22,8 +22,8 @@ export interface Run {
 }
 
 export interface TestNode {
-	readonly world: World;
-	readonly host: KvmHost;
+	readonly testbed: NetworkTestbed;
+	readonly host: TestDriverHost;
 	readonly directory: string;
 	/** Starts the program on the node; killed with the test. */
 	start(
@@ -36,12 +36,12 @@ export interface TestNode {
 
 export async function startNode(t: ExecutionContext): Promise<TestNode> {
 	const directory = await directoryOf(t);
-	const [host, world] = await Promise.all([startKvmHost(directory), World.create()]);
-	t.teardown(async () => Promise.all([host[Symbol.asyncDispose](), world[Symbol.asyncDispose]()]));
+	const [host, testbed] = await Promise.all([startTestDriverHost(directory), NetworkTestbed.create()]);
+	t.teardown(async () => Promise.all([host[Symbol.asyncDispose](), testbed[Symbol.asyncDispose]()]));
 	const start: TestNode['start'] = (words, env = {}) => {
 		const child = spawn(
 			'setpriv',
-			['--pdeathsig', 'KILL', '--', ...world.shell.slice(0, -1), process.execPath, main, ...words],
+			['--pdeathsig', 'KILL', '--', ...testbed.shell.slice(0, -1), process.execPath, main, ...words],
 			{
 				cwd: '/',
 				stdio: ['ignore', 'pipe', 'pipe'],
@@ -66,7 +66,7 @@ export async function startNode(t: ExecutionContext): Promise<TestNode> {
 	};
 
 	return {
-		world,
+		testbed,
 		host,
 		directory,
 		start,

@@ -10,7 +10,7 @@ import {
 	podVmsFinding,
 	secureExecutionFinding,
 	sshFinding,
-} from '../../src/check/host-verdicts.ts';
+} from '../../src/check/host-findings.ts';
 import {
 	guardFinding,
 	networkFinding,
@@ -19,8 +19,8 @@ import {
 	routeFinding,
 	unknownSubnetFinding,
 	vxlanPortFinding,
-} from '../../src/check/network-verdicts.ts';
-import {directoryFinding, identityFinding} from '../../src/check/node-verdicts.ts';
+} from '../../src/check/network-findings.ts';
+import {directoryFinding, identityFinding} from '../../src/check/node-findings.ts';
 import type {
 	LibvirtObservation,
 	MissingProtection,
@@ -31,7 +31,7 @@ import type {
 	SshObservation,
 	VolumeObservation,
 } from '../../src/check/observations.ts';
-import {baseVolumeFinding, diskFinding, poolFinding} from '../../src/check/storage-verdicts.ts';
+import {baseVolumeFinding, diskFinding, poolFinding} from '../../src/check/storage-findings.ts';
 
 const gib = 1024n ** 3n;
 const ssh: SshObservation = {user: 'root', host: 'kvm', port: 22, durationMs: 180.4, exposedKeys: []};

@@ -77,12 +77,12 @@ test('with warnings only, check exits with 0, prints all fields as JSON and leav
 	);
 	t.deepEqual(await node.host.volumes(), before);
 	t.deepEqual(await readdir(node.directory), ['libvirt.sock']);
-	t.is(await node.world.sh('nft list ruleset; ip -o link show type vxlan'), '');
+	t.is(await node.testbed.sh('nft list ruleset; ip -o link show type vxlan'), '');
 });
 
 test('failures end it with 1, each with its remedy on the screen, what depends on them skipped', async t => {
 	const node = await startNode(t);
-	await node.world.sh(
+	await node.testbed.sh(
 		'ip addr flush dev virbr0; ip addr add 10.0.0.2/24 dev virbr0; ip route add default via 10.0.0.1; ip link add cni up type vxlan external dstport 4789',
 	);
 	const {code, stdout, stderr} = await node.run(['check', '-pool-name', 'none', '-network-name', 'default']);

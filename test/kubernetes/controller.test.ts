@@ -1,5 +1,5 @@
 import test, {type ExecutionContext} from 'ava';
-import {verdictOn, type NodeView} from '../../src/kubernetes/abandonment.ts';
+import {decideOnVm, type NodeView} from '../../src/kubernetes/abandonment.ts';
 import {cleanUpAfterNodes} from '../../src/kubernetes/controller.ts';
 import {newPeerPod, type VmRegistration} from '../../src/kubernetes/peer-pod.ts';
 import {peerPodKind, type TestApiServer} from '../support/api-server.ts';
@@ -20,17 +20,17 @@ test('only what is being deleted, of this cluster, and without a daemon for long
 	const healthy: NodeView = {exists: true, isReady: true, hasDaemon: true};
 	const gone: NodeView = {exists: false, isReady: false, hasDaemon: false};
 	const long = {node: gone, hasPod: false, since: 0, now: 1e9};
-	t.is(verdictOn(claim, {...long, node: healthy}, policy).action, 'leave');
-	t.is(verdictOn(claim, {...long, hasPod: true}, policy).action, 'leave');
-	t.is(verdictOn({...claim, isBeingDeleted: false}, long, policy).action, 'leave');
-	t.is(verdictOn({...claim, cluster: 'west'}, long, policy).action, 'leave');
+	t.is(decideOnVm(claim, {...long, node: healthy}, policy).action, 'leave');
+	t.is(decideOnVm(claim, {...long, hasPod: true}, policy).action, 'leave');
+	t.is(decideOnVm({...claim, isBeingDeleted: false}, long, policy).action, 'leave');
+	t.is(decideOnVm({...claim, cluster: 'west'}, long, policy).action, 'leave');
 	for (const node of [gone, {...healthy, hasDaemon: false}, {...healthy, isReady: false}]) {
-		t.is(verdictOn(claim, {...long, node, now: 99}, policy).action, 'wait');
-		t.is(verdictOn(claim, {...long, node, now: 100}, policy).action, 'delete');
+		t.is(decideOnVm(claim, {...long, node, now: 99}, policy).action, 'wait');
+		t.is(decideOnVm(claim, {...long, node, now: 100}, policy).action, 'delete');
 	}
 });
 
-interface World {
+interface Fixture {
 	readonly api: TestApiServer;
 	/** VMs that were deleted. */
 	readonly deleted: VmRegistration[];
@@ -45,7 +45,7 @@ interface World {
 
 const conditions = (status: string): object => ({conditions: [{type: 'Ready', status}]});
 
-async function world(t: ExecutionContext): Promise<World> {
+async function fixture(t: ExecutionContext): Promise<Fixture> {
 	const {api, client} = await testCluster(t);
 	api.define(peerPodKind);
 	const pod = api.put('pods', {metadata: {name: 'nginx', namespace: 'default'}});
@@ -61,7 +61,7 @@ async function world(t: ExecutionContext): Promise<World> {
 	const deleted: VmRegistration[] = [];
 	const ending = new AbortController();
 	let time = 0;
-	const state: World = {
+	const state: Fixture = {
 		api,
 		deleted,
 		log,
@@ -107,7 +107,7 @@ async function world(t: ExecutionContext): Promise<World> {
 const isThere = (api: TestApiServer): boolean => api.find('peerpods', instanceName, 'default') !== undefined;
 
 test('the node is gone: after the grace the VM is deleted, then the finalizer removed', async t => {
-	const {api, deleted, pass, rounds} = await world(t);
+	const {api, deleted, pass, rounds} = await fixture(t);
 	api.delete('nodes', 'worker-0');
 	api.delete('pods', 'nginx', 'default');
 	await rounds();
@@ -124,7 +124,7 @@ test('the node is gone: after the grace the VM is deleted, then the finalizer re
 });
 
 test('a pod that exists keeps its VM, whatever became of its node', async t => {
-	const {api, deleted, pass, rounds} = await world(t);
+	const {api, deleted, pass, rounds} = await fixture(t);
 	api.delete('nodes', 'worker-0');
 	api.delete('pods', 'daemon', api.namespace);
 	await rounds();
@@ -135,7 +135,7 @@ test('a pod that exists keeps its VM, whatever became of its node', async t => {
 });
 
 test('a pod that exists keeps its VM also when its PeerPod is deleted; another pod of its name does not', async t => {
-	const {api, deleted, pass, rounds} = await world(t);
+	const {api, deleted, pass, rounds} = await fixture(t);
 	api.delete('nodes', 'worker-0');
 	api.delete('peerpods', instanceName, 'default');
 	await rounds();
@@ -151,7 +151,7 @@ test('a pod that exists keeps its VM also when its PeerPod is deleted; another p
 });
 
 test('where a daemon is, it is left to it, and its absence counts anew each time', async t => {
-	const {api, deleted, pass, rounds} = await world(t);
+	const {api, deleted, pass, rounds} = await fixture(t);
 	api.delete('pods', 'nginx', 'default');
 	await rounds();
 	pass(1e9);
@@ -173,7 +173,7 @@ test('where a daemon is, it is left to it, and its absence counts anew each time
 });
 
 test('a VM that cannot be deleted keeps its finalizer until it can', async t => {
-	const state = await world(t);
+	const state = await fixture(t);
 	const {api, deleted, pass, rounds} = state;
 	state.failure = new Error('the host is away');
 	api.delete('nodes', 'worker-0');
@@ -188,7 +188,7 @@ test('a VM that cannot be deleted keeps its finalizer until it can', async t => 
 });
 
 test('PeerPods of the existing adaptor, and of other clusters, are left alone', async t => {
-	const {api, deleted, log, pass, rounds} = await world(t);
+	const {api, deleted, log, pass, rounds} = await fixture(t);
 	api.put('peerpods', {
 		metadata: {name: 'nginx-resource-abcde', namespace: 'default', finalizers: ['peer.pod/finalizer']},
 		spec: {cloudProvider: 'libvirt', instanceID: '7d8e1f9c-3a52-4d0e-9b62-0c3f6c1f8d11'},
@@ -213,7 +213,7 @@ test('PeerPods of the existing adaptor, and of other clusters, are left alone', 
 });
 
 test('an API server that cannot tell of nodes deletes nothing', async t => {
-	const {api, deleted, pass, rounds} = await world(t);
+	const {api, deleted, pass, rounds} = await fixture(t);
 	api.delete('pods', 'nginx', 'default');
 	using _ = api.fault(({plural}) => (plural === 'nodes' ? 'forbidden' : undefined));
 	await rounds();

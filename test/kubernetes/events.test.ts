@@ -11,7 +11,7 @@ const pod = {name: 'web', namespace: 'default'};
 const failed: PodEvent = {type: 'Warning', reason: 'PodVMStartFailed', message: 'Could not start'};
 const numbered = (number: number): PodEvent => ({...failed, message: `Could not start ${'again '.repeat(number)}`});
 
-interface World extends TestCluster {
+interface Fixture extends TestCluster {
 	readonly events: PodEvents;
 	readonly log: ReturnType<typeof recordingLog>;
 	readonly uid: string;
@@ -19,7 +19,7 @@ interface World extends TestCluster {
 	readonly stored: (count: number) => Promise<readonly Raw[]>;
 }
 
-async function world(t: ExecutionContext, options: Partial<PodEventsOptions> = {}): Promise<World> {
+async function fixture(t: ExecutionContext, options: Partial<PodEventsOptions> = {}): Promise<Fixture> {
 	const cluster = await testCluster(t);
 	const {api, client} = cluster;
 	const log = recordingLog();
@@ -51,7 +51,7 @@ async function world(t: ExecutionContext, options: Partial<PodEventsOptions> = {
 }
 
 test('an event is on the pod, with its uid, and says who and where', async t => {
-	const {events, stored, uid} = await world(t);
+	const {events, stored, uid} = await fixture(t);
 	events.tell(pod, failed);
 	const [event] = await stored(1);
 	t.like(event, {
@@ -71,7 +71,7 @@ test('an event is on the pod, with its uid, and says who and where', async t => 
 });
 
 test('a uid that is known is not asked for; a pod that is gone can still be told of', async t => {
-	const {api, events, stored} = await world(t);
+	const {api, events, stored} = await fixture(t);
 	events.tell({...pod, uid: 'known'}, failed);
 	events.tell({name: 'gone', namespace: 'default'}, failed);
 	t.deepEqual((await stored(2)).map(event => at(event, 'involvedObject', 'uid')).toSorted(), ['known', undefined]);
@@ -82,7 +82,7 @@ test('a uid that is known is not asked for; a pod that is gone can still be told
 });
 
 test('a repeated event increments the count; a different message, pod or UID is a new event', async t => {
-	const {api, events, stored} = await world(t);
+	const {api, events, stored} = await fixture(t);
 	events.tell(pod, failed);
 	events.tell(pod, failed);
 	events.tell(pod, numbered(1));
@@ -95,7 +95,7 @@ test('a repeated event increments the count; a different message, pod or UID is 
 });
 
 test('a repeat with other numbers and sandboxes is one, and what is told last is shown', async t => {
-	const {api, events, stored} = await world(t);
+	const {api, events, stored} = await fixture(t);
 	const told = [
 		['podvm-web-1a2b3c4d', 10_012],
 		['podvm-web-99f0e1d2', 9987],
@@ -113,7 +113,7 @@ test('a repeat with other numbers and sandboxes is one, and what is told last is
 });
 
 test('a repeat of an event that the API server has forgotten is made anew', async t => {
-	const {api, events, stored} = await world(t);
+	const {api, events, stored} = await fixture(t);
 	events.tell(pod, failed);
 	const [event] = await stored(1);
 	api.delete('events', event?.metadata.name ?? '', 'default');
@@ -122,7 +122,7 @@ test('a repeat of an event that the API server has forgotten is made anew', asyn
 });
 
 test('an event whose request got no answer is there once', async t => {
-	const {api, events, stored} = await world(t);
+	const {api, events, stored} = await fixture(t);
 	{
 		let faults = 0;
 		using _ = api.fault(({verb}) => (verb === 'create' && faults++ === 0 ? 'drop-after' : undefined));
@@ -136,7 +136,7 @@ test('an event whose request got no answer is there once', async t => {
 });
 
 test('a long message is cut to what the API server takes, between characters', async t => {
-	const {events, stored} = await world(t);
+	const {events, stored} = await fixture(t);
 	events.tell(pod, {...failed, message: `${'x'.repeat(1019)}ü${'y'.repeat(100)}`});
 	events.tell(pod, {...failed, message: 'ü'.repeat(512)});
 	events.tell(pod, {...failed, message: `x${'ü'.repeat(512)}`});
@@ -147,7 +147,7 @@ test('a long message is cut to what the API server takes, between characters', a
 });
 
 test("one pod's storm is cut off, others are heard", async t => {
-	const {events, stored, log} = await world(t, {perPod: {burst: 3, refillMs: 300_000}});
+	const {events, stored, log} = await fixture(t, {perPod: {burst: 3, refillMs: 300_000}});
 	for (let number = 0; number < 10; number++) {
 		events.tell(pod, numbered(number));
 	}
@@ -166,7 +166,7 @@ test("one pod's storm is cut off, others are heard", async t => {
 });
 
 test('a storm of many pods is cut off', async t => {
-	const {events, api} = await world(t, {inAll: {burst: 5, refillMs: 300_000}});
+	const {events, api} = await fixture(t, {inAll: {burst: 5, refillMs: 300_000}});
 	for (let number = 0; number < 10; number++) {
 		events.tell({...pod, name: `web-${number}`}, failed);
 	}
@@ -176,7 +176,7 @@ test('a storm of many pods is cut off', async t => {
 });
 
 test('that events are forbidden is said once, and again only when they were allowed in between', async t => {
-	const {api, events, log, stored} = await world(t);
+	const {api, events, log, stored} = await fixture(t);
 	const said = (): number =>
 		log.lines.filter(({message}) => message === 'no permission to write events of pods').length;
 	{
@@ -196,7 +196,7 @@ test('that events are forbidden is said once, and again only when they were allo
 });
 
 test('an API server that is silent holds nobody up: the event is given up after a while, the next is sent', async t => {
-	const {api, events, log, stored} = await world(t, {sendTimeoutMs: 6000});
+	const {api, events, log, stored} = await fixture(t, {sendTimeoutMs: 6000});
 	let isFirst = true;
 	using _ = api.fault(({verb}) => {
 		const fault = verb === 'create' && isFirst ? 'silence' : undefined;
@@ -216,7 +216,7 @@ test('an API server that is silent holds nobody up: the event is given up after 
 });
 
 test('the end waits for what was told before it, sends nothing after, and is the same twice', async t => {
-	const {api, events, log} = await world(t);
+	const {api, events, log} = await fixture(t);
 	for (let number = 0; number < 5; number++) {
 		events.tell(pod, numbered(number));
 	}
@@ -229,7 +229,7 @@ test('the end waits for what was told before it, sends nothing after, and is the
 });
 
 test('the end does not wait for an API server that is silent', async t => {
-	const {api, events, log} = await world(t, {drainTimeoutMs: 20});
+	const {api, events, log} = await fixture(t, {drainTimeoutMs: 20});
 	using _ = api.fault(() => 'silence');
 	events.tell(pod, numbered(1));
 	events.tell(pod, numbered(2));

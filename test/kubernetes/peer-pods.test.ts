@@ -20,7 +20,7 @@ function found(api: TestApiServer, name = vm.instanceName): Raw | undefined {
 	return api.find('peerpods', name, 'default');
 }
 
-interface World {
+interface Fixture {
 	readonly api: TestApiServer;
 	readonly podUid: string;
 	/** Names of VMs that there are. */
@@ -28,7 +28,7 @@ interface World {
 	readonly start: (options?: Partial<PeerPodsOptions>) => PeerPods;
 }
 
-async function world(t: ExecutionContext, kinds = [peerPodKind]): Promise<World> {
+async function fixture(t: ExecutionContext, kinds = [peerPodKind]): Promise<Fixture> {
 	const {api} = await testCluster(t);
 	api.define(...kinds);
 	const {
@@ -62,7 +62,7 @@ async function world(t: ExecutionContext, kinds = [peerPodKind]): Promise<World>
 }
 
 test('a claim is on record when it resolves: owned by the pod, held by the finalizer, naming the VM', async t => {
-	const {api, podUid, start} = await world(t);
+	const {api, podUid, start} = await fixture(t);
 	await start().registerVm(vm, unconditional);
 	const peerPod = found(api);
 	t.deepEqual(at(peerPod, 'spec'), {cloudProvider: 'libvirt', instanceID: 'podvm-nginx-1a2b3c4d'});
@@ -74,7 +74,7 @@ test('a claim is on record when it resolves: owned by the pod, held by the final
 });
 
 test('the VM is gone: so is the object', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
 	peerPods.unregisterVm(vm);
@@ -83,7 +83,7 @@ test('the VM is gone: so is the object', async t => {
 });
 
 test('it stays while the VM does, though the pod is gone, and goes with the VM', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
 	api.delete('pods', 'nginx', 'default');
@@ -94,7 +94,7 @@ test('it stays while the VM does, though the pod is gone, and goes with the VM',
 });
 
 test('the finalizers of others stay, and so does what they hold', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
 	api.put('peerpods', {
@@ -106,7 +106,7 @@ test('the finalizers of others stay, and so does what they hold', async t => {
 });
 
 test('after a restart the claim is the one that there was', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const before = start();
 	await before.registerVm(vm, unconditional);
 	const {uid} = found(api)?.metadata ?? {};
@@ -119,7 +119,7 @@ test('after a restart the claim is the one that there was', async t => {
 });
 
 test('an API server that is away makes no pod wait for long, and learns of the claim when it is back', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const log = recordingLog();
 	const peerPods = start({patienceMs: 20, log});
 	using away = api.fault(() => 'drop');
@@ -131,7 +131,7 @@ test('an API server that is away makes no pod wait for long, and learns of the c
 });
 
 test('a claim that was withdrawn before it got through leaves nothing, whichever came first', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const peerPods = start({patienceMs: 5});
 	{
 		using _ = api.fault(({plural}) => (plural === 'peerpods' ? 'drop-after' : undefined));
@@ -149,7 +149,7 @@ test('a claim that was withdrawn before it got through leaves nothing, whichever
 });
 
 test('the wait ends with its signal', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	using _ = api.fault(() => 'silence');
 	const caller = new AbortController();
 	const claim = start().registerVm(vm, caller.signal);
@@ -160,7 +160,7 @@ test('the wait ends with its signal', async t => {
 });
 
 test('a cluster without PeerPods costs one line, and no waiting; when they come, what runs is announced', async t => {
-	const {api, start} = await world(t, []);
+	const {api, start} = await fixture(t, []);
 	const log = recordingLog();
 	const peerPods = start({log, patienceMs: 60_000});
 	const other = {...vm, instanceName: 'podvm-nginx-99999999'};
@@ -173,7 +173,7 @@ test('a cluster without PeerPods costs one line, and no waiting; when they come,
 });
 
 test('who may not make PeerPods is told once, waits for nothing, and makes up for it once it may', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const log = recordingLog();
 	const other = {...vm, instanceName: 'podvm-nginx-99999999'};
 	const stopped = {...vm, instanceName: 'podvm-nginx-00000000'};
@@ -201,7 +201,7 @@ test('who may not make PeerPods is told once, waits for nothing, and makes up fo
 });
 
 test('rights that are missing are asked for ever more slowly', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const creates = (): number =>
 		api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'create').length;
 	using _ = api.fault(({plural}) => (plural === 'peerpods' ? 'forbidden' : undefined));
@@ -215,7 +215,7 @@ test('rights that are missing are asked for ever more slowly', async t => {
 });
 
 test('one namespace that takes no objects keeps nothing from the others', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	api.put('namespaces', {metadata: {name: 'ending'}});
 	api.put('pods', {metadata: {name: 'nginx', namespace: 'ending'}});
 	using _ = api.fault(({namespace}) => (namespace === 'ending' ? 'forbidden' : undefined));
@@ -226,7 +226,7 @@ test('one namespace that takes no objects keeps nothing from the others', async 
 });
 
 test("with the existing adaptor's permissions the finalizer goes, and the object with its pod", async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	using _ = api.fault(({plural, verb}) =>
 		plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined,
 	);
@@ -240,7 +240,7 @@ test("with the existing adaptor's permissions the finalizer goes, and the object
 });
 
 test('a VM whose pod is gone, or was replaced by another of its name, is not announced', async t => {
-	const {api, podUid, start} = await world(t);
+	const {api, podUid, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(
 		{...vm, instanceName: 'podvm-a-11111111', pod: {name: 'gone', namespace: 'default'}},
@@ -258,7 +258,7 @@ test('a VM whose pod is gone, or was replaced by another of its name, is not ann
 });
 
 test('what is missing is made though it was there before, and what is on record costs one list', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
 	api.put('peerpods', {metadata: {name: vm.instanceName, namespace: 'default', finalizers: []}});
@@ -276,7 +276,7 @@ test('what is missing is made though it was there before, and what is on record 
 });
 
 test('sets that come while the API server is away cost one round when it is back, and the newest counts', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const [first, second] = [
 		{...vm, instanceName: 'podvm-nginx-00000001'},
 		{...vm, instanceName: 'podvm-nginx-00000002'},
@@ -300,7 +300,7 @@ test('sets that come while the API server is away cost one round when it is back
 });
 
 test('without permission to list, what should be there is made all the same', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	using _ = api.fault(({plural, verb}) =>
 		plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined,
 	);
@@ -310,7 +310,7 @@ test('without permission to list, what should be there is made all the same', as
 });
 
 test('a KVM host that is away keeps nothing from being announced', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const earlier = start();
 	await earlier.registerVm({...vm, instanceName: 'podvm-gone-00000001'}, unconditional);
 	await earlier[Symbol.asyncDispose]();
@@ -326,7 +326,7 @@ test('a KVM host that is away keeps nothing from being announced', async t => {
 });
 
 test('a static pod is known by the UID that the API server gave its mirror', async t => {
-	const {api, start} = await world(t);
+	const {api, start} = await fixture(t);
 	const {metadata} = api.put('pods', {
 		metadata: {
 			name: 'static',
@@ -342,7 +342,7 @@ test('a static pod is known by the UID that the API server gave its mirror', asy
 });
 
 test('what an earlier run did not withdraw goes when there is no such VM, and nothing else does', async t => {
-	const {api, vms, start} = await world(t);
+	const {api, vms, start} = await fixture(t);
 	const earlier = start();
 	const elsewhere = start({node: 'worker-1'});
 	const otherCluster = start({cluster: 'west'});

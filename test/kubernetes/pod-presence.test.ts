@@ -16,7 +16,7 @@ const vm: RegisteredVm = {
 };
 const otherUid = '00000000-1111-4222-8333-444444444444';
 
-interface World {
+interface Fixture {
 	readonly api: TestApiServer;
 	readonly podUid: string;
 	readonly log: ReturnType<typeof recordingLog>;
@@ -26,7 +26,7 @@ interface World {
 	readonly calls: () => string[];
 }
 
-async function world(t: ExecutionContext, timeoutMs = 60_000): Promise<World> {
+async function fixture(t: ExecutionContext, timeoutMs = 60_000): Promise<Fixture> {
 	const {api, signal} = await testCluster(t);
 	api.define(peerPodKind);
 	const {
@@ -70,7 +70,7 @@ function replacePod(api: TestApiServer): void {
 }
 
 test('the pod with its UID is present; without it, or with another one, it is gone', async t => {
-	const {api, podUid, ask, calls} = await world(t);
+	const {api, podUid, ask, calls} = await fixture(t);
 	t.is(await ask({uid: podUid}), 'present');
 	t.is(await ask({uid: otherUid}), 'gone');
 	api.delete('pods', 'nginx', 'default');
@@ -80,7 +80,7 @@ test('the pod with its UID is present; without it, or with another one, it is go
 });
 
 test('where kata told no UID, the owner of the PeerPod is asked for once, also after a restart', async t => {
-	const {api, podUid, ask, restart, calls} = await world(t);
+	const {api, podUid, ask, restart, calls} = await fixture(t);
 	recordOwner(api, podUid);
 	t.is(await ask(), 'present');
 	replacePod(api);
@@ -92,7 +92,7 @@ test('where kata told no UID, the owner of the PeerPod is asked for once, also a
 });
 
 test('without any UID a pod of the same name is present, also when PeerPods are unknown or forbidden', async t => {
-	const {api, ask} = await world(t);
+	const {api, ask} = await fixture(t);
 	t.is(await ask(), 'present');
 	api.undefine(peerPodKind);
 	t.is(await ask(), 'present');
@@ -106,7 +106,7 @@ test('without any UID a pod of the same name is present, also when PeerPods are 
 });
 
 test('no failure, no refusal and no 404 of somebody else proves anything, and a refusal is told once', async t => {
-	const {api, podUid, ask, log} = await world(t, 300);
+	const {api, podUid, ask, log} = await fixture(t, 300);
 	api.delete('pods', 'nginx', 'default');
 	const faults: Fault[] = [
 		'forbidden',
@@ -131,7 +131,7 @@ test('no failure, no refusal and no 404 of somebody else proves anything, and a 
 });
 
 test('static pods are not judged, whether their mirror is there or not', async t => {
-	const {api, ask} = await world(t);
+	const {api, ask} = await fixture(t);
 	const kubeletUid = '0123456789abcdef0123456789abcdef';
 	t.is(await ask({uid: kubeletUid}), 'unknown');
 	t.is(await ask({name: 'static-worker-0'}), 'unknown');

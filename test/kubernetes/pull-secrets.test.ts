@@ -13,7 +13,7 @@ const base64 = (text: string): string => Buffer.from(text).toString('base64');
 const pod = {name: 'web', namespace: 'default'};
 const references = (names: readonly string[]): ReadonlyArray<{name: string}> => names.map(name => ({name}));
 
-interface World extends TestCluster {
+interface Fixture extends TestCluster {
 	readonly pullSecrets: PullSecrets;
 	readonly events: PodEvent[];
 	readonly log: ReturnType<typeof recordingLog>;
@@ -25,12 +25,12 @@ interface World extends TestCluster {
 }
 
 /** A pod with these pull secrets of its own, and a service account with those. */
-async function world(
+async function fixture(
 	t: ExecutionContext,
 	own: readonly string[],
 	ofAccount: readonly string[] = [],
 	options: Partial<PullSecretsOptions> = {},
-): Promise<World> {
+): Promise<Fixture> {
 	const cluster = await testCluster(t);
 	const {api, client} = cluster;
 	api.put('serviceaccounts', {
@@ -87,7 +87,7 @@ function users(credentials: Secret<string> | undefined): Record<string, string> 
 }
 
 test('secrets of the pod precede those of the service account and the file of the administrator', async t => {
-	const {pullSecrets, secret, authFile, events, log, signal} = await world(t, ['one', 'two'], ['two', 'three']);
+	const {pullSecrets, secret, authFile, events, log, signal} = await fixture(t, ['one', 'two'], ['two', 'three']);
 	secret('one', {a: 'one'});
 	secret('two', {a: 'two', b: 'two'});
 	secret('three', {a: 'three', b: 'three', c: 'three'});
@@ -104,13 +104,13 @@ test('secrets of the pod precede those of the service account and the file of th
 });
 
 test('a pod without any has no credentials, and nothing is said', async t => {
-	const {pullSecrets, events, log, signal} = await world(t, []);
+	const {pullSecrets, events, log, signal} = await fixture(t, []);
 	t.is(await pullSecrets.pullCredentials(pod, signal), undefined);
 	t.deepEqual([events, log.lines], [[], []]);
 });
 
 test("a pod that names no service account has the default one's, and the older kind of secret counts", async t => {
-	const {api, pullSecrets, signal} = await world(t, []);
+	const {api, pullSecrets, signal} = await fixture(t, []);
 	api.put('pods', {metadata: {name: 'plain', namespace: 'default'}, spec: {}});
 	api.put('serviceaccounts', {
 		metadata: {name: 'default', namespace: 'default'},
@@ -127,7 +127,7 @@ test("a pod that names no service account has the default one's, and the older k
 });
 
 test('one event names missing, malformed and forbidden secrets, and the other secrets are used', async t => {
-	const {api, pullSecrets, secret, events, log, said, signal} = await world(t, [
+	const {api, pullSecrets, secret, events, log, said, signal} = await fixture(t, [
 		'missing',
 		'malformed',
 		'opaque',
@@ -158,7 +158,7 @@ test('one event names missing, malformed and forbidden secrets, and the other se
 });
 
 test('if the API server does not answer in time, the pod continues with the file of the administrator', async t => {
-	const {api, pullSecrets, secret, authFile, events, said, signal} = await world(t, ['one'], [], {timeoutMs: 100});
+	const {api, pullSecrets, secret, authFile, events, said, signal} = await fixture(t, ['one'], [], {timeoutMs: 100});
 	secret('one', {a: 'one'});
 	await writeFile(authFile, JSON.stringify({auths: {b: {auth: base64('file:hush-hush')}}}));
 	using _ = api.fault(() => 'silence');
@@ -168,7 +168,7 @@ test('if the API server does not answer in time, the pod continues with the file
 });
 
 test('what was read before the API server fell silent counts', async t => {
-	const {api, pullSecrets, secret, events, signal} = await world(t, ['one', 'two'], [], {timeoutMs: 8000});
+	const {api, pullSecrets, secret, events, signal} = await fixture(t, ['one', 'two'], [], {timeoutMs: 8000});
 	secret('one', {a: 'one'});
 	secret('two', {b: 'two'});
 	// Once without a fault: what is slow at first (connections, code that was never run) is not to take the time.
@@ -179,7 +179,7 @@ test('what was read before the API server fell silent counts', async t => {
 });
 
 test('a caller that gives up is left with its own reason, and nothing is said', async t => {
-	const {api, pullSecrets, events, log, signal} = await world(t, ['one']);
+	const {api, pullSecrets, events, log, signal} = await fixture(t, ['one']);
 	using _ = api.fault(() => 'silence');
 	const caller = new AbortController();
 	const answer = t.throwsAsync(pullSecrets.pullCredentials(pod, AbortSignal.any([caller.signal, signal])), {
@@ -192,7 +192,7 @@ test('a caller that gives up is left with its own reason, and nothing is said', 
 });
 
 test('another pod of the same name is not asked for its secrets', async t => {
-	const {api, pullSecrets, secret, events, podUid, signal} = await world(t, ['one']);
+	const {api, pullSecrets, secret, events, podUid, signal} = await fixture(t, ['one']);
 	secret('one', {a: 'one'});
 	t.is(await pullSecrets.pullCredentials({...pod, uid: 'earlier'}, signal), undefined);
 	t.regex(events[0]?.message ?? '', /pod web: The pod with this name has another UID/);
@@ -201,7 +201,7 @@ test('another pod of the same name is not asked for its secrets', async t => {
 });
 
 test('a static pod is the one of its mirror', async t => {
-	const {api, pullSecrets, secret, events, signal} = await world(t, ['one']);
+	const {api, pullSecrets, secret, events, signal} = await fixture(t, ['one']);
 	secret('one', {a: 'one'});
 	api.put('pods', {metadata: {...pod, annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'}}});
 	t.deepEqual(users(await pullSecrets.pullCredentials({...pod, uid: 'of-the-kubelet'}, signal)), {a: 'one'});
@@ -212,7 +212,7 @@ test('a static pod is the one of its mirror', async t => {
 const padded = (registry: string, bytes: number): string =>
 	JSON.stringify({auths: {[registry]: {auth: base64(`user:${'p'.repeat((bytes * 3) / 4)}`)}}});
 const dataOf = (text: string): object => ({'.dockerconfigjson': base64(text)});
-const putSecret = ({api}: Pick<World, 'api'>, name: string, text: string): void => {
+const putSecret = ({api}: Pick<Fixture, 'api'>, name: string, text: string): void => {
 	api.put('secrets', {
 		metadata: {name, namespace: 'default'},
 		type: 'kubernetes.io/dockerconfigjson',
@@ -239,7 +239,7 @@ function counting(client: PullSecretsOptions['client']): PullSecretsOptions['cli
 
 test('with many large secrets, four are read in parallel and no VM gets more than its limit', async t => {
 	const names = Array.from({length: 50}, (_, index) => `secret-${index}`);
-	const {api, client, secret, events, log, said, signal} = await world(t, [
+	const {api, client, secret, events, log, said, signal} = await fixture(t, [
 		...names.slice(1),
 		'last',
 		names[0] ?? '',
@@ -271,7 +271,7 @@ test('with many large secrets, four are read in parallel and no VM gets more tha
 });
 
 test('secrets over the total limit are left out and reported with sizes; smaller ones still fit', async t => {
-	const {api, pullSecrets, secret, authFile, events, log, said, signal} = await world(t, [
+	const {api, pullSecrets, secret, authFile, events, log, said, signal} = await fixture(t, [
 		'one',
 		'two',
 		'three',
@@ -299,7 +299,7 @@ test('secrets over the total limit are left out and reported with sizes; smaller
 });
 
 test('an object larger than any secret is not read completely, and one with too many parts is not parsed', async t => {
-	const {api, pullSecrets, secret, events, signal} = await world(t, ['large', 'many', 'members', 'good']);
+	const {api, pullSecrets, secret, events, signal} = await fixture(t, ['large', 'many', 'members', 'good']);
 	api.put('secrets', {
 		metadata: {name: 'large', namespace: 'default'},
 		data: {other: 'x'.repeat(1_100_000), ...dataOf('{}')},
@@ -362,7 +362,7 @@ test('between any two secrets the event loop turns', async t => {
 });
 
 test('names that no secret can have are not asked for, and are told without being repeated', async t => {
-	const {api, pullSecrets, secret, events, said, signal} = await world(t, [
+	const {api, pullSecrets, secret, events, said, signal} = await fixture(t, [
 		'Upper',
 		'../pods',
 		'a'.repeat(254),
@@ -380,7 +380,7 @@ test('names that no secret can have are not asked for, and are told without bein
 });
 
 test('registries that no VM could read are left out of a secret, which is told with how many', async t => {
-	const {pullSecrets, secret, events, log, said, signal} = await world(t, ['one']);
+	const {pullSecrets, secret, events, log, said, signal} = await fixture(t, ['one']);
 	secret('one', {
 		'good.example': 'user',
 		'quo"te': 'u',
@@ -402,7 +402,7 @@ test('registries that no VM could read are left out of a secret, which is told w
 
 test('of very many secrets the first 32 are read, and that the others are not is told once', async t => {
 	const names = Array.from({length: 60}, (_, index) => `secret-${index}`);
-	const {api, pullSecrets, secret, events, log, signal} = await world(t, names);
+	const {api, pullSecrets, secret, events, log, signal} = await fixture(t, names);
 	for (const name of names) {
 		secret(name, {[name]: 'user'});
 	}
@@ -417,7 +417,7 @@ test('of very many secrets the first 32 are read, and that the others are not is
 });
 
 test('a damaged file of the administrator is logged, not reported to the pod, and read again next time', async t => {
-	const {pullSecrets, authFile, events, log, said, signal} = await world(t, []);
+	const {pullSecrets, authFile, events, log, said, signal} = await fixture(t, []);
 	await writeFile(authFile, '{"auths": hush-hush');
 	t.is(await pullSecrets.pullCredentials(pod, signal), undefined);
 	t.deepEqual(
@@ -431,7 +431,7 @@ test('a damaged file of the administrator is logged, not reported to the pod, an
 });
 
 test('credentials print as nothing', async t => {
-	const {pullSecrets, secret, signal} = await world(t, ['one']);
+	const {pullSecrets, secret, signal} = await fixture(t, ['one']);
 	secret('one', {a: 'one'});
 	const credentials = await pullSecrets.pullCredentials(pod, signal);
 	t.is(

@@ -2,7 +2,7 @@
 import test from 'ava';
 import {podNetworksContract} from '../contract/pod-networks.ts';
 import {InMemoryPodNetworks} from '../support/in-memory-pod-networks.ts';
-import {World} from './world.ts';
+import {NetworkTestbed} from './testbed.ts';
 
 podNetworksContract(test, 'in memory', async () => {
 	const networks = new InMemoryPodNetworks();
@@ -30,34 +30,34 @@ podNetworksContract(test, 'in memory', async () => {
 });
 
 podNetworksContract(test, 'kernel', async () => {
-	const world = await World.create();
-	const networks = world.networks();
+	const testbed = await NetworkTestbed.create();
+	const networks = testbed.networks();
 	return {
 		networks,
-		addPod: async n => world.addPod('bridge', n),
+		addPod: async n => testbed.addPod('bridge', n),
 		async removePod(n) {
-			await world.sh(`ip netns del pod-${n}`);
+			await testbed.sh(`ip netns del pod-${n}`);
 		},
-		aliasOf: async n => world.netnsPath(`../netns/pod-${n}`),
+		aliasOf: async n => testbed.netnsPath(`../netns/pod-${n}`),
 		async replacePod(n) {
 			// The new one first, or it would get the inode of the old one.
-			await world.sh(
+			await testbed.sh(
 				`ip netns add other; umount /run/netns/pod-${n}; mount --bind /run/netns/other /run/netns/pod-${n}; ip netns del other`,
 			);
-			await world.sh(
+			await testbed.sh(
 				`ip link add eth0 netns pod-${n} type bridge; ip -n pod-${n} addr add 10.244.0.${n}/24 dev eth0`,
 			);
 		},
 		async unmountPod(n) {
-			await world.sh(`umount /run/netns/pod-${n}`);
+			await testbed.sh(`umount /run/netns/pod-${n}`);
 		},
 		async hidePods() {
-			await world.sh('mount -t tmpfs tmpfs /run/netns');
+			await testbed.sh('mount -t tmpfs tmpfs /run/netns');
 		},
-		tunnel: async ({netnsPath, vxlanId}) => world.tunnel(netnsPath, vxlanId),
+		tunnel: async ({netnsPath, vxlanId}) => testbed.tunnel(netnsPath, vxlanId),
 		async [Symbol.asyncDispose]() {
 			await networks[Symbol.asyncDispose]();
-			await world[Symbol.asyncDispose]();
+			await testbed[Symbol.asyncDispose]();
 		},
 	};
 });

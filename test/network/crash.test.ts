@@ -5,7 +5,7 @@ import {fileURLToPath} from 'node:url';
 import test from 'ava';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
 import type {Doomed} from './doomed.ts';
-import {podAddress, World} from './world.ts';
+import {podAddress, NetworkTestbed} from './testbed.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const program = fileURLToPath(new URL('doomed.ts', import.meta.url));
@@ -27,11 +27,16 @@ function momentsEvery(ms: number): readonly Moment[] {
 }
 
 /** @returns what it had told before the end; nothing is done any more in its name */
-async function killAt({steps, delayMs}: Moment, world: World, pod: string, vm?: string): Promise<readonly string[]> {
-	const [shell = '', ...command] = world.shell.toReversed();
+async function killAt(
+	{steps, delayMs}: Moment,
+	testbed: NetworkTestbed,
+	pod: string,
+	vm?: string,
+): Promise<readonly string[]> {
+	const [shell = '', ...command] = testbed.shell.toReversed();
 	// Whatever its shells start holds the lock, too: what runs when they lose their daemon comes to its own end.
 	const locked = [...command.toReversed(), 'flock', '--shared', '--no-fork', lock, shell];
-	const doomed: Doomed = {shell: locked, ownNetns: world.ownNetns, pod, ...(vm !== undefined && {vm})};
+	const doomed: Doomed = {shell: locked, ownNetns: testbed.ownNetns, pod, ...(vm !== undefined && {vm})};
 	const child = spawn(process.execPath, [program, JSON.stringify(doomed)], {stdio: ['ignore', 'pipe', 'inherit']});
 	const told: string[] = [];
 	for await (const line of createInterface({input: child.stdout})) {
@@ -42,20 +47,20 @@ async function killAt({steps, delayMs}: Moment, world: World, pod: string, vm?: 
 		}
 	}
 
-	await world.sh(`flock ${lock} true`);
+	await testbed.sh(`flock ${lock} true`);
 	return told;
 }
 
 test('killed at any moment, the next run makes the pod reachable, and what it releases is gone', async t => {
-	await using world = await World.create();
-	await world.addPod('bridge', 9, 'client');
-	const pod = await world.addPod('bridge', 5);
-	const vm = await world.addVm(5);
+	await using testbed = await NetworkTestbed.create();
+	await testbed.addPod('bridge', 9, 'client');
+	const pod = await testbed.addPod('bridge', 5);
+	const vm = await testbed.addVm(5);
 	const stages = new Set<number>();
 	for (const moment of [...momentsEvery(3), {steps: 2, delayMs: 0}, {steps: 3, delayMs: 0}]) {
-		const told = await killAt(moment, world, pod, vm);
+		const told = await killAt(moment, testbed, pod, vm);
 		stages.add(told.length);
-		await using networks = world.networks();
+		await using networks = testbed.networks();
 		const network = await networks.reserve('next', pod, signal());
 		if (told[1] !== undefined) {
 			t.is(
@@ -66,18 +71,18 @@ test('killed at any moment, the next run makes the pod reachable, and what it re
 		}
 
 		await networks.attach(network, vm, signal());
-		const podns = await world.configureVm(5, network);
-		await using peer = await world.listen(podns);
+		const podns = await testbed.configureVm(5, network);
+		await using peer = await testbed.listen(podns);
 		t.is(
-			await world.ask('client', podAddress('bridge', 5), 'whoami'),
+			await testbed.ask('client', podAddress('bridge', 5), 'whoami'),
 			`${podAddress('bridge', 9)}\n`,
 			JSON.stringify(moment),
 		);
 		t.truthy(peer);
 		await networks.release(network, signal());
-		t.is(await world.tunnel(pod, network.vxlanId), 'none');
-		t.deepEqual(await world.boundTunnels(), []);
-		t.notRegex(await world.sh('ip link show; tc qdisc show dev eth0', 'pod-5'), /vxlan|ingress/v);
+		t.is(await testbed.tunnel(pod, network.vxlanId), 'none');
+		t.deepEqual(await testbed.boundTunnels(), []);
+		t.notRegex(await testbed.sh('ip link show; tc qdisc show dev eth0', 'pod-5'), /vxlan|ingress/v);
 	}
 
 	t.log('killed with', [...stages].toSorted(), 'of 3 steps told');
@@ -85,23 +90,23 @@ test('killed at any moment, the next run makes the pod reachable, and what it re
 });
 
 test('after a crash before the attachment, the next run undoes the reservation, known only by its netns', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
 	let undone = 0;
 	const rounds = [
 		...momentsEvery(3).map(moment => ({moment, vm: '192.168.122.105'})),
 		{moment: {steps: 2, delayMs: 0}, vm: undefined},
 	];
 	for (const {moment, vm} of rounds) {
-		const [, , attached] = await killAt(moment, world, pod, vm);
-		const links = await world.sh('ip -d -o link show type vxlan', 'pod-5');
+		const [, , attached] = await killAt(moment, testbed, pod, vm);
+		const links = await testbed.sh('ip -d -o link show type vxlan', 'pod-5');
 		undone += Number(/vxlan1/v.test(links) && !links.includes(' remote '));
-		await using networks = world.networks();
+		await using networks = testbed.networks();
 		await networks.releaseByNetns('doomed', pod, signal());
-		const left = await world.sh('ip -d -o link show type vxlan', 'pod-5');
+		const left = await testbed.sh('ip -d -o link show type vxlan', 'pod-5');
 		t.true(left === '' || left.includes(' remote '), JSON.stringify(moment));
 		t.true(attached === undefined || left !== '', 'what leads to a VM is on record');
-		await world.sh('ip link del vxlan1 2>/dev/null || :', 'pod-5');
+		await testbed.sh('ip link del vxlan1 2>/dev/null || :', 'pod-5');
 	}
 
 	t.log(undone, 'reservations undone');
@@ -109,18 +114,18 @@ test('after a crash before the attachment, the next run undoes the reservation, 
 });
 
 test('killed at any moment and the pod gone too, the next run cleans up from the record', async t => {
-	await using world = await World.create();
+	await using testbed = await NetworkTestbed.create();
 	for (const [index, moment] of [...momentsEvery(7), {steps: 2, delayMs: 0}].entries()) {
-		const pod = await world.addPod('bridge', 5 + index);
-		const [, record] = await killAt(moment, world, pod, '192.168.122.105');
-		await world.sh(`ip netns del pod-${5 + index}`);
-		await using networks = world.networks();
+		const pod = await testbed.addPod('bridge', 5 + index);
+		const [, record] = await killAt(moment, testbed, pod, '192.168.122.105');
+		await testbed.sh(`ip netns del pod-${5 + index}`);
+		await using networks = testbed.networks();
 		await networks.releaseByNetns('doomed', pod, signal());
 		if (record?.startsWith('{') === true) {
 			await networks.release(JSON.parse(record) as PodNetwork, signal());
-			t.deepEqual(await world.boundTunnels(), []);
+			t.deepEqual(await testbed.boundTunnels(), []);
 		}
 
-		t.notRegex(await world.sh('ip link show'), /vxlan/v, "in the node's own namespace there never was anything");
+		t.notRegex(await testbed.sh('ip link show'), /vxlan/v, "in the node's own namespace there never was anything");
 	}
 });

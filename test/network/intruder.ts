@@ -3,7 +3,7 @@
  */
 import {fileURLToPath} from 'node:url';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
-import type {World} from './world.ts';
+import type {NetworkTestbed} from './testbed.ts';
 
 export const datagrams = fileURLToPath(new URL('datagrams.ts', import.meta.url));
 export const intruderCount = 20;
@@ -19,14 +19,14 @@ export interface Intrusion {
 }
 
 /** @returns how many of `intruderCount` datagrams arrived */
-export async function intrude(world: World, {victim, target, from}: Intrusion): Promise<number> {
-	const before = await refused(world, target.netns);
-	const hex = (await vxlanPacket(world, victim, target)).toString('hex');
-	await world.sh(
+export async function intrude(testbed: NetworkTestbed, {victim, target, from}: Intrusion): Promise<number> {
+	const before = await refused(testbed, target.netns);
+	const hex = (await vxlanPacket(testbed, victim, target)).toString('hex');
+	await testbed.sh(
 		`${process.execPath} ${datagrams} send ${hostOf(victim.workerNodeIp)} ${victim.vxlanPort} ${intruderCount} ${hex}`,
 		from,
 	);
-	return (await refused(world, target.netns)) - before;
+	return (await refused(testbed, target.netns)) - before;
 }
 
 /**
@@ -34,18 +34,18 @@ export async function intrude(world: World, {victim, target, from}: Intrusion): 
  * @param firstBytes how much of UDP header and payload is in the first one: a multiple of 8
  */
 export async function sendFragments(
-	world: World,
+	testbed: NetworkTestbed,
 	{victim, target, from, source, firstBytes}: Intrusion & {readonly source: string; readonly firstBytes: number},
 ): Promise<number> {
-	const before = await refused(world, target.netns);
-	const packet = await vxlanPacket(world, victim, target);
+	const before = await refused(testbed, target.netns);
+	const packet = await vxlanPacket(testbed, victim, target);
 	const udp = Buffer.alloc(8);
 	udp.writeUInt16BE(9999, 0);
 	udp.writeUInt16BE(victim.vxlanPort, 2);
 	udp.writeUInt16BE(udp.length + packet.length, 4);
 	const datagram = Buffer.concat([udp, packet]).toString('hex');
 	// Node.js has no raw sockets.
-	await world.sh(
+	await testbed.sh(
 		`perl -MSocket -e '
 		socket(my $raw, AF_INET, SOCK_RAW, 255) or die;
 		my ($source, $to, $first, $count, $hex) = @ARGV;
@@ -58,16 +58,16 @@ export async function sendFragments(
 		}' ${source} ${hostOf(victim.workerNodeIp)} ${firstBytes} ${intruderCount} ${datagram}`,
 		from,
 	);
-	return (await refused(world, target.netns)) - before;
+	return (await refused(testbed, target.netns)) - before;
 }
 
 /** VXLAN header (RFC 7348, section 5), Ethernet, IPv4, UDP without checksum to a port that nobody has open. */
 export async function vxlanPacket(
-	world: World,
+	testbed: NetworkTestbed,
 	victim: PodNetwork,
 	{netns, address, dev = 'eth0'}: Intrusion['target'],
 ): Promise<Buffer> {
-	const [, mac = ''] = /link\/ether (\S+)/v.exec(await world.sh(`ip link show ${dev}`, netns)) ?? [];
+	const [, mac = ''] = /link\/ether (\S+)/v.exec(await testbed.sh(`ip link show ${dev}`, netns)) ?? [];
 	const packet = Buffer.alloc(8 + 14 + 20 + 8);
 	packet.writeUInt8(0x08, 0);
 	packet.writeUIntBE(victim.vxlanId, 4, 3);
@@ -95,8 +95,8 @@ function hostOf(prefix: string): string {
 }
 
 /** UDP datagrams that came to a port that nobody has open. */
-export async function refused(world: World, netns: string): Promise<number> {
-	const [names = '', values = ''] = (await world.sh('grep ^Udp: /proc/net/snmp', netns)).split('\n');
+export async function refused(testbed: NetworkTestbed, netns: string): Promise<number> {
+	const [names = '', values = ''] = (await testbed.sh('grep ^Udp: /proc/net/snmp', netns)).split('\n');
 	return Number(values.split(' ')[names.split(' ').indexOf('NoPorts')]);
 }
 
@@ -105,13 +105,13 @@ export async function refused(world: World, netns: string): Promise<number> {
  * @returns how many were answered, up to the first that was lost, and how often `work` was done
  */
 export async function flood(
-	world: World,
+	testbed: NetworkTestbed,
 	path: {readonly from: string; readonly to: string; readonly address: string; readonly size?: number},
 	work?: () => Promise<void>,
 ): Promise<{readonly answered: number; readonly rounds: number}> {
-	await using _ = await world.serve(path.to, [datagrams, 'echo', '8081']);
+	await using _ = await testbed.serve(path.to, [datagrams, 'echo', '8081']);
 	const pings = {areOver: false};
-	const answered = world
+	const answered = testbed
 		.sh(`${process.execPath} ${datagrams} flood ${path.address} 8081 ${floodCount} ${path.size ?? 20}`, path.from)
 		.finally(() => {
 			pings.areOver = true;

@@ -8,43 +8,43 @@ import {join} from 'node:path';
 import test from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {parseTable, transaction} from '../../src/network/nft.ts';
-import {podAddress, warnings, World} from './world.ts';
+import {podAddress, warnings, NetworkTestbed} from './testbed.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 const vm = '192.168.122.105';
 
 test('a VXLAN port that the cluster network uses in metadata mode is an error with the interface', async t => {
-	await using world = await World.create();
-	await world.sh('ip link add vxlan_sys_4789 up type vxlan external dstport 4789');
-	await using networks = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	await testbed.sh('ip link add vxlan_sys_4789 up type vxlan external dstport 4789');
+	await using networks = testbed.networks();
 	const error = await t.throwsAsync<AdaptorError>(networks.check(signal()));
 	t.is(error.code, 'failed-precondition');
 	t.regex(error.message, /VXLAN_PORT 4789 is in use.*vxlan_sys_4789.*Set VXLAN_PORT/v);
-	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
-	await using other = world.networks({vxlanPort: 9000});
+	t.notRegex(await testbed.sh('ip link show'), /caa-probe/v);
+	await using other = testbed.networks({vxlanPort: 9000});
 	await t.notThrowsAsync(other.check(signal()));
 });
 
 test('a shared VXLAN port is a warning, a free port is none, and the check leaves nothing', async t => {
-	await using world = await World.create();
+	await using testbed = await NetworkTestbed.create();
 	const {log, reasons} = warnings();
-	await using networks = world.networks({log});
+	await using networks = testbed.networks({log});
 	await networks.check(signal());
 	t.deepEqual(reasons, []);
-	await world.sh('ip link add vxlan.calico up type vxlan id 4096 dstport 4789 local 192.168.122.10');
+	await testbed.sh('ip link add vxlan.calico up type vxlan id 4096 dstport 4789 local 192.168.122.10');
 	await networks.check(signal());
 	t.deepEqual(reasons, ['the interface vxlan.calico also uses it']);
-	t.notRegex(await world.sh('ip link show'), /caa-probe/v);
+	t.notRegex(await testbed.sh('ip link show'), /caa-probe/v);
 });
 
 test("a namespace that is gone, a plain file, and the node's own are told apart", async t => {
-	await using world = await World.create();
-	await using networks = world.networks();
-	await world.sh('touch /run/netns/plain');
+	await using testbed = await NetworkTestbed.create();
+	await using networks = testbed.networks();
+	await testbed.sh('touch /run/netns/plain');
 	for (const [path, code, message] of [
-		[world.netnsPath('never'), 'not-found', /does not exist.*HostToContainer/v],
-		[world.netnsPath('plain'), 'invalid-argument', /plain file.*HostToContainer/v],
-		[world.ownNetns, 'invalid-argument', /that of the node.*Host-network/v],
+		[testbed.netnsPath('never'), 'not-found', /does not exist.*HostToContainer/v],
+		[testbed.netnsPath('plain'), 'invalid-argument', /plain file.*HostToContainer/v],
+		[testbed.ownNetns, 'invalid-argument', /that of the node.*Host-network/v],
 	] as const) {
 		const error = await t.throwsAsync<AdaptorError>(networks.reserve('sandbox', path, signal()), undefined, path);
 		t.is(error.code, code);
@@ -53,39 +53,39 @@ test("a namespace that is gone, a plain file, and the node's own are told apart"
 });
 
 test('attaching says that a namespace is gone only with proof; releasing then says what is left of it', async t => {
-	await using world = await World.create();
-	await using networks = world.networks();
-	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
+	await using testbed = await NetworkTestbed.create();
+	await using networks = testbed.networks();
+	const network = await networks.reserve('sandbox', await testbed.addPod('bridge', 5), signal());
 	await networks.attach(network, vm, signal());
 	const attaching = async (): Promise<AdaptorError> =>
 		t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()));
-	await world.sh('mount -t tmpfs tmpfs /run/netns');
+	await testbed.sh('mount -t tmpfs tmpfs /run/netns');
 	t.is((await attaching()).code, 'failed-precondition');
 	const {code, message} = await t.throwsAsync<AdaptorError>(networks.release(network, signal()));
 	t.is(code, 'failed-precondition');
 	t.regex(message, new RegExp(`A tunnel is left.*pod-5.*${network.vxlanId}.*HostToContainer`, 'v'));
-	t.deepEqual(await world.boundTunnels(), [], 'all that can be removed is removed');
-	t.notRegex(await world.sh('ip link show'), /caa-/v);
-	await world.sh('umount /run/netns');
+	t.deepEqual(await testbed.boundTunnels(), [], 'all that can be removed is removed');
+	t.notRegex(await testbed.sh('ip link show'), /caa-/v);
+	await testbed.sh('umount /run/netns');
 	await networks.release(network, signal());
-	t.is(await world.tunnel(network.netnsPath, network.vxlanId), 'none');
+	t.is(await testbed.tunnel(network.netnsPath, network.vxlanId), 'none');
 
 	const again = await networks.reserve('sandbox', network.netnsPath, signal());
-	await world.sh('ip netns del pod-5');
+	await testbed.sh('ip netns del pod-5');
 	t.is((await t.throwsAsync<AdaptorError>(networks.attach(again, vm, signal()))).code, 'not-found');
-	await world.sh('touch /run/netns/pod-5');
+	await testbed.sh('touch /run/netns/pod-5');
 	t.is((await t.throwsAsync<AdaptorError>(networks.attach(again, vm, signal()))).code, 'failed-precondition');
 	await t.notThrowsAsync(networks.release(again, signal()), 'the kernel tells that the tunnel is gone');
 });
 
 test('what programs miss is no proof that the pod is gone', async t => {
-	await using world = await World.create();
+	await using testbed = await NetworkTestbed.create();
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
-	await using networks = world.networks({
-		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	await using networks = testbed.networks({
+		spawnServer: {shell: [...testbed.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
 	});
-	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
+	const network = await networks.reserve('sandbox', await testbed.addPod('bridge', 5), signal());
 	for (const said of [
 		'RTNETLINK answers: No such file or directory',
 		'Cannot find device "eth0"',
@@ -106,15 +106,15 @@ for (const [kind, script] of [
 	['bind mount', 'touch /run/netns/alias; mount --bind /run/netns/pod-5 /run/netns/alias'],
 ] as const) {
 	test(`a second sandbox by a ${kind} is refused, also after a restart, and the first one is named`, async t => {
-		await using world = await World.create();
-		const pod = await world.addPod('bridge', 5);
-		await world.sh(script);
-		await using before = world.networks();
+		await using testbed = await NetworkTestbed.create();
+		const pod = await testbed.addPod('bridge', 5);
+		await testbed.sh(script);
+		await using before = testbed.networks();
 		const network = await before.reserve('one', pod, signal());
 		await before.attach(network, vm, signal());
-		await using after = world.networks();
+		await using after = testbed.networks();
 		await after.attach(network, vm, signal());
-		const alias = world.netnsPath('alias');
+		const alias = testbed.netnsPath('alias');
 		for (const networks of [before, after]) {
 			const error = await t.throwsAsync<AdaptorError>(networks.reserve('two', alias, signal()));
 			t.is(error.code, 'already-exists');
@@ -124,84 +124,84 @@ for (const [kind, script] of [
 		}
 
 		await after.release({...network, vxlanId: network.vxlanId + 1, netnsPath: alias}, signal());
-		t.deepEqual(await world.tunnel(pod, network.vxlanId), {remote: vm});
+		t.deepEqual(await testbed.tunnel(pod, network.vxlanId), {remote: vm});
 		await after.release({...network, netnsPath: alias}, signal());
-		t.is(await world.tunnel(pod, network.vxlanId), 'none');
+		t.is(await testbed.tunnel(pod, network.vxlanId), 'none');
 		await t.notThrowsAsync(after.reserve('two', alias, signal()));
 	});
 }
 
 test('the record of an earlier version, after a restart, removes no tunnel of another VNI at its path', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
-	await using before = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
+	await using before = testbed.networks();
 	const {netns, ...old} = await before.reserve('old', pod, signal());
 	t.truthy(netns);
 	await before.release(old, signal());
 	const next = await before.reserve('next', pod, signal());
 	await before.attach(next, vm, signal());
-	await using after = world.networks();
+	await using after = testbed.networks();
 	await after.release(old, signal());
-	t.deepEqual(await world.tunnel(pod, next.vxlanId), {remote: vm});
+	t.deepEqual(await testbed.tunnel(pod, next.vxlanId), {remote: vm});
 });
 
 test('a new pod whose namespace has the inode of one that is gone is not refused', async t => {
-	await using world = await World.create();
-	await using networks = world.networks();
-	const gone = await networks.reserve('gone', await world.addPod('bridge', 5), signal());
+	await using testbed = await NetworkTestbed.create();
+	await using networks = testbed.networks();
+	const gone = await networks.reserve('gone', await testbed.addPod('bridge', 5), signal());
 	await networks.attach(gone, vm, signal());
 	// A namespace with that inode and without the tunnel: the kernel gives an inode out again at once, but to whoever
 	// comes first on this machine.
-	await world.sh(
+	await testbed.sh(
 		'touch /run/netns/next; mount --bind /run/netns/pod-5 /run/netns/next; ip netns del pod-5; ip -n next link del vxlan1; tc -n next qdisc del dev eth0 ingress',
 	);
-	const next = await networks.reserve('next', world.netnsPath('next'), signal());
+	const next = await networks.reserve('next', testbed.netnsPath('next'), signal());
 	t.is(next.netns?.inode, gone.netns?.inode);
 	t.not(next.vxlanId, gone.vxlanId);
 	await networks.attach(next, '192.168.122.106', signal());
 	t.is(await networks.presence(gone, signal()), 'gone');
 	await networks.release(gone, signal());
-	t.deepEqual(await world.tunnel(next.netnsPath, next.vxlanId), {remote: '192.168.122.106'});
-	t.deepEqual(await world.boundTunnels(), [{address: '192.168.122.106', vni: next.vxlanId}]);
+	t.deepEqual(await testbed.tunnel(next.netnsPath, next.vxlanId), {remote: '192.168.122.106'});
+	t.deepEqual(await testbed.boundTunnels(), [{address: '192.168.122.106', vni: next.vxlanId}]);
 });
 
 test('the next daemon takes over the VNI that it finds, but never a tunnel that learns or has another port', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
-	await using before = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
+	await using before = testbed.networks();
 	const {vxlanId} = await before.reserve('old', pod, signal());
-	await using after = world.networks();
+	await using after = testbed.networks();
 	t.is((await after.reserve('new', pod, signal())).vxlanId, vxlanId);
-	await using elsewhere = world.networks({vxlanPort: 9000});
+	await using elsewhere = testbed.networks({vxlanPort: 9000});
 	await elsewhere.reserve('new', pod, signal());
-	t.regex(await world.sh('ip -d link show vxlan1', 'pod-5'), /dstport 9000 nolearning/v);
+	t.regex(await testbed.sh('ip -d link show vxlan1', 'pod-5'), /dstport 9000 nolearning/v);
 
-	await world.sh('ip link del vxlan1', 'pod-5');
-	await world.sh(`ip link add vxlan1 netns pod-5 up type vxlan id 555001 remote ${vm} dstport 4789`);
+	await testbed.sh('ip link del vxlan1', 'pod-5');
+	await testbed.sh(`ip link add vxlan1 netns pod-5 up type vxlan id 555001 remote ${vm} dstport 4789`);
 	const {log, reasons} = warnings();
-	await using careful = world.networks({log});
+	await using careful = testbed.networks({log});
 	await careful.reserve('new', pod, signal());
-	t.regex(await world.sh('ip -d link show vxlan1', 'pod-5'), /nolearning/v);
+	t.regex(await testbed.sh('ip -d link show vxlan1', 'pod-5'), /nolearning/v);
 	t.deepEqual(reasons, ['different port, VNI or mode']);
 });
 
 test('a namespace has one sandbox at a time', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
-	await using networks = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
+	await using networks = testbed.networks();
 	const network = await networks.reserve('one', pod, signal());
 	const error = await t.throwsAsync<AdaptorError>(networks.reserve('two', pod, signal()));
 	t.is(error.code, 'already-exists');
-	t.is(await world.tunnel(pod, network.vxlanId), 'reserved');
-	const raced = await world.addPod('bridge', 6);
+	t.is(await testbed.tunnel(pod, network.vxlanId), 'reserved');
+	const raced = await testbed.addPod('bridge', 6);
 	const both = await Promise.allSettled(['one', 'two'].map(async id => networks.reserve(id, raced, signal())));
 	t.is(both.filter(({status}) => status === 'fulfilled').length, 1);
 });
 
 test("a late repetition for the last sandbox of a namespace leaves the next one's tunnel alone", async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
-	await using networks = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
+	await using networks = testbed.networks();
 	const last = await networks.reserve('last', pod, signal());
 	await networks.attach(last, '192.168.122.104', signal());
 	await networks.release(last, signal());
@@ -210,31 +210,31 @@ test("a late repetition for the last sandbox of a namespace leaves the next one'
 	await networks.release(last, signal());
 	const error = await t.throwsAsync<AdaptorError>(networks.attach(last, '192.168.122.104', signal()));
 	t.is(error.code, 'failed-precondition');
-	t.deepEqual(await world.tunnel(pod, next.vxlanId), {remote: vm});
+	t.deepEqual(await testbed.tunnel(pod, next.vxlanId), {remote: vm});
 });
 
 test('two daemons at once, even with the same guesses, reserve different VNIs', async t => {
-	await using world = await World.create();
+	await using testbed = await NetworkTestbed.create();
 	const count = 50;
-	await world.sh(`for n in $(seq ${2 * count}); do ip netns add p$n; echo "link add eth0 netns p$n type bridge"; done >/run/batch; ip -batch /run/batch
+	await testbed.sh(`for n in $(seq ${2 * count}); do ip netns add p$n; echo "link add eth0 netns p$n type bridge"; done >/run/batch; ip -batch /run/batch
 		for n in $(seq ${2 * count}); do printf 'link set eth0 up\\naddr add 10.9.0.1/32 dev eth0\\n' | ip -n p$n -batch -; done`);
-	const pods = Array.from({length: 2 * count}, (_, n) => world.netnsPath(`p${n + 1}`));
+	const pods = Array.from({length: 2 * count}, (_, n) => testbed.netnsPath(`p${n + 1}`));
 	const last = pods.pop() ?? t.fail();
-	await using one = world.networks({random: guesses(1)});
-	await using two = world.networks({random: guesses(1)});
+	await using one = testbed.networks({random: guesses(1)});
+	await using two = testbed.networks({random: guesses(1)});
 	const reserved = await Promise.all(
 		pods.map(async (pod, n) => (n % 2 === 0 ? one : two).reserve(`sandbox-${n}`, pod, signal())),
 	);
 	t.is(new Set(reserved.map(({vxlanId}) => vxlanId)).size, pods.length);
 	// Starts where they did.
-	await using next = world.networks({random: guesses(1)});
+	await using next = testbed.networks({random: guesses(1)});
 	const {vxlanId} = await next.reserve('next', last, signal());
 	t.false(reserved.some(network => network.vxlanId === vxlanId));
 });
 
 test('a reservation that is given up leaves nothing, not even when the kernel had made it', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	// Tells when the device is made, and then does not end.
@@ -246,8 +246,8 @@ case $* in "link add vxlan1"*) : >${directory}/made; exec sleep 60;; esac
 `,
 		{mode: 0o755},
 	);
-	await using networks = world.networks({
-		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	await using networks = testbed.networks({
+		spawnServer: {shell: [...testbed.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
 	});
 	const abort = new AbortController();
 	const made = (async () => {
@@ -259,16 +259,16 @@ case $* in "link add vxlan1"*) : >${directory}/made; exec sleep 60;; esac
 	})();
 	const reserving = networks.reserve('sandbox', pod, abort.signal);
 	await made;
-	t.regex(await world.sh('ip link show', 'pod-5'), /vxlan1/v);
+	t.regex(await testbed.sh('ip link show', 'pod-5'), /vxlan1/v);
 	const reason = new Error('given up');
 	abort.abort(reason);
 	t.is(await t.throwsAsync(reserving), reason);
-	t.notRegex(await world.sh('ip link show', 'pod-5'), /vxlan1/v);
+	t.notRegex(await testbed.sh('ip link show', 'pod-5'), /vxlan1/v);
 });
 
 test('a reservation whose program is killed after its work leaves nothing', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	await writeFile(
@@ -279,30 +279,30 @@ case $* in "link add vxlan1"*) kill -KILL $$;; esac
 `,
 		{mode: 0o755},
 	);
-	await using networks = world.networks({
-		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	await using networks = testbed.networks({
+		spawnServer: {shell: [...testbed.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
 	});
 	await t.throwsAsync(networks.reserve('sandbox', pod, signal()), {message: /ended with status 137/v});
-	t.notRegex(await world.sh('ip link show', 'pod-5'), /vxlan1/v);
+	t.notRegex(await testbed.sh('ip link show', 'pod-5'), /vxlan1/v);
 });
 
 test("a filter of another program on the pod's interface is an error that says so", async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
-	await world.sh('tc qdisc add dev eth0 clsact', 'pod-5');
-	await using networks = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
+	await testbed.sh('tc qdisc add dev eth0 clsact', 'pod-5');
+	await using networks = testbed.networks();
 	const network = await networks.reserve('sandbox', pod, signal());
 	const error = await t.throwsAsync<AdaptorError>(networks.attach(network, vm, signal()));
 	t.is(error.code, 'failed-precondition');
 	t.regex(error.message, /clsact.*CNI/v);
 	await networks.release(network, signal());
-	t.regex(await world.sh('tc qdisc show dev eth0', 'pod-5'), /clsact/v, 'it is not ours to remove');
+	t.regex(await testbed.sh('tc qdisc show dev eth0', 'pod-5'), /clsact/v, 'it is not ours to remove');
 });
 
 test('attaching repairs what somebody removed: the device, the redirection, the table of tunnels', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
-	await using networks = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
+	await using networks = testbed.networks();
 	const network = await networks.reserve('sandbox', pod, signal());
 	for (const damage of [
 		'ip link del vxlan1',
@@ -310,71 +310,71 @@ test('attaching repairs what somebody removed: the device, the redirection, the 
 		'tc qdisc del dev eth0 ingress',
 	]) {
 		await networks.attach(network, vm, signal());
-		await world.sh(damage, 'pod-5');
-		await world.sh('nft flush ruleset');
+		await testbed.sh(damage, 'pod-5');
+		await testbed.sh('nft flush ruleset');
 		await networks.attach(network, vm, signal());
-		t.deepEqual(await world.tunnel(pod, network.vxlanId), {remote: vm}, damage);
+		t.deepEqual(await testbed.tunnel(pod, network.vxlanId), {remote: vm}, damage);
 	}
 });
 
 test("an address that the next VM already has stays bound to its tunnel when the last one's tunnel goes", async t => {
-	await using world = await World.create();
-	await using networks = world.networks();
-	const one = await networks.reserve('one', await world.addPod('bridge', 5), signal());
-	const two = await networks.reserve('two', await world.addPod('bridge', 6), signal());
+	await using testbed = await NetworkTestbed.create();
+	await using networks = testbed.networks();
+	const one = await networks.reserve('one', await testbed.addPod('bridge', 5), signal());
+	const two = await networks.reserve('two', await testbed.addPod('bridge', 6), signal());
 	await networks.attach(one, vm, signal());
 	await networks.attach(two, vm, signal());
 	await networks.release(one, signal());
 	await networks.release(one, signal());
-	t.deepEqual(await world.tunnel(two.netnsPath, two.vxlanId), {remote: vm});
-	t.is(await world.tunnel(one.netnsPath, one.vxlanId), 'none');
+	t.deepEqual(await testbed.tunnel(two.netnsPath, two.vxlanId), {remote: vm});
+	t.is(await testbed.tunnel(one.netnsPath, one.vxlanId), 'none');
 });
 
 test("another daemon's tunnels stay bound, whatever ours does", async t => {
-	await using world = await World.create();
-	await using theirs = world.networks();
-	const network = await theirs.reserve('theirs', await world.addPod('bridge', 5), signal());
+	await using testbed = await NetworkTestbed.create();
+	await using theirs = testbed.networks();
+	const network = await theirs.reserve('theirs', await testbed.addPod('bridge', 5), signal());
 	await theirs.attach(network, vm, signal());
-	await using ours = world.networks();
+	await using ours = testbed.networks();
 	await ours.check(signal());
-	const other = await ours.reserve('ours', await world.addPod('bridge', 6), signal());
+	const other = await ours.reserve('ours', await testbed.addPod('bridge', 6), signal());
 	await ours.attach(other, '192.168.122.106', signal());
 	await ours.release(other, signal());
-	t.deepEqual(await world.tunnel(network.netnsPath, network.vxlanId), {remote: vm});
+	t.deepEqual(await testbed.tunnel(network.netnsPath, network.vxlanId), {remote: vm});
 });
 
 test('a tunnel of which only the VNI is known is closed, and the others are not', async t => {
-	await using world = await World.create();
-	await using dead = world.networks();
-	const lost = await dead.reserve('lost', await world.addPod('bridge', 5), signal());
+	await using testbed = await NetworkTestbed.create();
+	await using dead = testbed.networks();
+	const lost = await dead.reserve('lost', await testbed.addPod('bridge', 5), signal());
 	await dead.attach(lost, vm, signal());
-	await using ours = world.networks();
-	const other = await ours.reserve('ours', await world.addPod('bridge', 6), signal());
+	await using ours = testbed.networks();
+	const other = await ours.reserve('ours', await testbed.addPod('bridge', 6), signal());
 	await ours.attach(other, '192.168.122.106', signal());
-	t.is((await world.boundTunnels()).length, 2);
-	await world.sh('ip netns del pod-5');
+	t.is((await testbed.boundTunnels()).length, 2);
+	await testbed.sh('ip netns del pod-5');
 	await ours.releaseByVni(lost.vxlanId, signal());
 	await ours.releaseByVni(lost.vxlanId, signal());
-	t.deepEqual(await world.boundTunnels(), [{address: '192.168.122.106', vni: other.vxlanId}]);
+	t.deepEqual(await testbed.boundTunnels(), [{address: '192.168.122.106', vni: other.vxlanId}]);
 	// Its VNI was free, and is another's now.
 	await ours.releaseByVni(other.vxlanId, signal());
-	t.deepEqual(await world.tunnel(other.netnsPath, other.vxlanId), {remote: '192.168.122.106'});
+	t.deepEqual(await testbed.tunnel(other.netnsPath, other.vxlanId), {remote: '192.168.122.106'});
 });
 
 test('what another daemon attached to a reservation of ours, before it died, is released with it', async t => {
-	await using world = await World.create();
-	await using ours = world.networks();
-	const network = await ours.reserve('one', await world.addPod('bridge', 5), signal());
-	await using theirs = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	await using ours = testbed.networks();
+	const network = await ours.reserve('one', await testbed.addPod('bridge', 5), signal());
+	await using theirs = testbed.networks();
 	await theirs.attach(network, vm, signal());
 	await ours.release(network, signal());
-	t.is(await world.tunnel(network.netnsPath, network.vxlanId), 'none');
+	t.is(await testbed.tunnel(network.netnsPath, network.vxlanId), 'none');
 });
 
 test('an address that is no IPv4 address reaches no script', async t => {
-	await using world = await World.create();
-	await using networks = world.networks();
-	const network = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
+	await using testbed = await NetworkTestbed.create();
+	await using networks = testbed.networks();
+	const network = await networks.reserve('sandbox', await testbed.addPod('bridge', 5), signal());
 	for (const address of ['', '192.168.122.5 }; flush ruleset #', 'fe80::1', '192.168.122.05']) {
 		t.is(
 			(await t.throwsAsync<AdaptorError>(networks.attach(network, address, signal()))).code,
@@ -385,17 +385,17 @@ test('an address that is no IPv4 address reaches no script', async t => {
 });
 
 test('the address of the worker is that of HOST_INTERFACE, or on the route to the VMs, or an error', async t => {
-	await using world = await World.create();
-	const pod = await world.addPod('bridge', 5);
-	await using towards = world.networks();
+	await using testbed = await NetworkTestbed.create();
+	const pod = await testbed.addPod('bridge', 5);
+	await using towards = testbed.networks();
 	t.is((await towards.reserve('sandbox', pod, signal())).workerNodeIp, '192.168.122.10/24');
-	await using chosen = world.networks({underlay: {hostInterface: 'cni0'}});
+	await using chosen = testbed.networks({underlay: {hostInterface: 'cni0'}});
 	t.is((await chosen.reserve('sandbox', pod, signal())).workerNodeIp, '10.244.0.1/24');
-	await using lost = world.networks({underlay: {vmAddress: async () => '203.0.113.1'}});
+	await using lost = testbed.networks({underlay: {vmAddress: async () => '203.0.113.1'}});
 	const error = await t.throwsAsync<AdaptorError>(lost.reserve('sandbox', pod, signal()));
 	t.regex(error.message, /no route to that address.*LIBVIRT_NET/v);
 	let asked = 0;
-	await using late = world.networks({
+	await using late = testbed.networks({
 		underlay: {
 			vmAddress: async () => (++asked === 1 ? Promise.reject(new Error('libvirt is away')) : '192.168.122.1'),
 		},
@@ -406,23 +406,23 @@ test('the address of the worker is that of HOST_INTERFACE, or on the route to th
 		'192.168.122.10/24',
 		'asked again after a failure',
 	);
-	await world.sh('ip addr show dev eth0', 'pod-5');
+	await testbed.sh('ip addr show dev eth0', 'pod-5');
 	t.is(podAddress('bridge', 5), '10.244.0.5');
 });
 
 test('inspecting takes one process, reserving one more, attaching three, releasing at most three', async t => {
-	await using world = await World.create();
+	await using testbed = await NetworkTestbed.create();
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
 	const log = join(directory, 'script');
 	await writeFile(log, '');
 	// What the shells are given is copied: one `<<'…' &` a process.
-	await using networks = world.networks({
-		spawnServer: {shell: ['sh', '-c', 'tee -a "$0" | "$@"', log, ...world.shell], size: 2},
+	await using networks = testbed.networks({
+		spawnServer: {shell: ['sh', '-c', 'tee -a "$0" | "$@"', log, ...testbed.shell], size: 2},
 	});
-	const first = await networks.reserve('one', await world.addPod('bridge', 5), signal());
+	const first = await networks.reserve('one', await testbed.addPod('bridge', 5), signal());
 	await networks.release(first, signal());
-	const second = await networks.reserve('two', await world.addPod('bridge', 6), signal());
+	const second = await networks.reserve('two', await testbed.addPod('bridge', 6), signal());
 	await networks.attach(second, vm, signal());
 	await networks.release(second, signal());
 	await networks[Symbol.asyncDispose]();

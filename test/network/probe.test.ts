@@ -1,24 +1,24 @@
 import test, {type ExecutionContext} from 'ava';
 import {createNetworkProbe, type NetworkProbe} from '../../src/network/probe.ts';
-import {workerAddress, World} from './world.ts';
+import {workerAddress, NetworkTestbed} from './testbed.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 
 async function probeIn(
 	t: ExecutionContext,
 	port = 4789,
-): Promise<{readonly world: World; readonly probe: NetworkProbe}> {
-	const world = await World.create();
-	const probe = createNetworkProbe({vxlanPort: port, vxlanMinId: 555_000, spawnServer: {shell: world.shell}});
+): Promise<{readonly testbed: NetworkTestbed; readonly probe: NetworkProbe}> {
+	const testbed = await NetworkTestbed.create();
+	const probe = createNetworkProbe({vxlanPort: port, vxlanMinId: 555_000, spawnServer: {shell: testbed.shell}});
 	t.teardown(async () => {
 		await probe[Symbol.asyncDispose]();
-		await world[Symbol.asyncDispose]();
+		await testbed[Symbol.asyncDispose]();
 	});
-	return {world, probe};
+	return {testbed, probe};
 }
 
 test('programs are told with their versions, and nothing is left of trying them', async t => {
-	const {world, probe} = await probeIn(t);
+	const {testbed, probe} = await probeIn(t);
 	const {versions} = await probe.observePrograms(signal());
 	t.deepEqual(Object.keys(versions), ['ip', 'tc', 'nft', 'nsenter']);
 	for (const version of Object.values(versions)) {
@@ -26,26 +26,26 @@ test('programs are told with their versions, and nothing is left of trying them'
 	}
 
 	await probe.observeVxlanPort(signal());
-	t.is(await world.sh('nft list ruleset; ip -o link show type vxlan'), '');
+	t.is(await testbed.sh('nft list ruleset; ip -o link show type vxlan'), '');
 });
 
 test('a program that is missing is told, and the others all the same', async t => {
-	const {world, probe} = await probeIn(t);
-	// In the world's own mount namespace: where it was is a file that cannot be run.
-	await world.sh('mount --bind /dev/null "$(command -v nft)"');
+	const {testbed, probe} = await probeIn(t);
+	// In the testbed's own mount namespace: where it was is a file that cannot be run.
+	await testbed.sh('mount --bind /dev/null "$(command -v nft)"');
 	const {ip, nft} = (await probe.observePrograms(signal())).versions;
 	t.is(nft, null);
 	t.regex(ip ?? '', /^\d/);
 });
 
 test('a node that may not change its network says so', async t => {
-	const {world} = await probeIn(t);
+	const {testbed} = await probeIn(t);
 	await using bound = createNetworkProbe({
 		vxlanPort: 4789,
 		vxlanMinId: 555_000,
 		spawnServer: {
 			shell: [
-				...world.shell.slice(0, -1),
+				...testbed.shell.slice(0, -1),
 				'setpriv',
 				'--bounding-set=-net_admin',
 				'--inh-caps=-net_admin',
@@ -59,7 +59,7 @@ test('a node that may not change its network says so', async t => {
 		vxlanMinId: 555_000,
 		spawnServer: {
 			shell: [
-				...world.shell.slice(0, -1),
+				...testbed.shell.slice(0, -1),
 				'setpriv',
 				'--bounding-set=-sys_admin',
 				'--inh-caps=-sys_admin',
@@ -73,48 +73,48 @@ test('a node that may not change its network says so', async t => {
 });
 
 test('a VXLAN port is free, shared, taken by an interface of another mode, or by a program, which is named', async t => {
-	const {world, probe} = await probeIn(t, 9000);
+	const {testbed, probe} = await probeIn(t, 9000);
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []});
-	await world.sh('ip link add caa-probe up type vxlan id 16777215 dstport 9000 nolearning');
+	await testbed.sh('ip link add caa-probe up type vxlan id 16777215 dstport 9000 nolearning');
 	t.deepEqual(
 		await probe.observeVxlanPort(signal()),
 		{isFree: true, sharing: [], programs: []},
 		'another daemon looks at this very moment',
 	);
-	await world.sh('ip link del caa-probe; ip link add own up type vxlan id 7 dstport 9000 nolearning');
+	await testbed.sh('ip link del caa-probe; ip link add own up type vxlan id 7 dstport 9000 nolearning');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: ['own'], programs: []});
-	await world.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
+	await testbed.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: ['cni'], programs: []});
-	await world.sh('ip link del cni');
-	const program = world.sh('exec nc -u -l 0.0.0.0 9000').catch((error: unknown) => error);
-	const listens = world.sh('until ss -Huln | grep -q :9000; do sleep 0.05; done').then(() => true);
+	await testbed.sh('ip link del cni');
+	const program = testbed.sh('exec nc -u -l 0.0.0.0 9000').catch((error: unknown) => error);
+	const listens = testbed.sh('until ss -Huln | grep -q :9000; do sleep 0.05; done').then(() => true);
 	t.is(await Promise.race([listens, program]), true);
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: [], programs: ['nc']});
-	await world[Symbol.asyncDispose]();
+	await testbed[Symbol.asyncDispose]();
 	await program;
 });
 
 test('tunnels can begin at an interface that has an IPv4 address', async t => {
-	const {world, probe} = await probeIn(t);
+	const {testbed, probe} = await probeIn(t);
 	await t.notThrowsAsync(probe.checkHostInterface('virbr0', signal()));
 	await t.throwsAsync(probe.checkHostInterface('enc1', signal()), {
 		message: /The interface in HOST_INTERFACE does not exist.*virbr0/,
 	});
-	await world.sh('ip addr flush dev virbr0');
+	await testbed.sh('ip addr flush dev virbr0');
 	await t.throwsAsync(probe.checkHostInterface('virbr0', signal()), {message: /has no IPv4 address/});
 });
 
 test('the route to an address is the entry of the table that leads there', async t => {
-	const {world, probe} = await probeIn(t);
+	const {testbed, probe} = await probeIn(t);
 	t.deepEqual(await probe.observeRoute('192.168.122.77', signal()), {dst: '192.168.122.0/24', dev: 'virbr0'});
 	await t.throwsAsync(probe.observeRoute('10.9.8.7', signal()), {message: /no route to that address.*LIBVIRT_NET/});
-	await world.sh('ip route add default via 192.168.122.1');
+	await testbed.sh('ip route add default via 192.168.122.1');
 	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {
 		dst: '0.0.0.0/0',
 		dev: 'virbr0',
 		gateway: '192.168.122.1',
 	});
-	await world.sh('ip route add 10.9.0.0/16 via 192.168.122.5');
+	await testbed.sh('ip route add 10.9.0.0/16 via 192.168.122.5');
 	t.deepEqual(await probe.observeRoute('10.9.8.7', signal()), {
 		dst: '10.9.0.0/16',
 		dev: 'virbr0',

@@ -10,236 +10,239 @@ import {AdaptorError} from '../../src/core/errors.ts';
 import type {KernelPodNetworks} from '../../src/network/pod-networks.ts';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
 import {earlierVersion, flood, floodCount, intrude, intruderCount, sendFragments} from './intruder.ts';
-import {podAddress, vmAddress, workerAddress, World} from './world.ts';
+import {podAddress, vmAddress, workerAddress, NetworkTestbed} from './testbed.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(200_000);
 const client = {netns: 'client', address: podAddress('bridge', 9)};
 
 /** A node with an ordinary pod that is attacked, and one that attacks. */
-async function nodeWithPods(): Promise<World> {
-	const world = await World.create();
-	await world.addPod('bridge', 9, 'client');
-	await world.addPod('bridge', 7, 'attacker');
-	return world;
+async function nodeWithPods(): Promise<NetworkTestbed> {
+	const testbed = await NetworkTestbed.create();
+	await testbed.addPod('bridge', 9, 'client');
+	await testbed.addPod('bridge', 7, 'attacker');
+	return testbed;
 }
 
 /** A peer pod that runs, and its VM, the addresses of both made of `index`. */
-async function runPod(world: World, networks: KernelPodNetworks, index: number): Promise<PodNetwork> {
-	const network = await networks.reserve(`sandbox-${index}`, await world.addPod('bridge', index), signal());
-	await world.addVm(index);
-	await world.configureVm(index, network);
+async function runPod(testbed: NetworkTestbed, networks: KernelPodNetworks, index: number): Promise<PodNetwork> {
+	const network = await networks.reserve(`sandbox-${index}`, await testbed.addPod('bridge', index), signal());
+	await testbed.addVm(index);
+	await testbed.configureVm(index, network);
 	await networks.attach(network, vmAddress(index), signal());
 	return network;
 }
 
 const toVm = (index: number) => ({from: 'client', to: `podns-${index}`, address: podAddress('bridge', index)});
-const dropped = async (world: World): Promise<number> =>
-	Number(/packets (\d+)/v.exec(await world.sh('nft list counter ip caa_peerpods strangers'))?.[1]);
-const legacy = async (world: World): Promise<string[]> =>
-	(await world.sh('nft list set ip caa_peerpods vms')).match(/(?:\d+\.){3}\d+/gv) ?? [];
+const dropped = async (testbed: NetworkTestbed): Promise<number> =>
+	Number(/packets (\d+)/v.exec(await testbed.sh('nft list counter ip caa_peerpods strangers'))?.[1]);
+const legacy = async (testbed: NetworkTestbed): Promise<string[]> =>
+	(await testbed.sh('nft list set ip caa_peerpods vms')).match(/(?:\d+\.){3}\d+/gv) ?? [];
 
 test('packets of a pod, the node or another VM into a tunnel are counted and dropped; its VM may send', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
-	const victim = await runPod(world, networks, 5);
-	await runPod(world, networks, 6);
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
+	const victim = await runPod(testbed, networks, 5);
+	await runPod(testbed, networks, 6);
 	for (const from of ['attacker', 'vm-6', undefined]) {
-		const before = await dropped(world);
-		t.is(await intrude(world, {victim, target: client, ...(from !== undefined && {from})}), 0, from);
-		t.is((await dropped(world)) - before, intruderCount);
+		const before = await dropped(testbed);
+		t.is(await intrude(testbed, {victim, target: client, ...(from !== undefined && {from})}), 0, from);
+		t.is((await dropped(testbed)) - before, intruderCount);
 	}
 
-	t.is(await intrude(world, {victim, target: client, from: 'vm-5'}), intruderCount);
-	await world.sh('nft flush chain ip caa_peerpods guard');
+	t.is(await intrude(testbed, {victim, target: client, from: 'vm-5'}), intruderCount);
+	await testbed.sh('nft flush chain ip caa_peerpods guard');
 	t.is(
-		await intrude(world, {victim, target: client, from: 'attacker'}),
+		await intrude(testbed, {victim, target: client, from: 'attacker'}),
 		intruderCount,
 		'the guard it was that refused them',
 	);
 });
 
 test('a tunnel that is only reserved, taken over from an earlier run, or released accepts nothing', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
-	await world.addVm(5);
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
+	await testbed.addVm(5);
 	const intrusion = {target: client, from: 'vm-5'};
-	const victim = await networks.reserve('sandbox', await world.addPod('bridge', 5), signal());
-	t.is(await intrude(world, {...intrusion, victim}), 0);
+	const victim = await networks.reserve('sandbox', await testbed.addPod('bridge', 5), signal());
+	t.is(await intrude(testbed, {...intrusion, victim}), 0);
 	await networks.attach(victim, vmAddress(5), signal());
-	t.is(await intrude(world, {...intrusion, victim}), intruderCount);
-	await using next = world.networks();
+	t.is(await intrude(testbed, {...intrusion, victim}), intruderCount);
+	await using next = testbed.networks();
 	t.is((await next.reserve('next', victim.netnsPath, signal())).vxlanId, victim.vxlanId);
-	t.is(await intrude(world, {...intrusion, victim}), 0);
+	t.is(await intrude(testbed, {...intrusion, victim}), 0);
 	await next.attach(victim, vmAddress(5), signal());
-	t.is(await intrude(world, {...intrusion, victim}), intruderCount);
+	t.is(await intrude(testbed, {...intrusion, victim}), intruderCount);
 	await next.release(victim, signal());
-	t.deepEqual(await world.boundTunnels(), []);
-	t.is(await intrude(world, {...intrusion, victim}), 0);
+	t.deepEqual(await testbed.boundTunnels(), []);
+	t.is(await intrude(testbed, {...intrusion, victim}), 0);
 });
 
 test('a VM with a new address is accepted from there, and whoever gets the old one is not', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
-	const victim = await runPod(world, networks, 5);
-	await world.addVm(6);
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
+	const victim = await runPod(testbed, networks, 5);
+	await testbed.addVm(6);
 	await networks.attach(victim, vmAddress(6), signal());
-	t.is(await intrude(world, {victim, target: client, from: 'vm-5'}), 0);
-	t.is(await intrude(world, {victim, target: client, from: 'vm-6'}), intruderCount);
-	t.deepEqual(await world.boundTunnels(), [{address: vmAddress(6), vni: victim.vxlanId}]);
+	t.is(await intrude(testbed, {victim, target: client, from: 'vm-5'}), 0);
+	t.is(await intrude(testbed, {victim, target: client, from: 'vm-6'}), intruderCount);
+	t.deepEqual(await testbed.boundTunnels(), [{address: vmAddress(6), vni: victim.vxlanId}]);
 });
 
 test('no packet is lost while tunnels come and go, are attached again, and another daemon begins', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
 	await networks.guard(signal());
-	const steady = await runPod(world, networks, 5);
-	const pod = await world.addPod('bridge', 6);
+	const steady = await runPod(testbed, networks, 5);
+	const pod = await testbed.addPod('bridge', 6);
 	// Before it is attached, what the VM sends is refused as well.
-	const before = await dropped(world);
-	const {answered, rounds} = await flood(world, toVm(5), async () => {
+	const before = await dropped(testbed);
+	const {answered, rounds} = await flood(testbed, toVm(5), async () => {
 		await networks.attach(steady, vmAddress(5), signal());
 		const other = await networks.reserve('other', pod, signal());
 		await networks.attach(other, vmAddress(6), signal());
 		await networks.attach(other, vmAddress(7), signal());
 		await networks.release(other, signal());
-		await using successor = world.networks();
+		await using successor = testbed.networks();
 		successor.adopt('sandbox-5', steady);
 		await successor.guard(signal());
 		await successor.attach(steady, vmAddress(5), signal());
 	});
 	t.is(answered, floodCount);
 	t.true(rounds > 0);
-	t.is(await dropped(world), before);
-	t.deepEqual(await world.boundTunnels(), [{address: vmAddress(5), vni: steady.vxlanId}]);
+	t.is(await dropped(testbed), before);
+	t.deepEqual(await testbed.boundTunnels(), [{address: vmAddress(5), vni: steady.vxlanId}]);
 });
 
 test('after a restart, tunnels stay open before they are attached; those of gone pods are closed', async t => {
-	await using world = await nodeWithPods();
-	await using before = world.networks();
+	await using testbed = await nodeWithPods();
+	await using before = testbed.networks();
 	const [known, others, gone] = [
-		await runPod(world, before, 2),
-		await runPod(world, before, 3),
-		await runPod(world, before, 4),
+		await runPod(testbed, before, 2),
+		await runPod(testbed, before, 3),
+		await runPod(testbed, before, 4),
 	];
-	await world.sh(
+	await testbed.sh(
 		`ip netns del pod-4; nft add element ip caa_peerpods tunnels { ${vmAddress(8)} . ${known.vxlanId}, ${vmAddress(8)} . 7 }`,
 	);
-	await using after = world.networks();
+	await using after = testbed.networks();
 	after.adopt('sandbox-2', known);
 	await after.guard(signal());
 	const bound = (network: PodNetwork, index: number) => ({address: vmAddress(index), vni: network.vxlanId});
-	const byAddress = (all: Awaited<ReturnType<World['boundTunnels']>>) =>
+	const byAddress = (all: Awaited<ReturnType<NetworkTestbed['boundTunnels']>>) =>
 		all.toSorted((one, other) => one.address.localeCompare(other.address));
-	t.deepEqual(byAddress(await world.boundTunnels()), [bound(known, 2), bound(others, 3)], String(gone.vxlanId));
+	t.deepEqual(byAddress(await testbed.boundTunnels()), [bound(known, 2), bound(others, 3)], String(gone.vxlanId));
 	for (const index of [2, 3]) {
 		t.is(
-			(await flood(world, toVm(index), async () => after.attach(known, vmAddress(2), signal()))).answered,
+			(await flood(testbed, toVm(index), async () => after.attach(known, vmAddress(2), signal()))).answered,
 			floodCount,
 		);
 	}
 });
 
 test('flushed rules are restored by the next round, and no packet of a tunnel is lost', async t => {
-	await using world = await nodeWithPods();
-	await using before = world.networks();
-	const network = await runPod(world, before, 5);
-	const {answered} = await flood(world, toVm(5), async () => {
-		await world.sh('nft flush ruleset');
-		await using after = world.networks();
+	await using testbed = await nodeWithPods();
+	await using before = testbed.networks();
+	const network = await runPod(testbed, before, 5);
+	const {answered} = await flood(testbed, toVm(5), async () => {
+		await testbed.sh('nft flush ruleset');
+		await using after = testbed.networks();
 		after.adopt('sandbox-5', network);
 		await after.guard(signal());
 	});
 	t.is(answered, floodCount);
-	t.is(await dropped(world), 0);
-	t.is(await intrude(world, {victim: network, target: client, from: 'attacker'}), 0);
+	t.is(await dropped(testbed), 0);
+	t.is(await intrude(testbed, {victim: network, target: client, from: 'attacker'}), 0);
 });
 
 test('tunnels of an earlier version are bound without loss, also while that version runs', async t => {
-	await using world = await nodeWithPods();
-	await using before = world.networks();
-	const [one, two] = [await runPod(world, before, 2), await runPod(world, before, 3)];
-	await world.sh(`nft flush ruleset
+	await using testbed = await nodeWithPods();
+	await using before = testbed.networks();
+	const [one, two] = [await runPod(testbed, before, 2), await runPod(testbed, before, 3)];
+	await testbed.sh(`nft flush ruleset
 ${earlierVersion(vmAddress(2), one.vxlanId)}`);
-	await using after = world.networks();
+	await using after = testbed.networks();
 	after.adopt('sandbox-2', one);
-	const {answered} = await flood(world, toVm(2), async () => {
+	const {answered} = await flood(testbed, toVm(2), async () => {
 		await after.guard(signal());
 		await after.attach(one, vmAddress(2), signal());
 	});
 	t.is(answered, floodCount);
-	t.deepEqual([await world.boundTunnels(), await legacy(world)], [[{address: vmAddress(2), vni: one.vxlanId}], []]);
+	t.deepEqual(
+		[await testbed.boundTunnels(), await legacy(testbed)],
+		[[{address: vmAddress(2), vni: one.vxlanId}], []],
+	);
 
-	await world.sh(earlierVersion(vmAddress(3), two.vxlanId));
-	t.is((await flood(world, toVm(3), async () => after.attach(one, vmAddress(2), signal()))).answered, floodCount);
-	t.is((await flood(world, toVm(2))).answered, floodCount);
+	await testbed.sh(earlierVersion(vmAddress(3), two.vxlanId));
+	t.is((await flood(testbed, toVm(3), async () => after.attach(one, vmAddress(2), signal()))).answered, floodCount);
+	t.is((await flood(testbed, toVm(2))).answered, floodCount);
 	t.is(
-		await intrude(world, {victim: two, target: client, from: 'attacker'}),
+		await intrude(testbed, {victim: two, target: client, from: 'attacker'}),
 		0,
 		'strangers are refused all the same',
 	);
 	after.adopt('sandbox-3', two);
 	await after.attach(two, vmAddress(3), signal());
-	t.deepEqual(await legacy(world), []);
+	t.deepEqual(await legacy(testbed), []);
 });
 
 test('a stale address of an earlier version goes when its tunnel is gone', async t => {
-	await using world = await World.create();
-	await world.sh(
+	await using testbed = await NetworkTestbed.create();
+	await testbed.sh(
 		`${earlierVersion(vmAddress(2), 555_002)} ip link add busy type vxlan id 555003 dstport 4789 ${earlierVersion(vmAddress(3), 555_003)}`,
 	);
-	await using networks = world.networks();
+	await using networks = testbed.networks();
 	await networks.guard(signal());
-	t.deepEqual(await legacy(world), [vmAddress(3)]);
+	t.deepEqual(await legacy(testbed), [vmAddress(3)]);
 });
 
 test('VNIs beyond ours on a shared port, other ports, and VXLAN that only passes the node are left alone', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
-	const network = await runPod(world, networks, 5);
-	const before = await dropped(world);
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
+	const network = await runPod(testbed, networks, 5);
+	const before = await dropped(testbed);
 	// Devices of somebody else on the node, and in another pod; what comes out of them is sent on to the client.
-	await world.sh(`
+	await testbed.sh(`
 		ip link add cni type vxlan id 7 dstport 4789; ip link set cni master cni0 up
 		ip link add other type vxlan id ${network.vxlanId} dstport 9000; ip link set other master cni0 up`);
-	t.is(await intrude(world, {victim: {...network, vxlanId: 7}, target: client, from: 'attacker'}), intruderCount);
+	t.is(await intrude(testbed, {victim: {...network, vxlanId: 7}, target: client, from: 'attacker'}), intruderCount);
 	t.is(
-		await intrude(world, {victim: {...network, vxlanPort: 9000}, target: client, from: 'attacker'}),
+		await intrude(testbed, {victim: {...network, vxlanPort: 9000}, target: client, from: 'attacker'}),
 		intruderCount,
 	);
-	await world.addPod('ptp', 8, 'tenant');
-	await world.sh(
+	await testbed.addPod('ptp', 8, 'tenant');
+	await testbed.sh(
 		`ip link add inside type vxlan id ${network.vxlanId} dstport 4789 nolearning; ip addr add 10.99.0.1/24 dev inside; ip link set inside up`,
 		'tenant',
 	);
 	const inside = {netns: 'tenant', address: '10.99.0.1', dev: 'inside'};
 	t.is(
-		await intrude(world, {
+		await intrude(testbed, {
 			victim: {...network, workerNodeIp: `${podAddress('ptp', 8)}/32`, podIp: '10.99.0.2/24'},
 			target: inside,
 			from: 'attacker',
 		}),
 		intruderCount,
 	);
-	t.is(await dropped(world), before);
+	t.is(await dropped(testbed), before);
 });
 
 test("fragments change nothing: a VM's large packets arrive, a stranger's are refused however they are cut", async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
-	const victim = await runPod(world, networks, 5);
-	await world.sh('ip link set enc1 mtu 600', 'vm-5');
-	await world.sh('ip link set vm5 mtu 600; ip route add 192.168.122.105 dev virbr0 mtu 600');
-	t.is((await flood(world, {...toVm(5), size: 1400})).answered, floodCount);
-	t.regex(await world.sh('nstat -asz IpReasmOKs'), /IpReasmOKs +[1-9]/v, 'they were cut');
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
+	const victim = await runPod(testbed, networks, 5);
+	await testbed.sh('ip link set enc1 mtu 600', 'vm-5');
+	await testbed.sh('ip link set vm5 mtu 600; ip route add 192.168.122.105 dev virbr0 mtu 600');
+	t.is((await flood(testbed, {...toVm(5), size: 1400})).answered, floodCount);
+	t.regex(await testbed.sh('nstat -asz IpReasmOKs'), /IpReasmOKs +[1-9]/v, 'they were cut');
 	// In the first fragment there is the UDP header only, and not the VNI.
 	for (const firstBytes of [8, 16]) {
 		t.is(
-			await sendFragments(world, {victim, target: client, from: 'vm-5', source: vmAddress(5), firstBytes}),
+			await sendFragments(testbed, {victim, target: client, from: 'vm-5', source: vmAddress(5), firstBytes}),
 			intruderCount,
 			'fragments are put together',
 		);
 		t.is(
-			await sendFragments(world, {
+			await sendFragments(testbed, {
 				victim,
 				target: client,
 				from: 'attacker',
@@ -252,43 +255,43 @@ test("fragments change nothing: a VM's large packets arrive, a stranger's are re
 });
 
 test('a made-up sender address passes, unless reverse path filtering of the interface is strict', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
-	const victim = await runPod(world, networks, 5);
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
+	const victim = await runPod(testbed, networks, 5);
 	const spoofing = {victim, target: client, source: vmAddress(5), firstBytes: 8};
 	t.is(
-		await sendFragments(world, {...spoofing, from: 'attacker'}),
+		await sendFragments(testbed, {...spoofing, from: 'attacker'}),
 		intruderCount,
 		'a raw socket, so CAP_NET_RAW, is what it takes',
 	);
-	await world.sh('sysctl -qw net.ipv4.conf.cni0.rp_filter=1');
-	t.is(await sendFragments(world, {...spoofing, from: 'attacker'}), 0);
-	await world.addVm(6);
+	await testbed.sh('sysctl -qw net.ipv4.conf.cni0.rp_filter=1');
+	t.is(await sendFragments(testbed, {...spoofing, from: 'attacker'}), 0);
+	await testbed.addVm(6);
 	t.is(
-		await sendFragments(world, {...spoofing, from: 'vm-6'}),
+		await sendFragments(testbed, {...spoofing, from: 'vm-6'}),
 		intruderCount,
 		'between VMs the KVM host has to filter',
 	);
 });
 
 test('a port that is translated on its way in is guarded as well', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
-	const victim = await runPod(world, networks, 5);
-	const before = await dropped(world);
-	await world.sh(
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
+	const victim = await runPod(testbed, networks, 5);
+	const before = await dropped(testbed);
+	await testbed.sh(
 		`nft 'table ip services { chain pre { type nat hook prerouting priority dstnat; udp dport 30000 dnat to ${workerAddress}:4789; }; }'`,
 	);
-	t.is(await intrude(world, {victim: {...victim, vxlanPort: 30_000}, target: client, from: 'attacker'}), 0);
-	t.is((await dropped(world)) - before, intruderCount);
+	t.is(await intrude(testbed, {victim: {...victim, vxlanPort: 30_000}, target: client, from: 'attacker'}), 0);
+	t.is((await dropped(testbed)) - before, intruderCount);
 });
 
 test('a node whose nft cannot do it says so before anything is served', async t => {
-	await using world = await World.create();
+	await using testbed = await NetworkTestbed.create();
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
-	await using networks = world.networks({
-		spawnServer: {shell: [...world.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	await using networks = testbed.networks({
+		spawnServer: {shell: [...testbed.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
 	});
 	for (const said of [
 		'/dev/stdin:3:16-21: Error: syntax error, unexpected string',
@@ -304,13 +307,13 @@ test('a node whose nft cannot do it says so before anything is served', async t 
 });
 
 test('the probe tells how many tunnels are bound, how many are not, and what was refused', async t => {
-	await using world = await nodeWithPods();
-	await using networks = world.networks();
+	await using testbed = await nodeWithPods();
+	await using networks = testbed.networks();
 	t.deepEqual(await networks.probe.observeGuard(signal()), {bound: 0, unbound: 0, dropped: 0});
-	t.is(await world.sh('nft list ruleset'), '', 'asking changes nothing');
-	const victim = await runPod(world, networks, 5);
-	await intrude(world, {victim, target: client, from: 'attacker'});
-	t.true((await dropped(world)) >= intruderCount);
-	await world.sh(`nft 'add element ip caa_peerpods vms { ${vmAddress(6)} comment "vni 555006" }'`);
-	t.deepEqual(await networks.probe.observeGuard(signal()), {bound: 1, unbound: 1, dropped: await dropped(world)});
+	t.is(await testbed.sh('nft list ruleset'), '', 'asking changes nothing');
+	const victim = await runPod(testbed, networks, 5);
+	await intrude(testbed, {victim, target: client, from: 'attacker'});
+	t.true((await dropped(testbed)) >= intruderCount);
+	await testbed.sh(`nft 'add element ip caa_peerpods vms { ${vmAddress(6)} comment "vni 555006" }'`);
+	t.deepEqual(await networks.probe.observeGuard(signal()), {bound: 1, unbound: 1, dropped: await dropped(testbed)});
 });

@@ -6,20 +6,20 @@ import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {abortable} from '../../src/core/lifetime.ts';
-import {logged, never, pod, world, type World, type WorldOptions} from './world.ts';
+import {logged, never, pod, fixture, type Fixture, type FixtureOptions} from './fixture.ts';
 
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
 const web = {name: 'web', namespace: 'shop'};
 const namespace = '/run/netns/a';
 
-async function nothingLeft({left}: World): Promise<void> {
+async function nothingLeft({left}: Fixture): Promise<void> {
 	while ((await left()).length > 0) {
 		await turn();
 	}
 }
 
 /** Resolves when this many rounds have begun and ended. */
-async function rounds({podVms}: World, count: number): Promise<void> {
+async function rounds({podVms}: Fixture, count: number): Promise<void> {
 	const list = podVms.list.bind(podVms);
 	const done = Promise.withResolvers<undefined>();
 	let seen = 0;
@@ -35,8 +35,8 @@ async function rounds({podVms}: World, count: number): Promise<void> {
 	podVms.list = list;
 }
 
-async function running(t: ExecutionContext, options: WorldOptions = {}): Promise<World> {
-	const here = world(t, options);
+async function running(t: ExecutionContext, options: FixtureOptions = {}): Promise<Fixture> {
+	const here = fixture(t, options);
 	await here.registry.create(pod('a'), never);
 	await here.registry.start('a', never);
 	return here;
@@ -44,7 +44,7 @@ async function running(t: ExecutionContext, options: WorldOptions = {}): Promise
 
 for (const state of ['created', 'running', 'failed'] as const) {
 	test(`a ${state} sandbox whose namespace is gone is removed; the log says why, and so does an event`, async t => {
-		const here = world(t, {maxSandboxes: () => 1});
+		const here = fixture(t, {maxSandboxes: () => 1});
 		await here.registry.create(pod('a'), never);
 		if (state === 'failed') {
 			here.podVms.startError = new AdaptorError({code: 'unavailable', what: 'No'});
@@ -78,7 +78,7 @@ for (const state of ['created', 'running', 'failed'] as const) {
 }
 
 test('a start whose pod goes meanwhile is ended, and leaves nothing', async t => {
-	const here = world(t, {
+	const here = fixture(t, {
 		async before(call, signal) {
 			await (call === 'relays.open' ? abortable(Promise.withResolvers<never>().promise, signal) : undefined);
 		},
@@ -120,7 +120,7 @@ test('a pod whose namespace went while no daemon ran is removed by the next daem
 });
 
 test('a sandbox that was only created when its pod went, while no daemon ran, gives its place back', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	await before.registry.create(pod('a'), never);
 	before.kill();
 	before.networks.presences.set(namespace, 'gone');
@@ -151,7 +151,7 @@ test('a program that lacks a file is no proof that the namespace is gone: the po
 test('a start under way in a daemon that lost its socket is left alone by the successor of its successor', async t => {
 	const go = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
-	const first = world(t, {
+	const first = fixture(t, {
 		async before(call) {
 			if (call === 'networks.attach') {
 				reached.resolve(undefined);
@@ -174,7 +174,7 @@ test('a start under way in a daemon that lost its socket is left alone by the su
 });
 
 test('what a predecessor creates after this daemon has begun is known here, and can be started', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	const after = await before.restart();
 	await before.registry.create(pod('a'), never);
 	await logged(after, 'sandbox resumed, not started yet');
@@ -183,7 +183,7 @@ test('what a predecessor creates after this daemon has begun is known here, and 
 });
 
 test('a daemon leaves what it does not serve to its successor, and takes it in hand when that one goes', async t => {
-	const first = world(t);
+	const first = fixture(t);
 	const second = await first.restart();
 	await second.registry.create(pod('a'), never);
 	await second.registry.start('a', never);
@@ -197,7 +197,7 @@ test('a daemon leaves what it does not serve to its successor, and takes it in h
 });
 
 test('a sandbox of ours that a successor started is served, not rolled back, when that one goes', async t => {
-	const first = world(t);
+	const first = fixture(t);
 	await first.registry.create(pod('a'), never);
 	const second = await first.restart();
 	await second.registry.start('a', never);
@@ -221,7 +221,7 @@ test('a VM that a successor removes is no news: no warning, no event, and the ca
 });
 
 test('a VM of another PODS_DIR is left alone and told once; StopVM for it removes it all the same', async t => {
-	const here = world(t, {orphanGraceMs: 0});
+	const here = fixture(t, {orphanGraceMs: 0});
 	const spec = {
 		sandboxId: 'theirs',
 		instanceName: 'podvm-x-theirs',
@@ -290,7 +290,7 @@ test('what the cluster has forgotten or refused is told again with the next roun
 });
 
 test('a failed sandbox that nobody stops goes after a while', async t => {
-	const here = world(t, {endedGraceMs: 1});
+	const here = fixture(t, {endedGraceMs: 1});
 	here.podVms.startError = new AdaptorError({code: 'unavailable', what: 'No'});
 	await here.registry.create(pod('a'), never);
 	await t.throwsAsync(here.registry.start('a', never));

@@ -9,7 +9,7 @@ import test, {type ExecutionContext} from 'ava';
 import fc from 'fast-check';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {abortable, Scope} from '../../src/core/lifetime.ts';
-import {never, pod, world, type PortCall, type World} from './world.ts';
+import {never, pod, fixture, type PortCall, type Fixture} from './fixture.ts';
 
 interface Call {
 	readonly call: 'create' | 'start' | 'stop';
@@ -81,7 +81,7 @@ async function check<T>(timeMs: number, arbitrary: fc.Arbitrary<T>, holds: (valu
 }
 
 class Run {
-	readonly world: World;
+	readonly fixture: Fixture;
 	readonly #calls: Array<{
 		readonly call: string;
 		readonly caller: AbortController;
@@ -92,7 +92,7 @@ class Run {
 	constructor(t: ExecutionContext, fates: readonly Fate[]) {
 		this.#fates = fates;
 		const pending = new Map<AbortSignal, Fate>();
-		this.world = world(t, {
+		this.fixture = fixture(t, {
 			cleanupTimeoutMs: 10,
 			createTimeoutMs: 20,
 			startTimeoutMs: 40,
@@ -126,7 +126,7 @@ class Run {
 					new AdaptorError({code: 'cancelled', what: 'The caller hung up'}),
 				);
 			} else if (operation.call === 'end') {
-				this.world.podVms.host.kill(`podvm-${podOf[operation.id] ?? ''}-${operation.id}`);
+				this.fixture.podVms.host.kill(`podvm-${podOf[operation.id] ?? ''}-${operation.id}`);
 			} else {
 				this.#begin(operation);
 			}
@@ -170,13 +170,13 @@ class Run {
 
 	#begin({call, id}: Call): void {
 		const caller = new AbortController();
-		const answer = callOn(this.world.registry, {call, id}, caller.signal);
+		const answer = callOn(this.fixture.registry, {call, id}, caller.signal);
 		answer.catch(() => undefined);
 		this.#calls.push({call: `${call} ${id}`, caller, answer});
 	}
 }
 
-async function callOn(registry: World['registry'], {call, id}: Call, signal: AbortSignal): Promise<unknown> {
+async function callOn(registry: Fixture['registry'], {call, id}: Call, signal: AbortSignal): Promise<unknown> {
 	return call === 'create' ? registry.create(pod(id, podOf[id]), signal) : registry[call](id, signal);
 }
 
@@ -225,7 +225,7 @@ async function until(awaited: string, holds: () => Promise<boolean>): Promise<vo
 test('property: all callers are answered, a pod has one VM at most, and a stop leaves nothing', async t => {
 	await check(1200, fc.record(script), async ({operations, fates}) => {
 		const run = new Run(t, fates);
-		const {registry, podVms, left} = run.world;
+		const {registry, podVms, left} = run.fixture;
 		await run.play(operations);
 		await run.answers();
 		run.calm();
@@ -253,7 +253,7 @@ test('property: all callers are answered, a pod has one VM at most, and a stop l
 test('whenever the daemon stops, callers are answered, and the next one knows all that is left', async t => {
 	await check(1200, fc.record(script), async ({operations, fates}) => {
 		const run = new Run(t, fates);
-		const {registry, left, podVms, relays, restart} = run.world;
+		const {registry, left, podVms, relays, restart} = run.fixture;
 		await run.play(operations);
 		await inTime('the registry to close', registry[Symbol.asyncDispose]());
 		await run.answers();
@@ -268,10 +268,10 @@ test('whenever the daemon is killed, the next one knows all that is left', async
 		fc.record({...script, turnsToLive: fc.integer({min: 0, max: 12})}),
 		async ({operations, fates, turnsToLive}) => {
 			const run = new Run(t, fates);
-			const {left, podVms, restart} = run.world;
+			const {left, podVms, restart} = run.fixture;
 			await run.play(operations);
 			await turns(turnsToLive);
-			await using _corpse = run.world.kill();
+			await using _corpse = run.fixture.kill();
 			await checkSuccessor(t, await restart({orphanGraceMs: 0}), podVms, left);
 		},
 	);
@@ -280,9 +280,9 @@ test('whenever the daemon is killed, the next one knows all that is left', async
 /** Running VMs have a sandbox that is served; once all sandboxes are stopped nothing is left. */
 async function checkSuccessor(
 	t: ExecutionContext,
-	successor: World,
-	podVms: World['podVms'],
-	left: World['left'],
+	successor: Fixture,
+	podVms: Fixture['podVms'],
+	left: Fixture['left'],
 ): Promise<void> {
 	const {registry, records} = successor;
 	await until('every VM to have a sandbox that runs', async () => {
@@ -320,7 +320,7 @@ test('one call after the other, every answer is what a model of four lines says'
 	);
 	await check(600, calls, async sequence => {
 		let fails = false;
-		const {registry} = world(t, {
+		const {registry} = fixture(t, {
 			before(call) {
 				if (fails && (call === 'relays.issue' || call === 'networks.attach')) {
 					throw failure(call);

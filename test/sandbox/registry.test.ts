@@ -2,7 +2,7 @@ import {setImmediate as turn} from 'node:timers/promises';
 import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {Secret} from '../../src/core/log.ts';
-import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
+import {logged, never, pod, fixture, type PortCall, type Fixture, type FixtureOptions} from './fixture.ts';
 
 const web = {name: 'web', namespace: 'shop'};
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
@@ -27,7 +27,7 @@ function holding(call: PortCall): {
 }
 
 test('a sandbox is created, started and stopped, and nothing is left', async t => {
-	const {registry, networks, podVms, left, log} = world(t);
+	const {registry, networks, podVms, left, log} = fixture(t);
 	t.deepEqual(await registry.create(pod('a'), never), {agentSocketPath: socket('a')});
 	t.deepEqual(await left(), ['VNI 555000', 'record a']);
 	await registry.start('a', never);
@@ -50,7 +50,7 @@ test('a sandbox is created, started and stopped, and nothing is left', async t =
 });
 
 test('the VM has the sizes that the pod requests, within limits, and the log names their sources', async t => {
-	const {registry, podVms, log} = world(t);
+	const {registry, podVms, log} = fixture(t);
 	const sizes = {
 		'io.katacontainers.config.hypervisor.default_vcpus': '1.5',
 		'io.katacontainers.config.hypervisor.default_memory': '64',
@@ -67,7 +67,7 @@ test('the VM has the sizes that the pod requests, within limits, and the log nam
 });
 
 test('starting twice is starting once', async t => {
-	const {registry, podVms} = world(t);
+	const {registry, podVms} = fixture(t);
 	await registry.create(pod('a'), never);
 	await Promise.all([registry.start('a', never), registry.start('a', never)]);
 	await registry.start('a', never);
@@ -75,7 +75,7 @@ test('starting twice is starting once', async t => {
 });
 
 test('an id that is in use cannot be created again, and stays usable', async t => {
-	const {registry, left} = world(t);
+	const {registry, left} = fixture(t);
 	const [first, second] = await Promise.allSettled([
 		registry.create(pod('a'), never),
 		registry.create(pod('a'), never),
@@ -87,7 +87,7 @@ test('an id that is in use cannot be created again, and stays usable', async t =
 });
 
 test('starting the unknown is refused, stopping it succeeds', async t => {
-	const {registry} = world(t);
+	const {registry} = fixture(t);
 	await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /no such sandbox/});
 	await registry.stop('a', never);
 	await registry.create(pod('a'), never);
@@ -97,7 +97,7 @@ test('starting the unknown is refused, stopping it succeeds', async t => {
 });
 
 test('stopping a sandbox of an earlier run deletes its VM', async t => {
-	const {registry, podVms} = world(t);
+	const {registry, podVms} = fixture(t);
 	await podVms.start(
 		{
 			sandboxId: 'old',
@@ -118,7 +118,7 @@ const steps: readonly PortCall[] = ['podVms.start', 'relays.open', 'podVms.bindA
 for (const step of steps) {
 	for (const when of ['before', 'after'] as const) {
 		test(`a start that fails ${when} ${step} leaves nothing, and says why until it is stopped`, async t => {
-			const {registry, left} = world(t, {
+			const {registry, left} = fixture(t, {
 				[when](call: PortCall) {
 					if (call === step) {
 						throw new AdaptorError({code: 'unavailable', what: 'The host burns'});
@@ -147,7 +147,7 @@ for (const step of steps) {
 
 	test(`a stop ends a start that is in ${step}, and leaves nothing`, async t => {
 		const {hook, reached} = holding(step);
-		const {registry, left} = world(t, {before: hook});
+		const {registry, left} = fixture(t, {before: hook});
 		await registry.create(pod('a'), never);
 		const start = t.throwsAsync(registry.start('a', never), {
 			instanceOf: AdaptorError,
@@ -161,7 +161,7 @@ for (const step of steps) {
 
 	test(`a caller that goes away in ${step} leaves nothing`, async t => {
 		const {hook, reached} = holding(step);
-		const {registry, left} = world(t, {before: hook});
+		const {registry, left} = fixture(t, {before: hook});
 		await registry.create(pod('a'), never);
 		const caller = new AbortController();
 		const start = t.throwsAsync<AdaptorError>(registry.start('a', caller.signal), {message: /hung up/});
@@ -173,7 +173,7 @@ for (const step of steps) {
 
 	test(`a start whose time is up in ${step} leaves nothing`, async t => {
 		const {hook} = holding(step);
-		const {registry, left} = world(t, {before: hook, startTimeoutMs: 20});
+		const {registry, left} = fixture(t, {before: hook, startTimeoutMs: 20});
 		await registry.create(pod('a'), never);
 		const error = await t.throwsAsync(registry.start('a', never), {
 			instanceOf: AdaptorError,
@@ -187,7 +187,7 @@ for (const step of steps) {
 test('a start whose time is up is answered while its unwinding hangs, which goes on', async t => {
 	const {hook} = holding('podVms.start');
 	const host = Promise.withResolvers<undefined>();
-	const {registry, left, log} = world(t, {
+	const {registry, left, log} = fixture(t, {
 		startTimeoutMs: 200,
 		rollBackPatienceMs: 5,
 		async before(call, signal) {
@@ -215,7 +215,7 @@ test('a start whose time is up is answered while its unwinding hangs, which goes
 for (const step of ['networks.reserve', 'relays.issue'] as const) {
 	test(`a create that fails before ${step} leaves nothing, not even the id`, async t => {
 		let fails = true;
-		const {registry, left} = world(t, {
+		const {registry, left} = fixture(t, {
 			before(call) {
 				if (call === step && fails) {
 					throw new Error('no');
@@ -231,7 +231,7 @@ for (const step of ['networks.reserve', 'relays.issue'] as const) {
 
 	test(`a create whose time is up in ${step} leaves nothing`, async t => {
 		const {hook} = holding(step);
-		const {registry, left} = world(t, {before: hook, createTimeoutMs: 20});
+		const {registry, left} = fixture(t, {before: hook, createTimeoutMs: 20});
 		const error = await t.throwsAsync<AdaptorError>(registry.create(pod('a'), never), {
 			message: /the sandbox to be created/,
 		});
@@ -241,7 +241,7 @@ for (const step of ['networks.reserve', 'relays.issue'] as const) {
 
 	test(`a stop ends a create that is in ${step}`, async t => {
 		const {hook, reached} = holding(step);
-		const {registry, left} = world(t, {before: hook});
+		const {registry, left} = fixture(t, {before: hook});
 		const create = t.throwsAsync(registry.create(pod('a'), never), {message: /stopped/});
 		await reached;
 		await registry.stop('a', never);
@@ -254,7 +254,7 @@ for (const step of ['podVms.delete', 'networks.release'] as const) {
 	test(`a stop that fails in ${step} tells, and is completed in the background`, async t => {
 		let failures = 2;
 		const done = Promise.withResolvers<undefined>();
-		const {registry, left, log} = world(t, {
+		const {registry, left, log} = fixture(t, {
 			before(call) {
 				if (call === step && failures-- > 0) {
 					throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
@@ -278,7 +278,7 @@ for (const step of ['podVms.delete', 'networks.release'] as const) {
 test('what an unwinding could not remove is removed later without being asked', async t => {
 	let failures = 3;
 	const done = Promise.withResolvers<undefined>();
-	const {registry, left} = world(t, {
+	const {registry, left} = fixture(t, {
 		before(call) {
 			if (call === 'networks.attach' || (call === 'podVms.delete' && failures-- > 0)) {
 				throw new Error('no');
@@ -304,7 +304,7 @@ test('what an unwinding could not remove is removed later without being asked', 
 test('a stop goes on when its caller does not wait for it', async t => {
 	const released = Promise.withResolvers<undefined>();
 	const deleted = Promise.withResolvers<undefined>();
-	const {registry, left} = world(t, {
+	const {registry, left} = fixture(t, {
 		before: async call => (call === 'podVms.delete' ? released.promise : undefined),
 		after(call) {
 			if (call === 'records.remove') {
@@ -325,7 +325,7 @@ test('a stop goes on when its caller does not wait for it', async t => {
 
 test('a new sandbox of the same pod makes the older one stop', async t => {
 	const released = Promise.withResolvers<undefined>();
-	const {registry, left} = world(t, {
+	const {registry, left} = fixture(t, {
 		after(call) {
 			if (call === 'records.remove') {
 				released.resolve(undefined);
@@ -344,7 +344,7 @@ test('a new sandbox of the same pod makes the older one stop', async t => {
 
 test('PodVMInfo waits until the VM exists, which is before its agent answers', async t => {
 	const {hook, reached} = holding('relays.open');
-	const {registry} = world(t, {before: hook});
+	const {registry} = fixture(t, {before: hook});
 	await t.throwsAsync(registry.vmOf(web, false, never), {message: /no VM on this node/});
 	const gone = new AbortController();
 	const impatient = t.throwsAsync(registry.vmOf(web, true, gone.signal), {message: 'enough'});
@@ -362,7 +362,7 @@ test('PodVMInfo waits until the VM exists, which is before its agent answers', a
 });
 
 test('closing ends starts, and leaves what runs or is only created to the next daemon', async t => {
-	const {registry, left} = world(t);
+	const {registry, left} = fixture(t);
 	await registry.create(pod('running'), never);
 	await registry.start('running', never);
 	await registry.create(pod('created', 'db'), never);
@@ -382,7 +382,7 @@ test('closing ends starts, and leaves what runs or is only created to the next d
 
 for (const id of ['', '../up', '.hidden', 'a/b', 'x'.repeat(129), 'a\0b']) {
 	test(`the sandbox id ${JSON.stringify(id.slice(0, 20))} is refused`, async t => {
-		const {registry, left} = world(t);
+		const {registry, left} = fixture(t);
 		await t.throwsAsync(registry.create(pod(id), never), {message: /not usable as a file name/});
 		t.deepEqual(await left(), []);
 	});
@@ -390,7 +390,7 @@ for (const id of ['', '../up', '.hidden', 'a/b', 'x'.repeat(129), 'a\0b']) {
 
 test('an id whose agent socket the kernel would not take is refused before anything is made', async t => {
 	const calls: PortCall[] = [];
-	const {registry, left} = world(t, {before: async call => void calls.push(call)});
+	const {registry, left} = fixture(t, {before: async call => void calls.push(call)});
 	const longest = 107 - '/run/pods//agent.ttrpc'.length;
 	await t.throwsAsync(registry.create(pod('x'.repeat(longest + 1)), never), {message: /path is too long/});
 	t.deepEqual([calls, await left()], [[], []]);
@@ -398,7 +398,7 @@ test('an id whose agent socket the kernel would not take is refused before anyth
 });
 
 test('a netns path that is none is refused', async t => {
-	const {registry} = world(t);
+	const {registry} = fixture(t);
 	for (const netnsPath of ['', 'relative', '/a\0b']) {
 		await t.throwsAsync(registry.create({...pod('a'), netnsPath}, never), {message: /not an absolute path/});
 	}
@@ -406,7 +406,7 @@ test('a netns path that is none is refused', async t => {
 
 test("a stop that comes before a start's turn ends it, and no VM is started", async t => {
 	const calls: PortCall[] = [];
-	const {registry, left} = world(t, {before: call => void calls.push(call)});
+	const {registry, left} = fixture(t, {before: call => void calls.push(call)});
 	await registry.create(pod('a'), never);
 	const start = t.throwsAsync<AdaptorError>(registry.start('a', never), {
 		message: /stopped while it was being started/,
@@ -427,7 +427,7 @@ test("a stop that comes before a start's turn ends it, and no VM is started", as
 
 test("closing before a start's turn ends it, and no VM is started", async t => {
 	const calls: PortCall[] = [];
-	const {registry, left} = world(t, {before: call => void calls.push(call)});
+	const {registry, left} = fixture(t, {before: call => void calls.push(call)});
 	await registry.create(pod('a'), never);
 	const start = t.throwsAsync(registry.start('a', never), {message: /daemon is stopping/});
 	await registry[Symbol.asyncDispose]();
@@ -437,7 +437,7 @@ test("closing before a start's turn ends it, and no VM is started", async t => {
 });
 
 test('a start whose caller has gone before its turn changes nothing', async t => {
-	const {registry, left} = world(t);
+	const {registry, left} = fixture(t);
 	await registry.create(pod('a'), never);
 	await t.throwsAsync(registry.start('a', AbortSignal.abort(new Error('gone'))), {message: 'gone'});
 	t.deepEqual(await left(), ['VNI 555000', 'record a']);
@@ -447,7 +447,7 @@ test('a start whose caller has gone before its turn changes nothing', async t =>
 
 test('a second start is answered when its caller gives up, and the first goes on', async t => {
 	const {hook, reached} = holding('networks.attach');
-	const {registry} = world(t, {before: hook});
+	const {registry} = fixture(t, {before: hook});
 	await registry.create(pod('a'), never);
 	const first = t.throwsAsync(registry.start('a', never), {message: /stopped/});
 	await reached;
@@ -462,7 +462,7 @@ test('a second start is answered when its caller gives up, and the first goes on
 test('of two creations of one pod that overlap, the one that came later stays, whichever is done first', async t => {
 	for (const slow of ['old', 'new']) {
 		const release = Promise.withResolvers<undefined>();
-		const {registry, networks, left} = world(t);
+		const {registry, networks, left} = fixture(t);
 		const reserve = networks.reserve.bind(networks);
 		networks.reserve = async (id, ...rest) => {
 			await (id === slow ? release.promise : undefined);
@@ -485,7 +485,7 @@ test('of two creations of one pod that overlap, the one that came later stays, w
 
 test('whoever starts a sandbox that is superseded is told by which', async t => {
 	const {hook, reached} = holding('relays.open');
-	const {registry} = world(t, {before: hook});
+	const {registry} = fixture(t, {before: hook});
 	await registry.create(pod('old'), never);
 	const start = t.throwsAsync<AdaptorError>(registry.start('old', never), {
 		message: /the agent: The pod has a newer sandbox, new/,
@@ -498,7 +498,7 @@ test('whoever starts a sandbox that is superseded is told by which', async t => 
 test('a create that cannot give its reservation back does so later', async t => {
 	let failures = 2;
 	const released = Promise.withResolvers<undefined>();
-	const {registry, left} = world(t, {
+	const {registry, left} = fixture(t, {
 		before(call) {
 			if (call === 'relays.issue' || (call === 'networks.release' && failures-- > 0)) {
 				throw new Error('no');
@@ -518,7 +518,7 @@ test('a create that cannot give its reservation back does so later', async t => 
 test('stopping a sandbox of an earlier run is completed in the background when the host is away', async t => {
 	let failures = 3;
 	const deleted = Promise.withResolvers<undefined>();
-	const {registry, podVms, relays} = world(t, {
+	const {registry, podVms, relays} = fixture(t, {
 		before(call) {
 			if (call === 'podVms.delete' && failures-- > 0) {
 				throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
@@ -552,13 +552,13 @@ test('stopping a sandbox of an earlier run is completed in the background when t
 
 test('stopping an id that no sandbox can have succeeds without asking anybody', async t => {
 	const calls: PortCall[] = [];
-	const {registry} = world(t, {before: call => void calls.push(call)});
+	const {registry} = fixture(t, {before: call => void calls.push(call)});
 	await registry.stop('../up', never);
 	t.deepEqual(calls, []);
 });
 
 test('closing waits for no further attempt to remove: the next daemon makes it', async t => {
-	const {registry, restart, left} = world(t, {
+	const {registry, restart, left} = fixture(t, {
 		before(call) {
 			if (call === 'podVms.delete') {
 				throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
@@ -585,7 +585,7 @@ test('closing waits for no further attempt to remove: the next daemon makes it',
 for (const call of ['start', 'stop'] as const) {
 	test(`closing does not wait for a host that is stuck in a ${call}: the next daemon goes on`, async t => {
 		const reached = Promise.withResolvers<undefined>();
-		const {registry, restart, left, log, kill} = world(t, {
+		const {registry, restart, left, log, kill} = fixture(t, {
 			closeTimeoutMs: 20,
 			async before(called) {
 				if (called === 'podVms.delete') {
@@ -628,7 +628,7 @@ for (const call of ['start', 'stop'] as const) {
 
 test('a port that ends an abort in words of its own does not hide why there was one', async t => {
 	const caller = new AbortController();
-	const {registry} = world(t, {
+	const {registry} = fixture(t, {
 		async before(call, signal) {
 			if (call === 'networks.attach') {
 				caller.abort(new AdaptorError({code: 'cancelled', what: 'The caller hung up'}));
@@ -642,14 +642,14 @@ test('a port that ends an abort in words of its own does not hide why there was 
 
 test('a forwarder that does not answer in its time is named, not the whole start', async t => {
 	const {hook} = holding('relays.open');
-	const {registry, left} = world(t, {before: hook, agentTimeoutMs: 20});
+	const {registry, left} = fixture(t, {before: hook, agentTimeoutMs: 20});
 	await registry.create(pod('a'), never);
 	await t.throwsAsync(registry.start('a', never), {message: /reach the agent: Timed out .*PROXY_TIMEOUT/});
 	t.deepEqual(await left(), []);
 });
 
 test('who waits for a VM is told when the daemon stops', async t => {
-	const {registry} = world(t);
+	const {registry} = fixture(t);
 	const waiting = t.throwsAsync(registry.vmOf({name: 'web', namespace: 'shop'}, true, never), {
 		message: /daemon is stopping/,
 	});
@@ -658,8 +658,8 @@ test('who waits for a VM is told when the daemon stops', async t => {
 });
 
 /** A running sandbox 'a' whose VM has just ended by itself; resolves when that is known. */
-async function endedWhileRunning(t: ExecutionContext, options: WorldOptions = {}): Promise<World> {
-	const ended = world(t, options);
+async function endedWhileRunning(t: ExecutionContext, options: FixtureOptions = {}): Promise<Fixture> {
+	const ended = fixture(t, options);
 	await ended.registry.create(pod('a'), never);
 	await ended.registry.start('a', never);
 	ended.podVms.host.kill('podvm-web-a');
@@ -704,7 +704,7 @@ test('after the end of a VM, a closing daemon closes the socket, and the next da
 });
 
 test('a start whose VM does not answer fails with what its guest said last; one that is stopped does not', async t => {
-	const {registry, podVms} = world(t, {agentTimeoutMs: 5});
+	const {registry, podVms} = fixture(t, {agentTimeoutMs: 5});
 	podVms.addressesOfVms = [];
 	for (const id of ['a', 'b']) {
 		podVms.consoles.set(`podvm-${id}-${id}`, ['init runs', 'no DHCP server']);
@@ -714,7 +714,7 @@ test('a start whose VM does not answer fails with what its guest said last; one 
 	await t.throwsAsync(registry.start('a', never), {
 		message: /Could not reach the agent.*its console ended with: init runs \| no DHCP server/,
 	});
-	const patient = world(t);
+	const patient = fixture(t);
 	patient.podVms.addressesOfVms = [];
 	patient.podVms.consoles.set('podvm-web-c', ['init runs']);
 	await patient.registry.create(pod('c'), never);
@@ -728,7 +728,7 @@ test('a start whose VM does not answer fails with what its guest said last; one 
 
 test('the cluster knows of a VM before it has a side effect, and until it is gone', async t => {
 	const seen: string[] = [];
-	const {registry, cluster} = world(t, {
+	const {registry, cluster} = fixture(t, {
 		before(call) {
 			if (call === 'podVms.start' || call === 'podVms.delete') {
 				seen.push(`${call} with ${[...cluster.claims.keys()].join(' ')}`);
@@ -745,7 +745,7 @@ test('the cluster knows of a VM before it has a side effect, and until it is gon
 });
 
 test('a claim that an earlier run did not get through is made up for when its sandbox is resumed', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
 	before.cluster.claims.clear();
@@ -756,7 +756,7 @@ test('a claim that an earlier run did not get through is made up for when its sa
 });
 
 test("the pod's pull credentials go to its VM, and into no record and no line of the log", async t => {
-	const {registry, cluster, podVms, records, log} = world(t);
+	const {registry, cluster, podVms, records, log} = fixture(t);
 	cluster.credentials = new Secret('{"auths":{"registry.example":{"auth":"c2VjcmV0"}}}');
 	await registry.create(pod('a'), never);
 	await registry.start('a', never);
@@ -766,7 +766,7 @@ test("the pod's pull credentials go to its VM, and into no record and no line of
 });
 
 test('a start that fails is told to the pod with its reason; one that is stopped on purpose is not', async t => {
-	const {registry, cluster, podVms} = world(t);
+	const {registry, cluster, podVms} = fixture(t);
 	podVms.startError = new AdaptorError({
 		code: 'not-found',
 		what: "Can't retrieve volume none",
@@ -797,7 +797,7 @@ test('a start that fails is told to the pod with its reason; one that is stopped
 });
 
 test('a VM that ends by itself is told to its pod', async t => {
-	const here = world(t);
+	const here = fixture(t);
 	await here.registry.create(pod('a'), never);
 	await here.registry.start('a', never);
 	here.podVms.host.kill('podvm-web-a');
@@ -806,7 +806,7 @@ test('a VM that ends by itself is told to its pod', async t => {
 });
 
 test('a guest that never comes up gives its turn to start back after a short time, and starts on', async t => {
-	const {registry, podVms} = world(t, {maxStarts: 1, bootTurnMs: 5});
+	const {registry, podVms} = fixture(t, {maxStarts: 1, bootTurnMs: 5});
 	podVms.addressesOfVms = [];
 	await registry.create(pod('a', 'dead'), never);
 	const dead = registry.start('a', never);
@@ -823,7 +823,7 @@ test('a guest that never comes up gives its turn to start back after a short tim
 test('starts of one namespace do not keep another namespace waiting for all of them', async t => {
 	const order: string[] = [];
 	const go = Promise.withResolvers<undefined>();
-	const {registry, podVms} = world(t, {maxStarts: 1});
+	const {registry, podVms} = fixture(t, {maxStarts: 1});
 	const start = podVms.start.bind(podVms);
 	podVms.start = async (spec, signal) => {
 		order.push(`${spec.pod.namespace}/${spec.pod.name}`);
@@ -847,7 +847,7 @@ test('starts of one namespace do not keep another namespace waiting for all of t
 });
 
 test('a pod that gets less than it asked for is told so by an event, and by no event otherwise', async t => {
-	const {registry, cluster} = world(t);
+	const {registry, cluster} = fixture(t);
 	const large = pod('a');
 	await registry.create(
 		{...large, annotations: {...large.annotations, 'io.katacontainers.config.hypervisor.default_memory': '999999'}},

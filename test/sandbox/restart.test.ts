@@ -5,14 +5,14 @@ import test, {type ExecutionContext} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {abortable} from '../../src/core/lifetime.ts';
 import {PodVmEndedError} from '../../src/sandbox/vm-ended.ts';
-import {logged, never, pod, world, type PortCall, type World, type WorldOptions} from './world.ts';
+import {logged, never, pod, fixture, type PortCall, type Fixture, type FixtureOptions} from './fixture.ts';
 
 const socket = (id: string): string => `/run/pods/${id}/agent.ttrpc`;
 const web = {name: 'web', namespace: 'shop'};
 
 /** A node with a running sandbox 'a', whose daemon was killed. */
-async function killedWhileRunning(t: ExecutionContext, options: WorldOptions = {}): Promise<World> {
-	const before = world(t, options);
+async function killedWhileRunning(t: ExecutionContext, options: FixtureOptions = {}): Promise<Fixture> {
+	const before = fixture(t, options);
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
 	before.kill();
@@ -20,7 +20,7 @@ async function killedWhileRunning(t: ExecutionContext, options: WorldOptions = {
 }
 
 /** Options whose promise resolves after the named call. */
-function awaiting(call: PortCall): {options: WorldOptions; called: Promise<void>} {
+function awaiting(call: PortCall): {options: FixtureOptions; called: Promise<void>} {
 	const called = Promise.withResolvers<undefined>();
 	return {
 		called: called.promise,
@@ -81,7 +81,7 @@ test('a VM that ends after its sandbox was resumed fails the relay', async t => 
 });
 
 test('initdata outlive a restart between creation and start, and the log shows their digest only', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	const text = 'algorithm = "sha256"\nversion = "0.1.0"\n[data]\n"policy.rego" = "hush-hush"\n';
 	const {annotations, ...rest} = pod('a');
 	await before.registry.create(
@@ -102,7 +102,7 @@ test('initdata outlive a restart between creation and start, and the log shows t
 });
 
 test("bad initdata are refused by the annotation's name, and nothing is left", async t => {
-	const {registry, left} = world(t);
+	const {registry, left} = fixture(t);
 	const annotation = 'io.katacontainers.config.hypervisor.cc_init_data';
 	const {annotations, ...rest} = pod('a');
 	const error = await t.throwsAsync<AdaptorError>(
@@ -121,7 +121,7 @@ test('a running sandbox is served again although the host cannot be asked', asyn
 });
 
 test('a daemon that ended in good order is followed like one that was killed', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
 	await before.registry[Symbol.asyncDispose]();
@@ -131,7 +131,7 @@ test('a daemon that ended in good order is followed like one that was killed', a
 });
 
 test('a sandbox that was only created can be started', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	await before.registry.create(pod('a'), never);
 	before.kill();
 	const after = await before.restart();
@@ -158,11 +158,11 @@ async function creatingHeld(
 	step: PortCall,
 	when: 'before' | 'after',
 	nth = 1,
-): Promise<{before: World; go: () => void; creation: Promise<unknown>}> {
+): Promise<{before: Fixture; go: () => void; creation: Promise<unknown>}> {
 	const go = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
 	let calls = 0;
-	const before = world(t, {
+	const before = fixture(t, {
 		async [when](call: PortCall) {
 			if (call === step && ++calls === nth) {
 				reached.resolve(undefined);
@@ -196,7 +196,7 @@ for (const [step, when, nth] of [
 
 test('a start that was cut off between its claim and its VM leaves no claim', async t => {
 	const reached = Promise.withResolvers<undefined>();
-	const before = world(t, {
+	const before = fixture(t, {
 		async before(call) {
 			if (call === 'podVms.start') {
 				reached.resolve(undefined);
@@ -260,7 +260,7 @@ for (const step of ['relays.open', 'networks.attach', 'records.write'] as const)
 	test(`a start that was cut off in ${step} is rolled back`, async t => {
 		let isStarting = false;
 		const reached = Promise.withResolvers<undefined>();
-		const before = world(t, {
+		const before = fixture(t, {
 			async before(call) {
 				isStarting ||= call === 'podVms.start';
 				if (call === step && isStarting) {
@@ -285,7 +285,7 @@ for (const step of ['relays.open', 'networks.attach', 'records.write'] as const)
 test('a start that the daemon before is still at is left alone, and its sandbox resumed when it runs', async t => {
 	const go = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
-	const before = world(t, {
+	const before = fixture(t, {
 		async before(call) {
 			if (call === 'networks.attach') {
 				reached.resolve(undefined);
@@ -311,7 +311,7 @@ for (const stoppedAtOnce of [false, true]) {
 	test(`a start that was queued in a predecessor ${stoppedAtOnce ? 'can be stopped at once' : 'is served once it runs there'}`, async t => {
 		const go = Promise.withResolvers<undefined>();
 		const reached = Promise.withResolvers<undefined>();
-		const before = world(t, {
+		const before = fixture(t, {
 			async before(call) {
 				if (call === 'podVms.start') {
 					reached.resolve(undefined);
@@ -340,7 +340,7 @@ for (const stoppedAtOnce of [false, true]) {
 test('a start that the daemon before brings to a bad end leaves no sandbox', async t => {
 	const fail = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
-	const before = world(t, {
+	const before = fixture(t, {
 		async before(call) {
 			if (call === 'networks.attach') {
 				reached.resolve(undefined);
@@ -365,7 +365,7 @@ test('a start that the daemon before brings to a bad end leaves no sandbox', asy
 for (const step of ['podVms.delete', 'networks.release', 'records.remove'] as const) {
 	test(`a stop that was cut off in ${step} is completed`, async t => {
 		const reached = Promise.withResolvers<undefined>();
-		const before = world(t, {
+		const before = fixture(t, {
 			async before(call) {
 				if (call === step) {
 					reached.resolve(undefined);
@@ -462,7 +462,7 @@ test('a stop ends a recovery that gets nowhere', async t => {
 });
 
 test('a VM without sandbox and record is removed after the grace period, and no other', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	const orphan = {
 		sandboxId: 'orphan',
 		instanceName: 'podvm-x-orphan',
@@ -523,7 +523,7 @@ test("a VM whose sandbox's record cannot be read is no orphan, until it turns ou
 });
 
 test('a VM whose sandbox another daemon has on record is no orphan', async t => {
-	const before = world(t);
+	const before = fixture(t);
 	const after = await before.restart({orphanGraceMs: 0});
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
@@ -545,7 +545,7 @@ test('a VM whose sandbox another daemon has on record is no orphan', async t => 
 
 test('a full node refuses further sandboxes until one is removed or the limit is raised', async t => {
 	let limit = 2;
-	const {registry} = world(t, {maxSandboxes: () => limit});
+	const {registry} = fixture(t, {maxSandboxes: () => limit});
 	await registry.create(pod('a'), never);
 	await registry.create(pod('b', 'db'), never);
 	const error = await t.throwsAsync<AdaptorError>(registry.create(pod('c', 'cache'), never), {
@@ -564,7 +564,7 @@ test('no more starts run at a time than may; who waits can be stopped', async t 
 	let running = 0;
 	let most = 0;
 	const go = Promise.withResolvers<undefined>();
-	const {registry} = world(t, {
+	const {registry} = fixture(t, {
 		maxStarts: 2,
 		async before(call) {
 			if (call === 'podVms.start') {

@@ -1,7 +1,7 @@
 /** Turns observations of the pool, the base volume and free space on the KVM host into findings. Pure. */
 import {byteSize} from '../core/byte-size.ts';
 import {finding, type Finding} from './finding.ts';
-import {enoughText, type Demand} from './host-verdicts.ts';
+import {enoughText, type Demand} from './host-findings.ts';
 import type {PoolObservation, VolumeObservation} from './observations.ts';
 
 /** Pool types whose volumes are files. Only these support overlays on another volume. */

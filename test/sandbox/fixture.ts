@@ -38,7 +38,7 @@ export type PortCall =
 /** May wait, or throw; the signal is the call's own. */
 export type Hook = (call: PortCall, signal: AbortSignal) => Promise<void> | void;
 
-export interface World {
+export interface Fixture {
 	readonly registry: SandboxRegistry;
 	readonly podVms: InMemoryPodVms;
 	readonly networks: InMemoryPodNetworks;
@@ -50,7 +50,7 @@ export interface World {
 	 * The next daemon on the same node and host, which has read the records. This one is not closed: it may have been
 	 * killed, or still be at it.
 	 */
-	readonly restart: (options?: WorldOptions) => Promise<World>;
+	readonly restart: (options?: FixtureOptions) => Promise<Fixture>;
 	/** VMs of the same cluster and node as the daemon of another PODS_DIR makes them. */
 	readonly otherPodsDir: () => InMemoryPodVms;
 	/** What it knows of others on the same node. */
@@ -65,7 +65,7 @@ export interface World {
 
 export const never = new AbortController().signal;
 
-export interface WorldOptions {
+export interface FixtureOptions {
 	readonly before?: Hook;
 	readonly after?: Hook;
 	readonly createTimeoutMs?: number;
@@ -102,8 +102,8 @@ interface DaemonLife {
 	readonly ended: PromiseWithResolvers<undefined>;
 }
 
-export function world(t: ExecutionContext, options: WorldOptions = {}): World {
-	const made = worldOn(
+export function fixture(t: ExecutionContext, options: FixtureOptions = {}): Fixture {
+	const made = fixtureOn(
 		{
 			host: new InMemoryKvmHost(),
 			networks: new InMemoryPodNetworks(),
@@ -118,7 +118,7 @@ export function world(t: ExecutionContext, options: WorldOptions = {}): World {
 	return made;
 }
 
-function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World {
+function fixtureOn(node: Node, t: ExecutionContext, options: FixtureOptions): Fixture {
 	const {
 		before = () => undefined,
 		after = () => undefined,
@@ -271,7 +271,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 			};
 		},
 		async restart(next = {}) {
-			const successor = worldOn(node, t, next);
+			const successor = fixtureOn(node, t, next);
 			await successor.registry.recover(Promise.resolve(successor.others));
 			return successor;
 		},
@@ -288,7 +288,7 @@ function worldOn(node: Node, t: ExecutionContext, options: WorldOptions): World 
 }
 
 /** Resolves when the daemon has said so. */
-export async function logged({log}: World, message: string): Promise<void> {
+export async function logged({log}: Fixture, message: string): Promise<void> {
 	while (!log.lines.some(line => line.message === message)) {
 		await new Promise(resolve => {
 			setImmediate(resolve);

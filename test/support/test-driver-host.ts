@@ -55,7 +55,7 @@ export interface Fate {
 	readonly action: 'drop' | 'freeze' | {readonly refuse: number} | (() => void);
 }
 
-export interface KvmHostOptions {
+export interface TestDriverHostOptions {
 	/** Hears of every call of a client, and decides on it. */
 	readonly onCall?: (procedure: string) => Fate | undefined;
 	/** What DHCP gave to a MAC. If absent, libvirt's test driver makes addresses up. */
@@ -64,7 +64,7 @@ export interface KvmHostOptions {
 	readonly isFull?: () => boolean;
 }
 
-export interface KvmHost extends AsyncDisposable {
+export interface TestDriverHost extends AsyncDisposable {
 	/** Of the libvirt daemon, as far as clients can tell. */
 	readonly socketPath: string;
 	/** What was, or will be, uploaded to a volume for the first time. */
@@ -81,7 +81,10 @@ export interface KvmHost extends AsyncDisposable {
 	back(): Promise<void>;
 }
 
-export async function startKvmHost(directory: string, options: KvmHostOptions = {}): Promise<KvmHost> {
+export async function startTestDriverHost(
+	directory: string,
+	options: TestDriverHostOptions = {},
+): Promise<TestDriverHost> {
 	await using undo = new AsyncDisposableStack();
 	const libvirtd = undo.use(await startTestLibvirtd());
 	const session = undo.use(
@@ -181,7 +184,7 @@ export async function startKvmHost(directory: string, options: KvmHostOptions = 
 }
 
 /** Both ways of one connection. */
-function joinSockets(client: Socket, daemon: Socket, front: Front, {onCall}: KvmHostOptions): void {
+function joinSockets(client: Socket, daemon: Socket, front: Front, {onCall}: TestDriverHostOptions): void {
 	let isFrozen = false;
 	/** Calls of which the answer is waited for, by serial. */
 	const awaited = new Map<number, Fate['action']>();
@@ -245,7 +248,7 @@ function eachPacket(socket: Socket, take: (packet: Packet) => void): void {
 class Front {
 	readonly #client: Socket;
 	readonly #capabilities: Buffer;
-	readonly #options: KvmHostOptions;
+	readonly #options: TestDriverHostOptions;
 	readonly #keep: (volume: string, content: Buffer) => void;
 	/** Uploads under way, by serial. */
 	readonly #streams = new Map<number, {readonly volume: string; readonly chunks: Buffer[]}>();
@@ -253,7 +256,7 @@ class Front {
 	constructor(
 		client: Socket,
 		capabilities: Buffer,
-		options: KvmHostOptions,
+		options: TestDriverHostOptions,
 		keep: (volume: string, content: Buffer) => void,
 	) {
 		this.#client = client;

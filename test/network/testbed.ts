@@ -29,7 +29,7 @@ export const podAddress = (cni: Cni, index: number): string =>
 	`${{bridge: '10.244.0', calico: '10.1.2', ptp: '10.22.0', onlink: '10.0.3'}[cni]}.${index}`;
 export const vmAddress = (index: number): string => `192.168.122.${100 + index}`;
 
-export class World implements AsyncDisposable {
+export class NetworkTestbed implements AsyncDisposable {
 	readonly #holder: ChildProcess;
 	readonly #pid: number;
 	readonly #peers = new Set<ChildProcess>();
@@ -39,7 +39,7 @@ export class World implements AsyncDisposable {
 		this.#pid = pid;
 	}
 
-	static async create(): Promise<World> {
+	static async create(): Promise<NetworkTestbed> {
 		const holder = spawn(
 			'setpriv',
 			[
@@ -74,7 +74,7 @@ export class World implements AsyncDisposable {
 			throw new Error('No namespaces: root and all capabilities are needed');
 		}
 
-		return new World(holder, holder.pid);
+		return new NetworkTestbed(holder, holder.pid);
 	}
 
 	/** The shell for the spawn server: in the worker's namespaces. */
