@@ -1,6 +1,6 @@
 // The house rules of docs/architecture.md, "Who may import whom". Run by `npm run lint`.
 const rule = (name, comment, from, to) => ({name, severity: 'error', comment, from, to});
-const adapters = ['api', 'journal', 'podvm', 'network', 'relay', 'kubernetes', 'image', 'health', 'webhook'];
+const adapters = ['api', 'journal', 'podvm', 'network', 'relay', 'relay-process', 'kubernetes', 'image', 'health', 'webhook'];
 /** @type {import('dependency-cruiser').IConfiguration} */
 module.exports = {
 	forbidden: [
@@ -42,7 +42,7 @@ module.exports = {
 				'Adapters never import each other, nor what composes them.',
 				{path: `^src/${name}/`},
 				{
-					path: `^src/(?!(${name}|core|sandbox|check${name === 'api' ? '|ttrpc' : ''}${name === 'podvm' || name === 'image' ? '|libvirt|vm-image' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`,
+					path: `^src/(?!(${name}|core|sandbox|check${name === 'api' || name === 'relay-process' ? '|ttrpc' : ''}${name === 'relay-process' ? '|relay/events[.]ts' : ''}${name === 'podvm' || name === 'image' ? '|libvirt|vm-image' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`,
 				},
 			),
 		),
@@ -89,7 +89,7 @@ module.exports = {
 		rule('cli-is-for-main', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$|cli/)'}, {path: '^src/cli/'}),
 		...[
 			['ssh2', '^src/libvirt/transport/'],
-			['@grpc/', '^src/api/'],
+			['@grpc/', '^src/(api|relay-process)/'],
 			['xmlbuilder2', '^src/podvm/|^src/libvirt/(xml[.]ts$|storage/)'],
 			['pino', '^src/core/log[.]ts$'],
 			['yaml', '^src/podvm/'],

@@ -11,10 +11,10 @@ import {TtrpcServer} from '../ttrpc/server.ts';
 import {loadContract} from './contract.ts';
 import type {ApiEvent} from './events.ts';
 import type {GrpcEndpoint} from './grpc.ts';
-import {onProtocol} from './protocol.ts';
+import {onProtocol} from '../ttrpc/protocol.ts';
 import {assertReachable} from './reachability.ts';
 import {services} from './services.ts';
-import {listen} from './socket.ts';
+import {listen} from '../core/server-socket.ts';
 import {toStatus} from './status.ts';
 
 export interface ApiOptions {

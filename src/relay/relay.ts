@@ -199,6 +199,10 @@ class Relay implements AgentRelay {
 		return warm;
 	}
 
+	async leave(): Promise<void> {
+		await this[Symbol.asyncDispose]();
+	}
+
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#disposed ??= this.#dispose();
 		return this.#disposed;

@@ -289,6 +289,11 @@ export interface AgentRelay extends AsyncDisposable {
 	 * The socket is served until the relay is disposed. The first reason stays. Does nothing after disposal.
 	 */
 	fail(reason: Error): void;
+	/**
+	 * This daemon ends, and the pod goes on. A relay in a process of its own stays open for the next daemon; any other
+	 * one is closed, as by disposing. Repeating does nothing.
+	 */
+	leave(): Promise<void>;
 }
 
 /** Identifies a pod VM to the cluster. */

@@ -57,7 +57,8 @@ export async function resumeRunning(
 		void cluster.registerVm(registeredVm(id, request), signal).catch(() => undefined);
 		return {name: 'running', prepared: {request, network, tls}, vm, relay};
 	} catch (error) {
-		await relay[Symbol.asyncDispose]();
+		// The pod goes on: a relay that outlives daemons is left open.
+		await relay.leave();
 		throw error;
 	}
 }

@@ -223,7 +223,7 @@ export class Sandbox {
 	}
 
 	/**
-	 * The daemon stops: ends a start (it is rolled back) and closes the relay. Everything else is left alone: the next
+	 * The daemon stops: ends a start (it is rolled back) and leaves the relay. Everything else is left alone: the next
 	 * daemon finds the record, or the VM, and continues. Never throws.
 	 */
 	async close(): Promise<void> {
@@ -231,7 +231,7 @@ export class Sandbox {
 		const noRetries = this.#removalRetries.end();
 		try {
 			await this.#exclusively(async () => {
-				await leftoversOf(this.#state).relay?.[Symbol.asyncDispose]();
+				await leftoversOf(this.#state).relay?.leave();
 			});
 		} catch (error) {
 			this.#notify({kind: 'relay-not-closed', error});

@@ -188,7 +188,7 @@ export class ServerConnection {
 
 	async #handle(
 		{definition, handler}: Route,
-		{service, method, payload, metadata}: Request,
+		{service, method, payload, timeoutNano, metadata}: Request,
 		signal: AbortSignal,
 	): Promise<Buffer> {
 		let value: object;
@@ -206,7 +206,13 @@ export class ServerConnection {
 
 		// The definition that this handler was registered with has made the value.
 		return definition.responseSerialize(
-			await handler(value as never, {signal, service, method, metadata: byKey(metadata)}),
+			await handler(value as never, {
+				signal,
+				service,
+				method,
+				timeoutMs: timeoutNano > 0n ? Number(timeoutNano) / 1e6 : undefined,
+				metadata: byKey(metadata),
+			}),
 		);
 	}
 

@@ -10,7 +10,7 @@ import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import {maxMessageLength} from './frame.ts';
 import {ServerConnection, type Serving} from './server-connection.ts';
-import type {Route, Service} from './service.ts';
+import type {CallContext, MethodDefinition, Route, Service} from './service.ts';
 import type {Status} from './status.ts';
 
 export interface ServerOptions {
@@ -19,6 +19,8 @@ export interface ServerOptions {
 	 * without details.
 	 */
 	readonly toStatus: (error: unknown) => Status | undefined;
+	/** Answers methods that are not registered, with the bytes of their messages. Without it they are UNIMPLEMENTED. */
+	readonly otherwise?: (request: Buffer, context: CallContext) => Promise<Buffer>;
 	/** Bytes of a message, both ways, without the frame's header. Default 4 MiB, the protocol's own limit. */
 	readonly maxMessageLength?: number;
 	/** Calls that run at once on one connection; more are RESOURCE_EXHAUSTED. Default 1024. */
@@ -41,11 +43,15 @@ export class TtrpcServer implements AsyncDisposable {
 		maxStreams = 1024,
 		disposeMs = 10_000,
 		onBroken = () => undefined,
+		otherwise,
 		...limits
 	}: ServerOptions) {
 		this.#disposeMs = disposeMs;
 		this.#serving = {
-			route: (service, method) => this.#routes.get(`/${service}/${method}`),
+			route: (service, method) => {
+				const path = `/${service}/${method}`;
+				return this.#routes.get(path) ?? (otherwise && {definition: rawMethod(path), handler: otherwise});
+			},
 			toStatus,
 			maxStreams,
 			onBroken,
@@ -112,4 +118,9 @@ export class TtrpcServer implements AsyncDisposable {
 		using scope = new Scope().deadline(this.#disposeMs, 'running ttrpc calls');
 		await this.drain(scope.signal);
 	}
+}
+
+/** Passes the bytes of the messages on. */
+function rawMethod(path: string): MethodDefinition {
+	return {path, requestDeserialize: bytes => bytes, responseSerialize: value => value as Buffer};
 }

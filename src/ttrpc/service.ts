@@ -24,6 +24,8 @@ export interface CallContext {
 	/** With its package. */
 	readonly service: string;
 	readonly method: string;
+	/** What was left of the caller's deadline when the call arrived; undefined if it has none. */
+	readonly timeoutMs: number | undefined;
 	/** As sent; a key's values in their order. */
 	readonly metadata: ReadonlyMap<string, readonly string[]>;
 }

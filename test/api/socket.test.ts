@@ -3,7 +3,7 @@ import {chmod, mkdir, stat, writeFile} from 'node:fs/promises';
 import {connect, createServer} from 'node:net';
 import {dirname, join} from 'node:path';
 import test from 'ava';
-import {listen} from '../../src/api/socket.ts';
+import {listen} from '../../src/core/server-socket.ts';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';

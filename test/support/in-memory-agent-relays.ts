@@ -117,19 +117,22 @@ export class InMemoryAgentRelays implements AgentRelays {
 
 		const mine = {...target};
 		this.served.set(target.socketPath, mine);
+		const close = async (): Promise<void> => {
+			if (this.served.get(target.socketPath) === mine) {
+				this.served.delete(target.socketPath);
+				this.failures.delete(target.socketPath);
+			}
+		};
+
 		return {
 			address,
+			leave: close,
 			fail: reason => {
 				if (this.served.get(target.socketPath) === mine && !this.failures.has(target.socketPath)) {
 					this.failures.set(target.socketPath, reason);
 				}
 			},
-			[Symbol.asyncDispose]: async () => {
-				if (this.served.get(target.socketPath) === mine) {
-					this.served.delete(target.socketPath);
-					this.failures.delete(target.socketPath);
-				}
-			},
+			[Symbol.asyncDispose]: close,
 		};
 	}
 }

@@ -5,10 +5,10 @@
 import {lstat, mkdir, stat} from 'node:fs/promises';
 import type {Socket} from 'node:net';
 import {dirname} from 'node:path';
-import {AdaptorError} from '../core/errors.ts';
-import type {Logger} from '../core/log.ts';
-import {present} from '../core/present.ts';
-import {answers, checkSocketPath, listenAt} from '../core/unix-listener.ts';
+import {AdaptorError} from './errors.ts';
+import type {Logger} from './log.ts';
+import {present} from './present.ts';
+import {answers, checkSocketPath, listenAt} from './unix-listener.ts';
 
 const setting = 'REMOTE_HYPERVISOR_ENDPOINT';
 

@@ -1,0 +1,45 @@
+/** Addresses of a VM as they are offered. Ends by its signal only. */
+import {toError} from '../core/errors.ts';
+import {abortable} from '../core/lifetime.ts';
+
+/** A VM has one address, and a lease that is outdated; a peer that offers without end fills nothing. */
+const most = 64;
+
+export class AddressQueue implements AsyncIterable<string> {
+	readonly #signal: AbortSignal;
+	readonly #known = new Set<string>();
+	#added = Promise.withResolvers<undefined>();
+
+	constructor(signal: AbortSignal) {
+		this.#signal = signal;
+	}
+
+	add(address: string): void {
+		if (this.#known.size < most) {
+			this.#known.add(address);
+			const {resolve} = this.#added;
+			this.#added = Promise.withResolvers<undefined>();
+			resolve(undefined);
+		}
+	}
+
+	async *[Symbol.asyncIterator](): AsyncGenerator<string, never> {
+		const given = new Set<string>();
+		for (;;) {
+			for (const address of this.#known) {
+				if (!given.has(address)) {
+					given.add(address);
+					yield address;
+				}
+			}
+
+			if (this.#signal.aborted) {
+				throw toError(this.#signal.reason);
+			}
+
+			if (given.size === this.#known.size) {
+				await abortable(this.#added.promise, this.#signal);
+			}
+		}
+	}
+}

@@ -1,0 +1,46 @@
+/** Events of relays as messages of the contract. Errors become their message and code. */
+import {AdaptorError, codeOf, type ErrorCode} from '../core/errors.ts';
+import {parseJsonOrNothing} from '../core/json.ts';
+import type {RelayEvent} from '../relay/events.ts';
+import type {RelayEventMessage} from './contract.ts';
+
+export function encodeEvent(number: number, event: RelayEvent): RelayEventMessage {
+	const {kind, sandbox, connection, ...fields} = event;
+	return {
+		number: String(number),
+		kind,
+		sandbox_id: sandbox.sandboxId,
+		instance_name: sandbox.instanceName,
+		connection: connection ?? 0,
+		fields: JSON.stringify(fields, (_, value: unknown) =>
+			value instanceof Error ? {message: value.message, code: codeOf(value)} : value,
+		),
+	};
+}
+
+/** @returns undefined if the fields are not an object. A kind that this version does not know is passed on. */
+export function decodeEvent(message: RelayEventMessage): RelayEvent | undefined {
+	const fields = parseJsonOrNothing(message.fields);
+	if (typeof fields !== 'object' || fields === null || Array.isArray(fields)) {
+		return undefined;
+	}
+
+	const {error, ...others} = fields as Readonly<Record<string, unknown>>;
+	// The relay process has made it from such an event.
+	return {
+		...others,
+		...('error' in fields ? {error: errorOf(error)} : {}),
+		kind: message.kind,
+		sandbox: {sandboxId: message.sandbox_id, instanceName: message.instance_name},
+		...(message.connection === 0 ? {} : {connection: message.connection}),
+	} as unknown as RelayEvent;
+}
+
+function errorOf(encoded: unknown): Error | undefined {
+	if (typeof encoded !== 'object' || encoded === null) {
+		return undefined;
+	}
+
+	const {message, code} = encoded as {readonly message?: unknown; readonly code?: unknown};
+	return new AdaptorError({code: String(code) as ErrorCode, what: String(message)});
+}

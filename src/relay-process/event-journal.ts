@@ -1,0 +1,49 @@
+/** Keeps the last events of the relays, numbered, until a daemon asks for them. */
+import {abortable} from '../core/lifetime.ts';
+
+/** More than happens while a daemon restarts; about 300 bytes each. */
+const kept = 2000;
+/** Of one answer. */
+const mostAtOnce = 200;
+
+export interface Numbered<Event> {
+	readonly number: number;
+	readonly event: Event;
+}
+
+export class EventJournal<Event> {
+	#events: Array<Numbered<Event>> = [];
+	#last = 0;
+	/** Number of the last event that a daemon has had. */
+	#delivered = 0;
+	#added = Promise.withResolvers<undefined>();
+
+	add(event: Event): void {
+		this.#events.push({number: ++this.#last, event});
+		if (this.#events.length > 2 * kept) {
+			this.#events = this.#events.slice(-kept);
+		}
+
+		const {resolve} = this.#added;
+		this.#added = Promise.withResolvers<undefined>();
+		resolve(undefined);
+	}
+
+	/**
+	 * Waits until there is one.
+	 * @param number of the last event that the caller has; 0 for those that no caller has had
+	 * @throws the reason of the signal
+	 */
+	async after(number: number, signal: AbortSignal): Promise<ReadonlyArray<Numbered<Event>>> {
+		this.#delivered = Math.max(this.#delivered, Math.min(number, this.#last));
+		const from = number === 0 ? this.#delivered : number;
+		for (;;) {
+			const first = this.#events.findIndex(each => each.number > from);
+			if (first !== -1) {
+				return this.#events.slice(first, first + mostAtOnce);
+			}
+
+			await abortable(this.#added.promise, signal);
+		}
+	}
+}

@@ -1,0 +1,67 @@
+/**
+ * The daemons that serve the hypervisor API behind the relay process. The latest registration counts; when it ends, the
+ * one before counts again, as in a rolling update that is undone. Does not call them.
+ */
+import {abortable} from '../core/lifetime.ts';
+import type {Observer} from '../core/observer.ts';
+import type {RelayProcessEvent} from './events.ts';
+
+export interface RegisteredDaemon {
+	/** Where it serves the hypervisor API. */
+	readonly socketPath: string;
+}
+
+export class RegisteredDaemons {
+	/** The latest is the last. */
+	readonly #daemons: RegisteredDaemon[] = [];
+	readonly #observer: Observer<RelayProcessEvent>;
+	#changed = Promise.withResolvers<undefined>();
+
+	constructor(observer: Observer<RelayProcessEvent>) {
+		this.#observer = observer;
+	}
+
+	get current(): RegisteredDaemon | undefined {
+		return this.#daemons.at(-1);
+	}
+
+	/** @returns disposing ends the registration */
+	register(daemon: RegisteredDaemon): Disposable {
+		this.#daemons.push(daemon);
+		this.#observer.notify({kind: 'daemon-registered', path: daemon.socketPath});
+		this.#tellChange();
+		return {
+			[Symbol.dispose]: () => {
+				const index = this.#daemons.indexOf(daemon);
+				if (index !== -1) {
+					this.#daemons.splice(index, 1);
+					this.#observer.notify({
+						kind: 'daemon-gone',
+						path: daemon.socketPath,
+						hasOther: this.#daemons.length > 0,
+					});
+					this.#tellChange();
+				}
+			},
+		};
+	}
+
+	/** The current daemon, once there is one that is not `except`. @throws the reason of the signal */
+	async next(except: RegisteredDaemon | undefined, signal: AbortSignal): Promise<RegisteredDaemon> {
+		for (;;) {
+			signal.throwIfAborted();
+			const {current} = this;
+			if (current !== undefined && current !== except) {
+				return current;
+			}
+
+			await abortable(this.#changed.promise, signal);
+		}
+	}
+
+	#tellChange(): void {
+		const {resolve} = this.#changed;
+		this.#changed = Promise.withResolvers<undefined>();
+		resolve(undefined);
+	}
+}

@@ -1,0 +1,105 @@
+/** One connection of the daemon to a relay process. Ends with it: `RemoteRelays` makes the next one. */
+import type {ServiceDefinition} from '@grpc/proto-loader';
+import {AdaptorError} from '../core/errors.ts';
+import {Scope} from '../core/lifetime.ts';
+import {present} from '../core/present.ts';
+import type {RelayEvent} from '../relay/events.ts';
+import type {SandboxId} from '../sandbox/ports.ts';
+import {connect, type TtrpcClient} from '../ttrpc/client.ts';
+import {contractVersion, methodOf, type RelayMethod, type RelayMethods} from './contract.ts';
+import {decodeEvent} from './event-codec.ts';
+
+/** The relay process answers at once, whatever its VMs do. */
+const answerTimeoutMs = 10_000;
+
+export class RelayLink implements AsyncDisposable {
+	readonly path: string;
+	/** Of the run of the process. */
+	readonly run: string;
+	/** Sandboxes that it served when the link was made, and those that were opened since. */
+	readonly sandboxes: Set<SandboxId>;
+	readonly #client: TtrpcClient;
+	readonly #contract: ServiceDefinition;
+	readonly #ending = new AbortController();
+
+	private constructor(
+		path: string,
+		run: string,
+		sandboxes: Set<SandboxId>,
+		client: TtrpcClient,
+		contract: ServiceDefinition,
+	) {
+		this.path = path;
+		this.run = run;
+		this.sandboxes = sandboxes;
+		this.#client = client;
+		this.#contract = contract;
+		void client.closed.then(() => this.#ending.abort(lost(path)));
+	}
+
+	/** @throws AdaptorError 'unavailable' if nobody answers at the path; the reason of the signal */
+	static async to(path: string, contract: ServiceDefinition, signal: AbortSignal): Promise<RelayLink> {
+		await using undo = new AsyncDisposableStack();
+		using scope = new Scope(signal).deadline(answerTimeoutMs, 'the relay process');
+		const client = await connect(path, scope.signal);
+		undo.defer(async () => client.close());
+		const {run} = await client.call(methodOf(contract, 'Hello'), {version: contractVersion}, {}, scope.signal);
+		const {relays} = await client.call(methodOf(contract, 'List'), {}, {}, scope.signal);
+		undo.move();
+		return new RelayLink(path, run, new Set(relays.map(relay => relay.sandbox_id)), client, contract);
+	}
+
+	/** Aborts when the connection is lost or closed. */
+	get lost(): AbortSignal {
+		return this.#ending.signal;
+	}
+
+	/**
+	 * @param timeoutMs absent for calls that wait
+	 * @throws TtrpcError with the answer; 'unavailable' when the connection is lost; the reason of the signal
+	 */
+	async call<Name extends RelayMethod>(
+		name: Name,
+		request: RelayMethods[Name][0],
+		signal: AbortSignal,
+		timeoutMs: number | undefined = answerTimeoutMs,
+	): Promise<RelayMethods[Name][1]> {
+		return this.#client.call(methodOf(this.#contract, name), request, present({timeoutMs}), signal);
+	}
+
+	/** A call that waits until its work is done. */
+	async wait<Name extends RelayMethod>(
+		name: Name,
+		request: RelayMethods[Name][0],
+		signal: AbortSignal,
+	): Promise<RelayMethods[Name][1]> {
+		return this.#client.call(methodOf(this.#contract, name), request, {}, signal);
+	}
+
+	/** Events until the connection ends. Those that no daemon has had come first. Never rejects. */
+	async watch(onEvent: (event: RelayEvent) => void): Promise<void> {
+		let after = '0';
+		try {
+			for (;;) {
+				const {events} = await this.wait('Watch', {after}, this.lost);
+				for (const message of events) {
+					after = message.number;
+					const event = decodeEvent(message);
+					if (event !== undefined) {
+						onEvent(event);
+					}
+				}
+			}
+		} catch {
+			// The connection is lost, or the process is older and has no events.
+		}
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await this.#client.close();
+	}
+}
+
+function lost(path: string): AdaptorError {
+	return new AdaptorError({code: 'unavailable', what: 'The connection to the relay process is lost', where: {path}});
+}

@@ -1,0 +1,226 @@
+/**
+ * The relay process: owns hypervisor.sock and relay.sock, and through `AgentRelays` the agent sockets of the pods and
+ * the connections to their VMs. Daemons come and go; what shims are connected to stays.
+ *
+ * A second relay process takes both sockets over and serves all new pods. The first one can still be reached at
+ * `relay-<inode>.sock`, serves what it has, and ends by itself when its last pod has ended.
+ */
+import {randomUUID} from 'node:crypto';
+import {link, lstat, unlink} from 'node:fs/promises';
+import type {Socket} from 'node:net';
+import {dirname, join} from 'node:path';
+import type {ServiceDefinition} from '@grpc/proto-loader';
+import {every} from '../core/concurrency/every.ts';
+import type {Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
+import {present} from '../core/present.ts';
+import {listen} from '../core/server-socket.ts';
+import {answers} from '../core/unix-listener.ts';
+import type {RelayEvent} from '../relay/events.ts';
+import type {AgentRelays} from '../sandbox/ports.ts';
+import {TtrpcServer} from '../ttrpc/server.ts';
+import {loadRelayContract} from './contract.ts';
+import {EventJournal} from './event-journal.ts';
+import type {RelayProcessEvent} from './events.ts';
+import {HypervisorFront} from './hypervisor-front.ts';
+import {RegisteredDaemons} from './registered-daemons.ts';
+import {DaemonConnection, type RelayServiceContext} from './relay-service.ts';
+import {RelayTable} from './relay-table.ts';
+import {toStatus} from './status.ts';
+
+export interface RelayProcessOptions {
+	/** Path of the socket of the hypervisor API. relay.sock is beside it. */
+	readonly hypervisorSocket: string;
+	/** @param observer must be notified of each event of a relay */
+	readonly makeRelays: (observer: Observer<RelayEvent>) => AgentRelays;
+	readonly observer: Observer<RelayEvent | RelayProcessEvent>;
+	readonly log: Logger;
+	/** How long a call of a shim waits for a daemon if it has no deadline. */
+	readonly waitMs?: number;
+	/** How often to look at the sockets. */
+	readonly lookEveryMs?: number;
+}
+
+/** Also the time that a new relay process leaves shims without an answer, if a daemon served hypervisor.sock before. */
+const defaultLookEveryMs = 1000;
+
+export function relaySocketBeside(hypervisorSocket: string): string {
+	return join(dirname(hypervisorSocket), 'relay.sock');
+}
+
+/** Where a relay process can be reached after another one has taken relay.sock over. */
+export function asideOf(relaySocket: string, inode: bigint): string {
+	return join(dirname(relaySocket), `relay-${inode}.sock`);
+}
+
+export class RelayProcess implements AsyncDisposable {
+	readonly #options: RelayProcessOptions;
+	readonly #relaySocket: string;
+	readonly #table: RelayTable;
+	readonly #daemons: RegisteredDaemons;
+	readonly #front: HypervisorFront;
+	readonly #service: DaemonServer;
+	readonly #listeners = new AsyncDisposableStack();
+	readonly #ending = new AbortController();
+	readonly #ended = Promise.withResolvers<undefined>();
+	#watching: Promise<void> = Promise.resolve();
+	/** Of relay.sock. */
+	#inode = 0n;
+	#servesHypervisor = false;
+	#isSuperseded = false;
+
+	private constructor(options: RelayProcessOptions) {
+		const {hypervisorSocket, makeRelays, observer, waitMs} = options;
+		this.#options = options;
+		this.#relaySocket = relaySocketBeside(hypervisorSocket);
+		const events = new EventJournal<RelayEvent>();
+		const relays = makeRelays({
+			notify(event) {
+				events.add(event);
+				observer.notify(event);
+			},
+		});
+		this.#table = new RelayTable(relays);
+		this.#daemons = new RegisteredDaemons(observer);
+		this.#front = new HypervisorFront({daemons: this.#daemons, observer, ...present({waitMs})});
+		this.#service = new DaemonServer({
+			relays,
+			table: this.#table,
+			daemons: this.#daemons,
+			events,
+			run: randomUUID(),
+			isSuperseded: () => this.#isSuperseded,
+		});
+	}
+
+	/** Serves when this resolves. @throws as `listen` */
+	static async start(options: RelayProcessOptions, signal: AbortSignal): Promise<RelayProcess> {
+		await using undo = new AsyncDisposableStack();
+		const process = undo.use(new RelayProcess(options));
+		await process.#begin(signal);
+		undo.move();
+		return process;
+	}
+
+	/** Resolves when another relay process has taken over and nothing is left to serve here. */
+	get ended(): Promise<undefined> {
+		return this.#ended.promise;
+	}
+
+	/** Number of pods that are served. */
+	get pods(): number {
+		return this.#table.size;
+	}
+
+	/** Closes all sockets and connections: the shims of this process end their pods. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#ending.abort(new Error('closed'));
+		await this.#watching;
+		await this.#listeners.disposeAsync();
+		await Promise.all([
+			this.#front[Symbol.asyncDispose](),
+			this.#service[Symbol.asyncDispose](),
+			this.#table[Symbol.asyncDispose](),
+		]);
+		await unlink(asideOf(this.#relaySocket, this.#inode)).catch(() => undefined);
+	}
+
+	async #begin(signal: AbortSignal): Promise<void> {
+		const {hypervisorSocket, log, lookEveryMs = defaultLookEveryMs} = this.#options;
+		const takesOver = await this.#setFormerAside(signal);
+		this.#listeners.use(await listen(this.#relaySocket, socket => this.#service.accept(socket), log, signal));
+		this.#inode = (await lstat(this.#relaySocket, {bigint: true})).ino;
+		// A daemon that serves hypervisor.sock by itself keeps it until it registers or ends: its shims are connected
+		// to it.
+		if (takesOver || !(await isServed(hypervisorSocket, signal))) {
+			await this.#serveHypervisor(signal);
+		}
+
+		this.#watching = this.#watch(lookEveryMs).catch((error: unknown) => {
+			if (!this.#ending.signal.aborted) {
+				log.error({err: error}, 'the relay process no longer looks at its sockets');
+			}
+		});
+	}
+
+	/** A relay process that runs stays reachable by another name. @returns whether there is one */
+	async #setFormerAside(signal: AbortSignal): Promise<boolean> {
+		if (!(await isServed(this.#relaySocket, signal))) {
+			return false;
+		}
+
+		const {ino} = await lstat(this.#relaySocket, {bigint: true});
+		await link(this.#relaySocket, asideOf(this.#relaySocket, ino));
+		return true;
+	}
+
+	async #serveHypervisor(signal: AbortSignal): Promise<void> {
+		const {hypervisorSocket, log} = this.#options;
+		this.#listeners.use(await listen(hypervisorSocket, socket => this.#front.accept(socket), log, signal));
+		this.#servesHypervisor = true;
+	}
+
+	async #watch(lookEveryMs: number): Promise<void> {
+		const {signal} = this.#ending;
+		for await (const _ of every(lookEveryMs, signal)) {
+			if (!this.#servesHypervisor && (await this.#mayServeHypervisor(signal))) {
+				await this.#serveHypervisor(signal);
+			}
+
+			this.#isSuperseded ||= await this.#seesSuccessor(signal);
+			if (this.#isSuperseded && this.#table.size === 0 && this.#front.callers === 0) {
+				this.#ended.resolve(undefined);
+				return;
+			}
+		}
+	}
+
+	async #mayServeHypervisor(signal: AbortSignal): Promise<boolean> {
+		return this.#daemons.current !== undefined || !(await isServed(this.#options.hypervisorSocket, signal));
+	}
+
+	async #seesSuccessor(signal: AbortSignal): Promise<boolean> {
+		const found = await lstat(this.#relaySocket, {bigint: true}).catch(() => undefined);
+		if (found === undefined || found.ino === this.#inode || !(await answers(this.#relaySocket, signal))) {
+			return false;
+		}
+
+		this.#front.endUnbound();
+		this.#options.log.warn(
+			{path: asideOf(this.#relaySocket, this.#inode), count: this.#table.size},
+			'a newer relay process took over; serving the remaining pods',
+		);
+		return true;
+	}
+}
+
+/** Serves relay.sock. Each connection has a server of its own, for what ends with the connection. */
+class DaemonServer implements AsyncDisposable {
+	readonly #context: RelayServiceContext;
+	readonly #definition: ServiceDefinition = loadRelayContract();
+	readonly #servers = new Set<TtrpcServer>();
+
+	constructor(context: RelayServiceContext) {
+		this.#context = context;
+	}
+
+	accept(socket: Socket): void {
+		const connection = new DaemonConnection(this.#context);
+		const server = new TtrpcServer({toStatus});
+		server.register({definition: this.#definition, handlers: connection.handlers});
+		this.#servers.add(server);
+		socket.once('close', () => {
+			this.#servers.delete(server);
+			connection[Symbol.dispose]();
+		});
+		server.serve(socket);
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		await Promise.all([...this.#servers].map(async server => server.close()));
+	}
+}
+
+async function isServed(path: string, signal: AbortSignal): Promise<boolean> {
+	return (await lstat(path).catch(() => undefined))?.isSocket() === true && answers(path, signal);
+}

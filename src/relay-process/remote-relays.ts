@@ -1,0 +1,434 @@
+/**
+ * `AgentRelays` in the relay process. Relays stay open when this daemon ends, and are found again by the next one. If
+ * the relay process ends, its sockets are gone with it: they are opened again in the next one. While a newer relay
+ * process has taken over, the older one serves its pods, and both are used.
+ */
+import {lstat, readdir, rmdir, unlink} from 'node:fs/promises';
+import {basename, dirname, join} from 'node:path';
+import type {ServiceDefinition} from '@grpc/proto-loader';
+import {every, Trigger} from '../core/concurrency/every.ts';
+import {FailureLog} from '../core/concurrency/failure-log.ts';
+import {retry} from '../core/concurrency/retry.ts';
+import {AdaptorError, codeOf, toError} from '../core/errors.ts';
+import {abortable, neverAborts, Scope} from '../core/lifetime.ts';
+import {Secret, type Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
+import {present} from '../core/present.ts';
+import {answers, checkSocketPath} from '../core/unix-listener.ts';
+import type {RelayEvent} from '../relay/events.ts';
+import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget, SandboxId} from '../sandbox/ports.ts';
+import {TtrpcError} from '../ttrpc/status.ts';
+import {loadRelayContract} from './contract.ts';
+import {RelayLink} from './relay-link.ts';
+
+export interface RemoteRelaysOptions {
+	readonly relaySocket: string;
+	readonly observer: Observer<RelayEvent>;
+	readonly log: Logger;
+	/** How often to look for another relay process. */
+	readonly lookEveryMs?: number;
+	/** Called when a relay process ended: the pods that it served end. */
+	readonly onLost?: () => void;
+}
+
+const defaultLookEveryMs = 1000;
+/** After a failed opening the relay process is to have ended it; it has no reason to be slow. */
+const closeTimeoutMs = 5000;
+const reopenBackOff = [100, 5000] as const;
+
+export class RemoteRelays implements AgentRelays, AsyncDisposable {
+	readonly #options: RemoteRelaysOptions;
+	readonly #contract: ServiceDefinition = loadRelayContract();
+	/** By inode of the socket. */
+	readonly #links = new Map<bigint, RelayLink>();
+	readonly #handles = new Set<RemoteRelay>();
+	readonly #ending = new AbortController();
+	readonly #look = new Trigger();
+	readonly #failures = new FailureLog();
+	#primary: bigint | undefined;
+	#served: string | undefined;
+	#onLost: () => void;
+	#watching: Promise<void> = Promise.resolve();
+
+	private constructor(options: RemoteRelaysOptions) {
+		this.#options = options;
+		this.#onLost = options.onLost ?? ((): void => undefined);
+	}
+
+	/** @throws AdaptorError 'unavailable' if no relay process answers */
+	static async connect(options: RemoteRelaysOptions, signal: AbortSignal): Promise<RemoteRelays> {
+		const relays = new RemoteRelays(options);
+		await relays.#scan(signal);
+		if (relays.#primaryLink === undefined) {
+			await relays[Symbol.asyncDispose]();
+			throw noProcess(options.relaySocket);
+		}
+
+		relays.#watching = relays.#watch();
+		return relays;
+	}
+
+	/** Whether a relay process is connected. */
+	get isConnected(): boolean {
+		return this.#primaryLink !== undefined;
+	}
+
+	set onLost(listener: () => void) {
+		this.#onLost = listener;
+	}
+
+	/** From now on, calls of shims come to this socket. */
+	async register(socketPath: string, signal: AbortSignal): Promise<AsyncDisposable> {
+		this.#served = socketPath;
+		await Promise.all([...this.#links.values()].map(async link => this.#registerAt(link, socketPath, signal)));
+		return {
+			[Symbol.asyncDispose]: async () => {
+				this.#served = undefined;
+				// A process that does not answer sees the end of the connection.
+				await Promise.allSettled(
+					[...this.#links.values()].map(async link => link.call('Unregister', {}, neverAborts)),
+				);
+			},
+		};
+	}
+
+	async issue(instanceName: string, signal: AbortSignal): Promise<ForwarderTls> {
+		const issued = await asOwn(this.#anyLink().call('Issue', {instance_name: instanceName}, signal));
+		const text = (value: string): string | undefined => (value === '' ? undefined : value);
+		return present({
+			serverKey: issued.server_key === '' ? undefined : new Secret(issued.server_key),
+			serverCert: text(issued.server_cert),
+			clientCa: text(issued.client_ca),
+			minVersion: text(issued.min_version) as ForwarderTls['minVersion'],
+			cipherSuites: issued.cipher_suites.length === 0 ? undefined : issued.cipher_suites,
+		}) as ForwarderTls;
+	}
+
+	async open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay> {
+		signal.throwIfAborted();
+		this.assertServable(target.socketPath);
+		const link = this.#linkOf(target.sandboxId);
+		const address = await this.#open(link, target, addresses, signal);
+		const handle = new RemoteRelay(target, address, {
+			linkOf: () => this.#links.get(this.#inodeOf(target.sandboxId)),
+			forget: disposed => this.#handles.delete(disposed),
+		});
+		this.#handles.add(handle);
+		return handle;
+	}
+
+	assertServable(socketPath: string): void {
+		checkSocketPath({path: socketPath, setting: 'PODS_DIR'});
+	}
+
+	async discard(socketPath: string): Promise<void> {
+		if (this.#links.size === 0) {
+			await removeSocket(socketPath);
+		}
+
+		await Promise.all(
+			[...this.#links.values()].map(async link =>
+				asOwn(link.call('Discard', {socket_path: socketPath}, neverAborts)),
+			),
+		);
+	}
+
+	/** Leaves all relays open. */
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#ending.abort(new AdaptorError({code: 'unavailable', what: 'The daemon is stopping'}));
+		await this.#watching;
+		await Promise.all([...this.#links.values()].map(async link => link[Symbol.asyncDispose]()));
+	}
+
+	get #primaryLink(): RelayLink | undefined {
+		return this.#primary === undefined ? undefined : this.#links.get(this.#primary);
+	}
+
+	/** @throws 'unavailable' */
+	#anyLink(): RelayLink {
+		const link = this.#primaryLink ?? this.#links.values().next().value;
+		if (link === undefined) {
+			throw noProcess(this.#options.relaySocket);
+		}
+
+		return link;
+	}
+
+	/** The process that serves the sandbox, else the newest. */
+	#linkOf(sandboxId: SandboxId): RelayLink {
+		return this.#links.get(this.#inodeOf(sandboxId)) ?? this.#anyLink();
+	}
+
+	#inodeOf(sandboxId: SandboxId): bigint {
+		return [...this.#links].find(([, {sandboxes}]) => sandboxes.has(sandboxId))?.[0] ?? -1n;
+	}
+
+	/** @returns the address */
+	async #open(
+		link: RelayLink,
+		{sandboxId, instanceName, socketPath}: RelayTarget,
+		addresses: AsyncIterable<string>,
+		signal: AbortSignal,
+	): Promise<string> {
+		using scope = new Scope(signal);
+		const target = {sandbox_id: sandboxId, instance_name: instanceName, socket_path: socketPath};
+		// Its own end comes from the relay process, so that its error tells how far the opening came.
+		const opening = link.wait('Open', target, neverAborts);
+		opening.catch(() => undefined);
+		const iterator = addresses[Symbol.asyncIterator]();
+		const offering = this.#offer(link, sandboxId, iterator, scope.signal);
+		try {
+			const {address} = await abortable(Promise.race([opening, offering]), scope.signal);
+			link.sandboxes.add(sandboxId);
+			return address;
+		} catch (error) {
+			await this.#endOpening(link, sandboxId, signal);
+			throw await this.#reasonOf(error, opening, signal);
+		} finally {
+			scope.abort(new Error('opened'));
+			// Not awaited: a generator finishes its current step first.
+			iterator.return?.().catch(() => undefined);
+		}
+	}
+
+	/** Rejects as the addresses do, and if they end without one. Else never settles. */
+	async #offer(
+		link: RelayLink,
+		sandboxId: SandboxId,
+		iterator: AsyncIterator<string>,
+		signal: AbortSignal,
+	): Promise<never> {
+		let count = 0;
+		for (let next = await iterator.next(); next.done !== true; next = await iterator.next()) {
+			count++;
+			await link.call('Offer', {sandbox_id: sandboxId, address: next.value}, signal);
+		}
+
+		if (count === 0) {
+			throw new AdaptorError({code: 'unavailable', what: 'Could not reach the pod VM: no address was found'});
+		}
+
+		return abortable(new Promise<never>(() => undefined), signal);
+	}
+
+	async #endOpening(link: RelayLink, sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
+		const isLate = signal.aborted && codeOf(signal.reason) === 'deadline-exceeded';
+		await link
+			.call('Close', {sandbox_id: sandboxId, deadline_exceeded: isLate}, neverAborts, closeTimeoutMs)
+			.catch(() => undefined);
+	}
+
+	/** After a deadline, the relay process knows how far the opening came. */
+	async #reasonOf(error: unknown, opening: Promise<unknown>, signal: AbortSignal): Promise<Error> {
+		if (signal.aborted && codeOf(signal.reason) === 'deadline-exceeded') {
+			using patience = new Scope().deadline(closeTimeoutMs, 'the relay process');
+			return abortable(opening, patience.signal).then(
+				() => toError(error),
+				(told: unknown) => (told instanceof TtrpcError ? ownError(told) : toError(error)),
+			);
+		}
+
+		return error instanceof TtrpcError ? ownError(error) : toError(error);
+	}
+
+	async #registerAt(link: RelayLink, socketPath: string, signal: AbortSignal): Promise<void> {
+		await asOwn(link.call('Register', {socket_path: socketPath}, signal));
+	}
+
+	async #watch(): Promise<void> {
+		const {log, lookEveryMs = defaultLookEveryMs} = this.#options;
+		const {signal} = this.#ending;
+		for await (const _ of every(lookEveryMs, signal, this.#look)) {
+			try {
+				await this.#scan(signal);
+				this.#failures.recovered('look');
+			} catch (error) {
+				if (!signal.aborted && this.#failures.failed('look')) {
+					log.warn({err: error}, 'could not look for the relay process; retrying');
+				}
+			}
+		}
+	}
+
+	/** Connects to relay processes that are not connected. */
+	async #scan(signal: AbortSignal): Promise<void> {
+		const {relaySocket} = this.#options;
+		const directory = dirname(relaySocket);
+		const names = (await readdir(directory).catch(() => [])).filter(name => /^relay(?:-\d+)?\.sock$/v.test(name));
+		// The newest last.
+		for (const path of names.map(name => join(directory, name)).sort((a, b) => b.length - a.length)) {
+			const found = await lstat(path, {bigint: true}).catch(() => undefined);
+			if (found?.isSocket() !== true) {
+				continue;
+			}
+
+			if (path === relaySocket && this.#links.has(found.ino)) {
+				this.#primary = found.ino;
+			}
+
+			if (!this.#links.has(found.ino)) {
+				await this.#link(path, found.ino, signal);
+			}
+		}
+	}
+
+	async #link(path: string, inode: bigint, signal: AbortSignal): Promise<void> {
+		const {relaySocket, observer, log} = this.#options;
+		if (!(await answers(path, signal))) {
+			// Of a process that was killed.
+			if (path !== relaySocket) {
+				await unlink(path).catch(() => undefined);
+			}
+
+			return;
+		}
+
+		const link = await RelayLink.to(path, this.#contract, signal);
+		this.#links.set(inode, link);
+		if (path === relaySocket) {
+			this.#primary = inode;
+		}
+
+		link.lost.addEventListener('abort', () => this.#lost(inode, link), {once: true});
+		void link.watch(event => observer.notify(event));
+		log.info({path, count: link.sandboxes.size}, 'connected to the relay process');
+		if (this.#served !== undefined) {
+			await this.#registerAt(link, this.#served, signal);
+		}
+
+		for (const handle of this.#handles) {
+			if (this.#inodeOf(handle.target.sandboxId) === -1n && path === relaySocket) {
+				void this.#reopen(handle, link);
+			}
+		}
+	}
+
+	#lost(inode: bigint, link: RelayLink): void {
+		this.#links.delete(inode);
+		if (this.#primary === inode) {
+			this.#primary = undefined;
+		}
+
+		if (!this.#ending.signal.aborted) {
+			this.#options.log.error(
+				{path: basename(link.path), count: link.sandboxes.size},
+				'the relay process ended; its pods end',
+			);
+			this.#look.fire();
+			this.#onLost();
+		}
+	}
+
+	/** In a process that has just started. Never rejects. */
+	async #reopen(handle: RemoteRelay, link: RelayLink): Promise<void> {
+		const {target, address} = handle;
+		using scope = new Scope(link.lost, handle.disposed, this.#ending.signal);
+		await retry(
+			async () => {
+				using attempt = new Scope(scope.signal).deadline(20_000, 'the VM to answer');
+				await this.#open(link, target, only(address), attempt.signal);
+			},
+			{backOff: reopenBackOff},
+			scope.signal,
+		).then(
+			() => handle.repeatFailure(),
+			() => undefined,
+		);
+	}
+}
+
+interface HandleContext {
+	readonly linkOf: () => RelayLink | undefined;
+	readonly forget: (handle: RemoteRelay) => void;
+}
+
+class RemoteRelay implements AgentRelay {
+	readonly target: RelayTarget;
+	readonly address: string;
+	readonly #context: HandleContext;
+	readonly #disposal = new AbortController();
+	#failure: string | undefined;
+	#closed: Promise<void> | undefined;
+
+	constructor(target: RelayTarget, address: string, context: HandleContext) {
+		this.target = target;
+		this.address = address;
+		this.#context = context;
+	}
+
+	get disposed(): AbortSignal {
+		return this.#disposal.signal;
+	}
+
+	fail(reason: Error): void {
+		if (this.#closed === undefined) {
+			this.#failure ??= reason.message;
+			this.repeatFailure();
+		}
+	}
+
+	repeatFailure(): void {
+		if (this.#failure !== undefined) {
+			this.#context
+				.linkOf()
+				?.call('Fail', {sandbox_id: this.target.sandboxId, reason: this.#failure}, neverAborts)
+				.catch(() => undefined);
+		}
+	}
+
+	async leave(): Promise<void> {
+		this.#disposal.abort(new Error('left'));
+		this.#context.forget(this);
+	}
+
+	async [Symbol.asyncDispose](): Promise<void> {
+		this.#closed ??= this.#close();
+		return this.#closed;
+	}
+
+	async #close(): Promise<void> {
+		const {sandboxId} = this.target;
+		await this.leave();
+		const link = this.#context.linkOf();
+		if (link === undefined) {
+			// Its process has ended, and left the file.
+			await removeSocket(this.target.socketPath);
+			return;
+		}
+
+		await asOwn(link.call('Close', {sandbox_id: sandboxId, deadline_exceeded: false}, neverAborts));
+		link.sandboxes.delete(sandboxId);
+	}
+}
+
+async function* only(address: string): AsyncGenerator<string> {
+	yield address;
+}
+
+/** Errors of the relay process as they would be here. */
+async function asOwn<T>(call: Promise<T>): Promise<T> {
+	try {
+		return await call;
+	} catch (error) {
+		throw error instanceof TtrpcError ? ownError(error) : error;
+	}
+}
+
+function ownError(error: TtrpcError): AdaptorError {
+	return new AdaptorError({code: error.code, what: error.message, cause: error});
+}
+
+/** With its directory, if nothing else is in it. */
+async function removeSocket(path: string): Promise<void> {
+	await unlink(path).catch(() => undefined);
+	await rmdir(dirname(path)).catch(() => undefined);
+}
+
+function noProcess(path: string): AdaptorError {
+	return new AdaptorError({
+		code: 'unavailable',
+		what: 'The relay process does not answer',
+		where: {path},
+		remedy: 'Check the pod of osc-caa-relay on this node.',
+	});
+}
