@@ -71,7 +71,7 @@ module.exports = {
 			'Observers turn events into lines and Kubernetes events: of the rooms they know the events alone.',
 			{path: '^src/observers/'},
 			{
-				path: '^src/(?!observers/|core/|(api|relay|sandbox)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$)',
+				path: '^src/(?!observers/|core/|(api|relay|relay-process|sandbox)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$)',
 			},
 		),
 		rule(

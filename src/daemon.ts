@@ -5,17 +5,21 @@ import {dirname, join} from 'node:path';
 import {serveApi} from './api/server.ts';
 import {composeChecks} from './checks.ts';
 import {KeyedMutex} from './core/concurrency/keyed-mutex.ts';
+import {retry} from './core/concurrency/retry.ts';
 import {Semaphore} from './core/concurrency/semaphore.ts';
 import type {Config} from './config/config.ts';
 import {parseInitdata} from './initdata/initdata.ts';
 import {serveProbes} from './health/probes.ts';
-import type {Logger} from './core/log.ts';
-import {allOf} from './core/observer.ts';
+import {levelOfAttempt, type Logger} from './core/log.ts';
+import {allOf, type Observer} from './core/observer.ts';
 import {present} from './core/present.ts';
+import {answers} from './core/unix-listener.ts';
 import {createPodNetworks} from './network/pod-networks.ts';
 import {openLibvirtProvider} from './podvm/provider.ts';
 import {openIdentity} from './relay/identity.ts';
+import type {RelayEvent} from './relay/events.ts';
 import {createAgentRelays} from './relay/relay.ts';
+import type {RemoteRelays} from './relay-process/remote-relays.ts';
 import {FileRecords} from './journal/file-records.ts';
 import type {KubernetesCluster} from './kubernetes/cluster.ts';
 import {aliveFor} from './journal/unlocked-predecessor.ts';
@@ -25,7 +29,7 @@ import type {AdaptorEvent} from './observers/event.ts';
 import {logObserver} from './observers/log-observer.ts';
 import {podEventObserver} from './observers/pod-events.ts';
 import {noCluster} from './sandbox/no-cluster.ts';
-import type {OtherDaemons, PodVms} from './sandbox/ports.ts';
+import type {AgentRelays, OtherDaemons, PodVms} from './sandbox/ports.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
 import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
 
@@ -74,24 +78,13 @@ export async function startDaemon(
 	// First, so that it is released last: until then this daemon may be at work.
 	const lock = parts.use(await lockPodsDir(config.podsDir, log));
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
-	const identity = await openIdentity({
-		directory: join(dirname(config.socketPath), 'tls'),
-		...(config.customCa === undefined
-			? {}
-			: {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
-		log,
-	});
 	const observer = logObserver(log);
-	const relays = createAgentRelays({
-		identity,
-		forwarderPort: config.forwarderPort,
-		tls: {
-			...present({minVersion: config.tlsMinVersion, cipherSuites: config.tlsCipherSuites}),
-			skipVerify: config.tlsSkipVerify,
-		},
-		observer,
-		log,
-	});
+	const remote = await relayProcess(config, observer, log, signal);
+	if (remote !== undefined) {
+		parts.use(remote);
+	}
+
+	const relays = remote ?? (await relaysInProcess(config, observer, log));
 
 	const provider = parts.use(openLibvirtProvider(config, {home, user, uid, sshAgentSocket, observer, log}));
 	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; it goes on trying.
@@ -170,7 +163,8 @@ export async function startDaemon(
 	const api = parts.use(
 		await serveApi(
 			{
-				path: config.socketPath,
+				path: remote === undefined ? config.socketPath : await remote.freeDaemonSocket(signal),
+				publicPath: config.socketPath,
 				sandboxes,
 				drainTimeoutMs,
 				onBoundAgain: () => sandboxes.reconcileSoon(),
@@ -180,6 +174,11 @@ export async function startDaemon(
 			signal,
 		),
 	);
+	if (remote !== undefined) {
+		remote.onChange = () => sandboxes.reconcileSoon();
+		parts.use(await remote.register(api.path, signal));
+	}
+
 	if (config.probePort !== undefined) {
 		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));
 	}
@@ -197,6 +196,7 @@ export async function startDaemon(
 			pool: config.pool,
 			volume: config.baseVolume,
 			node: config.nodeName,
+			relay: remote === undefined ? 'this process' : 'relay process',
 		},
 		'ready',
 	);
@@ -205,6 +205,55 @@ export async function startDaemon(
 	}
 
 	return parts.move();
+}
+
+/** Serves agent sockets in this process: they end with it. */
+async function relaysInProcess(config: Config, observer: Observer<RelayEvent>, log: Logger): Promise<AgentRelays> {
+	const identity = await openIdentity({
+		directory: join(dirname(config.socketPath), 'tls'),
+		...(config.customCa === undefined
+			? {}
+			: {files: {caCert: config.customCa.caFile, cert: config.customCa.certFile, key: config.customCa.keyFile}}),
+		log,
+	});
+	return createAgentRelays({
+		identity,
+		forwarderPort: config.forwarderPort,
+		tls: {
+			...present({minVersion: config.tlsMinVersion, cipherSuites: config.tlsCipherSuites}),
+			skipVerify: config.tlsSkipVerify,
+		},
+		observer,
+		log,
+	});
+}
+
+/**
+ * The relay process of this node, if the daemon is to use it. Loaded only then.
+ * @returns undefined if the daemon serves the sockets itself
+ * @throws the reason of the signal
+ */
+async function relayProcess(
+	{relayProcess: use, socketPath}: Config,
+	observer: Observer<RelayEvent>,
+	log: Logger,
+	signal: AbortSignal,
+): Promise<RemoteRelays | undefined> {
+	const path = join(dirname(socketPath), 'relay.sock');
+	if (use === 'off' || (use === 'auto' && !(await answers(path, signal)))) {
+		return undefined;
+	}
+
+	const {RemoteRelays} = await import('./relay-process/remote-relays.ts');
+	return retry(
+		async () => RemoteRelays.connect({relaySocket: path, observer, log}, signal),
+		{
+			backOff: [200, 5000],
+			onFailure: (error, {attempt, retryInMs}) =>
+				log[levelOfAttempt(attempt)]({path, err: error, attempt, retryInMs}, 'waiting for the relay process'),
+		},
+		signal,
+	);
 }
 
 /** Loaded only inside of a cluster. A pod that has no way to its API server is not kept from its work by that. */

@@ -17,6 +17,7 @@ const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	check: async () => (await import('./cli/check.ts')).check,
 	libvirt: async () => (await import('./cli/run.ts')).run,
 	controller: async () => (await import('./cli/controller.ts')).controller,
+	relay: async () => (await import('./cli/relay.ts')).relay,
 	webhook: async () => (await import('./cli/webhook.ts')).webhook,
 	'image push': async () => (await import('./cli/image.ts')).pushCommand,
 	'image list': async () => (await import('./cli/image.ts')).listCommand,

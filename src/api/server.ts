@@ -20,6 +20,8 @@ import {toStatus} from './status.ts';
 export interface ApiOptions {
 	/** Absolute path of the unix socket. */
 	readonly path: string;
+	/** Where shims reach the API: the same path, if absent. */
+	readonly publicPath?: string;
 	readonly sandboxes: Sandboxes;
 	/** How long disposing waits for calls that are under way. */
 	readonly drainTimeoutMs: number;
@@ -31,6 +33,8 @@ export interface ApiOptions {
 }
 
 export interface ApiServer extends AsyncDisposable {
+	/** Of the socket. */
+	readonly path: string;
 	/** Another daemon was serving the socket, and may still have calls under way. */
 	readonly tookOver: boolean;
 	/** Calls the API by its socket's path, as a shim would. @throws when nobody answers there */
@@ -39,7 +43,7 @@ export interface ApiServer extends AsyncDisposable {
 
 /** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
 export async function serveApi(
-	{path, sandboxes, drainTimeoutMs, onBoundAgain, observer, log}: ApiOptions,
+	{path, publicPath = path, sandboxes, drainTimeoutMs, onBoundAgain, observer, log}: ApiOptions,
 	signal: AbortSignal,
 ): Promise<ApiServer> {
 	const contract = loadContract();
@@ -112,8 +116,9 @@ export async function serveApi(
 	);
 	const resources = parts.move();
 	return {
+		path,
 		tookOver: listener.tookOver,
-		assertReachable: async limit => assertReachable(path, contract, limit),
+		assertReachable: async limit => assertReachable(publicPath, contract, limit),
 		[Symbol.asyncDispose]: async () => resources.disposeAsync(),
 	};
 }

@@ -5,6 +5,7 @@
  */
 import {controllerSettings} from './controller-settings.ts';
 import {imageSettings, listFlags, pruneFlags, pushFlags, pushSettings, removeFlags} from './image-settings.ts';
+import {relaySettings} from './relay-settings.ts';
 import {webhookSettings} from './webhook-settings.ts';
 import {inertSettings, settings, type InertSetting, type SettingsTable} from '../config/settings.ts';
 
@@ -43,6 +44,10 @@ export const commands = {
 				description: 'Prints one JSON document. Its fields and the names of the checks are stable.',
 			},
 		],
+	},
+	relay: {
+		summary: 'serve the sockets of the kata shims, so that pods survive a restart of the daemon',
+		settings: relaySettings,
 	},
 	webhook: {
 		summary: 'serve the admission webhook that derives the VM size from the requests of a pod',

@@ -346,6 +346,16 @@ export const settings = {
 			'TCP port on 127.0.0.1 for `/startup` and `/healthz`. Not set: 8000 in a pod, otherwise none. If the port is in use, the daemon runs and retries.',
 	},
 
+	relayProcess: {
+		env: 'RELAY_PROCESS',
+		section: 'Sockets and timeouts',
+		type: oneOf('auto', 'required', 'off'),
+		default: 'auto',
+		description:
+			'Whether the sockets of the shims are in the relay process (`cloud-api-adaptor relay`), so that pods survive a restart of the daemon (not in upstream). ' +
+			'`auto`: if it answers at `relay.sock` beside `REMOTE_HYPERVISOR_ENDPOINT` when the daemon starts. `required`: the daemon waits for it. `off`: the daemon serves the sockets itself.',
+	},
+
 	caCertFile: {
 		env: 'CACERT_FILE',
 		flag: 'ca-cert-file',

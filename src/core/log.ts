@@ -46,6 +46,8 @@ export interface LogFields {
 	readonly probePort?: number;
 	readonly protocol?: string;
 	readonly reason?: string;
+	/** Where the sockets of shims are: `relay process` or `this process`. */
+	readonly relay?: string;
 	readonly remedy?: string;
 	readonly retryInMs?: number;
 	readonly runtimeClass?: string;

@@ -2,9 +2,10 @@
 import type {ApiEvent} from '../api/events.ts';
 import type {SessionEvent} from '../libvirt/session-events.ts';
 import type {RelayEvent} from '../relay/events.ts';
+import type {RelayProcessEvent} from '../relay-process/events.ts';
 import type {SandboxEvent, ReconcileEvent} from '../sandbox/events.ts';
 
-export type AdaptorEvent = SandboxEvent | ReconcileEvent | ApiEvent | RelayEvent | SessionEvent;
+export type AdaptorEvent = SandboxEvent | ReconcileEvent | ApiEvent | RelayEvent | RelayProcessEvent | SessionEvent;
 
 /** Events of one kind. */
 export type EventOf<Kind extends AdaptorEvent['kind']> = Extract<AdaptorEvent, {readonly kind: Kind}>;

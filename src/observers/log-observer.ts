@@ -172,6 +172,16 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	],
 	'shim-cut-off': ({error}) => ['warn', 'the shim violated the protocol too often; connection closed', {err: error}],
 
+	'daemon-registered': ({path}) => ['info', 'daemon registered; calls go to it', {path}],
+	'daemon-gone': ({path, hasOther}) =>
+		hasOther
+			? ['info', 'daemon ended; calls go to the earlier one', {path}]
+			: ['info', 'daemon ended; calls wait for the next one', {path}],
+	'call-waits': ({method}) => ['info', 'a call waits for a daemon', {method}],
+	'call-waited': ({method, durationMs}) => ['info', 'a waiting call was passed to a daemon', {method, durationMs}],
+	'call-repeated': ({method}) => ['info', 'the daemon ended during a call; repeating it', {method}],
+	'call-lost': ({method, error}) => ['warn', 'a call got no answer from a daemon', {method, err: error}],
+
 	'libvirt-connected': ({uri, connection, durationMs, server}) => [
 		'info',
 		'libvirt connected',
@@ -216,8 +226,9 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 export function logObserver(log: Logger): Observer<AdaptorEvent> {
 	return {
 		notify(event) {
-			// Each kind of event selects its own entry, which the compiler cannot verify.
-			const line = (lines[event.kind] as (event: AdaptorEvent) => Line | undefined)(event);
+			// Each kind of event selects its own entry, which the compiler cannot verify. A relay process of a later
+			// version may send kinds that are unknown here.
+			const line = (lines[event.kind] as ((event: AdaptorEvent) => Line | undefined) | undefined)?.(event);
 			if (line !== undefined) {
 				const [level, message, fields] = line;
 				log[level]({...names(event), ...fields}, message);

@@ -1,4 +1,4 @@
-/** proto/relay.proto: the messages between the daemon and the relay process, as proto-loader decodes and encodes them. */
+/** proto/relay.proto: the messages between the daemon and the relay process, in the form of proto-loader. */
 import {fileURLToPath} from 'node:url';
 import {loadSync, type ServiceDefinition} from '@grpc/proto-loader';
 import {AdaptorError} from '../core/errors.ts';

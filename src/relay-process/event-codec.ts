@@ -3,14 +3,15 @@ import {AdaptorError, codeOf, type ErrorCode} from '../core/errors.ts';
 import {parseJsonOrNothing} from '../core/json.ts';
 import type {RelayEvent} from '../relay/events.ts';
 import type {RelayEventMessage} from './contract.ts';
+import type {RelayProcessEvent} from './events.ts';
 
-export function encodeEvent(number: number, event: RelayEvent): RelayEventMessage {
-	const {kind, sandbox, connection, ...fields} = event;
+export function encodeEvent(number: number, event: RelayEvent | RelayProcessEvent): RelayEventMessage {
+	const {kind, sandbox, connection, ...fields} = {sandbox: undefined, connection: undefined, ...event};
 	return {
 		number: String(number),
 		kind,
-		sandbox_id: sandbox.sandboxId,
-		instance_name: sandbox.instanceName,
+		sandbox_id: sandbox?.sandboxId ?? '',
+		instance_name: sandbox?.instanceName ?? '',
 		connection: connection ?? 0,
 		fields: JSON.stringify(fields, (_, value: unknown) =>
 			value instanceof Error ? {message: value.message, code: codeOf(value)} : value,
@@ -19,7 +20,7 @@ export function encodeEvent(number: number, event: RelayEvent): RelayEventMessag
 }
 
 /** @returns undefined if the fields are not an object. A kind that this version does not know is passed on. */
-export function decodeEvent(message: RelayEventMessage): RelayEvent | undefined {
+export function decodeEvent(message: RelayEventMessage): RelayEvent | RelayProcessEvent | undefined {
 	const fields = parseJsonOrNothing(message.fields);
 	if (typeof fields !== 'object' || fields === null || Array.isArray(fields)) {
 		return undefined;
@@ -31,9 +32,11 @@ export function decodeEvent(message: RelayEventMessage): RelayEvent | undefined 
 		...others,
 		...('error' in fields ? {error: errorOf(error)} : {}),
 		kind: message.kind,
-		sandbox: {sandboxId: message.sandbox_id, instanceName: message.instance_name},
+		...(message.sandbox_id === ''
+			? {}
+			: {sandbox: {sandboxId: message.sandbox_id, instanceName: message.instance_name}}),
 		...(message.connection === 0 ? {} : {connection: message.connection}),
-	} as unknown as RelayEvent;
+	} as unknown as RelayEvent | RelayProcessEvent;
 }
 
 function errorOf(encoded: unknown): Error | undefined {

@@ -8,6 +8,7 @@ import type {SandboxId} from '../sandbox/ports.ts';
 import {connect, type TtrpcClient} from '../ttrpc/client.ts';
 import {contractVersion, methodOf, type RelayMethod, type RelayMethods} from './contract.ts';
 import {decodeEvent} from './event-codec.ts';
+import type {RelayProcessEvent} from './events.ts';
 
 /** The relay process answers at once, whatever its VMs do. */
 const answerTimeoutMs = 10_000;
@@ -77,7 +78,7 @@ export class RelayLink implements AsyncDisposable {
 	}
 
 	/** Events until the connection ends. Those that no daemon has had come first. Never rejects. */
-	async watch(onEvent: (event: RelayEvent) => void): Promise<void> {
+	async watch(onEvent: (event: RelayEvent | RelayProcessEvent) => void): Promise<void> {
 		let after = '0';
 		try {
 			for (;;) {

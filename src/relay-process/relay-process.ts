@@ -23,6 +23,7 @@ import {loadRelayContract} from './contract.ts';
 import {EventJournal} from './event-journal.ts';
 import type {RelayProcessEvent} from './events.ts';
 import {HypervisorFront} from './hypervisor-front.ts';
+import {RelayLink} from './relay-link.ts';
 import {RegisteredDaemons} from './registered-daemons.ts';
 import {DaemonConnection, type RelayServiceContext} from './relay-service.ts';
 import {RelayTable} from './relay-table.ts';
@@ -60,6 +61,7 @@ export class RelayProcess implements AsyncDisposable {
 	readonly #daemons: RegisteredDaemons;
 	readonly #front: HypervisorFront;
 	readonly #service: DaemonServer;
+	readonly #contract = loadRelayContract();
 	readonly #listeners = new AsyncDisposableStack();
 	readonly #ending = new AbortController();
 	readonly #ended = Promise.withResolvers<undefined>();
@@ -73,17 +75,24 @@ export class RelayProcess implements AsyncDisposable {
 		const {hypervisorSocket, makeRelays, observer, waitMs} = options;
 		this.#options = options;
 		this.#relaySocket = relaySocketBeside(hypervisorSocket);
-		const events = new EventJournal<RelayEvent>();
+		const events = new EventJournal<RelayEvent | RelayProcessEvent>();
 		const relays = makeRelays({
 			notify(event) {
-				events.add(event);
 				observer.notify(event);
+				if (!isFrequent(event)) {
+					events.add(event);
+				}
 			},
 		});
 		this.#table = new RelayTable(relays);
-		this.#daemons = new RegisteredDaemons(observer);
+		this.#daemons = new RegisteredDaemons({
+			notify(event) {
+				observer.notify(event);
+				events.add(event);
+			},
+		});
 		this.#front = new HypervisorFront({daemons: this.#daemons, observer, ...present({waitMs})});
-		this.#service = new DaemonServer({
+		this.#service = new DaemonServer(this.#contract, {
 			relays,
 			table: this.#table,
 			daemons: this.#daemons,
@@ -96,15 +105,31 @@ export class RelayProcess implements AsyncDisposable {
 	/** Serves when this resolves. @throws as `listen` */
 	static async start(options: RelayProcessOptions, signal: AbortSignal): Promise<RelayProcess> {
 		await using undo = new AsyncDisposableStack();
-		const process = undo.use(new RelayProcess(options));
-		await process.#begin(signal);
+		const started = undo.use(new RelayProcess(options));
+		await started.#begin(signal);
 		undo.move();
-		return process;
+		return started;
 	}
 
 	/** Resolves when another relay process has taken over and nothing is left to serve here. */
 	get ended(): Promise<undefined> {
 		return this.#ended.promise;
+	}
+
+	/** Where daemons connect. */
+	get socketPath(): string {
+		return this.#relaySocket;
+	}
+
+	/** Whether a newer relay process has taken over. */
+	async isSuperseded(): Promise<boolean> {
+		this.#isSuperseded ||= await this.#seesSuccessor(this.#ending.signal);
+		return this.#isSuperseded;
+	}
+
+	/** @throws AdaptorError if no relay process answers at relay.sock; the reason of the signal */
+	async assertReachable(signal: AbortSignal): Promise<void> {
+		await using _link = await RelayLink.to(this.#relaySocket, this.#contract, signal);
 	}
 
 	/** Number of pods that are served. */
@@ -167,8 +192,7 @@ export class RelayProcess implements AsyncDisposable {
 				await this.#serveHypervisor(signal);
 			}
 
-			this.#isSuperseded ||= await this.#seesSuccessor(signal);
-			if (this.#isSuperseded && this.#table.size === 0 && this.#front.callers === 0) {
+			if ((await this.isSuperseded()) && this.#table.size === 0 && this.#front.callers === 0) {
 				this.#ended.resolve(undefined);
 				return;
 			}
@@ -197,10 +221,11 @@ export class RelayProcess implements AsyncDisposable {
 /** Serves relay.sock. Each connection has a server of its own, for what ends with the connection. */
 class DaemonServer implements AsyncDisposable {
 	readonly #context: RelayServiceContext;
-	readonly #definition: ServiceDefinition = loadRelayContract();
+	readonly #definition: ServiceDefinition;
 	readonly #servers = new Set<TtrpcServer>();
 
-	constructor(context: RelayServiceContext) {
+	constructor(definition: ServiceDefinition, context: RelayServiceContext) {
+		this.#definition = definition;
 		this.#context = context;
 	}
 
@@ -219,6 +244,11 @@ class DaemonServer implements AsyncDisposable {
 	async [Symbol.asyncDispose](): Promise<void> {
 		await Promise.all([...this.#servers].map(async server => server.close()));
 	}
+}
+
+/** Not worth a message to the daemon each time. */
+function isFrequent({kind}: RelayEvent): boolean {
+	return kind === 'agent-call' || kind === 'shim-connected';
 }
 
 async function isServed(path: string, signal: AbortSignal): Promise<boolean> {

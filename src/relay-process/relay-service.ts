@@ -5,6 +5,7 @@ import type {CallContext, Handler} from '../ttrpc/service.ts';
 import {contractVersion, type Empty, type Issued, type RelayMethod, type RelayMethods} from './contract.ts';
 import {encodeEvent} from './event-codec.ts';
 import type {EventJournal} from './event-journal.ts';
+import type {RelayProcessEvent} from './events.ts';
 import type {RegisteredDaemons} from './registered-daemons.ts';
 import type {RelayTable} from './relay-table.ts';
 
@@ -12,7 +13,7 @@ export interface RelayServiceContext {
 	readonly relays: Pick<AgentRelays, 'issue'>;
 	readonly table: RelayTable;
 	readonly daemons: RegisteredDaemons;
-	readonly events: EventJournal<RelayEvent>;
+	readonly events: EventJournal<RelayEvent | RelayProcessEvent>;
 	/** Identifies this run of the process. */
 	readonly run: string;
 	readonly isSuperseded: () => boolean;
@@ -82,7 +83,7 @@ export class DaemonConnection implements Disposable {
 				return done;
 			},
 		};
-		return handlers as unknown as Readonly<Record<string, Handler>>;
+		return handlers;
 	}
 
 	/** The connection has ended. */

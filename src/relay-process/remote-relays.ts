@@ -3,6 +3,7 @@
  * the relay process ends, its sockets are gone with it: they are opened again in the next one. While a newer relay
  * process has taken over, the older one serves its pods, and both are used.
  */
+import {randomBytes} from 'node:crypto';
 import {lstat, readdir, rmdir, unlink} from 'node:fs/promises';
 import {basename, dirname, join} from 'node:path';
 import type {ServiceDefinition} from '@grpc/proto-loader';
@@ -19,6 +20,7 @@ import type {RelayEvent} from '../relay/events.ts';
 import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget, SandboxId} from '../sandbox/ports.ts';
 import {TtrpcError} from '../ttrpc/status.ts';
 import {loadRelayContract} from './contract.ts';
+import type {RelayProcessEvent} from './events.ts';
 import {RelayLink} from './relay-link.ts';
 
 export interface RemoteRelaysOptions {
@@ -27,8 +29,6 @@ export interface RemoteRelaysOptions {
 	readonly log: Logger;
 	/** How often to look for another relay process. */
 	readonly lookEveryMs?: number;
-	/** Called when a relay process ended: the pods that it served end. */
-	readonly onLost?: () => void;
 }
 
 const defaultLookEveryMs = 1000;
@@ -47,12 +47,11 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	readonly #failures = new FailureLog();
 	#primary: bigint | undefined;
 	#served: string | undefined;
-	#onLost: () => void;
+	#onChange: () => void = () => undefined;
 	#watching: Promise<void> = Promise.resolve();
 
 	private constructor(options: RemoteRelaysOptions) {
 		this.#options = options;
-		this.#onLost = options.onLost ?? ((): void => undefined);
 	}
 
 	/** @throws AdaptorError 'unavailable' if no relay process answers */
@@ -73,8 +72,22 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		return this.#primaryLink !== undefined;
 	}
 
-	set onLost(listener: () => void) {
-		this.#onLost = listener;
+	/** Called when another daemon or a relay process has ended: what they left is to be looked for. */
+	set onChange(listener: () => void) {
+		this.#onChange = listener;
+	}
+
+	/** A path beside relay.sock where this daemon can serve calls. Removes the sockets of daemons that were killed. */
+	async freeDaemonSocket(signal: AbortSignal): Promise<string> {
+		const directory = dirname(this.#options.relaySocket);
+		const names = (await readdir(directory)).filter(name => /^daemon-[\da-f]{8}\.sock$/v.test(name));
+		for (const path of names.map(name => join(directory, name))) {
+			if (!(await answers(path, signal))) {
+				await unlink(path).catch(() => undefined);
+			}
+		}
+
+		return join(directory, `daemon-${randomBytes(4).toString('hex')}.sock`);
 	}
 
 	/** From now on, calls of shims come to this socket. */
@@ -101,7 +114,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 			clientCa: text(issued.client_ca),
 			minVersion: text(issued.min_version) as ForwarderTls['minVersion'],
 			cipherSuites: issued.cipher_suites.length === 0 ? undefined : issued.cipher_suites,
-		}) as ForwarderTls;
+		});
 	}
 
 	async open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay> {
@@ -222,7 +235,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	async #reasonOf(error: unknown, opening: Promise<unknown>, signal: AbortSignal): Promise<Error> {
 		if (signal.aborted && codeOf(signal.reason) === 'deadline-exceeded') {
 			using patience = new Scope().deadline(closeTimeoutMs, 'the relay process');
-			return abortable(opening, patience.signal).then(
+			return await abortable(opening, patience.signal).then(
 				() => toError(error),
 				(told: unknown) => (told instanceof TtrpcError ? ownError(told) : toError(error)),
 			);
@@ -273,7 +286,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	}
 
 	async #link(path: string, inode: bigint, signal: AbortSignal): Promise<void> {
-		const {relaySocket, observer, log} = this.#options;
+		const {relaySocket, log} = this.#options;
 		if (!(await answers(path, signal))) {
 			// Of a process that was killed.
 			if (path !== relaySocket) {
@@ -290,7 +303,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		}
 
 		link.lost.addEventListener('abort', () => this.#lost(inode, link), {once: true});
-		void link.watch(event => observer.notify(event));
+		void link.watch(event => this.#onEvent(event));
 		log.info({path, count: link.sandboxes.size}, 'connected to the relay process');
 		if (this.#served !== undefined) {
 			await this.#registerAt(link, this.#served, signal);
@@ -300,6 +313,14 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 			if (this.#inodeOf(handle.target.sandboxId) === -1n && path === relaySocket) {
 				void this.#reopen(handle, link);
 			}
+		}
+	}
+
+	#onEvent(event: RelayEvent | RelayProcessEvent): void {
+		if ('sandbox' in event) {
+			this.#options.observer.notify(event);
+		} else if (event.kind === 'daemon-gone') {
+			this.#onChange();
 		}
 	}
 
@@ -315,7 +336,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 				'the relay process ended; its pods end',
 			);
 			this.#look.fire();
-			this.#onLost();
+			this.#onChange();
 		}
 	}
 

@@ -25,8 +25,8 @@ agentRelaysContract(test, 'relays in a process of their own', async () => {
 		relays,
 		directory: real.directory,
 		address: real.address,
-		boot: real.boot,
-		isServed: real.isServed,
+		boot: async (at, instanceName, tls) => real.boot(at, instanceName, tls),
+		isServed: async path => real.isServed(path),
 		async call(socketPath) {
 			// Answered after all that was asked before.
 			await relays.issue('podvm-any', signal);

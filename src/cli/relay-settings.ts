@@ -1,0 +1,37 @@
+/** Settings of `cloud-api-adaptor relay`: those of the daemon, for what the relay process does in its place. */
+import {port} from '../config/setting-types.ts';
+import {settings, type SettingsTable} from '../config/settings.ts';
+
+const {
+	socketPath,
+	forwarderPort,
+	caCertFile,
+	certFile,
+	certKeyFile,
+	tlsSkipVerify,
+	tlsMinVersion,
+	tlsCipherSuites,
+	logLevel,
+	logFormat,
+} = settings;
+
+export const relaySettings = {
+	socketPath,
+	forwarderPort,
+	probePort: {
+		env: 'RELAY_PROBE_PORT',
+		section: 'Sockets and timeouts',
+		type: port,
+		example: '8002',
+		description:
+			'TCP port on 127.0.0.1 for `/startup` and `/healthz` of the relay process (not in upstream). Not set: none. Use it for readiness only: a relay process that is restarted ends its pods.',
+	},
+	caCertFile,
+	certFile,
+	certKeyFile,
+	tlsSkipVerify,
+	tlsMinVersion,
+	tlsCipherSuites,
+	logLevel,
+	logFormat,
+} as const satisfies SettingsTable;
