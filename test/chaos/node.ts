@@ -59,6 +59,8 @@ export interface NodeOptions {
 	readonly orphanGraceMs?: number;
 	/** The node is one of this server's cluster; of none if absent. */
 	readonly api?: TestApiServer;
+	/** The sockets of the shims are in a relay process. */
+	readonly hasRelayProcess?: boolean;
 	/** Settings of the daemon's besides. */
 	readonly environment?: Readonly<Record<string, string>>;
 }
@@ -88,6 +90,8 @@ export class ChaosNode implements AsyncDisposable {
 	/** Of the daemons that begin from now on. */
 	#settings: Settings;
 	#daemon: Service;
+	/** The newest last. */
+	readonly #relayProcesses: Service[];
 	/** Daemons that were told to end. */
 	readonly #expected = new WeakSet<Service>();
 	/** The daemon that is meant to run, once it does; ends are expected of the one before. */
@@ -108,7 +112,9 @@ export class ChaosNode implements AsyncDisposable {
 		begin: (settings: Settings) => Promise<Service>,
 		settings: Settings,
 		daemon: Service,
+		relayProcesses: Service[],
 	) {
+		this.#relayProcesses = relayProcesses;
 		this.#owned = owned;
 		this.#directory = directory;
 		this.#testbed = testbed;
@@ -128,6 +134,7 @@ export class ChaosNode implements AsyncDisposable {
 		patienceMs = startTimeoutMs,
 		orphanGraceMs = 120_000,
 		api,
+		hasRelayProcess = false,
 		environment = {},
 	}: NodeOptions = {}): Promise<ChaosNode> {
 		await using undo = new AsyncDisposableStack();
@@ -152,10 +159,27 @@ export class ChaosNode implements AsyncDisposable {
 		const cluster = api === undefined ? {} : undo.use(await joinCluster(directory, testbed, api)).environment;
 		const settings = {startTimeoutMs: patienceMs, orphanGraceMs, clockOffsetMs: 0};
 		const begin = async (settings: Settings): Promise<Service> =>
-			startDaemon(directory, testbed, host, settings, {...cluster, ...environment});
+			startDaemon(directory, testbed, host, settings, {
+				...cluster,
+				...(hasRelayProcess ? {RELAY_PROCESS: 'required'} : {}),
+				...environment,
+			});
+		const relayProcesses = hasRelayProcess ? [undo.use(await startRelayProcess(directory, testbed))] : [];
 		const daemon = await begin(settings);
 		await daemon.line(lookedAround, AbortSignal.timeout(readyTimeoutMs));
-		return new ChaosNode(undo.move(), directory, testbed, decide, host, vms, programs, begin, settings, daemon);
+		return new ChaosNode(
+			undo.move(),
+			directory,
+			testbed,
+			decide,
+			host,
+			vms,
+			programs,
+			begin,
+			settings,
+			daemon,
+			relayProcesses,
+		);
 	}
 
 	/** Hears of every call that the daemon makes of libvirt, and decides on it. */
@@ -188,6 +212,16 @@ export class ChaosNode implements AsyncDisposable {
 	/** Settles when the daemon that runs now has ended. */
 	get ended(): Promise<number> {
 		return this.#daemon.ended;
+	}
+
+	/** The newest relay process. */
+	get relayProcess(): Service {
+		return this.#relayProcesses.at(-1) as Service;
+	}
+
+	/** Starts another relay process, beside the one that runs if it does. */
+	async startRelayProcess(): Promise<void> {
+		this.#relayProcesses.push(this.#owned.use(await startRelayProcess(this.#directory, this.#testbed)));
 	}
 
 	/** Of the hypervisor API. */
@@ -513,42 +547,59 @@ async function startDaemon(
 	{startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings,
 	more: Readonly<Record<string, string>>,
 ): Promise<Service> {
-	const preloaded = clockOffsetMs === 0 ? [] : ['--import', clock];
+	return startProgram('the daemon', testbed, clockOffsetMs === 0 ? [] : ['--import', clock], 'libvirt', {
+		HOME: directory,
+		LIBVIRT_URI: `test:///default?socket=${host.socketPath}`,
+		LIBVIRT_POOL: pool,
+		LIBVIRT_VOL_NAME: baseVolume,
+		CLUSTER_ID: 'chaos',
+		NODE_NAME: 'worker-0',
+		REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`,
+		PODS_DIR: `${directory}/pods`,
+		START_TIMEOUT: `${startTimeoutMs}ms`,
+		ORPHAN_GRACE: `${orphanGraceMs}ms`,
+		LIBVIRT_CPU: '1',
+		LIBVIRT_MEMORY: '256',
+		LIBVIRT_ROOT_DISK_SIZE: '1',
+		LOG_LEVEL: 'debug',
+		CLOCK_OFFSET_MS: String(clockOffsetMs),
+		...more,
+	});
+}
+
+async function startRelayProcess(directory: string, testbed: NetworkTestbed): Promise<Service> {
+	return startProgram('the relay process', testbed, [], 'relay', {
+		HOME: directory,
+		REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`,
+		LOG_LEVEL: 'debug',
+	});
+}
+
+/** One of ours, in the namespaces of the testbed. Resolves when it is ready. */
+async function startProgram(
+	name: string,
+	testbed: NetworkTestbed,
+	nodeOptions: readonly string[],
+	command: string,
+	environment: Readonly<Record<string, string>>,
+): Promise<Service> {
 	const argv = [
 		'--pdeathsig',
 		'KILL',
 		'--',
 		...testbed.shell.slice(0, -1),
 		process.execPath,
-		...preloaded,
+		...nodeOptions,
 		main,
-		'libvirt',
+		command,
 	];
 	const child = spawn('setpriv', argv, {
 		cwd: '/',
 		stdio: ['ignore', 'ignore', 'pipe'],
-		env: {
-			PATH: process.env['PATH'],
-			HOME: directory,
-			LIBVIRT_URI: `test:///default?socket=${host.socketPath}`,
-			LIBVIRT_POOL: pool,
-			LIBVIRT_VOL_NAME: baseVolume,
-			CLUSTER_ID: 'chaos',
-			NODE_NAME: 'worker-0',
-			REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`,
-			PODS_DIR: `${directory}/pods`,
-			START_TIMEOUT: `${startTimeoutMs}ms`,
-			ORPHAN_GRACE: `${orphanGraceMs}ms`,
-			LIBVIRT_CPU: '1',
-			LIBVIRT_MEMORY: '256',
-			LIBVIRT_ROOT_DISK_SIZE: '1',
-			LOG_LEVEL: 'debug',
-			CLOCK_OFFSET_MS: String(clockOffsetMs),
-			...more,
-		},
+		env: {PATH: process.env['PATH'], ...environment},
 	});
-	const daemon = new Service('the daemon', child);
-	using scope = new Scope(signal).deadline(readyTimeoutMs, 'the daemon to be ready');
-	await abortable(daemon.line(/"msg":"ready"/, scope.signal), scope.signal);
-	return daemon;
+	const service = new Service(name, child);
+	using scope = new Scope(signal).deadline(readyTimeoutMs, `${name} to be ready`);
+	await abortable(service.line(/"msg":"ready"/, scope.signal), scope.signal);
+	return service;
 }
