@@ -50,11 +50,11 @@ test('a daemon is killed, stopped and replaced: no connection of a shim ends, no
 	const before = await node.inventory();
 	const pod = await started(node);
 	await using shim = await connect(pod.agentSocket, signal);
-	let isOver = false;
+	const over = new AbortController();
 	let slowestMs = 0;
 	let count = 0;
 	const traffic = (async () => {
-		while (!isOver) {
+		while (!over.signal.aborted) {
 			const startedAt = performance.now();
 			await check(shim);
 			slowestMs = Math.max(slowestMs, performance.now() - startedAt);
@@ -76,7 +76,7 @@ test('a daemon is killed, stopped and replaced: no connection of a shim ends, no
 	const older = await node.overlap();
 	await check(shim);
 	t.is(await older.stop(60_000), 0);
-	isOver = true;
+	over.abort();
 	await traffic;
 	t.log(`${count} calls, the slowest ${Math.round(slowestMs)} ms`);
 	await node.shim.stopVm(pod.id, signal);
