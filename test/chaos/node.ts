@@ -547,7 +547,8 @@ async function startDaemon(
 	{startTimeoutMs, orphanGraceMs, clockOffsetMs}: Settings,
 	more: Readonly<Record<string, string>>,
 ): Promise<Service> {
-	return startProgram('the daemon', testbed, clockOffsetMs === 0 ? [] : ['--import', clock], 'libvirt', {
+	const preloaded = clockOffsetMs === 0 ? [] : ['--import', clock];
+	return startProgram('the daemon', testbed, [process.execPath, ...preloaded, main, 'libvirt'], {
 		HOME: directory,
 		LIBVIRT_URI: `test:///default?socket=${host.socketPath}`,
 		LIBVIRT_POOL: pool,
@@ -568,31 +569,23 @@ async function startDaemon(
 }
 
 async function startRelayProcess(directory: string, testbed: NetworkTestbed): Promise<Service> {
-	return startProgram('the relay process', testbed, [], 'relay', {
+	// As its DaemonSet runs it: root without capabilities.
+	const unprivileged = ['setpriv', '--bounding-set=-all', '--inh-caps=-all', '--no-new-privs'];
+	return startProgram('the relay process', testbed, [...unprivileged, process.execPath, main, 'relay'], {
 		HOME: directory,
 		REMOTE_HYPERVISOR_ENDPOINT: `${directory}/hypervisor.sock`,
 		LOG_LEVEL: 'debug',
 	});
 }
 
-/** One of ours, in the namespaces of the testbed. Resolves when it is ready. */
+/** In the namespaces of the testbed. Resolves when it is ready. */
 async function startProgram(
 	name: string,
 	testbed: NetworkTestbed,
-	nodeOptions: readonly string[],
-	command: string,
+	command: readonly string[],
 	environment: Readonly<Record<string, string>>,
 ): Promise<Service> {
-	const argv = [
-		'--pdeathsig',
-		'KILL',
-		'--',
-		...testbed.shell.slice(0, -1),
-		process.execPath,
-		...nodeOptions,
-		main,
-		command,
-	];
+	const argv = ['--pdeathsig', 'KILL', '--', ...testbed.shell.slice(0, -1), ...command];
 	const child = spawn('setpriv', argv, {
 		cwd: '/',
 		stdio: ['ignore', 'ignore', 'pipe'],

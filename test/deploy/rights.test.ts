@@ -83,7 +83,8 @@ function authorize(
 
 test('the daemon needs every right of its role, and no other', async t => {
 	const {api, signal} = await testCluster(t);
-	const {refused, unused} = authorize(api, ofKind<Role>(await build('overlays/operator'), 'ClusterRole', 'Role'));
+	const roles = ofKind<Role>(await build('daemon-role'), 'ClusterRole', 'Role');
+	const {refused, unused} = authorize(api, roles);
 	api.define(peerPodKind, peerPodConfigKind);
 	api.put('nodes', {metadata: {name: 'worker-0'}});
 	api.put('daemonsets', {metadata: {name: 'osc-caa-ds', namespace}});
