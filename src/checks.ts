@@ -23,7 +23,7 @@ import {
 	unknownSubnetFinding,
 	vxlanPortFinding,
 } from './check/network-findings.ts';
-import {directoryFinding, identityFinding} from './check/node-findings.ts';
+import {directoryFinding, identityFinding, relayProcessFinding} from './check/node-findings.ts';
 import type {Check} from './check/run-checks.ts';
 import {baseVolumeFinding, diskFinding, poolFinding} from './check/storage-findings.ts';
 import type {Config} from './config/config.ts';
@@ -32,6 +32,7 @@ import type {NetworkProbe} from './network/probe.ts';
 import type {PodsDir} from './podvm/metadata.ts';
 import type {HostProbe} from './podvm/provider.ts';
 import {observeIdentity} from './relay/identity-probe.ts';
+import {observeRelayProcess} from './relay-process/relay-process-probe.ts';
 
 export interface ChecksOptions {
 	readonly config: Config;
@@ -187,6 +188,12 @@ export function composeChecks({config, host, network, podsDir, now = () => new D
 			name: 'pods-directory',
 			subject: 'node',
 			run: async () => directoryFinding('PODS_DIR', await observeDirectory(config.podsDir)),
+		},
+		{
+			name: 'relay-process',
+			subject: 'node',
+			run: async signal =>
+				relayProcessFinding(await observeRelayProcess(config.relayProcess, config.socketPath, signal)),
 		},
 		{
 			name: 'tls-identity',

@@ -20,6 +20,7 @@ import {openIdentity} from './relay/identity.ts';
 import type {RelayEvent} from './relay/events.ts';
 import {createAgentRelays} from './relay/relay.ts';
 import type {RemoteRelays} from './relay-process/remote-relays.ts';
+import {relaySocketBeside} from './relay-process/socket-paths.ts';
 import {FileRecords} from './journal/file-records.ts';
 import type {KubernetesCluster} from './kubernetes/cluster.ts';
 import {aliveFor} from './journal/unlocked-predecessor.ts';
@@ -239,7 +240,7 @@ async function relayProcess(
 	log: Logger,
 	signal: AbortSignal,
 ): Promise<RemoteRelays | undefined> {
-	const path = join(dirname(socketPath), 'relay.sock');
+	const path = relaySocketBeside(socketPath);
 	if (use === 'off' || (use === 'auto' && !(await answers(path, signal)))) {
 		return undefined;
 	}

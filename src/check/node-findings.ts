@@ -1,7 +1,7 @@
 /** Turns observations of the directories and keys of this node into findings. Pure. */
 import {byteSize} from '../core/byte-size.ts';
 import {finding, type Finding, type Problem} from './finding.ts';
-import type {DirectoryObservation, IdentityObservation} from './observations.ts';
+import type {DirectoryObservation, IdentityObservation, RelayProcessObservation} from './observations.ts';
 
 /** The directory only holds sockets and a record of some KiB per sandbox. */
 const smallBytes = 16n * 1024n ** 2n;
@@ -39,6 +39,27 @@ export interface IdentityContext {
 	/** TLS_SKIP_VERIFY */
 	readonly skipsVerification: boolean;
 	readonly now: Date;
+}
+
+/** Whether pods survive a restart of the daemon. */
+export function relayProcessFinding({use, path, pods}: RelayProcessObservation): Finding {
+	if (use === 'off') {
+		return {status: 'skipped', text: 'RELAY_PROCESS is off; pods end when the daemon ends'};
+	}
+
+	if (pods !== undefined) {
+		return finding(
+			`answers at ${path}, with ${pods} ${pods === 1 ? 'pod' : 'pods'}; pods survive a restart of the daemon`,
+		);
+	}
+
+	return use === 'required'
+		? {
+				status: 'failure',
+				text: `does not answer at ${path}`,
+				remedy: 'Check the pod of osc-caa-relay on this node, or set RELAY_PROCESS=auto.',
+			}
+		: finding(`does not run; pods end when the daemon ends`);
 }
 
 export function identityFinding(identity: IdentityObservation, {skipsVerification, now}: IdentityContext): Finding {

@@ -142,6 +142,15 @@ export interface DirectoryObservation {
 	readonly availableBytes: bigint;
 }
 
+export interface RelayProcessObservation {
+	/** RELAY_PROCESS */
+	readonly use: 'auto' | 'required' | 'off';
+	/** Of relay.sock. */
+	readonly path: string;
+	/** The number of pods that it serves; absent if it does not answer. */
+	readonly pods?: number;
+}
+
 export type IdentityObservation =
 	/** Created by the daemon at its first start. */
 	| {readonly source: 'own'; readonly state: 'absent'}

@@ -8,7 +8,6 @@
 import {randomUUID} from 'node:crypto';
 import {link, lstat, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
-import {dirname, join} from 'node:path';
 import type {ServiceDefinition} from '@grpc/proto-loader';
 import {every} from '../core/concurrency/every.ts';
 import type {Logger} from '../core/log.ts';
@@ -27,6 +26,7 @@ import {RelayLink} from './relay-link.ts';
 import {RegisteredDaemons} from './registered-daemons.ts';
 import {DaemonConnection, type RelayServiceContext} from './relay-service.ts';
 import {RelayTable} from './relay-table.ts';
+import {asideOf, relaySocketBeside} from './socket-paths.ts';
 import {toStatus} from './status.ts';
 
 export interface RelayProcessOptions {
@@ -44,15 +44,6 @@ export interface RelayProcessOptions {
 
 /** Also the time that a new relay process leaves shims without an answer, if a daemon served hypervisor.sock before. */
 const defaultLookEveryMs = 1000;
-
-export function relaySocketBeside(hypervisorSocket: string): string {
-	return join(dirname(hypervisorSocket), 'relay.sock');
-}
-
-/** Where a relay process can be reached after another one has taken relay.sock over. */
-export function asideOf(relaySocket: string, inode: bigint): string {
-	return join(dirname(relaySocket), `relay-${inode}.sock`);
-}
 
 export class RelayProcess implements AsyncDisposable {
 	readonly #options: RelayProcessOptions;

@@ -33,6 +33,7 @@ const names = [
 	'tunnel-guard',
 	'socket-directory',
 	'pods-directory',
+	'relay-process',
 	'tls-identity',
 ];
 const statusOf = ({checks}: Report, name: string): string | undefined =>
@@ -72,6 +73,7 @@ test('with warnings only, check exits with 0, prints all fields as JSON and leav
 			'tunnel-guard',
 			'socket-directory',
 			'pods-directory',
+			'relay-process',
 			'tls-identity',
 		],
 	);

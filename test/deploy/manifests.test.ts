@@ -328,3 +328,30 @@ function peerPodConfig(spec: object): Manifest {
 	const [config] = ofKind(samples(), 'PeerPodConfig');
 	return {...config, spec: {cloudSecretName: 'a', configMapName: 'b', ...spec}} as Manifest;
 }
+
+test('the relay process has no right, no secret but certificates, and is replaced by hand only', async t => {
+	for (const overlay of ['kubernetes', 'openshift', 'operator']) {
+		const manifests = await build(`overlays/${overlay}`);
+		const relay = manifests.find(each => nameOf(each) === 'DaemonSet osc-caa-relay') as Workload;
+		t.like(relay, {spec: {updateStrategy: {type: 'OnDelete'}}}, overlay);
+		const {spec} = relay.spec.template;
+		t.like(spec, {automountServiceAccountToken: false, serviceAccountName: 'cloud-api-adaptor-relay'});
+		const [container] = containersOf(relay);
+		t.like(container?.securityContext, {
+			capabilities: {drop: ['ALL']},
+			allowPrivilegeEscalation: false,
+			readOnlyRootFilesystem: true,
+		});
+		t.is(container?.livenessProbe, undefined, 'a restart would end the pods');
+		t.deepEqual(
+			spec.volumes?.map(({hostPath, secret}) => hostPath?.path ?? secret?.secretName),
+			['/run/peerpod', 'certs-for-tls'],
+		);
+		t.deepEqual(
+			ofKind<Manifest & ClusterRoleBinding>(manifests, 'ClusterRoleBinding')
+				.flatMap(({subjects = []}) => subjects)
+				.filter(({name}) => name === 'cloud-api-adaptor-relay'),
+			[],
+		);
+	}
+});

@@ -1,8 +1,9 @@
 import {join} from 'node:path';
 import test from 'ava';
 import {noObserver} from '../../src/core/observer.ts';
-import {relaySocketBeside, RelayProcess} from '../../src/relay-process/relay-process.ts';
+import {RelayProcess} from '../../src/relay-process/relay-process.ts';
 import {RemoteRelays} from '../../src/relay-process/remote-relays.ts';
+import {relaySocketBeside} from '../../src/relay-process/socket-paths.ts';
 import {agentRelaysContract} from '../contract/agent-relays.ts';
 import {realHarness} from '../relay/harness.ts';
 import {recordingLog} from '../support/recording-log.ts';

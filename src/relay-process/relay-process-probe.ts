@@ -1,0 +1,21 @@
+/** Observes whether the relay process of this node answers. Judges nothing. */
+import type {RelayProcessObservation} from '../check/observations.ts';
+import {answers} from '../core/unix-listener.ts';
+import {relaySocketBeside} from './socket-paths.ts';
+
+/** @throws as the relay process answers */
+export async function observeRelayProcess(
+	use: RelayProcessObservation['use'],
+	hypervisorSocket: string,
+	signal: AbortSignal,
+): Promise<RelayProcessObservation> {
+	const path = relaySocketBeside(hypervisorSocket);
+	if (use === 'off' || !(await answers(path, signal))) {
+		return {use, path};
+	}
+
+	// Loaded only where there is one.
+	const [{loadRelayContract}, {RelayLink}] = await Promise.all([import('./contract.ts'), import('./relay-link.ts')]);
+	await using link = await RelayLink.to(path, loadRelayContract(), signal);
+	return {use, path, pods: link.sandboxes.size};
+}
