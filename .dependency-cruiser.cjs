@@ -1,6 +1,17 @@
 // The house rules of docs/architecture.md, "Who may import whom". Run by `npm run lint`.
 const rule = (name, comment, from, to) => ({name, severity: 'error', comment, from, to});
-const adapters = ['api', 'journal', 'podvm', 'network', 'relay', 'relay-process', 'kubernetes', 'image', 'health', 'webhook'];
+const adapters = [
+	'api',
+	'journal',
+	'podvm',
+	'network',
+	'relay',
+	'relay-process',
+	'kubernetes',
+	'image',
+	'health',
+	'webhook',
+];
 /** @type {import('dependency-cruiser').IConfiguration} */
 module.exports = {
 	forbidden: [
