@@ -33,19 +33,42 @@ export async function startDaemon(
 	signal: AbortSignal,
 	confinement: readonly string[] = [],
 ): Promise<Service> {
-	const daemon = new Service(
-		'cloud-api-adaptor',
-		lab.workerRun([...confinement, process.execPath, 'src/main.ts', 'libvirt', '-uri', lab.sshUri], {
+	const started = program(lab, ['libvirt', '-uri', lab.sshUri], {...settings, ...env}, confinement);
+	return readyOrStopped(started, signal);
+}
+
+/** The relay process of the worker, as root without capabilities. As `startDaemon`. */
+export async function startRelayProcess(
+	lab: Lab,
+	env: Readonly<Record<string, string>>,
+	signal: AbortSignal,
+): Promise<Service> {
+	const confinement = ['setpriv', '--bounding-set=-all', '--inh-caps=-all', '--no-new-privs'];
+	return readyOrStopped(program(lab, ['relay'], env, confinement), signal);
+}
+
+function program(
+	lab: Lab,
+	command: readonly string[],
+	env: Readonly<Record<string, string>>,
+	confinement: readonly string[],
+): Service {
+	return new Service(
+		`cloud-api-adaptor ${command[0] ?? ''}`,
+		lab.workerRun([...confinement, process.execPath, 'src/main.ts', ...command], {
 			cwd: repository,
-			env: {...settings, ...env},
+			env,
 			stdio: ['ignore', 'ignore', 'pipe'],
 		}),
 	);
+}
+
+async function readyOrStopped(started: Service, signal: AbortSignal): Promise<Service> {
 	try {
-		await daemon.line(/"msg":"ready"/, signal);
-		return daemon;
+		await started.line(/"msg":"ready"/, signal);
+		return started;
 	} catch (error) {
-		await daemon.stop();
+		await started.stop();
 		throw error;
 	}
 }
