@@ -91,8 +91,8 @@ export function domainXml({
 	domain.ele('uuid').txt(uuid);
 	appendMetadata(domain, metadata);
 	domain.ele('memory', {unit: 'MiB'}).txt(String(memoryMib));
-	// QEMU before 8.1 drops the memory barriers of an emulated guest that can never have a second CPU. The guest and its
-	// devices then miss each other's notifications, and sooner or later its network is dead.
+	// QEMU before 8.1 drops the memory barriers of an emulated guest that can never have a second CPU. The guest and
+	// its devices then miss each other's notifications, and sooner or later its network is dead.
 	const needsSecond = host.domainType === 'qemu' && vcpus === 1;
 	domain
 		.ele('vcpu', {
