@@ -65,20 +65,15 @@ class PausedVm {
 	/** Every rule that has to do with its port, with what is its own replaced. */
 	async rules(): Promise<string> {
 		const [port = ''] = (await this.#lab.virsh('domiflist', this.name)).trim().split(/\s+/);
-		const chains = (await onHost(this.#lab, 'ebtables -t nat -L; iptables-save; ip6tables-save')).split(
-			/^(?=Bridge chain: )/m,
-		);
-		const ofPort = new RegExp(String.raw`\b${port}\b`);
+		const ofPort = new RegExp(String.raw`\b${port}\b`, 'g');
+		const shown = await onHost(this.#lab, 'ebtables -t nat -L; iptables-save; ip6tables-save');
+		const chains = shown.split(/^(?=Bridge chain: )/m).map(chain => chain.split('\n').filter(line => line !== ''));
 		return chains
-			.map(chain => {
-				const [title = '', ...rules] = chain.split('\n');
-				return ofPort.test(title)
-					? [title, ...rules].join('\n')
-					: rules.filter(rule => ofPort.test(rule)).join('\n');
-			})
-			.sort()
+			.flatMap(([title = '', ...rules]) =>
+				title.search(ofPort) === -1 ? rules.filter(rule => rule.search(ofPort) !== -1) : [title, ...rules],
+			)
 			.join('\n')
-			.replaceAll(new RegExp(ofPort, 'g'), 'PORT')
+			.replaceAll(ofPort, 'PORT')
 			.replaceAll(this.mac, 'MAC')
 			.replaceAll(`${this.address} `, 'ADDRESS ');
 	}
