@@ -91,9 +91,16 @@ export function domainXml({
 	domain.ele('uuid').txt(uuid);
 	appendMetadata(domain, metadata);
 	domain.ele('memory', {unit: 'MiB'}).txt(String(memoryMib));
+	// QEMU before 8.1 drops the memory barriers of an emulated guest that can never have a second CPU. The guest and
+	// its devices then miss each other's notifications, and sooner or later its network is dead.
+	const needsSecond = host.domainType === 'qemu' && vcpus === 1;
 	domain
-		.ele('vcpu', {placement: 'static', ...(cpuset === undefined ? {} : {cpuset: xmlText('cpuset', cpuset)})})
-		.txt(String(vcpus));
+		.ele('vcpu', {
+			placement: 'static',
+			...(cpuset === undefined ? {} : {cpuset: xmlText('cpuset', cpuset)}),
+			...(needsSecond ? {current: '1'} : {}),
+		})
+		.txt(needsSecond ? '2' : String(vcpus));
 	domain
 		.ele('os')
 		.ele('type', {arch: 's390x', machine: xmlText('machine', host.machine)})

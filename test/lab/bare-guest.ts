@@ -93,6 +93,9 @@ export class BareGuest implements AsyncDisposable {
 				's390-ccw-virtio',
 				'-accel',
 				'tcg',
+				// With room for a second CPU QEMU keeps the guest's memory barriers; see src/podvm/domain-xml.ts.
+				'-smp',
+				'1,maxcpus=2',
 				'-m',
 				'256',
 				'-nodefaults',

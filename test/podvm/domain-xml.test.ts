@@ -75,6 +75,12 @@ test('a domain under KVM with everything is as written by hand', async t => {
 	t.is(domainXml(onKvm), await fixture('domain-kvm.xml'));
 });
 
+test('an emulated domain of one CPU could have a second one; under KVM it could not', async t => {
+	t.regex(domainXml({...emulated, vcpus: 1}), /<vcpu placement="static" current="1">2<\/vcpu>/v);
+	t.regex(domainXml({...onKvm, vcpus: 1}), /<vcpu placement="static" cpuset="0-3,\^2">1<\/vcpu>/v);
+	await isValid(t, domainXml({...emulated, vcpus: 1}));
+});
+
 test('an emulated domain is as written by hand', async t => {
 	t.is(domainXml(emulated), await fixture('domain-qemu.xml'));
 });
