@@ -6,19 +6,18 @@
  */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
-import {mkdtemp, readFile, rm, symlink, writeFile} from 'node:fs/promises';
+import {mkdtemp, rm, writeFile} from 'node:fs/promises';
 import {join} from 'node:path';
 import {createInterface} from 'node:readline';
 import {setTimeout as delay} from 'node:timers/promises';
-import {fileURLToPath} from 'node:url';
 import {peerPodConfigKind, peerPodKind, TestApiServer} from '../test/support/api-server.ts';
 import {startTestLibvirtd} from '../test/support/libvirtd.ts';
+import {build, nodeOptions, residentOf, type Resident} from './build.ts';
 
 const runs = 3;
 const budgetMib = 90e6 / 2 ** 20;
 /** After which nothing moves any more but timers. */
 const settleMs = 4000;
-const repository = fileURLToPath(new URL('..', import.meta.url));
 
 /** As main.ts, but that the service account's files are where the test server has put them. */
 const edge = `
@@ -28,14 +27,9 @@ const edge = `
 	process.once('SIGTERM', () => stopping.abort(new Error('SIGTERM')));
 	await run({
 		env: process.env, flags: {}, operands: [], host: {hostname: hostname()}, version: 'bench', out: process.stdout, err: process.stderr, logTo: 2, onLogger() {},
-		surroundings: {home: homedir(), user: 'root', sshAgentSocket: undefined, serviceAccountDirectory: process.argv[2]},
+		processContext: {home: homedir(), user: 'root', sshAgentSocket: undefined, serviceAccountDirectory: process.argv[2]},
 	}, stopping.signal);
 `;
-
-interface Resident {
-	readonly anonymousMib: number;
-	readonly fileMib: number;
-}
 
 async function measure(
 	directory: string,
@@ -58,43 +52,16 @@ async function measure(
 	});
 	await ready.promise;
 	await delay(settleMs);
-	const status = await readFile(`/proc/${child.pid}/status`, 'utf8');
-	const mib = (name: string): number =>
-		Number(new RegExp(String.raw`^${name}:\s+(\d+) kB`, 'm').exec(status)?.[1]) / 1024;
-	const resident = {anonymousMib: mib('RssAnon'), fileMib: mib('RssFile')};
+	const resident = await residentOf(child.pid ?? 0);
 	child.kill('SIGTERM');
 	await exited;
 	return resident;
 }
 
 const directory = await mkdtemp('/tmp/caa-memory-');
-const [firstLine = ''] = (await readFile(join(repository, 'src/main.ts'), 'utf8')).split('\n');
-const nodeOptions =
-	process.argv.length > 2 ? process.argv.slice(2) : firstLine.split(' ').filter(word => word.startsWith('--'));
+const options = process.argv.length > 2 ? process.argv.slice(2) : await nodeOptions();
 try {
-	const [code] = (await once(
-		spawn(
-			process.execPath,
-			[
-				join(repository, 'node_modules/typescript/bin/tsc'),
-				'-p',
-				join(repository, 'tsconfig.build.json'),
-				'--outDir',
-				join(directory, 'dist'),
-			],
-			{stdio: 'inherit'},
-		),
-		'exit',
-	)) as [number];
-	if (code !== 0) {
-		throw new Error('the build failed');
-	}
-
-	await Promise.all(
-		['node_modules', 'package.json', 'proto'].map(async name =>
-			symlink(join(repository, name), join(directory, name)),
-		),
-	);
+	await build(directory);
 	await writeFile(join(directory, 'dist/edge.js'), edge);
 	await using libvirtd = await startTestLibvirtd();
 	await using api = await TestApiServer.start();
@@ -116,12 +83,7 @@ try {
 	] as const) {
 		const totals: number[] = [];
 		for (let run = 0; run < runs; run++) {
-			const {anonymousMib, fileMib} = await measure(
-				join(directory, 'dist'),
-				nodeOptions,
-				env,
-				api.accountDirectory,
-			);
+			const {anonymousMib, fileMib} = await measure(join(directory, 'dist'), options, env, api.accountDirectory);
 			totals.push(anonymousMib + fileMib);
 			console.log(`  ${anonymousMib.toFixed(1)} MiB anonymous, ${fileMib.toFixed(1)} MiB of files`);
 		}

@@ -1,4 +1,4 @@
-#!/usr/bin/env -S node --max-semi-space-size=1 --no-maglev --disable-sigusr1
+#!/usr/bin/env -S node --optimize-for-size --max-semi-space-size=1 --no-maglev --disable-sigusr1
 /**
  * The process edge: arguments and environment in, exit code out, signals. The only file that names `process`. The
  * options of its first line are for memory (docs/adr/0022), and keep SIGUSR1 from opening Node's inspector, a way into
