@@ -106,8 +106,12 @@ export class RelayTable implements AsyncDisposable {
 		}
 
 		if (entry?.relay !== undefined) {
-			await entry.relay[Symbol.asyncDispose]();
-			this.#forget(sandboxId, entry);
+			try {
+				await entry.relay[Symbol.asyncDispose]();
+			} finally {
+				// If only its file is left, `discard` removes that.
+				this.#forget(sandboxId, entry);
+			}
 		}
 	}
 

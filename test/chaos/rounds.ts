@@ -1,5 +1,5 @@
 /** Plays rounds one after the other on one node, and counts. */
-import {ChaosNode} from './node.ts';
+import {ChaosNode, type NodeOptions} from './node.ts';
 import {playRound, type Verdict} from './round.ts';
 import {describe, type Fault, type Script} from './script.ts';
 
@@ -22,8 +22,9 @@ export interface Played extends Verdict {
 export async function playRounds(
 	scripts: Iterable<Script>,
 	onRound: (round: Played, number: number) => void,
+	options: Pick<NodeOptions, 'hasRelayProcess'> = {},
 ): Promise<Tally> {
-	await using node = await ChaosNode.start();
+	await using node = await ChaosNode.start(options);
 	let before = await node.inventory();
 	const sum = {rounds: 0, leaked: 0, lost: 0, hung: 0};
 	const happened = new Map<Fault['kind'], number>();
