@@ -81,7 +81,7 @@ test('the daemon serves before the checks end; each problem is one line, and a s
 		t.regex(String(warning['remedy']), /\.$/);
 	}
 
-	t.like(lines.at(-1), {level: 'info', count: 19});
+	t.like(lines.at(-1), {level: 'info', count: 20});
 	await endsWell(t, daemon);
 });
 
