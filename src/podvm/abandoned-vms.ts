@@ -1,8 +1,7 @@
 /**
- * Deletes VMs of nodes that are gone, from outside of any node: for whoever knows that nobody else will. What is
- * deleted must be, by its own definition, of this cluster, that node and that pod, under its name, and have a UUID that
- * only that node hands out; a name alone is not enough, since names come from the cluster's users. Knows nothing of how
- * it is decided.
+ * Deletes the VMs of nodes that no longer exist; the controller decides which. A VM is deleted only if its definition
+ * proves that it belongs to this cluster, that node and that pod, has the expected name, and has a UUID that only that
+ * node assigns. The name alone proves nothing, because users of the cluster choose it.
  */
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {Logger} from '../core/log.ts';
@@ -13,7 +12,7 @@ import {VmSlots} from './vm-slots.ts';
 
 export interface AbandonedVm {
 	readonly instanceName: string;
-	/** NODE_NAME of the daemon that has started it. */
+	/** NODE_NAME of the daemon that started it. */
 	readonly node: string;
 	readonly pod: Pick<PodIdentity, 'name' | 'namespace'>;
 }
@@ -26,7 +25,8 @@ export interface AbandonedVmsOptions {
 }
 
 /**
- * Deletes the VM and its disks. Succeeds when there is none such: one that has the name and is another's is left alone.
+ * Deletes the VM and its disks. Succeeds if it does not exist. Leaves a VM alone that has the name but belongs to
+ * another owner.
  * @returns whether there was one
  */
 export async function deleteAbandonedVm(

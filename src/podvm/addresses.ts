@@ -1,7 +1,7 @@
 /**
- * Where a VM may be reached: asks the host again and again, quickly at first, and ends at once when the VM does. A
- * remembered lease of a recycled MAC shows before the guest is up; that is a good guess and no proof, TLS proves who
- * answers. There is no question to a guest agent: pod VM images have none, and its answers would be the guest's own.
+ * Finds candidate addresses of a VM: asks the host repeatedly, often at first, and stops when the VM ends. For a
+ * recycled MAC, an old lease appears before the guest is up: a good guess, but only TLS proves who answers. Does not
+ * use the QEMU guest agent: pod VM images do not have it, and its answers would be the guest's own claim.
  */
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
@@ -18,37 +18,36 @@ import {endOfEvent} from './vm-end.ts';
 export interface Reachable {
 	readonly domain: Domain;
 	readonly mac: string;
-	/** libvirt's name of it. */
+	/** Name of the domain. */
 	readonly network: string;
-	/** To be read meanwhile. */
+	/** The console that is read at the same time. */
 	readonly console?: ConsoleTail;
 }
 
 const pauses = {firstMs: 50, longestMs: 500, growth: 1.5};
 
-/** Every so many rounds, so every two seconds in the end, the state is read: an event that was lost must not matter. */
+/**
+ * The state of the VM is read once in this number of rounds, every two seconds at the end, in case an event was lost.
+ */
 const roundsPerState = 4;
 
 const ipv4 = 0;
 const sources = {lease: 0, arp: 2};
 
-/**
- * @throws PodVmEndedError as soon as the VM ends; the signal's reason. Never because libvirt could not be asked: it
- * asks again.
- */
+/** @throws PodVmEndedError as soon as the VM ends; the reason of the signal. Failed calls to libvirt are retried. */
 export function findAddresses(
 	session: LibvirtCalls,
 	vm: Reachable,
 	log: Logger,
 	signal: AbortSignal,
 ): AsyncGenerator<string, never> {
-	// A plain generator answers return() only after the next() before it, which may wait for one more address for ever:
-	// this ends that wait.
+	// A plain generator answers return() only after the pending next(), which may wait forever for another address.
+	// This ends that wait.
 	const stop = new Scope();
 	const found = search(session, vm, log, signal, stop.signal);
 	const end = async (): Promise<IteratorReturnResult<never>> => {
 		stop.abort(new AdaptorError({code: 'cancelled', what: "Nobody asks for the pod VM's addresses any more"}));
-		// `never` says that nobody gets a value out of the end, which is undefined as every generator's.
+		// The type `never`: a generator that ends has the value undefined, which nobody reads.
 		return found.return(undefined as never) as Promise<IteratorReturnResult<never>>;
 	};
 
@@ -86,7 +85,7 @@ async function* search(
 		await tail?.rest();
 		scope.abort(ended);
 	};
-	// First the listener, then the state: what happens in between is seen twice rather than never.
+	// Add the listener before reading the state: an event in between is then seen twice, not missed.
 	using _listener = session.onLifecycle(event => {
 		const ended = isSameVm(event.domain, domain) ? endOfEvent(event) : undefined;
 		if (ended !== undefined) {
@@ -139,7 +138,7 @@ function throwIfAborted(signal: AbortSignal): void {
 	}
 }
 
-/** What libvirt knows of a MAC, from the best source that has anything. */
+/** The addresses of a MAC, from the first source that has any. */
 class AddressHints {
 	readonly #session: LibvirtCalls;
 	readonly #vm: Reachable;
@@ -151,10 +150,11 @@ class AddressHints {
 		this.#vm = vm;
 	}
 
-	/** Likeliest first. */
+	/** The most likely address first. */
 	async read(signal: AbortSignal): Promise<readonly string[]> {
 		const leased = this.#hasLeases ? await this.#leases(signal) : await this.#ofInterfaces(sources.lease, signal);
-		// A network whose DHCP is not libvirt's shows in the host's neighbour table only. Some hosts cannot read it.
+		// If libvirt does not run the DHCP of the network, only the neighbour table of the host has the address. Some
+		// hosts cannot read it.
 		return leased.length > 0 ? leased : await this.#ofInterfaces(sources.arp, signal);
 	}
 
@@ -173,7 +173,7 @@ class AddressHints {
 				.sort((a, b) => Number(b.expirytime - a.expirytime))
 				.map(({ipaddr}) => ipaddr);
 		} catch (error) {
-			// It may have been defined anew, with another UUID.
+			// It may have been defined again, with another UUID.
 			this.#network = undefined;
 			if (isLibvirtError(error, libvirtCode.noSupport)) {
 				this.#hasLeases = false;

@@ -1,10 +1,10 @@
 /**
- * Judges the volumes that pod VMs start from by what they hold. Whoever can create pods can name any volume of the
- * pool, and the host opens what a volume's header names. So the volume's own first bytes decide at a start, whoever put
- * them there. The configured image is judged alike, with one exception: the administrator may have made it an overlay,
- * so there a backing file is a warning (record 28).
+ * Checks the content of the volumes that pod VMs start from. Anyone who can create pods can name any volume of the
+ * pool, and the host opens the files that the header of a volume names. So each start checks the first bytes of the
+ * volume itself. The same rules apply to the configured image, with one exception: the administrator may have made it
+ * an overlay, so a backing file is only a warning there (record 28).
  *
- * A volume is read once. Its verdict is remembered by its path and the time of its last change, which libvirt tells at
+ * A volume is read once. The result is stored with its path and the time of its last change, which libvirt reports at
  * every start anyway.
  */
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -31,25 +31,25 @@ import {notFound, readBaseVolume, type BaseVolume} from './volumes.ts';
 
 type Calls = Pick<LibvirtCalls, 'call' | 'download'>;
 
-/** What is read at once: header, tables and boot record of an image, as qemu-img lays them out. */
+/** Read in one call: header, tables and boot record of an image as qemu-img writes it. */
 const startBytes = 512 * 1024;
-/** Of a download whose connection is lost: it changes nothing, so it is replayable. */
+/** Retries after a lost connection. A download changes nothing, so it may be repeated. */
 const downloadAttempts = 3;
-/** More images than a pool has. */
+/** More than the number of images in a pool. */
 const rememberedAtMost = 100;
 
-/** What a volume is by its content. */
+/** The content of a volume. */
 export interface VolumeContent {
 	readonly format: ImageFormat['format'];
-	/** Whether the host opens a second file for it: a backing file. */
+	/** Whether it has a backing file, which the host opens too. */
 	readonly readsThrough: boolean;
 }
 
-/** What was found, or why nothing may start from the volume. */
+/** The content, or why no VM may start from the volume. */
 type Judgement = VolumeContent | UnfitImageError;
 
 /**
- * What a volume is by its content.
+ * Checks the content of a volume.
  * @throws UnfitImageError for one that no pod VM may start from; LibvirtError for one that cannot be read
  */
 export async function judgeVolume(
@@ -85,7 +85,7 @@ async function download(
 			return Buffer.concat(chunks);
 		},
 		{
-			// The session waits for a new connection by itself.
+			// The session itself waits for a new connection.
 			backOff: [0, 0],
 			onFailure(error, {attempt}) {
 				if (!(error instanceof LibvirtConnectionError) || isRefusal(error) || attempt === downloadAttempts) {
@@ -104,7 +104,7 @@ export class BaseImages {
 	readonly #log: Logger;
 	readonly #overlays = new FailureLog();
 	readonly #verdicts = new Map<string, {readonly changedAt: string; readonly verdict: Judgement}>();
-	/** Of starts that want one volume, the first reads it. */
+	/** If several starts need the same volume, the first one reads it. */
 	readonly #mutex = new KeyedMutex();
 
 	/** @param volumeName LIBVIRT_VOL_NAME: the image that no pod chose */

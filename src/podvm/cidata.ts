@@ -1,8 +1,8 @@
 /**
- * The cloud-init disk of a pod VM: what is on it, as bytes. Pure. Pod VM images read it once at boot, either by
- * themselves (strictly: in `write_files`, any key but `path` and `content` is an error) or through cloud-init's NoCloud
- * data source, which takes its files from a volume with the label `cidata`. Knows nothing of what the files mean.
- * Contents may be secret: no error holds any.
+ * The content of the cloud-init disk of a pod VM. Pure. Pod VM images read it once at boot: either by themselves
+ * (strictly: in `write_files`, any key except `path` and `content` is an error) or through the NoCloud data source of
+ * cloud-init, which reads a volume with the label `cidata`. Does not know the meaning of the files. Contents may be
+ * secret: no error contains them.
  */
 import {Document} from 'yaml';
 import {AdaptorError} from '../core/errors.ts';
@@ -22,10 +22,9 @@ export function cidataIso(instanceName: string, files: readonly GuestFile[], cre
 }
 
 /**
- * `#cloud-config` with `write_files`. Every string is double-quoted and the text is ASCII throughout, everything else
- * escaped: YAML parsers disagree about U+0085, U+FEFF, U+2028 and DEL when they stand there as themselves, never about
- * an escape.
- * @throws AdaptorError 'invalid-argument' for half a surrogate pair, which no encoding can carry
+ * `#cloud-config` with `write_files`. Every string is double-quoted, and all characters outside ASCII are escaped: YAML
+ * parsers treat U+0085, U+FEFF, U+2028 and DEL differently when they are not escaped.
+ * @throws AdaptorError 'invalid-argument' for a lone surrogate, which no encoding can represent
  */
 export function cloudConfig(files: readonly GuestFile[]): string {
 	const entries = files.map(({path, content}) => ({path, content: content.reveal()}));
@@ -49,7 +48,7 @@ export function cloudConfig(files: readonly GuestFile[]): string {
 }
 
 /**
- * Keys and layout are ASCII, so whatever is not stands in a double-quoted scalar (YAML 1.2, 5.7: `\xNN`, `\uNNNN`,
+ * Keys and layout are ASCII, so all other characters are in double-quoted scalars (YAML 1.2, 5.7: `\xNN`, `\uNNNN`,
  * `\UNNNNNNNN`).
  */
 function escapeNonAscii(yaml: string): string {
@@ -64,8 +63,7 @@ function hex(point: number, digits: number): string {
 }
 
 /**
- * cloud-init takes a new `instance-id` for a new machine; images that read user-data by themselves look at neither
- * line.
+ * For cloud-init, a new `instance-id` means a new machine. Images that read user-data by themselves ignore both lines.
  */
 function metaData(instanceName: string): string {
 	return new Document({'instance-id': instanceName, 'local-hostname': instanceName}).toString();

@@ -1,6 +1,6 @@
 /**
- * What a guest printed last on its console while it booted: for the error of a start that fails. A console that cannot
- * be read, because somebody else has it open for example, changes nothing. What a guest prints is its own: it is made
+ * The last lines that a guest printed on its console during boot, for the error of a failed start. A console that
+ * cannot be read, for example because another program has opened it, has no effect. The output is untrusted: it is made
  * harmless before it is shown.
  */
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -9,21 +9,21 @@ import type {Logger} from '../core/log.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 
 /**
- * Bytes. Of a guest that prints more than the latter the rest is not read: its output shares a connection with all our
- * calls.
+ * Bytes. If a guest prints more than the second number, the rest is not read, because its output shares a connection
+ * with all calls.
  */
 const limits = {kept: 4096, read: 1024 * 1024};
 
 const shown = {lines: 10, lineLength: 160};
 
-/** How long the end of a console may come behind the news that its VM has ended. */
+/** How long the last console output may arrive after the VM has ended. */
 const restMs = 300;
 
 export class ConsoleTail {
 	#tail = Buffer.alloc(0);
 	#reading: Promise<void> = Promise.resolve();
 
-	/** Reads in the background until the result is disposed, which gives the console back. */
+	/** Reads in the background until the result is disposed, which closes the console. */
 	follow(session: LibvirtCalls, domain: Domain, log: Logger): Disposable {
 		const scope = new Scope();
 		this.#reading = this.#read(session, domain, scope.signal).catch((error: unknown) => {
@@ -34,21 +34,21 @@ export class ConsoleTail {
 		return {[Symbol.dispose]: () => scope.abort(new Error('The console is not read any more'))};
 	}
 
-	/** To be called when the VM has ended: resolves when all that it printed was read, or soon. */
+	/** Call it when the VM has ended. Resolves when all its output was read, or after a short time. */
 	async rest(): Promise<void> {
 		using scope = new Scope().deadline(restMs, 'the end of the console');
 		await abortable(this.#reading, scope.signal).catch(() => undefined);
 	}
 
 	/**
-	 * The last ones, oldest first, without what is not printable, and without the frames of a panic: what came before
-	 * those says more.
+	 * The last lines, oldest first, without unprintable characters and without the stack frames of a panic: the lines
+	 * before them explain more.
 	 */
 	lines(): readonly string[] {
 		return (
 			this.#tail
 				.toString()
-				// ECMA-48, 5.4: control sequences, colours mostly.
+				// ECMA-48, 5.4: control sequences, mostly colours.
 				.replaceAll(/\u001B\[[0-?]*[ -/]*[@-~]/g, '')
 				.split(/[\r\n]+/)
 				.map(line =>

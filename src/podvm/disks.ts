@@ -1,4 +1,4 @@
-/** The two disks of a pod VM that is defined already: the overlay on its image, and the one for cloud-init. */
+/** The two disks of a pod VM whose domain is already defined: the overlay of its image, and the cloud-init disk. */
 import type {StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
@@ -9,11 +9,11 @@ import {cidataVolumeXml, createVolume, rootVolumeXml, type BaseVolume} from './v
 export interface Disks {
 	readonly base: BaseVolume;
 	readonly rootDiskSizeGib: number;
-	/** Content of the disk for cloud-init. */
+	/** Content of the cloud-init disk. */
 	readonly iso: Buffer;
 }
 
-/** Makes them side by side. When it rejects, nothing is still being made. */
+/** Creates both at the same time. When it rejects, neither is still in progress. */
 export async function makeDisks(
 	session: LibvirtCalls,
 	pool: StoragePool,

@@ -13,24 +13,24 @@ import {xmlText} from '../libvirt/xml.ts';
 
 export interface DomainSpec {
 	readonly name: string;
-	/** Textual. */
+	/** As text. */
 	readonly uuid: string;
 	readonly mac: string;
 	readonly vcpus: number;
-	/** Host CPUs that the guest may run on, in libvirt's syntax (`0-3,^2`). */
+	/** Host CPUs of the guest, in the syntax of libvirt (`0-3,^2`). */
 	readonly cpuset?: string;
 	readonly memoryMib: number;
 	readonly network: string;
 	readonly host: HostSupport;
 	readonly protection: NetworkProtection;
 	readonly launchSecurity?: 's390-pv';
-	/** Names the pool and the volumes of the disks as well. */
+	/** Also the names of the pool and the volumes of the disks. */
 	readonly metadata: PodVmMetadata;
 }
 
 /**
- * The VM's interface, for an update of the running domain.
- * @param address the only one that its network filter lets it use
+ * The interface of the VM, to update the running domain.
+ * @param address the only address that its network filter allows
  */
 export function interfaceXml(spec: InterfaceSpec, address: string): string {
 	return networkInterface(spec, address).end({headless: true});
@@ -106,13 +106,13 @@ export function domainXml({
 		.ele('type', {arch: 's390x', machine: xmlText('machine', host.machine)})
 		.txt('hvm');
 	if (host.domainType === 'kvm') {
-		// Includes the `unpack` facility where the host has it. Emulation has no host model; QEMU's default boots
+		// Includes the `unpack` facility if the host has it. Emulation has no host model; the default of QEMU boots
 		// there.
 		domain.ele('cpu', {mode: 'host-model'});
 	}
 
 	domain.ele('clock', {offset: 'utc'});
-	// A pod VM that ended is never brought back: the shim has lost its agent, and the pod is made anew.
+	// A pod VM that ended is never restarted: the shim has lost its agent, and the pod is created again.
 	for (const happening of ['poweroff', 'reboot', 'crash']) {
 		domain.ele(`on_${happening}`).txt('destroy');
 	}

@@ -1,8 +1,7 @@
 /**
- * Tells when VMs end that run already, however long that takes and whatever becomes of the connection meanwhile. An
- * event tells at once. Events are lost with connections, so all VMs are looked at after each time that it came back,
- * and once a minute in case that more goes wrong: with one call for all of them, and one more for each that does not
- * simply run.
+ * Detects the end of running VMs, however long they run, also across lost connections. An event reports it at once. A
+ * lost connection loses events, so after each reconnect, and once a minute, one call reads the state of all VMs, and
+ * one more call each of those that do not simply run.
  */
 import {every, Trigger} from '../core/concurrency/every.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -16,7 +15,7 @@ import {endOfEvent, endOfState} from './vm-end.ts';
 export interface EndWatchOptions {
 	readonly session: LibvirtCalls;
 	readonly log: Logger;
-	/** From one look at all VMs to the next. */
+	/** Interval between reads of all states. */
 	readonly lookEveryMs?: number;
 }
 
@@ -33,9 +32,9 @@ export class EndWatch {
 	readonly #log: Logger;
 	readonly #lookEveryMs: number;
 	readonly #watched = new Set<Watched>();
-	/** Lasts while anything is watched. */
+	/** Runs while any VM is watched. */
 	#life: Scope | undefined;
-	/** The next look shall not wait for its time. */
+	/** Makes the next read happen now. */
 	readonly #due = new Trigger();
 
 	constructor({session, log, lookEveryMs = 60_000}: EndWatchOptions) {
@@ -45,8 +44,7 @@ export class EndWatch {
 	}
 
 	/**
-	 * Resolves with how the VM has ended, be it before this call. Rejects with the signal's reason, and with nothing
-	 * else.
+	 * Resolves with how the VM ended, even if that was before this call. Only rejects with the reason of the signal.
 	 */
 	async ended(domain: Domain, signal: AbortSignal): Promise<PodVmEndedError> {
 		const {promise, resolve} = Promise.withResolvers<PodVmEndedError>();
@@ -72,7 +70,7 @@ export class EndWatch {
 
 	/** Never rejects. */
 	async #keepLooking(life: AbortSignal): Promise<void> {
-		// First the listeners, then the look: what happens in between is seen twice rather than never.
+		// Add the listeners before reading the states: an event in between is then seen twice, not missed.
 		using _events = this.#session.onLifecycle(event => {
 			const end = endOfEvent(event);
 			if (end !== undefined) {
@@ -105,7 +103,7 @@ export class EndWatch {
 		await Promise.all(
 			watched.map(async ({domain, tell}) => {
 				const running = domains.find(({uuid}) => Buffer.compare(uuid, domain.uuid) === 0);
-				// UUIDs are recycled with their slots: another VM may have it by now.
+				// UUIDs are recycled with their slots, so another VM may have it now.
 				const end =
 					running === undefined
 						? await readEnd(this.#session, domain, signal)
@@ -128,12 +126,12 @@ export class EndWatch {
 	}
 }
 
-/** Also by name: the UUID was another VM's before. */
+/** Compares the name too, because the UUID may have belonged to another VM before. */
 export function isSameVm(one: Domain, other: Domain): boolean {
 	return one.name === other.name && Buffer.compare(one.uuid, other.uuid) === 0;
 }
 
-/** How it ended, if it did, as its state tells. */
+/** How it ended according to its state; undefined if it runs. */
 export async function readEnd(
 	session: LibvirtCalls,
 	domain: Domain,

@@ -11,16 +11,16 @@ import type {LibvirtCalls} from './libvirt-calls.ts';
 import {readSecureExecutionSupport, type SecureExecutionSupport} from './secure-execution.ts';
 
 export interface HostSupport {
-	/** `kvm` wherever the host offers it; `qemu` is emulation in software (TCG), good for tests only. */
+	/** `kvm` if the host offers it; `qemu` is software emulation (TCG), for tests only. */
 	readonly domainType: 'kvm' | 'qemu';
 	readonly machine: string;
 	/** Path of the emulator on the host. */
 	readonly emulator: string;
-	/** Numbers of the host's CPUs that are online, rising; none when libvirt does not tell. */
+	/** Numbers of the online CPUs of the host, ascending; empty if libvirt does not report them. */
 	readonly cpus: readonly number[];
 }
 
-/** The alias that stands for the host's newest machine. */
+/** The alias of the newest machine of the host. */
 const machineAlias = 's390-ccw-virtio';
 
 export class HostCapabilities {
@@ -77,7 +77,7 @@ export function hostSupport(capabilities: string): HostSupport {
 		.find(({attributes}) => attributes['name'] === 's390x');
 	for (const domainType of ['kvm', 'qemu'] as const) {
 		const domain = children(architecture, 'domain').find(({attributes}) => attributes['type'] === domainType);
-		// A domain type may name an emulator and machines of its own; else those of the architecture hold.
+		// A domain type may have its own emulator and machines; otherwise those of the architecture apply.
 		const emulator = (child(domain, 'emulator') ?? child(architecture, 'emulator'))?.text;
 		const machine = newestMachine(domain) ?? newestMachine(architecture);
 		if (domain !== undefined && emulator !== undefined && machine !== undefined) {
@@ -93,7 +93,7 @@ export function hostSupport(capabilities: string): HostSupport {
 }
 
 /**
- * libvirt lists them by NUMA node; s390x has one, or several without meaning (libvirt, docs/formatcaps, "Host
+ * libvirt lists them by NUMA node. On s390x there is one, or several without meaning (libvirt, docs/formatcaps, "Host
  * capabilities").
  */
 function onlineCpus(capabilities: XmlElement): readonly number[] {

@@ -1,6 +1,6 @@
 /**
- * What libvirt says of the KVM host and of the objects that pod VMs need there. Only looks, changes nothing, judges
- * nothing: `check/` does. An object that does not exist is an error with its remedy.
+ * Reads from libvirt what the checks need to know about the KVM host and the objects of pod VMs. Changes nothing and
+ * judges nothing: `check/` does. A missing object is an error with its remedy.
  */
 import type {
 	GuestObservation,
@@ -35,7 +35,7 @@ type Calls = Pick<LibvirtSession, 'call'>;
 
 const roundTrips = 5;
 
-/** Connects if need be. */
+/** Connects if necessary. */
 export async function observeLibvirt(
 	session: Calls & Pick<LibvirtSession, 'connect'>,
 	signal: AbortSignal,
@@ -76,7 +76,7 @@ export async function observeSecureExecution(
 	try {
 		return await capabilities.secureExecution(signal);
 	} catch (error) {
-		// No failure where nobody asks for it; where it is asked for, a start fails just so.
+		// If confidential VMs are not requested, this is no failure; if they are, a start fails with the same reason.
 		if (!(error instanceof LibvirtError)) {
 			throw error;
 		}
@@ -94,7 +94,7 @@ const allCells = -1;
 
 export async function observeMemory(session: Calls, signal: AbortSignal): Promise<MemoryObservation> {
 	try {
-		// The first call tells how many there are.
+		// The first call returns the number of parameters.
 		const {nparams} = await session.call(
 			procedures.nodeGetMemoryStats,
 			{nparams: 0, cellNum: allCells, flags: 0},
@@ -113,7 +113,7 @@ export async function observeMemory(session: Calls, signal: AbortSignal): Promis
 			throw error;
 		}
 
-		// Without what caches would give back.
+		// Without the memory of caches.
 		const [{memory}, {freeMem}] = await Promise.all([
 			session.call(procedures.nodeGetInfo, undefined, signal),
 			session.call(procedures.nodeGetFreeMemory, undefined, signal),
@@ -122,7 +122,7 @@ export async function observeMemory(session: Calls, signal: AbortSignal): Promis
 	}
 }
 
-/** How many VMs of this cluster and node run: by their UUIDs, so without a look into each. */
+/** The number of running VMs of this cluster and node. Their UUIDs suffice, so no definition is read. */
 export async function countRunningVms(
 	session: Calls,
 	cluster: string,
@@ -135,8 +135,8 @@ export async function countRunningVms(
 }
 
 /**
- * @param podsDir of the daemon whose VMs are not another's; VMs of earlier versions, which do not say whose they are,
- * count as its own
+ * @param podsDir of the daemon that owns the VMs; VMs of earlier versions, which do not name their owner, count as its
+ * own
  */
 export async function observePodVms(
 	session: Calls,
@@ -144,7 +144,7 @@ export async function observePodVms(
 	podsDir: PodsDir,
 	signal: AbortSignal,
 ): Promise<PodVmsObservation> {
-	// Domains whose metadata cannot be trusted are the daemon's to warn about.
+	// The daemon warns about domains with untrusted metadata.
 	const own = await ownDomains(session, owner, signal);
 	return {
 		count: own.length,
@@ -157,7 +157,7 @@ export async function observePodVms(
 	};
 }
 
-/** Names of the VMs that run without a network filter, such as those of earlier versions. */
+/** Names of running VMs without a network filter, for example those of earlier versions. */
 export async function unfilteredVms(session: Calls, owner: Owner, signal: AbortSignal): Promise<readonly string[]> {
 	return (await ownDomains(session, owner, signal))
 		.filter(({domain: {id}, netFilter}) => id !== -1 && netFilter === undefined)
@@ -210,7 +210,10 @@ export async function observePool(session: Calls, name: string, signal: AbortSig
 	};
 }
 
-/** Of what VMs stand on: when the name is an alias of a version of the image, of that. @throws as `readBaseVolume` */
+/**
+ * Observes the volume that VMs start from: if the name is an alias, the version that it points to.
+ * @throws as `readBaseVolume`
+ */
 export async function observeBaseVolume(
 	session: Calls & Pick<LibvirtSession, 'download'>,
 	poolName: string,
@@ -263,14 +266,14 @@ export async function observeNetwork(session: Calls, name: string, signal: Abort
 	return {
 		isActive: active === 1,
 		autostarts: autostart === 1,
-		// libvirt, docs/formatnetwork.rst: `nat` when the element says nothing more.
+		// libvirt, docs/formatnetwork.rst: without a mode, the element means `nat`.
 		...(forward === undefined ? {} : {forwardMode: forward.attributes['mode'] ?? 'nat'}),
 		...addressing(
 			description.children.find(
 				({name: element, attributes}) => element === 'ip' && (attributes['family'] ?? 'ipv4') === 'ipv4',
 			),
 		),
-		// libvirt writes it for the bridges that it makes.
+		// libvirt writes it for bridges that it creates.
 		hasSpanningTree: bridge?.attributes['stp'] === 'on',
 	};
 }

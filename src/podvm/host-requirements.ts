@@ -25,19 +25,19 @@ export interface HostRequirementsOptions extends ProtectionWish {
 	readonly capabilities: HostCapabilities;
 	/** LIBVIRT_CPUSET */
 	readonly cpuset?: string;
-	/** Whether pod VMs are to be confidential ones. */
+	/** Set if pod VMs must be confidential. */
 	readonly launchSecurity?: 's390-pv';
 	readonly log: Logger;
 }
 
 export class HostRequirements {
 	readonly #options: HostRequirementsOptions;
-	/** Asked once a connection, as the capabilities. */
+	/** Read once per connection, like the capabilities. */
 	readonly #protection: SharedAnswer<NetworkProtection>;
 	#connections = 0;
 	#warnedOfEmulation = false;
 
-	/** Listens to the session for as long as that lives. */
+	/** Listens to the session as long as it lives. */
 	constructor(options: HostRequirementsOptions) {
 		this.#options = options;
 		this.#protection = new SharedAnswer(async () =>
@@ -59,7 +59,7 @@ export class HostRequirements {
 		});
 	}
 
-	/** Something failed that an update of the host may explain: ask again. */
+	/** For failures that an update of the host may explain: the next call asks again. */
 	forget(): void {
 		this.#options.capabilities.forget();
 		this.#protection.forget();
@@ -102,7 +102,7 @@ export class HostRequirements {
 		try {
 			checkCpuset(cpuset, support.cpus);
 		} catch (error) {
-			// CPUs come and go while libvirt runs.
+			// CPUs can change while libvirt runs.
 			this.forget();
 			throw error;
 		}
@@ -110,7 +110,7 @@ export class HostRequirements {
 		return support;
 	}
 
-	/** At once, too. Never throws. */
+	/** Logs it at each connection, not at the first start. Never throws. */
 	async #tellOfNetworkProtection(): Promise<void> {
 		const {log, network} = this.#options;
 		try {
@@ -143,12 +143,12 @@ export class HostRequirements {
 		}
 	}
 
-	/** At once rather than at the first pod's expense. Never throws. */
+	/** Logs it at each connection, so that no pod has to fail first. Never throws. */
 	async #tellOfSecureExecution(connection: number): Promise<void> {
 		const {capabilities, log} = this.#options;
 		try {
 			const secureExecution = await capabilities.secureExecution(neverAborts);
-			// A call that lost its connection is made again on the next one, which tells by itself.
+			// After a lost connection, the new connection logs it.
 			if (connection !== this.#connections) {
 				return;
 			}
@@ -171,7 +171,7 @@ export class HostRequirements {
 }
 
 /**
- * libvirt would say so only when the VM is started, with the kernel's words.
+ * Without this check, libvirt reports it only when the VM starts, with an error of the kernel.
  * @throws AdaptorError 'failed-precondition'
  */
 export function checkCpuset(cpuset: string | undefined, cpus: readonly number[]): void {

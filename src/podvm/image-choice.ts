@@ -1,7 +1,7 @@
 /**
- * Which volume a pod VM starts from. A pod names it in an annotation, so whoever may create pods chooses among what is
- * in the pool: never by a path, never a disk of a pod VM, and only what LIBVIRT_ALLOWED_IMAGES allows, where that is
- * set. What the volume holds is judged by base-images.ts. Pure.
+ * Selects the volume that a pod VM starts from. A pod names it in an annotation, so anyone who can create pods can
+ * select from the pool: never by a path, never a disk of a pod VM, and only volumes that LIBVIRT_ALLOWED_IMAGES allows,
+ * if it is set. base-images.ts checks the content of the volume. Pure.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {matchesGlob} from '../libvirt/glob.ts';
@@ -10,20 +10,19 @@ import {checkedText} from '../libvirt/xml.ts';
 export interface ImagePolicy {
 	/** LIBVIRT_VOL_NAME: the image of pods that choose none; always allowed. */
 	readonly configured: string;
-	/** LIBVIRT_ALLOWED_IMAGES: patterns as `matchesGlob` takes them; all images when absent. */
+	/** LIBVIRT_ALLOWED_IMAGES: patterns for `matchesGlob`; all images if absent. */
 	readonly allowed?: readonly string[];
 }
 
 /**
- * Names of pod VMs' disks are made of their domains' names, and metadata that says otherwise is not trusted
- * (own-domains.ts), so the name tells all there is to know. `cloudinit` is what the existing adaptor calls it: both may
- * share a pool.
+ * The names of the disks of pod VMs are derived from the names of their domains, and metadata with other names is not
+ * trusted (own-domains.ts), so the name identifies them. `cloudinit` is the name in upstream: both adaptors may share a
+ * pool.
  */
 const diskOfPodVm = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/;
 
 /**
- * @throws AdaptorError 'invalid-argument' for what is no name of an image, 'permission-denied' for one that is not
- * allowed
+ * @throws AdaptorError 'invalid-argument' if it is not the name of an image, 'permission-denied' if it is not allowed
  */
 export function chosenImage(asked: string | undefined, {configured, allowed}: ImagePolicy): string {
 	const image = asked ?? configured;
