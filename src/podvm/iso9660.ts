@@ -1,11 +1,11 @@
 /**
- * Writes an ISO 9660 image with files in its root directory: bytes in, bytes out, deterministic. Knows nothing of
+ * Writes an ISO 9660 image with files in its root directory: bytes in, bytes out, deterministic. Does not know
  * cloud-init.
  *
- * ISO 9660 (ECMA-119) alone cannot spell a name like `user-data`, so there are two more spellings of the one directory:
- * Rock Ridge (IEEE P1282, SUSP P1281) entries in its records, which Linux prefers, and a Joliet directory beside it.
- * The files' data is shared. Numbers stand in both byte orders one after the other ("both-byte orders", ECMA-119 7.2.3
- * and 7.3.3), each written explicitly.
+ * ISO 9660 (ECMA-119) alone cannot represent a name like `user-data`, so the directory is written twice more: as Rock
+ * Ridge entries (IEEE P1282, SUSP P1281) in its records, which Linux prefers, and as a Joliet directory. They share the
+ * data of the files. Numbers are written in both byte orders, one after the other ("both-byte orders", ECMA-119 7.2.3
+ * and 7.3.3), each explicitly.
  *
  * Sectors: 16 primary descriptor, 17 Joliet descriptor, 18 terminator, 19-22 path tables, then both directories, then
  * the files.
@@ -18,13 +18,10 @@ export interface IsoFile {
 }
 
 export interface IsoImage {
-	/**
-	 * At most 16 characters of ASCII. Lower case is outside of the standard's characters and inside everyone's
-	 * practice.
-	 */
+	/** At most 16 ASCII characters. The standard does not allow lower case, but all programs accept it. */
 	readonly label: string;
 	readonly files: readonly IsoFile[];
-	/** Recorded to the second, in UTC. */
+	/** Stored in seconds, in UTC. */
 	readonly createdAt: Date;
 }
 
@@ -47,8 +44,8 @@ export function isoImage({label, files, createdAt}: IsoImage): Buffer {
 		throw new RangeError('A file of an ISO image needs a unique name of 1 to 64 characters of [A-Za-z0-9._-]');
 	}
 
-	// Where things are depends on the directories' sizes, which do not depend on where things are: lay out once with
-	// zeros, then for good.
+	// Positions depend on the sizes of the directories, which do not depend on positions: the first pass uses zeros,
+	// the second the real positions.
 	const placed = files.map(file => ({...file, sector: 0}));
 	const sectors = (directory: Directory): number =>
 		directoryBytes(directory, placed, {sector: 0, size: 0}, createdAt).length / sectorSize;
@@ -58,7 +55,7 @@ export function isoImage({label, files, createdAt}: IsoImage): Buffer {
 	};
 	let next = roots.joliet.sector + sectors(joliet);
 	for (const file of placed) {
-		// An empty file has no extent; nothing may point behind the end of the volume.
+		// An empty file has no extent; no extent may begin after the end of the volume.
 		file.sector = file.content.length === 0 ? 0 : next;
 		next += Math.ceil(file.content.length / sectorSize);
 	}
@@ -90,7 +87,7 @@ interface Extent {
 	readonly size: number;
 }
 
-/** What differs between the two spellings of the one directory. */
+/** The differences between the two versions of the directory. */
 interface Directory {
 	readonly descriptorType: 1 | 2;
 	readonly escapeSequences: string;
@@ -121,10 +118,7 @@ function ucs2(text: string): Buffer {
 	return Buffer.from(text, 'utf16le').swap16();
 }
 
-/**
- * Names of at most 8 characters of `[A-Z0-9_]` for readers that know neither extension; a clash gets a number at its
- * end.
- */
+/** Names of at most 8 characters of `[A-Z0-9_]`, for readers without both extensions; duplicates get a number. */
 function shortNames(names: readonly string[]): readonly string[] {
 	const taken = new Set<string>();
 	return names.map(name => {
@@ -150,7 +144,7 @@ function descriptorHeader(type: number): Buffer {
 	return descriptor;
 }
 
-/** ECMA-119, 8.4 and 8.5; offsets are the standard's byte positions less one. */
+/** ECMA-119, 8.4 and 8.5; offsets are the byte positions of the standard minus one. */
 function volumeDescriptor(
 	directory: Directory,
 	label: string,
@@ -247,7 +241,7 @@ function directoryBytes(directory: Directory, files: readonly PlacedFile[], root
 				extent: {sector: file.sector, size: file.content.length},
 				isDirectory: false,
 				createdAt,
-				// Keys are among the files: for root's eyes.
+				// The files contain keys: only root may read them.
 				...(directory.rockRidge
 					? {systemUse: Buffer.concat([posixAttributes(0o100_400, 1), alternateName(file.name)])}
 					: {}),
@@ -312,10 +306,10 @@ function evenUp(length: number): number {
 	return length + (length % 2);
 }
 
-/** SUSP `SP`: says on the root's own record that such entries are in use. */
+/** SUSP `SP`: declares in the record of the root directory that such entries are used. */
 const sharingProtocol = Buffer.from([0x53, 0x50, 7, 1, 0xbe, 0xef, 0]);
 
-/** SUSP `ER`: names Rock Ridge. Its optional descriptions are left out, so that it fits without a continuation area. */
+/** SUSP `ER`: identifies Rock Ridge. Without its optional descriptions it needs no continuation area. */
 const extensionReference = Buffer.concat([
 	Buffer.from([0x45, 0x52, 18, 1, 10, 0, 0, 1]),
 	Buffer.from('RRIP_1991A', 'latin1'),

@@ -1,8 +1,8 @@
 /**
- * What we write into a domain's <metadata>: whose it is and what belongs to it. The definition is the journal of a
- * start: it is written before the first disk is made and removed after the last disk is gone, so whoever lists domains
- * knows what to clean up, without any state of our own. Other tools read it with `virsh metadata DOMAIN
- * urn:cloud-api-adaptor:pod-vm:1`. Never holds a secret.
+ * The <metadata> of a domain: its owner and its parts. The definition is the journal of a start: it is written before
+ * the first disk is created and removed after the last disk is deleted, so a list of domains shows what must be cleaned
+ * up, without a state of its own. Other tools read it with `virsh metadata DOMAIN urn:cloud-api-adaptor:pod-vm:1`.
+ * Never contains a secret.
  */
 import type {XMLBuilder} from 'xmlbuilder2/lib/interfaces.js';
 import {AdaptorError} from '../core/errors.ts';
@@ -10,14 +10,14 @@ import {present} from '../core/present.ts';
 import type {PodIdentity, SandboxId} from '../sandbox/ports.ts';
 import {child, children, xmlText, type XmlElement} from '../libvirt/xml.ts';
 
-/** The number at its end changes when readers of the old form would misread the new one. */
+/** The number at the end changes if readers of the old format would misread the new one. */
 export const metadataNamespace = 'urn:cloud-api-adaptor:pod-vm:1';
 
-/** A directory of sandbox records on one node: the daemon that holds it answers for the VM. */
+/** A directory of sandbox records on one node: its daemon owns the VM. */
 export interface PodsDir {
-	/** Opaque hexadecimal text: equal for two daemons only if they have the same directory on the same node. */
+	/** Opaque hexadecimal text, equal for two daemons only if they use the same directory on the same node. */
 	readonly fingerprint: string;
-	/** What an operator reads: PODS_DIR. */
+	/** Shown to operators: PODS_DIR. */
 	readonly path: string;
 }
 
@@ -30,10 +30,10 @@ export interface PodVmMetadata {
 	readonly pod: PodIdentity;
 	readonly vni: number;
 	readonly createdAt: Date;
-	/** Of one start: whose definition it is when two daemons define the same VM at the same time. */
+	/** Identifies one start, if two daemons define the same VM at the same time. */
 	readonly nonce: string;
 	readonly pool: string;
-	/** In which the pool has its volumes, on the KVM host. Absent in VMs of earlier versions. */
+	/** The directory of the pool on the KVM host. Absent in VMs of earlier versions. */
 	readonly poolDirectory?: string;
 	readonly rootVolume: string;
 	readonly cidataVolume: string;
@@ -41,7 +41,9 @@ export interface PodVmMetadata {
 	readonly baseImage: string;
 }
 
-/** libvirt wants one top-level element a namespace, with a prefix (libvirt, docs/formatdomain, "General metadata"). */
+/**
+ * libvirt requires one top-level element per namespace, with a prefix (libvirt, docs/formatdomain, "General metadata").
+ */
 export function appendMetadata(
 	domain: XMLBuilder,
 	{
@@ -85,8 +87,8 @@ export function appendMetadata(
 }
 
 /**
- * The metadata in a domain's XML; undefined when there is none of ours.
- * @throws AdaptorError 'data-loss' when it is ours and incomplete
+ * The metadata in the XML of a domain; undefined if there is none of this program.
+ * @throws AdaptorError 'data-loss' if it is incomplete
  */
 export function readMetadata(domain: XmlElement): PodVmMetadata | undefined {
 	const entry = child(domain, 'metadata')?.children.find(

@@ -1,12 +1,13 @@
-/** An address in the pod VMs' subnet, for whoever has to know the way there. */
+/** Finds an address in the subnet of the pod VMs, to determine the route to it. */
 import type {LibvirtSession} from '../libvirt/session.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
 import {readXml} from '../libvirt/xml.ts';
 
 /**
- * The KVM host's own IPv4 address in a libvirt network. Undefined when libvirt does not manage the network's addresses:
- * with `<forward mode='bridge'/>` the VMs are on the host's own subnet (libvirt, docs/formatnetwork.rst, "Addressing").
- * @throws LibvirtError 'not-found' when there is no such network
+ * The IPv4 address of the KVM host in a libvirt network. Undefined if libvirt does not manage the addresses of the
+ * network: with `<forward mode='bridge'/>` the VMs are in the subnet of the host (libvirt, docs/formatnetwork.rst,
+ * "Addressing").
+ * @throws LibvirtError 'not-found' if there is no such network
  */
 export async function networkAddress(
 	session: Pick<LibvirtSession, 'call'>,

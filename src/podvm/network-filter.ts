@@ -1,25 +1,25 @@
 /**
- * The network filters of pod VMs, as libvirt's XML. Pure. Reference: libvirt, docs/formatnwfilter. libvirt turns a
- * filter into ebtables rules of the VM's port; `out` is what the VM sends. All rules are in the chain `root`, so that
- * they hold in the order of their priorities, and all are of layer 2 or IPv4, so that no iptables and no br_netfilter
- * is needed.
+ * The network filters of pod VMs, as XML of libvirt. Pure. Reference: libvirt, docs/formatnwfilter. libvirt converts a
+ * filter into ebtables rules for the port of the VM; `out` is what the VM sends. All rules are in the chain `root`, so
+ * that their priorities order them, and all are for layer 2 or IPv4, so that neither iptables nor br_netfilter is
+ * needed.
  *
- * A VM boots with a filter that knows no address. Once it has proven its address by TLS its port gets the filter that
- * allows this address only, as the parameter IP. So libvirt never learns an address by itself: it remembers each
- * learned lease by the VM's UUID and MAC, which later VMs get again, and libvirtd 9.0 crashes when such a VM starts and
- * two are remembered (docs/adr/0027-network-filter.md).
+ * A VM boots with a filter without an address. After TLS has verified its address, its port gets the filter that allows
+ * only this address, as the parameter IP. So libvirt never learns an address: it would remember each learned lease by
+ * the UUID and MAC of the VM, which later VMs get again, and libvirtd 9.0 crashes when such a VM starts while two
+ * leases are remembered (docs/adr/0027-network-filter.md).
  */
 
-/** Which filter, and whether it knows the network's DHCP server. */
+/** The phase, and whether the DHCP server of the network is known. */
 export interface FilterKind {
-	/** `boot`: until the address is known. */
+	/** `boot`: until the address is verified. */
 	readonly phase: 'boot' | 'bound';
 	readonly knowsDhcpServer: boolean;
 }
 
 /**
- * The number in the names changes with the rules: VMs of an earlier version keep theirs, and two versions never
- * redefine each other's.
+ * The number in the names changes with the rules: VMs of an earlier version keep their filter, and two versions never
+ * redefine each other's filters.
  */
 const definitions: ReadonlyArray<FilterKind & {readonly name: string; readonly uuid: string}> = [
 	{phase: 'bound', knowsDhcpServer: false, name: 'caa-podvm-1', uuid: '5f0c6c1e-7a34-4d0b-9d5e-2f6f7e0c1a01'},
@@ -32,13 +32,13 @@ export function ownFilterName({phase, knowsDhcpServer}: FilterKind): string {
 	return definitions.find(each => each.phase === phase && each.knowsDhcpServer === knowsDhcpServer)?.name ?? '';
 }
 
-/** The filter that a VM boots with before it gets `name`; undefined for filters that are not ours. */
+/** The filter for the boot, before `name`; undefined for filters that this program does not define. */
 export function bootFilterOf(name: string): string | undefined {
 	const definition = definitions.find(each => each.name === name && each.phase === 'bound');
 	return definition === undefined ? undefined : ownFilterName({...definition, phase: 'boot'});
 }
 
-/** The definition of a filter that is ours; undefined for other names. */
+/** The definition of a filter of this program; undefined for other names. */
 export function ownFilterXml(name: string): string | undefined {
 	const definition = definitions.find(each => each.name === name);
 	if (definition === undefined) {
@@ -49,7 +49,7 @@ export function ownFilterXml(name: string): string | undefined {
 	return [
 		`<filter name='${name}' chain='root'>`,
 		`  <uuid>${definition.uuid}</uuid>`,
-		// Rules of one priority have no order among themselves in libvirt.
+		// libvirt does not order rules of the same priority.
 		...rules.map(
 			({action, direction, match}, index) =>
 				`  <rule action='${action}' direction='${direction}' priority='${index - 500}'><${match}/></rule>`,
@@ -73,7 +73,7 @@ const broadcast = 'ff:ff:ff:ff:ff:ff';
 function outgoing(phase: FilterKind['phase']): readonly Rule[] {
 	return [
 		rule('drop', 'out', "mac match='no' srcmacaddr='$MAC'"),
-		// A DHCP server: clients look at the port that an answer is sent to, not all at the one that it comes from.
+		// A DHCP server. Clients check the destination port of an answer, but not all check its source port.
 		rule('drop', 'out', "ip protocol='udp' dstportstart='68'"),
 		...(phase === 'boot'
 			? [rule('accept', 'out', "mac protocolid='ipv4'"), rule('accept', 'out', "arp arpsrcmacaddr='$MAC'")]
@@ -85,7 +85,8 @@ function outgoing(phase: FilterKind['phase']): readonly Rule[] {
 					),
 					rule('accept', 'out', "ip srcipaddr='$IP'"),
 					rule('accept', 'out', "arp arpsrcmacaddr='$MAC' arpsrcipaddr='$IP'"),
-					// Probes whether somebody has an address, which teach nobody anything (RFC 5227, section 2.1.1).
+					// ARP probes for the use of an address, which do not change any ARP cache (RFC 5227, section
+					// 2.1.1).
 					rule('accept', 'out', "arp opcode='Request' arpsrcmacaddr='$MAC' arpsrcipaddr='0.0.0.0'"),
 				]),
 		rule('drop', 'out', 'mac'),
@@ -106,7 +107,7 @@ const knownDhcpServer: readonly Rule[] = [
 	rule('drop', 'in', "ip protocol='udp' dstportstart='68'"),
 ];
 
-/** Only what is for this VM: a bridge floods frames whose destination it does not know. */
+/** Only packets for this VM: a bridge floods frames with an unknown destination. */
 const incoming: readonly Rule[] = [
 	...['$MAC', broadcast].flatMap(destination =>
 		['ipv4', 'arp'].map(protocol =>

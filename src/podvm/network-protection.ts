@@ -1,7 +1,7 @@
 /**
- * What keeps a pod VM from impersonating its neighbours on the KVM host's network: a network filter, and an isolated
- * port of the bridge. Which of them the network can have is read from libvirt; nothing is supposed. Decides nothing
- * about a start: `KvmHost` does.
+ * Protection of the network of the KVM host against pod VMs that impersonate others: a network filter, and an isolated
+ * port of the bridge. Reads from libvirt which of them the network supports. Decides nothing about a start:
+ * `HostRequirements` does.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {present} from '../core/present.ts';
@@ -22,20 +22,20 @@ export interface ProtectionWish {
 
 export interface NetworkFilter {
 	readonly name: string;
-	/** What the VM boots with until its address is known, where that is another filter. */
+	/** The filter for the boot, until the address is verified, if it is another one. */
 	readonly bootName?: string;
-	/** Those of the two that libvirt does not have and that are ours to define. */
+	/** Those of the two that libvirt does not have yet and that this program may define. */
 	readonly missing: readonly string[];
-	/** Of the network's own DHCP server, where libvirt runs it. */
+	/** Address of the DHCP server of the network, if libvirt runs it. */
 	readonly dhcpServer?: string;
 }
 
-/** `reason` is a phrase without a full stop, `remedy` is sentences. */
+/** `reason` is a phrase without a full stop, `remedy` has sentences. */
 export interface Absence {
 	readonly absent: 'off' | 'unavailable';
 	readonly reason: string;
 	readonly remedy: string;
-	/** libvirt gave an error that may be gone the next time. */
+	/** libvirt returned an error that may not occur the next time. */
 	readonly mayChange?: true;
 }
 
@@ -48,15 +48,15 @@ export function isAbsent(part: NetworkProtection['filter' | 'isolation']): part 
 	return typeof part === 'object' && 'absent' in part;
 }
 
-/** What the network offers to a port of it. */
+/** What the network supports for a port. */
 export interface PortAbilities {
-	/** Why neither filter nor isolation is possible; absent where both are. */
+	/** Why neither filter nor isolation is possible; absent if both are. */
 	readonly unfit?: string;
 	readonly dhcpServer?: string;
 }
 
 /**
- * Modes in which libvirt makes the bridge itself; an isolated network has no mode (libvirt, docs/formatnetwork,
+ * Modes in which libvirt creates the bridge; an isolated network has no mode (libvirt, docs/formatnetwork,
  * "Connectivity").
  */
 const modesOfOwnBridge: ReadonlySet<string> = new Set(['none', 'nat', 'route', 'open']);
@@ -65,7 +65,7 @@ const modesOfOwnBridge: ReadonlySet<string> = new Set(['none', 'nat', 'route', '
 export function portAbilities(description: XmlElement): PortAbilities {
 	const forward = child(description, 'forward');
 	const mode = forward === undefined ? 'none' : (forward.attributes['mode'] ?? 'nat');
-	// Of the network, or of the port group that interfaces without one get.
+	// Of the network, or of its default port group.
 	const groups = children(description, 'portgroup').filter(({attributes}) => attributes['default'] === 'yes');
 	const virtualPort = [description, ...groups]
 		.map(element => child(element, 'virtualport')?.attributes['type'])
@@ -94,14 +94,14 @@ const off = (setting: string): Absence => ({absent: 'off', reason: `${setting}=o
 const networkRemedy =
 	'Use a network with a Linux bridge (forward mode nat, route or open, or bridge with a <bridge name>), or filter on that network by its own means.';
 /**
- * The first libvirt that knows `<port isolated='yes'/>` (libvirt, docs/formatdomain), as it numbers itself. Older ones
+ * The first libvirt with `<port isolated='yes'/>` (libvirt, docs/formatdomain), in its own numbering. Older versions
  * ignore it.
  */
 const firstVersionWithIsolation = 6_001_000n;
 
 /**
  * Changes nothing.
- * @throws LibvirtError 'not-found' when there is no such network; as `LibvirtSession.call`
+ * @throws LibvirtError 'not-found' if there is no such network; as `LibvirtSession.call`
  */
 export async function readNetworkProtection(
 	session: Pick<LibvirtCalls, 'call'>,
@@ -193,7 +193,7 @@ async function isDefined(session: Pick<LibvirtCalls, 'call'>, name: string, sign
 }
 
 /**
- * Defines the filters that are ours and missing. What libvirt refuses leaves the VM without one.
+ * Defines the missing filters of this program. If libvirt refuses one, the VM has no filter.
  * @throws as `LibvirtSession.call`, never LibvirtError
  */
 export async function defineFilter(
@@ -207,7 +207,7 @@ export async function defineFilter(
 	}
 
 	try {
-		// Their UUIDs are fixed: whoever defines one at the same time defines the same.
+		// Their UUIDs are fixed, so two daemons that define one at the same time define the same.
 		await Promise.all(
 			filter.missing.map(async name =>
 				session.call(procedures.nwfilterDefineXml, {xml: ownFilterXml(name) ?? ''}, signal),
@@ -232,7 +232,7 @@ function absenceOf(error: unknown, what: string): Absence {
 	};
 }
 
-/** @throws AdaptorError 'failed-precondition' when something that the settings require is not there */
+/** @throws AdaptorError 'failed-precondition' if a protection that the settings require is not available */
 export function requireProtection(
 	{netFilter, netIsolation}: ProtectionWish,
 	{filter, isolation}: NetworkProtection,
@@ -254,7 +254,7 @@ export function requireProtection(
 /** virErrorDomain: VIR_FROM_NWFILTER, VIR_FROM_FIREWALL (libvirt, include/libvirt/virterror.h). */
 const filterDomains: ReadonlySet<number> = new Set([33, 59]);
 
-/** What a start that failed throws: with the way out when it failed at the filter. */
+/** The error of a failed start: with a workaround if the filter failed. */
 export function causeOfFilterFailure(error: unknown, filter: string): unknown {
 	return error instanceof LibvirtError && filterDomains.has(error.libvirtDomain)
 		? new AdaptorError({

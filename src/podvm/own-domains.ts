@@ -1,6 +1,6 @@
 /**
- * The domains of this cluster and node among all that a KVM host runs. A domain is ours when its UUID is of one of our
- * slots *and* its metadata says so; whatever else is there is never touched, and never waited for.
+ * The domains of this cluster and node among all domains of a KVM host. A domain is ours if its UUID is that of one of
+ * our slots *and* its metadata says so. All others are never changed, and never waited for.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
@@ -19,7 +19,7 @@ export interface OwnDomain {
 	/** 0 to 255. */
 	readonly slot: number;
 	readonly metadata: PodVmMetadata;
-	/** Name of its interface's network filter; absent without one. */
+	/** Name of the network filter of its interface; absent without one. */
 	readonly netFilter?: string;
 }
 
@@ -28,7 +28,10 @@ export interface Owner {
 	readonly node: string;
 }
 
-/** Which daemon of this node answers for the VM. @param own absent for a daemon that does not say which it is */
+/**
+ * Which daemon of this node owns the VM.
+ * @param own absent if the daemon does not know its own
+ */
 export function ownership(
 	own: PodsDir | undefined,
 	{podsDir}: PodVmMetadata,
@@ -42,7 +45,7 @@ export function ownership(
 		: {ownership: 'foreign', podsDir: podsDir.path};
 }
 
-/** Whether the definition is still the one that was read: by its UUID another VM may have come to stand there since. */
+/** Whether the definition is unchanged: another VM may have its UUID by now. */
 export async function isStillThere(
 	session: Pick<LibvirtCalls, 'call'>,
 	{name, uuid}: Domain,
@@ -68,7 +71,7 @@ export async function listDomains(
 	return (await session.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, signal)).domains;
 }
 
-/** Reads the XML of those domains that have UUIDs of ours; one call each. */
+/** Reads the XML of the domains with our UUIDs, with one call each. */
 export async function readOwnDomains(
 	session: Pick<LibvirtCalls, 'call'>,
 	slots: VmSlots,
@@ -87,7 +90,7 @@ export async function readOwnDomains(
 	return own.flat();
 }
 
-/** Undefined for a domain that is gone by now, is another's, or cannot be understood. */
+/** Undefined if the domain no longer exists, belongs to another owner, or cannot be parsed. */
 async function readOwnDomain(
 	session: Pick<LibvirtCalls, 'call'>,
 	domain: Domain,
@@ -103,7 +106,7 @@ async function readOwnDomain(
 			return undefined;
 		}
 
-		// Nobody deletes other volumes by editing metadata.
+		// Edited metadata must not cause the deletion of other volumes.
 		if (
 			metadata.rootVolume !== rootVolumeName(domain.name) ||
 			metadata.cidataVolume !== cidataVolumeName(domain.name)

@@ -1,14 +1,14 @@
 /**
  * Pod VMs on a KVM host that libvirt manages.
  *
- * Start: define, then make the disks side by side, then start. libvirt does not look at disks when a domain is defined,
- * so the definition with our metadata is the journal: from the first side effect on, the host itself says what may have
- * to be cleaned up. Delete: the other way round, the definition last. Nothing about VMs is remembered here that the
- * host could contradict: each start and delete begins with one list of all domains, which is one cheap call, right
- * after a restart too, and sees the other daemon's VMs during a rolling update.
+ * Start: define the domain, create the disks at the same time, start the domain. libvirt does not check disks when a
+ * domain is defined, so the definition with our metadata is the journal: from the first side effect on, the host itself
+ * shows what may need a clean-up. Delete: in reverse order, the definition last. This file remembers nothing about VMs
+ * that the host could contradict: each start and each deletion begins with one list of all domains. That is one cheap
+ * call, also right after a restart, and it includes the VMs of the other daemon during a rolling update.
  *
- * UUIDs are recycled with their slots and libvirt finds domains by UUID alone. So a slot is held here while it is
- * worked on: a second deletion that comes late cannot hit the VM that got the slot next.
+ * UUIDs are recycled with their slots, and libvirt finds domains by UUID alone. So a slot is held while work on it is
+ * in progress: a late second deletion cannot hit the VM that gets the slot next.
  */
 import {randomUUID} from 'node:crypto';
 import {KeyedMutex} from '../core/concurrency/keyed-mutex.ts';
@@ -43,7 +43,7 @@ import {causeOfFailure, cidataVolumeName, rootVolumeName} from './volumes.ts';
 
 export interface PodVmsOptions {
 	readonly session: LibvirtCalls;
-	/** Of the session's host. */
+	/** Capabilities of the host of the session. */
 	readonly capabilities: HostCapabilities;
 	/** LIBVIRT_POOL */
 	readonly pool: string;
@@ -53,9 +53,9 @@ export interface PodVmsOptions {
 	readonly netFilter: string;
 	/** LIBVIRT_NET_ISOLATION */
 	readonly netIsolation: 'auto' | 'on' | 'off';
-	/** LIBVIRT_VOL_NAME: the image of pods that choose none. */
+	/** LIBVIRT_VOL_NAME: the image of pods that select none. */
 	readonly volumeName: string;
-	/** LIBVIRT_ALLOWED_IMAGES: which others they may choose; all when absent. */
+	/** LIBVIRT_ALLOWED_IMAGES: images that pods may select; all if absent. */
 	readonly allowedImages?: readonly string[];
 	/** LIBVIRT_ROOT_DISK_SIZE */
 	readonly rootDiskSizeGib: number;
@@ -63,14 +63,14 @@ export interface PodVmsOptions {
 	readonly cpuset?: string;
 	readonly launchSecurity?: 's390-pv';
 	/**
-	 * LIBVIRT_SWIOTLB_MEMORY: what a confidential VM's kernel keeps for its I/O; such a VM gets as much on top of what
-	 * its pod asked for.
+	 * LIBVIRT_SWIOTLB_MEMORY: memory that the kernel of a confidential VM reserves for its I/O. It is added to the
+	 * memory of the pod.
 	 */
 	readonly swiotlbMib?: number;
 	readonly cluster: string;
 	readonly node: string;
 	/**
-	 * Written to each VM, to tell this daemon's from another's of the same cluster and node. Without it all are
+	 * Stored in each VM, to distinguish it from VMs of another daemon of the same cluster and node. Without it, all are
 	 * 'unmarked'.
 	 */
 	readonly podsDir?: PodsDir;
@@ -83,26 +83,27 @@ export function createPodVms(options: PodVmsOptions): PodVms {
 }
 
 /**
- * A start that failed cleans up in this time, whatever its caller's signal says; what is left then is found by `list`.
+ * Time limit of the clean-up after a failed start, independent of the signal of its caller. `list` shows what is left
+ * afterwards.
  */
 const unwindTimeoutMs = 60_000;
 
-/** Of one deletion, when each is cut off; whoever asked for it has a longer patience. */
+/** Retries of a deletion after a lost connection. The caller has a longer time limit. */
 const deleteAttempts = 3;
 
 class LibvirtPodVms implements PodVms {
 	readonly #options: PodVmsOptions;
 	readonly #slots: VmSlots;
-	/** A start and the deletions of one sandbox never overlap. */
+	/** The start and the deletions of one sandbox never overlap. */
 	readonly #mutex = new KeyedMutex();
 	readonly #host: HostRequirements;
 	readonly #images: BaseImages;
 	readonly #endWatch: EndWatch;
-	/** Of VMs that were started here. */
+	/** The nonce of each VM that this daemon started. */
 	readonly #consoles = new WeakMap<PodVm, ConsoleTail>();
-	/** Of VMs that this daemon has started. */
+	/** The consoles of VMs that this daemon started. */
 	readonly #protections = new WeakMap<PodVm, NetworkProtection>();
-	/** Slots that are being worked on, once for each who does. */
+	/** Slots with work in progress, with the number of users. */
 	#held: readonly number[] = [];
 
 	constructor(options: PodVmsOptions) {
@@ -196,7 +197,7 @@ class LibvirtPodVms implements PodVms {
 			configured: volumeName,
 			...present({allowed: allowedImages}),
 		});
-		// Upstream's end-to-end tests look for these words.
+		// The end-to-end tests of upstream search for these words.
 		log.info({sandboxId, instanceName, image}, `Choosing ${image}`);
 		const createdAt = this.#now();
 		const iso = cidataIso(instanceName, spec.files, createdAt);
@@ -224,7 +225,7 @@ class LibvirtPodVms implements PodVms {
 		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
 		const {domain, slot} = await this.#define(spec, {host, protection}, metadata, held, undo, signal);
-		// Whoever defines last owns it: the disks would be made twice otherwise, one daemon's under the other's VM.
+		// The daemon that defines it last owns it. Otherwise two daemons would create the disks of one VM.
 		if (!(await isStillThere(session, domain, metadata.nonce, signal))) {
 			throw alreadyExists(sandboxId, instanceName);
 		}
@@ -256,7 +257,7 @@ class LibvirtPodVms implements PodVms {
 		);
 		const vm = this.#vmAt(slot, instanceName, sandboxId);
 		this.#protections.set(vm, protection);
-		// What a confidential guest prints is nobody's business on this side; it has to be debugged as an ordinary one.
+		// The console of a confidential guest is not read; debug the image as an ordinary guest.
 		if (this.#options.launchSecurity === undefined) {
 			this.#consoles.set(vm, new ConsoleTail());
 		}
@@ -264,10 +265,7 @@ class LibvirtPodVms implements PodVms {
 		return vm;
 	}
 
-	/**
-	 * Takes the lowest slot that libvirt lets us have, and adds it to `held`. What is to be undone from here on is
-	 * added to `undo`.
-	 */
+	/** Takes the lowest slot that libvirt accepts, and adds it to `held`. Later clean-up steps are added to `undo`. */
 	async #define(
 		spec: PodVmSpec,
 		{host, protection}: Pick<DomainSpec, 'host' | 'protection'>,
@@ -281,7 +279,7 @@ class LibvirtPodVms implements PodVms {
 		let refused: {readonly slot: number; readonly error: LibvirtError} | undefined;
 		for (;;) {
 			const domains = await listDomains(session, signal);
-			// Defining a name again with its own UUID would replace the definition of a VM that may be running.
+			// Defining an existing name with its own UUID would replace the definition of a VM that may be running.
 			if (domains.some(({name}) => name === instanceName)) {
 				throw alreadyExists(sandboxId, instanceName);
 			}
@@ -324,8 +322,8 @@ class LibvirtPodVms implements PodVms {
 					throw error;
 				}
 
-				// Perhaps somebody else, most likely the daemon that we replace, took the slot or the name since we
-				// looked: look again.
+				// Another daemon, probably the one that this one replaces, may have taken the slot or the name after
+				// the list: list again.
 				if (error.libvirtCode !== libvirtCode.operationFailed) {
 					throw error;
 				}
@@ -339,13 +337,13 @@ class LibvirtPodVms implements PodVms {
 		try {
 			await change(this.#options.session, procedures.domainCreateWithFlags, {dom, flags: 0}, signal);
 		} catch (error) {
-			// The emulator may have been updated since the capabilities were read.
+			// The emulator may have been updated after the capabilities were read.
 			this.#host.forget();
 			throw isAbsent(filter) ? error : causeOfFilterFailure(error, filter.name);
 		}
 	}
 
-	/** Never throws: the failure that led here is what the caller shall see. */
+	/** Never throws: the caller gets the failure that led here. */
 	async #unwind({sandboxId, nonce}: PodVmMetadata): Promise<void> {
 		const {log} = this.#options;
 		using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed start');
@@ -374,16 +372,15 @@ class LibvirtPodVms implements PodVms {
 	}
 
 	/**
-	 * From the list again when the connection is lost in the middle: what was done then is looked up rather than
-	 * supposed.
-	 * @param nonce of the one start whose VM is meant; that of whichever start if absent
+	 * Starts again from the list if the connection is lost: the list shows what was done.
+	 * @param nonce of the start whose VM is meant; if absent, that of any start
 	 */
 	async #delete(sandboxId: SandboxId, signal: AbortSignal, nonce?: string): Promise<void> {
 		const {log} = this.#options;
 		await retry(
 			async () => this.#deleteListed(sandboxId, signal, nonce),
 			{
-				// The session waits for a new connection by itself.
+				// The session itself waits for a new connection.
 				backOff: [0, 0],
 				onFailure(error, {attempt}) {
 					if (!(error instanceof LibvirtConnectionError) || isRefusal(error) || attempt === deleteAttempts) {
@@ -400,7 +397,7 @@ class LibvirtPodVms implements PodVms {
 	async #deleteListed(sandboxId: SandboxId, signal: AbortSignal, nonce: string | undefined): Promise<void> {
 		const {session, log} = this.#options;
 		const domains = await listDomains(session, signal);
-		// Found by their names, without reading the XML of many.
+		// Found by name, without reading the XML of other domains.
 		const candidates = domains.filter(({name}) => isInstanceNameOf(name, sandboxId));
 		const found = (await this.#readOwn(candidates, signal)).filter(
 			({metadata}) => metadata.sandboxId === sandboxId && (nonce === undefined || metadata.nonce === nonce),
@@ -442,10 +439,10 @@ class LibvirtPodVms implements PodVms {
 	}
 }
 
-/** VIR_DOMAIN_AFFECT_LIVE: its definition is never started again. */
+/** VIR_DOMAIN_AFFECT_LIVE: the stored definition is never started again. */
 const ofRunningDomain = 1;
 
-/** What keeps the VM from impersonating its neighbours, and why something does not. */
+/** The protections of the network of the VM, and why one is missing. */
 function protectionFields({filter, isolation}: NetworkProtection): LogFields {
 	const reason = [filter, isolation]
 		.filter(isAbsent)

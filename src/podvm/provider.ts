@@ -1,7 +1,7 @@
 /**
- * Everything that the daemon, the checks and the controller need of the hypervisor, made from the configuration.
- * Another hypervisor is another implementation of `Provider`: the daemon and the checks name neither libvirt's session
- * nor ssh.
+ * What the daemon, the checks and the controller need of the hypervisor, created from the configuration. Another
+ * hypervisor is another implementation of `Provider`: the daemon and the checks know neither the session of libvirt nor
+ * ssh.
  */
 import {isIPv4} from 'node:net';
 import type {
@@ -47,7 +47,7 @@ import {createPodVms} from './pod-vms.ts';
 
 type SshProbeOptions = ConstructorParameters<typeof SshProbe>[1];
 
-/** As the settings of these names say; `Config` has them all. */
+/** The settings with these names; `Config` contains all of them. */
 export interface ProviderConfig {
 	readonly libvirtUri: LibvirtUri;
 	readonly pool: string;
@@ -74,7 +74,7 @@ export interface ProviderContext {
 	readonly sshAgentSocket: string | undefined;
 	readonly observer: Observer<SessionEvent>;
 	readonly log: Logger;
-	/** How long connections and calls may take, where the defaults do not fit. */
+	/** Time limits of connections and calls, if not the defaults. */
 	readonly timings?: SessionTimings;
 }
 
@@ -83,15 +83,15 @@ export type SessionTimings = Pick<
 	'callTimeoutMs' | 'connectTimeoutMs' | 'silenceTimeoutMs' | 'streamTimeoutMs' | 'reconnectMs'
 >;
 
-/** What can be seen of the host, for the checks: each method asks anew. */
+/** Reads the state of the host for the checks: each method reads it again. */
 export interface HostProbe {
-	/** Absent when the hypervisor is on this machine. The connection stays open for `clockSkew`. */
+	/** Absent if the hypervisor is on this machine. The connection stays open for `clockSkew`. */
 	readonly login?: {
 		/** For remedies. */
 		readonly host: string;
 		readonly port: number;
 		observe(signal: AbortSignal): Promise<SshObservation>;
-		/** By how many seconds the host's clock is ahead, or behind if negative; undefined where that is not known. */
+		/** Seconds by which the clock of the host is ahead, negative if behind; undefined if unknown. */
 		clockSkew(signal: AbortSignal): Promise<number | undefined>;
 	};
 	hypervisor(signal: AbortSignal): Promise<LibvirtObservation>;
@@ -110,15 +110,15 @@ export interface HostProbe {
 
 /** Disposing ends all connections. */
 export interface Provider extends AsyncDisposable {
-	/** Connects; without it the first call does. Goes on trying after a failure. */
+	/** Connects; otherwise the first call connects. Retries after a failure. */
 	connect(signal: AbortSignal): Promise<unknown>;
-	/** Calls the listener whenever the host is reached again: what happened meanwhile went unnoticed. */
+	/** Calls the listener each time the host is reached again: events in between are lost. */
 	onConnected(listener: () => void): Disposable;
-	/** @param podsDir written to each VM, to tell this daemon's from those of another PODS_DIR */
+	/** @param podsDir stored in each VM, to distinguish it from VMs of a daemon with another PODS_DIR */
 	podVms(podsDir: PodsDir): PodVms;
-	/** An address in the VMs' subnet, or the host's name where its addresses are not the hypervisor's to give. */
+	/** An address in the subnet of the VMs, or the host name if the hypervisor does not manage the addresses. */
 	vmAddress(signal: AbortSignal): Promise<string>;
-	/** To be disposed by the caller. */
+	/** The caller must dispose it. */
 	openProbe(): HostProbe & Disposable;
 }
 
@@ -147,7 +147,8 @@ export function openLibvirtProvider(config: ProviderConfig, context: ProviderCon
 				volumeName: config.baseVolume,
 				rootDiskSizeGib: config.rootDiskGib,
 				...present({allowedImages: config.allowedImages, cpuset: config.cpuset}),
-				// A confidential VM that was asked for and cannot be had is refused, never an ordinary VM.
+				// If a confidential VM is requested and not possible, the start is refused; it never gets an ordinary
+				// VM.
 				...(config.confidential ? {launchSecurity: 's390-pv', swiotlbMib: config.swiotlbMib} : {}),
 				cluster,
 				node,
@@ -161,7 +162,7 @@ export function openLibvirtProvider(config: ProviderConfig, context: ProviderCon
 	};
 }
 
-/** Deletes VMs that no daemon serves any more, for the controller. Disposing ends its connection. */
+/** Deletes VMs that have no daemon, for the controller. Disposing ends its connection. */
 export interface AbandonedVms extends AsyncDisposable {
 	/** @returns whether there was one */
 	delete(vm: AbandonedVm, signal: AbortSignal): Promise<boolean>;
@@ -221,8 +222,8 @@ function openProbe(
 		baseVolume: async signal => observeBaseVolume(session, pool, config.baseVolume, signal),
 		async network(signal) {
 			const seen = await observeNetwork(session, network, signal);
-			// VMs whose addresses are not libvirt's to give are on the KVM host's own subnet, as far as can be known; a
-			// name of the host is not looked up.
+			// If libvirt does not manage the addresses, VMs are assumed in the subnet of the KVM host; a host name is
+			// not resolved.
 			const vmAddress = seen.vmAddress ?? (uri.transport === 'ssh' && isIPv4(uri.host) ? uri.host : undefined);
 			return vmAddress === undefined ? seen : {...seen, vmAddress};
 		},

@@ -1,8 +1,8 @@
 /**
- * Deletes one VM of ours: stop, disks, and the definition last, because its metadata is what tells the next attempt
- * what is left to do. Every step succeeds when there is nothing (more) to do, so it may be repeated from any half-made
- * or half-deleted state. A step that fails does not keep the others from being done, except that the definition stays
- * as long as anything else may be left.
+ * Deletes one of our VMs: stops it, deletes its disks, and deletes its definition last, because its metadata tells the
+ * next attempt what is left to do. Every step succeeds if there is nothing to do, so the deletion may be repeated from
+ * any partial state. After a failed step the other steps continue, but the definition stays as long as anything else
+ * may be left.
  */
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 import {present} from '../core/present.ts';
@@ -13,12 +13,13 @@ import type {LibvirtCalls} from './libvirt-calls.ts';
 import {isStillThere, type OwnDomain} from './own-domains.ts';
 import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
 
-/** With what an administrator may have added: MANAGED_SAVE, SNAPSHOTS_METADATA (libvirt-domain.h). */
+/** With objects that an administrator may have added: MANAGED_SAVE, SNAPSHOTS_METADATA (libvirt-domain.h). */
 const undefineAll = 1 | 2;
 
 /**
- * @throws AdaptorError naming what is left
- * @throws LibvirtConnectionError when the connection is lost, and the signal's reason: then nobody knows what is left
+ * @throws AdaptorError that names what is left
+ * @throws LibvirtConnectionError if the connection is lost, and the reason of the signal: then it is unknown what is
+ * left
  */
 export async function removeVm(
 	session: LibvirtCalls,
@@ -59,8 +60,8 @@ export async function removeVm(
 		throw leftoverError(dom.name, left);
 	}
 
-	// The disks took a while. Another daemon of this node that deletes the same VM may have finished, and given the
-	// UUID to a new one.
+	// Deleting disks takes time. Meanwhile another daemon of this node may have completed the deletion and assigned the
+	// UUID to a new VM.
 	if (!(await isStillThere(session, dom, nonce, signal))) {
 		return;
 	}
@@ -74,7 +75,7 @@ export async function removeVm(
 interface Leftover {
 	/** A phrase, or the name of a volume. */
 	readonly part: string;
-	/** Why it is left. */
+	/** Why it could not be removed. */
 	readonly error: unknown;
 }
 
@@ -96,7 +97,7 @@ function leftoverError(instanceName: string, left: readonly Leftover[]): Adaptor
 	});
 }
 
-/** Waits for all, so that nothing is still being changed when it rejects with the first failure. */
+/** Waits for all, so that nothing is in progress when it rejects with the first failure. */
 export async function settleAll(changes: ReadonlyArray<Promise<unknown>>): Promise<void> {
 	await Promise.allSettled(changes);
 	await Promise.all(changes);

@@ -1,7 +1,7 @@
 /**
- * Whether the KVM host can run guests under IBM Secure Execution, as its libvirt tells. Asking costs nothing on the
- * host. That a guest *is* protected cannot be seen from here: an image that was not built for it boots unprotected all
- * the same. Attestation tells.
+ * Whether the KVM host can run guests under IBM Secure Execution, according to libvirt. The query changes nothing on
+ * the host. Whether a guest *is* protected cannot be determined here: an image that was not built for it boots
+ * unprotected. Only attestation proves it.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {procedures} from '../libvirt/wire/procedures.ts';
@@ -14,8 +14,8 @@ export type SecureExecutionSupport =
 	| {readonly supported: false; readonly reason: string; readonly remedy: string};
 
 /**
- * The first libvirt that knows `<launchSecurity type='s390-pv'/>` (libvirt, docs/formatdomain, "Launch Security"), as
- * it numbers itself.
+ * The first libvirt with `<launchSecurity type='s390-pv'/>` (libvirt, docs/formatdomain, "Launch Security"), in its own
+ * numbering.
  */
 const firstVersion = 7_006_000n;
 
@@ -49,7 +49,7 @@ export function secureExecutionSupport(domainCapabilities: string, libvirtVersio
 	const hostModel = children(child(capabilities, 'cpu'), 'mode').find(
 		({attributes}) => attributes['name'] === 'host-model' && attributes['supported'] === 'yes',
 	);
-	// The facility that lets a guest become a protected one; KVM offers it when the ultravisor is in use.
+	// The facility with which a guest becomes protected; KVM offers it if the ultravisor is in use.
 	const hasUnpack = children(hostModel, 'feature').some(
 		({attributes}) => attributes['name'] === 'unpack' && attributes['policy'] === 'require',
 	);
@@ -70,7 +70,7 @@ export function secureExecutionSupport(domainCapabilities: string, libvirtVersio
 			: no('its kernel does not offer it', 'kernel');
 }
 
-/** Two ways to say it, of which a libvirt knows none (before `s390-pv` came in), one, or both. */
+/** There are two elements for it; a libvirt has none (before `s390-pv`), one, or both. */
 function saysSupported(features: XmlElement | undefined): boolean | undefined {
 	const kinds = child(features, 'launchSecurity');
 	const values = children(kinds, 'enum')
@@ -85,7 +85,7 @@ function saysSupported(features: XmlElement | undefined): boolean | undefined {
 }
 
 /**
- * QEMU names machines up to z14 after the product, and those from z15 on `gen15a` and so forth
+ * In QEMU, machines up to z14 have the name of the product, and those from z15 on `gen15a` etc.
  * (target/s390x/cpu_models.c).
  */
 function isBeforeZ15(model: string): boolean {
@@ -109,7 +109,7 @@ export async function readSecureExecutionSupport(
 	return secureExecutionSupport(capabilities, libVer);
 }
 
-/** For whoever must not go on without: never an ordinary VM in place of a confidential one. */
+/** The error of a start: an ordinary VM never replaces a confidential one. */
 export function secureExecutionUnavailable({
 	reason,
 	remedy,

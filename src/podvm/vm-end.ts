@@ -1,6 +1,6 @@
 /**
- * How a VM came to its end, in the operator's words: from a lifecycle event, or from the state when the event was
- * missed. Pure. Numbers: libvirt, include/libvirt/libvirt-domain.h.
+ * How a VM ended, for operators: from a lifecycle event, or from the state if the event was lost. Pure. Numbers:
+ * libvirt, include/libvirt/libvirt-domain.h.
  */
 import type {LifecycleEvent} from '../libvirt/wire/events.ts';
 import {PodVmEndedError, type VmEnd} from '../sandbox/vm-ended.ts';
@@ -11,7 +11,7 @@ const ends = {
 		remedy: 'Check that the image is for s390x and fits its memory; the console says more: "virsh start --console" of a VM with the same image on the KVM host.',
 	},
 	/**
-	 * What libvirtd finds when it comes back says no more (seen with libvirt 9.0 after a host's libvirtd and QEMU were
+	 * After a restart, libvirtd does not know more (seen with libvirt 9.0 after libvirtd and QEMU of a host were
 	 * killed).
 	 */
 	crashed: {
@@ -46,7 +46,7 @@ const ends = {
 	unknown: {how: 'it does not run any more', remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host.'},
 } satisfies Record<string, VmEnd>;
 
-/** Undefined for events after which it may still run; undefining alone leaves a running domain running. */
+/** Undefined for events after which it may still run; undefining alone does not end a running domain. */
 export function endOfEvent({domain, name, event, detail, stopped}: LifecycleEvent): PodVmEndedError | undefined {
 	const end =
 		name === 'crashed'
@@ -91,7 +91,7 @@ const endOfShutoff: readonly VmEnd[] = [
 	ends.failed,
 ];
 
-/** @param state answer of DOMAIN_GET_STATE, undefined when there is no such domain */
+/** @param state answer of DOMAIN_GET_STATE, undefined if there is no such domain */
 export function endOfState(
 	instanceName: string,
 	state: {readonly state: number; readonly reason: number} | undefined,

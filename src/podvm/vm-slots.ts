@@ -35,10 +35,10 @@ export class VmSlots {
 
 		const hash = createHash('sha256').update(`${cluster}\0${node}`).digest();
 		this.#prefix = Buffer.from(hash.subarray(0, 15));
-		// RFC 9562: version 8 (an application's own), variant 10.
+		// RFC 9562: version 8 (custom), variant 10.
 		this.#prefix.writeUInt8(0x80 | (hash.readUInt8(6) & 0x0f), 6);
 		this.#prefix.writeUInt8(0x80 | (hash.readUInt8(8) & 0x3f), 8);
-		// Other bytes than the UUID's, so that the fixed version bits cost no entropy here.
+		// Not the bytes of the UUID, so that its fixed version bits do not reduce the entropy.
 		this.#macPrefix = ['52', ...hash.toString('hex', 16, 20).matchAll(/../g)].join(':');
 	}
 
@@ -48,13 +48,13 @@ export class VmSlots {
 		return {uuid: Buffer.concat([this.#prefix, last]), mac: `${this.#macPrefix}:${last.toString('hex')}`};
 	}
 
-	/** The slot's number, or undefined when the UUID is none of this cluster's and node's. */
+	/** The number of the slot; undefined if the UUID does not belong to this cluster and node. */
 	numberOf(uuid: Uint8Array): number | undefined {
 		return uuid.length === 16 && this.#prefix.equals(uuid.subarray(0, 15)) ? uuid[15] : undefined;
 	}
 
 	/**
-	 * Lowest first, so that few MACs are in use and their leases are remembered.
+	 * The lowest first, so that few MACs are in use and their leases are remembered.
 	 * @throws AdaptorError 'resource-exhausted'
 	 */
 	lowestFree(taken: ReadonlySet<number>): number {

@@ -1,7 +1,7 @@
 /**
- * The volumes of a pod VM: the base image they start from, the overlay that is its root disk, the disk for cloud-init.
- * No pool is ever refreshed: that reads every volume in it. libvirt finds a volume by the names of its pool and itself,
- * so neither needs to be looked up first.
+ * The volumes of a pod VM: its base image, the overlay that is its root disk, and the cloud-init disk. Never refreshes
+ * a pool, because that reads every volume in it. libvirt finds a volume by the names of its pool and itself, so neither
+ * needs a lookup.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {present} from '../core/present.ts';
@@ -16,17 +16,17 @@ import type {LibvirtCalls} from './libvirt-calls.ts';
 import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
 
 export interface BaseVolume {
-	/** Of the volume that disks stand on: where the name is an alias of a version of the image, the version's. */
+	/** The volume that is the backing file of disks: if the name is an alias, the version that it points to. */
 	readonly name: string;
 	/** On the host. */
 	readonly path: string;
-	/** As the volume says, whatever its name ends in. */
+	/** The format of the volume, independent of its file name. */
 	readonly format: 'qcow2' | 'raw';
-	/** Bytes, as the guest sees them. */
+	/** Size of the guest disk in bytes. */
 	readonly capacity: bigint;
-	/** Of the pool, on the host; absent where volumes are not files in one. */
+	/** Directory of the pool on the host; absent if its volumes are not files in a directory. */
 	readonly directory?: string;
-	/** When its content last changed, as libvirt writes it; absent where libvirt does not know. */
+	/** Time of the last change of its content, in the format of libvirt; absent if libvirt does not know it. */
 	readonly changedAt?: string;
 }
 
@@ -40,7 +40,9 @@ export function cidataVolumeName(instanceName: string): string {
 	return `${instanceName}-cidata.iso`;
 }
 
-/** @throws AdaptorError 'not-found', 'failed-precondition' for an image in a format that no overlay can stand on */
+/**
+ * @throws AdaptorError 'not-found', 'failed-precondition' for a format that cannot be the backing file of an overlay
+ */
 export async function readBaseVolume(
 	session: Pick<LibvirtCalls, 'call'>,
 	pool: string,
@@ -60,8 +62,7 @@ export async function readBaseVolume(
 	const backing = child(volume, 'backingStore');
 	const backingPath = child(backing, 'path')?.text ?? '';
 	const ownPath = child(volume, 'target', 'path')?.text;
-	// Only the name of a version of the image: VMs stand on the version, so that the name can be given to another one
-	// at any time.
+	// Only an alias: VMs use the version, so the alias can point to another version at any time.
 	const isAlias = ownPath !== undefined && pointsToVersion(ownPath, backingPath);
 	const path = isAlias ? backingPath : ownPath;
 	const image = isAlias ? backing : child(volume, 'target');
@@ -95,7 +96,7 @@ export async function readBaseVolume(
 		});
 	}
 
-	// In pools whose volumes are files, they are named after them.
+	// In pools of files, volumes have the names of the files.
 	const directory = ownPath?.endsWith(`/${name}`) === true ? ownPath.slice(0, -name.length - 1) : '';
 	return {
 		name: isAlias ? path.slice(path.lastIndexOf('/') + 1) : name,
@@ -108,10 +109,10 @@ export async function readBaseVolume(
 }
 
 /**
- * Why a start has failed that stood on `base`. Nothing keeps an image from being removed between a start's look at it
- * and the disk that stands on it: then it is that, and not what libvirt or QEMU say of a file that they cannot open. (A
- * VM that runs by then keeps the file until it ends.)
- * @returns `failure` itself when the volume is still there, or it cannot be seen
+ * The cause of a failed start on `base`. An image may be removed between the check at the start and the creation of the
+ * disk: then this is the cause, not the error of libvirt or QEMU for a missing file. (A VM that runs by then keeps the
+ * file until it ends.)
+ * @returns `failure` itself if the volume still exists or cannot be checked
  */
 export async function causeOfFailure(
 	session: Pick<LibvirtCalls, 'call'>,
@@ -139,7 +140,7 @@ export function notFound(pool: string, name: string, why: string, cause: Libvirt
 	return new AdaptorError({
 		code: 'not-found',
 		reason: 'ImageNotFound',
-		// These first words are what upstream's end-to-end tests look for in the pod's events.
+		// The end-to-end tests of upstream search events of the pod for these first words.
 		what: `Can't retrieve volume ${name}: ${why}`,
 		where: {pool, volume: name},
 		remedy:
@@ -150,8 +151,8 @@ export function notFound(pool: string, name: string, why: string, cause: Libvirt
 }
 
 /**
- * An overlay that reads through to `base`. Its capacity is never less than the base's: the guest would lose the end of
- * its file system.
+ * An overlay with the backing file `base`. Its capacity is at least that of the base: otherwise the guest would lose
+ * the end of its file system.
  */
 export function rootVolumeXml(
 	name: string,
@@ -168,8 +169,8 @@ export function cidataVolumeXml(name: string, capacity: number): string {
 }
 
 /**
- * Creates a volume of a domain that is already defined as ours. One that is there already is a remainder:
- * names derive from the domain's, which libvirt keeps unique.
+ * Creates a volume of a domain that is already defined. An existing volume is a leftover: names are derived from the
+ * name of the domain, which is unique in libvirt.
  */
 export async function createVolume(
 	session: LibvirtCalls,
@@ -181,7 +182,7 @@ export async function createVolume(
 	try {
 		return (await change(session, procedures.storageVolCreateXml, {pool, xml, flags: 0}, signal)).vol;
 	} catch (error) {
-		// The test driver says so with the general number.
+		// The test driver reports it with the general error number.
 		if (
 			!isLibvirtError(error, libvirtCode.storageVolExist) &&
 			!isLibvirtError(error, libvirtCode.operationFailed)
