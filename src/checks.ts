@@ -36,15 +36,15 @@ import {observeRelayProcess} from './relay-process/relay-process-probe.ts';
 
 export interface ChecksOptions {
 	readonly config: Config;
-	/** The checks' own from now on. */
+	/** Owned by the checks. */
 	readonly host: HostProbe & Disposable;
 	readonly network: NetworkProbe;
-	/** Of the daemon on this node; without it VMs of another one cannot be told. */
+	/** Of the daemon on this node. Without it, VMs of other daemons cannot be distinguished. */
 	readonly podsDir?: PodsDir;
 	readonly now?: () => Date;
 }
 
-/** Can be run once. Disposing disposes the host's probe. */
+/** May run once. Disposing disposes the probe of the host. */
 export interface Checks extends Disposable {
 	readonly list: readonly Check[];
 }
@@ -238,7 +238,7 @@ const localChecks: readonly Check[] = [
 	{name: 'clock', subject: 'host', run: async () => ({status: 'skipped', text: 'LIBVIRT_URI names this machine'})},
 ];
 
-/** How many pod VMs this node may still start. Without a limit: one. */
+/** The number of pod VMs that this node may still start; one without a limit. */
 async function vmsToCome({limitPerNode}: Config, host: HostProbe, signal: AbortSignal): Promise<number> {
 	return limitPerNode === undefined || limitPerNode === 'unlimited'
 		? 1

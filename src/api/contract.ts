@@ -1,9 +1,9 @@
-/** The services that we serve, as proto/ defines them: loaded once, shared by ttrpc and gRPC. */
+/** The definitions of the served services in proto/: loaded once, shared by ttrpc and gRPC. */
 import {fileURLToPath} from 'node:url';
 import {loadSync, type PackageDefinition, type ServiceDefinition} from '@grpc/proto-loader';
 import {AdaptorError} from '../core/errors.ts';
 
-/** hypervisor.proto's messages, as proto-loader decodes and encodes them. */
+/** The messages of hypervisor.proto, in the form of proto-loader. */
 export interface CreateVMRequest {
 	readonly id: string;
 	readonly annotations: Readonly<Record<string, string>>;
@@ -22,7 +22,7 @@ export interface Version {
 	readonly version: string;
 }
 
-/** podvminfo.proto's. */
+/** The messages of podvminfo.proto. */
 export interface GetInfoRequest {
 	readonly PodName: string;
 	readonly PodNamespace: string;
@@ -34,7 +34,7 @@ export interface GetInfoResponse {
 }
 
 export interface Contract {
-	/** All of it, for reflection. */
+	/** The whole definition, for reflection. */
 	readonly definition: PackageDefinition;
 	readonly hypervisor: ServiceDefinition;
 	readonly podVmInfo: ServiceDefinition;
@@ -43,7 +43,7 @@ export interface Contract {
 const protoDirectory = fileURLToPath(new URL('../../proto/', import.meta.url));
 
 export function loadContract(directory: string = protoDirectory): Contract {
-	// Field names as in the .proto files, which are kata's; absent fields get proto3's defaults.
+	// Field names as in the .proto files of kata; absent fields get the defaults of proto3.
 	const definition = loadSync(['hypervisor.proto', 'podvminfo.proto'], {
 		includeDirs: [directory],
 		keepCase: true,

@@ -1,7 +1,7 @@
-/** What happens to calls, as the API tells its observer. */
+/** The events of the API for its observer. */
 import type {SandboxId} from '../sandbox/ports.ts';
 
-/** `sandboxId` as the caller wrote it; undefined for a call without one. */
+/** `sandboxId` as sent by the caller; undefined for a call without one. */
 export type CallEvent = {
 	readonly method: string;
 	readonly sandboxId: SandboxId | undefined;
@@ -11,5 +11,5 @@ export type CallEvent = {
 export type ApiEvent =
 	| CallEvent
 	| {readonly kind: 'caller-connected'; readonly protocol: string}
-	/** It broke the protocol too often. */
+	/** It violated the protocol too often. */
 	| {readonly kind: 'caller-cut-off'; readonly error: Error};

@@ -1,4 +1,4 @@
-/** The same services over gRPC, with health and reflection, for runtimes and people that prefer it. */
+/** The same services over gRPC, with health and reflection, for runtimes and people that prefer gRPC. */
 import type {Socket} from 'node:net';
 import {
 	Metadata,
@@ -25,7 +25,7 @@ export interface GrpcOptions {
 	readonly contract: Contract;
 	readonly services: readonly Service[];
 	readonly toStatus: (error: unknown) => Status;
-	/** How long disposing waits for calls that are under way. */
+	/** How long disposing waits for running calls. */
 	readonly drainTimeoutMs: number;
 }
 
@@ -52,8 +52,8 @@ export function grpcEndpoint({contract, services, toStatus, drainTimeoutMs}: Grp
 		accept: socket => injector.injectConnection(socket),
 		async [Symbol.asyncDispose]() {
 			closed ??= (async () => {
-				// Idle connections end at once, others with their last call or their time. (`forceShutdown` misses
-				// those that were injected.)
+				// Idle connections end at once, others after their last call or at the time limit. (`forceShutdown`
+				// does not include injected connections.)
 				injector.drain(drainTimeoutMs);
 				const {promise, resolve} = Promise.withResolvers<undefined>();
 				server.tryShutdown(() => resolve(undefined));
@@ -70,7 +70,7 @@ function unary(
 ): handleUnaryCall<unknown, object> {
 	const answer = async (call: ServerUnaryCall<unknown, object>, callback: sendUnaryData<object>): Promise<void> => {
 		const abort = new AbortController();
-		// What grpc-js reports alike: the caller's deadline, its hanging up, and our impatience at the end of draining.
+		// grpc-js does not distinguish the deadline of the caller, a caller that hung up, and the end of draining.
 		call.on('cancelled', () =>
 			abort.abort(
 				new AdaptorError({code: 'cancelled', what: 'The caller gave up', where: {method: call.getPath()}}),
@@ -80,7 +80,7 @@ function unary(
 			callback(null, await handler(call.request, {signal: abort.signal}));
 		} catch (error) {
 			const {code, message} = toStatus(error);
-			// The same numbers, but an enum here.
+			// The same numbers, but here they are an enum.
 			callback({code: code as unknown as status, details: message, metadata: new Metadata()});
 		}
 	};

@@ -1,13 +1,15 @@
-/** Whether the API can be reached the way a shim reaches it: by the socket's path, by whichever daemon serves there. */
+/**
+ * Checks whether the API can be reached in the way of a shim: by the path of the socket, whichever daemon serves there.
+ */
 import {loadContract, type Contract, type Version} from './contract.ts';
 import {connect, type ClientMethod} from '../ttrpc/client.ts';
 
-/** A daemon that is at work answers at once; a probe of kubelet's has a second by default. */
+/** A working daemon answers at once; a probe of kubelet has one second by default. */
 const answerTimeoutMs = 5000;
 
 /**
  * Calls Version on the socket.
- * @throws AdaptorError or TtrpcError saying why nobody answers there; the signal's reason
+ * @throws AdaptorError or TtrpcError with the cause if nobody answers; the reason of the signal
  */
 export async function assertReachable(
 	path: string,

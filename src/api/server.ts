@@ -1,7 +1,4 @@
-/**
- * Everything that is served on hypervisor.sock: each connection goes to ttrpc or gRPC by its first bytes, both serve
- * the same handlers.
- */
+/** Serves hypervisor.sock: the first bytes of a connection select ttrpc or gRPC; both use the same handlers. */
 import type {Socket} from 'node:net';
 import {AdaptorError} from '../core/errors.ts';
 import type {Logger} from '../core/log.ts';
@@ -20,28 +17,34 @@ import {toStatus} from './status.ts';
 export interface ApiOptions {
 	/** Absolute path of the unix socket. */
 	readonly path: string;
-	/** Where shims reach the API: the same path, if absent. */
+	/** The path that shims use; the same path if absent. */
 	readonly publicPath?: string;
 	readonly sandboxes: Sandboxes;
-	/** How long disposing waits for calls that are under way. */
+	/** How long disposing waits for running calls. */
 	readonly drainTimeoutMs: number;
-	/** Called when the socket was bound again: another daemon may have served calls, and is gone. */
+	/** Called after the socket was bound again: another daemon may have served calls, and has ended. */
 	readonly onBoundAgain?: () => void;
 	readonly observer: Observer<ApiEvent>;
-	/** For what happens to the socket. */
+	/** For messages about the socket. */
 	readonly log: Logger;
 }
 
 export interface ApiServer extends AsyncDisposable {
-	/** Of the socket. */
+	/** Path of the socket. */
 	readonly path: string;
-	/** Another daemon was serving the socket, and may still have calls under way. */
+	/** Another daemon served the socket before and may still have running calls. */
 	readonly tookOver: boolean;
-	/** Calls the API by its socket's path, as a shim would. @throws when nobody answers there */
+	/**
+	 * Calls the API through its socket, like a shim.
+	 * @throws if nobody answers
+	 */
 	assertReachable(signal: AbortSignal): Promise<void>;
 }
 
-/** Serves until disposed: then takes no new connections, lets calls finish within the drain time-out, and closes. */
+/**
+ * Serves until disposed. Disposing accepts no new connections, waits for running calls within the drain timeout, and
+ * closes.
+ */
 export async function serveApi(
 	{path, publicPath = path, sandboxes, drainTimeoutMs, onBoundAgain, observer, log}: ApiOptions,
 	signal: AbortSignal,
@@ -50,8 +53,8 @@ export async function serveApi(
 	const ending = new AbortController();
 	const served = services(contract, sandboxes, observer, ending.signal);
 	await using parts = new AsyncDisposableStack();
-	// Loaded with its first connection: today's shims speak ttrpc, and gRPC's libraries are a tenth of what an idle
-	// daemon keeps resident.
+	// Loaded with the first gRPC connection: current shims use ttrpc, and the gRPC libraries are a tenth of the
+	// resident memory of an idle daemon.
 	let grpc: Promise<GrpcEndpoint> | undefined;
 	const loadGrpc = async (): Promise<GrpcEndpoint> => {
 		const {grpcEndpoint} = await import('./grpc.ts');
@@ -62,7 +65,7 @@ export async function serveApi(
 		disposeMs: drainTimeoutMs,
 		onBroken: error => observer.notify({kind: 'caller-cut-off', error}),
 	});
-	// Both at once: the time to drain is one.
+	// Both at the same time: they share the drain timeout.
 	parts.defer(async () => {
 		ending.abort(
 			new AdaptorError({
@@ -80,7 +83,7 @@ export async function serveApi(
 		ttrpc.register(service);
 	}
 
-	// Connections that have not said yet what they speak; those that have belong to their protocol's server.
+	// Connections whose protocol is not known yet; the others belong to the server of their protocol.
 	const undecided = parts.adopt(new Set<Socket>(), sockets => {
 		for (const socket of sockets) {
 			socket.destroy();
@@ -102,7 +105,7 @@ export async function serveApi(
 
 					grpc ??= loadGrpc();
 					void grpc.then(endpoint => {
-						// It may have been closed meanwhile, by either side.
+						// Either side may have closed it meanwhile.
 						if (undecided.delete(socket)) {
 							endpoint.accept(socket);
 						}

@@ -1,4 +1,4 @@
-/** kata's remote hypervisor API and PodVMInfo as calls on the domain. Translation only. */
+/** Maps the remote hypervisor API of kata and PodVMInfo to calls on the domain. */
 import type {ServiceDefinition} from '@grpc/proto-loader';
 import {Scope} from '../core/lifetime.ts';
 import type {Observer, Without} from '../core/observer.ts';
@@ -15,7 +15,7 @@ import type {
 import type {CallEvent} from './events.ts';
 
 export interface CallContext {
-	/** Aborts when the caller gives up: its deadline, its connection, or our shutdown. */
+	/** Aborts at the deadline of the caller, when its connection ends, or at shutdown. */
 	readonly signal: AbortSignal;
 }
 
@@ -24,22 +24,22 @@ export type UnaryHandler<Request, Response extends object> = (
 	context: CallContext,
 ) => Promise<Response>;
 
-/** `never`: each handler takes what its own method's definition decodes. */
+/** `never`: each handler accepts the type that its own definition decodes. */
 export type Handlers = Readonly<Record<string, UnaryHandler<never, object>>>;
 
-/** A service of proto/ with the handlers of its methods, whatever protocol they are called by. */
+/** A service of proto/ with handlers for its methods, independent of the protocol. */
 export interface Service {
 	readonly name: string;
 	readonly definition: ServiceDefinition;
 	readonly handlers: Handlers;
 }
 
-/** kata's shims do not look at it; upstream has answered this since the API exists. */
+/** The shims of kata ignore it; upstream has always returned this value. */
 const apiVersion = '0.0.0';
 
 /**
- * @param ending aborts when draining begins: who only waits for something to happen is answered then, so that draining
- * need not wait for it
+ * @param ending aborts when draining begins: then calls that only wait for an event are answered, so that draining does
+ * not wait for them
  */
 export function services(
 	{hypervisor, podVmInfo}: Contract,
@@ -77,7 +77,7 @@ export function services(
 	];
 }
 
-/** Every call is told once, here: nobody below needs to tell what it throws. */
+/** Notifies the observer of every call, so that handlers need not report their errors. */
 function observed(handlers: Handlers, observer: Observer<CallEvent>): Handlers {
 	return Object.fromEntries(
 		Object.entries(handlers).map(([method, handler]) => [

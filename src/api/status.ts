@@ -1,4 +1,4 @@
-/** One total function from whatever was thrown to what a peer sees: a status code and the operator's text. */
+/** Converts any thrown value to the status for the caller: a code and the text for the operator. */
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
 import {statusOf} from '../ttrpc/status.ts';
 
@@ -10,7 +10,7 @@ export interface Status {
 
 export function toStatus(error: unknown): Status {
 	const code = codeOf(error);
-	// An error that nobody foresaw may say anything, a secret included: its text stays in our log.
+	// The text of an unexpected error may contain a secret, so only the log has it.
 	return {
 		code: statusOf(code),
 		message:

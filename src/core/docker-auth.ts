@@ -1,5 +1,5 @@
 /**
- * Reads logins for registries in the format that container tools share. Pure. No error repeats anything of them.
+ * Reads registry credentials in the common format of container tools. Pure. Errors contain nothing of the input.
  * Sources: containers-auth.json(5); Docker's config.json; Kubernetes, "Pull an Image from a Private Registry" and
  * pkg/credentialprovider.
  */
@@ -7,8 +7,8 @@ import {AdaptorError} from './errors.ts';
 import {at, parseJson, textAt} from './json.ts';
 
 /**
- * The entries by the registry's name, both as they are written.
- * @param format `dockerconfigjson` and `auth.json` have them under `auths`, the older `dockercfg` has nothing else
+ * The entries by registry name, both unchanged.
+ * @param format `dockerconfigjson` and `auth.json` have them under `auths`, the older `dockercfg` at the top
  * @throws AdaptorError 'data-loss'
  */
 export function parseDockerAuth(
@@ -31,11 +31,11 @@ export function parseDockerAuth(
 }
 
 /**
- * `USER:PASSWORD` of an entry, in UTF-8. `auth` wins over user name and password, as with the kubelet. Undefined for an
- * entry that is for other programs (an identity token, a credential helper's mark).
+ * `USER:PASSWORD` of an entry, in UTF-8. `auth` takes precedence over user name and password, as in the kubelet.
+ * Undefined for an entry of another kind (an identity token, a credential helper).
  */
 export function basicAuthOf(entry: unknown): Buffer | 'malformed' | undefined {
-	// Padded or not, as the kubelet takes it.
+	// With or without padding, as in the kubelet.
 	const auth = (textAt(entry, 'auth') ?? '').replaceAll(/[\r\n]/gv, '').replace(/={1,2}$/v, '');
 	if (auth !== '') {
 		const decoded = Buffer.from(auth, 'base64');

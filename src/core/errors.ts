@@ -1,9 +1,9 @@
 /**
- * What went wrong, where, and what to do about it. The one base class of every error that leaves a module.
- * Knows no protocol: `api/` translates the codes, nobody else does.
+ * The base class of every error that leaves a module: what went wrong, where, and what to do. Knows no protocol: `api/`
+ * translates the codes.
  */
 
-/** The meanings that an error can have for a caller; named after the gRPC status codes that they become. */
+/** The meaning of an error for the caller, named after the status codes of gRPC. */
 export type ErrorCode =
 	| 'invalid-argument'
 	| 'not-found'
@@ -34,8 +34,8 @@ export interface ErrorParts {
 	/** What the operator can do, as a full sentence. */
 	readonly remedy?: string;
 	/**
-	 * What machines sort it by, as the reason of a Kubernetes Event: one CamelCase word. Only of errors that an
-	 * operator has to tell from others.
+	 * For programs, like the reason of a Kubernetes Event: one CamelCase word. Only for errors that an operator must
+	 * distinguish from others.
 	 */
 	readonly reason?: string;
 	readonly cause?: unknown;
@@ -59,10 +59,7 @@ export class AdaptorError extends Error {
 	}
 }
 
-/**
- * Text of a peer or a user as it is repeated in errors and logs: 256 characters at most, so that nobody can fill
- * either.
- */
+/** Text of a peer or a user for errors and logs: cut to 256 characters, so that nobody can flood them. */
 export function echoed(text: string): string {
 	return text.length <= maxEchoLength ? text : `${text.slice(0, maxEchoLength - 1).toWellFormed()}…`;
 }
@@ -70,8 +67,8 @@ export function echoed(text: string): string {
 const maxEchoLength = 256;
 
 /**
- * As an operator reads it: what, where in brackets, and the remedy as a sentence of its own. Places are cut: they may
- * be what a caller sent.
+ * The text for operators: what, where in brackets, and the remedy as a separate sentence. Long values are cut, because
+ * callers may have sent them.
  */
 export function operatorText(what: string, where: ErrorWhere, remedy?: string): string {
 	const places = Object.entries(where).map(
@@ -80,7 +77,7 @@ export function operatorText(what: string, where: ErrorWhere, remedy?: string): 
 	return `${what}${places.length > 0 ? ` (${places.join(', ')})` : ''}${remedy === undefined ? '' : `. ${remedy}`}`;
 }
 
-/** Whatever was thrown, as an `Error`. */
+/** Any thrown value as an `Error`. */
 export function toError(thrown: unknown): Error {
 	return thrown instanceof Error ? thrown : new Error(String(thrown));
 }

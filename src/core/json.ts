@@ -1,18 +1,18 @@
 /**
- * Reads JSON that somebody else has written, without trust in its size or its shape. Each object, array, member and
- * element costs the parser about a microsecond and a hundred bytes: one megabyte of `[],[],` becomes a hundred
- * megabytes of memory. Does not know what the text means.
+ * Reads untrusted JSON of any size and shape. Each object, array, member and element costs the parser about a
+ * microsecond and a hundred bytes: one megabyte of `[],[],` needs a hundred megabytes of memory. Does not know what the
+ * text means.
  */
 
-/** Limits that a JSON text must meet before it is parsed. */
+/** Limits that are checked before parsing. */
 export interface JsonBounds {
-	/** Commas, and openings of objects and arrays. */
+	/** Number of commas, and of openings of objects and arrays. */
 	readonly parts: number;
-	/** Objects and arrays inside each other. */
+	/** Depth of nested objects and arrays. */
 	readonly depth: number;
 }
 
-/** Why a text was not parsed. Repeats nothing of the text, which may be secret. */
+/** The reason why a text was not parsed. Contains nothing of the text, which may be secret. */
 export class JsonError extends Error {
 	override readonly name = 'JsonError';
 	readonly reason: 'malformed' | 'too large';
@@ -26,7 +26,7 @@ export class JsonError extends Error {
 }
 
 /**
- * @param bounds for texts whose size alone does not keep the parser's work small
+ * @param bounds needed if the size of the text alone does not limit the work of the parser
  * @throws JsonError
  */
 export function parseJson(json: string | Buffer, bounds?: JsonBounds): unknown {
@@ -41,7 +41,7 @@ export function parseJson(json: string | Buffer, bounds?: JsonBounds): unknown {
 	}
 }
 
-/** For texts that may be something else: undefined unless it is JSON. */
+/** For texts that may not be JSON: undefined if it is not. */
 export function parseJsonOrNothing(json: string | Buffer): unknown {
 	try {
 		return parseJson(json);
@@ -50,7 +50,7 @@ export function parseJsonOrNothing(json: string | Buffer): unknown {
 	}
 }
 
-/** The value at a path of member names, or undefined where there is none. */
+/** The value at a path of member names; undefined if there is none. */
 export function at(value: unknown, ...path: readonly string[]): unknown {
 	let found = value;
 	for (const name of path) {
@@ -74,13 +74,13 @@ export function numberAt(value: unknown, ...path: readonly string[]): number | u
 	return typeof found === 'number' ? found : undefined;
 }
 
-/** Empty where there is no array. */
+/** Empty if it is not an array. */
 export function listAt(value: unknown, ...path: readonly string[]): readonly unknown[] {
 	const found = at(value, ...path);
 	return Array.isArray(found) ? found : [];
 }
 
-/** Members that are texts; the others are left out. Empty where there is no object. */
+/** The members that are strings. Empty if it is not an object. */
 export function textsAt(value: unknown, ...path: readonly string[]): Readonly<Record<string, string>> {
 	const found = at(value, ...path);
 	return typeof found === 'object' && found !== null
@@ -93,7 +93,7 @@ export function textsAt(value: unknown, ...path: readonly string[]): Readonly<Re
 const [quote, backslash, comma] = [0x22, 0x5c, 0x2c];
 const [openingBracket, closingBracket, openingBrace, closingBrace] = [0x5b, 0x5d, 0x7b, 0x7d];
 
-/** Reads the bytes once and allocates nothing. Text that is not JSON may pass; the parser refuses it. */
+/** Reads the bytes once and allocates nothing. Text that is not JSON may pass; the parser rejects it. */
 export function isWithinBounds(json: Uint8Array, bounds: JsonBounds): boolean {
 	let parts = 0;
 	let depth = 0;

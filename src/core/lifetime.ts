@@ -1,17 +1,13 @@
-/**
- * How long things live: scopes with a deadline, waits that can be ended, and pauses.
- * Knows no domain and no protocol.
- */
+/** Lifetimes: scopes with a deadline, abortable waits, and pauses. */
 import {setTimeout as delay} from 'node:timers/promises';
 import {AdaptorError, toError} from './errors.ts';
 
-/** For work that must be done even when nobody waits for it. */
+/** For work that must complete even if nobody waits for it. */
 export const neverAborts: AbortSignal = new AbortController().signal;
 
 /**
- * An abort signal of its own, linked by hand to a parent and to a deadline; disposing unlinks both.
- * `AbortSignal.any` with a signal that lives as long as the process keeps every derived signal alive
- * (40 MB per 40,000 calls measured on Node 24); this does not.
+ * An abort signal that is linked to parents and a deadline by hand; disposing removes the links. `AbortSignal.any` with
+ * a long-lived signal keeps every derived signal alive (40 MB per 40,000 calls, measured with Node 24); this does not.
  */
 export class Scope implements Disposable {
 	readonly #controller = new AbortController();
@@ -76,8 +72,8 @@ export class DeadlineError extends AdaptorError {
 }
 
 /**
- * Settles with `promise`, or rejects with the signal's reason if that comes first.
- * The promise is not stopped by this: its maker has the signal for that. Its late rejection is swallowed.
+ * Settles with `promise`, or rejects with the reason of the signal if that comes first. This does not stop the work
+ * behind the promise. Its late rejection is ignored.
  */
 export async function abortable<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
 	if (signal.aborted) {
@@ -95,7 +91,7 @@ export async function abortable<T>(promise: Promise<T>, signal: AbortSignal): Pr
 	}
 }
 
-/** Waits; rejects with the signal's reason as soon as it aborts. */
+/** Waits; rejects with the reason of the signal as soon as it aborts. */
 export async function pause(delayMs: number, signal: AbortSignal): Promise<void> {
 	try {
 		await delay(delayMs, undefined, {signal});
@@ -104,9 +100,7 @@ export async function pause(delayMs: number, signal: AbortSignal): Promise<void>
 	}
 }
 
-/**
- * Delays that double from `firstMs` up to `maxMs`, each shortened by up to a fifth at random so that peers spread out.
- */
+/** Delays that double from `firstMs` up to `maxMs`, each shortened by up to 20 % at random so that peers spread out. */
 export function* backOff(firstMs: number, maxMs: number): Generator<number, never> {
 	for (let delayMs = firstMs; ; delayMs = Math.min(maxMs, delayMs * 2)) {
 		yield Math.round(delayMs * (1 - Math.random() / 5));

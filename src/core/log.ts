@@ -80,8 +80,8 @@ export interface Logger {
 }
 
 /**
- * Of an attempt that failed and is made again: the first ones, then fewer and fewer are warnings. An outage of a night
- * is not to fill the log.
+ * The level for a failed attempt that is retried: attempts 1, 2, 4, 8 … are warnings, the others are not, so that a
+ * long outage does not flood the log.
  */
 export function levelOfAttempt(attempt: number): 'warn' | 'debug' {
 	return Number.isInteger(Math.log2(attempt)) ? 'warn' : 'debug';
@@ -90,7 +90,7 @@ export function levelOfAttempt(attempt: number): 'warn' | 'debug' {
 export interface LogOptions {
 	readonly level: LogLevel;
 	readonly format: 'json' | 'pretty';
-	/** Where lines go; standard error's descriptor (2) in production. */
+	/** The destination of lines: the descriptor of standard error (2) in production. */
 	readonly destination: number | NodeJS.WritableStream;
 }
 
@@ -117,7 +117,7 @@ export async function createLogger({level, format, destination}: LogOptions): Pr
 	);
 }
 
-/** For tests and tools that want no lines. */
+/** For tests and tools without a log. */
 export const silentLogger: Logger = adopt(pino({level: 'silent'}));
 
 function adopt(logger: PinoLogger): Logger {
@@ -142,13 +142,13 @@ interface ErrorDescription {
 	readonly code?: string;
 	readonly stack?: string;
 	readonly cause?: ErrorDescription;
-	/** Of an error that stands for several, in the order in which they came. */
+	/** Causes of an error with several causes, in their order. */
 	readonly errors?: readonly ErrorDescription[];
 }
 
 /**
- * Errors as fields: ours by their parts without a stack, foreign ones with it, causes nested. Nothing else of the
- * object is printed.
+ * Errors as fields: our own by their parts without a stack, others with it, causes nested. Other properties are not
+ * printed.
  */
 export function describeError(error: unknown): ErrorDescription {
 	if (!(error instanceof Error)) {
@@ -173,8 +173,7 @@ export function describeError(error: unknown): ErrorDescription {
 }
 
 /**
- * A value that must never be printed: every way to turn it into text gives `[redacted]`; `reveal()` is easy to find in
- * review.
+ * A value that is never printed: every conversion to text returns `[redacted]`. `reveal()` is easy to find in a review.
  */
 export class Secret<T> {
 	readonly #value: T;

@@ -1,6 +1,6 @@
 /**
- * The unix socket of the API: a stale file is replaced, a live daemon's socket is taken over in one step and never
- * without a word. Knows nothing of what is spoken on it.
+ * The unix socket of a server: replaces a stale file, takes over the socket of a live process in one step, and logs
+ * both. Does not know the protocol on it.
  */
 import {lstat, mkdir, stat} from 'node:fs/promises';
 import type {Socket} from 'node:net';

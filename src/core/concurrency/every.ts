@@ -1,7 +1,7 @@
-/** Does something again and again: at regular times, and at once when there is a reason. */
+/** Repeats work at intervals, and at once when a trigger fires. */
 import {abortable, Scope} from '../lifetime.ts';
 
-/** A reason to look now: remembered until somebody has waited for it, and several at once count as one. */
+/** A request to run now. It is remembered until someone waits for it; several requests count as one. */
 export class Trigger {
 	#fired = Promise.withResolvers<undefined>();
 
@@ -10,7 +10,7 @@ export class Trigger {
 	}
 
 	/**
-	 * Resolves when it has been fired since the last time that this resolved. Rejects with the signal's reason. For one
+	 * Resolves when it was fired since the last time that this resolved. Rejects with the reason of the signal. For one
 	 * waiter at a time.
 	 */
 	async wait(signal: AbortSignal): Promise<void> {
@@ -20,10 +20,10 @@ export class Trigger {
 }
 
 /**
- * Yields at once, and then each time that the interval has passed, counted from the end of the consumer's work. Ends
- * without an error when the signal aborts. Each interval is shortened by up to a fifth at random, so that nodes that
- * began together spread out.
- * @param trigger yields before the interval has passed
+ * Yields at once, then after each interval, counted from the end of the work of the consumer. Ends without an error
+ * when the signal aborts. Each interval is shortened by up to 20 % at random, so that nodes that started together
+ * spread out.
+ * @param trigger yields before the end of the interval
  */
 export async function* every(intervalMs: number, signal: AbortSignal, trigger?: Trigger): AsyncGenerator<void, void> {
 	const isOver = (): boolean => signal.aborted;

@@ -1,15 +1,15 @@
 /**
- * Tells what fails again and again from what fails for the first time, so that a repeating failure is logged once.
- * Knows neither logs nor time.
+ * Distinguishes the first failure from repeated ones, so that a repeating failure is logged once. Knows neither logs
+ * nor time.
  */
 
 export class FailureLog {
 	readonly #failing = new Set<string>();
 
 	/**
-	 * To be called at each failure.
-	 * @param what tells one failure from another, where there may be several at a time
-	 * @returns whether it is news: the first failure since the last success
+	 * Call it at each failure.
+	 * @param what distinguishes failures that may exist at the same time
+	 * @returns whether it is the first failure since the last success
 	 */
 	failed(what = ''): boolean {
 		const isNews = !this.#failing.has(what);
@@ -18,9 +18,9 @@ export class FailureLog {
 	}
 
 	/**
-	 * To be called at each success.
-	 * @param what everything if absent
-	 * @returns whether it is news: the first success since a failure
+	 * Call it at each success.
+	 * @param what all failures if absent
+	 * @returns whether it is the first success since a failure
 	 */
 	recovered(what?: string): boolean {
 		if (what !== undefined) {

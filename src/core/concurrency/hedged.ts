@@ -1,17 +1,17 @@
 /**
- * Makes the same attempt again while the one before has not come to an end, and takes the first end of any. For ways
- * that may be dead for a while: what was sent into the dead one is sent again later and later (RFC 6298, 5.5), so that
- * an old attempt notices the way's return seconds after a new one would. Knows nothing of what is attempted.
+ * Starts the same attempt again while the previous one has not ended, and uses the first result. For connections that
+ * may be dead for some time: TCP repeats what it sent into a dead connection at growing intervals (RFC 6298, 5.5), so a
+ * new attempt notices seconds earlier that the connection works again. Does not know what is attempted.
  */
 import {toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
 
 export interface Hedge<T> {
-	/** After this time without an end the next attempt begins beside those under way. */
+	/** After this time without a result, the next attempt starts in addition. */
 	readonly everyMs: number;
-	/** Attempts in all. */
+	/** Maximum number of attempts. */
 	readonly atMost: number;
-	/** Ends what a second attempt has brought that came too late. */
+	/** Disposes the result of another attempt that came too late. */
 	readonly discard: (late: T) => void;
 }
 

@@ -1,21 +1,21 @@
 /**
- * Mutual exclusion by key: tasks of one key run one at a time, in the order in which they came; tasks of different keys
- * run side by side.
+ * Mutual exclusion by key: tasks with the same key run one at a time, in the order of arrival; tasks with different
+ * keys run in parallel.
  */
 import {abortable} from '../lifetime.ts';
 
 export class KeyedMutex {
-	/** Of each key that has tasks: settles, and never rejects, when the last of them has ended. */
+	/** For each key with tasks: settles when the last of them has ended; never rejects. */
 	readonly #last = new Map<string, Promise<unknown>>();
 
-	/** Whether a task of the key runs or waits. */
+	/** Whether a task with the key runs or waits. */
 	isBusy(key: string): boolean {
 		return this.#last.has(key);
 	}
 
 	/**
-	 * Runs `task` when all earlier tasks of the key have settled, however they settled.
-	 * @param signal ends the wait, and then the task never runs. It does not end a task that runs.
+	 * Runs `task` after all earlier tasks with the key have settled.
+	 * @param signal ends the wait, and then the task never runs. It does not end a running task.
 	 */
 	async run<T>(key: string, task: () => Promise<T>, signal: AbortSignal): Promise<T> {
 		const earlier = this.#last.get(key) ?? Promise.resolve();

@@ -1,10 +1,10 @@
-/** Tries something until it succeeds, with growing pauses. Knows nothing of what it tries. */
+/** Retries work until it succeeds, with growing pauses. */
 import {backOff, pause} from '../lifetime.ts';
 
 export interface Failure {
 	/** Counts from 1. */
 	readonly attempt: number;
-	/** The pause that follows. */
+	/** The next pause. */
 	readonly retryInMs: number;
 }
 
@@ -12,21 +12,18 @@ export interface RetryOptions {
 	/** The first pause, and the longest. */
 	readonly backOff: readonly [firstMs: number, longestMs: number];
 	/**
-	 * The least that the pause after an error lasts, in milliseconds, such as a server's Retry-After; undefined for the
-	 * pause of the back-off.
+	 * Minimum pause after an error in milliseconds, for example the Retry-After of a server; undefined for the pause of
+	 * the back-off.
 	 */
 	readonly leastPauseMs?: (error: unknown) => number | undefined;
-	/**
-	 * Hears of each failure before the pause that follows it. An error that it throws ends the retries and is what
-	 * `retry` throws.
-	 */
+	/** Called at each failure, before the pause. If it throws, retrying ends with that error. */
 	readonly onFailure?: (error: unknown, failure: Failure) => void;
 }
 
 /**
- * @param work one attempt, which minds the signal by itself; attempts count from 1
- * @returns what the first attempt gives that succeeds
- * @throws the signal's reason when it aborts during a pause, and what an attempt threw when the signal had aborted by
+ * @param work one attempt, which must observe the signal itself; attempts count from 1
+ * @returns the result of the first successful attempt
+ * @throws the reason of the signal if it aborts during a pause; the error of an attempt if the signal had aborted by
  * then
  */
 export async function retry<T>(

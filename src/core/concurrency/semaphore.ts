@@ -1,6 +1,6 @@
 /**
- * Limits how many run at a time. The others wait and may give up: within a group first come first served, and the
- * groups take turns, so that one with many waiters does not keep another waiting for all of them.
+ * Limits concurrent work. Waiters may give up. Within a group, waiters are served in order; groups take turns, so that
+ * a group with many waiters does not delay the others.
  */
 import {abortable} from '../lifetime.ts';
 
@@ -8,23 +8,23 @@ type Wake = (value: undefined) => void;
 
 export class Semaphore {
 	#free: number;
-	/** By group, the one whose turn is next first. No group is empty. */
+	/** Waiters by group; the group with the next turn is first. No group is empty. */
 	readonly #waiting = new Map<string, Set<Wake>>();
 
-	/** @param limit how many hold it at a time */
+	/** @param limit maximum number of holders */
 	constructor(limit: number) {
 		this.#free = limit;
 	}
 
-	/** How many wait. */
+	/** Number of waiters. */
 	get waiting(): number {
 		return this.#waiting.values().reduce((sum, {size}) => sum + size, 0);
 	}
 
 	/**
-	 * Resolves when the caller may go on. Disposing the result, once or more often, lets the next one go on.
-	 * Rejects with the signal's reason; the caller then holds nothing.
-	 * @param group waits in turn with other groups; all in one by default
+	 * Resolves when the caller may continue. Disposing the result, once or more often, admits the next one. Rejects
+	 * with the reason of the signal; the caller then holds nothing.
+	 * @param group takes turns with other groups; all callers share one by default
 	 */
 	async acquire(signal: AbortSignal, group = ''): Promise<Disposable> {
 		signal.throwIfAborted();
@@ -40,7 +40,7 @@ export class Semaphore {
 			await abortable(promise, signal);
 			return this.#permit();
 		} catch (error) {
-			// No longer in the queue: the permit was handed to us in the moment in which the signal aborted.
+			// No longer in the queue: the permit was granted at the moment when the signal aborted.
 			if (!this.#leave(group, resolve)) {
 				this.#release();
 			}
@@ -70,7 +70,7 @@ export class Semaphore {
 
 		const [group, waiters] = next;
 		const [wake] = waiters;
-		// The group goes behind the others, if it has more.
+		// The group moves to the end if it has more waiters.
 		this.#waiting.delete(group);
 		if (waiters.size > 1) {
 			this.#waiting.set(group, waiters);
