@@ -1,7 +1,6 @@
 /**
- * Unary calls over one connection, as many at once as wanted. Never reconnects: whoever made it decides what a lost
- * connection means. There is no frame that cancels a call: what is aborted here goes on at the server until its
- * deadline.
+ * Concurrent unary calls over one connection. Never reconnects: the owner decides what a lost connection means. ttrpc
+ * has no frame that cancels a call: after an abort here, the call continues at the server until its deadline.
  */
 import {once} from 'node:events';
 import {createConnection} from 'node:net';
@@ -13,7 +12,7 @@ import {encodeFrame, frameType, maxMessageLength, type Frame} from './frame.ts';
 import {decodeResponse, encodeRequest} from './message.ts';
 import {statusCode, TtrpcError} from './status.ts';
 
-/** Fits @grpc/proto-loader's definitions by its structure. */
+/** Compatible with the definitions of @grpc/proto-loader. */
 export interface ClientMethod<Request, Response> {
 	/** `/package.Service/Method`. */
 	readonly path: string;
@@ -22,13 +21,16 @@ export interface ClientMethod<Request, Response> {
 }
 
 export interface CallOptions {
-	/** Goes to the server as timeout_nano, and ends the call here. None by default. */
+	/** Sent to the server as timeout_nano, and ends the call here. None by default. */
 	readonly timeoutMs?: number;
 	readonly metadata?: Readonly<Record<string, string | readonly string[]>>;
 }
 
 export interface ClientOptions {
-	/** Bytes of a message, both ways, without the frame's header. Default 4 MiB, the protocol's own limit. */
+	/**
+	 * Maximum bytes of a message in both directions, without the header of the frame. Default 4 MiB, the limit of the
+	 * protocol.
+	 */
 	readonly maxMessageLength?: number;
 	/** How long disposing waits for running calls before it closes. Default 10 s. */
 	readonly disposeMs?: number;
@@ -46,10 +48,10 @@ export class TtrpcClient implements AsyncDisposable {
 	readonly #connection: Connection;
 	readonly #maxMessageLength: number;
 	readonly #disposeMs: number;
-	/** By stream id. Who gave up is no longer here, and a late response finds nobody. */
+	/** By stream id. An aborted call is removed, so a late response is ignored. */
 	readonly #waiting = new Map<number, Waiting>();
 	#nextStreamId = 1;
-	/** Why no more calls are taken; the first cause wins. */
+	/** Why no more calls are accepted; the first cause wins. */
 	#ended: Error | undefined;
 
 	/** @param socket connected or connecting; closed by this client */
@@ -73,7 +75,7 @@ export class TtrpcClient implements AsyncDisposable {
 		);
 	}
 
-	/** Resolves when the connection is closed, by whichever side. */
+	/** Resolves when the connection is closed by either side. */
 	get closed(): Promise<unknown> {
 		return this.#connection.closed;
 	}
@@ -126,9 +128,7 @@ export class TtrpcClient implements AsyncDisposable {
 		}
 	}
 
-	/**
-	 * Makes no new calls, waits for the running ones, then ends the connection; when the signal aborts, closes instead.
-	 */
+	/** Refuses new calls, waits for running ones, then ends the connection; if the signal aborts, closes it. */
 	async drain(signal: AbortSignal): Promise<void> {
 		this.#ended ??= new AdaptorError({code: 'unavailable', what: 'The ttrpc client was drained'});
 		this.#finishIfDrained();
@@ -145,7 +145,7 @@ export class TtrpcClient implements AsyncDisposable {
 		await this.closed;
 	}
 
-	/** Drains, within its own time. */
+	/** Drains, with its own time limit. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		using scope = new Scope().deadline(this.#disposeMs, 'running ttrpc calls');
 		await this.drain(scope.signal);

@@ -1,6 +1,6 @@
 /**
- * One socket as a sender and receiver of frames: the thin layer of ttrpc that does I/O.
- * Knows no streams, no messages and no roles. Whoever makes it owns what is above; the socket is its own from then on.
+ * Sends and receives frames on one socket: the only I/O of ttrpc. Does not know streams, messages or roles. Takes over
+ * the socket.
  */
 import type {Duplex} from 'node:stream';
 import {AdaptorError} from '../core/errors.ts';
@@ -11,18 +11,18 @@ export interface ConnectionEvents {
 	frame(frame: Frame): void;
 	oversized(frame: OversizedFrame): void;
 	/**
-	 * Once, and nothing else after it. The peer's end of the stream counts: nobody who asks by ttrpc stops sending and
-	 * still listens.
+	 * Called once, as the last event. The end of the stream from the peer counts: a ttrpc peer never stops sending and
+	 * continues to listen.
 	 */
 	closed(reason: Error): void;
 }
 
 export interface ConnectionOptions {
-	/** Bytes of the largest message that is taken, without its header. */
+	/** Bytes of the largest accepted message, without its header. */
 	readonly maxMessageLength: number;
 	/**
-	 * Take no more frames while the peer leaves its own unread (more than the socket's high-water mark is waiting to be
-	 * written). For servers only: were both ends to do so, each could wait for the other.
+	 * Accept no frames while the peer does not read its own (more than the high-water mark of the socket waits to be
+	 * written). For servers only: if both ends did so, each could wait for the other.
 	 */
 	readonly holdReads: boolean;
 }
@@ -37,7 +37,7 @@ export class Connection {
 	#reason: Error | undefined;
 	#isOver = false;
 
-	/** @param socket may hold bytes that were read and unshifted again, and may be paused */
+	/** @param socket may contain bytes that were unshifted, and may be paused */
 	constructor(socket: Duplex, events: ConnectionEvents, {maxMessageLength, holdReads}: ConnectionOptions) {
 		this.#socket = socket;
 		this.#events = events;
@@ -59,7 +59,7 @@ export class Connection {
 		return this.#closed.promise;
 	}
 
-	/** Sends a whole frame, header included. After the end it does nothing. */
+	/** Sends a whole frame with its header. Does nothing after the end. */
 	send(frame: Buffer): void {
 		if (this.#isOver || this.#socket.writableEnded) {
 			return;
@@ -71,7 +71,7 @@ export class Connection {
 	}
 
 	/**
-	 * Closes once everything sent has been handed on. A peer that does not read delays this for ever: destroy it then.
+	 * Closes when everything sent has been passed on. A peer that does not read delays this forever: then destroy it.
 	 * Idempotent.
 	 */
 	finish(reason: Error): void {

@@ -1,6 +1,6 @@
 /**
- * ttrpc frames: a ten-byte header, big-endian, then the message's bytes (containerd/ttrpc, PROTOCOL.md, "Message
- * Frame"). Bytes in, frames out. Knows nothing of sockets, timers, streams or protobuf.
+ * ttrpc frames: a ten-byte header, big-endian, then the bytes of the message (containerd/ttrpc, PROTOCOL.md, "Message
+ * Frame"). Converts bytes to frames, without sockets, timers, streams or protobuf.
  */
 
 export const headerLength = 10;
@@ -8,7 +8,7 @@ export const headerLength = 10;
 /** The largest message of the protocol, without its header: 4 MiB. */
 export const maxMessageLength = 4 * 1024 * 1024;
 
-/** Every other type is reserved, and ignored by who receives it. */
+/** All other types are reserved; receivers ignore them. */
 export const frameType = {request: 1, response: 2, data: 3} as const;
 
 export const frameFlag = {
@@ -20,7 +20,7 @@ export const frameFlag = {
 	noData: 0x04,
 } as const;
 
-/** What the header says apart from the length. */
+/** The header without the length. */
 export interface FrameHeader {
 	/** Unsigned, 32 bits; odd when the client opened the stream. */
 	readonly streamId: number;
@@ -30,10 +30,7 @@ export interface FrameHeader {
 	readonly flags: number;
 }
 
-/**
- * A whole frame. Its bytes are a view of what was received wherever possible: keeping them keeps the chunk that they
- * came in.
- */
+/** A whole frame. If possible, its bytes are a view of the received chunk; keeping them keeps the chunk in memory. */
 export class Frame implements FrameHeader {
 	readonly streamId: number;
 	readonly type: number;
@@ -55,14 +52,13 @@ export class Frame implements FrameHeader {
 }
 
 /**
- * A frame over the limit. It is reported as soon as its header is known; its message is skipped as it arrives and never
- * held.
+ * A frame over the limit. It is reported when its header is known; its message is skipped on arrival and never stored.
  */
 export class OversizedFrame implements FrameHeader {
 	readonly streamId: number;
 	readonly type: number;
 	readonly flags: number;
-	/** What the header announces, in bytes. */
+	/** The length in the header, in bytes. */
 	readonly messageLength: number;
 
 	constructor(header: Buffer) {
@@ -74,26 +70,26 @@ export class OversizedFrame implements FrameHeader {
 }
 
 /**
- * Cuts a stream of bytes into frames, however it is chunked. A frame that lies within one chunk is a view of that
- * chunk; one that spans chunks is copied once, into a buffer that is made when its length is known to be allowed.
+ * Splits a stream of bytes into frames, independent of the chunks. A frame within one chunk is a view of that chunk; a
+ * frame that spans chunks is copied once, into a buffer that is allocated after its length was checked.
  */
 export class FrameDecoder {
 	readonly #maxMessageLength: number;
-	/** The first bytes of a header that was cut. */
+	/** The first bytes of an incomplete header. */
 	readonly #header = Buffer.alloc(headerLength);
 	#headerFilled = 0;
-	/** A frame of which some bytes are still to come. */
+	/** An incomplete frame. */
 	#partial: Buffer | undefined;
 	#partialFilled = 0;
-	/** Bytes of an oversized message that are still to come. */
+	/** Remaining bytes of an oversized message. */
 	#toSkip = 0;
 
-	/** @param limit bytes of the largest message, without its header, that is accepted */
+	/** @param limit bytes of the largest accepted message, without its header */
 	constructor(limit: number = maxMessageLength) {
 		this.#maxMessageLength = limit;
 	}
 
-	/** How many bytes are held because a header or frame is incomplete; over a whole conversation's end this is 0. */
+	/** Number of bytes of an incomplete header or frame; 0 at the end of a complete conversation. */
 	get heldBytes(): number {
 		return this.#headerFilled + this.#partialFilled;
 	}
@@ -143,8 +139,8 @@ export class FrameDecoder {
 	}
 
 	/**
-	 * A header is known and its message is not, or not wholly, in the same chunk.
-	 * @returns the frame if the header completes it, or shows that it is over the limit
+	 * Handles a header whose message is not, or not completely, in the same chunk.
+	 * @returns the frame if the header completes it or shows that it is over the limit
 	 */
 	#begin(header: Buffer): Array<Frame | OversizedFrame> {
 		const messageLength = header.readUInt32BE(0);
@@ -157,14 +153,14 @@ export class FrameDecoder {
 			return [new Frame(Buffer.from(header))];
 		}
 
-		// Not from the pool: pages that are announced and never sent then cost no memory.
+		// Not from the pool: memory for announced bytes that never arrive then costs nothing.
 		this.#partial = Buffer.allocUnsafeSlow(headerLength + messageLength);
 		this.#partialFilled = header.copy(this.#partial);
 		return [];
 	}
 }
 
-/** A frame's bytes. The message is copied; its length is the caller's to check. */
+/** The bytes of a frame. The message is copied; the caller checks its length. */
 export function encodeFrame({streamId, type, flags}: FrameHeader, message: Uint8Array): Buffer {
 	const bytes = Buffer.allocUnsafe(headerLength + message.length);
 	bytes.writeUInt32BE(message.length, 0);

@@ -12,7 +12,9 @@ export interface Request {
 	readonly service: string;
 	readonly method: string;
 	readonly payload: Buffer;
-	/** 0 is no deadline, negative is a deadline that has passed. A bigint, for a number cannot hold all 64 bits. */
+	/**
+	 * 0: no deadline. Negative: a deadline that has passed. A bigint, because a number cannot represent all 64 bits.
+	 */
 	readonly timeoutNano: bigint;
 	/** Keys may repeat. */
 	readonly metadata: readonly KeyValue[];
@@ -29,17 +31,15 @@ export interface Response {
 	readonly payload: Buffer;
 }
 
-/** What a log line wants to know of a request. */
+/** The parts of a request for a log line. */
 export type RequestSummary = Pick<Request, 'service' | 'method' | 'timeoutNano'>;
 
-/**
- * More of them in one message is no metadata but an attempt on our memory: an empty entry takes two bytes on the wire.
- */
+/** More entries in one message are an attack on memory: an empty entry takes two bytes on the wire. */
 const maxRepeated = 1024;
 
 /**
- * Fields of a message and of the messages in it, together: enough for a list of `maxRepeated` entries with two fields
- * each. A field can be as small as two bytes.
+ * Maximum number of fields of a message and its nested messages: enough for a list of `maxRepeated` entries with two
+ * fields each. A field can be as small as two bytes.
  */
 const maxFields = 4096;
 
@@ -64,7 +64,7 @@ const responseTag = {status: tag(1, lengthDelimited), payload: tag(2, lengthDeli
 const statusTag = {code: tag(1, varint), message: tag(2, lengthDelimited), details: tag(3, lengthDelimited)} as const;
 const anyTag = {typeUrl: tag(1, lengthDelimited), value: tag(2, lengthDelimited)} as const;
 
-/** @throws 'invalid-argument' when the bytes are no such message */
+/** @throws 'invalid-argument' if the bytes are not such a message */
 export function decodeRequest(bytes: Buffer): Request {
 	let service = '';
 	let method = '';
@@ -96,8 +96,8 @@ export function decodeRequest(bytes: Buffer): Request {
 }
 
 /**
- * Reads what a log line wants and skips the rest. Undefined when the bytes are no request: whoever serves it will say
- * so.
+ * Reads the parts for a log line and skips the rest. Undefined if the bytes are not a request: the server will report
+ * that.
  */
 export function peekMethod(bytes: Buffer): RequestSummary | undefined {
 	let service = '';
@@ -145,7 +145,7 @@ export function encodeRequest({service, method, payload, timeoutNano, metadata}:
 	return finish(writer);
 }
 
-/** @throws 'invalid-argument' when the bytes are no such message */
+/** @throws 'invalid-argument' if the bytes are not such a message */
 export function decodeResponse(bytes: Buffer): Response {
 	let status: Status | undefined;
 	let payload: Buffer = noBytes;
@@ -164,7 +164,7 @@ export function decodeResponse(bytes: Buffer): Response {
 	return status === undefined ? {payload} : {status, payload};
 }
 
-/** The status' code, without reading the rest: 0 when there is none, or when the bytes are no response. */
+/** The code of the status, without reading the rest: 0 if there is none, or if the bytes are not a response. */
 export function peekStatus(bytes: Buffer): number {
 	let code = 0;
 	try {
@@ -189,13 +189,13 @@ export function peekStatus(bytes: Buffer): number {
 			return true;
 		});
 	} catch {
-		// Whoever waits for it will say so.
+		// The receiver of the response will report it.
 	}
 
 	return code;
 }
 
-/** Success with an empty payload is a message of no bytes at all, as the reference implementation writes it. */
+/** Success with an empty payload is an empty message, as in the reference implementation. */
 export function encodeResponse({status, payload}: Response): Buffer {
 	const writer = protobuf.Writer.create();
 	if (status !== undefined) {
@@ -301,8 +301,8 @@ interface FieldBudget {
 }
 
 /**
- * Hands each field to `take`, which reads it and says true, or leaves it to be skipped and says false.
- * @param budget that of the message in which this one is
+ * Passes each field to `take`, which reads it and returns true, or returns false to skip it.
+ * @param budget of the enclosing message
  */
 function readFields(
 	message: string,
@@ -323,8 +323,7 @@ function readFields(
 				throw new RangeError(`more than ${maxFields} fields`);
 			}
 
-			// Proto3 has no groups. The reader's own `skipType` would skip a whole group without counting the fields in
-			// it.
+			// Proto3 has no groups. `skipType` of the reader would skip a whole group without counting its fields.
 			if ((field & 7) === startOfGroup) {
 				groups.push(field >>> 3);
 			} else if ((field & 7) === endOfGroup) {
@@ -350,20 +349,20 @@ function readFields(
 	}
 }
 
-/** The reader's own type is a plain view; over a Buffer it gives Buffers. */
+/** The reader returns plain views; over a Buffer they are Buffers. */
 function readBytes(reader: protobuf.Reader): Buffer {
 	const bytes = reader.bytes();
 	return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** Not the reader's own `string()`, which takes one that is cut off. */
+/** Not `string()` of the reader, which accepts a truncated text. */
 function readString(reader: protobuf.Reader): string {
 	return readBytes(reader).toString();
 }
 
 function readInt64(reader: protobuf.Reader): bigint {
 	const {high, low} = reader.int64();
-	// protobufjs takes a 64-bit number that the message's end cuts off.
+	// protobufjs accepts a 64-bit number that is truncated at the end of the message.
 	if (reader.pos > reader.len || ((reader.buf[reader.pos - 1] ?? 0) & 0x80) !== 0) {
 		throw new RangeError('a number is cut off');
 	}
@@ -391,7 +390,7 @@ function writeBytes(writer: protobuf.Writer, field: number, value: Buffer): void
 	}
 }
 
-/** Over Node's Buffers the writer gives a Buffer. */
+/** Over Buffers, the writer returns a Buffer. */
 function finish(writer: protobuf.Writer): Buffer {
 	const bytes = writer.finish();
 	return Buffer.isBuffer(bytes) ? bytes : Buffer.from(bytes);

@@ -11,31 +11,31 @@
 import type {Duplex} from 'node:stream';
 import {FrameDecoder, type Frame, type OversizedFrame} from './frame.ts';
 
-/** What one connection may use of one turn of the event loop. */
+/** The budget of one connection for one turn of the event loop. */
 export interface TurnBudget {
 	/** A chunk counts as a frame too: a TLS record may be as small as one. */
 	readonly frames: number;
-	/** The chunk that exceeds it is still taken. */
+	/** The chunk that exceeds it is still accepted. */
 	readonly bytes: number;
 }
 
-/** 256 frames take a fraction of a millisecond. Larger messages are worth as much of the encryption's time. */
+/** 256 frames take a fraction of a millisecond. Larger messages cost about as much time for encryption. */
 export const defaultTurnBudget: TurnBudget = {frames: 256, bytes: 256 * 1024};
 
 export interface PacedReaderEvents {
 	/**
-	 * In their order, as many as the budget allows; none when no frame ends in what arrived. Frames that are not
-	 * iterated over come again in a later turn.
+	 * Frames in order, as many as the budget allows; none if no frame was completed. Frames that were not iterated are
+	 * delivered again in a later turn.
 	 */
 	frames(frames: Iterable<Frame | OversizedFrame>): void;
 	/** The peer sends no more. */
 	ended(): void;
-	/** The socket is closed. Once, and nothing after it. */
+	/** The socket is closed. Called once, as the last event. */
 	closed(): void;
 }
 
 export interface PacedReaderOptions {
-	/** Bytes of the largest message, without its header; the protocol's limit if absent. */
+	/** Bytes of the largest message without its header; the limit of the protocol if absent. */
 	readonly maxMessageLength?: number;
 	readonly budget?: TurnBudget;
 }
@@ -47,18 +47,18 @@ export class PacedReader {
 	readonly #budget: TurnBudget;
 	#framesLeft: number;
 	#bytesLeft: number;
-	/** Ends the turn. Undefined while nothing of the budget is used. */
+	/** Ends the turn. Undefined if nothing of the budget is used. */
 	#turn: NodeJS.Immediate | undefined;
-	/** A chunk of which frames may be left. */
+	/** A chunk that may contain more frames. */
 	#current: ArrayIterator<Frame | OversizedFrame> | undefined;
 	readonly #chunks: Buffer[] = [];
 	#isWanted = true;
 	#isStopped = false;
-	/** It happened, and is told once the frames before it are delivered. */
+	/** An event that is reported after the frames before it were delivered. */
 	#owesEnd = false;
 	#owesClose = false;
 
-	/** @param socket may be paused, and may hold bytes that were read and unshifted again */
+	/** @param socket may be paused, and may contain bytes that were unshifted */
 	constructor(
 		socket: Duplex,
 		events: PacedReaderEvents,
@@ -71,7 +71,7 @@ export class PacedReader {
 		({frames: this.#framesLeft, bytes: this.#bytesLeft} = budget);
 		socket.on('data', this.#onData).once('end', this.#onEnd).once('close', this.#onClose);
 		socket.resume();
-		// It may have ended, with nobody listening.
+		// It may have ended before a listener was added.
 		if (socket.closed) {
 			queueMicrotask(this.#onClose);
 		} else if (socket.readableEnded) {
@@ -79,7 +79,7 @@ export class PacedReader {
 		}
 	}
 
-	/** Whether more is to be read: back-pressure. Frames of a chunk that is being delivered still come. */
+	/** Pauses or resumes reading: back-pressure. Frames of the current chunk are still delivered. */
 	set isReading(shall: boolean) {
 		this.#isWanted = shall;
 		if (shall && this.#hasBacklog) {
@@ -89,7 +89,7 @@ export class PacedReader {
 		this.#applyReading();
 	}
 
-	/** No more frames are delivered, nor the end of the stream; that the socket is closed still is. Idempotent. */
+	/** Delivers no more frames and no end of the stream, only the close of the socket. Idempotent. */
 	stop(): void {
 		this.#isStopped = true;
 		this.#current = undefined;
@@ -193,7 +193,7 @@ export class PacedReader {
 		}
 	}
 
-	/** Tells what came after the last frame. */
+	/** Reports the events after the last frame. */
 	#finish(): void {
 		if (this.#hasBacklog) {
 			return;

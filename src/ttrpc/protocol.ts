@@ -1,6 +1,6 @@
 /**
- * Which protocol does a caller speak? An HTTP/2 client begins with `PRI * HTTP/2.0` (RFC 9113, 3.4); read as a ttrpc
- * length, `PRI ` would be 1.3 GB, so four bytes decide. Knows neither protocol beyond that.
+ * Detects the protocol of a caller. An HTTP/2 client starts with `PRI * HTTP/2.0` (RFC 9113, 3.4); as a length in
+ * ttrpc, `PRI ` would be 1.3 GB, so four bytes decide.
  */
 import type {Socket} from 'node:net';
 
@@ -8,7 +8,7 @@ export type Protocol = 'ttrpc' | 'grpc';
 
 const http2Preface = Buffer.from('PRI ');
 
-/** The bytes that told are put back: whoever takes the socket reads everything. */
+/** The bytes that were read are put back. */
 export function onProtocol(socket: Socket, chosen: (protocol: Protocol) => void): void {
 	const seen: Buffer[] = [];
 	let length = 0;
@@ -30,7 +30,7 @@ export function onProtocol(socket: Socket, chosen: (protocol: Protocol) => void)
 		chosen(mayBeHttp2 ? 'grpc' : 'ttrpc');
 	};
 
-	// A connection that fails is a connection that ends; without a listener it would end the daemon.
+	// An error only ends the connection; without a listener it would end the process.
 	socket.on('error', () => socket.destroy());
 	socket.on('readable', decide);
 }

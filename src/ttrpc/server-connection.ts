@@ -1,6 +1,6 @@
 /**
- * The calls of one connection to a server: admits requests, runs handlers, answers each once.
- * Reads and writes through `Connection`; knows neither the listener nor the other connections.
+ * The calls of one connection to a server: admits requests, runs handlers, answers each once. Reads and writes through
+ * `Connection`; does not know the listener or other connections.
  */
 import type {Duplex} from 'node:stream';
 import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
@@ -12,13 +12,13 @@ import type {Route} from './service.ts';
 import {statusCode, TtrpcError, type Status} from './status.ts';
 import {Violations, type Violation} from './violations.ts';
 
-/** What the server lends to each of its connections. */
+/** The parts of the server that each connection uses. */
 export interface Serving {
 	readonly route: (service: string, method: string) => Route | undefined;
 	readonly toStatus: (error: unknown) => Status | undefined;
 	readonly maxMessageLength: number;
 	readonly maxStreams: number;
-	/** Hears why a connection ends whose client broke the protocol too often. */
+	/** Called with the reason when a connection ends because its client violated the protocol too often. */
 	readonly onBroken: (reason: Error) => void;
 }
 
@@ -29,9 +29,7 @@ const untold: Status = {code: statusCode.unknown, message: 'The call failed; see
 export class ServerConnection {
 	readonly #serving: Serving;
 	readonly #connection: Connection;
-	/**
-	 * By stream id: calls whose handler has not settled, though they may have been answered when their deadline passed.
-	 */
+	/** By stream id: calls whose handler has not settled. They may have been answered at their deadline. */
 	readonly #calls = new Map<number, Scope>();
 	readonly #violations = new Violations();
 	#isDraining = false;
@@ -77,7 +75,7 @@ export class ServerConnection {
 		await this.closed;
 	}
 
-	/** Data is ignored: its stream was refused. */
+	/** Data is ignored, because its stream was refused. */
 	#onFrame(frame: Frame): void {
 		switch (frame.type) {
 			case frameType.request:
@@ -104,13 +102,13 @@ export class ServerConnection {
 		}
 	}
 
-	/** Answers what may not. */
+	/** Answers requests that may not start. */
 	#mayStart({streamId, flags}: FrameHeader): boolean {
 		if (streamId % 2 === 0) {
 			this.#refuse(streamId, statusCode.invalidArgument, "A client's stream id must be odd");
 		} else if (this.#calls.has(streamId)) {
-			// Ids need not grow: ttrpc-rust takes them in one order and may send them in another. The call that runs
-			// goes on.
+			// Ids need not increase: ttrpc-rust assigns them in one order and may send them in another. The running
+			// call continues.
 			this.#refuse(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
 		} else if ((flags & frameFlag.remoteOpen) !== 0) {
 			this.#refuse(streamId, statusCode.unimplemented, 'Streaming requests are not supported');
@@ -177,7 +175,7 @@ export class ServerConnection {
 				status: scope.signal.aborted ? statusOfAbort(scope.signal) : this.#statusOf(error),
 				payload: noBytes,
 			});
-			// A handler that goes on after its deadline counts, for the limit of calls and for draining.
+			// A handler that runs after its deadline still counts for the limit of calls and for draining.
 			await handled.catch(() => undefined);
 		}
 
@@ -204,7 +202,7 @@ export class ServerConnection {
 			);
 		}
 
-		// The definition that this handler was registered with has made the value.
+		// The value was decoded by the definition that this handler was registered with.
 		return definition.responseSerialize(
 			await handler(value as never, {
 				signal,

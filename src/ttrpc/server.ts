@@ -14,18 +14,18 @@ import type {CallContext, MethodDefinition, Route, Service} from './service.ts';
 import type {Status} from './status.ts';
 
 export interface ServerOptions {
-	/**
-	 * The status that tells the peer of what a handler threw. Undefined for what it does not know: that is UNKNOWN,
-	 * without details.
-	 */
+	/** The status for an error of a handler. Undefined for an unknown error: the peer gets UNKNOWN without details. */
 	readonly toStatus: (error: unknown) => Status | undefined;
 	/** Answers methods that are not registered, with the bytes of their messages. Without it they are UNIMPLEMENTED. */
 	readonly otherwise?: (request: Buffer, context: CallContext) => Promise<Buffer>;
-	/** Bytes of a message, both ways, without the frame's header. Default 4 MiB, the protocol's own limit. */
+	/**
+	 * Maximum bytes of a message in both directions, without the header of the frame. Default 4 MiB, the limit of the
+	 * protocol.
+	 */
 	readonly maxMessageLength?: number;
-	/** Calls that run at once on one connection; more are RESOURCE_EXHAUSTED. Default 1024. */
+	/** Maximum number of running calls per connection; more are RESOURCE_EXHAUSTED. Default 1024. */
 	readonly maxStreams?: number;
-	/** Hears why a connection ends whose client broke the protocol too often; a few times are forgiven. */
+	/** Called with the reason when a connection ends because its client violated the protocol too often. */
 	readonly onBroken?: (reason: Error) => void;
 	/** How long disposing waits for running calls before it closes. Default 10 s. */
 	readonly disposeMs?: number;
@@ -59,7 +59,7 @@ export class TtrpcServer implements AsyncDisposable {
 		};
 	}
 
-	/** @throws 'already-exists' when one of its methods is registered */
+	/** @throws 'already-exists' if one of its methods is registered */
 	register({definition, handlers}: Service): void {
 		for (const [name, method] of Object.entries(definition)) {
 			const handler = Object.hasOwn(handlers, name) ? handlers[name] : undefined;
@@ -80,8 +80,7 @@ export class TtrpcServer implements AsyncDisposable {
 	}
 
 	/**
-	 * Takes over an accepted socket, whose first bytes may have been unshifted. One that comes after drain or close is
-	 * destroyed.
+	 * Takes over an accepted socket, which may contain unshifted bytes. After drain or close, the socket is destroyed.
 	 */
 	serve(socket: Duplex): void {
 		if (!this.#isOpen) {
@@ -94,10 +93,7 @@ export class TtrpcServer implements AsyncDisposable {
 		void connection.closed.then(() => this.#connections.delete(connection));
 	}
 
-	/**
-	 * Takes no new calls, lets the running ones finish and answers them, then ends the connections; when the signal
-	 * aborts, closes instead.
-	 */
+	/** Refuses new calls, waits for running ones, then ends the connections; if the signal aborts, closes instead. */
 	async drain(signal: AbortSignal): Promise<void> {
 		this.#isOpen = false;
 		try {
@@ -107,13 +103,13 @@ export class TtrpcServer implements AsyncDisposable {
 		}
 	}
 
-	/** Aborts running calls, unanswered, and ends every connection. Does not wait for handlers. */
+	/** Aborts running calls without an answer, and ends every connection. Does not wait for handlers. */
 	async close(): Promise<void> {
 		this.#isOpen = false;
 		await Promise.all([...this.#connections].map(async connection => connection.close()));
 	}
 
-	/** Drains, within its own time. */
+	/** Drains, with its own time limit. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		using scope = new Scope().deadline(this.#disposeMs, 'running ttrpc calls');
 		await this.drain(scope.signal);

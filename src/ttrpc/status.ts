@@ -1,6 +1,6 @@
 /**
- * How a call ended: the one table of google.rpc.Code, and the error that a status which is not OK becomes.
- * Knows no wire format.
+ * The result of a call: the table of google.rpc.Code, and the error for a status that is not OK. Independent of the
+ * wire format.
  */
 import {AdaptorError, type ErrorCode} from '../core/errors.ts';
 
@@ -53,7 +53,7 @@ export function statusOf(code: ErrorCode): number {
 	return byCode.get(code) ?? statusCode.internal;
 }
 
-/** As gRPC spells it; the number itself where it is none of the protocol's. */
+/** The name in gRPC; the number itself if the protocol does not define it. */
 export function statusName(status: number): string {
 	return byNumber.get(status)?.name ?? String(status);
 }

@@ -1,10 +1,10 @@
 /**
- * Counts how often a peer breaks the protocol on one connection. A few times are forgiven: a bug on the other side
- * should not cost a pod its calls. Decides nothing about what follows.
+ * Counts protocol violations of a peer on one connection. A few are tolerated: a bug of the peer should not end the
+ * calls of a pod. Does not decide what follows.
  */
 import {AdaptorError} from '../core/errors.ts';
 
-/** What one side of a ttrpc connection must not send. */
+/** Frames that a peer must not send. */
 export type Violation =
 	| 'a response to no call'
 	| 'data of no call'
@@ -13,14 +13,14 @@ export type Violation =
 	| 'a response from the client side'
 	| 'a frame of a reserved type';
 
-/** Forgiven on one connection, of all kinds together. */
+/** Number of tolerated violations per connection, of all kinds together. */
 const forgiven = 10;
 
 export class Violations {
 	readonly #counts = new Map<Violation, number>();
 	#total = 0;
 
-	/** @returns the error that ends the connection, once it is one too many */
+	/** @returns the error that ends the connection, if there were too many */
 	add(violation: Violation): AdaptorError | undefined {
 		this.#counts.set(violation, (this.#counts.get(violation) ?? 0) + 1);
 		this.#total++;
