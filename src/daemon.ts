@@ -1,6 +1,4 @@
-/**
- * The composition root: builds the daemon's parts in order into one stack and hands it over. No policy, no protocol.
- */
+/** The composition root: creates the parts of the daemon in order, in one stack. Contains no policy and no protocol. */
 import {dirname, join} from 'node:path';
 import {serveApi} from './api/server.ts';
 import {composeChecks} from './checks.ts';
@@ -34,7 +32,7 @@ import type {AgentRelays, OtherDaemons, PodVms} from './sandbox/ports.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
 import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
 
-/** What of the process's surroundings the parts need. */
+/** What the parts need to know about the process. */
 export interface ProcessContext {
 	/** Whose `.ssh` holds keys and known_hosts. */
 	readonly home: string;
@@ -42,31 +40,31 @@ export interface ProcessContext {
 	readonly user: string;
 	/** SSH_AUTH_SOCK. */
 	readonly sshAgentSocket: string | undefined;
-	/** Who the process is, to the system. */
+	/** The user id of the process. */
 	readonly uid?: number | undefined;
 	/** KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT; absent outside of a cluster. */
 	readonly apiServer?: {readonly host: string; readonly port: number};
-	/** Where the pod's token for it is, if not where Kubernetes mounts it. */
+	/** Directory of the token of the pod, if not the usual one of Kubernetes. */
 	readonly serviceAccountDirectory?: string;
 }
 
 /**
- * Kubernetes kills what has not ended 30 s after it was told to. All of this takes about 18 s at most, also against a
- * host that is stuck: calls under way may go on for 8 s, what has not finished then has 4 s to be rolled back, and the
- * cluster and the libvirt session 3 s each for last words. What is not rolled back by then is left to the next daemon.
+ * Kubernetes kills a container 30 s after SIGTERM. A shutdown takes about 18 s at most, also if the KVM host does not
+ * answer: running calls have 8 s to finish, then 4 s to be rolled back, and the cluster and the libvirt session have 3
+ * s each to close. The next daemon rolls back the rest.
  */
 const drainTimeoutMs = 8000;
 const closeTimeoutMs = 4000;
-/** kata's shim sets no deadline for CreateVM. */
+/** The shim of kata sets no deadline for CreateVM. */
 const createTimeoutMs = 30_000;
 const cleanupTimeoutMs = 60_000;
 const removalRetryMs = [500, 30_000] as const;
 const reconcileIntervalMs = 60_000;
 
 /**
- * Serves as soon as this resolves; the KVM host need not be reachable yet. Disposing takes no new calls, lets running
- * ones finish for a while, rolls back starts that did not, and leaves running pod VMs alone: the next daemon resumes
- * them from their records.
+ * Serves when this resolves; the KVM host may still be unreachable. Disposing accepts no new calls, waits for running
+ * ones, rolls back unfinished starts, and does not change running pod VMs: the next daemon resumes them from their
+ * records.
  */
 export async function startDaemon(
 	config: Config,
@@ -76,7 +74,7 @@ export async function startDaemon(
 ): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
 	const {home, user, uid, sshAgentSocket} = processContext;
-	// First, so that it is released last: until then this daemon may be at work.
+	// Acquired first, so that it is released last: until then this daemon counts as running.
 	const lock = parts.use(await lockPodsDir(config.podsDir, log));
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
 	const observer = logObserver(log);
@@ -88,7 +86,7 @@ export async function startDaemon(
 	const relays = remote ?? (await relaysInProcess(config, observer, log));
 
 	const provider = parts.use(openLibvirtProvider(config, {home, user, uid, sshAgentSocket, observer, log}));
-	// Now rather than at the first StartVM, so that a host that cannot be reached shows at once; it goes on trying.
+	// Connects now, not at the first StartVM, so that an unreachable host is reported at once. It retries.
 	provider.connect(signal).catch(() => undefined);
 	const podVms = provider.podVms(podsDir);
 	const networks = parts.use(
@@ -157,9 +155,9 @@ export async function startDaemon(
 	const others = Promise.withResolvers<OtherDaemons>();
 	others.promise.catch(() => undefined);
 	await sandboxes.recover(others.promise);
-	// The tunnels of the sandboxes that run are known from here on, and nothing is served yet.
+	// The tunnels of running sandboxes are known now, and nothing is served yet.
 	await networks.guard(signal);
-	// What happened while the connection was away went unnoticed.
+	// Events during a lost connection were not seen.
 	parts.use(provider.onConnected(() => sandboxes.reconcileSoon()));
 	const api = parts.use(
 		await serveApi(
@@ -184,7 +182,7 @@ export async function startDaemon(
 		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));
 	}
 
-	// A daemon of an earlier version holds no lock: while it may be in the middle of a start it counts as alive.
+	// A daemon of an earlier version has no lock: it counts as running for the time that a start can take.
 	others.resolve(
 		api.tookOver && !lock.hasPredecessor()
 			? parts.use(aliveFor(config.startTimeoutMs + drainTimeoutMs + closeTimeoutMs, lock))
@@ -257,7 +255,7 @@ async function relayProcess(
 	);
 }
 
-/** Loaded only inside of a cluster. A pod that has no way to its API server is not kept from its work by that. */
+/** Loaded only in a cluster. If the pod cannot reach the API server, the daemon works without it. */
 async function kubernetesCluster(
 	config: Config,
 	{apiServer, serviceAccountDirectory}: ProcessContext,

@@ -1,8 +1,8 @@
 #!/usr/bin/env -S node --optimize-for-size --max-semi-space-size=1 --no-maglev --disable-sigusr1
 /**
- * The process edge: arguments and environment in, exit code out, signals. The only file that names `process`. The
- * options of its first line are for memory (docs/adr/0022), and keep SIGUSR1 from opening Node's inspector, a way into
- * a privileged process. The first SIGTERM or SIGINT drains; a second one exits at once.
+ * Entry point: arguments and environment in, exit code out, signals. The only file that names `process`. The options in
+ * its first line are for memory (docs/adr/0022), and keep SIGUSR1 from opening the inspector of Node, which would give
+ * access to a privileged process. The first SIGTERM or SIGINT drains; a second one exits at once.
  */
 import {readFileSync} from 'node:fs';
 import {homedir, hostname, userInfo} from 'node:os';
@@ -12,7 +12,7 @@ import type {CommandName} from './cli/commands.ts';
 import {AdaptorError, toError} from './core/errors.ts';
 import {Secret, type Logger} from './core/log.ts';
 
-/** Loaded one by one: `help` answers without the daemon, and the daemon does without what other commands need. */
+/** Loaded on demand: `help` works without the daemon, and the daemon does not load the modules of other commands. */
 const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	check: async () => (await import('./cli/check.ts')).check,
 	libvirt: async () => (await import('./cli/run.ts')).run,
@@ -26,7 +26,7 @@ const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	'image prune': async () => (await import('./cli/image.ts')).pruneCommand,
 };
 
-/** 128 and the number of SIGINT: how shells say that a command was interrupted. */
+/** 128 plus the number of SIGINT: the exit code of interrupted commands in shells. */
 const interrupted = 128 + 2;
 const stragglersMs = 500;
 const tokenFile = '/var/run/secrets/kubernetes.io/serviceaccount/token';
@@ -43,10 +43,7 @@ function report(error: unknown, message: string): void {
 	}
 }
 
-/**
- * Nobody expected it, so nothing is known about the state any more; whoever restarts us finds what is left through its
- * journal.
- */
+/** After an unexpected error the state is unknown; the next process recovers from the journal. */
 function giveUp(error: unknown): void {
 	report(error, 'unexpected error');
 	process.exit(exitCode.failure);
@@ -71,7 +68,7 @@ function version(): string {
 
 function screen(stream: NodeJS.WriteStream): Screen {
 	stream.on('error', (error: NodeJS.ErrnoException) => {
-		// Whoever read it has seen enough, as `head` does: what is under way is brought to its end all the same.
+		// The reader has closed the pipe, like `head`: the work continues to its end.
 		if (error.code !== 'EPIPE') {
 			giveUp(error);
 		}
@@ -80,7 +77,7 @@ function screen(stream: NodeJS.WriteStream): Screen {
 	return stream.isTTY
 		? {
 				write,
-				// Windows are made wider and narrower.
+				// The width of a terminal can change.
 				get columns() {
 					return stream.columns;
 				},
@@ -88,7 +85,7 @@ function screen(stream: NodeJS.WriteStream): Screen {
 		: {write};
 }
 
-/** A container may run under a number that no account has; then the system's answer is an error. */
+/** The user id of a container may have no account; then the system returns an error. */
 function account(): {readonly home: string; readonly user: string} {
 	try {
 		return {home: homedir(), user: userInfo().username};
@@ -98,7 +95,7 @@ function account(): {readonly home: string; readonly user: string} {
 }
 
 async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags' | 'operands'>): Promise<number> {
-	// Before anything is loaded: to a container's first process a signal without a listener never comes.
+	// Before anything is loaded: the first process of a container ignores signals without a listener.
 	const stopping = new AbortController();
 	for (const signal of ['SIGTERM', 'SIGINT'] as const) {
 		process.on(signal, () => {
@@ -160,6 +157,5 @@ try {
 		error instanceof AdaptorError && error.code === 'invalid-argument' ? exitCode.usage : exitCode.failure;
 }
 
-// Everything is disposed: what still waits for something, such as an unwinding that was given up, is not to hold the
-// exit.
+// Everything is disposed. Work that was abandoned must not delay the exit.
 setTimeout(() => process.exit(), stragglersMs).unref();

@@ -1,8 +1,8 @@
 /**
- * A unix socket that only its owner can connect to: bound in a temporary directory 0700, made 0600, and moved into
- * place, so that it is never open to others whatever the umask, never absent while it replaces another, and removed
- * only while it is still ours. And kept: when its path no longer leads to it, and nobody else answers there, it is
- * bound again. Knows nothing of what is said on it.
+ * A unix socket that only its owner can connect to. It is bound in a temporary directory with mode 0700, made 0600, and
+ * moved into place: so it is never open to others whatever the umask is, its path is never free while it replaces
+ * another socket, and it is removed only if the path still leads to it. If the path no longer leads to it and no other
+ * process answers there, it is bound again.
  */
 import {randomBytes} from 'node:crypto';
 import {chmod, link, lstat, mkdir, readdir, rename, rmdir, unlink} from 'node:fs/promises';
@@ -18,8 +18,8 @@ import type {Logger} from './log.ts';
 const maxPathBytes = 107;
 
 /**
- * Every shim of a full node may connect at once, while we are busy. The kernel takes no more than net.core.somaxconn;
- * beyond that connect(2) says EAGAIN.
+ * All shims of a full node may connect at once while the process is busy. The kernel accepts at most
+ * net.core.somaxconn; beyond that, connect(2) fails with EAGAIN.
  */
 const backlog = 512;
 
@@ -28,12 +28,12 @@ export interface UnixListenerOptions {
 	readonly path: string;
 	/** The setting that the path comes from, for the remedy. */
 	readonly setting: string;
-	/** As of `net.createServer`. */
+	/** As in `net.createServer`. */
 	readonly allowHalfOpen?: boolean;
 	readonly pauseOnConnect?: boolean;
 }
 
-/** @throws 'invalid-argument' for a path that no socket can have */
+/** @throws 'invalid-argument' for a path that is too long for a socket */
 export function checkSocketPath({path, setting}: Pick<UnixListenerOptions, 'path' | 'setting'>): void {
 	const length = Math.max(Buffer.byteLength(path), Buffer.byteLength(unfinishedIn(temporaryPath(path))));
 	if (length > maxPathBytes) {
@@ -47,23 +47,23 @@ export function checkSocketPath({path, setting}: Pick<UnixListenerOptions, 'path
 }
 
 export interface KeptListenerOptions extends UnixListenerOptions {
-	/** How often to look whether the path still leads to the socket. */
+	/** Interval of checks that the path still leads to the socket. */
 	readonly lookEveryMs?: number;
-	/** Called each time that the socket was bound again: others may have been served there meanwhile. */
+	/** Called each time the socket was bound again: another process may have served clients meanwhile. */
 	readonly onBoundAgain?: () => void;
 	readonly log: Logger;
 }
 
-/** A daemon notices within 5 s that it cannot be reached: a look takes next to no time. */
+/** The daemon must notice within 5 s that it cannot be reached. A check costs almost nothing. */
 const lookEveryMs = 4000;
 
 /**
- * Listens, and keeps listening: a socket whose file is removed, or replaced by a process that does not answer any more,
- * is bound again. While another process answers at the path, such as a daemon that took over, it is left to that one.
- * @param onConnection takes the connection over
- * @returns disposing stops listening and removes the socket, unless another has taken its place; connections are not
- * touched
- * @throws 'invalid-argument' for a path that is too long, 'failed-precondition' when it cannot be listened at
+ * Listens, and keeps listening: if the file of the socket is removed, or replaced by a process that no longer answers,
+ * it is bound again. While another process answers at the path, for example a newer daemon, nothing is done.
+ * @param onConnection takes over the connection
+ * @returns disposing stops listening and removes the socket, unless another process has replaced it; connections stay
+ * open
+ * @throws 'invalid-argument' for a path that is too long, 'failed-precondition' if listening fails
  */
 export async function listenAt(
 	options: KeptListenerOptions,
@@ -75,7 +75,7 @@ export async function listenAt(
 	return listener;
 }
 
-/** One binding: the server, and the file that it made. */
+/** One binding: the server and its file. */
 interface Bound {
 	readonly server: Server;
 	readonly inode: bigint;
@@ -108,7 +108,7 @@ class KeptListener implements AsyncDisposable {
 	async #close(): Promise<void> {
 		this.#ending.abort(new Error('closed'));
 		const bound = this.#bound;
-		// Not awaited: `close` calls back when the last connection is gone, and those are not ours.
+		// Not awaited: the callback of `close` waits for the last connection, and connections belong to others.
 		bound?.server.close();
 		await this.#keeping;
 		this.#bound?.server.close();
@@ -168,12 +168,12 @@ class KeptListener implements AsyncDisposable {
 		}
 
 		if (found !== undefined && !(await removeDead(path, found.ino))) {
-			// Somebody has just bound it: the next look tells whether that one answers.
+			// Another process has just bound it: the next check shows whether it answers.
 			return;
 		}
 
 		const former = this.#bound;
-		// Never in the place of one that came first.
+		// Never replaces a socket that another process bound first.
 		const bound = await this.#bind(async (temporary, target) => {
 			await link(temporary, target);
 			await unlink(temporary);
@@ -203,8 +203,8 @@ class KeptListener implements AsyncDisposable {
 		const temporary = unfinishedIn(directory);
 		try {
 			await mkdir(dirname(path), {recursive: true, mode: 0o700});
-			// Between bind(2) and chmod(2) the umask alone decides who may connect: nobody else gets as far as the
-			// socket meanwhile.
+			// Between bind(2) and chmod(2), only the umask decides who may connect. The directory keeps others out
+			// meanwhile.
 			await mkdir(directory, {mode: 0o700});
 			await bind(server, temporary);
 			await chmod(temporary, 0o600);
@@ -232,7 +232,7 @@ export async function answers(path: string, signal: AbortSignal): Promise<boolea
 	const socket = connect(path);
 	const {promise, resolve, reject} = Promise.withResolvers<boolean>();
 	socket.once('connect', () => resolve(true));
-	// A full backlog is a process that is busy.
+	// A full backlog means a busy process.
 	socket.once('error', (error: NodeJS.ErrnoException) =>
 		error.code === 'EAGAIN'
 			? resolve(true)
@@ -247,7 +247,10 @@ export async function answers(path: string, signal: AbortSignal): Promise<boolea
 	}
 }
 
-/** Removes a socket file that was found dead. @returns false when another has come to stand there */
+/**
+ * Removes a dead socket file.
+ * @returns false if another file has replaced it
+ */
 async function removeDead(path: string, inode: bigint): Promise<boolean> {
 	const aside = temporaryPath(path);
 	try {
@@ -272,7 +275,7 @@ async function bind(server: Server, path: string): Promise<void> {
 	server.listen({path, backlog}, () => resolve(undefined));
 	await promise;
 	server.off('error', reject);
-	// One connection that could not be accepted is that one's loss; without a listener it would end the process.
+	// A connection that cannot be accepted must not end the process, as an error without a listener would.
 	server.on('error', () => undefined);
 }
 
@@ -291,7 +294,7 @@ function ignoreMissing(error: unknown): undefined {
 	return undefined;
 }
 
-/** In the same directory, and short. */
+/** In the same directory, with a short name. */
 function temporaryPath(path: string): string {
 	return join(dirname(path), `.${randomBytes(4).toString('hex')}`);
 }
@@ -300,7 +303,7 @@ function unfinishedIn(temporaryDirectory: string): string {
 	return join(temporaryDirectory, 's');
 }
 
-/** Removes what a process has left in the directory that died before it could move its socket into place. */
+/** Removes the files of a process that ended before it moved its socket into place. */
 export async function discardUnfinished(directory: string): Promise<void> {
 	const entries = (await readdir(directory, {withFileTypes: true}).catch(ignoreMissing)) ?? [];
 	for (const entry of entries.filter(({name}) => /^\.[\da-f]{8}$/.test(name))) {
@@ -309,7 +312,7 @@ export async function discardUnfinished(directory: string): Promise<void> {
 			await unlink(path).catch(ignoreMissing);
 		} else if (entry.isDirectory()) {
 			await unlink(unfinishedIn(path)).catch(ignoreMissing);
-			// Anything else in it is not ours.
+			// Other files in it do not belong to us.
 			await rmdir(path).catch(() => undefined);
 		}
 	}

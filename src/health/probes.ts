@@ -1,7 +1,7 @@
 /**
- * What kubelet asks by HTTP: `/startup` (as upstream's) and `/healthz`. The daemon's go through hypervisor.sock itself,
- * as a shim does: 200 when it is answered there, 503 with the reason otherwise. During an update that is the other
- * daemon, and right: the node is served. Says nothing of the KVM host: a restart of the daemon mends no host.
+ * The HTTP probes of kubelet: `/startup` (as in upstream) and `/healthz`. Those of the daemon call hypervisor.sock like
+ * a shim: 200 if it answers, else 503 with the reason. During an update the other daemon may answer, which is correct:
+ * the node is served. They do not depend on the KVM host, because a restart of the daemon would not repair it.
  */
 import {createServer, type RequestListener, type Server, type ServerResponse} from 'node:http';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -12,20 +12,20 @@ import type {Logger} from '../core/log.ts';
 export interface ProbeOptions {
 	/** PROBE_PORT */
 	readonly port: number;
-	/** Resolves when it is; the daemon's API when it answers at its socket. */
+	/** Resolves if the process is healthy. */
 	readonly assertHealthy: (signal: AbortSignal) => Promise<void>;
-	/** The address to listen at: the loopback of the node unless given. */
+	/** The address to listen at; default: the loopback address of the node. */
 	readonly host?: string;
 	readonly log: Logger;
-	/** Pauses between attempts to listen: the first, and the longest. */
+	/** First and longest pause between attempts to listen. */
 	readonly retryMs?: readonly [first: number, longest: number];
 }
 
 const paths = ['/startup', '/healthz'];
 
 /**
- * Resolves at once. A port that is taken is tried again in the background: during a rolling update it is the other
- * daemon's, on a node's own network perhaps a stranger's, and neither is worth a pod.
+ * Returns at once. If the port is in use, it retries in the background: during a rolling update the other daemon uses
+ * it, and on the network of the node another program may. Neither should end pods.
  */
 export function serveProbes(options: ProbeOptions): AsyncDisposable {
 	const ending = new AbortController();
@@ -44,7 +44,7 @@ export function serveProbes(options: ProbeOptions): AsyncDisposable {
 	};
 }
 
-/** Undefined when the signal aborts before. Never throws. */
+/** Undefined if the signal aborts before. Never throws. */
 async function keepListening(
 	{port, host = '127.0.0.1', log, retryMs = [500, 30_000], assertHealthy}: ProbeOptions,
 	signal: AbortSignal,
@@ -109,7 +109,7 @@ async function listen(at: {readonly port: number; readonly host: string}, onRequ
 	server.listen(at, () => resolve(undefined));
 	await promise;
 	server.off('error', reject);
-	// One connection that could not be accepted is that one's loss.
+	// A connection that cannot be accepted must not end the process.
 	server.on('error', () => undefined);
 	return server;
 }

@@ -1,12 +1,10 @@
 /**
- * Initdata: the TOML document with which a pod's owner configures what runs in the pod VM (attestation agent, data hub,
- * policy), and which attestation vouches for by its digest. Text in, checked and in the form in which pod VMs read it
- * out. Pure; knows neither pods nor settings. Stands beside the domain, not in it, since it needs a TOML parser; the
- * domain is handed it as a function.
+ * Initdata: the TOML document with which the owner of a pod configures the programs in its VM (attestation agent, data
+ * hub, policy). Attestation covers its digest. Checks the text and converts it to the form that pod VMs read. Pure;
+ * knows neither pods nor settings. It is not part of the domain because it needs a TOML parser; the domain gets it as a
+ * function.
  *
- * Sources: confidential-containers/trustee, kbs/docs/initdata.md (the document); cloud-api-adaptor, pkg/initdata and
- * pkg/userdata (what VMs read: base64 of gzip since v0.14, base64 of the bare document before); kata-containers,
- * src/runtime/pkg/oci (a shim unpacks the pod's annotation since 3.16, and handed it on as it was before).
+ * Sources: confidential-containers/trustee, kbs/docs/initdata.md (the document); cloud-api-adaptor, pkg/initdata.
  */
 import {createHash} from 'node:crypto';
 import {crc32, gunzipSync} from 'node:zlib';
@@ -15,11 +13,10 @@ import {AdaptorError, type ErrorWhere} from '../core/errors.ts';
 import type {Initdata} from '../sandbox/pod-request.ts';
 import {tomlSize} from './toml-bounds.ts';
 
-/** What the annotations of a Kubernetes object may hold in all. */
+/** The limit of all annotations of a Kubernetes object. */
 const maxBytes = 262_144;
 /**
- * Real documents have a few dozen keys, whose values are files of many lines. The parser needs a few milliseconds for
- * this many.
+ * Real documents have a few dozen keys, with values of many lines. The parser needs a few milliseconds for this number.
  */
 const maxParts = 2000;
 const maxLines = 20_000;
@@ -27,22 +24,22 @@ const algorithms = ['sha256', 'sha384', 'sha512'] as const;
 const remedy = 'Use the TOML document, or the output of "gzip -c initdata.toml | base64 -w0".';
 
 /**
- * @param text the document itself, or base64 of its gzip, or base64 of the document as images of before v0.14 want it,
- * which then get that
- * @param where goes into the errors
- * @throws AdaptorError 'invalid-argument', which repeats nothing of the document
+ * @param text the document, base64 of its gzip, or base64 of the document for images before v0.14, which then get
+ * exactly that
+ * @param where for errors
+ * @throws AdaptorError 'invalid-argument', without the content of the document
  */
 export function parseInitdata(text: string, where: ErrorWhere = {}): Initdata {
 	const refuse = (what: string): never => {
 		throw new AdaptorError({code: 'invalid-argument', what: `The initdata ${what}`, where, remedy});
 	};
 
-	// Twice: what base64, and gzip of what cannot be compressed, may add.
+	// Twice: base64, and gzip of incompressible data, add to the size.
 	if (text.length > 2 * maxBytes) {
 		refuse(`is larger than ${maxBytes} bytes`);
 	}
 
-	// Base64 has no quotes, and a document needs them for its algorithm.
+	// Base64 contains no quotes; a document needs them for its algorithm.
 	const isEncoded = !/["']/v.test(text);
 	if (!text.isWellFormed()) {
 		refuse('is not valid Unicode');
@@ -83,7 +80,7 @@ function unpacked(bytes: Buffer, refuse: Refuse): Buffer {
 	}
 }
 
-/** What the VM, and whoever attests it, cannot do without; what is in the files is theirs to judge. */
+/** The parts that the VM and attestation require. The content of the files is not checked here. */
 function algorithmOf(document: Buffer, refuse: Refuse): (typeof algorithms)[number] {
 	const {algorithm, version, data} = parsed(document, refuse);
 	if (typeof version !== 'string' || version.length > 64 || !/^\d+\.\d+\.\d+$/v.test(version)) {
@@ -125,7 +122,7 @@ function parsed(document: Buffer, refuse: Refuse): Readonly<Record<string, unkno
 	try {
 		return parse(text);
 	} catch (error) {
-		// The parser's own message shows the lines around the place.
+		// The message of the parser quotes the lines around the error.
 		return refuse(
 			`is not valid TOML${error instanceof TomlError ? ` (line ${error.line}, column ${error.column})` : ''}`,
 		);

@@ -33,7 +33,7 @@ export function tomlSize(text: string): TomlSize {
 	return {parts, lines: linesIn(text)};
 }
 
-/** @returns the position behind the closing quotes; for a single-line string without them, the end of the line */
+/** @returns the position after the closing quotes; for a single-line string without them, the end of the line */
 function endOfString(text: string, opening: number, quote: string): number {
 	const delimiter = text.startsWith(quote.repeat(3), opening) ? quote.repeat(3) : quote;
 	const isMultiline = delimiter.length > 1;
