@@ -1,16 +1,15 @@
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
 import fc from 'fast-check';
-import {Calls, defaultCallLimits} from '../../src/relay/calls.ts';
+import {Calls, defaultCallLimits, type CallEvent} from '../../src/relay/calls.ts';
 import {noObserver} from '../../src/core/observer.ts';
-import type {ConnectionEvent} from '../../src/relay/events.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
 import {data, failure, frameOf, request, response} from './frames.ts';
 
 const streams = (calls: readonly {readonly streamId: number}[]): number[] => calls.map(({streamId}) => streamId);
 
 test('answers are matched to their calls in whatever order, with method, time and status', async t => {
-	const lines: Array<Extract<ConnectionEvent, {readonly kind: 'agent-call'}>> = [];
+	const lines: CallEvent[] = [];
 	const calls = new Calls({notify: event => lines.push(event)}, defaultCallLimits);
 	calls.request(frameOf(request(1, 'WaitProcess')), true, 0);
 	calls.request(frameOf(request(3, 'CopyFile', {payload: Buffer.alloc(100_000)})), true, 0);
@@ -29,7 +28,7 @@ test('answers are matched to their calls in whatever order, with method, time an
 });
 
 test('the methods of the recorded conversation are seen, and all its calls are answered', async t => {
-	const lines: Array<Extract<ConnectionEvent, {readonly kind: 'agent-call'}>> = [];
+	const lines: CallEvent[] = [];
 	const calls = new Calls({notify: event => lines.push(event)}, defaultCallLimits);
 	const recorded = async (side: string): Promise<Buffer> =>
 		readFile(new URL(`../fixtures/kata-shim/agent.${side}.bin`, import.meta.url));
