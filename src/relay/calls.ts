@@ -27,9 +27,10 @@ export type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call' | 
 
 const healthCheck = 'grpc.Health/Check';
 const waitProcess = 'grpc.AgentService/WaitProcess';
+const getOomEvent = 'grpc.AgentService/GetOOMEvent';
 
 /** Methods that change nothing and wait for an event, so sending them again has the same effect. */
-const replayableMethods: ReadonlySet<string> = new Set([healthCheck, waitProcess, 'grpc.AgentService/GetOOMEvent']);
+const replayableMethods: ReadonlySet<string> = new Set([healthCheck, waitProcess, getOomEvent]);
 
 export interface CallLimits {
 	/** Maximum number of open calls. A shim has a few dozen; the limit bounds memory. */
@@ -88,8 +89,8 @@ export class ConnectionCalls {
 	/** By stream id. */
 	readonly awaited = new Map<number, OpenCall>();
 	readonly #maxLate: number;
-	/** Streams that were answered, but not by the VM on this connection. */
-	readonly #late = new Set<number>();
+	/** Streams that were answered, but not by the VM on this connection, with their methods. */
+	readonly #late = new Map<number, string>();
 
 	constructor(maxLate: number) {
 		this.#maxLate = maxLate;
@@ -110,16 +111,17 @@ export class ConnectionCalls {
 	/** The call was answered otherwise. Limited, so that a VM that never answers cannot fill the memory. */
 	expectLate(call: OpenCall): void {
 		this.answered(call);
-		const [oldest] = this.#late;
+		const [oldest] = this.#late.keys();
 		if (oldest !== undefined && this.#late.size >= this.#maxLate) {
 			this.#late.delete(oldest);
 		}
 
-		this.#late.add(call.streamId);
+		this.#late.set(call.streamId, call.method);
 	}
 
-	isLate(streamId: number): boolean {
-		return this.#late.has(streamId);
+	/** The method of a stream that may still get a late response. */
+	lateMethod(streamId: number): string | undefined {
+		return this.#late.get(streamId);
 	}
 
 	/** The late response has come. */
@@ -248,7 +250,7 @@ export class Calls {
 
 	/** The standing of the call of a frame from the VM. */
 	standing(streamId: number, on = this.#current): Standing {
-		return on.awaited.has(streamId) ? 'open' : on.isLate(streamId) ? 'late' : 'unknown';
+		return on.awaited.has(streamId) ? 'open' : on.lateMethod(streamId) === undefined ? 'unknown' : 'late';
 	}
 
 	/**
@@ -286,6 +288,16 @@ export class Calls {
 
 		this.#close(call, code, now);
 		return 'open';
+	}
+
+	/**
+	 * The stream of an open call that a late response answers as well. Each event is sent once, to the call that has
+	 * waited longest: a call that was sent again and already answered takes an event that the next call waits for.
+	 */
+	heir({streamId, message}: Frame, on = this.#current): number | undefined {
+		return on.lateMethod(streamId) === getOomEvent && peekStatus(message) === statusCode.ok
+			? this.#open.values().find(({method}) => method === getOomEvent)?.streamId
+			: undefined;
 	}
 
 	/** Closes a call that the relay answers. False if the call is not open. */

@@ -1,8 +1,9 @@
 /**
  * If a health check waits and nothing arrives, either the VM is slow or packets are lost. To decide, the probe sends
- * the same health check on a second connection. A slow VM is slow on both. If only the second one is answered, the
- * first is silent: it has to be replaced, although TCP may still deliver what was sent on it. A successful TLS handshake on the second connection proves nothing: the forwarder may be fast while
- * the agent behind it is slow, and then no call may be lost.
+ * the same health check on a second connection. A slow VM is slow on both. If only the second one is answered, packets
+ * of the first are lost, and it has to be replaced; TCP may still deliver later what was sent on it. A successful TLS
+ * handshake on the second connection proves nothing: the forwarder may be fast while the agent behind it is slow, and
+ * then no call may be lost.
  *
  *   quiet ── asked ──▶ waiting ── nothing heard for doubtMs ──▶ doubted ── only the second was answered ──▶ silent
  *     ▲── answered ─────┘  ▲─────────────── anything heard ───────┘

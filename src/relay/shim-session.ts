@@ -430,7 +430,13 @@ export class ShimSession implements AsyncDisposable {
 	}
 
 	#onResponse(frame: Frame, on?: ConnectionCalls): Violation | undefined {
+		const heir = this.#calls.heir(frame, on);
 		const standing = this.#calls.response(frame, this.#options.now(), on);
+		if (heir !== undefined && this.#calls.answer(heir, statusCode.ok, this.#options.now())) {
+			this.#shim.send(frame.onStream(heir));
+			return undefined;
+		}
+
 		if (standing !== 'lost') {
 			return this.#passOn(frame, standing, 'a response to no call');
 		}
