@@ -13,8 +13,9 @@
  *
  * A connection that is silent is not lost but retired: the VM may still answer on it. A replayable call is then sent
  * again and may be answered on several connections, and the first answer counts. There is one exception. The agent
- * forgets a process when it has sent the exit status once, so a WaitProcess that is answered with NOT_FOUND on one
- * connection may have its exit status on the way on another one. Such an answer only counts when no other is to come.
+ * forgets a process when it has sent the exit status once. A WaitProcess that fails on one connection may have its exit
+ * status on the way on another one, so a failure only counts when no other answer is to come. (Agents answer NOT_FOUND,
+ * and INTERNAL before kata 3.9 or so; both also have other causes, so all failures are treated alike.)
  */
 import {echoed} from '../core/errors.ts';
 import type {Observer} from '../core/observer.ts';
@@ -60,12 +61,12 @@ export interface Call {
 	 * When the relay must answer: slightly before the deadline of the shim; undefined without a deadline.
 	 */
 	readonly answerBy: number | undefined;
-	/** It waits for a process that the agent no longer knows: its exit status was sent, but did not arrive. */
-	readonly isProcessGone: boolean;
+	/** The status of a failure that the VM answered and that does not count, by name. */
+	readonly failure: string | undefined;
 }
 
 interface OpenCall extends Call {
-	isProcessGone: boolean;
+	failure: string | undefined;
 	/** It is sent again on the next connection. */
 	replayable: boolean;
 	/** Its frames, while they may have to be sent (again). */
@@ -181,7 +182,7 @@ export class Calls {
 			startedAt: now,
 			replayable,
 			held: [],
-			isProcessGone: false,
+			failure: undefined,
 			awaitedOn: new Set(),
 			isAnswerLost: false,
 			delayed: !isJoined,
@@ -267,12 +268,12 @@ export class Calls {
 
 		on.answered(call);
 		const code = peekStatus(message);
-		if (call.method === waitProcess && code === statusCode.notFound) {
-			// Sent again, it would find the process gone again.
+		if (call.method === waitProcess && code !== statusCode.ok) {
+			// Sent again, it would fail again.
 			call.replayable = false;
 			this.#release(call);
 			if (call.awaitedOn.size > 0 || call.isAnswerLost) {
-				call.isProcessGone = true;
+				call.failure = statusName(code);
 				return call.awaitedOn.size > 0 ? 'late' : 'lost';
 			}
 		}

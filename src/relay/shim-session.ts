@@ -19,7 +19,8 @@ import {AdaptorError, toError, type ErrorWhere} from '../core/errors.ts';
 import {backOff, pause} from '../core/lifetime.ts';
 import type {Observer} from '../core/observer.ts';
 import {Frame, frameType, type OversizedFrame} from '../ttrpc/frame.ts';
-import {statusCode} from '../ttrpc/status.ts';
+import {peekStatus} from '../ttrpc/message.ts';
+import {statusCode, statusName} from '../ttrpc/status.ts';
 import {Violations, type Violation} from '../ttrpc/violations.ts';
 import {Calls, defaultCallLimits, type Call, type CallLimits, type ConnectionCalls, type Standing} from './calls.ts';
 import {Deadlines} from './deadlines.ts';
@@ -441,7 +442,8 @@ export class ShimSession implements AsyncDisposable {
 			return this.#passOn(frame, standing, 'a response to no call');
 		}
 
-		const error = new AdaptorError({code: 'data-loss', what: reasons.exitStatusLost, where: this.#options.where});
+		const what = reasons.exitStatusLost(statusName(peekStatus(frame.message)));
+		const error = new AdaptorError({code: 'data-loss', what, where: this.#options.where});
 		this.#notify({kind: 'answers-lost', error, count: 1});
 		this.#answer(frame.streamId, statusCode.dataLoss, error.message);
 		return undefined;
@@ -510,11 +512,11 @@ export class ShimSession implements AsyncDisposable {
 	}
 
 	#failLost(lost: readonly Call[], reason: Error): void {
-		for (const {streamId, isProcessGone} of lost) {
-			if (isProcessGone) {
-				this.#answer(streamId, statusCode.dataLoss, this.#text(reasons.exitStatusLost));
-			} else {
+		for (const {streamId, failure} of lost) {
+			if (failure === undefined) {
 				this.#answer(streamId, statusCode.unavailable, this.#text(reasons.lost(reason)));
+			} else {
+				this.#answer(streamId, statusCode.dataLoss, this.#text(reasons.exitStatusLost(failure)));
 			}
 		}
 	}

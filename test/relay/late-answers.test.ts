@@ -28,6 +28,8 @@ interface Asker {
  * then. A process is named by the payload of the call.
  */
 class Agent {
+	/** How it answers a wait for a process that it does not know. */
+	readonly unknownProcess: readonly [code: number, text: string];
 	/** Requests in the order of their arrival, as `<number of the connection> <method> <stream>`. */
 	readonly received: string[] = [];
 	readonly connections: TLSSocket[] = [];
@@ -38,6 +40,10 @@ class Agent {
 		['ReadStdout', []],
 		['GetOOMEvent', []],
 	]);
+
+	constructor(unknownProcess: Agent['unknownProcess'] = [statusCode.notFound, 'InvalidExecId']) {
+		this.unknownProcess = unknownProcess;
+	}
 
 	serve(vm: TLSSocket): void {
 		const decoder = new FrameDecoder();
@@ -75,7 +81,7 @@ class Agent {
 		} else if (method !== 'WaitProcess') {
 			vm.write(response(streamId));
 		} else if (this.#ended.has(name)) {
-			vm.write(failure(streamId, statusCode.notFound, 'InvalidExecId'));
+			vm.write(failure(streamId, ...this.unknownProcess));
 		} else {
 			this.#waits.set(name, [...(this.#waits.get(name) ?? []), asker]);
 		}
@@ -97,7 +103,7 @@ interface Outage extends AsyncDisposable {
 }
 
 /** A shim that talks to an agent through a network on which packets can be withheld. */
-async function outage(timings: Partial<typeof liveness> = {}): Promise<Outage> {
+async function outage(timings: Partial<typeof liveness> = {}, agent = new Agent()): Promise<Outage> {
 	await using undo = new AsyncDisposableStack();
 	const harness = undo.use(
 		await realHarness({
@@ -112,7 +118,6 @@ async function outage(timings: Partial<typeof liveness> = {}): Promise<Outage> {
 	const {relays, directory, address, port, lines} = harness;
 	const signal = AbortSignal.timeout(100_000);
 	const tls = await relays.issue('podvm-a-12345678', signal);
-	const agent = new Agent();
 	const forwarder = undo.use(
 		await startForwarder({
 			tls,
@@ -169,23 +174,28 @@ async function endedInOutage(run: Outage): Promise<Withheld> {
 	return withheld;
 }
 
-test('an exit status that was sent into an outage reaches the shim, although the process is gone by then', async t => {
-	await using run = await outage();
-	const withheld = await endedInOutage(run);
-	// Doubted, asked on a second connection, and replaced by a third, where the process is gone.
-	await run.checked(3);
-	await run.received('3 WaitProcess 1');
-	await run.checked(5);
-	withheld.deliver();
-	t.deepEqual((await run.fromVm.next()).bytes, response(1, Buffer.from('7')));
-	await run.checked(7);
-	t.deepEqual(run.fromVm.waiting, []);
-	// Nothing else was awaited on the old connection.
-	await until(() => run.forwarder.open === 1);
-	const [line, ...more] = said(run, arrived);
-	t.like(line, {level: 'info', method: 'grpc.AgentService/WaitProcess', code: 'OK', connection: 1});
-	t.deepEqual([more, said(run, answersLost)], [[], []]);
-});
+for (const [version, unknownProcess] of [
+	['newer', [statusCode.notFound, 'InvalidExecId']],
+	['older', [statusCode.internal, 'Invalid exec id']],
+] as const) {
+	test(`an exit status that a ${version} agent sent into an outage reaches the shim, although the process is gone`, async t => {
+		await using run = await outage({}, new Agent(unknownProcess));
+		const withheld = await endedInOutage(run);
+		// Doubted, asked on a second connection, and replaced by a third, where the process is gone.
+		await run.checked(3);
+		await run.received('3 WaitProcess 1');
+		await run.checked(5);
+		withheld.deliver();
+		t.deepEqual((await run.fromVm.next()).bytes, response(1, Buffer.from('7')));
+		await run.checked(7);
+		t.deepEqual(run.fromVm.waiting, []);
+		// Nothing else was awaited on the old connection.
+		await until(() => run.forwarder.open === 1);
+		const [line, ...more] = said(run, arrived);
+		t.like(line, {level: 'info', method: 'grpc.AgentService/WaitProcess', code: 'OK', connection: 1});
+		t.deepEqual([more, said(run, answersLost)], [[], []]);
+	});
+}
 
 for (const how of ['is reset', 'stays silent'] as const) {
 	test(`an exit status on an old connection that ${how} is lost, and the shim gets an error that says so`, async t => {
@@ -201,7 +211,7 @@ for (const how of ['is reset', 'stays silent'] as const) {
 
 		const answer = await run.fromVm.next();
 		t.deepEqual([answer.streamId, statusOf(answer).code], [1, statusCode.dataLoss]);
-		t.regex(statusOf(answer).message, /^The exit status is lost: the agent no longer knows the process, and a/);
+		t.regex(statusOf(answer).message, /^The exit status is lost: .+ on another one the agent answered NOT_FOUND/);
 		t.like(said(run, answersLost)[0], {level: 'warn', count: 1});
 		await run.checked(7);
 		// The end of the silent one arrives.
