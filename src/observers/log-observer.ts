@@ -153,6 +153,12 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		'connection to the VM lost; reconnecting',
 		{err: error, count, attempt},
 	],
+	'late-answer': ({method, durationMs, code}) => [
+		'info',
+		'an answer arrived on a replaced connection to the VM',
+		{method, durationMs, code},
+	],
+	'answers-lost': ({error, count}) => ['warn', 'answers of the VM are lost; their calls failed', {err: error, count}],
 	'vm-back': ({count, durationMs, attempt}) => [
 		levelOfAttempt(attempt) === 'warn' ? 'info' : 'debug',
 		'connection to the VM restored',

@@ -10,24 +10,28 @@
  *
  * An answered call is closed, and a late response to it is dropped. The stream ids of such calls are remembered: a late
  * response is allowed, but a response without a call violates the protocol.
+ *
+ * A connection that is silent is not lost but retired: the VM may still answer on it. A replayable call is then sent
+ * again and may be answered on several connections, and the first answer counts. There is one exception. The agent
+ * forgets a process when it has sent the exit status once. A WaitProcess that fails on one connection may have its exit
+ * status on the way on another one, so a failure only counts when no other answer is to come. (Agents answer NOT_FOUND,
+ * and INTERNAL before kata 3.9 or so; both also have other causes, so all failures are treated alike.)
  */
 import {echoed} from '../core/errors.ts';
 import type {Observer} from '../core/observer.ts';
 import type {Frame} from '../ttrpc/frame.ts';
 import {peekMethod, peekStatus} from '../ttrpc/message.ts';
-import {statusName} from '../ttrpc/status.ts';
+import {statusCode, statusName} from '../ttrpc/status.ts';
 import type {ConnectionEvent} from './events.ts';
 
-type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call'}>;
+export type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call' | 'late-answer'}>;
 
 const healthCheck = 'grpc.Health/Check';
+const waitProcess = 'grpc.AgentService/WaitProcess';
+const getOomEvent = 'grpc.AgentService/GetOOMEvent';
 
 /** Methods that change nothing and wait for an event, so sending them again has the same effect. */
-const replayableMethods: ReadonlySet<string> = new Set([
-	healthCheck,
-	'grpc.AgentService/WaitProcess',
-	'grpc.AgentService/GetOOMEvent',
-]);
+const replayableMethods: ReadonlySet<string> = new Set([healthCheck, waitProcess, getOomEvent]);
 
 export interface CallLimits {
 	/** Maximum number of open calls. A shim has a few dozen; the limit bounds memory. */
@@ -57,15 +61,20 @@ export interface Call {
 	 * When the relay must answer: slightly before the deadline of the shim; undefined without a deadline.
 	 */
 	readonly answerBy: number | undefined;
+	/** The status of a failure that the VM answered and that does not count, by name. */
+	readonly failure: string | undefined;
 }
 
 interface OpenCall extends Call {
+	failure: string | undefined;
 	/** It is sent again on the next connection. */
 	replayable: boolean;
 	/** Its frames, while they may have to be sent (again). */
 	held: Buffer[];
-	/** The request was sent on the current connection, so the VM may answer it at any time. */
-	isSent: boolean;
+	/** The connections on which the request was sent and the VM may answer it at any time. */
+	readonly awaitedOn: Set<ConnectionCalls>;
+	/** A connection was lost on which it was awaited. */
+	isAnswerLost: boolean;
 	/** It waited for a connection, or waits on a silent one, so its deadline may pass before the VM answers. */
 	delayed: boolean;
 }
@@ -73,8 +82,54 @@ interface OpenCall extends Call {
 /** `busy`: the stream already has an open call; `full`: too many calls, or too many held bytes. */
 export type Admission = 'taken' | 'busy' | 'full';
 
-/** `late`: the relay has already answered the call; `unknown`: no call of this connection. */
+/** `late`: the call was already answered, or another answer counts; `unknown`: no call of this connection. */
 export type Standing = 'open' | 'late' | 'unknown';
+
+/** What the VM may still answer on one connection. */
+export class ConnectionCalls {
+	/** By stream id. */
+	readonly awaited = new Map<number, OpenCall>();
+	readonly #maxLate: number;
+	/** Streams that were answered, but not by the VM on this connection, with their methods. */
+	readonly #late = new Map<number, string>();
+
+	constructor(maxLate: number) {
+		this.#maxLate = maxLate;
+	}
+
+	expect(call: OpenCall): void {
+		this.awaited.set(call.streamId, call);
+		this.#late.delete(call.streamId);
+		call.awaitedOn.add(this);
+	}
+
+	/** The VM has answered. */
+	answered(call: OpenCall): void {
+		this.awaited.delete(call.streamId);
+		call.awaitedOn.delete(this);
+	}
+
+	/** The call was answered otherwise. Limited, so that a VM that never answers cannot fill the memory. */
+	expectLate(call: OpenCall): void {
+		this.answered(call);
+		const [oldest] = this.#late.keys();
+		if (oldest !== undefined && this.#late.size >= this.#maxLate) {
+			this.#late.delete(oldest);
+		}
+
+		this.#late.set(call.streamId, call.method);
+	}
+
+	/** The method of a stream that may still get a late response. */
+	lateMethod(streamId: number): string | undefined {
+		return this.#late.get(streamId);
+	}
+
+	/** The late response has come. */
+	forget(streamId: number): void {
+		this.#late.delete(streamId);
+	}
+}
 
 export class Calls {
 	readonly #observer: Observer<CallEvent>;
@@ -83,13 +138,14 @@ export class Calls {
 	readonly #open = new Map<number, OpenCall>();
 	/** The open health checks that are replayable. */
 	readonly #checks = new Set<OpenCall>();
-	/** Streams of the current connection that the relay answered before the VM did. */
-	readonly #late = new Set<number>();
+	/** The connection in use, or the next one while there is none. */
+	#current: ConnectionCalls;
 	#heldBytes = 0;
 
 	constructor(observer: Observer<CallEvent>, limits: CallLimits) {
 		this.#observer = observer;
 		this.#limits = limits;
+		this.#current = new ConnectionCalls(limits.maxOpen);
 	}
 
 	/** How many are open. */
@@ -126,7 +182,9 @@ export class Calls {
 			startedAt: now,
 			replayable,
 			held: [],
-			isSent: isJoined,
+			failure: undefined,
+			awaitedOn: new Set(),
+			isAnswerLost: false,
 			delayed: !isJoined,
 			answerBy: timeoutMs > 0 ? now + timeoutMs - Math.min(answerAheadMs, timeoutMs / 10) : undefined,
 		};
@@ -135,7 +193,10 @@ export class Calls {
 		}
 
 		this.#open.set(streamId, call);
-		this.#late.delete(streamId);
+		if (isJoined) {
+			this.#current.expect(call);
+		}
+
 		if (name === healthCheck && call.replayable && call.held.length > 0) {
 			this.#checks.add(call);
 		}
@@ -161,12 +222,17 @@ export class Calls {
 
 	/**
 	 * Further data of a request. `taken`: as for a request. `full`: it cannot be held completely, and the call must be
-	 * failed. `unknown`: no open call has this stream.
+	 * failed. `retired`: the call must be failed, since its connection is retired and is not written to any more.
+	 * `unknown`: no open call has this stream.
 	 */
-	data({streamId, bytes}: Frame, isJoined: boolean): 'taken' | 'full' | 'unknown' {
+	data({streamId, bytes}: Frame, isJoined: boolean): 'taken' | 'full' | 'retired' | 'unknown' {
 		const call = this.#open.get(streamId);
 		if (call === undefined) {
 			return 'unknown';
+		}
+
+		if (call.awaitedOn.size > 0 && !call.awaitedOn.has(this.#current)) {
+			return 'retired';
 		}
 
 		if (isJoined) {
@@ -184,21 +250,55 @@ export class Calls {
 	}
 
 	/** The standing of the call of a frame from the VM. */
-	standing(streamId: number): Standing {
-		return this.#open.get(streamId)?.isSent === true ? 'open' : this.#late.has(streamId) ? 'late' : 'unknown';
+	standing(streamId: number, on = this.#current): Standing {
+		return on.awaited.has(streamId) ? 'open' : on.lateMethod(streamId) === undefined ? 'unknown' : 'late';
 	}
 
-	/** Closes the call if it is open. */
-	response({streamId, message}: Frame, now: number): Standing {
-		const standing = this.standing(streamId);
-		const call = this.#open.get(streamId);
-		if (standing === 'open' && call !== undefined) {
-			this.#close(call, peekStatus(message), now);
-		} else {
-			this.#late.delete(streamId);
+	/**
+	 * Closes the call if it is open and this answer counts. `lost`: the call is still open and must be failed, since
+	 * the answer that counts is lost.
+	 */
+	response({streamId, message}: Frame, now: number, on = this.#current): Standing | 'lost' {
+		const call = on.awaited.get(streamId);
+		if (call === undefined) {
+			const standing = this.standing(streamId, on);
+			on.forget(streamId);
+			return standing;
 		}
 
-		return standing;
+		on.answered(call);
+		const code = peekStatus(message);
+		if (call.method === waitProcess && code !== statusCode.ok) {
+			// Sent again, it would fail again.
+			call.replayable = false;
+			this.#release(call);
+			if (call.awaitedOn.size > 0 || call.isAnswerLost) {
+				call.failure = statusName(code);
+				return call.awaitedOn.size > 0 ? 'late' : 'lost';
+			}
+		}
+
+		if (on !== this.#current) {
+			this.#observer.notify({
+				kind: 'late-answer',
+				method: call.method,
+				durationMs: Math.round(now - call.startedAt),
+				code: statusName(code),
+			});
+		}
+
+		this.#close(call, code, now);
+		return 'open';
+	}
+
+	/**
+	 * The stream of an open call that a late response answers as well. Each event is sent once, to the call that has
+	 * waited longest: a call that was sent again and already answered takes an event that the next call waits for.
+	 */
+	heir({streamId, message}: Frame, on = this.#current): number | undefined {
+		return on.lateMethod(streamId) === getOomEvent && peekStatus(message) === statusCode.ok
+			? this.#open.values().find(({method}) => method === getOomEvent)?.streamId
+			: undefined;
 	}
 
 	/** Closes a call that the relay answers. False if the call is not open. */
@@ -209,28 +309,18 @@ export class Calls {
 		}
 
 		this.#close(call, code, now);
-		if (call.isSent) {
-			this.#expectLate(streamId);
-		}
-
 		return true;
-	}
-
-	/** Limited to the maximum number of open calls, so that a VM that never answers cannot fill the memory. */
-	#expectLate(streamId: number): void {
-		const [oldest] = this.#late;
-		if (oldest !== undefined && this.#late.size >= this.#limits.maxOpen) {
-			this.#late.delete(oldest);
-		}
-
-		this.#late.add(streamId);
 	}
 
 	/** The frames to send first on a new connection, in the order of the requests. */
 	*join(): Generator<Buffer> {
 		for (const call of this.#open.values()) {
+			if (call.held.length === 0) {
+				continue;
+			}
+
 			yield* call.held;
-			call.isSent = true;
+			this.#current.expect(call);
 			if (!call.replayable) {
 				this.#release(call);
 			}
@@ -238,18 +328,34 @@ export class Calls {
 	}
 
 	/**
-	 * The connection to the VM is lost.
-	 * @returns the calls that are lost with it, still open; the others wait for the next connection
+	 * A connection to the VM is lost, and nothing more comes on it.
+	 * @returns the calls that are lost with it, still open; the others wait for the next connection or for another one
 	 */
-	lost(): readonly Call[] {
-		const calls = [...this.#open.values()];
-		this.#late.clear();
-		for (const call of calls) {
-			call.delayed = true;
-			call.isSent = false;
+	lost(on = this.#current): readonly Call[] {
+		for (const call of on.awaited.values()) {
+			on.answered(call);
+			call.isAnswerLost = true;
 		}
 
-		return calls.filter(({held}) => held.length === 0);
+		if (on === this.#current) {
+			this.retire();
+		}
+
+		return [...this.#open.values()].filter(({awaitedOn, held}) => awaitedOn.size === 0 && held.length === 0);
+	}
+
+	/**
+	 * The current connection is silent and is replaced by the next one. The VM may still answer on it, until `lost` is
+	 * called with what is returned.
+	 */
+	retire(): ConnectionCalls {
+		const retired = this.#current;
+		this.#current = new ConnectionCalls(this.#limits.maxOpen);
+		for (const call of this.#open.values()) {
+			call.delayed = true;
+		}
+
+		return retired;
 	}
 
 	all(): readonly Call[] {
@@ -279,6 +385,10 @@ export class Calls {
 		this.#open.delete(call.streamId);
 		this.#checks.delete(call);
 		this.#release(call);
+		for (const connection of call.awaitedOn) {
+			connection.expectLate(call);
+		}
+
 		this.#observer.notify({
 			kind: 'agent-call',
 			method: call.method,

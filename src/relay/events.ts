@@ -28,6 +28,10 @@ export type RelayEvent = {
 			readonly isNews: boolean;
 	  }
 	| {readonly kind: 'agent-call'; readonly method: string; readonly durationMs: number; readonly code: string}
+	/** An answer came on a connection to the VM that was replaced. `durationMs` is since the request. */
+	| {readonly kind: 'late-answer'; readonly method: string; readonly durationMs: number; readonly code: string}
+	/** These calls were answered by the VM or executed, perhaps, and fail. */
+	| {readonly kind: 'answers-lost'; readonly error: Error; readonly count: number}
 	| {readonly kind: 'vm-lost'; readonly error: Error; readonly count: number; readonly attempt: number}
 	| {readonly kind: 'vm-back'; readonly count: number; readonly durationMs: number; readonly attempt: number}
 	| {readonly kind: 'vm-unreachable'; readonly error: unknown; readonly isNews: boolean}

@@ -1,10 +1,11 @@
 /**
  * If a health check waits and nothing arrives, either the VM is slow or packets are lost. To decide, the probe sends
- * the same health check on a second connection. A slow VM is slow on both. If only the second one is answered, the
- * first is dead. A successful TLS handshake on the second connection proves nothing: the forwarder may be fast while
- * the agent behind it is slow, and then no call may be lost.
+ * the same health check on a second connection. A slow VM is slow on both. If only the second one is answered, packets
+ * of the first are lost, and it has to be replaced; TCP may still deliver later what was sent on it. A successful TLS
+ * handshake on the second connection proves nothing: the forwarder may be fast while the agent behind it is slow, and
+ * then no call may be lost.
  *
- *   quiet ── asked ──▶ waiting ── nothing heard for doubtMs ──▶ doubted ── only the second was answered ──▶ dead
+ *   quiet ── asked ──▶ waiting ── nothing heard for doubtMs ──▶ doubted ── only the second was answered ──▶ silent
  *     ▲── answered ─────┘  ▲─────────────── anything heard ───────┘
  *
  * Without the probe, a connection that was interrupted for some seconds takes as long again to recover, because TCP
@@ -30,9 +31,20 @@ export interface LivenessTimings {
 	 * After an answer on the second connection, the first one gets this time: a VM that wakes up answers on both.
 	 */
 	readonly graceMs: number;
+	/**
+	 * A replaced connection is kept for answers that are under way, until it is silent for this time. Packets flow
+	 * again when it is replaced. Both sides then send again whatever was lost within TCP_RTO_MAX, 120 s on Linux, the
+	 * longest pause between two retransmissions, and the health check that is unanswered on it is answered.
+	 */
+	readonly lateMs: number;
 }
 
-export const defaultLivenessTimings: LivenessTimings = {doubtMs: 3000, answerMs: 15_000, graceMs: 500};
+export const defaultLivenessTimings: LivenessTimings = {
+	doubtMs: 3000,
+	answerMs: 15_000,
+	graceMs: 500,
+	lateMs: 130_000,
+};
 
 export interface LivenessProbeOptions {
 	/** Opens another connection, owned by the caller. Retries: only rejects when the signal aborts. */
@@ -50,7 +62,7 @@ export interface LivenessProbeOptions {
 	/** @param attempt resolves when the second connection is closed */
 	readonly doubted: (attempt: Promise<void>) => void;
 	/** Called at most once, and last. */
-	readonly dead: (reason: Error) => void;
+	readonly silent: (reason: Error) => void;
 }
 
 /** Probes one connection. Disposing ends it at once. */
@@ -140,7 +152,7 @@ export class LivenessProbe implements Disposable {
 			pauseMs,
 			timings: {graceMs},
 			isExcused,
-			dead,
+			silent,
 			now,
 		} = this.#options;
 		try {
@@ -152,7 +164,7 @@ export class LivenessProbe implements Disposable {
 					signal.throwIfAborted();
 					if (!isExcused()) {
 						const silentMs = Math.round(now() - Math.max(this.#askedAt, this.#heardAt));
-						dead(
+						silent(
 							new AdaptorError({
 								code: 'unavailable',
 								what: `nothing arrived on it for ${silentMs} ms, while a new connection was answered`,

@@ -12,6 +12,11 @@ export const reasons = {
 		`The pod VM could not be reached before the deadline of this call${loss === undefined ? '' : `: the connection was lost (${loss.message})`}`,
 	lost: (loss: Error) =>
 		`The connection to the pod VM was lost while this call was under way (${loss.message}); it is unknown whether the call was executed`,
+	/** Further data of a request. */
+	torn: 'The connection to the pod VM was replaced while this call was sent; it is unknown whether the call was executed',
+	/** @param status how the agent answered WaitProcess on another connection */
+	exitStatusLost: (status: string) =>
+		`The exit status is lost: a connection to the pod VM was lost before the answer to this call arrived on it, and on another one the agent answered ${status}, as it does when it has sent the exit status before`,
 	gone: (reason: Error) => `The pod VM is gone: ${reason.message}`,
 	busy: (streamId: number) => `Stream ${streamId} already has an open call`,
 	tooLarge: (what: 'request' | 'response', {messageLength}: OversizedFrame) =>

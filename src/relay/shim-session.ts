@@ -1,9 +1,10 @@
 /**
  * One shim connection, which lives until the shim closes it, and one connection to the VM at a time, which is replaced
- * when it is lost.
+ * when it is lost or silent.
  *
  *   dialling ── connected ──▶ joined          held frames are sent, then frames pass unchanged
  *   joined ── lost ──▶ dialling               open calls fail, replayable calls are kept (calls.ts)
+ *   joined ── silent ──▶ dialling             all calls are kept: late answers count (retired-legs.ts)
  *   dialling, joined ── fail() ──▶ failed     every call is answered with UNAVAILABLE at once
  *   any ── the shim leaves, disposed ──▶ over
  *
@@ -18,12 +19,14 @@ import {AdaptorError, toError, type ErrorWhere} from '../core/errors.ts';
 import {backOff, pause} from '../core/lifetime.ts';
 import type {Observer} from '../core/observer.ts';
 import {Frame, frameType, type OversizedFrame} from '../ttrpc/frame.ts';
-import {statusCode} from '../ttrpc/status.ts';
+import {peekStatus} from '../ttrpc/message.ts';
+import {statusCode, statusName} from '../ttrpc/status.ts';
 import {Violations, type Violation} from '../ttrpc/violations.ts';
-import {Calls, defaultCallLimits, type Call, type CallLimits, type Standing} from './calls.ts';
+import {Calls, defaultCallLimits, type Call, type CallLimits, type ConnectionCalls, type Standing} from './calls.ts';
 import {Deadlines} from './deadlines.ts';
 import type {ConnectionEvent} from './events.ts';
 import {reasons} from './reasons.ts';
+import {RetiredLegs} from './retired-legs.ts';
 import {ShimLeg} from './shim-leg.ts';
 import {LivenessProbe, type LivenessTimings} from './liveness-probe.ts';
 import {VmLeg} from './vm-leg.ts';
@@ -74,6 +77,7 @@ export class ShimSession implements AsyncDisposable {
 	readonly #startedAt: number;
 	readonly #calls: Calls;
 	readonly #deadlines: Deadlines;
+	readonly #retired: RetiredLegs;
 	readonly #ended = Promise.withResolvers<undefined>();
 	/** All connections to the VM that are not closed yet. */
 	readonly #legs = new Set<Promise<unknown>>();
@@ -92,9 +96,14 @@ export class ShimSession implements AsyncDisposable {
 		this.#startedAt = options.now();
 		this.#pauses = this.#newPauses();
 		this.#calls = new Calls(options.observer, options.limits ?? defaultCallLimits);
-		this.#deadlines = new Deadlines(this.#calls, options.now, expired =>
-			this.#answerAll(expired, this.#text(this.#lateness)),
-		);
+		this.#deadlines = new Deadlines(this.#calls, options.now, expired => {
+			this.#answerAll(expired, this.#text(this.#lateness));
+			this.#retired.closeIdle();
+		});
+		this.#retired = new RetiredLegs({
+			lateMs: options.liveness.lateMs,
+			ended: (calls, reason) => this.#onRetiredLost(calls, reason),
+		});
 		this.#shim = new ShimLeg(shim, {
 			frames: frames => this.#onShimFrames(frames),
 			drained: () => this.#balance(),
@@ -139,10 +148,13 @@ export class ShimSession implements AsyncDisposable {
 			before.abort.abort(new Error('the connection is no longer needed'));
 		} else if (before.name === 'joined') {
 			before.liveness[Symbol.dispose]();
-			before.vm.destroy();
+			if (this.#retired.callsOf(before.vm) === undefined) {
+				before.vm.destroy();
+			}
 		}
 
 		if (state.name === 'failed' || state.name === 'over') {
+			this.#retired[Symbol.dispose]();
 			this.#deadlines[Symbol.dispose]();
 		}
 	}
@@ -188,6 +200,8 @@ export class ShimSession implements AsyncDisposable {
 		const admission = this.#calls.data(frame, isJoined);
 		if (admission === 'full') {
 			this.#answer(streamId, statusCode.unavailable, this.#text(reasons.tooMuchHeld));
+		} else if (admission === 'retired') {
+			this.#answer(streamId, statusCode.unavailable, this.#text(reasons.torn));
 		}
 
 		return isJoined && admission === 'taken';
@@ -306,11 +320,22 @@ export class ShimSession implements AsyncDisposable {
 		const violations = new Violations();
 		const vm = new VmLeg(socket, {
 			frames: frames => {
-				liveness.heard();
-				this.#onVmFrames(frames, violations);
+				const retired = this.#retired.callsOf(vm);
+				if (retired === undefined) {
+					liveness.heard();
+				} else {
+					this.#retired.heard(vm);
+				}
+
+				const reason = this.#onVmFrames(frames, violations, retired);
+				if (reason === undefined) {
+					this.#balance();
+				} else {
+					this.#onLegLost(vm, reason, {isPunished: true});
+				}
 			},
 			drained: () => this.#balance(),
-			lost: reason => this.#onVmLost(reason),
+			lost: reason => this.#onLegLost(vm, reason),
 		});
 		this.#track(vm.closed);
 		this.#enter({name: 'joined', vm, liveness, since: now()});
@@ -342,7 +367,7 @@ export class ShimSession implements AsyncDisposable {
 				this.#track(attempt);
 				this.#watchDeadlines();
 			},
-			dead: reason => this.#onVmLost(reason),
+			silent: reason => this.#onVmSilent(reason),
 		});
 	}
 
@@ -355,11 +380,16 @@ export class ShimSession implements AsyncDisposable {
 		this.#deadlines.watch();
 	}
 
-	#onVmFrames(frames: Iterable<Frame | OversizedFrame>, violations: Violations): void {
+	/** @returns the reason if the VM violated the protocol too often */
+	#onVmFrames(
+		frames: Iterable<Frame | OversizedFrame>,
+		violations: Violations,
+		on: ConnectionCalls | undefined,
+	): Error | undefined {
 		let tooMany: Error | undefined;
 		this.#shim.together(() => {
 			for (const frame of frames) {
-				const violation = this.#onVmFrame(frame);
+				const violation = this.#onVmFrame(frame, on);
 				if (violation !== undefined) {
 					tooMany = violations.add(violation);
 					this.#reportViolation('VM', violation);
@@ -369,38 +399,54 @@ export class ShimSession implements AsyncDisposable {
 				}
 			}
 		});
-		if (tooMany !== undefined) {
-			this.#onVmLost(tooMany, {isPunished: true});
-			return;
-		}
-
-		this.#balance();
+		return tooMany;
 	}
 
 	/**
 	 * Forwards a frame of the VM, unless its stream was already answered.
+	 * @param on its connection; the current one if absent
 	 * @returns how the frame violates the protocol, if it does
 	 */
-	#onVmFrame(frame: Frame | OversizedFrame): Violation | undefined {
+	#onVmFrame(frame: Frame | OversizedFrame, on?: ConnectionCalls): Violation | undefined {
 		const {streamId, type} = frame;
 		switch (type) {
 			case frameType.response:
 				if (!(frame instanceof Frame)) {
-					return this.#answer(streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame))
+					return this.#calls.standing(streamId, on) === 'open' &&
+						this.#answer(streamId, statusCode.resourceExhausted, reasons.tooLarge('response', frame))
 						? undefined
 						: 'a message over the limit';
 				}
 
-				return this.#passOn(frame, this.#calls.response(frame, this.#options.now()), 'a response to no call');
+				return this.#onResponse(frame, on);
 			case frameType.data:
 				return frame instanceof Frame
-					? this.#passOn(frame, this.#calls.standing(streamId), 'data of no call')
+					? this.#passOn(frame, this.#calls.standing(streamId, on), 'data of no call')
 					: 'a message over the limit';
 			case frameType.request:
 				return 'a request from the server side';
 			default:
 				return 'a frame of a reserved type';
 		}
+	}
+
+	#onResponse(frame: Frame, on?: ConnectionCalls): Violation | undefined {
+		const heir = this.#calls.heir(frame, on);
+		const standing = this.#calls.response(frame, this.#options.now(), on);
+		if (heir !== undefined && this.#calls.answer(heir, statusCode.ok, this.#options.now())) {
+			this.#shim.send(frame.onStream(heir));
+			return undefined;
+		}
+
+		if (standing !== 'lost') {
+			return this.#passOn(frame, standing, 'a response to no call');
+		}
+
+		const what = reasons.exitStatusLost(statusName(peekStatus(frame.message)));
+		const error = new AdaptorError({code: 'data-loss', what, where: this.#options.where});
+		this.#notify({kind: 'answers-lost', error, count: 1});
+		this.#answer(frame.streamId, statusCode.dataLoss, error.message);
+		return undefined;
 	}
 
 	#passOn({bytes}: Frame, standing: Standing, violation: Violation): Violation | undefined {
@@ -414,15 +460,42 @@ export class ShimSession implements AsyncDisposable {
 	/**
 	 * @param isPunished the VM violated the protocol: pause before the redial, however long the connection lasted
 	 */
-	#onVmLost(reason: Error, {isPunished = false} = {}): void {
+	#onLegLost(vm: VmLeg, reason: Error, {isPunished = false} = {}): void {
+		if (this.#retired.callsOf(vm) !== undefined) {
+			this.#retired.lost(vm, reason);
+			return;
+		}
+
 		const lost = this.#calls.lost();
-		const text = this.#text(reasons.lost(reason));
 		if (this.#shim.hasEnded) {
-			this.#answerAll(lost, text);
+			this.#failLost(lost, reason);
 			this.#finish();
 			return;
 		}
 
+		this.#redial(reason, lost, isPunished);
+	}
+
+	/** The VM answers on a new connection, but not on this one: replaces it, and keeps it for late answers. */
+	#onVmSilent(reason: Error): void {
+		if (this.#state.name === 'joined') {
+			this.#retired.add(this.#state.vm, this.#calls.retire());
+			this.#redial(reason, [], false);
+		}
+	}
+
+	#onRetiredLost(connection: ConnectionCalls, reason: Error): void {
+		const lost = this.#calls.lost(connection);
+		if (lost.length > 0) {
+			this.#notify({kind: 'answers-lost', error: reason, count: lost.length});
+			this.#failLost(lost, reason);
+		}
+
+		this.#balance();
+	}
+
+	/** @param lost the calls that fail */
+	#redial(reason: Error, lost: readonly Call[], isPunished: boolean): void {
 		const {now} = this.#options;
 		const lasted = !isPunished && this.#state.name === 'joined' && now() - this.#state.since >= lastingMs;
 		if (lasted) {
@@ -433,9 +506,19 @@ export class ShimSession implements AsyncDisposable {
 		const attempt = lasted ? 1 : ++this.#shortLived;
 		this.#notify({kind: 'vm-lost', error: reason, count: lost.length, attempt});
 		this.#dial({reason, at: now(), attempt}, lasted ? 0 : this.#pauses.next().value);
-		this.#answerAll(lost, text);
+		this.#failLost(lost, reason);
 		this.#watchDeadlines();
 		this.#balance();
+	}
+
+	#failLost(lost: readonly Call[], reason: Error): void {
+		for (const {streamId, failure} of lost) {
+			if (failure === undefined) {
+				this.#answer(streamId, statusCode.unavailable, this.#text(reasons.lost(reason)));
+			} else {
+				this.#answer(streamId, statusCode.dataLoss, this.#text(reasons.exitStatusLost(failure)));
+			}
+		}
 	}
 
 	get #lateness(): string {
@@ -476,6 +559,9 @@ export class ShimSession implements AsyncDisposable {
 		if (vm !== undefined) {
 			vm.isReading = !this.#shim.isFull;
 		}
+
+		this.#retired.closeIdle();
+		this.#retired.isReading = !this.#shim.isFull;
 	}
 
 	#newPauses(): Generator<number, never> {

@@ -45,6 +45,13 @@ export class Frame implements FrameHeader {
 		this.bytes = bytes;
 	}
 
+	/** The same frame on another stream, as bytes: a copy. */
+	onStream(streamId: number): Buffer {
+		const bytes = Buffer.from(this.bytes);
+		bytes.writeUInt32BE(streamId, 4);
+		return bytes;
+	}
+
 	/** The message without the header: a view, not a copy. */
 	get message(): Buffer {
 		return this.bytes.subarray(headerLength);

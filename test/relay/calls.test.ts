@@ -1,16 +1,15 @@
 import {readFile} from 'node:fs/promises';
 import test from 'ava';
 import fc from 'fast-check';
-import {Calls, defaultCallLimits} from '../../src/relay/calls.ts';
+import {Calls, defaultCallLimits, type Call, type CallEvent, type ConnectionCalls} from '../../src/relay/calls.ts';
 import {noObserver} from '../../src/core/observer.ts';
-import type {ConnectionEvent} from '../../src/relay/events.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
 import {data, failure, frameOf, request, response} from './frames.ts';
 
 const streams = (calls: readonly {readonly streamId: number}[]): number[] => calls.map(({streamId}) => streamId);
 
 test('answers are matched to their calls in whatever order, with method, time and status', async t => {
-	const lines: Array<Extract<ConnectionEvent, {readonly kind: 'agent-call'}>> = [];
+	const lines: CallEvent[] = [];
 	const calls = new Calls({notify: event => lines.push(event)}, defaultCallLimits);
 	calls.request(frameOf(request(1, 'WaitProcess')), true, 0);
 	calls.request(frameOf(request(3, 'CopyFile', {payload: Buffer.alloc(100_000)})), true, 0);
@@ -29,7 +28,7 @@ test('answers are matched to their calls in whatever order, with method, time an
 });
 
 test('the methods of the recorded conversation are seen, and all its calls are answered', async t => {
-	const lines: Array<Extract<ConnectionEvent, {readonly kind: 'agent-call'}>> = [];
+	const lines: CallEvent[] = [];
 	const calls = new Calls({notify: event => lines.push(event)}, defaultCallLimits);
 	const recorded = async (side: string): Promise<Buffer> =>
 		readFile(new URL(`../fixtures/kata-shim/agent.${side}.bin`, import.meta.url));
@@ -160,6 +159,78 @@ test('no frames make it throw, or remember more than it may', t => {
 			t.is(calls.heldBytes, 0);
 		}),
 		{numRuns: 300},
+	);
+});
+
+test('however connections are retired and lost, a call is answered once at most, and nothing stays', t => {
+	const limits = {maxOpen: 5, maxHeldBytes: 500};
+	const step = fc.record({
+		what: fc.constantFrom('request', 'answer', 'answer', 'fail', 'retire', 'join', 'lose', 'lose old'),
+		streamId: fc.integer({min: 0, max: 6}).map(n => 2 * n + 1),
+		method: fc.constantFrom('WaitProcess', 'ReadStdout', 'GetOOMEvent'),
+		connection: fc.nat(3),
+	});
+	fc.assert(
+		fc.property(fc.array(step, {maxLength: 80}), steps => {
+			const calls = new Calls(noObserver, limits);
+			const retired: ConnectionCalls[] = [];
+			const open = new Set<number>();
+			let isJoined = false;
+			const fail = (lost: readonly Call[]): void => {
+				for (const {streamId} of lost) {
+					t.true(open.delete(streamId));
+					t.true(calls.answer(streamId, 14, 0));
+				}
+			};
+
+			for (const {what, streamId, method, connection} of steps) {
+				if (what === 'request') {
+					if (calls.request(frameOf(request(streamId, method)), isJoined, 0) === 'taken') {
+						open.add(streamId);
+					}
+				} else if (what === 'answer' || what === 'fail') {
+					const on = connection === 0 ? undefined : retired[connection - 1];
+					const frame = frameOf(what === 'answer' ? response(streamId) : failure(streamId, 5));
+					const standing = isJoined || on !== undefined ? calls.response(frame, 0, on) : 'unknown';
+					if (standing === 'open' || standing === 'lost') {
+						t.true(open.has(streamId));
+					}
+
+					if (standing === 'open') {
+						open.delete(streamId);
+					} else if (standing === 'lost') {
+						fail(calls.all().filter(call => call.streamId === streamId));
+					}
+				} else if (what === 'retire' && isJoined && retired.length < 3) {
+					isJoined = false;
+					retired.push(calls.retire());
+				} else if (what === 'join' && !isJoined) {
+					isJoined = true;
+					t.true([...calls.join()].length <= limits.maxOpen);
+				} else if (what === 'lose' && isJoined) {
+					isJoined = false;
+					fail(calls.lost());
+				} else if (what === 'lose old') {
+					const [on] = retired.splice(connection, 1);
+					fail(on === undefined ? [] : calls.lost(on));
+				}
+
+				t.deepEqual(new Set(streams(calls.all())), open);
+				t.true(calls.heldBytes <= limits.maxHeldBytes);
+			}
+
+			isJoined = false;
+			for (const on of [undefined, ...retired]) {
+				fail(calls.lost(on));
+			}
+
+			// What is left waits for the next connection.
+			t.is([...calls.join()].length, open.size);
+			fail(calls.all());
+			t.is(calls.heldBytes, 0);
+			t.true(retired.every(({awaited}) => awaited.size === 0));
+		}),
+		{numRuns: 500},
 	);
 });
 

@@ -49,7 +49,7 @@ export const patient = {
 };
 
 /** A VM may be as slow as the machine is. */
-const unsuspecting = {doubtMs: 600_000, answerMs: 600_000, graceMs: 600_000};
+const unsuspecting = {doubtMs: 600_000, answerMs: 600_000, graceMs: 600_000, lateMs: 600_000};
 
 let harnesses = 0;
 

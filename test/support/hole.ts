@@ -12,6 +12,16 @@ export interface Hole extends AsyncDisposable {
 	open(): void;
 	/** Everything passes again, and what was sent meanwhile. */
 	close(): void;
+	/** Nothing passes any more on the connections of now; new ones pass. */
+	withhold(): Withheld;
+}
+
+/** Connections on which nothing passes. */
+export interface Withheld {
+	/** Delivers what was sent meanwhile; everything passes again. */
+	deliver(): void;
+	/** Resets the connections on both sides; what was sent meanwhile is lost. */
+	reset(): void;
 }
 
 export interface HoleOptions {
@@ -62,6 +72,25 @@ export async function startHole({address, port, to}: HoleOptions): Promise<Hole>
 			for (const socket of sockets) {
 				socket.resume();
 			}
+		},
+		withhold() {
+			const withheld = [...sockets];
+			for (const socket of withheld) {
+				socket.pause();
+			}
+
+			return {
+				deliver() {
+					for (const socket of withheld) {
+						socket.resume();
+					}
+				},
+				reset() {
+					for (const socket of withheld) {
+						socket.resetAndDestroy();
+					}
+				},
+			};
 		},
 		async [Symbol.asyncDispose]() {
 			const closed = once(server, 'close');
