@@ -9,7 +9,7 @@ import {randomUUID} from 'node:crypto';
 import {link, lstat, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
 import type {ServiceDefinition} from '@grpc/proto-loader';
-import {every} from '../core/concurrency/every.ts';
+import {every, Trigger} from '../core/concurrency/every.ts';
 import type {Logger} from '../core/log.ts';
 import type {Observer} from '../core/observer.ts';
 import {present} from '../core/present.ts';
@@ -42,7 +42,6 @@ export interface RelayProcessOptions {
 	readonly lookEveryMs?: number;
 }
 
-/** Also the time that a new relay process leaves shims without an answer, if a daemon served hypervisor.sock before. */
 const defaultLookEveryMs = 1000;
 
 export class RelayProcess implements AsyncDisposable {
@@ -56,6 +55,8 @@ export class RelayProcess implements AsyncDisposable {
 	readonly #listeners = new AsyncDisposableStack();
 	readonly #ending = new AbortController();
 	readonly #ended = Promise.withResolvers<undefined>();
+	/** Makes the process look at its sockets now. */
+	readonly #look = new Trigger();
 	#watching: Promise<void> = Promise.resolve();
 	/** Of relay.sock. */
 	#inode = 0n;
@@ -67,6 +68,7 @@ export class RelayProcess implements AsyncDisposable {
 		this.#options = options;
 		this.#relaySocket = relaySocketBeside(hypervisorSocket);
 		const events = new EventJournal<RelayEvent | RelayProcessEvent>();
+		const look = this.#look;
 		const relays = makeRelays({
 			notify(event) {
 				observer.notify(event);
@@ -80,6 +82,7 @@ export class RelayProcess implements AsyncDisposable {
 			notify(event) {
 				observer.notify(event);
 				events.add(event);
+				look.fire();
 			},
 		});
 		this.#front = new HypervisorFront({daemons: this.#daemons, observer, ...present({waitMs})});
@@ -178,7 +181,7 @@ export class RelayProcess implements AsyncDisposable {
 
 	async #watch(lookEveryMs: number): Promise<void> {
 		const {signal} = this.#ending;
-		for await (const _ of every(lookEveryMs, signal)) {
+		for await (const _ of every(lookEveryMs, signal, this.#look)) {
 			if (!this.#servesHypervisor && (await this.#mayServeHypervisor(signal))) {
 				await this.#serveHypervisor(signal);
 			}

@@ -331,10 +331,13 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		}
 
 		if (!this.#ending.signal.aborted) {
-			this.#options.log.error(
-				{path: basename(link.path), count: link.sandboxes.size},
-				'the relay process ended; its pods end',
-			);
+			const fields = {path: basename(link.path), count: link.sandboxes.size};
+			if (link.sandboxes.size === 0) {
+				this.#options.log.info(fields, 'the relay process ended; it had no pods');
+			} else {
+				this.#options.log.error(fields, 'the relay process ended; its pods end');
+			}
+
 			this.#look.fire();
 			this.#onChange();
 		}
