@@ -1,4 +1,4 @@
-/** The images of a pool: what there is, what is in use, and what may go. */
+/** The images of a pool: lists them with their users, and removes unused ones. */
 import {AdaptorError} from '../core/errors.ts';
 import {imageStem, readImageVersion} from '../vm-image/version-name.ts';
 import {completenessOf, type Completeness} from './incomplete.ts';
@@ -17,18 +17,18 @@ export interface CatalogueOptions {
 export interface Image {
 	readonly volume: string;
 	readonly format: string;
-	/** Bytes that it takes of the storage. */
+	/** Allocated bytes. */
 	readonly size: bigint;
-	/** Bytes, as a guest sees them. */
+	/** Size of the guest disk in bytes. */
 	readonly virtualSize: bigint;
 	readonly madeAt: Date | undefined;
 	readonly completeness: Completeness;
-	/** Whether pods get it that name no other. */
+	/** Whether it is the default image. */
 	readonly isCurrent: boolean;
 	readonly use: Use;
 }
 
-/** Newest first. Images are whole: overlays are disks of somebody's, or names. */
+/** Newest first. Overlays are left out: they are disks of VMs, or aliases. */
 export async function listImages(
 	{session, pool: poolName, name, now}: CatalogueOptions,
 	signal: AbortSignal,
@@ -53,7 +53,7 @@ export async function listImages(
 	);
 }
 
-/** Points the configured alias at a version that is there: the way back from a bad image. */
+/** Points the configured alias to an existing version, for example back to the previous one. */
 export async function useImage(
 	{session, pool: poolName, name, now}: CatalogueOptions,
 	volumeName: string,
@@ -76,8 +76,8 @@ export async function useImage(
 }
 
 /**
- * @param force also what the configured alias points to, and the alias itself; what VMs stand on never goes
- * @returns names of the volumes that are gone
+ * @param force also removes the version that the alias points to, and the alias itself; never an image in use by VMs
+ * @returns names of the removed volumes
  */
 export async function removeImage(
 	{session, pool: poolName, name, now}: CatalogueOptions,
@@ -121,7 +121,7 @@ export async function removeImage(
 		);
 	}
 
-	// Names that would lead nowhere go first.
+	// Aliases that would point to nothing are removed first.
 	const names = holdings.volumes
 		.filter(each => isAlias(each) && each.backingPath === volume.path)
 		.map(each => each.name);
@@ -136,10 +136,10 @@ export async function removeImage(
 }
 
 /**
- * Removes old versions of the configured image that nobody uses, and what pushes have left behind.
- * A start that has just read the name stands on the version in the next moment: keep one more than the current.
- * @param keep how many of the newest stay, besides the current one and those in use; at least 1
- * @returns names of the volumes that are gone
+ * Removes old versions of the configured image that nothing uses, and leftovers of pushes. A start that has just
+ * resolved the alias uses that version a moment later: keep one more than the current.
+ * @param keep number of newest versions to keep, besides the current one and those in use; at least 1
+ * @returns names of the removed volumes
  */
 export async function pruneImages(
 	{session, pool: poolName, name, now}: CatalogueOptions,
@@ -157,7 +157,7 @@ export async function pruneImages(
 			continue;
 		}
 
-		// Looked at anew: each removal takes its time.
+		// Read again, because each removal takes time.
 		const present = await readHoldings(session, pool, signal);
 		const isNamed =
 			present.volumes.some(each => isAlias(each) && each.backingPath === volume.path) || volume.name === name;

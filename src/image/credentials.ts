@@ -1,5 +1,5 @@
 /**
- * Who we are to a registry, from a file in the format that container tools share (containers-auth.json(5), Docker's
+ * Credentials for registries, from a file in the common format of container tools (containers-auth.json(5), Docker's
  * config.json, Kubernetes' dockerconfigjson). Credential helpers are programs and are not run.
  */
 import {readFile} from 'node:fs/promises';
@@ -12,16 +12,16 @@ import type {ImageReference} from './reference.ts';
 
 export type Credentials =
 	| {readonly user: string; readonly password: Secret<string>}
-	/** OAuth2's refresh token. */
+	/** Refresh token of OAuth2. */
 	| {readonly identityToken: Secret<string>};
 
 type Entries = ReadonlyMap<string, Credentials>;
 
 /**
- * The credentials for a repository from the first of the files that exists, the most particular entry first.
- * @param named a file that somebody asked for: it must be there
- * @param usual files that may be there
- * @throws AdaptorError 'failed-precondition' for a file that cannot be read or understood
+ * The credentials for a repository from the first existing file; the most specific entry wins.
+ * @param named a file that was explicitly named: it must exist
+ * @param usual files that may exist
+ * @throws AdaptorError 'failed-precondition' for a file that cannot be read or parsed
  */
 export async function findCredentials(
 	reference: ImageReference,
@@ -58,7 +58,10 @@ async function readIfThere(path: string, mustExist: boolean): Promise<string | u
 	}
 }
 
-/** Exported for tests. @throws AdaptorError that holds nothing of the text */
+/**
+ * Exported for tests.
+ * @throws AdaptorError without any content of the text
+ */
 export function parse(text: string, path: string): Entries {
 	let written: ReturnType<typeof parseDockerAuth>;
 	try {
@@ -94,7 +97,7 @@ function credentialsOf(entry: unknown): Credentials | undefined {
 	return {user: text.slice(0, colon), password: new Secret(text.slice(colon + 1).replace(/\0+$/v, ''))};
 }
 
-/** Docker writes URLs, among them `https://index.docker.io/v1/`; others write hosts, or hosts with repositories. */
+/** Docker writes URLs such as `https://index.docker.io/v1/`; other tools write hosts, or hosts with repositories. */
 function normalKey(key: string): string {
 	const bare = key.replace(/^https?:\/\//v, '').replace(/\/(?:v[12]\/?)?$/v, '');
 	return bare.replace(/^(?:index\.docker\.io|registry-1\.docker\.io)(?=\/|$)/v, 'docker.io');

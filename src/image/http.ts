@@ -1,7 +1,8 @@
 /**
- * HTTP as a registry needs it: redirects to wherever blobs are stored, without telling that place who we are; proxies;
- * a limit on silence. Where a server sends us, rather than the operator, is never this machine or its link, and never
- * without TLS. Knows no registry. Node's own client: `fetch` would follow redirects by its own rules.
+ * HTTP for registries: follows redirects to blob storage without sending credentials there, supports proxies, and
+ * limits silence. Addresses that come from a server, not from the operator, are never this machine or its link, and
+ * never without TLS. Does not know registries. Uses the client of Node, because `fetch` follows redirects by its own
+ * rules.
  */
 import {Agent as HttpAgent, request as httpRequest, type IncomingMessage, type OutgoingHttpHeaders} from 'node:http';
 import {Agent as HttpsAgent, request as httpsRequest} from 'node:https';
@@ -14,21 +15,21 @@ import {present} from '../core/present.ts';
 import {guardedLookup, isLocalLiteral} from './local-addresses.ts';
 
 export interface HttpOptions {
-	/** PEM of certificate authorities that are trusted besides the usual ones. */
+	/** PEM of additional trusted certificate authorities. */
 	readonly ca?: readonly string[];
-	/** HTTP_PROXY, HTTPS_PROXY, NO_PROXY, in capitals or not; for other machines than this one. */
+	/** HTTP_PROXY, HTTPS_PROXY, NO_PROXY, in upper or lower case; not used for this machine. */
 	readonly proxyEnv: Readonly<Record<string, string | undefined>>;
-	/** Hosts (with port, as in the URL) that may be spoken to without TLS, wherever they are. */
+	/** Hosts (with port, as in the URL) that are allowed without TLS. */
 	readonly plainHosts: ReadonlySet<string>;
-	/** Hosts (with port, as in the URL) that a server may send us to though they are this machine or on its link. */
+	/** Hosts (with port, as in the URL) that a server may redirect to although they are this machine or on its link. */
 	readonly localHosts: ReadonlySet<string>;
-	/** How long a server may say nothing. */
+	/** Time limit of silence of a server. */
 	readonly silenceMs: number;
 }
 
 export interface Request {
 	readonly url: URL;
-	/** Whether the operator named this origin, so that it may be anywhere. What a server names may not. */
+	/** Whether the operator named this origin; then any address is allowed. Origins from servers are restricted. */
 	readonly isNamed?: boolean;
 	readonly method?: 'GET' | 'POST';
 	readonly headers?: OutgoingHttpHeaders;
@@ -38,16 +39,16 @@ export interface Request {
 export interface HttpResponse {
 	readonly status: number;
 	readonly headers: IncomingMessage['headers'];
-	/** Where it came from, after redirects. */
+	/** The final URL, after redirects. */
 	readonly url: URL;
 	/**
-	 * Once. Returning early ends the connection.
-	 * @throws HttpError when the connection breaks or falls silent
+	 * Call it once. Returning early ends the connection.
+	 * @throws HttpError if the connection breaks or falls silent
 	 */
 	body(signal: AbortSignal): AsyncGenerator<Buffer, void, undefined>;
 }
 
-/** The exchange failed, and might not if it were tried again, unless `isFinal`. */
+/** The exchange failed; a retry may succeed, unless `isFinal`. */
 export class HttpError extends AdaptorError {
 	override readonly name = 'HttpError';
 	readonly isFinal: boolean;
@@ -73,14 +74,14 @@ export class HttpError extends AdaptorError {
 
 const redirectsAtMost = 5;
 const redirectStatuses = new Set([301, 302, 303, 307, 308]);
-/** Failures of a handshake with a server that has no TLS. */
+/** Handshake failures of a server without TLS. */
 const noTlsCodes = new Set([
 	'ERR_SSL_WRONG_VERSION_NUMBER',
 	'ERR_SSL_PACKET_LENGTH_TOO_LONG',
 	'ERR_SSL_HTTP_REQUEST',
 	'EPROTO',
 ]);
-/** Node's codes for certificates that cannot be trusted. */
+/** Codes of Node for untrusted certificates. */
 const certificateCode = /^(?:CERT_|ERR_TLS_CERT|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|HOSTNAME_MISMATCH|ERR_SSL_)/v;
 
 interface Agents {
@@ -91,10 +92,10 @@ interface Agents {
 export class HttpClient implements Disposable {
 	readonly #options: HttpOptions;
 	readonly #agents: Agents;
-	/** To this machine: a proxy has no way here, and is not to be told what is meant for it. */
+	/** For this machine: a proxy cannot reach it and must not see the requests. */
 	readonly #direct: Agents;
 
-	/** @throws AdaptorError 'invalid-argument' for a proxy that is none */
+	/** @throws AdaptorError 'invalid-argument' for an invalid proxy */
 	constructor(options: HttpOptions) {
 		this.#options = options;
 		const agents = (proxyEnv: HttpOptions['proxyEnv']): Agents => ({
@@ -116,14 +117,14 @@ export class HttpClient implements Disposable {
 		}
 	}
 
-	/** Whether a host that the operator named may be spoken to without TLS. */
+	/** Whether a host that the operator named is allowed without TLS. */
 	allowsPlain(url: URL): boolean {
 		return isLoopback(url.hostname) || this.#options.plainHosts.has(url.host);
 	}
 
 	/**
-	 * Follows redirects of a GET; what `Authorization` holds stays with the origin that it was meant for.
-	 * @throws HttpError when there is no answer; an answer of any status is one
+	 * Follows redirects of a GET; `Authorization` is sent only to its own origin.
+	 * @throws HttpError if there is no answer; an answer with any status is one
 	 */
 	async send(request: Request, signal: AbortSignal): Promise<HttpResponse> {
 		const {plainHosts, localHosts} = this.#options;
@@ -233,7 +234,10 @@ export class HttpClient implements Disposable {
 	}
 }
 
-/** All of a short answer. @throws HttpError for one that is longer */
+/**
+ * The whole body of a short answer.
+ * @throws HttpError if it is longer
+ */
 export async function readAll(answer: HttpResponse, maxBytes: number, signal: AbortSignal): Promise<Buffer> {
 	const chunks: Buffer[] = [];
 	let length = 0;
@@ -249,7 +253,7 @@ export async function readAll(answer: HttpResponse, maxBytes: number, signal: Ab
 	return Buffer.concat(chunks);
 }
 
-/** Whether the exchange failed because the other side speaks no TLS. */
+/** Whether the exchange failed because the other side has no TLS. */
 export function isWithoutTls(error: unknown): boolean {
 	return (
 		error instanceof HttpError &&
@@ -268,8 +272,8 @@ export function isLoopback(hostname: string): boolean {
 }
 
 /**
- * As curl reads them: without a scheme it is http. Node would pass over such a one, and repeat one that it cannot read,
- * password and all.
+ * Parsed as in curl: without a scheme it is http. Node would ignore such a value, and would print an invalid one with
+ * its password.
  */
 function proxiesOf(env: HttpOptions['proxyEnv']): Record<string, string> {
 	return Object.fromEntries(

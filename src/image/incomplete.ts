@@ -1,4 +1,4 @@
-/** Which versions of an image were begun and never finished, and which of those nobody works on any more. */
+/** Finds versions of an image whose push did not complete, and those of them that no push works on any more. */
 import type {StoragePool} from '../libvirt/wire/procedures.ts';
 import {readImageVersion} from '../vm-image/version-name.ts';
 import {isGone, noteBytes, readNote} from './pusher.ts';
@@ -7,14 +7,14 @@ import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {isInUse, type Holdings, type LibvirtStorage, type Volume} from './volumes.ts';
 
 /**
- * How long a version that is begun elsewhere may lie untouched before its push is taken for dead. While it is written,
- * its time changes.
+ * A version that another machine pushes counts as abandoned after this time without a change. While it is written, its
+ * time changes.
  */
 export const abandonedAfterMs = 3_600_000;
 
 export type Completeness = 'complete' | 'under way' | 'abandoned';
 
-/** @param now by a clock that agrees with the host's to a fraction of `abandonedAfterMs` */
+/** @param now of a clock that differs from that of the host by much less than `abandonedAfterMs` */
 export async function completenessOf(
 	session: LibvirtStorage,
 	pool: string,
@@ -22,7 +22,7 @@ export async function completenessOf(
 	now: Date,
 	signal: AbortSignal,
 ): Promise<Completeness> {
-	// One that is begun is raw until its very end, and only we name volumes like this.
+	// An incomplete version is raw until its end, and only this program uses such names.
 	if (readImageVersion(volume.name) === undefined || volume.format !== 'raw') {
 		return 'complete';
 	}

@@ -1,43 +1,44 @@
 /**
- * One file out of the layers of a container image, as the file system that they make would show it, without making it:
- * layers are read from the uppermost down, each once, as a stream. Nothing is ever written by a name of an archive.
- * Source: OCI image-spec, layer.md ("Whiteouts", "Opaque Whiteout").
+ * Extracts one file from the layers of a container image without unpacking them: reads the layers from the top down,
+ * each once, as a stream. Never writes to a path from an archive. Source: OCI image-spec, layer.md ("Whiteouts",
+ * "Opaque Whiteout").
  */
 import {createGunzip, createZstdDecompress} from 'node:zlib';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {present} from '../core/present.ts';
 import {TarDecoder, type TarEntry} from './tar.ts';
 
-/** Bytes; opened once. Rejects at its end if they were not what they should be. */
+/** Bytes; opened once. Rejects at the end if they do not match the digest. */
 export type OpenLayer = () => AsyncGenerator<Buffer, void, undefined>;
 
 export interface FoundFile {
 	/** Bytes. */
 	readonly size: bigint;
 	/**
-	 * Once, to the end. What is behind the file in its layer is read too: the layer is proven only then.
-	 * @throws AdaptorError 'data-loss' for an archive that is damaged
+	 * Read it once, to the end. The rest of the layer after the file is read too, because only then its digest is
+	 * verified.
+	 * @throws AdaptorError 'data-loss' for a damaged archive
 	 */
 	chunks(): AsyncGenerator<Buffer, void, undefined>;
 }
 
-/** Of a layer, unpacked: a bomb takes time, never space. */
+/** Limit of an unpacked layer: a decompression bomb takes time, never space. */
 const maxLayerBytes = 2 ** 40;
 const whiteout = '.wh.';
 const opaqueWhiteout = '.wh..wh..opq';
 const gzipMagic = Buffer.from([0x1f, 0x8b]);
 const zstdMagic = Buffer.from([0x28, 0xb5, 0x2f, 0xfd]);
 /**
- * Of frames that hold no data, as they begin layers that pzstd has made; its last four bits are anything (RFC 8878,
- * section 3.1.2).
+ * Frames without data, with which layers of pzstd begin; the last four bits may have any value (RFC 8878, section
+ * 3.1.2).
  */
 const zstdSkippable = 0x18_4d_2a_50;
 
 /**
- * Disposing closes the layer that is being read.
+ * Disposing closes the current layer.
  * @param layers lowest first
  * @param path without leading slash
- * @throws AdaptorError 'not-found'; 'failed-precondition' when the path leads through a link
+ * @throws AdaptorError 'not-found'; 'failed-precondition' if the path leads through a link
  */
 export async function findInLayers(
 	layers: readonly OpenLayer[],
@@ -76,7 +77,7 @@ export async function findInLayers(
 	});
 }
 
-/** Pulls an archive through the decoder: no more is read than is asked for. */
+/** Reads an archive through the decoder: never more than requested. */
 class LayerReader {
 	readonly #path: string;
 	readonly #limit: number;
@@ -86,11 +87,11 @@ class LayerReader {
 	#ended = false;
 	#unpacked = 0;
 	#size: number | undefined;
-	/** Of the file, decoded and not yet taken. */
+	/** Decoded bytes of the file that were not read yet. */
 	#data: Buffer[] = [];
-	/** Whether the data that is being decoded is the file's. */
+	/** Whether the current data belongs to the file. */
 	#isInFile = false;
-	/** No layer below this one can show the file. */
+	/** No lower layer can contain the file. */
 	hidesWhatIsBelow = false;
 
 	constructor(blob: AsyncGenerator<Buffer, void, undefined>, path: string, limit: number) {
@@ -100,7 +101,7 @@ class LayerReader {
 		this.#limit = limit;
 	}
 
-	/** The file's size, if this layer has it; not more of its data is read than came along. */
+	/** The size of the file, if this layer contains it; reads no more of its data than necessary. */
 	async find(): Promise<number | undefined> {
 		while (this.#size === undefined && !this.#ended) {
 			await this.#advance();
@@ -109,7 +110,7 @@ class LayerReader {
 		return this.#size;
 	}
 
-	/** The file's data, then the rest of the layer. */
+	/** The data of the file, then the rest of the layer. */
 	async *read(): AsyncGenerator<Buffer, void, undefined> {
 		for (;;) {
 			yield* this.#data.splice(0);
@@ -126,15 +127,15 @@ class LayerReader {
 		await this.#blob.close();
 	}
 
-	/** Decodes one more chunk, or notes the end. */
+	/** Decodes one more chunk, or records the end. */
 	async #advance(): Promise<void> {
 		const next = await this.#archive.next().catch((error: unknown) => {
 			throw error instanceof AdaptorError ? error : damaged(toError(error).message, error);
 		});
 		if (next.done === true) {
-			// An unpacker stops where the archive does; the proof of the blob comes at its very end.
+			// A decompressor stops at the end of the archive; the digest of the blob is verified at its very end.
 			while ((await this.#blob.next()) !== undefined) {
-				// Read for its digest only.
+				// Read only for the digest.
 			}
 
 			this.#tar.end();
@@ -156,7 +157,7 @@ class LayerReader {
 		}
 	}
 
-	/** Notes what the entry means for the file. */
+	/** Records the effect of the entry on the file. */
 	#isFile({name, type, size}: TarEntry): boolean {
 		const path = this.#path;
 		const entry = normalName(name);
@@ -186,7 +187,7 @@ class LayerReader {
 				});
 			}
 
-			// Something else in the place of the file, or a file in the place of its directory.
+			// Another kind of entry at the path, or a file at the path of its directory.
 			this.hidesWhatIsBelow ||= entry === path || type !== 'directory';
 		}
 
@@ -195,7 +196,8 @@ class LayerReader {
 }
 
 /**
- * Unpacks what its first bytes say it is; media types are often wrong. Leaves the blob open, perhaps before its end.
+ * Decompresses according to the first bytes; media types are often wrong. Leaves the blob open, possibly before its
+ * end.
  */
 async function* unpacked(blob: Blob): AsyncGenerator<Buffer, void, undefined> {
 	let rest: Buffer = Buffer.alloc(0);
@@ -224,8 +226,8 @@ async function* unpacked(blob: Blob): AsyncGenerator<Buffer, void, undefined> {
 		return;
 	}
 
-	// Whatever makes or fetches layers in parallel (pzstd, zstd:chunked) writes many frames; Node's unpacker ends with
-	// the first that ends within a chunk.
+	// Tools that create or fetch layers in parallel (pzstd, zstd:chunked) write many frames; the decompressor of Node
+	// stops at the first frame that ends within a chunk.
 	while (rest.length > 0) {
 		rest = yield* unpackedBy(createZstdDecompress(), rest, blob);
 	}
@@ -233,9 +235,9 @@ async function* unpacked(blob: Blob): AsyncGenerator<Buffer, void, undefined> {
 
 type Unpacker = ReturnType<typeof createGunzip> | ReturnType<typeof createZstdDecompress>;
 
-/** @returns what was read of the blob and lies behind the end that the unpacker has found */
+/** @returns the bytes of the blob after the end of the compressed data that were already read */
 async function* unpackedBy(unpacker: Unpacker, head: Buffer, blob: Blob): AsyncGenerator<Buffer, Buffer, undefined> {
-	// Of a write that its reader has given up nothing is heard any more.
+	// Errors of a write after the reader has ended are ignored.
 	let wake: (value: undefined) => void = () => undefined;
 	unpacker.once('close', () => wake(undefined));
 	const feed = async (): Promise<Buffer> => {
@@ -269,8 +271,8 @@ async function* unpackedBy(unpacker: Unpacker, head: Buffer, blob: Blob): AsyncG
 }
 
 /**
- * A blob's chunks; undefined at the end. What is wrong with it is told to everyone who asks from then on: the one who
- * was told first may be an unpacker that had found its end already and does not listen any more.
+ * The chunks of a blob; undefined at the end. An error is repeated to every later reader: the first one may be a
+ * decompressor that had already reached its end.
  */
 class Blob {
 	readonly #chunks: AsyncGenerator<Buffer, void, undefined>;
@@ -299,7 +301,7 @@ class Blob {
 	}
 }
 
-/** As the path is written: without `./`, slashes at the ends, empty parts. A name that goes upwards is no path here. */
+/** The path without `./`, slashes at the ends, and empty parts. A path with `..` is invalid here. */
 function normalName(name: string): string {
 	return name
 		.split('/')
