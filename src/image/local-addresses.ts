@@ -1,7 +1,7 @@
 /**
- * Addresses that nobody but the operator may send a request to: this machine, and its link, where cloud metadata
- * services are. A name is judged by what it resolves to in the very look-up that the connection is made by, so that no
- * second answer of DNS can differ.
+ * Addresses to which only the operator may send a request: this machine, and its link, where cloud metadata services
+ * are. A name is checked with the addresses of the same DNS lookup that the connection uses, so that a second answer
+ * cannot differ.
  */
 import {lookup} from 'node:dns';
 import {BlockList, isIP, type LookupFunction} from 'node:net';
@@ -16,8 +16,8 @@ for (const [network, prefix] of [
 }
 
 /**
- * :: and ::1, with the old form of IPv4 addresses around them; link-local ones. Mapped IPv4 addresses
- * (::ffff:127.0.0.1) match the IPv4 rules.
+ * :: and ::1, with IPv4-compatible addresses; link-local addresses. Mapped IPv4 addresses (::ffff:127.0.0.1) match the
+ * IPv4 rules.
  */
 for (const [network, prefix] of [
 	['::', 96],
@@ -39,15 +39,15 @@ export function isLocalLiteral(hostname: string): boolean {
 }
 
 /**
- * The look-up of a connection that must not lead to a local address, for `lookup` of Node's requests.
- * @param guarded the only name that is judged: with a proxy, it is the proxy's that is looked up, which the operator
- * named
- * @param refuse makes the error for an address
+ * A DNS lookup for connections that must not lead to a local address, for `lookup` of Node's requests.
+ * @param guarded the only name that is checked: with a proxy, the name of the proxy is looked up, which the operator
+ * chose
+ * @param refuse creates the error for an address
  */
 export function guardedLookup(guarded: string, refuse: (address: string) => Error): LookupFunction {
 	return (hostname, options, callback) => {
 		lookup(hostname, {...options, all: true}, (error, addresses) => {
-			// There are no addresses then, whatever the types say.
+			// On an error there are no addresses, contrary to the types.
 			if (error !== null) {
 				callback(error, []);
 				return;

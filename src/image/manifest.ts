@@ -1,12 +1,12 @@
 /**
- * What a manifest says: its layers, or which manifest of a list is meant. Pure.
- * Sources: OCI image-spec, manifest.md and image-index.md; distribution, docs/spec/manifest-v2-2.
+ * Reads manifests: the layers of one, or the matching manifest of a list. Pure. Sources: OCI image-spec, manifest.md
+ * and image-index.md; distribution, docs/spec/manifest-v2-2.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {at, numberAt, parseJson, textAt} from '../core/json.ts';
 import {digestPattern} from './reference.ts';
 
-/** All that can be read here. */
+/** All supported media types. */
 export const manifestTypes = [
 	'application/vnd.oci.image.index.v1+json',
 	'application/vnd.docker.distribution.manifest.list.v2+json',
@@ -18,7 +18,7 @@ const maxLayers = 1000;
 /** For error messages. */
 type Where = Readonly<Record<string, string>>;
 
-/** A blob as a manifest names it. */
+/** A blob in a manifest. */
 export interface Descriptor {
 	readonly digest: string;
 	/** Bytes. */
@@ -26,7 +26,7 @@ export interface Descriptor {
 }
 
 export interface ImageManifest {
-	/** Of the manifest itself. */
+	/** The media type of the manifest itself. */
 	readonly digest: string;
 	/** Lowest first. */
 	readonly layers: readonly Descriptor[];
@@ -47,14 +47,16 @@ export function layersOf(manifest: unknown, where: Where): readonly Descriptor[]
 	return layers.map(layer => descriptorOf(layer, where));
 }
 
-/** The blob that says what the image is for. @throws AdaptorError 'data-loss' */
+/**
+ * The configuration blob of the image.
+ * @throws AdaptorError 'data-loss'
+ */
 export function configOf(manifest: unknown, where: Where): Descriptor {
 	return descriptorOf(at(manifest, 'config'), where);
 }
 
 /**
- * What a configuration does not say is not held against it: an artifact that is no container image has none.
- * Source: OCI image-spec, config.md.
+ * Missing fields are accepted: an artifact that is not a container image has none. Source: OCI image-spec, config.md.
  * @throws AdaptorError 'failed-precondition'
  */
 export function checkPlatform(config: unknown, {os, architecture}: Platform, where: Where): void {
@@ -90,8 +92,8 @@ function descriptorOf(value: unknown, where: Where): Descriptor {
 }
 
 /**
- * The digest of the manifest for the platform; the only one's when the list does not say what it is for.
- * @throws AdaptorError 'not-found', 'failed-precondition' when the only one is for another platform
+ * The digest of the manifest for the platform, or of the only one if the list names no platforms.
+ * @throws AdaptorError 'not-found', 'failed-precondition' if the only one is for another platform
  */
 export function chooseOf(list: readonly unknown[], platform: Platform, where: Where): string {
 	const wanted = `${platform.os}/${platform.architecture}`;
@@ -109,7 +111,7 @@ export function chooseOf(list: readonly unknown[], platform: Platform, where: Wh
 		return chosen.digest;
 	}
 
-	// Attestations are listed as being for nothing known.
+	// Attestations are listed with the platform "unknown".
 	const names = [...new Set(candidates.map(({name}) => name).filter(name => name !== 'unknown/unknown'))];
 	if (names.length === 1) {
 		throw otherPlatform(names.join(''), platform, where);

@@ -1,7 +1,7 @@
 /**
- * What the configured name is on the host: a thin volume that reads through to one version of the image
- * (docs/adr/0019). libvirt cannot rename volumes; this one is small enough to be written anew in one piece, and nothing
- * stands on it, because who needs the image takes the version.
+ * The configured name on the host: an alias, which is a thin volume with one version of the image as its backing file
+ * (docs/adr/0019). libvirt cannot rename volumes. The alias is small enough to be rewritten in one write, and VMs use
+ * the version, not the alias.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {pause, Scope} from '../core/lifetime.ts';
@@ -15,29 +15,26 @@ import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {isInUse, readVolume, refresh, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
 import {volumeXml} from '../libvirt/storage/volume-xml.ts';
 
-/** Disks of pod VMs, of whichever cluster, and of the existing adaptor's: nobody's base image. */
+/** Disks of pod VMs of any cluster, and of upstream: never base images. */
 export const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
-/** How long libvirt may take to see what it has written. */
+/** Time limit until libvirt sees the written content. */
 const visibleTimeoutMs = 30_000;
 const lookAgainMs = 50;
 
-/**
- * The version that the alias points to; the volume itself when it is an image of its own; undefined when there is none
- * of this name.
- */
+/** The version that the alias points to; the volume itself if it is an image; undefined if the name does not exist. */
 export function currentVersion(name: string, volumes: readonly Volume[]): Volume | undefined {
 	const named = volumes.find(volume => volume.name === name);
 	return named !== undefined && isAlias(named) ? volumes.find(({path}) => path === named.backingPath) : named;
 }
 
-/** Whether the volume only points to a version. */
+/** Whether the volume is an alias. */
 export function isAlias({path, backingPath}: Volume): boolean {
 	return backingPath !== undefined && pointsToVersion(path, backingPath);
 }
 
 /**
- * Whether the name could be given to a version of its image.
- * @throws AdaptorError 'failed-precondition' when it cannot, with the ways that are left
+ * Checks whether the name can become an alias of a version of its image.
+ * @throws AdaptorError 'failed-precondition' if it cannot, with alternatives
  */
 export function checkName(name: string, {volumes, useOf}: Holdings): void {
 	const volume = volumes.find(each => each.name === name);
@@ -68,7 +65,7 @@ export function checkName(name: string, {volumes, useOf}: Holdings): void {
 		);
 	}
 
-	// Others than this program may have made overlays on the name itself.
+	// Other programs may have made overlays of the alias itself.
 	if (volume !== undefined && isInUse(useOf(volume))) {
 		throw taken(
 			name,
@@ -78,7 +75,7 @@ export function checkName(name: string, {volumes, useOf}: Holdings): void {
 	}
 }
 
-/** Points the alias at the version, whatever it pointed to. At every moment it points to one of the two. */
+/** Points the alias to the version, whatever it pointed to. At every moment it points to one of the two. */
 export async function pointAliasAt(
 	session: LibvirtStorage,
 	pool: StoragePool,
@@ -120,7 +117,7 @@ export async function pointAliasAt(
 		await session.upload(volumeOf(pool.name, name), inOnePiece(bytes), {offset: 0, length: bytes.length}, signal);
 	}
 
-	// libvirt makes volumes of whole KiB.
+	// libvirt rounds volumes up to KiB.
 	await untilSeen(
 		session,
 		pool,
@@ -132,9 +129,8 @@ export async function pointAliasAt(
 }
 
 /**
- * Waits until libvirt sees in the volume what was written to it. It looks again by itself after an upload, unless it is
- * busy with the pool then.
- * @throws AdaptorError 'data-loss' when it does not
+ * Waits until libvirt sees the written content. It rereads a volume after an upload, unless it is busy with the pool.
+ * @throws AdaptorError 'data-loss' if it does not
  */
 export async function untilSeen(
 	session: LibvirtStorage,

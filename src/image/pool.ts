@@ -1,4 +1,4 @@
-/** A storage pool where there is none: a directory, built, started, and started again with the host. */
+/** Creates a storage pool: a directory, built, started, and started with the host. */
 import {AdaptorError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
@@ -10,10 +10,10 @@ import type {LibvirtStorage} from './volumes.ts';
 const forgetTimeoutMs = 10_000;
 
 /**
- * Does what is missing only, so that it may be repeated after it was cut off: an existing pool stays as it is, apart
- * from being started. One that cannot be built is not left behind: the next attempt may name another directory.
+ * Performs only the missing steps, so it may be repeated after an interruption: an existing pool is started, and
+ * otherwise unchanged. A pool that cannot be built is removed: the next attempt may use another directory.
  * @param path absolute, on the host
- * @returns what was done, in the words of an operator
+ * @returns the performed steps, for an operator
  */
 export async function createPool(
 	session: LibvirtStorage,
@@ -41,7 +41,7 @@ export async function createPool(
 
 	const {active} = await session.call(procedures.storagePoolIsActive, {pool}, signal);
 	if (active === 0) {
-		// Makes the directory; one that is there is taken as it is.
+		// Creates the directory; an existing one is used.
 		try {
 			await change(session, procedures.storagePoolBuild, {pool, flags: 0}, signal);
 			await change(session, procedures.storagePoolCreate, {pool, flags: 0}, signal);
@@ -72,7 +72,7 @@ export async function createPool(
 	return done;
 }
 
-/** Never throws: what led here is what the caller shall see. */
+/** Never throws: the caller gets the failure that led here. */
 async function forget(session: LibvirtStorage, pool: StoragePool): Promise<void> {
 	using scope = new Scope().deadline(forgetTimeoutMs, 'libvirt to forget a pool that could not be built');
 	await change(session, procedures.storagePoolUndefine, {pool}, scope.signal).catch(() => undefined);

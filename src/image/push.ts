@@ -35,13 +35,13 @@ export interface PushOptions {
 	readonly pool: string;
 	/** LIBVIRT_VOL_NAME: the new volume is a version of it. */
 	readonly name: string;
-	/** Whether the alias points to the new version in the end. */
+	/** Whether the alias is pointed to the new version at the end. */
 	readonly givesName: boolean;
 	readonly source: ImageSource;
 	readonly onProgress: (progress: PushProgress) => void;
 	readonly log: Logger;
 	readonly clock?: () => Date;
-	/** Who the note on an incomplete volume names; this process if absent. */
+	/** The owner in the note of an incomplete volume; this process if absent. */
 	readonly pusher?: Pusher;
 }
 
@@ -54,24 +54,24 @@ export interface PushProgress {
 
 export interface PushedImage extends ImageFormat {
 	readonly volume: string;
-	/** What was read, as precisely as it is known. */
+	/** The source, as precisely as known. */
 	readonly source: string;
 	/** Bytes. */
 	readonly size: bigint;
-	/** Of the bytes, `sha256:…`. */
+	/** Digest of the bytes, `sha256:…`. */
 	readonly digest: string;
-	/** Versions that pushes had begun and left behind, now gone. */
+	/** Names of removed leftovers of earlier pushes. */
 	readonly removed: readonly string[];
 }
 
-/** A push that failed removes its volume in this time, whatever its caller's signal says. */
+/** Time limit to remove the volume of a failed push, independent of the signal of its caller. */
 const unwindTimeoutMs = 60_000;
 const unwindAgainMs = 500;
-/** Names are a second apart; whoever meets another push waits for the next. */
+/** Names contain the second; after a conflict with another push, wait for the next second. */
 const nameAttempts = 5;
 
 /**
- * On failure or abort nothing is left; what a process that was killed leaves is removed by the next push.
+ * After a failure or abort nothing is left; the next push removes the leftovers of a killed process.
  * @throws AdaptorError
  */
 export async function pushImage(options: PushOptions, signal: AbortSignal): Promise<PushedImage> {
@@ -80,7 +80,7 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	const {pool, availableBytes} = await openPool(session, options.pool, signal, true);
 	const holdings = await readHoldings(session, pool, signal);
 	if (givesName) {
-		// Before anything is transferred for nothing.
+		// Checked before the transfer.
 		checkName(name, holdings);
 	}
 
@@ -94,7 +94,7 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 		await checkIsWhole(head, image.size, image.readAt);
 	}
 
-	// A registry sends its bytes in order: where a qcow2 image has its boot record is read from the volume, before that
+	// A registry sends its bytes in order: the boot record of a qcow2 image is read from the volume before the volume
 	// becomes an image.
 	const isJudgedFromVolume = format.format === 'qcow2' && image.readAt === undefined;
 	if (!isJudgedFromVolume) {
@@ -141,7 +141,7 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	return {...format, volume, source: image.name, size: image.size, digest, removed};
 }
 
-/** What was transferred is not lost, and that is said. */
+/** The error says that the transferred version is kept. */
 function withVersion({code, what, where, remedy = ''}: AdaptorError, volume: string): AdaptorError {
 	return new AdaptorError({
 		code,
@@ -163,7 +163,7 @@ async function makeVolume(
 		async () => {
 			const name = newName();
 			try {
-				// Raw, even for qcow2: libvirt would make a valid empty image otherwise.
+				// Raw, even for qcow2: otherwise libvirt would create a valid empty image.
 				await change(
 					session,
 					procedures.storageVolCreateXml,
@@ -173,7 +173,8 @@ async function makeVolume(
 				return name;
 			} catch (error) {
 				if (!(error instanceof LibvirtError)) {
-					// There was no answer, but there may be a volume. Nobody else's: that would have been the answer.
+					// Without an answer, the volume may exist. It is ours: otherwise the answer would have been an
+					// error.
 					await unwind(session, pool, name, log);
 				}
 
@@ -182,7 +183,7 @@ async function makeVolume(
 		},
 		{
 			backOff: [1000, 1000],
-			// Names differ by the second.
+			// Names contain the second.
 			leastPauseMs: () => 1000,
 			onFailure(error, {attempt}) {
 				if (!isLibvirtError(error, libvirtCode.storageVolExist) || attempt === nameAttempts) {
@@ -194,7 +195,10 @@ async function makeVolume(
 	);
 }
 
-/** Writes all but the head, and reads that back. @returns the digest of the whole image */
+/**
+ * Writes everything except the head, and reads it back.
+ * @returns the digest of the whole image
+ */
 async function upload(
 	{session, pool, onProgress, pusher}: PushOptions,
 	volume: string,
@@ -204,7 +208,7 @@ async function upload(
 	signal: AbortSignal,
 ): Promise<string> {
 	const note = writeNote(pusher ?? (await thisPusher()));
-	// The volume is new, so what is not written is zero.
+	// The volume is new, so unwritten parts are zero.
 	const range = {offset: head.length, length: size - BigInt(head.length), isSparse: true};
 	const sent = createHash('sha256').update(head);
 	if (range.length === 0n) {
@@ -247,7 +251,7 @@ async function upload(
 	return `sha256:${digest}`;
 }
 
-/** Of a volume that has all but its head. */
+/** For a volume with everything except its head. */
 async function readUploaded(
 	session: LibvirtStorage,
 	pool: string,
@@ -281,7 +285,7 @@ function notWhatWasWritten(pool: string, volume: string): AdaptorError {
 	});
 }
 
-/** From here on the volume is an image. */
+/** From now on the volume is an image. */
 async function complete(
 	session: LibvirtStorage,
 	pool: StoragePool,
@@ -309,7 +313,7 @@ async function complete(
 	);
 }
 
-/** Never throws: the failure that led here is what the caller shall see. */
+/** Never throws: the caller gets the failure that led here. */
 async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string, log: Logger): Promise<void> {
 	using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed push');
 	try {
@@ -318,8 +322,7 @@ async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string
 			{
 				backOff: [unwindAgainMs, unwindAgainMs],
 				onFailure(error) {
-					// What ended the push may have been the end of every connection, which not all of them have noticed
-					// yet.
+					// The failure may have ended all connections, and some have not noticed it yet.
 					if (!(error instanceof LibvirtConnectionError)) {
 						throw error;
 					}
@@ -328,7 +331,7 @@ async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string
 			scope.signal,
 		);
 	} catch (error) {
-		// Of all that may be logged here, what the operator is to see: something is left.
+		// Only this is logged for the operator: something is left.
 		log.error(
 			{pool: pool.name, volume, err: error},
 			'could not remove an incomplete image: the next push or prune does',
@@ -336,7 +339,7 @@ async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string
 	}
 }
 
-/** The image's bytes, its first ones apart. Checks that they are as many as was said. */
+/** The bytes of the image, with its first ones separate. Checks their number. */
 class Bytes {
 	readonly #size: bigint;
 	readonly #chunks: AsyncGenerator<Buffer, void, undefined>;
@@ -376,10 +379,10 @@ class Bytes {
 		}
 	}
 
-	/** Reads to the end, where a source tells whether its bytes were the right ones. */
+	/** Reads to the end, where the source verifies its bytes. */
 	async end(): Promise<void> {
 		while ((await this.#next()) !== undefined) {
-			// Nothing is expected; more than was said is refused there.
+			// Nothing more is expected; extra bytes are refused there.
 		}
 	}
 

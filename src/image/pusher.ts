@@ -1,20 +1,20 @@
 /**
- * Who is writing a volume: the note that stands at its start until it is complete. A volume with such a note is no
- * image to anybody: QEMU finds no qcow2 there and a machine nothing to boot. Whoever finds the note of a process that
- * is gone may remove the volume.
+ * The note at the start of an incomplete volume: the process that writes it. A volume with a note is not an image: QEMU
+ * finds no qcow2 there, and a machine cannot boot from it. Another process may remove the volume if the process in the
+ * note has ended.
  */
 import {readFile, readlink} from 'node:fs/promises';
 import {at} from '../core/json.ts';
 
 export interface Pusher {
-	/** This boot of this machine, and the namespace that the process id means something in. */
+	/** The boot of this machine, and the pid namespace of the process. */
 	readonly machine: string;
 	readonly pid: number;
-	/** When the process started, in the kernel's ticks: process ids are recycled. */
+	/** Start time of the process in clock ticks of the kernel: process ids are recycled. */
 	readonly startedAt: string;
 }
 
-/** Of the note; not more than the bytes that come last when an image is uploaded. */
+/** Size of the note; at most the bytes that are written last when an image is uploaded. */
 export const noteBytes = 4096;
 const title = 'cloud-api-adaptor: this pod VM image is not complete\n';
 
@@ -24,15 +24,15 @@ export async function thisPusher(): Promise<Pusher> {
 	return {machine: await machineName(), pid, startedAt: (await startOf(pid)) ?? ''};
 }
 
-/** @returns whether the process is gone; undefined when that cannot be known here */
+/** @returns whether the process has ended; undefined if that cannot be determined here */
 export async function isGone({machine, pid, startedAt}: Pusher): Promise<boolean | undefined> {
 	if (machine !== (await machineName())) {
 		return undefined;
 	}
 
 	const found = await startOf(pid);
-	// Where other users' processes are hidden (proc(5), hidepid), the first one is too: then not to be seen means
-	// nothing.
+	// If processes of other users are hidden (proc(5), hidepid), process 1 is hidden too: then an invisible process may
+	// still run.
 	return found === undefined && (await startOf(1)) === undefined ? undefined : found !== startedAt;
 }
 
@@ -43,8 +43,8 @@ export function writeNote(pusher: Pusher): Buffer {
 }
 
 /**
- * What the first bytes of a volume say about it. One that was made and never written to is not complete either; whose
- * it is is not known.
+ * Parses the first bytes of a volume. A volume that was created and never written is incomplete too, with an unknown
+ * owner.
  */
 export function readNote(
 	start: Buffer,
@@ -76,7 +76,7 @@ async function machineName(): Promise<string> {
 	return `${boot.trim()} ${namespace}`;
 }
 
-/** proc(5), /proc/PID/stat: the 22nd field; the second is in parentheses and may hold anything. A zombie has ended. */
+/** proc(5), /proc/PID/stat: field 22; field 2 is in parentheses and may contain anything. A zombie has ended. */
 async function startOf(pid: number): Promise<string | undefined> {
 	try {
 		const stat = await readFile(`/proc/${pid}/stat`, 'utf8');

@@ -1,7 +1,7 @@
 /**
- * qcow2 images as they are pushed: whether one is whole, and the thin ones that only point to a version. What an image
- * is by its header is judged for pushes and starts alike, in `sandbox/`. Pure. Source: QEMU, docs/interop/qcow2.txt.
- * The format is big-endian on every machine.
+ * qcow2 images of pushes: checks whether one is complete, and writes the thin ones for aliases. The header is checked
+ * in `vm-image/`, for pushes and starts alike. Pure. Source: QEMU, docs/interop/qcow2.txt. The format is big-endian on
+ * every machine.
  */
 import {
 	compressedFlag,
@@ -16,9 +16,9 @@ import {
 import {cutOff} from '../vm-image/unfit-image.ts';
 
 /**
- * Whether all that its tables name begins in the file: one that was cut off, by a download that broke for one, begins
- * like a whole one, and boots until the guest reads what is missing.
- * @param head of a qcow2 image that `readImageFormat` has taken
+ * Checks that all clusters in its tables begin within the file: a truncated image begins like a complete one, and boots
+ * until the guest reads a missing part.
+ * @param head of a qcow2 image that `readImageFormat` has accepted
  * @throws UnfitImageError 'invalid-argument'
  */
 export async function checkIsWhole(head: Buffer, fileSize: bigint, read: ReadImage): Promise<void> {
@@ -54,15 +54,15 @@ function entriesOf(table: Buffer, bytesEach: number): bigint[] {
 	);
 }
 
-/** A cluster of 64 KiB, QEMU's default. */
+/** A cluster of 64 KiB, the default of QEMU. */
 const clusterBits = 16;
 const clusterSize = 2 ** clusterBits;
 const backingFormatExtension = 0xe2_79_2a_ca;
 
 /**
- * An empty qcow2 image that reads through to `backing`: all of its bytes. Its first cluster says everything, so that
- * replacing one such image by another changes its reader's mind at once or not at all.
- * @throws RangeError for a path that does not fit; libvirt's are far shorter
+ * The bytes of an empty qcow2 image with the backing file `backing`. Its first cluster contains everything, so that
+ * replacing one such image by another is atomic for readers.
+ * @throws RangeError for a path that does not fit; those of libvirt are far shorter
  */
 export function thinQcow2(
 	backing: {readonly path: string; readonly format: 'qcow2' | 'raw'},

@@ -1,18 +1,18 @@
 /**
- * Where an image is in a registry, in the forms that people write. Pure. Sources: cloud-api-adaptor's PODVM_IMAGE_URI
+ * References to images in registries, in the usual forms. Pure. Sources: cloud-api-adaptor's PODVM_IMAGE_URI
  * (`oci::REPOSITORY[:TAG|@DIGEST][::PATH]`); the reference grammar of container images (distribution,
  * reference/regexp.go) with Docker Hub's defaults.
  */
 import {AdaptorError} from '../core/errors.ts';
 
 export interface ImageReference {
-	/** Host, with a port if it is not HTTPS's; `docker.io` for Docker Hub. */
+	/** Host, with a port other than that of HTTPS; `docker.io` for Docker Hub. */
 	readonly registry: string;
-	/** `openshift_sandboxed_containers/podvm`; of Docker Hub's own images `library/…`. */
+	/** `openshift_sandboxed_containers/podvm`; for official images of Docker Hub `library/…`. */
 	readonly repository: string;
-	/** A tag, or a digest with its algorithm. Of a reference with both, the digest. */
+	/** A tag, or a digest with its algorithm. The digest if the reference has both. */
 	readonly version: {readonly tag: string} | {readonly digest: string};
-	/** Of the image's file in the file system that the layers make; without leading slash. */
+	/** Path of the image file in the file system of the layers, without leading slash. */
 	readonly path: string;
 }
 
@@ -55,7 +55,7 @@ export function parseImageReference(text: string): ImageReference {
 	return {registry, repository, version: digest === undefined ? {tag} : {digest}, path};
 }
 
-/** As one would write it, without the path. */
+/** The usual form, without the path. */
 export function formatReference({
 	registry,
 	repository,
@@ -64,7 +64,7 @@ export function formatReference({
 	return `${registry}/${repository}${'tag' in version ? `:${version.tag}` : `@${version.digest}`}`;
 }
 
-/** The first part is a host when it looks like one. */
+/** The first part is a host if it looks like one. */
 function registryOf(name: string, text: string): {registry: string; repository: string} {
 	const slash = name.indexOf('/');
 	const first = slash === -1 ? '' : name.slice(0, slash);
@@ -73,7 +73,7 @@ function registryOf(name: string, text: string): {registry: string; repository: 
 	const rest = isHost ? name.slice(slash + 1) : name;
 	const repository = registry === dockerHub && !rest.includes('/') ? `library/${rest}` : rest;
 	const [, port] = hostPattern.exec(registry) ?? [];
-	// A URL takes what ends in a number for an IPv4 address, and refuses it if it is none.
+	// A URL parses a host that ends in a number as an IPv4 address, and rejects it if it is not one.
 	if (!hostPattern.test(registry) || port === '0' || !URL.canParse(`https://${registry}/`)) {
 		throw refused(text, 'its registry is no host name with or without a port');
 	}
@@ -106,7 +106,7 @@ function refused(text: string, why: string): AdaptorError {
 	return new AdaptorError({
 		code: 'invalid-argument',
 		what: `Could not read the image reference: ${why}`,
-		// A password has no place in a reference, but may have been put there.
+		// A password does not belong in a reference, but may be in it.
 		where: {reference: shown.length > 300 ? `${shown.slice(0, 300)}…` : shown},
 		remedy: 'Write oci::REPOSITORY[:TAG|@DIGEST][::PATH], such as oci::quay.io/openshift_sandboxed_containers/podvm:latest::/image/podvm.qcow2.',
 	});

@@ -1,7 +1,6 @@
 /**
- * One repository of a registry: manifests and blobs, as the OCI distribution protocol serves them (OCI
- * distribution-spec, "Pull"; token authentication: distribution, docs/spec/auth/token). What is read is what its digest
- * says, or nothing.
+ * One repository of a registry: its manifests and blobs over the OCI distribution protocol (OCI distribution-spec,
+ * "Pull"; token authentication: distribution, docs/spec/auth/token). All content is verified by its digest.
  */
 import {createHash, type Hash} from 'node:crypto';
 import {retry} from '../core/concurrency/retry.ts';
@@ -26,15 +25,16 @@ import {
 } from './manifest.ts';
 import {digestPattern, formatReference, type ImageReference} from './reference.ts';
 
-/** distribution's own limit for a manifest. Configurations are smaller. */
+/** The limit of distribution for a manifest. Configurations are smaller. */
 const maxManifestBytes = 4 * 1024 * 1024;
 const maxTokenBytes = 1024 * 1024;
 const maxErrorBytes = 16 * 1024;
 /**
- * For a token, a manifest or a configuration with all attempts: a server that sends a byte a minute is never silent.
+ * Time limit for a token, a manifest or a configuration with all retries: a server that sends a byte per minute is
+ * never silent.
  */
 const documentTimeoutMs = 120_000;
-/** Failures in a row, without one byte in between, after which a transfer is given up. */
+/** A transfer ends after this number of consecutive failures without a new byte. */
 const attemptsAtMost = 5;
 
 export class Registry {
@@ -43,12 +43,12 @@ export class Registry {
 	readonly #credentials: Credentials | undefined;
 	readonly #retryMs: {readonly first: number; readonly longest: number};
 	readonly #documentMs: number;
-	/** The header of the last authentication that worked. */
+	/** The header of the last successful authentication. */
 	#authorization: Secret<string> | undefined;
 	/** Known after the first answer. */
 	#protocol: 'https:' | 'http:' | undefined;
 
-	/** @param documentMs the limit of time for a small document */
+	/** @param documentMs time limit for a small document */
 	constructor(
 		http: HttpClient,
 		reference: ImageReference,
@@ -64,14 +64,14 @@ export class Registry {
 	}
 
 	/**
-	 * The manifest that the reference stands for; of a list, that for the platform, or its only one if that names none.
+	 * The manifest of the reference; from a list, the one for the platform, or the only one if it names no platform.
 	 * @throws AdaptorError 'not-found', 'unauthenticated', 'permission-denied', 'failed-precondition' for an image of
-	 * another platform, 'data-loss' for one that is not what its digest says
+	 * another platform, 'data-loss' for a wrong digest
 	 */
 	async manifest(platform: Platform, signal: AbortSignal): Promise<ImageManifest> {
 		const {version} = this.#reference;
 		let wanted = 'tag' in version ? version.tag : version.digest;
-		// A list of lists is allowed, and of no use.
+		// A list of lists is allowed, but has no use.
 		for (let depth = 0; depth < 3; depth++) {
 			const {content, digest} = await this.#readManifest(wanted, signal);
 			const list = at(content, 'manifests');
@@ -88,9 +88,8 @@ export class Registry {
 	}
 
 	/**
-	 * The blob's bytes. A transfer that breaks goes on where it was; bytes come once and in order.
-	 * @throws AdaptorError 'data-loss' at the end, when size or digest are others: whoever used the bytes drops what
-	 * they made of them
+	 * The bytes of the blob. An interrupted transfer continues at its position; each byte comes once, in order.
+	 * @throws AdaptorError 'data-loss' at the end for a wrong size or digest: the caller must discard the result
 	 */
 	async *blob({digest, size}: Descriptor, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		const hash = hashFor(digest);
@@ -128,7 +127,7 @@ export class Registry {
 
 	async *#blobFrom(digest: string, offset: number, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		const answer = await this.#get(`blobs/${digest}`, offset === 0 ? {} : {range: `bytes=${offset}-`}, signal);
-		// Who ignores the range sends all of it again.
+		// A server that ignores the range sends everything again.
 		let skip = offset;
 		if (answer.status === 206) {
 			const [, start] = /^bytes (\d+)-/v.exec(answer.headers['content-range'] ?? '') ?? [];
@@ -188,7 +187,7 @@ export class Registry {
 		return parseDocument(Buffer.concat(chunks), 'the configuration', this.#where);
 	}
 
-	/** @throws HttpError when the work has not ended after `documentMs` */
+	/** @throws HttpError if the work has not ended after `documentMs` */
 	async #inTime<T>(awaited: string, signal: AbortSignal, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
 		using scope = new Scope(signal).deadline(this.#documentMs, awaited);
 		try {
@@ -220,7 +219,7 @@ export class Registry {
 		);
 	}
 
-	/** An answer with content. Authenticates when asked to. */
+	/** An answer with content. Authenticates if the registry requests it. */
 	async #get(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<HttpResponse> {
 		for (let hasAuthenticated = false; ; hasAuthenticated = true) {
 			const answer = await this.#send(
@@ -239,7 +238,7 @@ export class Registry {
 				readAll(answer, maxErrorBytes, inTime),
 			).catch(() => Buffer.alloc(0));
 			signal.throwIfAborted();
-			// Who stands where a blob was redirected to is not told who we are.
+			// Credentials are not sent to the target of a redirect.
 			if (answer.status !== 401 || hasAuthenticated || answer.url.host !== this.#url('').host) {
 				throw refusal(answer, text, this.#credentials !== undefined, this.#where);
 			}
@@ -248,7 +247,7 @@ export class Registry {
 		}
 	}
 
-	/** Over https; a registry that has no TLS is spoken to without only where that is allowed. */
+	/** Over https; without TLS only if that is allowed for the registry. */
 	async #send(path: string, headers: Readonly<Record<string, string>>, signal: AbortSignal): Promise<HttpResponse> {
 		try {
 			const answer = await this.#http.send({url: this.#url(path), isNamed: true, headers}, signal);
@@ -297,7 +296,7 @@ export class Registry {
 			service: challenge.get('service') ?? '',
 			scope: challenge.get('scope') ?? `repository:${repository}:pull`,
 		};
-		// Many registries give their tokens themselves. Any other place was named by a server.
+		// Many registries issue their own tokens. Any other place was named by a server.
 		const isNamed = url.origin === this.#url('').origin;
 		const [answer, body] = await this.#inTime('a token', signal, async inTime =>
 			this.#retried(async () => {
@@ -401,7 +400,7 @@ function hashFor(digest: string): Hash {
 	return createHash(digest.startsWith('sha512:') ? 'sha512' : 'sha256');
 }
 
-/** The codes of the protocol's own errors ("Error Codes"), which are words of a fixed list. */
+/** Error codes of the protocol ("Error Codes"), a fixed list of words. */
 function refusal(
 	{status, url}: HttpResponse,
 	body: Buffer,
@@ -428,12 +427,12 @@ function refusal(
 		});
 	}
 
-	// An answer that is not the protocol's says nothing; the status says enough.
+	// Other answers have no error code; their status suffices.
 	const words = listAt(parseJsonOrNothing(body), 'errors')
 		.map(error => textAt(error, 'code') ?? '')
 		.filter(code => /^[A-Z_]{1,40}$/v.test(code))
 		.join(', ');
-	// Too many requests, and whatever a server says of itself, may pass.
+	// Temporary: too many requests, and errors of the server.
 	const mayPass = status === 429 || status >= 500;
 	const remedy = mayPass
 		? "It was asked several times: push again later, or look at the registry's own log."

@@ -1,4 +1,4 @@
-/** Where an image's bytes come from: a file, or a container image in a registry. Knows no libvirt. */
+/** The source of an image: a file, or a container image in a registry. Does not know libvirt. */
 import {open} from 'node:fs/promises';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {findInLayers} from './layers.ts';
@@ -7,9 +7,9 @@ import type {Platform} from './manifest.ts';
 import type {Registry} from './registry.ts';
 
 export interface ImageSource {
-	/** As the operator knows it: a path, or a reference with its digest once that is known. */
+	/** The name for the operator: a path, or a reference, with its digest if known. */
 	readonly name: string;
-	/** Opens it; who does disposes the result. */
+	/** Opens it. The caller disposes the result. */
 	open(signal: AbortSignal): Promise<OpenImage>;
 }
 
@@ -17,16 +17,16 @@ export interface OpenImage extends AsyncDisposable {
 	readonly name: string;
 	/** Bytes. */
 	readonly size: bigint;
-	/** Once, to the end: only the end tells whether the bytes were the right ones. */
+	/** Read once, to the end, where the bytes are verified. */
 	readonly chunks: () => AsyncGenerator<Buffer, void, undefined>;
 	/**
-	 * Bytes from an offset on, fewer at its end. Absent where only the order is known in which they come: a registry
-	 * vouches for its bytes.
+	 * Bytes from an offset; fewer at the end. Absent if the bytes can only be read in order: a registry verifies them
+	 * that way.
 	 */
 	readonly readAt?: (at: bigint, length: number) => Promise<Buffer>;
 }
 
-/** Large reads: each is one round through the thread pool. */
+/** Large reads, because each uses the thread pool once. */
 const fileChunkBytes = 1024 * 1024;
 
 export function fileSource(path: string): ImageSource {

@@ -1,16 +1,16 @@
 /**
- * Tar archives: bytes in, entries and their data out. Knows no streams and no file system: a name is only a name here.
- * Sources: POSIX, pax ("ustar Interchange Format", "pax Extended Header"); GNU tar manual, "Basic Tar Format" (long
- * names, base-256 numbers).
+ * Parses tar archives: bytes in, entries and their data out. Does not use streams or the file system. Sources: POSIX,
+ * pax ("ustar Interchange Format", "pax Extended Header"); GNU tar manual, "Basic Tar Format" (long names, base-256
+ * numbers).
  */
 import {AdaptorError} from '../core/errors.ts';
 
 export interface TarEntry {
-	/** As it is written. */
+	/** The name in the archive. */
 	readonly name: string;
-	/** `sparse` is a file of which the archive holds pieces only. */
+	/** `sparse`: a file of which the archive contains only parts. */
 	readonly type: 'file' | 'directory' | 'link' | 'sparse' | 'other';
-	/** Bytes of data that follow. */
+	/** Bytes of data after the header. */
 	readonly size: number;
 }
 
@@ -18,7 +18,7 @@ export interface TarEntry {
 export type TarPart = {readonly entry: TarEntry} | {readonly data: Buffer};
 
 const blockSize = 512;
-/** Of a long name or an extended header, which are held in memory. */
+/** Limit of a long name or an extended header, which are kept in memory. */
 const maxMetaBytes = 1024 * 1024;
 const field = {
 	name: [0, 100],
@@ -29,25 +29,25 @@ const field = {
 	prefix: [345, 500],
 } as const;
 const posixMagic = 'ustar\x0000';
-/** These have no data, whatever their size says. */
+/** Entries without data, whatever their size field contains. */
 const headerOnly = '123456';
 const empty = Buffer.alloc(0);
 
 export class TarDecoder {
-	/** Of a block that is not whole yet. */
+	/** Bytes of an incomplete block. */
 	#rest: Buffer = empty;
-	/** Of the present entry: bytes of data, and of what fills its last block. */
+	/** Remaining bytes of the current entry, with the padding of its last block. */
 	#data = 0;
 	#padding = 0;
-	/** What the data is when it is not an entry's own. */
+	/** The purpose of the data if it does not belong to an entry. */
 	#meta: {readonly kind: 'x' | 'g' | 'L' | 'K'; readonly chunks: Buffer[]} | undefined;
-	/** What was said about the next entry. */
+	/** Extended fields for the next entry. */
 	#longName: string | undefined;
 	#next = new Map<string, string>();
 	#global = new Map<string, string>();
 	#isOver = false;
 
-	/** @throws AdaptorError 'data-loss' for what is no archive */
+	/** @throws AdaptorError 'data-loss' if it is not an archive */
 	*push(chunk: Buffer): Generator<TarPart> {
 		let bytes = this.#rest.length === 0 ? chunk : Buffer.concat([this.#rest, chunk]);
 		this.#rest = empty;
@@ -79,17 +79,17 @@ export class TarDecoder {
 		}
 	}
 
-	/** @throws AdaptorError 'data-loss' when the archive is cut off */
+	/** @throws AdaptorError 'data-loss' if the archive is truncated */
 	end(): void {
 		if (this.#data > 0 || this.#meta !== undefined || this.#rest.length > 0) {
 			throw damaged('it is cut off');
 		}
 	}
 
-	/** @returns undefined for a header that is about another one */
+	/** @returns undefined for a header that describes another one */
 	#header(block: Buffer): TarEntry | undefined {
 		if (block.every(byte => byte === 0)) {
-			// Two such blocks end an archive; no header comes behind one.
+			// Two such blocks end an archive; no header follows one.
 			this.#isOver = true;
 			return undefined;
 		}
@@ -199,7 +199,7 @@ function records(content: Buffer): Map<string, string> {
 		}
 
 		const key = content.toString('utf8', space + 1, equals);
-		// No other says anything here, and those of a global header are kept.
+		// Other fields have no meaning here. Fields of a global header persist.
 		if (key === 'path' || key === 'size' || key.startsWith('GNU.sparse.')) {
 			found.set(key, content.toString('utf8', equals + 1, end - 1));
 		}
@@ -210,7 +210,7 @@ function records(content: Buffer): Map<string, string> {
 	return found;
 }
 
-/** The sum of the header's bytes, its own field taken as spaces; some old programs summed them as signed. */
+/** The sum of the bytes of the header, with spaces in its own field; some old programs added signed bytes. */
 function hasSound(block: Buffer): boolean {
 	const [from, to] = field.checksum;
 	let [unsigned, signed] = [0, 0];
@@ -235,7 +235,7 @@ function numberIn(bytes: Buffer): number {
 		return text === '' ? 0 : Number.parseInt(text, 8);
 	}
 
-	// Of twelve bytes, the first says how the number is written; six hold more than there are bytes anywhere.
+	// Of twelve bytes, the first gives the format; six bytes can represent every possible size.
 	if (bytes[0] !== 0x80 || bytes.subarray(1, -6).some(byte => byte !== 0)) {
 		throw damaged('a header has a size beyond all measure');
 	}

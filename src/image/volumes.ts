@@ -1,6 +1,6 @@
 /**
- * The volumes of a pool, and what stands on them: the disks of VMs, whosever they are, and the volumes that read
- * through to others. All of it is libvirt's word of this moment, nothing is remembered.
+ * The volumes of a pool and their users: the disks of all VMs, and the overlays of volumes. Always read from libvirt,
+ * never remembered.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
@@ -11,7 +11,7 @@ import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {child, children, readXml, type XmlElement} from '../libvirt/xml.ts';
 import {pointsToVersion} from '../vm-image/version-name.ts';
 
-/** What `LibvirtSession` has, so that it fits as it is. */
+/** A part of `LibvirtSession`, which fits without an adapter. */
 export type LibvirtStorage = Pick<LibvirtSession, 'call' | 'upload' | 'download'>;
 
 export interface Volume {
@@ -19,20 +19,20 @@ export interface Volume {
 	/** On the host. */
 	readonly path: string;
 	readonly format: string;
-	/** Bytes, as a guest sees them. */
+	/** Size of the guest disk in bytes. */
 	readonly capacity: bigint;
-	/** Bytes that it takes of the storage. */
+	/** Allocated bytes. */
 	readonly allocation: bigint;
-	/** By the host's clock; absent where libvirt does not tell. */
+	/** By the clock of the host; absent if libvirt does not report it. */
 	readonly modifiedAt?: Date;
-	/** Of the file that it reads through to. */
+	/** Path of its backing file. */
 	readonly backingPath?: string;
 }
 
 export interface Use {
-	/** Domains whose disks are the volume or stand on it. */
+	/** Domains with the volume as a disk or as a backing file. */
 	readonly domains: readonly string[];
-	/** Volumes that read through to it, aliases left out. */
+	/** Overlays of it, without aliases. */
 	readonly volumes: readonly string[];
 }
 
@@ -46,10 +46,9 @@ const running = 2;
 const fileTypes = ['dir', 'fs', 'netfs'];
 
 /**
- * @param looksAnew whether libvirt looks at its files and its free space first: it knows neither files that were copied
- * there nor what others took
- * @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or does not keep volumes as
- * files
+ * @param looksAnew whether libvirt refreshes the pool first: without that, it does not know copied files and changed
+ * free space
+ * @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or whose volumes are not files
  */
 export async function openPool(
 	session: LibvirtStorage,
@@ -86,7 +85,10 @@ export async function openPool(
 	return {pool, availableBytes: available};
 }
 
-/** Refused while something is made in the pool, or it is not active: then it is as libvirt knows it. */
+/**
+ * libvirt refuses it while a volume is created in the pool, or if the pool is inactive: then the last known state is
+ * used.
+ */
 export async function refresh(session: LibvirtStorage, pool: StoragePool, signal: AbortSignal): Promise<void> {
 	await change(session, procedures.storagePoolRefresh, {pool, flags: 0}, signal).catch((error: unknown) => {
 		if (!(error instanceof LibvirtError)) {
@@ -95,7 +97,7 @@ export async function refresh(session: LibvirtStorage, pool: StoragePool, signal
 	});
 }
 
-/** @returns undefined when there is none of this name */
+/** @returns undefined if the name does not exist */
 export async function readVolume(
 	session: LibvirtStorage,
 	pool: string,
@@ -147,7 +149,7 @@ export async function readHoldings(session: LibvirtStorage, pool: StoragePool, s
 /** A disk is a file, or a volume by its name. */
 type DiskSource = {readonly file: string} | {readonly pool: string; readonly volume: string};
 
-/** None for a domain that is gone by now. */
+/** Empty if the domain no longer exists. */
 async function disksOf(session: LibvirtStorage, dom: Domain, signal: AbortSignal): Promise<readonly DiskSource[]> {
 	try {
 		const {xml} = await session.call(procedures.domainGetXmlDesc, {dom, flags: 0}, signal);
@@ -161,7 +163,7 @@ async function disksOf(session: LibvirtStorage, dom: Domain, signal: AbortSignal
 	}
 }
 
-/** Of a disk and, for a domain that runs, of what it reads through to (libvirt, docs/formatdomain, "backingStore"). */
+/** Paths of a disk and, for a running domain, of its backing files (libvirt, docs/formatdomain, "backingStore"). */
 function sourcesOf(element: XmlElement): DiskSource[] {
 	const {file, pool, volume} = child(element, 'source')?.attributes ?? {};
 	const own: DiskSource[] =
@@ -195,7 +197,7 @@ export function holdingsOf(
 	};
 }
 
-/** Volumes that read through to one of the paths, by however many others in between. */
+/** Direct and indirect overlays of one of the paths. */
 function standingOn(volumes: readonly Volume[], paths: Set<string>): Set<Volume> {
 	const found = new Set<Volume>();
 	for (let before = -1; before < found.size;) {
