@@ -159,7 +159,7 @@ export class BaseImages {
 		} else if (this.#overlays.failed(base.path)) {
 			this.#log.warn(
 				{pool: this.#pool, volume: base.name},
-				'the configured image reads through to another file, which is not checked',
+				'the configured image has a backing file, which is not checked',
 			);
 		}
 	}

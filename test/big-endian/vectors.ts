@@ -178,7 +178,7 @@ export const vectors: Readonly<Record<string, () => Cases>> = {
 				{path: `/var/lib/libvirt/images/podvm-${virtualSize}.qcow2`, format: 'qcow2'},
 				virtualSize,
 			);
-			// What reads through to another file is refused as an upload; without that it is read.
+			// An image with a backing file is refused as an upload; without one it is read.
 			const whole = Buffer.from(image).fill(0, 8, 20);
 			yield* [image, told(readImageFormat(whole, BigInt(image.length)))];
 		}

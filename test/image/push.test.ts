@@ -158,7 +158,7 @@ for (const [kind, pack] of [
 	});
 }
 
-test('a raw image stays raw, and its name reads through to it', async t => {
+test('a raw image stays raw, and its alias points to it', async t => {
 	const pool = await storage.pool();
 	const content = bootable(512 * 1000);
 	const pushed = await push(pool, {source: source(content)});

@@ -199,7 +199,7 @@ for (const [claim, own, more] of overlays) {
 		);
 		t.deepEqual(
 			warnings.map(({message, fields}) => [message, fields.pool, fields.volume]),
-			[['the configured image reads through to another file, which is not checked', pool.name, 'overlay']],
+			[['the configured image has a backing file, which is not checked', pool.name, 'overlay']],
 		);
 	});
 }
