@@ -3,7 +3,8 @@
  * a shim: 200 if it answers, else 503 with the reason. During an update the other daemon may answer, which is correct:
  * the node is served. They do not depend on the KVM host, because a restart of the daemon would not repair it.
  */
-import {createServer, type RequestListener, type Server, type ServerResponse} from 'node:http';
+import type {RequestListener, Server, ServerResponse} from 'node:http';
+import {builtin} from '../core/builtin.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {retry} from '../core/concurrency/retry.ts';
 import {toError} from '../core/errors.ts';
@@ -103,7 +104,7 @@ function answer(assertHealthy: ProbeOptions['assertHealthy'], log: Logger, signa
 }
 
 async function listen(at: {readonly port: number; readonly host: string}, onRequest: RequestListener): Promise<Server> {
-	const server = createServer(onRequest);
+	const server = builtin('node:http').createServer(onRequest);
 	const {promise, resolve, reject} = Promise.withResolvers<undefined>();
 	server.once('error', reject);
 	server.listen(at, () => resolve(undefined));

@@ -3,8 +3,9 @@
  * kinds of objects. On node:https alone: the official client costs 85 MB of resident memory (docs/adr/0013).
  */
 import type {IncomingMessage} from 'node:http';
-import {Agent, request as httpsRequest} from 'node:https';
+import type {Agent} from 'node:https';
 import {once} from 'node:events';
+import {builtin} from '../core/builtin.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {retry} from '../core/concurrency/retry.ts';
 import {JsonError, parseJson} from '../core/json.ts';
@@ -13,6 +14,8 @@ import {KubernetesError, refusal, retryAfterOf} from './errors.ts';
 import type {AnswerBounds} from './objects.ts';
 import {Pieces} from './pieces.ts';
 import type {ApiServerAddress, ServiceAccount} from './service-account.ts';
+
+const https = builtin('node:https');
 
 export interface ConnectionOptions {
 	readonly server: ApiServerAddress;
@@ -57,7 +60,7 @@ export class ApiConnection implements Disposable {
 			...options,
 		};
 		// Of a connection that is in use, `timeout` says only that it is quiet.
-		this.#agent = new Agent({
+		this.#agent = new https.Agent({
 			keepAlive: true,
 			maxSockets: 16,
 			maxFreeSockets: 2,
@@ -170,7 +173,7 @@ export class ApiConnection implements Disposable {
 	): Promise<IncomingMessage> {
 		const {server} = this.#options;
 		const text = body === undefined ? undefined : Buffer.from(JSON.stringify(body));
-		const request = httpsRequest({
+		const request = https.request({
 			...server,
 			method,
 			path,

@@ -4,18 +4,12 @@
  * cannot be abused (CVE-2023-44487).
  */
 import {once} from 'node:events';
-import {
-	createServer as createHttpServer,
-	type IncomingMessage,
-	type RequestListener,
-	type Server,
-	type ServerResponse,
-} from 'node:http';
-import {createServer as createHttpsServer} from 'node:https';
+import type {IncomingMessage, RequestListener, Server, ServerResponse} from 'node:http';
 import type {AddressInfo, Socket} from 'node:net';
 import {pipeline} from 'node:stream';
 import {setTimeout as delay} from 'node:timers/promises';
 import type {SecureContextOptions} from 'node:tls';
+import {builtin} from '../core/builtin.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {JsonError, parseJson} from '../core/json.ts';
 import {Scope} from '../core/lifetime.ts';
@@ -103,7 +97,7 @@ export async function startWebhook({
 		connectionsCheckingInterval: Math.min(1000, requestTimeoutMs / 2),
 		requireHostHeader: false,
 	};
-	const probes = createHttpServer({...http, keepAliveTimeout: requestTimeoutMs});
+	const probes = builtin('node:http').createServer({...http, keepAliveTimeout: requestTimeoutMs});
 	serve(
 		probes,
 		probeConnections,
@@ -115,7 +109,7 @@ export async function startWebhook({
 		probes.closeAllConnections();
 	});
 	const intake = new Intake(limits);
-	const server = createHttpsServer({
+	const server = builtin('node:https').createServer({
 		...http,
 		...(clientCa === undefined ? {} : {ca: clientCa, requestCert: true, rejectUnauthorized: true}),
 		handshakeTimeout: defaultRequestTimeoutMs,
