@@ -1,7 +1,6 @@
 /**
- * One AdmissionReview, from the API server's question to our answer. Decides whose pods are changed; how is
- * mutation.ts's business. No I/O. Source of the documents: Kubernetes, "Dynamic Admission Control",
- * admission.k8s.io/v1.
+ * Answers one AdmissionReview. Decides which pods are changed; mutation.ts decides how. No I/O. Source of the
+ * documents: Kubernetes, "Dynamic Admission Control", admission.k8s.io/v1.
  */
 import {AdaptorError, echoed} from '../core/errors.ts';
 import {mutation, type MutationPolicy} from './mutation.ts';
@@ -10,7 +9,7 @@ import type {PodSize} from './pod-size.ts';
 import {checkResources, invalidReason} from './resource-rules.ts';
 
 export interface ReviewPolicy extends MutationPolicy {
-	/** Pods of this runtime class are changed, no others. */
+	/** Only pods with this runtime class are changed. */
 	readonly runtimeClass: string;
 	readonly excludedNamespaces: readonly string[];
 }
@@ -18,11 +17,11 @@ export interface ReviewPolicy extends MutationPolicy {
 export interface Answer {
 	/** An AdmissionReview with a response, to be sent as JSON. */
 	readonly review: unknown;
-	/** Namespace and name, or what the name will begin with; where a Pod was looked at. */
+	/** Namespace and name, or the prefix of a generated name; absent if no Pod was read. */
 	readonly pod?: string;
-	/** What the pod asks for; of a pod that was changed. */
+	/** The requested size of a changed pod. */
 	readonly size?: PodSize;
-	/** Why it was denied. */
+	/** The reason of a denial. */
 	readonly denial?: string;
 }
 
@@ -30,9 +29,9 @@ const apiVersion = 'admission.k8s.io/v1';
 const kind = 'AdmissionReview';
 
 /**
- * @param document what was posted, parsed
- * @returns also for a request that cannot be understood, as long as there is a uid to answer to: a denial
- * @throws AdaptorError 'invalid-argument' when there is none
+ * @param document the parsed body
+ * @returns a denial for a request that cannot be understood, if it has a uid
+ * @throws AdaptorError 'invalid-argument' if it has none
  */
 export function answerReview(document: unknown, policy: ReviewPolicy): Answer {
 	if (typeof document !== 'object' || document === null || Array.isArray(document)) {
@@ -73,7 +72,7 @@ function answerRequest(uid: string, request: JsonObject, policy: ReviewPolicy): 
 
 	const document = objectAt(request, 'object', 'request.');
 	const metadata = objectAt(document, 'metadata', 'request.object.');
-	// A pod that a controller makes has its namespace from the request.
+	// The pod of a controller gets its namespace from the request.
 	const namespace = text(metadata, 'namespace') || text(request, 'namespace');
 	const identity = {pod: echoed(`${namespace}/${text(metadata, 'name') || text(metadata, 'generateName')}`)};
 	if (
@@ -100,7 +99,7 @@ function answerRequest(uid: string, request: JsonObject, policy: ReviewPolicy): 
 			};
 }
 
-/** Not its subresources: a binding and an eviction are created too. */
+/** Not subresources: bindings and evictions are created too. */
 function createsPod(request: JsonObject): boolean {
 	const requested = objectAt(request, 'kind', 'request.');
 	return (

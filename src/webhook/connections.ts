@@ -1,7 +1,7 @@
 /**
- * Shares the connections of a server between the addresses of its callers. Node's `maxConnections` would turn away
- * whoever comes last, which lets one caller shut out all others: here the address with the most connections makes way.
- * Knows no TLS.
+ * Shares the connections of a server among the addresses of its callers. `maxConnections` of Node would refuse the
+ * newest, so one caller could shut out all others. Here the address with the most connections loses one. Does not know
+ * TLS.
  */
 import type {IncomingMessage, ServerResponse} from 'node:http';
 import type {Socket} from 'node:net';
@@ -15,8 +15,8 @@ interface Connection {
 export class Connections {
 	readonly #most: number;
 	/**
-	 * By the caller's address and port, since TLS wraps a connection in another object. The one that has not changed
-	 * for longest comes first.
+	 * By address and port of the caller, because TLS wraps a connection in another object. The one without a change for
+	 * the longest time is first.
 	 */
 	readonly #open = new Map<string, Connection>();
 
@@ -25,8 +25,8 @@ export class Connections {
 	}
 
 	/**
-	 * Takes a new connection. If it is one too many, the address with the most connections loses one: the longest idle,
-	 * or else the oldest.
+	 * Adds a new connection. If there are too many, the address with the most connections loses one: its longest idle,
+	 * or else its oldest.
 	 */
 	admit(socket: Socket): void {
 		const key = keyOf(socket);
@@ -47,9 +47,9 @@ export class Connections {
 	}
 
 	/**
-	 * Marks the connection of a request as in use until the answer has been sent. A connection that sends a request
-	 * before it has the answer to the last one is ended: no API server and no kubelet does that, and a thousand small
-	 * requests fit into one packet.
+	 * Marks the connection of a request as used until the answer has been sent. A connection that sends a request
+	 * before it has the last answer is ended: API servers and kubelets never do that, and a thousand small requests fit
+	 * into one packet.
 	 *
 	 * @returns whether the request may be answered
 	 */
@@ -60,8 +60,8 @@ export class Connections {
 			socket.destroy();
 			const {parser} = socket as {parser?: {onIncoming: unknown} | null};
 			if (parser) {
-				// Node would keep a request and a response for all that it has received already. Not in its documented
-				// interface, and only about memory.
+				// Otherwise Node would keep a request and a response for everything that it has already received. This
+				// is not in its documented interface, and only saves memory.
 				parser.onIncoming = () => 0;
 			}
 

@@ -1,14 +1,13 @@
 /**
- * Bounds the memory of the webhook's requests: bytes of one body, and bytes of all unfinished bodies and unread answers
- * together. A caller that stalls gives way to one that does not: the API server sends a review and reads its answer
- * within milliseconds.
+ * Limits the memory of requests: the bytes of one body, and the bytes of all unfinished bodies and unread answers
+ * together. Stalled callers lose first: the API server sends a review and reads its answer within milliseconds.
  */
 import type {IncomingMessage, ServerResponse} from 'node:http';
 
 export interface IntakeLimits {
-	/** Of one body. */
+	/** Maximum bytes of one body. */
 	readonly bodyBytes: number;
-	/** Of all bodies that have not ended and all answers that have not been sent. */
+	/** Maximum bytes of all unfinished bodies and unsent answers. */
 	readonly unfinishedBytes: number;
 }
 
@@ -32,10 +31,10 @@ export class Intake {
 	}
 
 	/**
-	 * What comes after a refusal is read and discarded.
+	 * The rest of a refused body is read and discarded.
 	 *
 	 * @returns the body, or why it is refused
-	 * @throws when the connection ends before the body does
+	 * @throws if the connection ends before the body
 	 */
 	async read(request: IncomingMessage): Promise<Buffer | Refusal> {
 		const {promise, resolve, reject} = Promise.withResolvers<Buffer | Refusal>();
@@ -51,7 +50,7 @@ export class Intake {
 			refuse('too large');
 		}
 
-		// Copied, and counted by what is allocated: a piece of one byte takes hundreds as an object of its own.
+		// Copied, and counted by its allocation: a chunk of one byte takes hundreds as a separate object.
 		request.on('data', (chunk: Buffer) => {
 			if (!this.#shares.has(share)) {
 				return;
@@ -73,7 +72,7 @@ export class Intake {
 				this.#grow(share, more);
 			}
 
-			// It may have been this one that gave way.
+			// This one may have been dropped.
 			length += chunk.copy(body, length);
 		});
 		request.once('end', () => resolve(body.subarray(0, length)));
@@ -85,7 +84,7 @@ export class Intake {
 		}
 	}
 
-	/** Counts an answer until it has been sent. When it has to give way, its connection ends. */
+	/** Counts an answer until it has been sent. If it is dropped, its connection ends. */
 	hold(response: ServerResponse, answer: Buffer): void {
 		const share = this.#open(() => response.socket?.destroy());
 		response.once('close', () => this.#release(share));
@@ -98,7 +97,7 @@ export class Intake {
 		return share;
 	}
 
-	/** The oldest give way: what has not been sent or read by now stalls. */
+	/** Drops the oldest: what was not sent or read by now is stalled. */
 	#grow(share: Share, bytes: number): void {
 		share.bytes += bytes;
 		this.#bytes += bytes;

@@ -1,12 +1,10 @@
 /**
- * What becomes of a pod that runs in a VM elsewhere: nothing of its CPU and memory is asked of the node any more, it
- * takes one of the node's VMs instead, and its VM's size stands in annotations. Pure: a Pod in, the smallest JSON patch
- * (RFC 6902) out.
+ * Changes a pod that runs in a VM beside the node: it requests no CPU and memory of the node, requests one VM of the
+ * node instead, and its annotations have the size of its VM. Pure: a Pod in, the smallest JSON patch (RFC 6902) out.
  *
- * No name that stands in a path holds a character that a JSON pointer escapes (RFC 6901). Applied to its own result it
- * has nothing to do. The API server does that: when a webhook has changed a pod, its own plugins run once more, and a
- * LimitRange puts default resources back on containers that have none; they are taken away again, and were counted the
- * first time.
+ * No name in a path contains a character that a JSON pointer escapes (RFC 6901). Applied to its own result, it changes
+ * nothing. The API server does that: after a webhook has changed a pod, its own plugins run again, and a LimitRange
+ * adds default resources to containers without any; they are removed again, and were counted the first time.
  */
 import {annotations as podAnnotations} from '../sandbox/pod-request.ts';
 import type {Pod, Resources} from './pod.ts';
@@ -18,7 +16,7 @@ export type PatchOperation =
 	| {readonly op: 'remove'; readonly path: string};
 
 export interface MutationPolicy {
-	/** The node's resource of which each pod VM takes one. */
+	/** The resource of the node; each pod VM takes one. */
 	readonly extendedResource: string;
 	readonly overhead: VmOverhead;
 }
@@ -31,7 +29,7 @@ export function mutation(
 ): {readonly patch: readonly PatchOperation[]; readonly size: PodSize} {
 	const [first, ...rest] = pod.containers;
 	if (first === undefined) {
-		// Not valid, which the API server checks, but only after this.
+		// Invalid; the API server checks that only after the webhook.
 		return {patch: [], size: {}};
 	}
 
@@ -50,7 +48,7 @@ export function mutation(
 	};
 }
 
-/** What the user has set is the user's word, be it empty. */
+/** An annotation of the user wins, even if it is empty. */
 function annotationsAdded(present: Pod['annotations'], {vcpus, memoryMib, gpus}: PodSize): PatchOperation[] {
 	const missing = (
 		[
@@ -70,7 +68,7 @@ function annotationsAdded(present: Pod['annotations'], {vcpus, memoryMib, gpus}:
 		: missing.map(([name, value]) => ({op: 'add', path: `/metadata/annotations/${name}`, value}));
 }
 
-/** Claims stay: a device that is asked for by a claim is no quantity, and must not be lost without a word. */
+/** Claims stay: a device that is requested by a claim is not a quantity, and must not be lost silently. */
 function without({requests, limits, others}: Resources, path: string): PatchOperation[] {
 	if (requests.size === 0 && limits.size === 0) {
 		return [];

@@ -1,12 +1,12 @@
 /**
- * How large the VM of a pod must be: what its containers may use at once, and what the VM needs for itself. Pure
- * arithmetic on nano-units. Source of the formula: Kubernetes, "Pod Lifecycle: resource sharing within containers", and
- * KEP-753 for sidecars; KEP-2837 for pod-level resources.
+ * The size of the VM of a pod: the resources that its containers may use at the same time, plus the overhead of the VM.
+ * Pure arithmetic in nano-units. Source of the formula: Kubernetes, "Pod Lifecycle: resource sharing within
+ * containers", and KEP-753 for sidecars; KEP-2837 for pod-level resources.
  */
 import type {Container, Pod} from './pod.ts';
 import {inSteps, mib, one} from './quantity.ts';
 
-/** What a VM takes beside what its pod asks for, in nano-units. */
+/** Overhead of a VM in nano-units. */
 export interface VmOverhead {
 	/** Of CPUs. */
 	readonly cpu: bigint;
@@ -14,7 +14,7 @@ export interface VmOverhead {
 	readonly memory: bigint;
 }
 
-/** Whole numbers; absent where the pod asks for nothing, so that the adaptor's own defaults hold. */
+/** Whole numbers; absent if the pod requests nothing, so that the defaults of the adaptor apply. */
 export interface PodSize {
 	readonly vcpus?: bigint;
 	readonly memoryMib?: bigint;
@@ -34,8 +34,8 @@ export function podSize(pod: Pod, overhead: VmOverhead): PodSize {
 }
 
 /**
- * What a pod may use of a resource at one time. What was said of the pod as a whole wins; only where that is no more
- * than a request can the containers' limits exceed it.
+ * The amount of a resource that a pod may use at one time. Resources of the pod as a whole take precedence; only if
+ * they are just a request can the limits of containers exceed them.
  */
 function atOnce(pod: Pod, resource: string): bigint {
 	const {limits, requests} = pod.resources;
@@ -49,7 +49,7 @@ function atOnce(pod: Pod, resource: string): bigint {
 }
 
 /**
- * Init containers run one after the other, each beside the sidecars before it; then the containers run beside all
+ * Init containers run one after the other, each beside the earlier sidecars; then the containers run beside all
  * sidecars.
  */
 export function ofContainers({containers, initContainers}: Pod, amountOf: (container: Container) => bigint): bigint {
@@ -67,7 +67,7 @@ export function ofContainers({containers, initContainers}: Pod, amountOf: (conta
 	);
 }
 
-/** A VM must have room for the limit; the API server has made the limit the request where only that was given. */
+/** A VM must have room for the limit. If only the limit was set, the API server has made it the request too. */
 function ofContainer({resources: {limits, requests}}: Container, resource: string): bigint {
 	return limits.get(resource) ?? requests.get(resource) ?? 0n;
 }

@@ -1,37 +1,37 @@
 /**
- * What the webhook has to know of a Pod, read from its JSON and checked once; the rest of the document is not looked
- * at. Quantities are parsed here, so that no other file calculates with text. Which quantities are valid is the
- * business of resource-rules.ts. Knows no policy. Source of the shape: Kubernetes API reference, core/v1 Pod.
+ * The parts of a Pod that the webhook needs, read from its JSON and checked once; the rest is ignored. Quantities are
+ * parsed here, so that no other file calculates with text. resource-rules.ts checks which quantities are valid. Knows
+ * no policy. Source of the shape: Kubernetes API reference, core/v1 Pod.
  */
 import {AdaptorError, echoed} from '../core/errors.ts';
 import {parseQuantity} from './quantity.ts';
 
-/** Nano-units by the resource's name. */
+/** Nano-units by resource name. */
 export type Amounts = ReadonlyMap<string, bigint>;
 
 export interface Resources {
-	/** The member `resources` is there, be it empty. */
+	/** Whether the member `resources` exists, even if it is empty. */
 	readonly isPresent: boolean;
 	readonly requests: Amounts;
 	readonly limits: Amounts;
-	/** The same quantities as the document has them, to be repeated in a denial. */
+	/** The same quantities as text of the document, for denials. */
 	readonly written: {readonly requests: JsonObject; readonly limits: JsonObject};
-	/** All else that it holds (`claims`), as it was. */
+	/** Other members (`claims`), unchanged. */
 	readonly others: Readonly<Record<string, unknown>>;
 }
 
 export interface Container {
-	/** An init container that runs on beside the others: `restartPolicy: Always`. */
+	/** An init container that keeps running: `restartPolicy: Always`. */
 	readonly isSidecar: boolean;
 	readonly resources: Resources;
 }
 
 export interface Pod {
-	/** `undefined` where the Pod has none, which is not the same as empty ones to a patch. */
+	/** `undefined` if the Pod has none: for a patch, that differs from an empty object. */
 	readonly annotations: Readonly<Record<string, unknown>> | undefined;
 	readonly containers: readonly Container[];
 	readonly initContainers: readonly Container[];
-	/** Of the pod as a whole: `spec.resources`. */
+	/** Resources of the pod as a whole: `spec.resources`. */
 	readonly resources: Resources;
 }
 
@@ -50,7 +50,7 @@ export function parsePod(document: JsonObject): Pod {
 	};
 }
 
-/** A member that is there and not null: Go, which wrote the document, reads null as absent. */
+/** A member that exists and is not null: Go, which wrote the document, reads null as absent. */
 export function member(parent: JsonObject, name: string): unknown {
 	return Object.hasOwn(parent, name) ? (parent[name] ?? undefined) : undefined;
 }

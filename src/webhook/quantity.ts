@@ -1,5 +1,5 @@
 /**
- * Kubernetes' resource quantities, exactly: text in, whole nano-units out. A nano is the finest that Kubernetes keeps.
+ * Resource quantities of Kubernetes, exactly: text in, whole nano-units out. A nano is the smallest unit of Kubernetes.
  * Knows no resource. Source of grammar and rounding: Kubernetes, apimachinery, pkg/api/resource/quantity.go.
  */
 
@@ -9,10 +9,10 @@ export const one = 1_000_000_000n;
 /** Bytes in a MiB, in nano-units of a byte. */
 export const mib = one << 20n;
 
-/** Kubernetes keeps a quantity with a binary suffix within an int64. */
+/** Kubernetes stores a quantity with a binary suffix in an int64. */
 const maxBinary = (2n ** 63n - 1n) * one;
 
-/** Enough for whatever a node could hold; more is a slip or an attempt to make us count for long. */
+/** More than a node can have; a larger value is a mistake, or an attempt to make the parser work for long. */
 const maxTextLength = 64;
 const maxExponent = 64;
 
@@ -33,9 +33,9 @@ const grammar =
 	/^(?<sign>[+\-]?)(?:(?<whole>\d+)(?:\.(?<fraction>\d*))?|\.(?<only>\d+))(?:[eE](?<exponent>[+\-]?\d+)|(?<suffix>[KMGTPE]i|[numkMGTPE]?))$/v;
 
 /**
- * Nano-units of a quantity such as `100m`, `1.5Gi` or `2e3`. What is finer than a nano is rounded away from zero: who
- * asks for something gets something.
- * @returns `undefined` when the text is no quantity, or one of over 64 characters or with an exponent beyond ±64
+ * Nano-units of a quantity such as `100m`, `1.5Gi` or `2e3`. A fraction of a nano is rounded away from zero, so that a
+ * request never becomes zero.
+ * @returns `undefined` if the text is not a quantity, is longer than 64 characters, or has an exponent beyond ±64
  */
 export function parseQuantity(text: string): bigint | undefined {
 	const groups = text.length > maxTextLength ? undefined : grammar.exec(text)?.groups;

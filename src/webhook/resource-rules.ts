@@ -11,7 +11,7 @@ import type {Pod, Resources} from './pod.ts';
 import {gpuResource, ofContainers} from './pod-size.ts';
 import {inSteps, one, parseQuantity} from './quantity.ts';
 
-/** What Kubernetes allows without a domain in the name, beside huge pages. */
+/** Resources that Kubernetes allows without a domain in the name, besides huge pages. */
 const containerResources = ['cpu', 'memory', 'ephemeral-storage'];
 const podResources = ['cpu', 'memory'];
 const hugePages = 'hugepages-';
@@ -19,10 +19,10 @@ const hugePages = 'hugepages-';
 const domain = /^(?=.{1,253}$)[a-z0-9](?:[\-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[\-a-z0-9]*[a-z0-9])?)*$/v;
 const nameInDomain = /^(?=.{1,63}$)[A-Za-z0-9](?:[\-A-Za-z0-9_.]*[A-Za-z0-9])?$/v;
 
-/** Reason of the API server's status for an invalid object; its code is 422. */
+/** Reason of the status of the API server for an invalid object; its code is 422. */
 export const invalidReason = 'Invalid';
 
-/** @throws AdaptorError 'invalid-argument' with the reason 'Invalid' for the first rule that is broken */
+/** @throws AdaptorError 'invalid-argument' with the reason 'Invalid' for the first violated rule */
 export function checkResources(pod: Pod, extendedResource: string): void {
 	const devices = [gpuResource, extendedResource];
 	for (const list of ['containers', 'initContainers'] as const) {
@@ -53,7 +53,7 @@ function checkPart(resources: Resources, where: string, standard: readonly strin
 		throw invalid(`${where}: Forbidden: HugePages require cpu or memory`);
 	}
 
-	// Last, so that what Kubernetes says itself comes first. The scheduler does not ask a node for zero devices.
+	// Last, so that errors of Kubernetes come first. The scheduler does not check zero devices.
 	for (const list of ['limits', 'requests'] as const) {
 		for (const [name, amount] of resources[list]) {
 			if (
@@ -96,7 +96,7 @@ function checkAmount(name: string, amount: bigint, field: string, written: strin
 		throw invalidValue(field, written, 'must be greater than or equal to 0');
 	}
 
-	// Kubernetes looks at thousandths, rounded up.
+	// Kubernetes compares thousandths, rounded up.
 	if (isExtended(name) && inSteps(amount, one / 1000n) % 1000n !== 0n) {
 		throw invalidValue(field, written, 'must be an integer');
 	}
@@ -123,7 +123,7 @@ function checkAgainstLimit(resources: Resources, where: string, name: string, am
 	const relation =
 		amount !== limit && !mayBeOvercommitted ? 'equal to' : amount > limit ? 'less than or equal to' : undefined;
 	if (relation !== undefined) {
-		// Kubernetes names the list here, not the resource in it.
+		// Kubernetes names the list here, not its resource.
 		throw invalidValue(
 			`${where}.requests`,
 			textOf(resources, 'requests', name),
@@ -132,7 +132,7 @@ function checkAgainstLimit(resources: Resources, where: string, name: string, am
 	}
 }
 
-/** The pod's own requests cover those of its containers, and no container may use more than the pod. */
+/** The requests of the pod cover those of its containers, and no container may use more than the pod. */
 function checkPodLevel(pod: Pod): void {
 	for (const [name, amount] of pod.resources.requests) {
 		const sum = ofContainers(pod, ({resources}) => resources.requests.get(name) ?? 0n);
@@ -148,7 +148,7 @@ function checkPodLevel(pod: Pod): void {
 	for (const [name, amount] of pod.resources.limits) {
 		for (const [index, {resources}] of pod.containers.entries()) {
 			if ((resources.limits.get(name) ?? 0n) > amount) {
-				// The field as Kubernetes composes it.
+				// The field in the form of Kubernetes.
 				throw invalidValue(
 					`spec.resources.containers[${index}][${name}].limits`,
 					textOf(resources, 'limits', name),
@@ -159,7 +159,7 @@ function checkPodLevel(pod: Pod): void {
 	}
 }
 
-/** Resources in Kubernetes' own domain are counted as those without a domain are. */
+/** Resources in the domain of Kubernetes count like those without a domain. */
 function isExtended(name: string): boolean {
 	return name.includes('/') && !name.includes('kubernetes.io/');
 }
@@ -168,7 +168,7 @@ function quantityText(amount: bigint): string {
 	return amount % one === 0n ? String(amount / one) : `${inSteps(amount, one / 1000n)}m`;
 }
 
-/** At most as long as a quantity can be: what is longer was not parsed. */
+/** At most the maximum length of a quantity: longer text was not parsed. */
 function textOf({written}: Resources, list: 'requests' | 'limits', name: string): string {
 	return String(written[list][name]);
 }

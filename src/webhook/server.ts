@@ -1,6 +1,6 @@
 /**
- * Serves admission reviews over HTTPS and tells by HTTP whether it does: bytes, limits, time-outs and draining. What an
- * answer is, admission-review.ts knows. HTTP/1.1 only: the API server keeps its connections, and what is not spoken
+ * Serves admission reviews over HTTPS, and probes over HTTP: bytes, limits, timeouts and draining. admission-review.ts
+ * creates the answers. HTTP/1.1 only: the API server reuses its connections, and a protocol that is not supported
  * cannot be abused (CVE-2023-44487).
  */
 import {once} from 'node:events';
@@ -25,31 +25,28 @@ export interface WebhookLimits extends IntakeLimits {
 }
 
 export interface WebhookOptions {
-	/** Ports on all addresses; 0 for any that is free. */
+	/** Ports on all addresses; 0 for any free port. */
 	readonly port: number;
 	readonly probePort: number;
 	readonly tlsDirectory: string;
 	readonly tls: Pick<SecureContextOptions, 'minVersion' | 'ciphers'>;
 	readonly policy: ReviewPolicy;
-	/**
-	 * How long requests are still taken after a stop was asked for: that long some API server may not know yet that we
-	 * go.
-	 */
+	/** How long requests are accepted after SIGTERM: until then an API server may not know that this server stops. */
 	readonly drainDelayMs: number;
-	/** PEM of the authorities of client certificates that a caller must have; anyone may call when absent. */
+	/** PEM of the certificate authorities of clients; if absent, clients need no certificate. */
 	readonly clientCa?: string;
 	/**
-	 * How long a request may take to come; answered with 408 then. A connection on which nothing moves for twice as
-	 * long ends.
+	 * Time limit for a request to arrive; then it is answered with 408. A connection without progress for twice this
+	 * time ends.
 	 */
 	readonly requestTimeoutMs?: number;
 	readonly limits?: WebhookLimits;
-	/** How often the certificate's files are looked at. */
+	/** Interval of checks of the certificate files. */
 	readonly tlsIntervalMs?: number;
 	readonly log: Logger;
 }
 
-/** Disposing tells the probes, goes on for a while, then closes when what is under way has been answered. */
+/** Disposing fails the readiness probe, serves for a while, then closes after running requests are answered. */
 export interface Webhook extends AsyncDisposable {
 	readonly port: number;
 	readonly probePort: number;
@@ -57,24 +54,21 @@ export interface Webhook extends AsyncDisposable {
 
 const path = '/mutate-v1-pod';
 /**
- * The API server takes objects of up to 3 MiB, and for a creation sends one. All unfinished bodies and unread answers
- * together, connections with their TLS state, and what one body becomes when it is parsed stay below the container's
- * 256 MiB. An API server keeps one connection for each review that it has under way.
+ * The API server accepts objects of up to 3 MiB, and sends one for a creation. All unfinished bodies and unread
+ * answers, the TLS state of connections, and the parsed form of one body stay below the 256 MiB of the container. An
+ * API server uses one connection for each running review.
  */
 const defaultLimits: WebhookLimits = {bodyBytes: 3 << 20, unfinishedBytes: 6 << 20, connections: 256};
-/** As patient as the API server is by default. */
+/** The default timeout of the API server. */
 const defaultRequestTimeoutMs = 10_000;
-/**
- * The API server drops a connection after 90 s without use (Go, net/http, DefaultTransport); it must be the one who
- * does.
- */
+/** The API server closes a connection after 90 s without use (Go, net/http, DefaultTransport); it must close first. */
 const keepAliveTimeoutMs = 120_000;
-/** Kubelets make one for each probe. */
+/** Kubelets use one for each probe. */
 const probeConnections = 64;
 const pieceBytes = 16 << 10;
 const closeTimeoutMs = 10_000;
 
-/** @throws AdaptorError 'failed-precondition' when there is no usable certificate, or a port cannot be listened on */
+/** @throws AdaptorError 'failed-precondition' if there is no usable certificate, or if listening on a port fails */
 export async function startWebhook({
 	port,
 	probePort,
@@ -90,7 +84,7 @@ export async function startWebhook({
 }: WebhookOptions): Promise<Webhook> {
 	await using parts = new AsyncDisposableStack();
 	let state: 'starting' | 'serving' | 'draining' = 'starting';
-	// Without the check of the Host header, whose answer Node would give itself.
+	// Without the check of the Host header, which Node would answer itself.
 	const http = {
 		requestTimeout: requestTimeoutMs,
 		headersTimeout: requestTimeoutMs,
@@ -117,7 +111,7 @@ export async function startWebhook({
 	});
 	serve(server, limits.connections, requestTimeoutMs, (request, response) => {
 		if (state === 'draining') {
-			// The next request of this connection shall come to our successor.
+			// The next request of this connection must go to the successor.
 			response.setHeader('Connection', 'close');
 		}
 
@@ -159,7 +153,7 @@ export async function startWebhook({
 function serve(server: Server, mostConnections: number, requestTimeoutMs: number, listener: RequestListener): void {
 	const connections = new Connections(mostConnections);
 	server.on('connection', (socket: Socket) => connections.admit(socket));
-	// Node would answer an unknown expectation itself, and not count the answer.
+	// Otherwise Node would answer an unknown expectation itself, without counting the answer.
 	for (const event of ['request', 'checkExpectation']) {
 		server.on(event, (request: IncomingMessage, response: ServerResponse) => {
 			if (connections.use(request, response)) {
@@ -168,7 +162,7 @@ function serve(server: Server, mostConnections: number, requestTimeoutMs: number
 		});
 	}
 
-	// For answers that nobody reads. Longer than a request may take, whose end has an answer of its own.
+	// For unread answers. Longer than the time limit of a request, which has its own answer.
 	server.setTimeout(2 * requestTimeoutMs);
 }
 
@@ -246,10 +240,10 @@ async function answer(
 	}
 }
 
-/** More than any pod has: one of 3 MiB that is all containers has a tenth. */
+/** More than any valid pod has: a pod of 3 MiB of containers has a tenth of it. */
 const bounds = {parts: 50_000, depth: 200};
 
-/** A connection keeps as much memory for encryption as it was once given to write. */
+/** A connection keeps the memory for encryption of its largest write. */
 function* pieces(bytes: Buffer): Generator<Buffer> {
 	for (let offset = 0; offset < bytes.length; offset += pieceBytes) {
 		yield bytes.subarray(offset, offset + pieceBytes);
@@ -279,9 +273,9 @@ function reply(response: ServerResponse, status: number, text: string): void {
 }
 
 /**
- * Answers while the caller may still be sending, and ends the connection. What it sends on is discarded until it ends
- * the connection too: closing a socket with unread bytes resets it, and the caller might not see the answer. The time
- * of a request and of a socket limit how long that takes.
+ * Answers while the caller may still be sending, and ends the connection. Further bytes are discarded until the caller
+ * ends the connection too: closing a socket with unread bytes resets it, and the caller might not see the answer. The
+ * timeouts of requests and sockets limit the duration.
  */
 function replyEarly(request: IncomingMessage, response: ServerResponse, status: number, text: string): void {
 	const {socket} = request;
@@ -321,12 +315,12 @@ async function listen(server: Server, port: number): Promise<number> {
 		});
 	}
 
-	// One connection that could not be accepted is that one's loss; without a listener it would end the process.
+	// A connection that cannot be accepted must not end the process, as an error without a listener would.
 	server.on('error', () => undefined);
 	return (server.address() as AddressInfo).port;
 }
 
-/** Idle connections go at once, others when they have been answered, and all when that takes too long. */
+/** Idle connections end at once, others after their answer, and all at the time limit. */
 async function closed(server: Server): Promise<void> {
 	if (!server.listening) {
 		return;

@@ -1,8 +1,8 @@
 /**
- * The server's certificate and key, as files that somebody else replaces: kubelet swaps the symbolic link `..data` of a
- * mounted secret, others write the two files one after the other. Whatever is seen in between is refused and the last
- * good pair kept; it is told when it lasts. Looks every few seconds rather than watching: two small files, and no file
- * system's notifications to depend on.
+ * The certificate and key of the server, in files that others replace: kubelet swaps the symbolic link `..data` of a
+ * mounted secret, other programs write the two files one after the other. An incomplete pair is refused and the last
+ * good one kept; a lasting problem is logged. Reads the two small files every few seconds instead of relying on
+ * notifications of the file system.
  */
 import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
@@ -14,13 +14,13 @@ import {AdaptorError} from '../core/errors.ts';
 import {Secret, type Logger} from '../core/log.ts';
 
 export interface TlsFilesOptions {
-	/** Holds `tls.crt`, a chain in PEM, and `tls.key`. */
+	/** Contains `tls.crt`, a chain in PEM, and `tls.key`. */
 	readonly directory: string;
-	/** What else the context is made of; a pair must fit to it. */
+	/** The other options of the context; a pair must be compatible with them. */
 	readonly tls: Pick<SecureContextOptions, 'minVersion' | 'ciphers'>;
 	readonly intervalMs: number;
 	readonly log: Logger;
-	/** A pair that is whole, to be used from now on; called before this resolves, and for each later one. */
+	/** Called with each complete pair, for the first time before this resolves. */
 	readonly onChange: (options: SecureContextOptions) => void;
 }
 
@@ -30,8 +30,8 @@ interface Pair {
 }
 
 /**
- * @returns disposing stops looking
- * @throws AdaptorError 'failed-precondition' when there is no usable pair to begin with
+ * @returns disposing stops the checks
+ * @throws AdaptorError 'failed-precondition' if there is no usable pair at first
  */
 export async function followTlsFiles({
 	directory,
@@ -41,7 +41,7 @@ export async function followTlsFiles({
 	onChange,
 }: TlsFilesOptions): Promise<AsyncDisposable> {
 	let used: Pair | undefined;
-	/** What the last look met. */
+	/** The result of the last check. */
 	let met: string | undefined;
 	const lasting = new FailureLog();
 	const look = async (): Promise<void> => {
@@ -52,7 +52,7 @@ export async function followTlsFiles({
 
 		const options = {...tls, cert: pair.cert, key: pair.key.reveal()};
 		const leaf = new X509Certificate(pair.cert);
-		// Node takes an empty key for none, and would make a context that no handshake succeeds with.
+		// Node treats an empty key as none, and would create a context with which no handshake succeeds.
 		if (!leaf.checkPrivateKey(createPrivateKey(options.key))) {
 			throw new AdaptorError({
 				code: 'failed-precondition',
@@ -92,8 +92,8 @@ export async function followTlsFiles({
 				lasting.recovered();
 			} catch (error) {
 				const failure = String(error);
-				// A pair that is swapped between the reading of one file and of the other looks broken, once. What
-				// lasts is told, once too.
+				// A pair that is replaced between reading its two files looks broken once. A lasting problem is logged
+				// once.
 				if (met === failure && lasting.failed(failure)) {
 					log.warn({path: directory, err: error}, 'new TLS certificate is unusable; keeping the old one');
 				}
@@ -111,7 +111,7 @@ export async function followTlsFiles({
 }
 
 async function readPair(directory: string): Promise<Pair> {
-	// One after the other: of two that are missing it is always the same that is told.
+	// One after the other: if both are missing, the error always names the same one.
 	const cert = await readFile(join(directory, 'tls.crt'), 'utf8');
 	return {cert, key: new Secret(await readFile(join(directory, 'tls.key'), 'utf8'))};
 }
