@@ -1,6 +1,6 @@
 /**
- * `Cluster` by the API server of the cluster that the daemon's pod runs in: one client and the parts that use it. Each
- * part minds the API server's absences itself; joining waits for nothing but two files.
+ * Implements `Cluster` with the API server of the cluster of the daemon's pod: one client and the parts that use it.
+ * Each part handles failures of the API server itself; joining only needs two files.
  */
 import type {Logger, Secret} from '../core/log.ts';
 import {present} from '../core/present.ts';
@@ -15,28 +15,28 @@ import {ServiceAccount, type ApiServerAddress} from './service-account.ts';
 
 export interface ClusterOptions {
 	readonly server: ApiServerAddress;
-	/** Where the pod's token is; as Kubernetes mounts it if absent. */
+	/** Directory of the token of the pod; the usual one of Kubernetes if absent. */
 	readonly serviceAccountDirectory?: string;
 	/** NODE_NAME */
 	readonly node: string;
 	/** CLUSTER_ID */
 	readonly cluster: string;
-	/** PEERPODS_LIMIT_PER_NODE: negative to leave the node's capacity alone, undefined when it is not set. */
+	/** PEERPODS_LIMIT_PER_NODE: negative leaves the capacity of the node alone; undefined if it is not set. */
 	readonly limitPerNode: number | 'unlimited' | undefined;
 	/** POD_UID */
 	readonly podUid: string | undefined;
 	/** DAEMONSET_NAME */
 	readonly daemonSet: string;
-	/** The instance names of all VMs of this node, half-made ones too. */
+	/** The instance names of all VMs of this node, including incomplete ones. */
 	readonly vmNames: (signal: AbortSignal) => Promise<readonly string[]>;
-	/** How old the PeerPod of a VM that nobody wants must be to be withdrawn: older than any start may take. */
+	/** Minimum age of a PeerPod without a VM before it is withdrawn: longer than any start. */
 	readonly leftOverMs?: number;
-	/** Aborts when the daemon is told to stop; it is disposed when it has. */
+	/** Aborts when the daemon gets SIGTERM; it is disposed after its shutdown. */
 	readonly stopping?: AbortSignal;
 	readonly log: Logger;
 }
 
-/** @throws AdaptorError 'failed-precondition' when the pod has no service account */
+/** @throws AdaptorError 'failed-precondition' if the pod has no service account */
 export async function joinCluster(options: ClusterOptions): Promise<KubernetesCluster> {
 	const account = new ServiceAccount(options.serviceAccountDirectory);
 	return new KubernetesCluster(options, account, await account.namespace());
@@ -87,7 +87,7 @@ export class KubernetesCluster implements Cluster, AsyncDisposable {
 					});
 	}
 
-	/** How many pod VMs this node may have, as it was set last; undefined when it was not. */
+	/** The last known limit of pod VMs of this node; undefined without a limit. */
 	get limit(): number | undefined {
 		return this.#capacity?.limit;
 	}

@@ -1,7 +1,4 @@
-/**
- * The adaptor's configuration in the cluster, as far as it is written from here: single keys of a config map that
- * exists.
- */
+/** Writes single keys of an existing config map: the configuration of the adaptor in the cluster. */
 import {AdaptorError} from '../core/errors.ts';
 import type {KubernetesClient} from './client.ts';
 import {isNotFound} from './errors.ts';
@@ -17,7 +14,7 @@ const configMaps: Kind<unknown> = {
 
 /**
  * Sets these keys and leaves all others.
- * @throws AdaptorError 'not-found' when there is no such config map; KubernetesError
+ * @throws AdaptorError 'not-found' if there is no such config map; KubernetesError
  */
 export async function writeConfigMap(
 	client: KubernetesClient,

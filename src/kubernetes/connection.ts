@@ -1,6 +1,6 @@
 /**
- * HTTPS to the API server: one request, one answer, authenticated, tried again where that is safe. Knows JSON, but no
- * kinds of objects. On node:https alone: the official client costs 85 MB of resident memory (docs/adr/0013).
+ * HTTPS to the API server: authenticated requests, retried if that is safe. Knows JSON, but no kinds of objects. Uses
+ * only node:https: the official client costs 85 MB of resident memory (docs/adr/0013).
  */
 import type {IncomingMessage} from 'node:http';
 import type {Agent} from 'node:https';
@@ -20,14 +20,11 @@ const https = builtin('node:https');
 export interface ConnectionOptions {
 	readonly server: ApiServerAddress;
 	readonly account: ServiceAccount;
-	/** Of one attempt. */
+	/** Time limit of one attempt. */
 	readonly requestTimeoutMs?: number;
-	/**
-	 * How long a connection that nobody uses is kept: one that has died without a word in between costs the next
-	 * request its time.
-	 */
+	/** How long an unused connection is kept: a connection that died silently costs the next request its time. */
 	readonly idleTimeoutMs?: number;
-	/** Of one answer, or of one event of a watch. */
+	/** Maximum bytes of one answer, or of one event of a watch. */
 	readonly maxResponseBytes?: number;
 	/** Pauses between attempts: the first, and the longest. */
 	readonly retryMs?: readonly [first: number, longest: number];
@@ -59,7 +56,7 @@ export class ApiConnection implements Disposable {
 			retryMs: [200, 5000],
 			...options,
 		};
-		// Of a connection that is in use, `timeout` says only that it is quiet.
+		// For a connection in use, `timeout` only means that it is silent.
 		this.#agent = new https.Agent({
 			keepAlive: true,
 			maxSockets: 16,
@@ -73,7 +70,8 @@ export class ApiConnection implements Disposable {
 	}
 
 	/**
-	 * The parsed answer. A refusal for being busy is tried again, a failure too unless it might have created something.
+	 * The parsed answer. Retries when the server is busy, and after a failure unless the request may have created an
+	 * object.
 	 * @throws KubernetesError
 	 */
 	async request(request: ApiRequest, signal: AbortSignal): Promise<unknown> {
@@ -93,8 +91,8 @@ export class ApiConnection implements Disposable {
 	}
 
 	/**
-	 * An answer that goes on: resolves with its head, tried once.
-	 * @param signal ends the body as well: the caller must abort it when it wants no more, also after a failure
+	 * A streamed answer: resolves with its head; not retried.
+	 * @param signal also ends the body: the caller must abort it when it needs no more, also after a failure
 	 * @throws KubernetesError
 	 */
 	async stream(request: ApiRequest, signal: AbortSignal): Promise<IncomingMessage> {
@@ -137,8 +135,8 @@ export class ApiConnection implements Disposable {
 	}
 
 	/**
-	 * The answer's head, of 399 at most. With a token that was rejected the files are read once more: it may have been
-	 * replaced a moment ago.
+	 * The head of an answer with a status below 400. If a token is rejected, its file is read again: it may have been
+	 * replaced just now.
 	 */
 	async #authenticated(request: ApiRequest, signal: AbortSignal): Promise<IncomingMessage> {
 		const where = {method: request.method, path: pathAlone(request)};
@@ -179,7 +177,8 @@ export class ApiConnection implements Disposable {
 			path,
 			signal,
 			agent: this.#agent,
-			// The agent keeps connections apart by their CA: one that was replaced is not used for new ones.
+			// The agent separates connections by their CA: after a new CA, old connections are not used for new
+			// requests.
 			ca,
 			headers: {
 				authorization: `Bearer ${token}`,
@@ -190,8 +189,8 @@ export class ApiConnection implements Disposable {
 					: {'content-type': contentType ?? 'application/json', 'content-length': text.length}),
 			},
 		});
-		// Headers and body follow the handshake at once. Of a connection that was idle, and is closed just when it is
-		// used again, nobody knows.
+		// Headers and body are sent right after the handshake. If an idle connection is closed when it is used again,
+		// it is unknown whether the request arrived.
 		const sent = {maybe: false};
 		request.once('socket', socket => {
 			sent.maybe = request.reusedSocket;
@@ -201,7 +200,7 @@ export class ApiConnection implements Disposable {
 				});
 			}
 		});
-		// For errors that come when the answer has, which whoever reads it sees, or when nobody waits any more.
+		// For errors after the answer arrived, which its reader handles, or after the caller has given up.
 		request.on('error', () => undefined);
 		request.end(text);
 		try {

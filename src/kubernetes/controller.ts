@@ -41,12 +41,15 @@ export interface ControllerOptions extends AbandonmentPolicy {
 	readonly client: KubernetesClient;
 	/** Of the daemons. */
 	readonly namespace: string;
-	/** Which pods there are daemons, e.g. `name=osc-caa-ds`. */
+	/** Labels of daemon pods, e.g. `name=osc-caa-ds`. */
 	readonly daemonSelector: string;
 	readonly intervalMs?: number;
-	/** Of a clock that never goes back. */
+	/** A monotonic clock. */
 	readonly now?: () => number;
-	/** Deletes the VM that a registration names, and nothing that is not surely it. @returns whether there was one */
+	/**
+	 * Deletes the VM of a registration, if it is certainly that VM.
+	 * @returns whether there was one
+	 */
 	readonly deleteVm: (registration: VmRegistration, signal: AbortSignal) => Promise<boolean>;
 	readonly log: Logger;
 }
@@ -63,7 +66,7 @@ export async function cleanUpAfterNodes(options: ControllerOptions, signal: Abor
 			await retry(
 				async () => cleaner.round(signal),
 				{
-					// No more than a minute: that is what the end of an outage may cost.
+					// At most a minute, the delay after an outage.
 					backOff: [intervalMs, 4 * intervalMs],
 					leastPauseMs: retryAfterOf,
 					onFailure(error, {retryInMs}) {
@@ -87,7 +90,7 @@ export async function cleanUpAfterNodes(options: ControllerOptions, signal: Abor
 class Cleaner {
 	readonly #options: ControllerOptions;
 	readonly #now: () => number;
-	/** By the PeerPod's UID: since when it is seen without a daemon. */
+	/** By UID of the PeerPod: since when it has no daemon. */
 	#since = new Map<string, number>();
 	/** By the PeerPod's UID. */
 	readonly #abandoned = new FailureLog();

@@ -1,6 +1,6 @@
 /**
- * What the API server refused, or why it could not be asked. Knows HTTP's status codes and Kubernetes' reasons, not
- * what was wanted.
+ * A refusal of the API server, or the reason why there is no answer. Knows status codes of HTTP and reasons of
+ * Kubernetes, not the purpose of requests.
  */
 import {AdaptorError, type ErrorCode, type ErrorWhere} from '../core/errors.ts';
 import {at, parseJsonOrNothing, textAt} from '../core/json.ts';
@@ -21,18 +21,18 @@ interface KubernetesErrorParts {
 
 export class KubernetesError extends AdaptorError {
 	override readonly name = 'KubernetesError';
-	/** HTTP's status code; undefined when there was no answer, or none that can be understood. */
+	/** Status code of HTTP; undefined if there was no answer, or an unreadable one. */
 	readonly status: number | undefined;
 	/**
-	 * Kubernetes' own word (`NotFound`, `AlreadyExists`, `Conflict`, `Expired`, …); undefined when something else than
-	 * the API answered.
+	 * The reason of Kubernetes (`NotFound`, `AlreadyExists`, `Conflict`, `Expired`, …); undefined if another server
+	 * than the API answered.
 	 */
 	readonly statusReason: string | undefined;
-	/** When the server said how long to wait. */
+	/** The Retry-After of the server. */
 	readonly retryAfterMs: number | undefined;
-	/** The whole kind of object is unknown there: its custom resource definition is not installed. */
+	/** The API server does not know this kind: its custom resource definition is not installed. */
 	readonly isKindMissing: boolean;
-	/** Without an answer: whether the server may have done it all the same. */
+	/** Without an answer: whether the server may have executed the request. */
 	readonly mayHaveBeenExecuted: boolean;
 
 	constructor({
@@ -56,7 +56,7 @@ export function isNotFound(error: unknown): error is KubernetesError {
 	return error instanceof KubernetesError && error.status === 404;
 }
 
-/** Somebody has changed the object since it was read, or it is another one of the same name. */
+/** The object has changed since it was read, or it is another one with the same name. */
 export function isConflict(error: unknown): error is KubernetesError {
 	return error instanceof KubernetesError && error.status === 409 && error.statusReason !== 'AlreadyExists';
 }
@@ -65,7 +65,7 @@ export function isAlreadyExists(error: unknown): error is KubernetesError {
 	return error instanceof KubernetesError && error.statusReason === 'AlreadyExists';
 }
 
-/** That part of the history is no longer kept: list again. */
+/** That part of the history is no longer stored: list again. */
 export function isExpired(error: unknown): error is KubernetesError {
 	return error instanceof KubernetesError && error.status === 410;
 }
@@ -76,15 +76,16 @@ export function isKindMissing(error: unknown): boolean {
 }
 
 /**
- * The object itself does not exist, by the word of the API: not its kind, and not a path that some proxy does not know.
+ * The object itself does not exist, according to the API: not its kind is missing, and not a path that a proxy does not
+ * know.
  */
 export function isObjectMissing(error: unknown): error is KubernetesError {
 	return isNotFound(error) && error.statusReason === 'NotFound' && !error.isKindMissing;
 }
 
 /**
- * A refusal that a repetition does not change soon. None is final: rights and kinds come and go, and a server that
- * starts refuses for seconds what it allows.
+ * A refusal that will not change soon. None is final: permissions and kinds change, and a starting server refuses
+ * requests for some seconds.
  */
 export function isRefusal(error: unknown): error is AdaptorError {
 	if (!(error instanceof KubernetesError)) {
@@ -97,7 +98,7 @@ export function isRefusal(error: unknown): error is AdaptorError {
 
 const longestRetryAfterMs = 30_000;
 
-/** The pause that the server asked for with this error, within reason; undefined when it asked for none. */
+/** The requested pause of the server, limited; undefined if it requested none. */
 export function retryAfterOf(error: unknown): number | undefined {
 	return error instanceof KubernetesError && error.retryAfterMs !== undefined
 		? Math.min(error.retryAfterMs, longestRetryAfterMs)
@@ -107,10 +108,9 @@ export function retryAfterOf(error: unknown): number | undefined {
 const maxMessageLength = 500;
 
 /**
- * The error that an answer of 400 or more stands for.
- * @param body as it came; a Status of Kubernetes' (Kubernetes API conventions, "Response Status Kind") or a text of
- * whatever answered
- * @param retryAfter the header's value
+ * The error for an answer with status 400 or more.
+ * @param body a Status of Kubernetes (Kubernetes API conventions, "Response Status Kind") or any text
+ * @param retryAfter the value of the header
  */
 export function refusal(
 	status: number,
@@ -118,7 +118,7 @@ export function refusal(
 	retryAfter: string | undefined,
 	where: ErrorWhere,
 ): KubernetesError {
-	// A proxy answers with text, and so does the server for a path that it does not know.
+	// A proxy answers with text, and so does the server for an unknown path.
 	const answer = parseJsonOrNothing(body);
 	const isStatus = textAt(answer, 'kind') === 'Status';
 	const statusReason = isStatus ? textAt(answer, 'reason') : undefined;
@@ -132,8 +132,7 @@ export function refusal(
 		status,
 		...present({statusReason, remedy}),
 		...(seconds >= 0 ? {retryAfterMs: seconds * 1000} : {}),
-		// A kind that exists answers with a Status that names the object; for one that does not exist there is a text,
-		// or no name.
+		// For an existing kind the Status names the object; for a missing kind there is a text, or no name.
 		isKindMissing: status === 404 && (!isStatus || textAt(answer, 'details', 'name') === undefined),
 	});
 }

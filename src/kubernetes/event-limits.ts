@@ -1,17 +1,17 @@
 /**
- * How many events may be sent: a bucket for each pod and one for all. Pure: told the time, in milliseconds of a clock
- * that never goes back.
+ * Limits the number of events: a token bucket for each pod and one for all. Pure: the caller passes the time, in
+ * milliseconds of a monotonic clock.
  */
 
 export interface BucketSize {
 	readonly burst: number;
-	/** One more after this time. */
+	/** Time until one more is allowed. */
 	readonly refillMs: number;
 }
 
-/** As client-go has it for each object (tools/record, EventSourceObjectSpamFilter). */
+/** The limit of client-go for each object (tools/record, EventSourceObjectSpamFilter). */
 export const defaultPerPod: BucketSize = {burst: 25, refillMs: 300_000};
-/** An unhappy host can make all pods speak at once; the API server has other things to do. */
+/** A failing host can cause events for all pods at once; the limit protects the API server. */
 export const defaultInAll: BucketSize = {burst: 100, refillMs: 1000};
 
 export class Bucket {
@@ -25,7 +25,7 @@ export class Bucket {
 		this.#at = now;
 	}
 
-	/** Whether there was one to take. */
+	/** Whether a token was available. */
 	take(now: number): boolean {
 		this.#refill(now);
 		if (this.#tokens < 1) {
@@ -47,7 +47,7 @@ export class Bucket {
 	}
 }
 
-/** What exceeds a pod's share costs the others nothing. */
+/** Events over the limit of a pod do not use up the limit of all. */
 export class EventLimits {
 	readonly #perPod: BucketSize;
 	readonly #all: Bucket;

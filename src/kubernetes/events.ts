@@ -23,9 +23,9 @@ export interface PodEventsOptions {
 	readonly node: string;
 	readonly perPod?: BucketSize;
 	readonly inAll?: BucketSize;
-	/** How long one event may take, the API server's silences included. */
+	/** Time limit of one event, including retries. */
 	readonly sendTimeoutMs?: number;
-	/** How long disposing waits for what is not sent yet. */
+	/** How long disposing waits for unsent events. */
 	readonly drainTimeoutMs?: number;
 	readonly log: Logger;
 }
@@ -36,17 +36,17 @@ interface Told {
 	readonly at: Date;
 }
 
-/** An event that is at the API server. */
+/** An event that was stored by the API server. */
 interface Sent {
 	readonly name: string;
 	count: number;
 }
 
 const component = 'cloud-api-adaptor';
-/** What the API server takes (core/v1 validation, NoteLengthLimit). */
+/** Limit of the API server (core/v1 validation, NoteLengthLimit). */
 const maxMessageBytes = 1024;
 const maxWaiting = 500;
-/** Events that a repeat can be recognised of; the API server forgets them after an hour by default. */
+/** Number of events that are remembered for repeats; by default the API server deletes them after an hour. */
 const maxRemembered = 1000;
 
 const events: Kind<object> = {apiVersion: 'v1', kind: 'Event', plural: 'events', isNamespaced: true, read: () => ({})};
@@ -68,7 +68,7 @@ export class PodEvents implements AsyncDisposable {
 		this.#limits = new EventLimits(performance.now(), perPod, inAll);
 	}
 
-	/** As `Cluster` promises it. */
+	/** See `Cluster`. */
 	tell(pod: PodIdentity, event: PodEvent): void {
 		if (
 			this.#closed !== undefined ||
@@ -83,7 +83,7 @@ export class PodEvents implements AsyncDisposable {
 		this.#sending ??= this.#sendAll();
 	}
 
-	/** Takes no more, sends for a while what is left, and drops the rest. */
+	/** Accepts no more events, sends the rest within the time limit, and drops what remains. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
 		await this.#closed;
@@ -130,7 +130,7 @@ export class PodEvents implements AsyncDisposable {
 			at,
 		} = told;
 		const {namespace} = pod;
-		// Also for a repeat: it may be another pod of the same name by now.
+		// Also for a repeat: it may be another pod with the same name.
 		const uid = pod.uid ?? (await this.#uidOf(pod, signal));
 		const key = JSON.stringify([namespace, pod.name, uid, type, reason, withoutNumbers(message)]);
 		const earlier = this.#sent.get(key);
@@ -164,7 +164,7 @@ export class PodEvents implements AsyncDisposable {
 		}
 	}
 
-	/** `kubectl describe` shows events of that uid only. Without it they are still in `kubectl get events`. */
+	/** `kubectl describe` shows events of that uid only. Without it, they are still in `kubectl get events`. */
 	async #uidOf(pod: PodIdentity, signal: AbortSignal): Promise<string | undefined> {
 		try {
 			return (await this.#options.client.get(pods, pod, signal)).metadata.uid;
@@ -177,7 +177,7 @@ export class PodEvents implements AsyncDisposable {
 		}
 	}
 
-	/** Once more when nobody knows whether it was done: the name tells. */
+	/** Retried if it is unknown whether it was stored: its name shows that. */
 	async #create(namespace: string, object: NewObject, signal: AbortSignal): Promise<void> {
 		const {client} = this.#options;
 		try {
@@ -220,8 +220,8 @@ export class PodEvents implements AsyncDisposable {
 	}
 
 	/**
-	 * Unique, so that it shows whether a request that got no answer was done; as client-go names them, by the time in
-	 * nanoseconds.
+	 * Unique, so that it shows whether a request without an answer was executed; in the form of client-go, with the
+	 * time in nanoseconds.
 	 */
 	#eventName(podName: string, at: Date): string {
 		this.#made = (this.#made + 1) % 1_000_000;
@@ -241,7 +241,7 @@ export class PodEvents implements AsyncDisposable {
 		);
 	}
 
-	/** The first of many is worth a line. */
+	/** Only the first of many is logged. */
 	#drop(pod: PodIdentity, event: PodEvent, reason: string): void {
 		this.#dropped += 1;
 		const isFirst = this.#dropped === 1;
@@ -252,20 +252,17 @@ export class PodEvents implements AsyncDisposable {
 	}
 }
 
-/**
- * What the same trouble has in common each time that it is told: not how long it took, nor which sandbox and VM of the
- * pod it was.
- */
+/** The text of a message without numbers and ids, so that repeats of the same problem are recognised. */
 function withoutNumbers(message: string): string {
 	return message.replaceAll(/[\da-f]+/gv, run => (/\d/v.test(run) ? '#' : run));
 }
 
-/** To the second, as `metav1.Time` is. */
+/** In seconds, like `metav1.Time`. */
 function timestamp(at: Date): string {
 	return at.toISOString().replace(/\.\d+Z$/v, 'Z');
 }
 
-/** By bytes, between characters. */
+/** Cut by bytes, between characters. */
 function cut(message: string): string {
 	if (Buffer.byteLength(message) <= maxMessageBytes) {
 		return message;

@@ -13,7 +13,7 @@ import {numberAt, textAt} from '../core/json.ts';
 import type {ApiObject, Kind, ObjectName} from './objects.ts';
 
 interface Lease {
-	/** Empty or absent: free. */
+	/** Empty or absent: nobody holds the lease. */
 	readonly holder: string | undefined;
 	readonly durationSeconds: number | undefined;
 	readonly transitions: number;
@@ -34,15 +34,15 @@ const leases: Kind<Lease> = {
 export interface LeaderOptions {
 	readonly client: KubernetesClient;
 	readonly lease: ObjectName & {readonly namespace: string};
-	/** Of this process, different from all others'. */
+	/** Identity of this process, different from all others. */
 	readonly identity: string;
 	/** Whole seconds. */
 	readonly leaseDurationMs?: number;
-	/** Who could not renew for this long stops working; shorter than the lease lasts. */
+	/** A leader that could not renew for this time stops its work; shorter than the lease duration. */
 	readonly renewDeadlineMs?: number;
-	/** Between two attempts. Who does not lead asks less and less often while that fails. */
+	/** Pause between attempts. A candidate without the lease waits longer after failures. */
 	readonly retryMs?: number;
-	/** Of a clock that never goes back. */
+	/** A monotonic clock. */
 	readonly now?: () => number;
 	readonly log: Logger;
 }
@@ -51,9 +51,9 @@ const releaseTimeoutMs = 3000;
 const longestRetryMs = 30_000;
 
 /**
- * Runs `work` whenever this process leads, until the signal aborts; then gives the lease back. The signal of `work`
- * aborts at once when the lease is lost, and nobody else can have it before.
- * @param work resolves soon after its signal aborts; what it throws otherwise ends everything
+ * Runs `work` whenever this process is the leader, until the signal aborts; then releases the lease. The signal of
+ * `work` aborts at once when the lease is lost; no other process can have it earlier.
+ * @param work must resolve soon after its signal aborts; other errors end everything
  */
 export async function whileLeading(
 	options: LeaderOptions,
@@ -75,13 +75,13 @@ export async function whileLeading(
 
 class Candidate {
 	readonly #options: Required<LeaderOptions>;
-	/** What the lease was when it last changed, and when that was seen. */
+	/** The lease when it last changed, and when that was seen. */
 	#seen: {readonly resourceVersion: string; readonly at: number} | undefined;
-	/** As it was seen last. */
+	/** The lease as last read. */
 	#isAnothers = false;
 	readonly #failures = new FailureLog();
 	#pauses: ReturnType<typeof backOff>;
-	/** The pause after the last attempt, if it failed. */
+	/** The pause after the last failed attempt. */
 	#failurePauseMs: number | undefined;
 
 	constructor(options: LeaderOptions) {
@@ -95,17 +95,17 @@ class Candidate {
 		this.#pauses = this.#newPauses();
 	}
 
-	/** Before the next attempt to lead. */
+	/** The pause before the next attempt. */
 	get pauseMs(): number {
 		return this.#failurePauseMs ?? this.#retryMs;
 	}
 
-	/** Spread, so that candidates do not ask in step. */
+	/** Random, so that candidates do not ask at the same time. */
 	get #retryMs(): number {
 		return backOff(this.#options.retryMs, this.#options.retryMs).next().value;
 	}
 
-	/** Takes the lease if it is free, ours or expired. Never throws. */
+	/** Acquires the lease if it is free, ours or expired. Never throws. */
 	async tryToLead(signal: AbortSignal): Promise<boolean> {
 		try {
 			const isTaken = await this.#take(signal);
@@ -146,13 +146,14 @@ class Candidate {
 		}
 	}
 
-	/** Until the scope ends; ends it when the lease may become another's. */
+	/** Renews until the scope ends; ends the scope when another process may get the lease. */
 	async #renew(leading: Scope): Promise<void> {
 		const {renewDeadlineMs, now, log} = this.#options;
 		const isOver = (): boolean => leading.signal.aborted;
 		let renewedAt = now();
 		while (!isOver()) {
-			// The leader asks at a steady pace, for its time is limited; requests themselves mind Retry-After.
+			// The leader renews at a fixed interval, because its time is limited; requests observe Retry-After
+			// themselves.
 			await pause(this.#retryMs, leading.signal).catch(() => undefined);
 			const startedAt = now();
 			using limit = new Scope(leading.signal).deadline(
@@ -220,7 +221,7 @@ class Candidate {
 		}
 	}
 
-	/** So that the next one need not wait for it to expire. Never throws. */
+	/** Releases the lease, so that the next leader need not wait for it to expire. Never throws. */
 	async #release(): Promise<void> {
 		const {client, lease, identity, log} = this.#options;
 		using limit = new Scope().deadline(releaseTimeoutMs, 'the Kubernetes API');

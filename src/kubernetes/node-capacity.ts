@@ -19,7 +19,7 @@ import {textAt, textsAt} from '../core/json.ts';
 import type {Kind, ObjectMeta} from './objects.ts';
 import {followLimit} from './peer-pod-config.ts';
 
-/** What the webhook asks for in each pod of the runtime class. */
+/** The resource that the webhook adds to each pod of the runtime class. */
 export const extendedResource = 'kata.peerpods.io/vm';
 /**
  * Who advertised it last: the UID of a daemon's pod. Daemons of the existing adaptor remove the resource when they
@@ -51,26 +51,26 @@ export interface NodeCapacityOptions {
 	readonly client: KubernetesClient;
 	/** NODE_NAME */
 	readonly node: string;
-	/** The daemon's own. */
+	/** Namespace of the daemon. */
 	readonly namespace: string;
-	/** The daemon's DaemonSet: the resource goes when it does. */
+	/** DaemonSet of the daemon: the resource is removed with it. */
 	readonly daemonSet: string;
-	/** PEERPODS_LIMIT_PER_NODE, not negative; undefined when it is not set. */
+	/** PEERPODS_LIMIT_PER_NODE, not negative; undefined if it is not set. */
 	readonly configured: number | undefined;
-	/** POD_UID; the operator's DaemonSet does not tell it. */
+	/** POD_UID; the DaemonSet of the operator does not set it. */
 	readonly podUid?: string;
-	/** Aborts when the daemon is told to stop: its successor's word counts from then on. */
+	/** Aborts when the daemon gets SIGTERM: from then on its successor decides. */
 	readonly stopping?: AbortSignal;
-	/** How often to look again at what another daemon has taken over, and for a DaemonSet that cannot be seen. */
+	/** Interval of checks after another daemon took over, and of a DaemonSet that cannot be watched. */
 	readonly lookAgainMs?: number;
-	/** Pauses after patches that failed, and before somebody else's changes are put right. */
+	/** Pauses after failed patches, and before changes of others are corrected. */
 	readonly retryMs?: readonly [first: number, longest: number];
 	/**
-	 * After which a change of the resource by somebody else is put right at once; of changes that come faster each
-	 * takes longer.
+	 * After this time without changes, a change of others is corrected at once; faster changes are corrected more
+	 * slowly.
 	 */
 	readonly calmMs?: number;
-	/** For what is done when the daemon stops; it has other things to do then. */
+	/** Time limit of the work at shutdown. */
 	readonly goodbyeMs?: number;
 	readonly log: Logger;
 }
@@ -82,25 +82,25 @@ export class NodeCapacity implements AsyncDisposable {
 		Pick<NodeCapacityOptions, 'configured' | 'podUid'>;
 	readonly #closing: Scope;
 	readonly #background: ReadonlyArray<Promise<void>>;
-	/** The node may have to be patched. */
+	/** Requests a check of the node. */
 	readonly #doubt = new Trigger();
-	/** The API server's last word on the node. */
+	/** The node as last reported by the API server. */
 	#seen: {readonly capacity: string | undefined; readonly owner: string | undefined} | undefined;
 	#ofPeerPodConfig: number | undefined;
-	/** What had been seen when the node was patched last, and with which limit. */
+	/** The state and the limit at the last patch. */
 	#patched: {readonly seen: object | undefined; readonly limit: number} | undefined;
 	#patchedAt = -Infinity;
-	/** Pauses before the next change of somebody else is put right. */
+	/** Pauses before the next change of others is corrected. */
 	#concessions: ReturnType<typeof backOff>;
-	/** While somebody else's change is let stand for a moment. */
+	/** Set while a change of others is not corrected yet. */
 	#givingWay: Scope | undefined;
 	#wasOwner = false;
-	/** What was logged last. */
+	/** The value that was logged last. */
 	#advertised: number | undefined;
 	#hadDaemonSet = false;
 	#closed: Promise<void> | undefined;
 
-	/** Begins at once, in the background; nothing here waits for the API server. */
+	/** Starts at once, in the background; nothing waits for the API server. */
 	constructor({stopping, ...options}: NodeCapacityOptions) {
 		this.#closing = new Scope(...(stopping === undefined ? [] : [stopping]));
 		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], calmMs: 60_000, goodbyeMs: 3000, ...options};
@@ -126,7 +126,7 @@ export class NodeCapacity implements AsyncDisposable {
 		];
 	}
 
-	/** What was set: PeerPodConfig's limit, else PEERPODS_LIMIT_PER_NODE; undefined when neither is. */
+	/** The limit: that of PeerPodConfig, else PEERPODS_LIMIT_PER_NODE; undefined without both. */
 	get limit(): number | undefined {
 		return this.#ofPeerPodConfig ?? this.#options.configured;
 	}
@@ -135,10 +135,7 @@ export class NodeCapacity implements AsyncDisposable {
 		return this.limit ?? defaultLimit;
 	}
 
-	/**
-	 * Leaves the resource as it is for the daemon that comes next, unless none will: then it is removed, if the API
-	 * server can be reached.
-	 */
+	/** Leaves the resource for the next daemon. If there will be none, removes it, if the API server can be reached. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
 		await this.#closed;
@@ -166,8 +163,8 @@ export class NodeCapacity implements AsyncDisposable {
 		const absence = new FailureLog();
 		for await (const event of client.watch(nodes, {fieldSelector: `metadata.name=${node}`}, signal)) {
 			if (event.type === 'refused') {
-				// May patch the node's status, but not look: what upstream's permissions allow. So the patch is
-				// repeated instead.
+				// The permissions of upstream allow patches of the status of the node, but no reads. So the patch is
+				// repeated.
 				if (refusals.failed()) {
 					log.warn(
 						{err: event.error, node},
@@ -226,10 +223,7 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
-	/**
-	 * Patches the node if it is not as it should be. What somebody else changes again and again is put right ever more
-	 * slowly.
-	 */
+	/** Patches the node if it differs. Repeated changes of others are corrected more and more slowly. */
 	async #mend(signal: AbortSignal): Promise<void> {
 		const {retryMs, calmMs, lookAgainMs} = this.#options;
 		const isCalm = performance.now() - this.#patchedAt >= calmMs;
@@ -247,7 +241,7 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
-	/** To somebody else who changes it. A new limit of our own does not wait. */
+	/** Waits after changes of others. A new limit of this daemon is set at once. */
 	async #giveWay(ms: number, signal: AbortSignal): Promise<void> {
 		using scope = new Scope(signal);
 		this.#givingWay = scope;
@@ -263,7 +257,7 @@ export class NodeCapacity implements AsyncDisposable {
 
 	#isWrong(): boolean {
 		const wanted = this.#wanted;
-		// There is no node; or what the last patch did to it is not seen yet.
+		// The node does not exist, or the last patch is not visible yet.
 		if (this.#seen === undefined || (this.#patched?.seen === this.#seen && this.#patched.limit === wanted)) {
 			return false;
 		}
@@ -281,8 +275,8 @@ export class NodeCapacity implements AsyncDisposable {
 		const limit = this.#wanted;
 		const before = this.#seen;
 		const isOwner = podUid !== undefined && !this.#isSuperseded();
-		// The status subresource takes metadata too, as the kubelet uses it. What comes of it is seen by the watch: the
-		// answer may be older than what that has told meanwhile.
+		// The status subresource accepts metadata too, like the kubelet uses it. The watch shows the result: the answer
+		// may be older than what the watch has reported.
 		await client.patch(
 			nodes,
 			{name: node},
@@ -305,7 +299,7 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
-	/** Only one that was there can be found gone: under another name it never is. */
+	/** Only a DaemonSet that existed before counts as deleted: with another name it never existed. */
 	async #lookForDaemonSet(signal: AbortSignal): Promise<void> {
 		const {client, namespace, daemonSet, lookAgainMs} = this.#options;
 		try {
@@ -316,7 +310,7 @@ export class NodeCapacity implements AsyncDisposable {
 			);
 			this.#hadDaemonSet = true;
 		} catch {
-			// Told to stop.
+			// The daemon stops.
 		}
 	}
 
@@ -368,8 +362,8 @@ function seen({capacity, metadata}: Node & {readonly metadata: ObjectMeta}): {
 }
 
 /**
- * A count as Kubernetes writes it back: thousands get a suffix (Kubernetes, "Quantity"). Undefined for what is no whole
- * number of that kind.
+ * A count in the form of Kubernetes: thousands get a suffix (Kubernetes, "Quantity"). Undefined if it is not such a
+ * whole number.
  */
 export function wholeQuantity(text: string): number | undefined {
 	const [, digits, suffix = ''] = /^(\d{1,9})([kMG]?)$/v.exec(text) ?? [];
