@@ -1,7 +1,6 @@
 /**
- * Objects of the Kubernetes API, with those fields only that somebody here uses. What is read is checked once, at the
- * edge. An object that was read is never written back whole, since it lacks the fields that nobody here knows: changes
- * are patches.
+ * Objects of the Kubernetes API, only with the fields that are used. Input is checked once, when it is read. An object
+ * is never written back as a whole, because unknown fields would be lost: changes are patches.
  */
 import {AdaptorError} from '../core/errors.ts';
 import type {JsonBounds} from '../core/json.ts';
@@ -18,7 +17,7 @@ export interface OwnerReference {
 
 export interface ObjectMeta {
 	readonly name: string;
-	/** Absent for what belongs to no namespace. */
+	/** Absent for objects without a namespace. */
 	readonly namespace?: string;
 	readonly uid: string;
 	readonly resourceVersion: string;
@@ -28,7 +27,7 @@ export interface ObjectMeta {
 	readonly ownerReferences: readonly OwnerReference[];
 	/** RFC 3339. */
 	readonly creationTimestamp?: string;
-	/** RFC 3339. Present: it is gone as soon as its last finalizer is. */
+	/** RFC 3339. If present, the object is deleted as soon as its last finalizer is removed. */
 	readonly deletionTimestamp?: string;
 }
 
@@ -48,7 +47,7 @@ export interface AnswerBounds extends JsonBounds {
  */
 export const ownersBounds: AnswerBounds = {bytes: 1024 * 1024, parts: 10_000, depth: 100};
 
-/** A kind of objects: where the API serves it, and how the fields that we use are read. */
+/** A kind of objects: its path in the API, and how its fields are read. */
 export interface Kind<Fields> {
 	/** `v1` for the core group, else `group/version`. */
 	readonly apiVersion: string;
@@ -60,17 +59,17 @@ export interface Kind<Fields> {
 	readonly bounds?: AnswerBounds;
 	/** A single object is requested with its metadata only. */
 	readonly isMetadataOnly?: boolean;
-	/** Picks the fields; whatever is missing or of another type is undefined, or the empty value. */
+	/** Selects the fields; missing fields and fields of another type are undefined, or empty. */
 	readonly read: (raw: unknown) => Fields;
 }
 
 export interface ObjectName {
 	readonly name: string;
-	/** Of namespaced kinds. */
+	/** True for kinds with namespaces. */
 	readonly namespace?: string;
 }
 
-/** @throws AdaptorError 'data-loss' for what is no object */
+/** @throws AdaptorError 'data-loss' if it is not an object */
 export function readObject<Fields>(kind: Kind<Fields>, raw: unknown): ApiObject<Fields> {
 	return {...kind.read(raw), metadata: readMetadata(kind.kind, raw)};
 }
@@ -113,7 +112,7 @@ function readMetadata(kind: string, raw: unknown): ObjectMeta {
 
 /**
  * The path of all objects of a kind, of those in one namespace, or of one object.
- * @throws AdaptorError 'invalid-argument' for a name that would lead elsewhere
+ * @throws AdaptorError 'invalid-argument' for a name that would change the path
  */
 export function pathOf(
 	{apiVersion, plural, isNamespaced}: Kind<unknown>,

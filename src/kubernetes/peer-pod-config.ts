@@ -1,7 +1,7 @@
 /**
- * The limit that the operator's PeerPodConfig sets, as it is at any time. Its custom resource definition may be
- * missing, or come later. Knows nothing of who follows the limit. Source: cloud-api-adaptor,
- * peerpodconfig-ctrl/api/v1alpha1; the OpenShift operator makes `peerpodconfig-openshift` in its namespace.
+ * The current limit in the PeerPodConfig of the operator. Its custom resource definition may be missing, or be created
+ * later. Source: cloud-api-adaptor, peerpodconfig-ctrl/api/v1alpha1; the OpenShift operator creates
+ * `peerpodconfig-openshift` in its namespace.
  */
 import type {Logger} from '../core/log.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -24,7 +24,7 @@ const peerPodConfigs: Kind<PeerPodConfig> = {
 
 export interface LimitSource {
 	readonly client: KubernetesClient;
-	/** The daemon's own, where the operator keeps its configuration. */
+	/** The namespace of the daemon, which is that of the operator. */
 	readonly namespace: string;
 	readonly log: Logger;
 }
@@ -32,8 +32,8 @@ export interface LimitSource {
 const name = 'peerpodconfig-openshift';
 
 /**
- * Calls `onLimit` with each new limit, and with undefined when there is none any more. Ends with the signal only, and
- * without an error.
+ * Calls `onLimit` with each new limit, and with undefined when there is none. Ends only with the signal, without an
+ * error.
  */
 export async function followLimit(
 	{client, namespace, log}: LimitSource,

@@ -15,7 +15,7 @@ import type {Kind, ObjectMeta, ObjectName, OwnerReference} from './objects.ts';
 
 export interface PeerPod {
 	readonly cloudProvider: string | undefined;
-	/** The instance name of the VM, in objects of ours. */
+	/** The instance name of the VM, in objects of this program. */
 	readonly instanceId: string | undefined;
 }
 
@@ -29,7 +29,7 @@ export const peerPods: Kind<PeerPod> = {
 
 export const peerPodFinalizer = 'peer.pod/finalizer';
 export const peerPodAnnotations = {
-	/** NODE_NAME and CLUSTER_ID of the daemon: together they say whose VM it is on the KVM host. */
+	/** NODE_NAME and CLUSTER_ID of the daemon, which identify the VM on the KVM host. */
 	node: 'kata.peerpods.io/node',
 	cluster: 'kata.peerpods.io/cluster',
 	sandbox: 'kata.peerpods.io/sandbox',
@@ -79,12 +79,12 @@ export function newPeerPod(
 	};
 }
 
-/** What finds the PeerPods of a node. */
+/** The label of the PeerPods of a node. */
 export function ofNode(node: string): string {
 	return `${nodeLabel}=${nodeLabelValue(node)}`;
 }
 
-/** A label's value is shorter than a node's name may be; the annotation has it whole. */
+/** The value of a label is shorter than the name of a node may be; the annotation has the whole name. */
 function nodeLabelValue(node: string): string {
 	return node.length <= 63 ? node : createHash('sha256').update(node).digest('hex').slice(0, 32);
 }
@@ -94,7 +94,7 @@ export function ownerOf({ownerReferences}: Pick<ObjectMeta, 'ownerReferences'>):
 	return ownerReferences.find(({kind, controller}) => kind === 'Pod' && controller === true);
 }
 
-/** What a PeerPod of ours says; undefined for one of the existing adaptor's, or one that is held by nobody any more. */
+/** The content of a PeerPod of this program; undefined for one of upstream, or one without a finalizer. */
 export interface VmRegistration {
 	readonly instanceName: string;
 	/** The owner. */
@@ -133,7 +133,7 @@ export function registrationOf({
 	};
 }
 
-/** Takes the finalizer away from where it stands, and only if it still stands there; empty when there is none. */
+/** Removes the finalizer at its position, if it is still there; empty if there is none. */
 export function withoutFinalizer(finalizers: readonly string[]): JsonPatch {
 	const path = `/metadata/finalizers/${finalizers.indexOf(peerPodFinalizer)}`;
 	return finalizers.includes(peerPodFinalizer)

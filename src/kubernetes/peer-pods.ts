@@ -36,63 +36,63 @@ import {isMirror, isSamePod, pods} from './pods.ts';
 
 export interface PeerPodsOptions extends Daemon {
 	readonly client: KubernetesClient;
-	/** The instance names of all VMs of this node, half-made ones too. */
+	/** The instance names of all VMs of this node, including incomplete ones. */
 	readonly vmNames: (signal: AbortSignal) => Promise<readonly string[]>;
-	/** How long a registration may make its pod wait. */
+	/** How long a registration may delay its pod. */
 	readonly patienceMs?: number;
-	/** Pauses after a round that failed. */
+	/** Pauses after a failed round. */
 	readonly retryMs?: readonly [first: number, longest: number];
 	/**
-	 * How old the PeerPod of a VM that nobody wants must be to be withdrawn: older than any start, of this daemon or
-	 * another one of its node, may take.
+	 * Minimum age of a PeerPod without a VM before it is withdrawn: longer than any start of this daemon or another one
+	 * of its node.
 	 */
 	readonly leftOverMs?: number;
 	readonly now?: () => number;
 	readonly log: Logger;
 }
 
-/** What is to become of one PeerPod. */
+/** The wanted state of one PeerPod. */
 interface Wish {
 	readonly name: ObjectName;
-	/** The VM that is to be announced; without one the PeerPod is to be withdrawn. */
+	/** The VM to register; without one, the PeerPod is withdrawn. */
 	readonly vm?: RegisteredVm;
-	/** Aborts when another wish, or none, has taken its place. */
+	/** Aborts when another wish replaces it, or none. */
 	readonly end: AbortController;
-	/** Resolves when waiting for it makes sense no longer: it is fulfilled, refused or replaced. */
+	/** Resolves when it is fulfilled, refused or replaced. */
 	readonly answered: PromiseWithResolvers<undefined>;
 	isFulfilled: boolean;
 }
 
-/** What is under way when the daemon stops may take this long to finish. */
+/** Time limit at shutdown for work in progress. */
 const goodbyeTimeoutMs = 2000;
-/** A KVM host that is away is not to keep what concerns the cluster alone. */
+/** Limits the wait for an unreachable KVM host, because the rest of a round only needs the cluster. */
 const vmNamesTimeoutMs = 10_000;
 
 export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | 'reconcile'>, AsyncDisposable {
 	readonly #options: Required<PeerPodsOptions>;
-	/** Aborts when nothing is to be tried again. */
+	/** Aborts when retries end. */
 	readonly #stopping = new AbortController();
-	/** Aborts when everything is to end. */
+	/** Aborts when all work ends. */
 	readonly #closing = new AbortController();
-	/** By the PeerPod's key. A PeerPod that was withdrawn has none. */
+	/** By key of the PeerPod. A withdrawn PeerPod has none. */
 	readonly #wishes = new Map<string, Wish>();
 	/**
-	 * By the PeerPod's key: the VMs that `reconcile` named last, without those that were withdrawn since; undefined
-	 * before it was called.
+	 * By key of the PeerPod: the VMs of the last `reconcile`, without those that were withdrawn since; undefined before
+	 * the first call.
 	 */
 	#wanted: Map<string, RegisteredVm> | undefined;
-	/** They are not compared with the PeerPods that there are yet. */
+	/** They were not compared with the existing PeerPods yet. */
 	#isComparisonDue = false;
-	/** By the PeerPod's key: UIDs of the pods that own PeerPods, as far as they were seen. */
+	/** By key of the PeerPod: known UIDs of the pods that own PeerPods. */
 	readonly #owners = new Map<string, string>();
 	readonly #mutex = new KeyedMutex();
 	readonly #attempts = new Set<Promise<void>>();
-	/** A round has work. */
+	/** Requests a round. */
 	readonly #work = new Trigger();
-	/** An attempt outside of a round has failed, and the pause after it is still to come. */
+	/** An attempt outside of a round has failed, and the pause after it has not passed. */
 	#failure: {readonly error: unknown} | undefined;
 	readonly #failures = new FailureLog();
-	/** By the PeerPod's key: VMs whose pod is gone. */
+	/** By key of the PeerPod: VMs of pods that no longer exist. */
 	readonly #withoutPod = new FailureLog();
 	readonly #rounds: Promise<void>;
 	#closed: Promise<void> | undefined;
@@ -130,7 +130,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		}
 	}
 
-	/** As `Cluster` promises it. A registration that no set has named yet is of a start that is under way: it stays. */
+	/** See `Cluster`. A registration that is not in the set yet belongs to a running start, and stays. */
 	reconcile(vms: readonly RegisteredVm[]): void {
 		const wanted = new Map(vms.map(vm => [keyOf(peerPodName(vm)), vm]));
 		for (const key of this.#wanted?.keys() ?? []) {
@@ -151,8 +151,8 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	}
 
 	/**
-	 * The UID of the pod that owns the PeerPod of a VM; undefined when there is none, or it may not be read. Asks the
-	 * API server only for what was never seen.
+	 * The UID of the pod that owns the PeerPod of a VM; undefined if there is none, or it may not be read. Only asks
+	 * the API server if it is unknown.
 	 */
 	async ownerUid(vm: RegisteredVm, signal: AbortSignal): Promise<string | undefined> {
 		const key = keyOf(peerPodName(vm));
@@ -177,7 +177,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		}
 	}
 
-	/** What is under way gets a moment to finish; what does not is made up for by the daemon that comes next. */
+	/** Waits a moment for work in progress; the next daemon does the rest. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
 		await this.#closed;
@@ -191,7 +191,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		await Promise.all([this.#rounds, ...this.#attempts]);
 	}
 
-	/** Takes the place of the wish that there is. */
+	/** Replaces the current wish. */
 	#wish(name: ObjectName, vm?: RegisteredVm): Wish {
 		const key = keyOf(name);
 		this.#forget(key);
@@ -225,7 +225,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		void attempt.finally(() => this.#attempts.delete(attempt));
 	}
 
-	/** Never rejects: a round takes over what fails. */
+	/** Never rejects: a round retries failures. */
 	async #attempt(wish: Wish): Promise<void> {
 		try {
 			await this.#fulfil(wish);
@@ -285,13 +285,13 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 				}
 			}
 		} catch {
-			// Told to stop.
+			// The daemon stops.
 		}
 	}
 
 	/**
-	 * @throws the first failure, when everything has been tried that it does not concern
-	 * @param isFirst an attempt that failed outside of rounds has no pause behind it yet
+	 * @throws the first failure, after everything else has been tried
+	 * @param isFirst no pause follows a failed attempt outside of rounds yet
 	 */
 	async #round(isFirst: boolean, signal: AbortSignal): Promise<void> {
 		const failure = this.#failure;
@@ -340,7 +340,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		}
 	}
 
-	/** Finds wishes that are fulfilled already, or no longer, and PeerPods that nobody wants. */
+	/** Finds wishes that are already fulfilled or outdated, and PeerPods without a wish. */
 	async #compare(): Promise<void> {
 		const {client, node} = this.#options;
 		const fulfilled = [...this.#wishes.values()].filter(({vm, isFulfilled}) => vm !== undefined && isFulfilled);
@@ -372,7 +372,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	}
 
 	/**
-	 * Never of what may be on its way: a PeerPod is older than its VM, and another daemon of this node may be making
+	 * Never withdraws a recent one: a PeerPod is older than its VM, and another daemon of this node may be creating
 	 * one.
 	 */
 	async #findLeftOvers(items: ReadonlyArray<ApiObject<PeerPod>>): Promise<void> {
@@ -421,7 +421,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 			this.#owners.set(key, podUid);
 			log.debug(names(vm), 'PeerPod created');
 		} catch (error) {
-			// Of an earlier run of the daemon, or of an attempt that got no answer: the name is the sandbox's alone.
+			// From an earlier run of the daemon, or from an attempt without an answer: only this sandbox has that name.
 			if (!isAlreadyExists(error)) {
 				throw error;
 			}
@@ -429,8 +429,8 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	}
 
 	/**
-	 * As the API server has it, which is what its garbage collector goes by. Undefined when the pod is gone, or another
-	 * one of its name is there.
+	 * The UID in the API server, which its garbage collector uses. Undefined if the pod is gone, or another one has its
+	 * name.
 	 */
 	async #podUid({pod}: RegisteredVm, owner: string | undefined, signal: AbortSignal): Promise<string | undefined> {
 		try {
@@ -450,8 +450,8 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	}
 
 	/**
-	 * First the finalizer, then the object: whoever sees it being deleted with its finalizer would delete the VM once
-	 * more.
+	 * First the finalizer, then the object: a controller that sees a deletion with our finalizer would delete the VM
+	 * again.
 	 */
 	async #withdraw(name: ObjectName, signal: AbortSignal): Promise<void> {
 		const {client, log} = this.#options;
@@ -459,7 +459,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 			const {metadata} = await this.#withoutFinalizer(name, signal);
 			if (metadata.deletionTimestamp === undefined) {
 				await client.delete(peerPods, name, {uid: metadata.uid}, signal).catch((error: unknown) => {
-					// One that may not be deleted goes with its pod, now that its finalizer is gone.
+					// A PeerPod that may not be deleted is deleted with its pod, because its finalizer is gone.
 					if (!(error instanceof KubernetesError && error.status === 403)) {
 						throw error;
 					}
@@ -474,7 +474,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		}
 	}
 
-	/** As this daemon made it, the finalizer is the first, and that needs no permission to read. */
+	/** In the form of this daemon, the finalizer is the first entry, so no permission to read is needed. */
 	async #withoutFinalizer(name: ObjectName, signal: AbortSignal): Promise<ApiObject<PeerPod>> {
 		const {client} = this.#options;
 		try {

@@ -19,9 +19,9 @@ export interface PodPresenceOptions {
 	readonly client: Pick<KubernetesClient, 'get'>;
 	/** NODE_NAME */
 	readonly node: string;
-	/** The UID of the pod that the cluster recorded for a VM, where kata told none. */
+	/** The UID of the pod in the PeerPod of a VM, if kata did not send it. */
 	readonly ownerUid: (vm: RegisteredVm, signal: AbortSignal) => Promise<string | undefined>;
-	/** How long one question may take. */
+	/** Time limit of one request. */
 	readonly timeoutMs?: number;
 	readonly log: Logger;
 }
@@ -34,7 +34,7 @@ export class PodPresence {
 		this.#options = {timeoutMs: 4000, ...options};
 	}
 
-	/** As `Cluster` promises it. */
+	/** See `Cluster`. */
 	async of(vm: RegisteredVm, signal: AbortSignal): Promise<Presence> {
 		signal.throwIfAborted();
 		if (mayBeStatic(vm.pod, this.#options.node)) {
@@ -80,7 +80,7 @@ export class PodPresence {
 	}
 }
 
-/** The API server gives every pod a UUID; what a kubelet or a runtime made up is not to be found there. */
+/** The API server assigns a UUID to every pod; UIDs of a kubelet or runtime do not exist there. */
 function mayBeStatic({name, uid}: PodIdentity, node: string): boolean {
 	return uid === undefined
 		? name.endsWith(`-${node.toLowerCase()}`)

@@ -1,7 +1,7 @@
-/** Pods, as far as several here ask for them. */
+/** The fields of pods that several modules use. */
 import {ownersBounds, type Kind, type ObjectMeta} from './objects.ts';
 
-/** For kinds that read the spec, too. */
+/** For kinds that also read the spec. */
 export const wholePods = {
 	apiVersion: 'v1',
 	kind: 'Pod',
@@ -12,18 +12,18 @@ export const wholePods = {
 
 export const pods: Kind<object> = {...wholePods, isMetadataOnly: true, read: () => ({})};
 
-/** The UID that the kubelet gave to a static pod, in the API server's mirror of it. */
+/** The UID that the kubelet assigned to a static pod, in its mirror in the API server. */
 const mirrorAnnotation = 'kubernetes.io/config.mirror';
 
 /**
- * Whether it is the pod with this UID, where one is known, and not another one of its name. The kubelet gives a static
- * pod another UID than the API server has.
+ * Whether it is the pod with this UID, if it is known, and not another one with its name. A static pod has a different
+ * UID in the kubelet and in the API server.
  */
 export function isSamePod(uid: string | undefined, found: ObjectMeta): boolean {
 	return uid === undefined || uid === found.uid || uid === found.annotations[mirrorAnnotation];
 }
 
-/** Whether it stands for a static pod, which lives on its node whether or not the API server knows it. */
+/** Whether it mirrors a static pod, which runs independently of the API server. */
 export function isMirror({annotations}: ObjectMeta): boolean {
 	return annotations[mirrorAnnotation] !== undefined;
 }

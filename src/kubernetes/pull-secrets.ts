@@ -31,21 +31,18 @@ import {
 
 export interface PullSecretsOptions {
 	readonly client: Pick<KubernetesClient, 'get'>;
-	/** Where the pod's owner gets to see what is missing. */
+	/** Receives events for the owner of the pod about missing credentials. */
 	readonly tell: Cluster['recordEvent'];
-	/** The administrator's credentials for all pods; there need not be any. */
+	/** The credentials of the administrator for all pods; optional. */
 	readonly authFile?: string;
-	/** How long a start waits for all look-ups together: what is not known by then is not known. */
+	/** Time limit of all requests of a start; later answers are ignored. */
 	readonly timeoutMs?: number;
 	readonly log: Logger;
 }
 
-/**
- * Most pods name one to three. A pod could name tens of thousands, and fill the log and keep the API server busy with
- * them.
- */
+/** Most pods name one to three. A pod could name tens of thousands, and flood the log and the API server. */
 const maxSecrets = 32;
-/** Objects that are read and held at a time, for all pods together. */
+/** Number of objects that are read and held at the same time, for all pods together. */
 const maxReads = 4;
 /**
  * Limit for the credentials in one secret, and for all credentials that a pod brings: enough for thousands of
@@ -64,7 +61,7 @@ interface PodSettings {
 }
 
 interface PullSecret {
-	/** As the API gives it, in base64; undefined for a secret of another type. */
+	/** As in the API, in base64; undefined for a secret of another type. */
 	readonly data: {readonly format: 'dockerconfigjson' | 'dockercfg'; readonly text: Secret<string>} | undefined;
 }
 
@@ -111,7 +108,7 @@ export class PullSecrets {
 		this.#options = {authFile: defaultAuthFile, timeoutMs: 4000, ...options};
 	}
 
-	/** As `Cluster` promises it. */
+	/** See `Cluster`. */
 	async pullCredentials(pod: PodIdentity, signal: AbortSignal): Promise<Secret<string> | undefined> {
 		const [own, administrators] = await Promise.all([this.#ofPod(pod, signal), this.#ofAdministrator()]);
 		signal.throwIfAborted();
@@ -158,7 +155,7 @@ export class PullSecrets {
 				: await attempt(`service account ${found.serviceAccount}`, async () =>
 						this.#get(serviceAccounts, {namespace, name: found.serviceAccount}, signal),
 					);
-		// Mostly the same: Kubernetes gives a pod that names none its service account's.
+		// Usually the same: Kubernetes adds the secrets of the service account to a pod without any.
 		const given = [...new Set([...(found?.pullSecrets ?? []), ...(account?.pullSecrets ?? [])])];
 		const names = given.filter(name => isSecretName(name));
 		if (names.length < given.length) {
@@ -205,7 +202,7 @@ export class PullSecrets {
 		}
 
 		if (failures.length > 0) {
-			// The kubelet's word for it.
+			// The reason that the kubelet uses.
 			tell(pod, {
 				type: 'Warning',
 				reason: 'FailedToRetrieveImagePullSecret',
@@ -226,9 +223,9 @@ export class PullSecrets {
 		return this.#reads.acquire(signal, namespace);
 	}
 
-	/** @throws AdaptorError 'data-loss', 'resource-exhausted', which repeat nothing of the secret; KubernetesError */
+	/** @throws AdaptorError 'data-loss', 'resource-exhausted', without content of the secret; KubernetesError */
 	async #credentialsIn(name: ObjectName, signal: AbortSignal): Promise<ParsedAuth & {readonly bytes: number}> {
-		// Held until the secret is parsed, and so no longer needed.
+		// Held until the secret is parsed and no longer needed.
 		using _ = await this.#turn(name, signal);
 		const {data} = await this.#options.client.get(secrets, name, signal);
 		if (data === undefined) {
@@ -257,7 +254,7 @@ export class PullSecrets {
 		}, signal);
 	}
 
-	/** Read each time: the kubelet replaces it when the secret changes. */
+	/** Read each time, because the kubelet replaces it when the secret changes. */
 	async #ofAdministrator(): Promise<readonly RegistryAuth[]> {
 		const {authFile, log} = this.#options;
 		try {
@@ -295,7 +292,7 @@ function isSecretName(name: string): boolean {
 	return name.length <= 253 && /^[a-z\d](?:[a-z\d\-]*[a-z\d])?(?:\.[a-z\d](?:[a-z\d\-]*[a-z\d])?)*$/v.test(name);
 }
 
-/** References to objects of the same namespace. An empty name, which the API lets pass, refers to none. */
+/** References to objects in the same namespace. The API accepts an empty name, which refers to none. */
 function namesAt(raw: unknown, ...path: readonly string[]): readonly string[] {
 	return listAt(raw, ...path)
 		.map(each => textAt(each, 'name') ?? '')

@@ -7,7 +7,7 @@
 import {basicAuthOf, parseDockerAuth} from '../core/docker-auth.ts';
 import {AdaptorError} from '../core/errors.ts';
 
-/** `auth` by registry: a host, perhaps with a port and the beginning of a path. */
+/** `auth` by registry: a host, optionally with a port and a path prefix. */
 export type RegistryAuth = ReadonlyMap<string, string>;
 
 export interface ParsedAuth {
@@ -16,12 +16,12 @@ export interface ParsedAuth {
 	readonly refused: number;
 }
 
-/** A host name has at most 253 characters, and a repository's path 255. */
+/** A host name has at most 253 characters, and the path of a repository 255. */
 export const maxRegistryLength = 512;
 
 /**
- * @param text of `.dockerconfigjson` and `auth.json`, in which the entries are under `auths`, or of the older
- * `.dockercfg`, in which they are not
+ * @param text of `.dockerconfigjson` and `auth.json`, with the entries under `auths`, or of the older `.dockercfg`,
+ * with the entries at the top
  * @throws AdaptorError 'data-loss'
  */
 export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'dockercfg'): ParsedAuth {
@@ -44,8 +44,8 @@ export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'do
 }
 
 /**
- * The content of `auth.json`, or undefined when there is nothing to say. Of several credentials for one registry the
- * first counts.
+ * The content of `auth.json`, or undefined without credentials. Of several credentials for one registry, the first
+ * wins.
  */
 export function authJson(sources: readonly RegistryAuth[]): string | undefined {
 	const merged = new Map<string, string>();
@@ -65,7 +65,7 @@ export function bytesOf(credentials: RegistryAuth): number {
 		.reduce((sum, [registry, auth]) => sum + registry.length + auth.length + entryOf('', '').length + 1, 0);
 }
 
-/** Nothing needs to be escaped: `isRegistry` allows ASCII without quotes and backslashes, and base64 has neither. */
+/** No character needs an escape: `isRegistry` allows ASCII without quotes and backslashes, and base64 has neither. */
 function entryOf(registry: string, auth: string): string {
 	return `"${registry}":{"auth":"${auth}"}`;
 }
@@ -81,17 +81,14 @@ function authOf(entry: unknown): string | undefined {
 }
 
 /**
- * Printable ASCII without quote and backslash, so that `auth.json` needs no escapes. No real registry's name has any
- * other character.
+ * Printable ASCII without quote and backslash, so that `auth.json` needs no escapes. Real registry names have no other
+ * characters.
  */
 function isRegistry(text: string): boolean {
 	return text.length <= maxRegistryLength && /^[!#-\[\]-~]*$/v.test(text);
 }
 
-/**
- * Without scheme, without the API version of which registries' addresses used to end, and without a final slash: so the
- * kubelet takes them for the same.
- */
+/** Without scheme, API version suffix and final slash: the kubelet treats these as equal. */
 function registryKey(registry: string): string {
 	const key = registry.replace(/^https?:\/\//v, '').replace(/^([^\/]*)\/v[12]\//v, '$1/');
 	let end = key.length;

@@ -1,8 +1,8 @@
 /**
- * What a pod is given to reach the API server of its cluster: address in the environment, token and CA in files. The
- * kubelet replaces the files while the pod runs (tokens before they expire, after an hour by default), so they are read
- * again. Source: Kubernetes, "Accessing the Kubernetes API from a Pod". Proxies are not used: the API server is inside
- * of the cluster.
+ * The access of a pod to the API server of its cluster: address in the environment, token and CA in files. The kubelet
+ * replaces the files while the pod runs (tokens before they expire, after an hour by default), so they are read again.
+ * Source: Kubernetes, "Accessing the Kubernetes API from a Pod". Proxies are not used, because the API server is in the
+ * cluster.
  */
 import {readFile} from 'node:fs/promises';
 import {join} from 'node:path';
@@ -15,7 +15,7 @@ export interface ApiServerAddress {
 	readonly port: number;
 }
 
-/** KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT; undefined outside of a cluster. */
+/** KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT; undefined outside a cluster. */
 export function apiServerAddress(env: Readonly<Record<string, string | undefined>>): ApiServerAddress | undefined {
 	const host = env['KUBERNETES_SERVICE_HOST']?.trim();
 	const port = Number(env['KUBERNETES_SERVICE_PORT']?.trim() ?? '');
@@ -32,7 +32,7 @@ interface Credentials {
 	readonly ca: string;
 }
 
-/** How long what was read is taken for true. */
+/** How long the content of the files is cached. */
 const freshMs = 10_000;
 
 export class ServiceAccount {
@@ -40,16 +40,17 @@ export class ServiceAccount {
 	readonly #now: () => number;
 	#read: {readonly credentials: Promise<Credentials>; readonly at: number} | undefined;
 
-	/** @param now milliseconds of a clock that never goes back */
+	/** @param now milliseconds of a monotonic clock */
 	constructor(directory = serviceAccountDirectory, now: () => number = () => performance.now()) {
 		this.#directory = directory;
 		this.#now = now;
 	}
 
 	/**
-	 * As the files say, at most ten seconds ago.
-	 * @param rejected what the server did not take: the files are read again at once if that is what is remembered
-	 * @throws AdaptorError 'failed-precondition' when there are no such files
+	 * The content of the files, at most ten seconds old.
+	 * @param rejected credentials that the server rejected: if they are the cached ones, the files are read again at
+	 * once
+	 * @throws AdaptorError 'failed-precondition' if the files do not exist
 	 */
 	async credentials(rejected?: Credentials): Promise<Credentials> {
 		if (

@@ -1,5 +1,5 @@
 /**
- * One connection of a watch: from the first byte to its end. Knows lines and event types, not what to do when it ends.
+ * One connection of a watch, from its first byte to its end. Knows lines and event types; the caller handles the end.
  * Source: Kubernetes, "API Concepts", "Efficient detection of changes", "Watch bookmarks".
  */
 import {KubernetesError, refusal} from './errors.ts';
@@ -9,13 +9,13 @@ import {tooLong} from './connection.ts';
 export interface RawWatchEvent {
 	readonly type: 'ADDED' | 'MODIFIED' | 'DELETED' | 'BOOKMARK';
 	readonly object: unknown;
-	/** From where the watch goes on after this event. */
+	/** Where the watch continues after this event. */
 	readonly resourceVersion: string;
 }
 
 /**
- * Events as they come; ends when the server closes.
- * @throws KubernetesError for an ERROR event (410 when the history is no longer kept), and whatever the body throws
+ * Events in order; ends when the server closes.
+ * @throws KubernetesError for an ERROR event (410 if the history is no longer stored), and errors of the body
  */
 export async function* watchEvents(
 	body: AsyncIterable<Uint8Array>,
@@ -51,7 +51,7 @@ function parsed(line: string): unknown {
 	}
 }
 
-/** Each line once it is complete; what follows the last line feed is part of one that was cut off. */
+/** Complete lines; text after the last line feed is incomplete. */
 export async function* lines(body: AsyncIterable<Uint8Array>, maxBytes: number): AsyncGenerator<string, void> {
 	let parts: Uint8Array[] = [];
 	let bytes = 0;
