@@ -401,6 +401,18 @@ export class ChaosNode implements AsyncDisposable {
 		]);
 	}
 
+	/** What there is besides `before`, once that is nothing or after a time limit. */
+	async leftOver(before: Inventory): Promise<string[]> {
+		using scope = new Scope(signal).deadline(120_000, 'everything to be gone');
+		let left = [...(await this.inventory()).difference(before)];
+		while (left.length > 0 && !scope.signal.aborted) {
+			await pause(50, signal);
+			left = [...(await this.inventory()).difference(before)];
+		}
+
+		return left;
+	}
+
 	async [Symbol.asyncDispose](): Promise<void> {
 		await this.#replacing.catch(() => undefined);
 		this.#expected.add(this.#daemon);

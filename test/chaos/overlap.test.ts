@@ -3,12 +3,11 @@
  * processes of their own.
  */
 import {access} from 'node:fs/promises';
-import test, {type ExecutionContext} from 'ava';
-import {pause, Scope} from '../../src/core/lifetime.ts';
+import test from 'ava';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient} from '../lab/agent-client.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
-import {ChaosNode, type Inventory} from './node.ts';
+import {ChaosNode} from './node.ts';
 
 const {signal} = new AbortController();
 
@@ -28,17 +27,6 @@ async function create(node: ChaosNode): Promise<Pod> {
 async function check({agentSocket}: Pod): Promise<void> {
 	await using client = await connect(agentSocket, signal);
 	await new AgentClient(client).call('Health/Check', {}, signal, 60_000);
-}
-
-async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Inventory): Promise<void> {
-	using scope = new Scope(signal).deadline(90_000, 'everything to be gone');
-	let left = [...(await node.inventory()).difference(before)];
-	while (left.length > 0 && !scope.signal.aborted) {
-		await pause(50, signal);
-		left = [...(await node.inventory()).difference(before)];
-	}
-
-	t.deepEqual(left, []);
 }
 
 const domains = async (node: ChaosNode): Promise<number> =>
@@ -61,7 +49,7 @@ test('a new daemon takes over all sandboxes; the old one ends without removing a
 	await t.notThrowsAsync(check(created));
 	t.is(await domains(node), 2);
 	await Promise.all([running, created].map(async ({id}) => node.shim.stopVm(id, signal)));
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 });
 
 test('a start completes in the older daemon; the newer daemon serves it after the older one has ended', async t => {
@@ -84,7 +72,7 @@ test('a start completes in the older daemon; the newer daemon serves it after th
 	await t.notThrowsAsync(check(pod));
 	t.is(await domains(node), 1);
 	await node.shim.stopVm(pod.id, signal);
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 });
 
 test('a stop by the newer daemon during a start in the older one leaves nothing and answers the start', async t => {
@@ -99,5 +87,5 @@ test('a stop by the newer daemon during a start in the older one leaves nothing 
 	await node.shim.stopVm(pod.id, signal);
 	await start;
 	t.is(await older.stop(60_000), 0);
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 });

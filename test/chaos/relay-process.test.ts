@@ -2,12 +2,12 @@
  * The sockets of the shims in a process of their own: daemons are killed, stopped and replaced, and no pod notices. All
  * are real processes.
  */
-import test, {type ExecutionContext} from 'ava';
-import {pause, Scope} from '../../src/core/lifetime.ts';
+import test from 'ava';
+import {pause} from '../../src/core/lifetime.ts';
 import {connect, type TtrpcClient} from '../../src/ttrpc/client.ts';
 import {AgentClient} from '../lab/agent-client.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
-import {ChaosNode, type Inventory} from './node.ts';
+import {ChaosNode} from './node.ts';
 
 const {signal} = new AbortController();
 
@@ -32,17 +32,6 @@ async function started(node: ChaosNode): Promise<Pod> {
 
 const check = async (client: TtrpcClient): Promise<unknown> =>
 	new AgentClient(client).call('Health/Check', {}, signal, 60_000);
-
-async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Inventory): Promise<void> {
-	using scope = new Scope(signal).deadline(90_000, 'everything to be gone');
-	let left = [...(await node.inventory()).difference(before)];
-	while (left.length > 0 && !scope.signal.aborted) {
-		await pause(50, signal);
-		left = [...(await node.inventory()).difference(before)];
-	}
-
-	t.deepEqual(left, []);
-}
 
 test('a daemon is killed, stopped and replaced: no connection of a shim ends, no agent call fails', async t => {
 	t.timeout(600_000);
@@ -80,7 +69,7 @@ test('a daemon is killed, stopped and replaced: no connection of a shim ends, no
 	await traffic;
 	t.log(`${count} calls, the slowest ${Math.round(slowestMs)} ms`);
 	await node.shim.stopVm(pod.id, signal);
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 	t.deepEqual(node.crashes, []);
 });
 
@@ -95,7 +84,7 @@ test('a start whose daemon is killed is UNAVAILABLE and says so; the next daemon
 	node.restart('SIGKILL');
 	await start;
 	await node.shim.stopVm(pod.id, signal);
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 });
 
 test('creations, starts and stops that come while there is no daemon wait for the next one', async t => {
@@ -114,7 +103,7 @@ test('creations, starts and stops that come while there is no daemon wait for th
 	await t.notThrowsAsync(Promise.all([start, version]));
 	const second = await creation;
 	await Promise.all([first, second].map(async ({id}) => node.shim.stopVm(id, signal)));
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 });
 
 test('when the relay process is killed, its pods can be stopped through the next one, and nothing is left', async t => {
@@ -132,7 +121,7 @@ test('when the relay process is killed, its pods can be stopped through the next
 	await using again = await served(pod);
 	await t.notThrowsAsync(check(again), 'its socket is there again');
 	await node.shim.stopVm(pod.id, signal);
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 });
 
 /** A connection to the socket of the pod, once there is one. */
@@ -172,5 +161,5 @@ test('a second relay process serves new pods; the first one keeps its pods and e
 	}
 
 	t.is(await first.ended, 0);
-	await nothingLeft(t, node, before);
+	t.deepEqual(await node.leftOver(before), []);
 });
