@@ -51,6 +51,7 @@ export interface Checks extends Disposable {
 
 /** After its start, libvirtd probes the capabilities of every QEMU binary once. */
 const firstConnectionTimeoutMs = 20_000;
+/** Reading the capabilities may wait for those probes too, and then reads those of the domains. */
 const capabilitiesTimeoutMs = 40_000;
 
 /** For failures without a remedy. */

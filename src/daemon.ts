@@ -54,11 +54,14 @@ export interface ProcessContext {
  * s each to close. The next daemon rolls back the rest.
  */
 const drainTimeoutMs = 8000;
+/** Part of the shutdown above: the roll-back of unfinished starts. */
 const closeTimeoutMs = 4000;
 /** The shim of kata sets no deadline for CreateVM. */
 const createTimeoutMs = 30_000;
+/** Deleting a VM takes a second. A host that needs longer than this is stuck, and the deletion is retried. */
 const cleanupTimeoutMs = 60_000;
 const removalRetryMs = [500, 30_000] as const;
+/** A VM without a pod is promised to be removed within 90 s: one round finds it, the next confirms it. */
 const reconcileIntervalMs = 60_000;
 
 /**

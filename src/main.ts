@@ -28,6 +28,7 @@ const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 
 /** 128 plus the number of SIGINT: the exit code of interrupted commands in shells. */
 const interrupted = 128 + 2;
+/** Abandoned work gets this time to end before the process exits. */
 const stragglersMs = 500;
 const tokenFile = '/var/run/secrets/kubernetes.io/serviceaccount/token';
 

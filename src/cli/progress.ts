@@ -8,7 +8,9 @@ export interface ProgressOptions {
 	readonly clock: () => number;
 }
 
+/** Faster than this, nobody can read it. */
 const redrawMs = 100;
+/** Without a terminal, one line per interval keeps the log of a Job short. */
 const lineMs = 10_000;
 /** The rate is the average of this time. */
 const windowMs = 5000;

@@ -19,6 +19,7 @@ import {volumeXml} from '../libvirt/storage/volume-xml.ts';
 export const podDisk = /^podvm-.*-(?:root\.qcow2|(?:cidata|cloudinit)\.iso)$/v;
 /** Time limit until libvirt sees the written content. */
 const visibleTimeoutMs = 30_000;
+/** libvirt usually sees it at once. */
 const lookAgainMs = 50;
 
 /** The version that the alias points to; the volume itself if it is an image; undefined if the name does not exist. */

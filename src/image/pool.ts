@@ -7,6 +7,7 @@ import {directoryPoolXml} from '../libvirt/storage/volume-xml.ts';
 import {change} from '../libvirt/change.ts';
 import type {LibvirtStorage} from './volumes.ts';
 
+/** Time limit to undefine a pool that could not be built: one call. */
 const forgetTimeoutMs = 10_000;
 
 /**

@@ -66,6 +66,7 @@ export interface PushedImage extends ImageFormat {
 
 /** Time limit to remove the volume of a failed push, independent of the signal of its caller. */
 const unwindTimeoutMs = 60_000;
+/** Pause before the removal is retried on a new connection. */
 const unwindAgainMs = 500;
 /** Names contain the second; after a conflict with another push, wait for the next second. */
 const nameAttempts = 5;

@@ -96,6 +96,7 @@ export function isRefusal(error: unknown): error is AdaptorError {
 	return status >= 400 && status < 500 && status !== 401 && status !== 429;
 }
 
+/** A server may request any pause; longer ones would delay the recovery of this daemon. */
 const longestRetryAfterMs = 30_000;
 
 /** The requested pause of the server, limited; undefined if it requested none. */

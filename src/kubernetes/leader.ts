@@ -47,7 +47,9 @@ export interface LeaderOptions {
 	readonly log: Logger;
 }
 
+/** Time limit at shutdown. Without a release, the lease expires by itself. */
 const releaseTimeoutMs = 3000;
+/** A candidate without the lease has no reason to hurry while the API server refuses it. */
 const longestRetryMs = 30_000;
 
 /**

@@ -39,6 +39,7 @@ const stableMs = 5000;
 const sharedUploadLimit = 8n * 1024n * 1024n;
 /** A call whose answer is lost this often is not the victim of connections but, perhaps, what breaks them. */
 const lostAnswersAtMost = 3;
+/** The peer gets this time to read the last bytes; then the connection is destroyed. */
 const closeTimeoutMs = 1000;
 
 type Connected = Extract<SessionState, {readonly name: 'connected'}> & {

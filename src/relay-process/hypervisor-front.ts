@@ -25,6 +25,7 @@ export interface HypervisorFrontOptions {
 	readonly waitMs?: number;
 }
 
+/** A daemon starts within seconds; a pulled image takes a minute or two. kata gives up later. */
 const defaultWaitMs = 120_000;
 /** A daemon that was killed is registered until its connection is seen to end. */
 const reconnectPauseMs = 20;

@@ -42,6 +42,7 @@ export interface RelayProcessOptions {
 	readonly lookEveryMs?: number;
 }
 
+/** Shims wait at most this long for hypervisor.sock after a daemon has released it. A check is one system call. */
 const defaultLookEveryMs = 1000;
 
 export class RelayProcess implements AsyncDisposable {

@@ -31,6 +31,7 @@ export interface RemoteRelaysOptions {
 	readonly lookEveryMs?: number;
 }
 
+/** Calls of shims wait at most this long after a relay process has started. A check is a few system calls. */
 const defaultLookEveryMs = 1000;
 /** After a failed opening the relay process is to have ended it; it has no reason to be slow. */
 const closeTimeoutMs = 5000;

@@ -33,7 +33,9 @@ export interface DialTimings {
 	readonly hedgeHandshakeAfterMs: number;
 	/** Pause after another host answers. The VM may get the address later. */
 	readonly strangerMs: number;
+	/** Time limit of a TCP connection. A VM on the subnet answers within milliseconds, or does not listen yet. */
 	readonly connectTimeoutMs: number;
+	/** Time limit of a TLS handshake. An emulated VM needs half a second, a busy one several. */
 	readonly handshakeTimeoutMs: number;
 	/**
 	 * With TLS 1.3, the client completes the handshake before the server verifies its certificate. The server can
@@ -56,6 +58,7 @@ export const defaultDialTimings: DialTimings = {
 	maxPending: 20,
 };
 
+/** A VM that has not answered for this time is dialled less often. */
 const patientAfterMs = 60_000;
 
 /** Ends an attempt because another one at the same address was answered. */

@@ -52,6 +52,7 @@ export interface KnownSandboxes {
  * cost space.
  */
 const endedGraceMs = 300_000;
+/** A list takes milliseconds. A round must not wait longer for a host that does not answer. */
 const listTimeoutMs = 15_000;
 /** How often to read records that a predecessor may change: when it ends, this daemon must serve its sandboxes. */
 const followEveryMs = 500;

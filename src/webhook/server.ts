@@ -66,6 +66,7 @@ const keepAliveTimeoutMs = 120_000;
 /** Kubelets use one for each probe. */
 const probeConnections = 64;
 const pieceBytes = 16 << 10;
+/** Running reviews take milliseconds; the API server gives up after 10 s by default. */
 const closeTimeoutMs = 10_000;
 
 /** @throws AdaptorError 'failed-precondition' if there is no usable certificate, or if listening on a port fails */

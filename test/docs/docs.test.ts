@@ -2,6 +2,7 @@
 import {existsSync, readdirSync, readFileSync} from 'node:fs';
 import {dirname, join} from 'node:path';
 import test from 'ava';
+import {timings, timingsMarkdown} from '../../docs/generate-timings.ts';
 
 const repository = join(import.meta.dirname, '../..');
 const read = (path: string): string => readFileSync(join(repository, path), 'utf8');
@@ -91,6 +92,15 @@ for (const path of guides.filter(each => namedMessages(read(each)).length > 0)) 
 		);
 	});
 }
+
+test('docs/timings.md is what the source says, and each time has a reason', t => {
+	t.is(read('docs/timings.md'), timingsMarkdown(), 'run: npm run docs');
+	t.deepEqual(
+		timings().filter(({reason}) => reason === ''),
+		[],
+	);
+	t.true(timings().length > 50);
+});
 
 test('README.md is at most 120 lines', t => {
 	t.true(read('README.md').split('\n').length <= 121);
