@@ -17,49 +17,7 @@ import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
 import {clockReason} from './clock.ts';
-
-/** In milliseconds, except `maxPending`. */
-export interface DialTimings {
-	/**
-	 * Pause after a refusal or a reset: the VM is up, and its forwarder will listen soon. This is the largest part of
-	 * the delay of StartVM.
-	 */
-	readonly retryMs: number;
-	/** The same pause, after an address was dialled for a minute. */
-	readonly patientRetryMs: number;
-	/** Starts a hedged attempt if the last one has no answer after this time. */
-	readonly hedgeAfterMs: number;
-	/** The same during a TLS handshake. It is longer, because more handshakes slow down a busy VM. */
-	readonly hedgeHandshakeAfterMs: number;
-	/** Pause after another host answers. The VM may get the address later. */
-	readonly strangerMs: number;
-	/** Time limit of a TCP connection. A VM on the subnet answers within milliseconds, or does not listen yet. */
-	readonly connectTimeoutMs: number;
-	/** Time limit of a TLS handshake. An emulated VM needs half a second, a busy one several. */
-	readonly handshakeTimeoutMs: number;
-	/**
-	 * With TLS 1.3, the client completes the handshake before the server verifies its certificate. The server can
-	 * refuse it during this time. A session ticket means that it accepted.
-	 */
-	readonly objectionMs: number;
-	/** Maximum number of parallel attempts without an answer per address. */
-	readonly maxPending: number;
-}
-
-export const defaultDialTimings: DialTimings = {
-	retryMs: 25,
-	patientRetryMs: 250,
-	hedgeAfterMs: 100,
-	hedgeHandshakeAfterMs: 1500,
-	strangerMs: 500,
-	connectTimeoutMs: 2000,
-	handshakeTimeoutMs: 15_000,
-	objectionMs: 100,
-	maxPending: 20,
-};
-
-/** A VM that has not answered for this time is dialled less often. */
-const patientAfterMs = 60_000;
+import {patientAfterMs, type DialTimings} from './redial-policy.ts';
 
 /** Ends an attempt because another one at the same address was answered. */
 const superseded = stageError('ESUPERSEDED');

@@ -18,33 +18,7 @@ import {AdaptorError, codeOf} from '../core/errors.ts';
 import {abortable, backOff, pause, Scope} from '../core/lifetime.ts';
 import type {Observer} from '../core/observer.ts';
 import type {ConnectionEvent} from './events.ts';
-
-export interface LivenessTimings {
-	/**
-	 * The probe starts after this time without data: long for a health check, but short against the timeout of the
-	 * shim.
-	 */
-	readonly doubtMs: number;
-	/** Time limit for an answer on the second connection, before another one is opened. */
-	readonly answerMs: number;
-	/**
-	 * After an answer on the second connection, the first one gets this time: a VM that wakes up answers on both.
-	 */
-	readonly graceMs: number;
-	/**
-	 * A replaced connection is kept for answers that are under way, until it is silent for this time. Packets flow
-	 * again when it is replaced. Both sides then send again whatever was lost within TCP_RTO_MAX, 120 s on Linux, the
-	 * longest pause between two retransmissions, and the health check that is unanswered on it is answered.
-	 */
-	readonly lateMs: number;
-}
-
-export const defaultLivenessTimings: LivenessTimings = {
-	doubtMs: 3000,
-	answerMs: 15_000,
-	graceMs: 500,
-	lateMs: 130_000,
-};
+import type {LivenessTimings} from './redial-policy.ts';
 
 export interface LivenessProbeOptions {
 	/** Opens another connection, owned by the caller. Retries: only rejects when the signal aborts. */

@@ -11,11 +11,11 @@ import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
 import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
 import {latestStart} from './clock.ts';
 import {ShimSession} from './shim-session.ts';
-import {defaultDialTimings, dial, type Dialled, type DialTarget, type DialTimings} from './dial.ts';
+import {dial, type Dialled, type DialTarget} from './dial.ts';
 import type {ConnectionEvent, RelayEvent} from './events.ts';
 import type {RelayIdentity} from './identity.ts';
-import {defaultLivenessTimings, type LivenessTimings} from './liveness-probe.ts';
 import {forwarderOptions, secureContextOptions, type TlsOptions} from './tls-options.ts';
+import {defaultTimings, keepAliveMs, type RelayTimings} from './redial-policy.ts';
 
 export interface AgentRelaysOptions {
 	readonly identity: RelayIdentity;
@@ -27,31 +27,6 @@ export interface AgentRelaysOptions {
 	readonly log: Logger;
 	readonly timings?: Partial<RelayTimings>;
 }
-
-export interface RelayTimings extends DialTimings {
-	/**
-	 * For a VM that was reached before. They are slower, because many VMs may be dialled while a KVM host is down.
-	 */
-	readonly again: Partial<DialTimings>;
-	/**
-	 * If there is no connection for this time, the progress of dialling is logged, and again after each such period.
-	 */
-	readonly reportMs: number;
-	/** See `ShimSessionOptions`. */
-	readonly redialPauseMs: readonly [first: number, longest: number];
-	readonly liveness: LivenessTimings;
-}
-
-const defaultTimings: RelayTimings = {
-	...defaultDialTimings,
-	again: {retryMs: 100, patientRetryMs: 1000, hedgeAfterMs: 500, maxPending: 4},
-	reportMs: 20_000,
-	redialPauseMs: [100, 5000],
-	liveness: defaultLivenessTimings,
-};
-
-/** TCP keepalive detects a dead host; ttrpc has no ping. */
-const keepAliveMs = 30_000;
 
 /** @throws 'invalid-argument' for TLS options that contradict each other */
 export function createAgentRelays({

@@ -28,8 +28,9 @@ import type {ConnectionEvent} from './events.ts';
 import {reasons} from './reasons.ts';
 import {RetiredLegs} from './retired-legs.ts';
 import {ShimLeg} from './shim-leg.ts';
-import {LivenessProbe, type LivenessTimings} from './liveness-probe.ts';
+import {LivenessProbe} from './liveness-probe.ts';
 import {VmLeg} from './vm-leg.ts';
+import {lastingMs, type LivenessTimings} from './redial-policy.ts';
 
 export interface ShimSessionOptions {
 	/**
@@ -63,12 +64,6 @@ type State =
 
 /** Above this backlog a health check may still be queued, so silence proves nothing. */
 const maxUnacknowledgedBytes = 256 * 1024;
-
-/**
- * A connection that lasted this long is replaced at once. Shorter ones are delayed, so that a VM that accepts and hangs
- * up does not cause constant handshakes.
- */
-const lastingMs = 5000;
 
 /** Disposing ends everything at once. */
 export class ShimSession implements AsyncDisposable {
