@@ -13,7 +13,7 @@
  * calls and no frames.
  */
 import {setImmediate as turn} from 'node:timers/promises';
-import type {TLSSocket} from 'node:tls';
+import type {Duplex} from 'node:stream';
 import {AdaptorError, codeOf} from '../core/errors.ts';
 import {abortable, backOff, pause, Scope} from '../core/lifetime.ts';
 import type {Observer} from '../core/observer.ts';
@@ -22,7 +22,7 @@ import type {LivenessTimings} from './redial-policy.ts';
 
 export interface LivenessProbeOptions {
 	/** Opens another connection, owned by the caller. Retries: only rejects when the signal aborts. */
-	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
+	readonly connectVm: (signal: AbortSignal) => Promise<Duplex>;
 	readonly observer: Observer<Extract<ConnectionEvent, {readonly kind: 'vm-slow'}>>;
 	/** Monotonic, in milliseconds. */
 	readonly now: () => number;

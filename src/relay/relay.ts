@@ -3,7 +3,8 @@
  * the VM. Combines identity, dialling, socket and shim sessions. Decides nothing about sandboxes.
  */
 import type {Socket} from 'node:net';
-import {createSecureContext, type ConnectionOptions, type TLSSocket} from 'node:tls';
+import type {Duplex} from 'node:stream';
+import {createSecureContext, type ConnectionOptions} from 'node:tls';
 import {Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
 import type {Observer, Without} from '../core/observer.ts';
@@ -11,11 +12,13 @@ import type {AgentRelay, AgentRelays, RelayTarget} from '../sandbox/ports.ts';
 import {checkAgentSocketPath, discardSocket, listenForShims} from './agent-socket.ts';
 import {latestStart} from './clock.ts';
 import {ShimSession} from './shim-session.ts';
-import {dial, type Dialled, type DialTarget} from './dial.ts';
+import type {DialTarget} from './dial.ts';
 import type {ConnectionEvent, RelayEvent} from './events.ts';
 import type {RelayIdentity} from './identity.ts';
 import {forwarderOptions, secureContextOptions, type TlsOptions} from './tls-options.ts';
-import {defaultTimings, keepAliveMs, type RelayTimings} from './redial-policy.ts';
+import {defaultTimings, type RelayTimings} from './redial-policy.ts';
+import {tlsConnector} from './tls-connector.ts';
+import type {Connected, VmConnector} from './vm-connector.ts';
 
 export interface AgentRelaysOptions {
 	readonly identity: RelayIdentity;
@@ -63,24 +66,27 @@ export function createAgentRelays({
 			checkAgentSocketPath(target.socketPath);
 			const sandbox = {sandboxId: target.sandboxId, instanceName: target.instanceName};
 			const notify: Notify = event => observer.notify({...event, sandbox});
-			const dialTarget: DialTarget = {
-				instanceName: target.instanceName,
-				port: forwarderPort,
-				serverName: identity.serverName(target.instanceName),
-				tls: connection,
-				caBegins,
-				timings: allTimings,
-				refused: countedRefusals(notify),
-			};
+			const connector = tlsConnector(
+				{
+					instanceName: target.instanceName,
+					port: forwarderPort,
+					serverName: identity.serverName(target.instanceName),
+					tls: connection,
+					caBegins,
+					timings: allTimings,
+					refused: countedRefusals(notify),
+				},
+				allTimings.again,
+			);
 			const startedAt = performance.now();
-			const dialled = await dial(addresses, dialTarget, signal);
+			const found = await connector.find(addresses, signal);
 			notify({
 				kind: 'forwarder-reached',
-				address: dialled.address,
+				address: found.address,
 				durationMs: Math.round(performance.now() - startedAt),
 			});
 			await using undo = new AsyncDisposableStack();
-			const relay = undo.use(new Relay(dialled, dialTarget, notify, allTimings));
+			const relay = undo.use(new Relay(found, connector, target.instanceName, notify, allTimings));
 			await relay.listen(target, log.child(sandbox));
 			signal.throwIfAborted();
 			undo.move();
@@ -95,7 +101,8 @@ type Notify = (event: Without<RelayEvent, 'sandbox'>) => void;
 
 class Relay implements AgentRelay {
 	readonly address: string;
-	readonly #target: DialTarget;
+	readonly #connector: VmConnector;
+	readonly #instanceName: string;
 	readonly #notify: Notify;
 	readonly #timings: RelayTimings;
 	readonly #parts = new AsyncDisposableStack();
@@ -106,12 +113,19 @@ class Relay implements AgentRelay {
 	#failure: Error | undefined;
 	#disposed: Promise<void> | undefined;
 
-	constructor({address, socket}: Dialled, target: DialTarget, notify: Notify, timings: RelayTimings) {
+	constructor(
+		{address, socket}: Connected,
+		connector: VmConnector,
+		instanceName: string,
+		notify: Notify,
+		timings: RelayTimings,
+	) {
 		this.address = address;
-		this.#target = {...target, timings: {...timings, ...timings.again}};
+		this.#connector = connector;
+		this.#instanceName = instanceName;
 		this.#notify = notify;
 		this.#timings = timings;
-		this.#warm = new WarmConnection(tuned(socket), notify);
+		this.#warm = new WarmConnection(socket, notify);
 	}
 
 	async listen({socketPath}: RelayTarget, log: Logger): Promise<void> {
@@ -137,7 +151,7 @@ class Relay implements AgentRelay {
 		observer.notify({kind: 'shim-connected'});
 		const session = new ShimSession(shim, {
 			connectVm: async signal => this.#connectVm(observer, signal),
-			where: {instanceName: this.#target.instanceName, address: this.address},
+			where: {instanceName: this.#instanceName, address: this.address},
 			observer,
 			now: () => performance.now(),
 			redialPauseMs: this.#timings.redialPauseMs,
@@ -150,7 +164,7 @@ class Relay implements AgentRelay {
 		}
 	}
 
-	async #connectVm(observer: Observer<ConnectionEvent>, signal: AbortSignal): Promise<TLSSocket> {
+	async #connectVm(observer: Observer<ConnectionEvent>, signal: AbortSignal): Promise<Duplex> {
 		const warm = this.#takeWarm();
 		if (warm !== undefined) {
 			return warm;
@@ -159,8 +173,7 @@ class Relay implements AgentRelay {
 		for (let isNews = true; ; isNews = false) {
 			using scope = new Scope(signal).deadline(this.#timings.reportMs, 'a connection to the VM');
 			try {
-				const {socket} = await dial(only(this.address), this.#target, scope.signal);
-				return tuned(socket);
+				return await this.#connector.reconnect(this.address, scope.signal);
 			} catch (error) {
 				signal.throwIfAborted();
 				observer.notify({kind: 'vm-unreachable', error, isNews});
@@ -168,7 +181,7 @@ class Relay implements AgentRelay {
 		}
 	}
 
-	#takeWarm(): TLSSocket | undefined {
+	#takeWarm(): Duplex | undefined {
 		const warm = this.#warm?.take();
 		this.#warm = undefined;
 		return warm;
@@ -196,12 +209,12 @@ class Relay implements AgentRelay {
  * An unused connection that is not read yet. If the other side closes it, it is dropped and reported once.
  */
 class WarmConnection {
-	readonly #socket: TLSSocket;
+	readonly #socket: Duplex;
 	readonly #notify: Notify;
 	#error: Error | undefined;
 	#lost = false;
 
-	constructor(socket: TLSSocket, notify: Notify) {
+	constructor(socket: Duplex, notify: Notify) {
 		this.#socket = socket;
 		this.#notify = notify;
 		socket.on('error', this.#onError);
@@ -212,7 +225,7 @@ class WarmConnection {
 	}
 
 	/** Hands the connection to the caller; undefined if it was closed. */
-	take(): TLSSocket | undefined {
+	take(): Duplex | undefined {
 		this.#socket.removeListener('readable', this.#onReadable);
 		this.#socket.removeListener('close', this.#onClose);
 		if (this.#lost || this.#socket.destroyed || this.#socket.readableEnded) {
@@ -250,13 +263,4 @@ function countedRefusals(notify: Notify): DialTarget['refused'] {
 		counts.set(key, attempt);
 		notify({kind: 'address-refused', address, attempt, reason, remedy});
 	};
-}
-
-function tuned(socket: TLSSocket): TLSSocket {
-	socket.setKeepAlive(true, keepAliveMs);
-	return socket;
-}
-
-async function* only(address: string): AsyncGenerator<string> {
-	yield address;
 }

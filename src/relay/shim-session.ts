@@ -13,7 +13,7 @@
  * them end their connection. Knows no addresses and no certificates.
  */
 import type {Socket} from 'node:net';
-import type {TLSSocket} from 'node:tls';
+import type {Duplex} from 'node:stream';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {AdaptorError, toError, type ErrorWhere} from '../core/errors.ts';
 import {backOff, pause} from '../core/lifetime.ts';
@@ -36,7 +36,7 @@ export interface ShimSessionOptions {
 	/**
 	 * Opens a verified connection to the VM, owned by this session. Retries: only rejects when the signal aborts.
 	 */
-	readonly connectVm: (signal: AbortSignal) => Promise<TLSSocket>;
+	readonly connectVm: (signal: AbortSignal) => Promise<Duplex>;
 	/** The VM, for the operator. */
 	readonly where: ErrorWhere;
 	readonly observer: Observer<ConnectionEvent>;
@@ -306,7 +306,7 @@ export class ShimSession implements AsyncDisposable {
 		}
 	}
 
-	#join(socket: TLSSocket): void {
+	#join(socket: Duplex): void {
 		const {now} = this.#options;
 		const loss = this.#state.name === 'dialling' ? this.#state.loss : undefined;
 		const liveness = this.#newLivenessProbe(

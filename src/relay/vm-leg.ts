@@ -2,7 +2,7 @@
  * Sends and receives whole frames on a verified connection to the VM until it is lost. Unlike the connection of a ttrpc
  * client, it can end its sending direction and still receive, and it applies back pressure. Knows no calls.
  */
-import type {TLSSocket} from 'node:tls';
+import type {Duplex} from 'node:stream';
 import {AdaptorError} from '../core/errors.ts';
 import type {Frame, OversizedFrame} from '../ttrpc/frame.ts';
 import {PacedReader} from '../ttrpc/paced-reader.ts';
@@ -19,14 +19,14 @@ export interface VmLegEvents {
 }
 
 export class VmLeg {
-	readonly #socket: TLSSocket;
+	readonly #socket: Duplex;
 	readonly #events: VmLegEvents;
 	readonly #reader: PacedReader;
 	readonly #closed = Promise.withResolvers<undefined>();
 	#isOver = false;
 	#unacknowledgedBytes = 0;
 
-	constructor(socket: TLSSocket, events: VmLegEvents) {
+	constructor(socket: Duplex, events: VmLegEvents) {
 		this.#socket = socket;
 		this.#events = events;
 		socket.on('drain', this.#onDrain).on('error', this.#onError);

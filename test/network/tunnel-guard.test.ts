@@ -293,11 +293,13 @@ test('a node whose nft cannot do it says so before anything is served', async t 
 	await using networks = testbed.networks({
 		spawnServer: {shell: [...testbed.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
 	});
+	// Written by another process: one of ours that forks at this moment would have it open, and it would be busy.
+	await testbed.sh(`cd ${directory}; printf '#!/bin/sh\\ncat ${directory}/said >&2\\nexit 1\\n' >nft; chmod 755 nft`);
 	for (const said of [
 		'/dev/stdin:3:16-21: Error: syntax error, unexpected string',
 		'Error: Could not process rule: Operation not supported',
 	]) {
-		await writeFile(join(directory, 'nft'), `#!/bin/sh\necho '${said}' >&2\nexit 1\n`, {mode: 0o755});
+		await writeFile(join(directory, 'said'), said);
 		for (const asking of [networks.check(signal()), networks.probe.observeGuard(signal())]) {
 			const error = await t.throwsAsync<AdaptorError>(asking);
 			t.is(error.code, 'failed-precondition');
