@@ -37,7 +37,7 @@ export function parseJson(json: string | Buffer, bounds?: JsonBounds): unknown {
 	try {
 		return JSON.parse(json.toString());
 	} catch {
-		throw new JsonError('malformed'); // The parser's own message quotes the text.
+		throw new JsonError('malformed'); // The message of the parser quotes the text.
 	}
 }
 

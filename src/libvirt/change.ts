@@ -1,16 +1,17 @@
-/** The one rule for calls that change something: they are never abandoned. */
+/** The rule for calls that change something: the caller always waits for their outcome. */
 import type {LibvirtSession} from './session.ts';
 import {LibvirtConnectionError} from './wire/errors.ts';
 import type {Procedure} from './wire/procedures.ts';
 
-/** Starting QEMU on a busy host, and making, writing or removing a large volume, takes longer than a look. */
+/**
+ * On a busy host, starting QEMU and creating, writing or deleting a large volume takes longer than a read-only call.
+ */
 const changeTimeoutMs = 120_000;
 
 /**
- * Makes a change and waits for its outcome, whatever the caller's signal says meanwhile: libvirt carries out a call
- * that it has received, and works on several at once. A clean-up that did not wait could look before the change is
- * made, and leave it behind. A signal that is aborted before sends nothing. Look at the signal again before the next
- * change.
+ * Makes a change and waits for its outcome, even if the signal aborts meanwhile. libvirt executes every call that it
+ * has received, several in parallel; a clean-up that did not wait could run before the change and miss it. If the
+ * signal has already aborted, nothing is sent. Check the signal again before the next change.
  */
 export async function change<Args, Result>(
 	session: Pick<LibvirtSession, 'call'>,

@@ -1,6 +1,6 @@
 /**
- * Makes connections to one daemon: opens the pipe, authenticates, opens the driver, and for those that are to last
- * turns events and pings on. Knows nothing of when a connection is wanted, nor of what becomes of it.
+ * Makes connections to one daemon: opens the pipe, authenticates and opens the driver. For long-lived connections, also
+ * turns on events and keepalive. Does not know when a connection is needed or how it is used.
  */
 import {AdaptorError, toError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
@@ -11,10 +11,8 @@ import {RpcConnection, type RpcOptions} from './rpc.ts';
 import type {ServerInfo} from './session-events.ts';
 import type {LibvirtSessionOptions} from './session-options.ts';
 
-/**
- * An attempt that was under way when the host went may hang in its handshake; a handshake takes a third of a second.
- */
-const overlap = {everyMs: 1500, atMost: 2};
+/** An attempt that began before the host failed may hang in its handshake. A handshake takes a third of a second. */
+const hedging = {everyMs: 1500, atMost: 2};
 
 export type ConnectionEvents = Pick<RpcOptions, 'onLost' | 'onMessage'>;
 
@@ -32,7 +30,7 @@ export class Connector {
 		this.#options = options;
 	}
 
-	/** A connection with its driver open, for a stream. */
+	/** Opens a connection and its driver, for a stream. */
 	async open(events: ConnectionEvents, signal: AbortSignal): Promise<RpcConnection> {
 		const pipe = await this.#options.openPipe(signal);
 		const connection = new RpcConnection(pipe, {
@@ -51,7 +49,7 @@ export class Connector {
 		}
 	}
 
-	/** A connection to last, its lifecycle events flowing. One that `connectTimeoutMs` is not enough for has failed. */
+	/** Opens a long-lived connection with lifecycle events. Fails after `connectTimeoutMs`. */
 	async openPrepared(events: ConnectionEvents, signal: AbortSignal): Promise<PreparedConnection> {
 		using scope = new Scope(signal).deadline(
 			this.#options.connectTimeoutMs,
@@ -60,9 +58,9 @@ export class Connector {
 		return await hedged(
 			async attempt => this.#openPrepared(events, attempt),
 			{
-				...overlap,
+				...hedging,
 				discard: ({connection}) =>
-					connection.close(new AdaptorError({code: 'cancelled', what: 'another connection was there first'})),
+					connection.close(new AdaptorError({code: 'cancelled', what: 'another connection succeeded first'})),
 			},
 			scope.signal,
 		);
@@ -80,7 +78,7 @@ export class Connector {
 	}
 }
 
-/** What is behind a failed handshake, in words that can stand after a colon. */
+/** The root cause of a failed handshake, as text that can follow a colon. */
 export function rootReason(thrown: unknown): AdaptorError {
 	const reason =
 		thrown instanceof LibvirtConnectionError && thrown.cause instanceof AdaptorError ? thrown.cause : thrown;

@@ -1,21 +1,21 @@
 /**
- * libvirt's way to write sets of CPUs: numbers, rising ranges and exclusions, in order, separated by commas, as in
+ * libvirt's syntax for CPU sets: numbers, ascending ranges and exclusions, in order, separated by commas, for example
  * `0-7,^3`. Source: libvirt, docs/formatdomain ("CPU Allocation"), src/util/virbitmap.c (virBitmapParse).
  */
 
-/** The highest that libvirt takes (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN). */
+/** The highest CPU number that libvirt accepts (src/conf/domain_conf.h, VIR_DOMAIN_CPUMASK_LEN). */
 export const highestCpu = 16_383;
 
 /**
- * Undefined for what libvirt would refuse: other syntax, a CPU over the limit, an empty set; and for a comma at the
- * end, which it takes.
+ * Undefined for text that libvirt would refuse: other syntax, a CPU over the limit, an empty set. Also undefined for a
+ * comma at the end, which libvirt accepts.
  */
 export function parseCpuset(text: string): ReadonlySet<number> | undefined {
 	const cpus = new Set<number>();
 	for (const part of text.split(',')) {
 		const [, exclusion, start, end = start] = /^\s*(\^?)(\d{1,5})(?:-(\d{1,5}))?\s*$/v.exec(part) ?? [];
 		const [first, last] = [Number(start), Number(end)];
-		// NaN, where the syntax was another, is in no range.
+		// For other syntax, the numbers are NaN, for which every comparison is false.
 		if (!(first <= last && last <= highestCpu) || (exclusion === '^' && part.includes('-'))) {
 			return undefined;
 		}
@@ -32,7 +32,7 @@ export function parseCpuset(text: string): ReadonlySet<number> | undefined {
 	return cpus.size === 0 ? undefined : cpus;
 }
 
-/** The set as libvirt would write it, without exclusions. */
+/** The set in libvirt's syntax, without exclusions. */
 export function formatCpuset(cpus: Iterable<number>): string {
 	const ranges: Array<[first: number, last: number]> = [];
 	for (const cpu of [...cpus].sort((one, other) => one - other)) {

@@ -1,8 +1,8 @@
-/** Patterns with stars and question marks, as file names, known_hosts and lists of allowed images have them. */
+/** Patterns with `*` and `?`, as in file names, known_hosts and lists of allowed images. */
 
 /**
- * Whether the whole text fits: `*` stands for any characters or none, `?` for one (a UTF-16 unit), everything else for
- * itself. At most one step back for each character, however many stars there are: no pattern makes it slow.
+ * Whether the whole text matches: `*` matches any number of characters, `?` matches one (a UTF-16 unit). Backtracks at
+ * most once per character, however many stars there are, so that no pattern is slow.
  */
 export function matchesGlob(pattern: string, text: string): boolean {
 	let [at, star, resume] = [0, -1, 0];
@@ -14,7 +14,7 @@ export function matchesGlob(pattern: string, text: string): boolean {
 			at++;
 			position++;
 		} else if (star >= 0) {
-			// The last star takes one more.
+			// The last star matches one more character.
 			at = star + 1;
 			position = ++resume;
 		} else {

@@ -1,6 +1,6 @@
 /**
- * The first words on a connection: who we are, which driver, pings on.
- * Source: libvirt, src/remote/remote_driver.c (order of the calls), src/remote/remote_protocol.x (remote_auth_type).
+ * The first calls on a connection: authentication, opening the driver, keepalive. Source: libvirt,
+ * src/remote/remote_driver.c (order of the calls), src/remote/remote_protocol.x (remote_auth_type).
  */
 import {AdaptorError} from '../core/errors.ts';
 import {lifecycleEventId} from './wire/events.ts';
@@ -9,10 +9,10 @@ import type {RpcConnection} from './rpc.ts';
 
 /** remote_auth_type */
 const auth = {none: 0, sasl: 1, polkit: 2} as const;
-/** VIR_DRV_FEATURE_PROGRAM_KEEPALIVE: asking for it starts the daemon's pings. */
+/** VIR_DRV_FEATURE_PROGRAM_KEEPALIVE: querying it makes the daemon send pings. */
 const keepaliveFeature = 10;
 
-/** Authenticates, if the daemon wants it, and opens the driver. */
+/** Authenticates, if the daemon requires it, and opens the driver. */
 export async function openDriver(connection: RpcConnection, uri: string, signal: AbortSignal): Promise<void> {
 	const {types} = await connection.call(procedures.authList, undefined, signal);
 	if (types.includes(auth.polkit)) {
@@ -31,7 +31,10 @@ export async function openDriver(connection: RpcConnection, uri: string, signal:
 	await connection.call(procedures.connectOpen, {name: uri, flags: 0}, signal);
 }
 
-/** Turns pings and lifecycle events on, and asks who answers. `keepalive` is whether the daemon answers pings. */
+/**
+ * Turns on keepalive and lifecycle events, and reads the versions of the server. `keepalive`: whether the daemon
+ * answers pings.
+ */
 export async function prepareDriver(
 	connection: RpcConnection,
 	signal: AbortSignal,

@@ -1,20 +1,23 @@
 /**
- * Notices that a peer has fallen silent: asks it, then suspects it, then gives it up. Knows nothing of what is asked,
- * nor how.
+ * Detects a silent peer: pings it, then suspects it, then reports that the limit is reached. Does not know what a ping
+ * is.
  *
- *   heard ──1 tick──▶ asked ──1 tick──▶ suspected ──at the limit──▶ given up
- *     ▲────────────────┴─────────────────────┘ anything heard
+ *   heard ──1 tick──▶ pinged ──1 tick──▶ suspected ──at the limit──▶ reported
+ *     ▲─────────────────┴─────────────────────┘ anything received
  */
 
-/** Time is counted in ticks of a timer: a process that was stopped itself sees one late tick, not a silent peer. */
+/**
+ * Time is counted in ticks of a timer: after a pause of this process itself, only one tick is late, and the peer is not
+ * blamed.
+ */
 const ticksOfLimit = 20;
-const [askAfter, suspectAfter] = [1, 2];
+const [pingAfter, suspectAfter] = [1, 2];
 
 export interface KeepaliveOptions {
-	/** Of silence, until the peer is given up. */
+	/** How long the peer may be silent. */
 	readonly limitMs: number;
-	readonly ask: () => void;
-	/** @param heard aborts when the silence ends, or the watch does */
+	readonly ping: () => void;
+	/** @param heard aborts when the silence ends, or when the keepalive is stopped */
 	readonly onSuspicion: (heard: AbortSignal) => void;
 	readonly onLimit: () => void;
 }
@@ -30,9 +33,9 @@ export class Keepalive {
 		this.#timer = setInterval(() => this.#tick(), options.limitMs / ticksOfLimit);
 	}
 
-	/** Something came. */
+	/** Call this when anything was received. */
 	heard(): void {
-		// The tick that is under way does not count as one of silence.
+		// The current tick does not count as silence.
 		this.#silentTicks = -1;
 		this.#suspicion?.abort();
 		this.#suspicion = undefined;
@@ -45,8 +48,8 @@ export class Keepalive {
 
 	#tick(): void {
 		this.#silentTicks++;
-		if (this.#silentTicks === askAfter) {
-			this.#options.ask();
+		if (this.#silentTicks === pingAfter) {
+			this.#options.ping();
 		} else if (this.#silentTicks === suspectAfter) {
 			this.#suspicion = new AbortController();
 			this.#options.onSuspicion(this.#suspicion.signal);

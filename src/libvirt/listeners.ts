@@ -1,7 +1,4 @@
-/**
- * Who wants to be told of something. A listener's error is its own: it ends neither the teller's work nor the other
- * listeners' turn.
- */
+/** A list of event listeners. An error of a listener affects neither the notifier nor the other listeners. */
 export class Listeners<T> {
 	readonly #listeners = new Set<(value: T) => void>();
 	readonly #onError: (error: unknown) => void;

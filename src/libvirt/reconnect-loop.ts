@@ -1,23 +1,20 @@
 /**
- * The same attempt again and again until it succeeds or its owner ends: with back-off, and with long pauses after a
- * refusal. Knows nothing of what is attempted.
+ * Repeats an attempt until it succeeds or its owner ends: with back-off, and with a long pause after a refusal. Does
+ * not know what is attempted.
  */
 import type {AdaptorError} from '../core/errors.ts';
 import {backOff, pause, Scope} from '../core/lifetime.ts';
 import {rootReason} from './connector.ts';
 import {isRefusal} from './wire/errors.ts';
 
-/**
- * After a refusal (a key, a permission) only somebody who waits makes us try again sooner than this: sshd counts failed
- * attempts.
- */
+/** The pause after a refusal (a key, a permission), unless a caller waits: sshd counts failed attempts. */
 const refusedPauseMs = 30_000;
 
 export interface ReconnectLoopOptions {
 	readonly attempt: () => Promise<void>;
-	/** Called after each failure. `number` counts from 1 since the last success. */
+	/** Called after each failure. `number` counts failures since the last success, from 1. */
 	readonly onFailure: (reason: AdaptorError, number: number, retryInMs: number) => void;
-	/** Whether somebody waits for the success. */
+	/** Whether a caller waits for a connection. */
 	readonly isWaitedFor: () => boolean;
 	/** The first and the longest pause. */
 	readonly pauseMs: {readonly first: number; readonly longest: number};
@@ -36,19 +33,19 @@ export class ReconnectLoop {
 		this.#pauses = this.#newPauses();
 	}
 
-	/** Resolves when nothing is attempted; never rejects. */
+	/** Resolves when no attempt is in progress; never rejects. */
 	get ended(): Promise<void> {
 		return this.#running;
 	}
 
-	/** Not while attempts are under way. */
+	/** Must not be called while attempts are in progress. */
 	begin(): void {
 		this.#running = this.#run(0);
 	}
 
 	/**
-	 * What an attempt had brought is lost.
-	 * @param wasStable whether it was worth the name of success: if not, pauses go on growing
+	 * Starts again after the result of a successful attempt was lost.
+	 * @param wasStable whether the result lasted long enough to count as a success; if not, the pauses continue to grow
 	 */
 	beginAgain(wasStable: boolean): void {
 		if (wasStable) {
@@ -58,7 +55,7 @@ export class ReconnectLoop {
 		this.#running = this.#run(wasStable ? 0 : this.#pauses.next().value);
 	}
 
-	/** Somebody waits. */
+	/** Call this when a caller starts to wait. */
 	wake(): void {
 		this.#wake?.();
 	}
@@ -93,7 +90,7 @@ export class ReconnectLoop {
 		}
 
 		using scope = new Scope(life);
-		this.#wake = () => scope.abort(new Error('Somebody waits'));
+		this.#wake = () => scope.abort(new Error('A caller waits'));
 		await pause(refusedPauseMs, scope.signal).catch(() => undefined);
 		this.#wake = undefined;
 		life.throwIfAborted();

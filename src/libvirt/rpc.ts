@@ -1,10 +1,10 @@
 /**
  * One connection to a libvirt daemon, shared by many calls: serials, order, the limit of calls in flight, keepalive,
- * loss. Knows no procedure's meaning and never reconnects: that is the session's. Lost once is lost for good.
+ * loss. Does not know the meaning of procedures. Never reconnects: the session does that with a new connection.
  *
- * The life of an exchange: waits for a slot ─▶ CALL sent, holds the slot ─▶ REPLY, slot free ─▶ (streams: STREAM
- * packets) ─▶ over. A caller that gives up leaves its exchange, and its slot, behind until the REPLY comes: the daemon
- * still counts the call.
+ * An exchange waits for a slot ─▶ CALL sent, holds the slot ─▶ REPLY, slot free ─▶ (streams: STREAM packets) ─▶ over.
+ * If its caller gives up, the exchange keeps its slot until the REPLY arrives, because the daemon still counts the
+ * call.
  */
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
@@ -28,33 +28,33 @@ import {Keepalive} from './keepalive.ts';
 import {decode, encode} from './wire/xdr.ts';
 
 /**
- * At its `max_client_requests` (5 by default, libvirtd.conf) the daemon stops reading: our answers to its pings, too,
- * go unread, and it hangs up. Stream packets that it has not written to disk yet count as well, but it drains those by
- * itself.
+ * At its `max_client_requests` (5 by default, libvirtd.conf) the daemon stops reading. Then it does not read our
+ * answers to its pings either, and disconnects. Stream packets that it has not yet written to disk count as well, but
+ * these it processes without our help.
  */
 const callsInFlight = 4;
-/** How many streams that ended well are remembered. */
+/** How many completed streams are remembered. */
 const confirmationsKept = 64;
 /** virkeepalive.c: procedures of the keepalive program. */
 const ping = 1;
 const pong = 2;
 /**
- * How often the calls in flight are looked at for those that nobody waits for, and how many looks in a row make the
- * connection useless.
+ * How often the calls in flight are checked for abandoned ones, and after how many checks in a row the connection is
+ * useless.
  */
-const abandonedLooks = {partOfLimit: 20, atMost: 10};
+const abandonedChecks = {partOfLimit: 20, atMost: 10};
 
 export interface RpcOptions {
-	/** Called exactly once, also for `close`. */
+	/** Called exactly once, also after `close`. */
 	readonly onLost: (reason: AdaptorError) => void;
-	/** A message that nobody asked for. What it throws ends the connection. */
+	/** A message without a call. An error of this callback ends the connection. */
 	readonly onMessage: (packet: Packet) => void;
 	readonly onIgnored: (packet: Packet) => void;
 }
 
-/** What one procedure call on the wire is to its maker. */
+/** Receives the answers to one CALL. */
 export interface ExchangeHandler {
-	/** @returns whether the exchange is over with this packet */
+	/** @returns whether the exchange is over after this packet */
 	receive(packet: Packet): boolean;
 	/** The connection is lost. */
 	fail(reason: LibvirtConnectionError): void;
@@ -62,17 +62,17 @@ export interface ExchangeHandler {
 
 /** A CALL that was sent. */
 export interface Exchange {
-	/** Sends a STREAM packet of this exchange, or one for a hole in a sparse stream. */
+	/** Sends a STREAM packet of this exchange, or a HOLE packet of a sparse stream. */
 	send(status: MessageStatus, body: Uint8Array, type?: typeof messageType.stream | typeof messageType.hole): void;
-	/** The caller does not wait any more; packets still go to the handler. */
+	/** The caller no longer waits; packets still go to the handler. */
 	abandon(): void;
 }
 
 interface Pending extends ExchangeHandler {
 	readonly procedure: string;
-	/** Until the first answer. */
+	/** Held until the first answer. */
 	slot: Disposable | undefined;
-	/** Counted in looks. */
+	/** The number of checks since the caller gave up. */
 	abandonedFor: number | undefined;
 }
 
@@ -82,16 +82,16 @@ export class RpcConnection {
 	readonly #decoder = new PacketDecoder();
 	readonly #slots = new Semaphore(callsInFlight);
 	readonly #pending = new Map<number, Pending>();
-	/** Aborts with the reason when the connection is lost. */
+	/** Aborts when the connection is lost, with the reason. */
 	readonly #life = new Scope();
 	readonly #drained = new Set<(value: undefined) => void>();
-	/** Serials of streams whose end the daemon has confirmed, the latest. */
+	/** Serials of the latest streams whose end the daemon has confirmed. */
 	readonly #confirmed: number[] = [];
 	#serial = 0;
 	#lost: AdaptorError | undefined;
 	#retirement: AdaptorError | undefined;
 	#keepalive: Keepalive | undefined;
-	#looks: NodeJS.Timeout | undefined;
+	#checks: NodeJS.Timeout | undefined;
 
 	constructor(pipe: Pipe, options: RpcOptions) {
 		this.#pipe = pipe;
@@ -105,24 +105,24 @@ export class RpcConnection {
 			)
 			.on('close', () => this.close(disconnected('the connection was closed')));
 		if (pipe.duplex.destroyed) {
-			this.close(disconnected('the connection was closed as soon as it was open'));
+			this.close(disconnected('the connection was already closed'));
 		}
 	}
 
-	/** How the daemon is reached. */
+	/** The transport of the connection. */
 	get transport(): string {
 		return this.#pipe.description;
 	}
 
-	/** Why the connection is gone; undefined while it lives. */
+	/** Why the connection is lost; undefined while it is open. */
 	get lost(): AdaptorError | undefined {
 		return this.#lost;
 	}
 
 	/**
-	 * One call, one answer. Gives up with a signal's reason; the daemon carries it out all the same if it was sent.
-	 * @param signal until it is sent
-	 * @param answerSignal from then on
+	 * One call, one answer. Rejects with the reason of a signal; if the call was sent, the daemon still executes it.
+	 * @param signal applies until the call is sent
+	 * @param answerSignal applies after that
 	 * @throws LibvirtError, LibvirtConnectionError, XdrError
 	 */
 	async call<Args, Result>(
@@ -142,13 +142,14 @@ export class RpcConnection {
 		try {
 			return this.#result(procedure, await abortable(promise, answerSignal));
 		} catch (error) {
-			exchange.abandon(); // Without effect when the answer came.
+			exchange.abandon(); // No effect after the answer.
 			throw error;
 		}
 	}
 
 	/**
-	 * Waits for a slot and sends the CALL. The handler gets everything that the daemon sends for it, from the REPLY on.
+	 * Waits for a slot and sends the CALL. The handler receives everything that the daemon sends for it, from the REPLY
+	 * on.
 	 */
 	async begin<Args>(
 		procedure: Procedure<Args, unknown>,
@@ -185,7 +186,7 @@ export class RpcConnection {
 		};
 	}
 
-	/** Resolves when the pipe wants more bytes. */
+	/** Resolves when the pipe accepts more bytes. */
 	async drained(signal: AbortSignal): Promise<void> {
 		if (!this.#pipe.duplex.writableNeedDrain || this.#lost !== undefined) {
 			return;
@@ -201,8 +202,7 @@ export class RpcConnection {
 	}
 
 	/**
-	 * Stops reading: nothing of the whole connection arrives until `resume`. For connections that carry one stream
-	 * only.
+	 * Stops reading: nothing on this connection is received until `resume`. Only for connections with a single stream.
 	 */
 	pause(): void {
 		this.#pipe.duplex.pause();
@@ -213,18 +213,18 @@ export class RpcConnection {
 	}
 
 	/**
-	 * Watches for a silent peer from now on, and for slots that are stuck.
-	 * @param keepalive whether the daemon answers pings; if not, silence means nothing
-	 * @param silenceTimeoutMs without a byte: lost
-	 * @param onSuspicion a ping of ours was not answered soon; the signal aborts when something arrives, or the
-	 * connection is lost
+	 * Starts to check for a silent peer, and for slots that are stuck.
+	 * @param keepalive whether the daemon answers pings; if not, silence is ignored
+	 * @param silenceTimeoutMs without any byte for this time, the connection is lost
+	 * @param onSuspicion a ping was not answered soon; the signal aborts when something arrives, or when the connection
+	 * is lost
 	 */
 	watch(keepalive: boolean, silenceTimeoutMs: number, onSuspicion: (heard: AbortSignal) => void): void {
-		this.#looks = setInterval(() => this.#countAbandoned(), silenceTimeoutMs / abandonedLooks.partOfLimit);
+		this.#checks = setInterval(() => this.#countAbandoned(), silenceTimeoutMs / abandonedChecks.partOfLimit);
 		if (keepalive) {
 			this.#keepalive = new Keepalive({
 				limitMs: silenceTimeoutMs,
-				ask: () => this.#write(keepalivePacket(ping)),
+				ping: () => this.#write(keepalivePacket(ping)),
 				onSuspicion,
 				onLimit: () =>
 					this.close(
@@ -236,14 +236,14 @@ export class RpcConnection {
 		}
 	}
 
-	/** Ends it at once; whoever waits gets the first reason given. Idempotent. */
+	/** Closes at once; pending calls fail with the first reason given. Idempotent. */
 	close(reason: AdaptorError): void {
 		if (this.#lost !== undefined) {
 			return;
 		}
 
 		this.#lost = reason;
-		clearInterval(this.#looks);
+		clearInterval(this.#checks);
 		this.#keepalive?.stop();
 		if (this.#pending.size > 0) {
 			this.#pipe.cut();
@@ -263,8 +263,8 @@ export class RpcConnection {
 	}
 
 	/**
-	 * Another connection has taken its place: ends it at once, or after the last stream. While a stream fills a disk
-	 * the daemon may read nothing else for a while, so that silence is no reason to end that.
+	 * Another connection has replaced this one: closes it at once, or after the last stream. While a stream fills a
+	 * disk, the daemon may read nothing else for a while, so silence is no reason to end the stream.
 	 */
 	retire(reason: AdaptorError): void {
 		this.#retirement = reason;
@@ -359,15 +359,15 @@ export class RpcConnection {
 		const confirms = packet.type === messageType.stream && packet.status === messageStatus.ok;
 		if (exchange === undefined) {
 			if (confirms && this.#confirmed.includes(packet.serial)) {
-				// libvirtd (9.0.0, seldom, streams beside calls) sends the message again in place of another call's
-				// answer, which never comes.
+				// libvirtd (9.0.0, rarely, with streams beside calls) sends this message again instead of the answer to
+				// another call, which is lost.
 				throw new AdaptorError({
 					code: 'unavailable',
 					what: 'the daemon confirmed the end of a stream twice: it has lost the answer to another call',
 				});
 			}
 
-			// The rest of a stream that we ended, usually.
+			// Usually the rest of a stream that this side has ended.
 			this.#options.onIgnored(packet);
 			return;
 		}
@@ -387,8 +387,8 @@ export class RpcConnection {
 	}
 
 	/**
-	 * When every slot is held by calls that their callers gave up on, and others wait, this connection is of no use any
-	 * more: those calls may hang for hours in the daemon. A new connection starts with a count of its own.
+	 * If abandoned calls hold all slots and other calls wait, the connection is useless: the abandoned calls may hang
+	 * in the daemon for hours. The daemon counts the calls of a new connection separately.
 	 */
 	#countAbandoned(): void {
 		const holders = [...this.#pending.values()].filter(({slot}) => slot !== undefined);
@@ -398,7 +398,7 @@ export class RpcConnection {
 			}
 		}
 
-		if (this.#slots.waiting > 0 && holders.every(({abandonedFor = 0}) => abandonedFor >= abandonedLooks.atMost)) {
+		if (this.#slots.waiting > 0 && holders.every(({abandonedFor = 0}) => abandonedFor >= abandonedChecks.atMost)) {
 			const procedures = holders.map(({procedure}) => procedure).join(', ');
 			this.close(
 				new AdaptorError({

@@ -1,17 +1,17 @@
-/** What happens to a session's connections, as the session tells its observer. */
+/** Events of the connections of a session, for its observer. */
 
-/** What answered at the other end. */
+/** The libvirt daemon at the other end. */
 export interface ServerInfo {
-	/** The driver: `QEMU`, `TEST`. */
+	/** The name of the driver: `QEMU`, `TEST`. */
 	readonly driver: string;
-	/** Of the daemon, e.g. `9.0.0`. */
+	/** The version of the daemon, for example `9.0.0`. */
 	readonly libvirtVersion: string;
 	readonly hostname: string;
-	/** How the daemon was reached: the pipe's description. */
+	/** The transport: the description of the pipe. */
 	readonly transport: string;
 }
 
-/** `uri`: the driver's, as in the options. `connection` counts the session's connections, from 1. */
+/** `uri`: the URI of the driver, as in the options. `connection` counts the connections of the session, from 1. */
 export type SessionEvent = {readonly uri: string} & (
 	| {
 			readonly kind: 'libvirt-connected';
@@ -32,12 +32,12 @@ export type SessionEvent = {readonly uri: string} & (
 			readonly connection: number;
 			readonly transport: string;
 	  }
-	/** It was silent, and a new one got through first. */
+	/** The old connection was silent, and a new one succeeded first. */
 	| {readonly kind: 'libvirt-connection-replaced'; readonly transport: string}
 	| {readonly kind: 'libvirt-replacement-failed'; readonly error: unknown}
-	/** Its answer was lost with the connection. */
+	/** The answer was lost with the connection. */
 	| {readonly kind: 'libvirt-call-repeated'; readonly error: unknown}
-	/** An answer to a call that nobody waits for any more. */
+	/** An answer to a call whose caller has given up. */
 	| {readonly kind: 'libvirt-packet-ignored'; readonly serial: number; readonly procedure: number}
 	| {readonly kind: 'libvirt-listener-failed'; readonly error: unknown}
 );

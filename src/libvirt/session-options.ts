@@ -1,61 +1,55 @@
-/** What a libvirt session is told and what it tells: options with their defaults, states, who answered. */
+/** The options of a libvirt session with their defaults, and its states. */
 import {noObserver, type Observer} from '../core/observer.ts';
 import type {ServerInfo, SessionEvent} from './session-events.ts';
 import type {OpenPipe} from './transport/pipe.ts';
 
 export interface LibvirtSessionOptions {
 	readonly openPipe: OpenPipe;
-	/** The driver's URI as the daemon sees it: `qemu:///system`, `test:///default`. */
+	/** The URI of the driver from the daemon's view: `qemu:///system`, `test:///default`. */
 	readonly uri: string;
 	readonly observer?: Observer<SessionEvent>;
-	/** How long a call may take when it does not say itself, waiting for its turn and for a connection included. */
+	/** Default time-out of a call, including the wait for a slot and for a connection. */
 	readonly callTimeoutMs?: number;
-	/** How long one attempt to connect may take, from opening the pipe to the last answer of the handshake. */
+	/** Time-out of one connection attempt, from opening the pipe to the last answer of the handshake. */
 	readonly connectTimeoutMs?: number;
 	/**
-	 * A connection on which nothing arrives for so long is lost. A twentieth of it without a byte: we ping. Another
-	 * one: a new connection is tried, which takes the place of the silent one if it gets through first.
+	 * A connection on which nothing arrives for this time is lost. After a twentieth of it without a byte, a ping is
+	 * sent. After another twentieth, a new connection is tried, which replaces the silent one if it succeeds first.
 	 */
 	readonly silenceTimeoutMs?: number;
-	/** How long a stream may wait for the daemon without any progress. */
+	/** How long a stream may wait for the daemon without progress. */
 	readonly streamTimeoutMs?: number;
-	/**
-	 * How long disposing waits for calls and uploads that are under way: not long, those who made them have had their
-	 * time.
-	 */
+	/** How long disposal waits for running calls and uploads. Short, because their callers had time to wait before. */
 	readonly drainTimeoutMs?: number;
-	/** The first and the longest pause between attempts to connect. */
+	/** The first and the longest pause between connection attempts. */
 	readonly reconnectMs?: {readonly first: number; readonly longest: number};
 }
 
 export type SessionState =
-	/** Nothing was asked yet. */
+	/** No call was made yet. */
 	| {readonly name: 'idle'}
-	/** `lost`: why the connection before this one ended, when there was one. */
+	/** `lost`: why the previous connection ended, if there was one. */
 	| {readonly name: 'connecting'; readonly lost?: Error}
-	/** Events are flowing. Whatever happened while the state was another one went unseen. */
+	/** Events are received. Events during the other states were missed. */
 	| {readonly name: 'connected'; readonly server: ServerInfo}
 	| {readonly name: 'closed'};
 
 export interface CallOptions {
 	readonly timeoutMs?: number;
-	/**
-	 * Whether to call again when the answer was lost with the connection; unless told, what the procedure's
-	 * `idempotent` says.
-	 */
+	/** Whether to repeat the call if its answer was lost with the connection. Default: the procedure's `idempotent`. */
 	readonly retry?: boolean;
-	/** The signal is heeded only until the call is sent; from then on the outcome is waited for. False unless told. */
+	/** The signal only applies until the call is sent; then the call waits for its outcome. Default: false. */
 	readonly seeThrough?: boolean;
 }
 
 export interface StreamRange {
-	/** Bytes from the volume's start. */
+	/** Offset in the volume in bytes. */
 	readonly offset?: bigint | number;
-	/** Bytes; 0 or absent is all that comes (upload: up to the end of the source; download: up to the volume's end). */
+	/** Bytes. 0 or absent: everything (upload: to the end of the source; download: to the end of the volume). */
 	readonly length?: bigint | number;
 	/**
-	 * Zeros are neither sent nor stored. Of an upload: the volume must have zeros there already, and the range must
-	 * reach to its end, since libvirt cuts the file behind each hole. False unless told.
+	 * Zeros are neither sent nor stored. For an upload, the volume must already contain zeros there, and the range must
+	 * reach to its end, because libvirt truncates the file after each hole. Default: false.
 	 */
 	readonly isSparse?: boolean;
 }
@@ -67,6 +61,6 @@ export const sessionDefaults = {
 	silenceTimeoutMs: 20_000,
 	streamTimeoutMs: 120_000,
 	drainTimeoutMs: 2000,
-	// The longest pause plus a handshake stay under 2 s: that is how soon a host that came back is in use again.
+	// The longest pause plus a handshake take less than 2 s, so that a recovered host is used again within that time.
 	reconnectMs: {first: 100, longest: 1000},
 } satisfies Omit<LibvirtSessionOptions, 'openPipe' | 'uri'>;

@@ -1,9 +1,9 @@
 /**
- * A libvirt connection that lasts: made by the first call, made again with back-off whenever it is lost, until
- * disposed. Knows nothing of how connections are made (connector.ts) nor of how calls share one (rpc.ts).
+ * A long-lived libvirt connection: the first call connects, and after each loss the session reconnects with back-off,
+ * until it is disposed. Does not know how connections are made (connector.ts) or how calls share one (rpc.ts).
  *
  *   idle ──call──▶ connecting ──▶ connected ──▶ closed
- *                      ▲── lost ──────┘ ▲────┐ silent, and a new connection gets through: that one from now on
+ *                      ▲── lost ──────┘ ▲────┐ silent, and a new connection succeeds: it replaces the silent one
  *                                       └────┘
  */
 import {retry} from '../core/concurrency/retry.ts';
@@ -30,14 +30,14 @@ import {StreamConnections} from './stream-connections.ts';
 import {consoleOutput, downloadVolume, uploadVolume, type VolumeRange} from './streams.ts';
 import {decode} from './wire/xdr.ts';
 
-/** A connection that lived shorter does not count as success for the back-off. */
+/** A connection that lived shorter does not count as a success for the back-off. */
 const stableMs = 5000;
 /**
- * An upload up to this size shares the connection with the calls: the daemon reads it faster than a connection of its
- * own is made.
+ * Uploads up to this size share the connection with the calls: the daemon reads them faster than a new connection could
+ * be made.
  */
 const sharedUploadLimit = 8n * 1024n * 1024n;
-/** A call whose answer is lost this often is not the victim of connections but, perhaps, what breaks them. */
+/** If the answer of a call is lost this often, the call itself may be what breaks the connections. */
 const lostAnswersAtMost = 3;
 /** The peer gets this time to read the last bytes; then the connection is destroyed. */
 const closeTimeoutMs = 1000;
@@ -52,22 +52,22 @@ export class LibvirtSession implements AsyncDisposable {
 	readonly #options: Required<LibvirtSessionOptions>;
 	/** Ends with the session. */
 	readonly #life = new Scope();
-	/** Told the connection, or why the present attempt failed. */
+	/** Called with the connection, or with the failure of the current attempt. */
 	readonly #waiters = new Set<(outcome: Connected | AdaptorError) => void>();
 	readonly #lifecycleListeners = new Listeners<LifecycleEvent>(error => this.#onListenerError(error));
 	readonly #stateListeners = new Listeners<SessionState>(error => this.#onListenerError(error));
-	/** Calls and uploads under way. */
+	/** Running calls and uploads. */
 	readonly #work = new Set<Promise<unknown>>();
 	readonly #reconnect: ReconnectLoop;
 	readonly #connector: Connector;
 	readonly #streams: StreamConnections;
 	readonly #events: ConnectionEvents = {onLost: () => this.#onLost(), onMessage: packet => this.#onMessage(packet)};
-	/** Silent connections whose place was taken while they carried a stream. */
+	/** Silent connections that were replaced while they carried a stream. */
 	readonly #retired = new Set<RpcConnection>();
 	#state: State = {name: 'idle'};
 	#serverInfo: ServerInfo | undefined;
 	#connections = 0;
-	/** The attempts to take a silent connection's place; settled when there are none. Never rejects. */
+	/** The current attempts to replace a silent connection; settled if there are none. Never rejects. */
 	#replacing: Promise<void> = Promise.resolve();
 	#closing: Promise<void> | undefined;
 
@@ -88,12 +88,12 @@ export class LibvirtSession implements AsyncDisposable {
 		return this.#state;
 	}
 
-	/** Of the present connection, or of the last one; undefined before the first. */
+	/** The server of the current connection, or of the last one; undefined before the first. */
 	get serverInfo(): ServerInfo | undefined {
 		return this.#serverInfo;
 	}
 
-	/** Connects if it is not connected; rejects with the first attempt that fails. */
+	/** Connects if necessary; rejects if the first attempt fails. */
 	async connect(signal: AbortSignal): Promise<ServerInfo> {
 		using scope = new Scope(signal).deadline(this.#options.callTimeoutMs, 'a connection to libvirt');
 		const outcome = await this.#attempted(scope.signal);
@@ -105,13 +105,13 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * Calls one procedure. The first call connects, and fails with the first attempt to. When the connection was lost,
-	 * calls wait for the next one; those that were under way are made again if that cannot do harm (`retry`), all
-	 * within their time.
-	 * @throws LibvirtError what the daemon answered; LibvirtConnectionError ('unavailable', or the code of a refusal
-	 * such as 'unauthenticated') when there is no connection or it was lost; DeadlineError after `timeoutMs`; the
-	 * signal's reason. In the latter two cases the daemon may still carry the call out, and one of four calls in flight
-	 * stays taken until it answers.
+	 * Calls one procedure. The first call of the session connects, and fails if the first attempt fails. Later, calls
+	 * wait for a lost connection to be restored; running calls are repeated if that is safe (`retry`). All this happens
+	 * within the time-out of the call.
+	 * @throws LibvirtError the answer of the daemon; LibvirtConnectionError ('unavailable', or the code of a refusal
+	 * such as 'unauthenticated') if there is no connection or it was lost; DeadlineError after `timeoutMs`; the reason
+	 * of the signal. In the last two cases the daemon may still execute the call, which occupies one of four slots
+	 * until it answers.
 	 */
 	async call<Args, Result>(
 		procedure: Procedure<Args, Result>,
@@ -120,8 +120,8 @@ export class LibvirtSession implements AsyncDisposable {
 		{timeoutMs = this.#options.callTimeoutMs, retry = procedure.idempotent, seeThrough = false}: CallOptions = {},
 	): Promise<Result> {
 		return this.#track(async () => {
-			using patience = new Scope().deadline(timeoutMs, `libvirt to answer ${procedure.name}`);
-			using scope = new Scope(signal, patience.signal);
+			using timeLimit = new Scope().deadline(timeoutMs, `libvirt to answer ${procedure.name}`);
+			using scope = new Scope(signal, timeLimit.signal);
 			for (let lostAnswers = 0; ;) {
 				const {connection} = await this.#connected(procedure.name, signal, scope.signal);
 				try {
@@ -129,7 +129,7 @@ export class LibvirtSession implements AsyncDisposable {
 						procedure,
 						args,
 						scope.signal,
-						seeThrough ? patience.signal : scope.signal,
+						seeThrough ? timeLimit.signal : scope.signal,
 					);
 				} catch (error) {
 					if (
@@ -146,11 +146,11 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * Writes the source's bytes into the volume; resolves once the daemon has confirmed all of them. Reads the source
-	 * no faster than the daemon takes it. Give `length` when it is known: small uploads then need no connection of
-	 * their own.
-	 * @throws as `call`; LibvirtError also in the middle ('resource-exhausted' when the storage is full). What was
-	 * written stays written.
+	 * Writes the bytes of the source into the volume. Resolves when the daemon has confirmed all of them. Reads the
+	 * source no faster than the daemon accepts the bytes. Pass `length` if it is known: small uploads then need no
+	 * separate connection.
+	 * @throws as `call`; a LibvirtError is also possible after a part was written ('resource-exhausted' if the storage
+	 * is full). That part stays.
 	 */
 	async upload(
 		vol: StorageVol,
@@ -177,7 +177,7 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * The volume's bytes, on a connection of its own that is read no faster than they are taken. Returning early ends
+	 * Reads the bytes of the volume over a separate connection, no faster than they are consumed. Returning early ends
 	 * the stream.
 	 * @throws as `upload`
 	 */
@@ -187,10 +187,10 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * What the domain's guest prints on its first console from now on, until it ends or the connection does. Shares the
-	 * connection with the calls, so whoever takes it must be quick. Returning early gives the console back; meanwhile
-	 * `virsh console` needs --force, which ends this.
-	 * @throws as `call`; LibvirtError as well when somebody has the console open already
+	 * The output of the guest on its first console from now on, until the guest or the connection ends. Shares the
+	 * connection with the calls, so the consumer must be fast. Returning early releases the console. Until then, `virsh
+	 * console` needs --force, which ends this stream.
+	 * @throws as `call`; also LibvirtError if another client has the console open
 	 */
 	async *console(dom: Domain, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
 		const {name} = procedures.domainOpenConsole;
@@ -200,19 +200,19 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * Lifecycle events of all domains, while connected. Does not connect by itself. Events may come before the answer
-	 * of the call that caused them.
+	 * Lifecycle events of all domains, while connected. Does not connect by itself. An event may arrive before the
+	 * answer of the call that caused it.
 	 */
 	onLifecycle(listener: (event: LifecycleEvent) => void): Disposable {
 		return this.#lifecycleListeners.add(listener);
 	}
 
-	/** Every change of `state`. Whatever was learned from events is to be looked up anew after each 'connected'. */
+	/** Reports every change of `state`. After each 'connected', read again what you know only from events. */
 	onState(listener: (state: SessionState) => void): Disposable {
 		return this.#stateListeners.add(listener);
 	}
 
-	/** Refuses new calls at once, lets those under way finish for a while, then disconnects. Idempotent. */
+	/** Refuses new calls at once, lets running calls finish for a while, then disconnects. Idempotent. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closing ??= this.#close();
 		await this.#closing;
@@ -234,13 +234,13 @@ export class LibvirtSession implements AsyncDisposable {
 		}
 
 		if (last.name === 'connected') {
-			using goodbye = new Scope().deadline(closeTimeoutMs, 'libvirt to say goodbye');
-			await last.connection.call(procedures.connectClose, undefined, goodbye.signal).catch(() => undefined);
+			using closing = new Scope().deadline(closeTimeoutMs, 'libvirt to close the connection');
+			await last.connection.call(procedures.connectClose, undefined, closing.signal).catch(() => undefined);
 			last.connection.close(reason);
 		}
 	}
 
-	/** The connection, as soon as there is one. Whoever had one before waits for more than one attempt. */
+	/** Waits for the connection. If there was one before, waits for more than one attempt. */
 	async #connected(procedure: string, caller: AbortSignal, signal: AbortSignal): Promise<Connected> {
 		let failure: AdaptorError | undefined;
 		try {
@@ -256,7 +256,7 @@ export class LibvirtSession implements AsyncDisposable {
 				}
 			}
 		} catch (error) {
-			// The time is up: what kept us from a connection says more than that it is.
+			// The failure of the connection says more than the time-out.
 			if (caller.aborted || failure === undefined) {
 				throw error;
 			}
@@ -265,7 +265,7 @@ export class LibvirtSession implements AsyncDisposable {
 		throw new LibvirtConnectionError(procedure, false, undefined, failure);
 	}
 
-	/** The connection, or why the attempt to make it failed that was under way, or was begun. */
+	/** Waits for the current attempt, or begins one. Returns the connection, or why the attempt failed. */
 	async #attempted(signal: AbortSignal): Promise<Connected | AdaptorError> {
 		switch (this.#state.name) {
 			case 'connected':
@@ -299,7 +299,9 @@ export class LibvirtSession implements AsyncDisposable {
 		this.#tellWaiters(reason);
 	}
 
-	/** @throws what ended the connection already: what came right behind the last answer of the handshake may have */
+	/**
+	 * @throws the reason if the connection has already ended: data after the last answer of the handshake may do that
+	 */
 	#adopt({connection, server, keepalive}: PreparedConnection, startedAt: number): void {
 		if (connection.lost !== undefined) {
 			throw connection.lost;
@@ -327,9 +329,9 @@ export class LibvirtSession implements AsyncDisposable {
 	}
 
 	/**
-	 * A silent connection: the host is slow, or the way is dead, or was. A new connection that gets through while the
-	 * old one stays silent tells which. The old one's own recovery would take as long again as the way was dead, for
-	 * TCP doubles its pauses.
+	 * Handles a silent connection: the host is slow, or the network path is dead or was dead. If a new connection
+	 * succeeds while the old one stays silent, the new one is used. The old one would recover late, because TCP doubles
+	 * its retransmission pauses.
 	 */
 	async #replace(silent: Connected, heard: AbortSignal): Promise<void> {
 		using scope = new Scope(heard, this.#life.signal);
@@ -343,7 +345,7 @@ export class LibvirtSession implements AsyncDisposable {
 			const prepared = await this.#connector.openPrepared(this.#events, scope.signal);
 			if (!isWanted()) {
 				prepared.connection.close(
-					new AdaptorError({code: 'cancelled', what: 'the connection that was silent is in use'}),
+					new AdaptorError({code: 'cancelled', what: 'the silent connection has recovered'}),
 				);
 				return;
 			}
@@ -354,7 +356,7 @@ export class LibvirtSession implements AsyncDisposable {
 			silent.connection.retire(
 				new AdaptorError({
 					code: 'unavailable',
-					what: 'nothing arrived on the connection, while a new one got through',
+					what: 'nothing arrived on the connection, while a new one succeeded',
 				}),
 			);
 		};
@@ -383,7 +385,7 @@ export class LibvirtSession implements AsyncDisposable {
 		return await this.#streams.open(procedure, signal, this.#life.signal);
 	}
 
-	/** Any connection was lost; ours to act when it was the shared one. */
+	/** Called when any connection is lost; acts if it was the shared one. */
 	#onLost(): void {
 		for (const connection of this.#retired) {
 			if (connection.lost !== undefined) {

@@ -1,5 +1,6 @@
 /**
- * Connections that carry one stream each: without events and pings, so that a slow reader may stop them. Few at a time.
+ * Connections for one stream each, without events and keepalive, so that a slow reader may stop them. Their number is
+ * limited.
  */
 import {Semaphore} from '../core/concurrency/semaphore.ts';
 import {AdaptorError} from '../core/errors.ts';
@@ -16,13 +17,13 @@ export class StreamConnections {
 	readonly #slots = new Semaphore(connectionsAtOnce);
 	readonly #open = new Set<RpcConnection>();
 
-	/** @param timeoutMs for the wait for a turn and for the connection */
+	/** @param timeoutMs covers the wait for a permit and for the connection */
 	constructor(connector: Connector, timeoutMs: number) {
 		this.#connector = connector;
 		this.#timeoutMs = timeoutMs;
 	}
 
-	/** Disposing the result closes the connection and gives the turn back. */
+	/** Disposing the result closes the connection and releases the permit. */
 	async open(
 		procedure: string,
 		...ends: readonly AbortSignal[]

@@ -1,10 +1,11 @@
 /**
- * Volumes' bytes and consoles' output over an RPC connection, with back-pressure both ways. Source: libvirt,
- * src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c: after the CALL both sides send STREAM packets with
- * the CALL's serial: CONTINUE with data, CONTINUE without data for the end of a download, then OK from us, OK back. A
- * sparse stream has HOLE packets as well: so many zeros, which take no space in the volume and on the wire. ERROR
- * without a body aborts (ours), with a body says why (the daemon's). The daemon does not acknowledge data: a full pipe
- * is the only brake, and it stops everything else on that connection.
+ * Transfers the bytes of volumes and the output of consoles over an RPC connection, with back-pressure in both
+ * directions. Source: libvirt, src/rpc/virnetprotocol.x and src/remote/remote_daemon_stream.c. After the CALL, both
+ * sides send STREAM packets with the serial of the CALL: CONTINUE with data, CONTINUE without data at the end of a
+ * download, then OK from us, OK back. A sparse stream also has HOLE packets: a number of zeros that take no space in
+ * the volume and on the wire. ERROR without a body aborts (from us); with a body it contains the reason (from the
+ * daemon). The daemon does not acknowledge data: only a full pipe slows the sender, and it blocks everything else on
+ * that connection.
  */
 import {toError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -14,27 +15,27 @@ import {procedures, type Domain, type Procedure, type StorageVol} from './wire/p
 import type {Exchange, ExchangeHandler, RpcConnection} from './rpc.ts';
 import {decode, encode, i64, struct, u32} from './wire/xdr.ts';
 
-/** How long the daemon may take to confirm that a stream was aborted, before we go on regardless. */
+/** How long to wait for the daemon to confirm an aborted stream. */
 const abortTimeoutMs = 2000;
-/** Bytes of a download that wait for their reader before we stop reading the connection, and at which we go on. */
+/** Unread bytes of a download at which the connection stops reading, and at which it resumes. */
 const backlogLimit = 2 * 1024 * 1024;
 const backlogResume = 512 * 1024;
 const empty = Buffer.alloc(0);
 /** VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM and VIR_STORAGE_VOL_DOWNLOAD_SPARSE_STREAM (since libvirt 3.4.0). */
 const sparseStream = 1;
-/** virNetStreamHole: bytes, and flags of which there are none. */
+/** virNetStreamHole: a length in bytes, and flags; none are defined. */
 const hole = struct({length: i64, flags: u32});
-/** Zeros are looked for in pieces of this size: file systems and QEMU make no smaller holes worth their while. */
+/** Zeros are detected in blocks of this size: smaller holes save nothing in file systems and QEMU. */
 const zeros = Buffer.alloc(65_536);
 
-/** Bytes; `length` 0 is up to the end. */
+/** Bytes; `length` 0 means up to the end. */
 export interface VolumeRange {
 	readonly vol: StorageVol;
 	readonly offset: bigint;
 	readonly length: bigint;
 	/**
-	 * Zeros become holes. Of an upload, those must be holes already: for volumes that are new, and ranges up to their
-	 * end.
+	 * Zeros become holes. For an upload, the volume must already have holes there: use it for new volumes, and for
+	 * ranges up to the end.
 	 */
 	readonly isSparse: boolean;
 }
@@ -42,7 +43,7 @@ export interface VolumeRange {
 /**
  * Writes the source into the volume; resolves when the daemon has confirmed all of it.
  * @param stallMs how long to wait for the daemon without progress
- * @throws LibvirtError also in the middle: then the source was not read to its end. What was written stays written.
+ * @throws LibvirtError, also after a part was written; that part stays, and the source is not read to its end
  */
 export async function uploadVolume(
 	connection: RpcConnection,
@@ -85,7 +86,7 @@ export async function uploadVolume(
 		await stream.skip(skipped, scope.signal);
 		await stream.finish(scope.signal);
 	} catch (error) {
-		// Not awaited: a source that hangs in next() would hang in return().
+		// Not awaited: a source that hangs in next() also hangs in return().
 		Promise.resolve(chunks.return?.()).catch(() => undefined);
 		await stream.abort();
 		throw error;
@@ -93,8 +94,8 @@ export async function uploadVolume(
 }
 
 /**
- * The volume's bytes as they come. The connection must carry nothing else: a slow reader stops it.
- * Returning early aborts the stream.
+ * Reads the bytes of the volume. The connection must carry nothing else, because a slow reader stops it. Returning
+ * early aborts the stream.
  */
 export async function* downloadVolume(
 	connection: RpcConnection,
@@ -131,15 +132,16 @@ export async function* downloadVolume(
 }
 
 /**
- * What the guest prints on its first console from now on, until its VM ends. Whoever takes it must be quick: the
- * connection is shared. Returning early gives the console back.
+ * The output of the guest on its first console from now on, until its VM ends. The consumer must be fast, because the
+ * connection is shared. Returning early releases the console.
  */
 export async function* consoleOutput(
 	connection: RpcConnection,
 	dom: Domain,
 	signal: AbortSignal,
 ): AsyncGenerator<Buffer, void, undefined> {
-	// Without VIR_DOMAIN_CONSOLE_FORCE: whoever has it open keeps it. A guest may say nothing for as long as it likes.
+	// Without VIR_DOMAIN_CONSOLE_FORCE, so that another client keeps an open console. No time-out for data: a guest may
+	// be silent for any time.
 	const stream = await DataStream.open(
 		connection,
 		procedures.domainOpenConsole,
@@ -150,7 +152,7 @@ export async function* consoleOutput(
 	try {
 		using scope = new Scope(signal, stream.failed);
 		for (let data = await stream.read(scope.signal); data !== undefined; data = await stream.read(scope.signal)) {
-			// Nothing has holes that nobody asked for.
+			// Only sparse streams have holes.
 			if (typeof data !== 'bigint') {
 				yield data;
 			}
@@ -160,12 +162,12 @@ export async function* consoleOutput(
 	}
 }
 
-/** The source of an upload that is in memory as a whole. */
+/** The source of an upload that is completely in memory. */
 export async function* inOnePiece(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
 	yield bytes;
 }
 
-/** The bytes in order: what has to be written, and between that how many zeros need not be. */
+/** Splits a chunk, in order, into bytes to write and numbers of zeros to skip. */
 function* withoutZeros(chunk: Uint8Array): Generator<Uint8Array | number> {
 	let from = 0;
 	for (let at = 0; at < chunk.length; at += zeros.length) {
@@ -232,14 +234,14 @@ class DataStream {
 		return this.#inbox.failed;
 	}
 
-	/** Sends a chunk, then waits until the pipe takes more. */
+	/** Sends a chunk, then waits until the pipe accepts more. */
 	async write(chunk: Uint8Array, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		this.#exchange.send(messageStatus.continue, chunk);
 		await this.#waitFor(scope => this.#connection.drained(scope), 'libvirt to take the data of an upload', signal);
 	}
 
-	/** Sends a hole of so many bytes, if any, then waits as `write` does. */
+	/** Sends a hole of this length, if it is not 0, then waits as `write` does. */
 	async skip(length: number, signal: AbortSignal): Promise<void> {
 		if (length > 0) {
 			signal.throwIfAborted();
@@ -256,12 +258,12 @@ class DataStream {
 		}
 	}
 
-	/** The next data, or how many zeros there are; undefined at the end. */
+	/** The next data, or a number of zeros; undefined at the end. */
 	async read(signal: AbortSignal): Promise<Buffer | bigint | undefined> {
 		return this.#waitFor(scope => this.#inbox.take(scope), 'libvirt to send the data of a download', signal);
 	}
 
-	/** Says that all went well, and waits for the daemon to say so too. */
+	/** Confirms the end of the stream, and waits for the confirmation of the daemon. */
 	async finish(signal: AbortSignal): Promise<void> {
 		if (!this.#inbox.isOver) {
 			this.#exchange.send(messageStatus.ok, empty);
@@ -274,7 +276,7 @@ class DataStream {
 		);
 	}
 
-	/** Ends the stream if it is not over, and waits for that, but not for long. Never throws. */
+	/** Ends the stream if it is not over, and waits a limited time for that. Never throws. */
 	async abort(): Promise<void> {
 		if (this.#inbox.isOver) {
 			return;
@@ -296,9 +298,8 @@ class DataStream {
 }
 
 /**
- * What the daemon sends for one stream. Its data may come before the REPLY: libvirtd starts to send from one thread
- * while another still writes the REPLY (remoteDispatchStorageVolDownload adds the stream first; seen with 9.0.0 under
- * load).
+ * Receives the packets of one stream. Data may arrive before the REPLY: libvirtd starts to send from one thread while
+ * another still writes the REPLY (remoteDispatchStorageVolDownload adds the stream first; seen with 9.0.0 under load).
  */
 class Inbox implements ExchangeHandler {
 	readonly #procedure: string;
@@ -320,22 +321,22 @@ class Inbox implements ExchangeHandler {
 		this.#connection = connection;
 	}
 
-	/** Aborts with what ended the stream, unless it ended well. */
+	/** Aborts with the error of the stream; does not abort if the stream ended well. */
 	get failed(): AbortSignal {
 		return this.#failure.signal;
 	}
 
-	/** Resolves with a good REPLY; never rejects. */
+	/** Resolves after a successful REPLY; never rejects. */
 	get replied(): Promise<undefined> {
 		return this.#replied.promise;
 	}
 
-	/** Resolves when the daemon confirmed the end; never rejects. */
+	/** Resolves when the daemon has confirmed the end; never rejects. */
 	get over(): Promise<undefined> {
 		return this.#over.promise;
 	}
 
-	/** Nothing more will come, and nothing must be sent. */
+	/** No more packets will arrive, and none may be sent. */
 	get isOver(): boolean {
 		return this.#state === 'over';
 	}
@@ -360,7 +361,7 @@ class Inbox implements ExchangeHandler {
 		} else if (!this.#discards) {
 			this.#backlog.push(packet.body);
 			this.#backlogBytes += packet.body.length;
-			// The REPLY may be behind.
+			// The REPLY may still be on its way; reading must continue until then.
 			if (this.#hasReply && this.#backlogBytes > backlogLimit) {
 				this.#connection.pause();
 			}
@@ -375,7 +376,7 @@ class Inbox implements ExchangeHandler {
 		this.#failure.abort(reason);
 	}
 
-	/** The next data, or how many zeros there are; undefined at the end. */
+	/** The next data, or a number of zeros; undefined at the end. */
 	async take(signal: AbortSignal): Promise<Buffer | bigint | undefined> {
 		if (this.#backlog.length === 0 && this.#state === 'open') {
 			const {promise, resolve} = Promise.withResolvers<undefined>();
@@ -393,7 +394,7 @@ class Inbox implements ExchangeHandler {
 		return data;
 	}
 
-	/** Data is of no interest from now on. */
+	/** Ignores all further data. */
 	discard(): void {
 		this.#discards = true;
 		this.#backlog.length = 0;

@@ -1,6 +1,6 @@
 /**
- * Connection URIs as libvirt writes them, parsed once into what the transports need. Source: libvirt, docs/uri.rst and
- * docs/remote.rst. Knows no sockets and no files; a path in it is only text.
+ * Connection URIs in libvirt's syntax, parsed into the parts that the transports need. Source: libvirt, docs/uri.rst
+ * and docs/remote.rst. Knows no sockets or files; paths are only text.
  */
 import {AdaptorError} from '../core/errors.ts';
 
@@ -8,20 +8,20 @@ export type LibvirtUri = UnixUri | SshUri;
 
 interface Connection {
 	readonly driver: 'qemu' | 'test';
-	/** `/system`, or for the test driver `/default` or the path of a file on the daemon's host. */
+	/** `/system`; for the test driver `/default`, or the path of a file on the daemon's host. */
 	readonly path: string;
-	/** What the daemon is asked to open: the URI without transport, host and parameters. */
+	/** The URI that the daemon opens: without transport, host and parameters. */
 	readonly remoteUri: string;
-	/** `socket=`: the daemon's socket, instead of libvirt's usual ones. */
+	/** `socket=`: the socket of the daemon, instead of the default ones. */
 	readonly socket: string | undefined;
 	/**
-	 * Whether the driver's own daemon (`direct`, e.g. virtqemud) or libvirtd (`legacy`) is to be reached; `auto` tries
-	 * both, in this order.
+	 * Which daemon to connect to: that of the driver (`direct`, for example virtqemud) or libvirtd (`legacy`). `auto`
+	 * tries both, in this order.
 	 */
 	readonly mode: 'auto' | 'direct' | 'legacy';
-	/** What was asked for and has no meaning here: to be logged once. */
+	/** Parameters without a meaning here; logged once. */
 	readonly warnings: readonly string[];
-	/** As it was written. Holds no secret: passwords are refused. */
+	/** The original text. Contains no secret: passwords are refused. */
 	readonly text: string;
 }
 
@@ -31,20 +31,23 @@ export interface UnixUri extends Connection {
 
 export interface SshUri extends Connection {
 	readonly transport: 'ssh';
-	/** The current user's name is used when absent. */
+	/** The name of the current user is used if absent. */
 	readonly user: string | undefined;
 	/** A name or an address; IPv6 without brackets. */
 	readonly host: string;
 	readonly port: number;
-	/** `keyfile=`: the only key file to be used. */
+	/** `keyfile=`: the only key file to use. */
 	readonly keyfile: string | undefined;
 	/** `known_hosts=`: instead of `~/.ssh/known_hosts`. */
 	readonly knownHosts: string | undefined;
 	/** `normal` refuses unknown and changed host keys, `auto` only changed ones, `ignore` (and `no_verify=1`) none. */
 	readonly hostKeys: 'normal' | 'auto' | 'ignore';
-	/** `sshauth=`: these ways only, in this order. */
+	/** `sshauth=`: only these methods, in this order. */
 	readonly sshauth: readonly SshAuth[] | undefined;
-	/** How the daemon's socket is reached: `native` by virt-ssh-helper, `netcat` by nc, `auto` by whatever works. */
+	/**
+	 * How to reach the socket of the daemon: `native` with virt-ssh-helper, `netcat` with nc, `auto` with the first
+	 * that works.
+	 */
 	readonly proxy: 'auto' | 'native' | 'netcat';
 	/** The name of nc on the host. */
 	readonly netcat: string;
@@ -52,7 +55,7 @@ export interface SshUri extends Connection {
 
 export type SshAuth = 'agent' | 'privkey';
 
-/** The parameters, and whether they mean something to us or are merely known to libvirt. */
+/** The parameters: supported by this client, or only known to libvirt. */
 const parameterNames = {
 	socket: 'used',
 	mode: 'used',
@@ -77,12 +80,12 @@ const examples =
 	'Examples: qemu:///system, qemu+ssh://root@192.168.122.1/system?keyfile=/root/.ssh/id_rsa, test:///default.';
 
 /**
- * @param text e.g. `qemu+ssh://root@kvm.example:22/system?keyfile=/root/.ssh/id_ed25519`
- * @throws AdaptorError 'invalid-argument', naming the part that is wrong; never repeats what could be a password
+ * @param text for example `qemu+ssh://root@kvm.example:22/system?keyfile=/root/.ssh/id_ed25519`
+ * @throws AdaptorError 'invalid-argument', naming the invalid part; never contains anything that could be a password
  */
 export function parseLibvirtUri(text: string): LibvirtUri {
-	// First of all, so that no later complaint can repeat one: whatever looks like `user:password@`, however badly
-	// written.
+	// Checked first, so that no later error can contain a password: refuses anything like `user:password@`, even if
+	// malformed.
 	if (/^[^?#]*?\/\/[^?#@[]*:[^?#]*@/.test(text)) {
 		throw invalid(
 			'The libvirt URI contains a password',
@@ -128,8 +131,8 @@ export function parseLibvirtUri(text: string): LibvirtUri {
 }
 
 /**
- * The sockets at which a daemon for this URI listens, best first. Source: libvirt, src/remote/remote_sockets.c.
- * The test driver has no daemon of its own.
+ * The sockets of the daemons for this URI, best first. Source: libvirt, src/remote/remote_sockets.c. The test driver
+ * has no separate daemon.
  */
 export function socketPaths({socket, driver, mode}: LibvirtUri): readonly string[] {
 	if (socket !== undefined) {
@@ -288,7 +291,7 @@ function sshAuth(text: string): readonly SshAuth[] {
 
 type Parameters = Partial<Record<ParameterName, string>>;
 
-/** Separated by `&` or `;`, the last of equal ones wins, `+` is a plus: as libvirt's virURIParseParams. */
+/** Separated by `&` or `;`; the last of equal names wins; `+` is a plus sign. As in virURIParseParams of libvirt. */
 function parseQuery(query: string): Parameters {
 	const parameters: Parameters = {};
 	for (const part of query.split(/[&;]/).filter(text => text !== '')) {

@@ -1,26 +1,26 @@
 /**
- * Reading XML that libvirt answers (and that any administrator of the host may have written), as a small immutable
- * tree; and what may be written into XML at all. Knows no element of libvirt's. Entities of a document type are not
- * expanded by the parser, so an answer cannot grow while it is read.
+ * Reads XML from libvirt (which any administrator of the host may have written) into a small immutable tree, and checks
+ * text for XML that is sent. Knows no element of libvirt. The parser does not expand entities of a document type, so an
+ * answer cannot grow during parsing.
  */
 import {create} from 'xmlbuilder2';
 import {AdaptorError} from '../core/errors.ts';
 
 export interface XmlElement {
-	/** Without prefix. */
+	/** Without the prefix. */
 	readonly name: string;
-	/** The namespace's URI, `''` for none. */
+	/** The URI of the namespace, `''` for none. */
 	readonly namespace: string;
 	readonly attributes: Readonly<Record<string, string>>;
 	readonly children: readonly XmlElement[];
-	/** All text inside, that of descendants included, trimmed. */
+	/** All text inside the element, including its descendants, trimmed. */
 	readonly text: string;
 }
 
-/** Deeper than any document of libvirt's; keeps the recursion below from exhausting the stack. */
+/** Deeper than any document of libvirt; prevents a stack overflow in the recursion below. */
 const maxDepth = 64;
 
-/** @throws AdaptorError 'data-loss' for text that is no XML document */
+/** @throws AdaptorError 'data-loss' for text that is not an XML document */
 export function readXml(text: string): XmlElement {
 	try {
 		return readElement(create(text).root().node, 0);
@@ -36,12 +36,12 @@ export function readXml(text: string): XmlElement {
 
 type XmlNode = ReturnType<ReturnType<typeof create>['root']>['node'];
 
-/** DOM, Node.nodeType. The library's enumeration cannot be imported under type stripping. */
+/** DOM, Node.nodeType. The enum of the library cannot be imported with type stripping. */
 const elementNode: number = 1;
 
 function readElement(node: XmlNode, depth: number): XmlElement {
 	if (depth > maxDepth) {
-		throw new RangeError(`More than ${maxDepth} elements inside each other`);
+		throw new RangeError(`More than ${maxDepth} levels of nested elements`);
 	}
 
 	const attributes: Record<string, string> = Object.create(null) as Record<string, string>;
@@ -76,15 +76,14 @@ export function children(element: XmlElement | undefined, name: string): readonl
 }
 
 /**
- * The value, if it comes back from libvirt as it was sent: XML 1.0 has no way to write most control characters,
- * attribute values lose line breaks and tabs, and libvirt trims here and there. Names, ids and paths need none of
- * these.
+ * Returns the value if libvirt would return it unchanged: XML 1.0 cannot represent most control characters, attribute
+ * values lose line breaks and tabs, and libvirt trims some values. Names, ids and paths need none of these.
  * @throws AdaptorError 'invalid-argument' naming the field, never the value
  */
 export function checkedText(field: string, value: string, maxLength = 1024): string {
-	// \p{Cc} control characters, \p{Zl} and \p{Zp} line separators, \p{Noncharacter_Code_Point} U+FFFE and the like.
-	// `&#`: xmlbuilder2 4.0.3 reads `&amp;#38;` as `&` (BaseReader._decodeText decodes numeric references in what it
-	// has decoded already).
+	// \p{Cc} control characters, \p{Zl} and \p{Zp} line separators, \p{Noncharacter_Code_Point} such as U+FFFE. `&#`:
+	// xmlbuilder2 4.0.3 reads `&amp;#38;` as `&` (BaseReader._decodeText decodes numeric references in text that it has
+	// already decoded).
 	const unsafe = /[\p{Cc}\p{Zl}\p{Zp}\p{Noncharacter_Code_Point}\uFEFF]|&#/u;
 	if (!value.isWellFormed() || unsafe.test(value) || value.trim() !== value || value.length > maxLength) {
 		throw new AdaptorError({
@@ -99,8 +98,8 @@ export function checkedText(field: string, value: string, maxLength = 1024): str
 }
 
 /**
- * The value as xmlbuilder2 has to get it, in attributes and texts. It leaves an ampersand alone that looks like the
- * start of an entity (4.0.3, nonEntityAmpersandRegex), so that `&amp;` and even `&x;` would go out as they are.
+ * Escapes the value for xmlbuilder2, in attributes and texts. The library does not escape an ampersand that looks like
+ * the start of an entity (4.0.3, nonEntityAmpersandRegex), so that `&amp;` and even `&x;` would be sent unchanged.
  * @throws AdaptorError as `checkedText`
  */
 export function xmlText(field: string, value: string): string {

@@ -1,7 +1,7 @@
 /**
- * Deletes one volume, or says that it may still be there. Only an active pool proves that a volume is gone: an
- * administrator may have undefined or stopped the pool, or defined it anew with another directory, and the file stays,
- * with whatever secrets it holds.
+ * Deletes one volume, or reports that it may still exist. Only an active pool proves that a volume is gone: an
+ * administrator may have undefined or stopped the pool, or redefined it with another directory. Then the file still
+ * exists, with the secrets in it.
  */
 import {retry} from '../../core/concurrency/retry.ts';
 import {AdaptorError} from '../../core/errors.ts';
@@ -12,7 +12,7 @@ import {isLibvirtError, libvirtCode, LibvirtError} from '../wire/errors.ts';
 import {procedures} from '../wire/procedures.ts';
 import {volumeOf} from './volume-name.ts';
 
-/** While a volume is still being made or written, libvirt refuses to delete it: how often and how soon to ask again. */
+/** libvirt refuses to delete a volume that is being created or written: how often and how soon to retry. */
 const busyRetries = {times: 20, everyMs: 250};
 
 type Calls = Pick<LibvirtSession, 'call'>;
@@ -21,17 +21,17 @@ type Calls = Pick<LibvirtSession, 'call'>;
 export interface VolumePlace {
 	readonly pool: string;
 	/**
-	 * Of the pool, on the KVM host. Without it nothing is found by another pool, and the pool is taken for the one that
-	 * it was.
+	 * The directory of the pool on the KVM host. If absent, other pools are not searched, and the pool is assumed to be
+	 * unchanged.
 	 */
 	readonly directory?: string;
 }
 
 /**
- * Waits while the volume is busy. Succeeds when there is no such volume. Where the pool is gone, the volume is deleted
- * through the pool that has the directory now.
- * @returns whether there was one
- * @throws AdaptorError 'failed-precondition' when no active pool has it
+ * Waits while the volume is busy. Succeeds if the volume does not exist. If the pool is gone, deletes the volume
+ * through the pool that now has the directory.
+ * @returns whether the volume existed
+ * @throws AdaptorError 'failed-precondition' if no active pool has the directory
  */
 export async function deleteVolume(
 	session: Calls,
@@ -69,7 +69,7 @@ async function deleteOnce(
 		}
 
 		const holder = directory === undefined ? undefined : await activePoolAt(session, directory, signal);
-		// libvirt does not tell, or it is the pool that was asked.
+		// libvirt cannot say which pool has the directory, or it is the same pool.
 		if (holder === undefined ? !isLibvirtError(error, libvirtCode.noStoragePool) : holder.pool === pool) {
 			if (isLibvirtError(error, libvirtCode.noStorageVol)) {
 				return false;
@@ -93,18 +93,18 @@ async function deleteOnce(
 }
 
 interface Doubt {
-	/** What has happened to the pool, unless what libvirt says is true of the volume. */
+	/** What has happened to the pool, if the error is not about the volume itself. */
 	readonly fault: string;
 	readonly remedy: (pool: string) => string;
 }
 
-/** Answers after which the volume may still be there, by libvirt's number. */
+/** Errors after which the volume may still exist, keyed by the error number of libvirt. */
 const doubts: Readonly<Record<number, Doubt>> = {
 	[libvirtCode.noStoragePool]: {
 		fault: 'is not defined',
 		remedy: pool => `Define and start the pool "${pool}" again on the KVM host`,
 	},
-	/** Also while the volume is busy. */
+	/** libvirt also answers this while the volume is busy. */
 	[libvirtCode.operationInvalid]: {
 		fault: 'is not active',
 		remedy: pool => `Run "virsh pool-start ${pool}" on the KVM host`,
@@ -115,7 +115,7 @@ const doubts: Readonly<Record<number, Doubt>> = {
 	},
 };
 
-/** @returns its name, if there is one; undefined when libvirt cannot tell */
+/** @returns the name of the pool, if there is one; undefined if libvirt cannot tell */
 async function activePoolAt(
 	session: Calls,
 	path: string,
@@ -128,7 +128,7 @@ async function activePoolAt(
 			return {pool: undefined};
 		}
 
-		// As the test driver.
+		// For example the test driver.
 		if (isLibvirtError(error, libvirtCode.noSupport)) {
 			return undefined;
 		}

@@ -1,7 +1,7 @@
-/** How calls name a volume. */
+/** Identifies a volume in calls. */
 import type {StorageVol} from '../wire/procedures.ts';
 
-/** libvirt finds a volume by the names of its pool and itself; the key is for its own use. */
+/** libvirt finds a volume by pool name and volume name; the key is only for libvirt itself. */
 export function volumeOf(pool: string, name: string): StorageVol {
 	return {pool, name, key: ''};
 }

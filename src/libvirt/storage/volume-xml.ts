@@ -1,4 +1,4 @@
-/** Volumes and pools of ours, as XML. Pure. Reference: libvirt, docs/formatstorage. */
+/** The XML of volumes and pools. Pure. Reference: libvirt, docs/formatstorage. */
 import {create} from 'xmlbuilder2';
 import {xmlText} from '../xml.ts';
 
@@ -26,7 +26,7 @@ export function volumeXml(name: string, format: 'qcow2' | 'raw', capacity: bigin
 	return volume.end({headless: true, prettyPrint: true});
 }
 
-/** A pool of files in one directory, which only its owner and QEMU may look into. */
+/** A directory pool that only its owner and QEMU can read. */
 export function directoryPoolXml(name: string, path: string): string {
 	const pool = create().ele('pool', {type: 'dir'});
 	pool.ele('name').txt(xmlText('pool', name));

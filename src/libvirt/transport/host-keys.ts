@@ -1,7 +1,7 @@
 /**
- * Which host key a connection accepts, and what an operator is told about one that it does not. Reads the known_hosts
- * file, and adds a key to it that known_hosts_verify=auto has accepted, as OpenSSH's accept-new does: only the first
- * key of a host is taken on trust. Knows nothing of connections.
+ * Decides which host key a connection accepts, and explains a refusal to the operator. Reads the known_hosts file. Adds
+ * a key that known_hosts_verify=auto has accepted, like accept-new of OpenSSH: only the first key of a host is accepted
+ * without verification. Knows nothing about connections.
  */
 import {mkdir, open, readFile} from 'node:fs/promises';
 import {dirname} from 'node:path';
@@ -21,33 +21,33 @@ import {expandHome} from './ssh-identities.ts';
 import type {SshUri} from '../uri.ts';
 
 export interface HostKeyCheck {
-	/** The signature algorithms to offer, those of the keys that the host is known by first. */
+	/** The signature algorithms to offer; those of the known keys of the host come first. */
 	readonly algorithms: readonly HostKeyAlgorithm[];
 	/**
-	 * @param key as on the wire
+	 * @param key in wire format
 	 * @throws HostKeyError
-	 * @returns undefined when the key is known
+	 * @returns undefined if the key is known
 	 */
 	accept(key: Buffer): Unproven | undefined;
 }
 
-/** A key that was accepted and is not known. */
+/** A key that was accepted although it is not known. */
 export interface Unproven {
-	/** What is worth a warning about it. */
+	/** The text of the warning. */
 	readonly warning: string;
 	/**
-	 * Adds it to the known_hosts file. Only of keys that shall be remembered; for when the host has proven that the key
-	 * is its own.
+	 * Adds the key to the known_hosts file. Absent if the key must not be stored. Call it after the host has proven
+	 * that it owns the key.
 	 */
 	readonly record?: () => Promise<{readonly path: string}>;
 }
 
-/** The host did not prove to be the one that was meant. Trying again does not help. */
+/** The host key could not be verified. Retrying does not help. */
 export class HostKeyError extends AdaptorError {
 	override readonly name = 'HostKeyError';
 }
 
-/** As OpenSSH 8.8 and later: `ssh-rsa`, which signs with SHA-1, is not offered. */
+/** As in OpenSSH 8.8 and later, `ssh-rsa`, which signs with SHA-1, is not offered. */
 const algorithmsOfType = {
 	'ssh-ed25519': ['ssh-ed25519'],
 	'ecdsa-sha2-nistp256': ['ecdsa-sha2-nistp256'],
@@ -57,7 +57,7 @@ const algorithmsOfType = {
 } as const;
 export type HostKeyAlgorithm = (typeof algorithmsOfType)[keyof typeof algorithmsOfType][number];
 
-/** @throws AdaptorError 'permission-denied' when the known_hosts file is there and cannot be read */
+/** @throws AdaptorError 'permission-denied' if the known_hosts file exists and cannot be read */
 export async function hostKeyCheck(uri: SshUri, home: string, signal: AbortSignal): Promise<HostKeyCheck> {
 	if (uri.hostKeys === 'ignore') {
 		return {
@@ -152,16 +152,16 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 	}
 }
 
-/** @throws AdaptorError 'failed-precondition' when the file cannot be read or written */
+/** @throws AdaptorError 'failed-precondition' if the file cannot be read or written */
 async function record({host, port}: SshUri, path: string, key: Buffer): Promise<{readonly path: string}> {
 	try {
 		await mkdir(dirname(path), {recursive: true, mode: 0o700});
-		// Appending: others may add lines of theirs at the same time.
+		// Append mode, because other processes may add lines at the same time.
 		const file = await open(path, 'a+', 0o600);
 		try {
 			const text = await file.readFile('utf8');
 			const known = parseKnownHosts(text);
-			// Another connection may have added it since it was looked for.
+			// Another connection may have added the key after the first lookup.
 			if (verifyHostKey(known, host, port, key).verdict === 'unknown') {
 				await file.appendFile(
 					`${text === '' || text.endsWith('\n') ? '' : '\n'}${knownHostsLine(known, host, port, key)}\n`,

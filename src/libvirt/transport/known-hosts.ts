@@ -1,16 +1,13 @@
 /**
- * OpenSSH's known_hosts: which keys a host is known by. Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT".
- * Knows neither files nor connections, and decides nothing about what an unknown key should lead to.
+ * Parses known_hosts of OpenSSH: the known keys of each host. Source: sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT". Knows
+ * neither files nor connections, and does not decide what to do about an unknown key.
  */
 import {createHash, createHmac, randomBytes} from 'node:crypto';
 import {matchesGlob} from '../glob.ts';
 
 export interface KnownHosts {
 	readonly entries: readonly KnownHost[];
-	/**
-	 * Lines that could not be understood, counted from 1. They are set aside: one bad line must not lock every host
-	 * out.
-	 */
+	/** Malformed lines, counted from 1. They are ignored, so that one bad line does not make all hosts unreachable. */
 	readonly malformed: ReadonlyArray<{readonly line: number; readonly reason: string}>;
 }
 
@@ -19,9 +16,9 @@ export interface KnownHost {
 	readonly line: number;
 	readonly marker: 'cert-authority' | 'revoked' | undefined;
 	readonly hosts: HostMatcher;
-	/** E.g. `ssh-ed25519`. */
+	/** For example `ssh-ed25519`. */
 	readonly keyType: string;
-	/** As on the wire (RFC 4253, section 6.6). */
+	/** In wire format (RFC 4253, section 6.6). */
 	readonly key: Buffer;
 }
 
@@ -29,17 +26,17 @@ export type HostMatcher =
 	| {readonly kind: 'patterns'; readonly allow: readonly string[]; readonly deny: readonly string[]}
 	| {readonly kind: 'hashed'; readonly salt: Buffer; readonly hash: Buffer};
 
-/** A line and the type of its key, to show to an operator. */
+/** A line and the type of its key, for messages to the operator. */
 export type KnownLine = Pick<KnownHost, 'line' | 'keyType'>;
 
 export type HostKeyVerdict =
 	| {readonly verdict: 'trusted'; readonly lines: readonly KnownLine[]}
 	/**
-	 * No key is known. Lines are those of certificate authorities: ssh2 offers no host certificates, so they cannot
-	 * help.
+	 * No key is known. `lines` are those of certificate authorities; they cannot help, because ssh2 does not support
+	 * host certificates.
 	 */
 	| {readonly verdict: 'unknown'; readonly lines: readonly KnownLine[]}
-	/** Other keys are known, of this type or of another: never to be accepted silently. */
+	/** Other keys are known, of this type or another. Must never be accepted silently. */
 	| {readonly verdict: 'changed'; readonly lines: readonly KnownLine[]}
 	| {readonly verdict: 'revoked'; readonly lines: readonly KnownLine[]};
 
@@ -65,20 +62,20 @@ export function parseKnownHosts(text: string): KnownHosts {
 	return {entries, malformed};
 }
 
-/** @param key the host's public key as on the wire */
+/** @param key the public key of the host in wire format */
 export function verifyHostKey(known: KnownHosts, host: string, port: number, key: Buffer): HostKeyVerdict {
 	const verdict = judge(entriesOf(known, hostName(host, port)), key);
 	if (verdict.verdict !== 'unknown' || port === 22) {
 		return verdict;
 	}
 
-	// As OpenSSH: a key known for the host at its usual port is good at another one; a different key there says
-	// nothing.
+	// As in OpenSSH: a key that is known for the host at its default port is valid at another port. A different key
+	// there proves nothing.
 	const usual = judge(entriesOf(known, hostName(host, 22)), key);
 	return usual.verdict === 'trusted' || usual.verdict === 'revoked' ? usual : verdict;
 }
 
-/** The types of the keys that a host is known by, each once. */
+/** The types of the known keys of a host, without duplicates. */
 export function knownKeyTypes(known: KnownHosts, host: string, port: number): readonly string[] {
 	const named = [hostName(host, port), hostName(host, 22)].map(name =>
 		entriesOf(known, name).filter(({marker}) => marker === undefined),
@@ -87,8 +84,8 @@ export function knownKeyTypes(known: KnownHosts, host: string, port: number): re
 }
 
 /**
- * The line that makes a host known by this key, without its newline. The host is hashed if the file has hashed hosts.
- * @param key as on the wire
+ * The known_hosts line for this host and key, without a newline. The host is hashed if the file contains hashed hosts.
+ * @param key in wire format
  */
 export function knownHostsLine({entries}: KnownHosts, host: string, port: number, key: Buffer): string {
 	const name = hostName(host, port);
@@ -100,12 +97,12 @@ function hashed(name: string): string {
 	return `|1|${salt.toString('base64')}|${createHmac('sha1', salt).update(name).digest('base64')}`;
 }
 
-/** As ssh-keygen -l prints it: `SHA256:` and base64 without padding. */
+/** The format of ssh-keygen -l: `SHA256:` and base64 without padding. */
 export function fingerprint(key: Buffer): string {
 	return `SHA256:${createHash('sha256').update(key).digest('base64').replace(/=+$/, '')}`;
 }
 
-/** The type that a public key names itself, or undefined when it is no key. */
+/** The type inside a public key, or undefined if it is not a key. */
 export function keyTypeOf(key: Buffer): string | undefined {
 	if (key.length < 4) {
 		return undefined;
@@ -115,7 +112,7 @@ export function keyTypeOf(key: Buffer): string | undefined {
 	return length > 0 && length <= 64 && key.length > 4 + length ? key.toString('latin1', 4, 4 + length) : undefined;
 }
 
-/** How known_hosts writes a host: lower case, with the port unless it is 22. */
+/** A host in the format of known_hosts: lower case, with the port unless it is 22. */
 export function hostName(host: string, port: number): string {
 	return port === 22 ? host.toLowerCase() : `[${host.toLowerCase()}]:${port}`;
 }

@@ -1,4 +1,4 @@
-/** The transport that a URI asks for. */
+/** Chooses the transport for a URI. */
 import type {OpenPipe} from './pipe.ts';
 import {openSshPipe, type SshPipeOptions} from './ssh-pipe.ts';
 import {openUnixPipe} from './unix-pipe.ts';
@@ -6,7 +6,9 @@ import type {LibvirtUri} from '../uri.ts';
 
 export type PipeOptions = SshPipeOptions;
 
-/** Each call of the result opens a pipe of its own; what one learns about the way to the daemon helps the next. */
+/**
+ * Each call of the returned function opens a new pipe. Later calls reuse what earlier calls learned about the route.
+ */
 export function openPipe(uri: LibvirtUri, options: PipeOptions): OpenPipe {
 	switch (uri.transport) {
 		case 'ssh':

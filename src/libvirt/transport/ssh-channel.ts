@@ -1,10 +1,10 @@
 /**
- * An ssh2 channel as an honest Duplex. ssh2's own never closes while it is unread, forgets the error of
- * `destroy(error)`, tells nothing but 'end' when the far end of a forwarded socket hangs up, and reports writes after
- * the connection's death as done. This one closes whenever the way to the daemon is gone, with the reason. Knows
- * nothing of libvirt's protocol.
+ * An ssh2 channel as a correct Duplex. The Duplex of ssh2 never closes while it is unread, loses the error of
+ * `destroy(error)`, emits only 'end' when the far end of a forwarded socket closes, and reports writes after the loss
+ * of the connection as successful. This one closes with the reason whenever the connection to the daemon is lost. Does
+ * not know libvirt's protocol.
  *
- *   open ──far end: 'end' | exit──▶ ending ──what was received is read──▶ closed
+ *   open ──far end: 'end' | exit──▶ ending ──all received data is read──▶ closed
  *     └──────── the connection is lost, destroy() ────────────────────────▶ closed
  */
 import {Duplex} from 'node:stream';
@@ -13,14 +13,15 @@ import {AdaptorError} from '../../core/errors.ts';
 import type {SshConnection} from './ssh-connection.ts';
 
 export interface ChannelEvents {
-	/** The first bytes came: there is a daemon at the far end. */
+	/** Called at the first bytes: there is a daemon at the far end. */
 	onFirstBytes(): void;
-	/** The far end hung up without a single byte: whatever is there, it is no daemon. */
+	/** Called if the far end closes without sending a byte: there is no daemon. */
 	onSilence(): void;
 }
 
 /**
- * Stdout closed, but the process lives: long enough for its exit status to come, short enough for a session to notice.
+ * How long to wait for the exit status after stdout has closed: long enough for the status to arrive, short enough for
+ * a session to notice.
  */
 const exitStatusMs = 1000;
 const stderrLimit = 2048;
@@ -40,8 +41,8 @@ export class SshChannel extends Duplex {
 	#ownsConnection = false;
 
 	/**
-	 * Make it within the callback that hands the channel out: a process may have exited by the next tick.
-	 * @param description of the far end, for errors
+	 * Create it inside the callback that provides the channel: the process may exit by the next tick.
+	 * @param description the far end, for errors
 	 */
 	constructor(
 		channel: ClientChannel,
@@ -72,14 +73,13 @@ export class SshChannel extends Duplex {
 		channel.stderr.on('data', (chunk: Buffer) => {
 			this.#stderr = (this.#stderr + chunk.toString('utf8')).slice(0, stderrLimit);
 		});
-		// The error is not lost to whoever listens; without this, one that comes before anyone does would end the
-		// process.
+		// Other listeners still receive the error. Without this one, an early error would end the process.
 		this.on('error', () => undefined);
 	}
 
 	/**
-	 * From now on the connection is hung up when this is destroyed.
-	 * @returns false when it is already too late: the channel was destroyed and the connection is still the caller's
+	 * After this call, destroying the channel also closes the connection.
+	 * @returns false if the channel was already destroyed; then the connection still belongs to the caller
 	 */
 	takeConnection(): boolean {
 		this.#ownsConnection = !this.destroyed;
@@ -102,7 +102,7 @@ export class SshChannel extends Duplex {
 	override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
 		clearTimeout(this.#exitTimer);
 		this.#connection.client.off('close', this.#onConnectionClose);
-		// Unread data would hold the channel open; nobody wants it any more.
+		// Unread data would keep the channel open.
 		this.#channel.removeAllListeners('data').resume();
 		this.#channel.close();
 		if (this.#ownsConnection) {
@@ -129,8 +129,8 @@ export class SshChannel extends Duplex {
 			return;
 		}
 
-		// Why a command ended comes between 'end' and 'close'. One that only closed its output may never exit by
-		// itself.
+		// The reason why a command ended arrives between 'end' and 'close'. A command that only closed its output may
+		// never exit by itself.
 		this.#channel.end();
 		this.#exitTimer = setTimeout(() => this.#finish(), exitStatusMs);
 	}

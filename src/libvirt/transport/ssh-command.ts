@@ -1,14 +1,14 @@
-/** Runs a short command on the host, its input closed. Knows nothing of what it is for. */
+/** Runs a short command on the host, with its input closed. Does not know the purpose of the command. */
 import type {Client, ClientChannel} from 'ssh2';
 import {abortable} from '../../core/lifetime.ts';
 
 const outputLimit = 4096;
-/** A forced command may run instead that never ends: nothing waits longer than this for it. */
-const patienceMs = 3000;
+/** A forced command that never ends may run instead, so the wait is limited. */
+const timeoutMs = 3000;
 
 /**
- * @returns the start of what it printed, however it ended; nothing when it took too long
- * @throws when the server runs no commands
+ * @returns the beginning of the output, whatever the exit status; empty after the time-out
+ * @throws if the server does not run commands
  */
 export async function runRemote(client: Client, command: string, signal: AbortSignal): Promise<string> {
 	const {promise, resolve, reject} = Promise.withResolvers<string>();
@@ -28,11 +28,11 @@ export async function runRemote(client: Client, command: string, signal: AbortSi
 		channel.on('close', () => resolve(output));
 		channel.end();
 	});
-	const patience = setTimeout(() => resolve(''), patienceMs);
+	const timeout = setTimeout(() => resolve(''), timeoutMs);
 	try {
 		return await abortable(promise, signal);
 	} finally {
-		clearTimeout(patience);
+		clearTimeout(timeout);
 		opened?.close();
 	}
 }

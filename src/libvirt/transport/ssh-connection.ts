@@ -1,6 +1,6 @@
 /**
- * One authenticated ssh connection: address, host key, keys and agent, keepalive, and errors that say what to do.
- * Knows nothing of libvirt. With the other ssh-*.ts files the only place that knows the ssh2 library.
+ * One authenticated ssh connection: address, host key, keys and agent, keepalive, and errors with a remedy. Knows
+ * nothing about libvirt. Only the ssh-*.ts files use the ssh2 library.
  */
 import type {Socket} from 'node:net';
 import ssh2, {type AnyAuthMethod, type AuthHandlerMiddleware, type Client} from 'ssh2';
@@ -26,38 +26,41 @@ export interface PipeLogFields {
 
 export interface SshOptions {
 	readonly log: PipeLog;
-	/** Whose `.ssh` holds known_hosts and keys. */
+	/** The home directory whose `.ssh` contains known_hosts and keys. */
 	readonly home: string;
-	/** The user on the host when the URI names none. */
+	/** The user on the host if the URI contains none. */
 	readonly user: string;
 	/** SSH_AUTH_SOCK. */
 	readonly agentSocket: string | undefined;
-	/** Of this process. */
+	/** The user id of this process. */
 	readonly uid?: number | undefined;
-	/** How often the host is asked whether it is still there. Default 4000. */
+	/** The interval of keepalive requests. Default: 4000. */
 	readonly keepaliveIntervalMs?: number;
 	/**
-	 * How many unanswered questions mean that it is not: the loss is noticed after (count + 1) intervals. Default 3.
+	 * After this many unanswered requests the connection is lost; this is noticed after (count + 1) intervals. Default:
+	 * 3.
 	 */
 	readonly keepaliveCount?: number;
 }
 
 export interface SshConnection {
 	readonly client: Client;
-	/** Why the connection broke, once it did: ssh2 tells it before 'close'. */
+	/** Why the connection was lost; ssh2 reports it before 'close'. */
 	lossReason(): Error | undefined;
-	/** Says goodbye and closes the socket, by force if the goodbye does not get through. Idempotent. */
+	/** Sends a disconnect message and closes the socket; after a time-out, forces it closed. Idempotent. */
 	hangUp(): void;
-	/** Ends it without a word: what was written and has not arrived never will. Idempotent. */
+	/**
+	 * Resets the connection without a disconnect message: written data that has not arrived is discarded. Idempotent.
+	 */
 	cut(): void;
 }
 
-/** How long a goodbye may take to leave a socket that its peer no longer reads. */
-const goodbyeMs = 1000;
+/** How long the disconnect message may wait for a peer that no longer reads. */
+const disconnectMs = 1000;
 
 /**
- * @param signal ends the attempt at any point; the caller puts the deadline on it
- * @throws HostKeyError, AdaptorError 'unauthenticated', 'unavailable', or what is wrong with the key file
+ * @param signal ends the attempt at any point; the caller adds the deadline
+ * @throws HostKeyError; AdaptorError 'unauthenticated' or 'unavailable'; the error of the key file
  */
 export async function connectSsh(uri: SshUri, options: SshOptions, signal: AbortSignal): Promise<SshConnection> {
 	const hostKeys = await hostKeyCheck(uri, options.home, signal);
@@ -69,7 +72,7 @@ export async function connectSsh(uri: SshUri, options: SshOptions, signal: Abort
 		options.log.warn({path, host: uri.host}, 'ssh key file is accessible to users other than its owner');
 	}
 
-	// A socket of our own, so that the attempt can be ended at any point of it.
+	// A separate socket, so that the attempt can be aborted at any point.
 	const socket = await connectTcp(uri.host, uri.port, signal).catch((error: unknown) => {
 		signal.throwIfAborted();
 		throw unreachable(uri, 'Could not connect to the host', toError(error));
@@ -105,7 +108,7 @@ async function handshake(
 	let broken: Error | undefined;
 	let unproven: Unproven | undefined;
 	client.on('handshake', () => {
-		// Also after every later exchange of keys.
+		// This event also follows every later key exchange.
 		stage = stage === 'handshake' ? 'authentication' : stage;
 	});
 	client.on('ready', () => {
@@ -113,7 +116,7 @@ async function handshake(
 		resolve(undefined);
 	});
 	client.on('error', error => {
-		// An agent that is not there, or a key that cannot sign: ssh2 goes on to the next.
+		// An agent that does not run, or a key that cannot sign: ssh2 continues with the next.
 		if (error.level === 'agent' || error.level === 'client-authentication') {
 			auth.note(error.message);
 			return;
@@ -159,7 +162,7 @@ async function handshake(
 	return {client, lossReason: () => broken, hangUp: () => hangUp(client, socket), cut: () => resetTcp(socket)};
 }
 
-/** Records the key, if it shall be. One that cannot be recorded is no reason to be without a connection. */
+/** Stores the key, if configured. A failure to store it does not fail the connection. */
 async function reportUnproven(unproven: Unproven | undefined, {host, port}: SshUri, log: PipeLog): Promise<void> {
 	if (unproven === undefined) {
 		return;
@@ -180,7 +183,7 @@ function hangUp(client: Client, socket: Socket): void {
 
 	client.end();
 	socket.destroySoon();
-	const force = setTimeout(() => resetTcp(socket), goodbyeMs).unref();
+	const force = setTimeout(() => resetTcp(socket), disconnectMs).unref();
 	socket.once('close', () => clearTimeout(force));
 }
 
@@ -189,7 +192,7 @@ interface Attempt {
 	readonly method: AnyAuthMethod;
 }
 
-/** The ways to authenticate, in order, and the story of how they went. */
+/** The authentication methods, in order, and a record of their results for errors. */
 class Authentication {
 	readonly user: string;
 	readonly #uri: SshUri;
@@ -218,16 +221,17 @@ class Authentication {
 							},
 						],
 		};
-		// A key that was named comes before an agent's, which may be so many that the server gives up first.
+		// A configured key is tried before the keys of an agent, because an agent may have so many that the server
+		// gives up first.
 		const order =
 			uri.sshauth ??
 			(uri.keyfile === undefined ? (['agent', 'privkey'] as const) : (['privkey', 'agent'] as const));
 		this.#attempts = order.flatMap(way => ways[way]);
 	}
 
-	/** @param onExhausted no way is left */
+	/** @param onExhausted called when no method is left */
 	handler(onExhausted: () => void): AuthHandlerMiddleware {
-		// 'none' makes the server tell what it accepts, so that a failure can be explained.
+		// 'none' makes the server list the methods that it accepts, which explains a failure.
 		const left: AnyAuthMethod[] = [
 			{type: 'none', username: this.user},
 			...this.#attempts.map(({method}) => method),

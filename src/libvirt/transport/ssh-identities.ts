@@ -1,6 +1,6 @@
 /**
- * The private keys that an ssh connection may use: the file that the URI names, or every `id_*` of `~/.ssh`.
- * OpenShift mounts the keys there as a read-only secret. Knows nothing of connections.
+ * The private keys for an ssh connection: the file in the URI, or every `id_*` of `~/.ssh`. OpenShift mounts the keys
+ * there as a read-only secret. Knows nothing about connections.
  */
 import {readdir, readFile, stat} from 'node:fs/promises';
 import ssh2, {type ParsedKey} from 'ssh2';
@@ -9,24 +9,24 @@ import {AdaptorError, type ErrorCode, toError} from '../../core/errors.ts';
 export interface Identity {
 	readonly path: string;
 	readonly key: ParsedKey;
-	/** Others than those whom its owner means to may read or write it: worth a warning. */
+	/** The mode of the file lets other users read or write it: worth a warning. */
 	readonly exposed: boolean;
 }
 
 export interface Identities {
 	readonly usable: readonly Identity[];
-	/** Files that looked like keys and cannot be used, and why. */
+	/** Files that look like keys but cannot be used, with the reason. */
 	readonly unusable: ReadonlyArray<{readonly path: string; readonly reason: string}>;
 }
 
-/** Of more than one key the likeliest first: servers give up after six. */
+/** The most likely keys first: servers give up after six. */
 const preference = ['id_ed25519', 'id_ecdsa', 'id_rsa'];
 
 /**
- * @param keyfile the only file to be read, if any
- * @param home whose `.ssh` is read otherwise
- * @param uid of this process, if known
- * @throws AdaptorError when `keyfile` is given and cannot be used
+ * @param keyfile the only file to read, if set
+ * @param home otherwise the `.ssh` directory in this home directory is read
+ * @param uid the user id of this process, if known
+ * @throws AdaptorError if `keyfile` is set and cannot be used
  */
 export async function loadIdentities(
 	keyfile: string | undefined,
@@ -52,7 +52,7 @@ export async function loadIdentities(
 	return {usable, unusable};
 }
 
-/** `~/` as a shell would. */
+/** Expands `~/` as a shell does. */
 export function expandHome(path: string, home: string): string {
 	return path.startsWith('~/') ? home + path.slice(1) : path;
 }
@@ -111,7 +111,7 @@ async function readIdentity(path: string, uid: number | undefined, signal: Abort
 				);
 	}
 
-	// OpenSSH's format may hold several keys; ssh2's types do not tell.
+	// A file in OpenSSH's format may contain several keys; the types of ssh2 do not say so.
 	const first = Array.isArray(key) ? (key as ParsedKey[])[0] : key;
 	if (first?.isPrivateKey() !== true) {
 		throw unusable(
@@ -122,8 +122,8 @@ async function readIdentity(path: string, uid: number | undefined, signal: Abort
 		);
 	}
 
-	// A secret's files are root's; kubelet lets a container that is not root read them by its group (fsGroup), whatever
-	// mode was asked for.
+	// The files of a secret belong to root. Kubelet makes them readable by the group of a non-root container (fsGroup),
+	// whatever mode was configured.
 	const others = uid === undefined || uid === owner ? 0o077 : 0o037;
 	return {path, key: first, exposed: (mode & others) !== 0};
 }

@@ -1,12 +1,12 @@
 /**
- * From an ssh connection to libvirt's socket on the host: by forwarding to the socket, by virt-ssh-helper, or by nc,
- * whatever the host's sshd allows and has. What worked is tried first the next time. Knows nothing of libvirt's
+ * Connects to libvirt's socket on the host over an ssh connection: by forwarding to the socket, by virt-ssh-helper, or
+ * by nc, whichever the host supports. The next connection tries the route that worked first. Does not know libvirt's
  * protocol.
  *
- * Every refusal of a forwarding looks alike ("open failed"), whether sshd forbids it or nothing listens, so each leads
- * to the next way. A command that cannot work shows it only after its channel is open, and libvirt is silent until it
- * is asked: so one small command looks beforehand at what the host has, and a channel that ends without a byte counts
- * against its way the next time.
+ * All refused forwardings look alike ("open failed"), whether sshd forbids them or nothing listens, so each failure
+ * leads to the next route. A command that cannot work fails only after its channel is open, and libvirt sends nothing
+ * before it is asked. So a short command first surveys what the host has, and a channel that ends without a byte lowers
+ * the rank of its route for the next time.
  */
 import type {ClientChannel} from 'ssh2';
 import {AdaptorError, toError} from '../../core/errors.ts';
@@ -19,7 +19,10 @@ import {runRemote} from './ssh-command.ts';
 import {socketPaths, type SshUri} from '../uri.ts';
 
 export interface SshPipeOptions extends SshOptions {
-	/** For all of it: name, connection, keys, authentication, the way to the socket. Default 20000. */
+	/**
+	 * Time-out of the whole connection: name resolution, connection, keys, authentication, route to the socket.
+	 * Default: 20000.
+	 */
 	readonly connectTimeoutMs?: number;
 }
 
@@ -28,12 +31,12 @@ type Route =
 	| {readonly kind: 'helper'; readonly name: string; readonly command: string}
 	| {readonly kind: 'netcat'; readonly name: string; readonly command: string; readonly socket: string};
 
-/** What a look at the host found: commands and sockets; undefined when it did not let itself be looked at. */
+/** The commands and sockets that the survey found; undefined if the survey failed. */
 type Survey = ReadonlySet<string> | undefined;
 
 export function openSshPipe(uri: SshUri, options: SshPipeOptions): OpenPipe {
 	const routes = routesFor(uri);
-	/** Best first: 0 the way that worked last, 1 not yet known, 2 hung up in silence. */
+	/** Lowest first: 0 worked last time, 1 unknown, 2 closed without a byte. */
 	const ranks = new Map<Route, 0 | 1 | 2>(routes.map(route => [route, 1]));
 	const worked = (route: Route): void => {
 		for (const [other, rank] of ranks) {
@@ -74,7 +77,7 @@ function routesFor(uri: SshUri): readonly Route[] {
 		uri.proxy === 'auto'
 			? sockets.map((socket): Route => ({kind: 'socket', name: `socket ${socket}`, socket}))
 			: [];
-	// It goes to the usual sockets and heeds no parameters (libvirt, src/remote/remote_ssh_helper.c).
+	// virt-ssh-helper uses the default sockets and ignores the parameters (libvirt, src/remote/remote_ssh_helper.c).
 	const helps = uri.proxy === 'native' || (uri.proxy === 'auto' && uri.socket === undefined && uri.mode === 'auto');
 	const helper: Route[] = helps
 		? [{kind: 'helper', name: 'virt-ssh-helper', command: `virt-ssh-helper ${quoted(uri.remoteUri)}`}]
@@ -91,7 +94,10 @@ function routesFor(uri: SshUri): readonly Route[] {
 	return [...forwarded, ...helper, ...netcats];
 }
 
-/** Where nc has -q, it needs it to end with us: otherwise it stays behind and holds a connection to the daemon. */
+/**
+ * If nc has -q, it needs the option to exit when the connection ends; otherwise it keeps a connection to the daemon
+ * open.
+ */
 function netcatCommand(netcat: string, socket: string): string {
 	return `sh -c ${quoted(`if "$0" -h 2>&1 | grep -q -e "-q "; then exec "$0" -q0 -U "$1"; else exec "$0" -U "$1"; fi`)} ${quoted(netcat)} ${quoted(socket)}`;
 }
@@ -113,8 +119,8 @@ async function firstThatOpens(
 	let surveying: Promise<Survey> | undefined;
 	for (const route of routes) {
 		if (!(route.kind !== 'socket' && isSettled(route))) {
-			// Early, though only commands depend on its answer: sshd turns Nagle off once a command ran, else each
-			// small call may take 40 ms.
+			// Started early, although only commands depend on its result: sshd turns off Nagle's algorithm once a
+			// command has run. Otherwise each small call may take 40 ms.
 			surveying ??= survey(connection, uri, signal);
 		}
 
@@ -132,7 +138,7 @@ async function firstThatOpens(
 				return {channel, route};
 			}
 
-			throw channel.errored ?? new Error('hung up at once');
+			throw channel.errored ?? new Error('closed without a byte');
 		} catch (error) {
 			signal.throwIfAborted();
 			const lost = connection.lossReason();
@@ -177,8 +183,8 @@ async function openRoute(connection: SshConnection, route: Route, events: Channe
 }
 
 /**
- * What is at hand on the host. A key with a forced command runs that instead, with its input closed: nothing is known
- * then.
+ * Finds the commands and sockets on the host. A key with a forced command runs that instead, with its input closed;
+ * then the result is unknown.
  */
 async function survey(connection: SshConnection, uri: SshUri, signal: AbortSignal): Promise<Survey> {
 	const script = `for c in virt-ssh-helper ${quoted(uri.netcat)}; do if command -v "$c" >/dev/null; then echo "$c"; fi; done; for s in ${socketPaths(uri).map(quoted).join(' ')}; do if test -S "$s"; then echo "$s"; fi; done; echo surveyed`;

@@ -1,6 +1,6 @@
 /**
- * Logs in over ssh and looks around, for those who want to know whether and how that works. One connection, apart from
- * all others. Knows nothing of libvirt's protocol.
+ * Logs in over ssh and reads facts about the host, for checks. Uses a separate connection. Does not know libvirt's
+ * protocol.
  */
 import {connectSsh, type SshConnection, type SshOptions} from './ssh-connection.ts';
 import {present} from '../../core/present.ts';
@@ -12,9 +12,9 @@ export interface SshLogin {
 	readonly host: string;
 	readonly port: number;
 	readonly durationMs: number;
-	/** Why the host's key was accepted without proof; absent when it was proven. */
+	/** Why the host key was accepted without verification; absent if it was verified. */
 	readonly unproven?: string;
-	/** Private keys that others than their owner may read or write. */
+	/** Private keys that users other than the owner can read or write. */
 	readonly exposedKeys: readonly string[];
 }
 
@@ -28,7 +28,7 @@ export class SshProbe implements Disposable {
 		this.#options = options;
 	}
 
-	/** The connection stays for what is asked next. @throws as `connectSsh` */
+	/** Keeps the connection for further queries. @throws as `connectSsh` */
 	async login(signal: AbortSignal): Promise<SshLogin> {
 		let unproven: string | undefined;
 		const exposedKeys: string[] = [];
@@ -64,13 +64,13 @@ export class SshProbe implements Disposable {
 	}
 
 	/**
-	 * By how many seconds the host's clock is ahead of ours at least, or behind if negative; after `login`. What the
-	 * clock's grain and the way of the answer explain is no difference. Undefined when the account runs no commands, or
-	 * others than it is told to.
+	 * The minimum clock difference in seconds: positive if the clock of the host is ahead, negative if it is behind.
+	 * Call after `login`. Differences within the resolution of the clock and the round-trip time count as 0. Undefined
+	 * if the account does not run the command.
 	 */
 	async clockSkew(signal: AbortSignal): Promise<number | undefined> {
 		if (this.#connection === undefined) {
-			throw new TypeError('Nobody has logged in');
+			throw new TypeError('clockSkew() needs login() first');
 		}
 
 		const before = Date.now() / 1000;
@@ -81,7 +81,7 @@ export class SshProbe implements Disposable {
 			return undefined;
 		}
 
-		// When the host said so, its clock stood somewhere within this second, and ours between the two.
+		// The host's clock was within this second when it answered; the local clock was between `before` and `after`.
 		const second = Number(output);
 		return Math.max(0, second - after) + Math.min(0, second + 1 - before);
 	}

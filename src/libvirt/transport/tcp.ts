@@ -1,24 +1,23 @@
-/** A TCP connection to a host that may be away for a while. Knows nothing of what is spoken on it. */
+/** Makes a TCP connection to a host that may be unreachable for a while. Knows nothing about the protocol on it. */
 import {once} from 'node:events';
 import {connect, type Socket} from 'node:net';
 import {hedged} from '../../core/concurrency/hedged.ts';
 
 /**
- * A lost SYN is sent again after 1, 3, 7 seconds (Linux before 6.5): a host that is back would go unnoticed for as
- * long. A socket more every second is one SYN every second; with the SYNs that each sends again by itself, five of them
- * last for more than ten.
+ * A lost SYN is sent again after 1, 3 and 7 seconds (Linux before 6.5), so a recovered host would go unnoticed for as
+ * long. One more socket every second sends one SYN every second; with the retransmissions of each, five sockets last
+ * for more than ten seconds.
  */
 const synEveryMs = 1000;
 const socketsAtMost = 5;
 
-/** @throws the system's error; the signal's reason */
+/** @throws the error of the system; the reason of the signal */
 export async function connectTcp(host: string, port: number, signal: AbortSignal): Promise<Socket> {
 	return hedged(
 		async attempt => {
-			// Nagle would add 40 ms to small calls.
+			// Nagle's algorithm would add 40 ms to small calls.
 			const socket = connect({host, port, noDelay: true});
-			// Stays for good: an error that comes before the socket's user listens must not end the process, and
-			// 'close' follows it anyway.
+			// Stays registered: an early error must not end the process, and 'close' follows it.
 			socket.on('error', () => undefined);
 			try {
 				await once(socket, 'connect', {signal: attempt});
@@ -33,13 +32,13 @@ export async function connectTcp(host: string, port: number, signal: AbortSignal
 	);
 }
 
-/** How long what was written before the end may take to reach the kernel. */
+/** How long the end of a socket may take to send written data to the kernel. */
 const endingMs = 1000;
 
 /**
- * Closes by a reset, which throws away what the kernel has not got across. Of a socket that is only closed it goes on
- * sending that, for minutes: a call of a connection that was given up would still be carried out when the way is back,
- * after all that was decided since.
+ * Closes by a reset, which discards data that has not arrived. After a normal close, the kernel would continue to send
+ * it for minutes. A call of an abandoned connection would then still be executed after the network recovers, against
+ * all decisions made since.
  */
 export function resetTcp(socket: Socket): void {
 	if (socket.destroyed) {
@@ -51,8 +50,8 @@ export function resetTcp(socket: Socket): void {
 		return;
 	}
 
-	// libuv refuses to reset a socket that is just being shut down (uv_tcp_close_reset, UV_EINVAL). Node.js 24 does not
-	// expect that: it would keep the descriptor for ever, and could not end.
+	// libuv refuses to reset a socket that is being shut down (uv_tcp_close_reset, UV_EINVAL). Node.js 24 does not
+	// expect that: it would keep the descriptor forever, and could not exit.
 	const force = setTimeout(() => socket.destroy(), endingMs);
 	socket.once('close', () => clearTimeout(force));
 	socket.once('finish', () => resetTcp(socket));

@@ -1,4 +1,4 @@
-/** The daemon's socket on this machine. Knows nothing of libvirt's protocol. */
+/** Connects to the socket of the daemon on this machine. Does not know libvirt's protocol. */
 import {connect, type Socket} from 'node:net';
 import {AdaptorError, toError} from '../../core/errors.ts';
 import {abortable, Scope} from '../../core/lifetime.ts';
@@ -6,7 +6,7 @@ import type {OpenPipe} from './pipe.ts';
 import {socketPaths, type UnixUri} from '../uri.ts';
 
 export interface UnixPipeOptions {
-	/** For connecting, which only waits when the daemon's backlog is full. Default 10000. */
+	/** Time-out of connecting, which only waits if the backlog of the daemon is full. Default: 10000. */
 	readonly connectTimeoutMs?: number;
 }
 
@@ -21,7 +21,7 @@ export function openUnixPipe(uri: UnixUri, {connectTimeoutMs = 10_000}: UnixPipe
 				return {duplex, description: `unix ${path}`, close, cut: close};
 			} catch (error) {
 				scope.signal.throwIfAborted();
-				// A socket that is there and refuses tells more than one that is not.
+				// The error of a socket that exists and refuses is more useful than that of a missing one.
 				failure =
 					failure === undefined || systemCode(failure.cause) === 'ENOENT'
 						? socketError(path, error)
@@ -38,7 +38,7 @@ async function connectSocket(path: string, signal: AbortSignal): Promise<Socket>
 	const {promise, resolve, reject} = Promise.withResolvers<Socket>();
 	const socket = connect({path});
 	socket.once('connect', () => resolve(socket));
-	// Stays for good: an error before the session listens must not end the process, and 'close' follows it anyway.
+	// Stays registered: an error before the session listens must not end the process, and 'close' follows it.
 	socket.on('error', reject);
 	try {
 		return await abortable(promise, signal);

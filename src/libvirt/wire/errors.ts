@@ -1,13 +1,13 @@
 /**
- * What libvirt answers when it refuses, and what is thrown when there is no answer.
- * Source: libvirt, include/libvirt/virterror.h (virErrorNumber), src/rpc/virnetprotocol.x (virNetMessageError).
- * Texts differ between versions: whoever decides anything looks at `libvirtCode`.
+ * Error answers of libvirt, and the error for a missing answer. Source: libvirt, include/libvirt/virterror.h
+ * (virErrorNumber), src/rpc/virnetprotocol.x (virNetMessageError). Texts differ between versions, so decisions must use
+ * `libvirtCode`.
  */
 import {AdaptorError, type ErrorCode} from '../../core/errors.ts';
 import {present} from '../../core/present.ts';
 import {i32, opaque, optional, string, struct, type XdrType} from './xdr.ts';
 
-/** virErrorNumber, those that somebody decides on. */
+/** The values of virErrorNumber that decisions need. */
 export const libvirtCode = {
 	internalError: 1,
 	noMemory: 2,
@@ -131,7 +131,7 @@ const meanings: Readonly<Record<number, Meaning>> = {
 	[libvirtCode.deviceMissing]: {code: 'not-found'},
 };
 
-/** Linux's numbers, the same on every architecture; libvirt passes them as `int1` of a system error. */
+/** Linux error numbers, the same on every architecture. libvirt sends them as `int1` of a system error. */
 const meaningsOfErrno: Readonly<Record<number, Meaning>> = {
 	1: {code: 'permission-denied'},
 	2: {code: 'not-found'},
@@ -166,16 +166,16 @@ export const remoteError = struct({
 
 export type RemoteError = XdrType<typeof remoteError>;
 
-/** libvirt's refusal of one call. The connection goes on. */
+/** An error answer to one call. The connection stays usable. */
 export class LibvirtError extends AdaptorError {
 	override readonly name = 'LibvirtError';
 	/** virErrorNumber, see `libvirtCode`. */
 	readonly libvirtCode: number;
-	/** virErrorDomain: the part of libvirt that it comes from. */
+	/** virErrorDomain: the part of libvirt that reports the error. */
 	readonly libvirtDomain: number;
 	/** virErrorLevel: 1 warning, 2 error. */
 	readonly level: number;
-	/** libvirt's own words. */
+	/** The original text of libvirt. */
 	readonly libvirtMessage: string;
 	readonly procedure: string;
 
@@ -200,22 +200,22 @@ function meaningOf({code, int1}: RemoteError, procedure: string): Meaning {
 	}
 
 	if (code === libvirtCode.rpc) {
-		// A general number; before the driver is open it says "authentication required".
+		// A general number; before the driver is open, it means "authentication required".
 		return procedure.startsWith('auth') || procedure === 'connectOpen' ? unauthenticated : {code: 'internal'};
 	}
 
 	return meanings[code] ?? {code: 'internal'};
 }
 
-/** Whether `error` is libvirt's answer with this number. */
+/** Whether `error` is an answer of libvirt with this number. */
 export function isLibvirtError(error: unknown, code: number): error is LibvirtError {
 	return error instanceof LibvirtError && error.libvirtCode === code;
 }
 
-/** There is no connection, or it was lost: no answer. */
+/** No answer: there is no connection, or it was lost. */
 export class LibvirtConnectionError extends AdaptorError {
 	override readonly name = 'LibvirtConnectionError';
-	/** False when it is certain that the daemon never saw the call. */
+	/** False if the daemon certainly never received the call. */
 	readonly mayHaveBeenExecuted: boolean;
 
 	constructor(procedure: string, mayHaveBeenExecuted: boolean, transport: string | undefined, reason: AdaptorError) {
@@ -238,7 +238,7 @@ const refusals: ReadonlySet<ErrorCode> = new Set([
 	'unimplemented',
 ]);
 
-/** Whether trying again soon is pointless: somebody has to change something first. */
+/** Whether a quick retry is pointless, because an administrator has to change something first. */
 export function isRefusal(reason: AdaptorError): boolean {
 	return refusals.has(reason.code);
 }

@@ -1,6 +1,6 @@
 /**
- * Domain lifecycle events: their numbers in libvirt's words.
- * Source: libvirt, include/libvirt/libvirt-domain.h, virDomainEventType and virDomainEvent…DetailType.
+ * Domain lifecycle events: the names of their numbers. Source: libvirt, include/libvirt/libvirt-domain.h,
+ * virDomainEventType and virDomainEvent…DetailType.
  */
 import type {Domain} from './procedures.ts';
 import {present} from '../../core/present.ts';
@@ -28,12 +28,11 @@ const stoppedDetails = ['shutdown', 'destroyed', 'crashed', 'migrated', 'saved',
 
 export interface LifecycleEvent {
 	readonly domain: Domain;
-	/** What happened. */
 	readonly name: LifecycleName;
-	/** libvirt's numbers. */
+	/** The number in libvirt's protocol. */
 	readonly event: number;
 	readonly detail: number;
-	/** How it came to be stopped: with name 'stopped' only. */
+	/** Why the domain stopped; only for 'stopped'. */
 	readonly stopped?: (typeof stoppedDetails)[number];
 }
 

@@ -1,13 +1,13 @@
 /**
- * libvirt's packets: `u32 length` (itself included), a header of six words, a body. Bytes in, packets out.
- * Source: libvirt, src/rpc/virnetprotocol.x. Knows nothing of sockets, timers or procedures.
+ * libvirt's packets: `u32 length` (including itself), a header of six words, a body. Bytes in, packets out. Source:
+ * libvirt, src/rpc/virnetprotocol.x. Knows no sockets, timers or procedures.
  */
 import {AdaptorError} from '../../core/errors.ts';
 
 export const remoteProgram = 0x20_00_80_86;
 export const keepaliveProgram = 0x6b_65_65_70;
 
-/** virNetMessageType, without those that come only when asked for: calls and replies with file descriptors. */
+/** virNetMessageType, without calls and replies with file descriptors, which a client must request. */
 export const messageType = {call: 0, reply: 1, message: 2, stream: 3, hole: 6} as const;
 /** virNetMessageStatus. */
 export const messageStatus = {ok: 0, error: 1, continue: 2} as const;
@@ -17,31 +17,31 @@ export type MessageStatus = (typeof messageStatus)[keyof typeof messageStatus];
 
 export interface PacketHeader {
 	readonly program: number;
-	/** Of the program; 1 for both programs. */
+	/** The version of the program; 1 for both programs. */
 	readonly version: number;
 	readonly procedure: number;
 	readonly type: MessageType;
-	/** Chosen by the caller; 0 for messages that nobody asked for. */
+	/** Chosen by the caller; 0 for messages without a call. */
 	readonly serial: number;
 	readonly status: MessageStatus;
 }
 
 export interface Packet extends PacketHeader {
-	/** May be a view of the chunk that it came in. */
+	/** May be a view of the received chunk. */
 	readonly body: Buffer;
 }
 
-/** Bytes of the length word and the header. */
+/** The size of the length word and the header in bytes. */
 const headerLength = 28;
-/** VIR_NET_MESSAGE_MAX, which does not count the length word: 32 MiB in libvirt 9.0, 16 MiB in older ones. */
+/** VIR_NET_MESSAGE_MAX, without the length word: 32 MiB in libvirt 9.0, 16 MiB in older versions. */
 export const messageLimit = 32 * 1024 * 1024;
 /**
- * The body of one stream packet: VIR_NET_MESSAGE_LEGACY_PAYLOAD_MAX, taken by every libvirt and the fastest size
- * measured.
+ * The body of one stream packet: VIR_NET_MESSAGE_LEGACY_PAYLOAD_MAX. Every libvirt accepts it, and it is the fastest
+ * size measured.
  */
 export const streamPayload = 262_120;
 
-/** The daemon broke the protocol; what follows in its bytes cannot be understood. */
+/** The daemon violated the protocol; the rest of its data cannot be parsed. */
 export class PacketError extends AdaptorError {
 	override readonly name = 'PacketError';
 
@@ -78,20 +78,20 @@ export function encodePacket(header: PacketHeader, body: Uint8Array): Buffer {
 
 export class PacketDecoder {
 	readonly #limit: number;
-	/** The beginning of a packet whose rest has not come: the first `#held` bytes. */
+	/** The first `#held` bytes of an incomplete packet. */
 	#buffer = Buffer.alloc(0);
 	#held = 0;
 
-	/** @param limit bytes of a message, its length word not counted */
+	/** @param limit maximum size of a message in bytes, without its length word */
 	constructor(limit = messageLimit) {
 		this.#limit = limit;
 	}
 
 	/**
-	 * The packets that are complete with this chunk.
-	 * Memory grows with the bytes that came, never with a length that was only claimed.
-	 * @throws PacketError after which the decoder must not be used any more; packets before it in the same chunk are
-	 * lost with the connection
+	 * Returns the packets that this chunk completes. Memory grows with the received bytes, never with the length in a
+	 * header.
+	 * @throws PacketError after which the decoder must not be used; earlier packets of the same chunk are lost with the
+	 * connection
 	 */
 	push(chunk: Buffer): Packet[] {
 		const packets: Packet[] = [];
@@ -120,7 +120,7 @@ export class PacketDecoder {
 				this.#held = 0;
 				packets.push(decodePacket(bytes));
 			} else if (this.#held === 4) {
-				this.#packetLength(this.#buffer); // Refuses at once, not only when the next byte comes.
+				this.#packetLength(this.#buffer); // Checks the length now, without waiting for the next byte.
 			}
 		}
 
@@ -141,7 +141,7 @@ export class PacketDecoder {
 	#hold(bytes: Buffer, wanted: number): void {
 		const held = this.#held + bytes.length;
 		if (held > this.#buffer.length) {
-			// At least doubled, so that a packet of many chunks is not copied for each; half a MiB holds every stream
+			// At least doubled, so that the chunks of a packet are not copied each time. Half a MiB holds any stream
 			// packet.
 			const buffer = Buffer.allocUnsafe(
 				Math.max(held, Math.min(wanted, Math.max(this.#buffer.length * 2, 512 * 1024))),

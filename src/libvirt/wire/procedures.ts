@@ -1,8 +1,8 @@
 /**
- * The procedures of libvirt's remote program that we use, in one table: names, numbers and shapes. Source: libvirt,
- * src/remote/remote_protocol.x (9.0.0). The protocol is append-only: numbers and shapes are the same in every libvirt
- * since a procedure appeared. Argument and result names are libvirt's, in camel case. Knows no connection; flags and
- * enumerations of the arguments are documented in libvirt's public headers.
+ * The procedures of libvirt's remote program in use, in one table: names, numbers and shapes. Source: libvirt,
+ * src/remote/remote_protocol.x (9.0.0). The protocol is append-only: numbers and shapes never change after a procedure
+ * was added. Names of arguments and results are libvirt's, in camel case. Knows no connection. libvirt's public headers
+ * document the flags and enumerations of the arguments.
  */
 import {
 	chars,
@@ -20,19 +20,19 @@ import {
 	type XdrType,
 } from './xdr.ts';
 
-/** One procedure: how to call it and what it answers. */
+/** One procedure: its number, arguments and result. */
 export interface Procedure<Args, Result> {
 	readonly name: string;
 	readonly number: number;
 	readonly args: XdrCodec<Args>;
 	readonly result: XdrCodec<Result>;
-	/** Whether calling it twice, the first call's outcome unknown, leaves and answers the same as calling it once. */
+	/** Whether a second call after a first with unknown outcome has the same effect and answer as one call. */
 	readonly idempotent: boolean;
 }
 
 const uuid = opaque(16);
 
-/** `id` is -1 for a domain that does not run. libvirt finds domains by uuid; name and id are for its messages. */
+/** `id` is -1 for a domain that does not run. libvirt finds domains by uuid; name and id are only for its messages. */
 const domain = struct({name: string, uuid, id: i32});
 const network = struct({name: string, uuid});
 const nwfilter = struct({name: string, uuid});
@@ -69,7 +69,7 @@ const domainInterface = struct({
 export type DhcpLease = XdrType<typeof dhcpLease>;
 export type DomainInterface = XdrType<typeof domainInterface>;
 
-/** Calls that only look. */
+/** Calls that only read. */
 function reads<Args, Result>(
 	number: number,
 	args: XdrCodec<Args>,
@@ -92,7 +92,7 @@ const table = {
 	/** `types`: 0 none, 1 SASL, 2 polkit. */
 	authList: reads(66, nothing, struct({types: list(i32, 20)})),
 	authPolkit: reads(70, nothing, struct({complete: i32})),
-	/** Once a connection only: a second one ends it. `flags` 1 is read-only. */
+	/** Only once per connection: a second call ends the connection. `flags` 1 is read-only. */
 	connectOpen: changes(1, struct({name: optional(string), flags: u32}), nothing),
 	connectClose: changes(2, nothing, nothing),
 	connectGetType: reads(3, nothing, struct({type: string})),
@@ -101,11 +101,11 @@ const table = {
 	connectGetHostname: reads(59, nothing, struct({hostname: string})),
 	connectGetUri: reads(110, nothing, struct({uri: string})),
 	connectGetLibVersion: reads(157, nothing, struct({libVer: u64})),
-	/** Asking for feature 10 (keepalive) makes the daemon ping. */
+	/** Querying feature 10 (keepalive) makes the daemon send pings. */
 	connectSupportsFeature: reads(60, struct({feature: i32}), struct({supported: i32})),
 
 	// The host.
-	/** `memory` in KiB, `mhz` 0 when unknown. */
+	/** `memory` in KiB; `mhz` is 0 if unknown. */
 	nodeGetInfo: reads(
 		6,
 		nothing,
@@ -123,8 +123,8 @@ const table = {
 	/** In bytes. */
 	nodeGetFreeMemory: reads(102, nothing, struct({freeMem: u64})),
 	/**
-	 * In KiB, by field: `total`, `free`, `buffers`, `cached`. `cellNum` -1 is the whole host; with `nparams` 0 only
-	 * their number is told.
+	 * In KiB, by field: `total`, `free`, `buffers`, `cached`. `cellNum` -1 is the whole host; with `nparams` 0, only
+	 * the number of fields is returned.
 	 */
 	nodeGetMemoryStats: reads(
 		228,
@@ -146,7 +146,7 @@ const table = {
 
 	// Domains.
 	domainDefineXmlFlags: changes(350, struct({xml: string, flags: u32}), struct({dom: domain})),
-	/** Answers the domain with its live id. */
+	/** Returns the domain with its id. */
 	domainCreateWithFlags: changes(196, struct({dom: domain, flags: u32}), struct({dom: domain})),
 	domainDestroyFlags: changes(234, struct({dom: domain, flags: u32}), nothing),
 	domainUndefineFlags: changes(231, struct({dom: domain, flags: u32}), nothing),
@@ -185,19 +185,22 @@ const table = {
 		struct({leases: list(dhcpLease, 65_536), ret: u32}),
 	),
 
-	/** The device is found by its MAC; the XML says all of it. `flags`: 1 is the running domain, 2 its definition. */
+	/**
+	 * The device is found by its MAC; the XML replaces its whole definition. `flags`: 1 is the running domain, 2 its
+	 * definition.
+	 */
 	domainUpdateDeviceFlags: changes(174, struct({dom: domain, xml: string, flags: u32}), nothing),
 
 	// Network filters.
 	nwfilterLookupByName: reads(175, struct({name: string}), struct({nwfilter})),
 	nwfilterGetXmlDesc: reads(177, struct({nwfilter, flags: u32}), struct({xml: string})),
-	/** Replaces a filter of the same name and UUID; ports that use it get the new rules. */
+	/** Replaces a filter with the same name and UUID; ports that use it get the new rules. */
 	nwfilterDefineXml: changes(180, struct({xml: string}), struct({nwfilter})),
 	nwfilterUndefine: changes(181, struct({nwfilter}), nothing),
 
 	// Storage.
 	storagePoolLookupByName: reads(84, struct({name: string}), struct({pool: storagePool})),
-	/** Of active pools only; since libvirt 4.1. No two active pools have one path. */
+	/** Finds active pools only; since libvirt 4.1. No two active pools have the same path. */
 	storagePoolLookupByTargetPath: reads(391, struct({path: string}), struct({pool: storagePool})),
 	/** Sizes in bytes. `state` 2 is running. */
 	storagePoolGetInfo: reads(
@@ -216,29 +219,29 @@ const table = {
 	storagePoolRefresh: changes(83, struct({pool: storagePool, flags: u32}), nothing),
 	storagePoolCreateXml: changes(76, struct({xml: string, flags: u32}), struct({pool: storagePool})),
 	storagePoolDefineXml: changes(77, struct({xml: string, flags: u32}), struct({pool: storagePool})),
-	/** Starts a pool that is defined. */
+	/** Starts a defined pool. */
 	storagePoolCreate: changes(78, struct({pool: storagePool, flags: u32}), nothing),
-	/** Makes what the pool stands on, such as its directory. */
+	/** Creates the storage of the pool, such as its directory. */
 	storagePoolBuild: changes(79, struct({pool: storagePool, flags: u32}), nothing),
 	storagePoolDestroy: changes(80, struct({pool: storagePool}), nothing),
-	/** Forgets a pool that is not active; its directory stays. */
+	/** Removes the definition of an inactive pool; its directory stays. */
 	storagePoolUndefine: changes(82, struct({pool: storagePool}), nothing),
 	storagePoolSetAutostart: changes(90, struct({pool: storagePool, autostart: i32}), nothing),
 	storageVolLookupByName: reads(95, struct({pool: storagePool, name: string}), struct({vol: storageVol})),
 	storageVolLookupByPath: reads(97, struct({path: string}), struct({vol: storageVol})),
 	/** Sizes in bytes. `type` 0 is a file. */
 	storageVolGetInfo: reads(98, struct({vol: storageVol}), struct({type: i32, capacity: u64, allocation: u64})),
-	/** The path is called `name` in the protocol, too. */
+	/** In the protocol, the path is called `name`, too. */
 	storageVolGetPath: reads(100, struct({vol: storageVol}), struct({name: string})),
 	storageVolGetXmlDesc: reads(99, struct({vol: storageVol, flags: u32}), struct({xml: string})),
 	storageVolCreateXml: changes(93, struct({pool: storagePool, xml: string, flags: u32}), struct({vol: storageVol})),
 	storageVolDelete: changes(94, struct({vol: storageVol, flags: u32}), nothing),
-	/** Streams; call them by `LibvirtSession.upload` and `.download`. Bytes; `length` 0 is everything. */
+	/** Streams; call them with `LibvirtSession.upload` and `.download`. Sizes in bytes; `length` 0 is everything. */
 	storageVolUpload: changes(208, struct({vol: storageVol, offset: u64, length: u64, flags: u32}), nothing),
 	storageVolDownload: reads(209, struct({vol: storageVol, offset: u64, length: u64, flags: u32}), nothing),
 	storageVolResize: changes(260, struct({vol: storageVol, capacity: u64, flags: u32}), nothing),
 
-	// Events: 318 is not called, the daemon sends it. `eventId` 0 is lifecycle; `dom` null is every domain.
+	// Events: 318 is sent by the daemon, never called. `eventId` 0 is lifecycle; `dom` null is every domain.
 	connectDomainEventCallbackRegisterAny: changes(
 		316,
 		struct({eventId: i32, dom: optional(domain)}),

@@ -1,22 +1,22 @@
 /**
- * External Data Representation (RFC 4506) as libvirt uses it: codecs that compose, over a writer and a reader.
- * Does no I/O and knows no procedure. Every length is checked against its limit and against the bytes that are there
- * before memory is spent on it.
+ * External Data Representation (RFC 4506) as libvirt uses it: composable codecs over a writer and a reader. Does no I/O
+ * and knows no procedure. Every length is checked against its limit and against the available bytes before memory is
+ * allocated.
  */
 import {AdaptorError} from '../../core/errors.ts';
 
-/** Bytes; REMOTE_STRING_MAX and VIR_NET_MESSAGE_STRING_MAX of libvirt since 1.1.0. */
+/** In bytes; REMOTE_STRING_MAX and VIR_NET_MESSAGE_STRING_MAX of libvirt since 1.1.0. */
 export const stringLimit = 4 * 1024 * 1024;
 
 /** Writes and reads one type. */
 export interface XdrCodec<T> {
-	/** @throws XdrError when the value has no encoding */
+	/** @throws XdrError if the value has no encoding */
 	encode(writer: XdrWriter, value: T): void;
-	/** @throws XdrError when the bytes are not of this type or over a limit */
+	/** @throws XdrError if the bytes are not a value of this type, or exceed a limit */
 	decode(reader: XdrReader): T;
 }
 
-/** What a codec reads and writes. */
+/** The type of the values of a codec. */
 export type XdrType<C> = C extends XdrCodec<infer T> ? T : never;
 
 /** A value that cannot be written ('invalid-argument'), or bytes that cannot be read ('data-loss'). */
@@ -28,7 +28,7 @@ export class XdrWriter {
 	#bytes = Buffer.allocUnsafe(256);
 	#length = 0;
 
-	/** What was written so far; a view that later writes may change. */
+	/** The bytes written so far; a view that later writes may change. */
 	get bytes(): Buffer {
 		return this.#bytes.subarray(0, this.#length);
 	}
@@ -61,8 +61,8 @@ export class XdrWriter {
 	}
 
 	/**
-	 * Makes room and answers where it starts. May replace `#bytes`: call it in a statement of its own, before `#bytes`
-	 * is named.
+	 * Reserves space and returns its offset. May replace `#bytes`: call it in a separate statement before `#bytes` is
+	 * used.
 	 */
 	#grow(count: number): number {
 		const offset = this.#length;
@@ -85,7 +85,7 @@ export class XdrReader {
 		this.#bytes = bytes;
 	}
 
-	/** Bytes not read yet. */
+	/** The number of unread bytes. */
 	get left(): number {
 		return this.#bytes.length - this.#offset;
 	}
@@ -123,14 +123,14 @@ export class XdrReader {
 	}
 }
 
-/** A value alone: its bytes. */
+/** Encodes a single value. */
 export function encode<T>(codec: XdrCodec<T>, value: T): Buffer {
 	const writer = new XdrWriter();
 	codec.encode(writer, value);
 	return writer.bytes;
 }
 
-/** A value alone, that must be all of `bytes`. */
+/** Decodes a single value, which must use all of `bytes`. */
 export function decode<T>(codec: XdrCodec<T>, bytes: Buffer): T {
 	const reader = new XdrReader(bytes);
 	const value = codec.decode(reader);
@@ -164,9 +164,7 @@ export const u64: XdrCodec<bigint> = {
 	decode: reader => reader.u64(),
 };
 
-/**
- * Text in UTF-8 of at most `stringLimit` bytes. NUL is refused: the daemon's C would see a shorter text than we wrote.
- */
+/** UTF-8 text of at most `stringLimit` bytes. NUL is refused: C code in the daemon would see a shorter text. */
 export const string: XdrCodec<string> = {
 	encode(writer, value) {
 		if (value.includes('\0')) {
@@ -226,7 +224,7 @@ export function list<T>(codec: XdrCodec<T>, limit: number): XdrCodec<readonly T[
 		},
 		decode(reader) {
 			const count = reader.u32();
-			// Every XDR type that we put in lists takes four bytes at least.
+			// Every XDR type that is used in lists takes at least four bytes.
 			if (count > limit || count * 4 > reader.left) {
 				throw unreadable(
 					`a list claims ${count} items; the limit is ${limit} and ${reader.left} bytes are left`,
@@ -238,7 +236,7 @@ export function list<T>(codec: XdrCodec<T>, limit: number): XdrCodec<readonly T[
 	};
 }
 
-/** XDR's fixed-length opaque data. Decoded as a copy, so that it does not keep the packet alive. */
+/** XDR's fixed-length opaque data. Decoded as a copy, so that it does not keep the packet in memory. */
 export function opaque(length: number): XdrCodec<Buffer> {
 	return {
 		encode(writer, value) {
@@ -252,7 +250,7 @@ export function opaque(length: number): XdrCodec<Buffer> {
 	};
 }
 
-/** XDR's `char name[length]`, four bytes a character: text of single bytes that ends at the first NUL. */
+/** XDR's `char name[length]`, four bytes per character: text of single bytes that ends at the first NUL. */
 export function chars(length: number): XdrCodec<string> {
 	return {
 		encode(writer, value) {
@@ -273,7 +271,7 @@ export function chars(length: number): XdrCodec<string> {
 	};
 }
 
-/** XDR's `struct`: the fields one after the other, in the order of the object's keys. */
+/** XDR's `struct`: the fields in the order of the object's keys. */
 export function struct<Fields extends Readonly<Record<string, XdrCodec<unknown>>>>(
 	fields: Fields,
 ): XdrCodec<{readonly [Name in keyof Fields]: XdrType<Fields[Name]>}> {
@@ -289,7 +287,7 @@ export function struct<Fields extends Readonly<Record<string, XdrCodec<unknown>>
 	};
 }
 
-/** Nothing at all: procedures without arguments or without a result. */
+/** No data: for procedures without arguments or without a result. */
 export const nothing: XdrCodec<undefined> = {
 	encode: () => undefined,
 	decode: () => undefined,
