@@ -3,6 +3,7 @@
  * add … netns PATH` creates a device in another namespace while its tunnel stays in this one, and leaves nothing if it
  * fails. `ip -n` only accepts names, so commands inside a namespace use nsenter.
  */
+import {neverAborts} from '../core/lifetime.ts';
 import {CommandError, means} from './command-error.ts';
 import {
 	inspectionBatch,
@@ -210,7 +211,7 @@ export class Iproute2 {
 		const name = `caa-${vni}`;
 		const batch = `link add ${name} type vxlan id ${vni} dstport ${port} nolearning\nlink del ${name}\n`;
 		try {
-			await this.#run('check whether the VNI is in use', {vni, port}, ['ip', '-batch', '-'], signal, batch);
+			await this.#runWhole('check whether the VNI is in use', {vni, port}, batch, signal);
 			return true;
 		} catch (error) {
 			if (means(error, 'vni-in-use')) {
@@ -227,7 +228,30 @@ export class Iproute2 {
 	 */
 	async probePort(port: number, signal: AbortSignal): Promise<void> {
 		const batch = `link add ${probeInterface} up type vxlan id ${probeVni} dstport ${port} nolearning\nlink del ${probeInterface}\n`;
-		await this.#run('open the VXLAN port', {port}, ['ip', '-batch', '-'], signal, batch);
+		await this.#runWhole('open the VXLAN port', {port}, batch, signal);
+	}
+
+	/** Removes the device of a probe that was killed. Succeeds if there is none. */
+	async removeProbe(signal: AbortSignal): Promise<void> {
+		try {
+			await this.#run('remove the probe of the VXLAN port', {}, ['ip', 'link', 'del', probeInterface], signal);
+		} catch (error) {
+			if (!means(error, 'no-device')) {
+				throw error;
+			}
+		}
+	}
+
+	/** Runs a batch that the signal of the caller does not end in the middle, since that would leave the device. */
+	async #runWhole(
+		what: string,
+		where: Readonly<Record<string, string | number>>,
+		batch: string,
+		signal: AbortSignal,
+	): Promise<void> {
+		signal.throwIfAborted();
+		await this.#run(what, where, ['ip', '-batch', '-'], neverAborts, batch);
+		signal.throwIfAborted();
 	}
 
 	async #run(

@@ -110,8 +110,14 @@ export class NetworkProbe {
 				return false;
 			}
 
-			// Another daemon probes at the same time: the port is usable.
+			// The probe of another daemon at this moment, or of one that was killed: the port is usable. The other
+			// daemon does not mind that its device is gone.
 			if (means(error, 'exists', 'vni-in-use')) {
+				await this.#iproute2.removeProbe(signal);
+				return true;
+			}
+
+			if (means(error, 'no-device')) {
 				return true;
 			}
 

@@ -1,6 +1,7 @@
 import test, {type ExecutionContext} from 'ava';
 import {createNetworkProbe, type NetworkProbe} from '../../src/network/probe.ts';
 import {workerAddress, NetworkTestbed} from './testbed.ts';
+import {directoryOf} from '../support/directory.ts';
 
 const signal = (): AbortSignal => AbortSignal.timeout(100_000);
 
@@ -81,7 +82,8 @@ test('a VXLAN port is free, shared, taken by an interface of another mode, or by
 		{isFree: true, sharing: [], programs: []},
 		'another daemon looks at this very moment',
 	);
-	await testbed.sh('ip link del caa-probe; ip link add own up type vxlan id 7 dstport 9000 nolearning');
+	t.is(await testbed.sh('ip -o link show type vxlan'), '', 'a probe that was killed is removed');
+	await testbed.sh('ip link add own up type vxlan id 7 dstport 9000 nolearning');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: ['own'], programs: []});
 	await testbed.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: ['cni'], programs: []});
@@ -121,4 +123,26 @@ test('the route to an address is the entry of the table that leads there', async
 		gateway: '192.168.122.5',
 	});
 	t.deepEqual(await probe.observeRoute(workerAddress, signal()), {dst: `${workerAddress}/32`, dev: 'virbr0'});
+});
+
+test('a probe that its caller gives up in the middle leaves no device', async t => {
+	const directory = await directoryOf(t);
+	await using testbed = await NetworkTestbed.create();
+	// Slow between the device and its removal.
+	await testbed.sh(`cat >${directory}/ip <<'END'
+#!/bin/sh
+[ "$1" = -batch ] || exec /usr/sbin/ip "$@"
+read -r add; /usr/sbin/ip $add; : >${directory}/made; sleep 0.5
+read -r del; /usr/sbin/ip $del
+END
+chmod 755 ${directory}/ip`);
+	await using networks = testbed.networks({
+		spawnServer: {shell: [...testbed.shell, '-c', `PATH=${directory}:$PATH exec sh`]},
+	});
+	const giveUp = new AbortController();
+	const observing = t.throwsAsync(networks.probe.observeVxlanPort(giveUp.signal), {message: 'enough'});
+	await testbed.sh(`until [ -e ${directory}/made ]; do sleep 0.01; done`);
+	giveUp.abort(new Error('enough'));
+	await observing;
+	t.is(await testbed.sh('ip -o link show type vxlan'), '');
 });
