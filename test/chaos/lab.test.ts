@@ -144,7 +144,8 @@ async function emulators(): Promise<number> {
 			.filter(name => /^\d+$/v.test(name))
 			.map(async pid => readFile(lab.outside(`/proc/${pid}/comm`), 'utf8').catch(() => '')),
 	);
-	// Names are truncated to 15 bytes. Without the QEMU that libvirt starts to read its capabilities: it ends soon.
+	// Names are truncated to 15 bytes. This also counts the QEMU that libvirt starts to read its capabilities, which
+	// ends soon.
 	return comms.filter(comm => comm.startsWith('qemu-system-')).length;
 }
 
@@ -199,9 +200,9 @@ test.serial('when the host breaks, running pods are served, and the next start w
 			() => undefined,
 			(error: unknown) => error as AdaptorError,
 		);
-		// If libvirtd 9.0 is killed while it starts QEMU, it may be unable to destroy the VM for minutes after its
-		// restart ("cannot acquire state change lock"). The daemon must retry for that time, which is too long for a
-		// test.
+		// libvirtd is only killed after the domain has started. If libvirtd 9.0 is killed while it starts QEMU, it may
+		// be unable to destroy the VM for minutes after its restart ("cannot acquire state change lock"). The daemon
+		// must retry for that time, which is too long for a test.
 		const moment = title.startsWith('libvirtd') ? 'domain started' : 'Choosing';
 		await daemon.line(new RegExp(`${moment}.*${starting.id}|${starting.id}.*${moment}`), signal);
 		const stopped = shim.stopVm(ending.id, signal).then(
@@ -222,7 +223,7 @@ test.serial('when the host breaks, running pods are served, and the next start w
 		t.log(
 			`${title}: the next VM was started ${workingAfterMs} ms after the host's return; start: ${failure?.message ?? 'ok'}; stop: ${stopFailure?.message ?? 'ok'}`,
 		);
-		// It must be back now, not later. test/libvirt/black-hole.test.ts tests how soon the session is back after
+		// Soon, not just eventually. test/libvirt/black-hole.test.ts tests how soon the session is back after
 		// interruptions of different lengths.
 		t.true(workingAfterMs < 30_000, `${title}: ${workingAfterMs} ms`);
 		t.is(await check(steady), 'SERVING', title);

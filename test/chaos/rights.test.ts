@@ -81,7 +81,7 @@ const announcedIn = (api: TestApiServer): string[] =>
 		.map(({metadata}) => metadata.name)
 		.sort();
 
-/** Checks that exactly these VMs are registered. */
+/** Waits until exactly these VMs are registered. */
 async function converged(t: ExecutionContext, api: TestApiServer, pods: readonly Pod[], when: string): Promise<void> {
 	const startedAt = performance.now();
 	const wanted = pods

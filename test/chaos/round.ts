@@ -155,7 +155,7 @@ class Round {
 		);
 		for (const path of this.#torn) {
 			if (!(await clearAside(path))) {
-				this.#lost.push(`${path} was torn, and is not kept for whoever wants to know`);
+				this.#lost.push(`${path} was truncated, but was not set aside`);
 			}
 		}
 
@@ -580,9 +580,7 @@ class Round {
 			}
 
 			if (scope.signal.aborted) {
-				this.#leaked.push(
-					...left.map(each => `${each}, of ${name}, which the killed daemon was in the middle of`),
-				);
+				this.#leaked.push(...left.map(each => `${each}, of ${name}, left by the killed daemon`));
 				return;
 			}
 
