@@ -1,4 +1,4 @@
-/** The program as the image has it, for measurements: built, with the node options of main.ts. */
+/** Builds the program as for the image, with the Node options of main.ts, for measurements. */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
 import {readFile, symlink} from 'node:fs/promises';
@@ -34,7 +34,7 @@ export async function build(directory: string): Promise<void> {
 	);
 }
 
-/** Those of the first line of main.ts. */
+/** The options in the first line of main.ts. */
 export async function nodeOptions(): Promise<string[]> {
 	const [firstLine = ''] = (await readFile(join(repository, 'src/main.ts'), 'utf8')).split('\n');
 	return firstLine.split(' ').filter(word => word.startsWith('--'));
@@ -45,7 +45,7 @@ export interface Resident {
 	readonly fileMib: number;
 }
 
-/** What a process keeps in memory. Source: proc(5), /proc/PID/status. */
+/** The resident memory of a process. Source: proc(5), /proc/PID/status. */
 export async function residentOf(pid: number): Promise<Resident> {
 	const status = await readFile(`/proc/${pid}/status`, 'utf8');
 	const mib = (name: string): number =>

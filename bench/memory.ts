@@ -1,8 +1,8 @@
 /**
- * What the daemon keeps resident when it is built as for the image, connected to a real libvirtd, and idle: outside of
- * a cluster, and in one (an API server in memory). `node bench/memory.ts [NODE OPTIONS]`, with the options of main.ts
- * if none are given; takes about half a minute. The budget is that of docs/architecture.md. What is file-backed is
- * mostly Node's own program, which daemons of one node share.
+ * Measures the resident memory of an idle daemon, built as for the image and connected to a real libvirtd: without a
+ * cluster, and in one (an API server in memory). `node bench/memory.ts [NODE OPTIONS]`, by default with the options of
+ * main.ts; takes about half a minute. docs/architecture.md has the budget. File-backed memory is mostly the program of
+ * Node, which the daemons of a node share.
  */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
@@ -16,10 +16,10 @@ import {build, nodeOptions, residentOf, type Resident} from './build.ts';
 
 const runs = 3;
 const budgetMib = 90e6 / 2 ** 20;
-/** After which nothing moves any more but timers. */
+/** After this time, only timers run. */
 const settleMs = 4000;
 
-/** As main.ts, but that the service account's files are where the test server has put them. */
+/** Like main.ts, but with the service account files of the test server. */
 const edge = `
 	import {homedir, hostname} from 'node:os';
 	import {run} from './cli/run.js';

@@ -1,7 +1,8 @@
 /**
- * What a pod's network costs: `node bench/network.ts`. Median of 50 in milliseconds, as this process is and then at 300
- * MB resident; the longest stall of the event loop; 200 reservations at once; what passes a tunnel with the guard, with
- * the rules of the version before it, and with none. Needs root, for network namespaces of its own.
+ * Measures the cost of the network of a pod: `node bench/network.ts`. Prints the median of 50 in milliseconds, with
+ * this process as it is and at 300 MB resident; the longest stall of the event loop; 200 concurrent reservations; and
+ * the throughput of a tunnel with the guard, with the rules of the previous version, and without rules. Requires root,
+ * for its network namespaces.
  */
 import {monitorEventLoopDelay} from 'node:perf_hooks';
 import {Iproute2} from '../src/network/iproute2.ts';
@@ -79,8 +80,8 @@ async function atOnce(count: number): Promise<void> {
 }
 
 /**
- * From the VM to another pod. In namespaces the sender's processor does all the work, up to the receiving socket, so
- * its time in the kernel is what a packet costs, however busy the machine is otherwise.
+ * From the VM to another pod. Between namespaces, the CPU of the sender does all the work up to the receiving socket.
+ * So its time in the kernel is the cost of a packet, independent of other load on the machine.
  */
 async function throughput(): Promise<void> {
 	const [megabytes, count, repetitions] = [200, 50_000, 15];

@@ -1,8 +1,8 @@
 /**
- * What hostile pod VMs do to the calls of the others, in one run: the time of Health/Check through the relay, without
- * and with four VMs that flood their connections. Goal: with them the 99th percentile is at most 10 ms more than
- * without. `node bench/relay-attack.ts`; about a minute. The relay is alone in its process. The VMs that flood have
- * another, with a low priority, so that the machine's other core is there for the measuring.
+ * Measures the effect of hostile pod VMs on calls of other pods, in one run: the time of Health/Check through the
+ * relay, without and with four VMs that flood their connections. Goal: with them, the 99th percentile is at most 10 ms
+ * higher. `node bench/relay-attack.ts`; about a minute. The relay has its own process. The flooding VMs are in another
+ * one with a low priority, so that the second core of the machine is free for the measurement.
  */
 import {fork, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -25,7 +25,7 @@ const rounds = 4;
 const port = 15_151;
 const openStream = 1;
 
-/** What a hostile VM sends over and over, and how much of it in one TLS record; 16 KiB if absent. */
+/** The data that a hostile VM sends repeatedly, and its size per TLS record; 16 KiB if absent. */
 const attacks = {
 	'responses on unknown streams': {frames: tenBytes(0, 7, frameType.response)},
 	'reserved types': {frames: tenBytes(0, openStream, 200)},
@@ -68,7 +68,7 @@ function request(streamId: number, service: string, method: string): Buffer {
 	);
 }
 
-/** In a child: VMs, shims, and the clock. */
+/** In a child process: VMs, shims, and the measurement. */
 function serve(): void {
 	process.on('disconnect', () => process.exit());
 	let attack: Attack | undefined;
@@ -84,7 +84,7 @@ function serve(): void {
 		}
 
 		while (!socket.destroyed && socket.write(frames)) {
-			// As much as there is room for.
+			// As much as the socket accepts.
 		}
 	};
 
@@ -134,7 +134,7 @@ function serve(): void {
 	process.on('message', (task: Task) => void run(task).then(result => process.send?.({result})));
 }
 
-/** Milliseconds of each call. */
+/** Duration of each call in milliseconds. */
 async function latencies(path: string): Promise<number[]> {
 	const socket: Socket = connect(path);
 	const times: number[] = [];
@@ -199,7 +199,7 @@ async function measure(): Promise<void> {
 			await ask(hostile, {name: 'shim', path: await open(++vms, hostile, parts)});
 		}
 
-		// In turns, so that whatever else the machine does hits both; the best of each.
+		// Alternating, so that other load on the machine affects both. Each counts with its best result.
 		const [quiet, attacked]: [Times[], Times[]] = [[], []];
 		for (let round = 0; round < rounds; round++) {
 			for (const [times, what] of [

@@ -1,7 +1,7 @@
 /**
- * The relay process with 200 pods: what it keeps resident when idle and after traffic, and how long a health check of a
- * pod takes while the daemon's event loop is blocked. Budgets: 80 MB, flat; 5 ms. `node bench/relay-process.ts`, about
- * a minute. VMs and shims are in this process.
+ * Measures the relay process with 200 pods: its resident memory when idle and after traffic, and the duration of a
+ * health check of a pod while the event loop of the daemon is blocked. Budgets: 80 MB, not growing; 5 ms. `node
+ * bench/relay-process.ts`, about a minute. VMs and shims are in this process.
  */
 import {spawn, spawnSync} from 'node:child_process';
 import {once} from 'node:events';
@@ -20,7 +20,7 @@ import {freePort} from '../test/support/port.ts';
 import {build, nodeOptions, residentOf} from './build.ts';
 
 const pods = 200;
-/** As many calls as a pod with three probes makes in a day, of all pods together. */
+/** The number of calls of a pod with three probes in a day, for all pods together. */
 const calls = 200_000;
 const inFlight = 32;
 const blockedMs = 5000;
@@ -29,7 +29,7 @@ const budgetMb = 80;
 const budgetMs = 5;
 const {signal} = new AbortController();
 
-/** In the child: a daemon whose event loop is blocked. */
+/** In the child process: a daemon with a blocked event loop. */
 async function daemon(relaySocket: string): Promise<void> {
 	const relays = await RemoteRelays.connect({relaySocket, observer: noObserver, log: silentLogger}, signal);
 	await relays.register(await relays.freeDaemonSocket(signal), signal);
@@ -127,7 +127,7 @@ async function lineOf(stream: NodeJS.ReadableStream, text: string): Promise<void
 	await promise;
 }
 
-/** A shim with calls one at a time. */
+/** A shim that makes one call at a time. */
 class Shim {
 	readonly #socket: Socket;
 	readonly #decoder = new FrameDecoder();

@@ -1,8 +1,8 @@
 /**
- * The relay against a bare TLS byte pipe, in one run on one machine, as ratios: throughput in both directions with
- * messages of 4 KiB to 4 MiB, and what the relay adds to the latency of one call. Budget: throughput within 30 %, less
- * than 0.3 ms added per call. `node bench/relay.ts`. The forwarder and the client run in a process of their own, so
- * that only the relay's work differs.
+ * Compares the relay with a plain TLS byte pipe, in one run on one machine, as ratios: throughput in both directions
+ * with messages of 4 KiB to 4 MiB, and the latency that the relay adds to one call. Budget: throughput within 30 %,
+ * less than 0.3 ms added per call. `node bench/relay.ts`. Forwarder and client run in a separate process, so that only
+ * the work of the relay differs.
  */
 import {fork} from 'node:child_process';
 import {once} from 'node:events';
@@ -35,7 +35,10 @@ if (process.send === undefined) {
 	await serve();
 }
 
-/** In the child: a VM that takes or sends bulk, or answers calls, by the first frame's stream; and the client. */
+/**
+ * In the child process: the client, and a VM that receives or sends bulk data, or answers calls, depending on the
+ * stream of the first frame.
+ */
 async function serve(): Promise<void> {
 	process.on('disconnect', () => process.exit());
 	const [task, reply] = [once(process, 'message'), (message: unknown) => process.send?.(message)];
@@ -80,7 +83,7 @@ async function serve(): Promise<void> {
 	);
 }
 
-/** When the whole way is there. */
+/** Resolves when the whole path is connected. */
 async function connected(path: string): Promise<Socket> {
 	const socket = connect(path);
 	socket.write(request(firstStream));
@@ -128,7 +131,7 @@ async function bulk(path: string, what: 'upload' | 'download', messageBytes: num
 		feed(socket, dataFrame(uploadStream, messageBytes));
 		await once(socket, 'data');
 	} else {
-		// The stream tells the size.
+		// The stream id encodes the size.
 		socket.write(request(downloadStream + messageBytes));
 		await new Promise<void>(resolve => {
 			let left = bulkBytes;
@@ -146,7 +149,7 @@ async function bulk(path: string, what: 'upload' | 'download', messageBytes: num
 	return bulkBytes / 1024 / 1024 / seconds;
 }
 
-/** Median milliseconds of a call. */
+/** Median duration of a call in milliseconds. */
 async function latency(path: string): Promise<number> {
 	const socket = await connected(path);
 	const times: number[] = [];
@@ -212,7 +215,7 @@ async function measure(): Promise<void> {
 		bare.close();
 	});
 
-	// Each kind of pipe in turn, so that whatever else the machine does hits both; the best of each.
+	// Alternating, so that other load on the machine affects all kinds of pipes. Each counts with its best result.
 	const compare = async (
 		request: object,
 		best: (...values: number[]) => number,

@@ -1,7 +1,7 @@
 /**
- * What a start costs besides the guest's boot, in the lab: our own work until the VM runs, and how long after its
- * forwarder listens StartVM answers, as parts of the whole and against the budgets of docs/architecture.md. `node
- * bench/start.ts`; takes about a minute.
+ * Measures the cost of a start without the boot of the guest, in the lab: the work of the daemon until the VM runs, and
+ * the time from the forwarder listening to the answer of StartVM. Prints both as parts of the whole, and compares them
+ * with the budgets of docs/architecture.md. `node bench/start.ts`; takes about a minute.
  */
 import {once} from 'node:events';
 import {createInterface} from 'node:readline';
@@ -13,7 +13,7 @@ import {newSandboxId, podAnnotations, Shim} from '../test/lab/shim.ts';
 const starts = 7;
 const {signal} = new AbortController();
 
-/** Connects again and again, and prints when the first connection was made, in milliseconds of the wall clock. */
+/** Retries to connect, and prints the time of the first connection, in milliseconds of the wall clock. */
 const prober = `
 	const {connect} = require('node:net');
 	const [address] = process.argv.slice(1);
@@ -43,13 +43,14 @@ function median(values: readonly number[]): number {
 const now = (): number => performance.timeOrigin + performance.now();
 const image = await buildGuestImage({}, signal);
 await using lab = await startLab({image, signal});
-// libvirt's own work on network filters is in docs/adr/0027-network-filter.md.
+// docs/adr/0027-network-filter.md has the cost of network filters in libvirt.
 await using daemon = await startDaemon(lab, {LIBVIRT_NET_FILTER: 'off'}, signal);
 await using pod = await lab.podNamespace('bench');
 const shim = new Shim(lab.outside(hypervisorSocket));
 
 /**
- * @returns milliseconds of the whole, of our own work before the VM runs, and of the answer after its forwarder listens
+ * @returns milliseconds of the whole start, of the work of the daemon before the VM runs, and from the forwarder
+ * listening to the answer
  */
 async function measure(
 	address: string | undefined,

@@ -1,9 +1,9 @@
 /**
- * The webhook under the load of a cluster: 200 reviews a second, evenly spaced whatever the answers take, over kept TLS
- * connections as an API server keeps them. Budget: 99 of 100 answered within 5 ms. Beside it, in the same minute, the
- * same load on an HTTPS server that does nothing, so that the machine's part is known, and what one review costs
- * without a network. `node bench/webhook.ts [reviews a second] [seconds]`. The client is a process of its own. On a
- * machine that is busy with other things: `chrt --fifo 1 node bench/webhook.ts`.
+ * Measures the webhook under the load of a cluster: 200 reviews per second, evenly spaced regardless of the answers,
+ * over persistent TLS connections like those of an API server. Budget: 99 of 100 answered within 5 ms. For comparison,
+ * it measures in the same minute an HTTPS server that does nothing, to show the share of the machine, and the cost of
+ * one review without a network. `node bench/webhook.ts [reviews per second] [seconds]`. The client is a separate
+ * process. On a busy machine: `chrt --fifo 1 node bench/webhook.ts`.
  */
 import {fork} from 'node:child_process';
 import {once} from 'node:events';
@@ -21,7 +21,7 @@ import {podOf, policy, reviewOf} from '../test/webhook/pods.ts';
 const [rate = 200, seconds = 10] = process.argv.slice(2).map(Number);
 const percentiles = [50, 90, 99, 99.9, 100];
 
-/** As large as a pod of a service mesh: three containers with some environment, two init containers. */
+/** A pod as large as in a service mesh: three containers with some environment variables, two init containers. */
 const container = {
 	resources: {limits: {cpu: '1500m', memory: '1Gi'}, requests: {cpu: '500m', memory: '512Mi'}},
 	env: Array.from({length: 30}, (_, index) => ({name: `SETTING_${index}`, value: 'x'.repeat(40)})),
@@ -104,10 +104,10 @@ async function measure(): Promise<void> {
 	}
 }
 
-/** Milliseconds of each review; the next is sent when it is due, answered or not. */
+/** Duration of each review in milliseconds. Each review is sent on time, even if earlier ones are not answered. */
 async function load({port, ca}: Order): Promise<number[]> {
 	const client = new Client(port, ca, {maxSockets: 25});
-	// Connections and the compiler get warm first.
+	// Warm up connections and the compiler first.
 	await Promise.all(Array.from({length: 500}, async () => client.call({body: question})));
 	const latencies: Array<Promise<number>> = [];
 	const started = performance.now();

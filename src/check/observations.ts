@@ -64,7 +64,7 @@ export interface VolumeObservation {
 	 * from it; or why the bytes could not be read.
 	 */
 	readonly content:
-		| {readonly format: 'qcow2' | 'raw'; readonly readsThrough: boolean}
+		| {readonly format: 'qcow2' | 'raw'; readonly hasBackingFile: boolean}
 		| {readonly unfit: string; readonly remedy: string}
 		| {readonly unreadable: string};
 }

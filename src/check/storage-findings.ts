@@ -62,7 +62,7 @@ export function baseVolumeFinding(
 							: 'its content is not qcow2: VMs would not start',
 					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt reads it again, or create a new volume. ${pushImage}`,
 				},
-		content.readsThrough
+		content.hasBackingFile
 			? {
 					status: 'warning',
 					text: 'it has a backing file, which is not checked; pods that select this volume by annotation are refused if LIBVIRT_VOL_NAME is another volume',

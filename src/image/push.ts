@@ -1,13 +1,13 @@
 /**
  * An image becomes a volume of the pool, without a copy in between:
  *
- *   look ──▶ make an empty volume ──▶ note who writes it ──▶ all but the first 64 KiB ──▶ read back
- *        ──▶ the first 64 KiB, read back ──▶ libvirt sees it
+ *   check ──▶ create an empty volume ──▶ write the note ──▶ write all except the first 64 KiB ──▶ read back
+ *         ──▶ write the first 64 KiB, read back ──▶ wait until libvirt sees the image
  *
- * What comes last makes it an image: until then it is a raw volume that says at its start that it is not complete
- * (pusher.ts), whatever happens to us, to the connection or to libvirt; a host that loses power may have kept one write
- * and not another, since libvirt has no way to ask for that. So a version is complete as soon as it looks like one, and
- * its name never has to change.
+ * The last write makes the volume an image. Until then it is a raw volume whose note says that it is incomplete
+ * (pusher.ts), even if this process, the connection or libvirt fails. The exception is a power failure of the host,
+ * which may keep a later write and lose an earlier one: libvirt has no call to flush a volume. So a volume that looks
+ * like an image is complete, and its name never has to change.
  */
 import {createHash} from 'node:crypto';
 import {retry} from '../core/concurrency/retry.ts';

@@ -46,7 +46,7 @@ const running = 2;
 const fileTypes = ['dir', 'fs', 'netfs'];
 
 /**
- * @param looksAnew whether libvirt refreshes the pool first: without that, it does not know copied files and changed
+ * @param refreshes whether libvirt refreshes the pool first: without that, it does not know copied files and changed
  * free space
  * @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or whose volumes are not files
  */
@@ -54,10 +54,10 @@ export async function openPool(
 	session: LibvirtStorage,
 	name: string,
 	signal: AbortSignal,
-	looksAnew = false,
+	refreshes = false,
 ): Promise<{readonly pool: StoragePool; readonly availableBytes: bigint}> {
 	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal);
-	if (looksAnew) {
+	if (refreshes) {
 		await refresh(session, pool, signal);
 	}
 

@@ -30,7 +30,7 @@ import {checkNetns, mountRemedy, podNetnsAt, presenceOf} from './netns.ts';
 import {NetworkProbe} from './probe.ts';
 import {isReusable, planPodNetwork, tunnelInterface} from './plan.ts';
 import {SpawnServer, type SpawnServerOptions} from './spawn-server.ts';
-import {lead, Tenancies, type Tenancy} from './tenancies.ts';
+import {setRemote, Tenancies, type Tenancy} from './tenancies.ts';
 import {TunnelGuard} from './tunnel-guard.ts';
 import {Underlay, type UnderlaySource} from './underlay.ts';
 import {VniAllocator, vniRange} from './vni.ts';
@@ -222,7 +222,7 @@ class Tunnels implements KernelPodNetworks {
 		const former = this.#tenancies.in(tenancy.netns);
 		this.#tenancies.add(tenancy);
 		if (former !== undefined) {
-			lead(former, undefined);
+			setRemote(former, undefined);
 			tenancy.former = former.former;
 			this.#drop(former);
 		}

@@ -141,7 +141,7 @@ class Shell {
 		this.#limits = limits;
 		// Its own process group: Ctrl-C in a terminal only reaches this process, which then ends the shells in order.
 		this.#child = spawn(file, args, {cwd: '/', env: environment, stdio: 'pipe', detached: true});
-		this.#child.stdin.on('error', () => undefined); // it died; `ended` tells
+		this.#child.stdin.on('error', () => undefined); // The shell died: `ended` handles it.
 		const {promise, resolve} = Promise.withResolvers<undefined>();
 		this.ended = promise;
 		const onEnd = (): void => {
@@ -264,7 +264,7 @@ class Output {
 
 	constructor(stream: Readable, mark: string) {
 		this.#mark = mark;
-		stream.on('error', () => undefined); // the shell's end tells
+		stream.on('error', () => undefined); // `ended` of the shell handles it.
 		stream.setEncoding('utf8').on('data', (chunk: string) => {
 			this.#text += chunk;
 			this.#onText(chunk.length);

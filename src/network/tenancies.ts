@@ -106,7 +106,7 @@ export class Tenancies {
 }
 
 /** Sets the remote address of the tunnel, or none. The tenancy is no longer `isUnseen`. */
-export function lead(tenancy: Tenancy, address: string | undefined): void {
+export function setRemote(tenancy: Tenancy, address: string | undefined): void {
 	tenancy.isUnseen = false;
 	tenancy.former = [...tenancy.former, ...bindingOf(tenancy)].filter(
 		former => former.address !== address || former.vni !== tenancy.vni,

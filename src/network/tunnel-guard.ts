@@ -21,7 +21,7 @@ import {
 } from './nft.ts';
 import {tunnelInterface} from './plan.ts';
 import type {SpawnServer} from './spawn-server.ts';
-import {lead, type Tenancies, type Tenancy} from './tenancies.ts';
+import {setRemote, type Tenancies, type Tenancy} from './tenancies.ts';
 
 export class TunnelGuard {
 	readonly #programs: SpawnServer;
@@ -60,7 +60,7 @@ export class TunnelGuard {
 	async open(tenancy: Tenancy, address: string, signal: AbortSignal): Promise<void> {
 		using _ = await this.#turn.acquire(signal);
 		const state = await this.#stateFor(tenancy, signal);
-		lead(tenancy, address);
+		setRemote(tenancy, address);
 		await this.#write(this.#strays(state, [tenancy.vni]), signal);
 	}
 
@@ -77,7 +77,7 @@ export class TunnelGuard {
 				? await this.read(signal)
 				: await this.#stateFor(tenancy, signal);
 		if (tenancy !== undefined) {
-			lead(tenancy, undefined);
+			setRemote(tenancy, undefined);
 		}
 
 		const strays = this.#strays(state, [vni]);

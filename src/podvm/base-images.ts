@@ -19,8 +19,8 @@ import {
 	checkBootRecord,
 	headBytes,
 	readFormat,
-	readsThrough,
-	readsThroughRefusal,
+	isOverlay,
+	backingFileRefusal,
 	type ImageFormat,
 } from '../vm-image/judgement.ts';
 import type {ReadImage} from '../vm-image/qcow2.ts';
@@ -42,7 +42,7 @@ const rememberedAtMost = 100;
 export interface VolumeContent {
 	readonly format: ImageFormat['format'];
 	/** Whether it has a backing file, which the host opens too. */
-	readonly readsThrough: boolean;
+	readonly hasBackingFile: boolean;
 }
 
 /** The content, or why no VM may start from the volume. */
@@ -65,7 +65,7 @@ export async function judgeVolume(
 	const head = start.subarray(0, headBytes);
 	const format = readFormat(head);
 	await checkBootRecord(format, head, read);
-	return {format, readsThrough: readsThrough(format, head)};
+	return {format, hasBackingFile: isOverlay(format, head)};
 }
 
 async function download(
@@ -148,13 +148,13 @@ export class BaseImages {
 		return base;
 	}
 
-	#allowOverlay(name: string, base: BaseVolume, {readsThrough: isOverlay}: VolumeContent): void {
+	#allowOverlay(name: string, base: BaseVolume, {hasBackingFile}: VolumeContent): void {
 		if (name !== this.#configured) {
-			if (isOverlay) {
-				const {why, remedy} = readsThroughRefusal();
+			if (hasBackingFile) {
+				const {why, remedy} = backingFileRefusal();
 				throw this.#refusal(base, why, `${remedy} An administrator may set it as LIBVIRT_VOL_NAME instead.`);
 			}
-		} else if (!isOverlay) {
+		} else if (!hasBackingFile) {
 			this.#overlays.recovered(base.path);
 		} else if (this.#overlays.failed(base.path)) {
 			this.#log.warn(

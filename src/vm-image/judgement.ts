@@ -50,19 +50,19 @@ export function readFormat(head: Buffer, fileSize?: bigint): ImageFormat['format
 /** Like `readFormat`, for a whole file. Also refuses a backing file. */
 export function readImageFormat(head: Buffer, fileSize: bigint): ImageFormat {
 	const format = readFormat(head, fileSize);
-	if (readsThrough(format, head)) {
-		throw readsThroughRefusal();
+	if (isOverlay(format, head)) {
+		throw backingFileRefusal();
 	}
 
 	return {format, virtualSize: format === 'qcow2' ? virtualSizeOf(head) : fileSize};
 }
 
 /** Whether the header names a backing file, which the host would open. */
-export function readsThrough(format: ImageFormat['format'], head: Buffer): boolean {
+export function isOverlay(format: ImageFormat['format'], head: Buffer): boolean {
 	return format === 'qcow2' && hasBackingFile(head);
 }
 
-export function readsThroughRefusal(): UnfitImageError {
+export function backingFileRefusal(): UnfitImageError {
 	return unsafe('it has a backing file', 'Flatten it with "qemu-img convert -O qcow2".');
 }
 

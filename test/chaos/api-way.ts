@@ -1,6 +1,7 @@
 /**
- * The way to an API server for a daemon in a network namespace of its own: connections to a TCP port of the namespace's
- * loopback go on to a unix socket, which is not bound to a network. Told both by its arguments; says when it listens.
+ * Forwards connections of a daemon in its own network namespace to an API server: from a TCP port on the loopback of
+ * the namespace to a unix socket, which does not belong to a network. Both are arguments. Prints a line when it
+ * listens.
  */
 import {connect, createServer} from 'node:net';
 

@@ -1,6 +1,6 @@
 /**
- * The short form of `npm run chaos`: every kind of fault once, some random rounds from a fixed seed, some from the
- * time. What is counted is what is there.
+ * The short form of `npm run chaos`: every kind of fault once, some random rounds from a fixed seed, and some from the
+ * current time. Leftovers are counted from the actual state, not from answers.
  */
 import test from 'ava';
 import {evidence, isGood, playRounds, summary} from './rounds.ts';
@@ -11,7 +11,7 @@ const fixedSeed = 20_260;
 const rounds = (seed: number, count: number): Script[] =>
 	Array.from({length: count}, (_, index) => randomScript(randomFrom(seed * 10_000 + 1 + index)));
 
-/** Each at a moment that surely comes. */
+/** Each fault at a moment that every round reaches. */
 const ofEachKind: Readonly<Record<FaultKind, Fault>> = {
 	refuse: {phase: 'start', kind: 'refuse', call: 6, times: 2, code: 1},
 	drop: {phase: 'start', kind: 'drop', call: 7, when: 'during'},
@@ -42,9 +42,9 @@ const ofEachKind: Readonly<Record<FaultKind, Fault>> = {
 	'pool-undefined': {phase: 'stop', kind: 'pool-undefined', at: {call: 1, when: 'before'}, forMs: 1000},
 };
 
-/** What random rounds once found. */
+/** Faults that were found by random rounds. */
 const found: readonly Script[] = [
-	// A daemon that had taken up a sandbox asked for its VM's address for ever, and did not end by SIGTERM.
+	// A daemon that had resumed a sandbox asked for the address of its VM forever, and did not end on SIGTERM.
 	{
 		pods: ['ptp'],
 		faults: [
@@ -52,10 +52,10 @@ const found: readonly Script[] = [
 			{phase: 'running', kind: 'terminate', at: {ms: 59}},
 		],
 	},
-	// A VNI that was reserved by a program which was killed after that stayed reserved.
+	// If a program was killed after it had reserved a VNI, the VNI stayed reserved.
 	{pods: ['calico'], faults: [{phase: 'create', kind: 'program', program: 'ip', run: 2, how: 'killed-after'}]},
-	// A start that came after a restart, and before it was known what had become of the sandbox, had no answer as long
-	// as the host was away.
+	// If a start arrived after a restart, before the state of the sandbox was known, it was not answered while the host
+	// was away.
 	{
 		pods: ['bridge'],
 		faults: [
@@ -63,8 +63,8 @@ const found: readonly Script[] = [
 			{phase: 'created', kind: 'kill', at: {ms: 100}},
 		],
 	},
-	// A VNI that was reserved when the daemon was killed stayed reserved. A daemon's first reservation looks for the
-	// VMs' network, too.
+	// If the daemon was killed during a reservation, the VNI stayed reserved. The first reservation of a daemon also
+	// looks up the network of the VMs.
 	...[2, 3].map((run): Script => ({
 		pods: ['bridge'],
 		faults: [

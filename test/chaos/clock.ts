@@ -1,7 +1,7 @@
 /**
- * Preloaded into a daemon whose clock is to be wrong by CLOCK_OFFSET_MS: shifts what JavaScript takes for the time.
- * OpenSSL has the system's clock all the same, so a certificate that is not valid yet by the daemon's clock is accepted
- * in a TLS handshake: what VMs do meanwhile is not shown by this.
+ * Preloaded into a daemon with a wrong clock: shifts the time in JavaScript by CLOCK_OFFSET_MS. OpenSSL still uses the
+ * system clock, so TLS handshakes accept certificates that are not valid yet according to the daemon. This does not
+ * test the behaviour of VMs with such certificates.
  */
 const offsetMs = Number(process.env['CLOCK_OFFSET_MS']);
 const now = (): number => Math.round(realDate.now() + offsetMs);

@@ -1,4 +1,4 @@
-/** The end of a daemon whose KVM host is stuck: it takes connections and calls, and answers none. */
+/** The end of a daemon whose KVM host hangs: it accepts connections and calls, but answers none. */
 import test from 'ava';
 import {pause} from '../../src/core/lifetime.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
@@ -28,7 +28,7 @@ test('a daemon with a stuck host stops in time during a start and a stop, and th
 		}
 
 		isStuck.resolve(undefined);
-		// Carried out, and never answered.
+		// Performed, but never answered.
 		return {when: 'during', action: 'freeze'};
 	};
 	const start = t.throwsAsync(node.shim.startVm(starting, signal));
@@ -44,7 +44,7 @@ test('a daemon with a stuck host stops in time during a start and a stop, and th
 	await ended;
 	const tookMs = Math.round(performance.now() - toldAt);
 	t.log(`${tookMs} ms from SIGTERM to the end`);
-	// Kubernetes' patience. The daemon's own limits come to about 16 s.
+	// The grace period of Kubernetes. The time limits of the daemon add up to about 16 s.
 	t.true(tookMs < 30_000, `${tookMs} ms`);
 	await Promise.all([start, stop]);
 	await node.settled();

@@ -1,6 +1,6 @@
 /**
- * The node's programs (ip, tc, nft) with a wrapper in front of each, in the mount namespace of the run alone: it fails
- * when it is told to, by a file. The daemon cannot tell, and needs no hook for it.
+ * Wraps the programs of the node (ip, tc, nft), in the mount namespace of the run only. A wrapper fails when a file
+ * requests it. The daemon does not see the difference, and needs no hook.
  */
 import {mkdir, readdir, rm, writeFile} from 'node:fs/promises';
 import type {NetworkTestbed} from '../network/testbed.ts';
@@ -14,13 +14,13 @@ export class FailingPrograms {
 		this.#orders = orders;
 	}
 
-	/** @param directory of the run; removed by whoever made it */
+	/** @param directory of the run; the caller removes it */
 	static async install(testbed: NetworkTestbed, directory: string): Promise<FailingPrograms> {
 		const orders = `${directory}/orders`;
 		await mkdir(orders);
 		for (const program of programs) {
-			// An order is one file; whoever removes it carries it out, so that of programs that run at once only one
-			// does.
+			// An order is one file. The process that removes it performs it, so that only one of several concurrent
+			// programs does.
 			await writeFile(
 				`${directory}/${program}-wrapper`,
 				`#!/bin/sh
@@ -47,7 +47,7 @@ exec ${directory}/real-${program} "$@"
 		return new FailingPrograms(orders);
 	}
 
-	/** The program's nth run from now on fails. */
+	/** Makes the nth run of the program from now on fail. */
 	async order(program: (typeof programs)[number], run: number, how: (typeof programFailures)[number]): Promise<void> {
 		for (let nth = 1; nth <= run; nth++) {
 			await writeFile(
@@ -57,7 +57,7 @@ exec ${directory}/real-${program} "$@"
 		}
 	}
 
-	/** Takes all orders back. @returns whether a failure was among them that has not happened */
+	/** Cancels all orders. @returns whether a failure was among them that has not happened */
 	async withdraw(): Promise<boolean> {
 		const left = await readdir(this.#orders);
 		await Promise.all(left.map(async name => rm(`${this.#orders}/${name}`, {force: true})));

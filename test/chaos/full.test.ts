@@ -1,4 +1,4 @@
-/** A node whose PODS_DIR is full: a tmpfs of a few pages, in the daemon's own mount namespace. */
+/** A node with a full PODS_DIR: a tmpfs of a few pages, in the mount namespace of the daemon. */
 import test from 'ava';
 import {pause, Scope} from '../../src/core/lifetime.ts';
 import {newSandboxId, podAnnotations} from '../lab/shim.ts';
@@ -40,7 +40,7 @@ test('on a full disk, create and start fail with the reason and leave nothing, a
 		t.deepEqual(await leftBesides(before), []);
 	}
 
-	// The record of the start that failed has made room.
+	// The removed record of the failed start has freed space.
 	await node.fillPodsDir();
 	await node.shim.stopVm(running, signal);
 	for (const told of ['could not record the removal', 'sandbox removed']) {

@@ -1,7 +1,6 @@
 /**
- * The chosen part of the faults that only a real host can have: real sshd, libvirtd, TCP and QEMU. One lab for all. The
- * way to the host breaks while one pod runs, another is in the middle of its start and a third in the middle of its
- * stop.
+ * Selected faults of a real host: real sshd, libvirtd, TCP and QEMU, in one lab for all tests. The path to the host
+ * breaks while one pod runs, another starts and a third stops.
  */
 import {copyFile, readdir, readFile} from 'node:fs/promises';
 import test, {type ExecutionContext} from 'ava';
@@ -25,7 +24,7 @@ let daemon: Service;
 let shim: Shim;
 let empty: Inventory;
 let steady: Pod;
-/** What a start takes on this machine now, about. */
+/** The approximate duration of a start on this machine, measured now. */
 let bootMs: number;
 
 interface Pod {
@@ -64,7 +63,7 @@ test.afterEach.always('what the daemon and the guests said, when a test has fail
 	tellAfterFailure(t, daemon, lab),
 );
 
-/** The patience is more than a start ever takes, unless it is the patience that a start is to come to the end of. */
+/** The time limit of starts is longer than any start, except in tests of that limit. */
 async function beginDaemon(patience = '2m'): Promise<void> {
 	daemon = await startDaemon(lab, {LOG_LEVEL: 'debug', START_TIMEOUT: patience}, signal);
 }
@@ -93,13 +92,13 @@ async function started(name: string): Promise<Pod> {
 	return pod;
 }
 
-/** As a shim that dials again gets it. */
+/** Calls like a shim that reconnects. */
 async function check({agentSocket}: Pod): Promise<string> {
 	await using client = await connect(agentSocket, signal);
 	return (await new AgentClient(client).call('Health/Check', {}, signal, 60_000)).status;
 }
 
-/** Only the pods that are named are left of what the adaptor makes, and no QEMU besides theirs. */
+/** Checks that only the named pods have state of the adaptor, and only they have a QEMU process. */
 async function onlyLeft(t: ExecutionContext, pods: readonly Pod[], when: string): Promise<void> {
 	using scope = new Scope(signal).deadline(180_000, 'everything else to be gone');
 	const ends = pods.map(({id}) => id.slice(0, 8));
@@ -138,19 +137,19 @@ async function onlyLeft(t: ExecutionContext, pods: readonly Pod[], when: string)
 	t.deepEqual(now, wanted, when);
 }
 
-/** Processes of QEMU in the lab, whatever libvirt thinks of them. */
+/** QEMU processes in the lab, including those that libvirt does not know. */
 async function emulators(): Promise<number> {
 	const comms = await Promise.all(
 		(await readdir(lab.outside('/proc')))
 			.filter(name => /^\d+$/v.test(name))
 			.map(async pid => readFile(lab.outside(`/proc/${pid}/comm`), 'utf8').catch(() => '')),
 	);
-	// Names are cut at 15 bytes. libvirt asks QEMU for its capabilities by one that it starts for it, too: that one
+	// Names are truncated to 15 bytes. This also counts the QEMU that libvirt starts to read its capabilities, which
 	// ends soon.
 	return comms.filter(comm => comm.startsWith('qemu-system-')).length;
 }
 
-/** A program on the KVM host, to its end. */
+/** Runs a program on the KVM host to its end. */
 async function onHost(script: string): Promise<void> {
 	const service = new Service('sh', lab.hostRun(['sh', '-euc', script], {stdio: ['ignore', 'ignore', 'pipe']}));
 	if ((await service.ended) !== 0) {
@@ -162,11 +161,11 @@ let sshd: Service | undefined;
 const start = (...argv: readonly [string, ...string[]]): Service =>
 	stack.use(new Service(argv[0], lab.hostRun(argv, {stdio: ['ignore', 'ignore', 'pipe']})));
 
-/** How each breaks; resolves once the host is back. */
+/** The faults. Each resolves when the host is back. */
 const breaks = {
 	async 'sshd is killed with its connections and started again'(): Promise<void> {
 		(sshd ?? lab.kvmHost.sshd).kill('SIGKILL');
-		// Each connection is a process of its own, which outlives the one that listens.
+		// Each connection has its own process, which outlives the listening one.
 		await onHost(
 			'for comm in /proc/[0-9]*/comm; do ! grep -qx sshd "$comm" 2>/dev/null || { pid=${comm#/proc/}; kill -KILL "${pid%/comm}" 2>/dev/null || :; }; done',
 		);
@@ -175,7 +174,7 @@ const breaks = {
 		await sshd.line(/^Server listening/, signal);
 	},
 	async 'libvirtd is killed and started again'(): Promise<void> {
-		// Not by the program that started it: its VMs hold on to its outputs.
+		// Not through the program that started it, because its VMs keep the outputs of that program open.
 		await onHost(
 			'pid=$(cat /run/libvirtd.pid); kill -KILL "$pid"; while kill -0 "$pid" 2>/dev/null; do sleep 0.01; done',
 		);
@@ -186,7 +185,7 @@ const breaks = {
 		await onHost(
 			'nft "table inet hole { chain input { type filter hook input priority 0; tcp dport 22 drop; }; chain output { type filter hook output priority 0; tcp sport 22 drop; }; }"',
 		);
-		// The length of the hole is what this is about.
+		// The test depends on the duration of the interruption.
 		await pause(5000, signal);
 		await onHost('nft delete table inet hole');
 	},
@@ -201,9 +200,9 @@ test.serial('when the host breaks, running pods are served, and the next start w
 			() => undefined,
 			(error: unknown) => error as AdaptorError,
 		);
-		// A libvirtd 9.0 that is killed while it starts a QEMU may come back unable to destroy it ("cannot acquire
-		// state change lock", for minutes): what is asked of the daemon then is to go on trying, which no test can
-		// wait for.
+		// libvirtd is only killed after the domain has started. If libvirtd 9.0 is killed while it starts QEMU, it may
+		// be unable to destroy the VM for minutes after its restart ("cannot acquire state change lock"). The daemon
+		// must retry for that time, which is too long for a test.
 		const moment = title.startsWith('libvirtd') ? 'domain started' : 'Choosing';
 		await daemon.line(new RegExp(`${moment}.*${starting.id}|${starting.id}.*${moment}`), signal);
 		const stopped = shim.stopVm(ending.id, signal).then(
@@ -224,8 +223,8 @@ test.serial('when the host breaks, running pods are served, and the next start w
 		t.log(
 			`${title}: the next VM was started ${workingAfterMs} ms after the host's return; start: ${failure?.message ?? 'ok'}; stop: ${stopFailure?.message ?? 'ok'}`,
 		);
-		// And not some time later. How soon the session is back after each length of a hole is what
-		// test/libvirt/black-hole.test.ts is about.
+		// Soon, not just eventually. test/libvirt/black-hole.test.ts tests how soon the session is back after
+		// interruptions of different lengths.
 		t.true(workingAfterMs < 30_000, `${title}: ${workingAfterMs} ms`);
 		t.is(await check(steady), 'SERVING', title);
 		t.is(await check(next), 'SERVING', title);
@@ -253,7 +252,7 @@ test.serial(
 		const panicked = await t.throwsAsync<AdaptorError>(shim.startVm(panics.id, signal));
 		t.log(`after ${Math.round(performance.now() - startedAt)} ms: ${panicked.message}`);
 		t.regex(panicked.message, /Could not reach the agent: The pod VM ended: the guest's kernel panicked/);
-		// Comes to the end of its patience, by when it has to have booted.
+		// This start reaches its time limit. Its VM must have booted by then.
 		t.is(await daemon.stop(), 0);
 		await beginDaemon(`${Math.ceil(20 + (3 * bootMs) / 1000)}s`);
 		const refused = await t.throwsAsync<AdaptorError>(shim.startVm(silent.id, signal));
@@ -278,7 +277,7 @@ test.serial('when the host reboots, the calls of its VMs end with the reason, an
 	await daemon.line(new RegExp(`${pod.id}.*pod VM ended by itself`), signal);
 	await shim.startVm(idle.id, signal);
 	t.is(await check(idle), 'SERVING');
-	// `steady` may be gone by now: stopping it again changes nothing.
+	// `steady` may be gone by now; then another stop changes nothing.
 	await Promise.all([pod, idle, steady].map(async ({id}) => shim.stopVm(id, signal)));
 	await onlyLeft(t, [], 'after the reboot');
 });
@@ -288,7 +287,7 @@ test.serial(
 	async t => {
 		t.timeout(900_000);
 		const ending = await started('ending');
-		// One before its VM is defined, one whose VM boots.
+		// One pod before its VM is defined, one whose VM boots.
 		const [early, late] = await Promise.all([create('early'), create('late', ofImage('silent.qcow2'))]);
 		const outcomeOf = async (call: Promise<unknown>): Promise<AdaptorError | undefined> =>
 			call.then(
@@ -317,7 +316,7 @@ test.serial(
 		t.log(
 			`back after ${connectedAt - backAt} ms; late: ${lateFailure?.message ?? 'ok'}; early: ${earlyFailure?.message ?? 'ok'}; stop: ${stopFailure?.message ?? 'ok'}`,
 		);
-		// Which is within 2 s, where a handshake takes one at most. An attempt that was under way may fail still.
+		// Within 2 s, because a handshake takes one second at most. An attempt in progress may still fail.
 		t.true(failures.every(({retryInMs = Infinity}) => retryInMs <= 1000));
 		t.true(failures.filter(({at}) => at > backAt).length <= 1);
 		t.true(connectedAt - backAt < 15_000);
@@ -335,12 +334,12 @@ test.serial(
 );
 
 /**
- * What a reboot is to those who look on from outside: every program of the host and every VM are gone at once, with the
- * network and all that libvirt keeps in /run; definitions and volumes are still there afterwards. Resolves when the
- * host can be reached again.
+ * Simulates a reboot of the host as it looks from outside: all programs of the host and all VMs are killed at once, and
+ * the network and the state of libvirt in /run are removed; definitions and volumes stay. Resolves when the host is
+ * reachable again.
  */
 async function reboot(): Promise<void> {
-	// Again and again: a libvirtd that is about to start a QEMU may come to it before it is killed.
+	// Repeatedly, because libvirtd may start another QEMU before it is killed.
 	await onHost(`
 		for pass in 1 2 3; do
 			for comm in /proc/[0-9]*/comm; do
@@ -365,7 +364,7 @@ async function until(what: string, holds: () => Promise<boolean>): Promise<void>
 	}
 }
 
-/** Of a start that failed nothing is left at the host, before anybody asks for a stop. */
+/** A failed start leaves nothing on the host, even before a stop is requested. */
 async function onlyLeftOfFailed(t: ExecutionContext): Promise<void> {
 	const {domains, volumes} = await lab.inventory();
 	t.deepEqual({domains, volumes}, {domains: [], volumes: empty.volumes});

@@ -1,7 +1,6 @@
 /**
- * A worker node for one run: the daemon as a process of its own in namespaces of the run's, its pods, its KVM host, its
- * VMs; and the list of everything there is, by which nothing left over goes unnoticed. Knows nothing of faults but
- * where they can be made.
+ * A worker node for one run: the daemon as a process in the namespaces of the run, its pods, its KVM host and its VMs;
+ * and an inventory of all state, to detect leftovers. Provides the means to inject faults, but does not choose them.
  */
 import {spawn} from 'node:child_process';
 import {once} from 'node:events';
@@ -21,13 +20,13 @@ import {FailingPrograms} from './failing-programs.ts';
 import type {Ending, Loss, Spelling} from './script.ts';
 import {leaseOf, Vms} from './vms.ts';
 
-/** Short: some faults wait for it. A start that nothing disturbs takes a twentieth of it on a busy machine. */
+/** Short, because some faults wait for it. An undisturbed start takes a twentieth of it on a busy machine. */
 const startTimeoutMs = 12_000;
 const readyTimeoutMs = 120_000;
-/** 5 s are promised; the rest is for a slow machine. */
+/** The documented limit is 5 s; the rest is for a slow machine. */
 const deafLimitMs = 30_000;
 
-/** Said once: its own look around would take the calls and programs that faults are meant for. */
+/** The start-up checks have ended. They make calls and run programs, which must not count for the faults. */
 const lookedAround = /"msg":"checks (?:passed|found failures)"/;
 
 const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
@@ -38,41 +37,44 @@ const {signal} = new AbortController();
 
 export interface PodNetns {
 	readonly name: string;
-	/** As the daemon sees it. */
+	/** As a path for the daemon. */
 	readonly path: string;
 }
 
-/** Those of the daemon's that a round may need otherwise. */
+/** The settings of the daemon that a round may change. */
 export interface Settings {
 	readonly startTimeoutMs: number;
 	readonly orphanGraceMs: number;
-	/** By how much the daemon's clock is wrong. */
+	/** The error of the clock of the daemon. */
 	readonly clockOffsetMs: number;
 }
 
 export interface NodeOptions {
-	/** PODS_DIR is a tmpfs of this size, e.g. `64k`, in the daemon's mount namespace; a plain directory if absent. */
+	/**
+	 * If set, PODS_DIR is a tmpfs of this size, e.g. `64k`, in the mount namespace of the daemon; otherwise a plain
+	 * directory.
+	 */
 	readonly podsDirSize?: string;
-	/** START_TIMEOUT, where a start has to outlast more than a fault. */
+	/** START_TIMEOUT, for starts that must outlast more than one fault. */
 	readonly patienceMs?: number;
-	/** ORPHAN_GRACE; longer than anything takes if absent. */
+	/** ORPHAN_GRACE; by default longer than any round. */
 	readonly orphanGraceMs?: number;
-	/** The node is one of this server's cluster; of none if absent. */
+	/** The API server of the cluster of the node; no cluster if absent. */
 	readonly api?: TestApiServer;
-	/** The sockets of the shims are in a relay process. */
+	/** Whether a relay process has the sockets of the shims. */
 	readonly hasRelayProcess?: boolean;
-	/** Settings of the daemon's besides. */
+	/** Additional settings of the daemon. */
 	readonly environment?: Readonly<Record<string, string>>;
 }
 
-/** What the KVM host does with calls of the daemon. */
+/** How the KVM host reacts to calls of the daemon. */
 interface Decisions {
 	onCall: ((procedure: string) => Fate | undefined) | undefined;
 	hasLeases: boolean;
 	isFull: boolean;
 }
 
-/** Everything of the adaptor's, by name. */
+/** All state of the adaptor, by name. */
 export type Inventory = ReadonlySet<string>;
 
 export class ChaosNode implements AsyncDisposable {
@@ -84,21 +86,21 @@ export class ChaosNode implements AsyncDisposable {
 	readonly vms: Vms;
 	readonly programs: FailingPrograms;
 	readonly shim: Shim;
-	/** Another daemon; resolves when it is ready. */
+	/** Starts another daemon; resolves when it is ready. */
 	readonly #begin: (settings: Settings) => Promise<Service>;
 	readonly #usual: Settings;
-	/** Of the daemons that begin from now on. */
+	/** The settings of daemons that are started from now on. */
 	#settings: Settings;
 	#daemon: Service;
-	/** The newest last. */
+	/** In order of their start. */
 	readonly #relayProcesses: Service[];
-	/** Daemons that were told to end. */
+	/** Daemons that were ended on purpose. */
 	readonly #expected = new WeakSet<Service>();
-	/** The daemon that is meant to run, once it does; ends are expected of the one before. */
+	/** Resolves when the replacement of a daemon is complete. Until then, the old daemon may end. */
 	#replacing: Promise<void> = Promise.resolve();
 	#pods = 0;
 	readonly #idlePods: Record<Cni, PodNetns[]> = {bridge: [], calico: [], ptp: [], onlink: []};
-	/** Of daemons that ended without being told to, or could not be reached for longer than they may. */
+	/** Daemons that ended unexpectedly, or could not be reached for too long. */
 	readonly crashes: string[] = [];
 
 	private constructor(
@@ -138,7 +140,7 @@ export class ChaosNode implements AsyncDisposable {
 		environment = {},
 	}: NodeOptions = {}): Promise<ChaosNode> {
 		await using undo = new AsyncDisposableStack();
-		// Short: sockets are in it.
+		// A short path, because the directory contains sockets.
 		const directory = await mkdtemp('/tmp/caat-');
 		undo.defer(async () => rm(directory, {recursive: true, force: true}));
 		const decide: Decisions = {onCall: undefined, hasLeases: true, isFull: false};
@@ -182,7 +184,7 @@ export class ChaosNode implements AsyncDisposable {
 		);
 	}
 
-	/** Hears of every call that the daemon makes of libvirt, and decides on it. */
+	/** Called for each libvirt call of the daemon; returns its fault, if any. */
 	set onCall(decide: ((procedure: string) => Fate | undefined) | undefined) {
 		this.#decide.onCall = decide;
 	}
@@ -199,17 +201,17 @@ export class ChaosNode implements AsyncDisposable {
 		return this.#settings;
 	}
 
-	/** Of the daemons that begin from now on. */
+	/** The settings of daemons that are started from now on. */
 	set settings(settings: Partial<Settings>) {
 		this.#settings = {...this.#settings, ...settings};
 	}
 
-	/** What the daemon said last. */
+	/** The last log lines of the daemon. */
 	get tail(): readonly string[] {
 		return this.#daemon.tail.slice(-200);
 	}
 
-	/** Settles when the daemon that runs now has ended. */
+	/** Resolves when the current daemon has ended. */
 	get ended(): Promise<number> {
 		return this.#daemon.ended;
 	}
@@ -219,22 +221,22 @@ export class ChaosNode implements AsyncDisposable {
 		return this.#relayProcesses.at(-1) as Service;
 	}
 
-	/** Starts another relay process, beside the one that runs if it does. */
+	/** Starts another relay process, beside the running one if there is one. */
 	async startRelayProcess(): Promise<void> {
 		this.#relayProcesses.push(this.#owned.use(await startRelayProcess(this.#directory, this.#testbed)));
 	}
 
-	/** Of the hypervisor API. */
+	/** The socket of the hypervisor API. */
 	get socketPath(): string {
 		return `${this.#directory}/hypervisor.sock`;
 	}
 
-	/** The first line of the daemon's that matches, said already or to come. */
+	/** The first matching log line of the daemon, past or future. */
 	async line(pattern: RegExp, limit: AbortSignal): Promise<string> {
 		return this.#daemon.line(pattern, limit);
 	}
 
-	/** Until there is no room for another byte. */
+	/** Fills it to the last byte. */
 	async fillPodsDir(): Promise<void> {
 		await this.#testbed.sh(`! cat /dev/zero >>${this.#directory}/pods/fill 2>/dev/null`);
 	}
@@ -243,7 +245,7 @@ export class ChaosNode implements AsyncDisposable {
 		await this.#testbed.sh(`rm ${this.#directory}/pods/fill`);
 	}
 
-	/** For the daemon that runs and for those that begin; files that it has open stay as they are, such as its lock. */
+	/** Affects the running daemon and later ones. Open files, such as its lock, stay writable. */
 	async makePodsDirReadOnly(): Promise<void> {
 		const path = `${this.#directory}/pods`;
 		await this.#testbed.sh(`mount --bind ${path} ${path}; mount -o remount,bind,ro ${path}`);
@@ -254,8 +256,8 @@ export class ChaosNode implements AsyncDisposable {
 	}
 
 	/**
-	 * Ends the daemon and starts another, once at a time. Returns when the signal is sent.
-	 * @param meanwhile while none runs
+	 * Ends the daemon and starts another one; only one restart runs at a time. Returns when the signal is sent.
+	 * @param meanwhile runs while there is no daemon
 	 */
 	restart(by: 'SIGKILL' | 'SIGTERM', meanwhile?: () => Promise<void>): void {
 		const ending = this.#daemon;
@@ -265,17 +267,17 @@ export class ChaosNode implements AsyncDisposable {
 			if (this.#daemon === ending) {
 				await ending.ended;
 				await meanwhile?.();
-				// What a fault keeps from starting is started again, as a kubelet does.
+				// If a fault prevents the start, start it again, like a kubelet.
 				this.#daemon = await this.#begin(this.#settings).catch(async () => this.#begin(this.#settings));
 				this.#watch(this.#daemon);
 			}
 		});
-		this.#replacing.catch(() => undefined); // `settled` tells
+		this.#replacing.catch(() => undefined); // `settled` reports the error.
 	}
 
 	/**
-	 * Starts another daemon beside the one that runs, as a rolling update does.
-	 * @returns the older one, whose end is its caller's business
+	 * Starts another daemon beside the running one, like a rolling update.
+	 * @returns the older one, which the caller must end
 	 */
 	async overlap(): Promise<Service> {
 		const older = this.#daemon;
@@ -287,9 +289,9 @@ export class ChaosNode implements AsyncDisposable {
 	}
 
 	/**
-	 * Starts another daemon beside the one that runs: it takes everything over. Resolves when it is ready.
-	 * @returns how it ends again. The older one is alone then as before, and has to notice; `settled` waits until it
-	 * has
+	 * Starts another daemon beside the running one, which takes over. Resolves when it is ready.
+	 * @returns a function that ends the new one. The older one then runs alone again, and must detect that; `settled`
+	 * waits for it
 	 */
 	async overlapInVain(): Promise<(by: Ending) => void> {
 		const older = this.#daemon;
@@ -302,11 +304,11 @@ export class ChaosNode implements AsyncDisposable {
 				await newer.ended;
 				await Promise.race([this.#reachable(), older.ended]);
 			});
-			this.#replacing.catch(() => undefined); // `settled` tells
+			this.#replacing.catch(() => undefined); // `settled` reports the error.
 		};
 	}
 
-	/** Starts another daemon beside the one that runs, and kills the older one when the newer is ready. */
+	/** Starts another daemon beside the running one, and kills the older one when the new one is ready. */
 	killPredecessor(): void {
 		const older = this.#daemon;
 		this.#expected.add(older);
@@ -318,15 +320,15 @@ export class ChaosNode implements AsyncDisposable {
 				await older.ended;
 			}
 		});
-		this.#replacing.catch(() => undefined); // `settled` tells
+		this.#replacing.catch(() => undefined); // `settled` reports the error.
 	}
 
-	/** Resolves when a daemon is ready. */
+	/** Waits until a daemon is ready. */
 	async settled(): Promise<void> {
 		await this.#replacing;
 	}
 
-	/** Another daemon, with other settings. Resolves when it has looked around. */
+	/** Restarts the daemon with other settings. Resolves when its start-up checks have ended. */
 	async reconfigure(settings: Partial<Settings>): Promise<void> {
 		this.settings = settings;
 		this.restart('SIGTERM');
@@ -334,7 +336,7 @@ export class ChaosNode implements AsyncDisposable {
 		await this.line(lookedAround, AbortSignal.timeout(readyTimeoutMs));
 	}
 
-	/** If they are not as usual. */
+	/** Restores the default settings, if they were changed. */
 	async resetSettings(): Promise<void> {
 		if (!isDeepStrictEqual(this.#settings, this.#usual)) {
 			await this.reconfigure(this.#usual);
@@ -362,14 +364,14 @@ export class ChaosNode implements AsyncDisposable {
 		return {name, path: `/run/netns/${name}`};
 	}
 
-	/** For the next that wants one, if it is still there. */
+	/** Keeps the pod for later use, if its namespace still exists. */
 	async giveBack(cni: Cni, pod: PodNetns): Promise<void> {
 		if ((await this.#testbed.sh(`[ ! -e ${pod.path} ] || echo there`)) !== '') {
 			this.#idlePods[cni].push(pod);
 		}
 	}
 
-	/** If it is still there. */
+	/** Removes the namespace of the pod, if it still exists. */
 	async vanish({name, path}: PodNetns): Promise<void> {
 		await this.#testbed.sh(`[ ! -e ${path} ] || ip netns del ${name}`);
 	}
@@ -392,8 +394,8 @@ export class ChaosNode implements AsyncDisposable {
 		return new Set([
 			...domains.filter(name => name !== 'test').map(name => `domain ${name}`),
 			...volumes.filter(name => name !== baseVolume).map(name => `volume ${name}`),
-			// Those of daemons tell which of them are at work; a daemon that is killed as it tries whether it can write
-			// may leave a page.
+			// Lock files of daemons show which ones are at work. If a daemon is killed while it tests whether it can
+			// write, its probe file may stay.
 			...files.filter(name => !/^\.(?:daemon-\d+|caa-probe-[\da-f]+)$/v.test(name)).map(name => `file ${name}`),
 			...all(/^(\S+) \d+: ([^:@]+)/gmv, 'tunnel'),
 			...all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/gmv, 'redirection'),
@@ -401,7 +403,7 @@ export class ChaosNode implements AsyncDisposable {
 		]);
 	}
 
-	/** What there is besides `before`, once that is nothing or after a time limit. */
+	/** The leftovers compared to `before`: waits until there are none, or for a time limit. */
 	async leftOver(before: Inventory): Promise<string[]> {
 		using scope = new Scope(signal).deadline(120_000, 'everything to be gone');
 		let left = [...(await this.inventory()).difference(before)];
@@ -420,7 +422,7 @@ export class ChaosNode implements AsyncDisposable {
 		await this.#owned.disposeAsync();
 	}
 
-	/** Until the API answers by the path of its socket. */
+	/** Waits until the API answers at the path of its socket. */
 	async #reachable(): Promise<void> {
 		const startedAt = performance.now();
 		using scope = new Scope(signal).deadline(deafLimitMs, 'the older daemon to serve its socket again');
@@ -452,7 +454,7 @@ export class ChaosNode implements AsyncDisposable {
 	}
 }
 
-/** Another way to write a path in /run. */
+/** Another spelling of a path in /run. */
 export function spelled(path: string, spelling: Spelling): string {
 	switch (spelling) {
 		case 'dots': {
@@ -470,7 +472,7 @@ export function spelled(path: string, spelling: Spelling): string {
 	}
 }
 
-/** @returns what a pod has in its environment; its files are where they are in a pod */
+/** @returns the environment of a pod; its files are at the usual paths of a pod */
 async function joinCluster(
 	directory: string,
 	testbed: NetworkTestbed,
@@ -520,7 +522,7 @@ async function joinCluster(
 	};
 }
 
-/** Does to a file what a crash may, or an operator. @returns whether there was one */
+/** Truncates or removes a file, as a crash or an operator might. @returns whether it existed */
 export async function spoil(path: string, how: Loss): Promise<boolean> {
 	const content = await readFile(path).catch(() => undefined);
 	if (content === undefined) {
@@ -531,7 +533,7 @@ export async function spoil(path: string, how: Loss): Promise<boolean> {
 		await truncate(path, content.length >> 1);
 	} else {
 		await rm(path);
-		// A sandbox's goes with its last file.
+		// The directory of a sandbox is removed with its last file.
 		await rmdir(dirname(path)).catch(() => undefined);
 	}
 
@@ -539,15 +541,15 @@ export async function spoil(path: string, how: Loss): Promise<boolean> {
 }
 
 /**
- * Takes away what the daemon has set aside in a file's place, as an operator does who has looked at it.
- * @returns whether there was something
+ * Removes the file that the daemon has set aside, like an operator who has inspected it.
+ * @returns whether there was one
  */
 export async function clearAside(path: string): Promise<boolean> {
 	const directory = dirname(path);
 	const names = await readdir(directory).catch(() => []);
 	const aside = names.filter(name => name.startsWith(basename(path)) && /\.(?:bad|unusable-[\da-f]+)$/v.test(name));
 	await Promise.all(aside.map(async name => rm(`${directory}/${name}`)));
-	// A sandbox's goes with its last file.
+	// The directory of a sandbox is removed with its last file.
 	await rmdir(directory).catch(() => undefined);
 	return aside.length > 0;
 }
@@ -581,7 +583,7 @@ async function startDaemon(
 }
 
 async function startRelayProcess(directory: string, testbed: NetworkTestbed): Promise<Service> {
-	// As its DaemonSet runs it: root without capabilities.
+	// As in its DaemonSet: root without capabilities.
 	const unprivileged = ['setpriv', '--bounding-set=-all', '--inh-caps=-all', '--no-new-privs'];
 	return startProgram('the relay process', testbed, [...unprivileged, process.execPath, main, 'relay'], {
 		HOME: directory,
@@ -590,7 +592,7 @@ async function startRelayProcess(directory: string, testbed: NetworkTestbed): Pr
 	});
 }
 
-/** In the namespaces of the testbed. Resolves when it is ready. */
+/** Starts it in the namespaces of the testbed. Resolves when it is ready. */
 async function startProgram(
 	name: string,
 	testbed: NetworkTestbed,

@@ -1,6 +1,6 @@
 /**
- * A rolling update: a daemon starts while the one before it still runs, idle or in the middle of a start. Both are
- * processes of their own.
+ * A rolling update: a daemon starts while its predecessor still runs, idle or during a start. Both are separate
+ * processes.
  */
 import {access} from 'node:fs/promises';
 import test from 'ava';
@@ -23,7 +23,7 @@ async function create(node: ChaosNode): Promise<Pod> {
 	return {id, agentSocket: await node.shim.createVm({id, annotations, networkNamespacePath: path}, signal)};
 }
 
-/** As a shim that dials again asks. */
+/** Calls like a shim that reconnects. */
 async function check({agentSocket}: Pod): Promise<void> {
 	await using client = await connect(agentSocket, signal);
 	await new AgentClient(client).call('Health/Check', {}, signal, 60_000);

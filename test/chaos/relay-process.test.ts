@@ -1,6 +1,6 @@
 /**
- * The sockets of the shims in a process of their own: daemons are killed, stopped and replaced, and no pod notices. All
- * are real processes.
+ * A relay process has the sockets of the shims: daemons are killed, stopped and replaced without an effect on pods. All
+ * processes are real.
  */
 import test from 'ava';
 import {pause} from '../../src/core/lifetime.ts';
@@ -51,7 +51,7 @@ test('a daemon is killed, stopped and replaced: no connection of a shim ends, no
 		}
 	})();
 	for (const by of ['SIGKILL', 'SIGTERM', 'SIGKILL', 'SIGTERM'] as const) {
-		// What waits while there is no daemon is answered by the next one.
+		// Calls that wait while no daemon runs are answered by the next one.
 		const other = await create(node);
 		const start = node.shim.startVm(other.id, signal);
 		await start;
@@ -124,7 +124,7 @@ test('when the relay process is killed, its pods can be stopped through the next
 	t.deepEqual(await node.leftOver(before), []);
 });
 
-/** A connection to the socket of the pod, once there is one. */
+/** Connects to the socket of the pod as soon as it exists. */
 async function served({agentSocket}: Pod): Promise<TtrpcClient> {
 	for (;;) {
 		try {
@@ -152,7 +152,7 @@ test('a second relay process serves new pods; the first one keeps its pods and e
 		await node.settled();
 		await node.line(new RegExp(`${old.id}.*sandbox resumed"`), signal);
 		await t.notThrowsAsync(check(shim), 'a new daemon knows both');
-		// SIGTERM of an update: it waits for its last pod.
+		// The SIGTERM of an update: it waits for its last pod.
 		first.kill('SIGTERM');
 		await first.line(/stopping when the last pod has ended/, signal);
 		await t.notThrowsAsync(check(shim));

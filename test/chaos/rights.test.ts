@@ -1,7 +1,7 @@
 /**
- * A daemon that loses its rights in the cluster, all or some, in the middle of its work, and gets them back: what it
- * says in the cluster is right again soon, and no pod pays for it. When and which is random, from a fixed seed and from
- * the time.
+ * A daemon loses all or some of its permissions in the cluster while it works, and gets them back. Afterwards, its
+ * state in the cluster is soon correct, and no pod was affected. Time and permissions are random, from a fixed seed and
+ * from the current time.
  */
 import test, {type ExecutionContext} from 'ava';
 import {extendedResource} from '../../src/kubernetes/node-capacity.ts';
@@ -17,22 +17,25 @@ import {randomFrom} from './script.ts';
 const {signal} = new AbortController();
 const limit = '5';
 const namespace = 'chaos';
-/** Promised for everything in the cluster. */
+/** The documented limit for all state in the cluster. */
 const convergeMs = 60_000;
 
-/** In this order; at the end the first pod is stopped, the second one's object is deleted and its shim is silent. */
+/**
+ * In this order. At the end, the first pod is stopped; the object of the second one is deleted, and its shim makes no
+ * call.
+ */
 const steps = ['create', 'start', 'run', 'restart', 'end'] as const;
 type Step = (typeof steps)[number];
 const losses = ['everything', 'peerpods', 'nodes', 'pods'] as const;
 
 interface RightsScript {
 	readonly lost: (typeof losses)[number];
-	/** The rights are lost before the first of these steps, and are back after the last. */
+	/** The permissions are lost before the first of these steps, and restored after the last. */
 	readonly first: Step;
 	readonly last: Step;
-	/** The runtime tells the pods' UIDs, as CRI-O does. */
+	/** Whether the runtime passes the UIDs of pods, like CRI-O. */
 	readonly knowsUids: boolean;
-	/** Somebody takes the node's capacity away meanwhile, as a kubelet does that restarts. */
+	/** Whether the capacity of the node is removed in the meantime, as by a kubelet that restarts. */
 	readonly losesCapacity: boolean;
 }
 
@@ -60,7 +63,7 @@ async function createPod(node: ChaosNode, api: TestApiServer, knowsUids: boolean
 	const {name, path} = await node.pod('bridge');
 	const {metadata} = api.put('pods', {metadata: {name, namespace}, spec: {serviceAccountName: 'default'}});
 	const id = newSandboxId();
-	// CRI-O's name of a sandbox.
+	// The name of a sandbox in CRI-O.
 	const annotations = podAnnotations(knowsUids ? `k8s_${name}_${namespace}_${metadata.uid}_0` : name, namespace);
 	return {name, id, agentSocket: await node.shim.createVm({id, annotations, networkNamespacePath: path}, signal)};
 }
@@ -78,7 +81,7 @@ const announcedIn = (api: TestApiServer): string[] =>
 		.map(({metadata}) => metadata.name)
 		.sort();
 
-/** The cluster knows these VMs and no others. */
+/** Waits until exactly these VMs are registered. */
 async function converged(t: ExecutionContext, api: TestApiServer, pods: readonly Pod[], when: string): Promise<void> {
 	const startedAt = performance.now();
 	const wanted = pods
@@ -88,7 +91,7 @@ async function converged(t: ExecutionContext, api: TestApiServer, pods: readonly
 	try {
 		await api.until(() => capacityIn(api) === limit && announcedIn(api).join() === wanted);
 	} catch {
-		// Told below.
+		// Reported below.
 	}
 
 	const tookMs = Math.round(performance.now() - startedAt);
@@ -107,7 +110,7 @@ async function nothingLeft(t: ExecutionContext, node: ChaosNode, before: Invento
 	t.deepEqual(left, []);
 }
 
-/** @returns how many calls were refused */
+/** @returns the number of refused calls */
 async function play(t: ExecutionContext, script: RightsScript, node: ChaosNode, api: TestApiServer): Promise<number> {
 	const before = await node.inventory();
 	const title = JSON.stringify(script);
@@ -159,12 +162,12 @@ async function play(t: ExecutionContext, script: RightsScript, node: ChaosNode, 
 		await work[step]();
 		if (step === script.last) {
 			if (step !== 'create' && step !== 'end') {
-				// Whatever could not be asked is no reason to end a pod.
+				// A failed query is no reason to end a pod.
 				await Promise.all(pods.map(check));
 			}
 
-			// A loss that nobody notices proves nothing. What is not asked for by the steps is asked for again and
-			// again.
+			// A loss without a refused call proves nothing. Calls that the steps do not cause are repeated
+			// periodically.
 			await api.until(() => refused > 0);
 			loss?.[Symbol.dispose]();
 			if (step === 'start' || step === 'run' || step === 'restart') {
@@ -178,7 +181,7 @@ async function play(t: ExecutionContext, script: RightsScript, node: ChaosNode, 
 	return refused;
 }
 
-/** The first come to every loss, and between them to every step. */
+/** The first rounds cover each kind of loss, and together each step. */
 const seeds = [2, 4, 5, 6, 9, 14, Date.now() % 1_000_000];
 
 test('a minute after lost permissions are restored, VMs and capacity are registered and no pod is lost', async t => {

@@ -1,10 +1,9 @@
 /**
- * Plays one script on a node, and judges by what there is afterwards:
- * - hung: a caller that got no answer within its limit, or a daemon that never came back
- * - lost: a sandbox whose start succeeded, that nobody stopped and whose VM nobody ended, and whose agent does not
- *   answer; what failed
- *   although nothing was wrong; a daemon that ended by itself
- * - leaked: what is still there when all sandboxes were stopped and the daemon had time to converge
+ * Plays one script on a node, and judges the result by the actual state:
+ * - hung: a caller without an answer within its limit, or a daemon that did not come back
+ * - lost: a sandbox that was started, was not stopped, and whose VM was not ended, but whose agent does not answer; a
+ *   call that failed without a fault; a daemon that ended by itself
+ * - leaked: state that is left when all sandboxes are stopped and the daemon had time to clean up
  */
 import {readFile} from 'node:fs/promises';
 import {toError} from '../../src/core/errors.ts';
@@ -19,38 +18,36 @@ import type {Fate} from '../support/test-driver-host.ts';
 import {clearAside, spelled, spoil, type ChaosNode, type Inventory, type PodNetns} from './node.ts';
 import {phases, type Fault, type Loss, type Moment, type Phase, type Script, type Spelling} from './script.ts';
 
-/** Generous: many rounds share two processors with other work. A stop waits for the host. */
+/** Long, because many rounds share two CPUs with other work. A stop waits for the host. */
 const limitsMs = {create: 90_000, stop: 90_000, check: 60_000, settle: 150_000, converge: 90_000};
 /**
- * Beyond START_TIMEOUT: 5 s are promised, the rest is for a slow machine, and for a daemon that has to look first what
- * became of the sandbox. Less than the 60 s that an unwinding may take.
+ * Allowed time after START_TIMEOUT: the documented limit is 5 s; the rest is for a slow machine, and for a daemon that
+ * must first find the state of the sandbox. Less than the 60 s that a roll-back may take.
  */
 const startAllowanceMs = 25_000;
-/** What a start waits for until its time is up. */
+/** Faults that last until the time limit of a start. */
 const outlasting: ReadonlySet<Fault['kind']> = new Set(['no-address', 'no-listen', 'away-for-long']);
-/**
- * For them, and for a VM that is to be an orphan. A start that nothing disturbs takes a fifth of it on a busy machine.
- */
+/** For these faults, and for orphaned VMs. An undisturbed start takes a fifth of it on a busy machine. */
 const impatient = {startTimeoutMs: 3000};
 const quickToReap = {orphanGraceMs: 300};
 /**
- * What only the daemon's next reconciliation puts right, which comes every minute, or every ORPHAN_GRACE if that is
+ * Faults that only the next reconcile round of the daemon repairs: every minute, or every ORPHAN_GRACE if that is
  * shorter.
  */
 const awaitingReconciliation: ReadonlySet<Fault['kind']> = new Set(['shim-killed', 'successor-goes']);
 const quickToReconcile = {orphanGraceMs: 2000};
-/** Nobody may notice it. */
+/** Faults that must have no effect. */
 const harmless: ReadonlySet<Fault['kind']> = new Set(['alias']);
-/** Issued certificates are valid from one day before, so that some wrong clocks do no harm. */
+/** Issued certificates are valid from one day before, so a smaller error of the clock has no effect. */
 const clockOffsetMs = -1.5 * 86_400_000;
 
 export interface Verdict {
 	readonly leaked: readonly string[];
 	readonly lost: readonly string[];
 	readonly hung: readonly string[];
-	/** What happened, in its order. */
+	/** The events, in their order. */
 	readonly story: readonly string[];
-	/** Whether each fault of the script came to happen. */
+	/** For each fault of the script: whether it happened. */
 	readonly happened: ReadonlyMap<Fault, boolean>;
 	readonly durationMs: number;
 }
@@ -62,13 +59,13 @@ interface Pod extends PodNetns {
 	readonly shim: AbortController;
 	agentSocket: string | undefined;
 	isStarted: boolean;
-	/** It may have a VM. */
+	/** Whether it may have a VM. */
 	isStartAsked: boolean;
-	/** A stop was asked for, or nobody will. */
+	/** Whether a stop was requested, or will never be requested. */
 	isStopped: boolean;
-	/** Its VM, its network or the keys for it are gone by a fault: nobody can serve it. */
+	/** Whether a fault removed its VM, its network or its keys, so that it cannot be served. */
 	isDoomed: boolean;
-	/** Its record was lost: what is in its namespace goes with that, and not before. */
+	/** Whether its record was lost. Then the state in its namespace is removed only with the namespace. */
 	isForgotten: boolean;
 }
 
@@ -77,7 +74,8 @@ type Answer<T> = {readonly value: T} | {readonly error: Error};
 const never = new AbortController().signal;
 
 /**
- * @param before what there is when nothing is; what a round leaves is the next one's `before`, so that it counts once
+ * @param before the inventory before the round. Leftovers of a round are part of the next inventory, so that they count
+ * once
  */
 export async function playRound(
 	node: ChaosNode,
@@ -97,18 +95,18 @@ class Round {
 	readonly #hung: string[] = [];
 	readonly #story: string[] = [];
 	readonly #happened = new Map<Fault, boolean>();
-	/** What faults have begun and nobody waits for yet. */
+	/** Work that faults have started and that is not awaited yet. */
 	readonly #sideEffects: Promise<unknown>[] = [];
 	readonly #startsAnswered = Promise.withResolvers<undefined>();
-	/** What lasts until then, since whichever phase. */
+	/** Faults that last until then, from any phase. */
 	readonly #untilStarted: Promise<unknown>[] = [];
-	/** Ends what lasts until everybody has an answer of this phase. */
+	/** Ends the faults that last until all calls of this phase are answered. */
 	readonly #untilAnswered: Array<() => Promise<void>> = [];
-	/** Reasons for which the KVM host is away. */
+	/** The number of faults that keep the KVM host away. */
 	#absences = 0;
-	/** Reasons for which the storage pool is not defined. */
+	/** The number of faults that keep the storage pool undefined. */
 	#undefinedPools = 0;
-	/** Files that were torn. */
+	/** The truncated files. */
 	readonly #torn: string[] = [];
 	#pods: readonly Pod[] = [];
 
@@ -145,18 +143,19 @@ class Round {
 			}
 		}
 
-		// A caller that lost the daemon asks again, as a kubelet does.
+		// A caller that lost the connection to the daemon retries, like a kubelet.
 		await Promise.all(
 			this.#pods.filter(({isStopped}) => !isStopped).map(async pod => this.#stop(pod, 'last stop')),
 		);
-		// What a successor has answered, a daemon that was left alone learns from the namespace only.
+		// A daemon that runs alone again learns the effects of a call that its successor answered only from the
+		// namespace.
 		const hadSuccessor = this.#script.faults.some(({kind}) => kind === 'successor-goes');
 		await Promise.all(
 			this.#pods.filter(({isForgotten}) => isForgotten || hadSuccessor).map(async pod => node.vanish(pod)),
 		);
 		for (const path of this.#torn) {
 			if (!(await clearAside(path))) {
-				this.#lost.push(`${path} was torn, and is not kept for whoever wants to know`);
+				this.#lost.push(`${path} was truncated, but was not set aside`);
 			}
 		}
 
@@ -207,13 +206,13 @@ class Round {
 
 			case 'created':
 			case 'running': {
-				// Long enough for the faults of this phase to happen.
+				// Long enough for the faults of this phase.
 				await pause(this.#script.faults.some(fault => fault.phase === phase) ? 250 : 0, never);
 			}
 		}
 	}
 
-	/** Once answered, the daemon has promised it, also by an error: then nobody asks again. */
+	/** The caller does not repeat an answered stop, even if the answer is an error: the daemon must complete it. */
 	async #stop(pod: Pod, name = 'stop'): Promise<void> {
 		const answer = await this.#answered(pod, 'stop', async signal => this.#node.shim.stopVm(pod.id, signal), name);
 		const isRefused =
@@ -228,7 +227,7 @@ class Round {
 		}
 	}
 
-	/** Does the work with the phase's faults; afterwards nothing is wrong any more, and the daemon runs. */
+	/** Runs the work with the faults of the phase. Afterwards all faults are over, and the daemon runs. */
 	async #during(phase: Phase, work: () => Promise<unknown>): Promise<void> {
 		const node = this.#node;
 		const faults = this.#script.faults.filter(fault => fault.phase === phase);
@@ -248,7 +247,7 @@ class Round {
 			}
 		};
 
-		// Before any of them is armed, and not again: from then on the host may be away.
+		// Once, before any fault is armed: from then on, the host may be away.
 		if (
 			faults.some(({kind}) => outlasting.has(kind)) &&
 			node.settings.startTimeoutMs !== impatient.startTimeoutMs
@@ -279,7 +278,7 @@ class Round {
 		};
 
 		await work();
-		// A call of the daemon's may begin one more.
+		// A call of the daemon may start another one.
 		for (let end = this.#untilAnswered.shift(); end !== undefined; end = this.#untilAnswered.shift()) {
 			await end();
 		}
@@ -433,7 +432,7 @@ class Round {
 					});
 				};
 
-				// A stop records that it has begun before its first call.
+				// A stop writes its record before its first call.
 				if ('ms' in fault.at) {
 					this.#happen(fault, act);
 					await isReadOnly;
@@ -446,7 +445,7 @@ class Round {
 
 			case 'pool-undefined': {
 				at(fault.at, fault, () => {
-					// For all of its time, also when everybody has an answer.
+					// For the whole time, even if all calls are answered.
 					const isBack = this.#undefinePool(fault.forMs);
 					this.#untilAnswered.push(async () => isBack);
 				});
@@ -526,7 +525,7 @@ class Round {
 				if (first.isStarted) {
 					this.#happen(fault, () => {
 						first.isDoomed = true;
-						// By another fault of its kind it may be dead already.
+						// Another fault of this kind may have ended it already.
 						this.#sideEffects.push(
 							node.host.destroy(`podvm-${first.name}-${first.id.slice(0, 8)}`).catch(() => undefined),
 						);
@@ -544,7 +543,7 @@ class Round {
 		}
 	}
 
-	/** @returns whether it was there */
+	/** @returns whether it existed */
 	async #spoil(path: string, how: Loss): Promise<boolean> {
 		const wasThere = await spoil(path, how);
 		this.#tell(`${path} ${wasThere ? how : 'is not there'}`);
@@ -566,7 +565,7 @@ class Round {
 		}
 	}
 
-	/** What a daemon was in the middle of when it was killed is finished, or undone, before anybody asks again. */
+	/** A daemon completes or rolls back the work that its killed predecessor left, without a request. */
 	async #assertFinished({name, id}: Pod): Promise<void> {
 		using scope = new Scope().deadline(limitsMs.converge, 'the VM to be removed');
 		for (;;) {
@@ -574,16 +573,14 @@ class Round {
 			const left = [...(await this.#node.inventory())].filter(
 				each => /^(?:domain|volume) /v.test(each) && each.includes(id.slice(0, 8)),
 			);
-			// It got as far as that, and only the answer was lost; or it had not begun.
+			// It was complete and only the answer was lost, or it had not begun.
 			const isAsItWas = (JSON.parse(record) as {state?: string}).state === 'running';
 			if (left.length === 0 || isAsItWas) {
 				return;
 			}
 
 			if (scope.signal.aborted) {
-				this.#leaked.push(
-					...left.map(each => `${each}, of ${name}, which the killed daemon was in the middle of`),
-				);
+				this.#leaked.push(...left.map(each => `${each}, of ${name}, left by the killed daemon`));
 				return;
 			}
 
@@ -597,7 +594,7 @@ class Round {
 		this.#undefinedPools--;
 	}
 
-	/** Daemons begin with the wrong time and with the right one. The keys that VMs trust have to survive that. */
+	/** Daemons start with a wrong time, then with the right time. The keys that VMs trust must survive that. */
 	async #turnClockBack(): Promise<void> {
 		const node = this.#node;
 		const before = await readFile(node.identityPath);
@@ -612,7 +609,7 @@ class Round {
 		}
 	}
 
-	/** Another sandbox for the namespace of one that is there is refused, and its stop does the first one no harm. */
+	/** A second sandbox for the namespace of an existing one is refused, and its stop does not affect the first one. */
 	async #intrude(first: Pod, spelling: Spelling): Promise<void> {
 		const {shim} = this.#node;
 		const id = newSandboxId();
@@ -625,13 +622,13 @@ class Round {
 			networkNamespacePath: spelled(first.path, spelling),
 		};
 		const answer = await this.#judged(shim.createVm(request, limit.signal), limit.signal, tell, name);
-		// A start that fails gives the namespace back.
+		// A failed start releases the namespace.
 		const hasNamespace = first.isStarted || (first.agentSocket !== undefined && !first.isStartAsked);
 		if ('value' in answer && hasNamespace && !first.isStopped && !first.isDoomed && !first.isForgotten) {
 			this.#lost.push(`${first.name} got a second sandbox by ${request.networkNamespacePath}`);
 		}
 
-		// As a shim does whose CreateVM failed, and again while no daemon answers.
+		// Like a shim whose CreateVM failed. Retried while no daemon answers.
 		while (
 			!limit.signal.aborted &&
 			'error' in (await this.#judged(shim.stopVm(id, limit.signal), limit.signal, tell, `stop of ${name}`))
@@ -640,7 +637,7 @@ class Round {
 		}
 	}
 
-	/** PODS_DIR is read-only, and everything that was stopped is gone from elsewhere. */
+	/** PODS_DIR is read-only. All other state of stopped sandboxes is gone. */
 	async #assertOnlyFilesLeft(): Promise<void> {
 		const startedAt = performance.now();
 		for (;;) {
@@ -658,7 +655,7 @@ class Round {
 		}
 	}
 
-	/** Never rejects: also an error is an answer, only none is not. */
+	/** Never rejects: an error is an answer too; only a missing answer counts as hung. */
 	async #answered<T>(
 		pod: Pod,
 		call: 'create' | 'start' | 'stop',
@@ -672,7 +669,7 @@ class Round {
 			this.#tell(
 				`${name} of ${pod.name} ${pod.id.slice(0, 8)}: ${answer} after ${Math.round(performance.now() - startedAt)} ms`,
 			);
-		// A shim that was killed asks nothing; whoever takes care of its pod does.
+		// A killed shim makes no calls; the container runtime makes them instead.
 		if (pod.shim.signal.aborted) {
 			using other = new Scope().deadline(limitMs, `${name} of ${pod.name}`);
 			return await this.#judged(make(other.signal), other.signal, tell, `${name} of ${pod.name}`);
@@ -713,7 +710,7 @@ class Round {
 		}
 	}
 
-	/** Whether anything has gone wrong so far, for all that the daemon can know. */
+	/** Whether any fault so far may have affected the daemon. */
 	#isDisturbed(): boolean {
 		return this.#script.faults.some(
 			fault =>
@@ -722,7 +719,7 @@ class Round {
 		);
 	}
 
-	/** By the way of a shim that dials again. */
+	/** Calls like a shim that reconnects. */
 	async #assertServed(pod: Pod): Promise<void> {
 		const {agentSocket} = pod;
 		if (!pod.isStarted || pod.isStopped || pod.isDoomed || pod.isForgotten || agentSocket === undefined) {
@@ -756,7 +753,7 @@ class Round {
 		}
 	}
 
-	/** Looks until nothing is there that was not before, or time is up. */
+	/** Polls until no leftovers remain, or until the time limit. */
 	async #converge(): Promise<Inventory> {
 		const startedAt = performance.now();
 		for (;;) {
@@ -778,7 +775,9 @@ class Round {
 	}
 }
 
-/** "Operation invalid" of a destroy says that the domain does not run: libvirt does not say so of one that does. */
+/**
+ * "Operation invalid" for a destroy means that the domain does not run; libvirt never returns it for a running domain.
+ */
 function honest(procedure: string, action: Fate['action']): Fate['action'] {
 	return procedure === 'domainDestroyFlags' &&
 		typeof action === 'object' &&

@@ -1,4 +1,4 @@
-/** Plays rounds one after the other on one node, and counts. */
+/** Plays rounds one after the other on one node, and counts the results. */
 import {ChaosNode, type NodeOptions} from './node.ts';
 import {playRound, type Verdict} from './round.ts';
 import {describe, type Fault, type Script} from './script.ts';
@@ -8,17 +8,17 @@ export interface Tally {
 	readonly leaked: number;
 	readonly lost: number;
 	readonly hung: number;
-	/** Faults that came to happen, by kind. */
+	/** Faults that happened, by kind. */
 	readonly happened: ReadonlyMap<Fault['kind'], number>;
 }
 
 export interface Played extends Verdict {
 	readonly script: Script;
-	/** What the daemon said last. */
+	/** The last log lines of the daemon. */
 	readonly tail: readonly string[];
 }
 
-/** @param onRound hears of every round */
+/** @param onRound is called after each round */
 export async function playRounds(
 	scripts: Iterable<Script>,
 	onRound: (round: Played, number: number) => void,
@@ -50,7 +50,7 @@ export function isGood({leaked, lost, hung}: Pick<Verdict, 'leaked' | 'lost' | '
 	return leaked.length + lost.length + hung.length === 0;
 }
 
-/** All that is known of a round, for whoever has to explain it. */
+/** All facts about a round, to explain its result. */
 export function evidence({script, story, tail, leaked, lost, hung}: Played): string {
 	const part = (title: string, lines: readonly string[]): string =>
 		`${title}:\n${lines.map(line => `  ${line}\n`).join('')}`;

@@ -1,6 +1,7 @@
 /**
- * `npm run chaos -- [--rounds N] [--seed N] [--relay-process] [--kind K] [--from N]`: rounds of random faults, counted.
- * Ends with 1 if anything was leaked, lost or hung; each such round is printed with its seed and all that is known.
+ * `npm run chaos -- [--rounds N] [--seed N] [--relay-process] [--kind K] [--from N]`: plays rounds of random faults and
+ * counts the results. Exits with 1 if anything was leaked, lost or hung. Each such round is printed with its seed and
+ * all facts.
  */
 import {parseArgs} from 'node:util';
 import {evidence, isGood, playRounds, summary, type Played} from './rounds.ts';
@@ -12,12 +13,12 @@ const {
 	options: {
 		rounds: {type: 'string', default: '200'},
 		seed: {type: 'string', default: String(Date.now() % 1_000_000)},
-		/** Only faults of this kind. */
+		/** Only inject faults of this kind. */
 		kind: {type: 'string'},
-		/** The first round to play, to come to one that failed sooner. */
+		/** The first round to play, to repeat a failed one without the rounds before it. */
 		from: {type: 'string', default: '1'},
 		verbose: {type: 'boolean', default: false},
-		/** The sockets of the shims are in a relay process. */
+		/** Whether a relay process has the sockets of the shims. */
 		'relay-process': {type: 'boolean', default: false},
 	},
 });
@@ -37,11 +38,11 @@ const say = (line: string): boolean => process.stdout.write(`${line}\n`);
 say(`seed ${seed}`);
 const startedAt = performance.now();
 const first = Number(from);
-// A round's script depends on its number and the seed alone.
+// The script of a round depends only on its number and the seed.
 const scripts = Array.from({length: Number(rounds)}, (_, index) =>
 	randomScript(randomFrom(seed * 10_000 + first + index), kind),
 );
-/** The identity is the relay process's, which goes on. */
+/** The relay process holds the identity and keeps running. */
 const notWithRelayProcess: ReadonlySet<string> = new Set(['identity-lost', 'clock-back']);
 const played = hasRelayProcess
 	? scripts.map(script => ({

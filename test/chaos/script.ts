@@ -1,45 +1,45 @@
 /**
- * What happens in a round, made from a seed: pure, so that a round that failed can be played again. Knows no process
- * and no socket.
+ * Generates the script of a round from a seed. Pure, so that a failed round can be repeated. Does not know processes
+ * and sockets.
  */
 import {libvirtCode} from '../../src/libvirt/wire/errors.ts';
 import type {Cni} from '../network/testbed.ts';
 
-/** In this order. The two in the middle are idle: nobody asks the daemon for anything. */
+/** In this order. In `created` and `running`, the daemon gets no requests. */
 export const phases = ['create', 'created', 'start', 'running', 'stop'] as const;
 export type Phase = (typeof phases)[number];
 
 export type When = 'before' | 'during' | 'after';
-/** Of a phase: its nth call of libvirt, counted from 1 over both pods; or a time. */
+/** A moment in a phase: its nth call of libvirt, counted from 1 over both pods; or a time. */
 export type Moment = {readonly call: number; readonly when: When} | {readonly ms: number};
 
 export const programs = ['ip', 'tc', 'nft'] as const;
 /**
- * It does nothing and says so; it does its work and is killed; it is killed before; it does its work and ends a while
- * later.
+ * How a program fails: it reports an error without doing its work; it is killed after its work; it is killed before; it
+ * completes late.
  */
 export const programFailures = ['refuses', 'killed-after', 'killed-before', 'late'] as const;
 
 export const losses = ['torn', 'removed'] as const;
 export type Loss = (typeof losses)[number];
 
-/** Other ways to write the path of a pod's namespace. */
+/** Other spellings of the path of the namespace of a pod. */
 export const spellings = ['dots', 'slashes', 'symbolic link'] as const;
 export type Spelling = (typeof spellings)[number];
 
-/** How a daemon is ended: it crashes; it is told to stop, as by `kubectl rollout undo`. */
+/** How a daemon ends: by a crash; by a stop, as with `kubectl rollout undo`. */
 export const endings = ['SIGKILL', 'SIGTERM'] as const;
 export type Ending = (typeof endings)[number];
 
 export type Fault = {readonly phase: Phase} &
-	/** libvirt refuses so many calls, one after the other. */
+	/** libvirt refuses `times` consecutive calls. */
 	(
 		| {readonly kind: 'refuse'; readonly call: number; readonly times: number; readonly code: number}
-		/** The connection to libvirt ends, or carries nothing any more. */
+		/** The connection to libvirt ends, or stops transferring data. */
 		| {readonly kind: 'drop' | 'freeze'; readonly call: number; readonly when: When}
-		/** The KVM host cannot be reached. */
+		/** The KVM host is unreachable. */
 		| {readonly kind: 'away'; readonly at: Moment; readonly forMs: number}
-		/** The nth run of a program of the node. */
+		/** The nth run of a program of the node fails. */
 		| {
 				readonly kind: 'program';
 				readonly program: (typeof programs)[number];
@@ -47,52 +47,53 @@ export type Fault = {readonly phase: Phase} &
 				readonly how: (typeof programFailures)[number];
 		  }
 		/**
-		 * Of the VMs, for as long as the phase lasts: no room for the disk, no lease, a forwarder that never listens,
-		 * an end while it boots.
+		 * Faults of VMs during the whole phase: no space for the disk, no lease, a forwarder that never listens, an end
+		 * during boot.
 		 */
 		| {readonly kind: 'disk-full' | 'no-address' | 'no-listen' | 'vm-ends'}
-		/** The daemon is killed or told to stop, and started again; it is replaced as in a rolling update. */
+		/** The daemon is killed or stopped, and started again; or it is replaced, like in a rolling update. */
 		| {readonly kind: 'kill' | 'terminate'; readonly at: Moment}
 		/**
-		 * The daemon is killed, and before the next one begins a file of its own is cut in the middle, or removed: the
-		 * first pod's record (it is stopped all the same, or nobody asks for that any more), or the keys that all VMs
-		 * which run trust.
+		 * The daemon is killed, and one of its files is truncated or removed before the next one starts: the record of
+		 * the first pod (which is stopped anyway, or never stopped), or the keys that all running VMs trust.
 		 */
 		| {readonly kind: 'record-lost'; readonly at: Moment; readonly how: Loss; readonly then: 'stopped' | 'orphan'}
 		| {readonly kind: 'identity-lost'; readonly at: Moment; readonly how: Loss}
-		/** The KVM host cannot be reached until every caller of a start has an answer. */
+		/** The KVM host is unreachable until all start calls are answered. */
 		| {readonly kind: 'away-for-long'; readonly at: Moment}
-		/** The first pod's shim is killed in its call; it asks for a stop meanwhile. */
+		/** The shim of the first pod is killed during its call; or it requests a stop during its call. */
 		| {readonly kind: 'hang-up' | 'stop'; readonly at: Moment}
-		/** The first pod's namespace vanishes. */
+		/** The namespace of the first pod is removed. */
 		| {readonly kind: 'no-netns'; readonly at: Moment}
-		/** The VMs' connections are reset; the first pod's VM is destroyed. */
+		/** The connections of the VMs are reset; or the VM of the first pod is destroyed. */
 		| {readonly kind: 'agent-reset' | 'vm-dies'}
 		/**
-		 * The first pod's shim is killed and nobody calls StopVM; the container runtime removes the pod's namespace.
+		 * The shim of the first pod is killed without a call of StopVM; the container runtime removes the namespace of
+		 * the pod.
 		 */
 		| {readonly kind: 'shim-killed'; readonly at: Moment}
 		/**
-		 * The daemon is killed, and the first pod is removed before the next one begins: its shim cannot call StopVM.
+		 * The daemon is killed, and the first pod is removed before the next daemon starts, so its shim cannot call
+		 * StopVM.
 		 */
 		| {readonly kind: 'pod-removed'; readonly at: Moment}
 		/**
-		 * A second daemon has taken over before the phase begins, and ends in the middle of it, or with it; the older
-		 * daemon is left alone with everything.
+		 * A second daemon has taken over before the phase begins, and ends during it or at its end. The older daemon
+		 * then runs alone.
 		 */
 		| {readonly kind: 'successor-goes'; readonly at: Moment; readonly by: Ending}
-		/** A second daemon waits for the lock of the older one, which is stuck in a call of libvirt and then killed. */
+		/** A second daemon waits for a lock of the older one, which hangs in a libvirt call and is then killed. */
 		| {readonly kind: 'lock-holder-killed'; readonly call: number; readonly when: When}
-		/** Another sandbox is asked for in the first pod's namespace, by another spelling of its path. */
+		/** A second sandbox is requested in the namespace of the first pod, with another spelling of its path. */
 		| {readonly kind: 'alias'; readonly at: Moment; readonly spelling: Spelling}
 		/**
-		 * The daemon is killed, the next one begins with its clock 1.5 days back, and the one after that with the right
-		 * time.
+		 * The daemon is killed. The next one starts with its clock 1.5 days in the past, and the one after that with
+		 * the right time.
 		 */
 		| {readonly kind: 'clock-back'; readonly at: Moment}
-		/** PODS_DIR cannot be written to until everybody has an answer. */
+		/** PODS_DIR is read-only until all calls are answered. */
 		| {readonly kind: 'pods-dir-read-only'; readonly at: Moment}
-		/** The storage pool is not defined for a while. */
+		/** The storage pool is undefined for some time. */
 		| {readonly kind: 'pool-undefined'; readonly at: Moment; readonly forMs: number}
 	);
 
@@ -102,10 +103,10 @@ export interface Script {
 	readonly faults: readonly Fault[];
 }
 
-/** As Math.random. */
+/** Like Math.random. */
 export type Random = () => number;
 
-/** Mulberry32 (Tommy Ettinger's, public domain). */
+/** Mulberry32 by Tommy Ettinger (public domain). */
 export function randomFrom(seed: number): Random {
 	let state = seed >>> 0;
 	return () => {
@@ -147,7 +148,7 @@ export const faultKinds = [
 ] as const satisfies ReadonlyArray<Fault['kind']>;
 export type FaultKind = (typeof faultKinds)[number];
 
-/** Where a kind of fault makes sense. */
+/** The phases for a kind of fault. */
 const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
 	refuse: ['start', 'stop'],
 	drop: ['start', 'stop'],
@@ -165,7 +166,7 @@ const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
 	'no-netns': ['created', 'start', 'running', 'stop'],
 	'agent-reset': ['running'],
 	'vm-dies': ['running'],
-	// Not while it is stopped: once the VM is gone, the record alone knows what is left on the node.
+	// Not during the stop: when the VM is gone, only the record shows what is left on the node.
 	'record-lost': ['created', 'start', 'running'],
 	'identity-lost': ['created', 'start', 'running'],
 	'away-for-long': ['created', 'start'],
@@ -179,10 +180,13 @@ const phasesOf: Readonly<Record<FaultKind, readonly Phase[]>> = {
 	'pool-undefined': ['start', 'stop'],
 };
 
-/** They wait for a deadline. */
+/** These faults last until a deadline. */
 const rarer: ReadonlySet<FaultKind> = new Set(['no-address', 'no-listen', 'freeze', 'away-for-long']);
 
-/** What one pod's start and stop make at least, and some more for a second pod: most faults shall happen. */
+/**
+ * The minimum number of calls in the start and stop of one pod, and some more for a second pod: most faults should
+ * happen.
+ */
 const callsOf: Readonly<Record<Phase, number>> = {create: 0, created: 0, start: 18, running: 0, stop: 10};
 const runsOf: Readonly<Record<(typeof programs)[number], number>> = {ip: 2, tc: 1, nft: 1};
 const refusals = [
@@ -194,7 +198,7 @@ const refusals = [
 	libvirtCode.accessDenied,
 ];
 
-/** @param kind of the first fault; a random one if absent, and perhaps a second one, or none at all */
+/** @param kind of the first fault. If absent: a random one, possibly a second one, or no fault at all */
 export function randomScript(random: Random, kind?: FaultKind): Script {
 	const upTo = (limit: number): number => Math.floor(random() * limit);
 	const oneOf = <T>(values: readonly [T, ...T[]] | readonly T[]): T => values[upTo(values.length)] as T;
@@ -285,7 +289,7 @@ export function randomScript(random: Random, kind?: FaultKind): Script {
 
 const cnisOfPods = ['bridge', 'calico', 'ptp'] as const;
 
-/** The faults in the order of their phases, in a few words each. */
+/** A short description of the faults, in the order of their phases. */
 export function describe({pods, faults}: Script): string {
 	return `${pods.join('+')}: ${faults.map(fault => JSON.stringify(fault)).join(', ') || 'no fault'}`;
 }

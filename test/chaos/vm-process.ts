@@ -1,6 +1,6 @@
 /**
- * All pod VMs of a run, in the network namespace that it is started in: a forwarder for each that is switched on, with
- * the certificate from its cloud-init disk. Told what to do by its parent process, see vms.ts.
+ * All pod VMs of a run, in the network namespace in which it is started: one forwarder for each running VM, with the
+ * certificate from its cloud-init disk. Controlled by its parent process, see vms.ts.
  */
 import {answerEmpty, startForwarder, type Forwarder} from '../support/forwarder.ts';
 import {readForwarderConfiguration} from '../support/vm-disk.ts';

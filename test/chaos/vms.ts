@@ -1,7 +1,7 @@
 /**
- * Plays the pod VMs that libvirt's test driver only keeps in its books: one that it says is started boots from the disk
- * that was uploaded for it, and answers at its address until libvirt says that it has ended. One address a slot of the
- * node, as DHCP's memory makes it.
+ * Simulates the pod VMs, because the test driver of libvirt only stores their state. When libvirt reports the start of
+ * a VM, it boots from its uploaded disk, and answers at its address until libvirt reports its end. Each slot of the
+ * node has one address, like with DHCP.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {rm, writeFile} from 'node:fs/promises';
@@ -12,13 +12,13 @@ import type {NetworkTestbed} from '../network/testbed.ts';
 import type {TestDriverHost} from '../support/test-driver-host.ts';
 import type {Order} from './vm-process.ts';
 
-/** Slots that have an address: more than pods at a time. */
+/** Number of slots with an address: more than the number of concurrent pods. */
 const slots = 8;
 const firstAddress = 100;
 
 const addressOf = (slot: number): string => `192.168.122.${firstAddress + slot}`;
 
-/** By the last byte of the MAC, which is the slot's. */
+/** The last byte of the MAC is the slot. */
 export function leaseOf(mac: string): string | undefined {
 	const slot = Number.parseInt(mac.slice(-2), 16);
 	return slot < slots ? addressOf(slot) : undefined;
@@ -29,7 +29,7 @@ export class Vms implements AsyncDisposable {
 	readonly #directory: string;
 	readonly #child: ChildProcess;
 	readonly #service: Service;
-	/** What a VM that is started does, until told otherwise. */
+	/** The behaviour of VMs that are started from now on. */
 	boots: 'listening' | 'silent' | 'ending' = 'listening';
 
 	private constructor(host: TestDriverHost, directory: string, child: ChildProcess) {
@@ -38,7 +38,7 @@ export class Vms implements AsyncDisposable {
 		this.#child = child;
 		this.#service = new Service('the VMs', child);
 		host.onLifecycle(event => {
-			// A disk that cannot be read, and so on, shows in the start that fails.
+			// Errors, such as an unreadable disk, appear in the start that fails.
 			this.#take(event).catch(() => undefined);
 		});
 	}
@@ -74,7 +74,7 @@ export class Vms implements AsyncDisposable {
 		return vms;
 	}
 
-	/** Whatever went wrong in there. */
+	/** The errors in the process of the VMs. */
 	get complaints(): readonly string[] {
 		return this.#service.tail.filter(line => line !== 'ready');
 	}

@@ -53,7 +53,7 @@ const volume: VolumeObservation = {
 	declaredFormat: 'qcow2',
 	capacityBytes: 20n * gib,
 	allocatedBytes: 2n * gib,
-	content: {format: 'qcow2', readsThrough: false},
+	content: {format: 'qcow2', hasBackingFile: false},
 };
 const network: NetworkObservation = {
 	isActive: true,
@@ -278,7 +278,11 @@ const cases: ReadonlyArray<
 	],
 	[
 		'base volume: raw',
-		baseVolumeFinding('p', 'v', {...volume, declaredFormat: 'raw', content: {format: 'raw', readsThrough: false}}),
+		baseVolumeFinding('p', 'v', {
+			...volume,
+			declaredFormat: 'raw',
+			content: {format: 'raw', hasBackingFile: false},
+		}),
 		'ok',
 		/raw/,
 	],
@@ -291,14 +295,14 @@ const cases: ReadonlyArray<
 	],
 	[
 		'base volume: raw that libvirt takes for qcow2',
-		baseVolumeFinding('p', 'v', {...volume, content: {format: 'raw', readsThrough: false}}),
+		baseVolumeFinding('p', 'v', {...volume, content: {format: 'raw', hasBackingFile: false}}),
 		'failure',
 		/not qcow2/,
 		/pool-refresh p/,
 	],
 	[
 		'base volume: an overlay',
-		baseVolumeFinding('p', 'v', {...volume, content: {format: 'qcow2', readsThrough: true}}),
+		baseVolumeFinding('p', 'v', {...volume, content: {format: 'qcow2', hasBackingFile: true}}),
 		'warning',
 		/backing file/,
 		/qemu-img convert/,

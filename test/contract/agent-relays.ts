@@ -1,4 +1,4 @@
-/** What every implementation of `AgentRelays` promises. Call it once per implementation, from that one's test file. */
+/** The contract of `AgentRelays`. Each implementation calls this suite once from its own test file. */
 import {join} from 'node:path';
 import type {ExecutionContext, TestFn} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
@@ -6,15 +6,15 @@ import type {AgentRelays, ForwarderTls, RelayTarget} from '../../src/sandbox/por
 
 export interface AgentRelaysHarness extends AsyncDisposable {
 	readonly relays: AgentRelays;
-	/** An empty directory of the test's own, with a short path. */
+	/** An empty directory for one test, with a short path. */
 	readonly directory: string;
-	/** An address where nothing answers until something is booted there; a different one for each `n`. */
+	/** An address at which nothing answers before `boot`; a different one for each `n`. */
 	readonly address: (n: number) => string;
-	/** The VM that was issued `tls` answers at the address until it is disposed. */
+	/** Until disposed, the VM with the certificate in `tls` answers at the address. */
 	boot(address: string, instanceName: string, tls: ForwarderTls): Promise<AsyncDisposable | Disposable>;
-	/** Whether a shim that connects would be served. */
+	/** Whether a shim can connect. */
 	isServed(socketPath: string): Promise<boolean>;
-	/** Makes a call there. @returns 'answered' by the VM, or the text of UNAVAILABLE */
+	/** Makes a call there. @returns 'answered' if the VM answered, otherwise the text of UNAVAILABLE */
 	call(socketPath: string): Promise<string>;
 }
 
@@ -202,7 +202,7 @@ export function agentRelaysContract(test: TestFn, name: string, makeHarness: () 
 	);
 }
 
-/** These addresses, and no more. */
+/** Yields these addresses, then ends. */
 export async function* from(...addresses: readonly string[]): AsyncGenerator<string> {
 	yield* addresses;
 }

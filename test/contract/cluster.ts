@@ -1,20 +1,20 @@
-/** What every implementation of `Cluster` promises. Call it once per implementation, from that one's test file. */
+/** The contract of `Cluster`. Each implementation calls this suite once from its own test file. */
 import type {ExecutionContext, TestFn} from 'ava';
 import type {RegisteredVm, Cluster, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
 
 export interface ClusterHarness extends AsyncDisposable {
 	readonly cluster: Cluster;
-	/** The cluster has this pod, from now on. @returns its UID */
+	/** Creates the pod in the cluster. @returns its UID */
 	readonly add: (pod: PodIdentity) => string;
-	/** The cluster has no pod of this name any more. */
+	/** Removes the pod from the cluster. */
 	readonly remove: (pod: PodIdentity) => void;
-	/** Instance names of the VMs that are on record. */
+	/** Instance names of the registered VMs. */
 	readonly claims: () => readonly string[];
-	/** The reasons of events that the pod's owner can see. */
+	/** The reasons of the events of a pod, as its owner sees them. */
 	readonly reasons: (pod: PodIdentity) => readonly string[];
-	/** Resolves when the condition holds; it may come to in the background. */
+	/** Resolves when the condition holds; work in the background may cause that. */
 	readonly until: (condition: () => boolean) => Promise<void>;
-	/** Nobody answers until it is disposed. */
+	/** Until disposed, the cluster does not answer. */
 	readonly silence: () => Disposable;
 }
 
@@ -123,7 +123,7 @@ export function clusterContract(test: TestFn, name: string, makeHarness: () => P
 			remove(pod);
 			add(pod);
 			t.is(await cluster.podPresence(vm, signal()), 'gone');
-			// Nothing is known of this one.
+			// This VM is unknown.
 			t.is(await cluster.podPresence(next, signal()), 'present');
 		},
 	);

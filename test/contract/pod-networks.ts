@@ -1,23 +1,23 @@
-/** What every implementation of `PodNetworks` promises. Call it once per implementation, from that one's test file. */
+/** The contract of `PodNetworks`. Each implementation calls this suite once from its own test file. */
 import type {ExecutionContext, TestFn} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
 import type {PodNetwork, PodNetworks} from '../../src/sandbox/ports.ts';
 
 export interface PodNetworksHarness extends AsyncDisposable {
 	readonly networks: PodNetworks;
-	/** The path of a new pod's network namespace, a different one for each `n` from 2 to 250. */
+	/** The path of the network namespace of a new pod, a different one for each `n` from 2 to 250. */
 	readonly addPod: (n: number) => Promise<string>;
-	/** Ends the pod's namespace, as the container runtime may do at any time. */
+	/** Removes the namespace of the pod, as the container runtime may do at any time. */
 	readonly removePod: (n: number) => Promise<void>;
-	/** Another path to the pod's namespace. */
+	/** Another path to the namespace of the pod. */
 	readonly aliasOf: (n: number) => Promise<string>;
-	/** Another namespace in place of the pod's, at its path. */
+	/** Replaces the namespace at the path of the pod by another one. */
 	readonly replacePod: (n: number) => Promise<void>;
-	/** A file in place of the pod's namespace, as where its mount is not propagated. */
+	/** Replaces the namespace at the path of the pod by a plain file, as if its mount were not propagated. */
 	readonly unmountPod: (n: number) => Promise<void>;
-	/** The directory of all namespaces can be seen no more. */
+	/** Makes the directory of all namespaces invisible. */
 	readonly hidePods: () => Promise<void>;
-	/** Whether a VNI is reserved, and where its tunnel points to. */
+	/** Whether a VNI is reserved, and the remote address of its tunnel. */
 	readonly tunnel: (network: PodNetwork) => Promise<'none' | 'reserved' | {readonly remote: string}>;
 }
 

@@ -1,6 +1,6 @@
 /**
- * What every `PodVms` promises, as a suite that runs over each implementation.
- * Knows nothing of libvirt: the harness says how to look behind the port and how to end a VM from outside.
+ * The contract of `PodVms`, as a suite that runs over each implementation. Does not know libvirt: the harness inspects
+ * the state behind the port, and ends VMs from outside.
  */
 import {randomBytes} from 'node:crypto';
 import type {ExecutionContext, TestFn} from 'ava';
@@ -12,23 +12,23 @@ import {PodVmEndedError} from '../../src/sandbox/vm-ended.ts';
 
 export interface PodVmsHarness {
 	/**
-	 * The same host as seen from a cluster and node; a second one for the same node is the daemon after a restart.
-	 * @param podsDir null for a daemon that does not say which it is, as earlier versions; the same one for all if
+	 * A `PodVms` of a cluster and node on the same host. A second one for the same node is the daemon after a restart.
+	 * @param podsDir null for a daemon that does not mark its VMs, like earlier versions; the same one for all if
 	 * absent
 	 */
 	podVms(node: string, podsDir?: string | null): PodVms;
-	/** An image that is there besides the default one. */
+	/** An existing image other than the default one. */
 	readonly otherImage: string;
-	/** Ends the VM as an administrator of the host could, leaving its definition. */
+	/** Ends the VM like an administrator of the host; its definition stays. */
 	kill(name: string): Promise<void>;
 	/**
-	 * Keeps one part of a VM from being removed, until `clear`.
-	 * @returns its name, and what `leftovers` tells when everything else that can be removed is
+	 * Prevents the removal of one part of a VM until `clear`.
+	 * @returns the name of the part, and the result of `leftovers` when everything else is removed
 	 */
 	obstruct(
 		vmName: string,
 	): Promise<{readonly part: string; readonly left: readonly string[]; clear(): Promise<void>}>;
-	/** Whatever is on the host because of VMs: empty when all are deleted. */
+	/** All state of VMs on the host; empty when all VMs are deleted. */
 	leftovers(): Promise<readonly string[]>;
 }
 

@@ -669,7 +669,7 @@ test('a qcow2 file that was cut off on its way here is refused, and the name sta
 	await writeFile(cut, image.content.subarray(0, image.content.length / 2));
 	const {code, err} = await run(t, environmentFor(pool), 'push', cut);
 	t.is(code, 2);
-	t.regex(err, /names? what lies behind its end: it is truncated or damaged/v);
+	t.regex(err, /refer to data after its end: it is truncated or damaged/v);
 	t.deepEqual(await pool.files(), [good.volume, name]);
 });
 

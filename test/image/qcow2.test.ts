@@ -129,7 +129,7 @@ for (const [size, backingFormat] of [
 	[512n, 'raw'],
 	[5n << 40n, 'qcow2'],
 ] as const) {
-	test(`a thin image of ${size} bytes over ${backingFormat} is sound to qemu-img, and reads through`, async t => {
+	test(`a thin image of ${size} bytes over ${backingFormat} is valid for qemu-img, and shows its backing file`, async t => {
 		const directory = await directoryOf(t);
 		const [base, thin] = [`${directory}/base`, `${directory}/thin`];
 		await execute('qemu-img', ['create', '-q', '-f', backingFormat, base, String(size)]);

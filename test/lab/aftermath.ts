@@ -1,9 +1,9 @@
-/** What a test that has failed in the lab leaves to be read. */
+/** Logs for the analysis of a test that failed in the lab. */
 import type {ExecutionContext} from 'ava';
 import type {Lab} from './lab.ts';
 import type {Service} from './service.ts';
 
-/** For `afterEach.always`: what the daemon logged last, and the guests' consoles. */
+/** For `afterEach.always`: prints the last log lines of the daemon, and the consoles of the guests. */
 export async function tellAfterFailure(t: ExecutionContext, daemon: Service, lab: Lab): Promise<void> {
 	if (t.passed) {
 		return;

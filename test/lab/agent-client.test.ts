@@ -1,4 +1,4 @@
-/** What the agent client makes of agents' ways to end a stream. */
+/** The agent client recognises the end of a stream, which agents report in different ways. */
 import {duplexPair} from 'node:stream';
 import {fileURLToPath} from 'node:url';
 import {loadSync} from '@grpc/proto-loader';

@@ -1,6 +1,6 @@
 /**
- * The kata shim's side of the agent API, typed, over a ttrpc connection that somebody else made: to a relay's socket,
- * or to a guest. Knows neither TLS nor addresses. The messages are those of agent.proto, with its field names.
+ * A typed client of the agent API, like the kata shim, over an existing ttrpc connection: to the socket of a relay, or
+ * to a guest. Does not know TLS and addresses. The messages are those of agent.proto, with its field names.
  */
 import {fileURLToPath} from 'node:url';
 import {loadSync, type MethodDefinition} from '@grpc/proto-loader';
@@ -20,14 +20,14 @@ interface ContainerRef {
 	readonly container_id: string;
 }
 
-/** An empty or absent exec id is the container's first process. */
+/** An empty or absent exec id means the first process of the container. */
 export interface ProcessRef extends ContainerRef {
 	readonly exec_id?: string;
 }
 
 type Empty = Readonly<Record<string, never>>;
 
-/** Method -> request, response. Absent fields of a response have proto3's defaults. */
+/** By method: request and response. Absent fields of a response have the defaults of proto3. */
 interface Methods {
 	'Health/Check': [request: {service?: string}, response: {status: 'UNKNOWN' | 'SERVING' | 'NOT_SERVING'}];
 	'Health/Version': [request: {service?: string}, response: {grpc_version: string; agent_version: string}];
@@ -89,7 +89,9 @@ export class AgentClient {
 		this.#client = client;
 	}
 
-	/** @param timeoutMs none by default, as a shim calls what waits (WaitProcess, ReadStdout, GetOOMEvent) */
+	/**
+	 * @param timeoutMs no timeout by default, like the blocking calls of a shim (WaitProcess, ReadStdout, GetOOMEvent)
+	 */
 	async call<M extends AgentMethod>(
 		method: M,
 		request: Methods[M][0],
@@ -99,10 +101,7 @@ export class AgentClient {
 		return this.#client.call(clientMethod(method), request, timeoutMs === undefined ? {} : {timeoutMs}, signal);
 	}
 
-	/**
-	 * What a process has written to an output until its end, which kata-agent 3.4 tells by an error, and 4.1 by a
-	 * success without data.
-	 */
+	/** All output of a process. kata-agent 3.4 reports its end by an error, 4.1 by a success without data. */
 	async readAll(output: 'Stdout' | 'Stderr', process: ProcessRef, signal: AbortSignal): Promise<string> {
 		const chunks: Buffer[] = [];
 		try {
@@ -124,7 +123,7 @@ export class AgentClient {
 	}
 }
 
-/** What an agent has to be told first: its sandbox, and a container that sleeps, for commands to run in. */
+/** Creates the sandbox, and a sleeping container in which commands can run. */
 export async function startSleeper(
 	agent: AgentClient,
 	sandboxId: string,

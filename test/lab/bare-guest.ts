@@ -1,7 +1,7 @@
 /**
- * A guest on its own: the image in a QEMU process with user-mode networking, its port reachable on loopback. No
- * libvirt, no namespaces, no privileges: for tests of the image itself. QEMU dies with this object, or with this
- * process.
+ * A guest without a lab: the image in a QEMU process with user-mode networking, with its port forwarded to loopback.
+ * Uses no libvirt, no namespaces and no privileges. For tests of the image itself. QEMU dies when this object is
+ * disposed, and with this process.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -35,15 +35,15 @@ export async function makeGuestIdentity(instanceName: string): Promise<GuestIden
 }
 
 export class BareGuest implements AsyncDisposable {
-	/** Every line of the console so far. */
+	/** All lines of the console so far. */
 	readonly console: string[] = [];
 	readonly port: number;
 	readonly #qemu: ChildProcess;
 	readonly #closed: Promise<unknown>;
 	readonly #directory: string;
-	/** What QEMU itself said. */
+	/** Error output of QEMU. */
 	#complaint = '';
-	/** Resolves at the next line, and at the end; made anew at every line. */
+	/** Resolves at the next line and at the end; replaced after each line. */
 	#changed = Promise.withResolvers<undefined>();
 
 	private constructor(qemu: ChildProcess, port: number, directory: string) {
@@ -64,12 +64,12 @@ export class BareGuest implements AsyncDisposable {
 		void this.#closed.then(() => this.#change());
 	}
 
-	/** Resolves when it has begun to. */
+	/** Resolves when the guest has printed its first line. */
 	static async boot(image: string, instanceName: string, files: readonly GuestFile[]): Promise<BareGuest> {
 		for (;;) {
 			const guest = await BareGuest.#start(image, instanceName, files);
 			await guest.#changed.promise;
-			// Somebody has taken the port since it was looked for.
+			// Another program has taken the port in the meantime.
 			if (guest.console.length > 0 || !/Could not set up host forwarding/.test(guest.#complaint)) {
 				return guest;
 			}
@@ -93,7 +93,8 @@ export class BareGuest implements AsyncDisposable {
 				's390-ccw-virtio',
 				'-accel',
 				'tcg',
-				// With room for a second CPU QEMU keeps the guest's memory barriers; see src/podvm/domain-xml.ts.
+				// If a second CPU is possible, QEMU keeps the memory barriers of the guest; see
+				// src/podvm/domain-xml.ts.
 				'-smp',
 				'1,maxcpus=2',
 				'-m',
@@ -124,7 +125,7 @@ export class BareGuest implements AsyncDisposable {
 		return new BareGuest(qemu, port, directory);
 	}
 
-	/** The first line of the console that matches. Rejects when the machine ends before it. */
+	/** The first matching line of the console. Rejects if the machine ends before it. */
 	async line(pattern: RegExp, signal: AbortSignal): Promise<string> {
 		for (;;) {
 			const found = this.console.find(line => pattern.test(line));
@@ -146,15 +147,15 @@ export class BareGuest implements AsyncDisposable {
 		}
 	}
 
-	/** Resolves with QEMU's exit status once the machine has powered itself off. */
+	/** Resolves with the exit status of QEMU when the machine has powered off. */
 	async ended(): Promise<number | null> {
 		await this.#closed;
 		return this.#qemu.exitCode;
 	}
 
 	/**
-	 * A ttrpc connection that has proven both sides. The guest must listen: user-mode networking accepts before it
-	 * does.
+	 * Opens a ttrpc connection with mutual TLS. The guest must listen already, because user-mode networking accepts
+	 * connections before that.
 	 */
 	async connect({instanceName, ca, client}: GuestIdentity, signal: AbortSignal): Promise<TtrpcClient> {
 		const socket = connectTls({

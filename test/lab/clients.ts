@@ -1,4 +1,7 @@
-/** Clients and a server on the lab's pod network, each a process of peer.ts in a pod's namespace or on the worker. */
+/**
+ * Clients and a server on the pod network of the lab. Each is a process of peer.ts in the namespace of a pod or on the
+ * worker.
+ */
 import {once} from 'node:events';
 import {text} from 'node:stream/consumers';
 import {fileURLToPath} from 'node:url';
@@ -9,10 +12,10 @@ import {Service} from './service.ts';
 import type {PodNamespace} from './worker.ts';
 
 const peer = [process.execPath, fileURLToPath(new URL('peer.ts', import.meta.url))];
-/** Transfers wait for processors, when many guests are emulated at once. */
+/** Transfers are slow when many guests are emulated at once. */
 const timeoutMs = 300_000;
 
-/** A server on the worker, at all its addresses; resolves when it answers. */
+/** Starts a server at all addresses of the worker; resolves when it answers. */
 export async function serveOnWorker(lab: Lab, port: number, signal: AbortSignal): Promise<AsyncDisposable> {
 	const server = new Service(
 		'server on the worker',
@@ -27,12 +30,12 @@ export async function serveOnWorker(lab: Lab, port: number, signal: AbortSignal)
 	}
 }
 
-/** The body of a page, as a pod gets it. */
+/** Fetches a page from a pod, and returns the body. */
 export async function get(from: PodNamespace, url: string, signal: AbortSignal): Promise<string> {
 	return run(from, ['get', url], signal);
 }
 
-/** What arrived of `/bytes`: how many, their SHA-256, and the SHA-256 that the server announced. */
+/** Fetches `/bytes`. Returns the number of received bytes, their SHA-256, and the SHA-256 according to the server. */
 export async function download(
 	from: PodNamespace,
 	url: string,
@@ -42,7 +45,7 @@ export async function download(
 	return {length: Number(length), sha256, announced};
 }
 
-/** Sends a UDP datagram of that size, and returns how many bytes came back. */
+/** Sends a UDP datagram of this size, and returns the number of bytes in the answer. */
 export async function echo(
 	from: PodNamespace,
 	host: string,

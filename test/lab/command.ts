@@ -1,21 +1,21 @@
-/** Runs a program of the machine to its end, for the builders of the lab. Knows nothing of what it does. */
+/** Runs a program of the machine to its end, for the builders of the lab. Does not know the programs. */
 import {spawn, type SpawnOptions} from 'node:child_process';
 import {buffer, text} from 'node:stream/consumers';
 import {pipeline} from 'node:stream/promises';
 import {AdaptorError} from '../../src/core/errors.ts';
 
 export interface CommandOptions extends Pick<SpawnOptions, 'cwd' | 'env'> {
-	/** Goes to standard input. */
+	/** The standard input. */
 	readonly input?: Uint8Array;
-	/** Hears the lines that the program writes to its file descriptor 3. */
+	/** Called for each line that the program writes to file descriptor 3. */
 	readonly onStatus?: (line: string) => void;
-	/** How to get the program, for when it is not there. */
+	/** How to install the program if it is missing. */
 	readonly remedy?: string;
 }
 
 /**
- * Resolves with what it printed.
- * @throws AdaptorError 'failed-precondition' when the program is missing or fails, with the end of what it said
+ * Resolves with the output.
+ * @throws AdaptorError 'failed-precondition' if the program is missing or fails, with the end of its error output
  */
 export async function run(
 	program: string,
@@ -45,14 +45,14 @@ export async function run(
 		eachLine(child.stdio[3] as NodeJS.ReadableStream, onStatus);
 	}
 
-	// A program that does not read its input is judged by its exit status alone.
+	// If a program does not read its input, only its exit status matters.
 	const written = pipeline([input ?? Buffer.alloc(0)], stdin).catch(() => undefined);
 	const printed = Promise.all([buffer(stdout), text(stderr)]);
 	let failure: unknown;
 	child.on('error', error => {
 		failure ??= error;
 	});
-	// Also after an error: who aborts wants to remove what the program was writing to.
+	// Wait after an error too: after an abort, the caller may remove the directory that the program was writing to.
 	await new Promise(resolve => child.once('close', resolve));
 	await written;
 	const [output, complaint] = await printed;

@@ -1,6 +1,7 @@
 /**
- * The daemon on the lab's worker node, from source, as its manifests would start it: settings by environment, all
- * others at their defaults. Knows of the daemon only its command line, its settings and the line that says it is ready.
+ * The daemon on the worker node of the lab, started from source like by its manifests: settings by environment
+ * variables, all others at their defaults. Depends only on its command line, its settings and the log line that reports
+ * readiness.
  */
 import {fileURLToPath} from 'node:url';
 import type {Lab} from './lab.ts';
@@ -9,7 +10,7 @@ import {paths} from './topology.ts';
 
 const repository = fileURLToPath(new URL('../..', import.meta.url)).replace(/\/$/, '');
 
-/** Small VMs: the lab's guest needs little and is emulated. */
+/** Small VMs: the guest of the lab is emulated and needs few resources. */
 const settings = {
 	CLUSTER_ID: 'lab',
 	NODE_NAME: 'worker-0',
@@ -18,14 +19,14 @@ const settings = {
 	LIBVIRT_ROOT_DISK_SIZE: '1',
 };
 
-/** Where it serves unless told otherwise, as seen in the lab. */
+/** Its default socket, as a path in the lab. */
 export const hypervisorSocket = `${paths.peerpod}/hypervisor.sock`;
 
 /**
  * Resolves when it is ready. Disposing ends it with SIGTERM and waits.
- * @param env added to, or instead of, the lab's settings
- * @param confinement a program with its arguments that starts the daemon with less than everything; none if absent
- * @throws 'failed-precondition' with its last lines when it ends before
+ * @param env overrides or extends the settings of the lab
+ * @param confinement a program with its arguments that starts the daemon with fewer privileges; none if absent
+ * @throws 'failed-precondition' with the last log lines if it ends before it is ready
  */
 export async function startDaemon(
 	lab: Lab,
@@ -37,7 +38,7 @@ export async function startDaemon(
 	return readyOrStopped(started, signal);
 }
 
-/** The relay process of the worker, as root without capabilities. As `startDaemon`. */
+/** Starts the relay process of the worker, as root without capabilities. Otherwise like `startDaemon`. */
 export async function startRelayProcess(
 	lab: Lab,
 	env: Readonly<Record<string, string>>,

@@ -1,8 +1,8 @@
 /**
- * `npm run demo`: the whole of it on one machine. Builds the guest image, starts a KVM host and a worker node in the
- * lab and the daemon on the worker, then plays the kata shim: a pod VM is created and started, its agent runs commands
- * in it, another pod fetches a page that it serves at the pod's own address, it is stopped, nothing is left. Exit code
- * 1 and an explanation when a step fails; Ctrl-C leaves nothing behind either.
+ * `npm run demo`: the complete product on one machine. Builds the guest image, and starts a KVM host and a worker node
+ * in the lab, with the daemon on the worker. Then acts as the kata shim: creates and starts a pod VM, runs commands
+ * through its agent, fetches a page from another pod at the address of the pod, stops the VM, and verifies that nothing
+ * is left. If a step fails, it prints an explanation and exits with 1. After Ctrl-C, nothing is left either.
  */
 import {isDeepStrictEqual, stripVTControlCharacters} from 'node:util';
 import {AdaptorError, toError} from '../../src/core/errors.ts';
@@ -32,7 +32,7 @@ const stopping = new AbortController();
 for (const name of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
 	process.on(name, () => {
 		if (stopping.signal.aborted) {
-			process.exit(130); // the kernel ends the lab with us
+			process.exit(130); // The kernel ends the lab with this process.
 		}
 
 		stopping.abort(
@@ -120,7 +120,7 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	if (!page.includes(visitor.podIp) || !page.includes('s390x')) {
 		throw new AdaptorError({
 			code: 'internal',
-			what: 'The page is not what the VM should show to that pod',
+			what: 'The page of the VM is wrong for that pod',
 			where: {url},
 		});
 	}
@@ -163,7 +163,7 @@ async function callAgent(agent: AgentClient, id: string, signal: AbortSignal): P
 			agentTimeoutMs,
 		);
 		await agent.call('AgentService/StartContainer', {container_id: container}, signal, agentTimeoutMs);
-		await agent.call('AgentService/ReadStdout', {container_id: container, len: 100}, signal, agentTimeoutMs); // its first word: it serves
+		await agent.call('AgentService/ReadStdout', {container_id: container, len: 100}, signal, agentTimeoutMs); // Its first output means that it serves.
 	});
 	for (const argv of commands) {
 		const {exitCode, stdout, stderr} = await progress.step(`ExecProcess: ${argv.join(' ')}`, async () =>
@@ -183,20 +183,23 @@ async function callAgent(agent: AgentClient, id: string, signal: AbortSignal): P
 	}
 }
 
-/** What those who were there said last, for a failure of a step between them. */
+/** Prints the last output of the daemon, the guests and libvirtd, to explain a failed step. */
 async function showEvidence(lab: Lab, daemon: Service): Promise<void> {
 	const show = (title: string, lines: readonly string[]): void =>
 		progress.line(`\n${title}:\n${lines.map(line => `    ${line}`).join('\n')}`);
-	show('The daemon said last', daemon.tail.slice(-20));
+	show('Last output of the daemon', daemon.tail.slice(-20));
 	for (const [domain, text] of await lab.consoles()) {
 		show(
-			`The console of ${domain} says`,
+			`Console of ${domain}`,
 			stripVTControlCharacters(text)
 				.split(/[\r\n]+/)
 				.slice(-15),
 		);
 	}
 
-	// What it says at each look into the ARP table where the kernel's differs from what it expects is of no interest.
-	show('libvirtd said last', lab.kvmHost.libvirtd.tail.filter(line => !line.includes('virArpTableGet')).slice(-5));
+	// Without the warnings that it prints whenever it reads the ARP table and finds an unexpected format.
+	show(
+		'Last output of libvirtd',
+		lab.kvmHost.libvirtd.tail.filter(line => !line.includes('virArpTableGet')).slice(-5),
+	);
 }

@@ -1,7 +1,7 @@
 /**
- * Fetches Debian's s390x kernel and busybox with the machine's own apt sources and keys, but with an apt root of its
- * own: neither dpkg's architectures nor apt's lists and caches on the machine change. Nothing is installed, only
- * unpacked.
+ * Fetches the s390x kernel and busybox of Debian with the apt sources and keys of this machine, but with a separate apt
+ * root. So the architectures of dpkg and the lists and caches of apt do not change. Packages are only unpacked, not
+ * installed.
  */
 import {mkdir, readdir, readFile, rename, stat, writeFile} from 'node:fs/promises';
 import {basename, join} from 'node:path';
@@ -9,13 +9,13 @@ import {AdaptorError, toError} from '../../src/core/errors.ts';
 import {run} from './command.ts';
 import type {StepReport} from './progress.ts';
 
-/** What of the packages goes into the image, as paths of files. */
+/** The files from the packages that are part of the image, as paths. */
 export interface GuestParts {
-	/** Names the packages and their versions. */
+	/** The names and versions of the packages. */
 	readonly name: string;
 	readonly kernel: string;
 	readonly busybox: string;
-	/** In the order in which they must be loaded. */
+	/** In load order. */
 	readonly modules: readonly string[];
 }
 
@@ -23,7 +23,10 @@ export interface Steps {
 	step<T>(title: string, work: (report: StepReport) => Promise<T>): Promise<T>;
 }
 
-/** Each after those that it needs. virtio, af_packet, the SCLP console and devtmpfs are built into Debian's kernel. */
+/**
+ * Each module after its dependencies. virtio, af_packet, the SCLP console and devtmpfs are built into the kernel of
+ * Debian.
+ */
 const modules = [
 	'virtio_blk',
 	'failover',
@@ -37,9 +40,9 @@ const modules = [
 	'veth',
 ];
 
-/** The parts that an earlier run has unpacked; undefined when there are none. */
+/** The parts that an earlier run unpacked; undefined if there are none. */
 export async function unpackedParts(cacheDir: string): Promise<GuestParts | undefined> {
-	// Its name is written last, and only when the directory is complete.
+	// The name is written last, when the directory is complete.
 	const name = await readFile(join(cacheDir, 'parts'), 'utf8').catch(() => undefined);
 	if (
 		name === undefined ||
@@ -60,7 +63,7 @@ export async function unpackedParts(cacheDir: string): Promise<GuestParts | unde
 	};
 }
 
-/** @param scratch an empty directory on the file system of `cacheDir`, to be removed by the caller */
+/** @param scratch an empty directory on the file system of `cacheDir`; the caller removes it */
 export async function fetchParts(
 	cacheDir: string,
 	scratch: string,
@@ -83,7 +86,7 @@ export async function fetchParts(
 		const parts = join(scratch, name);
 		await mkdir(parts);
 		await gather(unpacked, parts, signal);
-		// A directory of that name without its name in `parts` is whole too: it came by the same rename.
+		// A directory that is not named in `parts` is complete too, because it was created by the same rename.
 		await rename(parts, join(cacheDir, name)).catch((error: unknown) => {
 			if (!(error instanceof Error && 'code' in error && error.code === 'ENOTEMPTY')) {
 				throw error;
@@ -94,7 +97,7 @@ export async function fetchParts(
 	});
 	const parts = await unpackedParts(cacheDir);
 	if (parts === undefined) {
-		throw new AdaptorError({code: 'internal', what: 'The unpacked packages vanished', where: {cacheDir}});
+		throw new AdaptorError({code: 'internal', what: 'The unpacked packages have disappeared', where: {cacheDir}});
 	}
 
 	return parts;
@@ -103,8 +106,8 @@ export async function fetchParts(
 async function unpack(deb: string, target: string, signal: AbortSignal): Promise<void> {
 	const tar = await run('dpkg', ['--fsys-tarfile', deb], {}, signal);
 	const members = ['./boot/vmlinuz-*', './bin/busybox', ...modules.map(module => `./lib/modules/*/${module}.ko*`)];
-	// tar fails for patterns that match nothing, and each package has only some of them: what is missing shows in
-	// gather().
+	// tar fails for patterns without a match, and each package has only some of these files. gather() detects missing
+	// files.
 	const listed = (await run('tar', ['-t'], {input: tar}, signal)).toString().split('\n');
 	const patterns = members.filter(member => listed.some(path => glob(member).test(path)));
 	await run('tar', ['-x', '-C', target, '--wildcards', ...patterns], {input: tar}, signal);
@@ -114,13 +117,13 @@ function glob(pattern: string): RegExp {
 	return new RegExp(`^${pattern.replaceAll('.', '\\.').replaceAll('*', '.*')}$`);
 }
 
-/** Flattens what was unpacked to the names that the image's builder knows. */
+/** Moves the unpacked files to the names that the image builder expects. */
 async function gather(unpacked: string, target: string, signal: AbortSignal): Promise<void> {
 	const files = (await readdir(unpacked, {recursive: true})).map(path => join(unpacked, path));
 	const take = async (found: (name: string) => boolean, name: string): Promise<void> => {
 		const file = files.find(path => found(basename(path)));
 		if (file === undefined) {
-			throw new AdaptorError({code: 'not-found', what: `Debian's packages hold no ${name}`});
+			throw new AdaptorError({code: 'not-found', what: `The packages of Debian do not contain ${name}`});
 		}
 
 		// Debian 13 compresses modules.
@@ -134,12 +137,12 @@ async function gather(unpacked: string, target: string, signal: AbortSignal): Pr
 	}
 }
 
-/** Debian packages for s390x, whatever they are for. */
+/** Fetches Debian packages for s390x. Does not know their purpose. */
 export class Apt {
 	readonly #root: string;
 	readonly #signal: AbortSignal;
 	readonly #options: readonly string[];
-	/** What `update` complained of. */
+	/** The error of `update`. */
 	#complaint: unknown;
 
 	constructor(root: string, signal: AbortSignal) {
@@ -148,7 +151,7 @@ export class Apt {
 		const settings = {
 			'APT::Architecture': 's390x',
 			'APT::Architectures': 's390x',
-			'APT::Sandbox::User': 'root', // which may write to this root
+			'APT::Sandbox::User': 'root', // It may write to this apt root.
 			'Acquire::IndexTargets::deb::DEP-11::DefaultEnabled': 'false',
 			'Acquire::Languages': 'none',
 			'Acquire::Retries': '3',
@@ -165,8 +168,8 @@ export class Apt {
 	}
 
 	/**
-	 * A source of the machine's that has nothing for s390x, or does not answer, is no failure: what matters is whether
-	 * the packages are found.
+	 * A source without s390x packages, or one that does not answer, is no failure: it is enough that the packages are
+	 * found.
 	 */
 	async update(): Promise<void> {
 		await Promise.all(
@@ -175,7 +178,7 @@ export class Apt {
 			),
 		);
 		await writeFile(join(this.#root, 'status'), '');
-		// Images of Debian for containers have hooks here that clear the machine's own caches.
+		// Container images of Debian have hooks here that clear the caches of the machine.
 		await writeFile(
 			join(this.#root, 'apt.conf'),
 			'#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n#clear DPkg::Post-Invoke;\n',
@@ -189,14 +192,14 @@ export class Apt {
 	}
 
 	async dependency(name: string, pattern: RegExp): Promise<string> {
-		// For a package that it has never heard of apt-cache fails.
+		// apt-cache fails for an unknown package.
 		const depends = (await this.#apt('apt-cache', ['depends', name]).catch(() => '')).toString();
 		this.#signal.throwIfAborted();
 		const found = depends.split(/\s+/).find(word => pattern.test(word));
 		if (found === undefined) {
 			throw new AdaptorError({
 				code: 'not-found',
-				what: `apt knows no ${name} for s390x${this.#complaint === undefined ? '' : `: ${toError(this.#complaint).message}`}`,
+				what: `apt does not find ${name} for s390x${this.#complaint === undefined ? '' : `: ${toError(this.#complaint).message}`}`,
 				remedy: 'The network must be up, and the sources in /etc/apt must name a Debian archive with s390x, e.g. http://deb.debian.org/debian bookworm main.',
 				cause: this.#complaint,
 			});

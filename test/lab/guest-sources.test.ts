@@ -30,7 +30,7 @@ test('the guest agent passes gofmt, vet and its own tests', async t => {
 });
 
 /**
- * Text that quoting and folding have to get right: colons, hashes, quotes, blanks at the ends of lines, long lines,
+ * Text that is difficult for quoting and folding: colons, hashes, quotes, blanks at the ends of lines, long lines,
  * indentation, unicode.
  */
 const content = fc
@@ -66,7 +66,7 @@ const content = fc
 		{maxLength: 40},
 	)
 	.map(parts => parts.join(''));
-/** What only an escape can carry, too. */
+/** Also characters that need an escape. */
 const anyContent = fc.oneof(content, fc.string({unit: 'binary', maxLength: 60}));
 
 const layouts: readonly ToStringOptions[] = [
@@ -95,8 +95,8 @@ test('the guest reads files of the adaptor, and of a YAML library in all of its 
 				['/b', 'end'],
 			],
 		})),
-		// Judged by the library's reader: with indent 4, and in folded scalars, its writer does not always write what
-		// it was given (yaml 2.9.1).
+		// The parser of the library is the reference: with indent 4, and in folded scalars, its writer does not always
+		// reproduce the input (yaml 2.9.1).
 		...fc
 			.sample(content, {numRuns: 300, seed})
 			.map((value, index) => {
@@ -111,8 +111,8 @@ test('the guest reads files of the adaptor, and of a YAML library in all of its 
 					text,
 					files: (parse(text) as typeof document).write_files.map(entry => [entry.path, entry.content]),
 				};
-				// In double quotes the library folds in the middle of a surrogate pair, too: that is no UTF-8 that a
-				// file could hold.
+				// In double quotes, the library also folds within a surrogate pair. A file cannot contain that, because
+				// it is not valid UTF-8.
 			})
 			.filter(({text}) => text.isWellFormed()),
 	];

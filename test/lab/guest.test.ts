@@ -8,8 +8,8 @@ import {AgentClient, runCommand, type OciProcess} from './agent-client.ts';
 import {BareGuest, makeGuestIdentity, type GuestIdentity} from './bare-guest.ts';
 import {buildGuestImage} from './image.ts';
 
-// One guest answers all of these tests at once: they have containers of their own. Building the image for the first
-// time takes a minute.
+// All tests share one guest, with their own containers, and run concurrently. The first build of the image takes a
+// minute.
 const signal = AbortSignal.timeout(600_000);
 const instanceName = 'podvm-bare-0123abcd';
 
@@ -164,7 +164,7 @@ test('errors have the codes that the original gives', async t => {
 test('a client whose certificate is not the one that was announced is not served', async t => {
 	const stranger = await makeGuestIdentity(instanceName);
 	const client = guest.connect({...identity, client: stranger.client}, signal);
-	// With TLS 1.3 the refusal comes after the client's side of the handshake.
+	// With TLS 1.3, the refusal arrives after the handshake is complete for the client.
 	await t.throwsAsync(async () => new AgentClient(await client).call('Health/Check', {}, signal));
 	await guest.line(/TLS handshake with .*: tls: failed to verify|TLS handshake with .*certificate/, signal);
 });

@@ -11,7 +11,7 @@ import {buildGuestImage} from './image.ts';
 const signal = AbortSignal.timeout(600_000);
 const shared = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 
-/** A cache of its own that has the packages and the Go compiler's results already. */
+/** A separate cache that already contains the packages and the build cache of Go. */
 async function warmCache(): Promise<string> {
 	await buildGuestImage({cacheDir: shared}, signal);
 	const cache = await mkdtemp(join(tmpdir(), 'caat-image-'));

@@ -1,7 +1,7 @@
 /**
- * Builds the guest image of the lab: Debian's s390x kernel and busybox, our agent as /init, one bootable qcow2 file.
- * What was built is kept under a name made of everything that went into it. A run that dies leaves only `tmp-…`
- * directories, which the next one removes.
+ * Builds the guest image of the lab: the s390x kernel and busybox of Debian, and the agent of this project as /init, in
+ * one bootable qcow2 file. The name of the result in the cache depends on all inputs. A run that dies leaves only
+ * `tmp-…` directories, which the next run removes.
  */
 import {spawn} from 'node:child_process';
 import {createHash} from 'node:crypto';
@@ -16,13 +16,13 @@ import {fileType, newcArchive, type ArchiveEntry} from './newc.ts';
 import {ziplDisk} from './zipl.ts';
 
 export interface GuestImageOptions {
-	/** Everything is kept below it; made when it does not exist. The repository's unless given. */
+	/** The cache directory; created if necessary. By default in the repository. */
 	readonly cacheDir?: string;
-	/** Shows what is being done; a `Progress` fits. Nothing is shown by default. */
+	/** Shows the progress, for example a `Progress`. Absent: no output. */
 	readonly steps?: Steps;
-	/** Words for the kernel command line, e.g. `caa.lab=slow` (guest/README.md). */
+	/** Parameters for the kernel command line, e.g. `caa.lab=slow` (guest/README.md). */
 	readonly bootOptions?: readonly string[];
-	/** Further files of the image by their absolute path, e.g. `/etc/certificates/tls.crt`. */
+	/** Additional files of the image by absolute path, e.g. `/etc/certificates/tls.crt`. */
 	readonly files?: Readonly<Record<string, string>>;
 }
 
@@ -32,10 +32,10 @@ const sharedCache = fileURLToPath(new URL('../../.cache/lab', import.meta.url));
 const guestDirectory = fileURLToPath(new URL('guest/', import.meta.url));
 const builders = ['image.ts', 'zipl.ts', 'newc.ts'].map(name => fileURLToPath(new URL(name, import.meta.url)));
 const go = '/usr/lib/go/bin/go';
-/** Twice what all tests use together. */
+/** Twice the number that all tests use together. */
 const keptImages = 12;
 
-/** Of those in Debian's busybox-static, what tests and curious people run. */
+/** The applets of busybox-static that tests and developers use. */
 const applets = [
 	'[',
 	'awk',
@@ -95,9 +95,9 @@ const applets = [
 ];
 
 /**
- * Resolves with the path of a qcow2 file, at once when nothing has changed since it was built. Several processes may
- * ask at the same time.
- * @throws AdaptorError with a remedy when packages or tools cannot be had
+ * Resolves with the path of a qcow2 file, at once if nothing has changed since the last build. Several processes may
+ * call it concurrently.
+ * @throws AdaptorError with a remedy if packages or tools are missing
  */
 export async function buildGuestImage(
 	{cacheDir = sharedCache, steps = silent, bootOptions = [], files = {}}: GuestImageOptions,
@@ -125,7 +125,7 @@ export async function buildGuestImage(
 
 		return path;
 	} finally {
-		// What a stopped go had started may still be writing.
+		// Child processes of a killed go may still be writing.
 		await rm(scratch, {recursive: true, force: true, maxRetries: 5});
 	}
 }
@@ -163,7 +163,7 @@ async function build(
 			CGO_ENABLED: '0',
 			GOOS: 'linux',
 			GOARCH: 's390x',
-			GOTMPDIR: scratch, // go leaves its files there when it is stopped
+			GOTMPDIR: scratch, // A killed go leaves its files there.
 		};
 		const args = ['build', '-trimpath', '-buildvcs=false', '-ldflags=-s -w', '-o', agent, '.'];
 		await run(
@@ -175,8 +175,7 @@ async function build(
 	});
 	return steps.step('Make the boot disk', async report => {
 		const archive = newcArchive(await rootFiles(parts, agent, files));
-		// The kernel knows lz4's legacy format only. Unpacking it takes less time in the guest than anything smaller
-		// would.
+		// The kernel only supports the legacy format of lz4. Smaller formats take longer to unpack in the guest.
 		const initramfs = await run(
 			'lz4',
 			['-l', '-9', '-c'],
@@ -214,7 +213,7 @@ async function rootFiles(
 			mode: fileType.symlink | 0o777,
 			content: Buffer.from('busybox'),
 		})),
-		// What a pod's first container runs, here as in any pause image: it sleeps until it is told to end.
+		// The process of the first container of a pod, as in any pause image: it sleeps until it is terminated.
 		{
 			path: 'pause',
 			mode: program,
@@ -227,7 +226,7 @@ async function rootFiles(
 		},
 		{path: 'etc/group', mode: plain, content: Buffer.from('root:x:0:\nnogroup:x:65534:\n')},
 		{path: 'etc/hosts', mode: plain, content: Buffer.from('127.0.0.1 localhost\n')},
-		// The agent loads them in the order of their names.
+		// The agent loads them in the order of their file names.
 		...(await Promise.all(
 			parts.modules.map(async (module, index) => ({
 				path: `lib/modules/${String(index).padStart(2, '0')}-${basename(module)}`,
@@ -250,18 +249,18 @@ function parents(path: string): string[] {
 	return names.map((_name, index) => names.slice(0, index + 1).join('/'));
 }
 
-/** Only who holds the lock makes them. */
+/** Removes the scratch directories of dead runs. Only the owner of the lock creates such directories. */
 async function removeLeftovers(cache: string): Promise<void> {
 	const leftovers = (await readdir(cache)).filter(name => name.startsWith('tmp-'));
-	// Programs that the dead run had started may still be writing.
+	// Child processes of the dead run may still be writing.
 	await Promise.all(
 		leftovers.map(async name => rm(join(cache, name), {recursive: true, force: true, maxRetries: 5})),
 	);
 }
 
 /**
- * Every change of the agent's sources makes new ones: all but those that were used last go. Only who holds the lock
- * removes them.
+ * Removes all images except the last used ones, because each change of the sources of the agent creates new images.
+ * Only the owner of the lock removes images.
  */
 async function removeOldImages(cache: string): Promise<void> {
 	const images = (await readdir(cache))
@@ -276,7 +275,7 @@ async function removeOldImages(cache: string): Promise<void> {
 	);
 }
 
-/** Whether there is one; it is marked as used then. */
+/** Whether the image exists; marks it as used. */
 async function isUsed(path: string): Promise<boolean> {
 	const now = new Date();
 	return utimes(path, now, now).then(
@@ -286,8 +285,7 @@ async function isUsed(path: string): Promise<boolean> {
 }
 
 /**
- * Holds a lock that the kernel lets go of when this process dies, however it dies: the holder reads from a pipe of
- * ours.
+ * Takes a lock that the kernel releases when this process dies, because the holder reads from a pipe of this process.
  */
 async function exclusively(path: string, signal: AbortSignal): Promise<AsyncDisposable> {
 	const holder = spawn('flock', ['--no-fork', path, 'sh', '-c', 'echo locked; exec cat >/dev/null'], {

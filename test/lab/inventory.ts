@@ -1,4 +1,4 @@
-/** What of the adaptor's there is in a lab: to compare before and after, so that nothing left over goes unnoticed. */
+/** Lists all state of the adaptor in a lab. Tests compare it before and after, to detect leftovers. */
 import {readdir} from 'node:fs/promises';
 import {isDeepStrictEqual} from 'node:util';
 import {pause, Scope} from '../../src/core/lifetime.ts';
@@ -9,22 +9,22 @@ import {names, paths} from './topology.ts';
 
 export interface Inventory extends NetworkInventory {
 	readonly domains: readonly string[];
-	/** Of the pool, without the base volume. */
+	/** The volumes of the pool, without the base volume. */
 	readonly volumes: readonly string[];
-	/** Of the domains' network interfaces. */
+	/** The network interfaces of the domains. */
 	readonly macs: readonly string[];
-	/** Under the adaptor's directory, `/run/peerpod`, sockets not included. */
+	/** The files below the directory of the adaptor, `/run/peerpod`, without sockets. */
 	readonly files: readonly string[];
 	readonly sockets: readonly string[];
 }
 
-/** Of the worker and all its pods. */
+/** The state in the worker and all its pods. */
 interface NetworkInventory {
 	/** VXLAN devices, as `<namespace>/<device>`. */
 	readonly tunnels: readonly string[];
-	/** Devices with a filter of what arrives, as `<namespace>/<device>`. */
+	/** Devices with an ingress filter, as `<namespace>/<device>`. */
 	readonly redirections: readonly string[];
-	/** VMs' addresses that tunnels are bound to. */
+	/** The addresses of the VMs to which tunnels are bound. */
 	readonly bound: readonly string[];
 }
 
@@ -38,7 +38,8 @@ export async function takeInventory(namespaces: Namespaces, signal: AbortSignal)
 }
 
 /**
- * Looks until it holds. StopVM may answer before all of it is gone: a deletion does not depend on the shim staying.
+ * Polls until the condition holds. StopVM may answer before everything is removed, because a deletion continues without
+ * its caller.
  * @throws DeadlineError that names what was awaited, after two minutes
  */
 export async function inventoryWhen(
@@ -58,7 +59,7 @@ export async function inventoryWhen(
 	}
 }
 
-/** The inventory when it is as it is wanted, or what it is when that takes too long. */
+/** The expected inventory, or the actual one after a timeout. */
 export async function settledInventory(
 	wanted: Inventory,
 	lab: Pick<Lab, 'inventory'>,
@@ -74,13 +75,13 @@ async function hostInventory(
 	signal: AbortSignal,
 ): Promise<Pick<Inventory, 'domains' | 'volumes' | 'macs'>> {
 	const domains = lines(await virsh(namespaces, ['list', '--all', '--name'], signal));
-	// One that is gone meanwhile has no interfaces.
+	// A domain that was removed in the meantime has no interfaces.
 	const interfaces = await Promise.all(
 		domains.map(async name => virsh(namespaces, ['domiflist', name], signal).catch(() => '')),
 	);
 	return {
 		domains,
-		// From the directory, not from libvirt: a file that libvirt has forgotten is left over too.
+		// From the directory, not from libvirt: a file that libvirt does not know is a leftover too.
 		volumes: (await readdir(namespaces.outside(names.images))).filter(name => name !== names.baseVolume).sort(),
 		macs: interfaces.flatMap(table => table.match(/\b(?:[\da-f]{2}:){5}[\da-f]{2}\b/g) ?? []).sort(),
 	};
@@ -99,8 +100,8 @@ async function fileInventory(namespaces: Namespaces): Promise<Pick<Inventory, 'f
 	const inside = (kept: typeof entries): string[] =>
 		kept.map(entry => `${entry.parentPath}/${entry.name}`.slice(namespaces.outside('').length)).sort();
 	return {
-		// The daemon's checks write one to see whether they can, while it serves already, and one tells that it is at
-		// work; that none stays is their own tests' matter.
+		// The checks of the running daemon write a file to test permissions, and a lock file shows that it is at work.
+		// Other tests verify that both are removed.
 		files: inside(
 			entries.filter(
 				entry => !entry.isDirectory() && !entry.isSocket() && !/^\.(?:caa-probe-|daemon-)/v.test(entry.name),
@@ -110,7 +111,7 @@ async function fileInventory(namespaces: Namespaces): Promise<Pick<Inventory, 'f
 	};
 }
 
-/** A pod that is gone meanwhile, and a table that is not there, have nothing. */
+/** Empty for a pod that was removed in the meantime, and for a missing table. */
 async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Promise<NetworkInventory> {
 	const [devices, set] = await Promise.all([
 		namespaces.exec(
@@ -136,7 +137,7 @@ async function networkInventory(namespaces: Namespaces, signal: AbortSignal): Pr
 			})
 			.sort();
 	return {
-		// The daemon's checks make one for a moment, to see whether the port is free.
+		// The checks of the daemon briefly create one to test whether the port is free.
 		tunnels: all(/^(\S+) \d+: (?!caa-probe\b)([^:@]+)/),
 		redirections: all(/^(\S+) qdisc (?:ingress|clsact) .*?\bdev (\S+)/),
 		bound: (set.match(/\b(?:\d+\.){3}\d+\b/g) ?? []).sort(),

@@ -1,7 +1,7 @@
 /**
- * The KVM host: real sshd, virtlogd and libvirtd with libvirt's own network and storage pool, in the lab's namespaces.
- * Differs from a host in production in what a lab cannot have: no systemd, cgroups or security driver, s390x is
- * emulated (TCG), the network has no spanning tree (it would cost every VM 2.7 s) and no packet filter.
+ * The KVM host: real sshd, virtlogd and libvirtd with a network and a storage pool of libvirt, in the namespaces of the
+ * lab. Differences to a production host: no systemd, cgroups or security driver; s390x is emulated (TCG); the network
+ * has no spanning tree (it would delay every VM by 2.7 s) and no packet filter.
  */
 import {once} from 'node:events';
 import {copyFile, mkdir, symlink, writeFile} from 'node:fs/promises';
@@ -48,7 +48,7 @@ UseDNS no
 PidFile none
 `;
 
-/** Its servers, for those who ask what they said, or end one to see what happens. They end with the lab. */
+/** The servers, so that tests can read their output or kill them. They end with the lab. */
 export interface KvmHost {
 	readonly sshd: Service;
 	readonly virtlogd: Service;
@@ -56,9 +56,9 @@ export interface KvmHost {
 }
 
 /**
- * Keeps what guests print: a pod VM's console is a pty, which nobody reads. QEMU drops what it has for a pty until
- * someone opens it and looks once a second, so the guest's first second may be missing. libvirt, docs/hooks: it waits
- * for whoever holds the hook's own output.
+ * Records the consoles of guests: the console of a pod VM is a pty without a reader. QEMU drops output of a pty until
+ * it is opened, and checks that once a second, so the first second of a guest may be missing. libvirt waits for all
+ * processes that hold the output of the hook (libvirt, docs/hooks).
  */
 const hook = `#!/bin/sh
 [ "$2" = started ] || exit 0
@@ -87,13 +87,13 @@ export async function startKvmHost(
 	const libvirtd = start('/usr/sbin/libvirtd');
 	using scope = new Scope(signal).deadline(300_000, 'sshd and libvirtd');
 	await Promise.all([sshd.line(/^Server listening/, scope.signal), listening(namespaces, libvirtd, scope.signal)]);
-	// Network and pool are started before a connection is served. Asking for the capabilities makes libvirtd learn them
-	// now.
+	// Network and pool are started before the first connection is served. The query makes libvirtd read the
+	// capabilities now.
 	await virsh(namespaces, [`net-info ${names.network}; pool-info ${names.pool}; capabilities`], scope.signal);
 	return {sshd, virtlogd, libvirtd};
 }
 
-/** One virsh on the KVM host itself. */
+/** Runs virsh on the KVM host. */
 export async function virsh(namespaces: Namespaces, args: readonly string[], signal: AbortSignal): Promise<string> {
 	return namespaces.exec('kvmhost', ['virsh', '--quiet', '-c', 'qemu:///system', ...args], signal);
 }
@@ -135,7 +135,7 @@ async function createKeys(namespaces: Namespaces, signal: AbortSignal): Promise<
 	);
 }
 
-/** Asks again and again: libvirtd says nothing when it is ready. */
+/** Polls, because libvirtd gives no signal when it is ready. */
 async function listening(namespaces: Namespaces, libvirtd: Service, signal: AbortSignal): Promise<void> {
 	using scope = new Scope(signal);
 	libvirtd.endedTooSoon().catch((error: unknown) => scope.abort(error));

@@ -143,7 +143,7 @@ for (const [name, target] of [
 	['SIGINT', -1],
 ] as const) {
 	test(`${name} of ${target === 1 ? 'the process' : 'the process group'} that made the lab ends all of it`, async t => {
-		// A group of its own, as a shell gives it to a command in a terminal.
+		// In its own process group, like a command in a terminal.
 		const holder = spawn(process.execPath, [fileURLToPath(new URL('fixtures/hold-lab.ts', import.meta.url))], {
 			stdio: ['ignore', 'pipe', 'inherit'],
 			detached: true,
@@ -158,7 +158,7 @@ for (const [name, target] of [
 	});
 }
 
-/** What a lab must not change, as far as it is quick to look at. */
+/** State of the machine that a lab must not change, limited to what can be read quickly. */
 async function machine(): Promise<unknown> {
 	const listed = async (directory: string): Promise<unknown> => readdir(directory).catch(() => 'none');
 	return {
@@ -184,7 +184,8 @@ async function machine(): Promise<unknown> {
 }
 
 /**
- * Until a directory of /proc is gone, or its process is a zombie, ended but not yet reaped by the machine's own PID 1.
+ * Waits until a directory of /proc is gone, or its process is a zombie: ended, but not yet reaped by PID 1 of the
+ * machine.
  */
 async function gone(directory: string): Promise<void> {
 	const deadline = AbortSignal.timeout(60_000);

@@ -1,7 +1,7 @@
 /**
  * The real topology on one machine: a KVM host and a worker node on one subnet, each a network namespace, with real
- * sshd, libvirtd, dnsmasq and QEMU. Shared by the demo and the end-to-end tests. Several labs at once do not see each
- * other, nor the machine's own network, libvirt or files; see namespaces.ts for why nothing can be left over.
+ * sshd, libvirtd, dnsmasq and QEMU. Used by the demo and the end-to-end tests. Concurrent labs are isolated from each
+ * other, and from the network, libvirt and files of the machine. namespaces.ts explains why nothing can be left over.
  */
 import type {ChildProcess} from 'node:child_process';
 import {readdir, readFile} from 'node:fs/promises';
@@ -13,40 +13,40 @@ import {paths, subnet, type PodShape} from './topology.ts';
 import {createPodNamespace, createWorker, plug, type PodNamespace} from './worker.ts';
 
 export interface LabOptions {
-	/** A qcow2 file that becomes the base volume; none when absent. */
+	/** A qcow2 file that becomes the base volume; no base volume if absent. */
 	readonly image?: string;
-	/** Ends the start, and later what the lab is being asked for; not the lab itself. */
+	/** Aborts the start, and later the commands in the lab; not the lab itself. */
 	readonly signal: AbortSignal;
 }
 
 export interface Lab extends AsyncDisposable {
-	/** Of the process that holds the lab, for those who watch it end. */
+	/** Id of the process that holds the lab, for tests that watch it end. */
 	readonly pid: number;
 	readonly kvmHost: KvmHost;
-	/** How the worker reaches libvirt; key and known_hosts are paths in the lab. */
+	/** The libvirt URI for the worker; key and known_hosts are paths in the lab. */
 	readonly sshUri: string;
-	/** A path in the lab as this process can open it, unix sockets too. */
+	/** Converts a path in the lab to one that this process can open, also for unix sockets. */
 	outside(path: string): string;
-	/** Starts a program on the worker node, without anything of this process's environment. */
+	/** Starts a program on the worker node, with a clean environment. */
 	workerRun(argv: readonly string[], options?: RunOptions): ChildProcess;
 	/** Starts a program on the KVM host. */
 	hostRun(argv: readonly string[], options?: RunOptions): ChildProcess;
-	/** What virsh prints, on the KVM host. */
+	/** Runs virsh on the KVM host, and returns its output. */
 	virsh(...args: readonly string[]): Promise<string>;
-	/** What virsh prints, on the worker, over ssh. */
+	/** Runs virsh on the worker over ssh, and returns its output. */
 	workerVirsh(...args: readonly string[]): Promise<string>;
 	/**
-	 * @param name of the network namespace, unique in the lab;
-	 * @param shape how its CNI plugin leaves it, `bridge` unless given
+	 * @param name of the network namespace, unique in the lab
+	 * @param shape how its CNI plugin configures it; `bridge` by default
 	 */
 	podNamespace(name: string, options?: {readonly shape?: PodShape}): Promise<PodNamespace>;
-	/** What guests printed on their consoles, by domain; kept when the domain is gone. */
+	/** By domain: the output of its console, also for a domain that is gone. */
 	consoles(): Promise<ReadonlyMap<string, string>>;
-	/** What of the adaptor's there is right now. */
+	/** The present state of the adaptor. */
 	inventory(): Promise<Inventory>;
 }
 
-/** @throws 'failed-precondition' when the machine cannot have a lab; the error says what is missing */
+/** @throws 'failed-precondition' if this machine cannot run a lab; the error names what is missing */
 export async function startLab({image, signal}: LabOptions): Promise<Lab> {
 	await using stack = new AsyncDisposableStack();
 	const namespaces = stack.use(await Namespaces.create(signal));

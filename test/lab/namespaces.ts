@@ -1,8 +1,8 @@
 /**
- * A process tree in mount, PID and network namespaces of its own, from which nothing can be left over: its PID 1 ends
- * when this process ends, however that happens, and with its last process the kernel takes the namespaces with their
- * mounts, devices and files. Two things hold it, so that no moment is without: standard input of init.sh ends, and a
- * parent-death signal. Knows neither libvirt nor the topology.
+ * A process tree in its own mount, PID and network namespaces. Nothing can be left over: PID 1 of the tree ends
+ * whenever this process ends, and the kernel then removes the namespaces with their mounts, devices and files. Two
+ * mechanisms together leave no gap: the standard input of init.sh, which then ends, and a parent-death signal. Does not
+ * know libvirt or the topology.
  */
 import {spawn, type ChildProcess, type SpawnOptions} from 'node:child_process';
 import {closeSync, constants, openSync} from 'node:fs';
@@ -15,7 +15,7 @@ import {Service} from './service.ts';
 
 const init = fileURLToPath(new URL('init.sh', import.meta.url));
 
-/** What programs in the lab see, unless told otherwise: nothing of the caller's environment. */
+/** The default environment of programs in the lab: nothing from the environment of the caller. */
 export const environment = {
 	PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
 	HOME: '/run/lab/home',
@@ -25,18 +25,18 @@ export const environment = {
 export interface RunOptions {
 	/** Added to `environment`. */
 	readonly env?: Readonly<Record<string, string>>;
-	/** Absolute, as seen in the lab; `/` unless given. */
+	/** An absolute path in the lab; `/` by default. */
 	readonly cwd?: string;
 	readonly stdio?: SpawnOptions['stdio'];
 }
 
 export class Namespaces implements AsyncDisposable {
-	/** `unshare` itself: it is in the new mount namespace and has the new PID namespace as that of its children. */
+	/** `unshare` itself: it is in the new mount namespace, and its children are in the new PID namespace. */
 	readonly #holder: Service;
-	/** Of the holder, for those who watch it end. */
+	/** Id of the holder, for tests that watch it end. */
 	readonly pid: number;
 	readonly #rootFd: number;
-	/** Programs that `run` started and that have not ended yet. */
+	/** Running programs that `run` started. */
 	readonly #running = new Set<ChildProcess>();
 	#disposed: Promise<void> | undefined;
 
@@ -46,7 +46,7 @@ export class Namespaces implements AsyncDisposable {
 		this.#rootFd = openSync(`/proc/${pid}/root`, constants.O_RDONLY | constants.O_DIRECTORY);
 	}
 
-	/** @throws 'failed-precondition' when the machine does not allow it */
+	/** @throws 'failed-precondition' if the machine does not allow it */
 	static async create(signal: AbortSignal): Promise<Namespaces> {
 		const child = spawn(
 			'setpriv',
@@ -70,11 +70,12 @@ export class Namespaces implements AsyncDisposable {
 			{
 				env: environment,
 				stdio: ['pipe', 'ignore', 'pipe'],
-				// A process group of its own: Ctrl-C in the terminal reaches us alone, and we end things in order.
+				// Its own process group: Ctrl-C in a terminal only reaches this process, which then ends the lab in
+				// order.
 				detached: true,
 			},
 		);
-		child.stdin.on('error', () => undefined); // it may end before its input does
+		child.stdin.on('error', () => undefined); // The program may end before all input is written.
 		const holder = new Service("the lab's first process", child, () => child.stdin.end());
 		try {
 			using scope = new Scope(signal).deadline(120_000, "the lab's namespaces");
@@ -85,7 +86,7 @@ export class Namespaces implements AsyncDisposable {
 			signal.throwIfAborted();
 			throw new AdaptorError({
 				code: 'failed-precondition',
-				what: `Could not make namespaces for the lab: ${holder.tail.join('; ') || toError(error).message}`,
+				what: `Could not create the namespaces of the lab: ${holder.tail.join('; ') || toError(error).message}`,
 				remedy: 'Run as root with all capabilities (a container needs --privileged). "sh test/lab/setup.sh" installs missing programs.',
 				cause: error,
 			});
@@ -93,16 +94,17 @@ export class Namespaces implements AsyncDisposable {
 	}
 
 	/**
-	 * A file in the lab as this process (only this one) can open it; unix sockets too. `/dev/fd` because it is the
-	 * shortest way in: a socket's path may have 107 bytes, and the agent's has a sandbox id in it.
+	 * Converts a path in the lab to one that this process (and no other) can open, also for unix sockets. `/dev/fd` is
+	 * the shortest form: the path of a socket is limited to 107 bytes, and that of an agent socket contains a sandbox
+	 * id.
 	 */
 	outside(path: string): string {
 		return `/dev/fd/${this.#rootFd}${path}`;
 	}
 
 	/**
-	 * Starts a program. tini hands signals on to it (nsenter would not), ends with 128 + n when signal n ended it, and
-	 * when tini is killed so is the program.
+	 * Starts a program under tini, which forwards signals (nsenter would not) and exits with 128 + n if signal n ended
+	 * the program. If tini is killed, so is the program.
 	 * @param netns name of a network namespace in the lab
 	 */
 	run(netns: string, argv: readonly string[], {env = {}, cwd = '/', stdio = 'pipe'}: RunOptions = {}): ChildProcess {
@@ -137,8 +139,8 @@ export class Namespaces implements AsyncDisposable {
 	}
 
 	/**
-	 * Runs a program to its end and returns what it printed.
-	 * @throws 'internal' with what it said on standard error when it fails
+	 * Runs a program to its end and returns its output.
+	 * @throws 'internal' with its standard error if it fails
 	 */
 	async exec(netns: string, argv: readonly string[], signal: AbortSignal): Promise<string> {
 		const child = this.run(netns, argv, {stdio: ['ignore', 'pipe', 'pipe']});
@@ -166,7 +168,7 @@ export class Namespaces implements AsyncDisposable {
 		}
 	}
 
-	/** Ends every process in it and waits until they are gone. */
+	/** Ends all processes in it and waits until they are gone. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#disposed ??= this.#dispose();
 		await this.#disposed;

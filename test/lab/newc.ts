@@ -1,14 +1,14 @@
 /**
- * A cpio archive in the "newc" format, which the kernel unpacks as its first root filesystem. Pure.
- * (Linux, Documentation/driver-api/early-userspace/buffer-format.rst.)
+ * A cpio archive in the "newc" format, which the kernel unpacks as its initial root file system. Pure. Source: Linux,
+ * Documentation/driver-api/early-userspace/buffer-format.rst.
  */
 
 export interface ArchiveEntry {
-	/** Without a leading slash; directories come before what is in them. */
+	/** Without a leading slash; a directory precedes its content. */
 	readonly path: string;
-	/** Type and permissions as stat(2) has them, e.g. `fileType.regular | 0o755`. */
+	/** Type and permissions in the format of stat(2), e.g. `fileType.regular | 0o755`. */
 	readonly mode: number;
-	/** A file's content, a symbolic link's target. */
+	/** The content of a file, or the target of a symbolic link. */
 	readonly content?: Uint8Array;
 }
 
@@ -21,7 +21,7 @@ export function newcArchive(entries: readonly ArchiveEntry[]): Buffer {
 	]);
 }
 
-/** Owner and time are 0, so that the same entries make the same bytes. */
+/** Owner and time are 0, so that the same entries produce the same bytes. */
 function record({path, mode, content = new Uint8Array()}: ArchiveEntry, inode: number): Buffer[] {
 	const name = Buffer.from(`${path}\0`);
 	const links = (mode & fileType.directory) === 0 ? 1 : 2;

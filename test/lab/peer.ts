@@ -1,18 +1,19 @@
 /**
- * A program for the worker and for plain pods: what of the network arrives there. See clients.ts for those who run it.
+ * A program for the worker and for ordinary pods that tests the network. clients.ts runs it.
  *
- *     serve PORT            answers HTTP: `/` says who asks, `/bytes?count=N` sends bytes; `Serving` on standard error
+ *     serve PORT            answers HTTP: `/` returns the address of the client, `/bytes?count=N` sends bytes. Prints
+ *                           `Serving` on standard error
  *     get URL               prints the body
- *     checksum URL          prints how many bytes the body has, their SHA-256, and the one that the server announced
- *     echo HOST PORT SIZE   sends a UDP datagram of that size and prints how many bytes came back. The kernel does not
- *                           fragment those that fit the interface (ip(7), IP_MTU_DISCOVER, whose default is "want")
+ *     checksum URL          prints the number of bytes of the body, their SHA-256, and that according to the server
+ *     echo HOST PORT SIZE   sends a UDP datagram of this size and prints the number of bytes in the answer. The kernel
+ *                           does not fragment those that fit the interface (ip(7), IP_MTU_DISCOVER, default "want")
  */
 import {createHash} from 'node:crypto';
 import {createSocket} from 'node:dgram';
 import {once} from 'node:events';
 import {createServer} from 'node:http';
 
-/** Lost, doubled or exchanged segments show. */
+/** A pattern in which lost, duplicated or exchanged segments are detected. */
 export function pattern(count: number): Buffer {
 	const bytes = Buffer.alloc(count);
 	for (let at = 0, value = 1; at < count; at++) {

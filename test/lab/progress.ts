@@ -1,15 +1,15 @@
 /**
- * Shows what a long piece of work is doing: steps with their times, and a bar while bytes are counted. On a terminal
- * the running step is one line that is redrawn; elsewhere (CI, a file) a line when it ends, and one before when it
- * takes long. Knows nothing of the work.
+ * Shows the progress of a long task: steps with their times, and a bar while bytes are counted. On a terminal, the
+ * running step is one line that is redrawn. Elsewhere (CI, a file), it prints a line when a step ends, and one before
+ * if the step takes long. Does not know the task.
  */
 import type {WriteStream} from 'node:tty';
 
-/** What a step may tell while it runs. */
+/** The reports of a running step. */
 export interface StepReport {
-	/** Bytes so far; with the total when it is known, so that a bar and the remaining time can be shown. */
+	/** The number of bytes so far. If the total is known, a bar and the remaining time are shown. */
 	bytes(done: number, total?: number): void;
-	/** What it is at, in a few words; the last one stays on the finished step's line. */
+	/** The present activity in a few words. The last one stays on the line of the finished step. */
 	note(text: string): void;
 }
 
@@ -25,7 +25,7 @@ export class Progress {
 		this.#out = out;
 	}
 
-	/** Runs `work` as one step and returns what it returns; a failure is marked and passed on. */
+	/** Runs `work` as one step and returns its result. A failure is marked and thrown again. */
 	async step<T>(title: string, work: (report: StepReport) => Promise<T>): Promise<T> {
 		const step = new Step(title);
 		using _line = this.#show(step);
@@ -39,12 +39,12 @@ export class Progress {
 		}
 	}
 
-	/** A line of its own between steps. */
+	/** Prints a line between steps. */
 	line(text: string): void {
 		this.#out.write(`${text}\n`);
 	}
 
-	/** Since this progress was made, e.g. `12.3 s`. */
+	/** Time since the start, e.g. `12.3 s`. */
 	get elapsed(): string {
 		return seconds(performance.now() - this.#startedAt);
 	}

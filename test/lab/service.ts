@@ -1,14 +1,11 @@
-/**
- * A program that runs for long: keeps the end of what it says on standard error, for whoever has to explain a failure.
- * Knows nothing of the lab.
- */
+/** A long-running program. Keeps the end of its standard error, to explain failures. Does not know the lab. */
 import type {ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
 import {createInterface} from 'node:readline';
 import {AdaptorError} from '../../src/core/errors.ts';
 import {abortable, DeadlineError, Scope} from '../../src/core/lifetime.ts';
 
-/** More than a daemon says while whoever asks for a line of it was held up for a while. */
+/** More lines than a daemon prints while a waiting test is delayed. */
 const keptLines = 5000;
 
 export class Service implements AsyncDisposable {
@@ -17,12 +14,12 @@ export class Service implements AsyncDisposable {
 	readonly #askToEnd: () => void;
 	readonly #lines: string[] = [];
 	readonly #waiting = new Set<(line: string) => void>();
-	/** Settles when the program has ended: with its exit status, 128 + n when signal n ended it. */
+	/** Resolves with the exit status when the program has ended; 128 + n if signal n ended it. */
 	readonly ended: Promise<number>;
 
 	/**
 	 * @param child with standard error as a pipe
-	 * @param askToEnd how it is asked to end; by SIGTERM unless given
+	 * @param askToEnd requests the end; SIGTERM by default
 	 */
 	constructor(name: string, child: ChildProcess, askToEnd = (): void => this.kill('SIGTERM')) {
 		this.name = name;
@@ -34,14 +31,14 @@ export class Service implements AsyncDisposable {
 		}
 	}
 
-	/** The last lines that it wrote to standard error. */
+	/** The last lines of standard error. */
 	get tail(): readonly string[] {
 		return this.#lines;
 	}
 
 	/**
-	 * The first line on standard error that matches, already written or to come.
-	 * @throws 'failed-precondition' with its last lines when it ends before
+	 * The first matching line of standard error, past or future.
+	 * @throws 'failed-precondition' with its last lines if it ends before
 	 */
 	async line(pattern: RegExp, signal: AbortSignal): Promise<string> {
 		const seen = this.#lines.find(line => pattern.test(line));
@@ -63,18 +60,18 @@ export class Service implements AsyncDisposable {
 		}
 	}
 
-	/** Rejects once it has ended, with its last lines: to race what needs it against. */
+	/** Rejects when it has ended, with its last lines, for use in `Promise.race`. */
 	async endedTooSoon(): Promise<never> {
 		const status = await this.ended;
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: `${this.name} ended too soon`,
+			what: `${this.name} ended unexpectedly`,
 			where: {status},
 			remedy: `Its last lines:\n${this.#lines.slice(-20).join('\n')}`,
 		});
 	}
 
-	/** Ends it: politely, after `graceMs` for good. Resolves with its exit status. */
+	/** Requests the end, and kills it after `graceMs`. Resolves with its exit status. */
 	async stop(graceMs = 30_000): Promise<number> {
 		this.#askToEnd();
 		using grace = new Scope().deadline(graceMs, `${this.name} to end`);
@@ -112,10 +109,10 @@ export class Service implements AsyncDisposable {
 
 async function exitOf(child: ChildProcess): Promise<number> {
 	try {
-		// 'close', not 'exit': by then all that it wrote has been read.
+		// 'close', not 'exit': all output has been read by then.
 		const [status] = (await once(child, 'close')) as [number | null];
 		return status ?? 128;
 	} catch {
-		return 127; // it could not be started: 'error' came first
+		return 127; // It could not be started: 'error' was emitted before.
 	}
 }

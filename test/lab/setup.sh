@@ -1,10 +1,10 @@
 #!/bin/sh
-# Brings a fresh Debian 12 to where `npm test` and `npm run demo` can run: Debian packages, then node modules.
-# Does nothing, quickly, when everything is there. Starts no service and changes nothing of the machine's network.
+# Prepares a fresh Debian 12 for `npm test` and `npm run demo`: installs Debian packages, then node modules. Returns
+# quickly if everything is installed. Starts no service and does not change the network of the machine.
 set -eu
 cd "$(dirname "$0")/../.."
 
-# What is needed, and for what; nothing else may be assumed of the machine but Node.js with npm.
+# The required programs and their purpose. Apart from these, only Node.js with npm is required.
 packages='
 qemu-system-misc                        runs s390x virtual machines
 qemu-utils                              qemu-img, makes their disks
@@ -31,7 +31,7 @@ openssl                                 reads our certificates, makes an adminis
 python3-yaml                            the YAML parser of cloud-init, as a judge of ours
 kubernetes-client                       kubectl, builds the manifests of deploy/
 '
-# A kubectl of other origin does as well, and Debian's cannot be installed beside one.
+# A kubectl from another source works as well, and the one of Debian cannot be installed beside it.
 ! command -v kubectl >/dev/null || packages="$(printf '%s' "$packages" | sed '/^kubernetes-client /d')
 "
 
@@ -66,10 +66,10 @@ $name
 	}
 )
 
-# Packages start their services when they are installed, unless this file says no. One that is there already stays.
+# Packages start their services when they are installed, unless this file forbids it. An existing file is kept.
 policy=/usr/sbin/policy-rc.d
 mark='# by cloud-api-adaptor test/lab/setup.sh, until it ends'
-! grep -qsxF "$mark" "$policy" || rm -f "$policy" # left by a run that was killed
+! grep -qsxF "$mark" "$policy" || rm -f "$policy" # left by a killed run
 
 if [ -n "$missing" ]; then
 	# shellcheck disable=SC1091
@@ -106,7 +106,7 @@ if [ -n "$missing" ]; then
 		fail "$1" "$2"
 	}
 
-	# A run that was interrupted leaves packages unpacked but not configured.
+	# An interrupted run leaves packages that are unpacked but not configured.
 	if [ -n "$(dpkg --audit)" ]; then
 		step 'Finish an installation that was interrupted'
 		dpkg --configure -a </dev/null >>"$log" 2>&1 || apt install --fix-broken || explain 'dpkg --configure -a failed' 'See its output above, and repair the packages that it names.'
@@ -114,7 +114,7 @@ if [ -n "$missing" ]; then
 	fi
 	printf 'Missing Debian packages: %s\n' "$missing"
 	step 'Download them'
-	# The machine's package lists will often do; when they are missing or too old, fetch them.
+	# The package lists of the machine are often sufficient. If they are missing or too old, fetch them.
 	download || {
 		apt update || explain 'apt-get update failed' 'See its output above: network, proxy, or the sources in /etc/apt.'
 		download || explain 'The packages could not be downloaded' 'See the output above: network, proxy, or a disk that is full.'
@@ -127,7 +127,7 @@ fi
 
 [ "$(id -u)" = 0 ] || fail 'Not root' 'The lab makes network namespaces and mounts: run this as root.'
 
-# The stamp is written last: an interrupted or removed installation has none, whatever npm left in node_modules.
+# The stamp is written last, so an interrupted or removed installation has none, even if npm left files in node_modules.
 stamp=node_modules/.installed-lock
 if ! cmp -s package-lock.json "$stamp" || ! [ -x node_modules/.bin/node ]; then
 	command -v npm >/dev/null || fail 'npm is missing' 'Install Node.js with npm, e.g. "apt-get install npm"; the right version of Node.js then comes with the modules.'
@@ -140,7 +140,7 @@ if ! cmp -s package-lock.json "$stamp" || ! [ -x node_modules/.bin/node ]; then
 	done_step 'Node modules'
 fi
 
-# What test runs that were killed have left in /tmp (caat: cloud-api-adaptor's tests). No run takes a day.
+# Leftovers of killed test runs in /tmp (caat: tests of cloud-api-adaptor). No run takes a day.
 find /tmp -mindepth 1 -maxdepth 1 -type d -name 'caat-*' -mmin +1440 -exec rm -rf {} + || :
 
 elapsed=$(($(date +%s) - started))

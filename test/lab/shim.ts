@@ -1,6 +1,6 @@
 /**
- * Plays the kata shim's part towards the daemon: kata's remote hypervisor API over ttrpc, a new connection for each
- * call, as the Go shim does. (kata-containers, src/runtime/virtcontainers/remote.go.)
+ * Acts as the kata shim towards the daemon: calls the remote hypervisor API of kata over ttrpc, with a new connection
+ * for each call, like the Go shim (kata-containers, src/runtime/virtcontainers/remote.go).
  */
 import {randomBytes} from 'node:crypto';
 import {loadContract, type CreateVMRequest, type CreateVMResponse, type Version} from '../../src/api/contract.ts';
@@ -9,10 +9,10 @@ import {connect} from '../../src/ttrpc/client.ts';
 const {hypervisor} = loadContract();
 const startTimeoutMs = 600_000;
 
-/** As containerd makes them. */
+/** A sandbox id in the format of containerd. */
 export const newSandboxId = (): string => randomBytes(32).toString('hex');
 
-/** Those that tell a sandbox's pod, as containerd gives them. */
+/** The annotations of containerd that identify the pod of a sandbox. */
 export function podAnnotations(name: string, namespace: string): Readonly<Record<string, string>> {
 	return {'io.kubernetes.cri.sandbox-name': name, 'io.kubernetes.cri.sandbox-namespace': namespace};
 }
@@ -20,17 +20,17 @@ export function podAnnotations(name: string, namespace: string): Readonly<Record
 export class Shim {
 	readonly #socketPath: string;
 
-	/** @param socketPath of the hypervisor API, as this process can open it */
+	/** @param socketPath of the hypervisor API, as a path for this process */
 	constructor(socketPath: string) {
 		this.#socketPath = socketPath;
 	}
 
-	/** @returns the version that the daemon speaks */
+	/** @returns the API version of the daemon */
 	async version(signal: AbortSignal): Promise<string> {
 		return (await this.#call<Version>('Version', {version: '0.0.0'}, undefined, signal)).version;
 	}
 
-	/** @returns the path of the agent's socket, as the daemon sees it */
+	/** @returns the path of the agent socket, as a path for the daemon */
 	async createVm(request: CreateVMRequest, signal: AbortSignal): Promise<string> {
 		return (await this.#call<CreateVMResponse>('CreateVM', request, undefined, signal)).agentSocketPath;
 	}

@@ -1,22 +1,23 @@
 /**
- * Who is where in the lab: one subnet for the KVM host, the worker and the pod VMs, as the product requires; others for
- * pods.
+ * The addresses and names in the lab: one subnet for the KVM host, the worker and the pod VMs, as the product requires;
+ * other subnets for pods.
  */
 
 export const subnet = {
 	host: '192.168.122.1',
 	worker: '192.168.122.10',
 	prefixLength: 24,
-	/** What libvirt's dnsmasq gives to pod VMs. */
+	/** The range from which dnsmasq of libvirt assigns addresses to pod VMs. */
 	firstLease: '192.168.122.100',
 	lastLease: '192.168.122.254',
 } as const;
 
 /**
- * How CNI plugins leave a pod:
- * - bridge: a bridge on the worker, the pod in a subnet with it and with the other pods
- * - calico: an address alone; the gateway is nobody's address, on the link by decree, its MAC a permanent neighbour
- * - ptp: a subnet, of which the pod reaches all but the gateway by the gateway
+ * How CNI plugins configure a pod:
+ * - bridge: a bridge on the worker; the pod is in a subnet with it and with the other pods
+ * - calico: a single address; no device has the address of the gateway, which is declared on-link and has a permanent
+ *   neighbour entry
+ * - ptp: a subnet in which the pod reaches all addresses except the gateway through the gateway
  */
 export const podShapes = ['bridge', 'calico', 'ptp'] as const;
 export type PodShape = (typeof podShapes)[number];
@@ -27,7 +28,7 @@ export const podSubnets = {
 	ptp: {prefix: '10.22.0', prefixLength: 24, gateway: '10.22.0.1'},
 } as const;
 
-/** As libvirt calls them; the names are the adaptor's defaults, so that the lab is used with default settings. */
+/** Names of libvirt objects. They are the defaults of the adaptor, so that the lab works with default settings. */
 export const names = {
 	bridge: 'virbr0',
 	network: 'default',
@@ -45,6 +46,6 @@ export const paths = {
 	sshdConfig: '/run/lab/sshd_config',
 	libvirtSocket: '/run/libvirt/libvirt-sock',
 	consoleLogs: '/var/log/libvirt/console',
-	/** The adaptor's own directory on a worker. */
+	/** The directory of the adaptor on a worker. */
 	peerpod: '/run/peerpod',
 } as const;

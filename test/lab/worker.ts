@@ -1,15 +1,15 @@
 /**
- * The worker node: a network namespace with a leg on the KVM host's bridge, which routes between its pods' namespaces.
- * Knows nothing of libvirt.
+ * The worker node: a network namespace that is connected to the bridge of the KVM host, and routes between the
+ * namespaces of its pods. Does not know libvirt.
  */
 import type {ChildProcess} from 'node:child_process';
 import type {Namespaces, RunOptions} from './namespaces.ts';
 import {names, podSubnets, subnet, type PodShape} from './topology.ts';
 
-/** Its leg waits for a bridge; `plug` puts it on. */
+/** Creates it. `plug` connects its interface to a bridge. */
 export async function createWorker(namespaces: Namespaces, signal: AbortSignal): Promise<void> {
-	// The kernel tells of a new carrier at once only when a device and its peer have different numbers, else up to a
-	// second later (net/core/link_watch.c): hence the index.
+	// The kernel reports a new carrier at once only if a device and its peer have different indexes, otherwise up to a
+	// second later (net/core/link_watch.c). So this sets the index.
 	await namespaces.exec(
 		'kvmhost',
 		[
@@ -37,17 +37,17 @@ export async function plug(namespaces: Namespaces, signal: AbortSignal): Promise
 	await namespaces.exec('kvmhost', ['ip', 'link', 'set', 'worker', 'master', names.bridge], signal);
 }
 
-/** A pod's network as a CNI plugin leaves it: `eth0` with an address, routes, and the worker's end. */
+/** The network of a pod as a CNI plugin configures it: `eth0` with an address, routes, and the end on the worker. */
 export interface PodNamespace extends AsyncDisposable {
-	/** As the shim would say it in CreateVM. */
+	/** As the shim passes it in CreateVM. */
 	readonly netnsPath: string;
 	readonly podIp: string;
 	readonly mac: string;
-	/** Starts a program of this machine in it. */
+	/** Starts a program of this machine in the namespace. */
 	run(argv: readonly string[], options?: RunOptions): ChildProcess;
 }
 
-/** @param index from 2 to 254, of one pod at a time */
+/** @param index from 2 to 254; unique among the existing pods */
 export async function createPodNamespace(
 	namespaces: Namespaces,
 	name: string,
@@ -56,7 +56,7 @@ export async function createPodNamespace(
 	signal: AbortSignal,
 ): Promise<PodNamespace> {
 	const podIp = `${podSubnets[shape].prefix}.${index}`;
-	// Made of the address, as CNI plugins have it.
+	// Derived from the address, as in CNI plugins.
 	const mac = ['0a', '58', ...podIp.split('.').map(part => Number(part).toString(16).padStart(2, '0'))].join(':');
 	const {inPod, onWorker} = commands[shape](podIp, `veth${index}`);
 	await namespaces.exec(

@@ -6,8 +6,8 @@ import {ziplDisk} from './zipl.ts';
 const blockSize = 512;
 
 /**
- * As much of a kernel as a boot disk looks at: the signature, the room for a command line, and bytes that tell where
- * they are.
+ * The parts of a kernel that the builder of boot disks uses: the signature, the space for a command line, and bytes
+ * that identify their position.
  */
 function kernelLike(length: number, maxCommandLine = 4096n): Buffer {
 	const kernel = Buffer.from(Array.from({length}, (_, index) => index % 251));
@@ -16,7 +16,9 @@ function kernelLike(length: number, maxCommandLine = 4096n): Buffer {
 	return kernel;
 }
 
-/** Boots a disk the way the firmware does, from its first block on: what is loaded where, and where it starts. */
+/**
+ * Parses a disk from its first block, like the firmware: which data is loaded at which address, and the start address.
+ */
 function boot(disk: Buffer): {segments: Map<bigint, Buffer>; psw: bigint} {
 	const block = (number: number, count = 1): Buffer =>
 		disk.subarray(number * blockSize, (number + count) * blockSize);

@@ -1,7 +1,7 @@
 /**
- * A disk that the s390-ccw BIOS of QEMU boots, made without zipl, loop devices or root. Pure: bytes in, bytes out,
- * big-endian throughout. Layout after QEMU, pc-bios/s390-ccw/bootmap.h (ECKD-free "SCSI" scheme), and the kernel's
- * parameter area, arch/s390/include/asm/setup.h.
+ * A disk that the s390-ccw BIOS of QEMU can boot, written without zipl, loop devices or root. Pure; big-endian
+ * throughout. Layout: QEMU, pc-bios/s390-ccw/bootmap.h ("SCSI" scheme, without ECKD); parameter area of the kernel:
+ * arch/s390/include/asm/setup.h.
  *
  *   block 0 ──▶ program table ──▶ component table ──▶ list of data blocks ──▶ kernel, at 0x10000
  *                                                └──▶ list of data blocks ──▶ initramfs, at 32 MiB
@@ -10,7 +10,7 @@
 import {AdaptorError} from '../../src/core/errors.ts';
 
 export interface BootDisk {
-	/** Debian's `vmlinuz`: an s390x kernel with its own decompressor. */
+	/** `vmlinuz` of Debian: an s390x kernel with its own decompressor. */
 	readonly kernel: Uint8Array;
 	readonly initramfs: Uint8Array;
 	/** ASCII, without a terminating zero. */
@@ -23,9 +23,9 @@ const maxBlocksOfPointer = 0x1_00_00;
 const magic = Buffer.from('zIPL');
 
 const entryPoint = 0x1_00_00;
-/** 64-bit addressing, and the address where the kernel starts. */
+/** 64-bit addressing, and the start address of the kernel. */
 const startPsw = 0x00_08_00_00_80_01_00_00n;
-/** Above the decompressed kernel (about 25 MiB), so that its start-up code need not move the initramfs. */
+/** Above the decompressed kernel (about 25 MiB), so that its start-up code does not have to move the initramfs. */
 const initramfsAddress = 32 * 1_048_576;
 
 const signature = {offset: 0x1_00_08, text: 'S390EP'} as const;
@@ -40,7 +40,7 @@ const oldMaxCommandLine = 896;
 const component = {load: 2, execute: 1} as const;
 
 /**
- * @throws AdaptorError 'invalid-argument' for a kernel that is not for s390x, or that has no room for the command line
+ * @throws AdaptorError 'invalid-argument' for a kernel that is not for s390x, or that has no space for the command line
  * or below the initramfs
  */
 export function ziplDisk({kernel, initramfs, commandLine}: BootDisk): Buffer {
@@ -56,7 +56,7 @@ export function ziplDisk({kernel, initramfs, commandLine}: BootDisk): Buffer {
 			componentEntry(Buffer.alloc(pointerLength), component.execute, startPsw),
 		]),
 	);
-	// Entry 0 is what boots by default, entry 1 the menu's first.
+	// Entry 0 is the default, entry 1 the first entry of the menu.
 	const programs = disk.add(Buffer.concat([magic, Buffer.alloc(12), pointer(components), pointer(components)]));
 	return disk.finish(programs);
 }
@@ -75,7 +75,7 @@ function patched(kernel: Uint8Array, initramfsLength: number, commandLine: strin
 	if (image.length > initramfsAddress) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'The kernel reaches into the initramfs',
+			what: 'The kernel overlaps the initramfs',
 			where: {bytes: image.length},
 		});
 	}
@@ -85,7 +85,7 @@ function patched(kernel: Uint8Array, initramfsLength: number, commandLine: strin
 	if (terminated.length > Math.min(room, image.length - parameter.commandLine)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'The kernel has no room for the command line',
+			what: 'The kernel has no space for the command line',
 			where: {bytes: terminated.length, room},
 		});
 	}
@@ -97,11 +97,11 @@ function patched(kernel: Uint8Array, initramfsLength: number, commandLine: strin
 }
 
 class Disk {
-	/** Whole blocks each; the first is written last. */
+	/** Each chunk is a whole number of blocks; the first is written last. */
 	readonly #parts: Buffer[] = [];
 	#blocks = 1;
 
-	/** Returns the number of the block where it begins. */
+	/** @returns the number of its first block */
 	add(content: Uint8Array): number {
 		const block = this.#blocks;
 		const padded = Buffer.alloc(Math.ceil(content.length / blockSize) * blockSize);
@@ -111,7 +111,7 @@ class Disk {
 		return block;
 	}
 
-	/** Adds what is to be loaded as one piece, and the block that lists where it is; returns that block's number. */
+	/** Adds data that is loaded as one piece, and the block that lists its blocks. @returns the number of that block */
 	addSegment(content: Uint8Array): number {
 		const first = this.add(content);
 		const list = [];

@@ -168,14 +168,14 @@ test('a volume shows what it is by its own bytes, whatever libvirt takes it for'
 	);
 	t.deepEqual((await observeBaseVolume(storage, pool.name, 'overlay', signal)).content, {
 		format: 'qcow2',
-		readsThrough: true,
+		hasBackingFile: true,
 	});
 
 	// Behind libvirt's back.
 	await writeFile(`${pool.directory}/${baseVolume}`, 'zIPL, and so on');
 	t.deepEqual((await observeBaseVolume(storage, pool.name, baseVolume, signal)).content, {
 		format: 'raw',
-		readsThrough: false,
+		hasBackingFile: false,
 	});
 });
 

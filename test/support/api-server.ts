@@ -1,7 +1,6 @@
 /**
- * A small Kubernetes API server in memory, over real HTTPS with a CA of its own, for tests of what talks to the API.
- * Authenticates by token, checks content types, watches with bookmarks and 410, refuses and fails on demand. What
- * happens to objects is api-store's.
+ * A small Kubernetes API server in memory, over real HTTPS with its own CA. It authenticates by token, checks content
+ * types, serves watches with bookmarks and 410, and injects faults for tests. api-store.ts has the objects.
  */
 import {randomBytes} from 'node:crypto';
 import {once} from 'node:events';
@@ -18,7 +17,7 @@ import {ApiFault, ApiStore, type Raw, type ServedKind, type StoreEvent} from './
 
 export type {Raw} from './api-store.ts';
 
-/** One request, as RBAC sees it. */
+/** One request, with the attributes that RBAC uses. */
 export interface ApiCall {
 	readonly verb: 'get' | 'list' | 'watch' | 'create' | 'update' | 'patch' | 'delete';
 	/** Empty for the core group. */
@@ -28,14 +27,14 @@ export interface ApiCall {
 	readonly name: string | undefined;
 	readonly subresource: string | undefined;
 	readonly contentType: string | undefined;
-	/** Of a single object only the metadata is asked for. */
+	/** Whether only the metadata of a single object is requested. */
 	readonly isMetadataOnly: boolean;
 	readonly body: unknown;
 }
 
 /**
- * What a call gets instead of its answer; `drop-after` does what was asked for and hangs up, `no-route` is the 404 of a
- * proxy, `retryAfterSeconds` is that of a server that is busy or not ready.
+ * What replaces the answer to a call. `drop-after` performs the call and closes the connection; `no-route` is the 404
+ * of a proxy; `retryAfterSeconds` is the answer of a server that is busy or not ready.
  */
 export type Fault =
 	| 'drop'
@@ -61,7 +60,7 @@ const builtIns: readonly ServedKind[] = [
 	{apiVersion: 'coordination.k8s.io/v1', kind: 'Lease', plural: 'leases', isNamespaced: true},
 ];
 
-/** The custom resources of peer pods; `define` makes the server know them. */
+/** The custom resources of peer pods; add them with `define`. */
 export const peerPodKind: ServedKind = {
 	apiVersion: 'confidentialcontainers.org/v1alpha1',
 	kind: 'PeerPod',
@@ -82,14 +81,14 @@ interface Watcher {
 	readonly kind: ServedKind;
 }
 
-/** Disposing it ends everything and removes its files. */
+/** Disposing ends all connections and removes the files. */
 export class TestApiServer implements AsyncDisposable {
 	readonly store = new ApiStore();
-	/** Every call so far, in the order in which they came. */
+	/** All calls, in order of arrival. */
 	readonly calls: ApiCall[] = [];
-	/** Of the namespace that `accountDirectory` names. */
+	/** The namespace in `accountDirectory`. */
 	readonly namespace = 'openshift-sandboxed-containers-operator';
-	/** The files that a pod has in /var/run/secrets/kubernetes.io/serviceaccount. */
+	/** The files of a pod in /var/run/secrets/kubernetes.io/serviceaccount. */
 	readonly accountDirectory: string;
 	/** PEM. */
 	readonly ca: string;
@@ -105,7 +104,7 @@ export class TestApiServer implements AsyncDisposable {
 		const validity = {notBefore: new Date(Date.now() - 3_600_000), notAfter: new Date(Date.now() + 86_400_000)};
 		const ca = await makeCa('test cluster', validity);
 		const {cert, key} = await makeServerCertificate('localhost', ca, validity);
-		// The real one lets its clients decide how long connections that nobody uses are kept.
+		// Like a real API server, this one leaves it to the clients to close idle connections.
 		const server = createServer({cert, key: key.reveal(), keepAliveTimeout: 0});
 		server.listen(0, 'localhost');
 		await once(server, 'listening');
@@ -142,18 +141,18 @@ export class TestApiServer implements AsyncDisposable {
 		return {host: 'localhost', port: (this.#server.address() as AddressInfo).port};
 	}
 
-	/** What a pod has in its environment. */
+	/** The environment of a pod. */
 	get environment(): Readonly<Record<string, string>> {
 		const {host, port} = this.address;
 		return {KUBERNETES_SERVICE_HOST: host, KUBERNETES_SERVICE_PORT: String(port)};
 	}
 
-	/** As a pod would have it, but that its files are read again at each request. */
+	/** The service account of a pod, except that its files are read again for each request. */
 	get account(): ServiceAccount {
 		return new ServiceAccount(this.accountDirectory, () => performance.now() * 1e6);
 	}
 
-	/** A new token is in the file, as by the kubelet; the old one is not taken any more. */
+	/** Replaces the token in the file, like the kubelet. The old token is no longer accepted. */
 	async rotateToken(): Promise<void> {
 		const token = randomBytes(24).toString('base64url');
 		await writeFile(join(this.accountDirectory, 'token.new'), token);
@@ -161,7 +160,7 @@ export class TestApiServer implements AsyncDisposable {
 		this.#token = token;
 	}
 
-	/** The token in force: to look for where it must not be. */
+	/** The valid token. Tests check that it does not leak. */
 	get token(): string {
 		return this.#token;
 	}
@@ -172,14 +171,14 @@ export class TestApiServer implements AsyncDisposable {
 		}
 	}
 
-	/** As when a custom resource definition is deleted: its objects go, its watches end. */
+	/** Deletes a custom resource definition: removes its objects and ends its watches. */
 	undefine(kind: ServedKind): void {
 		this.#kinds.delete(kind);
 		this.store.forget(kind);
 		this.#endWatches(watcher => watcher.kind === kind);
 	}
 
-	/** Makes or replaces an object as a cluster's administrator would, status included. */
+	/** Creates or replaces an object, with its status, as an administrator of the cluster. */
 	put(
 		plural: string,
 		object: Readonly<Record<string, unknown>> & {
@@ -207,12 +206,12 @@ export class TestApiServer implements AsyncDisposable {
 		return this.store.all(this.#kindOf(plural));
 	}
 
-	/** As `kubectl delete`. */
+	/** Like `kubectl delete`. */
 	delete(plural: string, name: string, namespace?: string): void {
 		this.store.delete(this.#kindOf(plural), namespace, name, {});
 	}
 
-	/** Forgets the past: watches from before it get 410. */
+	/** Drops the history: watches from an earlier version get 410. */
 	compact(): void {
 		this.store.compact();
 	}
@@ -228,27 +227,27 @@ export class TestApiServer implements AsyncDisposable {
 		}
 	}
 
-	/** Ends all watches: politely, or with the connection. */
+	/** Ends all watches: completes the answers, or closes the connections. */
 	endWatches(how: 'end' | 'drop'): void {
 		this.#endWatches(() => true, how);
 	}
 
-	/** Closes the connections that wait for a next request. */
+	/** Closes idle connections. */
 	closeIdle(): void {
 		this.#server.closeIdleConnections();
 	}
 
-	/** Connections from clients, in use or not. */
+	/** Number of connections from clients, including idle ones. */
 	get connections(): number {
 		return this.#connections;
 	}
 
-	/** Watches under way. */
+	/** Number of watches in progress. */
 	get watches(): number {
 		return this.#watchers.size;
 	}
 
-	/** Until disposed, calls for which `choose` returns something get that. */
+	/** Until disposed, calls for which `choose` returns a fault get that fault. */
 	fault(choose: (call: ApiCall) => Fault | undefined): Disposable {
 		this.#faults.add(choose);
 		return {
@@ -259,8 +258,8 @@ export class TestApiServer implements AsyncDisposable {
 	}
 
 	/**
-	 * Resolves when a condition on objects, calls, watches or connections holds: looked at whenever one of these
-	 * changes.
+	 * Resolves when a condition on objects, calls, watches or connections holds. The condition is checked after each
+	 * change of these.
 	 */
 	async until<T>(condition: () => T | undefined | false): Promise<T> {
 		const giveUpAt = performance.now() + 100_000;
@@ -271,7 +270,7 @@ export class TestApiServer implements AsyncDisposable {
 			}
 
 			if (performance.now() >= giveUpAt) {
-				throw new Error(`It never came to be that ${String(condition)}`);
+				throw new Error(`The condition never became true: ${String(condition)}`);
 			}
 
 			const {promise, resolve} = Promise.withResolvers<undefined>();
@@ -496,7 +495,7 @@ export class TestApiServer implements AsyncDisposable {
 				send(event);
 			}
 		} catch (error) {
-			// As the real one: the watch has begun, and this is its first event.
+			// Like a real API server, which reports this as the first event of an accepted watch.
 			response.end(`${JSON.stringify({type: 'ERROR', object: statusOf(error as ApiFault)})}\n`);
 			return;
 		}
@@ -534,7 +533,7 @@ export class TestApiServer implements AsyncDisposable {
 	}
 }
 
-/** @returns whether the call has got its answer, or never gets one */
+/** @returns whether the call was answered here, or is never answered */
 function isPrevented(fault: Fault | undefined, {verb, plural}: ApiCall, response: ServerResponse): boolean {
 	if (typeof fault === 'object') {
 		response.setHeader('retry-after', String(fault.retryAfterSeconds));
@@ -617,7 +616,7 @@ function statusOf({status, reason, message, details}: ApiFault): unknown {
 	return {kind: 'Status', apiVersion: 'v1', metadata: {}, status: 'Failure', message, reason, details, code: status};
 }
 
-/** Not a Status: nobody is there who would know Kubernetes. */
+/** Not a Status: the answer is not from Kubernetes. */
 function answerNoRoute(response: ServerResponse): void {
 	response.writeHead(404, {'content-type': 'text/plain; charset=utf-8'}).end('404 page not found\n');
 }

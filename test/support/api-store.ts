@@ -1,7 +1,7 @@
 /**
- * The objects of the in-memory API server, and what happens to them: versions, conflicts, finalizers, owners, history.
- * Knows no HTTP. The semantics are those of Kubernetes' "API Concepts" and "API conventions", as far as something here
- * relies on them.
+ * The objects of the in-memory API server: versions, conflicts, finalizers, owners, history. Does not know HTTP. The
+ * semantics are those of the Kubernetes documents "API Concepts" and "API conventions", limited to what this project
+ * uses.
  */
 import {randomUUID} from 'node:crypto';
 import {isDeepStrictEqual} from 'node:util';
@@ -15,8 +15,8 @@ export interface ServedKind {
 	readonly plural: string;
 	readonly isNamespaced: boolean;
 	/**
-	 * `status` can only be changed through the subresource, and nothing but it can be changed there (of nodes: all but
-	 * `spec`).
+	 * Whether `status` is a subresource: `status` can only be changed through it, and nothing else can (for nodes,
+	 * everything except `spec`).
 	 */
 	readonly hasStatus?: boolean;
 }
@@ -33,7 +33,7 @@ export interface StoreEvent {
 	readonly before: Raw | undefined;
 }
 
-/** What becomes a Status in an answer. */
+/** An error that is answered as a Status. */
 export class ApiFault extends Error {
 	override readonly name = 'ApiFault';
 	readonly status: number;
@@ -53,14 +53,14 @@ export class ApiStore {
 	readonly #listeners = new Set<(event: StoreEvent) => void>();
 	#history: StoreEvent[] = [];
 	#version = 100;
-	/** The version of the last event that is no longer kept. */
+	/** The version of the last dropped event. */
 	#compacted = 0;
 
 	get version(): number {
 		return this.#version;
 	}
 
-	/** The events after a version. @throws ApiFault 410 when they are not kept */
+	/** The events after a version. @throws ApiFault 410 if they were dropped */
 	since(version: number): readonly StoreEvent[] {
 		if (version < this.#compacted) {
 			throw new ApiFault(410, 'Expired', `too old resource version: ${version} (${this.#compacted})`);
@@ -81,7 +81,7 @@ export class ApiStore {
 		};
 	}
 
-	/** Removes the kind with its objects, as when a custom resource definition is deleted. */
+	/** Removes the kind with its objects, like the deletion of a custom resource definition. */
 	forget(kind: ServedKind): void {
 		this.#objects.delete(kind);
 	}
@@ -146,7 +146,7 @@ export class ApiStore {
 			},
 		};
 		const stored = this.#store('ADDED', kind, object);
-		// The garbage collector: owners that are named and do not exist.
+		// The garbage collector deletes an object if none of its owners exists.
 		if (ownersOf(stored).length > 0 && ownersOf(stored).every(uid => !this.#exists(uid))) {
 			queueMicrotask(() => this.#collect(stored.metadata.uid));
 		}
@@ -288,7 +288,7 @@ export class ApiStore {
 		const {namespace, name} = stored.metadata;
 		const before = this.#of(kind).get(key(namespace, name));
 		this.#of(kind).set(key(namespace, name), stored);
-		this.#tell({type, kind, version, object: stored, before});
+		this.#emit({type, kind, version, object: stored, before});
 		return stored;
 	}
 
@@ -298,7 +298,7 @@ export class ApiStore {
 		const before = this.#of(kind).get(key(namespace, name));
 		const last = {...object, metadata: {...object.metadata, resourceVersion: String(version)}};
 		this.#of(kind).delete(key(namespace, name));
-		this.#tell({type: 'DELETED', kind, version, object: last, before});
+		this.#emit({type: 'DELETED', kind, version, object: last, before});
 		for (const dependent of [...this.#objects.values()].flatMap(objects => [...objects.values()])) {
 			if (ownersOf(dependent).includes(uid)) {
 				queueMicrotask(() => this.#collect(dependent.metadata.uid));
@@ -308,7 +308,7 @@ export class ApiStore {
 		return last;
 	}
 
-	/** Deletes an object none of whose owners exists. */
+	/** Deletes an object if none of its owners exists. */
 	#collect(uid: string): void {
 		for (const [kind, objects] of this.#objects) {
 			const object = [...objects.values()].find(each => each.metadata.uid === uid);
@@ -318,7 +318,7 @@ export class ApiStore {
 		}
 	}
 
-	#tell(event: StoreEvent): void {
+	#emit(event: StoreEvent): void {
 		this.#history.push(event);
 		for (const listener of this.#listeners) {
 			listener(event);
@@ -350,7 +350,7 @@ function key(namespace: string | undefined, name: string): string {
 	return `${namespace ?? ''}/${name}`;
 }
 
-/** To the second, as Kubernetes writes it. */
+/** In seconds, in the format of Kubernetes. */
 function now(): string {
 	return new Date().toISOString().replace(/\.\d+Z$/v, 'Z');
 }

@@ -1,4 +1,4 @@
-/** A directory of a test's own, short enough for unix sockets, removed afterwards. */
+/** A temporary directory for one test, with a path short enough for unix sockets. Removed after the test. */
 import {mkdtemp, rm} from 'node:fs/promises';
 import type {ExecutionContext} from 'ava';
 

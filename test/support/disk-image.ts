@@ -1,14 +1,14 @@
-/** Disk images from which a VM could boot, as far as firmware and we look at them, made by a real qemu-img. */
+/** Disk images that pass the checks for bootable images, made by a real qemu-img. */
 import {execFile} from 'node:child_process';
 import {mkdtempDisposable, readFile, truncate, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {promisify} from 'node:util';
 
-/** The least that firmware boots from, as far as it is looked at: the mark of zipl's boot record. */
+/** The smallest content that counts as bootable: the magic number of the boot record of zipl. */
 export const bootRecord = Buffer.alloc(512);
 bootRecord.write('zIPL');
 
-/** An image that qemu-img makes of the guest's first bytes. */
+/** An image whose guest disk begins with these bytes, made by qemu-img. */
 export async function qcow2Of(start: Buffer, capacity: bigint, ...options: readonly string[]): Promise<Buffer> {
 	await using directory = await mkdtempDisposable(`${tmpdir()}/caat-image-`);
 	const [raw, image] = [`${directory.path}/raw`, `${directory.path}/qcow2`];

@@ -1,6 +1,6 @@
 /**
- * A pod VM's forwarder, as far as a relay can see: a real TLS server with the certificate and trust that were issued
- * for the VM. What it says on a connection is the test's.
+ * The forwarder of a pod VM, as seen by a relay: a real TLS server with the certificate and the CA that were issued for
+ * the VM. The test decides what it sends on a connection.
  */
 import {once} from 'node:events';
 import type {AddressInfo, Socket} from 'node:net';
@@ -9,38 +9,35 @@ import type {ForwarderTls} from '../../src/sandbox/ports.ts';
 import {encodeFrame, Frame, FrameDecoder, frameType} from '../../src/ttrpc/frame.ts';
 
 export interface ForwarderOptions {
-	/** Must hold a server key and certificate. */
+	/** Must contain a server key and certificate. */
 	readonly tls: ForwarderTls;
-	/** On loopback. */
+	/** A loopback address. */
 	readonly address: string;
-	/** A free one when absent. */
+	/** A free port if absent. */
 	readonly port?: number;
 	readonly maxVersion?: 'TLSv1.2' | 'TLSv1.3';
 	/** OpenSSL names. */
 	readonly ciphers?: string;
-	/**
-	 * True unless a test says otherwise; then a handshake that the client gives up leaves no connection that waits for
-	 * more.
-	 */
+	/** If true (the default), a handshake that the client aborts leaves no half-open connection. */
 	readonly allowHalfOpen?: boolean;
-	/** Has every connection from the moment it is proven. Without it, connections are kept for `accept()`. */
+	/** Called for each authenticated connection. If absent, `accept()` returns the connections. */
 	readonly onConnection?: (socket: TLSSocket) => void;
 }
 
 export interface Forwarder extends AsyncDisposable {
 	readonly address: string;
 	readonly port: number;
-	/** TCP connections that are open, proven or not. */
+	/** Open TCP connections, with or without TLS. */
 	readonly open: number;
-	/** TCP connections, ever. */
+	/** All TCP connections so far. */
 	readonly dialled: number;
-	/** TLS connections whose client certificate was accepted, ever. */
+	/** All TLS connections so far whose client certificate was accepted. */
 	readonly proven: number;
-	/** Handshakes that failed, ever. */
+	/** All failed handshakes so far. */
 	readonly refused: number;
-	/** The next proven connection that nobody took yet. */
+	/** The next authenticated connection that was not returned yet. */
 	accept(): Promise<TLSSocket>;
-	/** Loses all connections as a VM does that is destroyed and started anew: by a TCP reset. */
+	/** Resets all TCP connections, like a VM that was destroyed and started again. */
 	reset(): void;
 	/** Resolves when no TCP connection is open. */
 	idle(): Promise<void>;
@@ -151,7 +148,7 @@ export async function startForwarder({
 	};
 }
 
-/** Sends every message back, as data of the same stream. */
+/** Sends each message back as data of the same stream. */
 export function echo(socket: TLSSocket): void {
 	const decoder = new FrameDecoder();
 	socket.on('data', (chunk: Buffer) => {
@@ -164,7 +161,7 @@ export function echo(socket: TLSSocket): void {
 	socket.once('end', () => socket.end());
 }
 
-/** Answers every ttrpc request with an empty message at once, as the kata agent answers a health check. */
+/** Answers each ttrpc request with an empty message at once, as the kata agent answers a health check. */
 export function answerEmpty(socket: TLSSocket): void {
 	const decoder = new FrameDecoder();
 	socket.on('data', (chunk: Buffer) => {

@@ -1,4 +1,4 @@
-/** One unary call over gRPC to a unix socket, as any client makes it. */
+/** Makes one unary gRPC call over a unix socket. */
 import {Client, credentials, Metadata} from '@grpc/grpc-js';
 import type {loadContract} from '../../src/api/contract.ts';
 
@@ -16,7 +16,7 @@ export async function grpcCall(
 	}
 
 	const client = new Client(`unix:${socketPath}`, credentials.createInsecure());
-	// A daemon on a slow processor may load its gRPC for longer than a client waits for a connection by itself.
+	// On a slow CPU, a daemon may load gRPC for longer than a client waits for a connection by default.
 	const patience = new Metadata({waitForReady: true});
 	const {promise, resolve, reject} = Promise.withResolvers<unknown>();
 	try {

@@ -1,33 +1,33 @@
 /**
- * A way to a peer on which packets can vanish: a TCP proxy that stops passing anything, and goes on where it stopped.
- * Nobody is told, as of a firewall.
+ * A TCP proxy that can stop forwarding, and can resume where it stopped. Neither peer is notified, as with a firewall
+ * that drops packets.
  */
 import {once} from 'node:events';
 import {connect, createServer, type Socket} from 'node:net';
 
 export interface Hole extends AsyncDisposable {
-	/** TCP connections, ever. */
+	/** All TCP connections so far. */
 	readonly dialled: number;
-	/** Nothing passes any more, on old connections and new ones. */
+	/** Stops forwarding on all present and future connections. */
 	open(): void;
-	/** Everything passes again, and what was sent meanwhile. */
+	/** Resumes forwarding, with the data that was sent in the meantime. */
 	close(): void;
-	/** Nothing passes any more on the connections of now; new ones pass. */
+	/** Stops forwarding on the present connections; later connections are not affected. */
 	withhold(): Withheld;
 }
 
-/** Connections on which nothing passes. */
+/** Connections without forwarding. */
 export interface Withheld {
-	/** Delivers what was sent meanwhile; everything passes again. */
+	/** Resumes forwarding, with the data that was sent in the meantime. */
 	deliver(): void;
-	/** Resets the connections on both sides; what was sent meanwhile is lost. */
+	/** Resets the connections on both sides; data that was sent in the meantime is lost. */
 	reset(): void;
 }
 
 export interface HoleOptions {
 	readonly address: string;
 	readonly port: number;
-	/** The peer's address; its port is the same. */
+	/** Address of the peer, on the same port. */
 	readonly to: string;
 }
 

@@ -1,6 +1,6 @@
 /**
- * `AgentRelays` without sockets or keys, for tests of the domain: VMs are said to answer at addresses, and relays are
- * remembered. Passes test/contract/agent-relays.ts like the real one.
+ * `AgentRelays` without sockets and keys, for tests of the domain. Tests set which VM answers at an address. Passes
+ * test/contract/agent-relays.ts, like the real implementation.
  */
 import {AdaptorError} from '../../src/core/errors.ts';
 import {abortable} from '../../src/core/lifetime.ts';
@@ -8,17 +8,17 @@ import {Secret} from '../../src/core/log.ts';
 import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget} from '../../src/sandbox/ports.ts';
 
 export class InMemoryAgentRelays implements AgentRelays {
-	/** Socket paths that are served, with their targets. */
+	/** The served socket paths, with their targets. */
 	readonly served = new Map<string, RelayTarget>();
-	/** Why the VMs behind them are gone, by socket path; of sockets that are served. */
+	/** By served socket path: why its VM is gone. */
 	readonly failures = new Map<string, Error>();
-	/** Instance names that certificates were issued for, in order. */
+	/** Instance names of the issued certificates, in order. */
 	readonly issued: string[] = [];
-	/** When set, `issue` fails with it. */
+	/** If set, `issue` fails with it. */
 	issueError: Error | undefined;
-	/** When set, `open` fails with it instead of resolving. */
+	/** If set, `open` fails with it instead of resolving. */
 	openError: Error | undefined;
-	/** Whatever address comes is taken for the VM: for tests that have nothing to say about addresses. */
+	/** Accepts every address as that of the VM, for tests that do not depend on addresses. */
 	readonly #anyAddress: boolean;
 	readonly #answering = new Map<string, string>();
 	readonly #watchers = new Set<() => void>();
@@ -27,7 +27,7 @@ export class InMemoryAgentRelays implements AgentRelays {
 		this.#anyAddress = anyAddress;
 	}
 
-	/** From now on, until it is disposed, the VM answers at the address. */
+	/** Until disposed, the VM answers at the address. */
 	boot(address: string, instanceName: string): Disposable {
 		this.#answering.set(address, instanceName);
 		for (const look of this.#watchers) {
@@ -87,7 +87,7 @@ export class InMemoryAgentRelays implements AgentRelays {
 		};
 
 		const iterator = addresses[Symbol.asyncIterator]();
-		const takeUp = async (): Promise<void> => {
+		const readAddresses = async (): Promise<void> => {
 			for (let next = await iterator.next(); next.done !== true; next = await iterator.next()) {
 				seen.add(next.value);
 				look();
@@ -102,7 +102,7 @@ export class InMemoryAgentRelays implements AgentRelays {
 		};
 
 		this.#watchers.add(look);
-		takeUp().catch(reject);
+		readAddresses().catch(reject);
 		let address: string;
 		try {
 			address = await abortable(promise, signal);

@@ -1,4 +1,4 @@
-/** `Cluster` without an API server: what it was told is there to be read. */
+/** `Cluster` without an API server. Tests can read all that was registered and recorded. */
 import {abortable} from '../../src/core/lifetime.ts';
 import type {Secret} from '../../src/core/log.ts';
 import type {RegisteredVm, Cluster, PodEvent, PodIdentity, Presence} from '../../src/sandbox/ports.ts';
@@ -8,16 +8,16 @@ export class InMemoryCluster implements Cluster {
 	readonly claims = new Map<string, RegisteredVm>();
 	readonly events: Array<PodEvent & {readonly pod: PodIdentity}> = [];
 	credentials: Secret<string> | undefined;
-	/** By instance name: what the cluster says of its pod, whatever else is known. */
+	/** By instance name: the answer of `podPresence`. Overrides `podUids`. */
 	readonly pods = new Map<string, Presence>();
 	/**
-	 * By `namespace/name`: the UIDs of all pods that there are. When undefined the cluster does not say: 'unknown' for
-	 * all that `pods` does not name.
+	 * By `namespace/name`: the UIDs of all existing pods. If undefined, the answer is 'unknown' for pods that are not
+	 * in `pods`.
 	 */
 	podUids: Map<string, string> | undefined;
-	/** By instance name: the UID of the pod when its VM was claimed. */
+	/** By instance name: the UID of the pod when its VM was registered. */
 	readonly #owners = new Map<string, string>();
-	/** When set, claims and questions wait for it. */
+	/** If set, registrations and queries wait for it. */
 	gate: Promise<void> = Promise.resolve();
 
 	async pullCredentials(_pod: PodIdentity, signal: AbortSignal): Promise<Secret<string> | undefined> {
@@ -27,7 +27,7 @@ export class InMemoryCluster implements Cluster {
 
 	async registerVm(vm: RegisteredVm, signal: AbortSignal): Promise<void> {
 		await abortable(this.gate, signal);
-		this.#claim(vm);
+		this.#register(vm);
 	}
 
 	unregisterVm({instanceName}: RegisteredVm): void {
@@ -38,7 +38,7 @@ export class InMemoryCluster implements Cluster {
 	async podPresence({instanceName, pod}: RegisteredVm, signal: AbortSignal): Promise<Presence> {
 		await abortable(this.gate, signal);
 		const said = this.pods.get(instanceName);
-		// The kubelet's UIDs of static pods have no dashes.
+		// UIDs of static pods, which the kubelet creates, have no dashes.
 		if (said !== undefined || this.podUids === undefined || pod.uid?.includes('-') === false) {
 			return said ?? 'unknown';
 		}
@@ -54,7 +54,7 @@ export class InMemoryCluster implements Cluster {
 		}
 
 		for (const vm of vms) {
-			this.#claim(vm);
+			this.#register(vm);
 		}
 	}
 
@@ -62,7 +62,7 @@ export class InMemoryCluster implements Cluster {
 		this.events.push({...event, pod});
 	}
 
-	#claim(vm: RegisteredVm): void {
+	#register(vm: RegisteredVm): void {
 		this.claims.set(vm.instanceName, vm);
 		const uid = this.podUids?.get(nameOf(vm.pod));
 		if (uid !== undefined && !this.#owners.has(vm.instanceName)) {

@@ -1,6 +1,6 @@
 /**
- * Pod networks without a kernel: VNIs from a counter, what is reserved and attached in a map. Passes the contract
- * suite.
+ * `PodNetworks` without a kernel: VNIs come from a counter, reservations and attachments are in a map. Passes
+ * test/contract/pod-networks.ts.
  */
 import {dirname, normalize} from 'node:path/posix';
 import {AdaptorError, toError} from '../../src/core/errors.ts';
@@ -13,24 +13,24 @@ interface Tenancy {
 }
 
 export class InMemoryPodNetworks implements PodNetworks {
-	/** VNI -> the address that its tunnel points to, or undefined when only reserved. */
+	/** By VNI: the remote address of its tunnel, or undefined if it is only reserved. */
 	readonly tunnels = new Map<number, string | undefined>();
-	/** What the node itself has of a tunnel: VNI -> the VM's address. */
+	/** The host-side state of tunnels. By VNI: the address of the VM. */
 	readonly untracked = new Map<number, string>();
 	readonly #tenancies = new Set<Tenancy>();
-	/** Paths of namespaces that are gone, or cannot be seen, whatever else is known of them. */
+	/** By path of a namespace: the answer of `presence`. Overrides the other state. */
 	readonly presences = new Map<string, Presence>();
-	/** Path -> the inode of the namespace that it leads to, given at the first sight of the path. */
+	/** By path: the inode of its namespace, assigned when the path is first used. */
 	readonly #inodes = new Map<string, string>();
 	#nextVni = 555_000;
 	#nextInode = 4_026_532_000;
 
-	/** Both paths lead to one namespace from now on. */
+	/** From now on, both paths refer to the same namespace. */
 	link(path: string, other: string): void {
 		this.#inodes.set(normalize(other), this.#inodeAt(path));
 	}
 
-	/** The path leads to another namespace from now on. */
+	/** From now on, the path refers to another namespace. */
 	replace(path: string): void {
 		this.#inodes.delete(normalize(path));
 	}
@@ -106,7 +106,7 @@ export class InMemoryPodNetworks implements PodNetworks {
 	}
 
 	adopt(): void {
-		// The reservations of an earlier run are those of this map.
+		// The map already contains the reservations of earlier runs.
 	}
 
 	async detach({vxlanId}: PodNetwork, signal: AbortSignal): Promise<void> {

@@ -1,6 +1,6 @@
 /**
- * `PodVms` without a hypervisor, for tests of the domain: VMs are entries of a host in memory. Passes
- * test/contract/pod-vms.ts like the real one.
+ * `PodVms` without a hypervisor, for tests of the domain. VMs are entries of an in-memory host. Passes
+ * test/contract/pod-vms.ts, like the real implementation.
  */
 import {AdaptorError, toError} from '../../src/core/errors.ts';
 import {abortable, Scope} from '../../src/core/lifetime.ts';
@@ -9,7 +9,7 @@ import type {PodVm, PodVmRecord, PodVms, PodVmSpec, SandboxId} from '../../src/s
 
 interface Entry {
 	readonly node: string;
-	/** Of the daemon that has started it. */
+	/** PODS_DIR of the daemon that started it. */
 	readonly podsDir: string | undefined;
 	readonly slot: number;
 	readonly record: Omit<PodVmRecord, 'ownership' | 'podsDir'>;
@@ -19,16 +19,16 @@ interface Entry {
 	readonly spec: PodVmSpec;
 }
 
-/** What the daemons of several nodes, or of one node before and after a restart, share. */
+/** A host that several daemons share: those of several nodes, or of one node before and after a restart. */
 export class InMemoryKvmHost {
 	readonly images = new Set(['podvm-base.qcow2']);
 	readonly vms = new Map<string, Entry>();
-	/** Names of VMs of which a disk cannot be removed. */
+	/** Names of VMs with a disk that cannot be removed. */
 	readonly stuck = new Set<string>();
-	/** When set, nothing that is asked of the host is answered. */
+	/** If true, all queries of the host fail. */
 	isAway = false;
 
-	/** Ends a VM as if somebody had stopped it on the host; its definition stays. */
+	/** Ends a VM, like an administrator who stops it on the host. Its definition stays. */
 	kill(name: string): void {
 		const entry = this.vms.get(name);
 		if (entry !== undefined) {
@@ -40,20 +40,20 @@ export class InMemoryKvmHost {
 
 export class InMemoryPodVms implements PodVms {
 	readonly host: InMemoryKvmHost;
-	/** When set, `start` fails with it. */
+	/** If set, `start` fails with it. */
 	startError: Error | undefined;
-	/** When set, `start` waits for it before the VM exists; it may still be aborted then. */
+	/** If set, `start` waits for it before it creates the VM; the wait can be aborted. */
 	startGate: Promise<void> | undefined;
-	/** When set, `delete` fails with it. */
+	/** If set, `delete` fails with it. */
 	deleteError: Error | undefined;
-	/** Where VMs that are started from now on may be reached. None: `addresses` waits. */
+	/** The candidate addresses of VMs that are started from now on. If empty, `addresses` waits. */
 	addressesOfVms: readonly string[] = ['192.168.122.10'];
-	/** What guests say on their consoles. */
+	/** By name of the VM: the console tail. */
 	readonly consoles = new Map<string, readonly string[]>();
 	readonly #node: string;
 	readonly #podsDir: string | undefined;
 
-	/** @param podsDir null for a daemon that does not say which it is, as earlier versions */
+	/** @param podsDir null for a daemon that does not mark its VMs, like earlier versions */
 	constructor({
 		host = new InMemoryKvmHost(),
 		node = 'node',
@@ -64,7 +64,7 @@ export class InMemoryPodVms implements PodVms {
 		this.#podsDir = podsDir ?? undefined;
 	}
 
-	/** What a VM of this host was started with. */
+	/** The spec with which a VM of this host was started. */
 	specOf(name: string): PodVmSpec | undefined {
 		return this.host.vms.get(name)?.spec;
 	}
@@ -89,7 +89,7 @@ export class InMemoryPodVms implements PodVms {
 		if (this.host.vms.has(name)) {
 			throw new AdaptorError({
 				code: 'already-exists',
-				what: 'Could not start the pod VM: there is one of this name',
+				what: 'Could not start the pod VM: one with this name exists',
 				where: {instanceName: name},
 			});
 		}
@@ -126,7 +126,7 @@ export class InMemoryPodVms implements PodVms {
 		const stop = new Scope();
 		const found = this.#search(vm.name, signal, stop.signal);
 		const end = async (): Promise<IteratorReturnResult<never>> => {
-			stop.abort(new Error('Nobody asks any more'));
+			stop.abort(new Error('The addresses are no longer needed'));
 			return found.return(undefined as never) as Promise<IteratorReturnResult<never>>;
 		};
 
@@ -146,7 +146,7 @@ export class InMemoryPodVms implements PodVms {
 		};
 	}
 
-	/** By VM's name. */
+	/** By name of the VM. */
 	readonly boundAddresses = new Map<string, string>();
 
 	async bindAddress({name}: PodVm, address: string, signal: AbortSignal): Promise<void> {
@@ -190,7 +190,7 @@ export class InMemoryPodVms implements PodVms {
 				}
 
 				this.host.vms.delete(name);
-				// Whoever waits sees first that it is stopped.
+				// Waiting callers get this reason: that it was stopped.
 				life.abort(stopped(name));
 			}
 		}
@@ -199,7 +199,7 @@ export class InMemoryPodVms implements PodVms {
 	async list(signal: AbortSignal): Promise<readonly PodVmRecord[]> {
 		throwIfAborted(signal);
 		if (this.host.isAway) {
-			throw new AdaptorError({code: 'unavailable', what: 'The host is away'});
+			throw new AdaptorError({code: 'unavailable', what: 'The host is not reachable'});
 		}
 
 		return [...this.host.vms.values()]

@@ -1,4 +1,4 @@
-/** Sandbox records that outlive a registry, for tests of restarts; copied both ways, as files would be. */
+/** Sandbox records that survive a restart of the registry. Records are copied when written and read, like files. */
 import {AdaptorError} from '../../src/core/errors.ts';
 import type {SandboxRecord, SandboxRecords} from '../../src/sandbox/records.ts';
 

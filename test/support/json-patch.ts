@@ -3,7 +3,7 @@ import {isDeepStrictEqual} from 'node:util';
 
 type Members = Record<string, unknown>;
 
-/** What the server answers with 422. */
+/** An error that the server answers with status 422. */
 export class PatchError extends Error {
 	override readonly name = 'PatchError';
 }

@@ -1,7 +1,7 @@
 /**
- * A real libvirtd of a test's own: unprivileged, with private directories, without network. It serves
- * `test:///default`, a private `test:///abs/file.xml` per connection, and `qemu:///session`, whose storage driver does
- * real uploads and downloads. Dies with the test's process. Nothing of the machine's own libvirt is touched.
+ * A real libvirtd for one test: unprivileged, with private directories, without network. It serves `test:///default`, a
+ * private `test:///abs/file.xml` per connection, and `qemu:///session`, whose storage driver performs real uploads and
+ * downloads. It dies with the process of the test. The libvirt of this machine is not touched.
  */
 import {spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -11,24 +11,24 @@ import {tmpdir} from 'node:os';
 import {setTimeout as delay} from 'node:timers/promises';
 
 /**
- * Debian's nobody and nogroup: who libvirtd runs as when the tests run as root. As root it would be the machine's own
- * daemon.
+ * nobody and nogroup in Debian. If the tests run as root, libvirtd runs as this user, because as root it would be the
+ * system daemon of the machine.
  */
 const nobody = 65_534;
-/** `sun_path` of Linux, with its final NUL. */
+/** Size of `sun_path` in Linux, including the final NUL. */
 const socketPathLimit = 108;
 
 export interface TestLibvirtd extends AsyncDisposable {
 	readonly socketPath: string;
-	/** Its home, which it may write to; removed with it. */
+	/** Its home directory. Disposing removes it. */
 	readonly directory: string;
-	/** Whose files it can write. */
+	/** The user that it runs as. */
 	readonly uid: number;
 	/** Undefined while stopped. */
 	readonly pid: number | undefined;
-	/** Ends it at once, connections and all. */
+	/** Kills it, with its connections. */
 	stop(): Promise<void>;
-	/** After `stop`: on the same socket. */
+	/** Starts it again after `stop`, on the same socket. */
 	start(): Promise<void>;
 }
 
@@ -110,7 +110,7 @@ export async function startTestLibvirtd({config = []}: TestLibvirtdOptions = {})
 				);
 			}
 
-			// There is nothing to wait for: libvirtd says nothing when its socket is ready.
+			// Poll, because libvirtd gives no signal when its socket is ready.
 			await delay(5);
 		}
 	};

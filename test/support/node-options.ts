@@ -1,11 +1,11 @@
-/** How Node is started in production, and what can be seen of it in a process that runs. */
+/** The options of Node in production, and the signal handlers of a running process. */
 import {readFileSync} from 'node:fs';
 import {readFile} from 'node:fs/promises';
 import {constants} from 'node:os';
 
 const [firstLine = ''] = readFileSync(new URL('../../src/main.ts', import.meta.url), 'utf8').split('\n');
 
-/** Of the first line of main.ts, by which the image starts it. */
+/** From the first line of main.ts, with which the image starts it. */
 export const nodeOptions: readonly string[] = firstLine.split(' ').filter(word => word.startsWith('--'));
 
 /** Signals that the process handles (proc(5), SigCgt). */

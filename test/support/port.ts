@@ -1,11 +1,11 @@
-/** Ports for servers that must be told theirs. */
+/** Ports for servers that need a port number in their configuration. */
 import {randomInt} from 'node:crypto';
 import {once} from 'node:events';
 import {createServer} from 'node:net';
 
 /**
- * Free on this address, and not one that the kernel gives to whoever wants any (Linux, net.ipv4.ip_local_port_range:
- * 32768 and up): between this answer and its use, nobody gets it by chance.
+ * A free port on this address, outside the range from which the kernel assigns ports (Linux,
+ * net.ipv4.ip_local_port_range: 32768 and up). So the kernel does not assign it to another socket before it is used.
  */
 export async function freePort(address = '127.0.0.1'): Promise<number> {
 	for (;;) {

@@ -1,4 +1,4 @@
-/** A logger that remembers its lines, for tests of what an operator gets to see. */
+/** A logger that stores its lines, for tests of log output. */
 import type {LogFields, Logger, LogLevel} from '../../src/core/log.ts';
 
 export interface LogLine {

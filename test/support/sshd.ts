@@ -1,7 +1,6 @@
 /**
- * A real sshd on 127.0.0.1, in a mount and process namespace of its own: `/run` is private in it, and `/run/libvirt` is
- * a directory that the test fills. Killing it takes every session and command of it along, and it dies with the test's
- * process.
+ * A real sshd on 127.0.0.1, in its own mount and process namespaces. Its `/run` is private, and its `/run/libvirt` is a
+ * directory that the test fills. Killing it ends all its sessions and commands. It dies with the process of the test.
  */
 import {execFile, spawn, type ChildProcess} from 'node:child_process';
 import {once} from 'node:events';
@@ -14,15 +13,15 @@ import {freePort} from './port.ts';
 export const run = promisify(execFile);
 
 export interface SshdOptions {
-	/** Lines of sshd_config, before the usual ones: the first of a kind wins. */
+	/** Lines of sshd_config. They override the defaults, because sshd uses the first value of an option. */
 	readonly config?: readonly string[];
-	/** What stands before the key in authorized_keys. */
+	/** Options before the key in authorized_keys. */
 	readonly keyOptions?: string;
-	/** Another daemon's directory, whose host keys and user key are taken over. */
+	/** The directory of another sshd, whose host keys and user key are used. */
 	readonly keysOf?: string;
-	/** The types of host key to have. */
+	/** The types of the host keys. */
 	readonly hostKeys?: readonly HostKeyType[];
-	/** The commands that sessions find; all of the machine's when absent. */
+	/** The commands in the PATH of sessions; all commands of the machine if absent. */
 	readonly commands?: readonly string[];
 }
 
@@ -33,21 +32,21 @@ export interface Sshd extends AsyncDisposable {
 	readonly port: number;
 	/** Its files: `ssh_host_<type>_key(.pub)`, `user_key(.pub)`, `authorized_keys`. */
 	readonly directory: string;
-	/** A private key that it lets in as root. */
+	/** A private key that may log in as root. */
 	readonly userKey: string;
-	/** What its sessions see as `/run/libvirt`. */
+	/** The directory that is `/run/libvirt` in its sessions. */
 	readonly runLibvirt: string;
-	/** A line of known_hosts for its key of this type. */
+	/** The line of known_hosts for its key of this type. */
 	knownHostsLine(type: HostKeyType): Promise<string>;
-	/** What it wrote to its log so far. */
+	/** Its log so far. */
 	log(): string;
 	/** The processes that serve connections, and their children. */
 	sessionPids(): Promise<readonly number[]>;
-	/** Resolves once no connection is served any more. */
+	/** Resolves when it serves no connection. */
 	idle(): Promise<void>;
 }
 
-/** Needs root, for the namespaces and because sshd is to log root in. */
+/** Requires root, for the namespaces and for logins as root. */
 export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 	const directory = await mkdtemp(`${tmpdir()}/caat-sshd-`);
 	await using undo = new AsyncDisposableStack();
@@ -83,11 +82,11 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 				'',
 			].join('\n'),
 		);
-	// Without a home, so that no profile of this machine's slows its commands down or talks.
+	// With an empty home directory, so that no shell profile of this machine delays commands or prints text.
 	const script =
 		'mount -t tmpfs none /root && mount -t tmpfs none /run && mkdir /run/sshd && ln -s "$0"/libvirt /run/libvirt && exec /usr/sbin/sshd -D -e -f "$0"/sshd_config';
 	let log = '';
-	/** Its process, or undefined when somebody has taken the port since it was looked for. */
+	/** The process, or undefined if another program has taken the port in the meantime. */
 	const begin = async (): Promise<ChildProcess | undefined> => {
 		const child = spawn(
 			'setpriv',
@@ -119,7 +118,7 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 				listening.resolve(true);
 			}
 		});
-		// Not `exit`: by then all that it wrote has been read.
+		// `close`, not `exit`: all output has been read by then.
 		child.once('close', () => {
 			if (/Address already in use/.test(log)) {
 				listening.resolve(false);
@@ -151,7 +150,7 @@ export async function startSshd(options: SshdOptions = {}): Promise<Sshd> {
 			`[127.0.0.1]:${port} ${(await readFile(`${directory}/ssh_host_${type}_key.pub`, 'utf8')).split(' ').slice(0, 2).join(' ')}\n`,
 		log: () => log,
 		sessionPids,
-		// Processes end without telling a stranger: looked at on every turn of the event loop.
+		// Only the parent of a process is notified of its end, so this checks on every turn of the event loop.
 		async idle() {
 			const giveUpAt = performance.now() + 60_000;
 			for (let pids = await sessionPids(); pids.length > 0; pids = await sessionPids()) {
@@ -202,7 +201,7 @@ async function commandDirectory(directory: string, commands: readonly string[]):
 	return path;
 }
 
-/** Living processes below `pid`, the eldest first. */
+/** Running descendants of `pid`, by generation. */
 async function descendants(pid: number): Promise<readonly number[]> {
 	const parents = new Map<number, number>();
 	for (const name of await readdir('/proc')) {

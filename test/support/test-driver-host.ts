@@ -1,8 +1,8 @@
 /**
- * A KVM host for a daemon that is a process of its own: libvirt's test driver behind a unix socket. What the test
- * driver cannot do is done in front of it, by our own codec: it takes no uploads (these are kept), it gives no
- * downloads (the base volume is a bootable image), and it knows no s390x (the capabilities are a recorded host's). All
- * other packets pass through, unless a test decides otherwise: on the way to this host anything may go wrong.
+ * A KVM host for a daemon in its own process: the test driver of libvirt behind a unix socket. A proxy with the codec
+ * of this project adds what the test driver lacks: it accepts uploads and keeps them, serves a bootable base volume for
+ * downloads, and reports the recorded capabilities of an s390x host. All other packets pass through unless a test
+ * injects a fault.
  */
 import {once} from 'node:events';
 import {readFile} from 'node:fs/promises';
@@ -29,54 +29,54 @@ import {startTestLibvirtd} from './libvirtd.ts';
 
 export const pool = 'default-pool';
 export const baseVolume = 'podvm-base.qcow2';
-/** What libvirt's test driver makes up for the first domain that is started, whoever asks. */
+/** The address that the test driver of libvirt assigns to the first started domain. */
 export const addressOfFirstVm = '192.168.122.23';
 
 const {signal} = new AbortController();
 /** Small enough for one packet of a stream. */
 const baseImage = await qcow2Of(bootRecord, 1024n * 1024n, '-o', 'cluster_size=4k');
 const names: ReadonlyMap<number, string> = new Map(Object.values(procedures).map(({name, number}) => [number, name]));
-/** ENOSPC, as libvirt passes it on. */
+/** ENOSPC, as libvirt reports it. */
 const noSpace = 28;
 
-/** What becomes of a call. */
+/** The fault of a call. */
 export interface Fate {
 	/**
-	 * Before it reaches libvirt; when it has, but not its answer; when there is an answer, which has not been passed
-	 * on.
+	 * before: libvirt does not get the call. during: libvirt gets the call, before the answer arrives. after: the
+	 * answer has arrived, but is not forwarded yet.
 	 */
 	readonly when: 'before' | 'during' | 'after';
 	/**
-	 * - drop: the connection ends
-	 * - freeze: nothing passes on this connection any more, and nobody is told
-	 * - refuse: libvirt's answer is this error's number; only `before`
-	 * - a function is called, and the call goes its way
+	 * - drop: closes the connection
+	 * - freeze: forwards nothing more on this connection, without notice
+	 * - refuse: answers with this error number instead of libvirt; only with `before`
+	 * - a function is called, and the call continues
 	 */
 	readonly action: 'drop' | 'freeze' | {readonly refuse: number} | (() => void);
 }
 
 export interface TestDriverHostOptions {
-	/** Hears of every call of a client, and decides on it. */
+	/** Called for each call of a client; returns its fault, if any. */
 	readonly onCall?: (procedure: string) => Fate | undefined;
-	/** What DHCP gave to a MAC. If absent, libvirt's test driver makes addresses up. */
+	/** The DHCP lease of a MAC. If absent, the test driver of libvirt invents addresses. */
 	readonly leaseOf?: (mac: string) => string | undefined;
-	/** Uploads fail at their end while this is true. */
+	/** While true, uploads fail at their end. */
 	readonly isFull?: () => boolean;
 }
 
 export interface TestDriverHost extends AsyncDisposable {
-	/** Of the libvirt daemon, as far as clients can tell. */
+	/** The socket for clients, as if it were that of libvirtd. */
 	readonly socketPath: string;
-	/** What was, or will be, uploaded to a volume for the first time. */
+	/** Resolves with the first upload to a volume. */
 	uploaded(volume: string): Promise<Buffer>;
-	/** Asked of libvirt itself: names, sorted. */
+	/** Sorted names, read from libvirt directly. */
 	domains(): Promise<readonly string[]>;
 	volumes(): Promise<readonly string[]>;
-	/** Ends a VM as an administrator would. */
+	/** Ends a VM, like an administrator. */
 	destroy(domain: string): Promise<void>;
-	/** Told by libvirt itself, until the host is disposed. */
+	/** Subscribes to the events of libvirt directly, until the host is disposed. */
 	onLifecycle(listener: (event: LifecycleEvent) => void): void;
-	/** Ends all connections; new ones are refused until `back`. */
+	/** Closes all connections, and refuses new ones until `back`. */
 	away(): Promise<void>;
 	back(): Promise<void>;
 }
@@ -183,12 +183,12 @@ export async function startTestDriverHost(
 	};
 }
 
-/** Both ways of one connection. */
+/** Forwards one connection in both directions. */
 function joinSockets(client: Socket, daemon: Socket, front: Front, {onCall}: TestDriverHostOptions): void {
 	let isFrozen = false;
-	/** Calls of which the answer is waited for, by serial. */
+	/** By serial: the actions for answers that have not arrived. */
 	const awaited = new Map<number, Fate['action']>();
-	/** Whether the packet still goes its way. */
+	/** Performs the action. @returns whether the packet is still forwarded */
 	const act = (packet: Packet, action: Fate['action'] | undefined): boolean => {
 		if (typeof action === 'function') {
 			action();
@@ -244,13 +244,13 @@ function eachPacket(socket: Socket, take: (packet: Packet) => void): void {
 	});
 }
 
-/** Answers for libvirt on one connection. */
+/** Answers calls instead of libvirt on one connection. */
 class Front {
 	readonly #client: Socket;
 	readonly #capabilities: Buffer;
 	readonly #options: TestDriverHostOptions;
 	readonly #keep: (volume: string, content: Buffer) => void;
-	/** Uploads under way, by serial. */
+	/** By serial: the uploads in progress. */
 	readonly #streams = new Map<number, {readonly volume: string; readonly chunks: Buffer[]}>();
 
 	constructor(
@@ -265,7 +265,7 @@ class Front {
 		this.#keep = keep;
 	}
 
-	/** Whether the packet was ours to answer. */
+	/** @returns whether the packet was answered here */
 	answers(packet: Packet): boolean {
 		if (packet.program !== remoteProgram) {
 			return false;
@@ -287,7 +287,7 @@ class Front {
 			}
 
 			case procedures.networkGetDhcpLeases.number: {
-				return this.#tellsLease(packet);
+				return this.#sendLease(packet);
 			}
 
 			case procedures.domainInterfaceAddresses.number: {
@@ -326,7 +326,7 @@ class Front {
 		this.#send(packet, type, encode(remoteError, body), messageStatus.error);
 	}
 
-	#tellsLease(packet: Packet): boolean {
+	#sendLease(packet: Packet): boolean {
 		const {leaseOf} = this.#options;
 		if (leaseOf === undefined) {
 			return false;
@@ -387,7 +387,7 @@ class Front {
 		this.#send(packet, messageType.stream);
 	}
 
-	/** All of the base volume in one piece, and its end. Whether it is the base volume's. */
+	/** Sends the base volume in one packet, then the end of the stream. @returns false for another volume */
 	#download(packet: Packet): boolean {
 		if (packet.type !== messageType.call) {
 			this.#send(packet, messageType.stream);

@@ -1,6 +1,6 @@
 /**
- * Listens at the path of its argument with umask 000, and connects to the socket as another user at two moments: when
- * it is bound and nothing else has been done to it, and when it is in its place. Prints what became of each, as JSON.
+ * Listens at the path in its argument with umask 000, and connects to the socket as another user twice: right after it
+ * is bound, and when it is at its final path. Prints the two results as JSON.
  */
 import {once} from 'node:events';
 import {connect, Server} from 'node:net';
@@ -11,7 +11,7 @@ import {listenAt} from '../../src/core/unix-listener.ts';
 const nobody = 65_534;
 const [, , path = ''] = process.argv;
 
-/** connect(2) is made before this returns. */
+/** connect(2) is called before the first `await`. */
 async function asNobody(to: string): Promise<string> {
 	process.seteuid?.(nobody);
 	const socket = connect(to);

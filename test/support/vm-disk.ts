@@ -1,4 +1,4 @@
-/** What a pod VM finds on its cloud-init disk. Knows of it only what the VM does. */
+/** Reads the cloud-init disk like a pod VM. */
 import {parse} from 'yaml';
 import {Secret} from '../../src/core/log.ts';
 import type {ForwarderTls} from '../../src/sandbox/ports.ts';

@@ -1,6 +1,6 @@
-// A useful part of kata's agent API, over real processes of the guest (kata-containers, src/libs/protocols/protos/agent.proto,
-// health.proto, oci.proto; answers and error texts as src/agent/src/rpc.rs gives them). Containers have no root filesystem and no
-// namespaces of their own: a container here is a name for processes.
+// The parts of the agent API of kata that the lab needs, over real processes of the guest (kata-containers,
+// src/libs/protocols/protos/agent.proto, health.proto, oci.proto; answers and error texts as in src/agent/src/rpc.rs).
+// Containers have no root filesystem and no namespaces: a container is a name for processes.
 package main
 
 import (
@@ -53,11 +53,11 @@ func (a *agent) services() services {
 		"TtyWinResize": a.resize,
 		"CopyFile":     a.copyFile,
 
-		// The interface that it was given, the routes that it was given.
+		// Answers with the given interface, or the given routes.
 		"UpdateInterface": echoFirstField,
 		"UpdateRoutes":    echoFirstField,
 
-		// What a shim may ask for in passing, and what there is nothing to do for.
+		// Calls of a shim that need no work here.
 		"AddARPNeighbors":                nothing,
 		"ListInterfaces":                 nothing,
 		"ListRoutes":                     nothing,
@@ -78,7 +78,7 @@ func (a *agent) services() services {
 	}
 }
 
-// requestMessage is the name that a policy knows a method's request by.
+// requestMessage is the name of the request of a method in a policy.
 func requestMessage(method string) string {
 	switch method {
 	case "ReadStdout", "ReadStderr":
@@ -105,7 +105,7 @@ func (a *agent) underPolicy(name string, m method) method {
 
 var policyDefault = regexp.MustCompile(`(?m)^\s*default\s+(\w+)\s*:?=\s*(true|false)\s*$`)
 
-// setPolicy evaluates no Rego: `default XRequest := false` refuses XRequest, and that is all it understands.
+// setPolicy does not evaluate Rego: it only supports `default XRequest := false`, which refuses XRequest.
 func (a *agent) setPolicy(_ context.Context, request message) ([]byte, error) {
 	denied := map[string]bool{}
 	for _, match := range policyDefault.FindAllStringSubmatch(request.text(1), -1) {

@@ -1,4 +1,5 @@
-// The forwarder's configuration, as /run/peerpod/apf.json (up to v0.14: daemon.json) carries it, and the TLS that follows from it.
+// The configuration of the forwarder in /run/peerpod/apf.json (up to v0.14: daemon.json), and the resulting TLS
+// configuration.
 package main
 
 import (
@@ -17,7 +18,7 @@ const (
 	daemonPath = "/run/peerpod/daemon.json"
 )
 
-// Images for a CA of the administrator's carry their own certificate.
+// Images for a CA of the administrator contain their own certificate.
 const (
 	bakedCertificate = "/etc/certificates/tls.crt"
 	bakedKey         = "/etc/certificates/tls.key"
@@ -35,7 +36,7 @@ type forwarderConfig struct {
 	TLSCipherSuites []string    `json:"tls-cipher-suites"`
 }
 
-// Prefixes and addresses are spelled as Go marshals them: what is absent is the empty string.
+// Prefixes and addresses are in the JSON format of Go: an absent value is the empty string.
 type podNetwork struct {
 	PodIP               netip.Prefix  `json:"podip"`
 	PodHwAddr           string        `json:"pod-hw-addr"`
@@ -67,7 +68,8 @@ type podNeighbor struct {
 	State  string     `json:"state"`
 }
 
-// loadForwarderConfig wants either file, and the same in both: each generation of images reads only its own.
+// loadForwarderConfig accepts either file. If both exist, they must be equal: each version of images reads only its
+// own.
 func loadForwarderConfig() (forwarderConfig, error) {
 	apf, apfErr := os.ReadFile(apfPath)
 	daemon, daemonErr := os.ReadFile(daemonPath)

@@ -1,4 +1,4 @@
-// Byte orders that the kernel's interfaces want.
+// Byte orders of kernel interfaces.
 package main
 
 import (
@@ -6,7 +6,7 @@ import (
 	"unsafe"
 )
 
-// Netlink speaks the machine's own byte order: big-endian in the guest, whatever the host has in a unit test.
+// Netlink uses the byte order of the machine: big-endian in the guest, that of the host in unit tests.
 var hostOrder = func() binary.ByteOrder {
 	probe := uint16(1)
 	if *(*byte)(unsafe.Pointer(&probe)) == 1 {
@@ -15,7 +15,7 @@ var hostOrder = func() binary.ByteOrder {
 	return binary.BigEndian
 }()
 
-// networkOrder is htons, for the protocol numbers that packet(7) wants in network order.
+// networkOrder is htons, for protocol numbers in packet(7).
 func networkOrder(value uint16) uint16 {
 	var bytes [2]byte
 	binary.BigEndian.PutUint16(bytes[:], value)

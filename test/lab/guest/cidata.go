@@ -1,4 +1,4 @@
-// The cloud-init disk: found by its label, mounted read-only by the kernel, its user-data taken apart strictly.
+// The cloud-init disk: found by its label, mounted read-only by the kernel, and parsed strictly.
 package main
 
 import (
@@ -13,7 +13,7 @@ import (
 
 const cidataMount = "/media/cidata"
 
-// The paths that pod VM images accept from user-data (cloud-api-adaptor, process-user-data).
+// The paths that pod VM images accept in user-data (cloud-api-adaptor, process-user-data).
 var allowedPaths = map[string]bool{
 	"/run/peerpod/apf.json":             true,
 	"/run/peerpod/daemon.json":          true,
@@ -29,7 +29,7 @@ type seed struct {
 	files    []writeFile
 }
 
-// readCidata waits for the disk to appear, since it may be plugged in late.
+// readCidata waits for the disk, because it may be plugged late.
 func readCidata(patience time.Duration) (seed, error) {
 	deadline := time.Now().Add(patience)
 	device, err := findDisk("cidata")
@@ -86,7 +86,8 @@ func (s seed) writeFiles() error {
 	return nil
 }
 
-// findDisk looks for an ISO 9660 volume label among the virtio disks: there is no udev here to make /dev/disk/by-label.
+// findDisk searches the virtio disks for an ISO 9660 volume label: there is no udev here, which would create
+// /dev/disk/by-label.
 func findDisk(label string) (string, error) {
 	devices, err := filepath.Glob("/dev/vd*")
 	if err != nil {

@@ -1,4 +1,4 @@
-// user-data and meta-data: what of cloud-config a pod VM accepts, read as strictly as it reads it.
+// Parses user-data and meta-data, as strictly as a pod VM does.
 package main
 
 import (
@@ -11,7 +11,7 @@ type writeFile struct {
 	path, content string
 }
 
-// parseCloudConfig accepts `write_files` with `path` and `content` and nothing else: any other key is an error.
+// parseCloudConfig only accepts `write_files` with `path` and `content`; any other key is an error.
 func parseCloudConfig(text string) ([]writeFile, error) {
 	if first, _, _ := strings.Cut(text, "\n"); first != "#cloud-config" {
 		return nil, errors.New("the first line is not #cloud-config")
@@ -51,7 +51,7 @@ func parseCloudConfig(text string) ([]writeFile, error) {
 	return files, nil
 }
 
-// parseHostname reads meta-data's `local-hostname`; other keys are for other readers.
+// parseHostname reads `local-hostname` of meta-data and ignores other keys.
 func parseHostname(text string) (string, error) {
 	root, err := parseYAML(text)
 	if err != nil {

@@ -1,4 +1,4 @@
-// The agent's calls on containers and their processes.
+// The calls of the agent API for containers and their processes.
 package main
 
 import (
@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Spelled as the original spells them.
+// In the spelling of the original.
 var (
 	errNoContainer = errors.New("Invalid container id")
 	errNoProcess   = errors.New("Invalid exec id")
@@ -17,7 +17,7 @@ var (
 
 type container struct {
 	first     *process
-	processes map[string]*process // by exec id; the first process has its container's
+	processes map[string]*process // by exec id; that of the first process is the id of the container
 }
 
 func (a *agent) createContainer(_ context.Context, request message) ([]byte, error) {
@@ -85,7 +85,8 @@ func (a *agent) signalProcess(_ context.Context, request message) ([]byte, error
 	return nil, nil
 }
 
-// waitProcess may be asked again, unlike the original's: what has exited stays until its container is removed.
+// waitProcess may be called again, unlike in the original: a process that has ended is kept until its container is
+// removed.
 func (a *agent) waitProcess(ctx context.Context, request message) ([]byte, error) {
 	p, err := a.find(request.text(1), request.text(2))
 	if err != nil {
@@ -135,7 +136,7 @@ func (c *container) all() []*process {
 	return processes
 }
 
-// end kills what runs, waits for its end and closes all streams.
+// end kills all processes, waits until they have ended, and closes all streams.
 func (a *agent) end(ctx context.Context, processes []*process) error {
 	for _, p := range processes {
 		if p.signal(a.reaper, syscall.SIGKILL) == nil {
@@ -150,7 +151,7 @@ func (a *agent) end(ctx context.Context, processes []*process) error {
 	return nil
 }
 
-// find returns a container's process: its first one for an empty exec id.
+// find returns a process of a container: the first one for an empty exec id.
 func (a *agent) find(containerID, execID string) (*process, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -167,7 +168,7 @@ func (a *agent) find(containerID, execID string) (*process, error) {
 	return nil, errNoProcess
 }
 
-// decodeProcess takes the command, the environment, the directory and the user of an OCI process, and leaves the rest of it.
+// decodeProcess reads the command, the environment, the directory and the user of an OCI process, and ignores the rest.
 func decodeProcess(wire []byte) (*process, error) {
 	oci, err := decodeMessage(wire)
 	if err != nil {

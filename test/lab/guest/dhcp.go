@@ -1,5 +1,5 @@
-// A DHCP client for one interface at boot (RFC 2131, 2132): DISCOVER, OFFER, REQUEST, ACK, with quick retransmission.
-// It never renews: the machine does not live that long.
+// A DHCP client for one interface at boot (RFC 2131, 2132): DISCOVER, OFFER, REQUEST, ACK, with fast retransmission. It
+// never renews its lease, because the machine is short-lived.
 package main
 
 import (
@@ -64,8 +64,8 @@ func configureByDHCP(name, hostname string, patience time.Duration) (lease, erro
 	return l, os.WriteFile("/etc/resolv.conf", []byte(resolvConf.String()), 0o644)
 }
 
-// announce tells the neighbours who has the address now (RFC 2131, 4.4.1; RFC 5227, 2.3): those who asked before it had one ask again
-// only after a second.
+// announce broadcasts the owner of the address by ARP (RFC 2131, 4.4.1; RFC 5227, 2.3): without it, neighbours that
+// asked too early repeat their request only after a second.
 func announce(link *net.Interface, address netip.Addr) error {
 	socket, err := syscall.Socket(syscall.AF_PACKET, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -83,7 +83,7 @@ func broadcast(link *net.Interface, protocol uint16) *syscall.SockaddrLinklayer 
 	return &syscall.SockaddrLinklayer{Protocol: networkOrder(protocol), Ifindex: link.Index, Halen: 6, Addr: everyone}
 }
 
-// dhcpClient talks through a packet socket, since the interface has no address yet.
+// dhcpClient uses a packet socket, because the interface has no address yet.
 type dhcpClient struct {
 	link     *net.Interface
 	hostname string
@@ -110,7 +110,7 @@ func openDHCP(link *net.Interface, hostname string) (*dhcpClient, error) {
 
 func (c *dhcpClient) close() { syscall.Close(c.socket) }
 
-// lease runs the exchange until it succeeds; a refusal, or a server that falls silent, starts it again.
+// lease repeats the exchange until it succeeds, also after a refusal, or if the server stops answering.
 func (c *dhcpClient) lease(deadline time.Time) (lease, error) {
 	for {
 		offer, err := c.exchange(c.message(dhcpDiscover, nil), deadline, dhcpOffer)
@@ -137,7 +137,8 @@ var (
 	errNoLease  = errors.New("a server offered an address and did not grant it")
 )
 
-// exchange sends the message, again after 250 ms and at doubling intervals, until an answer of one of the kinds comes.
+// exchange sends the message and retransmits it after 250 ms, then at doubling intervals, until an answer of one of the
+// kinds arrives.
 func (c *dhcpClient) exchange(message []byte, deadline time.Time, kinds ...byte) (dhcpMessage, error) {
 	packet := udpBroadcast(message)
 	buffer := make([]byte, 2048)
@@ -170,7 +171,8 @@ func (c *dhcpClient) exchange(message []byte, deadline time.Time, kinds ...byte)
 	return dhcpMessage{}, errNoAnswer
 }
 
-// message encodes what this client sends. The client id is the MAC's, so that a machine with a MAC used before gets its lease back at once.
+// message encodes a message of this client. The client id is derived from the MAC, so that a machine with a known MAC
+// gets its old lease at once.
 func (c *dhcpClient) message(kind byte, more map[byte][]byte) []byte {
 	options := map[byte][]byte{
 		optionMessageType: {kind},

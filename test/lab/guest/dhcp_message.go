@@ -1,4 +1,4 @@
-// DHCP's messages (RFC 2131, 2132) and the UDP packets that carry them. Pure.
+// DHCP messages (RFC 2131, 2132) and their UDP packets. Pure.
 package main
 
 import (
@@ -34,7 +34,7 @@ var dhcpMagic = []byte{99, 130, 83, 99}
 type dhcpMessage struct {
 	xid     uint32
 	kind    byte
-	address netip.Addr // yiaddr: the client's, as the server has it
+	address netip.Addr // yiaddr: the address of the client according to the server
 	options map[byte][]byte
 }
 
@@ -50,7 +50,7 @@ func encodeDHCP(xid uint32, mac net.HardwareAddr, options map[byte][]byte) []byt
 		}
 	}
 	message = append(message, optionEnd)
-	for len(message) < 300 { // the least that BOOTP relays pass on (RFC 1542, 2.1)
+	for len(message) < 300 { // the minimum size that BOOTP relays forward (RFC 1542, 2.1)
 		message = append(message, 0)
 	}
 	return message
@@ -97,7 +97,8 @@ func (m dhcpMessage) lease() (lease, error) {
 	return l, nil
 }
 
-// udpBroadcast wraps a payload from 0.0.0.0:68 to 255.255.255.255:67; UDP over IPv4 may go without a checksum (RFC 768).
+// udpBroadcast wraps a payload from 0.0.0.0:68 to 255.255.255.255:67. The checksum of UDP over IPv4 is optional (RFC
+// 768).
 func udpBroadcast(payload []byte) []byte {
 	packet := make([]byte, 28, 28+len(payload))
 	packet[0] = 0x45
@@ -111,7 +112,8 @@ func udpBroadcast(payload []byte) []byte {
 	return append(packet, payload...)
 }
 
-// udpPayload returns what a packet carries to port 68, or nothing. Checksums are not looked at: an offloading virtio leaves them unfinished.
+// udpPayload returns the payload of a packet to port 68, or nothing. It ignores checksums, because virtio with
+// offloading leaves them incomplete.
 func udpPayload(packet []byte) []byte {
 	if len(packet) < 20 || packet[0]>>4 != 4 || packet[9] != syscall.IPPROTO_UDP {
 		return nil

@@ -28,7 +28,7 @@ func TestDHCPRequestIsAWholeUDPPacket(t *testing.T) {
 	if !bytes.Equal(udpPayload(packet), message) {
 		t.Error("the payload does not come back")
 	}
-	for length := range packet { // whatever arrives, however short
+	for length := range packet { // every possible truncation
 		decodeDHCP(udpPayload(packet[:length]))
 	}
 }

@@ -1,4 +1,4 @@
-// What process 1 owes the machine: filesystems, kernel modules, an orderly end.
+// The duties of process 1: file systems, kernel modules, an orderly shutdown.
 package main
 
 import (
@@ -34,7 +34,8 @@ func mountKernelFilesystems() error {
 	return nil
 }
 
-// loadModules inserts every module of a directory in the order of the file names: the image's builder numbers them by dependency.
+// loadModules inserts all modules of a directory in the order of the file names, which the image builder numbers by
+// dependency.
 func loadModules(directory string) error {
 	names, err := filepath.Glob(filepath.Join(directory, "*.ko"))
 	if err != nil {
@@ -59,7 +60,7 @@ func loadModules(directory string) error {
 	return nil
 }
 
-// labOptions are the misbehaviours that a test asks for with `caa.lab=` on the kernel command line, separated by commas.
+// labOptions are the faults that a test requests with `caa.lab=` on the kernel command line, separated by commas.
 func labOptions() (map[string]bool, error) {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {

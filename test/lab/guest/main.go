@@ -1,7 +1,7 @@
-// The lab's guest: process 1 of a small s390x virtual machine that stands in for a pod VM image.
+// The guest of the lab: process 1 of a small s390x virtual machine that replaces a pod VM image.
 //
-// It goes through the stages of a real image in their order (cloud-init disk, DHCP, forwarder, agent), prints a line on the console
-// for each, and powers the machine off, saying why, when one fails. See README.md for what it is not.
+// It runs the stages of a real image in their order (cloud-init disk, DHCP, forwarder, agent) and prints a line on the
+// console for each. If one fails, it prints the reason and powers the machine off. README.md lists the limits.
 package main
 
 import (
@@ -15,10 +15,11 @@ import (
 
 const forwarderPort = 15150
 
-// untilRead is how long a guest that ends on purpose waits before: what it says then is for somebody who may still be opening its console.
+// untilRead is the delay before a deliberate end of the guest, because the reader may still be opening the console.
 const untilRead = 5 * time.Second
 
-// init gives the process's first thread to main: it is the one that may not end, and that /proc/1 shows (see netns.do).
+// init reserves the first thread of the process for main: this thread must not end, and /proc/1 shows it (see
+// netns.do).
 func init() { runtime.LockOSThread() }
 
 func main() {
@@ -114,14 +115,16 @@ func boot() error {
 	return serveTLS(listener, tlsConfig, agent.services())
 }
 
-// sleepForEver is not `select {}`: with no other goroutine the runtime calls that a deadlock, and when init ends the kernel panics.
+// sleepForEver is not `select {}`: without another goroutine, the runtime reports a deadlock; then init ends and the
+// kernel panics.
 func sleepForEver() {
 	for {
 		time.Sleep(time.Hour)
 	}
 }
 
-// console prints one line with the machine's uptime. It never says more of a file than its name: the console is readable on the host.
+// console prints one line with the uptime of the machine. It never prints contents of files, only their names: the
+// console is readable on the host.
 func console(format string, arguments ...any) {
 	uptime, _ := os.ReadFile("/proc/uptime")
 	seconds, _, _ := strings.Cut(string(uptime), " ")

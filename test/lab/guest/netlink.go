@@ -10,14 +10,14 @@ import (
 	"syscall"
 )
 
-// netlinkRequest is a message under construction: header, the type's own struct, attributes.
+// netlinkRequest builds a message: header, the struct of its type, attributes.
 type netlinkRequest []byte
 
 func newNetlinkRequest(kind, flags uint16, body []byte) netlinkRequest {
 	request := make(netlinkRequest, syscall.NLMSG_HDRLEN, 128)
 	hostOrder.PutUint16(request[4:], kind)
 	hostOrder.PutUint16(request[6:], flags|syscall.NLM_F_REQUEST|syscall.NLM_F_ACK)
-	hostOrder.PutUint32(request[8:], 1) // sequence number: one request a socket
+	hostOrder.PutUint32(request[8:], 1) // sequence number: one request per socket
 	return append(request, body...)
 }
 
@@ -64,12 +64,12 @@ func bringUp(name string) error {
 	return bringUpAs(link, name)
 }
 
-// bringUpAs renames a link that is down, and raises it.
+// bringUpAs renames a link that is down, and sets it up.
 func bringUpAs(link *net.Interface, name string) error {
 	body := make([]byte, syscall.SizeofIfInfomsg)
 	hostOrder.PutUint32(body[4:], uint32(link.Index))
 	hostOrder.PutUint32(body[8:], syscall.IFF_UP)  // flags
-	hostOrder.PutUint32(body[12:], syscall.IFF_UP) // which of them to change
+	hostOrder.PutUint32(body[12:], syscall.IFF_UP) // the flags to change
 	request := newNetlinkRequest(syscall.RTM_NEWLINK, 0, body)
 	request.attribute(syscall.IFLA_IFNAME, append([]byte(name), 0))
 	if err := request.send(); err != nil {
@@ -78,7 +78,7 @@ func bringUpAs(link *net.Interface, name string) error {
 	return nil
 }
 
-// withoutPrefixRoute is IFA_F_NOPREFIXROUTE: the address brings no route to its subnet.
+// withoutPrefixRoute is IFA_F_NOPREFIXROUTE: the address adds no route to its subnet.
 const withoutPrefixRoute = 0x200
 
 func addAddress(link *net.Interface, prefix netip.Prefix, flags uint32) error {
@@ -111,7 +111,7 @@ func (r route) String() string {
 	return fmt.Sprintf("%s via %s", r.destination, r.gateway)
 }
 
-// addRoute fails when there is one already, as the forwarder's does.
+// addRoute fails if the route exists, like in the forwarder.
 func addRoute(link *net.Interface, r route) error {
 	body := make([]byte, syscall.SizeofRtMsg)
 	body[0], body[1], body[4], body[5] = syscall.AF_INET, byte(r.destination.Bits()), syscall.RT_TABLE_MAIN, r.protocol
@@ -133,7 +133,7 @@ type neighbour struct {
 	mac     net.HardwareAddr
 }
 
-// Of linux/neighbour.h, if_link.h, if_addr.h: the syscall package stops short of them.
+// From linux/neighbour.h, if_link.h, if_addr.h: the syscall package does not define them.
 const (
 	statePermanent         = 0x80
 	attributeNeighbour     = 1 // NDA_DST
@@ -173,7 +173,7 @@ type vxlan struct {
 	port   int
 }
 
-// add makes the device in another namespace; its packets travel in this one. Nothing is left when it fails.
+// add creates the device in another namespace; its packets are sent from this one. It leaves nothing if it fails.
 func (v vxlan) add(namespace *os.File) error {
 	port := make([]byte, 2)
 	binary.BigEndian.PutUint16(port, uint16(v.port))
@@ -181,7 +181,7 @@ func (v vxlan) add(namespace *os.File) error {
 	data.attribute(attributeVXLANID, number(uint32(v.id)))
 	data.attribute(attributeVXLANRemote, v.remote.AsSlice())
 	data.attribute(attributeVXLANPort, port)
-	data.attribute(attributeVXLANLearning, []byte{0}) // or whoever guesses the id could take over the pod's traffic
+	data.attribute(attributeVXLANLearning, []byte{0}) // otherwise a host that guesses the id could hijack the traffic of the pod
 	info.attribute(attributeLinkKind, []byte("vxlan"))
 	info.attribute(attributeLinkData, data)
 
@@ -197,7 +197,7 @@ func (v vxlan) add(namespace *os.File) error {
 	return nil
 }
 
-// number is an attribute's value of 32 bits.
+// number is a 32-bit value of an attribute.
 func number(value uint32) []byte {
 	bytes := make([]byte, 4)
 	hostOrder.PutUint32(bytes, value)

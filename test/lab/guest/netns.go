@@ -1,4 +1,4 @@
-// Network namespaces by name, as iproute2 has them (ip-netns(8)): a namespace stays as long as its file is mounted.
+// Network namespaces by name, like in iproute2 (ip-netns(8)): a namespace exists as long as its file is mounted.
 package main
 
 import (
@@ -9,16 +9,16 @@ import (
 	"syscall"
 )
 
-// netns is the path of a network namespace; empty, it is that of this process.
+// netns is the path of a network namespace; empty means that of this process.
 type netns string
 
-// podns is where images have the pod's network and its processes. The forwarder stays outside.
+// podns is the namespace for the network and the processes of the pod, as in pod VM images. The forwarder is outside.
 const podns netns = "/run/netns/podns"
 
-// Go's syscall package has no setns(2), and not on all machines its number.
+// The syscall package of Go has no setns(2), and lacks its number on some machines.
 var setnsNumber = map[string]uintptr{"amd64": 308, "arm64": 268, "s390x": 339}[runtime.GOARCH]
 
-// make makes the namespace, with its loopback interface up.
+// make creates the namespace, with its loopback interface up.
 func (n netns) make() error {
 	if err := os.MkdirAll(filepath.Dir(string(n)), 0o755); err != nil {
 		return err
@@ -26,7 +26,7 @@ func (n netns) make() error {
 	if err := os.WriteFile(string(n), nil, 0o600); err != nil {
 		return err
 	}
-	return onThreadOfItsOwn(func() error {
+	return onOwnThread(func() error {
 		if err := syscall.Unshare(syscall.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("make a network namespace: %w", err)
 		}
@@ -37,7 +37,7 @@ func (n netns) make() error {
 	})
 }
 
-// do runs f with the namespace as that of its thread: sockets and children that f makes are in it.
+// do runs f on a thread in the namespace: sockets and children that f creates are in it.
 func (n netns) do(f func() error) error {
 	if n == "" {
 		return f()
@@ -47,7 +47,7 @@ func (n netns) do(f func() error) error {
 		return err
 	}
 	defer namespace.Close()
-	return onThreadOfItsOwn(func() error {
+	return onOwnThread(func() error {
 		if _, _, errno := syscall.RawSyscall(setnsNumber, namespace.Fd(), syscall.CLONE_NEWNET, 0); errno != 0 {
 			return fmt.Errorf("enter the network namespace %s: %w", n, errno)
 		}
@@ -55,11 +55,11 @@ func (n netns) do(f func() error) error {
 	})
 }
 
-// onThreadOfItsOwn gives f a thread that ends with it, so that nothing else runs in a namespace that it has entered.
-func onThreadOfItsOwn(f func() error) error {
+// onOwnThread runs f on a thread that ends with it, so that no other code runs in a namespace that f has entered.
+func onOwnThread(f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // a goroutine that ends locked takes its thread with it
+		runtime.LockOSThread() // a locked goroutine ends its thread
 		done <- f()
 	}()
 	return <-done

@@ -1,7 +1,7 @@
-// The VM's side of the pod's network, as the forwarder of a real image sets it up (cloud-api-adaptor, pkg/podnetwork/podnode.go): a VXLAN
-// device with the pod's MAC and address in a namespace for the pod, routes without gateway first, then the others, then neighbours.
-// The first that the kernel refuses ends it. As v0.10 and newer have it: v0.8 and v0.9 leave the subnet's route that the kernel has made, and
-// fail at a second one.
+// The VM side of the pod network, like the forwarder of a real image (cloud-api-adaptor, pkg/podnetwork/podnode.go): a
+// VXLAN device with the MAC and address of the pod in its own namespace, routes without gateway first, then the others,
+// then neighbours. The first error of the kernel is final. Like v0.10 and newer; v0.8 and v0.9 keep the subnet route of
+// the kernel, and fail when it is added again.
 package main
 
 import (
@@ -15,10 +15,11 @@ import (
 
 const maxTunnelMTU = 1450
 
-// Until it has its own: to Linux 6.1 a new device may not have a name that another has where it is made, wherever it is made for.
+// The temporary name of the device: up to Linux 6.1, its name must be unique in the namespace of the caller, even if it is
+// created in another one.
 const newTunnelName = "vxlan0"
 
-// podLink is what comes of a podNetwork, in the order of its making.
+// podLink is the result of a podNetwork, in the order of its creation.
 type podLink struct {
 	name       string
 	tunnel     vxlan
@@ -48,7 +49,7 @@ func (n *podNetwork) setUp(where netns) error {
 	return nil
 }
 
-// link checks what the kernel would not, or not understandably.
+// link checks what the kernel does not check, or reports unclearly.
 func (n *podNetwork) link() (podLink, error) {
 	if n == nil {
 		return podLink{}, errors.New("there is none")
@@ -108,7 +109,8 @@ func (r podRoute) route(dev string) (route, error) {
 	if !r.Dst.IsValid() {
 		result.destination = everywhere
 	}
-	// Upstream's daemon sends the default route as ::ffff:0.0.0.0/0. The forwarder's netlink takes the address for IPv4 and the length as it is.
+	// The daemon of upstream sends the default route as ::ffff:0.0.0.0/0. The netlink package of the forwarder treats
+	// the address as IPv4 and uses the length unchanged.
 	if address, bits := r.Dst.Addr(), r.Dst.Bits(); address.Is4In6() && bits <= 32 {
 		result.destination = netip.PrefixFrom(address.Unmap(), bits)
 	}
@@ -126,7 +128,7 @@ func (r podRoute) route(dev string) (route, error) {
 	return result, nil
 }
 
-// make makes the device here and moves it there: its outer packets go by this namespace's eth0.
+// make creates the device here and moves it there: its outer packets use eth0 of this namespace.
 func (l podLink) make(where netns) error {
 	namespace, err := os.Open(string(where))
 	if err != nil {
@@ -144,7 +146,7 @@ func (l podLink) make(where netns) error {
 		if err := bringUpAs(link, l.name); err != nil {
 			return err
 		}
-		// The forwarder removes the route to the subnet that the kernel makes for an address: the routes that follow are all there are.
+		// The forwarder removes the subnet route that the kernel adds for an address: only the listed routes remain.
 		if err := addAddress(link, l.address, withoutPrefixRoute); err != nil {
 			return err
 		}

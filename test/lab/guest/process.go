@@ -1,4 +1,4 @@
-// Processes of the guest: started and reaped by process 1, their output kept until somebody reads it.
+// Processes of the guest: process 1 starts and reaps them, and buffers their output until it is read.
 package main
 
 import (
@@ -13,10 +13,11 @@ import (
 	"syscall"
 )
 
-// reaper is the only one to wait for children. Process 1 inherits orphans too, and os/exec's own waiting would race with theirs.
+// reaper is the only code that waits for children. Process 1 also inherits orphans, and waiting in os/exec would race
+// with that.
 type reaper struct {
-	netns    netns      // where children start
-	mu       sync.Mutex // held while forking, so that no child can be reaped before it is known
+	netns    netns      // namespace of children
+	mu       sync.Mutex // held during fork, so that no child is reaped before it is known
 	children map[int]func(syscall.WaitStatus)
 }
 
@@ -66,7 +67,7 @@ func (r *reaper) start(program string, arguments []string, attributes *syscall.P
 	return pid, err
 }
 
-// signal reaches a child and all of its process group, and nobody once it is reaped: the number may be another's by then.
+// signal is sent to the process group of a child, and to no process once it is reaped: its id may be reused by then.
 func (r *reaper) signal(pid int, number syscall.Signal) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -87,8 +88,8 @@ type process struct {
 	spec           processSpec
 	stdin          *os.File
 	stdout, stderr *stream
-	terminal       *os.File    // the controlling end, when there is one: stdin is the same
-	theirs         [3]*os.File // standard input, output and error of the process, closed here once it has them
+	terminal       *os.File    // the controlling end if there is a terminal: stdin is the same
+	theirs         [3]*os.File // standard input, output and error of the process; closed here after its start
 
 	mu       sync.Mutex // guards pid and the start
 	pid      int
@@ -180,7 +181,7 @@ func (p *process) isRunning() bool {
 	}
 }
 
-// close lets go of the pipes; a reader that still waits sees the end.
+// close closes the pipes; a waiting reader gets the end.
 func (p *process) close() {
 	p.stdin.Close()
 	p.stdout.close()
@@ -210,18 +211,18 @@ func lookUp(name string, environment []string) (string, error) {
 }
 
 const (
-	streamBuffer = 64 << 10 // as much as a pipe holds; a process that writes more waits for its reader
+	streamBuffer = 64 << 10 // the size of a pipe; a process that writes more waits for its reader
 	maxRead      = 1 << 20
 )
 
-// stream holds output between process and reader. A read that is given up (its connection broke) takes nothing with it.
+// stream buffers output. An aborted read (its connection broke) consumes nothing.
 type stream struct {
 	source *os.File
 
 	mu       sync.Mutex
 	buffered []byte
 	ended    bool
-	changed  chan struct{} // closed, and made anew, at every change
+	changed  chan struct{} // closed and replaced at every change
 }
 
 func newStream(source *os.File) *stream {
@@ -255,7 +256,7 @@ func (s *stream) close() {
 	s.source.Close()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.buffered = nil // which lets a pump go on that waits for room
+	s.buffered = nil // which wakes a pump that waits for space
 	s.change()
 }
 

@@ -18,7 +18,7 @@ func runningReaper() *reaper {
 	return r
 }
 
-// One for all tests: it is process 1's, and two would take each other's children.
+// One for all tests: two reapers would take the children of each other.
 var testReaper = runningReaper()
 
 func startProcess(t *testing.T, arguments ...string) *process {
@@ -80,7 +80,7 @@ func TestSignalsReachTheWholeGroup(t *testing.T) {
 	if p.exitCode != 137 {
 		t.Errorf("ended with %d", p.exitCode)
 	}
-	readAll(t, p.stdout) // ends only when nobody holds the pipe any more
+	readAll(t, p.stdout) // ends when all writers have closed the pipe
 	if err := p.signal(testReaper, syscall.SIGKILL); err != syscall.ESRCH {
 		t.Errorf("a signal for a process that is gone: %v", err)
 	}

@@ -1,4 +1,4 @@
-// A server to run in a container, as `/init serve PORT`: shows what of the network arrives. TCP is HTTP, UDP is an echo.
+// A server for a container, run as `/init serve PORT`, to test the network. TCP is HTTP, UDP is an echo.
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 	"strconv"
 )
 
-// serve returns only when it fails.
+// serve only returns if it fails.
 func serve(port string) error {
 	echo, err := net.ListenPacket("udp4", ":"+port)
 	if err != nil {
@@ -25,18 +25,18 @@ func serve(port string) error {
 	}
 	http.HandleFunc("/", greet)
 	http.HandleFunc("/bytes", sendBytes)
-	fmt.Println("serving") // what a test waits for
+	fmt.Println("serving") // tests wait for this line
 	return http.Serve(listener, nil)
 }
 
-// greet tells the client who answers, and the address that the client was seen with.
+// greet answers with the name of the server, and the address of the client.
 func greet(response http.ResponseWriter, request *http.Request) {
 	client, _, _ := net.SplitHostPort(request.RemoteAddr)
 	hostname, _ := os.Hostname()
 	fmt.Fprintf(response, "Hello %s, this is %s on %s.\n", client, hostname, runtime.GOARCH)
 }
 
-// sendBytes answers ?count=N with N bytes, in which a lost or exchanged segment shows, and with their checksum.
+// sendBytes answers ?count=N with N bytes and their checksum. The pattern reveals lost or exchanged segments.
 func sendBytes(response http.ResponseWriter, request *http.Request) {
 	count, err := strconv.ParseInt(request.FormValue("count"), 10, 32)
 	if err != nil || count < 0 {

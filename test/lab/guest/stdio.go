@@ -1,4 +1,4 @@
-// The agent's calls on a process's standard input, output and terminal, and on files.
+// The calls of the agent API for standard input, output and terminals of processes, and for files.
 package main
 
 import (
@@ -29,7 +29,7 @@ func (a *agent) read(ctx context.Context, request message, which func(*process) 
 		if p.terminal != nil {
 			return nil, errors.New("eof")
 		}
-		return nil, errors.New("read meet eof") // sic: what a shim finds in its log
+		return nil, errors.New("read meet eof") // the text of kata-agent
 	}
 	if err != nil {
 		return nil, err
@@ -77,7 +77,7 @@ func (a *agent) resize(_ context.Context, request message) ([]byte, error) {
 
 const copyRoot = "/run/kata-containers/"
 
-// copyFile writes a part of a file beside its destination and moves it there once it has the size that was announced.
+// copyFile writes a part of a file beside its destination, and moves the file there when it has the announced size.
 func (a *agent) copyFile(_ context.Context, request message) ([]byte, error) {
 	path, size, mode, data := request.text(1), request.number(2), request.number(3), request.bytes(8)
 	if filepath.Clean(path) != path || !strings.HasPrefix(path, copyRoot) {

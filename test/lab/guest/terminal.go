@@ -33,7 +33,7 @@ func resizeTerminal(controller *os.File, rows, columns uint16) error {
 	return ioctl(controller, syscall.TIOCSWINSZ, unsafe.Pointer(&size))
 }
 
-// ioctl goes through SyscallConn: File.Fd would make the file blocking, and closing it would not wake its reader.
+// ioctl uses SyscallConn, because File.Fd would make the file blocking, and closing it would not wake its reader.
 func ioctl(file *os.File, request uintptr, argument unsafe.Pointer) error {
 	connection, err := file.SyscallConn()
 	if err != nil {

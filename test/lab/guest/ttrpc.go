@@ -1,5 +1,5 @@
-// A ttrpc server over TLS: frames, unary calls, many at a time on each connection. (containerd/ttrpc, PROTOCOL.md.)
-// Answers like kata's agent, which is built on ttrpc-rust: a success carries an empty status message rather than none.
+// A ttrpc server over TLS: frames and concurrent unary calls on each connection (containerd/ttrpc, PROTOCOL.md). It
+// answers like the agent of kata, which uses ttrpc-rust: a success contains an empty status message.
 package main
 
 import (
@@ -45,7 +45,7 @@ func status(code int, format string, arguments ...any) error {
 	return &statusError{code, fmt.Sprintf(format, arguments...)}
 }
 
-// method answers one unary call; ctx ends with the call's deadline or its connection.
+// method answers one unary call; ctx ends with the deadline of the call or with its connection.
 type method func(ctx context.Context, request message) ([]byte, error)
 
 // services: service name -> method name -> method.
@@ -62,7 +62,7 @@ func serveTLS(listener net.Listener, config *tls.Config, services services) erro
 			secured := tls.Server(socket, config)
 			socket.SetDeadline(time.Now().Add(30 * time.Second))
 			if err := secured.Handshake(); err != nil {
-				if !errors.Is(err, io.EOF) { // a peer that only knocked, e.g. to see whether the port is open
+				if !errors.Is(err, io.EOF) { // not for a peer that only tested the port
 					console("TLS handshake with %s: %v", socket.RemoteAddr(), err)
 				}
 				return
@@ -75,7 +75,7 @@ func serveTLS(listener net.Listener, config *tls.Config, services services) erro
 	}
 }
 
-// serveConnection returns when the peer has closed or broken the protocol.
+// serveConnection returns when the peer has closed the connection or violated the protocol.
 func serveConnection(peer io.ReadWriter, services services) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -84,7 +84,7 @@ func serveConnection(peer io.ReadWriter, services services) error {
 		frame := responseFrame(streamID, payload, err)
 		writing.Lock()
 		defer writing.Unlock()
-		peer.Write(frame) // a broken connection shows at the reading end
+		peer.Write(frame) // the reader detects a broken connection
 	}
 
 	reader := bufio.NewReader(peer)

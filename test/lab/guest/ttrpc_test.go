@@ -22,7 +22,7 @@ func requestFrame(streamID uint32, service, method string, timeout time.Duration
 	return append(frame, request...)
 }
 
-// readAnswer returns a response's stream, status code and payload.
+// readAnswer returns the stream, status code and payload of a response.
 func readAnswer(t *testing.T, connection io.Reader) (streamID uint32, code int, payload []byte) {
 	t.Helper()
 	header := make([]byte, headerLength)
@@ -51,7 +51,7 @@ func TestConnectionSurvivesWhatItRefuses(t *testing.T) {
 		"Echo": func(_ context.Context, request message) ([]byte, error) { return request.bytes(1), nil },
 		"Wait": waitForever,
 	}})
-	// net.Pipe holds nothing: what is not read blocks its writer.
+	// net.Pipe has no buffer: a write blocks until it is read.
 	send := func(frame []byte) {
 		go client.Write(frame)
 	}

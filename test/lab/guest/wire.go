@@ -1,5 +1,5 @@
-// Protocol buffers' wire format, as far as the messages here need it: varints and length-delimited fields; fixed-width ones are skipped.
-// Knows no message: fields are asked for by number. (protobuf.dev, "Encoding".)
+// The wire format of protocol buffers, limited to the messages here: varints and length-delimited fields; fixed-width
+// fields are skipped. Knows no message types: fields are read by number. (protobuf.dev, "Encoding".)
 package main
 
 import (
@@ -16,7 +16,7 @@ type value struct {
 	bytes  []byte
 }
 
-// message holds every occurrence of every field, in order.
+// message contains every occurrence of every field, in order.
 type message map[int][]value
 
 func decodeMessage(wire []byte) (message, error) {
@@ -60,7 +60,7 @@ func decodeMessage(wire []byte) (message, error) {
 	return m, nil
 }
 
-// last is what a singular field means when it comes several times.
+// last returns the last occurrence, which is the value of a repeated singular field.
 func (m message) last(id int) value {
 	if values := m[id]; len(values) > 0 {
 		return values[len(values)-1]
@@ -81,7 +81,7 @@ func (m message) texts(id int) []string {
 	return texts
 }
 
-// encoder appends fields to a message; zero values are left out, as proto3 does.
+// encoder appends fields to a message. Like proto3, it omits zero values.
 type encoder []byte
 
 func (e *encoder) number(id int, value uint64) {
@@ -97,7 +97,7 @@ func (e *encoder) text(id int, value string) {
 	}
 }
 
-// message writes a length-delimited field even when it is empty: presence means something for messages.
+// message writes a length-delimited field even if it is empty, because the presence of a message is significant.
 func (e *encoder) message(id int, value []byte) {
 	e.varint(uint64(id)<<3 | 2)
 	e.varint(uint64(len(value)))

@@ -1,6 +1,6 @@
-// The part of YAML 1.2 that a cloud-config of files needs: block mappings and sequences, and every way to write a string.
-// Strict where readers in the field differ: flow collections, tags, anchors, several documents, duplicate keys and unquoted
-// non-strings are refused, as are characters that some reader would take for a line break or not take at all.
+// The part of YAML 1.2 for a cloud-config with files: block mappings and sequences, and all string formats. Strict
+// where common parsers differ: it refuses flow collections, tags, anchors, several documents, duplicate keys and
+// unquoted non-strings, and characters that some parsers treat as a line break or reject.
 package main
 
 import (
@@ -16,13 +16,13 @@ const (
 	stringNode nodeKind = iota
 	mappingNode
 	sequenceNode
-	otherNode // null, true, 12: a scalar that is no string
+	otherNode // null, true, 12: a scalar that is not a string
 )
 
 type node struct {
 	kind  nodeKind
 	value string
-	keys  []string // in the document's order; keys[i] has items[i]
+	keys  []string // in the order of the document; the value of keys[i] is items[i]
 	items []*node
 }
 
@@ -35,7 +35,8 @@ func (n *node) get(key string) *node {
 	return nil
 }
 
-// yamlParser goes line by line; lines[at] is the next. An entry such as `- path: x` is read by blanking the dash and reading the line again.
+// yamlParser reads line by line; lines[at] is the next. For an entry such as `- path: x`, it replaces the dash by a
+// blank and reads the line again.
 type yamlParser struct {
 	lines []string
 	at    int
@@ -45,7 +46,7 @@ func parseYAML(text string) (*node, error) {
 	if err := checkCharacters(text); err != nil {
 		return nil, err
 	}
-	// A final line break ends the last line; it does not begin another.
+	// A final line break ends the last line and does not start another one.
 	p := &yamlParser{lines: strings.Split(strings.TrimSuffix(text, "\n"), "\n")}
 	if !p.skipToContent() {
 		return nil, p.fail("the document is empty")
@@ -63,7 +64,8 @@ func parseYAML(text string) (*node, error) {
 	return root, nil
 }
 
-// checkCharacters lets pass what every reader takes unescaped (libyaml's and go-yaml's reader), less the line breaks of YAML 1.1.
+// checkCharacters accepts characters that all parsers accept unescaped (the readers of libyaml and go-yaml), without
+// the line breaks of YAML 1.1.
 func checkCharacters(text string) error {
 	for i, r := range text {
 		_, size := utf8.DecodeRuneInString(text[i:])
@@ -95,7 +97,7 @@ func (p *yamlParser) skipToContent() bool {
 
 var keyPattern = regexp.MustCompile(`^([A-Za-z0-9_-]+):( .*)?$`)
 
-// block reads the node whose first line is the current one, at exactly this indentation.
+// block reads the node that starts at the current line with exactly this indentation.
 func (p *yamlParser) block(indent int) (*node, error) {
 	text := p.lines[p.at][indent:]
 	switch {
@@ -175,7 +177,7 @@ func (p *yamlParser) mapping(indent int) (*node, error) {
 	return m, p.checkDedent(indent)
 }
 
-// nested reads what stands below the current, empty line at `minimum` columns or deeper; nothing there is null.
+// nested reads the node below the current, empty line, indented by at least `minimum` columns; null if there is none.
 func (p *yamlParser) nested(minimum int) (*node, error) {
 	p.at++
 	return p.nestedHere(minimum)

@@ -1,4 +1,4 @@
-// YAML's ways to write a string: plain, quoted, literal and folded.
+// The string formats of YAML: plain, quoted, literal and folded.
 package main
 
 import (
@@ -9,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// scalar reads the scalar that starts in column `start` of the current line; `parent` is the indentation of the node that holds it.
+// scalar reads the scalar at column `start` of the current line; `parent` is the indentation of its parent node.
 func (p *yamlParser) scalar(start, parent int) (*node, error) {
 	text := p.lines[p.at][start:]
 	switch text[0] {
@@ -29,7 +29,7 @@ func (p *yamlParser) scalar(start, parent int) (*node, error) {
 	return p.plain(start, parent)
 }
 
-// notStrings: what unquoted means something else than text to YAML 1.1 or 1.2.
+// notStrings are unquoted texts that are not strings in YAML 1.1 or 1.2.
 var notStrings = regexp.MustCompile(`^(~|null|Null|NULL|[Tt]rue|TRUE|[Ff]alse|FALSE|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[yYnN]|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|[-+]?\.[0-9]+([eE][-+]?[0-9]+)?|0[xo][0-9a-fA-F_]+|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}.*|<<|=)$`)
 
 func (p *yamlParser) plain(start, parent int) (*node, error) {
@@ -112,7 +112,7 @@ func (p *yamlParser) blockScalar(header string, parent int) (string, error) {
 			}
 		}
 		switch {
-		case indent <= parent: // there are only blank lines, and what follows is not of this scalar
+		case indent <= parent: // there are only blank lines, and the next line does not belong to this scalar
 			indent = parent + 1
 			if deepestBlank > indent {
 				indent = deepestBlank
@@ -158,11 +158,12 @@ func (p *yamlParser) blockScalar(header string, parent int) (string, error) {
 	return value, nil
 }
 
-// foldBlock folds breaks between lines that begin with text; breaks around lines that begin with white space stay (8.1.3).
+// foldBlock folds breaks between lines that begin with text; breaks around lines that begin with white space are kept
+// (8.1.3).
 func foldBlock(lines []string) string {
 	var out strings.Builder
 	breaks := 0
-	spacedBefore := true // nothing precedes the first line that a break could be folded into
+	spacedBefore := true // no text precedes the first line
 	for i, line := range lines {
 		if line == "" {
 			breaks++
@@ -183,13 +184,13 @@ func foldBlock(lines []string) string {
 	return out.String()
 }
 
-// quoted reads a single- or double-quoted scalar, which may go over several lines (7.3).
+// quoted reads a single- or double-quoted scalar, possibly of several lines (7.3).
 func (p *yamlParser) quoted(start, parent int) (string, error) {
 	quote := p.lines[p.at][start]
 	var out strings.Builder
 	text := p.lines[p.at][start+1:]
 	for {
-		// `solid` is where the text that folding must not trim ends: an escaped blank is content.
+		// `solid` is the end of the text that folding must not trim: an escaped blank is content.
 		var line strings.Builder
 		solid, closed, escapedBreak := 0, false, false
 		i := 0
@@ -247,7 +248,8 @@ func (p *yamlParser) quoted(start, parent int) (string, error) {
 	}
 }
 
-// unescape decodes what follows a backslash in a double-quoted scalar (5.7): the text and how many bytes it took.
+// unescape decodes the escape sequence after a backslash in a double-quoted scalar (5.7): returns the text and the
+// number of bytes read.
 func unescape(text string) (string, int, error) {
 	const names, values = "0abt\tnvfre \"/\\N_LP", "\x00\a\b\t\t\n\v\f\r\x1b \"/\\\u0085\u00a0\u2028\u2029"
 	digits := map[byte]int{'x': 2, 'u': 4, 'U': 8}[text[0]]

@@ -95,7 +95,8 @@ func TestCloudConfig(t *testing.T) {
 	}
 }
 
-// The caller's writer against this reader: GUEST_CLOUD_CONFIGS names a JSON file of [{"text": …, "files": [[path, content], …]}, …].
+// Reads the output of other YAML writers: GUEST_CLOUD_CONFIGS names a JSON file of [{"text": …, "files": [[path,
+// content], …]}, …].
 func TestCloudConfigsOfAnotherWriter(t *testing.T) {
 	path := os.Getenv("GUEST_CLOUD_CONFIGS")
 	if path == "" {
