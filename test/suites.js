@@ -5,10 +5,13 @@ import {dirname, join} from 'node:path';
 
 const starters = [
 	/^test\/(?:lab|chaos|big-endian|interop|container|deploy|e2e)\//v,
-	/^test\/support\/(?:libvirtd|sshd|kvm-host)\.ts$/v,
-	/^test\/network\/world\.ts$/v,
+	/^test\/support\/libvirtd\.ts$/v,
+	/^test\/support\/sshd\.ts$/v,
+	/^test\/support\/test-driver-host\.ts$/v,
+	/^test\/network\/testbed\.ts$/v,
 	/^test\/image\/registry-server\.ts$/v,
-	/^test\/podvm\/(?:cidata|iso9660)\.test\.ts$/v,
+	/^test\/podvm\/cidata\.test\.ts$/v,
+	/^test\/podvm\/iso9660\.test\.ts$/v,
 	/^test\/journal\/directory-probe\.test\.ts$/v,
 	// Measures the memory of processes under attack, which takes a while.
 	/^test\/webhook\/process\.test\.ts$/v,
@@ -17,6 +20,11 @@ const starters = [
 /** @param suite 'unit', 'lab', or undefined for all @returns paths from the project's directory */
 export function testFiles(suite) {
 	const files = globSync('test/**/*.test.ts').sort();
+	const gone = starters.filter(starter => !globSync('test/**/*.ts').some(file => starter.test(file)));
+	if (gone.length > 0) {
+		throw new Error(`test/suites.js: no file matches ${gone.join(' or ')}. Was it renamed?`);
+	}
+
 	if (suite === undefined) {
 		return files;
 	}
