@@ -42,6 +42,7 @@ test('what was found is told before the rest is known', async t => {
 	t.like((await running.next()).value, {name: 'first', status: 'ok'});
 	late.resolve(ok);
 	t.like((await running.next()).value, {name: 'late', status: 'ok'});
+	await running.return();
 });
 
 test('a check begins when those that it needs are done, a warning being enough', async t => {
