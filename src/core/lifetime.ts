@@ -31,15 +31,18 @@ export class Scope implements Disposable {
 		return this.#controller.signal;
 	}
 
-	/** Ends the scope after `timeoutMs` with an error that names what was awaited. Chainable. */
-	deadline(timeoutMs: number, awaited: string): this {
+	/**
+	 * Ends the scope after `timeoutMs`. Chainable.
+	 * @param awaited what was awaited, for a `DeadlineError`; or the error itself
+	 */
+	deadline(timeoutMs: number, awaited: string | Error): this {
 		if (this.signal.aborted) {
 			return this;
 		}
 
 		const timer = setTimeout(
 			() => {
-				this.abort(new DeadlineError(awaited, timeoutMs));
+				this.abort(typeof awaited === 'string' ? new DeadlineError(awaited, timeoutMs) : awaited);
 			},
 			Math.min(timeoutMs, 0x7f_ff_ff_ff),
 		);

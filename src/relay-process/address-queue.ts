@@ -1,6 +1,6 @@
 /** Addresses of a VM as they are offered. Ends by its signal only. */
+import {Change} from '../core/concurrency/change.ts';
 import {toError} from '../core/errors.ts';
-import {abortable} from '../core/lifetime.ts';
 
 /** A VM has one address, and a lease that is outdated; a peer that offers without end fills nothing. */
 const most = 64;
@@ -8,7 +8,7 @@ const most = 64;
 export class AddressQueue implements AsyncIterable<string> {
 	readonly #signal: AbortSignal;
 	readonly #known = new Set<string>();
-	#added = Promise.withResolvers<undefined>();
+	readonly #added = new Change();
 
 	constructor(signal: AbortSignal) {
 		this.#signal = signal;
@@ -17,9 +17,7 @@ export class AddressQueue implements AsyncIterable<string> {
 	add(address: string): void {
 		if (this.#known.size < most) {
 			this.#known.add(address);
-			const {resolve} = this.#added;
-			this.#added = Promise.withResolvers<undefined>();
-			resolve(undefined);
+			this.#added.tell();
 		}
 	}
 
@@ -38,7 +36,7 @@ export class AddressQueue implements AsyncIterable<string> {
 			}
 
 			if (given.size === this.#known.size) {
-				await abortable(this.#added.promise, this.#signal);
+				await this.#added.next(this.#signal);
 			}
 		}
 	}

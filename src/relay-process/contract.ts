@@ -13,11 +13,6 @@ export interface Hello {
 	readonly version: number;
 }
 
-export interface Welcome extends Hello {
-	readonly run: string;
-	readonly superseded: boolean;
-}
-
 export interface Issue {
 	readonly instance_name: string;
 }
@@ -55,7 +50,7 @@ export interface RelayEventMessage {
 
 /** By method: request and response. */
 export interface RelayMethods {
-	readonly Hello: readonly [Hello, Welcome];
+	readonly Hello: readonly [Hello, Hello];
 	readonly Issue: readonly [Issue, Issued];
 	readonly Open: readonly [Open, Opened];
 	readonly Offer: readonly [{readonly sandbox_id: string; readonly address: string}, Empty];

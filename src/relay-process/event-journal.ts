@@ -1,5 +1,5 @@
 /** Keeps the last events of the relays, numbered, until a daemon asks for them. */
-import {abortable} from '../core/lifetime.ts';
+import {Change} from '../core/concurrency/change.ts';
 
 /** More than happens while a daemon restarts; about 300 bytes each. */
 const kept = 2000;
@@ -16,7 +16,7 @@ export class EventJournal<Event> {
 	#last = 0;
 	/** Number of the last event that a daemon has had. */
 	#delivered = 0;
-	#added = Promise.withResolvers<undefined>();
+	readonly #added = new Change();
 
 	add(event: Event): void {
 		this.#events.push({number: ++this.#last, event});
@@ -24,9 +24,7 @@ export class EventJournal<Event> {
 			this.#events = this.#events.slice(-kept);
 		}
 
-		const {resolve} = this.#added;
-		this.#added = Promise.withResolvers<undefined>();
-		resolve(undefined);
+		this.#added.tell();
 	}
 
 	/**
@@ -43,7 +41,7 @@ export class EventJournal<Event> {
 				return this.#events.slice(first, first + mostAtOnce);
 			}
 
-			await abortable(this.#added.promise, signal);
+			await this.#added.next(signal);
 		}
 	}
 }

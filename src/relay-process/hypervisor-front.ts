@@ -109,8 +109,12 @@ export class HypervisorFront implements AsyncDisposable {
 			let client: TtrpcClient;
 			try {
 				client = await clients.of(daemon, context.signal);
-			} catch {
+			} catch (error) {
 				context.signal.throwIfAborted();
+				if (performance.now() - startedAt > this.#waitMs) {
+					throw this.#unreachable(daemon, error);
+				}
+
 				await pause(reconnectPauseMs, context.signal);
 				continue;
 			}
@@ -149,11 +153,10 @@ export class HypervisorFront implements AsyncDisposable {
 			return current;
 		}
 
-		const method = path.split('/').at(-1) ?? path;
+		const method = methodName(path);
 		const startedAt = performance.now();
 		observer.notify({kind: 'call-waits', method});
-		using scope = new Scope(signal, this.#ending.signal);
-		const timer = setTimeout(() => scope.abort(noDaemon(this.#waitMs)), this.#waitMs);
+		using scope = new Scope(signal, this.#ending.signal).deadline(this.#waitMs, noDaemon(this.#waitMs));
 		try {
 			const daemon = await daemons.next(lost, scope.signal);
 			observer.notify({kind: 'call-waited', method, durationMs: Math.round(performance.now() - startedAt)});
@@ -161,9 +164,17 @@ export class HypervisorFront implements AsyncDisposable {
 		} catch (error) {
 			observer.notify({kind: 'call-lost', method, error: toError(error)});
 			throw error;
-		} finally {
-			clearTimeout(timer);
 		}
+	}
+
+	#unreachable({socketPath}: RegisteredDaemon, cause: unknown): AdaptorError {
+		return new AdaptorError({
+			code: 'unavailable',
+			what: 'The daemon accepts no connections',
+			where: {path: socketPath},
+			remedy: 'Check the pod of osc-caa-ds on this node.',
+			cause,
+		});
 	}
 
 	#lost(path: string, cause: unknown): AdaptorError {
@@ -174,19 +185,18 @@ export class HypervisorFront implements AsyncDisposable {
 			remedy: 'The next daemon undoes what was begun. kubelet retries.',
 			cause,
 		});
-		this.#options.observer.notify({kind: 'call-lost', method: path.split('/').at(-1) ?? path, error});
+		this.#options.observer.notify({kind: 'call-lost', method: methodName(path), error});
 		return error;
 	}
 
 	/** gRPC: its clients reconnect by themselves, so a connection ends with its daemon. Never rejects. */
 	async #pipe(socket: Socket): Promise<void> {
-		using scope = new Scope(this.#ending.signal);
+		using scope = new Scope(this.#ending.signal).deadline(this.#waitMs, noDaemon(this.#waitMs));
 		this.#piped.add(socket);
 		socket.once('close', () => {
 			this.#piped.delete(socket);
 			scope.abort(new Error('closed'));
 		});
-		const timer = setTimeout(() => scope.abort(noDaemon(this.#waitMs)), this.#waitMs);
 		try {
 			const daemon = await this.#options.daemons.next(undefined, scope.signal);
 			const upstream = createConnection(daemon.socketPath);
@@ -201,8 +211,6 @@ export class HypervisorFront implements AsyncDisposable {
 			socket.pipe(upstream).pipe(socket);
 		} catch {
 			socket.destroy();
-		} finally {
-			clearTimeout(timer);
 		}
 	}
 }
@@ -251,6 +259,11 @@ class DaemonClients implements AsyncDisposable {
 
 function rawMethod(path: string): ClientMethod<Buffer, Buffer> {
 	return {path, requestSerialize: bytes => bytes, responseDeserialize: bytes => bytes};
+}
+
+/** Without its service. */
+function methodName(path: string): string {
+	return path.slice(path.lastIndexOf('/') + 1);
 }
 
 function isDeadline(error: unknown): boolean {

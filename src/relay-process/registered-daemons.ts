@@ -2,7 +2,7 @@
  * The daemons that serve the hypervisor API behind the relay process. The latest registration counts; when it ends, the
  * one before counts again, as in a rolling update that is undone. Does not call them.
  */
-import {abortable} from '../core/lifetime.ts';
+import {Change} from '../core/concurrency/change.ts';
 import type {Observer} from '../core/observer.ts';
 import type {RelayProcessEvent} from './events.ts';
 
@@ -15,7 +15,7 @@ export class RegisteredDaemons {
 	/** The latest is the last. */
 	readonly #daemons: RegisteredDaemon[] = [];
 	readonly #observer: Observer<RelayProcessEvent>;
-	#changed = Promise.withResolvers<undefined>();
+	readonly #changed = new Change();
 
 	constructor(observer: Observer<RelayProcessEvent>) {
 		this.#observer = observer;
@@ -29,7 +29,7 @@ export class RegisteredDaemons {
 	register(daemon: RegisteredDaemon): Disposable {
 		this.#daemons.push(daemon);
 		this.#observer.notify({kind: 'daemon-registered', path: daemon.socketPath});
-		this.#tellChange();
+		this.#changed.tell();
 		return {
 			[Symbol.dispose]: () => {
 				const index = this.#daemons.indexOf(daemon);
@@ -40,7 +40,7 @@ export class RegisteredDaemons {
 						path: daemon.socketPath,
 						hasOther: this.#daemons.length > 0,
 					});
-					this.#tellChange();
+					this.#changed.tell();
 				}
 			},
 		};
@@ -55,13 +55,7 @@ export class RegisteredDaemons {
 				return current;
 			}
 
-			await abortable(this.#changed.promise, signal);
+			await this.#changed.next(signal);
 		}
-	}
-
-	#tellChange(): void {
-		const {resolve} = this.#changed;
-		this.#changed = Promise.withResolvers<undefined>();
-		resolve(undefined);
 	}
 }

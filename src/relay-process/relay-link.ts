@@ -2,7 +2,6 @@
 import type {ServiceDefinition} from '@grpc/proto-loader';
 import {AdaptorError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
-import {present} from '../core/present.ts';
 import type {RelayEvent} from '../relay/events.ts';
 import type {SandboxId} from '../sandbox/ports.ts';
 import {connect, type TtrpcClient} from '../ttrpc/client.ts';
@@ -15,23 +14,14 @@ const answerTimeoutMs = 10_000;
 
 export class RelayLink implements AsyncDisposable {
 	readonly path: string;
-	/** Of the run of the process. */
-	readonly run: string;
 	/** Sandboxes that it served when the link was made, and those that were opened since. */
 	readonly sandboxes: Set<SandboxId>;
 	readonly #client: TtrpcClient;
 	readonly #contract: ServiceDefinition;
 	readonly #ending = new AbortController();
 
-	private constructor(
-		path: string,
-		run: string,
-		sandboxes: Set<SandboxId>,
-		client: TtrpcClient,
-		contract: ServiceDefinition,
-	) {
+	private constructor(path: string, sandboxes: Set<SandboxId>, client: TtrpcClient, contract: ServiceDefinition) {
 		this.path = path;
-		this.run = run;
 		this.sandboxes = sandboxes;
 		this.#client = client;
 		this.#contract = contract;
@@ -44,10 +34,10 @@ export class RelayLink implements AsyncDisposable {
 		using scope = new Scope(signal).deadline(answerTimeoutMs, 'the relay process');
 		const client = await connect(path, scope.signal);
 		undo.defer(async () => client.close());
-		const {run} = await client.call(methodOf(contract, 'Hello'), {version: contractVersion}, {}, scope.signal);
+		await client.call(methodOf(contract, 'Hello'), {version: contractVersion}, {}, scope.signal);
 		const {relays} = await client.call(methodOf(contract, 'List'), {}, {}, scope.signal);
 		undo.move();
-		return new RelayLink(path, run, new Set(relays.map(relay => relay.sandbox_id)), client, contract);
+		return new RelayLink(path, new Set(relays.map(relay => relay.sandbox_id)), client, contract);
 	}
 
 	/** Aborts when the connection is lost or closed. */
@@ -55,20 +45,17 @@ export class RelayLink implements AsyncDisposable {
 		return this.#ending.signal;
 	}
 
-	/**
-	 * @param timeoutMs absent for calls that wait
-	 * @throws TtrpcError with the answer; 'unavailable' when the connection is lost; the reason of the signal
-	 */
+	/** @throws TtrpcError with the answer; 'unavailable' when the connection is lost; the reason of the signal */
 	async call<Name extends RelayMethod>(
 		name: Name,
 		request: RelayMethods[Name][0],
 		signal: AbortSignal,
-		timeoutMs: number | undefined = answerTimeoutMs,
+		timeoutMs = answerTimeoutMs,
 	): Promise<RelayMethods[Name][1]> {
-		return this.#client.call(methodOf(this.#contract, name), request, present({timeoutMs}), signal);
+		return this.#client.call(methodOf(this.#contract, name), request, {timeoutMs}, signal);
 	}
 
-	/** A call that waits until its work is done. */
+	/** For calls that are answered when their work is done, however long it takes. @throws as `call` */
 	async wait<Name extends RelayMethod>(
 		name: Name,
 		request: RelayMethods[Name][0],

@@ -5,7 +5,6 @@
  * A second relay process takes both sockets over and serves all new pods. The first one can still be reached at
  * `relay-<inode>.sock`, serves what it has, and ends by itself when its last pod has ended.
  */
-import {randomUUID} from 'node:crypto';
 import {link, lstat, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
 import type {ServiceDefinition} from '@grpc/proto-loader';
@@ -92,8 +91,6 @@ export class RelayProcess implements AsyncDisposable {
 			table: this.#table,
 			daemons: this.#daemons,
 			events,
-			run: randomUUID(),
-			isSuperseded: () => this.#isSuperseded,
 		});
 	}
 

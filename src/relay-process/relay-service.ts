@@ -14,9 +14,6 @@ export interface RelayServiceContext {
 	readonly table: RelayTable;
 	readonly daemons: RegisteredDaemons;
 	readonly events: EventJournal<RelayEvent | RelayProcessEvent>;
-	/** Identifies this run of the process. */
-	readonly run: string;
-	readonly isSuperseded: () => boolean;
 }
 
 type Handlers = {
@@ -35,10 +32,10 @@ export class DaemonConnection implements Disposable {
 	}
 
 	get handlers(): Readonly<Record<string, Handler>> {
-		const {relays, table, daemons, events, run, isSuperseded} = this.#context;
+		const {relays, table, daemons, events} = this.#context;
 		const done: Empty = {};
 		const handlers: Handlers = {
-			Hello: async () => ({version: contractVersion, run, superseded: isSuperseded()}),
+			Hello: async () => ({version: contractVersion}),
 			Issue: async ({instance_name: instanceName}, {signal}) => issued(await relays.issue(instanceName, signal)),
 			Open: async ({sandbox_id: sandboxId, instance_name: instanceName, socket_path: socketPath}, {signal}) => ({
 				address: await table.open({sandboxId, instanceName, socketPath}, signal),

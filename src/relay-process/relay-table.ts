@@ -27,7 +27,6 @@ interface Entry {
 export class RelayTable implements AsyncDisposable {
 	readonly #relays: AgentRelays;
 	readonly #entries = new Map<SandboxId, Entry>();
-	#emptied = Promise.withResolvers<undefined>();
 
 	constructor(relays: AgentRelays) {
 		this.#relays = relays;
@@ -35,11 +34,6 @@ export class RelayTable implements AsyncDisposable {
 
 	get size(): number {
 		return this.#entries.size;
-	}
-
-	/** Resolves at the next time when the last relay is closed. */
-	get emptied(): Promise<undefined> {
-		return this.#emptied.promise;
 	}
 
 	list(): readonly ServedRelay[] {
@@ -155,12 +149,6 @@ export class RelayTable implements AsyncDisposable {
 	#forget(sandboxId: SandboxId, entry: Entry): void {
 		if (this.#entries.get(sandboxId) === entry) {
 			this.#entries.delete(sandboxId);
-		}
-
-		if (this.#entries.size === 0) {
-			const {resolve} = this.#emptied;
-			this.#emptied = Promise.withResolvers<undefined>();
-			resolve(undefined);
 		}
 	}
 }

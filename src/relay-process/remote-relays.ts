@@ -4,7 +4,7 @@
  * process has taken over, the older one serves its pods, and both are used.
  */
 import {randomBytes} from 'node:crypto';
-import {lstat, readdir, rmdir, unlink} from 'node:fs/promises';
+import {lstat, readdir, unlink} from 'node:fs/promises';
 import {basename, dirname, join} from 'node:path';
 import type {ServiceDefinition} from '@grpc/proto-loader';
 import {every, Trigger} from '../core/concurrency/every.ts';
@@ -16,7 +16,9 @@ import {Secret, type Logger} from '../core/log.ts';
 import type {Observer} from '../core/observer.ts';
 import {present} from '../core/present.ts';
 import {answers, checkSocketPath} from '../core/unix-listener.ts';
+import {discardSocket} from '../relay/agent-socket.ts';
 import type {RelayEvent} from '../relay/events.ts';
+import {onlyAddress} from '../relay/vm-connector.ts';
 import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget, SandboxId} from '../sandbox/ports.ts';
 import {TtrpcError} from '../ttrpc/status.ts';
 import {loadRelayContract} from './contract.ts';
@@ -35,6 +37,8 @@ export interface RemoteRelaysOptions {
 const defaultLookEveryMs = 1000;
 /** After a failed opening the relay process is to have ended it; it has no reason to be slow. */
 const closeTimeoutMs = 5000;
+/** The VM was reached before, so its forwarder listens. */
+const reopenTimeoutMs = 20_000;
 const reopenBackOff = [100, 5000] as const;
 
 export class RemoteRelays implements AgentRelays, AsyncDisposable {
@@ -66,11 +70,6 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 
 		relays.#watching = relays.#watch();
 		return relays;
-	}
-
-	/** Whether a relay process is connected. */
-	get isConnected(): boolean {
-		return this.#primaryLink !== undefined;
 	}
 
 	/** Called when another daemon or a relay process has ended: what they left is to be looked for. */
@@ -137,7 +136,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 
 	async discard(socketPath: string): Promise<void> {
 		if (this.#links.size === 0) {
-			await removeSocket(socketPath);
+			await discardSocket(socketPath);
 		}
 
 		await Promise.all(
@@ -235,8 +234,8 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	/** After a deadline, the relay process knows how far the opening came. */
 	async #reasonOf(error: unknown, opening: Promise<unknown>, signal: AbortSignal): Promise<Error> {
 		if (signal.aborted && codeOf(signal.reason) === 'deadline-exceeded') {
-			using patience = new Scope().deadline(closeTimeoutMs, 'the relay process');
-			return await abortable(opening, patience.signal).then(
+			using limit = new Scope().deadline(closeTimeoutMs, 'the relay process');
+			return await abortable(opening, limit.signal).then(
 				() => toError(error),
 				(told: unknown) => (told instanceof TtrpcError ? ownError(told) : toError(error)),
 			);
@@ -264,24 +263,22 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		}
 	}
 
-	/** Connects to relay processes that are not connected. */
+	/** Connects to the relay processes on this node that this daemon has no connection to. */
 	async #scan(signal: AbortSignal): Promise<void> {
 		const {relaySocket} = this.#options;
 		const directory = dirname(relaySocket);
 		const names = (await readdir(directory).catch(() => [])).filter(name => /^relay(?:-\d+)?\.sock$/v.test(name));
-		// The newest last.
+		// relay.sock is the socket of the newest process. It comes last.
 		for (const path of names.map(name => join(directory, name)).sort((a, b) => b.length - a.length)) {
 			const found = await lstat(path, {bigint: true}).catch(() => undefined);
 			if (found?.isSocket() !== true) {
 				continue;
 			}
 
-			if (path === relaySocket && this.#links.has(found.ino)) {
-				this.#primary = found.ino;
-			}
-
 			if (!this.#links.has(found.ino)) {
 				await this.#link(path, found.ino, signal);
+			} else if (path === relaySocket) {
+				this.#primary = found.ino;
 			}
 		}
 	}
@@ -289,7 +286,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	async #link(path: string, inode: bigint, signal: AbortSignal): Promise<void> {
 		const {relaySocket, log} = this.#options;
 		if (!(await answers(path, signal))) {
-			// Of a process that was killed.
+			// Left by a process that was killed.
 			if (path !== relaySocket) {
 				await unlink(path).catch(() => undefined);
 			}
@@ -350,8 +347,8 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		using scope = new Scope(link.lost, handle.disposed, this.#ending.signal);
 		await retry(
 			async () => {
-				using attempt = new Scope(scope.signal).deadline(20_000, 'the VM to answer');
-				await this.#open(link, target, only(address), attempt.signal);
+				using attempt = new Scope(scope.signal).deadline(reopenTimeoutMs, 'the VM to answer');
+				await this.#open(link, target, onlyAddress(address), attempt.signal);
 			},
 			{backOff: reopenBackOff},
 			scope.signal,
@@ -417,17 +414,13 @@ class RemoteRelay implements AgentRelay {
 		const link = this.#context.linkOf();
 		if (link === undefined) {
 			// Its process has ended, and left the file.
-			await removeSocket(this.target.socketPath);
+			await discardSocket(this.target.socketPath);
 			return;
 		}
 
 		await asOwn(link.call('Close', {sandbox_id: sandboxId, deadline_exceeded: false}, neverAborts));
 		link.sandboxes.delete(sandboxId);
 	}
-}
-
-async function* only(address: string): AsyncGenerator<string> {
-	yield address;
 }
 
 /** Errors of the relay process as they would be here. */
@@ -441,12 +434,6 @@ async function asOwn<T>(call: Promise<T>): Promise<T> {
 
 function ownError(error: TtrpcError): AdaptorError {
 	return new AdaptorError({code: error.code, what: error.message, cause: error});
-}
-
-/** With its directory, if nothing else is in it. */
-async function removeSocket(path: string): Promise<void> {
-	await unlink(path).catch(() => undefined);
-	await rmdir(dirname(path)).catch(() => undefined);
 }
 
 function noProcess(path: string): AdaptorError {

@@ -1,7 +1,7 @@
 /** Connects to the forwarder in a VM over TCP and mutual TLS, which proves that it is the VM. */
 import {dial, type DialTarget} from './dial.ts';
 import {keepAliveMs, type DialTimings} from './redial-policy.ts';
-import type {VmConnector} from './vm-connector.ts';
+import {onlyAddress, type VmConnector} from './vm-connector.ts';
 
 /** @param again timings for a VM that was reached before */
 export function tlsConnector(target: DialTarget, again: Partial<DialTimings>): VmConnector {
@@ -18,10 +18,6 @@ export function tlsConnector(target: DialTarget, again: Partial<DialTimings>): V
 
 	return {
 		find: async (addresses, signal) => connect(addresses, target, signal),
-		reconnect: async (address, signal) => (await connect(only(address), targetAgain, signal)).socket,
+		reconnect: async (address, signal) => (await connect(onlyAddress(address), targetAgain, signal)).socket,
 	};
-}
-
-async function* only(address: string): AsyncGenerator<string> {
-	yield address;
 }

@@ -20,3 +20,8 @@ export interface VmConnector {
 	/** Connects again to a VM that was found. @throws as `find` */
 	reconnect(address: string, signal: AbortSignal): Promise<Duplex>;
 }
+
+/** For a VM whose address is known. */
+export async function* onlyAddress(address: string): AsyncGenerator<string> {
+	yield address;
+}

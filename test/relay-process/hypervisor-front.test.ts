@@ -187,6 +187,16 @@ for (const name of ['CreateVM', 'StartVM']) {
 	});
 }
 
+test('a daemon that is registered and accepts no connection is UNAVAILABLE within the time that calls wait', async t => {
+	const front = await fixture(t, 100);
+	front.daemons.register({socketPath: join(front.directory, 'gone.sock')});
+	const client = await connect(front.path, signal);
+	const error = await t.throwsAsync(call(client, 'StopVM'), {instanceOf: TtrpcError});
+	t.is(error.code, 'unavailable');
+	t.regex(error.message, /accepts no connections.*osc-caa-ds/v);
+	await client.close();
+});
+
 test('the latest registration counts, and when it ends the one before counts again', async t => {
 	const front = await fixture(t);
 	await using caller = await connect(front.path, signal);
