@@ -1,4 +1,4 @@
-// The house rules of docs/architecture.md, "Who may import whom". Run by `npm run lint`.
+// The import directions of docs/architecture.md, "The source folders". Run by `npm run lint`.
 const rule = (name, comment, from, to) => ({name, severity: 'error', comment, from, to});
 const adapters = [
 	'api',
@@ -15,7 +15,7 @@ const adapters = [
 /** @type {import('dependency-cruiser').IConfiguration} */
 module.exports = {
 	forbidden: [
-		rule('no-cycles', 'A cycle is two rooms that are one.', {}, {circular: true}),
+		rule('no-cycles', 'A cycle shows that two folders are really one.', {}, {circular: true}),
 		rule(
 			'no-orphans',
 			'Nobody imports it: it is dead.',
@@ -79,7 +79,7 @@ module.exports = {
 		),
 		rule(
 			'observers-know-events',
-			'Observers turn events into lines and Kubernetes events: of the rooms they know the events alone.',
+			'Observers turn events into lines and Kubernetes events: from other folders they import only the events.',
 			{path: '^src/observers/'},
 			{
 				path: '^src/(?!observers/|core/|(api|relay|relay-process|sandbox)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$)',
