@@ -323,7 +323,7 @@ test('answers that are not read count: when they are too many, the connection of
 		limits: {bodyBytes: large + 4096, unfinishedBytes: 2 * large, connections: 100},
 	});
 	const asked = JSON.stringify(reviewOf(podOf([{}]), {uid: 'x'.repeat(large)}));
-	const callers: TLSSocket[] = [];
+	const callers: Array<{readonly socket: TLSSocket; readonly closed: Promise<unknown>}> = [];
 	for (let index = 0; index < 3; index++) {
 		const socket = connectTls({host: '127.0.0.1', port: webhook.port, ca: issuer.ca, servername: serverName});
 		socket
@@ -332,18 +332,20 @@ test('answers that are not read count: when they are too many, the connection of
 				`POST /mutate-v1-pod HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ${asked.length}\r\n\r\n`,
 			);
 		socket.write(asked);
+		// Before the wait: the connection may end during it.
+		const closed = new Promise(resolve => socket.once('close', resolve));
 		await once(socket, 'readable');
-		callers.push(socket);
+		callers.push({socket, closed});
 		t.is((await client.call({body: question})).status, 200);
 	}
 
 	const lengths = await Promise.all(
-		callers.map(async socket => {
+		callers.map(async ({socket, closed}) => {
 			let received = 0;
 			socket.on('data', (chunk: Buffer) => {
 				received += chunk.length;
 			});
-			await once(socket, 'close');
+			await closed;
 			return received;
 		}),
 	);
