@@ -10,6 +10,7 @@ const adapters = [
 	'kubernetes',
 	'image',
 	'health',
+	'status',
 	'webhook',
 ];
 /** @type {import('dependency-cruiser').IConfiguration} */
@@ -53,7 +54,7 @@ module.exports = {
 				'Adapters never import each other, nor what composes them.',
 				{path: `^src/${name}/`},
 				{
-					path: `^src/(?!(${name}|core|sandbox|check${name === 'api' || name === 'relay-process' ? '|ttrpc' : ''}${name === 'relay-process' ? '|relay/events[.]ts' : ''}${name === 'podvm' || name === 'image' ? '|libvirt|vm-image' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`,
+					path: `^src/(?!(${name}|core|sandbox|check${['api', 'relay-process', 'status'].includes(name) ? '|ttrpc' : ''}${name === 'relay-process' ? '|relay/(agent-socket|events|vm-connector)[.]ts' : ''}${name === 'podvm' || name === 'image' ? '|libvirt|vm-image' : ''}${name === 'relay' ? '|ttrpc/(frame|message|paced-reader|status|violations)[.]ts' : ''}))`,
 				},
 			),
 		),
@@ -100,7 +101,7 @@ module.exports = {
 		rule('cli-is-for-main', 'main -> cli -> daemon.', {path: '^src/(?!main[.]ts$|cli/)'}, {path: '^src/cli/'}),
 		...[
 			['ssh2', '^src/libvirt/transport/'],
-			['@grpc/', '^src/(api|relay-process)/'],
+			['@grpc/', '^src/(api|relay-process|status)/'],
 			['xmlbuilder2', '^src/podvm/|^src/libvirt/(xml[.]ts$|storage/)'],
 			['pino', '^src/core/log[.]ts$'],
 			['yaml', '^src/podvm/'],

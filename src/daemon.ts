@@ -8,9 +8,10 @@ import {Semaphore} from './core/concurrency/semaphore.ts';
 import type {Config} from './config/config.ts';
 import {parseInitdata} from './initdata/initdata.ts';
 import {serveProbes} from './health/probes.ts';
-import {levelOfAttempt, type Logger} from './core/log.ts';
+import {levelOfAttempt, type Logger, type RootLogger} from './core/log.ts';
 import {allOf, type Observer} from './core/observer.ts';
 import {present} from './core/present.ts';
+import type {RecentLines} from './core/recent-lines.ts';
 import {answers} from './core/unix-listener.ts';
 import {createPodNetworks} from './network/pod-networks.ts';
 import {openLibvirtProvider} from './podvm/provider.ts';
@@ -27,9 +28,12 @@ import {identifyPodsDir} from './journal/pods-dir.ts';
 import type {AdaptorEvent} from './observers/event.ts';
 import {logObserver} from './observers/log-observer.ts';
 import {podEventObserver} from './observers/pod-events.ts';
+import {SandboxFactsObserver} from './observers/sandbox-facts.ts';
 import {noCluster} from './sandbox/no-cluster.ts';
 import type {AgentRelays, OtherDaemons, PodVms} from './sandbox/ports.ts';
 import {SandboxRegistry} from './sandbox/registry.ts';
+import {serveStatus} from './status/server.ts';
+import {statusSocketBeside} from './status/socket-path.ts';
 import {checkAndLog, checkInBackground, refuseFailures} from './start-checks.ts';
 
 /** What the parts need to know about the process. */
@@ -46,6 +50,10 @@ export interface ProcessContext {
 	readonly apiServer?: {readonly host: string; readonly port: number};
 	/** Directory of the token of the pod, if not the usual one of Kubernetes. */
 	readonly serviceAccountDirectory?: string;
+	/** Of this program. */
+	readonly version: string;
+	/** The newest lines of the log. */
+	readonly recentLines: RecentLines;
 }
 
 /**
@@ -72,7 +80,7 @@ const reconcileIntervalMs = 60_000;
 export async function startDaemon(
 	config: Config,
 	processContext: ProcessContext,
-	log: Logger,
+	log: RootLogger,
 	signal: AbortSignal,
 ): Promise<AsyncDisposable> {
 	await using parts = new AsyncDisposableStack();
@@ -80,7 +88,10 @@ export async function startDaemon(
 	// Acquired first, so that it is released last: until then this daemon counts as running.
 	const lock = parts.use(await lockPodsDir(config.podsDir, log));
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
-	const observer = logObserver(log);
+	const facts = new SandboxFactsObserver();
+	const observer = allOf<AdaptorEvent>([logObserver(log), facts], error =>
+		log.error({err: error}, 'an observer failed'),
+	);
 	const remote = await relayProcess(config, observer, log, signal);
 	if (remote !== undefined) {
 		parts.use(remote);
@@ -117,13 +128,14 @@ export async function startDaemon(
 		log.error({err: error}, 'an observer failed'),
 	);
 	const configuredLimit = config.limitPerNode === 'unlimited' ? undefined : config.limitPerNode;
+	const records = new FileRecords(config.podsDir, log);
 	const sandboxes = parts.use(
 		new SandboxRegistry({
 			podVms,
 			networks,
 			relays,
 			cluster: cluster ?? noCluster,
-			records: new FileRecords(config.podsDir, log),
+			records,
 			starts: new Semaphore(config.maxConcurrentStarts),
 			mutex: new KeyedMutex(),
 			maxSandboxes: () =>
@@ -180,6 +192,27 @@ export async function startDaemon(
 		remote.onChange = () => sandboxes.reconcileSoon();
 		parts.use(await remote.register(api.path, signal));
 	}
+
+	parts.use(
+		await serveStatus(
+			statusSocketBeside(config.socketPath),
+			{
+				node: config.nodeName,
+				version: processContext.version,
+				defaultImage: config.baseVolume,
+				confidential: config.confidential,
+				sandboxes: {views: () => sandboxes.views(), stop: async (id, limit) => sandboxes.stop(id, limit)},
+				facts,
+				records,
+				vms: podVms,
+				describeNetwork: async (network, limit) => networks.describe(network, limit),
+				recentLines: processContext.recentLines,
+				log,
+			},
+			log,
+			signal,
+		),
+	);
 
 	if (config.probePort !== undefined) {
 		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));

@@ -18,6 +18,11 @@ const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	libvirt: async () => (await import('./cli/run.ts')).run,
 	controller: async () => (await import('./cli/controller.ts')).controller,
 	relay: async () => (await import('./cli/relay.ts')).relay,
+	pods: async () => (await import('./cli/pods.ts')).pods,
+	'pods inspect': async () => (await import('./cli/pods.ts')).inspectPod,
+	'pods console': async () => (await import('./cli/pods.ts')).podConsole,
+	'pods rm': async () => (await import('./cli/pods.ts')).removePod,
+	'log-level': async () => (await import('./cli/log-level.ts')).logLevel,
 	webhook: async () => (await import('./cli/webhook.ts')).webhook,
 	'image push': async () => (await import('./cli/image.ts')).pushCommand,
 	'image list': async () => (await import('./cli/image.ts')).listCommand,
@@ -86,6 +91,12 @@ function screen(stream: NodeJS.WriteStream): Screen {
 		: {write};
 }
 
+async function confirm(question: string, signal: AbortSignal): Promise<boolean> {
+	const {createInterface} = await import('node:readline/promises');
+	using terminal = createInterface({input: process.stdin, output: process.stdout});
+	return /^y(?:es)?$/iv.test(await terminal.question(`${question} [y/N] `, {signal}));
+}
+
 /** The user id of a container may have no account; then the system returns an error. */
 function account(): {readonly home: string; readonly user: string} {
 	try {
@@ -119,6 +130,7 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 				version: version(),
 				out: screen(process.stdout),
 				err: screen(process.stderr),
+				...(process.stdin.isTTY ? {confirm} : {}),
 				logTo: process.stderr.fd,
 				onLogger(logger) {
 					log = logger;

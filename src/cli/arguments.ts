@@ -93,6 +93,10 @@ function topicOf(argv: readonly string[]): HelpTopic {
 	return topic;
 }
 
+function isCommand(topic: HelpTopic): topic is CommandName {
+	return Object.hasOwn(commands, topic);
+}
+
 function isGroup(word: string | undefined): word is Group {
 	return commandsIn(word).length > 0;
 }
@@ -229,7 +233,7 @@ function editDistance(from: string, to: string): number {
  * of the daemon.
  */
 export function helpText(topic?: HelpTopic): string {
-	return `${(topic === undefined ? generalHelp() : isGroup(topic) ? groupHelp(topic) : commandHelp(topic)).join('\n')}\n`;
+	return `${(topic === undefined ? generalHelp() : isCommand(topic) ? commandHelp(topic) : groupHelp(topic)).join('\n')}\n`;
 }
 
 function groupHelp(group: Group): string[] {
@@ -278,6 +282,15 @@ function commandHelp(command: CommandName): string[] {
 		'',
 		`  ${summary}`,
 	];
+	const subcommands = commandsIn(command);
+	if (subcommands.length > 0) {
+		lines.push(
+			'',
+			'Commands',
+			...subcommands.map(name => `  ${name.padEnd(columnWidth)}${commands[name].summary}`),
+		);
+	}
+
 	if (flags.length > 0) {
 		lines.push(
 			'',

@@ -18,12 +18,14 @@ export interface CommandContext {
 	readonly flags: Readonly<Record<string, string>>;
 	readonly operands: readonly string[];
 	readonly host: Host;
-	readonly processContext: ProcessContext;
+	readonly processContext: Omit<ProcessContext, 'version' | 'recentLines'>;
 	readonly version: string;
 	/** For the result. */
 	readonly out: Screen;
 	/** For progress and warnings. */
 	readonly err: Screen;
+	/** Asks a person; absent without a terminal. */
+	readonly confirm?: (question: string, signal: AbortSignal) => Promise<boolean>;
 	/** File descriptor for log lines. */
 	readonly logTo: number;
 	/** Called when the logger exists, so that later errors are logged. */

@@ -5,6 +5,7 @@
  */
 import {controllerSettings} from './controller-settings.ts';
 import {imageSettings, listFlags, pruneFlags, pushFlags, pushSettings, removeFlags} from './image-settings.ts';
+import {consoleFlags, podsFlags, removeFlags as removePodFlags, statusSettings} from './pods-settings.ts';
 import {relaySettings} from './relay-settings.ts';
 import {webhookSettings} from './webhook-settings.ts';
 import {inertSettings, settings, type InertSetting, type SettingsTable} from '../config/settings.ts';
@@ -48,6 +49,37 @@ export const commands = {
 	relay: {
 		summary: 'serve the sockets of the kata shims, so that pods survive a restart of the daemon',
 		settings: relaySettings,
+	},
+	pods: {
+		summary: 'list the pod VMs of this node, with their states and last errors',
+		settings: statusSettings,
+		flags: podsFlags,
+	},
+	'pods inspect': {
+		summary: 'show everything about one pod VM: record, domain, volumes, network, log',
+		usage: 'POD',
+		operands: [1, 1],
+		settings: statusSettings,
+	},
+	'pods console': {
+		summary: 'show the console output of a pod VM',
+		usage: 'POD',
+		operands: [1, 1],
+		settings: statusSettings,
+		flags: consoleFlags,
+	},
+	'pods rm': {
+		summary: 'remove a sandbox with its VM, as StopVM does',
+		usage: 'POD',
+		operands: [1, 1],
+		settings: statusSettings,
+		flags: removePodFlags,
+	},
+	'log-level': {
+		summary: 'show or change the log level of the daemon on this node',
+		usage: '[LEVEL]',
+		operands: [0, 1],
+		settings: statusSettings,
 	},
 	webhook: {
 		summary: 'serve the admission webhook that derives the VM size from the requests of a pod',

@@ -23,6 +23,7 @@ import type {LibvirtUri} from '../libvirt/uri.ts';
 import {createLogger, type Logger} from '../core/log.ts';
 import {logObserver} from '../observers/log-observer.ts';
 import {exitCode, type Command, type CommandContext} from './command.ts';
+import {columns} from './text.ts';
 import {imageSettings, pushSettings} from './image-settings.ts';
 import {duration, Progress} from './progress.ts';
 
@@ -379,14 +380,5 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 					: 'incomplete, push interrupted',
 		]),
 	];
-	const widths = rows[0]?.map((_, column) => Math.max(...rows.map(row => row[column]?.length ?? 0))) ?? [];
-	const table = rows
-		.map(row =>
-			row
-				.map((cell, column) => cell.padEnd(widths[column] ?? 0))
-				.join('  ')
-				.trimEnd(),
-		)
-		.join('\n');
-	return `${table}\n${images.some(({isCurrent}) => isCurrent) ? `* ${name} points to this image\n` : `${name} does not exist: pods that name no image cannot start\n`}`;
+	return `${columns(rows)}\n${images.some(({isCurrent}) => isCurrent) ? `* ${name} points to this image\n` : `${name} does not exist: pods that name no image cannot start\n`}`;
 }

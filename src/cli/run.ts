@@ -6,6 +6,7 @@ import {toError} from '../core/errors.ts';
 import {apiServerAddress} from '../kubernetes/service-account.ts';
 import {createLogger} from '../core/log.ts';
 import {present} from '../core/present.ts';
+import {RecentLines} from '../core/recent-lines.ts';
 import {exitCode, type CommandContext} from './command.ts';
 
 /** Runs until the signal aborts, then drains. @throws ConfigError, or the error of a failed start */
@@ -14,7 +15,13 @@ export async function run(
 	signal: AbortSignal,
 ): Promise<number> {
 	const config = loadConfig(env, host, flags);
-	const log = await createLogger({level: config.logLevel, format: config.logFormat, destination: logTo});
+	const recentLines = new RecentLines();
+	const log = await createLogger({
+		level: config.logLevel,
+		format: config.logFormat,
+		destination: logTo,
+		tap: line => recentLines.add(line),
+	});
 	onLogger(log);
 	log.info({version}, 'starting');
 	for (const {name, reason} of config.warnings) {
@@ -23,7 +30,12 @@ export async function run(
 
 	const apiServer = apiServerAddress(env);
 	try {
-		await using _daemon = await startDaemon(config, {...surroundings, ...present({apiServer})}, log, signal);
+		await using _daemon = await startDaemon(
+			config,
+			{...surroundings, ...present({apiServer}), version, recentLines},
+			log,
+			signal,
+		);
 		if (!signal.aborted) {
 			await once(signal, 'abort');
 		}

@@ -3,7 +3,7 @@
  * Secrets are a type that prints `[redacted]` wherever it ends up.
  */
 import {inspect} from 'node:util';
-import {pino, type Logger as PinoLogger} from 'pino';
+import {pino, type DestinationStream, type Logger as PinoLogger} from 'pino';
 import {AdaptorError} from './errors.ts';
 
 export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent';
@@ -92,11 +92,19 @@ export interface LogOptions {
 	readonly format: 'json' | 'pretty';
 	/** The destination of lines: the descriptor of standard error (2) in production. */
 	readonly destination: number | NodeJS.WritableStream;
+	/** Also gets each line, as JSON with a line feed. */
+	readonly tap?: (line: string) => void;
 }
 
-export async function createLogger({level, format, destination}: LogOptions): Promise<Logger> {
+/** The root of all loggers of a process. Its level applies to its children too, at once. */
+export interface RootLogger extends Logger {
+	level: LogLevel;
+}
+
+export async function createLogger({level, format, destination, tap}: LogOptions): Promise<RootLogger> {
 	const options = {
-		level,
+		// `adopt` decides, because children of pino keep the level that their parent had.
+		level: 'trace',
 		base: null,
 		timestamp: pino.stdTimeFunctions.isoTime,
 		formatters: {level: (label: string) => ({level: label})},
@@ -104,27 +112,60 @@ export async function createLogger({level, format, destination}: LogOptions): Pr
 	};
 	if (format === 'pretty') {
 		const {default: pretty} = await import('pino-pretty');
-		return adopt(
-			pino(options, pretty({destination, sync: true, translateTime: 'SYS:HH:MM:ss.l', singleLine: true})),
-		);
+		const lines = pretty({destination, sync: true, translateTime: 'SYS:HH:MM:ss.l', singleLine: true});
+		return root(pino(options, tapped(lines, tap)), level);
 	}
 
-	return adopt(
-		pino(
-			options,
-			typeof destination === 'number' ? pino.destination({dest: destination, sync: true}) : destination,
-		),
-	);
+	const lines = typeof destination === 'number' ? pino.destination({dest: destination, sync: true}) : destination;
+	return root(pino(options, tapped(lines, tap)), level);
+}
+
+function tapped(lines: DestinationStream, tap: LogOptions['tap']): DestinationStream {
+	return tap === undefined
+		? lines
+		: {
+				write(line) {
+					tap(line);
+					lines.write(line);
+				},
+			};
+}
+
+interface Gate {
+	level: LogLevel;
+}
+
+const severities: Readonly<Record<LogLevel, number>> = {
+	trace: 10,
+	debug: 20,
+	info: 30,
+	warn: 40,
+	error: 50,
+	fatal: 60,
+	silent: Infinity,
+};
+
+function root(logger: PinoLogger, level: LogLevel): RootLogger {
+	const gate: Gate = {level};
+	return Object.defineProperty(adopt(logger, gate), 'level', {
+		get: () => gate.level,
+		set(next: LogLevel) {
+			gate.level = next;
+		},
+	}) as RootLogger;
 }
 
 /** For tests and tools without a log. */
-export const silentLogger: Logger = adopt(pino({level: 'silent'}));
+export const silentLogger: Logger = adopt(pino({level: 'silent'}), {level: 'silent'});
 
-function adopt(logger: PinoLogger): Logger {
+function adopt(logger: PinoLogger, gate: Gate): Logger {
 	const write =
 		(level: Exclude<LogLevel, 'silent'>): Write =>
-		(fields, message) =>
-			logger[level](fields, message);
+		(fields, message) => {
+			if (severities[level] >= severities[gate.level]) {
+				logger[level](fields, message);
+			}
+		};
 	return {
 		trace: write('trace'),
 		debug: write('debug'),
@@ -132,7 +173,7 @@ function adopt(logger: PinoLogger): Logger {
 		warn: write('warn'),
 		error: write('error'),
 		fatal: write('fatal'),
-		child: fields => adopt(logger.child(fields)),
+		child: fields => adopt(logger.child(fields), gate),
 	};
 }
 

@@ -49,7 +49,7 @@ export class Iproute2 {
 
 	/** Lists links, routes and neighbours of a namespace. @throws CommandError 'no-netns' */
 	async inspect(netnsPath: string, signal: AbortSignal): Promise<Inspection> {
-		const argv = [...inside(netnsPath), 'ip', '-d', '-j', '-batch', '-'];
+		const argv = [...inNetns(netnsPath), 'ip', '-d', '-j', '-batch', '-'];
 		return parseInspection(
 			await this.#run('inspect the network of the pod', {netns: netnsPath}, argv, signal, inspectionBatch),
 		);
@@ -129,7 +129,7 @@ export class Iproute2 {
 		const alias = sandboxId === undefined ? [] : ['alias', sandboxId];
 		// Without `dstport`: the kernel refuses to change it. `ip link add` ignores an alias.
 		const argv = [
-			...inside(netnsPath),
+			...inNetns(netnsPath),
 			'ip',
 			'link',
 			'set',
@@ -151,7 +151,7 @@ export class Iproute2 {
 		await this.#run(
 			'set the tunnel down',
 			{netns: netnsPath},
-			[...inside(netnsPath), 'ip', 'link', 'set', tunnelInterface, 'down'],
+			[...inNetns(netnsPath), 'ip', 'link', 'set', tunnelInterface, 'down'],
 			signal,
 		);
 	}
@@ -161,7 +161,7 @@ export class Iproute2 {
 		await this.#run(
 			'remove the tunnel',
 			{netns: netnsPath},
-			[...inside(netnsPath), 'ip', 'link', 'del', tunnelInterface],
+			[...inNetns(netnsPath), 'ip', 'link', 'del', tunnelInterface],
 			signal,
 		);
 	}
@@ -186,7 +186,7 @@ export class Iproute2 {
 		await this.#run(
 			'redirect the traffic of the pod',
 			{netns: netnsPath, interface: dev},
-			[...inside(netnsPath), 'tc', '-batch', '-'],
+			[...inNetns(netnsPath), 'tc', '-batch', '-'],
 			signal,
 			batch,
 		);
@@ -197,7 +197,7 @@ export class Iproute2 {
 		await this.#run(
 			'remove the redirection',
 			{netns: netnsPath, interface: dev},
-			[...inside(netnsPath), 'tc', 'qdisc', 'del', 'dev', dev, 'ingress'],
+			[...inNetns(netnsPath), 'tc', 'qdisc', 'del', 'dev', dev, 'ingress'],
 			signal,
 		);
 	}
@@ -270,6 +270,7 @@ export class Iproute2 {
 	}
 }
 
-function inside(netnsPath: string): string[] {
+/** In front of a command: it then runs in the namespace. */
+export function inNetns(netnsPath: string): readonly string[] {
 	return ['nsenter', `--net=${netnsPath}`, '--'];
 }

@@ -24,6 +24,7 @@ import type {Logger} from '../core/log.ts';
 import {present} from '../core/present.ts';
 import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
+import {describeNetwork, type DescribedCommand} from './description.ts';
 import type {Link} from './inspection.ts';
 import {Iproute2, type Tunnel} from './iproute2.ts';
 import {checkNetns, mountRemedy, podNetnsAt, presenceOf} from './netns.ts';
@@ -61,6 +62,8 @@ export interface KernelPodNetworks extends PodNetworks, AsyncDisposable {
 	 * known nor in use.
 	 */
 	guard(signal: AbortSignal): Promise<void>;
+	/** The state of the network namespace of a pod, as tools print it. */
+	describe(network: PodNetwork, signal: AbortSignal): Promise<readonly DescribedCommand[]>;
 	/** A probe for checks that uses the same shells. */
 	readonly probe: NetworkProbe;
 }
@@ -370,6 +373,10 @@ class Tunnels implements KernelPodNetworks {
 	async releaseByVni(vni: number, signal: AbortSignal): Promise<void> {
 		signal.throwIfAborted();
 		await this.#guard.close(vni, undefined, signal);
+	}
+
+	async describe(network: PodNetwork, signal: AbortSignal): Promise<readonly DescribedCommand[]> {
+		return describeNetwork(this.#programs, network, signal);
 	}
 
 	async [Symbol.asyncDispose](): Promise<void> {

@@ -25,7 +25,7 @@ import type {PodVmEndedError} from '../sandbox/vm-ended.ts';
 import {findAddresses} from './addresses.ts';
 import {BaseImages} from './base-images.ts';
 import {cidataIso} from './cidata.ts';
-import {ConsoleTail} from './console-tail.ts';
+import {ConsoleTail, type ConsoleOutput} from './console-tail.ts';
 import {makeDisks} from './disks.ts';
 import {domainXml, interfaceXml, type DomainSpec} from './domain-xml.ts';
 import {EndWatch} from './end-watch.ts';
@@ -33,6 +33,7 @@ import type {HostCapabilities} from './host-capabilities.ts';
 import {chosenImage} from './image-choice.ts';
 import {HostRequirements} from './host-requirements.ts';
 import {change, mayHaveBeenMade} from '../libvirt/change.ts';
+import {describeDomain, type PodVmDescription, type PodVmInspection} from './inspection.ts';
 import type {LibvirtCalls} from './libvirt-calls.ts';
 import type {PodsDir, PodVmMetadata} from './metadata.ts';
 import {causeOfFilterFailure, isAbsent, type NetworkProtection} from './network-protection.ts';
@@ -78,7 +79,7 @@ export interface PodVmsOptions {
 	readonly clock?: () => Date;
 }
 
-export function createPodVms(options: PodVmsOptions): PodVms {
+export function createPodVms(options: PodVmsOptions): PodVms & PodVmInspection {
 	return new LibvirtPodVms(options);
 }
 
@@ -91,7 +92,7 @@ const unwindTimeoutMs = 60_000;
 /** Retries of a deletion after a lost connection. The caller has a longer time limit. */
 const deleteAttempts = 3;
 
-class LibvirtPodVms implements PodVms {
+class LibvirtPodVms implements PodVms, PodVmInspection {
 	readonly #options: PodVmsOptions;
 	readonly #slots: VmSlots;
 	/** The start and the deletions of one sandbox never overlap. */
@@ -99,9 +100,9 @@ class LibvirtPodVms implements PodVms {
 	readonly #host: HostRequirements;
 	readonly #images: BaseImages;
 	readonly #endWatch: EndWatch;
-	/** The nonce of each VM that this daemon started. */
+	/** Of VMs that this daemon started, or whose console was read. */
 	readonly #consoles = new WeakMap<PodVm, ConsoleTail>();
-	/** The consoles of VMs that this daemon started. */
+	/** Of VMs that this daemon started. */
 	readonly #protections = new WeakMap<PodVm, NetworkProtection>();
 	/** Slots with work in progress, with the number of users. */
 	#held: readonly number[] = [];
@@ -177,6 +178,31 @@ class LibvirtPodVms implements PodVms {
 				...ownership(this.#options.podsDir, metadata),
 			};
 		});
+	}
+
+	async describe(sandboxId: SandboxId, signal: AbortSignal): Promise<PodVmDescription | undefined> {
+		const domains = await listDomains(this.#options.session, signal);
+		const candidates = domains.filter(({name}) => isInstanceNameOf(name, sandboxId));
+		const own = (await this.#readOwn(candidates, signal)).find(({metadata}) => metadata.sandboxId === sandboxId);
+		return own === undefined ? undefined : describeDomain(this.#options.session, own, signal);
+	}
+
+	async readConsole(vm: PodVm, position: number, signal: AbortSignal): Promise<ConsoleOutput> {
+		if (this.#options.launchSecurity !== undefined) {
+			throw new AdaptorError({
+				code: 'failed-precondition',
+				what: 'The console of a confidential VM is not read',
+				where: {instanceName: vm.name},
+				remedy: 'Debug the image as an ordinary VM.',
+			});
+		}
+
+		let tail = this.#consoles.get(vm);
+		if (tail === undefined) {
+			this.#consoles.set(vm, (tail = new ConsoleTail()));
+		}
+
+		return tail.after(position, this.#options.session, domainOf(vm), signal);
 	}
 
 	async #start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {

@@ -41,6 +41,7 @@ import {
 	observeSecureExecution,
 	unfilteredVms,
 } from './host-probe.ts';
+import type {PodVmInspection} from './inspection.ts';
 import type {PodsDir} from './metadata.ts';
 import {networkAddress} from './network-address.ts';
 import {createPodVms} from './pod-vms.ts';
@@ -115,7 +116,7 @@ export interface Provider extends AsyncDisposable {
 	/** Calls the listener each time the host is reached again: events in between are lost. */
 	onConnected(listener: () => void): Disposable;
 	/** @param podsDir stored in each VM, to distinguish it from VMs of a daemon with another PODS_DIR */
-	podVms(podsDir: PodsDir): PodVms;
+	podVms(podsDir: PodsDir): PodVms & PodVmInspection;
 	/** An address in the subnet of the VMs, or the host name if the hypervisor does not manage the addresses. */
 	vmAddress(signal: AbortSignal): Promise<string>;
 	/** The caller must dispose it. */

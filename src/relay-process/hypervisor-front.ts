@@ -13,10 +13,9 @@ import {connect, type ClientMethod, type TtrpcClient} from '../ttrpc/client.ts';
 import {onProtocol} from '../ttrpc/protocol.ts';
 import {TtrpcServer} from '../ttrpc/server.ts';
 import type {CallContext} from '../ttrpc/service.ts';
-import {TtrpcError} from '../ttrpc/status.ts';
+import {toStatus, TtrpcError} from '../ttrpc/status.ts';
 import type {RelayProcessEvent} from './events.ts';
 import type {RegisteredDaemon, RegisteredDaemons} from './registered-daemons.ts';
-import {toStatus} from './status.ts';
 
 export interface HypervisorFrontOptions {
 	readonly daemons: RegisteredDaemons;

@@ -17,6 +17,7 @@ import {answers} from '../core/unix-listener.ts';
 import type {RelayEvent} from '../relay/events.ts';
 import type {AgentRelays} from '../sandbox/ports.ts';
 import {TtrpcServer} from '../ttrpc/server.ts';
+import {toStatus} from '../ttrpc/status.ts';
 import {loadRelayContract} from './contract.ts';
 import {EventJournal} from './event-journal.ts';
 import type {RelayProcessEvent} from './events.ts';
@@ -26,7 +27,6 @@ import {RegisteredDaemons} from './registered-daemons.ts';
 import {DaemonConnection, type RelayServiceContext} from './relay-service.ts';
 import {RelayTable} from './relay-table.ts';
 import {asideOf, relaySocketBeside} from './socket-paths.ts';
-import {toStatus} from './status.ts';
 
 export interface RelayProcessOptions {
 	/** Path of the socket of the hypervisor API. relay.sock is beside it. */

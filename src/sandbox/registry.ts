@@ -12,6 +12,7 @@ import {Reconciler, type ReconcileTimes} from './reconcile.ts';
 import type {SandboxRecord} from './records.ts';
 import {Sandbox, type SandboxOwner} from './sandbox.ts';
 import {assertUsable, isUsableId} from './sandbox-id.ts';
+import type {SandboxView} from './view.ts';
 
 type PodName = Pick<PodIdentity, 'name' | 'namespace'>;
 
@@ -71,6 +72,11 @@ export class SandboxRegistry implements Sandboxes, AsyncDisposable {
 	/** Starts a reconcile round now, because events may have been missed. */
 	reconcileSoon(): void {
 		this.#reconciler.soon();
+	}
+
+	/** All sandboxes as they are now, in the order of their creation. */
+	views(): readonly SandboxView[] {
+		return [...this.#sandboxes.values()].map(({view}) => view);
 	}
 
 	async create(request: CreateSandbox, signal: AbortSignal): Promise<{readonly agentSocketPath: string}> {

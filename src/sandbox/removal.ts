@@ -130,6 +130,10 @@ export class RemovalRetries {
 		this.#onFailure = onFailure;
 	}
 
+	get isUnderWay(): boolean {
+		return this.#underWay !== undefined && !this.#over.signal.aborted;
+	}
+
 	/** Idempotent. */
 	begin(): void {
 		this.#underWay ??= this.#retry();

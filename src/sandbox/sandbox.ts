@@ -4,9 +4,10 @@
  * do the work. Does not know other sandboxes. Its tasks run one at a time: they use the key of the sandbox in the mutex
  * of the context.
  */
+import {Change} from '../core/concurrency/change.ts';
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
-import {abortable, neverAborts, Scope} from '../core/lifetime.ts';
+import {neverAborts, Scope} from '../core/lifetime.ts';
 import type {Without} from '../core/observer.ts';
 import {
 	admitStart,
@@ -18,6 +19,7 @@ import {
 	type Prepared,
 	type SandboxState,
 	type StateOf,
+	vmIn,
 } from './admission.ts';
 import {bringUp} from './bring-up.ts';
 import type {SandboxContext} from './context.ts';
@@ -31,6 +33,7 @@ import type {SandboxRecord} from './records.ts';
 import {clear, RemovalRetries} from './removal.ts';
 import {resumeCreated, resumeRunning} from './resumption.ts';
 import {Stages} from './stages.ts';
+import {addressIn, type SandboxView} from './view.ts';
 import {PodVmEndedError} from './vm-ended.ts';
 
 /**
@@ -58,13 +61,16 @@ export class Sandbox {
 	readonly #end = new AbortController();
 	readonly #recordWriter: RecordWriter;
 	readonly #removalRetries: RemovalRetries;
-	/** Resolves at the next change of state. */
-	#change = Promise.withResolvers<undefined>();
+	/** Of state. */
+	readonly #change = new Change();
 	/** Set while a sandbox of an earlier run is being resumed. */
 	#resumption: Scope | undefined;
 	#pod: PodIdentity | undefined;
 	#instanceName: string | undefined;
 	#state: SandboxState;
+	#since = new Date();
+	/** Set during a start. */
+	#stages: Stages | undefined;
 
 	constructor(
 		id: SandboxId,
@@ -100,6 +106,22 @@ export class Sandbox {
 
 	get names(): SandboxNames {
 		return {sandboxId: this.id, pod: this.#pod, instanceName: this.#instanceName};
+	}
+
+	get view(): SandboxView {
+		const state = this.#state;
+		return {
+			names: this.names,
+			state: state.name,
+			since: this.#since,
+			stage: this.#stages?.current,
+			request: this.#recordWriter.request,
+			network: this.#recordWriter.network,
+			vm: vmIn(state),
+			address: addressIn(state),
+			failure: state.name === 'failed' ? state.reason.message : undefined,
+			isRemovalPending: this.#removalRetries.isUnderWay,
+		};
 	}
 
 	/** The reserved network; undefined until the sandbox is created. */
@@ -161,7 +183,7 @@ export class Sandbox {
 		while (!isDone) {
 			using waiting = new Scope(scope.signal, this.#end.signal);
 			while (this.#state.name === 'recovering') {
-				await abortable(this.#change.promise, waiting.signal);
+				await this.#change.next(waiting.signal);
 			}
 
 			isDone = await Promise.race([
@@ -399,7 +421,7 @@ export class Sandbox {
 		const {podVms} = this.#context;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal);
-		const stages = new Stages();
+		const stages = (this.#stages = new Stages());
 		let failure: AdaptorError | undefined;
 		using timers = new DisposableStack();
 		scope.signal.addEventListener(
@@ -441,6 +463,8 @@ export class Sandbox {
 			const leftovers = await this.#rollBack(leftoversOf(this.#state));
 			this.#setState({name: 'failed', reason, leftovers});
 			throw reason;
+		} finally {
+			this.#stages = undefined;
 		}
 	}
 
@@ -536,8 +560,8 @@ export class Sandbox {
 	#setState(state: SandboxState): void {
 		assertTransition(this.id, this.#state.name, state.name);
 		this.#state = state;
-		this.#change.resolve(undefined);
-		this.#change = Promise.withResolvers<undefined>();
+		this.#since = new Date();
+		this.#change.tell();
 		this.#owner.changed(this);
 		if (state.name === 'running') {
 			void this.#watch(state);

@@ -4,7 +4,7 @@ import {present} from '../core/present.ts';
 
 export class Stages {
 	readonly #durations: Record<string, number> = {};
-	#current: {name: string; since: number} | undefined;
+	#current: {readonly name: string; readonly since: number} | undefined;
 
 	/**
 	 * The error of a failed start: the cause, the stage and the duration.
@@ -21,6 +21,11 @@ export class Stages {
 			...present({remedy, reason}),
 			cause: thrown,
 		});
+	}
+
+	/** Undefined before the first and after the last. */
+	get current(): string | undefined {
+		return this.#current?.name;
 	}
 
 	enter(name: string): void {

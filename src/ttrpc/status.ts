@@ -84,3 +84,12 @@ export class TtrpcError extends AdaptorError {
 		this.status = status;
 	}
 }
+
+/** For `ServerOptions.toStatus`. @returns undefined for an unexpected error: its text may contain a secret */
+export function toStatus(error: unknown): Status | undefined {
+	if (error instanceof TtrpcError) {
+		return error.status;
+	}
+
+	return error instanceof AdaptorError ? {code: statusOf(error.code), message: error.message} : undefined;
+}

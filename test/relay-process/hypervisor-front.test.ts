@@ -10,11 +10,10 @@ import {listen} from '../../src/core/server-socket.ts';
 import type {RelayProcessEvent} from '../../src/relay-process/events.ts';
 import {HypervisorFront} from '../../src/relay-process/hypervisor-front.ts';
 import {RegisteredDaemons} from '../../src/relay-process/registered-daemons.ts';
-import {toStatus} from '../../src/relay-process/status.ts';
 import {connect, type ClientMethod, type TtrpcClient} from '../../src/ttrpc/client.ts';
 import {TtrpcServer} from '../../src/ttrpc/server.ts';
 import type {CallContext, Handler} from '../../src/ttrpc/service.ts';
-import {TtrpcError} from '../../src/ttrpc/status.ts';
+import {toStatus, TtrpcError} from '../../src/ttrpc/status.ts';
 import {directoryOf} from '../support/directory.ts';
 import {recordingLog} from '../support/recording-log.ts';
 
