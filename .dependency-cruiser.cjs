@@ -11,6 +11,7 @@ const adapters = [
 	'image',
 	'health',
 	'webhook',
+	'metrics',
 ];
 /** @type {import('dependency-cruiser').IConfiguration} */
 module.exports = {
@@ -82,7 +83,7 @@ module.exports = {
 			'Observers turn events into lines and Kubernetes events: of the rooms they know the events alone.',
 			{path: '^src/observers/'},
 			{
-				path: '^src/(?!observers/|core/|(api|relay|relay-process|sandbox)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$)',
+				path: '^src/(?!observers/|core/|(api|network|relay|relay-process|sandbox|webhook)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$|metrics/registry[.]ts$)',
 			},
 		),
 		rule(
@@ -106,6 +107,7 @@ module.exports = {
 			['yaml', '^src/podvm/'],
 			['smol-toml', '^src/initdata/'],
 			['protobufjs', '^src/ttrpc/'],
+			['prom-client', '^src/metrics/'],
 		].map(([library, home]) =>
 			rule(
 				`${library.replace(/\W/g, '')}-lives-in-one-place`,
