@@ -83,7 +83,7 @@ module.exports = {
 			'Observers turn events into lines and Kubernetes events: of the rooms they know the events alone.',
 			{path: '^src/observers/'},
 			{
-				path: '^src/(?!observers/|core/|(api|network|relay|relay-process|sandbox|webhook)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$|metrics/registry[.]ts$)',
+				path: '^src/(?!observers/|core/|(api|network|podvm|relay|relay-process|sandbox|webhook)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$|metrics/registry[.]ts$)',
 			},
 		),
 		rule(

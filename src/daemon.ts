@@ -9,6 +9,7 @@ import type {Config} from './config/config.ts';
 import {parseInitdata} from './initdata/initdata.ts';
 import {serveProbes} from './health/probes.ts';
 import {levelOfAttempt, type Logger} from './core/log.ts';
+import {metricsIfWanted} from './metrics/on-demand.ts';
 import {allOf, type Observer} from './core/observer.ts';
 import {present} from './core/present.ts';
 import {answers} from './core/unix-listener.ts';
@@ -44,6 +45,8 @@ export interface ProcessContext {
 	readonly uid?: number | undefined;
 	/** KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT; absent outside of a cluster. */
 	readonly apiServer?: {readonly host: string; readonly port: number};
+	/** Of this program, for its metrics. */
+	readonly version?: string;
 	/** Directory of the token of the pod, if not the usual one of Kubernetes. */
 	readonly serviceAccountDirectory?: string;
 }
@@ -80,12 +83,24 @@ export async function startDaemon(
 	// Acquired first, so that it is released last: until then this daemon counts as running.
 	const lock = parts.use(await lockPodsDir(config.podsDir, log));
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
-	const observer = logObserver(log);
-	const remote = await relayProcess(config, observer, log, signal);
+	const logged = logObserver(log);
+	const remote = await relayProcess(config, logged, log, signal);
 	if (remote !== undefined) {
 		parts.use(remote);
 	}
 
+	const {version = ''} = processContext;
+	const metrics = parts.use(
+		await metricsIfWanted(
+			{at: config.metricsAt, setting: 'METRICS_PORT', component: 'libvirt', version, log},
+			async registry =>
+				// A relay process has the metrics of its relays.
+				(await import('./observers/metrics-observer.ts')).daemonMetrics(registry, {
+					withRelays: remote === undefined,
+				}),
+		),
+	);
+	const observer = metrics === undefined ? logged : together(log, logged, metrics.observer);
 	const relays = remote ?? (await relaysInProcess(config, observer, log));
 
 	const provider = parts.use(openLibvirtProvider(config, {home, user, uid, sshAgentSocket, observer, log}));
@@ -102,6 +117,7 @@ export async function startDaemon(
 			vxlanMinId: config.vxlanMinId,
 			podSubnetCidrs: config.podSubnetCidrs ?? [],
 			externalNetViaPodVm: config.externalNetworkViaPodVm,
+			observer,
 			log,
 		}),
 	);
@@ -113,9 +129,7 @@ export async function startDaemon(
 	}
 
 	const cluster = parts.use(await kubernetesCluster(config, processContext, podVms, log, signal));
-	const everyone = allOf<AdaptorEvent>([observer, podEventObserver(cluster ?? noCluster)], error =>
-		log.error({err: error}, 'an observer failed'),
-	);
+	const everyone = together(log, observer, podEventObserver(cluster ?? noCluster));
 	const configuredLimit = config.limitPerNode === 'unlimited' ? undefined : config.limitPerNode;
 	const sandboxes = parts.use(
 		new SandboxRegistry({
@@ -181,6 +195,10 @@ export async function startDaemon(
 		parts.use(await remote.register(api.path, signal));
 	}
 
+	if (metrics !== undefined) {
+		parts.use(provider.watchPool(observer));
+	}
+
 	if (config.probePort !== undefined) {
 		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));
 	}
@@ -207,6 +225,10 @@ export async function startDaemon(
 	}
 
 	return parts.move();
+}
+
+function together(log: Logger, ...observers: ReadonlyArray<Observer<AdaptorEvent>>): Observer<AdaptorEvent> {
+	return allOf(observers, error => log.error({err: error}, 'an observer failed'));
 }
 
 /** Serves agent sockets in this process: they end with it. */

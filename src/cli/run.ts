@@ -23,7 +23,12 @@ export async function run(
 
 	const apiServer = apiServerAddress(env);
 	try {
-		await using _daemon = await startDaemon(config, {...surroundings, ...present({apiServer})}, log, signal);
+		await using _daemon = await startDaemon(
+			config,
+			{...surroundings, version, ...present({apiServer})},
+			log,
+			signal,
+		);
 		if (!signal.aborted) {
 			await once(signal, 'abort');
 		}

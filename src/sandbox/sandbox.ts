@@ -87,6 +87,8 @@ export class Sandbox {
 			this.#know(state.record.request);
 			this.#recordWriter.remember(state.record);
 		}
+
+		this.#notify({kind: 'sandbox-changed', from: undefined, to: state.name});
 	}
 
 	get state(): SandboxState {
@@ -435,7 +437,7 @@ export class Sandbox {
 				isNews && this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm) : [],
 			));
 			if (isNews) {
-				this.#notify({kind: 'start-failed', error: reason});
+				this.#notify({kind: 'start-failed', error: reason, stage: stages.current});
 			}
 
 			const leftovers = await this.#rollBack(leftoversOf(this.#state));
@@ -534,8 +536,10 @@ export class Sandbox {
 	}
 
 	#setState(state: SandboxState): void {
-		assertTransition(this.id, this.#state.name, state.name);
+		const {name: from} = this.#state;
+		assertTransition(this.id, from, state.name);
 		this.#state = state;
+		this.#notify({kind: 'sandbox-changed', from, to: state.name});
 		this.#change.resolve(undefined);
 		this.#change = Promise.withResolvers<undefined>();
 		this.#owner.changed(this);

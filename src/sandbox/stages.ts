@@ -23,6 +23,11 @@ export class Stages {
 		});
 	}
 
+	/** The stage that has begun and not ended. */
+	get current(): string {
+		return this.#current?.name ?? 'begin';
+	}
+
 	enter(name: string): void {
 		this.end();
 		this.#current = {name, since: performance.now()};
