@@ -7,7 +7,7 @@ import {serveMetrics} from './server.ts';
 
 export interface MetricsOptions {
 	readonly at: ListenAddress;
-	/** The variable with the port, for the log. */
+	/** The variable with the port, for remedies. */
 	readonly setting: string;
 	/** The command that runs: `libvirt`, `relay`, `webhook`. */
 	readonly component: string;

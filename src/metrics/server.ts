@@ -14,7 +14,7 @@ import type {Exposition} from './registry.ts';
 
 export interface MetricsServerOptions {
 	readonly at: ListenAddress;
-	/** The variable with the port, for the log. */
+	/** The variable with the port, for remedies. */
 	readonly setting: string;
 	readonly exposition: () => Promise<Exposition>;
 	readonly log: Logger;
@@ -64,8 +64,8 @@ async function keepListening(
 				backOff: retryMs,
 				onFailure: (error, {attempt, retryInMs}) =>
 					log[attempt === 1 ? 'warn' : 'debug'](
-						{...fields, retryInMs, err: error},
-						`could not listen on the port of the metrics; trying again (${setting})`,
+						{...fields, retryInMs, err: error, remedy: `Choose another ${setting}.`},
+						'could not listen on the port of the metrics; trying again',
 					),
 			},
 			signal,

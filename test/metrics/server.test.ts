@@ -146,7 +146,7 @@ test('a port in use is logged once, and served as soon as it is free', async t =
 	blocker.close();
 	await served(log);
 	t.deepEqual(
-		log.lines.filter(({level}) => level === 'warn').map(({message}) => message),
-		['could not listen on the port of the metrics; trying again (METRICS_PORT)'],
+		log.lines.filter(({level}) => level === 'warn').map(({message, fields: {remedy}}) => [message, remedy]),
+		[['could not listen on the port of the metrics; trying again', 'Choose another METRICS_PORT.']],
 	);
 });
