@@ -1,67 +1,20 @@
 /** The metrics of the processes as a container runs them, with a libvirt and a relay process. */
-import {spawn} from 'node:child_process';
-import {once} from 'node:events';
 import {connect} from 'node:net';
 import {join} from 'node:path';
-import {createInterface} from 'node:readline';
 import {setImmediate as turn} from 'node:timers/promises';
-import {fileURLToPath} from 'node:url';
 import test, {type ExecutionContext} from 'ava';
 import {loadContract} from '../../src/api/contract.ts';
 import {TtrpcClient, type ClientMethod} from '../../src/ttrpc/client.ts';
 import {directoryOf} from '../support/directory.ts';
-import {nodeOptions} from '../support/node-options.ts';
 import {freePort} from '../support/port.ts';
 import {pool, startTestDriverHost} from '../support/test-driver-host.ts';
 import {Client, makeIssuer, MountedSecret} from '../webhook/harness.ts';
 import {podOf, reviewOf} from '../webhook/pods.ts';
+import {processOf} from './process.ts';
 import {metricsComplaints} from './promtool.ts';
 import {samplesOf} from './samples.ts';
 
-const main = fileURLToPath(new URL('../../src/main.ts', import.meta.url));
 const never = new AbortController().signal;
-
-interface Process {
-	readonly lines: readonly string[];
-	/** Resolves with the first line with this message. */
-	readonly event: (message: string) => Promise<Readonly<Record<string, unknown>>>;
-	readonly stop: () => Promise<unknown>;
-}
-
-function processOf(t: ExecutionContext, command: string, env: Readonly<Record<string, string>>): Process {
-	const child = spawn(process.execPath, [...nodeOptions, main, command], {
-		env: {PATH: process.env['PATH'], HOME: '/nonexistent', ...env},
-		stdio: ['ignore', 'ignore', 'pipe'],
-	});
-	const exited = once(child, 'close');
-	t.teardown(async () => {
-		child.kill('SIGKILL');
-		await exited;
-	});
-	const lines: string[] = [];
-	const reader = createInterface({input: child.stderr}).on('line', line => lines.push(line));
-	return {
-		lines,
-		async event(message) {
-			for (;;) {
-				const found = lines.find(line => line.includes(`"msg":"${message}"`));
-				if (found !== undefined) {
-					return JSON.parse(found) as Record<string, unknown>;
-				}
-
-				if (child.exitCode !== null || child.signalCode !== null) {
-					throw new Error(`It ended without saying ${message}:\n${lines.join('\n')}`);
-				}
-
-				await Promise.race([once(reader, 'line'), exited]);
-			}
-		},
-		async stop() {
-			child.kill('SIGTERM');
-			return await exited;
-		},
-	};
-}
 
 async function scrape(port: number): Promise<string> {
 	const response = await fetch(`http://127.0.0.1:${port}/metrics`);
