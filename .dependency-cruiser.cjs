@@ -12,6 +12,7 @@ const adapters = [
 	'health',
 	'status',
 	'webhook',
+	'metrics',
 ];
 /** @type {import('dependency-cruiser').IConfiguration} */
 module.exports = {
@@ -83,7 +84,7 @@ module.exports = {
 			'Observers turn events into lines and Kubernetes events: from other folders they import only the events.',
 			{path: '^src/observers/'},
 			{
-				path: '^src/(?!observers/|core/|(api|relay|relay-process|sandbox)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$)',
+				path: '^src/(?!observers/|core/|(api|network|podvm|relay|relay-process|sandbox|webhook)/events[.]ts$|sandbox/ports[.]ts$|libvirt/session-events[.]ts$|metrics/registry[.]ts$)',
 			},
 		),
 		rule(
@@ -107,6 +108,7 @@ module.exports = {
 			['yaml', '^src/podvm/'],
 			['smol-toml', '^src/initdata/'],
 			['protobufjs', '^src/ttrpc/'],
+			['prom-client', '^src/metrics/'],
 		].map(([library, home]) =>
 			rule(
 				`${library.replace(/\W/g, '')}-lives-in-one-place`,

@@ -9,6 +9,7 @@ import type {Config} from './config/config.ts';
 import {parseInitdata} from './initdata/initdata.ts';
 import {serveProbes} from './health/probes.ts';
 import {levelOfAttempt, type Logger, type RootLogger} from './core/log.ts';
+import {metricsIfWanted} from './metrics/on-demand.ts';
 import {allOf, type Observer} from './core/observer.ts';
 import {present} from './core/present.ts';
 import type {RecentLines} from './core/recent-lines.ts';
@@ -89,14 +90,24 @@ export async function startDaemon(
 	const lock = parts.use(await lockPodsDir(config.podsDir, log));
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName);
 	const facts = new SandboxFactsObserver();
-	const observer = allOf<AdaptorEvent>([logObserver(log), facts], error =>
-		log.error({err: error}, 'an observer failed'),
-	);
-	const remote = await relayProcess(config, observer, log, signal);
+	const logged = together(log, logObserver(log), facts);
+	const remote = await relayProcess(config, logged, log, signal);
 	if (remote !== undefined) {
 		parts.use(remote);
 	}
 
+	const {version} = processContext;
+	const metrics = parts.use(
+		await metricsIfWanted(
+			{at: config.metricsAt, setting: 'METRICS_PORT', component: 'libvirt', version, log},
+			async registry =>
+				// A relay process has the metrics of its relays.
+				(await import('./observers/metrics-observer.ts')).daemonMetrics(registry, {
+					withRelays: remote === undefined,
+				}),
+		),
+	);
+	const observer = metrics === undefined ? logged : together(log, logged, metrics.observer);
 	const relays = remote ?? (await relaysInProcess(config, observer, log));
 
 	const provider = parts.use(openLibvirtProvider(config, {home, user, uid, sshAgentSocket, observer, log}));
@@ -113,6 +124,7 @@ export async function startDaemon(
 			vxlanMinId: config.vxlanMinId,
 			podSubnetCidrs: config.podSubnetCidrs ?? [],
 			externalNetViaPodVm: config.externalNetworkViaPodVm,
+			observer,
 			log,
 		}),
 	);
@@ -124,9 +136,7 @@ export async function startDaemon(
 	}
 
 	const cluster = parts.use(await kubernetesCluster(config, processContext, podVms, log, signal));
-	const everyone = allOf<AdaptorEvent>([observer, podEventObserver(cluster ?? noCluster)], error =>
-		log.error({err: error}, 'an observer failed'),
-	);
+	const everyone = together(log, observer, podEventObserver(cluster ?? noCluster));
 	const configuredLimit = config.limitPerNode === 'unlimited' ? undefined : config.limitPerNode;
 	const records = new FileRecords(config.podsDir, log);
 	const sandboxes = parts.use(
@@ -213,6 +223,9 @@ export async function startDaemon(
 			signal,
 		),
 	);
+	if (metrics !== undefined) {
+		parts.use(provider.watchPool(observer));
+	}
 
 	if (config.probePort !== undefined) {
 		parts.use(serveProbes({port: config.probePort, assertHealthy: async limit => api.assertReachable(limit), log}));
@@ -240,6 +253,10 @@ export async function startDaemon(
 	}
 
 	return parts.move();
+}
+
+function together(log: Logger, ...observers: ReadonlyArray<Observer<AdaptorEvent>>): Observer<AdaptorEvent> {
+	return allOf(observers, error => log.error({err: error}, 'an observer failed'));
 }
 
 /** Serves agent sockets in this process: they end with it. */

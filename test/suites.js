@@ -10,6 +10,7 @@ const starters = [
 	/^test\/support\/test-driver-host\.ts$/v,
 	/^test\/network\/testbed\.ts$/v,
 	/^test\/image\/registry-server\.ts$/v,
+	/^test\/metrics\/promtool\.ts$/v,
 	/^test\/podvm\/cidata\.test\.ts$/v,
 	/^test\/podvm\/iso9660\.test\.ts$/v,
 	/^test\/journal\/directory-probe\.test\.ts$/v,

@@ -1,5 +1,5 @@
 /** Settings of `cloud-api-adaptor relay`: those of the daemon, for what the relay process does in its place. */
-import {port} from '../config/setting-types.ts';
+import {listenAddress, port} from '../config/setting-types.ts';
 import {settings, type SettingsTable} from '../config/settings.ts';
 
 const {
@@ -34,4 +34,11 @@ export const relaySettings = {
 	tlsCipherSuites,
 	logLevel,
 	logFormat,
+	metricsAt: {
+		env: 'RELAY_METRICS_PORT',
+		section: 'Metrics',
+		type: listenAddress,
+		example: '8004',
+		description: 'The same for the relay process: agent calls and connections to the pod VMs (not in upstream).',
+	},
 } as const satisfies SettingsTable;

@@ -4,8 +4,10 @@ import {dirname, join} from 'node:path';
 import {loadSettings} from '../config/config.ts';
 import {toError} from '../core/errors.ts';
 import {createLogger} from '../core/log.ts';
+import {allOf} from '../core/observer.ts';
 import {present} from '../core/present.ts';
 import {serveProbes} from '../health/probes.ts';
+import {metricsIfWanted} from '../metrics/on-demand.ts';
 import {logObserver} from '../observers/log-observer.ts';
 import {openIdentity} from '../relay/identity.ts';
 import {createAgentRelays} from '../relay/relay.ts';
@@ -33,6 +35,13 @@ export async function relay(
 		log,
 	});
 	await using parts = new AsyncDisposableStack();
+	const metrics = parts.use(
+		await metricsIfWanted(
+			{at: config.metricsAt, setting: 'RELAY_METRICS_PORT', component: 'relay', version, log},
+			async registry => (await import('../observers/metrics-observer.ts')).relayMetrics(registry),
+		),
+	);
+	const logged = logObserver(log);
 	const running = parts.use(
 		await RelayProcess.start(
 			{
@@ -45,7 +54,10 @@ export async function relay(
 						observer,
 						log,
 					}),
-				observer: logObserver(log),
+				observer:
+					metrics === undefined
+						? logged
+						: allOf([logged, metrics.observer], error => log.error({err: error}, 'an observer failed')),
 				log,
 			},
 			signal,

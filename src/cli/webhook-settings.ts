@@ -5,6 +5,7 @@
 import {
 	absolutePath,
 	duration,
+	listenAddress,
 	listOf,
 	objectName,
 	portOrAny,
@@ -96,4 +97,11 @@ export const webhookSettings = {
 	tlsCipherSuites,
 	logLevel,
 	logFormat,
+	metricsAt: {
+		env: 'WEBHOOK_METRICS_PORT',
+		section: 'Metrics',
+		type: listenAddress,
+		example: '0.0.0.0:8082',
+		description: 'The same for the webhook: admission reviews (not in upstream).',
+	},
 } as const satisfies SettingsTable;

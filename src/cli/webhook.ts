@@ -6,6 +6,7 @@ import {loadSettings} from '../config/config.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {createLogger} from '../core/log.ts';
 import {present} from '../core/present.ts';
+import {metricsIfWanted} from '../metrics/on-demand.ts';
 import {secureContextOptions} from '../relay/tls-options.ts';
 import {webhookSettings} from './webhook-settings.ts';
 import {startWebhook} from '../webhook/server.ts';
@@ -29,6 +30,10 @@ export async function webhook(
 	log.info({version}, 'starting');
 	const clientCa =
 		config.webhookClientCaFile === undefined ? undefined : await readClientCa(config.webhookClientCaFile);
+	await using metrics = await metricsIfWanted(
+		{at: config.metricsAt, setting: 'WEBHOOK_METRICS_PORT', component: 'webhook', version, log},
+		async registry => (await import('../observers/webhook-metrics.ts')).webhookMetrics(registry),
+	);
 	await using running = await startWebhook({
 		port: config.webhookPort,
 		probePort: config.webhookProbePort,
@@ -42,6 +47,7 @@ export async function webhook(
 			overhead: {cpu: config.overheadCpu, memory: config.overheadMemory},
 		},
 		drainDelayMs: config.webhookDrainDelayMs,
+		...present({observer: metrics?.observer}),
 		log,
 	});
 	log.info({port: running.port, probePort: running.probePort, runtimeClass}, 'ready');

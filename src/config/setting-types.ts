@@ -3,6 +3,7 @@
  * setting, environment or file: only the form of a path is checked, not whether the file exists.
  */
 import {isPrefix} from '../core/ipv4.ts';
+import {parseListenAddress, type ListenAddress} from '../core/listen-address.ts';
 import {highestCpu, parseCpuset} from '../libvirt/cpuset.ts';
 import {parseLibvirtUri, type LibvirtUri} from '../libvirt/uri.ts';
 import {parseInitdata} from '../initdata/initdata.ts';
@@ -45,6 +46,11 @@ export function integer(min: number, max: number, unit = ''): ValueType<number> 
 
 export const port = integer(1, 65_535);
 export const portOrAny = integer(0, 65_535);
+
+export const listenAddress: ValueType<ListenAddress> = {
+	expected: 'a port, which is served on 127.0.0.1, or an IP address and a port, such as 0.0.0.0:8003',
+	parse: parseListenAddress,
+};
 
 export function oneOf<const T extends string>(...words: readonly T[]): ValueType<T> {
 	return {

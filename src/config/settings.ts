@@ -19,6 +19,7 @@ import {
 	ipv4Prefix,
 	libvirtName,
 	libvirtUri,
+	listenAddress,
 	listOf,
 	oneOf,
 	port,
@@ -60,6 +61,7 @@ export const sections = [
 	'Kubernetes',
 	'Webhook',
 	'Logging',
+	'Metrics',
 ] as const;
 export type Section = (typeof sections)[number];
 
@@ -515,6 +517,16 @@ export const settings = {
 		type: oneOf('json', 'pretty'),
 		default: 'json',
 		description: '`json`: one JSON object per line. `pretty`: readable lines (not in upstream).',
+	},
+
+	metricsAt: {
+		env: 'METRICS_PORT',
+		section: 'Metrics',
+		type: listenAddress,
+		example: '8003',
+		description:
+			'TCP port of the daemon for `GET /metrics`, for Prometheus (not in upstream). It is plain HTTP without authorisation: leave it on the loopback address, with a proxy in front of it. ' +
+			'Not set: no metrics. If the port is in use, the daemon runs and retries.',
 	},
 } as const satisfies SettingsTable;
 

@@ -35,6 +35,16 @@ export type SessionEvent = {readonly uri: string} & (
 	/** The old connection was silent, and a new one succeeded first. */
 	| {readonly kind: 'libvirt-connection-replaced'; readonly transport: string}
 	| {readonly kind: 'libvirt-replacement-failed'; readonly error: unknown}
+	/**
+	 * A call, or the upload or download of a volume, has ended: with repetitions, and the waits for a slot and for a
+	 * connection. `error` is undefined if it succeeded.
+	 */
+	| {
+			readonly kind: 'libvirt-call';
+			readonly procedure: string;
+			readonly durationMs: number;
+			readonly error: unknown;
+	  }
 	/** The answer was lost with the connection. */
 	| {readonly kind: 'libvirt-call-repeated'; readonly error: unknown}
 	/** An answer to a call whose caller has given up. */

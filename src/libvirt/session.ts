@@ -119,7 +119,7 @@ export class LibvirtSession implements AsyncDisposable {
 		signal: AbortSignal,
 		{timeoutMs = this.#options.callTimeoutMs, retry = procedure.idempotent, seeThrough = false}: CallOptions = {},
 	): Promise<Result> {
-		return this.#track(async () => {
+		return this.#track(procedure.name, async () => {
 			using timeLimit = new Scope().deadline(timeoutMs, `libvirt to answer ${procedure.name}`);
 			using scope = new Scope(signal, timeLimit.signal);
 			for (let lostAnswers = 0; ;) {
@@ -160,7 +160,7 @@ export class LibvirtSession implements AsyncDisposable {
 	): Promise<void> {
 		const {name} = procedures.storageVolUpload;
 		const volume = volumeRange(vol, range);
-		await this.#track(async () => {
+		await this.#track(name, async () => {
 			if (volume.length > 0n && volume.length <= sharedUploadLimit) {
 				using scope = new Scope(signal).deadline(
 					this.#options.callTimeoutMs,
@@ -182,8 +182,18 @@ export class LibvirtSession implements AsyncDisposable {
 	 * @throws as `upload`
 	 */
 	async *download(vol: StorageVol, range: StreamRange, signal: AbortSignal): AsyncGenerator<Buffer, void, undefined> {
-		using own = await this.#openStream(procedures.storageVolDownload.name, signal);
-		yield* downloadVolume(own.connection, volumeRange(vol, range), this.#options.streamTimeoutMs, signal);
+		const {name} = procedures.storageVolDownload;
+		const startedAt = performance.now();
+		let error: unknown;
+		try {
+			using own = await this.#openStream(name, signal);
+			yield* downloadVolume(own.connection, volumeRange(vol, range), this.#options.streamTimeoutMs, signal);
+		} catch (thrown) {
+			error = thrown;
+			throw thrown;
+		} finally {
+			this.#notifyCall(name, startedAt, error);
+		}
 	}
 
 	/**
@@ -440,14 +450,24 @@ export class LibvirtSession implements AsyncDisposable {
 		this.#waiters.clear();
 	}
 
-	async #track<T>(work: () => Promise<T>): Promise<T> {
+	async #track<T>(procedure: string, work: () => Promise<T>): Promise<T> {
+		const startedAt = performance.now();
 		const running = work();
 		this.#work.add(running);
+		let error: unknown;
 		try {
 			return await running;
+		} catch (thrown) {
+			error = thrown;
+			throw thrown;
 		} finally {
 			this.#work.delete(running);
+			this.#notifyCall(procedure, startedAt, error);
 		}
+	}
+
+	#notifyCall(procedure: string, startedAt: number, error: unknown): void {
+		this.#notify({kind: 'libvirt-call', procedure, durationMs: performance.now() - startedAt, error});
 	}
 }
 

@@ -21,10 +21,12 @@ import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
+import type {Observer} from '../core/observer.ts';
 import {present} from '../core/present.ts';
 import type {NetnsIdentity, PodNetwork, PodNetworks, Presence, SandboxId} from '../sandbox/ports.ts';
 import {CommandError, means} from './command-error.ts';
 import {describeNetwork, type DescribedCommand} from './description.ts';
+import type {NetworkEvent} from './events.ts';
 import type {Link} from './inspection.ts';
 import {Iproute2, type Tunnel} from './iproute2.ts';
 import {checkNetns, mountRemedy, podNetnsAt, presenceOf} from './netns.ts';
@@ -43,6 +45,7 @@ export interface PodNetworksOptions {
 	/** IPv4 prefixes. */
 	readonly podSubnetCidrs: readonly string[];
 	readonly externalNetViaPodVm: boolean;
+	readonly observer?: Observer<NetworkEvent>;
 	readonly log: Logger;
 	readonly spawnServer?: SpawnServerOptions;
 	/** The namespace of the node, in which commands run; no pod may use it. */
@@ -169,8 +172,9 @@ class Tunnels implements KernelPodNetworks {
 		first.promise.catch(() => undefined);
 		for await (const _ of every(guardIntervalMs, signal)) {
 			try {
-				await this.#guard.reconcile(signal);
+				const dropped = await this.#guard.reconcile(signal);
 				first.resolve(undefined);
+				this.#options.observer?.notify({kind: 'tunnels-guarded', dropped});
 				if (failures.recovered()) {
 					this.#log.info({}, 'tunnels are bound to their VMs again');
 				}

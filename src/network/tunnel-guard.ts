@@ -86,8 +86,11 @@ export class TunnelGuard {
 		}
 	}
 
-	/** Restores the table, and removes elements without a tunnel. */
-	async reconcile(signal: AbortSignal): Promise<void> {
+	/**
+	 * Restores the table, and removes elements without a tunnel.
+	 * @returns the number of packets that the table had dropped
+	 */
+	async reconcile(signal: AbortSignal): Promise<number> {
 		using _ = await this.#turn.acquire(signal);
 		const state = await this.read(signal);
 		await this.#lookUp(state, signal);
@@ -98,6 +101,8 @@ export class TunnelGuard {
 		if (free.length > 0) {
 			await this.#write(this.#strays(state, free), signal);
 		}
+
+		return state.dropped;
 	}
 
 	async read(signal: AbortSignal): Promise<TableState> {

@@ -25,6 +25,8 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 			netns,
 		},
 	],
+	// For metrics.
+	'sandbox-changed': () => undefined,
 	'vm-started': ({vm, stagesMs}) => ['info', 'pod VM started', {...running(vm), timings: stagesMs}],
 	// The failed call is logged instead.
 	'start-failed': () => undefined,
@@ -77,6 +79,9 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		'could not reconcile the sandboxes; retrying every minute',
 		{err: error},
 	],
+	// For metrics.
+	reconciled: () => undefined,
+	decided: () => undefined,
 	'vms-not-listed': ({error, isNews}) => [
 		isNews ? 'error' : 'debug',
 		'could not list the VMs of this node',
@@ -148,6 +153,8 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		{count, bytes, durationMs},
 	],
 	'agent-call': ({method, durationMs, code}) => ['debug', 'agent call', {method, durationMs, code}],
+	// The calls themselves are logged when they end.
+	'calls-replayed': () => undefined,
 	'vm-lost': ({error, count, attempt}) => [
 		levelOfAttempt(attempt),
 		'connection to the VM lost; reconnecting',
@@ -220,6 +227,8 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		'libvirt connection is silent; could not open a new one',
 		{err: error, uri},
 	],
+	// For metrics.
+	'libvirt-call': () => undefined,
 	'libvirt-call-repeated': ({error}) => ['debug', 'repeating a libvirt call', {err: error}],
 	'libvirt-packet-ignored': ({serial, procedure}) => [
 		'debug',
@@ -227,6 +236,11 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		{reason: `serial ${serial}, procedure ${procedure}`},
 	],
 	'libvirt-listener-failed': ({error}) => ['warn', 'a listener of the libvirt session failed', {err: error}],
+
+	// For metrics.
+	'tunnels-guarded': () => undefined,
+	'pool-observed': () => undefined,
+	'pool-not-observed': () => undefined,
 };
 
 export function logObserver(log: Logger): Observer<AdaptorEvent> {

@@ -41,10 +41,12 @@ import {
 	observeSecureExecution,
 	unfilteredVms,
 } from './host-probe.ts';
+import type {PoolEvent} from './events.ts';
 import type {PodVmInspection} from './inspection.ts';
 import type {PodsDir} from './metadata.ts';
 import {networkAddress} from './network-address.ts';
 import {createPodVms} from './pod-vms.ts';
+import {watchPool} from './pool-watch.ts';
 
 type SshProbeOptions = ConstructorParameters<typeof SshProbe>[1];
 
@@ -119,6 +121,8 @@ export interface Provider extends AsyncDisposable {
 	podVms(podsDir: PodsDir): PodVms & PodVmInspection;
 	/** An address in the subnet of the VMs, or the host name if the hypervisor does not manage the addresses. */
 	vmAddress(signal: AbortSignal): Promise<string>;
+	/** Observes the space of the pool at intervals until the result is disposed. */
+	watchPool(observer: Observer<PoolEvent>): AsyncDisposable;
 	/** The caller must dispose it. */
 	openProbe(): HostProbe & Disposable;
 }
@@ -158,6 +162,7 @@ export function openLibvirtProvider(config: ProviderConfig, context: ProviderCon
 			}),
 		vmAddress: async signal =>
 			(await networkAddress(session, network, signal)) ?? (uri.transport === 'ssh' ? uri.host : ''),
+		watchPool: observer => watchPool(session, config.pool, observer),
 		openProbe: () => openProbe(config, session, capabilities, sshOptions(context)),
 		[Symbol.asyncDispose]: async () => session[Symbol.asyncDispose](),
 	};

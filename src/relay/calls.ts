@@ -24,7 +24,7 @@ import {peekMethod, peekStatus} from '../ttrpc/message.ts';
 import {statusCode, statusName} from '../ttrpc/status.ts';
 import type {ConnectionEvent} from './events.ts';
 
-export type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call' | 'late-answer'}>;
+export type CallEvent = Extract<ConnectionEvent, {readonly kind: 'agent-call' | 'late-answer' | 'calls-replayed'}>;
 
 const healthCheck = 'grpc.Health/Check';
 const waitProcess = 'grpc.AgentService/WaitProcess';
@@ -67,6 +67,8 @@ export interface Call {
 
 interface OpenCall extends Call {
 	failure: string | undefined;
+	requestBytes: number;
+	responseBytes: number;
 	/** It is sent again on the next connection. */
 	replayable: boolean;
 	/** Its frames, while they may have to be sent (again). */
@@ -180,6 +182,8 @@ export class Calls {
 			streamId,
 			method: name,
 			startedAt: now,
+			requestBytes: bytes.length,
+			responseBytes: 0,
 			replayable,
 			held: [],
 			failure: undefined,
@@ -235,6 +239,7 @@ export class Calls {
 			return 'retired';
 		}
 
+		call.requestBytes += bytes.length;
 		if (isJoined) {
 			// A call with further data is never replayable.
 			call.replayable = false;
@@ -258,7 +263,7 @@ export class Calls {
 	 * Closes the call if it is open and this answer counts. `lost`: the call is still open and must be failed, since
 	 * the answer that counts is lost.
 	 */
-	response({streamId, message}: Frame, now: number, on = this.#current): Standing | 'lost' {
+	response({streamId, message, bytes}: Frame, now: number, on = this.#current): Standing | 'lost' {
 		const call = on.awaited.get(streamId);
 		if (call === undefined) {
 			const standing = this.standing(streamId, on);
@@ -267,6 +272,7 @@ export class Calls {
 		}
 
 		on.answered(call);
+		call.responseBytes = bytes.length;
 		const code = peekStatus(message);
 		if (call.method === waitProcess && code !== statusCode.ok) {
 			// Sent again, it would fail again.
@@ -314,16 +320,22 @@ export class Calls {
 
 	/** The frames to send first on a new connection, in the order of the requests. */
 	*join(): Generator<Buffer> {
+		let replayed = 0;
 		for (const call of this.#open.values()) {
 			if (call.held.length === 0) {
 				continue;
 			}
 
+			replayed += call.isAnswerLost || call.awaitedOn.size > 0 ? 1 : 0;
 			yield* call.held;
 			this.#current.expect(call);
 			if (!call.replayable) {
 				this.#release(call);
 			}
+		}
+
+		if (replayed > 0) {
+			this.#observer.notify({kind: 'calls-replayed', count: replayed});
 		}
 	}
 
@@ -394,6 +406,8 @@ export class Calls {
 			method: call.method,
 			durationMs: Math.round((now - call.startedAt) * 10) / 10,
 			code: statusName(code),
+			requestBytes: call.requestBytes,
+			responseBytes: call.responseBytes,
 		});
 	}
 

@@ -27,7 +27,18 @@ export type RelayEvent = {
 			/** The shim itself has ended: this relay did not close the connection, and it was not a probe. */
 			readonly isNews: boolean;
 	  }
-	| {readonly kind: 'agent-call'; readonly method: string; readonly durationMs: number; readonly code: string}
+	| {
+			readonly kind: 'agent-call';
+			readonly method: string;
+			readonly durationMs: number;
+			readonly code: string;
+			/** With all frames of the shim. */
+			readonly requestBytes: number;
+			/** 0 if the relay itself answered. */
+			readonly responseBytes: number;
+	  }
+	/** Calls that may have been executed were sent again, on a new connection to the VM. */
+	| {readonly kind: 'calls-replayed'; readonly count: number}
 	/** An answer came on a connection to the VM that was replaced. `durationMs` is since the request. */
 	| {readonly kind: 'late-answer'; readonly method: string; readonly durationMs: number; readonly code: string}
 	/** These calls were answered by the VM or executed, perhaps, and fail. */

@@ -129,6 +129,7 @@ export class Reconciler {
 	}
 
 	async #round(others: OtherDaemons, signal: AbortSignal): Promise<void> {
+		const startedAt = performance.now();
 		const successor = (await others.hasSuccessor()) ? 'alive' : 'none';
 		// Must be read before the records: later changes by the predecessor are followed.
 		const predecessor = others.hasPredecessor() ? 'alive' : 'none';
@@ -152,7 +153,7 @@ export class Reconciler {
 				await this.#reconcile(each, vms, presence, daemons);
 			}),
 		);
-		await this.#reconcileUnknown(seen, vms, daemons);
+		const orphans = await this.#reconcileUnknown(seen, vms, daemons);
 		if (successor === 'none') {
 			this.#context.cluster.reconcile(
 				this.#known
@@ -161,6 +162,12 @@ export class Reconciler {
 					.filter(vm => vm !== undefined),
 			);
 		}
+
+		this.#context.observer.notify({
+			kind: 'reconciled',
+			durationMs: Math.round(performance.now() - startedAt),
+			orphans,
+		});
 	}
 
 	/**
@@ -260,14 +267,17 @@ export class Reconciler {
 		void this.#carryOut(decision, {sandbox, state: sandbox.state}, undefined, why);
 	}
 
-	/** Decides on VMs at the hypervisor without a known sandbox. */
+	/**
+	 * Decides on VMs at the hypervisor without a known sandbox.
+	 * @returns how many of them are not another daemon's; undefined if the VMs are not known
+	 */
 	async #reconcileUnknown(
 		seen: readonly Seen[],
 		vms: readonly PodVmRecord[] | undefined,
 		daemons: Pick<Observation, 'predecessor' | 'successor'>,
-	): Promise<void> {
+	): Promise<number | undefined> {
 		if (vms === undefined) {
-			return;
+			return undefined;
 		}
 
 		const orphans = new Set<SandboxId>();
@@ -291,6 +301,7 @@ export class Reconciler {
 
 		const failed = seen.filter(({state}) => state.name === 'failed').map(({sandbox: {id}}) => id);
 		this.#since = new Map([...this.#since].filter(([id]) => orphans.has(id) || failed.includes(id)));
+		return vms.filter(({sandboxId, ownership}) => orphans.has(sandboxId) && ownership !== 'foreign').length;
 	}
 
 	async #recordOf({sandboxId, name, pod}: PodVmRecord): Promise<'none' | 'unreadable'> {
@@ -315,6 +326,7 @@ export class Reconciler {
 	#carryOutOnUnknown(decision: Decision, {sandboxId, name, pod, createdAt, ownership, podsDir}: PodVmRecord): void {
 		const {observer} = this.#context;
 		const sandbox = {sandboxId, pod, instanceName: name};
+		observer.notify({kind: 'decided', sandbox, action: decision.action});
 		if (decision.action === 'remove') {
 			observer.notify({kind: 'orphan-removal-decided', sandbox, reason: decision.why, createdAt});
 			this.#known
@@ -330,6 +342,7 @@ export class Reconciler {
 	async #carryOut(decision: Decision, {sandbox, state}: Seen, end?: PodVmEndedError, why?: string): Promise<void> {
 		const {observer} = this.#context;
 		const {id, names} = sandbox;
+		observer.notify({kind: 'decided', sandbox: names, action: decision.action});
 		try {
 			switch (decision.action) {
 				case 'serve': {

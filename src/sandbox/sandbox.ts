@@ -93,6 +93,8 @@ export class Sandbox {
 			this.#know(state.record.request);
 			this.#recordWriter.remember(state.record);
 		}
+
+		this.#notify({kind: 'sandbox-changed', from: undefined, to: state.name});
 	}
 
 	get state(): SandboxState {
@@ -457,7 +459,7 @@ export class Sandbox {
 				isNews && this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm) : [],
 			));
 			if (isNews) {
-				this.#notify({kind: 'start-failed', error: reason});
+				this.#notify({kind: 'start-failed', error: reason, stage: stages.current ?? 'begin'});
 			}
 
 			const leftovers = await this.#rollBack(leftoversOf(this.#state));
@@ -558,9 +560,11 @@ export class Sandbox {
 	}
 
 	#setState(state: SandboxState): void {
-		assertTransition(this.id, this.#state.name, state.name);
+		const {name: from} = this.#state;
+		assertTransition(this.id, from, state.name);
 		this.#state = state;
 		this.#since = new Date();
+		this.#notify({kind: 'sandbox-changed', from, to: state.name});
 		this.#change.tell();
 		this.#owner.changed(this);
 		if (state.name === 'running') {

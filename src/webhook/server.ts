@@ -14,9 +14,11 @@ import {AdaptorError, toError} from '../core/errors.ts';
 import {JsonError, parseJson} from '../core/json.ts';
 import {Scope} from '../core/lifetime.ts';
 import type {Logger} from '../core/log.ts';
+import {noObserver, type Observer} from '../core/observer.ts';
 import {present} from '../core/present.ts';
 import {answerReview, type ReviewPolicy} from './admission-review.ts';
 import {Connections} from './connections.ts';
+import type {WebhookEvent} from './events.ts';
 import {Intake, type IntakeLimits, type Refusal} from './intake.ts';
 import {followTlsFiles} from './tls-files.ts';
 
@@ -43,6 +45,7 @@ export interface WebhookOptions {
 	readonly limits?: WebhookLimits;
 	/** Interval of checks of the certificate files. */
 	readonly tlsIntervalMs?: number;
+	readonly observer?: Observer<WebhookEvent>;
 	readonly log: Logger;
 }
 
@@ -81,6 +84,7 @@ export async function startWebhook({
 	requestTimeoutMs = defaultRequestTimeoutMs,
 	limits = defaultLimits,
 	tlsIntervalMs = 10_000,
+	observer = noObserver,
 	log,
 }: WebhookOptions): Promise<Webhook> {
 	await using parts = new AsyncDisposableStack();
@@ -116,7 +120,13 @@ export async function startWebhook({
 			response.setHeader('Connection', 'close');
 		}
 
-		answer(request, response, intake, limits, policy, log).catch((error: unknown) => {
+		// Admission reviews are answered with 200, also denials.
+		response.once('close', () => {
+			if (response.headersSent && response.statusCode !== 200) {
+				observer.notify({kind: 'review-refused', status: response.statusCode});
+			}
+		});
+		answer(request, response, {intake, limits, policy, observer, log}).catch((error: unknown) => {
 			log.error({err: error}, 'admission review failed');
 			reply(response, 500, 'Internal error of the webhook; see its log.');
 		});
@@ -167,13 +177,18 @@ function serve(server: Server, mostConnections: number, requestTimeoutMs: number
 	server.setTimeout(2 * requestTimeoutMs);
 }
 
+interface AnswerContext {
+	readonly intake: Intake;
+	readonly limits: IntakeLimits;
+	readonly policy: ReviewPolicy;
+	readonly observer: Observer<WebhookEvent>;
+	readonly log: Logger;
+}
+
 async function answer(
 	request: IncomingMessage,
 	response: ServerResponse,
-	intake: Intake,
-	{bodyBytes}: IntakeLimits,
-	policy: ReviewPolicy,
-	log: Logger,
+	{intake, limits, policy, observer, log}: AnswerContext,
 ): Promise<void> {
 	if (request.url?.split('?', 1)[0] !== path) {
 		reply(response, 404, `Send admission reviews to ${path}.`);
@@ -202,12 +217,13 @@ async function answer(
 	if (typeof body === 'string') {
 		const [status, what] =
 			body === 'too large'
-				? [413, `Admission reviews have at most ${bodyBytes} bytes.`]
+				? [413, `Admission reviews have at most ${limits.bodyBytes} bytes.`]
 				: [429, 'Too many bytes of unfinished admission reviews.'];
 		replyEarly(request, response, status, what);
 		return;
 	}
 
+	const startedAt = performance.now();
 	try {
 		const {review, pod, size, denial} = answerReview(parseReview(body), policy);
 		if (denial !== undefined) {
@@ -224,6 +240,11 @@ async function answer(
 		}
 
 		const json = Buffer.from(JSON.stringify(review));
+		observer.notify({
+			kind: 'review-answered',
+			outcome: denial !== undefined ? 'denied' : size !== undefined ? 'changed' : 'unchanged',
+			durationMs: performance.now() - startedAt,
+		});
 		intake.hold(response, json);
 		response.writeHead(200, {'Content-Type': 'application/json', 'Content-Length': json.length});
 		pipeline(pieces(json), response, error => {

@@ -47,9 +47,12 @@ test('links within it lead to headings', t => {
 
 test('objects that its commands name are in the overlays, the samples or made by its commands', async t => {
 	const known = new Set(
-		[...(await build('overlays/openshift')), ...(await build('overlays/openshift-image')), ...samples()].map(each =>
-			nameOf(each).toLowerCase(),
-		),
+		[
+			...(await build('overlays/openshift')),
+			...(await build('overlays/openshift-image')),
+			...(await build('overlays/monitoring-openshift')),
+			...samples(),
+		].map(each => nameOf(each).toLowerCase()),
 	);
 	const named = [
 		...commands.matchAll(/\b(?<kind>daemonset|deployment|job|peerpodconfig|pod)[\/ ](?<name>[a-z0-9\-]+)/gv),

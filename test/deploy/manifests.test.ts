@@ -35,6 +35,10 @@ const others = new Set([
 	...samples().map(nameOf),
 	'Secret auth-json-secret',
 	'Secret certs-for-tls',
+	// Of every cluster, of OpenShift, and of its monitoring.
+	'ClusterRole system:auth-delegator',
+	'ClusterRole system:openshift:scc:hostnetwork-v2',
+	'ServiceAccount prometheus-k8s in openshift-monitoring',
 	// Every namespace has it; with the operator it is the daemon's.
 	'ServiceAccount default',
 ]);

@@ -14,7 +14,10 @@ import {containersOf, ofKind, workloads, type Manifest, type Workload} from './m
 import {nameOf} from './types.ts';
 
 export interface Surroundings {
-	/** `Secret peer-pods-secret`: what others make, in our namespace. */
+	/**
+	 * `Secret peer-pods-secret`: what others make, in our namespace or in the cluster; `ServiceAccount a in b` in
+	 * another namespace.
+	 */
 	readonly others: ReadonlySet<string>;
 }
 
@@ -78,7 +81,11 @@ const rules: readonly Rule[] = [
 
 	function* inTheNamespaceOrNone(manifests) {
 		for (const {metadata, ...manifest} of manifests) {
-			const expected = clusterWide.has(manifest.kind) ? undefined : namespace;
+			const expected = clusterWide.has(manifest.kind)
+				? undefined
+				: metadata.labels?.['console.openshift.io/dashboard'] === 'true'
+					? 'openshift-config-managed'
+					: namespace;
 			if (metadata.namespace !== expected) {
 				yield `${nameOf({metadata, ...manifest})}: namespace is ${String(metadata.namespace)}, expected ${String(expected)}`;
 			}
@@ -240,10 +247,10 @@ const rules: readonly Rule[] = [
 
 			for (const subject of subjects) {
 				const account = `${subject.kind} ${subject.name}`;
-				if (
-					subject.namespace !== namespace ||
-					(!others.has(account) && !manifests.some(each => nameOf(each) === account))
-				) {
+				const isOurs =
+					subject.namespace === namespace &&
+					(others.has(account) || manifests.some(each => nameOf(each) === account));
+				if (!isOurs && !others.has(`${account} in ${String(subject.namespace)}`)) {
 					yield `${nameOf(binding)}: there is no ${account} in ${String(subject.namespace)}`;
 				}
 			}

@@ -30,6 +30,14 @@ const foreign: Readonly<Record<string, string>> = {
 		'{metadata: ObjectMeta; spec: {secretName: string; dnsNames?: string[]; isCA?: boolean; commonName?: string; duration?: string; renewBefore?: string; ' +
 		'privateKey?: {algorithm?: "RSA" | "ECDSA" | "Ed25519"; size?: number; rotationPolicy?: "Always" | "Never"}; ' +
 		'issuerRef: {name: string; kind?: "Issuer" | "ClusterIssuer"; group?: string}}}',
+	// prometheus-operator, "API reference", monitoring.coreos.com/v1
+	'monitoring.coreos.com/v1 ServiceMonitor':
+		'{metadata: ObjectMeta; spec: {selector: {matchLabels: {[name: string]: string}}; endpoints: Array<{port: string; scheme: "http" | "https"; path: string; interval: string; ' +
+		'bearerTokenFile?: string; tlsConfig?: {serverName: string; caFile?: string; ca?: {secret: {name: string; key: string}}}; ' +
+		'relabelings?: Array<{sourceLabels: string[]; targetLabel: string}>}>}}',
+	'monitoring.coreos.com/v1 PrometheusRule':
+		'{metadata: ObjectMeta; spec: {groups: Array<{name: string; rules: Array<{alert: string; expr: string; for?: string; labels: {severity: "critical" | "warning" | "info"}; ' +
+		'annotations: {summary: string; description: string; runbook_url: string}}>}>}}',
 	// OpenShift, openshift/api, security/v1
 	'security.openshift.io/v1 SecurityContextConstraints':
 		'{metadata: ObjectMeta; allowHostDirVolumePlugin: boolean; allowHostIPC: boolean; allowHostNetwork: boolean; allowHostPID: boolean; ' +

@@ -61,6 +61,7 @@ test('ports, certificate directory and time to drain are those of the code', asy
 		[
 			['webhook', config.webhookPort],
 			['probes', config.webhookProbePort],
+			['metrics', config.metricsAt?.port],
 		],
 	);
 	t.true(container.volumeMounts?.some(({mountPath}) => mountPath === config.webhookCertDir));

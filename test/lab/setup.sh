@@ -30,6 +30,7 @@ docker-registry                         a registry to push pod VM images from
 openssl                                 reads our certificates, makes an administrator'"'"'s own
 python3-yaml                            the YAML parser of cloud-init, as a judge of ours
 kubernetes-client                       kubectl, builds the manifests of deploy/
+prometheus                              promtool, judges our metrics and alerts
 '
 # A kubectl from another source works as well, and the one of Debian cannot be installed beside it.
 ! command -v kubectl >/dev/null || packages="$(printf '%s' "$packages" | sed '/^kubernetes-client /d')

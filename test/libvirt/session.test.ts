@@ -1,6 +1,7 @@
 /** Conversations with a scripted daemon: order, limits, loss, silence, reconnection. */
 import {once} from 'node:events';
 import test, {type ExecutionContext} from 'ava';
+import {codeOf} from '../../src/core/errors.ts';
 import {abortable, DeadlineError} from '../../src/core/lifetime.ts';
 import {LibvirtConnectionError, LibvirtError} from '../../src/libvirt/wire/errors.ts';
 import type {LifecycleEvent} from '../../src/libvirt/wire/events.ts';
@@ -8,6 +9,7 @@ import {messageLimit, messageStatus, messageType, type Packet} from '../../src/l
 import type {Pipe} from '../../src/libvirt/transport/pipe.ts';
 import {procedures} from '../../src/libvirt/wire/procedures.ts';
 import type {CallOptions, LibvirtSessionOptions, SessionState} from '../../src/libvirt/session-options.ts';
+import type {SessionEvent} from '../../src/libvirt/session-events.ts';
 import {LibvirtSession} from '../../src/libvirt/session.ts';
 import {decode} from '../../src/libvirt/wire/xdr.ts';
 import {
@@ -189,6 +191,33 @@ test('when all four slots are held by calls that nobody waits for, the connectio
 	t.is(nameIn(packet), '5');
 	answer(fresh, packet);
 	t.is(await call, 5);
+});
+
+test('each call is told to the observer once, with its procedure and its error, also when it was repeated', async t => {
+	const events: SessionEvent[] = [];
+	const {session, daemon, peer} = await connected(t, {}, {observer: {notify: event => events.push(event)}});
+	const answered = lookUp(session, '5');
+	answer(peer, await peer.received.next());
+	await answered;
+	const failed = t.throwsAsync(lookUp(session, '6', patient, {timeoutMs: 1}), {instanceOf: DeadlineError});
+	await failed;
+	await peer.received.next();
+	const repeated = session.call(connectGetCapabilities, undefined, patient);
+	await peer.received.next();
+	peer.socket.destroy();
+	const next = await daemon.peers.next();
+	next.reply(await next.received.next(), connectGetCapabilities, {capabilities: ''});
+	await repeated;
+	const calls = events.filter(event => event.kind === 'libvirt-call');
+	t.deepEqual(
+		calls.map(({procedure, error}) => [procedure, error === undefined ? 'ok' : codeOf(error)]),
+		[
+			[domainLookupByName.name, 'ok'],
+			[domainLookupByName.name, 'deadline-exceeded'],
+			[connectGetCapabilities.name, 'ok'],
+		],
+	);
+	t.true(calls.every(({durationMs}) => durationMs >= 0));
 });
 
 test('a deadline names the call that was awaited', async t => {

@@ -5,8 +5,10 @@
 import {mkdtemp, rm, writeFile} from 'node:fs/promises';
 import {tmpdir} from 'node:os';
 import {join} from 'node:path';
+import {setImmediate as turn} from 'node:timers/promises';
 import test from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
+import type {NetworkEvent} from '../../src/network/events.ts';
 import type {KernelPodNetworks} from '../../src/network/pod-networks.ts';
 import type {PodNetwork} from '../../src/sandbox/ports.ts';
 import {earlierVersion, flood, floodCount, intrude, intruderCount, sendFragments} from './intruder.ts';
@@ -56,6 +58,20 @@ test('packets of a pod, the node or another VM into a tunnel are counted and dro
 		intruderCount,
 		'the guard it was that refused them',
 	);
+});
+
+test('the guard tells its observer how many packets it has dropped', async t => {
+	await using testbed = await nodeWithPods();
+	const events: NetworkEvent[] = [];
+	await using networks = testbed.networks({observer: {notify: event => events.push(event)}});
+	const victim = await runPod(testbed, networks, 5);
+	t.is(await intrude(testbed, {victim, target: client, from: 'attacker'}), 0);
+	await networks.guard(signal());
+	while (events.length === 0) {
+		await turn();
+	}
+
+	t.deepEqual(events, [{kind: 'tunnels-guarded', dropped: intruderCount}]);
 });
 
 test('a tunnel that is only reserved, taken over from an earlier run, or released accepts nothing', async t => {

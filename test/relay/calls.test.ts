@@ -8,6 +8,10 @@ import {data, failure, frameOf, request, response} from './frames.ts';
 
 const streams = (calls: readonly {readonly streamId: number}[]): number[] => calls.map(({streamId}) => streamId);
 
+function agentCalls(events: readonly CallEvent[]): ReadonlyArray<Extract<CallEvent, {readonly kind: 'agent-call'}>> {
+	return events.filter(event => event.kind === 'agent-call');
+}
+
 test('answers are matched to their calls in whatever order, with method, time and status', async t => {
 	const lines: CallEvent[] = [];
 	const calls = new Calls({notify: event => lines.push(event)}, defaultCallLimits);
@@ -19,10 +23,17 @@ test('answers are matched to their calls in whatever order, with method, time an
 	t.is(calls.response(frameOf(response(1)), 20), 'open');
 	t.is(calls.size, 0);
 	t.deepEqual(
-		lines.map(({method, durationMs, code}) => [method, durationMs, code]),
+		agentCalls(lines).map(({method, durationMs, code}) => [method, durationMs, code]),
 		[
 			['grpc.AgentService/CopyFile', 12.3, 'NOT_FOUND'],
 			['grpc.AgentService/WaitProcess', 20, 'OK'],
+		],
+	);
+	t.deepEqual(
+		agentCalls(lines).map(({requestBytes, responseBytes}) => [requestBytes, responseBytes]),
+		[
+			[request(3, 'CopyFile', {payload: Buffer.alloc(100_000)}).length, failure(3, 5, 'x'.repeat(1000)).length],
+			[request(1, 'WaitProcess').length, response(1).length],
 		],
 	);
 });
@@ -37,7 +48,24 @@ test('the methods of the recorded conversation are seen, and all its calls are a
 	t.is(requests.length, 33);
 	t.true(requests.every(frame => calls.request(frame, true, 0) === 'taken'));
 	t.true(responses.every(frame => calls.response(frame, 0) === 'open'));
-	t.true(lines.every(({method}) => /^grpc\.(AgentService|Health)\/\w+$/.test(method)));
+	t.is(agentCalls(lines).length, responses.length);
+	t.true(agentCalls(lines).every(({method}) => /^grpc\.(AgentService|Health)\/\w+$/.test(method)));
+});
+
+test('calls that were sent before count as replayed, calls that waited for their first connection do not', t => {
+	const events: CallEvent[] = [];
+	const calls = new Calls({notify: event => events.push(event)}, defaultCallLimits);
+	calls.request(frameOf(request(1, 'WaitProcess')), false, 0);
+	t.is([...calls.join()].length, 1);
+	t.deepEqual(events, []);
+	calls.request(frameOf(request(3, 'GetOOMEvent')), true, 0);
+	calls.lost();
+	calls.request(frameOf(request(5, 'CreateContainer')), false, 0);
+	t.is([...calls.join()].length, 3);
+	t.deepEqual(events, [{kind: 'calls-replayed', count: 2}]);
+	calls.retire();
+	t.is([...calls.join()].length, 2);
+	t.deepEqual(events.slice(1), [{kind: 'calls-replayed', count: 2}]);
 });
 
 test('with the connection everything is lost but what only waits, which is made again byte for byte', t => {

@@ -6,7 +6,7 @@ import type {ExecutionContext} from 'ava';
 import {parseInitdata} from '../../src/initdata/initdata.ts';
 import {SandboxRegistry} from '../../src/sandbox/registry.ts';
 import type {SandboxRecords} from '../../src/sandbox/records.ts';
-import {allOf} from '../../src/core/observer.ts';
+import {allOf, noObserver, type Observer} from '../../src/core/observer.ts';
 import type {AdaptorEvent} from '../../src/observers/event.ts';
 import {logObserver} from '../../src/observers/log-observer.ts';
 import {podEventObserver} from '../../src/observers/pod-events.ts';
@@ -84,6 +84,8 @@ export interface FixtureOptions {
 	readonly rollBackPatienceMs?: number;
 	readonly reachReportMs?: number;
 	readonly closeTimeoutMs?: number;
+	/** Beside the log and the events of pods. */
+	readonly observer?: Observer<AdaptorEvent>;
 }
 
 /** What outlives a daemon. */
@@ -237,9 +239,12 @@ function fixtureOn(node: Node, t: ExecutionContext, options: FixtureOptions): Fi
 		agentTimeoutMs,
 		cleanupTimeoutMs,
 		removalRetryMs: [1, 4],
-		observer: allOf<AdaptorEvent>([logObserver(log), podEventObserver(cluster)], error => {
-			throw error;
-		}),
+		observer: allOf<AdaptorEvent>(
+			[logObserver(log), podEventObserver(cluster), options.observer ?? noObserver],
+			error => {
+				throw error;
+			},
+		),
 	});
 	const dispose = registry[Symbol.asyncDispose].bind(registry);
 	registry[Symbol.asyncDispose] = async () => {
