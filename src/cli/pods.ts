@@ -11,6 +11,7 @@ import {statusSettings} from './pods-settings.ts';
 import {podsKey, podsTable} from './pods-table.ts';
 import {printable} from './text.ts';
 
+/** A person sees a change as soon as this; a list takes a call to libvirt for each VM. */
 const watchEveryMs = 1000;
 
 export async function pods(context: CommandContext, signal: AbortSignal): Promise<number> {
