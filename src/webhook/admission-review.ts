@@ -7,6 +7,7 @@ import {mutation, type MutationPolicy} from './mutation.ts';
 import {malformed, member, objectAt, parsePod, type JsonObject} from './pod.ts';
 import type {PodSize} from './pod-size.ts';
 import {checkResources, invalidReason} from './resource-rules.ts';
+import {podWarnings} from './warnings.ts';
 
 export interface ReviewPolicy extends MutationPolicy {
 	/** Only pods with this runtime class are changed. */
@@ -23,6 +24,8 @@ export interface Answer {
 	readonly size?: PodSize;
 	/** The reason of a denial. */
 	readonly denial?: string;
+	/** What the pod asks for and does not get; the user reads the same text. */
+	readonly warnings?: readonly string[];
 }
 
 const apiVersion = 'admission.k8s.io/v1';
@@ -85,17 +88,21 @@ function answerRequest(uid: string, request: JsonObject, policy: ReviewPolicy): 
 	const pod = parsePod(document);
 	checkResources(pod, policy.extendedResource);
 	const {patch, size} = mutation(pod, policy);
+	const found = podWarnings(pod, document, policy.extendedResource);
+	const warnings = found.length === 0 ? {} : {warnings: found};
 	return patch.length === 0
-		? {...unchanged, ...identity}
+		? {review: response({uid, allowed: true, ...warnings}), ...identity, ...warnings}
 		: {
 				review: response({
 					uid,
 					allowed: true,
 					patchType: 'JSONPatch',
 					patch: Buffer.from(JSON.stringify(patch)).toString('base64'),
+					...warnings,
 				}),
 				...identity,
 				size,
+				...warnings,
 			};
 }
 

@@ -225,7 +225,7 @@ async function answer(
 
 	const startedAt = performance.now();
 	try {
-		const {review, pod, size, denial} = answerReview(parseReview(body), policy);
+		const {review, pod, size, denial, warnings = []} = answerReview(parseReview(body), policy);
 		if (denial !== undefined) {
 			log.warn({...present({pod}), reason: denial}, 'pod denied');
 		} else if (size !== undefined) {
@@ -237,6 +237,11 @@ async function answer(
 				},
 				'pod changed',
 			);
+		}
+
+		if (warnings.length > 0) {
+			// The warnings of a pod that a controller creates reach the controller, not the user.
+			log.info({...present({pod}), reason: warnings.join('; ')}, 'user warned: a peer pod cannot have this');
 		}
 
 		const json = Buffer.from(JSON.stringify(review));

@@ -137,6 +137,7 @@ export interface ReviewResponse {
 	readonly allowed: boolean;
 	readonly patchType?: string;
 	readonly patch?: string;
+	readonly warnings?: readonly string[];
 	readonly status?: {
 		readonly code: number;
 		readonly message: string;
