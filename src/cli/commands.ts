@@ -4,7 +4,15 @@
  * variable.
  */
 import {controllerSettings} from './controller-settings.ts';
-import {imageSettings, listFlags, pruneFlags, pushFlags, pushSettings, removeFlags} from './image-settings.ts';
+import {
+	buildKeys,
+	imageSettings,
+	listFlags,
+	pruneFlags,
+	pushFlags,
+	pushSettings,
+	removeFlags,
+} from './image-settings.ts';
 import {relaySettings} from './relay-settings.ts';
 import {webhookSettings} from './webhook-settings.ts';
 import {inertSettings, settings, type InertSetting, type SettingsTable} from '../config/settings.ts';
@@ -62,6 +70,7 @@ export const commands = {
 		usage: 'FILE | oci::REPOSITORY[:TAG|@DIGEST][::PATH]',
 		operands: [0, 1],
 		settings: pushSettings,
+		inertSettings: buildKeys,
 		flags: pushFlags,
 	},
 	'image list': {summary: 'list the images in the pool and their users', settings: imageSettings, flags: listFlags},

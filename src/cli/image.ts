@@ -2,7 +2,7 @@
 import {X509Certificate} from 'node:crypto';
 import {readFile, stat} from 'node:fs/promises';
 import {join} from 'node:path';
-import {loadSettings, type ValuesOf} from '../config/config.ts';
+import {inertWarnings, loadSettings, unknownVariables, type ValuesOf} from '../config/config.ts';
 import {byteSize} from '../core/byte-size.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {listImages, pruneImages, removeImage, useImage, type CatalogueOptions, type Image} from '../image/catalogue.ts';
@@ -23,7 +23,7 @@ import type {LibvirtUri} from '../libvirt/uri.ts';
 import {createLogger, type Logger} from '../core/log.ts';
 import {logObserver} from '../observers/log-observer.ts';
 import {exitCode, type Command, type CommandContext} from './command.ts';
-import {imageSettings, pushSettings} from './image-settings.ts';
+import {buildKeys, imageSettings, pushSettings} from './image-settings.ts';
 import {duration, Progress} from './progress.ts';
 
 /** The default does not depend on the machine that pushes. */
@@ -36,6 +36,10 @@ const usualKeep = 2;
 export const pushCommand: Command = async (context, signal) => {
 	const {env, flags, operands, host, out, err} = context;
 	const values = loadSettings(pushSettings, env, host, flags);
+	for (const {name, reason} of [...inertWarnings(buildKeys, env), ...unknownVariables(env)]) {
+		err.write(`Warning: ${name} ${reason}\n`);
+	}
+
 	const writesConfigMap = values.updateConfigMap === 'yes' && flags['no-switch'] !== 'true';
 	await using parts = new AsyncDisposableStack();
 	const {session, log} = await connect(context, values, parts, signal);
@@ -224,7 +228,7 @@ async function sourceOf(
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'No image to push',
-			remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.',
+			remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI. This program pushes images and builds none.',
 		});
 	}
 
