@@ -231,7 +231,7 @@ function generalHelp(): string[] {
 		...[
 			...Object.entries(table).map(([name, {summary}]) => [name, summary] as const),
 			['help', 'show this text; "help COMMAND" shows the settings and flags of a command'] as const,
-			['version', 'show the version'] as const,
+			['version', 'show version, commit, Node.js and the versions of the contracts'] as const,
 		].map(([name, summary]) => `  ${name.padEnd(columnWidth)}${summary}`),
 		'',
 		...envAndFlags,
