@@ -93,6 +93,11 @@ export const pushFlags = [
 			'Only creates the volume. Pods use it after it is set in LIBVIRT_VOL_NAME, in the annotation of a pod, or with "image use".',
 	},
 	{
+		name: 'new-version',
+		isSwitch: true,
+		description: 'Makes a new version even if the pool has one with the same content.',
+	},
+	{
 		name: 'registry-ca',
 		value: 'FILE',
 		description: 'Additional certificate authority (PEM) to trust for the registry.',

@@ -33,6 +33,8 @@ const registrySilenceMs = 60_000;
 const configMap = 'peer-pods-cm';
 const usualKeep = 2;
 
+const stageLabels = {comparing: 'Comparing', uploading: 'Uploading', checking: 'Checking '} as const;
+
 export const pushCommand: Command = async (context, signal) => {
 	const {env, flags, operands, host, out, err} = context;
 	const values = loadSettings(pushSettings, env, host, flags);
@@ -69,8 +71,8 @@ export const pushCommand: Command = async (context, signal) => {
 				source,
 				log,
 				givesName: flags['no-switch'] !== 'true' && !writesConfigMap,
-				onProgress: ({stage, done, total}) =>
-					progress.update(stage === 'uploading' ? 'Uploading' : 'Checking ', done, total),
+				reuses: flags['new-version'] !== 'true',
+				onProgress: ({stage, done, total}) => progress.update(stageLabels[stage], done, total),
 			},
 			signal,
 		);
@@ -83,6 +85,13 @@ export const pushCommand: Command = async (context, signal) => {
 
 	for (const volume of pushed.removed) {
 		out.write(`Removed ${volume}, left by an interrupted push\n`);
+	}
+
+	if (pushed.reused !== undefined) {
+		const {source: earlier, pushedAt} = pushed.reused;
+		out.write(
+			`The pool has this content already, from ${earlier} at ${pushedAt.toISOString()}: no new version was made\n`,
+		);
 	}
 
 	out.write(
@@ -343,7 +352,7 @@ async function configMapOf(
 }
 
 function imagesJson(images: readonly Image[], {pool, name}: CatalogueOptions): string {
-	const plain = images.map(({volume, format, size, virtualSize, madeAt, completeness, isCurrent, use}) => ({
+	const plain = images.map(({volume, format, size, virtualSize, madeAt, completeness, isCurrent, use, origin}) => ({
 		volume,
 		format,
 		sizeBytes: Number(size),
@@ -352,6 +361,10 @@ function imagesJson(images: readonly Image[], {pool, name}: CatalogueOptions): s
 		state: completeness,
 		current: isCurrent,
 		usedBy: use,
+		source: origin?.source ?? null,
+		digest: origin?.digest ?? null,
+		manifestDigest: origin?.container?.manifest ?? null,
+		pushedAt: origin?.pushedAt.toISOString() ?? null,
 	}));
 	return `${JSON.stringify({pool, name, images: plain}, undefined, '\t')}\n`;
 }
@@ -362,8 +375,8 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 	}
 
 	const rows = [
-		['', 'NAME', 'SIZE', 'VIRTUAL SIZE', 'USED BY', 'AGE', ''],
-		...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use}) => [
+		['', 'NAME', 'SIZE', 'VIRTUAL SIZE', 'USED BY', 'AGE', 'DIGEST', 'FROM', ''],
+		...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use, origin}) => [
 			isCurrent ? '*' : '',
 			volume,
 			byteSize(size),
@@ -376,6 +389,9 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 			madeAt === undefined
 				? '-'
 				: duration(Math.max(0, (now.getTime() - madeAt.getTime()) / 1000)).replace(/\.\d/v, ''),
+			// As long as podman shows ids.
+			(origin?.container?.manifest ?? origin?.digest ?? '-').slice(0, 'sha256:'.length + 12),
+			origin?.source ?? '-',
 			completeness === 'complete'
 				? ''
 				: completeness === 'under way'

@@ -2,6 +2,7 @@
 import {open} from 'node:fs/promises';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {findInLayers} from './layers.ts';
+import type {ContainerFile} from './origin.ts';
 import {formatReference, type ImageReference} from './reference.ts';
 import type {Platform} from './manifest.ts';
 import type {Registry} from './registry.ts';
@@ -17,7 +18,9 @@ export interface OpenImage extends AsyncDisposable {
 	readonly name: string;
 	/** Bytes. */
 	readonly size: bigint;
-	/** Read once, to the end, where the bytes are verified. */
+	/** Where the bytes are in a container image. */
+	readonly container?: ContainerFile;
+	/** Read to the end, where the bytes are verified; once, unless there is `readAt`. */
 	readonly chunks: () => AsyncGenerator<Buffer, void, undefined>;
 	/**
 	 * Bytes from an offset; fewer at the end. Absent if the bytes can only be read in order: a registry verifies them
@@ -103,6 +106,7 @@ export function registrySource(registry: Registry, reference: ImageReference, pl
 			);
 			return {
 				name: `${formatReference({...reference, version: {digest: manifest.digest}})}::/${reference.path}`,
+				container: {manifest: manifest.digest, path: reference.path},
 				size: file.size,
 				chunks: () => file.chunks(),
 				[Symbol.asyncDispose]: async () => file[Symbol.asyncDispose](),
