@@ -21,6 +21,7 @@ const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	relay: async () => (await import('./cli/relay.ts')).relay,
 	webhook: async () => (await import('./cli/webhook.ts')).webhook,
 	'image push': async () => (await import('./cli/image.ts')).pushCommand,
+	'image pack': async () => (await import('./cli/image.ts')).packCommand,
 	'image list': async () => (await import('./cli/image.ts')).listCommand,
 	'image use': async () => (await import('./cli/image.ts')).useCommand,
 	'image rm': async () => (await import('./cli/image.ts')).removeCommand,

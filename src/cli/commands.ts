@@ -8,6 +8,7 @@ import {
 	buildKeys,
 	imageSettings,
 	listFlags,
+	packFlags,
 	pruneFlags,
 	pushFlags,
 	pushSettings,
@@ -67,7 +68,7 @@ export const commands = {
 	},
 	'image push': {
 		summary: 'upload a pod VM image from a file or a registry to a new volume',
-		usage: 'FILE | oci::REPOSITORY[:TAG|@DIGEST][::PATH]',
+		usage: 'FILE | ARCHIVE | oci::REPOSITORY[:TAG|@DIGEST][::PATH]',
 		operands: [0, 1],
 		settings: pushSettings,
 		inertSettings: buildKeys,
@@ -91,6 +92,12 @@ export const commands = {
 		summary: 'remove old versions that no VM uses, and interrupted pushes',
 		settings: imageSettings,
 		flags: pruneFlags,
+	},
+	'image pack': {
+		summary: 'wrap a qcow2 image in a container image, as an OCI archive',
+		usage: 'FILE',
+		operands: [1, 1],
+		flags: packFlags,
 	},
 } as const satisfies Readonly<Record<string, CommandDescription>>;
 

@@ -127,6 +127,13 @@ export const pushFlags = [
 	},
 ] as const;
 
+export const packFlags = [
+	{
+		name: 'o',
+		value: 'FILE',
+		description: 'The archive to write; the default is the name of the image with .oci.tar, in this directory.',
+	},
+] as const;
 export const listFlags = [
 	{name: 'json', isSwitch: true, description: 'Prints one JSON document with sizes in bytes.'},
 ] as const;

@@ -1,17 +1,19 @@
 /** `cloud-api-adaptor image push|list|use|rm|prune`: manages pod VM images. */
 import {X509Certificate} from 'node:crypto';
 import {readFile, stat} from 'node:fs/promises';
-import {join} from 'node:path';
+import {basename, join} from 'node:path';
 import {inertWarnings, loadSettings, unknownVariables, type ValuesOf} from '../config/config.ts';
 import {byteSize} from '../core/byte-size.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {listImages, pruneImages, removeImage, useImage, type CatalogueOptions, type Image} from '../image/catalogue.ts';
 import {findCredentials} from '../image/credentials.ts';
 import {HttpClient} from '../image/http.ts';
+import {packImage} from '../image/pack.ts';
 import {createPool} from '../image/pool.ts';
 import {pushImage} from '../image/push.ts';
 import {parseImageReference} from '../image/reference.ts';
 import {Registry} from '../image/registry.ts';
+import {archiveSource, isArchive} from '../image/oci-archive.ts';
 import {fileSource, registrySource, type ImageSource} from '../image/source.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {writeConfigMap} from '../kubernetes/config-map.ts';
@@ -47,7 +49,7 @@ export const pushCommand: Command = async (context, signal) => {
 	const {session, log} = await connect(context, values, parts, signal);
 	// Fail early: check the config map before the upload.
 	const cluster = writesConfigMap ? await configMapOf(context, parts, log, signal) : undefined;
-	const source = await sourceOf(operands[0] ?? values.imageUri, values.authFile, context, parts);
+	const source = await sourceOf(operands[0] ?? values.imageUri, values.authFile, context, parts, signal);
 	if (flags['create-pool'] === 'true') {
 		const done = await createPool(session, values.pool, poolDirectory(values), signal);
 		out.write(done.length === 0 ? '' : `Pool ${values.pool}: ${done.join(', ')}\n`);
@@ -133,6 +135,24 @@ export const listCommand: Command = async (context, signal) => {
 	const options = await catalogue(context, parts, signal);
 	const images = await listImages(options, signal);
 	context.out.write(context.flags['json'] === 'true' ? imagesJson(images, options) : imagesTable(images, options));
+	return exitCode.ok;
+};
+
+export const packCommand: Command = async ({operands, flags, out, err}, signal) => {
+	const [path = ''] = operands;
+	const output = flags['o'] ?? `${basename(path).replace(/\.qcow2$/v, '')}.oci.tar`;
+	using progress = new Progress({screen: err, clock: () => performance.now()});
+	await using image = await fileSource(path).open(signal);
+	const packed = await packImage({
+		image,
+		output,
+		onProgress: ({stage, done, total}) => progress.update(stage === 'reading' ? 'Reading' : 'Writing', done, total),
+	});
+	progress[Symbol.dispose]();
+	out.write(
+		`${output}: ${byteSize(packed.size)}, ${usualPlatform}, ${packed.digest}, with ${packed.path}\n` +
+			`Push it to a pool with "cloud-api-adaptor image push ${output}", or to a registry with "skopeo copy oci-archive:${output} docker://REGISTRY/NAME:TAG"\n`,
+	);
 	return exitCode.ok;
 };
 
@@ -232,6 +252,7 @@ async function sourceOf(
 	authFile: string | undefined,
 	{env, flags, processContext: {home}}: CommandContext,
 	parts: AsyncDisposableStack,
+	signal: AbortSignal,
 ): Promise<ImageSource> {
 	if (operand === undefined) {
 		throw new AdaptorError({
@@ -241,16 +262,6 @@ async function sourceOf(
 		});
 	}
 
-	// A reference may contain slashes, too. So it is a path if it looks like one, or if the file exists.
-	if (
-		/^\.{0,2}\//v.test(operand) ||
-		/^[^:]*\.(?:qcow2|raw|img)$/v.test(operand) ||
-		(!operand.startsWith('oci::') && (await isFile(operand)))
-	) {
-		return fileSource(operand);
-	}
-
-	const reference = parseImageReference(operand);
 	const {'registry-ca': caFile, 'plain-http': plainHosts, 'local-host': localHosts, platform = usualPlatform} = flags;
 	const {os, architecture} = /^(?<os>[a-z0-9]+)\/(?<architecture>[a-z0-9]+)$/v.exec(platform)?.groups ?? {};
 	if (os === undefined || architecture === undefined) {
@@ -260,6 +271,16 @@ async function sourceOf(
 		});
 	}
 
+	// A reference may contain slashes, too. So it is a path if it looks like one, or if the file exists.
+	if (
+		/^\.{0,2}\//v.test(operand) ||
+		/^[^:]*\.(?:qcow2|raw|img|tar)$/v.test(operand) ||
+		(!operand.startsWith('oci::') && (await isFile(operand)))
+	) {
+		return (await isArchive(operand, signal)) ? archiveSource(operand, {os, architecture}) : fileSource(operand);
+	}
+
+	const reference = parseImageReference(operand);
 	const http = parts.use(
 		new HttpClient({
 			...(caFile === undefined ? {} : {ca: await readCa(caFile)}),

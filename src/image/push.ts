@@ -99,7 +99,7 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	await using image = await source.open(signal);
 	const same = await findSame(known, image, options.onProgress);
 	if (same !== undefined) {
-		return reuse(options, pool, same, image, removed, signal);
+		return await reuse(options, pool, same, image, removed, signal);
 	}
 
 	const bytes = new Bytes(image);
@@ -139,7 +139,7 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	// Only now the content of a file in a container image is known.
 	const uploaded = known.find(({origin}) => origin.digest === digest);
 	if (uploaded !== undefined) {
-		return reuse(options, pool, uploaded, image, removed, signal);
+		return await reuse(options, pool, uploaded, image, removed, signal);
 	}
 
 	if (isJudgedFromVolume) {

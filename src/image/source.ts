@@ -29,10 +29,19 @@ export interface OpenImage extends AsyncDisposable {
 	readonly readAt?: (at: bigint, length: number) => Promise<Buffer>;
 }
 
+/** A file that is read at any place, and as often as needed. */
+export type ReadableFile = Required<Pick<OpenImage, 'name' | 'size' | 'chunks' | 'readAt'>>;
+
+export interface FileSource {
+	/** Its path. */
+	readonly name: string;
+	open(signal: AbortSignal): Promise<ReadableFile & AsyncDisposable>;
+}
+
 /** Large reads, because each uses the thread pool once. */
 const fileChunkBytes = 1024 * 1024;
 
-export function fileSource(path: string): ImageSource {
+export function fileSource(path: string): FileSource {
 	return {
 		name: path,
 		async open(signal) {
