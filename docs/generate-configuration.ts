@@ -1,5 +1,6 @@
 /** Writes configuration.md from the tables of settings: `npm run docs`. A test checks that this was done. */
 import {writeFileSync} from 'node:fs';
+import {buildKeys} from '../src/cli/image-settings.ts';
 import {commands, type CommandDescription} from '../src/cli/commands.ts';
 import {exampleOf} from '../src/config/config.ts';
 import {inertSettings, sections, settings, type Setting} from '../src/config/settings.ts';
@@ -41,6 +42,15 @@ export function configurationMarkdown(): string {
 		'| variable | flag | why |',
 		'| --- | --- | --- |',
 		...inertSettings.map(({env, flag, reason}) => row(`\`${env}\``, flagCell(flag), reason)),
+		'',
+		'Keys of `libvirt-podvm-image-cm` for the image builder of the operator; `image push` warns about each one that is set:',
+		'',
+		'| variable | flag | why |',
+		'| --- | --- | --- |',
+		...buildKeys.map(({env, flag, reason}) => row(`\`${env}\``, flagCell(flag), reason)),
+		'',
+		'A variable that begins with `LIBVIRT_`, `PEERPODS_` or `VXLAN_` and is not a setting is probably mistyped: a warning',
+		'names it, with the nearest setting.',
 		'',
 	].join('\n');
 }

@@ -9,6 +9,7 @@ import {homedir, hostname, userInfo} from 'node:os';
 import {helpText, parseArguments} from './cli/arguments.ts';
 import {exitCode, type Command, type CommandContext, type Screen} from './cli/command.ts';
 import type {CommandName} from './cli/commands.ts';
+import type {Build} from './cli/version.ts';
 import {AdaptorError, toError} from './core/errors.ts';
 import {Secret, type Logger} from './core/log.ts';
 
@@ -25,6 +26,7 @@ const load: Readonly<Record<CommandName, () => Promise<Command>>> = {
 	'log-level': async () => (await import('./cli/log-level.ts')).logLevel,
 	webhook: async () => (await import('./cli/webhook.ts')).webhook,
 	'image push': async () => (await import('./cli/image.ts')).pushCommand,
+	'image pack': async () => (await import('./cli/image.ts')).packCommand,
 	'image list': async () => (await import('./cli/image.ts')).listCommand,
 	'image use': async () => (await import('./cli/image.ts')).useCommand,
 	'image rm': async () => (await import('./cli/image.ts')).removeCommand,
@@ -65,11 +67,8 @@ function serviceAccountToken(): {serviceAccountToken?: Secret<string>} {
 	}
 }
 
-function version(): string {
-	const {version: text} = JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as {
-		version: string;
-	};
-	return text;
+function build(): Build {
+	return JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as Build;
 }
 
 function screen(stream: NodeJS.WriteStream): Screen {
@@ -127,7 +126,7 @@ async function runCommand(name: CommandName, given: Pick<CommandContext, 'flags'
 				env: process.env,
 				host: {hostname: hostname(), ...serviceAccountToken()},
 				processContext: {...account(), uid: process.getuid?.(), sshAgentSocket: process.env['SSH_AUTH_SOCK']},
-				version: version(),
+				version: build().version,
 				out: screen(process.stdout),
 				err: screen(process.stderr),
 				...(process.stdin.isTTY ? {confirm} : {}),
@@ -155,7 +154,8 @@ async function main(argv: readonly string[]): Promise<number> {
 	}
 
 	if (parsed.command === 'version') {
-		screen(process.stdout).write(`cloud-api-adaptor ${version()}\n`);
+		const {versionText} = await import('./cli/version.ts');
+		screen(process.stdout).write(versionText(build(), process.version));
 		return exitCode.ok;
 	}
 

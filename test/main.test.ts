@@ -142,7 +142,10 @@ test('help explains every command on standard output, version tells the version'
 	t.deepEqual(await help.exited, [0, null]);
 	t.regex(await help.stdout, /^Usage: cloud-api-adaptor COMMAND/);
 	t.deepEqual(await version.exited, [0, null]);
-	t.regex(await version.stdout, /^cloud-api-adaptor \d+\.\d+\.\d+\n$/);
+	t.regex(
+		await version.stdout,
+		/^cloud-api-adaptor \d+\.\d+\.\d+\ncommit unknown\nNode\.js v\d+\.\d+\.\d+\nkata remote hypervisor API 0\.0\.0 .*\nrelay process contract \d+ .*\n$/,
+	);
 	t.is(help.stderr + version.stderr, '');
 });
 

@@ -3,6 +3,9 @@ import {fileURLToPath} from 'node:url';
 import {loadSync, type PackageDefinition, type ServiceDefinition} from '@grpc/proto-loader';
 import {AdaptorError} from '../core/errors.ts';
 
+/** The answer to Version. The shims of kata ignore it; upstream has always returned this value. */
+export const apiVersion = '0.0.0';
+
 /** The messages of hypervisor.proto, in the form of proto-loader. */
 export interface CreateVMRequest {
 	readonly id: string;

@@ -3,14 +3,15 @@ import type {ServiceDefinition} from '@grpc/proto-loader';
 import {Scope} from '../core/lifetime.ts';
 import type {Observer, Without} from '../core/observer.ts';
 import type {Sandboxes} from '../sandbox/ports.ts';
-import type {
-	Contract,
-	CreateVMRequest,
-	CreateVMResponse,
-	GetInfoRequest,
-	GetInfoResponse,
-	SandboxRequest,
-	Version,
+import {
+	apiVersion,
+	type Contract,
+	type CreateVMRequest,
+	type CreateVMResponse,
+	type GetInfoRequest,
+	type GetInfoResponse,
+	type SandboxRequest,
+	type Version,
 } from './contract.ts';
 import type {CallEvent} from './events.ts';
 
@@ -33,9 +34,6 @@ export interface Service {
 	readonly definition: ServiceDefinition;
 	readonly handlers: Handlers;
 }
-
-/** The shims of kata ignore it; upstream has always returned this value. */
-const apiVersion = '0.0.0';
 
 /**
  * @param ending aborts when draining begins: then calls that only wait for an event are answered, so that draining does

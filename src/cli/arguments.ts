@@ -4,6 +4,7 @@
  * settings; this file only checks the values of switches that are not settings.
  */
 import {AdaptorError} from '../core/errors.ts';
+import {suggestion} from '../core/suggestion.ts';
 import {boolean} from '../config/setting-types.ts';
 import {inertSettings, sections, settings, type Setting} from '../config/settings.ts';
 import {commands, type CommandDescription, type CommandName} from './commands.ts';
@@ -204,30 +205,6 @@ function refused(what: string, command?: CommandName): AdaptorError {
 	});
 }
 
-/** ` (did you mean …?)` with the nearest name, or '' if no name is similar. */
-function suggestion(word: string, candidates: readonly string[], prefix = ''): string {
-	const [nearest] = candidates
-		.map(name => ({name, distance: editDistance(word, name)}))
-		.filter(({name, distance}) => distance <= Math.max(2, name.length / 3))
-		.toSorted((a, b) => a.distance - b.distance);
-	return nearest === undefined ? '' : ` (did you mean ${prefix}${nearest.name}?)`;
-}
-
-/** Levenshtein distance: the number of characters to insert, delete or replace. */
-function editDistance(from: string, to: string): number {
-	let row = Array.from({length: to.length + 1}, (_, index) => index);
-	for (const [i, left] of Array.from(from.slice(0, 64)).entries()) {
-		const next = [i + 1];
-		for (const [j, right] of Array.from(to).entries()) {
-			next.push(Math.min((row[j + 1] ?? 0) + 1, (next[j] ?? 0) + 1, (row[j] ?? 0) + (left === right ? 0 : 1)));
-		}
-
-		row = next;
-	}
-
-	return row.at(-1) ?? 0;
-}
-
 /**
  * Text for a terminal: one command with its settings and flags, a group of commands, or all commands with the settings
  * of the daemon.
@@ -258,7 +235,7 @@ function generalHelp(): string[] {
 		...[
 			...Object.entries(table).map(([name, {summary}]) => [name, summary] as const),
 			['help', 'show this text; "help COMMAND" shows the settings and flags of a command'] as const,
-			['version', 'show the version'] as const,
+			['version', 'show version, commit, Node.js and the versions of the contracts'] as const,
 		].map(([name, summary]) => `  ${name.padEnd(columnWidth)}${summary}`),
 		'',
 		...envAndFlags,

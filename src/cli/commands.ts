@@ -4,7 +4,16 @@
  * variable.
  */
 import {controllerSettings} from './controller-settings.ts';
-import {imageSettings, listFlags, pruneFlags, pushFlags, pushSettings, removeFlags} from './image-settings.ts';
+import {
+	buildKeys,
+	imageSettings,
+	listFlags,
+	packFlags,
+	pruneFlags,
+	pushFlags,
+	pushSettings,
+	removeFlags,
+} from './image-settings.ts';
 import {consoleFlags, podsFlags, removeFlags as removePodFlags, statusSettings} from './pods-settings.ts';
 import {relaySettings} from './relay-settings.ts';
 import {webhookSettings} from './webhook-settings.ts';
@@ -91,9 +100,10 @@ export const commands = {
 	},
 	'image push': {
 		summary: 'upload a pod VM image from a file or a registry to a new volume',
-		usage: 'FILE | oci::REPOSITORY[:TAG|@DIGEST][::PATH]',
+		usage: 'FILE | ARCHIVE | oci::REPOSITORY[:TAG|@DIGEST][::PATH]',
 		operands: [0, 1],
 		settings: pushSettings,
+		inertSettings: buildKeys,
 		flags: pushFlags,
 	},
 	'image list': {summary: 'list the images in the pool and their users', settings: imageSettings, flags: listFlags},
@@ -114,6 +124,12 @@ export const commands = {
 		summary: 'remove old versions that no VM uses, and interrupted pushes',
 		settings: imageSettings,
 		flags: pruneFlags,
+	},
+	'image pack': {
+		summary: 'wrap a qcow2 image in a container image, as an OCI archive',
+		usage: 'FILE',
+		operands: [1, 1],
+		flags: packFlags,
 	},
 } as const satisfies Readonly<Record<string, CommandDescription>>;
 

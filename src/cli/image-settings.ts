@@ -1,6 +1,6 @@
 /** Settings and flags of the image commands. */
 import {absolutePath, oneOf, textLike} from '../config/setting-types.ts';
-import {settings, type SettingsTable} from '../config/settings.ts';
+import {settings, type InertSetting, type SettingsTable} from '../config/settings.ts';
 
 const {libvirtUri, pool, baseVolume, logLevel} = settings;
 
@@ -47,6 +47,39 @@ export const pushSettings = {
 	},
 } as const satisfies SettingsTable;
 
+const isBuildKey = 'only the image builder of the operator reads it, and this program builds no images';
+/**
+ * Keys of `libvirt-podvm-image-cm` for the operator's image builder. Source: openshift/sandboxed-containers-operator,
+ * config/peerpods/podvm.
+ */
+export const buildKeys: readonly InertSetting[] = [
+	{env: 'PODVM_DISTRO', reason: `distribution of the image to build; ${isBuildKey}`},
+	{
+		env: 'DOWNLOAD_SOURCES',
+		silentFor: ['no', 'false'],
+		reason: `whether to download sources for the build; ${isBuildKey}`,
+	},
+	{env: 'CAA_SRC', reason: `repository of the sources to build from; ${isBuildKey}`},
+	{env: 'CAA_REF', reason: `version of the sources to build from; ${isBuildKey}`},
+	{
+		env: 'CONFIDENTIAL_COMPUTE_ENABLED',
+		silentFor: ['no', 'false'],
+		reason: `whether to build an image for confidential VMs; DISABLECVM=false starts confidential VMs, and ${isBuildKey}`,
+	},
+	{env: 'ORG_ID', reason: `subscription of the build; remove it here, since ${isBuildKey}`},
+	{env: 'ACTIVATION_KEY', reason: `subscription of the build and a secret; remove it here, since ${isBuildKey}`},
+	{
+		env: 'IMAGE_NAME',
+		reason: `file name of the image to build; LIBVIRT_VOL_NAME names the volume, and ${isBuildKey}`,
+	},
+	{
+		env: 'SE_BOOT',
+		silentFor: ['no', 'false'],
+		reason: `whether to build an image for IBM Secure Execution; push one that is, and set DISABLECVM=false: ${isBuildKey}`,
+	},
+	{env: 'BASE_OS_VERSION', reason: `version of the distribution of the image to build; ${isBuildKey}`},
+];
+
 export const pushFlags = [
 	{
 		name: 'create-pool',
@@ -58,6 +91,11 @@ export const pushFlags = [
 		isSwitch: true,
 		description:
 			'Only creates the volume. Pods use it after it is set in LIBVIRT_VOL_NAME, in the annotation of a pod, or with "image use".',
+	},
+	{
+		name: 'new-version',
+		isSwitch: true,
+		description: 'Makes a new version even if the pool has one with the same content.',
 	},
 	{
 		name: 'registry-ca',
@@ -89,6 +127,13 @@ export const pushFlags = [
 	},
 ] as const;
 
+export const packFlags = [
+	{
+		name: 'o',
+		value: 'FILE',
+		description: 'The archive to write; the default is the name of the image with .oci.tar, in this directory.',
+	},
+] as const;
 export const listFlags = [
 	{name: 'json', isSwitch: true, description: 'Prints one JSON document with sizes in bytes.'},
 ] as const;

@@ -1,17 +1,19 @@
 /** `cloud-api-adaptor image push|list|use|rm|prune`: manages pod VM images. */
 import {X509Certificate} from 'node:crypto';
 import {readFile, stat} from 'node:fs/promises';
-import {join} from 'node:path';
-import {loadSettings, type ValuesOf} from '../config/config.ts';
+import {basename, join} from 'node:path';
+import {inertWarnings, loadSettings, unknownVariables, type ValuesOf} from '../config/config.ts';
 import {byteSize} from '../core/byte-size.ts';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {listImages, pruneImages, removeImage, useImage, type CatalogueOptions, type Image} from '../image/catalogue.ts';
 import {findCredentials} from '../image/credentials.ts';
 import {HttpClient} from '../image/http.ts';
+import {packImage} from '../image/pack.ts';
 import {createPool} from '../image/pool.ts';
 import {pushImage} from '../image/push.ts';
 import {parseImageReference} from '../image/reference.ts';
 import {Registry} from '../image/registry.ts';
+import {archiveSource, isArchive} from '../image/oci-archive.ts';
 import {fileSource, registrySource, type ImageSource} from '../image/source.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {writeConfigMap} from '../kubernetes/config-map.ts';
@@ -24,7 +26,7 @@ import {createLogger, type Logger} from '../core/log.ts';
 import {logObserver} from '../observers/log-observer.ts';
 import {exitCode, type Command, type CommandContext} from './command.ts';
 import {columns} from './text.ts';
-import {imageSettings, pushSettings} from './image-settings.ts';
+import {buildKeys, imageSettings, pushSettings} from './image-settings.ts';
 import {duration, Progress} from './progress.ts';
 
 /** The default does not depend on the machine that pushes. */
@@ -34,15 +36,21 @@ const registrySilenceMs = 60_000;
 const configMap = 'peer-pods-cm';
 const usualKeep = 2;
 
+const stageLabels = {comparing: 'Comparing', uploading: 'Uploading', checking: 'Checking '} as const;
+
 export const pushCommand: Command = async (context, signal) => {
 	const {env, flags, operands, host, out, err} = context;
 	const values = loadSettings(pushSettings, env, host, flags);
+	for (const {name, reason} of [...inertWarnings(buildKeys, env), ...unknownVariables(env)]) {
+		err.write(`Warning: ${name} ${reason}\n`);
+	}
+
 	const writesConfigMap = values.updateConfigMap === 'yes' && flags['no-switch'] !== 'true';
 	await using parts = new AsyncDisposableStack();
 	const {session, log} = await connect(context, values, parts, signal);
 	// Fail early: check the config map before the upload.
 	const cluster = writesConfigMap ? await configMapOf(context, parts, log, signal) : undefined;
-	const source = await sourceOf(operands[0] ?? values.imageUri, values.authFile, context, parts);
+	const source = await sourceOf(operands[0] ?? values.imageUri, values.authFile, context, parts, signal);
 	if (flags['create-pool'] === 'true') {
 		const done = await createPool(session, values.pool, poolDirectory(values), signal);
 		out.write(done.length === 0 ? '' : `Pool ${values.pool}: ${done.join(', ')}\n`);
@@ -66,8 +74,8 @@ export const pushCommand: Command = async (context, signal) => {
 				source,
 				log,
 				givesName: flags['no-switch'] !== 'true' && !writesConfigMap,
-				onProgress: ({stage, done, total}) =>
-					progress.update(stage === 'uploading' ? 'Uploading' : 'Checking ', done, total),
+				reuses: flags['new-version'] !== 'true',
+				onProgress: ({stage, done, total}) => progress.update(stageLabels[stage], done, total),
 			},
 			signal,
 		);
@@ -80,6 +88,13 @@ export const pushCommand: Command = async (context, signal) => {
 
 	for (const volume of pushed.removed) {
 		out.write(`Removed ${volume}, left by an interrupted push\n`);
+	}
+
+	if (pushed.reused !== undefined) {
+		const {source: earlier, pushedAt} = pushed.reused;
+		out.write(
+			`The pool has this content already, from ${earlier} at ${pushedAt.toISOString()}: no new version was made\n`,
+		);
 	}
 
 	out.write(
@@ -121,6 +136,24 @@ export const listCommand: Command = async (context, signal) => {
 	const options = await catalogue(context, parts, signal);
 	const images = await listImages(options, signal);
 	context.out.write(context.flags['json'] === 'true' ? imagesJson(images, options) : imagesTable(images, options));
+	return exitCode.ok;
+};
+
+export const packCommand: Command = async ({operands, flags, out, err}, signal) => {
+	const [path = ''] = operands;
+	const output = flags['o'] ?? `${basename(path).replace(/\.qcow2$/v, '')}.oci.tar`;
+	using progress = new Progress({screen: err, clock: () => performance.now()});
+	await using image = await fileSource(path).open(signal);
+	const packed = await packImage({
+		image,
+		output,
+		onProgress: ({stage, done, total}) => progress.update(stage === 'reading' ? 'Reading' : 'Writing', done, total),
+	});
+	progress[Symbol.dispose]();
+	out.write(
+		`${output}: ${byteSize(packed.size)}, ${usualPlatform}, ${packed.digest}, with ${packed.path}\n` +
+			`Push it to a pool with "cloud-api-adaptor image push ${output}", or to a registry with "skopeo copy oci-archive:${output} docker://REGISTRY/NAME:TAG"\n`,
+	);
 	return exitCode.ok;
 };
 
@@ -220,25 +253,16 @@ async function sourceOf(
 	authFile: string | undefined,
 	{env, flags, processContext: {home}}: CommandContext,
 	parts: AsyncDisposableStack,
+	signal: AbortSignal,
 ): Promise<ImageSource> {
 	if (operand === undefined) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
 			what: 'No image to push',
-			remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI.',
+			remedy: 'Name a file or an image reference, or set PODVM_IMAGE_URI. This program pushes images and builds none.',
 		});
 	}
 
-	// A reference may contain slashes, too. So it is a path if it looks like one, or if the file exists.
-	if (
-		/^\.{0,2}\//v.test(operand) ||
-		/^[^:]*\.(?:qcow2|raw|img)$/v.test(operand) ||
-		(!operand.startsWith('oci::') && (await isFile(operand)))
-	) {
-		return fileSource(operand);
-	}
-
-	const reference = parseImageReference(operand);
 	const {'registry-ca': caFile, 'plain-http': plainHosts, 'local-host': localHosts, platform = usualPlatform} = flags;
 	const {os, architecture} = /^(?<os>[a-z0-9]+)\/(?<architecture>[a-z0-9]+)$/v.exec(platform)?.groups ?? {};
 	if (os === undefined || architecture === undefined) {
@@ -248,6 +272,16 @@ async function sourceOf(
 		});
 	}
 
+	// A reference may contain slashes, too. So it is a path if it looks like one, or if the file exists.
+	if (
+		/^\.{0,2}\//v.test(operand) ||
+		/^[^:]*\.(?:qcow2|raw|img|tar)$/v.test(operand) ||
+		(!operand.startsWith('oci::') && (await isFile(operand)))
+	) {
+		return (await isArchive(operand, signal)) ? archiveSource(operand, {os, architecture}) : fileSource(operand);
+	}
+
+	const reference = parseImageReference(operand);
 	const http = parts.use(
 		new HttpClient({
 			...(caFile === undefined ? {} : {ca: await readCa(caFile)}),
@@ -340,7 +374,7 @@ async function configMapOf(
 }
 
 function imagesJson(images: readonly Image[], {pool, name}: CatalogueOptions): string {
-	const plain = images.map(({volume, format, size, virtualSize, madeAt, completeness, isCurrent, use}) => ({
+	const plain = images.map(({volume, format, size, virtualSize, madeAt, completeness, isCurrent, use, origin}) => ({
 		volume,
 		format,
 		sizeBytes: Number(size),
@@ -349,6 +383,10 @@ function imagesJson(images: readonly Image[], {pool, name}: CatalogueOptions): s
 		state: completeness,
 		current: isCurrent,
 		usedBy: use,
+		source: origin?.source ?? null,
+		digest: origin?.digest ?? null,
+		manifestDigest: origin?.container?.manifest ?? null,
+		pushedAt: origin?.pushedAt.toISOString() ?? null,
 	}));
 	return `${JSON.stringify({pool, name, images: plain}, undefined, '\t')}\n`;
 }
@@ -359,8 +397,8 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 	}
 
 	const rows = [
-		['', 'NAME', 'SIZE', 'VIRTUAL SIZE', 'USED BY', 'AGE', ''],
-		...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use}) => [
+		['', 'NAME', 'SIZE', 'VIRTUAL SIZE', 'USED BY', 'AGE', 'DIGEST', 'FROM', ''],
+		...images.map(({volume, size, virtualSize, madeAt, completeness, isCurrent, use, origin}) => [
 			isCurrent ? '*' : '',
 			volume,
 			byteSize(size),
@@ -373,6 +411,9 @@ function imagesTable(images: readonly Image[], {pool, name, now}: CatalogueOptio
 			madeAt === undefined
 				? '-'
 				: duration(Math.max(0, (now.getTime() - madeAt.getTime()) / 1000)).replace(/\.\d/v, ''),
+			// As long as podman shows ids.
+			(origin?.container?.manifest ?? origin?.digest ?? '-').slice(0, 'sha256:'.length + 12),
+			origin?.source ?? '-',
 			completeness === 'complete'
 				? ''
 				: completeness === 'under way'

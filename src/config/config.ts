@@ -7,7 +7,16 @@ import {parseJsonOrNothing, textAt} from '../core/json.ts';
 import type {Secret} from '../core/log.ts';
 import {checkTlsOptions} from '../relay/tls-options.ts';
 import type {ValueType} from './setting-types.ts';
-import {inertSettings, settings, type Setting, type SettingsTable} from './settings.ts';
+import {suggestion} from '../core/suggestion.ts';
+import {
+	foreignVariables,
+	inertSettings,
+	ownPrefixes,
+	settings,
+	type InertSetting,
+	type Setting,
+	type SettingsTable,
+} from './settings.ts';
 
 type ValueOf<S> = S extends {readonly type: ValueType<infer T>}
 	? S extends {readonly default: string} | {readonly defaultIs: string}
@@ -294,15 +303,52 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 }
 
 function warningsAbout(env: Texts, flags: Texts, {libvirtUri}: Pick<Parsed, 'libvirtUri'>): ConfigWarning[] {
-	const warnings: ConfigWarning[] = (libvirtUri?.warnings ?? []).map(reason => ({name: 'LIBVIRT_URI', reason}));
-	for (const setting of inertSettings) {
-		const asked = given(setting, env, flags);
-		if (asked !== undefined && setting.silentFor?.includes(asked.text.toLowerCase()) !== true) {
-			warnings.push({name: asked.name, reason: `has no effect: ${setting.reason}`});
-		}
-	}
+	return [
+		...(libvirtUri?.warnings ?? []).map(reason => Object.freeze({name: 'LIBVIRT_URI', reason})),
+		...inertWarnings(inertSettings, env, flags),
+		...unknownVariables(env),
+	];
+}
 
-	return warnings.map(warning => Object.freeze(warning));
+/** One warning for each setting that is given and has no effect. */
+export function inertWarnings(table: readonly InertSetting[], env: Texts, flags: Texts = {}): ConfigWarning[] {
+	return table.flatMap(setting => {
+		const asked = given(setting, env, flags);
+		return asked === undefined || setting.silentFor?.includes(asked.text.toLowerCase()) === true
+			? []
+			: [Object.freeze({name: asked.name, reason: `has no effect: ${setting.reason}`})];
+	});
+}
+
+/** Variables that a kubelet sets for each service of a namespace. Source: Kubernetes, "Service". */
+const serviceVariable = /_SERVICE_HOST$|_SERVICE_PORT(?:_\w+)?$|_PORT_\d+_(?:TCP|UDP|SCTP)(?:_\w+)?$/v;
+const serviceAddress = /^(?:tcp|udp|sctp):\/\//v;
+
+/** One warning for each variable that begins like one of ours and is none. */
+export function unknownVariables(env: Texts): ConfigWarning[] {
+	const known = [...Object.values<Setting>(settings), ...inertSettings]
+		.flatMap(({env: name, alias}: Pick<Setting, 'env' | 'alias'>) => [name, alias])
+		.filter(name => name !== undefined);
+	return Object.entries(env)
+		.filter(
+			([name, value = '']) =>
+				ownPrefixes.some(prefix => name.startsWith(prefix)) &&
+				value.trim() !== '' &&
+				!known.includes(name) &&
+				!foreignVariables.has(name) &&
+				!serviceVariable.test(name) &&
+				!serviceAddress.test(value),
+		)
+		.map(([name]) => Object.freeze({name, reason: `has no effect: there is no such setting${meant(name, known)}`}))
+		.toSorted((a, b) => a.name.localeCompare(b.name));
+}
+
+/** Compared without the prefix, which would make any two names similar. */
+function meant(name: string, known: readonly string[]): string {
+	const longer = known.find(each => each.startsWith(`${name}_`));
+	const prefix = ownPrefixes.find(each => name.startsWith(each)) ?? '';
+	const same = known.filter(each => each.startsWith(prefix)).map(each => each.slice(prefix.length));
+	return longer === undefined ? suggestion(name.slice(prefix.length), same, prefix) : ` (did you mean ${longer}?)`;
 }
 
 /** Quoted and truncated. */

@@ -563,3 +563,19 @@ export const inertSettings: readonly InertSetting[] = [
 		reason: 'not supported: agent traffic uses mutual TLS',
 	},
 ];
+
+/** The prefixes of our own variables: others with them are probably mistyped. */
+export const ownPrefixes = ['LIBVIRT_', 'PEERPODS_', 'VXLAN_'] as const;
+
+/**
+ * Variables with such a prefix that are not settings of the daemon. `LIBVIRT_IMAGE_ID`: written to `peer-pods-cm`
+ * beside `LIBVIRT_VOL_NAME`. The others belong to libvirt's own client (libvirt, docs/logging and docs/uri).
+ */
+export const foreignVariables: ReadonlySet<string> = new Set([
+	'LIBVIRT_IMAGE_ID',
+	'LIBVIRT_DEBUG',
+	'LIBVIRT_LOG_FILTERS',
+	'LIBVIRT_LOG_OUTPUTS',
+	'LIBVIRT_DEFAULT_URI',
+	'LIBVIRT_AUTH_FILE',
+]);

@@ -3,6 +3,8 @@ import {AdaptorError} from '../core/errors.ts';
 import {imageStem, readImageVersion} from '../vm-image/version-name.ts';
 import {completenessOf, type Completeness} from './incomplete.ts';
 import {checkName, currentVersion, describeUse, pointAliasAt, isAlias, podDisk} from './name.ts';
+import {present} from '../core/present.ts';
+import {deleteOrigin, isOrigin, readOrigin, removeStrayOrigins, type Origin} from './origin.ts';
 import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
 import {isInUse, openPool, readHoldings, type Holdings, type LibvirtStorage, type Use, type Volume} from './volumes.ts';
 
@@ -26,6 +28,8 @@ export interface Image {
 	/** Whether it is the default image. */
 	readonly isCurrent: boolean;
 	readonly use: Use;
+	/** Absent if it is not known. */
+	readonly origin?: Origin;
 }
 
 /** Newest first. Overlays are left out: they are disks of VMs, or aliases. */
@@ -37,7 +41,11 @@ export async function listImages(
 	const holdings = await readHoldings(session, pool, signal);
 	const current = currentVersion(name, holdings.volumes);
 	const images = holdings.volumes
-		.filter(volume => volume === current || (volume.backingPath === undefined && !podDisk.test(volume.name)))
+		.filter(
+			volume =>
+				volume === current ||
+				(volume.backingPath === undefined && !podDisk.test(volume.name) && !isOrigin(volume)),
+		)
 		.map(async volume => ({
 			volume: volume.name,
 			format: volume.format,
@@ -47,6 +55,7 @@ export async function listImages(
 			completeness: await completenessOf(session, poolName, volume, now, signal),
 			isCurrent: volume === current,
 			use: holdings.useOf(volume),
+			...present({origin: await readOrigin(session, poolName, volume, holdings.volumes, signal)}),
 		}));
 	return (await Promise.all(images)).sort(
 		(a, b) => (b.madeAt?.getTime() ?? 0) - (a.madeAt?.getTime() ?? 0) || a.volume.localeCompare(b.volume),
@@ -132,6 +141,7 @@ export async function removeImage(
 		}
 	}
 
+	await deleteOrigin(session, poolName, volumeName, signal);
 	return removed;
 }
 
@@ -167,9 +177,11 @@ export async function pruneImages(
 			(await deleteVolume(session, {pool: poolName}, volume.name, signal))
 		) {
 			removed.push(volume.name);
+			await deleteOrigin(session, poolName, volume.name, signal);
 		}
 	}
 
+	await removeStrayOrigins(session, poolName, (await readHoldings(session, pool, signal)).volumes, signal);
 	return removed;
 }
 

@@ -17,11 +17,13 @@ import {isLibvirtError, LibvirtConnectionError, LibvirtError, libvirtCode} from 
 import {procedures, type StoragePool} from '../libvirt/wire/procedures.ts';
 import {inOnePiece} from '../libvirt/streams.ts';
 import type {Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {checkBootRecord, headBytes, readImageFormat, type ImageFormat} from '../vm-image/judgement.ts';
 import {imageStem, imageVersionName} from '../vm-image/version-name.ts';
 import {removeAbandoned} from './incomplete.ts';
 import {checkName, pointAliasAt, untilSeen} from './name.ts';
 import {thisPusher, writeNote, type Pusher} from './pusher.ts';
+import {readKnownVersions, removeStrayOrigins, writeOrigin, type KnownVersion, type Origin} from './origin.ts';
 import {checkIsWhole} from './qcow2.ts';
 import type {ImageSource, OpenImage} from './source.ts';
 import {volumeXml} from '../libvirt/storage/volume-xml.ts';
@@ -41,12 +43,14 @@ export interface PushOptions {
 	readonly onProgress: (progress: PushProgress) => void;
 	readonly log: Logger;
 	readonly clock?: () => Date;
+	/** Whether a version with the same content is used instead of making another one; true if absent. */
+	readonly reuses?: boolean;
 	/** The owner in the note of an incomplete volume; this process if absent. */
 	readonly pusher?: Pusher;
 }
 
 export interface PushProgress {
-	readonly stage: 'uploading' | 'checking';
+	readonly stage: 'comparing' | 'uploading' | 'checking';
 	/** Bytes. */
 	readonly done: bigint;
 	readonly total: bigint;
@@ -62,6 +66,8 @@ export interface PushedImage extends ImageFormat {
 	readonly digest: string;
 	/** Names of removed leftovers of earlier pushes. */
 	readonly removed: readonly string[];
+	/** The origin of the version, if it was there before. */
+	readonly reused?: Origin;
 }
 
 /** Time limit to remove the volume of a failed push, independent of the signal of its caller. */
@@ -87,7 +93,15 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 
 	const stem = imageStem(name);
 	const removed = await removeAbandoned(session, pool, holdings, stem, now(), signal);
+	await removeStrayOrigins(session, pool.name, holdings.volumes, signal);
+	const known =
+		options.reuses === false ? [] : await readKnownVersions(session, pool.name, stem, holdings.volumes, signal);
 	await using image = await source.open(signal);
+	const same = await findSame(known, image, options.onProgress);
+	if (same !== undefined) {
+		return await reuse(options, pool, same, image, removed, signal);
+	}
+
 	const bytes = new Bytes(image);
 	const head = await bytes.take(headBytes);
 	const format = readImageFormat(head, image.size);
@@ -122,6 +136,12 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	);
 	undo.defer(async () => unwind(session, pool, volume, log));
 	const digest = await upload(options, volume, head, bytes, image.size, signal);
+	// Only now the content of a file in a container image is known.
+	const uploaded = known.find(({origin}) => origin.digest === digest);
+	if (uploaded !== undefined) {
+		return await reuse(options, pool, uploaded, image, removed, signal);
+	}
+
 	if (isJudgedFromVolume) {
 		await checkBootRecord(format.format, head, async (at, length) =>
 			readUploaded(session, pool.name, volume, head, at, length, signal),
@@ -130,16 +150,93 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 
 	const version = await complete(session, pool, volume, head, format, signal);
 	undo.move();
-	if (givesName) {
-		try {
-			checkName(name, await readHoldings(session, pool, signal));
-			await pointAliasAt(session, pool, name, version, signal);
-		} catch (error) {
-			throw error instanceof AdaptorError && !signal.aborted ? withVersion(error, volume) : error;
-		}
+	const origin: Origin = {
+		source: source.name,
+		...present({container: image.container}),
+		digest,
+		size: Number(image.size),
+		pushedAt: now(),
+		changedAt: version.modifiedAt,
+	};
+	try {
+		await writeOrigin(session, pool, volume, origin, signal);
+	} catch (error) {
+		signal.throwIfAborted();
+		// The image itself is complete.
+		log.warn({pool: pool.name, volume, err: error}, 'could not record where the image came from');
 	}
 
+	await giveName(options, pool, version, signal);
 	return {...format, volume, source: image.name, size: image.size, digest, removed};
+}
+
+/** The version with the content of the image, as far as that can be told without a transfer. */
+async function findSame(
+	known: readonly KnownVersion[],
+	image: OpenImage,
+	onProgress: PushOptions['onProgress'],
+): Promise<KnownVersion | undefined> {
+	const {container, readAt, size} = image;
+	if (container !== undefined) {
+		return known.find(
+			({origin}) => origin.container?.manifest === container.manifest && origin.container.path === container.path,
+		);
+	}
+
+	if (readAt === undefined || !known.some(({origin}) => BigInt(origin.size) === size)) {
+		return undefined;
+	}
+
+	const hash = createHash('sha256');
+	let done = 0n;
+	for await (const chunk of image.chunks()) {
+		hash.update(chunk);
+		done += BigInt(chunk.length);
+		onProgress({stage: 'comparing', done, total: size});
+	}
+
+	const digest = `sha256:${hash.digest('hex')}`;
+	return known.find(({origin}) => origin.digest === digest);
+}
+
+async function reuse(
+	options: PushOptions,
+	pool: StoragePool,
+	{volume, origin}: KnownVersion,
+	image: OpenImage,
+	removed: readonly string[],
+	signal: AbortSignal,
+): Promise<PushedImage> {
+	await giveName(options, pool, volume, signal);
+	return {
+		format: volume.format === 'qcow2' ? 'qcow2' : 'raw',
+		virtualSize: volume.capacity,
+		volume: volume.name,
+		source: image.name,
+		size: BigInt(origin.size),
+		digest: origin.digest,
+		removed,
+		reused: origin,
+	};
+}
+
+/** Points the alias to the version, if that is asked for. */
+async function giveName(
+	{session, name, givesName}: PushOptions,
+	pool: StoragePool,
+	version: Volume,
+	signal: AbortSignal,
+): Promise<void> {
+	if (!givesName) {
+		return;
+	}
+
+	try {
+		checkName(name, await readHoldings(session, pool, signal));
+		await pointAliasAt(session, pool, name, version, signal);
+	} catch (error) {
+		throw error instanceof AdaptorError && !signal.aborted ? withVersion(error, version.name) : error;
+	}
 }
 
 /** The error says that the transferred version is kept. */

@@ -2,6 +2,7 @@
 import {open} from 'node:fs/promises';
 import {AdaptorError, toError} from '../core/errors.ts';
 import {findInLayers} from './layers.ts';
+import type {ContainerFile} from './origin.ts';
 import {formatReference, type ImageReference} from './reference.ts';
 import type {Platform} from './manifest.ts';
 import type {Registry} from './registry.ts';
@@ -17,7 +18,9 @@ export interface OpenImage extends AsyncDisposable {
 	readonly name: string;
 	/** Bytes. */
 	readonly size: bigint;
-	/** Read once, to the end, where the bytes are verified. */
+	/** Where the bytes are in a container image. */
+	readonly container?: ContainerFile;
+	/** Read to the end, where the bytes are verified; once, unless there is `readAt`. */
 	readonly chunks: () => AsyncGenerator<Buffer, void, undefined>;
 	/**
 	 * Bytes from an offset; fewer at the end. Absent if the bytes can only be read in order: a registry verifies them
@@ -26,10 +29,19 @@ export interface OpenImage extends AsyncDisposable {
 	readonly readAt?: (at: bigint, length: number) => Promise<Buffer>;
 }
 
+/** A file that is read at any place, and as often as needed. */
+export type ReadableFile = Required<Pick<OpenImage, 'name' | 'size' | 'chunks' | 'readAt'>>;
+
+export interface FileSource {
+	/** Its path. */
+	readonly name: string;
+	open(signal: AbortSignal): Promise<ReadableFile & AsyncDisposable>;
+}
+
 /** Large reads, because each uses the thread pool once. */
 const fileChunkBytes = 1024 * 1024;
 
-export function fileSource(path: string): ImageSource {
+export function fileSource(path: string): FileSource {
 	return {
 		name: path,
 		async open(signal) {
@@ -103,6 +115,7 @@ export function registrySource(registry: Registry, reference: ImageReference, pl
 			);
 			return {
 				name: `${formatReference({...reference, version: {digest: manifest.digest}})}::/${reference.path}`,
+				container: {manifest: manifest.digest, path: reference.path},
 				size: file.size,
 				chunks: () => file.chunks(),
 				[Symbol.asyncDispose]: async () => file[Symbol.asyncDispose](),

@@ -79,6 +79,18 @@ export class TarDecoder {
 		}
 	}
 
+	/** Skips the data of the current entry. @returns the number of bytes that the caller leaves out */
+	skip(): number {
+		if (this.#meta !== undefined) {
+			return 0;
+		}
+
+		const skipped = this.#data + this.#padding;
+		this.#data = 0;
+		this.#padding = 0;
+		return skipped;
+	}
+
 	/** @throws AdaptorError 'data-loss' if the archive is truncated */
 	end(): void {
 		if (this.#data > 0 || this.#meta !== undefined || this.#rest.length > 0) {

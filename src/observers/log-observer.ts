@@ -271,7 +271,7 @@ function names(event: AdaptorEvent): LogFields {
 	};
 }
 
-function running({vmId, address, mac, vni}: RunningVm): LogFields {
+function running({vmId, address, mac, vni}: RunningVm): Pick<LogFields, 'vmId' | 'address' | 'mac' | 'vni'> {
 	return {vmId, address, mac, vni};
 }
 
@@ -283,6 +283,6 @@ function failedAttempt({
 	readonly error: unknown;
 	readonly attempt: number;
 	readonly retryInMs?: number;
-}): LogFields {
+}): Pick<LogFields, 'err' | 'attempt' | 'retryInMs'> {
 	return {err: error, attempt, ...present({retryInMs})};
 }

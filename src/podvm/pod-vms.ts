@@ -469,7 +469,10 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 const ofRunningDomain = 1;
 
 /** The protections of the network of the VM, and why one is missing. */
-function protectionFields({filter, isolation}: NetworkProtection): LogFields {
+function protectionFields({
+	filter,
+	isolation,
+}: NetworkProtection): Pick<LogFields, 'netFilter' | 'isolatedPort' | 'reason'> {
 	const reason = [filter, isolation]
 		.filter(isAbsent)
 		.map(absence => absence.reason)

@@ -3,10 +3,12 @@ import {readFileSync} from 'node:fs';
 import test from 'ava';
 import fc from 'fast-check';
 import {configurationMarkdown} from '../../docs/generate-configuration.ts';
+import {buildKeys} from '../../src/cli/image-settings.ts';
 import {commands, type CommandDescription} from '../../src/cli/commands.ts';
 import {
 	ConfigError,
 	exampleOf,
+	inertWarnings,
 	loadConfig,
 	loadSettings,
 	serviceAccountUid,
@@ -338,6 +340,48 @@ test('a parameter of the URI that has no meaning is warned about', t => {
 		load({LIBVIRT_URI: 'qemu+ssh://h/system?no_sanity=1'}).warnings.map(({name}) => name),
 		['LIBVIRT_URI'],
 	);
+});
+
+test('a mistyped variable of ours is warned about with the nearest setting, and never with its value', t => {
+	const {warnings} = load({LIBVIRT_POLL: 'secret', PEERPODS_LIMIT: '7', VXLAN_PRT: '9000', LIBVIRT_COLOUR: 'blue'});
+	t.deepEqual(
+		warnings.map(({name, reason}) => `${name} ${reason}`),
+		[
+			'LIBVIRT_COLOUR has no effect: there is no such setting',
+			'LIBVIRT_POLL has no effect: there is no such setting (did you mean LIBVIRT_POOL?)',
+			'PEERPODS_LIMIT has no effect: there is no such setting (did you mean PEERPODS_LIMIT_PER_NODE?)',
+			'VXLAN_PRT has no effect: there is no such setting (did you mean VXLAN_PORT?)',
+		],
+	);
+});
+
+test("the kubelet's variables of services and those of libvirt's client are no mistyped settings", t => {
+	t.deepEqual(
+		load({
+			LIBVIRT_SERVICE_HOST: '10.96.0.7',
+			LIBVIRT_SERVICE_PORT: '16509',
+			LIBVIRT_SERVICE_PORT_TCP: '16509',
+			LIBVIRT_PORT: 'tcp://10.96.0.7:16509',
+			LIBVIRT_PORT_16509_TCP: 'tcp://10.96.0.7:16509',
+			LIBVIRT_PORT_16509_TCP_ADDR: '10.96.0.7',
+			LIBVIRT_LOG_OUTPUTS: '1:stderr',
+			LIBVIRT_IMAGE_ID: 'podvm-base.qcow2',
+			LIBVIRT_POL: '',
+		}).warnings,
+		[],
+	);
+});
+
+test("each of the image builder's ten keys is named with what it is for and why it does nothing", t => {
+	const env = Object.fromEntries(buildKeys.map(({env: name}) => [name, 'yes']));
+	t.is(buildKeys.length, 10);
+	const warnings = inertWarnings(buildKeys, env);
+	t.deepEqual(
+		warnings.map(({name}) => name),
+		Object.keys(env),
+	);
+	t.is(new Set(warnings.map(({reason}) => reason)).size, 10);
+	t.deepEqual(inertWarnings(buildKeys, {SE_BOOT: 'No', DOWNLOAD_SOURCES: 'no', ORG_ID: ''}), []);
 });
 
 test('variables of others are ignored', t => {

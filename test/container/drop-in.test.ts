@@ -210,7 +210,7 @@ function inImage(argv: readonly string[], env: Readonly<Record<string, string>> 
 
 test('every command is there, on the path', t => {
 	const version = inImage(['cloud-api-adaptor', 'version']);
-	t.regex(version.stdout, /^cloud-api-adaptor \d/, version.stderr);
+	t.regex(version.stdout, /^cloud-api-adaptor \d.*\ncommit unknown\n/, version.stderr);
 	for (const name of Object.keys(commands)) {
 		const help = inImage(['cloud-api-adaptor', 'help', ...name.split(' ')]);
 		t.true(help.stdout.startsWith(`Usage: cloud-api-adaptor ${name}`), help.stdout + help.stderr);

@@ -2,6 +2,7 @@
 import {existsSync, readdirSync, readFileSync} from 'node:fs';
 import {dirname, join} from 'node:path';
 import test from 'ava';
+import {logsMarkdown, readLogs} from '../../docs/generate-logs.ts';
 import {timings, timingsMarkdown} from '../../docs/generate-timings.ts';
 
 const repository = join(import.meta.dirname, '../..');
@@ -100,6 +101,33 @@ test('docs/timings.md is what the source says, and each time has a reason', t =>
 		[],
 	);
 	t.true(timings().length > 50);
+});
+
+test('docs/logs.md lists every event and every field of the code, and each field has a meaning', t => {
+	t.is(read('docs/logs.md'), logsMarkdown(), 'run: npm run docs');
+	const {events, fields} = readLogs();
+	t.deepEqual(
+		fields.filter(({meaning}) => meaning === '').map(({name}) => name),
+		[],
+	);
+	const known = new Set(fields.map(({name}) => name));
+	t.deepEqual(
+		events.filter(event => event.levels.length === 0 || event.fields.some(field => !known.has(field))),
+		[],
+	);
+	// Of each way to write a line: a constant, a choice, a template, a parameter, the observer.
+	for (const message of [
+		'pod VM deleted',
+		'checks passed',
+		'Choosing <image>',
+		'unexpected error',
+		'the VM violated the protocol; frame dropped',
+	]) {
+		t.true(
+			events.some(event => event.message === message),
+			message,
+		);
+	}
 });
 
 test('README.md is at most 120 lines', t => {

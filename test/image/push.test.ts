@@ -29,7 +29,16 @@ import {
 	startRegistry,
 	type TestRegistry,
 } from './registry-server.ts';
-import {bootable, execute, makeQcow2, never, startStorage, type Storage, type TestPool} from './storage.ts';
+import {
+	bootable,
+	execute,
+	makeQcow2,
+	never,
+	startStorage,
+	withoutOrigins,
+	type Storage,
+	type TestPool,
+} from './storage.ts';
 
 const name = 'podvm-base.qcow2';
 const hour = 3_600_000;
@@ -62,6 +71,8 @@ function optionsFor(pool: TestPool, more: Partial<PushOptions> = {}): PushOption
 		onProgress: () => undefined,
 		log: silentLogger,
 		clock: () => new Date((now += 1000)),
+		// Most tests push one image several times.
+		reuses: false,
 		...more,
 	};
 }
@@ -741,7 +752,7 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 	await pushToRegistry(registry.host, 'org/lost', 'latest', [await makeTar({'image/podvm.qcow2': image.content})]);
 	await using slow = await stalling(1_500_000);
 	const pool = {
-		files: async () => readdir(directory),
+		files: async () => withoutOrigins(await readdir(directory)),
 		read: async (file: string) => readFile(`${directory}/${file}`),
 	};
 	const before = await pool.files();
@@ -754,7 +765,7 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 	t.is(code, 1);
 	t.regex(err, /libvirt/v);
 	t.deepEqual(await pool.files(), before);
-	const second = await run(t, env, 'push', `${registry.host}/org/lost`);
+	const second = await run(t, env, 'push', '-new-version', `${registry.host}/org/lost`);
 	t.is(second.code, 0, second.err);
 	t.is((await pool.files()).length, before.length + 1);
 });
@@ -762,7 +773,7 @@ test('a lost libvirtd in the middle of a push: nothing is left once it is back, 
 test('in a cluster, the config map gets the name of the version, and the alias stays unchanged', async t => {
 	await using api = await TestApiServer.start();
 	const pool = await storage.pool();
-	const first = await push(pool);
+	const first = await push(pool, {source: source(bootable(512 * 100))});
 	const inCluster = async (): ReturnType<typeof run> =>
 		run(
 			t,
@@ -860,6 +871,100 @@ test('-local-host names where a registry may lead to, and -platform what an imag
 	}
 
 	t.is((await pool.files()).length, 1);
+});
+
+test('content that a version has already makes no new version, whether from a file or from a registry', async t => {
+	const pool = await storage.pool();
+	const own = await makeQcow2(storage.libvirtd.directory, 200_000);
+	const first = await push(pool, {source: fileSource(own.path), reuses: true});
+	t.is(first.reused, undefined);
+	const newer = await push(pool, {source: source(bootable(51_200))});
+	const copy = `${await directoryOf(t)}/copy`;
+	await writeFile(copy, own.content);
+	const seen = new Set<string>();
+	const again = await push(pool, {
+		source: fileSource(copy),
+		reuses: true,
+		onProgress: ({stage}) => seen.add(stage),
+	});
+	t.like(again, {volume: first.volume, digest: first.digest, format: 'qcow2', virtualSize: 3n << 30n});
+	t.is(again.reused?.source, own.path);
+	t.deepEqual([...seen], ['comparing']);
+	t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${first.volume}`);
+	t.deepEqual(await pool.files(), [first.volume, newer.volume, name].toSorted());
+
+	// The content of a file in a registry is known after its transfer, and from then on by the digest of its manifest.
+	await pushToRegistry(registry.host, 'org/same', '1', [await makeTar({'image/podvm.qcow2': own.content})]);
+	const {code, out, err} = await run(t, environmentFor(pool), 'push', `${registry.host}/org/same:1`);
+	t.is(code, 0, err);
+	t.true(out.includes(`The pool has this content already, from ${own.path} at `), out);
+	t.deepEqual(await pool.files(), [first.volume, newer.volume, name].toSorted());
+});
+
+test('the same manifest digest is found without a transfer, under another name as well', async t => {
+	const pool = await storage.pool();
+	const layers = [gzipSync(await makeTar({'image/podvm.qcow2': image.content}))];
+	const manifest = await pushToRegistry(registry.host, 'org/twice', 'a', layers);
+	t.is(await pushToRegistry(registry.host, 'org/twice-elsewhere', 'b', layers), manifest);
+	const push = async (...words: readonly string[]): ReturnType<typeof run> =>
+		run(t, environmentFor(pool), 'push', ...words);
+	t.is((await push(`${registry.host}/org/twice:a`)).code, 0);
+	const before = await pool.files();
+	const again = await push(`${registry.host}/org/twice-elsewhere:b`);
+	t.is(again.code, 0, again.err);
+	t.notRegex(again.err, /Uploading/v);
+	t.true(again.out.includes(`from ${registry.host}/org/twice:a at `), again.out);
+	t.deepEqual(await pool.files(), before);
+
+	const {out} = await run(t, environmentFor(pool), 'list');
+	t.true(out.includes(manifest.slice(0, 19)) && out.includes(`${registry.host}/org/twice:a`), out);
+	const json = JSON.parse((await run(t, environmentFor(pool), 'list', '-json')).out) as {images: unknown[]};
+	t.is(json.images.length, 1);
+	t.like(json.images[0], {source: `${registry.host}/org/twice:a`, manifestDigest: manifest});
+	t.is((await push('-new-version', `${registry.host}/org/twice:a`)).code, 0);
+	t.is((await pool.files()).length, 3);
+});
+
+test('a version that somebody has written to is not taken for the content that it had', async t => {
+	const pool = await storage.pool();
+	const first = await push(pool, {givesName: false});
+	await writeFile(`${pool.directory}/${first.volume}`, image.content);
+	const second = await push(pool, {givesName: false, reuses: true});
+	t.is(second.reused, undefined);
+	t.not(second.volume, first.volume);
+});
+
+test('the origin of a version goes with it, also when others have removed the version', async t => {
+	const pool = await storage.pool();
+	const [first, second, third] = [await push(pool), await push(pool), await push(pool)];
+	const origins = async (): Promise<readonly string[]> =>
+		(await readdir(pool.directory)).filter(file => file.endsWith('.origin.json')).toSorted();
+	const named = (...pushed: readonly PushedImage[]): readonly string[] =>
+		pushed.map(({volume}) => volume.replace('.qcow2', '.origin.json'));
+	t.deepEqual(await origins(), named(first, second, third));
+	await removeImage(catalogueOf(pool), first.volume, false, never);
+	t.deepEqual(await origins(), named(second, third));
+	await storage.session.call(
+		procedures.storageVolDelete,
+		{vol: {pool: pool.name, name: second.volume, key: ''}, flags: 0},
+		never,
+	);
+	await pruneImages(catalogueOf(pool), 1, never);
+	t.deepEqual(await origins(), named(third));
+});
+
+test("the image builder's keys and mistyped settings are named before the push", async t => {
+	const pool = await storage.pool();
+	const {err} = await run(
+		t,
+		{...environmentFor(pool), PODVM_DISTRO: 'rhel', SE_BOOT: 'true', ACTIVATION_KEY: 'hunter2', LIBVIRT_POLL: 'x'},
+		'push',
+	);
+	t.regex(err, /^Warning: PODVM_DISTRO has no effect: distribution of the image to build;/mv);
+	t.regex(err, /^Warning: SE_BOOT has no effect: .*DISABLECVM=false/mv);
+	t.regex(err, /^Warning: LIBVIRT_POLL .*did you mean LIBVIRT_POOL/mv);
+	t.regex(err, /builds none/v);
+	t.false(err.includes('hunter2'));
 });
 
 test('the list is one JSON document when that is asked for', async t => {

@@ -148,7 +148,7 @@ export async function pushList(
 	});
 }
 
-async function pushBlob(host: string, repository: string, blob: Buffer): Promise<void> {
+export async function pushBlob(host: string, repository: string, blob: Buffer): Promise<void> {
 	const begun = await fetch(`http://${host}/v2/${repository}/blobs/uploads/`, {method: 'POST'});
 	const location = new URL(begun.headers.get('location') ?? '', `http://${host}`);
 	location.searchParams.set('digest', digestOf(blob));
@@ -161,7 +161,7 @@ async function pushBlob(host: string, repository: string, blob: Buffer): Promise
 	);
 }
 
-async function putManifest(
+export async function putManifest(
 	host: string,
 	repository: string,
 	tag: string,

@@ -28,7 +28,7 @@ export interface TestPool {
 	readonly name: string;
 	readonly directory: string;
 	readonly pool: StoragePool;
-	/** Sorted. */
+	/** Sorted; without the origins of versions that are there. */
 	files(): Promise<readonly string[]>;
 	read(file: string): Promise<Buffer>;
 	/** As any tool would: `vol-create-as` with a backing volume. */
@@ -66,7 +66,7 @@ export async function startStorage(): Promise<Storage> {
 				name,
 				directory,
 				pool,
-				files: async () => (await readdir(directory)).sort(),
+				files: async () => withoutOrigins(await readdir(directory)),
 				read: async file => readFile(`${directory}/${file}`),
 				async overlay(volume, backing) {
 					const xml =
@@ -78,6 +78,19 @@ export async function startStorage(): Promise<Storage> {
 		},
 		[Symbol.asyncDispose]: async () => owned.disposeAsync(),
 	};
+}
+
+/** The files of a pool, sorted; without the origins of versions that are there. */
+export function withoutOrigins(files: readonly string[]): readonly string[] {
+	return files
+		.filter(
+			file =>
+				!['qcow2', 'raw'].some(
+					format =>
+						files.includes(file.replace('.origin.json', `.${format}`)) && file.endsWith('.origin.json'),
+				),
+		)
+		.toSorted();
 }
 
 /** Random, but for the mark of zipl's boot record. */
