@@ -133,7 +133,7 @@ function onlySshFailed(t: ExecutionContext, results: Readonly<Record<string, Che
 	t.is(results['pods-directory']?.status, 'ok');
 }
 
-test('a host that is as it should be, over ssh', async t => {
+test('a correct host, over ssh', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
 	const results = await found(t, uriOf({socket}));
 	t.like(results['ssh'], {status: 'ok'});
@@ -165,7 +165,7 @@ test('a host that does not take the key', async t => {
 	onlySshFailed(t, results);
 });
 
-test('a host that takes the connection and says nothing is given up on when its time is over', async t => {
+test('a host that accepts the connection and sends nothing fails at the time limit', async t => {
 	const connections = new Set<Socket>();
 	const silent = createServer(socket => connections.add(socket)).listen(0, '127.0.0.1');
 	t.teardown(() => {
@@ -240,7 +240,7 @@ test('VMs of another PODS_DIR are recognised when the identity of this PODS_DIR 
 	);
 });
 
-test('memory and space are asked for as many VMs as may still come', async t => {
+test('memory and space are checked for the VMs that this node may still start', async t => {
 	const {socketPath: socket} = await libvirtdOf(t);
 	const disk = async (env: Readonly<Record<string, string>>): Promise<string | undefined> =>
 		(await found(t, uriOf({socket}), env))['disk']?.status;

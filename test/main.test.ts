@@ -149,7 +149,7 @@ test('help explains every command on standard output, version tells the version'
 	t.is(help.stderr + version.stderr, '');
 });
 
-test('arguments that are wrong end it with 2 and a way on', async t => {
+test('wrong arguments end the process with 2 and a remedy', async t => {
 	for (const words of [[], ['libvrt'], ['libvirt', '-no-such-flag']]) {
 		const wrong = new Process(t, words);
 		t.deepEqual(await wrong.exited, [2, null]);
@@ -158,7 +158,7 @@ test('arguments that are wrong end it with 2 and a way on', async t => {
 	}
 });
 
-test('every problem of the configuration is told at once, with 2, and no password', async t => {
+test('all configuration problems are reported at once, with exit code 2 and without passwords', async t => {
 	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {
 		LIBVIRT_MEMORY: 'much',
 		LIBVIRT_URI: 'qemu+ssh://root:hunter2@host/system',
@@ -173,7 +173,7 @@ test('every problem of the configuration is told at once, with 2, and no passwor
 	t.notRegex(wrong.stderr, /hunter2/);
 });
 
-test('it runs under a number that no account has, as containers may', async t => {
+test('the process runs with a user id without an account, as in containers', async t => {
 	const wrong = new Process(t, ['libvirt', '-cpu', 'many'], {CLUSTER_ID: 'test'}, source, [
 		'unshare',
 		'--user',
@@ -252,7 +252,7 @@ test('a second signal ends it at once, though a call is under way', async t => {
 	await call;
 });
 
-test('a libvirt that cannot be reached keeps it from nothing but VMs, and does not fill the log', async t => {
+test('if libvirt is unreachable, only VMs are unavailable, and the log is not flooded', async t => {
 	const running = await daemon(t, {LOG_LEVEL: 'debug'});
 	await running.event('ready');
 	t.deepEqual(await versionOver(running.socketPath), {version: '0.0.0'});
@@ -283,7 +283,7 @@ test('LOG_FORMAT=pretty gives lines for a reader', async t => {
 	t.deepEqual(await running.exited, [0, null]);
 });
 
-test('whoever stops reading changes nothing: no complaint, and the exit code that it would have been', async t => {
+test('a reader that closes the pipe has no effect: no error message, and the same exit code', async t => {
 	const outcome = async (words: string): Promise<string> => {
 		// The pipe has no reader any more when the first word is written.
 		const shell = spawn(
@@ -337,7 +337,7 @@ async function compiled(t: ExecutionContext, directory: string): Promise<void> {
 	t.is(code, 0, said);
 }
 
-test('what is built runs as the source does: it finds its package and its contracts', async t => {
+test('the built program works like the source: it finds package.json and the .proto files', async t => {
 	const directory = await directoryOf(t);
 	const built = join(directory, 'dist');
 	await compiled(t, built);

@@ -85,7 +85,7 @@ test('the daemon serves before the checks end; each problem is one line, and a s
 	await endsWell(t, daemon);
 });
 
-test('what has failed is an error with its remedy, and keeps it from nothing', async t => {
+test('a failed check is logged as an error with its remedy, and does not stop the daemon', async t => {
 	const daemon = daemonOn(await startNode(t), {LIBVIRT_POOL: 'none', LOG_LEVEL: 'debug'});
 	const lines = await daemon.until('checks found failures');
 	t.like(
@@ -115,7 +115,7 @@ test('with CLOUD_CONFIG_VERIFY, a failed check ends the daemon with 1, the reaso
 	await t.throwsAsync(stat(join(node.directory, 'hypervisor.sock')), {code: 'ENOENT'});
 });
 
-test('with CLOUD_CONFIG_VERIFY warnings keep it from nothing, and it looks around once', async t => {
+test('with CLOUD_CONFIG_VERIFY, warnings do not prevent the start, and the checks run once', async t => {
 	const daemon = daemonOn(await startNode(t), {CLOUD_CONFIG_VERIFY: 'true'});
 	const order = (await daemon.until('ready')).map(({msg}) => msg);
 	t.deepEqual(
@@ -125,7 +125,7 @@ test('with CLOUD_CONFIG_VERIFY warnings keep it from nothing, and it looks aroun
 	await endsWell(t, daemon);
 });
 
-test('what was opened for the checks is closed when they are done, or given up on', async t => {
+test('the connections of the checks are closed when the checks end or are aborted', async t => {
 	let closed = 0;
 	const checks = (run: () => Promise<never>): Parameters<typeof checkAndLog>[0] => ({
 		list: [{name: 'a', subject: 'node', run}],
@@ -147,7 +147,7 @@ test('what was opened for the checks is closed when they are done, or given up o
 	t.is(closed, 2);
 });
 
-test('SIGTERM ends it at once while it looks around, before it serves as well as after', async t => {
+test('SIGTERM ends the daemon at once during the checks, both before and after it serves', async t => {
 	// A libvirt that takes the connection and says nothing.
 	const path = join(await directoryOf(t), 'silent');
 	const silent = createServer().listen(path);

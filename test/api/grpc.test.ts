@@ -92,7 +92,7 @@ test('a caller that cancels aborts its call', async t => {
 	held.open();
 });
 
-test('health says that all services serve', async t => {
+test('the health service reports all services as SERVING', async t => {
 	const {path} = await serving(t, {});
 	const call = caller(t, healthService as unknown as ServiceDefinition, path);
 	for (const service of ['', 'hypervisor.Hypervisor', 'podvminfo.PodVMInfo']) {

@@ -19,12 +19,12 @@ test("every code becomes the status of its name, with the operator's text", t =>
 	}
 });
 
-test('what ends a wait has a status of its own', t => {
+test('aborts and timeouts have their own status', t => {
 	t.like(toStatus(new DeadlineError('the VM', 5)), {code: status.DEADLINE_EXCEEDED});
 	t.like(toStatus(AbortSignal.abort().reason), {code: status.CANCELLED});
 });
 
-test("whatever else is thrown is internal, and its text is nobody's business", t => {
+test("any other thrown value is 'internal', and its text is not sent", t => {
 	for (const thrown of [
 		new TypeError('hunter2'),
 		'hunter2',

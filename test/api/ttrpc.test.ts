@@ -92,7 +92,7 @@ function responsePayload(frame: Buffer): Buffer {
 	return frame.subarray(12, 12 + length);
 }
 
-test("the operator's text and the code reach the caller; what nobody foresaw stays in the log", async t => {
+test("text and code of an error reach the caller; an unexpected error's text is only in the log", async t => {
 	const {path, log} = await serving(t, {
 		async start() {
 			throw new AdaptorError({
@@ -169,7 +169,7 @@ test('disposing lets a call finish, takes no new connection, and removes the soc
 	await disposed;
 });
 
-test("who waits for a pod's VM is answered when the daemon stops, and does not hold it up", async t => {
+test('a call that waits for the VM of a pod is answered when the daemon stops, and does not delay the stop', async t => {
 	const waiting = Promise.withResolvers<undefined>();
 	const {path, server} = await serving(
 		t,

@@ -39,7 +39,7 @@ interface Printed {
 
 let printed: Promise<Printed>;
 
-test.before('Node.js for s390x, and our code for it', async t => {
+test.before('prepares Node.js and the code for s390x', async t => {
 	t.timeout(600_000);
 	directory = await mkdtemp('/tmp/caat-');
 	stack.defer(async () => rm(directory, {recursive: true, force: true}));
@@ -63,7 +63,7 @@ test('the machine is big-endian', async t => {
 });
 
 for (const [name, cases] of Object.entries(vectors)) {
-	test(`${name} are byte for byte what they are here`, async t => {
+	test(`${name} are byte for byte the same as on this machine`, async t => {
 		t.is((await printed).digests[name], digestOf(cases()));
 	});
 }

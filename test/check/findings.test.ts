@@ -636,7 +636,7 @@ test('texts are phrases without a full stop, remedies are sentences', t => {
 	}
 });
 
-test('the worst of several problems decides, and each is told', t => {
+test('the worst of several problems sets the status, and each problem is shown', t => {
 	const problem = fc.record({
 		status: fc.constantFrom('warning', 'failure'),
 		text: fc.lorem(),

@@ -24,7 +24,7 @@ async function results(list: readonly Check[], options: RunOptions = {}): Promis
 
 const shown = (all: readonly CheckResult[]): string[] => all.map(({name, status, text}) => `${name} ${status} ${text}`);
 
-test('checks run side by side and are told in the order of the list', async t => {
+test('checks run in parallel and are reported in the order of the list', async t => {
 	const second = Promise.withResolvers<Finding>();
 	const list = [
 		check('first', async () => second.promise.then(() => ok)),
@@ -36,7 +36,7 @@ test('checks run side by side and are told in the order of the list', async t =>
 	t.deepEqual(shown(await results(list)), ['first ok well', 'second ok well']);
 });
 
-test('what was found is told before the rest is known', async t => {
+test('a finding is reported before later checks have ended', async t => {
 	const late = Promise.withResolvers<Finding>();
 	const running = runChecks([check('first'), check('late', async () => late.promise)], {}, never);
 	t.like((await running.next()).value, {name: 'first', status: 'ok'});
@@ -45,7 +45,7 @@ test('what was found is told before the rest is known', async t => {
 	await running.return();
 });
 
-test('a check begins when those that it needs are done, a warning being enough', async t => {
+test('a check starts when the checks that it needs have ended without a failure; warnings are allowed', async t => {
 	const order: string[] = [];
 	const noted =
 		(name: string, found: Finding): Check['run'] =>
@@ -62,7 +62,7 @@ test('a check begins when those that it needs are done, a warning being enough',
 	t.deepEqual(order, ['a', 'b', 'c']);
 });
 
-test('what depends on a failure is skipped and tells the first cause', async t => {
+test('a check that depends on a failed check is skipped, with the first cause', async t => {
 	const broken = async (): Promise<Finding> => ({status: 'failure', text: 'broken', remedy: 'Mend it.'});
 	t.deepEqual(
 		shown(
@@ -77,7 +77,7 @@ test('what depends on a failure is skipped and tells the first cause', async t =
 	);
 });
 
-test('what a check throws is its failure, with the remedy of the error, or else of the check', async t => {
+test('an error that a check throws is its failure, with the remedy of the error or of the check', async t => {
 	const [ours, foreign, atOnce] = await results([
 		check(
 			'ours',
@@ -113,7 +113,7 @@ test('a check that hangs fails at its deadline with a remedy, and the others are
 	t.is(all[0]?.remedy, 'Look there.');
 });
 
-test('all together have a deadline, also for what waits for others', async t => {
+test('the whole run has a deadline, also for checks that wait for others', async t => {
 	const all = await results([check('a', forever), check('b', forever, {needs: ['a']}), check('c')], {
 		totalTimeoutMs: 20,
 	});
@@ -144,7 +144,7 @@ test("an abort ends it with the signal's reason, and every check hears of it", a
 	t.is(await heard.promise, reason);
 });
 
-test('who stops listening ends the checks that still run', async t => {
+test('ending the iteration early ends the checks that still run', async t => {
 	const aborted = Promise.withResolvers<undefined>();
 	for await (const {name} of runChecks(
 		[

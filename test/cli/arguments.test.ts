@@ -41,7 +41,7 @@ test("a command's own switch is true or false, in every spelling that settings h
 	t.throws(() => json('-json=yes'), {instanceOf: AdaptorError, message: /-json is "yes"; expected true or false/});
 });
 
-test('what the existing entrypoint scripts pass is accepted', t => {
+test('the arguments of the entrypoint scripts of upstream are accepted', t => {
 	// entrypoint.sh of v0.10, of v0.14 to v0.16, and of 2026, each with all its options.
 	t.deepEqual(
 		Object.keys(
@@ -168,7 +168,7 @@ const refusals: ReadonlyArray<readonly [readonly string[], RegExp]> = [
 	[['libvirt', '-__proto__=2'], /no flag -__proto__/v],
 ];
 for (const [words, message] of refusals) {
-	test(`"${words.join(' ')}" is refused with a way on`, t => {
+	test(`"${words.join(' ')}" is refused with a remedy`, t => {
 		const error = t.throws(() => parseArguments(words), {instanceOf: AdaptorError, message});
 		t.is(error.code, 'invalid-argument');
 		t.regex(error.message, /cloud-api-adaptor help/v);

@@ -82,7 +82,7 @@ test('with warnings only, check exits with 0, prints all fields as JSON and leav
 	t.is(await node.testbed.sh('nft list ruleset; ip -o link show type vxlan'), '');
 });
 
-test('failures end it with 1, each with its remedy on the screen, what depends on them skipped', async t => {
+test('with failures, check exits with 1, shows each remedy, and skips dependent checks', async t => {
 	const node = await startNode(t);
 	await node.testbed.sh(
 		'ip addr flush dev virbr0; ip addr add 10.0.0.2/24 dev virbr0; ip route add default via 10.0.0.1; ip link add cni up type vxlan external dstport 4789',
@@ -104,7 +104,7 @@ test('failures end it with 1, each with its remedy on the screen, what depends o
 	t.is((JSON.parse(json) as Report).status, 'failure');
 });
 
-test('a KVM host that is away is one failure, soon, and the node itself is looked at all the same', async t => {
+test('an unreachable KVM host is one failure, reported soon, and the checks of the node still run', async t => {
 	const node = await startNode(t);
 	await node.host.away();
 	const {code, stdout} = await node.run(['check', '--json']);
@@ -132,7 +132,7 @@ test('a KVM host that is away is one failure, soon, and the node itself is looke
 	t.is(statusOf(report, 'vxlan-port'), 'ok');
 });
 
-test('a wrong configuration ends it with 2 before anything is looked at', async t => {
+test('a wrong configuration ends it with 2 before any check runs', async t => {
 	const node = await startNode(t);
 	const {code, stdout, stderr} = await node.run(['check'], {LIBVIRT_MEMORY: 'much'});
 	t.is(code, 2);

@@ -20,7 +20,7 @@ const context: CommandContext = {
 	processContext: {home: '/nonexistent', user: 'root', sshAgentSocket: undefined},
 };
 
-test('it releases what a lost node has left, through a real libvirt, and gives its lease back', async t => {
+test('the controller deletes the VMs of a lost node through a real libvirt, and releases its lease', async t => {
 	await using api = await TestApiServer.start();
 	await using libvirtd = await startTestLibvirtd();
 	api.define(peerPodKind);
@@ -51,7 +51,7 @@ test('it releases what a lost node has left, through a real libvirt, and gives i
 	t.like(api.find('leases', 'cloud-api-adaptor-controller', api.namespace), {spec: {holderIdentity: ''}});
 });
 
-test('outside of a cluster it says that it needs one', async t => {
+test('outside of a cluster, the controller fails with a remedy', async t => {
 	const error = await t.throwsAsync(
 		controller({...context, env: {CLUSTER_ID: 'east'}}, AbortSignal.timeout(60_000)),
 		{instanceOf: AdaptorError},

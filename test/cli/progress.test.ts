@@ -38,7 +38,7 @@ for (const [columns, shown] of [
 	[62, /^\rUploading +50 %.*left\u001B\[K$/v],
 	[20, /^\rUploading +50 %.{1,5}\u001B\[K$/v],
 ] as const) {
-	test(`on a terminal of ${columns} columns, what is said goes before the bar`, t => {
+	test(`on a terminal of ${columns} columns, the text has priority over the bar`, t => {
 		const {screen: terminal, written} = screen(columns);
 		const time = {now: 0};
 		using progress = new Progress({screen: terminal, clock: () => time.now});
@@ -47,7 +47,7 @@ for (const [columns, shown] of [
 	});
 }
 
-test('a wide terminal shows bytes, rate and what is left', t => {
+test('a wide terminal shows bytes, rate and remaining time', t => {
 	const {screen: terminal, written} = screen(200);
 	const time = {now: 0};
 	using progress = new Progress({screen: terminal, clock: () => time.now});

@@ -57,7 +57,7 @@ function problemsOf(
 	return {};
 }
 
-test("an empty environment gives the existing adaptor's defaults", t => {
+test('an empty environment gives the defaults of upstream', t => {
 	const config = load({});
 	t.like(config, {
 		cloudProvider: 'libvirt',
@@ -85,7 +85,7 @@ test("an empty environment gives the existing adaptor's defaults", t => {
 	t.is(config.libvirtUri.text, 'qemu+ssh://root@192.168.122.1/system?no_verify=1');
 });
 
-test('probes are served on their usual port in a pod, on none elsewhere, and where one says so', t => {
+test('probes use port 8000 in a pod, no port elsewhere, and PROBE_PORT if it is set', t => {
 	t.is(load({}).probePort, 8000);
 	t.is(loadConfig({CLUSTER_ID: 'east'}, {hostname: 'h'}).probePort, undefined);
 	t.is(loadConfig({CLUSTER_ID: 'east', PROBE_PORT: '8001'}, {hostname: 'h'}).probePort, 8001);
@@ -149,7 +149,7 @@ test('every setting that is given reaches the config', t => {
 	t.like(config.libvirtUri, {transport: 'ssh', user: 'kvm', host: 'host', port: 2222, keyfile: '/root/.ssh/id_rsa'});
 });
 
-test('every default and every example is valid, and an example is there wherever there is no default', t => {
+test('every default and every example is valid, and each setting without a default has an example', t => {
 	for (const setting of ofEveryCommand) {
 		t.not(exampleOf(setting), '', setting.env);
 		t.not(setting.type.parse(exampleOf(setting)), undefined, setting.env);
@@ -295,7 +295,7 @@ test("some but not all of the custom CA's files is refused, naming those that ar
 	t.deepEqual(Object.keys(problemsOf({CACERT_FILE: '/ca'}, {'cert-file': '/c'})), ['CERT_KEY']);
 });
 
-test('confidential VMs that are asked for and turned off at once are refused', t => {
+test('requesting confidential VMs and turning them off at the same time is refused', t => {
 	t.deepEqual(Object.keys(problemsOf({LIBVIRT_LAUNCH_SECURITY: 's390-pv', DISABLECVM: 'true'})), [
 		'LIBVIRT_LAUNCH_SECURITY',
 	]);
@@ -335,7 +335,7 @@ test('a setting without effect is accepted, whatever it holds, and warned about'
 	t.false(JSON.stringify(warnings).includes('secret'));
 });
 
-test('a parameter of the URI that has no meaning is warned about', t => {
+test('a URI parameter without effect causes a warning', t => {
 	t.deepEqual(
 		load({LIBVIRT_URI: 'qemu+ssh://h/system?no_sanity=1'}).warnings.map(({name}) => name),
 		['LIBVIRT_URI'],
@@ -518,12 +518,12 @@ test('a duration written as Go prints it is read back', t => {
 	t.pass();
 });
 
-test('parsing a long hostile duration takes no time to speak of', t => {
+test('parsing a long hostile duration is fast', t => {
 	t.is(parseGoDuration('1'.repeat(200_000)), undefined);
 	t.is(parseGoDuration(`${'1s'.repeat(100_000)}x`), undefined);
 });
 
-test('docs/configuration.md is what the table says', t => {
+test('docs/configuration.md matches the table of settings', t => {
 	t.is(
 		readFileSync(new URL('../../docs/configuration.md', import.meta.url), 'utf8'),
 		configurationMarkdown(),
@@ -531,7 +531,7 @@ test('docs/configuration.md is what the table says', t => {
 	);
 });
 
-test('docs/configuration.md has every setting, and README.md leads there instead of having a table', t => {
+test('docs/configuration.md has every setting, and README.md links to it instead of containing a table', t => {
 	const readme = readFileSync(new URL('../../README.md', import.meta.url), 'utf8');
 	t.true(readme.includes('](docs/configuration.md)'));
 	for (const {env} of all) {

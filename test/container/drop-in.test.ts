@@ -81,7 +81,7 @@ function files(below: string): string[] {
 		.map(({parentPath, name}) => join(parentPath, name));
 }
 
-test('both stages stand on the same base image, and only the base image names a registry', t => {
+test('both stages use the same base image, and only the base image names a registry', t => {
 	t.deepEqual(
 		stages.map(({base}) => base),
 		Array.from({length: 2}, () => 'registry.access.redhat.com/ubi9/nodejs-24-minimal:latest'),
@@ -217,7 +217,7 @@ test('every command is there, on the path', t => {
 	}
 });
 
-test('the webhook runs as a user that no passwd knows', t => {
+test('the webhook runs as a user without an entry in /etc/passwd', t => {
 	const {status, stderr} = inImage(
 		[
 			'setpriv',
@@ -237,7 +237,7 @@ test('the webhook runs as a user that no passwd knows', t => {
 	t.regex(stderr, /The certificate of the webhook is unusable/);
 });
 
-test('the entrypoint wants to know the KVM host, and refuses other providers', t => {
+test('the entrypoint requires the URI of the KVM host, and refuses other providers', t => {
 	const forgotten = inImage(image.command, {CLOUD_PROVIDER: 'libvirt'});
 	t.is(forgotten.status, 2);
 	t.regex(forgotten.stderr, /^cloud-api-adaptor: LIBVIRT_URI is not set\./);

@@ -1,7 +1,7 @@
 import test from 'ava';
 import {AdaptorError, codeOf, echoed, toError} from '../../src/core/errors.ts';
 
-test('an error tells what, where and what to do, in one line', t => {
+test('an error message has what, where and the remedy, in one line', t => {
 	const error = new AdaptorError({
 		code: 'not-found',
 		what: 'Could not create the root volume',
@@ -19,7 +19,7 @@ test('what Node throws when a wait is ended has a code too', t => {
 	t.is(toError('anything').message, 'anything');
 });
 
-test('what others have said is repeated in 256 characters at most, wherever it stands', t => {
+test('at most 256 characters of foreign text are shown, in any part of the error', t => {
 	t.is(echoed('x'.repeat(256)), 'x'.repeat(256));
 	t.is(echoed('x'.repeat(5_000_000)), `${'x'.repeat(255)}…`);
 	t.is(echoed('😀'.repeat(200)), `${'😀'.repeat(127)}\u{fffd}…`);

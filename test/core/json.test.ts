@@ -57,13 +57,13 @@ test('parts and depth are counted as a parser would, whatever stands in strings'
 	t.pass();
 });
 
-test('strings that do not end, and quotes behind many backslashes, are gone through once', t => {
+test('unterminated strings, and quotes after many backslashes, are scanned only once', t => {
 	t.true(isWithin(`["${'\\"'.repeat(500_000)}`, 1));
 	t.true(isWithin(`["${'\\\\'.repeat(500_000)}"]`, 1));
 	t.false(isWithin(`["${'\\\\'.repeat(500_000)}",1]`, 1));
 });
 
-test('what is no JSON passes, for the parser to refuse', t => {
+test('text that is not JSON passes, and the parser refuses it', t => {
 	for (const text of ['', 'hush-hush', '"', '\\', ']]}}']) {
 		t.true(isWithin(text, 0), text);
 	}

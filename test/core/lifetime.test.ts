@@ -16,7 +16,7 @@ test('a scope of an aborted parent is born aborted', t => {
 	t.is(scope.signal.reason, 'why');
 });
 
-test('a scope that is left unlinks from its parents and does not abort', t => {
+test('a disposed scope unlinks from its parents and does not abort', t => {
 	const parent = new AbortController();
 	const scope = new Scope(parent.signal).deadline(1, 'nothing');
 	t.is(getEventListeners(parent.signal, 'abort').length, 1);

@@ -44,7 +44,7 @@ test('errors are logged with their causes; ours without a stack', async t => {
 	t.truthy(err.cause.stack);
 });
 
-test('an error that stands for several is logged with all of them', async t => {
+test('an error with several causes is logged with all of them', async t => {
 	const {log, lines} = await collecting();
 	log.warn(
 		{err: new SuppressedError(new Error('later'), new AdaptorError({code: 'unavailable', what: 'Earlier'}))},

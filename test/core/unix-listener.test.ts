@@ -92,7 +92,7 @@ test('a socket whose directory is removed is bound again', async t => {
 	t.is((await stat(directory)).mode & 0o777, 0o700);
 });
 
-test('a process that took the path over has it while it answers; once it is dead the path is bound again', async t => {
+test('a process that took over the path keeps it while it answers; then the path is bound again', async t => {
 	const path = join(await directoryOf(t), 'h.sock');
 	const boundAgain = Promise.withResolvers<undefined>();
 	const {log} = await named(t, path, 'own', recordingLog(), () => boundAgain.resolve(undefined));
@@ -114,7 +114,7 @@ test('a process that took the path over has it while it answers; once it is dead
 	);
 });
 
-test('of two that have lost the path one gets it, and the other leaves it alone', async t => {
+test('if two listeners have lost the path, one binds it again, and the other does not replace it', async t => {
 	const path = join(await directoryOf(t), 'h.sock');
 	const [first, second] = [await named(t, path, 'first'), await named(t, path, 'second')];
 	for (let round = 0; round < 20; round++) {
@@ -130,7 +130,7 @@ test('of two that have lost the path one gets it, and the other leaves it alone'
 	t.pass();
 });
 
-test('a file that is no socket is not replaced, which is told once; when it goes the path is bound again', async t => {
+test('a file that is not a socket is not replaced and logged once; after its removal the path is bound', async t => {
 	const path = join(await directoryOf(t), 'h.sock');
 	const {log} = await named(t, path, 'own');
 	await rename(path, `${path}.moved`);

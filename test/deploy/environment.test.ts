@@ -171,7 +171,7 @@ const documented: Environment = {
 	DISABLECVM: 'true',
 };
 
-test("what the product's documentation puts into the config map is known, and said where it has no effect", async t => {
+test('every setting of the product documentation is known, and settings without effect cause a warning', async t => {
 	const complained = complaints(await daemon(), {...documented, NODE_NAME: 'worker-0', POD_UID: 'uid'});
 	t.deepEqual(
 		complained
@@ -182,7 +182,7 @@ test("what the product's documentation puts into the config map is known, and sa
 	t.like(loadConfig(documented, host), {rootDiskGib: 6, limitPerNode: 10});
 });
 
-test('what the daemon keeps, and what it is given as files, is where its defaults look for it', async t => {
+test('the mounts of the manifests match the default paths of the daemon', async t => {
 	const mounts = new Map((await daemon()).volumeMounts?.map(({mountPath, name}) => [mountPath, name]));
 	const {socketPath, podsDir} = loadConfig({}, host);
 	for (const path of [socketPath, podsDir]) {

@@ -67,7 +67,7 @@ test('objects that its commands name are in the overlays, the samples or made by
 	t.regex(commands, new RegExp(`^NS=${namespace}$`, 'mv'));
 });
 
-test('its patches are JSON: of a field that PeerPodConfig has, and of what the daemon says about a node', t => {
+test('its patches are valid JSON, for existing fields of PeerPodConfig and of a node', t => {
 	const patches = [
 		...commands.matchAll(/(?<object>peerpodconfig|subscription|"\$node") .*?--patch '(?<json>[^']+)'/gsv),
 	].map(({groups}) => [groups?.['object'], JSON.parse(groups?.['json'] ?? '')] as const);

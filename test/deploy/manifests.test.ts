@@ -74,7 +74,7 @@ test('OpenShift nodes get kata and CRI-O drop-ins for the daemon socket and the 
 	t.true(crio?.includes(`"${machineConfig?.spec.config.storage.files[0]?.path ?? ''}"`));
 });
 
-test("the DaemonSet gives the daemon all that the operator's gives it", async t => {
+test('the DaemonSet contains everything that the DaemonSet of the operator contains', async t => {
 	// Source: openshift/sandboxed-containers-operator, controllers/peerpods.go (processDaemonsetForCAA).
 	const daemonSet = (await base).find(each => nameOf(each) === 'DaemonSet osc-caa-ds') as Workload;
 	const {spec} = daemonSet.spec.template;
@@ -124,7 +124,7 @@ test("the DaemonSet gives the daemon all that the operator's gives it", async t 
 	);
 });
 
-test('no image is left unnamed, and none moves by itself', async t => {
+test('every image has a name, and a tag or digest that does not change by itself', async t => {
 	for (const manifests of await Promise.all(overlays.map(async overlay => build(`overlays/${overlay}`)))) {
 		for (const {image = ''} of workloads(manifests).flatMap(containersOf)) {
 			t.regex(image, /^[a-z0-9.\-]+\.[a-z]+\/.+(?::(?!latest)[\w.\-]+|@sha256:[0-9a-f]{64})$/v);
@@ -333,7 +333,7 @@ function peerPodConfig(spec: object): Manifest {
 	return {...config, spec: {cloudSecretName: 'a', configMapName: 'b', ...spec}} as Manifest;
 }
 
-test('the relay process has no right, no secret but certificates, and is replaced by hand only', async t => {
+test('the relay process has no permissions and only certificates, and is only replaced by hand', async t => {
 	for (const overlay of ['kubernetes', 'openshift', 'operator']) {
 		const manifests = await build(`overlays/${overlay}`);
 		const relay = manifests.find(each => nameOf(each) === 'DaemonSet osc-caa-relay') as Workload;

@@ -33,7 +33,7 @@ const parts = (async (): Promise<Parts> => {
 	return {manifests, webhook, workload, container};
 })();
 
-test('what the API server is told to call, and what kubelet is told to probe, answers', async t => {
+test('the paths in the webhook configuration and in the probes are answered', async t => {
 	const {webhook, container} = await parts;
 	const running = await webhookOf(t);
 	const body = JSON.stringify(reviewOf(podOf([{name: 'a'}])));
@@ -70,7 +70,7 @@ test('ports, certificate directory and time to drain are those of the code', asy
 	);
 });
 
-test('the API server, the webhook and the runtime class speak of the same pods, when they are made', async t => {
+test('the API server, the webhook and the runtime class select the same pods, at creation', async t => {
 	const {manifests, webhook, container} = await parts;
 	const {targetRuntimeClass} = loadSettings(
 		webhookSettings,

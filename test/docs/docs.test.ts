@@ -61,7 +61,7 @@ for (const path of [...guides, ...records]) {
 }
 
 for (const path of guides) {
-	test(`${path} has lines of at most 120 columns, but for what cannot be broken`, t => {
+	test(`${path} has lines of at most 120 columns, except for text that cannot be wrapped`, t => {
 		t.deepEqual(
 			prose(read(path)).filter(line => line.length > 120 && !/^\s*`[^`]*`\.?$/v.test(line)),
 			[],
@@ -94,7 +94,7 @@ for (const path of guides.filter(each => namedMessages(read(each)).length > 0)) 
 	});
 }
 
-test('docs/timings.md is what the source says, and each time has a reason', t => {
+test('docs/timings.md matches the source, and each time limit has a reason', t => {
 	t.is(read('docs/timings.md'), timingsMarkdown(), 'run: npm run docs');
 	t.deepEqual(
 		timings().filter(({reason}) => reason === ''),
@@ -162,7 +162,7 @@ test('docs/architecture.md says where to change what an operator or developer ma
 	t.true(rows.some(row => row.startsWith('redial policy')));
 });
 
-test('each decision record has a number of its own and says whether it holds', t => {
+test('each decision record has a unique number and a status', t => {
 	const numbers = records.map(path => /\/(?<number>\d{4})-/v.exec(path)?.groups?.['number']);
 	t.is(new Set(numbers).size, records.length);
 	for (const path of records) {

@@ -66,7 +66,7 @@ async function onWorker(script: string): Promise<void> {
 	}
 }
 
-test.serial('where all is well, all is well but that guests are emulated', async t => {
+test.serial('on a correct setup, every check is ok, except a warning for emulation', async t => {
 	const before = await lab.inventory();
 	const found = await check();
 	// On a machine that is busy enough libvirt is slow, and rightly said to be.
@@ -83,7 +83,7 @@ test.serial('where all is well, all is well but that guests are emulated', async
 	t.deepEqual(await lab.inventory(), before);
 });
 
-test.serial('each thing that is not well is found: host key, way, port, space, format', async t => {
+test.serial('each problem is found: host key, route, port, space, format', async t => {
 	await onWorker(`
 		ip link add genev up type vxlan external dstport 4789
 		ip addr add 10.0.0.2/24 dev eth0

@@ -102,7 +102,7 @@ test.serial(
 );
 
 for (const missing of ['net_admin', 'sys_admin']) {
-	test.serial(`without ${missing} no pod is half-made, and the error says what is missing`, async t => {
+	test.serial(`without ${missing}, a pod fails without leftovers, and the error says what is missing`, async t => {
 		t.timeout(600_000);
 		t.true(capabilities.includes(missing));
 		const kept = capabilities.filter(name => name !== missing);

@@ -321,7 +321,7 @@ for (const [end, how, words] of [
 	);
 }
 
-test.serial("the console of a VM is ours while it boots, and anybody's once it runs", async t => {
+test.serial('the console of a VM is in use by the daemon while it boots, and free once it runs', async t => {
 	const isOurs = async (): Promise<boolean> =>
 		hostSh('ls /var/lock | grep -q LCK').then(
 			() => true,
@@ -450,7 +450,7 @@ test.serial(
 	},
 );
 
-test.serial('a VM whose sandbox nobody knows any more is removed after the grace period', async t => {
+test.serial('a VM without a known sandbox is removed after the grace period', async t => {
 	const pod = await create(t, 'lost');
 	await shim.startVm(pod.id, signal);
 	t.is(await daemon.stop(), 0);

@@ -41,7 +41,7 @@ async function until(isSo: () => boolean | Promise<boolean>): Promise<void> {
 	}
 }
 
-test("kubelet's questions are answered with 200, others are not", async t => {
+test('the probes of kubelet are answered with 200, other paths are not', async t => {
 	const port = await freePort();
 	await using _probes = serveProbes({port, assertHealthy: async () => undefined, log: recordingLog()});
 	await answered(t, port);
@@ -59,7 +59,7 @@ test("kubelet's questions are answered with 200, others are not", async t => {
 	);
 });
 
-test('a port that is taken is told once and served as soon as it is free', async t => {
+test('a port in use is logged once, and served as soon as it is free', async t => {
 	const port = await freePort();
 	const {give} = await take(port);
 	const log = recordingLog();

@@ -44,12 +44,12 @@ for (const [reference, expected] of [
 	['broken.example.com/podvm', undefined],
 	['empty.example.com/podvm', undefined],
 ] as const) {
-	test(`${reference} is pulled ${expected === undefined ? 'by nobody in particular' : `as ${expected}`}`, async t => {
+	test(`${reference} is pulled ${expected === undefined ? 'anonymously' : `as ${expected}`}`, async t => {
 		t.is(await found(t, reference), expected);
 	});
 }
 
-test('of the usual files the first that knows the registry counts; a file that was named must be there', async t => {
+test('the first usual file with an entry for the registry is used; an explicitly named file must exist', async t => {
 	const directory = await directoryOf(t);
 	const reference = parseImageReference('quay.io/org/podvm');
 	await writeFile(`${directory}/one`, '{"auths":{}}');

@@ -103,7 +103,7 @@ test('names are compared as paths, however an archive writes them', async t => {
 	t.is((await find([layer(tar)])).toString(), 'content');
 });
 
-test('the uppermost layer that has the file gives it, and those below are not fetched', async t => {
+test('the file comes from the uppermost layer that has it, and lower layers are not fetched', async t => {
 	const layers = await layersOf({[path]: 'old'}, {[path]: 'new'}, {'etc/other': 'x'});
 	t.is((await find(layers)).toString(), 'new');
 	t.deepEqual(
@@ -133,7 +133,7 @@ for (const [name, files] of hiding) {
 	});
 }
 
-test('whiteouts of others hide nothing', async t => {
+test('whiteouts of other files hide nothing', async t => {
 	t.is(
 		(
 			await find(
@@ -147,7 +147,7 @@ test('whiteouts of others hide nothing', async t => {
 	);
 });
 
-test('links are not followed: they say so', async t => {
+test('links are not followed, and the error says so', async t => {
 	await refused(t, await layersOf({'image/real': 'x', [path]: {linkTo: 'real'}}), 'failed-precondition', /a link/v);
 	await refused(t, await layersOf({[path]: 'x'}, {image: {linkTo: '/etc'}}), 'failed-precondition', /a link/v);
 });
@@ -161,7 +161,7 @@ test('a file that goes upwards in an archive is not the file', async t => {
 	);
 });
 
-test('a layer that is cut off, or not what it seems, is damaged', async t => {
+test('a truncated or mislabelled layer is reported as damaged', async t => {
 	const tar = await makeTar({[path]: random});
 	await refused(t, [layer(tar.subarray(0, 100_000))], 'data-loss', /cut off/v);
 	for (const packed of [gzipSync(tar), zstdCompressSync(tar)]) {
@@ -179,7 +179,7 @@ test('a layer that is cut off, or not what it seems, is damaged', async t => {
 	await refused(t, [layer(Buffer.concat([one.subarray(0, 1024), two]))], 'data-loss', /has the file twice/v);
 });
 
-test('a bomb ends at the limit, with little memory', async t => {
+test('a decompression bomb fails at the limit, with little memory', async t => {
 	const bomb = gzipSync(await makeTar({'etc/zero': Buffer.alloc(100_000_000)}));
 	t.true(bomb.length < 1_000_000);
 	await t.throwsAsync(find([layer(bomb)], 10_000_000), {
@@ -188,7 +188,7 @@ test('a bomb ends at the limit, with little memory', async t => {
 	});
 });
 
-test('what the blob finds wrong at its end reaches who reads the file', async t => {
+test('a digest error at the end of the blob reaches the reader of the file', async t => {
 	const tar = await makeTar({[path]: random});
 	const wrong = new AdaptorError({code: 'data-loss', what: 'the digest is another'});
 	await t.throwsAsync(
@@ -210,7 +210,7 @@ test('what the blob finds wrong at its end reaches who reads the file', async t 
 	);
 });
 
-test('what the blob finds wrong at its end is heard, though the unpacker had found its own end before', async t => {
+test('a digest error at the end of the blob is reported even if the decompressor has already ended', async t => {
 	const tar = await makeTar({[path]: random.subarray(0, 5000)});
 	const wrong = new AdaptorError({code: 'data-loss', what: 'the digest is another'});
 	for (const packed of [

@@ -114,7 +114,7 @@ async function refused(t: ExecutionContext, pushing: Promise<unknown>, message: 
 	return t.throwsAsync(pushing, {instanceOf: AdaptorError, message});
 }
 
-test('an image becomes a volume byte by byte, the name stands for it, and a pod VM stands on the version', async t => {
+test('an image becomes an identical volume, the alias points to it, and a pod VM uses the version', async t => {
 	const pool = await storage.pool();
 	const seen: string[] = [];
 	const pushed = await push(pool, {onProgress: ({stage, done, total}) => seen.push(`${stage} ${done} of ${total}`)});
@@ -191,7 +191,7 @@ test('a raw image stays raw, and its alias points to it', async t => {
 	await execute('cmp', [`${storage.libvirtd.directory}/read-through`, `${pool.directory}/${pushed.volume}`]);
 });
 
-test('what is empty in an image is neither sent nor stored', async t => {
+test('zeros in an image are neither sent nor stored', async t => {
 	const pool = await storage.pool();
 	const path = `${storage.libvirtd.directory}/sparse.raw`;
 	await writeFile(path, image.content);
@@ -209,7 +209,7 @@ test('images of the smallest sizes are pushed', async t => {
 	}
 });
 
-test('a new version takes the name; what VMs stand on stays as it is, and goes when they do', async t => {
+test('the alias moves to a new version; versions in use stay, and can be removed after their VMs', async t => {
 	const pool = await storage.pool();
 	const first = await push(pool);
 	await pool.overlay('podvm-a-12345678-root.qcow2', first.volume);
@@ -239,7 +239,7 @@ test('a new version takes the name; what VMs stand on stays as it is, and goes w
 	t.deepEqual(await pool.files(), [third.volume, fourth.volume, name]);
 });
 
-test('the way back: the name is given to an older version', async t => {
+test('rollback: the alias is pointed to an older version', async t => {
 	const pool = await storage.pool();
 	const [first, second] = [await push(pool), await push(pool)];
 	await useImage(catalogueOf(pool), first.volume, never);
@@ -252,7 +252,7 @@ test('the way back: the name is given to an older version', async t => {
 	await refused(t, useImage(catalogueOf(pool), name, never), /not a version/v);
 });
 
-test('a domain that has the image, or a disk on it, for its own is a use of it, running or not', async t => {
+test('an image is in use if any domain has it, or an overlay of it, as a disk', async t => {
 	const pool = await storage.pool();
 	const pushed = await push(pool);
 	await pool.overlay('elsewhere.qcow2', pushed.volume);
@@ -312,13 +312,13 @@ test('a file that was copied into the pool under the name is found before anythi
 	t.deepEqual(await pool.files(), [name]);
 });
 
-test("the name of a pod VM's disk, which StartVM would refuse, is given to no image", async t => {
+test('an image cannot get the name of a pod VM disk, which StartVM would refuse', async t => {
 	const pool = await storage.pool();
 	await refused(t, push(pool, {name: 'podvm-a-12345678-root.qcow2'}), /name of a pod VM's disk/v);
 	t.deepEqual(await pool.files(), []);
 });
 
-test('a name that is taken during the push keeps it from the version, which stays', async t => {
+test('if the alias name is taken during the push, the alias is not changed, and the new version stays', async t => {
 	const pool = await storage.pool();
 	const error = await refused(
 		t,
@@ -337,7 +337,7 @@ test('a name that is taken during the push keeps it from the version, which stay
 	t.true((await pool.read(volume)).equals(image.content));
 });
 
-test('a name that others stand on is left to them', async t => {
+test('an alias that other volumes use as backing file is not changed', async t => {
 	const pool = await storage.pool();
 	const first = await push(pool);
 	// As the existing adaptor does.
@@ -348,7 +348,7 @@ test('a name that others stand on is left to them', async t => {
 	t.deepEqual(await pool.files(), [first.volume, name, 'podvm-a-12345678-root.qcow2'].sort());
 });
 
-test('the current image goes by force only, and its name with it', async t => {
+test('the current image is removed only with -force, together with its alias', async t => {
 	const pool = await storage.pool();
 	const {volume} = await push(pool);
 	for (const each of [volume, name]) {
@@ -401,14 +401,14 @@ const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource
 	],
 ];
 for (const [claim, of, message] of failures) {
-	test(`of an image that ${claim} nothing is left`, async t => {
+	test(`an image that ${claim} leaves nothing`, async t => {
 		const pool = await storage.pool();
 		await refused(t, push(pool, {source: of()}), message);
 		t.deepEqual(await pool.files(), []);
 	});
 }
 
-test('a push that is told to stop leaves nothing', async t => {
+test('an aborted push leaves nothing', async t => {
 	const pool = await storage.pool();
 	const stopping = new AbortController();
 	const stopped = new AdaptorError({code: 'cancelled', what: 'stopped'});
@@ -526,7 +526,7 @@ test('an incomplete image of a crashed push is never used, and the next push suc
 	t.true(step > 15, `${step} steps`);
 });
 
-test('a volume whose making was not confirmed goes with the push', async t => {
+test('if the creation of a volume was not confirmed, a failed push removes the volume', async t => {
 	const pool = await storage.pool();
 	const session: LibvirtStorage = {
 		async call(procedure, ...rest) {
@@ -645,7 +645,7 @@ test('Ctrl-C in the middle of a push leaves nothing', async t => {
 	t.deepEqual(await pool.files(), []);
 });
 
-test('what a failed push cannot remove is told at the level that the command shows', async t => {
+test('leftovers of a failed push are logged at a level that the command shows', async t => {
 	const pool = await storage.pool();
 	const {session} = storage;
 	const log = recordingLog();
@@ -673,7 +673,7 @@ test('what a failed push cannot remove is told at the level that the command sho
 	);
 });
 
-test('a qcow2 file that was cut off on its way here is refused, and the name stays with the version before', async t => {
+test('an incomplete qcow2 file is refused, and the alias stays on the previous version', async t => {
 	const pool = await storage.pool();
 	const good = await push(pool);
 	const cut = `${await directoryOf(t)}/cut.qcow2`;
@@ -801,7 +801,7 @@ test('in a cluster, the config map gets the name of the version, and the alias s
 	t.is((await readBaseVolume(storage.session, pool.name, name, never)).path, `${pool.directory}/${first.volume}`);
 });
 
-test('a daemon that hangs up without a word is told with its URI and where to look', async t => {
+test('if libvirtd closes the connection without an answer, the error has the URI and a remedy', async t => {
 	const socket = `${await directoryOf(t)}/s`;
 	const rude = createServer(each => each.end()).listen(socket);
 	t.teardown(() => rude.close());
@@ -811,7 +811,7 @@ test('a daemon that hangs up without a word is told with its URI and where to lo
 	t.regex(err, /closed the connection.*uri "qemu:\/\/\/system\?socket=.*cloud-api-adaptor check/v);
 });
 
-test('the command says what is wrong with what it is given, and exits with 1 or 2', async t => {
+test('the command explains invalid arguments, and exits with 1 or 2', async t => {
 	const pool = await storage.pool();
 	const env = environmentFor(pool);
 	const directory = await directoryOf(t);
@@ -839,7 +839,7 @@ test('the command says what is wrong with what it is given, and exits with 1 or 
 	t.deepEqual(await pool.files(), []);
 });
 
-test('-local-host names where a registry may lead to, and -platform what an image is labelled with', async t => {
+test('-local-host names allowed redirect targets, and -platform names the label of the image', async t => {
 	await pushToRegistry(
 		registry.host,
 		'org/labelled',
@@ -967,7 +967,7 @@ test("the image builder's keys and mistyped settings are named before the push",
 	t.false(err.includes('hunter2'));
 });
 
-test('the list is one JSON document when that is asked for', async t => {
+test('with -json, the list is one JSON document', async t => {
 	const pool = await storage.pool();
 	const {volume} = await push(pool);
 	const {out} = await run(t, environmentFor(pool), 'list', '-json');

@@ -4,7 +4,7 @@ import test from 'ava';
 import fc from 'fast-check';
 import {isGone, noteBytes, readNote, thisPusher, writeNote} from '../../src/image/pusher.ts';
 
-test('a note tells who wrote it', async t => {
+test('a note identifies its writer', async t => {
 	const pusher = await thisPusher();
 	t.is(pusher.pid, process.pid);
 	const note = writeNote(pusher);
@@ -12,13 +12,13 @@ test('a note tells who wrote it', async t => {
 	t.deepEqual(readNote(note), {isComplete: false, pusher});
 });
 
-test('a volume that was never written to is not complete; one that holds anything else is', t => {
+test('a volume that was never written is incomplete; a volume with other content is complete', t => {
 	t.deepEqual(readNote(Buffer.alloc(noteBytes)), {isComplete: false});
 	t.deepEqual(readNote(Buffer.alloc(0)), {isComplete: false});
 	t.deepEqual(readNote(Buffer.from('QFI\xfb', 'latin1')), {isComplete: true});
 });
 
-test("a process is gone when it has ended, when its number is another's, and not known elsewhere", async t => {
+test('a process has ended if it is gone or its pid is reused; on another machine this is unknown', async t => {
 	const here = await thisPusher();
 	t.false(await isGone(here));
 	t.true(await isGone({...here, startedAt: '1'}));
@@ -28,7 +28,7 @@ test("a process is gone when it has ended, when its number is another's, and not
 	t.true(await isGone({...here, pid: child.pid ?? 0}));
 });
 
-test('whatever stands behind the title, the volume is not complete', async t => {
+test('whatever follows the title, the volume is incomplete', async t => {
 	const note = writeNote(await thisPusher());
 	fc.assert(
 		fc.property(

@@ -23,7 +23,7 @@ for (const [name, options, size] of [
 	['lazy refcounts', 'lazy_refcounts=on', '1G'],
 	['an odd size', 'compat=1.1', '1073742336'],
 ] as const) {
-	test(`a qcow2 image of qemu-img with ${name} is taken, its size as qemu-img says`, async t => {
+	test(`a qcow2 image of qemu-img with ${name} is accepted, with the size that qemu-img reports`, async t => {
 		const path = `${await directoryOf(t)}/a`;
 		await execute('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', options, path, size]);
 		const {'virtual-size': virtualSize} = JSON.parse(
@@ -72,7 +72,7 @@ for (const [name, start, message] of [
 	['a truncated qcow2 header', '514649fb0000', /truncated/v],
 	['qcow2 version 1', `514649fb00000001${'00'.repeat(64)}`, /version is 1/v],
 ] as const) {
-	test(`${name} is no image, and is called by its name`, t => {
+	test(`${name} is refused, and the error names the format`, t => {
 		const head = Buffer.concat([Buffer.from(start, 'hex'), Buffer.alloc(512 - start.length / 2)]);
 		const cut = start.length < 16 && name.includes('cut') ? head.subarray(0, 6) : head;
 		t.is(
@@ -82,14 +82,14 @@ for (const [name, start, message] of [
 	});
 }
 
-test('what is neither is raw when it could be a disk', t => {
+test('data that is neither qcow2 nor foreign counts as raw if it could be a disk', t => {
 	const disk = Buffer.alloc(headBytes, 'x');
 	t.deepEqual(readImageFormat(disk, 1n << 30n), {format: 'raw', virtualSize: 1n << 30n});
 	t.throws(() => readImageFormat(disk, (1n << 30n) + 1n), {message: /whole number of sectors/v});
 	t.throws(() => readImageFormat(Buffer.alloc(0), 0n), {message: /empty/v});
 });
 
-test('an image whose tables lie behind its end is refused before it is uploaded', async t => {
+test('an image whose tables are beyond its end is refused before the upload', async t => {
 	const path = `${await directoryOf(t)}/a`;
 	await execute('qemu-img', ['create', '-q', '-f', 'qcow2', path, '1G']);
 	const content = await readFile(path);
@@ -159,7 +159,7 @@ for (const [name, ...options] of [
 	['extended L2 entries', '-o', 'extended_l2=on,cluster_size=128k'],
 	['everything preallocated', '-o', 'preallocation=metadata'],
 ] as const) {
-	test(`a qcow2 image with ${name} is known to be whole, and known to be cut off`, async t => {
+	test(`a qcow2 image with ${name} is recognised as complete, and as truncated if it is cut`, async t => {
 		const path = `${await directoryOf(t)}/a`;
 		await writeFile(
 			`${path}.raw`,

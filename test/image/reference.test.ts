@@ -99,7 +99,7 @@ for (const text of [
 	});
 }
 
-test('a reference that is refused is told without a password', t => {
+test('the error for a refused reference does not contain a password', t => {
 	for (const text of [
 		'docker://user:sesame@quay.io/org/podvm',
 		'oci::user:sesame@quay.io:443/org/podvm:tag',
@@ -116,7 +116,7 @@ test('a reference that is refused is told without a password', t => {
 	);
 });
 
-test('any text is refused, or read as something that means the same when it is written out', t => {
+test('any text is refused, or the formatted result parses to the same reference', t => {
 	const part = fc.oneof(
 		fc.constantFrom(
 			'oci::',

@@ -93,7 +93,7 @@ test('an image is found by its digest', async t => {
 	t.is((await from.manifest(platform, never)).digest, digest);
 });
 
-test('a list without a choice says what it has', async t => {
+test('if a list has no matching platform, the error names its platforms', async t => {
 	using from = registryFor(`${registry.host}/org/podvm:foreign`);
 	t.like(await t.throwsAsync(from.manifest(platform, never), {instanceOf: AdaptorError}), {
 		code: 'not-found',
@@ -106,7 +106,7 @@ for (const [name, tag, found] of [
 	['an image for amd64 that a list says is for s390x', 'mislabelled', 'linux/amd64'],
 	['the only image of a list, which is for amd64,', 'single', 'linux/amd64'],
 ] as const) {
-	test(`${name} is refused, and says how to take it nevertheless`, async t => {
+	test(`${name} is refused, and the error says how to use it nevertheless`, async t => {
 		using from = registryFor(`${registry.host}/org/podvm:${tag}`);
 		const error = await t.throwsAsync(from.manifest(platform, never), {
 			instanceOf: AdaptorError,
@@ -116,7 +116,7 @@ for (const [name, tag, found] of [
 	});
 }
 
-test('an image for amd64 is taken as what it is when that is asked for', async t => {
+test('an image for amd64 is accepted if that platform is requested', async t => {
 	using from = registryFor(`${registry.host}/org/podvm:amd64`);
 	t.is((await from.manifest({os: 'linux', architecture: 'amd64'}, never)).layers.length, layers.length);
 });
@@ -128,7 +128,7 @@ for (const what of ['org/podvm:nothing', 'org/nothing:one', `org/podvm@sha256:${
 	});
 }
 
-test('a registry with user names lets in who has one, and says to others what they need', async t => {
+test('a registry with logins accepts valid credentials, and the error says what is missing otherwise', async t => {
 	await using closed = await startRegistry({root: registry.root, htpasswd});
 	const reference = `${closed.host}/org/podvm:one`;
 	using from = registryFor(reference, {credentials: puller});
@@ -222,7 +222,7 @@ test('an identity token is exchanged by POST', async t => {
 	t.is((await from.manifest(platform, never)).digest, digest);
 });
 
-test('a transfer that breaks goes on where it was, as often as it moves', async t => {
+test('an interrupted transfer continues at its position, as long as it makes progress', async t => {
 	await using front = await serve((incoming, response) => {
 		// 100,000 bytes at a time: more breaks than attempts, each after some progress.
 		forward(registry.host, incoming, response, (sent, chunk) =>
@@ -239,7 +239,7 @@ test('a transfer that breaks goes on where it was, as often as it moves', async 
 	);
 });
 
-test('a server that ignores the range sends all again, and nothing comes twice', async t => {
+test('if a server ignores the range and sends everything again, each byte is still delivered once', async t => {
 	let times = 0;
 	await using front = await serve((incoming, response) => {
 		delete incoming.headers.range;
@@ -253,14 +253,14 @@ test('a server that ignores the range sends all again, and nothing comes twice',
 	t.is(times, 2);
 });
 
-test('a transfer that never moves is given up', async t => {
+test('a transfer without progress fails', async t => {
 	await using front = await serve((_, response) => response.destroy());
 	using from = registryFor(`${front.host}/org/podvm:one`);
 	await t.throwsAsync(read(from), {instanceOf: HttpError});
 	t.is(front.requests.length, 5);
 });
 
-test('an answer that says to come back is asked for again; one that refuses is not', async t => {
+test('a request with a temporary failure is repeated; a refused request is not', async t => {
 	let status = 503;
 	await using front = await serve((incoming, response) => {
 		if (status === 503) {
@@ -330,7 +330,7 @@ for (const [name, body] of [
 	});
 }
 
-test('where blobs are stored elsewhere, that place is not told who we are', async t => {
+test('if blobs are stored on another server, that server gets no credentials', async t => {
 	await using elsewhere = await serve((_, response) => response.end(large));
 	await using front = await serve((incoming, response) => {
 		if (incoming.headers.authorization === undefined) {
@@ -349,7 +349,7 @@ test('where blobs are stored elsewhere, that place is not told who we are', asyn
 	);
 });
 
-test('a place that blobs are stored at gets no credentials when it asks for them', async t => {
+test('a blob store gets no credentials even if it requests them', async t => {
 	await using elsewhere = await serve((_, response) =>
 		response.writeHead(401, {'www-authenticate': 'Basic realm="x"'}).end(),
 	);
@@ -395,7 +395,7 @@ for (const [name, isTls, spelling] of [
 	['the unspecified address', true, '0.0.0.0'],
 ] as const) {
 	for (const way of ['redirect', 'realm', 'realm for an identity token'] as const) {
-		test(`no request goes by a ${way} to ${name}`, async t => {
+		test(`a ${way} to ${name} causes no request`, async t => {
 			await using certificate = await makeCertificate();
 			await using inside = await serve(
 				(_, response) => response.end(way === 'redirect' ? large : '{"token":"x"}'),
@@ -444,7 +444,7 @@ for (const address of ['169.254.169.254', '[fe80::1]', '[::ffff:169.254.169.254]
 	});
 }
 
-test('a redirect to a name that cannot be resolved is told as such', async t => {
+test('a redirect to a name that cannot be resolved is reported as such', async t => {
 	// Too long for DNS, so that no resolver is asked.
 	const name = `${'x'.repeat(64)}.example`;
 	await using front = await serve((_, response) => response.writeHead(307, {location: `https://${name}/x`}).end());
@@ -452,7 +452,7 @@ test('a redirect to a name that cannot be resolved is told as such', async t => 
 	await t.throwsAsync(read(from), {instanceOf: HttpError, message: new RegExp(name, 'v')});
 });
 
-test('a proxy on this machine is used for where a registry leads to', async t => {
+test('a proxy on this machine is used for redirects of a registry', async t => {
 	const {origin, asked} = await proxy(t);
 	await using front = await serve((_, response) =>
 		response.writeHead(307, {location: 'https://blobs.example.com:1/x'}).end(),
@@ -501,7 +501,7 @@ for (const slow of ['manifests', 'blobs', 'token', 'refusal'] as const) {
 	});
 }
 
-test('plain HTTP is for this machine, and for hosts that were named', async t => {
+test('plain HTTP is allowed for this machine and for the hosts in -plain-http', async t => {
 	// A name of this machine that does not look like one.
 	const front = createServer((incoming, response) => forward(registry.host, incoming, response)).listen(
 		0,
@@ -568,7 +568,7 @@ test('HTTPS_PROXY is used, where NO_PROXY does not say otherwise', async t => {
 	t.is(asked.length, before);
 });
 
-test('a proxy may be written without scheme; one that is none is refused without its password', t => {
+test('a proxy may have no scheme; an invalid proxy is refused without showing its password', t => {
 	for (const [name, value] of [
 		['HTTPS_PROXY', 'http://user:sesame@[bad'],
 		['https_proxy', 'user:sesame@proxy:99999'],
@@ -588,7 +588,7 @@ test('a proxy may be written without scheme; one that is none is refused without
 	t.truthy(from);
 });
 
-test('a proxy learns nothing of what is meant for this machine', async t => {
+test('requests to this machine do not go through the proxy', async t => {
 	await using closed = await startRegistry({root: registry.root, htpasswd});
 	await using proxy = await serve((_, response) => response.writeHead(502).end());
 	using from = registryFor(`${closed.host}/org/podvm:one`, {
@@ -599,7 +599,7 @@ test('a proxy learns nothing of what is meant for this machine', async t => {
 	t.deepEqual(proxy.requests, []);
 });
 
-test('a wait for a registry that says nothing ends with its signal', async t => {
+test('waiting for a silent registry ends with the signal', async t => {
 	const stopping = new AbortController();
 	const enough = new Error('enough');
 	await using front = await serve(() => stopping.abort(enough));
@@ -607,7 +607,7 @@ test('a wait for a registry that says nothing ends with its signal', async t => 
 	await t.throwsAsync(from.manifest(platform, stopping.signal), {is: enough});
 });
 
-test('a registry that falls silent, before an answer or within one, is asked again, and given up in time', async t => {
+test('if a registry falls silent before or during an answer, the request is repeated, and fails in time', async t => {
 	const asked = {manifests: 0, blobs: 0};
 	await using front = await serve((incoming, response) => {
 		if (incoming.url?.includes('/blobs/') === true) {

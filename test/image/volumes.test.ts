@@ -16,7 +16,7 @@ function volume(name: string, backing?: string): Volume {
 
 const version = 'base-20260101T000000Z.qcow2';
 
-test('what stands on an image by however many others uses it; what only names it does not', t => {
+test('a direct or indirect overlay uses an image; an alias does not', t => {
 	const {useOf} = holdingsOf(
 		[
 			volume(version),
@@ -40,7 +40,7 @@ test('what stands on an image by however many others uses it; what only names it
 	t.deepEqual(useOf({path: '/pool/b'}), {domains: ['on-b'], volumes: []});
 });
 
-test('volumes that read through to each other in a circle are an answer, not an endless question', t => {
+test('a cycle of backing files does not cause an endless loop', t => {
 	const {useOf} = holdingsOf([volume('a', 'b'), volume('b', 'a')], []);
 	t.deepEqual(useOf({path: '/pool/a'}), {domains: [], volumes: ['b']});
 });
@@ -71,7 +71,7 @@ for (const [path, backing, expected] of [
 	['/p/podvm-a-root.qcow2', '/p/podvm-base-20260101T000000Z.qcow2', false],
 	['/p/base.qcow2', '/p/base-20269901T000000Z.qcow2', false],
 ] as const) {
-	test(`${path} over ${backing} is ${expected ? '' : 'not '}only a name`, t => {
+	test(`${path} over ${backing} is ${expected ? '' : 'not '}only an alias`, t => {
 		t.is(pointsToVersion(path, backing), expected);
 	});
 }

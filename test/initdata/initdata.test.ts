@@ -80,7 +80,7 @@ for (const algorithm of ['sha256', 'sha384', 'sha512']) {
 	});
 }
 
-test('a final newline is measured, and so are line ends', t => {
+test('a final newline and the line endings are part of the digest', t => {
 	t.not(parseInitdata(document).digest, parseInitdata(document.trimEnd()).digest);
 	t.is(unpack(parseInitdata(document.replaceAll('\n', '\r\n')).content), document.replaceAll('\n', '\r\n'));
 });
@@ -131,7 +131,7 @@ for (const [what, text, words] of [
 	});
 }
 
-test('a document beyond the limit is refused, however little it takes packed', t => {
+test('a document over the limit is refused, however small it is when compressed', t => {
 	const large = `${document}# ${'x'.repeat(262_144)}`;
 	for (const text of [
 		large,
@@ -148,7 +148,7 @@ test('a document just within the limit is taken', t => {
 	t.is(unpack(parseInitdata(text).content), text);
 });
 
-test('any text is taken whole or refused', t => {
+test('any text is accepted completely or refused', t => {
 	const texts = fc.oneof(
 		fc.string({unit: 'binary'}),
 		fc.base64String(),

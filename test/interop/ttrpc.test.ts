@@ -44,7 +44,7 @@ async function failure(t: ExecutionContext, call: Promise<unknown>): Promise<num
 	return (await t.throwsAsync(call, {instanceOf: TtrpcError})).status.code;
 }
 
-test('our client is answered by the reference server', async t => {
+test('the reference server answers our client', async t => {
 	const {client} = await referenceServer(t);
 	t.is(await version(client, 'hello'), 'hello');
 	t.is(await version(client, ''), '');

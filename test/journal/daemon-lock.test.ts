@@ -40,7 +40,7 @@ async function killed({process: child}: Holder): Promise<void> {
 	await once(child, 'exit');
 }
 
-test('a daemon that is alone has no others, and leaves no file when it ends', async t => {
+test('a single daemon finds no other daemons, and leaves no file when it ends', async t => {
 	const podsDir = await directoryOf(t);
 	const lock = await lockPodsDir(podsDir, silentLogger);
 	t.false(lock.hasPredecessor());
@@ -69,7 +69,7 @@ test('a live predecessor is seen until the kernel releases its lock, however it 
 	}
 });
 
-test('a daemon that took over and died hides no live one before it', async t => {
+test('a daemon that took over and died does not hide a live predecessor', async t => {
 	const podsDir = await directoryOf(t);
 	const first = await another(t, podsDir);
 	const second = await another(t, podsDir);
@@ -92,7 +92,7 @@ test('a successor is seen while it lives', async t => {
 	t.false(await lock.hasSuccessor());
 });
 
-test('of ten that start at once each sees those that live before it, and the files of dead ones go', async t => {
+test('if ten daemons start at once, each finds its live predecessors, and stale files are removed', async t => {
 	const podsDir = await directoryOf(t);
 	const locks = await Promise.all(Array.from({length: 10}, async () => lockPodsDir(podsDir, silentLogger)));
 	t.is((await readdir(podsDir)).filter(name => name.startsWith('.daemon-')).length, 10);
@@ -104,7 +104,7 @@ test('of ten that start at once each sees those that live before it, and the fil
 	t.deepEqual(await readdir(podsDir), ['.daemon-2']);
 });
 
-test('what a daemon left that died before it had its number is removed a minute later', async t => {
+test('the draft file of a daemon that died before it got its number is removed a minute later', async t => {
 	const podsDir = await directoryOf(t);
 	await writeFile(`${podsDir}/.daemon-new-00c0ffee`, '');
 	await writeFile(`${podsDir}/.daemon-new-12345678`, '');
@@ -113,7 +113,7 @@ test('what a daemon left that died before it had its number is removed a minute 
 	t.deepEqual((await readdir(podsDir)).sort(), ['.daemon-1', '.daemon-new-12345678']);
 });
 
-test('where PODS_DIR cannot be written to, the log says so, and live predecessors are seen all the same', async t => {
+test('if PODS_DIR is not writable, this is logged, and live predecessors are still found', async t => {
 	const podsDir = await directoryOf(t);
 	await another(t, podsDir);
 	const blind = await another(t, podsDir, [

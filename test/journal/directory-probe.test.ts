@@ -7,7 +7,7 @@ import {directoryOf} from '../support/directory.ts';
 
 const run = promisify(execFile);
 
-test('a directory that files can be written to is told so, and keeps none', async t => {
+test('a writable directory is reported as writable, and no file is left in it', async t => {
 	const directory = await directoryOf(t);
 	const {availableBytes, ...found} = await observeDirectory(directory);
 	t.deepEqual(found, {path: directory, nearest: directory});
@@ -15,14 +15,14 @@ test('a directory that files can be written to is told so, and keeps none', asyn
 	t.deepEqual(await readdir(directory), []);
 });
 
-test('of a directory that is to be made, the nearest above it is tried', async t => {
+test('for a missing directory, its nearest existing ancestor is tested', async t => {
 	const directory = await directoryOf(t);
 	await mkdir(`${directory}/a`);
 	t.like(await observeDirectory(`${directory}/a/b/c`), {path: `${directory}/a/b/c`, nearest: `${directory}/a`});
 	t.deepEqual(await readdir(`${directory}/a`), []);
 });
 
-test('a file in the way is told with the reason', async t => {
+test('a file in the path is reported with the reason', async t => {
 	const directory = await directoryOf(t);
 	await writeFile(`${directory}/file`, '');
 	t.regex((await observeDirectory(`${directory}/file`)).unwritable ?? '', /ENOTDIR/);
@@ -56,7 +56,7 @@ for (const [title, options, prepare, reason] of [
 	['that is read-only', 'ro', 'true', /EROFS/],
 	['that is full', 'size=4k', 'head -c 4096 /dev/zero >full/file', /ENOSPC/],
 ] as const) {
-	test(`a file system ${title} is told with the reason`, async t => {
+	test(`a file system ${title} is reported with the reason`, async t => {
 		const directory = await directoryOf(t);
 		await mkdir(`${directory}/full`);
 		const script = `mount -t tmpfs -o ${options} tmpfs full && ${prepare} && exec "$0" --input-type=module -e "$1"`;

@@ -75,7 +75,7 @@ test('only the owner can read a record, and no temporary file stays', async t =>
 	t.deepEqual(await readdir(join(podsDir, 'a')), ['sandbox.json']);
 });
 
-test('what a daemon that was killed over a write has left goes with the record', async t => {
+test('the temporary file of a daemon that was killed during a write is removed with the record', async t => {
 	const podsDir = join(await directoryOf(t), 'pods');
 	const records = new FileRecords(podsDir, recordingLog());
 	await mkdir(join(podsDir, 'a'), {recursive: true});
@@ -84,7 +84,7 @@ test('what a daemon that was killed over a write has left goes with the record',
 	t.deepEqual(await readdir(podsDir), []);
 });
 
-test("what somebody else keeps in the sandbox's directory is not removed with the record", async t => {
+test('foreign files in the directory of the sandbox are not removed with the record', async t => {
 	const podsDir = await directoryOf(t);
 	const records = new FileRecords(podsDir, recordingLog());
 	await records.write(created);
@@ -176,7 +176,7 @@ test('a record that cannot be written is an error that names the setting', async
 	});
 });
 
-test('a record that a later program wrote stays where it is, and is reported with what to do', async t => {
+test('a record of a later version stays in place, and is reported with a remedy', async t => {
 	const podsDir = await directoryOf(t);
 	const log = recordingLog();
 	const records = new FileRecords(podsDir, log);

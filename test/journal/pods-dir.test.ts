@@ -24,14 +24,14 @@ test('one directory is the same on the node and in a container, wherever it is m
 	t.is(placeOf('/somewhere/pods', inContainer('/peerpod', '/somewhere')), place);
 });
 
-test('two directories of the node at one path of two containers are two', t => {
+test('two directories of the node have different identities, even at the same path in two containers', t => {
 	t.not(
 		placeOf('/run/peerpod/pods', inContainer('/peerpod', '/run/peerpod')),
 		placeOf('/run/peerpod/pods', inContainer('/peerpod-2', '/run/peerpod')),
 	);
 });
 
-test('of mounts on top of one another the last counts, and names with blanks are read', t => {
+test('if mounts cover each other, the last one counts; names with blanks are parsed', t => {
 	t.is(
 		placeOf(
 			'/run/peerpod/pods',

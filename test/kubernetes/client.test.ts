@@ -41,7 +41,7 @@ test('an object can be made, read, changed, listed and deleted', async t => {
 	t.true(isNotFound(await refusalOf(t, client.get(configMaps, name, signal))));
 });
 
-test('a list of many pages is whole', async t => {
+test('a list of many pages is complete', async t => {
 	const {api, client, signal} = await testCluster(t);
 	for (let number = 0; number < 601; number++) {
 		api.put('configmaps', {metadata: {name: `map-${number}`, namespace: 'default'}});
@@ -143,7 +143,7 @@ test('files of the service account that are missing are named', async t => {
 	t.regex(error.message, /service-account-[^"]*\/token/v);
 });
 
-test('a server that is busy, fails or hangs up is asked again', async t => {
+test('a request to a server that is busy, fails or hangs up is repeated', async t => {
 	const {api, client, signal} = await testCluster(t);
 	for (const fault of ['busy', 'error', 'drop', 'drop-after'] as const) {
 		let left = 3;
@@ -155,7 +155,7 @@ test('a server that is busy, fails or hangs up is asked again', async t => {
 	t.like(await refusalOf(t, client.list(nodes, {}, signal)), {status: 500, code: 'unavailable'});
 });
 
-test('what may have been created is not created again; when the server was only busy it is', async t => {
+test('a creation that may have been executed is not repeated; after a "busy" answer it is', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const make = async (): Promise<unknown> =>
 		client.create(configMaps, 'default', {metadata: {generateName: 'map-'}}, signal);
@@ -171,7 +171,7 @@ test('what may have been created is not created again; when the server was only 
 	t.is(api.list('configmaps').length, 2);
 });
 
-test('a server that never answers costs no more than the deadline, and an aborted call ends at once', async t => {
+test('a request to a server that never answers ends at the deadline, and an aborted call ends at once', async t => {
 	const {api, client, signal} = await testCluster(t);
 	using _ = api.fault(() => 'silence');
 	using hasty = clientOf(api, {requestTimeoutMs: 20});
@@ -185,7 +185,7 @@ test('a server that never answers costs no more than the deadline, and an aborte
 	t.is(await t.throwsAsync(call), reason);
 });
 
-test('a connection that nobody uses is given up after a while, one with a quiet watch is not', async t => {
+test('an unused connection is closed after some time; a connection with a quiet watch is not', async t => {
 	const {api, signal} = await testCluster(t);
 	using client = clientOf(api, {idleTimeoutMs: 20});
 	const events = client.watch(nodes, {}, signal);
@@ -247,7 +247,7 @@ test('the address comes from the environment, and outside of a cluster there is 
 	}
 });
 
-test('of an object whose metadata alone is needed nothing else is asked for', async t => {
+test('if only the metadata of an object is needed, only the metadata is requested', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const {metadata} = api.put('pods', {
 		metadata: {name: 'web', namespace: 'default', annotations: {a: 'b'}},

@@ -22,7 +22,7 @@ function optionsFor(api: TestApiServer): ClusterOptions {
 	};
 }
 
-test('a daemon that joins advertises its node, claims VMs, and knows its limit', async t => {
+test('a daemon that joins advertises its node, registers VMs, and knows its limit', async t => {
 	const {api, signal} = await testCluster(t);
 	api.define(peerPodKind);
 	api.put('nodes', {metadata: {name: 'worker-0'}});
@@ -37,7 +37,7 @@ test('a daemon that joins advertises its node, claims VMs, and knows its limit',
 	await api.until(() => textAt(api.find('nodes', 'worker-0'), 'status', 'capacity', extendedResource) === '7');
 });
 
-test('with a negative limit the node is left alone, and nothing is limited', async t => {
+test('with a negative limit, the node is not patched and nothing is limited', async t => {
 	const {api} = await testCluster(t);
 	api.define(peerPodKind);
 	api.put('nodes', {metadata: {name: 'worker-0'}});
@@ -48,7 +48,7 @@ test('with a negative limit the node is left alone, and nothing is limited', asy
 	t.deepEqual(new Set(api.calls.map(({plural}) => plural)), new Set(['peerpods']));
 });
 
-test('an API server that is away keeps nobody from joining, nor from leaving', async t => {
+test('joining and leaving do not need a reachable API server', async t => {
 	const api = await TestApiServer.start();
 	t.teardown(async () => api[Symbol.asyncDispose]());
 	using _ = api.fault(() => 'drop');
@@ -57,7 +57,7 @@ test('an API server that is away keeps nobody from joining, nor from leaving', a
 	await t.notThrowsAsync(cluster[Symbol.asyncDispose]());
 });
 
-test('an API server that never answers costs a start four seconds in all', async t => {
+test('an API server that never answers delays a start by four seconds in total', async t => {
 	const {api, signal} = await testCluster(t);
 	using _ = api.fault(() => 'silence');
 	await using cluster = await joinCluster(optionsFor(api));

@@ -25,7 +25,7 @@ test('keys are set, and all others are left', async t => {
 	});
 });
 
-test('a config map that is not there is not made', async t => {
+test('a missing config map is not created', async t => {
 	const {client, signal} = await testCluster(t);
 	await t.throwsAsync(writeConfigMap(client, {name: 'peer-pods-cm', namespace: 'default'}, {A: 'b'}, signal), {
 		instanceOf: AdaptorError,

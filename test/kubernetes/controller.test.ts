@@ -15,7 +15,7 @@ const claim: VmRegistration = {
 	isBeingDeleted: true,
 };
 
-test('only what is being deleted, of this cluster, and without a daemon for long enough is deleted', t => {
+test('a VM is deleted if its PeerPod is being deleted and its daemon is gone for the grace period', t => {
 	const policy = {cluster: 'east', graceMs: 100};
 	const healthy: NodeView = {exists: true, isReady: true, hasDaemon: true};
 	const gone: NodeView = {exists: false, isReady: false, hasDaemon: false};
@@ -150,7 +150,7 @@ test('a pod that exists keeps its VM also when its PeerPod is deleted; another p
 	t.is(deleted.length, 1);
 });
 
-test('where a daemon is, it is left to it, and its absence counts anew each time', async t => {
+test('if the node has a daemon, the VM is left to it, and each absence starts a new grace period', async t => {
 	const {api, deleted, pass, rounds} = await fixture(t);
 	api.delete('pods', 'nginx', 'default');
 	await rounds();
@@ -187,7 +187,7 @@ test('a VM that cannot be deleted keeps its finalizer until it can', async t => 
 	t.is(deleted.length, 1);
 });
 
-test('PeerPods of the existing adaptor, and of other clusters, are left alone', async t => {
+test('PeerPods of upstream, and of other clusters, are not changed', async t => {
 	const {api, deleted, log, pass, rounds} = await fixture(t);
 	api.put('peerpods', {
 		metadata: {name: 'nginx-resource-abcde', namespace: 'default', finalizers: ['peer.pod/finalizer']},
@@ -212,7 +212,7 @@ test('PeerPods of the existing adaptor, and of other clusters, are left alone', 
 	t.is(api.list('peerpods').length, 3);
 });
 
-test('an API server that cannot tell of nodes deletes nothing', async t => {
+test('if nodes cannot be read, nothing is deleted', async t => {
 	const {api, deleted, pass, rounds} = await fixture(t);
 	api.delete('pods', 'nginx', 'default');
 	using _ = api.fault(({plural}) => (plural === 'nodes' ? 'forbidden' : undefined));

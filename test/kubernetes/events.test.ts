@@ -50,7 +50,7 @@ async function fixture(t: ExecutionContext, options: Partial<PodEventsOptions> =
 	};
 }
 
-test('an event is on the pod, with its uid, and says who and where', async t => {
+test('an event refers to the pod and its uid, and names the component and the node', async t => {
 	const {events, stored, uid} = await fixture(t);
 	events.tell(pod, failed);
 	const [event] = await stored(1);
@@ -70,7 +70,7 @@ test('an event is on the pod, with its uid, and says who and where', async t => 
 	t.regex(textAt(event, 'lastTimestamp') ?? '', /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/);
 });
 
-test('a uid that is known is not asked for; a pod that is gone can still be told of', async t => {
+test('a known uid is not requested; events of a pod that is gone are still sent', async t => {
 	const {api, events, stored} = await fixture(t);
 	events.tell({...pod, uid: 'known'}, failed);
 	events.tell({name: 'gone', namespace: 'default'}, failed);
@@ -94,7 +94,7 @@ test('a repeated event increments the count; a different message, pod or UID is 
 	t.deepEqual((await stored(4)).map(event => numberAt(event, 'count')).toSorted(), [1, 1, 1, 2]);
 });
 
-test('a repeat with other numbers and sandboxes is one, and what is told last is shown', async t => {
+test('a repetition with other numbers and ids increments the count, and the last message is shown', async t => {
 	const {api, events, stored} = await fixture(t);
 	const told = [
 		['podvm-web-1a2b3c4d', 10_012],
@@ -112,7 +112,7 @@ test('a repeat with other numbers and sandboxes is one, and what is told last is
 	);
 });
 
-test('a repeat of an event that the API server has forgotten is made anew', async t => {
+test('if the API server has deleted an event, a repetition creates it again', async t => {
 	const {api, events, stored} = await fixture(t);
 	events.tell(pod, failed);
 	const [event] = await stored(1);
@@ -121,7 +121,7 @@ test('a repeat of an event that the API server has forgotten is made anew', asyn
 	t.is(numberAt((await stored(1))[0], 'count'), 1);
 });
 
-test('an event whose request got no answer is there once', async t => {
+test('an event whose request got no answer is stored once', async t => {
 	const {api, events, stored} = await fixture(t);
 	{
 		let faults = 0;
@@ -146,7 +146,7 @@ test('a long message is cut to what the API server takes, between characters', a
 	);
 });
 
-test("one pod's storm is cut off, others are heard", async t => {
+test('the events of one pod are limited without affecting other pods', async t => {
 	const {events, stored, log} = await fixture(t, {perPod: {burst: 3, refillMs: 300_000}});
 	for (let number = 0; number < 10; number++) {
 		events.tell(pod, numbered(number));
@@ -165,7 +165,7 @@ test("one pod's storm is cut off, others are heard", async t => {
 	);
 });
 
-test('a storm of many pods is cut off', async t => {
+test('the events of all pods together are limited', async t => {
 	const {events, api} = await fixture(t, {inAll: {burst: 5, refillMs: 300_000}});
 	for (let number = 0; number < 10; number++) {
 		events.tell({...pod, name: `web-${number}`}, failed);
@@ -175,7 +175,7 @@ test('a storm of many pods is cut off', async t => {
 	t.is(api.list('events').length, 5);
 });
 
-test('that events are forbidden is said once, and again only when they were allowed in between', async t => {
+test('missing permission for events is logged once, and again only after events were allowed', async t => {
 	const {api, events, log, stored} = await fixture(t);
 	const said = (): number =>
 		log.lines.filter(({message}) => message === 'no permission to write events of pods').length;
@@ -195,7 +195,7 @@ test('that events are forbidden is said once, and again only when they were allo
 	t.is(said(), 2);
 });
 
-test('an API server that is silent holds nobody up: the event is given up after a while, the next is sent', async t => {
+test('a silent API server delays nobody: the event is dropped after a time limit, and the next one is sent', async t => {
 	const {api, events, log, stored} = await fixture(t, {sendTimeoutMs: 6000});
 	let isFirst = true;
 	using _ = api.fault(({verb}) => {
@@ -215,7 +215,7 @@ test('an API server that is silent holds nobody up: the event is given up after 
 	);
 });
 
-test('the end waits for what was told before it, sends nothing after, and is the same twice', async t => {
+test('disposing sends the events that were recorded before, none after, and is idempotent', async t => {
 	const {api, events, log} = await fixture(t);
 	for (let number = 0; number < 5; number++) {
 		events.tell(pod, numbered(number));
@@ -228,7 +228,7 @@ test('the end waits for what was told before it, sends nothing after, and is the
 	t.is(log.lines.at(-1)?.fields.reason, 'stopping');
 });
 
-test('the end does not wait for an API server that is silent', async t => {
+test('disposing does not wait for a silent API server', async t => {
 	const {api, events, log} = await fixture(t, {drainTimeoutMs: 20});
 	using _ = api.fault(() => 'silence');
 	events.tell(pod, numbered(1));
@@ -242,7 +242,7 @@ test('the end does not wait for an API server that is silent', async t => {
 	t.is(log.lines.at(-1)?.fields.count, 1);
 });
 
-test('a bucket gives what it holds, and one more each time it is refilled', t => {
+test('a token bucket gives the tokens that it has, and one more at each refill', t => {
 	const bucket = new Bucket({burst: 2, refillMs: 100}, 0);
 	t.deepEqual(
 		[0, 0, 0, 99, 100, 101, 1000, 1000, 1000].map(now => bucket.take(now)),
@@ -250,7 +250,7 @@ test('a bucket gives what it holds, and one more each time it is refilled', t =>
 	);
 });
 
-test('what one pod may not say is not taken from the others', t => {
+test('refused events of one pod do not use up the limit of the others', t => {
 	const limits = new EventLimits(0, {burst: 1, refillMs: 1000}, {burst: 3, refillMs: 1_000_000});
 	t.deepEqual(
 		['a', 'a', 'a', 'b', 'c', 'd'].map(name => limits.allows(name, 0)),

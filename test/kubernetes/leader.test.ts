@@ -58,7 +58,7 @@ function leaseOf(api: TestApiServer): unknown {
 	return at(api.find('leases', 'leader', 'default'), 'spec');
 }
 
-test('the first leads, and says so as client-go does', async t => {
+test('the first candidate becomes the leader, and writes the lease like client-go', async t => {
 	const {api} = await testCluster(t);
 	await member(t, api, 'one').leads();
 	t.like(leaseOf(api), {holderIdentity: 'one', leaseDurationSeconds: 1, leaseTransitions: 0});
@@ -84,7 +84,7 @@ test('one leads at a time; the next takes over as soon as the lease is given bac
 	t.like(leaseOf(api), {holderIdentity: 'two', leaseTransitions: 1});
 });
 
-test("a lease that is not renewed is taken when it has expired by the looker's own clock", async t => {
+test('a lease that is not renewed is taken when it has expired on the clock of the candidate', async t => {
 	const {api} = await testCluster(t);
 	api.put('leases', {
 		metadata: {name: 'leader', namespace: 'default'},
@@ -101,7 +101,7 @@ test("a lease that is not renewed is taken when it has expired by the looker's o
 	t.like(leaseOf(api), {holderIdentity: 'one', leaseTransitions: 5});
 });
 
-test('who cannot renew stops before anybody else can lead', async t => {
+test('a leader that cannot renew stops before another one can lead', async t => {
 	const {api} = await testCluster(t);
 	const signal = await member(t, api, 'one', {leaseDurationMs: 10_000}).leads();
 	using _ = api.fault(() => 'silence');
@@ -109,7 +109,7 @@ test('who cannot renew stops before anybody else can lead', async t => {
 	t.not(await Promise.race([once(signal, 'abort'), delay(10_000, 'too late', {ref: false})]), 'too late');
 });
 
-test("who sees the lease in another's hands stops at once", async t => {
+test('a leader that sees another holder of the lease stops at once', async t => {
 	const {api} = await testCluster(t);
 	const signal = await member(t, api, 'one', {renewDeadlineMs: 60_000, leaseDurationMs: 60_000}).leads();
 	api.put('leases', {metadata: {name: 'leader', namespace: 'default'}, spec: {holderIdentity: 'usurper'}});

@@ -70,7 +70,7 @@ async function advertiser(t: ExecutionContext): Promise<Advertiser> {
 	};
 }
 
-test('the node gets ten when nothing is set, and the limit stays open', async t => {
+test('without a setting, ten are advertised and no limit is enforced', async t => {
 	const {api, start} = await advertiser(t);
 	const capacity = start();
 	await api.until(() => capacityOf(api) === '10');
@@ -78,7 +78,7 @@ test('the node gets ten when nothing is set, and the limit stays open', async t 
 	t.is(textAt(api.find('nodes', node), 'status', 'capacity', 'cpu'), '4');
 });
 
-test('what was set is advertised, with the owner, and put back whoever takes it away', async t => {
+test('the configured capacity is advertised with the owner, and restored when anybody removes it', async t => {
 	const {api, start} = await advertiser(t);
 	const capacity = start({configured: 3, podUid: 'uid-1'});
 	await api.until(() => capacityOf(api) === '3' && ownerOf(api) === 'uid-1');
@@ -97,7 +97,7 @@ test('what was set is advertised, with the owner, and put back whoever takes it 
 	t.pass();
 });
 
-test('a node that is as it should be is not written to', async t => {
+test('a correct node is not patched', async t => {
 	const {api, start} = await advertiser(t);
 	api.put('nodes', {metadata: {name: node}, status: {capacity: {[extendedResource]: '2k'}}});
 	start({configured: 2000});
@@ -141,7 +141,7 @@ test('a new limit does not wait, however lately the node was patched', async t =
 	t.pass();
 });
 
-test('a limit that is no number counts as none, and is reported', async t => {
+test('a limit that is not a number counts as not set, and is reported', async t => {
 	const {api, start} = await advertiser(t);
 	api.define(peerPodConfigKind);
 	setLimit(api, 'plenty');
@@ -153,7 +153,7 @@ test('a limit that is no number counts as none, and is reported', async t => {
 	t.pass();
 });
 
-test('a daemon that may patch but not look advertises all the same, and says so once', async t => {
+test('a daemon with permission to patch but not to read still advertises, and logs this once', async t => {
 	const {api, start} = await advertiser(t);
 	const log = recordingLog();
 	using _ = api.fault(({verb, plural}) => (plural === 'nodes' && verb !== 'patch' ? 'forbidden' : undefined));
@@ -164,7 +164,7 @@ test('a daemon that may patch but not look advertises all the same, and says so 
 	t.is(log.lines.filter(({level, fields}) => level === 'warn' && fields.node === node).length, 1);
 });
 
-test('a daemon that may list but not watch says so once, and again after it could for a while', async t => {
+test('permission to list but not to watch is logged once, and again after the watch was allowed', async t => {
 	const {api, start} = await advertiser(t);
 	const log = recordingLog();
 	const told = (): number =>
@@ -223,7 +223,7 @@ test('a daemon that may not patch tries ever more slowly, whatever happens to th
 	t.is(log.lines.filter(({level, message}) => level === 'warn' && message.includes('could not advertise')).length, 1);
 });
 
-test('a server that says when to patch again is minded', async t => {
+test('Retry-After of a refused patch is observed', async t => {
 	const {api, start} = await advertiser(t);
 	const patchedAt: number[] = [];
 	using _ = api.fault(({verb}) => {
@@ -272,7 +272,7 @@ async function manyRequests(api: TestApiServer): Promise<void> {
 	}
 }
 
-test("two daemons that overlap do not take the node from each other: it is the later one's", async t => {
+test('two concurrent daemons do not fight: the capacity of the later one is kept', async t => {
 	const {api, start} = await advertiser(t);
 	start({configured: 3, podUid: 'uid-1'});
 	await api.until(() => ownerOf(api) === 'uid-1');
@@ -283,7 +283,7 @@ test("two daemons that overlap do not take the node from each other: it is the l
 	t.is(api.calls.filter(({verb}) => verb === 'patch').length, 2);
 });
 
-test('somebody who insists on another limit is not raced with', async t => {
+test('repeated changes by others are corrected with growing pauses', async t => {
 	const {api, start} = await advertiser(t);
 	t.teardown(
 		api.store.onEvent(() => {
@@ -300,7 +300,7 @@ test('somebody who insists on another limit is not raced with', async t => {
 	t.is(api.calls.filter(({verb}) => verb === 'patch').length, 1);
 });
 
-test('a daemon that is told to stop contests nothing any more', async t => {
+test('a daemon that is stopping does not correct changes of others', async t => {
 	const {api, start} = await advertiser(t);
 	const stopping = new AbortController();
 	start({configured: 3, stopping: stopping.signal});
@@ -342,7 +342,7 @@ test("two daemons of an update with two limits do not fight: the newer one's cou
 	t.is(capacityOf(api), '6');
 });
 
-test('a daemon whose successor has gone again puts the resource back when it stays gone', async t => {
+test('if the successor ends and the resource stays removed, the older daemon restores it', async t => {
 	const {api, start} = await advertiser(t);
 	start({configured: 3, podUid: 'uid-1'});
 	await api.until(() => ownerOf(api) === 'uid-1');
@@ -354,7 +354,7 @@ test('a daemon whose successor has gone again puts the resource back when it sta
 	t.is(ownerOf(api), 'uid-2');
 });
 
-test('two daemons that do not know their UIDs disagree ever more slowly', async t => {
+test('two daemons without UIDs overwrite each other with growing pauses', async t => {
 	const {api, start} = await advertiser(t);
 	const patches = (): number => api.calls.filter(({verb}) => verb === 'patch').length;
 	start({configured: 3, retryMs: [5, 60_000]});
@@ -365,7 +365,7 @@ test('two daemons that do not know their UIDs disagree ever more slowly', async 
 	t.true(performance.now() - startedAt > 60);
 });
 
-test('a daemon that stops because its DaemonSet is gone takes the resource with it', async t => {
+test('a daemon that stops because its DaemonSet is deleted removes the resource', async t => {
 	const {api, start} = await advertiser(t);
 	const capacity = start({configured: 3, podUid: 'uid-1'});
 	await api.until(() => capacityOf(api) === '3' && api.calls.some(({plural}) => plural === 'daemonsets'));
@@ -375,7 +375,7 @@ test('a daemon that stops because its DaemonSet is gone takes the resource with 
 	t.is(ownerOf(api), undefined);
 });
 
-test('a DaemonSet that never was there, or that nobody may look at, is no reason to take the resource', async t => {
+test('a DaemonSet that never existed, or cannot be read, is no reason to remove the resource', async t => {
 	const {api, start} = await advertiser(t);
 	const elsewhere = start({configured: 3, daemonSet: 'of-another-name'});
 	await api.until(() => capacityOf(api) === '3' && api.calls.some(({plural}) => plural === 'daemonsets'));

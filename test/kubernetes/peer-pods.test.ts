@@ -61,7 +61,7 @@ async function fixture(t: ExecutionContext, kinds = [peerPodKind]): Promise<Fixt
 	};
 }
 
-test('a claim is on record when it resolves: owned by the pod, held by the finalizer, naming the VM', async t => {
+test('when registerVm resolves, the PeerPod exists, with owner, finalizer and the name of the VM', async t => {
 	const {api, podUid, start} = await fixture(t);
 	await start().registerVm(vm, unconditional);
 	const peerPod = found(api);
@@ -73,7 +73,7 @@ test('a claim is on record when it resolves: owned by the pod, held by the final
 	t.is(textAt(peerPod, 'metadata', 'annotations', 'kata.peerpods.io/node'), 'worker-0');
 });
 
-test('the VM is gone: so is the object', async t => {
+test('when the VM is gone, the PeerPod is deleted', async t => {
 	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
@@ -82,7 +82,7 @@ test('the VM is gone: so is the object', async t => {
 	t.is(api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'get').length, 0);
 });
 
-test('it stays while the VM does, though the pod is gone, and goes with the VM', async t => {
+test('the PeerPod stays until the VM is gone, even if the pod is gone', async t => {
 	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
@@ -93,7 +93,7 @@ test('it stays while the VM does, though the pod is gone, and goes with the VM',
 	t.pass();
 });
 
-test('the finalizers of others stay, and so does what they hold', async t => {
+test('foreign finalizers stay, and so do the PeerPods that have them', async t => {
 	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
@@ -105,7 +105,7 @@ test('the finalizers of others stay, and so does what they hold', async t => {
 	t.deepEqual(listAt(peerPod, 'metadata', 'finalizers'), ['example.com/audit']);
 });
 
-test('after a restart the claim is the one that there was', async t => {
+test('after a restart the existing PeerPod is reused', async t => {
 	const {api, start} = await fixture(t);
 	const before = start();
 	await before.registerVm(vm, unconditional);
@@ -118,7 +118,7 @@ test('after a restart the claim is the one that there was', async t => {
 	await api.until(() => found(api) === undefined);
 });
 
-test('an API server that is away makes no pod wait for long, and learns of the claim when it is back', async t => {
+test('an unreachable API server does not delay a pod for long, and gets the registration later', async t => {
 	const {api, start} = await fixture(t);
 	const log = recordingLog();
 	const peerPods = start({patienceMs: 20, log});
@@ -130,7 +130,7 @@ test('an API server that is away makes no pod wait for long, and learns of the c
 	t.true(log.lines.some(({level, message}) => level === 'warn' && message.includes('continuing in the background')));
 });
 
-test('a claim that was withdrawn before it got through leaves nothing, whichever came first', async t => {
+test('a registration that is withdrawn before it succeeded leaves nothing, whichever request arrives first', async t => {
 	const {api, start} = await fixture(t);
 	const peerPods = start({patienceMs: 5});
 	{
@@ -159,7 +159,7 @@ test('the wait ends with its signal', async t => {
 	t.is(await t.throwsAsync(claim), reason);
 });
 
-test('a cluster without PeerPods costs one line, and no waiting; when they come, what runs is announced', async t => {
+test('a cluster without PeerPods is logged once; when the kind appears, running VMs are registered', async t => {
 	const {api, start} = await fixture(t, []);
 	const log = recordingLog();
 	const peerPods = start({log, patienceMs: 60_000});
@@ -172,7 +172,7 @@ test('a cluster without PeerPods costs one line, and no waiting; when they come,
 	t.is(found(api, other.instanceName), undefined);
 });
 
-test('who may not make PeerPods is told once, waits for nothing, and makes up for it once it may', async t => {
+test('missing permission for PeerPods is logged once and delays nothing; VMs are registered later', async t => {
 	const {api, start} = await fixture(t);
 	const log = recordingLog();
 	const other = {...vm, instanceName: 'podvm-nginx-99999999'};
@@ -200,7 +200,7 @@ test('who may not make PeerPods is told once, waits for nothing, and makes up fo
 	t.pass();
 });
 
-test('rights that are missing are asked for ever more slowly', async t => {
+test('without permission, requests are retried with growing pauses', async t => {
 	const {api, start} = await fixture(t);
 	const creates = (): number =>
 		api.calls.filter(({plural, verb}) => plural === 'peerpods' && verb === 'create').length;
@@ -214,7 +214,7 @@ test('rights that are missing are asked for ever more slowly', async t => {
 	t.true(performance.now() - startedAt >= 0.8 * 510 - 10);
 });
 
-test('one namespace that takes no objects keeps nothing from the others', async t => {
+test('a namespace that refuses objects does not affect other namespaces', async t => {
 	const {api, start} = await fixture(t);
 	api.put('namespaces', {metadata: {name: 'ending'}});
 	api.put('pods', {metadata: {name: 'nginx', namespace: 'ending'}});
@@ -225,7 +225,7 @@ test('one namespace that takes no objects keeps nothing from the others', async 
 	t.pass();
 });
 
-test("with the existing adaptor's permissions the finalizer goes, and the object with its pod", async t => {
+test('with the permissions of upstream, the finalizer is removed, and the object is deleted with its pod', async t => {
 	const {api, start} = await fixture(t);
 	using _ = api.fault(({plural, verb}) =>
 		plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined,
@@ -239,7 +239,7 @@ test("with the existing adaptor's permissions the finalizer goes, and the object
 	t.pass();
 });
 
-test('a VM whose pod is gone, or was replaced by another of its name, is not announced', async t => {
+test('a VM whose pod is gone, or was replaced by another pod with the same name, is not registered', async t => {
 	const {api, podUid, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(
@@ -257,7 +257,7 @@ test('a VM whose pod is gone, or was replaced by another of its name, is not ann
 	);
 });
 
-test('what is missing is made though it was there before, and what is on record costs one list', async t => {
+test('a PeerPod that disappeared is created again, and existing PeerPods cost one list request', async t => {
 	const {api, start} = await fixture(t);
 	const peerPods = start();
 	await peerPods.registerVm(vm, unconditional);
@@ -275,7 +275,7 @@ test('what is missing is made though it was there before, and what is on record 
 	);
 });
 
-test('sets that come while the API server is away cost one round when it is back, and the newest counts', async t => {
+test('sets that arrive while the API server is unreachable cost one round, with the newest set', async t => {
 	const {api, start} = await fixture(t);
 	const [first, second] = [
 		{...vm, instanceName: 'podvm-nginx-00000001'},
@@ -299,7 +299,7 @@ test('sets that come while the API server is away cost one round when it is back
 	t.true(api.calls.slice(length).filter(({verb}) => verb === 'list').length <= 2);
 });
 
-test('without permission to list, what should be there is made all the same', async t => {
+test('without permission to list, PeerPods are still created', async t => {
 	const {api, start} = await fixture(t);
 	using _ = api.fault(({plural, verb}) =>
 		plural === 'peerpods' && !['create', 'patch'].includes(verb) ? 'forbidden' : undefined,
@@ -309,7 +309,7 @@ test('without permission to list, what should be there is made all the same', as
 	t.pass();
 });
 
-test('a KVM host that is away keeps nothing from being announced', async t => {
+test('an unreachable KVM host does not prevent registrations', async t => {
 	const {api, start} = await fixture(t);
 	const earlier = start();
 	await earlier.registerVm({...vm, instanceName: 'podvm-gone-00000001'}, unconditional);
@@ -341,7 +341,7 @@ test('a static pod is known by the UID that the API server gave its mirror', asy
 	t.is(textAt(listAt(found(api), 'metadata', 'ownerReferences')[0], 'uid'), metadata.uid);
 });
 
-test('what an earlier run did not withdraw goes when there is no such VM, and nothing else does', async t => {
+test('PeerPods of an earlier run are withdrawn only if their VM does not exist', async t => {
 	const {api, vms, start} = await fixture(t);
 	const earlier = start();
 	const elsewhere = start({node: 'worker-1'});

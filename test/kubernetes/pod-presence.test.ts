@@ -79,7 +79,7 @@ test('the pod with its UID is present; without it, or with another one, it is go
 	t.deepEqual(new Set(calls()), new Set(['get pods']));
 });
 
-test('where kata told no UID, the owner of the PeerPod is asked for once, also after a restart', async t => {
+test('if kata sent no UID, the owner of the PeerPod is read once, also after a restart', async t => {
 	const {api, podUid, ask, restart, calls} = await fixture(t);
 	recordOwner(api, podUid);
 	t.is(await ask(), 'present');
@@ -105,7 +105,7 @@ test('without any UID a pod of the same name is present, also when PeerPods are 
 	t.is(await ask(), 'unknown');
 });
 
-test('no failure, no refusal and no 404 of somebody else proves anything, and a refusal is told once', async t => {
+test('failures, refusals and a 404 of a proxy prove nothing, and a refusal is logged once', async t => {
 	const {api, podUid, ask, log} = await fixture(t, 300);
 	api.delete('pods', 'nginx', 'default');
 	const faults: Fault[] = [
@@ -130,7 +130,7 @@ test('no failure, no refusal and no 404 of somebody else proves anything, and a 
 	t.is(log.lines.filter(({level}) => level === 'warn').length, 2);
 });
 
-test('static pods are not judged, whether their mirror is there or not', async t => {
+test("static pods are always 'unknown', whether their mirror exists or not", async t => {
 	const {api, ask} = await fixture(t);
 	const kubeletUid = '0123456789abcdef0123456789abcdef';
 	t.is(await ask({uid: kubeletUid}), 'unknown');

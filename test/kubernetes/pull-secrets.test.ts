@@ -103,7 +103,7 @@ test('secrets of the pod precede those of the service account and the file of th
 	t.deepEqual([events, log.lines], [[], []]);
 });
 
-test('a pod without any has no credentials, and nothing is said', async t => {
+test('a pod without secrets has no credentials, and nothing is logged', async t => {
 	const {pullSecrets, events, log, signal} = await fixture(t, []);
 	t.is(await pullSecrets.pullCredentials(pod, signal), undefined);
 	t.deepEqual([events, log.lines], [[], []]);
@@ -178,7 +178,7 @@ test('what was read before the API server fell silent counts', async t => {
 	t.regex(events[0]?.message ?? '', /secret two: Timed out/);
 });
 
-test('a caller that gives up is left with its own reason, and nothing is said', async t => {
+test('a caller that gives up gets the reason of its signal, and nothing is logged', async t => {
 	const {api, pullSecrets, events, log, signal} = await fixture(t, ['one']);
 	using _ = api.fault(() => 'silence');
 	const caller = new AbortController();
@@ -200,7 +200,7 @@ test('another pod of the same name is not asked for its secrets', async t => {
 	t.deepEqual(users(await pullSecrets.pullCredentials({...pod, uid: podUid}, signal)), {a: 'one'});
 });
 
-test('a static pod is the one of its mirror', async t => {
+test('a static pod is identified by its mirror pod', async t => {
 	const {api, pullSecrets, secret, events, signal} = await fixture(t, ['one']);
 	secret('one', {a: 'one'});
 	api.put('pods', {metadata: {...pod, annotations: {'kubernetes.io/config.mirror': 'of-the-kubelet'}}});
@@ -320,7 +320,7 @@ test('an object larger than any secret is not read completely, and one with too 
 	}
 });
 
-test('between any two secrets the event loop turns', async t => {
+test('each secret is processed in a separate turn of the event loop', async t => {
 	const names = Array.from({length: 20}, (_, index) => `secret-${index}`);
 	const metadata = {
 		...pod,
@@ -361,7 +361,7 @@ test('between any two secrets the event loop turns', async t => {
 	t.true(turns >= names.length, `${turns} turns`);
 });
 
-test('names that no secret can have are not asked for, and are told without being repeated', async t => {
+test('invalid secret names are not requested, and are reported without showing them', async t => {
 	const {api, pullSecrets, secret, events, said, signal} = await fixture(t, [
 		'Upper',
 		'../pods',
@@ -379,7 +379,7 @@ test('names that no secret can have are not asked for, and are told without bein
 	t.false(said().includes('Upper') || said().includes('----'));
 });
 
-test('registries that no VM could read are left out of a secret, which is told with how many', async t => {
+test('unusable registry names in a secret are omitted, and their number is reported', async t => {
 	const {pullSecrets, secret, events, log, said, signal} = await fixture(t, ['one']);
 	secret('one', {
 		'good.example': 'user',
@@ -400,7 +400,7 @@ test('registries that no VM could read are left out of a secret, which is told w
 	t.false(said().includes('quo') || said().includes('////'));
 });
 
-test('of very many secrets the first 32 are read, and that the others are not is told once', async t => {
+test('only the first 32 secrets are read, and the omission of the others is reported once', async t => {
 	const names = Array.from({length: 60}, (_, index) => `secret-${index}`);
 	const {api, pullSecrets, secret, events, log, signal} = await fixture(t, names);
 	for (const name of names) {
@@ -430,7 +430,7 @@ test('a damaged file of the administrator is logged, not reported to the pod, an
 	t.deepEqual(users(await pullSecrets.pullCredentials(pod, signal)), {a: 'file'});
 });
 
-test('credentials print as nothing', async t => {
+test('credentials are never printed', async t => {
 	const {pullSecrets, secret, signal} = await fixture(t, ['one']);
 	secret('one', {a: 'one'});
 	const credentials = await pullSecrets.pullCredentials(pod, signal);

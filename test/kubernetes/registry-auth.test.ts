@@ -34,7 +34,7 @@ test('user name and password become "auth", which wins when it is there, and not
 	);
 });
 
-test('an entry without credentials is passed over: VMs could read none of the file for it', t => {
+test('an entry without credentials is omitted, because it would make the file unreadable for VMs', t => {
 	t.deepEqual(
 		parse(config({a: {}, b: {identitytoken: 't'}, c: {username: 'u'}, d: {auth: ''}, e: null, f: 'x'})),
 		{},
@@ -64,7 +64,7 @@ for (const [what, text] of [
 	['an auth that is not base64', config({a: {auth: 'hush-hush!'}})],
 	['an auth without a colon', config({a: {auth: base64('hush-hush')}})],
 ] as const) {
-	test(`${what} is refused without a word of it`, t => {
+	test(`${what} is refused, and the error contains nothing of it`, t => {
 		const error = t.throws(() => parse(text), {instanceOf: AdaptorError});
 		t.false(error.message.includes('hush') || error.message.includes(base64('hush-hush')));
 		t.is(error.cause, undefined);
@@ -87,7 +87,7 @@ test('registries that differ only in how they are written are one', t => {
 	}
 });
 
-test('of several credentials for a registry the first counts, and no registry is lost', t => {
+test('the first credentials for a registry are used, and no registry is lost', t => {
 	const registry = fc.constantFrom(
 		'quay.io',
 		'https://quay.io/v1/',

@@ -38,7 +38,7 @@ async function next<Fields>(t: ExecutionContext, watch: AsyncGenerator<WatchEven
 	}
 }
 
-test('a watch tells what is there, then each change, until its signal aborts', async t => {
+test('a watch yields the existing objects, then each change, until its signal aborts', async t => {
 	const {api, client} = await testCluster(t);
 	const ending = new AbortController();
 	api.put('configmaps', inDefault('one'));
@@ -75,7 +75,7 @@ test('nothing is missed between two connections, whichever way the first ends', 
 	t.is(api.calls.filter(({verb}) => verb === 'list').length, 1);
 });
 
-test('one that missed too much lists again', async t => {
+test('a watch that missed too much lists again', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const watch = client.watch(configMaps, {}, signal);
 	t.is(await next(t, watch), 'all ');
@@ -89,7 +89,7 @@ test('one that missed too much lists again', async t => {
 	t.is(await coming, 'all unseen');
 });
 
-test('a bookmark spares the list when the past is forgotten', async t => {
+test('after a bookmark, no new list is needed when the server has deleted older history', async t => {
 	const {api, client, signal} = await testCluster(t);
 	api.put('configmaps', inDefault('one'));
 	const watch = client.watch(configMaps, {fieldSelector: 'metadata.name=one'}, signal);
@@ -106,7 +106,7 @@ test('a bookmark spares the list when the past is forgotten', async t => {
 	t.is(api.calls.filter(({verb}) => verb === 'list').length, 1);
 });
 
-test('a watch that cannot be had is tried until it can, and says so once', async t => {
+test('a watch that fails is retried until it succeeds, and the failure is logged once', async t => {
 	const log = recordingLog();
 	const {api, client, signal} = await testCluster(t, {log});
 	using failing = api.fault(({verb}) => (verb === 'list' ? 'error' : undefined));
@@ -130,7 +130,7 @@ function told(log: ReturnType<typeof recordingLog>): string[] {
 	return log.lines.filter(({level}) => level !== 'debug').map(({level, message}) => `${level} ${message}`);
 }
 
-test('a watch is back when it has brought something or has lasted, not when it was opened', async t => {
+test('a watch counts as restored when it has delivered an event or has lasted, not when it is opened', async t => {
 	const log = recordingLog();
 	const {api, client, signal} = await testCluster(t, {log, settleMs: 3_600_000});
 	using away = api.fault(() => 'drop');
@@ -164,7 +164,7 @@ test('a watch is back when it has brought something or has lasted, not when it w
 	t.deepEqual(told(settledLog), [lost, back]);
 });
 
-test('a version that the server has forgotten costs no pause', async t => {
+test('an expired version does not cause a pause', async t => {
 	const hour = 3_600_000;
 	const {api, client, signal} = await testCluster(t, {watchRetryMs: [hour, hour]});
 	const watch = client.watch(configMaps, {}, signal);
@@ -175,7 +175,7 @@ test('a version that the server has forgotten costs no pause', async t => {
 	t.is(await next(t, watch), 'all unseen');
 });
 
-test('a server that forgets every version is asked ever more slowly', async t => {
+test('if every version is expired, the pauses grow', async t => {
 	const {api, client, signal} = await testCluster(t, {watchRetryMs: [1, 3_600_000], settleMs: 3_600_000});
 	const watch = client.watch(configMaps, {}, signal);
 	let startedAt = 0;
@@ -189,7 +189,7 @@ test('a server that forgets every version is asked ever more slowly', async t =>
 	t.true(performance.now() - startedAt >= 0.8 * 511 - 10);
 });
 
-test('a watch that is told when to come back comes back then', async t => {
+test('a watch observes Retry-After', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const watch = client.watch(configMaps, {}, signal);
 	t.is(await next(t, watch), 'all ');
@@ -211,7 +211,7 @@ test('a watch that is told when to come back comes back then', async t => {
 	t.true(comeBackAt - refusedAt >= 990);
 });
 
-test('a kind that is not there, and one that becomes forbidden, are told at each refusal, then all is', async t => {
+test('a missing or forbidden kind is reported at each refusal; `all` follows when it is allowed', async t => {
 	const {api, client, signal} = await testCluster(t);
 	const watch = client.watch(peerPods, {}, signal);
 	t.is(await next(t, watch), 'refused 404');
@@ -227,7 +227,7 @@ test('a kind that is not there, and one that becomes forbidden, are told at each
 	t.is(await next(t, watch), 'all ');
 });
 
-test('a watch that is left early closes its connection', async t => {
+test('ending the iteration early closes the connection', async t => {
 	const {api, client, signal} = await testCluster(t);
 	for await (const {type} of client.watch(configMaps, {}, signal)) {
 		if (type === 'changed') {

@@ -23,7 +23,7 @@ const signal = AbortSignal.timeout(600_000);
 const go = async (args: readonly string[], more: Readonly<Record<string, string>> = {}): Promise<Buffer> =>
 	run('/usr/lib/go/bin/go', args, {cwd: guest, env: {...env, ...more}}, signal);
 
-test('the guest agent passes gofmt, vet and its own tests', async t => {
+test('the guest agent passes gofmt, go vet and its own tests', async t => {
 	t.is((await run('/usr/lib/go/bin/gofmt', ['-l', guest], {}, signal)).toString(), '');
 	await go(['vet', '.']);
 	await t.notThrowsAsync(go(['test', '-count=1', '.']));

@@ -141,7 +141,7 @@ test('waiting calls do not hold up others on the same connection, and a signal e
 	);
 });
 
-test('errors have the codes that the original gives', async t => {
+test('errors have the same codes as in kata-agent', async t => {
 	const client = await agent();
 	const code = async (call: Promise<unknown>): Promise<unknown> => {
 		const error = await t.throwsAsync(call, {instanceOf: AdaptorError});

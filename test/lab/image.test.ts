@@ -50,7 +50,7 @@ test('a second build does nothing; another recipe makes another image', async t 
 	t.is(format, 'qcow2');
 });
 
-test('of the images that were built those that were used last are kept', async t => {
+test('the most recently used images are kept', async t => {
 	const cacheDir = await warmCache();
 	t.teardown(async () => rm(cacheDir, {recursive: true}));
 	const first = await buildGuestImage({cacheDir}, signal);

@@ -25,7 +25,7 @@ async function opened(peer: Peer): Promise<Packet> {
 	return call;
 }
 
-test('a console is read as the guest prints, beside calls, and given back when nobody reads any more', async t => {
+test('a console is read while the guest prints, in parallel to calls, and released when the reader stops', async t => {
 	const {session, peer} = await connected(t);
 	const output = session.console(domain, never);
 	const first = output.next();

@@ -47,7 +47,7 @@ test('pauses grow up to the longest, each shortened by a fifth at most', async t
 	await attempts.ended;
 });
 
-test('pauses are small again after a success that lasted, and go on growing after one that did not', async t => {
+test('pauses are reset after a lasting success, and continue to grow after a short one', async t => {
 	for (const [wasStable, nominal] of [
 		[true, 4],
 		[false, 16],
@@ -77,7 +77,7 @@ test('pauses are small again after a success that lasted, and go on growing afte
 	}
 });
 
-test('after a refusal it is tried again when somebody waits, not before', async t => {
+test('after a refusal, the next attempt is made only when a caller waits', async t => {
 	const {attempts, failures, life, made} = staged('unauthenticated');
 	attempts.begin();
 	t.is((await failures.next()).retryInMs, 30_000);

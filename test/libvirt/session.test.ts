@@ -117,7 +117,7 @@ test('answers that come out of order reach their callers', async t => {
 	t.deepEqual(await Promise.all(calls), [1, 2, 3]);
 });
 
-test('the fifth call waits for an answer, and the sixth for its turn', async t => {
+test('the fifth call waits for a free slot, and the sixth waits behind it', async t => {
 	const {session, peer} = await connected(t);
 	const calls = ['1', '2', '3', '4', '5', '6'].map(name => lookUp(session, name));
 	const first = await Promise.all([1, 2, 3, 4].map(async () => peer.received.next()));
@@ -228,7 +228,7 @@ test('a deadline names the call that was awaited', async t => {
 	});
 });
 
-test('a call that is to be seen through heeds its signal until it is sent, and not any more then', async t => {
+test('a call that must be completed observes its signal only until it is sent', async t => {
 	const {session, peer} = await connected(t);
 	const abort = new AbortController();
 	const sent = lookUp(session, '1', abort.signal, {seeThrough: true});
@@ -348,7 +348,7 @@ test('calls made while the daemon is away are carried out when it is back', asyn
 	t.is(await call, 1);
 });
 
-test('calls made while the daemon is away say at their deadline why it is, and give up with their signal', async t => {
+test('calls during an outage fail at their deadline with the cause, or with their signal', async t => {
 	const {daemon, session} = await connected(t);
 	await daemon.down();
 	await stateOf(session, 'connecting');
@@ -450,7 +450,7 @@ test('a silent connection is given up at the limit when no new one gets through'
 	t.is(session.state.name, 'connecting');
 });
 
-test('a silent connection that carries a stream is left to it when it is replaced, and closed after it', async t => {
+test('when a silent connection with a stream is replaced, it stays open until the stream ends', async t => {
 	const {daemon, session, peer} = await connected(t, {}, {silenceTimeoutMs: 2000});
 	const source = Promise.withResolvers<undefined>();
 	const upload = session.upload(
@@ -523,7 +523,7 @@ test('an answer that cannot be read fails its call only', async t => {
 	t.is(session.state.name, 'connected');
 });
 
-test('an answer to nobody is ignored', async t => {
+test('an answer without a call is ignored', async t => {
 	const {session, peer} = await connected(t);
 	const call = lookUp(session, '1');
 	const packet = await peer.received.next();
@@ -562,7 +562,7 @@ test('polkit is asked only when it is listed', async t => {
 	t.is(other.peer.received.length, 0);
 });
 
-test('a daemon that wants SASL is refused with a remedy, and asked once more by the next call', async t => {
+test('a daemon that requires SASL causes an error with a remedy, and the next call tries once more', async t => {
 	const {daemon, session} = await startSession(t, {authTypes: [1]});
 	const error = await t.throwsAsync(session.connect(patient), {
 		instanceOf: LibvirtConnectionError,
@@ -613,7 +613,7 @@ for (const {name, number} of handshake) {
 	});
 }
 
-test('a connection that is lost right behind the last answer of the handshake is not taken for one', async t => {
+test('a connection that is lost directly after the last answer of the handshake is not used', async t => {
 	const {daemon, session} = await startSession(t, {unanswered: [procedures.connectGetHostname.number]});
 	const connecting = session.connect(patient);
 	const peer = await daemon.peers.next();
@@ -634,7 +634,7 @@ test('a handshake that hangs ends with the time limit of an attempt', async t =>
 	});
 });
 
-test('disposing lets calls under way finish, refuses new ones, and says goodbye', async t => {
+test('disposing lets calls under way finish, refuses new ones, and closes the connection properly', async t => {
 	const {session, peer} = await connected(
 		t,
 		{unanswered: [procedures.connectClose.number]},
@@ -666,7 +666,7 @@ test('disposing while connecting fails those who wait', async t => {
 	await peer.closed;
 });
 
-test('disposing in the moment in which the connection is ready leaves none', async t => {
+test('disposing at the moment when the connection becomes ready leaves no connection', async t => {
 	const daemon = await startScriptedDaemon({unanswered: [procedures.connectGetHostname.number]});
 	const pipes = new Queue<Pipe>();
 	const session = new LibvirtSession({

@@ -111,7 +111,7 @@ for (const [what, length] of [
 	['the shared connection', 1000],
 	['a connection of its own', 0],
 ] as const) {
-	test(`more than fits is refused in the middle on ${what}, and calls go on`, async t => {
+	test(`more data than fits is refused during the upload on ${what}, and calls continue`, async t => {
 		const {session} = t.context;
 		const vol = await createVolume(t, `full-${length}`, 1_000_000);
 		const range = length === 0 ? {offset: 0, length: 9_000_000} : {length};
@@ -277,7 +277,7 @@ test('zeros of a sparse stream take no space in the volume, and come back as zer
 	}
 });
 
-test('data that overtakes the reply belongs to the download', async t => {
+test('data that arrives before the reply belongs to the download', async t => {
 	const {daemon, session} = await scripted(t);
 	const download = collect(session.download(somewhere, {}, patient));
 	const peer = await daemon.peers.next();

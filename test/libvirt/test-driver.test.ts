@@ -126,7 +126,7 @@ test('networks, capabilities and the host are described', async t => {
 	t.deepEqual(session.serverInfo, {...(await session.connect(patient)), driver: 'TEST'});
 });
 
-test('a domain on a network has the addresses that the driver makes up', async t => {
+test('a domain on a network has the addresses that the test driver generates', async t => {
 	const session = await startSession(t);
 	const xml = domainXml('vm').replace(
 		'</domain>',
@@ -238,7 +238,7 @@ test('when libvirtd dies and comes back, the session is connected again and even
 	t.is(await event, 'defined');
 });
 
-test('a libvirtd that hangs without closing anything is noticed, and used again when it goes on', async t => {
+test('a libvirtd that hangs without closing its connections is detected, and used again when it continues', async t => {
 	await using libvirtd = await startTestLibvirtd();
 	await using session = new LibvirtSession({
 		openPipe: pipeTo(libvirtd),

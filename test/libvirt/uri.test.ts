@@ -74,7 +74,7 @@ test('every ssh parameter arrives', t => {
 	t.true(Object.isFrozen(uri));
 });
 
-test("libvirt's other ssh transports are ssh", t => {
+test('the other ssh transports of libvirt are treated as ssh', t => {
 	t.is(ssh('qemu+libssh2://kvm/system').host, 'kvm');
 	t.is(ssh('qemu+libssh://kvm/system').user, undefined);
 });
@@ -87,7 +87,7 @@ test('host keys are verified unless no_verify is a number other than 0', t => {
 	refusal(t, 'qemu+ssh://kvm/system?no_verify=1&known_hosts_verify=normal');
 });
 
-test("parameters of libvirt's that mean nothing here warn, no_tty does not", t => {
+test('libvirt parameters without effect here cause a warning, except no_tty', t => {
 	t.regex(
 		parseLibvirtUri('qemu+ssh://kvm/system?command=/opt/ssh&no_tty=1').warnings.join(),
 		/^The parameter command [^,]*$/,

@@ -51,7 +51,7 @@ async function killAt(
 	return told;
 }
 
-test('killed at any moment, the next run makes the pod reachable, and what it releases is gone', async t => {
+test('after a kill at any moment, the next run makes the pod reachable and can release everything', async t => {
 	await using testbed = await NetworkTestbed.create();
 	await testbed.addPod('bridge', 9, 'client');
 	const pod = await testbed.addPod('bridge', 5);
@@ -113,7 +113,7 @@ test('after a crash before the attachment, the next run undoes the reservation, 
 	t.true(undone > 0);
 });
 
-test('killed at any moment and the pod gone too, the next run cleans up from the record', async t => {
+test('after a kill at any moment and the end of the pod, the next run cleans up from the record', async t => {
 	await using testbed = await NetworkTestbed.create();
 	for (const [index, moment] of [...momentsEvery(7), {steps: 2, delayMs: 0}].entries()) {
 		const pod = await testbed.addPod('bridge', 5 + index);

@@ -48,7 +48,7 @@ for (const cni of cnis) {
 	});
 }
 
-test('two pods at once stay apart', async t => {
+test("two concurrent pods do not receive each other's packets", async t => {
 	await using testbed = await NetworkTestbed.create();
 	await using networks = testbed.networks();
 	await testbed.addPod('bridge', 9, 'client');

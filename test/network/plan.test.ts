@@ -23,7 +23,7 @@ const plan = async (name: string, more: Partial<PlanOptions> = {}): Promise<PodN
 		...more,
 	});
 
-test('bridge: everything of the object that the VM is sent', async t => {
+test('bridge: the complete object for the VM', async t => {
 	t.deepEqual(await plan('bridge'), {
 		warnings: [],
 		network: {
@@ -70,7 +70,7 @@ test('ptp: routes without gateway come first', async t => {
 	);
 });
 
-test('an onlink gateway is led to by a route of its own', async t => {
+test('an onlink gateway gets its own host route', async t => {
 	const {network, warnings} = await plan('onlink');
 	t.deepEqual(warnings, []);
 	t.deepEqual(network.routes, [
@@ -112,7 +112,7 @@ test('a namespace without IPv4 is refused, and the message says why', async t =>
 	}
 });
 
-test('several interfaces without a default route are refused; one alone is taken', async t => {
+test('several interfaces without a default route are refused; a single interface is accepted', async t => {
 	const inspection = await recorded('multus');
 	const options: PlanOptions = {
 		netnsPath: '/n',
@@ -148,7 +148,7 @@ test('an interface name that a script could misread is refused', async t => {
 	);
 });
 
-test("the cluster's subnets become routes through the pod's gateway, each once; external traffic is a flag", async t => {
+test('each subnet of the cluster becomes a route through the gateway; a flag decides on external traffic', async t => {
 	const {network} = await plan('bridge', {
 		podSubnetCidrs: ['10.128.0.7/14', '172.30.0.0/16', '10.128.0.0/14', '10.244.0.0/24'],
 		externalNetViaPodVm: true,
@@ -171,7 +171,7 @@ test("the MTU is the pod's, or what the tunnel leaves of the node's", async t =>
 	}
 });
 
-test('what is no answer of ip is an error, not a guess', t => {
+test('output that is not from ip is an error, not a guess', t => {
 	for (const output of ['', 'Object "addr" is unknown\n', '[]\n[]\n', '[]\n[]\n{}\n', '[]\n[]\n[]\n[]\n']) {
 		t.throws(() => parseInspection(output), {instanceOf: AdaptorError}, JSON.stringify(output));
 	}
@@ -224,7 +224,7 @@ test('HOST_INTERFACE decides instead, and must exist and have an address', t => 
 	t.throws(() => workerAddress(nodeLinks, {hostInterface: 'enc3'}), {message: /has no IPv4 address/v});
 });
 
-test('a tunnel is taken over with the right port only, and never one that learns or serves all VNIs', t => {
+test('a tunnel is reused only if its port is right, and never if it learns addresses or serves all VNIs', t => {
 	const ours = {vni: 555_000, port: 4789, learning: false, external: false};
 	t.true(isReusable(ours, 4789));
 	t.false(isReusable(ours, 9000));

@@ -52,7 +52,7 @@ test("a namespace that is gone, a plain file, and the node's own are told apart"
 	}
 });
 
-test('attaching says that a namespace is gone only with proof; releasing then says what is left of it', async t => {
+test('attaching reports that a namespace is gone only with proof; releasing reports its leftovers', async t => {
 	await using testbed = await NetworkTestbed.create();
 	await using networks = testbed.networks();
 	const network = await networks.reserve('sandbox', await testbed.addPod('bridge', 5), signal());
@@ -78,7 +78,7 @@ test('attaching says that a namespace is gone only with proof; releasing then sa
 	await t.notThrowsAsync(networks.release(again, signal()), 'the kernel tells that the tunnel is gone');
 });
 
-test('what programs miss is no proof that the pod is gone', async t => {
+test('missing files in the error of a program do not prove that the pod is gone', async t => {
 	await using testbed = await NetworkTestbed.create();
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
@@ -131,7 +131,7 @@ for (const [kind, script] of [
 	});
 }
 
-test('the record of an earlier version, after a restart, removes no tunnel of another VNI at its path', async t => {
+test('after a restart, a release by an older record does not remove a tunnel with another VNI', async t => {
 	await using testbed = await NetworkTestbed.create();
 	const pod = await testbed.addPod('bridge', 5);
 	await using before = testbed.networks();
@@ -165,7 +165,7 @@ test('a new pod whose namespace has the inode of one that is gone is not refused
 	t.deepEqual(await testbed.boundTunnels(), [{address: '192.168.122.106', vni: next.vxlanId}]);
 });
 
-test('the next daemon takes over the VNI that it finds, but never a tunnel that learns or has another port', async t => {
+test('the next daemon reuses the VNI, but no tunnel that learns addresses or has another port', async t => {
 	await using testbed = await NetworkTestbed.create();
 	const pod = await testbed.addPod('bridge', 5);
 	await using before = testbed.networks();
@@ -198,7 +198,7 @@ test('a namespace has one sandbox at a time', async t => {
 	t.is(both.filter(({status}) => status === 'fulfilled').length, 1);
 });
 
-test("a late repetition for the last sandbox of a namespace leaves the next one's tunnel alone", async t => {
+test('a late call for the previous sandbox of a namespace does not change the tunnel of the next one', async t => {
 	await using testbed = await NetworkTestbed.create();
 	const pod = await testbed.addPod('bridge', 5);
 	await using networks = testbed.networks();
@@ -232,7 +232,7 @@ test('two daemons at once, even with the same guesses, reserve different VNIs', 
 	t.false(reserved.some(network => network.vxlanId === vxlanId));
 });
 
-test('a reservation that is given up leaves nothing, not even when the kernel had made it', async t => {
+test('an aborted reservation leaves nothing, even if the kernel had already created the device', async t => {
 	await using testbed = await NetworkTestbed.create();
 	const pod = await testbed.addPod('bridge', 5);
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
@@ -317,7 +317,7 @@ test('attaching repairs what somebody removed: the device, the redirection, the 
 	}
 });
 
-test("an address that the next VM already has stays bound to its tunnel when the last one's tunnel goes", async t => {
+test('a VM with the address of a previous VM stays bound when the old tunnel is removed', async t => {
 	await using testbed = await NetworkTestbed.create();
 	await using networks = testbed.networks();
 	const one = await networks.reserve('one', await testbed.addPod('bridge', 5), signal());
@@ -330,7 +330,7 @@ test("an address that the next VM already has stays bound to its tunnel when the
 	t.is(await testbed.tunnel(one.netnsPath, one.vxlanId), 'none');
 });
 
-test("another daemon's tunnels stay bound, whatever ours does", async t => {
+test('the tunnels of another daemon stay bound, whatever this daemon does', async t => {
 	await using testbed = await NetworkTestbed.create();
 	await using theirs = testbed.networks();
 	const network = await theirs.reserve('theirs', await testbed.addPod('bridge', 5), signal());
@@ -343,7 +343,7 @@ test("another daemon's tunnels stay bound, whatever ours does", async t => {
 	t.deepEqual(await testbed.tunnel(network.netnsPath, network.vxlanId), {remote: vm});
 });
 
-test('a tunnel of which only the VNI is known is closed, and the others are not', async t => {
+test('a tunnel that is known only by its VNI is closed, and other tunnels are not', async t => {
 	await using testbed = await NetworkTestbed.create();
 	await using dead = testbed.networks();
 	const lost = await dead.reserve('lost', await testbed.addPod('bridge', 5), signal());
@@ -361,7 +361,7 @@ test('a tunnel of which only the VNI is known is closed, and the others are not'
 	t.deepEqual(await testbed.tunnel(other.netnsPath, other.vxlanId), {remote: '192.168.122.106'});
 });
 
-test('what another daemon attached to a reservation of ours, before it died, is released with it', async t => {
+test('if another daemon attached our reservation and died, the tunnel is released with the reservation', async t => {
 	await using testbed = await NetworkTestbed.create();
 	await using ours = testbed.networks();
 	const network = await ours.reserve('one', await testbed.addPod('bridge', 5), signal());
@@ -384,7 +384,7 @@ test('an address that is no IPv4 address reaches no script', async t => {
 	}
 });
 
-test('the address of the worker is that of HOST_INTERFACE, or on the route to the VMs, or an error', async t => {
+test('the address of the worker comes from HOST_INTERFACE or from the route to the VMs', async t => {
 	await using testbed = await NetworkTestbed.create();
 	const pod = await testbed.addPod('bridge', 5);
 	await using towards = testbed.networks();
@@ -455,7 +455,7 @@ test('inspecting takes one process, reserving one more, attaching three, releasi
 	);
 });
 
-test('the table is stated whole, and what nft tells of it is read, whatever it looks like', t => {
+test('a transaction contains the whole table, and every output format of nft for it is parsed', t => {
 	t.is(
 		transaction(
 			{port: 9000, lowest: 555_000, highest: 620_535},

@@ -18,7 +18,7 @@ async function probeIn(
 	return {testbed, probe};
 }
 
-test('programs are told with their versions, and nothing is left of trying them', async t => {
+test('programs are reported with their versions, and the probes leave nothing', async t => {
 	const {testbed, probe} = await probeIn(t);
 	const {versions} = await probe.observePrograms(signal());
 	t.deepEqual(Object.keys(versions), ['ip', 'tc', 'nft', 'nsenter']);
@@ -30,7 +30,7 @@ test('programs are told with their versions, and nothing is left of trying them'
 	t.is(await testbed.sh('nft list ruleset; ip -o link show type vxlan'), '');
 });
 
-test('a program that is missing is told, and the others all the same', async t => {
+test('a missing program is reported, and so are the other programs', async t => {
 	const {testbed, probe} = await probeIn(t);
 	// In the testbed's own mount namespace: where it was is a file that cannot be run.
 	await testbed.sh('mount --bind /dev/null "$(command -v nft)"');
@@ -39,7 +39,7 @@ test('a program that is missing is told, and the others all the same', async t =
 	t.regex(ip ?? '', /^\d/);
 });
 
-test('a node that may not change its network says so', async t => {
+test('without permission to change the network, the error says so', async t => {
 	const {testbed} = await probeIn(t);
 	await using bound = createNetworkProbe({
 		vxlanPort: 4789,
@@ -73,7 +73,7 @@ test('a node that may not change its network says so', async t => {
 	});
 });
 
-test('a VXLAN port is free, shared, taken by an interface of another mode, or by a program, which is named', async t => {
+test('the probe reports a VXLAN port as free, shared, or in use by an interface or a named program', async t => {
 	const {testbed, probe} = await probeIn(t, 9000);
 	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []});
 	await testbed.sh('ip link add caa-probe up type vxlan id 16777215 dstport 9000 nolearning');
@@ -125,7 +125,7 @@ test('the route to an address is the entry of the table that leads there', async
 	t.deepEqual(await probe.observeRoute(workerAddress, signal()), {dst: `${workerAddress}/32`, dev: 'virbr0'});
 });
 
-test('a probe that its caller gives up in the middle leaves no device', async t => {
+test('a probe that is aborted in the middle leaves no device', async t => {
 	const directory = await directoryOf(t);
 	await using testbed = await NetworkTestbed.create();
 	// Slow between the device and its removal.

@@ -28,7 +28,7 @@ test('arguments and input reach the program as they are, whatever they contain',
 	);
 });
 
-test('status and both outputs are told apart; a program that is missing has status 127', async t => {
+test('status and both outputs are returned separately; a missing program has status 127', async t => {
 	await using programs = new SpawnServer({size: 1});
 	t.deepEqual(await programs.run({argv: ['sh', '-c', 'printf out; printf err >&2; exit 7']}, signal()), {
 		status: 7,
@@ -52,7 +52,7 @@ test('as many run at once as there are shells, the others wait their turn', asyn
 	t.is(pids.length, 30);
 });
 
-test('an abort ends the command before it is told, and the place is taken by another shell', async t => {
+test('an abort kills the command before the call rejects, and another shell replaces its shell', async t => {
 	await using programs = new SpawnServer({size: 1});
 	const abort = new AbortController();
 	const directory = await directoryOf(t);
@@ -74,7 +74,7 @@ test('an abort ends the command before it is told, and the place is taken by ano
 	t.is((await waiting).stdout, 'next\n');
 });
 
-test('an abort ends the command also when its shell does not get to it', async t => {
+test('an abort kills the command even if its shell gets no CPU time', async t => {
 	await using programs = new SpawnServer({size: 1});
 	const abort = new AbortController();
 	const directory = await directoryOf(t);
@@ -101,7 +101,7 @@ test('a command that takes too long is ended with an error that names it', async
 	t.regex(error.message, /"sleep 60"/v);
 });
 
-test('waiting can be given up, and an aborted signal starts nothing', async t => {
+test('a waiting call can be aborted, and an aborted signal starts nothing', async t => {
 	await using programs = new SpawnServer({size: 1});
 	const abort = new AbortController();
 	const first = programs.run({argv: ['sleep', '0.2']}, signal());
@@ -112,7 +112,7 @@ test('waiting can be given up, and an aborted signal starts nothing', async t =>
 	t.is((await first).status, 0);
 });
 
-test('output without end is cut off by ending the command', async t => {
+test('a command with endless output is killed', async t => {
 	await using programs = new SpawnServer({size: 1, maxOutput: 10_000});
 	const error = await t.throwsAsync<AdaptorError>(programs.run({argv: ['yes']}, signal()));
 	t.is(error.code, 'resource-exhausted');

@@ -93,7 +93,7 @@ test('a tunnel that is only reserved, taken over from an earlier run, or release
 	t.is(await intrude(testbed, {...intrusion, victim}), 0);
 });
 
-test('a VM with a new address is accepted from there, and whoever gets the old one is not', async t => {
+test('after a VM changes its address, packets from the new one are accepted, from the old one not', async t => {
 	await using testbed = await nodeWithPods();
 	await using networks = testbed.networks();
 	const victim = await runPod(testbed, networks, 5);
@@ -201,7 +201,7 @@ ${earlierVersion(vmAddress(2), one.vxlanId)}`);
 	t.deepEqual(await legacy(testbed), []);
 });
 
-test('a stale address of an earlier version goes when its tunnel is gone', async t => {
+test('a stale address of an earlier version is removed when its tunnel is gone', async t => {
 	await using testbed = await NetworkTestbed.create();
 	await testbed.sh(
 		`${earlierVersion(vmAddress(2), 555_002)} ip link add busy type vxlan id 555003 dstport 4789 ${earlierVersion(vmAddress(3), 555_003)}`,
@@ -211,7 +211,7 @@ test('a stale address of an earlier version goes when its tunnel is gone', async
 	t.deepEqual(await legacy(testbed), [vmAddress(3)]);
 });
 
-test('VNIs beyond ours on a shared port, other ports, and VXLAN that only passes the node are left alone', async t => {
+test('foreign VNIs on a shared port, other ports, and forwarded VXLAN packets are not affected', async t => {
 	await using testbed = await nodeWithPods();
 	await using networks = testbed.networks();
 	const network = await runPod(testbed, networks, 5);
@@ -242,7 +242,7 @@ test('VNIs beyond ours on a shared port, other ports, and VXLAN that only passes
 	t.is(await dropped(testbed), before);
 });
 
-test("fragments change nothing: a VM's large packets arrive, a stranger's are refused however they are cut", async t => {
+test('fragments make no difference: large packets of the VM arrive, and those of another host are dropped', async t => {
 	await using testbed = await nodeWithPods();
 	await using networks = testbed.networks();
 	const victim = await runPod(testbed, networks, 5);
@@ -290,7 +290,7 @@ test('a made-up sender address passes, unless reverse path filtering of the inte
 	);
 });
 
-test('a port that is translated on its way in is guarded as well', async t => {
+test('packets whose port is translated on arrival are guarded as well', async t => {
 	await using testbed = await nodeWithPods();
 	await using networks = testbed.networks();
 	const victim = await runPod(testbed, networks, 5);
@@ -302,7 +302,7 @@ test('a port that is translated on its way in is guarded as well', async t => {
 	t.is((await dropped(testbed)) - before, intruderCount);
 });
 
-test('a node whose nft cannot do it says so before anything is served', async t => {
+test('if nft does not support the guard, the daemon fails before it serves', async t => {
 	await using testbed = await NetworkTestbed.create();
 	const directory = await mkdtemp(join(tmpdir(), 'caat-network-'));
 	t.teardown(async () => rm(directory, {recursive: true}));
@@ -324,7 +324,7 @@ test('a node whose nft cannot do it says so before anything is served', async t 
 	}
 });
 
-test('the probe tells how many tunnels are bound, how many are not, and what was refused', async t => {
+test('the probe reports the bound tunnels, the unbound tunnels and the dropped packets', async t => {
 	await using testbed = await nodeWithPods();
 	await using networks = testbed.networks();
 	t.deepEqual(await networks.probe.observeGuard(signal()), {bound: 0, unbound: 0, dropped: 0});

@@ -2,14 +2,14 @@ import test from 'ava';
 import {VniAllocator} from '../../src/network/vni.ts';
 import type {AdaptorError} from '../../src/core/errors.ts';
 
-test('VNIs that are held are never given twice, and start at the lowest', t => {
+test('a VNI is never given to two callers, and the first one is the lowest', t => {
 	const allocator = new VniAllocator(555_000, Math.random);
 	const vnis = Array.from({length: 5000}, () => allocator.take().vni);
 	t.is(new Set(vnis).size, 5000);
 	t.true(vnis.every(vni => vni >= 555_000 && vni <= 0xff_ff_ff));
 });
 
-test('the 24 bits are never exceeded, and when all are held that is said', t => {
+test('VNIs never exceed 24 bits, and if all are in use, the error says so', t => {
 	const allocator = new VniAllocator(0xff_ff_fd, () => 0.99);
 	t.deepEqual(Array.from({length: 3}, () => allocator.take().vni).sort(), [0xff_ff_fd, 0xff_ff_fe, 0xff_ff_ff]);
 	const error = t.throws<AdaptorError>(() => allocator.take());
@@ -19,7 +19,7 @@ test('the 24 bits are never exceeded, and when all are held that is said', t => 
 	t.is(allocator.take().vni, 0xff_ff_fe);
 });
 
-test('one that the kernel refused is not tried again by the same caller, and is free for others', t => {
+test('a VNI that the kernel refused is not tried again by the same caller, but may be tried by others', t => {
 	const allocator = new VniAllocator(0xff_ff_fe, () => 0);
 	const first = allocator.take();
 	const second = first.another();
@@ -28,7 +28,7 @@ test('one that the kernel refused is not tried again by the same caller, and is 
 	t.is(new Set([allocator.take().vni, allocator.take().vni]).size, 2);
 });
 
-test('adopted ones are left out', t => {
+test('adopted VNIs are not given out', t => {
 	const allocator = new VniAllocator(0xff_ff_fe, () => 0);
 	allocator.adopt(0xff_ff_fe);
 	t.is(allocator.take().vni, 0xff_ff_ff);

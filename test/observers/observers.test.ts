@@ -31,7 +31,7 @@ test('a line about a sandbox has its id, its pod and its VM', t => {
 	});
 });
 
-test('an attempt that goes on failing is a warning less and less often', t => {
+test('repeated failures of an attempt are logged as warnings at growing intervals', t => {
 	const log = recordingLog();
 	const observer = logObserver(log);
 	for (let attempt = 1; attempt <= 9; attempt++) {
@@ -44,7 +44,7 @@ test('an attempt that goes on failing is a warning less and less often', t => {
 	);
 });
 
-test("what a pod's owner has to know is an event at the pod, with the error's own reason if it has one", t => {
+test('facts for the owner of a pod become events of the pod, with the reason of the error if it has one', t => {
 	const unfit = new AdaptorError({code: 'failed-precondition', what: 'No boot record', reason: 'ImageNotUsable'});
 	t.deepEqual(
 		recorded(
@@ -82,7 +82,7 @@ test('a removal that was asked for, and a sandbox without a known pod, are no ev
 	);
 });
 
-test('an observer that throws keeps neither the others from their turn nor the work from going on', t => {
+test('an observer that throws does not affect the other observers or the work', t => {
 	const seen: string[] = [];
 	const failures: unknown[] = [];
 	const broken: Observer<string> = {

@@ -12,7 +12,7 @@ test.before('a libvirt host', async () => {
 });
 test.after.always('the libvirt host ends', async () => host[Symbol.asyncDispose]());
 
-test('the VM that is meant goes with its disks; what differs in cluster, node, pod or name stays', async t => {
+test('only the VM with the right cluster, node, pod and name is deleted, together with its disks', async t => {
 	const [pool, cluster, log] = [await host.pool(), randomBytes(6).toString('hex'), recordingLog()];
 	const vms = podVmsOn(host.calls, pool, {cluster, node: 'worker-0', log});
 	const spec = specOf();

@@ -83,7 +83,7 @@ test('leases of the MAC are returned newest first, each once, without IPv6 or ot
 	t.is((await addresses.next()).value, '192.168.122.12');
 });
 
-test('without leases the neighbour table is asked; that it fails means nothing', async t => {
+test('without leases the neighbour table is read; its failure has no effect', async t => {
 	const {
 		calls,
 		vm: {mac},
@@ -125,7 +125,7 @@ test('without leases the neighbour table is asked; that it fails means nothing',
 	);
 });
 
-test('a libvirt that cannot be reached for a while is asked again, and warned of once', async t => {
+test('if libvirt is unreachable for a while, calls are retried, and one warning is logged', async t => {
 	const {
 		calls,
 		vm: {mac},
@@ -157,7 +157,7 @@ test('an event ends the search at once, also between two questions and while nob
 	t.like(error.where, {event: 5, detail: 1});
 });
 
-test('an event that is lost does not matter: the state tells', async t => {
+test('a lost event does not matter: the state is read as well', async t => {
 	const {addresses, kill} = await running(t, calls => ({
 		...calls,
 		onLifecycle: () => ({[Symbol.dispose]: () => undefined}),
@@ -200,7 +200,7 @@ test("another VM's end, and that of a VM that had our UUID before, do not end th
 	t.is(error.where['instanceName'], vm.name);
 });
 
-test('nothing listens any more once the search has ended, however it did', async t => {
+test('no listener remains after the search, however it ended', async t => {
 	let listening = 0;
 	const counted = (calls: LibvirtCalls): LibvirtCalls => ({
 		...calls,
@@ -236,7 +236,7 @@ test('nothing listens any more once the search has ended, however it did', async
 	t.is(listening, 0);
 });
 
-test('every way to end is told in words, with a remedy; what is no end is none', t => {
+test('every kind of end has a text and a remedy; other events are not an end', t => {
 	const domain = {name: 'podvm-web-01234567', uuid: Buffer.alloc(16), id: 1};
 	const words = (event: number, detail: number): string | undefined =>
 		endOfEvent(lifecycleEvent(domain, event, detail))?.what;

@@ -204,7 +204,7 @@ for (const [claim, own, more] of overlays) {
 	});
 }
 
-test('an overlay whose first bytes are zeros of its own is refused as the configured image, too', async t => {
+test('an overlay that itself begins with written zeros is refused, even as the configured image', async t => {
 	const [pool, file] = [await host.pool(), `${await directoryOf(t)}/overlay`];
 	await run('qemu-img', [
 		'create',
@@ -253,7 +253,7 @@ for (const [claim, make] of accepted) {
 	});
 }
 
-test('a volume is looked at once, by all starts together, and again when it has changed', async t => {
+test('concurrent starts check a volume once, and again only after it has changed', async t => {
 	const [pool, calls] = [await host.pool(), intercept(host.calls)];
 	const vms = podVmsOn(calls, pool);
 	await Promise.all([vms.start(specOf(), never), vms.start(specOf(), never), vms.start(specOf(), never)]);
@@ -274,7 +274,7 @@ test('a volume is looked at once, by all starts together, and again when it has 
 	t.is(downloads(calls), 3);
 });
 
-test('of an alias the version is judged, and remembered across changes of the alias', async t => {
+test('for an alias, the version is checked, and the result is kept when the alias changes', async t => {
 	const [pool, calls] = [await host.pool(), intercept(host.calls)];
 	const [good, bad] = ['image-20260101T000000Z.qcow2', 'image-20260101T000001Z.qcow2'];
 	await upload(pool, good, await qcow2Of(bootRecord, gib));
@@ -306,7 +306,7 @@ test('of an alias the version is judged, and remembered across changes of the al
 	t.is(downloads(calls), 2);
 });
 
-test('a version that the pool does not know, behind an alias that it knows, is not found', async t => {
+test("if the pool has the alias but not its version, the error is 'not-found'", async t => {
 	const pool = await host.pool();
 	const version = 'image-20260101T000000Z.qcow2';
 	await writeFile(`${pool.directory}/${version}`, await qcow2Of(bootRecord, gib));

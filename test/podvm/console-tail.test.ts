@@ -25,7 +25,7 @@ async function linesOf(...chunks: ReadonlyArray<string | Buffer>): Promise<reado
 	return tail.lines();
 }
 
-test('the last ten lines are kept, wherever they were cut on their way', async t => {
+test('the last ten lines are kept, however the output was split into chunks', async t => {
 	const lines = Array.from({length: 30}, (_, index) => `line ${index} über`);
 	const bytes = Buffer.from(`${lines.join('\r\n')}\r\n`);
 	for (const size of [1, 7, 10_000]) {
@@ -80,7 +80,7 @@ test('a guest that prints without end is read no further than a megabyte', async
 	t.true(printed <= 17, `${printed} times 64 KiB`);
 });
 
-test('a console that cannot be read changes nothing; disposing gives it back', async t => {
+test('a console that cannot be read has no effect; disposing releases the console', async t => {
 	const tail = new ConsoleTail();
 	const [waiting, returned] = [Promise.withResolvers<undefined>(), Promise.withResolvers<undefined>()];
 	const following = tail.follow(

@@ -71,7 +71,7 @@ async function isValid(t: ExecutionContext, ...documents: readonly string[]): Pr
 	);
 }
 
-test('a domain under KVM with everything is as written by hand', async t => {
+test('a KVM domain with all options matches the hand-written XML', async t => {
 	t.is(domainXml(onKvm), await fixture('domain-kvm.xml'));
 });
 
@@ -81,11 +81,11 @@ test('an emulated domain of one CPU could have a second one; under KVM it could 
 	await isValid(t, domainXml({...emulated, vcpus: 1}));
 });
 
-test('an emulated domain is as written by hand', async t => {
+test('an emulated domain matches the hand-written XML', async t => {
 	t.is(domainXml(emulated), await fixture('domain-qemu.xml'));
 });
 
-test("both are valid under libvirt's schema, and the validator does refuse", async t => {
+test('both are valid under the schema of libvirt, and the validator refuses an invalid document', async t => {
 	await isValid(t, domainXml(onKvm), domainXml(emulated));
 	await t.throwsAsync(isValid(t, domainXml(emulated).replace('<on_crash>destroy', '<on_crash>explode')), {
 		message: /virt-xml-validate ended/,
@@ -106,7 +106,7 @@ test('metadata of an earlier version without PODS_DIR and pool directory can be 
 	});
 });
 
-test('metadata of others, or none, is not ours', t => {
+test('foreign or missing metadata is not accepted as metadata of this program', t => {
 	t.is(readMetadata(readXml('<domain/>')), undefined);
 	t.is(readMetadata(readXml('<domain><metadata/></domain>')), undefined);
 	t.is(readMetadata(readXml(domainXml(onKvm).replace('pod-vm:1', 'pod-vm:2'))), undefined);

@@ -86,7 +86,7 @@ function watchOn(
 	return {watch: new EndWatch({session: calls, log, lookEveryMs}), log, signal: abort.signal};
 }
 
-test('an event that was lost with the connection does not matter: the VMs are looked at when it is back', async t => {
+test('after an event was lost with the connection, the states of the VMs are read on reconnection', async t => {
 	const {calls, reconnect, listeners} = deaf();
 	const {watch, signal} = watchOn(t, calls);
 	const vm = await running();
@@ -99,7 +99,7 @@ test('an event that was lost with the connection does not matter: the VMs are lo
 	t.is(listeners(), 0, 'nothing listens any more');
 });
 
-test('an event that was lost for any other reason does not matter: the VMs are looked at again and again', async t => {
+test('after an event was lost for another reason, the states of the VMs are read periodically', async t => {
 	const {calls} = deaf();
 	const {watch, signal} = watchOn(t, calls, 5);
 	const vm = await running();
@@ -109,7 +109,7 @@ test('an event that was lost for any other reason does not matter: the VMs are l
 	t.regex((await ended).message, /somebody stopped it/);
 });
 
-test('a look at VMs that run is one call for all of them', async t => {
+test('reading the states of running VMs takes one call for all of them', async t => {
 	const {calls, reconnect} = deaf();
 	const {watch, signal} = watchOn(t, calls);
 	const vms = await Promise.all([running(), running(), running()]);
@@ -124,14 +124,14 @@ test('a look at VMs that run is one call for all of them', async t => {
 	t.deepEqual(calls.made, ['connectListAllDomains']);
 });
 
-test('a VM whose UUID another one has by now has ended', async t => {
+test('if another VM has the UUID of a watched VM, the watched VM has ended', async t => {
 	const {calls} = deaf();
 	const {watch, signal} = watchOn(t, calls);
 	const {domain} = await running();
 	t.regex((await watch.ended({...domain, name: 'podvm-gone-01234567'}, signal)).message, /does not exist any more/);
 });
 
-test('a libvirt that cannot be asked is asked again, and is no reason to give a VM up', async t => {
+test('if libvirt is unreachable, the call is repeated, and no VM is given up', async t => {
 	const {calls, reconnect} = deaf();
 	const {watch, signal, log} = watchOn(t, calls);
 	const vm = await running();
@@ -153,7 +153,7 @@ test('a libvirt that cannot be asked is asked again, and is no reason to give a 
 	);
 });
 
-test('a watch that nobody waits for asks and listens no more, and works again', async t => {
+test('a watch without waiters makes no calls and has no listeners, and can be used again', async t => {
 	const {calls, listeners} = deaf();
 	const {watch} = watchOn(t, calls, 1);
 	const {domain, kill} = await running();

@@ -14,7 +14,7 @@ test('a host without KVM for s390x emulates, on the newest machine by its canoni
 	});
 });
 
-test('KVM is taken wherever it is offered', t => {
+test('KVM is used if the host offers it', t => {
 	const both = emulating.replaceAll("<domain type='qemu'/>", "<domain type='qemu'/><domain type='kvm'/>");
 	t.deepEqual(hostSupport(both), {
 		domainType: 'kvm',
@@ -48,7 +48,7 @@ test('the CPUs are those of all NUMA nodes that libvirt lists', t => {
 	t.deepEqual(hostSupport(host).cpus, [0, 2, 4, 6]);
 });
 
-test('a host without s390x is told what it lacks', t => {
+test('the error for a host without s390x names what is missing', t => {
 	for (const capabilities of [
 		emulating.replaceAll('s390x', 'aarch64'),
 		'<capabilities/>',
@@ -60,7 +60,7 @@ test('a host without s390x is told what it lacks', t => {
 	}
 });
 
-test('what is no XML is an error of ours', t => {
+test('text that is not XML is an AdaptorError', t => {
 	const error = t.throws(() => hostSupport('<a'), {instanceOf: AdaptorError});
 	t.is(error.code, 'data-loss');
 });

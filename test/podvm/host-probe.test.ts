@@ -48,7 +48,7 @@ test.before(async () => {
 });
 test.after.always(async () => stack.disposeAsync());
 
-test('who answers, and how quickly', async t => {
+test('the probe returns the version, the host name and the latency of libvirt', async t => {
 	const startedAt = performance.now();
 	const {driver, version, hostname, transport, roundTripMs} = await observeLibvirt(made, signal);
 	const tookMs = performance.now() - startedAt;
@@ -59,7 +59,7 @@ test('who answers, and how quickly', async t => {
 	t.true(roundTripMs > 0 && roundTripMs < tookMs / 2, `${roundTripMs} of ${tookMs} ms`);
 });
 
-test('a host without s390x says so', async t => {
+test('a host without s390x is an error that says so', async t => {
 	await t.throwsAsync(observeGuests(new HostCapabilities(made), undefined, signal), {message: /cannot run s390x/});
 });
 
@@ -80,7 +80,7 @@ test('a driver that cannot be asked for Secure Execution, or refuses to tell, ha
 	t.regex('reason' in refuses ? refuses.reason : '', /^its libvirt cannot tell \(.*\/nonexistent.*\)$/);
 });
 
-test("the guests' machine is told; CPUs that the host does not have are an error", async t => {
+test('the machine type of guests is returned; CPUs that the host does not have are an error', async t => {
 	t.like(await observeGuests(new HostCapabilities(host.calls), '0', signal), {
 		domainType: 'qemu',
 		machine: 's390-ccw-virtio-7.2',
@@ -179,7 +179,7 @@ test('a volume shows what it is by its own bytes, whatever libvirt takes it for'
 	});
 });
 
-test('of a name that is an alias of a version of the image, the version is seen', async t => {
+test('for an alias, the version that it points to is returned', async t => {
 	const {name, directory} = await host.pool();
 	const {pool} = await storage.call(procedures.storagePoolLookupByName, {name}, signal);
 	const version = 'image-20260102T030405Z.qcow2';
@@ -203,7 +203,7 @@ test('of a name that is an alias of a version of the image, the version is seen'
 	});
 });
 
-test('a volume whose bytes libvirt does not give is seen without; one that does not exist is an error', async t => {
+test('a volume whose content cannot be read is returned without it; a missing volume is an error', async t => {
 	const {pool} = await made.call(procedures.storagePoolLookupByName, {name: 'default-pool'}, signal);
 	await made.call(
 		procedures.storageVolCreateXml,
@@ -276,7 +276,7 @@ test('only running VMs of this cluster and node are counted', async t => {
 	t.is(await countRunningVms(made, 'counted', 'n', signal), 2);
 });
 
-test('VMs of this node of which another PODS_DIR is in charge are told, and no others', async t => {
+test('only VMs of this node that belong to another PODS_DIR are reported', async t => {
 	const [pool, owner] = [await host.pool(), {cluster: 'observed', node: 'node'}];
 	const [ours, other] = [
 		{fingerprint: 'aa', path: '/run/a'},

@@ -123,7 +123,7 @@ test('without host support, a confidential VM is refused with a remedy before an
 	t.regex(error.message, /prot_virt=1.*z15, LinuxONE III/);
 });
 
-test("libvirt's test driver takes a confidential VM, whose memory has room for its bounce buffers on top", async t => {
+test('libvirt accepts a confidential VM, whose memory includes extra space for bounce buffers', async t => {
 	const {vms, definition, log} = await daemon(
 		{domainCapabilities: protecting},
 		{launchSecurity: 's390-pv', swiotlbMib: 512},
@@ -161,7 +161,7 @@ test('the console of a confidential VM is never opened; that of an ordinary one 
 	}
 });
 
-test('an ordinary VM gets no more memory than was asked for, and nobody asks what it does not need', async t => {
+test('an ordinary VM gets exactly the requested memory, and unnecessary calls are not made', async t => {
 	const {vms, definition, count} = await daemon({}, {swiotlbMib: 512});
 	const {name} = await vms.start(specOf({memoryMib: 1024}), never);
 	const domain = await definition(name);
@@ -170,7 +170,7 @@ test('an ordinary VM gets no more memory than was asked for, and nobody asks wha
 	t.is(count('connectGetDomainCapabilities'), 0);
 });
 
-test('the host is asked once a connection: a new one may be to a host that was updated', async t => {
+test('the host is asked once per connection, because a new connection may lead to an updated host', async t => {
 	const abilities = {domainCapabilities: protecting};
 	const {vms, connected, log, count} = await daemon(abilities, {launchSecurity: 's390-pv'});
 	connected();
@@ -189,7 +189,7 @@ test('the host is asked once a connection: a new one may be to a host that was u
 	t.like(line?.fields.err, {code: 'failed-precondition'});
 });
 
-test('those who look around and those who start VMs share what one connection was asked', async t => {
+test('checks and starts share the answers of one connection', async t => {
 	const pool = await host.pool();
 	const calls = intercept(host.calls);
 	calls.answer = name => (name === 'connectGetDomainCapabilities' ? {capabilities: protecting} : undefined);
@@ -207,7 +207,7 @@ test('those who look around and those who start VMs share what one connection wa
 	]);
 });
 
-test('of those who ask at the same time, one that gives up does not take the answer from the others', async t => {
+test('if one of several concurrent callers gives up, the others still get the answer', async t => {
 	const {vms, calls, count} = await daemon({domainCapabilities: protecting}, {launchSecurity: 's390-pv'});
 	const gate = Promise.withResolvers<undefined>();
 	calls.before = async name => (name === 'connectGetCapabilities' ? gate.promise : undefined);
@@ -220,7 +220,7 @@ test('of those who ask at the same time, one that gives up does not take the ans
 	t.is(count('connectGetCapabilities'), 1);
 });
 
-test('an answer that did not come is asked for again', async t => {
+test('after a failed call, the next caller asks again', async t => {
 	const {vms, calls} = await daemon({domainCapabilities: protecting}, {launchSecurity: 's390-pv'});
 	calls.before = async name =>
 		name === 'connectGetDomainCapabilities' ? Promise.reject(new Error('lost')) : undefined;
@@ -245,7 +245,7 @@ test('a cpuset that names CPUs which the host lacks is refused with both sets, u
 	t.is(child(await own.definition(name), 'vcpu')?.attributes['cpuset'], '0-1,3-5', 'as libvirt understood it');
 });
 
-test('pods choose among the allowed images; what is none, or is missing, is refused with its name', async t => {
+test('pods choose among the allowed images; other volumes and missing ones are refused by name', async t => {
 	const own = await daemon({}, {allowedImages: ['other.*', 'gone?', 'copy.qcow2']});
 	const {pool, log} = own;
 	await own.vms.start(specOf({image: pool.otherVolume}), never);
@@ -278,7 +278,7 @@ test('a copied root disk is not accepted as an image, unless it is configured', 
 	t.truthy((await podVmsOn(calls, pool, {volumeName: 'copy.qcow2'}).start(specOf(), never)).name);
 });
 
-test('what is no disk is no image: a cidata disk, a file of another kind', async t => {
+test('a volume that is not a bootable disk is not an image: a cidata disk, a file of another kind', async t => {
 	const {vms, calls} = await daemon({}, {volumeName: baseVolume});
 	for (const format of ['iso', 'dir', 'vmdk']) {
 		calls.answer = (procedure, args) =>

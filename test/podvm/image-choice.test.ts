@@ -4,7 +4,7 @@ import {chosenImage} from '../../src/podvm/image-choice.ts';
 
 const configured = 'podvm-base.qcow2';
 
-test("an image is a volume's name: no path, nothing empty, no disk of a pod VM, whoever made it", t => {
+test('an image is selected by a volume name: no path, no empty name, no disk of a pod VM of any adaptor', t => {
 	t.is(chosenImage(undefined, {configured}), configured);
 	t.is(chosenImage('my image (2).raw', {configured}), 'my image (2).raw');
 	for (const image of [
@@ -32,7 +32,7 @@ test("an image is a volume's name: no path, nothing empty, no disk of a pod VM, 
 	}
 });
 
-test('of a list only what is on it may be chosen, and always the configured image', t => {
+test('with a list of allowed images, only these and the configured image may be chosen', t => {
 	const policy = {configured, allowed: ['se-*.qcow2', 'other.raw']};
 	for (const image of ['se-1.qcow2', 'se-.qcow2', 'other.raw', configured]) {
 		t.is(chosenImage(image, policy), image);

@@ -134,7 +134,7 @@ test('a pool that has another name now: the volumes are deleted through it', asy
 	await deletes(t, vm);
 });
 
-test('of a half-deleted VM whose pool has another name now nothing is left either', async t => {
+test('a half-deleted VM whose pool was renamed is deleted completely, too', async t => {
 	const vm = await startedVm();
 	await undefinePool(vm.pool);
 	await Promise.all(vm.files.map(async file => rm(`${vm.pool.directory}/${file}`)));
@@ -142,7 +142,7 @@ test('of a half-deleted VM whose pool has another name now nothing is left eithe
 	await deletes(t, vm);
 });
 
-test('a pool that is not active is told at once, and the deletion goes on when it is started', async t => {
+test('an inactive pool is reported at once, and the deletion continues when the pool is started', async t => {
 	const vm = await startedVm();
 	await undefinePool(vm.pool);
 	const {pool} = await host.calls.call(
@@ -156,7 +156,7 @@ test('a pool that is not active is told at once, and the deletion goes on when i
 	await deletes(t, vm);
 });
 
-test('a pool that has another directory now knows nothing of the volumes: they are not taken for gone', async t => {
+test('if a pool now has another directory, the volumes are not considered gone', async t => {
 	const vm = await startedVm();
 	await undefinePool(vm.pool);
 	const other = `${host.libvirtd.directory}/${randomBytes(6).toString('hex')}`;

@@ -256,7 +256,7 @@ test('the address that a VM has proven becomes the only one that its filter allo
 	t.is(child(port, 'mac')?.attributes['address'], vm.mac);
 });
 
-test('a host that cannot bind the address says how to go on; without a filter there is nothing to bind', async t => {
+test('if the host cannot bind the address, the error has a remedy; without a filter nothing is bound', async t => {
 	const own = await daemon({hasFilters: true});
 	const vm = await own.vms.start(specOf(), never);
 	own.calls.before = async procedure =>
@@ -273,7 +273,7 @@ test('a host that cannot bind the address says how to go on; without a filter th
 	t.deepEqual(without.calls.made, []);
 });
 
-test('what protects is asked once a connection, when it is made; a start then makes at most 12 calls', async t => {
+test('the protection is read once per connection, when it is opened; a start then makes at most 12 calls', async t => {
 	const own = await daemon({hasFilters: true});
 	own.connected();
 	await own.vms.start(specOf(), never);
@@ -313,7 +313,7 @@ test('a host without network filters starts VMs all the same, never silently', a
 	t.regex(warnings[0]?.fields.remedy ?? '', /virtnwfilterd/);
 });
 
-test('on a network of macvtap devices a VM gets neither, and the log says why', async t => {
+test('on a macvtap network, a VM gets neither filter nor isolation, and the log has the reason', async t => {
 	const own = await daemon({
 		hasFilters: true,
 		network: '<network><name>default</name><forward mode="bridge"><interface dev="enc1"/></forward></network>',
@@ -326,7 +326,7 @@ test('on a network of macvtap devices a VM gets neither, and the log says why', 
 	t.deepEqual([...own.filters.keys()], []);
 });
 
-test("where the DHCP server is not libvirt's, the filter takes leases from any but the VMs", async t => {
+test('if libvirt does not run the DHCP server, the filter accepts leases from any host except the VMs', async t => {
 	const own = await daemon({
 		hasFilters: true,
 		network: '<network><name>default</name><forward mode="bridge"/><bridge name="br0"/></network>',
@@ -366,7 +366,7 @@ test('isolation that is required and impossible refuses every start', async t =>
 	t.true(own.log.lines.some(({level, message}) => level === 'error' && message.endsWith('no pod VM will start')));
 });
 
-test('what is switched off is not asked for, and the log names the setting', async t => {
+test('a protection that is turned off is not requested, and the log names the setting', async t => {
 	const own = await daemon({hasFilters: true, netFilter: 'off', netIsolation: 'off'});
 	own.connected();
 	const {name} = await own.vms.start(specOf(), never);
@@ -403,7 +403,7 @@ test('a host that does not let us define the filter, or fails for now, is asked 
 	t.is(child(await own.port(name), 'filterref')?.attributes['filter'], 'caa-podvm-boot-dhcp-1');
 });
 
-test('a libvirt older than 6.1 isolates no ports, and is not supposed to', async t => {
+test('a libvirt older than 6.1 is reported as not supporting isolated ports', async t => {
 	const own = await daemon({hasFilters: true});
 	const {answer} = own.calls;
 	own.calls.answer = (procedure, args) =>
@@ -416,7 +416,7 @@ test('a libvirt older than 6.1 isolates no ports, and is not supposed to', async
 	t.like(isolation, {absent: 'unavailable', reason: 'its libvirt is older than 6.1'});
 });
 
-test('a start that fails at the filter says how to go on; one that fails elsewhere is told as it is', t => {
+test('a start that fails because of the filter has a workaround in its error; other errors are unchanged', t => {
 	const failed = causeOfFilterFailure(
 		refusal(libvirtCode.internalError, 'Failed to run ebtables', 59),
 		'caa-podvm-1',

@@ -113,7 +113,7 @@ async function poolWithVersion(): Promise<TestPool> {
 	return pool;
 }
 
-test('a VM stands on the version of the image that the configured name stands for, and on the name never', async t => {
+test('the backing file of a VM is the image version that the alias points to, never the alias', async t => {
 	const pool = await poolWithVersion();
 	const spec = specOf();
 	await podVmsOn(host.calls, pool, {volumeName: 'image.qcow2'}).start(spec, never);
@@ -194,7 +194,7 @@ for (const [how, hook, failure] of [
 	['never gets there', 'before', lost],
 	['is carried out and its answer lost', 'after', lost],
 ] as const) {
-	test(`whichever call of a start ${how}, nothing is left and the failure is told`, async t => {
+	test(`if any call of a start ${how}, nothing is left and the error is returned`, async t => {
 		const {length} = await callsOfStart();
 		for (let failing = 1; failing <= length; failing++) {
 			const {calls, vms, leftovers} = await daemon();
@@ -245,7 +245,7 @@ async function roundTrip(): Promise<void> {
 	await host.calls.call(procedures.connectListAllDomains, {needResults: 1, flags: 0}, never);
 }
 
-test('a change that was sent is waited for before anything is cleaned up, whatever the signal says', async t => {
+test('the clean-up waits for a change that was already sent, even if the signal has aborted', async t => {
 	const {calls, leftovers, pool, log} = await daemon();
 	const abort = new AbortController();
 	// As a session does: gives up at once when the signal aborts, unless it is told to see the call through.
@@ -325,7 +325,7 @@ function dieAt(calls: InterceptedCalls, hook: 'before' | 'after', number: number
 	return dead.promise;
 }
 
-test('a daemon that was killed at any call of a start is cleaned up after by the next', async t => {
+test('if a daemon is killed at any call of a start, the next daemon cleans up', async t => {
 	const {length} = await callsOfStart();
 	for (let number = 1; number <= length; number++) {
 		const {calls, vms, restarted, leftovers} = await daemon();
@@ -446,7 +446,7 @@ test('volumes that a removed definition left behind do not stop a new start', as
 	t.deepEqual(await leftovers(), []);
 });
 
-test('a slot that another daemon took is skipped; a name that it took is refused and left alone', async t => {
+test('a slot in use by another daemon is skipped; a name in use is refused, and its domain is not changed', async t => {
 	const {calls, vms, restarted, slots} = await daemon();
 	const spec = specOf();
 	const theirs = await restarted().start(spec, never);
@@ -490,7 +490,7 @@ test('a slot that another daemon took is skipped; a name that it took is refused
 	t.is((await restarted().list(never)).length, 2);
 });
 
-test('of two daemons that define the same VM at once one goes on, and the other leaves it alone', async t => {
+test('if two daemons define the same VM at once, one continues and the other gives up without changes', async t => {
 	const {calls, vms, other, restarted, leftovers} = await daemon();
 	const spec = specOf();
 	const looksTooEarly = intercept(host.calls);
@@ -510,7 +510,7 @@ test('of two daemons that define the same VM at once one goes on, and the other 
 	t.is((await leftovers()).length, 3, 'the definition and both disks');
 });
 
-test("a deletion that was overtaken by another daemon's does not touch the VM that has the slot by then", async t => {
+test('a deletion that another daemon has already completed does not touch the VM that now has the slot', async t => {
 	const {calls, vms, restarted, slots} = await daemon();
 	const [first, second] = [specOf(), specOf()];
 	await vms.start(first, never);
@@ -531,7 +531,7 @@ test("a deletion that was overtaken by another daemon's does not touch the VM th
 	);
 });
 
-test('libvirt refuses a second domain with a UUID in use, with the number that we take for it', async t => {
+test('libvirt refuses a second domain with the same UUID, with the expected error number', async t => {
 	const xml = (name: string): string =>
 		`<domain type='test'><name>${name}</name><uuid>1c1f3a52-0000-8000-8000-000000000001</uuid><memory>1</memory><os><type>hvm</type></os></domain>`;
 	const {dom} = await host.calls.call(procedures.domainDefineXmlFlags, {xml: xml('uuid-one'), flags: 0}, never);
@@ -553,7 +553,7 @@ async function tamper(t: ExecutionContext, {vms}: Daemon, change: (xml: string) 
 	return spec.sandboxId;
 }
 
-test("a domain on a slot of ours whose metadata is broken, another's, or names other volumes is left alone", async t => {
+test('a domain with our UUID is left alone if its metadata is broken, foreign, or has other volumes', async t => {
 	const changes: ReadonlyArray<(xml: string) => string> = [
 		xml => xml.replace(/vni="[^"]*"|vni='[^']*'/, ''),
 		xml => xml.replace(/node=(["'])node\1/, 'node="other"'),

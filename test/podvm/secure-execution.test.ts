@@ -72,7 +72,7 @@ for (const [what, capabilities, version, reason, remedy] of [
 	],
 	['has a libvirt before 7.6', untold, 7_005_000n, /libvirt is older than 7\.6/, /Update libvirt/],
 ] as const) {
-	test(`a host that ${what} cannot run confidential VMs, and is told why and what to do`, t => {
+	test(`a host that ${what} cannot run confidential VMs, and the result has a reason and a remedy`, t => {
 		const support = secureExecutionSupport(capabilities, version);
 		if (support.supported) {
 			t.fail('it can');
@@ -87,6 +87,6 @@ for (const [what, capabilities, version, reason, remedy] of [
 	});
 }
 
-test('what is no XML is an error, not a no', t => {
+test('text that is not XML is an error, not "unsupported"', t => {
 	t.is(t.throws(() => secureExecutionSupport('<domainCap', libvirt9), {instanceOf: AdaptorError}).code, 'data-loss');
 });

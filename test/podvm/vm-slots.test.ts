@@ -48,6 +48,6 @@ test('the lowest free slot comes first, and the 257th VM is refused', t => {
 	t.is(error.code, 'resource-exhausted');
 });
 
-test('names with NUL are refused: they could be read as another cluster and node', t => {
+test('names with NUL are refused, because they could give the same hash as another cluster and node', t => {
 	t.throws(() => new VmSlots('a\0b', 'c'), {instanceOf: AdaptorError});
 });

@@ -105,7 +105,7 @@ const call = async (client: TtrpcClient, name: string, timeoutMs?: number): Prom
 const forever = async (_: never, {signal: limit}: CallContext): Promise<never> =>
 	abortable(new Promise<never>(() => undefined), limit);
 
-test('one connection of a caller outlives its daemons: each call goes to the daemon that is there', async t => {
+test('the connection of a caller survives the end of its daemon: each call goes to the current daemon', async t => {
 	const front = await fixture(t);
 	await using caller = await connect(front.path, signal);
 	for (const version of ['1', '2', '3']) {
@@ -145,7 +145,7 @@ test('without a daemon in time a call is UNAVAILABLE and says what to do; its ow
 });
 
 for (const name of ['StopVM', 'Version']) {
-	test(`${name} is made again when its daemon ends in the middle of it`, async t => {
+	test(`${name} is repeated if its daemon ends during the call`, async t => {
 		const front = await fixture(t);
 		await using caller = await connect(front.path, signal);
 		const begun = Promise.withResolvers<undefined>();
@@ -165,7 +165,7 @@ for (const name of ['StopVM', 'Version']) {
 }
 
 for (const name of ['CreateVM', 'StartVM']) {
-	test(`${name} is UNAVAILABLE when its daemon ends in the middle of it, and is not made again`, async t => {
+	test(`${name} is UNAVAILABLE if its daemon ends during the call, and is not repeated`, async t => {
 		const front = await fixture(t);
 		await using caller = await connect(front.path, signal);
 		const begun = Promise.withResolvers<undefined>();
@@ -196,7 +196,7 @@ test('a daemon that is registered and accepts no connection is UNAVAILABLE withi
 	await client.close();
 });
 
-test('the latest registration counts, and when it ends the one before counts again', async t => {
+test('the latest registered daemon gets the calls; when it ends, the previous one gets them again', async t => {
 	const front = await fixture(t);
 	await using caller = await connect(front.path, signal);
 	await daemon(t, front, {Version: async () => ({version: 'old'})});
@@ -207,7 +207,7 @@ test('the latest registration counts, and when it ends the one before counts aga
 	t.like(front.events.at(-1), {kind: 'daemon-gone', hasOther: true});
 });
 
-test('a call that is in progress when its daemon unregisters comes to its end there', async t => {
+test('a call that is in progress when its daemon unregisters is completed by that daemon', async t => {
 	const front = await fixture(t);
 	await using caller = await connect(front.path, signal);
 	const begun = Promise.withResolvers<undefined>();

@@ -68,7 +68,7 @@ test('calls that were sent before count as replayed, calls that waited for their
 	t.deepEqual(events.slice(1), [{kind: 'calls-replayed', count: 2}]);
 });
 
-test('with the connection everything is lost but what only waits, which is made again byte for byte', t => {
+test('when the connection is lost, replayable calls are sent again byte for byte, and others fail', t => {
 	const calls = new Calls(noObserver, defaultCallLimits);
 	const waiting = [
 		request(1, 'WaitProcess', {payload: Buffer.from('a')}),
@@ -90,7 +90,7 @@ test('with the connection everything is lost but what only waits, which is made 
 	}
 });
 
-test('what came without a connection is sent once, in its order, and then lost like the rest', t => {
+test('requests without a connection are sent once, in order; after the next loss they fail', t => {
 	const calls = new Calls(noObserver, defaultCallLimits);
 	const frames = [request(1, 'ExecProcess'), request(3, 'WaitProcess'), request(5, 'CopyFile')];
 	for (const bytes of frames) {
@@ -103,7 +103,7 @@ test('what came without a connection is sent once, in its order, and then lost l
 	t.deepEqual(streams(calls.lost()), [1, 5]);
 });
 
-test('a stream is answered once: what comes later finds nobody', t => {
+test('a stream is answered once: later answers are dropped', t => {
 	const calls = new Calls(noObserver, defaultCallLimits);
 	calls.request(frameOf(request(1, 'Check')), true, 0);
 	t.is(calls.request(frameOf(request(1, 'Check')), true, 0), 'busy');
@@ -130,7 +130,7 @@ test('only delayed calls are answered before their deadline, by 500 ms or a tent
 	t.is(calls.nextDeadline, 6500);
 });
 
-test('a request that goes on in further frames is held with them, and never made again', t => {
+test('a request in several frames is held completely, and is never replayed', t => {
 	const calls = new Calls(noObserver, {maxOpen: 10, maxHeldBytes: 200});
 	const frames = [request(1, 'Check'), data(1, Buffer.from('more'))];
 	calls.request(frameOf(frames[0] ?? Buffer.alloc(0)), false, 0);
@@ -291,7 +291,7 @@ test('the response to a call that the relay answered is late once, and unknown o
 	);
 });
 
-test('of a method that the shim names at length 256 characters are kept', t => {
+test('at most 256 characters of a method name are kept', t => {
 	const calls = new Calls(noObserver, defaultCallLimits);
 	calls.request(frameOf(request(1, 'x'.repeat(1_000_000))), true, 0);
 	t.is(calls.all()[0]?.method.length, 256);

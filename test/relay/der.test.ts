@@ -52,7 +52,7 @@ test('a length takes as few bytes as it can', t => {
 	}
 });
 
-test('any number keeps its value, is not negative and has no needless byte', t => {
+test('any number keeps its value, is not negative and has the shortest form', t => {
 	fc.assert(
 		fc.property(fc.uint8Array({maxLength: 20}), bytes => {
 			const content = unsigned(bytes).subarray(2);

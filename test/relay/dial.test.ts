@@ -230,7 +230,7 @@ for (const version of ['tls1_2', 'tls1_3'] as const) {
 	});
 }
 
-test('with TLS_SKIP_VERIFY whoever answers is taken, and the log warns', async t => {
+test('with TLS_SKIP_VERIFY, any server is accepted, and the log has a warning', async t => {
 	await using harness = await realHarness();
 	const tls = await harness.relays.issue('podvm-other', signal());
 	await using _other = await startForwarder({tls, address: harness.address(1), port: harness.port});
@@ -241,7 +241,7 @@ test('with TLS_SKIP_VERIFY whoever answers is taken, and the log warns', async t
 	t.true(harness.lines.some(({level, msg}) => level === 'warn' && msg.includes('TLS_SKIP_VERIFY')));
 });
 
-test('the VM is found at an address where a stranger was before', async t => {
+test('the VM is found at an address that another host used before', async t => {
 	await using harness = await realHarness({timings: oneByOne});
 	const {relays, port, address} = harness;
 	const other = await startForwarder({
@@ -313,7 +313,7 @@ test('an abort in the middle of the handshake leaves no connection, no socket an
 	t.is(vm.proven, 1);
 });
 
-test('an address whose packets vanish delays no other, and is told from one that refuses', async t => {
+test('an address that drops packets delays no other, and its error differs from a refusal', async t => {
 	await using harness = await realHarness({timings: {connectTimeoutMs: 100, hedgeAfterMs: 20}});
 	const {relays, port, address} = harness;
 	// A listener that never accepts, with its queue full: the kernel drops further SYNs, as a VM does before it is up.
@@ -346,7 +346,7 @@ test('an address whose packets vanish delays no other, and is told from one that
 	t.regex((await failing).what, /: no answer$/);
 });
 
-test('of attempts that the kernel goes on with, one begins a handshake when the VM is up', async t => {
+test('if several attempts are pending, only one begins a handshake when the VM is up', async t => {
 	await using harness = await realHarness({timings: {...patient, hedgeAfterMs: 5}});
 	const {relays, port, address} = harness;
 	// As above, until it is told to accept. Then it prints a line for each connection that sends something.

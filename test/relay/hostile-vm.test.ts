@@ -134,7 +134,7 @@ test('a shim that breaks the protocol is forgiven ten times, then its connection
 });
 
 for (const how of ['ends', 'is killed'] as const) {
-	test(`a shim that ${how} while its VM runs is one line of the log, with what it left open`, async t => {
+	test(`a shim that ${how} while its VM runs causes one log line, with the number of open calls`, async t => {
 		await using run = await running({}, quick);
 		const {shim, vm} = await run.converse();
 		const asked = request(1, 'WaitProcess');
@@ -164,7 +164,7 @@ for (const how of ['ends', 'is killed'] as const) {
 	});
 }
 
-test('a connection that the relay itself closed, or that never spoke, is no shim that died', async t => {
+test('a connection that the relay closed, or without data, is not reported as a lost shim', async t => {
 	await using run = await running({}, quick);
 	const {shim: probe} = await run.converse();
 	probe.destroy();

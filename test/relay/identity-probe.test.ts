@@ -9,13 +9,13 @@ import {directoryOf} from '../support/directory.ts';
 const now = new Date();
 const dayMs = 86_400_000;
 
-test('where nothing is kept nothing is made', async t => {
+test('without a stored identity, the probe creates nothing', async t => {
 	const directory = await directoryOf(t);
 	t.deepEqual(await observeIdentity(`${directory}/tls`, undefined, now), {source: 'own', state: 'absent'});
 	t.deepEqual(await readdir(directory), []);
 });
 
-test('an identity of our own is seen as the daemon would take it up', async t => {
+test('the own identity is read in the same way as by the daemon', async t => {
 	const directory = await directoryOf(t);
 	await openIdentity({directory, log: silentLogger});
 	const found = await observeIdentity(directory, undefined, now);
@@ -23,7 +23,7 @@ test('an identity of our own is seen as the daemon would take it up', async t =>
 	t.true(found.state === 'usable' && found.validFrom < now && found.validTo.getTime() > now.getTime() + 3000 * dayMs);
 });
 
-test('one that is damaged or over is told with the reason, and stays where it is', async t => {
+test('a damaged or expired identity is reported with the reason, and stays in place', async t => {
 	const directory = await directoryOf(t);
 	await openIdentity({directory, log: silentLogger});
 	t.like(await observeIdentity(directory, undefined, new Date(now.getTime() + 3649 * dayMs)), {state: 'unusable'});
@@ -36,7 +36,7 @@ test('one that is damaged or over is told with the reason, and stays where it is
 	t.deepEqual(await readdir(directory), ['identity.json']);
 });
 
-test('one that is not valid yet, for the clock is wrong, is usable, and tells when it begins', async t => {
+test('an identity that is not valid yet by a wrong clock is usable, and its start is reported', async t => {
 	const directory = await directoryOf(t);
 	await openIdentity({directory, log: silentLogger});
 	const found = await observeIdentity(directory, undefined, new Date(now.getTime() - 3 * dayMs));

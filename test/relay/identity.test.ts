@@ -91,7 +91,7 @@ test('names of any length, and validity over the year 2050, are read back as the
 	);
 });
 
-test('a restart is the same identity, in a file that only we can read', async t => {
+test('after a restart, the identity is the same, in a file that only the owner can read', async t => {
 	const directory = await scratch(t);
 	const first = await opened(directory);
 	const second = await opened(directory);
@@ -102,7 +102,7 @@ test('a restart is the same identity, in a file that only we can read', async t 
 	t.is((await stat(join(directory, 'tls', 'identity.json'))).mode & 0o777, 0o600);
 });
 
-test('a VM that was issued before a restart is reached after it', async t => {
+test('a VM whose certificate was issued before a restart is reached after it', async t => {
 	await using harness = await realHarness();
 	const tls = await harness.relays.issue('podvm-a', AbortSignal.timeout(100_000));
 	await using _vm = await startForwarder({tls, address: harness.address(1), port: harness.port});
@@ -117,7 +117,7 @@ test('a VM that was issued before a restart is reached after it', async t => {
 	t.is(relay.address, harness.address(1));
 });
 
-test('a clock that is 1.5 days back at a restart costs no VM: the identity is kept, and the clock is named', async t => {
+test('if the clock is 1.5 days behind at a restart, the identity is kept, and the log names the clock', async t => {
 	await using harness = await realHarness();
 	const tls = await harness.relays.issue('podvm-a', AbortSignal.timeout(100_000));
 	await using _vm = await startForwarder({tls, address: harness.address(1), port: harness.port});
@@ -140,7 +140,7 @@ test('a clock that is 1.5 days back at a restart costs no VM: the identity is ke
 	t.is(relay.address, harness.address(1));
 });
 
-test('daemons that start at once are one identity', async t => {
+test('daemons that start at the same time use one identity', async t => {
 	const directory = await scratch(t);
 	const all = await Promise.all(Array.from({length: 8}, async () => opened(directory)));
 	t.is(new Set(all.map(({identity}) => identity.serverCa)).size, 1);
@@ -210,7 +210,7 @@ async function ownFiles(
 	return {files, server: await makeServerCertificate('podvm-server', ca, validity), ca: ca.cert};
 }
 
-test("with a CA of the administrator's the VM is podvm-server, and nothing of ours is made or goes to it", async t => {
+test('with a CA of the administrator, the VM is podvm-server, and no own keys are created or sent to it', async t => {
 	const directory = await scratch(t);
 	const {files, server} = await ownFiles(directory);
 	await using harness = await realHarness({files});
@@ -245,7 +245,7 @@ test('with only a custom client certificate, the own CA signs for VMs, and VMs t
 	t.is(identity.serverName('podvm-a'), 'podvm-a');
 });
 
-test('files that do not fit are refused by name, and keys are never shown', async t => {
+test('files that do not match are refused by name, and keys are never shown', async t => {
 	const directory = await scratch(t);
 	const {files} = await ownFiles(directory);
 	const other = await makeClientCertificate('other', validity);

@@ -274,7 +274,7 @@ test('a process that ends after its wait was sent again is reported twice by the
 	t.false(run.lines.some(({msg}) => msg.startsWith('the VM violated the protocol')));
 });
 
-test('that a process is gone is no answer while its exit status may arrive on any other connection', async t => {
+test('"process not found" does not count while the exit status may arrive on another connection', async t => {
 	await using run = await outage();
 	const {agent, hole, shim, fromVm} = run;
 	const first = hole.withhold();
@@ -294,7 +294,7 @@ test('that a process is gone is no answer while its exit status may arrive on an
 	await until(() => run.forwarder.open === 1);
 });
 
-test('a second wait for a process finds it gone on every connection, and then the shim hears so', async t => {
+test('if a second WaitProcess fails on every connection, the shim gets that answer', async t => {
 	await using run = await outage();
 	const {agent, hole, shim, fromVm} = run;
 	agent.exit('p', '7');
@@ -308,7 +308,7 @@ test('a second wait for a process finds it gone on every connection, and then th
 	t.deepEqual(said(run, answersLost), []);
 });
 
-test('an event that answers a call which was answered already goes to the call that waits for it', async t => {
+test('an event in the response to an already answered call is passed to the call that waits for it', async t => {
 	await using run = await outage();
 	const {agent, hole, shim, fromVm} = run;
 	shim.write(request(1, 'GetOOMEvent'));
@@ -331,7 +331,7 @@ test('an event that answers a call which was answered already goes to the call t
 	t.deepEqual(fromVm.waiting, []);
 });
 
-test('an old connection that is heard again has no time limit', async t => {
+test('a retired connection on which data arrives again has no time limit', async t => {
 	await using run = await outage({lateMs: 3000});
 	const {agent, hole, shim, fromVm} = run;
 	shim.write(request(1, 'ReadStdout'));

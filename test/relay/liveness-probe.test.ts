@@ -78,7 +78,7 @@ test('a silent connection is replaced if a second one is answered: replayable ca
 });
 
 for (const answeredOnSecond of [false, true]) {
-	test(`a slow VM that answers ${answeredOnSecond ? 'on both connections at a time' : 'at last'} loses no call`, async t => {
+	test(`a slow VM that answers ${answeredOnSecond ? 'on both connections at the same time' : 'late'} loses no call`, async t => {
 		await using run = await running({}, {...quick, liveness: {...liveness, graceMs: 600_000}});
 		const {shim, fromVm, vm, fromShim} = await unanswered(run);
 		const second = await run.forwarder.accept();
@@ -105,7 +105,7 @@ for (const answeredOnSecond of [false, true]) {
 	});
 }
 
-test('a VM that says nothing on any connection is not given up, and serves on when it is back', async t => {
+test('a VM that is silent on all connections is not given up, and its calls continue when it is back', async t => {
 	await using harness = await realHarness({timings: {...patient, ...quick}});
 	const {relays, directory, address, port} = harness;
 	const signal = AbortSignal.timeout(100_000);
@@ -188,7 +188,7 @@ test('a second connection that is not answered is followed by another', async t 
 	t.deepEqual(losses(run), []);
 });
 
-test('a shim that leaves while its connection is doubted takes the second one with it', async t => {
+test('if the shim leaves during the probe, the second connection is closed too', async t => {
 	await using run = await running({}, quick);
 	const {shim, vm} = await unanswered(run);
 	const second = await run.forwarder.accept();
@@ -198,7 +198,7 @@ test('a shim that leaves while its connection is doubted takes the second one wi
 	t.is(run.forwarder.dialled, 2);
 });
 
-test('calls that may take long are no reason to doubt, nor is a check behind much that is on its way', async t => {
+test('long-running calls do not start the probe, nor does a health check behind a large backlog', async t => {
 	await using run = await running({}, {...quick, liveness: {...liveness, doubtMs: 1}});
 	const {shim, vm} = await run.converse();
 	const fromShim = new FrameReader(vm);
@@ -220,7 +220,7 @@ test('calls that may take long are no reason to doubt, nor is a check behind muc
 	t.pass();
 });
 
-test('silence that may be our own doing is looked at again, and nothing is dialled meanwhile', async t => {
+test('silence that this process may have caused is checked again later, without dialling', async t => {
 	const excuses = Promise.withResolvers<undefined>();
 	let looks = 0;
 	using watch = new LivenessProbe({

@@ -23,7 +23,7 @@ async function talking(
 const ids = (frames: readonly Frame[]): number[] => frames.map(({streamId}) => streamId);
 
 for (const how of ['resets', 'ends'] as const) {
-	test(`when the VM ${how} the connection, what only waits is made again and the rest fails, with the reason`, async t => {
+	test(`when the VM ${how} the connection, replayable calls are sent again and the others fail with the reason`, async t => {
 		await using run = await running({}, quick);
 		const {shim, fromVm, vm, fromShim} = await talking(run);
 		const frames = [
@@ -105,7 +105,7 @@ for (const [where, sent, answered] of cuts) {
 		['a call', asked],
 		['a call that only waits', waits],
 	] as const) {
-		test(`${what} whose VM is lost ${where} gets one whole answer`, async t => {
+		test(`${what} whose connection to the VM is lost ${where} gets exactly one complete answer`, async t => {
 			await using run = await running({}, quick);
 			const {shim, fromVm, vm, fromShim} = await talking(run);
 			const end = Math.min(sent < 0 ? bytes.length + sent : sent, bytes.length);
@@ -154,7 +154,7 @@ for (const [where, sent, answered] of cuts) {
 	}
 }
 
-test('what was held is sent the moment that the VM has proven itself, without anything after it', async t => {
+test('held frames are sent as soon as the VM is verified, without waiting for further frames', async t => {
 	await using run = await running({}, {...quick, objectionMs: 60_000});
 	for (let streamId = 1; streamId < 10; streamId += 2) {
 		const shim = await connectShim(run.socketPath);
@@ -204,7 +204,7 @@ test('requests that come while the VM is away are kept and sent in their order, 
 	t.deepEqual(ids(await fromVm.take(3)), [5, 3, 1]);
 });
 
-test("a stranger who took over the VM's address gets nothing", async t => {
+test('another host that took over the address of the VM receives no data', async t => {
 	await using run = await running({}, {...quick, strangerMs: 10});
 	const {shim, fromVm} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();
@@ -222,7 +222,7 @@ test("a stranger who took over the VM's address gets nothing", async t => {
 	t.is(stranger.proven, 0);
 });
 
-test('a check is answered when the VM does not come back in its time, with the reason, and once', async t => {
+test('a health check is answered once, with the reason, if the VM does not come back before its deadline', async t => {
 	await using run = await running({}, quick);
 	const {shim, fromVm, fromShim} = await talking(run);
 	shim.write(request(1, 'Check', {timeoutMs: 800}));
@@ -244,7 +244,7 @@ test('a check is answered when the VM does not come back in its time, with the r
 	t.deepEqual(fromVm.waiting, []);
 });
 
-test('a check that was made again and is not answered either, is answered in time', async t => {
+test('a health check that was sent again without an answer is answered by the relay in time', async t => {
 	await using run = await running({}, quick);
 	const {shim, fromVm, vm, fromShim} = await talking(run);
 	// Time enough to make it again, on a slow machine too.
@@ -259,7 +259,7 @@ test('a check that was made again and is not answered either, is answered in tim
 	);
 });
 
-test('too much that waits for the VM is refused at once, and what was taken before is not', async t => {
+test('requests over the limit of held data are refused at once; earlier requests are kept', async t => {
 	await using run = await running({}, quick);
 	const {shim, fromVm} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();
@@ -283,7 +283,7 @@ test('too much that waits for the VM is refused at once, and what was taken befo
 	t.deepEqual(fromVm.waiting, []);
 });
 
-test('a request that goes on in further frames while the VM is away is sent whole', async t => {
+test('a request in several frames that arrives while the VM is unreachable is sent completely', async t => {
 	await using run = await running({}, quick);
 	const {shim} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();
@@ -311,7 +311,7 @@ test('a VM that accepts and hangs up is not dialled in a tight loop', async t =>
 	t.true(run.forwarder.dialled <= 7, `${run.forwarder.dialled} connections`);
 });
 
-test('a shim that ends its side while the VM is away is answered and let go', async t => {
+test('a shim that ends its direction while the VM is unreachable is answered, and its connection is closed', async t => {
 	await using run = await running({}, quick);
 	const {shim, fromVm} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();
@@ -329,7 +329,7 @@ async function gone(t: ExecutionContext, frames: readonly Frame[]): Promise<void
 	}
 }
 
-test('when the VM is said to be gone, every call under way and to come fails at once, on every connection', async t => {
+test('after fail(), every running and future call fails at once, on every connection', async t => {
 	await using run = await running({}, quick);
 	const [one, two] = [await talking(run), await talking(run)];
 	one.shim.write(Buffer.concat([request(1, 'WaitProcess'), request(3, 'CreateContainer')]));
@@ -350,7 +350,7 @@ test('when the VM is said to be gone, every call under way and to come fails at 
 	t.is((await readAll(one.shim)).length, 0);
 });
 
-test('a VM that is said to be gone is dialled no more', async t => {
+test('after fail(), the VM is not dialled any more', async t => {
 	await using run = await running({}, quick);
 	const {shim, fromVm} = await talking(run);
 	await run.forwarder[Symbol.asyncDispose]();

@@ -70,7 +70,7 @@ test('the recorded conversation of a shim passes byte for byte in both direction
 	t.true(methods.has('grpc.Health/Check OK'), [...methods].join());
 });
 
-test("what the shim ends, ends at the VM, and the VM's last words still reach the shim", async t => {
+test("the end of the shim's direction reaches the VM, and the last data of the VM still reaches the shim", async t => {
 	await using run = await running();
 	const {shim, vm} = await run.converse();
 	const [asked, answered] = [request(1, 'ReadStdout'), response(1, Buffer.alloc(300_000, 'x'))];
@@ -83,7 +83,7 @@ test("what the shim ends, ends at the VM, and the VM's last words still reach th
 	await run.forwarder.idle();
 });
 
-test('several connections are several conversations, the first over the connection that proved the VM', async t => {
+test('each shim connection has its own connection to the VM; the first one uses the verified connection', async t => {
 	await using run = await running({onConnection: echo});
 	const shims = await Promise.all([1, 2, 3].map(async () => connectShim(run.socketPath)));
 	await Promise.all(
@@ -119,7 +119,7 @@ test('a frame over the protocol limit is answered on its stream on either side, 
 });
 
 for (const who of ['VM', 'shim'] as const) {
-	test(`a ${who} that does not read stops the other side soon, and loses nothing when it reads again`, async t => {
+	test(`if the ${who} does not read, the other side soon pauses, and nothing is lost when it reads again`, async t => {
 		await using run = await running();
 		const {shim, vm} = await run.converse();
 		const [writer, reader] = who === 'VM' ? [shim, vm] : [vm, shim];

@@ -20,7 +20,7 @@ test('a version is VersionTLS12 or VersionTLS13, everything else is refused with
 	}
 });
 
-test('suites keep their order, each once; blanks and empty entries are nothing', t => {
+test('suites keep their order, each once; blanks and empty entries are ignored', t => {
 	t.deepEqual(
 		parseCipherSuites(' TLS_AES_128_GCM_SHA256,, TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,TLS_AES_128_GCM_SHA256, '),
 		['TLS_AES_128_GCM_SHA256', 'TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256'],
@@ -68,7 +68,7 @@ test('no suites may be chosen with TLS 1.3 as the minimum', t => {
 	t.notThrows(() => checkTlsOptions({minVersion: 'VersionTLS13'}));
 });
 
-test('without options the minimum is TLS 1.2 and the VM is told nothing', t => {
+test('without options, the minimum is TLS 1.2 and the VM gets no TLS settings', t => {
 	t.deepEqual(secureContextOptions({}), {minVersion: 'TLSv1.2'});
 	t.deepEqual(forwarderOptions({cipherSuites: []}), {});
 });

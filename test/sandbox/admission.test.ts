@@ -25,7 +25,7 @@ function mayFollow(from: SandboxState['name']): string[] {
 	});
 }
 
-test('what is gone stays gone, and what is being removed comes back by no way', t => {
+test("no transition leads out of 'gone', and a sandbox that is being removed never becomes usable again", t => {
 	t.deepEqual(mayFollow('gone'), []);
 	t.deepEqual(mayFollow('stopping'), ['stopping', 'gone']);
 });
@@ -41,7 +41,7 @@ test('every state that is not gone can be stopped, and only a start leads to a V
 	);
 });
 
-test('a change that may not be is an error that names the sandbox and both states', t => {
+test('a transition that is not allowed is an error that names the sandbox and both states', t => {
 	const error = t.throws<AdaptorError>(() => assertTransition('a', 'failed', 'running'));
 	t.like(error, {code: 'internal', what: 'A sandbox may not go from failed to running', where: {sandboxId: 'a'}});
 });

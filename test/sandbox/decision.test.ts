@@ -144,7 +144,7 @@ test('nothing is removed without proof: an unreachable host and an unknown pod p
 	}
 });
 
-test('a VM that another PODS_DIR answers for is never removed, but for a removal that was asked for', t => {
+test('a VM that belongs to another PODS_DIR is only removed by an explicit StopVM', t => {
 	for (const observation of all.filter(each => matches(each, {ownership: 'foreign', ...hasVm}))) {
 		t.true(
 			!removing.has(decide(observation).action) ||
@@ -168,7 +168,7 @@ test('a sandbox whose pod is gone is removed in every state, unless a successor 
 	}
 });
 
-test('while a predecessor is at work, what it may be creating or starting is left alone', t => {
+test('while a predecessor is alive, sandboxes that it may be creating or starting are not changed', t => {
 	for (const observation of all.filter(each =>
 		matches(each, {predecessor: 'alive', ...lives, record: ['none', 'creating', 'created'], isInHand: false}),
 	)) {

@@ -61,7 +61,7 @@ test('both generations of the forwarder get the same configuration, under the na
 	});
 });
 
-test("what an administrator's CA makes unnecessary is left out", t => {
+test('with a CA of the administrator, the unnecessary fields are omitted', t => {
 	const [file] = guestFiles({pod: {name: 'web', namespace: 'shop'}, network, tls: {}});
 	t.false(/tls-/.test(file?.content.reveal() ?? 'tls-'));
 });

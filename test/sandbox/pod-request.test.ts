@@ -24,7 +24,7 @@ test('a pod that asks for nothing gets the configured sizes', t => {
 });
 
 for (const value of ['', '0', '0.0', ' ']) {
-	test(`sizes of ${JSON.stringify(value)} mean: as configured`, t => {
+	test(`a size of ${JSON.stringify(value)} means the configured size`, t => {
 		const request = podRequest(
 			id,
 			{...names, [`${hypervisor}default_vcpus`]: value, [`${hypervisor}default_memory`]: value},
@@ -109,7 +109,7 @@ for (const missing of ['io.kubernetes.cri.sandbox-name', 'io.kubernetes.cri.sand
 	});
 }
 
-test('the image annotation is passed on, an empty one is none', t => {
+test('the image annotation is passed on; an empty one counts as absent', t => {
 	t.is(podRequest(id, {...names, [`${hypervisor}image`]: 'other.qcow2'}, policy).image, 'other.qcow2');
 	t.false('image' in podRequest(id, {...names, [`${hypervisor}image`]: ''}, policy));
 });
@@ -141,7 +141,7 @@ test('without any initdata there is none', t => {
 	t.false('initdata' in podRequest(id, names, policy));
 });
 
-test("an instance name is always a DNS label that keeps the sandbox's first eight, and is told by them", t => {
+test('an instance name is a DNS label that ends with eight characters of the sandbox id', t => {
 	fc.assert(
 		fc.property(fc.string({minLength: 1}), fc.stringMatching(/^[A-Za-z\d][\w.-]{7,63}$/), (pod, sandboxId) => {
 			const name = instanceName(pod, sandboxId);
@@ -177,7 +177,7 @@ for (const [annotation, longest] of [
 	});
 }
 
-test('the longest names that Kubernetes has are taken, as containerd and as CRI-O give them', t => {
+test('the longest names of Kubernetes are accepted, in the forms of containerd and CRI-O', t => {
 	const [pod, namespace, uid] = ['a'.repeat(253), 'b'.repeat(63), '0b2c8a51-1d3c-4b1e-9d4b-0a1b2c3d4e5f'];
 	for (const name of [pod, `k8s_${pod}_${namespace}_${uid}_4294967295`]) {
 		t.like(
@@ -197,7 +197,7 @@ test('the longest names that Kubernetes has are taken, as containerd and as CRI-
 	}
 });
 
-test('annotations that nobody here knows cost nothing', t => {
+test('unknown annotations are ignored, whatever their length', t => {
 	const others = Object.fromEntries(
 		Array.from({length: 1000}, (_, index) => [`${hypervisor}machine_type_${index}`, 'x'.repeat(1000)]),
 	);

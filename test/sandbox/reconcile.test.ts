@@ -77,7 +77,7 @@ for (const state of ['created', 'running', 'failed'] as const) {
 	});
 }
 
-test('a start whose pod goes meanwhile is ended, and leaves nothing', async t => {
+test('if the pod disappears during a start, the start ends and leaves nothing', async t => {
 	const here = fixture(t, {
 		async before(call, signal) {
 			await (call === 'relays.open' ? abortable(Promise.withResolvers<never>().promise, signal) : undefined);
@@ -103,14 +103,14 @@ test('a sandbox whose pod no longer exists in the cluster is removed, though its
 	);
 });
 
-test('a pod that cannot be seen is served: neither a lost mount nor a silent API server ends it', async t => {
+test('a pod whose existence is unknown is served: neither a lost mount nor a silent API server ends it', async t => {
 	const here = await running(t);
 	here.networks.presences.set(namespace, 'unknown');
 	await rounds(here, 4);
 	t.deepEqual([...here.relays.served.keys()], [socket('a')]);
 });
 
-test('a pod whose namespace went while no daemon ran is removed by the next daemon, VM and all', async t => {
+test('if a namespace disappears while no daemon runs, the next daemon removes the sandbox and its VM', async t => {
 	const before = await running(t);
 	before.kill();
 	before.networks.presences.set(namespace, 'gone');
@@ -119,7 +119,7 @@ test('a pod whose namespace went while no daemon ran is removed by the next daem
 	t.pass();
 });
 
-test('a sandbox that was only created when its pod went, while no daemon ran, gives its place back', async t => {
+test('if the pod of a created sandbox disappears while no daemon runs, its reservation is released', async t => {
 	const before = fixture(t);
 	await before.registry.create(pod('a'), never);
 	before.kill();
@@ -148,7 +148,7 @@ test('a program that lacks a file is no proof that the namespace is gone: the po
 	t.is((await after.podVms.list(never)).length, 1);
 });
 
-test('a start under way in a daemon that lost its socket is left alone by the successor of its successor', async t => {
+test('the second successor does not touch a start in progress in a daemon that lost its socket', async t => {
 	const go = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
 	const first = fixture(t, {
@@ -173,7 +173,7 @@ test('a start under way in a daemon that lost its socket is left alone by the su
 	t.deepEqual([...third.relays.served.keys()], [socket('a')]);
 });
 
-test('what a predecessor creates after this daemon has begun is known here, and can be started', async t => {
+test('a sandbox that a predecessor creates after the start of this daemon is known here and can be started', async t => {
 	const before = fixture(t);
 	const after = await before.restart();
 	await before.registry.create(pod('a'), never);
@@ -182,7 +182,7 @@ test('what a predecessor creates after this daemon has begun is known here, and 
 	t.deepEqual([...after.relays.served.keys()], [socket('a')]);
 });
 
-test('a daemon leaves what it does not serve to its successor, and takes it in hand when that one goes', async t => {
+test('a daemon leaves sandboxes to its successor, and resumes them when the successor ends', async t => {
 	const first = fixture(t);
 	const second = await first.restart();
 	await second.registry.create(pod('a'), never);
@@ -196,7 +196,7 @@ test('a daemon leaves what it does not serve to its successor, and takes it in h
 	await nothingLeft(first);
 });
 
-test('a sandbox of ours that a successor started is served, not rolled back, when that one goes', async t => {
+test('a sandbox that a successor started is served, not rolled back, when the successor ends', async t => {
 	const first = fixture(t);
 	await first.registry.create(pod('a'), never);
 	const second = await first.restart();
@@ -209,7 +209,7 @@ test('a sandbox of ours that a successor started is served, not rolled back, whe
 	await nothingLeft(first);
 });
 
-test('a VM that a successor removes is no news: no warning, no event, and the calls end', async t => {
+test('if a successor removes a VM, its calls end without a warning or an event', async t => {
 	const before = await running(t);
 	const after = await before.restart();
 	await logged(after, 'sandbox resumed');
@@ -220,7 +220,7 @@ test('a VM that a successor removes is no news: no warning, no event, and the ca
 	t.deepEqual(before.cluster.events, []);
 });
 
-test('a VM of another PODS_DIR is left alone and told once; StopVM for it removes it all the same', async t => {
+test('a VM of another PODS_DIR is not changed and logged once; StopVM removes it nevertheless', async t => {
 	const here = fixture(t, {orphanGraceMs: 0});
 	const spec = {
 		sandboxId: 'theirs',
@@ -257,7 +257,7 @@ test('the pod of an unreachable host is removed when it is gone, and its VM when
 	await nothingLeft(here);
 });
 
-test('files that cannot be removed from PODS_DIR do not fail a StopVM, and go when they can', async t => {
+test('files that cannot be removed from PODS_DIR do not fail a StopVM, and are removed later', async t => {
 	let isReadOnly = false;
 	const here = await running(t, {
 		before(call) {
@@ -273,7 +273,7 @@ test('files that cannot be removed from PODS_DIR do not fail a StopVM, and go wh
 	await nothingLeft(here);
 });
 
-test('what the cluster has forgotten or refused is told again with the next round', async t => {
+test('registrations that the cluster has lost or refused are repeated in the next round', async t => {
 	const here = await running(t);
 	here.cluster.claims.clear();
 	while (!here.cluster.claims.has('podvm-web-a')) {
@@ -289,7 +289,7 @@ test('what the cluster has forgotten or refused is told again with the next roun
 	t.pass();
 });
 
-test('a failed sandbox that nobody stops goes after a while', async t => {
+test('a failed sandbox that is not stopped is removed after the grace period', async t => {
 	const here = fixture(t, {endedGraceMs: 1});
 	here.podVms.startError = new AdaptorError({code: 'unavailable', what: 'No'});
 	await here.registry.create(pod('a'), never);
@@ -299,7 +299,7 @@ test('a failed sandbox that nobody stops goes after a while', async t => {
 	await t.throwsAsync(here.registry.start('a', never), {message: /no such sandbox/});
 });
 
-test('a reason to look now, such as a connection that is back, does not wait for the next minute', async t => {
+test('a trigger, such as a restored connection, starts a round at once, not at the next minute', async t => {
 	const here = await running(t, {reconcileIntervalMs: 3_600_000});
 	here.networks.presences.set(namespace, 'gone');
 	here.registry.reconcileSoon();

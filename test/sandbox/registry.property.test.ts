@@ -309,7 +309,7 @@ async function checkSuccessor(
 /** What a sandbox is for whoever calls one after the other. */
 type Model = Map<string, 'created' | 'running' | 'failed'>;
 
-test('one call after the other, every answer is what a model of four lines says', async t => {
+test('for sequential calls, every answer matches a model of four lines', async t => {
 	const calls = fc.array(
 		fc.record({
 			call: fc.constantFrom('create' as const, 'start' as const, 'stop' as const),

@@ -86,7 +86,7 @@ test('an id that is in use cannot be created again, and stays usable', async t =
 	t.is((await left()).length, 5);
 });
 
-test('starting the unknown is refused, stopping it succeeds', async t => {
+test('starting an unknown sandbox is refused, stopping it succeeds', async t => {
 	const {registry} = fixture(t);
 	await t.throwsAsync(registry.start('a', never), {instanceOf: AdaptorError, message: /no such sandbox/});
 	await registry.stop('a', never);
@@ -171,7 +171,7 @@ for (const step of steps) {
 		t.deepEqual(await left(), []);
 	});
 
-	test(`a start whose time is up in ${step} leaves nothing`, async t => {
+	test(`a start that times out in ${step} leaves nothing`, async t => {
 		const {hook} = holding(step);
 		const {registry, left} = fixture(t, {before: hook, startTimeoutMs: 20});
 		await registry.create(pod('a'), never);
@@ -184,7 +184,7 @@ for (const step of steps) {
 	});
 }
 
-test('a start whose time is up is answered while its unwinding hangs, which goes on', async t => {
+test('a start that times out is answered while its roll-back hangs, and the roll-back continues', async t => {
 	const {hook} = holding('podVms.start');
 	const host = Promise.withResolvers<undefined>();
 	const {registry, left, log} = fixture(t, {
@@ -229,7 +229,7 @@ for (const step of ['networks.reserve', 'relays.issue'] as const) {
 		t.is((await left()).length, 2);
 	});
 
-	test(`a create whose time is up in ${step} leaves nothing`, async t => {
+	test(`a creation that times out in ${step} leaves nothing`, async t => {
 		const {hook} = holding(step);
 		const {registry, left} = fixture(t, {before: hook, createTimeoutMs: 20});
 		const error = await t.throwsAsync<AdaptorError>(registry.create(pod('a'), never), {
@@ -251,7 +251,7 @@ for (const step of ['networks.reserve', 'relays.issue'] as const) {
 }
 
 for (const step of ['podVms.delete', 'networks.release'] as const) {
-	test(`a stop that fails in ${step} tells, and is completed in the background`, async t => {
+	test(`a stop that fails in ${step} returns the error, and is completed in the background`, async t => {
 		let failures = 2;
 		const done = Promise.withResolvers<undefined>();
 		const {registry, left, log} = fixture(t, {
@@ -275,7 +275,7 @@ for (const step of ['podVms.delete', 'networks.release'] as const) {
 	});
 }
 
-test('what an unwinding could not remove is removed later without being asked', async t => {
+test('leftovers of a roll-back are removed later without a further call', async t => {
 	let failures = 3;
 	const done = Promise.withResolvers<undefined>();
 	const {registry, left} = fixture(t, {
@@ -361,7 +361,7 @@ test('PodVMInfo waits until the VM exists, which is before its agent answers', a
 	await t.throwsAsync(registry.vmOf(web, false, never));
 });
 
-test('closing ends starts, and leaves what runs or is only created to the next daemon', async t => {
+test('closing ends starts, and leaves running and created sandboxes to the next daemon', async t => {
 	const {registry, left} = fixture(t);
 	await registry.create(pod('running'), never);
 	await registry.start('running', never);
@@ -388,7 +388,7 @@ for (const id of ['', '../up', '.hidden', 'a/b', 'x'.repeat(129), 'a\0b']) {
 	});
 }
 
-test('an id whose agent socket the kernel would not take is refused before anything is made', async t => {
+test('an id whose agent socket path is too long for the kernel is refused before anything is created', async t => {
 	const calls: PortCall[] = [];
 	const {registry, left} = fixture(t, {before: async call => void calls.push(call)});
 	const longest = 107 - '/run/pods//agent.ttrpc'.length;
@@ -397,14 +397,14 @@ test('an id whose agent socket the kernel would not take is refused before anyth
 	await t.notThrowsAsync(registry.create(pod('x'.repeat(longest)), never));
 });
 
-test('a netns path that is none is refused', async t => {
+test('an invalid netns path is refused', async t => {
 	const {registry} = fixture(t);
 	for (const netnsPath of ['', 'relative', '/a\0b']) {
 		await t.throwsAsync(registry.create({...pod('a'), netnsPath}, never), {message: /not an absolute path/});
 	}
 });
 
-test("a stop that comes before a start's turn ends it, and no VM is started", async t => {
+test('a stop ends a start that still waits for its permit, and no VM is started', async t => {
 	const calls: PortCall[] = [];
 	const {registry, left} = fixture(t, {before: call => void calls.push(call)});
 	await registry.create(pod('a'), never);
@@ -425,7 +425,7 @@ test("a stop that comes before a start's turn ends it, and no VM is started", as
 	t.deepEqual(await left(), []);
 });
 
-test("closing before a start's turn ends it, and no VM is started", async t => {
+test('closing ends a start that still waits for its permit, and no VM is started', async t => {
 	const calls: PortCall[] = [];
 	const {registry, left} = fixture(t, {before: call => void calls.push(call)});
 	await registry.create(pod('a'), never);
@@ -436,7 +436,7 @@ test("closing before a start's turn ends it, and no VM is started", async t => {
 	t.deepEqual(await left(), ['VNI 555000', 'record a'], 'for the next daemon');
 });
 
-test('a start whose caller has gone before its turn changes nothing', async t => {
+test('a start whose caller gives up while it waits for a permit changes nothing', async t => {
 	const {registry, left} = fixture(t);
 	await registry.create(pod('a'), never);
 	await t.throwsAsync(registry.start('a', AbortSignal.abort(new Error('gone'))), {message: 'gone'});
@@ -459,7 +459,7 @@ test('a second start is answered when its caller gives up, and the first goes on
 	await first;
 });
 
-test('of two creations of one pod that overlap, the one that came later stays, whichever is done first', async t => {
+test('if two creations of one pod overlap, the later one stays, whichever ends first', async t => {
 	for (const slow of ['old', 'new']) {
 		const release = Promise.withResolvers<undefined>();
 		const {registry, networks, left} = fixture(t);
@@ -483,7 +483,7 @@ test('of two creations of one pod that overlap, the one that came later stays, w
 	}
 });
 
-test('whoever starts a sandbox that is superseded is told by which', async t => {
+test('the error of starting a superseded sandbox names the sandbox that superseded it', async t => {
 	const {hook, reached} = holding('relays.open');
 	const {registry} = fixture(t, {before: hook});
 	await registry.create(pod('old'), never);
@@ -495,7 +495,7 @@ test('whoever starts a sandbox that is superseded is told by which', async t => 
 	t.is((await start).code, 'aborted');
 });
 
-test('a create that cannot give its reservation back does so later', async t => {
+test('a failed creation that cannot release its reservation releases it later', async t => {
 	let failures = 2;
 	const released = Promise.withResolvers<undefined>();
 	const {registry, left} = fixture(t, {
@@ -515,7 +515,7 @@ test('a create that cannot give its reservation back does so later', async t => 
 	t.deepEqual(await left(), []);
 });
 
-test('stopping a sandbox of an earlier run is completed in the background when the host is away', async t => {
+test('stopping a sandbox of an earlier run is completed in the background if the host is unreachable', async t => {
 	let failures = 3;
 	const deleted = Promise.withResolvers<undefined>();
 	const {registry, podVms, relays} = fixture(t, {
@@ -550,7 +550,7 @@ test('stopping a sandbox of an earlier run is completed in the background when t
 	t.is(relays.served.size, 0);
 });
 
-test('stopping an id that no sandbox can have succeeds without asking anybody', async t => {
+test('stopping an invalid id succeeds without any call', async t => {
 	const calls: PortCall[] = [];
 	const {registry} = fixture(t, {before: call => void calls.push(call)});
 	await registry.stop('../up', never);
@@ -583,7 +583,7 @@ test('closing waits for no further attempt to remove: the next daemon makes it',
 });
 
 for (const call of ['start', 'stop'] as const) {
-	test(`closing does not wait for a host that is stuck in a ${call}: the next daemon goes on`, async t => {
+	test(`closing does not wait for a host that is stuck in a ${call}: the next daemon continues`, async t => {
 		const reached = Promise.withResolvers<undefined>();
 		const {registry, restart, left, log, kill} = fixture(t, {
 			closeTimeoutMs: 20,
@@ -626,7 +626,7 @@ for (const call of ['start', 'stop'] as const) {
 	});
 }
 
-test('a port that ends an abort in words of its own does not hide why there was one', async t => {
+test('if a port rejects with its own error after an abort, the caller still gets the reason of the abort', async t => {
 	const caller = new AbortController();
 	const {registry} = fixture(t, {
 		async before(call, signal) {
@@ -640,7 +640,7 @@ test('a port that ends an abort in words of its own does not hide why there was 
 	await t.throwsAsync(registry.start('a', caller.signal), {message: /attach the network: The caller hung up/});
 });
 
-test('a forwarder that does not answer in its time is named, not the whole start', async t => {
+test('if the forwarder does not answer in time, the error names the forwarder, not the whole start', async t => {
 	const {hook} = holding('relays.open');
 	const {registry, left} = fixture(t, {before: hook, agentTimeoutMs: 20});
 	await registry.create(pod('a'), never);
@@ -648,7 +648,7 @@ test('a forwarder that does not answer in its time is named, not the whole start
 	t.deepEqual(await left(), []);
 });
 
-test('who waits for a VM is told when the daemon stops', async t => {
+test('a caller that waits for a VM is answered when the daemon stops', async t => {
 	const {registry} = fixture(t);
 	const waiting = t.throwsAsync(registry.vmOf({name: 'web', namespace: 'shop'}, true, never), {
 		message: /daemon is stopping/,
@@ -681,7 +681,7 @@ test('when a running VM ends, its relay fails with the reason, the pod has no VM
 	t.deepEqual(await left(), []);
 });
 
-test('what remains of a VM that ended is removed after a while if nobody stops its sandbox', async t => {
+test('leftovers of a VM that ended are removed after the grace period if its sandbox is not stopped', async t => {
 	const {registry, left} = await endedWhileRunning(t, {endedGraceMs: 1});
 	while ((await left()).length > 0) {
 		await turn();
@@ -703,7 +703,7 @@ test('after the end of a VM, a closing daemon closes the socket, and the next da
 	t.pass();
 });
 
-test('a start whose VM does not answer fails with what its guest said last; one that is stopped does not', async t => {
+test('a start whose VM does not answer fails with the console tail; a stopped start has none', async t => {
 	const {registry, podVms} = fixture(t, {agentTimeoutMs: 5});
 	podVms.addressesOfVms = [];
 	for (const id of ['a', 'b']) {
@@ -726,7 +726,7 @@ test('a start whose VM does not answer fails with what its guest said last; one 
 	await stopped;
 });
 
-test('the cluster knows of a VM before it has a side effect, and until it is gone', async t => {
+test('a VM is registered before its first side effect, and unregistered after it is gone', async t => {
 	const seen: string[] = [];
 	const {registry, cluster} = fixture(t, {
 		before(call) {
@@ -744,7 +744,7 @@ test('the cluster knows of a VM before it has a side effect, and until it is gon
 	t.deepEqual([...cluster.claims.keys()], []);
 });
 
-test('a claim that an earlier run did not get through is made up for when its sandbox is resumed', async t => {
+test('a registration that failed in an earlier run is repeated when its sandbox is resumed', async t => {
 	const before = fixture(t);
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
@@ -765,7 +765,7 @@ test("the pod's pull credentials go to its VM, and into no record and no line of
 	t.false(JSON.stringify([await records.readAll(), log.lines]).includes('c2VjcmV0'));
 });
 
-test('a start that fails is told to the pod with its reason; one that is stopped on purpose is not', async t => {
+test('a failed start causes an event with the reason; a start that is stopped on purpose does not', async t => {
 	const {registry, cluster, podVms} = fixture(t);
 	podVms.startError = new AdaptorError({
 		code: 'not-found',
@@ -796,7 +796,7 @@ test('a start that fails is told to the pod with its reason; one that is stopped
 	t.is(cluster.events.length, 2);
 });
 
-test('a VM that ends by itself is told to its pod', async t => {
+test('a VM that ends by itself causes an event of its pod', async t => {
 	const here = fixture(t);
 	await here.registry.create(pod('a'), never);
 	await here.registry.start('a', never);
@@ -805,7 +805,7 @@ test('a VM that ends by itself is told to its pod', async t => {
 	t.like(here.cluster.events, [{type: 'Warning', reason: 'PodVMEnded', pod: web}]);
 });
 
-test('a guest that never comes up gives its turn to start back after a short time, and starts on', async t => {
+test('a guest that does not boot releases its start permit after a short time, and its start continues', async t => {
 	const {registry, podVms} = fixture(t, {maxStarts: 1, bootTurnMs: 5});
 	podVms.addressesOfVms = [];
 	await registry.create(pod('a', 'dead'), never);
@@ -846,7 +846,7 @@ test('starts of one namespace do not keep another namespace waiting for all of t
 	t.deepEqual(order, ['greedy/1', 'greedy/2', 'modest/5', 'greedy/3', 'greedy/4']);
 });
 
-test('a pod that gets less than it asked for is told so by an event, and by no event otherwise', async t => {
+test('a pod that gets less than it requested gets an event; other pods get none', async t => {
 	const {registry, cluster} = fixture(t);
 	const large = pod('a');
 	await registry.create(

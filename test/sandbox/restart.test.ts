@@ -112,7 +112,7 @@ test("bad initdata are refused by the annotation's name, and nothing is left", a
 	t.deepEqual(await left(), []);
 });
 
-test('a running sandbox is served again although the host cannot be asked', async t => {
+test('a running sandbox is served again although the KVM host is unreachable', async t => {
 	const before = await killedWhileRunning(t);
 	before.podVms.host.isAway = true;
 	const after = await before.restart();
@@ -120,7 +120,7 @@ test('a running sandbox is served again although the host cannot be asked', asyn
 	t.deepEqual([...after.relays.served.keys()], [socket('a')]);
 });
 
-test('a daemon that ended in good order is followed like one that was killed', async t => {
+test('recovery is the same after a clean shutdown and after a kill', async t => {
 	const before = fixture(t);
 	await before.registry.create(pod('a'), never);
 	await before.registry.start('a', never);
@@ -183,7 +183,7 @@ for (const [step, when, nth] of [
 	['relays.issue', 'after', 1],
 	['records.write', 'before', 2],
 ] as const) {
-	test(`a creation that was cut off ${when} ${step} (${nth}) leaves nothing, not even the id`, async t => {
+	test(`a creation that was interrupted ${when} ${step} (${nth}) leaves nothing, not even the id`, async t => {
 		const {before} = await creatingHeld(t, step, when, nth);
 		before.kill();
 		const after = await before.restart();
@@ -194,7 +194,7 @@ for (const [step, when, nth] of [
 	});
 }
 
-test('a start that was cut off between its claim and its VM leaves no claim', async t => {
+test('a start that was interrupted between the registration and the VM leaves no registration', async t => {
 	const reached = Promise.withResolvers<undefined>();
 	const before = fixture(t, {
 		async before(call) {
@@ -214,7 +214,7 @@ test('a start that was cut off between its claim and its VM leaves no claim', as
 	t.deepEqual(await before.left(), []);
 });
 
-test('a creation that was cut off and cannot be undone yet is tried again', async t => {
+test('if an interrupted creation cannot be rolled back yet, the roll-back is retried', async t => {
 	const {before} = await creatingHeld(t, 'networks.reserve', 'after');
 	before.kill();
 	let failures = 3;
@@ -231,7 +231,7 @@ test('a creation that was cut off and cannot be undone yet is tried again', asyn
 	t.deepEqual(await after.left(), []);
 });
 
-test('a creation that the daemon before is still at is left alone, and its sandbox resumed', async t => {
+test('a creation that is in progress in a predecessor is not disturbed, and its sandbox is resumed', async t => {
 	const {before, go, creation} = await creatingHeld(t, 'networks.reserve', 'after');
 	const after = await before.restart();
 	go();
@@ -248,7 +248,7 @@ test('a creation that the daemon before is still at is left alone, and its sandb
 	t.deepEqual(await after.left(), []);
 });
 
-test('a creation that was cut off can be stopped before its time is up', async t => {
+test('an interrupted creation can be stopped before its time limit', async t => {
 	const {before} = await creatingHeld(t, 'networks.reserve', 'after');
 	before.kill();
 	const after = await before.restart({hasHungPredecessor: true});
@@ -257,7 +257,7 @@ test('a creation that was cut off can be stopped before its time is up', async t
 });
 
 for (const step of ['relays.open', 'networks.attach', 'records.write'] as const) {
-	test(`a start that was cut off in ${step} is rolled back`, async t => {
+	test(`a start that was interrupted in ${step} is rolled back`, async t => {
 		let isStarting = false;
 		const reached = Promise.withResolvers<undefined>();
 		const before = fixture(t, {
@@ -282,7 +282,7 @@ for (const step of ['relays.open', 'networks.attach', 'records.write'] as const)
 	});
 }
 
-test('a start that the daemon before is still at is left alone, and its sandbox resumed when it runs', async t => {
+test('a start in progress in a predecessor is not disturbed; its sandbox is resumed when it runs', async t => {
 	const go = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
 	const before = fixture(t, {
@@ -337,7 +337,7 @@ for (const stoppedAtOnce of [false, true]) {
 	});
 }
 
-test('a start that the daemon before brings to a bad end leaves no sandbox', async t => {
+test('a start that fails in a predecessor leaves no sandbox', async t => {
 	const fail = Promise.withResolvers<undefined>();
 	const reached = Promise.withResolvers<undefined>();
 	const before = fixture(t, {
@@ -363,7 +363,7 @@ test('a start that the daemon before brings to a bad end leaves no sandbox', asy
 });
 
 for (const step of ['podVms.delete', 'networks.release', 'records.remove'] as const) {
-	test(`a stop that was cut off in ${step} is completed`, async t => {
+	test(`a stop that was interrupted in ${step} is completed`, async t => {
 		const reached = Promise.withResolvers<undefined>();
 		const before = fixture(t, {
 			async before(call) {
@@ -385,7 +385,7 @@ for (const step of ['podVms.delete', 'networks.release', 'records.remove'] as co
 	});
 }
 
-test('a sandbox whose VM ended meanwhile is removed, and a late call learns why', async t => {
+test('a sandbox whose VM ended in the meantime is removed, and a late call gets the reason', async t => {
 	const before = await killedWhileRunning(t);
 	before.podVms.host.kill('podvm-web-a');
 	const {options, called} = awaiting('records.remove');
@@ -411,7 +411,7 @@ test("a sandbox whose pod's namespace is gone is removed", async t => {
 	t.deepEqual(await after.left(), []);
 });
 
-test('whatever else keeps a running sandbox from being resumed is tried again: no pod is given up for it', async t => {
+test('if resuming a running sandbox fails for any other reason, it is retried: no pod is given up', async t => {
 	const before = await killedWhileRunning(t);
 	let failures = 4;
 	const after = await before.restart({
@@ -447,7 +447,7 @@ test('a VM of an earlier run that does not answer is logged with the reason, and
 	t.true(after.relays.served.has(socket('a')));
 });
 
-test('a stop ends a recovery that gets nowhere', async t => {
+test('a stop ends a recovery that makes no progress', async t => {
 	const before = await killedWhileRunning(t);
 	const after = await before.restart({
 		before(call) {
@@ -494,7 +494,7 @@ test('a VM without sandbox and record is removed after the grace period, and no 
 });
 
 for (const how of ['it is an orphan', 'it is stopped'] as const) {
-	test(`of a VM whose sandbox's record is lost nothing is left, not on the node either, when ${how}`, async t => {
+	test(`a VM whose sandbox record is lost is removed completely, also on the node, when ${how}`, async t => {
 		const before = await killedWhileRunning(t);
 		await before.records.remove('a');
 		const {options, called} = awaiting('podVms.delete');
@@ -522,7 +522,7 @@ test("a VM whose sandbox's record cannot be read is no orphan, until it turns ou
 	t.is((await after.podVms.list(never)).length, 0);
 });
 
-test('a VM whose sandbox another daemon has on record is no orphan', async t => {
+test('a VM is not an orphan if another daemon has a record of its sandbox', async t => {
 	const before = fixture(t);
 	const after = await before.restart({orphanGraceMs: 0});
 	await before.registry.create(pod('a'), never);
@@ -560,7 +560,7 @@ test('a full node refuses further sandboxes until one is removed or the limit is
 	await registry.create(pod('d', 'queue'), never);
 });
 
-test('no more starts run at a time than may; who waits can be stopped', async t => {
+test('the number of concurrent starts is limited; a waiting start can be stopped', async t => {
 	let running = 0;
 	let most = 0;
 	const go = Promise.withResolvers<undefined>();

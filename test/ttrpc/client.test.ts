@@ -219,7 +219,7 @@ for (const [what, bytes] of Object.entries(nonsense)) {
 	});
 }
 
-test('calls of a server and a client that both send more than the sockets hold do not wait for each other', async t => {
+test('a server and a client that both send more than the socket buffers hold do not block each other', async t => {
 	const peer = await serve(t, {Version: async ({version}: {version: string}) => ({version})});
 	const client = await peer.client();
 	const version = 'x'.repeat(1_000_000);

@@ -33,7 +33,7 @@ test('a draining server answers the running call, refuses a new one, then closes
 	await closed;
 });
 
-test('draining ends idle connections at once, and destroys those that come after', async t => {
+test('draining ends idle connections at once, and destroys connections that are accepted later', async t => {
 	const peer = await serve(t, {Version: async () => ({})});
 	const client = await peer.client();
 	await client.call(method('Version'), {}, {}, forever);

@@ -129,7 +129,7 @@ test.serial(
 	},
 );
 
-test('whatever a server sends, each call of a client settles once it is gone', async t => {
+test('whatever a server sends, each call of a client settles when the connection is closed', async t => {
 	let answer = Buffer.alloc(0);
 	const peer = await serve(t, {}, {}, (_server, socket) => {
 		socket.on('error', () => undefined);
@@ -228,7 +228,7 @@ test('after ten protocol violations, the connection of the client ends with the 
 	await t.notThrowsAsync(client.call(method('Version'), {}, {}, never));
 });
 
-test('an unknown method is repeated to who called it in 256 characters at most', async t => {
+test('the error for an unknown method contains at most 256 characters of its name', async t => {
 	const peer = await serve(t, {});
 	const raw = await peer.raw();
 	raw.request({method: 'x'.repeat(1_000_000)});

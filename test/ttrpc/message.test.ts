@@ -59,7 +59,7 @@ test('the recorded StartVM has a deadline of 600 s, less the microseconds that t
 	t.true(timeoutNano > 599_900_000_000n && timeoutNano < 600_000_000_000n);
 });
 
-test('every recorded request is peeked at as it is decoded', t => {
+test('peeking at a recorded request gives the same parts as decoding it', t => {
 	for (const message of requestsOf('agent.client.bin')) {
 		const {service, method, timeoutNano} = decodeRequest(message);
 		t.deepEqual(peekMethod(message), {service, method, timeoutNano});
@@ -140,7 +140,7 @@ test('a peek at a malformed request gives nothing and throws nothing', t => {
 	t.is(peekMethod(Buffer.from(malformed['a string longer than the message'], 'hex')), undefined);
 });
 
-test('a message is refused that would spend memory on a million empty metadata entries', t => {
+test('a message with a million empty metadata entries is refused before it uses memory', t => {
 	const entries = Buffer.alloc(2_000_000);
 	for (let at = 0; at < entries.length; at += 2) {
 		entries[at] = 0x2a;
@@ -149,7 +149,7 @@ test('a message is refused that would spend memory on a million empty metadata e
 	t.throws(() => decodeRequest(entries), {message: /more than 1024 entries/});
 });
 
-test('a message of millions of fields is not gone through to its end, and neither are those in it', t => {
+test('parsing stops early in a message with millions of fields, also if the fields are nested', t => {
 	const many = (bytes: string): Buffer => Buffer.alloc(4_000_000, Buffer.from(bytes, 'hex'));
 	// Where a reader goes on to the end it finds the code, or what is wrong there.
 	const code = '0a02080d';

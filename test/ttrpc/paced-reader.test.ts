@@ -73,7 +73,7 @@ async function written(socket: Socket, bytes: Buffer): Promise<void> {
 	});
 }
 
-test('between the frames of a flood those of another connection come through', async t => {
+test('frames of another connection are delivered during a flood', async t => {
 	const [flood, other] = [await pair(t), await pair(t)];
 	await written(flood.sender, tenBytes(6000));
 	await written(other.sender, tenBytes(1));
@@ -145,7 +145,7 @@ test('however frames are cut and whatever the budget, all come, in their order, 
 	);
 });
 
-test('while it is not to read, nothing of what waits is delivered', async t => {
+test('while the reader is paused, no waiting frames are delivered', async t => {
 	const {sender, receiver} = await pair(t);
 	await written(sender, tenBytes(1000));
 	const told = read(receiver, {budget: {frames: 10, bytes: Infinity}}, () => {

@@ -279,7 +279,7 @@ test('a deadline aborts the handler and is answered once; what the handler does 
 	]);
 });
 
-test('a deadline that has passed never reaches the handler; one in 292 years does', async t => {
+test('a call whose deadline has passed never reaches the handler; a call with a deadline in 292 years does', async t => {
 	const peer = await serve(t, {Version: version});
 	const raw = await peer.raw();
 	raw.request({timeoutNano: -1n}, {streamId: 1});

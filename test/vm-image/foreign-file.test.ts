@@ -17,13 +17,13 @@ for (const [name, head] of [
 	['a web page or XML', Buffer.from('<!DOCTYPE html>')],
 	['JSON', Buffer.from('{"error":"not found"}')],
 ] as const) {
-	test(`${name} is known by how it begins`, t => {
+	test(`${name} is recognised by its first bytes`, t => {
 		t.is(foreignImage(head), name);
 		t.is(foreignImage(Uint8Array.from(head)), name);
 	});
 }
 
-test('what may be a disk is nothing foreign', t => {
+test('data that may be a disk is not recognised as a foreign file', t => {
 	// Zeros, a boot record of s390x, qcow2, and a mark that is cut off or further on.
 	for (const head of [
 		Buffer.alloc(512),

@@ -21,7 +21,7 @@ import {
 const pod = podOf([{resources: {requests: {cpu: '1500m'}}}]);
 const uid = '705ab4f5-6393-11e8-b7cc-42010a800002';
 
-test('a pod of the runtime class is allowed with a JSON patch, in base64, under the uid of the question', t => {
+test('a pod of the runtime class is allowed with a JSON patch, in base64, with the uid of the request', t => {
 	const {review, pod: name, size} = answerReview(reviewOf(pod), policy);
 	t.like(review, {apiVersion: 'admission.k8s.io/v1', kind: 'AdmissionReview'});
 	const response = responseIn(review);
@@ -58,12 +58,12 @@ const unchanged: Readonly<Record<string, unknown>> = {
 	'without containers': reviewOf(podOf([])),
 };
 for (const [title, review] of Object.entries(unchanged)) {
-	test(`what is ${title} passes unchanged`, t => {
+	test(`${title}: passes unchanged`, t => {
 		t.deepEqual(responseIn(answerReview(JSON.parse(JSON.stringify(review)), policy).review), {uid, allowed: true});
 	});
 }
 
-test('the namespace of the request counts where the pod has none', t => {
+test('the namespace of the request is used if the pod has none', t => {
 	const made = {...pod, metadata: {generateName: 'app-7d4b9-', labels: {}}};
 	t.is(answerReview(reviewOf(made, {namespace: 'prod'}), policy).pod, 'prod/app-7d4b9-');
 	t.true('patch' in responseIn(answerReview(reviewOf(made, {namespace: 'prod'}), policy).review));
@@ -87,7 +87,7 @@ const denied: ReadonlyArray<readonly [field: string, object: unknown]> = [
 	],
 	['spec.resources.requests["memory"] is', {...pod, spec: {...pod.spec, resources: {requests: {memory: {}}}}}],
 ];
-test('a pod that cannot be understood is denied, with the field, under the uid', t => {
+test('a pod that cannot be parsed is denied, with the name of the field and the uid of the request', t => {
 	for (const [field, object] of denied) {
 		const {review, denial} = answerReview(reviewOf(object), policy);
 		const {allowed, status, ...rest} = responseIn(review);
@@ -213,7 +213,7 @@ const refusedByKubernetes: ReadonlyArray<readonly [message: string, object: PodJ
 		}),
 	],
 ];
-test('resources that Kubernetes refuses are denied in its words, though the webhook removes them', t => {
+test('resources that Kubernetes refuses are denied with its text, although they would be removed', t => {
 	for (const [message, object] of refusedByKubernetes) {
 		const {review, denial} = answerReview(reviewOf(object), policy);
 		t.deepEqual(responseIn(review), {
@@ -225,7 +225,7 @@ test('resources that Kubernetes refuses are denied in its words, though the webh
 	}
 });
 
-test('what Kubernetes accepts in resources is not denied', t => {
+test('resources that Kubernetes accepts are not denied', t => {
 	for (const object of [
 		podOf([
 			limits({
@@ -249,7 +249,7 @@ test('what Kubernetes accepts in resources is not denied', t => {
 	}
 });
 
-test('other runtime classes keep what Kubernetes refuses, for Kubernetes to refuse', t => {
+test('for other runtime classes, invalid resources are left unchanged, and Kubernetes refuses them', t => {
 	const object = podOf([limits({'nvidia.com/gpu': '500m'})], {runtimeClassName: 'runc'});
 	t.deepEqual(responseIn(answerReview(reviewOf(object), policy).review), {uid, allowed: true});
 });
@@ -271,7 +271,7 @@ test('a denial and the log repeat at most 256 characters of a name', t => {
 	t.is(answerReview(reviewOf({...pod, metadata: {...pod.metadata, name: long}}), policy).pod?.length, 256);
 });
 
-test('what is no review, or has no uid to answer to, is refused', t => {
+test('a document that is not a review, or has no uid, is refused', t => {
 	const {request} = reviewOf(pod);
 	for (const document of [
 		null,
@@ -290,7 +290,7 @@ test('what is no review, or has no uid to answer to, is refused', t => {
 	}
 });
 
-test("names from Object's prototype are names like others", t => {
+test('names of Object.prototype members are treated like other names', t => {
 	const odd = JSON.parse(
 		'{"metadata":{"annotations":{"constructor":"x"}},"spec":{"runtimeClassName":"kata-remote","__proto__":{"x":1},"containers":[{"resources":{"constructor":{},"limits":{"cpu":"1"}}}]}}',
 	) as unknown;
@@ -306,7 +306,7 @@ test("names from Object's prototype are names like others", t => {
 	}
 });
 
-test('property: whatever stands where a review has its parts, it is answered or refused', t => {
+test('property: a review with arbitrary values in its fields is answered or refused', t => {
 	const part = fc.oneof(
 		fc.json().map(text => JSON.parse(text) as unknown),
 		fc.constant(undefined),

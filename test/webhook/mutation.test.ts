@@ -46,14 +46,14 @@ test('CPUs and MiB are rounded up after they are summed', t => {
 	t.deepEqual(sizeOf([requests({cpu: '1m'})]), {vcpus: 1n});
 });
 
-test("a container's limit counts, its request where it has no limit", t => {
+test('the limit of a container counts; without a limit, its request counts', t => {
 	t.deepEqual(
 		sizeOf([limits({cpu: '4', memory: '4Gi'}, {cpu: '1', memory: '1Gi'}), requests({cpu: '2', memory: '2Gi'})]),
 		{vcpus: 6n, memoryMib: 6144n},
 	);
 });
 
-test('who asks for nothing gets no size', t => {
+test('a pod without requests gets no size', t => {
 	t.deepEqual(sizeOf([{}]), {});
 	t.deepEqual(sizeOf([requests({cpu: '0', memory: '0'})]), {});
 	t.deepEqual(podSize(parsePod(podOf([{}])), {cpu: one, memory: 256n * mib}), {});
@@ -100,7 +100,7 @@ test('a restart policy makes no sidecar of a container that is not an init conta
 	);
 });
 
-test('what is said of the pod as a whole wins, resource by resource', t => {
+test('pod-level resources take precedence, separately for each resource', t => {
 	t.deepEqual(sizeOf([limits({cpu: '1', memory: '1Gi'})], {resources: {limits: {cpu: '4'}, requests: {cpu: '2'}}}), {
 		vcpus: 4n,
 		memoryMib: 1024n,
@@ -111,7 +111,7 @@ test('what is said of the pod as a whole wins, resource by resource', t => {
 	});
 });
 
-test('a pod-level request without a limit does not cut what its containers may use', t => {
+test('a pod-level request without a limit does not reduce the limits of the containers', t => {
 	t.deepEqual(sizeOf([limits({cpu: '4'}, {cpu: '1'})], {resources: {requests: {cpu: '2'}}}), {vcpus: 4n});
 });
 
@@ -121,7 +121,7 @@ test("the VM's own overhead is added before rounding", t => {
 	t.deepEqual(podSize(pod, {cpu: one / 2n + 1n, memory: 1n}), {vcpus: 3n, memoryMib: 1025n});
 });
 
-test("GPUs are whole, and not more for the VM's overhead", t => {
+test('the number of GPUs is whole, and the overhead of the VM adds none', t => {
 	t.deepEqual(
 		podSize(parsePod(podOf([limits({'nvidia.com/gpu': '1'}), limits({'nvidia.com/gpu': '2'})])), {
 			cpu: one,
@@ -131,7 +131,7 @@ test("GPUs are whole, and not more for the VM's overhead", t => {
 	);
 });
 
-test('resources go, the VM comes, the size is annotated: exactly this patch', t => {
+test('the patch removes the resources, requests the VM and annotates the size, and does nothing else', t => {
 	const pod = podOf([limits({cpu: '1', memory: '1Gi'}, {cpu: '500m'}), limits({cpu: '1', memory: '1Gi'}), {}], {
 		initContainers: [{}, requests({cpu: '100m'})],
 		resources: {requests: {cpu: '3'}},
@@ -147,7 +147,7 @@ test('resources go, the VM comes, the size is annotated: exactly this patch', t 
 	]);
 });
 
-test('a pod without annotations, and a container without resources, get theirs', t => {
+test('annotations are added to a pod without any, and resources to a container without any', t => {
 	const pod = podOf([{}]);
 	Reflect.deleteProperty(pod.spec.containers[0] ?? {}, 'resources');
 	t.deepEqual(mutation(parsePod(pod), policy).patch, [
@@ -162,7 +162,7 @@ test('a pod without annotations, and a container without resources, get theirs',
 	);
 });
 
-test('what the user has set is kept, be it empty; what is missing is added', t => {
+test('annotations of the user are kept, even if they are empty; missing ones are added', t => {
 	const pod = podOf([limits({cpu: '2', memory: '2Gi', 'nvidia.com/gpu': '1'})], {
 		annotations: {[vcpusAnnotation]: '8', [gpusAnnotation]: ''},
 	});
@@ -197,7 +197,7 @@ test('a claim on a device is not dropped with the quantities', t => {
 	);
 });
 
-test('a VM that a user has asked for in other words or in other places is still one', t => {
+test('a VM that the user requests in another notation or in another place still counts as one VM', t => {
 	t.deepEqual(
 		changed(podOf([limits({[vm]: '2'}), limits({[vm]: '1'})])).spec.containers.map(({resources}) => resources),
 		[oneVm, undefined],
@@ -205,7 +205,7 @@ test('a VM that a user has asked for in other words or in other places is still 
 	t.deepEqual(mutation(parsePod(podOf([limits({[vm]: '1000m'})])), policy).patch, []);
 });
 
-test('defaults of a LimitRange that come back after the first run go again, and are not counted twice', t => {
+test('defaults that a LimitRange adds again after the first run are removed again, and not counted twice', t => {
 	const ranged = (pod: PodJson): PodJson => ({
 		...pod,
 		spec: {
@@ -224,7 +224,7 @@ test('defaults of a LimitRange that come back after the first run go again, and 
 	t.deepEqual(changed(ranged(once)), once);
 });
 
-test('a pod without containers, which the API server has yet to refuse, is left alone', t => {
+test('a pod without containers, which the API server will refuse later, is not changed', t => {
 	t.deepEqual(mutation(parsePod(podOf([])), policy).patch, []);
 });
 

@@ -65,7 +65,7 @@ function processOf(t: ExecutionContext, env: Readonly<Record<string, string>>): 
 	};
 }
 
-test('it reads its settings, answers, and SIGTERM ends it with 0 after a drain', async t => {
+test('the webhook reads its settings and answers; SIGTERM drains it and ends it with exit code 0', async t => {
 	const issuer = await makeIssuer();
 	const secret = new MountedSecret(await directoryOf(t));
 	await secret.write(await issuer.issue());
@@ -100,7 +100,7 @@ test('it reads its settings, answers, and SIGTERM ends it with 0 after a drain',
 	t.notRegex(running.stderr(), /"level":"(?:warn|error|fatal)"/);
 });
 
-test('without a certificate, and with settings that are wrong, it ends and says what to do', async t => {
+test('without a certificate, and with wrong settings, the process ends with a remedy', async t => {
 	const directory = await directoryOf(t);
 	const none = processOf(t, {WEBHOOK_PORT: '0', WEBHOOK_PROBE_PORT: '0', WEBHOOK_CERT_DIR: join(directory, 'none')});
 	t.deepEqual(await none.exited, [1, null]);
@@ -266,7 +266,7 @@ for (const [title, attack] of Object.entries({
 	'hundreds of requests at once': pipelines,
 	'more connections than it takes': crowds,
 })) {
-	test.serial(`it stays below 200 MiB and goes on answering: ${title}`, async t => {
+	test.serial(`memory stays below 200 MiB and requests are answered: ${title}`, async t => {
 		t.timeout(300_000);
 		const issuer = await makeIssuer();
 		const secret = new MountedSecret(await directoryOf(t));

@@ -108,7 +108,7 @@ const cases: ReadonlyArray<readonly [text: string, unscaled: bigint, exponent: n
 const scaled = (unscaled: bigint, exponent: number): bigint => unscaled * 10n ** BigInt(exponent + 9);
 
 for (const sign of ['', '+', '-']) {
-	test(`Kubernetes' cases mean here what they mean there, with the sign '${sign}'`, t => {
+	test(`the test cases of Kubernetes have the same result here, with the sign '${sign}'`, t => {
 		for (const [text, unscaled, exponent] of cases) {
 			t.is(parseQuantity(sign + text), scaled(sign === '-' ? -unscaled : unscaled, exponent), sign + text);
 		}
@@ -157,7 +157,7 @@ test('quantities that Kubernetes refuses are refused, and also a number without 
 	}
 });
 
-test('text that would only make us count for long is refused at once', t => {
+test('text that would only cost computing time is refused at once', t => {
 	for (const text of [
 		'1e1000000000',
 		'1e-1000000000',
@@ -191,7 +191,7 @@ test('whole steps are rounded away from zero, as Kubernetes rounds', t => {
 	t.is(inSteps(parseQuantity('2000000001n') ?? 0n, one), 3n);
 });
 
-test('property: what is written out in nanos, and shifted by any suffix, reads back as it was', t => {
+test('property: an amount in nanos that is written with any suffix is parsed to the same amount', t => {
 	fc.assert(
 		fc.property(
 			fc.bigInt(-(10n ** 30n), 10n ** 30n),

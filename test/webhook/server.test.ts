@@ -25,7 +25,7 @@ async function probe(port: number, path: string): Promise<{status: number; body:
 	return {status: response.statusCode ?? 0, body: await text(response)};
 }
 
-test('a review is answered, on a connection that is kept, and what was decided is logged', async t => {
+test('a review is answered, its connection is kept, and the decision is logged', async t => {
 	const {client, log} = await webhookOf(t);
 	const [first, second] = [
 		await client.call({body: question}),
@@ -43,7 +43,7 @@ test('a review is answered, on a connection that is kept, and what was decided i
 	);
 });
 
-test('garbage is refused with what was expected, and the connection serves on', async t => {
+test('an invalid request is refused with the expected format, and the connection stays usable', async t => {
 	const {client, log} = await webhookOf(t);
 	for (const [call, status] of [
 		[{method: 'GET'}, 405],
@@ -87,7 +87,7 @@ test('a body beyond the limit is refused before it is read, declared or not', as
 	);
 });
 
-test('bytes that are no TLS, and callers that hang up half-way, harm nobody', async t => {
+test('bytes that are not TLS, and callers that hang up early, do not affect other callers', async t => {
 	const {client, webhook, issuer} = await webhookOf(t);
 	const plain = connectTcp(webhook.port, '127.0.0.1');
 	plain.on('error', () => undefined);
@@ -133,7 +133,7 @@ test('a certificate that kubelet swaps is used for new connections, and old conn
 	t.is(log.lines.filter(({level}) => level === 'warn').length, 0);
 });
 
-test('a half-written pair, a broken one and none at all keep the old one, which is said once each', async t => {
+test('with a broken or missing certificate pair, the old one stays, and each problem is logged once', async t => {
 	const {webhook, issuer, secret, log} = await webhookOf(t);
 	const fresh = new Client(webhook.port, issuer.ca, {keepAlive: false});
 	t.teardown(() => fresh.close());
@@ -167,7 +167,7 @@ test('a half-written pair, a broken one and none at all keep the old one, which 
 	t.notRegex(JSON.stringify(log.lines), /PRIVATE KEY/);
 });
 
-test('without a usable certificate, or with a port that is taken, it does not start and says what to do', async t => {
+test('without a certificate, or with a port in use, the webhook does not start and has a remedy', async t => {
 	const issuer = await makeIssuer();
 	const options = {port: 0, probePort: 0, tls: {}, policy, drainDelayMs: 0, log: silentLogger};
 	const none = await directoryOf(t);
@@ -196,7 +196,7 @@ test('without a usable certificate, or with a port that is taken, it does not st
 	});
 });
 
-test('who offers HTTP/2, as the API server does, is answered with HTTP/1.1', async t => {
+test('a client that offers HTTP/2, like the API server, is answered with HTTP/1.1', async t => {
 	const {webhook, issuer} = await webhookOf(t);
 	const socket = connectTls({
 		host: '127.0.0.1',
@@ -210,7 +210,7 @@ test('who offers HTTP/2, as the API server does, is answered with HTTP/1.1', asy
 	socket.destroy();
 });
 
-test('TLS below the minimum is not spoken', async t => {
+test('a TLS version below the minimum is refused', async t => {
 	const {webhook, issuer} = await webhookOf(t, {tls: {minVersion: 'TLSv1.3'}});
 	const old = new Client(webhook.port, issuer.ca, {maxVersion: 'TLSv1.2'});
 	t.teardown(() => old.close());
@@ -301,7 +301,7 @@ test('if too many bodies stall, the oldest gets 429, and other reviews are answe
 	t.is((await client.call({body: question})).status, 200);
 });
 
-test('a caller that goes on sending sees its 413 or 429: the connection is not reset under it', async t => {
+test('a caller that continues to send receives its 413 or 429: the connection is not reset first', async t => {
 	const {webhook, issuer} = await webhookOf(t, {
 		limits: {bodyBytes: 1 << 20, unfinishedBytes: 1 << 19, connections: 100},
 	});
@@ -317,7 +317,7 @@ test('a caller that goes on sending sees its 413 or 429: the connection is not r
 	}
 });
 
-test('answers that are not read count: when they are too many, the connection of the oldest ends', async t => {
+test('unread answers count towards the limit: if there are too many, the connection of the oldest one ends', async t => {
 	const large = 8 << 20;
 	const {client, webhook, issuer} = await webhookOf(t, {
 		limits: {bodyBytes: large + 4096, unfinishedBytes: 2 * large, connections: 100},
@@ -387,7 +387,7 @@ test('a body that does not come in time is answered with 408', async t => {
 	t.is(await (await stalled(webhook.port, issuer.ca, 1000)).status, 408);
 });
 
-test('idle connections make way for new ones, the longest idle first; one in use stays', async t => {
+test('idle connections are closed for new ones, the longest idle first; a connection in use stays', async t => {
 	const {client, webhook, issuer} = await webhookOf(t, {
 		limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 4},
 	});
@@ -412,7 +412,7 @@ test('idle connections make way for new ones, the longest idle first; one in use
 	}
 });
 
-test('an address that holds all connections with requests makes way for another address', async t => {
+test('if one address holds all connections with requests, it loses one to another address', async t => {
 	const {client, webhook, issuer} = await webhookOf(t, {
 		limits: {bodyBytes: 1 << 20, unfinishedBytes: 2 << 20, connections: 4},
 	});

@@ -24,7 +24,7 @@ function staged(): {
 	};
 }
 
-test('an attempt that hangs is joined by another one, and the first to get through is taken', async t => {
+test('if an attempt hangs, a hedged attempt starts, and the first result is used', async t => {
 	const {attempts, attempt, discarded} = staged();
 	const result = hedged(attempt, {everyMs: 20, atMost: 2, discard: late => discarded.push(late)}, patient);
 	const first = await attempts.next();

@@ -3,7 +3,7 @@ import {retry} from '../../../src/core/concurrency/retry.ts';
 
 const never = new AbortController().signal;
 
-test('what fails is tried until it succeeds, and each failure is told with its number', async t => {
+test('failing work is retried until it succeeds, and each failure is reported with its number', async t => {
 	const failures: Array<[message: string, attempt: number]> = [];
 	const result = await retry(
 		async attempt => {

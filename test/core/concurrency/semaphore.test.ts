@@ -31,7 +31,7 @@ test('no more than the limit run at once, and the others come in their order', a
 	other[Symbol.dispose]();
 });
 
-test('who gives up leaves the queue, and does not cost a turn', async t => {
+test('a waiter that gives up leaves the queue without using a permit', async t => {
 	const semaphore = new Semaphore(1);
 	const first = await semaphore.acquire(never);
 	const impatient = new AbortController();
@@ -46,7 +46,7 @@ test('who gives up leaves the queue, and does not cost a turn', async t => {
 	await t.throwsAsync(semaphore.acquire(impatient.signal), {message: 'enough'});
 });
 
-test('a permit that is handed to somebody who gives up in the same moment is not lost', async t => {
+test('a permit that is granted to a waiter which aborts at the same moment is not lost', async t => {
 	const semaphore = new Semaphore(1);
 	const first = await semaphore.acquire(never);
 	const abort = new AbortController();

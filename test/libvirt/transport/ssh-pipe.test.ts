@@ -205,7 +205,7 @@ test("the driver's own daemon is preferred, and what worked is tried first the n
 	t.regex((await opened(t, opening({sshd}).open)).description, /virtqemud-sock$/);
 });
 
-test('a socket that hangs up in silence says so, and the next one is tried the next time', async t => {
+test('a socket that closes without data is reported, and the next connection tries the next socket first', async t => {
 	const sshd = await sshdWith(t, {});
 	await echoAt(t, `${sshd.runLibvirt}/virtqemud-sock`, socket => void socket.end());
 	await echoAt(t, `${sshd.runLibvirt}/libvirt-sock`);
@@ -233,7 +233,7 @@ test('a command that ends early gives its status and what it said', async t => {
 	t.regex(String(error), /status 1: virt-ssh-helper: cannot connect.*No such file/s);
 });
 
-test('without any way the error names every way that was tried', async t => {
+test('if no route works, the error names every route that was tried', async t => {
 	const sshd = await sshdWith(t, {config: ['DisableForwarding yes'], commands: ['sh']});
 	const error = await refused(t, opening({sshd}).open);
 	t.is(error.code, 'unavailable');
@@ -410,7 +410,7 @@ test('a server that says nothing is given up at the deadline, which names what w
 	}
 });
 
-test('what does not listen, speak ssh or resolve is unavailable, with what to check', async t => {
+test("a host that does not listen, does not use ssh or does not resolve is 'unavailable', with a remedy", async t => {
 	const server = createServer(socket => void socket.resume().end('HTTP/1.1 400 Bad Request\r\n\r\n')).listen(
 		0,
 		'127.0.0.1',
@@ -430,7 +430,7 @@ test('what does not listen, speak ssh or resolve is unavailable, with what to ch
 	t.regex(nowhere.message, /ENOTFOUND.*resolve/s);
 });
 
-test('a host known by one type of key is accepted by it, whichever type sshd prefers', async t => {
+test('a host with one known key type is accepted with that key, whichever type sshd prefers', async t => {
 	const echo = await ownEcho(t);
 	for (const type of ['ed25519', 'ecdsa', 'rsa'] as const) {
 		const path = `${shared.directory}/known-${type}`;
@@ -568,7 +568,7 @@ test('a key that cannot be recorded is a warning, and the connection is used all
 	t.regex(warnings[0]?.reason ?? '', /unknown and was accepted .*; Could not add the ssh host key .*known_hosts=/);
 });
 
-test('a host that does not let us in is not recorded', async t => {
+test('the key of a host that refuses the login is not stored', async t => {
 	const path = join(await directoryOf(t), 'known_hosts');
 	await refused(
 		t,
@@ -606,7 +606,7 @@ test("the user is that of the URI, or else the caller's", async t => {
 	t.regex(shared.log(), /Invalid user somebody/);
 });
 
-test('a key in an agent lets in, and an agent that is not there is named', async t => {
+test('login with a key in an agent works, and a missing agent is named in the error', async t => {
 	const echo = await ownEcho(t);
 	const agentSocket = `${shared.directory}/agent`;
 	const agent = spawn('ssh-agent', ['-D', '-a', agentSocket], {stdio: ['ignore', 'pipe', 'ignore']});

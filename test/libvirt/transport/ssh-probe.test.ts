@@ -30,7 +30,7 @@ function probeOf(
 	return probe;
 }
 
-test('who is let in sees a proven host and its clock, and leaves no session behind', async t => {
+test('a successful login returns the verified host and its clock, and leaves no session', async t => {
 	const sshd = await sshdOf(t);
 	const probe = probeOf(t, sshd);
 	const login = await probe.login(signal);
@@ -53,7 +53,7 @@ test('a host key that is not verified, and a private key that others can read, a
 	t.deepEqual(login.exposedKeys, [exposed]);
 });
 
-test("a key of root's that a container may read by its group, as kubelet mounts it, is not exposed by that", async t => {
+test('a key that kubelet made readable for the group of the container does not count as exposed', async t => {
 	const sshd = await sshdOf(t);
 	const mounted = `${sshd.directory}/mounted`;
 	await copyFile(sshd.userKey, mounted);
@@ -70,7 +70,7 @@ test("a key of root's that a container may read by its group, as kubelet mounts 
 	}
 });
 
-test('an account that runs no command, or another one, has no clock to tell', async t => {
+test('if the account cannot run the command, the clock is unknown', async t => {
 	for (const keyOptions of ['restrict,port-forwarding,command="echo hello"', 'command="exit 1"']) {
 		const probe = probeOf(t, await sshdOf(t, {keyOptions}));
 		await probe.login(signal);
@@ -82,7 +82,7 @@ test('an account that runs no command, or another one, has no clock to tell', as
 	t.is(await without.clockSkew(signal), undefined);
 });
 
-test('a wrong host key and a refused user key are different errors, each with a way on', async t => {
+test('a wrong host key and a refused user key are different errors, each with a remedy', async t => {
 	const [sshd, other] = [await sshdOf(t), await sshdOf(t)];
 	await writeFile(
 		`${sshd.directory}/wrong_hosts`,

@@ -76,7 +76,7 @@ for (const [what, length] of [
 	});
 }
 
-test('a length that is only claimed costs no memory', t => {
+test('an announced length without data uses no memory', t => {
 	const word = Buffer.alloc(32);
 	word.writeUInt32BE(messageLimit);
 	const before = process.memoryUsage().arrayBuffers;

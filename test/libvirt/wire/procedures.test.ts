@@ -38,7 +38,7 @@ test('arguments have the bytes that virsh sends', t => {
 	);
 });
 
-test('pools are made, and unmade, by the numbers and arguments that virsh sends', t => {
+test('pools are created and removed with the same numbers and arguments as in virsh', t => {
 	const pool = {name: 'p', uuid: Buffer.from('6695eb01f6a4830479aa97f2502e193f', 'hex')};
 	const sent = <Args>({number, args}: Procedure<Args, unknown>, value: Args): unknown => ({
 		procedure: number,
