@@ -51,7 +51,10 @@ export interface Checks extends Disposable {
 
 /** After its start, libvirtd probes the capabilities of every QEMU binary once. */
 const firstConnectionTimeoutMs = 20_000;
-/** Reading the capabilities may wait for those probes too, and then reads those of the domains. */
+/**
+ * Time limit for reading the capabilities: it may wait for those probes too, and reads the domain capabilities
+ * afterwards.
+ */
 const capabilitiesTimeoutMs = 40_000;
 
 /** For failures without a remedy. */
@@ -239,7 +242,7 @@ const localChecks: readonly Check[] = [
 	{name: 'clock', subject: 'host', run: async () => ({status: 'skipped', text: 'LIBVIRT_URI names this machine'})},
 ];
 
-/** The number of pod VMs that this node may still start; one without a limit. */
+/** The number of pod VMs that this node may still start; 1 if there is no limit. */
 async function vmsToCome({limitPerNode}: Config, host: HostProbe, signal: AbortSignal): Promise<number> {
 	return limitPerNode === undefined || limitPerNode === 'unlimited'
 		? 1

@@ -70,7 +70,10 @@ const createTimeoutMs = 30_000;
 /** Deleting a VM takes a second. A host that needs longer than this is stuck, and the deletion is retried. */
 const cleanupTimeoutMs = 60_000;
 const removalRetryMs = [500, 30_000] as const;
-/** A VM without a pod is promised to be removed within 90 s: one round finds it, the next confirms it. */
+/**
+ * The documentation promises that a VM without a pod is removed within 90 s: one round finds it, the next one confirms
+ * it.
+ */
 const reconcileIntervalMs = 60_000;
 
 /**
@@ -180,7 +183,7 @@ export async function startDaemon(
 	const others = Promise.withResolvers<OtherDaemons>();
 	others.promise.catch(() => undefined);
 	await sandboxes.recover(others.promise);
-	// The tunnels of running sandboxes are known now, and nothing is served yet.
+	// At this point, the tunnels of running sandboxes are known, and no call is served yet.
 	await networks.guard(signal);
 	// Events during a lost connection were not seen.
 	parts.use(provider.onConnected(() => sandboxes.reconcileSoon()));
@@ -281,7 +284,7 @@ async function relaysInProcess(config: Config, observer: Observer<RelayEvent>, l
 }
 
 /**
- * The relay process of this node, if the daemon is to use it. Loaded only then.
+ * The relay process of this node, if the daemon is to use it. Its modules are loaded only in that case.
  * @returns undefined if the daemon serves the sockets itself
  * @throws the reason of the signal
  */

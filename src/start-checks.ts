@@ -37,7 +37,7 @@ export function refuseFailures(failures: readonly CheckResult[]): void {
 		throw new AdaptorError({
 			code: 'failed-precondition',
 			what: `This node cannot run peer pods: ${failures.map(({name, text, remedy}) => `${name}: ${text}${remedy === undefined ? '' : ` (${remedy.replace(/\.$/v, '')})`}`).join('; ')}`,
-			remedy: 'Fix the failures. With CLOUD_CONFIG_VERIFY=false, the daemon starts in spite of them.',
+			remedy: 'Fix the failures. With CLOUD_CONFIG_VERIFY=false, the daemon starts even if checks fail.',
 		});
 	}
 }

@@ -57,7 +57,7 @@ export function loadContract(directory: string = protoDirectory): Contract {
 		if (found === undefined || 'format' in found) {
 			throw new AdaptorError({
 				code: 'internal',
-				what: 'A service is missing in the wire contracts',
+				what: 'A .proto file does not define an expected service',
 				where: {service: name, directory},
 			});
 		}

@@ -73,14 +73,18 @@ function unary(
 		// grpc-js does not distinguish the deadline of the caller, a caller that hung up, and the end of draining.
 		call.on('cancelled', () =>
 			abort.abort(
-				new AdaptorError({code: 'cancelled', what: 'The caller gave up', where: {method: call.getPath()}}),
+				new AdaptorError({
+					code: 'cancelled',
+					what: 'The caller cancelled the call or its deadline has passed',
+					where: {method: call.getPath()},
+				}),
 			),
 		);
 		try {
 			callback(null, await handler(call.request, {signal: abort.signal}));
 		} catch (error) {
 			const {code, message} = toStatus(error);
-			// The same numbers, but here they are an enum.
+			// grpc-js defines the same numbers as an enum.
 			callback({code: code as unknown as status, details: message, metadata: new Metadata()});
 		}
 	};

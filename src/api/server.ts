@@ -22,7 +22,7 @@ export interface ApiOptions {
 	readonly sandboxes: Sandboxes;
 	/** How long disposing waits for running calls. */
 	readonly drainTimeoutMs: number;
-	/** Called after the socket was bound again: another daemon may have served calls, and has ended. */
+	/** Called after the socket was bound again: in the meantime, another daemon may have served calls and ended. */
 	readonly onBoundAgain?: () => void;
 	readonly observer: Observer<ApiEvent>;
 	/** For messages about the socket. */

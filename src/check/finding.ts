@@ -38,7 +38,7 @@ export function finding(fact: string, ...problems: ReadonlyArray<Problem | undef
 	};
 }
 
-/** The finding of a check that threw. @param remedy for errors without a remedy */
+/** The finding of a check that threw. @param remedy used if the error has no remedy of its own */
 export function failureOf(thrown: unknown, remedy?: string): Finding {
 	const error = toError(thrown);
 	const [text, way] =

@@ -18,7 +18,7 @@ export function sshFinding({user, host, port, durationMs, unproven, exposedKeys}
 			: {
 					status: 'warning',
 					text: unproven,
-					remedy: 'Compare that fingerprint with "ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub" on the KVM host, put the key into known_hosts, and take no_verify and known_hosts_verify out of LIBVIRT_URI.',
+					remedy: 'Compare that fingerprint with "ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub" on the KVM host, put the key into known_hosts, and remove no_verify and known_hosts_verify from LIBVIRT_URI.',
 				},
 		exposedKeys.length === 0
 			? undefined
@@ -55,10 +55,10 @@ export function clockFinding(skewSeconds: number | undefined): Finding {
 	return skewSeconds <= -backdatedSeconds
 		? finding(fact, {
 				status: 'failure',
-				text: 'VMs refuse new certificates of this node as not yet valid',
+				text: 'VMs refuse new certificates of this node because these are not valid yet',
 				remedy,
 			})
-		: finding(fact, {status: 'warning', text: 'both clocks decide whether certificates are valid', remedy});
+		: finding(fact, {status: 'warning', text: 'certificates are verified with both clocks', remedy});
 }
 
 function durationText(seconds: number): string {
@@ -116,7 +116,7 @@ export function guestFinding({domainType, machine}: GuestObservation): Finding {
 			: {
 					status: 'warning',
 					text: 'slow, for tests only',
-					remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If this is one: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
+					remedy: 'Point LIBVIRT_URI at a KVM host on IBM Z or LinuxONE. If LIBVIRT_URI already points to such a host: load the module kvm ("modprobe kvm"), check /dev/kvm, then restart libvirtd.',
 				},
 	);
 }
@@ -168,7 +168,9 @@ export function memoryFinding({totalBytes, availableBytes}: MemoryObservation, {
 /** Maximum number of VMs or directories to name. Others are only counted. */
 const mostNamed = 5;
 
-/** If two daemons share CLUSTER_ID and NODE_NAME, neither deletes the VMs of the other. */
+/**
+ * VMs of another PODS_DIR mean that two daemons share CLUSTER_ID and NODE_NAME. Neither deletes the VMs of the other.
+ */
 export function podVmsFinding({count, foreign}: PodVmsObservation): Finding {
 	const directories = [...new Set(foreign.map(({podsDir}) => (podsDir === '' ? '(unknown)' : podsDir)))].sort();
 	return finding(
@@ -179,7 +181,7 @@ export function podVmsFinding({count, foreign}: PodVmsObservation): Finding {
 					status: 'warning',
 					text: `${foreign.length} of them ${foreign.length === 1 ? 'belongs' : 'belong'} to another daemon with PODS_DIR ${listText(directories)}: ${listText(foreign.map(({name}) => name))}`,
 					remedy:
-						'Only one daemon may have a CLUSTER_ID and NODE_NAME. If the other daemon runs, stop it or change its NODE_NAME. If PODS_DIR of this daemon was changed, change it back. ' +
+						'Each pair of CLUSTER_ID and NODE_NAME may be used by only one daemon. If the other daemon runs, stop it or change its NODE_NAME. If PODS_DIR of this daemon was changed, change it back. ' +
 						'To delete such a VM by hand, run "virsh destroy NAME" and "virsh undefine NAME --remove-all-storage" on the KVM host.',
 				},
 	);

@@ -101,7 +101,7 @@ export function routeFinding(
 		dst === defaultRoute
 			? {
 					status: 'warning',
-					text: 'this is the default route: this node has no route of its own to that network',
+					text: 'the packets use the default route: this node has no specific route to that network',
 					remedy: `If pod VMs cannot be reached that way over TCP ${forwarderPort} and UDP ${vxlanPort}: put this node on the network of LIBVIRT_NET, or add a route to ${towards} through the KVM host ("ip route add ${towards} via …").`,
 				}
 			: undefined,

@@ -3,7 +3,7 @@ import {byteSize} from '../core/byte-size.ts';
 import {finding, type Finding, type Problem} from './finding.ts';
 import type {DirectoryObservation, IdentityObservation, RelayProcessObservation} from './observations.ts';
 
-/** The directory only holds sockets and a record of some KiB per sandbox. */
+/** The directory contains only sockets and one record of a few KiB per sandbox. */
 const smallBytes = 16n * 1024n ** 2n;
 
 /** @param variable the setting of the directory */

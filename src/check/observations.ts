@@ -60,8 +60,8 @@ export interface VolumeObservation {
 	readonly capacityBytes: bigint;
 	readonly allocatedBytes: bigint;
 	/**
-	 * The format according to the first bytes of the volume, and whether it has a backing file; why no pod VM may start
-	 * from it; or why the bytes could not be read.
+	 * One of: the format according to the first bytes of the volume, and whether it has a backing file; the reason why
+	 * no pod VM may start from it; the reason why the bytes could not be read.
 	 */
 	readonly content:
 		| {readonly format: 'qcow2' | 'raw'; readonly hasBackingFile: boolean}
@@ -84,7 +84,7 @@ export interface NetworkObservation {
 	readonly subnet?: string;
 	/** An address in the subnet that a pod VM may get; absent if the subnet is. */
 	readonly vmAddress?: string;
-	/** Whether its bridge waits before a new VM's port forwards. */
+	/** Whether the bridge delays the traffic of a new port (spanning tree). */
 	readonly hasSpanningTree: boolean;
 }
 
@@ -93,7 +93,7 @@ export interface MissingProtection {
 	readonly absent: 'off' | 'unavailable';
 	readonly reason: string;
 	readonly remedy: string;
-	/** Whether the settings let no VM start without it. */
+	/** Whether the settings require it, so that no VM starts without it. */
 	readonly isRequired: boolean;
 }
 
@@ -145,7 +145,7 @@ export interface DirectoryObservation {
 export interface RelayProcessObservation {
 	/** RELAY_PROCESS */
 	readonly use: 'auto' | 'required' | 'off';
-	/** Of relay.sock. */
+	/** Path of relay.sock. */
 	readonly path: string;
 	/** The number of pods that it serves; absent if it does not answer. */
 	readonly pods?: number;

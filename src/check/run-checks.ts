@@ -20,7 +20,7 @@ export interface Check {
 }
 
 export interface CheckResult extends Finding, Pick<Check, 'name' | 'subject'> {
-	/** Without the time spent on waiting for other checks. */
+	/** Duration of the check, without the time that it waited for other checks. */
 	readonly durationMs: number;
 }
 
@@ -34,7 +34,7 @@ export interface RunOptions {
 /**
  * Returning early ends the checks that still run.
  * @throws the reason of the signal when it aborts
- * @throws TypeError for a list in which a check needs one that does not come before it
+ * @throws TypeError if a check needs another one that is not before it in the list
  */
 export async function* runChecks(
 	checks: readonly Check[],

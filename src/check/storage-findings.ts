@@ -60,12 +60,12 @@ export function baseVolumeFinding(
 						content.format === 'qcow2'
 							? 'its content is qcow2: VMs would see the qcow2 file instead of the disk inside'
 							: 'its content is not qcow2: VMs would not start',
-					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt reads it again, or create a new volume. ${pushImage}`,
+					remedy: `Run "virsh pool-refresh ${pool}" on the KVM host, so that libvirt reads the volume again, or create a new volume. ${pushImage}`,
 				},
 		content.hasBackingFile
 			? {
 					status: 'warning',
-					text: 'it has a backing file, which is not checked; pods that select this volume by annotation are refused if LIBVIRT_VOL_NAME is another volume',
+					text: 'it has a backing file, which is not checked; as long as it is LIBVIRT_VOL_NAME, pods can use it; otherwise, pods that select it by annotation are refused',
 					remedy: `Flatten it with "qemu-img convert -O qcow2". ${pushImage}`,
 				}
 			: undefined,

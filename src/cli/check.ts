@@ -21,7 +21,7 @@ export async function check(
 	signal: AbortSignal,
 ): Promise<number> {
 	const config = loadConfig(env, host, flags);
-	// What it would log is what the findings say.
+	// The provider does not log: the findings contain the same information.
 	await using provider = openLibvirtProvider(config, {
 		home,
 		user,
@@ -31,7 +31,7 @@ export async function check(
 		log: silentLogger,
 	});
 	await using network = createNetworkProbe(config);
-	// Without a directory, no daemon owns VMs, and the check is skipped.
+	// If PODS_DIR cannot be identified, the owner of VMs is unknown, and the check is skipped.
 	const podsDir = await identifyPodsDir(config.podsDir, config.nodeName).catch(() => undefined);
 	using checks = composeChecks({
 		config,

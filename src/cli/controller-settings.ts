@@ -16,7 +16,7 @@ export const controllerSettings = {
 		),
 		default: 'name=osc-caa-ds',
 		description:
-			'Labels of the daemon pods in the namespace of the controller (not in upstream). The controller leaves VMs of nodes with a ready daemon alone.',
+			'Labels of the daemon pods in the namespace of the controller (not in upstream). The controller does not delete VMs of nodes with a ready daemon.',
 	},
 	abandonedGraceMs: {
 		env: 'ABANDONED_GRACE',

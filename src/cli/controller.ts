@@ -17,7 +17,7 @@ import {exitCode, type CommandContext} from './command.ts';
 import {controllerSettings} from './controller-settings.ts';
 
 export const leaseName = 'cloud-api-adaptor-controller';
-/** Far below the grace period, so that a round is never late, and cheap for the API server. */
+/** Interval of rounds: far below the grace period, but long enough to cause little load on the API server. */
 const usualIntervalMs = 15_000;
 
 /** Runs until the signal aborts. @throws ConfigError, and AdaptorError 'failed-precondition' outside of a cluster */

@@ -323,7 +323,7 @@ async function isFile(path: string): Promise<boolean> {
 async function readCa(path: string): Promise<readonly string[]> {
 	try {
 		const text = await readFile(path, 'utf8');
-		// A TLS client silently ignores text that is not a certificate.
+		// TLS clients silently ignore text that is not a certificate, so check it here.
 		new X509Certificate(text);
 		return [text];
 	} catch (error) {

@@ -8,11 +8,11 @@ export interface ProgressOptions {
 	readonly clock: () => number;
 }
 
-/** Faster than this, nobody can read it. */
+/** Minimum interval between updates, so that the text is readable. */
 const redrawMs = 100;
 /** Without a terminal, one line per interval keeps the log of a Job short. */
 const lineMs = 10_000;
-/** The rate is the average of this time. */
+/** The rate is averaged over this time. */
 const windowMs = 5000;
 const barWidth = 30;
 const leastBarWidth = 5;

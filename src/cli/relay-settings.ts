@@ -1,4 +1,4 @@
-/** Settings of `cloud-api-adaptor relay`: those of the daemon, for what the relay process does in its place. */
+/** Settings of `cloud-api-adaptor relay`: the settings of the daemon that concern the work of the relay process. */
 import {listenAddress, port} from '../config/setting-types.ts';
 import {settings, type SettingsTable} from '../config/settings.ts';
 
@@ -24,7 +24,7 @@ export const relaySettings = {
 		type: port,
 		example: '8002',
 		description:
-			'TCP port on 127.0.0.1 for `/startup` and `/healthz` of the relay process (not in upstream). Not set: none. Use it for readiness only: a relay process that is restarted ends its pods.',
+			'TCP port on 127.0.0.1 for `/startup` and `/healthz` of the relay process (not in upstream). Not set: none. Use it for readiness only, not for liveness: restarting a relay process ends its pods.',
 	},
 	caCertFile,
 	certFile,

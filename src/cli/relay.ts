@@ -16,8 +16,8 @@ import {exitCode, type CommandContext} from './command.ts';
 import {relaySettings} from './relay-settings.ts';
 
 /**
- * Runs until the signal aborts, or until a newer relay process has taken over and the last pod has ended. While a newer
- * one has taken over, the first signal only waits for that: its pods must not end.
+ * Runs until the signal aborts, or until a newer relay process has taken over and the last pod has ended. If a newer
+ * one has taken over, the first signal does not stop this process at once: it waits until its last pod has ended.
  * @throws ConfigError, or the error of a failed start
  */
 export async function relay(

@@ -42,7 +42,7 @@ export async function run(
 
 		log.info({reason: toError(signal.reason).message}, 'stopping');
 	} catch (error) {
-		// Stopped during the start: this is no error.
+		// The signal aborted during the start: this is not an error.
 		if (error !== signal.reason) {
 			throw error;
 		}

@@ -1,6 +1,6 @@
 /**
- * What `cloud-api-adaptor webhook` is told. Names without "Not in upstream" are those of upstream's webhook
- * (src/webhook/pkg/mutating-webhook).
+ * The settings of `cloud-api-adaptor webhook`. Names come from the webhook of upstream
+ * (src/webhook/pkg/mutating-webhook), unless the description says "(not in upstream)".
  */
 import {
 	absolutePath,
@@ -59,7 +59,7 @@ export const webhookSettings = {
 		section: 'Webhook',
 		type: portOrAny,
 		default: '9443',
-		description: 'TCP port for admission reviews (not in upstream). 0: any free port, which the log names.',
+		description: 'TCP port for admission reviews (not in upstream). 0: any free port; the log shows which one.',
 	},
 	webhookProbePort: {
 		env: 'WEBHOOK_PROBE_PORT',

@@ -51,9 +51,9 @@ export interface ConfigWarning {
 export interface Config extends Omit<Values, Normalized> {
 	/** Every pod VM is confidential. From DISABLECVM and LIBVIRT_LAUNCH_SECURITY. */
 	readonly confidential: boolean;
-	/** Pod VMs at a time on this node. Undefined when it is not set; 'unlimited' when a negative number is. */
+	/** Maximum number of concurrent pod VMs on this node. Undefined if not set; 'unlimited' for a negative number. */
 	readonly limitPerNode: number | 'unlimited' | undefined;
-	/** Absent: a CA of our own and a certificate for each VM. */
+	/** Absent: the daemon creates its own CA and a certificate for each VM. */
 	readonly customCa: CustomCa | undefined;
 	/** Logged once at start. Contains no values, but the warnings of `libvirtUri`. */
 	readonly warnings: readonly ConfigWarning[];
@@ -110,7 +110,8 @@ export function loadConfig(env: Texts, host: Host, flags: Texts = {}): Config {
 	const minMemoryMib = isGiven(settings.minMemoryMib)
 		? parsed.minMemoryMib
 		: Math.min(parsed.minMemoryMib ?? Infinity, parsed.memoryMib ?? Infinity);
-	// Each setting turns on confidential VMs. It is a contradiction if the other one turns them off.
+	// Either setting alone turns on confidential VMs. If one turns them on and the other turns them off, this is an
+	// error.
 	const disableCvm = isGiven(settings.disableCvm) || parsed.launchSecurity === undefined ? parsed.disableCvm : false;
 	// A default limit is at least the configured size.
 	const maxVcpus = isGiven(settings.maxVcpus) ? parsed.maxVcpus : Math.max(parsed.maxVcpus ?? 0, parsed.vcpus ?? 0);
@@ -215,7 +216,7 @@ function read(setting: Setting, text: string | undefined): {value?: unknown; pro
 	return value === undefined ? {problem: `is ${shown(text)}; expected ${setting.type.expected}`} : {value};
 }
 
-/** The message of an error that `check` throws, without a full stop; `undefined` if it throws none. */
+/** The message of the error that `check` throws, without a full stop; `undefined` if `check` does not throw. */
 function complaintOf(check: () => void): string | undefined {
 	try {
 		check();
@@ -363,7 +364,7 @@ function shown(text: string): string {
  * Source: Kubernetes, "Managing Service Accounts" (bound tokens; legacy tokens have a flat claim).
  */
 export function serviceAccountUid(token: Secret<string>): string | undefined {
-	// What is not JSON is no token of Kubernetes'.
+	// Text that is not JSON is not a token of Kubernetes.
 	const claims = parseJsonOrNothing(Buffer.from(token.reveal().split('.')[1] ?? '', 'base64url'));
 	return (
 		textAt(claims, 'kubernetes.io', 'serviceaccount', 'uid') ??

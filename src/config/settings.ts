@@ -117,7 +117,7 @@ export const settings = {
 		description:
 			'libvirt network filter that prevents pod VMs from using the MAC and IP addresses of other VMs and from serving DHCP (not in upstream). ' +
 			'`auto`: the adaptor defines a filter if the KVM host and the network support it; otherwise `check` and the log give the reason. ' +
-			'The name of a filter: no VM starts without it. `off`: no filter.',
+			'A filter name: the filter is required, and no VM starts without it. `off`: no filter.',
 	},
 	netIsolation: {
 		env: 'LIBVIRT_NET_ISOLATION',
@@ -183,7 +183,7 @@ export const settings = {
 		type: boolean,
 		default: 'false',
 		description:
-			'`true`: the daemon only starts if no check of `cloud-api-adaptor check` fails. `false`: the daemon runs the checks in the background and logs the findings.',
+			'`true`: the daemon starts only if none of the checks of `cloud-api-adaptor check` fails. `false`: the daemon runs the checks in the background and logs the findings.',
 	},
 
 	vcpus: {
@@ -354,8 +354,8 @@ export const settings = {
 		type: oneOf('auto', 'required', 'off'),
 		default: 'auto',
 		description:
-			'Whether the sockets of the shims are in the relay process (`cloud-api-adaptor relay`), so that pods survive a restart of the daemon (not in upstream). ' +
-			'`auto`: if it answers at `relay.sock` beside `REMOTE_HYPERVISOR_ENDPOINT` when the daemon starts. `required`: the daemon waits for it. `off`: the daemon serves the sockets itself.',
+			'Selects whether the relay process (`cloud-api-adaptor relay`) serves the sockets of the shims, so that pods survive a restart of the daemon (not in upstream). ' +
+			'`auto`: the relay process serves them if it answers at `relay.sock` beside `REMOTE_HYPERVISOR_ENDPOINT` when the daemon starts. `required`: the daemon waits for it. `off`: the daemon serves the sockets itself.',
 	},
 
 	caCertFile: {
@@ -434,7 +434,7 @@ export const settings = {
 		section: 'Pod network',
 		type: integer(1, 16_777_215),
 		default: '555000',
-		description: 'Lowest VXLAN network identifier. Upstream only has the flag.',
+		description: 'Lowest VXLAN network identifier. Upstream has only the flag, not the variable.',
 	},
 	hostInterface: {
 		env: 'HOST_INTERFACE',
@@ -443,7 +443,7 @@ export const settings = {
 		type: interfaceName,
 		example: 'enc1',
 		description:
-			'Interface of the worker node towards the pod VMs. Not set: the interface on the route to the subnet of `LIBVIRT_NET`. Upstream only has the flag.',
+			'Interface of the worker node towards the pod VMs. Not set: the interface on the route to the subnet of `LIBVIRT_NET`. Upstream has only the flag, not the variable.',
 	},
 	externalNetworkViaPodVm: {
 		env: 'EXTERNAL_NETWORK_VIA_PODVM',
@@ -459,7 +459,8 @@ export const settings = {
 		section: 'Pod network',
 		type: listOf(ipv4Prefix, 'IPv4 prefixes'),
 		example: '10.128.0.0/14,172.30.0.0/16',
-		description: 'Subnets of the cluster. Their traffic stays in the tunnel with `EXTERNAL_NETWORK_VIA_PODVM`.',
+		description:
+			'Subnets of the cluster. With `EXTERNAL_NETWORK_VIA_PODVM`, traffic to these subnets stays in the tunnel.',
 	},
 
 	nodeName: {
@@ -530,7 +531,7 @@ export const settings = {
 	},
 } as const satisfies SettingsTable;
 
-/** Known names without effect: manifests that set them work, and the log has a warning. */
+/** Settings of upstream that have no effect here. Manifests that set them still work; the daemon logs a warning. */
 export interface InertSetting {
 	readonly env: string;
 	readonly flag?: string;

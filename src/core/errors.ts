@@ -82,7 +82,7 @@ export function toError(thrown: unknown): Error {
 	return thrown instanceof Error ? thrown : new Error(String(thrown));
 }
 
-/** The code of any thrown value: an `AdaptorError`'s own, an abort's meaning, or 'internal'. */
+/** The code of any thrown value: the code of an `AdaptorError`, the code for an abort or a timeout, or 'internal'. */
 export function codeOf(thrown: unknown): ErrorCode {
 	if (thrown instanceof AdaptorError) {
 		return thrown.code;

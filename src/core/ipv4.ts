@@ -14,7 +14,7 @@ export function prefixContains(prefix: string, address: string): boolean {
 	return Math.floor(addressNumber(network) / size) === Math.floor(addressNumber(address) / size);
 }
 
-/** The prefix with all bits of the host cleared, as routes spell it. */
+/** The prefix with all host bits set to zero, as in routes. */
 export function networkOf(prefix: string): string {
 	const [address = '', length = '32'] = prefix.split('/');
 	const size = 2 ** (32 - Number(length));

@@ -33,7 +33,7 @@ export class Scope implements Disposable {
 
 	/**
 	 * Ends the scope after `timeoutMs`. Chainable.
-	 * @param awaited what was awaited, for a `DeadlineError`; or the error itself
+	 * @param awaited the name of the awaited thing, for a `DeadlineError`; or the error to use
 	 */
 	deadline(timeoutMs: number, awaited: string | Error): this {
 		if (this.signal.aborted) {

@@ -8,7 +8,7 @@ import {AdaptorError} from './errors.ts';
 
 export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent';
 
-/** Every field that a line may carry: one name for one thing everywhere, in the units that the name says. */
+/** All fields of log lines. Each name has the same meaning everywhere, and contains the unit. */
 export interface LogFields {
 	readonly address?: string;
 	readonly attempt?: number;
@@ -188,8 +188,8 @@ interface ErrorDescription {
 }
 
 /**
- * Errors as fields: our own by their parts without a stack, others with it, causes nested. Other properties are not
- * printed.
+ * Errors as fields: an AdaptorError by its parts and without a stack, other errors with their stack, causes nested.
+ * Other properties are not printed.
  */
 export function describeError(error: unknown): ErrorDescription {
 	if (!(error instanceof Error)) {

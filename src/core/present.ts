@@ -1,4 +1,4 @@
-/** What a type may leave out is absent, not undefined (exactOptionalPropertyTypes). */
+/** Omits optional properties that are undefined, because exactOptionalPropertyTypes does not allow undefined values. */
 export type Present<T> = {[K in keyof T]?: Exclude<T[K], undefined>};
 
 /** The fields whose values are not undefined: `{...present({image, cause})}`. */

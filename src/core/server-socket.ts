@@ -13,10 +13,10 @@ import {answers, checkSocketPath, listenAt} from './unix-listener.ts';
 const setting = 'REMOTE_HYPERVISOR_ENDPOINT';
 
 /**
- * A missing directory is made 0700; one that exists is left as it is.
- * @param onBoundAgain as of `listenAt`
+ * Creates a missing directory with mode 0700; does not change an existing one.
+ * @param onBoundAgain see `listenAt`
  * @returns disposing accepts no further connections and removes the socket, unless a successor has taken its place
- * @throws AdaptorError when the path is too long, cannot be made, or is something else than a socket
+ * @throws AdaptorError if the path is too long, cannot be created, or exists and is not a socket
  */
 export async function listen(
 	path: string,
@@ -34,8 +34,8 @@ export async function listen(
 }
 
 /**
- * What is at the path now, and is it alive? Nothing and a stale socket are fine, a live daemon's is reported, anything
- * else is refused.
+ * Inspects what is at the path. Accepts a free path and a stale socket, reports the socket of a live daemon, and
+ * refuses anything else.
  */
 async function examine(path: string, log: Logger, signal: AbortSignal): Promise<boolean> {
 	const found = await lstat(path).catch(() => undefined);
@@ -53,7 +53,7 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 	}
 
 	if (await answers(path, signal)) {
-		log.warn({path}, 'taking the socket over from a daemon that is still running');
+		log.warn({path}, 'taking over the socket of a daemon that is still running');
 		return true;
 	}
 
@@ -64,6 +64,9 @@ async function examine(path: string, log: Logger, signal: AbortSignal): Promise<
 async function warnIfOthersMayWrite(directory: string, log: Logger): Promise<void> {
 	const {mode} = await stat(directory);
 	if ((mode & 0o022) !== 0 && (mode & 0o1000) === 0) {
-		log.warn({path: directory}, 'other users can replace the socket: its directory is writable by group or all');
+		log.warn(
+			{path: directory},
+			'other users can replace the socket: its directory is writable by the group or by everyone',
+		);
 	}
 }

@@ -1,8 +1,8 @@
 /**
  * A unix socket that only its owner can connect to. It is bound in a temporary directory with mode 0700, made 0600, and
- * moved into place: so it is never open to others whatever the umask is, its path is never free while it replaces
- * another socket, and it is removed only if the path still leads to it. If the path no longer leads to it and no other
- * process answers there, it is bound again.
+ * moved into place: so other users can never connect to it, whatever the umask is; the path always has a socket while
+ * one replaces another; and it is removed only if the path still leads to it. If the path no longer leads to it and no
+ * other process answers there, it is bound again.
  */
 import {randomBytes} from 'node:crypto';
 import {chmod, link, lstat, mkdir, readdir, rename, rmdir, unlink} from 'node:fs/promises';
@@ -54,7 +54,7 @@ export interface KeptListenerOptions extends UnixListenerOptions {
 	readonly log: Logger;
 }
 
-/** The daemon must notice within 5 s that it cannot be reached. A check costs almost nothing. */
+/** The daemon must notice within 5 s that its socket is not reachable at its path. A check costs almost nothing. */
 const lookEveryMs = 4000;
 
 /**
@@ -108,7 +108,8 @@ class KeptListener implements AsyncDisposable {
 	async #close(): Promise<void> {
 		this.#ending.abort(new Error('closed'));
 		const bound = this.#bound;
-		// Not awaited: the callback of `close` waits for the last connection, and connections belong to others.
+		// Not awaited: the callback of `close` waits until the last connection ends, and the connections belong to
+		// other owners.
 		bound?.server.close();
 		await this.#keeping;
 		this.#bound?.server.close();
@@ -135,7 +136,7 @@ class KeptListener implements AsyncDisposable {
 				if (!signal.aborted && this.#failures.failed('look')) {
 					log.error(
 						{path, err: error},
-						'the socket is not reachable at its path and could not be bound again; retrying',
+						'could not bind the socket again, which is not reachable at its path; retrying',
 					);
 				}
 			}

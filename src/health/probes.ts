@@ -45,7 +45,7 @@ export function serveProbes(options: ProbeOptions): AsyncDisposable {
 	};
 }
 
-/** Undefined if the signal aborts before. Never throws. */
+/** Undefined if the signal aborts before the port is free. Never throws. */
 async function keepListening(
 	{port, host = '127.0.0.1', log, retryMs = [500, 30_000], assertHealthy}: ProbeOptions,
 	signal: AbortSignal,
@@ -58,7 +58,7 @@ async function keepListening(
 				onFailure: (error, {attempt, retryInMs}) =>
 					log[attempt === 1 ? 'warn' : 'debug'](
 						{port, retryInMs, err: error},
-						'the port of the probes is taken; trying again (PROBE_PORT)',
+						'the port for the probes is in use; trying again (PROBE_PORT)',
 					),
 			},
 			signal,

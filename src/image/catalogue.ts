@@ -98,7 +98,7 @@ export async function removeImage(
 	const holdings = await readHoldings(session, pool, signal);
 	const volume = find(holdings, poolName, volumeName);
 	if (podDisk.test(volumeName)) {
-		throw refusal(poolName, volumeName, 'it is the disk of a pod VM', 'It goes with its VM.');
+		throw refusal(poolName, volumeName, 'it is the disk of a pod VM', 'It is removed together with its VM.');
 	}
 
 	const use = holdings.useOf(volume);
@@ -107,7 +107,7 @@ export async function removeImage(
 			poolName,
 			volumeName,
 			`it is in use by ${describeUse(use)}`,
-			'Nothing removes it while they are there; "cloud-api-adaptor image prune" does afterwards.',
+			'It cannot be removed while they exist. Afterwards, "cloud-api-adaptor image prune" removes it.',
 		);
 	}
 
@@ -116,7 +116,7 @@ export async function removeImage(
 			poolName,
 			volumeName,
 			'a push is under way',
-			'Wait for it; if it is known to be dead, pass -force.',
+			'Wait until the push ends. If you know that the pushing process is dead, pass -force.',
 		);
 	}
 
@@ -125,8 +125,8 @@ export async function removeImage(
 		throw refusal(
 			poolName,
 			volumeName,
-			`pods get it that name no other image: LIBVIRT_VOL_NAME is ${name}`,
-			'Choose another with "cloud-api-adaptor image use", or pass -force.',
+			`it is the default image for pods that select no image: LIBVIRT_VOL_NAME is ${name}`,
+			'Select another default image with "cloud-api-adaptor image use", or pass -force.',
 		);
 	}
 
@@ -146,8 +146,8 @@ export async function removeImage(
 }
 
 /**
- * Removes old versions of the configured image that nothing uses, and leftovers of pushes. A start that has just
- * resolved the alias uses that version a moment later: keep one more than the current.
+ * Removes old versions of the configured image that nothing uses, and leftovers of pushes. A StartVM that has just
+ * resolved the alias uses that version a moment later, so keep one more version than the current one.
  * @param keep number of newest versions to keep, besides the current one and those in use; at least 1
  * @returns names of the removed volumes
  */

@@ -21,7 +21,10 @@ export interface HttpOptions {
 	readonly proxyEnv: Readonly<Record<string, string | undefined>>;
 	/** Hosts (with port, as in the URL) that are allowed without TLS. */
 	readonly plainHosts: ReadonlySet<string>;
-	/** Hosts (with port, as in the URL) that a server may redirect to although they are this machine or on its link. */
+	/**
+	 * Hosts (with port, as in the URL) that are allowed as redirect targets although they are this machine or
+	 * link-local.
+	 */
 	readonly localHosts: ReadonlySet<string>;
 	/** Time limit of silence of a server. */
 	readonly silenceMs: number;
@@ -29,7 +32,10 @@ export interface HttpOptions {
 
 export interface Request {
 	readonly url: URL;
-	/** Whether the operator named this origin; then any address is allowed. Origins from servers are restricted. */
+	/**
+	 * Whether the operator configured this origin: then any address is allowed. Origins that a server sends are
+	 * restricted.
+	 */
 	readonly isNamed?: boolean;
 	readonly method?: 'GET' | 'POST';
 	readonly headers?: OutgoingHttpHeaders;
@@ -137,7 +143,7 @@ export class HttpClient implements Disposable {
 			if (url.protocol !== 'https:' && !(url.protocol === 'http:' && isNamed && this.allowsPlain(url))) {
 				throw new HttpError(`Could not fetch over ${url.protocol.slice(0, -1)}: only https is allowed`, url, {
 					isFinal: true,
-					remedy: 'Name the host in -plain-http if its traffic need not be protected.',
+					remedy: 'If its traffic does not need protection, name the host in -plain-http.',
 				});
 			}
 
@@ -155,7 +161,7 @@ export class HttpClient implements Disposable {
 			const next = URL.parse(location, url.href);
 			if (next === null || redirects === redirectsAtMost) {
 				throw new HttpError(
-					next === null ? 'A redirect leads nowhere' : `More than ${redirectsAtMost} redirects`,
+					next === null ? 'A redirect has no target' : `More than ${redirectsAtMost} redirects`,
 					url,
 					{isFinal: true},
 				);
@@ -293,7 +299,7 @@ function proxiesOf(env: HttpOptions['proxyEnv']): Record<string, string> {
 				throw new AdaptorError({
 					code: 'invalid-argument',
 					what: `${name} is not the URL of an HTTP proxy`,
-					remedy: 'Write http://[USER:PASSWORD@]HOST:PORT, what is special in user and password as %XX.',
+					remedy: 'Write http://[USER:PASSWORD@]HOST:PORT, and special characters in user and password as %XX.',
 				});
 			}
 
@@ -307,10 +313,14 @@ function isEncoded(text: string): boolean {
 }
 
 function localRefusal(url: URL, address = url.hostname): HttpError {
-	return new HttpError(`Could not follow the registry to ${address}: it is a loopback or link-local address`, url, {
-		isFinal: true,
-		remedy: `If the registry is meant to lead there, name ${url.host} in -local-host.`,
-	});
+	return new HttpError(
+		`Could not follow a redirect of the registry to ${address}: it is a loopback or link-local address`,
+		url,
+		{
+			isFinal: true,
+			remedy: `If the registry is meant to lead there, name ${url.host} in -local-host.`,
+		},
+	);
 }
 
 function exchangeError(error: Error, url: URL): HttpError {
@@ -335,7 +345,7 @@ function exchangeError(error: Error, url: URL): HttpError {
 		error instanceof DeadlineError ? error.what : `Could not reach the server: ${error.message}`,
 		url,
 		{
-			remedy: 'Check the host and port of the reference, and firewalls on the way; behind a proxy, set HTTPS_PROXY.',
+			remedy: 'Check the host and port of the reference, and the firewalls between this machine and the server; behind a proxy, set HTTPS_PROXY.',
 			cause: error,
 		},
 	);

@@ -1,4 +1,7 @@
-/** Finds versions of an image whose push did not complete, and those of them that no push works on any more. */
+/**
+ * Finds versions of an image whose push did not complete, and tells which of them are abandoned (no push is writing
+ * them any more).
+ */
 import type {StoragePool} from '../libvirt/wire/procedures.ts';
 import {readImageVersion} from '../vm-image/version-name.ts';
 import {isGone, noteBytes, readNote} from './pusher.ts';
@@ -14,7 +17,9 @@ export const abandonedAfterMs = 3_600_000;
 
 export type Completeness = 'complete' | 'under way' | 'abandoned';
 
-/** @param now of a clock that differs from that of the host by much less than `abandonedAfterMs` */
+/**
+ * @param now current time; the clock may differ from the clock of the host, but by much less than `abandonedAfterMs`
+ */
 export async function completenessOf(
 	session: LibvirtStorage,
 	pool: string,

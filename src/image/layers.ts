@@ -22,7 +22,7 @@ export interface FoundFile {
 	chunks(): AsyncGenerator<Buffer, void, undefined>;
 }
 
-/** Limit of an unpacked layer: a decompression bomb takes time, never space. */
+/** Size limit of an unpacked layer. The data is only read, so a decompression bomb costs time but no disk space. */
 const maxLayerBytes = 2 ** 40;
 const whiteout = '.wh.';
 const opaqueWhiteout = '.wh..wh..opq';
@@ -73,7 +73,7 @@ export async function findInLayers(
 		code: 'not-found',
 		what: 'Could not find the pod VM image in the container image: no layer has such a file',
 		where: {path: `/${path}`},
-		remedy: 'Name its path behind the reference: oci::REPOSITORY:TAG::/image/podvm.qcow2.',
+		remedy: 'Append its path to the reference: oci::REPOSITORY:TAG::/image/podvm.qcow2.',
 	});
 }
 
@@ -169,7 +169,7 @@ class LayerReader {
 			this.hidesWhatIsBelow ||= path === removed || isWithin(path, removed);
 		} else if (entry === path && type === 'file') {
 			if (this.#size !== undefined) {
-				throw damaged('it has the file twice');
+				throw damaged('it contains the file twice');
 			}
 
 			this.#size = size;
@@ -178,12 +178,12 @@ class LayerReader {
 			if (type === 'link' || type === 'sparse') {
 				throw new AdaptorError({
 					code: 'failed-precondition',
-					what: `Could not take the pod VM image out of the container image: ${type === 'link' ? 'its path is, or leads through, a link' : 'it is archived as a sparse file'}`,
+					what: `Could not take the pod VM image out of the container image: ${type === 'link' ? 'its path is a link or contains a link' : 'it is archived as a sparse file'}`,
 					where: {path: `/${path}`, entry: `/${entry}`},
 					remedy:
 						type === 'link'
 							? 'Name the path of the file itself.'
-							: 'Build the container image with a tool that archives the file whole.',
+							: 'Build the container image with a tool that does not create sparse archives.',
 				});
 			}
 
@@ -271,8 +271,8 @@ async function* unpackedBy(unpacker: Unpacker, head: Buffer, blob: Blob): AsyncG
 }
 
 /**
- * The chunks of a blob; undefined at the end. An error is repeated to every later reader: the first one may be a
- * decompressor that had already reached its end.
+ * The chunks of a blob; undefined at the end. Each later read returns the same error, because the first reader may be a
+ * decompressor that has already ended and ignores it.
  */
 class Blob {
 	readonly #chunks: AsyncGenerator<Buffer, void, undefined>;

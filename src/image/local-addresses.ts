@@ -1,7 +1,7 @@
 /**
- * Addresses to which only the operator may send a request: this machine, and its link, where cloud metadata services
- * are. A name is checked with the addresses of the same DNS lookup that the connection uses, so that a second answer
- * cannot differ.
+ * Addresses that are used only if the operator named them, never because a server named them: this machine (loopback)
+ * and link-local addresses, where cloud metadata services are. A name is checked with the addresses of the same DNS
+ * lookup that the connection uses, so that a second answer cannot differ.
  */
 import {lookup} from 'node:dns';
 import {BlockList, isIP, type LookupFunction} from 'node:net';

@@ -41,7 +41,7 @@ export interface Platform {
 export function layersOf(manifest: unknown, where: Where): readonly Descriptor[] {
 	const layers = at(manifest, 'layers');
 	if (!Array.isArray(layers) || layers.length === 0 || layers.length > maxLayers) {
-		throw damaged('the manifest is not that of a container image: it has no layers', where);
+		throw damaged('the manifest does not describe a container image: it has no layers', where);
 	}
 
 	return layers.map(layer => descriptorOf(layer, where));
@@ -121,7 +121,7 @@ export function chooseOf(list: readonly unknown[], platform: Platform, where: Wh
 		code: 'not-found',
 		what: `Could not choose an image of the manifest list: none is for ${wanted}`,
 		where: {...where, platforms: names.slice(0, 20).join(', ').slice(0, 256)},
-		remedy: 'Name the image that is meant by its digest, or its platform in -platform.',
+		remedy: 'Select an image by its digest, or by its platform with -platform.',
 	});
 }
 

@@ -59,7 +59,7 @@ export function checkName(name: string, {volumes, useOf}: Holdings): void {
 		const use = useOf(volume);
 		throw taken(
 			name,
-			`it is an image of its own${isInUse(use) ? ` that is in use by ${describeUse(use)}` : ''}, which is never overwritten`,
+			`it is a separate image, not an alias${isInUse(use) ? ` that is in use by ${describeUse(use)}` : ''}, which is never overwritten`,
 			isInUse(use)
 				? "Set LIBVIRT_VOL_NAME to a new name, or pass -no-switch and set it to the new version's name."
 				: `Remove it with "cloud-api-adaptor image rm ${name} -force" first, set LIBVIRT_VOL_NAME to a new name, or pass -no-switch.`,
@@ -70,13 +70,13 @@ export function checkName(name: string, {volumes, useOf}: Holdings): void {
 	if (volume !== undefined && isInUse(useOf(volume))) {
 		throw taken(
 			name,
-			`${describeUse(useOf(volume))} read through it`,
+			`${describeUse(useOf(volume))} use the alias as their backing file`,
 			"Wait for them to end, or pass -no-switch and set LIBVIRT_VOL_NAME to the new version's name.",
 		);
 	}
 }
 
-/** Points the alias to the version, whatever it pointed to. At every moment it points to one of the two. */
+/** Points the alias to the version. At every moment, the alias points either to the old version or to the new one. */
 export async function pointAliasAt(
 	session: LibvirtStorage,
 	pool: StoragePool,
@@ -95,7 +95,7 @@ export async function pointAliasAt(
 	if (!pointsToVersion(`${version.path.slice(0, version.path.lastIndexOf('/'))}/${name}`, version.path)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'Could not give the image its name: it is not a version of that name',
+			what: 'Could not point the alias to the image: the image is not a version of that alias',
 			where: {name, volume: version.name},
 			remedy: 'Choose one that "cloud-api-adaptor image list" shows, or set LIBVIRT_VOL_NAME to this one.',
 		});
@@ -140,7 +140,7 @@ export async function untilSeen(
 	isRight: (volume: Volume) => boolean,
 	signal: AbortSignal,
 ): Promise<Volume> {
-	using patience = new Scope().deadline(visibleTimeoutMs, 'libvirt to see the volume as it was written');
+	using patience = new Scope().deadline(visibleTimeoutMs, 'libvirt to report the written content of the volume');
 	using scope = new Scope(signal, patience.signal);
 	for (let look = 1; ; look++) {
 		const volume = await readVolume(session, pool.name, name, signal);
@@ -153,14 +153,14 @@ export async function untilSeen(
 				code: 'data-loss',
 				what:
 					volume === undefined
-						? 'The volume has vanished while it was written'
-						: 'libvirt does not see in the volume what was written to it',
+						? 'The volume disappeared while it was written'
+						: 'libvirt does not report the written content of the volume',
 				where: {
 					pool: pool.name,
 					volume: name,
 					...(volume === undefined ? {} : {format: volume.format, capacity: String(volume.capacity)}),
 				},
-				remedy: 'Look at "virsh vol-dumpxml" and at the storage of the KVM host, then push again.',
+				remedy: 'Check the volume with "virsh vol-dumpxml", check the storage of the KVM host, then push again.',
 			});
 		}
 

@@ -1,4 +1,4 @@
-/** Creates a storage pool: a directory, built, started, and started with the host. */
+/** Creates a storage pool of type dir: builds it, starts it and turns on its autostart. */
 import {AdaptorError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
 import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
@@ -53,7 +53,7 @@ export async function createPool(
 						what: `Could not ${isNew ? 'create' : 'start'} the storage pool: ${error.libvirtMessage}`,
 						where: {pool: name, ...(isNew ? {path} : {})},
 						remedy: isNew
-							? 'Name a directory that libvirt can make on the KVM host in LIBVIRT_DIR_NAME.'
+							? 'Set LIBVIRT_DIR_NAME to a directory that libvirt can create on the KVM host.'
 							: `Look at "virsh pool-dumpxml ${name}" on the KVM host.`,
 						cause: error,
 					})

@@ -1,5 +1,5 @@
 /**
- * An image becomes a volume of the pool, without a copy in between:
+ * Uploads an image as a volume of the pool, without an intermediate copy:
  *
  *   check ──▶ create an empty volume ──▶ write the note ──▶ write all except the first 64 KiB ──▶ read back
  *         ──▶ write the first 64 KiB, read back ──▶ wait until libvirt sees the image
@@ -74,7 +74,7 @@ export interface PushedImage extends ImageFormat {
 const unwindTimeoutMs = 60_000;
 /** Pause before the removal is retried on a new connection. */
 const unwindAgainMs = 500;
-/** Names contain the second; after a conflict with another push, wait for the next second. */
+/** Version names contain the time in seconds. After a name conflict with another push, wait for the next second. */
 const nameAttempts = 5;
 
 /**
@@ -119,9 +119,9 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 	if (image.size > availableBytes) {
 		throw new AdaptorError({
 			code: 'resource-exhausted',
-			what: 'Could not push the image: the storage pool has not enough space',
+			what: 'Could not push the image: the storage pool does not have enough space',
 			where: {pool: pool.name, neededBytes: String(image.size), availableBytes: String(availableBytes)},
-			remedy: 'Free some: "cloud-api-adaptor image prune" removes old versions.',
+			remedy: 'Free some space: "cloud-api-adaptor image prune" removes old versions.',
 		});
 	}
 
@@ -245,7 +245,7 @@ function withVersion({code, what, where, remedy = ''}: AdaptorError, volume: str
 		code,
 		what,
 		where: {...where, version: volume},
-		remedy: `${remedy} The new version itself is complete: "cloud-api-adaptor image use ${volume}" gives it the name.`.trim(),
+		remedy: `${remedy} The new version itself is complete: "cloud-api-adaptor image use ${volume}" points the alias to it.`.trim(),
 	});
 }
 
@@ -377,7 +377,7 @@ async function readUploaded(
 function notWhatWasWritten(pool: string, volume: string): AdaptorError {
 	return new AdaptorError({
 		code: 'data-loss',
-		what: 'Could not push the image: what was read back from the volume is not what was written',
+		what: 'Could not push the image: the data read back from the volume differs from the written data',
 		where: {pool, volume},
 		remedy: 'Look at the storage of the KVM host and its log, then push again.',
 	});
@@ -432,7 +432,7 @@ async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string
 		// Only this is logged for the operator: something is left.
 		log.error(
 			{pool: pool.name, volume, err: error},
-			'could not remove an incomplete image: the next push or prune does',
+			'could not remove an incomplete image; the next push or prune will remove it',
 		);
 	}
 }
@@ -480,7 +480,7 @@ class Bytes {
 	/** Reads to the end, where the source verifies its bytes. */
 	async end(): Promise<void> {
 		while ((await this.#next()) !== undefined) {
-			// Nothing more is expected; extra bytes are refused there.
+			// No more data is expected: `#next` refuses extra bytes.
 		}
 	}
 
@@ -490,7 +490,7 @@ class Bytes {
 		if (next.done === true ? this.#received !== this.#size : this.#received > this.#size) {
 			throw new AdaptorError({
 				code: 'data-loss',
-				what: 'Could not read the image: it has another size than it said',
+				what: 'Could not read the image: its size differs from the announced size',
 				where: {expectedBytes: String(this.#size), receivedBytes: String(this.#received)},
 			});
 		}

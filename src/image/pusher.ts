@@ -1,7 +1,7 @@
 /**
- * The note at the start of an incomplete volume: the process that writes it. A volume with a note is not an image: QEMU
- * finds no qcow2 there, and a machine cannot boot from it. Another process may remove the volume if the process in the
- * note has ended.
+ * The note at the start of an incomplete volume, which identifies the process that writes the volume. A volume with a
+ * note is not an image: QEMU finds no qcow2 there, and a machine cannot boot from it. Another process may remove the
+ * volume if the process in the note has ended.
  */
 import {readFile, readlink} from 'node:fs/promises';
 import {at} from '../core/json.ts';

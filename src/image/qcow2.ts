@@ -27,7 +27,7 @@ export async function checkIsWhole(head: Buffer, fileSize: bigint, read: ReadIma
 	const compressedOffset = (1n << BigInt(62 - (clusterBits - 8))) - 1n;
 	const check = (at: bigint): void => {
 		if (at >= fileSize) {
-			throw cutOff('its tables refer to data after its end');
+			throw cutOff('its tables refer to data beyond the end of the file');
 		}
 	};
 

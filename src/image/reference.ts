@@ -44,11 +44,11 @@ export function parseImageReference(text: string): ImageReference {
 	}
 
 	const named = at === -1 ? image : image.slice(0, at);
-	// A colon after the last slash is a tag's; one before it is a port's.
+	// A colon after the last slash starts the tag; a colon before it starts the port.
 	const colon = named.indexOf(':', Math.max(named.lastIndexOf('/'), named.lastIndexOf(']')) + 1);
 	const tag = colon === -1 ? defaultTag : named.slice(colon + 1);
 	if (!tagPattern.test(tag)) {
-		throw refused(text, 'its tag has more than letters, digits and . _ - (at most 128)');
+		throw refused(text, 'its tag has characters other than letters, digits and . _ - or is longer than 128');
 	}
 
 	const {registry, repository} = registryOf(colon === -1 ? named : named.slice(0, colon), text);
@@ -75,11 +75,14 @@ function registryOf(name: string, text: string): {registry: string; repository: 
 	const [, port] = hostPattern.exec(registry) ?? [];
 	// A URL parses a host that ends in a number as an IPv4 address, and rejects it if it is not one.
 	if (!hostPattern.test(registry) || port === '0' || !URL.canParse(`https://${registry}/`)) {
-		throw refused(text, 'its registry is no host name with or without a port');
+		throw refused(text, 'its registry is not a host name (with an optional port)');
 	}
 
 	if (repository.length > 255 || !repositoryPattern.test(repository)) {
-		throw refused(text, 'its repository has more than lower-case letters, digits and separators between them');
+		throw refused(
+			text,
+			'its repository has characters other than lower-case letters, digits and separators between them',
+		);
 	}
 
 	return {registry, repository};
@@ -106,7 +109,7 @@ function refused(text: string, why: string): AdaptorError {
 	return new AdaptorError({
 		code: 'invalid-argument',
 		what: `Could not read the image reference: ${why}`,
-		// A password does not belong in a reference, but may be in it.
+		// A reference should not contain a password, but the user may have written one.
 		where: {reference: shown.length > 300 ? `${shown.slice(0, 300)}…` : shown},
 		remedy: 'Write oci::REPOSITORY[:TAG|@DIGEST][::PATH], such as oci::quay.io/openshift_sandboxed_containers/podvm:latest::/image/podvm.qcow2.',
 	});

@@ -84,7 +84,7 @@ export class Registry {
 			wanted = chooseOf(list, platform, this.#where);
 		}
 
-		throw damaged('the manifest list holds lists only', this.#where);
+		throw damaged('the manifest list contains only lists', this.#where);
 	}
 
 	/**
@@ -121,7 +121,7 @@ export class Registry {
 		}
 
 		if (`${digest.slice(0, digest.indexOf(':'))}:${hash.digest('hex')}` !== digest) {
-			throw damaged('a blob is not what its digest says', {...this.#where, digest});
+			throw damaged('the content of a blob does not match its digest', {...this.#where, digest});
 		}
 	}
 
@@ -132,7 +132,7 @@ export class Registry {
 		if (answer.status === 206) {
 			const [, start] = /^bytes (\d+)-/v.exec(answer.headers['content-range'] ?? '') ?? [];
 			if (Number(start) !== offset) {
-				throw new HttpError('The registry answered another part of a blob than it was asked for', answer.url, {
+				throw new HttpError('The registry sent a different part of a blob than requested', answer.url, {
 					isFinal: true,
 				});
 			}
@@ -162,7 +162,7 @@ export class Registry {
 			digestPattern.test(version) &&
 			`${version.slice(0, version.indexOf(':'))}:${hashFor(version).update(bytes).digest('hex')}` !== version
 		) {
-			throw damaged('a manifest is not what its digest says', {...this.#where, digest: version});
+			throw damaged('the content of a manifest does not match its digest', {...this.#where, digest: version});
 		}
 
 		return {
@@ -259,9 +259,9 @@ export class Registry {
 			}
 
 			if (!this.#http.allowsPlain(this.#url(path))) {
-				throw new HttpError('The registry speaks no TLS', this.#url(path), {
+				throw new HttpError('The registry does not use TLS', this.#url(path), {
 					isFinal: true,
-					remedy: 'Name it in -plain-http if its traffic need not be protected.',
+					remedy: 'If its traffic does not need protection, name it in -plain-http.',
 					cause: error,
 				});
 			}
@@ -288,7 +288,7 @@ export class Registry {
 	async #token(challenge: ReadonlyMap<string, string>, asked: URL, signal: AbortSignal): Promise<Secret<string>> {
 		const url = URL.parse(challenge.get('realm') ?? '');
 		if (url === null) {
-			throw new HttpError('The registry names no place to get a token from', asked, {isFinal: true});
+			throw new HttpError('The registry requires a token but names no token server', asked, {isFinal: true});
 		}
 
 		const {repository} = this.#reference;
@@ -296,7 +296,8 @@ export class Registry {
 			service: challenge.get('service') ?? '',
 			scope: challenge.get('scope') ?? `repository:${repository}:pull`,
 		};
-		// Many registries issue their own tokens. Any other place was named by a server.
+		// Many registries issue their own tokens. Any other token server was named by the registry, so its address is
+		// restricted.
 		const isNamed = url.origin === this.#url('').origin;
 		const [answer, body] = await this.#inTime('a token', signal, async inTime =>
 			this.#retried(async () => {
@@ -311,7 +312,7 @@ export class Registry {
 		const content = parseDocument(body, 'the answer with a token', this.#where);
 		const token = at(content, 'token') ?? at(content, 'access_token');
 		if (typeof token !== 'string' || !/^[\x21-\x7e]+$/v.test(token)) {
-			throw new HttpError('The answer with a token has none', answer.url, {isFinal: true});
+			throw new HttpError('The answer of the token server contains no token', answer.url, {isFinal: true});
 		}
 
 		return new Secret(token);
@@ -435,8 +436,8 @@ function refusal(
 	// Temporary: too many requests, and errors of the server.
 	const mayPass = status === 429 || status >= 500;
 	const remedy = mayPass
-		? "It was asked several times: push again later, or look at the registry's own log."
-		: 'Check the reference, and that it leads to a registry.';
+		? 'The request was repeated several times. Push again later, or check the log of the registry.'
+		: 'Check the reference, and check that its host is a registry.';
 	return new HttpError(`The registry answered status ${status}${words === '' ? '' : ` (${words})`}`, url, {
 		isFinal: !mayPass,
 		remedy,

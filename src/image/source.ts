@@ -55,7 +55,7 @@ export function fileSource(path: string): FileSource {
 			if (!stats.isFile()) {
 				throw new AdaptorError({
 					code: 'invalid-argument',
-					what: 'Could not read the image: it is no file',
+					what: 'Could not read the image: it is not a file',
 					where: {path},
 				});
 			}
@@ -81,7 +81,7 @@ export function fileSource(path: string): FileSource {
 						if (chunk.length === 0) {
 							throw new AdaptorError({
 								code: 'aborted',
-								what: 'Could not read the image to its end: it became shorter meanwhile',
+								what: 'Could not read the image to its end: the file became shorter during the push',
 								where: {path},
 							});
 						}
@@ -90,7 +90,7 @@ export function fileSource(path: string): FileSource {
 						if (at > stats.size) {
 							throw new AdaptorError({
 								code: 'aborted',
-								what: 'Could not read the image: it became longer meanwhile',
+								what: 'Could not read the image: the file became longer during the push',
 								where: {path},
 							});
 						}

@@ -8,7 +8,7 @@ import {AdaptorError} from '../core/errors.ts';
 export interface TarEntry {
 	/** The name in the archive. */
 	readonly name: string;
-	/** `sparse`: a file of which the archive contains only parts. */
+	/** `sparse`: a file whose holes the archive omits. */
 	readonly type: 'file' | 'directory' | 'link' | 'sparse' | 'other';
 	/** Bytes of data after the header. */
 	readonly size: number;
@@ -94,7 +94,7 @@ export class TarDecoder {
 	/** @throws AdaptorError 'data-loss' if the archive is truncated */
 	end(): void {
 		if (this.#data > 0 || this.#meta !== undefined || this.#rest.length > 0) {
-			throw damaged('it is cut off');
+			throw damaged('it is truncated');
 		}
 	}
 
@@ -198,7 +198,7 @@ export class TarDecoder {
 	}
 }
 
-/** `length key=value\n`, the length that of the whole record (POSIX, "pax Extended Header"). */
+/** `length key=value\n`, where length is the length of the whole record (POSIX, "pax Extended Header"). */
 function records(content: Buffer): Map<string, string> {
 	const found = new Map<string, string>();
 	for (let at = 0; at < content.length;) {
@@ -207,7 +207,7 @@ function records(content: Buffer): Map<string, string> {
 		const equals = content.indexOf('=', space);
 		const end = at + length;
 		if (end > content.length || content[end - 1] !== 0x0a || equals === -1 || equals >= end) {
-			throw damaged('an extended header has a record that is none');
+			throw damaged('an extended header has an invalid record');
 		}
 
 		const key = content.toString('utf8', space + 1, equals);
@@ -241,15 +241,15 @@ function numberIn(bytes: Buffer): number {
 	if (((bytes[0] ?? 0) & 0x80) === 0) {
 		const text = textIn(bytes).trim();
 		if (!/^[0-7]*$/v.test(text)) {
-			throw damaged('a header has a size that is no number');
+			throw damaged('a header has a size that is not a number');
 		}
 
 		return text === '' ? 0 : Number.parseInt(text, 8);
 	}
 
-	// Of twelve bytes, the first gives the format; six bytes can represent every possible size.
+	// The field has twelve bytes. The first byte selects the format; six bytes are enough for every possible size.
 	if (bytes[0] !== 0x80 || bytes.subarray(1, -6).some(byte => byte !== 0)) {
-		throw damaged('a header has a size beyond all measure');
+		throw damaged('a header has a size that is too large');
 	}
 
 	return bytes.readUIntBE(bytes.length - 6, 6);
@@ -257,7 +257,7 @@ function numberIn(bytes: Buffer): number {
 
 function decimal(text: string): number {
 	if (!/^[1-9]\d{0,14}$|^0$/v.test(text)) {
-		throw damaged('an extended header has a number that is none');
+		throw damaged('an extended header has an invalid number');
 	}
 
 	return Number(text);

@@ -46,8 +46,8 @@ const running = 2;
 const fileTypes = ['dir', 'fs', 'netfs'];
 
 /**
- * @param refreshes whether libvirt refreshes the pool first: without that, it does not know copied files and changed
- * free space
+ * @param refreshes whether libvirt refreshes the pool first: without a refresh, libvirt does not know about copied
+ * files and changed free space
  * @throws AdaptorError 'not-found', 'failed-precondition' for a pool that is not active or whose volumes are not files
  */
 export async function openPool(

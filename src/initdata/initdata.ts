@@ -24,8 +24,8 @@ const algorithms = ['sha256', 'sha384', 'sha512'] as const;
 const remedy = 'Use the TOML document, or the output of "gzip -c initdata.toml | base64 -w0".';
 
 /**
- * @param text the document, base64 of its gzip, or base64 of the document for images before v0.14, which then get
- * exactly that
+ * @param text the document, base64 of the gzipped document, or base64 of the plain document for images before v0.14;
+ * the plain form is passed to the VM unchanged
  * @param where for errors
  * @throws AdaptorError 'invalid-argument', without the content of the document
  */

@@ -1,7 +1,7 @@
 /**
  * Finds the daemons that run on one PODS_DIR. Each daemon has a file `.daemon-<number>` there and holds a lock on it
  * (flock(2)), which the kernel releases when the process ends. A later daemon has a higher number. The lock shows
- * whether a predecessor is alive. A socket does not: another daemon may have taken it over and ended.
+ * whether a predecessor is alive. A socket does not show this: another daemon may have taken it over and ended.
  *
  * Node.js has no flock. The program `flock` (util-linux) locks the open file that it inherits. The lock belongs to the
  * open file, so it stays after the program has ended.
@@ -18,7 +18,7 @@ import type {OtherDaemons} from '../sandbox/ports.ts';
 
 const lockName = /^\.daemon-([1-9]\d{0,14})$/v;
 const draftName = /^\.daemon-new-[\da-f]{8}$/v;
-/** An older draft was left by a daemon that died before it got its number. */
+/** A draft file older than this was left by a daemon that died before it got its number. */
 const oldDraftMs = 60_000;
 
 export interface DaemonLock extends OtherDaemons, AsyncDisposable {}
@@ -101,8 +101,12 @@ async function takeNumber(
 		}
 
 		log.error(
-			{err: error, path: podsDir, remedy: 'Make PODS_DIR writable, with space left, and restart the daemon.'},
-			'could not lock PODS_DIR; a successor will not detect this daemon',
+			{
+				err: error,
+				path: podsDir,
+				remedy: 'Make PODS_DIR writable, make sure that it has free space, and restart the daemon.',
+			},
+			'could not create a lock file in PODS_DIR; a successor will not detect this daemon',
 		);
 		return undefined;
 	} finally {

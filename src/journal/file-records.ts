@@ -99,7 +99,7 @@ export class FileRecords implements SandboxRecords {
 
 			// Keep the file for an analysis. If the sandbox has a VM, it is now an orphan and will be removed.
 			await rename(path, `${path}.bad`);
-			this.#log.error({path: `${path}.bad`, err: error}, 'a damaged or foreign sandbox record was set aside');
+			this.#log.error({path: `${path}.bad`, err: error}, 'a damaged or foreign sandbox record was renamed');
 			return undefined;
 		}
 	}

@@ -1,6 +1,6 @@
 /**
- * A predecessor of an earlier version, whose socket answered but which holds no lock. It counts as alive for a fixed
- * time.
+ * Handles a predecessor of an earlier version, which holds no lock: if its socket answered, it counts as alive for a
+ * fixed time.
  */
 import {abortable} from '../core/lifetime.ts';
 import type {OtherDaemons} from '../sandbox/ports.ts';

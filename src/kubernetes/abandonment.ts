@@ -3,8 +3,8 @@
  *
  * A PeerPod is being deleted when its pod object is gone: the kubelet confirmed the end of the pod, which it only does
  * after the daemon removed the VM; or an administrator forced the deletion; or the node left the cluster. Normally the
- * daemon of the node removes VM and finalizer. So nothing is done here while a daemon may serve the VM. Nothing is done
- * while the pod exists, either, because it may still run: its PeerPod may have been deleted for another reason (the
+ * daemon of the node removes VM and finalizer. So nothing is done here while a daemon may serve the VM. While the pod
+ * exists, nothing is done either, because it may still run: the PeerPod may have been deleted for another reason (the
  * upstream controller deletes it if the pod has a newer one).
  */
 import type {VmRegistration} from './peer-pod.ts';
@@ -35,7 +35,7 @@ export type AbandonmentDecision =
 			readonly action: 'leave';
 			readonly why: 'in use' | 'the daemon is there' | 'the pod is there' | 'of another cluster';
 	  }
-	/** Abandoned since then, but the grace period has not passed. */
+	/** Abandoned since this time, but the grace period has not passed. */
 	| {readonly action: 'wait'; readonly since: number}
 	| {readonly action: 'delete'; readonly why: 'the node is gone' | 'the node is not ready' | 'the daemon is gone'};
 

@@ -103,7 +103,7 @@ export class KubernetesClient implements Disposable {
 		this.#options = {log, watchTimeoutMs, watchRetryMs, refusedRetryMs, settleMs};
 	}
 
-	/** @throws KubernetesError, 404 if there is none; 'data-loss' for an object over the limits of its kind */
+	/** @throws KubernetesError: 404 if the object does not exist; 'data-loss' if it exceeds the limits of its kind */
 	async get<Fields>(kind: Kind<Fields>, name: ObjectName, signal: AbortSignal): Promise<ApiObject<Fields>> {
 		const {bounds, isMetadataOnly = false} = kind;
 		return readObject(

@@ -21,7 +21,7 @@ export interface ClusterOptions {
 	readonly node: string;
 	/** CLUSTER_ID */
 	readonly cluster: string;
-	/** PEERPODS_LIMIT_PER_NODE: negative leaves the capacity of the node alone; undefined if it is not set. */
+	/** PEERPODS_LIMIT_PER_NODE: if negative, the capacity of the node is not changed; undefined if not set. */
 	readonly limitPerNode: number | 'unlimited' | undefined;
 	/** POD_UID */
 	readonly podUid: string | undefined;

@@ -200,7 +200,7 @@ export class ApiConnection implements Disposable {
 				});
 			}
 		});
-		// For errors after the answer arrived, which its reader handles, or after the caller has given up.
+		// Ignores errors after the answer arrived (its reader handles them) and errors after the caller has given up.
 		request.on('error', () => undefined);
 		request.end(text);
 		try {

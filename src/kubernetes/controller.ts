@@ -66,7 +66,7 @@ export async function cleanUpAfterNodes(options: ControllerOptions, signal: Abor
 			await retry(
 				async () => cleaner.round(signal),
 				{
-					// At most a minute, the delay after an outage.
+					// Longest pause: at most a minute, because it delays the recovery after an outage.
 					backOff: [intervalMs, 4 * intervalMs],
 					leastPauseMs: retryAfterOf,
 					onFailure(error, {retryInMs}) {
@@ -90,7 +90,7 @@ export async function cleanUpAfterNodes(options: ControllerOptions, signal: Abor
 class Cleaner {
 	readonly #options: ControllerOptions;
 	readonly #now: () => number;
-	/** By UID of the PeerPod: since when it has no daemon. */
+	/** By UID of the PeerPod: the time since which its node has no daemon. */
 	#since = new Map<string, number>();
 	/** By the PeerPod's UID. */
 	readonly #abandoned = new FailureLog();
@@ -151,7 +151,7 @@ class Cleaner {
 							...names,
 							reason: `CLUSTER_ID is ${JSON.stringify(this.#options.cluster)} here and ${JSON.stringify(registration.cluster)} there`,
 						},
-						'PeerPod left alone: its daemon has another CLUSTER_ID',
+						'ignoring a PeerPod: its daemon has another CLUSTER_ID',
 					);
 				}
 

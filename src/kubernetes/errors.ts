@@ -65,7 +65,7 @@ export function isAlreadyExists(error: unknown): error is KubernetesError {
 	return error instanceof KubernetesError && error.statusReason === 'AlreadyExists';
 }
 
-/** That part of the history is no longer stored: list again. */
+/** The server no longer stores this part of the history: list again. */
 export function isExpired(error: unknown): error is KubernetesError {
 	return error instanceof KubernetesError && error.status === 410;
 }
@@ -76,8 +76,8 @@ export function isKindMissing(error: unknown): boolean {
 }
 
 /**
- * The object itself does not exist, according to the API: not its kind is missing, and not a path that a proxy does not
- * know.
+ * The object itself does not exist, according to the API: neither is its kind missing, nor does the answer come from a
+ * proxy that does not know the path.
  */
 export function isObjectMissing(error: unknown): error is KubernetesError {
 	return isNotFound(error) && error.statusReason === 'NotFound' && !error.isKindMissing;

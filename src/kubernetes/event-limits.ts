@@ -62,7 +62,7 @@ export class EventLimits {
 	allows(pod: string, now: number): boolean {
 		for (const [name, bucket] of this.#pods) {
 			if (bucket.isFull(now)) {
-				this.#pods.delete(name); // As if it had never spoken.
+				this.#pods.delete(name); // Forgets the pod, as if it had never caused an event.
 			}
 		}
 

@@ -164,7 +164,10 @@ export class PodEvents implements AsyncDisposable {
 		}
 	}
 
-	/** `kubectl describe` shows events of that uid only. Without it, they are still in `kubectl get events`. */
+	/**
+	 * `kubectl describe` shows only events with the uid of the pod. Events without a uid are still in `kubectl get
+	 * events`.
+	 */
 	async #uidOf(pod: PodIdentity, signal: AbortSignal): Promise<string | undefined> {
 		try {
 			return (await this.#options.client.get(pods, pod, signal)).metadata.uid;
@@ -177,7 +180,7 @@ export class PodEvents implements AsyncDisposable {
 		}
 	}
 
-	/** Retried if it is unknown whether it was stored: its name shows that. */
+	/** Retried if it is unknown whether the event was stored: its unique name shows whether it was. */
 	async #create(namespace: string, object: NewObject, signal: AbortSignal): Promise<void> {
 		const {client} = this.#options;
 		try {
@@ -252,7 +255,7 @@ export class PodEvents implements AsyncDisposable {
 	}
 }
 
-/** The text of a message without numbers and ids, so that repeats of the same problem are recognised. */
+/** The message without numbers and ids, so that repetitions of the same problem are recognised. */
 function withoutNumbers(message: string): string {
 	return message.replaceAll(/[\da-f]+/gv, run => (/\d/v.test(run) ? '#' : run));
 }

@@ -38,7 +38,9 @@ export interface LeaderOptions {
 	readonly identity: string;
 	/** Whole seconds. */
 	readonly leaseDurationMs?: number;
-	/** A leader that could not renew for this time stops its work; shorter than the lease duration. */
+	/**
+	 * A leader that could not renew its lease for this time stops its work. Must be shorter than the lease duration.
+	 */
 	readonly renewDeadlineMs?: number;
 	/** Pause between attempts. A candidate without the lease waits longer after failures. */
 	readonly retryMs?: number;
@@ -53,9 +55,9 @@ const releaseTimeoutMs = 3000;
 const longestRetryMs = 30_000;
 
 /**
- * Runs `work` whenever this process is the leader, until the signal aborts; then releases the lease. The signal of
- * `work` aborts at once when the lease is lost; no other process can have it earlier.
- * @param work must resolve soon after its signal aborts; other errors end everything
+ * Runs `work` whenever this process is the leader, until the signal aborts; then releases the lease. When the lease is
+ * lost, the signal of `work` aborts before another process can get the lease.
+ * @param work must resolve soon after its signal aborts; an error of `work` ends the leader election
  */
 export async function whileLeading(
 	options: LeaderOptions,
@@ -66,7 +68,7 @@ export async function whileLeading(
 	const isOver = (): boolean => signal.aborted;
 	while (!isOver()) {
 		if (await candidate.tryToLead(signal)) {
-			options.log.info({path: leaseName(options)}, 'leading');
+			options.log.info({path: leaseName(options)}, 'became the leader');
 			await candidate.lead(work, signal);
 			options.log.info({path: leaseName(options)}, 'no longer the leader');
 		} else {

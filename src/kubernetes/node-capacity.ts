@@ -22,8 +22,8 @@ import {followLimit} from './peer-pod-config.ts';
 /** The resource that the webhook adds to each pod of the runtime class. */
 export const extendedResource = 'kata.peerpods.io/vm';
 /**
- * Who advertised it last: the UID of a daemon's pod. Daemons of the existing adaptor remove the resource when they
- * stop, unless this names another.
+ * Who advertised it last: the UID of a daemon's pod. Daemons of upstream remove the resource when they stop, unless
+ * this annotation names another pod.
  */
 export const ownerAnnotation = 'kata.peerpods.io/caa-owner';
 
@@ -61,13 +61,15 @@ export interface NodeCapacityOptions {
 	readonly podUid?: string;
 	/** Aborts when the daemon gets SIGTERM: from then on its successor decides. */
 	readonly stopping?: AbortSignal;
-	/** Interval of checks after another daemon took over, and of a DaemonSet that cannot be watched. */
+	/**
+	 * Interval of checks after another daemon took over, and interval of checks of a DaemonSet that cannot be watched.
+	 */
 	readonly lookAgainMs?: number;
 	/** Pauses after failed patches, and before changes of others are corrected. */
 	readonly retryMs?: readonly [first: number, longest: number];
 	/**
-	 * After this time without changes, a change of others is corrected at once; faster changes are corrected more
-	 * slowly.
+	 * If nobody changed the resource for this time, a change by another daemon is corrected at once; more frequent
+	 * changes are corrected with growing pauses.
 	 */
 	readonly calmMs?: number;
 	/** Time limit of the work at shutdown. */
@@ -135,7 +137,10 @@ export class NodeCapacity implements AsyncDisposable {
 		return this.limit ?? defaultLimit;
 	}
 
-	/** Leaves the resource for the next daemon. If there will be none, removes it, if the API server can be reached. */
+	/**
+	 * Leaves the resource for the next daemon. If there will be no next daemon, removes it, provided that the API
+	 * server can be reached.
+	 */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#closed ??= this.#close();
 		await this.#closed;
@@ -152,7 +157,7 @@ export class NodeCapacity implements AsyncDisposable {
 		} catch (error) {
 			this.#options.log.warn(
 				{err: error, node: this.#options.node},
-				'unknown whether the DaemonSet still exists; keeping the capacity of the node',
+				'could not determine whether the DaemonSet still exists; keeping the capacity of the node',
 			);
 		}
 	}
@@ -178,7 +183,7 @@ export class NodeCapacity implements AsyncDisposable {
 			}
 
 			if (event.type !== 'all') {
-				refusals.recovered(); // Not earlier: who may list may still not watch.
+				refusals.recovered(); // Not earlier: permission to list does not include permission to watch.
 			}
 
 			const object =
@@ -209,7 +214,7 @@ export class NodeCapacity implements AsyncDisposable {
 								{err: error, node, retryInMs},
 								'could not advertise the capacity of the node; retrying',
 							);
-							this.#advertised = undefined; // So that the log tells of the end as well.
+							this.#advertised = undefined; // So that the log also shows when the problem ends.
 						},
 					},
 					signal,
@@ -299,7 +304,7 @@ export class NodeCapacity implements AsyncDisposable {
 		}
 	}
 
-	/** Only a DaemonSet that existed before counts as deleted: with another name it never existed. */
+	/** Only a DaemonSet that was seen before counts as deleted: if DAEMONSET_NAME is wrong, it never existed. */
 	async #lookForDaemonSet(signal: AbortSignal): Promise<void> {
 		const {client, namespace, daemonSet, lookAgainMs} = this.#options;
 		try {
@@ -335,7 +340,7 @@ export class NodeCapacity implements AsyncDisposable {
 		const {metadata} = await client.get(nodes, {name: node}, signal);
 		const owner = metadata.annotations[ownerAnnotation];
 		if (podUid !== undefined && owner !== undefined && owner !== podUid) {
-			return; // Another DaemonSet's daemon has taken over.
+			return; // A daemon of another DaemonSet has taken over.
 		}
 
 		await client.patch(

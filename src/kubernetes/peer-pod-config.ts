@@ -68,7 +68,7 @@ export async function followLimit(
 
 			case 'changed':
 			case 'deleted': {
-				failures.recovered(); // Not earlier: who may list may still not watch.
+				failures.recovered(); // Not earlier: permission to list does not include permission to watch.
 				tell(event.type === 'deleted' ? undefined : event.object);
 			}
 		}

@@ -1,11 +1,11 @@
 /**
- * The PeerPod object: that a pod has a VM outside of the cluster. Owned by the pod and held by a finalizer, it outlives
- * the pod until somebody has seen to it that the VM is gone: the node's daemon, else a controller. Its form is the
- * existing adaptor's. Source: cloud-api-adaptor, peerpod-ctrl/api/v1alpha1 and pkg/adaptor/k8sops/peerpod.go.
+ * The PeerPod object: it states that a pod has a VM outside of the cluster. The pod owns it, and a finalizer keeps it
+ * until the daemon of the node, or else a controller, has made sure that the VM is gone. Its form is that of upstream.
+ * Source: cloud-api-adaptor, peerpod-ctrl/api/v1alpha1 and pkg/adaptor/k8sops/peerpod.go.
  *
- * `spec.instanceID` is the VM's name, which is the sandbox's alone, and not its UUID, which is recycled
- * (docs/adr/0007): the existing controller looks instances up by UUID, finds none of that form, and deletes nothing
- * (docs/adr/0018).
+ * `spec.instanceID` is the name of the VM, which is unique to the sandbox. It is not the UUID, which is reused
+ * (docs/adr/0007). The controller of upstream looks up instances by UUID, finds none with such a name, and deletes
+ * nothing (docs/adr/0018).
  */
 import {createHash} from 'node:crypto';
 import type {RegisteredVm, PodIdentity} from '../sandbox/ports.ts';
@@ -84,7 +84,7 @@ export function ofNode(node: string): string {
 	return `${nodeLabel}=${nodeLabelValue(node)}`;
 }
 
-/** The value of a label is shorter than the name of a node may be; the annotation has the whole name. */
+/** A node name may be longer than a label value. The annotation has the whole name. */
 function nodeLabelValue(node: string): string {
 	return node.length <= 63 ? node : createHash('sha256').update(node).digest('hex').slice(0, 32);
 }

@@ -4,8 +4,8 @@
  * In the happy case, `registerVm` creates the PeerPod at once, `unregisterVm` withdraws it at once, and `reconcile`
  * finds nothing to do. Rounds handle everything else, one at a time: failures, refusals, and unknown PeerPods, such as
  * those of a killed daemon. A round compares the VMs of the last `reconcile` call with the PeerPods at the API server,
- * then works on every open wish. A failed round is retried with growing pauses of at most half a minute. So PeerPods
- * are correct within a minute after an outage.
+ * then works on every wanted state that is not reached yet. A failed round is retried with growing pauses of at most
+ * half a minute. So PeerPods are correct within a minute after an outage.
  *
  * One task at a time works on a PeerPod. A new wish for it replaces the earlier one and ends its attempt.
  */
@@ -56,7 +56,7 @@ interface Wish {
 	readonly name: ObjectName;
 	/** The VM to register; without one, the PeerPod is withdrawn. */
 	readonly vm?: RegisteredVm;
-	/** Aborts when another wish replaces it, or none. */
+	/** Aborts when the wanted state is replaced or dropped. */
 	readonly end: AbortController;
 	/** Resolves when it is fulfilled, refused or replaced. */
 	readonly answered: PromiseWithResolvers<undefined>;
@@ -81,7 +81,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	 * the first call.
 	 */
 	#wanted: Map<string, RegisteredVm> | undefined;
-	/** They were not compared with the existing PeerPods yet. */
+	/** Whether these VMs still have to be compared with the existing PeerPods. */
 	#isComparisonDue = false;
 	/** By key of the PeerPod: known UIDs of the pods that own PeerPods. */
 	readonly #owners = new Map<string, string>();
@@ -89,7 +89,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	readonly #attempts = new Set<Promise<void>>();
 	/** Requests a round. */
 	readonly #work = new Trigger();
-	/** An attempt outside of a round has failed, and the pause after it has not passed. */
+	/** Whether an attempt outside of a round has failed and its pause has not passed yet. */
 	#failure: {readonly error: unknown} | undefined;
 	readonly #failures = new FailureLog();
 	/** By key of the PeerPod: VMs of pods that no longer exist. */
@@ -304,7 +304,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 		const collect = (error: unknown): void => {
 			signal.throwIfAborted();
 			if (error instanceof KubernetesError && (!isRefusal(error) || isKindMissing(error))) {
-				throw error; // The others would meet the same.
+				throw error; // The other PeerPods would fail for the same reason.
 			}
 
 			failures.push(error);
@@ -344,7 +344,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	async #compare(): Promise<void> {
 		const {client, node} = this.#options;
 		const fulfilled = [...this.#wishes.values()].filter(({vm, isFulfilled}) => vm !== undefined && isFulfilled);
-		this.#isComparisonDue = false; // A set that comes from now on is compared anew.
+		this.#isComparisonDue = false; // A set that arrives from now on requires a new comparison.
 		try {
 			const {items} = await client.list(peerPods, {labelSelector: ofNode(node)}, this.#closing.signal);
 			const listed = new Map(items.map(item => [keyOf(item.metadata), item]));
@@ -397,7 +397,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 						instanceName: metadata.name,
 						pod: `${String(metadata.namespace)}/${String(ownerOf(metadata)?.name)}`,
 					},
-					'withdrew the PeerPod of a VM that is gone',
+					'deleted the PeerPod of a VM that is gone',
 				);
 				this.#wish({name: metadata.name, namespace: String(metadata.namespace)});
 			}
@@ -459,7 +459,8 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 			const {metadata} = await this.#withoutFinalizer(name, signal);
 			if (metadata.deletionTimestamp === undefined) {
 				await client.delete(peerPods, name, {uid: metadata.uid}, signal).catch((error: unknown) => {
-					// A PeerPod that may not be deleted is deleted with its pod, because its finalizer is gone.
+					// If this daemon has no permission to delete the PeerPod, it is deleted together with its pod,
+					// because its finalizer is gone.
 					if (!(error instanceof KubernetesError && error.status === 403)) {
 						throw error;
 					}

@@ -1,11 +1,11 @@
 /**
- * Whether the pod of a VM still exists, by the API server. A wrong "gone" costs a healthy pod its VM, so only two
- * answers count as one: no pod of that name, by the API's own word, or one with another UID. Everything else is
- * "unknown": no answer, a refusal, a proxy's 404.
+ * Asks the API server whether the pod of a VM still exists. A wrong "gone" would delete the VM of a healthy pod. So
+ * only two answers mean "gone": the API itself reports that there is no pod with this name, or the pod has another UID.
+ * Everything else means "unknown": no answer, a refusal, or a 404 from a proxy.
  *
- * Static pods are not judged. The API server has only a mirror of them, which comes and goes with the node object and
- * has another UID than the pod. Source: Kubernetes, "Create static Pods"; kubelet, pkg/kubelet/config (a static pod is
- * named `NAME-NODE`, its UID is a hash without dashes).
+ * For static pods, the result is always "unknown": the API server has only a mirror pod, which is created and deleted
+ * with the node object and has a different UID. Source: Kubernetes, "Create static Pods"; kubelet, pkg/kubelet/config
+ * (a static pod is named `NAME-NODE`, its UID is a hash without dashes).
  */
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {Scope} from '../core/lifetime.ts';
@@ -51,7 +51,7 @@ export class PodPresence {
 			if (isRefusal(error) && this.#refusals.failed()) {
 				this.#options.log.warn(
 					{err: error},
-					'could not read pods from the Kubernetes API; only network namespaces show which pods are gone',
+					'could not read pods from the Kubernetes API; detecting deleted pods only by their network namespaces',
 				);
 			}
 

@@ -16,8 +16,8 @@ export const pods: Kind<object> = {...wholePods, isMetadataOnly: true, read: () 
 const mirrorAnnotation = 'kubernetes.io/config.mirror';
 
 /**
- * Whether it is the pod with this UID, if it is known, and not another one with its name. A static pod has a different
- * UID in the kubelet and in the API server.
+ * Whether it is the pod with this UID and not another pod with the same name. Any pod matches if the UID is unknown. A
+ * static pod has a different UID in the kubelet and in the API server.
  */
 export function isSamePod(uid: string | undefined, found: ObjectMeta): boolean {
 	return uid === undefined || uid === found.uid || uid === found.annotations[mirrorAnnotation];

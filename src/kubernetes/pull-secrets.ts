@@ -1,11 +1,11 @@
 /**
- * The registry credentials of a pod: those of its own image pull secrets first, in their order, then its service
- * account's, then the administrator's file. The kubelet tries them in that order where it knows several; a pod VM knows
- * one for each registry. What cannot be had is said, in the log and to the pod, and is no reason for a pod not to
- * start: its images may need none. Credentials are held as secrets, and written nowhere here.
+ * Collects the registry credentials of a pod: first from its image pull secrets, in their order, then from its service
+ * account, then from the file of the administrator. The kubelet tries several credentials in this order; a pod VM
+ * supports one per registry. Missing credentials are reported in the log and in an event of the pod, but do not prevent
+ * the start: the images may need none. Credentials are held as `Secret` and never written to a file here.
  *
- * A pod's owner decides how many secrets there are and what is in them. So each has a limit, the daemon holds few of
- * them at a time, and each step runs in a turn of the event loop of its own.
+ * The owner of a pod decides the number and the content of the secrets. So each secret has a size limit, the daemon
+ * holds only a few at a time, and each step runs in a separate turn of the event loop.
  */
 import {readFile} from 'node:fs/promises';
 import {AdaptorError, toError} from '../core/errors.ts';
@@ -155,7 +155,7 @@ export class PullSecrets {
 				: await attempt(`service account ${found.serviceAccount}`, async () =>
 						this.#get(serviceAccounts, {namespace, name: found.serviceAccount}, signal),
 					);
-		// Usually the same: Kubernetes adds the secrets of the service account to a pod without any.
+		// Usually the same secrets: Kubernetes adds the secrets of the service account to a pod that has none.
 		const given = [...new Set([...(found?.pullSecrets ?? []), ...(account?.pullSecrets ?? [])])];
 		const names = given.filter(name => isSecretName(name));
 		if (names.length < given.length) {
@@ -229,7 +229,7 @@ export class PullSecrets {
 		using _ = await this.#turn(name, signal);
 		const {data} = await this.#options.client.get(secrets, name, signal);
 		if (data === undefined) {
-			throw new AdaptorError({code: 'data-loss', what: 'no registry credentials in it'});
+			throw new AdaptorError({code: 'data-loss', what: 'contains no registry credentials'});
 		}
 
 		return await this.#pieces.run(() => {
@@ -262,7 +262,7 @@ export class PullSecrets {
 			if (refused > 0) {
 				log.warn(
 					{path: authFile, err: refusedNames(refused)},
-					'some registry credentials of the administrator are left out',
+					'omitting registry credentials of the administrator with unusable registry names',
 				);
 			}
 

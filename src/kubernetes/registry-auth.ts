@@ -1,8 +1,9 @@
 /**
- * Registry credentials: how they are written in image pull secrets, and as what pod VMs read them. Pure. No error
- * repeats anything of them. Sources: Kubernetes, "Pull an Image from a Private Registry" and pkg/credentialprovider
- * (what the kubelet takes, and in which order); containers-auth.json(5); confidential-containers/guest-components,
- * image-rs/src/auth (what the VM reads: `auth` alone, in padded base64, and one entry without it spoils the file).
+ * Converts registry credentials from the formats of image pull secrets to the format that pod VMs read. Pure. No error
+ * contains any part of them. Sources: Kubernetes, "Pull an Image from a Private Registry" and pkg/credentialprovider
+ * (which entries the kubelet accepts, and in which order); containers-auth.json(5);
+ * confidential-containers/guest-components, image-rs/src/auth (the VM reads only `auth`, in padded base64; one entry
+ * without it makes the whole file unusable).
  */
 import {basicAuthOf, parseDockerAuth} from '../core/docker-auth.ts';
 import {AdaptorError} from '../core/errors.ts';
@@ -44,8 +45,8 @@ export function parseRegistryAuth(text: string, format: 'dockerconfigjson' | 'do
 }
 
 /**
- * The content of `auth.json`, or undefined without credentials. Of several credentials for one registry, the first
- * wins.
+ * The content of `auth.json`, or undefined without credentials. If a registry has several credentials, the first ones
+ * win.
  */
 export function authJson(sources: readonly RegistryAuth[]): string | undefined {
 	const merged = new Map<string, string>();
@@ -74,7 +75,7 @@ function entryOf(registry: string, auth: string): string {
 function authOf(entry: unknown): string | undefined {
 	const login = basicAuthOf(entry);
 	if (login === 'malformed') {
-		throw new AdaptorError({code: 'data-loss', what: 'an "auth" that is not base64 of a user and a password'});
+		throw new AdaptorError({code: 'data-loss', what: 'an "auth" is not the base64 of USER:PASSWORD'});
 	}
 
 	return login?.toString('base64');

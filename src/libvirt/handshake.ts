@@ -24,7 +24,7 @@ export async function openDriver(connection: RpcConnection, uri: string, signal:
 				? 'The libvirt daemon requires SASL authentication, which is not supported'
 				: 'The libvirt daemon requires an unknown kind of authentication',
 			where: {types: types.join(' ')},
-			remedy: 'Connect over ssh as a user that may use libvirt\'s unix socket, or set auth_unix_rw to "none" or "polkit" in libvirtd.conf on the KVM host.',
+			remedy: 'Connect over ssh as a user with access to libvirt\'s unix socket, or set auth_unix_rw to "none" or "polkit" in libvirtd.conf on the KVM host.',
 		});
 	}
 

@@ -7,8 +7,8 @@
  */
 
 /**
- * Time is counted in ticks of a timer: after a pause of this process itself, only one tick is late, and the peer is not
- * blamed.
+ * Time is counted in ticks of a timer: if this process itself was stopped for a while, only one tick is late, so the
+ * peer is not reported as silent.
  */
 const ticksOfLimit = 20;
 const [pingAfter, suspectAfter] = [1, 2];

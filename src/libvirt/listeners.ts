@@ -1,4 +1,4 @@
-/** A list of event listeners. An error of a listener affects neither the notifier nor the other listeners. */
+/** A list of event listeners. If a listener throws, the notifier and the other listeners are not affected. */
 export class Listeners<T> {
 	readonly #listeners = new Set<(value: T) => void>();
 	readonly #onError: (error: unknown) => void;

@@ -7,7 +7,10 @@ import {backOff, pause, Scope} from '../core/lifetime.ts';
 import {rootReason} from './connector.ts';
 import {isRefusal} from './wire/errors.ts';
 
-/** The pause after a refusal (a key, a permission), unless a caller waits: sshd counts failed attempts. */
+/**
+ * The long pause after a refusal (wrong key, missing permission), because sshd counts failed attempts. A waiting caller
+ * ends it.
+ */
 const refusedPauseMs = 30_000;
 
 export interface ReconnectLoopOptions {

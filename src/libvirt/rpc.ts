@@ -30,7 +30,7 @@ import {decode, encode} from './wire/xdr.ts';
 /**
  * At its `max_client_requests` (5 by default, libvirtd.conf) the daemon stops reading. Then it does not read our
  * answers to its pings either, and disconnects. Stream packets that it has not yet written to disk count as well, but
- * these it processes without our help.
+ * the daemon processes those by itself.
  */
 const callsInFlight = 4;
 /** How many completed streams are remembered. */
@@ -213,7 +213,7 @@ export class RpcConnection {
 	}
 
 	/**
-	 * Starts to check for a silent peer, and for slots that are stuck.
+	 * Starts to check whether the peer is silent and whether abandoned calls block slots.
 	 * @param keepalive whether the daemon answers pings; if not, silence is ignored
 	 * @param silenceTimeoutMs without any byte for this time, the connection is lost
 	 * @param onSuspicion a ping was not answered soon; the signal aborts when something arrives, or when the connection
@@ -359,11 +359,11 @@ export class RpcConnection {
 		const confirms = packet.type === messageType.stream && packet.status === messageStatus.ok;
 		if (exchange === undefined) {
 			if (confirms && this.#confirmed.includes(packet.serial)) {
-				// libvirtd (9.0.0, rarely, with streams beside calls) sends this message again instead of the answer to
-				// another call, which is lost.
+				// Bug of libvirtd (seen with 9.0.0, rarely, when streams and calls share a connection): it sends this
+				// message a second time in place of the answer to another call. That answer is lost.
 				throw new AdaptorError({
 					code: 'unavailable',
-					what: 'the daemon confirmed the end of a stream twice: it has lost the answer to another call',
+					what: 'the daemon confirmed the end of a stream twice, so the answer to another call is lost (bug of libvirtd)',
 				});
 			}
 

@@ -61,6 +61,6 @@ export const sessionDefaults = {
 	silenceTimeoutMs: 20_000,
 	streamTimeoutMs: 120_000,
 	drainTimeoutMs: 2000,
-	// The longest pause plus a handshake take less than 2 s, so that a recovered host is used again within that time.
+	// The longest pause plus a handshake must be less than 2 s, so that a recovered host is used again within 2 s.
 	reconnectMs: {first: 100, longest: 1000},
 } satisfies Omit<LibvirtSessionOptions, 'openPipe' | 'uri'>;

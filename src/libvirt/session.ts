@@ -30,14 +30,14 @@ import {StreamConnections} from './stream-connections.ts';
 import {consoleOutput, downloadVolume, uploadVolume, type VolumeRange} from './streams.ts';
 import {decode} from './wire/xdr.ts';
 
-/** A connection that lived shorter does not count as a success for the back-off. */
+/** A connection that lasted less than this time does not reset the back-off. */
 const stableMs = 5000;
 /**
  * Uploads up to this size share the connection with the calls: the daemon reads them faster than a new connection could
  * be made.
  */
 const sharedUploadLimit = 8n * 1024n * 1024n;
-/** If the answer of a call is lost this often, the call itself may be what breaks the connections. */
+/** If the answer to a call is lost this many times, the call itself may cause the loss of the connections. */
 const lostAnswersAtMost = 3;
 /** The peer gets this time to read the last bytes; then the connection is destroyed. */
 const closeTimeoutMs = 1000;
@@ -147,8 +147,8 @@ export class LibvirtSession implements AsyncDisposable {
 
 	/**
 	 * Writes the bytes of the source into the volume. Resolves when the daemon has confirmed all of them. Reads the
-	 * source no faster than the daemon accepts the bytes. Pass `length` if it is known: small uploads then need no
-	 * separate connection.
+	 * source no faster than the daemon accepts the bytes. Pass `length` if it is known, because small uploads then need
+	 * no separate connection.
 	 * @throws as `call`; a LibvirtError is also possible after a part was written ('resource-exhausted' if the storage
 	 * is full). That part stays.
 	 */

@@ -34,8 +34,8 @@ export interface VolumeRange {
 	readonly offset: bigint;
 	readonly length: bigint;
 	/**
-	 * Zeros become holes. For an upload, the volume must already have holes there: use it for new volumes, and for
-	 * ranges up to the end.
+	 * Zeros become holes. For an upload, the volume must already have holes at these places. So use this only for new
+	 * volumes, and for ranges up to the end.
 	 */
 	readonly isSparse: boolean;
 }
@@ -86,7 +86,7 @@ export async function uploadVolume(
 		await stream.skip(skipped, scope.signal);
 		await stream.finish(scope.signal);
 	} catch (error) {
-		// Not awaited: a source that hangs in next() also hangs in return().
+		// Not awaited: if a source hangs in next(), it also hangs in return().
 		Promise.resolve(chunks.return?.()).catch(() => undefined);
 		await stream.abort();
 		throw error;

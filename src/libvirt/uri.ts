@@ -90,7 +90,7 @@ export function parseLibvirtUri(text: string): LibvirtUri {
 		throw invalid(
 			'The libvirt URI contains a password',
 			{},
-			'Passwords are not supported: use a key (keyfile=…) or an ssh agent, and remove it from the URI.',
+			'Remove the password from the URI. Passwords are not supported: use a key (keyfile=…) or an ssh agent.',
 		);
 	}
 
@@ -98,7 +98,7 @@ export function parseLibvirtUri(text: string): LibvirtUri {
 		/^(?<scheme>[\w+.-]*):\/\/(?<authority>[^/?#]*)(?<path>\/[^?#]*)?(?:\?(?<query>[^#]*))?$/.exec(text)?.groups ??
 		{};
 	if (scheme === undefined || authority === undefined) {
-		throw invalid('The libvirt URI has no recognisable form', {}, examples);
+		throw invalid('The libvirt URI is malformed', {}, examples);
 	}
 
 	const [driverText = '', transportText] = scheme.split(/\+(.*)/s);

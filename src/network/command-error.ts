@@ -31,8 +31,9 @@ interface Explanation {
 }
 
 /**
- * The first match counts, so specific entries come first. None has the code 'not-found', which could be read as "the
- * pod is gone": a program cannot prove that, because the namespace may only be invisible to it. See netns.ts.
+ * The first match counts, so specific entries come first. No entry has the code 'not-found', because that could be
+ * understood as "the pod is gone". The error of a program cannot prove this: the namespace may exist but not be visible
+ * to the program. See netns.ts.
  */
 const explanations: readonly Explanation[] = [
 	{
@@ -94,7 +95,7 @@ const explanations: readonly Explanation[] = [
 		meaning: 'not-permitted',
 		pattern: /Operation not permitted|Permission denied/v,
 		code: 'permission-denied',
-		reason: 'it is not permitted',
+		reason: 'the operation is not permitted',
 		remedy: 'Run the container privileged, or with the capabilities NET_ADMIN and SYS_ADMIN.',
 	},
 	{

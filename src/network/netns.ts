@@ -2,8 +2,9 @@
  * Network namespaces as files: identifies the namespace at a path, whether it may be used, and whether it still exists.
  * Starts no process and enters no namespace.
  *
- * Device and inode of its file in nsfs identify a namespace, independently of symbolic links, bind mounts and `..`. The
- * kernel reuses an inode when its namespace is gone, so the identity alone proves nothing about an invisible namespace.
+ * A namespace is identified by the device and inode of its file in nsfs, independently of symbolic links, bind mounts
+ * and `..`. The kernel reuses an inode when its namespace is gone, so the identity alone proves nothing about an
+ * invisible namespace.
  */
 import {constants, type BigIntStats} from 'node:fs';
 import {lstat, open, stat} from 'node:fs/promises';
@@ -44,14 +45,14 @@ export async function checkNetns(path: string, ownPath: string): Promise<NetnsId
 			code: 'invalid-argument',
 			what: 'The network namespace of the pod is a plain file',
 			where: {netns: path},
-			remedy: 'It is gone, or its mount is not visible in this container: mount /run/netns with mountPropagation: HostToContainer.',
+			remedy: 'The namespace no longer exists, or its mount is not visible in this container. In the second case, mount /run/netns with mountPropagation: HostToContainer.',
 		});
 	}
 
 	if (found.ino === own.ino) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'The network namespace of the pod is that of the node',
+			what: 'The network namespace of the pod is the namespace of the node',
 			where: {netns: path},
 			remedy: 'Host-network pods cannot run as peer pods; use the default runtime class for them.',
 		});

@@ -92,7 +92,10 @@ function element({address, vni}: Binding): string {
 	return `${address} . ${vni}`;
 }
 
-/** nft 1.0.6 has no `destroy element`. So the elements are added first, and can then always be deleted. */
+/**
+ * nft 1.0.6 has no `destroy element`, and deleting a missing element fails. So the elements are added before they are
+ * deleted.
+ */
 function without(set: string, all: readonly string[]): string {
 	return elements('add', set, all) + elements('delete', set, all);
 }

@@ -1,5 +1,5 @@
 /**
- * Converts the network of a pod namespace to the configuration for its VM. Pure. The code in the VM is fixed:
+ * Converts the network of a pod namespace to the configuration for its VM. Pure. The code in the VM cannot be changed:
  * cloud-api-adaptor, pkg/podnetwork/podnode.go and pkg/util/netops, v0.10 to v0.22. It assigns the address to its end
  * of the tunnel, removes the resulting subnet route, adds the routes without gateway, then the others, then the
  * neighbours, and fails at the first error of the kernel. So the configuration must include the subnet route (protocol

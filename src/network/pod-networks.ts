@@ -61,8 +61,8 @@ export interface KernelPodNetworks extends PodNetworks, AsyncDisposable {
 	check(signal: AbortSignal): Promise<void>;
 	/**
 	 * Drops VXLAN packets of the reserved VNIs that are not from the VM of the tunnel, until disposal. Restores flushed
-	 * rules. Call it after the reservations of an earlier run are adopted, because it closes tunnels that are neither
-	 * known nor in use.
+	 * rules. Call it after the reservations of an earlier run are adopted, because this method closes tunnels that are
+	 * neither known nor in use.
 	 */
 	guard(signal: AbortSignal): Promise<void>;
 	/** The state of the network namespace of a pod, as tools print it. */
@@ -176,12 +176,15 @@ class Tunnels implements KernelPodNetworks {
 				first.resolve(undefined);
 				this.#options.observer?.notify({kind: 'tunnels-guarded', dropped});
 				if (failures.recovered()) {
-					this.#log.info({}, 'tunnels are bound to their VMs again');
+					this.#log.info({}, 'tunnels accept only packets of their VMs again');
 				}
 			} catch (error) {
 				first.reject(error);
 				if (!signal.aborted && failures.failed()) {
-					this.#log.error({err: error}, 'could not bind the tunnels to their VMs; retrying every minute');
+					this.#log.error(
+						{err: error},
+						'could not restrict the tunnels to packets of their VMs; retrying every minute',
+					);
 				}
 			}
 		}
@@ -212,7 +215,10 @@ class Tunnels implements KernelPodNetworks {
 				const {vni, isAdopted} = await this.#reserveVni(place, inspection.links, signal);
 				this.#moveIn({...place, vni, address: undefined, former: [], isAdopted, isUnseen: false});
 				for (const reason of warnings) {
-					this.#log.warn({sandboxId, netns: netnsPath, reason}, 'the VM does not get the whole pod network');
+					this.#log.warn(
+						{sandboxId, netns: netnsPath, reason},
+						'the VM does not support a part of the pod network',
+					);
 				}
 
 				return {...network, netns, vxlanId: vni, index: vni - this.#options.vxlanMinId};
@@ -248,7 +254,7 @@ class Tunnels implements KernelPodNetworks {
 		} else if ((await presenceOf({netnsPath, ...present({netns: reserved?.netns})}, this.#ownNetns)) !== 'gone') {
 			this.#log.info(
 				{sandboxId, netns: netnsPath},
-				'namespace of a reservation is not visible; the VNI is released with the namespace',
+				'network namespace is not visible; the kernel releases the reserved VNI when the namespace ends',
 			);
 		}
 
@@ -431,10 +437,10 @@ class Tunnels implements KernelPodNetworks {
 		const leftover = links.find(({name}) => name === tunnelInterface);
 		if (leftover?.vxlan !== undefined && leftover.vxlan.vni >= vxlanMinId && isReusable(leftover.vxlan, port)) {
 			const {vni} = leftover.vxlan;
-			// The device may be up. Close it: this run must verify the VM first.
+			// The device may be up. Set it down: this daemon must verify the VM before it accepts packets.
 			await this.#guard.close(vni, undefined, signal);
 			this.#vnis.adopt(vni);
-			this.#log.info({sandboxId, netns: netnsPath, vni}, 'VNI of an earlier run taken over');
+			this.#log.info({sandboxId, netns: netnsPath, vni}, 'reusing the VNI of an earlier run');
 			return {vni, isAdopted: true};
 		}
 
@@ -445,7 +451,7 @@ class Tunnels implements KernelPodNetworks {
 					netns: netnsPath,
 					reason: leftover.vxlan === undefined ? 'not a VXLAN device' : 'different port, VNI or mode',
 				},
-				'tunnel of an earlier run replaced',
+				'replaced the tunnel of an earlier run',
 			);
 			await this.#iproute2.removeTunnel(netnsPath, signal);
 		}
@@ -494,7 +500,7 @@ class Tunnels implements KernelPodNetworks {
 			if (!means(error, 'no-device') && !(await this.#isGone(error, place))) {
 				this.#log.warn(
 					{netns: place.netnsPath, err: error},
-					'could not release the reserved VNI; it is released with the namespace',
+					'could not release the reserved VNI; the kernel releases it when the namespace ends',
 				);
 			}
 		}
@@ -562,7 +568,7 @@ class Tunnels implements KernelPodNetworks {
 
 		const tenant = this.#tenancies.in(netns);
 		if (tenant !== undefined && tenant !== tenancy) {
-			// A late repetition: the namespace has a new tenant.
+			// A late repetition of the call: another sandbox now uses the namespace.
 			return;
 		}
 

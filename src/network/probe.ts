@@ -110,8 +110,8 @@ export class NetworkProbe {
 				return false;
 			}
 
-			// The probe of another daemon at this moment, or of one that was killed: the port is usable. The other
-			// daemon does not mind that its device is gone.
+			// The probe of another daemon at this moment, or of one that was killed: the port is usable. Removing the
+			// device of the other daemon does not disturb it.
 			if (means(error, 'exists', 'vni-in-use')) {
 				await this.#iproute2.removeProbe(signal);
 				return true;

@@ -1,6 +1,7 @@
 /**
- * The tunnels of this process. A namespace has one tenancy at a time, independently of its path. A tenancy outlives its
- * namespace until it is released. No I/O.
+ * The tunnels that this process knows. A tenancy is the use of a network namespace by one sandbox. A namespace has at
+ * most one tenancy at a time, whatever its path is. A tenancy remains after its namespace is gone, until it is
+ * released. No I/O.
  */
 import type {NetnsIdentity, PodNetwork, SandboxId} from '../sandbox/ports.ts';
 import {isSame} from './netns.ts';
@@ -93,7 +94,7 @@ export class Tenancies {
 		}
 	}
 
-	/** Whether a tunnel has the binding, or may have it. */
+	/** Whether a tunnel has, or may have, the binding (a pair of VM address and VNI). */
 	mayHave({address, vni}: Binding): boolean {
 		return this.#all
 			.values()

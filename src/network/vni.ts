@@ -19,7 +19,7 @@ export function vniRange(lowest: number): {readonly lowest: number; readonly hig
 
 export interface VniAttempt {
 	readonly vni: number;
-	/** For a VNI that the kernel refused; gives the next, or throws 'resource-exhausted'. */
+	/** Call this if the kernel refused the VNI. Returns the next VNI to try, or throws 'resource-exhausted'. */
 	another(): VniAttempt;
 }
 

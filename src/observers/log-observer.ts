@@ -10,7 +10,7 @@ import type {AdaptorEvent, EventOf} from './event.ts';
 
 type Line = readonly [level: 'debug' | 'info' | 'warn' | 'error', message: string, fields: LogFields];
 
-/** Undefined for an event that another line covers. */
+/** Undefined for an event that needs no line, because another event logs the same fact. */
 const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) => Line | undefined} = {
 	'sandbox-created': ({size, initdata, vni, netns}) => [
 		'info',
@@ -65,7 +65,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	'relay-not-closed': ({error}) => ['warn', 'agent relay did not close', {err: error}],
 	'vm-not-watched': ({error}) => [
 		'error',
-		'cannot watch for the end of the pod VM; the next reconcile round will see it',
+		'cannot watch whether the pod VM ends; the next reconcile round will detect it',
 		{err: error},
 	],
 	'size-limited': ({limited}) => [
@@ -94,11 +94,11 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		{reason: `${reason}; it was created at ${createdAt.toISOString()}`},
 	],
 	'orphan-not-removed': ({error}) => ['warn', 'could not remove an orphaned pod VM; trying again', {err: error}],
-	'sandbox-left-alone': ({reason}) => ['warn', 'the sandbox is left alone', {reason}],
-	'vm-left-alone': ({reason, podsDir}) => ['warn', 'a pod VM is left alone', {...present({path: podsDir}), reason}],
+	'sandbox-left-alone': ({reason}) => ['warn', 'not changing a sandbox', {reason}],
+	'vm-left-alone': ({reason, podsDir}) => ['warn', 'not changing a pod VM', {...present({path: podsDir}), reason}],
 	'record-unreadable': ({error}) => [
 		'error',
-		"a pod VM is left alone: its sandbox's record cannot be read",
+		'not changing a pod VM: cannot read the record of its sandbox',
 		{err: error},
 	],
 	'decision-postponed': ({reason}) => ['debug', 'waiting to decide on the sandbox', {reason}],
@@ -138,7 +138,7 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	'forwarder-reached': ({address, durationMs}) => ['info', 'forwarder of the VM reached', {address, durationMs}],
 	'address-refused': ({address, attempt, reason, remedy}) => [
 		levelOfAttempt(attempt),
-		'address did not prove to be the pod VM; trying again',
+		'could not verify that the address belongs to the pod VM; trying again',
 		{address, attempt, reason, remedy},
 	],
 	'unused-connection-closed': ({error}) => [
@@ -165,7 +165,11 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		'an answer arrived on a replaced connection to the VM',
 		{method, durationMs, code},
 	],
-	'answers-lost': ({error, count}) => ['warn', 'answers of the VM are lost; their calls failed', {err: error, count}],
+	'answers-lost': ({error, count}) => [
+		'warn',
+		'answers of the VM were lost; the calls that waited for them failed',
+		{err: error, count},
+	],
 	'vm-back': ({count, durationMs, attempt}) => [
 		levelOfAttempt(attempt) === 'warn' ? 'info' : 'debug',
 		'connection to the VM restored',

@@ -27,7 +27,7 @@ export interface AbandonedVmsOptions {
 /**
  * Deletes the VM and its disks. Succeeds if it does not exist. Leaves a VM alone that has the name but belongs to
  * another owner.
- * @returns whether there was one
+ * @returns whether the VM existed
  */
 export async function deleteAbandonedVm(
 	{session, cluster, log}: AbandonedVmsOptions,
@@ -43,7 +43,7 @@ export async function deleteAbandonedVm(
 		if (named.length > 0) {
 			log.warn(
 				{instanceName, node, pod: `${pod.namespace}/${pod.name}`},
-				'the domain of this name is not the VM of this pod, node and cluster: it is left alone',
+				'not deleting a domain: it has the expected name, but it is not the VM of this pod, node and cluster',
 			);
 		}
 

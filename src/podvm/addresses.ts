@@ -46,8 +46,8 @@ export function findAddresses(
 	const stop = new Scope();
 	const found = search(session, vm, log, signal, stop.signal);
 	const end = async (): Promise<IteratorReturnResult<never>> => {
-		stop.abort(new AdaptorError({code: 'cancelled', what: "Nobody asks for the pod VM's addresses any more"}));
-		// The type `never`: a generator that ends has the value undefined, which nobody reads.
+		stop.abort(new AdaptorError({code: 'cancelled', what: 'The addresses of the pod VM are no longer needed'}));
+		// The cast is safe: a generator that ends has the value undefined, which is never read.
 		return found.return(undefined as never) as Promise<IteratorReturnResult<never>>;
 	};
 

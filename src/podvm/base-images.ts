@@ -1,8 +1,8 @@
 /**
  * Checks the content of the volumes that pod VMs start from. Anyone who can create pods can name any volume of the
  * pool, and the host opens the files that the header of a volume names. So each start checks the first bytes of the
- * volume itself. The same rules apply to the configured image, with one exception: the administrator may have made it
- * an overlay, so a backing file is only a warning there (record 28).
+ * volume itself. The same rules apply to the configured image, with one exception: the administrator may have created
+ * it as an overlay, so a backing file only causes a warning (docs/adr/0028).
  *
  * A volume is read once. The result is stored with its path and the time of its last change, which libvirt reports at
  * every start anyway.
@@ -139,8 +139,8 @@ export class BaseImages {
 		if (verdict.format !== base.format) {
 			throw this.#refusal(
 				base,
-				`it is ${verdict.format} by its content, and libvirt takes it for ${base.format}`,
-				`Run "virsh pool-refresh ${this.#pool}" on the KVM host, so that libvirt looks at it anew.`,
+				`its content is ${verdict.format}, but libvirt reports ${base.format}`,
+				`Run "virsh pool-refresh ${this.#pool}" on the KVM host, so that libvirt reads the volume again.`,
 			);
 		}
 
@@ -152,7 +152,11 @@ export class BaseImages {
 		if (name !== this.#configured) {
 			if (hasBackingFile) {
 				const {why, remedy} = backingFileRefusal();
-				throw this.#refusal(base, why, `${remedy} An administrator may set it as LIBVIRT_VOL_NAME instead.`);
+				throw this.#refusal(
+					base,
+					why,
+					`${remedy} As an alternative, an administrator may set LIBVIRT_VOL_NAME to this volume.`,
+				);
 			}
 		} else if (!hasBackingFile) {
 			this.#overlays.recovered(base.path);
@@ -197,7 +201,7 @@ export class BaseImages {
 			reason: 'ImageNotUsable',
 			what: `Could not use the volume as a pod VM image: ${why}`,
 			where: {pool: this.#pool, volume: name},
-			remedy: `${remedy} "cloud-api-adaptor image push" makes a volume of an image.`,
+			remedy: `${remedy} "cloud-api-adaptor image push" uploads an image as a new volume.`,
 			...present({cause}),
 		});
 	}

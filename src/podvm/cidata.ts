@@ -32,7 +32,7 @@ export function cloudConfig(files: readonly GuestFile[]): string {
 	if (broken !== undefined) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: "Could not write the pod VM's cloud-init disk: a file holds text that is not valid Unicode",
+			what: "Could not write the pod VM's cloud-init disk: a file contains text that is not valid Unicode",
 			where: {path: broken.path.toWellFormed()},
 			remedy: 'Encode binary content, e.g. as base64.',
 		});

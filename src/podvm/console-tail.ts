@@ -19,7 +19,7 @@ const idleMs = 15_000;
 
 const shown = {lines: 10, lineLength: 160};
 
-/** How long the last console output may arrive after the VM has ended. */
+/** How long to wait for the last console output after the VM has ended. */
 const restMs = 300;
 
 export interface ConsoleOutput {

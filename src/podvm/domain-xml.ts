@@ -2,8 +2,9 @@
  * The libvirt domain of a pod VM, as XML. Pure: the same spec gives the same text. Reference: libvirt,
  * docs/formatdomain; IBM, "Introducing IBM Secure Execution for Linux", which asks for iommu on every virtio device.
  *
- * Left out on purpose: <rng> (Secure Execution images blacklist virtio_rng; ordinary guests have the CPU's own), a
- * balloon (fenced under Secure Execution), a graphics device, and <panic> (libvirt adds s390's own).
+ * Omitted on purpose: <rng> (Secure Execution images block virtio_rng; ordinary guests use the random number generator
+ * of the CPU), a balloon (blocked under Secure Execution), a graphics device, and <panic> (libvirt adds the device of
+ * s390 itself).
  */
 import {create} from 'xmlbuilder2';
 import type {HostSupport} from './host-capabilities.ts';
@@ -92,7 +93,7 @@ export function domainXml({
 	appendMetadata(domain, metadata);
 	domain.ele('memory', {unit: 'MiB'}).txt(String(memoryMib));
 	// QEMU before 8.1 drops the memory barriers of an emulated guest that can never have a second CPU. The guest and
-	// its devices then miss each other's notifications, and sooner or later its network is dead.
+	// its devices then miss each other's notifications, and the network of the guest eventually stops working.
 	const needsSecond = host.domainType === 'qemu' && vcpus === 1;
 	domain
 		.ele('vcpu', {
@@ -106,8 +107,8 @@ export function domainXml({
 		.ele('type', {arch: 's390x', machine: xmlText('machine', host.machine)})
 		.txt('hvm');
 	if (host.domainType === 'kvm') {
-		// Includes the `unpack` facility if the host has it. Emulation has no host model; the default of QEMU boots
-		// there.
+		// Includes the `unpack` facility if the host has it. Emulation has no host model; with emulation, guests boot
+		// with the default model of QEMU.
 		domain.ele('cpu', {mode: 'host-model'});
 	}
 

@@ -1,7 +1,7 @@
 /**
  * Detects the end of running VMs, however long they run, also across lost connections. An event reports it at once. A
- * lost connection loses events, so after each reconnect, and once a minute, one call reads the state of all VMs, and
- * one more call each of those that do not simply run.
+ * lost connection loses events, so after each reconnect, and once a minute, one call lists all running VMs. For each
+ * watched VM that is not in the list, one more call reads its state.
  */
 import {every, Trigger} from '../core/concurrency/every.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
@@ -87,7 +87,10 @@ export class EndWatch {
 				await this.#look(life);
 			} catch (error) {
 				if (!life.aborted) {
-					this.#log.debug({err: error}, 'could not see whether the pod VMs still run: asking libvirt again');
+					this.#log.debug(
+						{err: error},
+						'could not determine whether the pod VMs still run; asking libvirt again',
+					);
 				}
 			}
 		}
@@ -103,7 +106,7 @@ export class EndWatch {
 		await Promise.all(
 			watched.map(async ({domain, tell}) => {
 				const running = domains.find(({uuid}) => Buffer.compare(uuid, domain.uuid) === 0);
-				// UUIDs are recycled with their slots, so another VM may have it now.
+				// UUIDs are recycled with their slots, so another VM may have this UUID now.
 				const end =
 					running === undefined
 						? await readEnd(this.#session, domain, signal)

@@ -28,8 +28,8 @@ export class HostCapabilities {
 	readonly #secureExecution: SharedAnswer<SecureExecutionSupport>;
 
 	/**
-	 * Listens to the session as long as it lives. Later listeners hear of a new connection after the answers of the old
-	 * one are forgotten.
+	 * Listens to the session as long as the session exists. At a new connection, this listener discards the cached
+	 * answers before listeners that were added later are called.
 	 */
 	constructor(session: Pick<LibvirtCalls, 'call' | 'onState'>) {
 		this.#support = new SharedAnswer(async () =>
@@ -58,7 +58,7 @@ export class HostCapabilities {
 		return this.#secureExecution.get(signal);
 	}
 
-	/** For failures that an update of the host may explain: the next call asks again. */
+	/** Call this after a failure that an update of the host may have caused: the next call asks the host again. */
 	forget(): void {
 		this.#support.forget();
 		this.#secureExecution.forget();
@@ -93,8 +93,8 @@ export function hostSupport(capabilities: string): HostSupport {
 }
 
 /**
- * libvirt lists them by NUMA node. On s390x there is one, or several without meaning (libvirt, docs/formatcaps, "Host
- * capabilities").
+ * libvirt lists them by NUMA node. On s390x there is one node, or there are several that have no meaning (libvirt,
+ * docs/formatcaps, "Host capabilities").
  */
 function onlineCpus(capabilities: XmlElement): readonly number[] {
 	return children(child(capabilities, 'host', 'topology', 'cells'), 'cell')

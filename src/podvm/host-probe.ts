@@ -76,7 +76,8 @@ export async function observeSecureExecution(
 	try {
 		return await capabilities.secureExecution(signal);
 	} catch (error) {
-		// If confidential VMs are not requested, this is no failure; if they are, a start fails with the same reason.
+		// An error here only means "not supported". If confidential VMs are requested, each start fails with the same
+		// reason.
 		if (!(error instanceof LibvirtError)) {
 			throw error;
 		}

@@ -59,7 +59,7 @@ export class HostRequirements {
 		});
 	}
 
-	/** For failures that an update of the host may explain: the next call asks again. */
+	/** Call this after a failure that an update of the host may have caused: the next call asks the host again. */
 	forget(): void {
 		this.#options.capabilities.forget();
 		this.#protection.forget();
@@ -123,7 +123,7 @@ export class HostRequirements {
 			if (isAbsent(filter) && filter.absent === 'unavailable') {
 				log.warn(
 					{...fields, reason: filter.reason, remedy: filter.remedy},
-					"no network filter: pod VMs can take each other's addresses",
+					'no network filter: pod VMs can use the addresses of other pod VMs',
 				);
 			} else {
 				log.info(fields, 'network protection of pod VMs');
@@ -132,12 +132,12 @@ export class HostRequirements {
 			if (error instanceof AdaptorError && error.code === 'failed-precondition') {
 				log.error(
 					{network, err: error},
-					'network protection is required, and the KVM host cannot give it: no pod VM will start',
+					'network protection is required, but the KVM host does not support it: no pod VM will start',
 				);
 			} else {
 				log.debug(
 					{network, err: error},
-					'could not see what protects the network of pod VMs: asked again at the next start',
+					'could not determine the network protection of pod VMs; asking again at the next start',
 				);
 			}
 		}
@@ -158,13 +158,13 @@ export class HostRequirements {
 			} else {
 				log.error(
 					{err: secureExecutionUnavailable(secureExecution)},
-					'confidential VMs are asked for, and the KVM host cannot run them: no pod VM will start',
+					'confidential VMs are required, but the KVM host cannot run them: no pod VM will start',
 				);
 			}
 		} catch (error) {
 			log.debug(
 				{err: error},
-				'could not see whether the KVM host can run confidential VMs: asked again at the next start',
+				'could not determine whether the KVM host can run confidential VMs; asking again at the next start',
 			);
 		}
 	}
@@ -182,9 +182,9 @@ export function checkCpuset(cpuset: string | undefined, cpus: readonly number[])
 	if (missing.size > 0) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'LIBVIRT_CPUSET names CPUs that the KVM host does not have, or has offline',
+			what: 'LIBVIRT_CPUSET names CPUs that do not exist or are offline on the KVM host',
 			where: {cpuset: cpuset ?? '', missing: formatCpuset(missing), online: formatCpuset(cpus)},
-			remedy: 'Name only CPUs that "lscpu -e" shows as online on the KVM host, or bring the others online there with "chcpu -e".',
+			remedy: 'Name only CPUs that "lscpu -e" shows as online on the KVM host, or enable the missing CPUs on the KVM host with "chcpu -e".',
 		});
 	}
 }

@@ -1,7 +1,7 @@
 /**
  * Selects the volume that a pod VM starts from. A pod names it in an annotation, so anyone who can create pods can
- * select from the pool: never by a path, never a disk of a pod VM, and only volumes that LIBVIRT_ALLOWED_IMAGES allows,
- * if it is set. base-images.ts checks the content of the volume. Pure.
+ * select any volume of the pool, with these limits: not by path, not a disk of a pod VM, and only volumes that
+ * LIBVIRT_ALLOWED_IMAGES allows (if it is set). base-images.ts checks the content of the volume. Pure.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {matchesGlob} from '../libvirt/glob.ts';
@@ -32,7 +32,7 @@ export function chosenImage(asked: string | undefined, {configured, allowed}: Im
 			code: 'invalid-argument',
 			what: `Could not choose the image: ${isPath ? 'it is a path' : image === '' ? 'its name is empty' : 'it is the disk of a pod VM'}`,
 			where: {image},
-			remedy: 'Name a volume of LIBVIRT_POOL in io.katacontainers.config.hypervisor.image, or in LIBVIRT_VOL_NAME.',
+			remedy: 'Set io.katacontainers.config.hypervisor.image, or LIBVIRT_VOL_NAME, to the name of a volume in LIBVIRT_POOL.',
 		});
 	}
 
@@ -42,7 +42,7 @@ export function chosenImage(asked: string | undefined, {configured, allowed}: Im
 			reason: 'ImageNotAllowed',
 			what: 'Could not choose the image: pods may not use this volume',
 			where: {image},
-			remedy: 'Name another in io.katacontainers.config.hypervisor.image, or let the administrator add this one to LIBVIRT_ALLOWED_IMAGES.',
+			remedy: 'Set io.katacontainers.config.hypervisor.image to another volume, or ask the administrator to add this volume to LIBVIRT_ALLOWED_IMAGES.',
 		});
 	}
 

@@ -33,7 +33,7 @@ const directorySector = 23;
 /** @throws RangeError for a name or a label that cannot be written */
 export function isoImage({label, files, createdAt}: IsoImage): Buffer {
 	if (!/^[ -~]{1,16}$/.test(label)) {
-		throw new RangeError('The label of an ISO image needs 1 to 16 characters of ASCII');
+		throw new RangeError('The label of an ISO image must have 1 to 16 ASCII characters');
 	}
 
 	const names = new Set(files.map(({name}) => name));
@@ -41,7 +41,9 @@ export function isoImage({label, files, createdAt}: IsoImage): Buffer {
 		names.size !== files.length ||
 		files.some(({name}) => !/^[A-Za-z0-9._-]{1,64}$/.test(name) || /^\.{1,2}$/.test(name))
 	) {
-		throw new RangeError('A file of an ISO image needs a unique name of 1 to 64 characters of [A-Za-z0-9._-]');
+		throw new RangeError(
+			'Each file of an ISO image must have a unique name of 1 to 64 characters of [A-Za-z0-9._-]',
+		);
 	}
 
 	// Positions depend on the sizes of the directories, which do not depend on positions: the first pass uses zeros,

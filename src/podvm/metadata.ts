@@ -1,8 +1,8 @@
 /**
  * The <metadata> of a domain: its owner and its parts. The definition is the journal of a start: it is written before
  * the first disk is created and removed after the last disk is deleted, so a list of domains shows what must be cleaned
- * up, without a state of its own. Other tools read it with `virsh metadata DOMAIN urn:cloud-api-adaptor:pod-vm:1`.
- * Never contains a secret.
+ * up, and this program needs no separate state. Other tools read it with `virsh metadata DOMAIN
+ * urn:cloud-api-adaptor:pod-vm:1`. Never contains a secret.
  */
 import type {XMLBuilder} from 'xmlbuilder2/lib/interfaces.js';
 import {AdaptorError} from '../core/errors.ts';
@@ -10,7 +10,7 @@ import {present} from '../core/present.ts';
 import type {PodIdentity, SandboxId} from '../sandbox/ports.ts';
 import {child, children, xmlText, type XmlElement} from '../libvirt/xml.ts';
 
-/** The number at the end changes if readers of the old format would misread the new one. */
+/** The number at the end is increased if old versions would misread the new format. */
 export const metadataNamespace = 'urn:cloud-api-adaptor:pod-vm:1';
 
 /** A directory of sandbox records on one node: its daemon owns the VM. */

@@ -22,9 +22,9 @@ export interface ProtectionWish {
 
 export interface NetworkFilter {
 	readonly name: string;
-	/** The filter for the boot, until the address is verified, if it is another one. */
+	/** The filter that is used during boot, until the address is verified. Absent if it is the same filter. */
 	readonly bootName?: string;
-	/** Those of the two that libvirt does not have yet and that this program may define. */
+	/** The filters (`name`, `bootName`) that libvirt does not have yet and that this program may define. */
 	readonly missing: readonly string[];
 	/** Address of the DHCP server of the network, if libvirt runs it. */
 	readonly dhcpServer?: string;
@@ -50,7 +50,7 @@ export function isAbsent(part: NetworkProtection['filter' | 'isolation']): part 
 
 /** What the network supports for a port. */
 export interface PortAbilities {
-	/** Why neither filter nor isolation is possible; absent if both are. */
+	/** The reason why neither filter nor isolation is possible; absent if both are possible. */
 	readonly unfit?: string;
 	readonly dhcpServer?: string;
 }
@@ -71,7 +71,7 @@ export function portAbilities(description: XmlElement): PortAbilities {
 		.map(element => child(element, 'virtualport')?.attributes['type'])
 		.find(type => type !== undefined);
 	if (virtualPort !== undefined) {
-		return {unfit: `its ports are of type ${virtualPort}, past which libvirt's filters have no effect`};
+		return {unfit: `its ports are of type ${virtualPort}, on which filters of libvirt have no effect`};
 	}
 
 	if (mode === 'hostdev') {
@@ -79,7 +79,9 @@ export function portAbilities(description: XmlElement): PortAbilities {
 	}
 
 	if (!modesOfOwnBridge.has(mode) && child(description, 'bridge') === undefined) {
-		return {unfit: `it connects VMs by macvtap (forward mode "${mode}"), which takes neither`};
+		return {
+			unfit: `it connects VMs with macvtap (forward mode "${mode}"), which supports neither filters nor isolation`,
+		};
 	}
 
 	const dhcpServer = modesOfOwnBridge.has(mode)
@@ -92,7 +94,7 @@ export function portAbilities(description: XmlElement): PortAbilities {
 
 const off = (setting: string): Absence => ({absent: 'off', reason: `${setting}=off`, remedy: `Set ${setting}=auto.`});
 const networkRemedy =
-	'Use a network with a Linux bridge (forward mode nat, route or open, or bridge with a <bridge name>), or filter on that network by its own means.';
+	'Use a network with a Linux bridge (forward mode nat, route or open, or bridge with a <bridge name>), or filter the traffic with the means of that network.';
 /**
  * The first libvirt with `<port isolated='yes'/>` (libvirt, docs/formatdomain), in its own numbering. Older versions
  * ignore it.
@@ -167,7 +169,7 @@ async function readFilter(
 					absent: 'unavailable',
 					mayChange: true,
 					reason: `it has no network filter ${name}`,
-					remedy: 'Look at "virsh nwfilter-list" on the KVM host, and define the filter there or set LIBVIRT_NET_FILTER=auto.',
+					remedy: 'See "virsh nwfilter-list" on the KVM host. Define the filter there, or set LIBVIRT_NET_FILTER=auto.',
 				}
 			: {
 					name,
@@ -175,7 +177,7 @@ async function readFilter(
 					...present({bootName, dhcpServer}),
 				};
 	} catch (error) {
-		return absenceOf(error, 'its libvirt offers no network filters');
+		return absenceOf(error, 'its libvirt does not support network filters');
 	}
 }
 

@@ -1,6 +1,6 @@
 /**
  * The domains of this cluster and node among all domains of a KVM host. A domain is ours if its UUID is that of one of
- * our slots *and* its metadata says so. All others are never changed, and never waited for.
+ * our slots *and* its metadata says so. All other domains are never changed, and the daemon never waits for them.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {isLibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
@@ -45,7 +45,7 @@ export function ownership(
 		: {ownership: 'foreign', podsDir: podsDir.path};
 }
 
-/** Whether the definition is unchanged: another VM may have its UUID by now. */
+/** Whether the domain is still the same one: another VM may have got its UUID in the meantime. */
 export async function isStillThere(
 	session: Pick<LibvirtCalls, 'call'>,
 	{name, uuid}: Domain,
@@ -126,7 +126,7 @@ async function readOwnDomain(
 		}
 
 		if (error instanceof AdaptorError && error.code === 'data-loss') {
-			log.warn({instanceName: domain.name, err: error}, 'domain left alone: its metadata cannot be trusted');
+			log.warn({instanceName: domain.name, err: error}, 'not changing a domain: its metadata cannot be trusted');
 			return undefined;
 		}
 

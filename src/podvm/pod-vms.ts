@@ -3,9 +3,9 @@
  *
  * Start: define the domain, create the disks at the same time, start the domain. libvirt does not check disks when a
  * domain is defined, so the definition with our metadata is the journal: from the first side effect on, the host itself
- * shows what may need a clean-up. Delete: in reverse order, the definition last. This file remembers nothing about VMs
- * that the host could contradict: each start and each deletion begins with one list of all domains. That is one cheap
- * call, also right after a restart, and it includes the VMs of the other daemon during a rolling update.
+ * shows what may need a clean-up. Delete: in reverse order, the definition last. This file does not cache the state of
+ * VMs, which may be outdated: each start and each deletion begins with one list of all domains. That is one cheap call,
+ * also right after a restart, and it includes the VMs of the other daemon during a rolling update.
  *
  * UUIDs are recycled with their slots, and libvirt finds domains by UUID alone. So a slot is held while work on it is
  * in progress: a late second deletion cannot hit the VM that gets the slot next.
@@ -251,7 +251,8 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 		using held = new DisposableStack();
 		await using undo = new AsyncDisposableStack();
 		const {domain, slot} = await this.#define(spec, {host, protection}, metadata, held, undo, signal);
-		// The daemon that defines it last owns it. Otherwise two daemons would create the disks of one VM.
+		// The daemon that defined the domain last owns it. If this daemon is not the owner, it must stop here,
+		// otherwise two daemons would create the disks of one VM.
 		if (!(await isStillThere(session, domain, metadata.nonce, signal))) {
 			throw alreadyExists(sandboxId, instanceName);
 		}
@@ -381,10 +382,7 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 					backOff: [100, 5000],
 					onFailure(error, {retryInMs}) {
 						failure = error;
-						log.debug(
-							{sandboxId, retryInMs, err: error},
-							'clean-up after a failed start will be tried again',
-						);
+						log.debug({sandboxId, retryInMs, err: error}, 'retrying the clean-up after a failed start');
 					},
 				},
 				scope.signal,
@@ -392,14 +390,14 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 		} catch (error) {
 			log.warn(
 				{sandboxId, err: failure ?? error},
-				'could not clean up after a failed start: the VM stays listed until it is deleted',
+				'could not clean up after a failed start; the VM stays in the list of VMs until a later attempt deletes it',
 			);
 		}
 	}
 
 	/**
 	 * Starts again from the list if the connection is lost: the list shows what was done.
-	 * @param nonce of the start whose VM is meant; if absent, that of any start
+	 * @param nonce identifies the start whose VM is to be deleted; if absent, the VM of any start is deleted
 	 */
 	async #delete(sandboxId: SandboxId, signal: AbortSignal, nonce?: string): Promise<void> {
 		const {log} = this.#options;
@@ -413,7 +411,7 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 						throw error;
 					}
 
-					log.debug({sandboxId, attempt, err: error}, 'pod VM will be looked for again to delete it');
+					log.debug({sandboxId, attempt, err: error}, 'searching the pod VM again to delete it');
 				},
 			},
 			signal,
@@ -492,7 +490,7 @@ function checkInstanceName({sandboxId, instanceName}: PodVmSpec): void {
 	if (!isInstanceNameOf(instanceName, sandboxId)) {
 		throw new AdaptorError({
 			code: 'invalid-argument',
-			what: 'Could not start the pod VM: its name is not podvm-<pod>-<first 8 of the sandbox id>',
+			what: 'Could not start the pod VM: its name is not podvm-<pod>-<first 8 characters of the sandbox id>',
 			where: {instanceName, sandboxId},
 		});
 	}
@@ -501,7 +499,7 @@ function checkInstanceName({sandboxId, instanceName}: PodVmSpec): void {
 function alreadyExists(sandboxId: SandboxId, instanceName: string): AdaptorError {
 	return new AdaptorError({
 		code: 'already-exists',
-		what: 'Could not start the pod VM: the libvirt host has a domain of this name',
+		what: 'Could not start the pod VM: the KVM host already has a domain with this name',
 		where: {instanceName, sandboxId},
 		remedy: 'Stop the sandbox first. If the domain is not of this cluster and node, remove it on the KVM host.',
 	});

@@ -1,7 +1,7 @@
 /**
- * What the daemon, the checks and the controller need of the hypervisor, created from the configuration. Another
- * hypervisor is another implementation of `Provider`: the daemon and the checks know neither the session of libvirt nor
- * ssh.
+ * The parts of the hypervisor that the daemon, the checks and the controller need, created from the configuration.
+ * Another hypervisor is another implementation of `Provider`: the daemon and the checks know neither the session of
+ * libvirt nor ssh.
  */
 import {isIPv4} from 'node:net';
 import type {

@@ -17,7 +17,7 @@ import {deleteVolume} from '../libvirt/storage/volume-deletion.ts';
 const undefineAll = 1 | 2;
 
 /**
- * @throws AdaptorError that names what is left
+ * @throws AdaptorError that names the leftovers
  * @throws LibvirtConnectionError if the connection is lost, and the reason of the signal: then it is unknown what is
  * left
  */
@@ -87,12 +87,12 @@ function leftoverError(instanceName: string, left: readonly Leftover[]): Adaptor
 		cause instanceof AdaptorError ? cause : {what: cause.message, where: {}, remedy: undefined};
 	return new AdaptorError({
 		code: codeOf(cause),
-		what: `Could not delete all of the pod VM: ${what}; left are ${left
+		what: `Could not delete the pod VM completely: ${what}; leftovers: ${left
 			.map(({part}) => part)
 			.sort()
 			.join(', ')} and the definition of the domain`,
 		where: {...where, instanceName},
-		remedy: `${(remedy ?? "See libvirtd's log on the KVM host").replace(/\.$/v, '')}; the deletion then goes on. Or remove what is left by hand, the definition last: "virsh undefine ${instanceName}".`,
+		remedy: `${(remedy ?? "See libvirtd's log on the KVM host").replace(/\.$/v, '')}. Then the deletion continues. Or remove the leftovers by hand, the definition last: "virsh undefine ${instanceName}".`,
 		cause,
 	});
 }

@@ -22,12 +22,12 @@ const firstVersion = 7_006_000n;
 /** libvirt, docs/kbase/s390_protected_virt, "Host Requirements". */
 const remedies = {
 	machine:
-		'Secure Execution needs an IBM z15 or LinuxONE III, or newer: use another KVM host, or DISABLECVM=true for ordinary VMs.',
+		'Secure Execution needs an IBM z15 or LinuxONE III, or newer: use another KVM host, or set DISABLECVM=true to run ordinary VMs.',
 	kernel:
 		'On the KVM host, boot the kernel with prot_virt=1; then /sys/firmware/uv/prot_virt_host holds 1. ' +
 		'The LPAR must have the feature (z15, LinuxONE III or newer): "grep -w 158 /proc/cpuinfo" finds it. Restart libvirt afterwards.',
-	qemu: 'On the KVM host, install QEMU 6.0 and libvirt 7.6 or newer, and restart libvirt so that it looks at both again.',
-	libvirt: 'Update libvirt on the KVM host: it knows Secure Execution from version 7.6 on.',
+	qemu: 'On the KVM host, install QEMU 6.0 and libvirt 7.6 or newer, and restart libvirt so that it detects their new versions.',
+	libvirt: 'Update libvirt on the KVM host: it supports Secure Execution since version 7.6.',
 	kvm: 'Use a KVM host whose kernel offers KVM (/dev/kvm): Secure Execution cannot be emulated.',
 };
 
@@ -66,11 +66,14 @@ export function secureExecutionSupport(domainCapabilities: string, libvirtVersio
 	return model !== undefined && isBeforeZ15(model)
 		? no(`its machine is too old (CPU model ${model})`, 'machine')
 		: hasUnpack
-			? no('its kernel offers it, its QEMU or libvirt does not', 'qemu')
-			: no('its kernel does not offer it', 'kernel');
+			? no('its kernel supports Secure Execution, but its QEMU or libvirt does not', 'qemu')
+			: no('its kernel does not support Secure Execution', 'kernel');
 }
 
-/** There are two elements for it; a libvirt has none (before `s390-pv`), one, or both. */
+/**
+ * Two XML elements can report the support. Depending on its version, libvirt reports none of them (before `s390-pv`),
+ * one, or both.
+ */
 function saysSupported(features: XmlElement | undefined): boolean | undefined {
 	const kinds = child(features, 'launchSecurity');
 	const values = children(kinds, 'enum')

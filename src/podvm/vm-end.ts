@@ -8,15 +8,15 @@ import {PodVmEndedError, type VmEnd} from '../sandbox/vm-ended.ts';
 const ends = {
 	panicked: {
 		how: "the guest's kernel panicked",
-		remedy: 'Check that the image is for s390x and fits its memory; the console says more: "virsh start --console" of a VM with the same image on the KVM host.',
+		remedy: 'Check that the image is for s390x and that the VM has enough memory for it. For details, start a VM with the same image on the KVM host and read its console: "virsh start --console".',
 	},
 	/**
-	 * After a restart, libvirtd does not know more (seen with libvirt 9.0 after libvirtd and QEMU of a host were
+	 * After its restart, libvirtd cannot distinguish these causes (seen with libvirt 9.0 after libvirtd and QEMU were
 	 * killed).
 	 */
 	crashed: {
-		how: "the guest's kernel panicked, or QEMU ended while libvirtd did not run, as in a reboot of the host",
-		remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host, and whether it has rebooted.',
+		how: "the guest's kernel panicked, or QEMU ended while libvirtd did not run, for example because the host was rebooted",
+		remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host, and check whether the host was rebooted.',
 	},
 	failed: {
 		how: 'QEMU failed or was killed',
@@ -24,29 +24,29 @@ const ends = {
 	},
 	shutdown: {
 		how: 'the guest shut itself down or restarted',
-		remedy: "The image's services decided so: check that it is a pod VM image, and of the generation that this version supports.",
+		remedy: 'A service in the image caused this: check that the image is a pod VM image, and that this version supports its generation.',
 	},
 	destroyed: {
 		how: 'somebody stopped it on the KVM host',
-		remedy: "See libvirtd's log on the KVM host for who destroyed it.",
+		remedy: 'The log of libvirtd on the KVM host shows who destroyed it.',
 	},
 	stored: {
 		how: 'somebody saved, reverted or migrated it on the KVM host',
-		remedy: 'Leave the domains whose names start with podvm- alone.',
+		remedy: 'Do not change domains whose names start with podvm-.',
 	},
 	diskError: {
 		how: 'it was paused because its disk cannot be read or written',
-		remedy: 'Look for free space with "virsh pool-info" on the KVM host, and for errors of its storage in the kernel\'s log.',
+		remedy: 'On the KVM host, check the free space with "virsh pool-info", and check the kernel log for storage errors.',
 	},
 	gone: {
-		how: 'its domain does not exist any more',
-		remedy: 'Somebody undefined it on the KVM host; the pod has to be made anew.',
+		how: 'its domain no longer exists',
+		remedy: 'Somebody undefined it on the KVM host. Delete the pod, so that it is created again.',
 		isRemoved: true,
 	},
-	unknown: {how: 'it does not run any more', remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host.'},
+	unknown: {how: 'it is no longer running', remedy: 'See /var/log/libvirt/qemu/<instanceName>.log on the KVM host.'},
 } satisfies Record<string, VmEnd>;
 
-/** Undefined for events after which it may still run; undefining alone does not end a running domain. */
+/** Undefined for events after which it may still run; undefining a running domain does not end it. */
 export function endOfEvent({domain, name, event, detail, stopped}: LifecycleEvent): PodVmEndedError | undefined {
 	const end =
 		name === 'crashed'

@@ -1,12 +1,12 @@
 /**
- * Which MAC and which UUID the VMs of this node have. A node has 256 slots; a slot is one MAC and one UUID.
+ * Assigns a MAC and a UUID to each VM of this node. A node has 256 slots; a slot is a pair of one MAC and one UUID.
  *
- * MACs are recycled because dnsmasq probes the address of every MAC that it has not seen by ICMP for three seconds
- * before it offers it, and because a new MAC for every VM exhausts the leases of libvirt's default network. The UUID
- * encodes (cluster, node, slot) as well, because libvirt refuses to define a second domain with a UUID that is in use
- * (libvirt, src/conf/virdomainobjlist.c, virDomainObjListAddLocked): libvirt itself is the lock, so two daemons that
- * overlap during a rolling update can never run two VMs with one MAC. Because UUIDs are recycled too, nothing is ever
- * deleted by UUID alone.
+ * MACs are recycled for two reasons. First, for a MAC that dnsmasq has not seen before, it probes the address with ICMP
+ * for three seconds before it offers the address. Second, a new MAC for every VM would exhaust the leases of libvirt's
+ * default network. The UUID encodes (cluster, node, slot) as well, because libvirt refuses to define a second domain
+ * with a UUID that is in use (libvirt, src/conf/virdomainobjlist.c, virDomainObjListAddLocked): libvirt itself acts as
+ * the lock, so two daemons that run at the same time during a rolling update can never run two VMs with one MAC.
+ * Because UUIDs are recycled too, nothing is ever deleted by UUID alone.
  */
 import {createHash} from 'node:crypto';
 import {AdaptorError} from '../core/errors.ts';
@@ -28,7 +28,7 @@ export class VmSlots {
 		if (cluster.includes('\0') || node.includes('\0')) {
 			throw new AdaptorError({
 				code: 'invalid-argument',
-				what: 'A cluster or node name holds a NUL character',
+				what: 'The name of the cluster or of the node contains a NUL character',
 				remedy: 'Set NODE_NAME to the name of the Kubernetes node.',
 			});
 		}
@@ -67,7 +67,7 @@ export class VmSlots {
 		throw new AdaptorError({
 			code: 'resource-exhausted',
 			what: `Could not start a pod VM: this node already has ${slotCount}`,
-			remedy: 'Lower PEERPODS_LIMIT_PER_NODE so that the scheduler knows, or delete VMs that are left over.',
+			remedy: 'Lower PEERPODS_LIMIT_PER_NODE, so that the scheduler places fewer pods here, or delete leftover VMs.',
 		});
 	}
 }

@@ -1,7 +1,7 @@
 /**
  * The volumes of a pod VM: its base image, the overlay that is its root disk, and the cloud-init disk. Never refreshes
- * a pool, because that reads every volume in it. libvirt finds a volume by the names of its pool and itself, so neither
- * needs a lookup.
+ * a pool, because that reads every volume in it. libvirt finds a volume by the name of its pool and its own name, so no
+ * lookup is needed.
  */
 import {AdaptorError} from '../core/errors.ts';
 import {present} from '../core/present.ts';
@@ -76,9 +76,9 @@ export async function readBaseVolume(
 	) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'Could not use the volume as a pod VM image: it is not complete yet',
+			what: 'Could not use the volume as a pod VM image: its upload is not complete',
 			where: {pool, volume: name},
-			remedy: 'Wait until it is pushed; "cloud-api-adaptor image list" tells.',
+			remedy: 'Wait until the push is complete; "cloud-api-adaptor image list" shows the state.',
 		});
 	}
 
@@ -110,8 +110,8 @@ export async function readBaseVolume(
 
 /**
  * The cause of a failed start on `base`. An image may be removed between the check at the start and the creation of the
- * disk: then this is the cause, not the error of libvirt or QEMU for a missing file. (A VM that runs by then keeps the
- * file until it ends.)
+ * disk: then this is the cause, not the error of libvirt or QEMU for a missing file. (A VM that already runs at that
+ * time keeps the file open until it ends.)
  * @returns `failure` itself if the volume still exists or cannot be checked
  */
 export async function causeOfFailure(
@@ -145,7 +145,7 @@ export function notFound(pool: string, name: string, why: string, cause: Libvirt
 		where: {pool, volume: name},
 		remedy:
 			'Upload the pod VM image with "cloud-api-adaptor image push", or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; ' +
-			'a file that was copied into the pool shows after "virsh pool-refresh" on the KVM host.',
+			'libvirt lists a file that was copied into the pool only after "virsh pool-refresh" on the KVM host.',
 		cause,
 	});
 }

@@ -1,8 +1,11 @@
-/** Addresses of a VM as they are offered. Ends by its signal only. */
+/** Queues the addresses of a VM as the daemon sends them. Only its signal ends the queue. */
 import {Change} from '../core/concurrency/change.ts';
 import {toError} from '../core/errors.ts';
 
-/** A VM has one address, and a lease that is outdated; a peer that offers without end fills nothing. */
+/**
+ * Maximum number of queued addresses. A VM has one address and perhaps an outdated lease. The limit protects the memory
+ * from a peer that sends addresses without end.
+ */
 const most = 64;
 
 export class AddressQueue implements AsyncIterable<string> {

@@ -4,7 +4,7 @@ import {loadSync, type ServiceDefinition} from '@grpc/proto-loader';
 import {AdaptorError} from '../core/errors.ts';
 import type {ClientMethod} from '../ttrpc/client.ts';
 
-/** Raised when a side has to know what the other can do. */
+/** The version is increased when one side has to know the features of the other side. */
 export const contractVersion = 1;
 
 export type Empty = object;

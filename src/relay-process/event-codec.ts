@@ -19,7 +19,9 @@ export function encodeEvent(number: number, event: RelayEvent | RelayProcessEven
 	};
 }
 
-/** @returns undefined if the fields are not an object. A kind that this version does not know is passed on. */
+/**
+ * @returns undefined if the fields are not an object. An event of an unknown kind (from a later version) is passed on.
+ */
 export function decodeEvent(message: RelayEventMessage): RelayEvent | RelayProcessEvent | undefined {
 	const fields = parseJsonOrNothing(message.fields);
 	if (typeof fields !== 'object' || fields === null || Array.isArray(fields)) {
@@ -27,7 +29,7 @@ export function decodeEvent(message: RelayEventMessage): RelayEvent | RelayProce
 	}
 
 	const {error, ...others} = fields as Readonly<Record<string, unknown>>;
-	// The relay process has made it from such an event.
+	// The relay process encoded it from such an event, so the cast is safe.
 	return {
 		...others,
 		...('error' in fields ? {error: errorOf(error)} : {}),

@@ -1,9 +1,9 @@
 /** Keeps the last events of the relays, numbered, until a daemon asks for them. */
 import {Change} from '../core/concurrency/change.ts';
 
-/** More than happens while a daemon restarts; about 300 bytes each. */
+/** Maximum number of stored events: more than occur while a daemon restarts. An event takes about 300 bytes. */
 const kept = 2000;
-/** Of one answer. */
+/** Maximum number of events in one answer. */
 const mostAtOnce = 200;
 
 export interface Numbered<Event> {
@@ -14,7 +14,7 @@ export interface Numbered<Event> {
 export class EventJournal<Event> {
 	#events: Array<Numbered<Event>> = [];
 	#last = 0;
-	/** Number of the last event that a daemon has had. */
+	/** Number of the last event that a daemon has received. */
 	#delivered = 0;
 	readonly #added = new Change();
 

@@ -1,7 +1,8 @@
 /**
- * Serves hypervisor.sock for whichever daemon is registered, and keeps the connections of callers when it ends. Each
- * connection of a caller has one of its own to the daemon, so a caller that hangs up ends its calls there too. Passes
- * messages on without reading them. Source of the API: proto/hypervisor.proto, proto/podvminfo.proto.
+ * Serves hypervisor.sock on behalf of the registered daemon, and keeps the connections of the callers when that daemon
+ * ends. Each connection of a caller has a separate connection to the daemon, so a caller that hangs up also ends its
+ * calls at the daemon. Passes messages on without reading them. Source of the API: proto/hypervisor.proto,
+ * proto/podvminfo.proto.
  */
 import {once} from 'node:events';
 import {createConnection, type Socket} from 'node:net';
@@ -24,12 +25,18 @@ export interface HypervisorFrontOptions {
 	readonly waitMs?: number;
 }
 
-/** A daemon starts within seconds; a pulled image takes a minute or two. kata gives up later. */
+/**
+ * A daemon starts within seconds, or within one or two minutes if its image must be pulled. The time-out of kata is
+ * longer.
+ */
 const defaultWaitMs = 120_000;
-/** A daemon that was killed is registered until its connection is seen to end. */
+/**
+ * Pause before the next attempt. A killed daemon stays registered until this process notices that its connection has
+ * ended.
+ */
 const reconnectPauseMs = 20;
 
-/** Calls with the same result when they are made twice. */
+/** Replayable calls: making them twice has the same result. */
 const repeatable: ReadonlySet<string> = new Set([
 	'/hypervisor.Hypervisor/StopVM',
 	'/hypervisor.Hypervisor/Version',
@@ -68,7 +75,7 @@ export class HypervisorFront implements AsyncDisposable {
 		});
 	}
 
-	/** Ends the connections of callers that connect again by themselves. */
+	/** Ends the connections of gRPC clients, which reconnect by themselves. */
 	endUnbound(): void {
 		for (const socket of this.#piped) {
 			socket.destroy();
@@ -144,7 +151,10 @@ export class HypervisorFront implements AsyncDisposable {
 		}
 	}
 
-	/** @param lost a daemon that has just ended: its registration is not seen to end yet */
+	/**
+	 * @param lost a daemon that has just ended; it may still be registered, because the end of its connection is not
+	 * noticed yet
+	 */
 	async #daemonFor(path: string, lost: RegisteredDaemon | undefined, signal: AbortSignal): Promise<RegisteredDaemon> {
 		const {daemons, observer} = this.#options;
 		const {current} = daemons;
@@ -179,9 +189,9 @@ export class HypervisorFront implements AsyncDisposable {
 	#lost(path: string, cause: unknown): AdaptorError {
 		const error = new AdaptorError({
 			code: 'unavailable',
-			what: 'The daemon ended during the call, and the call is not repeated',
+			what: 'The daemon ended during the call; this call is not safe to repeat',
 			where: {method: path},
-			remedy: 'The next daemon undoes what was begun. kubelet retries.',
+			remedy: 'The next daemon rolls back the interrupted work, and kubelet retries.',
 			cause,
 		});
 		this.#options.observer.notify({kind: 'call-lost', method: methodName(path), error});
@@ -260,7 +270,7 @@ function rawMethod(path: string): ClientMethod<Buffer, Buffer> {
 	return {path, requestSerialize: bytes => bytes, responseDeserialize: bytes => bytes};
 }
 
-/** Without its service. */
+/** The name of the method without its service. */
 function methodName(path: string): string {
 	return path.slice(path.lastIndexOf('/') + 1);
 }
@@ -273,6 +283,6 @@ function noDaemon(waitMs: number): AdaptorError {
 	return new AdaptorError({
 		code: 'unavailable',
 		what: `No daemon has registered within ${Math.round(waitMs / 1000)} s`,
-		remedy: 'Check the pods of osc-caa-ds on this node: their log says why they do not start.',
+		remedy: 'Check the pod of osc-caa-ds on this node: its log contains the reason why it does not start.',
 	});
 }

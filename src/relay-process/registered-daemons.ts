@@ -1,6 +1,7 @@
 /**
- * The daemons that serve the hypervisor API behind the relay process. The latest registration counts; when it ends, the
- * one before counts again, as in a rolling update that is undone. Does not call them.
+ * The daemons that serve the hypervisor API behind the relay process. The daemon that registered last is the current
+ * one. When its registration ends, the previous one becomes the current one again, for example when a rolling update is
+ * undone. Does not call the daemons.
  */
 import {Change} from '../core/concurrency/change.ts';
 import type {Observer} from '../core/observer.ts';
@@ -12,7 +13,7 @@ export interface RegisteredDaemon {
 }
 
 export class RegisteredDaemons {
-	/** The latest is the last. */
+	/** In the order of registration. */
 	readonly #daemons: RegisteredDaemon[] = [];
 	readonly #observer: Observer<RelayProcessEvent>;
 	readonly #changed = new Change();
@@ -46,7 +47,9 @@ export class RegisteredDaemons {
 		};
 	}
 
-	/** The current daemon, once there is one that is not `except`. @throws the reason of the signal */
+	/**
+	 * Resolves with the current daemon as soon as there is one other than `except`. @throws the reason of the signal
+	 */
 	async next(except: RegisteredDaemon | undefined, signal: AbortSignal): Promise<RegisteredDaemon> {
 		for (;;) {
 			signal.throwIfAborted();

@@ -1,4 +1,7 @@
-/** One connection of the daemon to a relay process. Ends with it: `RemoteRelays` makes the next one. */
+/**
+ * One connection of the daemon to a relay process. It is not reused after the connection ends: `RemoteRelays` creates a
+ * new one.
+ */
 import type {ServiceDefinition} from '@grpc/proto-loader';
 import {AdaptorError} from '../core/errors.ts';
 import {Scope} from '../core/lifetime.ts';
@@ -14,7 +17,10 @@ const answerTimeoutMs = 10_000;
 
 export class RelayLink implements AsyncDisposable {
 	readonly path: string;
-	/** Sandboxes that it served when the link was made, and those that were opened since. */
+	/**
+	 * The sandboxes that the relay process serves: those at the time of the connection, and those that were opened
+	 * later.
+	 */
 	readonly sandboxes: Set<SandboxId>;
 	readonly #client: TtrpcClient;
 	readonly #contract: ServiceDefinition;
@@ -55,7 +61,7 @@ export class RelayLink implements AsyncDisposable {
 		return this.#client.call(methodOf(this.#contract, name), request, {timeoutMs}, signal);
 	}
 
-	/** For calls that are answered when their work is done, however long it takes. @throws as `call` */
+	/** For calls without a time limit, which are answered when their work is done. @throws as `call` */
 	async wait<Name extends RelayMethod>(
 		name: Name,
 		request: RelayMethods[Name][0],
@@ -64,7 +70,7 @@ export class RelayLink implements AsyncDisposable {
 		return this.#client.call(methodOf(this.#contract, name), request, {}, signal);
 	}
 
-	/** Events until the connection ends. Those that no daemon has had come first. Never rejects. */
+	/** Events until the connection ends. Begins with the events that no daemon has received yet. Never rejects. */
 	async watch(onEvent: (event: RelayEvent | RelayProcessEvent) => void): Promise<void> {
 		let after = '0';
 		try {
@@ -79,7 +85,7 @@ export class RelayLink implements AsyncDisposable {
 				}
 			}
 		} catch {
-			// The connection is lost, or the process is older and has no events.
+			// Either the connection is lost, or the relay process is an older version that does not send events.
 		}
 	}
 

@@ -3,7 +3,7 @@ import type {RelayProcessObservation} from '../check/observations.ts';
 import {answers} from '../core/unix-listener.ts';
 import {relaySocketBeside} from './socket-paths.ts';
 
-/** @throws as the relay process answers */
+/** @throws the error of the relay process */
 export async function observeRelayProcess(
 	use: RelayProcessObservation['use'],
 	hypervisorSocket: string,
@@ -14,7 +14,7 @@ export async function observeRelayProcess(
 		return {use, path};
 	}
 
-	// Loaded only where there is one.
+	// The module is loaded only if there is a relay process.
 	const [{loadRelayContract}, {RelayLink}] = await Promise.all([import('./contract.ts'), import('./relay-link.ts')]);
 	await using link = await RelayLink.to(path, loadRelayContract(), signal);
 	return {use, path, pods: link.sandboxes.size};

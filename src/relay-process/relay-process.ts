@@ -1,9 +1,9 @@
 /**
  * The relay process: owns hypervisor.sock and relay.sock, and through `AgentRelays` the agent sockets of the pods and
- * the connections to their VMs. Daemons come and go; what shims are connected to stays.
+ * the connections to their VMs. When a daemon ends or is replaced, the connections of the shims stay open.
  *
- * A second relay process takes both sockets over and serves all new pods. The first one can still be reached at
- * `relay-<inode>.sock`, serves what it has, and ends by itself when its last pod has ended.
+ * A second relay process takes over both sockets and serves all new pods. The first one can still be reached at
+ * `relay-<inode>.sock`. It continues to serve its pods, and ends by itself when its last pod has ended.
  */
 import {link, lstat, unlink} from 'node:fs/promises';
 import type {Socket} from 'node:net';
@@ -37,7 +37,7 @@ export interface RelayProcessOptions {
 	readonly log: Logger;
 	/** How long a call of a shim waits for a daemon if it has no deadline. */
 	readonly waitMs?: number;
-	/** How often to look at the sockets. */
+	/** Interval of checks of the sockets. */
 	readonly lookEveryMs?: number;
 }
 
@@ -55,10 +55,10 @@ export class RelayProcess implements AsyncDisposable {
 	readonly #listeners = new AsyncDisposableStack();
 	readonly #ending = new AbortController();
 	readonly #ended = Promise.withResolvers<undefined>();
-	/** Makes the process look at its sockets now. */
+	/** Triggers a check of the sockets. */
 	readonly #look = new Trigger();
 	#watching: Promise<void> = Promise.resolve();
-	/** Of relay.sock. */
+	/** Inode of relay.sock. */
 	#inode = 0n;
 	#servesHypervisor = false;
 	#isSuperseded = false;
@@ -108,7 +108,7 @@ export class RelayProcess implements AsyncDisposable {
 		return this.#ended.promise;
 	}
 
-	/** Where daemons connect. */
+	/** The path to which daemons connect. */
 	get socketPath(): string {
 		return this.#relaySocket;
 	}
@@ -129,7 +129,7 @@ export class RelayProcess implements AsyncDisposable {
 		return this.#table.size;
 	}
 
-	/** Closes all sockets and connections: the shims of this process end their pods. */
+	/** Closes all sockets and connections. The shims that were connected then end their pods. */
 	async [Symbol.asyncDispose](): Promise<void> {
 		this.#ending.abort(new Error('closed'));
 		await this.#watching;
@@ -147,20 +147,23 @@ export class RelayProcess implements AsyncDisposable {
 		const takesOver = await this.#setFormerAside(signal);
 		this.#listeners.use(await listen(this.#relaySocket, socket => this.#service.accept(socket), log, signal));
 		this.#inode = (await lstat(this.#relaySocket, {bigint: true})).ino;
-		// A daemon that serves hypervisor.sock by itself keeps it until it registers or ends: its shims are connected
-		// to it.
+		// If a daemon serves hypervisor.sock itself, it keeps the socket until it registers here or ends, because its
+		// shims are connected to it.
 		if (takesOver || !(await isServed(hypervisorSocket, signal))) {
 			await this.#serveHypervisor(signal);
 		}
 
 		this.#watching = this.#watch(lookEveryMs).catch((error: unknown) => {
 			if (!this.#ending.signal.aborted) {
-				log.error({err: error}, 'the relay process no longer looks at its sockets');
+				log.error({err: error}, 'the relay process no longer checks its sockets');
 			}
 		});
 	}
 
-	/** A relay process that runs stays reachable by another name. @returns whether there is one */
+	/**
+	 * Gives the socket of a running relay process a second name, so that the process stays reachable. @returns whether
+	 * such a process runs
+	 */
 	async #setFormerAside(signal: AbortSignal): Promise<boolean> {
 		if (!(await isServed(this.#relaySocket, signal))) {
 			return false;
@@ -204,13 +207,16 @@ export class RelayProcess implements AsyncDisposable {
 		this.#front.endUnbound();
 		this.#options.log.warn(
 			{path: asideOf(this.#relaySocket, this.#inode), count: this.#table.size},
-			'a newer relay process took over; serving the remaining pods',
+			'a newer relay process serves new pods; this one continues until its last pod ends',
 		);
 		return true;
 	}
 }
 
-/** Serves relay.sock. Each connection has a server of its own, for what ends with the connection. */
+/**
+ * Serves relay.sock. Each connection has a separate server, because the openings and the registration of a daemon end
+ * with its connection.
+ */
 class DaemonServer implements AsyncDisposable {
 	readonly #context: RelayServiceContext;
 	readonly #definition: ServiceDefinition;
@@ -238,7 +244,7 @@ class DaemonServer implements AsyncDisposable {
 	}
 }
 
-/** Not worth a message to the daemon each time. */
+/** Such events are too frequent to send to the daemon. */
 function isFrequent({kind}: RelayEvent): boolean {
 	return kind === 'agent-call' || kind === 'shim-connected';
 }

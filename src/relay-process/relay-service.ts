@@ -1,4 +1,7 @@
-/** The contract of proto/relay.proto for one connection of a daemon. When the connection ends, so do its openings. */
+/**
+ * Implements proto/relay.proto for one connection of a daemon. When the connection ends, relays that are still being
+ * opened are aborted.
+ */
 import type {AgentRelays, ForwarderTls} from '../sandbox/ports.ts';
 import type {RelayEvent} from '../relay/events.ts';
 import type {CallContext, Handler} from '../ttrpc/service.ts';

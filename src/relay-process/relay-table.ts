@@ -1,4 +1,7 @@
-/** The relays of this process, by sandbox. What it says it serves is what it serves: daemons come and go. */
+/**
+ * The relays of this process, by sandbox. It is the only source of truth about them, because daemons may restart at any
+ * time.
+ */
 import {AdaptorError} from '../core/errors.ts';
 import {abortable, Scope} from '../core/lifetime.ts';
 import type {AgentRelay, AgentRelays, RelayTarget, SandboxId} from '../sandbox/ports.ts';
@@ -6,7 +9,7 @@ import {AddressQueue} from './address-queue.ts';
 
 export interface ServedRelay extends RelayTarget {
 	readonly address: string;
-	/** Why its calls fail; absent while they do not. */
+	/** The reason why all calls of this relay fail; absent while the VM is usable. */
 	readonly failure?: string;
 }
 
@@ -45,7 +48,7 @@ export class RelayTable implements AsyncDisposable {
 	}
 
 	/**
-	 * Opens the relay, or gives the address of one that is open.
+	 * Opens the relay, or returns the VM address of the relay that is already open.
 	 * @throws 'already-exists' for a sandbox with another name or path; as `AgentRelays.open`
 	 */
 	async open(target: RelayTarget, signal: AbortSignal): Promise<string> {
@@ -67,7 +70,7 @@ export class RelayTable implements AsyncDisposable {
 				return entry.relay.address;
 			}
 
-			// The daemon that opens it may have ended a moment ago.
+			// The opening may belong to a daemon that has just ended.
 			await abortable(entry.opening?.over ?? Promise.resolve(), signal);
 		}
 	}
@@ -85,7 +88,7 @@ export class RelayTable implements AsyncDisposable {
 	}
 
 	/**
-	 * Ends the opening, or the relay.
+	 * Aborts the opening, or closes the relay.
 	 * @param isLate the opening ends because its time is up
 	 */
 	async close(sandboxId: SandboxId, isLate = false): Promise<void> {
@@ -103,7 +106,7 @@ export class RelayTable implements AsyncDisposable {
 			try {
 				await entry.relay[Symbol.asyncDispose]();
 			} finally {
-				// If only its file is left, `discard` removes that.
+				// If closing leaves only the socket file behind, `discard` removes it later.
 				this.#forget(sandboxId, entry);
 			}
 		}

@@ -1,7 +1,7 @@
 /**
- * `AgentRelays` in the relay process. Relays stay open when this daemon ends, and are found again by the next one. If
- * the relay process ends, its sockets are gone with it: they are opened again in the next one. While a newer relay
- * process has taken over, the older one serves its pods, and both are used.
+ * `AgentRelays` in the relay process. Relays stay open when this daemon ends, and the next daemon finds them again. If
+ * the relay process ends, its sockets are gone too; they are opened again in the next relay process. After a newer
+ * relay process has taken over, the older one still serves its pods, so both are used.
  */
 import {randomBytes} from 'node:crypto';
 import {lstat, readdir, unlink} from 'node:fs/promises';
@@ -29,15 +29,15 @@ export interface RemoteRelaysOptions {
 	readonly relaySocket: string;
 	readonly observer: Observer<RelayEvent>;
 	readonly log: Logger;
-	/** How often to look for another relay process. */
+	/** Interval of checks for another relay process. */
 	readonly lookEveryMs?: number;
 }
 
 /** Calls of shims wait at most this long after a relay process has started. A check is a few system calls. */
 const defaultLookEveryMs = 1000;
-/** After a failed opening the relay process is to have ended it; it has no reason to be slow. */
+/** Time limit for the relay process to abort an opening; this is fast. */
 const closeTimeoutMs = 5000;
-/** The VM was reached before, so its forwarder listens. */
+/** Time limit for reaching the VM again: it was reached before, so its forwarder already listens. */
 const reopenTimeoutMs = 20_000;
 const reopenBackOff = [100, 5000] as const;
 
@@ -72,7 +72,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		return relays;
 	}
 
-	/** Called when another daemon or a relay process has ended: what they left is to be looked for. */
+	/** Called when another daemon or a relay process has ended: their leftovers must be found. */
 	set onChange(listener: () => void) {
 		this.#onChange = listener;
 	}
@@ -90,14 +90,14 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		return join(directory, `daemon-${randomBytes(4).toString('hex')}.sock`);
 	}
 
-	/** From now on, calls of shims come to this socket. */
+	/** From now on, the relay process sends the calls of shims to this socket. */
 	async register(socketPath: string, signal: AbortSignal): Promise<AsyncDisposable> {
 		this.#served = socketPath;
 		await Promise.all([...this.#links.values()].map(async link => this.#registerAt(link, socketPath, signal)));
 		return {
 			[Symbol.asyncDispose]: async () => {
 				this.#served = undefined;
-				// A process that does not answer sees the end of the connection.
+				// If a process does not answer, it still notices the end of the connection.
 				await Promise.allSettled(
 					[...this.#links.values()].map(async link => link.call('Unregister', {}, neverAborts)),
 				);
@@ -167,7 +167,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		return link;
 	}
 
-	/** The process that serves the sandbox, else the newest. */
+	/** The relay process that serves the sandbox, otherwise the newest one. */
 	#linkOf(sandboxId: SandboxId): RelayLink {
 		return this.#links.get(this.#inodeOf(sandboxId)) ?? this.#anyLink();
 	}
@@ -185,7 +185,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	): Promise<string> {
 		using scope = new Scope(signal);
 		const target = {sandbox_id: sandboxId, instance_name: instanceName, socket_path: socketPath};
-		// Its own end comes from the relay process, so that its error tells how far the opening came.
+		// The relay process ends it, so that its error contains the progress of the opening.
 		const opening = link.wait('Open', target, neverAborts);
 		opening.catch(() => undefined);
 		const iterator = addresses[Symbol.asyncIterator]();
@@ -204,7 +204,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		}
 	}
 
-	/** Rejects as the addresses do, and if they end without one. Else never settles. */
+	/** Rejects if `addresses` throws, or if it ends without an address. Otherwise it never settles. */
 	async #offer(
 		link: RelayLink,
 		sandboxId: SandboxId,
@@ -231,7 +231,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 			.catch(() => undefined);
 	}
 
-	/** After a deadline, the relay process knows how far the opening came. */
+	/** After a deadline, the error of the relay process contains the progress of the opening. */
 	async #reasonOf(error: unknown, opening: Promise<unknown>, signal: AbortSignal): Promise<Error> {
 		if (signal.aborted && codeOf(signal.reason) === 'deadline-exceeded') {
 			using limit = new Scope().deadline(closeTimeoutMs, 'the relay process');
@@ -257,7 +257,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 				this.#failures.recovered('look');
 			} catch (error) {
 				if (!signal.aborted && this.#failures.failed('look')) {
-					log.warn({err: error}, 'could not look for the relay process; retrying');
+					log.warn({err: error}, 'could not search for relay processes; retrying');
 				}
 			}
 		}
@@ -268,7 +268,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		const {relaySocket} = this.#options;
 		const directory = dirname(relaySocket);
 		const names = (await readdir(directory).catch(() => [])).filter(name => /^relay(?:-\d+)?\.sock$/v.test(name));
-		// relay.sock is the socket of the newest process. It comes last.
+		// relay.sock is the socket of the newest process, so it is connected last.
 		for (const path of names.map(name => join(directory, name)).sort((a, b) => b.length - a.length)) {
 			const found = await lstat(path, {bigint: true}).catch(() => undefined);
 			if (found?.isSocket() !== true) {
@@ -286,7 +286,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	async #link(path: string, inode: bigint, signal: AbortSignal): Promise<void> {
 		const {relaySocket, log} = this.#options;
 		if (!(await answers(path, signal))) {
-			// Left by a process that was killed.
+			// The file was left by a killed process.
 			if (path !== relaySocket) {
 				await unlink(path).catch(() => undefined);
 			}
@@ -333,7 +333,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 			if (link.sandboxes.size === 0) {
 				this.#options.log.info(fields, 'the relay process ended; it had no pods');
 			} else {
-				this.#options.log.error(fields, 'the relay process ended; its pods end');
+				this.#options.log.error(fields, 'the relay process ended; the shims will end its pods');
 			}
 
 			this.#look.fire();
@@ -341,7 +341,7 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		}
 	}
 
-	/** In a process that has just started. Never rejects. */
+	/** Opens the relay again, in a relay process that has just started. Never rejects. */
 	async #reopen(handle: RemoteRelay, link: RelayLink): Promise<void> {
 		const {target, address} = handle;
 		using scope = new Scope(link.lost, handle.disposed, this.#ending.signal);
@@ -413,7 +413,7 @@ class RemoteRelay implements AgentRelay {
 		await this.leave();
 		const link = this.#context.linkOf();
 		if (link === undefined) {
-			// Its process has ended, and left the file.
+			// The relay process of this socket has ended and left the file.
 			await discardSocket(this.target.socketPath);
 			return;
 		}
@@ -423,7 +423,7 @@ class RemoteRelay implements AgentRelay {
 	}
 }
 
-/** Errors of the relay process as they would be here. */
+/** Converts an error of the relay process to the error that a local relay would throw. */
 async function asOwn<T>(call: Promise<T>): Promise<T> {
 	try {
 		return await call;

@@ -13,9 +13,9 @@
  *
  * A connection that is silent is not lost but retired: the VM may still answer on it. A replayable call is then sent
  * again and may be answered on several connections, and the first answer counts. There is one exception. The agent
- * forgets a process when it has sent the exit status once. A WaitProcess that fails on one connection may have its exit
- * status on the way on another one, so a failure only counts when no other answer is to come. (Agents answer NOT_FOUND,
- * and INTERNAL before kata 3.9 or so; both also have other causes, so all failures are treated alike.)
+ * forgets a process when it has sent the exit status once. If WaitProcess fails on one connection, its exit status may
+ * still arrive on another one. So a failure only counts if no other answer can arrive. (Agents answer NOT_FOUND, and
+ * INTERNAL before kata 3.9 or so; both also have other causes, so all failures are treated alike.)
  */
 import {echoed} from '../core/errors.ts';
 import type {Observer} from '../core/observer.ts';
@@ -44,7 +44,8 @@ export interface CallLimits {
 export const defaultCallLimits: CallLimits = {maxOpen: 1024, maxHeldBytes: 9 * 1024 * 1024};
 
 /**
- * The request of a replayable call is short: ids of a container and a process. A longer one is not kept, and fails.
+ * The request of a replayable call is short: ids of a container and a process. A longer request is not kept for a
+ * replay; if its connection is lost, its call fails.
  */
 const maxReplayableBytes = 4096;
 
@@ -61,7 +62,7 @@ export interface Call {
 	 * When the relay must answer: slightly before the deadline of the shim; undefined without a deadline.
 	 */
 	readonly answerBy: number | undefined;
-	/** The status of a failure that the VM answered and that does not count, by name. */
+	/** The name of the status with which the VM failed the call, if that failure does not count. */
 	readonly failure: string | undefined;
 }
 
@@ -75,9 +76,11 @@ interface OpenCall extends Call {
 	held: Buffer[];
 	/** The connections on which the request was sent and the VM may answer it at any time. */
 	readonly awaitedOn: Set<ConnectionCalls>;
-	/** A connection was lost on which it was awaited. */
+	/** A connection was lost on which an answer to it was expected. */
 	isAnswerLost: boolean;
-	/** It waited for a connection, or waits on a silent one, so its deadline may pass before the VM answers. */
+	/**
+	 * The call waited for a connection, or its connection is silent. So its deadline may pass before the VM answers.
+	 */
 	delayed: boolean;
 }
 
@@ -87,7 +90,7 @@ export type Admission = 'taken' | 'busy' | 'full';
 /** `late`: the call was already answered, or another answer counts; `unknown`: no call of this connection. */
 export type Standing = 'open' | 'late' | 'unknown';
 
-/** What the VM may still answer on one connection. */
+/** The calls that the VM may still answer on one connection. */
 export class ConnectionCalls {
 	/** By stream id. */
 	readonly awaited = new Map<number, OpenCall>();
@@ -111,7 +114,10 @@ export class ConnectionCalls {
 		call.awaitedOn.delete(this);
 	}
 
-	/** The call was answered otherwise. Limited, so that a VM that never answers cannot fill the memory. */
+	/**
+	 * The call was answered by the relay or on another connection. Limited, so that a VM that never answers cannot fill
+	 * the memory.
+	 */
 	expectLate(call: OpenCall): void {
 		this.answered(call);
 		const [oldest] = this.#late.keys();
@@ -138,7 +144,7 @@ export class Calls {
 	readonly #limits: CallLimits;
 	/** By stream id, in the order of their requests. */
 	readonly #open = new Map<number, OpenCall>();
-	/** The open health checks that are replayable. */
+	/** The open calls that are replayable health checks. */
 	readonly #checks = new Set<OpenCall>();
 	/** The connection in use, or the next one while there is none. */
 	#current: ConnectionCalls;
@@ -275,7 +281,7 @@ export class Calls {
 		call.responseBytes = bytes.length;
 		const code = peekStatus(message);
 		if (call.method === waitProcess && code !== statusCode.ok) {
-			// Sent again, it would fail again.
+			// Not kept for a replay: it would fail again.
 			call.replayable = false;
 			this.#release(call);
 			if (call.awaitedOn.size > 0 || call.isAnswerLost) {
@@ -298,8 +304,9 @@ export class Calls {
 	}
 
 	/**
-	 * The stream of an open call that a late response answers as well. Each event is sent once, to the call that has
-	 * waited longest: a call that was sent again and already answered takes an event that the next call waits for.
+	 * The stream of an open call that a late response also answers. The VM sends each event once, to the call that has
+	 * waited longest. If that call was sent again and is already answered, its response contains an event that the next
+	 * call is waiting for.
 	 */
 	heir({streamId, message}: Frame, on = this.#current): number | undefined {
 		return on.lateMethod(streamId) === getOomEvent && peekStatus(message) === statusCode.ok
@@ -341,7 +348,8 @@ export class Calls {
 
 	/**
 	 * A connection to the VM is lost, and nothing more comes on it.
-	 * @returns the calls that are lost with it, still open; the others wait for the next connection or for another one
+	 * @returns the calls that are lost with it and still open; the other calls wait for the next connection, or for an
+	 * answer on another connection
 	 */
 	lost(on = this.#current): readonly Call[] {
 		for (const call of on.awaited.values()) {

@@ -5,13 +5,13 @@
  *                     ▲              │
  *                     └── after a pause that depends on how the last one failed
  *
- * While a VM boots, packets to it are first lost, then refused, then answered. Hedged attempts shorten the loss phase:
- * the kernel retransmits a lost SYN only after 1 s, 3 s and 7 s, and a new attempt is faster (a VM that came up 1.35 s
- * after the first attempt was reached after 63 ms instead of 690 ms). While ARP is unanswered, the kernel queues
- * packets and sends one probe per second. The attempts then keep the neighbour entry alive, so a VM that announces its
- * address is reached at once (10 ms instead of 710 ms). The first answered attempt ends the others; otherwise a VM that
- * has just booted would do several handshakes in parallel (lab medians from the listening forwarder to the answer of
- * StartVM: 500 ms, against 290 ms with one). Knows no ttrpc.
+ * While a VM boots, packets to it are first lost, then refused, then answered. Hedged attempts shorten the first phase,
+ * in which packets are lost: the kernel retransmits a lost SYN only after 1 s, 3 s and 7 s, and a new attempt is faster
+ * (a VM that came up 1.35 s after the first attempt was reached after 63 ms instead of 690 ms). While ARP is
+ * unanswered, the kernel queues packets and sends one probe per second. The attempts then keep the neighbour entry
+ * alive, so a VM that announces its address is reached at once (10 ms instead of 710 ms). The first answered attempt
+ * ends the others; otherwise a VM that has just booted would do several handshakes in parallel (lab medians from the
+ * listening forwarder to the answer of StartVM: 500 ms, against 290 ms with one). Knows no ttrpc.
  */
 import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
@@ -243,13 +243,13 @@ class Candidate implements Disposable {
 const remedies = {
 	noAddress:
 		'Check the console of the VM: its image must boot and request an address by DHCP, and LIBVIRT_NET must assign one.',
-	silent: 'The VM is not up yet, or a firewall or missing route between this node and the network of the VM drops the packets.',
+	silent: 'The VM has not booted yet, or packets are lost: check firewalls and routes between this node and the network of the VM.',
 	refused:
 		'The VM is up, but its forwarder does not listen: check agent-protocol-forwarder and the kata agent in the journal of the VM, and FORWARDER_PORT.',
 	handshake:
-		'The forwarder of the VM ends the handshake: check that its image supports TLS_MIN_VERSION and TLS_CIPHER_SUITES, and check its journal.',
+		'The TLS handshake with the forwarder of the VM does not succeed: check that its image supports TLS_MIN_VERSION and TLS_CIPHER_SUITES, and check its journal.',
 	stranger: 'Another VM has this address: check for stale DHCP leases, and for VMs that were not deleted.',
-	client: 'It trusts another certificate: it was started with other keys, or its clock is wrong by more than a day.',
+	client: 'The VM trusts another certificate: it was started with other keys, or its clock is wrong by more than a day.',
 	clock: 'Set the clock of this node; then the VM can be reached.',
 	ownCa: 'The CA of CACERT_FILE must issue the server certificate of the image for podvm-server; without CACERT_FILE, this node issues it.',
 };

@@ -24,7 +24,7 @@ export type RelayEvent = {
 			readonly count: number;
 			readonly bytes: number;
 			readonly durationMs: number;
-			/** The shim itself has ended: this relay did not close the connection, and it was not a probe. */
+			/** The shim has closed the connection: the relay did not close it, and it was not a probe. */
 			readonly isNews: boolean;
 	  }
 	| {
@@ -39,15 +39,15 @@ export type RelayEvent = {
 	  }
 	/** Calls that may have been executed were sent again, on a new connection to the VM. */
 	| {readonly kind: 'calls-replayed'; readonly count: number}
-	/** An answer came on a connection to the VM that was replaced. `durationMs` is since the request. */
+	/** An answer arrived on a replaced connection to the VM. `durationMs` is the time since the request. */
 	| {readonly kind: 'late-answer'; readonly method: string; readonly durationMs: number; readonly code: string}
-	/** These calls were answered by the VM or executed, perhaps, and fail. */
+	/** These calls fail, although the VM may have executed or answered them. */
 	| {readonly kind: 'answers-lost'; readonly error: Error; readonly count: number}
 	| {readonly kind: 'vm-lost'; readonly error: Error; readonly count: number; readonly attempt: number}
 	| {readonly kind: 'vm-back'; readonly count: number; readonly durationMs: number; readonly attempt: number}
 	| {readonly kind: 'vm-unreachable'; readonly error: unknown; readonly isNews: boolean}
 	| {readonly kind: 'vm-slow'; readonly durationMs: number}
-	/** Its calls fail. */
+	/** The VM is gone, so its calls fail. */
 	| {readonly kind: 'vm-gone'; readonly error: Error; readonly count: number}
 	| {readonly kind: 'protocol-violated'; readonly by: 'shim' | 'VM'; readonly violation: string}
 	| {readonly kind: 'shim-cut-off'; readonly error: Error}

@@ -1,7 +1,7 @@
 /**
  * Stores the own CA and client certificate in one file, so that running VMs accept the daemon after a restart, and also
- * a second daemon during a rolling update. The first daemon that links the complete file into place creates it for all.
- * An unusable file is set aside, never overwritten, because running VMs may use its CA.
+ * a second daemon during a rolling update. If several daemons start at once, the first one that links the complete file
+ * to its path creates it for all. An unusable file is renamed, never overwritten, because running VMs may use its CA.
  */
 import {createPrivateKey, randomBytes, X509Certificate} from 'node:crypto';
 import {constants} from 'node:fs';
@@ -146,7 +146,7 @@ function judge(text: string, now: Date): OwnIdentity | string {
 	try {
 		parts = parseJson(text);
 	} catch {
-		return 'it is damaged or not from this program';
+		return 'it is damaged or was not written by this program';
 	}
 
 	const ca = keyPair(textAt(parts, 'caCert'), textAt(parts, 'caKey'), caName);
@@ -175,7 +175,7 @@ function warnOfClock(path: string, {ca, client}: OwnIdentity, now: Date, log: Lo
 			{
 				path,
 				reason: clockReason(now, begins),
-				remedy: 'Set the clock of this node; then pod VMs can be reached. If the clock is correct, it was wrong when the file was created: remove the file and delete the running pods.',
+				remedy: 'Correct the clock of this node; then pod VMs can be reached. If the clock is already correct, it was wrong when the file was created: remove the file and delete the running pods.',
 			},
 			'identity is not valid yet; keeping it',
 		);
@@ -210,8 +210,8 @@ async function setAside(path: string, judged: Found, reason: string, log: Logger
 		throw error;
 	}
 
-	// Another daemon may have replaced the file between the check and the rename. Then this is its valid file, and is
-	// moved back.
+	// Another daemon may have replaced the file between the check and the rename. In that case, the renamed file is the
+	// valid one of the other daemon, and is moved back.
 	const moved = await read(aside);
 	if (moved !== undefined && moved.inode !== judged.inode) {
 		try {
@@ -225,7 +225,7 @@ async function setAside(path: string, judged: Found, reason: string, log: Logger
 		}
 	}
 
-	log.warn({path: aside, reason}, 'unusable identity set aside; VMs that use it cannot be reached any more');
+	log.warn({path: aside, reason}, 'unusable identity renamed; VMs that use it can no longer be reached');
 }
 
 function randomName(): string {

@@ -1,4 +1,4 @@
-/** Observes what `openIdentity` would find, and throws what it would throw, but creates and moves nothing. */
+/** Returns what `openIdentity` would find, and throws the same errors, but does not create or move files. */
 import {X509Certificate} from 'node:crypto';
 import type {IdentityObservation} from '../check/observations.ts';
 import {silentLogger} from '../core/log.ts';

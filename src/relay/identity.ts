@@ -32,7 +32,8 @@ export interface IdentityFiles {
 
 export interface IdentityOptions {
 	/**
-	 * Directory of the own keys (0700), e.g. `/run/peerpod/tls`. Created if missing, unused if no own key is needed.
+	 * Directory of the keys that this program creates (mode 0700), e.g. `/run/peerpod/tls`. Created if missing; not
+	 * used if custom files replace all keys.
 	 */
 	readonly directory: string;
 	readonly files?: IdentityFiles;
@@ -132,7 +133,7 @@ async function readKeyPair(certFile: string, keyFile: string, log: Logger, now: 
 	if (leaf.validToDate < now || leaf.validFromDate > now) {
 		log.warn(
 			{path: certFile, certificate: leaf.subject, reason: `valid from ${leaf.validFrom} to ${leaf.validTo}`},
-			'client certificate is not valid at present',
+			'client certificate is expired or not valid yet',
 		);
 	}
 

@@ -1,9 +1,9 @@
 /**
  * If a health check waits and nothing arrives, either the VM is slow or packets are lost. To decide, the probe sends
  * the same health check on a second connection. A slow VM is slow on both. If only the second one is answered, packets
- * of the first are lost, and it has to be replaced; TCP may still deliver later what was sent on it. A successful TLS
- * handshake on the second connection proves nothing: the forwarder may be fast while the agent behind it is slow, and
- * then no call may be lost.
+ * of the first one are lost, so it has to be replaced. TCP may still deliver the data of the first one later. A
+ * successful TLS handshake on the second connection proves nothing: the forwarder may answer although the agent behind
+ * it is slow. In that case no call may be failed.
  *
  *   quiet ── asked ──▶ waiting ── nothing heard for doubtMs ──▶ doubted ── only the second was answered ──▶ silent
  *     ▲── answered ─────┘  ▲─────────────── anything heard ───────┘
@@ -31,7 +31,7 @@ export interface LivenessProbeOptions {
 	readonly pauseMs: readonly [first: number, longest: number];
 	/** The request of an unanswered health check. */
 	readonly healthCheck: () => Buffer | undefined;
-	/** Whether this side may be the cause of the silence, so that it proves nothing. */
+	/** Whether this side may have caused the silence; in that case, the silence proves nothing. */
 	readonly isExcused: () => boolean;
 	/** @param attempt resolves when the second connection is closed */
 	readonly doubted: (attempt: Promise<void>) => void;
@@ -133,7 +133,7 @@ export class LivenessProbe implements Disposable {
 			for (const delayMs of backOff(...pauseMs)) {
 				if (await this.#isOtherAnswered(signal)) {
 					await pause(graceMs, signal);
-					// Process data that arrived while the event loop was busy: timers run before it.
+					// First process the data that arrived while the event loop was busy, because timers run before I/O.
 					await turn();
 					signal.throwIfAborted();
 					if (!isExcused()) {

@@ -2,9 +2,9 @@
 import {maxMessageLength, type OversizedFrame} from '../ttrpc/frame.ts';
 
 export const reasons = {
-	tooMuchHeld: 'Too much data waits for the connection to the pod VM, which is being dialled',
+	tooMuchHeld: 'Too much data waits until the connection to the pod VM is restored',
 	tooManyCalls: 'Too many calls are open on this connection',
-	callerEnded: 'The connection to the pod VM is lost, and the caller has ended its side',
+	callerEnded: 'The connection to the pod VM is lost, and the caller has already ended its sending direction',
 	/** The request was sent to the VM, but late. */
 	late: 'This call had to wait for the connection to the pod VM, and the VM did not answer it before its deadline',
 	silent: 'The pod VM did not answer before the deadline of this call, neither on its connection nor on a second one',
@@ -16,7 +16,7 @@ export const reasons = {
 	torn: 'The connection to the pod VM was replaced while this call was sent; it is unknown whether the call was executed',
 	/** @param status how the agent answered WaitProcess on another connection */
 	exitStatusLost: (status: string) =>
-		`The exit status is lost: a connection to the pod VM was lost before the answer to this call arrived on it, and on another one the agent answered ${status}, as it does when it has sent the exit status before`,
+		`The exit status is lost: the connection to the pod VM was lost before the answer to this call arrived. On another connection, the agent answered ${status}, as it also does if it has already sent the exit status`,
 	gone: (reason: Error) => `The pod VM is gone: ${reason.message}`,
 	busy: (streamId: number) => `Stream ${streamId} already has an open call`,
 	tooLarge: (what: 'request' | 'response', {messageLength}: OversizedFrame) =>

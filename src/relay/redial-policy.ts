@@ -1,6 +1,4 @@
-/**
- * When a VM is dialled, dialled again, doubted and given up: every pause and time limit of the relay, in one place.
- */
+/** All pauses and time limits of the relay: when it dials a VM, dials it again, probes its liveness and gives it up. */
 
 /** In milliseconds, except `maxPending`. */
 export interface DialTimings {
@@ -22,8 +20,8 @@ export interface DialTimings {
 	/** Time limit of a TLS handshake. An emulated VM needs half a second, a busy one several. */
 	readonly handshakeTimeoutMs: number;
 	/**
-	 * With TLS 1.3, the client completes the handshake before the server verifies its certificate. The server can
-	 * refuse it during this time. A session ticket means that it accepted.
+	 * With TLS 1.3, the client completes the handshake before the server verifies its certificate. After the handshake,
+	 * the client waits this time for a refusal. A session ticket means that the server accepted the certificate.
 	 */
 	readonly objectionMs: number;
 	/** Maximum number of parallel attempts without an answer per address. */
@@ -43,16 +41,17 @@ export interface LivenessTimings {
 	 */
 	readonly graceMs: number;
 	/**
-	 * A replaced connection is kept for answers that are under way, until it is silent for this time. Packets flow
-	 * again when it is replaced. Both sides then send again whatever was lost within TCP_RTO_MAX, 120 s on Linux, the
-	 * longest pause between two retransmissions, and the health check that is unanswered on it is answered.
+	 * A replaced connection is kept for late answers until it is silent for this time. When it is replaced, packets
+	 * already arrive again. Within TCP_RTO_MAX (120 s on Linux, the longest pause between two retransmissions), both
+	 * sides send lost data again, and the open health check on it is answered.
 	 */
 	readonly lateMs: number;
 }
 
 export interface RelayTimings extends DialTimings {
 	/**
-	 * For a VM that was reached before. They are slower, because many VMs may be dialled while a KVM host is down.
+	 * Pauses for a VM that was reached before. They are longer, because many VMs may be dialled while a KVM host is
+	 * down.
 	 */
 	readonly again: Partial<DialTimings>;
 	/**

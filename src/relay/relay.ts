@@ -219,8 +219,8 @@ class WarmConnection {
 		this.#notify = notify;
 		socket.on('error', this.#onError);
 		socket.once('close', this.#onClose);
-		// Node only notices the end of the stream after a read attempt. Data stays in the buffer for the shim (but a
-		// ttrpc server never sends first).
+		// Node only notices the end of the stream after a read attempt. Data that was read stays in the buffer for the
+		// shim. (Normally there is none, because a ttrpc server never sends first.)
 		socket.on('readable', this.#onReadable);
 	}
 

@@ -1,7 +1,7 @@
 /**
- * Connections to the VM that were silent and are replaced, while answers may still come on them. TCP delivers what was
- * sent before and during an outage when packets flow again, later than a new connection is answered, because it
- * doubles its retransmission pauses.
+ * Connections to the VM that were silent and have been replaced, but on which answers may still arrive. After an
+ * outage, TCP delivers the data that was sent before and during it. This takes longer than a new connection, because
+ * TCP doubles its retransmission pauses.
  *
  *   retired ── heard ──▶ alive          no time limit any more
  *   retired ── nothing heard for lateMs ──▶ ended
@@ -15,13 +15,13 @@ import type {ConnectionCalls} from './calls.ts';
 import type {VmLeg} from './vm-leg.ts';
 
 /**
- * Per shim session, which bounds memory: each connection may hold an incomplete frame and what it could not send. One
- * is left by an outage, and another one if packets vanish again before the first has delivered all answers.
+ * Maximum number per shim session. It limits memory: each connection may hold an incomplete frame and unsent data. An
+ * outage leaves one connection. A second outage leaves another one before the first has delivered all answers.
  */
 const maxRetired = 2;
 
 export interface RetiredLegsOptions {
-	/** Time limit for a sign of life. */
+	/** Time limit for the first data on a retired connection. */
 	readonly lateMs: number;
 	/** A connection ended while answers were awaited on it; it is closed already. */
 	readonly ended: (calls: ConnectionCalls, reason: Error) => void;
@@ -52,7 +52,7 @@ export class RetiredLegs implements Disposable {
 		this.#legs.set(vm, {calls, timer});
 		const [oldest] = this.#legs.keys();
 		if (this.#legs.size > maxRetired && oldest !== undefined) {
-			this.#end(oldest, 'it was silent, and too many others were replaced after it');
+			this.#end(oldest, 'it was silent, and too many newer connections were replaced too');
 		}
 	}
 
@@ -61,7 +61,7 @@ export class RetiredLegs implements Disposable {
 		return this.#legs.get(vm)?.calls;
 	}
 
-	/** Something arrived on it, so its packets do come: what else was sent will come too. */
+	/** Data arrived on it, so the network path works: the remaining answers will arrive too. */
 	heard(vm: VmLeg): void {
 		clearTimeout(this.#legs.get(vm)?.timer);
 	}

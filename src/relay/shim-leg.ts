@@ -53,7 +53,7 @@ export class ShimLeg {
 		return this.#socket.writableNeedDrain;
 	}
 
-	/** Whether the shim leaves answers of the relay unread. Then no further requests are accepted. */
+	/** Whether the shim does not read the answers of the relay. In that case, no further requests are accepted. */
 	get hasUnreadAnswers(): boolean {
 		return this.#hasUnreadAnswers;
 	}

@@ -77,7 +77,7 @@ export class ShimSession implements AsyncDisposable {
 	/** All connections to the VM that are not closed yet. */
 	readonly #legs = new Set<Promise<unknown>>();
 	readonly #shimViolations = new Violations();
-	/** Kinds that were already reported. */
+	/** Kinds of protocol violations that were already reported. */
 	readonly #violations = new FailureLog();
 	#isDisconnected = false;
 	/** Number of consecutive short-lived connections to the VM. */
@@ -135,7 +135,7 @@ export class ShimSession implements AsyncDisposable {
 		await this.ended;
 	}
 
-	/** The only writer of the state. Ends what belongs to the previous state. */
+	/** The only place that changes the state. Releases the resources of the previous state. */
 	#enter(state: State): void {
 		const before = this.#state;
 		this.#state = state;
@@ -179,7 +179,7 @@ export class ShimSession implements AsyncDisposable {
 		this.#balance();
 	}
 
-	/** Whether to send the frame now. Otherwise it was held, answered or dropped. */
+	/** Whether the caller must send the frame now. If not, this method has held, answered or dropped the frame. */
 	#isForVm(frame: Frame | OversizedFrame): frame is Frame {
 		const {streamId, type} = frame;
 		const isJoined = this.#state.name === 'joined';
@@ -366,7 +366,7 @@ export class ShimSession implements AsyncDisposable {
 		});
 	}
 
-	/** Ensures that calls that waited, or wait on a silent connection, are answered before their deadline. */
+	/** Sets the timer that answers delayed calls before their deadline. */
 	#watchDeadlines(): void {
 		if (this.#state.name === 'joined' && this.#state.liveness.isDoubted) {
 			this.#calls.delayChecks();

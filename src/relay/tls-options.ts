@@ -19,7 +19,7 @@ export interface TlsOptions {
 }
 
 /**
- * The suites that both Go's crypto/tls (in the VM) and the OpenSSL 3 of Node support: IANA name to OpenSSL name. Go
+ * The cipher suites that both Go's crypto/tls (in the VM) and OpenSSL 3 in Node support: IANA name to OpenSSL name. Go
  * also supports RC4 and 3DES, Node does not.
  */
 const openSslNames: Readonly<Record<string, string>> = {

@@ -1,6 +1,6 @@
 /**
- * How the relay gets a connection to a VM: the VM must be verified before any of its bytes count. Another transport
- * (vsock) is another implementation, chosen in relay.ts.
+ * Opens connections to a VM. The VM must be verified before any of its data is used. Another transport (vsock) is
+ * another implementation, chosen in relay.ts.
  */
 import type {Duplex} from 'node:stream';
 

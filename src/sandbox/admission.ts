@@ -8,7 +8,7 @@ import type {PodRequest} from './pod-request.ts';
 import type {AgentRelay, ForwarderTls, PodNetwork, PodVm, SandboxId} from './ports.ts';
 import type {SandboxRecord} from './records.ts';
 
-/** What CreateVM has read and reserved. StartVM needs nothing else. */
+/** The data and reservations of CreateVM. StartVM needs nothing else. */
 export interface Prepared {
 	readonly request: PodRequest;
 	readonly network: PodNetwork;
@@ -36,8 +36,8 @@ export type SandboxState =
 	| {readonly name: 'booting'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay?: AgentRelay}
 	| {readonly name: 'running'; readonly prepared: Prepared; readonly vm: PodVm; readonly relay: AgentRelay}
 	/**
-	 * Did not start, or its VM has ended. Kept until it is stopped, so that later calls get the reason.
-	 * `leftovers`: what the roll-back could not remove and will retry; everything, if the VM has ended.
+	 * Did not start, or its VM has ended. Kept until it is stopped, so that later calls get the reason. `leftovers`:
+	 * what the roll-back could not remove and will retry. If the VM has ended, they include everything.
 	 */
 	| {readonly name: 'failed'; readonly reason: AdaptorError; readonly leftovers: Leftovers}
 	| {readonly name: 'stopping'; readonly leftovers: Leftovers}
@@ -73,7 +73,7 @@ export function assertTransition(id: SandboxId, from: SandboxState['name'], to: 
 
 export type StateOf<Name extends SandboxState['name']> = Extract<SandboxState, {readonly name: Name}>;
 
-/** What may remain to be removed. */
+/** The leftovers: what may still have to be removed. */
 export interface Leftovers {
 	/** Absent: none was reserved, or an earlier run of the daemon reserved it. */
 	readonly network?: PodNetwork;
@@ -88,7 +88,7 @@ export const nothing: Leftovers = {mayHaveVm: false};
 
 export type Admission =
 	| {readonly verdict: 'go'}
-	/** Already done: answer success. */
+	/** Nothing is left to do: the call succeeds. */
 	| {readonly verdict: 'done'}
 	| {readonly verdict: 'refuse'; readonly why: 'not-found' | 'failed-precondition'; readonly cause?: AdaptorError};
 
@@ -127,7 +127,7 @@ export function refusal(id: SandboxId, why: 'not-found' | 'failed-precondition',
 				? 'There is no such sandbox'
 				: `The sandbox has failed${cause === undefined ? '' : `: ${cause.what}`}`,
 		where: {sandboxId: id},
-		remedy: why === 'not-found' ? 'Call CreateVM first.' : 'Stop it, then create it again.',
+		remedy: why === 'not-found' ? 'Call CreateVM first.' : 'Call StopVM, then CreateVM again.',
 		cause,
 	});
 }

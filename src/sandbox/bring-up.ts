@@ -1,5 +1,5 @@
 /**
- * The steps from 'created' to 'running', one after the other. Does not roll back: each state says what a roll-back has
+ * The steps from 'created' to 'running', one after the other. Does not roll back: each state lists what a roll-back has
  * to remove.
  */
 import {Scope} from '../core/lifetime.ts';
@@ -13,8 +13,8 @@ import type {Stages} from './stages.ts';
 import type {SandboxContext} from './context.ts';
 
 /**
- * A VM that runs keeps its start permit for this time, unless it answers earlier. Most guests boot in this time, or
- * never.
+ * A VM that runs keeps its start permit for this time, unless it answers earlier. A guest that has not booted in this
+ * time usually never does.
  */
 const bootTurnMs = 30_000;
 

@@ -3,7 +3,7 @@
  * throws. This file contains every reason for which the daemon removes a VM or leaves it alone. reconcile.ts makes the
  * observations and carries out the decisions.
  *
- *                             the sandbox is not in hand yet                     it is in hand
+ * this daemon does not serve it yet                  it serves it
  *                  ┌───────────────────────────────────────────────┐   ┌───────────────────────────────┐
  *   record         │ creating     created      running    stopping │   │ created   running   failed    │
  *   what happens   │ roll back    resume       resume     remove   │   │ serve     serve     serve     │
@@ -13,12 +13,12 @@
  *                  │              roll back                        │   │                               │
  *                  └───────────────────────────────────────────────┘   └───────────────────────────────┘
  *
- * The pod is gone: remove, in every state. A VM without a sandbox: remove after the grace period. A VM that another
- * PODS_DIR answers for: leave alone.
+ * The pod is gone: remove, in every state. A VM without a sandbox: remove after the grace period. A VM that belongs to
+ * another PODS_DIR: do not change it.
  *
- * In the happy case, a daemon starts and finds the record of a running sandbox. It is not in hand and its pod exists,
- * so it is resumed. From then on it is in hand and served. The decision is repeated every minute, with the same result
- * until the pod is gone.
+ * In the happy case, a daemon starts and finds the record of a running sandbox. This daemon does not serve it yet and
+ * its pod exists, so it is resumed. From then on this daemon serves it. The decision is repeated every minute, with the
+ * same result until the pod is gone.
  */
 import type {Presence, VmOwnership} from './ports.ts';
 
@@ -27,7 +27,7 @@ export interface Observation {
 	readonly record: 'none' | 'unreadable' | 'creating' | 'created' | 'starting' | 'running' | 'failed' | 'stopping';
 	/** This daemon answers calls for it. A sandbox of an earlier run is not in hand until it is resumed. */
 	readonly isInHand: boolean;
-	/** State at the hypervisor, read after the record. `stopped`: defined, but not running. */
+	/** State of the VM at the hypervisor, read after the record was read. `stopped`: defined, but not running. */
 	readonly vm: 'unknown' | 'none' | 'stopped' | 'running';
 	/** The pod is gone if its network namespace is gone, or if its UID is gone from the cluster. */
 	readonly pod: Presence;
@@ -37,7 +37,10 @@ export interface Observation {
 	readonly predecessor: 'none' | 'alive';
 	/** A daemon that started after this one. It gets new calls, and it reconciles. */
 	readonly successor: 'none' | 'alive';
-	/** The grace period has ended, of a VM without a sandbox or of a failed sandbox that was not stopped. */
+	/**
+	 * The grace period has ended: the grace period of a VM without a sandbox, or of a failed sandbox that was not
+	 * stopped.
+	 */
 	readonly isOverdue: boolean;
 }
 
@@ -141,7 +144,7 @@ function decideInHand({record, vm, ownership, predecessor, isOverdue}: Observati
 					: {action: 'remove', why: 'it failed and was not stopped'};
 		}
 
-		// These run with their own deadline.
+		// Creations and starts in this daemon have their own deadline.
 		case 'creating':
 		case 'starting':
 		case 'none':

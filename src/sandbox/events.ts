@@ -52,7 +52,7 @@ export type SandboxEvent = {readonly sandbox: SandboxNames} &
 				readonly netns: string;
 		  }
 		| {readonly kind: 'vm-started'; readonly vm: RunningVm; readonly stagesMs: Readonly<Record<string, number>>}
-		/** Texts about what the VM has instead of what its pod requested. */
+		/** Phrases that state the size of the VM and the larger size that the pod requested. */
 		| {readonly kind: 'size-limited'; readonly limited: readonly string[]}
 		/** `stage`: the step of the start that failed. */
 		| {readonly kind: 'start-failed'; readonly error: AdaptorError; readonly stage: string}
@@ -70,7 +70,7 @@ export type SandboxEvent = {readonly sandbox: SandboxNames} &
 		| {
 				readonly kind: 'sandbox-removed';
 				readonly durationMs: number;
-				/** False if only a call named the id: there may have been nothing to remove. */
+				/** False if this daemon did not know the sandbox: there may have been nothing to remove. */
 				readonly wasKnown: boolean;
 		  }
 		| ({readonly kind: 'removal-failed'} & FailedAttempt)

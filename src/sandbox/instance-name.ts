@@ -4,7 +4,8 @@
 import type {SandboxId} from './ports.ts';
 
 /**
- * `podvm-<pod>-<first 8 of the id>`. It is a DNS label, because the host name and the TLS certificate of the VM use it.
+ * `podvm-<pod>-<first 8 characters of the id>`. It is a DNS label, because the host name and the TLS certificate of the
+ * VM use it.
  */
 export function instanceName(podName: string, id: SandboxId): string {
 	const suffix = suffixOf(id);

@@ -6,18 +6,18 @@ export const noCluster: Cluster = {
 		return undefined;
 	},
 	async registerVm() {
-		// Nobody to tell.
+		// Does nothing: there is no cluster.
 	},
 	unregisterVm() {
-		// Nobody to tell.
+		// Does nothing: there is no cluster.
 	},
 	async podPresence() {
 		return 'unknown';
 	},
 	reconcile() {
-		// Nobody to tell.
+		// Does nothing: there is no cluster.
 	},
 	recordEvent() {
-		// Nobody to tell.
+		// Does nothing: there is no cluster.
 	},
 };

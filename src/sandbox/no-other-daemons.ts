@@ -4,7 +4,7 @@ import type {OtherDaemons} from './ports.ts';
 export const noOtherDaemons: OtherDaemons = {
 	hasPredecessor: () => false,
 	async predecessorsEnded() {
-		// There are none.
+		// Resolves at once: there are no other daemons.
 	},
 	hasSuccessor: async () => false,
 };

@@ -78,7 +78,7 @@ export interface PodRequest {
 	readonly vcpusFrom: SizeSource;
 	readonly memoryMib: number;
 	readonly memoryFrom: SizeSource;
-	/** One phrase for each resource that the pod gets less of than requested. */
+	/** One phrase for each resource of which the pod gets less than it requested. */
 	readonly limited?: readonly string[];
 	/** Name of a volume, as the pod gave it; not checked here. */
 	readonly image?: string;

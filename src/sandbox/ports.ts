@@ -88,7 +88,7 @@ export interface NetnsIdentity {
 	readonly directory: {readonly device: string; readonly inode: string};
 }
 
-/** Whether something exists. `gone` is proven, never guessed; without proof it is `unknown`. */
+/** Whether something exists. `gone` requires proof; without proof the result is `unknown`. */
 export type Presence = 'present' | 'gone' | 'unknown';
 
 export interface PodRoute {
@@ -257,8 +257,8 @@ export interface AgentRelays {
 	/** Issues a server certificate for one VM, and the TLS policy for its clients. */
 	issue(instanceName: string, signal: AbortSignal): Promise<ForwarderTls>;
 	/**
-	 * Dials the addresses as they arrive, retries each until the forwarder listens, and uses the first that TLS
-	 * verifies as the VM. Then serves `socketPath`. Rejects if `addresses` throws (the VM ended) or the signal aborts;
+	 * Dials each address as it arrives, and retries it until the forwarder listens. Uses the first address at which TLS
+	 * verifies the VM. Then serves `socketPath`. Rejects if `addresses` throws (the VM ended) or the signal aborts;
 	 * then nothing is left.
 	 */
 	open(target: RelayTarget, addresses: AsyncIterable<string>, signal: AbortSignal): Promise<AgentRelay>;
@@ -285,13 +285,14 @@ export interface AgentRelay extends AsyncDisposable {
 	/** The verified address of the VM. */
 	readonly address: string;
 	/**
-	 * The VM is gone for good: all current and future calls end as UNAVAILABLE at once, with the reason in their text.
-	 * The socket is served until the relay is disposed. The first reason stays. Does nothing after disposal.
+	 * Call this when the VM is permanently gone. All current and future calls end with UNAVAILABLE at once, with the
+	 * reason in their text. The socket is served until the relay is disposed. If called again, the first reason is
+	 * kept. Does nothing after disposal.
 	 */
 	fail(reason: Error): void;
 	/**
-	 * This daemon ends, and the pod goes on. A relay in a process of its own stays open for the next daemon; any other
-	 * one is closed, as by disposing. Repeating does nothing.
+	 * Called when this daemon ends and the pod continues. A relay in the relay process stays open for the next daemon;
+	 * a relay in this process is closed, as by disposing. Idempotent.
 	 */
 	leave(): Promise<void>;
 }

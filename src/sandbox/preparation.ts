@@ -1,6 +1,6 @@
 /**
  * The steps of CreateVM: reads the pod and reserves resources, recording each step first. Does not roll back: each
- * state says what a roll-back has to remove.
+ * state lists what a roll-back has to remove.
  */
 import {nothing, type StateOf} from './admission.ts';
 import type {RecordWriter} from './record-writer.ts';

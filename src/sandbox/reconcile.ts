@@ -10,8 +10,8 @@
  *   5. give the cluster the list of VMs that should be registered
  *
  * The order matters. A record is written before its VM exists, and removed after its VM is gone. So if a list is read
- * after a record with "running" and the VM is missing, the VM has ended. If a list has a VM without a record, there is
- * no record.
+ * after a record with "running" and the VM is missing, the VM has ended. If the list contains a VM and no record was
+ * read for it, then the VM has no record.
  */
 import {every, Trigger} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
@@ -54,7 +54,10 @@ export interface KnownSandboxes {
 const endedGraceMs = 300_000;
 /** A list takes milliseconds. A round must not wait longer for a host that does not answer. */
 const listTimeoutMs = 15_000;
-/** How often to read records that a predecessor may change: when it ends, this daemon must serve its sandboxes. */
+/**
+ * Interval of reading the records that a predecessor may change. When the predecessor ends, this daemon must serve its
+ * sandboxes.
+ */
 const followEveryMs = 500;
 
 /** The state of a sandbox at the beginning of a round. */
@@ -76,7 +79,7 @@ export class Reconciler {
 	readonly #alone = new FailureLog();
 	readonly #unreadable = new FailureLog();
 	readonly #failures = new FailureLog();
-	/** The time since each VM has no sandbox, or each sandbox has failed: performance.now() by id. */
+	/** By id: the time (performance.now()) since which a VM has no sandbox, or since which a sandbox has failed. */
 	#since = new Map<SandboxId, number>();
 	#others: OtherDaemons | undefined;
 
@@ -112,7 +115,8 @@ export class Reconciler {
 	async vmEnded(sandbox: Sandbox, end: PodVmEndedError): Promise<void> {
 		const {state, id} = sandbox;
 		const others = this.#others;
-		// Only a sandbox that is not in hand may be removed here, so only then the list of VMs is needed.
+		// The list of VMs is needed only for sandboxes that this daemon does not serve yet: only those may be removed
+		// in this step.
 		const vms = state.name === 'recovering' ? await this.#listVms(neverAborts) : undefined;
 		const observation: Observation = {
 			...inHand(state),
@@ -131,7 +135,7 @@ export class Reconciler {
 	async #round(others: OtherDaemons, signal: AbortSignal): Promise<void> {
 		const startedAt = performance.now();
 		const successor = (await others.hasSuccessor()) ? 'alive' : 'none';
-		// Must be read before the records: later changes by the predecessor are followed.
+		// Must be read before the records, because only changes of a predecessor that is still alive are followed.
 		const predecessor = others.hasPredecessor() ? 'alive' : 'none';
 		if (successor === 'none') {
 			await this.#adoptRecords();
@@ -178,7 +182,7 @@ export class Reconciler {
 		const {records} = this.#context;
 		for (const {id} of await records.readAll()) {
 			if (this.#known.get(id) === undefined) {
-				// Read it again: a sandbox that was just removed had its record removed first.
+				// Read the record again: if the sandbox has just been removed, its record is already gone.
 				const record = await records.read(id).catch(() => undefined);
 				if (record !== undefined && this.#known.get(id) === undefined) {
 					this.#known.adopt(record);

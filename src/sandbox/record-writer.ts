@@ -9,7 +9,7 @@ import type {SandboxRecord, SandboxRecords} from './records.ts';
 /** `Omit` of each member of a union. */
 type DistributedOmit<T, K extends PropertyKey> = T extends unknown ? Omit<T, K> : never;
 
-/** The common fields of all records since the sandbox is created. */
+/** The fields that all records have from the creation of the sandbox on. */
 type Created = Pick<Extract<SandboxRecord, {readonly state: 'created'}>, 'id' | 'request' | 'network'>;
 
 export class RecordWriter {

@@ -8,7 +8,8 @@ import type {PodRequest} from './pod-request.ts';
 import type {PodNetwork, PodVm, SandboxId} from './ports.ts';
 
 /**
- * The record of a sandbox. A start is not recorded: a record with 'created' and a VM mean that a start was interrupted.
+ * The record of a sandbox. A start is not recorded: if the record says 'created' and a VM exists, a start was
+ * interrupted.
  */
 export type SandboxRecord = {
 	readonly id: SandboxId;

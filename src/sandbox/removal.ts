@@ -11,14 +11,14 @@ import {agentSocketPath, registeredVm} from './identities.ts';
 import type {PodRequest} from './pod-request.ts';
 import type {SandboxId} from './ports.ts';
 
-/** Why files in PODS_DIR are left of a sandbox whose VM and network are gone. */
+/** The reason why files of a sandbox are left in PODS_DIR although its VM and network are gone. */
 export type FilesLeft = AdaptorError | undefined;
 
 /**
  * One attempt. The VM is removed before its VNI is released, so that no other pod gets the VNI while the VM may still
- * send. If the VM cannot be removed, the other parts are: the pod is disconnected from it, and its VNI stays reserved.
- * The record is removed last, and only if VM and network are gone: without it, there would be no retry. Each part has
- * its own time limit, so that one that hangs does not delay the others.
+ * send. If the VM cannot be removed, the other parts are removed: the pod is disconnected from the VM, but the VNI
+ * stays reserved. The record is removed last, and only if VM and network are gone: without it, there would be no retry.
+ * Each part has its own time limit, so that one that hangs does not delay the others.
  * @param request set if the sandbox was created: the cluster may know its VM
  * @returns why files are left in PODS_DIR, which only matter to this node
  * @throws AdaptorError that names the parts that are left
@@ -60,7 +60,7 @@ export async function clear(
 		await remove('the agent socket', async () => relays.discard(agentSocketPath(id, context)), filesLeft);
 	}
 
-	// Also without a VM: the daemon may have crashed right after the registration.
+	// Unregister even if there is no VM: the daemon may have crashed right after the registration.
 	if (request !== undefined && left.size === 0) {
 		cluster.unregisterVm(registeredVm(id, request));
 	}

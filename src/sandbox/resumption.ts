@@ -57,13 +57,13 @@ export async function resumeRunning(
 		void cluster.registerVm(registeredVm(id, request), signal).catch(() => undefined);
 		return {name: 'running', prepared: {request, network, tls}, vm, relay};
 	} catch (error) {
-		// The pod goes on: a relay that outlives daemons is left open.
+		// The pod continues to run: a relay in the relay process stays open.
 		await relay.leave();
 		throw error;
 	}
 }
 
-/** Dials a VM that does not answer without pause, and reports that with growing intervals. */
+/** Keeps dialling a VM that does not answer, and reports this at growing intervals. */
 async function reach(
 	{id, request, vm, address}: Running,
 	context: SandboxContext,

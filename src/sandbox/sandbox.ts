@@ -170,9 +170,9 @@ export class Sandbox {
 
 	/**
 	 * Resolves when the agent can be reached. On failure or abort, everything is rolled back first; if that takes long,
-	 * it continues after the caller is answered. The sandbox stays as failed. A start waits for another start, and
-	 * until a sandbox of an earlier run is in hand. This counts towards its time limit; an abort during it changes
-	 * nothing.
+	 * it continues after the caller is answered. The sandbox stays as failed. A start waits until another start of the
+	 * sandbox has ended, and until a sandbox of an earlier run is resumed. The waiting time counts towards the time
+	 * limit; an abort while waiting changes nothing.
 	 */
 	async start(signal: AbortSignal): Promise<void> {
 		using scope = new Scope(signal).deadline(
@@ -264,9 +264,7 @@ export class Sandbox {
 		await noRetries;
 	}
 
-	/**
-	 * A predecessor has changed or removed the record. Does nothing if the sandbox is in hand by now.
-	 */
+	/** A predecessor has changed or removed the record. Does nothing if this daemon already serves the sandbox. */
 	async follow(record: SandboxRecord | undefined): Promise<void> {
 		const state = this.#state;
 		this.#resumption?.abort(new AdaptorError({code: 'aborted', what: 'Another daemon has changed the sandbox'}));
@@ -362,7 +360,7 @@ export class Sandbox {
 								throw error;
 							}
 
-							// The host may be unreachable: this is no reason to give up a running pod.
+							// A failure is not a reason to give up a running pod: the host may only be unreachable.
 							this.#notify({kind: 'resumption-failed', error, attempt, retryInMs});
 						},
 					},

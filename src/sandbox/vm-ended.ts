@@ -1,6 +1,6 @@
 /**
- * Proves that a pod VM has ended. This error type is thrown for no other reason; all other errors about a VM may be
- * retried.
+ * The error that proves that a pod VM has ended. It is never thrown for another reason; all other errors about a VM may
+ * be retried.
  */
 import {AdaptorError, type ErrorWhere} from '../core/errors.ts';
 

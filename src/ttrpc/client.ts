@@ -202,7 +202,9 @@ export class TtrpcClient implements AsyncDisposable {
 				waiting.reject(malformed(waiting.path, error));
 			}
 		} else if (type === frameType.data) {
-			waiting.reject(malformed(waiting.path, new TypeError('data on a stream that was to have one response')));
+			waiting.reject(
+				malformed(waiting.path, new TypeError('data on a stream that must have exactly one response')),
+			);
 		}
 	}
 

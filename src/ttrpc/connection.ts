@@ -11,8 +11,8 @@ export interface ConnectionEvents {
 	frame(frame: Frame): void;
 	oversized(frame: OversizedFrame): void;
 	/**
-	 * Called once, as the last event. The end of the stream from the peer counts: a ttrpc peer never stops sending and
-	 * continues to listen.
+	 * Called once, as the last event. The end of the peer's stream counts as the end of the connection, because a ttrpc
+	 * peer never ends only its sending direction.
 	 */
 	closed(reason: Error): void;
 }
@@ -21,8 +21,8 @@ export interface ConnectionOptions {
 	/** Bytes of the largest accepted message, without its header. */
 	readonly maxMessageLength: number;
 	/**
-	 * Accept no frames while the peer does not read its own (more than the high-water mark of the socket waits to be
-	 * written). For servers only: if both ends did so, each could wait for the other.
+	 * Accept no frames while the peer does not read the frames sent to it (that is, while more than the high-water mark
+	 * of the socket waits to be written). For servers only: if both sides did this, each could wait for the other.
 	 */
 	readonly holdReads: boolean;
 }

@@ -160,7 +160,8 @@ export class FrameDecoder {
 			return [new Frame(Buffer.from(header))];
 		}
 
-		// Not from the pool: memory for announced bytes that never arrive then costs nothing.
+		// Not from the buffer pool: a separate allocation uses no physical memory until data is written to it, so
+		// announced bytes that never arrive cost nothing.
 		this.#partial = Buffer.allocUnsafeSlow(headerLength + messageLength);
 		this.#partialFilled = header.copy(this.#partial);
 		return [];

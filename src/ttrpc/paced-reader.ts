@@ -5,8 +5,8 @@
  *   data ──▶ within the budget: delivered ──▶ budget spent: the rest waits, the socket is paused
  *                  ▲──────────────── next turn (setImmediate): a new budget ─────────────────┘
  *
- * The end of the stream and the close are told after the frames that came before them. Knows no streams, no messages
- * and no roles.
+ * The end of the stream and the close are reported after the frames that arrived before them. Knows no streams, no
+ * messages and no roles.
  */
 import type {Duplex} from 'node:stream';
 import {FrameDecoder, type Frame, type OversizedFrame} from './frame.ts';
@@ -47,7 +47,7 @@ export class PacedReader {
 	readonly #budget: TurnBudget;
 	#framesLeft: number;
 	#bytesLeft: number;
-	/** Ends the turn. Undefined if nothing of the budget is used. */
+	/** The pending immediate that starts the next turn. Undefined while the budget is unused. */
 	#turn: NodeJS.Immediate | undefined;
 	/** A chunk that may contain more frames. */
 	#current: ArrayIterator<Frame | OversizedFrame> | undefined;
@@ -71,7 +71,7 @@ export class PacedReader {
 		({frames: this.#framesLeft, bytes: this.#bytesLeft} = budget);
 		socket.on('data', this.#onData).once('end', this.#onEnd).once('close', this.#onClose);
 		socket.resume();
-		// It may have ended before a listener was added.
+		// The socket may have ended before a listener was added.
 		if (socket.closed) {
 			queueMicrotask(this.#onClose);
 		} else if (socket.readableEnded) {

@@ -107,8 +107,8 @@ export class ServerConnection {
 		if (streamId % 2 === 0) {
 			this.#refuse(streamId, statusCode.invalidArgument, "A client's stream id must be odd");
 		} else if (this.#calls.has(streamId)) {
-			// Ids need not increase: ttrpc-rust assigns them in one order and may send them in another. The running
-			// call continues.
+			// Stream ids need not increase, because ttrpc-rust may send them in another order than it assigned them. A
+			// running call with the same id continues.
 			this.#refuse(streamId, statusCode.invalidArgument, `A call is running on stream ${streamId}`);
 		} else if ((flags & frameFlag.remoteOpen) !== 0) {
 			this.#refuse(streamId, statusCode.unimplemented, 'Streaming requests are not supported');

@@ -1,6 +1,6 @@
 /**
  * Serves unary calls on sockets that others accepted. One stream is one call (containerd/ttrpc, PROTOCOL.md, "Unary
- * State Diagram"). Knows no listener, and of errors only what the caller's `toStatus` tells.
+ * State Diagram"). Does not know the listener. Errors are converted only by the `toStatus` of the caller.
  *
  *   open ── drain() ──▶ draining: new calls are UNAVAILABLE, a connection ends with its last running call ──▶ closed
  *   open, draining ── close() ──▶ closed: running calls are aborted, connections end at once

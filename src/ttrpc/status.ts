@@ -5,8 +5,8 @@
 import {AdaptorError, type ErrorCode} from '../core/errors.ts';
 
 /**
- * google/rpc/code.proto: the number of each status, its name in gRPC, and the code of the error that it becomes;
- * without a code the error is 'internal'. A code that two statuses share becomes the first of them.
+ * google/rpc/code.proto: the number of each status, its gRPC name, and the code of the corresponding AdaptorError
+ * ('internal' if there is none). If two statuses have the same code, the code is converted to the first of them.
  */
 const statuses = {
 	ok: {number: 0, name: 'OK'},
@@ -48,7 +48,7 @@ const byCode = new Map<ErrorCode, number>(
 		.flatMap(({code, number}) => (code === undefined ? [] : [[code, number]])),
 );
 
-/** The status that an error with this code ends a call with. */
+/** The status of a call that fails with this error code. */
 export function statusOf(code: ErrorCode): number {
 	return byCode.get(code) ?? statusCode.internal;
 }
@@ -73,7 +73,8 @@ export interface StatusDetail {
 }
 
 /**
- * A call that ended with a status, the peer's or our own. `code` is the status's nearest meaning, `status` is exact.
+ * The error of a call that ended with a status, from the peer or from this side. `code` is the nearest AdaptorError
+ * code; `status` is the exact status.
  */
 export class TtrpcError extends AdaptorError {
 	override readonly name = 'TtrpcError';

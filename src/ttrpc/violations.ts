@@ -1,6 +1,6 @@
 /**
  * Counts protocol violations of a peer on one connection. A few are tolerated: a bug of the peer should not end the
- * calls of a pod. Does not decide what follows.
+ * calls of a pod. Does not decide the consequences.
  */
 import {AdaptorError} from '../core/errors.ts';
 

@@ -1,6 +1,6 @@
 /**
- * Checks whether bytes are an image from which a pod VM may start. The same rules apply when an image is pushed, when a
- * VM starts from an unchecked volume, and in `check`. File names and the format according to libvirt do not matter.
+ * Checks whether bytes are an image from which a pod VM may start. The same rules apply to a push, to the first start
+ * of a VM from a volume, and to `check`. The file name and the format that libvirt reports are not used.
  */
 import {foreignImage} from './foreign-file.ts';
 import {checkQcow2Header, hasBackingFile, isQcow2, readGuestBytes, virtualSizeOf, type ReadImage} from './qcow2.ts';
@@ -104,7 +104,7 @@ function cannotBoot(start: Buffer): UnfitImageError {
 	if (start.every(byte => byte === 0)) {
 		return new UnfitImageError(
 			'failed-precondition',
-			'it begins with zeros only: the upload is missing, and no VM can boot from it',
+			'it begins with zeros only: the content was not uploaded, so no VM can boot from it',
 			remedy,
 		);
 	}

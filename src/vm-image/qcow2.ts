@@ -29,7 +29,8 @@ export const headerOffset = {
 	compressionType: 104,
 } as const;
 /**
- * Incompatible features that do not refer to another file: dirty refcounts, a compression type, extended L2 entries.
+ * The supported ones of the "incompatible features": those that do not refer to another file (dirty refcounts, a
+ * compression type, extended L2 entries).
  */
 const harmlessFeatures = 0b1_1001n;
 const corruptFeature = 0b10n;
@@ -163,7 +164,7 @@ function hasExternalData(head: Buffer, headerLength: number, clusterSize: number
  * Reads bytes of the guest disk.
  * @param head the start of an image that `checkQcow2Header` accepted
  * @returns undefined if their compression is unsupported, or if they are in the backing file
- * @throws UnfitImageError if the file ends before them
+ * @throws UnfitImageError if the file ends before these bytes
  */
 export async function readGuestBytes(
 	head: Buffer,

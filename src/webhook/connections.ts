@@ -15,8 +15,8 @@ interface Connection {
 export class Connections {
 	readonly #most: number;
 	/**
-	 * By address and port of the caller, because TLS wraps a connection in another object. The one without a change for
-	 * the longest time is first.
+	 * By address and port of the caller, because TLS wraps a connection in another object. Sorted: the connection whose
+	 * state has not changed for the longest time is first.
 	 */
 	readonly #open = new Map<string, Connection>();
 
@@ -25,8 +25,8 @@ export class Connections {
 	}
 
 	/**
-	 * Adds a new connection. If there are too many, the address with the most connections loses one: its longest idle,
-	 * or else its oldest.
+	 * Adds a new connection. If there are too many, the address with the most connections loses one: the one that was
+	 * idle for the longest time, or the oldest one if none is idle.
 	 */
 	admit(socket: Socket): void {
 		const key = keyOf(socket);

@@ -1,6 +1,7 @@
 /**
  * Limits the memory of requests: the bytes of one body, and the bytes of all unfinished bodies and unread answers
- * together. Stalled callers lose first: the API server sends a review and reads its answer within milliseconds.
+ * together. If there are too many bytes, the oldest (stalled) requests are dropped first: the API server sends a review
+ * and reads its answer within milliseconds.
  */
 import type {IncomingMessage, ServerResponse} from 'node:http';
 
@@ -76,7 +77,7 @@ export class Intake {
 			length += chunk.copy(body, length);
 		});
 		request.once('end', () => resolve(body.subarray(0, length)));
-		request.once('close', () => reject(new Error('The connection ended before the body did')));
+		request.once('close', () => reject(new Error('The connection ended before the body was complete')));
 		try {
 			return await promise;
 		} finally {

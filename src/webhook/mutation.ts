@@ -1,10 +1,11 @@
 /**
- * Changes a pod that runs in a VM beside the node: it requests no CPU and memory of the node, requests one VM of the
- * node instead, and its annotations have the size of its VM. Pure: a Pod in, the smallest JSON patch (RFC 6902) out.
+ * Changes a pod that runs in a VM outside of the node. The changed pod requests no CPU and memory of the node; it
+ * requests one VM of the node instead, and its annotations contain the size of the VM. Pure: a Pod in, the smallest
+ * JSON patch (RFC 6902) out.
  *
  * No name in a path contains a character that a JSON pointer escapes (RFC 6901). Applied to its own result, it changes
  * nothing. The API server does that: after a webhook has changed a pod, its own plugins run again, and a LimitRange
- * adds default resources to containers without any; they are removed again, and were counted the first time.
+ * adds default resources to containers without any; the second run removes them without counting them again.
  */
 import {annotations as podAnnotations} from '../sandbox/pod-request.ts';
 import type {Pod, Resources} from './pod.ts';
@@ -29,7 +30,7 @@ export function mutation(
 ): {readonly patch: readonly PatchOperation[]; readonly size: PodSize} {
 	const [first, ...rest] = pod.containers;
 	if (first === undefined) {
-		// Invalid; the API server checks that only after the webhook.
+		// A pod without containers is invalid, but the API server checks that only after the webhook.
 		return {patch: [], size: {}};
 	}
 
@@ -68,7 +69,7 @@ function annotationsAdded(present: Pod['annotations'], {vcpus, memoryMib, gpus}:
 		: missing.map(([name, value]) => ({op: 'add', path: `/metadata/annotations/${name}`, value}));
 }
 
-/** Claims stay: a device that is requested by a claim is not a quantity, and must not be lost silently. */
+/** Claims are kept: a device that is requested by a claim has no quantity, and must not be dropped silently. */
 function without({requests, limits, others}: Resources, path: string): PatchOperation[] {
 	if (requests.size === 0 && limits.size === 0) {
 		return [];

@@ -34,8 +34,8 @@ export function podSize(pod: Pod, overhead: VmOverhead): PodSize {
 }
 
 /**
- * The amount of a resource that a pod may use at one time. Resources of the pod as a whole take precedence; only if
- * they are just a request can the limits of containers exceed them.
+ * The amount of a resource that a pod may use at one time. Resources of the pod as a whole take precedence; the limits
+ * of containers can exceed them only if the pod as a whole has a request and no limit.
  */
 function atOnce(pod: Pod, resource: string): bigint {
 	const {limits, requests} = pod.resources;

@@ -1,8 +1,8 @@
 /**
- * Refuses the resources that Kubernetes itself would refuse, in its words. Its validation runs after this webhook and
- * no longer sees what the webhook removes. A device that no pod VM has is refused too: without the webhook the
- * scheduler would find no node, with it the pod would start without the device. The first problem is named, where the
- * API server lists all. Pure. Source: Kubernetes 1.30 to 1.34, pkg/apis/core/validation/validation.go
+ * Refuses the resources that Kubernetes itself would refuse, with the same error texts. Its validation runs after this
+ * webhook and no longer sees what the webhook removes. A device that no pod VM has is refused too: without the webhook
+ * the scheduler would find no node, with it the pod would start without the device. Names only the first problem, while
+ * the API server lists all. Pure. Source: Kubernetes 1.30 to 1.34, pkg/apis/core/validation/validation.go
  * (validateResourceRequirements, validatePodResourceConsistency) and pkg/apis/core/helper. Claims are not checked: they
  * stay in the pod, where the API server sees them.
  */

@@ -64,7 +64,10 @@ const path = '/mutate-v1-pod';
 const defaultLimits: WebhookLimits = {bodyBytes: 3 << 20, unfinishedBytes: 6 << 20, connections: 256};
 /** The default timeout of the API server. */
 const defaultRequestTimeoutMs = 10_000;
-/** The API server closes a connection after 90 s without use (Go, net/http, DefaultTransport); it must close first. */
+/**
+ * The API server closes a connection after 90 s without use (Go, net/http, DefaultTransport). The timeout here is
+ * longer, so that the API server closes it first.
+ */
 const keepAliveTimeoutMs = 120_000;
 /** Kubelets use one for each probe. */
 const probeConnections = 64;
@@ -173,7 +176,7 @@ function serve(server: Server, mostConnections: number, requestTimeoutMs: number
 		});
 	}
 
-	// For unread answers. Longer than the time limit of a request, which has its own answer.
+	// Timeout for unread answers. It is longer than the time limit of a request, which is answered with 408.
 	server.setTimeout(2 * requestTimeoutMs);
 }
 
@@ -218,7 +221,7 @@ async function answer(
 		const [status, what] =
 			body === 'too large'
 				? [413, `Admission reviews have at most ${limits.bodyBytes} bytes.`]
-				: [429, 'Too many bytes of unfinished admission reviews.'];
+				: [429, 'Too much data in unfinished admission reviews. Retry.'];
 		replyEarly(request, response, status, what);
 		return;
 	}
@@ -302,7 +305,7 @@ function reply(response: ServerResponse, status: number, text: string): void {
 /**
  * Answers while the caller may still be sending, and ends the connection. Further bytes are discarded until the caller
  * ends the connection too: closing a socket with unread bytes resets it, and the caller might not see the answer. The
- * timeouts of requests and sockets limit the duration.
+ * timeouts of requests and sockets limit how long this takes.
  */
 function replyEarly(request: IncomingMessage, response: ServerResponse, status: number, text: string): void {
 	const {socket} = request;

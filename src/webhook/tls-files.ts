@@ -20,7 +20,7 @@ export interface TlsFilesOptions {
 	readonly tls: Pick<SecureContextOptions, 'minVersion' | 'ciphers'>;
 	readonly intervalMs: number;
 	readonly log: Logger;
-	/** Called with each complete pair, for the first time before this resolves. */
+	/** Called with each new complete pair; the first call is made before the promise resolves. */
 	readonly onChange: (options: SecureContextOptions) => void;
 }
 
@@ -92,8 +92,8 @@ export async function followTlsFiles({
 				lasting.recovered();
 			} catch (error) {
 				const failure = String(error);
-				// A pair that is replaced between reading its two files looks broken once. A lasting problem is logged
-				// once.
+				// If the pair is replaced while its two files are read, one check fails. A problem that persists is
+				// logged once.
 				if (met === failure && lasting.failed(failure)) {
 					log.warn({path: directory, err: error}, 'new TLS certificate is unusable; keeping the old one');
 				}

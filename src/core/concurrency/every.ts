@@ -10,8 +10,8 @@ export class Trigger {
 	}
 
 	/**
-	 * Resolves when it was fired since the last time that this resolved. Rejects with the reason of the signal. For one
-	 * waiter at a time.
+	 * Resolves at once if the trigger was fired since the last call resolved; otherwise when it is fired. Rejects with
+	 * the reason of the signal. For one waiter at a time.
 	 */
 	async wait(signal: AbortSignal): Promise<void> {
 		await abortable(this.#fired.promise, signal);

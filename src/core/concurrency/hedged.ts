@@ -1,7 +1,8 @@
 /**
- * Starts the same attempt again while the previous one has not ended, and uses the first result. For connections that
- * may be dead for some time: TCP repeats what it sent into a dead connection at growing intervals (RFC 6298, 5.5), so a
- * new attempt notices seconds earlier that the connection works again. Does not know what is attempted.
+ * Starts the same attempt again if the previous one takes too long, without ending it, and uses the first result. For
+ * connections that may be dead for some time: TCP repeats what it sent into a dead connection at growing intervals (RFC
+ * 6298, 5.5), so a new attempt notices seconds earlier that the connection works again. Does not know what is
+ * attempted.
  */
 import {toError} from '../errors.ts';
 import {Scope} from '../lifetime.ts';
@@ -51,6 +52,6 @@ export async function hedged<T>(
 		return await first.promise;
 	} finally {
 		clearInterval(timer);
-		scope.abort(new Error('Another attempt came to its end first'));
+		scope.abort(new Error('Another attempt ended first'));
 	}
 }

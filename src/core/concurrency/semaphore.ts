@@ -22,8 +22,8 @@ export class Semaphore {
 	}
 
 	/**
-	 * Resolves when the caller may continue. Disposing the result, once or more often, admits the next one. Rejects
-	 * with the reason of the signal; the caller then holds nothing.
+	 * Resolves when the caller may continue. Disposing the result admits the next waiter; disposing it again has no
+	 * effect. Rejects with the reason of the signal; the caller then holds nothing.
 	 * @param group takes turns with other groups; all callers share one by default
 	 */
 	async acquire(signal: AbortSignal, group = ''): Promise<Disposable> {

@@ -1,7 +1,7 @@
-/** One question that many ask at the same time, and its answer, kept until it is forgotten. */
+/** Shares one result between concurrent callers, and caches it until it is invalidated. */
 import {abortable} from '../lifetime.ts';
 
-/** The question is asked once for all callers, so none of their signals ends it. A failure is not kept. */
+/** The work runs once for all callers, so no signal of a single caller aborts it. A failure is not cached. */
 export class SharedAnswer<T> {
 	readonly #ask: () => Promise<T>;
 	#answer: Promise<T> | undefined;

@@ -104,13 +104,13 @@ const doubts: Readonly<Record<number, Doubt>> = {
 		fault: 'is not defined',
 		remedy: pool => `Define and start the pool "${pool}" again on the KVM host`,
 	},
-	/** libvirt also answers this while the volume is busy. */
+	/** libvirt also returns this error while the volume is busy. */
 	[libvirtCode.operationInvalid]: {
 		fault: 'is not active',
 		remedy: pool => `Run "virsh pool-start ${pool}" on the KVM host`,
 	},
 	[libvirtCode.noStorageVol]: {
-		fault: 'has another directory now',
+		fault: 'now has a different directory',
 		remedy: pool => `Start a pool with the former directory of "${pool}" on the KVM host, under any name`,
 	},
 };

@@ -147,7 +147,7 @@ function judge(uri: SshUri, path: string, known: KnownHosts | undefined, key: Bu
 				code: 'unauthenticated',
 				what: `The ssh host key of ${name} is revoked by ${describeLines(lines)}`,
 				where,
-				remedy: 'Create a new key on the host: this one must not be trusted.',
+				remedy: 'Create a new host key on the host: the current one is revoked and must not be trusted.',
 			});
 	}
 }

@@ -159,7 +159,7 @@ function parseLine(line: string): Omit<KnownHost, 'line'> | string {
 
 	const [hostsWord, keyType, base64] = words;
 	if (hostsWord === undefined || keyType === undefined || base64 === undefined) {
-		return 'fewer than the three words of host, key type and key';
+		return 'fewer than three words (host, key type and key)';
 	}
 
 	if (!/^[A-Za-z\d+/]+={0,2}$/.test(base64)) {

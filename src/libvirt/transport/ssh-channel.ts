@@ -20,8 +20,8 @@ export interface ChannelEvents {
 }
 
 /**
- * How long to wait for the exit status after stdout has closed: long enough for the status to arrive, short enough for
- * a session to notice.
+ * How long to wait for the exit status after stdout has closed: long enough for the status to arrive, short enough that
+ * a lost connection is noticed soon.
  */
 const exitStatusMs = 1000;
 const stderrLimit = 2048;

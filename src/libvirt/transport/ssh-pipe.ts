@@ -6,7 +6,7 @@
  * All refused forwardings look alike ("open failed"), whether sshd forbids them or nothing listens, so each failure
  * leads to the next route. A command that cannot work fails only after its channel is open, and libvirt sends nothing
  * before it is asked. So a short command first surveys what the host has, and a channel that ends without a byte lowers
- * the rank of its route for the next time.
+ * the rank of its route for the next connection.
  */
 import type {ClientChannel} from 'ssh2';
 import {AdaptorError, toError} from '../../core/errors.ts';

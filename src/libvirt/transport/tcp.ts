@@ -5,8 +5,8 @@ import {hedged} from '../../core/concurrency/hedged.ts';
 
 /**
  * A lost SYN is sent again after 1, 3 and 7 seconds (Linux before 6.5), so a recovered host would go unnoticed for as
- * long. One more socket every second sends one SYN every second; with the retransmissions of each, five sockets last
- * for more than ten seconds.
+ * long. One more socket every second sends one SYN every second; because each socket also retransmits its SYN, five
+ * sockets are enough for more than ten seconds.
  */
 const synEveryMs = 1000;
 const socketsAtMost = 5;

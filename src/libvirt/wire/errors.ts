@@ -67,7 +67,7 @@ const unsupported: Meaning = {
 const meanings: Readonly<Record<number, Meaning>> = {
 	[libvirtCode.noMemory]: {
 		code: 'resource-exhausted',
-		remedy: 'The KVM host is short of memory: free some, or run fewer VMs on it.',
+		remedy: 'The KVM host does not have enough memory. Free some memory, or run fewer VMs on it.',
 	},
 	[libvirtCode.noSupport]: unsupported,
 	[libvirtCode.noConnect]: {
@@ -86,21 +86,21 @@ const meanings: Readonly<Record<number, Meaning>> = {
 	[libvirtCode.noDomain]: {code: 'not-found'},
 	[libvirtCode.noNetwork]: {
 		code: 'not-found',
-		remedy: 'Look at "virsh net-list --all" on the KVM host, then define and start the network, or configure the name of another.',
+		remedy: 'Look at "virsh net-list --all" on the KVM host, then define and start the network, or configure the name of another one.',
 	},
 	[libvirtCode.authFailed]: unauthenticated,
 	[libvirtCode.noStoragePool]: {
 		code: 'not-found',
-		remedy: 'Look at "virsh pool-list --all" on the KVM host, then define and start the pool, or configure the name of another.',
+		remedy: 'Look at "virsh pool-list --all" on the KVM host, then define and start the pool, or configure the name of another one.',
 	},
 	[libvirtCode.noStorageVol]: {
 		code: 'not-found',
-		remedy: 'Look at "virsh vol-list POOL" on the KVM host; a volume made by other means than libvirt shows after "virsh pool-refresh POOL".',
+		remedy: 'Look at "virsh vol-list POOL" on the KVM host; a volume that was created without libvirt is listed only after "virsh pool-refresh POOL".',
 	},
 	[libvirtCode.operationInvalid]: {code: 'failed-precondition'},
 	[libvirtCode.noNwfilter]: {
 		code: 'not-found',
-		remedy: 'Look at "virsh nwfilter-list" on the KVM host, or configure the name of another.',
+		remedy: 'Look at "virsh nwfilter-list" on the KVM host, or configure the name of another one.',
 	},
 	[libvirtCode.noSecret]: {code: 'not-found'},
 	[libvirtCode.configUnsupported]: {
@@ -109,7 +109,7 @@ const meanings: Readonly<Record<number, Meaning>> = {
 	},
 	[libvirtCode.operationTimeout]: {
 		code: 'unavailable',
-		remedy: 'Another operation on the same object takes long: check the log of libvirtd on the KVM host.',
+		remedy: 'Another operation on the same object takes a long time. Check the log of libvirtd on the KVM host.',
 	},
 	[libvirtCode.argumentUnsupported]: unsupported,
 	[libvirtCode.operationAborted]: {code: 'aborted'},
@@ -119,11 +119,11 @@ const meanings: Readonly<Record<number, Meaning>> = {
 	[libvirtCode.agentUnresponsive]: {code: 'unavailable'},
 	[libvirtCode.resourceBusy]: {
 		code: 'failed-precondition',
-		remedy: 'Another operation uses it: retry later.',
+		remedy: 'Another operation uses this object. Retry later.',
 	},
 	[libvirtCode.accessDenied]: {
 		code: 'permission-denied',
-		remedy: 'The access control of libvirt denies it to this user: see "access_drivers" in libvirtd.conf on the KVM host.',
+		remedy: 'The access control of libvirt does not allow this operation for this user: see "access_drivers" in libvirtd.conf on the KVM host.',
 	},
 	[libvirtCode.storageVolExist]: {code: 'already-exists'},
 	[libvirtCode.xmlInvalidSchema]: badXml,
@@ -138,11 +138,11 @@ const meaningsOfErrno: Readonly<Record<number, Meaning>> = {
 	12: {code: 'resource-exhausted', remedy: 'The KVM host is short of memory: free some, or run fewer VMs on it.'},
 	13: {
 		code: 'permission-denied',
-		remedy: 'Check owner and mode of the path on the KVM host, and the denials of SELinux or AppArmor.',
+		remedy: 'Check the owner and the mode of the path on the KVM host, and the SELinux or AppArmor log for denied accesses.',
 	},
 	28: {
 		code: 'resource-exhausted',
-		remedy: 'The storage on the KVM host is full, or more was written than the volume holds: look at "virsh pool-info POOL".',
+		remedy: 'The storage on the KVM host is full, or more data was written than the volume can hold: look at "virsh pool-info POOL".',
 	},
 	122: {code: 'resource-exhausted', remedy: 'A disk quota on the KVM host is used up.'},
 };

@@ -26,7 +26,10 @@ export interface Procedure<Args, Result> {
 	readonly number: number;
 	readonly args: XdrCodec<Args>;
 	readonly result: XdrCodec<Result>;
-	/** Whether a second call after a first with unknown outcome has the same effect and answer as one call. */
+	/**
+	 * Whether the call may be repeated if its outcome is unknown: a second call then has the same effect and the same
+	 * answer.
+	 */
 	readonly idempotent: boolean;
 }
 
