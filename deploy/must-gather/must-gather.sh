@@ -51,11 +51,14 @@ redact() {
 		word = "(passw|token|secret|activation_key|org_id|credential|private|server.key|cert_key|host_key_certs|initdata|init_data|agent\\.policy|dockercfg|dockerconfig|last-applied-configuration)"
 		text = "\"([^\"\\\\]|\\\\.)*\""
 		pair = "\"([^\"]*" word "[^\"]*|auth|auths|auth\\.json|auth-json)\"[ \t]*:[ \t]*" text
-		inner = "\\\\\"([^\"\\\\]*" word "[^\"\\\\]*|auth)\\\\\"[ \t]*:[ \t]*\\\\\"[^\"\\\\]*\\\\\""
+		# JSON in a string of JSON, at any depth.
+		quote = "\\\\+\""
+		inner = quote "([^\"\\\\]*" word "[^\"\\\\]*|auth)" quote "[ \t]*:[ \t]*" quote "[^\"\\\\]*" quote
 		variable = "\"name\"[ \t]*:[ \t]*\"[^\"]*" word "[^\"]*\""
 		assignment = "[a-z0-9_.-]*" word "[a-z0-9_.-]*[ \t]*[=:][ \t]*[^ \t\",;]+"
 	}
-	# Replaces the value of each pair that the pattern finds; keeps its first characters up to the last mark.
+	# Replaces the value of each pair that the pattern finds. The mark tells how pairs are written: in JSON, in a string
+	# of JSON, or as an assignment.
 	function covered(line, pattern, mark,    low, out, piece, head) {
 		low = tolower(line)
 		out = ""
@@ -69,8 +72,10 @@ redact() {
 				if (tolower(head) !~ /names?"$/) piece = head ": \"" cover "\""
 				match(low, pattern)
 			} else if (mark == "\\") {
-				match(piece, /\\"[^"\\]*\\"/)
-				piece = substr(piece, RSTART, RLENGTH) ":\\\"" cover "\\\""
+				match(piece, /\\+"[^"\\]*\\+"/)
+				head = substr(piece, RSTART, RLENGTH)
+				match(piece, /^\\+"/)
+				piece = head ":" substr(piece, 1, RLENGTH) cover substr(piece, 1, RLENGTH)
 				match(low, pattern)
 			} else {
 				match(piece, /[=:][ \t]*/)
@@ -96,17 +101,20 @@ redact() {
 		gsub(/[Bb]earer [A-Za-z0-9._~+\/=-]+/, "Bearer " cover)
 		gsub(/[Bb]asic [A-Za-z0-9+\/=]+/, "Basic " cover)
 		gsub(/:\/\/[^\/@ "]*:[^\/@ "]*@/, "://" cover "@")
-		line = covered($0, inner, "\\")
-		# A variable of a container: its name, and its value on the next line or beside it.
+		line = $0
 		low = tolower(line)
-		if (low ~ variable) isVariable = 1
+		# Most lines have no such word; the patterns below are slow.
+		isSuspect = low ~ word || index(low, "auth") > 0
+		if (isSuspect) line = covered(line, inner, "\\")
+		# A variable of a container: its name, and its value on the next line or beside it.
+		if (isSuspect && low ~ variable) isVariable = 1
 		if (isVariable && line ~ /"value"[ \t]*:/) {
 			gsub(/"value"[ \t]*:[ \t]*"([^"\\]|\\.)*"/, "\"value\": \"" cover "\"", line)
 			isVariable = 0
 		}
 		if (line ~ /}/) isVariable = 0
-		line = covered(line, pair, "\"")
-		print covered(line, assignment, "=")
+		if (isSuspect) line = covered(covered(line, pair, "\""), assignment, "=")
+		print line
 	}'
 }
 
