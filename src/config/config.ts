@@ -303,10 +303,18 @@ function contradictions(values: Omit<Parsed, CustomCaName>, isGiven: (setting: S
 	return problems;
 }
 
-function warningsAbout(env: Texts, flags: Texts, {libvirtUri}: Pick<Parsed, 'libvirtUri'>): ConfigWarning[] {
+function warningsAbout(
+	env: Texts,
+	flags: Texts,
+	{libvirtUri, externalNetworkViaPodVm}: Pick<Parsed, 'libvirtUri' | 'externalNetworkViaPodVm'>,
+): ConfigWarning[] {
+	const oneInterface = 'has no effect: the VM has one network interface, and its forwarder stays in the tunnel';
 	return [
 		...(libvirtUri?.warnings ?? []).map(reason => Object.freeze({name: 'LIBVIRT_URI', reason})),
 		...inertWarnings(inertSettings, env, flags),
+		...(externalNetworkViaPodVm === true
+			? [Object.freeze({name: settings.externalNetworkViaPodVm.env, reason: oneInterface})]
+			: []),
 		...unknownVariables(env),
 	];
 }

@@ -451,7 +451,8 @@ export const settings = {
 		section: 'Pod network',
 		type: boolean,
 		default: 'false',
-		description: 'External traffic leaves through the network of the pod VM instead of the tunnel.',
+		description:
+			'Asks for external traffic through the network of the pod VM instead of the tunnel. It has no effect with libvirt: the VM has one network interface, and its forwarder stays in the tunnel. `true` is passed on with a warning.',
 	},
 	podSubnetCidrs: {
 		env: 'POD_SUBNET_CIDRS',
@@ -460,7 +461,7 @@ export const settings = {
 		type: listOf(ipv4Prefix, 'IPv4 prefixes'),
 		example: '10.128.0.0/14,172.30.0.0/16',
 		description:
-			'Subnets of the cluster. With `EXTERNAL_NETWORK_VIA_PODVM`, traffic to these subnets stays in the tunnel.',
+			'Subnets of the cluster, whose traffic would stay in the tunnel with `EXTERNAL_NETWORK_VIA_PODVM`.',
 	},
 
 	nodeName: {

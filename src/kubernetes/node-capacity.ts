@@ -89,6 +89,8 @@ export class NodeCapacity implements AsyncDisposable {
 	/** The node as last reported by the API server. */
 	#seen: {readonly capacity: string | undefined; readonly owner: string | undefined} | undefined;
 	#ofPeerPodConfig: number | undefined;
+	/** Whether PeerPodConfig has answered: before that, nothing is advertised that might have to be taken back. */
+	#isLimitKnown = false;
 	/** The state and the limit at the last patch. */
 	#patched: {readonly seen: object | undefined; readonly limit: number} | undefined;
 	#patchedAt = -Infinity;
@@ -117,6 +119,7 @@ export class NodeCapacity implements AsyncDisposable {
 				limit => {
 					const before = this.#wanted;
 					this.#ofPeerPodConfig = limit;
+					this.#isLimitKnown = true;
 					if (this.#wanted !== before) {
 						this.#givingWay?.abort(new Error('a new limit'));
 					}
@@ -262,8 +265,12 @@ export class NodeCapacity implements AsyncDisposable {
 
 	#isWrong(): boolean {
 		const wanted = this.#wanted;
-		// The node does not exist, or the last patch is not visible yet.
-		if (this.#seen === undefined || (this.#patched?.seen === this.#seen && this.#patched.limit === wanted)) {
+		// The limit is not known, the node does not exist, or the last patch is not visible yet.
+		if (
+			!this.#isLimitKnown ||
+			this.#seen === undefined ||
+			(this.#patched?.seen === this.#seen && this.#patched.limit === wanted)
+		) {
 			return false;
 		}
 

@@ -32,8 +32,8 @@ export interface LimitSource {
 const name = 'peerpodconfig-openshift';
 
 /**
- * Calls `onLimit` with each new limit, and with undefined when there is none. Ends only with the signal, without an
- * error.
+ * Calls `onLimit` with each new limit, and with undefined when there is none, or when it cannot be known. A limit that
+ * is no number changes nothing. Ends only with the signal, without an error.
  */
 export async function followLimit(
 	{client, namespace, log}: LimitSource,
@@ -41,8 +41,24 @@ export async function followLimit(
 	signal: AbortSignal,
 ): Promise<void> {
 	const failures = new FailureLog();
+	let isTold = false;
+	const tellLimit = (limit: number | undefined): void => {
+		isTold = true;
+		onLimit(limit);
+	};
+	const tellFirst = (limit: number | undefined): void => {
+		if (!isTold) {
+			tellLimit(limit);
+		}
+	};
 	const tell = (config: ApiObject<PeerPodConfig> | undefined): void => {
-		onLimit(config?.limit === undefined || config.limit === '' ? undefined : parsedLimit(config.limit, log));
+		const limit = config?.limit ?? '';
+		const number = limit === '' ? undefined : parsedLimit(limit, log);
+		if (limit === '' || number !== undefined) {
+			tellLimit(number);
+		} else {
+			tellFirst(undefined);
+		}
 	};
 
 	for await (const event of client.watch(
@@ -58,11 +74,15 @@ export async function followLimit(
 
 			case 'refused': {
 				if (isKindMissing(event.error)) {
-					onLimit(undefined);
-				} else if (failures.failed()) {
+					tellLimit(undefined);
+					break;
+				}
+
+				if (failures.failed()) {
 					log.warn({err: event.error}, 'could not watch PeerPodConfig; retrying');
 				}
 
+				tellFirst(undefined);
 				break;
 			}
 

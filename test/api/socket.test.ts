@@ -69,7 +69,7 @@ test('the socket of a live daemon is taken over with a warning, and survives the
 	);
 	t.deepEqual(
 		log.lines.map(({level, message}) => [level, message]),
-		[['warn', 'taking the socket over from a daemon that is still running']],
+		[['warn', 'taking over the socket of a daemon that is still running']],
 	);
 	await old[Symbol.asyncDispose]();
 	await old[Symbol.asyncDispose]();

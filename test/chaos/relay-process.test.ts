@@ -114,7 +114,7 @@ test('when the relay process is killed, its pods can be stopped through the next
 	await using shim = await connect(pod.agentSocket, signal);
 	node.relayProcess.kill('SIGKILL');
 	await shim.closed;
-	await node.line(/the relay process ended; its pods end/, signal);
+	await node.line(/the relay process ended; the shims will end its pods/, signal);
 	await node.startRelayProcess();
 	await node.line(/connected to the relay process.*/, signal);
 	await node.shim.version(signal);

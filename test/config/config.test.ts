@@ -335,6 +335,16 @@ test('a setting without effect is accepted, whatever it holds, and warned about'
 	t.false(JSON.stringify(warnings).includes('secret'));
 });
 
+test('EXTERNAL_NETWORK_VIA_PODVM is passed on with a warning: the VM has one network interface', t => {
+	const config = load({EXTERNAL_NETWORK_VIA_PODVM: 'true'});
+	t.true(config.externalNetworkViaPodVm);
+	t.deepEqual(
+		config.warnings.map(({name}) => name),
+		['EXTERNAL_NETWORK_VIA_PODVM'],
+	);
+	t.deepEqual(load({EXTERNAL_NETWORK_VIA_PODVM: 'false'}).warnings, []);
+});
+
 test('a URI parameter without effect causes a warning', t => {
 	t.deepEqual(
 		load({LIBVIRT_URI: 'qemu+ssh://h/system?no_sanity=1'}).warnings.map(({name}) => name),

@@ -130,7 +130,10 @@ test('the daemon has what the sample config map and secret say', async t => {
 test('unknown variables, invalid values, settings without effect and wrong command lines are found', async t => {
 	const container = await daemon();
 	const env = environmentOf(container, samples());
-	t.deepEqual(complaints(container, {...env, LIBVIRT_IMAGE: 'x'}), ['LIBVIRT_IMAGE is no setting']);
+	t.deepEqual(complaints(container, {...env, LIBVIRT_IMAGE: 'x'}), [
+		'LIBVIRT_IMAGE is no setting',
+		'LIBVIRT_IMAGE: has no effect: there is no such setting',
+	]);
 	t.regex(complaints(container, {...env, LIBVIRT_CPU: '2 CPUs'}).join('\n'), /^LIBVIRT_CPU/v);
 	t.regex(
 		complaints(container, {...env, LIBVIRT_EFI_FIRMWARE: '/edk2'}).join('\n'),

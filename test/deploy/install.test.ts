@@ -69,14 +69,14 @@ test('objects that its commands name are in the overlays, the samples or made by
 
 test('its patches are valid JSON, for existing fields of PeerPodConfig and of a node', t => {
 	const patches = [
-		...commands.matchAll(/(?<object>peerpodconfig|subscription|"\$node") .*?--patch '(?<json>[^']+)'/gsv),
+		...commands.matchAll(/(?<object>peerpodconfig|subscription|"\$node") .*?(?:--patch|-p) '(?<json>[^']+)'/gsv),
 	].map(({groups}) => [groups?.['object'], JSON.parse(groups?.['json'] ?? '')] as const);
 	const config = samples().find(({kind}) => kind === 'PeerPodConfig');
 	t.deepEqual(
 		patches.filter(([object]) => object !== 'subscription'),
 		[
 			['peerpodconfig', {spec: {limit: '20'}}],
-			['"$node"', [{op: 'remove', path: `/status/capacity/${extendedResource.replace('/', '~1')}`}]],
+			['"$node"', {status: {capacity: {[extendedResource]: null}}}],
 		],
 	);
 	t.like(config, {spec: {limit: '10'}});

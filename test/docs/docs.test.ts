@@ -130,6 +130,52 @@ test('docs/logs.md lists every event and every field of the code, and each field
 	}
 });
 
+/** The headings of docs/troubleshooting.md that begin with the word, without it. */
+function entries(word: string): string[] {
+	return [...read('docs/troubleshooting.md').matchAll(/^### (?<word>\w+) (?<name>\S+)$/gmv)]
+		.filter(({groups}) => groups?.['word'] === word)
+		.map(({groups}) => groups?.['name'] ?? '');
+}
+
+test('docs/troubleshooting.md has an entry for each error code and for each event of pods, and no others', t => {
+	const [, union = ''] = /^export type ErrorCode =(?<union>[^;]+);/mv.exec(read('src/core/errors.ts')) ?? [];
+	const codes = [...union.matchAll(/'(?<code>[a-z\-]+)'/gv)].map(({groups}) => groups?.['code'] ?? '');
+	t.true(codes.length > 10);
+	t.deepEqual(entries('Code'), codes);
+	const reasons = new Set(
+		[...sources.matchAll(/reason: (?:[\w.]+ \?\? )?'(?<reason>[A-Z]\w+)'/gv)].map(
+			({groups}) => groups?.['reason'] ?? '',
+		),
+	);
+	t.true(reasons.has('PodVMStartFailed') && reasons.has('ImageNotFound'));
+	t.deepEqual(entries('Event').toSorted(), [...reasons].toSorted());
+});
+
+test('docs/troubleshooting.md explains every log event that somebody must act on, and every check', t => {
+	const text = read('docs/troubleshooting.md');
+	const named = namedMessages(text);
+	t.deepEqual(
+		readLogs()
+			.events.filter(({levels}) => levels.includes('error') || levels.includes('fatal'))
+			.map(({message}) => message)
+			.filter(
+				message =>
+					!named.some(each =>
+						each.endsWith('…') ? message.startsWith(each.slice(0, -1)) : each === message,
+					),
+			),
+		[],
+	);
+	const checks = [...read('src/checks.ts').matchAll(/^\t+name: '(?<name>[\w\-]+)',$/gmv)].map(
+		({groups}) => groups?.['name'] ?? '',
+	);
+	t.true(checks.length > 10);
+	t.deepEqual(
+		checks.filter(name => !text.split('## Checks')[1]?.includes(`\`${name}\``)),
+		[],
+	);
+});
+
 test('README.md is at most 120 lines', t => {
 	t.true(read('README.md').split('\n').length <= 121);
 });

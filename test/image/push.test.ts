@@ -342,7 +342,7 @@ test('an alias that other volumes use as backing file is not changed', async t =
 	const first = await push(pool);
 	// As the existing adaptor does.
 	await pool.overlay('podvm-a-12345678-root.qcow2', name);
-	await refused(t, push(pool), /podvm-a-12345678-root\.qcow2 read through it/v);
+	await refused(t, push(pool), /podvm-a-12345678-root\.qcow2 use the alias as their backing file/v);
 	await refused(t, removeImage(catalogueOf(pool), name, true, never), /in use/v);
 	await refused(t, removeImage(catalogueOf(pool), first.volume, true, never), /in use/v);
 	t.deepEqual(await pool.files(), [first.volume, name, 'podvm-a-12345678-root.qcow2'].sort());
@@ -669,7 +669,7 @@ test('leftovers of a failed push are logged at a level that the command shows', 
 	const [left = ''] = await pool.files();
 	t.like(
 		log.lines.find(({level}) => level === 'error'),
-		{message: 'could not remove an incomplete image: the next push or prune does', fields: {volume: left}},
+		{message: 'could not remove an incomplete image; the next push or prune will remove it', fields: {volume: left}},
 	);
 });
 

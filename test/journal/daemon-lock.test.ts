@@ -125,5 +125,5 @@ test('if PODS_DIR is not writable, this is logged, and live predecessors are sti
 	]);
 	t.true(blind.hasPredecessor);
 	t.false(blind.hasSuccessor);
-	t.deepEqual(blind.errors, ['could not lock PODS_DIR; a successor will not detect this daemon']);
+	t.deepEqual(blind.errors, ['could not create a lock file in PODS_DIR; a successor will not detect this daemon']);
 });

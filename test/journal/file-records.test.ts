@@ -115,7 +115,7 @@ for (const [kind, text] of [
 		t.is(await readFile(join(podsDir, 'a', 'sandbox.json.bad'), 'utf8'), text);
 		t.deepEqual(
 			log.lines.map(({level, message}) => [level, message]),
-			[['error', 'a damaged or foreign sandbox record was set aside']],
+			[['error', 'a damaged or foreign sandbox record was renamed']],
 		);
 	});
 

@@ -27,6 +27,13 @@ function ownerOf(api: TestApiServer): string | undefined {
 	return textAt(api.find('nodes', node), 'metadata', 'annotations', ownerAnnotation);
 }
 
+/** What was written to the node, in order. */
+function patchedLimits(api: TestApiServer): Array<string | undefined> {
+	return api.calls
+		.filter(({verb}) => verb === 'patch')
+		.map(({body}) => textAt(body, 'status', 'capacity', extendedResource));
+}
+
 function setLimit(api: TestApiServer, limit: string | null): void {
 	api.put('peerpodconfigs', {metadata: {name: 'peerpodconfig-openshift', namespace: api.namespace}, spec: {limit}});
 }
@@ -150,6 +157,43 @@ test('a limit that is not a number counts as not set, and is reported', async t 
 	await api.until(
 		() => capacityOf(api) === '4' && log.lines.some(({message}) => message === 'invalid limit in PeerPodConfig'),
 	);
+	t.pass();
+});
+
+test('a limit that is not a number keeps the last good one, and is reported', async t => {
+	const {api, start} = await advertiser(t);
+	api.define(peerPodConfigKind);
+	setLimit(api, '20');
+	const log = recordingLog();
+	const capacity = start({configured: 4, log});
+	await api.until(() => capacityOf(api) === '20');
+	setLimit(api, 'plenty');
+	await api.until(() => log.lines.some(({message}) => message === 'invalid limit in PeerPodConfig'));
+	t.is(capacity.limit, 20);
+	setLimit(api, '6');
+	await api.until(() => capacityOf(api) === '6');
+	t.deepEqual(patchedLimits(api), ['20', '6']);
+});
+
+test('nothing is advertised before PeerPodConfig has answered', async t => {
+	const {api, start} = await advertiser(t);
+	api.define(peerPodConfigKind);
+	setLimit(api, '20');
+	let dropped = 0;
+	using _ = api.fault(({plural}) => (plural === 'peerpodconfigs' && dropped++ < 20 ? 'drop' : undefined));
+	start({configured: 4, client: clientOf(api, {watchRetryMs: [1, 5]})});
+	await api.until(() => capacityOf(api) === '20');
+	t.true(dropped > 20);
+	t.deepEqual(patchedLimits(api), ['20']);
+});
+
+test('without permission to read PeerPodConfig, the configured limit is advertised', async t => {
+	const {api, start} = await advertiser(t);
+	api.define(peerPodConfigKind);
+	setLimit(api, '20');
+	using _ = api.fault(({plural}) => (plural === 'peerpodconfigs' ? 'forbidden' : undefined));
+	start({configured: 4});
+	await api.until(() => capacityOf(api) === '4');
 	t.pass();
 });
 

@@ -147,7 +147,7 @@ test('one event names missing, malformed and forbidden secrets, and the other se
 	for (const words of [
 		/secret missing: not found/,
 		/secret malformed: not JSON/,
-		/secret opaque: no registry credentials in it/,
+		/secret opaque: contains no registry credentials/,
 		/secret forbidden: The Kubernetes API refused/,
 	]) {
 		t.regex(events[0]?.message ?? '', words);

@@ -163,7 +163,7 @@ test('if a pool now has another directory, the volumes are not considered gone',
 	await mkdir(other);
 	await chown(other, host.libvirtd.uid, host.libvirtd.uid);
 	await startPool(vm.pool.name, other);
-	await failsToDelete(t, vm, /the storage pool has another directory now on the KVM host/);
+	await failsToDelete(t, vm, /the storage pool now has a different directory on the KVM host/);
 	await startPool(`${vm.pool.name}-former`, vm.pool.directory);
 	await deletes(t, vm);
 });

@@ -31,7 +31,7 @@ test('a damaged or expired identity is reported with the reason, and stays in pl
 	t.deepEqual(await observeIdentity(directory, undefined, now), {
 		source: 'own',
 		state: 'unusable',
-		reason: 'it is damaged or not from this program',
+		reason: 'it is damaged or was not written by this program',
 	});
 	t.deepEqual(await readdir(directory), ['identity.json']);
 });

@@ -162,7 +162,7 @@ const wait = (streamId: number, name: string): Buffer => request(streamId, 'Wait
 
 const said = ({lines}: Outage, message: string): readonly LogLine[] => lines.filter(({msg}) => msg === message);
 const arrived = 'an answer arrived on a replaced connection to the VM';
-const answersLost = 'answers of the VM are lost; their calls failed';
+const answersLost = 'answers of the VM were lost; the calls that waited for them failed';
 
 /** A process ends while packets are withheld. The agent has sent its exit status, and no longer knows it. */
 async function endedInOutage(run: Outage): Promise<Withheld> {

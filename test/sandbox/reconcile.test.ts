@@ -232,12 +232,12 @@ test('a VM of another PODS_DIR is not changed and logged once; StopVM removes it
 		files: [],
 	};
 	await here.otherPodsDir().start(spec, never);
-	await logged(here, 'a pod VM is left alone');
+	await logged(here, 'not changing a pod VM');
 	await rounds(here, 3);
 	t.is((await here.podVms.list(never)).length, 1);
-	t.is(here.log.lines.filter(({message}) => message === 'a pod VM is left alone').length, 1);
+	t.is(here.log.lines.filter(({message}) => message === 'not changing a pod VM').length, 1);
 	t.like(
-		here.log.lines.find(({message}) => message === 'a pod VM is left alone'),
+		here.log.lines.find(({message}) => message === 'not changing a pod VM'),
 		{level: 'warn', fields: {instanceName: 'podvm-x-theirs', path: '/elsewhere/pods'}},
 	);
 	await here.registry.stop('theirs', never);

@@ -237,7 +237,7 @@ function stopped(instanceName: string): PodVmEndedError {
 
 function removed(instanceName: string): PodVmEndedError {
 	return new PodVmEndedError(instanceName, {
-		how: 'its domain does not exist any more',
+		how: 'its domain no longer exists',
 		remedy: 'The pod has to be made anew.',
 		isRemoved: true,
 	});

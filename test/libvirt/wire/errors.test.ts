@@ -58,6 +58,6 @@ test("the text says libvirt's words, the call, the number and what to do", t => 
 	t.is(
 		refused(49, 'storagePoolLookupByName').message,
 		'libvirt: why (procedure "storagePoolLookupByName", libvirtCode 49). ' +
-			'Look at "virsh pool-list --all" on the KVM host, then define and start the pool, or configure the name of another.',
+			'Look at "virsh pool-list --all" on the KVM host, then define and start the pool, or configure the name of another one.',
 	);
 });
