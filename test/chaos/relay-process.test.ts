@@ -144,7 +144,7 @@ test('a second relay process serves new pods; the first one keeps its pods and e
 	{
 		await using shim = await connect(old.agentSocket, signal);
 		await node.startRelayProcess();
-		await first.line(/a newer relay process took over/, signal);
+		await first.line(/a newer relay process serves new pods/, signal);
 		await node.line(/"count":0,"msg":"connected to the relay process"/, signal);
 		const young = await started(node);
 		await t.notThrowsAsync(check(shim), 'through the first one');

@@ -113,7 +113,7 @@ const cases: ReadonlyArray<
 		'clock: so far behind that new certificates are not valid yet',
 		clockFinding(-90_000),
 		'failure',
-		/25 h behind.*not yet valid/,
+		/25 h behind.*not valid yet/,
 		/chrony/,
 	],
 	['clock: as far ahead', clockFinding(90_000), 'warning', /25 h ahead/, /chrony/],

@@ -293,7 +293,7 @@ test('a volume that is not an alias is never overwritten: the push fails before 
 	await refused(
 		t,
 		push(pool, {source: {name: 'x', open: async () => t.fail('it was opened')}}),
-		/an image of its own.*image rm podvm-base\.qcow2 -force.*-no-switch/v,
+		/a separate image, not an alias.*image rm podvm-base\.qcow2 -force.*-no-switch/v,
 	);
 	await pool.overlay('podvm-a-12345678-root.qcow2', name);
 	await refused(t, push(pool), /in use by podvm-a-12345678-root\.qcow2/v);
@@ -308,7 +308,7 @@ test('a volume that is not an alias is never overwritten: the push fails before 
 test('a file that was copied into the pool under the name is found before anything is transferred', async t => {
 	const pool = await storage.pool();
 	await writeFile(`${pool.directory}/${name}`, image.content);
-	await refused(t, push(pool), /image of its own.*never overwritten/v);
+	await refused(t, push(pool), /separate image, not an alias.*never overwritten/v);
 	t.deepEqual(await pool.files(), [name]);
 });
 
@@ -330,7 +330,7 @@ test('if the alias name is taken during the push, the alias is not changed, and 
 				}
 			}),
 		}),
-		/image of its own.*The new version itself is complete/v,
+		/separate image, not an alias.*The new version itself is complete/v,
 	);
 	const {volume = ''} = (await listImages(catalogueOf(pool), never)).find(each => !each.isCurrent) ?? {};
 	t.true(error.message.includes(`image use ${volume}`));
@@ -352,7 +352,11 @@ test('the current image is removed only with -force, together with its alias', a
 	const pool = await storage.pool();
 	const {volume} = await push(pool);
 	for (const each of [volume, name]) {
-		await refused(t, removeImage(catalogueOf(pool), each, false, never), /pods get it that name no other/v);
+		await refused(
+			t,
+			removeImage(catalogueOf(pool), each, false, never),
+			/it is the default image for pods that select no/v,
+		);
 	}
 
 	t.deepEqual(await removeImage(catalogueOf(pool), volume, true, never), [name, volume]);
@@ -371,7 +375,7 @@ const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource
 				size: BigInt(image.content.length),
 			}),
 		}),
-		/another size/v,
+		/its size differs/v,
 	],
 	[
 		'is longer than it said',
@@ -382,7 +386,7 @@ const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource
 				size: BigInt(image.content.length),
 			}),
 		}),
-		/another size/v,
+		/its size differs/v,
 	],
 	[
 		'turns out to be wrong at its very end',
@@ -397,7 +401,7 @@ const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource
 	[
 		'does not fit',
 		() => ({name: 'x', open: async () => ({...(await source(image.content).open(never)), size: 1n << 60n})}),
-		/not enough space/v,
+		/not have enough space/v,
 	],
 ];
 for (const [claim, of, message] of failures) {
@@ -446,7 +450,7 @@ for (const [part, isWrong] of [
 				}
 			},
 		};
-		await refused(t, push(pool, {session}), /not what was written/v);
+		await refused(t, push(pool, {session}), /differs from the written data/v);
 		t.deepEqual(await pool.files(), []);
 	});
 }
@@ -500,7 +504,7 @@ test('an incomplete image of a crashed push is never used, and the next push suc
 		);
 		for (const {volume, completeness} of half) {
 			t.is(completeness, 'abandoned');
-			await refused(t, readBaseVolume(storage.session, pool.name, volume, never), /not complete yet/v);
+			await refused(t, readBaseVolume(storage.session, pool.name, volume, never), /upload is not complete/v);
 			await refused(t, useImage(catalogueOf(pool), volume, never), /not complete/v);
 		}
 
@@ -669,7 +673,10 @@ test('leftovers of a failed push are logged at a level that the command shows', 
 	const [left = ''] = await pool.files();
 	t.like(
 		log.lines.find(({level}) => level === 'error'),
-		{message: 'could not remove an incomplete image; the next push or prune will remove it', fields: {volume: left}},
+		{
+			message: 'could not remove an incomplete image; the next push or prune will remove it',
+			fields: {volume: left},
+		},
 	);
 });
 

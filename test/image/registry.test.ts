@@ -286,7 +286,7 @@ test('a request with a temporary failure is repeated; a refused request is not',
 const corruptions: ReadonlyArray<readonly [name: string, message: RegExp, change: (content: Buffer) => Buffer]> = [
 	[
 		'has another byte',
-		/not what its digest says/v,
+		/does not match its digest/v,
 		content => Buffer.concat([Buffer.from([(content[0] ?? 0) ^ 1]), content.subarray(1)]),
 	],
 	['is longer than its manifest says', /more than its/v, content => Buffer.concat([content, content])],
@@ -299,14 +299,14 @@ for (const [name, message, change] of corruptions) {
 	});
 }
 
-test('a manifest that is not what its digest says is refused', async t => {
+test('a manifest that is does not match its digest is refused', async t => {
 	await using front = await serve((_, response) => response.end(JSON.stringify({layers: [blob]})));
 	using from = registryFor(`${front.host}/org/podvm@${digest}`);
 	t.is(
 		(
 			await t.throwsAsync(from.manifest(platform, never), {
 				instanceOf: AdaptorError,
-				message: /manifest is not what its digest says/v,
+				message: /content of a manifest does not match its digest/v,
 			})
 		).code,
 		'data-loss',
@@ -518,7 +518,7 @@ test('plain HTTP is allowed for this machine and for the hosts in -plain-http', 
 	using other = registryFor(`${host}/org/podvm:one`);
 	await t.throwsAsync(other.manifest(platform, never), {
 		instanceOf: HttpError,
-		message: /speaks no TLS.*-plain-http/v,
+		message: /does not use TLS.*-plain-http/v,
 	});
 });
 

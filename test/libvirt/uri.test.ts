@@ -116,8 +116,8 @@ test('a password is refused and never repeated', t => {
 });
 
 for (const [text, expected] of [
-	['', /no recognisable form/],
-	['qemu', /no recognisable form/],
+	['', /is malformed/],
+	['qemu', /is malformed/],
 	['xen:///system', /driver/],
 	['qemu+tls://kvm/system', /Supported are ssh/],
 	['qemu+tcp://kvm/system', /Supported are ssh/],

@@ -44,7 +44,7 @@ test("a namespace that is gone, a plain file, and the node's own are told apart"
 	for (const [path, code, message] of [
 		[testbed.netnsPath('never'), 'not-found', /does not exist.*HostToContainer/v],
 		[testbed.netnsPath('plain'), 'invalid-argument', /plain file.*HostToContainer/v],
-		[testbed.ownNetns, 'invalid-argument', /that of the node.*Host-network/v],
+		[testbed.ownNetns, 'invalid-argument', /the namespace of the node.*Host-network/v],
 	] as const) {
 		const error = await t.throwsAsync<AdaptorError>(networks.reserve('sandbox', path, signal()), undefined, path);
 		t.is(error.code, code);

@@ -177,7 +177,7 @@ test('a VM whose domain is gone has ended', async t => {
 	const {dom} = await host.calls.call(procedures.domainLookupByName, {name: vm.name}, never);
 	await host.calls.call(procedures.domainUndefineFlags, {dom, flags: 0}, never);
 	withLeases(calls, () => []);
-	await t.throwsAsync(addresses.next(), {instanceOf: PodVmEndedError, message: /does not exist any more/});
+	await t.throwsAsync(addresses.next(), {instanceOf: PodVmEndedError, message: /no longer exists/});
 });
 
 test("another VM's end, and that of a VM that had our UUID before, do not end the search", async t => {
@@ -246,7 +246,7 @@ test('every kind of end has a text and a remedy; other events are not an end', t
 	t.regex(words(5, 0) ?? '', /shut itself down/);
 	t.regex(words(5, 1) ?? '', /somebody stopped it/);
 	t.regex(words(3, 2) ?? '', /disk cannot be read or written/);
-	t.regex(words(5, 99) ?? '', /does not run any more/);
+	t.regex(words(5, 99) ?? '', /is no longer running/);
 	for (const [event, detail] of [
 		[0, 0],
 		[1, 0],

@@ -89,7 +89,7 @@ const refusals: ReadonlyArray<readonly [claim: string, why: RegExp, make: Make]>
 		async directory => created(directory, '-o', `data_file=${directory}/data`),
 	],
 	['encryption', /it is encrypted/, encrypted],
-	['nothing in it', /the upload is missing/, async directory => created(directory)],
+	['nothing in it', /the content was not uploaded/, async directory => created(directory)],
 	[
 		'the boot sector of a PC',
 		/no boot record for s390x \(it has the boot sector of a PC\)/,
@@ -110,7 +110,7 @@ const refusals: ReadonlyArray<readonly [claim: string, why: RegExp, make: Make]>
 		/no boot record for s390x \(it contains another qcow2 image\)/,
 		async () => qcow2Of(await qcow2Of(bootRecord, gib), 4n * gib),
 	],
-	['a raw disk of zeros', /the upload is missing/, async () => Buffer.alloc(1024 * 1024)],
+	['a raw disk of zeros', /the content was not uploaded/, async () => Buffer.alloc(1024 * 1024)],
 	['a gzip file', /it is a gzip file/, async () => Buffer.concat([Buffer.of(0x1f, 0x8b, 8, 0), randomBytes(5000)])],
 	[
 		'its end cut off',
@@ -220,7 +220,7 @@ test('an overlay that itself begins with written zeros is refused, even as the c
 	await run('qemu-io', ['-c', 'write -q -z 0 64k', file]);
 	await upload(pool, 'overlay', await readFile(file));
 	await t.throwsAsync(podVmsOn(host.calls, pool, {volumeName: 'overlay'}).start(specOf(), never), {
-		message: /the upload is missing/,
+		message: /the content was not uploaded/,
 	});
 });
 

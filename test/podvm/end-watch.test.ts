@@ -128,7 +128,7 @@ test('if another VM has the UUID of a watched VM, the watched VM has ended', asy
 	const {calls} = deaf();
 	const {watch, signal} = watchOn(t, calls);
 	const {domain} = await running();
-	t.regex((await watch.ended({...domain, name: 'podvm-gone-01234567'}, signal)).message, /does not exist any more/);
+	t.regex((await watch.ended({...domain, name: 'podvm-gone-01234567'}, signal)).message, /no longer exists/);
 });
 
 test('if libvirt is unreachable, the call is repeated, and no VM is given up', async t => {

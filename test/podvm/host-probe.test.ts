@@ -153,7 +153,7 @@ test('a volume shows what it is by its own bytes, whatever libvirt takes it for'
 		signal,
 	);
 	const {content} = await observeBaseVolume(storage, pool.name, 'empty', signal);
-	t.regex('unfit' in content ? content.unfit : '', /the upload is missing/);
+	t.regex('unfit' in content ? content.unfit : '', /the content was not uploaded/);
 
 	await storage.call(
 		procedures.storageVolCreateXml,

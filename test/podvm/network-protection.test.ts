@@ -303,11 +303,14 @@ test('a host without network filters starts VMs all the same, never silently', a
 	t.is(child(port, 'filterref'), undefined);
 	t.is(child(port, 'port')?.attributes['isolated'], 'yes');
 	t.like(started(own), {netFilter: 'none', isolatedPort: true});
-	t.regex((started(own) as {reason: string}).reason, /^its libvirt does not support network filters \(.*not supported.*\)$/);
+	t.regex(
+		(started(own) as {reason: string}).reason,
+		/^its libvirt does not support network filters \(.*not supported.*\)$/,
+	);
 	const warnings = own.log.lines.filter(({level, fields}) => level === 'warn' && fields.network !== undefined);
 	t.deepEqual(
 		warnings.map(({message}) => message),
-		["no network filter: pod VMs can use the addresses of other pod VMs"],
+		['no network filter: pod VMs can use the addresses of other pod VMs'],
 		'once a connection',
 	);
 	t.regex(warnings[0]?.fields.remedy ?? '', /virtnwfilterd/);
@@ -351,7 +354,7 @@ test('a filter that is named is required: no VM starts without it, and with it o
 	});
 	t.regex(
 		(await refused(await daemon({hasFilters: false, netFilter: 'caa-podvm-1'}))).message,
-		/offers no network filters/,
+		/does not support network filters/,
 	);
 });
 

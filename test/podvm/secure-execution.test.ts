@@ -39,19 +39,19 @@ const withoutUnpack = refusing.replace(/.*unpack.*\n/, '');
 for (const [what, capabilities, version, reason, remedy] of [
 	['emulates, as recorded', emulating, libvirt9, /no KVM/, /KVM/],
 	['emulates with a libvirt that does not tell', emulating.replace(/ *<s390-pv .*\n/, ''), libvirt9, /no KVM/, /KVM/],
-	['boots without prot_virt', withoutUnpack, libvirt9, /kernel does not offer it/, /prot_virt=1/],
+	['boots without prot_virt', withoutUnpack, libvirt9, /kernel does not support Secure Execution/, /prot_virt=1/],
 	[
 		'boots without prot_virt, with a libvirt that does not tell',
 		untold.replace(/.*unpack.*\n/, ''),
 		libvirt9,
-		/kernel does not offer it/,
+		/kernel does not support Secure Execution/,
 		/prot_virt=1/,
 	],
 	[
 		'has the facility as one that is only optional',
 		untold.replace("'require' name='unpack", "'optional' name='unpack"),
 		libvirt9,
-		/kernel does not offer it/,
+		/kernel does not support Secure Execution/,
 		/prot_virt=1/,
 	],
 	[

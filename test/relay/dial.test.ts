@@ -145,7 +145,8 @@ test('if the clock of this node is behind the certificates, the error and the lo
 	t.regex(error.what, /not valid yet: the clock of this node is at \d{4}-\S+, the certificate is valid from \d{4}-/);
 	t.regex(error.remedy ?? '', /clock/);
 	t.regex(
-		lines.find(({level, msg}) => level === 'warn' && msg.startsWith('address did not prove'))?.reason ?? '',
+		lines.find(({level, msg}) => level === 'warn' && msg.startsWith('could not verify that the address'))?.reason ??
+			'',
 		/clock of this node/,
 	);
 	await vm.idle();
@@ -163,9 +164,9 @@ test('another host at the address of the VM is logged with growing intervals, wi
 		t,
 		harness,
 		from(harness.address(1)),
-		until(() => harness.lines.filter(({msg}) => msg.startsWith('address did not prove')).length >= 7),
+		until(() => harness.lines.filter(({msg}) => msg.startsWith('could not verify that the address')).length >= 7),
 	);
-	const told = harness.lines.filter(({msg}) => msg.startsWith('address did not prove')).slice(0, 7);
+	const told = harness.lines.filter(({msg}) => msg.startsWith('could not verify that the address')).slice(0, 7);
 	t.deepEqual(
 		told.map(({level}) => level),
 		['warn', 'warn', 'debug', 'warn', 'debug', 'debug', 'debug'],

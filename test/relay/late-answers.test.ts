@@ -215,7 +215,10 @@ for (const how of ['is reset', 'stays silent'] as const) {
 		t.deepEqual(answers.map(({streamId}) => streamId).toSorted(), how === 'is reset' ? [1] : [1, 3]);
 		const answer = answers.find(({streamId}) => streamId === 1) ?? t.fail();
 		t.deepEqual([answer.streamId, statusOf(answer).code], [1, statusCode.dataLoss]);
-		t.regex(statusOf(answer).message, /^The exit status is lost: .+ on another one the agent answered NOT_FOUND/);
+		t.regex(
+			statusOf(answer).message,
+			/^The exit status is lost: .+ On another connection, the agent answered NOT_FOUND/,
+		);
 		t.like(said(run, answersLost)[0], {level: 'warn', count: 1});
 		await run.checked(7);
 		// The end of the silent one arrives.
@@ -358,7 +361,7 @@ test('two old connections are kept: one more ends the oldest, and its calls fail
 			t.deepEqual([failed.streamId, statusOf(failed).code], [1, statusCode.unavailable]);
 			t.regex(
 				statusOf(failed).message,
-				/lost while this call was under way \(it was silent, and too many others/,
+				/lost while this call was under way \(it was silent, and too many newer connections/,
 			);
 		}
 
