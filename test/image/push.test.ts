@@ -349,6 +349,7 @@ test('the current image goes by force only, and its name with it', async t => {
 	await refused(t, removeImage(catalogueOf(pool), volume, true, never), /no such image/v);
 });
 
+const withoutBootRecord = Buffer.concat([Buffer.alloc(4096), bootable(4096)]);
 const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource, message: RegExp]> = [
 	['is no image', () => source(gzipSync(randomBytes(100_000))), /a gzip file/v],
 	[
@@ -382,6 +383,11 @@ const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource
 				}
 			}),
 		/digest is another/v,
+	],
+	[
+		'has zipl in it but not in its first block',
+		() => source(withoutBootRecord),
+		/no boot record of s390x in its first block/v,
 	],
 	[
 		'does not fit',
