@@ -823,7 +823,7 @@ test('the command says what is wrong with what it is given, and exits with 1 or 
 		[
 			['push', '-pool-name', 'none', image.path],
 			1,
-			/the storage pool does not exist \(pool "none"\).*-create-pool/v,
+			/Pool none \(LIBVIRT_POOL\) does not exist on the KVM host.*-create-pool/v,
 		],
 	] as const) {
 		const {code: found, err} = await run(t, env, ...words);
