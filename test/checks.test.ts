@@ -143,7 +143,7 @@ test('a correct host, over ssh', async t => {
 	t.regex(results['libvirt']?.text ?? '', /socket .*libvirt-sock/);
 	t.like(results['guests'], {status: 'failure'});
 	t.like(results['base-volume'], {status: 'failure'});
-	t.regex(results['base-volume']?.text ?? '', /^Can't retrieve volume podvm-base\.qcow2/);
+	t.regex(results['base-volume']?.text ?? '', /^Error in creating volume: Can't retrieve volume podvm-base\.qcow2/);
 });
 
 test('a host with another key than the one that is known', async t => {

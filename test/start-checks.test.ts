@@ -110,7 +110,7 @@ test('with CLOUD_CONFIG_VERIFY, a failed check ends the daemon with 1, the reaso
 	const {message} = lines.at(-1)?.['err'] as {message: string};
 	t.regex(
 		message,
-		/^This node cannot run peer pods: pool: libvirt: Storage pool not found.*pool-list.*CLOUD_CONFIG_VERIFY/,
+		/^This node cannot run peer pods: pool: Pool none \(LIBVIRT_POOL\) does not exist on the KVM host.*pool-list.*CLOUD_CONFIG_VERIFY/,
 	);
 	await t.throwsAsync(stat(join(node.directory, 'hypervisor.sock')), {code: 'ENOENT'});
 });

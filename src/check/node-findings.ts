@@ -1,5 +1,6 @@
 /** Turns observations of the directories and keys of this node into findings. Pure. */
 import {byteSize} from '../core/byte-size.ts';
+import {operatorText, type ErrorWhere} from '../core/errors.ts';
 import {finding, type Finding, type Problem} from './finding.ts';
 import type {DirectoryObservation, IdentityObservation, RelayProcessObservation} from './observations.ts';
 
@@ -15,8 +16,8 @@ export function directoryFinding(
 	if (unwritable !== undefined) {
 		return finding(fact, {
 			status: 'failure',
-			text: `not writable: ${unwritable}`,
-			remedy: `Make it writable for this process, or set ${variable} to another path. The manifests mount /run/peerpod of the node.`,
+			text: operatorText(unwritable.reason, withoutPath(unwritable.where)),
+			remedy: `${unwritable.remedy ?? 'Make it writable for this process.'} Or set ${variable} to another path: the manifests mount /run/peerpod of the node.`,
 		});
 	}
 
@@ -30,6 +31,11 @@ export function directoryFinding(
 					remedy: `Free space on the file system of ${nearest}, or set ${variable} to a path on another file system.`,
 				},
 	);
+}
+
+/** The path is part of the fact. */
+function withoutPath({path: _path, ...where}: ErrorWhere): ErrorWhere {
+	return where;
 }
 
 const dayMs = 86_400_000;

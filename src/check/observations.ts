@@ -3,6 +3,8 @@
  * are in bytes.
  */
 
+import type {FileProblem} from '../core/file-error.ts';
+
 export interface SshObservation {
 	readonly user: string;
 	readonly host: string;
@@ -138,7 +140,7 @@ export interface DirectoryObservation {
 	/** The directory itself, or its nearest existing ancestor. */
 	readonly nearest: string;
 	/** Why nothing can be written there. */
-	readonly unwritable?: string;
+	readonly unwritable?: FileProblem;
 	readonly availableBytes: bigint;
 }
 

@@ -18,7 +18,7 @@ import {fileSource, registrySource, type ImageSource} from '../image/source.ts';
 import {KubernetesClient} from '../kubernetes/client.ts';
 import {writeConfigMap} from '../kubernetes/config-map.ts';
 import {apiServerAddress, ServiceAccount} from '../kubernetes/service-account.ts';
-import {isLibvirtError, LibvirtConnectionError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {LibvirtConnectionError} from '../libvirt/wire/errors.ts';
 import {openPipe} from '../libvirt/transport/open-pipe.ts';
 import {LibvirtSession} from '../libvirt/session.ts';
 import type {LibvirtUri} from '../libvirt/uri.ts';
@@ -79,8 +79,6 @@ export const pushCommand: Command = async (context, signal) => {
 			},
 			signal,
 		);
-	} catch (error) {
-		throw isLibvirtError(error, libvirtCode.noStoragePool) ? noPool(values.pool, error) : error;
 	} finally {
 		signal.removeEventListener('abort', onStop);
 		progress[Symbol.dispose]();
@@ -120,16 +118,6 @@ export const pushCommand: Command = async (context, signal) => {
 
 	return exitCode.ok;
 };
-
-function noPool(pool: string, cause: unknown): AdaptorError {
-	return new AdaptorError({
-		code: 'not-found',
-		what: 'Could not push the image: the storage pool does not exist',
-		where: {pool},
-		remedy: 'Create it with -create-pool, or set LIBVIRT_POOL to a pool that "virsh pool-list --all" shows on the KVM host.',
-		cause,
-	});
-}
 
 export const listCommand: Command = async (context, signal) => {
 	await using parts = new AsyncDisposableStack();

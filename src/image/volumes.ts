@@ -56,7 +56,9 @@ export async function openPool(
 	signal: AbortSignal,
 	refreshes = false,
 ): Promise<{readonly pool: StoragePool; readonly availableBytes: bigint}> {
-	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal);
+	const {pool} = await session.call(procedures.storagePoolLookupByName, {name}, signal).catch((error: unknown) => {
+		throw isLibvirtError(error, libvirtCode.noStoragePool) ? noPool(name, error) : error;
+	});
 	if (refreshes) {
 		await refresh(session, pool, signal);
 	}
@@ -65,9 +67,8 @@ export async function openPool(
 	if (state !== running) {
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'Could not use the storage pool: it is not active',
-			where: {pool: name},
-			remedy: `Start it with "virsh pool-start ${name}" on the KVM host.`,
+			what: `Pool ${name} (LIBVIRT_POOL) is not active`,
+			remedy: `Run "virsh pool-start ${name}" on the KVM host.`,
 		});
 	}
 
@@ -83,6 +84,15 @@ export async function openPool(
 	}
 
 	return {pool, availableBytes: available};
+}
+
+function noPool(name: string, cause: LibvirtError): AdaptorError {
+	return new AdaptorError({
+		code: 'not-found',
+		what: `Pool ${name} (LIBVIRT_POOL) does not exist on the KVM host`,
+		remedy: 'Set LIBVIRT_POOL to a pool that "virsh pool-list --all" shows on the KVM host, or create it with "cloud-api-adaptor image push -create-pool".',
+		cause,
+	});
 }
 
 /**

@@ -3,7 +3,7 @@ import {randomBytes} from 'node:crypto';
 import {open, rm, stat, statfs} from 'node:fs/promises';
 import {dirname, join} from 'node:path';
 import type {DirectoryObservation} from '../check/observations.ts';
-import {toError} from '../core/errors.ts';
+import {fileProblem} from '../core/file-error.ts';
 
 /** If the directory does not exist, tests its nearest existing ancestor. */
 export async function observeDirectory(path: string): Promise<DirectoryObservation> {
@@ -24,7 +24,7 @@ export async function observeDirectory(path: string): Promise<DirectoryObservati
 
 		return {path, nearest, availableBytes};
 	} catch (error) {
-		return {path, nearest, availableBytes, unwritable: toError(error).message.replace(/,.*/v, '')};
+		return {path, nearest, availableBytes, unwritable: await fileProblem(error, nearest)};
 	} finally {
 		await rm(probe, {force: true}).catch(() => undefined);
 	}

@@ -7,6 +7,7 @@ import {mkdir, open, readdir, readFile, rename, rm, rmdir} from 'node:fs/promise
 import {join} from 'node:path';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
+import {fileProblem} from '../core/file-error.ts';
 import type {Logger} from '../core/log.ts';
 import type {SandboxId} from '../sandbox/ports.ts';
 import {parseRecord, recordText, type SandboxRecord, type SandboxRecords} from '../sandbox/records.ts';
@@ -42,11 +43,12 @@ export class FileRecords implements SandboxRecords {
 			await rename(temporary, join(directory, fileName));
 		} catch (error) {
 			await rm(temporary, {force: true}).catch(() => undefined);
+			const {reason, where, remedy} = await fileProblem(error, join(directory, fileName));
 			throw new AdaptorError({
 				code: 'unavailable',
-				what: `Could not write the record of the sandbox: ${error instanceof Error && 'code' in error ? String(error.code) : 'unexpectedly'}`,
-				where: {sandboxId: record.id, path: join(directory, fileName)},
-				remedy: 'Check that PODS_DIR is writable and has free space.',
+				what: `Could not write the record of the sandbox to PODS_DIR: ${reason}`,
+				where: {sandboxId: record.id, ...where},
+				remedy: remedy ?? 'Check that PODS_DIR is writable and has free space.',
 				cause: error,
 			});
 		}

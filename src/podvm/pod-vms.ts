@@ -40,7 +40,8 @@ import {causeOfFilterFailure, isAbsent, type NetworkProtection} from './network-
 import {isStillThere, listDomains, ownership, readOwnDomains, type OwnDomain} from './own-domains.ts';
 import {removeVm, settleAll} from './removal.ts';
 import {formatUuid, parseUuid, VmSlots} from './vm-slots.ts';
-import {causeOfFailure, cidataVolumeName, rootVolumeName} from './volumes.ts';
+import {explainFailure} from './start-failure.ts';
+import {cidataVolumeName, rootVolumeName, type BaseVolume} from './volumes.ts';
 
 export interface PodVmsOptions {
 	readonly session: LibvirtCalls;
@@ -116,7 +117,19 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 	}
 
 	async start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
-		return this.#mutex.run(spec.sandboxId, async () => this.#start(spec, signal), signal);
+		return this.#mutex.run(
+			spec.sandboxId,
+			async () => {
+				const found: {base?: BaseVolume} = {};
+				try {
+					return await this.#start(spec, found, signal);
+				} catch (error) {
+					const {session, pool, network} = this.#options;
+					throw await explainFailure(session, {pool, network, ...found}, error, signal);
+				}
+			},
+			signal,
+		);
 	}
 
 	addresses(vm: PodVm, signal: AbortSignal): AsyncGenerator<string, never> {
@@ -205,7 +218,8 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 		return tail.after(position, this.#options.session, domainOf(vm), signal);
 	}
 
-	async #start(spec: PodVmSpec, signal: AbortSignal): Promise<PodVm> {
+	/** @param found gets the image, for the error of a later step */
+	async #start(spec: PodVmSpec, found: {base?: BaseVolume}, signal: AbortSignal): Promise<PodVm> {
 		const {
 			session,
 			pool: poolName,
@@ -233,6 +247,7 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 			this.#images.read(image, signal),
 			session.call(procedures.storagePoolLookupByName, {name: poolName}, signal),
 		]);
+		found.base = base;
 		const metadata: PodVmMetadata = {
 			cluster,
 			node,
@@ -257,13 +272,8 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 			throw alreadyExists(sandboxId, instanceName);
 		}
 
-		try {
-			await makeDisks(session, pool, metadata, {base, rootDiskSizeGib, iso}, signal);
-			await this.#run(domain, protection, signal);
-		} catch (error) {
-			throw await causeOfFailure(session, poolName, base, error, signal);
-		}
-
+		await makeDisks(session, pool, metadata, {base, rootDiskSizeGib, iso}, signal);
+		await this.#run(domain, protection, signal);
 		signal.throwIfAborted();
 		undo.move();
 		const {vcpus, memoryMib} = spec;

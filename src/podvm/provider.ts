@@ -47,6 +47,7 @@ import type {PodsDir} from './metadata.ts';
 import {networkAddress} from './network-address.ts';
 import {createPodVms} from './pod-vms.ts';
 import {watchPool} from './pool-watch.ts';
+import {withSetting} from './start-failure.ts';
 
 type SshProbeOptions = ConstructorParameters<typeof SshProbe>[1];
 
@@ -133,6 +134,7 @@ export function openLibvirtProvider(config: ProviderConfig, context: ProviderCon
 	const {log} = context;
 	const session = openSession(uri, context);
 	const capabilities = new HostCapabilities(session);
+	const named = namingSettings(config);
 	return {
 		connect: async signal => session.connect(signal),
 		onConnected: listener =>
@@ -161,7 +163,7 @@ export function openLibvirtProvider(config: ProviderConfig, context: ProviderCon
 				log,
 			}),
 		vmAddress: async signal =>
-			(await networkAddress(session, network, signal)) ?? (uri.transport === 'ssh' ? uri.host : ''),
+			(await named(networkAddress(session, network, signal))) ?? (uri.transport === 'ssh' ? uri.host : ''),
 		watchPool: observer => watchPool(session, config.pool, observer),
 		openProbe: () => openProbe(config, session, capabilities, sshOptions(context)),
 		[Symbol.asyncDispose]: async () => session[Symbol.asyncDispose](),
@@ -200,6 +202,14 @@ function sshOptions({home, user, uid, sshAgentSocket, timings}: ProviderContext)
 	return {home, user, uid, agentSocket: sshAgentSocket, ...timings};
 }
 
+/** Errors about a pool or network that does not exist name its setting. */
+function namingSettings(objects: Pick<ProviderConfig, 'pool' | 'network'>): <T>(observing: Promise<T>) => Promise<T> {
+	return async observing =>
+		observing.catch((error: unknown) => {
+			throw withSetting(error, objects);
+		});
+}
+
 function openProbe(
 	config: ProviderConfig,
 	session: LibvirtSession,
@@ -208,6 +218,7 @@ function openProbe(
 ): HostProbe & Disposable {
 	const {libvirtUri: uri, pool, network, clusterId, nodeName} = config;
 	const owner = {cluster: clusterId, node: nodeName};
+	const named = namingSettings(config);
 	const sshProbe = uri.transport === 'ssh' ? new SshProbe(uri, ssh) : undefined;
 	return {
 		...(uri.transport === 'ssh' && sshProbe !== undefined
@@ -224,16 +235,16 @@ function openProbe(
 		guests: async signal => observeGuests(capabilities, config.cpuset, signal),
 		secureExecution: async signal => observeSecureExecution(capabilities, signal),
 		memory: async signal => observeMemory(session, signal),
-		pool: async signal => observePool(session, pool, signal),
-		baseVolume: async signal => observeBaseVolume(session, pool, config.baseVolume, signal),
+		pool: async signal => named(observePool(session, pool, signal)),
+		baseVolume: async signal => named(observeBaseVolume(session, pool, config.baseVolume, signal)),
 		async network(signal) {
-			const seen = await observeNetwork(session, network, signal);
+			const seen = await named(observeNetwork(session, network, signal));
 			// If libvirt does not manage the addresses, VMs are assumed in the subnet of the KVM host; a host name is
 			// not resolved.
 			const vmAddress = seen.vmAddress ?? (uri.transport === 'ssh' && isIPv4(uri.host) ? uri.host : undefined);
 			return vmAddress === undefined ? seen : {...seen, vmAddress};
 		},
-		networkProtection: async signal => observeNetworkProtection(session, config, signal),
+		networkProtection: async signal => named(observeNetworkProtection(session, config, signal)),
 		unfilteredVms: async signal => unfilteredVms(session, owner, signal),
 		podVms: async (podsDir, signal) => observePodVms(session, owner, podsDir, signal),
 		countRunningVms: async signal => countRunningVms(session, clusterId, nodeName, signal),

@@ -5,7 +5,7 @@
  */
 import {AdaptorError} from '../core/errors.ts';
 import {present} from '../core/present.ts';
-import {isLibvirtError, LibvirtError, libvirtCode} from '../libvirt/wire/errors.ts';
+import {isLibvirtError, libvirtCode, type LibvirtError} from '../libvirt/wire/errors.ts';
 import {procedures, type StoragePool, type StorageVol} from '../libvirt/wire/procedures.ts';
 import {volumeOf} from '../libvirt/storage/volume-name.ts';
 import {volumeXml} from '../libvirt/storage/volume-xml.ts';
@@ -108,40 +108,13 @@ export async function readBaseVolume(
 	};
 }
 
-/**
- * The cause of a failed start on `base`. An image may be removed between the check at the start and the creation of the
- * disk: then this is the cause, not the error of libvirt or QEMU for a missing file. (A VM that already runs at that
- * time keeps the file open until it ends.)
- * @returns `failure` itself if the volume still exists or cannot be checked
- */
-export async function causeOfFailure(
-	session: Pick<LibvirtCalls, 'call'>,
-	pool: string,
-	{name}: Pick<BaseVolume, 'name'>,
-	failure: unknown,
-	signal: AbortSignal,
-): Promise<unknown> {
-	if (!(failure instanceof LibvirtError)) {
-		return failure;
-	}
-
-	try {
-		await session.call(procedures.storageVolGetXmlDesc, {vol: volumeOf(pool, name), flags: 0}, signal);
-		return failure;
-	} catch (error) {
-		return isLibvirtError(error, libvirtCode.noStorageVol)
-			? notFound(pool, name, 'it was removed while the VM was being started', failure)
-			: failure;
-	}
-}
-
 /** @param why as in "the pool has no such volume" */
 export function notFound(pool: string, name: string, why: string, cause: LibvirtError): AdaptorError {
 	return new AdaptorError({
 		code: 'not-found',
 		reason: 'ImageNotFound',
-		// The end-to-end tests of upstream search events of the pod for these first words.
-		what: `Can't retrieve volume ${name}: ${why}`,
+		// The end-to-end tests of upstream search events of the pod for these words, up to the name.
+		what: `Error in creating volume: Can't retrieve volume ${name}: ${why}`,
 		where: {pool, volume: name},
 		remedy:
 			'Upload the pod VM image with "cloud-api-adaptor image push", or correct LIBVIRT_VOL_NAME or the annotation io.katacontainers.config.hypervisor.image; ' +

@@ -8,8 +8,10 @@ import {constants} from 'node:fs';
 import {chmod, link, mkdir, open, rename, unlink} from 'node:fs/promises';
 import {join} from 'node:path';
 import {AdaptorError} from '../core/errors.ts';
+import {fileProblem} from '../core/file-error.ts';
 import {parseJson, textAt} from '../core/json.ts';
 import {Secret, type Logger} from '../core/log.ts';
+import {present} from '../core/present.ts';
 import {makeCa, makeClientCertificate, type KeyPair, type Validity} from './certificates.ts';
 import {clockReason, latestStart} from './clock.ts';
 
@@ -43,7 +45,17 @@ const fileName = 'identity.json';
 
 /** The stored identity, or why it is unusable; undefined if there is none. Changes nothing. */
 export async function lookAtIdentity(directory: string, now: Date): Promise<OwnIdentity | string | undefined> {
-	const found = await read(join(directory, fileName));
+	const path = join(directory, fileName);
+	const found = await read(path).catch(async (error: unknown) => {
+		const {reason, where, remedy} = await fileProblem(error, path);
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `Could not read the keys for the connections to VMs: ${reason}`,
+			where,
+			...present({remedy}),
+			cause: error,
+		});
+	});
 	return found === undefined ? undefined : judge(found.text, now);
 }
 
@@ -70,11 +82,14 @@ export async function keepIdentity({directory, log, now}: IdentityFileOptions): 
 			await setAside(path, found, verdict, log);
 		}
 	} catch (error) {
+		const {reason, where, remedy} = await fileProblem(error, path);
 		throw new AdaptorError({
 			code: 'failed-precondition',
-			what: 'Could not store the keys for the connections to VMs',
-			where: {directory},
-			remedy: 'Make the directory writable for this process, on a file system with hard links (such as tmpfs).',
+			what: `Could not store the keys for the connections to VMs: ${reason}`,
+			where,
+			remedy:
+				remedy ??
+				`Make ${directory} writable for this process, on a file system with hard links (such as tmpfs).`,
 			cause: error,
 		});
 	}

@@ -5,6 +5,7 @@
 import {createPrivateKey, X509Certificate} from 'node:crypto';
 import {readFile} from 'node:fs/promises';
 import {AdaptorError} from '../core/errors.ts';
+import {fileProblem} from '../core/file-error.ts';
 import {Secret, type Logger} from '../core/log.ts';
 import type {ForwarderTls} from '../sandbox/ports.ts';
 import {makeServerCertificate, type KeyPair} from './certificates.ts';
@@ -162,16 +163,27 @@ async function readText(file: string, variable: string): Promise<string> {
 	try {
 		return await readFile(file, 'utf8');
 	} catch (error) {
-		throw unusable(variable, file, 'cannot be read', error);
+		const {reason, where, remedy} = await fileProblem(error, file);
+		const {path, ...rest} = where;
+		throw new AdaptorError({
+			code: 'failed-precondition',
+			what: `The file of ${variable} cannot be read: ${reason}`,
+			where: {[variable]: file, ...(path === file ? rest : where)},
+			remedy: remedy ?? readableFiles,
+			cause: error,
+		});
 	}
 }
+
+const readableFiles =
+	'Set CACERT_FILE, CERT_FILE and CERT_KEY to readable PEM files, for example from a secret mounted at /etc/certificates.';
 
 function unusable(variable: string, file: string, problem: string, cause?: unknown): AdaptorError {
 	return new AdaptorError({
 		code: 'failed-precondition',
 		what: `The file of ${variable} ${problem}`,
 		where: {[variable]: file},
-		remedy: 'Set CACERT_FILE, CERT_FILE and CERT_KEY to readable PEM files, for example from a secret mounted at /etc/certificates.',
+		remedy: readableFiles,
 		cause,
 	});
 }

@@ -66,18 +66,23 @@ export function backingFileRefusal(): UnfitImageError {
 	return unsafe('it has a backing file', 'Flatten it with "qemu-img convert -O qcow2".');
 }
 
-/** DASD labels in EBCDIC: IPL1, VOL1, LNX1, CMS1. */
-const dasdMarks = ['c9d7d3f1', 'e5d6d3f1', 'd3d5e7f1', 'c3d4e2f1'].map(hex => Buffer.from(hex, 'hex'));
 const zipl = Buffer.from('zIPL');
+/** EBCDIC: first record of a DASD in the compatible disk layout, volume labels of the Linux layout and of CMS. */
+const [ipl1, lnx1, cms1] = ['c9d7d3f1', 'd3d5e7f1', 'c3d4e2f1'].map(hex => Buffer.from(hex, 'hex'));
+/** Where else zipl's mark may be on a DASD: a disk without a label, and the second record if the first has no key. */
+const markOffset = {unlabelled: 0x70, secondRecord: 92};
 /** The first descriptor of an ISO 9660 file system; an El Torito boot record follows it. */
 const isoMark = {at: 32_769, bytes: Buffer.from('CD001')};
-/** Three blocks of a DASD, of 4 KiB at most: IPL records and volume label. */
+/** Of a DASD. */
+const blockSizes = [512, 1024, 2048, 4096];
+/** Three blocks of a DASD: two IPL records and the volume label. */
 const dasdBytes = 3 * 4096;
 const pcBootMark = {at: 510, bytes: Buffer.of(0x55, 0xaa)};
 
 /**
- * Checks for a boot record that the firmware can find: a zipl record on a disk or a DASD, or an ISO 9660 file system.
- * The record itself is not verified. Source: QEMU, pc-bios/s390-ccw/bootmap.c (zipl_load and the functions it calls).
+ * Checks for a boot record where the firmware looks for it: a zipl record on a disk or a DASD, or an ISO 9660 file
+ * system. zipl writes its mark into other blocks, too, so the mark alone proves nothing. The record itself is not
+ * verified. Source: QEMU, pc-bios/s390-ccw/bootmap.c (zipl_load and the functions it calls).
  * @param head the start of an image whose format is `format` according to `readFormat`
  * @throws UnfitImageError 'failed-precondition' for an image without a boot record. An image that cannot be read here
  * passes.
@@ -92,11 +97,21 @@ export async function checkBootRecord(format: ImageFormat['format'], head: Buffe
 
 	const iso = await guest(isoMark.at, isoMark.bytes.length);
 	const blocks = iso === undefined || iso.equals(isoMark.bytes) ? undefined : await guest(0, dasdBytes);
-	if (blocks === undefined || [zipl, ...dasdMarks].some(mark => blocks.includes(mark))) {
+	if (blocks === undefined || isBootableDasd(blocks)) {
 		return;
 	}
 
 	throw cannotBoot(blocks);
+}
+
+function isBootableDasd(blocks: Buffer): boolean {
+	const has = (mark: Buffer | undefined, at: number): boolean =>
+		mark !== undefined && blocks.subarray(at, at + mark.length).equals(mark);
+	return (
+		has(ipl1, 0) ||
+		has(zipl, markOffset.unlabelled) ||
+		blockSizes.some(size => has(lnx1, 2 * size) || has(cms1, 2 * size) || has(zipl, size + markOffset.secondRecord))
+	);
 }
 
 function cannotBoot(start: Buffer): UnfitImageError {
@@ -113,5 +128,9 @@ function cannotBoot(start: Buffer): UnfitImageError {
 	const isForPc = start.subarray(pcBootMark.at, pcBootMark.at + pcBootMark.bytes.length).equals(pcBootMark.bytes);
 	const found =
 		inside === undefined ? (isForPc ? ' (it has the boot sector of a PC)' : '') : ` (it contains ${inside})`;
-	return new UnfitImageError('failed-precondition', `it has no boot record for s390x${found}`, remedy);
+	return new UnfitImageError(
+		'failed-precondition',
+		`it has no boot record of s390x in its first block${found}: an image for another architecture?`,
+		remedy,
+	);
 }

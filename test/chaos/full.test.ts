@@ -36,7 +36,7 @@ test('on a full disk, create and start fail with the reason and leave nothing, a
 	const before = await node.inventory();
 	for (const attempt of [() => create(), async () => node.shim.startVm(created, signal)]) {
 		const {message} = await t.throwsAsync<TtrpcError>(attempt());
-		t.regex(message, /Could not write the record of the sandbox: ENOSPC.*PODS_DIR/);
+		t.regex(message, /Could not write the record of the sandbox to PODS_DIR: no space left on device.*Free space/);
 		t.deepEqual(await leftBesides(before), []);
 	}
 

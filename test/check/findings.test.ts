@@ -550,10 +550,33 @@ const cases: ReadonlyArray<
 	],
 	[
 		'directory: not writable',
-		directoryFinding('PODS_DIR', {...directory, unwritable: 'EROFS: read-only file system'}),
+		directoryFinding('PODS_DIR', {
+			...directory,
+			unwritable: {reason: 'read-only file system', where: {path: '/run'}},
+		}),
 		'failure',
-		/EROFS/,
+		/^\/run\/peerpod; read-only file system$/,
 		/PODS_DIR/,
+	],
+	[
+		'directory: full',
+		directoryFinding('PODS_DIR', {
+			...directory,
+			unwritable: {reason: 'no space left on device', where: {path: '/run'}, remedy: 'Free space.'},
+		}),
+		'failure',
+		/^\/run\/peerpod; no space left on device$/,
+		/^Free space\. Or set PODS_DIR/,
+	],
+	[
+		'directory: forbidden',
+		directoryFinding('PODS_DIR', {
+			...directory,
+			unwritable: {reason: 'permission denied', where: {path: '/run', mode: '0700'}, remedy: 'Give access.'},
+		}),
+		'failure',
+		/; permission denied \(mode "0700"\)$/,
+		/^Give access\./,
 	],
 	[
 		'directory: nearly full',

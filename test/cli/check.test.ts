@@ -91,7 +91,10 @@ test('with failures, check exits with 1, shows each remedy, and skips dependent 
 	t.is(stderr, '');
 	t.is(code, 1);
 	t.regex(stdout, /^KVM host test:\/\/\/default\?socket=.*\n  skipped  ssh  /);
-	t.regex(stdout, /\n  failure  pool +libvirt: Storage pool not found.*\n +→ Look at "virsh pool-list/);
+	t.regex(
+		stdout,
+		/\n  failure  pool +Pool none \(LIBVIRT_POOL\) does not exist on the KVM host\n +→ Set LIBVIRT_POOL to a pool that "virsh pool-list/,
+	);
 	t.regex(stdout, /\n  skipped  base-volume +needs pool, which failed\n  skipped  disk +needs pool, which failed\n/);
 	t.regex(stdout, /\n\nWorker node worker-0\n  ok       programs /);
 	t.regex(

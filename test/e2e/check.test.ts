@@ -125,5 +125,5 @@ test.serial('each problem is found: host key, route, port, space, format', async
 		/192\.168\.122\.0\/24 through eth0 and gateway 192\.168\.122\.1; this is the default route/,
 	);
 	t.regex(found.of('vxlan-port')?.text ?? '', /by the interface genev/);
-	t.regex(found.of('pods-directory')?.text ?? '', /EROFS/);
+	t.regex(found.of('pods-directory')?.text ?? '', /read-only file system/);
 });

@@ -364,6 +364,7 @@ test('the current image is removed only with -force, together with its alias', a
 	await refused(t, removeImage(catalogueOf(pool), volume, true, never), /no such image/v);
 });
 
+const withoutBootRecord = Buffer.concat([Buffer.alloc(4096), bootable(4096)]);
 const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource, message: RegExp]> = [
 	['is no image', () => source(gzipSync(randomBytes(100_000))), /a gzip file/v],
 	[
@@ -397,6 +398,11 @@ const failures: ReadonlyArray<readonly [claim: string, source: () => ImageSource
 				}
 			}),
 		/digest is another/v,
+	],
+	[
+		'has zipl in it but not in its first block',
+		() => source(withoutBootRecord),
+		/no boot record of s390x in its first block/v,
 	],
 	[
 		'does not fit',
@@ -835,7 +841,7 @@ test('the command explains invalid arguments, and exits with 1 or 2', async t =>
 		[
 			['push', '-pool-name', 'none', image.path],
 			1,
-			/the storage pool does not exist \(pool "none"\).*-create-pool/v,
+			/Pool none \(LIBVIRT_POOL\) does not exist on the KVM host.*-create-pool/v,
 		],
 	] as const) {
 		const {code: found, err} = await run(t, env, ...words);

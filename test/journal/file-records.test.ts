@@ -172,7 +172,7 @@ test('a record that cannot be written is an error that names the setting', async
 	await writeFile(podsDir, '');
 	await t.throwsAsync(new FileRecords(podsDir, recordingLog()).write(created), {
 		instanceOf: AdaptorError,
-		message: /ENOTDIR.*PODS_DIR/,
+		message: /to PODS_DIR: not a directory.*PODS_DIR/,
 	});
 });
 

@@ -67,6 +67,14 @@ const iso = Buffer.alloc(64 * 1024);
 iso.write('CD001', 32_769);
 const dasd = Buffer.alloc(64 * 1024);
 Buffer.from('c9d7d3f1', 'hex').copy(dasd);
+/** A DASD in the Linux disk layout: the label in its third block of 4 KiB. */
+const linuxDasd = Buffer.alloc(64 * 1024);
+Buffer.from('d3d5e7f1', 'hex').copy(linuxDasd, 2 * 4096);
+/** What is left when the first block was overwritten: zipl writes its mark into its other blocks, too. */
+const programTableOnly = Buffer.alloc(64 * 1024);
+programTableOnly.write('zIPL', 4096);
+const labelOnly = Buffer.alloc(64 * 1024);
+Buffer.from('e5d6d3f1', 'hex').copy(labelOnly, 2 * 4096 + 4);
 
 type Make = (directory: string) => Promise<Buffer>;
 
@@ -92,23 +100,33 @@ const refusals: ReadonlyArray<readonly [claim: string, why: RegExp, make: Make]>
 	['nothing in it', /the content was not uploaded/, async directory => created(directory)],
 	[
 		'the boot sector of a PC',
-		/no boot record for s390x \(it has the boot sector of a PC\)/,
+		/no boot record of s390x in its first block \(it has the boot sector of a PC\): an image for another architecture\?/,
 		async () => qcow2Of(pcBootSector, gib),
 	],
 	[
 		'the boot sector of a PC, compressed',
-		/no boot record for s390x \(it has the boot sector of a PC\)/,
+		/no boot record of s390x in its first block \(it has the boot sector of a PC\): an image for another architecture\?/,
 		async () => qcow2Of(pcBootSector, gib, '-c'),
 	],
 	[
 		'the boot sector of a PC, raw',
-		/no boot record for s390x \(it has the boot sector of a PC\)/,
+		/no boot record of s390x in its first block \(it has the boot sector of a PC\): an image for another architecture\?/,
 		async () => Buffer.concat([pcBootSector, Buffer.alloc(1024 * 1024)]),
 	],
 	[
 		'another image in it',
-		/no boot record for s390x \(it contains another qcow2 image\)/,
+		/no boot record of s390x in its first block \(it contains another qcow2 image\)/,
 		async () => qcow2Of(await qcow2Of(bootRecord, gib), 4n * gib),
+	],
+	[
+		"zipl's program table, but nothing in its first block",
+		/no boot record of s390x in its first block: an image for another architecture\?/,
+		async () => qcow2Of(programTableOnly, gib),
+	],
+	[
+		'the volume label of a DASD, but no IPL record in its first block',
+		/no boot record of s390x in its first block: an image for another architecture\?/,
+		async () => qcow2Of(labelOnly, gib),
 	],
 	['a raw disk of zeros', /the content was not uploaded/, async () => Buffer.alloc(1024 * 1024)],
 	['a gzip file', /it is a gzip file/, async () => Buffer.concat([Buffer.of(0x1f, 0x8b, 8, 0), randomBytes(5000)])],
@@ -239,6 +257,7 @@ const accepted: ReadonlyArray<readonly [claim: string, make: () => Promise<Buffe
 	['a bootable ISO in qcow2', async () => qcow2Of(iso, gib, '-o', 'cluster_size=512')],
 	['a DASD in qcow2', async () => qcow2Of(dasd, gib)],
 	['a raw DASD', async () => dasd],
+	['a raw DASD in the Linux disk layout', async () => linuxDasd],
 	[
 		"zipl's record before a protective MBR",
 		async () =>

@@ -146,7 +146,10 @@ for (const step of ['storageVolCreateXml', 'domainCreateWithFlags'] as const) {
 			{instanceOf: AdaptorError},
 		);
 		t.like(error, {code: 'not-found', reason: 'ImageNotFound', where: {pool: pool.name, volume: version}});
-		t.regex(error.message, /^Can't retrieve volume .*: it was removed while the VM was being started/);
+		t.regex(
+			error.message,
+			/^Error in creating volume: Can't retrieve volume .*: it was removed while the VM was being started/,
+		);
 		t.true(error.cause instanceof LibvirtError);
 		t.deepEqual([...(await domainsNaming(host.calls, cluster)), ...(await pool.files())], ['image.qcow2']);
 	});

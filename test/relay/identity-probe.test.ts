@@ -1,4 +1,6 @@
-import {readdir, writeFile} from 'node:fs/promises';
+import {execFile} from 'node:child_process';
+import {chmod, chown, mkdir, readdir, writeFile} from 'node:fs/promises';
+import {promisify} from 'node:util';
 import test from 'ava';
 import {silentLogger} from '../../src/core/log.ts';
 import {makeCa, makeClientCertificate} from '../../src/relay/certificates.ts';
@@ -21,6 +23,60 @@ test('the own identity is read in the same way as by the daemon', async t => {
 	const found = await observeIdentity(directory, undefined, now);
 	t.like(found, {source: 'own', state: 'usable'});
 	t.true(found.state === 'usable' && found.validFrom < now && found.validTo.getTime() > now.getTime() + 3000 * dayMs);
+});
+
+/** @param before run in a mount namespace of its own @returns the error of the module's function */
+async function errorOf(expression: string, directory: string, before = 'true', drop = ''): Promise<string> {
+	const [file, probe] = ['identity', 'identity-probe'].map(name =>
+		JSON.stringify(new URL(`../../src/relay/${name}.ts`, import.meta.url).href),
+	);
+	const program = `import {openIdentity} from ${file}; import {observeIdentity} from ${probe};
+		import {silentLogger} from ${JSON.stringify(new URL('../../src/core/log.ts', import.meta.url).href)};
+		const [directory] = process.argv.slice(1);
+		await (${expression}).catch(error => process.stdout.write(error.message));`;
+	const {stdout} = await promisify(execFile)('unshare', [
+		'--mount',
+		'sh',
+		'-euc',
+		`${before}; exec setpriv --bounding-set=${drop} --inh-caps=${drop} "$0" --input-type=module -e "$1" "$2"`,
+		process.execPath,
+		program,
+		directory,
+	]);
+	return stdout;
+}
+
+test('keys that this process may not read are reported with mode, owner and user', async t => {
+	const directory = await directoryOf(t);
+	const drop = '-dac_override,-dac_read_search';
+	for (const name of ['identity.json', 'key.pem']) {
+		await writeFile(`${directory}/${name}`, '');
+		await chown(`${directory}/${name}`, 12_345, 12_345);
+		await chmod(`${directory}/${name}`, 0o600);
+	}
+
+	const access = 'mode "0600", owner "12345:12345", user "0:0"';
+	t.true(
+		(await errorOf('observeIdentity(directory, undefined, new Date())', directory, 'true', drop)).startsWith(
+			`Could not read the keys for the connections to VMs: permission denied (path "${directory}/identity.json", ${access}). Give user 0 access`,
+		),
+	);
+	const files = '{caCert: `${directory}/key.pem`, cert: `${directory}/key.pem`, key: `${directory}/key.pem`}';
+	t.true(
+		(await errorOf(`observeIdentity(directory, ${files}, new Date())`, directory, 'true', drop)).startsWith(
+			`The file of CACERT_FILE cannot be read: permission denied (CACERT_FILE "${directory}/key.pem", ${access}). Give user 0 access`,
+		),
+	);
+});
+
+test('on a full file system, the error begins with: no space left on device', async t => {
+	const directory = await directoryOf(t);
+	await mkdir(`${directory}/full`);
+	const full = `mount -t tmpfs -o size=4k tmpfs ${directory}/full; head -c 4096 /dev/zero >${directory}/full/file`;
+	t.regex(
+		await errorOf('openIdentity({directory, log: silentLogger})', `${directory}/full`, full, '-kill'),
+		/^Could not store the keys for the connections to VMs: no space left on device .*Free space/,
+	);
 });
 
 test('a damaged or expired identity is reported with the reason, and stays in place', async t => {

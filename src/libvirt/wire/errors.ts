@@ -178,6 +178,8 @@ export class LibvirtError extends AdaptorError {
 	/** The original text of libvirt. */
 	readonly libvirtMessage: string;
 	readonly procedure: string;
+	/** Linux error number of a system error. */
+	readonly errno: number | undefined;
 
 	constructor(remote: RemoteError, procedure: string) {
 		const libvirtMessage = (remote.message ?? '').trim() || 'no reason given';
@@ -191,6 +193,7 @@ export class LibvirtError extends AdaptorError {
 		this.level = remote.level;
 		this.libvirtMessage = libvirtMessage;
 		this.procedure = procedure;
+		this.errno = remote.code === libvirtCode.systemError ? remote.int1 : undefined;
 	}
 }
 
