@@ -99,7 +99,7 @@ test('with failures, check exits with 1, shows each remedy, and skips dependent 
 	t.regex(stdout, /\n\nWorker node worker-0\n  ok       programs /);
 	t.regex(
 		stdout,
-		/\n  warning  route +192\.168\.122\.0\/24 through virbr0 and gateway 10\.0\.0\.1; this is the default route/,
+		/\n  warning  route +192\.168\.122\.0\/24 through virbr0 and gateway 10\.0\.0\.1; the packets use the default route/,
 	);
 	t.regex(stdout, /\n  failure  vxlan-port +UDP 4789 is in use by the interface cni.*\n +→ Set VXLAN_PORT/);
 	t.regex(stdout, /\n\n\d+ ok, \d+ warnings, 2 failures, 4 skipped\. This node cannot run peer pods\.\n$/);

@@ -36,7 +36,7 @@ test('only the VM with the right cluster, node, pod and name is deleted, togethe
 	t.false(await deleteAbandonedVm({...options, cluster: 'another'}, meant, never));
 	t.is((await domainsNaming(host.calls, cluster)).length, 1);
 	t.deepEqual(await pool.files(), files);
-	t.true(log.lines.some(({level, message}) => level === 'warn' && message.includes('left alone')));
+	t.true(log.lines.some(({level, message}) => level === 'warn' && message.includes('not deleting')));
 	t.true(await deleteAbandonedVm(options, meant, never));
 	t.deepEqual(await domainsNaming(host.calls, cluster), []);
 	t.deepEqual(await pool.files(), []);

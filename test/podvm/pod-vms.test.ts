@@ -389,7 +389,7 @@ test('a VM that cannot be stopped does not keep its disks from being removed, an
 	const error = await t.throwsAsync<AdaptorError>(vms.delete(spec.sandboxId, never), {instanceOf: AdaptorError});
 	t.regex(
 		error.message,
-		/libvirt: no; left are the running VM and the definition of the domain .*virsh undefine podvm-web-/,
+		/libvirt: no; leftovers: the running VM and the definition of the domain .*virsh undefine podvm-web-/,
 	);
 	t.deepEqual(await leftovers(), [spec.instanceName]);
 	t.like(await vms.list(never), [{sandboxId: spec.sandboxId, running: true}]);
