@@ -9,15 +9,26 @@ export function podsTable({node, pods, host_error: hostError}: ListPodsResponse,
 	const note = hostError === '' ? '' : `The KVM host does not answer: ${firstLine(hostError)}\n`;
 	return pods.length === 0
 		? `The node ${node} has no pod VMs\n${note}`
-		: `${columns([
-				['POD', 'STATE', 'FOR', 'VM', 'SIZE', 'IMAGE', 'SE', 'ADDRESS', 'VNI', 'CALLS', 'UP', 'ERROR'],
-				...pods.map(pod => row(pod, now)),
-			])}\n${note}`;
+		: `${columns(
+				withoutEmpty([
+					['POD', 'STATE', 'FOR', 'VM', 'SIZE', 'IMAGE', 'SE', 'ADDRESS', 'VNI', 'CALLS', 'UP', 'ERROR'],
+					...pods.map(pod => row(pod, now)),
+				]),
+			)}\n${note}`;
+}
+
+/** Leaves out columns in which no row has anything. */
+function withoutEmpty(rows: ReadonlyArray<readonly string[]>): ReadonlyArray<readonly string[]> {
+	const isEmpty = (column: number): boolean => rows.slice(1).every(row => ['', '-'].includes(row[column] ?? ''));
+	return rows.map(row => row.filter((_, column) => !isEmpty(column)));
 }
 
 /** Without the parts that change by themselves: equal if nothing has happened. */
 export function podsKey({pods, host_error: hostError}: ListPodsResponse): string {
-	return JSON.stringify([hostError, pods.map(({agent_calls: _calls, last_error_at: _at, ...rest}) => rest)]);
+	return JSON.stringify([
+		hostError,
+		pods.map(({agent_calls: _calls, last_error_at: _at, stage_since: _since, ...rest}) => rest),
+	]);
 }
 
 function row(pod: Pod, now: number): readonly string[] {
@@ -25,7 +36,7 @@ function row(pod: Pod, now: number): readonly string[] {
 	return [
 		name === '' ? id.slice(0, 12) : `${namespace}/${name}`,
 		`${state}${stage === '' ? '' : ` (${stage})`}${isPending && state !== 'orphaned' ? ', removal pending' : ''}`,
-		since(pod.state_since, now),
+		since(pod.stage_since === 0 ? pod.state_since : pod.stage_since, now),
 		pod.instance_name === '' ? '-' : pod.instance_name,
 		pod.vcpus === 0 ? '-' : `${pod.vcpus} CPU, ${pod.memory_mib} MiB`,
 		pod.image === '' ? '-' : pod.image,

@@ -117,6 +117,7 @@ export class Sandbox {
 			state: state.name,
 			since: this.#since,
 			stage: this.#stages?.current,
+			stageSince: this.#stages?.currentSince,
 			request: this.#recordWriter.request,
 			network: this.#recordWriter.network,
 			vm: vmIn(state),

@@ -28,6 +28,11 @@ export class Stages {
 		return this.#current?.name;
 	}
 
+	/** When the current stage has begun. */
+	get currentSince(): Date | undefined {
+		return this.#current && new Date(Date.now() - (performance.now() - this.#current.since));
+	}
+
 	enter(name: string): void {
 		this.end();
 		this.#current = {name, since: performance.now()};

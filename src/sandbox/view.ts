@@ -10,6 +10,7 @@ export interface SandboxView {
 	readonly since: Date;
 	/** The current step of a start. */
 	readonly stage: string | undefined;
+	readonly stageSince: Date | undefined;
 	readonly request: PodRequest | undefined;
 	readonly network: PodNetwork | undefined;
 	/** Until its removal begins. */

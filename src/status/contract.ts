@@ -18,6 +18,7 @@ export interface Pod {
 	readonly instance_name: string;
 	readonly state: string;
 	readonly stage: string;
+	readonly stage_since: number;
 	readonly state_since: number;
 	readonly vcpus: number;
 	readonly memory_mib: number;

@@ -158,7 +158,7 @@ async function list(context: StatusContext, signal: AbortSignal): Promise<ListPo
 }
 
 function podOf(
-	{names, state, since, stage, request, network, vm, address, failure, isRemovalPending}: SandboxView,
+	{names, state, since, stage, stageSince, request, network, vm, address, failure, isRemovalPending}: SandboxView,
 	onHost: PodVmRecord | undefined,
 	{facts, defaultImage, confidential}: StatusContext,
 ): Pod {
@@ -170,6 +170,7 @@ function podOf(
 		instance_name: names.instanceName ?? '',
 		state,
 		stage: stage ?? '',
+		stage_since: stageSince?.getTime() ?? 0,
 		state_since: since.getTime(),
 		vcpus: request?.vcpus ?? 0,
 		memory_mib: request?.memoryMib ?? 0,
@@ -194,6 +195,7 @@ function orphanOf({sandboxId, pod, name, uuid, vni, createdAt}: PodVmRecord, {co
 		instance_name: name,
 		state: 'orphaned',
 		stage: '',
+		stage_since: 0,
 		state_since: 0,
 		vcpus: 0,
 		memory_mib: 0,

@@ -4,7 +4,11 @@
  * through its agent, fetches a page from another pod at the address of the pod, stops the VM, and verifies that nothing
  * is left. If a step fails, it prints an explanation and exits with 1. After Ctrl-C, nothing is left either.
  */
+import {createInterface} from 'node:readline';
+import type {Readable} from 'node:stream';
+import {fileURLToPath} from 'node:url';
 import {isDeepStrictEqual, stripVTControlCharacters} from 'node:util';
+import {Change} from '../../src/core/concurrency/change.ts';
 import {AdaptorError, toError} from '../../src/core/errors.ts';
 import {connect} from '../../src/ttrpc/client.ts';
 import {AgentClient, runCommand} from './agent-client.ts';
@@ -83,6 +87,7 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 	await using podNetwork = await lab.podNamespace(pod.name);
 	await using visitor = await lab.podNamespace('visitor');
 	const before = await lab.inventory();
+	using pods = watchPods(lab);
 
 	progress.line('\nFrom here on we are the kata shim, on the hypervisor socket:');
 	await progress.step('Version', async report => report.note(await shim.version(signal)));
@@ -105,6 +110,10 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 			`${domains.join(', ')}, ${macs.join(', ')}, ${volumes.length} volumes, pod address ${podNetwork.podIp}`,
 		);
 	});
+	progress.line('\nMeanwhile, "cloud-api-adaptor pods -watch" on the worker showed:');
+	for (const line of await pods.until(/running/v)) {
+		progress.line(`    ${line}`);
+	}
 
 	progress.line('\nOver the agent socket, through the relay and mutual TLS, into the VM:');
 	await using client = await connect(lab.outside(agentSocket), signal);
@@ -141,6 +150,32 @@ async function playShim(lab: Lab, signal: AbortSignal): Promise<void> {
 			`${after.domains.length} domains, ${after.volumes.length} volumes besides the base, as before CreateVM`,
 		);
 	});
+}
+
+/** Runs `pods -watch` on the worker. */
+function watchPods(lab: Lab): Disposable & {until(pattern: RegExp): Promise<readonly string[]>} {
+	const child = lab.workerRun([process.execPath, 'src/main.ts', 'pods', '-watch'], {
+		cwd: fileURLToPath(new URL('../..', import.meta.url)),
+		env: {},
+		stdio: ['ignore', 'pipe', 'ignore'],
+	});
+	const lines: string[] = [];
+	const shown = new Change();
+	createInterface({input: child.stdout as Readable}).on('line', line => {
+		lines.push(line);
+		shown.tell();
+	});
+	return {
+		/** Its lines so far, when one matches. */
+		async until(pattern) {
+			while (!lines.some(line => pattern.test(line))) {
+				await shown.next(stopping.signal);
+			}
+
+			return lines.filter(line => line !== '' && !line.includes('no pod VMs'));
+		},
+		[Symbol.dispose]: () => void child.kill(),
+	};
 }
 
 async function callAgent(agent: AgentClient, id: string, signal: AbortSignal): Promise<void> {
