@@ -122,7 +122,7 @@ test.serial('each problem is found: host key, route, port, space, format', async
 	t.regex(found.of('base-volume')?.text ?? '', /its content is not qcow2/);
 	t.regex(
 		found.of('route')?.text ?? '',
-		/192\.168\.122\.0\/24 through eth0 and gateway 192\.168\.122\.1; this is the default route/,
+		/192\.168\.122\.0\/24 through eth0 and gateway 192\.168\.122\.1; the packets use the default route/,
 	);
 	t.regex(found.of('vxlan-port')?.text ?? '', /by the interface genev/);
 	t.regex(found.of('pods-directory')?.text ?? '', /read-only file system/);
