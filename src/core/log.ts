@@ -17,6 +17,8 @@ export interface LogFields {
 	readonly check?: string;
 	readonly code?: string;
 	readonly connection?: number;
+	/** The last line of the console of a VM. */
+	readonly console?: string;
 	readonly count?: number;
 	readonly domainType?: string;
 	readonly durationMs?: number;

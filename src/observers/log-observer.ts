@@ -28,8 +28,23 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 	// For metrics.
 	'sandbox-changed': () => undefined,
 	'vm-started': ({vm, stagesMs}) => ['info', 'pod VM started', {...running(vm), timings: stagesMs}],
-	// The failed call is logged instead.
-	'start-failed': () => undefined,
+	// The failed call is logged with the error.
+	'start-failed': ({stage, stageMs}) => ['info', 'start of the pod VM failed', {stage, durationMs: stageMs}],
+	'start-slow': ({afterMs, stage, addresses, consoleLine}) => [
+		'info',
+		'the pod VM is still being started',
+		{
+			durationMs: afterMs,
+			stage,
+			...(addresses.length === 0
+				? {}
+				: {
+						address: addresses.map(({address}) => address).join(', '),
+						reason: addresses.map(({progress}) => progress).join(', '),
+					}),
+			...present({console: consoleLine}),
+		},
+	],
 	'vm-ended': ({error, vmId}) => ['warn', 'pod VM ended by itself', {err: error, vmId}],
 	'sandbox-rolled-back': ({error}) => ['warn', 'sandbox rolled back', {err: error}],
 	'roll-back-failed': ({error}) => ['warn', 'could not roll back the sandbox; trying again', {err: error}],
@@ -140,6 +155,11 @@ const lines: {readonly [Kind in AdaptorEvent['kind']]: (event: EventOf<Kind>) =>
 		levelOfAttempt(attempt),
 		'could not verify that the address belongs to the pod VM; trying again',
 		{address, attempt, reason, remedy},
+	],
+	'address-progress': ({address, progress}) => [
+		'debug',
+		'address of the VM was dialled',
+		{address, reason: progress},
 	],
 	'unused-connection-closed': ({error}) => [
 		'warn',

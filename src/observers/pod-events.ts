@@ -9,6 +9,18 @@ const podEvents: {readonly [Kind in AdaptorEvent['kind']]?: (event: EventOf<Kind
 		reason: error.reason ?? 'PodVMStartFailed',
 		message: error.message,
 	}),
+	// Without durations: Kubernetes merges events with equal texts.
+	'start-slow': ({sandbox, stage, addresses, consoleLine}) => ({
+		type: 'Normal',
+		reason: 'PodVMStarting',
+		message: [
+			`Still starting VM ${sandbox.instanceName ?? ''}: ${stage}`,
+			...(addresses.length === 0
+				? ['it has no address yet']
+				: addresses.map(({address, progress}) => `${address}: ${progress}`)),
+			...(consoleLine === undefined ? [] : [`last console line: ${consoleLine}`]),
+		].join('; '),
+	}),
 	'vm-ended': ({error}) => ({type: 'Warning', reason: 'PodVMEnded', message: error.message}),
 	// The owner of a pod with less than requested must be able to find out why it is slow or out of memory.
 	'size-limited': ({limited}) => ({

@@ -62,7 +62,11 @@ export class RelayTable implements AsyncDisposable {
 				throw new AdaptorError({
 					code: 'already-exists',
 					what: 'Another relay of the sandbox is open',
-					where: {...entry.target},
+					where: {
+						sandboxId: target.sandboxId,
+						instanceName: entry.target.instanceName,
+						socketPath: entry.target.socketPath,
+					},
 				});
 			}
 

@@ -47,6 +47,8 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	/** By inode of the socket. */
 	readonly #links = new Map<bigint, RelayLink>();
 	readonly #handles = new Set<RemoteRelay>();
+	/** Relays that are being opened. */
+	readonly #openings = new Map<SandboxId, RelayTarget>();
 	readonly #ending = new AbortController();
 	readonly #look = new Trigger();
 	readonly #failures = new FailureLog();
@@ -121,6 +123,8 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 		signal.throwIfAborted();
 		this.assertServable(target.socketPath);
 		const link = this.#linkOf(target.sandboxId);
+		this.#openings.set(target.sandboxId, target);
+		using _opening = {[Symbol.dispose]: () => this.#openings.delete(target.sandboxId)};
 		const address = await this.#open(link, target, addresses, signal);
 		const handle = new RemoteRelay(target, address, {
 			linkOf: () => this.#links.get(this.#inodeOf(target.sandboxId)),
@@ -317,6 +321,9 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	#onEvent(event: RelayEvent | RelayProcessEvent): void {
 		if ('sandbox' in event) {
 			this.#options.observer.notify(event);
+			if (event.kind === 'address-progress') {
+				this.#openings.get(event.sandbox.sandboxId)?.onProgress?.(event.address, event.progress);
+			}
 		} else if (event.kind === 'daemon-gone') {
 			this.#onChange();
 		}

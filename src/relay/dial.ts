@@ -36,6 +36,8 @@ export interface DialTarget {
 	 * Called each time when another host answers, or when the VM refuses the client. The address is retried.
 	 */
 	readonly refused: (address: string, refusal: Refusal) => void;
+	/** Called when the result of dialling an address differs from the previous one. */
+	readonly progressed?: (address: string, progress: string) => void;
 }
 
 /** For the operator. */
@@ -204,6 +206,10 @@ class Candidate implements Disposable {
 	#failed(error: Error | undefined, reached: Reached): void {
 		const {retryMs, patientRetryMs, strangerMs} = this.#target.timings;
 		const outcome = explain(error, reached, this.#target);
+		if (outcome.progress !== this.#outcome?.progress) {
+			this.#target.progressed?.(this.address, outcome.progress);
+		}
+
 		this.#outcome = outcome;
 		if (outcome.stranger) {
 			this.#target.refused(this.address, {reason: outcome.progress, remedy: outcome.remedy});

@@ -16,6 +16,8 @@ export type RelayEvent = {
 			readonly reason: string;
 			readonly remedy: string;
 	  }
+	/** The result of dialling an address has changed. */
+	| {readonly kind: 'address-progress'; readonly address: string; readonly progress: string}
 	| {readonly kind: 'unused-connection-closed'; readonly error: Error | undefined}
 	| {readonly kind: 'shim-connected'}
 	| {

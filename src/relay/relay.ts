@@ -75,6 +75,10 @@ export function createAgentRelays({
 					caBegins,
 					timings: allTimings,
 					refused: countedRefusals(notify),
+					progressed(address, progress) {
+						notify({kind: 'address-progress', address, progress});
+						target.onProgress?.(address, progress);
+					},
 				},
 				allTimings.again,
 			);

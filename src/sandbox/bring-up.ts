@@ -9,7 +9,7 @@ import {guestFiles} from './guest-files.ts';
 import {registeredVm, relayTarget} from './identities.ts';
 import type {RecordWriter} from './record-writer.ts';
 import type {SandboxId} from './ports.ts';
-import type {Stages} from './stages.ts';
+import type {StartProgress} from './start-progress.ts';
 import type {SandboxContext} from './context.ts';
 
 /**
@@ -24,11 +24,12 @@ export async function* bringUp(
 	prepared: Prepared,
 	context: SandboxContext,
 	recordWriter: RecordWriter,
-	stages: Stages,
+	progress: StartProgress,
 	signal: AbortSignal,
 ): AsyncGenerator<StateOf<'booting' | 'running'>, void> {
 	const {podVms, networks, relays, cluster, starts, hasScratchSpace, agentTimeoutMs} = context;
 	const {request, network, tls} = prepared;
+	const {stages} = progress;
 	stages.enter('get a start permit');
 	// Namespaces take turns, so that one with many starts does not delay the others.
 	using turn = await starts.acquire(signal, request.pod.namespace);
@@ -64,8 +65,8 @@ export async function* bringUp(
 	using _boot = after(context.bootTurnMs ?? bootTurnMs, () => turn[Symbol.dispose]());
 	using reaching = new Scope(signal).deadline(agentTimeoutMs, "the pod VM's forwarder to answer (PROXY_TIMEOUT)");
 	const relay = await relays.open(
-		relayTarget(id, request, context),
-		podVms.addresses(vm, reaching.signal),
+		{...relayTarget(id, request, context), onProgress: progress.dialled},
+		progress.noting(podVms.addresses(vm, reaching.signal)),
 		reaching.signal,
 	);
 	yield {name: 'booting', prepared, vm, relay};

@@ -34,6 +34,8 @@ export interface SandboxContext {
 	readonly cleanupTimeoutMs: number;
 	/** How long the caller of a start that timed out waits for the roll-back. */
 	readonly rollBackPatienceMs?: number;
+	/** A start that takes longer than these times is reported each time. */
+	readonly startReportsMs?: readonly number[];
 	/** If the VM of an earlier run does not answer for this time, the log says so. */
 	readonly reachReportMs?: number;
 	/** Pauses between attempts to remove leftovers: the first and the longest. */

@@ -26,6 +26,12 @@ export interface RunningVm {
 	readonly vni: number;
 }
 
+/** A candidate address of a VM that is being started, and the last result of dialling it. */
+export interface AddressProgress {
+	readonly address: string;
+	readonly progress: string;
+}
+
 /** The size of a pod VM, and its source. */
 export interface SandboxSize {
 	readonly vcpus: number;
@@ -55,7 +61,21 @@ export type SandboxEvent = {readonly sandbox: SandboxNames} &
 		/** Phrases that state the size of the VM and the larger size that the pod requested. */
 		| {readonly kind: 'size-limited'; readonly limited: readonly string[]}
 		/** `stage`: the step of the start that failed. */
-		| {readonly kind: 'start-failed'; readonly error: AdaptorError; readonly stage: string}
+		| {
+				readonly kind: 'start-failed';
+				readonly error: AdaptorError;
+				readonly stage: string;
+				readonly stageMs: number;
+		  }
+		/** A start is not done after this time. */
+		| {
+				readonly kind: 'start-slow';
+				readonly afterMs: number;
+				readonly stage: string;
+				readonly addresses: readonly AddressProgress[];
+				/** The last line of the console, if it can be read. */
+				readonly consoleLine: string | undefined;
+		  }
 		| {readonly kind: 'vm-ended'; readonly error: AdaptorError; readonly vmId: string}
 		| {readonly kind: 'sandbox-rolled-back'; readonly error: AdaptorError}
 		| ({readonly kind: 'roll-back-failed'} & Pick<FailedAttempt, 'error'>)

@@ -275,6 +275,8 @@ export interface RelayTarget {
 	readonly instanceName: string;
 	/** Absolute. The relay creates its directory (0700), and removes it when disposed. */
 	readonly socketPath: string;
+	/** Called while the relay is being opened, when the result of dialling an address changes. Never throws. */
+	readonly onProgress?: (address: string, progress: string) => void;
 }
 
 /**

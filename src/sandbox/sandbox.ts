@@ -32,7 +32,8 @@ import {RecordWriter} from './record-writer.ts';
 import type {SandboxRecord} from './records.ts';
 import {clear, RemovalRetries} from './removal.ts';
 import {resumeCreated, resumeRunning} from './resumption.ts';
-import {Stages} from './stages.ts';
+import {reportAfter, StartProgress} from './start-progress.ts';
+import type {Stages} from './stages.ts';
 import {addressIn, type SandboxView} from './view.ts';
 import {PodVmEndedError} from './vm-ended.ts';
 
@@ -41,6 +42,9 @@ import {PodVmEndedError} from './vm-ended.ts';
  * much longer than START_TIMEOUT.
  */
 const rollBackPatienceMs = 5000;
+
+/** A start usually takes less than 20 s. Beyond that, somebody may be waiting and wants to know for what. */
+const startReportsMs = [20_000, 60_000, 120_000];
 
 /** The owner of the sandbox: the registry. */
 export interface SandboxOwner {
@@ -422,7 +426,9 @@ export class Sandbox {
 		const {podVms} = this.#context;
 		this.#setState({name: 'starting', prepared});
 		using scope = new Scope(signal, this.#end.signal);
-		const stages = (this.#stages = new Stages());
+		const progress = new StartProgress();
+		const {stages} = progress;
+		this.#stages = stages;
 		let failure: AdaptorError | undefined;
 		using timers = new DisposableStack();
 		scope.signal.addEventListener(
@@ -436,13 +442,24 @@ export class Sandbox {
 			},
 			{once: true},
 		);
+		using reports = reportAfter(this.#context.startReportsMs ?? startReportsMs, afterMs => {
+			if (!scope.signal.aborted) {
+				this.#notify({
+					kind: 'start-slow',
+					afterMs,
+					stage: stages.current ?? 'begin',
+					addresses: progress.addresses,
+					consoleLine: this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm).at(-1) : undefined,
+				});
+			}
+		});
 		try {
 			for await (const state of bringUp(
 				this.id,
 				prepared,
 				this.#context,
 				this.#recordWriter,
-				stages,
+				progress,
 				scope.signal,
 			)) {
 				this.#setState(state);
@@ -451,6 +468,7 @@ export class Sandbox {
 				}
 			}
 		} catch (thrown) {
+			reports[Symbol.dispose]();
 			// A start that is ended on purpose is not reported as a failure.
 			const isNews = !this.#end.signal.aborted;
 			const reason = (failure = stages.failed(
@@ -458,7 +476,12 @@ export class Sandbox {
 				isNews && this.#state.name === 'booting' ? podVms.consoleTail(this.#state.vm) : [],
 			));
 			if (isNews) {
-				this.#notify({kind: 'start-failed', error: reason, stage: stages.current ?? 'begin'});
+				this.#notify({
+					kind: 'start-failed',
+					error: reason,
+					stage: stages.current ?? 'begin',
+					stageMs: stages.currentMs,
+				});
 			}
 
 			const leftovers = await this.#rollBack(leftoversOf(this.#state));

@@ -7,17 +7,18 @@ export class Stages {
 	#current: {readonly name: string; readonly since: number} | undefined;
 
 	/**
-	 * The error of a failed start: the cause, the stage and the duration.
+	 * The error of a failed start: the cause and the stage. It has no duration, because Kubernetes merges events with
+	 * equal texts.
 	 * @param consoleTail last console lines of the guest; joined into one line
 	 */
 	failed(thrown: unknown, consoleTail: readonly string[]): AdaptorError {
-		const {name, since} = this.#current ?? {name: 'begin', since: performance.now()};
+		const name = this.current ?? 'begin';
 		const {what, where, remedy, reason} =
 			thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}};
 		return new AdaptorError({
 			code: codeOf(thrown),
 			what: `Could not ${name}: ${what}${consoleTail.length === 0 ? '' : `; its console ended with: ${consoleTail.join(' | ')}`}`,
-			where: {...where, stageMs: Math.round(performance.now() - since)},
+			where,
 			...present({remedy, reason}),
 			cause: thrown,
 		});
@@ -31,6 +32,11 @@ export class Stages {
 	/** When the current stage has begun. */
 	get currentSince(): Date | undefined {
 		return this.#current && new Date(Date.now() - (performance.now() - this.#current.since));
+	}
+
+	/** Duration of the current stage until now. */
+	get currentMs(): number {
+		return this.#current === undefined ? 0 : Math.round(performance.now() - this.#current.since);
 	}
 
 	enter(name: string): void {

@@ -693,7 +693,7 @@ test('an incomplete qcow2 file is refused, and the alias stays on the previous v
 	await writeFile(cut, image.content.subarray(0, image.content.length / 2));
 	const {code, err} = await run(t, environmentFor(pool), 'push', cut);
 	t.is(code, 2);
-	t.regex(err, /refer to data after its end: it is truncated or damaged/v);
+	t.regex(err, /refer to data beyond the end of the file: it is truncated or damaged/v);
 	t.deepEqual(await pool.files(), [good.volume, name]);
 });
 

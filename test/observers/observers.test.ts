@@ -48,8 +48,8 @@ test('facts for the owner of a pod become events of the pod, with the reason of 
 	const unfit = new AdaptorError({code: 'failed-precondition', what: 'No boot record', reason: 'ImageNotUsable'});
 	t.deepEqual(
 		recorded(
-			{kind: 'start-failed', sandbox, error, stage: 'start the VM'},
-			{kind: 'start-failed', sandbox, error: unfit, stage: 'start the VM'},
+			{kind: 'start-failed', sandbox, error, stage: 'start the VM', stageMs: 5},
+			{kind: 'start-failed', sandbox, error: unfit, stage: 'start the VM', stageMs: 5},
 			{kind: 'vm-ended', sandbox, error, vmId: 'u'},
 			{kind: 'size-limited', sandbox, limited: ['2 CPUs instead of 4', '1 GiB instead of 2 GiB']},
 			{kind: 'removal-decided', sandbox, reason: 'its pod is gone', isUnderWay: false},

@@ -83,6 +83,7 @@ export interface FixtureOptions {
 	readonly endedGraceMs?: number;
 	readonly rollBackPatienceMs?: number;
 	readonly reachReportMs?: number;
+	readonly startReportsMs?: readonly number[];
 	readonly closeTimeoutMs?: number;
 	/** Beside the log and the events of pods. */
 	readonly observer?: Observer<AdaptorEvent>;
@@ -222,6 +223,7 @@ function fixtureOn(node: Node, t: ExecutionContext, options: FixtureOptions): Fi
 		...(options.endedGraceMs === undefined ? {} : {endedGraceMs: options.endedGraceMs}),
 		...(options.rollBackPatienceMs === undefined ? {} : {rollBackPatienceMs: options.rollBackPatienceMs}),
 		...(options.reachReportMs === undefined ? {} : {reachReportMs: options.reachReportMs}),
+		...(options.startReportsMs === undefined ? {} : {startReportsMs: options.startReportsMs}),
 		...(options.listTimeoutMs === undefined ? {} : {listTimeoutMs: options.listTimeoutMs}),
 		...(options.bootTurnMs === undefined ? {} : {bootTurnMs: options.bootTurnMs}),
 		maxSandboxes: options.maxSandboxes ?? (() => undefined),

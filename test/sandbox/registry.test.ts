@@ -726,6 +726,34 @@ test('a start whose VM does not answer fails with the console tail; a stopped st
 	await stopped;
 });
 
+test('a start that takes long is reported in the log and by an event, with stage and address', async t => {
+	const reported = Promise.withResolvers<undefined>();
+	const {registry, podVms, cluster, log} = fixture(t, {
+		startReportsMs: [1],
+		observer: {
+			notify({kind}) {
+				if (kind === 'start-slow') {
+					reported.resolve(undefined);
+				}
+			},
+		},
+	});
+	podVms.addressesOfVms = [];
+	podVms.consoles.set('podvm-web-a', ['init runs', 'no DHCP server']);
+	await registry.create(pod('a'), never);
+	const stopped = t.throwsAsync(registry.start('a', never));
+	await registry.vmOf(web, true, never);
+	await reported.promise;
+	const line = log.lines.find(({message}) => message === 'the pod VM is still being started');
+	t.like(line, {level: 'info', fields: {durationMs: 1}});
+	t.regex(String(line?.fields.stage), /^(?:start the VM|reach the agent|get a start permit|register the VM.*)$/v);
+	await registry.stop('a', never);
+	await stopped;
+	const [event] = cluster.events.filter(({reason}) => reason === 'PodVMStarting');
+	t.regex(event?.message ?? '', /^Still starting VM podvm-web-a: .*it has no address yet/v);
+	t.is(log.lines.filter(({message}) => message === 'the pod VM is still being started').length, 1);
+});
+
 test('a VM is registered before its first side effect, and unregistered after it is gone', async t => {
 	const seen: string[] = [];
 	const {registry, cluster} = fixture(t, {

@@ -515,7 +515,7 @@ test("a VM whose sandbox's record cannot be read is no orphan, until it turns ou
 	before.records.isReadable = false;
 	const {options, called} = awaiting('podVms.delete');
 	const after = await before.restart({...options, orphanGraceMs: 0});
-	await logged(after, "not changing a pod VM: its sandbox's record cannot be read");
+	await logged(after, 'not changing a pod VM: cannot read the record of its sandbox');
 	t.is((await after.podVms.list(never)).length, 1);
 	before.records.isReadable = true;
 	await called;
