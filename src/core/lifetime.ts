@@ -31,15 +31,23 @@ export class Scope implements Disposable {
 		return this.#controller.signal;
 	}
 
-	/** Ends the scope after `timeoutMs` with an error that names what was awaited. Chainable. */
-	deadline(timeoutMs: number, awaited: string): this {
+	/**
+	 * Ends the scope after `timeoutMs` with an error that names what was awaited. Chainable.
+	 * @param setting name of the setting that is this time limit
+	 */
+	deadline(timeoutMs: number, awaited: string, setting?: string): this {
 		if (this.signal.aborted) {
 			return this;
 		}
 
 		const timer = setTimeout(
 			() => {
-				this.abort(new DeadlineError(awaited, timeoutMs));
+				this.abort(
+					new DeadlineError(
+						awaited,
+						setting === undefined ? timeoutMs : `${durationText(timeoutMs)} (${setting})`,
+					),
+				);
 			},
 			Math.min(timeoutMs, 0x7f_ff_ff_ff),
 		);
@@ -65,10 +73,20 @@ export class Scope implements Disposable {
 
 export class DeadlineError extends AdaptorError {
 	override readonly name = 'DeadlineError';
+	/** `5m (PROXY_TIMEOUT)` */
+	readonly limit: string;
 
-	constructor(awaited: string, timeoutMs: number) {
-		super({code: 'deadline-exceeded', what: `Timed out after ${timeoutMs} ms waiting for ${awaited}`});
+	/** @param limit milliseconds, or a text that names the setting as well */
+	constructor(awaited: string, limit: number | string) {
+		const text = typeof limit === 'string' ? limit : `${limit} ms`;
+		super({code: 'deadline-exceeded', what: `Timed out after ${text} waiting for ${awaited}`});
+		this.limit = text;
 	}
+}
+
+/** `5m`, `210 s` or `1500 ms`. */
+export function durationText(ms: number): string {
+	return ms % 60_000 === 0 ? `${ms / 60_000}m` : ms % 1000 === 0 ? `${ms / 1000} s` : `${ms} ms`;
 }
 
 /**
