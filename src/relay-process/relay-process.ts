@@ -27,7 +27,7 @@ import {RegisteredDaemons} from './registered-daemons.ts';
 import {DaemonConnection, type RelayServiceContext} from './relay-service.ts';
 import {RelayTable} from './relay-table.ts';
 import {asideOf, relaySocketBeside} from './socket-paths.ts';
-import {toStatus} from './status.ts';
+import {toStatusWithParts} from './status.ts';
 
 export interface RelayProcessOptions {
 	/** Path of the socket of the hypervisor API. relay.sock is beside it. */
@@ -226,7 +226,7 @@ class DaemonServer implements AsyncDisposable {
 
 	accept(socket: Socket): void {
 		const connection = new DaemonConnection(this.#context);
-		const server = new TtrpcServer({toStatus});
+		const server = new TtrpcServer({toStatus: toStatusWithParts});
 		server.register({definition: this.#definition, handlers: connection.handlers});
 		this.#servers.add(server);
 		socket.once('close', () => {
