@@ -38,7 +38,7 @@ export function errorOf(error: TtrpcError): AdaptorError {
 	return new AdaptorError({
 		code: error.code,
 		what: textAt(parts, 'what') ?? error.what,
-		where: Object.fromEntries(where) as ErrorWhere,
+		where: Object.fromEntries(where),
 		...present({remedy: textAt(parts, 'remedy')}),
 		cause: error.cause,
 	});
