@@ -107,9 +107,9 @@ test('with CLOUD_CONFIG_VERIFY, a failed check ends the daemon with 1, the reaso
 	const lines = await daemon.until('cannot run');
 	t.is(await daemon.ended, 1);
 	t.false(lines.some(({msg}) => msg === 'ready'));
-	const {message} = lines.at(-1)?.['err'] as {message: string};
+	const {what, remedy} = lines.at(-1)?.['err'] as {what: string; remedy: string};
 	t.regex(
-		message,
+		`${what}. ${remedy}`,
 		/^This node cannot run peer pods: pool: Pool none \(LIBVIRT_POOL\) does not exist on the KVM host.*pool-list.*CLOUD_CONFIG_VERIFY/,
 	);
 	await t.throwsAsync(stat(join(node.directory, 'hypervisor.sock')), {code: 'ENOENT'});

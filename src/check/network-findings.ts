@@ -1,10 +1,12 @@
 /** Turns observations of the network of the pod VMs, and of the route to it, into findings. Pure. */
+import {echoed} from '../core/errors.ts';
 import {finding, type Finding, type Problem} from './finding.ts';
 import type {
 	GuardObservation,
 	MissingProtection,
 	NetworkObservation,
 	NetworkProtectionObservation,
+	PortUser,
 	ProgramsObservation,
 	RouteObservation,
 	VxlanPortObservation,
@@ -148,15 +150,14 @@ export function programsFinding({versions}: ProgramsObservation): Finding {
 	);
 }
 
-export function vxlanPortFinding(port: number, {isFree, sharing, programs}: VxlanPortObservation): Finding {
-	const remedy =
-		'Set VXLAN_PORT to a free UDP port, for example 9000. Firewalls between this node and the KVM host must allow it.';
+export function vxlanPortFinding(port: number, {isFree, sharing, programs, freePort}: VxlanPortObservation): Finding {
+	const remedy = `Set VXLAN_PORT to a free UDP port, for example ${freePort}. Firewalls between this node and the KVM host must allow it.`;
 	if (!isFree) {
 		const users =
 			sharing.length > 0
 				? `the interface ${sharing.join(', ')}, probably of the cluster network`
 				: programs.length > 0
-					? programs.join(', ')
+					? programs.map(portUser).join(', ')
 					: 'an unknown user outside this namespace';
 		return {status: 'failure', text: `UDP ${port} is in use by ${users}`, remedy};
 	}
@@ -167,6 +168,10 @@ export function vxlanPortFinding(port: number, {isFree, sharing, programs}: Vxla
 			? undefined
 			: {status: 'warning', text: `the interface ${sharing.join(', ')} uses it too`, remedy},
 	);
+}
+
+function portUser({name, pid, commandLine}: PortUser): string {
+	return `${name} (pid ${pid}${commandLine === undefined ? '' : `, ${JSON.stringify(echoed(commandLine))}`})`;
 }
 
 export function guardFinding({bound, unbound, dropped}: GuardObservation): Finding {

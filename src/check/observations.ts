@@ -122,7 +122,16 @@ export interface VxlanPortObservation {
 	/** Names of VXLAN interfaces of this node on the port, other than the adaptor's. */
 	readonly sharing: readonly string[];
 	/** Programs that have the port open, as far as they are visible. */
-	readonly programs: readonly string[];
+	readonly programs: readonly PortUser[];
+	/** Another port, which nothing on this node uses. */
+	readonly freePort: number;
+}
+
+export interface PortUser {
+	readonly name: string;
+	readonly pid: number;
+	/** Absent if it cannot be read, or is only the name. */
+	readonly commandLine?: string;
 }
 
 /** How many tunnels are bound to their VMs. */

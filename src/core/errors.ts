@@ -38,6 +38,8 @@ export interface ErrorParts {
 	 * distinguish from others.
 	 */
 	readonly reason?: string;
+	/** Last lines of the console of a guest, oldest first. */
+	readonly consoleTail?: readonly string[];
 	readonly cause?: unknown;
 }
 
@@ -48,15 +50,41 @@ export class AdaptorError extends Error {
 	readonly where: ErrorWhere;
 	readonly remedy: string | undefined;
 	readonly reason: string | undefined;
+	readonly consoleTail: readonly string[];
 
-	constructor({code, what, where = {}, remedy, reason, cause}: ErrorParts) {
-		super(operatorText(what, where, remedy), cause === undefined ? undefined : {cause});
+	constructor({code, what, where = {}, remedy, reason, consoleTail = [], cause}: ErrorParts) {
+		super(withConsole(operatorText(what, where, remedy), consoleTail), cause === undefined ? undefined : {cause});
 		this.code = code;
 		this.what = what;
 		this.where = where;
 		this.remedy = remedy;
 		this.reason = reason;
+		this.consoleTail = consoleTail;
 	}
+}
+
+/** Kubernetes cuts the message of an event at 1,024 bytes. */
+const maxTextBytes = 1000;
+/** Less of a console explains nothing. */
+const leastConsoleBytes = 40;
+
+/** Adds the console after everything else. If it is too long, its oldest part is left out. */
+function withConsole(text: string, lines: readonly string[]): string {
+	const start = `${text}${text.endsWith('.') ? '' : '.'} Its console ended with: `;
+	const whole = Buffer.from(lines.join(' | '));
+	const space = maxTextBytes - Buffer.byteLength(start);
+	if (whole.length === 0 || space < Math.min(whole.length, leastConsoleBytes)) {
+		return text;
+	}
+
+	const cut = '…';
+	return whole.length <= space
+		? `${start}${whole.toString()}`
+		: // The cut may be within a character.
+			`${start}${cut}${whole
+				.subarray(Buffer.byteLength(cut) - space)
+				.toString()
+				.replace(/^\uFFFD+/v, '')}`;
 }
 
 /** Text of a peer or a user for errors and logs: cut to 256 characters, so that nobody can flood them. */

@@ -34,15 +34,23 @@ export class Scope implements Disposable {
 	/**
 	 * Ends the scope after `timeoutMs`. Chainable.
 	 * @param awaited the name of the awaited thing, for a `DeadlineError`; or the error to use
+	 * @param setting name of the setting that is this time limit
 	 */
-	deadline(timeoutMs: number, awaited: string | Error): this {
+	deadline(timeoutMs: number, awaited: string | Error, setting?: string): this {
 		if (this.signal.aborted) {
 			return this;
 		}
 
 		const timer = setTimeout(
 			() => {
-				this.abort(typeof awaited === 'string' ? new DeadlineError(awaited, timeoutMs) : awaited);
+				this.abort(
+					typeof awaited === 'string'
+						? new DeadlineError(
+								awaited,
+								setting === undefined ? timeoutMs : `${durationText(timeoutMs)} (${setting})`,
+							)
+						: awaited,
+				);
 			},
 			Math.min(timeoutMs, 0x7f_ff_ff_ff),
 		);
@@ -68,10 +76,20 @@ export class Scope implements Disposable {
 
 export class DeadlineError extends AdaptorError {
 	override readonly name = 'DeadlineError';
+	/** `5m (PROXY_TIMEOUT)` */
+	readonly limit: string;
 
-	constructor(awaited: string, timeoutMs: number) {
-		super({code: 'deadline-exceeded', what: `Timed out after ${timeoutMs} ms waiting for ${awaited}`});
+	/** @param limit milliseconds, or a text that names the setting as well */
+	constructor(awaited: string, limit: number | string) {
+		const text = typeof limit === 'string' ? limit : `${limit} ms`;
+		super({code: 'deadline-exceeded', what: `Timed out after ${text} waiting for ${awaited}`});
+		this.limit = text;
 	}
+}
+
+/** `5m`, `210 s` or `1500 ms`. */
+export function durationText(ms: number): string {
+	return ms % 60_000 === 0 ? `${ms / 60_000}m` : ms % 1000 === 0 ? `${ms / 1000} s` : `${ms} ms`;
 }
 
 /**

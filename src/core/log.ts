@@ -4,7 +4,8 @@
  */
 import {inspect} from 'node:util';
 import {pino, type DestinationStream, type Logger as PinoLogger} from 'pino';
-import {AdaptorError} from './errors.ts';
+import {AdaptorError, echoed, type ErrorWhere} from './errors.ts';
+import {present} from './present.ts';
 
 export type LogLevel = 'trace' | 'debug' | 'info' | 'warn' | 'error' | 'fatal' | 'silent';
 
@@ -181,8 +182,15 @@ function adopt(logger: PinoLogger, gate: Gate): Logger {
 
 interface ErrorDescription {
 	readonly type: string;
-	readonly message: string;
+	/** Absent for our own errors: `what`, `where` and `remedy` say the same. */
+	readonly message?: string;
 	readonly code?: string;
+	readonly what?: string;
+	readonly where?: ErrorWhere;
+	readonly remedy?: string;
+	readonly reason?: string;
+	/** Last lines of the console of a guest. */
+	readonly console?: readonly string[];
 	readonly stack?: string;
 	readonly cause?: ErrorDescription;
 	/** Causes of an error with several causes, in their order. */
@@ -207,12 +215,28 @@ export function describeError(error: unknown): ErrorDescription {
 	const code: unknown = 'code' in error ? error.code : undefined;
 	return {
 		type: error.name,
-		message: error.message,
+		...(error instanceof AdaptorError ? partsOf(error) : {message: error.message}),
 		...(typeof code === 'string' ? {code} : {}),
 		...(!(error instanceof AdaptorError) && error.stack !== undefined ? {stack: error.stack} : {}),
 		...(error.cause === undefined ? {} : {cause: describeError(error.cause)}),
 		...(errors.length === 0 ? {} : {errors: errors.map(describeError)}),
 	};
+}
+
+function partsOf({what, where, remedy, reason, consoleTail}: AdaptorError): Partial<ErrorDescription> {
+	return {
+		what,
+		...(Object.keys(where).length === 0 ? {} : {where: echoedWhere(where)}),
+		...present({remedy, reason}),
+		...(consoleTail.length === 0 ? {} : {console: consoleTail}),
+	};
+}
+
+/** Callers may have sent the values. */
+function echoedWhere(where: ErrorWhere): ErrorWhere {
+	return Object.fromEntries(
+		Object.entries(where).map(([name, value]) => [name, typeof value === 'string' ? echoed(value) : value]),
+	);
 }
 
 /**

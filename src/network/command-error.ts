@@ -81,7 +81,7 @@ const explanations: readonly Explanation[] = [
 		pattern: /Address already in use/v,
 		code: 'failed-precondition',
 		reason: 'the VXLAN port is in use on this node',
-		remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000. Firewalls between this node and the KVM host must allow it.',
+		remedy: 'Set VXLAN_PORT to a UDP port that "ss -uln" does not show on this node. Firewalls between this node and the KVM host must allow it.',
 	},
 	{meaning: 'exists', pattern: /File exists/v, code: 'already-exists', reason: 'it already exists'},
 	{

@@ -142,14 +142,14 @@ class Tunnels implements KernelPodNetworks {
 
 	async check(signal: AbortSignal): Promise<void> {
 		const {vxlanPort} = this.#options;
-		const {isFree, sharing} = await this.probe.observeVxlanPort(signal);
+		const {isFree, sharing, freePort} = await this.probe.observeVxlanPort(signal);
 		if (!isFree) {
 			const users = sharing.join(', ');
 			throw new AdaptorError({
 				code: 'failed-precondition',
 				what: `VXLAN_PORT ${vxlanPort} is in use on this node${users === '' ? '' : ` by ${users}, probably of the cluster network`}`,
 				where: {port: vxlanPort},
-				remedy: 'Set VXLAN_PORT to a free UDP port, for example 9000. Firewalls between this node and the KVM host must allow it.',
+				remedy: `Set VXLAN_PORT to a free UDP port, for example ${freePort}. Firewalls between this node and the KVM host must allow it.`,
 			});
 		}
 

@@ -1,8 +1,10 @@
 /**
  * Observes whether this node supports tunnels, and its route to the VMs. Leaves nothing behind and judges nothing.
  */
+import {readFile} from 'node:fs/promises';
 import type {
 	GuardObservation,
+	PortUser,
 	ProgramsObservation,
 	RouteObservation,
 	VxlanPortObservation,
@@ -84,7 +86,13 @@ export class NetworkProbe {
 			.filter(({name, vxlan}) => vxlan?.port === this.#port && name !== probeInterface)
 			.map(({name}) => name);
 		const isFree = await this.#canOpenPort(signal);
-		return {isFree, sharing, programs: isFree ? [] : await this.#listeners(signal)};
+		const sockets = await this.#udpSockets(signal);
+		return {
+			isFree,
+			sharing,
+			programs: isFree ? [] : await programsAt(this.#port, sockets),
+			freePort: freePort(sockets, this.#port),
+		};
 	}
 
 	/** @throws CommandError 'unreachable' */
@@ -125,10 +133,9 @@ export class NetworkProbe {
 		}
 	}
 
-	/** Names of programs. The kernel hides programs in other process namespaces. */
-	async #listeners(signal: AbortSignal): Promise<string[]> {
-		const {stdout} = await this.#programs.run({argv: ['ss', '-Hulnp', `sport = :${this.#port}`]}, signal);
-		return [...new Set(stdout.matchAll(/\("([^"]+)",pid=/gv).map(([, name]) => name ?? ''))];
+	async #udpSockets(signal: AbortSignal): Promise<readonly UdpSocket[]> {
+		const {stdout} = await this.#programs.run({argv: ['ss', '-Hulnp']}, signal);
+		return parseUdpSockets(stdout);
 	}
 
 	async #succeed(what: string, argv: readonly string[], signal: AbortSignal): Promise<void> {
@@ -138,6 +145,54 @@ export class NetworkProbe {
 		}
 	}
 }
+
+/** A socket that is bound to a UDP port. */
+interface UdpSocket {
+	readonly port: number;
+	/** Empty for sockets of the kernel. The kernel also hides programs in other process namespaces. */
+	readonly programs: ReadonlyArray<{readonly name: string; readonly pid: number}>;
+}
+
+/** `UNCONN 0 0 0.0.0.0:9000 0.0.0.0:* users:(("nc",pid=12,fd=3))` */
+function parseUdpSockets(output: string): readonly UdpSocket[] {
+	return output
+		.split('\n')
+		.map(line => ({
+			port: Number(/^\S+\s+\d+\s+\d+\s+\S+:(\d+)\s/v.exec(line)?.[1] ?? 0),
+			programs: [...line.matchAll(/\("([^"]+)",pid=(\d+)/gv)].map(([, name = '', pid]) => ({
+				name,
+				pid: Number(pid),
+			})),
+		}))
+		.filter(({port}) => port !== 0);
+}
+
+async function programsAt(wanted: number, sockets: readonly UdpSocket[]): Promise<readonly PortUser[]> {
+	const users = new Map(
+		sockets.filter(({port}) => port === wanted).flatMap(({programs: each}) => each.map(user => [user.pid, user])),
+	);
+	return Promise.all(
+		[...users.values()].map(async ({name, pid}) => {
+			// The arguments end with NULs. The name alone may be that of a thread.
+			const text = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
+			const commandLine = text.replace(/\0$/v, '').replaceAll('\0', ' ');
+			return {name, pid, ...(commandLine === '' || commandLine === name ? {} : {commandLine})};
+		}),
+	);
+}
+
+/** What the samples use, or one near it. */
+function freePort(sockets: readonly UdpSocket[], taken: number): number {
+	const used = new Set([taken, ...sockets.map(({port}) => port)]);
+	let port = usualPort;
+	while (used.has(port)) {
+		port++;
+	}
+
+	return port;
+}
+
+const usualPort = 9000;
 
 export interface NetworkProbeOptions {
 	readonly vxlanPort: number;

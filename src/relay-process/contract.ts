@@ -54,7 +54,10 @@ export interface RelayMethods {
 	readonly Issue: readonly [Issue, Issued];
 	readonly Open: readonly [Open, Opened];
 	readonly Offer: readonly [{readonly sandbox_id: string; readonly address: string}, Empty];
-	readonly Close: readonly [{readonly sandbox_id: string; readonly deadline_exceeded: boolean}, Empty];
+	readonly Close: readonly [
+		{readonly sandbox_id: string; readonly deadline_exceeded: boolean; readonly time_limit: string},
+		Empty,
+	];
 	readonly Discard: readonly [{readonly socket_path: string}, Empty];
 	readonly Fail: readonly [{readonly sandbox_id: string; readonly reason: string}, Empty];
 	readonly List: readonly [Empty, {readonly relays: readonly OpenRelay[]}];

@@ -17,7 +17,6 @@ import {answers} from '../core/unix-listener.ts';
 import type {RelayEvent} from '../relay/events.ts';
 import type {AgentRelays} from '../sandbox/ports.ts';
 import {TtrpcServer} from '../ttrpc/server.ts';
-import {toStatus} from '../ttrpc/status.ts';
 import {loadRelayContract} from './contract.ts';
 import {EventJournal} from './event-journal.ts';
 import type {RelayProcessEvent} from './events.ts';
@@ -27,6 +26,7 @@ import {RegisteredDaemons} from './registered-daemons.ts';
 import {DaemonConnection, type RelayServiceContext} from './relay-service.ts';
 import {RelayTable} from './relay-table.ts';
 import {asideOf, relaySocketBeside} from './socket-paths.ts';
+import {toStatusWithParts} from './error-parts.ts';
 
 export interface RelayProcessOptions {
 	/** Path of the socket of the hypervisor API. relay.sock is beside it. */
@@ -229,7 +229,7 @@ class DaemonServer implements AsyncDisposable {
 
 	accept(socket: Socket): void {
 		const connection = new DaemonConnection(this.#context);
-		const server = new TtrpcServer({toStatus});
+		const server = new TtrpcServer({toStatus: toStatusWithParts});
 		server.register({definition: this.#definition, handlers: connection.handlers});
 		this.#servers.add(server);
 		socket.once('close', () => {

@@ -3,6 +3,7 @@
  * opened are aborted.
  */
 import type {AgentRelays, ForwarderTls} from '../sandbox/ports.ts';
+import {DeadlineError} from '../core/lifetime.ts';
 import type {RelayEvent} from '../relay/events.ts';
 import type {CallContext, Handler} from '../ttrpc/service.ts';
 import {contractVersion, type Empty, type Issued, type RelayMethod, type RelayMethods} from './contract.ts';
@@ -47,8 +48,11 @@ export class DaemonConnection implements Disposable {
 				table.offer(sandboxId, address);
 				return done;
 			},
-			async Close({sandbox_id: sandboxId, deadline_exceeded: isLate}) {
-				await table.close(sandboxId, isLate);
+			async Close({sandbox_id: sandboxId, deadline_exceeded: isLate, time_limit: limit}) {
+				await table.close(
+					sandboxId,
+					isLate ? new DeadlineError('the pod VM', limit || 'the time limit') : undefined,
+				);
 				return done;
 			},
 			async Discard({socket_path: socketPath}) {

@@ -3,7 +3,7 @@
  * time.
  */
 import {AdaptorError} from '../core/errors.ts';
-import {abortable, Scope} from '../core/lifetime.ts';
+import {abortable, Scope, type DeadlineError} from '../core/lifetime.ts';
 import type {AgentRelay, AgentRelays, RelayTarget, SandboxId} from '../sandbox/ports.ts';
 import {AddressQueue} from './address-queue.ts';
 
@@ -93,16 +93,12 @@ export class RelayTable implements AsyncDisposable {
 
 	/**
 	 * Aborts the opening, or closes the relay.
-	 * @param isLate the opening ends because its time is up
+	 * @param lateness why the opening ends, if its time limit has passed
 	 */
-	async close(sandboxId: SandboxId, isLate = false): Promise<void> {
+	async close(sandboxId: SandboxId, lateness?: DeadlineError): Promise<void> {
 		const entry = this.#entries.get(sandboxId);
 		if (entry?.opening !== undefined) {
-			entry.opening.scope.abort(
-				isLate
-					? new AdaptorError({code: 'deadline-exceeded', what: 'The time limit has passed'})
-					: new AdaptorError({code: 'aborted', what: 'The relay was closed'}),
-			);
+			entry.opening.scope.abort(lateness ?? new AdaptorError({code: 'aborted', what: 'The relay was closed'}));
 			await entry.opening.over;
 		}
 

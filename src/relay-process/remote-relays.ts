@@ -11,7 +11,7 @@ import {every, Trigger} from '../core/concurrency/every.ts';
 import {FailureLog} from '../core/concurrency/failure-log.ts';
 import {retry} from '../core/concurrency/retry.ts';
 import {AdaptorError, codeOf, toError} from '../core/errors.ts';
-import {abortable, neverAborts, Scope} from '../core/lifetime.ts';
+import {abortable, DeadlineError, neverAborts, Scope} from '../core/lifetime.ts';
 import {Secret, type Logger} from '../core/log.ts';
 import type {Observer} from '../core/observer.ts';
 import {present} from '../core/present.ts';
@@ -21,6 +21,7 @@ import type {RelayEvent} from '../relay/events.ts';
 import {onlyAddress} from '../relay/vm-connector.ts';
 import type {AgentRelay, AgentRelays, ForwarderTls, RelayTarget, SandboxId} from '../sandbox/ports.ts';
 import {TtrpcError} from '../ttrpc/status.ts';
+import {errorOf} from './error-parts.ts';
 import {loadRelayContract} from './contract.ts';
 import type {RelayProcessEvent} from './events.ts';
 import {RelayLink} from './relay-link.ts';
@@ -231,7 +232,16 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	async #endOpening(link: RelayLink, sandboxId: SandboxId, signal: AbortSignal): Promise<void> {
 		const isLate = signal.aborted && codeOf(signal.reason) === 'deadline-exceeded';
 		await link
-			.call('Close', {sandbox_id: sandboxId, deadline_exceeded: isLate}, neverAborts, closeTimeoutMs)
+			.call(
+				'Close',
+				{
+					sandbox_id: sandboxId,
+					deadline_exceeded: isLate,
+					time_limit: signal.reason instanceof DeadlineError ? signal.reason.limit : '',
+				},
+				neverAborts,
+				closeTimeoutMs,
+			)
 			.catch(() => undefined);
 	}
 
@@ -241,11 +251,11 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 			using limit = new Scope().deadline(closeTimeoutMs, 'the relay process');
 			return await abortable(opening, limit.signal).then(
 				() => toError(error),
-				(told: unknown) => (told instanceof TtrpcError ? ownError(told) : toError(error)),
+				(told: unknown) => (told instanceof TtrpcError ? errorOf(told) : toError(error)),
 			);
 		}
 
-		return error instanceof TtrpcError ? ownError(error) : toError(error);
+		return error instanceof TtrpcError ? errorOf(error) : toError(error);
 	}
 
 	async #registerAt(link: RelayLink, socketPath: string, signal: AbortSignal): Promise<void> {
@@ -425,7 +435,7 @@ class RemoteRelay implements AgentRelay {
 			return;
 		}
 
-		await asOwn(link.call('Close', {sandbox_id: sandboxId, deadline_exceeded: false}, neverAborts));
+		await asOwn(link.call('Close', {sandbox_id: sandboxId, deadline_exceeded: false, time_limit: ''}, neverAborts));
 		link.sandboxes.delete(sandboxId);
 	}
 }
@@ -435,12 +445,8 @@ async function asOwn<T>(call: Promise<T>): Promise<T> {
 	try {
 		return await call;
 	} catch (error) {
-		throw error instanceof TtrpcError ? ownError(error) : error;
+		throw error instanceof TtrpcError ? errorOf(error) : error;
 	}
-}
-
-function ownError(error: TtrpcError): AdaptorError {
-	return new AdaptorError({code: error.code, what: error.message, cause: error});
 }
 
 function noProcess(path: string): AdaptorError {

@@ -15,7 +15,7 @@
  */
 import {connect, type ConnectionOptions, type TLSSocket} from 'node:tls';
 import {AdaptorError, codeOf, echoed, toError} from '../core/errors.ts';
-import {Scope} from '../core/lifetime.ts';
+import {DeadlineError, Scope} from '../core/lifetime.ts';
 import {clockReason} from './clock.ts';
 import {patientAfterMs, type DialTimings} from './redial-policy.ts';
 
@@ -84,7 +84,7 @@ export async function dial(
 		}
 
 		if (candidates.size === 0) {
-			reject(failure('no address was found', target, candidates, 'unavailable'));
+			reject(failure(', no address was found', target, candidates, 'unavailable'));
 		}
 	};
 
@@ -342,7 +342,13 @@ function stageError(code: string): Error {
 
 function abortReason(reason: unknown, target: DialTarget, candidates: ReadonlyMap<string, Candidate>): Error {
 	return codeOf(reason) === 'deadline-exceeded'
-		? failure('the time limit has passed', target, candidates, 'deadline-exceeded', reason)
+		? failure(
+				reason instanceof DeadlineError ? ` within ${reason.limit}` : ', the time limit has passed',
+				target,
+				candidates,
+				'deadline-exceeded',
+				reason,
+			)
 		: toError(reason);
 }
 
@@ -357,7 +363,7 @@ function failure(
 	const stages = tried.map(({address, standing: {progress}}) => `${address}: ${progress}`);
 	return new AdaptorError({
 		code,
-		what: `Could not reach the forwarder of the pod VM, ${why}: ${stages.length === 0 ? 'the VM has no address yet' : stages.join('; ')}`,
+		what: `Could not reach the forwarder of the pod VM${why}: ${stages.length === 0 ? 'the VM has no address yet' : stages.join('; ')}`,
 		where: {instanceName, port},
 		remedy: tried.at(-1)?.standing.remedy ?? remedies.noAddress,
 		cause,

@@ -63,7 +63,7 @@ export async function* bringUp(
 	stages.enter('reach the agent');
 	// A booting guest loads the host. A guest that never boots must not keep the permit until its timeout.
 	using _boot = after(context.bootTurnMs ?? bootTurnMs, () => turn[Symbol.dispose]());
-	using reaching = new Scope(signal).deadline(agentTimeoutMs, "the pod VM's forwarder to answer (PROXY_TIMEOUT)");
+	using reaching = new Scope(signal).deadline(agentTimeoutMs, "the pod VM's forwarder to answer", 'PROXY_TIMEOUT');
 	const relay = await relays.open(
 		{...relayTarget(id, request, context), onProgress: progress.dialled},
 		progress.noting(podVms.addresses(vm, reaching.signal)),

@@ -182,7 +182,8 @@ export class Sandbox {
 	async start(signal: AbortSignal): Promise<void> {
 		using scope = new Scope(signal).deadline(
 			this.#context.startTimeoutMs,
-			'the pod VM to be started (START_TIMEOUT)',
+			'the pod VM to be started',
+			'START_TIMEOUT',
 		);
 		const late = Promise.withResolvers<never>();
 		late.promise.catch(() => undefined);

@@ -7,20 +7,20 @@ export class Stages {
 	#current: {readonly name: string; readonly since: number} | undefined;
 
 	/**
-	 * The error of a failed start: the cause and the stage. It has no duration, because Kubernetes merges events with
-	 * equal texts.
-	 * @param consoleTail last console lines of the guest; joined into one line
+	 * The error of a failed start: that of the cause, with the stage. Without durations: Kubernetes counts events of
+	 * one text as one.
+	 * @param consoleTail last console lines of the guest
 	 */
 	failed(thrown: unknown, consoleTail: readonly string[]): AdaptorError {
-		const name = this.current ?? 'begin';
-		const {what, where, remedy, reason} =
-			thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}};
+		const {name: stage} = this.#current ?? {name: 'begin'};
+		const {what, where, remedy, reason, cause} =
+			thrown instanceof AdaptorError ? thrown : {what: toError(thrown).message, where: {}, cause: thrown};
 		return new AdaptorError({
 			code: codeOf(thrown),
-			what: `Could not ${name}: ${what}${consoleTail.length === 0 ? '' : `; its console ended with: ${consoleTail.join(' | ')}`}`,
-			where,
-			...present({remedy, reason}),
-			cause: thrown,
+			what,
+			where: {stage, ...where},
+			...present({remedy, reason, cause}),
+			consoleTail,
 		});
 	}
 

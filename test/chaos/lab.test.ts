@@ -251,13 +251,13 @@ test.serial(
 		const startedAt = performance.now();
 		const panicked = await t.throwsAsync<AdaptorError>(shim.startVm(panics.id, signal));
 		t.log(`after ${Math.round(performance.now() - startedAt)} ms: ${panicked.message}`);
-		t.regex(panicked.message, /Could not reach the agent: The pod VM ended: the guest's kernel panicked/);
+		t.regex(panicked.message, /^The pod VM ended: the guest's kernel panicked \(stage "reach the agent"/);
 		// This start reaches its time limit. Its VM must have booted by then.
 		t.is(await daemon.stop(), 0);
 		await beginDaemon(`${Math.ceil(20 + (3 * bootMs) / 1000)}s`);
 		const refused = await t.throwsAsync<AdaptorError>(shim.startVm(silent.id, signal));
 		t.log(`after ${Math.round(performance.now() - startedAt)} ms: ${refused.message}`);
-		t.regex(refused.message, /Could not reach the agent: .*connection refused.*its forwarder does not listen/);
+		t.regex(refused.message, /within .*connection refused.*stage "reach the agent".*its forwarder does not listen/);
 		await onlyLeftOfFailed(t);
 		await Promise.all([panics, silent].map(async ({id}) => shim.stopVm(id, signal)));
 		await onlyLeft(t, [], 'at the end');

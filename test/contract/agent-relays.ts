@@ -2,6 +2,7 @@
 import {join} from 'node:path';
 import type {ExecutionContext, TestFn} from 'ava';
 import {AdaptorError} from '../../src/core/errors.ts';
+import {Scope} from '../../src/core/lifetime.ts';
 import type {AgentRelays, ForwarderTls, RelayTarget} from '../../src/sandbox/ports.ts';
 
 export interface AgentRelaysHarness extends AsyncDisposable {
@@ -129,6 +130,15 @@ export function agentRelaysContract(test: TestFn, name: string, makeHarness: () 
 		t.false(await harness.isServed(socket.socketPath));
 	});
 
+	contract('a deadline that is a setting is named', async (t, harness) => {
+		using scope = new Scope(signal()).deadline(50, 'the forwarder', 'PROXY_TIMEOUT');
+		const error = await t.throwsAsync<AdaptorError>(
+			harness.relays.open(target(harness, 'podvm-silent'), endless(), scope.signal),
+			{instanceOf: AdaptorError, message: /50 ms \(PROXY_TIMEOUT\)/},
+		);
+		t.is(error.code, 'deadline-exceeded');
+	});
+
 	contract('an aborted signal opens nothing', async (t, harness) => {
 		const socket = target(harness, 'podvm-never');
 		await t.throwsAsync(
@@ -210,4 +220,10 @@ export async function* from(...addresses: readonly string[]): AsyncGenerator<str
 async function* failing(error: Error, ...addresses: readonly string[]): AsyncGenerator<string, never> {
 	yield* addresses;
 	throw error;
+}
+
+/** No address, and no end. */
+export async function* endless(): AsyncGenerator<string> {
+	await new Promise(() => undefined);
+	yield '';
 }

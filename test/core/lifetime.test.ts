@@ -1,6 +1,6 @@
 import {getEventListeners} from 'node:events';
 import test from 'ava';
-import {abortable, backOff, DeadlineError, pause, Scope} from '../../src/core/lifetime.ts';
+import {abortable, backOff, DeadlineError, durationText, pause, Scope} from '../../src/core/lifetime.ts';
 
 test("a scope ends with any of its parents, and with that one's reason", t => {
 	const [one, other] = [new AbortController(), new AbortController()];
@@ -31,6 +31,14 @@ test('a deadline names what was awaited', async t => {
 	const error = await t.throwsAsync(pause(60_000, scope.signal), {instanceOf: DeadlineError});
 	t.is(error.message, 'Timed out after 1 ms waiting for the moon');
 	t.is(error.code, 'deadline-exceeded');
+});
+
+test('a deadline that is a setting names it', async t => {
+	using scope = new Scope().deadline(1, 'the moon', 'MOON_TIMEOUT');
+	const error = await t.throwsAsync(pause(60_000, scope.signal), {instanceOf: DeadlineError});
+	t.is(error.message, 'Timed out after 1 ms (MOON_TIMEOUT) waiting for the moon');
+	t.is(error.limit, '1 ms (MOON_TIMEOUT)');
+	t.deepEqual([300_000, 210_000, 1500].map(durationText), ['5m', '210 s', '1500 ms']);
 });
 
 test('an abortable wait settles with the promise, or rejects with the reason, and leaves no listener', async t => {

@@ -34,14 +34,32 @@ test('one event is one JSON line with its fields, level and time', async t => {
 
 test('errors are logged with their causes; ours without a stack', async t => {
 	const {log, lines} = await collecting();
-	log.error({err: new AdaptorError({code: 'not-found', what: 'No volume', cause: new TypeError('why')})}, 'failed');
-	const {err} = lines()[0] as {
-		err: {type: string; code: string; message: string; stack?: string; cause: {type: string; stack?: string}};
-	};
-	t.like(err, {type: 'AdaptorError', code: 'not-found', message: 'No volume'});
-	t.is(err.stack, undefined);
-	t.is(err.cause.type, 'TypeError');
-	t.truthy(err.cause.stack);
+	log.error(
+		{
+			err: new AdaptorError({
+				code: 'not-found',
+				what: 'No volume',
+				where: {pool: 'default', image: 'x'.repeat(1000)},
+				remedy: 'Upload it.',
+				reason: 'ImageNotFound',
+				consoleTail: ['init runs', 'no root'],
+				cause: new TypeError('why'),
+			}),
+		},
+		'failed',
+	);
+	const {cause, ...err} = (lines()[0] as {err: {cause: {type: string; stack?: string}}}).err;
+	t.deepEqual(err as unknown, {
+		type: 'AdaptorError',
+		code: 'not-found',
+		what: 'No volume',
+		where: {pool: 'default', image: `${'x'.repeat(255)}…`},
+		remedy: 'Upload it.',
+		reason: 'ImageNotFound',
+		console: ['init runs', 'no root'],
+	});
+	t.like(cause, {type: 'TypeError', message: 'why'});
+	t.truthy(cause.stack);
 });
 
 test('an error with several causes is logged with all of them', async t => {
@@ -51,8 +69,8 @@ test('an error with several causes is logged with all of them', async t => {
 		'failed',
 	);
 	log.warn({err: new AggregateError([new Error('one'), 'two'])}, 'failed');
-	const messages = (lines() as Array<{err: {errors: Array<{message: string}>}}>).map(({err}) =>
-		err.errors.map(({message}) => message),
+	const messages = (lines() as Array<{err: {errors: Array<{what?: string; message?: string}>}}>).map(({err}) =>
+		err.errors.map(({what, message}) => what ?? message),
 	);
 	t.deepEqual(messages, [
 		['Earlier', 'later'],

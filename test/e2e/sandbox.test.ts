@@ -263,7 +263,7 @@ test.serial('a VM that ends while it boots fails its start at once, and the erro
 	await daemon.line(new RegExp(`domain started.*${name(pod)}|${name(pod)}.*domain started`), signal);
 	await lab.virsh('destroy', name(pod));
 	const {message} = await start;
-	t.regex(message, /Could not reach the agent/);
+	t.regex(message, /stage "reach the agent"/);
 	t.regex(message, /destroyed|stopped|ended/i);
 	await shim.stopVm(pod.id, signal);
 	await nothingLeft(t);

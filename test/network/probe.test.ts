@@ -75,25 +75,37 @@ test('without permission to change the network, the error says so', async t => {
 
 test('the probe reports a VXLAN port as free, shared, or in use by an interface or a named program', async t => {
 	const {testbed, probe} = await probeIn(t, 9000);
-	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: []});
+	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: [], programs: [], freePort: 9001});
 	await testbed.sh('ip link add caa-probe up type vxlan id 16777215 dstport 9000 nolearning');
 	t.deepEqual(
 		await probe.observeVxlanPort(signal()),
-		{isFree: true, sharing: [], programs: []},
+		{isFree: true, sharing: [], programs: [], freePort: 9001},
 		'another daemon looks at this very moment',
 	);
 	t.is(await testbed.sh('ip -o link show type vxlan'), '', 'a probe that was killed is removed');
 	await testbed.sh('ip link add own up type vxlan id 7 dstport 9000 nolearning');
-	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: ['own'], programs: []});
+	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: true, sharing: ['own'], programs: [], freePort: 9001});
 	await testbed.sh('ip link del own; ip link add cni up type vxlan external dstport 9000');
-	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: ['cni'], programs: []});
+	t.deepEqual(await probe.observeVxlanPort(signal()), {
+		isFree: false,
+		sharing: ['cni'],
+		programs: [],
+		freePort: 9001,
+	});
 	await testbed.sh('ip link del cni');
-	const program = testbed.sh('exec nc -u -l 0.0.0.0 9000').catch((error: unknown) => error);
-	const listens = testbed.sh('until ss -Huln | grep -q :9000; do sleep 0.05; done').then(() => true);
-	t.is(await Promise.race([listens, program]), true);
-	t.deepEqual(await probe.observeVxlanPort(signal()), {isFree: false, sharing: [], programs: ['nc']});
+	const programs = [9000, 9001].map(async port =>
+		testbed.sh(`exec nc -u -l 0.0.0.0 ${port}`).catch((error: unknown) => error),
+	);
+	const listens = testbed
+		.sh('until ss -Huln | grep -q :9000 && ss -Huln | grep -q :9001; do sleep 0.05; done')
+		.then(() => true);
+	t.is(await Promise.race([listens, ...programs]), true);
+	const {programs: users, ...taken} = await probe.observeVxlanPort(signal());
+	t.deepEqual(taken, {isFree: false, sharing: [], freePort: 9002});
+	t.like(users, [{name: 'nc', commandLine: 'nc -u -l 0.0.0.0 9000'}]);
+	t.true(users.every(({pid}) => pid > 1));
 	await testbed[Symbol.asyncDispose]();
-	await program;
+	await Promise.all(programs);
 });
 
 test('tunnels can begin at an interface that has an IPv4 address', async t => {

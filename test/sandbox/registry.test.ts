@@ -128,7 +128,7 @@ for (const step of steps) {
 			await registry.create(pod('a'), never);
 			const error = await t.throwsAsync(registry.start('a', never), {
 				instanceOf: AdaptorError,
-				message: /Could not .*: The host burns/,
+				message: /^The host burns \(stage "\w.*\w"\)$/,
 			});
 			t.is(error.code, 'unavailable');
 			// A relay that was opened and not handed over cannot be known to its caller: that `open` leaves nothing is
@@ -198,7 +198,7 @@ test('a start that times out is answered while its roll-back hangs, and the roll
 	await registry.create(pod('a'), never);
 	const error = await t.throwsAsync(registry.start('a', never), {
 		instanceOf: AdaptorError,
-		message: /Could not start the VM: .*START_TIMEOUT/,
+		message: /^Timed out after .* \(START_TIMEOUT\) .*\(stage "start the VM"/,
 	});
 	t.is(error.code, 'deadline-exceeded');
 	t.false(
@@ -488,7 +488,7 @@ test('the error of starting a superseded sandbox names the sandbox that supersed
 	const {registry} = fixture(t, {before: hook});
 	await registry.create(pod('old'), never);
 	const start = t.throwsAsync<AdaptorError>(registry.start('old', never), {
-		message: /the agent: The pod has a newer sandbox, new/,
+		message: /^The pod has a newer sandbox, new \(stage "reach the agent"/,
 	});
 	await reached;
 	await registry.create(pod('new'), never);
@@ -637,14 +637,18 @@ test('if a port rejects with its own error after an abort, the caller still gets
 		},
 	});
 	await registry.create(pod('a'), never);
-	await t.throwsAsync(registry.start('a', caller.signal), {message: /attach the network: The caller hung up/});
+	await t.throwsAsync(registry.start('a', caller.signal), {
+		message: /The caller hung up \(stage "attach the network"\)/,
+	});
 });
 
 test('if the forwarder does not answer in time, the error names the forwarder, not the whole start', async t => {
 	const {hook} = holding('relays.open');
 	const {registry, left} = fixture(t, {before: hook, agentTimeoutMs: 20});
 	await registry.create(pod('a'), never);
-	await t.throwsAsync(registry.start('a', never), {message: /reach the agent: Timed out .*PROXY_TIMEOUT/});
+	await t.throwsAsync(registry.start('a', never), {
+		message: /^Timed out after 20 ms \(PROXY_TIMEOUT\) .*stage "reach the agent"/,
+	});
 	t.deepEqual(await left(), []);
 });
 
@@ -712,7 +716,7 @@ test('a start whose VM does not answer fails with the console tail; a stopped st
 	}
 
 	await t.throwsAsync(registry.start('a', never), {
-		message: /Could not reach the agent.*its console ended with: init runs \| no DHCP server/,
+		message: /stage "reach the agent".* Its console ended with: init runs \| no DHCP server$/,
 	});
 	const patient = fixture(t);
 	patient.podVms.addressesOfVms = [];
@@ -812,7 +816,7 @@ test('a failed start causes an event with the reason; a start that is stopped on
 			['Warning', 'PodVMStartFailed', 'db'],
 		],
 	);
-	t.regex(cluster.events[0]?.message ?? '', /Could not start the VM: Can't retrieve volume none/);
+	t.regex(cluster.events[0]?.message ?? '', /^Can't retrieve volume none \(stage "start the VM"\)$/);
 
 	podVms.startError = undefined;
 	podVms.addressesOfVms = [];

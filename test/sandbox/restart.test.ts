@@ -581,7 +581,7 @@ test('the number of concurrent starts is limited; a waiting start can be stopped
 	const ids = ['a', 'b', 'c', 'd', 'e'];
 	await Promise.all(ids.map(async id => registry.create(pod(id, id), never)));
 	const starts = ids.slice(0, 4).map(async id => registry.start(id, never));
-	const waiting = t.throwsAsync(registry.start('e', never), {message: /Could not get a start permit: .*stopped/});
+	const waiting = t.throwsAsync(registry.start('e', never), {message: /stopped .*stage "get a start permit"/});
 	await new Promise(resolve => {
 		setImmediate(resolve);
 	});
