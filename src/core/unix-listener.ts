@@ -48,14 +48,14 @@ export function checkSocketPath({path, setting}: Pick<UnixListenerOptions, 'path
 
 export interface KeptListenerOptions extends UnixListenerOptions {
 	/** Interval of checks that the path still leads to the socket. */
-	readonly lookEveryMs?: number;
+	readonly scanIntervalMs?: number;
 	/** Called each time the socket was bound again: another process may have served clients meanwhile. */
 	readonly onBoundAgain?: () => void;
 	readonly log: Logger;
 }
 
 /** The daemon must notice within 5 s that its socket is not reachable at its path. A check costs almost nothing. */
-const lookEveryMs = 4000;
+const scanIntervalMs = 4000;
 
 /**
  * Listens, and keeps listening: if the file of the socket is removed, or replaced by a process that no longer answers,
@@ -123,7 +123,7 @@ class KeptListener implements AsyncDisposable {
 		const {path, log} = this.#options;
 		const {signal} = this.#ending;
 		let isFirst = true;
-		for await (const _ of every(this.#options.lookEveryMs ?? lookEveryMs, signal)) {
+		for await (const _ of every(this.#options.scanIntervalMs ?? scanIntervalMs, signal)) {
 			if (isFirst) {
 				isFirst = false;
 				continue;

@@ -71,9 +71,9 @@ export interface PushedImage extends ImageFormat {
 }
 
 /** Time limit to remove the volume of a failed push, independent of the signal of its caller. */
-const unwindTimeoutMs = 60_000;
+const rollBackTimeoutMs = 60_000;
 /** Pause before the removal is retried on a new connection. */
-const unwindAgainMs = 500;
+const rollBackRetryMs = 500;
 /** Version names contain the time in seconds. After a name conflict with another push, wait for the next second. */
 const nameAttempts = 5;
 
@@ -134,7 +134,7 @@ export async function pushImage(options: PushOptions, signal: AbortSignal): Prom
 		log,
 		signal,
 	);
-	undo.defer(async () => unwind(session, pool, volume, log));
+	undo.defer(async () => removeUnfinished(session, pool, volume, log));
 	const digest = await upload(options, volume, head, bytes, image.size, signal);
 	// Only now the content of a file in a container image is known.
 	const uploaded = known.find(({origin}) => origin.digest === digest);
@@ -273,7 +273,7 @@ async function makeVolume(
 				if (!(error instanceof LibvirtError)) {
 					// Without an answer, the volume may exist. It is ours: otherwise the answer would have been an
 					// error.
-					await unwind(session, pool, name, log);
+					await removeUnfinished(session, pool, name, log);
 				}
 
 				throw error;
@@ -412,13 +412,18 @@ async function complete(
 }
 
 /** Never throws: the caller gets the failure that led here. */
-async function unwind(session: LibvirtStorage, pool: StoragePool, volume: string, log: Logger): Promise<void> {
-	using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed push');
+async function removeUnfinished(
+	session: LibvirtStorage,
+	pool: StoragePool,
+	volume: string,
+	log: Logger,
+): Promise<void> {
+	using scope = new Scope().deadline(rollBackTimeoutMs, 'the clean-up after a failed push');
 	try {
 		await retry(
 			async () => deleteVolume(session, {pool: pool.name}, volume, scope.signal),
 			{
-				backOff: [unwindAgainMs, unwindAgainMs],
+				backOff: [rollBackRetryMs, rollBackRetryMs],
 				onFailure(error) {
 					// The failure may have ended all connections, and some have not noticed it yet.
 					if (!(error instanceof LibvirtConnectionError)) {

@@ -73,7 +73,7 @@ export interface NodeCapacityOptions {
 	 */
 	readonly calmMs?: number;
 	/** Time limit of the work at shutdown. */
-	readonly goodbyeMs?: number;
+	readonly withdrawTimeoutMs?: number;
 	readonly log: Logger;
 }
 
@@ -107,7 +107,13 @@ export class NodeCapacity implements AsyncDisposable {
 	/** Starts at once, in the background; nothing waits for the API server. */
 	constructor({stopping, ...options}: NodeCapacityOptions) {
 		this.#closing = new Scope(...(stopping === undefined ? [] : [stopping]));
-		this.#options = {lookAgainMs: 60_000, retryMs: [500, 30_000], calmMs: 60_000, goodbyeMs: 3000, ...options};
+		this.#options = {
+			lookAgainMs: 60_000,
+			retryMs: [500, 30_000],
+			calmMs: 60_000,
+			withdrawTimeoutMs: 3000,
+			...options,
+		};
 		this.#concessions = backOff(...this.#options.retryMs);
 		const {signal} = this.#closing;
 		this.#background = [
@@ -152,7 +158,7 @@ export class NodeCapacity implements AsyncDisposable {
 	async #close(): Promise<void> {
 		this.#closing.abort(new Error('closing'));
 		await Promise.all(this.#background);
-		using scope = new Scope().deadline(this.#options.goodbyeMs, 'the Kubernetes API');
+		using scope = new Scope().deadline(this.#options.withdrawTimeoutMs, 'the Kubernetes API');
 		try {
 			if (this.#hadDaemonSet && (await this.#isUninstalled(scope.signal))) {
 				await this.#remove(scope.signal);

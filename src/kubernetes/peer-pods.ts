@@ -64,7 +64,7 @@ interface Wish {
 }
 
 /** Time limit at shutdown for work in progress. */
-const goodbyeTimeoutMs = 2000;
+const closeTimeoutMs = 2000;
 /** Limits the wait for an unreachable KVM host, because the rest of a round only needs the cluster. */
 const vmNamesTimeoutMs = 10_000;
 
@@ -184,7 +184,7 @@ export class PeerPods implements Pick<Cluster, 'registerVm' | 'unregisterVm' | '
 	}
 
 	async #close(): Promise<void> {
-		using patience = new Scope().deadline(goodbyeTimeoutMs, 'the Kubernetes API');
+		using patience = new Scope().deadline(closeTimeoutMs, 'the Kubernetes API');
 		this.#stopping.abort(new Error('closing'));
 		await abortable(Promise.all(this.#attempts), patience.signal).catch(() => undefined);
 		this.#closing.abort(new Error('closing'));

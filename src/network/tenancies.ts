@@ -26,7 +26,7 @@ export interface Tenancy {
 export class Tenancies {
 	readonly #all = new Set<Tenancy>();
 	/** Tenancies whose namespace is gone and whose inode was reused. */
-	readonly #homeless = new WeakSet<Tenancy>();
+	readonly #evicted = new WeakSet<Tenancy>();
 
 	add(tenancy: Tenancy): void {
 		this.#all.add(tenancy);
@@ -38,12 +38,12 @@ export class Tenancies {
 
 	/** The namespace of the tenancy is gone. It still has to be released. */
 	evict(tenancy: Tenancy): void {
-		this.#homeless.add(tenancy);
+		this.#evicted.add(tenancy);
 	}
 
 	/** The tenancy in the namespace. */
 	in(netns: NetnsIdentity): Tenancy | undefined {
-		return this.#all.values().find(tenancy => isSame(tenancy.netns, netns) && !this.#homeless.has(tenancy));
+		return this.#all.values().find(tenancy => isSame(tenancy.netns, netns) && !this.#evicted.has(tenancy));
 	}
 
 	/** The tenancy of a network, also if its namespace is gone. */

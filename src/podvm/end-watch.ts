@@ -16,7 +16,7 @@ export interface EndWatchOptions {
 	readonly session: LibvirtCalls;
 	readonly log: Logger;
 	/** Interval between reads of all states. */
-	readonly lookEveryMs?: number;
+	readonly scanIntervalMs?: number;
 }
 
 interface Watched {
@@ -30,17 +30,17 @@ const onlyRunning = 16;
 export class EndWatch {
 	readonly #session: LibvirtCalls;
 	readonly #log: Logger;
-	readonly #lookEveryMs: number;
+	readonly #scanIntervalMs: number;
 	readonly #watched = new Set<Watched>();
 	/** Runs while any VM is watched. */
 	#life: Scope | undefined;
 	/** Makes the next read happen now. */
 	readonly #due = new Trigger();
 
-	constructor({session, log, lookEveryMs = 60_000}: EndWatchOptions) {
+	constructor({session, log, scanIntervalMs = 60_000}: EndWatchOptions) {
 		this.#session = session;
 		this.#log = log;
-		this.#lookEveryMs = lookEveryMs;
+		this.#scanIntervalMs = scanIntervalMs;
 	}
 
 	/**
@@ -52,7 +52,7 @@ export class EndWatch {
 		this.#watched.add(watched);
 		if (this.#life === undefined) {
 			this.#life = new Scope();
-			void this.#keepLooking(this.#life.signal);
+			void this.#readStatesPeriodically(this.#life.signal);
 		} else {
 			this.#due.fire();
 		}
@@ -69,7 +69,7 @@ export class EndWatch {
 	}
 
 	/** Never rejects. */
-	async #keepLooking(life: AbortSignal): Promise<void> {
+	async #readStatesPeriodically(life: AbortSignal): Promise<void> {
 		// Add the listeners before reading the states: an event in between is then seen twice, not missed.
 		using _events = this.#session.onLifecycle(event => {
 			const end = endOfEvent(event);
@@ -82,7 +82,7 @@ export class EndWatch {
 				this.#due.fire();
 			}
 		});
-		for await (const _ of every(this.#lookEveryMs, life, this.#due)) {
+		for await (const _ of every(this.#scanIntervalMs, life, this.#due)) {
 			try {
 				await this.#look(life);
 			} catch (error) {

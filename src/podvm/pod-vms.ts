@@ -88,7 +88,7 @@ export function createPodVms(options: PodVmsOptions): PodVms & PodVmInspection {
  * Time limit of the clean-up after a failed start, independent of the signal of its caller. `list` shows what is left
  * afterwards.
  */
-const unwindTimeoutMs = 60_000;
+const rollBackTimeoutMs = 60_000;
 
 /** Retries of a deletion after a lost connection. The caller has a longer time limit. */
 const deleteAttempts = 3;
@@ -347,13 +347,13 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 			held.use(this.#hold(slot));
 			try {
 				const {dom} = await change(session, procedures.domainDefineXmlFlags, {xml, flags: 0}, signal);
-				undo.defer(async () => this.#unwind(metadata));
+				undo.defer(async () => this.#rollBack(metadata));
 				return {domain: dom, slot};
 			} catch (error) {
 				this.#host.forget();
 				if (!(error instanceof LibvirtError)) {
 					if (mayHaveBeenMade(error, signal)) {
-						undo.defer(async () => this.#unwind(metadata));
+						undo.defer(async () => this.#rollBack(metadata));
 					}
 
 					throw error;
@@ -381,9 +381,9 @@ class LibvirtPodVms implements PodVms, PodVmInspection {
 	}
 
 	/** Never throws: the caller gets the failure that led here. */
-	async #unwind({sandboxId, nonce}: PodVmMetadata): Promise<void> {
+	async #rollBack({sandboxId, nonce}: PodVmMetadata): Promise<void> {
 		const {log} = this.#options;
-		using scope = new Scope().deadline(unwindTimeoutMs, 'the clean-up after a failed start');
+		using scope = new Scope().deadline(rollBackTimeoutMs, 'the clean-up after a failed start');
 		let failure: unknown;
 		try {
 			await retry(

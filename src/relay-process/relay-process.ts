@@ -38,11 +38,11 @@ export interface RelayProcessOptions {
 	/** How long a call of a shim waits for a daemon if it has no deadline. */
 	readonly waitMs?: number;
 	/** Interval of checks of the sockets. */
-	readonly lookEveryMs?: number;
+	readonly scanIntervalMs?: number;
 }
 
 /** Shims wait at most this long for hypervisor.sock after a daemon has released it. A check is one system call. */
-const defaultLookEveryMs = 1000;
+const defaultScanIntervalMs = 1000;
 
 export class RelayProcess implements AsyncDisposable {
 	readonly #options: RelayProcessOptions;
@@ -143,7 +143,7 @@ export class RelayProcess implements AsyncDisposable {
 	}
 
 	async #begin(signal: AbortSignal): Promise<void> {
-		const {hypervisorSocket, log, lookEveryMs = defaultLookEveryMs} = this.#options;
+		const {hypervisorSocket, log, scanIntervalMs = defaultScanIntervalMs} = this.#options;
 		const takesOver = await this.#setFormerAside(signal);
 		this.#listeners.use(await listen(this.#relaySocket, socket => this.#service.accept(socket), log, signal));
 		this.#inode = (await lstat(this.#relaySocket, {bigint: true})).ino;
@@ -153,7 +153,7 @@ export class RelayProcess implements AsyncDisposable {
 			await this.#serveHypervisor(signal);
 		}
 
-		this.#watching = this.#watch(lookEveryMs).catch((error: unknown) => {
+		this.#watching = this.#watch(scanIntervalMs).catch((error: unknown) => {
 			if (!this.#ending.signal.aborted) {
 				log.error({err: error}, 'the relay process no longer checks its sockets');
 			}
@@ -180,9 +180,9 @@ export class RelayProcess implements AsyncDisposable {
 		this.#servesHypervisor = true;
 	}
 
-	async #watch(lookEveryMs: number): Promise<void> {
+	async #watch(scanIntervalMs: number): Promise<void> {
 		const {signal} = this.#ending;
-		for await (const _ of every(lookEveryMs, signal, this.#look)) {
+		for await (const _ of every(scanIntervalMs, signal, this.#look)) {
 			if (!this.#servesHypervisor && (await this.#mayServeHypervisor(signal))) {
 				await this.#serveHypervisor(signal);
 			}

@@ -31,11 +31,11 @@ export interface RemoteRelaysOptions {
 	readonly observer: Observer<RelayEvent>;
 	readonly log: Logger;
 	/** Interval of checks for another relay process. */
-	readonly lookEveryMs?: number;
+	readonly scanIntervalMs?: number;
 }
 
 /** Calls of shims wait at most this long after a relay process has started. A check is a few system calls. */
-const defaultLookEveryMs = 1000;
+const defaultScanIntervalMs = 1000;
 /** Time limit for the relay process to abort an opening; this is fast. */
 const closeTimeoutMs = 5000;
 /** Time limit for reaching the VM again: it was reached before, so its forwarder already listens. */
@@ -263,9 +263,9 @@ export class RemoteRelays implements AgentRelays, AsyncDisposable {
 	}
 
 	async #watch(): Promise<void> {
-		const {log, lookEveryMs = defaultLookEveryMs} = this.#options;
+		const {log, scanIntervalMs = defaultScanIntervalMs} = this.#options;
 		const {signal} = this.#ending;
-		for await (const _ of every(lookEveryMs, signal, this.#look)) {
+		for await (const _ of every(scanIntervalMs, signal, this.#look)) {
 			try {
 				await this.#scan(signal);
 				this.#failures.recovered('look');

@@ -26,7 +26,7 @@ export interface Observation {
 	/** The state of the sandbox: that of this daemon if it is in hand, otherwise that of its record. */
 	readonly record: 'none' | 'unreadable' | 'creating' | 'created' | 'starting' | 'running' | 'failed' | 'stopping';
 	/** This daemon answers calls for it. A sandbox of an earlier run is not in hand until it is resumed. */
-	readonly isInHand: boolean;
+	readonly isServedHere: boolean;
 	/** State of the VM at the hypervisor, read after the record was read. `stopped`: defined, but not running. */
 	readonly vm: 'unknown' | 'none' | 'stopped' | 'running';
 	/** The pod is gone if its network namespace is gone, or if its UID is gone from the cluster. */
@@ -63,7 +63,7 @@ export type Decision =
 	| {readonly action: 'leave alone'; readonly why: string};
 
 export function decide(observation: Observation): Decision {
-	const {record, isInHand, pod, ownership, successor} = observation;
+	const {record, isServedHere, pod, ownership, successor} = observation;
 	if (successor === 'alive') {
 		return decideForSuccessor(observation);
 	}
@@ -77,7 +77,7 @@ export function decide(observation: Observation): Decision {
 	}
 
 	if (record === 'stopping') {
-		return isInHand
+		return isServedHere
 			? {action: 'wait', why: 'its removal is under way'}
 			: {action: 'remove', why: 'its removal was interrupted'};
 	}
@@ -86,14 +86,14 @@ export function decide(observation: Observation): Decision {
 		return ownership === 'foreign' ? foreign : {action: 'remove', why: 'its pod is gone'};
 	}
 
-	return isInHand ? decideInHand(observation) : decideOnRecord(observation);
+	return isServedHere ? decideServedHere(observation) : decideOnRecord(observation);
 }
 
 const foreign = {action: 'leave alone', why: 'its VM belongs to a daemon with another PODS_DIR'} as const;
 
 /** This daemon only serves what it has in hand. The successor does everything else. */
-function decideForSuccessor({record, isInHand, vm, pod}: Observation): Decision {
-	if (!isInHand) {
+function decideForSuccessor({record, isServedHere, vm, pod}: Observation): Decision {
+	if (!isServedHere) {
 		return {action: 'wait', why: 'a successor reconciles it'};
 	}
 
@@ -121,7 +121,7 @@ function decideOnUnknown({vm, ownership, predecessor, isOverdue}: Observation): 
 		: {action: 'wait', why: 'its grace period is not over'};
 }
 
-function decideInHand({record, vm, ownership, predecessor, isOverdue}: Observation): Decision {
+function decideServedHere({record, vm, ownership, predecessor, isOverdue}: Observation): Decision {
 	const hasEnded = vm === 'none' || vm === 'stopped';
 	switch (record) {
 		case 'running': {

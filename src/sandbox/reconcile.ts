@@ -119,7 +119,7 @@ export class Reconciler {
 		// in this step.
 		const vms = state.name === 'recovering' ? await this.#listVms(neverAborts) : undefined;
 		const observation: Observation = {
-			...inHand(state),
+			...servedHere(state),
 			vm: 'stopped',
 			pod: 'unknown',
 			ownership: vms?.find(({sandboxId}) => sandboxId === id)?.ownership ?? 'ours',
@@ -260,7 +260,7 @@ export class Reconciler {
 
 		const vm = vms?.find(({sandboxId}) => sandboxId === sandbox.id);
 		const decision = decide({
-			...inHand(sandbox.state),
+			...servedHere(sandbox.state),
 			...daemons,
 			pod,
 			vm: vms === undefined ? 'unknown' : vm === undefined ? 'none' : vm.running ? 'running' : 'stopped',
@@ -294,7 +294,7 @@ export class Reconciler {
 			const decision = decide({
 				...daemons,
 				record,
-				isInHand: false,
+				isServedHere: false,
 				vm: running ? 'running' : 'stopped',
 				pod: 'unknown',
 				ownership,
@@ -382,7 +382,7 @@ export class Reconciler {
 
 				case 'remove': {
 					const reason = why ?? decision.why;
-					const isUnderWay = inHand(state).record === 'stopping';
+					const isUnderWay = servedHere(state).record === 'stopping';
 					observer.notify({kind: 'removal-decided', sandbox: names, reason, isUnderWay});
 					await this.#known.remove(id, `The sandbox is removed: ${reason}`);
 					return;
@@ -513,18 +513,18 @@ export class Reconciler {
 }
 
 /** The part of the observation that depends on the state. */
-function inHand(state: SandboxState): Pick<Observation, 'record' | 'isInHand'> {
+function servedHere(state: SandboxState): Pick<Observation, 'record' | 'isServedHere'> {
 	switch (state.name) {
 		case 'recovering': {
-			return {record: state.record.state, isInHand: false};
+			return {record: state.record.state, isServedHere: false};
 		}
 
 		case 'booting': {
-			return {record: 'starting', isInHand: true};
+			return {record: 'starting', isServedHere: true};
 		}
 
 		case 'gone': {
-			return {record: 'none', isInHand: true};
+			return {record: 'none', isServedHere: true};
 		}
 
 		case 'creating':
@@ -533,7 +533,7 @@ function inHand(state: SandboxState): Pick<Observation, 'record' | 'isInHand'> {
 		case 'running':
 		case 'failed':
 		case 'stopping': {
-			return {record: state.name, isInHand: true};
+			return {record: state.name, isServedHere: true};
 		}
 	}
 }

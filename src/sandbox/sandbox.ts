@@ -167,7 +167,7 @@ export class Sandbox {
 					}
 				}
 			} catch (thrown) {
-				await this.#unmake();
+				await this.#undoCreation();
 				throw rootCause(thrown, scope.signal);
 			}
 		});
@@ -308,7 +308,7 @@ export class Sandbox {
 
 			this.#notify({kind: 'sandbox-rolled-back', error: reason});
 			if (state.name === 'recovering' && state.record.state === 'creating') {
-				await this.#unmake();
+				await this.#undoCreation();
 				return;
 			}
 
@@ -553,7 +553,7 @@ export class Sandbox {
 	}
 
 	/** Removes a sandbox whose creation failed. Never throws. */
-	async #unmake(): Promise<void> {
+	async #undoCreation(): Promise<void> {
 		const leftovers = await this.#rollBack(leftoversOf(this.#state));
 		this.#setState(leftovers === nothing ? {name: 'gone'} : {name: 'stopping', leftovers});
 	}

@@ -22,7 +22,7 @@ async function named(
 	log = recordingLog(),
 	onBoundAgain = (): void => undefined,
 ): Promise<AsyncDisposable & {readonly log: ReturnType<typeof recordingLog>}> {
-	const listener = await listenAt({path, setting: 'SOCKET', log, lookEveryMs: 5, onBoundAgain}, socket => {
+	const listener = await listenAt({path, setting: 'SOCKET', log, scanIntervalMs: 5, onBoundAgain}, socket => {
 		socket.on('error', () => undefined);
 		socket.end(name);
 	});

@@ -65,7 +65,7 @@ async function advertiser(t: ExecutionContext): Promise<Advertiser> {
 				retryMs: [1, 5],
 				log: silentLogger,
 				// A busy machine is not what is tested.
-				goodbyeMs: 100_000,
+				withdrawTimeoutMs: 100_000,
 				...options,
 			});
 			t.teardown(async () => {

@@ -79,11 +79,11 @@ async function looked(calls: InterceptedCalls): Promise<void> {
 function watchOn(
 	t: ExecutionContext,
 	calls: InterceptedCalls,
-	lookEveryMs = 60_000,
+	scanIntervalMs = 60_000,
 ): {watch: EndWatch; log: ReturnType<typeof recordingLog>; signal: AbortSignal} {
 	const [log, abort] = [recordingLog(), new AbortController()];
 	t.teardown(() => abort.abort(new Error('the test is over')));
-	return {watch: new EndWatch({session: calls, log, lookEveryMs}), log, signal: abort.signal};
+	return {watch: new EndWatch({session: calls, log, scanIntervalMs}), log, signal: abort.signal};
 }
 
 test('after an event was lost with the connection, the states of the VMs are read on reconnection', async t => {

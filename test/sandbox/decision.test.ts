@@ -3,7 +3,7 @@ import {decide, type Decision, type Observation} from '../../src/sandbox/decisio
 
 const values = {
 	record: ['none', 'unreadable', 'creating', 'created', 'starting', 'running', 'failed', 'stopping'],
-	isInHand: [true, false],
+	isServedHere: [true, false],
 	vm: ['unknown', 'none', 'stopped', 'running'],
 	pod: ['present', 'unknown', 'gone'],
 	ownership: ['ours', 'unmarked', 'foreign'],
@@ -14,14 +14,14 @@ const values = {
 
 function* everyObservation(): Generator<Observation> {
 	for (const record of values.record) {
-		for (const isInHand of values.isInHand) {
+		for (const isServedHere of values.isServedHere) {
 			for (const vm of values.vm) {
 				for (const pod of values.pod) {
 					for (const ownership of values.ownership) {
 						for (const predecessor of values.predecessor) {
 							for (const successor of values.successor) {
 								for (const isOverdue of values.isOverdue) {
-									yield {record, isInHand, vm, pod, ownership, predecessor, successor, isOverdue};
+									yield {record, isServedHere, vm, pod, ownership, predecessor, successor, isOverdue};
 								}
 							}
 						}
@@ -51,7 +51,7 @@ const lives = {pod: ['present', 'unknown']} as const;
 
 /** The first that matches is what must be decided. Written for a reader, so in other words than the code. */
 const table: ReadonlyArray<readonly [when: string, pattern: Pattern, action: Decision['action']]> = [
-	['a successor has the rest', {successor: 'alive', isInHand: false}, 'wait'],
+	['a successor has the rest', {successor: 'alive', isServedHere: false}, 'wait'],
 	['a successor removes what runs here and is over', {successor: 'alive', record: 'running', ...hasEnded}, 'let go'],
 	[
 		'a successor removes what runs here and has no pod',
@@ -65,21 +65,21 @@ const table: ReadonlyArray<readonly [when: string, pattern: Pattern, action: Dec
 	['an orphan within its grace period', {record: 'none', isOverdue: false}, 'wait'],
 	['an orphan', {record: 'none', isOverdue: true}, 'remove'],
 	['a record that cannot be read', {record: 'unreadable'}, 'leave alone'],
-	['a removal under way', {record: 'stopping', isInHand: true}, 'wait'],
-	['a removal that was cut off', {record: 'stopping', isInHand: false}, 'remove'],
+	['a removal under way', {record: 'stopping', isServedHere: true}, 'wait'],
+	['a removal that was cut off', {record: 'stopping', isServedHere: false}, 'remove'],
 	["no pod, and the VM is another daemon's", {pod: 'gone', ownership: 'foreign'}, 'leave alone'],
 	['no pod', {pod: 'gone'}, 'remove'],
-	['in hand and under way', {isInHand: true, record: ['creating', 'starting']}, 'serve'],
-	['in hand, runs', {isInHand: true, record: 'running', vm: ['unknown', 'running']}, 'serve'],
-	['in hand, its VM has ended', {isInHand: true, record: 'running', ...hasEnded}, 'end'],
-	['in hand, failed a moment ago', {isInHand: true, record: 'failed', isOverdue: false}, 'serve'],
+	['in hand and under way', {isServedHere: true, record: ['creating', 'starting']}, 'serve'],
+	['in hand, runs', {isServedHere: true, record: 'running', vm: ['unknown', 'running']}, 'serve'],
+	['in hand, its VM has ended', {isServedHere: true, record: 'running', ...hasEnded}, 'end'],
+	['in hand, failed a moment ago', {isServedHere: true, record: 'failed', isOverdue: false}, 'serve'],
 	[
 		"in hand, failed, the VM is another daemon's",
-		{isInHand: true, record: 'failed', ownership: 'foreign'},
+		{isServedHere: true, record: 'failed', ownership: 'foreign'},
 		'leave alone',
 	],
-	['in hand, failed, nobody stops it', {isInHand: true, record: 'failed'}, 'remove'],
-	['in hand, created, no VM', {isInHand: true, record: 'created', vm: ['unknown', 'none']}, 'serve'],
+	['in hand, failed, nobody stops it', {isServedHere: true, record: 'failed'}, 'remove'],
+	['in hand, created, no VM', {isServedHere: true, record: 'created', vm: ['unknown', 'none']}, 'serve'],
 	["created, and a VM of another daemon's", {record: 'created', ...hasVm, ownership: 'foreign'}, 'leave alone'],
 	[
 		'created, and a VM that a predecessor may be starting',
@@ -87,33 +87,37 @@ const table: ReadonlyArray<readonly [when: string, pattern: Pattern, action: Dec
 		'wait',
 	],
 	['created, and a VM of a start that was cut off', {record: 'created', ...hasVm, ...mine}, 'roll back'],
-	['a creation that a predecessor may be at', {isInHand: false, record: 'creating', predecessor: 'alive'}, 'wait'],
-	['a creation that was cut off', {isInHand: false, record: 'creating'}, 'roll back'],
 	[
-		'created by an earlier run, the host says nothing',
-		{isInHand: false, record: ['created', 'starting'], vm: 'unknown'},
+		'a creation that a predecessor may be at',
+		{isServedHere: false, record: 'creating', predecessor: 'alive'},
 		'wait',
 	],
-	['created by an earlier run', {isInHand: false, record: 'created', vm: 'none'}, 'resume'],
-	['started by an earlier run', {isInHand: false, record: 'running', vm: ['unknown', 'running']}, 'resume'],
+	['a creation that was cut off', {isServedHere: false, record: 'creating'}, 'roll back'],
+	[
+		'created by an earlier run, the host says nothing',
+		{isServedHere: false, record: ['created', 'starting'], vm: 'unknown'},
+		'wait',
+	],
+	['created by an earlier run', {isServedHere: false, record: 'created', vm: 'none'}, 'resume'],
+	['started by an earlier run', {isServedHere: false, record: 'running', vm: ['unknown', 'running']}, 'resume'],
 	[
 		"the VM of an earlier run has ended, another daemon's",
-		{isInHand: false, record: 'running', ownership: 'foreign'},
+		{isServedHere: false, record: 'running', ownership: 'foreign'},
 		'leave alone',
 	],
-	['the VM of an earlier run has ended', {isInHand: false, record: 'running'}, 'roll back'],
+	['the VM of an earlier run has ended', {isServedHere: false, record: 'running'}, 'roll back'],
 	[
 		"no record says so: starting by nobody, another daemon's VM",
-		{isInHand: false, record: 'starting', ownership: 'foreign'},
+		{isServedHere: false, record: 'starting', ownership: 'foreign'},
 		'leave alone',
 	],
 	[
 		'no record says so: starting by a predecessor',
-		{isInHand: false, record: 'starting', predecessor: 'alive'},
+		{isServedHere: false, record: 'starting', predecessor: 'alive'},
 		'wait',
 	],
-	['no record says so: starting by nobody', {isInHand: false, record: 'starting'}, 'roll back'],
-	['no record says so: failed', {isInHand: false, record: 'failed'}, 'wait'],
+	['no record says so: starting by nobody', {isServedHere: false, record: 'starting'}, 'roll back'],
+	['no record says so: failed', {isServedHere: false, record: 'failed'}, 'wait'],
 ];
 
 test('every combination is decided as the table says, and every row of the table is needed', t => {
@@ -170,7 +174,7 @@ test('a sandbox whose pod is gone is removed in every state, unless a successor 
 
 test('while a predecessor is alive, sandboxes that it may be creating or starting are not changed', t => {
 	for (const observation of all.filter(each =>
-		matches(each, {predecessor: 'alive', ...lives, record: ['none', 'creating', 'created'], isInHand: false}),
+		matches(each, {predecessor: 'alive', ...lives, record: ['none', 'creating', 'created'], isServedHere: false}),
 	)) {
 		t.false(removing.has(decide(observation).action), JSON.stringify(observation));
 	}
@@ -178,7 +182,7 @@ test('while a predecessor is alive, sandboxes that it may be creating or startin
 
 test('a pod that exists is served, whatever its shim does', t => {
 	for (const observation of all.filter(each =>
-		matches(each, {record: 'running', isInHand: true, pod: 'present', vm: ['unknown', 'running']}),
+		matches(each, {record: 'running', isServedHere: true, pod: 'present', vm: ['unknown', 'running']}),
 	)) {
 		t.is(decide(observation).action, 'serve');
 	}
