@@ -117,3 +117,35 @@ test('a console that cannot be read has no effect; disposing releases the consol
 	await tail.rest();
 	t.deepEqual(tail.lines(), ['so far']);
 });
+
+test('a reader gets the output after its position, waits for more, and opens the console itself', async t => {
+	const tail = new ConsoleTail();
+	const more = Promise.withResolvers<undefined>();
+	let opened = 0;
+	const session = sessionPrinting(async function* (signal) {
+		opened++;
+		yield Buffer.from('first\n');
+		await more.promise;
+		yield Buffer.from('second\n');
+		await new Promise(resolve => signal.addEventListener('abort', resolve, {once: true}));
+	});
+	const {signal} = new AbortController();
+	const first = await tail.after(0, session, domain, signal);
+	t.deepEqual([first.output.toString(), first.position], ['first\n', 6]);
+	const next = tail.after(first.position, session, domain, signal);
+	more.resolve(undefined);
+	const second = await next;
+	t.deepEqual([second.output.toString(), second.position], ['second\n', 13]);
+	t.is((await tail.after(3, session, domain, signal)).output.toString(), 'st\nsecond\n');
+	t.is(opened, 1);
+	await t.throwsAsync(tail.after(13, session, domain, AbortSignal.abort(new Error('gone'))), {message: 'gone'});
+});
+
+test('a reader of a console that cannot be opened gets its error', async t => {
+	const session = sessionPrinting(async function* () {
+		throw new Error('active console session exists');
+	});
+	await t.throwsAsync(new ConsoleTail().after(0, session, domain, new AbortController().signal), {
+		message: 'active console session exists',
+	});
+});
